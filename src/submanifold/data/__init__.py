@@ -1,0 +1,1 @@
+"""Images and vectors to learn from: sources, preparation, dequantization."""

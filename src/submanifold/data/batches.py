@@ -1,0 +1,74 @@
+"""Batches of images or vectors: which one comes at which step depends on the seed alone."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from submanifold.data.dequantize import dequantize
+
+DEVICE_BYTES = 4 * 2**30
+
+
+class Batches:
+    """Rows of an array, dequantised when they are bytes, as batches on a device.
+
+    The batch of a training step and its noise are functions of (seed, step), so a run that was
+    killed goes on with just the batches it would have seen; nothing about random state is stored.
+
+    Args:
+        array: (N, ...) uint8 images or float vectors; may be memory-mapped.
+        batch_size: Rows in a batch; at most N are taken.
+        seed: Seed of the order and of the noise.
+        device: Where batches go. Small arrays are moved there whole.
+    """
+
+    def __init__(
+        self,
+        array: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ):
+        self.device = torch.device(device)
+        self.seed = seed
+        self.batch_size = min(batch_size, len(array))
+        self.steps_per_epoch = len(array) // self.batch_size
+        self.rows = torch.from_numpy(array)
+        if array.nbytes <= DEVICE_BYTES:
+            self.rows = self.rows.to(self.device)
+        self._order, self._epoch = torch.empty(0, dtype=torch.long), -1
+        self._noise = torch.Generator(self.device)
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Go through every row once, in order, always with the same noise."""
+        for start in range(0, len(self), self.batch_size):
+            yield self._prepare(self.rows[start : start + self.batch_size], salt=-1 - start)
+
+    def at(self, step: int) -> Tensor:
+        """Shuffled batch of a training step, (batch_size, ...)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            shuffle = torch.Generator().manual_seed(_mix(self.seed, epoch))
+            self._order = torch.randperm(len(self), generator=shuffle).to(self.rows.device)
+            self._epoch = epoch
+        chosen = self._order[position * self.batch_size :][: self.batch_size]
+        return self._prepare(self.rows[chosen], salt=step)
+
+    def _prepare(self, rows: Tensor, salt: int) -> Tensor:
+        rows = rows.to(self.device, non_blocking=True)
+        if rows.dtype != torch.uint8:
+            return rows
+        return dequantize(rows, self._noise.manual_seed(_mix(self.seed, salt)))
+
+
+def _mix(seed: int, salt: int) -> int:
+    """Spread (seed, salt) over 63 bits, so that neighbouring seeds share no stream."""
+    return int(
+        np.random.SeedSequence([seed, abs(salt), salt < 0]).generate_state(1, np.uint64)[0] >> 1
+    )

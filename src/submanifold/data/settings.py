@@ -1,0 +1,68 @@
+"""What a user can say about the images: `data.*` of the parameters."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from submanifold.validation import Settings
+
+PARTS = ("train", "valid", "test")
+
+
+class Counts(Settings):
+    """How many images each split holds; `None` leaves it to the split rule."""
+
+    train: PositiveInt | None = None
+    valid: PositiveInt | None = None
+    test: PositiveInt | None = None
+
+
+class DataSettings(Settings):
+    """Where images come from and what shape they take.
+
+    Attributes:
+        source: `photos` (inside the installed wheels), `celeba`, `lsun_bedroom` or `folder`.
+        path: A folder, a zip or an LMDB folder; `photos` takes none.
+        url: Where `celeba` is downloaded from when no path is given and none lies in the raw
+            folder; `None` asks torchvision's downloader.
+        hash: Checksum of that download, as pooch writes it: `"md5:..."` or `"sha256:..."`.
+        size: Side of the square images, in pixels.
+        channels: 3 for RGB, 1 for grey.
+        crop: `square` is the largest centre square; `celeba` the centre 148 of 178 pixels,
+            scaled to the file's size; `auto` is `celeba` for that source, else `square`.
+            `photos` are cut into patches instead.
+        split: `official` follows the source's own partition file, `random` the seed.
+        counts: Images in each split.
+        seed: Seed of the split; apart from the training's, so that runs with other seeds are
+            compared on the same images.
+    """
+
+    source: Literal["photos", "celeba", "lsun_bedroom", "folder"] = "photos"
+    path: str | None = None
+    url: str | None = Field(None, pattern=r"^https?://")
+    hash: str | None = Field(None, pattern=r"^(md5|sha1|sha256|sha512):[0-9a-fA-F]+$")
+    size: PositiveInt = 32
+    channels: Literal[1, 3] = 3
+    crop: Literal["auto", "square", "celeba"] = "auto"
+    split: Literal["official", "random"] = "random"
+    counts: Counts = Counts()
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _no_setting_is_ignored(self) -> "DataSettings":
+        if self.source == "photos" and self.path is not None:
+            raise ValueError(
+                f"data.path={self.path} is given, but data.source=photos reads no files; "
+                "set data.source to folder, celeba or lsun_bedroom, or leave data.path out"
+            )
+        if self.source in ("folder", "lsun_bedroom") and self.path is None:
+            raise ValueError(
+                f"data.source={self.source} needs data.path: a folder, a zip or an LMDB folder "
+                "of images"
+            )
+        if self.source != "celeba" and (self.url or self.hash):
+            raise ValueError(
+                f"data.url and data.hash belong to data.source=celeba; data.source={self.source} "
+                "downloads nothing: leave them out and give data.path"
+            )
+        return self

@@ -1,0 +1,270 @@
+"""Sliced Wasserstein distance on a Laplacian pyramid: sample quality without a trained network.
+
+Two sets of images are compared through 7 x 7 patches, scale by scale, as in Karras et al.,
+"Progressive Growing of GANs", ICLR 2018, section 5 (https://arxiv.org/abs/1710.10196). It is not
+a Frechet inception distance and its numbers cannot be compared with one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import correlate1d
+from scipy.stats import t as student_t
+
+from submanifold.errors import UserError
+
+PATCH = 7
+COARSEST = 16
+GROUPS = 10
+
+# Binomial taps of Burt and Adelson, 1983, the kernel of the paper's pyramid.
+_BLUR = np.array([1, 4, 6, 4, 1], dtype=np.float32) / 16
+
+
+def sliced_wasserstein(
+    real: np.ndarray | torch.Tensor,
+    fake: np.ndarray | torch.Tensor,
+    seed: int = 0,
+    patches: int = 16,
+    directions: int = 128,
+    repeats: int = 4,
+) -> dict[str, Any]:
+    r"""Measure how far two sets of images are apart, in patches of every scale.
+
+    On each level of a Laplacian pyramid the 7 x 7 patches of both sets are projected on random
+    unit directions; the distance is the mean over directions of the one-dimensional Wasserstein-1
+    distance, times 1000, and the value is the mean over levels. Smaller is better. Two samples of
+    one distribution do not reach zero, only a floor that falls as :math:`1/\sqrt{N}`: compare
+    values of equal counts, or against real images versus other real images.
+
+    It differs from the paper's measure in two ways:
+
+    - Both sets are normalised, channel by channel, with the mean and the standard deviation of
+      the real patches. The paper normalises each set by itself, which hides a wrong brightness,
+      colour or contrast, and with it most of what a uniform blur takes from the fine levels.
+    - The patch positions are the same in every image of both sets, drawn anew for each repeat
+      (the paper draws them for each image). The value then does not depend on the order of the
+      images, equal sets are exactly zero apart, and fewer patches are needed.
+
+    The 95% interval says what other images from the same two sources would change; directions and
+    positions are held fixed. See :func:`jackknife_interval`. About 3 s for 1,000 against 1,000
+    colour images of 32 x 32 on one core, and linear in the counts.
+
+    Args:
+        real: Images, uint8 of shape (n_real, channels, height, width).
+        fake: Images, uint8 of shape (n_fake, channels, height, width); the counts may differ, see
+            :func:`wasserstein_1d`.
+        seed: Of the positions, the directions and the jackknife's groups.
+        patches: Positions for each repeat; all of a level's positions if it has fewer.
+        directions: Random directions for each repeat.
+        repeats: How often positions and directions are drawn.
+
+    Returns:
+        `value`, its 95% interval `low`, `high` (None with fewer than 10 images on either side),
+        the counts `n_real`, `n_fake`, and `levels`: the value of each level, keyed by the shorter
+        side in pixels as a string, finest first. All are in thousandths of a real patch value's
+        standard deviation.
+
+    Raises:
+        UserError: An image is smaller than 7 pixels on one side.
+        ValueError: The arrays are not uint8 images of one shape.
+    """
+    real, fake = _as_images(real), _as_images(fake)
+    if real.shape[1:] != fake.shape[1:]:
+        raise ValueError(f"real and fake images differ in shape: {real.shape} and {fake.shape}")
+    if min(real.shape[2:]) < PATCH:
+        raise UserError(
+            f"The sliced Wasserstein distance looks at {PATCH} x {PATCH} patches; images of"
+            f" {real.shape[2]} x {real.shape[3]} are too small. Choose a larger image size."
+        )
+    rng = np.random.default_rng(seed)
+    subsets = jackknife_subsets(len(real), len(fake), rng)
+    levels = {}
+    pyramids = zip(laplacian_pyramid(real), laplacian_pyramid(fake), strict=True)
+    for level_real, level_fake in pyramids:
+        draws = [
+            _one_draw(level_real, level_fake, subsets, patches, directions, rng)
+            for _ in range(repeats)
+        ]
+        levels[str(min(level_real.shape[2:]))] = 1e3 * np.mean(draws, axis=0)
+    everything, *left_out = np.mean(list(levels.values()), axis=0)
+    low, high = jackknife_interval(everything, left_out)
+    return {
+        "value": float(everything),
+        "low": low,
+        "high": high,
+        "n_real": len(real),
+        "n_fake": len(fake),
+        "levels": {side: float(distances[0]) for side, distances in levels.items()},
+    }
+
+
+def laplacian_pyramid(images: np.ndarray) -> list[np.ndarray]:
+    """Split images into bands of detail, each half the size of the one before.
+
+    Every level but the last is what blurring and halving takes away; the last, at least 16 pixels
+    on its shorter side unless the images are smaller, is the blurred image itself.
+
+    Args:
+        images: Shape (n, channels, height, width), any real dtype.
+
+    Returns:
+        Levels of shape (n, channels, ceil(height / 2^k), ceil(width / 2^k)), float32, finest
+        first; upsampling and adding them up gives the images again.
+    """
+    levels = []
+    coarse = np.asarray(images, dtype=np.float32)
+    while (min(coarse.shape[2:]) + 1) // 2 >= COARSEST:
+        fine, coarse = coarse, _blur(coarse)[..., ::2, ::2]
+        levels.append(fine - _upsample(coarse, fine.shape))
+    return [*levels, coarse]
+
+
+def wasserstein_1d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    r"""Wasserstein-1 distance of two samples on the line, :math:`\int_0^1 |F^{-1} - G^{-1}| dq`.
+
+    With equal counts this is exact: the mean distance of the sorted values. With unequal counts
+    both quantile functions are read at the midpoints of the smaller sample's steps, an error of
+    the order of one such step.
+
+    Args:
+        a: Shape (..., n).
+        b: Shape (..., m).
+
+    Returns:
+        Shape (...), in the unit of the values.
+    """
+    count = min(a.shape[-1], b.shape[-1])
+    middle = (np.arange(count) + 0.5) / count
+    a, b = (
+        np.sort(x, axis=-1)[..., (middle * x.shape[-1]).astype(np.int64)]  # a step per value
+        for x in (a, b)
+    )
+    return np.abs(a - b).mean(axis=-1, dtype=np.float64)
+
+
+def jackknife_subsets(
+    n_real: int, n_fake: int, rng: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Leave out each of 10 random groups of images in turn.
+
+    Args:
+        n_real: Number of real images.
+        n_fake: Number of fake images.
+        rng: Draws the groups.
+
+    Returns:
+        The indices that stay, of the real and of the fake images, one pair for each group; no
+        pair at all if there are fewer than 10 images of either kind.
+    """
+    if min(n_real, n_fake) < GROUPS:
+        return []
+    groups = zip(
+        np.array_split(rng.permutation(n_real), GROUPS),
+        np.array_split(rng.permutation(n_fake), GROUPS),
+        strict=True,
+    )
+    return [(np.delete(np.arange(n_real), i), np.delete(np.arange(n_fake), j)) for i, j in groups]
+
+
+def jackknife_interval(
+    value: float, left_out: Sequence[float]
+) -> tuple[float | None, float | None]:
+    r"""95% interval of a distance between two samples, by the delete-a-group jackknife.
+
+    The standard error is :math:`\sqrt{(k-1)/k \sum_g (v_g - \bar v)^2}` over the values that leave
+    out group g of both samples (Efron and Stein, 1981); the interval is the value plus or minus
+    Student's t with k - 1 degrees of freedom, cut at zero. Such distances are biased upward in
+    small samples; a bootstrap, which repeats images, adds to that bias and can miss its own value,
+    whereas leaving out groups shifts all :math:`v_g` alike. The interval does not cover the bias.
+
+    Args:
+        value: Of all images.
+        left_out: Of the images without group g, for each g.
+
+    Returns:
+        The lower and the upper end; None, None with fewer than two groups.
+    """
+    groups = len(left_out)
+    if groups < 2:
+        return None, None
+    error = np.std(left_out) * np.sqrt(groups - 1)
+    half = student_t.ppf(0.975, groups - 1) * error
+    return max(0.0, float(value - half)), float(value + half)
+
+
+def _as_images(images: np.ndarray | torch.Tensor) -> np.ndarray:
+    array = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    if array.dtype != np.uint8 or array.ndim != 4 or len(array) == 0:
+        raise ValueError(
+            "expected uint8 images of shape (n, channels, height, width),"
+            f" not {array.dtype} of shape {array.shape}"
+        )
+    return array
+
+
+def _blur(images: np.ndarray) -> np.ndarray:
+    return correlate1d(correlate1d(images, _BLUR, axis=2, mode="mirror"), _BLUR, 3, mode="mirror")
+
+
+def _upsample(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    spread = np.zeros(shape, dtype=np.float32)
+    spread[..., ::2, ::2] = images
+    return 4 * _blur(spread)  # three of four pixels are zero
+
+
+def _one_draw(
+    real: np.ndarray,
+    fake: np.ndarray,
+    subsets: list[tuple[np.ndarray, np.ndarray]],
+    patches: int,
+    directions: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Distance of one level at freshly drawn positions and directions.
+
+    Args:
+        real: Shape (n_real, channels, height, width), float32.
+        fake: Shape (n_fake, channels, height, width), float32.
+        subsets: Indices into real and into fake.
+        patches: Number of positions.
+        directions: Number of directions.
+        rng: Draws both.
+
+    Returns:
+        Shape (1 + len(subsets),): of all images, then of each subset.
+    """
+    rows, columns = (side - PATCH + 1 for side in real.shape[2:])
+    positions = rng.choice(rows * columns, size=min(patches, rows * columns), replace=False)
+    corners = [divmod(int(position), columns) for position in positions]
+    axes = rng.standard_normal((real.shape[1] * PATCH**2, directions)).astype(np.float32)
+    axes /= np.linalg.norm(axes, axis=0)
+
+    real, fake = _descriptors(real, corners), _descriptors(fake, corners)
+    # float64, because float32 sums of millions of pixel values lose several digits.
+    mean = real.mean(axis=(0, 1, 3), keepdims=True, dtype=np.float64).astype(np.float32)
+    std = real.std(axis=(0, 1, 3), keepdims=True, dtype=np.float64).astype(np.float32)
+    std[std < 1e-3] = 1  # only rounding varies: leave such a channel in pixel values
+    real, fake = (_project((x - mean) / std, axes) for x in (real, fake))
+    distances = [wasserstein_1d(_flat(real), _flat(fake))]
+    distances += [wasserstein_1d(_flat(real[:, i]), _flat(fake[:, j])) for i, j in subsets]
+    return np.mean(distances, axis=1)
+
+
+def _descriptors(level: np.ndarray, corners: list[tuple[int, int]]) -> np.ndarray:
+    """Cut the patches at these corners; shape (n, patches, channels, 49)."""
+    cut = [level[:, :, row : row + PATCH, column : column + PATCH] for row, column in corners]
+    return np.stack(cut, axis=1).reshape(len(level), len(corners), level.shape[1], PATCH**2)
+
+
+def _project(descriptors: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Project on each axis; shape (directions, n, patches)."""
+    count, patches = descriptors.shape[:2]
+    # Directions first: sorting contiguous rows is what makes this fast.
+    return (axes.T @ descriptors.reshape(count * patches, -1).T).reshape(-1, count, patches)
+
+
+def _flat(projected: np.ndarray) -> np.ndarray:
+    return projected.reshape(len(projected), -1)

@@ -1,0 +1,53 @@
+"""Activation normalisation (Kingma & Dhariwal 2018, section 3.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from submanifold.flows.bijection import Bijection
+
+
+class ActNorm(Bijection):
+    r"""A scale and a shift for each channel, :math:`z = (x - b)\, e^{s}`.
+
+    It starts as the identity; :func:`initialize` sets it from data so that z has mean 0 and
+    variance 1 in each channel.
+
+    Args:
+        channels: Number of channels, the second axis of x: (batch, channels, ...).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.pending = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise (batch, channels, ...)."""
+        if self.pending:
+            self._fit(x)
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        z = (x - self.shift.view(shape)) * self.log_scale.exp().view(shape)
+        positions = x[0, 0].numel()
+        return z, (self.log_scale.sum() * positions).expand(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Undo the normalisation."""
+        shape = (1, -1) + (1,) * (z.ndim - 2)
+        return z * (-self.log_scale).exp().view(shape) + self.shift.view(shape)
+
+    @torch.no_grad()
+    def _fit(self, x: Tensor) -> None:
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        self.shift.copy_(x.mean(axes))
+        self.log_scale.copy_(-x.std(axes).clamp_min(1e-6).log())
+        self.pending = False
+
+
+@torch.no_grad()
+def initialize(flow: nn.Module, x: Tensor) -> None:
+    """Set every :class:`ActNorm` in the flow from one batch x, in the order the data meets them."""
+    for module in flow.modules():
+        if isinstance(module, ActNorm):
+            module.pending = True
+    flow(x)

@@ -1,0 +1,96 @@
+"""Glow (Kingma & Dhariwal 2018) as one bijection from images to flat, standard normal latents."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from submanifold.errors import UserError
+from submanifold.flows.actnorm import ActNorm
+from submanifold.flows.bijection import Compose, Flow
+from submanifold.flows.coupling import AffineCoupling
+from submanifold.flows.linear import Linear
+from submanifold.flows.reshape import Split, Squeeze
+
+
+class Glow(Flow):
+    """The multi-scale flow: on each level a squeeze, ``steps`` flow steps, and a split.
+
+    Latents come out coarsest first: the last level's, then each split's going back to the finest,
+    so that the first d of them are the smoothest part of the image (method.md 3.6).
+
+    Args:
+        shape: (channels, height, width) of an image; height and width divisible by 2^levels.
+        levels: Number of levels.
+        steps: Flow steps on each level.
+        width: Channels of the hidden layers of a coupling net.
+
+    Raises:
+        UserError: The image cannot be squeezed that often.
+    """
+
+    def __init__(self, shape: Sequence[int], levels: int = 3, steps: int = 32, width: int = 512):
+        super().__init__()
+        channels, height, size = shape
+        if height % 2**levels or size % 2**levels:
+            raise UserError(
+                f"Glow with {levels} levels halves the image {levels} times, but {height}x{size} "
+                f"pixels are not divisible by {2**levels}. Change data.size or flow.levels."
+            )
+        self.event_shape = tuple(shape)
+        self.config = {"shape": list(shape), "levels": levels, "steps": steps, "width": width}
+        blocks: list[Compose] = []
+        splits: list[Split] = []
+        self.latent_shapes: list[tuple[int, int, int]] = []
+        for level in range(1, levels + 1):
+            channels, height, size = 4 * channels, height // 2, size // 2
+            blocks.append(Compose([Squeeze(), *(step(channels, width) for _ in range(steps))]))
+            if level < levels:
+                splits.append(Split(channels))
+                channels //= 2
+            self.latent_shapes.append((channels, height, size))
+        self.levels: Sequence[Compose] = nn.ModuleList(blocks)  # type: ignore[assignment]
+        self.splits: Sequence[Split] = nn.ModuleList(splits)  # type: ignore[assignment]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images (batch, c, h, w) to latents (batch, c h w), coarsest first."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        log_det, latents = x.new_zeros(len(x)), []
+        for level, split in zip(self.levels, [*self.splits, None], strict=True):
+            x, ld = level(x)
+            log_det = log_det + ld
+            if split is not None:
+                x, latent, ld = split(x)
+                log_det = log_det + ld
+                latents.append(latent)
+        return torch.cat([z.flatten(1) for z in (x, *reversed(latents))], 1), log_det
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Map latents (batch, c h w) back to images."""
+        sizes = [math.prod(shape) for shape in reversed(self.latent_shapes)]
+        parts = [
+            part.view(-1, *shape).contiguous(memory_format=torch.channels_last)
+            for part, shape in zip(z.split(sizes, 1), reversed(self.latent_shapes), strict=True)
+        ]
+        x = parts[0]
+        for index, level in reversed(list(enumerate(self.levels))):
+            if index < len(self.splits):
+                x = self.splits[index].inverse(x, parts[-1 - index])
+            x = level.inverse(x)
+        return x
+
+
+def step(channels: int, width: int) -> Compose:
+    """Build one step of Glow: actnorm, invertible 1x1 convolution, affine coupling (figure 2a)."""
+    net = nn.Sequential(
+        nn.Conv2d(channels // 2, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 1),
+        nn.ReLU(),
+        nn.Conv2d(width, channels, 3, padding=1),
+    )
+    nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
+    return Compose([ActNorm(channels), Linear(channels), AffineCoupling(net)])

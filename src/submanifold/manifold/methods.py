@@ -1,0 +1,105 @@
+"""A method is nothing but settings: they are validated here, and a hierarchy is built from them."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from submanifold.errors import UserError
+from submanifold.flows import Affine, Flow, Glow, RealNVP
+from submanifold.manifold.hierarchy import Hierarchy
+from submanifold.manifold.objective import Objective, Penalty
+from submanifold.manifold.stage import Stage
+from submanifold.validation import Settings
+
+
+class GlowSettings(Settings):
+    """A Glow on images: ``levels`` x ``steps`` flow steps, coupling nets of ``width`` channels."""
+
+    type: Literal["glow"]
+    levels: int = Field(gt=0)
+    steps: int = Field(gt=0)
+    width: int = Field(gt=0)
+
+    def build(self, event_shape: Sequence[int]) -> Flow:
+        """Build it for events (channels, height, width)."""
+        if len(event_shape) != 3:
+            raise UserError(
+                f"A glow acts on images, not on events of shape {tuple(event_shape)}. Set "
+                "stage_<n>.flow.type to realnvp."
+            )
+        return Glow(event_shape, self.levels, self.steps, self.width)
+
+
+class RealNVPSettings(Settings):
+    """A RealNVP on vectors; ``hidden`` null means twice the number of coordinates."""
+
+    type: Literal["realnvp"]
+    couplings: int = Field(gt=0)
+    hidden: int | None = Field(default=None, gt=0)
+
+    def build(self, event_shape: Sequence[int]) -> Flow:
+        """Build it for events (dim,)."""
+        return RealNVP(_vector_dim(event_shape, self.type), self.couplings, self.hidden)
+
+
+class AffineSettings(Settings):
+    """An affine map of vectors: the Gaussian, or principal components."""
+
+    type: Literal["affine"]
+
+    def build(self, event_shape: Sequence[int]) -> Flow:
+        """Build it for events (dim,)."""
+        return Affine(_vector_dim(event_shape, self.type))
+
+
+class StageSettings(Settings):
+    """What one stage is, and what it is penalised with (method.md 1)."""
+
+    flow: Annotated[GlowSettings | RealNVPSettings | AffineSettings, Field(discriminator="type")]
+    dim: int = Field(gt=0)
+    penalty: Penalty
+    penalty_weight: float = Field(ge=0)
+    penalty_space: Literal["latent", "image"]
+    delta: float = Field(gt=0)
+    likelihood_weight: float = Field(ge=0)
+
+    def build(self, event_shape: Sequence[int]) -> Stage:
+        """Build the untrained stage for events of this shape."""
+        return Stage(self.flow.build(event_shape), self.dim)
+
+    def objective(self, outer: Sequence[Stage] = ()) -> Objective:
+        """Build Alg. 1's loss; ``outer`` are the frozen stages before this one."""
+        in_image_space = self.penalty_space == "image" and len(outer) > 0
+        return Objective(
+            penalty=self.penalty,
+            penalty_weight=self.penalty_weight,
+            delta=self.delta,
+            likelihood_weight=self.likelihood_weight,
+            outer=Hierarchy(outer).requires_grad_(False) if in_image_space else None,
+        )
+
+
+def build_hierarchy(stages: Sequence[StageSettings], event_shape: Sequence[int]) -> Hierarchy:
+    """Build the untrained hierarchy of these stages.
+
+    Raises:
+        UserError: A dimension is larger than the space it is in, or a flow does not fit its input.
+    """
+    built: list[Stage] = []
+    for number, settings in enumerate(stages, start=1):
+        try:
+            built.append(settings.build(event_shape))
+        except UserError as error:
+            raise UserError(f"stage_{number}: {error}") from error
+        event_shape = (settings.dim,)
+    return Hierarchy(built)
+
+
+def _vector_dim(event_shape: Sequence[int], flow: str) -> int:
+    if len(event_shape) != 1:
+        raise UserError(
+            f"A {flow} acts on vectors, not on events of shape {tuple(event_shape)}. Set "
+            "stage_<n>.flow.type to glow."
+        )
+    return event_shape[0]

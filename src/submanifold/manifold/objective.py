@@ -1,0 +1,82 @@
+"""What a stage is trained with: the penalised likelihood of Alg. 1."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from submanifold.manifold.hierarchy import Hierarchy
+
+Penalty = Literal["mse", "huber", "none"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    r"""Alg. 1's loss for a batch of h, with the signs of method.md 3.1.
+
+    .. math:: \ell = c\, \frac{-\log p(h)}{D \log 2}
+              + \lambda\, \frac1D \sum_i r(h_i - \tilde h_i), \qquad \tilde h = f^{-1}(u, 0)
+
+    Likelihood is in bits per dimension; the penalty is a mean over coordinates, on images in units
+    of [0, 1], so lambda means the same at every image size (method.md 3.5).
+
+    Args:
+        penalty: r: ``mse`` is the square, ``huber`` is H_delta of eq. 2, ``none`` leaves it out.
+        penalty_weight: lambda.
+        delta: Where the Huber function turns from square to linear.
+        likelihood_weight: c; the starred methods have 0.5 on stage 1.
+        outer: The frozen stages before this one. Given, the penalty compares the decoded images of
+            h and of its projection instead of h itself (method.md 3.9).
+    """
+
+    penalty: Penalty = "mse"
+    penalty_weight: float = 1.0
+    delta: float = 1.0
+    likelihood_weight: float = 1.0
+    outer: Hierarchy | None = None
+
+    def __call__(self, hierarchy: Hierarchy, h: Tensor) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            hierarchy: The stages in training; Alg. 1 has one, a joint method all of them.
+            h: Their input, (batch, *event_shape).
+
+        Returns:
+            Means over the batch: ``loss``, ``bits_per_dim``, and, where the projection was
+            computed, ``penalty`` and ``mse`` (of h, or of the image when ``outer`` is given).
+        """
+        u, _, log_prob = hierarchy(h)
+        bits_per_dim = hierarchy.to_bits_per_dim(log_prob).mean()
+        terms = {"loss": self.likelihood_weight * bits_per_dim, "bits_per_dim": bits_per_dim}
+        # plain likelihood training has no use for a projection; validation still reports its error
+        if self.penalized or not torch.is_grad_enabled():
+            residual = self._residual(h, hierarchy.decode(u))
+            terms["mse"] = residual.square().mean()
+            terms["penalty"] = pixel_penalty(residual, self.penalty, self.delta).mean()
+            if self.penalized:
+                terms["loss"] = terms["loss"] + self.penalty_weight * terms["penalty"]
+        return terms
+
+    @property
+    def penalized(self) -> bool:
+        """Whether the loss has a penalty at all."""
+        return self.penalty != "none" and self.penalty_weight > 0
+
+    def _residual(self, h: Tensor, projection: Tensor) -> Tensor:
+        if self.outer is None:
+            return h - projection
+        with torch.no_grad():
+            target = self.outer.decode(h)
+        return target - self.outer.decode(projection)
+
+
+def pixel_penalty(residual: Tensor, penalty: Penalty, delta: float) -> Tensor:
+    """Penalty at each coordinate: the square, the Huber function of eq. 2, or zero."""
+    if penalty == "mse":
+        return residual.square()
+    if penalty == "huber":
+        return F.huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=delta)
+    return torch.zeros_like(residual)

@@ -1,0 +1,96 @@
+"""How far a long piece of work has come: a bar on a terminal, log lines elsewhere."""
+
+import logging
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Meter:
+    """Counts work done and shows rate and time left.
+
+    It has the methods that pooch asks of a progress bar (`total`, `update`, `reset`, `close`).
+
+    Args:
+        description: What is being done.
+        unit: What is counted.
+        total: How many there are; 0 if not known.
+        done: How many were there before; they do not count for the rate.
+        every: Seconds between log lines where there is no terminal.
+    """
+
+    def __init__(
+        self, description: str, unit: str, total: int = 0, done: int = 0, every: float = 10.0
+    ) -> None:
+        self.description, self.unit, self.every = description, unit, every
+        self.total, self.done, self._before = total, done, done
+        self._started = self._logged = time.monotonic()
+        self._bar: Progress | None = None
+        self.note = ""
+        console = Console(stderr=True)
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task(
+                description, total=total or None, completed=done, note=""
+            )
+
+    def __enter__(self) -> "Meter":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def update(self, count: int, note: str = "") -> None:
+        """Add to what is done; the note replaces the rate that is shown."""
+        self.done += count
+        self.note = note or self.note
+        if self._bar:
+            shown = self.note or f"{self._rate():.0f} {self.unit}/s"
+            self._bar.update(self._task, completed=self.done, total=self.total or None, note=shown)
+        elif time.monotonic() - self._logged >= self.every:
+            self._logged = time.monotonic()
+            log.info("%s", self)
+
+    def reset(self) -> None:
+        """Start counting at zero."""
+        self.done = 0
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar:
+            self._bar.stop()
+
+    def __str__(self) -> str:
+        rate = self._rate()
+        text = f"{self.description}: {self.done}/{self.total or '?'} {self.unit}, "
+        text += self.note or f"{rate:.0f} {self.unit}/s"
+        if self.total and rate > 0:
+            text += f", {max(self.total - self.done, 0) / rate:.0f} s left"
+        return text
+
+    def _rate(self) -> float:
+        return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)

@@ -1,0 +1,1 @@
+"""Training: one loop, checkpoints that resume bit for bit."""

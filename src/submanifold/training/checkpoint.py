@@ -1,0 +1,101 @@
+"""What a training needs to go on bit for bit: one safetensors file, written atomically."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from submanifold.errors import UserError
+from submanifold.manifold.hierarchy import save_atomically
+
+
+class EMA:
+    """Exponential moving average of a module's parameters.
+
+    The decay grows as (1 + t) / (10 + t) up to its final value, so that a short training is not
+    averaged with its start.
+
+    Args:
+        module: The module in training.
+        decay: Final decay in [0, 1); 0 follows the weights themselves.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.weights: list[Tensor] = list(module.parameters())
+        self.average = [p.detach().clone() for p in self.weights]
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average towards the weights after step ``step`` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.average, self.weights, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange weights and average in place; a second call undoes it."""
+        for weight, average in zip(self.weights, self.average, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+
+def save_checkpoint(
+    path: Path, module: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Write weights, their average, the optimizer's moments and a JSON-able state.
+
+    Args:
+        path: The file.
+        module: The module in training.
+        ema: Its average.
+        optimizer: Its optimizer.
+        state: Step, history and whatever else the loop needs.
+    """
+    tensors: dict[str, Tensor] = {}
+    for (name, weight), average in zip(module.named_parameters(), ema.average, strict=True):
+        tensors[f"weights/{name}"] = weight
+        tensors[f"average/{name}"] = average
+    for index, moments in optimizer.state_dict()["state"].items():
+        for kind, value in moments.items():
+            tensors[f"optimizer/{index}/{kind}"] = value
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    save_atomically(plain, path, {"state": json.dumps(state)})
+
+
+@torch.no_grad()
+def load_checkpoint(
+    path: Path, module: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Restore what :func:`save_checkpoint` wrote, in place, and return the state.
+
+    Raises:
+        UserError: The file belongs to another architecture, or is no checkpoint.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {})["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for (name, weight), average in zip(module.named_parameters(), ema.average, strict=True):
+            _copy(weight, tensors.pop(f"weights/{name}"))
+            _copy(average, tensors.pop(f"average/{name}"))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"The checkpoint {path} cannot be resumed with this architecture ({error}). Delete its "
+            "folder to train from the start, or go back to the settings it was made with."
+        ) from error
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        _, index, kind = name.split("/")
+        moments.setdefault(int(index), {})[kind] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return state
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    if target.shape != source.shape:
+        raise ValueError(f"{tuple(source.shape)} stored, {tuple(target.shape)} expected")
+    target.copy_(source)

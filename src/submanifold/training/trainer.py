@@ -1,0 +1,246 @@
+"""One readable loop: images or vectors, all stages at once or one after the other."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from submanifold.data.batches import Batches
+from submanifold.errors import UserError
+from submanifold.flows import initialize
+from submanifold.manifold import Hierarchy, Objective
+from submanifold.progress import Meter
+from submanifold.training.checkpoint import EMA, load_checkpoint, save_checkpoint
+from submanifold.validation import Settings
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY = 10
+SETBACKS = 3
+
+Row = dict[str, float]
+Log = Callable[[int, Row], None]
+
+
+class TrainingSettings(Settings):
+    """How a stage is trained."""
+
+    steps: int = Field(gt=0, description="optimizer steps")
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0, description="Adam's, at its peak")
+    warmup: int = Field(ge=0, description="steps over which the learning rate rises to its peak")
+    schedule: Literal["cosine", "constant"]
+    clip: float = Field(gt=0, description="largest norm of the gradient")
+    ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept")
+    validate_every: int = Field(gt=0, description="steps between validations and checkpoints")
+    precision: Literal["auto", "float32", "bfloat16"]
+
+
+def fit(
+    hierarchy: Hierarchy,
+    objective: Objective,
+    train: Batches,
+    valid: Batches,
+    settings: TrainingSettings,
+    folder: Path,
+    name: str = "training",
+    on_log: Log | None = None,
+) -> dict[str, Any]:
+    """Train in place, and leave the averaged weights with the best validation loss in the module.
+
+    Everything is a function of the initial weights, the seed of ``train`` and the settings: killed
+    at any moment and called again with the same folder, it ends with the same weights.
+
+    Args:
+        hierarchy: The stages in training, on their device.
+        objective: The loss, as (hierarchy, batch) -> terms.
+        train: Training batches.
+        valid: Validation batches; the same noise every time.
+        settings: How to train.
+        folder: Where checkpoints are kept: ``last.safetensors`` and ``best.safetensors``.
+        name: What the progress bar calls it.
+        on_log: Called as (step, values), values named ``train.*`` and ``valid.*``; a training that
+            goes on hands out its earlier rows first.
+
+    Returns:
+        The history: ``train`` and ``valid`` rows by step, ``best_step``, ``steps``, ``setbacks``,
+        ``seconds`` of training, and ``steps_trained``, the steps that this very call made.
+
+    Raises:
+        UserError: The loss was not finite again after the learning rate was halved three times, or
+            the folder holds a checkpoint of another architecture.
+    """
+    last, best = folder / "last.safetensors", folder / "best.safetensors"
+    weights = list(hierarchy.parameters())
+    fused = weights[0].is_floating_point() and weights[0].dtype != torch.float64
+    optimizer = torch.optim.Adam(weights, lr=settings.learning_rate, fused=fused)
+    ema = EMA(hierarchy, settings.ema)
+    state: dict[str, Any] = {
+        "step": 0, "train": [], "valid": [], "best_step": 0, "setbacks": 0, "seconds": 0.0,
+    }  # fmt: skip
+    if last.exists():
+        state = load_checkpoint(last, hierarchy, ema, optimizer)
+        log.info("%s: going on at step %d of %d", name, state["step"], settings.steps)
+        _replay(state, on_log)
+    else:
+        initialize(hierarchy, train.at(0))
+        ema = EMA(hierarchy, settings.ema)
+        save_checkpoint(last, hierarchy, ema, optimizer, state)
+
+    precision = choose_precision(settings.precision, weights[0])
+    before, started, rows_seen = state["step"], time.monotonic(), 0
+    seconds_before = state["seconds"]
+    hierarchy.train()
+    with Meter(name, "steps", settings.steps, done=state["step"]) as meter:
+        while state["step"] < settings.steps:
+            step = state["step"]
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, settings) * 0.5 ** state["setbacks"]
+            with torch.autocast(weights[0].device.type, precision, precision == torch.bfloat16):
+                terms = objective(hierarchy, train.at(step))
+            terms["loss"].backward()
+            norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip, foreach=True)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update(step)
+            state["step"] = step = step + 1
+            rows_seen += train.batch_size
+
+            end = step == settings.steps
+            if step % LOG_EVERY == 0 or end:
+                elapsed = time.monotonic() - started
+                row = {key: float(value.detach()) for key, value in terms.items()}
+                if not all(map(math.isfinite, [*row.values(), float(norm)])):
+                    state = _set_back(state, last, hierarchy, ema, optimizer, settings, name)
+                    continue
+                row |= {"gradient_norm": float(norm), "rows_per_second": rows_seen / elapsed}
+                _record(state, "train", step, row, on_log)
+                meter.update(step - meter.done, _brief(row))
+            if step % settings.validate_every == 0 or end:
+                ema.swap()
+                row = validate(hierarchy, objective, valid)
+                if not state["valid"] or row["loss"] < _best(state)["loss"]:
+                    state["best_step"] = step
+                    hierarchy.notes = {"step": step, **row}
+                    hierarchy.save(best)
+                ema.swap()
+                _record(state, "valid", step, row, on_log)
+                state["seconds"] = seconds_before + time.monotonic() - started
+                save_checkpoint(last, hierarchy, ema, optimizer, state)
+
+    chosen = Hierarchy.load(best, weights[0].device)
+    hierarchy.load_state_dict(chosen.state_dict())
+    hierarchy.notes = chosen.notes
+    hierarchy.eval()
+    history = {key: value for key, value in state.items() if key != "step"}
+    return {**history, "steps": settings.steps, "steps_trained": settings.steps - before}
+
+
+@torch.no_grad()
+def validate(hierarchy: Hierarchy, objective: Objective, valid: Batches) -> Row:
+    """Average the objective's terms over all rows, in the weights' own precision."""
+    sums: dict[str, Tensor] = {}
+    for batch in valid:
+        for key, value in objective(hierarchy, batch).items():
+            sums[key] = sums.get(key, 0) + value * len(batch)
+    return {key: float(value) / len(valid) for key, value in sums.items()}
+
+
+def learning_rate(step: int, settings: TrainingSettings) -> float:
+    """Learning rate of a step: a linear rise, then half a cosine down to nothing, or constant."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def choose_precision(wanted: str, weight: Tensor) -> torch.dtype:
+    """Turn ``auto`` into bfloat16 where the hardware multiplies it faster, else the weights' own.
+
+    On a CPU that is one with AMX tiles; without them bfloat16 is slower than float32.
+    """
+    if wanted == "auto":
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if weight.device.type == "cuda"
+            else torch.cpu._is_amx_tile_supported()
+        )
+        wanted = "bfloat16" if fast and weight.dtype == torch.float32 else "float32"
+    return torch.bfloat16 if wanted == "bfloat16" else weight.dtype
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Turn ``auto`` into the fastest device there is.
+
+    Raises:
+        UserError: The device is unknown or not on this machine.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device={wanted} cannot be used here: {str(error).splitlines()[0]} Allowed: auto, "
+            "cpu, cuda, cuda:<n>. Change it with --params=device=auto."
+        ) from error
+    return device
+
+
+def _set_back(
+    state: dict[str, Any],
+    last: Path,
+    hierarchy: Hierarchy,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    settings: TrainingSettings,
+    name: str,
+) -> dict[str, Any]:
+    """Go back to the last checkpoint with half the learning rate."""
+    setbacks, step = state["setbacks"] + 1, state["step"]
+    if setbacks > SETBACKS:
+        raise UserError(
+            f"{name}: the loss or its gradient was not finite at step {step}, again after the "
+            f"learning rate had been halved {SETBACKS} times. Lower training.learning_rate (now "
+            f"{settings.learning_rate}) or training.clip, or lower penalty_weight."
+        )
+    optimizer.zero_grad()
+    state = {**load_checkpoint(last, hierarchy, ema, optimizer), "setbacks": setbacks}
+    save_checkpoint(last, hierarchy, ema, optimizer, state)
+    log.warning(
+        "%s: not finite at step %d; back to step %d with the learning rate halved (%d of %d)",
+        name, step, state["step"], setbacks, SETBACKS,
+    )  # fmt: skip
+    return state
+
+
+def _record(state: dict[str, Any], kind: str, step: int, row: Row, on_log: Log | None) -> None:
+    state[kind].append({"step": step, **row})
+    if on_log:
+        on_log(step, {f"{kind}.{key}": value for key, value in row.items()})
+
+
+def _replay(state: dict[str, Any], on_log: Log | None) -> None:
+    for kind in ("train", "valid") if on_log else ():
+        for row in state[kind]:
+            values = {f"{kind}.{key}": value for key, value in row.items() if key != "step"}
+            on_log(row["step"], values)  # type: ignore[misc]
+
+
+def _best(state: dict[str, Any]) -> Row:
+    return next(row for row in state["valid"] if row["step"] == state["best_step"])
+
+
+def _brief(row: Row) -> str:
+    names = {"loss": "loss", "bits_per_dim": "BPD", "mse": "MSE"}
+    shown = [f"{label} {row[key]:.4g}" for key, label in names.items() if key in row]
+    return ", ".join([*shown, f"{row['rows_per_second']:.0f} rows/s"])

@@ -1,0 +1,169 @@
+import hashlib
+import io
+import logging
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from PIL import Image
+
+from submanifold.data import celeba
+from submanifold.data.images import DataSettings, fingerprint, open_source
+from submanifold.data.preprocess import prepare
+from submanifold.errors import UserError
+from submanifold.progress import Meter
+from submanifold.validation import read_settings
+
+
+def read(settings):
+    return read_settings(DataSettings, settings, "data")
+
+
+def archive():
+    buffer, image = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "JPEG")
+    with zipfile.ZipFile(buffer, "w") as file:
+        for i in range(10):
+            file.writestr(f"img_align_celeba/{i:06d}.jpg", image.getvalue())
+    return buffer.getvalue()
+
+
+ZIP = archive()
+MD5 = f"md5:{hashlib.md5(ZIP).hexdigest()}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        if self.path == "/missing.zip":
+            self.send_error(404)
+            return
+        content = b"<html>sign in first</html>" if self.path == "/page.zip" else ZIP
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        half = self.path == "/half.zip"
+        self.wfile.write(content[: len(content) // 2] if half else content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.asked = []
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def settings(server, name, checksum=None, **others):
+    url = f"http://127.0.0.1:{server.server_port}/{name}"
+    return {"source": "celeba", "url": url, "hash": checksum, "size": 8, **others}
+
+
+def names_in(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("checksum", [MD5, None])
+def test_a_whole_download_is_used_and_not_repeated(server, tmp_path, checksum):
+    chosen = settings(server, "whole.zip", checksum)
+    for out in ("first", "second"):
+        *arrays, manifest = prepare(chosen, tmp_path / out, tmp_path / "raw")
+        assert [len(array) for array in arrays] == [8, 1, 1]
+    assert server.asked == ["/whole.zip"]
+    assert names_in(tmp_path / "raw") == ["celeba/downloaded.json", "celeba/img_align_celeba.zip"]
+    assert (tmp_path / "raw/celeba/img_align_celeba.zip").read_bytes() == ZIP
+    assert manifest["fingerprint"].startswith("download:")
+
+
+def test_the_fingerprint_is_the_same_before_and_after_the_download(server, tmp_path):
+    chosen = read(settings(server, "whole.zip", MD5, split="official"))
+    before = fingerprint(chosen, tmp_path)
+    assert server.asked == []
+    open_source(chosen, tmp_path).close()
+    assert fingerprint(chosen, tmp_path) == before == f"download:{MD5}"
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("000000.jpg 0\n")
+    assert fingerprint(chosen, tmp_path) != before
+    with zipfile.ZipFile(tmp_path / "celeba" / "img_align_celeba.zip", "w") as other:
+        other.writestr("a.jpg", b"put here by hand")
+    assert fingerprint(chosen, tmp_path).startswith("zip:")
+
+
+@pytest.mark.parametrize(
+    ("name", "checksum", "reason"),
+    [
+        ("missing.zip", None, "404"),
+        ("half.zip", None, "IncompleteRead"),
+        ("half.zip", MD5, "IncompleteRead"),
+        ("whole.zip", "md5:" + "0" * 32, "hash"),
+        ("page.zip", None, "not a zip"),
+    ],
+)
+def test_a_failed_download_says_how_to_go_on_and_leaves_no_half_file(
+    server, tmp_path, name, checksum, reason
+):
+    chosen = read(settings(server, name, checksum))
+    with pytest.raises(UserError) as caught:
+        open_source(chosen, tmp_path)
+    words = [reason, name, "by hand", "data.path", "mmlab.ie.cuhk.edu.hk", "img_align_celeba.zip"]
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert names_in(tmp_path) == []
+    good = read(settings(server, "whole.zip", MD5))
+    assert len(open_source(good, tmp_path).names()) == 10
+
+
+def test_a_server_that_is_not_there(tmp_path):
+    chosen = read({"source": "celeba", "url": "http://127.0.0.1:9/x.zip"})
+    with pytest.raises(UserError, match=r"could not download CelebA .* data\.path"):
+        open_source(chosen, tmp_path)
+
+
+def test_what_a_killed_download_left_is_cleared(server, tmp_path):
+    left = tmp_path / "celeba" / ".download" / "tmp123"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(ZIP[:100])
+    open_source(read(settings(server, "whole.zip", MD5)), tmp_path).close()
+    assert "celeba/.download/tmp123" not in names_in(tmp_path)
+
+
+def test_without_url_torchvision_is_asked_for_zip_and_partition(tmp_path, monkeypatch):
+    asked = []
+
+    def drive(file_id, root, filename, md5):
+        asked.append((filename, md5))
+        lines = "".join(f"{i:06d}.jpg {i % 3}\n" for i in range(10))
+        (root / filename).write_bytes(ZIP if filename.endswith(".zip") else lines.encode())
+
+    monkeypatch.setattr(celeba, "download_file_from_google_drive", drive)
+    chosen = read({"source": "celeba", "split": "official"})
+    source = open_source(chosen, tmp_path)
+    assert ("img_align_celeba.zip", "00d2c5bc6d35e252742224ab0c1e8fcb") in asked
+    assert source.rule == "official"
+
+
+def test_torchvision_failing_is_a_message(tmp_path, monkeypatch):
+    def drive(*_):
+        raise RuntimeError("too many users have viewed this file")
+
+    monkeypatch.setattr(celeba, "download_file_from_google_drive", drive)
+    with pytest.raises(UserError, match=r"torchvision knows: too many users.*data\.path"):
+        open_source(read({"source": "celeba"}), tmp_path)
+    assert names_in(tmp_path) == []
+
+
+def test_without_a_terminal_progress_is_log_lines(caplog):
+    with caplog.at_level(logging.INFO), Meter("reading", "images", total=10, every=0.0) as meter:
+        meter.update(4)
+    assert "reading: 4/10 images, " in caplog.text
+    assert "images/s" in caplog.text
+    assert " s left" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO), Meter("reading", "images", total=10) as meter:
+        meter.update(4)
+    assert caplog.text == ""

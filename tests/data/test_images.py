@@ -1,0 +1,474 @@
+import io
+import os
+import zipfile
+
+import lmdb
+import numpy as np
+import pytest
+from PIL import Image
+
+from submanifold.data.images import DataSettings, decode, fingerprint, open_source
+from submanifold.data.photos import CELL, Photos, grid, halve, read_photos, starts
+from submanifold.data.stores import FolderStore, LmdbStore, ZipStore, open_store
+from submanifold.errors import UserError
+from submanifold.validation import read_settings
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def read(settings):
+    return read_settings(DataSettings, settings, "data")
+
+
+def encode(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def plain(colour=RED, size=(8, 8), kind="PNG"):
+    return encode(Image.new("RGB", size, colour), kind)
+
+
+def colour(array):
+    """The one colour of a uniform image."""
+    flat = array.reshape(len(array), -1)
+    assert (flat == flat[:, :1]).all()
+    return tuple(flat[:, 0].tolist())
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sise": 32}, ["data.sise", "path", "size", "counts"]),
+        ({"counts": {"dev": 3}}, ["data.counts.dev", "train, valid, test"]),
+        ({"source": "celebs"}, ["data.source=celebs", "photos", "celeba", "lsun_bedroom"]),
+        ({"channels": 2}, ["data.channels=2", "1 or 3"]),
+        ({"size": 0}, ["data.size=0", "greater than 0"]),
+        ({"counts": {"train": -1}}, ["data.counts.train=-1", "greater than 0"]),
+        ({"split": "halves"}, ["data.split=halves", "official"]),
+        ({"source": "celeba", "hash": "abc"}, ["data.hash=abc", "md5"]),
+        ({"source": "celeba", "url": "ftp://x"}, ["data.url=ftp://x", "http"]),
+        ({"source": "folder"}, ["data.source=folder", "needs data.path"]),
+        ({"source": "lsun_bedroom"}, ["data.source=lsun_bedroom", "needs data.path"]),
+        ({"path": "pictures"}, ["data.path=pictures", "photos", "set data.source"]),
+        ({"source": "folder", "path": "x", "url": "http://x"}, ["data.url", "celeba"]),
+    ],
+)
+def test_a_wrong_setting_is_one_message_that_says_what_is_allowed(settings, words):
+    with pytest.raises(UserError) as caught:
+        read(settings)
+    assert [word for word in [*words, "--params=data."] if word not in str(caught.value)] == []
+
+
+def test_two_wrong_settings_are_both_named():
+    with pytest.raises(UserError, match=r"data\.size.*data\.colour"):
+        read({"size": 0, "colour": 3})
+
+
+# ---- decoding
+
+
+def test_grey_becomes_three_equal_channels():
+    assert colour(decode(encode(Image.new("L", (8, 8), 77)), 4, 3)) == (77, 77, 77)
+
+
+def test_colour_becomes_grey_by_luma():
+    assert colour(decode(plain(GREEN), 4, 1)) == (150,)
+
+
+def test_cmyk_becomes_rgb():
+    cyan = encode(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=100)
+    red, green, blue = colour(decode(cyan, 4, 3))
+    assert red < 10
+    assert min(green, blue) > 245
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_white_whatever_colour_lies_under_them(mode):
+    if mode == "P":
+        image = Image.new("P", (8, 8), 1)
+        image.putpalette([0, 0, 255, 255, 0, 0])
+        content = encode(image, transparency=1)
+    else:
+        content = encode(Image.new("RGBA", (8, 8), (255, 0, 0, 0)).convert(mode))
+    assert colour(decode(content, 4, 3)) == (255, 255, 255)
+
+
+def test_palette_becomes_its_colours():
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 255, 255, 0, 0])
+    assert colour(decode(encode(image, "GIF"), 4, 3)) == RED
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    image = Image.fromarray(np.full((8, 8), 0x4080, np.uint16))
+    assert colour(decode(encode(image), 4, 3)) == (0x40, 0x40, 0x40)
+    assert colour(decode(encode(image, "TIFF"), 4, 1)) == (0x40,)
+
+
+def test_float_pixels_are_refused():
+    with pytest.raises(ValueError, match="floating-point"):
+        decode(encode(Image.new("F", (8, 8), 0.5), "TIFF"), 4, 3)
+
+
+def test_exif_orientation_is_honoured():
+    image = Image.new("RGB", (8, 8), BLUE)
+    image.paste(RED, (0, 0, 8, 4))  # red above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise: red on the right
+    array = decode(encode(image, exif=exif), 8, 3)
+    assert colour(array[:, :, 4:]) == RED
+    assert colour(array[:, :, :4]) == BLUE
+
+
+def test_broken_truncated_and_foreign_bytes_raise():
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for kind in ("JPEG", "PNG"):
+        whole = encode(noise, kind)
+        with pytest.raises(OSError, match=r"truncated|broken"):
+            decode(whole[: len(whole) // 2], 4, 3)
+    for content in (b"", b"not an image"):
+        with pytest.raises(ValueError, match=r"^not an image$"):
+            decode(content, 4, 3)
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_decompression_bomb_raises(side):
+    bomb = encode(Image.new("1", (side, 9_999)))
+    with pytest.raises((ValueError, Image.DecompressionBombError)):
+        decode(bomb, 4, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(30, 50), (50, 30)])
+def test_the_centre_square_is_kept(width, height):
+    image = Image.new("RGB", (width, height), BLUE)
+    left, top = (width - 30) // 2, (height - 30) // 2
+    image.paste(RED, (left, top, left + 30, top + 30))
+    assert colour(decode(encode(image), 8, 3, "square")) == RED
+
+
+@pytest.mark.parametrize(("width", "height", "side"), [(178, 218, 148), (89, 109, 74)])
+def test_celeba_keeps_the_scaled_centre_148_and_all_of_it(width, height, side):
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    image = Image.new("RGB", (width, height), BLUE)
+    image.paste(RED, (left, top, left + side, top + side))
+    assert colour(decode(encode(image), 32, 3, "celeba")) == RED
+    image.paste(GREEN, (left, top, left + side, top + 1))
+    assert decode(encode(image), 32, 3, "celeba")[1, 0].min() > 20  # the first row is inside
+
+
+def test_resizing_is_antialiased():
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 255
+    array = decode(encode(Image.fromarray(stripes)), 8, 1)
+    assert abs(array.astype(int) - 127).max() <= 16  # taking nearby pixels alone gives 0 or 255
+
+
+# ---- stores
+
+
+def test_folder_finds_images_of_any_case_and_passes_over_the_rest(tmp_path):
+    wanted = ["a.JPG", "b/c.jpeg", "b/d.png", "e.bmp", "f.webp", "g.gif", "h.TIF", "i.tiff"]
+    others = ["notes.txt", ".hidden.png", ".git/x.png", "__MACOSX/a.jpg", "b/Thumbs.db"]
+    for name in wanted + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    store = open_store(tmp_path)
+    assert isinstance(store, FolderStore)
+    assert store.names() == sorted(wanted)
+    assert store.read("b/c.jpeg") == b"b/c.jpeg"
+
+
+def test_zip_never_reads_a_member_that_points_outside(tmp_path):
+    path = tmp_path / "images.zip"
+    unsafe = [
+        "../up.png",
+        "in/../../up.png",
+        "/root.png",
+        "C:/drive.png",
+        "C:drive.png",
+        "..\\back.png",
+    ]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ["in/a.png", "__MACOSX/in/a.png", "in/.b.png", "in/read.me", *unsafe]:
+            archive.writestr(name, name)
+    store = open_store(path)
+    assert isinstance(store, ZipStore)
+    assert store.names() == ["in/a.png"]
+    assert store.read("in/a.png") == b"in/a.png"
+    assert store.skipped == [{"name": n, "reason": "unsafe path"} for n in sorted(unsafe)]
+
+
+def test_lmdb_gives_its_values_and_opens_again_after_close(tmp_path):
+    with lmdb.open(str(tmp_path / "db")) as env, env.begin(write=True) as writer:
+        writer.put(b"\xffkey", b"two")
+        writer.put(b"akey", b"one")
+    for _ in range(2):
+        store = open_store(tmp_path / "db")
+        assert isinstance(store, LmdbStore)
+        assert [store.read(name) for name in store.names()] == [b"one", b"two"]
+        store.close()
+
+
+def open_folder(path, **settings):
+    return open_source(read({"source": "folder", "path": str(path), **settings}), path)
+
+
+def test_a_path_that_does_not_exist(tmp_path):
+    with pytest.raises(UserError, match=r"data\.path=.*nowhere does not exist.*as data\.path"):
+        open_folder(tmp_path / "nowhere")
+
+
+def test_a_file_that_is_no_zip(tmp_path):
+    (tmp_path / "file.zip").write_bytes(b"PK no")
+    with pytest.raises(UserError, match=r"data\.path=.*file\.zip is not a readable zip"):
+        open_folder(tmp_path / "file.zip")
+
+
+def test_a_folder_that_is_no_lmdb(tmp_path):
+    (tmp_path / "data.mdb").write_bytes(b"no database")
+    with pytest.raises(UserError, match=r"data\.path=.* is not a readable LMDB"):
+        open_folder(tmp_path)
+
+
+def test_an_empty_folder(tmp_path):
+    (tmp_path / "read.me").touch()
+    with pytest.raises(UserError, match=r"no images found in data\.path=.*\.webp"):
+        open_folder(tmp_path)
+
+
+# ---- CelebA
+
+
+def make_celeba(folder, count=10, codes=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
+        for i in range(count):
+            archive.writestr(f"img_align_celeba/{i:06d}.jpg", plain(kind="JPEG"))
+    if codes is not None:
+        lines = [f"{i:06d}.jpg {code}" for i, code in enumerate(codes)]
+        (folder / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
+
+
+def open_celeba(path=None, raw=None, **settings):
+    settings = {"source": "celeba", "path": str(path) if path else None, **settings}
+    return open_source(read(settings), raw or path)
+
+
+def test_celeba_is_found_as_zip_folder_or_inside_a_folder_or_in_the_raw_folder(tmp_path):
+    make_celeba(tmp_path / "raw" / "celeba")
+    archive = tmp_path / "raw" / "celeba" / "img_align_celeba.zip"
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(tmp_path / "out")
+    for path in (archive, archive.parent, tmp_path / "out", tmp_path / "out/img_align_celeba"):
+        assert [n[-10:] for n in open_celeba(path).names()] == [f"{i:06d}.jpg" for i in range(10)]
+    assert len(open_celeba(raw=tmp_path / "raw").names()) == 10
+
+
+@pytest.mark.parametrize("place", ["beside", "inside", "Eval"])
+def test_official_partition_is_followed_wherever_it_lies(tmp_path, place):
+    make_celeba(tmp_path / "Img", codes="0001200010")
+    file = tmp_path / "Img" / "list_eval_partition.txt"
+    if place == "inside":
+        with zipfile.ZipFile(tmp_path / "Img" / "img_align_celeba.zip", "a") as archive:
+            archive.write(file, file.name)
+        file.unlink()
+    elif place == "Eval":
+        (tmp_path / "Eval").mkdir()
+        file.rename(tmp_path / "Eval" / file.name)
+    source = open_celeba(tmp_path / "Img" / "img_align_celeba.zip", split="official")
+    parts = source.parts()
+    assert "".join({"train": "0", "valid": "1", "test": "2"}[parts[n]] for n in source.names()) == (
+        "0001200010"
+    )
+    assert source.rule == "official"
+
+
+def test_images_the_partition_does_not_list_are_skipped_and_named(tmp_path):
+    make_celeba(tmp_path, count=4, codes="012")
+    source = open_celeba(tmp_path, split="official")
+    assert len(source.names()) == 3
+    reason = "not in list_eval_partition.txt"
+    assert source.skipped == [{"name": "img_align_celeba/000003.jpg", "reason": reason}]
+
+
+def test_official_without_a_file_falls_back_and_says_so(tmp_path, caplog):
+    make_celeba(tmp_path)
+    source = open_celeba(tmp_path, split="official")
+    assert (source.rule, source.parts()) == ("random", None)
+    assert "list_eval_partition.txt lies neither" in source.note
+    assert source.note in caplog.text
+
+
+def test_a_partition_file_of_another_kind(tmp_path):
+    make_celeba(tmp_path, codes="01x")
+    with pytest.raises(UserError, match=r"line 3 of list_eval_partition.txt.*data\.split=random"):
+        open_celeba(tmp_path, split="official")
+
+
+# ---- photographs
+
+
+def photos(seed=0, pictures=None, **settings):
+    return Photos(read({"seed": seed, **settings}), pictures)
+
+
+def test_about_8000_patches_in_about_80_10_10_from_several_photos():
+    source = photos()
+    parts = source.parts()
+    names = source.names()
+    assert 7600 < len(names) < 8400
+    assert sorted(parts) == names
+    for part, share in {"train": 0.8, "valid": 0.1, "test": 0.1}.items():
+        mine = [name for name in names if parts[name] == part]
+        assert abs(len(mine) / len(names) - share) < 0.04
+        assert len({name.split("/")[0] for name in mine}) >= 5
+        assert {name.split("/")[2] for name in mine} == {"full", "half"}
+    image = source.image(names[0])
+    assert (image.shape, image.dtype) == ((3, 32, 32), np.uint8)
+
+
+def test_photos_follow_the_seed():
+    assert photos(seed=1).parts() == photos(seed=1).parts()
+    assert photos(seed=1).parts() != photos(seed=2).parts()
+
+
+def test_a_patch_is_a_window_of_its_photo():
+    source = photos()
+    pixels = read_photos(3)["coffee"]
+    windows = np.lib.stride_tricks.sliding_window_view(pixels[:135, :, 0], (32, 32))
+    name = next(name for name in source.names() if name.startswith("coffee/00/full"))
+    assert (windows == source.image(name)[0]).all(axis=(2, 3)).any()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_pixel_is_shared_between_splits(seed):
+    # Each pixel holds its own row and column, so a patch tells which pixels it was made of.
+    shapes = {"a": (301, 451), "b": (512, 512), "c": (427, 641)}
+    pictures = {
+        name: np.stack(np.mgrid[:height, :width], axis=-1)
+        for name, (height, width) in shapes.items()
+    }
+    source = photos(seed, pictures)
+    owner = {name: np.full(shape, "", dtype="<U5") for name, shape in shapes.items()}
+    parts = source.parts()
+    halves = 0
+    for name in source.names():
+        photo, _, scale, _ = name.split("/")
+        row, column = source.image(name)
+        for dy, dx in [(0, 0)] if scale == "full" else [(0, 0), (0, 1), (1, 0), (1, 1)]:
+            # The mean of rows y, y, y+1, y+1 rounds up to y+1.
+            y, x = (row, column) if scale == "full" else (row - 1 + dy, column - 1 + dx)
+            there = owner[photo][y, x]
+            assert np.isin(there, ["", parts[name]]).all()
+            owner[photo][y, x] = parts[name]
+        halves += scale == "half"
+    assert halves > 500
+    for part in ("train", "valid", "test"):
+        assert sum((pixels == part).any() for pixels in owner.values()) >= 2
+
+
+def test_halving_is_an_average_over_2_by_2_pixels():
+    pixels = np.array([[1, 3, 9], [5, 7, 9], [9, 9, 9]], np.uint8)[..., None]
+    assert halve(pixels).tolist() == [[[4]]]
+    assert halve(np.array([[0, 0], [1, 1]], np.uint8)[..., None]).item() == 1
+    assert halve(np.full((2, 2, 3), 255, np.uint8)).tolist() == [[[255, 255, 255]]]
+
+
+def test_cells_cover_an_image_once():
+    seen = np.zeros((300, 451), int)
+    for top, bottom, left, right in grid(300, 451):
+        assert abs(bottom - top - CELL) < CELL / 2
+        seen[top:bottom, left:right] += 1
+    assert (seen == 1).all()
+
+
+def test_starts_reach_both_ends():
+    assert starts(128, 32, 13)[0] == 0
+    assert starts(128, 32, 13)[-1] == 96
+    assert starts(32, 32, 13) == [0]
+    assert starts(31, 32, 13) == []
+
+
+def test_photos_in_grey_and_at_another_size():
+    source = photos(size=48, channels=1)
+    assert source.image(source.names()[0]).shape == (1, 48, 48)
+    assert 7000 < len(source.names()) < 9000
+
+
+def test_a_size_that_no_cell_holds():
+    with pytest.raises(UserError, match=r"data\.size=200 .* set data\.size to 11\d or less"):
+        photos(size=200)
+
+
+# ---- fingerprints
+
+
+def mark(path, **settings):
+    return fingerprint(read({"source": "folder", "path": str(path), **settings}), path)
+
+
+def touch(path):
+    os.utime(path, (1, 1))
+
+
+def test_fingerprint_of_a_folder_ignores_times_and_sees_a_new_or_grown_file(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    first = mark(tmp_path)
+    touch(tmp_path / "a.png")
+    (tmp_path / "notes.txt").touch()
+    assert mark(tmp_path) == first
+    (tmp_path / "c.png").write_bytes(b"x")
+    second = mark(tmp_path)
+    (tmp_path / "c.png").write_bytes(b"xx")
+    assert len({first, second, mark(tmp_path)}) == 3
+
+
+def test_fingerprint_of_a_zip_ignores_time_and_name_and_sees_other_content(tmp_path):
+    def pack(name, content):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("a.png", content)
+        return tmp_path / name
+
+    first = mark(pack("one.zip", b"12"))
+    touch(tmp_path / "one.zip")
+    assert mark(tmp_path / "one.zip") == first
+    assert mark((tmp_path / "one.zip").rename(tmp_path / "two.zip")) == first
+    assert mark(pack("three.zip", b"13")) != first  # same sizes and names: the CRC tells
+
+
+def test_fingerprint_of_an_lmdb_is_its_size(tmp_path):
+    (tmp_path / "data.mdb").write_bytes(b"1234")
+    with lmdb.open(str(tmp_path / "db")) as env, env.begin(write=True) as writer:
+        writer.put(b"a", b"one")
+    first = mark(tmp_path / "db")
+    touch(tmp_path / "db" / "data.mdb")
+    assert mark(tmp_path / "db") == first
+    assert first.startswith("lmdb:")
+
+
+def test_fingerprint_never_raises(tmp_path):
+    assert mark(tmp_path / "nowhere") == "missing"
+    (tmp_path / "bad.zip").write_bytes(b"no zip")
+    assert mark(tmp_path / "bad.zip") == "unreadable"
+
+
+def test_fingerprint_of_photos_reads_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr("submanifold.data.photos.read_photos", None)
+    assert fingerprint(read({}), tmp_path) == fingerprint(read({}), tmp_path)
+
+
+def test_fingerprint_sees_the_partition_file_only_when_it_decides(tmp_path):
+    make_celeba(tmp_path)
+    random = mark(tmp_path, source="celeba")
+    official = mark(tmp_path, source="celeba", split="official")
+    (tmp_path / "list_eval_partition.txt").write_text("000000.jpg 0\n")
+    assert mark(tmp_path, source="celeba") == random
+    assert mark(tmp_path, source="celeba", split="official") != official

@@ -1,0 +1,385 @@
+import io
+import json
+import tracemalloc
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from submanifold.data import preprocess
+from submanifold.data.preprocess import prepare, share_out
+from submanifold.data.settings import Counts
+from submanifold.errors import UserError
+
+PARTS = ("train", "valid", "test")
+
+
+def encode(value, kind="PNG"):
+    """A uniform image that carries a number below 65536 in two of its channels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (value // 256, value % 256, 0)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def numbers(array):
+    return (array[:, 0, 0, 0].astype(int) * 256 + array[:, 1, 0, 0]).tolist()
+
+
+def everything(arrays):
+    return sorted(number for array in arrays for number in numbers(array))
+
+
+def make_folder(folder, count, broken=()):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        content = b"no image" if i in broken else encode(i)
+        (folder / f"{i:05d}.png").write_bytes(content)
+    return folder
+
+
+def run(tmp_path, seed=0, out="out", path=None, **settings):
+    settings = {
+        "source": "folder",
+        "path": str(path or tmp_path / "in"),
+        "size": 4,
+        "seed": seed,
+        **settings,
+    }
+    return prepare(settings, tmp_path / out, tmp_path / "raw")
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(preprocess, "CHUNK_IMAGES", 7)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names that were decoded, in order of arrival."""
+    names = []
+    attempt = preprocess._attempt
+
+    def count(source, name):
+        names.append(name)
+        return attempt(source, name)
+
+    monkeypatch.setattr(preprocess, "_attempt", count)
+    return names
+
+
+# ---- the result
+
+
+def test_arrays_and_manifest(tmp_path):
+    make_folder(tmp_path / "in", 50)
+    *arrays, manifest = run(tmp_path)
+    assert [array.shape for array in arrays] == [(40, 3, 4, 4), (5, 3, 4, 4), (5, 3, 4, 4)]
+    assert everything(arrays) == list(range(50))  # each image exactly once
+    for part, array in zip(PARTS, arrays, strict=True):
+        assert isinstance(array, np.memmap)
+        assert array.dtype == np.uint8
+        assert (np.load(tmp_path / "out" / f"{part}.npy") == array).all()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # torch warns of a read-only map
+            torch.from_numpy(array)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
+    expected = {
+        "source": "folder",
+        "path": str(tmp_path / "in"),
+        "counts": {"train": 40, "valid": 5, "test": 5},
+        "crop": "square",
+        "size": 4,
+        "channels": 3,
+        "split": "random",
+        "split_note": None,
+        "seed": 0,
+        "skipped": [],
+        "skipped_count": 0,
+    }
+    assert {name: manifest[name] for name in expected} == expected
+    assert manifest["hash"].startswith("sha256:")
+    assert manifest["fingerprint"].startswith("folder:")
+    assert manifest["seconds"] >= 0
+    left = {file.name for file in (tmp_path / "out").iterdir()}
+    assert left == {"train.npy", "valid.npy", "test.npy", "manifest.json"}
+
+
+def test_same_seed_same_hash_other_seed_other_split(tmp_path, small_chunks):
+    make_folder(tmp_path / "in", 50)
+    first, again, other = (run(tmp_path, seed, out) for seed, out in [(1, "a"), (1, "b"), (2, "c")])
+    assert first[3]["hash"] == again[3]["hash"] != other[3]["hash"]
+    assert set(numbers(first[2])) != set(numbers(other[2]))
+
+
+def test_the_hash_sees_where_a_split_ends(tmp_path):
+    make_folder(tmp_path / "in", 10)
+    hashes = {run(tmp_path, out=str(n), counts={"valid": n})[3]["hash"] for n in (1, 2, 3)}
+    assert len(hashes) == 3
+
+
+def test_photos_need_nothing(tmp_path):
+    train, valid, test, manifest = prepare({}, tmp_path / "out", tmp_path / "raw")
+    assert 7600 < len(train) + len(valid) + len(test) < 8400
+    assert train.shape[1:] == (3, 32, 32)
+    assert (manifest["split"], manifest["fingerprint"]) == ("cells", "photos:1")
+
+
+def test_a_zip_with_an_unsafe_path_is_named_in_the_manifest(tmp_path):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for i in range(10):
+            archive.writestr(f"{i}.png", encode(i))
+        archive.writestr("../evil.png", encode(11))
+    *arrays, manifest = run(tmp_path, path=tmp_path / "in.zip")
+    assert everything(arrays) == list(range(10))
+    assert manifest["skipped"] == [{"name": "../evil.png", "reason": "unsafe path"}]
+    assert not list(tmp_path.rglob("evil.png"))
+
+
+# ---- who goes where
+
+
+@pytest.mark.parametrize(
+    ("total", "counts", "expected"),
+    [
+        (3, {}, (1, 1, 1)),
+        (100, {}, (80, 10, 10)),
+        (100, {"train": 5, "valid": 6, "test": 7}, (5, 6, 7)),
+        (100, {"train": 50, "valid": 20}, (50, 20, 30)),
+        (100, {"valid": 20}, (70, 20, 10)),
+        (100, {"train": 50, "test": 10}, (50, 10, 10)),
+        (202_599, {"train": 200_782, "valid": 800}, (200_782, 800, 1_017)),
+        (202_599, {"train": 200_782}, (200_782, 908, 909)),
+        (10, {"valid": 8}, (1, 8, 1)),
+    ],
+)
+def test_shares_of_a_random_split(total, counts, expected):
+    shares = {share.part: share.count for share in share_out(total, Counts(**counts))}
+    assert tuple(shares[part] for part in PARTS) == expected
+
+
+@pytest.mark.parametrize(
+    ("total", "counts", "words"),
+    [(2, {}, "2 images are too few"), (9, {"train": 8}, "9 images .* data.counts.train=8")],
+)
+def test_too_few_images_for_three_splits(tmp_path, total, counts, words):
+    make_folder(tmp_path / "in", total)
+    with pytest.raises(UserError, match=words):
+        run(tmp_path, counts=counts)
+
+
+def test_given_counts_are_taken_exactly(tmp_path, small_chunks, decoded):
+    make_folder(tmp_path / "in", 60)
+    *arrays, _ = run(tmp_path, counts={"train": 20, "valid": 3, "test": 4})
+    assert [len(array) for array in arrays] == [20, 3, 4]
+    assert len(decoded) == 27  # and nothing else is read
+
+
+def test_a_given_count_is_reached_past_a_broken_file(tmp_path, small_chunks):
+    make_folder(tmp_path / "in", 220, broken=[0])
+    counts = {"train": 180, "valid": 20, "test": 19}
+    *arrays, manifest = run(tmp_path, counts=counts)
+    assert manifest["counts"] == counts
+    assert [len(array) for array in arrays] == [180, 20, 19]
+
+
+def test_a_given_count_that_broken_files_put_out_of_reach(tmp_path):
+    make_folder(tmp_path / "in", 100, broken=[5])
+    with pytest.raises(UserError, match=r"readable images are left .* \(1 were broken\)"):
+        run(tmp_path, counts={"train": 80, "valid": 10, "test": 10})
+
+
+def make_celeba(folder, codes):
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
+        for i in range(len(codes)):
+            archive.writestr(f"img_align_celeba/{i:06d}.jpg", encode(i, "BMP"))
+    lines = [f"{i:06d}.jpg {code}\n" for i, code in enumerate(codes)]
+    (folder / "list_eval_partition.txt").write_text("".join(lines))
+
+
+CODES = "0012" * 10
+
+
+def test_official_partition_with_counts_takes_a_seeded_subset_of_each_part(tmp_path):
+    make_celeba(tmp_path / "in", CODES)
+    settings = {"source": "celeba", "split": "official"}
+    *arrays, manifest = run(tmp_path, **settings)
+    for code, array in zip("012", arrays, strict=True):
+        assert sorted(numbers(array)) == [i for i, c in enumerate(CODES) if c == code]
+    assert (manifest["split"], manifest["crop"]) == ("official", "celeba")
+    few, other = (
+        run(tmp_path, seed, f"few{seed}", counts={"train": 5}, **settings) for seed in (0, 1)
+    )
+    assert [len(array) for array in few[:3]] == [5, 10, 10]
+    assert set(numbers(few[0])) < set(numbers(arrays[0]))
+    assert set(numbers(few[0])) != set(numbers(other[0]))
+
+
+def test_official_count_beyond_what_exists(tmp_path):
+    make_celeba(tmp_path / "in", CODES)
+    with pytest.raises(UserError, match=r"data\.counts\.test=11, but the official split has 10"):
+        run(tmp_path, source="celeba", split="official", counts={"test": 11})
+
+
+def test_official_partition_that_leaves_a_part_empty(tmp_path):
+    make_celeba(tmp_path / "in", "0001")
+    with pytest.raises(UserError, match=r"leaves no test images; set data\.split=random"):
+        run(tmp_path, source="celeba", split="official")
+
+
+def test_the_fallback_to_a_random_split_is_in_the_manifest(tmp_path):
+    make_folder(tmp_path / "in", 10)
+    manifest = run(tmp_path, split="official")[3]
+    assert manifest["split"] == "random"
+    assert "data.split=official, but data.source=folder" in manifest["split_note"]
+
+
+# ---- broken files
+
+
+def test_one_percent_broken_is_skipped_counted_and_named(tmp_path, small_chunks):
+    make_folder(tmp_path / "in", 200, broken=[3, 150])
+    *arrays, manifest = run(tmp_path)
+    assert everything(arrays) == [i for i in range(200) if i not in (3, 150)]
+    assert manifest["counts"] == {"train": 158, "valid": 20, "test": 20}
+    assert manifest["skipped_count"] == 2
+    assert sorted(item["name"] for item in manifest["skipped"]) == ["00003.png", "00150.png"]
+    assert manifest["skipped"][0]["reason"] == "ValueError: not an image"
+
+
+def test_more_than_one_percent_broken_stops_the_run(tmp_path):
+    make_folder(tmp_path / "in", 200, broken=[3, 77, 150])
+    with pytest.raises(UserError, match=r"more than 1% of 200 .* 3 so far.*00077.png \(ValueError"):
+        run(tmp_path)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_the_run_stops_as_soon_as_it_is_certain(tmp_path, small_chunks, decoded):
+    make_folder(tmp_path / "in", 200, broken=range(200))
+    with pytest.raises(UserError, match="more than 1% of 200"):
+        run(tmp_path)
+    assert len(decoded) == 7
+
+
+def test_the_manifest_lists_some_of_very_many_but_counts_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(preprocess, "LISTED", 2)
+    make_folder(tmp_path / "in", 300, broken=[3, 77, 150])
+    manifest = run(tmp_path)[3]
+    assert (len(manifest["skipped"]), manifest["skipped_count"]) == (2, 3)
+
+
+# ---- again
+
+
+def test_a_second_call_decodes_nothing(tmp_path, decoded):
+    make_folder(tmp_path / "in", 30)
+    first = run(tmp_path)
+    assert len(decoded) == 30
+    second = run(tmp_path)
+    assert len(decoded) == 30
+    assert second[3] == first[3]
+    assert all((a == b).all() for a, b in zip(first[:3], second[:3], strict=True))
+
+
+def test_a_second_call_needs_no_source(tmp_path):
+    make_folder(tmp_path / "in", 30)
+    first = run(tmp_path)
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    assert run(tmp_path)[3] == first[3]
+
+
+@pytest.mark.parametrize("change", ["file", "size", "seed", "array"])
+def test_what_no_longer_fits_is_made_anew(tmp_path, decoded, change):
+    make_folder(tmp_path / "in", 30)
+    run(tmp_path)
+    decoded.clear()
+    if change == "file":
+        (tmp_path / "in" / "new.png").write_bytes(encode(99))
+    if change == "array":
+        (tmp_path / "out" / "valid.npy").unlink()
+    *arrays, _ = run(
+        tmp_path, seed=int(change == "seed"), **({"size": 5} if change == "size" else {})
+    )
+    assert len(decoded) == sum(map(len, arrays)) == 30 + (change == "file")
+    assert arrays[0].shape[-1] == (5 if change == "size" else 4)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["decode", "write", "save", "finish", "manifest"])
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_killed_run_goes_on_with_the_same_result(
+    tmp_path, small_chunks, decoded, monkeypatch, moment, after
+):
+    make_folder(tmp_path / "in", 200, broken=[3, 150])
+    whole = run(tmp_path, out="whole")
+    decoded.clear()
+
+    owner, name = {
+        "decode": (preprocess, "_count_broken"),
+        "write": (preprocess.GrowingArray, "write"),
+        "save": (preprocess.State, "save"),
+        "finish": (preprocess.GrowingArray, "finish"),
+        "manifest": (preprocess, "_hash"),
+    }[moment]
+    real, calls = getattr(owner, name), []
+
+    def kill(*arguments, **options):
+        calls.append(1)
+        if len(calls) > after or moment == "manifest":
+            raise Killed
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, kill)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    before = len(decoded)
+    resumed = run(tmp_path)
+    assert all((a == b).all() for a, b in zip(whole[:3], resumed[:3], strict=True))
+    same = ("hash", "counts", "skipped", "skipped_count", "fingerprint")
+    assert all(resumed[3][name] == whole[3][name] for name in same)
+    # At most the chunk at the time of the kill is decoded twice.
+    assert len(decoded) <= 200 + 7
+    if moment in ("finish", "manifest"):
+        assert len(decoded) == before == 200
+
+
+def test_half_finished_work_of_other_data_is_thrown_away(tmp_path, small_chunks, monkeypatch):
+    make_folder(tmp_path / "in", 40)
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess.GrowingArray, "finish", kill)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    (tmp_path / "in" / "00000.png").unlink()
+    *arrays, manifest = run(tmp_path)
+    assert everything(arrays) == list(range(1, 40))
+    assert manifest["hash"] == run(tmp_path, out="fresh")[3]["hash"]
+
+
+# ---- memory
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(preprocess, "CHUNK_IMAGES", 64)
+    image = encode(7)
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for i in range(2000):
+            archive.writestr(f"{i}.png", image)
+    tracemalloc.start()
+    *arrays, _ = run(tmp_path, path=tmp_path / "in.zip", size=64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    total = sum(array.nbytes for array in arrays)
+    assert total == 2000 * 3 * 64 * 64
+    assert peak < total / 3

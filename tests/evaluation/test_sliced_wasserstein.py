@@ -1,0 +1,186 @@
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from scipy.stats import wasserstein_distance
+from skimage import data as pictures
+
+from submanifold.errors import UserError
+from submanifold.evaluation.sliced_wasserstein import (
+    jackknife_interval,
+    jackknife_subsets,
+    laplacian_pyramid,
+    sliced_wasserstein,
+    wasserstein_1d,
+)
+
+QUICK = {"patches": 8, "directions": 64, "repeats": 2}
+
+
+def photo_patches(count, side=32, seed=0):
+    rng = np.random.default_rng(seed)
+    photo = pictures.astronaut()
+    corners = rng.integers(photo.shape[0] - side, size=(count, 2))
+    patches = [photo[row : row + side, column : column + side] for row, column in corners]
+    return np.stack(patches).transpose(0, 3, 1, 2)
+
+
+def blurred(images, sigma):
+    return gaussian_filter(images.astype(float), (0, 0, sigma, sigma)).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def halves():
+    images = photo_patches(2000)
+    return images[:1000], images[1000:]
+
+
+def test_two_halves_are_closer_than_noise_or_blur(halves):
+    real, other = halves
+    noise = np.random.default_rng(0).integers(0, 256, other.shape, dtype=np.uint8)
+    same = sliced_wasserstein(real, other, **QUICK)
+    blur = sliced_wasserstein(real, blurred(other, 1.0), **QUICK)
+    assert same["value"] < blur["value"] / 3
+    assert same["value"] < sliced_wasserstein(real, noise, **QUICK)["value"] / 30
+    assert same["high"] < blur["low"]
+    assert same["low"] < same["value"] < same["high"]
+    assert (same["n_real"], same["n_fake"]) == (1000, 1000)
+
+
+def test_blur_raises_the_finest_level_most(halves):
+    real, other = halves
+    same = sliced_wasserstein(real, other, **QUICK)["levels"]
+    blur = sliced_wasserstein(real, blurred(other, 0.7), **QUICK)["levels"]
+    assert list(blur) == ["32", "16"]
+    assert blur["32"] / same["32"] > 3 * blur["16"] / same["16"]
+
+
+def test_wrong_contrast_is_seen(halves):
+    real, other = halves
+    flat = (128 + (other.astype(float) - 128) / 2).astype(np.uint8)
+    same = sliced_wasserstein(real, other, **QUICK)
+    assert sliced_wasserstein(real, flat, **QUICK)["value"] > 3 * same["value"]
+
+
+def test_equal_sets_are_exactly_zero_apart(halves):
+    result = sliced_wasserstein(halves[0], halves[0], **QUICK)
+    assert result["value"] == 0
+    assert result["low"] == 0
+
+
+def test_order_does_not_matter(halves):
+    real, other = halves
+    value = sliced_wasserstein(real, other, **QUICK)["value"]
+    shuffled = other[np.random.default_rng(1).permutation(len(other))]
+    assert sliced_wasserstein(real, shuffled, **QUICK)["value"] == pytest.approx(value, rel=1e-4)
+
+
+def test_seed_decides(halves):
+    real, other = halves[0][:50], halves[1][:50]
+    first = sliced_wasserstein(real, other, seed=3, **QUICK)
+    assert sliced_wasserstein(real, torch.from_numpy(other.copy()), seed=3, **QUICK) == first
+    assert sliced_wasserstein(real, other, seed=4, **QUICK)["value"] != first["value"]
+
+
+def test_counts_may_differ(halves):
+    real, other = halves
+    result = sliced_wasserstein(real, other[:150], **QUICK)
+    assert (result["n_real"], result["n_fake"]) == (1000, 150)
+    assert result["value"] < sliced_wasserstein(real, blurred(other[:150], 1.5), **QUICK)["value"]
+
+
+def test_grey_and_oblong_images():
+    grey = photo_patches(40)[:, :1]
+    result = sliced_wasserstein(grey, blurred(grey, 2.0)[:, :, ::-1], **QUICK)
+    assert np.isfinite(result["value"])
+    oblong = grey[:, :, :20]
+    assert list(sliced_wasserstein(oblong, oblong[:, :, ::-1], **QUICK)["levels"]) == ["20"]
+
+
+def test_images_without_contrast_are_compared_in_pixel_values():
+    plain = np.full((20, 3, 32, 32), 77, np.uint8)
+    assert sliced_wasserstein(plain, plain, **QUICK)["value"] == 0
+    levels = sliced_wasserstein(plain, plain + 9, **QUICK)["levels"]
+    # a random unit vector times nines: 9 E|normal| in thousandths
+    assert levels["16"] == pytest.approx(9e3 * np.sqrt(2 / np.pi), rel=0.3)
+    assert levels["32"] < 1
+
+
+@pytest.mark.parametrize(
+    ("side", "levels"), [(7, [7]), (16, [16]), (31, [31, 16]), (64, [64, 32, 16])]
+)
+def test_levels(side, levels):
+    images = photo_patches(10, side)
+    result = sliced_wasserstein(images, images[::-1], patches=4, directions=8, repeats=1)
+    assert [int(key) for key in result["levels"]] == levels
+    assert result["value"] == pytest.approx(np.mean(list(result["levels"].values())), abs=1e-9)
+
+
+def test_few_images_have_no_interval():
+    images = photo_patches(18)
+    result = sliced_wasserstein(images[:9], images[9:], **QUICK)
+    assert result["value"] > 0
+    assert result["low"] is None
+    assert result["high"] is None
+
+
+def test_too_small_images():
+    images = np.zeros((10, 3, 32, 6), np.uint8)
+    with pytest.raises(UserError, match="32 x 6 are too small"):
+        sliced_wasserstein(images, images)
+
+
+def test_what_is_not_images():
+    images = np.zeros((10, 3, 8, 8), np.uint8)
+    with pytest.raises(ValueError, match="uint8"):
+        sliced_wasserstein(images.astype(float), images)
+    with pytest.raises(ValueError, match="differ in shape"):
+        sliced_wasserstein(images, images[:, :1])
+
+
+def test_wasserstein_1d_known_answers():
+    normal = np.random.default_rng(0).standard_normal((3, 5000))
+    np.testing.assert_allclose(wasserstein_1d(normal, normal[:, ::-1] + 2.5), 2.5)
+    # E|X| of a standard normal for a doubled width
+    np.testing.assert_allclose(wasserstein_1d(normal, 2 * normal), np.sqrt(2 / np.pi), rtol=0.03)
+
+
+@pytest.mark.parametrize("count", [500, 777, 1000, 4000])
+def test_wasserstein_1d_agrees_with_scipy(count):
+    rng = np.random.default_rng(count)
+    a, b = rng.standard_normal(1000), 1.5 * rng.standard_normal(count) + 0.7
+    tolerance = 1e-12 if count == 1000 else 0.01
+    assert wasserstein_1d(a, b) == pytest.approx(wasserstein_distance(a, b), rel=tolerance)
+    assert wasserstein_1d(b, a) == pytest.approx(wasserstein_1d(a, b))
+
+
+@pytest.mark.parametrize("side", [16, 32, 37, 64])
+def test_pyramid_of_flat_and_of_smooth_images(side):
+    flat = np.full((1, 1, side, side), 77.0)
+    *details, coarse = laplacian_pyramid(flat)
+    assert all(np.abs(detail).max() < 1e-3 for detail in details)
+    np.testing.assert_allclose(coarse, 77, rtol=1e-5)
+
+    checkerboard = 255.0 * (np.indices((side, side)).sum(0) % 2)[None, None]
+    *details, coarse = laplacian_pyramid(checkerboard)
+    if details:  # all of it is detail of the finest level
+        np.testing.assert_allclose(np.abs(details[0]), 127.5, rtol=1e-4)
+        np.testing.assert_allclose(coarse, 127.5, rtol=1e-4)
+
+
+def test_jackknife_of_a_difference_of_means_is_the_textbook_interval():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal(2000) + 3, 2 * rng.standard_normal(3000)
+    left_out = [a[i].mean() - b[j].mean() for i, j in jackknife_subsets(2000, 3000, rng)]
+    low, high = jackknife_interval(a.mean() - b.mean(), left_out)
+    assert (low + high) / 2 == pytest.approx(a.mean() - b.mean())
+    # nine degrees of freedom leave about a quarter of uncertainty in the width
+    assert (high - low) / 2 == pytest.approx(2.262 * np.sqrt(1 / 2000 + 4 / 3000), rel=0.5)
+
+
+def test_jackknife_subsets_leave_each_image_out_once():
+    subsets = jackknife_subsets(23, 40, np.random.default_rng(0))
+    for which, count in ((0, 23), (1, 40)):
+        stays = np.concatenate([pair[which] for pair in subsets])
+        assert (np.bincount(stays, minlength=count) == 9).all()
+    assert jackknife_subsets(9, 40, np.random.default_rng(0)) == []
