@@ -1,0 +1,1 @@
+"""What is measured on test data, with counts and intervals."""

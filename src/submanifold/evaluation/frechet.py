@@ -24,7 +24,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 )
 
 from submanifold.errors import UserError
-from submanifold.evaluation.sliced_wasserstein import jackknife_interval, jackknife_subsets
+from submanifold.evaluation.intervals import jackknife_interval, jackknife_subsets
 
 # The one file behind all published FIDs in PyTorch, as pt_inception-2015-12-05-6726825d.pth and
 # as weights-inception-2015-12-05-6726825d.pth. With other weights the number is not a FID; and
@@ -54,7 +54,7 @@ def frechet_inception_distance(
     values of equal counts only.
 
     The 95% interval is a delete-a-group jackknife over images, see
-    :func:`~submanifold.evaluation.sliced_wasserstein.jackknife_interval`; it does not cover the
+    :func:`~submanifold.evaluation.intervals.jackknife_interval`; it does not cover the
     bias. It costs ten more distances, a few per cent of the time the features take on a CPU.
 
     Args:

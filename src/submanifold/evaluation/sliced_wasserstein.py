@@ -5,19 +5,17 @@ Two sets of images are compared through 7 x 7 patches, scale by scale, as in Kar
 a Frechet inception distance and its numbers cannot be compared with one.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.ndimage import correlate1d
-from scipy.stats import t as student_t
 
 from submanifold.errors import UserError
+from submanifold.evaluation.intervals import jackknife_interval, jackknife_subsets
 
 PATCH = 7
 COARSEST = 16
-GROUPS = 10
 
 # Binomial taps of Burt and Adelson, 1983, the kernel of the paper's pyramid.
 _BLUR = np.array([1, 4, 6, 4, 1], dtype=np.float32) / 16
@@ -49,8 +47,9 @@ def sliced_wasserstein(
       images, equal sets are exactly zero apart, and fewer patches are needed.
 
     The 95% interval says what other images from the same two sources would change; directions and
-    positions are held fixed. See :func:`jackknife_interval`. About 3 s for 1,000 against 1,000
-    colour images of 32 x 32 on one core, and linear in the counts.
+    positions are held fixed. See :func:`~submanifold.evaluation.intervals.jackknife_interval`.
+    About 3 s for 1,000 against 1,000 colour images of 32 x 32 on one core, and linear in the
+    counts.
 
     Args:
         real: Images, uint8 of shape (n_real, channels, height, width).
@@ -143,56 +142,6 @@ def wasserstein_1d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         for x in (a, b)
     )
     return np.abs(a - b).mean(axis=-1, dtype=np.float64)
-
-
-def jackknife_subsets(
-    n_real: int, n_fake: int, rng: np.random.Generator
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Leave out each of 10 random groups of images in turn.
-
-    Args:
-        n_real: Number of real images.
-        n_fake: Number of fake images.
-        rng: Draws the groups.
-
-    Returns:
-        The indices that stay, of the real and of the fake images, one pair for each group; no
-        pair at all if there are fewer than 10 images of either kind.
-    """
-    if min(n_real, n_fake) < GROUPS:
-        return []
-    groups = zip(
-        np.array_split(rng.permutation(n_real), GROUPS),
-        np.array_split(rng.permutation(n_fake), GROUPS),
-        strict=True,
-    )
-    return [(np.delete(np.arange(n_real), i), np.delete(np.arange(n_fake), j)) for i, j in groups]
-
-
-def jackknife_interval(
-    value: float, left_out: Sequence[float]
-) -> tuple[float | None, float | None]:
-    r"""95% interval of a distance between two samples, by the delete-a-group jackknife.
-
-    The standard error is :math:`\sqrt{(k-1)/k \sum_g (v_g - \bar v)^2}` over the values that leave
-    out group g of both samples (Efron and Stein, 1981); the interval is the value plus or minus
-    Student's t with k - 1 degrees of freedom, cut at zero. Such distances are biased upward in
-    small samples; a bootstrap, which repeats images, adds to that bias and can miss its own value,
-    whereas leaving out groups shifts all :math:`v_g` alike. The interval does not cover the bias.
-
-    Args:
-        value: Of all images.
-        left_out: Of the images without group g, for each g.
-
-    Returns:
-        The lower and the upper end; None, None with fewer than two groups.
-    """
-    groups = len(left_out)
-    if groups < 2:
-        return None, None
-    error = np.std(left_out) * np.sqrt(groups - 1)
-    half = student_t.ppf(0.975, groups - 1) * error
-    return max(0.0, float(value - half)), float(value + half)
 
 
 def _as_images(images: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -43,10 +43,30 @@ class PCA:
         flat = x.flatten(1).double() - self.mean
         return (flat @ axes @ axes.T + self.mean).view(x.shape).to(x.dtype)
 
-    def squared_errors(self, x: Tensor, dim: int) -> Tensor:
-        """Mean squared error of each projection over its D coordinates, shape (batch,)."""
-        flat = x.flatten(1).double() - self.mean
-        return (flat @ self.axes[:, dim:]).square().sum(1) / flat.shape[1]
+    def squared_errors(self, x: Tensor) -> Tensor:
+        """Squared error of the projection on the first d axes, for every d from 0 to D.
+
+        Args:
+            x: (batch, ...).
+
+        Returns:
+            Means over the coordinates, (batch, D + 1).
+        """
+        squares = ((x.flatten(1).double() - self.mean) @ self.axes).square()
+        tails = squares.flip(1).cumsum(1).flip(1) / squares.shape[1]
+        return torch.cat([tails, tails.new_zeros(len(tails), 1)], 1)
+
+    def error_curve(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean squared error for every d from 0 to D, and half the width of its 95% interval."""
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for batch in batches:
+            errors = self.squared_errors(batch)
+            count += len(errors)
+            total = total + errors.sum(0)
+            squares = squares + errors.square().sum(0)
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp_min(0) * count / max(count - 1, 1)
+        return mean, 1.96 * (variance / count).sqrt()
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats of the Gaussian with (shrunk) full covariance, shape (batch,)."""

@@ -1,0 +1,1 @@
+"""Kedro pipelines: thin nodes, all wiring in pipeline.py and the catalog."""

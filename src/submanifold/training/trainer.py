@@ -69,8 +69,8 @@ def fit(
             goes on hands out its earlier rows first.
 
     Returns:
-        The history: ``train`` and ``valid`` rows by step, ``best_step``, ``steps``, ``setbacks``,
-        ``seconds`` of training, and ``steps_trained``, the steps that this very call made.
+        The history: ``name``, ``train`` and ``valid`` rows by step, ``best_step``, ``steps``,
+        ``setbacks``, ``seconds`` of training, and ``steps_trained``, the steps that this very call made.
 
     Raises:
         UserError: The loss was not finite again after the learning rate was halved three times, or
@@ -139,7 +139,12 @@ def fit(
     hierarchy.notes = chosen.notes
     hierarchy.eval()
     history = {key: value for key, value in state.items() if key != "step"}
-    return {**history, "steps": settings.steps, "steps_trained": settings.steps - before}
+    return {
+        "name": name,
+        **history,
+        "steps": settings.steps,
+        "steps_trained": settings.steps - before,
+    }
 
 
 @torch.no_grad()

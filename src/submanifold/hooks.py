@@ -1,0 +1,173 @@
+"""What happens around a run: checks, messages a user can act on, and MLflow's bookkeeping."""
+
+import atexit
+import logging
+import os
+import signal
+import socket
+import types
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from kedro.framework.cli.utils import KedroCliError
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.framework.project import pipelines
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+
+from submanifold.config import artifact_keys, stage_settings
+from submanifold.errors import UserError
+from submanifold.pipeline_registry import register_pipelines
+from submanifold.training.trainer import choose_device
+
+log = logging.getLogger(__name__)
+
+ARTIFACTS = (
+    "report",
+    "metrics",
+    "metrics_table",
+    "samples_figure",
+    "samples_cool_figure",
+    "rejection_figure",
+    "curves_figure",
+    "hierarchy",
+    "manifest",
+)
+
+
+class ExperimentHooks:
+    """Fits the pipelines to the parameters, and stops what cannot work before it starts."""
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Rebuild the pipelines with the number of stages that the parameters have."""
+        self._parameters = context.config_loader["parameters"]
+        for name, pipeline in register_pipelines(len(stage_settings(self._parameters))).items():
+            pipelines[name] = pipeline
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
+        """Check what only this machine and this command can tell."""
+        method, schedule = self._parameters["method"], self._parameters["schedule"]
+        for name in run_params["pipeline_names"] or ["hierarchical"]:
+            if name in ("hierarchical", "joint") and name != schedule:
+                raise KedroCliError(
+                    f"method={method} has the schedule {schedule}, which --pipeline={schedule} "
+                    f"runs, not --pipeline={name}. Change either; methods.{method}.schedule in "
+                    "conf/base/parameters.yml says which."
+                )
+        try:
+            choose_device(self._parameters["device"])
+        except UserError as error:
+            raise KedroCliError(str(error)) from error
+
+    @hook_impl(trylast=True)
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Show a mistake of the user's as a message, without a traceback."""
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise KedroCliError(str(cause)) from error
+            cause = cause.__cause__
+
+
+class TrackingHooks:
+    """Makes an MLflow run complete: its name, parameters, figures, artifacts and status.
+
+    kedro-mlflow opens and closes the run. What it leaves out, because Kedro skipped a node or the
+    process was told to stop, is done here.
+    """
+
+    def __init__(self) -> None:
+        self._parameters: dict[str, Any] = {}
+        self._artifacts: dict[str, str] = {}
+        self._run_id: str | None = None
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Keep what the run is about."""
+        self._parameters = context.config_loader["parameters"]
+        self._artifacts = artifact_keys(self._parameters, context.project_path)
+
+    @hook_impl(trylast=True)
+    def before_pipeline_run(self) -> None:
+        """Log all parameters, and be ready for Ctrl-C and SIGTERM."""
+        run = mlflow.active_run()
+        if run is None:
+            return
+        self._run_id = run.info.run_id
+        _close_orphans(run.info.experiment_id)
+        owner = {"host": socket.gethostname(), "pid": str(os.getpid())}
+        mlflow.set_tags({f"submanifold.{name}": value for name, value in owner.items()})
+        mlflow.log_params(_flatten({**self._parameters, "keys": self._artifacts}))
+        # registered after mlflow's own exit handler, so it runs before it
+        atexit.register(self._close_interrupted)
+        signal.signal(signal.SIGTERM, _exit_on_signal)
+
+    @hook_impl(tryfirst=True)
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        """Log the figures and artifacts of the whole run, of nodes that were skipped too."""
+        outputs = pipeline.all_outputs()
+        if self._run_id is not None:
+            if "metrics" in outputs and catalog.exists("metrics"):
+                mlflow.log_metrics(_figures(catalog.load("metrics")))
+            for name in sorted(outputs):
+                if name.endswith("history") and catalog.exists(name):
+                    history = catalog.load(name)
+                    named = {key: history[key] for key in ("seconds", "best_step")}
+                    mlflow.log_metrics({f"{history['name']}.{k}": v for k, v in named.items()})
+            for name in ARTIFACTS:
+                if name in outputs and catalog.exists(name):
+                    mlflow.log_artifact(str(_path(catalog, name)))
+            self._run_id = None
+        if "report" in outputs:
+            log.info("The report is %s", _path(catalog, "report"))
+
+    @hook_impl
+    def on_pipeline_error(self) -> None:
+        """Leave the status to kedro-mlflow, which sets FAILED."""
+        self._run_id = None
+
+    def _close_interrupted(self) -> None:
+        if self._run_id is not None and mlflow.active_run() is not None:
+            mlflow.end_run("KILLED")
+
+
+def _exit_on_signal(number: int, frame: types.FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _close_orphans(experiment_id: str) -> None:
+    """Mark runs of this machine KILLED whose process is gone: SIGKILL leaves them RUNNING."""
+    running = mlflow.search_runs(
+        [experiment_id],
+        f"attributes.status = 'RUNNING' and tags.`submanifold.host` = '{socket.gethostname()}'",
+        output_format="list",
+    )
+    for run in running:
+        if not Path(f"/proc/{run.data.tags['submanifold.pid']}").exists():
+            mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """The numbers among the metrics, a measured value by its name alone."""
+    flat = _flatten(metrics)
+    named = {name.removesuffix(".value"): value for name, value in flat.items()}
+    return {f"test.{k}": v for k, v in named.items() if isinstance(v, int | float)}
+
+
+def _path(catalog: CatalogProtocol, name: str) -> Path:
+    dataset = catalog[name]
+    return Path(getattr(dataset, "_filepath", None) or dataset._path)

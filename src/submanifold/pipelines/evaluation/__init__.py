@@ -1,0 +1,5 @@
+"""Trained hierarchy and test images -> metrics, samples, projections."""
+
+from submanifold.pipelines.evaluation.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]
