@@ -147,8 +147,18 @@ def _close_orphans(experiment_id: str) -> None:
         output_format="list",
     )
     for run in running:
-        if not Path(f"/proc/{run.data.tags['submanifold.pid']}").exists():
+        if not _is_alive(int(run.data.tags["submanifold.pid"])):
             mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

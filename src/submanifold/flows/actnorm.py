@@ -40,7 +40,7 @@ class ActNorm(Bijection):
     def _fit(self, x: Tensor) -> None:
         axes = [axis for axis in range(x.ndim) if axis != 1]
         self.shift.copy_(x.mean(axes))
-        self.log_scale.copy_(-x.std(axes).clamp_min(1e-6).log())
+        self.log_scale.copy_(-x.std(axes, correction=0).clamp_min(1e-6).log())
         self.pending = False
 
 

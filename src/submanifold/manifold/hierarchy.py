@@ -42,7 +42,8 @@ class Hierarchy(nn.Module):
         notes: JSON-able facts that travel in the file, such as how it was trained.
 
     Raises:
-        UserError: A stage's flow does not act on as many numbers as the stage before it leaves.
+        UserError: There is no stage, or a stage's flow does not act on as many numbers as the stage
+            before it leaves.
 
     Example:
         >>> h = Hierarchy([Stage(RealNVP(8), dim=4), Stage(RealNVP(4), dim=2)])
@@ -53,6 +54,8 @@ class Hierarchy(nn.Module):
 
     def __init__(self, stages: Sequence[Stage]):
         super().__init__()
+        if not stages:
+            raise UserError("A hierarchy has at least one stage. Set stage_1.")
         for number, (outer, inner) in enumerate(pairwise(stages), start=2):
             if inner.flow.event_shape != (outer.dim,):
                 raise UserError(
@@ -170,10 +173,13 @@ class Hierarchy(nn.Module):
             hierarchy.to(next(iter(tensors.values())).dtype)
             hierarchy.load_state_dict(tensors)
             hierarchy.notes = notes
-        except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        except (
+            SafetensorError, LookupError, TypeError, ValueError, RuntimeError, StopIteration
+        ) as error:  # fmt: skip
             raise UserError(
-                f"{path} is not a flow of this program, or one of another architecture: "
-                f"{str(error).splitlines()[0]} Give a file written by Hierarchy.save."
+                f"{path} is not a flow of this program, or one of another architecture "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Give a file "
+                "written by Hierarchy.save."
             ) from error
         return hierarchy.to(device).eval()
 

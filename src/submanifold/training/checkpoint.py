@@ -82,17 +82,31 @@ def load_checkpoint(
         for (name, weight), average in zip(module.named_parameters(), ema.average, strict=True):
             _copy(weight, tensors.pop(f"weights/{name}"))
             _copy(average, tensors.pop(f"average/{name}"))
-    except (SafetensorError, KeyError, ValueError) as error:
+        moments = _moments(tensors, list(module.parameters()))
+    except (SafetensorError, KeyError, IndexError, ValueError) as error:
         raise UserError(
             f"The checkpoint {path} cannot be resumed with this architecture ({error}). Delete its "
             "folder to train from the start, or go back to the settings it was made with."
         ) from error
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        _, index, kind = name.split("/")
-        moments.setdefault(int(index), {})[kind] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return state
+
+
+def _moments(tensors: dict[str, Tensor], weights: list[Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Sort the optimizer's tensors by weight, each laid out in memory as its weight is.
+
+    The fused Adam walks through weights and moments in the order of memory, so that moments of
+    another layout would be applied to other weights.
+    """
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if not name.startswith("optimizer/"):
+            raise ValueError(f"{name} stored, not expected")
+        _, index, kind = name.split("/")
+        weight = weights[int(index)]
+        alike = torch.empty_like(weight, dtype=value.dtype) if value.ndim else value
+        moments.setdefault(int(index), {})[kind] = alike.copy_(value)
+    return moments
 
 
 def _copy(target: Tensor, source: Tensor) -> None:

@@ -70,7 +70,7 @@ def fit(
 
     Returns:
         The history: ``name``, ``train`` and ``valid`` rows by step, ``best_step``, ``steps``,
-        ``setbacks``, ``seconds`` of training, and ``steps_trained``, the steps that this very call made.
+        ``setbacks``, ``seconds`` of training, and ``steps_trained``, the steps of this very call.
 
     Raises:
         UserError: The loss was not finite again after the learning rate was halved three times, or
@@ -112,8 +112,8 @@ def fit(
             state["step"] = step = step + 1
             rows_seen += train.batch_size
 
-            end = step == settings.steps
-            if step % LOG_EVERY == 0 or end:
+            checkpoint = step % settings.validate_every == 0 or step == settings.steps
+            if step % LOG_EVERY == 0 or checkpoint:
                 elapsed = time.monotonic() - started
                 row = {key: float(value.detach()) for key, value in terms.items()}
                 if not all(map(math.isfinite, [*row.values(), float(norm)])):
@@ -122,10 +122,10 @@ def fit(
                 row |= {"gradient_norm": float(norm), "rows_per_second": rows_seen / elapsed}
                 _record(state, "train", step, row, on_log)
                 meter.update(step - meter.done, _brief(row))
-            if step % settings.validate_every == 0 or end:
+            if checkpoint:
                 ema.swap()
                 row = validate(hierarchy, objective, valid)
-                if not state["valid"] or row["loss"] < _best(state)["loss"]:
+                if not state["valid"] or row["loss"] < _best_loss(state):
                     state["best_step"] = step
                     hierarchy.notes = {"step": step, **row}
                     hierarchy.save(best)
@@ -143,7 +143,7 @@ def fit(
         "name": name,
         **history,
         "steps": settings.steps,
-        "steps_trained": settings.steps - before,
+        "steps_trained": state["step"] - before,
     }
 
 
@@ -241,8 +241,9 @@ def _replay(state: dict[str, Any], on_log: Log | None) -> None:
             on_log(row["step"], values)  # type: ignore[misc]
 
 
-def _best(state: dict[str, Any]) -> Row:
-    return next(row for row in state["valid"] if row["step"] == state["best_step"])
+def _best_loss(state: dict[str, Any]) -> float:
+    best = next(row for row in state["valid"] if row["step"] == state["best_step"])
+    return math.inf if math.isnan(best["loss"]) else best["loss"]
 
 
 def _brief(row: Row) -> str:

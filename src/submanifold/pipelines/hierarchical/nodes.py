@@ -54,6 +54,7 @@ def train_stages(
     hierarchy = build_hierarchy(settings, train.shape[1:]).to(place)
     frozen = [stage for each in outer for stage in each.to(place).stages]
     name = f"stage_{len(frozen) + 1}" if len(stages) == 1 else "joint"
+    on_log = log_to_mlflow(name)
     history = fit(
         hierarchy,
         settings[0].objective(frozen),
@@ -62,8 +63,10 @@ def train_stages(
         training,
         folder,
         name=name,
-        on_log=log_to_mlflow(name),
+        on_log=on_log,
     )
+    if on_log:
+        on_log(training.steps, {"steps_trained": history["steps_trained"]})
     return hierarchy.cpu(), history
 
 

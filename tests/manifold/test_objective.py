@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+
+from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.manifold import Hierarchy, Objective, Stage, pixel_penalty
+
+
+def halving():
+    """z = 2 x on two coordinates, of which the first is the manifold."""
+    flow = Affine(2)
+    with torch.no_grad():
+        flow.bijections[0].log_scale.fill_(math.log(2))
+        flow.bijections[1].weight.copy_(torch.eye(2))
+    return Hierarchy([Stage(flow, 1)])
+
+
+BATCH = torch.tensor([[0.5, 1.0], [0.0, 3.0]])
+# by hand: z = (1, 2) and (0, 6); log|det| = 2 log 2; the projection drops the second coordinate
+NATS = [0.5 * (1 + 4) + math.log(2 * math.pi) - 2 * math.log(2)]
+NATS += [0.5 * 36 + math.log(2 * math.pi) - 2 * math.log(2)]
+BITS = sum(NATS) / 2 / (2 * math.log(2))
+MSE = (1.0**2 + 3.0**2) / 4
+
+
+def test_the_loss_is_bits_per_dim_plus_lambda_times_the_mean_square():
+    terms = Objective("mse", penalty_weight=3.0)(halving(), BATCH)
+    assert terms["bits_per_dim"].item() == pytest.approx(BITS, rel=1e-6)
+    assert terms["mse"].item() == terms["penalty"].item() == pytest.approx(MSE, rel=1e-6)
+    assert terms["loss"].item() == pytest.approx(BITS + 3 * MSE, rel=1e-6)
+
+
+def test_the_likelihood_weight_counts_in_the_loss_alone():
+    terms = Objective("mse", penalty_weight=3.0, likelihood_weight=0.5)(halving(), BATCH)
+    assert terms["bits_per_dim"].item() == pytest.approx(BITS, rel=1e-6)
+    assert terms["loss"].item() == pytest.approx(0.5 * BITS + 3 * MSE, rel=1e-6)
+
+
+def test_the_huber_penalty_is_that_of_equation_2():
+    # delta 2: half of 1 squared, and 2 (3 - 2 / 2) beyond; zeros elsewhere
+    terms = Objective("huber", penalty_weight=1.0, delta=2.0)(halving(), BATCH)
+    assert terms["penalty"].item() == pytest.approx((0.5 + 4.0) / 4, rel=1e-6)
+    assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
+    residual = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    expected = torch.where(
+        residual.abs() <= 0.7, 0.5 * residual**2, 0.7 * (residual.abs() - 0.35)
+    )
+    torch.testing.assert_close(pixel_penalty(residual, "huber", 0.7), expected)
+    torch.testing.assert_close(
+        pixel_penalty(residual, "huber", 1e9), pixel_penalty(residual, "mse", 1.0) / 2
+    )
+
+
+def test_without_a_penalty_the_projection_is_left_out_of_training_but_not_of_validation():
+    for objective in (Objective("none", 5.0), Objective("mse", 0.0)):
+        assert set(objective(halving(), BATCH)) == {"loss", "bits_per_dim"}
+        with torch.no_grad():
+            terms = objective(halving(), BATCH)
+        assert terms["loss"].item() == pytest.approx(BITS, rel=1e-6)
+        assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
+
+
+def test_a_falling_loss_means_a_rising_likelihood():
+    torch.manual_seed(0)
+    hierarchy = Hierarchy([Stage(RealNVP(4), 2)])
+    x = 0.2 * torch.randn(256, 4)
+    before = hierarchy.log_prob(x).mean()
+    optimizer = torch.optim.SGD(hierarchy.parameters(), 0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        Objective("none")(hierarchy, x)["loss"].backward()
+        optimizer.step()
+    assert hierarchy.log_prob(x).mean() > before + 0.1
+
+
+def test_in_image_space_the_penalty_compares_decoded_images_and_trains_the_inner_stage_alone():
+    torch.manual_seed(0)
+    outer = Hierarchy([Stage(Glow((3, 4, 4), 2, 1, 4), 6)]).requires_grad_(False)
+    inner = Hierarchy([Stage(RealNVP(6), 2)])
+    with torch.no_grad():
+        for p in [*outer.parameters(), *inner.parameters()]:
+            p.add_(0.1 * torch.randn_like(p))
+    u = torch.randn(5, 6)
+    terms = Objective("mse", 2.0, outer=outer)(inner, u)
+    images = outer.decode(u) - outer.decode(inner.project(u))
+    assert terms["mse"].item() == pytest.approx(images.square().mean().item(), rel=1e-5)
+    assert terms["bits_per_dim"].item() == pytest.approx(inner.bits_per_dim(u).mean().item())
+    latent = Objective("mse", 2.0)(inner, u)
+    assert latent["mse"].item() == pytest.approx((u - inner.project(u)).square().mean().item())
+    assert latent["mse"].item() != pytest.approx(terms["mse"].item(), rel=0.01)
+    terms["penalty"].backward()
+    assert all(p.grad is None for p in outer.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in inner.parameters())
