@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -62,26 +63,29 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         OmegaConf.register_new_resolver("parameter", self._parameter, replace=True)
         OmegaConf.register_new_resolver("project_path", lambda: self._project, replace=True)
         try:
-            config = super().__getitem__(key)
             if key == "parameters":
-                return choose(config)
-            if key == "catalog":
-                return expand(config, self.artifacts)
+                return deepcopy(self._chosen)
+            keys = self.artifacts  # first, since a resolver would wrap the user's mistake
+            config = super().__getitem__(key)
+            return expand(config, keys) if key == "catalog" else config
         except UserError as error:
             raise KedroCliError(str(error)) from error
-        return config
+
+    @cached_property
+    def _chosen(self) -> dict[str, Any]:
+        return choose(super().__getitem__("parameters"))
 
     @cached_property
     def artifacts(self) -> dict[str, str]:
         """Key of each artifact: ``data``, ``stage_<n>``, ``model`` and ``run``."""
-        return artifact_keys(self["parameters"], Path(self._project))
+        return artifact_keys(self._chosen, Path(self._project))
 
     @property
     def _project(self) -> str:
         return str(Path(self.conf_source).resolve().parent)
 
     def _parameter(self, name: str) -> Any:
-        return self["parameters"][name]
+        return self._chosen[name]
 
 
 def choose(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,25 +100,31 @@ def choose(parameters: Mapping[str, Any]) -> dict[str, Any]:
     given = dict(parameters)
     datasets, methods = given.pop("datasets"), given.pop("methods")
     defaults, training = given.pop("stage_defaults"), given.pop("training")
+    groups = [name for name in given if name.startswith("stage_")]
+    for name in [*groups, "data", "evaluation"]:
+        _check_group(name, given.get(name, {}))
+    _check_group("training", training)
     dataset, method = given.get("dataset"), given.get("method")
-    data = _merge(_row(datasets, dataset, "dataset"), given.pop("data", {}))
+    data = _merge(_row(datasets, dataset, "dataset"), given.pop("data", {}), "data")
     stages = dict(_row(methods, method, "method"))
     schedule = given.pop("schedule", stages.pop("schedule", "hierarchical"))
-    for name in [name for name in given if name.startswith("stage_")]:
+    for name in groups:
         stages = _merge(stages, {name: given.pop(name)})
-    if sorted(stages) != [f"stage_{n}" for n in range(1, len(stages) + 1)]:
+    numbered = [f"stage_{n}" for n in range(1, len(stages) + 1)]
+    if set(stages) != set(numbered):
         raise UserError(
             f"Stages have to be numbered from 1 without a gap, but these are set: "
             f"{', '.join(sorted(stages))}. Change stage_<n> on the command line or in conf/."
         )
-    for name in sorted(stages):
+    for name in numbered:
+        _check_group(f"{name}.flow", stages[name].get("flow", {}))
         kind = stages[name].get("flow", {}).get("type", "realnvp")
         row = _row(defaults, kind, f"{name}.flow.type")
-        stages[name] = _merge(_merge({"training": training}, row), stages[name])
+        stages[name] = _merge(_merge({"training": training}, row), stages[name], name)
     evaluation = given.pop("evaluation")
     experiment = read_settings(ExperimentSettings, {**given, "schedule": schedule}, "parameters")
     chosen = {**experiment.model_dump(), "data": data, "evaluation": evaluation}
-    chosen |= {name: stages[name] for name in sorted(stages)}
+    chosen |= {name: stages[name] for name in numbered}
     check(chosen)
     return chosen
 
@@ -138,7 +148,8 @@ def check(parameters: Mapping[str, Any]) -> None:
 
 def stage_settings(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The stages among the parameters, ``stage_1`` first."""
-    return {name: parameters[name] for name in sorted(parameters) if name.startswith("stage_")}
+    names = _in_order(name for name in parameters if name.startswith("stage_"))
+    return {name: parameters[name] for name in names}
 
 
 def artifact_keys(parameters: Mapping[str, Any], project: Path) -> dict[str, str]:
@@ -170,7 +181,7 @@ def expand(catalog: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any
         if "{n}" not in name:
             written[name] = entry
             continue
-        stages = sorted(key for key in keys if key.startswith("stage_"))
+        stages = _in_order(key for key in keys if key.startswith("stage_"))
         for n, stage in enumerate(stages, start=1):
             text = json.dumps(entry).replace("{n}", str(n)).replace("{key}", keys[stage])
             written[name.replace("{n}", str(n))] = json.loads(text)
@@ -186,11 +197,27 @@ def _row(table: Mapping[str, Any], name: Any, what: str) -> dict[str, Any]:
     return dict(table[name] or {})
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _in_order(stages: Iterable[str]) -> list[str]:
+    return sorted(stages, key=lambda name: (len(name), name))  # stage_10 after stage_9
+
+
+def _check_group(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"{name}={value} cannot be used: {name} is a group of settings. Set one of them: "
+            f"--params={name}.<name>=<value>."
+        )
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        if isinstance(merged.get(key), Mapping):
+            name = f"{where}.{key}".removeprefix(".")
+            _check_group(name, value)
+            merged[key] = _merge(merged[key], value, name)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -77,7 +77,7 @@ class Meter:
 
     def reset(self) -> None:
         """Start counting at zero."""
-        self.done = 0
+        self.done = self._before = 0
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -40,33 +40,45 @@ def read_settings(model: type[Model], mapping: Mapping[str, Any], where: str) ->
 
 def _explain(problem: Any, model: type[BaseModel], where: str) -> str:
     path = [part for part in problem["loc"] if isinstance(part, str)]
-    name, kind = ".".join([where, *path]), problem["type"]
+    names, known, tags = _locate(model, path)
+    name, kind = ".".join([where, *names]), problem["type"]
     if kind == "extra_forbidden":
-        return f"{name} is not a setting; known: {', '.join(_siblings(model, path))}"
+        return f"{name} is not a setting; known: {', '.join(known)}"
     if kind == "missing":
         return f"{name} is missing"
-    if kind in ("literal_error", "union_tag_invalid"):
-        expected = problem["ctx"].get("expected") or problem["ctx"]["expected_tags"]
-        return f"{name}={problem['input']} is not known; known: {expected}"
+    if kind == "literal_error":
+        return f"{name}={problem['input']} is not known; known: {problem['ctx']['expected']}"
+    if kind == "union_tag_invalid":
+        return f"{name}.type={problem['ctx']['tag']} is not known; known: {', '.join(tags)}"
+    if kind == "union_tag_not_found":
+        return f"{name}.type is missing; known: {', '.join(tags)}"
     if kind == "value_error":
         return str(problem["ctx"]["error"])
     return f"{name}={problem['input']} cannot be used: {problem['msg']}"
 
 
-def _siblings(model: Any, path: list[str]) -> list[str]:
-    """Names allowed where the last part of the path stands."""
-    for part in path[:-1]:
-        field = model.model_fields.get(part)
-        if field is None:
-            # a union's tag, such as flow.glow: the part names one of the union's models
-            return []
-        inner = field.annotation
+def _locate(model: Any, path: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Follow a path into nested models.
+
+    Returns:
+        The names on the path without the tags that pydantic puts after a union's name
+        (flow.glow.width is written flow.width), the names allowed where the last one stands, and
+        the tags that it may have.
+    """
+    names: list[str] = []
+    known: list[str] = []
+    members: list[Any] = [model]
+    for part in path:
+        if names and any(part in _tags(member) for member in members):
+            members = [member for member in members if part in _tags(member)]
+            continue
+        fields: dict[str, Any] = next(
+            (member.model_fields for member in members if hasattr(member, "model_fields")), {}
+        )
+        names, known = [*names, part], list(fields)
+        inner = fields[part].annotation if part in fields else None
         members = [inner, *getattr(inner, "__args__", ())]
-        tagged = [m for m in members if path[path.index(part) + 1] in _tags(m)]
-        model = (tagged or [m for m in members if hasattr(m, "model_fields")])[0]
-        if tagged:
-            break
-    return list(model.model_fields)
+    return names, known, [repr(tag) for member in members for tag in _tags(member)]
 
 
 def _tags(member: Any) -> tuple[Any, ...]:

@@ -77,7 +77,6 @@ def evaluate(
     samples: np.ndarray,
     baselines: dict[str, Any],
     evaluation: dict[str, Any],
-    seed: int,
     device: str,
     *histories: dict[str, Any],
 ) -> tuple[Metrics, np.ndarray]:
@@ -128,6 +127,7 @@ def _pca(baselines: dict[str, Any], hierarchy: Hierarchy) -> dict[str, Any]:
 def _fid(
     test: np.ndarray, samples: np.ndarray, weights: str, device: torch.device
 ) -> dict[str, Any]:
+    # it brings torch-fidelity along, which takes a second to import
     from submanifold.evaluation.frechet import frechet_inception_distance
 
     if weights == "auto" and device.type == "cpu":

@@ -9,6 +9,7 @@ from submanifold.pipelines.evaluation.nodes import draw_samples, evaluate, fit_b
 
 def create_pipeline(histories: Sequence[str]) -> Pipeline:
     """Build the evaluation of a hierarchy that was trained with these histories."""
+    outer = {f"history_{i}": name for i, name in enumerate(histories, start=1)}
     return Pipeline(
         [
             Node(
@@ -32,12 +33,12 @@ def create_pipeline(histories: Sequence[str]) -> Pipeline:
                     "samples",
                     "baselines",
                     "params:evaluation",
-                    "params:seed",
                     "params:device",
-                    *histories,
+                    *outer,
                 ],
                 outputs=["metrics", "projections"],
                 name="evaluate",
             ),
-        ]
+        ],
+        inputs=outer,
     )

@@ -8,17 +8,15 @@ from submanifold.pipelines.hierarchical.nodes import assemble, project_stage, tr
 
 def create_pipeline(n_stages: int = 2) -> Pipeline:
     """Build Algorithm 2 for any number of stages, from the source of images to the report."""
-    stages = [stage(n, last=n == n_stages) for n in range(1, n_stages + 1)]
-    together = Node(
-        assemble,
-        inputs=[f"stage_{n}.flow" for n in range(1, n_stages + 1)],
-        outputs="hierarchy",
-        name="assemble",
+    numbers = range(1, n_stages + 1)
+    together = Pipeline(
+        [Node(assemble, [f"flow_{n}" for n in numbers], "hierarchy", name="assemble")],
+        inputs={f"flow_{n}": f"stage_{n}.flow" for n in numbers},
     )
-    histories = [f"stage_{n}.history" for n in range(1, n_stages + 1)]
+    histories = [f"stage_{n}.history" for n in numbers]
     return (
         data.create_pipeline()
-        + sum(stages, Pipeline([together]))
+        + sum((stage(n, last=n == n_stages) for n in numbers), together)
         + evaluation.create_pipeline(histories)
         + reporting.create_pipeline(histories)
     )
@@ -27,7 +25,7 @@ def create_pipeline(n_stages: int = 2) -> Pipeline:
 def stage(n: int, last: bool) -> Pipeline:
     """Build stage n: training, and, for the stage that follows, the projection of its input."""
     before = f"stage_{n - 1}.u" if n > 1 else "images"
-    outer = [f"stage_{m}.flow" for m in range(1, n)]
+    outer = {f"flow_{m}": f"stage_{m}.flow" for m in range(1, n)}
     train = Node(
         train_stage,
         inputs=["train", "valid", "params:seed", "params:device", "folder", "params:stage", *outer],
@@ -43,7 +41,7 @@ def stage(n: int, last: bool) -> Pipeline:
     return Pipeline(
         [train] if last else [train, project],
         namespace=f"stage_{n}",
-        inputs={"train": f"{before}_train", "valid": f"{before}_valid", **{o: o for o in outer}},
+        inputs={"train": f"{before}_train", "valid": f"{before}_valid", **outer},
         parameters={
             "params:stage": f"params:stage_{n}",
             "params:seed": "params:seed",

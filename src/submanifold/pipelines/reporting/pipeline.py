@@ -11,6 +11,7 @@ FIGURES = ["samples_figure", "samples_cool_figure", "rejection_figure", "curves_
 
 def create_pipeline(histories: Sequence[str]) -> Pipeline:
     """Build the report of a hierarchy that was trained with these histories."""
+    outer = {f"history_{i}": name for i, name in enumerate(histories, start=1)}
     return Pipeline(
         [
             Node(
@@ -32,10 +33,11 @@ def create_pipeline(histories: Sequence[str]) -> Pipeline:
                     "projections",
                     "params:dataset",
                     "params:method",
-                    *histories,
+                    *outer,
                 ],
                 outputs=["report", *FIGURES],
                 name="write_report",
             ),
-        ]
+        ],
+        inputs=outer,
     )
