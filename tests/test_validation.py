@@ -14,7 +14,7 @@ class Cat(Settings):
 
 class Dog(Settings):
     type: Literal["dog"]
-    tricks: list[str] = []
+    tricks: list[str] = Field(default=[])
 
 
 class House(Settings):

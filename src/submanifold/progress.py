@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +16,8 @@ from rich.progress import (
 )
 
 log = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch", bound=Sized)
 
 
 class Meter:
@@ -94,3 +98,11 @@ class Meter:
 
     def _rate(self) -> float:
         return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
+
+
+def track(batches: Iterable[Batch], description: str, total: int) -> Iterator[Batch]:
+    """Pass batches of images on, and show how many have gone by."""
+    with Meter(description, "images", total) as meter:
+        for batch in batches:
+            yield batch
+            meter.update(len(batch))

@@ -43,9 +43,7 @@ def test_the_huber_penalty_is_that_of_equation_2():
     assert terms["penalty"].item() == pytest.approx((0.5 + 4.0) / 4, rel=1e-6)
     assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
     residual = torch.linspace(-3, 3, 601, dtype=torch.float64)
-    expected = torch.where(
-        residual.abs() <= 0.7, 0.5 * residual**2, 0.7 * (residual.abs() - 0.35)
-    )
+    expected = torch.where(residual.abs() <= 0.7, 0.5 * residual**2, 0.7 * (residual.abs() - 0.35))
     torch.testing.assert_close(pixel_penalty(residual, "huber", 0.7), expected)
     torch.testing.assert_close(
         pixel_penalty(residual, "huber", 1e9), pixel_penalty(residual, "mse", 1.0) / 2

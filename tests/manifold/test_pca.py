@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_normal
-from sklearn.decomposition import PCA as SklearnPCA
+from sklearn import decomposition
 
 from submanifold.manifold import PCA
 
@@ -17,12 +17,12 @@ def correlated(n, seed=0, dim=6):
 
 def test_axes_variances_and_projections_are_those_of_scikit_learn():
     x, new = correlated(500), correlated(50, seed=1)
-    pca, other = PCA.fit(x.split(64)), SklearnPCA().fit(x.numpy())
+    pca, other = PCA.fit(x.split(64)), decomposition.PCA().fit(x.numpy())
     np.testing.assert_allclose(pca.mean, other.mean_, atol=1e-10)
     np.testing.assert_allclose(pca.variances, other.explained_variance_ * 499 / 500, rtol=1e-8)
     np.testing.assert_allclose(abs(np.diag(other.components_ @ pca.axes.numpy())), 1, atol=1e-8)
     for dim in range(1, 7):
-        theirs = SklearnPCA(dim).fit(x.numpy())
+        theirs = decomposition.PCA(dim).fit(x.numpy())
         expected = theirs.inverse_transform(theirs.transform(new.numpy()))
         np.testing.assert_allclose(pca.project(new, dim), expected, atol=1e-8)
 

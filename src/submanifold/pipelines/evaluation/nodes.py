@@ -15,6 +15,7 @@ from submanifold.evaluation.likelihood import per_event
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
 from submanifold.evaluation.sliced_wasserstein import sliced_wasserstein
 from submanifold.manifold import PCA, Hierarchy
+from submanifold.progress import track
 from submanifold.training.trainer import choose_device
 
 BATCH = 256
@@ -90,12 +91,15 @@ def evaluate(
     hierarchy = hierarchy.to(place)
     batches = Batches(test, BATCH, device=place)
     outer = Hierarchy(hierarchy.stages[:1])
-    through_all = reconstruction(squared_errors(hierarchy.project, batches))
+    errors = squared_errors(hierarchy.project, track(batches, "projecting", len(test)))
+    through_all = reconstruction(errors)
     metrics: Metrics = {
         "dims": [hierarchy.event_dim, *(stage.dim for stage in hierarchy.stages)],
         "parameters": sum(p.numel() for p in hierarchy.parameters()),
         "counts": {"train": len(train), "test": len(test), "samples": len(samples)},
-        "bits_per_dim": mean_interval(per_event(hierarchy.bits_per_dim, batches)),
+        "bits_per_dim": mean_interval(
+            per_event(hierarchy.bits_per_dim, track(batches, "bits per dimension", len(test)))
+        ),
         **through_all,
         "stage_1_mse": through_all["mse"]
         if len(hierarchy.stages) == 1

@@ -11,6 +11,7 @@ from submanifold.data.arrays import write_rows
 from submanifold.data.batches import Batches
 from submanifold.manifold import Hierarchy, StageSettings, build_hierarchy
 from submanifold.pipelines.tracking import log_to_mlflow
+from submanifold.progress import track
 from submanifold.training.trainer import TrainingSettings, choose_device, fit
 from submanifold.validation import read_settings
 
@@ -84,7 +85,8 @@ def project_stage(
     arrays = []
     for array, name in ((train, "u_train"), (valid, "u_valid")):
         batches = Batches(array, batch_size=256, seed=seed, device=place)
-        encoded = (flow.encode(batch)[0].cpu().numpy() for batch in batches)
+        shown = track(batches, f"encoding {name}", len(array))
+        encoded = (flow.encode(batch)[0].cpu().numpy() for batch in shown)
         with torch.no_grad():
             arrays.append(write_rows(folder / f"{name}.npy", encoded, (len(array), flow.dim)))
     return arrays[0], arrays[1]

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+from submanifold.errors import UserError
+from submanifold.flows import Glow
+from submanifold.training.checkpoint import EMA, load_checkpoint, save_checkpoint
+
+
+def test_the_average_follows_its_formula():
+    weight = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(weight.weight, 5.0)
+    ema, expected = EMA(weight, 0.5), 5.0
+    for step in range(30):
+        nn.init.constant_(weight.weight, float(step))
+        ema.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        assert ema.average[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_decay_of_zero_follows_the_weights_themselves():
+    weight = nn.Linear(3, 3)
+    ema = EMA(weight, 0.0)
+    nn.init.normal_(weight.weight)
+    ema.update(100)
+    assert torch.equal(ema.average[0], weight.weight)
+
+
+def test_swapping_twice_changes_nothing():
+    weight = nn.Linear(3, 3)
+    ema = EMA(weight, 0.9)
+    nn.init.normal_(weight.weight)
+    trained, average = weight.weight.clone(), ema.average[0].clone()
+    ema.swap()
+    assert torch.equal(weight.weight, average)
+    assert torch.equal(ema.average[0], trained)
+    ema.swap()
+    assert torch.equal(weight.weight, trained)
+    assert torch.equal(ema.average[0], average)
+
+
+def parts(seed, fused):
+    torch.manual_seed(seed)
+    module = Glow((3, 8, 8), 2, 2, 8)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01, fused=fused)
+    return module, EMA(module, 0.9), optimizer
+
+
+def advance(module, ema, optimizer, steps):
+    for step in steps:
+        x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+        z, log_det = module(x)
+        (z.square().sum() - log_det.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(step)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_restored_training_takes_the_same_steps(tmp_path, fused):
+    whole = parts(0, fused)
+    advance(*whole, range(3))
+    save_checkpoint(tmp_path / "c", *whole, {"step": 3, "rows": [1.5]})
+    # weights of 3x3 convolutions lie in memory channels last, and a file has them channels first
+    assert any(not p.is_contiguous() for p in whole[0].parameters())
+    restored = parts(1, fused)
+    assert load_checkpoint(tmp_path / "c", *restored) == {"step": 3, "rows": [1.5]}
+    for mine, theirs in zip(restored[0].parameters(), whole[0].parameters(), strict=True):
+        for kind, value in whole[2].state[theirs].items():
+            assert torch.equal(restored[2].state[mine][kind], value)
+            assert restored[2].state[mine][kind].stride() == value.stride()
+    advance(*whole, range(3, 6))
+    advance(*restored, range(3, 6))
+    assert all(map(torch.equal, restored[0].parameters(), whole[0].parameters()))
+    assert all(map(torch.equal, restored[1].average, whole[1].average))
+
+
+def test_a_checkpoint_from_before_the_first_step_restores_an_empty_optimizer(tmp_path):
+    start = parts(0, True)
+    save_checkpoint(tmp_path / "c", *start, {})
+    advance(*start, range(3))
+    load_checkpoint(tmp_path / "c", *start)
+    fresh = parts(0, True)
+    for each in (start, fresh):
+        advance(*each, range(2))
+    assert all(map(torch.equal, start[0].parameters(), fresh[0].parameters()))
+
+
+@pytest.mark.parametrize("content", [b"", b"noise" * 100, None])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
+    made = parts(0, True)
+    save_checkpoint(tmp_path / "c", *made, {})
+    whole = (tmp_path / "c").read_bytes()
+    (tmp_path / "c").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(UserError, match="cannot be resumed"):
+        load_checkpoint(tmp_path / "c", *made)

@@ -1,0 +1,295 @@
+import logging
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from submanifold.data.batches import Batches
+from submanifold.errors import UserError
+from submanifold.flows import Affine, RealNVP
+from submanifold.manifold import Hierarchy, Objective, Stage
+from submanifold.training import trainer
+from submanifold.training.trainer import (
+    TrainingSettings,
+    choose_device,
+    choose_precision,
+    fit,
+    learning_rate,
+    validate,
+)
+
+
+def settings(**changes):
+    return TrainingSettings(
+        **{
+            "steps": 30,
+            "batch_size": 16,
+            "learning_rate": 0.01,
+            "warmup": 0,
+            "schedule": "constant",
+            "clip": 10.0,
+            "ema": 0.0,
+            "validate_every": 10,
+            "precision": "float32",
+            **changes,
+        }
+    )
+
+
+def data(n=96, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, 4)).astype(np.float32) * np.array([3, 1, 0.5, 0.1], "f")
+
+
+def small(couplings=2, dim=4):
+    torch.manual_seed(0)
+    return Hierarchy([Stage(RealNVP(dim, couplings, 8), 2)])
+
+
+def run(folder, objective=None, hierarchy=None, on_log=None, **changes):
+    hierarchy = hierarchy or small()
+    history = fit(
+        hierarchy,
+        objective or Objective("mse", 1.0),
+        Batches(data(), 16, seed=1),
+        Batches(data(40, seed=5), 16),
+        settings(**changes),
+        folder,
+        "stage_1",
+        on_log,
+    )
+    return hierarchy, history
+
+
+class Faulty:
+    """An objective that is not a number at some of its calls in training, and counts them."""
+
+    def __init__(self, bad, valid_bad=()):
+        self.inner, self.bad, self.valid_bad = Objective("mse", 1.0), bad, valid_bad
+        self.calls = self.validations = 0
+
+    def __call__(self, hierarchy, h):
+        terms = self.inner(hierarchy, h)
+        if torch.is_grad_enabled():
+            self.calls += 1
+            bad = self.calls in self.bad
+        else:
+            self.validations += 1
+            bad = self.validations in self.valid_bad
+        return {key: value * math.nan for key, value in terms.items()} if bad else terms
+
+
+def test_training_lowers_the_loss_and_keeps_its_history(tmp_path):
+    hierarchy = small()
+    before = validate(hierarchy, Objective("mse", 1.0), Batches(data(40, seed=5), 16))
+    hierarchy, history = run(tmp_path, hierarchy=hierarchy, steps=35)
+    assert [row["step"] for row in history["train"]] == [10, 20, 30, 35]
+    assert [row["step"] for row in history["valid"]] == [10, 20, 30, 35]
+    assert history["valid"][-1]["loss"] < before["loss"] - 0.1
+    assert set(history["train"][0]) == {
+        "step", "loss", "bits_per_dim", "mse", "penalty", "gradient_norm", "rows_per_second",
+    }  # fmt: skip
+    assert set(history["valid"][0]) == {"step", "loss", "bits_per_dim", "mse", "penalty"}
+    assert (history["name"], history["steps"], history["steps_trained"]) == ("stage_1", 35, 35)
+    assert (history["setbacks"], hierarchy.training) == (0, False)
+    assert history["seconds"] > 0
+
+
+def test_it_is_a_function_of_start_seed_and_settings(tmp_path):
+    a, _ = run(tmp_path / "a")
+    b, _ = run(tmp_path / "b")
+    c, _ = run(tmp_path / "c", learning_rate=0.02)
+    assert all(map(torch.equal, a.parameters(), b.parameters()))
+    assert not all(map(torch.equal, a.parameters(), c.parameters()))
+
+
+def test_validation_is_the_mean_over_rows_of_batches_of_any_size():
+    hierarchy, objective = small(), Objective("mse", 1.0)
+    whole = validate(hierarchy, objective, Batches(data(40), 40))
+    parts = validate(hierarchy, objective, Batches(data(40), 16))
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_weights_left_are_those_with_the_lowest_validation_loss(tmp_path):
+    # so large a learning rate that the last weights are not the best ones
+    hierarchy, history = run(tmp_path, steps=60, learning_rate=0.5, validate_every=5)
+    losses = {row["step"]: row["loss"] for row in history["valid"]}
+    best = min(losses, key=losses.get)
+    assert history["best_step"] == best < 60
+    assert hierarchy.notes["step"] == best
+    left = validate(hierarchy, Objective("mse", 1.0), Batches(data(40, seed=5), 16))
+    assert left["loss"] == pytest.approx(losses[best], rel=1e-6)
+    stored = Hierarchy.load(tmp_path / "best.safetensors")
+    assert all(map(torch.equal, stored.parameters(), hierarchy.parameters()))
+
+
+def test_a_finished_folder_trains_no_step_and_gives_the_same_weights(tmp_path):
+    first, history = run(tmp_path)
+    rows = []
+    objective = Faulty(bad=())
+    second, again = run(tmp_path, objective, on_log=lambda step, row: rows.append((step, row)))
+    assert objective.calls == again["steps_trained"] == 0
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    assert again == {**history, "steps_trained": 0}
+    assert [step for step, _ in rows] == [10, 20, 30, 10, 20, 30]
+    assert set(rows[0][1]) == {f"train.{key}" for key in history["train"][0] if key != "step"}
+    assert rows[-1][1]["valid.loss"] == history["valid"][-1]["loss"]
+
+
+def test_a_folder_that_trained_further_than_asked_counts_no_negative_steps(tmp_path):
+    run(tmp_path)
+    assert run(tmp_path, steps=20)[1]["steps_trained"] == 0
+
+
+def test_more_steps_go_on_from_the_last_checkpoint(tmp_path):
+    run(tmp_path, steps=20)
+    further, history = run(tmp_path, steps=40)
+    assert history["steps_trained"] == 20
+    whole, _ = run(tmp_path / "whole", steps=40)
+    assert all(map(torch.equal, further.parameters(), whole.parameters()))
+
+
+def test_training_starts_from_data_dependent_actnorms(tmp_path):
+    hierarchy = Hierarchy([Stage(Affine(4), 2)])
+    run(tmp_path, hierarchy=hierarchy, steps=1, learning_rate=1e-9)
+    actnorm = hierarchy.stages[0].flow.bijections[0]
+    batch = Batches(data(), 16, seed=1).at(0)
+    torch.testing.assert_close(actnorm.shift.detach(), batch.mean(0))
+    torch.testing.assert_close(actnorm.log_scale.exp().detach(), 1 / batch.std(0, correction=0))
+
+
+def test_a_loss_that_is_not_finite_sets_back_and_halves_the_learning_rate(
+    tmp_path, caplog, monkeypatch
+):
+    rates = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam,
+        "step",
+        lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)),
+    )
+    objective = Faulty(bad={13})
+    with caplog.at_level(logging.WARNING, "submanifold"):
+        hierarchy, history = run(tmp_path, objective)
+    assert "stage_1: not finite at step 20; back to step 10" in caplog.text
+    assert "learning rate halved (1 of 3)" in caplog.text
+    # ten good steps, ten that came to nothing, and the last twenty at half the rate
+    assert rates == [0.01] * 20 + [0.005] * 20
+    assert objective.calls == 40
+    assert (history["setbacks"], history["steps_trained"]) == (1, 30)
+    assert [row["step"] for row in history["train"]] == [10, 20, 30]
+    assert all(math.isfinite(row["loss"]) for row in history["train"] + history["valid"])
+    assert all(torch.isfinite(p).all() for p in hierarchy.parameters())
+
+
+@pytest.mark.parametrize("validate_every", [1, 4, 7, 15])
+def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path, validate_every):
+    hierarchy, history = run(tmp_path, Faulty(bad={12}), validate_every=validate_every)
+    assert history["setbacks"] == 1
+    assert all(math.isfinite(row["loss"]) for row in history["train"] + history["valid"])
+    assert all(torch.isfinite(p).all() for p in hierarchy.parameters())
+
+
+def test_it_gives_up_after_three_setbacks_and_names_what_to_lower(tmp_path):
+    objective = Faulty(bad=range(11, 1000))
+    with pytest.raises(UserError, match=r"stage_1: .*not finite at step 20.*3 times") as caught:
+        run(tmp_path, objective)
+    assert objective.calls == 10 + 4 * 10
+    for name in ("training.learning_rate (now 0.01)", "training.clip", "penalty_weight"):
+        assert name in str(caught.value)
+
+
+def test_setbacks_survive_a_restart(tmp_path):
+    with pytest.raises(UserError):
+        run(tmp_path, Faulty(bad=range(11, 1000)))
+    objective = Faulty(bad=())
+    _, history = run(tmp_path, objective)
+    assert (history["setbacks"], objective.calls) == (3, 20)
+    with pytest.raises(UserError, match="3 times"):
+        run(tmp_path / "new", Faulty(bad=range(1, 1000)))
+
+
+def test_a_loss_not_finite_in_the_first_steps_goes_back_to_the_start(tmp_path):
+    _, history = run(tmp_path, Faulty(bad={3}))
+    assert (history["setbacks"], history["steps_trained"]) == (1, 30)
+
+
+def test_a_validation_that_is_not_finite_is_never_the_best(tmp_path):
+    # three batches a validation: the first validation fails, then the second
+    for number, bad in enumerate(({1}, {4})):
+        hierarchy, history = run(tmp_path / str(number), Faulty((), bad), learning_rate=1e-4)
+        losses = [row["loss"] for row in history["valid"]]
+        assert math.isnan(losses[number])
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        assert hierarchy.notes["loss"] == min(finite)
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 4), (4, 2)])
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, first, second):
+    run(tmp_path, hierarchy=small(first))
+    with pytest.raises(UserError, match=r"last\.safetensors cannot be resumed.*Delete its folder"):
+        run(tmp_path, hierarchy=small(second))
+    torch.manual_seed(0)
+    wider = Hierarchy([Stage(RealNVP(4, first, 9), 2)])
+    with pytest.raises(UserError, match=r"\(8, 4\) stored, \(9, 4\) expected"):
+        run(tmp_path, hierarchy=wider)
+
+
+def test_the_learning_rate_rises_then_falls_along_half_a_cosine():
+    cosine = settings(steps=110, warmup=10, schedule="cosine")
+    values = [learning_rate(step, cosine) for step in range(110)]
+    assert values[:10] == pytest.approx([0.001 * (i + 1) for i in range(10)])
+    assert values[10] == pytest.approx(0.01)
+    assert values[60] == pytest.approx(0.005)
+    assert values[35] == pytest.approx(0.005 * (1 + math.sqrt(0.5)))
+    assert 0 < values[109] < 1e-5
+    assert all(a > b for a, b in pairwise(values[10:]))
+    constant = settings(steps=110, warmup=10)
+    assert [learning_rate(step, constant) for step in (0, 4, 9, 10, 109)] == pytest.approx(
+        [0.001, 0.005, 0.01, 0.01, 0.01]
+    )
+    assert learning_rate(0, settings(steps=1, schedule="cosine")) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("wanted", ["cuda:99", "gpu", "cpu:x", ""])
+def test_a_device_that_is_not_there_is_refused_with_those_allowed(wanted):
+    with pytest.raises(UserError, match=rf"device={wanted} cannot be used here.*auto, cpu, cuda"):
+        choose_device(wanted)
+
+
+def test_the_automatic_device_is_one_that_works():
+    assert choose_device("cpu") == torch.device("cpu")
+    torch.empty(1, device=choose_device("auto"))
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+def test_automatic_precision_is_bfloat16_where_that_pays(monkeypatch, tiles):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+    assert choose_precision("auto", single) == (torch.bfloat16 if tiles else torch.float32)
+    assert choose_precision("auto", double) == torch.float64
+    assert choose_precision("float32", single) == torch.float32
+    assert choose_precision("bfloat16", single) == torch.bfloat16
+
+
+def test_bfloat16_trains_nets_in_bfloat16_and_validates_in_float32(tmp_path):
+    seen = {True: set(), False: set()}
+    hierarchy = small()
+    linear = hierarchy.stages[0].flow.bijections[0].net[0]
+    linear.register_forward_hook(
+        lambda _module, _x, out: seen[torch.is_grad_enabled()].add(out.dtype)
+    )
+    run(tmp_path, hierarchy=hierarchy, precision="bfloat16", steps=10)
+    # the data-dependent initialisation runs without gradients too, in float32
+    assert seen == {True: {torch.bfloat16}, False: {torch.float32}}
+
+
+def test_the_terms_of_training_are_logged_with_their_names(tmp_path):
+    rows = []
+    run(tmp_path, on_log=lambda step, row: rows.append((step, row)), steps=10)
+    assert [step for step, _ in rows] == [10, 10]
+    assert all(key.startswith("train.") for key in rows[0][1])
+    assert all(key.startswith("valid.") for key in rows[1][1])
+    assert trainer.LOG_EVERY == 10
