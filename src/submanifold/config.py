@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from click import ClickException
 from kedro.config import OmegaConfigLoader
-from kedro.framework.cli.utils import KedroCliError
 from omegaconf import OmegaConf
 from pydantic import Field
 
@@ -24,6 +24,7 @@ RECIPE = 1
 """Raise it when the same settings would no longer give the same artifacts."""
 
 RAW = Path("data/01_raw")
+SMALLEST = 7
 
 
 class EvaluationSettings(Settings):
@@ -69,7 +70,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             config = super().__getitem__(key)
             return expand(config, keys) if key == "catalog" else config
         except UserError as error:
-            raise KedroCliError(str(error)) from error
+            raise ClickException(str(error)) from error
 
     @cached_property
     def _chosen(self) -> dict[str, Any]:
@@ -136,6 +137,11 @@ def check(parameters: Mapping[str, Any]) -> None:
         UserError: Naming the parameter.
     """
     data = read_settings(DataSettings, parameters["data"], "data")
+    if data.size < SMALLEST:
+        raise UserError(
+            f"data.size={data.size} is too small: images are compared by patches of {SMALLEST} "
+            f"pixels. Allowed: {SMALLEST} or more. Change it with --params=data.size=32."
+        )
     read_settings(EvaluationSettings, parameters["evaluation"], "evaluation")
     stages = []
     for name, settings in stage_settings(parameters).items():

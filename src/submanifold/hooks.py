@@ -5,12 +5,13 @@ import logging
 import os
 import signal
 import socket
+import threading
 import types
 from pathlib import Path
 from typing import Any
 
 import mlflow
-from kedro.framework.cli.utils import KedroCliError
+from click import ClickException
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
@@ -51,17 +52,23 @@ class ExperimentHooks:
     def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
         """Check what only this machine and this command can tell."""
         method, schedule = self._parameters["method"], self._parameters["schedule"]
-        for name in run_params["pipeline_names"] or ["hierarchical"]:
+        for name in run_params["pipeline_names"] or ["__default__"]:
+            name = "hierarchical" if name == "__default__" else name
             if name in ("hierarchical", "joint") and name != schedule:
-                raise KedroCliError(
+                raise ClickException(
                     f"method={method} has the schedule {schedule}, which --pipeline={schedule} "
                     f"runs, not --pipeline={name}. Change either; methods.{method}.schedule in "
                     "conf/base/parameters.yml says which."
                 )
+        weights = self._parameters["evaluation"]["inception_weights"]
         try:
             choose_device(self._parameters["device"])
+            if weights not in ("auto", "download"):
+                from submanifold.evaluation.frechet import given_weights
+
+                given_weights(weights)
         except UserError as error:
-            raise KedroCliError(str(error)) from error
+            raise ClickException(str(error)) from error
 
     @hook_impl(trylast=True)
     def on_pipeline_error(self, error: Exception) -> None:
@@ -69,7 +76,7 @@ class ExperimentHooks:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, UserError):
-                raise KedroCliError(str(cause)) from error
+                raise ClickException(str(cause)) from error
             cause = cause.__cause__
 
 
@@ -104,7 +111,8 @@ class TrackingHooks:
         mlflow.log_params(_flatten({**self._parameters, "keys": self._artifacts}))
         # registered after mlflow's own exit handler, so it runs before it
         atexit.register(self._close_interrupted)
-        signal.signal(signal.SIGTERM, _exit_on_signal)
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            signal.signal(signal.SIGTERM, _exit_on_signal)
 
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:

@@ -1,6 +1,7 @@
 """Arrays on disk, which may be larger than memory."""
 
 import base64
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class ArrayDataset(AbstractDataset[np.ndarray, np.ndarray]):
 
     def save(self, data: np.ndarray) -> None:
         """Write the array, unless it is this very file."""
-        if isinstance(data, np.memmap) and data.filename == self._path.resolve():
+        whole = isinstance(data.base, mmap.mmap)  # not a slice of a file
+        if whole and isinstance(data, np.memmap) and data.filename == self._path.resolve():
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_name(self._path.name + ".part")

@@ -80,7 +80,7 @@ def frechet_inception_distance(
     result: dict[str, Any] = {"value": None, "low": None, "high": None, "why": None}
     result |= {"n_real": len(real), "n_fake": len(fake)}
     try:
-        path = _downloaded_weights() if weights is None else _given_weights(weights)
+        path = _downloaded_weights() if weights is None else given_weights(weights)
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error or type(error).__name__
         result["why"] = (
@@ -160,12 +160,17 @@ def _features(
     return np.concatenate(features)
 
 
-def _given_weights(weights: str) -> Path:
+def given_weights(weights: str) -> Path:
+    """Path of the weights file that the user gave.
+
+    Raises:
+        UserError: There is no such file, or it is another one.
+    """
     path = Path(weights).expanduser()
     if not path.is_file():
         raise UserError(
-            f"{SETTING}: there is no file {path}. Give the path of {WEIGHTS_NAME}, or null to have"
-            f" it downloaded from {URL_INCEPTION_V3}."
+            f"{SETTING}: there is no file {path}. Give the path of {WEIGHTS_NAME}, or"
+            f" 'download' to have it downloaded from {URL_INCEPTION_V3}."
         )
     if not _is_standard(path):
         raise UserError(

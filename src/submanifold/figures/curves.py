@@ -36,7 +36,7 @@ def training_curves(histories: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes.axvline(history["best_step"], color="0.6", linestyle=":", linewidth=1)
             axes.set_title(f"{name}: {label}", fontsize=9)
             axes.set_xlabel("step", fontsize=8)
-            axes.tick_params(labelsize=8)
+            axes.tick_params(which="both", labelsize=8)
             axes.grid(alpha=0.25)
             _limit(axes, history, key)
             if key == "mse":

@@ -19,6 +19,7 @@ def image_grid(images: np.ndarray, columns: int = 8, title: str | None = None) -
         title: Shown above.
     """
     channels, height, width = images.shape[1:]
+    columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     gap = max(1, height // 16)
     canvas = np.full(

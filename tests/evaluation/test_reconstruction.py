@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+import torch
+
+from submanifold.evaluation.likelihood import per_event
+from submanifold.evaluation.reconstruction import reconstruction, squared_errors
+
+
+def test_the_error_is_the_mean_over_the_coordinates_of_each_event():
+    x = torch.zeros(5, 3, 2, 2)
+    x[1, 0, 0, 0] = 0.6
+    x[2] = 0.5
+    errors = squared_errors(torch.zeros_like, [x[:2], x[2:]])
+    assert errors.dtype == np.float64
+    assert errors == pytest.approx([0, 0.36 / 12, 0.25, 0, 0])
+
+
+def test_values_are_gathered_in_order_and_carry_no_gradient():
+    weight = torch.ones(1, requires_grad=True)
+    values = per_event(lambda x: weight * x, [torch.tensor([1.0, 2.0]), torch.tensor([3.0])])
+    assert values.tolist() == [1, 2, 3]
+
+
+def test_the_psnr_is_the_mean_of_the_images_own_with_peak_one():
+    errors = np.array([0.01, 0.001])
+    result = reconstruction(errors)
+    assert result["mse"]["value"] == pytest.approx(0.0055)
+    assert result["psnr"]["value"] == pytest.approx(25)
+    assert result["mse"]["n"] == result["psnr"]["n"] == 2
+    assert result["not_finite"] == 0
+
+
+def test_overflows_are_counted_and_left_out():
+    result = reconstruction(np.array([0.1, np.nan, 0.3, np.inf]))
+    assert result["mse"]["value"] == pytest.approx(0.2)
+    assert result["mse"]["n"] == 2
+    assert result["not_finite"] == 2
+
+
+def test_nothing_but_overflows_gives_no_value():
+    result = reconstruction(np.full(3, np.nan))
+    assert result["mse"]["value"] is None
+    assert result["psnr"]["value"] is None
+    assert result["not_finite"] == 3
+
+
+def test_a_perfect_projection_has_a_finite_psnr():
+    assert reconstruction(np.zeros(3))["psnr"]["value"] == pytest.approx(120)

@@ -1,0 +1,94 @@
+"""What is trained again, and what is found: the table of kedro.md, in steps trained."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+STEPS = 12
+BOTH, NONE = {"stage_1": STEPS, "stage_2": STEPS}, {"stage_1": 0, "stage_2": 0}
+ONLY_2 = {"stage_1": 0, "stage_2": STEPS}
+
+
+@pytest.fixture(scope="module")
+def first(project):
+    return project.run(until="metrics")
+
+
+def trained(project, **params):
+    return project.run(until="hierarchy", **params).steps
+
+
+def test_the_first_run_trains_both_stages_and_the_same_again_trains_none(project, first):
+    assert first.steps == BOTH
+    again = project.run(until="metrics")
+    assert again.steps == NONE
+    assert again.path("hierarchy") == first.path("hierarchy")
+    mine, before = again.load("metrics"), first.load("metrics")
+    assert mine["bits_per_dim"] == before["bits_per_dim"]
+
+
+@pytest.mark.parametrize("setting", [{"dim": 10}, {"penalty": "none"}])
+def test_another_setting_of_stage_2_retrains_only_stage_2(project, first, setting):
+    assert trained(project, stage_2=setting) == ONLY_2
+
+
+def test_another_dim_of_stage_1_retrains_both_and_going_back_reuses_both(project, first):
+    assert trained(project, stage_1={"dim": 20}) == BOTH
+    assert trained(project) == NONE
+
+
+def test_another_delta_of_stage_1_retrains_both_and_going_back_reuses_both(project):
+    def huber(delta):
+        return trained(project, stage_1={"penalty": "huber", "delta": delta})
+
+    assert [huber(0.1), huber(0.2), huber(0.1)] == [BOTH, BOTH, NONE]
+
+
+def test_methods_that_differ_in_stage_2_share_stage_1(project, first):
+    dims = {"stage_1": {"dim": 24}, "stage_2": {"dim": 12}}
+    assert trained(project, method="H-MH", **dims) == ONLY_2
+
+
+def test_another_seed_retrains_both_on_the_same_data(project, first):
+    data = {name: first.path(name) for name in ("images_train", "manifest")}
+    before = {path: path.read_bytes() for path in data.values()}
+    inode = data["images_train"].stat().st_ino
+    other = project.run(until="hierarchy", seed=1)
+    assert other.steps == BOTH
+    assert {name: other.path(name) for name in data} == data
+    assert {path: path.read_bytes() for path in data.values()} == before
+    assert data["images_train"].stat().st_ino == inode
+
+
+def test_the_device_retrains_nothing(project, first):
+    assert trained(project, device="auto") == NONE
+
+
+def test_a_setting_of_the_evaluation_retrains_nothing_but_is_evaluated(project, first):
+    other = project.run(until="metrics", evaluation={"samples": 32})
+    assert other.steps == NONE
+    assert other.load("metrics")["counts"]["samples"] == 32
+    assert first.load("metrics")["counts"]["samples"] == 64
+
+
+def write_images(folder, numbers):
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (10, 9, 3), dtype=np.uint8)
+        (folder / f"{number % 3}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number % 3}" / f"{number}.png")
+
+
+def test_a_folder_of_images_may_move_but_not_change(project, tmp_path):
+    def from_folder(path):
+        data = {"path": str(path), "size": 8}
+        return trained(project, dataset="folder", data=data)
+
+    write_images(tmp_path / "here", range(40))
+    assert from_folder(tmp_path / "here") == BOTH
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    shutil.move(tmp_path / "here", tmp_path / "far" / "away" / "there")
+    assert from_folder(tmp_path / "far" / "away" / "there") == NONE
+    write_images(tmp_path / "far" / "away" / "there", [40])
+    assert from_folder(tmp_path / "far" / "away" / "there") == BOTH

@@ -1,0 +1,102 @@
+"""Runs that end before their time: killed, told to stop, or failed."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+from click import ClickException
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from submanifold.pipelines.evaluation import nodes
+
+STEPS, EVERY = 300, 20
+LONG = {"stage_2": {"training": {"steps": STEPS, "validate_every": EVERY}}}
+COMMAND = (
+    *("run", "--env=test", "--pipeline=hierarchical"),
+    f"--params=device=cpu,stage_2.training.steps={STEPS},stage_2.training.validate_every={EVERY}",
+)
+
+
+def reached(project):
+    """Step of stage 2's last checkpoint."""
+    paths = list(project.path.glob("data/06_models/photos-stage_2-*/last.safetensors"))
+    try:
+        with safe_open(paths[0], framework="pt") as file:
+            return json.loads(file.metadata()["state"])["step"]
+    except (IndexError, OSError, SafetensorError):  # not there, or being replaced
+        return 0
+
+
+def stop(project, how):
+    """Run, stop it after a new checkpoint of stage 2, and say where it was."""
+    before = reached(project)
+    process = project.start(*COMMAND)
+    deadline = time.monotonic() + 100
+    while reached(project) <= before:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert before < reached(project) < STEPS
+    return reached(project)
+
+
+def statuses(project):
+    return [run.info.status for run in project.mlflow_runs()]
+
+
+def test_a_run_killed_in_stage_2_is_picked_up_and_ends_like_one_that_was_not(new_project):
+    project = new_project()
+    stopped_at = []
+
+    stopped_at.append(stop(project, signal.SIGKILL))
+    assert statuses(project) == ["RUNNING"]
+    stopped_at.append(stop(project, signal.SIGTERM))
+    assert statuses(project) == ["KILLED", "KILLED"], "the first is marked by the second"
+    stopped_at.append(stop(project, signal.SIGINT))
+    assert statuses(project) == ["KILLED"] * 3
+
+    last = project.run(until="metrics", **LONG)
+    assert statuses(project) == ["KILLED"] * 3 + ["FINISHED"]
+    assert last.steps == {"stage_1": 0, "stage_2": STEPS - stopped_at[-1]}
+
+    other = new_project()
+    whole = other.run(until="metrics", **LONG)
+    assert whole.steps == {"stage_1": 12, "stage_2": STEPS}
+    for name in ("stage_1.flow", "stage_2.flow", "hierarchy"):
+        mine, its = load_file(last.path(name)), load_file(whole.path(name))
+        assert mine.keys() == its.keys()
+        assert all(torch.equal(mine[key], its[key]) for key in mine)
+    mine, its = last.load("metrics"), whole.load("metrics")
+    assert {**mine, "seconds": None} == {**its, "seconds": None}
+
+    # the run that went on has the whole curve, from the first step
+    for run, project_ in ((last, project), (whole, other)):
+        curve = project_.mlflow_client.get_metric_history(
+            run.mlflow.info.run_id, "stage_2.valid.loss"
+        )
+        assert [point.step for point in curve] == list(range(EVERY, STEPS + 1, EVERY))
+
+
+def test_a_run_whose_node_fails_is_marked_failed(project, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("the moon is full")
+
+    monkeypatch.setattr(nodes, "sliced_wasserstein", fail)
+    with pytest.raises(RuntimeError, match="the moon is full"):
+        project.run(until="metrics")
+    assert statuses(project)[-1] == "FAILED"
+    monkeypatch.undo()
+    assert project.run(until="metrics").steps == {"stage_1": 0, "stage_2": 0}
+    assert statuses(project)[-2:] == ["FAILED", "FINISHED"]
+
+
+def test_a_run_that_a_mistake_ends_is_marked_failed(project, tmp_path):
+    with pytest.raises(ClickException, match="no_such_folder"):
+        project.run(dataset="folder", data={"path": str(tmp_path / "no_such_folder"), "size": 8})
+    assert statuses(project)[-1] == "FAILED"

@@ -1,0 +1,55 @@
+"""The pipelines as Kedro-Viz shows them: layers, stages, previews."""
+
+import json
+import shutil
+
+import pytest
+
+PREVIEWS = {
+    "ImagePreview": {
+        *("images_train", "images_valid", "images_test", "stage_1.u_train", "stage_1.u_valid"),
+        *("samples", "samples_cool", "projections"),
+        *("samples_figure", "samples_cool_figure", "rejection_figure", "curves_figure"),
+    },
+    "JSONPreview": {
+        *("manifest", "baselines", "metrics", "hierarchy"),
+        *("stage_1.flow", "stage_1.history", "stage_2.flow", "stage_2.history"),
+    },
+    "TablePreview": {"metrics_table"},
+}
+
+
+@pytest.fixture(scope="module")
+def site(new_project):
+    """The static site of a project after a run, built without a network."""
+    project = new_project()
+    # viz build has no --env, so the small sizes become the user's own
+    conf = project.path / "conf"
+    shutil.copy(conf / "test" / "parameters.yml", conf / "local" / "parameters.yml")
+    project.run()
+    code, output = project.kedro("viz", "build", "--include-hooks", "--include-previews")
+    assert code == 0, output
+    return project.path / "build" / "api"
+
+
+def test_the_layers_stages_and_pipelines_are_there(site):
+    shown = json.loads((site / "pipelines" / "hierarchical").read_text())
+    layers = ["raw", "primary", "stage 1", "stage 2", "models", "model_output", "reporting"]
+    assert shown["layers"] == layers
+    assert {each["id"] for each in shown["pipelines"]} == {
+        *("__default__", "data", "hierarchical", "joint"),
+    }
+    assert set(shown["modular_pipelines"]) == {"__root__", "stage_1", "stage_2"}
+    tasks = {node["full_name"] for node in shown["nodes"] if node["type"] == "task"}
+    assert {"stage_1.train", "stage_2.train", "assemble", "write_report"} <= tasks
+
+
+def test_the_table_the_pictures_and_the_flows_have_previews(site):
+    shown = json.loads((site / "pipelines" / "hierarchical").read_text())
+    previews = {}
+    for node in shown["nodes"]:
+        if node["type"] == "data":
+            details = json.loads((site / "nodes" / node["id"]).read_text())
+            if details.get("preview"):
+                previews.setdefault(details["preview_type"], set()).add(node["name"])
+    assert previews == PREVIEWS

@@ -1,0 +1,116 @@
+"""What cannot work ends in one message that says what is allowed, before anything is trained."""
+
+import re
+
+import numpy as np
+import pytest
+from click import ClickException
+from PIL import Image
+
+METHODS = "H-MM, H-MH, H-HM, H-HH, PR-D, PR-M, PR-H, EE-M, EE-H"
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"method": "H-XX"}, f"method=H-XX is not known. Known: {METHODS}"),
+        ({"dataset": "mnist"}, "dataset=mnist is not known. Known: photos, celeba, lsun_bedroom"),
+        ({"method": "PR-D"}, "method=PR-D has the schedule joint, which --pipeline=joint runs"),
+        ({"stage_1": {"dims": 3}}, "stage_1.dims is not a setting; known: flow, dim, penalty"),
+        ({"stage_1": {"dim": 193}}, "dimension 193 in a space of 192 is not possible"),
+        ({"stage_1": {"dim": 0}}, "stage_1.dim=0 cannot be used"),
+        ({"stage_1": {"dim": "many"}}, "stage_1.dim=many cannot be used"),
+        ({"stage_2": {"dim": 25}}, "stage_2: A manifold of dimension 25 in a space of 24"),
+        ({"stage_1": {"penalty": "l1"}}, "stage_1.penalty=l1 is not known"),
+        ({"stage_1": {"flow": {"widht": 3}}}, "stage_1.flow.widht is not a setting"),
+        ({"data": {"size": 4}}, "data.size=4 is too small"),
+        ({"stage_1": {"flow": {"type": "nice"}}}, "stage_1.flow.type=nice is not known. Known: gl"),
+        ({"stage_1": {"flow": {"levels": 4}}}, "stage_1: "),
+        ({"stage_2": {"flow": {"type": "glow"}}}, "stage_2: A glow acts on images"),
+        ({"stage_1": {"training": {"step": 3}}}, "stage_1.training.step is not a setting"),
+        ({"stage_2": {"training": {"steps": 0}}}, "stage_2.training.steps=0 cannot be used"),
+        ({"training": {"batchsize": 3}}, "stage_1.training.batchsize is not a setting"),
+        ({"data": {"sizes": 3}}, "data.sizes is not a setting"),
+        ({"data": {"channels": 2}}, "data.channels=2 is not known; known: 1 or 3"),
+        ({"data": {"path": "somewhere"}}, "data.source=photos reads no files"),
+        ({"evaluation": {"sample": 3}}, "evaluation.sample is not a setting"),
+        ({"evaluation": {"inception_weights": "w.pth"}}, "there is no file w.pth"),
+        ({"sed": 3}, "parameters.sed is not a setting; known: dataset, method, schedule, seed"),
+        ({"seed": -1}, "parameters.seed=-1 cannot be used"),
+        ({"schedule": "random"}, "parameters.schedule=random is not known"),
+        ({"device": "tpu7"}, "device=tpu7 cannot be used here"),
+        ({"device": "cuda:99"}, "device=cuda:99 cannot be used here"),
+        ({"dataset": "folder"}, "data.source=folder needs data.path"),
+        ({"stage_4": {"dim": 3}}, "numbered from 1 without a gap, but these are set: stage_1, "),
+        ({"stage_x": {"dim": 3}}, "numbered from 1 without a gap"),
+        ({"stage_3": {"penalty": "mse"}}, "stage_3.dim is missing"),
+        ({"stage_1": 5}, "stage_1=5 cannot be used: stage_1 is a group of settings"),
+        ({"stage_3": None}, "stage_3=None cannot be used"),
+        ({"stage_1": {"flow": "glow"}}, "stage_1.flow=glow cannot be used"),
+        ({"stage_3": {"dim": 3, "flow": "affine"}}, "stage_3.flow=affine cannot be used"),
+        ({"stage_2": {"training": 5}}, "stage_2.training=5 cannot be used"),
+        ({"data": "photos"}, "data=photos cannot be used"),
+        ({"training": 300}, "training=300 cannot be used"),
+        ({"evaluation": "all"}, "evaluation=all cannot be used"),
+        ({"data": {"counts": 300}}, "data.counts=300 cannot be used"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_work_is_named_and_nothing_starts(project, params, said):
+    with pytest.raises(ClickException) as caught:
+        project.run(**params)
+    assert said in str(caught.value)
+    assert not (project.path / "data").exists()
+    assert re.search(r"(Change|Set|Give|set|give) ", str(caught.value)), "says how to mend it"
+
+
+def write_images(folder, good, broken):
+    for number in range(good + broken):
+        path = folder / f"{number}.png"
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(path)
+        if number >= good:
+            path.write_bytes(b"no image")
+
+
+def run_folder(project, path):
+    return project.run(dataset="folder", data={"path": str(path), "size": 8})
+
+
+def no_stage_was_touched(project):
+    return not (project.path / "data" / "06_models").exists()
+
+
+def test_a_path_that_does_not_exist_is_named(project, tmp_path):
+    with pytest.raises(ClickException, match="nowhere"):
+        run_folder(project, tmp_path / "nowhere")
+    assert no_stage_was_touched(project)
+
+
+def test_a_folder_without_images_is_named(project, tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing to see")
+    with pytest.raises(ClickException, match="no images found in"):
+        run_folder(project, tmp_path)
+    assert no_stage_was_touched(project)
+
+
+def test_too_many_broken_images_stop_the_run(project, tmp_path):
+    write_images(tmp_path, good=60, broken=3)
+    with pytest.raises(ClickException, match="more than 1% of 63 images cannot be read"):
+        run_folder(project, tmp_path)
+    assert no_stage_was_touched(project)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ("method=H-XX", f"method=H-XX is not known. Known: {METHODS}"),
+        ("dataset=folder,data.path=/no/such/pictures,data.size=8", "/no/such/pictures"),
+    ],
+)
+def test_the_command_line_shows_the_message_alone(project, params, said):
+    code, output = project.kedro("run", "--env=test", f"--params={params}")
+    assert code == 1
+    assert said in output.splitlines()[-1]
+    assert "Traceback" not in output
+    assert "None" not in output
+    assert no_stage_was_touched(project)
