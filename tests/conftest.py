@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).parents[1]
 LOGGING = str(REPOSITORY / "tests" / "pipelines" / "logging.yml")
 
 os.environ |= {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
+os.environ["KEDRO_LOGGING_CONFIG"] = LOGGING  # read when Kedro is first imported
 torch.set_num_threads(1)
 
 
@@ -70,7 +71,6 @@ class Project:
         """A session as `kedro run` makes it; what it changes in this process is put back."""
         environment, path, folder = dict(os.environ), list(sys.path), Path.cwd()
         handler = signal.getsignal(signal.SIGTERM)
-        os.environ["KEDRO_LOGGING_CONFIG"] = LOGGING  # read when Kedro is first imported
         os.chdir(self.path)
         try:
             from kedro.framework.session import KedroSession
@@ -109,6 +109,7 @@ class Project:
         command = [sys.executable, "-m", "kedro", *arguments]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         environment = {**os.environ, "COLUMNS": "500"}
+        del environment["KEDRO_LOGGING_CONFIG"]
         return subprocess.Popen(command, cwd=self.path, env=environment, **output)
 
     def kedro(self, *arguments):
