@@ -39,7 +39,7 @@ def training_curves(histories: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes.tick_params(which="both", labelsize=8)
             axes.grid(alpha=0.25)
             _limit(axes, history, key)
-            if key == "mse":
+            if key == "mse" and any(each.get(key, 0) > 0 for each in history["valid"]):
                 axes.set_yscale("log")
         row[0].legend(fontsize=8)
     return figure
