@@ -90,3 +90,17 @@ def test_in_image_space_the_penalty_compares_decoded_images_and_trains_the_inner
     terms["penalty"].backward()
     assert all(p.grad is None for p in outer.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in inner.parameters())
+
+
+def test_the_units_of_likelihood_and_pixels_are_settings():
+    nats = BITS * 2 * math.log(2)  # two coordinates
+    terms = Objective("mse", 3.0, likelihood_unit="nats")(halving(), BATCH)
+    assert terms["loss"].item() == pytest.approx(nats + 3 * MSE, rel=1e-6)
+    assert terms["bits_per_dim"].item() == pytest.approx(BITS, rel=1e-6)
+    terms = Objective("mse", 3.0, pixel_range=256.0)(halving(), BATCH)
+    assert terms["loss"].item() == pytest.approx(BITS + 3 * 256**2 * MSE, rel=1e-6)
+    assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
+    # delta is in the same unit: scaling both by k scales the Huber function by k^2
+    scaled = Objective("huber", 1.0, delta=512.0, pixel_range=256.0)(halving(), BATCH)
+    plain = Objective("huber", 1.0, delta=2.0)(halving(), BATCH)
+    assert scaled["penalty"].item() == pytest.approx(256**2 * plain["penalty"].item(), rel=1e-6)

@@ -8,7 +8,7 @@ from pydantic import Field
 from submanifold.errors import UserError
 from submanifold.flows import Affine, Flow, Glow, RealNVP
 from submanifold.manifold.hierarchy import Hierarchy
-from submanifold.manifold.objective import Objective, Penalty
+from submanifold.manifold.objective import LikelihoodUnit, Objective, Penalty
 from submanifold.manifold.stage import Stage
 from submanifold.validation import Settings
 
@@ -63,6 +63,8 @@ class StageSettings(Settings):
     penalty_space: Literal["latent", "image"]
     delta: float = Field(gt=0)
     likelihood_weight: float = Field(ge=0)
+    likelihood_unit: LikelihoodUnit = "bits_per_dim"
+    pixel_range: float = Field(default=1.0, gt=0)
 
     def build(self, event_shape: Sequence[int]) -> Stage:
         """Build the untrained stage for events of this shape."""
@@ -76,6 +78,8 @@ class StageSettings(Settings):
             penalty_weight=self.penalty_weight,
             delta=self.delta,
             likelihood_weight=self.likelihood_weight,
+            likelihood_unit=self.likelihood_unit,
+            pixel_range=self.pixel_range,
             outer=Hierarchy(outer).requires_grad_(False) if in_image_space else None,
         )
 

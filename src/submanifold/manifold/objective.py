@@ -10,6 +10,7 @@ from torch import Tensor
 from submanifold.manifold.hierarchy import Hierarchy
 
 Penalty = Literal["mse", "huber", "none"]
+LikelihoodUnit = Literal["bits_per_dim", "nats"]
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,17 @@ class Objective:
     .. math:: \ell = c\, \frac{-\log p(h)}{D \log 2}
               + \lambda\, \frac1D \sum_i r(h_i - \tilde h_i), \qquad \tilde h = f^{-1}(u, 0)
 
-    Likelihood is in bits per dimension; the penalty is a mean over coordinates, on images in units
-    of [0, 1], so lambda means the same at every image size (method.md 3.5).
+    By default likelihood is in bits per dimension and pixels are on [0, 1], so that lambda means
+    the same at every image size; both units are settings (method.md 3.5).
 
     Args:
         penalty: r: ``mse`` is the square, ``huber`` is H_delta of eq. 2, ``none`` leaves it out.
         penalty_weight: lambda.
         delta: Where the Huber function turns from square to linear.
         likelihood_weight: c; the starred methods have 0.5 on stage 1.
+        likelihood_unit: ``bits_per_dim``, or ``nats`` for a whole event.
+        pixel_range: Width of the interval that pixels are on for the penalty and its delta: 1, or
+            256 for those of a byte. Reported errors stay on [0, 1].
         outer: The frozen stages before this one. Given, the penalty compares the decoded images of
             h and of its projection instead of h itself (method.md 3.9).
     """
@@ -35,6 +39,8 @@ class Objective:
     penalty_weight: float = 1.0
     delta: float = 1.0
     likelihood_weight: float = 1.0
+    likelihood_unit: LikelihoodUnit = "bits_per_dim"
+    pixel_range: float = 1.0
     outer: Hierarchy | None = None
 
     def __call__(self, hierarchy: Hierarchy, h: Tensor) -> dict[str, Tensor]:
@@ -50,12 +56,14 @@ class Objective:
         """
         u, _, log_prob = hierarchy(h)
         bits_per_dim = hierarchy.to_bits_per_dim(log_prob).mean()
-        terms = {"loss": self.likelihood_weight * bits_per_dim, "bits_per_dim": bits_per_dim}
+        in_unit = bits_per_dim if self.likelihood_unit == "bits_per_dim" else -log_prob.mean()
+        terms = {"loss": self.likelihood_weight * in_unit, "bits_per_dim": bits_per_dim}
         # plain likelihood training has no use for a projection; validation still reports its error
         if self.penalized or not torch.is_grad_enabled():
             residual = self._residual(h, hierarchy.decode(u))
             terms["mse"] = residual.square().mean()
-            terms["penalty"] = pixel_penalty(residual, self.penalty, self.delta).mean()
+            scaled = self.pixel_range * residual
+            terms["penalty"] = pixel_penalty(scaled, self.penalty, self.delta).mean()
             if self.penalized:
                 terms["loss"] = terms["loss"] + self.penalty_weight * terms["penalty"]
         return terms
