@@ -110,7 +110,14 @@ class Project:
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         environment = {**os.environ, "COLUMNS": "500"}
         del environment["KEDRO_LOGGING_CONFIG"]
-        return subprocess.Popen(command, cwd=self.path, env=environment, **output)
+
+        def heed_interrupts():
+            # a shell's background job, such as a CI script may be, is started deaf to SIGINT
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        return subprocess.Popen(
+            command, cwd=self.path, env=environment, preexec_fn=heed_interrupts, **output
+        )
 
     def kedro(self, *arguments):
         """Type `kedro <arguments>`, and wait: exit code and output."""
