@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from submanifold.data import celeba
-from submanifold.data.images import DataSettings, fingerprint, open_source
+from submanifold.data.images import ImageSettings, fingerprint, open_source
 from submanifold.data.preprocess import prepare
 from submanifold.errors import UserError
 from submanifold.progress import Meter
@@ -17,7 +17,7 @@ from submanifold.validation import read_settings
 
 
 def read(settings):
-    return read_settings(DataSettings, settings, "data")
+    return read_settings(ImageSettings, settings, "data")
 
 
 def archive():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from submanifold.data.images import DataSettings, decode, fingerprint, open_source
+from submanifold.data.images import ImageSettings, decode, fingerprint, open_source
 from submanifold.data.photos import CELL, Photos, grid, halve, read_photos, starts
 from submanifold.data.stores import FolderStore, LmdbStore, ZipStore, open_store
 from submanifold.errors import UserError
@@ -17,7 +17,7 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def read(settings):
-    return read_settings(DataSettings, settings, "data")
+    return read_settings(ImageSettings, settings, "data")
 
 
 def encode(image, kind="PNG", **options):

@@ -22,6 +22,9 @@ class Batches:
         batch_size: Rows in a batch; at most N are taken.
         seed: Seed of the order and of the noise.
         device: Where batches go. Small arrays are moved there whole.
+
+    Attributes:
+        generator: Seeded anew for each batch; whatever else is random about it is drawn from here.
     """
 
     def __init__(
@@ -39,11 +42,16 @@ class Batches:
         if array.nbytes <= DEVICE_BYTES:
             self.rows = self.rows.to(self.device)
         self._order, self._epoch = torch.empty(0, dtype=torch.long), -1
-        self._noise = torch.Generator(self.device)
+        self.generator = torch.Generator(self.device)
 
     def __len__(self) -> int:
         """Count the rows."""
         return len(self.rows)
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether rows are floats, which may have no noise, and not bytes, which get it here."""
+        return self.rows.dtype != torch.uint8
 
     def __iter__(self) -> Iterator[Tensor]:
         """Go through every row once, in order, always with the same noise."""
@@ -62,9 +70,8 @@ class Batches:
 
     def _prepare(self, rows: Tensor, salt: int) -> Tensor:
         rows = rows.to(self.device, non_blocking=True)
-        if rows.dtype != torch.uint8:
-            return rows
-        return dequantize(rows, self._noise.manual_seed(_mix(self.seed, salt)))
+        self.generator.manual_seed(_mix(self.seed, salt))
+        return rows if self.is_continuous else dequantize(rows, self.generator)
 
 
 def _mix(seed: int, salt: int) -> int:

@@ -13,7 +13,7 @@ import pooch
 from torchvision.datasets import CelebA
 from torchvision.datasets.utils import download_file_from_google_drive
 
-from submanifold.data.settings import DataSettings
+from submanifold.data.settings import ImageSettings
 from submanifold.errors import UserError
 from submanifold.progress import Meter
 
@@ -70,7 +70,7 @@ def read_partition(content: bytes) -> dict[str, str]:
     return parts
 
 
-def fingerprint_download(settings: DataSettings, folder: Path) -> str | None:
+def fingerprint_download(settings: ImageSettings, folder: Path) -> str | None:
     """The identity of data that was, or would be, downloaded into a folder.
 
     It is the same before and after the download, so that what was computed from the data in the
@@ -98,7 +98,7 @@ def fingerprint_partition(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def download(settings: DataSettings, folder: Path) -> Path:
+def download(settings: ImageSettings, folder: Path) -> Path:
     """Fetch the official zip into a folder: all of it, checked, or nothing.
 
     From `data.url` when given (checked against `data.hash`), else the zip and the partition file
@@ -145,5 +145,5 @@ def _from_url(url: str, checksum: str | None, folder: Path) -> None:
         pooch.retrieve(url, known_hash=checksum, fname=ARCHIVE, path=folder, downloader=fetch)
 
 
-def _origin(settings: DataSettings) -> str:
+def _origin(settings: ImageSettings) -> str:
     return settings.hash or settings.url or f"md5:{DRIVE[ARCHIVE][1]}"

@@ -16,11 +16,9 @@ from torchvision.transforms.v2 import functional
 
 from submanifold.data import celeba
 from submanifold.data.photos import FINGERPRINT, Photos
-from submanifold.data.settings import DataSettings
+from submanifold.data.settings import DataSettings, ImageSettings, SyntheticSettings
 from submanifold.data.stores import SUFFIXES, Store, open_store
 from submanifold.errors import UserError
-
-__all__ = ["DataSettings", "Files", "Source", "decode", "fingerprint", "open_source"]
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ class Files:
     def __init__(
         self,
         store: Store,
-        settings: DataSettings,
+        settings: ImageSettings,
         partition: Mapping[str, str] | None = None,
         note: str | None = None,
     ) -> None:
@@ -148,7 +146,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def open_source(settings: DataSettings, raw_folder: Path) -> Source:
+def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
     """The source the settings name, downloaded first if it must be.
 
     Raises:
@@ -178,6 +176,8 @@ def fingerprint(settings: DataSettings, raw_folder: Path) -> str:
     used. Never raises: data that does not exist is `missing`, data that cannot be read
     `unreadable`. A CelebA that will be downloaded already has the identity it will have then.
     """
+    if isinstance(settings, SyntheticSettings):
+        return settings.source
     if settings.source == "photos":
         return FINGERPRINT
     try:
@@ -186,7 +186,7 @@ def fingerprint(settings: DataSettings, raw_folder: Path) -> str:
         return "unreadable"
 
 
-def _fingerprint(settings: DataSettings, raw_folder: Path) -> str:
+def _fingerprint(settings: ImageSettings, raw_folder: Path) -> str:
     if settings.path is None:
         known = celeba.fingerprint_download(settings, raw_folder / "celeba")
         if known is not None:
@@ -203,7 +203,7 @@ def _fingerprint(settings: DataSettings, raw_folder: Path) -> str:
     return identity
 
 
-def _locate(settings: DataSettings, raw_folder: Path) -> Path | None:
+def _locate(settings: ImageSettings, raw_folder: Path) -> Path | None:
     if settings.path is None:
         return celeba.find_images(raw_folder / "celeba")
     path = Path(settings.path).expanduser()
@@ -212,7 +212,7 @@ def _locate(settings: DataSettings, raw_folder: Path) -> Path | None:
     return path
 
 
-def _partition(settings: DataSettings, path: Path) -> tuple[Mapping[str, str] | None, str | None]:
+def _partition(settings: ImageSettings, path: Path) -> tuple[Mapping[str, str] | None, str | None]:
     if settings.split == "random":
         return None, None
     content = celeba.find_partition(path) if settings.source == "celeba" else None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from submanifold.data.settings import DataSettings
+from submanifold.data.settings import ImageSettings
 from submanifold.errors import UserError
 
 FILES = {
@@ -61,7 +61,7 @@ class Photos:
     note: str | None = None
 
     def __init__(
-        self, settings: DataSettings, photos: Mapping[str, np.ndarray] | None = None
+        self, settings: ImageSettings, photos: Mapping[str, np.ndarray] | None = None
     ) -> None:
         self.skipped: list[dict[str, str]] = []
         self.size = size = settings.size

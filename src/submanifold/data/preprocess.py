@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from submanifold.data.images import Source, fingerprint, open_source
-from submanifold.data.settings import PARTS, Counts, DataSettings
+from submanifold.data.settings import PARTS, Counts, ImageSettings
 from submanifold.errors import UserError
 from submanifold.progress import Meter
 from submanifold.validation import read_settings
@@ -43,7 +43,7 @@ def prepare(
     from the last chunk and ends with the same bytes.
 
     Args:
-        settings: What `DataSettings` takes.
+        settings: What `ImageSettings` takes.
         folder: Gets train.npy, valid.npy, test.npy and, when they are whole, manifest.json.
         raw_folder: Holds downloads.
 
@@ -56,7 +56,7 @@ def prepare(
     Raises:
         UserError: If the settings or the source cannot work, or more than 1% of it is broken.
     """
-    options = read_settings(DataSettings, settings, "data")
+    options = read_settings(ImageSettings, settings, "data")
     folder, raw_folder = Path(folder), Path(raw_folder)
     identity = fingerprint(options, raw_folder)
     manifest = _finished(folder, options, identity)
@@ -214,7 +214,7 @@ class State:
 # ---- the run
 
 
-def _run(source: Source, options: DataSettings, folder: Path, identity: str) -> dict[str, Any]:
+def _run(source: Source, options: ImageSettings, folder: Path, identity: str) -> dict[str, Any]:
     pools = plan(source, options.counts, options.seed)
     shape = (options.channels, options.size, options.size)
     arrays = {part: GrowingArray(folder / f"{part}.npy", shape) for part in PARTS}
@@ -342,7 +342,7 @@ def _resume(folder: Path, key: str, arrays: Mapping[str, GrowingArray], pools: i
     return State(key, [0] * pools, dict.fromkeys(PARTS, 0), [])
 
 
-def _finished(folder: Path, options: DataSettings, identity: str) -> dict[str, Any] | None:
+def _finished(folder: Path, options: ImageSettings, identity: str) -> dict[str, Any] | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         if identity == "missing":
@@ -360,7 +360,7 @@ def _finished(folder: Path, options: DataSettings, identity: str) -> dict[str, A
         return None
 
 
-def _key(options: DataSettings, identity: str) -> str:
+def _key(options: ImageSettings, identity: str) -> str:
     # The fingerprint says what the data are; where they lie changes nothing.
     settings = options.model_dump(exclude={"path", "url", "hash"})
     content = json.dumps([FORMAT, settings, identity], sort_keys=True)

@@ -1,12 +1,27 @@
-"""What a user can say about the images: `data.*` of the parameters."""
+"""What a user can say about the data: `data.*` of the parameters."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from submanifold.validation import Settings
+from submanifold.data.synthetic import Manifold, manifold
+from submanifold.errors import UserError
+from submanifold.validation import Settings, read_settings
 
 PARTS = ("train", "valid", "test")
+
+Images = Literal["photos", "celeba", "lsun_bedroom", "folder"]
+Synthetic = Literal[
+    "linear_gaussian",
+    "circle",
+    "von_mises_circle",
+    "sphere",
+    "vmf_sphere",
+    "torus",
+    "swiss_roll",
+    "paraboloid",
+]
 
 
 class Counts(Settings):
@@ -17,7 +32,7 @@ class Counts(Settings):
     test: PositiveInt | None = None
 
 
-class DataSettings(Settings):
+class ImageSettings(Settings):
     """Where images come from and what shape they take.
 
     Attributes:
@@ -37,7 +52,7 @@ class DataSettings(Settings):
             compared on the same images.
     """
 
-    source: Literal["photos", "celeba", "lsun_bedroom", "folder"] = "photos"
+    source: Images = "photos"
     path: str | None = None
     url: str | None = Field(None, pattern=r"^https?://")
     hash: str | None = Field(None, pattern=r"^(md5|sha1|sha256|sha512):[0-9a-fA-F]+$")
@@ -49,7 +64,7 @@ class DataSettings(Settings):
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
-    def _no_setting_is_ignored(self) -> "DataSettings":
+    def _no_setting_is_ignored(self) -> "ImageSettings":
         if self.source == "photos" and self.path is not None:
             raise ValueError(
                 f"data.path={self.path} is given, but data.source=photos reads no files; "
@@ -66,3 +81,63 @@ class DataSettings(Settings):
                 "downloads nothing: leave them out and give data.path"
             )
         return self
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one image: (channels, size, size)."""
+        return self.channels, self.size, self.size
+
+
+class Draws(Settings):
+    """How many points are drawn for each split."""
+
+    train: PositiveInt = 10_000
+    valid: PositiveInt = 2_000
+    test: PositiveInt = 5_000
+
+
+class SyntheticSettings(Settings):
+    """A manifold with a known density.
+
+    Attributes:
+        source: One of :data:`submanifold.data.synthetic.MANIFOLDS`.
+        noise: Standard deviation of the normal noise in all directions; None is the manifold's own.
+        counts: Points in each split.
+        seed: Seed of the draws.
+    """
+
+    source: Synthetic
+    noise: float | None = Field(None, ge=0)
+    counts: Draws = Draws()
+    seed: NonNegativeInt = 0
+
+    @property
+    def manifold(self) -> Manifold:
+        """The manifold and its density."""
+        return manifold(self.source, self.noise)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one point: (ambient dimension,)."""
+        return (self.manifold.ambient_dim,)
+
+
+DataSettings = ImageSettings | SyntheticSettings
+
+
+def read_data_settings(mapping: Mapping[str, Any]) -> DataSettings:
+    """Validate `data.*`.
+
+    Raises:
+        UserError: Naming what cannot work.
+    """
+    source = mapping.get("source", "photos")
+    known = [*get_args(Images), *get_args(Synthetic)]
+    if source not in known:
+        raise UserError(
+            f"data.source={source} is not known; known: {', '.join(known)}. Change it in "
+            "conf/base/parameters.yml, or with --params=dataset=<name>."
+        )
+    if source in get_args(Synthetic):
+        return read_settings(SyntheticSettings, mapping, "data")
+    return read_settings(ImageSettings, mapping, "data")

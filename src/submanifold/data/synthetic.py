@@ -1,0 +1,607 @@
+"""Manifolds with a known density: what a learned one can be checked against."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from scipy.special import exp1, exprel, i0e, i1e, log_ndtr, logsumexp
+from scipy.stats import uniform_direction, vonmises_fisher
+
+from submanifold.errors import UserError
+
+Array = np.ndarray
+
+GRID = 513
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
+
+
+@dataclass(frozen=True)
+class Manifold(ABC):
+    """A density on a manifold of dimension d in R^D, and normal noise around it.
+
+    Densities are with respect to the volume of R^D or, on the manifold, to its own (arc length,
+    area); they are in nats. Points are rows of finite numbers; all arrays returned are float64.
+
+    Attributes:
+        ambient_dim: D.
+        dim: d.
+        noise: Standard deviation sigma of the noise in each of the D directions.
+    """
+
+    ambient_dim: ClassVar[int]
+    dim: ClassVar[int]
+    noise: float
+
+    def sample(self, n: int, rng: np.random.Generator) -> Array:
+        """Draw n points with their noise, shape (n, D)."""
+        return self._draw(n, rng) + self.noise * rng.standard_normal((n, self.ambient_dim))
+
+    def project(self, x: Array) -> Array:
+        """Nearest points of the manifold, shape (n, D); one of them where several are nearest."""
+        return self._project(np.asarray(x, dtype=float))
+
+    def log_prob(self, x: Array) -> Array:
+        r"""Log-density of the noisy data, :math:`\log \int p(y)\, N(x; y, \sigma^2 I)\, dy`.
+
+        Args:
+            x: Shape (n, D).
+
+        Returns:
+            Nats, shape (n,); in closed form or by the quadrature of :class:`Profile`.
+
+        Raises:
+            UserError: Without noise all points lie on the manifold, where no such density exists.
+        """
+        if not self.has_density:
+            raise UserError(
+                f"{type(self).__name__} data without noise lie on a manifold of dimension "
+                f"{self.dim} and have no density in their {self.ambient_dim} dimensions; set "
+                "data.noise above 0."
+            )
+        return self._log_prob(np.asarray(x, dtype=float))
+
+    def manifold_log_prob(self, x: Array) -> Array:
+        """Log-density on the manifold at the projections of x (n, D): nats, shape (n,)."""
+        return self._manifold_log_prob(self.project(x))
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the noisy data have a density on R^D."""
+        return self.noise > 0
+
+    @property
+    @abstractmethod
+    def manifold_entropy(self) -> float:
+        """Entropy of the density on the manifold, nats."""
+
+    @property
+    def view(self) -> Array:
+        """Orthonormal columns by which a picture shows the points, shape (D, 2) or (D, 3)."""
+        return np.eye(self.ambient_dim)
+
+    @abstractmethod
+    def _draw(self, n: int, rng: np.random.Generator) -> Array: ...
+
+    @abstractmethod
+    def _project(self, x: Array) -> Array: ...
+
+    @abstractmethod
+    def _log_prob(self, x: Array) -> Array: ...
+
+    @abstractmethod
+    def _manifold_log_prob(self, points: Array) -> Array: ...
+
+
+@dataclass(frozen=True)
+class LinearGaussian(Manifold):
+    """A normal density in R^8, and the span of its three longest axes (method.md 5, case 1).
+
+    It fills the space without any noise; the density on the manifold is its marginal there.
+
+    Attributes:
+        variances: Of the axes, the largest first.
+        seed: Of the axes' directions.
+    """
+
+    ambient_dim = 8
+    dim = 3
+    noise: float = 0.0
+    variances: tuple[float, ...] = (4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025)
+    seed: int = 0
+
+    @property
+    def axes(self) -> Array:
+        """Orthonormal eigenvectors of the covariance, in the columns of (D, D)."""
+        axes, triangle = np.linalg.qr(np.random.default_rng(self.seed).standard_normal((8, 8)))
+        return axes * np.sign(triangle.diagonal())  # LAPACK's own signs may vary
+
+    @property
+    def manifold_entropy(self) -> float:
+        r""":math:`\frac12 \sum_{i \le d} \log 2 \pi e \lambda_i`."""
+        return sum(math.log(2 * math.pi * math.e * v) for v in self.variances[: self.dim]) / 2
+
+    @property
+    def view(self) -> Array:
+        """Two axes of the manifold and one normal to it, shape (D, 3)."""
+        return self.axes[:, [0, 1, 3]]
+
+    @property
+    def has_density(self) -> bool:
+        """It has, with noise or without: the normal density fills the space."""
+        return True
+
+    def log_prob(self, x: Array) -> Array:
+        """Log-density of the data, with noise or without: nats, shape (n,)."""
+        return log_normal(x @ self.axes, np.array(self.variances) + self.noise**2).sum(1)
+
+    _log_prob = log_prob
+
+    def _draw(self, n: int, rng: np.random.Generator) -> Array:
+        return rng.standard_normal((n, 8)) * np.sqrt(self.variances) @ self.axes.T
+
+    def _project(self, x: Array) -> Array:
+        plane = self.axes[:, : self.dim]
+        return x @ plane @ plane.T
+
+    def _manifold_log_prob(self, points: Array) -> Array:
+        plane = self.axes[:, : self.dim]
+        return log_normal(points @ plane, np.array(self.variances[: self.dim])).sum(1)
+
+
+@dataclass(frozen=True)
+class Shell(Manifold):
+    r"""A circle or sphere with a density :math:`\propto e^{\kappa \cos}` (method.md 5, 7 and 8).
+
+    The angle is the one to the mean direction: von Mises and von Mises-Fisher, or uniform.
+
+    Attributes:
+        radius: R.
+        concentration: kappa; 0 is uniform.
+        mean: The direction of the largest density, of any length.
+    """
+
+    radius: float
+    concentration: float
+    mean: tuple[float, ...]
+
+    @property
+    def manifold_entropy(self) -> float:
+        r""":math:`\log \int e^{\kappa \cos} - \kappa\, E \cos`."""
+        return self._log_size + float(DIRECTIONS[self.ambient_dim].spread(self.concentration))
+
+    @property
+    def _log_size(self) -> float:
+        """Minus the largest log-density: the logarithm of the volume, if that is uniform."""
+        unit = DIRECTIONS[self.ambient_dim]
+        return math.log(unit.volume * self.radius**self.dim * unit.average(self.concentration))
+
+    @property
+    def _axis(self) -> Array:
+        return np.array(self.mean) / np.linalg.norm(self.mean)
+
+    def _cosine(self, points: Array) -> Array:
+        return points @ self._axis / self.radius
+
+    def _draw(self, n: int, rng: np.random.Generator) -> Array:
+        law: Any = uniform_direction(self.ambient_dim)
+        if self.concentration > 0:
+            law = vonmises_fisher(self._axis, self.concentration)  # type: ignore[arg-type]
+        return self.radius * law.rvs(n, random_state=rng).reshape(n, self.ambient_dim)
+
+    def _project(self, x: Array) -> Array:
+        x = np.where(x.any(axis=1, keepdims=True), x, self._axis)
+        return self.radius * x / np.hypot.reduce(x, axis=1, keepdims=True)
+
+    def _log_prob(self, x: Array) -> Array:
+        distance, cosine = np.linalg.norm(x, axis=1), self._cosine(self._project(x))
+        law = self.radius, self.noise, self.concentration
+        return log_shell(self.ambient_dim, distance, *law, cosine)
+
+    def _manifold_log_prob(self, points: Array) -> Array:
+        return self.concentration * (self._cosine(points) - 1) - self._log_size
+
+
+@dataclass(frozen=True)
+class Circle(Shell):
+    """A circle in the plane; see :class:`Shell`."""
+
+    ambient_dim = 2
+    dim = 1
+    noise: float = 0.1
+    radius: float = 1.0
+    concentration: float = 0.0
+    mean: tuple[float, ...] = (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class VonMisesCircle(Circle):
+    """A larger circle whose points crowd around one of them; see :class:`Shell`."""
+
+    radius: float = 3.0
+    concentration: float = 8.0
+
+
+@dataclass(frozen=True)
+class Sphere(Shell):
+    """A sphere in space; see :class:`Shell`."""
+
+    ambient_dim = 3
+    dim = 2
+    noise: float = 0.05
+    radius: float = 1.0
+    concentration: float = 0.0
+    mean: tuple[float, ...] = (0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class VmfSphere(Sphere):
+    """A sphere whose points crowd around its north pole; see :class:`Shell`."""
+
+    concentration: float = 10.0
+
+
+@dataclass(frozen=True)
+class Torus(Manifold):
+    """A torus around the third axis, uniform in area (method.md 5, case 9).
+
+    Attributes:
+        major: Radius R of the circle in the middle of the tube.
+        minor: Radius r < R of the tube.
+    """
+
+    ambient_dim = 3
+    dim = 2
+    noise: float = 0.05
+    major: float = 2.0
+    minor: float = 1.0
+
+    @property
+    def manifold_entropy(self) -> float:
+        r""":math:`\log 4 \pi^2 R r`."""
+        return math.log(4 * math.pi**2 * self.major * self.minor)
+
+    @property
+    def _profile(self) -> "Profile":
+        ratio = self.minor / self.major
+        return Profile(
+            curve=lambda t: self.major + self.minor * np.exp(1j * t),
+            velocity=lambda t: 1j * self.minor * np.exp(1j * t),
+            log_density=lambda t: np.log((1 + ratio * np.cos(t)) / (2 * math.pi)),
+            ends=(-math.pi, math.pi),
+            curvature=1 / self.minor,
+        )
+
+    def _draw(self, n: int, rng: np.random.Generator) -> Array:
+        angle, around = rng.uniform(-math.pi, math.pi, (2, n))
+        # the outside has more area: mirrored to it is just what falls inside too often
+        mirrored = rng.uniform(-1, 1, n) > self.minor / self.major * np.cos(angle)
+        angle = np.where(mirrored, math.pi - angle, angle)
+        return revolve(self._profile.curve(angle), np.exp(1j * around))
+
+    def _project(self, x: Array) -> Array:
+        y, turn = meridian(x)
+        return revolve(self._profile.curve(np.angle(y - self.major)), turn)
+
+    def _log_prob(self, x: Array) -> Array:
+        return self._profile.log_prob(meridian(x)[0], self.noise, log_ring)
+
+    def _manifold_log_prob(self, points: Array) -> Array:
+        return np.full(len(points), -self.manifold_entropy)
+
+
+@dataclass(frozen=True)
+class SwissRoll(Manifold):
+    r"""scikit-learn's swiss roll :math:`(t \cos t, h, t \sin t)` (method.md 5, case 9).
+
+    Attributes:
+        ends: t is uniform between them.
+        height: h is uniform between 0 and this.
+    """
+
+    ambient_dim = 3
+    dim = 2
+    noise: float = 0.3
+    ends: tuple[float, float] = (1.5 * math.pi, 4.5 * math.pi)
+    height: float = 21.0
+
+    @property
+    def manifold_entropy(self) -> float:
+        r""":math:`\log T H + \frac1T [\frac t2 \log(1 + t^2) - t + \arctan t]`, of the range T."""
+        low, high = (t * math.log1p(t * t) / 2 - t + math.atan(t) for t in self.ends)
+        return math.log(self._range * self.height) + (high - low) / self._range
+
+    @property
+    def _range(self) -> float:
+        return self.ends[1] - self.ends[0]
+
+    @property
+    def _profile(self) -> "Profile":
+        t_squared = self.ends[0] ** 2
+        return Profile(
+            curve=lambda t: t * np.exp(1j * t),
+            velocity=lambda t: (1 + 1j * t) * np.exp(1j * t),
+            log_density=lambda t: np.full_like(t, -math.log(self._range)),
+            ends=self.ends,
+            curvature=(2 + t_squared) / (1 + t_squared) ** 1.5,
+        )
+
+    def _draw(self, n: int, rng: np.random.Generator) -> Array:
+        return self._roll(rng.uniform(*self.ends, n), rng.uniform(0, self.height, n))
+
+    def _project(self, x: Array) -> Array:
+        t = self._profile.nearest(x[:, 0] + 1j * x[:, 2])
+        return self._roll(t, x[:, 1].clip(0, self.height))
+
+    def _log_prob(self, x: Array) -> Array:
+        half = self.height / 2
+        # by symmetry both tails are lower ones, whose logarithms are good however far off
+        off = -abs(x[:, 1] - half)
+        upper, lower = (log_ndtr((off + edge) / self.noise) for edge in (half, -half))
+        log_height = upper + np.log1p(-np.exp(lower - upper)) - math.log(self.height)
+        return log_height + self._profile.log_prob(x[:, 0] + 1j * x[:, 2], self.noise, log_point)
+
+    def _manifold_log_prob(self, points: Array) -> Array:
+        t_squared = points[:, 0] ** 2 + points[:, 2] ** 2
+        return -math.log(self._range * self.height) - np.log1p(t_squared) / 2
+
+    def _roll(self, t: Array, h: Array) -> Array:
+        y = self._profile.curve(t)
+        return np.stack([y.real, h, y.imag], axis=1)
+
+
+@dataclass(frozen=True)
+class Paraboloid(Manifold):
+    """The paraboloid z = (x^2 + y^2) / 2 over a standard normal (x, y) (method.md 5, case 9)."""
+
+    ambient_dim = 3
+    dim = 2
+    noise: float = 0.05
+
+    @property
+    def manifold_entropy(self) -> float:
+        r""":math:`\log 2 \pi e + \frac12 e^{1/2} E_1(1/2)`."""
+        return math.log(2 * math.pi * math.e) + math.exp(0.5) * float(exp1(0.5)) / 2
+
+    def _profile(self, y: Array) -> "Profile":
+        """The parabola as far out as it matters to the points y = rho + i z.
+
+        The nearest s solves s^3 + 2 (1 - z) s = 2 rho, so it is at most
+        sqrt(2 (z - 1)) + cbrt(2 rho). Beyond that by u, half the squared distance is larger by
+        u^4 / 8; where this is 50 sigma^2, the density is down by e^-50.
+        """
+        nearest = np.sqrt(2 * (y.imag - 1).clip(0)) + np.cbrt(2 * y.real)
+        return Profile(
+            curve=lambda s: s + 0.5j * s**2,
+            velocity=lambda s: 1 + 1j * s,
+            log_density=lambda s: np.log(s) - s**2 / 2,
+            ends=(0.0, nearest.max(initial=0) + (8 * 50 * self.noise**2) ** 0.25),
+            curvature=1.0,
+        )
+
+    def _draw(self, n: int, rng: np.random.Generator) -> Array:
+        flat = rng.standard_normal((n, 2))
+        return np.column_stack([flat, (flat**2).sum(1) / 2])
+
+    def _project(self, x: Array) -> Array:
+        y, turn = meridian(x)
+        profile = self._profile(y)
+        return revolve(profile.curve(profile.nearest(y)), turn)
+
+    def _log_prob(self, x: Array) -> Array:
+        y, _ = meridian(x)
+        octave = np.ceil(np.log2(1 + abs(y)))
+        result = np.empty(len(y))
+        for one in np.unique(octave):  # apart, or a far point's long parabola would be cut for all
+            rows = octave == one
+            result[rows] = self._profile(y[rows]).log_prob(y[rows], self.noise, log_ring)
+        return result
+
+    def _manifold_log_prob(self, points: Array) -> Array:
+        squared = (points[:, :2] ** 2).sum(1)
+        return -math.log(2 * math.pi) - squared / 2 - np.log1p(squared) / 2
+
+
+MANIFOLDS: dict[str, type] = {
+    "linear_gaussian": LinearGaussian,
+    "circle": Circle,
+    "von_mises_circle": VonMisesCircle,
+    "sphere": Sphere,
+    "vmf_sphere": VmfSphere,
+    "torus": Torus,
+    "swiss_roll": SwissRoll,
+    "paraboloid": Paraboloid,
+}
+
+
+def manifold(name: str, noise: float | None = None) -> Manifold:
+    """Build a manifold by its name in `MANIFOLDS`.
+
+    Args:
+        name: Of the manifold.
+        noise: Standard deviation of the noise; None is the manifold's own.
+
+    Raises:
+        UserError: The name is not known, or the noise is negative or not finite.
+    """
+    if name not in MANIFOLDS:
+        raise UserError(
+            f"data.source={name} is no manifold; known: {', '.join(MANIFOLDS)}. Change data.source."
+        )
+    if noise is None:
+        return MANIFOLDS[name]()
+    if not 0 <= noise < math.inf:
+        raise UserError(f"data.noise={noise} is not possible; set it to 0 or above.")
+    return MANIFOLDS[name](noise=noise)
+
+
+class Directions(NamedTuple):
+    """The unit circle or sphere, and the cosine with one of its directions.
+
+    Attributes:
+        volume: Its length or area.
+        average: Function of k: the mean of e^(k (cos - 1)).
+        spread: Function of k: the mean of k (1 - cos) under the density proportional to e^(k cos).
+    """
+
+    volume: float
+    average: Callable
+    spread: Callable
+
+
+DIRECTIONS = {
+    2: Directions(2 * math.pi, i0e, lambda k: k * (1 - i1e(k) / i0e(k))),
+    3: Directions(4 * math.pi, lambda k: exprel(-2 * k), lambda k: 1 - 1 / exprel(2 * k)),
+}
+
+
+def log_normal(distance: Array, variance: float | Array, dim: int = 1) -> Array:
+    """Log-density of N(m, variance I) in R^dim at a distance from m, nats."""
+    return -(distance**2) / (2 * variance) - dim / 2 * np.log(2 * math.pi * variance)
+
+
+def log_shell(
+    ambient_dim: int,
+    distance: Array,
+    radius: float | Array,
+    noise: float,
+    concentration: float = 0.0,
+    cosine: float | Array = 0.0,
+) -> Array:
+    r"""Log-density of a noisy ring or sphere with a density :math:`\propto e^{\kappa \cos}` on it.
+
+    With m the mean direction, x at a distance r from the centre, and M(k) the mean of
+    :math:`e^{k \cos}` over all directions (:math:`I_0(k)` or :math:`\sinh(k) / k`),
+
+    .. math::
+        p(x) = (2 \pi \sigma^2)^{-D/2} e^{-(r^2 + R^2) / 2 \sigma^2}
+               M(|\kappa m + R x / \sigma^2|) / M(\kappa).
+
+    Args:
+        ambient_dim: D, 2 for a ring and 3 for a sphere.
+        distance: r.
+        radius: R.
+        noise: sigma.
+        concentration: kappa.
+        cosine: Of the angle between x and m.
+
+    Returns:
+        Nats, of the shape to which the arguments broadcast.
+    """
+    average = DIRECTIONS[ambient_dim].average
+    pull = radius * distance / noise**2
+    # rounds to `pull` itself with kappa = 0: nothing is lost however large it is
+    total = np.sqrt((pull**2 + concentration * (concentration + 2 * pull * cosine)).clip(0))
+    log_ratio = np.log(average(total) / average(concentration)) + (total - pull - concentration)
+    return log_normal(distance - radius, noise**2, ambient_dim) + log_ratio
+
+
+def log_point(y: Array, c: Array, noise: float) -> Array:
+    """Log-density at y of the noisy point c of the complex plane, nats."""
+    return log_normal(abs(y - c), noise**2, 2)
+
+
+def log_ring(y: Array, c: Array, noise: float) -> Array:
+    """Log-density in R^3 of a noisy ring; y and c are distance from its axis + i height; nats."""
+    return log_shell(2, y.real, c.real, noise) + log_normal(y.imag - c.imag, noise**2)
+
+
+def meridian(x: Array) -> tuple[Array, Array]:
+    """Split x (n, 3) in distance from the third axis + i height, and the turn e^(i phi)."""
+    flat = x[:, 0] + 1j * x[:, 1]
+    return abs(flat) + 1j * x[:, 2], np.exp(1j * np.angle(flat))
+
+
+def revolve(y: Array, turn: Array) -> Array:
+    """Undo :func:`meridian`."""
+    return np.stack([y.real * turn.real, y.real * turn.imag, y.imag], axis=1)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A curve in the complex plane and a density along it, from which surfaces are made.
+
+    Attributes:
+        curve: Parameters to points.
+        velocity: Its derivative.
+        log_density: Of the parameter, nats.
+        ends: Range of the parameter.
+        curvature: The largest, an inverse length.
+    """
+
+    curve: Callable[[Array], Array]
+    velocity: Callable[[Array], Array]
+    log_density: Callable[[Array], Array]
+    ends: tuple[float, float]
+    curvature: float
+
+    def nearest(self, y: Array) -> Array:
+        """Parameters (n,) of the points nearest to y (n,).
+
+        At each local minimum of the distance on a grid, the zero of its derivative is bisected;
+        if there is none, this leads to an end of the curve.
+        """
+        grid = np.linspace(*self.ends, GRID)
+        nearest = np.empty(len(y))
+        for rows in blocks(np.arange(len(y)), GRID):
+            distance = abs(y[rows, None] - self.curve(grid))
+            before, after = np.full((2, *distance.shape), np.inf)
+            before[:, 1:], after[:, :-1] = distance[:, :-1], distance[:, 1:]
+            row, i = np.nonzero((distance <= before) & (distance <= after))
+            low, high = grid[(i - 1).clip(0)], grid[(i + 1).clip(max=GRID - 1)]
+            for _ in range(60):
+                t = (low + high) / 2
+                growing = ((self.curve(t) - y[rows][row]) * self.velocity(t).conj()).real > 0
+                low, high = np.where(growing, low, t), np.where(growing, t, high)
+            best = np.lexsort((abs(self.curve(t) - y[rows][row]), row))
+            nearest[rows] = t[best][np.searchsorted(row, np.arange(len(rows)))]
+        return nearest
+
+    def log_prob(
+        self, y: Array, noise: float, kernel: Callable[[Array, Array, float], Array]
+    ) -> Array:
+        r"""Log-density of a mixture along the curve, :math:`\log \int q(t)\, k(y, c(t))\, dt`.
+
+        The curve is cut into pieces of nearly equal length, with the 12 nodes of Gauss and
+        Legendre in each. Near the nearest point, at a distance delta, the integrand varies like
+        a normal density of width sigma or like :math:`e^{-\delta s / \sigma^2}`; so pieces are
+        shorter than 4 sigma, than :math:`20 \sigma^2 / \delta` and than the least radius of
+        curvature. Left out are pieces on which it is :math:`e^{-50}` of its largest value. The
+        relative error is below 1e-10 (measured), until far off 65,536 pieces are too few.
+
+        Args:
+            y: Shape (n,).
+            noise: sigma.
+            kernel: Log-density at y of a noisy point c.
+
+        Returns:
+            Nats, shape (n,).
+        """
+        grid = np.linspace(*self.ends, GRID)
+        length = np.append(0, np.cumsum(abs(np.diff(self.curve(grid)))))
+        delta = abs(y - self.curve(self.nearest(y)))
+        reach = np.sqrt(delta**2 + 100 * noise**2)
+        finest = 1 / (4 * noise) + delta / (20 * noise**2) + self.curvature
+        # powers of two, so that few cuts serve all points
+        pieces = 2 ** np.ceil(np.log2(length[-1] * finest)).clip(0, 16).astype(int)
+        result = np.empty(len(y))
+        for count in np.unique(pieces):
+            cuts = np.interp(np.linspace(0, length[-1], count + 1), length, grid)
+            middle, half = (cuts[1:] + cuts[:-1]) / 2, np.diff(cuts) / 2
+            for rows in blocks(np.flatnonzero(pieces == count), count):
+                near = abs(y[rows, None] - self.curve(middle)) - length[-1] / count
+                row, piece = np.nonzero(near <= reach[rows, None])
+                t = middle[piece, None] + half[piece, None] * NODES
+                terms = kernel(y[rows][row, None], self.curve(t), noise) + self.log_density(t)
+                sums = logsumexp(terms + np.log(half[piece, None] * WEIGHTS), axis=1)
+                first = np.searchsorted(row, np.arange(len(rows)))
+                result[rows] = np.logaddexp.reduceat(sums, first)
+        return result
+
+
+def blocks(rows: Array, width: int) -> Iterator[Array]:
+    """Cut rows so that tables of this width stay at a million numbers, 16 MB."""
+    if len(rows):
+        yield from np.array_split(rows, 1 + len(rows) * width // 2**20)

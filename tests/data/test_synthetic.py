@@ -1,0 +1,411 @@
+"""Cases 1, 7, 8 and 9 of method.md section 5, and what makes a density and a projection right."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.special import logsumexp
+from scipy.stats import expon, kstest, multivariate_normal, norm, uniform, vonmises, vonmises_fisher
+from sklearn.datasets import make_swiss_roll
+
+from submanifold.data.synthetic import (
+    MANIFOLDS,
+    Circle,
+    Paraboloid,
+    Shell,
+    Sphere,
+    SwissRoll,
+    Torus,
+    VmfSphere,
+    VonMisesCircle,
+    manifold,
+)
+from submanifold.errors import UserError
+
+CURVED = [name for name in MANIFOLDS if name != "linear_gaussian"]
+OTHERS = [  # what a default hides: a radius of 1, a mean along an axis
+    VonMisesCircle(0.4, radius=1.5, concentration=2.0, mean=(-3.0, 4.0)),
+    VmfSphere(0.2, radius=0.7, concentration=3.0, mean=(1.0, 2.0, -2.0)),
+    Torus(0.3, major=1.5, minor=0.5),
+    SwissRoll(1.0, ends=(2.0, 9.0), height=3.0),
+    Paraboloid(0.5),
+    Torus(3.0),
+]
+every_curved = pytest.mark.parametrize("name", CURVED)
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+def circle_of(n):
+    """Nodes and weights on a circle of angles."""
+    return np.linspace(-math.pi, math.pi, n, endpoint=False), np.full(n, 2 * math.pi / n)
+
+
+def segment(low, high, n):
+    """Nodes and weights of Gauss and Legendre."""
+    t, weights = np.polynomial.legendre.leggauss(n)
+    return low + (high - low) * (t + 1) / 2, (high - low) / 2 * weights
+
+
+def dust(m, n=600):
+    """A manifold as fine dust: points (many, D) and the probability of each, from its chart."""
+    if m.ambient_dim == 2:
+        angle, weights = circle_of(n)
+        points = m.radius * np.stack([np.cos(angle), np.sin(angle)], 1)
+        mean = math.atan2(m.mean[1], m.mean[0])
+        density = vonmises.pdf(angle, m.concentration, mean) if m.concentration else 1 / 2 / np.pi
+        return points, weights * density
+    first = {
+        Torus: lambda: circle_of(n),
+        SwissRoll: lambda: segment(*m.ends, n),
+        Paraboloid: lambda: segment(0, 7, n),
+    }.get(type(m), lambda: segment(-1, 1, n))()
+    second = segment(0, m.height, n) if isinstance(m, SwissRoll) else circle_of(n)
+    (u, v), weights = np.meshgrid(first[0], second[0]), np.outer(second[1], first[1])
+    if isinstance(m, Torus):
+        rho = m.major + m.minor * np.cos(u)
+        points = rho * np.cos(v), rho * np.sin(v), m.minor * np.sin(u)
+        density = rho / m.major / (4 * np.pi**2)
+    elif isinstance(m, SwissRoll):
+        points = u * np.cos(u), v, u * np.sin(u)
+        density = np.full_like(u, 1 / (m.ends[1] - m.ends[0]) / m.height)
+    elif isinstance(m, Paraboloid):
+        points = u * np.cos(v), u * np.sin(v), u**2 / 2
+        density = u * np.exp(-(u**2) / 2) / (2 * np.pi)
+    else:
+        ring = np.sqrt(1 - u**2)
+        points = ring * np.cos(v), ring * np.sin(v), u
+        density = np.full_like(u, 1 / (4 * np.pi))
+        if m.concentration:
+            mean = np.array(m.mean) / np.linalg.norm(m.mean)
+            density = vonmises_fisher(mean, m.concentration).pdf(np.stack(points, -1))
+        points = m.radius * np.stack(points)
+    return np.stack(points, -1).reshape(-1, 3), (weights * density).ravel()
+
+
+def equation(m, p):
+    """What is zero on the manifold, a unit normal at p, and whether p is off the edges."""
+    inside = np.ones(len(p), bool)
+    if isinstance(m, Shell):
+        length = np.linalg.norm(p, axis=1)
+        return length - m.radius, p / length[:, None], inside
+    if isinstance(m, Torus):
+        rho = np.hypot(p[:, 0], p[:, 1])
+        tube = np.stack([p[:, 0] * (1 - m.major / rho), p[:, 1] * (1 - m.major / rho), p[:, 2]], 1)
+        length = np.linalg.norm(tube, axis=1)
+        return length - m.minor, tube / length[:, None], inside
+    if isinstance(m, Paraboloid):
+        normal = np.stack([p[:, 0], p[:, 1], -np.ones(len(p))], 1)
+        value = (p[:, 0] ** 2 + p[:, 1] ** 2) / 2 - p[:, 2]
+        return value, normal / np.linalg.norm(normal, axis=1, keepdims=True), inside
+    t = np.hypot(p[:, 0], p[:, 2])
+    along = np.stack([np.cos(t) - t * np.sin(t), np.sin(t) + t * np.cos(t)], 1)
+    normal = np.stack([-along[:, 1], 0 * t, along[:, 0]], 1) / np.sqrt(1 + t**2)[:, None]
+    value = np.hypot(p[:, 0] - t * np.cos(t), p[:, 2] - t * np.sin(t))
+    value += abs(t - t.clip(*m.ends)) + abs(p[:, 1] - p[:, 1].clip(0, m.height))
+    edge = 1e-6
+    inside = (t > m.ends[0] + edge) & (t < m.ends[1] - edge)
+    return value, normal, inside & (p[:, 1] > 0) & (p[:, 1] < m.height)
+
+
+@pytest.mark.parametrize(
+    ("m", "entropy"),
+    [
+        (VonMisesCircle(), 1.51271),
+        (Sphere(), 2.53102),
+        (VmfSphere(concentration=5.0), 1.22794),
+        (VmfSphere(), 0.53529),
+        (Torus(), 4.36890),
+        (SwissRoll(), 7.49340),
+        (Paraboloid(), 3.29933),
+        (Circle(), math.log(2 * math.pi)),
+    ],
+)
+def test_entropies_on_the_manifold_are_the_known_ones(m, entropy):
+    assert m.manifold_entropy == pytest.approx(entropy, abs=6e-6)
+
+
+@pytest.mark.parametrize(("noise", "entropy"), [(0.1, 0.95170), (0.05, 0.26046)])
+def test_the_entropy_of_a_noisy_circle_is_the_known_one(noise, entropy):
+    r, weights = segment(1 - 12 * noise if noise < 0.08 else 1e-9, 1 + 12 * noise, 200)
+    log_p = manifold("circle", noise).log_prob(np.stack([0.6 * r, -0.8 * r], 1))
+    mass = 2 * math.pi * r * weights * np.exp(log_p)
+    assert mass.sum() == pytest.approx(1, abs=1e-9)
+    assert -(mass * log_p).sum() == pytest.approx(entropy, abs=6e-6)
+
+
+def test_the_largest_density_of_the_von_mises_circle_is_the_known_one():
+    m = VonMisesCircle()
+    density = np.exp(m.manifold_log_prob(dust(m)[0]))
+    assert density.max() == pytest.approx(0.36987, abs=6e-6)
+    assert np.exp(m.manifold_log_prob([[1.0, 0.0]])) == density.max()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_the_linear_gaussian_is_one(noise):
+    m = manifold("linear_gaussian", noise)
+    clean = m.axes @ np.diag(m.variances) @ m.axes.T
+    x = m.sample(50_000, generator())
+    assert np.cov(x.T) == pytest.approx(clean + noise**2 * np.eye(8), abs=0.06)
+    true = multivariate_normal(np.zeros(8), clean + noise**2 * np.eye(8))
+    assert m.log_prob(x) == pytest.approx(true.logpdf(x), abs=1e-9)
+    if noise == 0:
+        assert 4 - m.log_prob(np.zeros((1, 8))) == pytest.approx(2.44127, abs=6e-6)
+        assert np.square(x - m.project(x)).mean() == pytest.approx(0.020625, rel=0.03)
+
+
+def test_the_manifold_of_the_linear_gaussian_is_its_first_three_axes():
+    m = manifold("linear_gaussian")
+    x = m.sample(50, generator())
+    basis = m.axes[:, :3]
+    assert m.axes.T @ m.axes == pytest.approx(np.eye(8), abs=1e-12)
+    assert m.project(x) == pytest.approx(x @ basis @ basis.T, abs=1e-12)
+    law = multivariate_normal(np.zeros(3), np.diag([4, 2.25, 1]))
+    assert m.manifold_log_prob(x) == pytest.approx(law.logpdf(x @ basis), abs=1e-9)
+    assert m.manifold_entropy == pytest.approx(law.entropy(), abs=1e-12)
+
+
+@pytest.mark.parametrize("m", [*map(manifold, CURVED), *OTHERS], ids=repr)
+def test_the_density_is_that_of_dust_with_noise(m):
+    points, mass = dust(m)
+    assert mass.sum() == pytest.approx(1, abs=1e-9)
+    axis = np.eye(m.ambient_dim)[-1:]  # where it is 1, rays from all around the paraboloid meet
+    near = m.sample(4, generator())
+    far = 3 * near if m in OTHERS else near + 3 * m.noise  # as far as the dust is fine enough
+    x = np.concatenate([near, far, 0 * axis, axis])
+    brute = [
+        logsumexp(-np.square(points - one).sum(1) / (2 * m.noise**2), b=mass)
+        - m.ambient_dim / 2 * math.log(2 * math.pi * m.noise**2)
+        for one in x
+    ]
+    assert m.log_prob(x) == pytest.approx(np.array(brute), abs=1e-7)
+    alone = np.concatenate([m.log_prob(one[None]) for one in x])
+    assert alone == pytest.approx(np.array(brute), abs=1e-7)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.5, 5.0])
+def test_the_density_on_the_axis_of_the_paraboloid_is_a_normal_integral(noise):
+    z = np.linspace(-40, 40, 81)
+    mean = z - 1 - noise**2  # of the height, which is exponential, times the rings' noise
+    log_p = (mean**2 - z**2) / (2 * noise**2) + norm.logcdf(mean / noise)
+    x = np.stack([0 * z, 0 * z, z], 1)
+    assert Paraboloid(noise).log_prob(x) == pytest.approx(
+        log_p - math.log(2 * math.pi * noise**2), rel=1e-11, abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("m", "low", "high"),
+    [
+        (Circle(), (-1.9, -1.9), (1.9, 1.9)),
+        (VonMisesCircle(), (-4, -4), (4, 4)),
+        (Sphere(0.2), (-2.2,) * 3, (2.2,) * 3),
+        (VmfSphere(0.2), (-2.2,) * 3, (2.2,) * 3),
+        (Torus(0.4), (-5, -5, -3), (5, 5, 3)),
+        (SwissRoll(2.0), (-24, -10, -24), (24, 31, 24)),
+        (Paraboloid(0.8), (-7, -7, -4), (7, 7, 20)),
+    ],
+    ids=repr,
+)
+def test_the_density_integrates_to_one(m, low, high):
+    # a lattice misses only what is finer than its step, and the noise has blurred that:
+    # e^(-2 pi^2 / 1.44) is left at 1.2 sigma
+    step = 1.2 * m.noise
+    axes = [np.arange(*ends, step) for ends in zip(low, high, strict=True)]
+    x = np.stack(np.meshgrid(*axes), -1).reshape(-1, m.ambient_dim)
+    assert np.exp(m.log_prob(x)).sum() * step**m.ambient_dim == pytest.approx(1, abs=2e-5)
+
+
+@pytest.mark.parametrize("m", [*map(manifold, CURVED), *OTHERS], ids=repr)
+def test_thin_noise_spreads_the_density_on_the_manifold_along_the_normals(m):
+    noise = 1e-3
+    x = replace(m, noise=0).sample(100, generator())
+    if isinstance(m, SwissRoll):  # half of the noise at an edge falls beside it
+        t, h = np.hypot(x[:, 0], x[:, 2]), x[:, 1]
+        within = (t - m.ends[0], m.ends[1] - t, h, m.height - h)
+        x = x[np.min(within, axis=0) > 10 * noise]
+    limit = m.manifold_log_prob(x) - (m.ambient_dim - m.dim) * math.log(2 * math.pi * noise**2) / 2
+    assert replace(m, noise=noise).log_prob(x) == pytest.approx(limit, abs=1e-4)
+
+
+@pytest.mark.parametrize("m", [*map(manifold, MANIFOLDS), *OTHERS], ids=repr)
+def test_the_mean_log_density_of_samples_is_the_entropy(m):
+    surprise = -m.manifold_log_prob(replace(m, noise=0).sample(10_000, generator()))
+    error = surprise.std() / math.sqrt(10_000)
+    assert surprise.mean() == pytest.approx(m.manifold_entropy, abs=4 * error + 1e-9)
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(data=st.data(), scale=st.sampled_from([1.0, 5.0, 20.0]))
+@pytest.mark.parametrize("m", [*map(manifold, CURVED), *OTHERS[:-2]], ids=repr)
+def test_a_projection_is_on_the_manifold_and_along_its_normal(m, data, scale):
+    numbers = st.floats(-scale, scale, allow_subnormal=False)
+    x = data.draw(arrays(float, (4, m.ambient_dim), elements=numbers))
+    p = m.project(x)
+    value, normal, inside = equation(m, p)
+    assert value == pytest.approx(0, abs=1e-10)
+    assert m.project(p) == pytest.approx(p, abs=1e-9)
+    residual = x - p
+    tangential = residual - (residual * normal).sum(1, keepdims=True) * normal
+    assert tangential[inside] == pytest.approx(0, abs=1e-9)
+
+
+@every_curved
+def test_no_point_of_the_manifold_is_nearer_than_the_projection(name):
+    m = manifold(name)
+    axes = np.eye(m.ambient_dim)
+    centres = [0 * axes[:1], 1e-9 * axes, 2 * axes, 5 * axes]  # of symmetry, of the torus' tube
+    around = 4 * generator().standard_normal((40, m.ambient_dim))
+    x = np.concatenate([*centres, around, m.sample(10, generator())])
+    p = m.project(x)
+    points, _ = dust(m, 250)
+    nearest = [np.linalg.norm(points - one, axis=1).min() for one in x]
+    distance = np.linalg.norm(x - p, axis=1)
+    assert (distance <= np.array(nearest) + 1e-10).all()
+
+
+def test_between_two_turns_of_the_roll_the_nearer_is_found():
+    m = SwissRoll()
+    t = np.linspace(5, 7.5, 500)
+    between = (t + math.pi) * (1 + generator().uniform(-1e-4, 1e-4, 500))
+    x = np.stack([between * np.cos(t), 0 * t + 4, between * np.sin(t)], 1)
+    grid = np.linspace(*m.ends, 100_001)
+    curve = grid * np.exp(1j * grid)
+    nearest = [abs(curve - one).min() for one in x[:, 0] + 1j * x[:, 2]]
+    assert np.linalg.norm(x - m.project(x), axis=1) == pytest.approx(np.array(nearest), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", MANIFOLDS)
+def test_points_of_the_manifold_stay(name):
+    m = manifold(name, 0)
+    x = m.project(m.sample(1000, generator())) if m.dim == 3 else m.sample(1000, generator())
+    assert m.project(x) == pytest.approx(x, abs=1e-9)
+
+
+def test_the_roll_is_that_of_scikit_learn():
+    x, t = make_swiss_roll(1000, random_state=0)
+    m = SwissRoll()
+    p = m.project(x)
+    assert p == pytest.approx(x, abs=1e-9)
+    assert np.hypot(p[:, 0], p[:, 2]) == pytest.approx(t, abs=1e-9)
+    far = m.project(x * 3 - [0, 31.5, 0])
+    assert far[:, 1].min() == 0
+    assert far[:, 1].max() == 21
+
+
+def angle(x):
+    return np.arctan2(x[:, 1], x[:, 0])
+
+
+EVEN = uniform(-math.pi, 2 * math.pi).cdf
+MARGINALS = {
+    "circle": [(angle, EVEN)],
+    "von_mises_circle": [(angle, vonmises(8).cdf)],
+    "sphere": [(angle, EVEN), (lambda x: x[:, 2], uniform(-1, 2).cdf)],
+    "vmf_sphere": [
+        (angle, EVEN),
+        (lambda x: x[:, 2], lambda w: np.expm1(10 * (w + 1)) / math.expm1(20)),
+    ],
+    "torus": [
+        (angle, EVEN),
+        (
+            lambda x: np.arctan2(x[:, 2], np.hypot(x[:, 0], x[:, 1]) - 2),
+            lambda t: (t + math.pi + np.sin(t) / 2) / (2 * math.pi),
+        ),
+    ],
+    "swiss_roll": [
+        (lambda x: np.hypot(x[:, 0], x[:, 2]), uniform(1.5 * math.pi, 3 * math.pi).cdf),
+        (lambda x: x[:, 1], uniform(0, 21).cdf),
+    ],
+    "paraboloid": [
+        (angle, EVEN),
+        (lambda x: x[:, 2], expon.cdf),
+        (lambda x: x[:, 0], norm.cdf),
+    ],
+}
+
+
+@every_curved
+def test_samples_follow_the_density(name):
+    x = manifold(name, 0).sample(20_000, generator())
+    for marginal, cdf in MARGINALS[name]:
+        assert kstest(marginal(x), cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", MANIFOLDS)
+def test_the_noise_is_normal_in_every_direction_and_that_of_the_generator(name):
+    clean, noisy = (manifold(name, s).sample(5000, generator()) for s in (0, 0.2))
+    assert kstest((noisy - clean).ravel(), norm(0, 0.2).cdf).pvalue > 1e-3
+    assert np.cov((noisy - clean).T) == pytest.approx(0.04 * np.eye(clean.shape[1]), abs=0.004)
+    assert np.array_equal(noisy, manifold(name, 0.2).sample(5000, generator()))
+    assert not np.array_equal(noisy, manifold(name, 0.2).sample(5000, generator(1)))
+
+
+@pytest.mark.parametrize("name", MANIFOLDS)
+def test_shapes_and_far_points(name):
+    m = manifold(name)
+    for n in (0, 1, 3):
+        x = m.sample(n, generator())
+        assert x.shape == m.project(x).shape == (n, m.ambient_dim)
+        assert m.log_prob(x).shape == m.manifold_log_prob(x).shape == (n,)
+    far = np.full((2, m.ambient_dim), 300.0) * [[1], [-1]]
+    distance = np.square(far - m.project(far)).sum(1)
+    assert np.isfinite(m.manifold_log_prob(far)).all()
+    if name != "linear_gaussian":
+        assert m.log_prob(far) == pytest.approx(-distance / 2 / m.noise**2, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", MANIFOLDS)
+def test_a_far_point_does_not_spoil_the_others(name):
+    m = manifold(name)
+    x = m.sample(20, generator())
+    both = np.concatenate([x, 1e6 * np.eye(m.ambient_dim)[-1:]])
+    assert m.log_prob(both)[:-1] == pytest.approx(m.log_prob(x), abs=1e-9)
+    assert m.project(both)[:-1] == pytest.approx(m.project(x), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", MANIFOLDS)
+def test_the_view_is_orthonormal(name):
+    m = manifold(name)
+    view = m.view
+    assert view.shape == (m.ambient_dim, min(m.ambient_dim, 3))
+    assert view.T @ view == pytest.approx(np.eye(view.shape[1]), abs=1e-12)
+
+
+def test_the_view_of_the_linear_gaussian_shows_its_manifold_as_a_plane():
+    m = manifold("linear_gaussian")
+    assert m.project(m.view.T)[:2] == pytest.approx(m.view.T[:2], abs=1e-12)
+    assert m.project(m.view.T)[2] == pytest.approx(0, abs=1e-12)
+    seen = m.sample(50_000, generator()) @ m.view
+    assert seen.var(axis=0) == pytest.approx(np.array([4, 2.25, 0.09]), rel=0.03)
+
+
+def test_a_manifold_has_its_own_noise_unless_told():
+    assert manifold("circle") == Circle(noise=0.1)
+    assert manifold("torus", 0.2) == Torus(noise=0.2)
+    assert manifold("paraboloid", 0).noise == 0
+
+
+@every_curved
+def test_there_is_no_density_without_noise(name):
+    m = manifold(name, 0)
+    message = f"manifold of dimension {m.dim} .* {m.ambient_dim} dimensions; set data.noise above 0"
+    with pytest.raises(UserError, match=message):
+        m.log_prob(m.sample(2, generator()))
+
+
+def test_an_unknown_manifold_is_refused():
+    with pytest.raises(UserError, match=r"data\.source=klein .*known: linear_gaussian, circle,"):
+        manifold("klein")
+
+
+@pytest.mark.parametrize("noise", [-0.1, math.nan, math.inf])
+def test_noise_that_cannot_be_is_refused(noise):
+    with pytest.raises(UserError, match=r"data\.noise=.* 0 or above"):
+        manifold("circle", noise)
