@@ -35,7 +35,9 @@ def test_settings_build_the_hierarchy_that_they_describe():
     assert hierarchy.stages[0].flow.config == {
         "shape": [3, 4, 4], "levels": 2, "steps": 1, "width": 4,
     }  # fmt: skip
-    assert hierarchy.stages[1].flow.config == {"dim": 20, "couplings": 2, "hidden": None}
+    assert hierarchy.stages[1].flow.config == {
+        "dim": 20, "couplings": 2, "hidden": None, "mixing": False,
+    }  # fmt: skip
     assert hierarchy.project(torch.rand(2, 3, 4, 4)).shape == (2, 3, 4, 4)
 
 

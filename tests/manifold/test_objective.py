@@ -104,3 +104,17 @@ def test_the_units_of_likelihood_and_pixels_are_settings():
     scaled = Objective("huber", 1.0, delta=512.0, pixel_range=256.0)(halving(), BATCH)
     plain = Objective("huber", 1.0, delta=2.0)(halving(), BATCH)
     assert scaled["penalty"].item() == pytest.approx(256**2 * plain["penalty"].item(), rel=1e-6)
+
+
+def test_input_noise_is_scored_and_the_clean_event_is_the_target():
+    noise = torch.randn(BATCH.shape, generator=torch.Generator().manual_seed(3))
+    hierarchy, noisy = halving(), BATCH + noise
+    terms = Objective("mse", 3.0, input_noise=1.0)(
+        hierarchy, BATCH, torch.Generator().manual_seed(3)
+    )
+    bits = hierarchy.bits_per_dim(noisy).mean()
+    mse = (BATCH - hierarchy.project(noisy)).square().mean()
+    assert terms["bits_per_dim"].item() == pytest.approx(bits.item(), rel=1e-6)
+    assert terms["mse"].item() == pytest.approx(mse.item(), rel=1e-6)
+    assert terms["loss"].item() == pytest.approx((bits + 3 * mse).item(), rel=1e-6)
+    assert terms["mse"].item() != pytest.approx(MSE, rel=1e-3)

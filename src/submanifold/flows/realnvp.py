@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
-from submanifold.flows.bijection import Compose, Flow
+from submanifold.flows.actnorm import ActNorm
+from submanifold.flows.bijection import Bijection, Compose, Flow
 from submanifold.flows.coupling import MaskedAffineCoupling
+from submanifold.flows.linear import Linear
 
 
 class RealNVP(Compose, Flow):
@@ -13,23 +15,28 @@ class RealNVP(Compose, Flow):
     It starts as the identity, so a fresh stage leaves the density as it was. One coordinate alone
     has nothing to be conditioned on: with dim 1 the flow is a learned scale and shift.
 
+    With ``mixing`` each coupling is a step of Glow: what it gets is normalised and mixed by an
+    invertible matrix first. That is for few coordinates on any scale; it starts as a rotation.
+
     Args:
         dim: Number of coordinates.
         couplings: Number of couplings, each with its own mask (six in the paper).
         hidden: Width of a coupling net's two hidden layers; 2 dim when None, as in the paper.
+        mixing: Whether an :class:`ActNorm` and a :class:`Linear` stand before each coupling.
     """
 
-    def __init__(self, dim: int, couplings: int = 6, hidden: int | None = None):
-        config = {"dim": dim, "couplings": couplings, "hidden": hidden}
+    def __init__(
+        self, dim: int, couplings: int = 6, hidden: int | None = None, mixing: bool = False
+    ):
         parity = torch.arange(dim) % 2
-        super().__init__(
-            MaskedAffineCoupling(
-                mask=((parity + index) % 2).float(), net=_net(dim, hidden or 2 * dim)
-            )
-            for index in range(couplings)
-        )
+        layers: list[Bijection] = []
+        for index in range(couplings):
+            mask = ((parity + index) % 2).float()
+            layers += [ActNorm(dim), Linear(dim)] if mixing else []
+            layers.append(MaskedAffineCoupling(mask, _net(dim, hidden or 2 * dim)))
+        super().__init__(layers)
         self.event_shape = (dim,)
-        self.config = config
+        self.config = {"dim": dim, "couplings": couplings, "hidden": hidden, "mixing": mixing}
 
 
 def _net(dim: int, hidden: int) -> nn.Sequential:

@@ -32,15 +32,21 @@ class GlowSettings(Settings):
 
 
 class RealNVPSettings(Settings):
-    """A RealNVP on vectors; ``hidden`` null means twice the number of coordinates."""
+    """A RealNVP on vectors.
+
+    ``hidden`` null means twice the number of coordinates; ``mixing`` is for raw data of few
+    dimensions.
+    """
 
     type: Literal["realnvp"]
     couplings: int = Field(gt=0)
     hidden: int | None = Field(default=None, gt=0)
+    mixing: bool = False
 
     def build(self, event_shape: Sequence[int]) -> Flow:
         """Build it for events (dim,)."""
-        return RealNVP(_vector_dim(event_shape, self.type), self.couplings, self.hidden)
+        dim = _vector_dim(event_shape, self.type)
+        return RealNVP(dim, self.couplings, self.hidden, self.mixing)
 
 
 class AffineSettings(Settings):
@@ -65,10 +71,12 @@ class StageSettings(Settings):
     likelihood_weight: float = Field(ge=0)
     likelihood_unit: LikelihoodUnit = "bits_per_dim"
     pixel_range: float = Field(default=1.0, gt=0)
+    off_manifold_scale: float = Field(default=1.0, gt=0)
+    input_noise: float = Field(default=0.0, ge=0)
 
     def build(self, event_shape: Sequence[int]) -> Stage:
         """Build the untrained stage for events of this shape."""
-        return Stage(self.flow.build(event_shape), self.dim)
+        return Stage(self.flow.build(event_shape), self.dim, self.off_manifold_scale)
 
     def objective(self, outer: Sequence[Stage] = ()) -> Objective:
         """Build Alg. 1's loss; ``outer`` are the frozen stages before this one."""
@@ -80,6 +88,7 @@ class StageSettings(Settings):
             likelihood_weight=self.likelihood_weight,
             likelihood_unit=self.likelihood_unit,
             pixel_range=self.pixel_range,
+            input_noise=self.input_noise,
             outer=Hierarchy(outer).requires_grad_(False) if in_image_space else None,
         )
 

@@ -20,6 +20,9 @@ class Objective:
     .. math:: \ell = c\, \frac{-\log p(h)}{D \log 2}
               + \lambda\, \frac1D \sum_i r(h_i - \tilde h_i), \qquad \tilde h = f^{-1}(u, 0)
 
+    With input noise (the denoising flow, DNF) density and u are those of :math:`h + \sigma_x
+    \epsilon`, and the penalty compares its projection with the clean h (method.md 3.10).
+
     By default likelihood is in bits per dimension and pixels are on [0, 1], so that lambda means
     the same at every image size; both units are settings (method.md 3.5).
 
@@ -31,6 +34,7 @@ class Objective:
         likelihood_unit: ``bits_per_dim``, or ``nats`` for a whole event.
         pixel_range: Width of the interval that pixels are on for the penalty and its delta: 1, or
             256 for those of a byte. Reported errors stay on [0, 1].
+        input_noise: sigma_x, in the units of h; 0 but in DNF.
         outer: The frozen stages before this one. Given, the penalty compares the decoded images of
             h and of its projection instead of h itself (method.md 3.9).
     """
@@ -41,20 +45,29 @@ class Objective:
     likelihood_weight: float = 1.0
     likelihood_unit: LikelihoodUnit = "bits_per_dim"
     pixel_range: float = 1.0
+    input_noise: float = 0.0
     outer: Hierarchy | None = None
 
-    def __call__(self, hierarchy: Hierarchy, h: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, hierarchy: Hierarchy, h: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
         """Score a batch.
 
         Args:
             hierarchy: The stages in training; Alg. 1 has one, a joint method all of them.
             h: Their input, (batch, *event_shape).
+            generator: Source of the input noise, on h's device.
 
         Returns:
-            Means over the batch: ``loss``, ``bits_per_dim``, and, where the projection was
-            computed, ``penalty`` and ``mse`` (of h, or of the image when ``outer`` is given).
+            Means over the batch: ``loss``, ``bits_per_dim`` (of the noisy input, if there is
+            noise), and, where the projection was computed, ``penalty`` and ``mse`` (of h, or of the
+            image when ``outer`` is given).
         """
-        u, _, log_prob = hierarchy(h)
+        noisy = h
+        if self.input_noise > 0:
+            drawn = torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
+            noisy = h + self.input_noise * drawn
+        u, _, log_prob = hierarchy(noisy)
         bits_per_dim = hierarchy.to_bits_per_dim(log_prob).mean()
         in_unit = bits_per_dim if self.likelihood_unit == "bits_per_dim" else -log_prob.mean()
         terms = {"loss": self.likelihood_weight * in_unit, "bits_per_dim": bits_per_dim}
