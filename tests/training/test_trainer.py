@@ -8,7 +8,7 @@ import torch
 
 from submanifold.data.batches import Batches
 from submanifold.errors import UserError
-from submanifold.flows import Affine, RealNVP
+from submanifold.flows import FLOWS, Affine, Glow, RealNVP
 from submanifold.manifold import Hierarchy, Objective, Stage
 from submanifold.training import trainer
 from submanifold.training.trainer import (
@@ -70,7 +70,7 @@ class Faulty:
         self.inner, self.bad, self.valid_bad = Objective("mse", 1.0), bad, valid_bad
         self.calls = self.validations = 0
 
-    def __call__(self, hierarchy, h):
+    def __call__(self, hierarchy, h, generator=None):
         terms = self.inner(hierarchy, h)
         if torch.is_grad_enabled():
             self.calls += 1
@@ -91,7 +91,10 @@ def test_training_lowers_the_loss_and_keeps_its_history(tmp_path):
     assert set(history["train"][0]) == {
         "step", "loss", "bits_per_dim", "mse", "penalty", "gradient_norm", "rows_per_second",
     }  # fmt: skip
-    assert set(history["valid"][0]) == {"step", "loss", "bits_per_dim", "mse", "penalty"}
+    assert set(history["valid"][0]) == {
+        "step", "loss", "bits_per_dim", "mse", "penalty",
+        "inverse_error", "thickness", "neighbour_correlation",
+    }  # fmt: skip
     assert (history["name"], history["steps"], history["steps_trained"]) == ("stage_1", 35, 35)
     assert (history["setbacks"], hierarchy.training) == (0, False)
     assert history["seconds"] > 0
@@ -293,3 +296,59 @@ def test_the_terms_of_training_are_logged_with_their_names(tmp_path):
     assert all(key.startswith("train.") for key in rows[0][1])
     assert all(key.startswith("valid.") for key in rows[1][1])
     assert trainer.LOG_EVERY == 10
+
+
+class Unstable(RealNVP):
+    """A flow whose inverse is off."""
+
+    def inverse(self, z):
+        return super().inverse(z) + 0.1
+
+
+def test_an_inverse_that_is_off_is_said_once_and_kept_in_the_history(tmp_path, caplog):
+    hierarchy = Hierarchy([Stage(Unstable(4, 2, 8), 2)])
+    with caplog.at_level(logging.WARNING, "submanifold"), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FLOWS, "unstable", Unstable)
+        _, history = run(tmp_path, hierarchy=hierarchy)
+    assert caplog.text.count("stage_1: at step 10 the inverse misses its input by 0.") == 1
+    assert "training.learning_rate" in history["warnings"]["inverse"]
+    assert all(row["inverse_error"] > 0.01 for row in history["valid"])
+
+
+def curve(n, noise, seed):
+    rng = np.random.default_rng(seed)
+    t = rng.standard_normal(n)
+    x = np.stack([t, 0.3 * np.sin(2 * t)], 1) + noise * rng.standard_normal((n, 2))
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize(("noise", "warned"), [(0.0, True), (0.05, False)])
+def test_data_without_noise_end_in_a_warning_of_manifold_overfitting(
+    tmp_path, caplog, noise, warned
+):
+    torch.manual_seed(0)
+    with caplog.at_level(logging.WARNING, "submanifold"):
+        history = fit(
+            Hierarchy([Stage(RealNVP(2, 6, 32), 1)]),
+            Objective("mse", 10.0),
+            Batches(curve(4000, noise, 0), 256),
+            Batches(curve(1000, noise, 1), 256),
+            settings(steps=400, learning_rate=0.005, clip=1.0, ema=0.9, validate_every=100),
+            tmp_path,
+            "stage_1",
+        )
+    assert ("overfitting" in history["warnings"]) == warned
+    assert caplog.text.count("stage_1: manifold overfitting at step") == warned
+    if warned:
+        assert "data.noise" in history["warnings"]["overfitting"]
+        losses = [row["bits_per_dim"] for row in history["valid"]]
+        assert losses[-1] < -1
+    else:
+        assert all(abs(row["neighbour_correlation"]) < 0.5 for row in history["valid"])
+
+
+def test_bytes_get_their_noise_from_dequantisation_and_are_not_suspected(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 4, 4), dtype=np.uint8)
+    row = trainer.diagnose(Hierarchy([Stage(Glow((3, 4, 4), 1, 1, 4), 5)]), Batches(images, 16))
+    assert set(row) == {"inverse_error"}
+    assert row["inverse_error"] < 1e-5

@@ -15,6 +15,12 @@ from submanifold.data.batches import Batches
 from submanifold.errors import UserError
 from submanifold.flows import initialize
 from submanifold.manifold import Hierarchy, Objective
+from submanifold.manifold.diagnostics import (
+    LARGEST_INVERSE_ERROR,
+    inverse_error,
+    is_overfitted,
+    manifold_overfitting,
+)
 from submanifold.progress import Meter
 from submanifold.training.checkpoint import EMA, load_checkpoint, save_checkpoint
 from submanifold.validation import Settings
@@ -70,7 +76,8 @@ def fit(
 
     Returns:
         The history: ``name``, ``train`` and ``valid`` rows by step, ``best_step``, ``steps``,
-        ``setbacks``, ``seconds`` of training, and ``steps_trained``, the steps of this very call.
+        ``setbacks``, ``warnings`` by kind, ``seconds`` of training, and ``steps_trained``, the
+        steps of this very call.
 
     Raises:
         UserError: The loss was not finite again after the learning rate was halved three times, or
@@ -82,7 +89,8 @@ def fit(
     optimizer = torch.optim.Adam(weights, lr=settings.learning_rate, fused=fused)
     ema = EMA(hierarchy, settings.ema)
     state: dict[str, Any] = {
-        "step": 0, "train": [], "valid": [], "best_step": 0, "setbacks": 0, "seconds": 0.0,
+        "step": 0, "train": [], "valid": [], "best_step": 0, "setbacks": 0, "warnings": {},
+        "seconds": 0.0,
     }  # fmt: skip
     if last.exists():
         state = load_checkpoint(last, hierarchy, ema, optimizer)
@@ -103,7 +111,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, settings) * 0.5 ** state["setbacks"]
             with torch.autocast(weights[0].device.type, precision, precision == torch.bfloat16):
-                terms = objective(hierarchy, train.at(step))
+                terms = objective(hierarchy, train.at(step), train.generator)
             terms["loss"].backward()
             norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip, foreach=True)
             optimizer.step()
@@ -124,7 +132,8 @@ def fit(
                 meter.update(step - meter.done, _brief(row))
             if checkpoint:
                 ema.swap()
-                row = validate(hierarchy, objective, valid)
+                row = validate(hierarchy, objective, valid) | diagnose(hierarchy, valid)
+                _warn(state["warnings"], row, step, name)
                 if not state["valid"] or row["loss"] < _best_loss(state):
                     state["best_step"] = step
                     hierarchy.notes = {"step": step, **row}
@@ -152,9 +161,23 @@ def validate(hierarchy: Hierarchy, objective: Objective, valid: Batches) -> Row:
     """Average the objective's terms over all rows, in the weights' own precision."""
     sums: dict[str, Tensor] = {}
     for batch in valid:
-        for key, value in objective(hierarchy, batch).items():
+        for key, value in objective(hierarchy, batch, valid.generator).items():
             sums[key] = sums.get(key, 0) + value * len(batch)
     return {key: float(value) / len(valid) for key, value in sums.items()}
+
+
+def diagnose(hierarchy: Hierarchy, valid: Batches) -> Row:
+    """Measure what would make the figures of a validation worthless.
+
+    Returns:
+        ``inverse_error`` on the first batch; on continuous data, which may have no noise,
+        ``thickness`` and ``neighbour_correlation`` of all of it (:func:`manifold_overfitting`).
+    """
+    row = {"inverse_error": inverse_error(hierarchy, next(iter(valid)))}
+    if valid.is_continuous:
+        thickness, correlation = manifold_overfitting(hierarchy, torch.cat(list(valid)))
+        row |= {"thickness": thickness, "neighbour_correlation": correlation}
+    return row
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
@@ -219,13 +242,38 @@ def _set_back(
             f"{settings.learning_rate}) or training.clip, or lower penalty_weight."
         )
     optimizer.zero_grad()
-    state = {**load_checkpoint(last, hierarchy, ema, optimizer), "setbacks": setbacks}
+    warnings = state["warnings"]
+    state = load_checkpoint(last, hierarchy, ema, optimizer)
+    state |= {"setbacks": setbacks, "warnings": warnings}
     save_checkpoint(last, hierarchy, ema, optimizer, state)
     log.warning(
         "%s: not finite at step %d; back to step %d with the learning rate halved (%d of %d)",
         name, step, state["step"], setbacks, SETBACKS,
     )  # fmt: skip
     return state
+
+
+def _warn(warnings: dict[str, str], row: Row, step: int, name: str) -> None:
+    """Say once for each kind what :func:`diagnose` has found."""
+    found = {}
+    if not row["inverse_error"] <= LARGEST_INVERSE_ERROR:
+        found["inverse"] = (
+            f"at step {step} the inverse misses its input by {row['inverse_error']:.2g} of the "
+            f"data's spread (limit {LARGEST_INVERSE_ERROR}): samples and projections are not those "
+            "of this density. Lower training.learning_rate, or take fewer steps or couplings"
+        )
+    if "thickness" in row and is_overfitted(row["thickness"], row["neighbour_correlation"]):
+        found["overfitting"] = (
+            f"manifold overfitting at step {step}: what is left off the manifold is "
+            f"{row['thickness']:.2g} of the data's spread, and is alike for points that are "
+            f"neighbours on it (correlation {row['neighbour_correlation']:.2f}): the data have no "
+            "noise there. Their likelihood has no maximum and bits per dimension mean nothing. Add "
+            "noise: data.noise, or stage_<n>.input_noise"
+        )
+    for kind, message in found.items():
+        if kind not in warnings:
+            warnings[kind] = message
+            log.warning("%s: %s", name, message)
 
 
 def _record(state: dict[str, Any], kind: str, step: int, row: Row, on_log: Log | None) -> None:
