@@ -7,11 +7,12 @@ import pytest
 import yaml
 
 from submanifold.config import ExperimentConfigLoader, artifact_keys, choose, expand, stage_settings
+from submanifold.data.synthetic import MANIFOLDS
 from submanifold.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf"
 METHODS = list(yaml.safe_load((CONF / "base" / "parameters.yml").read_text())["methods"])
-DATASETS = ("photos", "celeba", "lsun_bedroom", "folder")
+DATASETS = ("photos", "celeba", "lsun_bedroom", "folder", *MANIFOLDS)
 
 
 def load(env, **params):
@@ -45,7 +46,7 @@ def tables():
         "method": "two",
         "seed": 3,
         "device": "cpu",
-        "evaluation": {"samples": 10, "inception_weights": "auto"},
+        "evaluation": {"samples": 10, "dequantizations": 1, "inception_weights": "auto"},
         "datasets": {"photos": {"source": "photos", "size": 8}, "folder": {"source": "folder"}},
         "methods": {
             "two": {"stage_1": {"flow": {"type": "glow"}, "dim": 20}, "stage_2": {"dim": 10}},
@@ -112,6 +113,33 @@ def test_what_is_given_lies_over_the_rows_and_leaves_the_rest(tables):
     assert chosen["stage_3"]["flow"] == {"type": "affine"}
 
 
+def test_a_dataset_may_say_what_a_methods_stages_are_on_it(tables):
+    own = {
+        "stage_1": {"flow": {"type": "realnvp"}, "dim": 1},
+        "stage_2": {"dim": 1, "training": {"steps": 3}},
+    }
+    tables["datasets"]["circle"] = {"source": "circle", **own}
+    chosen = choose({**tables, "dataset": "circle", "stage_1": {"delta": 0.5}})
+    assert chosen["data"] == {"source": "circle"}
+    assert chosen["stage_1"]["flow"] == {"type": "realnvp", "couplings": 2}
+    assert (chosen["stage_1"]["dim"], chosen["stage_1"]["delta"]) == (1, 0.5)
+    assert chosen["stage_1"]["training"]["learning_rate"] == 1e-4
+    assert (chosen["stage_2"]["dim"], chosen["stage_2"]["training"]["steps"]) == (1, 3)
+    one = choose({**tables, "dataset": "circle", "method": "one"})
+    assert list(stage_settings(one)) == ["stage_1"]
+    given = choose({**tables, "dataset": "circle", "stage_1": {"dim": 2}})
+    assert given["stage_1"]["dim"] == 2
+
+
+def test_a_dimension_cannot_grow_from_stage_to_stage(tables):
+    with pytest.raises(UserError, match=r"stage_2: A manifold of dimension 21 in a space of 20"):
+        choose({**tables, "stage_2": {"dim": 21}})
+
+
+def test_names_with_an_underscore_are_for_anchors(tables):
+    assert choose({**tables, "_anchor": {"x": 1}}) == choose(tables)
+
+
 def test_a_method_may_have_more_than_nine_stages(tables):
     more = {f"stage_{n}": {"dim": 21 - n} for n in range(2, 13)}
     chosen = choose({**tables, **more})
@@ -134,7 +162,10 @@ CHANGES = {
     "nothing": ({}, set()),
     "device": ({"device": "cuda"}, set()),
     "path of the data": ({"data": {"path": None}}, set()),
-    "evaluation": ({"evaluation": {"samples": 9, "inception_weights": "auto"}}, {"run"}),
+    "evaluation": (
+        {"evaluation": {"samples": 9, "dequantizations": 1, "inception_weights": "auto"}},
+        {"run"},
+    ),
     "schedule": ({"schedule": "joint"}, {"model", "run"}),
     "stage 2": ({"stage_2": {"delta": 0.3}}, {"stage_2", "model", "run"}),
     "training of stage 2": (

@@ -14,7 +14,8 @@ from kedro.config import OmegaConfigLoader
 from omegaconf import OmegaConf
 from pydantic import Field
 
-from submanifold.data.images import DataSettings, fingerprint
+from submanifold.data.images import fingerprint
+from submanifold.data.settings import ImageSettings, read_data_settings
 from submanifold.errors import UserError
 from submanifold.manifold import StageSettings, build_hierarchy
 from submanifold.training.trainer import TrainingSettings
@@ -31,6 +32,7 @@ class EvaluationSettings(Settings):
     """What is measured on the test images."""
 
     samples: int = Field(gt=1, description="samples for the distances between distributions")
+    dequantizations: int = Field(gt=0, description="noise draws for the importance bound on BPD")
     inception_weights: str
 
 
@@ -92,13 +94,15 @@ class ExperimentConfigLoader(OmegaConfigLoader):
 def choose(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Turn tables and choices into the parameters of one experiment, all of them checked.
 
-    What ``data`` and ``stage_<n>`` hold in an environment's file or on the command line is laid
-    over the chosen rows; a ``stage_<n>`` beyond the method's last adds a stage to it.
+    A dataset's row may say what the method's stages are on it, such as their dimensions. What
+    ``data`` and ``stage_<n>`` hold in an environment's file or on the command line is laid over the
+    chosen rows; a ``stage_<n>`` beyond the method's last adds a stage to it.
 
     Raises:
         UserError: A name is unknown, or a value cannot work.
     """
-    given = dict(parameters)
+    # Kedro leaves these out of every other configuration, where they serve YAML's anchors
+    given = {name: value for name, value in parameters.items() if not name.startswith("_")}
     datasets, methods = given.pop("datasets"), given.pop("methods")
     defaults, training = given.pop("stage_defaults"), given.pop("training")
     groups = [name for name in given if name.startswith("stage_")]
@@ -106,9 +110,14 @@ def choose(parameters: Mapping[str, Any]) -> dict[str, Any]:
         _check_group(name, given.get(name, {}))
     _check_group("training", training)
     dataset, method = given.get("dataset"), given.get("method")
-    data = _merge(_row(datasets, dataset, "dataset"), given.pop("data", {}), "data")
-    stages = dict(_row(methods, method, "method"))
+    data = _row(datasets, dataset, "dataset")
+    stages = _row(methods, method, "method")
     schedule = given.pop("schedule", stages.pop("schedule", "hierarchical"))
+    for name in [name for name in data if name.startswith("stage_")]:
+        own = data.pop(name)
+        if name in stages:  # a dataset's second stage is for the methods that have one
+            stages = _merge(stages, {name: own})
+    data = _merge(data, given.pop("data", {}), "data")
     for name in groups:
         stages = _merge(stages, {name: given.pop(name)})
     numbered = [f"stage_{n}" for n in range(1, len(stages) + 1)]
@@ -136,8 +145,8 @@ def check(parameters: Mapping[str, Any]) -> None:
     Raises:
         UserError: Naming the parameter.
     """
-    data = read_settings(DataSettings, parameters["data"], "data")
-    if data.size < SMALLEST:
+    data = read_data_settings(parameters["data"])
+    if isinstance(data, ImageSettings) and data.size < SMALLEST:
         raise UserError(
             f"data.size={data.size} is too small: images are compared by patches of {SMALLEST} "
             f"pixels. Allowed: {SMALLEST} or more. Change it with --params=data.size=32."
@@ -149,7 +158,7 @@ def check(parameters: Mapping[str, Any]) -> None:
         stages.append(read_settings(StageSettings, rest, name))
         read_settings(TrainingSettings, settings["training"], f"{name}.training")
     with torch.device("meta"):
-        build_hierarchy(stages, (data.channels, data.size, data.size))
+        build_hierarchy(stages, data.event_shape)
 
 
 def stage_settings(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -165,7 +174,7 @@ def artifact_keys(parameters: Mapping[str, Any], project: Path) -> dict[str, str
     to n. Not: the device, the place of the files, logging.
     """
     dataset, method = parameters["dataset"], parameters["method"]
-    data = read_settings(DataSettings, parameters["data"], "data")
+    data = read_data_settings(parameters["data"])
     source = fingerprint(data, project / RAW)
     where = {"path", "url", "hash"}
     digest = _digest(RECIPE, source, data.model_dump(mode="json", exclude=where))

@@ -19,6 +19,7 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from submanifold.config import artifact_keys, stage_settings
+from submanifold.data.settings import SyntheticSettings, read_data_settings
 from submanifold.errors import UserError
 from submanifold.pipeline_registry import register_pipelines
 from submanifold.training.trainer import choose_device
@@ -28,10 +29,12 @@ log = logging.getLogger(__name__)
 ARTIFACTS = (
     "report",
     "metrics",
+    "truth",
     "metrics_table",
     "samples_figure",
     "samples_cool_figure",
     "rejection_figure",
+    "manifold_figure",
     "curves_figure",
     "hierarchy",
     "manifest",
@@ -43,9 +46,11 @@ class ExperimentHooks:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Rebuild the pipelines with the number of stages that the parameters have."""
+        """Rebuild the pipelines for the stages and the kind of data that the parameters have."""
         self._parameters = context.config_loader["parameters"]
-        for name, pipeline in register_pipelines(len(stage_settings(self._parameters))).items():
+        synthetic = isinstance(read_data_settings(self._parameters["data"]), SyntheticSettings)
+        n_stages = len(stage_settings(self._parameters))
+        for name, pipeline in register_pipelines(n_stages, synthetic).items():
             pipelines[name] = pipeline
 
     @hook_impl(tryfirst=True)
@@ -119,8 +124,9 @@ class TrackingHooks:
         """Log the figures and artifacts of the whole run, of nodes that were skipped too."""
         outputs = pipeline.all_outputs()
         if self._run_id is not None:
-            if "metrics" in outputs and catalog.exists("metrics"):
-                mlflow.log_metrics(_figures(catalog.load("metrics")))
+            for name in ("metrics", "truth"):
+                if name in outputs and catalog.exists(name):
+                    mlflow.log_metrics(_figures(catalog.load(name)))
             for name in sorted(outputs):
                 if name.endswith("history") and catalog.exists(name):
                     history = catalog.load(name)

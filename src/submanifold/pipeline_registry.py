@@ -5,11 +5,11 @@ from kedro.pipeline import Pipeline
 from submanifold.pipelines import data, hierarchical, joint
 
 
-def register_pipelines(n_stages: int = 2) -> dict[str, Pipeline]:
-    """Name the pipelines, for a number of stages that a hook takes from the parameters."""
+def register_pipelines(n_stages: int = 2, synthetic: bool = False) -> dict[str, Pipeline]:
+    """Name the pipelines, for the stages and the kind of data that a hook finds in parameters."""
     pipelines = {
         "data": data.create_pipeline(),
-        "hierarchical": hierarchical.create_pipeline(n_stages),
-        "joint": joint.create_pipeline(n_stages),
+        "hierarchical": hierarchical.create_pipeline(n_stages, synthetic),
+        "joint": joint.create_pipeline(n_stages, synthetic),
     }
     return {**pipelines, "__default__": pipelines["hierarchical"]}

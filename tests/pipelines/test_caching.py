@@ -52,14 +52,14 @@ def test_methods_that_differ_in_stage_2_share_stage_1(project, first):
 
 
 def test_another_seed_retrains_both_on_the_same_data(project, first):
-    data = {name: first.path(name) for name in ("images_train", "manifest")}
+    data = {name: first.path(name) for name in ("x_train", "manifest")}
     before = {path: path.read_bytes() for path in data.values()}
-    inode = data["images_train"].stat().st_ino
+    inode = data["x_train"].stat().st_ino
     other = project.run(until="hierarchy", seed=1)
     assert other.steps == BOTH
     assert {name: other.path(name) for name in data} == data
     assert {path: path.read_bytes() for path in data.values()} == before
-    assert data["images_train"].stat().st_ino == inode
+    assert data["x_train"].stat().st_ino == inode
 
 
 def test_the_device_retrains_nothing(project, first):

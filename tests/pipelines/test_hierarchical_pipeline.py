@@ -28,7 +28,7 @@ def measured(value):
 def test_every_output_is_on_disk_in_its_layer(run, project):
     catalog = run.project.catalog()
     pipeline_outputs = [
-        *("images_train", "images_valid", "images_test", "manifest"),
+        *("x_train", "x_valid", "x_test", "manifest"),
         *("stage_1.flow", "stage_1.history", "stage_1.u_train", "stage_1.u_valid"),
         *("stage_2.flow", "stage_2.history", "hierarchy", "baselines"),
         *("metrics", "samples", "samples_cool", "projections"),

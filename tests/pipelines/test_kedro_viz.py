@@ -7,7 +7,7 @@ import pytest
 
 PREVIEWS = {
     "ImagePreview": {
-        *("images_train", "images_valid", "images_test", "stage_1.u_train", "stage_1.u_valid"),
+        *("x_train", "x_valid", "x_test", "stage_1.u_train", "stage_1.u_valid"),
         *("samples", "samples_cool", "projections"),
         *("samples_figure", "samples_cool_figure", "rejection_figure", "curves_figure"),
     },

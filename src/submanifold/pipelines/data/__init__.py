@@ -1,4 +1,4 @@
-"""Source of images -> arrays on disk."""
+"""Source -> arrays on disk."""
 
 from submanifold.pipelines.data.pipeline import create_pipeline
 

@@ -1,8 +1,8 @@
-"""download/resize -> images_train, images_valid, images_test, manifest."""
+"""download/resize -> x_train, x_valid, x_test, manifest."""
 
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.pipelines.data.nodes import prepare_images
+from submanifold.pipelines.data.nodes import prepare_data
 
 
 def create_pipeline() -> Pipeline:
@@ -10,10 +10,10 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             Node(
-                prepare_images,
-                inputs=["params:data", "images_folder", "raw_folder"],
-                outputs=["images_train", "images_valid", "images_test", "manifest"],
-                name="prepare_images",
+                prepare_data,
+                inputs=["params:data", "data_folder", "raw_folder"],
+                outputs=["x_train", "x_valid", "x_test", "manifest"],
+                name="prepare_data",
             )
         ]
     )

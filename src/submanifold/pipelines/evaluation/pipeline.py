@@ -1,20 +1,30 @@
-"""images -> baselines; hierarchy + images -> metrics, samples, projections."""
+"""x -> baselines; hierarchy + x -> metrics, samples, projections."""
 
 from collections.abc import Sequence
 
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.pipelines.evaluation.nodes import draw_samples, evaluate, fit_baselines
+from submanifold.pipelines.evaluation.nodes import compare, draw_samples, evaluate, fit_baselines
 
 
-def create_pipeline(histories: Sequence[str]) -> Pipeline:
-    """Build the evaluation of a hierarchy that was trained with these histories."""
+def create_pipeline(histories: Sequence[str], synthetic: bool = False) -> Pipeline:
+    """Build the evaluation of a hierarchy that was trained with these histories.
+
+    Data that are synthetic have a true density to compare with.
+    """
     outer = {f"history_{i}": name for i, name in enumerate(histories, start=1)}
+    truth = Node(
+        compare,
+        inputs=["hierarchy", "x_test", "samples", "params:data", "params:device"],
+        outputs="truth",
+        name="compare",
+    )
     return Pipeline(
         [
+            *([truth] if synthetic else []),
             Node(
                 fit_baselines,
-                inputs=["images_train", "images_valid", "images_test", "baselines_folder"],
+                inputs=["x_train", "x_valid", "x_test", "baselines_folder"],
                 outputs="baselines",
                 name="fit_baselines",
             ),
@@ -28,8 +38,8 @@ def create_pipeline(histories: Sequence[str]) -> Pipeline:
                 evaluate,
                 inputs=[
                     "hierarchy",
-                    "images_train",
-                    "images_test",
+                    "x_train",
+                    "x_test",
                     "samples",
                     "baselines",
                     "params:evaluation",

@@ -1,4 +1,4 @@
-"""images -> stage_1.train -> stage_1.project -> stage_2.train -> ... -> assemble -> report."""
+"""x -> stage_1.train -> stage_1.project -> stage_2.train -> ... -> assemble -> report."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -6,8 +6,8 @@ from submanifold.pipelines import data, evaluation, reporting
 from submanifold.pipelines.hierarchical.nodes import assemble, project_stage, train_stage
 
 
-def create_pipeline(n_stages: int = 2) -> Pipeline:
-    """Build Algorithm 2 for any number of stages, from the source of images to the report."""
+def create_pipeline(n_stages: int = 2, synthetic: bool = False) -> Pipeline:
+    """Build Algorithm 2 for any number of stages, from the source to the report."""
     numbers = range(1, n_stages + 1)
     together = Pipeline(
         [Node(assemble, [f"flow_{n}" for n in numbers], "hierarchy", name="assemble")],
@@ -17,14 +17,14 @@ def create_pipeline(n_stages: int = 2) -> Pipeline:
     return (
         data.create_pipeline()
         + sum((stage(n, last=n == n_stages) for n in numbers), together)
-        + evaluation.create_pipeline(histories)
-        + reporting.create_pipeline(histories)
+        + evaluation.create_pipeline(histories, synthetic)
+        + reporting.create_pipeline(histories, synthetic)
     )
 
 
 def stage(n: int, last: bool) -> Pipeline:
     """Build stage n: training, and, for the stage that follows, the projection of its input."""
-    before = f"stage_{n - 1}.u" if n > 1 else "images"
+    before = f"stage_{n - 1}.u" if n > 1 else "x"
     outer = {f"flow_{m}": f"stage_{m}.flow" for m in range(1, n)}
     train = Node(
         train_stage,

@@ -1,4 +1,4 @@
-"""images -> train -> evaluate -> report, with one training for all stages."""
+"""x -> train -> evaluate -> report, with one training for all stages."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -6,13 +6,13 @@ from submanifold.pipelines import data, evaluation, reporting
 from submanifold.pipelines.joint.nodes import train_jointly
 
 
-def create_pipeline(n_stages: int = 1) -> Pipeline:
+def create_pipeline(n_stages: int = 1, synthetic: bool = False) -> Pipeline:
     """Build the pipeline of a joint method with any number of stages."""
     train = Node(
         train_jointly,
         inputs=[
-            "images_train",
-            "images_valid",
+            "x_train",
+            "x_valid",
             "params:seed",
             "params:device",
             "joint_folder",
@@ -24,6 +24,6 @@ def create_pipeline(n_stages: int = 1) -> Pipeline:
     return (
         data.create_pipeline()
         + Pipeline([train])
-        + evaluation.create_pipeline(["joint_history"])
-        + reporting.create_pipeline(["joint_history"])
+        + evaluation.create_pipeline(["joint_history"], synthetic)
+        + reporting.create_pipeline(["joint_history"], synthetic)
     )

@@ -1,6 +1,7 @@
 """Nodes of the reporting pipeline."""
 
 import base64
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -9,11 +10,22 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from submanifold.figures import as_png, image_grid, rejection_rows, training_curves
+from submanifold.data.settings import SyntheticSettings
+from submanifold.evaluation.truth import picture
+from submanifold.figures import (
+    DensityGrid,
+    as_png,
+    image_grid,
+    manifold_figure,
+    rejection_rows,
+    training_curves,
+)
 from submanifold.manifold import Hierarchy
+from submanifold.validation import read_settings
 
 PAPER_FLOW = {"shape": [3, 32, 32], "levels": 3, "steps": 32, "width": 512}
 NONE = "–"
+DRAWN = 4000
 
 
 def make_table(
@@ -23,31 +35,50 @@ def make_table(
     dims = metrics["dims"]
     rows = [
         {
-            "model": f"{method}, {' → '.join(map(str, dims))}",
+            "model": _name(method, metrics),
             "BPD": _plain(metrics["bits_per_dim"], "{:.3f}"),
+            "BPD, {} draws".format(metrics["bits_per_dim_importance"]["draws"]): _plain(
+                metrics["bits_per_dim_importance"], "{:.3f}"
+            ),
+            "NLL on the manifold (nats)": _plain(metrics["manifold_nll"], "{:.0f}"),
             "MSE": _plain(metrics["mse"], "{:.5f}"),
             "PSNR (dB)": _plain(metrics["psnr"], "{:.2f}"),
             "MSE, stage 1 alone": _plain(metrics["stage_1_mse"], "{:.5f}"),
             "sliced Wasserstein": _plain(metrics["sliced_wasserstein"], "{:.0f}"),
             "FID": _plain(metrics["fid"], "{:.1f}"),
-            "parameters": f"{metrics['parameters']:,}",
-            "training (s)": f"{metrics['seconds']['training']:.0f}",
-        }
+            **_size(metrics),
+        },
+        *_baseline_rows(metrics),
     ]
-    baselines = metrics["baselines"]
-    pca = baselines["pca"]
-    rows.append(
-        {"model": f"PCA, d = {dims[-1]}", "MSE": _plain(pca.get("mse"), "{:.5f}")}
-        if "mse" in pca
-        else {"model": "PCA", "MSE": pca["why"]}
-    )
-    if baselines["gaussian"]:
-        bits = _plain(baselines["gaussian"]["bits_per_dim"], "{:.3f}")
-        rows.append({"model": "Gaussian, full covariance", "BPD": bits})
     floor = _plain(metrics["sliced_wasserstein_of_training_images"], "{:.0f}")
     rows.append({"model": "training images", "sliced Wasserstein": floor})
     rows += _paper_rows(dataset, method, dims, hierarchy)
-    return pd.DataFrame(rows, columns=list(rows[0])).fillna(NONE)
+    return _table(rows)
+
+
+def make_truth_table(metrics: dict[str, Any], truth: dict[str, Any], method: str) -> pd.DataFrame:
+    """Lay out the metrics of points with a known density beside the true values."""
+    why = {"why": "none without noise"}
+    rows = [
+        {
+            "model": _name(method, metrics),
+            "NLL (nats)": _plain(truth.get("nll", why), "{:.4f}"),
+            "above the truth": _plain(truth.get("divergence", why), "{:.4f}"),
+            "BPD": _plain(metrics["bits_per_dim"], "{:.4f}"),
+            "NLL on the manifold": _plain(truth.get("manifold_nll"), "{:.4f}"),
+            "MSE": _plain(metrics["mse"], "{:.6f}"),
+            "projection to the true one": _plain(truth["projection_distance"], "{:.4f}"),
+            "sample to the manifold": _plain(truth["sample_distance"], "{:.4f}"),
+            **_size(metrics),
+        },
+        {
+            "model": f"truth, noise {truth['noise']:g}",
+            "NLL (nats)": _plain(truth.get("true_nll", why), "{:.4f}"),
+            "NLL on the manifold": f"{truth['manifold_entropy']:.4f}",
+        },
+        *_baseline_rows(metrics),
+    ]
+    return _table(rows)
 
 
 def write_report(
@@ -66,32 +97,102 @@ def write_report(
     """Draw the figures, and put them with the table on one self-contained HTML page.
 
     Returns:
-        The page, and the figures: samples at temperature 1 and 0.7, rejection maps, curves.
+        The page, and the figures: curves, samples at temperature 1 and 0.7, rejection maps.
     """
-    figures = (
-        image_grid(samples[:64], columns=16, title="Samples at temperature 1"),
-        image_grid(samples_cool[:64], columns=16, title="Samples at temperature 0.7"),
-        rejection_rows(np.asarray(test[: len(projections)]), projections),
-        training_curves({history["name"]: history for history in histories}),
-    )
-    names = ("samples", "samples_cool", "rejection", "curves")
-    pictures = {
-        name: base64.b64encode(as_png(figure)).decode()
-        for name, figure in zip(names, figures, strict=True)
+    figures = {
+        "curves": training_curves({history["name"]: history for history in histories}),
+        "samples": image_grid(samples[:64], columns=16, title="Samples at temperature 1"),
+        "samples_cool": image_grid(
+            samples_cool[:64], columns=16, title="Samples at temperature 0.7"
+        ),
+        "rejection": rejection_rows(np.asarray(test[: len(projections)]), projections),
     }
+    page = _page(metrics, None, table, manifest, hierarchy, figures, dataset, method, histories)
+    return page, *figures.values()  # type: ignore[return-value]
+
+
+def write_truth_report(
+    metrics: dict[str, Any],
+    truth: dict[str, Any],
+    table: pd.DataFrame,
+    manifest: dict[str, Any],
+    hierarchy: Hierarchy,
+    samples: np.ndarray,
+    test: np.ndarray,
+    data: dict[str, Any],
+    dataset: str,
+    method: str,
+    *histories: dict[str, Any],
+) -> tuple[str, Figure, Figure]:
+    """Draw the learned manifold and density beside the true ones, and the page around them.
+
+    Returns:
+        The page, and the figures: curves and manifold.
+    """
+    manifold = read_settings(SyntheticSettings, data, "data").manifold
+    points, grid = picture(hierarchy, manifold, test[:DRAWN], samples)
+    figures = {
+        "curves": training_curves({history["name"]: history for history in histories}),
+        "manifold": manifold_figure(**points, grid=DensityGrid(*grid) if grid else None),
+    }
+    page = _page(metrics, truth, table, manifest, hierarchy, figures, dataset, method, histories)
+    return page, *figures.values()  # type: ignore[return-value]
+
+
+def _page(
+    metrics: dict[str, Any],
+    truth: dict[str, Any] | None,
+    table: pd.DataFrame,
+    manifest: dict[str, Any],
+    hierarchy: Hierarchy,
+    figures: dict[str, Figure],
+    dataset: str,
+    method: str,
+    histories: Sequence[dict[str, Any]],
+) -> str:
     template = files("submanifold.pipelines.reporting").joinpath("report.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(template).render(
+    return environment.from_string(template).render(
         dataset=dataset,
         method=method,
         metrics=metrics,
+        truth=truth,
         table=table,
         manifest=manifest,
         stages=hierarchy.describe()["stages"],
         histories=histories,
-        pictures=pictures,
+        pictures={
+            name: base64.b64encode(as_png(figure)).decode() for name, figure in figures.items()
+        },
     )
-    return page, *figures
+
+
+def _name(method: str, metrics: dict[str, Any]) -> str:
+    return f"{method}, {' → '.join(map(str, metrics['dims']))}"
+
+
+def _size(metrics: dict[str, Any]) -> dict[str, str]:
+    return {
+        "parameters": f"{metrics['parameters']:,}",
+        "training (s)": f"{metrics['seconds']['training']:.0f}",
+    }
+
+
+def _baseline_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
+    pca, gaussian = metrics["baselines"]["pca"], metrics["baselines"]["gaussian"]
+    rows = [
+        {"model": f"PCA, d = {metrics['dims'][-1]}", "MSE": _plain(pca.get("mse"), "{:.5f}")}
+        if "mse" in pca
+        else {"model": "PCA", "MSE": pca["why"]}
+    ]
+    if gaussian:
+        bits = _plain(gaussian["bits_per_dim"], "{:.3f}")
+        rows.append({"model": "Gaussian, full covariance", "BPD": bits})
+    return rows
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(rows[0])).fillna(NONE)
 
 
 def _plain(measured: dict[str, Any] | None, form: str) -> str:
