@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -31,14 +32,14 @@ def singular_values(hierarchy, u):
     return torch.linalg.svdvals(rows)
 
 
-SMALL_GLOW = lambda: Glow((3, 4, 4), 2, 2, 4)  # noqa: E731
+SMALL_GLOW = partial(Glow, (3, 4, 4), 2, 2, 4)
 CASES = {
     "glow": [(SMALL_GLOW, 10)],
-    "realnvp": [(lambda: RealNVP(6), 4)],
-    "affine": [(lambda: Affine(7), 3)],
-    "one dimension": [(lambda: RealNVP(5), 1)],
-    "two stages": [(SMALL_GLOW, 20), (lambda: RealNVP(20), 6)],
-    "three stages": [(SMALL_GLOW, 20), (lambda: RealNVP(20), 8), (lambda: Affine(8), 3)],
+    "realnvp": [(partial(RealNVP, 6), 4)],
+    "affine": [(partial(Affine, 7), 3)],
+    "one dimension": [(partial(RealNVP, 5), 1)],
+    "two stages": [(SMALL_GLOW, 20), (partial(RealNVP, 20), 6)],
+    "three stages": [(SMALL_GLOW, 20), (partial(RealNVP, 20), 8), (partial(Affine, 8), 3)],
 }
 
 
@@ -55,7 +56,7 @@ def test_the_log_volume_is_that_of_autograds_jacobian(name):
 
 
 def test_the_log_volume_of_an_affine_map_has_its_closed_form():
-    hierarchy = hierarchy_of((lambda: Affine(7), 3))
+    hierarchy = hierarchy_of((partial(Affine, 7), 3))
     norm, linear = hierarchy.stages[0].flow.bijections
     columns = torch.linalg.inv(linear.weight)[:, :3] / norm.log_scale.exp()[:, None]
     expected = 0.5 * torch.logdet(columns.T @ columns)
@@ -63,7 +64,7 @@ def test_the_log_volume_of_an_affine_map_has_its_closed_form():
     torch.testing.assert_close(found, expected.expand(2).detach(), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("flow", [SMALL_GLOW, lambda: RealNVP(6), lambda: Affine(5)])
+@pytest.mark.parametrize("flow", [SMALL_GLOW, partial(RealNVP, 6), partial(Affine, 5)])
 def test_a_manifold_that_is_all_of_the_space_has_the_density_of_the_space(flow):
     hierarchy = hierarchy_of((flow, math.prod(flow().event_shape)))
     x = hierarchy.decode(normal(4, hierarchy.dim)).detach()
@@ -295,7 +296,7 @@ def test_the_largest_density_of_von_mises_is_known():
 
 
 def test_the_estimate_is_unbiased_and_its_errors_are_what_they_say():
-    hierarchy = hierarchy_of((lambda: Glow((3, 8, 8), 2, 1, 4), 48))
+    hierarchy = hierarchy_of((partial(Glow, (3, 8, 8), 2, 1, 4), 48))
     u = normal(48, 48)
     generator = torch.Generator().manual_seed(0)
     estimate, error = estimate_log_volume(hierarchy, u, 10, 15, generator)
@@ -308,7 +309,7 @@ def test_the_estimate_is_unbiased_and_its_errors_are_what_they_say():
 
 
 def test_truncation_adds_and_goes_away_with_more_nodes():
-    hierarchy = hierarchy_of((lambda: Affine(24), 20), scale=1.0)
+    hierarchy = hierarchy_of((partial(Affine, 24), 20), scale=1.0)
     u = normal(6, 20)
 
     def estimate(iterations):
@@ -336,19 +337,35 @@ def test_an_invariant_subspace_ends_the_recurrence_exactly(dtype, iterations):
     assert error.numpy() == pytest.approx(0, abs=digits)
 
 
-def test_two_eigenvalues_take_two_nodes():
-    hierarchy = Hierarchy([Stage(Affine(4), 4)]).double()
+def diagonal(log_scales):
+    """A decoder that divides each coordinate by its scale: all signs give one and the same form."""
+    hierarchy = Hierarchy([Stage(Affine(len(log_scales)), len(log_scales))]).double()
     norm, linear = hierarchy.stages[0].flow.bijections
     nn.init.eye_(linear.weight)
     with torch.no_grad():
-        norm.log_scale.copy_(torch.tensor([0.0, 0, 1, 1]))
-    estimate, error = estimate_log_volume(hierarchy, normal(2, 4), 3, 2)
-    assert estimate.numpy() == pytest.approx(-2, abs=1e-12)
-    assert error.numpy() == pytest.approx(0, abs=1e-12)
+        norm.log_scale.copy_(log_scales)
+    return hierarchy
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 5, 40])
+def test_as_many_nodes_as_there_are_eigenvalues_are_exact(nodes):
+    # over a range of e^14, in which Lanczos vectors lose their orthogonality if left to themselves
+    log_scales = torch.linspace(0, 7, nodes, dtype=torch.float64).repeat(2)
+    hierarchy = diagonal(log_scales)
+    estimate, error = estimate_log_volume(hierarchy, normal(2, 2 * nodes), 3, nodes)
+    assert estimate.numpy() == pytest.approx(-log_scales.sum().item(), abs=1e-8)
+    assert error.numpy() == pytest.approx(0, abs=1e-8)
+
+
+def test_a_recurrence_that_ends_without_rounding_is_no_division_by_zero():
+    # 1/8 and its squares have no rounding errors
+    estimate, error = estimate_log_volume(diagonal(torch.zeros(64)), normal(2, 64), 3)
+    assert not estimate.any()
+    assert not error.any()
 
 
 def test_large_dimensions_are_estimated_and_one_seed_gives_the_same_numbers():
-    hierarchy = hierarchy_of((lambda: RealNVP(9, 2), 7), (lambda: Affine(7), 6))
+    hierarchy = hierarchy_of((partial(RealNVP, 9, 2), 7), (partial(Affine, 7), 6))
     x = normal(3, 9)
 
     def draw(seed, exact_up_to=5):
@@ -379,7 +396,7 @@ def test_single_precision_is_near_double():
 
 
 def test_an_event_that_is_not_finite_leaves_the_others_as_they_are():
-    hierarchy = hierarchy_of((lambda: RealNVP(6), 4))
+    hierarchy = hierarchy_of((partial(RealNVP, 6), 4))
     u = normal(3, 4)
     u[1] = torch.nan
 
