@@ -1,8 +1,8 @@
 import pytest
 import torch
-from test_bijections import perturb
 from torch import nn
 
+from strategies import perturb
 from submanifold.errors import UserError
 from submanifold.flows import ActNorm, Affine, Glow, Linear, RealNVP, initialize
 

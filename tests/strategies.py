@@ -1,0 +1,66 @@
+"""What the property tests draw, hierarchies above all, and how they compare numbers."""
+
+import math
+
+import torch
+from hypothesis import strategies as st
+
+from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.manifold import Hierarchy, Stage
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def perturb(module, scale=0.2):
+    """Move every weight from its start, by little enough to keep all maps well conditioned."""
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(scale / p[0].numel() ** 0.5 * torch.randn_like(p))
+    return module
+
+
+def assert_close(actual, expected):
+    """Equal to 1024 roundings of the largest number: 2e-13 of it, or 1e-4 in single precision."""
+    tolerance = 1024 * torch.finfo(actual.dtype).eps * (1 + expected.abs().max().item())
+    torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=tolerance)
+
+
+def slogdet(function, x):
+    """log|det| of a function's Jacobian at each event, from autograd alone."""
+
+    def of(event):
+        # event i of this batch gives row i of the Jacobian
+        batch = event.expand(event.numel(), *event.shape).clone().requires_grad_()
+        diagonal = function(batch).flatten(1).diagonal()
+        return torch.linalg.slogdet(torch.autograd.grad(diagonal.sum(), batch)[0].flatten(1))[1]
+
+    return torch.stack([of(event) for event in x])
+
+
+@st.composite
+def glows(draw):
+    channels, height, width = (draw(st.sampled_from(two)) for two in [(1, 3), (4, 8), (4, 8)])
+    most_levels = 3 if height == width == 8 else 2
+    levels, steps, hidden = (draw(st.integers(1, most)) for most in (most_levels, 3, 5))
+    return Glow((channels, height, width), levels, steps, hidden)
+
+
+def realnvps(dim):
+    hidden = st.sampled_from([None, 5])
+    return st.builds(RealNVP, st.just(dim), st.integers(1, 6), hidden, mixing=st.booleans())
+
+
+@st.composite
+def hierarchies(draw, dtypes=DTYPES, most_stages=4):
+    """(hierarchy, x): an image's or a vector's flow outermost, each dimension at most the last."""
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    stages = []
+    dim = draw(st.integers(1, 12) | st.just(0))  # 0 for an image
+    for _ in range(draw(st.integers(1, most_stages))):
+        flow = draw(st.one_of(realnvps(dim), st.builds(Affine, st.just(dim))) if dim else glows())
+        size = math.prod(flow.event_shape)
+        dim = draw(st.one_of(st.just(size), st.integers(1, size)))
+        stages.append(Stage(flow, dim, draw(st.floats(0.1, 3))))
+    hierarchy, dtype = Hierarchy(stages), draw(st.sampled_from(dtypes))
+    x = torch.randn(draw(st.integers(1, 5)), *hierarchy.event_shape, dtype=dtype)
+    return perturb(hierarchy).to(dtype), x
