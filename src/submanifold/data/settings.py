@@ -91,7 +91,7 @@ class ImageSettings(Settings):
 class Draws(Settings):
     """How many points are drawn for each split."""
 
-    train: PositiveInt = 10_000
+    train: PositiveInt = 50_000
     valid: PositiveInt = 2_000
     test: PositiveInt = 5_000
 

@@ -1,0 +1,131 @@
+"""Every known answer is in its interval, and docs/known-answers.md is about these answers."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import known_answers
+from benchmarks.known_answers import CASES, PAGE, Answer
+from scipy.integrate import quad
+
+from submanifold.data import synthetic
+
+VARIANCES = np.array([4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025])
+
+
+def bits(nats, dim=8):
+    return nats / (dim * math.log(2))
+
+
+def gaussian_nll(model, data):
+    """-log density that a Gaussian gives to another, by the variances of both."""
+    return 0.5 * np.sum(np.log(2 * math.pi * model) + data / model)
+
+
+def huber(x, delta=0.1):
+    return x**2 / 2 if abs(x) < delta else delta * (abs(x) - delta / 2)
+
+
+def ring_entropy(sigma):
+    """Entropy of the noisy circle of radius 1, by its density along a ray."""
+    ring = synthetic.Circle(noise=sigma)
+
+    def integrand(r):
+        log_density = ring.log_prob(np.array([[r, 0.0]]))[0]
+        return -2 * math.pi * r * math.exp(log_density) * log_density
+
+    return quad(integrand, 1 - 9 * sigma, 1 + 9 * sigma)[0]
+
+
+def standard_normal_bits(quantised):
+    """Of U(-1/2, 1/2), whose variance is 1/12."""
+    return quantised + bits(gaussian_nll(np.ones(1), 1 / 12), 1)
+
+
+VON_MISES = synthetic.VonMisesCircle(radius=3.0, concentration=8.0)
+FORMULAS = {
+    1: [
+        gaussian_nll(VARIANCES, VARIANCES),
+        bits(gaussian_nll(VARIANCES, VARIANCES)),
+        VARIANCES[3:].sum() / 8,
+    ],
+    2: [
+        bits(gaussian_nll(VARIANCES + 0.01, VARIANCES + 0.01)),
+        bits(gaussian_nll(VARIANCES + 0.01, VARIANCES)),
+        (3 * 0.01 + VARIANCES[3:].sum()) / 8,
+    ],
+    3: [
+        bits(gaussian_nll(VARIANCES, VARIANCES)),
+        0.5,
+        (VARIANCES[:4].sum() / 2 + VARIANCES[4:].sum()) / 8,
+        VARIANCES[4:].sum() / 8,
+        VARIANCES[2:].sum() / 8,
+    ],
+    4: [1.0, 0.05 * huber(5), 0.05 * 5**2],
+    5: [standard_normal_bits(8), standard_normal_bits(5), 8.0, 5.0],
+    7: [
+        ring_entropy(0.1),
+        ring_entropy(0.05),
+        VON_MISES.manifold_entropy,
+        math.exp(VON_MISES.manifold_log_prob(np.array([[3.0, 0.0]]))[0]),
+    ],
+    8: [
+        synthetic.Sphere().manifold_entropy,
+        synthetic.VmfSphere(concentration=5.0).manifold_entropy,
+        synthetic.VmfSphere(concentration=10.0).manifold_entropy,
+    ],
+    9: [synthetic.SwissRoll().manifold_entropy, synthetic.Paraboloid().manifold_entropy],
+}
+
+
+@pytest.fixture(scope="module", params=CASES, ids="case {}".format)
+def found(request):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield CASES[request.param]()
+    torch.set_num_threads(threads)
+
+
+def test_every_value_is_in_its_interval(found):
+    outside = [" | ".join(known_answers.row(answer)) for answer in found if not answer.holds]
+    assert not outside, "\n".join(outside)
+
+
+def test_every_exact_value_follows_from_a_formula(found):
+    # 0 and 1 are differences, masses and answers to yes or no
+    used = {answer.exact for answer in found} - {None, 0.0, 1.0}
+    formulas = set(FORMULAS.get(found[0].case, [])) - {1.0}
+    assert sorted(used) == pytest.approx(sorted(formulas), abs=6e-6)
+
+
+def test_the_page_names_every_quantity_and_its_exact_value(found):
+    section = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[found[0].case]
+    rows = [line.strip("| ").split(" | ")[:2] for line in section.splitlines() if "|" in line]
+    assert rows[2:] == [known_answers.row(answer)[:2] for answer in found]
+
+
+def test_the_huber_penalty_is_less_for_the_jumps_than_for_the_normal_coordinate():
+    normal = quad(lambda x: huber(x) * math.exp(-x * x / 2) / math.sqrt(2 * math.pi), -9, 9)[0]
+    assert normal == pytest.approx(0.07492, abs=6e-6)
+    assert 0.05 * huber(5) < normal
+
+
+@pytest.mark.parametrize(("reached", "code"), [(0.0, 0), (1.0, 1), (math.nan, 1)])
+def test_the_command_writes_the_page_and_exits_with_1_if_a_value_is_outside(
+    monkeypatch, tmp_path, reached, code
+):
+    def case():
+        """Heading."""
+        return [Answer(1, "quantity, nats", None, reached, -0.5, 0.5, "reason")]
+
+    monkeypatch.setattr(known_answers, "CASES", {1: case})
+    monkeypatch.setattr(known_answers, "PAGE", tmp_path / "page.md")
+    threads = torch.get_num_threads()
+    assert known_answers.main() == code
+    torch.set_num_threads(threads)
+    page = (tmp_path / "page.md").read_text()
+    assert "## 1. Heading\n" in page
+    assert "| quantity, nats | none |" in page
+    assert page.count("(outside)") == code
