@@ -108,8 +108,8 @@ def test_the_units_of_likelihood_and_pixels_are_settings():
 
 def test_input_noise_is_scored_and_the_clean_event_is_the_target():
     noise = torch.randn(BATCH.shape, generator=torch.Generator().manual_seed(3))
-    hierarchy, noisy = halving(), BATCH + noise
-    terms = Objective("mse", 3.0, input_noise=1.0)(
+    hierarchy, noisy = halving(), BATCH + 0.5 * noise
+    terms = Objective("mse", 3.0, input_noise=0.5)(
         hierarchy, BATCH, torch.Generator().manual_seed(3)
     )
     bits = hierarchy.bits_per_dim(noisy).mean()
