@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from benchmarks import known_answers
-from benchmarks.known_answers import CASES, PAGE, Answer
 from scipy.integrate import quad
 
+from benchmarks import known_answers
+from benchmarks.known_answers import CASES, PAGE, Answer
 from submanifold.data import synthetic
 
 VARIANCES = np.array([4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025])

@@ -31,7 +31,7 @@ def test_more_draws_bound_the_bits_of_a_pixel_more_tightly_and_in_the_end_exactl
     scale, pixel = 0.5 / 256, 128
     flow = Affine(1)
     with torch.no_grad():
-        flow.bijections[1].weight.fill_(1 / scale)
+        flow.weight.fill_(1 / scale)
     hierarchy = Hierarchy([Stage(flow, 1)]).double()
     low, high = (edge / 256 / scale for edge in (pixel - 128, pixel - 127))
     exact = math.log(math.exp(log_ndtr(high)) - math.exp(log_ndtr(low)))

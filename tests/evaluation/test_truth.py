@@ -14,7 +14,7 @@ def whitening(scale=1.0, dim=3):
     flow = Affine(8)
     matrix = (truth.axes / np.sqrt(truth.variances)).T / scale
     with torch.no_grad():
-        flow.bijections[1].weight.copy_(torch.from_numpy(matrix))
+        flow.weight.copy_(torch.from_numpy(matrix))
     return Hierarchy([Stage(flow, dim)]).double()
 
 

@@ -51,14 +51,14 @@ def test_the_log_volume_is_that_of_autograds_jacobian(name):
     assert (expected.std() > 1e-3) == (name != "affine")
     torch.testing.assert_close(log_volume(hierarchy, u), expected, rtol=0, atol=1e-10)
     # as many nodes as dimensions leave the probes' error alone, and none in one dimension
-    estimate, error = estimate_log_volume(hierarchy, u, 4, generator=torch.Generator())
+    estimate, error = estimate_log_volume(hierarchy, u, 40, generator=torch.Generator())
     assert ((estimate - expected).abs() <= 5 * error + 1e-10).all()
 
 
 def test_the_log_volume_of_an_affine_map_has_its_closed_form():
     hierarchy = hierarchy_of((partial(Affine, 7), 3))
-    norm, linear = hierarchy.stages[0].flow.bijections
-    columns = torch.linalg.inv(linear.weight)[:, :3] / norm.log_scale.exp()[:, None]
+    linear = hierarchy.stages[0].flow
+    columns = torch.linalg.inv(linear.weight)[:, :3] / linear.norm.log_scale.exp()[:, None]
     expected = 0.5 * torch.logdet(columns.T @ columns)
     found = log_volume(hierarchy, normal(2, 3))
     torch.testing.assert_close(found, expected.expand(2).detach(), rtol=0, atol=1e-12)
@@ -87,7 +87,7 @@ def test_the_density_is_that_of_the_projection():
 
 def test_an_ill_conditioned_volume_keeps_its_digits():
     hierarchy = Hierarchy([Stage(Affine(3), 2)]).double()
-    linear = hierarchy.stages[0].flow.bijections[1]
+    linear = hierarchy.stages[0].flow
     with torch.no_grad():
         # columns (1, 1, 0) and (1, 1, 1e-9): the determinant of J^T J is lost in its rounding
         columns = torch.tensor([[1.0, 1, 0], [1, 1, 1], [0, 1e-9, 0]], dtype=torch.float64)
@@ -325,8 +325,8 @@ def test_truncation_adds_and_goes_away_with_more_nodes():
 @pytest.mark.parametrize("iterations", [1, 2, 60])
 def test_an_invariant_subspace_ends_the_recurrence_exactly(dtype, iterations):
     hierarchy = Hierarchy([Stage(Affine(90), 70)]).double()
-    norm, linear = hierarchy.stages[0].flow.bijections
-    nn.init.constant_(norm.log_scale, 0.5)
+    linear = hierarchy.stages[0].flow
+    nn.init.constant_(linear.norm.log_scale, 0.5)
     with torch.no_grad():
         linear.weight.copy_(torch.linalg.qr(normal(90, 90))[0])
     u = normal(3, 70).to(dtype)
@@ -340,10 +340,10 @@ def test_an_invariant_subspace_ends_the_recurrence_exactly(dtype, iterations):
 def diagonal(log_scales):
     """A decoder that divides each coordinate by its scale: all signs give one and the same form."""
     hierarchy = Hierarchy([Stage(Affine(len(log_scales)), len(log_scales))]).double()
-    norm, linear = hierarchy.stages[0].flow.bijections
+    linear = hierarchy.stages[0].flow
     nn.init.eye_(linear.weight)
     with torch.no_grad():
-        norm.log_scale.copy_(log_scales)
+        linear.norm.log_scale.copy_(log_scales)
     return hierarchy
 
 
@@ -375,7 +375,9 @@ def test_large_dimensions_are_estimated_and_one_seed_gives_the_same_numbers():
     (exact, none), (value, error) = draw(0, 6), draw(0)
     assert not none.any()
     assert (error > 0).all()
-    assert ((value - exact).abs() < 5 * error).all()
+    values, errors = map(torch.stack, zip(*map(draw, range(20)), strict=True))
+    error_of_mean = (errors.square().mean(0) / 20).sqrt()
+    assert ((values.mean(0) - exact).abs() < 5 * error_of_mean).all()
     assert torch.equal(draw(0)[0], value)
     assert torch.equal(draw(0)[1], error)
     assert not torch.equal(draw(1)[0], value)

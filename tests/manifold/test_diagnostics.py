@@ -69,7 +69,7 @@ def test_a_gentle_curve_is_overfitted_without_noise_alone(noise, overfitted):
     torch.manual_seed(0)
     flow = Affine(2)
     with torch.no_grad():
-        flow.bijections[1].weight.copy_(torch.tensor([[1 / 3, 0.0], [0.0, 100.0]]))
+        flow.weight.copy_(torch.tensor([[1 / 3, 0.0], [0.0, 100.0]]))
     found = manifold_overfitting(Hierarchy([Stage(flow, 1)]).double(), torch.from_numpy(x))
     assert is_overfitted(*found) == overfitted
     distance = np.median(np.abs(x[:, 1])) / x.std(ddof=1)
@@ -81,7 +81,7 @@ def test_a_flow_far_from_the_data_is_not_taken_for_overfitting():
     x = torch.from_numpy(np.stack([t, np.sin(2 * t)], 1))
     flow = Affine(2)
     with torch.no_grad():
-        flow.bijections[1].weight.copy_(torch.eye(2))
+        flow.weight.copy_(torch.eye(2))
     found = manifold_overfitting(Hierarchy([Stage(flow, 1)]).double(), x)
     assert found[1] > 0.5
     assert not is_overfitted(*found)

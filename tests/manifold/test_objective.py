@@ -11,8 +11,8 @@ def halving():
     """z = 2 x on two coordinates, of which the first is the manifold."""
     flow = Affine(2)
     with torch.no_grad():
-        flow.bijections[0].log_scale.fill_(math.log(2))
-        flow.bijections[1].weight.copy_(torch.eye(2))
+        flow.norm.log_scale.fill_(math.log(2))
+        flow.weight.copy_(torch.eye(2))
     return Hierarchy([Stage(flow, 1)])
 
 

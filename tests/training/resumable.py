@@ -39,6 +39,7 @@ def train(kind, folder, on_log=None):
         ema=0.9,
         validate_every=EVERY[kind],
         precision="auto",
+        recompute=False,
     )
     train_set, valid_set = Batches(data[20:], 16, seed=7), Batches(data[:20], 16, seed=8)
     history = fit(hierarchy, objective, train_set, valid_set, settings, folder, kind, on_log)

@@ -33,6 +33,7 @@ def settings(**changes):
             "ema": 0.0,
             "validate_every": 10,
             "precision": "float32",
+            "recompute": False,
             **changes,
         }
     )
@@ -157,7 +158,7 @@ def test_more_steps_go_on_from_the_last_checkpoint(tmp_path):
 def test_training_starts_from_data_dependent_actnorms(tmp_path):
     hierarchy = Hierarchy([Stage(Affine(4), 2)])
     run(tmp_path, hierarchy=hierarchy, steps=1, learning_rate=1e-9)
-    actnorm = hierarchy.stages[0].flow.bijections[0]
+    actnorm = hierarchy.stages[0].flow.norm
     batch = Batches(data(), 16, seed=1).at(0)
     torch.testing.assert_close(actnorm.shift.detach(), batch.mean(0))
     torch.testing.assert_close(actnorm.log_scale.exp().detach(), 1 / batch.std(0, correction=0))
@@ -267,11 +268,13 @@ def test_the_automatic_device_is_one_that_works():
     torch.empty(1, device=choose_device("auto"))
 
 
-@pytest.mark.parametrize("tiles", [True, False])
-def test_automatic_precision_is_bfloat16_where_that_pays(monkeypatch, tiles):
+@pytest.mark.parametrize(("tiles", "products"), [(True, False), (False, True), (False, False)])
+def test_automatic_precision_is_bfloat16_where_that_pays(monkeypatch, tiles, products):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products)
     single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
-    assert choose_precision("auto", single) == (torch.bfloat16 if tiles else torch.float32)
+    fast = tiles or products
+    assert choose_precision("auto", single) == (torch.bfloat16 if fast else torch.float32)
     assert choose_precision("auto", double) == torch.float64
     assert choose_precision("float32", single) == torch.float32
     assert choose_precision("bfloat16", single) == torch.bfloat16
@@ -287,6 +290,13 @@ def test_bfloat16_trains_nets_in_bfloat16_and_validates_in_float32(tmp_path):
     run(tmp_path, hierarchy=hierarchy, precision="bfloat16", steps=10)
     # the data-dependent initialisation runs without gradients too, in float32
     assert seen == {True: {torch.bfloat16}, False: {torch.float32}}
+
+
+def test_recomputing_hidden_layers_changes_nothing_but_the_memory(tmp_path):
+    kept, _ = run(tmp_path / "kept", steps=5)
+    recomputed, _ = run(tmp_path / "recomputed", steps=5, recompute=True)
+    assert all(map(torch.equal, kept.parameters(), recomputed.parameters()))
+    assert not any(getattr(module, "recompute", False) for module in recomputed.modules())
 
 
 def test_the_terms_of_training_are_logged_with_their_names(tmp_path):

@@ -2,7 +2,12 @@
 
 from submanifold.flows.actnorm import ActNorm, initialize
 from submanifold.flows.bijection import Bijection, Compose, Flow
-from submanifold.flows.coupling import AffineCoupling, MaskedAffineCoupling
+from submanifold.flows.coupling import (
+    AffineCoupling,
+    Coupling,
+    MaskedAffineCoupling,
+    set_recompute,
+)
 from submanifold.flows.glow import Glow
 from submanifold.flows.linear import Affine, Linear
 from submanifold.flows.realnvp import RealNVP
@@ -17,6 +22,7 @@ __all__ = [
     "AffineCoupling",
     "Bijection",
     "Compose",
+    "Coupling",
     "Flow",
     "Glow",
     "Linear",
@@ -25,4 +31,5 @@ __all__ = [
     "Split",
     "Squeeze",
     "initialize",
+    "set_recompute",
 ]

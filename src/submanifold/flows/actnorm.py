@@ -25,7 +25,7 @@ class ActNorm(Bijection):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalise (batch, channels, ...)."""
         if self.pending:
-            self._fit(x)
+            self.fit(x)
         shape = (1, -1) + (1,) * (x.ndim - 2)
         z = (x - self.shift.view(shape)) * self.log_scale.exp().view(shape)
         positions = x[0, 0].numel()
@@ -37,7 +37,8 @@ class ActNorm(Bijection):
         return z * (-self.log_scale).exp().view(shape) + self.shift.view(shape)
 
     @torch.no_grad()
-    def _fit(self, x: Tensor) -> None:
+    def fit(self, x: Tensor) -> None:
+        """Set shift and scale from a batch."""
         axes = [axis for axis in range(x.ndim) if axis != 1]
         self.shift.copy_(x.mean(axes))
         self.log_scale.copy_(-x.std(axes, correction=0).clamp_min(1e-6).log())

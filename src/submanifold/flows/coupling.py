@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from submanifold.flows import fast
 from submanifold.flows.bijection import Bijection
 
 LOG_SCALE_LIMIT = 2.0
@@ -17,40 +19,66 @@ def bounded_log_scale(raw: Tensor) -> Tensor:
     return LOG_SCALE_LIMIT * torch.tanh(raw / LOG_SCALE_LIMIT)
 
 
-class AffineCoupling(Bijection):
-    r"""One half of the channels scales and shifts the other.
+class Coupling(Bijection):
+    """What couplings share: a net that says how to scale and shift one part given the other.
 
-    .. math:: z_a = x_a, \qquad z_b = x_b\, e^{s(x_a)} + t(x_a)
-
-    (Kingma & Dhariwal 2018, section 3.3.) The net's output starts at zero, so the coupling starts
-    as the identity.
-
-    Args:
-        net: Maps (batch, channels / 2, h, w) to (batch, channels, h, w): raw log-scales, shifts.
+    Attributes:
+        recompute: Whether the gradient computes the net's hidden layers again instead of keeping
+            them from the forward pass: a small part of the memory for a little more time.
     """
 
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
+        self.recompute = False
+
+    def scale_and_shift(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-scale and shift, in the precision of a, whatever that of the net."""
+        if self.recompute and torch.is_grad_enabled():
+            out = checkpoint(self.net, a, use_reentrant=False)
+        else:
+            out = self.net(a)
+        raw, shift = out.to(a.dtype).chunk(2, dim=1)
+        return bounded_log_scale(raw), shift
+
+
+def set_recompute(flow: nn.Module, recompute: bool) -> None:
+    """Set :attr:`Coupling.recompute` of every coupling in the flow."""
+    for module in flow.modules():
+        if isinstance(module, Coupling):
+            module.recompute = recompute
+
+
+class AffineCoupling(Coupling):
+    r"""One half of the channels scales and shifts the other.
+
+    .. math:: z_a = x_a, \qquad z_b = x_b\, e^{s(x_a)} + t(x_a)
+
+    (Kingma & Dhariwal 2018, section 3.3.) The net's output starts at zero, so the coupling starts
+    as the identity. :mod:`submanifold.flows.fast` computes the same where it can.
+
+    Args:
+        net: Maps (batch, channels / 2, h, w) to (batch, channels, h, w): raw log-scales, shifts.
+    """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform the second half of the channels."""
+        if fast.applies(x, self.net):
+            return fast.couple(x, self.net, inverse=False, recompute=self.recompute)
         a, b = x.chunk(2, dim=1)
-        log_scale, shift = self._scale_and_shift(a)
+        log_scale, shift = self.scale_and_shift(a)
         return torch.cat([a, b * log_scale.exp() + shift], 1), log_scale.flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Restore the second half of the channels."""
+        if fast.applies(z, self.net):
+            return fast.couple(z, self.net, inverse=True, recompute=self.recompute)[0]
         a, b = z.chunk(2, dim=1)
-        log_scale, shift = self._scale_and_shift(a)
+        log_scale, shift = self.scale_and_shift(a)
         return torch.cat([a, (b - shift) * (-log_scale).exp()], 1)
 
-    def _scale_and_shift(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        raw, shift = self.net(a).to(a.dtype).chunk(2, dim=1)
-        return bounded_log_scale(raw), shift
 
-
-class MaskedAffineCoupling(Bijection):
+class MaskedAffineCoupling(Coupling):
     r"""The coordinates under the mask scale and shift the others.
 
     .. math:: z = m \odot x + (1 - m) \odot (x\, e^{s(m \odot x)} + t(m \odot x))
@@ -65,21 +93,20 @@ class MaskedAffineCoupling(Bijection):
     mask: Tensor
 
     def __init__(self, mask: Tensor, net: nn.Module):
-        super().__init__()
+        super().__init__(net)
         self.register_buffer("mask", mask, persistent=False)
-        self.net = net
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform the unmasked coordinates of (batch, dim)."""
-        log_scale, shift = self._scale_and_shift(x)
+        log_scale, shift = self._free_part(x)
         return x * log_scale.exp() + shift, log_scale.sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Restore the unmasked coordinates."""
-        log_scale, shift = self._scale_and_shift(z)
+        log_scale, shift = self._free_part(z)
         return (z - shift) * (-log_scale).exp()
 
-    def _scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raw, shift = self.net(x * self.mask).to(x.dtype).chunk(2, dim=1)
+    def _free_part(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self.scale_and_shift(x * self.mask)
         free = 1 - self.mask
-        return bounded_log_scale(raw) * free, shift * free
+        return log_scale * free, shift * free

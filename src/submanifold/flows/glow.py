@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from submanifold.errors import UserError
-from submanifold.flows.actnorm import ActNorm
 from submanifold.flows.bijection import Compose, Flow
 from submanifold.flows.coupling import AffineCoupling
 from submanifold.flows.linear import Linear
@@ -93,4 +92,4 @@ def step(channels: int, width: int) -> Compose:
     )
     nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
     nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
-    return Compose([ActNorm(channels), Linear(channels), AffineCoupling(net)])
+    return Compose([Linear(channels), AffineCoupling(net)])

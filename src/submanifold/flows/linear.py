@@ -5,15 +5,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from submanifold.flows.actnorm import ActNorm
-from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
+from submanifold.flows.bijection import Bijection, Flow, full_precision
 
 
 class Linear(Bijection):
-    r"""A learned matrix across the channels, :math:`z_{:,i} = W x_{:,i}` at every position i.
+    r"""Normalised channels times a learned matrix, :math:`z_i = W\,\mathrm{diag}(e^s)(x_i - b)`.
 
-    On images it is the invertible 1x1 convolution (Kingma & Dhariwal 2018, section 3.2), with
-    :math:`\log|\det J| = hw \log|\det W|`; on vectors an ordinary square matrix. It starts as a
-    random rotation.
+    At every position i alike: on images these are Glow's actnorm and its invertible 1x1 convolution
+    (Kingma & Dhariwal 2018, sections 3.1 and 3.2), with
+    :math:`\log|\det J| = hw\,(\log|\det W| + \sum s)`; on vectors an ordinary square matrix. It
+    starts as a random rotation.
 
     Args:
         channels: Number of channels, the second axis of x.
@@ -21,28 +22,36 @@ class Linear(Bijection):
 
     def __init__(self, channels: int):
         super().__init__()
+        self.norm = ActNorm(channels)
         self.weight = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels))[0])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Multiply the channels of (batch, channels) or (batch, channels, height, width)."""
+        """Normalise and mix the channels of (batch, channels) or (batch, channels, h, w)."""
+        if self.norm.pending:
+            self.norm.fit(x)
         with full_precision(x):
-            positions = x[0, 0].numel()
-            log_det = torch.linalg.slogdet(self.weight).logabsdet * positions
-            return _across_channels(self.weight, x), log_det.expand(len(x))
+            # one product: the scale goes into the matrix, and the shift behind it
+            matrix = self.weight * self.norm.log_scale.exp()
+            log_det = torch.linalg.slogdet(self.weight).logabsdet + self.norm.log_scale.sum()
+            z = _across_channels(matrix, -(matrix @ self.norm.shift), x)
+            return z, (log_det * x[0, 0].numel()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Multiply the channels by the inverse matrix."""
+        """Undo the mixing and the normalisation."""
         with full_precision(z):
             # inv_ex, because inv would wait for the device to check for singularity
-            return _across_channels(torch.linalg.inv_ex(self.weight).inverse, z)
+            inverse = torch.linalg.inv_ex(self.weight).inverse
+            inverse = (-self.norm.log_scale).exp()[:, None] * inverse
+            return _across_channels(inverse, self.norm.shift, z)
 
 
-def _across_channels(weight: Tensor, x: Tensor) -> Tensor:
-    return F.linear(x, weight) if x.ndim == 2 else F.conv2d(x, weight[:, :, None, None])
+def _across_channels(matrix: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+    """Multiply at every position; images come out channels last, as the products find them."""
+    return F.linear(x.movedim(1, -1), matrix, shift).movedim(-1, 1)
 
 
-class Affine(Compose, Flow):
-    r"""Any affine bijection of vectors, :math:`z = W\,\mathrm{diag}(e^{s})(x - b)`.
+class Affine(Linear, Flow):
+    r"""Any affine bijection of vectors, as a flow.
 
     With a normal latent it is the Gaussian with full covariance; in a stage of dimension d,
     probabilistic principal components. Small cases with a known answer use it.
@@ -52,6 +61,6 @@ class Affine(Compose, Flow):
     """
 
     def __init__(self, dim: int):
-        super().__init__([ActNorm(dim), Linear(dim)])
+        super().__init__(dim)
         self.event_shape = (dim,)
         self.config = {"dim": dim}

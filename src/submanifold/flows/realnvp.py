@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from submanifold.flows.actnorm import ActNorm
 from submanifold.flows.bijection import Bijection, Compose, Flow
 from submanifold.flows.coupling import MaskedAffineCoupling
 from submanifold.flows.linear import Linear
@@ -22,7 +21,7 @@ class RealNVP(Compose, Flow):
         dim: Number of coordinates.
         couplings: Number of couplings, each with its own mask (six in the paper).
         hidden: Width of a coupling net's two hidden layers; 2 dim when None, as in the paper.
-        mixing: Whether an :class:`ActNorm` and a :class:`Linear` stand before each coupling.
+        mixing: Whether a :class:`Linear` stands before each coupling.
     """
 
     def __init__(
@@ -32,7 +31,7 @@ class RealNVP(Compose, Flow):
         layers: list[Bijection] = []
         for index in range(couplings):
             mask = ((parity + index) % 2).float()
-            layers += [ActNorm(dim), Linear(dim)] if mixing else []
+            layers += [Linear(dim)] if mixing else []
             layers.append(MaskedAffineCoupling(mask, _net(dim, hidden or 2 * dim)))
         super().__init__(layers)
         self.event_shape = (dim,)

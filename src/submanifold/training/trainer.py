@@ -13,7 +13,7 @@ from torch import Tensor
 
 from submanifold.data.batches import Batches
 from submanifold.errors import UserError
-from submanifold.flows import initialize
+from submanifold.flows import initialize, set_recompute
 from submanifold.manifold import Hierarchy, Objective
 from submanifold.manifold.diagnostics import (
     LARGEST_INVERSE_ERROR,
@@ -46,6 +46,7 @@ class TrainingSettings(Settings):
     ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept")
     validate_every: int = Field(gt=0, description="steps between validations and checkpoints")
     precision: Literal["auto", "float32", "bfloat16"]
+    recompute: bool = Field(description="compute hidden layers twice rather than keep them")
 
 
 def fit(
@@ -105,6 +106,7 @@ def fit(
     before, started, rows_seen = state["step"], time.monotonic(), 0
     seconds_before = state["seconds"]
     hierarchy.train()
+    set_recompute(hierarchy, settings.recompute)
     with Meter(name, "steps", settings.steps, done=state["step"]) as meter:
         while state["step"] < settings.steps:
             step = state["step"]
@@ -147,6 +149,7 @@ def fit(
     hierarchy.load_state_dict(chosen.state_dict())
     hierarchy.notes = chosen.notes
     hierarchy.eval()
+    set_recompute(hierarchy, False)
     history = {key: value for key, value in state.items() if key != "step"}
     return {
         "name": name,
@@ -193,13 +196,13 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
 def choose_precision(wanted: str, weight: Tensor) -> torch.dtype:
     """Turn ``auto`` into bfloat16 where the hardware multiplies it faster, else the weights' own.
 
-    On a CPU that is one with AMX tiles; without them bfloat16 is slower than float32.
+    On a CPU that is one with AMX tiles, or with AVX-512's bfloat16 products.
     """
     if wanted == "auto":
         fast = (
             torch.cuda.is_bf16_supported(including_emulation=False)
             if weight.device.type == "cuda"
-            else torch.cpu._is_amx_tile_supported()
+            else torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         )
         wanted = "bfloat16" if fast and weight.dtype == torch.float32 else "float32"
     return torch.bfloat16 if wanted == "bfloat16" else weight.dtype

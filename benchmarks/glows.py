@@ -1,0 +1,207 @@
+"""The same Glow in five implementations: this project's, a plain one, and those of three packages.
+
+Every one has three levels on 3x32x32 images with a squeeze, K steps and a split on each; a step is
+an activation normalisation, a channel mixing and an affine coupling whose net is 3x3-1x1-3x3. The
+packages differ in the mixing (FrEIA's is fixed) and in how a scale is made positive.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from submanifold.flows import Glow
+
+SHAPE = (3, 32, 32)
+LEVELS = 3
+SIZES = {"S": (4, 64), "M": (8, 128), "P": (32, 512)}  # steps on a level, and width
+
+
+class Model(Protocol):
+    """What the benchmark calls."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def inverse(self, z: Tensor) -> Tensor: ...
+
+
+class Net(nn.Sequential):
+    """Layers in a row; nflows hands every net a context too."""
+
+    def forward(self, x: Tensor, context: None = None) -> Tensor:
+        """Apply the layers."""
+        return super().forward(x)
+
+
+def net(inputs: int, outputs: int, width: int) -> Net:
+    """Build the coupling net that is given to every package that takes one."""
+    return Net(
+        nn.Conv2d(inputs, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 1),
+        nn.ReLU(),
+        nn.Conv2d(width, outputs, 3, padding=1),
+    )
+
+
+class MultiScale(nn.Module):
+    """Squeezes and splits around the steps of a package.
+
+    Args:
+        make: Makes a step for a number of channels.
+        forward: Calls a step: (step, x) -> (z, log-det).
+        inverse: Inverts it: (step, z) -> x.
+        steps: Number of steps on a level.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], nn.Module],
+        forward: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]],
+        inverse: Callable[[nn.Module, Tensor], Tensor],
+        steps: int,
+    ):
+        super().__init__()
+        self.levels = nn.ModuleList()
+        self.shapes = []
+        self.one_forward, self.one_inverse = forward, inverse
+        channels, side = SHAPE[0], SHAPE[1]
+        for level in range(1, LEVELS + 1):
+            channels, side = 4 * channels, side // 2
+            self.levels.append(nn.ModuleList(make(channels) for _ in range(steps)))
+            channels //= 2 if level < LEVELS else 1
+            self.shapes.append((channels, side, side))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images to latents, coarsest first."""
+        log_det, latents = x.new_zeros(len(x)), []
+        for number, level in enumerate(self.levels, 1):
+            x = F.pixel_unshuffle(x, 2)
+            for step in level:
+                x, ld = self.one_forward(step, x)
+                log_det = log_det + ld
+            if number < LEVELS:
+                x, latent = x.chunk(2, 1)
+                latents.append(latent)
+        return torch.cat([z.flatten(1) for z in (x, *reversed(latents))], 1), log_det
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Map latents back to images."""
+        sizes = [c * h * w for c, h, w in reversed(self.shapes)]
+        parts = [
+            part.reshape(-1, *shape)
+            for part, shape in zip(z.split(sizes, 1), reversed(self.shapes), strict=True)
+        ]
+        x = parts.pop(0)
+        for number, level in reversed(list(enumerate(self.levels, 1))):
+            if number < LEVELS:
+                x = torch.cat([x, parts.pop(0)], 1)
+            for step in reversed(level):
+                x = self.one_inverse(step, x)
+            x = F.pixel_shuffle(x, 2)
+        return x
+
+
+class PlainStep(nn.Module):
+    """A step of Glow as one writes it first: single precision, nothing shared, nothing fused."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.log_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.weight = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels))[0])
+        self.net = net(channels // 2, channels, width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x to (z, log-det)."""
+        positions = x.shape[2] * x.shape[3]
+        log_det = self.log_scale.sum() + torch.linalg.slogdet(self.weight).logabsdet
+        x = F.conv2d((x - self.shift) * self.log_scale.exp(), self.weight[:, :, None, None])
+        a, b = x.chunk(2, 1)
+        raw, shift = self.net(a).chunk(2, 1)
+        log_scale = 2 * torch.tanh(raw / 2)
+        z = torch.cat([a, b * log_scale.exp() + shift], 1)
+        return z, log_det * positions + log_scale.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Map z back to x."""
+        a, b = z.chunk(2, 1)
+        raw, shift = self.net(a).chunk(2, 1)
+        log_scale = 2 * torch.tanh(raw / 2)
+        x = torch.cat([a, (b - shift) * (-log_scale).exp()], 1)
+        x = F.conv2d(x, torch.linalg.inv(self.weight)[:, :, None, None])
+        return x * (-self.log_scale).exp() + self.shift
+
+
+def ours(steps: int, width: int) -> Model:
+    """Build this project's."""
+    return Glow(SHAPE, LEVELS, steps, width)
+
+
+def plain(steps: int, width: int) -> Model:
+    """Build the plain reference."""
+    return MultiScale(
+        lambda channels: PlainStep(channels, width),
+        lambda step, x: step(x),
+        lambda step, z: step.inverse(z),
+        steps,
+    )
+
+
+def normflows(steps: int, width: int) -> Model:
+    """Build normflows' GlowBlock, which samples forward and scores by its inverse."""
+    from normflows.flows import GlowBlock
+
+    return MultiScale(
+        lambda channels: GlowBlock(channels, width, scale_map="exp"),
+        lambda step, x: step.inverse(x),
+        lambda step, z: step(z)[0],
+        steps,
+    )
+
+
+def freia(steps: int, width: int) -> Model:
+    """Build FrEIA's AllInOneBlock, whose mixing is a fixed permutation."""
+    from FrEIA.modules import AllInOneBlock
+
+    def make(channels: int) -> nn.Module:
+        side = {12: 16, 24: 8, 48: 4}[channels]
+        return AllInOneBlock(
+            [(channels, side, side)], subnet_constructor=lambda c, o: net(c, o, width)
+        )
+
+    def forward(step: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        (z,), log_det = step([x])
+        return z, log_det
+
+    return MultiScale(make, forward, lambda step, z: step([z], rev=True)[0][0], steps)
+
+
+def nflows(steps: int, width: int) -> Model:
+    """Build a step from the transforms of nflows."""
+    from nflows.transforms import (
+        ActNorm,
+        AffineCouplingTransform,
+        CompositeTransform,
+        OneByOneConvolution,
+    )
+
+    def make(channels: int) -> nn.Module:
+        half = channels // 2
+        mask = [0] * half + [1] * half
+        coupling = AffineCouplingTransform(mask, lambda inputs, out: net(inputs, out, width))
+        return CompositeTransform([ActNorm(channels), OneByOneConvolution(channels), coupling])
+
+    return MultiScale(make, lambda step, x: step(x), lambda step, z: step.inverse(z)[0], steps)
+
+
+PEERS: dict[str, Callable[[int, int], Model]] = {
+    "plain": plain,
+    "normflows": normflows,
+    "FrEIA": freia,
+    "nflows": nflows,
+}

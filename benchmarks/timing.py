@@ -1,0 +1,96 @@
+"""Time several things in turn, and drop samples that something else on the machine disturbed."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+BUSY = 0.05  # share of the machine that others may use during a sample
+SAMPLE = 0.3  # seconds that a sample takes at least, so that the kernel's ticks can tell
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Timing(NamedTuple):
+    """Seconds of one call: median and quartiles of the samples, and how many were used."""
+
+    median: float
+    low: float
+    high: float
+    samples: int
+    dropped: int
+
+
+def interleave(
+    tasks: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, Timing]:
+    """Time each task once a round, after two calls to warm up.
+
+    Args:
+        tasks: What to call, by name.
+        rounds: Undisturbed samples wanted of each; at most twice as many are taken.
+        device: Waited for at the end of a sample.
+
+    Returns:
+        A timing for each task; of all its samples where nearly all were disturbed.
+    """
+    calls = {name: _calls(task, device) for name, task in tasks.items()}
+    quiet: dict[str, list[float]] = {name: [] for name in tasks}
+    disturbed: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(2 * rounds):
+        for name, task in tasks.items():
+            if len(quiet[name]) < rounds:
+                seconds, others = _sample(task, calls[name], device)
+                (quiet if others < BUSY else disturbed)[name].append(seconds)
+    return {name: _summary(quiet[name], disturbed[name]) for name in tasks}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _calls(task: Callable[[], object], device: torch.device) -> int:
+    task()
+    task()
+    synchronize(device)
+    started = time.perf_counter()
+    task()
+    synchronize(device)
+    return max(1, round(SAMPLE / (time.perf_counter() - started)))
+
+
+def _sample(task: Callable[[], object], calls: int, device: torch.device) -> tuple[float, float]:
+    before, own, started = _busy(), _own(), time.perf_counter()
+    for _ in range(calls):
+        task()
+    synchronize(device)
+    seconds = time.perf_counter() - started
+    others = (_busy() - before) - (_own() - own)
+    return seconds / calls, others / (seconds * (os.cpu_count() or 1))
+
+
+def _own() -> float:
+    times = os.times()
+    return times.user + times.system
+
+
+def _busy() -> float:
+    """Seconds that the processors have worked, or were taken from this machine by its host."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return _own()
+    user, nice, system, _, _, irq, softirq, steal = map(int, stat.read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / TICKS
+
+
+def _summary(quiet: list[float], disturbed: list[float]) -> Timing:
+    used = quiet if len(quiet) >= 3 or not disturbed else quiet + disturbed
+    if len(used) == 1:
+        return Timing(used[0], used[0], used[0], 1, 0)
+    low, median, high = statistics.quantiles(used, n=4, method="inclusive")
+    return Timing(median, low, high, len(used), len(quiet) + len(disturbed) - len(used))

@@ -1,0 +1,244 @@
+"""Time a training step, sampling, and the memory they take, beside public implementations of Glow.
+
+    python -m benchmarks.training_step                      # sizes S, M and P on the CPU
+    python -m benchmarks.training_step --sizes S --rounds 20
+    python -m benchmarks.training_step --device cuda
+
+All implementations have the same architecture (benchmarks/glows.py) and are timed in turn in one
+process; samples that another process disturbed are dropped. Packages that are not installed are
+left out: ``pip install normflows FrEIA nflows``. The table goes to the terminal, and with
+``--json FILE`` to a file.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.glows import PEERS, SHAPE, SIZES, Model, ours
+from benchmarks.timing import Timing, interleave, synchronize
+from submanifold.manifold import Hierarchy, Objective, Stage
+from submanifold.training.trainer import choose_precision
+
+DIM = 1000
+BATCHES = {"S": 64, "M": 64, "P": 16}
+GOALS = {"S": 2.5, "M": 3.3, "P": 4.5}  # times the fastest peer's PR step
+TASKS = ("NLL step", "PR step", "64 samples")
+OURS = ("submanifold", "submanifold, float32")
+
+
+class Peer(nn.Module):
+    """A peer's flow with what the benchmark calls: its loss, and its samples."""
+
+    def __init__(self, flow: Model):
+        super().__init__()
+        self.flow = flow
+
+    def loss(self, x: Tensor, penalised: bool) -> Tensor:
+        """Score a batch; Huber's penalty of what is left of it with v = 0."""
+        z, log_det = self.flow(x)
+        log_prob = log_det - 0.5 * z.square().sum(1)
+        loss = -log_prob.mean() / (z.shape[1] * 0.6931)
+        if penalised:
+            kept = torch.cat([z[:, :DIM], torch.zeros_like(z[:, DIM:])], 1)
+            loss = loss + 300 * nn.functional.huber_loss(self.flow.inverse(kept), x, delta=0.1)
+        return loss
+
+    @torch.no_grad()
+    def sample(self, u: Tensor) -> Tensor:
+        """Decode u with v = 0."""
+        return self.flow.inverse(torch.cat([u, u.new_zeros(len(u), 3072 - DIM)], 1))
+
+
+class Ours(nn.Module):
+    """This project's flow, by its own hierarchy, objective and precision."""
+
+    def __init__(self, flow: Model, precision: str):
+        super().__init__()
+        self.hierarchy = Hierarchy([Stage(flow, DIM)])  # type: ignore[arg-type]
+        self.precision = precision
+
+    def _autocast(self) -> torch.autocast:
+        weight = next(self.hierarchy.parameters())
+        dtype = choose_precision(self.precision, weight)
+        return torch.autocast(weight.device.type, dtype, dtype == torch.bfloat16)
+
+    def loss(self, x: Tensor, penalised: bool) -> Tensor:
+        """Score a batch by the objective that trains a stage."""
+        objective = Objective("huber" if penalised else "none", 300.0, delta=0.1)
+        with self._autocast():
+            return objective(self.hierarchy, x)["loss"]
+
+    @torch.no_grad()
+    def sample(self, u: Tensor) -> Tensor:
+        """Decode u with v = 0."""
+        with self._autocast():
+            return self.hierarchy.decode(u)
+
+
+def build(name: str, size: str, device: torch.device) -> nn.Module:
+    """Build a contender; raises ImportError if its package is not installed."""
+    torch.manual_seed(0)
+    if name in OURS:
+        precision = "float32" if name.endswith("float32") else "auto"
+        return Ours(ours(*SIZES[size]), precision).to(device)
+    return Peer(PEERS[name](*SIZES[size])).to(device)
+
+
+def tasks_of(model: nn.Module, batch: int, device: torch.device) -> dict[str, Callable[[], None]]:
+    """Make what is timed of a contender."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(batch, *SHAPE, generator=generator) - 0.5).to(device)
+    u = torch.randn(64, DIM, generator=generator).to(device)
+    fused = device.type == "cuda" or model.__class__ is Ours
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=fused)
+
+    def step(penalised: bool) -> None:
+        model.loss(x, penalised).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return dict(
+        zip(
+            TASKS, [partial(step, False), partial(step, True), lambda: model.sample(u)], strict=True
+        )
+    )
+
+
+def peak_memory(name: str, size: str, batch: int, device: torch.device) -> float:
+    """Megabytes that a PR step takes beside weights, gradients and the optimizer's state."""
+    step = tasks_of(build(name, size, device), batch, device)["PR step"]
+    small = tasks_of(build(name, size, device), 2, device)["PR step"]
+    if device.type == "cuda":
+        step()
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
+    small()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def measure(size: str, batch: int, rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Time all contenders of one size, task by task, and ask for the memory of each."""
+    found: dict[str, dict[str, Any]] = {}
+    tasks = {}
+    for name in (*OURS, *PEERS):
+        try:
+            tasks[name] = tasks_of(build(name, size, device), batch, device)
+        except ImportError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
+        found[name] = {}
+    for task in TASKS:
+        chosen = {name: tasks[name][task] for name in found}
+        for name, timing in interleave(chosen, rounds, device).items():
+            found[name][task] = timing
+    for name in found:
+        command = [sys.executable, "-m", "benchmarks.training_step", "--memory-of", name]
+        command += ["--sizes", size, "--batch", str(batch), "--device", str(device)]
+        out = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[name]["memory"] = float(out.stdout.split()[-1])
+    return found
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """Floating point operations a second, in 1e9, of products and of convolutions."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        a, b = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
+        conv = (
+            nn.Conv2d(512, 512, 3, padding=1)
+            .to(device, dtype)
+            .to(memory_format=torch.channels_last)
+        )
+        x = torch.randn(16, 512, 16, 16, device=device, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+        def convolve(conv: nn.Module = conv, x: Tensor = x) -> None:
+            conv(x).sum().backward()
+
+        times = interleave({"product": partial(torch.mm, a, b), "conv": convolve}, 5, device)
+        found[f"{name} product"] = 2 * 2048**3 / times["product"].median / 1e9
+        found[f"{name} convolution"] = 3 * 2 * 16 * 256 * 512 * 512 * 9 / times["conv"].median / 1e9
+    return found
+
+
+def flops(size: str) -> float:
+    """Floating point operations of an NLL step for one image, in 1e9."""
+    steps, width = SIZES[size]
+    total = 0
+    for channels, side in ((12, 16), (24, 8), (48, 4)):
+        weights = 9 * channels // 2 * width + width**2 + 9 * width * channels
+        total += steps * side**2 * weights
+    return 3 * 2 * total / 1e9
+
+
+def table(size: str, batch: int, found: dict[str, dict[str, Any]]) -> str:
+    """Write the timings of one size: milliseconds and quartiles, ratios, memory."""
+    peers = [name for name in found if name not in (*OURS, "plain")] or ["plain"]
+    best = {task: min(found[name][task].median for name in peers) for task in TASKS}
+    lines = [
+        f"### {size}: 3x{SIZES[size][0]} steps, width {SIZES[size][1]}, batch {batch}",
+        "",
+        f"| | {' | '.join(f'{task}, ms' for task in TASKS)} | PR step, GFLOP/s | memory, MB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in found.items():
+        cells = [name]
+        for task in TASKS:
+            timing: Timing = row[task]
+            ms = [1e3 * value for value in timing[:3]]
+            cells.append(
+                f"{ms[0]:.4g} [{ms[1]:.4g}, {ms[2]:.4g}], {best[task] / timing.median:.2f}x"
+            )
+        speed = 2 * flops(size) * batch / row["PR step"].median
+        cells += [f"{speed:.0f}", f"{row['memory']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Ratios to the fastest package; the goal for the PR step is {GOALS[size]}x.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--batch", type=int, help="instead of 64, and 16 for P on a CPU")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device = options.device
+    if options.memory_of:
+        print(peak_memory(options.memory_of, options.sizes[0], options.batch, device))
+        return
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    found: dict[str, Any] = {"machine": machine, "ceilings": ceilings(device), "sizes": {}}
+    print(f"{machine}, on {device}; GFLOP/s at most:")
+    print("".join(f"  {name} {value:.0f}\n" for name, value in found["ceilings"].items()))
+    for size in options.sizes:
+        batch = options.batch or (BATCHES[size] if device.type == "cpu" else 64)
+        rows = measure(size, batch, options.rounds, device)
+        print(table(size, batch, rows), flush=True)
+        found["sizes"][size] = {"batch": batch, "rows": rows}
+        synchronize(device)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1, default=lambda t: t._asdict()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""An affine coupling on images as matrix products, with a gradient of its own.
+
+A 3x3 convolution of few channels to many is a matrix product with the unfolded neighbours of each
+pixel; one of many channels to few, a product followed by a sum over neighbours. Between the
+products stand the kernels of :mod:`.kernels`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from submanifold.flows.fast import kernels
+
+
+def applies(x: Tensor, net: nn.Module) -> bool:
+    """Whether :func:`couple` is the way to couple x by a net: images on a CPU, under bfloat16.
+
+    In float32 plain modules are as fast; without compiled kernels they are faster.
+    """
+    return (
+        x.ndim == 4
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        and isinstance(net, nn.Sequential)
+        and [_kind(layer) for layer in net] == [(3, 3), "relu", (1, 1), "relu", (3, 3)]
+        # torch.func and torch.compile know plain modules only
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not torch.compiler.is_compiling()
+        and kernels.library() is not None
+    )
+
+
+def couple(x: Tensor, net: nn.Module, inverse: bool, recompute: bool) -> tuple[Tensor, Tensor]:
+    """Scale and shift the second half of the channels by what the net says of the first.
+
+    The net's matrices and hidden layers are bfloat16 under autocast, else float32; everything that
+    the density is made of is float32.
+
+    Args:
+        x: (B, C, H, W).
+        net: Its three convolutions are 3x3, 1x1 and 3x3, with a ReLU between them.
+        inverse: Whether to undo the scale and shift.
+        recompute: Whether to compute the hidden layers again for the gradient, not keep them.
+
+    Returns:
+        What x becomes, and the log-determinant (B,) of what was done.
+    """
+    dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+    y, log_det = Coupling.apply(
+        x.permute(0, 2, 3, 1).contiguous(), *net.parameters(), dtype, inverse, recompute
+    )
+    return y.permute(0, 3, 1, 2), log_det
+
+
+class Coupling(torch.autograd.Function):
+    """The coupling and its net, on images stored channels last.
+
+    In matrices, with y_a the first half of the channels and P = B H W pixels:
+
+        u = unfold(y_a)          (P, 9 C / 2)
+        h1 = relu(u w1' + b1)    (P, width)
+        h2 = relu(h1 w2' + b2)   (P, width)
+        raw, shift = fold(h2 w3') + b3
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """Compute the coupling."""
+        *parameters, dtype, inverse, recompute = arguments
+        w1, b1, w2, b2, w3, b3 = matrices(parameters, dtype)
+        u, h1, h2 = hidden(y, w1, b1, w2, b2)
+        z, log_scale, log_det = kernels.couple(h2 @ w3.T, b3, y, inverse)
+        ctx.layers = None if recompute else (u, h1, h2)
+        ctx.save_for_backward(z if inverse else y, log_scale, *parameters)
+        ctx.dtype, ctx.inverse = dtype, inverse
+        return z, log_det
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients by y and by the net's parameters."""
+        dz, dlog_det = gradients
+        kept, log_scale, *parameters = ctx.saved_tensors
+        w1, b1, w2, b2, w3, _ = matrices(parameters, ctx.dtype)
+        # the first half, all that the net sees, is the same before and after
+        u, h1, h2 = ctx.layers or hidden(kept, w1, b1, w2, b2)
+        ctx.layers = None
+        dy, dnet = kernels.couple_backward(
+            dz.contiguous(), dlog_det.contiguous(), kept, log_scale, ctx.inverse
+        )
+        dv = kernels.unfold(dnet, dnet.shape[3], ctx.dtype, mirror=True)
+        dh = dv @ w3
+        db2 = kernels.relu_backward(dh, h2)
+        dw3, dw2 = dv.T @ h2, dh.T @ h1
+        dh = dh @ w2
+        db1 = kernels.relu_backward(dh, h1)
+        dw1 = dh.T @ u
+        kernels.fold_onto(dh @ w1, dy)
+        dw1, dw2, dw3 = as_convolutions(dw1, dw2, dw3)
+        return dy, dw1, db1, dw2, db2, dw3, dnet.sum((0, 1, 2)), None, None, None
+
+
+def hidden(y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, ...]:
+    """Unfold the first half of y's channels, and compute the two hidden layers."""
+    u = kernels.unfold(y, y.shape[3] // 2, w1.dtype)
+    h1 = torch.addmm(b1, u, w1.T).relu_()
+    return u, h1, torch.addmm(b2, h1, w2.T).relu_()
+
+
+def matrices(parameters: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Turn convolutions into matrices (width, 9 C / 2), (width, width), (9 C, width) of a dtype.
+
+    Biases of the hidden layers follow; the last one stays float32.
+    """
+    w1, b1, w2, b2, w3, b3 = parameters
+    return (
+        w1.permute(0, 2, 3, 1).flatten(1).to(dtype),
+        b1.to(dtype),
+        w2.flatten(1).to(dtype),
+        b2.to(dtype),
+        w3.permute(2, 3, 0, 1).flatten(0, 2).to(dtype),
+        b3,
+    )
+
+
+def as_convolutions(w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
+    """Turn matrices back into float32 convolutions."""
+    width, channels = w1.shape[0], w3.shape[0] // 9
+    return (
+        w1.view(width, 3, 3, -1).permute(0, 3, 1, 2).float(),
+        w2.view(width, width, 1, 1).float(),
+        w3.view(3, 3, channels, width).permute(2, 3, 0, 1).float(),
+    )
+
+
+def _kind(layer: nn.Module) -> tuple[int, ...] | str | None:
+    if isinstance(layer, nn.ReLU):
+        return "relu"
+    if not isinstance(layer, nn.Conv2d) or layer.bias is None or layer.padding_mode != "zeros":
+        return None
+    same = layer.stride == (1, 1) and layer.dilation == (1, 1) and layer.groups == 1
+    padded = layer.padding == tuple(size // 2 for size in layer.kernel_size)
+    return layer.kernel_size if same and padded else None

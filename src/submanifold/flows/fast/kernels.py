@@ -1,0 +1,147 @@
+"""What stands between the matrix products of a coupling net: kernels.cpp, compiled and called.
+
+Images are float32 (B, H, W, C), contiguous; P = B H W pixels. A machine without a compiler has no
+kernels (:func:`library` is None) and uses plain modules.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils import cpp_extension
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+COMPILE = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-std=c++17", "-fPIC"]
+# not linked with OpenMP: its threads are to be those that torch has, not as many again
+LINK = ["-shared", "-Wl,--no-as-needed", *(f"-L{path}" for path in cpp_extension.library_paths())]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Compile the kernels, once for each kind of processor, and load them; None where that fails.
+
+    It takes two seconds. Torch's own loader is not used, because a run that is killed while it
+    compiles leaves a lock on which every later run waits.
+    """
+    compiler = os.environ.get("CXX", "c++")
+    try:
+        key = hashlib.sha256(repr([SOURCE.read_bytes(), COMPILE, LINK, _processor()]).encode())
+        root = Path(
+            os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+        )
+        path = root / "submanifold" / f"kernels-{key.hexdigest()[:16]}.so"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                objects, built = f"{folder}/kernels.o", f"{folder}/kernels.so"
+                _run(compiler, *COMPILE, "-c", str(SOURCE), "-o", objects)
+                _run(compiler, objects, *LINK, "-ltorch_cpu", "-o", built)
+                os.replace(built, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
+        log.info("Couplings run as plain modules: their kernels could not be compiled (%s)", said)
+        return None
+
+
+def unfold(x: Tensor, channels: int, dtype: torch.dtype, mirror: bool = False) -> Tensor:
+    """Gather the 3x3 neighbours of each pixel, in its first channels: (P, 9 channels) of a dtype.
+
+    Neighbours go row by row, backwards when mirrored, and are zero outside of the image.
+    """
+    b, h, w, stride = x.shape
+    out = x.new_empty((b * h * w, 9 * channels), dtype=dtype)
+    _call("unfold", dtype, x, out, b, h, w, channels, stride, int(mirror))
+    return out
+
+
+def couple(v: Tensor, bias: Tensor, y: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale and shift the second half of y's channels by what the net says.
+
+    Args:
+        v: The net's last matrix product, (P, 9 C), before its sum over neighbours.
+        bias: Its bias, (C,).
+        y: (B, H, W, C).
+        inverse: Whether to undo the scale and shift.
+
+    Returns:
+        The image that y becomes, the log-scales (B, H, W, C / 2), and the log-determinant (B,).
+    """
+    b, h, w, c = y.shape
+    z, log_scale, log_det = torch.empty_like(y), y.new_empty((b, h, w, c // 2)), y.new_empty(b)
+    _call("couple", v.dtype, v, bias, y, z, log_scale, log_det, b, h, w, c, int(inverse))
+    return z, log_scale, log_det
+
+
+def couple_backward(
+    dz: Tensor, dlog_det: Tensor, kept: Tensor, log_scale: Tensor, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`couple`: by y, as if the net did not see it, and by the net's output.
+
+    Args:
+        dz: Gradient by the image, (B, H, W, C).
+        dlog_det: Gradient by the log-determinant that couple returned, (B,).
+        kept: y, or the image it became when inverse.
+        log_scale: From :func:`couple`.
+        inverse: As there.
+
+    Returns:
+        Two of (B, H, W, C).
+    """
+    b, h, w, c = dz.shape
+    dy, dnet = torch.empty_like(dz), torch.empty_like(dz)
+    tensors = dz, dlog_det, kept, log_scale, dy, dnet
+    _call("couple_backward", torch.float32, *tensors, b, h, w, c, int(inverse))
+    return dy, dnet
+
+
+def fold_onto(du: Tensor, dy: Tensor) -> None:
+    """Add to dy (B, H, W, C), in its first half of channels, the gradient of :func:`unfold`.
+
+    Args:
+        du: Gradient by the unfolded channels, (P, 9 C / 2).
+        dy: Changed in place.
+    """
+    b, h, w, c = dy.shape
+    _call("fold_onto", du.dtype, du, dy, b, h, w, c // 2)
+
+
+def relu_backward(dh: Tensor, h: Tensor) -> Tensor:
+    """Set dh to zero where h is, in place; return its sum over the first axis in float32."""
+    pixels, width = dh.shape
+    sums = dh.new_empty((torch.get_num_threads(), width), dtype=torch.float32)
+    _call("relu_backward", dh.dtype, dh, h, sums, pixels, width, len(sums))
+    return sums.sum(0)
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int) -> None:
+    function = getattr(library(), f"{name}_{str(dtype).removeprefix('torch.')}")
+    function(
+        *(
+            ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_long(a)
+            for a in arguments
+        )
+    )
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    return "".join(line for line in cpuinfo.read_text().split("\n\n")[0].splitlines()
+                   if line.startswith(("flags", "Features", "model")))  # fmt: skip

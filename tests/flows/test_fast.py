@@ -1,0 +1,217 @@
+import copy
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from strategies import assert_close, perturb
+from submanifold.flows import AffineCoupling, Glow, fast, set_recompute
+from submanifold.flows.fast import kernels
+
+needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiler here")
+some = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def coupling(channels, width):
+    net = nn.Sequential(
+        nn.Conv2d(channels // 2, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 1),
+        nn.ReLU(),
+        nn.Conv2d(width, channels, 3, padding=1),
+    )
+    return perturb(AffineCoupling(net), 0.5)
+
+
+@st.composite
+def cases(draw):
+    """A coupling and images for it, of sizes that the kernels know (halves of 6, 12, 24) or not."""
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    channels = 2 * draw(st.sampled_from([1, 2, 3, 6, 12, 24]))
+    height, width = draw(st.integers(1, 5)), draw(st.integers(1, 9))
+    return (
+        coupling(channels, draw(st.sampled_from([1, 8, 19]))),
+        torch.randn(draw(st.integers(1, 5)), channels, height, width),
+    )
+
+
+def run(couple, x, net):
+    """What a coupling returns, and the gradients of a function of all of it, by x and the net."""
+    x = x.clone().requires_grad_()
+    z, log_det = couple(x)
+    by_z = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    by_log_det = torch.randn(log_det.shape, generator=torch.Generator().manual_seed(2))
+    loss = (by_z * z).sum() + (by_log_det * log_det).sum()
+    return [z, log_det, *torch.autograd.grad(loss, [x, *net.parameters()])]
+
+
+def plain(module, x, inverse):
+    """The coupling by plain modules, with the log-determinant of its own direction."""
+    log_scale, shift = module.scale_and_shift(x.chunk(2, 1)[0])
+    a, b = x.chunk(2, 1)
+    moved = (b - shift) * (-log_scale).exp() if inverse else b * log_scale.exp() + shift
+    log_det = log_scale.flatten(1).sum(1)
+    return torch.cat([a, moved], 1), -log_det if inverse else log_det
+
+
+@needs_kernels
+@some
+@given(cases(), st.booleans(), st.booleans(), st.booleans())
+def test_in_single_precision_it_is_the_plain_coupling(case, inverse, recompute, channels_last):
+    module, x = case
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    found = run(lambda x: fast.couple(x, module.net, inverse, recompute), x, module.net)
+    expected = run(lambda x: plain(module, x, inverse), x, module.net)
+    for value, exact in zip(found, expected, strict=True):
+        assert_close(value, exact)
+
+
+@needs_kernels
+@some
+@given(cases(), st.booleans(), st.booleans())
+def test_in_bfloat16_it_is_as_near_to_single_precision_as_plain_modules_are(
+    case, inverse, recompute
+):
+    module, x = case
+    exact = run(lambda x: plain(module, x, inverse), x, module.net)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = run(lambda x: plain(module, x, inverse), x, module.net)
+        found = run(lambda x: fast.couple(x, module.net, inverse, recompute), x, module.net)
+
+    def distance(values):
+        # together, since one number alone may be rounded luckily
+        return math.sqrt(
+            sum(
+                ((value - true).norm() / (1e-3 + true.norm())).item() ** 2
+                for value, true in zip(values, exact, strict=True)
+            )
+        )
+
+    assert all(value.dtype == torch.float32 for value in found)
+    assert distance(found) <= 2 * distance(rounded) + 0.02
+
+
+@needs_kernels
+@some
+@given(cases())
+def test_the_inverse_undoes_the_coupling(case):
+    module, x = case
+    z, log_det = fast.couple(x, module.net, inverse=False, recompute=False)
+    back, back_log_det = fast.couple(z, module.net, inverse=True, recompute=False)
+    assert_close(back, x)
+    assert_close(back_log_det, -log_det)
+
+
+@needs_kernels
+def test_recomputing_keeps_no_hidden_layer_and_gives_the_same_gradient():
+    module, x = coupling(12, 32), torch.randn(4, 12, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = run(lambda x: fast.couple(x, module.net, False, False), x, module.net)
+        again = run(lambda x: fast.couple(x, module.net, False, True), x, module.net)
+    assert kept[0].grad_fn.next_functions[0][0].layers is None  # freed by the backward pass
+    assert all(map(torch.equal, kept, again))
+    with torch.autocast("cpu", torch.bfloat16):
+        z, _ = fast.couple(x, module.net, inverse=False, recompute=True)
+        assert z.grad_fn.next_functions[0][0].layers is None
+        z, _ = fast.couple(x, module.net, inverse=False, recompute=False)
+        assert len(z.grad_fn.next_functions[0][0].layers) == 3
+
+
+@needs_kernels
+def test_a_coupling_takes_the_fast_way_for_images_under_bfloat16_alone(monkeypatch):
+    module, x = coupling(4, 8), torch.randn(2, 4, 3, 3)
+    assert not fast.applies(x, module.net)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast.applies(x, module.net)
+        assert not fast.applies(x.double(), module.net)
+        assert not fast.applies(x[:, :, 0, 0], module.net)
+        for index, layer in [
+            (0, nn.Conv2d(2, 8, 3)),  # without padding
+            (0, nn.Conv2d(2, 8, 3, padding=1, bias=False)),
+            (2, nn.Conv2d(8, 8, 3, padding=1)),
+            (1, nn.Tanh()),
+        ]:
+            other = copy.deepcopy(module.net)
+            other[index] = layer
+            assert not fast.applies(x, other)
+        seen = []
+        monkeypatch.setattr(kernels, "library", lambda: seen.append(1))
+        assert not fast.applies(x, module.net)
+        assert seen
+        module(x)
+
+
+@needs_kernels
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_glow_trains_the_same_way_with_and_without(monkeypatch, recompute):
+    torch.manual_seed(0)
+    flow, x = perturb(Glow((3, 16, 16), 3, 2, 16), 0.1), torch.rand(8, 3, 16, 16) - 0.5
+    set_recompute(flow, recompute)
+
+    def gradient(bfloat16):
+        flow.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, bfloat16):
+            z, log_det = flow(x)
+            back = flow.inverse(torch.cat([z[:, :100], torch.zeros_like(z[:, 100:])], 1))
+        loss = (0.5 * z.square().sum(1) - log_det).mean() + 300 * (x - back).square().mean()
+        loss.backward()
+        return loss.detach(), torch.cat([p.grad.flatten() for p in flow.parameters()])
+
+    loss, exact = gradient(bfloat16=False)
+    fast_loss, found = gradient(bfloat16=True)
+    monkeypatch.setattr(fast, "applies", lambda *_: False)
+    _, rounded = gradient(bfloat16=True)
+    assert fast_loss.item() == pytest.approx(loss.item(), rel=2e-3)
+    assert (found - exact).norm() <= 1.5 * (rounded - exact).norm()
+    assert torch.cosine_similarity(found, exact, dim=0) > 0.999
+
+
+@needs_kernels
+def test_derivatives_taken_forward_go_by_plain_modules():
+    module, x = coupling(4, 8), torch.randn(2, 4, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, tangent = torch.func.jvp(lambda x: module(x)[0], (x,), (torch.ones_like(x),))
+    assert tangent.isfinite().all()
+
+
+@needs_kernels
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    module, x = coupling(4, 8), torch.randn(2, 4, 3, 3, requires_grad=True)
+    z, _ = fast.couple(x, module.net, inverse=False, recompute=False)
+    (gradient,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def compile_with(compiler, folder):
+    """In a process of its own, as one loads them once: whether they are there, and the log."""
+    script = (
+        "import logging; logging.basicConfig(level='INFO')\n"
+        "from submanifold.flows.fast import kernels\n"
+        "print(kernels.library() is not None)"
+    )
+    environment = {"CXX": compiler, "TORCH_EXTENSIONS_DIR": str(folder), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+
+
+def test_without_a_compiler_there_are_no_kernels_and_a_line_says_so(tmp_path):
+    for compiler in ("no-such-compiler", "false"):
+        ran = compile_with(compiler, tmp_path)
+        assert ran.stdout.strip() == "False"
+        assert "Couplings run as plain modules" in ran.stderr
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_kernels
+def test_kernels_are_compiled_once(tmp_path):
+    assert compile_with("c++", tmp_path).stdout.strip() == "True"
+    assert len(list(tmp_path.rglob("*.so"))) == 1
+    assert compile_with("no-such-compiler", tmp_path).stdout.strip() == "True"
