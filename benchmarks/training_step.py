@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.glows import PEERS, SHAPE, SIZES, Model, ours
 from benchmarks.timing import Timing, interleave, synchronize
+from submanifold.flows import set_recompute
 from submanifold.manifold import Hierarchy, Objective, Stage
 from submanifold.training.trainer import choose_precision
 
@@ -34,7 +35,7 @@ DIM = 1000
 BATCHES = {"S": 64, "M": 64, "P": 16}
 GOALS = {"S": 2.5, "M": 3.3, "P": 4.5}  # times the fastest peer's PR step
 TASKS = ("NLL step", "PR step", "64 samples")
-OURS = ("submanifold", "submanifold, float32")
+OURS = ("submanifold", "submanifold, recompute", "submanifold, float32")
 
 
 class Peer(nn.Module):
@@ -90,8 +91,9 @@ def build(name: str, size: str, device: torch.device) -> nn.Module:
     """Build a contender; raises ImportError if its package is not installed."""
     torch.manual_seed(0)
     if name in OURS:
-        precision = "float32" if name.endswith("float32") else "auto"
-        return Ours(ours(*SIZES[size]), precision).to(device)
+        flow = ours(*SIZES[size])
+        set_recompute(flow, name.endswith("recompute"))  # type: ignore[arg-type]
+        return Ours(flow, "float32" if name.endswith("float32") else "auto").to(device)
     return Peer(PEERS[name](*SIZES[size])).to(device)
 
 
@@ -108,26 +110,22 @@ def tasks_of(model: nn.Module, batch: int, device: torch.device) -> dict[str, Ca
         optimizer.step()
         optimizer.zero_grad()
 
-    return dict(
-        zip(
-            TASKS, [partial(step, False), partial(step, True), lambda: model.sample(u)], strict=True
-        )
-    )
+    timed = partial(step, False), partial(step, True), lambda: model.sample(u)
+    return dict(zip(TASKS, timed, strict=True))
 
 
 def peak_memory(name: str, size: str, batch: int, device: torch.device) -> float:
-    """Megabytes that a PR step takes beside weights, gradients and the optimizer's state."""
-    step = tasks_of(build(name, size, device), batch, device)["PR step"]
-    small = tasks_of(build(name, size, device), 2, device)["PR step"]
+    """Megabytes that forward and backward of a PR step take beside weights and gradients."""
+    model = build(name, size, device)
+    x = torch.rand(batch, *SHAPE, device=device) - 0.5
+    model.loss(x[:1], True).backward()  # makes the gradients
     if device.type == "cuda":
-        step()
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        step()
+        model.loss(x, True).backward()
         return (torch.cuda.max_memory_allocated() - held) / 2**20
-    small()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step()
+    model.loss(x, True).backward()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
 
 
