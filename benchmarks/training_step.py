@@ -124,16 +124,26 @@ def peak_memory(name: str, size: str, batch: int, device: torch.device) -> float
         torch.cuda.reset_peak_memory_stats()
         model.loss(x, True).backward()
         return (torch.cuda.max_memory_allocated() - held) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_resident()
     model.loss(x, True).backward()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return (_peak_resident() - before) / 2**20
 
 
-def measure(size: str, batch: int, rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Time all contenders of one size, task by task, and ask for the memory of each."""
+def _peak_resident() -> int:
+    """Most bytes that this process has held; getrusage would count its parent's as well."""
+    if not Path("/proc/self/status").exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def measure(
+    size: str, names: list[str], batch: int, rounds: int, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Time contenders of one size, task by task, and ask for the memory of each."""
     found: dict[str, dict[str, Any]] = {}
     tasks = {}
-    for name in (*OURS, *PEERS):
+    for name in names:
         try:
             tasks[name] = tasks_of(build(name, size, device), batch, device)
         except ImportError as error:
@@ -214,6 +224,8 @@ def main() -> None:
     """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    everyone = [*OURS, *PEERS]
+    parser.add_argument("--only", nargs="+", choices=everyone, default=everyone)
     parser.add_argument("--batch", type=int, help="instead of 64, and 16 for P on a CPU")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
@@ -230,7 +242,7 @@ def main() -> None:
     print("".join(f"  {name} {value:.0f}\n" for name, value in found["ceilings"].items()))
     for size in options.sizes:
         batch = options.batch or (BATCHES[size] if device.type == "cpu" else 64)
-        rows = measure(size, batch, options.rounds, device)
+        rows = measure(size, options.only, batch, options.rounds, device)
         print(table(size, batch, rows), flush=True)
         found["sizes"][size] = {"batch": batch, "rows": rows}
         synchronize(device)

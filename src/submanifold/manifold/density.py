@@ -56,7 +56,8 @@ def log_volume(hierarchy: "Hierarchy", u: Tensor) -> Tensor:
     With J = QR it is :math:`\sum_i \log|R_{ii}|`. Rounding errors of that grow with the condition
     of J; those of the determinant of :math:`J^T J` would with its square. The derivatives have the
     decoder's precision, all else is double. For a Glow of 3x4 steps in single precision and
-    d = 500 it takes the time of 1500 decodings, and is within 1e-3 of the value in double precision.
+    d = 500 it takes a second or two for an event on two cores, and is within 1e-3 of the value in
+    double precision.
 
     Args:
         hierarchy: The model whose decoder it is.
