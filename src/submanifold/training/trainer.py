@@ -46,7 +46,7 @@ class TrainingSettings(Settings):
     ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept")
     validate_every: int = Field(gt=0, description="steps between validations and checkpoints")
     precision: Literal["auto", "float32", "bfloat16"]
-    recompute: bool = Field(description="compute hidden layers twice rather than keep them")
+    recompute: bool = Field(False, description="compute hidden layers twice, not keep them")
 
 
 def fit(
