@@ -10,22 +10,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from strategies import assert_close, perturb
-from submanifold.flows import AffineCoupling, Glow, fast, set_recompute
+from submanifold.flows import Glow, fast, set_recompute
 from submanifold.flows.fast import kernels
+from submanifold.flows.glow import step
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiler here")
 some = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def coupling(channels, width):
-    net = nn.Sequential(
-        nn.Conv2d(channels // 2, width, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(width, width, 1),
-        nn.ReLU(),
-        nn.Conv2d(width, channels, 3, padding=1),
-    )
-    return perturb(AffineCoupling(net), 0.5)
+    return perturb(step(channels, width).bijections[-1], 0.5)
 
 
 @st.composite
