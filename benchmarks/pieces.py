@@ -1,0 +1,157 @@
+"""Time what is not a step of Glow: steps of RealNVP, the loader, evaluation.
+
+    python -m benchmarks.pieces
+
+As in ``benchmarks.training_step``, contenders take turns in one process, samples that another
+process disturbed are dropped, and packages that are not installed are left out. RealNVP stands
+beside that of nflows, whose nets see half of the coordinates where ours see all of them, half of
+them masked: it has 70% of the weights.
+"""
+
+import argparse
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.glows import PEERS, SHAPE, SIZES, Net, ours
+from benchmarks.timing import interleave
+from submanifold.data.batches import Batches
+from submanifold.flows import RealNVP
+from submanifold.manifold import Hierarchy, Objective, Stage
+from submanifold.training.trainer import choose_precision
+
+BATCH, COUPLINGS, IMAGES = 64, 6, 8192
+
+
+class Theirs(nn.Module):
+    """RealNVP by nflows."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        from nflows.transforms.base import CompositeTransform
+        from nflows.transforms.coupling import AffineCouplingTransform
+
+        def net(given: int, wanted: int) -> nn.Module:
+            return Net(
+                nn.Linear(given, 2 * dim), nn.ReLU(),
+                nn.Linear(2 * dim, 2 * dim), nn.ReLU(),
+                nn.Linear(2 * dim, wanted),
+            )  # fmt: skip
+
+        self.event_shape, self.config = (dim,), {}
+        masks = [(torch.arange(dim) + index) % 2 for index in range(COUPLINGS)]
+        self.flow = CompositeTransform([AffineCouplingTransform(mask, net) for mask in masks])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode."""
+        return self.flow(x)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Decode."""
+        return self.flow.inverse(z)[0]
+
+
+def realnvp(dim: int, device: torch.device) -> dict[str, Callable[[], object]]:
+    """Steps with projection (d to d / 2) and Adam, by ours in both precisions and by nflows."""
+    x = torch.randn(BATCH, dim, device=device)
+
+    def steps(flow: nn.Module, precision: str, fused: bool) -> Callable[[], None]:
+        hierarchy = Hierarchy([Stage(flow, dim // 2)]).to(device)  # type: ignore[arg-type]
+        objective = Objective("mse", 0.1)
+        optimizer = torch.optim.Adam(hierarchy.parameters(), lr=1e-5, fused=fused)
+        dtype = choose_precision(precision, next(hierarchy.parameters()))
+
+        def step() -> None:
+            with torch.autocast(device.type, dtype, dtype == torch.bfloat16):
+                loss = objective(hierarchy, x)["loss"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    found = {
+        "submanifold": steps(RealNVP(dim, COUPLINGS), "auto", True),
+        "submanifold, float32": steps(RealNVP(dim, COUPLINGS), "float32", True),
+    }
+    with suppress(ImportError):
+        found["nflows"] = steps(Theirs(dim), "float32", device.type == "cuda")
+    return found
+
+
+def loader(device: torch.device) -> dict[str, Callable[[], object]]:
+    """A batch, shuffled, dequantised and on the device; and torch's own loader doing the same."""
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, *SHAPE), dtype=np.uint8)
+    ours_, number = Batches(images, BATCH, device=device), iter(range(10**9))
+    dataset = TensorDataset(torch.from_numpy(images))
+
+    def endless() -> Callable[[], None]:
+        def batches():  # type: ignore[no-untyped-def]
+            while True:
+                yield from DataLoader(dataset, BATCH, shuffle=True, drop_last=True)
+
+        iterator = batches()
+
+        def load() -> None:
+            (x,) = next(iterator)
+            x = x.to(device).float()
+            ((x + torch.rand_like(x)) / 256 - 0.5).cpu()
+
+        return load
+
+    return {
+        "submanifold": lambda: ours_.at(next(number)),
+        "torch DataLoader": endless(),
+    }
+
+
+def evaluation(device: torch.device) -> dict[str, Callable[[], object]]:
+    """Log-density of 256 images in float32, at size S."""
+    x = torch.rand(256, *SHAPE, device=device) - 0.5
+
+    def score(flow: nn.Module) -> Callable[[], None]:
+        flow.to(device)
+
+        @torch.no_grad()
+        def call() -> None:
+            z, log_det = flow(x)
+            log_det - 0.5 * z.square().sum(1)
+
+        return call
+
+    found = {"submanifold": score(ours(*SIZES["S"]))}
+    for name, make in PEERS.items():
+        with suppress(ImportError):
+            found[name] = score(make(*SIZES["S"]))
+    return found
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    options = parser.parse_args()
+    pieces = {
+        "RealNVP, 500 to 250, step": partial(realnvp, 500),
+        "RealNVP, 1000 to 500, step": partial(realnvp, 1000),
+        f"loading {BATCH} images": loader,
+        "scoring 256 images": evaluation,
+    }
+    print("| | | ms | times the first's |\n| --- | --- | --- | --- |")
+    for piece, make in pieces.items():
+        found = interleave(make(options.device), options.rounds, options.device)
+        first = next(iter(found.values())).median
+        for name, timing in found.items():
+            median, low, high = (1e3 * value for value in timing[:3])
+            ratio = f"{timing.median / first:.2f}x"
+            print(f"| {piece} | {name} | {median:.4g} [{low:.4g}, {high:.4g}] | {ratio} |")
+
+
+if __name__ == "__main__":
+    main()
