@@ -48,6 +48,11 @@ def test_settings_give_the_objective_that_they_describe():
     assert objective.outer is None
 
 
+def test_a_stage_without_a_dimension_keeps_all_coordinates():
+    hierarchy = build_hierarchy([read(GLOW, dim=None), read(dim=7)], (3, 4, 4))
+    assert [stage.dim for stage in hierarchy.stages] == [48, 7]
+
+
 def test_the_image_penalty_takes_the_outer_stages_and_freezes_them():
     outer = build_hierarchy([read(GLOW, dim=20)], (3, 4, 4)).stages
     assert read().objective(outer).outer is None

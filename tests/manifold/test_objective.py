@@ -118,3 +118,10 @@ def test_input_noise_is_scored_and_the_clean_event_is_the_target():
     assert terms["mse"].item() == pytest.approx(mse.item(), rel=1e-6)
     assert terms["loss"].item() == pytest.approx((bits + 3 * mse).item(), rel=1e-6)
     assert terms["mse"].item() != pytest.approx(MSE, rel=1e-3)
+
+
+def test_what_is_off_the_manifold_can_be_penalised_as_in_the_code_of_dnf():
+    terms = Objective("mse", 3.0, off_manifold_penalty=0.25)(halving(), BATCH)
+    v = (2 * 1.0, 2 * 3.0)
+    expected = BITS + 3 * MSE + 0.25 * (v[0] ** 2 + v[1] ** 2) / 2
+    assert terms["loss"].item() == pytest.approx(expected, rel=1e-6)

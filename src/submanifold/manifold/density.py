@@ -40,6 +40,10 @@ def manifold_log_prob(
         log p_M in nats (batch,), and its standard error (batch,): 0 where it is exact, elsewhere
         as in :func:`estimate_log_volume`.
     """
+    if hierarchy.dim == hierarchy.event_dim:  # the manifold is the whole space
+        with torch.no_grad():
+            log_prob = hierarchy.log_prob(x)
+        return log_prob, torch.zeros_like(log_prob)
     u = hierarchy.encode(x)[0]
     if hierarchy.dim <= exact_up_to:
         volume = log_volume(hierarchy, u)

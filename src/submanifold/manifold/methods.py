@@ -1,5 +1,6 @@
 """A method is nothing but settings: they are validated here, and a hierarchy is built from them."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -60,10 +61,13 @@ class AffineSettings(Settings):
 
 
 class StageSettings(Settings):
-    """What one stage is, and what it is penalised with (method.md 1)."""
+    """What one stage is, and what it is penalised with (method.md 1).
+
+    ``dim`` null keeps all coordinates: a density without a manifold.
+    """
 
     flow: Annotated[GlowSettings | RealNVPSettings | AffineSettings, Field(discriminator="type")]
-    dim: int = Field(gt=0)
+    dim: int | None = Field(gt=0)
     penalty: Penalty
     penalty_weight: float = Field(ge=0)
     penalty_space: Literal["latent", "image"]
@@ -73,10 +77,12 @@ class StageSettings(Settings):
     pixel_range: float = Field(default=1.0, gt=0)
     off_manifold_scale: float = Field(default=1.0, gt=0)
     input_noise: float = Field(default=0.0, ge=0)
+    off_manifold_penalty: float = Field(default=0.0, ge=0)
 
     def build(self, event_shape: Sequence[int]) -> Stage:
         """Build the untrained stage for events of this shape."""
-        return Stage(self.flow.build(event_shape), self.dim, self.off_manifold_scale)
+        dim = math.prod(event_shape) if self.dim is None else self.dim
+        return Stage(self.flow.build(event_shape), dim, self.off_manifold_scale)
 
     def objective(self, outer: Sequence[Stage] = ()) -> Objective:
         """Build Alg. 1's loss; ``outer`` are the frozen stages before this one."""
@@ -89,6 +95,7 @@ class StageSettings(Settings):
             likelihood_unit=self.likelihood_unit,
             pixel_range=self.pixel_range,
             input_noise=self.input_noise,
+            off_manifold_penalty=self.off_manifold_penalty,
             outer=Hierarchy(outer).requires_grad_(False) if in_image_space else None,
         )
 
@@ -105,7 +112,7 @@ def build_hierarchy(stages: Sequence[StageSettings], event_shape: Sequence[int])
             built.append(settings.build(event_shape))
         except UserError as error:
             raise UserError(f"stage_{number}: {error}") from error
-        event_shape = (settings.dim,)
+        event_shape = (built[-1].dim,)
     return Hierarchy(built)
 
 

@@ -35,6 +35,7 @@ class Objective:
         pixel_range: Width of the interval that pixels are on for the penalty and its delta: 1, or
             256 for those of a byte. Reported errors stay on [0, 1].
         input_noise: sigma_x, in the units of h; 0 but in DNF.
+        off_manifold_penalty: Weight of mean(v^2), which DNF's published code adds (method.md 3.10).
         outer: The frozen stages before this one. Given, the penalty compares the decoded images of
             h and of its projection instead of h itself (method.md 3.9).
     """
@@ -46,6 +47,7 @@ class Objective:
     likelihood_unit: LikelihoodUnit = "bits_per_dim"
     pixel_range: float = 1.0
     input_noise: float = 0.0
+    off_manifold_penalty: float = 0.0
     outer: Hierarchy | None = None
 
     def __call__(
@@ -67,10 +69,12 @@ class Objective:
         if self.input_noise > 0:
             drawn = torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
             noisy = h + self.input_noise * drawn
-        u, _, log_prob = hierarchy(noisy)
+        u, v, log_prob = hierarchy(noisy)
         bits_per_dim = hierarchy.to_bits_per_dim(log_prob).mean()
         in_unit = bits_per_dim if self.likelihood_unit == "bits_per_dim" else -log_prob.mean()
         terms = {"loss": self.likelihood_weight * in_unit, "bits_per_dim": bits_per_dim}
+        if self.off_manifold_penalty > 0:
+            terms["loss"] = terms["loss"] + self.off_manifold_penalty * v.square().mean()
         # plain likelihood training has no use for a projection; validation still reports its error
         if self.penalized or not torch.is_grad_enabled():
             residual = self._residual(h, hierarchy.decode(u))

@@ -97,6 +97,7 @@ def evaluate(
     samples: np.ndarray,
     baselines: dict[str, Any],
     evaluation: dict[str, Any],
+    input_noise: float,
     device: str,
     *histories: dict[str, Any],
 ) -> tuple[Metrics, np.ndarray]:
@@ -118,6 +119,7 @@ def evaluate(
         "parameters": sum(p.numel() for p in hierarchy.parameters()),
         "counts": {"train": len(train), "test": len(test), "samples": len(samples)},
         **_likelihood(hierarchy, batches, evaluation["dequantizations"]),
+        **_noisy_likelihood(hierarchy, batches, input_noise),
         **through_all,
         "stage_1_mse": through_all["mse"]
         if len(hierarchy.stages) == 1
@@ -183,6 +185,18 @@ def _likelihood(hierarchy: Hierarchy, batches: Batches, draws: int) -> Metrics:
         "bits_per_dim": bits_per_dim(log_probs[0]),
         "bits_per_dim_importance": {**bits_per_dim(bound), "draws": draws},
     }
+
+
+def _noisy_likelihood(hierarchy: Hierarchy, batches: Batches, input_noise: float) -> Metrics:
+    """Bits per dimension of inputs with the noise that a DNF was trained with."""
+    if input_noise == 0:
+        return {}
+
+    def bits_per_dim(x: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(x.shape, generator=batches.generator, device=x.device)
+        return hierarchy.bits_per_dim(x + input_noise * noise)
+
+    return {"bits_per_dim_noisy": mean_interval(per_event(bits_per_dim, batches))}
 
 
 def _manifold_nll(hierarchy: Hierarchy, x: torch.Tensor) -> Metrics:

@@ -43,6 +43,7 @@ def create_pipeline(histories: Sequence[str], synthetic: bool = False) -> Pipeli
                     "samples",
                     "baselines",
                     "params:evaluation",
+                    "params:stage_1.input_noise",
                     "params:device",
                     *outer,
                 ],
