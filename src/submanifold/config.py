@@ -44,6 +44,7 @@ class ExperimentSettings(Settings):
     schedule: Literal["hierarchical", "joint"]
     seed: int = Field(ge=0)
     device: str
+    sweep: str | None
 
 
 class ExperimentConfigLoader(OmegaConfigLoader):
@@ -187,6 +188,15 @@ def artifact_keys(parameters: Mapping[str, Any], project: Path) -> dict[str, str
     keys["model"] = f"{dataset}-{method}-{digest}"
     keys["run"] = f"{dataset}-{method}-{_digest(digest, parameters['evaluation'])}"
     return keys
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Write nested parameters with dots: ``{"stage_1": {"dim": 5}}`` as ``{"stage_1.dim": 5}``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
 
 
 def expand(catalog: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:

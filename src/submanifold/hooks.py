@@ -31,6 +31,7 @@ ARTIFACTS = (
     "metrics",
     "truth",
     "metrics_table",
+    "samples",
     "samples_figure",
     "samples_cool_figure",
     "rejection_figure",
@@ -38,6 +39,10 @@ ARTIFACTS = (
     "curves_figure",
     "hierarchy",
     "manifest",
+    "comparison",
+    "comparison_table",
+    "sweep_table",
+    "sweep_figure",
 )
 
 
@@ -56,6 +61,8 @@ class ExperimentHooks:
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
         """Check what only this machine and this command can tell."""
+        if _only_shows(run_params):
+            return
         method, schedule = self._parameters["method"], self._parameters["schedule"]
         for name in run_params["pipeline_names"] or ["__default__"]:
             name = "hierarchical" if name == "__default__" else name
@@ -104,7 +111,7 @@ class TrackingHooks:
         self._artifacts = artifact_keys(self._parameters, context.project_path)
 
     @hook_impl(trylast=True)
-    def before_pipeline_run(self) -> None:
+    def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
         """Log all parameters, and be ready for Ctrl-C and SIGTERM."""
         run = mlflow.active_run()
         if run is None:
@@ -113,7 +120,11 @@ class TrackingHooks:
         _close_orphans(run.info.experiment_id)
         owner = {"host": socket.gethostname(), "pid": str(os.getpid())}
         mlflow.set_tags({f"submanifold.{name}": value for name, value in owner.items()})
-        mlflow.log_params(_flatten({**self._parameters, "keys": self._artifacts}))
+        if _only_shows(run_params):
+            name = f"{self._parameters['dataset']}-{run_params['pipeline_names'][0]}"
+            mlflow.set_tag("mlflow.runName", name)
+        else:
+            mlflow.log_params(_flatten({**self._parameters, "keys": self._artifacts}))
         # registered after mlflow's own exit handler, so it runs before it
         atexit.register(self._close_interrupted)
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
@@ -136,8 +147,9 @@ class TrackingHooks:
                 if name in outputs and catalog.exists(name):
                     mlflow.log_artifact(str(_path(catalog, name)))
             self._run_id = None
-        if "report" in outputs:
-            log.info("The report is %s", _path(catalog, "report"))
+        for name in ("report", "comparison"):
+            if name in outputs:
+                log.info("The %s is %s", name, _path(catalog, name))
 
     @hook_impl
     def on_pipeline_error(self) -> None:
@@ -147,6 +159,11 @@ class TrackingHooks:
     def _close_interrupted(self) -> None:
         if self._run_id is not None and mlflow.active_run() is not None:
             mlflow.end_run("KILLED")
+
+
+def _only_shows(run_params: dict[str, Any]) -> bool:
+    """Whether a run trains nothing, but shows others: its own parameters are not about it."""
+    return run_params["pipeline_names"] in (["compare"], ["sweep"])
 
 
 def _exit_on_signal(number: int, frame: types.FrameType | None) -> None:

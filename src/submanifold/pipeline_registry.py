@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Pipeline
 
-from submanifold.pipelines import data, hierarchical, joint
+from submanifold.pipelines import compare, data, hierarchical, joint, sweep
 
 
 def register_pipelines(n_stages: int = 2, synthetic: bool = False) -> dict[str, Pipeline]:
@@ -11,5 +11,7 @@ def register_pipelines(n_stages: int = 2, synthetic: bool = False) -> dict[str, 
         "data": data.create_pipeline(),
         "hierarchical": hierarchical.create_pipeline(n_stages, synthetic),
         "joint": joint.create_pipeline(n_stages, synthetic),
+        "compare": compare.create_pipeline(),
+        "sweep": sweep.create_pipeline(),
     }
     return {**pipelines, "__default__": pipelines["hierarchical"]}

@@ -1,11 +1,13 @@
 """Kedro's settings of this project."""
 
+from typing import Any
+
 from submanifold.config import ExperimentConfigLoader
 from submanifold.hooks import ExperimentHooks, TrackingHooks
 
 HOOKS = (ExperimentHooks(), TrackingHooks())
 CONFIG_LOADER_CLASS = ExperimentConfigLoader
-CONFIG_LOADER_ARGS = {
+CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
     "default_run_env": "local",
     "merge_strategy": {"parameters": "soft", "catalog": "soft"},

@@ -12,7 +12,13 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from submanifold.errors import UserError
 from submanifold.evaluation import frechet
-from submanifold.evaluation.frechet import frechet_distance, frechet_inception_distance
+from submanifold.evaluation.frechet import (
+    MissingWeightsError,
+    frechet_distance,
+    frechet_distance_with_interval,
+    frechet_inception_distance,
+    inception_features,
+)
 
 
 def sample(mean, root, count=200, seed=0):
@@ -115,6 +121,16 @@ def test_images_end_to_end(accept_random_weights):
     assert same["value"] == pytest.approx(0, abs=1e-3 * result["value"])
 
 
+def test_the_features_give_the_same_distance(accept_random_weights):
+    real, fake = images(12), images(10, seed=1) // 2
+    features = inception_features(real, fake, accept_random_weights, batch_size=5)
+    assert [x.shape for x in features] == [(12, 2048), (10, 2048)]
+    assert all(x.dtype == np.float32 and x.min() >= 0 and x.std() > 0 for x in features)
+    found = frechet_distance_with_interval(*features, seed=3)
+    expected = frechet_inception_distance(real, fake, accept_random_weights, batch_size=5, seed=3)
+    assert found | {"why": None} == expected
+
+
 def test_grey_images_count_as_colour(accept_random_weights):
     grey, other = images(3, channels=1), images(2, channels=1, seed=1)
     result = frechet_inception_distance(grey, other, accept_random_weights)
@@ -161,6 +177,8 @@ def test_no_network(empty_cache, monkeypatch, capfd):
     assert_not_measured(result, "Name or service not known")
     assert tries == [10.0]
     assert capfd.readouterr() == ("", "")
+    with pytest.raises(MissingWeightsError, match="Name or service not known"):
+        inception_features(images(2), images(3))
 
 
 def test_a_connection_that_hangs(empty_cache, monkeypatch):

@@ -82,6 +82,20 @@ def test_the_fid_is_not_measured_and_the_reason_is_given(run):
     assert fid["why"].removeprefix("not measured: ") in run.load("report")
 
 
+def test_precision_recall_and_kernel_distance_are_then_of_pixels(run):
+    metrics, report = run.load("metrics"), " ".join(run.load("report").split())
+    assert metrics["features"] == "64 principal components of pixels"
+    table = pd.read_csv(run.path("metrics_table"))
+    names = {"precision": ".2f", "recall": ".2f", "kid": ".4f"}
+    for name, form in names.items():
+        found = metrics[name]
+        assert found["low"] <= found["value"] <= found["high"]
+        assert (found["n_real"], found["n_fake"]) == (64, 64)
+        column = "KID" if name == "kid" else name
+        assert table[f"{column} (pixels)"][0].split(" [")[0] == format(found["value"], form)
+    assert "64 test images with as many samples, in 64 principal components of pixels" in report
+
+
 def test_the_table_has_a_row_for_the_model_and_for_each_baseline(run):
     table = pd.read_csv(run.path("metrics_table")).set_index("model")
     assert list(table.index) == [
@@ -228,5 +242,9 @@ def test_grey_images_and_a_handful_of_them_end_in_a_report_too(project, tmp_path
     assert metrics["counts"] == {"train": 10, "test": 1, "samples": 64}
     assert metrics["bits_per_dim"]["n"] == 1
     assert metrics["bits_per_dim"]["low"] is None
-    assert "10 training, 1 validation and 1 test images" in " ".join(run.load("report").split())
+    for name in ("fid", "kid", "precision", "recall"):
+        assert metrics[name]["why"].startswith("not measured: there are fewer than 4 test images")
+    report = run.load("report")
+    assert "10 training, 1 validation and 1 test images" in " ".join(report.split())
+    assert "Precision is quality" not in report
     assert run.mlflow.info.run_name == "folder-H-MM"

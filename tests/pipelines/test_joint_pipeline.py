@@ -6,7 +6,7 @@ from submanifold.pipeline_registry import register_pipelines
 
 def test_the_pipelines_have_names_and_a_namespace_for_each_stage():
     registered = register_pipelines(3)
-    assert set(registered) == {"__default__", "data", "hierarchical", "joint"}
+    assert set(registered) == {"__default__", "data", "hierarchical", "joint", "compare", "sweep"}
     assert registered["__default__"] is registered["hierarchical"]
     namespaces = {node.namespace for node in registered["hierarchical"].nodes}
     assert namespaces == {None, "stage_1", "stage_2", "stage_3"}

@@ -37,7 +37,7 @@ def test_the_layers_stages_and_pipelines_are_there(site):
     layers = ["raw", "primary", "stage 1", "stage 2", "models", "model_output", "reporting"]
     assert shown["layers"] == layers
     assert {each["id"] for each in shown["pipelines"]} == {
-        *("__default__", "data", "hierarchical", "joint"),
+        *("__default__", "data", "hierarchical", "joint", "compare", "sweep"),
     }
     assert set(shown["modular_pipelines"]) == {"__root__", "stage_1", "stage_2"}
     tasks = {node["full_name"] for node in shown["nodes"] if node["type"] == "task"}

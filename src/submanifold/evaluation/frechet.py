@@ -38,6 +38,10 @@ DOWNLOAD_SECONDS = 60.0
 logger = logging.getLogger(__name__)
 
 
+class MissingWeightsError(Exception):
+    """The Inception weights could not be downloaded; the text says why and what to do."""
+
+
 def frechet_inception_distance(
     real: np.ndarray | torch.Tensor,
     fake: np.ndarray | torch.Tensor,
@@ -53,49 +57,93 @@ def frechet_inception_distance(
     over the count and is never quite gone. Published values use 10,000 to 50,000 images: compare
     values of equal counts only.
 
-    The 95% interval is a delete-a-group jackknife over images, see
-    :func:`~submanifold.evaluation.intervals.jackknife_interval`; it does not cover the
-    bias. It costs ten more distances, a few per cent of the time the features take on a CPU.
-
     Args:
         real: Images, uint8 of shape (n_real, 3, height, width) or (n_real, 1, height, width);
             grey images are repeated to three channels.
         fake: Images, uint8 of shape (n_fake, 3 or 1, height, width).
-        weights: Path of the file pt_inception-2015-12-05-6726825d.pth. None takes the copy in
-            torch's cache, and where there is none tries once to download it.
+        weights: See :func:`inception_features`.
         device: Where the network runs.
         batch_size: Images in one pass of the network; 64 need about 1 GB.
         seed: Of the jackknife's groups.
 
     Returns:
-        `value`, its 95% interval `low`, `high` (None with fewer than 10 images on either side),
-        the counts `n_real`, `n_fake`, and `why`: None, or why the value is None.
+        As :func:`frechet_distance_with_interval`, and `why`: None, or why `value`, `low` and `high`
+        are None.
 
     Raises:
         UserError: `weights` is not that file.
         ValueError: The arrays are not uint8 images, or there are fewer than two.
     """
+    try:
+        features = inception_features(real, fake, weights, device, batch_size)
+    except MissingWeightsError as error:
+        result: dict[str, Any] = {"value": None, "low": None, "high": None, "why": str(error)}
+        return result | {"n_real": len(real), "n_fake": len(fake)}
+    return frechet_distance_with_interval(*features, seed) | {"why": None}
+
+
+def inception_features(
+    real: np.ndarray | torch.Tensor,
+    fake: np.ndarray | torch.Tensor,
+    weights: str | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int = 64,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Describe images by the 2,048 pooled features of the Inception network.
+
+    Args:
+        real: Images, uint8 of shape (n_real, 3 or 1, height, width).
+        fake: Images, uint8 of shape (n_fake, 3 or 1, height, width).
+        weights: Path of the file pt_inception-2015-12-05-6726825d.pth. None takes the copy in
+            torch's cache, and where there is none tries once to download it.
+        device: Where the network runs.
+        batch_size: Images in one pass of the network; 64 need about 1 GB.
+
+    Returns:
+        Shapes (n_real, 2048) and (n_fake, 2048), float32, not negative.
+
+    Raises:
+        MissingWeightsError: There is no copy of the weights, and no downloading them.
+        UserError: `weights` is not that file.
+        ValueError: The arrays are not uint8 images, or there are fewer than two.
+    """
     for images in (real, fake):
         _check_images(images)
-    result: dict[str, Any] = {"value": None, "low": None, "high": None, "why": None}
-    result |= {"n_real": len(real), "n_fake": len(fake)}
     try:
         path = _downloaded_weights() if weights is None else given_weights(weights)
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error or type(error).__name__
-        result["why"] = (
+        raise MissingWeightsError(
             f"not measured: the Inception weights could not be downloaded ({reason});"
             f" set {SETTING} to the path of {WEIGHTS_NAME}"
-        )
-        return result
+        ) from error
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
-    features_real = _features(network, real, device, batch_size)
-    features_fake = _features(network, fake, device, batch_size)
-    subsets = jackknife_subsets(len(real), len(fake), np.random.default_rng(seed))
-    value = frechet_distance(features_real, features_fake)
-    left_out = [frechet_distance(features_real[i], features_fake[j]) for i, j in subsets]
-    low, high = jackknife_interval(value, left_out)
-    return result | {"value": value, "low": low, "high": high}
+    return (
+        _features(network, real, device, batch_size),
+        _features(network, fake, device, batch_size),
+    )
+
+
+def frechet_distance_with_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Measure :func:`frechet_distance` of real and fake features, and how sure it is.
+
+    The 95% interval is a delete-a-group jackknife over images, see
+    :func:`~submanifold.evaluation.intervals.jackknife_interval`; it does not cover the
+    bias. It costs ten more distances, a few per cent of the time the features take on a CPU.
+
+    Args:
+        a: Of the real images, shape (n_real, features), n_real >= 2.
+        b: Of the fake images, shape (n_fake, features), n_fake >= 2.
+        seed: Of the jackknife's groups.
+
+    Returns:
+        `value`, its 95% interval `low`, `high` (None with fewer than 10 images on either side), and
+        the counts `n_real`, `n_fake`.
+    """
+    subsets = jackknife_subsets(len(a), len(b), np.random.default_rng(seed))
+    value = frechet_distance(a, b)
+    low, high = jackknife_interval(value, [frechet_distance(a[i], b[j]) for i, j in subsets])
+    return {"value": value, "low": low, "high": high, "n_real": len(a), "n_fake": len(b)}
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,16 +1,23 @@
-"""One function for each picture: data in, matplotlib figure out."""
+"""One function for each picture: data in, matplotlib or plotly figure out."""
 
 from submanifold.figures.curves import training_curves
+from submanifold.figures.divergences import gaussian_fits
 from submanifold.figures.images import as_png, image_grid, rejection_rows
 from submanifold.figures.latents import latent_histogram
 from submanifold.figures.manifolds import DensityGrid, manifold_figure
+from submanifold.figures.paper import delta_rows, rejection_blocks, sample_panels, sweep_figure
 
 __all__ = [
     "DensityGrid",
     "as_png",
+    "delta_rows",
+    "gaussian_fits",
     "image_grid",
     "latent_histogram",
     "manifold_figure",
+    "rejection_blocks",
     "rejection_rows",
+    "sample_panels",
+    "sweep_figure",
     "training_curves",
 ]

@@ -38,6 +38,8 @@ FID_ON_CPU = (
     "not measured: on a CPU the Inception features take 0.1 s an image; set "
     "evaluation.inception_weights to download, or to the path of the weights file"
 )
+FEWEST = 4  # an image and its three nearest neighbours
+TOO_FEW = f"not measured: there are fewer than {FEWEST} test images or samples"
 
 OVERFITTED = (
     "not reported: what is left off the manifold is little, and a smooth function of the position "
@@ -134,7 +136,7 @@ def evaluate(
             "sliced_wasserstein_of_training_images": sliced_wasserstein(
                 test, np.asarray(train[: len(test)])
             ),
-            "fid": _fid(test, samples, evaluation["inception_weights"], place),
+            **_sample_quality(train, test, samples, evaluation["inception_weights"], place),
             "manifold_nll": _manifold_nll(hierarchy, first[:VOLUMES]),
         }
     else:
@@ -229,13 +231,46 @@ def _pca(baselines: dict[str, Any], hierarchy: Hierarchy) -> dict[str, Any]:
     return {"dim": hierarchy.dim, "mse": {"value": mse, "low": mse - half, "high": mse + half}}
 
 
-def _fid(
-    test: np.ndarray, samples: np.ndarray, weights: str, device: torch.device
-) -> dict[str, Any]:
-    # it brings torch-fidelity along, which takes a second to import
-    from submanifold.evaluation.frechet import frechet_inception_distance
+def _sample_quality(
+    train: np.ndarray, test: np.ndarray, samples: np.ndarray, weights: str, device: torch.device
+) -> Metrics:
+    """Measure FID of all images, and KID, precision and recall of as many test images as samples.
 
-    if weights == "auto" and device.type == "cpu":
-        return {"value": None, "why": FID_ON_CPU}
-    path = None if weights in ("auto", "download") else weights
-    return frechet_inception_distance(test, samples, path, device)
+    Where both are many, those are the first samples and a random choice of the test images, always
+    the same one.
+
+    Returns:
+        ``fid``, ``kid``, ``precision``, ``recall``, and ``features``: what the last three are
+        measured on, "inception" or a number of principal components of the training images' pixels.
+    """
+    # they bring torch-fidelity and scikit-learn along, which take seconds to import
+    from submanifold.evaluation import frechet
+    from submanifold.evaluation.precision_recall import (
+        kernel_distance,
+        pixel_features,
+        precision_recall,
+        some_rows,
+    )
+
+    count = min(len(test), len(samples))
+    if count < FEWEST:
+        names = ("fid", "kid", "precision", "recall")
+        return {name: {"value": None, "why": TOO_FEW} for name in names} | {"features": "none"}
+    rows = some_rows(len(test), count)
+    try:
+        if weights == "auto" and device.type == "cpu":
+            raise frechet.MissingWeightsError(FID_ON_CPU)
+        path = None if weights in ("auto", "download") else weights
+        real, fake = frechet.inception_features(test, samples, path, device)
+        fid = frechet.frechet_distance_with_interval(real, fake)
+        features, real = "inception", real[rows]
+    except frechet.MissingWeightsError as error:
+        fid = {"value": None, "why": str(error)}
+        real, fake = pixel_features(train, test[rows], samples[:count])
+        features = f"{real.shape[1]} principal components of pixels"
+    return {
+        "fid": fid,
+        "kid": kernel_distance(real, fake[:count]),
+        **precision_recall(real, fake[:count]),
+        "features": features,
+    }

@@ -33,6 +33,7 @@ def make_table(
 ) -> pd.DataFrame:
     """Lay out the metrics, the baselines and the paper's figures as rows of text."""
     dims = metrics["dims"]
+    features = "Inception" if metrics["features"] == "inception" else "pixels"
     rows = [
         {
             "model": _name(method, metrics),
@@ -46,6 +47,9 @@ def make_table(
             "MSE, stage 1 alone": _plain(metrics["stage_1_mse"], "{:.5f}"),
             "sliced Wasserstein": _plain(metrics["sliced_wasserstein"], "{:.0f}"),
             "FID": _plain(metrics["fid"], "{:.1f}"),
+            f"precision ({features})": _plain(metrics["precision"], "{:.2f}"),
+            f"recall ({features})": _plain(metrics["recall"], "{:.2f}"),
+            f"KID ({features})": _plain(metrics["kid"], "{:.4f}"),
             **_size(metrics),
         },
         *_baseline_rows(metrics),

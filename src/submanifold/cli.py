@@ -1,0 +1,83 @@
+"""The project's own commands: ``kedro reproduce`` and ``kedro sweep``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from kedro.framework.cli.utils import _split_params, env_option
+
+
+@click.group(name="submanifold")
+def cli() -> None:
+    """Reproduce the paper, and sweep a parameter."""
+
+
+params_option = click.option(
+    "--params", type=str, default="", callback=_split_params, help="As in kedro run."
+)
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, required=True)
+@env_option
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Trainings of each cell of a table, each from another seed.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="List the runs, what is cached, and the time.")
+@params_option
+def reproduce(
+    targets: tuple[str, ...], env: str | None, seeds: int, dry_run: bool, params: dict[str, Any]
+) -> None:
+    """Make tables and figures of the paper: table-1 ... table-5, figure-1 ... figure-10, findings.
+
+    Runs what is missing, reuses what is there, and writes each TARGET beside the paper's figures
+    to data/08_reporting/paper/. Killed at any moment and called again, it goes on where it was.
+    """
+    from submanifold.config import flatten
+    from submanifold.errors import UserError
+    from submanifold.reproduction import write
+
+    project = _project()
+    try:
+        planned = write.plan(targets, project, env, seeds, flatten(params))
+        if dry_run:
+            table = write.state(planned)
+            click.echo(table.to_markdown(index=False, tablefmt="plain", floatfmt=".2f"))
+            click.echo(f"{table['hours'].sum():.1f} hours of training are left on this machine.")
+            return
+        for page in write.reproduce(planned, project, env):
+            click.echo(page)
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@cli.command()
+@click.argument("parameter")
+@click.argument("values", nargs=-1, required=True)
+@env_option
+@params_option
+def sweep(parameter: str, values: tuple[str, ...], env: str | None, params: dict[str, Any]) -> None:
+    """Run an experiment once for each of the VALUES of a PARAMETER, such as stage_1.delta.
+
+    Each is a run of MLflow's with the same tag, submanifold.sweep. They end in a table and an
+    interactive plot of bits per dimension and squared error, in data/08_reporting/sweeps/.
+    """
+    from submanifold.errors import UserError
+    from submanifold.reproduction.sweeps import sweep as run_sweep
+
+    try:
+        read = [yaml.safe_load(value) for value in values]
+        click.echo(run_sweep(parameter, read, params, _project(), env))
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _project() -> Path:
+    from kedro.framework.startup import bootstrap_project
+    from kedro.utils import find_kedro_project
+
+    project = find_kedro_project(Path.cwd())
+    if project is None:
+        raise click.ClickException("This is no folder of a Kedro project. Change into one.")
+    bootstrap_project(Path(project))
+    return Path(project)

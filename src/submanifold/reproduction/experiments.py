@@ -1,0 +1,158 @@
+"""One experiment of many: its settings, what of it is on disk, and how it is run."""
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from click import ClickException
+from kedro.framework.session import KedroSession
+from kedro.io import CatalogProtocol
+
+from submanifold.config import ExperimentConfigLoader, stage_settings
+from submanifold.errors import UserError
+from submanifold.settings import CONFIG_LOADER_ARGS
+
+log = logging.getLogger(__name__)
+
+RECIPES = Path("conf/runs")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `kedro run` would do with these parameters in this environment.
+
+    Attributes:
+        name: Of the recipe, with what was changed in it.
+        params: As on the command line of `kedro run`, nested.
+        project: Folder of the project.
+        env: Environment of the configuration; None is the default one.
+    """
+
+    name: str
+    params: Mapping[str, Any]
+    project: Path
+    env: str | None = None
+
+    @classmethod
+    def from_recipe(cls, name: str, project: Path, env: str | None = None) -> "Experiment":
+        """Read `conf/runs/<name>.yml`.
+
+        Raises:
+            UserError: There is no such recipe.
+        """
+        path = project / RECIPES / f"{name}.yml"
+        if not path.is_file():
+            known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yml")))
+            raise UserError(f"There is no recipe {path}. Known: {known}.")
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return cls(name, recipe["run"]["params"], project, env)
+
+    def changed(self, parameter: str, value: Any) -> "Experiment":
+        """Make the same experiment with one parameter, such as ``stage_1.delta``, at a value."""
+        params = copy.deepcopy(dict(self.params))
+        group = params
+        *outer, last = parameter.split(".")
+        for name in outer:
+            group = group.setdefault(name, {})
+        group[last] = value
+        return Experiment(f"{self.name}, {parameter} {value}", params, self.project, self.env)
+
+    @cached_property
+    def configuration(self) -> ExperimentConfigLoader:
+        """The configuration with these parameters."""
+        return ExperimentConfigLoader(
+            str(self.project / "conf"),
+            env=self.env,
+            runtime_params=copy.deepcopy(dict(self.params)),
+            **CONFIG_LOADER_ARGS,
+        )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All parameters, chosen and checked.
+
+        Raises:
+            ClickException: One of them cannot work.
+        """
+        return self.configuration["parameters"]
+
+    @property
+    def key(self) -> str:
+        """Key of the run: equal for experiments that are the same whatever they are called."""
+        self.parameters  # noqa: B018  a mistake in them is better told than one in their key
+        return self.configuration.artifacts["run"]
+
+    @cached_property
+    def catalog(self) -> CatalogProtocol:
+        """The catalog of the run."""
+        with open_session(self.project, self.env, self.params) as session:
+            return session.load_context().catalog
+
+    def load(self, name: str) -> Any:
+        """Load an artifact of the run."""
+        return self.catalog.load(name)
+
+    def histories(self) -> list[dict[str, Any]]:
+        """Load the histories of its trainings, outermost stage first."""
+        return [self.load(name) for name in self.trainings]
+
+    @property
+    def trainings(self) -> dict[str, str]:
+        """Names of its histories in the catalog, each with a key that equal trainings share."""
+        keys = self.configuration.artifacts
+        if self.parameters["schedule"] == "joint":
+            return {"joint_history": keys["model"]}
+        return {f"{name}.history": keys[name] for name in stage_settings(self.parameters)}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything up to the report is there."""
+        return all(self.catalog.exists(name) for name in ("metrics", "report"))
+
+    def is_trained(self, history: str) -> bool:
+        """Whether one of its trainings has ended."""
+        return self.catalog.exists(history)
+
+    def run(self) -> None:
+        """Do what is missing of it, as `kedro run` does, in a run of MLflow's.
+
+        Raises:
+            ClickException: A mistake of the user's, as a message.
+        """
+        with open_session(self.project, self.env, self.params) as session:
+            session.run(pipeline_names=[self.parameters["schedule"]], only_missing_outputs=True)
+
+
+@contextmanager
+def open_session(
+    project: Path, env: str | None, params: Mapping[str, Any] | None = None
+) -> Iterator[KedroSession]:
+    """Open a session of Kedro's, as `kedro run` does."""
+    given = copy.deepcopy(dict(params or {}))
+    with KedroSession.create(project, env=env, runtime_params=given) as session:
+        yield cast(KedroSession, session)
+
+
+def run_all(experiments: Mapping[str, Experiment]) -> None:
+    """Run those that are not finished, one after the other.
+
+    Killed at any moment and called again it goes on where it was.
+
+    Raises:
+        ClickException: A mistake of the user's in any of them, before the first is run.
+    """
+    for experiment in experiments.values():
+        experiment.parameters  # noqa: B018
+    waiting = [each for each in experiments.values() if not each.is_finished]
+    for number, experiment in enumerate(waiting, start=1):
+        log.info("Run %d of %d: %s", number, len(waiting), experiment.name)
+        try:
+            experiment.run()
+        except ClickException as error:
+            raise ClickException(f"{experiment.name}: {error.message}") from error

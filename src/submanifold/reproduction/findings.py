@@ -1,0 +1,222 @@
+"""The paper's findings, checked one by one on what was measured here."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from submanifold.data.batches import Batches
+from submanifold.evaluation.intervals import mean_interval
+from submanifold.manifold import PCA
+from submanifold.reproduction.experiments import Experiment
+from submanifold.reproduction.tables import half_width
+
+Runs = Mapping[str, Sequence[Experiment]]
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable at this size"
+MATCH = 0.05
+"""Bits per dimension that count as the same likelihood: the spread that the paper prints."""
+OUTLIERS = 0.01
+"""Share of the test pixels that are furthest from PCA's projection."""
+RISE = 1.05
+"""How far above its best a validation loss may end in a training that is called stable."""
+FORMS = {"bits_per_dim": "{:+.3f} BPD", "mse": "{:+.5f} MSE"}
+
+
+class Finding(NamedTuple):
+    """One comparison that bears on a claim."""
+
+    claim: str
+    comparison: str
+    found: str
+    verdict: str
+
+
+def check_findings(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
+    """Check every claim of the paper.
+
+    Args:
+        runs: Experiments by label, one for each seed: the methods of tables 1 and 2, PR-D by delta
+            and both trainings down to 100 dimensions.
+
+    Returns:
+        A row for each comparison, and notes on how they were made.
+    """
+    findings = [
+        *_likelihood_against_dnf(runs),
+        *_huber_reconstructs_worse(runs),
+        *_one_block_is_enough(runs),
+        *_hierarchical_training_is_better(runs),
+        *_smaller_delta_loses_outliers(runs),
+        _end_to_end_is_unstable(runs),
+        *_quality_over_diversity(runs),
+    ]
+    seeds = max(map(len, runs.values()))
+    notes = [
+        f"A difference has the 95% interval of its mean over {seeds} seeds (Student's t, the same "
+        "seeds and test images on both sides) where there are at least three; otherwise the two "
+        "intervals over test images, as if independent, which is wider than need be and does not "
+        "know what another seed would change."
+        if seeds > 1
+        else "One seed: intervals are over test images, and do not know what another seed would "
+        "change.",
+        f"A claim '{HOLDS}' where the interval lies on its side of zero, '{FAILS}' where it lies "
+        f"on the other, and is '{OPEN}' where it has zero inside. Likelihoods within {MATCH} bits "
+        "per dimension count as the same.",
+    ]
+    return pd.DataFrame(findings), notes
+
+
+def _likelihood_against_dnf(runs: Runs) -> list[Finding]:
+    claim = "Pixel rejection has fewer bits per dimension than DNF"
+    return [_less(claim, runs, pr, "DNF", "bits_per_dim") for pr in ("PR-M", "PR-H", "PR-D")]
+
+
+def _huber_reconstructs_worse(runs: Runs) -> list[Finding]:
+    claim = "Huber's penalty leaves a larger squared error than the square"
+    pairs = [("PR-M", "PR-H"), ("EE-M", "EE-H"), ("H-MM", "H-HH")]
+    return [_less(claim, runs, square, huber, "mse") for square, huber in pairs]
+
+
+def _one_block_is_enough(runs: Runs) -> list[Finding]:
+    claim = "PR-D matches PR-H with fewer parameters"
+    one, two = (runs[name][0].load("metrics")["parameters"] for name in ("PR-D", "PR-H"))
+    mean, low, high = _difference(runs, "PR-D", "PR-H", "bits_per_dim")
+    inside, outside = low >= -MATCH and high <= MATCH, low > MATCH or high < -MATCH
+    return [
+        Finding(claim, "parameters", f"{one:,} and {two:,}", HOLDS if one < two else FAILS),
+        Finding(
+            claim,
+            "PR-D against PR-H",
+            _written(mean, low, high, "bits_per_dim"),
+            HOLDS if inside else FAILS if outside else OPEN,
+        ),
+    ]
+
+
+def _hierarchical_training_is_better(runs: Runs) -> list[Finding]:
+    claim = "Hierarchical training has fewer bits per dimension than end-to-end training"
+    pairs = [("H-MM", "EE-M"), ("H-HH", "EE-H")]
+    return [_less(claim, runs, *pair, "bits_per_dim") for pair in pairs]
+
+
+def _smaller_delta_loses_outliers(runs: Runs) -> list[Finding]:
+    """Compare errors image by image, on pixels that PCA, no party here, finds hard."""
+    claim = "A smaller delta reconstructs outlier pixels worse"
+    by_delta = {
+        float(label.removeprefix("delta = ")): each[0]
+        for label, each in runs.items()
+        if label.startswith("delta = ")
+    }
+    largest = by_delta[max(by_delta)]
+    train, test = (Batches(largest.load(name), 1024) for name in ("x_train", "x_test"))
+    pca, d = PCA.fit(train), largest.load("metrics")["dims"][-1]
+    residuals = np.concatenate([_squared(x, pca.project(x, d)) for x in test])
+    outliers = residuals >= np.quantile(residuals, 1 - OUTLIERS)
+    errors = {delta: _outlier_errors(each, test, outliers) for delta, each in by_delta.items()}
+    found = []
+    for delta in sorted(errors)[:-1]:
+        both = errors[delta] - errors[max(errors)]
+        interval = mean_interval(both[np.isfinite(both)])
+        mean, low, high = (interval[key] for key in ("value", "low", "high"))
+        found.append(
+            Finding(
+                claim,
+                f"delta {delta} against {max(errors)}, on {OUTLIERS:.0%} of the pixels",
+                _written(mean, low, high, "mse"),
+                _verdict(-high, -low),
+            )
+        )
+    return found
+
+
+@torch.no_grad()
+def _outlier_errors(experiment: Experiment, test: Batches, outliers: np.ndarray) -> np.ndarray:
+    """Mean squared error of each image on its outlier pixels, not finite where it has none."""
+    hierarchy = experiment.load("hierarchy")
+    squares = np.concatenate([_squared(x, hierarchy.project(x)) for x in test])
+    with np.errstate(invalid="ignore"):
+        return (squares * outliers).sum(1) / outliers.sum(1)
+
+
+def _squared(x: torch.Tensor, projection: torch.Tensor) -> np.ndarray:
+    return (x - projection).square().flatten(1).numpy()
+
+
+def _end_to_end_is_unstable(runs: Runs) -> Finding:
+    joint, hierarchical = (
+        [history for each in runs[label] for history in each.histories()]
+        for label in ("end-to-end training", "hierarchical training")
+    )
+    told = [_stability(histories) for histories in (joint, hierarchical)]
+    unstable = [any(map(_is_unstable, histories)) for histories in (joint, hierarchical)]
+    verdict = HOLDS if unstable == [True, False] else OPEN if unstable[1] else FAILS
+    return Finding(
+        "End-to-end training at d = 100 is unstable where the hierarchical one is not",
+        "3072 → 500 → 100",
+        f"end to end: {told[0]}; hierarchical: {told[1]}",
+        verdict,
+    )
+
+
+def _is_unstable(history: Mapping[str, Any]) -> bool:
+    return history["setbacks"] > 0 or bool(history["warnings"]) or _rise(history) > RISE
+
+
+def _rise(history: Mapping[str, Any]) -> float:
+    losses = [row["loss"] for row in history["valid"]]
+    return losses[-1] / min(losses)
+
+
+def _stability(histories: Sequence[Mapping[str, Any]]) -> str:
+    setbacks = sum(history["setbacks"] for history in histories)
+    warnings = sum(len(history["warnings"]) for history in histories)
+    norms = [[row["gradient_norm"] for row in history["train"][5:]] for history in histories]
+    spike = max((max(each) / float(np.median(each)) for each in norms if each), default=math.nan)
+    return (
+        f"{setbacks} setbacks, {warnings} warnings, validation loss at the end "
+        f"{max(map(_rise, histories)):.3f} of its best, largest gradient {spike:.1f} of the median"
+    )
+
+
+def _quality_over_diversity(runs: Runs) -> list[Finding]:
+    claim = "Hierarchical training prefers quality to diversity"
+    return [
+        _less(claim, runs, "EE-M", "H-MM", "precision"),
+        _less(claim, runs, "H-MM", "EE-M", "recall"),
+    ]
+
+
+def _less(claim: str, runs: Runs, less: str, more: str, metric: str) -> Finding:
+    mean, low, high = _difference(runs, less, more, metric)
+    verdict = _verdict(low, high)
+    return Finding(claim, f"{less} against {more}", _written(mean, low, high, metric), verdict)
+
+
+def _verdict(low: float, high: float) -> str:
+    """Judge a claim that a difference is below zero."""
+    return HOLDS if high < 0 else FAILS if low > 0 else OPEN
+
+
+def _difference(runs: Runs, one: str, other: str, metric: str) -> tuple[float, float, float]:
+    """Mean difference of a metric between two methods, and its 95% interval."""
+    pairs = [
+        tuple(each.load("metrics")[metric] for each in pair)
+        for pair in zip(runs[one], runs[other], strict=False)
+    ]
+    differences = [a["value"] - b["value"] for a, b in pairs]
+    mean = float(np.mean(differences))
+    if len(pairs) >= 3:
+        half = half_width(differences)
+    else:
+        half = math.hypot(*((each["high"] - each["low"]) / 2 for each in pairs[0]))
+    return mean, mean - half, mean + half
+
+
+def _written(mean: float, low: float, high: float, metric: str) -> str:
+    form = FORMS.get(metric, "{:+.3f} " + metric)
+    number = form.split(" ")[0]
+    return f"{form.format(mean)} [{number.format(low)}, {number.format(high)}]"

@@ -1,0 +1,178 @@
+"""What each table and figure of the paper needs, and how it is made of that."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from submanifold.figures import delta_rows, gaussian_fits, rejection_blocks, sample_panels
+from submanifold.reproduction.experiments import Experiment
+from submanifold.reproduction.findings import check_findings
+from submanifold.reproduction.tables import (
+    Cell,
+    differing_settings,
+    paper_results,
+    readable,
+    recipe_name,
+    results_table,
+)
+
+DELTAS = (0.01, 0.03, 0.1, 0.3)
+SHOWN = 8
+PAPER_TABLES = {
+    1: "Single-step methods on CelebA, manifolds of dimension 500",
+    2: "Hierarchical methods on CelebA, 3072 → 1000 → 500",
+    3: "Hierarchical methods and DNF on LSUN bedroom, manifolds of dimension 1000",
+    4: "The likelihood's weight halved in the first stage, on LSUN bedroom",
+    5: "Hierarchical structure and DNF on LSUN bedroom, manifolds of dimension 700",
+}
+SAMPLES_OF = {3: 1, 5: 2, 8: 3, 9: 4, 10: 5}  # figure: the table whose methods it samples
+TEMPERATURES = {"samples": "1", "samples_cool": "0.7"}
+
+Runs = Mapping[str, Sequence[Experiment]]
+
+
+class Need(NamedTuple):
+    """An experiment that a target needs: a recipe, and what is changed in it."""
+
+    recipe: str
+    changes: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass
+class Content:
+    """What is written and shown of a target."""
+
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    data: pd.DataFrame | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table or a figure.
+
+    Attributes:
+        title: What it shows.
+        needs: The experiments, by the labels that it shows them under.
+        make: Makes it of them; each label has one experiment for every seed.
+        seeds: Whether it uses more than one seed.
+    """
+
+    title: str
+    needs: Mapping[str, Need]
+    make: Callable[[Runs], Content]
+    seeds: bool = False
+
+
+def _paper_cells(table: int) -> list[tuple[str, str, str]]:
+    columns = ["dataset", "method", "stage_dims"]
+    return list(paper_results(table)[columns].drop_duplicates().itertuples(index=False, name=None))
+
+
+def _needs(table: int) -> dict[str, Need]:
+    cells = _paper_cells(table)
+    return {method: Need(recipe_name(data, method, dims)) for data, method, dims in cells}
+
+
+def _table(number: int) -> Target:
+    dims = {method: dims for _, method, dims in _paper_cells(number)}
+
+    def make(runs: Runs) -> Content:
+        cells = [Cell(method, dims[method], runs[method]) for method in runs]
+        results = results_table(number, cells)
+        common, some = differing_settings({method: each[0] for method, each in runs.items()})
+        tables = {
+            PAPER_TABLES[number]: readable(results),
+            "Settings that differ from the paper's, in all methods": common,
+        }
+        if len(some):
+            tables["Settings that differ from the paper's, in some"] = some
+        return Content(tables, data=results, notes=_about(results, runs))
+
+    return Target(PAPER_TABLES[number], _needs(number), make, seeds=True)
+
+
+def _about(results: pd.DataFrame, runs: Runs) -> list[str]:
+    first = results.iloc[0]
+    metrics = next(iter(runs.values()))[0].load("metrics")
+    interval = (
+        "of the mean over seeds, by Student's t"
+        if first["seeds"] > 1
+        else "over test images, by the bootstrap"
+    )
+    return [
+        f"{first['n_train']:,} training images, {first['n_test']:,} test images, "
+        f"{first['n_samples']:,} samples, seeds: {first['seeds']}. Intervals are 95%, {interval}; "
+        "the paper's spreads are as printed there.",
+        "MSE is on pixels in [0, 1], through all stages; the paper does not say its scale.",
+        f"Precision, recall and KID compare features that are {metrics['features']}.",
+    ]
+
+
+def _samples(figure: int) -> Target:
+    table = SAMPLES_OF[figure]
+    return _sample_figure(f"Samples of the methods of table {table}", _needs(table))
+
+
+def _sample_figure(title: str, needs: Mapping[str, Need]) -> Target:
+    def make(runs: Runs) -> Content:
+        return Content(
+            figures={
+                f"Samples at temperature {temperature}": sample_panels(
+                    {label: np.asarray(each[0].load(name)) for label, each in runs.items()},
+                    columns=min(3, len(runs)) if len(runs) != 4 else 2,
+                )
+                for name, temperature in TEMPERATURES.items()
+            }
+        )
+
+    return Target(title, needs, make)
+
+
+def _figure_4(runs: Runs) -> Content:
+    first = next(iter(runs.values()))[0]
+    shown = {
+        delta: (np.asarray(each[0].load("projections")), np.asarray(each[0].load("samples")))
+        for delta, each in zip(DELTAS, runs.values(), strict=True)
+    }
+    originals = np.asarray(first.load("x_test")[: len(shown[DELTAS[0]][0])])
+    return Content(figures={"": delta_rows(originals, shown)})
+
+
+def _figure_7(runs: Runs) -> Content:
+    (experiment,) = next(iter(runs.values()))
+    projections = np.asarray(experiment.load("projections")[:SHOWN])
+    originals = np.asarray(experiment.load("x_test")[:SHOWN])
+    return Content(figures={"": rejection_blocks(originals, projections)})
+
+
+def _findings(runs: Runs) -> Content:
+    table, notes = check_findings(runs)
+    return Content({"The paper's findings": table}, data=table, notes=notes)
+
+
+PR_D = "celeba-PR-D-500"
+BY_DELTA = {f"delta = {delta}": Need(PR_D, (("stage_1.delta", delta),)) for delta in DELTAS}
+TO_100 = {
+    "end-to-end training": Need("celeba-EE-M-500-100"),
+    "hierarchical training": Need("celeba-H-MM-500-100"),
+}
+
+TARGETS: dict[str, Target] = {
+    **{f"table-{number}": _table(number) for number in PAPER_TABLES},
+    "figure-1": Target(
+        "A Gaussian fitted by two divergences", {}, lambda _: Content(figures={"": gaussian_fits()})
+    ),
+    **{f"figure-{number}": _samples(number) for number in SAMPLES_OF},
+    "figure-4": Target("PR-D with other parameters of the Huber function", BY_DELTA, _figure_4),
+    "figure-6": _sample_figure("Samples from manifolds of dimension 100, 3072 → 500 → 100", TO_100),
+    "figure-7": Target("What PR-D rejects", {"PR-D": Need(PR_D)}, _figure_7),
+    "findings": Target("The paper's findings, checked", {
+        **_needs(1), **_needs(2), **BY_DELTA, **TO_100,
+    }, _findings, seeds=True),
+}  # fmt: skip

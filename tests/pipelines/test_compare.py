@@ -1,0 +1,182 @@
+"""The comparison of finished runs: which are in it, with which numbers and pictures."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from click import ClickException
+from PIL import Image
+
+from submanifold.pipelines.compare.nodes import _differences, _tile
+
+
+@pytest.fixture(scope="module")
+def runs(project):
+    """Two trainings; the second has another seed and another weight, too."""
+    return {
+        "PR-D": project.run("joint", until="metrics", method="PR-D"),
+        "H-MM": project.run(until="metrics", seed=1, stage_1={"penalty_weight": 30}),
+    }
+
+
+@pytest.fixture(scope="module")
+def comparison(project, runs):
+    """The comparison, after runs that are not finished, or not the newest, or no trainings."""
+    key = runs["PR-D"].mlflow.data.params["keys.run"]
+    for status in ("FAILED", "KILLED", "RUNNING"):
+        make_run(project, status, key)
+    make_run(project, "FINISHED", key, start_time=1)
+    make_run(project, "FINISHED", "photos-PR-D-data-alone", figures={})
+    return project.run("compare")
+
+
+def make_run(project, status, key, dataset="photos", figures=None, **given):
+    """Log a run without running it."""
+    client = project.mlflow_client
+    experiment = client.get_experiment_by_name("submanifold").experiment_id
+    run = client.create_run(experiment, **given).info.run_id
+    params = {"dataset": dataset, "method": "PR-D", "seed": 0, "keys.run": key}
+    for name, value in params.items():
+        client.log_param(run, name, value)
+    for name, value in ({"parameters": 9} if figures is None else figures).items():
+        client.log_metric(run, f"test.{name}", value)
+    client.set_terminated(run, status)
+    return run
+
+
+def row_of(table, run):
+    (row,) = table[table["run_id"] == run.mlflow.info.run_id].to_dict("records")
+    return row
+
+
+def picture_of(page, run_id):
+    caption = page[page.index(f'href="#{run_id}"') :]
+    encoded = re.search(r"base64,([^\"]+)", caption)[1]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+
+
+def test_the_rows_are_the_finished_trainings_and_the_newest_of_equal_ones(runs, comparison):
+    shown = comparison.load("comparison_table")["run_id"].tolist()
+    assert shown == [runs[name].mlflow.info.run_id for name in ("H-MM", "PR-D")]
+
+
+@pytest.mark.parametrize("name", ["PR-D", "H-MM"])
+def test_the_numbers_of_a_row_are_those_of_the_metrics(runs, comparison, name):
+    row, metrics = (
+        row_of(comparison.load("comparison_table"), runs[name]),
+        runs[name].load("metrics"),
+    )
+    assert row["method"] == runs[name].mlflow.data.params["method"]
+    assert row["dims"] == " → ".join(map(str, metrics["dims"]))
+    assert row["seed"] == runs[name].params.get("seed", 0)
+    assert row["parameters"] == metrics["parameters"]
+    assert row["seconds.training"] == metrics["seconds"]["training"]
+    for measure in ("bits_per_dim", "mse", "stage_1_mse", "sliced_wasserstein"):
+        shown = [row[f"{measure}{end}"] for end in ("", "_low", "_high")]
+        assert shown == [metrics[measure][end] for end in ("value", "low", "high")]
+    for measure in ("fid", "kid", "precision", "recall"):
+        value = metrics.get(measure, {}).get("value")
+        assert row.get(measure) == value, "no column where no run has the measure"
+
+
+def test_a_row_says_what_differs_from_the_others_in_its_settings(runs, comparison):
+    table = comparison.load("comparison_table")
+    assert row_of(table, runs["H-MM"])["differs"].split("; ") == [
+        *("schedule=hierarchical", "stage_1.penalty=mse", "stage_1.penalty_weight=30"),
+    ]
+    assert row_of(table, runs["PR-D"])["differs"].split("; ") == [
+        *("schedule=joint", "stage_1.penalty=huber", "stage_1.penalty_weight=300"),
+    ]
+
+
+def test_equal_numbers_do_not_differ_and_neither_does_a_stage_that_one_run_does_not_have():
+    settings = [
+        {"method": "a", "weight": "300", "rate": "1e-05", "stage_1.dim": "9", "data.size": "8"},
+        {"method": "b", "weight": "300.0", "rate": "1e-4", "stage_1.dim": "8", "stage_1.c": "0.5"},
+        {"method": "b", "weight": "3e2", "rate": "1e-4", "stage_1.dim": "8", "stage_2.c": "1"},
+    ]
+    assert _differences(pd.DataFrame(settings)) == [
+        *("data.size=8; rate=1e-05", "rate=0.0001; stage_1.c=0.5", "rate=0.0001"),
+    ]
+
+
+def test_the_page_needs_no_other_file_and_shows_each_run_with_its_first_samples(runs, comparison):
+    page = comparison.load("comparison")
+    assert not re.search(r"https?://|<link|<script src", page)
+    assert page.count("<tr id=") == page.count("<figure>") == 2
+    assert page.index("Samples, seed 0") < page.index("Samples, seed 1")
+    for name in ("H-MM", "PR-D"):
+        metrics, samples = (runs[name].load(each) for each in ("metrics", "samples"))
+        assert "{value:.3f}<small>[{low:.3f}, {high:.3f}]".format(**metrics["bits_per_dim"]) in page
+        picture = picture_of(page, runs[name].mlflow.info.run_id)
+        assert picture.shape == (4 * 68, 8 * 68, 3), "8 x 8 pixels, 8 times as large"
+        second = picture[68 + 2 : 2 * 68 - 2 : 8, 2 * 68 + 2 : 3 * 68 - 2 : 8]
+        assert np.array_equal(second.transpose(2, 0, 1), samples[8 + 2])
+
+
+def test_grey_images_that_are_large_and_few_are_tiled_as_they_are():
+    images = np.arange(3 * 80 * 80, dtype=np.uint8).reshape(3, 1, 80, 80)
+    tiled = np.asarray(_tile(images))
+    assert tiled.shape == (84, 8 * 84)
+    assert np.array_equal(tiled[2:82, 86:166], images[1, 0])
+    assert (tiled[:, 3 * 84 :] == 255).all()
+
+
+def test_the_run_of_a_comparison_is_kept_with_its_page_and_is_no_training(project, comparison):
+    run, client = comparison.mlflow, project.mlflow_client
+    assert (run.info.run_name, run.info.status) == ("photos-compare", "FINISHED")
+    assert run.data.params == {"dataset": "photos"}
+    assert run.data.metrics == {}
+    artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {"comparison.html", "runs.csv"}
+
+
+def test_a_run_whose_artifacts_are_gone_keeps_its_numbers(project, runs, comparison):
+    before = comparison.load("comparison_table")
+    artifacts = project.path / "mlartifacts"
+    try:
+        moved = artifacts.rename(project.path / "elsewhere")
+        # what a training needs does not matter here: method, device
+        again = project.run("compare", method="PR-D", device="cuda:99")
+    finally:
+        if artifacts.exists():
+            (artifacts / again.mlflow.info.run_id).rename(moved / again.mlflow.info.run_id)
+            artifacts.rmdir()
+        moved.rename(artifacts)
+    table = again.load("comparison_table")
+    assert set(table["dims"]) == {"–"}
+    assert sorted(table["mse"]) == sorted(before["mse"])
+    assert again.load("comparison").count("None in MLflow") == 2
+
+
+def test_runs_on_known_manifolds_are_compared_with_the_truth(project, runs, tmp_path):
+    figures = {"parameters": 9, "divergence": 0.25, "sample_distance": 0.5}
+    run = make_run(project, "FINISHED", "circle-PR-D-1", "circle", figures)
+    Image.new("RGB", (2000, 500)).save(tmp_path / "manifold.png")
+    project.mlflow_client.log_artifact(run, str(tmp_path / "manifold.png"))
+    comparison = project.run("compare", dataset="circle")
+    (row,) = comparison.load("comparison_table").to_dict("records")
+    assert {name: row[name] for name in figures} == figures
+    assert "mse" not in row
+    page = comparison.load("comparison")
+    assert "nats above the truth" in page
+    assert picture_of(page, run).shape == (250, 1000, 3)
+
+
+def test_without_runs_one_message_says_what_was_looked_for_where_and_how_to_make_one(
+    project, runs, new_project
+):
+    with pytest.raises(ClickException) as caught:
+        project.run("compare", dataset="torus")
+    assert str(caught.value).startswith(
+        "dataset=torus has no finished training run in the MLflow experiment submanifold of "
+        f"sqlite:///{project.path}/mlflow.db. There are runs of: "
+    )
+    assert "photos" in str(caught.value)
+    assert "kedro run --pipeline=hierarchical --params=dataset=torus" in str(caught.value)
+    with pytest.raises(ClickException) as caught:
+        new_project().run("compare")
+    assert "There are runs" not in str(caught.value)

@@ -1,0 +1,106 @@
+"""What the evaluation measures of samples, with and without the Inception weights."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from submanifold.evaluation import frechet
+from submanifold.evaluation.precision_recall import (
+    kernel_distance,
+    pixel_features,
+    precision_recall,
+    some_rows,
+)
+from submanifold.pipelines.evaluation.nodes import _sample_quality
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+NAMES = {"fid", "kid", "precision", "recall", "features"}
+
+
+def images(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
+
+
+@pytest.fixture
+def inception(monkeypatch):
+    """Stands in for the network: the images' means by channel, and a record of the calls."""
+    calls = []
+
+    def features(real, fake, weights, device):
+        calls.append((len(real), len(fake), weights, device))
+        return real.mean(axis=(2, 3)), fake.mean(axis=(2, 3))
+
+    monkeypatch.setattr(frechet, "inception_features", features)
+    return calls
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    def refuse(*args):
+        raise frechet.MissingWeightsError("not measured: no network")
+
+    monkeypatch.setattr(frechet, "inception_features", refuse)
+
+
+@pytest.mark.parametrize(
+    ("weights", "device", "path"),
+    [("auto", GPU, None), ("download", CPU, None), ("some.pth", CPU, "some.pth")],
+)
+def test_all_four_come_from_one_pass_of_inception(weights, device, path, inception):
+    test, samples = images(40), images(40, seed=1)
+    found = _sample_quality(images(50, seed=2), test, samples, weights, device)
+    assert inception == [(40, 40, path, device)]
+    features = test.mean(axis=(2, 3)), samples.mean(axis=(2, 3))
+    assert set(found) == NAMES
+    assert found["features"] == "inception"
+    assert found["fid"] == frechet.frechet_distance_with_interval(*features)
+    assert found["kid"] == kernel_distance(*features)
+    assert {name: found[name] for name in ("precision", "recall")} == precision_recall(*features)
+
+
+@pytest.mark.parametrize(("n_test", "n_samples"), [(100, 30), (30, 100)])
+@pytest.mark.parametrize("weights", ["auto", "download"])
+def test_counts_are_equal_but_for_the_fid(n_test, n_samples, weights, inception):
+    # sorted by brightness, so that the first of the test images are not like all of them
+    test = np.sort(images(n_test).reshape(n_test, -1), axis=0).reshape(n_test, 3, 8, 8)
+    train, samples = images(50, seed=2), images(n_samples, seed=1)
+    found = _sample_quality(train, test, samples, weights, CPU)
+    test_drawn, samples_drawn = test[some_rows(n_test, 30)], samples[:30]
+    for name in ("kid", "precision", "recall"):
+        assert (found[name]["n_real"], found[name]["n_fake"]) == (30, 30)
+    if weights == "download":
+        assert (found["fid"]["n_real"], found["fid"]["n_fake"]) == (n_test, n_samples)
+        features = test_drawn.mean(axis=(2, 3)), samples_drawn.mean(axis=(2, 3))
+    else:
+        features = pixel_features(train, test_drawn, samples_drawn)
+    assert found["kid"] == kernel_distance(*features)
+
+
+def test_pixels_take_the_place_of_inception_on_a_cpu(inception):
+    found = _sample_quality(images(70, seed=2), images(700), images(700, seed=1), "auto", CPU)
+    assert inception == []
+    assert found["fid"]["value"] is None
+    assert "on a CPU" in found["fid"]["why"]
+    assert found["features"] == "64 principal components of pixels"
+    assert found["kid"]["low"] < 0 < found["kid"]["high"]
+    assert min(found["precision"]["value"], found["recall"]["value"]) > 0.6
+
+
+def test_pixels_take_the_place_of_inception_where_it_cannot_be_downloaded(no_weights):
+    found = _sample_quality(images(6, seed=2), images(50), images(50, seed=1), "download", GPU)
+    assert found["fid"] == {"value": None, "why": "not measured: no network"}
+    assert found["features"] == "5 principal components of pixels"
+    assert found["kid"]["value"] is not None
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+@pytest.mark.parametrize("weights", ["auto", "download"])
+def test_few_images(count, weights, inception):
+    found = _sample_quality(images(count, seed=2), images(count), images(20, seed=1), weights, CPU)
+    assert set(found) == NAMES
+    for name in ("kid", "precision", "recall"):
+        assert (found[name]["value"] is None) == (count < 4)
+        assert ("why" in found[name]) == (count < 4)
+    assert json.loads(json.dumps(found)) == found

@@ -1,0 +1,81 @@
+from types import SimpleNamespace
+
+import pytest
+
+from submanifold.reproduction import findings
+from submanifold.reproduction.findings import FAILS, HOLDS, OPEN
+
+
+def runs(**by_method):
+    """Seeds of methods, each with a metric and its interval of +-0.1."""
+
+    def run(value):
+        metrics = {
+            "bits_per_dim": {"value": value, "low": value - 0.1, "high": value + 0.1},
+            "parameters": int(100 * value),
+        }
+        return SimpleNamespace(load=lambda name: {"metrics": metrics}[name])
+
+    return {
+        method.replace("_", "-"): [run(v) for v in values] for method, values in by_method.items()
+    }
+
+
+def less(one, other):
+    return findings._less("claim", runs(A=one, B=other), "A", "B", "bits_per_dim")
+
+
+def test_a_claim_holds_fails_or_is_open_by_the_interval_of_the_difference():
+    assert less([1.0], [2.0]).verdict == HOLDS
+    assert less([2.0], [1.0]).verdict == FAILS
+    assert less([1.0], [1.1]).verdict == OPEN  # intervals of 0.1 each
+    assert less([1.0, 2.0, 3.0], [1.1, 2.1, 3.11]).verdict == HOLDS  # paired by seed
+    assert less([1.0, 2.0, 3.0], [1.1, 1.9, 3.1]).verdict == OPEN
+
+
+def test_the_difference_is_written_with_its_interval():
+    assert less([1.0], [2.0]).found == "-1.000 BPD [-1.141, -0.859]"
+
+
+def test_likelihoods_match_within_the_papers_own_spread():
+    def verdicts(one, two):
+        return [f.verdict for f in findings._one_block_is_enough(runs(PR_D=one, PR_H=two))]
+
+    assert verdicts([1.0, 2.0, 3.0], [1.01, 2.01, 3.02]) == [HOLDS, HOLDS]
+    assert verdicts([1.0, 2.0, 3.0], [1.1, 2.1, 3.11]) == [HOLDS, FAILS]
+    assert verdicts([3.0], [2.0])[0] == FAILS  # more parameters
+
+
+def history(losses=(3.0, 2.0), setbacks=0, warnings=None):
+    return {
+        "valid": [{"loss": loss} for loss in losses],
+        "train": [{"gradient_norm": 1.0}] * 8,
+        "setbacks": setbacks,
+        "warnings": warnings or {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("joint", "hierarchical", "verdict"),
+    [
+        (history(), history(), FAILS),
+        (history(setbacks=1), history(), HOLDS),
+        (history(losses=(3.0, 2.0, 2.2)), history(), HOLDS),
+        (history(warnings={"inverse": "..."}), history(), HOLDS),
+        (history(setbacks=1), history(setbacks=1), OPEN),
+        (history(), history(setbacks=1), OPEN),
+    ],
+)
+def test_a_training_is_unstable_when_it_had_to_go_back_or_ends_above_its_best(
+    joint, hierarchical, verdict
+):
+    def trained(*histories):
+        return [SimpleNamespace(histories=lambda: list(histories))]
+
+    found = findings._end_to_end_is_unstable(
+        {
+            "end-to-end training": trained(joint),
+            "hierarchical training": trained(history(), hierarchical),
+        }
+    )
+    assert found.verdict == verdict

@@ -1,0 +1,140 @@
+import pandas as pd
+import pytest
+from click import ClickException
+from click.testing import CliRunner
+
+from submanifold import cli
+from submanifold.errors import UserError
+from submanifold.figures import as_png
+from submanifold.reproduction import write
+from submanifold.reproduction.targets import TARGETS
+
+# the paper's cells on the photographs and in the sizes of the test environment
+SMALL = {"dataset": "photos", "stage_1.dim": 24, "stage_2.dim": 12, "device": "cpu"}
+
+
+def make(project, *names, seeds=1, **params):
+    with project.session():
+        planned = write.plan(names, project.path, "test", seeds, SMALL | params)
+        return planned, write.reproduce(planned, project.path, "test")
+
+
+@pytest.fixture(scope="module")
+def table_4(new_project):
+    project = new_project()
+    return project, *make(project, "table-4")
+
+
+def test_a_table_is_made_with_all_its_runs_and_written_in_three_ways(table_4):
+    project, planned, (page,) = table_4
+    folder = project.path / "data/08_reporting/paper/test/table-4"
+    assert page == folder / "table-4.html"
+    results = pd.read_csv(folder / "table-4.csv").set_index(["method", "metric"])
+    for method, (experiment,) in planned["table-4"].items():
+        metrics = experiment.load("metrics")
+        assert results.loc[(method, "bpd"), "value"] == pytest.approx(
+            metrics["bits_per_dim"]["value"]
+        )
+        assert results.loc[(method, "bpd"), "n_test"] == 64
+    text = (folder / "table-4.md").read_text()
+    assert "# Table 4. The likelihood's weight halved" in text
+    assert "H-MM*" in text
+    assert "62.72" in text  # the paper's FID
+    assert "stage_1.flow.width" in text  # a setting that is not the paper's
+    assert "64 test images" in text
+    assert "H-MH*" in page.read_text()
+
+
+def test_methods_with_the_same_first_stage_share_it(table_4):
+    project, planned, _ = table_4
+    one, other = (runs[0] for runs in planned["table-4"].values())
+    assert one.trainings["stage_1.history"] == other.trainings["stage_1.history"]
+    assert one.trainings["stage_2.history"] != other.trainings["stage_2.history"]
+    assert len(list((project.path / "data/06_models").glob("photos-stage_1-*"))) == 1
+
+
+def test_the_table_is_an_artifact_of_a_run_of_its_name(table_4):
+    project, _, _ = table_4
+    run = project.mlflow_runs()[-1]
+    assert run.info.run_name == "table-4"
+    assert run.info.status == "FINISHED"
+    client = project.mlflow_client
+    names = {each.path for each in client.list_artifacts(run.info.run_id)}
+    assert names == {"table-4.md", "table-4.csv", "table-4.html"}
+
+
+def test_made_again_nothing_is_run_again(table_4):
+    project, planned, (page,) = table_4
+    before = len(project.mlflow_runs())
+    page.unlink()
+    _, again = make(project, "table-4")
+    assert again == [page]
+    assert page.exists()
+    assert len(project.mlflow_runs()) == before + 1  # the table's own
+    with project.session():
+        assert set(write.state(planned)["state"]) == {"finished"}
+
+
+def test_a_dry_run_says_what_is_there_and_how_long_the_rest_takes(table_4, monkeypatch):
+    project, _, _ = table_4
+    monkeypatch.chdir(project.path)
+    params = ",".join(f"{name}={value}" for name, value in SMALL.items())
+    with project.session():
+        result = CliRunner().invoke(
+            cli.cli,
+            ["reproduce", "table-4", "figure-6", "--env=test", "--dry-run", f"--params={params}"],
+        )
+    assert result.exit_code == 0, result.output
+    lines = {line.partition(",")[0]: line for line in result.output.splitlines()}
+    assert "finished" in lines["lsun_bedroom-H-MM-star-2000-1000"]
+    assert "to train" in lines["celeba-EE-M-500-100"]
+    assert "hours of training are left" in result.output
+
+
+def test_a_figure_of_samples_has_a_panel_for_each_method(table_4):
+    project, _, _ = table_4
+    _, (page,) = make(project, "figure-9")
+    assert {path.name for path in page.parent.iterdir()} == {
+        "figure-9.md", "figure-9.html", "figure-9.png", "figure-9.pdf",
+        "figure-9-2.png", "figure-9-2.pdf",
+    }  # fmt: skip
+    assert page.read_text().count("data:image/png;base64") == 2
+
+
+def test_more_seeds_give_an_interval_over_them(table_4):
+    project, _, _ = table_4
+    planned, _ = make(project, "table-4", seeds=2)
+    assert [len(runs) for runs in planned["table-4"].values()] == [2, 2]
+    folder = project.path / "data/08_reporting/paper/test/table-4"
+    results = pd.read_csv(folder / "table-4.csv").set_index(["method", "metric"])
+    values = [
+        experiment.load("metrics")["mse"]["value"] for experiment in planned["table-4"]["H-MM*"]
+    ]
+    assert results.loc[("H-MM*", "mse"), "value"] == pytest.approx(sum(values) / 2)
+    assert (results["seeds"] == 2).all()
+    assert "Student's t" in (folder / "table-4.md").read_text()
+
+
+def test_an_unknown_table_is_named_with_those_that_are_known(project):
+    with pytest.raises(UserError, match=r"table-9 cannot be reproduced. Known: table-1, .*, all"):
+        write.plan(["table-9"], project.path)
+
+
+def test_a_mistake_in_one_run_is_told_before_any_is_run(project):
+    with project.session():
+        planned = write.plan(["table-4"], project.path, "test", params=SMALL | {"stage_1.dim": 999})
+        with pytest.raises(ClickException, match="999"):
+            write.reproduce(planned, project.path, "test")
+    assert not (project.path / "data/06_models").exists()
+
+
+def test_all_covers_every_table_and_figure_of_the_paper():
+    figures = {f"figure-{number}" for number in (1, 3, 4, 5, 6, 7, 8, 9, 10)}
+    tables = {f"table-{number}" for number in range(1, 6)}
+    assert set(TARGETS) == {*tables, *figures, "findings"}
+
+
+def test_figure_1_needs_no_run(tmp_path):
+    content = TARGETS["figure-1"].make({})
+    (figure,) = content.figures.values()
+    assert as_png(figure)[:4] == b"\x89PNG"
