@@ -24,9 +24,15 @@ params_option = click.option(
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True,
               help="Trainings of each cell of a table, each from another seed.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List the runs, what is cached, and the time.")
+@click.option("--finished-only", is_flag=True, help="Run nothing: leave out what is not finished.")
 @params_option
 def reproduce(
-    targets: tuple[str, ...], env: str | None, seeds: int, dry_run: bool, params: dict[str, Any]
+    targets: tuple[str, ...],
+    env: str | None,
+    seeds: int,
+    dry_run: bool,
+    finished_only: bool,
+    params: dict[str, Any],
 ) -> None:
     """Make tables and figures of the paper: table-1 ... table-5, figure-1 ... figure-10, findings.
 
@@ -40,6 +46,8 @@ def reproduce(
     project = _project()
     try:
         planned = write.plan(targets, project, env, seeds, flatten(params))
+        if finished_only:
+            planned = write.finished(planned)
         if dry_run:
             table = write.state(planned)
             click.echo(table.to_markdown(index=False, tablefmt="plain", floatfmt=".2f"))

@@ -31,6 +31,7 @@ def test_a_claim_holds_fails_or_is_open_by_the_interval_of_the_difference():
     assert less([1.0], [1.1]).verdict == OPEN  # intervals of 0.1 each
     assert less([1.0, 2.0, 3.0], [1.1, 2.1, 3.11]).verdict == HOLDS  # paired by seed
     assert less([1.0, 2.0, 3.0], [1.1, 1.9, 3.1]).verdict == OPEN
+    assert less([1.0, 2.0], [2.0, 3.0, 4.0]).comparison == "A against B, 2 seeds"
 
 
 def test_the_difference_is_written_with_its_interval():
@@ -79,3 +80,11 @@ def test_a_training_is_unstable_when_it_had_to_go_back_or_ends_above_its_best(
         }
     )
     assert found.verdict == verdict
+
+
+def test_what_was_not_run_is_said_to_be_so():
+    table, _ = findings.check_findings(runs(PR_M=[1.0], DNF=[2.0]))
+    verdicts = dict(zip(table["comparison"], table["verdict"], strict=True))
+    assert verdicts["PR-M against DNF"] == HOLDS
+    assert verdicts["PR-D against DNF"] == verdicts["two values of delta"] == findings.NOT_RUN
+    assert verdicts["3072 → 500 → 100"] == findings.NOT_RUN

@@ -91,6 +91,16 @@ def test_a_dry_run_says_what_is_there_and_how_long_the_rest_takes(table_4, monke
     assert "hours of training are left" in result.output
 
 
+def test_what_is_not_finished_can_be_left_out(table_4):
+    project, planned, _ = table_4
+    with project.session():
+        more = write.plan(["table-4", "figure-6"], project.path, "test", 3, SMALL)
+        left = write.finished(more)
+    assert left.keys() == {"table-4"}
+    assert [run.key for run in left["table-4"]["H-MM*"]][:1] == [planned["table-4"]["H-MM*"][0].key]
+    assert len(left["table-4"]["H-MM*"]) < 3
+
+
 def test_a_figure_of_samples_has_a_panel_for_each_method(table_4):
     project, _, _ = table_4
     _, (page,) = make(project, "figure-9")

@@ -17,6 +17,7 @@ from submanifold.reproduction.tables import half_width
 Runs = Mapping[str, Sequence[Experiment]]
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable at this size"
+NOT_RUN = "not run"
 MATCH = 0.05
 """Bits per dimension that count as the same likelihood: the spread that the paper prints."""
 OUTLIERS = 0.01
@@ -56,10 +57,10 @@ def check_findings(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
     ]
     seeds = max(map(len, runs.values()))
     notes = [
-        f"A difference has the 95% interval of its mean over {seeds} seeds (Student's t, the same "
-        "seeds and test images on both sides) where there are at least three; otherwise the two "
-        "intervals over test images, as if independent, which is wider than need be and does not "
-        "know what another seed would change."
+        "A difference has the 95% interval of its mean over seeds (Student's t, the same seeds and "
+        "test images on both sides) where there are at least three; otherwise the two intervals "
+        "over test images, as if independent, which is wider than need be and does not know what "
+        "another seed would change."
         if seeds > 1
         else "One seed: intervals are over test images, and do not know what another seed would "
         "change.",
@@ -83,6 +84,8 @@ def _huber_reconstructs_worse(runs: Runs) -> list[Finding]:
 
 def _one_block_is_enough(runs: Runs) -> list[Finding]:
     claim = "PR-D matches PR-H with fewer parameters"
+    if not {"PR-D", "PR-H"} <= runs.keys():
+        return [Finding(claim, "PR-D against PR-H", "", NOT_RUN)]
     one, two = (runs[name][0].load("metrics")["parameters"] for name in ("PR-D", "PR-H"))
     mean, low, high = _difference(runs, "PR-D", "PR-H", "bits_per_dim")
     inside, outside = low >= -MATCH and high <= MATCH, low > MATCH or high < -MATCH
@@ -111,6 +114,8 @@ def _smaller_delta_loses_outliers(runs: Runs) -> list[Finding]:
         for label, each in runs.items()
         if label.startswith("delta = ")
     }
+    if len(by_delta) < 2:
+        return [Finding(claim, "two values of delta", "", NOT_RUN)]
     largest = by_delta[max(by_delta)]
     train, test = (Batches(largest.load(name), 1024) for name in ("x_train", "x_test"))
     pca, d = PCA.fit(train), largest.load("metrics")["dims"][-1]
@@ -147,15 +152,18 @@ def _squared(x: torch.Tensor, projection: torch.Tensor) -> np.ndarray:
 
 
 def _end_to_end_is_unstable(runs: Runs) -> Finding:
+    claim = "End-to-end training at d = 100 is unstable where the hierarchical one is not"
+    labels = "end-to-end training", "hierarchical training"
+    if not runs.keys() >= set(labels):
+        return Finding(claim, "3072 → 500 → 100", "", NOT_RUN)
     joint, hierarchical = (
-        [history for each in runs[label] for history in each.histories()]
-        for label in ("end-to-end training", "hierarchical training")
+        [history for each in runs[label] for history in each.histories()] for label in labels
     )
     told = [_stability(histories) for histories in (joint, hierarchical)]
     unstable = [any(map(_is_unstable, histories)) for histories in (joint, hierarchical)]
     verdict = HOLDS if unstable == [True, False] else OPEN if unstable[1] else FAILS
     return Finding(
-        "End-to-end training at d = 100 is unstable where the hierarchical one is not",
+        claim,
         "3072 → 500 → 100",
         f"end to end: {told[0]}; hierarchical: {told[1]}",
         verdict,
@@ -191,9 +199,12 @@ def _quality_over_diversity(runs: Runs) -> list[Finding]:
 
 
 def _less(claim: str, runs: Runs, less: str, more: str, metric: str) -> Finding:
+    if not {less, more} <= runs.keys():
+        return Finding(claim, f"{less} against {more}", "", NOT_RUN)
     mean, low, high = _difference(runs, less, more, metric)
-    verdict = _verdict(low, high)
-    return Finding(claim, f"{less} against {more}", _written(mean, low, high, metric), verdict)
+    seeds = min(len(runs[less]), len(runs[more]))
+    comparison = f"{less} against {more}" + (f", {seeds} seeds" if seeds > 1 else "")
+    return Finding(claim, comparison, _written(mean, low, high, metric), _verdict(low, high))
 
 
 def _verdict(low: float, high: float) -> str:

@@ -137,10 +137,11 @@ def _sample_figure(title: str, needs: Mapping[str, Need]) -> Target:
 def _figure_4(runs: Runs) -> Content:
     first = next(iter(runs.values()))[0]
     shown = {
-        delta: (np.asarray(each[0].load("projections")), np.asarray(each[0].load("samples")))
-        for delta, each in zip(DELTAS, runs.values(), strict=True)
+        delta: tuple(np.asarray(runs[label][0].load(name)) for name in ("projections", "samples"))
+        for delta, label in zip(DELTAS, BY_DELTA, strict=True)
+        if label in runs
     }
-    originals = np.asarray(first.load("x_test")[: len(shown[DELTAS[0]][0])])
+    originals = np.asarray(first.load("x_test")[: len(first.load("projections"))])
     return Content(figures={"": delta_rows(originals, shown)})
 
 

@@ -1,6 +1,7 @@
 """Run what a target needs, and write it as Markdown, CSV, HTML and pictures."""
 
 import base64
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -89,13 +90,24 @@ def state(planned: Plan) -> pd.DataFrame:
 
 def unique(planned: Plan) -> dict[str, Experiment]:
     """Collect the experiments of a plan by key, each once."""
-    each = [
-        experiment
-        for runs in planned.values()
-        for experiments in runs.values()
-        for experiment in experiments
-    ]
-    return {experiment.key: experiment for experiment in reversed(each)}
+    found: dict[str, Experiment] = {}
+    for runs in planned.values():
+        for experiment in itertools.chain.from_iterable(runs.values()):
+            found.setdefault(experiment.key, experiment)
+    return found
+
+
+def finished(planned: Plan) -> Plan:
+    """Leave out what is not finished, and labels that nothing is left of."""
+    kept = {
+        name: {label: [each for each in runs if each.is_finished] for label, runs in labels.items()}
+        for name, labels in planned.items()
+    }
+    return {
+        name: {label: runs for label, runs in labels.items() if runs}
+        for name, labels in kept.items()
+        if any(labels.values()) or not labels
+    }
 
 
 def reproduce(planned: Plan, project: Path, env: str | None = None) -> list[Path]:
