@@ -136,10 +136,10 @@ def _sample_figure(title: str, needs: Mapping[str, Need]) -> Target:
 
 def _figure_4(runs: Runs) -> Content:
     first = next(iter(runs.values()))[0]
+    chosen = {delta: runs[f"delta = {delta}"][0] for delta in DELTAS if f"delta = {delta}" in runs}
     shown = {
-        delta: tuple(np.asarray(runs[label][0].load(name)) for name in ("projections", "samples"))
-        for delta, label in zip(DELTAS, BY_DELTA, strict=True)
-        if label in runs
+        delta: (np.asarray(each.load("projections")), np.asarray(each.load("samples")))
+        for delta, each in chosen.items()
     }
     originals = np.asarray(first.load("x_test")[: len(first.load("projections"))])
     return Content(figures={"": delta_rows(originals, shown)})

@@ -126,7 +126,7 @@ def write(name: str, title: str, content: Content, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines, pictures = [f"# {heading(name)}. {title}", ""], {}
     for caption, table in content.tables.items():
-        lines += [f"**{caption}**", "", table.to_markdown(index=False), ""]
+        lines += [f"**{caption}**", "", table.to_markdown(index=False, disable_numparse=True), ""]
     for number, (caption, figure) in enumerate(content.figures.items()):
         file = f"{name}-{number + 1}" if number else name
         png = as_png(figure, dpi=2 * DPI)
