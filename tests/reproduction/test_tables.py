@@ -14,6 +14,7 @@ from submanifold.reproduction.tables import (
     recipe_name,
     results_table,
 )
+from submanifold.reproduction.targets import TARGETS
 
 
 def measured(value, low=None, high=None):
@@ -91,6 +92,13 @@ def test_every_cell_of_the_papers_tables_has_a_recipe_with_its_dimensions(table)
         assert parameters["method"] == method.replace("*", "-star")
         stages = [parameters[name]["dim"] for name in sorted(parameters) if "stage_" in name]
         assert dims == "-".join(map(str, [3072, *stages]))
+
+
+def test_the_controls_of_the_tables_have_recipes_too():
+    assert recipe_name("celeba", "Glow", "3072") == "celeba-Glow"
+    for number in range(1, 6):
+        for need in TARGETS[f"table-{number}"].needs.values():
+            Experiment.from_recipe(need.recipe, REPOSITORY)
 
 
 def test_settings_that_are_not_the_papers_are_found():

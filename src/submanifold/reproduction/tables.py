@@ -49,7 +49,7 @@ def paper_results(table: int) -> pd.DataFrame:
 def recipe_name(dataset: str, method: str, stage_dims: str) -> str:
     """Name the recipe in conf/runs/ of a cell: ``celeba-H-MM-1000-500``."""
     inner = stage_dims.partition("-")[2]
-    return f"{dataset}-{method.replace('*', '-star')}-{inner}"
+    return f"{dataset}-{method.replace('*', '-star')}-{inner}".rstrip("-")
 
 
 def results_table(table: int, cells: Sequence[Cell]) -> pd.DataFrame:
