@@ -44,7 +44,7 @@ class ExperimentSettings(Settings):
     schedule: Literal["hierarchical", "joint"]
     seed: int = Field(ge=0)
     device: str
-    sweep: str | None
+    sweep: str | None = None
 
 
 class ExperimentConfigLoader(OmegaConfigLoader):
