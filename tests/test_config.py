@@ -78,7 +78,7 @@ def test_the_rows_are_chosen_and_the_tables_are_gone(tables):
     chosen = choose(tables)
     assert tables == before
     assert set(chosen) == {
-        *("dataset", "method", "schedule", "seed", "device", "data", "evaluation"),
+        *("dataset", "method", "schedule", "seed", "device", "sweep", "data", "evaluation"),
         *("stage_1", "stage_2"),
     }
     assert chosen["schedule"] == "hierarchical"

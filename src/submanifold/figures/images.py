@@ -21,8 +21,9 @@ def image_grid(images: np.ndarray, columns: int = 8, title: str | None = None) -
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(columns * INCHES_PER_IMAGE, rows * INCHES_PER_IMAGE + 0.3))
-    axes = figure.add_axes((0, 0, 1, 1 - (0.3 / figure.get_figheight() if title else 0)))
+    head = 0.3 if title else 0.0
+    figure = Figure(figsize=(columns * INCHES_PER_IMAGE, rows * INCHES_PER_IMAGE + head))
+    axes = figure.add_axes((0, 0, 1, 1 - head / figure.get_figheight()))
     show_pixels(axes, tile(images, columns))
     if title:
         axes.set_title(title, fontsize=9)
