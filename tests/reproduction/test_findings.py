@@ -13,6 +13,7 @@ def runs(**by_method):
         metrics = {
             "bits_per_dim": {"value": value, "low": value - 0.1, "high": value + 0.1},
             "parameters": int(100 * value),
+            "kid": {"value": value, "low": value - 0.1, "high": value + 0.1},
         }
         return SimpleNamespace(load=lambda name: {"metrics": metrics}[name])
 
@@ -42,9 +43,9 @@ def test_likelihoods_match_within_the_papers_own_spread():
     def verdicts(one, two):
         return [f.verdict for f in findings._one_block_is_enough(runs(PR_D=one, PR_H=two))]
 
-    assert verdicts([1.0, 2.0, 3.0], [1.01, 2.01, 3.02]) == [HOLDS, HOLDS]
-    assert verdicts([1.0, 2.0, 3.0], [1.1, 2.1, 3.11]) == [HOLDS, FAILS]
-    assert verdicts([3.0], [2.0])[0] == FAILS  # more parameters
+    assert verdicts([1.0, 2.0, 3.0], [1.01, 2.01, 3.02]) == [HOLDS, HOLDS, HOLDS]
+    assert verdicts([1.0, 2.0, 3.0], [1.1, 2.1, 3.11]) == [HOLDS, FAILS, HOLDS]
+    assert verdicts([3.0], [2.0]) == [FAILS, FAILS, FAILS]
 
 
 def history(losses=(3.0, 2.0), setbacks=0, warnings=None):

@@ -24,7 +24,7 @@ OUTLIERS = 0.01
 """Share of the test pixels that are furthest from PCA's projection."""
 RISE = 1.05
 """How far above its best a validation loss may end in a training that is called stable."""
-FORMS = {"bits_per_dim": "{:+.3f} BPD", "mse": "{:+.5f} MSE"}
+FORMS = {"bits_per_dim": "{:+.3f} BPD", "mse": "{:+.5f} MSE", "kid": "{:+.3f} KID"}
 
 
 class Finding(NamedTuple):
@@ -73,7 +73,11 @@ def check_findings(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
 
 def _likelihood_against_dnf(runs: Runs) -> list[Finding]:
     claim = "Pixel rejection has fewer bits per dimension than DNF"
-    return [_less(claim, runs, pr, "DNF", "bits_per_dim") for pr in ("PR-M", "PR-H", "PR-D")]
+    return [
+        _less(claim, runs, pr, dnf, "bits_per_dim")
+        for dnf in ("DNF", "DNF-code")
+        for pr in ("PR-M", "PR-H", "PR-D")
+    ]
 
 
 def _huber_reconstructs_worse(runs: Runs) -> list[Finding]:
@@ -97,6 +101,7 @@ def _one_block_is_enough(runs: Runs) -> list[Finding]:
             _written(mean, low, high, "bits_per_dim"),
             HOLDS if inside else FAILS if outside else OPEN,
         ),
+        _less(claim, runs, "PR-D", "PR-H", "kid"),
     ]
 
 

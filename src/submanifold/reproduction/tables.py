@@ -135,7 +135,8 @@ def readable(results: pd.DataFrame) -> pd.DataFrame:
             found = by_metric[name]
             row[LABELS[name]] = _with_interval(found, FORMS[name])
             row[f"{LABELS[name]}, paper"] = _with_spread(found)
-            row[f"{LABELS[name]}, difference"] = _signed(found["difference"], FORMS[name])
+            if name != "parameters":
+                row[f"{LABELS[name]}, difference"] = _signed(found["difference"], FORMS[name])
         row["MSE of PCA"] = _with_interval(by_metric["pca_mse"], "{:.5f}")
         for name, (label, form) in ALSO.items():
             row[label] = _with_interval(by_metric[name], form)

@@ -181,6 +181,6 @@ TARGETS: dict[str, Target] = {
     "figure-6": _sample_figure("Samples from manifolds of dimension 100, 3072 → 500 → 100", TO_100),
     "figure-7": Target("What PR-D rejects", {"PR-D": Need(PR_D)}, _figure_7),
     "findings": Target("The paper's findings, checked", {
-        **_needs(_paper_cells(1) + _paper_cells(2)), **BY_DELTA, **TO_100,
+        **_needs(_paper_cells(1) + _controls(1)[:1] + _paper_cells(2)), **BY_DELTA, **TO_100,
     }, _findings, seeds=True),
 }  # fmt: skip
