@@ -73,6 +73,8 @@ def test_several_seeds_have_the_interval_of_their_mean():
     # t of 0.975 with 2 degrees of freedom, times 2.6458 / sqrt(3)
     assert found["high"] - 3.0 == pytest.approx(4.30265 * 7**0.5 / 3**0.5, rel=1e-5)
     assert over_seeds([measured(1.0, 0.5, 1.5)]) == {"value": 1.0, "low": 0.5, "high": 1.5}
+    same = measured(1.0, 0.5, 1.5)
+    assert over_seeds([same, same]) == {"value": 1.0, "low": 0.5, "high": 1.5}
     missing = {"value": None, "low": None, "high": None}
     assert over_seeds([measured(1.0), {"value": None, "why": "no"}]) == missing
     assert over_seeds([None]) == missing

@@ -100,15 +100,15 @@ def over_seeds(values: Sequence[Any]) -> dict[str, float | None]:
     """Put one figure of several seeds together.
 
     Returns:
-        ``value``, the mean, and ``low`` and ``high``: with one seed its interval over test images;
-        with several that of the mean over seeds by Student's t, which knows what training anew
-        changes, the test images being the same.
+        ``value``, the mean, and ``low`` and ``high``: with one seed, or a figure that no seed
+        changes, its interval over test images; with several that of the mean over seeds by
+        Student's t, which knows what training anew changes, the test images being the same.
     """
     figures = [each if isinstance(each, Mapping) else {"value": each} for each in values]
     numbers = [each["value"] for each in figures if each.get("value") is not None]
     if len(numbers) < len(figures):
         return {"value": None, "low": None, "high": None}
-    if len(numbers) == 1:
+    if len(set(numbers)) == 1:
         one = figures[0]
         return {"value": float(one["value"]), "low": one.get("low"), "high": one.get("high")}
     mean, half = float(np.mean(numbers)), half_width(numbers)

@@ -107,15 +107,15 @@ def _table(number: int) -> Target:
 def _about(results: pd.DataFrame, runs: Runs) -> list[str]:
     first = results.iloc[0]
     metrics = next(iter(runs.values()))[0].load("metrics")
-    interval = (
-        "of the mean over seeds, by Student's t"
-        if first["seeds"] > 1
-        else "over test images, by the bootstrap"
-    )
+    fewest, most = results["seeds"].min(), results["seeds"].max()
+    seeds = "one seed" if most == 1 else f"{fewest} to {most} seeds"
+    interval = "over test images, by the bootstrap"
+    if most > 1:
+        interval += ", or with several seeds of the mean over them, by Student's t"
     return [
         f"{first['n_train']:,} training images, {first['n_test']:,} test images, "
-        f"{first['n_samples']:,} samples, seeds: {first['seeds']}. Intervals are 95%, {interval}; "
-        "the paper's spreads are as printed there.",
+        f"{first['n_samples']:,} samples, {seeds}. Intervals are 95%, {interval}; the paper's "
+        "spreads are as printed there.",
         "MSE is on pixels in [0, 1], through all stages; the paper does not say its scale.",
         f"Precision, recall and KID compare features that are {metrics['features']}.",
     ]
