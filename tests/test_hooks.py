@@ -8,12 +8,13 @@ import threading
 import mlflow
 import pytest
 
-from submanifold.hooks import _close_orphans, _exit_on_signal, _figures, _flatten
+from submanifold.config import flatten
+from submanifold.hooks import _close_orphans, _exit_on_signal, _figures
 
 
 def test_nested_settings_are_logged_under_dotted_names():
     nested = {"a": 1, "b": {"c": "x", "d": {"e": None}}, "f": [1, 2]}
-    assert _flatten(nested) == {"a": 1, "b.c": "x", "b.d.e": None, "f": [1, 2]}
+    assert flatten(nested) == {"a": 1, "b.c": "x", "b.d.e": None, "f": [1, 2]}
 
 
 def test_the_numbers_among_the_metrics_are_logged_and_nothing_else():

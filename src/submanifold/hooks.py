@@ -18,7 +18,7 @@ from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
-from submanifold.config import artifact_keys, stage_settings
+from submanifold.config import artifact_keys, flatten, stage_settings
 from submanifold.data.settings import SyntheticSettings, read_data_settings
 from submanifold.errors import UserError
 from submanifold.pipeline_registry import register_pipelines
@@ -124,7 +124,7 @@ class TrackingHooks:
             name = f"{self._parameters['dataset']}-{run_params['pipeline_names'][0]}"
             mlflow.set_tag("mlflow.runName", name)
         else:
-            mlflow.log_params(_flatten({**self._parameters, "keys": self._artifacts}))
+            mlflow.log_params(flatten({**self._parameters, "keys": self._artifacts}))
         # registered after mlflow's own exit handler, so it runs before it
         atexit.register(self._close_interrupted)
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
@@ -192,19 +192,9 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def _figures(metrics: dict[str, Any]) -> dict[str, float]:
     """The numbers among the metrics, a measured value by its name alone."""
-    flat = _flatten(metrics)
+    flat = flatten(metrics)
     named = {name.removesuffix(".value"): value for name, value in flat.items()}
     return {f"test.{k}": v for k, v in named.items() if isinstance(v, int | float)}
 
