@@ -23,6 +23,8 @@ from submanifold.validation import Settings, read_settings
 
 RECIPE = 1
 """Raise it when the same settings would no longer give the same artifacts."""
+EVALUATION_RECIPE = 2
+"""Raise it when the same model would no longer give the same figures and pages."""
 
 RAW = Path("data/01_raw")
 SMALLEST = 7
@@ -186,7 +188,8 @@ def artifact_keys(parameters: Mapping[str, Any], project: Path) -> dict[str, str
         keys[name] = f"{dataset}-{name}-{digest}"
     digest = _digest(digest, parameters["schedule"])
     keys["model"] = f"{dataset}-{method}-{digest}"
-    keys["run"] = f"{dataset}-{method}-{_digest(digest, parameters['evaluation'])}"
+    digest = _digest(EVALUATION_RECIPE, digest, parameters["evaluation"])
+    keys["run"] = f"{dataset}-{method}-{digest}"
     return keys
 
 

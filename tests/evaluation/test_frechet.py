@@ -16,7 +16,6 @@ from submanifold.evaluation.frechet import (
     MissingWeightsError,
     frechet_distance,
     frechet_distance_with_interval,
-    frechet_inception_distance,
     inception_features,
 )
 
@@ -27,6 +26,10 @@ def sample(mean, root, count=200, seed=0):
     x -= x.mean(axis=0)
     white = np.linalg.qr(x)[0] * np.sqrt(count - 1)
     return mean + white @ root
+
+
+def fid(real, fake, weights=None):
+    return frechet_distance_with_interval(*inception_features([real, fake], weights))
 
 
 def images(count, channels=3, seed=0):
@@ -109,34 +112,28 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 def test_images_end_to_end(accept_random_weights):
-    real = images(12)
-    result = frechet_inception_distance(real, images(11, seed=1) // 2, accept_random_weights)
-    assert result["why"] is None
+    real, fake = images(12), images(11, seed=1) // 2
+    result = fid(real, fake, accept_random_weights)
     assert (result["n_real"], result["n_fake"]) == (12, 11)
     assert 0 <= result["low"] < result["value"] < result["high"]
 
-    same = frechet_inception_distance(
-        real, torch.from_numpy(real).flip(0), accept_random_weights, batch_size=5
-    )
+    same = fid(real, torch.from_numpy(real).flip(0), accept_random_weights)
     assert same["value"] == pytest.approx(0, abs=1e-3 * result["value"])
 
 
-def test_the_features_give_the_same_distance(accept_random_weights):
-    real, fake = images(12), images(10, seed=1) // 2
-    features = inception_features(real, fake, accept_random_weights, batch_size=5)
-    assert [x.shape for x in features] == [(12, 2048), (10, 2048)]
+def test_the_features_of_several_sets(accept_random_weights):
+    sets = images(12), images(10, seed=1) // 2, images(3, seed=2)
+    features = inception_features(sets, accept_random_weights, batch_size=5)
+    assert [x.shape for x in features] == [(12, 2048), (10, 2048), (3, 2048)]
     assert all(x.dtype == np.float32 and x.min() >= 0 and x.std() > 0 for x in features)
-    found = frechet_distance_with_interval(*features, seed=3)
-    expected = frechet_inception_distance(real, fake, accept_random_weights, batch_size=5, seed=3)
-    assert found | {"why": None} == expected
+    (alone,) = inception_features([sets[1]], accept_random_weights)
+    np.testing.assert_allclose(features[1], alone, rtol=1e-3, atol=1e-4)
 
 
 def test_grey_images_count_as_colour(accept_random_weights):
     grey, other = images(3, channels=1), images(2, channels=1, seed=1)
-    result = frechet_inception_distance(grey, other, accept_random_weights)
-    repeated = frechet_inception_distance(
-        grey.repeat(3, axis=1), other.repeat(3, axis=1), accept_random_weights
-    )
+    result = fid(grey, other, accept_random_weights)
+    repeated = fid(grey.repeat(3, axis=1), other.repeat(3, axis=1), accept_random_weights)
     assert result["value"] == pytest.approx(repeated["value"], rel=1e-5)
     assert result["low"] is None
     assert result["high"] is None
@@ -144,7 +141,7 @@ def test_grey_images_count_as_colour(accept_random_weights):
 
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"evaluation\.inception_weights: there is no file"):
-        frechet_inception_distance(images(2), images(2), str(tmp_path / "missing.pth"))
+        inception_features([images(2)], str(tmp_path / "missing.pth"))
 
 
 def test_other_file(tmp_path, random_weights):
@@ -152,17 +149,15 @@ def test_other_file(tmp_path, random_weights):
     garbage.write_bytes(b"not a checkpoint")
     for path in (garbage, random_weights):
         with pytest.raises(UserError, match="is not the standard file"):
-            frechet_inception_distance(images(2), images(2), str(path))
+            inception_features([images(2)], str(path))
 
 
-def assert_not_measured(result, reason):
-    assert result["value"] is None
-    assert result["low"] is None
-    assert result["high"] is None
-    assert (result["n_real"], result["n_fake"]) == (2, 3)
-    assert result["why"].startswith("not measured: ")
-    assert reason in result["why"]
-    assert "evaluation.inception_weights" in result["why"]
+def assert_not_measured(reason):
+    with pytest.raises(MissingWeightsError) as caught:
+        inception_features([images(2), images(3)])
+    assert str(caught.value).startswith("not measured: ")
+    assert reason in str(caught.value)
+    assert "evaluation.inception_weights" in str(caught.value)
 
 
 def test_no_network(empty_cache, monkeypatch, capfd):
@@ -173,19 +168,16 @@ def test_no_network(empty_cache, monkeypatch, capfd):
         raise URLError("Name or service not known")
 
     monkeypatch.setattr(frechet, "urlopen", refuse)
-    result = frechet_inception_distance(images(2), images(3))
-    assert_not_measured(result, "Name or service not known")
+    assert_not_measured("Name or service not known")
     assert tries == [10.0]
     assert capfd.readouterr() == ("", "")
-    with pytest.raises(MissingWeightsError, match="Name or service not known"):
-        inception_features(images(2), images(3))
 
 
 def test_a_connection_that_hangs(empty_cache, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(frechet, "urlopen", lambda url, timeout: release.wait())
     monkeypatch.setattr(frechet, "CONNECT_SECONDS", 0.1)
-    assert_not_measured(frechet_inception_distance(images(2), images(3)), "no answer within")
+    assert_not_measured("no answer within")
     release.set()
 
 
@@ -202,7 +194,7 @@ def test_a_server_that_misbehaves(answer, empty_cache, monkeypatch):
         threading.Thread(target=serve, daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/weights.pth"
         monkeypatch.setattr(frechet, "URL_INCEPTION_V3", url)
-        assert_not_measured(frechet_inception_distance(images(2), images(3)), "not be downloaded")
+        assert_not_measured("not be downloaded")
     assert not list(empty_cache.iterdir())
 
 
@@ -213,13 +205,13 @@ def test_a_download_that_trickles(empty_cache, monkeypatch):
 
     monkeypatch.setattr(frechet, "urlopen", lambda url, timeout: Trickle())
     monkeypatch.setattr(frechet, "DOWNLOAD_SECONDS", 0.1)
-    assert_not_measured(frechet_inception_distance(images(2), images(3)), "not complete after")
+    assert_not_measured("not complete after")
     assert not list(empty_cache.iterdir())
 
 
 def test_a_download_of_something_else(empty_cache, monkeypatch):
     monkeypatch.setattr(frechet, "urlopen", lambda url, timeout: io.BytesIO(b"<html>log in"))
-    assert_not_measured(frechet_inception_distance(images(2), images(3)), "another file")
+    assert_not_measured("another file")
     assert not list(empty_cache.iterdir())
 
 
@@ -231,7 +223,7 @@ def test_a_download_is_kept(accept_random_weights, empty_cache, monkeypatch):
         return open(accept_random_weights, "rb")
 
     monkeypatch.setattr(frechet, "urlopen", serve)
-    results = [frechet_inception_distance(images(2), images(2, seed=1)) for _ in range(2)]
+    results = [fid(images(2), images(2, seed=1)) for _ in range(2)]
     assert results[0] == results[1]
     assert results[0]["value"] > 0
     assert opened == [frechet.URL_INCEPTION_V3]
@@ -242,4 +234,4 @@ def test_a_download_is_kept(accept_random_weights, empty_cache, monkeypatch):
 )
 def test_what_is_not_images(wrong):
     with pytest.raises(ValueError, match="expected"):
-        frechet_inception_distance(images(2), wrong)
+        inception_features([images(2), wrong])

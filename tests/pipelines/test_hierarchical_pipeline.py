@@ -63,8 +63,11 @@ def test_the_metrics_have_counts_and_intervals(run):
     assert metrics["stage_1_mse"]["value"] != metrics["mse"]["value"]
     assert measured(metrics["sliced_wasserstein"])
     assert metrics["sliced_wasserstein"]["n_real"] == 64
-    floor = metrics["sliced_wasserstein_of_training_images"]["value"]
-    assert floor < metrics["sliced_wasserstein"]["value"]
+    floor = metrics["training_images"]
+    assert floor["sliced_wasserstein"]["value"] < metrics["sliced_wasserstein"]["value"]
+    for name in ("precision", "recall", "kid"):
+        assert (floor[name]["n_real"], floor[name]["n_fake"]) == (64, 64)
+        assert measured(floor[name]), name
     assert measured(metrics["baselines"]["pca"]["mse"])
     assert metrics["baselines"]["pca"]["dim"] == 12
     assert measured(metrics["baselines"]["gaussian"]["bits_per_dim"])

@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from submanifold.reproduction import findings
@@ -32,11 +33,47 @@ def test_a_claim_holds_fails_or_is_open_by_the_interval_of_the_difference():
     assert less([1.0], [1.1]).verdict == OPEN  # intervals of 0.1 each
     assert less([1.0, 2.0, 3.0], [1.1, 2.1, 3.11]).verdict == HOLDS  # paired by seed
     assert less([1.0, 2.0, 3.0], [1.1, 1.9, 3.1]).verdict == OPEN
-    assert less([1.0, 2.0], [2.0, 3.0, 4.0]).comparison == "A against B, 2 seeds"
+    assert less([1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 9.0]).comparison == "A against B, 3 seeds"
 
 
 def test_the_difference_is_written_with_its_interval():
     assert less([1.0], [2.0]).found == "-1.000 BPD [-1.141, -0.859]"
+    # 4.30265 times 0.1 / sqrt(3)
+    assert less([1.0, 2.0, 3.0], [1.9, 3.0, 4.1]).found == "-1.000 BPD [-1.248, -0.752]"
+
+
+def test_fewer_than_three_seeds_are_the_first_alone():
+    assert less([1.0, 2.0], [2.0, 9.0]) == less([1.0], [2.0])
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict", "seeds"),
+    [
+        ([0.2], HOLDS, ""),
+        ([0.05], FAILS, ""),
+        ([0.11, 0.111, 0.112], HOLDS, ", 3 seeds"),
+        ([0.2, 0.05, 0.1], OPEN, ", 3 seeds"),  # the first seed alone would hold
+    ],
+)
+def test_deltas_are_compared_over_seeds_where_there_are_three(errors, verdict, seeds):
+    images = np.random.default_rng(0).integers(0, 256, (90, 3, 4, 4), dtype=np.uint8)
+
+    def trained(error):
+        artifacts = {
+            "x_train": images[:60],
+            "x_test": images[60:],
+            "metrics": {"dims": [48, 10]},
+            "hierarchy": SimpleNamespace(project=lambda x: x + error),
+        }
+        return SimpleNamespace(load=artifacts.get)
+
+    by_delta = {
+        "delta = 0.1": [trained(error) for error in errors],
+        "delta = 0.3": [trained(0.1) for _ in errors],
+    }
+    (found,) = findings._smaller_delta_loses_outliers(by_delta)
+    assert found.comparison == f"delta 0.1 against 0.3, on 1% of the pixels{seeds}"
+    assert found.verdict == verdict
 
 
 def test_likelihoods_match_within_the_papers_own_spread():

@@ -31,6 +31,7 @@ def run(bpd, mse, **more):
         "parameters": 1_000_000,
         "baselines": {"pca": {"dim": 500, "mse": measured(0.001)}},
         "counts": {"train": 6000, "test": 800, "samples": 1000},
+        "training_images": None,
         **more,
     }
     return SimpleNamespace(load=lambda name: {"metrics": metrics}[name])
@@ -65,6 +66,20 @@ def test_a_table_for_reading_has_a_row_for_each_method():
     assert row["parameters, paper"] == "59,000,000"
     assert row["MSE of PCA"] == "0.00100"
     assert "recall" not in table  # nobody has it
+
+
+def test_training_images_in_the_samples_place_close_the_table():
+    floor = {"precision": measured(0.95, 0.9, 0.97), "kid": measured(0.001), "fid": {"value": None}}
+    cells = [
+        Cell("DNF", "3072-500-500", [run(4, 0.01, training_images=floor)]),
+        Cell("PR-D", "3072-500", [run(4, 0.01, training_images=floor)]),
+    ]
+    results = results_table(1, cells)
+    assert list(results["method"].unique()) == ["DNF", "PR-D", "training images"]
+    last = readable(results).iloc[-1]
+    assert (last["precision"], last["KID"]) == ("0.95 [0.90, 0.97]", "0.001")
+    assert last["dimensions"] == ""
+    assert last["BPD"] == last["MSE"] == last["MSE of PCA"] == "–"
 
 
 def test_several_seeds_have_the_interval_of_their_mean():

@@ -11,6 +11,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -42,72 +43,31 @@ class MissingWeightsError(Exception):
     """The Inception weights could not be downloaded; the text says why and what to do."""
 
 
-def frechet_inception_distance(
-    real: np.ndarray | torch.Tensor,
-    fake: np.ndarray | torch.Tensor,
-    weights: str | None = None,
-    device: str | torch.device = "cpu",
-    batch_size: int = 64,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Measure the FID of two sets of images; smaller is better, zero for equal sets.
-
-    With fewer than 2,048 images on either side the covariance of the 2,048 features has not full
-    rank and the estimate is biased upward, by much at a few hundred images; the bias falls as one
-    over the count and is never quite gone. Published values use 10,000 to 50,000 images: compare
-    values of equal counts only.
-
-    Args:
-        real: Images, uint8 of shape (n_real, 3, height, width) or (n_real, 1, height, width);
-            grey images are repeated to three channels.
-        fake: Images, uint8 of shape (n_fake, 3 or 1, height, width).
-        weights: See :func:`inception_features`.
-        device: Where the network runs.
-        batch_size: Images in one pass of the network; 64 need about 1 GB.
-        seed: Of the jackknife's groups.
-
-    Returns:
-        As :func:`frechet_distance_with_interval`, and `why`: None, or why `value`, `low` and `high`
-        are None.
-
-    Raises:
-        UserError: `weights` is not that file.
-        ValueError: The arrays are not uint8 images, or there are fewer than two.
-    """
-    try:
-        features = inception_features(real, fake, weights, device, batch_size)
-    except MissingWeightsError as error:
-        result: dict[str, Any] = {"value": None, "low": None, "high": None, "why": str(error)}
-        return result | {"n_real": len(real), "n_fake": len(fake)}
-    return frechet_distance_with_interval(*features, seed) | {"why": None}
-
-
 def inception_features(
-    real: np.ndarray | torch.Tensor,
-    fake: np.ndarray | torch.Tensor,
+    sets: Sequence[np.ndarray | torch.Tensor],
     weights: str | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 64,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> list[np.ndarray]:
     """Describe images by the 2,048 pooled features of the Inception network.
 
     Args:
-        real: Images, uint8 of shape (n_real, 3 or 1, height, width).
-        fake: Images, uint8 of shape (n_fake, 3 or 1, height, width).
+        sets: Images to describe, real or fake, each set uint8 of shape (n, 3, height, width) or
+            (n, 1, height, width); grey images are repeated to three channels.
         weights: Path of the file pt_inception-2015-12-05-6726825d.pth. None takes the copy in
             torch's cache, and where there is none tries once to download it.
         device: Where the network runs.
         batch_size: Images in one pass of the network; 64 need about 1 GB.
 
     Returns:
-        Shapes (n_real, 2048) and (n_fake, 2048), float32, not negative.
+        Features of each set, shape (n, 2048), float32, not negative.
 
     Raises:
         MissingWeightsError: There is no copy of the weights, and no downloading them.
         UserError: `weights` is not that file.
         ValueError: The arrays are not uint8 images, or there are fewer than two.
     """
-    for images in (real, fake):
+    for images in sets:
         _check_images(images)
     try:
         path = _downloaded_weights() if weights is None else given_weights(weights)
@@ -118,14 +78,17 @@ def inception_features(
             f" set {SETTING} to the path of {WEIGHTS_NAME}"
         ) from error
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
-    return (
-        _features(network, real, device, batch_size),
-        _features(network, fake, device, batch_size),
-    )
+    return [_features(network, images, device, batch_size) for images in sets]
 
 
 def frechet_distance_with_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Measure :func:`frechet_distance` of real and fake features, and how sure it is.
+
+    With Inception's features this is the FID; smaller is better, zero for equal sets. With fewer
+    than 2,048 images on either side the covariance of the 2,048 features has not full rank and the
+    estimate is biased upward, by much at a few hundred images; the bias falls as one over the count
+    and is never quite gone. Published values use 10,000 to 50,000 images: compare values of equal
+    counts only.
 
     The 95% interval is a delete-a-group jackknife over images, see
     :func:`~submanifold.evaluation.intervals.jackknife_interval`; it does not cover the

@@ -108,8 +108,8 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[s
 
 
 def pixel_features(
-    reference: np.ndarray, real: np.ndarray, fake: np.ndarray, components: int = 64
-) -> tuple[np.ndarray, np.ndarray]:
+    reference: np.ndarray, *sets: np.ndarray, components: int = 64
+) -> list[np.ndarray]:
     """Describe images by their coordinates on the leading principal axes of reference images.
 
     They see colour, brightness and coarse shape, not what a picture is of. The reference has to be
@@ -119,19 +119,18 @@ def pixel_features(
 
     Args:
         reference: Images, uint8 of shape (n, channels, height, width); a random 5,000 of more.
-        real: Images, uint8 of shape (n_real, channels, height, width).
-        fake: Images, uint8 of shape (n_fake, channels, height, width).
+        *sets: Images to describe, real or fake, uint8 of shape (m, channels, height, width).
         components: The largest number of axes; fewer images or pixels have fewer.
 
     Returns:
-        Features of shape (n_real, d) and (n_fake, d), float64, d at most `components`. Both are
-        divided by one number, so that the reference has a mean square of 1, which is where the
+        Features of each set, shape (m, d), float64, d at most `components`. All are divided by
+        one number, so that the reference has a mean square of 1, which is where the
         kernel of :func:`kernel_distance` is neither flat nor all cube.
 
     Raises:
         ValueError: The arrays are not uint8 images of one shape.
     """
-    for images in (reference, real, fake):
+    for images in (reference, *sets):
         if images.dtype != np.uint8 or images.shape[1:] != reference.shape[1:]:
             raise ValueError(
                 "expected uint8 images of one shape,"
@@ -142,7 +141,7 @@ def pixel_features(
     with np.errstate(invalid="ignore"):  # of shares of no variance, which are not used
         pca = PCA(axes, random_state=0).fit(fitted)
     scale = np.sqrt(np.mean(pca.transform(fitted) ** 2)) or 1.0
-    return pca.transform(_flat(real)) / scale, pca.transform(_flat(fake)) / scale
+    return [pca.transform(_flat(images)) / scale for images in sets]
 
 
 def some_rows(count: int, most: int) -> np.ndarray:

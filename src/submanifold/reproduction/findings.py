@@ -18,6 +18,8 @@ Runs = Mapping[str, Sequence[Experiment]]
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable at this size"
 NOT_RUN = "not run"
+FEWEST_SEEDS = 3
+"""Fewer have no interval worth the name, and the first alone is compared."""
 MATCH = 0.05
 """Bits per dimension that count as the same likelihood: the spread that the paper prints."""
 OUTLIERS = 0.01
@@ -58,9 +60,9 @@ def check_findings(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
     seeds = max(map(len, runs.values()))
     notes = [
         "A difference has the 95% interval of its mean over seeds (Student's t, the same seeds and "
-        "test images on both sides) where there are at least three; otherwise the two intervals "
-        "over test images, as if independent, which is wider than need be and does not know what "
-        "another seed would change."
+        "test images on both sides) where there are at least three; otherwise of the first seed, "
+        "with the two intervals over test images as if independent, which is wider than need be "
+        "and does not know what another seed would change."
         if seeds > 1
         else "One seed: intervals are over test images, and do not know what another seed would "
         "change.",
@@ -97,7 +99,7 @@ def _one_block_is_enough(runs: Runs) -> list[Finding]:
         Finding(claim, "parameters", f"{one:,} and {two:,}", HOLDS if one < two else FAILS),
         Finding(
             claim,
-            "PR-D against PR-H",
+            "PR-D against PR-H" + _counted(min(len(runs["PR-D"]), len(runs["PR-H"]))),
             _written(mean, low, high, "bits_per_dim"),
             HOLDS if inside else FAILS if outside else OPEN,
         ),
@@ -115,27 +117,37 @@ def _smaller_delta_loses_outliers(runs: Runs) -> list[Finding]:
     """Compare errors image by image, on pixels that PCA, no party here, finds hard."""
     claim = "A smaller delta reconstructs outlier pixels worse"
     by_delta = {
-        float(label.removeprefix("delta = ")): each[0]
+        float(label.removeprefix("delta = ")): each
         for label, each in runs.items()
         if label.startswith("delta = ")
     }
     if len(by_delta) < 2:
         return [Finding(claim, "two values of delta", "", NOT_RUN)]
     largest = by_delta[max(by_delta)]
-    train, test = (Batches(largest.load(name), 1024) for name in ("x_train", "x_test"))
-    pca, d = PCA.fit(train), largest.load("metrics")["dims"][-1]
+    train, test = (Batches(largest[0].load(name), 1024) for name in ("x_train", "x_test"))
+    pca, d = PCA.fit(train), largest[0].load("metrics")["dims"][-1]
     residuals = np.concatenate([_squared(x, pca.project(x, d)) for x in test])
     outliers = residuals >= np.quantile(residuals, 1 - OUTLIERS)
-    errors = {delta: _outlier_errors(each, test, outliers) for delta, each in by_delta.items()}
+    errors = {
+        delta: [_outlier_errors(each, test, outliers) for each in seeds]
+        for delta, seeds in by_delta.items()
+    }
     found = []
     for delta in sorted(errors)[:-1]:
-        both = errors[delta] - errors[max(errors)]
-        interval = mean_interval(both[np.isfinite(both)])
-        mean, low, high = (interval[key] for key in ("value", "low", "high"))
+        differences = [
+            (one - other)[np.isfinite(one)]
+            for one, other in zip(errors[delta], errors[max(errors)], strict=False)
+        ]
+        if len(differences) >= FEWEST_SEEDS:
+            mean, low, high = _over_seeds([float(each.mean()) for each in differences])
+        else:
+            interval = mean_interval(differences[0])
+            mean, low, high = (interval[key] for key in ("value", "low", "high"))
+        comparison = f"delta {delta} against {max(errors)}, on {OUTLIERS:.0%} of the pixels"
         found.append(
             Finding(
                 claim,
-                f"delta {delta} against {max(errors)}, on {OUTLIERS:.0%} of the pixels",
+                comparison + _counted(len(differences)),
                 _written(mean, low, high, "mse"),
                 _verdict(-high, -low),
             )
@@ -169,7 +181,7 @@ def _end_to_end_is_unstable(runs: Runs) -> Finding:
     verdict = HOLDS if unstable == [True, False] else OPEN if unstable[1] else FAILS
     return Finding(
         claim,
-        "3072 → 500 → 100",
+        "3072 → 500 → 100" + _counted(min(len(runs[label]) for label in labels)),
         f"end to end: {told[0]}; hierarchical: {told[1]}",
         verdict,
     )
@@ -207,8 +219,7 @@ def _less(claim: str, runs: Runs, less: str, more: str, metric: str) -> Finding:
     if not {less, more} <= runs.keys():
         return Finding(claim, f"{less} against {more}", "", NOT_RUN)
     mean, low, high = _difference(runs, less, more, metric)
-    seeds = min(len(runs[less]), len(runs[more]))
-    comparison = f"{less} against {more}" + (f", {seeds} seeds" if seeds > 1 else "")
+    comparison = f"{less} against {more}" + _counted(min(len(runs[less]), len(runs[more])))
     return Finding(claim, comparison, _written(mean, low, high, metric), _verdict(low, high))
 
 
@@ -224,12 +235,20 @@ def _difference(runs: Runs, one: str, other: str, metric: str) -> tuple[float, f
         for pair in zip(runs[one], runs[other], strict=False)
     ]
     differences = [a["value"] - b["value"] for a, b in pairs]
-    mean = float(np.mean(differences))
-    if len(pairs) >= 3:
-        half = half_width(differences)
-    else:
-        half = math.hypot(*((each["high"] - each["low"]) / 2 for each in pairs[0]))
+    if len(pairs) >= FEWEST_SEEDS:
+        return _over_seeds(differences)
+    half = math.hypot(*((each["high"] - each["low"]) / 2 for each in pairs[0]))
+    return differences[0], differences[0] - half, differences[0] + half
+
+
+def _over_seeds(differences: Sequence[float]) -> tuple[float, float, float]:
+    mean, half = float(np.mean(differences)), half_width(differences)
     return mean, mean - half, mean + half
+
+
+def _counted(seeds: int) -> str:
+    """Say how many seeds a comparison is of, where it uses them."""
+    return f", {seeds} seeds" if seeds >= FEWEST_SEEDS else ""
 
 
 def _written(mean: float, low: float, high: float, metric: str) -> str:

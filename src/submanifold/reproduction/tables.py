@@ -25,6 +25,7 @@ ALSO = {
 WHERE = {"bpd": "bits_per_dim"}  # the names of metrics.json where they are others
 UNLIKE = {"dataset", "method", "seed", "data.path", "data.url", "data.hash", "device"}
 NONE = "–"
+FLOOR = "training images"
 
 Measured = Mapping[Any, Any]
 
@@ -55,18 +56,26 @@ def recipe_name(dataset: str, method: str, stage_dims: str) -> str:
 def results_table(table: int, cells: Sequence[Cell]) -> pd.DataFrame:
     """Lay out a table's cells, one figure a row, beside the paper's.
 
+    What compares samples with test images, training images in their place close the table with.
+
     Returns:
         Columns ``method``, ``stage_dims``, ``metric``, ``value``, its 95% interval ``low`` and
         ``high`` (:func:`over_seeds`), ``paper``, ``paper_spread``, ``difference`` from the paper's,
         and the counts ``seeds``, ``n_train``, ``n_test``, ``n_samples``.
     """
     paper = paper_results(table)
+    measured = [
+        (cell.method, cell.stage_dims, [each.load("metrics") for each in cell.experiments])
+        for cell in cells
+    ]
+    first = measured[0][2][0]
+    if first["training_images"]:
+        floor = {"counts": first["counts"], "baselines": {"pca": {}}, **first["training_images"]}
+        measured.append((FLOOR, "", [floor]))
     rows = []
-    for cell in cells:
-        runs = [experiment.load("metrics") for experiment in cell.experiments]
-        same = paper[
-            (paper["method"] == cell.method) & (paper["stage_dims"] == cell.stage_dims)
-        ].set_index("metric")
+    for method, dims, runs in measured:
+        same = paper[(paper["method"] == method) & (paper["stage_dims"] == dims)]
+        same = same.set_index("metric")
         counts = runs[0]["counts"]
         pca = [run["baselines"]["pca"] for run in runs]
         found = {
@@ -76,14 +85,14 @@ def results_table(table: int, cells: Sequence[Cell]) -> pd.DataFrame:
         }
         for metric, values in found.items():
             printed: dict[str, Any] = dict(same.loc[metric]) if metric in same.index else {}
-            measured = over_seeds(values)
-            here, there = measured["value"], printed.get("value")
+            together = over_seeds(values)
+            here, there = together["value"], printed.get("value")
             rows.append(
                 {
-                    "method": cell.method,
-                    "stage_dims": cell.stage_dims,
+                    "method": method,
+                    "stage_dims": dims,
                     "metric": metric,
-                    **measured,
+                    **together,
                     "paper": there,
                     "paper_spread": printed.get("spread"),
                     "difference": here - there if here is not None and there else None,

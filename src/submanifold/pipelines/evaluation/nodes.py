@@ -15,7 +15,6 @@ from submanifold.data.settings import SyntheticSettings
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import importance_log_prob, per_event
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
-from submanifold.evaluation.sliced_wasserstein import sliced_wasserstein
 from submanifold.evaluation.truth import compare_with_truth
 from submanifold.manifold import PCA, Hierarchy, manifold_log_prob
 from submanifold.manifold.diagnostics import (
@@ -34,13 +33,6 @@ SHOWN = 16
 VOLUMES = 8
 MOST_NEIGHBOURS = 5000
 LARGEST_COVARIANCE = 6144
-FID_ON_CPU = (
-    "not measured: on a CPU the Inception features take 0.1 s an image; set "
-    "evaluation.inception_weights to download, or to the path of the weights file"
-)
-FEWEST = 4  # an image and its three nearest neighbours
-TOO_FEW = f"not measured: there are fewer than {FEWEST} test images or samples"
-
 OVERFITTED = (
     "not reported: what is left off the manifold is little, and a smooth function of the position "
     "on it. The data have no noise there, and their likelihood no maximum (manifold overfitting)"
@@ -131,12 +123,11 @@ def evaluate(
     }
     first = next(iter(Batches(test[:SHOWN], SHOWN, device=place)))
     if test.dtype == np.uint8:
+        # torch-fidelity and scikit-learn, which it brings along, take seconds to import
+        from submanifold.evaluation.sample_quality import sample_quality
+
         metrics |= {
-            "sliced_wasserstein": sliced_wasserstein(test, samples[: len(test)]),
-            "sliced_wasserstein_of_training_images": sliced_wasserstein(
-                test, np.asarray(train[: len(test)])
-            ),
-            **_sample_quality(train, test, samples, evaluation["inception_weights"], place),
+            **sample_quality(train, test, samples, evaluation["inception_weights"], place),
             "manifold_nll": _manifold_nll(hierarchy, first[:VOLUMES]),
         }
     else:
@@ -229,48 +220,3 @@ def _pca(baselines: dict[str, Any], hierarchy: Hierarchy) -> dict[str, Any]:
         return {"why": baselines["why"]}
     mse, half = (baselines[key][hierarchy.dim] for key in ("pca_mse", "pca_mse_half_width"))
     return {"dim": hierarchy.dim, "mse": {"value": mse, "low": mse - half, "high": mse + half}}
-
-
-def _sample_quality(
-    train: np.ndarray, test: np.ndarray, samples: np.ndarray, weights: str, device: torch.device
-) -> Metrics:
-    """Measure FID of all images, and KID, precision and recall of as many test images as samples.
-
-    Where both are many, those are the first samples and a random choice of the test images, always
-    the same one.
-
-    Returns:
-        ``fid``, ``kid``, ``precision``, ``recall``, and ``features``: what the last three are
-        measured on, "inception" or a number of principal components of the training images' pixels.
-    """
-    # they bring torch-fidelity and scikit-learn along, which take seconds to import
-    from submanifold.evaluation import frechet
-    from submanifold.evaluation.precision_recall import (
-        kernel_distance,
-        pixel_features,
-        precision_recall,
-        some_rows,
-    )
-
-    count = min(len(test), len(samples))
-    if count < FEWEST:
-        names = ("fid", "kid", "precision", "recall")
-        return {name: {"value": None, "why": TOO_FEW} for name in names} | {"features": "none"}
-    rows = some_rows(len(test), count)
-    try:
-        if weights == "auto" and device.type == "cpu":
-            raise frechet.MissingWeightsError(FID_ON_CPU)
-        path = None if weights in ("auto", "download") else weights
-        real, fake = frechet.inception_features(test, samples, path, device)
-        fid = frechet.frechet_distance_with_interval(real, fake)
-        features, real = "inception", real[rows]
-    except frechet.MissingWeightsError as error:
-        fid = {"value": None, "why": str(error)}
-        real, fake = pixel_features(train, test[rows], samples[:count])
-        features = f"{real.shape[1]} principal components of pixels"
-    return {
-        "fid": fid,
-        "kid": kernel_distance(real, fake[:count]),
-        **precision_recall(real, fake[:count]),
-        "features": features,
-    }

@@ -33,7 +33,6 @@ def make_table(
 ) -> pd.DataFrame:
     """Lay out the metrics, the baselines and the paper's figures as rows of text."""
     dims = metrics["dims"]
-    features = "Inception" if metrics["features"] == "inception" else "pixels"
     rows = [
         {
             "model": _name(method, metrics),
@@ -45,17 +44,14 @@ def make_table(
             "MSE": _plain(metrics["mse"], "{:.5f}"),
             "PSNR (dB)": _plain(metrics["psnr"], "{:.2f}"),
             "MSE, stage 1 alone": _plain(metrics["stage_1_mse"], "{:.5f}"),
-            "sliced Wasserstein": _plain(metrics["sliced_wasserstein"], "{:.0f}"),
-            "FID": _plain(metrics["fid"], "{:.1f}"),
-            f"precision ({features})": _plain(metrics["precision"], "{:.2f}"),
-            f"recall ({features})": _plain(metrics["recall"], "{:.2f}"),
-            f"KID ({features})": _plain(metrics["kid"], "{:.4f}"),
+            **_quality(metrics, metrics["features"]),
             **_size(metrics),
         },
         *_baseline_rows(metrics),
     ]
-    floor = _plain(metrics["sliced_wasserstein_of_training_images"], "{:.0f}")
-    rows.append({"model": "training images", "sliced Wasserstein": floor})
+    if metrics["training_images"]:
+        floor = _quality(metrics["training_images"], metrics["features"])
+        rows.append({"model": "training images", **floor})
     rows += _paper_rows(dataset, method, dims, hierarchy)
     return _table(rows)
 
@@ -179,6 +175,17 @@ def _size(metrics: dict[str, Any]) -> dict[str, str]:
     return {
         "parameters": f"{metrics['parameters']:,}",
         "training (s)": f"{metrics['seconds']['training']:.0f}",
+    }
+
+
+def _quality(measured: dict[str, Any], features: str) -> dict[str, str]:
+    features = "Inception" if features == "inception" else "pixels"
+    return {
+        "sliced Wasserstein": _plain(measured["sliced_wasserstein"], "{:.0f}"),
+        "FID": _plain(measured["fid"], "{:.1f}"),
+        f"precision ({features})": _plain(measured["precision"], "{:.2f}"),
+        f"recall ({features})": _plain(measured["recall"], "{:.2f}"),
+        f"KID ({features})": _plain(measured["kid"], "{:.4f}"),
     }
 
 

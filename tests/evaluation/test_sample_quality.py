@@ -7,16 +7,19 @@ import pytest
 import torch
 
 from submanifold.evaluation import frechet
+from submanifold.evaluation import sample_quality as module
 from submanifold.evaluation.precision_recall import (
     kernel_distance,
     pixel_features,
     precision_recall,
     some_rows,
 )
-from submanifold.pipelines.evaluation.nodes import _sample_quality
+from submanifold.evaluation.sample_quality import sample_quality
+from submanifold.evaluation.sliced_wasserstein import sliced_wasserstein
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-NAMES = {"fid", "kid", "precision", "recall", "features"}
+MEASURES = {"fid", "kid", "precision", "recall", "sliced_wasserstein"}
+NAMES = MEASURES | {"features", "training_images"}
 
 
 def images(count, seed=0):
@@ -28,11 +31,11 @@ def inception(monkeypatch):
     """Stands in for the network: the images' means by channel, and a record of the calls."""
     calls = []
 
-    def features(real, fake, weights, device):
-        calls.append((len(real), len(fake), weights, device))
-        return real.mean(axis=(2, 3)), fake.mean(axis=(2, 3))
+    def features(sets, weights, device):
+        calls.append((*map(len, sets), weights, device))
+        return [images.mean(axis=(2, 3)) for images in sets]
 
-    monkeypatch.setattr(frechet, "inception_features", features)
+    monkeypatch.setattr(module, "inception_features", features)
     return calls
 
 
@@ -41,7 +44,7 @@ def no_weights(monkeypatch):
     def refuse(*args):
         raise frechet.MissingWeightsError("not measured: no network")
 
-    monkeypatch.setattr(frechet, "inception_features", refuse)
+    monkeypatch.setattr(module, "inception_features", refuse)
 
 
 @pytest.mark.parametrize(
@@ -50,14 +53,18 @@ def no_weights(monkeypatch):
 )
 def test_all_four_come_from_one_pass_of_inception(weights, device, path, inception):
     test, samples = images(40), images(40, seed=1)
-    found = _sample_quality(images(50, seed=2), test, samples, weights, device)
-    assert inception == [(40, 40, path, device)]
+    train = images(50, seed=2)
+    found = sample_quality(train, test, samples, weights, device)
+    assert inception == [(40, 40, 40, path, device)]
     features = test.mean(axis=(2, 3)), samples.mean(axis=(2, 3))
     assert set(found) == NAMES
     assert found["features"] == "inception"
     assert found["fid"] == frechet.frechet_distance_with_interval(*features)
     assert found["kid"] == kernel_distance(*features)
     assert {name: found[name] for name in ("precision", "recall")} == precision_recall(*features)
+    assert found["sliced_wasserstein"] == sliced_wasserstein(test, samples)
+    floor = sample_quality(train, test, train[:40], weights, device)
+    assert found["training_images"] == {name: floor[name] for name in MEASURES}
 
 
 @pytest.mark.parametrize(("n_test", "n_samples"), [(100, 30), (30, 100)])
@@ -66,7 +73,7 @@ def test_counts_are_equal_but_for_the_fid(n_test, n_samples, weights, inception)
     # sorted by brightness, so that the first of the test images are not like all of them
     test = np.sort(images(n_test).reshape(n_test, -1), axis=0).reshape(n_test, 3, 8, 8)
     train, samples = images(50, seed=2), images(n_samples, seed=1)
-    found = _sample_quality(train, test, samples, weights, CPU)
+    found = sample_quality(train, test, samples, weights, CPU)
     test_drawn, samples_drawn = test[some_rows(n_test, 30)], samples[:30]
     for name in ("kid", "precision", "recall"):
         assert (found[name]["n_real"], found[name]["n_fake"]) == (30, 30)
@@ -76,10 +83,28 @@ def test_counts_are_equal_but_for_the_fid(n_test, n_samples, weights, inception)
     else:
         features = pixel_features(train, test_drawn, samples_drawn)
     assert found["kid"] == kernel_distance(*features)
+    assert found["training_images"]["kid"]["n_fake"] == 30
+
+
+@pytest.mark.parametrize("count", [40, 79, 80])
+def test_axes_are_fitted_to_images_that_are_not_compared_where_there_are_enough(count):
+    train, test, samples = images(count, seed=2), images(40), images(90, seed=1)
+    found = sample_quality(train, test, samples, "auto", CPU)
+    axes = train[40:] if count == 80 else train
+    real, fake, floor = pixel_features(axes, test, samples[:40], train[:40])
+    assert found["kid"] == kernel_distance(real, fake)
+    assert found["training_images"]["kid"] == kernel_distance(real, floor)
+    assert found["training_images"]["fid"] == found["fid"]
+
+
+def test_fewer_training_images_than_are_compared_are_no_floor():
+    found = sample_quality(images(39, seed=2), images(40), images(90, seed=1), "auto", CPU)
+    assert found["training_images"] is None
+    assert found["precision"]["value"] is not None
 
 
 def test_pixels_take_the_place_of_inception_on_a_cpu(inception):
-    found = _sample_quality(images(70, seed=2), images(700), images(700, seed=1), "auto", CPU)
+    found = sample_quality(images(70, seed=2), images(700), images(700, seed=1), "auto", CPU)
     assert inception == []
     assert found["fid"]["value"] is None
     assert "on a CPU" in found["fid"]["why"]
@@ -89,7 +114,7 @@ def test_pixels_take_the_place_of_inception_on_a_cpu(inception):
 
 
 def test_pixels_take_the_place_of_inception_where_it_cannot_be_downloaded(no_weights):
-    found = _sample_quality(images(6, seed=2), images(50), images(50, seed=1), "download", GPU)
+    found = sample_quality(images(6, seed=2), images(50), images(50, seed=1), "download", GPU)
     assert found["fid"] == {"value": None, "why": "not measured: no network"}
     assert found["features"] == "5 principal components of pixels"
     assert found["kid"]["value"] is not None
@@ -98,7 +123,7 @@ def test_pixels_take_the_place_of_inception_where_it_cannot_be_downloaded(no_wei
 @pytest.mark.parametrize("count", [1, 3, 4, 9])
 @pytest.mark.parametrize("weights", ["auto", "download"])
 def test_few_images(count, weights, inception):
-    found = _sample_quality(images(count, seed=2), images(count), images(20, seed=1), weights, CPU)
+    found = sample_quality(images(count, seed=2), images(count), images(20, seed=1), weights, CPU)
     assert set(found) == NAMES
     for name in ("kid", "precision", "recall"):
         assert (found[name]["value"] is None) == (count < 4)

@@ -1,0 +1,100 @@
+"""How good samples are, by every measure there is, and what real images reach by the same."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from submanifold.evaluation.frechet import (
+    MissingWeightsError,
+    frechet_distance_with_interval,
+    inception_features,
+)
+from submanifold.evaluation.precision_recall import (
+    kernel_distance,
+    pixel_features,
+    precision_recall,
+    some_rows,
+)
+from submanifold.evaluation.sliced_wasserstein import sliced_wasserstein
+
+FEWEST = 4  # an image and its three nearest neighbours
+TOO_FEW = f"not measured: there are fewer than {FEWEST} test images or samples"
+FID_ON_CPU = (
+    "not measured: on a CPU the Inception features take 0.1 s an image; set "
+    "evaluation.inception_weights to download, or to the path of the weights file"
+)
+
+
+def sample_quality(
+    train: np.ndarray, test: np.ndarray, samples: np.ndarray, weights: str, device: torch.device
+) -> dict[str, Any]:
+    """Compare samples with test images; and training images in their place, which is the floor.
+
+    FID is of all images. KID, precision and recall are of as many test images as samples: where
+    both are many, of the first samples and a random choice of the test images, always the same one.
+
+    Args:
+        train: Images, uint8 of shape (n, channels, height, width).
+        test: Images, uint8 of the same shape.
+        samples: Images, uint8 of the same shape.
+        weights: "auto" for Inception on a GPU only, "download", or the path of its weights.
+        device: Where Inception runs.
+
+    Returns:
+        ``fid``, ``kid``, ``precision``, ``recall`` and ``sliced_wasserstein``, each a value with
+        its interval and counts or ``why`` there is none; ``features``: what KID, precision and
+        recall are measured on, "inception" or a number of principal components of pixels; and
+        ``training_images``: the same five of the first training images, or None where these are
+        fewer than the samples that are compared.
+
+    Raises:
+        UserError: `weights` is another file, or none.
+    """
+    count = min(len(test), len(samples))
+    compared = [samples] if len(train) < count else [samples, np.asarray(train[: len(samples)])]
+    if count < FEWEST:
+        none = {"value": None, "why": TOO_FEW}
+        measured = [dict.fromkeys(("fid", "kid", "precision", "recall"), none) for _ in compared]
+        features = "none"
+    else:
+        measured, features = _by_features(train, test, compared, count, weights, device)
+    for each, images in zip(measured, compared, strict=True):
+        each["sliced_wasserstein"] = sliced_wasserstein(test, images[: len(test)])
+    floor = measured[1] if len(measured) > 1 else None
+    return measured[0] | {"features": features, "training_images": floor}
+
+
+def _by_features(
+    train: np.ndarray,
+    test: np.ndarray,
+    compared: Sequence[np.ndarray],
+    count: int,
+    weights: str,
+    device: torch.device,
+) -> tuple[list[dict[str, Any]], str]:
+    """FID, KID, precision and recall of each set that is compared, and what they are taken on."""
+    rows = some_rows(len(test), count)
+    try:
+        if weights == "auto" and device.type == "cpu":
+            raise MissingWeightsError(FID_ON_CPU)
+        path = None if weights in ("auto", "download") else weights
+        real, *fakes = inception_features([test, *compared], path, device)
+        fids = [frechet_distance_with_interval(real, fake) for fake in fakes]
+        features, real = "inception", real[rows]
+    except MissingWeightsError as error:
+        # the axes are not of the images that are compared, which they would flatter
+        others = train[count:] if len(train) >= 2 * count else train
+        real, *fakes = pixel_features(others, test[rows], *(x[:count] for x in compared))
+        fids = [{"value": None, "why": str(error)} for _ in fakes]
+        features = f"{real.shape[1]} principal components of pixels"
+    measured = [
+        {
+            "fid": fid,
+            "kid": kernel_distance(real, fake[:count]),
+            **precision_recall(real, fake[:count]),
+        }
+        for fid, fake in zip(fids, fakes, strict=True)
+    ]
+    return measured, features
