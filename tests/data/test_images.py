@@ -9,7 +9,7 @@ from PIL import Image
 
 from submanifold.data.images import ImageSettings, decode, fingerprint, open_source
 from submanifold.data.photos import CELL, Photos, grid, halve, read_photos, starts
-from submanifold.data.stores import FolderStore, LmdbStore, ZipStore, open_store
+from submanifold.data.stores import FolderStore, LmdbStore, ZipStore, of_content, open_store
 from submanifold.errors import UserError
 from submanifold.validation import read_settings
 
@@ -472,3 +472,22 @@ def test_fingerprint_sees_the_partition_file_only_when_it_decides(tmp_path):
     (tmp_path / "list_eval_partition.txt").write_text("000000.jpg 0\n")
     assert mark(tmp_path, source="celeba") == random
     assert mark(tmp_path, source="celeba", split="official") != official
+
+
+def test_a_zip_is_indexed_once_until_it_changes(tmp_path):
+    path, read = tmp_path / "a.zip", []
+
+    def index(given):
+        read.append(given)
+        return given.read_bytes()
+
+    path.write_bytes(b"one")
+    assert [of_content(index, path) for _ in range(3)] == [b"one"] * 3
+    assert len(read) == 1
+    path.write_bytes(b"other")
+    assert of_content(index, path) == b"other"
+    path.write_bytes(b"OTHER")
+    os.utime(path, ns=(0, 0))
+    assert of_content(index, path) == b"OTHER"
+    folder = [of_content(lambda given: read.append(given) or len(read), tmp_path) for _ in "ab"]
+    assert folder[0] < folder[1]  # what lies in a folder may have changed unseen

@@ -121,7 +121,7 @@ def test_more_seeds_give_an_interval_over_them(table_4):
         experiment.load("metrics")["mse"]["value"] for experiment in planned["table-4"]["H-MM*"]
     ]
     assert results.loc[("H-MM*", "mse"), "value"] == pytest.approx(sum(values) / 2)
-    assert (results["seeds"] == 2).all()
+    assert set(results.query("method != 'training images'")["seeds"]) == {2}
     assert "Student's t" in (folder / "table-4.md").read_text()
 
 

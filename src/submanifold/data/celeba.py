@@ -14,6 +14,7 @@ from torchvision.datasets import CelebA
 from torchvision.datasets.utils import download_file_from_google_drive
 
 from submanifold.data.settings import ImageSettings
+from submanifold.data.stores import of_content
 from submanifold.errors import UserError
 from submanifold.progress import Meter
 
@@ -42,6 +43,10 @@ def find_partition(images: Path) -> bytes | None:
     for folder in (images, images.parent, images.parent / "Eval", images.parent.parent / "Eval"):
         if (folder / PARTITION).is_file():
             return (folder / PARTITION).read_bytes()
+    return of_content(_partition_inside, images)
+
+
+def _partition_inside(images: Path) -> bytes | None:
     if zipfile.is_zipfile(images):
         with zipfile.ZipFile(images) as archive:
             for name in archive.namelist():

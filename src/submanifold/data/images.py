@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional
 from submanifold.data import celeba
 from submanifold.data.photos import FINGERPRINT, Photos
 from submanifold.data.settings import DataSettings, ImageSettings, SyntheticSettings
-from submanifold.data.stores import SUFFIXES, Store, open_store
+from submanifold.data.stores import SUFFIXES, Store, of_content, open_store
 from submanifold.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -194,12 +194,17 @@ def _fingerprint(settings: ImageSettings, raw_folder: Path) -> str:
     path = _locate(settings, raw_folder)
     if path is None or not path.exists():
         return "missing"
-    store = open_store(path)
-    identity = store.fingerprint()
-    store.close()
+    identity = of_content(_identity, path)
     if settings.source == "celeba" and settings.split == "official":
         content = celeba.find_partition(path)
         identity += f"+{celeba.fingerprint_partition(content)}" if content else ""
+    return identity
+
+
+def _identity(path: Path) -> str:
+    store = open_store(path)
+    identity = store.fingerprint()
+    store.close()
     return identity
 
 

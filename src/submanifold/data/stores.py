@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import lmdb
 
 from submanifold.errors import UserError
+
+T = TypeVar("T")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -173,6 +176,22 @@ def open_store(path: Path) -> Store:
     if (path / "data.mdb").is_file():
         return LmdbStore(path)
     return FolderStore(path) if path.is_dir() else ZipStore(path)
+
+
+def of_content(read: Callable[[Path], T], path: Path) -> T:
+    """What `read` finds at a path; not read again while it is a file of that size and time.
+
+    The index of CelebA's zip takes a second, and every one of many experiments asks for it.
+    """
+    if not path.is_file():
+        return read(path)
+    stat = path.stat()
+    return cast(T, _read_once(read, path, stat.st_size, stat.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _read_once(read: Callable[[Path], Any], path: Path, size: int, time: int) -> Any:
+    return read(path)
 
 
 def _is_unsafe(name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import yaml
 from click import ClickException
 from kedro.framework.session import KedroSession
-from kedro.io import CatalogProtocol
+from kedro.io import DataCatalog
 
 from submanifold.config import ExperimentConfigLoader, stage_settings
 from submanifold.errors import UserError
@@ -89,10 +89,14 @@ class Experiment:
         return self.configuration.artifacts["run"]
 
     @cached_property
-    def catalog(self) -> CatalogProtocol:
-        """The catalog of the run."""
-        with open_session(self.project, self.env, self.params) as session:
-            return session.load_context().catalog
+    def catalog(self) -> DataCatalog:
+        """The catalog of the run, built without the session that a run needs: there are many."""
+        entries = {
+            name: {**entry, "filepath": str(self.project / entry["filepath"])}
+            for name, entry in self.configuration["catalog"].items()
+            if "filepath" in entry
+        }
+        return DataCatalog.from_config(entries)
 
     def load(self, name: str) -> Any:
         """Load an artifact of the run."""

@@ -107,8 +107,10 @@ def _table(number: int) -> Target:
 def _about(results: pd.DataFrame, runs: Runs) -> list[str]:
     first = results.iloc[0]
     metrics = next(iter(runs.values()))[0].load("metrics")
-    fewest, most = results["seeds"].min(), results["seeds"].max()
-    seeds = "one seed" if most == 1 else f"{fewest} to {most} seeds"
+    fewest, most = (end(map(len, runs.values())) for end in (min, max))
+    seeds = "one seed" if most == 1 else f"{most} seeds"
+    if fewest < most:
+        seeds = f"{fewest} to {most} seeds"
     interval = "over test images, by the bootstrap"
     if most > 1:
         interval += ", or with several seeds of the mean over them, by Student's t"

@@ -1,19 +1,17 @@
 """Run what a target needs, and write it as Markdown, CSV, HTML and pictures."""
 
-import base64
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 import mlflow
 import pandas as pd
 
 from submanifold.errors import UserError
 from submanifold.figures import as_png
 from submanifold.figures.images import DPI
+from submanifold.pages import render
 from submanifold.reproduction.estimate import training_seconds
 from submanifold.reproduction.experiments import Experiment, open_session, run_all
 from submanifold.reproduction.targets import TARGETS, Content, Need
@@ -133,17 +131,15 @@ def write(name: str, title: str, content: Content, folder: Path) -> Path:
         (folder / f"{file}.png").write_bytes(png)
         figure.savefig(folder / f"{file}.pdf")
         lines += [f"![{caption}]({file}.png)", "", caption, ""]
-        pictures[caption] = base64.b64encode(png).decode()
+        pictures[caption] = png
     lines += [f"- {note}" for note in content.notes]
     (folder / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     if content.data is not None:
         content.data.to_csv(folder / f"{name}.csv", index=False)
-    template = files("submanifold.reproduction").joinpath("page.html").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = folder / f"{name}.html"
     page.write_text(
-        environment.from_string(template).render(
-            heading=heading(name), title=title, content=content, pictures=pictures
+        render(
+            "target.html", heading=heading(name), title=title, content=content, pictures=pictures
         ),
         encoding="utf-8",
     )

@@ -1,15 +1,12 @@
 """Nodes of the comparison pipeline."""
 
-import base64
 import io
 import json
 import re
 from collections.abc import Hashable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import mlflow
 import numpy as np
 import pandas as pd
@@ -18,6 +15,7 @@ from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from PIL import Image
 
 from submanifold.errors import UserError
+from submanifold.pages import render
 
 NONE = "–"
 SHOWN, IN_A_ROW = 32, 8
@@ -72,20 +70,17 @@ def collect_runs(dataset: str) -> pd.DataFrame:
 
 def write_comparison(table: pd.DataFrame, dataset: str) -> str:
     """Put the runs in one sortable table, with the samples of each seed side by side."""
-    template = files("submanifold.pipelines.compare").joinpath("compare.html").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     rows = table.fillna({"differs": ""}).to_dict("records")
     pictures = {row["run_id"]: _picture(row["run_id"]) for row in rows}
-    return environment.from_string(template).render(
+    return render(
+        "comparison.html",
         dataset=dataset,
         synthetic="sample_distance" in table,
         labels=[label for name, (label, _) in MEASURED.items() if name in table],
         rows=[{**row, "cells": _cells(row)} for row in rows],
         seeds=sorted(set(table["seed"])),
         features=sorted(set(table["features"].dropna())) if "features" in table else [],
-        pictures={
-            run: base64.b64encode(png).decode() for run, png in pictures.items() if png is not None
-        },
+        pictures={run: png for run, png in pictures.items() if png is not None},
     )
 
 

@@ -1,11 +1,9 @@
 """Nodes of the reporting pipeline."""
 
-import base64
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -21,6 +19,7 @@ from submanifold.figures import (
     training_curves,
 )
 from submanifold.manifold import Hierarchy
+from submanifold.pages import render
 from submanifold.validation import read_settings
 
 PAPER_FLOW = {"shape": [3, 32, 32], "levels": 3, "steps": 32, "width": 512}
@@ -150,9 +149,8 @@ def _page(
     method: str,
     histories: Sequence[dict[str, Any]],
 ) -> str:
-    template = files("submanifold.pipelines.reporting").joinpath("report.html").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(
+    return render(
+        "report.html",
         dataset=dataset,
         method=method,
         metrics=metrics,
@@ -161,9 +159,7 @@ def _page(
         manifest=manifest,
         stages=hierarchy.describe()["stages"],
         histories=histories,
-        pictures={
-            name: base64.b64encode(as_png(figure)).decode() for name, figure in figures.items()
-        },
+        pictures={name: as_png(figure) for name, figure in figures.items()},
     )
 
 
