@@ -9,7 +9,7 @@ from submanifold.reproduction.tables import (
     Cell,
     differing_settings,
     over_seeds,
-    paper_results,
+    paper_table,
     readable,
     recipe_name,
     results_table,
@@ -98,7 +98,7 @@ def test_several_seeds_have_the_interval_of_their_mean():
 @pytest.mark.parametrize("table", [1, 2, 3, 4, 5])
 def test_every_cell_of_the_papers_tables_has_a_recipe_with_its_dimensions(table):
     data = {"path": "somewhere"} if table > 2 else {}
-    for dataset, method, dims in paper_results(table)[
+    for dataset, method, dims in paper_table(table)[
         ["dataset", "method", "stage_dims"]
     ].itertuples(index=False):
         experiment = Experiment.from_recipe(recipe_name(dataset, method, dims), REPOSITORY)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 from submanifold.config import flatten
+from submanifold.pipelines.reporting.nodes import paper_results
 from submanifold.reproduction.experiments import Experiment
 
 LABELS = {"bpd": "BPD", "mse": "MSE", "fid": "FID", "parameters": "parameters"}
@@ -39,12 +39,10 @@ class Cell:
     experiments: Sequence[Experiment]
 
 
-def paper_results(table: int) -> pd.DataFrame:
-    """Read the paper's figures: columns method, stage_dims, metric, value and spread."""
-    path = files("submanifold.pipelines.reporting").joinpath("paper.csv")
-    with path.open(encoding="utf-8") as file:
-        results = pd.read_csv(file)
-    return results[results["table"] == table]
+def paper_table(number: int) -> pd.DataFrame:
+    """Read the paper's figures of one table: see :func:`paper_results`."""
+    results = paper_results()
+    return results[results["table"] == number]
 
 
 def recipe_name(dataset: str, method: str, stage_dims: str) -> str:
@@ -63,7 +61,7 @@ def results_table(table: int, cells: Sequence[Cell]) -> pd.DataFrame:
         ``high`` (:func:`over_seeds`), ``paper``, ``paper_spread``, ``difference`` from the paper's,
         and the counts ``seeds``, ``n_train``, ``n_test``, ``n_samples``.
     """
-    paper = paper_results(table)
+    paper = paper_table(table)
     measured = [
         (cell.method, cell.stage_dims, [each.load("metrics") for each in cell.experiments])
         for cell in cells

@@ -14,7 +14,7 @@ from submanifold.reproduction.findings import check_findings
 from submanifold.reproduction.tables import (
     Cell,
     differing_settings,
-    paper_results,
+    paper_table,
     readable,
     recipe_name,
     results_table,
@@ -71,7 +71,7 @@ class Target:
 
 def _paper_cells(table: int) -> list[tuple[str, str, str]]:
     columns = ["dataset", "method", "stage_dims"]
-    return list(paper_results(table)[columns].drop_duplicates().itertuples(index=False, name=None))
+    return list(paper_table(table)[columns].drop_duplicates().itertuples(index=False, name=None))
 
 
 def _controls(table: int) -> list[tuple[str, str, str]]:

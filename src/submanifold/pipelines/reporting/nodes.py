@@ -138,6 +138,13 @@ def write_truth_report(
     return page, *figures.values()  # type: ignore[return-value]
 
 
+def paper_results() -> pd.DataFrame:
+    """Read the paper's figures: what table, dataset, method, stage_dims, metric; value, spread."""
+    path = files("submanifold.pipelines.reporting").joinpath("paper.csv")
+    with path.open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
 def _page(
     metrics: dict[str, Any],
     truth: dict[str, Any] | None,
@@ -215,9 +222,7 @@ def _paper_rows(
     dataset: str, method: str, dims: list[int], hierarchy: Hierarchy
 ) -> list[dict[str, Any]]:
     """Give the paper's figures where data, method and dimensions are the paper's."""
-    path = files("submanifold.pipelines.reporting").joinpath("paper.csv")
-    with path.open(encoding="utf-8") as file:
-        results = pd.read_csv(file)
+    results = paper_results()
     same = results[
         (results["dataset"] == dataset)
         & (results["method"] == method.replace("-star", "*"))
