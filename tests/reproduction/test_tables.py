@@ -68,6 +68,15 @@ def test_a_table_for_reading_has_a_row_for_each_method():
     assert "recall" not in table  # nobody has it
 
 
+def test_seeds_are_counted_where_there_are_several():
+    cells = [
+        Cell("DNF", "3072-500-500", [run(4, 0.01), run(4.1, 0.01)]),
+        Cell("PR-D", "3072-500", [run(4, 0.01)]),
+    ]
+    assert list(readable(results_table(1, cells))["seeds"]) == ["2", "1"]
+    assert "seeds" not in readable(results_table(1, cells[1:]))
+
+
 def test_training_images_in_the_samples_place_close_the_table():
     floor = {"precision": measured(0.95, 0.9, 0.97), "kid": measured(0.001), "fid": {"value": None}}
     cells = [
@@ -98,9 +107,9 @@ def test_several_seeds_have_the_interval_of_their_mean():
 @pytest.mark.parametrize("table", [1, 2, 3, 4, 5])
 def test_every_cell_of_the_papers_tables_has_a_recipe_with_its_dimensions(table):
     data = {"path": "somewhere"} if table > 2 else {}
-    for dataset, method, dims in paper_table(table)[
-        ["dataset", "method", "stage_dims"]
-    ].itertuples(index=False):
+    for dataset, method, dims in paper_table(table)[["dataset", "method", "stage_dims"]].itertuples(
+        index=False
+    ):
         experiment = Experiment.from_recipe(recipe_name(dataset, method, dims), REPOSITORY)
         if data:
             experiment = experiment.changed("data.path", "somewhere")

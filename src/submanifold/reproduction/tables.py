@@ -138,6 +138,8 @@ def readable(results: pd.DataFrame) -> pd.DataFrame:
     for method, by_metric in methods.items():
         dims = by_metric["mse"]["stage_dims"].replace("-", " → ")
         row = {"method": method, "dimensions": dims}
+        if results["seeds"].max() > 1:
+            row["seeds"] = NONE if method == FLOOR else str(by_metric["mse"]["seeds"])
         for name in printed:
             found = by_metric[name]
             row[LABELS[name]] = _with_interval(found, FORMS[name])
