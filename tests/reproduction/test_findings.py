@@ -42,6 +42,25 @@ def test_the_difference_is_written_with_its_interval():
     assert less([1.0, 2.0, 3.0], [1.9, 3.0, 4.1]).found == "-1.000 BPD [-1.248, -0.752]"
 
 
+def test_the_trainings_are_compared_on_both_datasets():
+    found = findings._hierarchical_training_is_better(
+        {
+            **runs(H_MM=[1.0], EE_M=[2.0]),
+            **{
+                f"{name} on LSUN bedroom": each
+                for name, each in runs(H_HH=[3.0], EE_H=[2.0]).items()
+            },
+        }
+    )
+    assert [each.comparison for each in found] == [
+        "H-MM against EE-M",
+        "H-HH against EE-H",
+        "H-MM against EE-M on LSUN bedroom",
+        "H-HH against EE-H on LSUN bedroom",
+    ]
+    assert [each.verdict for each in found] == [HOLDS, findings.NOT_RUN, findings.NOT_RUN, FAILS]
+
+
 def test_fewer_than_three_seeds_are_the_first_alone():
     assert less([1.0, 2.0], [2.0, 9.0]) == less([1.0], [2.0])
 

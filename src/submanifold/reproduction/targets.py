@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from submanifold.figures import delta_rows, gaussian_fits, rejection_blocks, sample_panels
 from submanifold.reproduction.experiments import Experiment
-from submanifold.reproduction.findings import check_findings
+from submanifold.reproduction.findings import ON_BEDROOMS, check_findings
 from submanifold.reproduction.tables import (
     Cell,
     differing_settings,
@@ -184,5 +184,7 @@ TARGETS: dict[str, Target] = {
     "figure-7": Target("What PR-D rejects", {"PR-D": Need(PR_D)}, _figure_7),
     "findings": Target("The paper's findings, checked", {
         **_needs(_paper_cells(1) + _controls(1)[:1] + _paper_cells(2)), **BY_DELTA, **TO_100,
+        **{method + ON_BEDROOMS: need for method, need in _needs(_paper_cells(3)).items()
+           if method != "DNF"},
     }, _findings, seeds=True),
 }  # fmt: skip
