@@ -87,7 +87,7 @@ def test_a_run_whose_node_fails_is_marked_failed(project, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("the moon is full")
 
-    monkeypatch.setattr(nodes, "sliced_wasserstein", fail)
+    monkeypatch.setattr(nodes, "inverse_error", fail)
     with pytest.raises(RuntimeError, match="the moon is full"):
         project.run(until="metrics")
     assert statuses(project)[-1] == "FAILED"
