@@ -26,6 +26,10 @@ def images(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
 
 
+def shuffled(count):
+    return np.random.default_rng(0).permutation(count)
+
+
 @pytest.fixture
 def inception(monkeypatch):
     """Stands in for the network: the images' means by channel, and a record of the calls."""
@@ -63,7 +67,7 @@ def test_all_four_come_from_one_pass_of_inception(weights, device, path, incepti
     assert found["kid"] == kernel_distance(*features)
     assert {name: found[name] for name in ("precision", "recall")} == precision_recall(*features)
     assert found["sliced_wasserstein"] == sliced_wasserstein(test, samples)
-    floor = sample_quality(train, test, train[:40], weights, device)
+    floor = sample_quality(train, test, train[shuffled(50)[:40]], weights, device)
     assert found["training_images"] == {name: floor[name] for name in MEASURES}
 
 
@@ -81,7 +85,7 @@ def test_counts_are_equal_but_for_the_fid(n_test, n_samples, weights, inception)
         assert (found["fid"]["n_real"], found["fid"]["n_fake"]) == (n_test, n_samples)
         features = test_drawn.mean(axis=(2, 3)), samples_drawn.mean(axis=(2, 3))
     else:
-        features = pixel_features(train, test_drawn, samples_drawn)
+        features = pixel_features(train[shuffled(50)], test_drawn, samples_drawn)
     assert found["kid"] == kernel_distance(*features)
     assert found["training_images"]["kid"]["n_fake"] == 30
 
@@ -90,11 +94,24 @@ def test_counts_are_equal_but_for_the_fid(n_test, n_samples, weights, inception)
 def test_axes_are_fitted_to_images_that_are_not_compared_where_there_are_enough(count):
     train, test, samples = images(count, seed=2), images(40), images(90, seed=1)
     found = sample_quality(train, test, samples, "auto", CPU)
-    axes = train[40:] if count == 80 else train
-    real, fake, floor = pixel_features(axes, test, samples[:40], train[:40])
+    mixed = train[shuffled(count)]
+    axes = mixed[40:] if count == 80 else mixed
+    real, fake, floor = pixel_features(axes, test, samples[:40], mixed[:40])
     assert found["kid"] == kernel_distance(real, fake)
     assert found["training_images"]["kid"] == kernel_distance(real, floor)
     assert found["training_images"]["fid"] == found["fid"]
+
+
+def test_training_images_are_chosen_from_everywhere():
+    def dark_then_bright(count, seed):
+        half = images(count, seed=seed) // 4
+        return np.concatenate([half, 255 - half])
+
+    test, train = dark_then_bright(150, seed=0), dark_then_bright(450, seed=2)
+    found = sample_quality(train, test, train[:300], "auto", CPU)  # the dark ones alone
+    assert found["kid"]["low"] > 0.1
+    assert found["training_images"]["kid"]["low"] < 0.01
+    assert found["training_images"]["kid"]["high"] < 0.1
 
 
 def test_fewer_training_images_than_are_compared_are_no_floor():

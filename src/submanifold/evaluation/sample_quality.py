@@ -12,6 +12,7 @@ from submanifold.evaluation.frechet import (
     inception_features,
 )
 from submanifold.evaluation.precision_recall import (
+    LARGEST_REFERENCE,
     kernel_distance,
     pixel_features,
     precision_recall,
@@ -46,20 +47,23 @@ def sample_quality(
         ``fid``, ``kid``, ``precision``, ``recall`` and ``sliced_wasserstein``, each a value with
         its interval and counts or ``why`` there is none; ``features``: what KID, precision and
         recall are measured on, "inception" or a number of principal components of pixels; and
-        ``training_images``: the same five of the first training images, or None where these are
-        fewer than the samples that are compared.
+        ``training_images``: the same five of a random choice of the training images, always the
+        same one, or None where these are fewer than the samples that are compared.
 
     Raises:
         UserError: `weights` is another file, or none.
     """
     count = min(len(test), len(samples))
-    compared = [samples] if len(train) < count else [samples, np.asarray(train[: len(samples)])]
+    order = np.random.default_rng(0).permutation(len(train))  # neighbours may be of one photograph
+    compared = [samples] if len(train) < count else [samples, train[order[: len(samples)]]]
     if count < FEWEST:
         none = {"value": None, "why": TOO_FEW}
         measured = [dict.fromkeys(("fid", "kid", "precision", "recall"), none) for _ in compared]
         features = "none"
     else:
-        measured, features = _by_features(train, test, compared, count, weights, device)
+        # other images than those compared, which would be flattered by axes of their own
+        others = order[count if len(train) >= 2 * count else 0 :][:LARGEST_REFERENCE]
+        measured, features = _by_features(train[others], test, compared, count, weights, device)
     for each, images in zip(measured, compared, strict=True):
         each["sliced_wasserstein"] = sliced_wasserstein(test, images[: len(test)])
     floor = measured[1] if len(measured) > 1 else None
@@ -67,7 +71,7 @@ def sample_quality(
 
 
 def _by_features(
-    train: np.ndarray,
+    reference: np.ndarray,
     test: np.ndarray,
     compared: Sequence[np.ndarray],
     count: int,
@@ -84,9 +88,7 @@ def _by_features(
         fids = [frechet_distance_with_interval(real, fake) for fake in fakes]
         features, real = "inception", real[rows]
     except MissingWeightsError as error:
-        # the axes are not of the images that are compared, which they would flatter
-        others = train[count:] if len(train) >= 2 * count else train
-        real, *fakes = pixel_features(others, test[rows], *(x[:count] for x in compared))
+        real, *fakes = pixel_features(reference, test[rows], *(x[:count] for x in compared))
         fids = [{"value": None, "why": str(error)} for _ in fakes]
         features = f"{real.shape[1]} principal components of pixels"
     measured = [
