@@ -1,4 +1,4 @@
-"""How good samples are, by every measure there is, and what real images reach by the same."""
+"""How good samples are, by every measure there is, and what training images reach by the same."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,7 @@ FID_ON_CPU = (
 def sample_quality(
     train: np.ndarray, test: np.ndarray, samples: np.ndarray, weights: str, device: torch.device
 ) -> dict[str, Any]:
-    """Compare samples with test images; and training images in their place, which is the floor.
+    """Compare samples with test images; and training images in their place, known by heart.
 
     FID is of all images. KID, precision and recall are of as many test images as samples: where
     both are many, of the first samples and a random choice of the test images, always the same one.
