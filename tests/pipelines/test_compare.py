@@ -25,20 +25,20 @@ def runs(project):
 @pytest.fixture(scope="module")
 def comparison(project, runs):
     """The comparison, after runs that are not finished, or not the newest, or no trainings."""
-    key = runs["PR-D"].mlflow.data.params["keys.run"]
+    params = runs["PR-D"].mlflow.data.params
     for status in ("FAILED", "KILLED", "RUNNING"):
-        make_run(project, status, key)
-    make_run(project, "FINISHED", key, start_time=1)
-    make_run(project, "FINISHED", "photos-PR-D-data-alone", figures={})
+        make_run(project, status, params)
+    measured_before = {**params, "keys.run": "photos-PR-D-by-an-older-version"}
+    make_run(project, "FINISHED", measured_before, start_time=1)
+    make_run(project, "FINISHED", {**params, "keys.model": "photos-PR-D-data-alone"}, figures={})
     return project.run("compare")
 
 
-def make_run(project, status, key, dataset="photos", figures=None, **given):
+def make_run(project, status, params, figures=None, **given):
     """Log a run without running it."""
     client = project.mlflow_client
     experiment = client.get_experiment_by_name("submanifold").experiment_id
     run = client.create_run(experiment, **given).info.run_id
-    params = {"dataset": dataset, "method": "PR-D", "seed": 0, "keys.run": key}
     for name, value in params.items():
         client.log_param(run, name, value)
     for name, value in ({"parameters": 9} if figures is None else figures).items():
@@ -154,7 +154,9 @@ def test_a_run_whose_artifacts_are_gone_keeps_its_numbers(project, runs, compari
 
 def test_runs_on_known_manifolds_are_compared_with_the_truth(project, runs, tmp_path):
     figures = {"parameters": 9, "divergence": 0.25, "sample_distance": 0.5}
-    run = make_run(project, "FINISHED", "circle-PR-D-1", "circle", figures)
+    params = {"dataset": "circle", "method": "PR-D", "seed": 0}
+    params |= {"keys.model": "circle-PR-D-1", "keys.run": "circle-PR-D-2"}
+    run = make_run(project, "FINISHED", params, figures)
     Image.new("RGB", (2000, 500)).save(tmp_path / "manifold.png")
     project.mlflow_client.log_artifact(run, str(tmp_path / "manifold.png"))
     comparison = project.run("compare", dataset="circle")

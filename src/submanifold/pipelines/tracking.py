@@ -1,6 +1,7 @@
-"""Where training curves go: the active MLflow run, if there is one."""
+"""MLflow: where training curves go, and which of its runs are the same."""
 
 import mlflow
+from mlflow.entities import Run
 
 from submanifold.training.trainer import Log, Row
 
@@ -15,3 +16,10 @@ def log_to_mlflow(prefix: str) -> Log | None:
         mlflow.log_metrics(named, step=step, synchronous=False)
 
     return log
+
+
+def identity(run: Run) -> tuple[str, ...]:
+    """What runs of equal settings share, whatever version of the program has measured them."""
+    params = run.data.params
+    measured = sorted(name for name in params if name.startswith("evaluation."))
+    return params["keys.model"], *(f"{name}={params[name]}" for name in measured)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from submanifold.errors import UserError
 from submanifold.pages import render
+from submanifold.pipelines.tracking import identity
 
 NONE = "–"
 SHOWN, IN_A_ROW = 32, 8
@@ -55,10 +56,10 @@ def collect_runs(dataset: str) -> pd.DataFrame:
         UserError: There is no such run.
     """
     found = _finished_trainings()
-    newest: dict[str, Run] = {}
+    newest: dict[tuple[str, ...], Run] = {}
     for run in found:
         if run.data.params["dataset"] == dataset:
-            newest.setdefault(run.data.params["keys.run"], run)
+            newest.setdefault(identity(run), run)
     if not newest:
         raise UserError(_nothing_found(dataset, {run.data.params["dataset"] for run in found}))
     table = pd.DataFrame([_row(run) for run in newest.values()])

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from submanifold.errors import UserError
 from submanifold.figures import sweep_figure
+from submanifold.pipelines.tracking import identity
 
 TAG = "submanifold.sweep"
 METRICS = {"bpd": "test.bits_per_dim", "mse": "test.mse"}
@@ -34,7 +35,7 @@ def tag_run(key: str, sweep: str) -> None:
 
 
 def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFrame:
-    """Collect the points of a sweep from MLflow's store, the newest run of each key.
+    """Collect the points of a sweep from MLflow's store, the newest run of equal settings.
 
     Returns:
         Columns ``value`` of the parameter, ``seed``, ``dim`` of the innermost manifold, ``bpd`` and
@@ -56,7 +57,7 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
             f"{method} on {dataset}. Make one with: kedro sweep stage_1.delta 0.03 0.1 0.3 "
             f"--params=dataset={dataset},method={method}"
         )
-    points = {run.data.params["keys.run"]: _point(run, parameter) for run in runs}
+    points = {identity(run): _point(run, parameter) for run in runs}
     return pd.DataFrame(points.values()).sort_values(["value", "seed"], ignore_index=True)
 
 
