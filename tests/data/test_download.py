@@ -3,6 +3,7 @@ import io
 import logging
 import threading
 import zipfile
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -70,11 +71,11 @@ def names_in(folder):
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
-@pytest.mark.parametrize("checksum", [MD5, None])
+@pytest.mark.parametrize("checksum", [MD5, None], ids=["checked", "unchecked"])
 def test_a_whole_download_is_used_and_not_repeated(server, tmp_path, checksum):
     chosen = settings(server, "whole.zip", checksum)
     for out in ("first", "second"):
-        *arrays, manifest = prepare(chosen, tmp_path / out, tmp_path / "raw")
+        *arrays, manifest = prepare(read(chosen), tmp_path / out, tmp_path / "raw")
         assert [len(array) for array in arrays] == [8, 1, 1]
     assert server.asked == ["/whole.zip"]
     assert names_in(tmp_path / "raw") == ["celeba/downloaded.json", "celeba/img_align_celeba.zip"]
@@ -104,6 +105,7 @@ def test_the_fingerprint_is_the_same_before_and_after_the_download(server, tmp_p
         ("whole.zip", "md5:" + "0" * 32, "hash"),
         ("page.zip", None, "not a zip"),
     ],
+    ids=["missing", "half", "half, checked", "another hash", "no zip"],
 )
 def test_a_failed_download_says_how_to_go_on_and_leaves_no_half_file(
     server, tmp_path, name, checksum, reason
@@ -111,16 +113,16 @@ def test_a_failed_download_says_how_to_go_on_and_leaves_no_half_file(
     chosen = read(settings(server, name, checksum))
     with pytest.raises(UserError) as caught:
         open_source(chosen, tmp_path)
-    words = [reason, name, "by hand", "data.path", "mmlab.ie.cuhk.edu.hk", "img_align_celeba.zip"]
+    words = [reason, name, "by hand", "set path", "mmlab.ie.cuhk.edu.hk", "img_align_celeba.zip"]
     assert [word for word in words if word not in str(caught.value)] == []
     assert names_in(tmp_path) == []
     good = read(settings(server, "whole.zip", MD5))
-    assert len(open_source(good, tmp_path).names()) == 10
+    assert len(open_source(good, tmp_path).names) == 10
 
 
 def test_a_server_that_is_not_there(tmp_path):
     chosen = read({"source": "celeba", "url": "http://127.0.0.1:9/x.zip"})
-    with pytest.raises(UserError, match=r"could not download CelebA .* data\.path"):
+    with pytest.raises(UserError, match=r"could not download CelebA .* set path"):
         open_source(chosen, tmp_path)
 
 
@@ -152,9 +154,36 @@ def test_torchvision_failing_is_a_message(tmp_path, monkeypatch):
         raise RuntimeError("too many users have viewed this file")
 
     monkeypatch.setattr(celeba, "download_file_from_google_drive", drive)
-    with pytest.raises(UserError, match=r"torchvision knows: too many users.*data\.path"):
+    with pytest.raises(UserError, match=r"torchvision knows: too many users.*set path"):
         open_source(read({"source": "celeba"}), tmp_path)
     assert names_in(tmp_path) == []
+
+
+def test_another_zip_of_the_same_size_is_not_the_download(server, tmp_path):
+    chosen = read(settings(server, "whole.zip", MD5))
+    open_source(chosen, tmp_path).close()
+    before = fingerprint(chosen, tmp_path)
+    path = tmp_path / "celeba" / "img_align_celeba.zip"
+    other = ZIP.replace(b"000009.jpg", b"00000X.jpg")
+    assert len(other) == len(ZIP)
+    path.write_bytes(other)
+    assert fingerprint(chosen, tmp_path) != before
+
+
+def test_two_at_once_download_once(server, tmp_path):
+    chosen, found = read(settings(server, "whole.zip", MD5)), []
+
+    def work():
+        with closing(open_source(chosen, tmp_path)) as source:
+            found.append(len(source.names))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [10, 10, 10]
+    assert server.asked == ["/whole.zip"]
 
 
 def test_without_a_terminal_progress_is_log_lines(caplog):

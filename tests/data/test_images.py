@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from submanifold.data.images import ImageSettings, decode, fingerprint, open_source
-from submanifold.data.photos import CELL, Photos, grid, halve, read_photos, starts
-from submanifold.data.stores import FolderStore, LmdbStore, ZipStore, of_content, open_store
+from submanifold.data.images import (
+    ImageSettings,
+    decode,
+    fingerprint,
+    load_pictures,
+    open_source,
+)
+from submanifold.data.photos import CELL, grid, halve, photo_patches, read_photos, starts
+from submanifold.data.stores import of_content, open_store
 from submanifold.errors import UserError
 from submanifold.validation import read_settings
 
@@ -52,10 +58,16 @@ def colour(array):
         ({"split": "halves"}, ["data.split=halves", "official"]),
         ({"source": "celeba", "hash": "abc"}, ["data.hash=abc", "md5"]),
         ({"source": "celeba", "url": "ftp://x"}, ["data.url=ftp://x", "http"]),
-        ({"source": "folder"}, ["data.source=folder", "needs data.path"]),
-        ({"source": "lsun_bedroom"}, ["data.source=lsun_bedroom", "needs data.path"]),
-        ({"path": "pictures"}, ["data.path=pictures", "photos", "set data.source"]),
-        ({"source": "folder", "path": "x", "url": "http://x"}, ["data.url", "celeba"]),
+        ({"source": "folder"}, ["source=folder", "needs path"]),
+        ({"source": "lsun_bedroom"}, ["source=lsun_bedroom", "needs path"]),
+        ({"path": "pictures"}, ["path=pictures", "photos", "set source"]),
+        ({"crop": "square"}, ["source=photos", "crop=square", "leave crop out"]),
+        ({"split": "official"}, ["source=photos", "split=official", "set split=random"]),
+        ({"source": "folder", "path": "x", "split": "official"}, ["source=folder", "split=random"]),
+        ({"source": "celeba", "path": "x", "url": "http://x"}, ["path=x", "url", "leave them out"]),
+        ({"source": "celeba", "path": "x", "hash": "md5:0"}, ["path=x", "hash", "leave them out"]),
+        ({"source": "celeba", "hash": "md5:0"}, ["hash=md5:0", "give url"]),
+        ({"source": "folder", "path": "x", "url": "http://x"}, ["url", "celeba"]),
     ],
 )
 def test_a_wrong_setting_is_one_message_that_says_what_is_allowed(settings, words):
@@ -180,7 +192,7 @@ def test_folder_finds_images_of_any_case_and_passes_over_the_rest(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     store = open_store(tmp_path)
-    assert isinstance(store, FolderStore)
+    assert store.fingerprint().startswith("folder:")
     assert store.names() == sorted(wanted)
     assert store.read("b/c.jpeg") == b"b/c.jpeg"
 
@@ -199,7 +211,7 @@ def test_zip_never_reads_a_member_that_points_outside(tmp_path):
         for name in ["in/a.png", "__MACOSX/in/a.png", "in/.b.png", "in/read.me", *unsafe]:
             archive.writestr(name, name)
     store = open_store(path)
-    assert isinstance(store, ZipStore)
+    assert store.fingerprint().startswith("zip:")
     assert store.names() == ["in/a.png"]
     assert store.read("in/a.png") == b"in/a.png"
     assert store.skipped == [{"name": n, "reason": "unsafe path"} for n in sorted(unsafe)]
@@ -211,7 +223,7 @@ def test_lmdb_gives_its_values_and_opens_again_after_close(tmp_path):
         writer.put(b"akey", b"one")
     for _ in range(2):
         store = open_store(tmp_path / "db")
-        assert isinstance(store, LmdbStore)
+        assert store.fingerprint().startswith("lmdb:")
         assert [store.read(name) for name in store.names()] == [b"one", b"two"]
         store.close()
 
@@ -221,25 +233,25 @@ def open_folder(path, **settings):
 
 
 def test_a_path_that_does_not_exist(tmp_path):
-    with pytest.raises(UserError, match=r"data\.path=.*nowhere does not exist.*as data\.path"):
+    with pytest.raises(UserError, match=r"^path=.*nowhere does not exist.*as path"):
         open_folder(tmp_path / "nowhere")
 
 
 def test_a_file_that_is_no_zip(tmp_path):
     (tmp_path / "file.zip").write_bytes(b"PK no")
-    with pytest.raises(UserError, match=r"data\.path=.*file\.zip is not a readable zip"):
+    with pytest.raises(UserError, match=r"^path=.*file\.zip is not a readable zip"):
         open_folder(tmp_path / "file.zip")
 
 
 def test_a_folder_that_is_no_lmdb(tmp_path):
     (tmp_path / "data.mdb").write_bytes(b"no database")
-    with pytest.raises(UserError, match=r"data\.path=.* is not a readable LMDB"):
+    with pytest.raises(UserError, match=r"^path=.* is not a readable LMDB"):
         open_folder(tmp_path)
 
 
 def test_an_empty_folder(tmp_path):
     (tmp_path / "read.me").touch()
-    with pytest.raises(UserError, match=r"no images found in data\.path=.*\.webp"):
+    with pytest.raises(UserError, match=r"^path=.*no images found in.*\.webp"):
         open_folder(tmp_path)
 
 
@@ -267,8 +279,8 @@ def test_celeba_is_found_as_zip_folder_or_inside_a_folder_or_in_the_raw_folder(t
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(tmp_path / "out")
     for path in (archive, archive.parent, tmp_path / "out", tmp_path / "out/img_align_celeba"):
-        assert [n[-10:] for n in open_celeba(path).names()] == [f"{i:06d}.jpg" for i in range(10)]
-    assert len(open_celeba(raw=tmp_path / "raw").names()) == 10
+        assert [n[-10:] for n in open_celeba(path).names] == [f"{i:06d}.jpg" for i in range(10)]
+    assert len(open_celeba(raw=tmp_path / "raw").names) == 10
 
 
 @pytest.mark.parametrize("place", ["beside", "inside", "Eval"])
@@ -283,8 +295,8 @@ def test_official_partition_is_followed_wherever_it_lies(tmp_path, place):
         (tmp_path / "Eval").mkdir()
         file.rename(tmp_path / "Eval" / file.name)
     source = open_celeba(tmp_path / "Img" / "img_align_celeba.zip", split="official")
-    parts = source.parts()
-    assert "".join({"train": "0", "valid": "1", "test": "2"}[parts[n]] for n in source.names()) == (
+    parts = source.parts
+    assert "".join({"train": "0", "valid": "1", "test": "2"}[parts[n]] for n in source.names) == (
         "0001200010"
     )
     assert source.rule == "official"
@@ -293,7 +305,7 @@ def test_official_partition_is_followed_wherever_it_lies(tmp_path, place):
 def test_images_the_partition_does_not_list_are_skipped_and_named(tmp_path):
     make_celeba(tmp_path, count=4, codes="012")
     source = open_celeba(tmp_path, split="official")
-    assert len(source.names()) == 3
+    assert len(source.names) == 3
     reason = "not in list_eval_partition.txt"
     assert source.skipped == [{"name": "img_align_celeba/000003.jpg", "reason": reason}]
 
@@ -301,14 +313,14 @@ def test_images_the_partition_does_not_list_are_skipped_and_named(tmp_path):
 def test_official_without_a_file_falls_back_and_says_so(tmp_path, caplog):
     make_celeba(tmp_path)
     source = open_celeba(tmp_path, split="official")
-    assert (source.rule, source.parts()) == ("random", None)
+    assert (source.rule, source.parts) == ("random", None)
     assert "list_eval_partition.txt lies neither" in source.note
     assert source.note in caplog.text
 
 
 def test_a_partition_file_of_another_kind(tmp_path):
     make_celeba(tmp_path, codes="01x")
-    with pytest.raises(UserError, match=r"line 3 of list_eval_partition.txt.*data\.split=random"):
+    with pytest.raises(UserError, match=r"line 3 of list_eval_partition.txt.*split=random"):
         open_celeba(tmp_path, split="official")
 
 
@@ -316,13 +328,13 @@ def test_a_partition_file_of_another_kind(tmp_path):
 
 
 def photos(seed=0, pictures=None, **settings):
-    return Photos(read({"seed": seed, **settings}), pictures)
+    return photo_patches(read({"seed": seed, **settings}), pictures)
 
 
 def test_about_8000_patches_in_about_80_10_10_from_several_photos():
     source = photos()
-    parts = source.parts()
-    names = source.names()
+    parts = source.parts
+    names = source.names
     assert 7600 < len(names) < 8400
     assert sorted(parts) == names
     for part, share in {"train": 0.8, "valid": 0.1, "test": 0.1}.items():
@@ -335,15 +347,15 @@ def test_about_8000_patches_in_about_80_10_10_from_several_photos():
 
 
 def test_photos_follow_the_seed():
-    assert photos(seed=1).parts() == photos(seed=1).parts()
-    assert photos(seed=1).parts() != photos(seed=2).parts()
+    assert photos(seed=1).parts == photos(seed=1).parts
+    assert photos(seed=1).parts != photos(seed=2).parts
 
 
 def test_a_patch_is_a_window_of_its_photo():
     source = photos()
     pixels = read_photos(3)["coffee"]
     windows = np.lib.stride_tricks.sliding_window_view(pixels[:135, :, 0], (32, 32))
-    name = next(name for name in source.names() if name.startswith("coffee/00/full"))
+    name = next(name for name in source.names if name.startswith("coffee/00/full"))
     assert (windows == source.image(name)[0]).all(axis=(2, 3)).any()
 
 
@@ -357,9 +369,9 @@ def test_no_pixel_is_shared_between_splits(seed):
     }
     source = photos(seed, pictures)
     owner = {name: np.full(shape, "", dtype="<U5") for name, shape in shapes.items()}
-    parts = source.parts()
+    parts = source.parts
     halves = 0
-    for name in source.names():
+    for name in source.names:
         photo, _, scale, _ = name.split("/")
         row, column = source.image(name)
         for dy, dx in [(0, 0)] if scale == "full" else [(0, 0), (0, 1), (1, 0), (1, 1)]:
@@ -398,12 +410,12 @@ def test_starts_reach_both_ends():
 
 def test_photos_in_grey_and_at_another_size():
     source = photos(size=48, channels=1)
-    assert source.image(source.names()[0]).shape == (1, 48, 48)
-    assert 7000 < len(source.names()) < 9000
+    assert source.image(source.names[0]).shape == (1, 48, 48)
+    assert 7000 < len(source.names) < 9000
 
 
 def test_a_size_that_no_cell_holds():
-    with pytest.raises(UserError, match=r"data\.size=200 .* set data\.size to 11\d or less"):
+    with pytest.raises(UserError, match=r"^size=200 .* set size to 11\d or less"):
         photos(size=200)
 
 
@@ -444,22 +456,6 @@ def test_fingerprint_of_a_zip_ignores_time_and_name_and_sees_other_content(tmp_p
     assert mark(pack("three.zip", b"13")) != first  # same sizes and names: the CRC tells
 
 
-def test_fingerprint_of_an_lmdb_is_its_size(tmp_path):
-    (tmp_path / "data.mdb").write_bytes(b"1234")
-    with lmdb.open(str(tmp_path / "db")) as env, env.begin(write=True) as writer:
-        writer.put(b"a", b"one")
-    first = mark(tmp_path / "db")
-    touch(tmp_path / "db" / "data.mdb")
-    assert mark(tmp_path / "db") == first
-    assert first.startswith("lmdb:")
-
-
-def test_fingerprint_never_raises(tmp_path):
-    assert mark(tmp_path / "nowhere") == "missing"
-    (tmp_path / "bad.zip").write_bytes(b"no zip")
-    assert mark(tmp_path / "bad.zip") == "unreadable"
-
-
 def test_fingerprint_of_photos_reads_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr("submanifold.data.photos.read_photos", None)
     assert fingerprint(read({}), tmp_path) == fingerprint(read({}), tmp_path)
@@ -491,3 +487,48 @@ def test_a_zip_is_indexed_once_until_it_changes(tmp_path):
     assert of_content(index, path) == b"OTHER"
     folder = [of_content(lambda given: read.append(given) or len(read), tmp_path) for _ in "ab"]
     assert folder[0] < folder[1]  # what lies in a folder may have changed unseen
+
+
+# ---- a model's own pictures
+
+
+def test_pictures_are_read_as_the_model_was_trained(tmp_path):
+    make_celeba(tmp_path, count=3)
+    settings = read({"source": "celeba", "path": str(tmp_path), "size": 6, "channels": 1})
+    assert settings.facts == {
+        "size": 6,
+        "channels": 1,
+        "crop": "celeba",
+        "value_range": [-0.5, 0.5],
+        "bits": 8,
+    }
+    source = open_source(settings, tmp_path)
+    with zipfile.ZipFile(tmp_path / "img_align_celeba.zip") as archive:
+        archive.extractall(tmp_path)
+    files = [tmp_path / name for name in source.names]
+    pictures = load_pictures(files, **settings.facts)
+    assert (pictures.shape, pictures.dtype) == ((3, 1, 6, 6), np.uint8)
+    assert (pictures == np.stack([source.image(name) for name in source.names])).all()
+    assert load_pictures([], **settings.facts).shape == (0, 1, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "crop"),
+    [
+        ({}, "square"),
+        ({"source": "folder", "path": "x"}, "square"),
+        ({"source": "folder", "path": "x", "crop": "celeba"}, "celeba"),
+        ({"source": "celeba", "crop": "square"}, "square"),
+    ],
+)
+def test_the_crop_of_new_pictures(settings, crop):
+    assert read(settings).facts["crop"] == crop
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(plain())
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"^path=.*b\.png cannot be read as a picture: not an im"):
+        load_pictures([tmp_path / "a.png", str(tmp_path / "b.png")], **read({}).facts)
+    with pytest.raises(UserError, match=r"^path=nowhere\.png cannot be read"):
+        load_pictures(["nowhere.png"], **read({}).facts)

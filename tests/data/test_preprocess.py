@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import threading
 import tracemalloc
 import warnings
 import zipfile
@@ -11,7 +13,7 @@ from PIL import Image
 
 from submanifold.data import preprocess
 from submanifold.data.preprocess import prepare, share_out
-from submanifold.data.settings import Counts
+from submanifold.data.settings import Counts, ImageSettings
 from submanifold.errors import UserError
 
 PARTS = ("train", "valid", "test")
@@ -48,7 +50,7 @@ def run(tmp_path, seed=0, out="out", path=None, **settings):
         "seed": seed,
         **settings,
     }
-    return prepare(settings, tmp_path / out, tmp_path / "raw")
+    return prepare(ImageSettings(**settings), tmp_path / out, tmp_path / "raw")
 
 
 @pytest.fixture
@@ -121,7 +123,7 @@ def test_the_hash_sees_where_a_split_ends(tmp_path):
 
 
 def test_photos_need_nothing(tmp_path):
-    train, valid, test, manifest = prepare({}, tmp_path / "out", tmp_path / "raw")
+    train, valid, test, manifest = prepare(ImageSettings(), tmp_path / "out", tmp_path / "raw")
     assert 7600 < len(train) + len(valid) + len(test) < 8400
     assert train.shape[1:] == (3, 32, 32)
     assert (manifest["split"], manifest["fingerprint"]) == ("cells", "photos:1")
@@ -162,7 +164,7 @@ def test_shares_of_a_random_split(total, counts, expected):
 
 @pytest.mark.parametrize(
     ("total", "counts", "words"),
-    [(2, {}, "2 images are too few"), (9, {"train": 8}, "9 images .* data.counts.train=8")],
+    [(2, {}, "2 images are too few"), (9, {"train": 8}, "9 images .* counts.train=8")],
 )
 def test_too_few_images_for_three_splits(tmp_path, total, counts, words):
     make_folder(tmp_path / "in", total)
@@ -220,21 +222,22 @@ def test_official_partition_with_counts_takes_a_seeded_subset_of_each_part(tmp_p
 
 def test_official_count_beyond_what_exists(tmp_path):
     make_celeba(tmp_path / "in", CODES)
-    with pytest.raises(UserError, match=r"data\.counts\.test=11, but the official split has 10"):
+    with pytest.raises(UserError, match=r"^counts\.test=11, but the official split has 10"):
         run(tmp_path, source="celeba", split="official", counts={"test": 11})
 
 
 def test_official_partition_that_leaves_a_part_empty(tmp_path):
     make_celeba(tmp_path / "in", "0001")
-    with pytest.raises(UserError, match=r"leaves no test images; set data\.split=random"):
+    with pytest.raises(UserError, match=r"leaves no test images; set split=random"):
         run(tmp_path, source="celeba", split="official")
 
 
 def test_the_fallback_to_a_random_split_is_in_the_manifest(tmp_path):
-    make_folder(tmp_path / "in", 10)
-    manifest = run(tmp_path, split="official")[3]
+    make_celeba(tmp_path / "in", "0012" * 3)
+    (tmp_path / "in" / "list_eval_partition.txt").unlink()
+    manifest = run(tmp_path, source="celeba", split="official")[3]
     assert manifest["split"] == "random"
-    assert "data.split=official, but data.source=folder" in manifest["split_note"]
+    assert "split=official, but list_eval_partition.txt lies neither" in manifest["split_note"]
 
 
 # ---- broken files
@@ -305,6 +308,47 @@ def test_what_no_longer_fits_is_made_anew(tmp_path, decoded, change):
     )
     assert len(decoded) == sum(map(len, arrays)) == 30 + (change == "file")
     assert arrays[0].shape[-1] == (5 if change == "size" else 4)
+
+
+@pytest.mark.parametrize("name", ["train.npy", "manifest.json"])
+def test_arrays_that_are_not_whole_are_made_anew_and_the_log_says_so(tmp_path, caplog, name):
+    make_folder(tmp_path / "in", 30)
+    first = run(tmp_path)
+    content = (tmp_path / "out" / name).read_bytes()
+    (tmp_path / "out" / name).write_bytes(content[:-1])
+    with caplog.at_level("INFO"):
+        again = run(tmp_path)
+    assert "made anew" in caplog.text
+    assert again[3]["hash"] == first[3]["hash"]
+    assert len((tmp_path / "out" / name).read_bytes()) == len(content)
+
+
+def test_pictures_overwritten_in_place_are_prepared_anew(tmp_path):
+    make_folder(tmp_path / "in", 30)
+    run(tmp_path)
+    path = tmp_path / "in" / "00007.png"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    assert len(encode(99)) == path.stat().st_size
+    path.write_bytes(encode(99))
+    os.utime(path, ns=times)
+    assert 99 in everything(run(tmp_path)[:3])
+
+
+def test_two_at_once_prepare_one_after_the_other(tmp_path, small_chunks, decoded):
+    make_folder(tmp_path / "in", 60)
+    hashes = []
+
+    def work():
+        hashes.append(run(tmp_path)[3]["hash"])
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(decoded) == 60
+    assert len(hashes) == 3
+    assert len(set(hashes)) == 1
 
 
 class Killed(BaseException):

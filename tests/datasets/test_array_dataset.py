@@ -88,3 +88,14 @@ def test_the_preview_is_a_png(dataset, kind):
     image = Image.open(io.BytesIO(base64.b64decode(dataset.preview())))
     assert image.format == "PNG"
     assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_a_file_that_is_not_whole_does_not_exist(dataset, tmp_path):
+    dataset.save(ARRAYS["latents"])
+    path = tmp_path / "deep" / "array.npy"
+    content = path.read_bytes()
+    for length in (len(content) - 1, 130, 60, 0):
+        path.write_bytes(content[:length])
+        assert not dataset.exists()
+    path.write_bytes(content)
+    assert dataset.exists()

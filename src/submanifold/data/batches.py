@@ -20,7 +20,7 @@ class Batches:
     Args:
         array: (N, ...) uint8 images or float vectors; may be memory-mapped.
         batch_size: Rows in a batch; at most N are taken.
-        seed: Seed of the order and of the noise.
+        seed: Of the order and of the noise.
         device: Where batches go. Small arrays are moved there whole.
 
     Attributes:
@@ -63,19 +63,20 @@ class Batches:
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             shuffle = torch.Generator().manual_seed(_mix(self.seed, epoch))
-            self._order = torch.randperm(len(self), generator=shuffle).to(self.rows.device)
+            order = torch.randperm(len(self), generator=shuffle)
+            self._order = order.to(self.rows.device, non_blocking=True)
             self._epoch = epoch
         chosen = self._order[position * self.batch_size :][: self.batch_size]
         return self._prepare(self.rows[chosen], salt=step)
 
     def _prepare(self, rows: Tensor, salt: int) -> Tensor:
-        rows = rows.to(self.device, non_blocking=True)
+        if rows.device != self.device:
+            rows = rows.pin_memory().to(self.device, non_blocking=True)  # or the copy would wait
         self.generator.manual_seed(_mix(self.seed, salt))
         return rows if self.is_continuous else dequantize(rows, self.generator)
 
 
 def _mix(seed: int, salt: int) -> int:
     """Spread (seed, salt) over 63 bits, so that neighbouring seeds share no stream."""
-    return int(
-        np.random.SeedSequence([seed, abs(salt), salt < 0]).generate_state(1, np.uint64)[0] >> 1
-    )
+    words = np.random.SeedSequence([seed, abs(salt), salt < 0]).generate_state(1, np.uint64)
+    return int(words[0] >> 1)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pooch
 from torchvision.datasets import CelebA
 from torchvision.datasets.utils import download_file_from_google_drive
 
-from submanifold.data.settings import ImageSettings
-from submanifold.data.stores import of_content
+from submanifold.data.settings import PARTS, ImageSettings
+from submanifold.data.stores import content_of, of_content
 from submanifold.errors import UserError
+from submanifold.files import locked, read_json, settle, write_json
 from submanifold.progress import Meter
 
 IMAGES = "img_align_celeba"
@@ -23,19 +22,15 @@ ARCHIVE = f"{IMAGES}.zip"
 PARTITION = "list_eval_partition.txt"
 RECEIPT = "downloaded.json"
 HOME_PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
-CODES = {"0": "train", "1": "valid", "2": "test"}
 DRIVE = {name: (file_id, md5) for file_id, md5, name in CelebA.file_list}
 
 
 def find_images(path: Path) -> Path | None:
     """The official zip or the extracted folder at or inside a path, or None."""
-    inside = (path / ARCHIVE, path / IMAGES, path / "Img" / ARCHIVE, path / "Img" / IMAGES)
-    for candidate in inside:
-        if candidate.exists():
-            return candidate
-    if path.is_file() or (path.is_dir() and next(path.glob("*.[jJ][pP][gG]"), None)):
-        return path
-    return None
+    inside = [folder / name for folder in (path, path / "Img") for name in (ARCHIVE, IMAGES)]
+    if path.is_file() or any(path.glob("*.[jJ][pP][gG]")):
+        inside.append(path)
+    return next((candidate for candidate in inside if candidate.exists()), None)
 
 
 def find_partition(images: Path) -> bytes | None:
@@ -47,12 +42,11 @@ def find_partition(images: Path) -> bytes | None:
 
 
 def _partition_inside(images: Path) -> bytes | None:
-    if zipfile.is_zipfile(images):
-        with zipfile.ZipFile(images) as archive:
-            for name in archive.namelist():
-                if name.rsplit("/", 1)[-1] == PARTITION:
-                    return archive.read(name)
-    return None
+    if not zipfile.is_zipfile(images):
+        return None
+    with zipfile.ZipFile(images) as archive:
+        name = next((n for n in archive.namelist() if PurePosixPath(n).name == PARTITION), None)
+        return archive.read(name) if name else None
 
 
 def read_partition(content: bytes) -> dict[str, str]:
@@ -63,15 +57,16 @@ def read_partition(content: bytes) -> dict[str, str]:
     """
     parts = {}
     for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, _, code = line.strip().partition(" ")
-        if code.strip() not in CODES:
-            raise UserError(
-                f"line {number} of {PARTITION} is {line[:60]!r}, not a file name and 0, 1 or 2; "
-                "fetch the official file again, or set data.split=random"
-            )
-        parts[name] = CODES[code.strip()]
+        match line.split():
+            case []:
+                continue
+            case [name, "0" | "1" | "2" as code]:
+                parts[name] = PARTS[int(code)]
+            case _:
+                raise UserError(
+                    f"split=official, but line {number} of {PARTITION} is {line[:60]!r}, not a "
+                    "file name and 0, 1 or 2; fetch the official file again, or set split=random"
+                )
     return parts
 
 
@@ -82,20 +77,14 @@ def fingerprint_download(settings: ImageSettings, folder: Path) -> str | None:
     first run is found again in the second. None if the folder holds files of another origin.
     """
     images = find_images(folder)
-    partition = find_partition(images) if images else None
     if images is None:
-        identity = _origin(settings)
-        digest = DRIVE[PARTITION][1] if settings.url is None else None
-    elif (folder / RECEIPT).is_file():
-        receipt = json.loads((folder / RECEIPT).read_text())
-        if receipt["size"] != images.stat().st_size:
-            return None
-        identity = receipt["origin"]
-        digest = fingerprint_partition(partition) if partition else None
+        origin, digest = _origin(settings), None if settings.url else DRIVE[PARTITION][1]
     else:
-        return None
-    official = settings.split == "official" and digest
-    return f"download:{identity}" + (f"+{digest}" if official else "")
+        receipt, partition = read_json(folder / RECEIPT), find_partition(images)
+        if receipt is None or receipt.get("content") != of_content(content_of, images):
+            return None
+        origin, digest = receipt["origin"], fingerprint_partition(partition) if partition else None
+    return f"download:{origin}" + (f"+{digest}" if settings.split == "official" and digest else "")
 
 
 def fingerprint_partition(content: bytes) -> str:
@@ -106,8 +95,8 @@ def fingerprint_partition(content: bytes) -> str:
 def download(settings: ImageSettings, folder: Path) -> Path:
     """Fetch the official zip into a folder: all of it, checked, or nothing.
 
-    From `data.url` when given (checked against `data.hash`), else the zip and the partition file
-    from where torchvision knows them.
+    From `url` when given (checked against `hash`), else the zip and the partition file from where
+    torchvision knows them.
 
     Returns:
         The zip's path.
@@ -115,39 +104,41 @@ def download(settings: ImageSettings, folder: Path) -> Path:
     Raises:
         UserError: If the network, the server or the checksum says no; with the way by hand.
     """
+    with locked(folder, "the download of CelebA"):
+        # another run may have downloaded it meanwhile
+        return find_images(folder) or _download(settings, folder)
+
+
+def _download(settings: ImageSettings, folder: Path) -> Path:
     # Files take their place only when all are whole; a killed download leaves no half zip there.
     waiting = folder / ".download"
     shutil.rmtree(waiting, ignore_errors=True)
-    waiting.mkdir(parents=True)
+    waiting.mkdir()
     try:
         if settings.url:
-            _from_url(settings.url, settings.hash, waiting)
+            with Meter("downloading CelebA", "bytes") as meter:
+                fetch = pooch.HTTPDownloader(progressbar=meter, chunk_size=2**20)
+                pooch.retrieve(settings.url, settings.hash, ARCHIVE, waiting, downloader=fetch)
         else:
             for name in (PARTITION, ARCHIVE):
                 file_id, md5 = DRIVE[name]
                 download_file_from_google_drive(file_id, waiting, name, md5)
         if not zipfile.is_zipfile(waiting / ARCHIVE):
             raise ValueError("what came is not a zip")
-        receipt = {"origin": _origin(settings), "size": (waiting / ARCHIVE).stat().st_size}
-        (waiting / RECEIPT).write_text(json.dumps(receipt))
+        receipt = {"origin": _origin(settings), "content": content_of(waiting / ARCHIVE)}
+        write_json(waiting / RECEIPT, receipt)
         for file in sorted(waiting.iterdir(), key=lambda file: file.name == ARCHIVE):
-            os.replace(file, folder / file.name)
+            settle(file, folder / file.name)
     except Exception as error:  # each transport has its own kinds
-        place = settings.url or "the address torchvision knows"
+        address = settings.url or "the address torchvision knows"
         raise UserError(
-            f"could not download CelebA from {place}: {error}. Fetch {ARCHIVE} by hand from "
-            f"{HOME_PAGE} and set data.path to the zip (or put it in {folder}), or set data.url "
-            "and data.hash to a mirror"
+            f"source=celeba: could not download CelebA from {address}: {error}. Fetch {ARCHIVE} by "
+            f"hand from {HOME_PAGE} and set path to the zip (or put it in {folder}), or set url "
+            "and hash to a mirror"
         ) from error
     finally:
         shutil.rmtree(waiting, ignore_errors=True)
     return folder / ARCHIVE
-
-
-def _from_url(url: str, checksum: str | None, folder: Path) -> None:
-    with Meter("downloading CelebA", "bytes") as meter:
-        fetch = pooch.HTTPDownloader(progressbar=meter, chunk_size=2**20)
-        pooch.retrieve(url, known_hash=checksum, fname=ARCHIVE, path=folder, downloader=fetch)
 
 
 def _origin(settings: ImageSettings) -> str:

@@ -5,15 +5,9 @@ from torch import Tensor
 
 
 def dequantize(pixels: Tensor, generator: torch.Generator | None = None, bits: int = 8) -> Tensor:
-    """Add uniform noise: x = (pixel + U[0, 1)) / 2^bits - 0.5.
+    """Add uniform noise: x = (pixel + U[0, 1)) / 2^bits - 0.5, of each byte's upper bits.
 
-    Args:
-        pixels: uint8 of any shape, on the generator's device.
-        generator: Source of the noise.
-        bits: How many of the eight bits to keep.
-
-    Returns:
-        float32 of the same shape in [-0.5, 0.5).
+    From uint8 of any shape, on the generator's device, to float32 of that shape in [-0.5, 0.5).
     """
     levels = 2**bits
     kept = (pixels // (256 // levels)).float()

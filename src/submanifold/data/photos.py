@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import resources
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import pairwise, product
 
 import numpy as np
 from PIL import Image
 
 from submanifold.data.settings import ImageSettings
+from submanifold.data.source import Source
 from submanifold.errors import UserError
 
 FILES = {
@@ -27,93 +27,56 @@ WANTED = 8000
 FINGERPRINT = "photos:1"
 
 
-class Patch(NamedTuple):
-    """A square of a tile: a cell of a photograph at one resolution."""
-
-    photo: str
-    cell: int
-    scale: str
-    top: int
-    left: int
-
-    def __str__(self) -> str:
-        return f"{self.photo}/{self.cell:02d}/{self.scale}/{self.top:03d}-{self.left:03d}"
-
-
-class Photos:
+def photo_patches(
+    settings: ImageSettings, photos: Mapping[str, np.ndarray] | None = None
+) -> Source:
     """Square patches of photographs, split so that no two splits share a pixel.
 
     Each photograph is cut into a grid of cells of about 128 x 128 pixels and each cell belongs to
     one split (80/10/10 in cells, by seed). Patches are taken inside a cell, at full resolution
     and, where the cell still holds one, at half: an average over 2 x 2 pixels of that cell alone.
-    The stride is the one that gives closest to 8,000 patches.
+    The stride is the one that gives closest to 8,000 patches. Names are
+    `photo/cell/resolution/top-left`.
 
     Args:
-        settings: `size` and `channels` are used.
+        settings: `size`, `channels` and `seed` are used.
         photos: Name -> integer array (height, width, channels); those in the wheels by default.
 
     Raises:
         UserError: If a cell does not hold a patch of that size.
     """
-
-    rule = "cells"
-    crop = f"patches inside cells of about {CELL}x{CELL}"
-    note: str | None = None
-
-    def __init__(
-        self, settings: ImageSettings, photos: Mapping[str, np.ndarray] | None = None
-    ) -> None:
-        self.skipped: list[dict[str, str]] = []
-        self.size = size = settings.size
-        photos = read_photos(settings.channels) if photos is None else photos
-        self._tiles: dict[tuple[str, int, str], np.ndarray] = {}
-        smallest = CELL
-        for photo, pixels in photos.items():
-            for cell, (top, bottom, left, right) in enumerate(grid(*pixels.shape[:2])):
-                full = pixels[top:bottom, left:right]
-                smallest = min(smallest, *full.shape[:2])
-                self._tiles[photo, cell, "full"] = full
-                self._tiles[photo, cell, "half"] = halve(full)
-        if size > smallest:
-            raise UserError(
-                f"data.size={size} is too large for data.source=photos, whose regions hold "
-                f"{smallest} pixels; set data.size to {smallest} or less, or another data.source"
-            )
-
-        def count(stride: int) -> int:
-            return sum(
-                len(starts(tile.shape[0], size, stride)) * len(starts(tile.shape[1], size, stride))
-                for tile in self._tiles.values()
-            )
-
-        stride = min(range(4, CELL), key=lambda stride: abs(count(stride) - WANTED))
-        patches = (
-            Patch(*key, top, left)
-            for key, tile in self._tiles.items()
-            for top in starts(tile.shape[0], size, stride)
-            for left in starts(tile.shape[1], size, stride)
+    size = settings.size
+    photos = read_photos(settings.channels) if photos is None else photos
+    cells = {
+        (photo, cell): pixels[top:bottom, left:right]
+        for photo, pixels in photos.items()
+        for cell, (top, bottom, left, right) in enumerate(grid(*pixels.shape[:2]))
+    }
+    smallest = min(CELL, *(min(tile.shape[:2]) for tile in cells.values()))
+    if size > smallest:
+        raise UserError(
+            f"size={size} is too large for source=photos, whose regions hold {smallest} pixels; "
+            f"set size to {smallest} or less, or another source"
         )
-        self._patches = {str(patch): patch for patch in patches}
-        self._part = assign([key[:2] for key in self._tiles if key[2] == "full"], settings.seed)
+    tiles = {(*cell, "full"): pixels for cell, pixels in cells.items()}
+    tiles |= {(*cell, "half"): halve(pixels) for cell, pixels in cells.items()}
 
-    def names(self) -> list[str]:
-        """`photo/cell/resolution/top-left` of each patch, sorted."""
-        return sorted(self._patches)
+    def corners(tile: np.ndarray, stride: int) -> list[tuple[int, int]]:
+        rows, columns = (starts(extent, size, stride) for extent in tile.shape[:2])
+        return list(product(rows, columns))
 
-    def parts(self) -> dict[str, str]:
-        """The split of each patch."""
-        return {name: self._part[patch[:2]] for name, patch in self._patches.items()}
+    def excess(stride: int) -> int:
+        return abs(sum(len(corners(tile, stride)) for tile in tiles.values()) - WANTED)
 
-    def image(self, name: str) -> np.ndarray:
-        """One patch, shape (channels, size, size)."""
-        patch = self._patches[name]
-        tile = self._tiles[patch.photo, patch.cell, patch.scale]
-        rows = slice(patch.top, patch.top + self.size)
-        columns = slice(patch.left, patch.left + self.size)
-        return tile[rows, columns].transpose(2, 0, 1)
-
-    def close(self) -> None:
-        """Nothing stays open."""
+    stride, split = min(range(4, CELL), key=excess), assign(list(cells), settings.seed)
+    patches, parts = {}, {}
+    for (photo, cell, scale), tile in tiles.items():
+        for top, left in corners(tile, stride):
+            name = f"{photo}/{cell:02d}/{scale}/{top:03d}-{left:03d}"
+            patches[name] = tile[top : top + size, left : left + size].transpose(2, 0, 1)
+            parts[name] = split[photo, cell]
+    crop = f"patches inside cells of about {CELL}x{CELL}"
+    return Source(sorted(patches), patches.__getitem__, parts, "cells", crop)
 
 
 def read_photos(channels: int) -> dict[str, np.ndarray]:
@@ -127,8 +90,8 @@ def read_photos(channels: int) -> dict[str, np.ndarray]:
         file = resources.files(package) / inside
         if not file.is_file():
             raise UserError(
-                f"the installed {package} does not carry {inside}, which data.source=photos needs; "
-                "install the version in constraints.txt, or set data.source=folder and data.path"
+                f"source=photos needs {inside}, which the installed {package} does not carry; "
+                "install the version in constraints.txt, or set source=folder and path"
             )
         with file.open("rb") as stream, Image.open(stream) as image:
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
@@ -142,11 +105,7 @@ def grid(height: int, width: int) -> list[tuple[int, int, int, int]]:
         np.linspace(0, extent, max(1, round(extent / CELL)) + 1).round().astype(int).tolist()
         for extent in (height, width)
     )
-    return [
-        (top, bottom, left, right)
-        for top, bottom in pairwise(rows)
-        for left, right in pairwise(columns)
-    ]
+    return [(*rows, *columns) for rows, columns in product(pairwise(rows), pairwise(columns))]
 
 
 def halve(pixels: np.ndarray) -> np.ndarray:

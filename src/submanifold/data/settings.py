@@ -5,23 +5,13 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from submanifold.data.synthetic import Manifold, manifold
+from submanifold.data.synthetic import MANIFOLDS, Manifold, manifold
 from submanifold.errors import UserError
 from submanifold.validation import Settings, read_settings
 
 PARTS = ("train", "valid", "test")
 
 Images = Literal["photos", "celeba", "lsun_bedroom", "folder"]
-Synthetic = Literal[
-    "linear_gaussian",
-    "circle",
-    "von_mises_circle",
-    "sphere",
-    "vmf_sphere",
-    "torus",
-    "swiss_roll",
-    "paraboloid",
-]
 
 
 class Counts(Settings):
@@ -40,7 +30,7 @@ class ImageSettings(Settings):
         path: A folder, a zip or an LMDB folder; `photos` takes none.
         url: Where `celeba` is downloaded from when no path is given and none lies in the raw
             folder; `None` asks torchvision's downloader.
-        hash: Checksum of that download, as pooch writes it: `"md5:..."` or `"sha256:..."`.
+        hash: Checksum of what lies at `url`, as pooch writes it: `"md5:..."` or `"sha256:..."`.
         size: Side of the square images, in pixels.
         channels: 3 for RGB, 1 for grey.
         crop: `square` is the largest centre square; `celeba` the centre 148 of 178 pixels,
@@ -48,8 +38,7 @@ class ImageSettings(Settings):
             `photos` are cut into patches instead.
         split: `official` follows the source's own partition file, `random` the seed.
         counts: Images in each split.
-        seed: Seed of the split; apart from the training's, so that runs with other seeds are
-            compared on the same images.
+        seed: Of the split; apart from the training's, so that runs are compared on the same images.
     """
 
     source: Images = "photos"
@@ -65,22 +54,39 @@ class ImageSettings(Settings):
 
     @model_validator(mode="after")
     def _no_setting_is_ignored(self) -> "ImageSettings":
-        if self.source == "photos" and self.path is not None:
+        source, path = f"source={self.source}", self.path
+        if self.source == "photos" and path is not None:
             raise ValueError(
-                f"data.path={self.path} is given, but data.source=photos reads no files; "
-                "set data.source to folder, celeba or lsun_bedroom, or leave data.path out"
+                f"{source} reads no files; leave out path={path}, or set source=folder"
             )
-        if self.source in ("folder", "lsun_bedroom") and self.path is None:
+        if self.source == "photos" and self.crop != "auto":
             raise ValueError(
-                f"data.source={self.source} needs data.path: a folder, a zip or an LMDB folder "
-                "of images"
+                f"{source} is cut into patches, not by crop={self.crop}; leave crop out"
             )
-        if self.source != "celeba" and (self.url or self.hash):
+        if self.source in ("folder", "lsun_bedroom") and path is None:
+            raise ValueError(f"{source} needs path: a folder, a zip or an LMDB folder of images")
+        if self.source != "celeba" and self.split == "official":
+            raise ValueError(f"{source} has no partition for split=official; set split=random")
+        if (self.url or self.hash) and (self.source != "celeba" or path is not None):
             raise ValueError(
-                f"data.url and data.hash belong to data.source=celeba; data.source={self.source} "
-                "downloads nothing: leave them out and give data.path"
+                f"{source} with path={path} downloads nothing, but url or hash is given, which "
+                "belong to source=celeba without path; leave them out"
             )
+        if self.hash and not self.url:
+            raise ValueError(f"hash={self.hash} is of the file at url; give url too")
         return self
+
+    @property
+    def crop_rule(self) -> Literal["square", "celeba"]:
+        """What is kept of a picture: `crop`, or the source's own."""
+        auto: Literal["square", "celeba"] = "celeba" if self.source == "celeba" else "square"
+        return auto if self.crop == "auto" else self.crop
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a model has to know of its images, for its file and for `load_pictures`."""
+        form = {"size": self.size, "channels": self.channels, "crop": self.crop_rule}
+        return {**form, "value_range": [-0.5, 0.5], "bits": 8}
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -106,7 +112,7 @@ class SyntheticSettings(Settings):
         seed: Seed of the draws.
     """
 
-    source: Synthetic
+    source: Literal[tuple(MANIFOLDS)]  # type: ignore[valid-type]
     noise: float | None = Field(None, ge=0)
     counts: Draws = Draws()
     seed: NonNegativeInt = 0
@@ -121,6 +127,11 @@ class SyntheticSettings(Settings):
         """Shape of one point: (ambient dimension,)."""
         return (self.manifold.ambient_dim,)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a model has to know of its points, for its file."""
+        return {"dim": self.manifold.ambient_dim, "noise": self.manifold.noise}
+
 
 DataSettings = ImageSettings | SyntheticSettings
 
@@ -132,12 +143,11 @@ def read_data_settings(mapping: Mapping[str, Any]) -> DataSettings:
         UserError: Naming what cannot work.
     """
     source = mapping.get("source", "photos")
-    known = [*get_args(Images), *get_args(Synthetic)]
+    known = [*get_args(Images), *MANIFOLDS]
     if source not in known:
         raise UserError(
             f"data.source={source} is not known; known: {', '.join(known)}. Change it in "
             "conf/base/parameters.yml, or with --params=dataset=<name>."
         )
-    if source in get_args(Synthetic):
-        return read_settings(SyntheticSettings, mapping, "data")
-    return read_settings(ImageSettings, mapping, "data")
+    model: type[DataSettings] = SyntheticSettings if source in MANIFOLDS else ImageSettings
+    return read_settings(model, mapping, "data")

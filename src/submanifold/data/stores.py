@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Protocol, TypeVar, cast
+from pathlib import Path, PureWindowsPath
+from stat import S_ISREG
+from typing import NamedTuple, TypeVar
 
 import lmdb
+import numpy as np
 
 from submanifold.errors import UserError
 
@@ -21,161 +26,207 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 # A zip may declare any size for a member; no photograph comes near this one.
 MAX_BYTES = 512 * 2**20
 
+DATABASE = "data.mdb"
 
-class Store(Protocol):
+# More than this is sampled for the fingerprint, by so many blocks of so many bytes.
+WHOLE_BYTES, WHOLE_FILES = 2**32, 250_000
+BLOCKS, BLOCK = 4096, 2**14
+
+
+@dataclass(frozen=True)
+class Store:
     """Encoded images under sorted names.
 
     Attributes:
+        names: Function: all images, sorted.
+        read: Function of a name: its bytes, as stored; safe to call from several threads.
+        fingerprint: Function: an identity of the content, whatever its place and its times.
+        close: Function that lets go of open files.
         skipped: `{"name", "reason"}` of each member that is never read.
     """
 
-    skipped: list[dict[str, str]]
-
-    def names(self) -> list[str]:
-        """All images, sorted."""
-
-    def read(self, name: str) -> bytes:
-        """One image's bytes, as stored; safe to call from several threads."""
-
-    def fingerprint(self) -> str:
-        """An identity of the content that needs no image's bytes and ignores file times."""
-
-    def close(self) -> None:
-        """Let go of open files."""
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a relative name has an image's suffix and nothing hidden on its way."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
-
-
-class FolderStore:
-    """Images in a tree of files."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.skipped: list[dict[str, str]] = []
-
-    def names(self) -> list[str]:
-        """All images, as sorted relative names with forward slashes."""
-        found = []
-        for folder, below, files in os.walk(self.path):
-            below[:] = [name for name in below if not name.startswith(".") and name != "__MACOSX"]
-            base = Path(folder).relative_to(self.path)
-            found += [n for f in files if is_image_name(n := (base / f).as_posix())]
-        return sorted(found)
-
-    def read(self, name: str) -> bytes:
-        """One file's bytes."""
-        return (self.path / name).read_bytes()
-
-    def fingerprint(self) -> str:
-        """Digest of the sorted (relative name, size) pairs."""
-        sizes = (f"{name}\0{_size(self.path / name)}" for name in self.names())
-        return f"folder:{_digest(sizes)}"
-
-    def close(self) -> None:
-        """Nothing stays open."""
-
-
-class ZipStore:
-    """Images in a zip, read in place: nothing is ever extracted to disk.
-
-    Raises:
-        UserError: If the file is not a readable zip.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(
-                f"data.path={path} is not a readable zip ({error}); give a whole zip or a folder "
-                "of images as data.path"
-            ) from None
-        self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
-        unsafe = sorted(name for name in self._members if _is_unsafe(name))
-        self.skipped = [{"name": name, "reason": "unsafe path"} for name in unsafe]
-
-    def names(self) -> list[str]:
-        """All images whose path stays inside the zip, sorted."""
-        return sorted(n for n in self._members if is_image_name(n) and not _is_unsafe(n))
-
-    def read(self, name: str) -> bytes:
-        """One member's bytes, its CRC checked.
-
-        Raises:
-            ValueError: If it declares more than `MAX_BYTES`.
-        """
-        member = self._members[name]
-        if member.file_size > MAX_BYTES:
-            raise ValueError(f"unpacks to {member.file_size} bytes")
-        return self._zip.read(member)
-
-    def fingerprint(self) -> str:
-        """Digest of the central directory: names, sizes and CRCs, with the file's size."""
-        rows = (f"{n}\0{m.file_size}\0{m.CRC}" for n, m in sorted(self._members.items()))
-        return f"zip:{_size(Path(self._zip.filename or ''))}:{_digest(rows)}"
-
-    def close(self) -> None:
-        """Close the zip."""
-        self._zip.close()
-
-
-class LmdbStore:
-    """Images as the values of an LMDB, as LSUN ships them.
-
-    Raises:
-        UserError: If the folder does not hold a readable LMDB.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.skipped: list[dict[str, str]] = []
-        try:
-            self._env = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
-        except lmdb.Error as error:
-            raise UserError(
-                f"data.path={path} is not a readable LMDB ({error}); give the folder that holds "
-                "a whole data.mdb as data.path"
-            ) from None
-
-    def names(self) -> list[str]:
-        """All keys, sorted."""
-        with self._env.begin() as reader:
-            # latin-1 maps every byte to one character and back.
-            return sorted(key.decode("latin-1") for key in reader.cursor().iternext(values=False))
-
-    def read(self, name: str) -> bytes:
-        """One value."""
-        with self._env.begin() as reader:
-            return reader.get(name.encode("latin-1")) or b""
-
-    def fingerprint(self) -> str:
-        """The database's size: hashing it would read all of it."""
-        return f"lmdb:{_size(self.path / 'data.mdb')}"
-
-    def close(self) -> None:
-        """Close the database; LMDB refuses to open one twice in a process."""
-        self._env.close()
+    names: Callable[[], list[str]]
+    read: Callable[[str], bytes]
+    fingerprint: Callable[[], str]
+    close: Callable[[], None] = lambda: None
+    skipped: list[dict[str, str]] = field(default_factory=list)
 
 
 def open_store(path: Path) -> Store:
-    """The store that fits what lies at a path.
+    """The images in a folder, a zip or an LMDB.
 
     Raises:
-        UserError: If nothing lies there, or neither a folder nor a zip.
+        UserError: If nothing lies there, or something that cannot be read.
     """
     if not path.exists():
         raise UserError(
-            f"data.path={path} does not exist (looked from {Path.cwd()}); give a folder, a zip or "
-            "an LMDB folder of images as data.path"
+            f"path={path} does not exist (looked from {Path.cwd()}); give a folder, a zip or "
+            "an LMDB folder of images as path"
         )
-    if (path / "data.mdb").is_file():
-        return LmdbStore(path)
-    return FolderStore(path) if path.is_dir() else ZipStore(path)
+    if (path / DATABASE).is_file():
+        return _open_lmdb(path)
+    return _open_folder(path) if path.is_dir() else _open_zip(path)
+
+
+def _open_folder(path: Path) -> Store:
+    stamps, skipped = scan(path)
+    return Store(
+        names=lambda: list(stamps),
+        read=lambda name: (path / name).read_bytes(),
+        fingerprint=lambda: f"folder:{digest_files(path, stamps)}",
+        skipped=skipped,
+    )
+
+
+def _open_zip(path: Path) -> Store:
+    """Of a zip, read in place: nothing is ever extracted to disk."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(
+            f"path={path} is not a readable zip ({error}); give a whole zip or a folder of images "
+            "as path"
+        ) from None
+    members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    safe, unsafe = [], []
+    for name in sorted(members):
+        # The Windows flavour also splits at "/", so it sees both systems' ways out of a folder.
+        inside = PureWindowsPath(name)
+        if inside.drive or inside.root or ".." in inside.parts:
+            unsafe.append({"name": name, "reason": "unsafe path"})
+        elif name.lower().endswith(SUFFIXES) and not any(map(_is_hidden, inside.parts)):
+            safe.append(name)
+
+    def read(name: str) -> bytes:
+        if members[name].file_size > MAX_BYTES:
+            raise ValueError(f"unpacks to {members[name].file_size} bytes")
+        return archive.read(members[name])
+
+    def fingerprint() -> str:  # the central directory tells: names, sizes and CRCs
+        rows = (f"{name}\0{info.file_size}\0{info.CRC}" for name, info in sorted(members.items()))
+        return f"zip:{path.stat().st_size}:{digest(rows)}"
+
+    return Store(lambda: safe, read, fingerprint, archive.close, unsafe)
+
+
+def _open_lmdb(path: Path) -> Store:
+    """Of an LMDB, whose values are images, as LSUN ships them."""
+    try:
+        database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise UserError(
+            f"path={path} is not a readable LMDB ({error}); give the folder that holds a whole "
+            f"{DATABASE} as path"
+        ) from None
+
+    def names() -> list[str]:
+        with database.begin() as reader:
+            # latin-1 maps every byte to one character and back.
+            return sorted(key.decode("latin-1") for key in reader.cursor().iternext(values=False))
+
+    def read(name: str) -> bytes:
+        with database.begin() as reader:
+            return reader.get(name.encode("latin-1")) or b""
+
+    def fingerprint() -> str:  # a commit changes at least the pages at the file's start
+        return f"lmdb:{digest_files(path, files_of(path))}"
+
+    return Store(names, read, fingerprint, database.close)
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is written: bytes, nanoseconds, number."""
+
+    size: int
+    mtime: int
+    ctime: int
+    inode: int
+
+
+def files_of(path: Path) -> dict[str, Stamp]:
+    """The files that hold what :func:`open_store` opens, by name.
+
+    Raises:
+        OSError: If they cannot be listed.
+    """
+    if (path / DATABASE).is_file():
+        return {DATABASE: _stamp((path / DATABASE).stat())}
+    return scan(path)[0] if path.is_dir() else {"": _stamp(path.stat())}
+
+
+def scan(path: Path) -> tuple[dict[str, Stamp], list[dict[str, str]]]:
+    """The images in a tree, by sorted relative names with forward slashes, and what is no file.
+
+    Raises:
+        OSError: If a folder cannot be listed.
+    """
+    found: dict[str, Stamp] = {}
+    skipped: list[dict[str, str]] = []
+    folders = [""]
+    while folders:
+        above = folders.pop()
+        with os.scandir(path / above) as entries:
+            for entry in entries:
+                name = above + entry.name
+                if _is_hidden(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{name}/")
+                elif name.lower().endswith(SUFFIXES):
+                    try:
+                        stat = entry.stat()
+                        if not S_ISREG(stat.st_mode):
+                            raise OSError(errno.EINVAL, "not a file")
+                        found[name] = _stamp(stat)
+                    except OSError as error:  # most often a link to nothing
+                        skipped.append({"name": name, "reason": str(error.strerror)})
+    return dict(sorted(found.items())), sorted(skipped, key=lambda item: item["name"])
+
+
+def digest_files(folder: Path, stamps: Mapping[str, Stamp]) -> str:
+    """Digest of names, sizes and contents.
+
+    Of more than 4 GiB or 250,000 files, only 4,096 evenly spread blocks of 16 KiB are read, which
+    takes seconds; the digest then begins with ``sampled:``.
+    """
+    names, ends = list(stamps), np.cumsum([0, *(stamp.size for stamp in stamps.values())])
+    if ends[-1] <= WHOLE_BYTES and len(names) <= WHOLE_FILES:
+        return digest(f"{name}\0{_digest_file(folder / name)}" for name in names)
+    rows = [f"{name}\0{stamp.size}" for name, stamp in stamps.items()]
+    for start in np.linspace(0, max(0, ends[-1] - BLOCK), BLOCKS).astype(np.int64):
+        i = np.searchsorted(ends, start, side="right") - 1
+        rows.append(_digest_file(folder / names[i], int(start - ends[i]), BLOCK))
+    return f"sampled:{digest(rows)}"
+
+
+def digest(rows: Iterable[str]) -> str:
+    """Digest of some lines."""
+    lines = hashlib.sha256()
+    for row in rows:
+        lines.update(row.encode("utf-8", "surrogateescape") + b"\n")
+    return lines.hexdigest()[:32]
+
+
+def _digest_file(path: Path, start: int = 0, size: int | None = None) -> str:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            content = hashlib.sha256(file.read(size or 2**20))
+            while not size and (block := file.read(2**20)):
+                content.update(block)
+    except OSError as error:  # a broken image among good ones
+        return f"unreadable {error.errno}"
+    return content.hexdigest()
+
+
+def _stamp(stat: os.stat_result) -> Stamp:
+    return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+def content_of(path: Path) -> str:
+    """The fingerprint of the store at a path."""
+    with closing(open_store(path)) as store:
+        return store.fingerprint()
 
 
 def of_content(read: Callable[[Path], T], path: Path) -> T:
@@ -183,29 +234,13 @@ def of_content(read: Callable[[Path], T], path: Path) -> T:
 
     The index of CelebA's zip takes a second, and every one of many experiments asks for it.
     """
-    if not path.is_file():
-        return read(path)
-    stat = path.stat()
-    return cast(T, _read_once(read, path, stat.st_size, stat.st_mtime_ns))
+    return _read_once(read, path, _stamp(path.stat())) if path.is_file() else read(path)
 
 
 @lru_cache(maxsize=16)
-def _read_once(read: Callable[[Path], Any], path: Path, size: int, time: int) -> Any:
+def _read_once(read: Callable[[Path], T], path: Path, stamp: Stamp) -> T:
     return read(path)
 
 
-def _is_unsafe(name: str) -> bool:
-    # The Windows flavour also splits at "/", so it sees both systems' ways out of a folder.
-    path = PureWindowsPath(name)
-    return bool(path.drive or path.root or ".." in path.parts)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
-
-
-def _digest(rows: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(row.encode("utf-8", "surrogateescape") + b"\n")
-    return digest.hexdigest()[:32]
+def _is_hidden(part: str) -> bool:
+    return part.startswith(".") or part == "__MACOSX"

@@ -4,10 +4,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
-from scipy.special import exp1, exprel, i0e, i1e, log_ndtr, logsumexp
+from scipy.special import exp1, exprel, i0e, log_ndtr, logsumexp
 from scipy.stats import uniform_direction, vonmises_fisher
 
 from submanifold.errors import UserError
@@ -16,6 +16,9 @@ Array = np.ndarray
 
 GRID = 513
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
+
+# The mean of e^(k (cos - 1)) over the directions of the plane and of space, a function of k.
+AVERAGE: dict[int, Callable] = {2: i0e, 3: lambda k: exprel(-2 * k)}
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,16 @@ class Manifold(ABC):
     def log_prob(self, x: Array) -> Array:
         r"""Log-density of the noisy data, :math:`\log \int p(y)\, N(x; y, \sigma^2 I)\, dy`.
 
-        Args:
-            x: Shape (n, D).
-
-        Returns:
-            Nats, shape (n,); in closed form or by the quadrature of :class:`Profile`.
+        At x (n, D), in nats, shape (n,): in closed form or by the quadrature of :class:`Profile`.
 
         Raises:
             UserError: Without noise all points lie on the manifold, where no such density exists.
         """
         if not self.has_density:
             raise UserError(
-                f"{type(self).__name__} data without noise lie on a manifold of dimension "
-                f"{self.dim} and have no density in their {self.ambient_dim} dimensions; set "
-                "data.noise above 0."
+                f"noise=0, and {type(self).__name__} data without noise lie on a manifold of "
+                f"dimension {self.dim} and have no density in their {self.ambient_dim} dimensions; "
+                "set noise above 0."
             )
         return self._log_prob(np.asarray(x, dtype=float))
 
@@ -108,6 +107,7 @@ class LinearGaussian(Manifold):
 
     ambient_dim = 8
     dim = 3
+    has_density = True
     noise: float = 0.0
     variances: tuple[float, ...] = (4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025)
     seed: int = 0
@@ -128,17 +128,6 @@ class LinearGaussian(Manifold):
         """Two axes of the manifold and one normal to it, shape (D, 3)."""
         return self.axes[:, [0, 1, 3]]
 
-    @property
-    def has_density(self) -> bool:
-        """It has, with noise or without: the normal density fills the space."""
-        return True
-
-    def log_prob(self, x: Array) -> Array:
-        """Log-density of the data, with noise or without: nats, shape (n,)."""
-        return log_normal(x @ self.axes, np.array(self.variances) + self.noise**2).sum(1)
-
-    _log_prob = log_prob
-
     def _draw(self, n: int, rng: np.random.Generator) -> Array:
         return rng.standard_normal((n, 8)) * np.sqrt(self.variances) @ self.axes.T
 
@@ -146,16 +135,25 @@ class LinearGaussian(Manifold):
         plane = self.axes[:, : self.dim]
         return x @ plane @ plane.T
 
+    def _log_prob(self, x: Array) -> Array:
+        return log_normal(x @ self.axes, np.array(self.variances) + self.noise**2).sum(1)
+
     def _manifold_log_prob(self, points: Array) -> Array:
-        plane = self.axes[:, : self.dim]
-        return log_normal(points @ plane, np.array(self.variances[: self.dim])).sum(1)
+        inside = (points @ self.axes)[:, : self.dim]
+        return log_normal(inside, np.array(self.variances[: self.dim])).sum(1)
 
 
 @dataclass(frozen=True)
 class Shell(Manifold):
     r"""A circle or sphere with a density :math:`\propto e^{\kappa \cos}` (method.md 5, 7 and 8).
 
-    The angle is the one to the mean direction: von Mises and von Mises-Fisher, or uniform.
+    The angle is the one to the mean direction m: von Mises and von Mises-Fisher, or uniform. With
+    noise, at a distance r from the centre and M(k) the mean of :math:`e^{k \cos}` over all
+    directions,
+
+    .. math::
+        p(x) = (2 \pi \sigma^2)^{-D/2} e^{-(r^2 + R^2) / 2 \sigma^2}
+               M(|\kappa m + R x / \sigma^2|) / M(\kappa).
 
     Attributes:
         radius: R.
@@ -163,20 +161,32 @@ class Shell(Manifold):
         mean: The direction of the largest density, of any length.
     """
 
-    radius: float
-    concentration: float
-    mean: tuple[float, ...]
+    ambient_dim = 3
+    dim = 2
+    noise: float = 0.05
+    radius: float = 1.0
+    concentration: float = 0.0
+    mean: tuple[float, ...] = (0.0, 0.0, 1.0)
 
     @property
     def manifold_entropy(self) -> float:
         r""":math:`\log \int e^{\kappa \cos} - \kappa\, E \cos`."""
-        return self._log_size + float(DIRECTIONS[self.ambient_dim].spread(self.concentration))
+        if self.concentration == 0:
+            return self._log_size
+        return float(self._law.entropy()) + self.dim * math.log(self.radius)
+
+    @property
+    def _law(self) -> Any:
+        """Of the direction, for scipy."""
+        if self.concentration == 0:
+            return uniform_direction(self.ambient_dim)
+        return vonmises_fisher(self._axis, self.concentration)  # type: ignore[arg-type]
 
     @property
     def _log_size(self) -> float:
         """Minus the largest log-density: the logarithm of the volume, if that is uniform."""
-        unit = DIRECTIONS[self.ambient_dim]
-        return math.log(unit.volume * self.radius**self.dim * unit.average(self.concentration))
+        average = AVERAGE[self.ambient_dim](self.concentration)
+        return math.log(2 * math.pi * self.dim * self.radius**self.dim * average)
 
     @property
     def _axis(self) -> Array:
@@ -186,22 +196,35 @@ class Shell(Manifold):
         return points @ self._axis / self.radius
 
     def _draw(self, n: int, rng: np.random.Generator) -> Array:
-        law: Any = uniform_direction(self.ambient_dim)
-        if self.concentration > 0:
-            law = vonmises_fisher(self._axis, self.concentration)  # type: ignore[arg-type]
-        return self.radius * law.rvs(n, random_state=rng).reshape(n, self.ambient_dim)
+        return self.radius * self._law.rvs(n, random_state=rng).reshape(n, self.ambient_dim)
 
     def _project(self, x: Array) -> Array:
         x = np.where(x.any(axis=1, keepdims=True), x, self._axis)
         return self.radius * x / np.hypot.reduce(x, axis=1, keepdims=True)
 
     def _log_prob(self, x: Array) -> Array:
+        average, k = AVERAGE[self.ambient_dim], self.concentration
         distance, cosine = np.linalg.norm(x, axis=1), self._cosine(self._project(x))
-        law = self.radius, self.noise, self.concentration
-        return log_shell(self.ambient_dim, distance, *law, cosine)
+        pull = self.radius * distance / self.noise**2
+        # rounds to `pull` itself with k = 0: nothing is lost however large it is
+        total = np.sqrt((pull**2 + k * (k + 2 * pull * cosine)).clip(0))
+        log_ratio = np.log(average(total) / average(k)) + total - pull - k
+        return log_normal(distance - self.radius, self.noise**2, self.ambient_dim) + log_ratio
 
     def _manifold_log_prob(self, points: Array) -> Array:
         return self.concentration * (self._cosine(points) - 1) - self._log_size
+
+
+@dataclass(frozen=True)
+class Sphere(Shell):
+    """A sphere in space; see :class:`Shell`."""
+
+
+@dataclass(frozen=True)
+class VmfSphere(Shell):
+    """A sphere whose points crowd around its north pole; see :class:`Shell`."""
+
+    concentration: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -211,8 +234,6 @@ class Circle(Shell):
     ambient_dim = 2
     dim = 1
     noise: float = 0.1
-    radius: float = 1.0
-    concentration: float = 0.0
     mean: tuple[float, ...] = (1.0, 0.0)
 
 
@@ -222,25 +243,6 @@ class VonMisesCircle(Circle):
 
     radius: float = 3.0
     concentration: float = 8.0
-
-
-@dataclass(frozen=True)
-class Sphere(Shell):
-    """A sphere in space; see :class:`Shell`."""
-
-    ambient_dim = 3
-    dim = 2
-    noise: float = 0.05
-    radius: float = 1.0
-    concentration: float = 0.0
-    mean: tuple[float, ...] = (0.0, 0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class VmfSphere(Sphere):
-    """A sphere whose points crowd around its north pole; see :class:`Shell`."""
-
-    concentration: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -311,11 +313,7 @@ class SwissRoll(Manifold):
     def manifold_entropy(self) -> float:
         r""":math:`\log T H + \frac1T [\frac t2 \log(1 + t^2) - t + \arctan t]`, of the range T."""
         low, high = (t * math.log1p(t * t) / 2 - t + math.atan(t) for t in self.ends)
-        return math.log(self._range * self.height) + (high - low) / self._range
-
-    @property
-    def _range(self) -> float:
-        return self.ends[1] - self.ends[0]
+        return math.log(np.ptp(self.ends) * self.height) + (high - low) / float(np.ptp(self.ends))
 
     @property
     def _profile(self) -> "Profile":
@@ -323,7 +321,7 @@ class SwissRoll(Manifold):
         return Profile(
             curve=lambda t: t * np.exp(1j * t),
             velocity=lambda t: (1 + 1j * t) * np.exp(1j * t),
-            log_density=lambda t: np.full_like(t, -math.log(self._range)),
+            log_density=lambda t: np.full_like(t, -math.log(np.ptp(self.ends))),
             ends=self.ends,
             curvature=(2 + t_squared) / (1 + t_squared) ** 1.5,
         )
@@ -345,7 +343,7 @@ class SwissRoll(Manifold):
 
     def _manifold_log_prob(self, points: Array) -> Array:
         t_squared = points[:, 0] ** 2 + points[:, 2] ** 2
-        return -math.log(self._range * self.height) - np.log1p(t_squared) / 2
+        return -math.log(np.ptp(self.ends) * self.height) - np.log1p(t_squared) / 2
 
     def _roll(self, t: Array, h: Array) -> Array:
         y = self._profile.curve(t)
@@ -366,12 +364,9 @@ class Paraboloid(Manifold):
         return math.log(2 * math.pi * math.e) + math.exp(0.5) * float(exp1(0.5)) / 2
 
     def _profile(self, y: Array) -> "Profile":
-        """The parabola as far out as it matters to the points y = rho + i z.
-
-        The nearest s solves s^3 + 2 (1 - z) s = 2 rho, so it is at most
-        sqrt(2 (z - 1)) + cbrt(2 rho). Beyond that by u, half the squared distance is larger by
-        u^4 / 8; where this is 50 sigma^2, the density is down by e^-50.
-        """
+        # As far out as it matters to y = rho + i z: the nearest s solves s^3 + 2 (1 - z) s = 2 rho,
+        # so it is at most sqrt(2 (z - 1)) + cbrt(2 rho). Beyond that by u, half the squared
+        # distance is larger by u^4 / 8; where this is 50 sigma^2, the density is down by e^-50.
         nearest = np.sqrt(2 * (y.imag - 1).clip(0)) + np.cbrt(2 * y.real)
         return Profile(
             curve=lambda s: s + 0.5j * s**2,
@@ -417,85 +412,21 @@ MANIFOLDS: dict[str, type] = {
 
 
 def manifold(name: str, noise: float | None = None) -> Manifold:
-    """Build a manifold by its name in `MANIFOLDS`.
-
-    Args:
-        name: Of the manifold.
-        noise: Standard deviation of the noise; None is the manifold's own.
+    """Build a manifold by its name in `MANIFOLDS`, with its own noise or another.
 
     Raises:
         UserError: The name is not known, or the noise is negative or not finite.
     """
     if name not in MANIFOLDS:
-        raise UserError(
-            f"data.source={name} is no manifold; known: {', '.join(MANIFOLDS)}. Change data.source."
-        )
-    if noise is None:
-        return MANIFOLDS[name]()
-    if not 0 <= noise < math.inf:
-        raise UserError(f"data.noise={noise} is not possible; set it to 0 or above.")
-    return MANIFOLDS[name](noise=noise)
-
-
-class Directions(NamedTuple):
-    """The unit circle or sphere, and the cosine with one of its directions.
-
-    Attributes:
-        volume: Its length or area.
-        average: Function of k: the mean of e^(k (cos - 1)).
-        spread: Function of k: the mean of k (1 - cos) under the density proportional to e^(k cos).
-    """
-
-    volume: float
-    average: Callable
-    spread: Callable
-
-
-DIRECTIONS = {
-    2: Directions(2 * math.pi, i0e, lambda k: k * (1 - i1e(k) / i0e(k))),
-    3: Directions(4 * math.pi, lambda k: exprel(-2 * k), lambda k: 1 - 1 / exprel(2 * k)),
-}
+        raise UserError(f"name={name} is no manifold; known: {', '.join(MANIFOLDS)}")
+    if noise is not None and not 0 <= noise < math.inf:
+        raise UserError(f"noise={noise} is not possible; set it to 0 or above.")
+    return MANIFOLDS[name]() if noise is None else MANIFOLDS[name](noise=noise)
 
 
 def log_normal(distance: Array, variance: float | Array, dim: int = 1) -> Array:
     """Log-density of N(m, variance I) in R^dim at a distance from m, nats."""
     return -(distance**2) / (2 * variance) - dim / 2 * np.log(2 * math.pi * variance)
-
-
-def log_shell(
-    ambient_dim: int,
-    distance: Array,
-    radius: float | Array,
-    noise: float,
-    concentration: float = 0.0,
-    cosine: float | Array = 0.0,
-) -> Array:
-    r"""Log-density of a noisy ring or sphere with a density :math:`\propto e^{\kappa \cos}` on it.
-
-    With m the mean direction, x at a distance r from the centre, and M(k) the mean of
-    :math:`e^{k \cos}` over all directions (:math:`I_0(k)` or :math:`\sinh(k) / k`),
-
-    .. math::
-        p(x) = (2 \pi \sigma^2)^{-D/2} e^{-(r^2 + R^2) / 2 \sigma^2}
-               M(|\kappa m + R x / \sigma^2|) / M(\kappa).
-
-    Args:
-        ambient_dim: D, 2 for a ring and 3 for a sphere.
-        distance: r.
-        radius: R.
-        noise: sigma.
-        concentration: kappa.
-        cosine: Of the angle between x and m.
-
-    Returns:
-        Nats, of the shape to which the arguments broadcast.
-    """
-    average = DIRECTIONS[ambient_dim].average
-    pull = radius * distance / noise**2
-    # rounds to `pull` itself with kappa = 0: nothing is lost however large it is
-    total = np.sqrt((pull**2 + concentration * (concentration + 2 * pull * cosine)).clip(0))
-    log_ratio = np.log(average(total) / average(concentration)) + (total - pull - concentration)
-    return log_normal(distance - radius, noise**2, ambient_dim) + log_ratio
 
 
 def log_point(y: Array, c: Array, noise: float) -> Array:
@@ -505,7 +436,7 @@ def log_point(y: Array, c: Array, noise: float) -> Array:
 
 def log_ring(y: Array, c: Array, noise: float) -> Array:
     """Log-density in R^3 of a noisy ring; y and c are distance from its axis + i height; nats."""
-    return log_shell(2, y.real, c.real, noise) + log_normal(y.imag - c.imag, noise**2)
+    return log_normal(abs(y - c), noise**2, 3) + np.log(i0e(y.real * c.real / noise**2))
 
 
 def meridian(x: Array) -> tuple[Array, Array]:
@@ -547,9 +478,8 @@ class Profile:
         nearest = np.empty(len(y))
         for rows in blocks(np.arange(len(y)), GRID):
             distance = abs(y[rows, None] - self.curve(grid))
-            before, after = np.full((2, *distance.shape), np.inf)
-            before[:, 1:], after[:, :-1] = distance[:, :-1], distance[:, 1:]
-            row, i = np.nonzero((distance <= before) & (distance <= after))
+            beside = np.pad(distance, ((0, 0), (1, 1)), constant_values=np.inf)
+            row, i = np.nonzero((distance <= beside[:, :-2]) & (distance <= beside[:, 2:]))
             low, high = grid[(i - 1).clip(0)], grid[(i + 1).clip(max=GRID - 1)]
             for _ in range(60):
                 t = (low + high) / 2
@@ -564,20 +494,14 @@ class Profile:
     ) -> Array:
         r"""Log-density of a mixture along the curve, :math:`\log \int q(t)\, k(y, c(t))\, dt`.
 
+        At y (n,), in nats, shape (n,), for a kernel k: the density at y of a noisy point c.
+
         The curve is cut into pieces of nearly equal length, with the 12 nodes of Gauss and
         Legendre in each. Near the nearest point, at a distance delta, the integrand varies like
         a normal density of width sigma or like :math:`e^{-\delta s / \sigma^2}`; so pieces are
         shorter than 4 sigma, than :math:`20 \sigma^2 / \delta` and than the least radius of
         curvature. Left out are pieces on which it is :math:`e^{-50}` of its largest value. The
         relative error is below 1e-10 (measured), until far off 65,536 pieces are too few.
-
-        Args:
-            y: Shape (n,).
-            noise: sigma.
-            kernel: Log-density at y of a noisy point c.
-
-        Returns:
-            Nats, shape (n,).
         """
         grid = np.linspace(*self.ends, GRID)
         length = np.append(0, np.cumsum(abs(np.diff(self.curve(grid)))))

@@ -2,7 +2,6 @@
 
 import base64
 import mmap
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,13 @@ import numpy as np
 from kedro.io import AbstractDataset
 from kedro_datasets._typing import ImagePreview
 
+from submanifold.data.arrays import map_whole
 from submanifold.figures import as_png, image_grid, latent_histogram
+from submanifold.files import whole
 
 
 class ArrayDataset(AbstractDataset[np.ndarray, np.ndarray]):
-    """One ``.npy`` file, memory-mapped on load and written atomically.
+    """One ``.npy`` file, memory-mapped on load and written whole or not at all.
 
     Changes of a loaded array stay in memory (mode ``c``), so it can be handed to torch.
 
@@ -33,14 +34,11 @@ class ArrayDataset(AbstractDataset[np.ndarray, np.ndarray]):
 
     def save(self, data: np.ndarray) -> None:
         """Write the array, unless it is this very file."""
-        whole = isinstance(data.base, mmap.mmap)  # not a slice of a file
-        if whole and isinstance(data, np.memmap) and data.filename == self._path.resolve():
+        all_of_it = isinstance(data.base, mmap.mmap)  # not a slice of a file
+        if all_of_it and isinstance(data, np.memmap) and data.filename == self._path.resolve():
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(self._path.name + ".part")
-        with partial.open("wb") as file:
+        with whole(self._path) as partial, partial.open("wb") as file:
             np.save(file, data)
-        os.replace(partial, self._path)
 
     def preview(self) -> ImagePreview:
         """Draw the first images, or, of latents, how normal they are."""
@@ -49,7 +47,7 @@ class ArrayDataset(AbstractDataset[np.ndarray, np.ndarray]):
         return ImagePreview(base64.b64encode(as_png(figure)).decode())
 
     def _exists(self) -> bool:
-        return self._path.is_file()
+        return map_whole(self._path) is not None
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._path)}

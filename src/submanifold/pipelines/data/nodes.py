@@ -3,20 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from submanifold.data.preprocess import prepare
-from submanifold.data.settings import SyntheticSettings, read_data_settings
+from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.vectors import draw
+from submanifold.errors import named
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+PARTS = ("train", "valid", "test", "manifest")
 
 
-def prepare_data(settings: dict[str, Any], folder: Path, raw_folder: Path) -> Arrays:
-    """Download, crop, resize and split images, or draw points; or find it done.
+def prepare_images(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str, Any]:
+    """Download, crop, resize and split images, or find it done; see :func:`prepare`."""
+    with named("data"):
+        return dict(zip(PARTS, prepare(data, folder, raw_folder), strict=True))
 
-    See :func:`prepare` and :func:`draw`.
-    """
-    if isinstance(read_data_settings(settings), SyntheticSettings):
-        return draw(settings, folder)
-    return prepare(settings, folder, raw_folder)
+
+def draw_points(data: SyntheticSettings, folder: Path) -> dict[str, Any]:
+    """Draw points from a manifold with a known density, or find it done; see :func:`draw`."""
+    with named("data"):
+        return dict(zip(PARTS, draw(data, folder), strict=True))

@@ -2,17 +2,19 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.pipelines.data.nodes import prepare_data
+from submanifold.pipelines.data.nodes import draw_points, prepare_images
 
 
-def create_pipeline() -> Pipeline:
-    """Build the data pipeline."""
+def create_pipeline(synthetic: bool = False) -> Pipeline:
+    """Build the data pipeline, of images or of points with a known density."""
+    inputs = {"data": "params:data", "folder": "data_folder"}
     return Pipeline(
         [
             Node(
-                prepare_data,
-                inputs=["params:data", "data_folder", "raw_folder"],
-                outputs=["x_train", "x_valid", "x_test", "manifest"],
+                draw_points if synthetic else prepare_images,
+                inputs=inputs if synthetic else {**inputs, "raw_folder": "raw_folder"},
+                outputs={part: f"x_{part}" for part in ("train", "valid", "test")}
+                | {"manifest": "manifest"},
                 name="prepare_data",
             )
         ]

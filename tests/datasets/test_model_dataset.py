@@ -4,7 +4,7 @@ import pytest
 import torch
 from kedro.io import DatasetError
 
-from submanifold.datasets import FlowDataset
+from submanifold.datasets import ModelDataset
 from submanifold.flows import Glow, RealNVP
 from submanifold.manifold import Hierarchy, Stage
 
@@ -22,7 +22,7 @@ def hierarchy():
 
 @pytest.fixture
 def dataset(tmp_path):
-    return FlowDataset(filepath=str(tmp_path / "photos-stage_1-abc" / "flow.safetensors"))
+    return ModelDataset(filepath=str(tmp_path / "photos-phase_1-abc" / "flow.safetensors"))
 
 
 def test_what_is_saved_is_loaded_with_its_key(dataset, hierarchy):
@@ -31,7 +31,7 @@ def test_what_is_saved_is_loaded_with_its_key(dataset, hierarchy):
     assert dataset.exists()
     loaded = dataset.load()
     assert not loaded.training
-    assert loaded.notes == {"step": 7, "key": "photos-stage_1-abc"}
+    assert loaded.notes == {"step": 7, "key": "photos-phase_1-abc"}
     x = torch.rand(4, 3, 8, 8) - 0.5
     assert torch.equal(loaded.log_prob(x), hierarchy.eval().log_prob(x))
 
@@ -39,21 +39,22 @@ def test_what_is_saved_is_loaded_with_its_key(dataset, hierarchy):
 def test_the_preview_is_the_architecture_and_the_notes(dataset, hierarchy):
     dataset.save(hierarchy)
     preview = json.loads(dataset.preview())
-    assert [stage["flow"] for stage in preview["stages"]] == ["glow", "realnvp"]
+    flows = [each["type"] for stage in preview["stages"] for each in stage["bijections"]]
+    assert flows == ["glow", "realnvp"]
     assert [stage["dim"] for stage in preview["stages"]] == [24, 6]
     assert preview["parameters"] == sum(p.numel() for p in hierarchy.parameters())
-    assert preview["notes"]["key"] == "photos-stage_1-abc"
+    assert preview["notes"]["key"] == "photos-phase_1-abc"
 
 
 def test_nothing_but_the_file_is_left(dataset, hierarchy, tmp_path):
     dataset.save(hierarchy)
     dataset.save(hierarchy)
-    assert [p.name for p in (tmp_path / "photos-stage_1-abc").iterdir()] == ["flow.safetensors"]
+    assert [p.name for p in (tmp_path / "photos-phase_1-abc").iterdir()] == ["flow.safetensors"]
 
 
 def test_a_file_that_is_no_flow_ends_in_a_message(dataset, tmp_path):
-    path = tmp_path / "photos-stage_1-abc" / "flow.safetensors"
+    path = tmp_path / "photos-phase_1-abc" / "flow.safetensors"
     path.parent.mkdir()
     path.write_bytes(b"half a file")
-    with pytest.raises(DatasetError, match="is not a flow of this program"):
+    with pytest.raises(DatasetError, match="is not a model of this program"):
         dataset.load()

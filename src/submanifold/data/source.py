@@ -1,0 +1,32 @@
+"""What every source of images offers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Source:
+    """Named images, and the splits they go to.
+
+    Attributes:
+        names: All images, sorted.
+        image: Function of a name: the image, uint8 (channels, size, size). It may be called from
+            several threads, and raises whatever a broken file makes it raise.
+        parts: The split each name belongs to, or None: any may go anywhere.
+        rule: The split rule: `cells`, `official` or `random`.
+        crop: What of a picture is kept.
+        note: What the user should know about the split, or None.
+        skipped: `{"name", "reason"}` of what is never read.
+        close: Function that lets go of open files.
+    """
+
+    names: list[str]
+    image: Callable[[str], np.ndarray]
+    parts: Mapping[str, str] | None
+    rule: str
+    crop: str
+    note: str | None = None
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    close: Callable[[], None] = lambda: None

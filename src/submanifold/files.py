@@ -1,0 +1,131 @@
+"""Files that are whole or not there, and folders in which one process works at a time."""
+
+import fcntl
+import json
+import logging
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_held = threading.local()
+
+
+@contextmanager
+def whole(path: Path, keep: bool = False) -> Iterator[Path]:
+    """Give a path beside a file to write to, which takes the file's name when all went well.
+
+    No other writer is given the same path; the file's folder is made. It is removed when the block
+    fails; what a killed process of this machine left is removed by the next writer of the file.
+    `keep` leaves a file that another writer has put there meanwhile.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.stem}.{socket.gethostname()}-"
+    # a database keeps a journal beside its file
+    left = re.compile(re.escape(prefix) + r"(\d+)-\d+" + re.escape(path.suffix) + r"(-\w+)?")
+    for file in path.parent.glob(".*"):
+        if (match := left.fullmatch(file.name)) and not is_alive(int(match[1])):
+            file.unlink(missing_ok=True)
+    partial = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    try:
+        yield partial
+        settle(partial, path, keep)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def settle(partial: Path, path: Path, keep: bool = False) -> None:
+    """Bring a finished file to the disk and give it its name in one step."""
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    if keep:
+        try:
+            os.link(partial, path)
+        except OSError:  # there is a file, or a filesystem has no hard links
+            keep = path.exists()
+    if not keep:
+        os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    text = json.dumps(content, indent=2)
+    with whole(path) as partial:
+        partial.write_text(text)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is no file or only a part of one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Work in a folder while no other process does; wait for one that does, with a line in the log.
+
+    The lock goes when its process ends, however it ends. A block inside a block of the same thread
+    does not wait. Where the filesystem knows no locks, a warning says so and the work goes on. The
+    folder is made; `what` it is locked for, such as ``"stage_1"``, is in the log.
+    """
+    folder = Path(folder).resolve()
+    held: set[Path] = _held.__dict__.setdefault("folders", set())
+    if folder in held:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    lock = _acquire(path, what)
+    held.add(folder)
+    try:
+        yield
+    finally:
+        held.discard(folder)
+        if lock is not None:
+            path.unlink(missing_ok=True)  # before another can have it
+            os.close(lock)
+
+
+def _acquire(path: Path, what: str) -> int | None:
+    try:
+        while True:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.pread(lock, 200, 0).decode(errors="replace") or "just started"
+                log.info("waiting for another run (%s) that is making %s", owner, what)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_at(lock, path):
+                os.truncate(lock, 0)
+                os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                return lock
+            os.close(lock)  # its owner was done with it and removed it
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): start no second run of it now", path, error)
+        return None
+
+
+def _is_at(lock: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except FileNotFoundError:  # also where it goes just now: no reason to go on without a lock
+        return False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine is running."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True
