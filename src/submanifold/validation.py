@@ -1,7 +1,7 @@
 """Settings as typed models, and one clear message for everything that is wrong with them."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,12 +18,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_settings(model: type[Model], mapping: Mapping[str, Any], where: str) -> Model:
-    """Validate what the user gave.
-
-    Args:
-        model: The settings' class.
-        mapping: Names and values.
-        where: The parameter that holds them, such as ``stage_1``.
+    """Validate what the user gave under a parameter's name, such as ``stage_1``.
 
     Raises:
         UserError: Naming every setting that cannot work, what it may be, and where to change it.
@@ -48,39 +43,39 @@ def _explain(problem: Any, model: type[BaseModel], where: str) -> str:
         return f"{name} is missing"
     if kind == "literal_error":
         return f"{name}={problem['input']} is not known; known: {problem['ctx']['expected']}"
-    if kind == "union_tag_invalid":
-        return f"{name}.type={problem['ctx']['tag']} is not known; known: {', '.join(tags)}"
-    if kind == "union_tag_not_found":
-        return f"{name}.type is missing; known: {', '.join(tags)}"
+    if kind.startswith("union_tag"):
+        name += "." + problem["ctx"]["discriminator"].strip("'")
+        wrong = (
+            f"={problem['ctx']['tag']} is not known" if "tag" in problem["ctx"] else " is missing"
+        )
+        return f"{name}{wrong}; known: {', '.join(tags)}"
     if kind == "value_error":
-        return str(problem["ctx"]["error"])
+        return f"{where}.{problem['ctx']['error']}"
     return f"{name}={problem['input']} cannot be used: {problem['msg']}"
 
 
 def _locate(model: Any, path: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Follow a path into nested models.
-
-    Returns:
-        The names on the path without the tags that pydantic puts after a union's name
-        (flow.glow.width is written flow.width), the names allowed where the last one stands, and
-        the tags that it may have.
-    """
+    """Names on a path, without tags of unions; what the last could be; its tags if a union."""
     names: list[str] = []
     known: list[str] = []
     members: list[Any] = [model]
     for part in path:
-        if names and any(part in _tags(member) for member in members):
-            members = [member for member in members if part in _tags(member)]
+        if names and (tagged := [each for each in members if part in _tags(each)]):
+            members = tagged  # pydantic writes flow.glow.width, the user flow.width
             continue
-        fields: dict[str, Any] = next(
-            (member.model_fields for member in members if hasattr(member, "model_fields")), {}
-        )
+        models = [each for each in members if hasattr(each, "model_fields")]
+        fields: dict[str, Any] = models[0].model_fields if models else {}
         names, known = [*names, part], list(fields)
-        inner = fields[part].annotation if part in fields else None
-        members = [inner, *getattr(inner, "__args__", ())]
-    return names, known, [repr(tag) for member in members for tag in _tags(member)]
+        members = _members(fields[part].annotation if part in fields else None)
+    return names, known, [repr(tag) for each in members for tag in _tags(each)]
+
+
+def _members(annotation: Any) -> list[Any]:
+    """A type and all that it is made of, such as those of a union in a list."""
+    return [annotation, *(member for each in get_args(annotation) for member in _members(each))]
 
 
 def _tags(member: Any) -> tuple[Any, ...]:
-    field = getattr(member, "model_fields", {}).get("type")
+    fields = getattr(member, "model_fields", {})
+    field = fields.get("type") or fields.get("penalty")
     return getattr(field.annotation, "__args__", ()) if field is not None else ()

@@ -2,6 +2,7 @@
 
 from submanifold.flows.actnorm import ActNorm, initialize
 from submanifold.flows.bijection import Bijection, Compose, Flow
+from submanifold.flows.build import FLOWS, FlowSettings, build_flow
 from submanifold.flows.coupling import (
     AffineCoupling,
     Coupling,
@@ -13,8 +14,6 @@ from submanifold.flows.linear import Affine, Linear
 from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.reshape import Split, Squeeze
 
-FLOWS: dict[str, type[Flow]] = {"glow": Glow, "realnvp": RealNVP, "affine": Affine}
-
 __all__ = [
     "FLOWS",
     "ActNorm",
@@ -24,12 +23,14 @@ __all__ = [
     "Compose",
     "Coupling",
     "Flow",
+    "FlowSettings",
     "Glow",
     "Linear",
     "MaskedAffineCoupling",
     "RealNVP",
     "Split",
     "Squeeze",
+    "build_flow",
     "initialize",
     "set_recompute",
 ]

@@ -1,5 +1,7 @@
 """Activation normalisation (Kingma & Dhariwal 2018, section 3.1)."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +30,7 @@ class ActNorm(Bijection):
             self.fit(x)
         shape = (1, -1) + (1,) * (x.ndim - 2)
         z = (x - self.shift.view(shape)) * self.log_scale.exp().view(shape)
-        positions = x[0, 0].numel()
-        return z, (self.log_scale.sum() * positions).expand(len(x))
+        return z, (self.log_scale.sum() * x[0, 0].numel()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Undo the normalisation."""
@@ -46,9 +47,10 @@ class ActNorm(Bijection):
 
 
 @torch.no_grad()
-def initialize(flow: nn.Module, x: Tensor) -> None:
-    """Set every :class:`ActNorm` in the flow from one batch x, in the order the data meets them."""
-    for module in flow.modules():
-        if isinstance(module, ActNorm):
-            module.pending = True
+def initialize(flow: nn.Module, x: Tensor, fresh: Iterable[nn.Module] | None = None) -> None:
+    """Set a flow's :class:`ActNorm` layers, or those of its fresh parts, from one batch x."""
+    for part in [flow] if fresh is None else fresh:
+        for module in part.modules():
+            if isinstance(module, ActNorm):
+                module.pending = True
     flow(x)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,16 @@ class Bijection(nn.Module):
 class Flow(Bijection):
     """A bijection from events of a fixed shape to flat latents, which can be rebuilt by name.
 
+    The first argument of its constructor says what it acts on: the shape of an image, or the count
+    of a vector's numbers. The others, with their types and defaults, are its settings.
+
     Attributes:
+        axes: Axes of one event: 3 for images, 1 for vectors.
         event_shape: The shape of one event, such as (3, 32, 32) or (500,).
         config: The arguments that rebuild it: ``type(flow)(**flow.config)``.
     """
 
+    axes: ClassVar[int]
     event_shape: tuple[int, ...]
     config: dict[str, Any]
 
@@ -70,10 +75,8 @@ class Compose(Bijection):
 def full_precision(x: Tensor) -> Iterator[None]:
     """Keep what happens inside in x's own precision under an outer autocast.
 
-    Latents and log-determinants need it: an error in them is an error of the density, where one in
-    a coupling net only makes a slightly different net. That one is inverted exactly as long as it
-    says the same both ways; in bfloat16 the rounding of its input can make it differ by 2^-8, so
-    that an inverse is good to about 1e-4, and figures are measured without autocast.
+    An error in a latent or a log-determinant is an error of the density, where one in a coupling
+    net only makes a slightly different net.
     """
     with torch.autocast(x.device.type, enabled=False):
         yield

@@ -11,20 +11,22 @@ LOG_SCALE_LIMIT = 2.0
 
 
 def bounded_log_scale(raw: Tensor) -> Tensor:
-    """Squash a net's output into a log-scale within +-2, with slope 1 at 0.
-
-    One coupling then scales by at most e^2 either way, which keeps the inverse of a deep flow from
-    blowing up rounding errors.
-    """
+    """Squash a net's output into +-2, so that a deep inverse does not blow up rounding errors."""
     return LOG_SCALE_LIMIT * torch.tanh(raw / LOG_SCALE_LIMIT)
+
+
+def starting_at_zero(*layers: nn.Module) -> nn.Sequential:
+    """Chain layers to a net whose output is zero until it has learned."""
+    nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
+    return nn.Sequential(*layers)
 
 
 class Coupling(Bijection):
     """What couplings share: a net that says how to scale and shift one part given the other.
 
     Attributes:
-        recompute: Whether the gradient computes the net's hidden layers again instead of keeping
-            them from the forward pass: a small part of the memory for a little more time.
+        recompute: Whether the gradient computes the net's hidden layers again, to save memory.
     """
 
     def __init__(self, net: nn.Module):

@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from submanifold.errors import UserError
 from submanifold.flows.bijection import Compose, Flow
-from submanifold.flows.coupling import AffineCoupling
+from submanifold.flows.coupling import AffineCoupling, starting_at_zero
 from submanifold.flows.linear import Linear
 from submanifold.flows.reshape import Split, Squeeze
 
@@ -16,8 +17,8 @@ from submanifold.flows.reshape import Split, Squeeze
 class Glow(Flow):
     """The multi-scale flow: on each level a squeeze, ``steps`` flow steps, and a split.
 
-    Latents come out coarsest first: the last level's, then each split's going back to the finest,
-    so that the first d of them are the smoothest part of the image (method.md 3.6).
+    Latents come out coarsest first, so that the first d of them are the smoothest part of the image
+    (method.md 3.6).
 
     Args:
         shape: (channels, height, width) of an image; height and width divisible by 2^levels.
@@ -27,18 +28,32 @@ class Glow(Flow):
 
     Raises:
         UserError: The image cannot be squeezed that often.
+
+    Example:
+        >>> flow = Glow((3, 8, 8), levels=2, steps=1, width=4)
+        >>> z, log_det = flow(torch.rand(5, 3, 8, 8) - 0.5)
+        >>> z.shape, log_det.shape, flow.inverse(z).shape
+        (torch.Size([5, 192]), torch.Size([5]), torch.Size([5, 3, 8, 8]))
     """
 
-    def __init__(self, shape: Sequence[int], levels: int = 3, steps: int = 32, width: int = 512):
+    axes = 3
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        levels: PositiveInt = 3,
+        steps: PositiveInt = 32,
+        width: PositiveInt = 512,
+    ):
         super().__init__()
+        self.event_shape = tuple(shape)
+        self.config = {"shape": list(shape), "levels": levels, "steps": steps, "width": width}
         channels, height, size = shape
         if height % 2**levels or size % 2**levels:
             raise UserError(
-                f"Glow with {levels} levels halves the image {levels} times, but {height}x{size} "
-                f"pixels are not divisible by {2**levels}. Change data.size or flow.levels."
+                f"levels={levels} halves the image {levels} times, but {height}x{size} pixels are "
+                f"not divisible by {2**levels}. Take fewer levels, or images of another size."
             )
-        self.event_shape = tuple(shape)
-        self.config = {"shape": list(shape), "levels": levels, "steps": steps, "width": width}
         blocks: list[Compose] = []
         splits: list[Split] = []
         self.latent_shapes: list[tuple[int, int, int]] = []
@@ -68,28 +83,26 @@ class Glow(Flow):
 
     def inverse(self, z: Tensor) -> Tensor:
         """Map latents (batch, c h w) back to images."""
-        sizes = [math.prod(shape) for shape in reversed(self.latent_shapes)]
-        parts = [
+        shapes = self.latent_shapes[::-1]
+        x, *latents = (
             part.view(-1, *shape).contiguous(memory_format=torch.channels_last)
-            for part, shape in zip(z.split(sizes, 1), reversed(self.latent_shapes), strict=True)
-        ]
-        x = parts[0]
-        for index, level in reversed(list(enumerate(self.levels))):
-            if index < len(self.splits):
-                x = self.splits[index].inverse(x, parts[-1 - index])
-            x = level.inverse(x)
+            for part, shape in zip(z.split([*map(math.prod, shapes)], 1), shapes, strict=True)
+        )
+        x = self.levels[-1].inverse(x)
+        for level, split, latent in zip(
+            reversed(self.levels[:-1]), reversed(self.splits), latents, strict=True
+        ):
+            x = level.inverse(split.inverse(x, latent))
         return x
 
 
 def step(channels: int, width: int) -> Compose:
     """Build one step of Glow: actnorm, invertible 1x1 convolution, affine coupling (figure 2a)."""
-    net = nn.Sequential(
+    net = starting_at_zero(
         nn.Conv2d(channels // 2, width, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(width, width, 1),
         nn.ReLU(),
         nn.Conv2d(width, channels, 3, padding=1),
     )
-    nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
-    nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
     return Compose([Linear(channels), AffineCoupling(net)])

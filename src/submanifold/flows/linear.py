@@ -60,7 +60,8 @@ class Affine(Linear, Flow):
         dim: Number of coordinates.
     """
 
+    axes = 1
+
     def __init__(self, dim: int):
         super().__init__(dim)
-        self.event_shape = (dim,)
-        self.config = {"dim": dim}
+        self.event_shape, self.config = (dim,), {"dim": dim}

@@ -24,8 +24,8 @@ class Split(nn.Module):
 
     .. math:: v = (x_b - \mu(x_a))\, e^{-s(x_a)}
 
-    Glow gives the split latents a learned Gaussian prior. Folding that prior into the bijection
-    leaves them standard normal, and v = 0 decodes their conditional mean (method.md 3.6).
+    With Glow's prior of the split latents folded into the bijection they are standard normal, and
+    v = 0 decodes their conditional mean (method.md 3.6).
 
     Args:
         channels: Channels of the input; half of them stay.

@@ -1,12 +1,15 @@
-"""A stage: one bijection and the dimension of the manifold it finds."""
+"""A stage: a bijection and the dimension of the manifold it finds."""
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from submanifold.errors import UserError
-from submanifold.flows import Flow
+from submanifold.flows import FLOWS, Bijection, Compose, Flow
 
 
 class Stage(nn.Module):
@@ -16,35 +19,55 @@ class Stage(nn.Module):
     (paper, section 4.1; method.md 1).
 
     Args:
-        flow: The bijection, from events to D flat latents.
+        flow: The bijection, from events to D flat latents; or several, each acting on what the one
+            before makes.
         dim: Dimension d of the manifold, 1 <= d <= D.
         off_manifold_scale: Standard deviation sigma_v of the density of v; 1 but in DNF.
 
+    Attributes:
+        event_shape: Shape of one event h.
+        event_dim: D.
+
     Raises:
-        UserError: The dimension does not fit.
+        UserError: The dimension does not fit, or one flow does not act on what another makes.
+
+    Example:
+        >>> stage = Stage([RealNVP(8), Affine(8)], dim=3)
+        >>> u, v, log_det = stage(torch.randn(5, 8))
+        >>> u.shape, v.shape, stage.decode(u).shape
+        (torch.Size([5, 3]), torch.Size([5, 5]), torch.Size([5, 8]))
     """
 
-    def __init__(self, flow: Flow, dim: int, off_manifold_scale: float = 1.0):
+    def __init__(self, flow: Flow | Sequence[Flow], dim: int, off_manifold_scale: float = 1.0):
         super().__init__()
-        self.flow = flow
+        flows = [flow] if isinstance(flow, Flow) else list(flow)
+        for outer, inner in pairwise(flows):
+            if inner.event_shape != (math.prod(outer.event_shape),):
+                raise UserError(
+                    f"flow: a flow acts on events of shape {inner.event_shape}, but the one before "
+                    f"it makes {math.prod(outer.event_shape)} numbers."
+                )
+        self.flow: Bijection = flows[0] if len(flows) == 1 else Compose(flows)
         self.dim = dim
         self.off_manifold_scale = off_manifold_scale
-        self.event_dim = math.prod(flow.event_shape)
+        self.event_shape = flows[0].event_shape
+        self.event_dim = math.prod(self.event_shape)
         if not 1 <= dim <= self.event_dim:
             raise UserError(
-                f"A manifold of dimension {dim} in a space of {self.event_dim} is not possible. "
-                f"Allowed: 1 to {self.event_dim}. Change stage_<n>.dim."
+                f"dim={dim}, but the flow acts on {self.event_dim} numbers. "
+                f"Allowed: 1 to {self.event_dim}."
             )
+
+    @property
+    def flows(self) -> list[Flow]:
+        """The bijections, in the order that events pass them."""
+        # a RealNVP is composed too, but one flow
+        return list(self.flow.bijections) if type(self.flow) is Compose else [self.flow]  # type: ignore[arg-type, list-item]
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map events (batch, ...) to u (batch, d), v (batch, D - d) and log|det J_f| (batch,)."""
         z, log_det = self.flow(h)
         return z[:, : self.dim], z[:, self.dim :], log_det
-
-    def encode(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates (u, v) of h on and off the manifold."""
-        u, v, _ = self(h)
-        return u, v
 
     def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         """Invert (u, v); without v the point on the manifold, v = 0."""
@@ -52,15 +75,27 @@ class Stage(nn.Module):
             v = u.new_zeros(len(u), self.event_dim - self.dim)
         return self.flow.inverse(torch.cat([u, v], 1))
 
-    def project(self, h: Tensor) -> Tensor:
-        r"""Drop the off-manifold part: :math:`f^{-1}(f_u(h), 0)`."""
-        return self.decode(self.encode(h)[0])
-
     def off_manifold_log_prob(self, v: Tensor) -> Tensor:
         """Log-density of v under N(0, sigma_v^2 I) in nats, shape (batch,)."""
         return standard_normal_log_prob(v / self.off_manifold_scale) - v.shape[1] * math.log(
             self.off_manifold_scale
         )
+
+    def describe(self) -> dict[str, Any]:
+        """The arguments that rebuild it (:meth:`rebuild`), JSON-able."""
+        names = {flow: name for name, flow in FLOWS.items()}
+        return {
+            "bijections": [{"type": names[type(flow)], **flow.config} for flow in self.flows],
+            "dim": self.dim,
+            "off_manifold_scale": self.off_manifold_scale,
+        }
+
+    @classmethod
+    def rebuild(cls, bijections: Sequence[dict[str, Any]], **arguments: Any) -> "Stage":
+        """Build an untrained stage from what :meth:`describe` said."""
+        flows = [FLOWS[each["type"]](**{k: v for k, v in each.items() if k != "type"})
+                 for each in bijections]  # fmt: skip
+        return cls(flows, **arguments)
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:

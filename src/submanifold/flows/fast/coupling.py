@@ -16,10 +16,7 @@ from submanifold.flows.fast import kernels
 
 
 def applies(x: Tensor, net: nn.Module) -> bool:
-    """Whether :func:`couple` is the way to couple x by a net: images on a CPU, under bfloat16.
-
-    In float32 plain modules are as fast; without compiled kernels they are faster.
-    """
+    """Whether :func:`couple` is the faster way: for images on a CPU, under bfloat16."""
     return (
         x.ndim == 4
         and x.device.type == "cpu"
@@ -36,16 +33,11 @@ def applies(x: Tensor, net: nn.Module) -> bool:
 
 
 def couple(x: Tensor, net: nn.Module, inverse: bool, recompute: bool) -> tuple[Tensor, Tensor]:
-    """Scale and shift the second half of the channels by what the net says of the first.
+    """Scale and shift the second half of the channels of x (B, C, H, W), or undo it.
 
-    The net's matrices and hidden layers are bfloat16 under autocast, else float32; everything that
-    the density is made of is float32.
-
-    Args:
-        x: (B, C, H, W).
-        net: Its three convolutions are 3x3, 1x1 and 3x3, with a ReLU between them.
-        inverse: Whether to undo the scale and shift.
-        recompute: Whether to compute the hidden layers again for the gradient, not keep them.
+    The net has convolutions of 3x3, 1x1 and 3x3, with a ReLU between them. Its matrices and hidden
+    layers are bfloat16 under autocast; all that the density is made of is float32. To recompute is
+    to compute the hidden layers again for the gradient.
 
     Returns:
         What x becomes, and the log-determinant (B,) of what was done.
@@ -113,10 +105,7 @@ def hidden(y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[T
 
 
 def matrices(parameters: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Turn convolutions into matrices (width, 9 C / 2), (width, width), (9 C, width) of a dtype.
-
-    Biases of the hidden layers follow; the last one stays float32.
-    """
+    """Turn convolutions into matrices (width, 9 C / 2), (width, width), (9 C, width)."""
     w1, b1, w2, b2, w3, b3 = parameters
     return (
         w1.permute(0, 2, 3, 1).flatten(1).to(dtype),
@@ -124,7 +113,7 @@ def matrices(parameters: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, 
         w2.flatten(1).to(dtype),
         b2.to(dtype),
         w3.permute(2, 3, 0, 1).flatten(0, 2).to(dtype),
-        b3,
+        b3,  # is added to what makes the density, in float32
     )
 
 

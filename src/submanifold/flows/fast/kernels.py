@@ -30,35 +30,32 @@ LINK = ["-shared", "-Wl,--no-as-needed", *(f"-L{path}" for path in cpp_extension
 def library() -> ctypes.CDLL | None:
     """Compile the kernels, once for each kind of processor, and load them; None where that fails.
 
-    It takes two seconds. Torch's own loader is not used, because a run that is killed while it
-    compiles leaves a lock on which every later run waits.
+    Torch's own loader is not used, because a run that is killed while it compiles leaves a lock on
+    which every later run waits.
     """
     compiler = os.environ.get("CXX", "c++")
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
     try:
         key = hashlib.sha256(repr([SOURCE.read_bytes(), COMPILE, LINK, _processor()]).encode())
-        root = Path(
-            os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-        )
-        path = root / "submanifold" / f"kernels-{key.hexdigest()[:16]}.so"
+        path = Path(root, "submanifold", f"kernels-{key.hexdigest()[:16]}.so")
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 objects, built = f"{folder}/kernels.o", f"{folder}/kernels.so"
-                _run(compiler, *COMPILE, "-c", str(SOURCE), "-o", objects)
-                _run(compiler, objects, *LINK, "-ltorch_cpu", "-o", built)
+                compiling = compiler, *COMPILE, "-c", str(SOURCE), "-o", objects
+                linking = compiler, objects, *LINK, "-ltorch_cpu", "-o", built
+                for command in (compiling, linking):
+                    subprocess.run(command, check=True, capture_output=True, text=True)
                 os.replace(built, path)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
-        log.info("Couplings run as plain modules: their kernels could not be compiled (%s)", said)
+        reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
+        log.info("Couplings run as plain modules: their kernels could not be compiled (%s)", reason)
         return None
 
 
 def unfold(x: Tensor, channels: int, dtype: torch.dtype, mirror: bool = False) -> Tensor:
-    """Gather the 3x3 neighbours of each pixel, in its first channels: (P, 9 channels) of a dtype.
-
-    Neighbours go row by row, backwards when mirrored, and are zero outside of the image.
-    """
+    """Gather the 3x3 neighbours of each pixel, row by row or mirrored: (P, 9 channels)."""
     b, h, w, stride = x.shape
     out = x.new_empty((b * h * w, 9 * channels), dtype=dtype)
     _call("unfold", dtype, x, out, b, h, w, channels, stride, int(mirror))
@@ -66,16 +63,10 @@ def unfold(x: Tensor, channels: int, dtype: torch.dtype, mirror: bool = False) -
 
 
 def couple(v: Tensor, bias: Tensor, y: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale and shift the second half of y's channels by what the net says.
+    """Scale and shift the second half of y's channels, or undo it.
 
-    Args:
-        v: The net's last matrix product, (P, 9 C), before its sum over neighbours.
-        bias: Its bias, (C,).
-        y: (B, H, W, C).
-        inverse: Whether to undo the scale and shift.
-
-    Returns:
-        The image that y becomes, the log-scales (B, H, W, C / 2), and the log-determinant (B,).
+    The net's last product v (P, 9 C) is summed over neighbours, and its bias (C,) added. Returns
+    the image that y becomes, the log-scales (B, H, W, C / 2), and the log-determinant (B,).
     """
     b, h, w, c = y.shape
     z, log_scale, log_det = torch.empty_like(y), y.new_empty((b, h, w, c // 2)), y.new_empty(b)
@@ -88,15 +79,7 @@ def couple_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`couple`: by y, as if the net did not see it, and by the net's output.
 
-    Args:
-        dz: Gradient by the image, (B, H, W, C).
-        dlog_det: Gradient by the log-determinant that couple returned, (B,).
-        kept: y, or the image it became when inverse.
-        log_scale: From :func:`couple`.
-        inverse: As there.
-
-    Returns:
-        Two of (B, H, W, C).
+    The tensor that is kept is y, or the image it became when inverse.
     """
     b, h, w, c = dz.shape
     dy, dnet = torch.empty_like(dz), torch.empty_like(dz)
@@ -106,12 +89,7 @@ def couple_backward(
 
 
 def fold_onto(du: Tensor, dy: Tensor) -> None:
-    """Add to dy (B, H, W, C), in its first half of channels, the gradient of :func:`unfold`.
-
-    Args:
-        du: Gradient by the unfolded channels, (P, 9 C / 2).
-        dy: Changed in place.
-    """
+    """Add to dy, in its first half of channels, the gradient of :func:`unfold`, du (P, 9 C / 2)."""
     b, h, w, c = dy.shape
     _call("fold_onto", du.dtype, du, dy, b, h, w, c // 2)
 
@@ -125,23 +103,16 @@ def relu_backward(dh: Tensor, h: Tensor) -> Tensor:
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int) -> None:
-    function = getattr(library(), f"{name}_{str(dtype).removeprefix('torch.')}")
-    function(
-        *(
-            ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_long(a)
-            for a in arguments
-        )
-    )
+    in_c = [
+        ctypes.c_void_p(each.data_ptr()) if isinstance(each, Tensor) else ctypes.c_long(each)
+        for each in arguments
+    ]
+    getattr(library(), f"{name}_{str(dtype).removeprefix('torch.')}")(*in_c)
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
-
-
-def _processor() -> str:
+def _processor() -> list[str]:
     """What -march=native depends on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor()
-    return "".join(line for line in cpuinfo.read_text().split("\n\n")[0].splitlines()
-                   if line.startswith(("flags", "Features", "model")))  # fmt: skip
+    if not (cpuinfo := Path("/proc/cpuinfo")).exists():
+        return [platform.processor()]
+    lines = cpuinfo.read_text().partition("\n\n")[0].splitlines()
+    return [line for line in lines if line.startswith(("flags", "Features", "model"))]
