@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 
+from objectives import penalised
 from submanifold.flows import Affine, Glow, RealNVP
-from submanifold.manifold import Hierarchy, Objective, Stage, pixel_penalty
+from submanifold.manifold import Hierarchy, Objective, Stage
+from submanifold.manifold.objective import TERMS, Huber, Likelihood, Squared
 
 
 def halving():
@@ -25,34 +27,36 @@ MSE = (1.0**2 + 3.0**2) / 4
 
 
 def test_the_loss_is_bits_per_dim_plus_lambda_times_the_mean_square():
-    terms = Objective("mse", penalty_weight=3.0)(halving(), BATCH)
+    terms = penalised("mse", penalty_weight=3.0)(halving(), BATCH)
     assert terms["bits_per_dim"].item() == pytest.approx(BITS, rel=1e-6)
-    assert terms["mse"].item() == terms["penalty"].item() == pytest.approx(MSE, rel=1e-6)
+    assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
+    assert terms["likelihood"].item() == pytest.approx(BITS, rel=1e-6)
+    assert terms["reconstruction"].item() == pytest.approx(3 * MSE, rel=1e-6)
     assert terms["loss"].item() == pytest.approx(BITS + 3 * MSE, rel=1e-6)
 
 
 def test_the_likelihood_weight_counts_in_the_loss_alone():
-    terms = Objective("mse", penalty_weight=3.0, likelihood_weight=0.5)(halving(), BATCH)
+    terms = penalised("mse", penalty_weight=3.0, likelihood_weight=0.5)(halving(), BATCH)
     assert terms["bits_per_dim"].item() == pytest.approx(BITS, rel=1e-6)
     assert terms["loss"].item() == pytest.approx(0.5 * BITS + 3 * MSE, rel=1e-6)
 
 
 def test_the_huber_penalty_is_that_of_equation_2():
     # delta 2: half of 1 squared, and 2 (3 - 2 / 2) beyond; zeros elsewhere
-    terms = Objective("huber", penalty_weight=1.0, delta=2.0)(halving(), BATCH)
-    assert terms["penalty"].item() == pytest.approx((0.5 + 4.0) / 4, rel=1e-6)
+    terms = penalised("huber", penalty_weight=1.0, delta=2.0)(halving(), BATCH)
+    assert terms["reconstruction"].item() == pytest.approx((0.5 + 4.0) / 4, rel=1e-6)
     assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
     residual = torch.linspace(-3, 3, 601, dtype=torch.float64)
     expected = torch.where(residual.abs() <= 0.7, 0.5 * residual**2, 0.7 * (residual.abs() - 0.35))
-    torch.testing.assert_close(pixel_penalty(residual, "huber", 0.7), expected)
+    torch.testing.assert_close(Huber(weight=1.0, delta=0.7).of(residual), expected)
     torch.testing.assert_close(
-        pixel_penalty(residual, "huber", 1e9), pixel_penalty(residual, "mse", 1.0) / 2
+        Huber(weight=1.0, delta=1e9).of(residual), Squared(weight=1.0).of(residual) / 2
     )
 
 
 def test_without_a_penalty_the_projection_is_left_out_of_training_but_not_of_validation():
-    for objective in (Objective("none", 5.0), Objective("mse", 0.0)):
-        assert set(objective(halving(), BATCH)) == {"loss", "bits_per_dim"}
+    for objective in (penalised("none"), Objective({"likelihood": Likelihood()})):
+        assert set(objective(halving(), BATCH)) == {"loss", "likelihood", "bits_per_dim"}
         with torch.no_grad():
             terms = objective(halving(), BATCH)
         assert terms["loss"].item() == pytest.approx(BITS, rel=1e-6)
@@ -67,7 +71,7 @@ def test_a_falling_loss_means_a_rising_likelihood():
     optimizer = torch.optim.SGD(hierarchy.parameters(), 0.1)
     for _ in range(20):
         optimizer.zero_grad()
-        Objective("none")(hierarchy, x)["loss"].backward()
+        penalised("none")(hierarchy, x)["loss"].backward()
         optimizer.step()
     assert hierarchy.log_prob(x).mean() > before + 0.1
 
@@ -80,36 +84,38 @@ def test_in_image_space_the_penalty_compares_decoded_images_and_trains_the_inner
         for p in [*outer.parameters(), *inner.parameters()]:
             p.add_(0.1 * torch.randn_like(p))
     u = torch.randn(5, 6)
-    terms = Objective("mse", 2.0, outer=outer)(inner, u)
+    terms = penalised("mse", 2.0, outer=outer)(inner, u)
     images = outer.decode(u) - outer.decode(inner.project(u))
     assert terms["mse"].item() == pytest.approx(images.square().mean().item(), rel=1e-5)
     assert terms["bits_per_dim"].item() == pytest.approx(inner.bits_per_dim(u).mean().item())
-    latent = Objective("mse", 2.0)(inner, u)
+    latent = penalised("mse", 2.0)(inner, u)
     assert latent["mse"].item() == pytest.approx((u - inner.project(u)).square().mean().item())
     assert latent["mse"].item() != pytest.approx(terms["mse"].item(), rel=0.01)
-    terms["penalty"].backward()
+    terms["reconstruction"].backward()
     assert all(p.grad is None for p in outer.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in inner.parameters())
 
 
 def test_the_units_of_likelihood_and_pixels_are_settings():
     nats = BITS * 2 * math.log(2)  # two coordinates
-    terms = Objective("mse", 3.0, likelihood_unit="nats")(halving(), BATCH)
+    terms = penalised("mse", 3.0, likelihood_unit="nats")(halving(), BATCH)
     assert terms["loss"].item() == pytest.approx(nats + 3 * MSE, rel=1e-6)
     assert terms["bits_per_dim"].item() == pytest.approx(BITS, rel=1e-6)
-    terms = Objective("mse", 3.0, pixel_range=256.0)(halving(), BATCH)
+    terms = penalised("mse", 3.0, pixel_range=256.0)(halving(), BATCH)
     assert terms["loss"].item() == pytest.approx(BITS + 3 * 256**2 * MSE, rel=1e-6)
     assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
     # delta is in the same unit: scaling both by k scales the Huber function by k^2
-    scaled = Objective("huber", 1.0, delta=512.0, pixel_range=256.0)(halving(), BATCH)
-    plain = Objective("huber", 1.0, delta=2.0)(halving(), BATCH)
-    assert scaled["penalty"].item() == pytest.approx(256**2 * plain["penalty"].item(), rel=1e-6)
+    scaled = penalised("huber", 1.0, delta=512.0, pixel_range=256.0)(halving(), BATCH)
+    plain = penalised("huber", 1.0, delta=2.0)(halving(), BATCH)
+    assert scaled["reconstruction"].item() == pytest.approx(
+        256**2 * plain["reconstruction"].item(), rel=1e-6
+    )
 
 
 def test_input_noise_is_scored_and_the_clean_event_is_the_target():
     noise = torch.randn(BATCH.shape, generator=torch.Generator().manual_seed(3))
     hierarchy, noisy = halving(), BATCH + 0.5 * noise
-    terms = Objective("mse", 3.0, input_noise=0.5)(
+    terms = penalised("mse", 3.0, input_noise=0.5)(
         hierarchy, BATCH, torch.Generator().manual_seed(3)
     )
     bits = hierarchy.bits_per_dim(noisy).mean()
@@ -121,7 +127,51 @@ def test_input_noise_is_scored_and_the_clean_event_is_the_target():
 
 
 def test_what_is_off_the_manifold_can_be_penalised_as_in_the_code_of_dnf():
-    terms = Objective("mse", 3.0, off_manifold_penalty=0.25)(halving(), BATCH)
+    terms = penalised("mse", 3.0, off_manifold_penalty=0.25)(halving(), BATCH)
     v = (2 * 1.0, 2 * 3.0)
     expected = BITS + 3 * MSE + 0.25 * (v[0] ** 2 + v[1] ** 2) / 2
     assert terms["loss"].item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["bits_per_dim", "nats"])
+def test_the_loss_is_the_sum_of_its_terms_each_by_its_name(unit):
+    objective = penalised("huber", 3.0, 0.5, 0.7, unit, off_manifold_penalty=0.25)
+    assert set(objective.active) == set(TERMS)
+    terms = objective(halving(), BATCH)
+    total = sum(terms[name].item() for name in objective.active)
+    assert terms["loss"].item() == pytest.approx(total, rel=1e-6)
+
+
+def test_what_is_off_the_manifold_is_averaged_over_all_its_coordinates():
+    torch.manual_seed(0)
+    hierarchy, x = Hierarchy([Stage(Affine(6), 4), Stage(Affine(4), 1)]), torch.randn(7, 6)
+    v = hierarchy.encode(x)[1]
+    term = penalised("none", off_manifold_penalty=2.0)(hierarchy, x)["off_manifold"]
+    assert term.item() == pytest.approx(2 * v.square().sum().item() / (7 * 5), rel=1e-5)
+
+
+def test_a_projection_may_go_through_the_first_stages_alone():
+    torch.manual_seed(0)
+    hierarchy, x = Hierarchy([Stage(Affine(6), 4), Stage(Affine(4), 1)]), torch.randn(7, 6)
+    for through, projected in ((1, hierarchy.part(1, 1).project(x)), (0, hierarchy.project(x))):
+        term = Squared(weight=3.0, through=through)
+        terms = Objective({"likelihood": Likelihood(), "reconstruction": term})(hierarchy, x)
+        error = (x - projected).square().mean().item()
+        assert terms["mse"].item() == pytest.approx(error, rel=1e-5)
+        assert terms["reconstruction"].item() == pytest.approx(3 * error, rel=1e-5)
+
+
+def test_each_part_of_a_pass_is_computed_once():
+    calls = []
+
+    class Counted(Affine):
+        def forward(self, x):
+            calls.append("forward")
+            return super().forward(x)
+
+        def inverse(self, z):
+            calls.append("inverse")
+            return super().inverse(z)
+
+    penalised("huber", 3.0, off_manifold_penalty=1.0)(Hierarchy([Stage(Counted(2), 1)]), BATCH)
+    assert calls == ["forward", "inverse"]

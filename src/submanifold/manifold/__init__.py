@@ -1,19 +1,19 @@
-"""Manifolds and densities from bijections: stages, hierarchies, and what they are trained with."""
+"""Manifolds and densities from bijections: models, and what they are trained with."""
 
-from submanifold.manifold.density import manifold_log_prob
 from submanifold.manifold.hierarchy import Hierarchy
-from submanifold.manifold.methods import StageSettings, build_hierarchy
-from submanifold.manifold.objective import Objective, pixel_penalty
-from submanifold.manifold.pca import PCA
+from submanifold.manifold.model import Model
+from submanifold.manifold.objective import Objective, penalized_likelihood
+from submanifold.manifold.settings import ModelSettings, StageSettings
 from submanifold.manifold.stage import Stage
+from submanifold.manifold.volume import manifold_log_prob
 
 __all__ = [
-    "PCA",
     "Hierarchy",
+    "Model",
+    "ModelSettings",
     "Objective",
     "Stage",
     "StageSettings",
-    "build_hierarchy",
     "manifold_log_prob",
-    "pixel_penalty",
+    "penalized_likelihood",
 ]

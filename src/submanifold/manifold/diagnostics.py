@@ -3,38 +3,33 @@
 import torch
 from torch import Tensor
 
-from submanifold.manifold.hierarchy import Hierarchy
+from submanifold.manifold.model import Model
 
 LARGEST_INVERSE_ERROR = 0.01
 THIN, SMOOTH = 0.1, 0.5
 
 
 @torch.no_grad()
-def inverse_error(hierarchy: Hierarchy, x: Tensor) -> float:
-    """Largest distance between a coordinate of x and of its decoded code, by the spread of x.
+def inverse_error(model: Model, x: Tensor) -> float:
+    """Largest distance between a coordinate of x (batch, ...) and of its decoded code.
 
     A flow is invertible in exact arithmetic only. Above :data:`LARGEST_INVERSE_ERROR` its density
     is still that of its encoder, but samples and projections are not of the same model.
 
-    Args:
-        hierarchy: The model.
-        x: Events, (batch, *event_shape).
-
     Returns:
         In units of the standard deviation of x; not a number if the inverse overflows.
     """
-    u, v = hierarchy.encode(x)
-    return ((hierarchy.decode(u, v) - x).abs().max() / x.std()).item()
+    u, v = model.encode(x)
+    return ((model.decode(u, v) - x).abs().max() / x.std()).item()
 
 
 @torch.no_grad()
 def neighbour_correlation(u: Tensor, v: Tensor) -> float:
     r"""Rank correlation of the off-manifold coordinates of neighbours on the manifold.
 
-    Noise is drawn anew for every point, so what is off the manifold tells nothing of a neighbour:
-    the correlation is near 0. What a flow has failed to follow of a curved manifold is a smooth
-    function of the position: the correlation goes to 1 as points get dense. Ranks, because a few
-    points far off would outweigh all others.
+    For noise, which is drawn anew for every point, it is near 0. What a flow has failed to follow
+    of a curved manifold is a smooth function of the position: it goes to 1 as points get dense.
+    Ranks, because a few points far off would outweigh all others.
 
     Args:
         u: Coordinates on the manifold, (n, d).
@@ -52,26 +47,25 @@ def neighbour_correlation(u: Tensor, v: Tensor) -> float:
 
 
 @torch.no_grad()
-def manifold_overfitting(hierarchy: Hierarchy, x: Tensor) -> tuple[float, float]:
+def manifold_overfitting(model: Model, x: Tensor) -> tuple[float, float]:
     """Measure two signs that the likelihood runs away on data without noise (method.md 5.10).
 
-    Data that lie on a manifold of dimension d < D have no density on R^D: a flow raises its
-    likelihood without bound by making the manifold thinner, and learns nothing by it
-    (Loaiza-Ganem et al. 2022). Then what is left off the manifold is little, and it is the flow's
-    own misfit, not noise.
+    Data on a manifold of dimension d < D have no density on R^D: a flow raises its likelihood
+    without bound by making the manifold thinner (Loaiza-Ganem et al. 2022). Then what is left off
+    the manifold is little, and it is the flow's own misfit, not noise.
 
     Args:
-        hierarchy: The model.
+        model: The model.
         x: Events of continuous data, (n, *event_shape); a thousand or more.
 
     Returns:
         Median distance of x from its projection in units of the standard deviation of x, and
-        :func:`neighbour_correlation`. With d = D there is nothing off the manifold: 0, 0.
+        :func:`neighbour_correlation`; 0, 0 where d = D.
     """
-    u, v = hierarchy.encode(x)
+    u, v = model.encode(x)
     if v.shape[1] == 0:
         return 0.0, 0.0
-    distances = (x - hierarchy.decode(u)).flatten(1).norm(dim=1)
+    distances = (x - model.decode(u)).flatten(1).norm(dim=1)
     return (distances.median() / x.std()).item(), neighbour_correlation(u, v)
 
 

@@ -2,21 +2,18 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
+from submanifold.manifold.model import Model
 from submanifold.manifold.stage import standard_normal_log_prob
-
-if TYPE_CHECKING:
-    from submanifold.manifold.hierarchy import Hierarchy
 
 
 @torch.no_grad()
 def manifold_log_prob(
-    hierarchy: "Hierarchy",
+    hierarchy: Model,
     x: Tensor,
     exact_up_to: int = 600,
     generator: torch.Generator | None = None,
@@ -26,42 +23,35 @@ def manifold_log_prob(
     .. math:: \log p_M(g(u)) = \log N(u; 0, I) - \tfrac12 \log\det J^T J, \qquad J = \partial g(u)
 
     with the decoder g and the coordinates u of x. It is the density of what
-    :meth:`Hierarchy.sample` draws. Its unit is d-dimensional volume, so it cannot be compared with
-    :meth:`Hierarchy.log_prob`, nor between manifolds of different dimension.
+    :meth:`Model.sample` draws. Its unit is d-dimensional volume, so it cannot be compared with
+    :meth:`Model.log_prob`, nor between manifolds of different dimension.
 
     Args:
         hierarchy: The model whose innermost manifold it is.
         x: Events, (batch, *event_shape).
-        exact_up_to: Largest dimension d at which the volume is exact. The estimate costs as much as
-            the exact value does at d = 600, so it is for more than that.
+        exact_up_to: Largest dimension d at which the volume is exact, not estimated.
         generator: Of the estimate's probes, on the CPU.
 
     Returns:
-        log p_M in nats (batch,), and its standard error (batch,): 0 where it is exact, elsewhere
-        as in :func:`estimate_log_volume`.
+        log p_M in nats (batch,), and its standard error (batch,), 0 where it is exact.
     """
+    error = x.new_zeros(len(x))
     if hierarchy.dim == hierarchy.event_dim:  # the manifold is the whole space
-        with torch.no_grad():
-            log_prob = hierarchy.log_prob(x)
-        return log_prob, torch.zeros_like(log_prob)
+        return hierarchy.log_prob(x), error
     u = hierarchy.encode(x)[0]
     if hierarchy.dim <= exact_up_to:
         volume = log_volume(hierarchy, u)
-        error = torch.zeros_like(volume)
     else:
         volume, error = estimate_log_volume(hierarchy, u, generator=generator)
     return standard_normal_log_prob(u) - volume, error
 
 
 @torch.no_grad()
-def log_volume(hierarchy: "Hierarchy", u: Tensor) -> Tensor:
+def log_volume(hierarchy: Model, u: Tensor) -> Tensor:
     r"""Exact :math:`\tfrac12 \log\det J^T J` of the decoder at u, by d forward derivatives.
 
-    With J = QR it is :math:`\sum_i \log|R_{ii}|`. Rounding errors of that grow with the condition
-    of J; those of the determinant of :math:`J^T J` would with its square. The derivatives have the
-    decoder's precision, all else is double. For a Glow of 3x4 steps in single precision and
-    d = 500 it takes a second or two for an event on two cores, and is within 1e-3 of the value in
-    double precision.
+    With J = QR it is :math:`\sum_i \log|R_{ii}|`, whose rounding errors grow with the condition of
+    J, not with its square. The derivatives have the decoder's precision, all else is double.
 
     Args:
         hierarchy: The model whose decoder it is.
@@ -71,22 +61,20 @@ def log_volume(hierarchy: "Hierarchy", u: Tensor) -> Tensor:
         Log of the factor by which the decoder scales volumes, in nats, (batch,).
     """
     batch, dim = u.shape
-    jacobian = u.new_empty(batch, hierarchy.event_dim, dim, dtype=torch.float64)
+    jacobian = u.new_empty(dim, batch, hierarchy.event_dim, dtype=torch.float64)
+    directions = torch.eye(dim, dtype=u.dtype, device=u.device)
     # one derivative of a large batch takes far less time than many of a small one
-    for directions in torch.eye(dim, dtype=u.dtype, device=u.device).split(max(1, 192 // batch)):
-        points, tangents = u.repeat(len(directions), 1), directions.repeat_interleave(batch, 0)
-        columns = jvp(hierarchy.decode, (points,), (tangents,))[1]
-        first = int(directions[0].argmax())
-        jacobian[:, :, first : first + len(directions)] = columns.reshape(
-            len(directions), batch, -1
-        ).permute(1, 2, 0)
-    triangle = torch.linalg.qr(jacobian, mode="r").R
+    some = max(1, 192 // batch)
+    for along, columns in zip(directions.split(some), jacobian.split(some), strict=True):
+        points, tangents = u.repeat(len(along), 1), along.repeat_interleave(batch, 0)
+        columns.copy_(jvp(hierarchy.decode, (points,), (tangents,))[1].reshape(columns.shape))
+    triangle = torch.linalg.qr(jacobian.permute(1, 2, 0), mode="r").R
     return triangle.diagonal(dim1=1, dim2=2).abs().log().sum(1).to(u.dtype)
 
 
 @torch.no_grad()
 def estimate_log_volume(
-    hierarchy: "Hierarchy",
+    hierarchy: Model,
     u: Tensor,
     probes: int = 5,
     iterations: int = 100,
@@ -98,14 +86,10 @@ def estimate_log_volume(
               = \tfrac12 \operatorname{E}_z z^T (\log A)\, z, \qquad A = J^T J
 
     over vectors z of random signs, and the form in z by a Gauss rule with one node an iteration
-    (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. Appl. 38). An iteration is a forward and a
-    reverse derivative; nothing of the size of J is kept.
+    (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. Appl. 38): a forward and a reverse derivative.
 
-    Truncation of the rule only ever adds, and the standard error does not see it. A Glow with
-    random weights (condition of J: 4) needs 10 iterations; Glows trained on images (condition 300
-    to 6000) need many. At the defaults the truncation error was below 0.05 nats at d = 500, 0.3 to
-    1 at d = 1000 and 10 to 30 at d = 2000, and the standard error 13, 20 and 24; half the
-    iterations leave 5, 30 and 200.
+    Truncation of the rule only ever adds, more so the worse the condition of J, and the standard
+    error does not see it (docs/performance.md).
 
     Args:
         hierarchy: The model whose decoder it is.
@@ -143,12 +127,8 @@ def estimate_log_volume(
 def _bidiagonalize(
     push: Callable[[Tensor], Tensor], pull: Callable[[Tensor], Tensor], right: Tensor, steps: int
 ) -> Tensor:
-    r"""Bidiagonal B (batch, steps, steps) with the Lanczos matrix :math:`B^T B` of A = J^T J.
-
-    Golub & Kahan's recurrence takes the same products as Lanczos's and finds the singular values of
-    J, not their squares: small ones keep their digits, and none comes out negative. It is enough to
-    orthogonalise the right vectors again (Simon & Zha 2000).
-    """
+    """B (batch, steps, steps) whose B^T B is the Lanczos matrix of J^T J, by Golub and Kahan."""
+    # the singular values of J, not their squares: small ones keep their digits
     basis = right.new_empty(*right.shape, 0)
     left = beta = right.new_zeros(len(right), 1)
     ended = torch.zeros_like(beta, dtype=torch.bool)
@@ -160,7 +140,7 @@ def _bidiagonalize(
         alpha = left.norm(dim=1, keepdim=True).masked_fill(ended, 1)
         left = left / alpha
         right = pull(left) - alpha * right
-        for _ in range(2):
+        for _ in range(2):  # it is enough to orthogonalise these again (Simon & Zha 2000)
             right = right - (basis @ (basis.mT @ right[:, :, None]))[:, :, 0]
         beta = right.norm(dim=1, keepdim=True)
         ended = beta <= torch.finfo(beta.dtype).eps * alpha

@@ -1,0 +1,215 @@
+"""What every model of a manifold and a density can do, and its file."""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from submanifold.errors import UserError
+from submanifold.files import whole
+
+
+class Model(nn.Module, ABC):
+    """A manifold of dimension d in R^D, and an exact density on R^D.
+
+    A model defines :meth:`forward`, :meth:`decode`, :attr:`config` and :meth:`from_config`; all
+    else follows. Images are floats (batch, channels, height, width) in [-0.5, 0.5), as
+    :func:`submanifold.data.dequantize` makes them from bytes; vectors are (batch, D).
+
+    Attributes:
+        kind: The name by which a file says what model it holds.
+        event_shape: Shape of one event.
+        event_dim: D, the count of its numbers.
+        dim: d.
+        notes: JSON-able facts that travel in the file, such as how it was trained.
+        data: JSON-able facts on what it was trained on, which a new picture needs to be made alike:
+            ``size``, ``channels``, ``crop``, ``value_range`` and ``bits``; empty if not known.
+    """
+
+    kinds: ClassVar[dict[str, type["Model"]]] = {}
+    kind: ClassVar[str]
+
+    event_shape: tuple[int, ...]
+    dim: int
+
+    def __init_subclass__(cls) -> None:
+        """Make the kind known to :meth:`load`."""
+        Model.kinds[cls.kind] = cls
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: dict[str, Any] = {}
+        self.data: dict[str, Any] = {}
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode x and return its log-density, in one pass.
+
+        Args:
+            x: Events, (batch, *event_shape).
+
+        Returns:
+            u (batch, d) on the manifold, v (batch, D - d) off it, log p(x) (batch,) in nats.
+        """
+
+    @abstractmethod
+    def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
+        """Invert (u, v); without v the point on the manifold."""
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The architecture, JSON-able."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build an untrained model of an architecture."""
+
+    @property
+    def event_dim(self) -> int:
+        """D, the count of an event's numbers."""
+        return math.prod(self.event_shape)
+
+    @property
+    def dims(self) -> list[int]:
+        """Dimensions from the whole space to the manifold: D, ..., d."""
+        return [self.event_dim, self.dim]
+
+    def parts(self) -> dict[str, "Model"]:
+        """Models inside this one whose errors are reported beside its own, by name."""
+        return {}
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Exact log-density of x in nats, shape (batch,)."""
+        return self(x)[2]
+
+    def bits_per_dim(self, x: Tensor, bits: int | None = None) -> Tensor:
+        """Negative log-density in bits for each dimension, shape (batch,).
+
+        Args:
+            x: Events, (batch, *event_shape).
+            bits: Bits that one dimension was quantised to, added so that the value bounds the bits
+                that code it: 8 for images and 0 for vectors when None.
+        """
+        return self.to_bits_per_dim(self.log_prob(x), bits)
+
+    def to_bits_per_dim(self, log_prob: Tensor, bits: int | None = None) -> Tensor:
+        """Turn nats for an event into bits for a dimension; see :meth:`bits_per_dim`."""
+        if bits is None:
+            bits = 8 if len(self.event_shape) == 3 else 0
+        return bits - log_prob / (self.event_dim * math.log(2))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates of x on the manifold, u (batch, d), and off it, v (batch, D - d)."""
+        u, v, _ = self(x)
+        return u, v
+
+    def project(self, x: Tensor) -> Tensor:
+        """Project x onto the manifold: decode its u with every v set to 0."""
+        return self.decode(self.encode(x)[0])
+
+    def rejection_map(self, x: Tensor) -> Tensor:
+        """Difference x - project(x) at each pixel, which the manifold rejects (Figure 7)."""
+        return x - self.project(x)
+
+    def sample(
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw n events on the manifold, u ~ N(0, temperature^2 I) and v = 0 (Alg. 1 and 2).
+
+        Noise is drawn on the CPU, so that one seed gives one set of samples on every device.
+        """
+        weight = next(self.parameters())
+        u = torch.randn(n, self.dim, generator=generator, dtype=weight.dtype)
+        with torch.no_grad():
+            return self.decode(temperature * u.to(weight.device))
+
+    def describe(self) -> dict[str, Any]:
+        """Kind, architecture, number of parameters, notes and data, JSON-able."""
+        about = {"model": self.kind, **self.config}
+        about["parameters"] = sum(p.numel() for p in self.parameters())
+        return {**about, "notes": self.notes, "data": self.data}
+
+    def save(self, path: str | Path) -> None:
+        """Write weights, architecture, notes and data to one safetensors file, whole or not."""
+        header = {"model": self.kind, "config": self.config, "notes": self.notes, "data": self.data}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        save_tensors(tensors, Path(path), header)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Rebuild a model from a file that :meth:`save` wrote, in evaluation mode.
+
+        Files of before, which knew stages of one flow alone, are read too.
+
+        Raises:
+            UserError: There is no such file, or it holds something else.
+        """
+        if not Path(path).is_file():
+            raise UserError(f"There is no model at {path}. Give a file written by Model.save.")
+        try:
+            tensors, header = load_tensors(Path(path))
+            header = header if "model" in header else _of_before(header)
+            model = Model.kinds[header["model"]].from_config(header["config"])
+            model.to(next(iter(tensors.values())).dtype)
+            model.load_state_dict(tensors)
+            model.notes, model.data = header["notes"], header["data"]
+        except (
+            SafetensorError, LookupError, TypeError, ValueError, RuntimeError, StopIteration
+        ) as error:  # fmt: skip
+            raise UserError(
+                f"{path} is not a model of this program, or one of another architecture "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Give a file "
+                "written by Model.save."
+            ) from error
+        if not isinstance(model, cls):
+            raise UserError(f"{path} holds a {model.kind}, not a {cls.kind}. Use Model.load.")
+        return model.to(device).eval()
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, Any]) -> None:
+    """Write a safetensors file that is whole or not there; the header's values are JSON-able."""
+    with whole(path) as partial:
+        save_file(tensors, partial, {name: json.dumps(value) for name, value in header.items()})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_tensors` wrote: the tensors, on the CPU, and the header.
+
+    Raises:
+        SafetensorError: The file is not whole.
+        ValueError: Its header is of another program.
+    """
+    with safe_open(path, framework="pt") as file:
+        header = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file has all the bytes that its header announces."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def _of_before(header: dict[str, Any]) -> dict[str, Any]:
+    stages = [
+        {
+            "bijections": [{"type": stage["flow"], **stage["config"]}],
+            "dim": stage["dim"],
+            "off_manifold_scale": stage["off_manifold_scale"],
+        }
+        for stage in header["stages"]
+    ]
+    return {"model": "hierarchy", "config": {"stages": stages}, "notes": header["notes"],
+            "data": {}}  # fmt: skip
