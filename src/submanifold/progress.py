@@ -3,17 +3,10 @@
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sized
-from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 log = logging.getLogger(__name__)
 
@@ -43,29 +36,17 @@ class Meter:
         self.note = ""
         console = Console(stderr=True)
         if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task(
-                description, total=total or None, completed=done, note=""
-            )
+            name, bar, _, time_left = Progress.get_default_columns()
+            note = TextColumn("{task.fields[note]}")
+            self._bar = Progress(name, bar, MofNCompleteColumn(), note, time_left, console=console)
+            self._task = self._bar.add_task(description, completed=done, note="")
 
     def __enter__(self) -> "Meter":
         if self._bar:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def update(self, count: int, note: str = "") -> None:
@@ -73,8 +54,8 @@ class Meter:
         self.done += count
         self.note = note or self.note
         if self._bar:
-            shown = self.note or f"{self._rate():.0f} {self.unit}/s"
-            self._bar.update(self._task, completed=self.done, total=self.total or None, note=shown)
+            done, total, note = self.done, self.total or None, self._shown()
+            self._bar.update(self._task, completed=done, total=total, note=note)
         elif time.monotonic() - self._logged >= self.every:
             self._logged = time.monotonic()
             log.info("%s", self)
@@ -89,12 +70,13 @@ class Meter:
             self._bar.stop()
 
     def __str__(self) -> str:
-        rate = self._rate()
-        text = f"{self.description}: {self.done}/{self.total or '?'} {self.unit}, "
-        text += self.note or f"{rate:.0f} {self.unit}/s"
-        if self.total and rate > 0:
+        text = f"{self.description}: {self.done}/{self.total or '?'} {self.unit}, {self._shown()}"
+        if self.total and (rate := self._rate()) > 0:
             text += f", {max(self.total - self.done, 0) / rate:.0f} s left"
         return text
+
+    def _shown(self) -> str:
+        return self.note or f"{self._rate():.0f} {self.unit}/s"
 
     def _rate(self) -> float:
         return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)

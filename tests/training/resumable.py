@@ -1,4 +1,4 @@
-"""A training to be killed: ``python resumable.py <images|vectors> <folder>`` logs every row."""
+"""Trainings to be killed: ``python resumable.py <kind> <folder>`` logs every row."""
 
 import sys
 import time
@@ -7,13 +7,35 @@ from pathlib import Path
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script too
+
+from objectives import penalised
 from submanifold.data.batches import Batches
 from submanifold.flows import Glow, RealNVP
-from submanifold.manifold import Hierarchy, Objective, Stage
+from submanifold.manifold import Hierarchy, ModelSettings, Stage
+from submanifold.training.phases import PhaseSettings, encode_rows, train_phase
 from submanifold.training.trainer import TrainingSettings, fit
 
 STEPS = {"images": 36, "vectors": 120}
 EVERY = {"images": 6, "vectors": 15}
+
+
+def settings(**changes):
+    return TrainingSettings(
+        **{
+            "steps": 24,
+            "batch_size": 16,
+            "learning_rate": 3e-3,
+            "warmup": 5,
+            "schedule": "cosine",
+            "clip": 1.0,
+            "ema": 0.9,
+            "validate_every": 6,
+            "precision": "auto",
+            "recompute": False,
+            **changes,
+        }
+    )
 
 
 def train(kind, folder, on_log=None):
@@ -23,33 +45,69 @@ def train(kind, folder, on_log=None):
     if kind == "images":
         data = rng.integers(0, 256, (100, 3, 8, 8), dtype=np.uint8)
         stages = [Stage(Glow((3, 8, 8), 2, 2, 8), 24), Stage(RealNVP(24, 2), 6)]
-        objective = Objective("huber", 1.0, delta=0.1)
+        objective = penalised("huber", 1.0, delta=0.1)
     else:
         data = rng.standard_normal((200, 6)).astype(np.float32) @ np.triu(np.ones((6, 6), "f"))
         stages = [Stage(RealNVP(6), 2)]
-        objective = Objective("mse", 1.0)
+        objective = penalised("mse", 1.0)
     hierarchy = Hierarchy(stages)
-    settings = TrainingSettings(
-        steps=STEPS[kind],
-        batch_size=16,
-        learning_rate=3e-3,
-        warmup=5,
-        schedule="cosine",
-        clip=1.0,
-        ema=0.9,
-        validate_every=EVERY[kind],
-        precision="auto",
-        recompute=False,
-    )
     train_set, valid_set = Batches(data[20:], 16, seed=7), Batches(data[:20], 16, seed=8)
-    history = fit(hierarchy, objective, train_set, valid_set, settings, folder, kind, on_log)
+    how = settings(steps=STEPS[kind], validate_every=EVERY[kind])
+    history = fit(hierarchy, objective, train_set, valid_set, how, folder, kind, on_log)
     return hierarchy, history
 
 
-def slow_log(step, row):
-    print(step, flush=True)
+MODEL = ModelSettings(
+    stages=[
+        {"flow": {"type": "glow", "levels": 2, "steps": 1, "width": 8}, "dim": 24},
+        {"flow": {"type": "realnvp", "couplings": 2, "mixing": True}, "dim": 6},
+    ]
+)
+
+
+def phase(*stages, weight=1.0, space="latent", **changes):
+    """A phase in single precision; the squared error has a weight."""
+    reconstruction = {"penalty": "mse", "weight": weight, "space": space}
+    if not weight:
+        reconstruction = {"penalty": "none"}
+    how = settings(precision="float32", **changes)
+    return PhaseSettings(stages=stages, reconstruction=reconstruction, training=how)
+
+
+def smooth_images(n):
+    """Float images, which get no noise."""
+    low = np.random.default_rng(0).uniform(-0.4, 0.4, (n, 3, 2, 2))
+    noise = np.random.default_rng(1).uniform(-0.1, 0.1, (n, 3, 8, 8))
+    return (np.kron(low, np.ones((4, 4))) + noise).astype(np.float32)
+
+
+def train_phases(folder, on_log=None, device="cpu", **changes):
+    """Train a Glow, then a RealNVP whose penalty compares images: model, and both histories."""
+    torch.set_num_threads(1)
+    images, device = smooth_images(100), torch.device(device)
+    train, valid = images[20:], images[:20]
+
+    def one(number, phase, before, train, valid):
+        where = folder / f"phase_{number}"
+        return train_phase(phase, MODEL, before, train, valid, 7, device, where, on_log)
+
+    model, first = one(1, phase(1, **changes), None, train, valid)
+    u = [
+        encode_rows(model, rows, 7, device, folder / f"{name}.npy")
+        for name, rows in (("train", train), ("valid", valid))
+    ]
+    model, second = one(2, phase(2, space="image", **changes), model.cpu(), *u)
+    return model, [first, second]
+
+
+def slow_log(*row):
+    print(*row[:-1], flush=True)
     time.sleep(0.05)
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], Path(sys.argv[2]), slow_log)
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    if kind == "phases":
+        train_phases(folder, slow_log)[0].save(folder / "model.safetensors")
+    else:
+        train(kind, folder, slow_log)

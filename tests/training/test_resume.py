@@ -1,4 +1,5 @@
 import json
+import logging
 import random
 import signal
 import subprocess
@@ -11,6 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from submanifold.manifold import Model
+
+SCRIPT = [sys.executable, resumable.__file__]
 CLOCKS = {"seconds", "rows_per_second", "steps_trained"}
 
 
@@ -31,9 +35,7 @@ def test_a_killed_training_ends_like_one_that_was_not(tmp_path, kind):
     folder, last = tmp_path / "killed", tmp_path / "killed" / "last.safetensors"
     reached = 0
     for upper in (steps // 2, steps - every):
-        child = subprocess.Popen(
-            [sys.executable, resumable.__file__, kind, str(folder)], stdout=subprocess.PIPE
-        )
+        child = subprocess.Popen([*SCRIPT, kind, str(folder)], stdout=subprocess.PIPE)
         moment = random.randint(reached + every + 1, max(upper, reached + every + 1))
         while int(child.stdout.readline()) < moment:
             pass
@@ -67,3 +69,41 @@ def test_a_killed_training_ends_like_one_that_was_not(tmp_path, kind):
     assert all(map(torch.equal, third.parameters(), whole.parameters()))
     assert timeless(finished) == timeless(history)
     assert third.notes == again.notes
+
+
+def test_phases_killed_in_the_second_end_like_those_that_were_not(tmp_path):
+    whole, histories = resumable.train_phases(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    child = subprocess.Popen([*SCRIPT, "phases", str(folder)], stdout=subprocess.PIPE)
+    while child.stdout.readline().split()[:2] != [b"phase_2", b"10"]:
+        assert child.poll() is None
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    rows = []
+    again, resumed = resumable.train_phases(folder, lambda *row: rows.append(row))
+    assert resumed[0]["steps_trained"] == 0
+    assert 0 < resumed[1]["steps_trained"] < histories[1]["steps"]
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+    assert timeless(resumed) == timeless(histories)
+    assert timeless(again.notes) == timeless(whole.notes)
+    logged = [
+        (name, step) for name, step, row in rows if "train.loss" in row or "steps_trained" in row
+    ]
+    assert logged == [
+        (name, step) for name in ("phase_1", "phase_2") for step in (6, 10, 12, 18, 20, 24, 24)
+    ]
+
+
+def test_the_second_of_two_runs_waits_for_the_first_and_takes_what_it_made(tmp_path, caplog):
+    first = subprocess.Popen([*SCRIPT, "phases", str(tmp_path)], stdout=subprocess.PIPE)
+    assert first.stdout.readline().split()[0] == b"phase_1"
+    with caplog.at_level(logging.INFO, "submanifold"):
+        second, histories = resumable.train_phases(tmp_path)
+    assert first.wait() == 0
+    waits = f"waiting for another run (pid {first.pid} on "
+    assert any(waits in line and "making phase_1" in line for line in caplog.messages)
+    assert histories[0]["steps_trained"] == 0
+    # of phase 2, whichever of the two came first
+    assert histories[1]["steps_trained"] in (0, histories[1]["steps"])
+    made = Model.load(tmp_path / "model.safetensors")
+    assert all(map(torch.equal, second.parameters(), made.parameters()))

@@ -5,16 +5,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from objectives import penalised
 from submanifold.data.batches import Batches
+from submanifold.device import choose_device, choose_precision
 from submanifold.errors import UserError
 from submanifold.flows import FLOWS, Affine, Glow, RealNVP
-from submanifold.manifold import Hierarchy, Objective, Stage
+from submanifold.manifold import Hierarchy, Stage
 from submanifold.training import trainer
 from submanifold.training.trainer import (
+    Trainer,
     TrainingSettings,
-    choose_device,
-    choose_precision,
     fit,
     learning_rate,
     validate,
@@ -53,7 +55,7 @@ def run(folder, objective=None, hierarchy=None, on_log=None, **changes):
     hierarchy = hierarchy or small()
     history = fit(
         hierarchy,
-        objective or Objective("mse", 1.0),
+        objective or penalised("mse", 1.0),
         Batches(data(), 16, seed=1),
         Batches(data(40, seed=5), 16),
         settings(**changes),
@@ -68,7 +70,7 @@ class Faulty:
     """An objective that is not a number at some of its calls in training, and counts them."""
 
     def __init__(self, bad, valid_bad=()):
-        self.inner, self.bad, self.valid_bad = Objective("mse", 1.0), bad, valid_bad
+        self.inner, self.bad, self.valid_bad = penalised("mse", 1.0), bad, valid_bad
         self.calls = self.validations = 0
 
     def __call__(self, hierarchy, h, generator=None):
@@ -84,16 +86,17 @@ class Faulty:
 
 def test_training_lowers_the_loss_and_keeps_its_history(tmp_path):
     hierarchy = small()
-    before = validate(hierarchy, Objective("mse", 1.0), Batches(data(40, seed=5), 16))
+    before = validate(hierarchy, penalised("mse", 1.0), Batches(data(40, seed=5), 16))
     hierarchy, history = run(tmp_path, hierarchy=hierarchy, steps=35)
     assert [row["step"] for row in history["train"]] == [10, 20, 30, 35]
     assert [row["step"] for row in history["valid"]] == [10, 20, 30, 35]
     assert history["valid"][-1]["loss"] < before["loss"] - 0.1
     assert set(history["train"][0]) == {
-        "step", "loss", "bits_per_dim", "mse", "penalty", "gradient_norm", "rows_per_second",
+        "step", "loss", "likelihood", "reconstruction", "bits_per_dim", "mse",
+        "gradient_norm", "rows_per_second",
     }  # fmt: skip
     assert set(history["valid"][0]) == {
-        "step", "loss", "bits_per_dim", "mse", "penalty",
+        "step", "loss", "likelihood", "reconstruction", "bits_per_dim", "mse",
         "inverse_error", "thickness", "neighbour_correlation",
     }  # fmt: skip
     assert (history["name"], history["steps"], history["steps_trained"]) == ("stage_1", 35, 35)
@@ -110,7 +113,7 @@ def test_it_is_a_function_of_start_seed_and_settings(tmp_path):
 
 
 def test_validation_is_the_mean_over_rows_of_batches_of_any_size():
-    hierarchy, objective = small(), Objective("mse", 1.0)
+    hierarchy, objective = small(), penalised("mse", 1.0)
     whole = validate(hierarchy, objective, Batches(data(40), 40))
     parts = validate(hierarchy, objective, Batches(data(40), 16))
     assert parts == pytest.approx(whole, rel=1e-5)
@@ -123,10 +126,109 @@ def test_the_weights_left_are_those_with_the_lowest_validation_loss(tmp_path):
     best = min(losses, key=losses.get)
     assert history["best_step"] == best < 60
     assert hierarchy.notes["step"] == best
-    left = validate(hierarchy, Objective("mse", 1.0), Batches(data(40, seed=5), 16))
+    left = validate(hierarchy, penalised("mse", 1.0), Batches(data(40, seed=5), 16))
     assert left["loss"] == pytest.approx(losses[best], rel=1e-6)
     stored = Hierarchy.load(tmp_path / "best.safetensors")
     assert all(map(torch.equal, stored.parameters(), hierarchy.parameters()))
+
+
+class Recording:
+    """An objective that keeps the weights it is called with in training."""
+
+    def __init__(self):
+        self.inner, self.weights = penalised("mse", 1.0), []
+
+    def __call__(self, hierarchy, h, generator=None):
+        if torch.is_grad_enabled():
+            self.weights.append([p.detach().clone() for p in hierarchy.parameters()])
+        return self.inner(hierarchy, h)
+
+
+def test_what_is_validated_and_kept_is_the_average_of_the_weights(tmp_path):
+    objective = Recording()
+    hierarchy, history = run(tmp_path, objective, ema=0.9, steps=20)
+    # those after step t are those that step t + 1 is called with; the start is counted in
+    average = objective.weights[0]
+    for step, weights in enumerate(objective.weights[1:11]):
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = [a * decay + w * (1 - decay) for a, w in zip(average, weights, strict=True)]
+
+    def score(weights):
+        for p, weight in zip(hierarchy.parameters(), weights, strict=True):
+            p.data = weight
+        return validate(hierarchy, objective, Batches(data(40, seed=5), 16))["loss"]
+
+    assert history["valid"][0]["step"] == 10
+    assert history["valid"][0]["loss"] == pytest.approx(score(average), rel=1e-6)
+    assert history["valid"][0]["loss"] != pytest.approx(score(objective.weights[10]), rel=1e-3)
+    run(tmp_path / "ten", objective, ema=0.9, steps=10)
+    stored = Hierarchy.load(tmp_path / "ten" / "best.safetensors")
+    for kept, expected in zip(stored.parameters(), average, strict=True):
+        torch.testing.assert_close(kept.detach(), expected, rtol=0, atol=1e-6)
+
+
+def test_validation_leaves_the_weights_and_their_average_as_they_were(tmp_path):
+    for every in (5, 20):
+        run(tmp_path / str(every), ema=0.9, steps=20, validate_every=every)
+    often, once = (load_file(tmp_path / str(n) / "last.safetensors") for n in (5, 20))
+    assert often.keys() == once.keys()
+    assert all(torch.equal(often[name], once[name]) for name in once)
+    for name in (name for name in once if name.startswith("weights/")):
+        assert not torch.equal(once[name], once[name.replace("weights", "average")])
+
+
+@pytest.mark.parametrize("clip", [0.01, 0.5, 1e9])
+def test_a_gradient_longer_than_the_clip_is_shortened_to_it(clip):
+    batch = torch.from_numpy(data(16))
+    trainer = Trainer(small(), penalised("mse", 1.0), settings(clip=clip))
+    norm = trainer.step(batch)["gradient_norm"].item()
+    assert norm > 0.5
+    # after a step of Adam from nothing its first moment is a tenth of the gradient
+    moments = [trainer.optimizer.state[p]["exp_avg"] for p in trainer.weights]
+    length = torch.cat([m.flatten() for m in moments]).norm().item()
+    assert length == pytest.approx(0.1 * min(norm, clip), rel=1e-3)
+
+
+@pytest.mark.parametrize("torn", ["last", "best"])
+@pytest.mark.parametrize("steps", [20, 30])
+def test_a_file_that_is_not_whole_has_training_start_anew_and_say_so(tmp_path, caplog, torn, steps):
+    whole, history = run(tmp_path / "whole")
+    run(tmp_path / "torn", steps=steps)
+    path = tmp_path / "torn" / f"{torn}.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with caplog.at_level(logging.WARNING, "submanifold"):
+        again, trained = run(tmp_path / "torn")
+    assert f"{path} is not whole: training starts anew" in caplog.text
+    assert trained["steps_trained"] == 30
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+    assert trained["train"][-1]["loss"] == history["train"][-1]["loss"]
+
+
+@pytest.mark.parametrize("steps", [20, 30])
+def test_a_best_model_that_is_gone_has_training_start_anew_and_say_so(tmp_path, caplog, steps):
+    whole, _ = run(tmp_path / "whole")
+    run(tmp_path / "gone", steps=steps)
+    (tmp_path / "gone" / "best.safetensors").unlink()
+    with caplog.at_level(logging.WARNING, "submanifold"):
+        again, trained = run(tmp_path / "gone")
+    assert "training starts anew" in caplog.text
+    assert trained["steps_trained"] == 30
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+
+
+def test_a_training_stopped_before_its_first_validation_goes_on_without_a_word(tmp_path, caplog):
+    def stop(step, row):
+        raise KeyboardInterrupt
+
+    whole, _ = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", on_log=stop)
+    assert not (tmp_path / "stopped" / "best.safetensors").exists()
+    with caplog.at_level(logging.WARNING, "submanifold"):
+        again, trained = run(tmp_path / "stopped")
+    assert not caplog.text
+    assert trained["steps_trained"] == 30
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
 
 
 def test_a_finished_folder_trains_no_step_and_gives_the_same_weights(tmp_path):
@@ -201,7 +303,7 @@ def test_it_gives_up_after_three_setbacks_and_names_what_to_lower(tmp_path):
     with pytest.raises(UserError, match=r"stage_1: .*not finite at step 20.*3 times") as caught:
         run(tmp_path, objective)
     assert objective.calls == 10 + 4 * 10
-    for name in ("training.learning_rate (now 0.01)", "training.clip", "penalty_weight"):
+    for name in ("training.learning_rate (now 0.01)", "training.clip", "reconstruction.weight"):
         assert name in str(caught.value)
 
 
@@ -340,7 +442,7 @@ def test_data_without_noise_end_in_a_warning_of_manifold_overfitting(
     with caplog.at_level(logging.WARNING, "submanifold"):
         history = fit(
             Hierarchy([Stage(RealNVP(2, 6, 32), 1)]),
-            Objective("mse", 10.0),
+            penalised("mse", 10.0),
             Batches(curve(4000, noise, 0), 256),
             Batches(curve(1000, noise, 1), 256),
             settings(steps=400, learning_rate=0.005, clip=1.0, ema=0.9, validate_every=100),

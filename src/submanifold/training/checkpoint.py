@@ -1,15 +1,14 @@
-"""What a training needs to go on bit for bit: one safetensors file, written atomically."""
+"""What a training carries from step to step, and the file from which it goes on bit for bit."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from submanifold.errors import UserError
-from submanifold.manifold.hierarchy import save_atomically
+from submanifold.manifold.model import load_tensors, save_tensors
 
 
 class EMA:
@@ -25,8 +24,12 @@ class EMA:
 
     def __init__(self, module: nn.Module, decay: float):
         self.weights: list[Tensor] = list(module.parameters())
-        self.average = [p.detach().clone() for p in self.weights]
         self.decay = decay
+        self.reset()
+
+    def reset(self) -> None:
+        """Start from the weights as they are."""
+        self.average = [p.detach().clone() for p in self.weights]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -63,7 +66,7 @@ def save_checkpoint(
         for kind, value in moments.items():
             tensors[f"optimizer/{index}/{kind}"] = value
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    save_atomically(plain, path, {"state": json.dumps(state)})
+    save_tensors(plain, path, {"state": state})
 
 
 @torch.no_grad()
@@ -76,9 +79,8 @@ def load_checkpoint(
         UserError: The file belongs to another architecture, or is no checkpoint.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, header = load_tensors(path)
+        state = header["state"]
         for (name, weight), average in zip(module.named_parameters(), ema.average, strict=True):
             _copy(weight, tensors.pop(f"weights/{name}"))
             _copy(average, tensors.pop(f"average/{name}"))

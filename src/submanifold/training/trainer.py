@@ -1,26 +1,28 @@
-"""One readable loop: images or vectors, all stages at once or one after the other."""
+"""One readable loop over one object that steps, validates, saves and restores."""
 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from submanifold.data.batches import Batches
+from submanifold.device import autocast, choose_precision, fused_where_possible
 from submanifold.errors import UserError
 from submanifold.flows import initialize, set_recompute
-from submanifold.manifold import Hierarchy, Objective
+from submanifold.manifold import Model, Objective
 from submanifold.manifold.diagnostics import (
     LARGEST_INVERSE_ERROR,
     inverse_error,
     is_overfitted,
     manifold_overfitting,
 )
+from submanifold.manifold.model import is_whole, load_tensors
 from submanifold.progress import Meter
 from submanifold.training.checkpoint import EMA, load_checkpoint, save_checkpoint
 from submanifold.validation import Settings
@@ -35,7 +37,7 @@ Log = Callable[[int, Row], None]
 
 
 class TrainingSettings(Settings):
-    """How a stage is trained."""
+    """How a phase is trained."""
 
     steps: int = Field(gt=0, description="optimizer steps")
     batch_size: int = Field(gt=0)
@@ -49,8 +51,78 @@ class TrainingSettings(Settings):
     recompute: bool = Field(False, description="compute hidden layers twice, not keep them")
 
 
+class Trainer:
+    """A model in training, and all that a training carries from step to step.
+
+    Args:
+        model: The stages in training, on their device.
+        objective: The loss, as (model, batch, generator) -> terms.
+        settings: How to train.
+
+    Attributes:
+        state: JSON-able: ``step``, rows by step of ``train`` and ``valid``, ``best_step``,
+            ``setbacks``, ``warnings`` and ``seconds``.
+    """
+
+    def __init__(self, model: Model, objective: Objective, settings: TrainingSettings):
+        self.model, self.objective, self.settings = model, objective, settings
+        self.weights = list(model.parameters())
+        set_recompute(model, settings.recompute)
+        fused = fused_where_possible(self.weights[0])
+        self.optimizer = torch.optim.Adam(self.weights, lr=settings.learning_rate, fused=fused)
+        self.ema = EMA(model, settings.ema)
+        self.precision = choose_precision(settings.precision, self.weights[0])
+        self.state: dict[str, Any] = {
+            "step": 0, "train": [], "valid": [], "best_step": 0, "setbacks": 0, "warnings": {},
+            "seconds": 0.0,
+        }  # fmt: skip
+
+    def step(self, batch: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Make one step, without waiting for the device; returns the loss, its terms, the norm."""
+        rate = learning_rate(self.state["step"], self.settings) * 0.5 ** self.state["setbacks"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with autocast(self.weights[0].device, self.precision):
+            values = self.objective(self.model, batch, generator)
+        values["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.weights, self.settings.clip, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.state["step"])
+        self.state["step"] += 1
+        return {**values, "gradient_norm": norm}
+
+    @torch.no_grad()
+    def validate(self, valid: Batches) -> Row:
+        """Score the averaged weights, in their own precision; the objective's means over all rows.
+
+        Averaged weights stay in the model until :meth:`EMA.swap` puts them back.
+        """
+        self.ema.swap()
+        return validate(self.model, self.objective, valid) | diagnose(self.model, valid)
+
+    def save(self, path: Path) -> None:
+        """Write all that :meth:`restore` needs."""
+        save_checkpoint(path, self.model, self.ema, self.optimizer, self.state)
+
+    def restore(self, path: Path) -> None:
+        """Go on where a file was written.
+
+        Raises:
+            UserError: It is of another architecture.
+        """
+        self.state = load_checkpoint(path, self.model, self.ema, self.optimizer)
+
+    @property
+    def best_loss(self) -> float:
+        """Lowest validation loss so far."""
+        losses = [row["loss"] for row in self.state["valid"]
+                  if row["step"] == self.state["best_step"]]  # fmt: skip
+        return losses[0] if losses and not math.isnan(losses[0]) else math.inf
+
+
 def fit(
-    hierarchy: Hierarchy,
+    model: Model,
     objective: Objective,
     train: Batches,
     valid: Batches,
@@ -58,15 +130,16 @@ def fit(
     folder: Path,
     name: str = "training",
     on_log: Log | None = None,
+    fresh: Sequence[nn.Module] | None = None,
 ) -> dict[str, Any]:
-    """Train in place, and leave the averaged weights with the best validation loss in the module.
+    """Train in place, and leave the averaged weights with the best validation loss in the model.
 
     Everything is a function of the initial weights, the seed of ``train`` and the settings: killed
     at any moment and called again with the same folder, it ends with the same weights.
 
     Args:
-        hierarchy: The stages in training, on their device.
-        objective: The loss, as (hierarchy, batch) -> terms.
+        model: The stages in training, on their device.
+        objective: The loss, as (model, batch, generator) -> terms.
         train: Training batches.
         valid: Validation batches; the same noise every time.
         settings: How to train.
@@ -74,6 +147,7 @@ def fit(
         name: What the progress bar calls it.
         on_log: Called as (step, values), values named ``train.*`` and ``valid.*``; a training that
             goes on hands out its earlier rows first.
+        fresh: The parts that were never trained, whose actnorms the first batch sets; all if None.
 
     Returns:
         The history: ``name``, ``train`` and ``valid`` rows by step, ``best_step``, ``steps``,
@@ -85,100 +159,98 @@ def fit(
             the folder holds a checkpoint of another architecture.
     """
     last, best = folder / "last.safetensors", folder / "best.safetensors"
-    weights = list(hierarchy.parameters())
-    fused = weights[0].is_floating_point() and weights[0].dtype != torch.float64
-    optimizer = torch.optim.Adam(weights, lr=settings.learning_rate, fused=fused)
-    ema = EMA(hierarchy, settings.ema)
-    state: dict[str, Any] = {
-        "step": 0, "train": [], "valid": [], "best_step": 0, "setbacks": 0, "warnings": {},
-        "seconds": 0.0,
-    }  # fmt: skip
-    if last.exists():
-        state = load_checkpoint(last, hierarchy, ema, optimizer)
-        log.info("%s: going on at step %d of %d", name, state["step"], settings.steps)
-        _replay(state, on_log)
+    trainer = Trainer(model, objective, settings)
+    if can_go_on(last, best):
+        trainer.restore(last)
+        log.info("%s: going on at step %d of %d", name, trainer.state["step"], settings.steps)
+        _replay(trainer.state, on_log)
     else:
-        initialize(hierarchy, train.at(0))
-        ema = EMA(hierarchy, settings.ema)
-        save_checkpoint(last, hierarchy, ema, optimizer, state)
+        initialize(model, train.at(0), fresh)
+        trainer.ema.reset()
+        trainer.save(last)
 
-    precision = choose_precision(settings.precision, weights[0])
-    before, started, rows_seen = state["step"], time.monotonic(), 0
-    seconds_before = state["seconds"]
-    hierarchy.train()
-    set_recompute(hierarchy, settings.recompute)
-    with Meter(name, "steps", settings.steps, done=state["step"]) as meter:
-        while state["step"] < settings.steps:
-            step = state["step"]
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, settings) * 0.5 ** state["setbacks"]
-            with torch.autocast(weights[0].device.type, precision, precision == torch.bfloat16):
-                terms = objective(hierarchy, train.at(step), train.generator)
-            terms["loss"].backward()
-            norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip, foreach=True)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update(step)
-            state["step"] = step = step + 1
-            rows_seen += train.batch_size
-
+    before, seconds, started = trainer.state["step"], trainer.state["seconds"], time.monotonic()
+    model.train()
+    with Meter(name, "steps", settings.steps, done=before) as meter:
+        while (step := trainer.state["step"]) < settings.steps:
+            values = trainer.step(train.at(step), train.generator)
+            step += 1
             checkpoint = step % settings.validate_every == 0 or step == settings.steps
-            if step % LOG_EVERY == 0 or checkpoint:
-                elapsed = time.monotonic() - started
-                row = {key: float(value.detach()) for key, value in terms.items()}
-                if not all(map(math.isfinite, [*row.values(), float(norm)])):
-                    state = _set_back(state, last, hierarchy, ema, optimizer, settings, name)
-                    continue
-                row |= {"gradient_norm": float(norm), "rows_per_second": rows_seen / elapsed}
-                _record(state, "train", step, row, on_log)
-                meter.update(step - meter.done, _brief(row))
-            if checkpoint:
-                ema.swap()
-                row = validate(hierarchy, objective, valid) | diagnose(hierarchy, valid)
-                _warn(state["warnings"], row, step, name)
-                if not state["valid"] or row["loss"] < _best_loss(state):
-                    state["best_step"] = step
-                    hierarchy.notes = {"step": step, **row}
-                    hierarchy.save(best)
-                ema.swap()
-                _record(state, "valid", step, row, on_log)
-                state["seconds"] = seconds_before + time.monotonic() - started
-                save_checkpoint(last, hierarchy, ema, optimizer, state)
+            if step % LOG_EVERY != 0 and not checkpoint:
+                continue
 
-    chosen = Hierarchy.load(best, weights[0].device)
-    hierarchy.load_state_dict(chosen.state_dict())
-    hierarchy.notes = chosen.notes
-    hierarchy.eval()
-    set_recompute(hierarchy, False)
-    history = {key: value for key, value in state.items() if key != "step"}
-    return {
-        "name": name,
-        **history,
-        "steps": settings.steps,
-        "steps_trained": state["step"] - before,
-    }
+            row = read(values)
+            if not all(map(math.isfinite, row.values())):
+                _set_back(trainer, last, name)
+                continue
+            elapsed = time.monotonic() - started
+            row["rows_per_second"] = (step - before) * train.batch_size / elapsed
+            _record(trainer.state, "train", row, on_log)
+            meter.update(step - meter.done, _brief(row))
+
+            if checkpoint:
+                row = trainer.validate(valid)
+                _warn(trainer.state["warnings"], row, step, name)
+                if not trainer.state["valid"] or row["loss"] < trainer.best_loss:
+                    trainer.state["best_step"] = step
+                    model.notes = {"step": step, **row}
+                    model.save(best)
+                trainer.ema.swap()
+                _record(trainer.state, "valid", row, on_log)
+                trainer.state["seconds"] = seconds + time.monotonic() - started
+                trainer.save(last)
+
+    chosen = Model.load(best, trainer.weights[0].device)
+    model.load_state_dict(chosen.state_dict())
+    model.notes = chosen.notes
+    model.eval()
+    set_recompute(model, False)
+    steps_trained = max(trainer.state.pop("step") - before, 0)
+    return {"name": name, **trainer.state, "steps": settings.steps, "steps_trained": steps_trained}
+
+
+def can_go_on(last: Path, best: Path) -> bool:
+    """Whether a training left what it needs to go on, whole; what it left is removed if not."""
+    if not last.exists():
+        return False
+    wanted = [last]
+    if is_whole(last) and load_tensors(last)[1]["state"]["valid"]:
+        wanted.append(best)
+    broken = [path for path in wanted if not is_whole(path)]
+    for path in broken:
+        log.warning("%s is not whole: training starts anew", path)
+    if broken:
+        last.unlink()
+        best.unlink(missing_ok=True)
+    return not broken
 
 
 @torch.no_grad()
-def validate(hierarchy: Hierarchy, objective: Objective, valid: Batches) -> Row:
+def validate(model: Model, objective: Objective, valid: Batches) -> Row:
     """Average the objective's terms over all rows, in the weights' own precision."""
     sums: dict[str, Tensor] = {}
     for batch in valid:
-        for key, value in objective(hierarchy, batch, valid.generator).items():
+        for key, value in objective(model, batch, valid.generator).items():
             sums[key] = sums.get(key, 0) + value * len(batch)
-    return {key: float(value) / len(valid) for key, value in sums.items()}
+    return {key: value / len(valid) for key, value in read(sums).items()}
 
 
-def diagnose(hierarchy: Hierarchy, valid: Batches) -> Row:
-    """Measure what would make the figures of a validation worthless.
+def read(values: Mapping[str, Tensor]) -> Row:
+    """Bring values from the device, waiting for it once."""
+    numbers = torch.stack([value.detach().double() for value in values.values()]).tolist()
+    return dict(zip(values, numbers, strict=True))
+
+
+def diagnose(model: Model, valid: Batches) -> Row:
+    """Measure what would make a validation worthless.
 
     Returns:
         ``inverse_error`` on the first batch; on continuous data, which may have no noise,
         ``thickness`` and ``neighbour_correlation`` of all of it (:func:`manifold_overfitting`).
     """
-    row = {"inverse_error": inverse_error(hierarchy, next(iter(valid)))}
+    row = {"inverse_error": inverse_error(model, next(iter(valid)))}
     if valid.is_continuous:
-        thickness, correlation = manifold_overfitting(hierarchy, torch.cat(list(valid)))
+        thickness, correlation = manifold_overfitting(model, torch.cat(list(valid)))
         row |= {"thickness": thickness, "neighbour_correlation": correlation}
     return row
 
@@ -193,67 +265,24 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def choose_precision(wanted: str, weight: Tensor) -> torch.dtype:
-    """Turn ``auto`` into bfloat16 where the hardware multiplies it faster, else the weights' own.
-
-    On a CPU that is one with AMX tiles, or with AVX-512's bfloat16 products.
-    """
-    if wanted == "auto":
-        fast = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if weight.device.type == "cuda"
-            else torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        )
-        wanted = "bfloat16" if fast and weight.dtype == torch.float32 else "float32"
-    return torch.bfloat16 if wanted == "bfloat16" else weight.dtype
-
-
-def choose_device(wanted: str) -> torch.device:
-    """Turn ``auto`` into the fastest device there is.
-
-    Raises:
-        UserError: The device is unknown or not on this machine.
-    """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device={wanted} cannot be used here: {str(error).splitlines()[0]} Allowed: auto, "
-            "cpu, cuda, cuda:<n>. Change it with --params=device=auto."
-        ) from error
-    return device
-
-
-def _set_back(
-    state: dict[str, Any],
-    last: Path,
-    hierarchy: Hierarchy,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    settings: TrainingSettings,
-    name: str,
-) -> dict[str, Any]:
+def _set_back(trainer: Trainer, last: Path, name: str) -> None:
     """Go back to the last checkpoint with half the learning rate."""
-    setbacks, step = state["setbacks"] + 1, state["step"]
+    step, setbacks = trainer.state["step"], trainer.state["setbacks"] + 1
     if setbacks > SETBACKS:
         raise UserError(
             f"{name}: the loss or its gradient was not finite at step {step}, again after the "
             f"learning rate had been halved {SETBACKS} times. Lower training.learning_rate (now "
-            f"{settings.learning_rate}) or training.clip, or lower penalty_weight."
+            f"{trainer.settings.learning_rate}) or training.clip, or lower reconstruction.weight."
         )
-    optimizer.zero_grad()
-    warnings = state["warnings"]
-    state = load_checkpoint(last, hierarchy, ema, optimizer)
-    state |= {"setbacks": setbacks, "warnings": warnings}
-    save_checkpoint(last, hierarchy, ema, optimizer, state)
+    trainer.optimizer.zero_grad()
+    warnings = trainer.state["warnings"]
+    trainer.restore(last)
+    trainer.state |= {"setbacks": setbacks, "warnings": warnings}
+    trainer.save(last)
     log.warning(
         "%s: not finite at step %d; back to step %d with the learning rate halved (%d of %d)",
-        name, step, state["step"], setbacks, SETBACKS,
+        name, step, trainer.state["step"], setbacks, SETBACKS,
     )  # fmt: skip
-    return state
 
 
 def _warn(warnings: dict[str, str], row: Row, step: int, name: str) -> None:
@@ -271,18 +300,17 @@ def _warn(warnings: dict[str, str], row: Row, step: int, name: str) -> None:
             f"{row['thickness']:.2g} of the data's spread, and is alike for points that are "
             f"neighbours on it (correlation {row['neighbour_correlation']:.2f}): the data have no "
             "noise there. Their likelihood has no maximum and bits per dimension mean nothing. Add "
-            "noise: data.noise, or stage_<n>.input_noise"
+            "noise: data.noise, or input_noise"
         )
-    for kind, message in found.items():
-        if kind not in warnings:
-            warnings[kind] = message
-            log.warning("%s: %s", name, message)
+    for kind in found.keys() - warnings.keys():
+        warnings[kind] = found[kind]
+        log.warning("%s: %s", name, found[kind])
 
 
-def _record(state: dict[str, Any], kind: str, step: int, row: Row, on_log: Log | None) -> None:
-    state[kind].append({"step": step, **row})
+def _record(state: dict[str, Any], kind: str, row: Row, on_log: Log | None) -> None:
+    state[kind].append({"step": state["step"], **row})
     if on_log:
-        on_log(step, {f"{kind}.{key}": value for key, value in row.items()})
+        on_log(state["step"], {f"{kind}.{key}": value for key, value in row.items()})
 
 
 def _replay(state: dict[str, Any], on_log: Log | None) -> None:
@@ -290,11 +318,6 @@ def _replay(state: dict[str, Any], on_log: Log | None) -> None:
         for row in state[kind]:
             values = {f"{kind}.{key}": value for key, value in row.items() if key != "step"}
             on_log(row["step"], values)  # type: ignore[misc]
-
-
-def _best_loss(state: dict[str, Any]) -> float:
-    best = next(row for row in state["valid"] if row["step"] == state["best_step"])
-    return math.inf if math.isnan(best["loss"]) else best["loss"]
 
 
 def _brief(row: Row) -> str:

@@ -1,0 +1,115 @@
+import copy
+
+import pytest
+import torch
+from resumable import MODEL, phase, smooth_images
+
+from submanifold.data.batches import Batches
+from submanifold.manifold import Objective
+from submanifold.training.phases import train_phase
+
+IMAGES = smooth_images(100)
+STILL = {"learning_rate": 1e-12, "steps": 4, "validate_every": 4}
+"""So small a rate that what a phase begins with is what it ends with."""
+
+
+def run(phase, before, folder, data=IMAGES, seed=7):
+    before = copy.deepcopy(before)
+    return train_phase(
+        phase, MODEL, before, data[20:], data[:20], seed, torch.device("cpu"), folder
+    )
+
+
+def weights(module):
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(module, expected):
+    return all(map(torch.equal, module.parameters(), expected))
+
+
+def assert_still(module, expected):
+    for weight, before in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.detach(), before, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def encode(model):
+    return model.encode(torch.from_numpy(IMAGES))[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A Glow trained by likelihood alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield run(phase(1, weight=0), None, tmp_path_factory.mktemp("phase_1"))[0]
+    torch.set_num_threads(threads)
+
+
+def test_a_phase_goes_on_from_the_weights_that_the_one_before_left(tmp_path, first):
+    assert len(first.stages) == 1
+    again, history = run(phase(1, **STILL), first, tmp_path, seed=8)
+    assert_still(again, weights(first))
+    # nothing of the first phase's state is left but its weights
+    assert (history["steps_trained"], history["best_step"]) == (4, 4)
+    assert (history["stages"], history["terms"]) == ([1], ["likelihood", "reconstruction"])
+    terms = Objective(phase(1).terms)(first, Batches(IMAGES[20:], 16, 8 + 2**32).at(3))
+    assert history["train"][-1]["loss"] == pytest.approx(terms["loss"].item(), rel=1e-6)
+
+
+def test_the_penalty_of_a_second_phase_brings_the_projection_nearer(tmp_path, first):
+    def error(model):
+        return model.rejection_map(torch.from_numpy(IMAGES)).square().mean().item()
+
+    again, _ = run(phase(1, weight=30.0), first, tmp_path)
+    assert error(again) < 0.7 * error(first)
+    assert [each["stages"] for each in again.notes["phases"]] == [[1], [1]]
+
+
+def test_actnorms_are_set_by_data_in_new_stages_alone(tmp_path, first):
+    both, _ = run(phase(1, 2, **STILL), first, tmp_path)
+    assert_still(both.stages[0], weights(first))
+    norm = both.stages[1].flow.bijections[0].norm
+    with torch.no_grad():
+        u = first.encode(Batches(IMAGES[20:], 16, 7 + 2**32).at(0))[0]
+    assert u.mean(0).abs().max() > 0.1
+    torch.testing.assert_close(norm.shift.detach(), u.mean(0), rtol=0, atol=1e-5)
+
+
+def test_outer_stages_are_frozen_and_later_ones_are_left_as_they_are(tmp_path, first):
+    glow = weights(first)
+    two, history = run(phase(2, space="image"), first, tmp_path / "2", encode(first))
+    assert len(two.stages) == 2
+    assert same(two.stages[0], glow)
+    assert all(p.grad is None for p in two.stages[0].parameters())
+    assert history["stages"] == [2]
+    inner = weights(two.stages[1])
+    three, _ = run(phase(1), two, tmp_path / "3")
+    assert len(three.stages) == 2
+    assert same(three.stages[1], inner)
+    assert all(p.grad is None for p in three.stages[1].parameters())
+    # frozen in the phase before, but not in its own
+    moved = [not torch.equal(p, q) for p, q in zip(three.stages[0].parameters(), glow, strict=True)]
+    assert all(moved)
+    assert [each["stages"] for each in three.notes["phases"]] == [[1], [2], [1]]
+
+
+def test_new_stages_are_a_function_of_the_seed(tmp_path, first):
+    u = encode(first)
+    one, other, third = (
+        run(phase(2, **STILL), first, tmp_path / name, u, seed)[0]
+        for name, seed in (("a", 7), ("b", 7), ("c", 9))
+    )
+    assert same(one, weights(other))
+    assert not same(one.stages[1], weights(third.stages[1]))
+
+
+def test_a_penalty_on_images_is_measured_behind_the_frozen_stages(tmp_path, first):
+    x, u = torch.from_numpy(IMAGES[:20]), encode(first)
+    on_image, history = run(phase(2, space="image"), first, tmp_path / "image", u)
+    missed = (first.project(x) - on_image.project(x)).square().mean().item()
+    assert history["valid"][-1]["mse"] == pytest.approx(missed, rel=1e-4)
+    on_latent, history = run(phase(2), first, tmp_path / "latent", u)
+    missed = (first.encode(x)[0] - first.encode(on_latent.project(x))[0]).square().mean().item()
+    assert history["valid"][-1]["mse"] == pytest.approx(missed, rel=1e-4)
