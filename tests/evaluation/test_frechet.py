@@ -1,7 +1,9 @@
-import io
+import hashlib
 import socket
 import threading
-from urllib.error import URLError
+import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,7 +102,7 @@ def random_weights(tmp_path_factory):
 
 @pytest.fixture
 def accept_random_weights(random_weights, monkeypatch):
-    digest = frechet.hashlib.sha256(random_weights.read_bytes()).hexdigest()
+    digest = hashlib.sha256(random_weights.read_bytes()).hexdigest()
     monkeypatch.setattr(frechet, "WEIGHTS_SHA256", digest)
     return str(random_weights)
 
@@ -140,7 +142,7 @@ def test_grey_images_count_as_colour(accept_random_weights):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"evaluation\.inception_weights: there is no file"):
+    with pytest.raises(UserError, match=r"^inception_weights=\S+missing.pth, but there is no file"):
         inception_features([images(2)], str(tmp_path / "missing.pth"))
 
 
@@ -148,7 +150,7 @@ def test_other_file(tmp_path, random_weights):
     garbage = tmp_path / "garbage.pth"
     garbage.write_bytes(b"not a checkpoint")
     for path in (garbage, random_weights):
-        with pytest.raises(UserError, match="is not the standard file"):
+        with pytest.raises(UserError, match=r"^inception_weights=\S+ is not the standard file"):
             inception_features([images(2)], str(path))
 
 
@@ -157,76 +159,85 @@ def assert_not_measured(reason):
         inception_features([images(2), images(3)])
     assert str(caught.value).startswith("not measured: ")
     assert reason in str(caught.value)
-    assert "evaluation.inception_weights" in str(caught.value)
+    assert "set inception_weights to" in str(caught.value)
 
 
-def test_no_network(empty_cache, monkeypatch, capfd):
-    tries = []
-
-    def refuse(url, timeout):
-        tries.append(timeout)
-        raise URLError("Name or service not known")
-
-    monkeypatch.setattr(frechet, "urlopen", refuse)
-    assert_not_measured("Name or service not known")
-    assert tries == [10.0]
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_connection_that_hangs(empty_cache, monkeypatch):
-    release = threading.Event()
-    monkeypatch.setattr(frechet, "urlopen", lambda url, timeout: release.wait())
-    monkeypatch.setattr(frechet, "CONNECT_SECONDS", 0.1)
-    assert_not_measured("no answer within")
-    release.set()
-
-
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.0 404 Nothing Here\r\n\r\n", b"garbage\r\n\r\n"])
-def test_a_server_that_misbehaves(answer, empty_cache, monkeypatch):
+@contextmanager
+def serving(monkeypatch, answer):
+    """Have the weights answered for by a server of this machine: `answer` gets its connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
             connection, _ = server.accept()
             with connection:
                 connection.recv(4096)
-                connection.sendall(answer)
+                answer(connection)
 
         threading.Thread(target=serve, daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/weights.pth"
         monkeypatch.setattr(frechet, "URL_INCEPTION_V3", url)
+        yield
+
+
+def test_no_network(empty_cache, monkeypatch, capfd):
+    tries = []
+
+    def refuse(host, *args, **kwargs):
+        tries.append(host)
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert_not_measured("Temporary failure in name resolution")
+    assert len(tries) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\n."])
+def test_a_server_that_falls_silent(begun, empty_cache, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(frechet, "SILENCE", 0.2)
+
+    def fall_silent(connection):
+        connection.sendall(begun)
+        release.wait()
+
+    started = time.monotonic()
+    with serving(monkeypatch, fall_silent):
+        assert_not_measured("timed out")
+    assert time.monotonic() - started < 10
+    release.set()
+    assert not list(empty_cache.iterdir())
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.0 404 Nothing Here\r\n\r\n", b"garbage\r\n\r\n"])
+def test_a_server_that_misbehaves(answer, empty_cache, monkeypatch):
+    with serving(monkeypatch, lambda connection: connection.sendall(answer)):
         assert_not_measured("not be downloaded")
     assert not list(empty_cache.iterdir())
 
 
-def test_a_download_that_trickles(empty_cache, monkeypatch):
-    class Trickle(io.BytesIO):
-        def read1(self, size=-1):
-            return b"."
-
-    monkeypatch.setattr(frechet, "urlopen", lambda url, timeout: Trickle())
-    monkeypatch.setattr(frechet, "DOWNLOAD_SECONDS", 0.1)
-    assert_not_measured("not complete after")
-    assert not list(empty_cache.iterdir())
-
-
 def test_a_download_of_something_else(empty_cache, monkeypatch):
-    monkeypatch.setattr(frechet, "urlopen", lambda url, timeout: io.BytesIO(b"<html>log in"))
-    assert_not_measured("another file")
+    page = b"HTTP/1.0 200 OK\r\n\r\n<html>log in"
+    with serving(monkeypatch, lambda connection: connection.sendall(page)):
+        assert_not_measured("another file")
     assert not list(empty_cache.iterdir())
 
 
 def test_a_download_is_kept(accept_random_weights, empty_cache, monkeypatch):
-    opened = []
+    whole = Path(accept_random_weights).read_bytes()
+    answer = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole
+    with serving(monkeypatch, lambda connection: connection.sendall(answer)):
+        first = fid(images(2), images(2, seed=1))
+    assert fid(images(2), images(2, seed=1)) == first  # nobody serves it again
+    assert first["value"] > 0
+    assert [path.name for path in empty_cache.iterdir()] == ["weights.pth"]
 
-    def serve(url, timeout):
-        opened.append(url)
-        return open(accept_random_weights, "rb")
 
-    monkeypatch.setattr(frechet, "urlopen", serve)
-    results = [fid(images(2), images(2, seed=1)) for _ in range(2)]
-    assert results[0] == results[1]
-    assert results[0]["value"] > 0
-    assert opened == [frechet.URL_INCEPTION_V3]
+def test_a_broken_copy_in_the_cache_is_not_used(empty_cache, monkeypatch):
+    empty_cache.mkdir(parents=True)
+    (empty_cache / "weights.pth").write_bytes(b"half of it")
+    with serving(monkeypatch, lambda connection: connection.sendall(b"HTTP/1.0 404 No\r\n\r\n")):
+        assert_not_measured("404")
 
 
 @pytest.mark.parametrize(

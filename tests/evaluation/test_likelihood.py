@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +7,13 @@ import torch
 from scipy.special import log_ndtr
 
 from submanifold.data.batches import Batches
-from submanifold.evaluation.likelihood import importance_log_prob, per_event
+from submanifold.evaluation.likelihood import (
+    dequantized_log_probs,
+    importance_log_prob,
+    noisy_log_prob,
+    per_event,
+    to_bits_per_dim,
+)
 from submanifold.flows import Affine
 from submanifold.manifold import Hierarchy, Stage
 
@@ -50,3 +57,35 @@ def test_more_draws_bound_the_bits_of_a_pixel_more_tightly_and_in_the_end_exactl
     missing = np.exp(log_probs).var() / np.exp(log_probs).mean() ** 2 / 128
     assert means[-1] == pytest.approx(exact - missing, abs=error[64] + missing**2)
     assert exact - means[0] > 20 * (exact - means[-1]) > 0
+
+
+def test_every_draw_has_its_own_noise_and_the_first_of_more_are_the_same():
+    images = np.arange(600, dtype=np.uint8).reshape(600, 1, 1, 1).repeat(9, axis=1)
+    total = SimpleNamespace(log_prob=lambda x: x.flatten(1).mean(1))
+    draws = dequantized_log_probs(total, images, 3, "cpu")
+    assert draws.shape == (3, 600)
+    noise = 256 * (draws + 0.5) - np.arange(600) % 256
+    assert ((noise > 0) & (noise < 1)).all()
+    correlation = np.corrcoef(noise)[np.triu_indices(3, 1)]
+    assert np.abs(correlation).max() < 4 / math.sqrt(600)
+    assert np.array_equal(dequantized_log_probs(total, images, 2, "cpu"), draws[:2])
+
+
+@pytest.mark.parametrize("input_noise", [0.0, 0.5, 3.0])
+def test_noise_of_a_scale_costs_half_its_variance_under_a_standard_normal(input_noise):
+    normal = Hierarchy([Stage(Affine(8), 8)])
+    with torch.no_grad():
+        batches = Batches(np.zeros((3000, 8), np.float32), 512)
+        lost = normal.log_prob(torch.zeros(1, 8)).item() - noisy_log_prob(
+            normal, batches, input_noise
+        )
+    assert lost.shape == (3000,)
+    error = 4 * input_noise**2 / math.sqrt(3000 * 2) * math.sqrt(8)
+    assert lost.mean() == pytest.approx(8 * input_noise**2 / 2, abs=error + 1e-6)
+
+
+def test_bits_are_of_one_dimension_and_of_a_byte():
+    vectors, images = np.zeros((2, 4), np.float32), np.zeros((2, 1, 2, 2), np.uint8)
+    log_prob = np.log([2.0**4, 2.0**-8])
+    assert to_bits_per_dim(log_prob, vectors) == pytest.approx([-1, 2])
+    assert to_bits_per_dim(log_prob, images) == pytest.approx([7, 10])

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from submanifold.data.synthetic import LinearGaussian, manifold
-from submanifold.evaluation.truth import compare_with_truth
+from submanifold.evaluation.truth import against_truth
 from submanifold.flows import Affine
 from submanifold.manifold import Hierarchy, Stage
 
@@ -25,7 +25,7 @@ def test_points():
 
 def test_the_true_density_is_nothing_above_itself(test_points):
     samples = whitening().sample(100).numpy()
-    found = compare_with_truth(whitening(), LinearGaussian(), test_points, samples)
+    found = against_truth(whitening(), LinearGaussian(), test_points, samples)
     # the flow's matrix is stored in float32
     assert found["divergence"]["value"] == pytest.approx(0, abs=1e-5)
     assert found["nll"]["value"] == pytest.approx(2.44127, abs=4 * 2 / 5000**0.5)
@@ -37,7 +37,7 @@ def test_the_true_density_is_nothing_above_itself(test_points):
 
 
 def test_a_density_that_is_too_wide_is_above_by_the_divergence(test_points):
-    found = compare_with_truth(whitening(1.5), LinearGaussian(), test_points, test_points)
+    found = against_truth(whitening(1.5), LinearGaussian(), test_points, test_points)
     exact = 8 * (np.log(1.5) + (1 / 1.5**2 - 1) / 2)
     low, high = found["divergence"]["low"], found["divergence"]["high"]
     assert low < exact < high
@@ -47,7 +47,7 @@ def test_a_density_that_is_too_wide_is_above_by_the_divergence(test_points):
 
 
 def test_another_dimension_has_no_density_to_compare_on_the_manifold(test_points):
-    found = compare_with_truth(whitening(dim=2), LinearGaussian(), test_points, test_points)
+    found = against_truth(whitening(dim=2), LinearGaussian(), test_points, test_points)
     assert "manifold_nll" not in found
     assert "nll" in found
 
@@ -55,7 +55,7 @@ def test_another_dimension_has_no_density_to_compare_on_the_manifold(test_points
 def test_data_without_noise_have_no_density_to_compare():
     circle = manifold("circle", 0.0)
     x = circle.sample(50, np.random.default_rng(0))
-    found = compare_with_truth(Hierarchy([Stage(Affine(2), 1)]).double(), circle, x, x)
+    found = against_truth(Hierarchy([Stage(Affine(2), 1)]).double(), circle, x, x)
     assert "nll" not in found
     assert "divergence" not in found
     assert found["manifold_entropy"] == pytest.approx(np.log(2 * np.pi))

@@ -10,7 +10,7 @@ import pytest
 from click import ClickException
 from PIL import Image
 
-from submanifold.pipelines.compare.nodes import _differences, _tile
+from submanifold.pipelines.compare.nodes import _differences
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def runs(project):
     """Two trainings; the second has another seed and another weight, too."""
     return {
         "PR-D": project.run("joint", until="metrics", method="PR-D"),
-        "H-MM": project.run(until="metrics", seed=1, stage_1={"penalty_weight": 30}),
+        "H-MM": project.run(until="metrics", seed=1, phase_1={"reconstruction": {"weight": 30}}),
     }
 
 
@@ -85,10 +85,11 @@ def test_the_numbers_of_a_row_are_those_of_the_metrics(runs, comparison, name):
 def test_a_row_says_what_differs_from_the_others_in_its_settings(runs, comparison):
     table = comparison.load("comparison_table")
     assert row_of(table, runs["H-MM"])["differs"].split("; ") == [
-        *("schedule=hierarchical", "stage_1.penalty=mse", "stage_1.penalty_weight=30"),
+        *("phase_1.reconstruction.penalty=mse", "phase_1.reconstruction.weight=30"),
     ]
     assert row_of(table, runs["PR-D"])["differs"].split("; ") == [
-        *("schedule=joint", "stage_1.penalty=huber", "stage_1.penalty_weight=300"),
+        *("phase_1.reconstruction.delta=0.1", "phase_1.reconstruction.penalty=huber"),
+        "phase_1.reconstruction.weight=300",
     ]
 
 
@@ -112,17 +113,10 @@ def test_the_page_needs_no_other_file_and_shows_each_run_with_its_first_samples(
         metrics, samples = (runs[name].load(each) for each in ("metrics", "samples"))
         assert "{value:.3f}<small>[{low:.3f}, {high:.3f}]".format(**metrics["bits_per_dim"]) in page
         picture = picture_of(page, runs[name].mlflow.info.run_id)
-        assert picture.shape == (4 * 68, 8 * 68, 3), "8 x 8 pixels, 8 times as large"
-        second = picture[68 + 2 : 2 * 68 - 2 : 8, 2 * 68 + 2 : 3 * 68 - 2 : 8]
-        assert np.array_equal(second.transpose(2, 0, 1), samples[8 + 2])
-
-
-def test_grey_images_that_are_large_and_few_are_tiled_as_they_are():
-    images = np.arange(3 * 80 * 80, dtype=np.uint8).reshape(3, 1, 80, 80)
-    tiled = np.asarray(_tile(images))
-    assert tiled.shape == (84, 8 * 84)
-    assert np.array_equal(tiled[2:82, 86:166], images[1, 0])
-    assert (tiled[:, 3 * 84 :] == 255).all()
+        assert picture.shape == (4 * 72 - 8, 8 * 72 - 8, 3), "8 x 8 pixels, 8 times as large"
+        for row, column in ((0, 0), (7, 7)):
+            second = picture[72 + row : 72 + 64 : 8, 2 * 72 + column : 2 * 72 + 64 : 8]
+            assert np.array_equal(second.transpose(2, 0, 1), samples[8 + 2])
 
 
 def test_the_run_of_a_comparison_is_kept_with_its_page_and_is_no_training(project, comparison):
@@ -166,6 +160,21 @@ def test_runs_on_known_manifolds_are_compared_with_the_truth(project, runs, tmp_
     page = comparison.load("comparison")
     assert "nats above the truth" in page
     assert picture_of(page, run).shape == (250, 1000, 3)
+
+
+def test_bits_may_be_negative_or_not_reported(project):
+    params = {"dataset": "sphere", "method": "PR-D"}
+    for seed, figures in enumerate([{"bits_per_dim": -1.5}, {}]):
+        keys = {"keys.model": f"sphere-{seed}", "keys.run": f"sphere-{seed}"}
+        make_run(
+            project, "FINISHED", {**params, **keys, "seed": seed}, {"parameters": 9, **figures}
+        )
+    comparison = project.run("compare", dataset="sphere")
+    bits = comparison.load("comparison_table")["bits_per_dim"].tolist()
+    assert bits == pytest.approx([-1.5, float("nan")], nan_ok=True)
+    page = comparison.load("comparison")
+    assert 'data-value="-1.5">-1.500</td>' in page
+    assert 'data-value="">–</td>' in page
 
 
 def test_without_runs_one_message_says_what_was_looked_for_where_and_how_to_make_one(

@@ -23,20 +23,24 @@ def mean_interval(values: np.ndarray) -> dict[str, Any]:
         and the interval for fewer than two.
     """
     n = len(values)
-    if n == 0:
-        return {"value": None, "low": None, "high": None, "n": 0}
-    mean = float(np.mean(values))
-    if n == 1:
-        return {"value": mean, "low": None, "high": None, "n": 1}
-    found = bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=max(1, AT_ONCE // n),
-        method="percentile",
-        random_state=0,
-    ).confidence_interval
-    return {"value": mean, "low": float(found.low), "high": float(found.high), "n": n}
+    found = {"value": float(np.mean(values)) if n else None, "low": None, "high": None, "n": n}
+    if n > 1:
+        resampled = bootstrap(
+            (values,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            batch=max(1, AT_ONCE // n),
+            method="percentile",
+            random_state=0,
+        )
+        low, high = resampled.confidence_interval
+        found |= {"low": float(low), "high": float(high)}
+    return found
+
+
+def plus_minus(value: float, half_width: float) -> dict[str, float]:
+    """Write down a value with the interval around it: ``value``, ``low``, ``high``."""
+    return {"value": value, "low": value - half_width, "high": value + half_width}
 
 
 def jackknife_subsets(
@@ -44,46 +48,35 @@ def jackknife_subsets(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Leave out each of 10 random groups of images in turn.
 
-    Args:
-        n_real: Number of real images.
-        n_fake: Number of fake images.
-        rng: Draws the groups.
-
     Returns:
-        The indices that stay, of the real and of the fake images, one pair for each group; no
-        pair at all if there are fewer than 10 images of either kind.
+        The indices that stay, of the real and of the fake images, for each group; none at all if
+        there are fewer than 10 images of either kind.
     """
     if min(n_real, n_fake) < GROUPS:
         return []
-    groups = zip(
-        np.array_split(rng.permutation(n_real), GROUPS),
-        np.array_split(rng.permutation(n_fake), GROUPS),
-        strict=True,
-    )
-    return [(np.delete(np.arange(n_real), i), np.delete(np.arange(n_fake), j)) for i, j in groups]
+    real, fake = (np.array_split(rng.permutation(n), GROUPS) for n in (n_real, n_fake))
+    return [
+        (np.delete(np.arange(n_real), i), np.delete(np.arange(n_fake), j))
+        for i, j in zip(real, fake, strict=True)
+    ]
 
 
 def jackknife_interval(
-    value: float, left_out: Sequence[float]
+    value: float, left_out: Sequence[float], least: float = 0.0
 ) -> tuple[float | None, float | None]:
     r"""95% interval of a distance between two samples, by the delete-a-group jackknife.
 
     The standard error is :math:`\sqrt{(k-1)/k \sum_g (v_g - \bar v)^2}` over the values that leave
-    out group g of both samples (Efron and Stein, 1981); the interval is the value plus or minus
-    Student's t with k - 1 degrees of freedom, cut at zero. Such distances are biased upward in
-    small samples; a bootstrap, which repeats images, adds to that bias and can miss its own value,
-    whereas leaving out groups shifts all :math:`v_g` alike. The interval does not cover the bias.
-
-    Args:
-        value: Of all images.
-        left_out: Of the images without group g, for each g.
+    out group g of both samples (Efron and Stein, 1981), and Student's t has k - 1 degrees of
+    freedom. Such distances are biased upward in small samples, which the interval does not cover;
+    a bootstrap, which repeats images, would add to the bias and can miss its own value.
 
     Returns:
-        The lower and the upper end; None, None with fewer than two groups.
+        The lower end, cut at ``least``, and the upper; None, None with fewer than two groups.
     """
     groups = len(left_out)
     if groups < 2:
         return None, None
     error = np.std(left_out) * np.sqrt(groups - 1)
     half = student_t.ppf(0.975, groups - 1) * error
-    return max(0.0, float(value - half)), float(value + half)
+    return max(least, float(value - half)), float(value + half)

@@ -7,11 +7,17 @@ import torch
 from scipy.special import logsumexp
 from torch import Tensor
 
+from submanifold.data.batches import Batches
+from submanifold.manifold import Model
+from submanifold.progress import track
+
+BATCH = 256
+
 
 @torch.no_grad()
 def per_event(measure: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> np.ndarray:
     """Apply a measure to every batch and gather its values, one for each event, as (N,) float64."""
-    return torch.cat([measure(batch).double().cpu() for batch in batches]).numpy()
+    return torch.cat([measure(batch).double() for batch in batches]).cpu().numpy()
 
 
 def importance_log_prob(log_probs: np.ndarray) -> np.ndarray:
@@ -21,13 +27,45 @@ def importance_log_prob(log_probs: np.ndarray) -> np.ndarray:
               \ge \mathrm{E} \log \frac1K \sum_k p(x + \epsilon_k)
 
     K = 1 is the usual bound; it grows with K in expectation and meets log P(x) in the limit
-    (Burda et al. 2016, theorem 1; Hoogeboom et al. 2020 for dequantisation). Both sides here lack
-    the same constant, the volume of a pixel's bin, that bits per dimension add.
-
-    Args:
-        log_probs: log p of the same N images with K different noises, (K, N), nats.
-
-    Returns:
-        The bound of each image, (N,), nats.
+    (Burda et al. 2016, theorem 1; Hoogeboom et al. 2020 for dequantisation). From (K, N) nats to
+    (N,); both lack the volume of a pixel's bin, which bits per dimension add.
     """
     return logsumexp(log_probs, axis=0) - np.log(len(log_probs))
+
+
+def dequantized_log_probs(
+    model: Model, images: np.ndarray, draws: int, device: str | torch.device
+) -> np.ndarray:
+    """Log-density of uint8 images (N, ...) with K dequantisation noises, (K, N), nats.
+
+    Each draw has its own seed: the first draws of more are the same.
+    """
+    log_probs = []
+    for seed in range(draws):
+        batches = Batches(images, BATCH, seed, device)
+        title = f"bits per dimension, {seed + 1} of {draws}"
+        log_probs.append(per_event(model.log_prob, track(batches, title, len(batches))))
+    return np.stack(log_probs)
+
+
+def noisy_log_prob(model: Model, batches: Batches, input_noise: float) -> np.ndarray:
+    """Log-density of inputs with the normal noise that a DNF was trained with, (N,), nats.
+
+    The batches' generator draws it; its standard deviation is in the unit of the inputs.
+    """
+
+    def log_prob(x: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, generator=batches.generator, device=x.device)
+        return model.log_prob(x + input_noise * noise)
+
+    return per_event(log_prob, batches)
+
+
+def to_bits_per_dim(log_prob: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """Turn nats for an event, (N,), into bits for a dimension of these uint8 or float events.
+
+    Bytes add the 8 bits that a dimension was quantised to, so that the value bounds the bits that
+    code it.
+    """
+    bits = 8 if events.dtype == np.uint8 else 0
+    return bits - log_prob / (np.prod(events.shape[1:]) * np.log(2))

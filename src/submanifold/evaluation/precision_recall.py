@@ -28,17 +28,12 @@ def precision_recall(
     """Measure how many fakes look real, and how much of what is real the fakes reach.
 
     The improved precision and recall of Kynkaanniemi et al., NeurIPS 2019
-    (https://arxiv.org/abs/1904.06991). A set is replaced by the union of balls around its members,
-    each with the distance to its k-th nearest neighbour as radius. Precision is the share of fakes
-    inside the real balls, recall the share of reals inside the fake balls. Two samples of one
-    distribution do not reach 1, and both values depend on the counts: compare equal ones. The paper
-    takes the features of VGG-16; on Inception's the values differ.
-
-    The 95% intervals are Wilson's for a share, over the images that are counted and with the balls
-    held fixed. Over new samples of both sets the values vary more: with 200 to 1,000 normal points
-    in 2 to 64 dimensions the intervals covered the mean 84 to 97 times in 100. The jackknife would
-    leave out balls too, but counts of nearest neighbours change by jumps: with 200 to 300 points
-    its standard errors were 1.4 to 2.3 times too large.
+    (https://arxiv.org/abs/1904.06991), who take the features of VGG-16. A set is replaced by the
+    union of balls around its members, each with the distance to its k-th nearest neighbour as
+    radius. Precision is the share of fakes inside the real balls, recall the share of reals inside
+    the fake balls. Two samples of one distribution do not reach 1, and both values depend on the
+    counts: compare equal ones. The 95% intervals are Wilson's for a share, with the balls held
+    fixed; new samples of both sets vary more (a jackknife would be far too wide).
 
     Args:
         real: Features, shape (n_real, f), of any unit.
@@ -56,12 +51,24 @@ def precision_recall(
         raise ValueError(
             f"expected more than {neighbours} features of each kind, not {len(real)}, {len(fake)}"
         )
-    shares = {
-        "precision": _share(_inside(fake, real, neighbours)),
-        "recall": _share(_inside(real, fake, neighbours)),
-    }
-    counts = {"n_real": len(real), "n_fake": len(fake)}
-    return {name: share | counts for name, share in shares.items()}
+    found = {}
+    for name, points, centres in ("precision", fake, real), ("recall", real, fake):
+        inside = _inside(points, centres, neighbours)
+        share = binomtest(int(inside.sum()), len(inside))
+        low, high = share.proportion_ci(0.95, method="wilson")
+        found[name] = {"value": float(share.statistic), "low": float(low), "high": float(high)}
+        found[name] |= {"n_real": len(real), "n_fake": len(fake)}
+    return found
+
+
+def _inside(points: np.ndarray, centres: np.ndarray, neighbours: int) -> np.ndarray:
+    """Whether each point is in the ball of any centre; shape (points,), bool."""
+    nearest = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(centres)
+    radii = nearest.kneighbors()[0][:, -1]  # without an argument, a centre is not its own neighbour
+    chunks = pairwise_distances_chunked(
+        points, centres, reduce_func=lambda distances, _: (distances <= radii).any(axis=1)
+    )
+    return np.concatenate(list(chunks))
 
 
 def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[str, Any]:
@@ -76,35 +83,45 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[s
     over all rows at once instead of averaged over random subsets. It is unbiased at any counts,
     unlike a FID, and so it may be negative where the distributions are close.
 
-    The 95% interval is a delete-a-group jackknife over images, not cut at zero; see
-    :func:`~submanifold.evaluation.intervals.jackknife_interval`.
-
     Args:
-        real: Features x, shape (n_real, f).
-        fake: Features y, shape (n_fake, f).
+        real: Features x, shape (n_real, f), n_real >= 2.
+        fake: Features y, shape (n_fake, f), n_fake >= 2.
         seed: Of the jackknife's groups.
 
     Returns:
-        `value`, its 95% interval `low`, `high` (None with fewer than 10 rows on either side), and
-        the counts `n_real`, `n_fake`. The unit is that of the kernel, not the thousandths in which
-        some report it.
-
-    Raises:
-        ValueError: Either set has fewer than two members.
+        `value`, its 95% interval `low`, `high` by
+        :func:`~submanifold.evaluation.intervals.jackknife_interval` (None with fewer than 10 rows
+        on either side), and the counts `n_real`, `n_fake`. The unit is that of the kernel, not the
+        thousandths in which some report it.
     """
-    if min(len(real), len(fake)) < 2:
-        raise ValueError(f"expected two features of each kind, not {len(real)}, {len(fake)}")
-    subsets = jackknife_subsets(len(real), len(fake), np.random.default_rng(seed))
-    value, *left_out = _squared_discrepancies(
-        real,
-        fake,
-        _indicators(len(real), [stays for stays, _ in subsets]),
-        _indicators(len(fake), [stays for _, stays in subsets]),
-    ).tolist()
-    _, high = jackknife_interval(value, left_out)
-    # the other end by symmetry, because jackknife_interval takes no distance below zero
-    low = None if high is None else 2 * value - high
-    return {"value": value, "low": low, "high": high, "n_real": len(real), "n_fake": len(fake)}
+    counts = len(real), len(fake)
+    if min(counts) < 2:
+        raise ValueError(f"expected two features of each kind, not {counts[0]}, {counts[1]}")
+    every = [np.arange(count) for count in counts]
+    subsets = [every, *jackknife_subsets(*counts, np.random.default_rng(seed))]
+    # which rows are in each subset, 0 or 1, shape (subsets, rows)
+    in_real, in_fake = (
+        np.stack([np.bincount(rows, minlength=count) for rows in stays])
+        for stays, count in zip(zip(*subsets, strict=True), counts, strict=True)
+    )
+    across = _kernel_sums(real, fake, in_real, in_fake)
+    discrepancies = -2 * across / (in_real.sum(axis=1) * in_fake.sum(axis=1))
+    for x, in_x in (real, in_real), (fake, in_fake):
+        itself = in_x @ (np.mean(x**2, axis=1) + 1) ** 3
+        n = in_x.sum(axis=1)
+        discrepancies += (_kernel_sums(x, x, in_x, in_x) - itself) / (n * (n - 1))
+    value, *left_out = discrepancies.tolist()
+    low, high = jackknife_interval(value, left_out, least=-np.inf)
+    return {"value": value, "low": low, "high": high, "n_real": counts[0], "n_fake": counts[1]}
+
+
+def _kernel_sums(x: np.ndarray, y: np.ndarray, in_x: np.ndarray, in_y: np.ndarray) -> np.ndarray:
+    """Sums of the kernel over all pairs of each subset, shape (subsets,)."""
+    # in chunks, because the kernel of all pairs of 10,000 images takes a gigabyte
+    return sum(
+        ((in_x[:, rows] @ polynomial_kernel(x[rows], y)) * in_y).sum(axis=1)
+        for rows in gen_batches(len(x), ROWS_AT_ONCE)
+    )
 
 
 def pixel_features(
@@ -112,10 +129,8 @@ def pixel_features(
 ) -> list[np.ndarray]:
     """Describe images by their coordinates on the leading principal axes of reference images.
 
-    They see colour, brightness and coarse shape, not what a picture is of. The reference has to be
-    other images than the real ones, as the training images are: real images spread wider on axes
-    that were fitted to themselves than others of their kind do, which lends the others precision
-    and takes recall from them (white noise of 8 x 8 colour pixels, 700 of each, to 1 and 0.03).
+    They see colour, brightness and coarse shape, not what a picture is of. On axes that were fitted
+    to themselves the real images would spread wider, which lends fakes precision and takes recall.
 
     Args:
         reference: Images, uint8 of shape (n, channels, height, width); a random 5,000 of more.
@@ -123,9 +138,8 @@ def pixel_features(
         components: The largest number of axes; fewer images or pixels have fewer.
 
     Returns:
-        Features of each set, shape (m, d), float64, d at most `components`. All are divided by
-        one number, so that the reference has a mean square of 1, which is where the
-        kernel of :func:`kernel_distance` is neither flat nor all cube.
+        Features of each set, shape (m, d), float64, d at most `components`, scaled alike so that
+        the reference has a mean square of 1, where the kernel is neither flat nor all cube.
 
     Raises:
         ValueError: The arrays are not uint8 images of one shape.
@@ -145,75 +159,9 @@ def pixel_features(
 
 
 def some_rows(count: int, most: int) -> np.ndarray:
-    """Indices of all rows, or where these are more than `most`, of a random choice of so many.
-
-    The choice is always the same, and in order.
-    """
+    """Indices of all rows, or of a random choice of `most`, always the same, and in order."""
     return np.sort(np.random.default_rng(0).choice(count, min(count, most), replace=False))
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float64)
-
-
-def _inside(points: np.ndarray, centres: np.ndarray, neighbours: int) -> np.ndarray:
-    """Whether each point is in the ball of any centre; shape (points,), bool."""
-    nearest = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(centres)
-    radii = nearest.kneighbors()[0][:, -1]  # without an argument, a centre is not its own neighbour
-    chunks = pairwise_distances_chunked(
-        points, centres, reduce_func=lambda distances, _: (distances <= radii).any(axis=1)
-    )
-    return np.concatenate(list(chunks))
-
-
-def _share(inside: np.ndarray) -> dict[str, float]:
-    hits = binomtest(int(inside.sum()), len(inside))
-    interval = hits.proportion_ci(0.95, method="wilson")
-    return {
-        "value": float(hits.statistic),
-        "low": float(interval.low),
-        "high": float(interval.high),
-    }
-
-
-def _indicators(count: int, subsets: list[np.ndarray]) -> np.ndarray:
-    """Which rows count: all in row 0, then those of each subset; shape (1 + subsets, count)."""
-    rows = np.zeros((1 + len(subsets), count))
-    rows[0] = 1
-    for row, stays in zip(rows[1:], subsets, strict=True):
-        row[stays] = 1
-    return rows
-
-
-def _squared_discrepancies(
-    x: np.ndarray, y: np.ndarray, in_x: np.ndarray, in_y: np.ndarray
-) -> np.ndarray:
-    """Unbiased squared discrepancies of subsets.
-
-    Args:
-        x: Shape (n, f).
-        y: Shape (m, f).
-        in_x: Which rows of x are in each subset, 0 or 1, shape (subsets, n).
-        in_y: Shape (subsets, m).
-
-    Returns:
-        Shape (subsets,).
-    """
-    n, m = in_x.sum(axis=1), in_y.sum(axis=1)
-    within_x = _kernel_sums(x, x, in_x, in_x) - in_x @ _kernel_of_itself(x)
-    within_y = _kernel_sums(y, y, in_y, in_y) - in_y @ _kernel_of_itself(y)
-    across = _kernel_sums(x, y, in_x, in_y)
-    return within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * across / (n * m)
-
-
-def _kernel_sums(x: np.ndarray, y: np.ndarray, in_x: np.ndarray, in_y: np.ndarray) -> np.ndarray:
-    """Sums of the kernel over all pairs of each subset, shape (subsets,)."""
-    # in chunks, because the kernel of all pairs of 10,000 images takes a gigabyte
-    return sum(
-        ((in_x[:, rows] @ polynomial_kernel(x[rows], y)) * in_y).sum(axis=1)
-        for rows in gen_batches(len(x), ROWS_AT_ONCE)
-    )
-
-
-def _kernel_of_itself(x: np.ndarray) -> np.ndarray:
-    return (np.mean(x**2, axis=1) + 1) ** 3

@@ -9,10 +9,8 @@ from torch import Tensor
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
 
-Projection = Callable[[Tensor], Tensor]
 
-
-def squared_errors(project: Projection, batches: Iterable[Tensor]) -> np.ndarray:
+def squared_errors(project: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> np.ndarray:
     """Mean squared error of each event's projection over its coordinates, (N,).
 
     On images in [-0.5, 0.5) it is in units of the [0, 1] scale, squared.

@@ -33,25 +33,18 @@ def sample_quality(
 ) -> dict[str, Any]:
     """Compare samples with test images; and training images in their place, known by heart.
 
-    FID is of all images. KID, precision and recall are of as many test images as samples: where
-    both are many, of the first samples and a random choice of the test images, always the same one.
+    FID is of all images. KID, precision and recall are of as many test images as samples: the
+    first samples, or a random choice of the test images. Random choices are always the same.
 
-    Args:
-        train: Images, uint8 of shape (n, channels, height, width).
-        test: Images, uint8 of the same shape.
-        samples: Images, uint8 of the same shape.
-        weights: "auto" for Inception on a GPU only, "download", or the path of its weights.
-        device: Where Inception runs.
+    All images are uint8 of shape (n, channels, height, width). The weights are "auto" for Inception
+    on a GPU only, "download", or the path of its weights, a UserError if it is no such file.
 
     Returns:
         ``fid``, ``kid``, ``precision``, ``recall`` and ``sliced_wasserstein``, each a value with
         its interval and counts or ``why`` there is none; ``features``: what KID, precision and
         recall are measured on, "inception" or a number of principal components of pixels; and
-        ``training_images``: the same five of a random choice of the training images, always the
-        same one, or None where these are fewer than the samples that are compared.
-
-    Raises:
-        UserError: `weights` is another file, or none.
+        ``training_images``: the same five of a random choice of the training images, or None where
+        these are fewer than the samples that are compared.
     """
     count = min(len(test), len(samples))
     order = np.random.default_rng(0).permutation(len(train))  # neighbours may be of one photograph
@@ -91,12 +84,9 @@ def _by_features(
         real, *fakes = pixel_features(reference, test[rows], *(x[:count] for x in compared))
         fids = [{"value": None, "why": str(error)} for _ in fakes]
         features = f"{real.shape[1]} principal components of pixels"
+    pairs = zip(fids, (fake[:count] for fake in fakes), strict=True)
     measured = [
-        {
-            "fid": fid,
-            "kid": kernel_distance(real, fake[:count]),
-            **precision_recall(real, fake[:count]),
-        }
-        for fid, fake in zip(fids, fakes, strict=True)
+        {"fid": fid, "kid": kernel_distance(real, fake), **precision_recall(real, fake)}
+        for fid, fake in pairs
     ]
     return measured, features

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import correlate1d
 
 from submanifold.errors import UserError
@@ -37,37 +38,26 @@ def sliced_wasserstein(
     On each level of a Laplacian pyramid the 7 x 7 patches of both sets are projected on random
     unit directions; the distance is the mean over directions of the one-dimensional Wasserstein-1
     distance, times 1000, and the value is the mean over levels. Smaller is better. Two samples of
-    one distribution do not reach zero, only a floor that falls as :math:`1/\sqrt{N}`: compare
-    values of equal counts, or against real images versus other real images.
+    one distribution reach a floor that falls as :math:`1/\sqrt{N}`: compare values of equal counts.
 
-    It differs from the paper's measure in two ways:
-
-    - Both sets are normalised, channel by channel, with the mean and the standard deviation of
-      the real patches. The paper normalises each set by itself, which hides a wrong brightness,
-      colour or contrast, and with it most of what a uniform blur takes from the fine levels.
-    - The patch positions are the same in every image of both sets, drawn anew for each repeat
-      (the paper draws them for each image). The value then does not depend on the order of the
-      images, equal sets are exactly zero apart, and fewer patches are needed.
-
-    The 95% interval says what other images from the same two sources would change; directions and
-    positions are held fixed. See :func:`~submanifold.evaluation.intervals.jackknife_interval`.
-    About 3 s for 1,000 against 1,000 colour images of 32 x 32 on one core, and linear in the
-    counts.
+    Unlike in the paper, the real patches normalise both sets (each by itself hides a wrong
+    brightness, colour or contrast), and the positions are the same in every image, so that the
+    order of the images does not matter and equal sets are exactly zero apart.
 
     Args:
         real: Images, uint8 of shape (n_real, channels, height, width).
-        fake: Images, uint8 of shape (n_fake, channels, height, width); the counts may differ, see
-            :func:`wasserstein_1d`.
+        fake: Images, uint8 of shape (n_fake, channels, height, width).
         seed: Of the positions, the directions and the jackknife's groups.
         patches: Positions for each repeat; all of a level's positions if it has fewer.
         directions: Random directions for each repeat.
         repeats: How often positions and directions are drawn.
 
     Returns:
-        `value`, its 95% interval `low`, `high` (None with fewer than 10 images on either side),
-        the counts `n_real`, `n_fake`, and `levels`: the value of each level, keyed by the shorter
-        side in pixels as a string, finest first. All are in thousandths of a real patch value's
-        standard deviation.
+        `value`, its 95% interval `low`, `high` by
+        :func:`~submanifold.evaluation.intervals.jackknife_interval` (None with fewer than 10 images
+        on either side), the counts `n_real`, `n_fake`, and `levels`: the value of each level, keyed
+        by the shorter side in pixels as a string, finest first. All are in thousandths of a real
+        patch value's standard deviation.
 
     Raises:
         UserError: An image is smaller than 7 pixels on one side.
@@ -78,64 +68,47 @@ def sliced_wasserstein(
         raise ValueError(f"real and fake images differ in shape: {real.shape} and {fake.shape}")
     if min(real.shape[2:]) < PATCH:
         raise UserError(
-            f"The sliced Wasserstein distance looks at {PATCH} x {PATCH} patches; images of"
-            f" {real.shape[2]} x {real.shape[3]} are too small. Choose a larger image size."
+            f"real: images of {real.shape[2]} x {real.shape[3]} are too small for the sliced"
+            f" Wasserstein distance, which looks at {PATCH} x {PATCH} patches."
         )
     rng = np.random.default_rng(seed)
     subsets = jackknife_subsets(len(real), len(fake), rng)
     levels = {}
-    pyramids = zip(laplacian_pyramid(real), laplacian_pyramid(fake), strict=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # sorting takes the time, one core a draw
-        for level_real, level_fake in pyramids:
-            draw = partial(_one_draw, level_real, level_fake, subsets, patches, directions)
+        for pair in zip(laplacian_pyramid(real), laplacian_pyramid(fake), strict=True):
+            draw = partial(_one_draw, *pair, subsets, patches, directions)
             draws = list(pool.map(draw, rng.spawn(repeats)))
-            levels[str(min(level_real.shape[2:]))] = 1e3 * np.mean(draws, axis=0)
-    everything, *left_out = np.mean(list(levels.values()), axis=0)
-    low, high = jackknife_interval(everything, left_out)
-    return {
-        "value": float(everything),
-        "low": low,
-        "high": high,
-        "n_real": len(real),
-        "n_fake": len(fake),
-        "levels": {side: float(distances[0]) for side, distances in levels.items()},
-    }
+            levels[str(min(pair[0].shape[2:]))] = 1e3 * np.mean(draws, axis=0)
+    value, *left_out = np.mean(list(levels.values()), axis=0).tolist()
+    low, high = jackknife_interval(value, left_out)
+    by_level = {side: float(distances[0]) for side, distances in levels.items()}
+    counts = {"n_real": len(real), "n_fake": len(fake)}
+    return {"value": value, "low": low, "high": high, **counts, "levels": by_level}
 
 
 def laplacian_pyramid(images: np.ndarray) -> list[np.ndarray]:
-    """Split images into bands of detail, each half the size of the one before.
+    """Split images (n, channels, height, width) into bands of detail, each half the size.
 
-    Every level but the last is what blurring and halving takes away; the last, at least 16 pixels
-    on its shorter side unless the images are smaller, is the blurred image itself.
-
-    Args:
-        images: Shape (n, channels, height, width), any real dtype.
-
-    Returns:
-        Levels of shape (n, channels, ceil(height / 2^k), ceil(width / 2^k)), float32, finest
-        first; upsampling and adding them up gives the images again.
+    Every level (n, channels, ceil(height / 2^k), ceil(width / 2^k)), float32, finest first, is what
+    blurring and halving takes away; the last, at least 16 pixels on its shorter side unless the
+    images are smaller, is the blurred image itself.
     """
     levels = []
     coarse = np.asarray(images, dtype=np.float32)
     while (min(coarse.shape[2:]) + 1) // 2 >= COARSEST:
         fine, coarse = coarse, _blur(coarse)[..., ::2, ::2]
-        levels.append(fine - _upsample(coarse, fine.shape))
+        spread = np.zeros_like(fine)
+        spread[..., ::2, ::2] = 4 * coarse  # three of four pixels are zero
+        levels.append(fine - _blur(spread))
     return [*levels, coarse]
 
 
 def wasserstein_1d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     r"""Wasserstein-1 distance of two samples on the line, :math:`\int_0^1 |F^{-1} - G^{-1}| dq`.
 
-    With equal counts this is exact: the mean distance of the sorted values. With unequal counts
-    both quantile functions are read at the midpoints of the smaller sample's steps, an error of
-    the order of one such step.
-
-    Args:
-        a: Shape (..., n).
-        b: Shape (..., m).
-
-    Returns:
-        Shape (...), in the unit of the values.
+    Of (..., n) and (..., m), as (...). With equal counts this is exact: the mean distance of the
+    sorted values. With unequal counts both quantile functions are read at the midpoints of the
+    smaller sample's steps, an error of the order of one such step.
     """
     count = min(a.shape[-1], b.shape[-1])
     middle = (np.arange(count) + 0.5) / count
@@ -160,12 +133,6 @@ def _blur(images: np.ndarray) -> np.ndarray:
     return correlate1d(correlate1d(images, _BLUR, axis=2, mode="mirror"), _BLUR, 3, mode="mirror")
 
 
-def _upsample(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    spread = np.zeros(shape, dtype=np.float32)
-    spread[..., ::2, ::2] = images
-    return 4 * _blur(spread)  # three of four pixels are zero
-
-
 def _one_draw(
     real: np.ndarray,
     fake: np.ndarray,
@@ -174,48 +141,34 @@ def _one_draw(
     directions: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Distance of one level at freshly drawn positions and directions.
-
-    Args:
-        real: Shape (n_real, channels, height, width), float32.
-        fake: Shape (n_fake, channels, height, width), float32.
-        subsets: Indices into real and into fake.
-        patches: Number of positions.
-        directions: Number of directions.
-        rng: Draws both.
-
-    Returns:
-        Shape (1 + len(subsets),): of all images, then of each subset.
-    """
+    """Distance of one level at freshly drawn positions and directions: of all, of each subset."""
     rows, columns = (side - PATCH + 1 for side in real.shape[2:])
     positions = rng.choice(rows * columns, size=min(patches, rows * columns), replace=False)
-    corners = [divmod(int(position), columns) for position in positions]
     axes = rng.standard_normal((real.shape[1] * PATCH**2, directions)).astype(np.float32)
     axes /= np.linalg.norm(axes, axis=0)
 
-    real, fake = _descriptors(real, corners), _descriptors(fake, corners)
+    real, fake = _patches(real, positions), _patches(fake, positions)
     # float64, because float32 sums of millions of pixel values lose several digits.
     mean = real.mean(axis=(0, 1, 3), keepdims=True, dtype=np.float64).astype(np.float32)
     std = real.std(axis=(0, 1, 3), keepdims=True, dtype=np.float64).astype(np.float32)
     std[std < 1e-3] = 1  # only rounding varies: leave such a channel in pixel values
-    real, fake = (_project((x - mean) / std, axes) for x in (real, fake))
-    distances = [wasserstein_1d(_flat(real), _flat(fake))]
-    distances += [wasserstein_1d(_flat(real[:, i]), _flat(fake[:, j])) for i, j in subsets]
-    return np.mean(distances, axis=1)
+
+    def project(x: np.ndarray) -> np.ndarray:
+        """Shape (directions, n, patches): sorting contiguous rows is what makes this fast."""
+        flat = ((x - mean) / std).reshape(-1, len(axes))
+        return (axes.T @ flat.T).reshape(directions, len(x), -1)
+
+    real, fake = project(real), project(fake)
+    parts = [(real, fake), *((real[:, i], fake[:, j]) for i, j in subsets)]
+    return np.array([
+        wasserstein_1d(a.reshape(directions, -1), b.reshape(directions, -1)).mean()
+        for a, b in parts
+    ])  # fmt: skip
 
 
-def _descriptors(level: np.ndarray, corners: list[tuple[int, int]]) -> np.ndarray:
-    """Cut the patches at these corners; shape (n, patches, channels, 49)."""
-    cut = [level[:, :, row : row + PATCH, column : column + PATCH] for row, column in corners]
-    return np.stack(cut, axis=1).reshape(len(level), len(corners), level.shape[1], PATCH**2)
-
-
-def _project(descriptors: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Project on each axis; shape (directions, n, patches)."""
-    count, patches = descriptors.shape[:2]
-    # Directions first: sorting contiguous rows is what makes this fast.
-    return (axes.T @ descriptors.reshape(count * patches, -1).T).reshape(-1, count, patches)
-
-
-def _flat(projected: np.ndarray) -> np.ndarray:
-    return projected.reshape(len(projected), -1)
+def _patches(level: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Cut the patches whose corners are at these positions; shape (n, patches, channels, 49)."""
+    windows = sliding_window_view(level, (PATCH, PATCH), axis=(2, 3))
+    row, column = np.unravel_index(positions, windows.shape[2:4])
+    cut = windows[:, :, row, column].swapaxes(1, 2)
+    return cut.reshape(len(level), len(positions), level.shape[1], PATCH**2)

@@ -8,55 +8,44 @@ import torch
 from submanifold.data.synthetic import Manifold
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
-from submanifold.manifold import Hierarchy, manifold_log_prob
+from submanifold.manifold import Model, manifold_log_prob
 
 GRID = 161
 
 
-def compare_with_truth(
-    hierarchy: Hierarchy, manifold: Manifold, test: np.ndarray, samples: np.ndarray
+def against_truth(
+    hierarchy: Model, truth: Manifold, test: np.ndarray, samples: np.ndarray
 ) -> dict[str, Any]:
-    r"""Measure what is known exactly only where the data have a known density.
+    """Measure what is known exactly only where the data have a known density.
 
-    Args:
-        hierarchy: The model.
-        manifold: What the data were drawn from.
-        test: Points (N, D).
-        samples: Points that the hierarchy generated on its manifold (M, D).
+    Of test points (N, D), and samples (M, D) that the hierarchy generated on its manifold.
 
     Returns:
         Means with intervals, all but the distances in nats for an event:
 
-        - ``nll`` and ``true_nll``: -log density on R^D of the model and of the truth;
-        - ``divergence``: their difference at the same points, an estimate of KL(truth || model)
-          that has lost most of the sampling error;
+        - ``nll``, ``true_nll``: -log density on R^D of the model and of the truth, and their
+          ``divergence``: the difference at the same points, an estimate of KL(truth || model)
+          without most of the sampling error; left out where the data have no noise;
         - ``manifold_nll``: -log density on the learned manifold at the points' projections, where
           the dimension is the true one, and ``manifold_entropy``, its true value;
         - ``projection_distance``: between the learned and the true projection of a point;
-        - ``sample_distance``: of a sample from the true manifold;
-        - ``noise``: that of the data, in the same unit as the distances.
-
-        The density on R^D is left out where the data have none, for lack of noise.
+          ``sample_distance``: of a sample from the true manifold; and the data's ``noise``.
     """
-    weight = next(hierarchy.parameters())
-    x = torch.from_numpy(test).to(weight)
-    with torch.no_grad():
-        projected = hierarchy.project(x).double().cpu().numpy()
+    x, projected, log_prob = _learned(hierarchy, truth, test)
     found: dict[str, Any] = {
-        "manifold_entropy": manifold.manifold_entropy,
-        "projection_distance": _distance(projected, manifold.project(test)),
-        "sample_distance": _distance(samples, manifold.project(samples)),
-        "noise": manifold.noise,
+        "manifold_entropy": truth.manifold_entropy,
+        "projection_distance": _distance(projected, truth.project(test)),
+        "sample_distance": _distance(samples, truth.project(samples)),
+        "noise": truth.noise,
     }
-    if hierarchy.dim == manifold.dim:
-        values = manifold_log_prob(hierarchy, x)[0].double().cpu().numpy()
-        found["manifold_nll"] = mean_interval(-values)
-    if manifold.has_density:
-        nll, true = -per_event(hierarchy.log_prob, [x]), -manifold.log_prob(test)
+    if log_prob is not None:
+        found["manifold_nll"] = mean_interval(-log_prob)
+    if truth.has_density:
+        nll, true_nll = -per_event(hierarchy.log_prob, [x]), -truth.log_prob(test)
         found |= {
             "nll": mean_interval(nll),
-            "true_nll": mean_interval(true),
-            "divergence": mean_interval(nll - true),
+            "true_nll": mean_interval(true_nll),
+            "divergence": mean_interval(nll - true_nll),
         }
     return found
 
@@ -65,51 +54,46 @@ def _distance(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     return mean_interval(np.linalg.norm(a - b, axis=1))
 
 
-def picture(
-    hierarchy: Hierarchy, manifold: Manifold, test: np.ndarray, samples: np.ndarray
+def manifold_picture(
+    hierarchy: Model, truth: Manifold, test: np.ndarray, samples: np.ndarray
 ) -> tuple[dict[str, Any], tuple[np.ndarray, ...] | None]:
-    """Gather what :func:`submanifold.figures.manifold_figure` draws, in the manifold's view.
-
-    Args:
-        hierarchy: The model.
-        manifold: What the data were drawn from.
-        test: Points (N, D).
-        samples: Points of the learned manifold (M, D).
+    """Gather what :func:`submanifold.figures.manifold_figure` draws, in the truth's view.
 
     Returns:
         The points and their log-densities, and, where D = 2 and there is one, both densities on a
         grid: xs, ys, and the true and the learned log-density (rows, columns).
     """
-    weight = next(hierarchy.parameters())
-    x, view = torch.from_numpy(test).to(weight), manifold.view
-    with torch.no_grad():
-        projected = hierarchy.project(x).double().cpu().numpy()
-    density = None
-    if hierarchy.dim == manifold.dim:
-        density = manifold_log_prob(hierarchy, x)[0].double().cpu().numpy()
+    _, projected, log_prob = _learned(hierarchy, truth, test)
     points = {
-        "true_points": manifold.project(test) @ view,
-        "true_density": manifold.manifold_log_prob(test),
-        "learned_points": projected @ view,
-        "learned_density": density,
-        "samples": samples @ view,
-        "points": test @ view,
-        "projections": projected @ view,
+        "true_points": truth.project(test),
+        "learned_points": projected,
+        "samples": samples,
+        "points": test,
+        "projections": projected,
     }
-    on_grid = test.shape[1] == 2 and manifold.has_density
-    return points, _grid(hierarchy, manifold, test) if on_grid else None
+    densities = {"true_density": truth.manifold_log_prob(test), "learned_density": log_prob}
+    picture = {name: each @ truth.view for name, each in points.items()} | densities
+    on_grid = test.shape[1] == 2 and truth.has_density
+    return picture, _grid(hierarchy, truth, test) if on_grid else None
 
 
 @torch.no_grad()
-def _grid(hierarchy: Hierarchy, manifold: Manifold, test: np.ndarray) -> tuple[np.ndarray, ...]:
+def _learned(
+    hierarchy: Model, truth: Manifold, test: np.ndarray
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray | None]:
+    """Points on the model's device, their projections, and where d is true their log-density."""
+    x = torch.from_numpy(test).to(next(hierarchy.parameters()))
+    projected = hierarchy.project(x).double().cpu().numpy()
+    if hierarchy.dim != truth.dim:
+        return x, projected, None
+    return x, projected, manifold_log_prob(hierarchy, x)[0].double().cpu().numpy()
+
+
+@torch.no_grad()
+def _grid(hierarchy: Model, truth: Manifold, test: np.ndarray) -> tuple[np.ndarray, ...]:
     middle, half = test.mean(0), 1.15 * np.abs(test - test.mean(0)).max()
     xs, ys = (np.linspace(m - half, m + half, GRID) for m in middle)
     points = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2)
-    learned = hierarchy.log_prob(torch.from_numpy(points).to(next(hierarchy.parameters())))
-    shape = (GRID, GRID)
-    return (
-        xs,
-        ys,
-        manifold.log_prob(points).reshape(shape),
-        learned.double().cpu().numpy().reshape(shape),
-    )
+    x = torch.from_numpy(points).to(next(hierarchy.parameters()))
+    densities = truth.log_prob(points), hierarchy.log_prob(x).double().cpu().numpy()
+    return xs, ys, *(each.reshape(GRID, GRID) for each in densities)

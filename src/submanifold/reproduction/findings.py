@@ -1,7 +1,7 @@
 """The paper's findings, checked one by one on what was measured here."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,15 +9,17 @@ import pandas as pd
 import torch
 
 from submanifold.data.batches import Batches
-from submanifold.evaluation.intervals import mean_interval
-from submanifold.manifold import PCA
+from submanifold.evaluation.baselines import PCA
+from submanifold.evaluation.intervals import mean_interval, plus_minus
+from submanifold.evaluation.metrics import METRICS, is_missing
 from submanifold.reproduction.experiments import Experiment
-from submanifold.reproduction.tables import half_width
+from submanifold.reproduction.tables import interval_over_seeds
 
 Runs = Mapping[str, Sequence[Experiment]]
+Verdict = Callable[[float, float], str]
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable at this size"
-NOT_RUN = "not run"
+NOT_RUN, NOT_REPORTED = "not run", "not reported"
 FEWEST_SEEDS = 3
 """Fewer have no interval worth the name, and the first alone is compared."""
 MATCH = 0.05
@@ -28,7 +30,30 @@ RISE = 1.05
 """How far above its best a validation loss may end in a training that is called stable."""
 ON_BEDROOMS = " on LSUN bedroom"
 """Ends the labels of the methods that were trained there; the others were on CelebA."""
-FORMS = {"bits_per_dim": "{:+.3f} BPD", "mse": "{:+.5f} MSE", "kid": "{:+.3f} KID"}
+
+
+LESS = {
+    "Pixel rejection has fewer bits per dimension than DNF": [
+        (pr, dnf, "bits_per_dim", "")
+        for dnf in ("DNF", "DNF-code")
+        for pr in ("PR-M", "PR-H", "PR-D")
+    ],
+    "Huber's penalty leaves a larger squared error than the square": [
+        (square, huber, "mse", "")
+        for square, huber in (("PR-M", "PR-H"), ("EE-M", "EE-H"), ("H-MM", "H-HH"))
+    ],
+    "Hierarchical training has fewer bits per dimension than end-to-end training": [
+        (hierarchical, joint, "bits_per_dim", where)
+        for where in ("", ON_BEDROOMS)
+        for hierarchical, joint in (("H-MM", "EE-M"), ("H-HH", "EE-H"))
+    ],
+    "Hierarchical training prefers quality to diversity": [
+        (less, more, metric, where)
+        for where in ("", ON_BEDROOMS)
+        for less, more, metric in (("EE-M", "H-MM", "precision"), ("H-MM", "EE-M", "recall"))
+    ],
+}
+"""Claims that one method has less of a metric than another, and where."""
 
 
 class Finding(NamedTuple):
@@ -41,24 +66,16 @@ class Finding(NamedTuple):
 
 
 def check_findings(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
-    """Check every claim of the paper.
-
-    Args:
-        runs: Experiments by label, one for each seed: the methods of tables 1 and 2, those of
-            table 3 with :data:`ON_BEDROOMS`, PR-D by delta and both trainings down to 100
-            dimensions.
+    """Check every claim of the paper, on experiments by label, one for each seed.
 
     Returns:
         A row for each comparison, and notes on how they were made.
     """
     findings = [
-        *_likelihood_against_dnf(runs),
-        *_huber_reconstructs_worse(runs),
+        *(finding for claim in LESS for finding in _less_of_each(claim, runs)),
         *_one_block_is_enough(runs),
-        *_hierarchical_training_is_better(runs),
         *_smaller_delta_loses_outliers(runs),
         _end_to_end_is_unstable(runs),
-        *_quality_over_diversity(runs),
     ]
     seeds = max(map(len, runs.values()))
     notes = [
@@ -76,19 +93,8 @@ def check_findings(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(findings), notes
 
 
-def _likelihood_against_dnf(runs: Runs) -> list[Finding]:
-    claim = "Pixel rejection has fewer bits per dimension than DNF"
-    return [
-        _less(claim, runs, pr, dnf, "bits_per_dim")
-        for dnf in ("DNF", "DNF-code")
-        for pr in ("PR-M", "PR-H", "PR-D")
-    ]
-
-
-def _huber_reconstructs_worse(runs: Runs) -> list[Finding]:
-    claim = "Huber's penalty leaves a larger squared error than the square"
-    pairs = [("PR-M", "PR-H"), ("EE-M", "EE-H"), ("H-MM", "H-HH")]
-    return [_less(claim, runs, square, huber, "mse") for square, huber in pairs]
+def _less_of_each(claim: str, runs: Runs) -> list[Finding]:
+    return [_compare(claim, runs, *comparison) for comparison in LESS[claim]]
 
 
 def _one_block_is_enough(runs: Runs) -> list[Finding]:
@@ -96,27 +102,10 @@ def _one_block_is_enough(runs: Runs) -> list[Finding]:
     if not {"PR-D", "PR-H"} <= runs.keys():
         return [Finding(claim, "PR-D against PR-H", "", NOT_RUN)]
     one, two = (runs[name][0].load("metrics")["parameters"] for name in ("PR-D", "PR-H"))
-    mean, low, high = _difference(runs, "PR-D", "PR-H", "bits_per_dim")
-    inside, outside = low >= -MATCH and high <= MATCH, low > MATCH or high < -MATCH
     return [
         Finding(claim, "parameters", f"{one:,} and {two:,}", HOLDS if one < two else FAILS),
-        Finding(
-            claim,
-            "PR-D against PR-H" + _counted(min(len(runs["PR-D"]), len(runs["PR-H"]))),
-            _written(mean, low, high, "bits_per_dim"),
-            HOLDS if inside else FAILS if outside else OPEN,
-        ),
-        _less(claim, runs, "PR-D", "PR-H", "kid"),
-    ]
-
-
-def _hierarchical_training_is_better(runs: Runs) -> list[Finding]:
-    claim = "Hierarchical training has fewer bits per dimension than end-to-end training"
-    pairs = [("H-MM", "EE-M"), ("H-HH", "EE-H")]
-    return [
-        _less(claim, runs, hierarchical, joint, "bits_per_dim", where)
-        for where in ("", ON_BEDROOMS)
-        for hierarchical, joint in pairs
+        _compare(claim, runs, "PR-D", "PR-H", "bits_per_dim", verdict=_is_zero),
+        _compare(claim, runs, "PR-D", "PR-H", "kid"),
     ]
 
 
@@ -130,49 +119,39 @@ def _smaller_delta_loses_outliers(runs: Runs) -> list[Finding]:
     }
     if len(by_delta) < 2:
         return [Finding(claim, "two values of delta", "", NOT_RUN)]
-    largest = by_delta[max(by_delta)]
-    train, test = (Batches(largest[0].load(name), 1024) for name in ("x_train", "x_test"))
-    pca, d = PCA.fit(train), largest[0].load("metrics")["dims"][-1]
-    residuals = np.concatenate([_squared(x, pca.project(x, d)) for x in test])
+    first = by_delta[max(by_delta)][0]
+    train, test = (Batches(first.load(name), 1024) for name in ("x_train", "x_test"))
+    pca, dim = PCA.fit(train), first.load("metrics")["dims"][-1]
+    residuals = _squares(lambda x: pca.project(x, dim), test)
     outliers = residuals >= np.quantile(residuals, 1 - OUTLIERS)
-    errors = {
-        delta: [_outlier_errors(each, test, outliers) for each in seeds]
-        for delta, seeds in by_delta.items()
-    }
+
+    def errors(experiment: Experiment) -> np.ndarray:
+        """Mean squared error of each image on its outlier pixels, NaN where it has none."""
+        with np.errstate(invalid="ignore"):
+            squares = _squares(experiment.load("hierarchy").project, test)
+            return (squares * outliers).sum(1) / outliers.sum(1)
+
+    *smaller, (largest, reference) = (
+        (delta, [errors(each) for each in seeds]) for delta, seeds in sorted(by_delta.items())
+    )
     found = []
-    for delta in sorted(errors)[:-1]:
-        differences = [
-            (one - other)[np.isfinite(one)]
-            for one, other in zip(errors[delta], errors[max(errors)], strict=False)
-        ]
+    for delta, seeds in smaller:
+        pairs = zip(seeds, reference, strict=False)
+        differences = [(a - b)[np.isfinite(a)] for a, b in pairs]
+        comparison = f"delta {delta} against {largest}, on {OUTLIERS:.0%} of the pixels"
+        comparison += _counted(len(differences))
         if len(differences) >= FEWEST_SEEDS:
-            mean, low, high = _over_seeds([float(each.mean()) for each in differences])
+            difference = interval_over_seeds([float(each.mean()) for each in differences])
         else:
-            interval = mean_interval(differences[0])
-            mean, low, high = (interval[key] for key in ("value", "low", "high"))
-        comparison = f"delta {delta} against {max(errors)}, on {OUTLIERS:.0%} of the pixels"
-        found.append(
-            Finding(
-                claim,
-                comparison + _counted(len(differences)),
-                _written(mean, low, high, "mse"),
-                _verdict(-high, -low),
-            )
-        )
+            difference = mean_interval(differences[0])
+        found.append(_judge(claim, comparison, difference, "mse", _is_above))
     return found
 
 
 @torch.no_grad()
-def _outlier_errors(experiment: Experiment, test: Batches, outliers: np.ndarray) -> np.ndarray:
-    """Mean squared error of each image on its outlier pixels, not finite where it has none."""
-    hierarchy = experiment.load("hierarchy")
-    squares = np.concatenate([_squared(x, hierarchy.project(x)) for x in test])
-    with np.errstate(invalid="ignore"):
-        return (squares * outliers).sum(1) / outliers.sum(1)
-
-
-def _squared(x: torch.Tensor, projection: torch.Tensor) -> np.ndarray:
-    return (x - projection).square().flatten(1).numpy()
+def _squares(project: Callable[[torch.Tensor], torch.Tensor], test: Batches) -> np.ndarray:
+    """Squared errors of a projection, (N, D)."""
+    return torch.cat([(x - project(x)).square().flatten(1) for x in test]).numpy()
 
 
 def _end_to_end_is_unstable(runs: Runs) -> Finding:
@@ -183,14 +162,12 @@ def _end_to_end_is_unstable(runs: Runs) -> Finding:
     joint, hierarchical = (
         [history for each in runs[label] for history in each.histories()] for label in labels
     )
-    told = [_stability(histories) for histories in (joint, hierarchical)]
     unstable = [any(map(_is_unstable, histories)) for histories in (joint, hierarchical)]
-    verdict = HOLDS if unstable == [True, False] else OPEN if unstable[1] else FAILS
     return Finding(
         claim,
         "3072 → 500 → 100" + _counted(min(len(runs[label]) for label in labels)),
-        f"end to end: {told[0]}; hierarchical: {told[1]}",
-        verdict,
+        f"end to end: {_stability(joint)}; hierarchical: {_stability(hierarchical)}",
+        HOLDS if unstable == [True, False] else OPEN if unstable[1] else FAILS,
     )
 
 
@@ -214,55 +191,66 @@ def _stability(histories: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _quality_over_diversity(runs: Runs) -> list[Finding]:
-    claim = "Hierarchical training prefers quality to diversity"
-    return [
-        _less(claim, runs, less, more, metric, where)
-        for where in ("", ON_BEDROOMS)
-        for less, more, metric in (("EE-M", "H-MM", "precision"), ("H-MM", "EE-M", "recall"))
-    ]
-
-
-def _less(claim: str, runs: Runs, less: str, more: str, metric: str, where: str = "") -> Finding:
-    """Check that one method has less of a metric than another."""
-    one, other = less + where, more + where
-    if not {one, other} <= runs.keys():
-        return Finding(claim, f"{less} against {more}{where}", "", NOT_RUN)
-    mean, low, high = _difference(runs, one, other, metric)
-    seeds = _counted(min(len(runs[one]), len(runs[other])))
-    comparison = f"{less} against {more}{where}{seeds}"
-    return Finding(claim, comparison, _written(mean, low, high, metric), _verdict(low, high))
-
-
-def _verdict(low: float, high: float) -> str:
-    """Judge a claim that a difference is below zero."""
+def _is_below(low: float, high: float) -> str:
     return HOLDS if high < 0 else FAILS if low > 0 else OPEN
 
 
-def _difference(runs: Runs, one: str, other: str, metric: str) -> tuple[float, float, float]:
-    """Mean difference of a metric between two methods, and its 95% interval."""
+def _is_above(low: float, high: float) -> str:
+    return _is_below(-high, -low)
+
+
+def _is_zero(low: float, high: float) -> str:
+    if low > MATCH or high < -MATCH:
+        return FAILS
+    return HOLDS if low >= -MATCH and high <= MATCH else OPEN
+
+
+def _compare(
+    claim: str,
+    runs: Runs,
+    one: str,
+    other: str,
+    metric: str,
+    where: str = "",
+    verdict: Verdict = _is_below,
+) -> Finding:
+    """Judge the difference of a metric between two methods."""
+    comparison = f"{one} against {other}{where}"
+    if not {one + where, other + where} <= runs.keys():
+        return Finding(claim, comparison, "", NOT_RUN)
     pairs = [
-        tuple(each.load("metrics")[metric] for each in pair)
-        for pair in zip(runs[one], runs[other], strict=False)
+        [each.load("metrics")[metric] for each in pair]
+        for pair in zip(runs[one + where], runs[other + where], strict=False)
     ]
+    comparison += _counted(len(pairs))
+    return _judge(claim, comparison, _difference(pairs), metric, verdict)
+
+
+def _difference(pairs: Sequence[Sequence[Mapping[str, Any]]]) -> Mapping[str, Any]:
+    """Mean difference of one number between two methods, and its 95% interval."""
+    pairs = pairs if len(pairs) >= FEWEST_SEEDS else pairs[:1]
+    if any(is_missing(each["value"]) for pair in pairs for each in pair):
+        return {"value": None}
     differences = [a["value"] - b["value"] for a, b in pairs]
-    if len(pairs) >= FEWEST_SEEDS:
-        return _over_seeds(differences)
-    half = math.hypot(*((each["high"] - each["low"]) / 2 for each in pairs[0]))
-    return differences[0], differences[0] - half, differences[0] + half
+    if len(pairs) > 1:
+        return interval_over_seeds(differences)
+    if any(is_missing(each["low"]) for each in pairs[0]):
+        return {"value": differences[0]}
+    return plus_minus(differences[0], math.hypot(*(x["high"] - x["low"] for x in pairs[0])) / 2)
 
 
-def _over_seeds(differences: Sequence[float]) -> tuple[float, float, float]:
-    mean, half = float(np.mean(differences)), half_width(differences)
-    return mean, mean - half, mean + half
+def _judge(
+    claim: str, comparison: str, difference: Mapping[str, Any], metric: str, verdict: Verdict
+) -> Finding:
+    """Judge a claim by the interval of a difference."""
+    if is_missing(difference["value"]):
+        return Finding(claim, comparison, "", NOT_REPORTED)
+    found = METRICS[metric].write(difference, signed=True, label=True)
+    known = not is_missing(difference.get("low"))
+    judged = verdict(difference["low"], difference["high"]) if known else OPEN
+    return Finding(claim, comparison, found, judged)
 
 
 def _counted(seeds: int) -> str:
     """Say how many seeds a comparison is of, where it uses them."""
     return f", {seeds} seeds" if seeds >= FEWEST_SEEDS else ""
-
-
-def _written(mean: float, low: float, high: float, metric: str) -> str:
-    form = FORMS.get(metric, "{:+.3f} " + metric)
-    number = form.split(" ")[0]
-    return f"{form.format(mean)} [{number.format(low)}, {number.format(high)}]"

@@ -9,25 +9,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
-from submanifold.config import flatten
-from submanifold.pipelines.reporting.nodes import paper_results
+from submanifold import paper
+from submanifold.evaluation.intervals import plus_minus
+from submanifold.evaluation.metrics import COMPARED, NONE
+from submanifold.experiment import flatten
 from submanifold.reproduction.experiments import Experiment
 
-LABELS = {"bpd": "BPD", "mse": "MSE", "fid": "FID", "parameters": "parameters"}
-FORMS = {"bpd": "{:.3f}", "mse": "{:.5f}", "fid": "{:.1f}", "parameters": "{:,.0f}"}
-ALSO = {
-    "stage_1_mse": ("MSE, stage 1 alone", "{:.5f}"),
-    "precision": ("precision", "{:.2f}"),
-    "recall": ("recall", "{:.2f}"),
-    "kid": ("KID", "{:.3f}"),
-    "sliced_wasserstein": ("sliced Wasserstein", "{:.0f}"),
-}
-WHERE = {"bpd": "bits_per_dim"}  # the names of metrics.json where they are others
 UNLIKE = {"dataset", "method", "seed", "data.path", "data.url", "data.hash", "device"}
-NONE = "–"
 FLOOR = "training images"
-
-Measured = Mapping[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -40,8 +29,8 @@ class Cell:
 
 
 def paper_table(number: int) -> pd.DataFrame:
-    """Read the paper's figures of one table: see :func:`paper_results`."""
-    results = paper_results()
+    """Read the paper's numbers of one table: see :func:`submanifold.paper.results`."""
+    results = paper.results()
     return results[results["table"] == number]
 
 
@@ -52,106 +41,89 @@ def recipe_name(dataset: str, method: str, stage_dims: str) -> str:
 
 
 def results_table(table: int, cells: Sequence[Cell]) -> pd.DataFrame:
-    """Lay out a table's cells, one figure a row, beside the paper's.
-
-    What compares samples with test images, training images in their place close the table with.
+    """Lay out a table's cells, one metric a row; training images in the samples' place close it.
 
     Returns:
         Columns ``method``, ``stage_dims``, ``metric``, ``value``, its 95% interval ``low`` and
         ``high`` (:func:`over_seeds`), ``paper``, ``paper_spread``, ``difference`` from the paper's,
-        and the counts ``seeds``, ``n_train``, ``n_test``, ``n_samples``.
+        and the counts ``seeds``, ``n_train``, ``n_test``, ``n_samples``. Metrics that no cell has
+        are left out.
     """
-    paper = paper_table(table)
+    columns = ["method", "stage_dims", "metric"]
+    printed = paper_table(table).set_index(columns).to_dict("index")
     measured = [
         (cell.method, cell.stage_dims, [each.load("metrics") for each in cell.experiments])
         for cell in cells
     ]
     first = measured[0][2][0]
     if first["training_images"]:
-        floor = {"counts": first["counts"], "baselines": {"pca": {}}, **first["training_images"]}
-        measured.append((FLOOR, "", [floor]))
+        measured.append((FLOOR, "", [{"counts": first["counts"], **first["training_images"]}]))
+    every = [run for _, _, runs in measured for run in runs]
+    shown = {
+        name: m for name, m in COMPARED.items() if any(m.read(run) is not None for run in every)
+    }
     rows = []
     for method, dims, runs in measured:
-        same = paper[(paper["method"] == method) & (paper["stage_dims"] == dims)]
-        same = same.set_index("metric")
-        counts = runs[0]["counts"]
-        pca = [run["baselines"]["pca"] for run in runs]
-        found = {
-            **{name: [run.get(WHERE.get(name, name)) for run in runs] for name in LABELS},
-            **{name: [run.get(name) for run in runs] for name in ALSO},
-            "pca_mse": [each.get("mse") for each in pca],
-        }
-        for metric, values in found.items():
-            printed: dict[str, Any] = dict(same.loc[metric]) if metric in same.index else {}
-            together = over_seeds(values)
-            here, there = together["value"], printed.get("value")
-            rows.append(
-                {
-                    "method": method,
-                    "stage_dims": dims,
-                    "metric": metric,
-                    **together,
-                    "paper": there,
-                    "paper_spread": printed.get("spread"),
-                    "difference": here - there if here is not None and there else None,
-                    "seeds": len(runs),
-                    "n_train": counts["train"],
-                    "n_test": counts["test"],
-                    "n_samples": counts["samples"],
-                }
-            )
+        counts = {f"n_{name}": runs[0]["counts"][name] for name in ("train", "test", "samples")}
+        for column, metric in shown.items():
+            here = over_seeds([metric.read(run) for run in runs])
+            there = printed.get((method, dims, column), {"value": None, "spread": None})
+            row = {"method": method, "stage_dims": dims, "metric": column, **here}
+            row |= {"paper": there["value"], "paper_spread": there["spread"], "difference": None}
+            if here["value"] is not None and there["value"] is not None:
+                row["difference"] = here["value"] - there["value"]
+            rows.append(row | {"seeds": len(runs), **counts})
     return pd.DataFrame(rows)
 
 
-def over_seeds(values: Sequence[Any]) -> dict[str, float | None]:
-    """Put one figure of several seeds together.
+def over_seeds(values: Sequence[Any]) -> dict[str, Any]:
+    """Put one number of several seeds together.
 
     Returns:
-        ``value``, the mean, and ``low`` and ``high``: with one seed, or a figure that no seed
-        changes, its interval over test images; with several that of the mean over seeds by
-        Student's t, which knows what training anew changes, the test images being the same.
+        ``value``, the mean, and ``low`` and ``high``: with one seed, or a number that no seed
+        changes, its interval over test images; else that of the mean over seeds.
     """
-    figures = [each if isinstance(each, Mapping) else {"value": each} for each in values]
-    numbers = [each["value"] for each in figures if each.get("value") is not None]
-    if len(numbers) < len(figures):
-        return {"value": None, "low": None, "high": None}
+    measured = [each if isinstance(each, Mapping) else {"value": each} for each in values]
+    numbers: list[Any] = [each.get("value") for each in measured]
+    if None in numbers:
+        return dict.fromkeys(("value", "low", "high"))
     if len(set(numbers)) == 1:
-        one = figures[0]
-        return {"value": float(one["value"]), "low": one.get("low"), "high": one.get("high")}
-    mean, half = float(np.mean(numbers)), half_width(numbers)
-    return {"value": mean, "low": mean - half, "high": mean + half}
+        return {name: measured[0].get(name) for name in ("value", "low", "high")}
+    return interval_over_seeds(numbers)
 
 
-def half_width(numbers: Sequence[float]) -> float:
-    """Half the width of the 95% interval of a mean, by Student's t."""
+def interval_over_seeds(numbers: Sequence[float]) -> dict[str, float]:
+    """Mean of two or more seeds, with its 95% interval by Student's t.
+
+    It knows what training anew changes, the test images being the same.
+    """
     n = len(numbers)
-    return float(student_t.ppf(0.975, n - 1) * np.std(numbers, ddof=1) / np.sqrt(n))
+    error = np.std(numbers, ddof=1) / np.sqrt(n)
+    return plus_minus(float(np.mean(numbers)), float(student_t.ppf(0.975, n - 1) * error))
 
 
 def readable(results: pd.DataFrame) -> pd.DataFrame:
-    """Lay the same out for reading: a method a row, each figure beside the paper's."""
-    printed = [name for name in LABELS if results.query("metric == @name")["paper"].notna().any()]
-    methods: dict[str, dict[str, Measured]] = {}
-    for each in results.to_dict("records"):
-        methods.setdefault(each["method"], {})[each["metric"]] = each
+    """Lay the same out for reading: a method a row, each number beside the paper's."""
+    in_paper = set(results.loc[results["paper"].notna(), "metric"])
     rows = []
-    for method, by_metric in methods.items():
-        dims = by_metric["mse"]["stage_dims"].replace("-", " → ")
-        row = {"method": method, "dimensions": dims}
+    for method, found in results.groupby("method", sort=False):
+        first = found.iloc[0]
+        row = {"method": method, "dimensions": first["stage_dims"].replace("-", " → ")}
         if results["seeds"].max() > 1:
-            row["seeds"] = NONE if method == FLOOR else str(by_metric["mse"]["seeds"])
-        for name in printed:
-            found = by_metric[name]
-            row[LABELS[name]] = _with_interval(found, FORMS[name])
-            row[f"{LABELS[name]}, paper"] = _with_spread(found)
-            if name != "parameters":
-                row[f"{LABELS[name]}, difference"] = _signed(found["difference"], FORMS[name])
-        row["MSE of PCA"] = _with_interval(by_metric["pca_mse"], "{:.5f}")
-        for name, (label, form) in ALSO.items():
-            row[label] = _with_interval(by_metric[name], form)
+            row["seeds"] = NONE if method == FLOOR else str(first["seeds"])
+        for measured in found.to_dict("records"):
+            metric = COMPARED[measured["metric"]]
+            row[metric.label] = metric.write(measured)
+            if measured["metric"] in in_paper:
+                printed = measured["paper"], measured["paper_spread"]
+                row[f"{metric.label}, paper"] = paper.write(*printed)
+                if metric.better:
+                    difference = metric.write(measured["difference"], signed=True)
+                    row[f"{metric.label}, difference"] = difference
         rows.append(row)
     table = pd.DataFrame(rows)
-    return table[[c for c in table if (table[c] != NONE).any() or c in ("FID", "method")]]
+    kept = {COMPARED[name].label for name in in_paper}
+    return table[[c for c in table if (table[c] != NONE).any() or c in kept]]
 
 
 def differing_settings(
@@ -183,27 +155,3 @@ def _in_paper(experiment: Experiment) -> Experiment:
     twin = Experiment(experiment.name, experiment.params, experiment.project, "paper")
     path = experiment.parameters["data"].get("path")
     return twin.changed("data.path", path) if path else twin
-
-
-def _with_interval(row: Measured, form: str) -> str:
-    if _missing(row["value"]):
-        return NONE
-    text = form.format(row["value"])
-    if _missing(row["low"]):
-        return text
-    return f"{text} [{form.format(row['low'])}, {form.format(row['high'])}]"
-
-
-def _with_spread(row: Measured) -> str:
-    if _missing(row["paper"]):
-        return NONE
-    spread = "" if _missing(row["paper_spread"]) else f" ± {row['paper_spread']:g}"
-    return f"{row['paper']:,g}{spread}" if row["paper"] < 1e5 else f"{row['paper']:,.0f}{spread}"
-
-
-def _signed(difference: float | None, form: str) -> str:
-    return NONE if _missing(difference) else form.replace(":", ":+").format(difference)
-
-
-def _missing(value: Any) -> bool:
-    return value is None or pd.isna(value)

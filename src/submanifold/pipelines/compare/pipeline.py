@@ -7,19 +7,10 @@ from submanifold.pipelines.compare.nodes import collect_runs, write_comparison
 
 def create_pipeline() -> Pipeline:
     """Build the comparison, whose input is what MLflow has."""
+    dataset, table = {"dataset": "params:dataset"}, {"table": "comparison_table"}
     return Pipeline(
         [
-            Node(
-                collect_runs,
-                inputs="params:dataset",
-                outputs="comparison_table",
-                name="collect_runs",
-            ),
-            Node(
-                write_comparison,
-                inputs=["comparison_table", "params:dataset"],
-                outputs="comparison",
-                name="write_comparison",
-            ),
+            Node(collect_runs, dataset, "comparison_table", name="collect_runs"),
+            Node(write_comparison, dataset | table, "comparison", name="write_comparison"),
         ]
     )

@@ -1,162 +1,116 @@
 """Nodes of the reporting pipeline."""
 
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from submanifold import paper
 from submanifold.data.settings import SyntheticSettings
-from submanifold.evaluation.truth import picture
+from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
+from submanifold.evaluation.samples import TEMPERATURES
+from submanifold.evaluation.truth import manifold_picture
 from submanifold.figures import (
     DensityGrid,
     as_png,
     image_grid,
     manifold_figure,
-    rejection_rows,
+    rejection_blocks,
     training_curves,
 )
-from submanifold.manifold import Hierarchy
+from submanifold.manifold import Model
 from submanifold.pages import render
-from submanifold.validation import read_settings
 
-PAPER_FLOW = {"shape": [3, 32, 32], "levels": 3, "steps": 32, "width": 512}
-NONE = "–"
 DRAWN = 4000
+PCA = "baselines.pca.mse"  # which has a row
+NO_NOISE = {"why": "none without noise"}
+
+Measured = dict[str, Any]
 
 
 def make_table(
-    metrics: dict[str, Any], hierarchy: Hierarchy, dataset: str, method: str
+    metrics: Measured,
+    hierarchy: Model,
+    dataset: str,
+    method: str,
+    truth: Measured | None = None,
 ) -> pd.DataFrame:
-    """Lay out the metrics, the baselines and the paper's figures as rows of text."""
-    dims = metrics["dims"]
-    rows = [
-        {
-            "model": _name(method, metrics),
-            "BPD": _plain(metrics["bits_per_dim"], "{:.3f}"),
-            "BPD, {} draws".format(metrics["bits_per_dim_importance"]["draws"]): _plain(
-                metrics["bits_per_dim_importance"], "{:.3f}"
-            ),
-            "NLL on the manifold (nats)": _plain(metrics["manifold_nll"], "{:.0f}"),
-            "MSE": _plain(metrics["mse"], "{:.5f}"),
-            "PSNR (dB)": _plain(metrics["psnr"], "{:.2f}"),
-            "MSE, stage 1 alone": _plain(metrics["stage_1_mse"], "{:.5f}"),
-            **_quality(metrics, metrics["features"]),
-            **_size(metrics),
-        },
-        *_baseline_rows(metrics),
-    ]
-    if metrics["training_images"]:
-        floor = _quality(metrics["training_images"], metrics["features"])
-        rows.append({"model": "training images", **floor})
+    """Lay out the metrics as rows of text, beside the truth's, the baselines' and the paper's."""
+    dims, pca = metrics["dims"], metrics["baselines"]["pca"]
+    model = f"{method}, {' → '.join(map(str, dims))}"
+    measured: dict[str, Any] = {model: metrics}
+    if truth is not None:
+        measured[model] = {**metrics, "nll": NO_NOISE, "divergence": NO_NOISE, **truth}
+        true = {"nll": truth.get("true_nll", NO_NOISE), "manifold_nll": truth["manifold_entropy"]}
+        measured[f"truth, noise {truth['noise']:g}"] = true
+    measured[f"PCA, d = {dims[-1]}"] = {"mse": pca.get("mse", pca)}
+    measured["Gaussian, full covariance"] = metrics["baselines"]["gaussian"]
+    measured["training images"] = metrics.get("training_images")
+    rows = [{"model": name, **_written(each)} for name, each in measured.items() if each]
     rows += _paper_rows(dataset, method, dims, hierarchy)
-    return _table(rows)
+    shown = [name for name in METRICS if any(name in row for row in rows) and name != PCA]
+    table = pd.DataFrame(rows, columns=["model", *shown]).fillna(NONE)
+    labels = {name: METRICS[name].label for name in shown}
+    for name in {"precision", "recall", "kid"} & labels.keys():
+        on = "Inception" if metrics["features"] == "inception" else "pixels"
+        labels[name] = f"{labels[name]} ({on})"
+    return table.rename(columns=labels)
 
 
-def make_truth_table(metrics: dict[str, Any], truth: dict[str, Any], method: str) -> pd.DataFrame:
-    """Lay out the metrics of points with a known density beside the true values."""
-    why = {"why": "none without noise"}
-    rows = [
-        {
-            "model": _name(method, metrics),
-            "NLL (nats)": _plain(truth.get("nll", why), "{:.4f}"),
-            "above the truth": _plain(truth.get("divergence", why), "{:.4f}"),
-            "BPD": _plain(metrics["bits_per_dim"], "{:.4f}"),
-            "NLL on the manifold": _plain(truth.get("manifold_nll"), "{:.4f}"),
-            "MSE": _plain(metrics["mse"], "{:.6f}"),
-            "projection to the true one": _plain(truth["projection_distance"], "{:.4f}"),
-            "sample to the manifold": _plain(truth["sample_distance"], "{:.4f}"),
-            **_size(metrics),
-        },
-        {
-            "model": f"truth, noise {truth['noise']:g}",
-            "NLL (nats)": _plain(truth.get("true_nll", why), "{:.4f}"),
-            "NLL on the manifold": f"{truth['manifold_entropy']:.4f}",
-        },
-        *_baseline_rows(metrics),
-    ]
-    return _table(rows)
-
-
-def write_report(
-    metrics: dict[str, Any],
-    table: pd.DataFrame,
-    manifest: dict[str, Any],
-    hierarchy: Hierarchy,
+def report_images(
     samples: np.ndarray,
     samples_cool: np.ndarray,
     test: np.ndarray,
     projections: np.ndarray,
-    dataset: str,
-    method: str,
-    *histories: dict[str, Any],
-) -> tuple[str, Figure, Figure, Figure, Figure]:
-    """Draw the figures, and put them with the table on one self-contained HTML page.
+    **about: Any,
+) -> dict[str, str | Figure]:
+    """Draw samples and what the manifold rejects, and write the page around them.
 
     Returns:
-        The page, and the figures: curves, samples at temperature 1 and 0.7, rejection maps.
+        The ``report``, and the figures: ``curves``, ``samples``, ``samples_cool``, ``rejection``.
     """
-    figures = {
-        "curves": training_curves({history["name"]: history for history in histories}),
-        "samples": image_grid(samples[:64], columns=16, title="Samples at temperature 1"),
-        "samples_cool": image_grid(
-            samples_cool[:64], columns=16, title="Samples at temperature 0.7"
-        ),
-        "rejection": rejection_rows(np.asarray(test[: len(projections)]), projections),
-    }
-    page = _page(metrics, None, table, manifest, hierarchy, figures, dataset, method, histories)
-    return page, *figures.values()  # type: ignore[return-value]
+    rejection = rejection_blocks(np.asarray(test[: len(projections)]), projections, per_row=4)
+    figures = {"rejection": rejection}
+    for name, images in ("samples", samples), ("samples_cool", samples_cool):
+        title = f"Samples at temperature {TEMPERATURES[name]:g}"
+        figures[name] = image_grid(images[:64], columns=16, title=title)
+    return _report(figures, **about)
 
 
-def write_truth_report(
-    metrics: dict[str, Any],
-    truth: dict[str, Any],
-    table: pd.DataFrame,
-    manifest: dict[str, Any],
-    hierarchy: Hierarchy,
+def report_points(
+    hierarchy: Model,
     samples: np.ndarray,
     test: np.ndarray,
-    data: dict[str, Any],
-    dataset: str,
-    method: str,
-    *histories: dict[str, Any],
-) -> tuple[str, Figure, Figure]:
+    data: SyntheticSettings,
+    **about: Any,
+) -> dict[str, str | Figure]:
     """Draw the learned manifold and density beside the true ones, and the page around them.
 
     Returns:
-        The page, and the figures: curves and manifold.
+        The ``report``, and the figures: ``curves`` and ``manifold``.
     """
-    manifold = read_settings(SyntheticSettings, data, "data").manifold
-    points, grid = picture(hierarchy, manifold, test[:DRAWN], samples)
-    figures = {
-        "curves": training_curves({history["name"]: history for history in histories}),
-        "manifold": manifold_figure(**points, grid=DensityGrid(*grid) if grid else None),
-    }
-    page = _page(metrics, truth, table, manifest, hierarchy, figures, dataset, method, histories)
-    return page, *figures.values()  # type: ignore[return-value]
+    truth = data.manifold
+    points, grid = manifold_picture(hierarchy, truth, test[:DRAWN], samples)
+    figure = manifold_figure(**points, grid=DensityGrid(*grid) if grid else None)
+    return _report({"manifold": figure}, hierarchy=hierarchy, **about)
 
 
-def paper_results() -> pd.DataFrame:
-    """Read the paper's figures: what table, dataset, method, stage_dims, metric; value, spread."""
-    path = files("submanifold.pipelines.reporting").joinpath("paper.csv")
-    with path.open(encoding="utf-8") as file:
-        return pd.read_csv(file)
-
-
-def _page(
-    metrics: dict[str, Any],
-    truth: dict[str, Any] | None,
+def _report(
+    figures: dict[str, Figure],
+    metrics: Measured,
     table: pd.DataFrame,
     manifest: dict[str, Any],
-    hierarchy: Hierarchy,
-    figures: dict[str, Figure],
+    hierarchy: Model,
     dataset: str,
     method: str,
-    histories: Sequence[dict[str, Any]],
-) -> str:
-    return render(
+    truth: Measured | None = None,
+    **histories: dict[str, Any],
+) -> dict[str, str | Figure]:
+    phases = sorted(histories.values(), key=lambda each: int(each["name"].rpartition("_")[2]))
+    figures = {"curves": training_curves({each["name"]: each for each in phases}), **figures}
+    page = render(
         "report.html",
         dataset=dataset,
         method=method,
@@ -165,64 +119,24 @@ def _page(
         table=table,
         manifest=manifest,
         stages=hierarchy.describe()["stages"],
-        histories=histories,
+        histories=phases,
         pictures={name: as_png(figure) for name, figure in figures.items()},
+        value=lambda name, measured: METRICS[name].write(measured).partition(" [")[0],
     )
+    return {"report": page, **figures}
 
 
-def _name(method: str, metrics: dict[str, Any]) -> str:
-    return f"{method}, {' → '.join(map(str, metrics['dims']))}"
-
-
-def _size(metrics: dict[str, Any]) -> dict[str, str]:
-    return {
-        "parameters": f"{metrics['parameters']:,}",
-        "training (s)": f"{metrics['seconds']['training']:.0f}",
-    }
-
-
-def _quality(measured: dict[str, Any], features: str) -> dict[str, str]:
-    features = "Inception" if features == "inception" else "pixels"
-    return {
-        "sliced Wasserstein": _plain(measured["sliced_wasserstein"], "{:.0f}"),
-        "FID": _plain(measured["fid"], "{:.1f}"),
-        f"precision ({features})": _plain(measured["precision"], "{:.2f}"),
-        f"recall ({features})": _plain(measured["recall"], "{:.2f}"),
-        f"KID ({features})": _plain(measured["kid"], "{:.4f}"),
-    }
-
-
-def _baseline_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    pca, gaussian = metrics["baselines"]["pca"], metrics["baselines"]["gaussian"]
-    rows = [
-        {"model": f"PCA, d = {metrics['dims'][-1]}", "MSE": _plain(pca.get("mse"), "{:.5f}")}
-        if "mse" in pca
-        else {"model": "PCA", "MSE": pca["why"]}
-    ]
-    if gaussian:
-        bits = _plain(gaussian["bits_per_dim"], "{:.3f}")
-        rows.append({"model": "Gaussian, full covariance", "BPD": bits})
-    return rows
-
-
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(rows[0])).fillna(NONE)
-
-
-def _plain(measured: dict[str, Any] | None, form: str) -> str:
-    if measured is None or measured.get("value") is None:
-        return (measured or {}).get("why", NONE).split(":")[0]
-    text = form.format(measured["value"])
-    if measured.get("low") is None:
-        return text
-    return f"{text} [{form.format(measured['low'])}, {form.format(measured['high'])}]"
+def _written(metrics: Measured) -> dict[str, str]:
+    """Write every metric that is there, by name."""
+    found = {name: metric.read(metrics) for name, metric in METRICS.items()}
+    return {name: METRICS[name].write(each) for name, each in found.items() if each is not None}
 
 
 def _paper_rows(
-    dataset: str, method: str, dims: list[int], hierarchy: Hierarchy
-) -> list[dict[str, Any]]:
-    """Give the paper's figures where data, method and dimensions are the paper's."""
-    results = paper_results()
+    dataset: str, method: str, dims: Sequence[int], hierarchy: Model
+) -> list[dict[str, str]]:
+    """Give the paper's numbers where data, method and dimensions are the paper's."""
+    results = paper.results()
     same = results[
         (results["dataset"] == dataset)
         & (results["method"] == method.replace("-star", "*"))
@@ -230,12 +144,9 @@ def _paper_rows(
     ]
     if same.empty:
         return []
-    found = {
-        each["metric"]: f"{each['value']:g}"
-        + ("" if np.isnan(each["spread"]) else f" ± {each['spread']:g}")
-        for each in same.to_dict("records")
-    }
-    note = "" if hierarchy.stages[0].flow.config == PAPER_FLOW else ", 3 x 32 steps of width 512"
-    names = {"bpd": "BPD", "mse": "MSE", "fid": "FID", "parameters": "parameters"}
-    row = {label: found[name] for name, label in names.items() if name in found}
+    columns = same["metric"], same["value"], same["spread"]
+    printed = {name: paper.write(*number) for name, *number in zip(*columns, strict=True)}
+    flow = hierarchy.describe()["stages"][0]["bijections"]
+    note = "" if flow == [paper.PAPER_FLOW] else ", 3 x 32 steps of width 512"
+    row = {metric.name: printed[name] for name, metric in COMPARED.items() if name in printed}
     return [{"model": f"paper, table {same['table'].iloc[0]}{note}", **row}]

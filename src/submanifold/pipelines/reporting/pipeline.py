@@ -1,70 +1,32 @@
 """metrics, histories, samples, projections -> table, pictures, report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.pipelines.reporting.nodes import (
-    make_table,
-    make_truth_table,
-    write_report,
-    write_truth_report,
-)
-
-NAMES = ["params:dataset", "params:method"]
-CONTENT = ["metrics_table", "manifest", "hierarchy"]
+from submanifold.pipelines.reporting.nodes import make_table, report_images, report_points
 
 
-def create_pipeline(histories: Sequence[str], synthetic: bool = False) -> Pipeline:
-    """Build the report of a hierarchy that was trained with these histories.
+def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pipeline:
+    """Build the report of a model: of images, or of points beside their true density.
 
-    It is about images, or about a learned manifold and density beside true ones.
+    The datasets of histories are by the names of their phases, ``{"phase_1": "phase_1.history"}``.
     """
-    outer = {f"history_{i}": name for i, name in enumerate(histories, start=1)}
-    nodes = _about_truth(list(outer)) if synthetic else _about_images(list(outer))
-    return Pipeline(nodes, inputs=outer)
-
-
-def _about_images(histories: list[str]) -> list[Node]:
-    figures = ["curves_figure", "samples_figure", "samples_cool_figure", "rejection_figure"]
-    shown = ["samples", "samples_cool", "x_test", "projections"]
-    return [
-        Node(
-            make_table,
-            inputs=["metrics", "hierarchy", *NAMES],
-            outputs="metrics_table",
-            name="make_table",
-        ),
-        Node(
-            write_report,
-            inputs=["metrics", *CONTENT, *shown, *NAMES, *histories],
-            outputs=["report", *figures],
-            name="write_report",
-        ),
-    ]
-
-
-def _about_truth(histories: list[str]) -> list[Node]:
-    return [
-        Node(
-            make_truth_table,
-            inputs=["metrics", "truth", "params:method"],
-            outputs="metrics_table",
-            name="make_table",
-        ),
-        Node(
-            write_truth_report,
-            inputs=[
-                "metrics",
-                "truth",
-                *CONTENT,
-                "samples",
-                "x_test",
-                "params:data",
-                *NAMES,
-                *histories,
-            ],
-            outputs=["report", "curves_figure", "manifold_figure"],
-            name="write_report",
-        ),
-    ]
+    shared = {"metrics": "metrics", "hierarchy": "hierarchy"}
+    shared |= {"dataset": "params:dataset", "method": "params:method"}
+    content = {"table": "metrics_table", "manifest": "manifest", "samples": "samples"}
+    content |= {"test": "x_test", **histories}
+    if synthetic:
+        shared["truth"], content["data"] = "truth", "params:data"
+        pictures = ["manifold"]
+    else:
+        content |= {name: name for name in ("samples_cool", "projections")}
+        pictures = ["samples", "samples_cool", "rejection"]
+    write = report_points if synthetic else report_images
+    written = {"report": "report", **{name: f"{name}_figure" for name in ("curves", *pictures)}}
+    return Pipeline(
+        [
+            Node(make_table, shared, "metrics_table", name="make_table"),
+            Node(write, shared | content, written, name="write_report"),
+        ]
+    )

@@ -1,31 +1,25 @@
 """Nodes of the sweep pipeline."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from mlflow.entities import Run
 
 from submanifold.errors import UserError
+from submanifold.evaluation.metrics import COMPARED
 from submanifold.figures import sweep_figure
-from submanifold.pipelines.tracking import identity
+from submanifold.pipelines.tracking import EVALUATED, find_runs, logged, metrics_of, newest
 
 TAG = "submanifold.sweep"
-METRICS = {"bpd": "test.bits_per_dim", "mse": "test.mse"}
 
 
 def tag_run(key: str, sweep: str) -> None:
-    """Mark the newest run of MLflow's with this key, and with figures, as a point of a sweep.
-
-    Raises:
-        UserError: There is none.
-    """
-    runs = mlflow.search_runs(
-        search_all_experiments=True,
-        filter_string=f"params.`keys.run` = '{key}' AND metrics.`{METRICS['bpd']}` > 0",
-        order_by=["attributes.start_time DESC"],
-        output_format="list",
-    )
+    """Mark the newest evaluated run with this key as a point of a sweep; a UserError for none."""
+    runs = find_runs(f"params.`keys.run` = '{key}' AND {EVALUATED}")
     if not runs:
         raise UserError(
             f"{key} is finished, but MLflow's store at {mlflow.get_tracking_uri()} has no run of "
@@ -39,32 +33,26 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
 
     Returns:
         Columns ``value`` of the parameter, ``seed``, ``dim`` of the innermost manifold, ``bpd`` and
-        ``mse`` with ``_low`` and ``_high``, and ``run``, MLflow's id; by rising value.
-
-    Raises:
-        UserError: There are none.
+        ``mse`` with ``_low`` and ``_high``, and ``run``, MLflow's id; by rising value. What a run
+        has not measured is NaN. A UserError for no run at all.
     """
-    name = sweep_name(dataset, method, parameter)
-    runs = mlflow.search_runs(
-        search_all_experiments=True,
-        filter_string=f"tags.`{TAG}.{name}` = 'true'",
-        order_by=["attributes.start_time ASC"],
-        output_format="list",
-    )
+    runs = find_runs(f"tags.`{TAG}.{sweep_name(dataset, method, parameter)}` = 'true'")
     if not runs or parameter is None:
         raise UserError(
             f"MLflow's store at {mlflow.get_tracking_uri()} has no sweep of {parameter} for "
-            f"{method} on {dataset}. Make one with: kedro sweep stage_1.delta 0.03 0.1 0.3 "
+            f"{method} on {dataset}. Make one with: kedro sweep stage_1.dim 100 300 1000 "
             f"--params=dataset={dataset},method={method}"
         )
-    points = {identity(run): _point(run, parameter) for run in runs}
-    return pd.DataFrame(points.values()).sort_values(["value", "seed"], ignore_index=True)
+    table = pd.DataFrame([_point(run, parameter) for run in newest(runs)])
+    table["value"] = _numbers(table["value"].to_list())
+    return table.sort_values(["value", "seed"], ignore_index=True)
 
 
 def draw_sweep(table: pd.DataFrame, parameter: str, baselines: dict[str, Any]) -> go.Figure:
     """Plot bits per dimension against squared error, with PCA's errors."""
     curve = baselines.get("pca_mse")
-    return sweep_figure(table, parameter, curve and [curve[dim] for dim in table["dim"]])
+    pca = curve and [np.nan if np.isnan(dim) else curve[int(dim)] for dim in table["dim"]]
+    return sweep_figure(table, parameter, pca)
 
 
 def sweep_name(dataset: str, method: str, parameter: str | None) -> str:
@@ -72,22 +60,22 @@ def sweep_name(dataset: str, method: str, parameter: str | None) -> str:
     return f"{dataset}-{method}-{parameter}"
 
 
-def _point(run: mlflow.entities.Run, parameter: str) -> dict[str, Any]:
-    params, metrics = run.data.params, run.data.metrics
-    dims = sorted(name for name in params if name.startswith("stage_") and name.endswith(".dim"))
-    found: dict[str, Any] = {
-        "value": _number(params[parameter]),
+def _point(run: Run, parameter: str) -> dict[str, Any]:
+    params = run.data.params
+    return {
+        "value": params[parameter],
         "seed": int(params["seed"]),
-        "dim": int(params[dims[-1]]),
+        "dim": metrics_of(run).get("dims", [np.nan])[-1],
+        **logged(run, COMPARED["bpd"].name, "bpd"),
+        **logged(run, COMPARED["mse"].name, "mse"),
+        "run": run.info.run_id,
     }
-    for name, metric in METRICS.items():
-        found[name] = metrics[metric]
-        found |= {f"{name}_{end}": metrics[f"{metric}.{end}"] for end in ("low", "high")}
-    return found | {"run": run.info.run_id}
 
 
-def _number(text: str) -> float | str:
+def _numbers(texts: Sequence[str]) -> Sequence[float | str]:
+    """Read values as numbers, or where one is none leave all as text, which sort together."""
     try:
-        return float(text)
+        return [float(text) for text in texts]
     except ValueError:
-        return text
+        # a file of comma-separated values would be read back without a None
+        return ["none" if text == "None" else text for text in texts]

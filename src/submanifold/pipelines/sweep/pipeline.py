@@ -7,19 +7,12 @@ from submanifold.pipelines.sweep.nodes import collect_sweep, draw_sweep
 
 def create_pipeline() -> Pipeline:
     """Build the plot of the runs that ``kedro sweep`` has made."""
+    parameter = {"parameter": "params:sweep"}
+    swept = {"dataset": "params:dataset", "method": "params:method"}
+    drawn = {"table": "sweep_table", "baselines": "baselines"}
     return Pipeline(
         [
-            Node(
-                collect_sweep,
-                inputs=["params:dataset", "params:method", "params:sweep"],
-                outputs="sweep_table",
-                name="collect_sweep",
-            ),
-            Node(
-                draw_sweep,
-                inputs=["sweep_table", "params:sweep", "baselines"],
-                outputs="sweep_figure",
-                name="draw_sweep",
-            ),
+            Node(collect_sweep, parameter | swept, "sweep_table", name="collect_sweep"),
+            Node(draw_sweep, parameter | drawn, "sweep_figure", name="draw_sweep"),
         ]
     )

@@ -1,0 +1,127 @@
+"""All that is measured of a model on test data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from submanifold.data.batches import Batches
+from submanifold.evaluation.baselines import pca_error
+from submanifold.evaluation.intervals import mean_interval
+from submanifold.evaluation.likelihood import (
+    dequantized_log_probs,
+    importance_log_prob,
+    noisy_log_prob,
+    per_event,
+    to_bits_per_dim,
+)
+from submanifold.evaluation.reconstruction import reconstruction, squared_errors
+from submanifold.manifold import Model, manifold_log_prob
+from submanifold.manifold.diagnostics import (
+    LARGEST_INVERSE_ERROR,
+    inverse_error,
+    is_overfitted,
+    manifold_overfitting,
+)
+from submanifold.progress import track
+
+BATCH = 256
+VOLUMES = 8
+MOST_NEIGHBOURS = 5000
+OVERFITTED = (
+    "not reported: what is left off the manifold is little, and a smooth function of the position "
+    "on it. The data have no noise there, and their likelihood no maximum (manifold overfitting)"
+)
+
+Metrics = dict[str, Any]
+
+
+def measure(
+    model: Model,
+    test: np.ndarray,
+    baselines: Mapping[str, Any],
+    input_noise: float,
+    dequantizations: int,
+    device: torch.device,
+) -> Metrics:
+    """Measure density and reconstruction beside the baselines, and what would make them worthless.
+
+    Args:
+        model: The model, on the device.
+        test: Test data, uint8 images or float32 points, (N, ...).
+        baselines: What :func:`submanifold.evaluation.baselines.fit_baselines` returned.
+        input_noise: Standard deviation of the noise that the density was trained with.
+        dequantizations: Noise draws for the importance bound, of images.
+        device: Where the model is.
+
+    Returns:
+        Metrics by name (:mod:`submanifold.evaluation.metrics`), each with its interval and count.
+    """
+    batches = Batches(test, BATCH, device=device)
+    whole = reconstruction(squared_errors(model.project, track(batches, "projecting", len(test))))
+    inner = {
+        f"{name}_mse": reconstruction(squared_errors(part.project, batches))["mse"]
+        if len(model.dims) > 2
+        else whole["mse"]
+        for name, part in model.parts().items()
+    }
+    if batches.is_continuous:
+        del whole["psnr"]  # it is about pixels on [0, 1]
+        density = _density_of_points(model, batches, test)
+    else:
+        density = _density_of_images(model, batches, test, dequantizations)
+    if input_noise > 0:
+        noisy = to_bits_per_dim(noisy_log_prob(model, batches, input_noise), test)
+        density["bits_per_dim_noisy"] = mean_interval(noisy)
+    return {
+        "dims": model.dims,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **density,
+        **whole,
+        **inner,
+        "inverse_error": inverse_error(model, next(iter(batches))),
+        "baselines": {
+            "pca": pca_error(baselines, model.dim), "gaussian": baselines.get("gaussian")
+        },
+    }  # fmt: skip
+
+
+def warnings(metrics: Metrics, histories: Mapping[str, Any]) -> list[str]:
+    """What trainings and measurements have found that makes the metrics worthless."""
+    found = [
+        f"{name}: {text}"
+        for name, history in sorted(histories.items(), key=lambda item: (len(item[0]), item[0]))
+        for text in history["warnings"].values()
+    ]
+    if not metrics["inverse_error"] <= LARGEST_INVERSE_ERROR:
+        found.append(
+            f"On test data the inverse misses its input by {metrics['inverse_error']:.2g} of the "
+            "data's spread: samples and projections are not those of this density"
+        )
+    return found
+
+
+def _density_of_points(model: Model, batches: Batches, test: np.ndarray) -> Metrics:
+    """Bits per dimension, unless the data have no noise and they are worthless."""
+    some = torch.cat(list(batches))[:MOST_NEIGHBOURS]
+    thickness, correlation = manifold_overfitting(model, some)
+    found = {"thickness": thickness, "neighbour_correlation": correlation}
+    if is_overfitted(thickness, correlation):
+        return found | {"bits_per_dim": {"value": None, "why": OVERFITTED}}
+    log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
+    return found | {"bits_per_dim": mean_interval(to_bits_per_dim(log_prob, test))}
+
+
+def _density_of_images(model: Model, batches: Batches, test: np.ndarray, draws: int) -> Metrics:
+    """Bits per dimension with one dequantisation and with several, and nats on the manifold."""
+    log_probs = dequantized_log_probs(model, test, draws, batches.device)
+    bound = to_bits_per_dim(importance_log_prob(log_probs), test)
+    some = next(iter(batches))[:VOLUMES]  # a volume takes too long for all images
+    log_prob, error = manifold_log_prob(model, some, generator=torch.Generator().manual_seed(0))
+    nll = mean_interval(-log_prob.double().cpu().numpy())
+    return {
+        "bits_per_dim": mean_interval(to_bits_per_dim(log_probs[0], test)),
+        "bits_per_dim_importance": {**mean_interval(bound), "draws": draws},
+        "manifold_nll": {**nll, "estimate_error": float(error.mean())},
+    }

@@ -1,0 +1,27 @@
+"""The paper's numbers as data: Razavi et al. 2022, tables 1 to 5."""
+
+from importlib.resources import files
+
+import pandas as pd
+
+PAPER_FLOW = {"type": "glow", "shape": [3, 32, 32], "levels": 3, "steps": 32, "width": 512}
+"""The first stage of all methods, as a model describes a bijection."""
+
+
+def results() -> pd.DataFrame:
+    """Read the numbers: ``table``, ``dataset``, ``method``, ``stage_dims``, ``metric``, ``value``.
+
+    Returns:
+        A row for each, with the printed ``spread``, NaN where there is none; metrics are named by
+        :attr:`submanifold.evaluation.metrics.Metric.column`.
+    """
+    with files("submanifold.paper").joinpath("paper.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def write(value: float | None, spread: float | None) -> str:
+    """Write a number and its spread as printed, ``3.98 ± 0.03``; a dash for a missing one."""
+    if value is None or pd.isna(value):
+        return "–"
+    text = f"{value:,g}" if value < 1e5 else f"{value:,.0f}"
+    return text if spread is None or pd.isna(spread) else f"{text} ± {spread:g}"

@@ -1,0 +1,134 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from sklearn import decomposition
+
+from submanifold.evaluation.baselines import PCA, fit_baselines, pca_error
+
+
+def correlated(n, seed=0, dim=6):
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(9).standard_normal((dim, dim)) * np.linspace(2, 0.1, dim)
+    return torch.from_numpy(rng.standard_normal((n, dim)) @ mixing.T + np.arange(dim))
+
+
+def test_axes_variances_and_projections_are_those_of_scikit_learn():
+    x, new = correlated(500), correlated(50, seed=1)
+    pca, other = PCA.fit(x.split(64)), decomposition.PCA().fit(x.numpy())
+    np.testing.assert_allclose(pca.mean, other.mean_, atol=1e-10)
+    np.testing.assert_allclose(pca.variances, other.explained_variance_ * 499 / 500, rtol=1e-8)
+    np.testing.assert_allclose(abs(np.diag(other.components_ @ pca.axes.numpy())), 1, atol=1e-8)
+    for dim in range(1, 7):
+        theirs = decomposition.PCA(dim).fit(x.numpy())
+        expected = theirs.inverse_transform(theirs.transform(new.numpy()))
+        np.testing.assert_allclose(pca.project(new, dim), expected, atol=1e-8)
+
+
+def test_squared_errors_are_those_of_the_projection_for_every_dimension():
+    pca, x = PCA.fit([correlated(100)]), correlated(20, seed=1)
+    errors = pca.squared_errors(x)
+    assert errors.shape == (20, 7)
+    for dim in range(7):
+        expected = (x - pca.project(x, dim)).square().mean(1)
+        torch.testing.assert_close(errors[:, dim], expected, atol=1e-12, rtol=1e-9)
+    assert torch.equal(errors[:, 6], torch.zeros(20, dtype=torch.float64))
+
+
+def test_the_error_curve_is_a_mean_with_a_95_percent_interval():
+    pca, x = PCA.fit([correlated(100)]), correlated(300, seed=1)
+    errors = pca.squared_errors(x)
+    mean, half = pca.error_curve(x.split(128))
+    torch.testing.assert_close(mean, errors.mean(0))
+    torch.testing.assert_close(half, 1.96 * errors.std(0) / math.sqrt(300))
+
+
+def test_the_error_on_its_own_data_is_the_sum_of_the_variances_left_out():
+    x = correlated(200)
+    pca = PCA.fit([x])
+    for dim in range(7):
+        left = pca.variances[dim:].sum() / 6
+        torch.testing.assert_close(pca.error_curve([x])[0][dim], left, atol=1e-12, rtol=1e-9)
+
+
+def test_images_keep_their_shape_and_precision():
+    images = torch.rand(40, 3, 2, 2)
+    pca = PCA.fit(images.split(16))
+    projected = pca.project(images, 4)
+    assert projected.shape == images.shape
+    assert projected.dtype == torch.float32
+    torch.testing.assert_close(pca.project(images, 12), images)
+
+
+def test_the_density_is_scipys_normal():
+    x, new = correlated(400), correlated(30, seed=1)
+    covariance = np.cov(x.numpy().T, bias=True)
+    expected = multivariate_normal(x.mean(0).numpy(), covariance).logpdf(new.numpy())
+    np.testing.assert_allclose(PCA.fit([x]).log_prob(new), expected, rtol=1e-8)
+
+
+def test_a_shrunk_density_is_that_of_the_shrunk_covariance():
+    x, new = correlated(400), correlated(30, seed=1)
+    fitted = PCA.fit([x])
+    shrunk = PCA(fitted.mean, fitted.axes, fitted.variances, 0.3)
+    covariance = np.cov(x.numpy().T, bias=True)
+    mixed = 0.7 * covariance + 0.3 * np.trace(covariance) / 6 * np.eye(6)
+    expected = multivariate_normal(x.mean(0).numpy(), mixed).logpdf(new.numpy())
+    np.testing.assert_allclose(shrunk.log_prob(new), expected, rtol=1e-8)
+
+
+def test_shrinkage_helps_where_samples_are_few_and_stays_away_where_they_are_many():
+    new = correlated(2000, seed=2)
+    few = PCA.fit([correlated(8)])
+    shrunk = few.shrink(correlated(100, seed=1).split(32))
+    assert shrunk.shrinkage > 0
+    assert shrunk.log_prob(new).mean() > few.log_prob(new).mean() + 0.1
+    assert torch.equal(shrunk.axes, few.axes)
+    assert PCA.fit([correlated(100_000)]).shrink([new]).shrinkage < 1e-4
+
+
+@pytest.mark.filterwarnings("error")
+def test_fewer_samples_than_dimensions_give_a_finite_density_once_shrunk():
+    x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    valid = torch.randn(20, 12, generator=torch.Generator().manual_seed(1))
+    shrunk = PCA.fit([x]).shrink([valid])
+    assert torch.isfinite(shrunk.log_prob(valid)).all()
+    assert shrunk.log_prob(valid).mean() > -100
+
+
+def test_the_baselines_of_vectors_are_those_of_scikit_learn_and_scipy():
+    train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((500, 9, 70)))
+    found = fit_baselines(train, valid, test)
+    for dim in range(1, 7):
+        theirs = decomposition.PCA(dim).fit(train)
+        errors = np.square(test - theirs.inverse_transform(theirs.transform(test))).mean(1)
+        error = pca_error(found, dim)
+        assert error["dim"] == dim
+        assert error["mse"]["value"] == pytest.approx(errors.mean(), rel=1e-6, abs=1e-12)
+        half = error["mse"]["high"] - error["mse"]["value"]
+        assert half == pytest.approx(1.96 * errors.std(ddof=1) / math.sqrt(70), rel=1e-4, abs=1e-12)
+    covariance = np.cov(train.T, bias=True)
+    kept, mean = found["gaussian"]["shrinkage"], train.mean(0)
+    mixed = (1 - kept) * covariance + kept * np.trace(covariance) / 6 * np.eye(6)
+    nats = multivariate_normal(mean, mixed).logpdf(test).mean()
+    bits = found["gaussian"]["bits_per_dim"]
+    assert bits["value"] == pytest.approx(-nats / (6 * math.log(2)), rel=1e-6)
+    assert (bits["n"], found["n_train"]) == (70, 500)
+
+
+def test_the_gaussian_of_bytes_counts_the_bits_of_a_byte():
+    """Uniform bytes, dequantised, are uniform of width 1: a Gaussian has 0.2546 bits more."""
+    images = np.random.default_rng(0).integers(0, 256, (3000, 1, 2, 2), dtype=np.uint8)
+    found = fit_baselines(images[:2000], images[2000:2500], images[2500:])
+    bits = found["gaussian"]["bits_per_dim"]
+    exact = 8 + 0.5 * math.log2(2 * math.pi * math.e / 12)
+    assert bits["low"] - 0.01 < exact < bits["high"] + 0.01
+
+
+def test_too_many_dimensions_are_not_fitted_and_the_reason_is_given():
+    images = np.zeros((2, 3, 48, 48), np.uint8)
+    found = fit_baselines(images, images, images)
+    assert found == {"why": "not fitted: a covariance of 6,912 dimensions takes too long"}
+    assert pca_error(found, 5) == {"dim": 5, "why": found["why"]}
