@@ -10,9 +10,10 @@ from submanifold.figures import (
     as_png,
     image_grid,
     latent_histogram,
-    rejection_rows,
+    rejection_blocks,
     training_curves,
 )
+from submanifold.figures.images import sample_sheet
 
 RNG = np.random.default_rng(0)
 
@@ -57,23 +58,24 @@ def test_a_grey_grid_is_grey_and_keeps_its_values():
 @pytest.mark.parametrize("count", [1, 2, 16])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rejection_maps_take_any_number_of_images(count, channels):
-    assert drawn(rejection_rows(noise(count, channels, 8), noise(count, channels, 8))).std() > 5
+    assert drawn(rejection_blocks(noise(count, channels, 8), noise(count, channels, 8))).std() > 5
 
 
 def test_a_perfect_projection_has_a_black_rejection_map():
     images = np.full((2, 3, 8, 8), 200, np.uint8)
-    figure = rejection_rows(images, images)
+    figure = rejection_blocks(images, images)
     drawn(figure)
     shown = [axes.images[0].get_array() for axes in figure.axes]
-    assert all((image == 200).all() for image in shown[:4])
-    assert all((image == 0).all() for image in shown[4:])
+    assert all(
+        (image == value).all() for image, value in zip(shown, 2 * [200, 200, 0, 0], strict=True)
+    )
 
 
 def test_the_difference_is_where_the_projection_differs():
     images = np.zeros((1, 3, 8, 8), np.uint8)
     projection = images.copy()
     projection[0, :, 2, 5] = 250
-    figure = rejection_rows(images, projection)
+    figure = rejection_blocks(images, projection)
     _, _, difference, edges = (axes.images[0].get_array() for axes in figure.axes)
     assert np.argwhere(difference > 0).tolist() == [[2, 5]]
     assert np.argwhere(edges > 0).tolist() == [[1, 5], [2, 4], [2, 5], [2, 6], [3, 5]]
@@ -119,6 +121,38 @@ def test_curves_have_a_row_for_each_training_and_all_points():
     assert [axes.get_title() for axes in figure.axes[::3]] == ["stage_1: loss", "stage_2: loss"]
 
 
+def test_the_first_panel_has_each_term_of_the_loss_by_name_where_there_are_several():
+    several = history([10, 20, 30], keys=("loss", "bits_per_dim", "mse", "likelihood", "twist"))
+    several["terms"] = ["likelihood", "twist"]
+    for row in several["train"]:  # the validation's are some of these
+        row["twist"] -= 9
+    one = history([10, 20, 30], keys=("loss", "bits_per_dim", "likelihood"))
+    one["terms"] = ["likelihood"]
+    figure = training_curves({"phase_1": several, "phase_2": one})
+    drawn(figure)
+    first, second = figure.axes[0], figure.axes[3]
+    names = [text.get_text() for text in first.get_legend().get_texts()]
+    assert names == ["loss, train", "loss, valid", "likelihood", "twist"]
+    (twist,) = [line for line in first.lines if line.get_label() == "twist"]
+    assert twist.get_xydata().tolist() == [[10, 1 / 10 - 9], [30, 1 / 30 - 9]]
+    assert first.get_ylim()[0] < 1 / 30 - 9 < 1 / 20 < first.get_ylim()[1]
+    loss = first.lines[:2]
+    assert (loss[0].get_alpha() or 1) < (loss[1].get_alpha() or 1)
+    assert twist.get_linewidth() < loss[0].get_linewidth()
+    assert len({line.get_color() for line in first.lines[:6]}) == 3
+    assert len(second.get_legend().get_texts()) == 2
+    assert len(figure.axes[1].lines) == 3
+
+
+def test_the_first_fall_of_the_loss_is_left_out():
+    falling = history([10 * (each + 1) for each in range(40)], value=lambda step: 1.0)
+    falling["train"][0]["loss"] = 1e6
+    falling["train"][-1]["loss"] = 0.5
+    low, high = training_curves({"phase_1": falling}).axes[0].get_ylim()
+    assert low < 0.5
+    assert 1 < high < 2
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (3000, 5)])
 def test_latents_are_drawn(shape):
     assert drawn(latent_histogram(RNG.standard_normal(shape).astype(np.float32))).std() > 5
@@ -128,3 +162,11 @@ def test_latents_that_are_not_finite_are_left_out():
     latents = RNG.standard_normal((10, 3)).astype(np.float32)
     latents[0] = [np.nan, np.inf, -np.inf]
     drawn(latent_histogram(latents))
+
+
+def test_a_sheet_of_grey_images_that_are_large_and_few_shows_them_as_they_are():
+    images = np.arange(3 * 80 * 80, dtype=np.uint8).reshape(3, 1, 80, 80)
+    sheet = np.asarray(Image.open(io.BytesIO(as_png(sample_sheet(images)))))
+    assert sheet.shape == (80, 8 * 85 - 5)
+    assert np.array_equal(sheet[:, 85:165], images[1, 0])
+    assert (sheet[:, 3 * 85 - 5 :] == 255).all()

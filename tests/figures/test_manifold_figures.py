@@ -4,7 +4,9 @@ import warnings
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import EllipseCollection, LineCollection, PathCollection
+from matplotlib.collections import LineCollection
+from mpl_toolkits.mplot3d.art3d import Line3DCollection
+from mpl_toolkits.mplot3d.proj3d import proj_transform
 from PIL import Image
 
 from submanifold.figures import DensityGrid, as_png, manifold_figure
@@ -44,23 +46,28 @@ def drawn(figure):
     return np.asarray(image.convert("RGB"))
 
 
-def of_kind(axes, kind):
-    return [each for each in axes.collections if type(each) is kind]
+def surface(axes):
+    """Where the discs of a panel are, or the dots in the plane, and their colours."""
+    first = axes.collections[0]
+    if axes.name == "3d":
+        return np.mean(first._faces, axis=1), first.get_facecolor()
+    return np.asarray(first.get_offsets()), first.get_facecolor()
+
+
+def dots(axes, label):
+    (found,) = [each for each in axes.collections if each.get_label() == label]
+    return found
 
 
 def offsets(collection):
-    return np.asarray(collection.get_offsets())
+    where = collection._offsets3d if hasattr(collection, "_offsets3d") else None
+    return np.asarray(collection.get_offsets()) if where is None else np.stack(where, axis=1)
 
 
-def colours(axes):
-    """Colours of the discs of a panel, by their place."""
-    (discs,) = of_kind(axes, EllipseCollection)
-    order = np.lexsort(offsets(discs).T)
-    return discs.get_facecolors()[order]
-
-
-def same_rows(a, b):
-    return a.shape == b.shape and np.allclose(np.unique(a, axis=0), np.unique(b, axis=0))
+def lines(axes):
+    (found,) = [each for each in axes.collections if isinstance(each, LineCollection)]
+    space = isinstance(found, Line3DCollection)
+    return np.array(found._segments3d if space else found.get_segments())
 
 
 @pytest.mark.parametrize(("columns", "has_grid"), WAYS.values(), ids=WAYS)
@@ -102,11 +109,11 @@ def test_both_densities_on_manifolds_have_the_true_one_s_scale(columns):
     same = given(columns)
     same |= {"learned_points": same["true_points"], "learned_density": same["true_density"]}
     true, learned, *_, scale = manifold_figure(**same).axes
-    assert np.array_equal(colours(true), colours(learned))
+    assert np.array_equal(surface(true)[1], surface(learned)[1])
     same["learned_density"] = same["true_density"] + 0.3
     denser_true, denser, *_, denser_scale = manifold_figure(**same).axes
-    assert np.array_equal(colours(denser_true), colours(true))
-    assert not np.array_equal(colours(denser), colours(true))
+    assert np.array_equal(surface(denser_true)[1], surface(true)[1])
+    assert not np.array_equal(surface(denser)[1], surface(true)[1])
     assert denser_scale.get_xlim() == scale.get_xlim()
 
 
@@ -115,60 +122,70 @@ def test_an_even_density_has_the_colour_in_the_middle_of_the_scale():
     assert figure.axes[4].get_xlim() == (0, pytest.approx(0.5))
 
 
-def test_the_plane_s_points_and_lines_are_those_given():
-    arguments = given(2, True)
-    true, learned, samples, projection = manifold_figure(**arguments).axes[:4]
-    assert np.array_equal(offsets(of_kind(true, PathCollection)[0]), arguments["true_points"])
-    assert np.array_equal(offsets(of_kind(learned, PathCollection)[0]), arguments["learned_points"])
-    assert same_rows(offsets(of_kind(samples, EllipseCollection)[0]), arguments["true_points"])
-    assert np.array_equal(offsets(of_kind(samples, PathCollection)[0]), arguments["samples"])
-    assert same_rows(
-        offsets(of_kind(projection, EllipseCollection)[0]), arguments["learned_points"]
-    )
-    ends = np.array(of_kind(projection, LineCollection)[0].get_segments())
-    dots = [offsets(each) for each in of_kind(projection, PathCollection)]
-    for index, name in enumerate(("points", "projections")):
+@pytest.mark.parametrize(("columns", "has_grid"), WAYS.values(), ids=WAYS)
+def test_points_and_lines_are_those_given(columns, has_grid):
+    arguments = given(columns, has_grid)
+    panels = manifold_figure(**arguments).axes[:4]
+    for axes, name in zip(panels, ("true", "learned", "true", "learned"), strict=True):
+        assert np.allclose(surface(axes)[0], arguments[f"{name}_points"])
+    *_, samples, projection = panels
+    assert np.array_equal(offsets(dots(samples, "sample")), arguments["samples"])
+    ends = lines(projection)
+    for index, (name, label) in enumerate(
+        {"points": "test point", "projections": "projection"}.items()
+    ):
         assert np.array_equal(ends[:, index], arguments[name][:250])
-        assert np.array_equal(dots[index], arguments[name][:250])
+        assert np.array_equal(offsets(dots(projection, label)), arguments[name][:250])
 
 
-def test_space_s_points_and_lines_are_those_given_seen_from_one_side():
-    arguments = given(3)
-    true, learned, samples, projection = manifold_figure(**arguments).axes[:4]
-    shown = offsets(of_kind(samples, PathCollection)[0])
-    view = np.linalg.lstsq(arguments["samples"], shown, rcond=None)[0]
-    assert np.allclose(view.T @ view, np.eye(2))
-    assert view[2, 0] == pytest.approx(0)
-    assert view[2, 1] > 0
-    ends = np.array(of_kind(projection, LineCollection)[0].get_segments())
-    dots = [offsets(each) for each in of_kind(projection, PathCollection)]
-    for index, name in enumerate(("points", "projections")):
-        assert np.allclose(ends[:, index], arguments[name][:250] @ view)
-        assert np.allclose(dots[index], arguments[name][:250] @ view)
-    for axes, name in ((true, "true"), (samples, "true"), (learned, "learned")):
-        discs = offsets(of_kind(axes, EllipseCollection)[0])
-        assert same_rows(discs, arguments[f"{name}_points"] @ view)
+def on_page(axes, points):
+    """Where points are seen, in dots."""
+    flat = points.T if points.shape[1] == 2 else proj_transform(*points.T, axes.get_proj())[:2]
+    return axes.transData.transform(np.stack(flat, axis=1))
 
 
 @pytest.mark.parametrize(("columns", "has_grid"), WAYS.values(), ids=WAYS)
-def test_one_unit_is_as_long_to_the_right_as_up_in_every_panel(columns, has_grid):
+def test_one_unit_is_as_long_in_every_direction_and_every_panel(columns, has_grid):
     figure = manifold_figure(**given(columns, has_grid))
-    scales = [axes.transData.transform([[0, 0], [1, 1]]) for axes in figure.axes[:4]]
-    assert np.allclose([np.diff(each, axis=0) for each in scales], np.diff(scales[0], axis=0)[0, 0])
+    drawn(figure)
+    steps = np.vstack([np.zeros(columns), np.eye(columns)])
+    views = [np.diff(on_page(axes, steps)[[0, i + 1]], axis=0)[0]
+             for axes in figure.axes[:4] for i in range(columns)]  # fmt: skip
+    views = np.reshape(views, (4, columns, 2))
+    # orthonormal columns, but for the scale: a view from one side, without perspective
+    assert np.allclose(views, views[0])
+    inner = views[0].T @ views[0]
+    assert np.allclose(inner, inner[0, 0] * np.eye(2))
 
 
-def test_near_discs_cover_far_ones_and_points_behind_the_surface_are_faint():
+def test_up_is_up_and_points_behind_the_surface_are_faint():
     arguments = given(3)
     arguments["samples"] = arguments["true_points"]
-    samples = manifold_figure(**arguments).axes[2]
-    dots = of_kind(samples, PathCollection)[0]
-    view = np.linalg.lstsq(arguments["samples"], offsets(dots), rcond=None)[0]
-    near = arguments["samples"] @ np.cross(*view.T)
-    opacity = dots.get_facecolors()[:, 3]
-    assert opacity[near > 0.5].min() > 2 * opacity[near < -0.5].max()
-    discs = offsets(of_kind(samples, EllipseCollection)[0])
-    order = [np.linalg.norm(arguments["samples"] @ view - disc, axis=1).argmin() for disc in discs]
-    assert (np.diff(near[order]) >= 0).all()
+    figure = manifold_figure(**arguments)
+    drawn(figure)
+    samples = figure.axes[2]
+    right, up = np.diff(on_page(samples, np.array([[0, 0, 0], [0, 0, 1]])), axis=0)[0]
+    assert right == pytest.approx(0, abs=1e-6)
+    assert up > 0
+    *_, depth = proj_transform(*arguments["samples"].T, samples.get_proj())
+    depth = np.sort(depth - depth.mean())[::-1]  # the colours are those of the farthest first
+    opacity = dots(samples, "sample").get_facecolor()[:, 3]
+    assert opacity[depth < 0.5 * depth.min()].min() > 2 * opacity[depth > 0.5 * depth.max()].max()
+
+
+def test_near_parts_of_a_surface_cover_far_ones():
+    rng = np.random.default_rng(0)
+    shell = rng.standard_normal((1500, 3))
+    shell /= np.linalg.norm(shell, axis=1, keepdims=True)
+    arguments = given(3, true_points=np.vstack([shell, 0.5 * shell]))
+
+    def yellow(density):
+        pixels = drawn(manifold_figure(**arguments | {"true_density": density})).astype(int)
+        panel = pixels[30:-60, : pixels.shape[1] // 4]
+        return ((panel[..., 0] > 150) & (panel[..., 1] > 150) & (panel[..., 2] < 100)).sum()
+
+    inside = np.repeat([-5.0, 0.0], 1500)
+    assert yellow(inside) < 0.02 * yellow(inside[::-1])
 
 
 def test_a_bowl_is_seen_from_higher_up_than_a_roll():
@@ -178,20 +195,18 @@ def test_a_bowl_is_seen_from_higher_up_than_a_roll():
     flat = rng.standard_normal((2000, 2))
     bowl = np.column_stack([flat, (flat**2).sum(1) / 2])
     heights = []
-    for surface in (roll, bowl):
-        arguments = given(3, true_points=surface, true_density=np.zeros(2000))
-        dots = of_kind(manifold_figure(**arguments).axes[2], PathCollection)[0]
-        view = np.linalg.lstsq(arguments["samples"], offsets(dots), rcond=None)[0]
-        heights.append(np.cross(*view.T)[2])
-    assert heights[0] < np.sin(np.radians(30)) < heights[1]
+    for shape in (roll, bowl):
+        arguments = given(3, true_points=shape, true_density=np.zeros(2000))
+        heights.append({axes.elev for axes in manifold_figure(**arguments).axes[:4]})
+    assert max(heights[0]) < 30 < min(heights[1])
 
 
 def test_a_manifold_of_another_dimension_is_plain_and_says_so():
     figure = manifold_figure(**given(3, learned_density=None))
     assert drawn(figure).std() > 5
     assert "no density" in figure.axes[1].get_title()
-    assert np.ptp(colours(figure.axes[1])[:, :3], axis=1).max() < 1e-6
-    assert np.ptp(colours(figure.axes[0])[:, :3], axis=1).max() > 0.1
+    assert np.ptp(surface(figure.axes[1])[1][:, :3], axis=1).max() < 1e-6
+    assert np.ptp(surface(figure.axes[0])[1][:, :3], axis=1).max() > 0.1
 
 
 def test_the_plane_s_density_is_shown_whatever_the_dimension_of_the_manifold():
@@ -220,8 +235,8 @@ def test_what_is_not_finite_is_left_out(columns, has_grid, bad):
     figure = manifold_figure(**arguments)
     assert drawn(figure).std() > 5
     samples, projection = figure.axes[2:4]
-    assert len(offsets(of_kind(samples, PathCollection)[0])) == COUNT - 1
-    assert len(of_kind(projection, LineCollection)[0].get_segments()) == 250 - 2
+    assert len(offsets(dots(samples, "sample"))) == COUNT - 1
+    assert len(lines(projection)) == 250 - 2
     assert 0 < figure.axes[4].get_xlim()[1] < 5
 
 

@@ -39,11 +39,11 @@ def shown(figure):
     """What each axes show, and where: left, top, right, bottom in dots."""
     width, height = figure.get_size_inches() * 150
     boxes = [axes.get_position() for axes in figure.axes]
-    places = [
+    frames = [
         np.array([box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height])
         for box in boxes
     ]
-    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes], np.array(places)
+    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes], np.array(frames)
 
 
 def texts(figure):
@@ -84,10 +84,10 @@ def test_panels_show_the_pixels_of_the_images_sharp_and_in_their_order(
     given = panels(count, 2, size, channels)
     figure = sample_panels(given, columns, per_row=2)
     pixels = drawn(figure, dpi=150 * times)
-    squares, places = shown(figure)
+    squares, frames = shown(figure)
     assert len(squares) == count
-    for images, square, place in zip(given.values(), squares, places, strict=True):
-        left, top, right, bottom = (place * times).round().astype(int)
+    for images, square, frame in zip(given.values(), squares, frames, strict=True):
+        left, top, right, bottom = (frame * times).round().astype(int)
         dots = (right - left) // square.shape[1]
         assert same_pixels(pixels[top:bottom, left:right], square, dots)
         for index, image in enumerate(images):
@@ -102,13 +102,13 @@ def test_panels_show_the_pixels_of_the_images_sharp_and_in_their_order(
 def test_panels_are_equal_squares_at_equal_distances_from_edge_to_edge(count, columns):
     figure = sample_panels(panels(count), columns, per_row=2)
     width, _ = figure.get_size_inches() * 150
-    _, places = shown(figure)
-    sides = places[:, 2:] - places[:, :2]
+    _, frames = shown(figure)
+    sides = frames[:, 2:] - frames[:, :2]
     assert np.allclose(sides, sides[0, 0])
     columns = min(columns, count)
-    assert len(set(places[:, 1].round())) == -(-count // columns)
-    for top in set(places[:, 1].round()):
-        row = places[places[:, 1].round() == top]
+    assert len(set(frames[:, 1].round())) == -(-count // columns)
+    for top in set(frames[:, 1].round()):
+        row = frames[frames[:, 1].round() == top]
         assert np.allclose(row[1:, 0] - row[:-1, 2], 12)
         assert row[0, 0] == pytest.approx(width - row[-1, 2], abs=1.1)
         if len(row) == columns:
@@ -123,9 +123,9 @@ def test_panels_are_named_below_in_order(count, columns, suffix):
     expected = [f"({letter}) {name}" for letter, name in zip("abcdefgh", given, strict=False)]
     assert texts(figure) == expected
     assert no_text_is_cut_or_lies_on_something(figure)
-    _, places = shown(figure)
+    _, frames = shown(figure)
     width, height = figure.get_size_inches() * 150
-    for text, (left, _, right, bottom) in zip(figure.texts, places, strict=True):
+    for text, (left, _, right, bottom) in zip(figure.texts, frames, strict=True):
         x, y = text.get_position()
         assert x * width == pytest.approx((left + right) / 2)
         assert 0 < (1 - y) * height - bottom < 10
@@ -144,8 +144,8 @@ def test_large_images_do_not_make_a_huge_figure():
     figure = sample_panels(panels(1, 2, 600), 1, per_row=2)
     assert figure.get_figwidth() < 5
     pixels = drawn(figure, dpi=300)
-    (square,), places = shown(figure)
-    left, top, right, bottom = (places[0] * 2).round().astype(int)
+    (square,), frames = shown(figure)
+    left, top, right, bottom = (frames[0] * 2).round().astype(int)
     assert np.array_equal(pixels[top:bottom, left:right], square)
 
 
@@ -154,29 +154,29 @@ def test_the_rows_of_each_delta_are_below_the_originals_and_named():
     by_delta = {0.01: (noise(3), samples), 0.3: (noise(3), samples[::-1])}
     figure = delta_rows(originals, by_delta)
     pixels = drawn(figure)
-    blocks, places = shown(figure)
+    blocks, frames = shown(figure)
     expected = [originals]
     for projections, generated in by_delta.values():
         expected += [projections, generated[:6]]
-    for block, images, place in zip(blocks, expected, places, strict=True):
-        left, top, right, bottom = place.round().astype(int)
+    for block, images, frame in zip(blocks, expected, frames, strict=True):
+        left, top, right, bottom = frame.round().astype(int)
         dots = (right - left) // block.shape[1]
         assert np.array_equal(pixels[top:bottom, left:right], enlarged(block, dots))
         for index, image in enumerate(images):
             row, column = (9 * each for each in divmod(index, 3))
             part = block[row : row + 8, column : column + 8]
             assert np.array_equal(part, image.transpose(1, 2, 0))
-    assert np.allclose(places[:, 0], places[0, 0])
-    assert (places[1:, 1] > places[:-1, 3]).all()
+    assert np.allclose(frames[:, 0], frames[0, 0])
+    assert (frames[1:, 1] > frames[:-1, 3]).all()
     assert texts(figure) == [
         "original",
         "reconstructed", "generated", "$\\delta = 0.01$",
         "reconstructed", "generated", "$\\delta = 0.3$",
     ]  # fmt: skip
     _, height = figure.get_size_inches() * 150
-    for text, place in zip((figure.texts[3], figure.texts[6]), (1, 3), strict=True):
+    for text, frame in zip((figure.texts[3], figure.texts[6]), (1, 3), strict=True):
         middle = (1 - text.get_position()[1]) * height
-        assert places[place, 1] < middle < places[place + 1, 3]
+        assert frames[frame, 1] < middle < frames[frame + 1, 3]
 
 
 @pytest.mark.parametrize("count", [8, 16])
@@ -201,22 +201,22 @@ def test_what_becomes_of_an_image_is_beside_it(count, per_row, channels):
     projection[0] = original[0]
     figure = rejection_blocks(original, projection, per_row)
     pixels = drawn(figure)
-    images, places = shown(figure)
+    images, frames = shown(figure)
     assert len(images) == 4 * count
     for index in range(count):
         first, second, difference, edges = images[4 * index : 4 * index + 4]
         assert np.array_equal(first.reshape(32, 32, -1), original[index].transpose(1, 2, 0))
         assert np.array_equal(second.reshape(32, 32, -1), projection[index].transpose(1, 2, 0))
         assert (difference.max() == 0) == (edges.max() == 0) == (index == 0)
-        own = places[4 * index : 4 * index + 4]
+        own = frames[4 * index : 4 * index + 4]
         assert np.ptp(own[:, 1]) < 1e-6
         assert (own[1:, 0] > own[:-1, 2]).all()
-    for image, place in zip(images, places, strict=True):
-        left, top, right, bottom = place.round().astype(int)
+    for image, frame in zip(images, frames, strict=True):
+        left, top, right, bottom = frame.round().astype(int)
         assert same_pixels(pixels[top:bottom, left:right], image, (right - left) // 32)
     across = min(count, per_row)
     assert texts(figure) == ["original", "projection", "difference", "edges"] * across
-    assert len(set(places[:, 1].round())) == -(-count // across)
+    assert len(set(frames[:, 1].round())) == -(-count // across)
     assert no_text_is_cut_or_lies_on_something(figure)
 
 

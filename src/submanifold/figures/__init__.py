@@ -2,7 +2,7 @@
 
 from submanifold.figures.curves import training_curves
 from submanifold.figures.divergences import gaussian_fits
-from submanifold.figures.images import as_png, image_grid, rejection_rows
+from submanifold.figures.images import as_png, image_grid
 from submanifold.figures.latents import latent_histogram
 from submanifold.figures.manifolds import DensityGrid, manifold_figure
 from submanifold.figures.paper import delta_rows, rejection_blocks, sample_panels, sweep_figure
@@ -16,7 +16,6 @@ __all__ = [
     "latent_histogram",
     "manifold_figure",
     "rejection_blocks",
-    "rejection_rows",
     "sample_panels",
     "sweep_figure",
     "training_curves",

@@ -5,11 +5,13 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib.bezier import BezierSegment
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.linalg import expm, logm
 from scipy.optimize import minimize
 from scipy.special import rel_entr, xlogy
+from scipy.stats import multivariate_normal
 
 Array = np.ndarray
 
@@ -20,24 +22,17 @@ CURVES = (
     ((1.3, -0.6), (2.4, 0.4), (2.2, 2.0)),
 )
 SHARES = (0.45, 0.3, 0.25)
-THICKNESS, STEPS = 0.09, 60
-X, Y, SPACING = (-4.5, 4.5), (-4.0, 4.0), 0.06
+THICKNESS, STEPS, SPACING = 0.09, 60, 0.06
+EXTENT = (-4.5, 4.5, -4.02, 4.02)
+X, Y = (np.arange(low + SPACING / 2, -low, SPACING) for low in EXTENT[::2])
 FLAT = 1e-4
 
-SHOWN = {"xlim": (-3.3, 3.3), "ylim": (-2.9, 2.8)}
-DEVIATIONS = (1, 2)
-PANEL, GAP, HEAD, FOOT = 2.4, 0.08, 0.48, 0.3
-INK, CURVE, FIT = "Greys", "#1f5fa8", "#d62728"
+EDGES = {"left": 0.011, "right": 0.989, "bottom": 0.105, "top": 0.832, "wspace": 0.033}
+CURVE, FIT, WIDTHS = "#1f5fa8", "#d62728", (1.4, 0.8)
 
 
 class Density(NamedTuple):
-    """A density of the plane, at the points of a grid that hold nearly all its mass.
-
-    Attributes:
-        points: (n, 2), evenly spaced, at most as far apart as the density is thick.
-        values: The density there, (n,), not negative.
-        area: Of a cell of the grid.
-    """
+    """Values (n,) of a density at points (n, 2) of a grid, each in a cell of some area."""
 
     points: Array
     values: Array
@@ -53,17 +48,11 @@ class Gaussian(NamedTuple):
 
 def log_normal(points: Array, gaussian: Gaussian) -> Array:
     """Log-density of a Gaussian at points (n, 2), in nats, (n,)."""
-    return _log_density(points, _parameters(gaussian))[0]
+    return multivariate_normal(*gaussian).logpdf(points)
 
 
 def kl_divergence(p: Array, log_q: Array, area: float) -> float:
-    """Kullback-Leibler divergence KL(p || q) in nats, from values on a grid.
-
-    Args:
-        p: Density, (n,).
-        log_q: Logarithm of the other one, (n,); far from its mean q itself would round to zero.
-        area: Of a cell of the grid.
-    """
+    """KL(p || q) in nats, from p and log q on a grid; q itself would round to zero."""
     return float((xlogy(p, p) - p * log_q).sum() * area)
 
 
@@ -73,58 +62,49 @@ def js_divergence(p: Array, q: Array, area: float) -> float:
     .. math:: \log 2 + \frac12 \int p \log\frac{p}{p + q} + q \log\frac{q}{p + q}
 
     Mass outside the grid counts as mass where the other density is zero.
-
-    Args:
-        p: Density, (n,).
-        q: The other one, (n,).
-        area: Of a cell of the grid.
     """
     return float(np.log(2) + (rel_entr(p, p + q) + rel_entr(q, p + q)).sum() * area / 2)
 
 
 def fit_kl(density: Density) -> Gaussian:
     """Fit the Gaussian q of the least KL(p || q): the one with p's mean and covariance."""
-    weights = density.values / density.values.sum()
-    mean = weights @ density.points
-    centred = density.points - mean
-    return Gaussian(mean, (weights[:, None] * centred).T @ centred)
+    x, weights = density.points, density.values
+    return Gaussian(np.average(x, 0, weights), np.cov(x.T, aweights=weights, ddof=0))
 
 
 def fit_js(density: Density, starts: Sequence[Gaussian]) -> Gaussian:
-    """Fit the Gaussian q of the least Jensen-Shannon divergence from p.
+    """Fit the Gaussian of the least Jensen-Shannon divergence from a density.
 
-    Where p has several modes the divergence has several minima; it takes the lowest that descents
-    from all the starts find.
-
-    Args:
-        density: What to fit to.
-        starts: Where to begin, one or more.
+    It has several minima where the density has several modes; the lowest that descents from the
+    starts find is taken.
 
     Raises:
         RuntimeError: If no descent reached a minimum.
     """
-    fits = [
-        minimize(_js_and_slope, _parameters(start), (density,), method="BFGS", jac=True)
-        for start in starts
-    ]
-    best = min(fits, key=lambda fit: fit.fun)
+
+    def gaussian(x: Array) -> Gaussian:  # the matrix exponential is positive definite
+        return Gaussian(x[:2], expm(x[[2, 3, 3, 4]].reshape(2, 2)))
+
+    def divergence(x: Array) -> float:
+        q = np.exp(log_normal(density.points, gaussian(x)))
+        return js_divergence(density.values, q, density.area)
+
+    begin = [np.hstack([mean, logm(cov)[np.tril_indices(2)]]) for mean, cov in starts]
+    best = min((minimize(divergence, each) for each in begin), key=lambda fit: fit.fun)
     # far from the density the divergence is flat, which ends a descent as a minimum does
     if np.abs(best.jac).max() > FLAT or best.fun > np.log(2) - FLAT:
         raise RuntimeError(f"found no minimum: {best.message}")
-    colour = np.linalg.inv(_whitener(best.x))
-    return Gaussian(colour @ best.x[3:], colour @ colour.T)
+    return gaussian(best.x)
 
 
 def curved_density() -> tuple[Density, list[Density]]:
     """Density near a few curves in the plane, and the part of it near each of them."""
-    axes = [np.arange(low, high, SPACING) for low, high in (X, Y)]
-    points = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
-    parts = []
-    for share, curve in zip(SHARES, CURVES, strict=True):
-        near = np.zeros(len(points))
-        for centre in _bezier(curve):
-            near += np.exp(log_normal(points, Gaussian(centre, THICKNESS**2 * np.eye(2))))
-        parts.append(Density(points, share * near / STEPS, SPACING**2))
+    points = np.stack(np.meshgrid(X, Y), axis=-1).reshape(-1, 2)
+    noise = multivariate_normal(np.zeros(2), THICKNESS**2)
+    parts = [
+        Density(points, share * noise.pdf(points[:, None] - _along(curve)).mean(1), SPACING**2)
+        for share, curve in zip(SHARES, CURVES, strict=True)
+    ]
     return _union(parts), parts
 
 
@@ -138,100 +118,39 @@ def gaussian_fits() -> Figure:
     by_kl = fit_kl(density)
     some = [pick for count in (1, 2) for pick in combinations(parts, count)]
     by_js = fit_js(density, [by_kl, *(fit_kl(_union(pick)) for pick in some)])
-    figure, panels = _panels(density)
-    panels[0].set_title("Density $p$,\nnear three curves", fontsize=9)
+    figure = Figure(figsize=(7.52, 2.85))
+    first, *others = figure.subplots(1, 3, gridspec_kw=EDGES)
+    for axes in (first, *others):
+        values = density.values.reshape(len(Y), len(X))
+        look = {"cmap": "Greys", "interpolation": "bilinear", "origin": "lower"}
+        axes.imshow(values, extent=EXTENT, **look)
+        axes.set(xticks=[], yticks=[], xlim=(-3.3, 3.3), ylim=(-2.9, 2.8))
+        axes.spines[:].set(color="0.7", linewidth=0.6)
+    first.set_title("Density $p$,\nnear three curves", fontsize=9)
     for curve in CURVES:
-        panels[0].plot(*_bezier(curve).T, color=CURVE, linewidth=1)
-    _draw_fit(panels[1], r"KL$(p\,\Vert\,q)$", density, by_kl)
-    _draw_fit(panels[2], "JS$(p, q)$", density, by_js)
-    _draw_key(figure)
+        first.plot(*_along(curve).T, color=CURVE, linewidth=1)
+    names = r"KL$(p\,\Vert\,q)$", "JS$(p, q)$"
+    for axes, name, fit in zip(others, names, (by_kl, by_js), strict=True):
+        log_q = log_normal(density.points, fit)
+        kl = kl_divergence(density.values, log_q, density.area)
+        js = js_divergence(density.values, np.exp(log_q), density.area)
+        title = f"Gaussian $q$ of the least {name}\nKL {kl:.2f}, JS {js:.3f} nats"
+        axes.set_title(title, fontsize=9)
+        deviations = np.sqrt(2 * (log_normal(fit.mean, fit) - log_q)).reshape(len(Y), len(X))
+        axes.contour(X, Y, deviations, levels=(1, 2), colors=FIT, linewidths=WIDTHS)
+    looks = ("0.6", 4), (CURVE, 1), (FIT, WIDTHS[0]), (FIT, WIDTHS[1])
+    labels = "density $p$", "curve", "$q$ at one standard deviation", "at two"
+    figure.legend(
+        [Line2D([], [], color=color, linewidth=width) for color, width in looks], labels,
+        loc="lower center", ncols=4, frameon=False, fontsize=8, borderaxespad=0.2,
+        handlelength=1.6, columnspacing=1.8,
+    )  # fmt: skip
     return figure
 
 
-def _bezier(curve: Sequence[tuple[float, float]]) -> Array:
-    first, between, last = np.array(curve)
-    t = np.linspace(0, 1, STEPS)[:, None]
-    return (1 - t) ** 2 * first + 2 * t * (1 - t) * between + t**2 * last
+def _along(curve: Sequence[tuple[float, float]]) -> Array:
+    return BezierSegment(curve)(np.linspace(0, 1, STEPS))
 
 
 def _union(parts: Sequence[Density]) -> Density:
     return parts[0]._replace(values=np.sum([part.values for part in parts], axis=0))
-
-
-def _parameters(gaussian: Gaussian) -> Array:
-    """Describe a Gaussian by y = A x - b, which is standard normal.
-
-    A is the inverse of the Cholesky factor of the covariance.
-
-    Returns:
-        log A11, log A22, A21, b1, b2.
-    """
-    whitener = np.linalg.inv(np.linalg.cholesky(gaussian.covariance))
-    return np.hstack([np.log(np.diag(whitener)), whitener[1, 0], whitener @ gaussian.mean])
-
-
-def _whitener(parameters: Array) -> Array:
-    (first, second), below = np.exp(parameters[:2]), parameters[2]
-    return np.array([[first, 0], [below, second]])
-
-
-def _log_density(points: Array, parameters: Array) -> tuple[Array, Array]:
-    """Log-density (n,) and its derivatives by the parameters, (5, n)."""
-    whitener = _whitener(parameters)
-    white = points @ whitener.T - parameters[3:]
-    value = parameters[:2].sum() - np.log(2 * np.pi) - (white**2).sum(1) / 2
-    by_logs = 1 - white * points * np.diag(whitener)
-    return value, np.stack([*by_logs.T, -white[:, 1] * points[:, 0], *white.T])
-
-
-def _js_and_slope(parameters: Array, density: Density) -> tuple[float, Array]:
-    p, area = density.values, density.area
-    log_q, derivatives = _log_density(density.points, parameters)
-    q = np.exp(log_q)
-    return js_divergence(p, q, area), derivatives @ rel_entr(q, p + q) * area / 2
-
-
-def _panels(density: Density) -> tuple[Figure, list[Axes]]:
-    """Three panels in a row, each with the density as a shade of grey."""
-    height = PANEL * np.ptp(SHOWN["ylim"]) / np.ptp(SHOWN["xlim"])
-    whole = (3 * PANEL + 4 * GAP, height + HEAD + FOOT)
-    figure, panels = Figure(figsize=whole), []
-    x, y = map(np.unique, density.points.T)
-    half = SPACING / 2
-    for index in range(3):
-        left = GAP + index * (PANEL + GAP)
-        axes = figure.add_axes(
-            (left / whole[0], FOOT / whole[1], PANEL / whole[0], height / whole[1])
-        )
-        axes.imshow(
-            density.values.reshape(len(y), len(x)), cmap=INK, origin="lower", aspect="auto",
-            extent=(x[0] - half, x[-1] + half, y[0] - half, y[-1] + half), interpolation="bilinear",
-        )  # fmt: skip
-        axes.set(xticks=[], yticks=[], **SHOWN)
-        axes.spines[:].set(color="0.7", linewidth=0.6)
-        panels.append(axes)
-    return figure, panels
-
-
-def _draw_fit(axes: Axes, name: str, density: Density, fit: Gaussian) -> None:
-    p, log_q = density.values, log_normal(density.points, fit)
-    kl = kl_divergence(p, log_q, density.area)
-    js = js_divergence(p, np.exp(log_q), density.area)
-    axes.set_title(f"Gaussian $q$ of the least {name}\nKL {kl:.2f}, JS {js:.3f} nats", fontsize=9)
-    x, y = map(np.unique, density.points.T)
-    peak = log_normal(fit.mean[None], fit)
-    deviations = np.sqrt(2 * (peak - log_q)).reshape(len(y), len(x))
-    axes.contour(x, y, deviations, levels=DEVIATIONS, colors=FIT, linewidths=(1.4, 0.8))
-
-
-def _draw_key(figure: Figure) -> None:
-    figure.legend(
-        handles=[
-            Line2D([], [], color="0.6", linewidth=4, label="density $p$"),
-            Line2D([], [], color=CURVE, linewidth=1, label="curve"),
-            Line2D([], [], color=FIT, linewidth=1.4, label="$q$ at one standard deviation"),
-            Line2D([], [], color=FIT, linewidth=0.8, label="at two"),
-        ],
-        loc="lower center", ncols=4, frameon=False, fontsize=8, borderaxespad=0.2,
-        handlelength=1.6, columnspacing=1.8,
-    )  # fmt: skip

@@ -1,8 +1,8 @@
 """The paper's figures of images, and of what a parameter does.
 
-Those of images are laid out in dots, each a 150th of an inch, with a whole number of dots for a
-pixel: saved with 150 dots per inch, or a multiple, all pixels are sharp and of one size. Images too
-large for that get a whole number of pixels for a dot, and need the multiple.
+Those of images are laid out in dots, of which a pixel gets a whole number: saved with 150 dots per
+inch, or a multiple, all pixels are sharp and of one size. Images too large for that get a whole
+number of pixels for a dot, and need the multiple.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
+from scipy.ndimage import laplace
 
-from submanifold.figures.images import DPI, image_gap, rejection_maps, show_pixels, tile
+from submanifold.figures.images import DPI, image_gap, show_pixels, tile
 
 Array = np.ndarray
 
@@ -51,15 +52,13 @@ def sample_panels(panels: Mapping[str, Array], columns: int, per_row: int = 8) -
     dots = _dots_per_pixel(squares[0].shape[1], min(PAGE / columns, WIDEST_PANEL))
     height, width = (ceil(dots * side) for side in squares[0].shape[:2])
     foot = LINE * max(1 + name.count("\n") for name in panels) + GAP
-    rows = -(-len(squares) // columns)
-    whole = columns * (width + GAP) - GAP
-    figure = _page(whole, rows * (height + foot) - GAP // 2)
+    rows, step = -(-len(squares) // columns), width + GAP
+    figure = _page(columns * step - GAP, rows * (height + foot) - GAP // 2)
     for index, (name, square) in enumerate(zip(panels, squares, strict=True)):
         row, column = divmod(index, columns)
         missing = max(0, (row + 1) * columns - len(squares))
-        left = column * (width + GAP) + missing * (width + GAP) // 2
-        top = row * (height + foot)
-        _place(figure, square, left, top, dots)
+        left, top = (2 * column + missing) * step // 2, row * (height + foot)
+        _show(figure, square, left, top, dots)
         _write(figure, f"({ascii_lowercase[index]}) {name}", left + width / 2, top + height + 5)
     return figure
 
@@ -75,55 +74,58 @@ def delta_rows(
             samples, uint8 (n, ...) and (m, ...) likewise.
         sample_rows: Rows of n samples each that are shown.
     """
-    count, _, size, _ = originals.shape
-    between = image_gap(size)
-    dots = _dots_per_pixel(count * (size + between), PAGE - ROW_LABEL / DPI)
-    step = dots * (size + between)
-    group = (1 + sample_rows) * step
-    height = step + len(by_delta) * (group + GROUP_GAP) - dots * between
-    figure = _page(ROW_LABEL + count * step - dots * between, height)
+    count, size = len(originals), originals.shape[2]
+    dots, step, gap = _steps(size, (PAGE - ROW_LABEL / DPI) / count)
+    group = (1 + sample_rows) * step + GROUP_GAP
+    figure = _page(ROW_LABEL + count * step - gap, step + len(by_delta) * group - gap)
 
     def draw(name: str, images: Array, top: float) -> None:
         rows = tile(images, count)
-        _place(figure, rows, ROW_LABEL, top, dots)
+        _show(figure, rows, ROW_LABEL, top, dots)
         middle = top + dots * len(rows) / 2
         _write(figure, name, ROW_LABEL - 9, middle, ha="right", va="center")
 
     draw("original", originals, 0)
     for index, (delta, (projections, samples)) in enumerate(by_delta.items()):
-        top = step + GROUP_GAP + index * (group + GROUP_GAP)
-        bottom = top + group - dots * between
+        top, bottom = step + GROUP_GAP + index * group, step + (index + 1) * group - gap
         draw("reconstructed", projections, top)
         draw("generated", samples[: sample_rows * count], top + step)
         number = r"\infty" if delta == inf else f"{delta:g}"
-        label = {"ha": "left", "va": "center", "rotation": 90, "fontsize": FONT + 1}
-        _write(figure, rf"$\delta = {number}$", 3, (top + bottom) / 2, **label)
+        label = {"ha": "left", "rotation": 90, "fontsize": FONT + 1}
+        _write(figure, rf"$\delta = {number}$", 3, (top + bottom) / 2, va="center", **label)
         ends = _fractions(figure, np.array([BRACKET, BRACKET]), np.array([top, bottom]))
         figure.add_artist(Line2D(*ends, color="0.6", linewidth=0.8))
     return figure
 
 
 def rejection_blocks(original: Array, projection: Array, per_row: int = 2) -> Figure:
-    """Draw Figure 7 as the paper does: beside each image what becomes of it, named above.
+    """Draw Figure 7: beside each image its projection, their difference, and the edges of that.
+
+    The difference is the absolute error, averaged over channels, the edges are its absolute
+    Laplacian; both are white from their 99.5th percentile over all images on.
 
     Args:
         original: uint8 (n, channels, height, width).
         projection: Their projections onto the manifold, likewise.
         per_row: Originals in a row.
     """
-    maps = rejection_maps(original, projection)
-    size, between = original.shape[2], image_gap(original.shape[2])
-    per_row = min(per_row, len(original))
-    dots = _dots_per_pixel(size + between, max(PAGE / (len(maps) * per_row), NARROWEST_IMAGE))
-    step = dots * (size + between)
-    block = len(maps) * step - dots * between + BLOCK_GAP
+    difference = np.abs(original.astype(float) - projection).mean(1)
+    maps = {
+        "original": original.transpose(0, 2, 3, 1),
+        "projection": projection.transpose(0, 2, 3, 1),
+        "difference": _scaled(difference),
+        "edges": _scaled(np.abs([laplace(each) for each in difference])),
+    }
+    size, per_row = original.shape[2], min(per_row, len(original))
+    dots, step, gap = _steps(size, max(PAGE / (len(maps) * per_row), NARROWEST_IMAGE))
+    block = len(maps) * step - gap + BLOCK_GAP
     rows = -(-len(original) // per_row)
-    figure = _page(per_row * block - BLOCK_GAP, LINE + rows * step - dots * between)
+    figure = _page(per_row * block - BLOCK_GAP, LINE + rows * step - gap)
     for index in range(len(original)):
         row, column = divmod(index, per_row)
         for kind, (name, images) in enumerate(maps.items()):
             left = column * block + kind * step
-            _place(figure, images[index], left, LINE + row * step, dots)
+            _show(figure, images[index], left, LINE + row * step, dots)
             if row == 0:
                 how = {"va": "bottom", "fontsize": SMALL_FONT}
                 _write(figure, name, left + dots * size / 2, LINE - 4, **how)
@@ -178,12 +180,24 @@ def _dots_per_pixel(pixels: int, inches: float) -> float:
     return round(wanted) or 1 / round(1 / wanted)
 
 
+def _steps(size: int, inches: float) -> tuple[float, float, float]:
+    """Dots of a pixel, of the way from an image to the next, and between the two."""
+    between = image_gap(size)
+    dots = _dots_per_pixel(size + between, inches)
+    return dots, dots * (size + between), dots * between
+
+
+def _scaled(values: Array) -> Array:
+    top = max(np.percentile(values, 99.5), 1e-9)
+    return (255 * np.clip(values / top, 0, 1)).astype(np.uint8)
+
+
 def _page(width: float, height: float) -> Figure:
     # rounded down to whole dots when saved, which must not lose one
     return Figure(figsize=((ceil(width) + 0.01) / DPI, (ceil(height) + 0.01) / DPI), dpi=DPI)
 
 
-def _place(figure: Figure, image: Array, left: float, top: float, dots: float) -> None:
+def _show(figure: Figure, image: Array, left: float, top: float, dots: float) -> None:
     """Show an image with its upper left corner at these dots from the figure's."""
     sides = dots * np.array(image.shape[1::-1])
     x, y = _fractions(figure, np.array([left, left + sides[0]]), np.array([top + sides[1], top]))
