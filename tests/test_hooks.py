@@ -8,8 +8,8 @@ import threading
 import mlflow
 import pytest
 
-from submanifold.config import flatten
-from submanifold.hooks import _close_orphans, _exit_on_signal, _figures
+from submanifold.experiment import flatten
+from submanifold.hooks import _close_orphans, _exit_on_signal, _numbers
 
 
 def test_nested_settings_are_logged_under_dotted_names():
@@ -24,7 +24,7 @@ def test_the_numbers_among_the_metrics_are_logged_and_nothing_else():
         "dims": [192, 24],
         "baselines": {"pca": {"mse": {"value": 0.1}}, "gaussian": None},
     }
-    assert _figures(metrics) == {
+    assert _numbers(metrics) == {
         "test.bits_per_dim": 4.5,
         "test.bits_per_dim.low": 4.4,
         "test.bits_per_dim.high": 4.6,

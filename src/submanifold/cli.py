@@ -39,8 +39,8 @@ def reproduce(
     Runs what is missing, reuses what is there, and writes each TARGET beside the paper's figures
     to data/08_reporting/paper/. Killed at any moment and called again, it goes on where it was.
     """
-    from submanifold.config import flatten
     from submanifold.errors import UserError
+    from submanifold.experiment import flatten
     from submanifold.reproduction import write
 
     project = _project()
@@ -48,6 +48,8 @@ def reproduce(
         planned = write.plan(targets, project, env, seeds, flatten(params))
         if finished_only:
             planned = write.finished(planned)
+            if not planned:
+                raise UserError(f"Nothing that {', '.join(targets)} needs is finished.")
         if dry_run:
             table = write.state(planned)
             click.echo(table.to_markdown(index=False, tablefmt="plain", floatfmt=".2f"))
@@ -59,13 +61,26 @@ def reproduce(
         raise click.ClickException(str(error)) from error
 
 
+def _read(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> list[Any]:
+    """Read values as a parameter in a YAML file is read."""
+    values = []
+    for text in texts:
+        try:
+            values.append(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise click.BadParameter(f"{text!r} cannot be read as YAML.") from error
+        if isinstance(values[-1], dict):
+            raise click.BadParameter(f"{text!r} is not one value: sweep one of its settings.")
+    return values
+
+
 @cli.command()
 @click.argument("parameter")
-@click.argument("values", nargs=-1, required=True)
+@click.argument("values", nargs=-1, required=True, callback=_read)
 @env_option
 @params_option
-def sweep(parameter: str, values: tuple[str, ...], env: str | None, params: dict[str, Any]) -> None:
-    """Run an experiment once for each of the VALUES of a PARAMETER, such as stage_1.delta.
+def sweep(parameter: str, values: list[Any], env: str | None, params: dict[str, Any]) -> None:
+    """Run an experiment once for each of the VALUES of a PARAMETER, such as stage_1.dim.
 
     Each is a run of MLflow's with the same tag, submanifold.sweep. They end in a table and an
     interactive plot of bits per dimension and squared error, in data/08_reporting/sweeps/.
@@ -74,8 +89,7 @@ def sweep(parameter: str, values: tuple[str, ...], env: str | None, params: dict
     from submanifold.reproduction.sweeps import sweep as run_sweep
 
     try:
-        read = [yaml.safe_load(value) for value in values]
-        click.echo(run_sweep(parameter, read, params, _project(), env))
+        click.echo(run_sweep(parameter, values, params, _project(), env))
     except UserError as error:
         raise click.ClickException(str(error)) from error
 

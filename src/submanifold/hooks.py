@@ -8,7 +8,7 @@ import socket
 import threading
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 from click import ClickException
@@ -18,11 +18,14 @@ from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
-from submanifold.config import artifact_keys, flatten, stage_settings
-from submanifold.data.settings import SyntheticSettings, read_data_settings
-from submanifold.errors import UserError
+from submanifold.config import ExperimentConfigLoader
+from submanifold.device import choose_device
+from submanifold.errors import UserError, named
+from submanifold.experiment import flatten
+from submanifold.files import is_alive
 from submanifold.pipeline_registry import register_pipelines
-from submanifold.training.trainer import choose_device
+from submanifold.pipelines.store import create_store
+from submanifold.validation import Settings
 
 log = logging.getLogger(__name__)
 
@@ -49,36 +52,50 @@ ARTIFACTS = (
 class ExperimentHooks:
     """Fits the pipelines to the parameters, and stops what cannot work before it starts."""
 
-    @hook_impl
+    @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
-        """Rebuild the pipelines for the stages and the kind of data that the parameters have."""
-        self._parameters = context.config_loader["parameters"]
-        synthetic = isinstance(read_data_settings(self._parameters["data"]), SyntheticSettings)
-        n_stages = len(stage_settings(self._parameters))
-        for name, pipeline in register_pipelines(n_stages, synthetic).items():
+        """Rebuild the pipelines for the phases and the kind of data that the parameters have.
+
+        And make MLflow's database before kedro-mlflow opens it.
+        """
+        loader = cast(ExperimentConfigLoader, context.config_loader)
+        try:
+            self._experiment, _ = loader.experiment, loader.keys_of
+            with named("mlflow"):
+                create_store(loader["mlflow"]["server"]["mlflow_tracking_uri"])
+        except UserError as error:
+            raise ClickException(str(error)) from error
+        trained, synthetic = self._experiment.trained, self._experiment.synthetic
+        for name, pipeline in register_pipelines(trained, synthetic).items():
             pipelines[name] = pipeline
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
         """Check what only this machine and this command can tell."""
+        experiment, names = self._experiment, run_params["pipeline_names"] or ["__default__"]
+        if experiment.sweep is not None and "sweep" not in names:
+            raise ClickException(
+                f"sweep={experiment.sweep} would have no effect: only --pipeline=sweep draws one. "
+                "Give it to that one, or make a sweep with kedro sweep."
+            )
         if _only_shows(run_params):
             return
-        method, schedule = self._parameters["method"], self._parameters["schedule"]
-        for name in run_params["pipeline_names"] or ["__default__"]:
-            name = "hierarchical" if name == "__default__" else name
-            if name in ("hierarchical", "joint") and name != schedule:
+        for name in ["hierarchical" if name == "__default__" else name for name in names]:
+            if name in ("hierarchical", "joint") and name != experiment.pipeline:
                 raise ClickException(
-                    f"method={method} has the schedule {schedule}, which --pipeline={schedule} "
-                    f"runs, not --pipeline={name}. Change either; methods.{method}.schedule in "
-                    "conf/base/parameters.yml says which."
+                    f"method={experiment.method} trains its stages "
+                    f"{'at once' if experiment.pipeline == 'joint' else 'one after the other'}, "
+                    f"which --pipeline={experiment.pipeline} runs, not --pipeline={name}. Change "
+                    "either; the method's phases in conf/base/parameters.yml say what it trains."
                 )
-        weights = self._parameters["evaluation"]["inception_weights"]
+        weights = experiment.evaluation.inception_weights
         try:
-            choose_device(self._parameters["device"])
-            if weights not in ("auto", "download"):
+            choose_device(experiment.device)
+            if weights not in (None, "auto", "download"):
                 from submanifold.evaluation.frechet import given_weights
 
-                given_weights(weights)
+                with named("evaluation"):
+                    given_weights(weights)
         except UserError as error:
             raise ClickException(str(error)) from error
 
@@ -93,22 +110,20 @@ class ExperimentHooks:
 
 
 class TrackingHooks:
-    """Makes an MLflow run complete: its name, parameters, figures, artifacts and status.
+    """Makes an MLflow run complete: its name, parameters, metrics, artifacts and status.
 
     kedro-mlflow opens and closes the run. What it leaves out, because Kedro skipped a node or the
     process was told to stop, is done here.
     """
 
     def __init__(self) -> None:
-        self._parameters: dict[str, Any] = {}
-        self._artifacts: dict[str, str] = {}
         self._run_id: str | None = None
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Keep what the run is about."""
-        self._parameters = context.config_loader["parameters"]
-        self._artifacts = artifact_keys(self._parameters, context.project_path)
+        loader = cast(ExperimentConfigLoader, context.config_loader)
+        self._experiment, self._keys = loader.experiment, loader.keys_of
 
     @hook_impl(trylast=True)
     def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
@@ -121,23 +136,32 @@ class TrackingHooks:
         owner = {"host": socket.gethostname(), "pid": str(os.getpid())}
         mlflow.set_tags({f"submanifold.{name}": value for name, value in owner.items()})
         if _only_shows(run_params):
-            name = f"{self._parameters['dataset']}-{run_params['pipeline_names'][0]}"
+            name = f"{self._experiment.dataset}-{run_params['pipeline_names'][0]}"
             mlflow.set_tag("mlflow.runName", name)
         else:
-            mlflow.log_params(flatten({**self._parameters, "keys": self._artifacts}))
+            mlflow.log_params({
+                **flatten(self._experiment.parameters()),
+                **{f"keys.{name}": key for name, key in self._keys.items()},
+            })  # fmt: skip
         # registered after mlflow's own exit handler, so it runs before it
         atexit.register(self._close_interrupted)
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
             signal.signal(signal.SIGTERM, _exit_on_signal)
 
     @hook_impl(tryfirst=True)
+    def before_node_run(self, inputs: dict[str, Any]) -> None:
+        """Keep from kedro-mlflow the typed parameters, whose settings are logged one by one."""
+        for name in [name for name, value in inputs.items() if isinstance(value, Settings)]:
+            del inputs[name]
+
+    @hook_impl(tryfirst=True)
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Log the figures and artifacts of the whole run, of nodes that were skipped too."""
+        """Log the metrics and artifacts of the whole run, of nodes that were skipped too."""
         outputs = pipeline.all_outputs()
         if self._run_id is not None:
             for name in ("metrics", "truth"):
                 if name in outputs and catalog.exists(name):
-                    mlflow.log_metrics(_figures(catalog.load(name)))
+                    mlflow.log_metrics(_numbers(catalog.load(name)))
             for name in sorted(outputs):
                 if name.endswith("history") and catalog.exists(name):
                     history = catalog.load(name)
@@ -178,21 +202,11 @@ def _close_orphans(experiment_id: str) -> None:
         output_format="list",
     )
     for run in running:
-        if not _is_alive(int(run.data.tags["submanifold.pid"])):
+        if not is_alive(int(run.data.tags["submanifold.pid"])):
             mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _figures(metrics: dict[str, Any]) -> dict[str, float]:
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """The numbers among the metrics, a measured value by its name alone."""
     flat = flatten(metrics)
     named = {name.removesuffix(".value"): value for name, value in flat.items()}

@@ -1,17 +1,22 @@
 """The project's pipelines."""
 
+from collections.abc import Sequence
+
 from kedro.pipeline import Pipeline
 
-from submanifold.pipelines import compare, data, hierarchical, joint, sweep
+from submanifold.pipelines import compare, data, sweep, training
 
 
-def register_pipelines(n_stages: int = 2, synthetic: bool = False) -> dict[str, Pipeline]:
-    """Name the pipelines, for the stages and the kind of data that a hook finds in parameters."""
-    pipelines = {
-        "data": data.create_pipeline(),
-        "hierarchical": hierarchical.create_pipeline(n_stages, synthetic),
-        "joint": joint.create_pipeline(n_stages, synthetic),
+def register_pipelines(
+    trained: Sequence[tuple[int, ...]] = ((1,), (2,)), synthetic: bool = False
+) -> dict[str, Pipeline]:
+    """Name the pipelines, for the phases and the kind of data that a hook finds in parameters."""
+    phases = training.create_pipeline(trained, synthetic)
+    return {
+        "data": data.create_pipeline(synthetic),
+        "hierarchical": phases,
+        "joint": phases,
         "compare": compare.create_pipeline(),
         "sweep": sweep.create_pipeline(),
+        "__default__": phases,
     }
-    return {**pipelines, "__default__": pipelines["hierarchical"]}

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 STEPS = 12
-BOTH, NONE = {"stage_1": STEPS, "stage_2": STEPS}, {"stage_1": 0, "stage_2": 0}
-ONLY_2 = {"stage_1": 0, "stage_2": STEPS}
+BOTH, NONE = {"phase_1": STEPS, "phase_2": STEPS}, {"phase_1": 0, "phase_2": 0}
+ONLY_2 = {"phase_1": 0, "phase_2": STEPS}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,12 @@ def test_the_first_run_trains_both_stages_and_the_same_again_trains_none(project
     assert mine["bits_per_dim"] == before["bits_per_dim"]
 
 
-@pytest.mark.parametrize("setting", [{"dim": 10}, {"penalty": "none"}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"stage_2": {"dim": 10}}, {"phase_2": {"reconstruction": {"penalty": "none"}}}],
+)
 def test_another_setting_of_stage_2_retrains_only_stage_2(project, first, setting):
-    assert trained(project, stage_2=setting) == ONLY_2
+    assert trained(project, **setting) == ONLY_2
 
 
 def test_another_dim_of_stage_1_retrains_both_and_going_back_reuses_both(project, first):
@@ -41,7 +44,8 @@ def test_another_dim_of_stage_1_retrains_both_and_going_back_reuses_both(project
 
 def test_another_delta_of_stage_1_retrains_both_and_going_back_reuses_both(project):
     def huber(delta):
-        return trained(project, stage_1={"penalty": "huber", "delta": delta})
+        reconstruction = {"penalty": "huber", "delta": delta}
+        return trained(project, phase_1={"reconstruction": reconstruction})
 
     assert [huber(0.1), huber(0.2), huber(0.1)] == [BOTH, BOTH, NONE]
 
@@ -49,6 +53,42 @@ def test_another_delta_of_stage_1_retrains_both_and_going_back_reuses_both(proje
 def test_methods_that_differ_in_stage_2_share_stage_1(project, first):
     dims = {"stage_1": {"dim": 24}, "stage_2": {"dim": 12}}
     assert trained(project, method="H-MH", **dims) == ONLY_2
+
+
+LIKELIHOOD_FIRST = """
+methods:
+  likelihood-first:
+    stage_1: {flow: {type: glow}, dim: 24}
+    stage_2: {flow: {type: realnvp}, dim: 12}
+    phase_1: {stages: 1, reconstruction: {penalty: none}}
+    phase_2: {stages: 1, reconstruction: {weight: 30.0}}
+    phase_3: {stages: 2}
+"""
+
+
+def test_of_three_phases_only_those_that_are_changed_and_follow_are_trained(project, first):
+    """A Glow by likelihood alone, then with the penalty, then stage 2: one row of conf/."""
+    parameters = project.path / "conf" / "test" / "parameters.yml"
+    before = parameters.read_text()
+    row = LIKELIHOOD_FIRST.replace("\nmethods:\n", "")
+    parameters.write_text(before.replace("methods:\n", f"methods:\n{row}", 1))
+
+    def steps(**params):
+        return list(trained(project, method="likelihood-first", **params).values())
+
+    try:
+        assert steps() == [STEPS, STEPS, STEPS]
+        assert steps(phase_3={"training": {"clip": 0.5}}) == [0, 0, STEPS]
+        assert steps(phase_2={"reconstruction": {"weight": 3.0}}) == [0, STEPS, STEPS]
+        assert steps(stage_2={"dim": 6}) == [0, 0, STEPS]
+        run = project.run(until="hierarchy", method="likelihood-first")
+        assert list(run.steps.values()) == [0, 0, 0]
+        phases = run.load("hierarchy").notes["phases"]
+        assert [phase["stages"] for phase in phases] == [[1], [1], [2]]
+        assert "phase_2.train.reconstruction" in run.mlflow.data.metrics
+        assert "phase_1.train.reconstruction" not in run.mlflow.data.metrics
+    finally:
+        parameters.write_text(before)
 
 
 def test_another_seed_retrains_both_on_the_same_data(project, first):

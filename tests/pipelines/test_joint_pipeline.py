@@ -5,22 +5,23 @@ from submanifold.pipeline_registry import register_pipelines
 
 
 def test_the_pipelines_have_names_and_a_namespace_for_each_stage():
-    registered = register_pipelines(3)
+    registered = register_pipelines([(1,), (2,), (3,)])
     assert set(registered) == {"__default__", "data", "hierarchical", "joint", "compare", "sweep"}
     assert registered["__default__"] is registered["hierarchical"]
     namespaces = {node.namespace for node in registered["hierarchical"].nodes}
-    assert namespaces == {None, "stage_1", "stage_2", "stage_3"}
+    assert namespaces == {None, "phase_1", "phase_2", "phase_3"}
     names = [node.name for node in registered["hierarchical"].nodes]
-    assert [n for n in names if "stage" in n] == [
-        *("stage_1.train", "stage_1.project", "stage_2.train", "stage_2.project", "stage_3.train"),
+    assert [n for n in names if "phase" in n] == [
+        *("phase_1.train", "phase_2.encode", "phase_2.train", "phase_3.encode", "phase_3.train"),
     ]
-    trainings = [node for node in registered["joint"].nodes if "train" in node.name]
-    assert [node.name for node in trainings] == ["train_jointly"]
+    joint = register_pipelines([(1, 2)])["joint"]
+    trainings = [node for node in joint.nodes if "train" in node.name]
+    assert [node.name for node in trainings] == ["phase_1.train"]
 
 
 def test_every_dataset_between_nodes_is_in_the_catalog(project):
     catalog = project.catalog(stage_3={"dim": 6})
-    for name, pipeline in register_pipelines(3).items():
+    for name, pipeline in register_pipelines([(1,), (2,), (3,)]).items():
         for dataset in pipeline.datasets():
             if not dataset.startswith("param"):
                 assert dataset in catalog, f"{dataset} of {name}"
@@ -28,21 +29,21 @@ def test_every_dataset_between_nodes_is_in_the_catalog(project):
 
 def test_a_joint_method_of_one_stage_trains_once_and_reports(project):
     run = project.run("joint", method="PR-D")
-    assert run.steps == {"stage_1": 12}
+    assert run.steps == {"phase_1": 12}
     assert run.mlflow.info.run_name == "photos-PR-D"
     metrics = run.load("metrics")
     assert metrics["dims"] == [192, 24]
     assert metrics["stage_1_mse"] == metrics["mse"]
     assert "PR-D, 192 → 24" in run.load("report")
     assert run.mlflow.data.metrics["test.bits_per_dim"] == metrics["bits_per_dim"]["value"]
-    assert run.mlflow.data.metrics["stage_1.best_step"] == run.load("joint_history")["best_step"]
-    assert project.run("joint", until="hierarchy", method="PR-D").steps == {"stage_1": 0}
-    assert project.run("joint", until="hierarchy", method="PR-D", seed=1).steps == {"stage_1": 12}
+    assert run.mlflow.data.metrics["phase_1.best_step"] == run.load("phase_1.history")["best_step"]
+    assert project.run("joint", until="hierarchy", method="PR-D").steps == {"phase_1": 0}
+    assert project.run("joint", until="hierarchy", method="PR-D", seed=1).steps == {"phase_1": 12}
 
 
 def test_a_joint_method_of_two_stages_trains_them_together(project):
     run = project.run("joint", until="metrics", method="EE-M")
-    assert run.steps == {"joint": 12}
+    assert run.steps == {"phase_1": 12}
     hierarchy = run.load("hierarchy")
     assert [stage.dim for stage in hierarchy.stages] == [24, 12]
     metrics = run.load("metrics")
@@ -52,8 +53,8 @@ def test_a_joint_method_of_two_stages_trains_them_together(project):
 def test_joint_and_hierarchical_models_of_the_same_settings_are_kept_apart(project):
     dims = {"stage_1": {"dim": 24}, "stage_2": {"dim": 12}}
     paths = [
-        project.catalog(method="H-MM", schedule=schedule, **dims)["hierarchy"]._path
-        for schedule in ("hierarchical", "joint")
+        project.catalog(method=method, **dims)["hierarchy"]._path.parent.name[-10:]
+        for method in ("H-MM", "EE-M")
     ]
     assert paths[0] != paths[1]
 
@@ -68,7 +69,9 @@ def test_joint_and_hierarchical_models_of_the_same_settings_are_kept_apart(proje
     ],
 )
 def test_a_method_of_the_other_schedule_ends_in_a_message(project, pipeline, method, right):
-    with pytest.raises(ClickException, match=f"method={method} has the schedule {right}"):
+    with pytest.raises(
+        ClickException, match=f"method={method} trains .* which --pipeline={right} runs"
+    ):
         project.run(pipeline, method=method)
 
 

@@ -7,13 +7,13 @@ import pytest
 
 PREVIEWS = {
     "ImagePreview": {
-        *("x_train", "x_valid", "x_test", "stage_1.u_train", "stage_1.u_valid"),
+        *("x_train", "x_valid", "x_test", "phase_2.u_train", "phase_2.u_valid"),
         *("samples", "samples_cool", "projections"),
         *("samples_figure", "samples_cool_figure", "rejection_figure", "curves_figure"),
     },
     "JSONPreview": {
         *("manifest", "baselines", "metrics", "hierarchy"),
-        *("stage_1.flow", "stage_1.history", "stage_2.flow", "stage_2.history"),
+        *("phase_1.model", "phase_1.history", "phase_2.model", "phase_2.history"),
     },
     "TablePreview": {"metrics_table"},
 }
@@ -34,14 +34,14 @@ def site(new_project):
 
 def test_the_layers_stages_and_pipelines_are_there(site):
     shown = json.loads((site / "pipelines" / "hierarchical").read_text())
-    layers = ["raw", "primary", "stage 1", "stage 2", "models", "model_output", "reporting"]
+    layers = ["raw", "primary", "phase 1", "phase 2", "models", "model_output", "reporting"]
     assert shown["layers"] == layers
     assert {each["id"] for each in shown["pipelines"]} == {
         *("__default__", "data", "hierarchical", "joint", "compare", "sweep"),
     }
-    assert set(shown["modular_pipelines"]) == {"__root__", "stage_1", "stage_2"}
+    assert set(shown["modular_pipelines"]) == {"__root__", "phase_1", "phase_2"}
     tasks = {node["full_name"] for node in shown["nodes"] if node["type"] == "task"}
-    assert {"stage_1.train", "stage_2.train", "assemble", "write_report"} <= tasks
+    assert {"phase_1.train", "phase_2.train", "finish", "write_report"} <= tasks
 
 
 def test_the_table_the_pictures_and_the_flows_have_previews(site):

@@ -26,7 +26,7 @@ def test_the_stages_are_those_of_the_dataset(run):
     assert [stage.dim for stage in hierarchy.stages] == [2, 2]
     assert run.load("x_train").shape == (512, 3)
     assert run.load("x_train").dtype == np.float32
-    assert run.steps == {"stage_1": 12, "stage_2": 12}
+    assert run.steps == {"phase_1": 12, "phase_2": 12}
 
 
 def test_the_truth_stands_beside_what_was_learned(run):
@@ -92,7 +92,7 @@ def test_without_noise_no_bits_are_reported(project):
 def test_every_manifold_has_settings_that_fit_it(project, name):
     with project.session(env="base", dataset=name) as session:
         parameters = session.load_context().params
-    assert parameters["data"]["source"] == name
-    dims = [parameters[f"stage_{n}"]["dim"] for n in (1, 2)]
-    assert dims[-1] == MANIFOLDS[name].dim
-    assert {parameters[f"stage_{n}"]["flow"]["type"] for n in (1, 2)} == {"realnvp"}
+    assert parameters["data"].source == name
+    stages = parameters["model"].stages
+    assert stages[1].dim == MANIFOLDS[name].dim
+    assert [stage.flow.type for stage in stages] == ["realnvp", "realnvp"]

@@ -11,10 +11,13 @@ def runs(**by_method):
     """Seeds of methods, each with a metric and its interval of +-0.1."""
 
     def run(value):
+        measured = {"value": None, "why": "no"}
+        if value is not None:
+            measured = {"value": value, "low": value - 0.1, "high": value + 0.1}
         metrics = {
-            "bits_per_dim": {"value": value, "low": value - 0.1, "high": value + 0.1},
-            "parameters": int(100 * value),
-            "kid": {"value": value, "low": value - 0.1, "high": value + 0.1},
+            "bits_per_dim": measured,
+            "parameters": int(100 * (value or 0)),
+            "kid": measured,
         }
         return SimpleNamespace(load=lambda name: {"metrics": metrics}[name])
 
@@ -24,7 +27,7 @@ def runs(**by_method):
 
 
 def less(one, other):
-    return findings._less("claim", runs(A=one, B=other), "A", "B", "bits_per_dim")
+    return findings._compare("claim", runs(A=one, B=other), "A", "B", "bits_per_dim")
 
 
 def test_a_claim_holds_fails_or_is_open_by_the_interval_of_the_difference():
@@ -42,15 +45,34 @@ def test_the_difference_is_written_with_its_interval():
     assert less([1.0, 2.0, 3.0], [1.9, 3.0, 4.1]).found == "-1.000 BPD [-1.248, -0.752]"
 
 
+def test_what_is_not_reported_decides_nothing():
+    for one, other in ([None], [2.0]), ([1.0], [None]), ([1.0, 1.1, None], [2.0, 3.0, 4.0]):
+        found = less(one, other)
+        assert (found.found, found.verdict) == ("", findings.NOT_REPORTED)
+    (parameters, same, kid) = findings._one_block_is_enough(
+        {"PR-D": runs(A=[None])["A"], "PR-H": runs(A=[2.0])["A"]}
+    )
+    assert parameters.verdict == HOLDS
+    assert same.verdict == kid.verdict == findings.NOT_REPORTED
+
+
+def test_a_value_without_an_interval_is_not_decidable():
+    few = runs(A=[1.0], B=[2.0])
+    few["A"][0].load("metrics")["bits_per_dim"].update(low=None, high=None)
+    found = findings._compare("claim", few, "A", "B", "bits_per_dim")
+    assert (found.found, found.verdict) == ("-1.000 BPD", OPEN)
+
+
 def test_the_trainings_are_compared_on_both_datasets():
-    found = findings._hierarchical_training_is_better(
+    found = findings._less_of_each(
+        "Hierarchical training has fewer bits per dimension than end-to-end training",
         {
             **runs(H_MM=[1.0], EE_M=[2.0]),
             **{
                 f"{name} on LSUN bedroom": each
                 for name, each in runs(H_HH=[3.0], EE_H=[2.0]).items()
             },
-        }
+        },
     )
     assert [each.comparison for each in found] == [
         "H-MM against EE-M",

@@ -3,11 +3,11 @@ import pytest
 from click import ClickException
 from click.testing import CliRunner
 
-from submanifold import cli
+from submanifold import cli, files
 from submanifold.errors import UserError
 from submanifold.figures import as_png
 from submanifold.reproduction import write
-from submanifold.reproduction.targets import TARGETS
+from submanifold.reproduction.targets import TARGETS, Content
 
 # the paper's cells on the photographs and in the sizes of the test environment
 SMALL = {"dataset": "photos", "stage_1.dim": 24, "stage_2.dim": 12, "device": "cpu"}
@@ -48,9 +48,12 @@ def test_a_table_is_made_with_all_its_runs_and_written_in_three_ways(table_4):
 def test_methods_with_the_same_first_stage_share_it(table_4):
     project, planned, _ = table_4
     one, other = (planned["table-4"][method][0] for method in ("H-MM*", "H-MH*"))
-    assert one.trainings["stage_1.history"] == other.trainings["stage_1.history"]
-    assert one.trainings["stage_2.history"] != other.trainings["stage_2.history"]
-    assert len(list((project.path / "data/06_models").glob("photos-stage_1-*"))) == 1
+    assert one.trainings["phase_1.history"] == other.trainings["phase_1.history"]
+    assert one.trainings["phase_2.history"] != other.trainings["phase_2.history"]
+    (control,) = planned["table-4"]["Glow"]  # plain likelihood is another first phase
+    keys = {one.trainings["phase_1.history"], control.trainings["phase_1.history"]}
+    folders = (project.path / "data/06_models").glob("photos-phase_1-*")
+    assert {folder.name for folder in folders} == keys
 
 
 def test_the_table_is_an_artifact_of_a_run_of_its_name(table_4):
@@ -99,6 +102,33 @@ def test_what_is_not_finished_can_be_left_out(table_4):
     assert left.keys() == {"table-4"}
     assert [run.key for run in left["table-4"]["H-MM*"]][:1] == [planned["table-4"]["H-MM*"][0].key]
     assert len(left["table-4"]["H-MM*"]) < 3
+
+
+def test_where_nothing_is_finished_it_is_said_so(project, monkeypatch):
+    monkeypatch.chdir(project.path)
+    with project.session():
+        given = ["reproduce", "table-4", "figure-6", "--env=test", "--finished-only"]
+        given.append("--params=" + ",".join(f"{name}={value}" for name, value in SMALL.items()))
+        result = CliRunner().invoke(cli.cli, given)
+    assert result.exit_code == 1
+    assert "Nothing that table-4, figure-6 needs is finished" in result.output
+    assert not (project.path / "data/08_reporting/paper").exists()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    content = Content(notes=["first"])
+    page = write.write("table-1", "A title", content, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(partial, path, keep=False):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(files, "settle", full)
+    content.notes = ["second"]
+    with pytest.raises(OSError, match="No space"):
+        write.write("table-1", "A title", content, tmp_path)
+    assert page.exists()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_figure_of_samples_has_a_panel_for_each_method(table_4):

@@ -56,15 +56,19 @@ def test_mistakes_in_a_sweep_are_told_before_anything_is_run(new_project, monkey
         for arguments, message in [
             (["stage_1.delt", "1"], "stage_1.delt is not a setting"),
             (["stage_1.dim", "12", "999"], "999"),
-            (["stage_1.delta", "0"], "delta"),
+            (["phase_1.reconstruction.delta", "0"], "delta"),
+            (["stage_1.dim", "12", "[1"], "'[1' cannot be read as YAML"),
+            (["stage_1.dim", "12", "{a: 1}"], "'{a: 1}' is not one value"),
+            (["stage_1.dim", "[1, 2]"], "stage_1.dim=[1, 2]"),
         ]:
             given = ["sweep", *arguments, "--env=test", "--params=method=PR-D,device=cpu"]
             with pytest.raises((ClickException, SystemExit)) as caught:
                 CliRunner().invoke(cli.cli, given, standalone_mode=False, catch_exceptions=False)
             assert message in str(caught.value)
+            assert "\n" not in str(caught.value)
     assert not (project.path / "data/06_models").exists()
 
 
 def test_a_sweep_that_nobody_made_is_named(project):
-    with pytest.raises(ClickException, match=r"no sweep of stage_1.delta for H-MM on photos"):
-        project.run("sweep", sweep="stage_1.delta")
+    with pytest.raises(ClickException, match=r"no sweep of stage_1.dim for H-MM on photos"):
+        project.run("sweep", sweep="stage_1.dim")

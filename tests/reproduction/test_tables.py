@@ -86,7 +86,7 @@ def test_training_images_in_the_samples_place_close_the_table():
     results = results_table(1, cells)
     assert list(results["method"].unique()) == ["DNF", "PR-D", "training images"]
     last = readable(results).iloc[-1]
-    assert (last["precision"], last["KID"]) == ("0.95 [0.90, 0.97]", "0.001")
+    assert (last["precision"], last["KID"]) == ("0.95 [0.90, 0.97]", "0.0010")
     assert last["dimensions"] == ""
     assert last["BPD"] == last["MSE"] == last["MSE of PCA"] == "–"
 
@@ -132,14 +132,14 @@ def test_settings_that_are_not_the_papers_are_found():
         name: Experiment(name, {"dataset": "photos", "method": name}, REPOSITORY)
         for name in ("PR-D", "H-MM")
     }
-    experiments["PR-D"] = experiments["PR-D"].changed("stage_1.delta", 0.7)
+    experiments["PR-D"] = experiments["PR-D"].changed("phase_1.reconstruction.delta", 0.7)
     common, some = differing_settings(experiments)
     common, some = common.set_index("setting"), some.set_index("setting")
     assert tuple(common.loc["stage_1.flow.steps"]) == ("4", "32")
-    assert tuple(common.loc["stage_1.training.learning_rate"]) == ("0.005", "1e-05")
+    assert tuple(common.loc["phase_1.training.learning_rate"]) == ("0.005", "1e-05")
     assert tuple(some.loc["stage_2.flow.hidden"]) == ("512", "null", "H-MM")
     # what was changed on the command line is changed in both
-    assert "stage_1.delta" not in {*common.index, *some.index}
+    assert "phase_1.reconstruction.delta" not in {*common.index, *some.index}
     assert "seed" not in {*common.index, *some.index}
 
 

@@ -1,7 +1,23 @@
-"""Kedro datasets of this project: arrays, flows, and folders that a node works in."""
+"""Kedro datasets of this project: arrays, models, paths to work at, and files that are whole."""
 
 from submanifold.datasets.array import ArrayDataset
-from submanifold.datasets.flow import FlowDataset
-from submanifold.datasets.folder import FolderDataset
+from submanifold.datasets.model import ModelDataset
+from submanifold.datasets.path import PathDataset
+from submanifold.datasets.whole import (
+    CSVDataset,
+    JSONDataset,
+    MatplotlibDataset,
+    PlotlyDataset,
+    TextDataset,
+)
 
-__all__ = ["ArrayDataset", "FlowDataset", "FolderDataset"]
+__all__ = [
+    "ArrayDataset",
+    "CSVDataset",
+    "JSONDataset",
+    "MatplotlibDataset",
+    "ModelDataset",
+    "PathDataset",
+    "PlotlyDataset",
+    "TextDataset",
+]

@@ -2,19 +2,18 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from click import ClickException
 from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog
 
-from submanifold.config import ExperimentConfigLoader, stage_settings
+from submanifold.config import ExperimentConfigLoader
 from submanifold.errors import UserError
 from submanifold.settings import CONFIG_LOADER_ARGS
 
@@ -54,7 +53,7 @@ class Experiment:
         return cls(name, recipe["run"]["params"], project, env)
 
     def changed(self, parameter: str, value: Any) -> "Experiment":
-        """Make the same experiment with one parameter, such as ``stage_1.delta``, at a value."""
+        """Make the same experiment with one parameter, such as ``stage_1.dim``, at a value."""
         params = copy.deepcopy(dict(self.params))
         group = params
         *outer, last = parameter.split(".")
@@ -75,18 +74,14 @@ class Experiment:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """All parameters, chosen and checked.
-
-        Raises:
-            ClickException: One of them cannot work.
-        """
+        """All parameters, chosen and checked; one that cannot work raises a ClickException."""
         return self.configuration["parameters"]
 
     @property
     def key(self) -> str:
         """Key of the run: equal for experiments that are the same whatever they are called."""
         self.parameters  # noqa: B018  a mistake in them is better told than one in their key
-        return self.configuration.artifacts["run"]
+        return self.configuration.keys_of["run"]
 
     @cached_property
     def catalog(self) -> DataCatalog:
@@ -103,57 +98,40 @@ class Experiment:
         return self.catalog.load(name)
 
     def histories(self) -> list[dict[str, Any]]:
-        """Load the histories of its trainings, outermost stage first."""
+        """Load the histories of its phases, in order."""
         return [self.load(name) for name in self.trainings]
 
     @property
     def trainings(self) -> dict[str, str]:
         """Names of its histories in the catalog, each with a key that equal trainings share."""
-        keys = self.configuration.artifacts
-        if self.parameters["schedule"] == "joint":
-            return {"joint_history": keys["model"]}
-        return {f"{name}.history": keys[name] for name in stage_settings(self.parameters)}
+        numbers = range(1, len(self.configuration.experiment.phases) + 1)
+        return {f"phase_{n}.history": self.configuration.keys_of[f"phase_{n}"] for n in numbers}
 
     @property
     def is_finished(self) -> bool:
         """Whether everything up to the report is there."""
         return all(self.catalog.exists(name) for name in ("metrics", "report"))
 
-    def is_trained(self, history: str) -> bool:
-        """Whether one of its trainings has ended."""
-        return self.catalog.exists(history)
+    def session(self) -> Any:
+        """Make a session of Kedro's, as `kedro run` does; entering it gives what its types lack."""
+        params = copy.deepcopy(dict(self.params))
+        return KedroSession.create(self.project, env=self.env, runtime_params=params)
 
     def run(self) -> None:
-        """Do what is missing of it, as `kedro run` does, in a run of MLflow's.
-
-        Raises:
-            ClickException: A mistake of the user's, as a message.
-        """
-        with open_session(self.project, self.env, self.params) as session:
-            session.run(pipeline_names=[self.parameters["schedule"]], only_missing_outputs=True)
+        """Do what is missing of it, as `kedro run` does, in a run of MLflow's."""
+        with self.session() as session:
+            name = self.configuration.experiment.pipeline
+            session.run(pipeline_names=[name], only_missing_outputs=True)
 
 
-@contextmanager
-def open_session(
-    project: Path, env: str | None, params: Mapping[str, Any] | None = None
-) -> Iterator[KedroSession]:
-    """Open a session of Kedro's, as `kedro run` does."""
-    given = copy.deepcopy(dict(params or {}))
-    with KedroSession.create(project, env=env, runtime_params=given) as session:
-        yield cast(KedroSession, session)
+def run_all(experiments: Collection[Experiment]) -> None:
+    """Run those that are not finished, one after the other; called again it goes on.
 
-
-def run_all(experiments: Mapping[str, Experiment]) -> None:
-    """Run those that are not finished, one after the other.
-
-    Killed at any moment and called again it goes on where it was.
-
-    Raises:
-        ClickException: A mistake of the user's in any of them, before the first is run.
+    A mistake of the user's in any of them is a ClickException before the first is run.
     """
-    for experiment in experiments.values():
+    for experiment in experiments:
         experiment.parameters  # noqa: B018
-    waiting = [each for each in experiments.values() if not each.is_finished]
+    waiting = [each for each in experiments if not each.is_finished]
     for number, experiment in enumerate(waiting, start=1):
         log.info("Run %d of %d: %s", number, len(waiting), experiment.name)
         try:

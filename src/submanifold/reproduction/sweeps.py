@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from submanifold.files import whole
 from submanifold.pipelines.sweep.nodes import sweep_name, tag_run
-from submanifold.reproduction.experiments import Experiment, open_session, run_all
+from submanifold.reproduction.experiments import Experiment, run_all
 
 
 def sweep(
@@ -17,30 +18,21 @@ def sweep(
 ) -> Path:
     """Run an experiment at each value, and plot them all; killed and called again it goes on.
 
-    Args:
-        parameter: Such as ``stage_1.delta``, ``stage_2.dim`` or ``seed``.
-        values: To try. Those of earlier sweeps of the parameter stay in the plot.
-        params: Of the experiment, nested.
-        project: Folder of the project.
-        env: Environment of the configuration.
-
-    Returns:
-        The interactive plot, an HTML page.
-
-    Raises:
-        ClickException: The parameter, or one of the values, cannot be used.
+    The parameter is such as ``stage_1.dim``, ``phase_1.reconstruction.delta`` or ``seed``. Values
+    of earlier sweeps of it stay in the plot, the interactive page that is returned.
     """
     base = Experiment("sweep", params, project, env)
     dataset, method = base.parameters["dataset"], base.parameters["method"]
     name = sweep_name(dataset, method, parameter)
-    experiments = {value: base.changed(parameter, value) for value in values}
-    run_all(experiments)
-    for experiment in experiments.values():
-        tag_run(experiment.key, name)
-    last = experiments[values[-1]].changed("sweep", parameter)
-    with open_session(project, env, last.params) as session:
+    changed = [base.changed(parameter, value) for value in values]
+    experiments = {experiment.key: experiment for experiment in changed}
+    run_all(experiments.values())
+    for key in experiments:
+        tag_run(key, name)
+    last = changed[-1].changed("sweep", parameter)
+    with last.session() as session:
         session.run(pipeline_names=["sweep"])
-    folder = project / "data/08_reporting/sweeps"
-    page = folder / f"{name}.html"
-    last.load("sweep_figure").write_html(page, include_plotlyjs=True)
+    page = project / "data/08_reporting/sweeps" / f"{name}.html"
+    with whole(page) as partial:
+        last.load("sweep_figure").write_html(partial, include_plotlyjs=True)
     return page

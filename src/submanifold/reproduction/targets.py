@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.figures import delta_rows, gaussian_fits, rejection_blocks, sample_panels
 from submanifold.reproduction.experiments import Experiment
 from submanifold.reproduction.findings import ON_BEDROOMS, check_findings
@@ -30,7 +31,6 @@ PAPER_TABLES = {
     5: "Hierarchical structure and DNF on LSUN bedroom, manifolds of dimension 700",
 }
 SAMPLES_OF = {3: 1, 5: 2, 8: 3, 9: 4, 10: 5}  # figure: the table whose methods it samples
-TEMPERATURES = {"samples": "1", "samples_cool": "0.7"}
 
 Runs = Mapping[str, Sequence[Experiment]]
 
@@ -110,7 +110,7 @@ def _about(results: pd.DataFrame, runs: Runs) -> list[str]:
     fewest, most = (end(map(len, runs.values())) for end in (min, max))
     seeds = "one seed" if most == 1 else f"{most} seeds"
     if fewest < most:
-        seeds = f"{fewest} to {most} seeds"
+        seeds = f"{fewest} to {seeds}"
     interval = "over test images, by the bootstrap"
     if most > 1:
         interval += ", or with several seeds of the mean over them, by Student's t"
@@ -123,41 +123,30 @@ def _about(results: pd.DataFrame, runs: Runs) -> list[str]:
     ]
 
 
-def _samples(figure: int) -> Target:
-    table = SAMPLES_OF[figure]
-    return _sample_figure(f"Samples of the methods of table {table}", _needs(_paper_cells(table)))
-
-
-def _sample_figure(title: str, needs: Mapping[str, Need]) -> Target:
-    def make(runs: Runs) -> Content:
-        return Content(
-            figures={
-                f"Samples at temperature {temperature}": sample_panels(
-                    {label: np.asarray(each[0].load(name)) for label, each in runs.items()},
-                    columns=min(3, len(runs)) if len(runs) != 4 else 2,
-                )
-                for name, temperature in TEMPERATURES.items()
-            }
-        )
-
-    return Target(title, needs, make)
+def _sample_figure(runs: Runs) -> Content:
+    figures = {}
+    for name, temperature in TEMPERATURES.items():
+        samples = {label: np.asarray(each[0].load(name)) for label, each in runs.items()}
+        columns = 2 if len(runs) == 4 else min(3, len(runs))
+        figures[f"Samples at temperature {temperature:g}"] = sample_panels(samples, columns=columns)
+    return Content(figures=figures)
 
 
 def _figure_4(runs: Runs) -> Content:
-    first = next(iter(runs.values()))[0]
-    chosen = {delta: runs[f"delta = {delta}"][0] for delta in DELTAS if f"delta = {delta}" in runs}
-    shown = {
-        delta: (np.asarray(each.load("projections")), np.asarray(each.load("samples")))
-        for delta, each in chosen.items()
-    }
+    first, *_ = next(iter(runs.values()))
     originals = np.asarray(first.load("x_test")[: len(first.load("projections"))])
+    shown = {
+        float(label.removeprefix("delta = ")): (each.load("projections"), each.load("samples"))
+        for label, (each, *_) in runs.items()
+    }
     return Content(figures={"": delta_rows(originals, shown)})
 
 
 def _figure_7(runs: Runs) -> Content:
     (experiment,) = next(iter(runs.values()))
-    projections = np.asarray(experiment.load("projections")[:SHOWN])
-    originals = np.asarray(experiment.load("x_test")[:SHOWN])
+    originals, projections = (
+        np.asarray(experiment.load(name)[:SHOWN]) for name in ("x_test", "projections")
+    )
     return Content(figures={"": rejection_blocks(originals, projections)})
 
 
@@ -167,7 +156,9 @@ def _findings(runs: Runs) -> Content:
 
 
 PR_D = "celeba-PR-D-500"
-BY_DELTA = {f"delta = {delta}": Need(PR_D, (("stage_1.delta", delta),)) for delta in DELTAS}
+BY_DELTA = {
+    f"delta = {delta}": Need(PR_D, (("phase_1.reconstruction.delta", delta),)) for delta in DELTAS
+}
 TO_100 = {
     "end-to-end training": Need("celeba-EE-M-500-100"),
     "hierarchical training": Need("celeba-H-MM-500-100"),
@@ -178,9 +169,13 @@ TARGETS: dict[str, Target] = {
     "figure-1": Target(
         "A Gaussian fitted by two divergences", {}, lambda _: Content(figures={"": gaussian_fits()})
     ),
-    **{f"figure-{number}": _samples(number) for number in SAMPLES_OF},
+    **{f"figure-{number}": Target(f"Samples of the methods of table {table}",
+                                  _needs(_paper_cells(table)), _sample_figure)
+       for number, table in SAMPLES_OF.items()},
     "figure-4": Target("PR-D with other parameters of the Huber function", BY_DELTA, _figure_4),
-    "figure-6": _sample_figure("Samples from manifolds of dimension 100, 3072 → 500 → 100", TO_100),
+    "figure-6": Target(
+        "Samples from manifolds of dimension 100, 3072 → 500 → 100", TO_100, _sample_figure
+    ),
     "figure-7": Target("What PR-D rejects", {"PR-D": Need(PR_D)}, _figure_7),
     "findings": Target("The paper's findings, checked", {
         **_needs(_paper_cells(1) + _controls(1)[:1] + _paper_cells(2)), **BY_DELTA, **TO_100,

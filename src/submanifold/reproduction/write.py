@@ -9,11 +9,12 @@ import mlflow
 import pandas as pd
 
 from submanifold.errors import UserError
+from submanifold.experiment.cost import training_seconds
 from submanifold.figures import as_png
 from submanifold.figures.images import DPI
+from submanifold.files import whole
 from submanifold.pages import render
-from submanifold.reproduction.estimate import training_seconds
-from submanifold.reproduction.experiments import Experiment, open_session, run_all
+from submanifold.reproduction.experiments import Experiment, run_all
 from submanifold.reproduction.targets import TARGETS, Content, Need
 
 log = logging.getLogger(__name__)
@@ -30,20 +31,12 @@ def plan(
     seeds: int = 1,
     params: Mapping[str, object] | None = None,
 ) -> Plan:
-    """Find the experiments of each target, by label.
+    """Find the experiments of each target, by label; ``all`` is every target.
 
-    Args:
-        names: Of the targets; ``all`` is every one.
-        project: Folder of the project.
-        env: Environment of the configuration.
-        seeds: How many seeds, where a target uses more than one.
-        params: Flat parameters, such as ``data.path``, that are changed in all experiments.
-
-    Raises:
-        UserError: A name is not known.
+    There are several seeds where a target uses more than one. The flat parameters, such as
+    ``data.path``, are changed in all experiments.
     """
-    unknown = [name for name in names if name not in (*TARGETS, "all")]
-    if unknown:
+    if unknown := [name for name in names if name not in (*TARGETS, "all")]:
         raise UserError(
             f"{', '.join(unknown)} cannot be reproduced. Known: {', '.join(TARGETS)}, all."
         )
@@ -73,88 +66,77 @@ def state(planned: Plan) -> pd.DataFrame:
     counted: set[str] = set()
     for experiment in unique(planned).values():
         left = {
-            key: history
-            for history, key in experiment.trainings.items()
-            if key not in counted and not experiment.is_trained(history)
+            key: number
+            for number, (history, key) in enumerate(experiment.trainings.items(), start=1)
+            if key not in counted and not experiment.catalog.exists(history)
         }
         counted |= left.keys()
-        finished, seconds = experiment.is_finished, 0.0
-        if not finished:
-            seconds = sum(training_seconds(experiment, history) for history in left.values())
-        told = "finished" if finished else "to train" if left else "trained, to evaluate"
-        rows.append((experiment.name, told, seconds / 3600))
+        if experiment.is_finished:
+            rows.append((experiment.name, "finished", 0.0))
+            continue
+        chosen = experiment.configuration.experiment
+        seconds = sum(training_seconds(chosen, number) for number in left.values())
+        waiting = "to train" if left else "trained, to evaluate"
+        rows.append((experiment.name, waiting, seconds / 3600))
     return pd.DataFrame(rows, columns=["experiment", "state", "hours"])
 
 
 def unique(planned: Plan) -> dict[str, Experiment]:
     """Collect the experiments of a plan by key, each once."""
     found: dict[str, Experiment] = {}
-    for runs in planned.values():
-        for experiment in itertools.chain.from_iterable(runs.values()):
+    for labels in planned.values():
+        for experiment in itertools.chain(*labels.values()):
             found.setdefault(experiment.key, experiment)
     return found
 
 
 def finished(planned: Plan) -> Plan:
     """Leave out what is not finished, and labels that nothing is left of."""
-    kept = {
-        name: {label: [each for each in runs if each.is_finished] for label, runs in labels.items()}
-        for name, labels in planned.items()
-    }
-    return {
-        name: {label: runs for label, runs in labels.items() if runs}
-        for name, labels in kept.items()
-        if any(labels.values()) or not labels
-    }
+    found = {}
+    for name, labels in planned.items():
+        done = {key: [run for run in runs if run.is_finished] for key, runs in labels.items()}
+        if any(done.values()) or not labels:
+            found[name] = {label: runs for label, runs in done.items() if runs}
+    return found
 
 
 def reproduce(planned: Plan, project: Path, env: str | None = None) -> list[Path]:
     """Run what is missing, and write every target of the plan; returns their pages."""
-    run_all(unique(planned))
+    run_all(unique(planned).values())
     pages = []
     for name, runs in planned.items():
         folder = project / FOLDER / (env or "base") / name
         pages.append(write(name, TARGETS[name].title, TARGETS[name].make(runs), folder))
-        _log_to_mlflow(name, folder, project, env)
+        with Experiment(name, {}, project, env).session() as session:
+            session.load_context()  # kedro-mlflow sets the store and the experiment
+        with mlflow.start_run(run_name=name):
+            mlflow.set_tag("submanifold.target", name)
+            mlflow.log_artifacts(str(folder))
     return pages
 
 
 def write(name: str, title: str, content: Content, folder: Path) -> Path:
     """Write a target's files: ``<name>.md``, ``.csv``, ``.html``, and a PNG and PDF a figure."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines, pictures = [f"# {heading(name)}. {title}", ""], {}
+    heading = name.replace("-", " ").capitalize()
+    lines, pictures = [f"# {heading}. {title}", ""], {}
     for caption, table in content.tables.items():
         lines += [f"**{caption}**", "", table.to_markdown(index=False, disable_numparse=True), ""]
     for number, (caption, figure) in enumerate(content.figures.items()):
         file = f"{name}-{number + 1}" if number else name
-        png = as_png(figure, dpi=2 * DPI)
-        (folder / f"{file}.png").write_bytes(png)
-        figure.savefig(folder / f"{file}.pdf")
+        pictures[caption] = as_png(figure, dpi=2 * DPI)
+        with whole(folder / f"{file}.png") as png, whole(folder / f"{file}.pdf") as pdf:
+            png.write_bytes(pictures[caption])
+            figure.savefig(pdf)
         lines += [f"![{caption}]({file}.png)", "", caption, ""]
-        pictures[caption] = png
     lines += [f"- {note}" for note in content.notes]
-    (folder / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    if content.data is not None:
-        content.data.to_csv(folder / f"{name}.csv", index=False)
-    page = folder / f"{name}.html"
-    page.write_text(
-        render(
-            "target.html", heading=heading(name), title=title, content=content, pictures=pictures
-        ),
-        encoding="utf-8",
-    )
-    return page
-
-
-def heading(name: str) -> str:
-    """Write a target's name as the paper does: ``table-1`` is Table 1."""
-    return name.replace("-", " ").capitalize()
-
-
-def _log_to_mlflow(name: str, folder: Path, project: Path, env: str | None) -> None:
-    """Keep the files of a target as artifacts of a run named after it."""
-    with open_session(project, env) as session:
-        session.load_context()  # kedro-mlflow sets the store and the experiment
-    with mlflow.start_run(run_name=name):
-        mlflow.set_tag("submanifold.target", name)
-        mlflow.log_artifacts(str(folder))
+    about = {"heading": heading, "title": title, "content": content, "pictures": pictures}
+    texts = {
+        "md": "\n".join(lines).rstrip() + "\n",
+        "html": render("target.html", **about),
+        "csv": "" if content.data is None else content.data.to_csv(index=False),
+    }
+    for ending, text in texts.items():
+        if text:
+            with whole(folder / f"{name}.{ending}") as partial:
+                partial.write_text(text, encoding="utf-8")
+    return folder / f"{name}.html"

@@ -1,55 +1,43 @@
 """x -> baselines; hierarchy + x -> metrics, samples, projections."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.pipelines.evaluation.nodes import compare, draw_samples, evaluate, fit_baselines
+from submanifold.pipelines.evaluation.nodes import (
+    compare_with_truth,
+    draw_samples,
+    evaluate,
+    fit_baselines,
+)
+
+DATA = {"train": "x_train", "test": "x_test"}
+MODEL = {"hierarchy": "hierarchy", "device": "params:device"}
 
 
-def create_pipeline(histories: Sequence[str], synthetic: bool = False) -> Pipeline:
-    """Build the evaluation of a hierarchy that was trained with these histories.
+def create_pipeline(
+    histories: Mapping[str, str], noisy_phase: str, synthetic: bool = False
+) -> Pipeline:
+    """Build the evaluation of a model, whose true density synthetic data have.
 
-    Data that are synthetic have a true density to compare with.
+    The histories' datasets are by the names of their phases; the density was trained with the input
+    noise of the noisy one.
     """
-    outer = {f"history_{i}": name for i, name in enumerate(histories, start=1)}
-    truth = Node(
-        compare,
-        inputs=["hierarchy", "x_test", "samples", "params:data", "params:device"],
-        outputs="truth",
-        name="compare",
-    )
-    return Pipeline(
-        [
-            *([truth] if synthetic else []),
-            Node(
-                fit_baselines,
-                inputs=["x_train", "x_valid", "x_test", "baselines_folder"],
-                outputs="baselines",
-                name="fit_baselines",
-            ),
-            Node(
-                draw_samples,
-                inputs=["hierarchy", "params:evaluation", "params:seed", "params:device"],
-                outputs=["samples", "samples_cool"],
-                name="draw_samples",
-            ),
-            Node(
-                evaluate,
-                inputs=[
-                    "hierarchy",
-                    "x_train",
-                    "x_test",
-                    "samples",
-                    "baselines",
-                    "params:evaluation",
-                    "params:stage_1.input_noise",
-                    "params:device",
-                    *outer,
-                ],
-                outputs=["metrics", "projections"],
-                name="evaluate",
-            ),
-        ],
-        inputs=outer,
-    )
+    fitted = DATA | {"valid": "x_valid", "path": "baselines_path"}
+    drawn = MODEL | {"count": "params:evaluation.samples", "seed": "params:seed"}
+    measured = MODEL | DATA | {name: name for name in ("samples", "baselines", *histories)}
+    measured["input_noise"] = f"params:{noisy_phase}.input_noise"
+    compared = MODEL | {"test": "x_test", "samples": "samples", "data": "params:data"}
+    if not synthetic:
+        names = ("dequantizations", "inception_weights")
+        measured |= {name: f"params:evaluation.{name}" for name in names}
+    samples = {name: name for name in ("samples", "samples_cool")}
+    found = {name: name for name in ("metrics", "projections")}
+    nodes = [
+        Node(fit_baselines, fitted, "baselines", name="fit_baselines"),
+        Node(draw_samples, drawn, samples, name="draw_samples"),
+        Node(evaluate, measured, found, name="evaluate"),
+    ]
+    if synthetic:
+        nodes.append(Node(compare_with_truth, compared, "truth", name="compare_with_truth"))
+    return Pipeline(nodes, inputs=dict(histories))

@@ -1,4 +1,4 @@
-"""Trained stages and hierarchies."""
+"""Trained models."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 from kedro.io import AbstractDataset
 from kedro_datasets._typing import JSONPreview
 
-from submanifold.manifold import Hierarchy
+from submanifold.manifold.model import Model, is_whole
 
 
-class FlowDataset(AbstractDataset[Hierarchy, Hierarchy]):
-    """A hierarchy in one safetensors file: weights, and in its header architecture and notes.
+class ModelDataset(AbstractDataset[Model, Model]):
+    """A model in one safetensors file: weights, and in its header architecture, notes and data.
 
     Args:
         filepath: The file.
@@ -22,12 +22,12 @@ class FlowDataset(AbstractDataset[Hierarchy, Hierarchy]):
         self._path = Path(filepath)
         self.metadata = metadata
 
-    def load(self) -> Hierarchy:
-        """Rebuild the hierarchy, on the CPU."""
-        return Hierarchy.load(self._path)
+    def load(self) -> Model:
+        """Rebuild the model, on the CPU."""
+        return Model.load(self._path)
 
-    def save(self, data: Hierarchy) -> None:
-        """Write the hierarchy atomically; its folder's name, the artifact's key, goes with it."""
+    def save(self, data: Model) -> None:
+        """Write the model, whole; its folder's name, the artifact's key, goes with it."""
         data.notes = {**data.notes, "key": self._path.parent.name}
         data.save(self._path)
 
@@ -36,7 +36,7 @@ class FlowDataset(AbstractDataset[Hierarchy, Hierarchy]):
         return JSONPreview(json.dumps(self.load().describe()))
 
     def _exists(self) -> bool:
-        return self._path.is_file()
+        return self._path.is_file() and is_whole(self._path)
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._path)}

@@ -1,4 +1,4 @@
-"""A folder that a node works in."""
+"""Paths that a node works at."""
 
 from pathlib import Path
 from typing import Any, NoReturn
@@ -6,11 +6,11 @@ from typing import Any, NoReturn
 from kedro.io import AbstractDataset, DatasetError
 
 
-class FolderDataset(AbstractDataset[NoReturn, Path]):
-    """Loads as the path of a folder, where a node keeps what it needs to go on after a kill.
+class PathDataset(AbstractDataset[NoReturn, Path]):
+    """Loads as its own path: a file or folder where a node keeps what it needs to go on.
 
     Args:
-        filepath: The folder; it is made when loaded.
+        filepath: The path; the folder that it is in is made when loaded.
         metadata: For other tools, such as Kedro-Viz; not used.
     """
 
@@ -19,13 +19,13 @@ class FolderDataset(AbstractDataset[NoReturn, Path]):
         self.metadata = metadata
 
     def load(self) -> Path:
-        """Make the folder and return its path."""
-        self._path.mkdir(parents=True, exist_ok=True)
+        """Make the folder around it and return the path."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         return self._path
 
     def save(self, data: NoReturn) -> None:
-        """Refuse: a folder is an input."""
-        raise DatasetError(f"The folder {self._path} cannot be an output.")
+        """Refuse: a path is an input."""
+        raise DatasetError(f"The path {self._path} cannot be an output.")
 
     def _exists(self) -> bool:
         return True

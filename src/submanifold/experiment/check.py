@@ -1,0 +1,84 @@
+"""What types alone cannot say of an experiment: what fits together, and what would do nothing."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from submanifold.errors import UserError
+from submanifold.experiment.experiment import Experiment, flatten
+
+Tree = dict[str, Any]
+
+
+def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
+    """Build everything on no device, and refuse what was given to no effect.
+
+    Args:
+        experiment: What was chosen.
+        method: The method's row.
+        groups: What the user gave, by group.
+
+    Raises:
+        UserError: Naming the parameter.
+    """
+    shape = experiment.data.event_shape
+    with torch.device("meta"), _with_advice():
+        stages = experiment.model.build(shape)
+    for number, stage in enumerate(stages, start=1):
+        if stage.dim == stage.event_dim:
+            why = {"off_manifold_scale": "nothing is off a manifold of all dimensions"}
+            refuse(groups.get(f"stage_{number}", {}), f"stage_{number}", why)
+    ready = 0
+    for number, phase in enumerate(experiment.phases, start=1):
+        name, first, last = f"phase_{number}", phase.stages[0], phase.stages[-1]
+        if first > ready + 1:
+            raise UserError(
+                f"{name} trains stage {first}, but no phase before it trains stage {ready + 1}. "
+                f"Change {name}.stages."
+            )
+        ready = max(ready, last)
+        if not any(term.weight > 0 for term in phase.terms.values()):
+            raise UserError(f"{name} has no term with a weight. Set {name}.likelihood.weight.")
+        through = getattr(phase.reconstruction, "through", 0)
+        if through > last - first:
+            raise UserError(
+                f"{name}.reconstruction.through={through} cannot be used: the phase trains "
+                f"{last - first + 1} stages. Allowed: 0 (all)"
+                f"{f', 1 to {last - first}' if last > first else ''}. Change it there."
+            )
+        idle = {}
+        if first == 1:
+            idle["reconstruction.space"] = "the phase begins at the data themselves"
+        if phase.likelihood.weight == 0:
+            idle["likelihood.unit"] = "likelihood.weight is 0"
+        refuse(method.get(name, {}), f"methods.{experiment.method}.{name}", idle)
+        inside = stages[first - 1].event_dim
+        if stages[first - 1 + (through or last - first + 1) - 1].dim == inside:
+            idle["reconstruction"] = "the manifold has all dimensions, and a projection is exact"
+        if stages[last - 1].dim == inside:
+            idle["off_manifold"] = "nothing is off a manifold of all dimensions"
+        refuse(groups.get(name, {}), name, idle)
+
+
+def refuse(given: Mapping[str, Any], where: str, idle: Mapping[str, str]) -> None:
+    """Refuse settings that were given, and would have no effect, for the reasons named."""
+    for path in flatten(given):
+        for name, why in idle.items():
+            if path == name or (path.startswith(f"{name}.") and not path.endswith(".penalty")):
+                raise UserError(
+                    f"{where}.{path} would have no effect: {why}. Leave it out, or change what "
+                    "makes it idle."
+                )
+
+
+@contextmanager
+def _with_advice() -> Iterator[None]:
+    """Say where a setting is changed that the rooms below have refused."""
+    try:
+        yield
+    except UserError as error:
+        name = str(error).partition("=")[0]
+        where = name if " " not in name else "<name>"
+        raise UserError(f"{error} Change it with --params={where}=<value>, or in conf/.") from error

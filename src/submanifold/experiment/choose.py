@@ -1,0 +1,228 @@
+"""From the tables in conf/ and what the user sets to one experiment."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from submanifold.data.settings import ImageSettings, read_data_settings
+from submanifold.errors import UserError
+from submanifold.experiment.check import Tree, check, refuse
+from submanifold.experiment.experiment import Choices, EvaluationSettings, Experiment, flatten
+from submanifold.manifold import ModelSettings, StageSettings
+from submanifold.manifold.objective import TERMS
+from submanifold.training.phases import PhaseSettings
+from submanifold.validation import read_settings
+
+SMALLEST = 7
+ABOUT_IMAGES = ("dequantizations", "inception_weights")
+MOVED = {
+    "penalty": "reconstruction.penalty",
+    "penalty_weight": "reconstruction.weight",
+    "penalty_space": "reconstruction.space",
+    "delta": "reconstruction.delta",
+    "pixel_range": "reconstruction.pixel_range",
+    "likelihood_weight": "likelihood.weight",
+    "likelihood_unit": "likelihood.unit",
+    "off_manifold_penalty": "off_manifold.weight",
+    "input_noise": "input_noise",
+    "training": "training",
+}
+"""Settings of a training, which stages had before there were phases."""
+
+
+def choose(parameters: Mapping[str, Any]) -> Experiment:
+    """Turn tables and choices into one experiment, all of it checked.
+
+    ``dataset`` and ``method`` choose rows. A dataset's row may say what the method's stages are on
+    it. Defaults of a stage come from its flow; those of a phase from the first stage it trains, the
+    dataset's before the flow's. What ``data``, ``training``, ``evaluation``, ``stage_<n>`` and
+    ``phase_<n>`` hold in an environment's file or on the command line lies over all of that. A
+    stage beyond the method's last is added to it, with a phase that trains it.
+
+    A default that does not apply, such as Huber's delta of a squared penalty, is left out; a
+    setting that was given and would have no effect is an error.
+
+    Raises:
+        UserError: A name is unknown, or a value cannot work.
+    """
+    # Kedro leaves these out of every other configuration, where they serve YAML's anchors
+    given = {name: value for name, value in parameters.items() if not name.startswith("_")}
+    tables = {name: given.pop(name) for name in ("datasets", "methods")}
+    defaults = {name: given.pop(f"{name}_defaults") for name in ("stage", "training", "evaluation")}
+    groups = {name: given.pop(name) for name in list(given)
+              if name.startswith(("stage_", "phase_"))}  # fmt: skip
+    groups |= {name: given.pop(name, {}) for name in ("data", "training", "evaluation")}
+    for name, value in groups.items():
+        _check_group(name, value)
+    data = _row(tables["datasets"], given.get("dataset"), "dataset")
+    method = _row(tables["methods"], given.get("method"), "method")
+    stages, soft = _stages(data, method, groups, defaults["stage"])
+    data = {name: value for name, value in data.items() if not name.startswith("stage_")}
+    settings = read_data_settings(_merge(data, groups["data"], "data"))
+    if isinstance(settings, ImageSettings) and settings.size < SMALLEST:
+        raise UserError(
+            f"data.size={settings.size} is too small: images are compared by patches of {SMALLEST} "
+            f"pixels. Allowed: {SMALLEST} or more. Change it with --params=data.size=32."
+        )
+    phases = _phases(method, groups, stages, soft, defaults["training"])
+    evaluation = dict(defaults["evaluation"])
+    if not isinstance(settings, ImageSettings):
+        evaluation = {k: v for k, v in evaluation.items() if k not in ABOUT_IMAGES}
+        refuse(groups["evaluation"], "evaluation", dict.fromkeys(ABOUT_IMAGES, "it is of images"))
+    evaluation = _merge(evaluation, groups["evaluation"], "evaluation")
+    plain = read_settings(Choices, given, "parameters")
+    experiment = Experiment(
+        **plain.model_dump(),
+        data=settings,
+        model=ModelSettings(stages=_read_each(StageSettings, stages)),
+        phases=_read_each(PhaseSettings, phases),
+        evaluation=read_settings(EvaluationSettings, evaluation, "evaluation"),
+    )
+    check(experiment, method, groups)
+    return experiment
+
+
+def _read_each(kind: Any, rows: Mapping[str, Tree]) -> tuple[Any, ...]:
+    return tuple(read_settings(kind, row, name) for name, row in rows.items())
+
+
+def _stages(
+    data: Tree, method: Tree, groups: Tree, defaults: Tree
+) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    """Lay out the stages: a flow's defaults, the method's row, the dataset's, what is given.
+
+    Returns:
+        The stages by name, and for each what phases that begin at it have by default.
+    """
+    names = [name for name in (*method, *groups) if name.startswith("stage_")]
+    names = list(dict.fromkeys(names))
+    numbered = [f"stage_{n}" for n in range(1, len(names) + 1)]
+    if set(names) != set(numbered):
+        raise UserError(
+            f"Stages have to be numbered from 1 without a gap, but these are set: "
+            f"{', '.join(sorted(names))}. Change stage_<n> on the command line or in conf/."
+        )
+    stages, soft = {}, {}
+    for name in numbered:
+        own = dict(data.get(name, {})) if name in method else {}
+        own_phase = own.pop("phase", {})
+        stage = _merge(_merge(method.get(name, {}), own, name), groups.get(name, {}), name)
+        for old in [each for each in MOVED if each in stage]:
+            raise UserError(
+                f"{name}.{old} is not a setting of a stage: how it is trained is said by a phase. "
+                f"Set phase_<n>.{MOVED[old]} of the phase that trains it."
+            )
+        _check_group(f"{name}.flow", stage.get("flow", {}))
+        row = _row(defaults, stage.get("flow", {}).get("type", "realnvp"), f"{name}.flow.type")
+        if "then" in stage:
+            each = [_row(defaults, flow.get("type"), f"{name}.then.type")["flow"] | flow
+                    for flow in stage["then"]]  # fmt: skip
+            stage["then"] = each
+        stage = _merge({"flow": row["flow"]}, stage, name)
+        stages[name], soft[name] = stage, _merge(row["phase"], own_phase)
+    return stages, soft
+
+
+def _phases(
+    method: Tree, groups: Tree, stages: Tree, soft: Tree, training: Tree
+) -> dict[str, Tree]:
+    """Lay out the phases: their first stage's defaults, then the method's row, what is given."""
+    rows = {name: row for name, row in method.items() if name.startswith("phase_")}
+    given = {name: value for name, value in groups.items() if name.startswith("phase_")}
+    everything = list(range(1, len(stages) + 1))
+    phases: dict[str, Tree] = {}
+    while True:
+        name = f"phase_{len(phases) + 1}"
+        trained = {number for phase in phases.values() for number in phase["stages"]}
+        untrained = [n for n in everything if n not in trained and len(phases) >= len(rows)]
+        if not (name in rows or name in given or untrained):
+            break
+        hard = _merge(rows.get(name, {}), given.get(name, {}), name)
+        usual = "all" if name in rows else untrained[0] if untrained else None
+        if "stages" not in hard and usual is None:
+            raise UserError(
+                f"{name} is set, but the method's phases ({', '.join(phases)}) train every stage. "
+                f"Change one of them, or set {name}.stages to add a phase."
+            )
+        trains = _stage_numbers(hard.get("stages", usual), everything, name)
+        soft_training = _merge({"training": training}, soft[f"stage_{trains[0]}"])
+        default = _merge(soft_training, {"training": groups["training"]}, name)
+        phases[name] = {**_lay_over(default, hard, name), "stages": trains}
+    if wrong := [name for name in (*rows, *given) if name not in phases]:
+        raise UserError(
+            f"{', '.join(wrong)}: phases have to be numbered from 1 without a gap; there are "
+            f"{', '.join(phases)}. Change phase_<n> on the command line or in conf/."
+        )
+    overruled = [k for k in flatten(groups["training"]) if all(
+        k in flatten(_merge(rows.get(n, {}), given.get(n, {}), n).get("training", {}))
+        for n in phases)]  # fmt: skip
+    refuse(groups["training"], "training", dict.fromkeys(overruled, "every phase has its own"))
+    return phases
+
+
+def _stage_numbers(trains: Any, everything: list[int], name: str) -> list[int]:
+    numbers = everything if trains == "all" else [trains] if isinstance(trains, int) else trains
+    fits = isinstance(numbers, list) and numbers and all(type(n) is int for n in numbers)
+    if not fits or numbers != list(range(numbers[0], numbers[-1] + 1)) or not (
+        1 <= numbers[0] <= numbers[-1] <= everything[-1]
+    ):  # fmt: skip
+        raise UserError(
+            f"{name}.stages={trains} cannot be used. Allowed: the number of a stage, a list of "
+            f"neighbours such as [1, 2], or all; there are stages 1 to {everything[-1]}. Change it "
+            "in conf/, or with --params=<phase>.stages=<number>."
+        )
+    return numbers
+
+
+def _lay_over(default: Tree, hard: Tree, name: str) -> Tree:
+    """Merge a phase's defaults with what is given, without defaults that do not apply to it."""
+    merged = _merge(default, hard, name)
+    for term, (annotation, _) in TERMS.items():
+        if term in default and term in merged:
+            known = _fields(annotation, merged[term])
+            fitting = {key: value for key, value in default[term].items() if key in known}
+            merged[term] = _merge(fitting, hard.get(term, {}), f"{name}.{term}")
+    return merged
+
+
+def _fields(annotation: Any, values: Mapping[str, Any]) -> set[str]:
+    """Names of the settings of a term, or of the member of a union that its tag chooses."""
+    union = get_args(annotation)
+    if not union:
+        return set(annotation.model_fields)
+    tag = union[1].discriminator
+    members = [each for each in get_args(union[0])
+               if values.get(tag) in get_args(each.model_fields[tag].annotation)]  # fmt: skip
+    return set(members[0].model_fields) if members else set(values)
+
+
+def _row(table: Mapping[str, Any], name: Any, what: str) -> Tree:
+    if name not in table:
+        raise UserError(
+            f"{what}={name} is not known. Known: {', '.join(table)}. Change it with "
+            f"--params={what}=<name>, or add a row in conf/local/parameters.yml."
+        )
+    row = dict(table[name] or {})
+    for key in [key for key in row if key.startswith(("stage_", "phase_"))]:
+        row[key] = {} if row[key] is None else row[key]
+        _check_group(f"{what}={name}: {key}", row[key])
+    return row
+
+
+def _check_group(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"{name}={value} cannot be used: {name} is a group of settings. Set one of them: "
+            f"--params={name}.<name>=<value>."
+        )
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> Tree:
+    merged = dict(base)
+    for key, value in over.items():
+        name = f"{where}.{key}".removeprefix(".")
+        if isinstance(merged.get(key), Mapping):
+            _check_group(name, value)
+            merged[key] = _merge(merged[key], value, name)
+        else:
+            merged[key] = value
+    return merged

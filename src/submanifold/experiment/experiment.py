@@ -1,0 +1,132 @@
+"""One experiment: data, a model, and the phases that train it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from submanifold.data.settings import DataSettings, SyntheticSettings
+from submanifold.manifold import ModelSettings
+from submanifold.training.phases import PhaseSettings
+from submanifold.validation import Settings
+
+
+class EvaluationSettings(Settings):
+    """What is measured on the test data; of points with a known density, ``samples`` alone.
+
+    Attributes:
+        samples: Samples for the distances between distributions.
+        dequantizations: Noise draws for the importance bound on an image's bits.
+        inception_weights: FID: ``auto`` (measured on a GPU), ``download``, or a path.
+    """
+
+    samples: int = Field(gt=1)
+    dequantizations: int | None = Field(default=None, gt=0)
+    inception_weights: str | None = None
+
+
+class Source(NamedTuple):
+    """What a phase is trained on: the coordinates that stages of an earlier phase make of data.
+
+    Attributes:
+        phase: Number of the phase that last changed those stages.
+        through: How many stages there are before the phase's first.
+    """
+
+    phase: int
+    through: int
+
+
+class Choices(Settings):
+    """The parameters that are single values.
+
+    Attributes:
+        dataset: Name of the dataset's row.
+        method: Name of the method's row.
+        seed: Of everything but the data.
+        device: Where it computes.
+        sweep: The parameter whose sweep is drawn.
+    """
+
+    dataset: str
+    method: str
+    seed: int = Field(ge=0)
+    device: str
+    sweep: str | None = None
+
+
+class Experiment(Choices):
+    """A dataset, a model, and the phases that train it, all checked.
+
+    Attributes:
+        data: Where the data come from.
+        model: What the stages are.
+        phases: What is trained, in order.
+        evaluation: What is measured.
+    """
+
+    data: DataSettings
+    model: ModelSettings
+    phases: tuple[PhaseSettings, ...] = Field(min_length=1)
+    evaluation: EvaluationSettings
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the data have a known density."""
+        return isinstance(self.data, SyntheticSettings)
+
+    @property
+    def pipeline(self) -> str:
+        """Name of its pipeline: ``joint`` if all phases train all stages, else ``hierarchical``."""
+        every = tuple(range(1, len(self.model.stages) + 1))
+        return "joint" if all(each == every for each in self.trained) else "hierarchical"
+
+    @property
+    def trained(self) -> list[tuple[int, ...]]:
+        """The stages that each phase trains."""
+        return [phase.stages for phase in self.phases]
+
+    @property
+    def sources(self) -> list[Source | None]:
+        """What each phase is trained on; None is the data themselves."""
+        return sources(self.trained)
+
+    def parameters(self) -> dict[str, Any]:
+        """The experiment as nested parameters, named as a user sets them, JSON-able."""
+        plain = self.model_dump(mode="json", exclude={"data", "model", "phases", "evaluation"})
+        stages = {f"stage_{n}": s.model_dump(mode="json")
+                  for n, s in enumerate(self.model.stages, start=1)}  # fmt: skip
+        phases = {f"phase_{n}": effective(p) for n, p in enumerate(self.phases, start=1)}
+        return {
+            **plain,
+            "data": self.data.model_dump(mode="json"),
+            **stages,
+            **phases,
+            "evaluation": self.evaluation.model_dump(mode="json", exclude_none=True),
+        }
+
+
+def effective(phase: Any) -> dict[str, Any]:
+    """A phase's settings, JSON-able, without those that do nothing in it."""
+    idle: dict[str, Any] = {name: True for name, term in phase.terms.items() if not term.weight > 0}
+    if phase.stages[0] == 1:
+        idle.setdefault("reconstruction", {"space": True})
+    return phase.model_dump(mode="json", exclude=idle)
+
+
+def sources(trained: list[tuple[int, ...]]) -> list[Source | None]:
+    """See :attr:`Experiment.sources`."""
+    found: list[Source | None] = []
+    for number, stages in enumerate(trained, start=1):
+        before = [n for n in range(1, number) if trained[n - 1][0] < stages[0]]
+        found.append(Source(before[-1], stages[0] - 1) if before else None)
+    return found
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Write nested parameters with dots: ``{"stage_1": {"dim": 5}}`` as ``{"stage_1.dim": 5}``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat

@@ -1,0 +1,53 @@
+"""What each artifact depends on, hashed into the names of its files."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from submanifold.data.images import fingerprint
+from submanifold.errors import named
+from submanifold.experiment.experiment import Experiment
+
+RECIPE = 2
+"""Raise it when the same settings would no longer give the same artifacts."""
+EVALUATION_RECIPE = 3
+"""Raise it when the same model would no longer give the same metrics and pages."""
+
+RAW = Path("data/01_raw")
+PLACE_OF_DATA = {"path", "url", "hash"}
+
+
+def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
+    """Hash what each artifact depends on, as readable names for files.
+
+    - ``data``: the source's fingerprint and the data settings.
+    - ``phase_<n>``: the data, the seed, the phases 1 to n, and the stages that they train.
+    - ``phase_<n>.u``, where phase n does not begin at the data: what it is trained on.
+    - ``model``, ``run``: all phases; the evaluation too.
+
+    Not: the device, the place of the files, logging.
+    """
+    settings = experiment.parameters()
+    with named("data"):
+        content = fingerprint(experiment.data, project / RAW)
+    data = {k: v for k, v in settings["data"].items() if k not in PLACE_OF_DATA}
+    digest = _digest(RECIPE, content, data)
+    keys = {"data": f"{experiment.dataset}-{digest}"}
+    digest = _digest(digest, experiment.seed)
+    for number, (stages, source) in enumerate(
+        zip(experiment.trained, experiment.sources, strict=True), start=1
+    ):
+        name = f"phase_{number}"
+        digest = _digest(digest, [settings[f"stage_{n}"] for n in stages], settings[name])
+        keys[name] = f"{experiment.dataset}-{name}-{digest}"
+        if source is not None:
+            keys[f"{name}.u"] = f"{keys[f'phase_{source.phase}']}-u{source.through}"
+    keys["model"] = f"{experiment.dataset}-{experiment.method}-{digest}"
+    digest = _digest(EVALUATION_RECIPE, digest, settings["evaluation"])
+    keys["run"] = f"{experiment.dataset}-{experiment.method}-{digest}"
+    return keys
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]

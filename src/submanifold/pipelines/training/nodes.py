@@ -1,0 +1,60 @@
+"""Nodes of the training pipeline."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from submanifold.data.settings import ImageSettings, SyntheticSettings
+from submanifold.device import choose_device
+from submanifold.manifold import Hierarchy, Model, ModelSettings
+from submanifold.pipelines.tracking import log_to_mlflow
+from submanifold.training.phases import PhaseSettings, encode_rows, train_phase
+
+
+def train(
+    train: np.ndarray,
+    valid: np.ndarray,
+    phase: PhaseSettings,
+    model: ModelSettings,
+    seed: int,
+    device: str,
+    folder: Path,
+    before: Hierarchy | None = None,
+) -> dict[str, Any]:
+    """Train one phase's stages; see :func:`train_phase`."""
+    trained, history = train_phase(
+        phase, model, before, train, valid, seed, choose_device(device), folder, log_to_mlflow()
+    )
+    return {"model": trained, "history": history}
+
+
+def encode(
+    model: Hierarchy,
+    train: np.ndarray,
+    valid: np.ndarray,
+    phase: PhaseSettings,
+    seed: int,
+    device: str,
+    train_path: Path,
+    valid_path: Path,
+) -> dict[str, np.ndarray]:
+    """Encode images as their coordinates u on the manifold that a phase begins at (Alg. 2, 6)."""
+    outer = model.part(1, phase.stages[0] - 1)
+    on = choose_device(device)
+    return {
+        "u_train": encode_rows(outer, train, seed, on, train_path),
+        "u_valid": encode_rows(outer, valid, seed, on, valid_path),
+    }
+
+
+def finish_images(model: Model, data: ImageSettings) -> Model:
+    """Tell the last phase's model what images it was trained on."""
+    model.data = data.facts
+    return model
+
+
+def finish_points(model: Model, data: SyntheticSettings) -> Model:
+    """Tell the last phase's model what points it was trained on."""
+    model.data = data.facts
+    return model

@@ -1,0 +1,433 @@
+"""From tables and choices to one experiment."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from submanifold.errors import UserError
+from submanifold.experiment import artifact_keys, choose
+from submanifold.manifold.objective import TERMS
+
+
+def flow_row(flow, steps, rate):
+    reconstruction = {"penalty": "mse", "weight": 1.0, "space": "image", "delta": 0.1}
+    training = {"steps": steps, "learning_rate": rate}
+    return {"flow": flow, "phase": {"reconstruction": reconstruction, "training": training}}
+
+
+@pytest.fixture
+def tables():
+    """What Kedro merges from conf/base, before a choice is made."""
+    return {
+        "dataset": "photos",
+        "method": "two",
+        "seed": 3,
+        "device": "cpu",
+        "datasets": {"photos": {"source": "photos", "size": 8}, "folder": {"source": "folder"}},
+        "methods": {
+            "two": {
+                "stage_1": {"flow": {"type": "glow"}, "dim": 20},
+                "stage_2": {"dim": 10},
+                "phase_1": {"stages": 1},
+                "phase_2": {"stages": 2},
+            },
+            "one": {"stage_1": {"flow": {"type": "glow"}, "dim": 9}, "phase_1": None},
+            "both": {
+                "stage_1": {"flow": {"type": "glow"}, "dim": 20},
+                "stage_2": {"dim": 10},
+                "phase_1": {},
+            },
+        },
+        "stage_defaults": {
+            "glow": flow_row({"type": "glow", "levels": 2, "steps": 1, "width": 4}, 7, 1e-3),
+            "realnvp": flow_row({"type": "realnvp", "couplings": 2}, 9, 1e-4),
+            "affine": flow_row({"type": "affine"}, 9, 1e-4),
+        },
+        "training_defaults": {
+            "batch_size": 8,
+            "warmup": 0,
+            "schedule": "constant",
+            "clip": 1.0,
+            "ema": 0.9,
+            "validate_every": 5,
+            "precision": "float32",
+        },
+        "evaluation_defaults": {
+            "samples": 10,
+            "dequantizations": 1,
+            "inception_weights": "auto",
+        },
+    }
+
+
+def test_the_rows_are_chosen_and_the_tables_are_gone(tables):
+    before = deepcopy(tables)
+    experiment = choose(tables)
+    assert tables == before
+    chosen = experiment.parameters()
+    assert set(chosen) == {
+        *("dataset", "method", "seed", "device", "sweep", "data", "evaluation"),
+        *("stage_1", "stage_2", "phase_1", "phase_2"),
+    }
+    assert experiment.pipeline == "hierarchical"
+    assert (chosen["data"]["source"], chosen["data"]["size"]) == ("photos", 8)
+    assert chosen["stage_1"]["flow"] == tables["stage_defaults"]["glow"]["flow"]
+    assert chosen["stage_2"]["flow"]["type"] == "realnvp"
+    training = {**tables["training_defaults"], "recompute": False}
+    assert chosen["phase_1"]["training"] == {**training, "steps": 7, "learning_rate": 1e-3}
+    assert chosen["phase_2"]["training"]["steps"] == 9
+    assert [chosen[f"phase_{n}"]["stages"] for n in (1, 2)] == [[1], [2]]
+
+
+def test_a_phase_trains_all_stages_where_it_does_not_say_which(tables):
+    experiment = choose({**tables, "method": "both"})
+    assert (experiment.pipeline, experiment.trained) == ("joint", [(1, 2)])
+    experiment = choose({**tables, "method": "both", "stage_3": {"dim": 5}})
+    assert experiment.trained == [(1, 2, 3)]
+    assert choose({**tables, "method": "one"}).trained == [(1,)]
+
+
+def test_what_is_given_lies_over_the_rows_and_leaves_the_rest(tables):
+    given = {
+        "data": {"counts": {"train": 5}},
+        "stage_1": {"flow": {"width": 6}},
+        "stage_3": {"dim": 4, "flow": {"type": "affine"}},
+        "phase_1": {"reconstruction": {"weight": 7.0}, "training": {"clip": 0.5}},
+    }
+    chosen, plain = choose({**tables, **given}).parameters(), choose(tables).parameters()
+    assert chosen["data"] == {
+        **plain["data"], "counts": {"train": 5, "valid": None, "test": None},
+    }  # fmt: skip
+    assert chosen["stage_1"]["flow"] == {**plain["stage_1"]["flow"], "width": 6}
+    assert chosen["stage_1"]["dim"] == 20
+    assert chosen["stage_2"] == plain["stage_2"]
+    assert chosen["stage_3"]["flow"] == {"type": "affine"}
+    assert chosen["phase_1"]["reconstruction"]["weight"] == 7.0
+    assert chosen["phase_1"]["training"] == {**plain["phase_1"]["training"], "clip": 0.5}
+    assert chosen["phase_2"] == plain["phase_2"]
+
+
+def test_a_stage_more_brings_a_phase_that_trains_it(tables):
+    experiment = choose({**tables, "stage_3": {"dim": 4, "flow": {"type": "affine"}}})
+    assert experiment.trained == [(1,), (2,), (3,)]
+    given = {"stage_3": {"dim": 4}, "stage_4": {"dim": 2}, "phase_4": {"training": {"steps": 3}}}
+    experiment = choose({**tables, **given})
+    assert experiment.trained == [(1,), (2,), (3,), (4,)]
+    assert [phase.training.steps for phase in experiment.phases] == [7, 9, 9, 3]
+
+
+def test_a_phase_more_says_what_it_trains(tables):
+    experiment = choose({**tables, "phase_3": {"stages": 1}})
+    assert experiment.trained == [(1,), (2,), (1,)]
+    assert experiment.phases[2].training.steps == 7
+    with pytest.raises(UserError, match=r"phase_3 is set, but .*set phase_3\.stages to add"):
+        choose({**tables, "phase_3": {"training": {"steps": 3}}})
+    with pytest.raises(UserError, match="phase_4: phases have to be numbered from 1"):
+        choose({**tables, "phase_4": {"stages": 1}})
+
+
+@pytest.mark.parametrize("stages", [0, 3, [1, 3], [2, 1], [], "1 2", 1.0, True, [True]])
+def test_a_phase_trains_stages_that_are_neighbours(tables, stages):
+    with pytest.raises(
+        UserError, match=r"phase_2\.stages=.* cannot be used.*there are stages 1 to 2"
+    ):
+        choose({**tables, "phase_2": {"stages": stages}})
+
+
+def test_a_stage_is_trained_after_those_before_it(tables):
+    with pytest.raises(UserError, match="phase_1 trains stage 2, but no phase before it trains st"):
+        choose({**tables, "phase_1": {"stages": 2}, "phase_2": {"stages": 1}})
+
+
+def test_what_a_phase_is_trained_on_comes_from_the_last_phase_that_changed_it(tables):
+    def sources(*trained):
+        tables["methods"]["own"] = {
+            "stage_1": {"flow": {"type": "glow"}, "dim": 20},
+            **{f"stage_{n}": {"dim": 20 - n} for n in (2, 3)},
+            **{f"phase_{n}": {"stages": list(each)} for n, each in enumerate(trained, start=1)},
+        }
+        return choose({**tables, "method": "own"}).sources
+
+    assert sources((1, 2, 3)) == [None]
+    assert sources((1,), (2,), (3,)) == [None, (1, 1), (2, 2)]
+    assert sources((1,), (1,), (2,), (2, 3)) == [None, None, (2, 1), (2, 1)]
+    assert sources((1, 2), (3,), (1,), (3,)) == [None, (1, 2), None, (3, 2)]
+    assert sources((1, 2, 3), (3,), (2,)) == [None, (1, 2), (1, 1)]
+
+
+def test_a_dataset_may_say_what_a_methods_stages_are_on_it(tables):
+    own = {
+        "stage_1": {"flow": {"type": "realnvp"}, "dim": 1},
+        "stage_2": {"dim": 1, "phase": {"training": {"steps": 3}}},
+    }
+    tables["datasets"]["circle"] = {"source": "circle", **own}
+    circle = {**tables, "dataset": "circle"}
+    chosen = choose({**circle, "phase_1": {"reconstruction": {"weight": 0.5}}}).parameters()
+    assert chosen["data"]["source"] == "circle"
+    assert chosen["stage_1"]["flow"] == {
+        "type": "realnvp", "couplings": 2, "hidden": None, "mixing": False,
+    }  # fmt: skip
+    assert chosen["stage_1"]["dim"] == 1
+    assert chosen["phase_1"]["reconstruction"]["weight"] == 0.5
+    assert chosen["phase_1"]["training"]["learning_rate"] == 1e-4
+    assert (chosen["stage_2"]["dim"], chosen["phase_2"]["training"]["steps"]) == (1, 3)
+    assert len(choose({**circle, "method": "one"}).model.stages) == 1
+    assert choose({**circle, "stage_1": {"dim": 2}, "stage_2": {"dim": 1}}).model.stages[0].dim == 2
+    # phases are those of the stage that they begin at, whichever their number
+    tables["methods"]["two"] |= {"phase_2": {"stages": 1}, "phase_3": {"stages": 2}}
+    assert [phase.training.steps for phase in choose(circle).phases] == [9, 9, 3]
+
+
+def test_training_is_that_of_all_phases(tables):
+    experiment = choose({**tables, "training": {"steps": 5, "clip": 0.3}})
+    assert [(p.training.steps, p.training.clip) for p in experiment.phases] == [(5, 0.3)] * 2
+    experiment = choose({**tables, "training": {"steps": 5}, "phase_2": {"training": {"steps": 6}}})
+    assert [phase.training.steps for phase in experiment.phases] == [5, 6]
+
+
+def test_a_default_that_does_not_apply_is_left_out(tables):
+    square = choose(tables).phases[0].reconstruction
+    assert not hasattr(square, "delta")
+    huber = choose({**tables, "phase_1": {"reconstruction": {"penalty": "huber"}}})
+    assert huber.phases[0].reconstruction.delta == 0.1
+    none = choose({**tables, "phase_1": {"reconstruction": {"penalty": "none"}}})
+    assert none.phases[0].reconstruction.weight == 0
+    assert "reconstruction" not in none.parameters()["phase_1"]
+
+
+PR_M = {"method": "both"}
+IDLE = [
+    # what was accepted, trained anew under another key, and gave the same weights
+    ({**PR_M, "stage_2": {"penalty_weight": 9.0}}, r"stage_2\.penalty_weight is not a setting of"),
+    ({**PR_M, "stage_2": {"training": {"steps": 9}}}, r"stage_2\.training is not a setting of"),
+    ({**PR_M, "stage_2": {"input_noise": 0.1}}, r"stage_2\.input_noise is not a setting of"),
+    ({**PR_M, "phase_2": {"input_noise": 0.1}}, r"phase_2 is set, but"),
+    ({"method": "one", "phase_1": {"reconstruction": {"space": "latent"}}}, r"space would have no"),
+    ({"phase_1": {"reconstruction": {"delta": 0.3}}}, r"reconstruction\.delta is not a setting"),
+    (
+        {"phase_1": {"reconstruction": {"penalty": "none", "weight": 3.0}}},
+        r"phase_1\.reconstruction\.weight is not a setting; known: penalty",
+    ),
+    ({"stage_1": {"dim": None, "off_manifold_scale": 2.0}}, r"off_manifold_scale would have no"),
+    (
+        {"stage_2": {"dim": 20}, "phase_2": {"off_manifold": {"weight": 1.0}}},
+        r"off_manifold\.weight",
+    ),
+    (
+        {"stage_2": {"dim": 20}, "phase_2": {"reconstruction": {"weight": 9.0}}},
+        r"projection is exact",
+    ),
+    ({"phase_1": {"likelihood": {"weight": 0, "unit": "nats"}}}, r"likelihood\.unit would have no"),
+    ({**PR_M, "phase_1": {"reconstruction": {"through": 3}}}, r"through=3 cannot be used"),
+    ({"phase_1": {"reconstruction": {"through": 1}}}, r"through=1 cannot be used"),
+    (
+        {"method": "one", "phase_1": {"training": {"clip": 1.0}}, "training": {"clip": 2.0}},
+        r"training\.clip would have no effect: every phase has its own",
+    ),
+    ({"dataset": "circle", "evaluation": {"dequantizations": 3}}, r"dequantizations would have no"),
+    (
+        {"dataset": "circle", "evaluation": {"inception_weights": "auto"}},
+        r"inception_weights would",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), IDLE, ids=str)
+def test_a_setting_that_would_have_no_effect_is_refused(tables, given, said):
+    tables["datasets"]["circle"] = {
+        "source": "circle",
+        "stage_1": {"flow": {"type": "realnvp"}, "dim": 1},
+        "stage_2": {"dim": 1},
+    }
+    with pytest.raises(UserError, match=said):
+        choose({**tables, **given})
+
+
+def test_a_row_with_a_setting_that_would_have_no_effect_is_refused(tables):
+    tables["methods"]["two"]["phase_1"]["reconstruction"] = {"space": "image"}
+    with pytest.raises(UserError, match=r"methods\.two\.phase_1\.reconstruction\.space would have"):
+        choose(tables)
+
+
+def test_a_loss_without_a_term_is_refused(tables):
+    nothing = {"likelihood": {"weight": 0}, "reconstruction": {"penalty": "none"}}
+    with pytest.raises(UserError, match="phase_1 has no term with a weight"):
+        choose({**tables, "phase_1": nothing})
+
+
+def test_a_dimension_cannot_grow_from_stage_to_stage(tables):
+    with pytest.raises(UserError, match=r"^stage_2\.dim=21, but the flow acts on 20 numbers"):
+        choose({**tables, "stage_2": {"dim": 21}})
+
+
+def test_names_with_an_underscore_are_for_anchors(tables):
+    assert choose({**tables, "_anchor": {"x": 1}}) == choose(tables)
+
+
+def test_a_method_may_have_more_than_nine_stages(tables):
+    more = {f"stage_{n}": {"dim": 21 - n} for n in range(2, 13)}
+    experiment = choose({**tables, **more})
+    assert [stage.dim for stage in experiment.model.stages] == list(range(20, 8, -1))
+    assert experiment.trained == [(n,) for n in range(1, 13)]
+
+
+@pytest.mark.parametrize("name", ["stage_4", "stage_0", "stage_", "stage_two", "stage_01"])
+def test_stages_have_no_gap(tables, name):
+    with pytest.raises(UserError, match="numbered from 1 without a gap"):
+        choose({**tables, name: {"dim": 3}})
+
+
+def test_a_stage_may_have_bijections_after_its_flow(tables):
+    experiment = choose({**tables, "stage_1": {"then": [{"type": "affine"}, {"type": "realnvp"}]}})
+    assert [flow.type for flow in experiment.model.stages[0].then] == ["affine", "realnvp"]
+    assert experiment.model.stages[0].then[1].couplings == 2
+    with pytest.raises(UserError, match=r"stage_1\.then\.type=glow acts on images"):
+        choose({**tables, "stage_1": {"then": [{"type": "glow"}]}})
+
+
+CHANGES = {
+    # what is changed: which keys change
+    "nothing": ({}, set()),
+    "device": ({"device": "cuda"}, set()),
+    "path of the data": ({"data": {"path": None}}, set()),
+    "evaluation": ({"evaluation": {"samples": 9}}, {"run"}),
+    "stage 2": ({"stage_2": {"dim": 9}}, {"phase_2", "model", "run"}),
+    "phase 2": (
+        {"phase_2": {"reconstruction": {"weight": 0.3}}},
+        {"phase_2", "model", "run"},
+    ),
+    "training of phase 2": (
+        {"phase_2": {"training": {"clip": 3.0}}},
+        {"phase_2", "model", "run"},
+    ),
+    "phase 1": (
+        {"phase_1": {"reconstruction": {"weight": 0.3}}},
+        {"phase_1", "phase_2", "phase_2.u", "model", "run"},
+    ),
+    "stage 1": ({"stage_1": {"dim": 19}}, {"phase_1", "phase_2", "phase_2.u", "model", "run"}),
+    "seed": ({"seed": 4}, {"phase_1", "phase_2", "phase_2.u", "model", "run"}),
+    "data": (
+        {"data": {"channels": 1}},
+        {"data", "phase_1", "phase_2", "phase_2.u", "model", "run"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_key_changes_with_what_its_artifact_depends_on_and_nothing_else(tables, what):
+    given, changed = CHANGES[what]
+    before = artifact_keys(choose(tables), Path())
+    after = artifact_keys(choose({**tables, **given}), Path())
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def leaves(tree, path=()):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
+    """Whatever field there is, now or later: one of another value is another artifact."""
+    terms = {
+        "likelihood": {"weight": 0.7, "unit": "nats"},
+        "reconstruction": {"penalty": "huber", "weight": 2.0, "space": "image", "delta": 0.2},
+        "off_manifold": {"weight": 0.1},
+    }
+    assert set(terms) == set(TERMS)
+    full = {**tables, "phase_2": {"input_noise": 0.1, **terms}}
+    plain = choose(full)
+    before = artifact_keys(plain, Path())
+    other = {"nats": "bits_per_dim", "image": "latent", "huber": "mse", "float32": "bfloat16",
+             "constant": "cosine", "realnvp": "affine"}  # fmt: skip
+    changed = 0
+    for group in ("stage_2", "phase_2"):
+        for path, value in leaves(plain.parameters()[group]):
+            if path in {("stages",), ("flow", "type"), ("then",), ("reconstruction", "penalty"),
+                        ("reconstruction", "through"), ("flow", "hidden")}:  # fmt: skip
+                continue
+            new = other[value] if isinstance(value, str) else not value
+            if not isinstance(value, bool | str):
+                new = value / 2 if isinstance(value, float) else value - 1
+                new = 1 if path[-1] == "warmup" else new
+            given = new
+            for name in reversed(path):
+                given = {name: given}
+            here = deepcopy(full.get(group, {}))
+            merged = {**here, **given} if len(path) == 1 else {
+                **here, path[0]: {**here.get(path[0], {}), **given[path[0]]},
+            }  # fmt: skip
+            after = artifact_keys(choose({**full, group: merged}), Path())
+            assert before["phase_2"] != after["phase_2"], path
+            assert before["phase_1"] == after["phase_1"], path
+            changed += 1
+    assert changed > 18
+
+
+def test_methods_share_the_keys_of_the_phases_they_share(tables):
+    tables["methods"]["other"] = deepcopy(tables["methods"]["two"])
+    tables["methods"]["other"]["phase_2"]["reconstruction"] = {"penalty": "huber"}
+    mine, other = (
+        artifact_keys(choose({**tables, "method": method}), Path()) for method in ("two", "other")
+    )
+    same = {name for name in mine if mine[name] == other[name]}
+    assert same == {"data", "phase_1", "phase_2.u"}
+    assert mine["model"].startswith("photos-two-")
+    assert other["model"].startswith("photos-other-")
+
+
+def test_three_phases_that_begin_alike_share_what_they_begin_with(tables):
+    stages = {name: tables["methods"]["two"][name] for name in ("stage_1", "stage_2")}
+    likelihood = {"stages": 1, "reconstruction": {"penalty": "none"}}
+    tables["methods"]["three"] = {
+        **stages, "phase_1": likelihood, "phase_2": {"stages": 1}, "phase_3": {"stages": 2},
+    }  # fmt: skip
+
+    def keys(**given):
+        return artifact_keys(choose({**tables, "method": "three", **given}), Path())
+
+    plain = keys()
+    later = keys(phase_3={"training": {"steps": 2}})
+    assert {k for k in plain if plain[k] != later[k]} == {"phase_3", "model", "run"}
+    middle = keys(phase_2={"training": {"steps": 2}})
+    assert {k for k in plain if plain[k] != middle[k]} == {
+        "phase_2", "phase_3", "phase_3.u", "model", "run",
+    }  # fmt: skip
+
+
+def test_the_key_of_a_folder_follows_its_content_not_its_place(tables, tmp_path):
+    def key(folder):
+        chosen = choose({**tables, "dataset": "folder", "data": {"path": str(folder), "size": 8}})
+        return artifact_keys(chosen, tmp_path)["data"]
+
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"one")
+    assert key(tmp_path / "here") == key(tmp_path / "there")
+    (tmp_path / "there" / "2.png").write_bytes(b"two")
+    assert key(tmp_path / "here") != key(tmp_path / "there")
+
+
+def test_one_row_of_conf_local_is_a_new_method(tables):
+    """Glow by likelihood alone, then with the penalty, then stage 2."""
+    row = yaml.safe_load(
+        """
+        stage_1: {flow: {type: glow}, dim: 20}
+        stage_2: {flow: {type: realnvp}, dim: 10}
+        phase_1: {stages: 1, reconstruction: {penalty: none}}
+        phase_2: {stages: 1, reconstruction: {weight: 30.0}}
+        phase_3: {stages: 2}
+        """
+    )
+    tables["methods"]["likelihood-first"] = row
+    experiment = choose({**tables, "method": "likelihood-first"})
+    assert experiment.trained == [(1,), (1,), (2,)]
+    active = [
+        {name for name, term in phase.terms.items() if term.weight} for phase in experiment.phases
+    ]
+    assert active == [{"likelihood"}, *[{"likelihood", "reconstruction"}] * 2]
+    assert experiment.phases[1].reconstruction.weight == 30.0
