@@ -19,6 +19,8 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.utils.async_logging import async_logging_queue
 
+from accelerator import accelerator  # noqa: F401  a fixture
+
 REPOSITORY = Path(__file__).parents[1]
 LOGGING = str(REPOSITORY / "tests" / "pipelines" / "logging.yml")
 
