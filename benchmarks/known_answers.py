@@ -36,7 +36,13 @@ from submanifold.data.synthetic import (
     VonMisesCircle,
 )
 from submanifold.flows import Affine, Flow, Glow, RealNVP
-from submanifold.manifold import Hierarchy, Objective, Stage, manifold_log_prob
+from submanifold.manifold import (
+    Hierarchy,
+    Objective,
+    Stage,
+    manifold_log_prob,
+    penalized_likelihood,
+)
 from submanifold.manifold.diagnostics import is_overfitted, manifold_overfitting
 from submanifold.manifold.stage import standard_normal_log_prob
 from submanifold.training.trainer import TrainingSettings, fit
@@ -181,7 +187,8 @@ def case_1() -> list[Answer]:
         (1, x.float(), 800, 0.1, 0.001),
         (10, x, 800, 0.1, 0.001),
     ]:
-        h = train_on_all([Stage(Affine(8), 3)], Objective("mse", weight), points, steps, rate)
+        objective = penalized_likelihood("mse", weight=weight)
+        h = train_on_all([Stage(Affine(8), 3)], objective, points, steps, rate)
         name = f"affine flow, lambda = {weight:g}" + " in single precision" * (weight == 1)
         nll, bits, mse = -h.log_prob(x).mean(), h.bits_per_dim(x).mean(), squared_error(h, x)
         found += answers(
@@ -191,7 +198,7 @@ def case_1() -> list[Answer]:
             (f"MSE, {name}", 0.020625, mse, 1e-9, room * 0.020625, LEFT),
         )
     points = torch.from_numpy(GAUSSIAN.sample(600 * 512, np.random.default_rng(0))).float()
-    stages, objective = [Stage(RealNVP(8, 8, 32), 3)], Objective("mse", 10.0)
+    stages, objective = [Stage(RealNVP(8, 8, 32), 3)], penalized_likelihood("mse", weight=10.0)
     h, _ = train(stages, objective, points, points[:2000], 600, 0.005, 512)
     x = gaussian(exact_normal(20_000, 8))
     gap, error = paired(h.log_prob(x), GAUSSIAN.log_prob(x.numpy()))
@@ -206,7 +213,7 @@ def case_1() -> list[Answer]:
 def case_2() -> list[Answer]:
     """DNF on the same Gaussian, with the variance 0.01 on the input and off the manifold."""
     torch.manual_seed(0)
-    objective = Objective("mse", 10.0, input_noise=0.1)
+    objective = penalized_likelihood("mse", input_noise=0.1, weight=10.0)
     stage = Stage(Affine(8), 3, off_manifold_scale=0.1)
     h = train_on_all([stage], objective, gaussian(exact_normal(1000, 8)))
     z = exact_normal(1000, 16)  # the noise is as exact, and not correlated with the points
@@ -237,13 +244,14 @@ def case_3() -> list[Answer]:
     the image finds the two directions that matter. The likelihood is the same.
     """
     torch.manual_seed(0)
-    x, mse = gaussian(exact_normal(1000, 8)), Objective("mse", 10.0)
+    x, mse = gaussian(exact_normal(1000, 8)), penalized_likelihood("mse", weight=10.0)
     outer = train_on_all([Stage(Affine(8), 4)], mse, x, 1200)
     u = outer.encode(x)[0]
     inner = [train_on_all([Stage(Affine(4), 2)], mse, u) for _ in range(3)]
     costs = squared_error(inner[0], u)
     by_chance = [Hierarchy([*outer.stages, *h.stages]) for h in inner]
-    last = train_on_all([Stage(Affine(4), 2)], Objective("mse", 10.0, outer=outer), u)
+    of_image = penalized_likelihood("mse", outer=outer, weight=10.0)
+    last = train_on_all([Stage(Affine(4), 2)], of_image, u)
     on_image = Hierarchy([*outer.stages, *last.stages])
     joint = train_on_all([Stage(Affine(8), 4), Stage(Affine(4), 2)], mse, x, 1500)
 
@@ -288,13 +296,14 @@ def case_4() -> list[Answer]:
     normal, jumps = ndtri((np.arange(50) + 0.5) / 50), np.array([-5, 5, *[0] * 38])
     pairs = np.stack(np.meshgrid(normal / normal.std(), jumps), 2)
     x, found = torch.from_numpy(pairs.reshape(-1, 2)), []
-    for penalty, weight, kept, cost, square in [
-        ("mse", 30, 1, 1.0, 1.0),
-        ("huber", 300, 0, 0.02475, 1.25),
+    for penalty, settings, kept, cost, square in [
+        ("mse", {"weight": 30.0}, 1, 1.0, 1.0),
+        ("huber", {"weight": 300.0, "delta": 0.1}, 0, 0.02475, 1.25),
     ]:
-        h = train_on_all([Stage(Affine(2), 1)], Objective(penalty, weight, delta=0.1), x)
-        terms = Objective(penalty, delta=0.1)(h, x)
-        costs, squares = 2 * terms["penalty"], 2 * terms["mse"]
+        objective = penalized_likelihood(penalty, **settings)
+        h = train_on_all([Stage(Affine(2), 1)], objective, x)
+        terms = objective(h, x)
+        costs, squares = 2 * terms["reconstruction"] / settings["weight"], 2 * terms["mse"]
         axis = h.decode(torch.tensor([[0.0], [1.0]]).double()).diff(dim=0)[0].abs()
         slope = axis[1 - kept] / axis[kept]
         found += answers(
@@ -416,7 +425,9 @@ def learned(truth: Manifold, steps: int = 500, weight: float = 10.0) -> Learned:
     rng = np.random.default_rng(0)
     points, valid, x = (torch.from_numpy(truth.sample(n, rng)) for n in (256 * steps, 1000, 20_000))
     stages = [Stage(RealNVP(truth.ambient_dim, 8, 64, mixing=True), truth.dim)]
-    objective = Objective("mse", weight / points.var().item())
+    objective = penalized_likelihood()
+    if weight > 0:
+        objective = penalized_likelihood("mse", weight=weight / points.var().item())
     return Learned(truth, *train(stages, objective, points, valid, steps, 0.005, 256), x)
 
 

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.glows import PEERS, SHAPE, SIZES, Net, ours
 from benchmarks.timing import interleave
+from benchmarks.training_step import trainer_of
 from submanifold.data.batches import Batches
 from submanifold.flows import RealNVP
-from submanifold.manifold import Hierarchy, Objective, Stage
-from submanifold.training.trainer import choose_precision
+from submanifold.manifold import Hierarchy, Stage, penalized_likelihood
 
 BATCH, COUPLINGS, IMAGES = 64, 6, 8192
 
@@ -43,7 +43,7 @@ class Theirs(nn.Module):
                 nn.Linear(2 * dim, wanted),
             )  # fmt: skip
 
-        self.event_shape, self.config = (dim,), {}
+        self.event_shape = (dim,)
         masks = [(torch.arange(dim) + index) % 2 for index in range(COUPLINGS)]
         self.flow = CompositeTransform([AffineCouplingTransform(mask, net) for mask in masks])
 
@@ -57,30 +57,20 @@ class Theirs(nn.Module):
 
 
 def realnvp(dim: int, device: torch.device) -> dict[str, Callable[[], object]]:
-    """Steps with projection (d to d / 2) and Adam, by ours in both precisions and by nflows."""
+    """Steps of this project's trainer (d to d / 2), of its flow in both precisions and nflows'."""
     x = torch.randn(BATCH, dim, device=device)
 
-    def steps(flow: nn.Module, precision: str, fused: bool) -> Callable[[], None]:
-        hierarchy = Hierarchy([Stage(flow, dim // 2)]).to(device)  # type: ignore[arg-type]
-        objective = Objective("mse", 0.1)
-        optimizer = torch.optim.Adam(hierarchy.parameters(), lr=1e-5, fused=fused)
-        dtype = choose_precision(precision, next(hierarchy.parameters()))
-
-        def step() -> None:
-            with torch.autocast(device.type, dtype, dtype == torch.bfloat16):
-                loss = objective(hierarchy, x)["loss"]
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
+    def steps(flow: nn.Module, precision: str) -> Callable[[], object]:
+        hierarchy = Hierarchy([Stage([flow], dim // 2)]).to(device)  # type: ignore[list-item]
+        objective = penalized_likelihood("mse", weight=0.1)
+        return partial(trainer_of(hierarchy, objective, precision).step, x)
 
     found = {
-        "submanifold": steps(RealNVP(dim, COUPLINGS), "auto", True),
-        "submanifold, float32": steps(RealNVP(dim, COUPLINGS), "float32", True),
+        "submanifold": steps(RealNVP(dim, COUPLINGS), "auto"),
+        "submanifold, float32": steps(RealNVP(dim, COUPLINGS), "float32"),
     }
     with suppress(ImportError):
-        found["nflows"] = steps(Theirs(dim), "float32", device.type == "cuda")
+        found["nflows"] = steps(Theirs(dim), "float32")
     return found
 
 

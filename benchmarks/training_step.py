@@ -27,11 +27,13 @@ from torch import Tensor, nn
 
 from benchmarks.glows import PEERS, SHAPE, SIZES, Model, ours
 from benchmarks.timing import Timing, interleave, synchronize
+from submanifold.device import autocast
 from submanifold.flows import set_recompute
-from submanifold.manifold import Hierarchy, Objective, Stage
-from submanifold.training.trainer import choose_precision
+from submanifold.manifold import Hierarchy, Objective, Stage, penalized_likelihood
+from submanifold.training.trainer import Trainer, TrainingSettings
 
 DIM = 1000
+RATE = 1e-5
 BATCHES = {"S": 64, "M": 64, "P": 16}
 GOALS = {"S": 2.5, "M": 3.3, "P": 4.5}  # times the fastest peer's PR step
 TASKS = ("NLL step", "PR step", "64 samples")
@@ -39,21 +41,25 @@ OURS = ("submanifold", "submanifold, recompute", "submanifold, float32")
 
 
 class Peer(nn.Module):
-    """A peer's flow with what the benchmark calls: its loss, and its samples."""
+    """A peer's flow with what the benchmark calls: a step with Adam, and its samples."""
 
-    def __init__(self, flow: Model):
+    def __init__(self, flow: Model, device: torch.device):
         super().__init__()
-        self.flow = flow
+        self.flow = flow.to(device)
+        fused = device.type == "cuda"
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=RATE, fused=fused)
 
-    def loss(self, x: Tensor, penalised: bool) -> Tensor:
-        """Score a batch; Huber's penalty of what is left of it with v = 0."""
+    def step(self, x: Tensor, penalised: bool) -> None:
+        """Lower the loss of a batch; Huber's penalty of what is left of it with v = 0."""
         z, log_det = self.flow(x)
         log_prob = log_det - 0.5 * z.square().sum(1)
         loss = -log_prob.mean() / (z.shape[1] * 0.6931)
         if penalised:
             kept = torch.cat([z[:, :DIM], torch.zeros_like(z[:, DIM:])], 1)
             loss = loss + 300 * nn.functional.huber_loss(self.flow.inverse(kept), x, delta=0.1)
-        return loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     @torch.no_grad()
     def sample(self, u: Tensor) -> Tensor:
@@ -62,66 +68,73 @@ class Peer(nn.Module):
 
 
 class Ours(nn.Module):
-    """This project's flow, by its own hierarchy, objective and precision."""
+    """This project's flow, by the steps that train it: clipped, and averaged, too."""
 
-    def __init__(self, flow: Model, precision: str):
+    def __init__(self, flow: Model, precision: str, device: torch.device):
         super().__init__()
-        self.hierarchy = Hierarchy([Stage(flow, DIM)])  # type: ignore[arg-type]
-        self.precision = precision
+        self.hierarchy = Hierarchy([Stage(flow, DIM)]).to(device)  # type: ignore[arg-type]
+        nll, pr = penalized_likelihood(), penalized_likelihood("huber", weight=300.0, delta=0.1)
+        self.trainers = [trainer_of(self.hierarchy, each, precision) for each in (nll, pr)]
 
-    def _autocast(self) -> torch.autocast:
-        weight = next(self.hierarchy.parameters())
-        dtype = choose_precision(self.precision, weight)
-        return torch.autocast(weight.device.type, dtype, dtype == torch.bfloat16)
-
-    def loss(self, x: Tensor, penalised: bool) -> Tensor:
-        """Score a batch by the objective that trains a stage."""
-        objective = Objective("huber" if penalised else "none", 300.0, delta=0.1)
-        with self._autocast():
-            return objective(self.hierarchy, x)["loss"]
+    def step(self, x: Tensor, penalised: bool) -> None:
+        """Make a step of training."""
+        self.trainers[penalised].step(x)
 
     @torch.no_grad()
     def sample(self, u: Tensor) -> Tensor:
         """Decode u with v = 0."""
-        with self._autocast():
+        with autocast(u.device, self.trainers[0].precision):
             return self.hierarchy.decode(u)
 
 
-def build(name: str, size: str, device: torch.device) -> nn.Module:
+def trainer_of(hierarchy: Hierarchy, objective: Objective, precision: str) -> Trainer:
+    """Build what makes the steps of a training."""
+    settings = TrainingSettings(
+        steps=10**9,
+        batch_size=64,
+        learning_rate=RATE,
+        warmup=0,
+        schedule="constant",
+        clip=1.0,
+        ema=0.99,
+        validate_every=1000,
+        precision=precision,
+    )
+    return Trainer(hierarchy, objective, settings)
+
+
+def build(name: str, size: str, device: torch.device) -> Ours | Peer:
     """Build a contender; raises ImportError if its package is not installed."""
     torch.manual_seed(0)
     if name in OURS:
         flow = ours(*SIZES[size])
         set_recompute(flow, name.endswith("recompute"))  # type: ignore[arg-type]
-        return Ours(flow, "float32" if name.endswith("float32") else "auto").to(device)
-    return Peer(PEERS[name](*SIZES[size])).to(device)
+        return Ours(flow, "float32" if name.endswith("float32") else "auto", device)
+    return Peer(PEERS[name](*SIZES[size]), device)
 
 
-def tasks_of(model: nn.Module, batch: int, device: torch.device) -> dict[str, Callable[[], None]]:
+def tasks_of(
+    model: Ours | Peer, batch: int, device: torch.device
+) -> dict[str, Callable[[], object]]:
     """Make what is timed of a contender."""
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand(batch, *SHAPE, generator=generator) - 0.5).to(device)
     u = torch.randn(64, DIM, generator=generator).to(device)
-    fused = device.type == "cuda" or model.__class__ is Ours
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=fused)
-
-    def step(penalised: bool) -> None:
-        model.loss(x, penalised).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    timed = partial(step, False), partial(step, True), lambda: model.sample(u)
+    timed = (
+        partial(model.step, x, penalised=False),
+        partial(model.step, x, penalised=True),
+        partial(model.sample, u),
+    )
     return dict(zip(TASKS, timed, strict=True))
 
 
 def peak_memory(name: str, size: str, batch: int, device: torch.device) -> float:
-    """Megabytes that forward and backward of a PR step take beside weights and gradients."""
+    """Megabytes that a PR step takes beside weights, gradients and what the optimizer keeps."""
     model = build(name, size, device)
     x = torch.rand(batch, *SHAPE, device=device) - 0.5
-    model.loss(x[:1], True).backward()  # what is set up once
-    model.zero_grad()
+    model.step(x[:1], penalised=True)  # what is set up once
     held = _peak_memory(device, reset=True)
-    model.loss(x, True).backward()
+    model.step(x, penalised=True)
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     return (_peak_memory(device) - held - gradients) / 2**20
 
