@@ -1,6 +1,7 @@
 """Projects to run Kedro in: a copy of conf/ and pyproject.toml in a temporary folder."""
 
 import contextlib
+import logging
 import os
 import queue
 import shutil
@@ -151,6 +152,17 @@ def mlflow_ends_runs_at_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(async_logging_queue, "Queue", ImpatientQueue)
         yield
+
+
+@pytest.fixture(autouse=True)
+def loggers_are_as_at_first(monkeypatch):
+    """Whatever configuration of logging an earlier test has brought about in this process."""
+    logging.disable(logging.NOTSET)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "submanifold" and isinstance(logger, logging.Logger):
+            monkeypatch.setattr(logger, "disabled", False)
+            monkeypatch.setattr(logger, "propagate", True)
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

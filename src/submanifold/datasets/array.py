@@ -2,31 +2,22 @@
 
 import base64
 import mmap
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from kedro.io import AbstractDataset
 from kedro_datasets._typing import ImagePreview
 
 from submanifold.data.arrays import map_whole
+from submanifold.datasets.path import Local
 from submanifold.figures import as_png, image_grid, latent_histogram
 from submanifold.files import whole
 
 
-class ArrayDataset(AbstractDataset[np.ndarray, np.ndarray]):
+class ArrayDataset(Local, AbstractDataset[np.ndarray, np.ndarray]):
     """One ``.npy`` file, memory-mapped on load and written whole or not at all.
 
     Changes of a loaded array stay in memory (mode ``c``), so it can be handed to torch.
-
-    Args:
-        filepath: The file.
-        metadata: For other tools, such as Kedro-Viz; not used.
     """
-
-    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None):
-        self._path = Path(filepath)
-        self.metadata = metadata
 
     def load(self) -> np.ndarray:
         """Map the file."""
@@ -48,6 +39,3 @@ class ArrayDataset(AbstractDataset[np.ndarray, np.ndarray]):
 
     def _exists(self) -> bool:
         return map_whole(self._path) is not None
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._path)}

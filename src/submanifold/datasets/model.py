@@ -1,26 +1,16 @@
 """Trained models."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 from kedro.io import AbstractDataset
 from kedro_datasets._typing import JSONPreview
 
+from submanifold.datasets.path import Local
 from submanifold.manifold.model import Model, is_whole
 
 
-class ModelDataset(AbstractDataset[Model, Model]):
-    """A model in one safetensors file: weights, and in its header architecture, notes and data.
-
-    Args:
-        filepath: The file.
-        metadata: For other tools, such as Kedro-Viz; not used.
-    """
-
-    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None):
-        self._path = Path(filepath)
-        self.metadata = metadata
+class ModelDataset(Local, AbstractDataset[Model, Model]):
+    """A model in one safetensors file: weights, and in its header architecture, notes and data."""
 
     def load(self) -> Model:
         """Rebuild the model, on the CPU."""
@@ -37,6 +27,3 @@ class ModelDataset(AbstractDataset[Model, Model]):
 
     def _exists(self) -> bool:
         return self._path.is_file() and is_whole(self._path)
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._path)}

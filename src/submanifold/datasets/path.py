@@ -6,17 +6,24 @@ from typing import Any, NoReturn
 from kedro.io import AbstractDataset, DatasetError
 
 
-class PathDataset(AbstractDataset[NoReturn, Path]):
-    """Loads as its own path: a file or folder where a node keeps what it needs to go on.
+class Local:
+    """What datasets at a path of this machine share.
 
     Args:
-        filepath: The path; the folder that it is in is made when loaded.
+        filepath: The path.
         metadata: For other tools, such as Kedro-Viz; not used.
     """
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None):
         self._path = Path(filepath)
         self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._path)}
+
+
+class PathDataset(Local, AbstractDataset[NoReturn, Path]):
+    """Loads as its own path: a file or folder where a node keeps what it needs to go on."""
 
     def load(self) -> Path:
         """Make the folder around it and return the path."""
@@ -29,6 +36,3 @@ class PathDataset(AbstractDataset[NoReturn, Path]):
 
     def _exists(self) -> bool:
         return True
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._path)}
