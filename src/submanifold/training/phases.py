@@ -1,7 +1,6 @@
 """A phase: which stages are trained, what is minimised, and how (Alg. 1 and 2)."""
 
 import copy
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,6 @@ from submanifold.manifold.objective import TERMS, Term
 from submanifold.progress import track
 from submanifold.training.trainer import Row, TrainingSettings, fit
 from submanifold.validation import Settings
-
-log = logging.getLogger(__name__)
 
 VALIDATION_ROWS = 512
 
@@ -76,8 +73,8 @@ def train_phase(
 
     Returns:
         The model with all stages that were trained so far, on the CPU, whose notes say what each
-        phase did; and the history of
-        :func:`fit`, with the numbers of the phase's ``stages`` and the names of its ``terms``.
+        phase did; and the history of :func:`fit`, with the numbers of the phase's ``stages`` and
+        the names of its ``terms``.
     """
     first, last = phase.stages[0], phase.stages[-1]
     stages, done, shape = [], [], train.shape[1:]
