@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from submanifold.flows import Glow
 
-SHAPE = (3, 32, 32)
 LEVELS = 3
+SHAPE = (3, 32, 32)
 SIZES = {"S": (4, 64), "M": (8, 128), "P": (32, 512)}  # steps on a level, and width
+
+
+Shape = tuple[int, int, int]
 
 
 class Model(Protocol):
@@ -40,13 +43,16 @@ class Net(nn.Sequential):
 
 
 def net(inputs: int, outputs: int, width: int) -> Net:
-    """Build the coupling net that is given to every package that takes one."""
+    """Build the coupling net that is given to every package that takes one; its output is zero."""
+    last = nn.Conv2d(width, outputs, 3, padding=1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
     return Net(
         nn.Conv2d(inputs, width, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(width, width, 1),
         nn.ReLU(),
-        nn.Conv2d(width, outputs, 3, padding=1),
+        last,
     )
 
 
@@ -58,6 +64,7 @@ class MultiScale(nn.Module):
         forward: Calls a step: (step, x) -> (z, log-det).
         inverse: Inverts it: (step, z) -> x.
         steps: Number of steps on a level.
+        shape: Of an image.
     """
 
     def __init__(
@@ -66,12 +73,13 @@ class MultiScale(nn.Module):
         forward: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]],
         inverse: Callable[[nn.Module, Tensor], Tensor],
         steps: int,
+        shape: Shape,
     ):
         super().__init__()
         self.levels = nn.ModuleList()
         self.shapes = []
         self.one_forward, self.one_inverse = forward, inverse
-        channels, side = SHAPE[0], SHAPE[1]
+        channels, side, _ = shape
         for level in range(1, LEVELS + 1):
             channels, side = 4 * channels, side // 2
             self.levels.append(nn.ModuleList(make(channels) for _ in range(steps)))
@@ -139,22 +147,23 @@ class PlainStep(nn.Module):
         return x * (-self.log_scale).exp() + self.shift
 
 
-def ours(steps: int, width: int) -> Model:
+def ours(steps: int, width: int, shape: Shape = SHAPE) -> Model:
     """Build this project's."""
-    return Glow(SHAPE, LEVELS, steps, width)
+    return Glow(shape, LEVELS, steps, width)
 
 
-def plain(steps: int, width: int) -> Model:
+def plain(steps: int, width: int, shape: Shape = SHAPE) -> Model:
     """Build the plain reference."""
     return MultiScale(
         lambda channels: PlainStep(channels, width),
         lambda step, x: step(x),
         lambda step, z: step.inverse(z),
         steps,
+        shape,
     )
 
 
-def normflows(steps: int, width: int) -> Model:
+def normflows(steps: int, width: int, shape: Shape = SHAPE) -> Model:
     """Build normflows' GlowBlock, which samples forward and scores by its inverse."""
     from normflows.flows import GlowBlock
 
@@ -163,15 +172,16 @@ def normflows(steps: int, width: int) -> Model:
         lambda step, x: step.inverse(x),
         lambda step, z: step(z)[0],
         steps,
+        shape,
     )
 
 
-def freia(steps: int, width: int) -> Model:
+def freia(steps: int, width: int, shape: Shape = SHAPE) -> Model:
     """Build FrEIA's AllInOneBlock, whose mixing is a fixed permutation."""
     from FrEIA.modules import AllInOneBlock
 
     def make(channels: int) -> nn.Module:
-        side = {12: 16, 24: 8, 48: 4}[channels]
+        side = shape[1] // 2 * 4 * shape[0] // channels
         return AllInOneBlock(
             [(channels, side, side)], subnet_constructor=lambda c, o: net(c, o, width)
         )
@@ -180,10 +190,10 @@ def freia(steps: int, width: int) -> Model:
         (z,), log_det = step([x])
         return z, log_det
 
-    return MultiScale(make, forward, lambda step, z: step([z], rev=True)[0][0], steps)
+    return MultiScale(make, forward, lambda step, z: step([z], rev=True)[0][0], steps, shape)
 
 
-def nflows(steps: int, width: int) -> Model:
+def nflows(steps: int, width: int, shape: Shape = SHAPE) -> Model:
     """Build a step from the transforms of nflows."""
     from nflows.transforms import (
         ActNorm,
@@ -198,10 +208,12 @@ def nflows(steps: int, width: int) -> Model:
         coupling = AffineCouplingTransform(mask, lambda inputs, out: net(inputs, out, width))
         return CompositeTransform([ActNorm(channels), OneByOneConvolution(channels), coupling])
 
-    return MultiScale(make, lambda step, x: step(x), lambda step, z: step.inverse(z)[0], steps)
+    return MultiScale(
+        make, lambda step, x: step(x), lambda step, z: step.inverse(z)[0], steps, shape
+    )
 
 
-PEERS: dict[str, Callable[[int, int], Model]] = {
+PEERS: dict[str, Callable[..., Model]] = {
     "plain": plain,
     "normflows": normflows,
     "FrEIA": freia,

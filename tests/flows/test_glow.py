@@ -89,6 +89,34 @@ def test_initialization_normalises_what_every_matrix_gets():
         torch.testing.assert_close(std, torch.ones_like(std), atol=1e-3, rtol=0)
 
 
+def test_initialization_whitens_what_a_squeeze_makes_its_principal_components_first():
+    torch.manual_seed(0)
+    glow = Glow((3, 16, 16), 2, 2, 8)
+    x = torch.randn(64, 3, 16, 16).cumsum(2).cumsum(3)
+    initialize(glow, x)
+    outputs = []
+    for level in glow.levels:
+        level.bijections[1].bijections[0].register_forward_hook(
+            lambda linear, args, out: outputs.append((linear, args[0], out[0]))
+        )
+    glow(x)
+    for linear, before, z in outputs:
+        z = z.movedim(1, -1).flatten(0, 2)
+        torch.testing.assert_close(z.T.cov(correction=0), torch.eye(len(z.T)), atol=2e-3, rtol=0)
+        normalized = linear.norm(before)[0].movedim(1, -1).flatten(0, 2)
+        explained = torch.linalg.svdvals(normalized)
+        along = (normalized.T @ z).norm(dim=0) / len(z) ** 0.5
+        torch.testing.assert_close(along, explained, rtol=1e-3, atol=0)
+
+
+def test_too_few_pixels_to_whiten_leave_the_rotation_and_so_does_the_papers_way():
+    torch.manual_seed(0)
+    for glow in (Glow((3, 4, 4), 1, 1, 8), Glow((3, 4, 4), 1, 1, 8, whiten=False)):
+        before = glow.levels[0].bijections[1].bijections[0].weight.clone()
+        initialize(glow, torch.randn(6 if glow.config["whiten"] else 60, 3, 4, 4))
+        assert torch.equal(glow.levels[0].bijections[1].bijections[0].weight, before)
+
+
 def test_initialization_normalises_vectors_and_happens_once():
     flow, x = Affine(5), 4 + 3 * torch.randn(64, 5)
     initialize(flow, x)

@@ -170,14 +170,14 @@ def test_a_saved_hierarchy_loads_as_itself(case):
 
 def in_training(hierarchy):
     fused = next(hierarchy.parameters()).dtype == torch.float32
-    return hierarchy, EMA(hierarchy, 0.9), torch.optim.Adam(hierarchy.parameters(), fused=fused)
+    return hierarchy, EMA(hierarchy, 0.9), [torch.optim.Adam(hierarchy.parameters(), fused=fused)]
 
 
-def advance(hierarchy, ema, optimizer, steps, x):
+def advance(hierarchy, ema, optimizers, steps, x):
     for step in steps:
         (-hierarchy.log_prob(x).mean()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizers[0].step()
+        optimizers[0].zero_grad()
         ema.update(step)
 
 

@@ -26,6 +26,7 @@ def settings(**changes):
             "steps": 24,
             "batch_size": 16,
             "learning_rate": 3e-3,
+            "matrix_rate": 0.01,
             "warmup": 5,
             "schedule": "cosine",
             "clip": 1.0,

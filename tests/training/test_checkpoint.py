@@ -5,6 +5,7 @@ from torch import nn
 from submanifold.errors import UserError
 from submanifold.flows import Glow
 from submanifold.training.checkpoint import EMA, load_checkpoint, save_checkpoint
+from submanifold.training.optimizers import optimizers_for
 
 
 def test_the_average_follows_its_formula():
@@ -40,36 +41,44 @@ def test_swapping_twice_changes_nothing():
     assert torch.equal(ema.average[0], average)
 
 
-def parts(seed, fused):
+def parts(seed, kind):
     torch.manual_seed(seed)
     module = Glow((3, 8, 8), 2, 2, 8)
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.01, fused=fused)
-    return module, EMA(module, 0.9), optimizer
+    if kind == "loop":
+        optimizers = [torch.optim.Adam(module.parameters(), lr=0.01)]
+    else:
+        optimizers = optimizers_for(module, 0.01, 0.02 if kind == "muon" else None)
+    return module, EMA(module, 0.9), optimizers
 
 
-def advance(module, ema, optimizer, steps):
+def advance(module, ema, optimizers, steps):
     for step in steps:
         x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
         z, log_det = module(x)
         (z.square().sum() - log_det.sum()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         ema.update(step)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_restored_training_takes_the_same_steps(tmp_path, fused):
-    whole = parts(0, fused)
+@pytest.mark.parametrize("kind", ["fused", "loop", "muon"])
+def test_a_restored_training_takes_the_same_steps(tmp_path, kind):
+    whole = parts(0, kind)
     advance(*whole, range(3))
     save_checkpoint(tmp_path / "c", *whole, {"step": 3, "rows": [1.5]})
     # weights of 3x3 convolutions lie in memory channels last, and a file has them channels first
     assert any(not p.is_contiguous() for p in whole[0].parameters())
-    restored = parts(1, fused)
+    restored = parts(1, kind)
     assert load_checkpoint(tmp_path / "c", *restored) == {"step": 3, "rows": [1.5]}
     for mine, theirs in zip(restored[0].parameters(), whole[0].parameters(), strict=True):
-        for kind, value in whole[2].state[theirs].items():
-            assert torch.equal(restored[2].state[mine][kind], value)
-            assert restored[2].state[mine][kind].stride() == value.stride()
+        for first, second in zip(whole[2], restored[2], strict=True):
+            assert (theirs in first.state) == (mine in second.state)
+            for name, value in first.state.get(theirs, {}).items():
+                assert torch.equal(second.state[mine][name], value)
+                assert second.state[mine][name].stride() == value.stride()
+    assert len(whole[2]) == 1 + (kind == "muon")
+    assert sum(len(each.state) for each in whole[2]) == len(list(whole[0].parameters()))
     advance(*whole, range(3, 6))
     advance(*restored, range(3, 6))
     assert all(map(torch.equal, restored[0].parameters(), whole[0].parameters()))
@@ -77,11 +86,11 @@ def test_a_restored_training_takes_the_same_steps(tmp_path, fused):
 
 
 def test_a_checkpoint_from_before_the_first_step_restores_an_empty_optimizer(tmp_path):
-    start = parts(0, True)
+    start = parts(0, "muon")
     save_checkpoint(tmp_path / "c", *start, {})
     advance(*start, range(3))
     load_checkpoint(tmp_path / "c", *start)
-    fresh = parts(0, True)
+    fresh = parts(0, "muon")
     for each in (start, fresh):
         advance(*each, range(2))
     assert all(map(torch.equal, start[0].parameters(), fresh[0].parameters()))
@@ -89,7 +98,7 @@ def test_a_checkpoint_from_before_the_first_step_restores_an_empty_optimizer(tmp
 
 @pytest.mark.parametrize("content", [b"", b"noise" * 100, None])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
-    made = parts(0, True)
+    made = parts(0, "muon")
     save_checkpoint(tmp_path / "c", *made, {})
     whole = (tmp_path / "c").read_bytes()
     (tmp_path / "c").write_bytes(whole[: len(whole) // 2] if content is None else content)

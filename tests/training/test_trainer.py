@@ -18,7 +18,7 @@ from submanifold.training.trainer import (
     Trainer,
     TrainingSettings,
     fit,
-    learning_rate,
+    schedule,
     validate,
 )
 
@@ -184,7 +184,7 @@ def test_a_gradient_longer_than_the_clip_is_shortened_to_it(clip):
     norm = trainer.step(batch)["gradient_norm"].item()
     assert norm > 0.5
     # after a step of Adam from nothing its first moment is a tenth of the gradient
-    moments = [trainer.optimizer.state[p]["exp_avg"] for p in trainer.weights]
+    moments = [trainer.optimizers[0].state[p]["exp_avg"] for p in trainer.weights]
     length = torch.cat([m.flatten() for m in moments]).norm().item()
     assert length == pytest.approx(0.1 * min(norm, clip), rel=1e-3)
 
@@ -343,20 +343,20 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, first, second
         run(tmp_path, hierarchy=wider)
 
 
-def test_the_learning_rate_rises_then_falls_along_half_a_cosine():
+def test_the_rates_rise_then_fall_along_half_a_cosine():
     cosine = settings(steps=110, warmup=10, schedule="cosine")
-    values = [learning_rate(step, cosine) for step in range(110)]
-    assert values[:10] == pytest.approx([0.001 * (i + 1) for i in range(10)])
-    assert values[10] == pytest.approx(0.01)
-    assert values[60] == pytest.approx(0.005)
-    assert values[35] == pytest.approx(0.005 * (1 + math.sqrt(0.5)))
-    assert 0 < values[109] < 1e-5
+    values = [schedule(step, cosine) for step in range(110)]
+    assert values[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert values[10] == pytest.approx(1)
+    assert values[60] == pytest.approx(0.5)
+    assert values[35] == pytest.approx(0.5 * (1 + math.sqrt(0.5)))
+    assert 0 < values[109] < 1e-3
     assert all(a > b for a, b in pairwise(values[10:]))
     constant = settings(steps=110, warmup=10)
-    assert [learning_rate(step, constant) for step in (0, 4, 9, 10, 109)] == pytest.approx(
-        [0.001, 0.005, 0.01, 0.01, 0.01]
+    assert [schedule(step, constant) for step in (0, 4, 9, 10, 109)] == pytest.approx(
+        [0.1, 0.5, 1, 1, 1]
     )
-    assert learning_rate(0, settings(steps=1, schedule="cosine")) == pytest.approx(0.01)
+    assert schedule(0, settings(steps=1, schedule="cosine")) == 1
 
 
 @pytest.mark.parametrize("wanted", ["cuda:99", "gpu", "cpu:x", ""])

@@ -25,6 +25,8 @@ class Glow(Flow):
         levels: Number of levels.
         steps: Flow steps on each level.
         width: Channels of the hidden layers of a coupling net.
+        whiten: Whether the first step of each level starts by whitening the pixels of a squeeze,
+            and not by a random rotation of them as the paper's.
 
     Raises:
         UserError: The image cannot be squeezed that often.
@@ -44,10 +46,12 @@ class Glow(Flow):
         levels: PositiveInt = 3,
         steps: PositiveInt = 32,
         width: PositiveInt = 512,
+        whiten: bool = True,
     ):
         super().__init__()
         self.event_shape = tuple(shape)
-        self.config = {"shape": list(shape), "levels": levels, "steps": steps, "width": width}
+        self.config = {"shape": list(shape), "levels": levels, "steps": steps, "width": width,
+                       "whiten": whiten}  # fmt: skip
         channels, height, size = shape
         if height % 2**levels or size % 2**levels:
             raise UserError(
@@ -59,7 +63,8 @@ class Glow(Flow):
         self.latent_shapes: list[tuple[int, int, int]] = []
         for level in range(1, levels + 1):
             channels, height, size = 4 * channels, height // 2, size // 2
-            blocks.append(Compose([Squeeze(), *(step(channels, width) for _ in range(steps))]))
+            first = [whiten] + [False] * (steps - 1)
+            blocks.append(Compose([Squeeze(), *(step(channels, width, each) for each in first)]))
             if level < levels:
                 splits.append(Split(channels))
                 channels //= 2
@@ -96,7 +101,7 @@ class Glow(Flow):
         return x
 
 
-def step(channels: int, width: int) -> Compose:
+def step(channels: int, width: int, whiten: bool) -> Compose:
     """Build one step of Glow: actnorm, invertible 1x1 convolution, affine coupling (figure 2a)."""
     net = starting_at_zero(
         nn.Conv2d(channels // 2, width, 3, padding=1),
@@ -105,4 +110,4 @@ def step(channels: int, width: int) -> Compose:
         nn.ReLU(),
         nn.Conv2d(width, channels, 3, padding=1),
     )
-    return Compose([Linear(channels), AffineCoupling(net)])
+    return Compose([Linear(channels, whiten), AffineCoupling(net)])

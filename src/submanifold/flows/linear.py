@@ -14,27 +14,40 @@ class Linear(Bijection):
     At every position i alike: on images these are Glow's actnorm and its invertible 1x1 convolution
     (Kingma & Dhariwal 2018, sections 3.1 and 3.2), with
     :math:`\log|\det J| = hw\,(\log|\det W| + \sum s)`; on vectors an ordinary square matrix. It
-    starts as a random rotation.
+    starts as a random rotation, or, where it whitens, is set from data (:func:`initialize`) so that
+    z has uncorrelated channels of variance 1, the principal components of x, largest first.
 
     Args:
         channels: Number of channels, the second axis of x.
+        whiten: Whether it whitens.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, whiten: bool = False):
         super().__init__()
         self.norm = ActNorm(channels)
         self.weight = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels))[0])
+        self.whiten = whiten
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalise and mix the channels of (batch, channels) or (batch, channels, h, w)."""
         if self.norm.pending:
-            self.norm.fit(x)
+            self.fit(x)
         with full_precision(x):
             # one product: the scale goes into the matrix, and the shift behind it
             matrix = self.weight * self.norm.log_scale.exp()
             log_det = torch.linalg.slogdet(self.weight).logabsdet + self.norm.log_scale.sum()
             z = _across_channels(matrix, -(matrix @ self.norm.shift), x)
             return z, (log_det * x[0, 0].numel()).expand(len(x))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Set the normalisation, and the matrix where it whitens, from a batch."""
+        self.norm.fit(x)
+        normalized = self.norm(x)[0].movedim(1, -1).flatten(0, -2).double()
+        if self.whiten and len(normalized) > 2 * len(self.weight):  # few leave empty directions
+            variances, axes = torch.linalg.eigh(normalized.T @ normalized / len(normalized))
+            whitening = variances.clamp_min(1 / len(normalized)).rsqrt()[:, None] * axes.T
+            self.weight.copy_(whitening.flip(0))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Undo the mixing and the normalisation."""

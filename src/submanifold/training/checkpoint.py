@@ -1,11 +1,14 @@
 """What a training carries from step to step, and the file from which it goes on bit for bit."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from submanifold.errors import UserError
 from submanifold.manifold.model import load_tensors, save_tensors
@@ -47,68 +50,73 @@ class EMA:
 
 
 def save_checkpoint(
-    path: Path, module: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    path: Path,
+    module: nn.Module,
+    ema: EMA,
+    optimizers: Sequence[Optimizer],
+    state: dict[str, Any],
 ) -> None:
-    """Write weights, their average, the optimizer's moments and a JSON-able state.
+    """Write weights, their average, the optimizers' moments and a JSON-able state.
 
     Args:
         path: The file.
         module: The module in training.
         ema: Its average.
-        optimizer: Its optimizer.
+        optimizers: Its optimizers, each of other weights.
         state: Step, history and whatever else the loop needs.
     """
     tensors: dict[str, Tensor] = {}
     for (name, weight), average in zip(module.named_parameters(), ema.average, strict=True):
         tensors[f"weights/{name}"] = weight
         tensors[f"average/{name}"] = average
-    for index, moments in optimizer.state_dict()["state"].items():
-        for kind, value in moments.items():
-            tensors[f"optimizer/{index}/{kind}"] = value
+        for optimizer in optimizers:
+            for kind, value in optimizer.state.get(weight, {}).items():
+                tensors[f"{kind}/{name}"] = value
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     save_tensors(plain, path, {"state": state})
 
 
 @torch.no_grad()
 def load_checkpoint(
-    path: Path, module: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
+    path: Path, module: nn.Module, ema: EMA, optimizers: Sequence[Optimizer]
 ) -> dict[str, Any]:
     """Restore what :func:`save_checkpoint` wrote, in place, and return the state.
 
     Raises:
         UserError: The file belongs to another architecture, or is no checkpoint.
     """
+    weights = dict(module.named_parameters())
     try:
         tensors, header = load_tensors(path)
         state = header["state"]
-        for (name, weight), average in zip(module.named_parameters(), ema.average, strict=True):
+        for (name, weight), average in zip(weights.items(), ema.average, strict=True):
             _copy(weight, tensors.pop(f"weights/{name}"))
             _copy(average, tensors.pop(f"average/{name}"))
-        moments = _moments(tensors, list(module.parameters()))
-    except (SafetensorError, KeyError, IndexError, ValueError) as error:
+        moments: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+        for label, value in tensors.items():
+            kind, _, name = label.partition("/")
+            moments[weights[name]][kind] = _laid_out_as(weights[name], value)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(
             f"The checkpoint {path} cannot be resumed with this architecture ({error}). Delete its "
             "folder to train from the start, or go back to the settings it was made with."
         ) from error
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    for optimizer in optimizers:
+        optimizer.state.clear()
+        for group in optimizer.param_groups:
+            optimizer.state.update({p: moments[p] for p in group["params"] if p in moments})
     return state
 
 
-def _moments(tensors: dict[str, Tensor], weights: list[Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Sort the optimizer's tensors by weight, each laid out in memory as its weight is.
+def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
+    """Put a moment on the weight's device, laid out in memory as the weight is.
 
     The fused Adam walks through weights and moments in the order of memory, so that moments of
     another layout would be applied to other weights.
     """
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if not name.startswith("optimizer/"):
-            raise ValueError(f"{name} stored, not expected")
-        _, index, kind = name.split("/")
-        weight = weights[int(index)]
-        alike = torch.empty_like(weight, dtype=value.dtype) if value.ndim else value
-        moments.setdefault(int(index), {})[kind] = alike.copy_(value)
-    return moments
+    if not value.ndim:  # a count of steps
+        return value.to(weight.device)
+    return torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def _copy(target: Tensor, source: Tensor) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from submanifold.data.batches import Batches
-from submanifold.device import autocast, choose_precision, fused_where_possible
+from submanifold.device import autocast, choose_precision
 from submanifold.errors import UserError
 from submanifold.flows import initialize, set_recompute
 from submanifold.manifold import Model, Objective
@@ -25,6 +25,7 @@ from submanifold.manifold.diagnostics import (
 from submanifold.manifold.model import is_whole, load_tensors
 from submanifold.progress import Meter
 from submanifold.training.checkpoint import EMA, load_checkpoint, save_checkpoint
+from submanifold.training.optimizers import optimizers_for
 from submanifold.validation import Settings
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,14 @@ class TrainingSettings(Settings):
     steps: int = Field(gt=0, description="optimizer steps")
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0, description="Adam's, at its peak")
+    matrix_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Muon's, for the matrices of coupling nets; null leaves them to Adam",
+    )
     warmup: int = Field(ge=0, description="steps over which the learning rate rises to its peak")
     schedule: Literal["cosine", "constant"]
-    clip: float = Field(gt=0, description="largest norm of the gradient")
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient; null: any")
     ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept")
     validate_every: int = Field(gt=0, description="steps between validations and checkpoints")
     precision: Literal["auto", "float32", "bfloat16"]
@@ -68,8 +74,7 @@ class Trainer:
         self.model, self.objective, self.settings = model, objective, settings
         self.weights = list(model.parameters())
         set_recompute(model, settings.recompute)
-        fused = fused_where_possible(self.weights[0])
-        self.optimizer = torch.optim.Adam(self.weights, lr=settings.learning_rate, fused=fused)
+        self.optimizers = optimizers_for(model, settings.learning_rate, settings.matrix_rate)
         self.ema = EMA(model, settings.ema)
         self.precision = choose_precision(settings.precision, self.weights[0])
         self.state: dict[str, Any] = {
@@ -79,15 +84,18 @@ class Trainer:
 
     def step(self, batch: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Make one step, without waiting for the device; returns the loss, its terms, the norm."""
-        rate = learning_rate(self.state["step"], self.settings) * 0.5 ** self.state["setbacks"]
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = schedule(self.state["step"], self.settings) * 0.5 ** self.state["setbacks"]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = share * optimizer.defaults["lr"]
         with autocast(self.weights[0].device, self.precision):
             values = self.objective(self.model, batch, generator)
         values["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.weights, self.settings.clip, foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        largest = self.settings.clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.weights, largest, foreach=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.ema.update(self.state["step"])
         self.state["step"] += 1
         return {**values, "gradient_norm": norm}
@@ -103,7 +111,7 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write all that :meth:`restore` needs."""
-        save_checkpoint(path, self.model, self.ema, self.optimizer, self.state)
+        save_checkpoint(path, self.model, self.ema, self.optimizers, self.state)
 
     def restore(self, path: Path) -> None:
         """Go on where a file was written.
@@ -111,7 +119,7 @@ class Trainer:
         Raises:
             UserError: It is of another architecture.
         """
-        self.state = load_checkpoint(path, self.model, self.ema, self.optimizer)
+        self.state = load_checkpoint(path, self.model, self.ema, self.optimizers)
 
     @property
     def best_loss(self) -> float:
@@ -155,8 +163,8 @@ def fit(
         steps of this very call.
 
     Raises:
-        UserError: The loss was not finite again after the learning rate was halved three times, or
-            the folder holds a checkpoint of another architecture.
+        UserError: The training failed (:func:`fault`) again after the learning rates were halved
+            three times, or the folder holds a checkpoint of another architecture.
     """
     last, best = folder / "last.safetensors", folder / "best.safetensors"
     trainer = Trainer(model, objective, settings)
@@ -180,8 +188,8 @@ def fit(
                 continue
 
             row = read(values)
-            if not all(map(math.isfinite, row.values())):
-                _set_back(trainer, last, name)
+            if (what := fault(row, trainer.state["train"])) is not None:
+                _set_back(trainer, last, name, what)
                 continue
             elapsed = time.monotonic() - started
             row["rows_per_second"] = (step - before) * train.batch_size / elapsed
@@ -255,33 +263,51 @@ def diagnose(model: Model, valid: Batches) -> Row:
     return row
 
 
-def learning_rate(step: int, settings: TrainingSettings) -> float:
-    """Learning rate of a step: a linear rise, then half a cosine down to nothing, or constant."""
+def schedule(step: int, settings: TrainingSettings) -> float:
+    """Share of the peak rates at a step: a linear rise, then half a cosine to nothing, or 1."""
     if step < settings.warmup:
-        return settings.learning_rate * (step + 1) / settings.warmup
+        return (step + 1) / settings.warmup
     if settings.schedule == "constant":
-        return settings.learning_rate
+        return 1.0
     progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _set_back(trainer: Trainer, last: Path, name: str) -> None:
-    """Go back to the last checkpoint with half the learning rate."""
+def fault(row: Row, earlier: Sequence[Row]) -> str | None:
+    """Say what is wrong with a training that cannot recover by itself, if anything is.
+
+    A step of too large a rate need not end in what is not finite: it may leave a finite loss that
+    is worse than before the training.
+    """
+    if not all(map(math.isfinite, row.values())):
+        return "not finite"
+    start = earlier[0]["loss"] if earlier else math.inf
+    if row["loss"] > start + max(1.0, abs(start)):
+        return f"{row['loss']:.3g}, far above the {start:.3g} of the start"
+    return None
+
+
+def _set_back(trainer: Trainer, last: Path, name: str, what: str) -> None:
+    """Go back to the last checkpoint with half the learning rates."""
     step, setbacks = trainer.state["step"], trainer.state["setbacks"] + 1
+    settings = trainer.settings
     if setbacks > SETBACKS:
+        lower = [f"training.learning_rate (now {settings.learning_rate})"]
+        if settings.matrix_rate is not None:
+            lower.append(f"training.matrix_rate (now {settings.matrix_rate})")
         raise UserError(
-            f"{name}: the loss or its gradient was not finite at step {step}, again after the "
-            f"learning rate had been halved {SETBACKS} times. Lower training.learning_rate (now "
-            f"{trainer.settings.learning_rate}) or training.clip, or lower reconstruction.weight."
+            f"{name}: the loss or its gradient was {what} at step {step}, again after the learning "
+            f"rate had been halved {SETBACKS} times. Lower {' or '.join(lower)}, set training.clip "
+            f"(now {settings.clip or 'null'}), or lower reconstruction.weight."
         )
-    trainer.optimizer.zero_grad()
+    trainer.model.zero_grad()
     warnings = trainer.state["warnings"]
     trainer.restore(last)
     trainer.state |= {"setbacks": setbacks, "warnings": warnings}
     trainer.save(last)
     log.warning(
-        "%s: not finite at step %d; back to step %d with the learning rate halved (%d of %d)",
-        name, step, trainer.state["step"], setbacks, SETBACKS,
+        "%s: %s at step %d; back to step %d with the learning rate halved (%d of %d)",
+        name, what, step, trainer.state["step"], setbacks, SETBACKS,
     )  # fmt: skip
 
 

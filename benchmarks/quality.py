@@ -1,0 +1,248 @@
+"""Bits against seconds of training, for this project's Glow and the packages' like it.
+
+    python -m benchmarks.quality --celeba img_align_celeba.zip --fashion-mnist FashionMNIST/raw
+
+Every contender is trained by the same loop, with a warm-up, half a cosine down to nothing and
+averaged weights. The packages have Adam, at the learning rate, the clip and the size of batches
+that a sweep on CelebA finds best for each; what they have after ten minutes, by the weights that
+are best on validation images, is to be reached. Bits are those of test images, in float32.
+
+Seconds are steps times what a step takes, which is measured first, all contenders in turn, so that
+trainings may share the machine with something else. What is measured is kept in ``--folder``, and a
+benchmark that was killed goes on. The packages are installed by ``pip install normflows FrEIA
+nflows``. Tables go to ``<folder>/quality.md``, curves to ``<folder>/quality.png``.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from scipy.stats import t as student_t
+from torch import Tensor, nn
+
+from benchmarks.glows import PEERS, SIZES
+from benchmarks.images import Images, add_options, load
+from benchmarks.timing import interleave
+from submanifold.data.batches import Batches
+from submanifold.files import read_json, write_json
+from submanifold.flows import Flow, Glow, initialize
+from submanifold.manifold import Hierarchy, Stage, penalized_likelihood
+from submanifold.progress import Meter
+from submanifold.training.optimizers import Muon, optimizers_for
+from submanifold.training.trainer import Trainer, TrainingSettings
+
+SECONDS = 600.0
+PACKAGES = ("normflows", "FrEIA", "nflows")
+POINTS = 15  # of a package's curve
+SWEEP = {"learning_rate": (0.002, 0.005, 0.01, 0.02), "clip": (1.0,), "batch_size": (64,)}
+SWEEP_IMAGES = 25_600
+HORIZONS = (200, 400, 800, 1600)  # steps of this project's trainings
+CPU = torch.device("cpu")
+
+ADAM = {"learning_rate": 0.005, "matrix_rate": None, "clip": 1.0, "batch_size": 64}
+MUON = {"learning_rate": 0.01, "matrix_rate": 0.02, "clip": None, "batch_size": 32}
+
+
+class Package(Flow):
+    """A package's flow under this project's interface."""
+
+    axes = 3
+
+    def __init__(self, flow: nn.Module, shape: tuple[int, ...]):
+        super().__init__()
+        self.flow, self.event_shape = flow, shape
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images to latents."""
+        z, log_det = self.flow(x)
+        return z, log_det
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Map latents to images."""
+        return self.flow.inverse(z)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A flow and how it is trained.
+
+    Attributes:
+        name: ``submanifold``, or a package's.
+        training: Learning rates, clip, and size of batches.
+        settings: Of this project's Glow, beside its size.
+        penalty: On the projection to 500 coordinates; none for the likelihood alone.
+    """
+
+    name: str
+    training: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    penalty: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, images: Images, seed: int, steps: int) -> tuple[Trainer, Batches]:
+        """Build it, and set what the first batch sets."""
+        shape = images.train.shape[1:]
+        torch.manual_seed(seed)
+        if self.name in PACKAGES:
+            flow: Flow = Package(PEERS[self.name](*SIZES["S"], shape), shape)  # type: ignore[arg-type]
+        else:
+            flow = Glow(shape, 3, *SIZES["S"], **self.settings)
+        hierarchy = Hierarchy([Stage(flow, 500 if self.penalty else math.prod(shape))])
+        settings = TrainingSettings(
+            steps=steps,
+            warmup=50,
+            schedule="cosine",
+            ema=0.99,
+            validate_every=steps,
+            precision="float32" if self.name in PACKAGES else "auto",
+            **self.training,
+        )
+        trainer = Trainer(hierarchy, penalized_likelihood(**self.penalty), settings)
+        if self.name in PACKAGES and settings.matrix_rate:
+            trainer.optimizers = muon_for(flow, settings.learning_rate, settings.matrix_rate)
+        batches = Batches(images.train, settings.batch_size, seed)
+        initialize(hierarchy, batches.at(0))
+        trainer.ema.reset()
+        return trainer, batches
+
+    @property
+    def label(self) -> str:
+        """A name for files, different for each."""
+        text = json.dumps([self.training, self.settings, self.penalty], sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def muon_for(flow: nn.Module, rate: float, matrix_rate: float) -> list[torch.optim.Optimizer]:
+    """Give a package this project's optimizers: Muon for its convolutions, Adam for the rest."""
+    nets = [layer.weight for layer in flow.modules() if isinstance(layer, nn.Conv2d)]
+    rest = [weight for weight in flow.parameters() if all(weight is not each for each in nets)]
+    (adam,) = optimizers_for(nn.ParameterList(rest), rate, None)
+    adam.param_groups[0]["betas"] = (0.9, 0.95)
+    return [Muon(nets, matrix_rate), adam]
+
+
+@torch.no_grad()
+def scores(hierarchy: Hierarchy, images: Images) -> dict[str, float]:
+    """Bits per dimension on validation and test images, and the error of the test's projections."""
+    hierarchy.eval()
+    row = {}
+    for part in ("valid", "test"):
+        batches = Batches(getattr(images, part), 256)
+        row[part] = torch.cat([hierarchy.bits_per_dim(x) for x in batches]).mean().item()
+    if hierarchy.dim < math.prod(hierarchy.event_shape):
+        errors = [hierarchy.rejection_map(x).square().flatten(1).mean(1) for x in batches]
+        row["mse"] = torch.cat(errors).mean().item()
+    hierarchy.train()
+    return row
+
+
+def train(contender: Contender, images: Images, seed: int, steps: int, points: int) -> list[Any]:
+    """Train for some steps; scores of the averaged weights at ``points`` equally spaced steps.
+
+    A training that ends in what is not finite has the scores before that.
+    """
+    trainer, batches = contender.start(images, seed, steps)
+    marks = {round(steps * (n + 1) / points) for n in range(points)}
+    rows = []
+    with Meter(f"{contender.label}, seed {seed}", "steps", steps, every=60) as meter:
+        for step in range(1, steps + 1):
+            values = trainer.step(batches.at(step - 1), batches.generator)
+            meter.update(1)
+            if step in marks:
+                if not math.isfinite(values["loss"].item()):
+                    break
+                trainer.ema.swap()
+                rows.append({"step": step, **scores(trainer.model, images)})  # type: ignore[arg-type]
+                trainer.ema.swap()
+    return rows
+
+
+@dataclass
+class Bench:
+    """What is measured on one data set, a file for each: made when first asked for, then read."""
+
+    folder: Path
+    data: str
+    images: Images
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """Read the result of a name, or make it."""
+        path = self.folder / self.data / f"{name}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, make())
+        return read_json(path)
+
+    def curve(self, contender: Contender, seed: int, steps: int, points: int = 1) -> list[Any]:
+        """Scores along one training (:func:`train`)."""
+        name = f"{contender.label}-{steps}-{seed}"
+        return self.get(name, partial(train, contender, self.images, seed, steps, points))
+
+    def seconds(self, contenders: Sequence[Contender]) -> dict[str, list[float]]:
+        """Seconds of a step by label, all measured in turn: median and quartiles."""
+
+        def measure() -> Any:
+            tasks = {}
+            for contender in contenders:
+                trainer, batches = contender.start(self.images, 0, 10**6)
+                batch = batches.at(0)
+                tasks[contender.label] = partial(trainer.step, batch, batches.generator)
+            return {label: timing[:3] for label, timing in interleave(tasks, 9, CPU).items()}
+
+        key = hashlib.sha256(json.dumps([each.label for each in contenders]).encode())
+        return self.get(f"seconds-{key.hexdigest()[:8]}", measure)
+
+    def sweep(self, package: str) -> list[dict[str, Any]]:
+        """Try the recipes of :data:`SWEEP` for a package, one setting after the other.
+
+        Returns:
+            Recipes and their scores, the best on validation images first.
+        """
+        best: dict[str, Any] = {"matrix_rate": None, "clip": None, "batch_size": 32}
+        tried = []
+        for name, values in SWEEP.items():
+            for value in values:
+                recipe = {**best, name: value}
+                steps = SWEEP_IMAGES // recipe["batch_size"]
+                curve = self.curve(Contender(package, recipe), 0, steps)
+                row = curve[-1] if curve else {"valid": math.inf, "test": math.inf}
+                tried.append({"recipe": recipe, **row})
+            best = min(tried, key=lambda row: row["valid"])["recipe"]
+        return sorted(tried, key=lambda row: row["valid"])
+
+
+def chosen(rows: list[Any]) -> float:
+    """Test bits of the weights with the best validation bits."""
+    return min(rows, key=lambda row: row["valid"])["test"]
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and 95% interval over seeds (Student's t)."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    half = student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def seconds_to(bits: float, seconds: Sequence[float], curve: Sequence[float]) -> float:
+    """Seconds at which a falling curve meets some bits, between points by log-time; inf if never.
+
+    A curve that starts below has met them by its first point.
+    """
+    if curve[0] <= bits:
+        return seconds[0]
+    for (early, high), (late, low) in pairwise(zip(seconds, curve, strict=True)):
+        if high > bits >= low:
+            share = (high - bits) / (high - low)
+            return early * (late / early) ** share
+    return math.inf
