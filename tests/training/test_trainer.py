@@ -1,5 +1,6 @@
 import logging
 import math
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -288,6 +289,30 @@ def test_a_loss_that_is_not_finite_sets_back_and_halves_the_learning_rate(
     assert [row["step"] for row in history["train"]] == [10, 20, 30]
     assert all(math.isfinite(row["loss"]) for row in history["train"] + history["valid"])
     assert all(torch.isfinite(p).all() for p in hierarchy.parameters())
+
+
+class Exploding:
+    """An objective whose loss is finite but far too large at some of its calls in training."""
+
+    def __init__(self, bad):
+        self.inner, self.bad, self.calls = penalised("mse", 1.0), bad, 0
+
+    def __call__(self, model, h, generator=None):
+        values = self.inner(model, h, generator)
+        if torch.is_grad_enabled():
+            self.calls += 1
+            if self.calls in self.bad:
+                values["loss"] = values["loss"] + 100
+        return values
+
+
+def test_a_loss_far_above_the_starts_sets_back_too(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "submanifold"):
+        _, history = run(tmp_path, Exploding({20}))
+    assert re.search(r"stage_1: 10\d, far above the \S+ of the start at step 20", caplog.text)
+    assert (history["setbacks"], history["steps_trained"]) == (1, 30)
+    with pytest.raises(UserError, match=r"far above.*matrix_rate \(now 0\.02\)"):
+        run(tmp_path / "again", Exploding(range(11, 1000)), matrix_rate=0.02)
 
 
 @pytest.mark.parametrize("validate_every", [1, 4, 7, 15])

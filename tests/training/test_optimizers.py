@@ -1,0 +1,92 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.manifold import Hierarchy, Stage
+from submanifold.training.optimizers import Muon, matrices_of, optimizers_for, orthogonalize
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 12), st.integers(1, 12), st.floats(1e-3, 1e3))
+def test_orthogonalising_keeps_directions_and_makes_their_lengths_alike(n, rows, columns, scale):
+    generator = torch.Generator().manual_seed(rows + 13 * columns)
+    bases = [torch.linalg.qr(torch.randn(n, k, k, generator=generator))[0] for k in (rows, columns)]
+    rank = min(rows, columns)
+    values = scale * torch.linspace(1, 0.1, rank)
+    left, right = bases[0][:, :, :rank], bases[1][:, :, :rank]
+    matrices = left * values @ right.mT
+    made = left.mT @ orthogonalize(matrices) @ right
+    lengths = made.diagonal(dim1=1, dim2=2)
+    assert ((lengths > 0.6) & (lengths < 1.3)).all()
+    torch.testing.assert_close(made, torch.diag_embed(lengths), atol=1e-4, rtol=0)
+
+
+def test_matrices_of_equal_shape_are_orthogonalised_as_each_alone():
+    matrices = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([orthogonalize(each[None]) for each in matrices])
+    torch.testing.assert_close(orthogonalize(matrices), alone)
+
+
+def descend(make, weights, steps=3):
+    optimizer = make(weights)
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer.step()
+    return weights
+
+
+@pytest.mark.parametrize("shapes", [[(6, 4), (4, 6)], [(5, 5), (5, 5), (8, 3)]])
+def test_plain_matrices_move_as_with_torchs_own(shapes):
+    start = [torch.randn(shape, generator=torch.Generator().manual_seed(9)) for shape in shapes]
+    mine = descend(lambda w: Muon(w, 0.1), [nn.Parameter(w.clone()) for w in start])
+    theirs = descend(
+        lambda w: torch.optim.Muon(w, 0.1, weight_decay=0), [nn.Parameter(w.clone()) for w in start]
+    )
+    for first, second, before in zip(mine, theirs, start, strict=True):
+        assert (first - before).norm() > 0.1
+        # torch's iteration is in bfloat16
+        torch.testing.assert_close(first, second, atol=0.02, rtol=0)
+
+
+def test_a_convolution_moves_as_its_matrix_wherever_it_lies_in_memory():
+    start = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    (flat,) = descend(lambda w: Muon(w, 0.1), [nn.Parameter(start.flatten(1).clone())], steps=1)
+    other = nn.Parameter(start.contiguous(memory_format=torch.channels_last))
+    other.grad = torch.randn(6, 36, generator=torch.Generator().manual_seed(0)).view_as(other)
+    Muon([other], 0.1).step()
+    torch.testing.assert_close(other.flatten(1), flat)
+
+
+def test_a_weight_without_a_gradient_stays():
+    weights = [nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
+    weights[0].grad = torch.eye(3)
+    Muon(weights, 0.1).step()
+    assert not torch.equal(weights[0], torch.ones(3, 3))
+    assert torch.equal(weights[1], torch.ones(3, 3))
+
+
+def hierarchy():
+    return Hierarchy([Stage(Glow((3, 8, 8), 2, 2, 8), 20), Stage(RealNVP(20, 2), 10)])
+
+
+def test_muon_has_the_matrices_of_coupling_nets_and_adam_the_rest():
+    model = hierarchy()
+    muon, adam = optimizers_for(model, 0.01, 0.02)
+    held = [[p for group in each.param_groups for p in group["params"]] for each in (muon, adam)]
+    assert (len(held[0]), len(held[1])) == (4 * 3 + 2 * 3, len([*model.parameters()]) - 18)
+    assert {id(p) for p in held[0]} == {id(p) for p in matrices_of(model)}
+    assert {id(p) for p in held[0] + held[1]} == {id(p) for p in model.parameters()}
+    assert all(p.ndim > 1 for p in held[0])
+    assert (muon.defaults["lr"], adam.defaults["lr"]) == (0.02, 0.01)
+
+
+@pytest.mark.parametrize(("model", "rate"), [(hierarchy(), None), (Affine(4), 0.02)])
+def test_adam_is_alone_where_muon_is_not_wanted_or_has_nothing(model, rate):
+    (adam,) = optimizers_for(model, 0.01, rate)
+    assert isinstance(adam, torch.optim.Adam)
+    assert len(adam.param_groups[0]["params"]) == len([*model.parameters()])
