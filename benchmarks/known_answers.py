@@ -122,7 +122,7 @@ def train(
         batch_size=batch,
         learning_rate=rate,
         warmup=20,
-        schedule="cosine",
+        decay=1.0,
         clip=10.0,
         ema=0.98,
         validate_every=steps // 4,

@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality --celeba img_align_celeba.zip --fashion-mnist FashionMNIST/raw
 
-Every contender is trained by the same loop, with a warm-up, half a cosine down to nothing and
-averaged weights. The packages have Adam, at the learning rate, the clip and the size of batches
+Every contender is trained by the same loop, with a warm-up, rates that fall to nothing in the
+second half, and averaged weights. The packages have Adam, at the learning rate, the clip and the size of batches
 that a sweep on CelebA finds best for each; what they have after ten minutes, by the weights that
 are best on validation images, is to be reached. Bits are those of test images, in float32.
 
@@ -13,7 +13,6 @@ benchmark that was killed goes on. The packages are installed by ``pip install n
 nflows``. Tables go to ``<folder>/quality.md``, curves to ``<folder>/quality.png``.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -24,14 +23,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from benchmarks.glows import PEERS, SIZES
-from benchmarks.images import Images, add_options, load
+from benchmarks.images import Images
 from benchmarks.timing import interleave
 from submanifold.data.batches import Batches
 from submanifold.files import read_json, write_json
@@ -100,7 +98,7 @@ class Contender:
         settings = TrainingSettings(
             steps=steps,
             warmup=50,
-            schedule="cosine",
+            decay=0.5,
             ema=0.99,
             validate_every=steps,
             precision="float32" if self.name in PACKAGES else "auto",
@@ -246,3 +244,9 @@ def seconds_to(bits: float, seconds: Sequence[float], curve: Sequence[float]) ->
             share = (high - bits) / (high - low)
             return early * (late / early) ** share
     return math.inf
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows, the first of which is the head, as Markdown."""
+    head, *others = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "| --- " * len(rows[0]) + "|", *others, ""])

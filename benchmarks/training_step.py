@@ -94,7 +94,7 @@ def trainer_of(hierarchy: Hierarchy, objective: Objective, precision: str) -> Tr
         batch_size=64,
         learning_rate=RATE,
         warmup=0,
-        schedule="constant",
+        decay=0.0,
         matrix_rate=RATE,
         clip=None,
         ema=0.99,

@@ -82,13 +82,14 @@ def test_the_test_environment_is_valid(method):
 
 def test_the_paper_environment_is_the_papers():
     parameters = load("paper", dataset="celeba")
-    assert parameters["stage_1"]["flow"] == {"type": "glow", "levels": 3, "steps": 32, "width": 512}
+    paper = {"type": "glow", "levels": 3, "steps": 32, "width": 512, "whiten": False}
+    assert parameters["stage_1"]["flow"] == paper
     assert (parameters["stage_1"]["dim"], parameters["stage_2"]["dim"]) == (1000, 500)
     for phase in (parameters["phase_1"], parameters["phase_2"]):
         assert phase["reconstruction"]["weight"] == 1.0
         assert phase["training"]["learning_rate"] == 1e-5
         assert phase["training"]["batch_size"] == 64
-        assert phase["training"]["schedule"] == "constant"
+        assert phase["training"]["decay"] == 0
     counts = parameters["data"]["counts"]
     assert (counts["train"], counts["valid"]) == (200782, 800)
     assert parameters["evaluation"]["samples"] == 10000

@@ -66,7 +66,7 @@ def test_small_arrays_are_moved_once(accelerator):
 
 def test_the_time_of_a_training_is_measured_on_the_device(accelerator, monkeypatch):
     training = {
-        "steps": 4, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0, "schedule": "constant",
+        "steps": 4, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0, "decay": 0.0,
         "clip": 1.0, "ema": 0.9, "validate_every": 2, "precision": "float32",
     }  # fmt: skip
     flow = {"type": "glow", "levels": 1, "steps": 1, "width": 4}

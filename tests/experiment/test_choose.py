@@ -41,14 +41,17 @@ def tables():
             },
         },
         "stage_defaults": {
-            "glow": flow_row({"type": "glow", "levels": 2, "steps": 1, "width": 4}, 7, 1e-3),
+            "glow": flow_row(
+                {"type": "glow", "levels": 2, "steps": 1, "width": 4, "whiten": True}, 7, 1e-3
+            ),
             "realnvp": flow_row({"type": "realnvp", "couplings": 2}, 9, 1e-4),
             "affine": flow_row({"type": "affine"}, 9, 1e-4),
         },
         "training_defaults": {
             "batch_size": 8,
             "warmup": 0,
-            "schedule": "constant",
+            "decay": 0.0,
+            "matrix_rate": 0.02,
             "clip": 1.0,
             "ema": 0.9,
             "validate_every": 5,
@@ -343,7 +346,7 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
     plain = choose(full)
     before = artifact_keys(plain, Path())
     other = {"nats": "bits_per_dim", "image": "latent", "huber": "mse", "float32": "bfloat16",
-             "constant": "cosine", "realnvp": "affine"}  # fmt: skip
+             "realnvp": "affine"}  # fmt: skip
     changed = 0
     for group in ("stage_2", "phase_2"):
         for path, value in leaves(plain.parameters()[group]):
@@ -352,7 +355,7 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
                 continue
             new = other[value] if isinstance(value, str) else not value
             if not isinstance(value, bool | str):
-                new = value / 2 if isinstance(value, float) else value - 1
+                new = (value / 2 or 0.5) if isinstance(value, float) else value - 1
                 new = 1 if path[-1] == "warmup" else new
             given = new
             for name in reversed(path):

@@ -28,7 +28,7 @@ def settings(**changes):
             "learning_rate": 3e-3,
             "matrix_rate": 0.01,
             "warmup": 5,
-            "schedule": "cosine",
+            "decay": 0.5,
             "clip": 1.0,
             "ema": 0.9,
             "validate_every": 6,

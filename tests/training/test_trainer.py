@@ -1,7 +1,6 @@
 import logging
 import math
 import re
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ def settings(**changes):
             "batch_size": 16,
             "learning_rate": 0.01,
             "warmup": 0,
-            "schedule": "constant",
+            "decay": 0.0,
             "clip": 10.0,
             "ema": 0.0,
             "validate_every": 10,
@@ -368,20 +367,20 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, first, second
         run(tmp_path, hierarchy=wider)
 
 
-def test_the_rates_rise_then_fall_along_half_a_cosine():
-    cosine = settings(steps=110, warmup=10, schedule="cosine")
-    values = [schedule(step, cosine) for step in range(110)]
+def test_the_rates_rise_stay_and_fall_in_straight_lines():
+    values = [schedule(step, settings(steps=100, warmup=10, decay=0.4)) for step in range(100)]
     assert values[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert values[10] == pytest.approx(1)
-    assert values[60] == pytest.approx(0.5)
-    assert values[35] == pytest.approx(0.5 * (1 + math.sqrt(0.5)))
-    assert 0 < values[109] < 1e-3
-    assert all(a > b for a, b in pairwise(values[10:]))
+    assert values[10:60] == [1] * 50
+    assert values[60:] == pytest.approx([1 - i / 40 for i in range(40)])
     constant = settings(steps=110, warmup=10)
     assert [schedule(step, constant) for step in (0, 4, 9, 10, 109)] == pytest.approx(
         [0.1, 0.5, 1, 1, 1]
     )
-    assert schedule(0, settings(steps=1, schedule="cosine")) == 1
+    assert schedule(0, settings(steps=1, decay=1.0)) == 1
+    # one that rises for longer than it stays is lower throughout
+    both = [schedule(step, settings(steps=10, warmup=8, decay=1.0)) for step in range(10)]
+    assert max(both) == 0.6
+    assert both[-1] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("wanted", ["cuda:99", "gpu", "cpu:x", ""])

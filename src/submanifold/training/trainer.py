@@ -49,7 +49,9 @@ class TrainingSettings(Settings):
         description="Muon's, for the matrices of coupling nets; null leaves them to Adam",
     )
     warmup: int = Field(ge=0, description="steps over which the learning rate rises to its peak")
-    schedule: Literal["cosine", "constant"]
+    decay: float = Field(
+        ge=0, le=1, description="share of the steps, the last, in which the rates fall to nothing"
+    )
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient; null: any")
     ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept")
     validate_every: int = Field(gt=0, description="steps between validations and checkpoints")
@@ -264,13 +266,10 @@ def diagnose(model: Model, valid: Batches) -> Row:
 
 
 def schedule(step: int, settings: TrainingSettings) -> float:
-    """Share of the peak rates at a step: a linear rise, then half a cosine to nothing, or 1."""
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    if settings.schedule == "constant":
-        return 1.0
-    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    """Share of the peak rates at a step: a linear rise, the peak, a linear fall to nothing."""
+    rise = (step + 1) / settings.warmup if settings.warmup else 1.0
+    fall = (settings.steps - step) / (settings.decay * settings.steps) if settings.decay else 1.0
+    return min(rise, 1.0, fall)
 
 
 def fault(row: Row, earlier: Sequence[Row]) -> str | None:
