@@ -1,0 +1,258 @@
+"""Jet (Kolesnikov et al. 2024): affine couplings whose nets are small vision transformers."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from submanifold.errors import UserError
+from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
+from submanifold.flows.coupling import Coupling
+
+
+class Jet(Flow):
+    """Couplings on the patches of an image, and at the end its spectrum as the latents.
+
+    One scale throughout, no actnorm, no 1x1 convolution; both directions take one pass. Of five
+    couplings four split the channels of every patch by a random half, each second one by the other
+    half of the one before, and one splits the patches themselves: by a checkerboard, by columns or
+    by rows (Kolesnikov et al. 2024, arXiv 2412.15129, section 3).
+
+    A fresh one is the :class:`Spectrum` alone, a rotation, so that the first d latents are the
+    smoothest part of the image (method.md 3.6).
+
+    Args:
+        shape: (channels, height, width) of an image; height and width divisible by ``patch``.
+        patch: Side of a patch, in pixels.
+        couplings: Number of couplings.
+        blocks: Transformer blocks of a coupling net.
+        width: Numbers that a coupling net has for each patch.
+        heads: Heads of its attention; ``width`` is divisible by it.
+
+    Raises:
+        UserError: The image cannot be cut into such patches, or the width into such heads.
+
+    Example:
+        >>> flow = Jet((3, 8, 8), patch=4, couplings=2, blocks=1, width=8, heads=2)
+        >>> z, log_det = flow(torch.rand(5, 3, 8, 8) - 0.5)
+        >>> z.shape, log_det.shape, flow.inverse(z).shape
+        (torch.Size([5, 192]), torch.Size([5]), torch.Size([5, 3, 8, 8]))
+    """
+
+    axes = 3
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        patch: PositiveInt = 4,
+        couplings: PositiveInt = 32,
+        blocks: PositiveInt = 2,
+        width: PositiveInt = 512,
+        heads: PositiveInt = 8,
+    ):
+        super().__init__()
+        self.event_shape = tuple(shape)
+        self.config = {
+            "shape": list(shape), "patch": patch, "couplings": couplings, "blocks": blocks,
+            "width": width, "heads": heads,
+        }  # fmt: skip
+        channels, height, size = shape
+        if height % patch or size % patch:
+            raise UserError(
+                f"patch={patch} does not divide {height}x{size} pixels. Take a patch that divides "
+                "both sides, or images of another size."
+            )
+        if width % heads:
+            raise UserError(
+                f"heads={heads} does not divide width={width}. Take a width that is a multiple of "
+                "the heads."
+            )
+        self.patch = patch
+        grid = channels * patch**2, height // patch, size // patch
+        self.couplings = Compose(
+            PatchCoupling(mask, VisionTransformer(grid, blocks, width, heads))
+            for mask in masks(grid, couplings)
+        )
+        self.spectrum = Spectrum(shape)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images (batch, c, h, w) to latents (batch, c h w), smoothest first."""
+        z, log_det = self.couplings(F.pixel_unshuffle(x, self.patch))
+        return self.spectrum(F.pixel_shuffle(z, self.patch))[0], log_det
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Map latents (batch, c h w) back to images."""
+        z = F.pixel_unshuffle(self.spectrum.inverse(z), self.patch)
+        return F.pixel_shuffle(self.couplings.inverse(z), self.patch)
+
+
+def masks(grid: tuple[int, int, int], count: int) -> list[Tensor]:
+    """Zeros and ones of shape (channels, rows, columns), those of each coupling in turn."""
+    channels, rows, columns = (torch.arange(size) for size in grid)
+    across = [rows[:, None] + columns, columns.expand(len(rows), -1), rows[:, None]]
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for index in range(count):
+        turn, kind = divmod(index, 5)
+        if kind == 4:
+            ones = (across[turn // 2 % 3] + turn) % 2
+        else:
+            if kind % 2 == 0:
+                half = torch.randperm(len(channels), generator=generator) % 2
+            ones = ((half + kind) % 2)[:, None, None]
+        found.append(ones.float().expand(grid).clone())
+    return found
+
+
+class PatchCoupling(Coupling):
+    r"""The numbers under the mask scale and shift the others.
+
+    .. math:: z = m \odot x + (1 - m) \odot (x\, e^{s(m \odot x)} + t(m \odot x))
+
+    Args:
+        mask: (channels, rows, columns) of zeros and ones; ones pass unchanged.
+        net: Maps (batch, channels, rows, columns) to twice the channels: raw log-scales, shifts.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, net: nn.Module):
+        super().__init__(net)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform the unmasked numbers of (batch, channels, rows, columns)."""
+        log_scale, shift = self._free_part(x)
+        return x * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Restore the unmasked numbers."""
+        log_scale, shift = self._free_part(z)
+        return (z - shift) * (-log_scale).exp()
+
+    def _free_part(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self.scale_and_shift(x * self.mask)
+        free = 1 - self.mask
+        return log_scale * free, shift * free
+
+
+class VisionTransformer(nn.Module):
+    """From patches to twice as many numbers for each, which are zero until it has learned.
+
+    Args:
+        grid: (channels, rows, columns) of the patches.
+        blocks: Number of blocks, each an attention and a perceptron of one hidden layer.
+        width: Numbers for each patch inside.
+        heads: Heads of each attention.
+    """
+
+    def __init__(self, grid: tuple[int, int, int], blocks: int, width: int, heads: int):
+        super().__init__()
+        channels, *self.sides = grid
+        self.embed = nn.Linear(channels, width)
+        self.position = nn.Parameter(torch.randn(math.prod(self.sides), width) / width**0.5)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, 2 * channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, rows, columns) to (batch, 2 channels, rows, columns)."""
+        x = self.embed(x.flatten(2).mT)
+        x = self.out(self.norm(self.blocks(x + self.position.to(x.dtype))))
+        return x.mT.unflatten(2, self.sides)
+
+
+class Block(nn.Module):
+    """Attention over all patches, then a perceptron for each, both added to what comes in."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
+        self.perceptron = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Linear(4 * width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, patches, width) to the same shape."""
+        x = x + self.attention(x)
+        return x + self.perceptron(x)
+
+
+class Attention(nn.Module):
+    """Self-attention of several heads, (batch, patches, width) to the same shape."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Let every patch take from all patches."""
+        each = self.queries_keys_values(x).unflatten(2, (3, self.heads, -1))
+        return self.out(attend(*each.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    r"""Softmax attention, :math:`\mathrm{softmax}(q k^T / \sqrt{n})\, v`, of (..., tokens, n)."""
+    # torch's own has no forward derivative, and on a CPU it is several times as slow in bfloat16
+    if q.device.type == "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(q):
+        return torch.softmax(q @ (k / k.shape[-1] ** 0.5).mT, -1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Spectrum(Bijection):
+    r"""The coefficients of an image's orthonormal cosine transform, lowest frequency first.
+
+    Along the colours as well: the first of three is their sum, luminance. A coefficient of colour c
+    at row frequency i and column frequency j stands where :math:`(1 + c)\sqrt{(i/h)^2 + (j/w)^2}`
+    puts it, since colours vary less than luminance. It is a rotation: log-determinants are zero,
+    and a standard normal remains one.
+
+    Args:
+        shape: (channels, height, width) of an image.
+    """
+
+    order: Tensor
+
+    def __init__(self, shape: Sequence[int]):
+        super().__init__()
+        self.shape = tuple(shape)
+        colour, row, column = torch.meshgrid(*map(torch.arange, self.shape), indexing="ij")
+        _, height, width = self.shape
+        frequency = (1 + colour) * torch.hypot(row / height, column / width)
+        order = frequency.flatten().argsort(stable=True)
+        self.register_buffer("order", order, persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images (batch, c, h, w) to sorted coefficients (batch, c h w)."""
+        with full_precision(x):
+            z = x
+            for size in self.shape:  # each product moves the axis it is along to the end
+                z = torch.tensordot(z, cosines(size, x), ([1], [1]))
+        return z.flatten(1)[:, self.order], x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Map sorted coefficients back to images."""
+        with full_precision(z):
+            x = z[:, self.order.argsort()].unflatten(1, self.shape)
+            for size in self.shape:
+                x = torch.tensordot(x, cosines(size, z), ([1], [0]))
+        return x
+
+
+def cosines(size: int, like: Tensor) -> Tensor:
+    """Orthonormal cosine transform (DCT-II) of ``size`` numbers, a row for each frequency."""
+    # made when it is needed, in the precision it is needed in
+    index = torch.arange(size, dtype=torch.float64, device=like.device)
+    matrix = (math.pi / size * torch.outer(index, index + 0.5)).cos() * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix.to(like.dtype)
