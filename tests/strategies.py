@@ -47,7 +47,7 @@ def glows(draw):
 
 @st.composite
 def jets(draw):
-    patch, heads = draw(st.integers(1, 4)), draw(st.integers(1, 2))
+    patch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     channels, *sides = (draw(st.sampled_from(two)) for two in [(1, 3), (1, 2), (1, 3)])
     shape = (channels, *(patch * side for side in sides))
     couplings, blocks, width = (draw(st.integers(1, most)) for most in (6, 2, 3))

@@ -14,15 +14,15 @@ from submanifold.flows.coupling import Coupling
 
 
 class Jet(Flow):
-    """Couplings on the patches of an image, and at the end its spectrum as the latents.
+    """Couplings on the patches of an image, all at one scale.
 
-    One scale throughout, no actnorm, no 1x1 convolution; both directions take one pass. Of five
-    couplings four split the channels of every patch by a random half, each second one by the other
-    half of the one before, and one splits the patches themselves: by a checkerboard, by columns or
-    by rows (Kolesnikov et al. 2024, arXiv 2412.15129, section 3).
+    No actnorm and no 1x1 convolution; both directions take one pass. Of five couplings four split
+    the channels of every patch by a random half, each second one by the other half of the one
+    before, and one splits the patches themselves: by a checkerboard, by columns or by rows
+    (Kolesnikov et al. 2024, arXiv 2412.15129; the defaults are their smaller model's).
 
-    A fresh one is the :class:`Spectrum` alone, a rotation, so that the first d latents are the
-    smoothest part of the image (method.md 3.6).
+    Unlike there, channels are not a patch's pixels but its :class:`Spectrum`, so that the first d
+    latents are the smoothest part of the image (method.md 3.6); a fresh one is that alone.
 
     Args:
         shape: (channels, height, width) of an image; height and width divisible by ``patch``.
@@ -70,23 +70,25 @@ class Jet(Flow):
                 f"heads={heads} does not divide width={width}. Take a width that is a multiple of "
                 "the heads."
             )
-        self.patch = patch
-        grid = channels * patch**2, height // patch, size // patch
-        self.couplings = Compose(
-            PatchCoupling(mask, VisionTransformer(grid, blocks, width, heads))
-            for mask in masks(grid, couplings)
+        self.grid = channels * patch**2, height // patch, size // patch
+        self.layers = Compose(
+            [
+                Spectrum(channels, patch),
+                *(
+                    PatchCoupling(mask, VisionTransformer(self.grid, blocks, width, heads))
+                    for mask in masks(self.grid, couplings)
+                ),
+            ]
         )
-        self.spectrum = Spectrum(shape)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map images (batch, c, h, w) to latents (batch, c h w), smoothest first."""
-        z, log_det = self.couplings(F.pixel_unshuffle(x, self.patch))
-        return self.spectrum(F.pixel_shuffle(z, self.patch))[0], log_det
+        z, log_det = self.layers(x)
+        return z.flatten(1), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
         """Map latents (batch, c h w) back to images."""
-        z = F.pixel_unshuffle(self.spectrum.inverse(z), self.patch)
-        return F.pixel_shuffle(self.couplings.inverse(z), self.patch)
+        return self.layers.inverse(z.unflatten(1, self.grid))
 
 
 def masks(grid: tuple[int, int, int], count: int) -> list[Tensor]:
@@ -210,43 +212,51 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Spectrum(Bijection):
-    r"""The coefficients of an image's orthonormal cosine transform, lowest frequency first.
+    r"""Images to the cosine coefficients of their patches, lowest frequency first.
 
-    Along the colours as well: the first of three is their sum, luminance. A coefficient of colour c
-    at row frequency i and column frequency j stands where :math:`(1 + c)\sqrt{(i/h)^2 + (j/w)^2}`
-    puts it, since colours vary less than luminance. It is a rotation: log-determinants are zero,
-    and a standard normal remains one.
+    The orthonormal transform of each patch goes along its colours as well, so that the first of
+    three is luminance. The coefficient of colour c at the frequencies i and j of a patch of side p
+    is multiplied by
+
+    .. math:: \frac{10}{p}\, (1 + c) \left(\tfrac14 + \sqrt{i^2 + j^2}\right),
+
+    which in photographs brings most to a standard deviation near 1, and sorted by it.
 
     Args:
-        shape: (channels, height, width) of an image.
+        channels: Colours of an image.
+        patch: Side of a patch, in pixels.
     """
 
     order: Tensor
+    scale: Tensor
 
-    def __init__(self, shape: Sequence[int]):
+    def __init__(self, channels: int, patch: int):
         super().__init__()
-        self.shape = tuple(shape)
-        colour, row, column = torch.meshgrid(*map(torch.arange, self.shape), indexing="ij")
-        _, height, width = self.shape
-        frequency = (1 + colour) * torch.hypot(row / height, column / width)
-        order = frequency.flatten().argsort(stable=True)
+        self.sizes = (channels, patch, patch)
+        colour, row, column = torch.meshgrid(*map(torch.arange, self.sizes), indexing="ij")
+        scale = 10 / patch * (1 + colour) * (0.25 + torch.hypot(row.float(), column.float()))
+        scale, order = scale.flatten().sort(stable=True)
         self.register_buffer("order", order, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images (batch, c, h, w) to sorted coefficients (batch, c h w)."""
-        with full_precision(x):
-            z = x
-            for size in self.shape:  # each product moves the axis it is along to the end
-                z = torch.tensordot(z, cosines(size, x), ([1], [1]))
-        return z.flatten(1)[:, self.order], x.new_zeros(len(x))
+        """Map (batch, c, h, w) to (batch, c p^2, h / p, w / p), the channels sorted."""
+        z = self._turn(F.pixel_unshuffle(x, self.sizes[1]), 1)[:, self.order]
+        log_det = self.scale.log().sum() * z[0, 0].numel()
+        return z * self.scale[:, None, None], log_det.expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Map sorted coefficients back to images."""
-        with full_precision(z):
-            x = z[:, self.order.argsort()].unflatten(1, self.shape)
-            for size in self.shape:
-                x = torch.tensordot(x, cosines(size, z), ([1], [0]))
-        return x
+        """Put the patches together again."""
+        coefficients = (z / self.scale[:, None, None])[:, self.order.argsort()]
+        return F.pixel_shuffle(self._turn(coefficients, 0), self.sizes[1])
+
+    def _turn(self, x: Tensor, axis: int) -> Tensor:
+        """Multiply the channels by the transform, or for axis 0 by its inverse."""
+        x = x.unflatten(1, self.sizes)
+        with full_precision(x):
+            for size in self.sizes:  # each product moves the axis that it is along to the end
+                x = torch.tensordot(x, cosines(size, x), ([1], [axis]))
+        return x.flatten(3).movedim(3, 1)
 
 
 def cosines(size: int, like: Tensor) -> Tensor:
