@@ -32,7 +32,7 @@ def test_a_width_that_cannot_be_cut_into_heads_is_refused():
 def test_the_papers_sizes_are_the_default():
     net = Jet((3, 64, 64), couplings=1).layers.bijections[1].net
     blocks = 2 * (12 * 512**2 + 13 * 512)
-    ends = 48 * 512 + 512 + 256 * 512 + 2 * 512 + 512 * 96 + 96
+    ends = 9 * 48 * 512 + 512 + 256 * 512 + 2 * 512 + 512 * 96 + 96
     assert sum(p.numel() for p in net.parameters()) == blocks + ends
 
 
