@@ -89,7 +89,8 @@ class Jet(Flow):
 
     def inverse(self, z: Tensor) -> Tensor:
         """Map latents (batch, c h w) back to images."""
-        return self.layers.inverse(z.unflatten(1, self.grid))
+        z = z.unflatten(1, self.grid).contiguous(memory_format=torch.channels_last)
+        return self.layers.inverse(z)
 
 
 def masks(grid: tuple[int, int, int], count: int) -> list[Tensor]:
@@ -145,8 +146,8 @@ class PatchCoupling(Coupling):
 class VisionTransformer(nn.Module):
     """From patches to twice as many numbers for each, which are zero until it has learned.
 
-    A patch is embedded together with the eight around it, which the paper leaves to the attention
-    to find: it saves most of the training (Xiao et al. 2021).
+    A patch is embedded together with the eight around it, by a convolution, so that attention need
+    not find first who the neighbours are (Xiao et al. 2021, "Early convolutions").
 
     Args:
         grid: (channels, rows, columns) of the patches.
@@ -246,8 +247,8 @@ class Spectrum(Bijection):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (batch, c, h, w) to (batch, c p^2, h / p, w / p), the channels sorted."""
         z = self._turn(F.pixel_unshuffle(x, self.sizes[1]), 1)[:, self.order]
-        log_det = self.scale.log().sum() * z[0, 0].numel()
-        return z * self.scale[:, None, None], log_det.expand(len(x))
+        z = z.contiguous(memory_format=torch.channels_last) * self.scale[:, None, None]
+        return z, (self.scale.log().sum() * z[0, 0].numel()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Put the patches together again."""
