@@ -5,7 +5,7 @@ import math
 import torch
 from hypothesis import strategies as st
 
-from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.flows import Affine, Glow, Jet, RealNVP
 from submanifold.manifold import Hierarchy, Stage
 
 DTYPES = (torch.float32, torch.float64)
@@ -43,6 +43,15 @@ def glows(draw):
     most_levels = 3 if height == width == 8 else 2
     levels, steps, hidden = (draw(st.integers(1, most)) for most in (most_levels, 3, 5))
     return Glow((channels, height, width), levels, steps, hidden)
+
+
+@st.composite
+def jets(draw):
+    patch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    channels, *sides = (draw(st.sampled_from(two)) for two in [(1, 3), (1, 2), (1, 3)])
+    shape = (channels, *(patch * side for side in sides))
+    couplings, blocks, width = (draw(st.integers(1, most)) for most in (6, 2, 3))
+    return Jet(shape, patch, couplings, blocks, heads * width, heads)
 
 
 def realnvps(dim):

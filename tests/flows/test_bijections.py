@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from strategies import DTYPES, assert_close, glows, perturb, realnvps, slogdet
+from strategies import DTYPES, assert_close, glows, jets, perturb, realnvps, slogdet
 from submanifold import flows
 from submanifold.flows import (
     ActNorm,
@@ -17,6 +17,7 @@ from submanifold.flows import (
     Coupling,
     Flow,
     Glow,
+    Jet,
     Linear,
     MaskedAffineCoupling,
     RealNVP,
@@ -71,6 +72,7 @@ KINDS = {
     Split: st.builds(lambda c, s: (Joined(2 * c), (2 * c, *s)), few, sides),
     Compose: st.builds(squeezed, layers, few, few, few),
     Glow: glows(),
+    Jet: jets(),
     RealNVP: dims.flatmap(realnvps),
     Affine: st.builds(Affine, dims),
 }
@@ -156,7 +158,7 @@ def test_a_linear_map_starts_as_a_rotation():
 
 def test_gradients_reach_every_parameter_of_a_perturbed_flow():
     torch.manual_seed(0)
-    for flow in (Glow((3, 8, 8), 2, 2, 4), RealNVP(6), Affine(4)):
+    for flow in (Glow((3, 8, 8), 2, 2, 4), Jet((3, 8, 8), 4, 2, 1, 4, 2), RealNVP(6), Affine(4)):
         perturb(flow)
         z, log_det = flow(torch.randn(8, *flow.event_shape))
         (z.square().sum() - log_det.sum()).backward()

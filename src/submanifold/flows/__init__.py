@@ -10,6 +10,7 @@ from submanifold.flows.coupling import (
     set_recompute,
 )
 from submanifold.flows.glow import Glow
+from submanifold.flows.jet import Jet
 from submanifold.flows.linear import Affine, Linear
 from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.reshape import Split, Squeeze
@@ -25,6 +26,7 @@ __all__ = [
     "Flow",
     "FlowSettings",
     "Glow",
+    "Jet",
     "Linear",
     "MaskedAffineCoupling",
     "RealNVP",

@@ -9,11 +9,12 @@ from pydantic import Field, create_model
 from submanifold.errors import UserError
 from submanifold.flows.bijection import Flow
 from submanifold.flows.glow import Glow
+from submanifold.flows.jet import Jet
 from submanifold.flows.linear import Affine
 from submanifold.flows.realnvp import RealNVP
 from submanifold.validation import Settings
 
-FLOWS: dict[str, type[Flow]] = {"glow": Glow, "realnvp": RealNVP, "affine": Affine}
+FLOWS: dict[str, type[Flow]] = {"glow": Glow, "jet": Jet, "realnvp": RealNVP, "affine": Affine}
 
 
 def settings_of(name: str) -> type[Settings]:
