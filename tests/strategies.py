@@ -42,7 +42,8 @@ def glows(draw):
     channels, height, width = (draw(st.sampled_from(two)) for two in [(1, 3), (4, 8), (4, 8)])
     most_levels = 3 if height == width == 8 else 2
     levels, steps, hidden = (draw(st.integers(1, most)) for most in (most_levels, 3, 5))
-    return Glow((channels, height, width), levels, steps, hidden)
+    counts = [steps, *(1 for _ in range(levels - 1))] if draw(st.booleans()) else steps
+    return Glow((channels, height, width), levels, counts, hidden)
 
 
 @st.composite

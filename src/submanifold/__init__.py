@@ -1,5 +1,17 @@
 """Learn the sub-manifold that data lives on, and an exact density on it, with flows."""
 
-from submanifold.manifold import Hierarchy, Stage
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from submanifold.manifold import Hierarchy, Stage
 
 __all__ = ["Hierarchy", "Stage"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load torch with the first use of a model: every command of Kedro's imports this package."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from submanifold import manifold
+
+    return getattr(manifold, name)

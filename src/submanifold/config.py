@@ -4,14 +4,16 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from click import ClickException
 from kedro.config import OmegaConfigLoader
 from omegaconf import OmegaConf
 
 from submanifold.errors import UserError
-from submanifold.experiment import Experiment, artifact_keys, choose
+
+if TYPE_CHECKING:
+    from submanifold.experiment import Experiment
 
 
 class ExperimentConfigLoader(OmegaConfigLoader):
@@ -46,17 +48,21 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             raise ClickException(str(error)) from error
 
     @cached_property
-    def experiment(self) -> Experiment:
+    def experiment(self) -> "Experiment":
         """What the parameters choose.
 
         Raises:
             UserError: One of them cannot work.
         """
+        from submanifold.experiment import choose  # torch, which most commands do without
+
         return choose(super().__getitem__("parameters"))
 
     @cached_property
     def keys_of(self) -> dict[str, str]:
         """Key of each artifact: ``data``, ``phase_<n>``, ``phase_<n>.u``, ``model`` and ``run``."""
+        from submanifold.experiment import artifact_keys
+
         return artifact_keys(self.experiment, Path(self._project))
 
     @property

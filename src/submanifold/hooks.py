@@ -1,4 +1,7 @@
-"""What happens around a run: checks, messages a user can act on, and MLflow's bookkeeping."""
+"""What happens around a run: checks, messages a user can act on, and MLflow's bookkeeping.
+
+Every command of Kedro's imports this module, so torch loads where a run needs it.
+"""
 
 import atexit
 import logging
@@ -19,12 +22,8 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from submanifold.config import ExperimentConfigLoader
-from submanifold.device import choose_device
 from submanifold.errors import UserError, named
-from submanifold.experiment import flatten
 from submanifold.files import is_alive
-from submanifold.pipeline_registry import register_pipelines
-from submanifold.pipelines.store import create_store
 from submanifold.validation import Settings
 
 log = logging.getLogger(__name__)
@@ -58,6 +57,9 @@ class ExperimentHooks:
 
         And make MLflow's database before kedro-mlflow opens it.
         """
+        from submanifold.pipeline_registry import register_pipelines
+        from submanifold.pipelines.store import create_store
+
         loader = cast(ExperimentConfigLoader, context.config_loader)
         try:
             self._experiment, _ = loader.experiment, loader.keys_of
@@ -72,6 +74,8 @@ class ExperimentHooks:
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
         """Check what only this machine and this command can tell."""
+        from submanifold.device import choose_device
+
         experiment, names = self._experiment, run_params["pipeline_names"] or ["__default__"]
         if experiment.sweep is not None and "sweep" not in names:
             raise ClickException(
@@ -128,6 +132,8 @@ class TrackingHooks:
     @hook_impl(trylast=True)
     def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
         """Log all parameters, and be ready for Ctrl-C and SIGTERM."""
+        from submanifold.experiment import flatten
+
         run = mlflow.active_run()
         if run is None:
             return
@@ -208,6 +214,8 @@ def _close_orphans(experiment_id: str) -> None:
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """The numbers among the metrics, a measured value by its name alone."""
+    from submanifold.experiment import flatten
+
     flat = flatten(metrics)
     named = {name.removesuffix(".value"): value for name, value in flat.items()}
     return {f"test.{k}": v for k, v in named.items() if isinstance(v, int | float)}

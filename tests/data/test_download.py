@@ -7,9 +7,9 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import torchvision
 from PIL import Image
 
-from submanifold.data import celeba
 from submanifold.data.images import ImageSettings, fingerprint, open_source
 from submanifold.data.preprocess import prepare
 from submanifold.errors import UserError
@@ -138,14 +138,15 @@ def test_without_url_torchvision_is_asked_for_zip_and_partition(tmp_path, monkey
     asked = []
 
     def drive(file_id, root, filename, md5):
-        asked.append((filename, md5))
+        asked.append((file_id, md5, filename))
         lines = "".join(f"{i:06d}.jpg {i % 3}\n" for i in range(10))
         (root / filename).write_bytes(ZIP if filename.endswith(".zip") else lines.encode())
 
-    monkeypatch.setattr(celeba, "download_file_from_google_drive", drive)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_file_from_google_drive", drive)
     chosen = read({"source": "celeba", "split": "official"})
     source = open_source(chosen, tmp_path)
-    assert ("img_align_celeba.zip", "00d2c5bc6d35e252742224ab0c1e8fcb") in asked
+    assert [name for _, _, name in asked] == ["list_eval_partition.txt", "img_align_celeba.zip"]
+    assert set(asked) < set(torchvision.datasets.CelebA.file_list)
     assert source.rule == "official"
 
 
@@ -153,7 +154,7 @@ def test_torchvision_failing_is_a_message(tmp_path, monkeypatch):
     def drive(*_):
         raise RuntimeError("too many users have viewed this file")
 
-    monkeypatch.setattr(celeba, "download_file_from_google_drive", drive)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_file_from_google_drive", drive)
     with pytest.raises(UserError, match=r"torchvision knows: too many users.*set path"):
         open_source(read({"source": "celeba"}), tmp_path)
     assert names_in(tmp_path) == []

@@ -34,6 +34,13 @@ def test_an_image_that_cannot_be_halved_that_often_is_refused(shape):
         Glow(shape, levels=3, steps=1, width=2)
 
 
+def test_each_level_has_its_steps():
+    glow = Glow((3, 16, 16), 3, [3, 1, 2], 4)
+    assert [len(level.bijections) - 1 for level in glow.levels] == [3, 1, 2]
+    with pytest.raises(UserError, match=r"^steps=\[3, 1\] are for 2 levels, but levels=3"):
+        Glow((3, 16, 16), 3, [3, 1], 4)
+
+
 def test_latents_come_coarsest_first():
     torch.manual_seed(0)
     glow = Glow((1, 8, 8), levels=3, steps=1, width=2)

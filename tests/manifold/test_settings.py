@@ -28,7 +28,7 @@ def test_settings_build_the_hierarchy_that_they_describe():
     assert [type(stage.flow) for stage in hierarchy.stages] == [Glow, RealNVP, Affine]
     assert [stage.dim for stage in hierarchy.stages] == [20, 8, 3]
     assert hierarchy.stages[0].flow.config == {
-        "shape": [3, 4, 4], "levels": 2, "steps": 1, "width": 4,
+        "shape": [3, 4, 4], "levels": 2, "steps": 1, "width": 4, "whiten": True,
     }  # fmt: skip
     assert hierarchy.stages[1].flow.config == {
         "dim": 20, "couplings": 2, "hidden": None, "mixing": False,
@@ -53,15 +53,21 @@ def test_a_stage_may_have_more_bijections_than_one():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"flow": {"type": "spline"}}, r"stage_2\.flow\.type=spline .*'glow', 'realnvp', 'affine'"),
-        ({"flow": {"couplings": 2}}, r"stage_2\.flow\.type is missing.*'glow', 'realnvp'"),
+        (
+            {"flow": {"type": "spline"}},
+            r"stage_2\.flow\.type=spline .*'glow', 'jet', 'realnvp', 'affine'",
+        ),
+        ({"flow": {"couplings": 2}}, r"stage_2\.flow\.type is missing.*'glow', 'jet', 'realnvp'"),
         ({"dimm": 3}, r"stage_2\.dimm is not a setting; known: flow, then, dim,"),
         (
             {"flow": {**GLOW, "widht": 8}},
-            r"stage_2\.flow\.widht is not a setting; known: type, levels, steps, width",
+            r"stage_2\.flow\.widht is not a setting; known: type, levels, steps, width, whiten",
         ),
         ({"flow": {**GLOW, "levels": 0}}, r"stage_2\.flow\.levels=0 .*greater than 0"),
-        ({"then": [{"type": "affin"}]}, r"stage_2\.then\.type=affin .*'glow', 'realnvp', 'affine'"),
+        (
+            {"then": [{"type": "affin"}]},
+            r"stage_2\.then\.type=affin .*'glow', 'jet', 'realnvp', 'affine'",
+        ),
         ({"off_manifold_scale": 0}, r"stage_2\.off_manifold_scale=0 .*greater than 0"),
         ({"dim": 0}, r"stage_2\.dim=0 .*greater than 0"),
         ({"dim": 2.5}, r"stage_2\.dim=2\.5 "),

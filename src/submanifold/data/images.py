@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.transforms.v2 import functional
 
 from submanifold.data import celeba
 from submanifold.data.fingerprints import fingerprint_path
@@ -45,9 +44,10 @@ def decode(content: bytes, size: int, channels: int, crop: str = "square") -> np
     ImageOps.exif_transpose(image, in_place=True)
     side = min(image.width, image.height)
     side = max(1, round(148 / 178 * side)) if crop == "celeba" else side
-    image = functional.center_crop(image, [side, side])
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    image = image.crop((left, top, left + side, top + side))
     image = _to_mode(image, "RGB" if channels == 3 else "L")
-    image = functional.resize(image, [size, size], antialias=True)
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.special import exp1, exprel, i0e, log_ndtr, logsumexp
-from scipy.stats import uniform_direction, vonmises_fisher
+import scipy  # whose parts load where they are used; its stats take half a second
 
 from submanifold.errors import UserError
 
@@ -18,7 +17,10 @@ GRID = 513
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
 
 # The mean of e^(k (cos - 1)) over the directions of the plane and of space, a function of k.
-AVERAGE: dict[int, Callable] = {2: i0e, 3: lambda k: exprel(-2 * k)}
+AVERAGE: dict[int, Callable] = {
+    2: lambda k: scipy.special.i0e(k),
+    3: lambda k: scipy.special.exprel(-2 * k),
+}
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,8 @@ class Shell(Manifold):
     def _law(self) -> Any:
         """Of the direction, for scipy."""
         if self.concentration == 0:
-            return uniform_direction(self.ambient_dim)
-        return vonmises_fisher(self._axis, self.concentration)  # type: ignore[arg-type]
+            return scipy.stats.uniform_direction(self.ambient_dim)
+        return scipy.stats.vonmises_fisher(self._axis, self.concentration)  # type: ignore[arg-type]
 
     @property
     def _log_size(self) -> float:
@@ -337,7 +339,7 @@ class SwissRoll(Manifold):
         half = self.height / 2
         # by symmetry both tails are lower ones, whose logarithms are good however far off
         off = -abs(x[:, 1] - half)
-        upper, lower = (log_ndtr((off + edge) / self.noise) for edge in (half, -half))
+        upper, lower = (scipy.special.log_ndtr((off + edge) / self.noise) for edge in (half, -half))
         log_height = upper + np.log1p(-np.exp(lower - upper)) - math.log(self.height)
         return log_height + self._profile.log_prob(x[:, 0] + 1j * x[:, 2], self.noise, log_point)
 
@@ -361,7 +363,7 @@ class Paraboloid(Manifold):
     @property
     def manifold_entropy(self) -> float:
         r""":math:`\log 2 \pi e + \frac12 e^{1/2} E_1(1/2)`."""
-        return math.log(2 * math.pi * math.e) + math.exp(0.5) * float(exp1(0.5)) / 2
+        return math.log(2 * math.pi * math.e) + math.exp(0.5) * float(scipy.special.exp1(0.5)) / 2
 
     def _profile(self, y: Array) -> "Profile":
         # As far out as it matters to y = rho + i z: the nearest s solves s^3 + 2 (1 - z) s = 2 rho,
@@ -436,7 +438,8 @@ def log_point(y: Array, c: Array, noise: float) -> Array:
 
 def log_ring(y: Array, c: Array, noise: float) -> Array:
     """Log-density in R^3 of a noisy ring; y and c are distance from its axis + i height; nats."""
-    return log_normal(abs(y - c), noise**2, 3) + np.log(i0e(y.real * c.real / noise**2))
+    around = scipy.special.i0e(y.real * c.real / noise**2)
+    return log_normal(abs(y - c), noise**2, 3) + np.log(around)
 
 
 def meridian(x: Array) -> tuple[Array, Array]:
@@ -519,7 +522,7 @@ class Profile:
                 row, piece = np.nonzero(near <= reach[rows, None])
                 t = middle[piece, None] + half[piece, None] * NODES
                 terms = kernel(y[rows][row, None], self.curve(t), noise) + self.log_density(t)
-                sums = logsumexp(terms + np.log(half[piece, None] * WEIGHTS), axis=1)
+                sums = scipy.special.logsumexp(terms + np.log(half[piece, None] * WEIGHTS), axis=1)
                 first = np.searchsorted(row, np.arange(len(rows)))
                 result[rows] = np.logaddexp.reduceat(sums, first)
         return result

@@ -9,7 +9,6 @@ from kedro_datasets._typing import ImagePreview
 
 from submanifold.data.arrays import map_whole
 from submanifold.datasets.path import Local
-from submanifold.figures import as_png, image_grid, latent_histogram
 from submanifold.files import whole
 
 
@@ -33,6 +32,8 @@ class ArrayDataset(Local, AbstractDataset[np.ndarray, np.ndarray]):
 
     def preview(self) -> ImagePreview:
         """Draw the first images, or, of latents, how normal they are."""
+        from submanifold.figures import as_png, image_grid, latent_histogram
+
         array = self.load()
         figure = image_grid(array[:64], columns=16) if array.ndim == 4 else latent_histogram(array)
         return ImagePreview(base64.b64encode(as_png(figure)).decode())

@@ -1,10 +1,12 @@
 """Kedro's datasets of one file, written whole or not at all, and there only when they are whole."""
 
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, NoReturn
 
+from kedro.io import AbstractDataset, DatasetError
 from kedro_datasets import json as kedro_json
-from kedro_datasets import matplotlib, pandas, plotly, text
+from kedro_datasets import pandas, plotly, text
+from kedro_datasets._typing import ImagePreview
 
 from submanifold.files import read_json, whole
 
@@ -58,7 +60,47 @@ class TextDataset(Whole, text.TextDataset):
     """A text file; it is not empty."""
 
 
-class MatplotlibDataset(Whole, matplotlib.MatplotlibDataset):
-    """A picture as a PNG file; it has its last chunk."""
+class MatplotlibDataset(Whole, AbstractDataset[Any, NoReturn]):
+    """A picture as a PNG file; it has its last chunk.
+
+    Kedro's own, which does the work, loads pyplot, and the start of every run would wait for it.
+
+    Args:
+        filepath: The path.
+        save_args: For matplotlib's ``savefig``.
+        metadata: For other tools, such as Kedro-Viz; not used.
+    """
 
     end = b"IEND\xaeB`\x82"
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        save_args: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ):
+        self._filepath = PurePosixPath(filepath)
+        self._save_args = save_args
+        self.metadata = metadata
+
+    def load(self) -> NoReturn:
+        """Refuse: a picture is an output."""
+        raise DatasetError("Loading not supported for 'MatplotlibDataset'")
+
+    def save(self, data: Any) -> None:
+        """Write beside the file, and give it its name at the end."""
+        with whole(Path(self._filepath)) as partial:
+            self._kedros(partial).save(data)
+
+    def preview(self) -> ImagePreview:
+        """Show the picture."""
+        return self._kedros(self._filepath).preview()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "save_args": self._save_args}
+
+    def _kedros(self, path: PurePath) -> Any:
+        from kedro_datasets import matplotlib
+
+        return matplotlib.MatplotlibDataset(filepath=str(path), save_args=self._save_args)

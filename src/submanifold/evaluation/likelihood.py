@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import scipy
 import torch
-from scipy.special import logsumexp
 from torch import Tensor
 
 from submanifold.data.batches import Batches
@@ -30,7 +30,7 @@ def importance_log_prob(log_probs: np.ndarray) -> np.ndarray:
     (Burda et al. 2016, theorem 1; Hoogeboom et al. 2020 for dequantisation). From (K, N) nats to
     (N,); both lack the volume of a pixel's bin, which bits per dimension add.
     """
-    return logsumexp(log_probs, axis=0) - np.log(len(log_probs))
+    return scipy.special.logsumexp(log_probs, axis=0) - np.log(len(log_probs))
 
 
 def dequantized_log_probs(

@@ -23,13 +23,14 @@ class Glow(Flow):
     Args:
         shape: (channels, height, width) of an image; height and width divisible by 2^levels.
         levels: Number of levels.
-        steps: Flow steps on each level.
+        steps: Flow steps on each level, or a number for each of them, the finest first.
         width: Channels of the hidden layers of a coupling net.
         whiten: Whether the first step of each level starts by whitening the pixels of a squeeze,
             and not by a random rotation of them as the paper's.
 
     Raises:
-        UserError: The image cannot be squeezed that often.
+        UserError: The image cannot be squeezed that often, or steps are given for more or fewer
+            levels.
 
     Example:
         >>> flow = Glow((3, 8, 8), levels=2, steps=1, width=4)
@@ -44,7 +45,7 @@ class Glow(Flow):
         self,
         shape: Sequence[int],
         levels: PositiveInt = 3,
-        steps: PositiveInt = 32,
+        steps: PositiveInt | list[PositiveInt] = 32,
         width: PositiveInt = 512,
         whiten: bool = True,
     ):
@@ -58,12 +59,18 @@ class Glow(Flow):
                 f"levels={levels} halves the image {levels} times, but {height}x{size} pixels are "
                 f"not divisible by {2**levels}. Take fewer levels, or images of another size."
             )
+        counts = [steps] * levels if isinstance(steps, int) else steps
+        if len(counts) != levels:
+            raise UserError(
+                f"steps={steps} are for {len(counts)} levels, but levels={levels}. Give one number "
+                "for all, or one for each."
+            )
         blocks: list[Compose] = []
         splits: list[Split] = []
         self.latent_shapes: list[tuple[int, int, int]] = []
-        for level in range(1, levels + 1):
+        for level, count in enumerate(counts, 1):
             channels, height, size = 4 * channels, height // 2, size // 2
-            first = [whiten] + [False] * (steps - 1)
+            first = [whiten] + [False] * (count - 1)
             blocks.append(Compose([Squeeze(), *(step(channels, width, each) for each in first)]))
             if level < levels:
                 splits.append(Split(channels))
@@ -101,7 +108,7 @@ class Glow(Flow):
         return x
 
 
-def step(channels: int, width: int, whiten: bool) -> Compose:
+def step(channels: int, width: int, whiten: bool = False) -> Compose:
     """Build one step of Glow: actnorm, invertible 1x1 convolution, affine coupling (figure 2a)."""
     net = starting_at_zero(
         nn.Conv2d(channels // 2, width, 3, padding=1),

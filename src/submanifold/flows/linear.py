@@ -25,7 +25,9 @@ class Linear(Bijection):
     def __init__(self, channels: int, whiten: bool = False):
         super().__init__()
         self.norm = ActNorm(channels)
-        self.weight = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels))[0])
+        # qr's orthogonal factor, without loading sympy on the meta device, as qr and randn would
+        normal = torch.normal(0.0, 1.0, (channels, channels))
+        self.weight = nn.Parameter(torch.linalg.householder_product(*torch.geqrf(normal)))
         self.whiten = whiten
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ class RealNVP(Compose, Flow):
         hidden: PositiveInt | None = None,
         mixing: bool = False,
     ):
-        parity, width = torch.arange(dim) % 2, hidden or 2 * dim
+        width = hidden or 2 * dim
         layers: list[Bijection] = []
         for index in range(couplings):
             layers += [Linear(dim)] if mixing else []
@@ -48,7 +48,9 @@ class RealNVP(Compose, Flow):
                 nn.ReLU(),
                 nn.Linear(width, 2 * dim),
             )
-            layers.append(MaskedAffineCoupling(((parity + index) % 2).float(), net))
+            # arithmetic on the meta device, where experiments are checked, takes a second to load
+            mask = torch.tensor([(n + index) % 2 for n in range(dim)], dtype=torch.float32)
+            layers.append(MaskedAffineCoupling(mask, net))
         super().__init__(layers)
         self.event_shape = (dim,)
         self.config = {"dim": dim, "couplings": couplings, "hidden": hidden, "mixing": mixing}

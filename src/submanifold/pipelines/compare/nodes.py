@@ -8,11 +8,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities import Run
-from PIL import Image
 
 from submanifold.errors import UserError
 from submanifold.evaluation.metrics import COMPARED, NONE, Metric, is_missing
-from submanifold.figures.images import as_png, sample_sheet
 from submanifold.pages import render
 from submanifold.pipelines import tracking
 
@@ -129,6 +127,10 @@ def _cell(row: Row, metric: Metric) -> dict[str, Any]:
 
 def _picture(run_id: str) -> bytes | None:
     """Show the first samples of a run, or the learned manifold where samples are no images."""
+    from PIL import Image
+
+    from submanifold.figures.images import as_png, sample_sheet
+
     if path := tracking.artifact(run_id, "samples.npy"):
         samples = np.load(path, mmap_mode="r")
         if samples.ndim == 4:

@@ -1,25 +1,19 @@
-"""Nodes of the reporting pipeline."""
+"""Nodes of the reporting pipeline.
+
+They load what they draw with when they draw: matplotlib would hold up the start of every run.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from submanifold import paper
 from submanifold.data.settings import SyntheticSettings
 from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.truth import manifold_picture
-from submanifold.figures import (
-    DensityGrid,
-    as_png,
-    image_grid,
-    manifold_figure,
-    rejection_blocks,
-    training_curves,
-)
 from submanifold.manifold import Model
 from submanifold.pages import render
 
@@ -65,12 +59,14 @@ def report_images(
     test: np.ndarray,
     projections: np.ndarray,
     **about: Any,
-) -> dict[str, str | Figure]:
+) -> dict[str, Any]:
     """Draw samples and what the manifold rejects, and write the page around them.
 
     Returns:
         The ``report``, and the figures: ``curves``, ``samples``, ``samples_cool``, ``rejection``.
     """
+    from submanifold.figures import image_grid, rejection_blocks
+
     rejection = rejection_blocks(np.asarray(test[: len(projections)]), projections, per_row=4)
     figures = {"rejection": rejection}
     for name, images in ("samples", samples), ("samples_cool", samples_cool):
@@ -85,12 +81,14 @@ def report_points(
     test: np.ndarray,
     data: SyntheticSettings,
     **about: Any,
-) -> dict[str, str | Figure]:
+) -> dict[str, Any]:
     """Draw the learned manifold and density beside the true ones, and the page around them.
 
     Returns:
         The ``report``, and the figures: ``curves`` and ``manifold``.
     """
+    from submanifold.figures import DensityGrid, manifold_figure
+
     truth = data.manifold
     points, grid = manifold_picture(hierarchy, truth, test[:DRAWN], samples)
     figure = manifold_figure(**points, grid=DensityGrid(*grid) if grid else None)
@@ -98,7 +96,7 @@ def report_points(
 
 
 def _report(
-    figures: dict[str, Figure],
+    figures: dict[str, Any],
     metrics: Measured,
     table: pd.DataFrame,
     manifest: dict[str, Any],
@@ -107,7 +105,9 @@ def _report(
     method: str,
     truth: Measured | None = None,
     **histories: dict[str, Any],
-) -> dict[str, str | Figure]:
+) -> dict[str, Any]:
+    from submanifold.figures import as_png, training_curves
+
     phases = sorted(histories.values(), key=lambda each: int(each["name"].rpartition("_")[2]))
     figures = {"curves": training_curves({each["name"]: each for each in phases}), **figures}
     page = render(

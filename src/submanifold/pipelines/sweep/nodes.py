@@ -11,7 +11,6 @@ from mlflow.entities import Run
 
 from submanifold.errors import UserError
 from submanifold.evaluation.metrics import COMPARED
-from submanifold.figures import sweep_figure
 from submanifold.pipelines.tracking import EVALUATED, find_runs, logged, metrics_of, newest
 
 TAG = "submanifold.sweep"
@@ -50,6 +49,8 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
 
 def draw_sweep(table: pd.DataFrame, parameter: str, baselines: dict[str, Any]) -> go.Figure:
     """Plot bits per dimension against squared error, with PCA's errors."""
+    from submanifold.figures import sweep_figure
+
     curve = baselines.get("pca_mse")
     pca = curve and [np.nan if np.isnan(dim) else curve[int(dim)] for dim in table["dim"]]
     return sweep_figure(table, parameter, pca)
