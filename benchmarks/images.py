@@ -1,14 +1,12 @@
 """The images that the benchmarks of quality learn: CelebA, Fashion-MNIST and photographs."""
 
 import argparse
+import gzip
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torchvision.datasets.mnist import read_image_file
 
 from submanifold.data.preprocess import prepare
 from submanifold.data.settings import ImageSettings
@@ -67,7 +65,9 @@ def _fashion_mnist(folder: str) -> Images:
         found = sorted(Path(folder).glob(f"{part}-images*idx3-ubyte*"))
         if not found:
             raise SystemExit(f"--fashion-mnist: {folder} has no {part}-images-idx3-ubyte file.")
-        pixels = read_image_file(str(found[0]))
-        parts.append(F.pad(pixels[:, None], (2, 2, 2, 2)).to(torch.uint8).numpy())
+        with (gzip.open if found[0].suffix == ".gz" else open)(found[0], "rb") as file:
+            pixels = np.frombuffer(file.read(), np.uint8, offset=16)
+        margin = [(0, 0), (0, 0), (2, 2), (2, 2)]
+        parts.append(np.pad(pixels.reshape(-1, 1, 28, 28), margin))
     train, test = parts
     return Images(train[:-HELD_OUT], train[-HELD_OUT:], test[:HELD_OUT])

@@ -3,9 +3,10 @@
     python -m benchmarks.quality --celeba img_align_celeba.zip --fashion-mnist FashionMNIST/raw
 
 Every contender is trained by the same loop, with a warm-up, rates that fall to nothing in the
-second half, and averaged weights. The packages have Adam, at the learning rate, the clip and the size of batches
-that a sweep on CelebA finds best for each; what they have after ten minutes, by the weights that
-are best on validation images, is to be reached. Bits are those of test images, in float32.
+second half, and averaged weights. The packages have Adam, at the learning rate, the clip and the
+size of batches that a sweep on CelebA finds best for each; what they have after ten minutes, by the
+weights that are best on validation images, is to be reached. Bits are those of test images, in
+float32.
 
 Seconds are steps times what a step takes, which is measured first, all contenders in turn, so that
 trainings may share the machine with something else. What is measured is kept in ``--folder``, and a
@@ -13,6 +14,7 @@ benchmark that was killed goes on. The packages are installed by ``pip install n
 nflows``. Tables go to ``<folder>/quality.md``, curves to ``<folder>/quality.png``.
 """
 
+import argparse
 import hashlib
 import json
 import math
@@ -23,13 +25,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from benchmarks.glows import PEERS, SIZES
-from benchmarks.images import Images
+from benchmarks.images import Images, add_options, load
 from benchmarks.timing import interleave
 from submanifold.data.batches import Batches
 from submanifold.files import read_json, write_json
@@ -42,9 +45,11 @@ from submanifold.training.trainer import Trainer, TrainingSettings
 SECONDS = 600.0
 PACKAGES = ("normflows", "FrEIA", "nflows")
 POINTS = 15  # of a package's curve
-SWEEP = {"learning_rate": (0.002, 0.005, 0.01, 0.02), "clip": (1.0,), "batch_size": (64,)}
+SWEEP = {"learning_rate": (0.002, 0.005, 0.01, 0.02), "clip": (1.0,)}
 SWEEP_IMAGES = 25_600
 HORIZONS = (200, 400, 800, 1600)  # steps of this project's trainings
+PLAIN = {"steps": SIZES["S"][0], "width": SIZES["S"][1], "whiten": False}
+DEFAULT = {"steps": [8, 4, 2], "width": 64, "whiten": True}
 CPU = torch.device("cpu")
 
 ADAM = {"learning_rate": 0.005, "matrix_rate": None, "clip": 1.0, "batch_size": 64}
@@ -77,7 +82,7 @@ class Contender:
     Attributes:
         name: ``submanifold``, or a package's.
         training: Learning rates, clip, and size of batches.
-        settings: Of this project's Glow, beside its size.
+        settings: Of this project's Glow.
         penalty: On the projection to 500 coordinates; none for the likelihood alone.
     """
 
@@ -93,7 +98,7 @@ class Contender:
         if self.name in PACKAGES:
             flow: Flow = Package(PEERS[self.name](*SIZES["S"], shape), shape)  # type: ignore[arg-type]
         else:
-            flow = Glow(shape, 3, *SIZES["S"], **self.settings)
+            flow = Glow(shape, levels=3, **self.settings)
         hierarchy = Hierarchy([Stage(flow, 500 if self.penalty else math.prod(shape))])
         settings = TrainingSettings(
             steps=steps,
@@ -250,3 +255,113 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """Write rows, the first of which is the head, as Markdown."""
     head, *others = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "| --- " * len(rows[0]) + "|", *others, ""])
+
+
+OURS = "ours: the default"
+
+
+def contenders_of(best: str, recipes: dict[str, Any]) -> dict[str, Contender]:
+    """Make what is compared: packages with Adam, then one change after the other.
+
+    Args:
+        best: The package that is best on CelebA.
+        recipes: The best recipe of each package.
+    """
+    packages = {f"{name}, Adam": Contender(name, recipe) for name, recipe in recipes.items()}
+    return packages | {
+        f"{best}, our optimizers": Contender(best, MUON),
+        f"our Glow, Adam as for {best}": Contender("submanifold", recipes[best], PLAIN),
+        "our Glow, our optimizers": Contender("submanifold", MUON, PLAIN),
+        "and whitening": Contender("submanifold", MUON, {**PLAIN, "whiten": True}),
+        OURS: Contender("submanifold", MUON, DEFAULT),
+    }
+
+
+def measure(bench: Bench, best: str, recipes: dict[str, Any], seeds: int) -> dict[str, Any]:
+    """Train all contenders on one data set: seconds, and test bits for each seed.
+
+    The best package and our default have all seeds, the others one.
+    """
+    contenders, found = contenders_of(best, recipes), {}
+    seconds = bench.seconds([*contenders.values()])
+    for name, contender in contenders.items():
+        step = seconds[contender.label][0]
+        ten_minutes = contender.training is recipes.get(contender.name)
+        curves = []
+        for seed in range(seeds if name in (f"{best}, Adam", OURS) else 1):
+            if ten_minutes:
+                steps = round(SECONDS / bench.seconds([contender])[contender.label][0])
+                rows = bench.curve(contender, seed, steps, POINTS)
+                curves.append([chosen(rows[: n + 1]) for n in range(len(rows))])
+                at = [row["step"] for row in rows]
+            else:
+                at = list(HORIZONS)
+                curves.append([chosen(bench.curve(contender, seed, steps)) for steps in at])
+        found[name] = {"step": step, "seconds": [step * n for n in at], "bits": curves}
+    return found
+
+
+def summary(found: dict[str, Any], best: str) -> list[list[str]]:
+    """Write one data set's rows: bits at the end, and seconds to the best package's bits."""
+    reference = found[f"{best}, Adam"]
+    goal, longest = np.mean([curve[-1] for curve in reference["bits"]]), reference["seconds"][-1]
+    rows = [["", "step, ms", "bits at the end", "seconds", f"seconds to {goal:.3f} bits", "share"]]
+    for name, row in found.items():
+        needed = [seconds_to(goal, row["seconds"], curve) for curve in row["bits"]]
+        needed = [longest] if row is reference else needed
+        mean = float(np.mean(needed))
+        end = interval([curve[-1] for curve in row["bits"]])
+        cells = [name, f"{1e3 * row['step']:.1f}", end, f"{row['seconds'][-1]:.0f}"]
+        reached = math.isfinite(mean)
+        cells += [f"{mean:.0f}", f"{mean / longest:.3f}"] if reached else ["not reached", ""]
+        rows.append(cells)
+    return rows
+
+
+def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw the curves of each data set, bits against seconds."""
+    figure, axes = plt.subplots(1, len(found), figsize=(6 * len(found), 4.5), squeeze=False)
+    for panel, (data, rows) in zip(axes[0], found.items(), strict=True):
+        for name, row in rows.items():
+            line = "--" if "Adam" in name else "-"
+            for number, curve in enumerate(row["bits"]):
+                label = name if number == 0 else None
+                panel.plot(row["seconds"], curve, line, marker=".", label=label, lw=1,
+                           color=f"C{list(rows).index(name)}")  # fmt: skip
+        lowest = min(min(min(curve) for curve in row["bits"]) for row in rows.values())
+        panel.set(title=data, xlabel="seconds of training", xscale="log")
+        panel.set_ylim(lowest - 0.05, lowest + 1)
+    axes[0][0].set_ylabel("bits per dimension, test images")
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure what is missing, and write the tables and the curves."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--packages", nargs="+", choices=PACKAGES, default=list(PACKAGES))
+    options = parser.parse_args()
+    benches = {name: Bench(options.folder, name, load(name, options)) for name in options.data}
+    sweeps = {name: benches["celeba"].sweep(name) for name in options.packages}
+    recipes = {name: rows[0]["recipe"] for name, rows in sweeps.items()}
+    best = min(sweeps, key=lambda name: sweeps[name][0]["valid"])
+    head = ["sweep on CelebA", *SWEEP, "validation bits"]
+    tried = [
+        [name, *(str(row["recipe"][key]) for key in SWEEP), f"{row['valid']:.3f}"]
+        for name, rows in sweeps.items()
+        for row in rows
+    ]
+    page, found = [table([head, *tried])], {}
+    for name, bench in benches.items():
+        found[name] = measure(bench, best, recipes, options.seeds)
+        page.append(f"### {name}\n\n{table(summary(found[name], best))}")
+        print(page[-1], flush=True)
+    (options.folder / "quality.md").write_text("\n".join(page))
+    draw(found, options.folder / "quality.png")
+
+
+if __name__ == "__main__":
+    main()
