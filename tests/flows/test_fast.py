@@ -114,7 +114,7 @@ def test_recomputing_keeps_no_hidden_layer_and_gives_the_same_gradient():
         z, _ = fast.couple(x, module.net, inverse=False, recompute=True)
         assert z.grad_fn.next_functions[0][0].layers is None
         z, _ = fast.couple(x, module.net, inverse=False, recompute=False)
-        assert len(z.grad_fn.next_functions[0][0].layers) == 3
+        assert z.grad_fn.next_functions[0][0].layers is not None
 
 
 @needs_kernels

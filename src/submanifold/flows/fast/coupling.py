@@ -43,7 +43,9 @@ def couple(x: Tensor, net: nn.Module, inverse: bool, recompute: bool) -> tuple[T
         What x becomes, and the log-determinant (B,) of what was done.
     """
     dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
-    y, log_det = Coupling.apply(
+    way = InTiles if kernels.in_tiles(dtype) else Coupling
+    recompute = recompute or not torch.is_grad_enabled()
+    y, log_det = way.apply(
         x.permute(0, 2, 3, 1).contiguous(), *net.parameters(), dtype, inverse, recompute
     )
     return y.permute(0, 3, 1, 2), log_det
@@ -95,6 +97,34 @@ class Coupling(torch.autograd.Function):
         kernels.fold_onto(dh @ w1, dy)
         dw1, dw2, dw3 = as_convolutions(dw1, dw2, dw3)
         return dy, dw1, db1, dw2, db2, dw3, dnet.sum((0, 1, 2)), None, None, None
+
+
+class InTiles(torch.autograd.Function):
+    """The same, all of it in C++: a few images at a time, which do not leave the cache."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """Compute the coupling."""
+        *net, dtype, inverse, recompute = arguments
+        z, log_scale, log_det, ctx.layers = kernels.couple_tiles(
+            y, net, dtype, inverse, not recompute
+        )
+        ctx.save_for_backward(z if inverse else y, log_scale, *net)
+        ctx.dtype, ctx.inverse = dtype, inverse
+        return z, log_det
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients by y and by the net's parameters."""
+        dz, dlog_det = gradients
+        kept, log_scale, *net = ctx.saved_tensors
+        found = kernels.couple_tiles_backward(
+            dz.contiguous(), dlog_det.contiguous(), kept, log_scale, net, ctx.layers, ctx.dtype,
+            ctx.inverse,
+        )  # fmt: skip
+        ctx.layers = None
+        return *found, None, None, None
 
 
 def hidden(y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, ...]:

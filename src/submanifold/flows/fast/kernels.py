@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -52,6 +53,63 @@ def library() -> ctypes.CDLL | None:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         log.info("Couplings run as plain modules: their kernels could not be compiled (%s)", reason)
         return None
+
+
+def in_tiles(dtype: torch.dtype) -> bool:
+    """Whether :func:`couple_tiles` can multiply numbers of this type, and is the faster way.
+
+    That is on AVX-512, and in bfloat16 where there are products of it, but no AMX tiles: those are
+    for torch's own products.
+    """
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return False
+    return hasattr(library(), f"couple_tiles_{_suffix(dtype)}")
+
+
+def couple_tiles(
+    y: Tensor, net: Sequence[Tensor], dtype: torch.dtype, inverse: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Compute a coupling and its net, whose six parameters are given, a few images at a time.
+
+    Returns what :func:`couple` does, and its hidden layers (2, P, width filled up to a multiple of
+    16), if those are to be kept.
+    """
+    b, h, w, c = y.shape
+    width = len(net[0])
+    z, log_scale, log_det = torch.empty_like(y), y.new_empty((b, h, w, c // 2)), y.new_empty(b)
+    hidden = None
+    if keep:
+        hidden = y.new_empty((2, b * h * w, -(-width // 16) * 16), dtype=dtype)
+    sizes = b, h, w, c, width, torch.get_num_threads()
+    tensors = y, z, log_scale, log_det, hidden
+    _call("couple_tiles", dtype, *map(_channels_last, net), *tensors, *sizes, int(inverse))
+    return z, log_scale, log_det, hidden
+
+
+def couple_tiles_backward(
+    dz: Tensor,
+    dlog_det: Tensor,
+    kept: Tensor,
+    log_scale: Tensor,
+    net: Sequence[Tensor],
+    hidden: Tensor | None,
+    dtype: torch.dtype,
+    inverse: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients of :func:`couple_tiles` by y and by the net's parameters.
+
+    The tensor that is kept is y, or the image it became when inverse.
+    """
+    b, h, w, c = dz.shape
+    width, parts = len(net[0]), torch.get_num_threads()
+    filled = -(-width // 16) * 16
+    net = [*map(_channels_last, net)]
+    sums = dz.new_empty(parts, (9 * c + filled + 9 * (c // 2) + 2) * filled + c)
+    gradients = torch.empty_like(dz), *map(torch.empty_like, net)
+    tensors = dz, dlog_det, kept, log_scale, hidden, gradients[0], sums, *gradients[1:]
+    sizes = b, h, w, c, width, parts
+    _call("couple_tiles_backward", dtype, *net, *tensors, *sizes, int(inverse))
+    return gradients
 
 
 def unfold(x: Tensor, channels: int, dtype: torch.dtype, mirror: bool = False) -> Tensor:
@@ -102,12 +160,24 @@ def relu_backward(dh: Tensor, h: Tensor) -> Tensor:
     return sums.sum(0)
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int) -> None:
+def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
     in_c = [
-        ctypes.c_void_p(each.data_ptr()) if isinstance(each, Tensor) else ctypes.c_long(each)
+        ctypes.c_long(each)
+        if isinstance(each, int)
+        else ctypes.c_void_p(None if each is None else each.data_ptr())
         for each in arguments
     ]
-    getattr(library(), f"{name}_{str(dtype).removeprefix('torch.')}")(*in_c)
+    getattr(library(), f"{name}_{_suffix(dtype)}")(*in_c)
+
+
+def _suffix(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """A parameter, in the order of memory that the kernels read."""
+    last = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+    return weight.detach().contiguous(memory_format=last)
 
 
 def _processor() -> list[str]:
