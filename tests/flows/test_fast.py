@@ -108,13 +108,13 @@ def test_recomputing_keeps_no_hidden_layer_and_gives_the_same_gradient():
     with torch.autocast("cpu", torch.bfloat16):
         kept = run(lambda x: fast.couple(x, module.net, False, False), x, module.net)
         again = run(lambda x: fast.couple(x, module.net, False, True), x, module.net)
-    assert kept[0].grad_fn.next_functions[0][0].layers is None  # freed by the backward pass
+    assert kept[0].grad_fn.layers[0].hidden is None  # freed by the backward pass
     assert all(map(torch.equal, kept, again))
     with torch.autocast("cpu", torch.bfloat16):
         z, _ = fast.couple(x, module.net, inverse=False, recompute=True)
-        assert z.grad_fn.next_functions[0][0].layers is None
+        assert z.grad_fn.layers[0].hidden is None
         z, _ = fast.couple(x, module.net, inverse=False, recompute=False)
-        assert z.grad_fn.next_functions[0][0].layers is not None
+        assert z.grad_fn.layers[0].hidden is not None
 
 
 @needs_kernels

@@ -434,10 +434,17 @@ void multiply_add(const T* a, long row, const T* b, long M, long N, long K, floa
     });
 }
 
+// total += the sum of P rows of C numbers
+inline void add_rows(const float* x, long P, long C, float* total) {
+    for (long m = 0; m < P; m++)
+#pragma omp simd
+        for (long c = 0; c < C; c++) total[c] += x[m * C + c];
+}
+
 // to = the K x N numbers f(k, n), paired, both filled up with zeros
 template <typename T, typename F> void pair_up(T* to, long K, long N, F f) {
     const long filled = whole(N, LANES);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (K * N > 20000)
     for (long k = 0; k < whole(K, LANES); k += PAIR<T>)
         for (long n = 0; n < filled; n++)
             for (long j = 0; j < PAIR<T>; j++)
@@ -473,7 +480,10 @@ struct Sizes {
         const long fit = (256 + pixels() - 1) / pixels(), share = (B + parts - 1) / parts;
         return fit < share ? fit : share;
     }
-    long gradient() const { return (9 * C + hidden() + 9 * half() + 2) * hidden() + C; }
+    // numbers in the gradient of a net and a mixing
+    long gradient() const {
+        return (9 * C + hidden() + 9 * half() + 2) * hidden() + C * whole(C, LANES) + 2 * C;
+    }
 };
 
 // The first C of `stride` channels of one image, each pixel's 3x3 neighbours in a row of N
@@ -497,10 +507,34 @@ void neighbours(const float* x, T* to, long H, long W, Channels channels, long s
         }
 }
 
-// Weights as convolutions have them, channels last: [width, 9, half], [width, width], [C, 9, width]
-struct Net {
-    const float *w1, *b1, *w2, *b2, *w3, *b3;
+// Weights as convolutions have them, channels last, [width, 9, half], [width, width], [C, 9, width];
+// and the mixing of channels before the coupling, or after its inverse: none where matrix is null
+template <typename F> struct Net {
+    F *w1, *b1, *w2, *b2, *w3, *b3, *matrix, *shift;
 };
+
+// to = matrix from + shift for P pixels; the matrix is paired, and turned round
+inline void mix(const float* matrix, const float* shift, const float* from, float* to, long P,
+                long C) {
+    product(from, C, 1, matrix, P, whole(C, LANES), C, [=](long m, long n, __m512 sum) {
+        const __mmask16 there = n + LANES > C ? (1 << (C - n)) - 1 : 0xffff;
+        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(there, shift + n));
+        _mm512_mask_storeu_ps(to + m * C + n, there, sum);
+    });
+}
+
+// Adds to the gradients by matrix and shift; d is the one by what was mixed
+inline void mix_backward(const float* d, const float* from, float* dmatrix, float* dshift, long P,
+                         long C) {
+    const long N = whole(C, LANES);
+    float* filled = scratch<float, 25>(P * N);
+    for (long m = 0; m < P; m++) {
+        std::memcpy(filled + m * N, from + m * C, C * sizeof(float));
+        std::memset(filled + m * N + C, 0, (N - C) * sizeof(float));
+    }
+    multiply_add(d, C, filled, C, N, P, dmatrix);
+    add_rows(d, P, C, dshift);
+}
 
 // The first two matrices of a net, and its hidden layers
 template <typename T> struct Hidden {
@@ -508,7 +542,7 @@ template <typename T> struct Hidden {
     T *w1, *w2;
     float *b1, *b2;
 
-    Hidden(const Sizes& s, const Net& net) : N(s.hidden()), seen(s.seen()), K(9 * s.half()) {
+    Hidden(const Sizes& s, const Net<const float>& net) : N(s.hidden()), seen(s.seen()), K(9 * s.half()) {
         const long width = s.width, K = this->K;
         w1 = scratch<T, 10>(seen * N), w2 = scratch<T, 11>(N * N);
         pair_up(w1, K, width, [=](long k, long n) { return net.w1[n * K + k]; });
@@ -538,43 +572,55 @@ template <typename F> void over_tiles(const Sizes& s, F f) {
             f(part, t * size, t * size + size < s.B ? size : s.B - t * size);
 }
 
-// As `couple`, net and all. h, where it is not null, is where the hidden layers are kept: [2, P, N].
+// A mixing and a coupling with its net, z = couple(mix(x)), or the inverse of a step of Glow,
+// z = mix(couple(x)) where the mixing is the inverse's. For the gradient are kept, where they are not
+// null, what stands between the two in t, log_scale, and the hidden layers in h: [2, P, N].
 template <typename T, typename Channels>
-void couple_tiles(const Sizes& s, const Net& net, const float* y, float* z, float* log_scale,
-                  float* log_det, T* h, Channels channels, bool inverse) {
+void step(const Sizes& s, const Net<const float>& net, const float* x, float* t, float* z,
+          float* log_scale, float* log_det, T* h, Channels channels, bool inverse) {
     const auto half = half_of(channels);
     const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, width = s.width;
     const Hidden<T> layers(s, net);
     T* w3 = scratch<T, 12>(N * said);
     pair_up(w3, width, 9 * C, [=](long k, long n) { return net.w3[(n % C * 9 + n / C) * width + k]; });
+    float* matrix = scratch<float, 24>(C * whole(C, LANES) + C * LANES);
+    if (net.matrix) pair_up(matrix, C, C, [=](long k, long n) { return net.matrix[n * C + k]; });
     over_tiles(s, [&](long, long first, long images) {
         const long P = images * s.pixels(), p = first * s.pixels();
         T* u = scratch<T, 0>(P * seen);
         T* h1 = h ? h + p * N : scratch<T, 1>(P * N);
         T* h2 = h ? h + (s.B * s.pixels() + p) * N : scratch<T, 2>(P * N);
         float* v = scratch<float, 21>(P * said);
+        float* scales = log_scale ? log_scale + p * C / 2 : scratch<float, 26>(P * C / 2);
+        float* between = t ? t + p * C : scratch<float, 27>(P * C);
+        const float* from = x + p * C;
+        float* to = z + p * C;
+        if (net.matrix && inverse) to = between;
+        if (net.matrix && !inverse) {
+            mix(matrix, net.shift, from, between, P, C);
+            from = between;
+        }
         for (long b = 0; b < images; b++)
-            neighbours(y + (first + b) * s.size(), u + b * s.pixels() * seen, s.H, s.W, half, C, seen);
+            neighbours(from + b * s.size(), u + b * s.pixels() * seen, s.H, s.W, half, C, seen);
         layers(u, h1, h2, P);
         multiply(h2, N, w3, P, said, N, v);
-        for (long b = 0; b < images; b++) {
-            const long at = (first + b) * s.size();
-            log_det[first + b] =
-                couple_image(v + b * s.pixels() * said, said, net.b3, y + at, z + at,
-                             log_scale + at / 2, s.H, s.W, channels, inverse);
-        }
+        for (long b = 0; b < images; b++)
+            log_det[first + b] = couple_image(
+                v + b * s.pixels() * said, said, net.b3, from + b * s.size(), to + b * s.size(),
+                scales + b * s.size() / 2, s.H, s.W, channels, inverse);
+        if (net.matrix && inverse) mix(matrix, net.shift, between, z + p * C, P, C);
     });
 }
 
-// The gradients of `couple_tiles` by y and by all of the net. `sums` has a place for each part's.
+// The gradients of `step` by x, and by all of the net in g
 template <typename T, typename Channels>
-void couple_tiles_backward(const Sizes& s, const Net& net, const float* dz, const float* dlog_det,
-                           const float* kept, const float* log_scale, T* h, float* dy, float* sums,
-                           float* dw1, float* db1, float* dw2, float* db2, float* dw3, float* db3,
-                           Channels channels, bool inverse) {
+void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
+                   const float* dlog_det, const float* x, const float* t, const float* log_scale,
+                   T* h, float* dx, const Net<float>& g, Channels channels,
+                   bool inverse) {
     const auto half = half_of(channels);
     const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, width = s.width;
-    const long K = 9 * half.value;
+    const long K = 9 * half.value, square = C * whole(C, LANES);
     const Hidden<T> layers(s, net);
     T *w1 = scratch<T, 12>(N * seen), *w2 = scratch<T, 13>(N * N), *w3 = scratch<T, 14>(said * N);
     // neighbours the other way round: the ninth is the first
@@ -582,28 +628,43 @@ void couple_tiles_backward(const Sizes& s, const Net& net, const float* dz, cons
     pair_up(w1, width, K, [=](long k, long n) { return net.w1[k * K + opposite(n, half.value)]; });
     pair_up(w2, width, width, [=](long k, long n) { return net.w2[k * width + n]; });
     pair_up(w3, 9 * C, width, [=](long k, long n) { return net.w3[(k % C * 9 + 8 - k / C) * width + n]; });
+    float *matrix = scratch<float, 24>(square + C * LANES), *zeros = scratch<float, 28>(C);
+    if (net.matrix) pair_up(matrix, C, C, [=](long k, long n) { return net.matrix[k * C + n]; });
+    std::memset(zeros, 0, C * sizeof(float));
+    float* sums = scratch<float, 29>(s.parts * s.gradient());
     std::memset(sums, 0, s.parts * s.gradient() * sizeof(float));
     over_tiles(s, [&](long part, long first, long images) {
         const long P = images * s.pixels(), p = first * s.pixels();
         float *g3 = sums + part * s.gradient(), *g2 = g3 + 9 * C * N, *g1 = g2 + N * N;
-        float *gb1 = g1 + K * N, *gb2 = gb1 + N, *gb3 = gb2 + N;
-        T *u = scratch<T, 0>(P * seen), *h1 = h + p * N, *h2 = h + (s.B * s.pixels() + p) * N;
+        float *gb1 = g1 + K * N, *gb2 = gb1 + N, *gb3 = gb2 + N, *gm = gb3 + C, *gs = gm + square;
+        T *u = scratch<T, 0>(P * seen), *h1, *h2;
         for (long b = 0; b < images; b++)
-            neighbours(kept + (first + b) * s.size(), u + b * s.pixels() * seen, s.H, s.W, half, C,
-                       seen);
-        if (!h) layers(u, h1 = scratch<T, 1>(P * N), h2 = scratch<T, 2>(P * N), P);
+            neighbours(t + (first + b) * s.size(), u + b * s.pixels() * seen, s.H, s.W, half, C, seen);
+        if (h)
+            h1 = h + p * N, h2 = h + (s.B * s.pixels() + p) * N;
+        else
+            layers(u, h1 = scratch<T, 1>(P * N), h2 = scratch<T, 2>(P * N), P);
+
+        // dt is the gradient between mixing and coupling: after the latter's if inverse, or before
+        const float* d = dz + p * C;
+        float *dt = scratch<float, 27>(P * C), *to = dx + p * C;
+        if (net.matrix && inverse) {
+            mix_backward(d, t + p * C, gm, gs, P, C);
+            mix(matrix, zeros, d, dt, P, C);
+            d = dt;
+        }
+        if (net.matrix && !inverse) to = dt;
 
         float* dnet = scratch<float, 21>(P * C);
         T* dv = scratch<T, 3>(P * said);
         for (long b = 0; b < images; b++) {
-            const long at = (first + b) * s.size();
-            couple_rows_backward(dz + at, dlog_det[first + b], kept + at, log_scale + at / 2,
-                                 dy + at, dnet + b * s.size(), s.H, s.W, channels, inverse);
-            neighbours(dnet + b * s.size(), dv + b * s.pixels() * said, s.H, s.W, channels, C, said);
+            const long at = b * s.size();
+            couple_rows_backward(d + at, dlog_det[first + b], t + p * C + at,
+                                 log_scale + (p * C + at) / 2, to + at, dnet + at, s.H, s.W, channels,
+                                 inverse);
+            neighbours(dnet + at, dv + b * s.pixels() * said, s.H, s.W, channels, C, said);
         }
-        for (long m = 0; m < P; m++)
-#pragma omp simd
-            for (long c = 0; c < C; c++) gb3[c] += dnet[m * C + c];
+        add_rows(dnet, P, C, gb3);
 
         T *dh2 = scratch<T, 4>(P * N), *dh1 = scratch<T, 5>(P * N);
         multiply_relu_backward(dv, said, w3, P, N, whole(9 * C, PAIR<T>), h2, dh2, gb2);
@@ -611,8 +672,11 @@ void couple_tiles_backward(const Sizes& s, const Net& net, const float* dz, cons
         float* du = scratch<float, 22>(P * seen);
         multiply(dh1, N, w1, P, seen, N, du);
         for (long b = 0; b < images; b++)
-            fold_image_onto(du + b * s.pixels() * seen, seen, dy + (first + b) * s.size(), s.H, s.W,
-                            half);
+            fold_image_onto(du + b * s.pixels() * seen, seen, to + b * s.size(), s.H, s.W, half);
+        if (net.matrix && !inverse) {
+            mix_backward(dt, x + p * C, gm, gs, P, C);
+            mix(matrix, zeros, dt, dx + p * C, P, C);
+        }
 
         // gradients by matrices: sums over pixels
         const auto add = [=](const T* a, long M, const T* b, long rows, float* sum) {
@@ -629,17 +693,22 @@ void couple_tiles_backward(const Sizes& s, const Net& net, const float* dz, cons
         for (long part = 0; part < s.parts; part++) sum += sums[part * s.gradient() + n];
         return sum;
     };
-    const long at2 = 9 * C * N, at1 = at2 + N * N, at = at1 + K * N;
+    const long at2 = 9 * C * N, at1 = at2 + N * N, at = at1 + K * N, end = at + 2 * N + C;
 #pragma omp parallel for schedule(static)
     for (long n = 0; n < width; n++) {
         for (long k = 0; k < 9 * C; k++)
-            dw3[(k % C * 9 + 8 - k / C) * width + n] = total(k * N + n);
-        for (long m = 0; m < width; m++) dw2[n * width + m] = total(at2 + n * N + m);
-        for (long k = 0; k < K; k++) dw1[n * K + k] = total(at1 + k * N + n);
-        db1[n] = total(at + n);
-        db2[n] = total(at + N + n);
+            g.w3[(k % C * 9 + 8 - k / C) * width + n] = total(k * N + n);
+        for (long m = 0; m < width; m++) g.w2[n * width + m] = total(at2 + n * N + m);
+        for (long k = 0; k < K; k++) g.w1[n * K + k] = total(at1 + k * N + n);
+        g.b1[n] = total(at + n);
+        g.b2[n] = total(at + N + n);
     }
-    for (long c = 0; c < C; c++) db3[c] = total(at + 2 * N + c);
+    for (long c = 0; c < C; c++) {
+        g.b3[c] = total(at + 2 * N + c);
+        if (!net.matrix) continue;
+        for (long n = 0; n < C; n++) g.matrix[c * C + n] = total(end + c * whole(C, LANES) + n);
+        g.shift[c] = total(end + square + c);
+    }
 }
 #endif
 
@@ -663,35 +732,28 @@ void couple_tiles_backward(const Sizes& s, const Net& net, const float* dz, cons
         relu_backward<T>(dh, h, sums, P, N, rows);                                                 \
     }
 
-#define EXPORT_TILES(T, name)                                                                      \
-    void couple_tiles_##name(const float* w1, const float* b1, const float* w2, const float* b2,   \
-                             const float* w3, const float* b3, const float* y, float* z,           \
-                             float* log_scale, float* log_det, T* h, long B, long H, long W,       \
-                             long C, long width, long parts, long inverse) {                       \
-        with_channels(C, [=](auto c) {                                                             \
-            couple_tiles<T>({B, H, W, C, width, parts}, {w1, b1, w2, b2, w3, b3}, y, z, log_scale, \
-                            log_det, h, c, inverse);                                               \
+#define EXPORT_STEPS(T, name)                                                                      \
+    void step_##name(const Sizes* s, const Net<const float>* net, const float* x, float* t,        \
+                     float* z, float* log_scale, float* log_det, T* h, long inverse) {             \
+        with_channels(s->C, [=](auto c) {                                                          \
+            step<T>(*s, *net, x, t, z, log_scale, log_det, h, c, inverse);                         \
         });                                                                                        \
     }                                                                                              \
-    void couple_tiles_backward_##name(                                                             \
-        const float* w1, const float* b1, const float* w2, const float* b2, const float* w3,       \
-        const float* b3, const float* dz, const float* dlog_det, const float* kept,                \
-        const float* log_scale, T* h, float* dy, float* sums, float* dw1, float* db1, float* dw2,  \
-        float* db2, float* dw3, float* db3, long B, long H, long W, long C, long width,            \
-        long parts, long inverse) {                                                                \
-        with_channels(C, [=](auto c) {                                                             \
-            couple_tiles_backward<T>({B, H, W, C, width, parts}, {w1, b1, w2, b2, w3, b3}, dz,     \
-                                     dlog_det, kept, log_scale, h, dy, sums, dw1, db1, dw2, db2,   \
-                                     dw3, db3, c, inverse);                                        \
+    void step_backward_##name(const Sizes* s, const Net<const float>* net, const float* dz,        \
+                              const float* dlog_det, const float* x, const float* t,               \
+                              const float* log_scale, T* h, float* dx, const Net<float>* g,        \
+                              long inverse) {                                                      \
+        with_channels(s->C, [=](auto c) {                                                          \
+            step_backward<T>(*s, *net, dz, dlog_det, x, t, log_scale, h, dx, *g, c, inverse);      \
         });                                                                                        \
     }
 
 extern "C" {
 #ifdef __AVX512F__
-EXPORT_TILES(float, float32)
+EXPORT_STEPS(float, float32)
 #endif
 #ifdef __AVX512BF16__
-EXPORT_TILES(bf16, bfloat16)
+EXPORT_STEPS(bf16, bfloat16)
 #endif
 EXPORT(float, float32)
 EXPORT(bf16, bfloat16)
