@@ -441,14 +441,19 @@ inline void add_rows(const float* x, long P, long C, float* total) {
         for (long c = 0; c < C; c++) total[c] += x[m * C + c];
 }
 
-// to = the K x N numbers f(k, n), paired, both filled up with zeros
-template <typename T, typename F> void pair_up(T* to, long K, long N, F f) {
-    const long filled = whole(N, LANES);
-#pragma omp parallel for schedule(static) if (K * N > 20000)
-    for (long k = 0; k < whole(K, LANES); k += PAIR<T>)
-        for (long n = 0; n < filled; n++)
-            for (long j = 0; j < PAIR<T>; j++)
-                to[k * filled + n * PAIR<T> + j] = narrow<T>(k + j < K && n < N ? f(k + j, n) : 0.f);
+// to = the K x N numbers x[row(k) + column(n)], paired, both filled up with zeros
+template <typename T, typename Row, typename Column>
+void pair_up(T* to, const float* x, long K, long N, Row row, Column column) {
+    const long filled = whole(N, LANES), pair = PAIR<T>;
+    int* at = scratch<int, 0>(N);
+    for (long n = 0; n < N; n++) at[n] = column(n);
+    std::memset(to, 0, whole(K, LANES) * filled * sizeof(T));
+#pragma omp parallel for schedule(static) if (K * N > 100000)
+    for (long k = 0; k < K; k++) {
+        T* numbers = to + k / pair * pair * filled + k % pair;
+        const float* from = x + row(k);
+        for (long n = 0; n < N; n++) numbers[n * pair] = narrow<T>(from[at[n]]);
+    }
 }
 
 // The rows of x, of N numbers, as a paired matrix: the sum is to be over the rows
@@ -542,11 +547,13 @@ template <typename T> struct Hidden {
     T *w1, *w2;
     float *b1, *b2;
 
+    Hidden() = default;
     Hidden(const Sizes& s, const Net<const float>& net) : N(s.hidden()), seen(s.seen()), K(9 * s.half()) {
         const long width = s.width, K = this->K;
         w1 = scratch<T, 10>(seen * N), w2 = scratch<T, 11>(N * N);
-        pair_up(w1, K, width, [=](long k, long n) { return net.w1[n * K + k]; });
-        pair_up(w2, width, width, [=](long k, long n) { return net.w2[n * width + k]; });
+        const auto itself = [](long k) { return k; };
+        pair_up(w1, net.w1, K, width, itself, [=](long n) { return n * K; });
+        pair_up(w2, net.w2, width, width, itself, [=](long n) { return n * width; });
         b1 = scratch<float, 23>(2 * N), b2 = b1 + N;
         std::memset(b1, 0, 2 * N * sizeof(float));
         // rounded, as autocast does: what a ReLU sees has then the same sign
@@ -582,9 +589,10 @@ void step(const Sizes& s, const Net<const float>& net, const float* x, float* t,
     const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, width = s.width;
     const Hidden<T> layers(s, net);
     T* w3 = scratch<T, 12>(N * said);
-    pair_up(w3, width, 9 * C, [=](long k, long n) { return net.w3[(n % C * 9 + n / C) * width + k]; });
-    float* matrix = scratch<float, 24>(C * whole(C, LANES) + C * LANES);
-    if (net.matrix) pair_up(matrix, C, C, [=](long k, long n) { return net.matrix[n * C + k]; });
+    const auto itself = [](long k) { return k; };
+    pair_up(w3, net.w3, width, 9 * C, itself, [=](long n) { return (n % C * 9 + n / C) * width; });
+    float* matrix = scratch<float, 24>(whole(C, LANES) * whole(C, LANES));
+    if (net.matrix) pair_up(matrix, net.matrix, C, C, itself, [=](long n) { return n * C; });
     over_tiles(s, [&](long, long first, long images) {
         const long P = images * s.pixels(), p = first * s.pixels();
         T* u = scratch<T, 0>(P * seen);
@@ -621,15 +629,19 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
     const auto half = half_of(channels);
     const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, width = s.width;
     const long K = 9 * half.value, square = C * whole(C, LANES);
-    const Hidden<T> layers(s, net);
+    const Hidden<T> layers = h ? Hidden<T>() : Hidden<T>(s, net);
     T *w1 = scratch<T, 12>(N * seen), *w2 = scratch<T, 13>(N * N), *w3 = scratch<T, 14>(said * N);
+    const auto itself = [](long n) { return n; };
     // neighbours the other way round: the ninth is the first
-    const auto opposite = [](long n, long C) { return (8 - n / C) * C + n % C; };
-    pair_up(w1, width, K, [=](long k, long n) { return net.w1[k * K + opposite(n, half.value)]; });
-    pair_up(w2, width, width, [=](long k, long n) { return net.w2[k * width + n]; });
-    pair_up(w3, 9 * C, width, [=](long k, long n) { return net.w3[(k % C * 9 + 8 - k / C) * width + n]; });
-    float *matrix = scratch<float, 24>(square + C * LANES), *zeros = scratch<float, 28>(C);
-    if (net.matrix) pair_up(matrix, C, C, [=](long k, long n) { return net.matrix[k * C + n]; });
+    const long half_ = half.value;
+    const auto opposite = [=](long n) { return (8 - n / half_) * half_ + n % half_; };
+    const auto opposite_row = [=](long k) { return (k % C * 9 + 8 - k / C) * width; };
+    pair_up(w1, net.w1, width, K, [=](long k) { return k * K; }, opposite);
+    pair_up(w2, net.w2, width, width, [=](long k) { return k * width; }, itself);
+    pair_up(w3, net.w3, 9 * C, width, opposite_row, itself);
+    float *matrix = scratch<float, 24>(whole(C, LANES) * whole(C, LANES));
+    float *zeros = scratch<float, 28>(C);
+    if (net.matrix) pair_up(matrix, net.matrix, C, C, [=](long k) { return k * C; }, itself);
     std::memset(zeros, 0, C * sizeof(float));
     float* sums = scratch<float, 29>(s.parts * s.gradient());
     std::memset(sums, 0, s.parts * s.gradient() * sizeof(float));
@@ -688,27 +700,25 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         add(dh2, N, h1, width, g2);
         add(u, seen, dh1, K, g1);
     });
-    const auto total = [&](long n) {
-        float sum = 0;
-        for (long part = 0; part < s.parts; part++) sum += sums[part * s.gradient() + n];
-        return sum;
-    };
-    const long at2 = 9 * C * N, at1 = at2 + N * N, at = at1 + K * N, end = at + 2 * N + C;
-#pragma omp parallel for schedule(static)
+    // all parts' together
+#pragma omp parallel for schedule(static) if (s.gradient() > 100000)
+    for (long n = 0; n < s.gradient(); n++)
+        for (long part = 1; part < s.parts; part++) sums[n] += sums[part * s.gradient() + n];
+    const float *g3 = sums, *g2 = g3 + 9 * C * N, *g1 = g2 + N * N, *gb1 = g1 + K * N;
+    const float *gb2 = gb1 + N, *gb3 = gb2 + N, *gm = gb3 + C, *gs = gm + square;
+    for (long k = 0; k < 9 * C; k++)
+        std::memcpy(g.w3 + opposite_row(k), g3 + k * N, width * sizeof(float));
     for (long n = 0; n < width; n++) {
-        for (long k = 0; k < 9 * C; k++)
-            g.w3[(k % C * 9 + 8 - k / C) * width + n] = total(k * N + n);
-        for (long m = 0; m < width; m++) g.w2[n * width + m] = total(at2 + n * N + m);
-        for (long k = 0; k < K; k++) g.w1[n * K + k] = total(at1 + k * N + n);
-        g.b1[n] = total(at + n);
-        g.b2[n] = total(at + N + n);
+        std::memcpy(g.w2 + n * width, g2 + n * N, width * sizeof(float));
+        for (long k = 0; k < K; k++) g.w1[n * K + k] = g1[k * N + n];
     }
-    for (long c = 0; c < C; c++) {
-        g.b3[c] = total(at + 2 * N + c);
-        if (!net.matrix) continue;
-        for (long n = 0; n < C; n++) g.matrix[c * C + n] = total(end + c * whole(C, LANES) + n);
-        g.shift[c] = total(end + square + c);
-    }
+    std::memcpy(g.b1, gb1, width * sizeof(float));
+    std::memcpy(g.b2, gb2, width * sizeof(float));
+    std::memcpy(g.b3, gb3, C * sizeof(float));
+    if (!net.matrix) return;
+    for (long c = 0; c < C; c++)
+        std::memcpy(g.matrix + c * C, gm + c * whole(C, LANES), C * sizeof(float));
+    std::memcpy(g.shift, gs, C * sizeof(float));
 }
 #endif
 
