@@ -16,19 +16,19 @@ from submanifold.flows.fast import kernels
 
 
 def applies(x: Tensor, net: nn.Module) -> bool:
-    """Whether :func:`couple` is the faster way: for images on a CPU, under bfloat16."""
+    """Whether :func:`couple` is the faster way: for images on a CPU that has what it takes."""
     return (
         x.ndim == 4
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") is torch.bfloat16
         and isinstance(net, nn.Sequential)
         and [_kind(layer) for layer in net] == [(3, 3), "relu", (1, 1), "relu", (3, 3)]
         # torch.func and torch.compile know plain modules only
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.compiler.is_compiling()
         and kernels.library() is not None
+        # in float32, torch's products and what is between them are slower than its convolutions
+        and (_dtype() is torch.bfloat16 or kernels.has_steps(_dtype()))
     )
 
 
@@ -217,7 +217,8 @@ def as_convolutions(w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
 
 
 def _dtype() -> torch.dtype:
-    return torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+    enabled = torch.is_autocast_enabled("cpu")
+    return torch.get_autocast_dtype("cpu") if enabled else torch.float32
 
 
 def _kind(layer: nn.Module) -> tuple[int, ...] | str | None:
