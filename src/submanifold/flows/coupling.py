@@ -1,6 +1,7 @@
 """Affine couplings: on halves of the channels (Glow) and on masked vectors (RealNVP)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,12 +35,16 @@ class Coupling(Bijection):
         self.net = net
         self.recompute = False
 
+    def outputs(self, a: Tensor) -> Tensor:
+        """Run the net."""
+        return self.net(a)
+
     def scale_and_shift(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Log-scale and shift, in the precision of a, whatever that of the net."""
         if self.recompute and torch.is_grad_enabled():
-            out = checkpoint(self.net, a, use_reentrant=False)
+            out = checkpoint(self.outputs, a, use_reentrant=False)
         else:
-            out = self.net(a)
+            out = self.outputs(a)
         raw, shift = out.to(a.dtype).chunk(2, dim=1)
         return bounded_log_scale(raw), shift
 
@@ -85,30 +90,39 @@ class MaskedAffineCoupling(Coupling):
 
     .. math:: z = m \odot x + (1 - m) \odot (x\, e^{s(m \odot x)} + t(m \odot x))
 
-    (Dinh et al. 2017, eq. 9.)
+    (Dinh et al. 2017, eq. 9.) The net has weights for all coordinates; those for what the mask
+    hides, and for outputs that it drops, do nothing and are not multiplied.
 
     Args:
         mask: (dim,) of zeros and ones; ones pass unchanged.
-        net: Maps (batch, dim) to (batch, 2 dim): raw log-scales and shifts.
+        net: Maps (batch, dim) to (batch, 2 dim), raw log-scales and shifts; its first and its last
+            layer are linear.
     """
 
-    mask: Tensor
+    given: Tensor
+    free: Tensor
 
-    def __init__(self, mask: Tensor, net: nn.Module):
+    def __init__(self, mask: Tensor, net: nn.Sequential):
         super().__init__(net)
-        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("given", mask.nonzero()[:, 0], persistent=False)
+        self.register_buffer("free", (1 - mask).nonzero()[:, 0], persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform the unmasked coordinates of (batch, dim)."""
-        log_scale, shift = self._free_part(x)
-        return x * log_scale.exp() + shift, log_scale.sum(1)
+        log_scale, shift = self.scale_and_shift(x.index_select(1, self.given))
+        moved = x.index_select(1, self.free) * log_scale.exp() + shift
+        return x.index_copy(1, self.free, moved), log_scale.sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Restore the unmasked coordinates."""
-        log_scale, shift = self._free_part(z)
-        return (z - shift) * (-log_scale).exp()
+        log_scale, shift = self.scale_and_shift(z.index_select(1, self.given))
+        moved = (z.index_select(1, self.free) - shift) * (-log_scale).exp()
+        return z.index_copy(1, self.free, moved)
 
-    def _free_part(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self.scale_and_shift(x * self.mask)
-        free = 1 - self.mask
-        return log_scale * free, shift * free
+    def outputs(self, a: Tensor) -> Tensor:
+        """Run the net on the given coordinates, for the free ones."""
+        first, *middle, last = self.net  # type: ignore[misc]
+        rows = torch.cat([self.free, self.free + len(self.given) + len(self.free)])
+        h = F.linear(a, first.weight.index_select(1, self.given), first.bias)
+        h = nn.Sequential(*middle)(h)
+        return F.linear(h, last.weight.index_select(0, rows), last.bias.index_select(0, rows))

@@ -1,16 +1,17 @@
 """Glow (Kingma & Dhariwal 2018) as one bijection from images to flat, standard normal latents."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from submanifold.errors import UserError
-from submanifold.flows.bijection import Compose, Flow
+from submanifold.flows import fast
+from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
 from submanifold.flows.coupling import AffineCoupling, starting_at_zero
-from submanifold.flows.linear import Linear
+from submanifold.flows.linear import Linear, inverse_mixing, mixing
 from submanifold.flows.reshape import Split, Squeeze
 
 
@@ -71,7 +72,7 @@ class Glow(Flow):
         for level, count in enumerate(counts, 1):
             channels, height, size = 4 * channels, height // 2, size // 2
             first = [whiten] + [False] * (count - 1)
-            blocks.append(Compose([Squeeze(), *(step(channels, width, each) for each in first)]))
+            blocks.append(Level(step(channels, width, each) for each in first))
             if level < levels:
                 splits.append(Split(channels))
                 channels //= 2
@@ -106,6 +107,41 @@ class Glow(Flow):
         ):
             x = level.inverse(split.inverse(x, latent))
         return x
+
+
+class Level(Compose):
+    """A squeeze and the steps of a level, which are taken all together where that is faster."""
+
+    def __init__(self, steps: Iterable[Compose]):
+        super().__init__([Squeeze(), *steps])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Squeeze, and apply the steps."""
+        squeeze, linears, couplings = self._parts()
+        nets = [coupling.net for coupling in couplings]
+        if any(linear.norm.pending for linear in linears) or not fast.applies_to_steps(x, nets):
+            return super().forward(x)
+        x, _ = squeeze(x)
+        with full_precision(x):
+            matrices, shifts, log_dets = mixing(linears)
+        z, log_det = fast.steps(x, nets, False, couplings[0].recompute, matrices, shifts)
+        return z, log_det + log_dets.sum() * x[0, 0].numel()
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Undo the steps, and the squeeze."""
+        squeeze, linears, couplings = self._parts()
+        nets = [coupling.net for coupling in reversed(couplings)]
+        if not fast.applies_to_steps(z, nets):
+            return super().inverse(z)
+        with full_precision(z):
+            matrices, shifts = inverse_mixing(linears[::-1])
+        x, _ = fast.steps(z, nets, True, couplings[0].recompute, matrices, shifts)
+        return squeeze.inverse(x)
+
+    def _parts(self) -> tuple[Bijection, Sequence[Linear], Sequence[AffineCoupling]]:
+        squeeze, *steps = self.bijections
+        linears, couplings = zip(*(step.bijections for step in steps), strict=True)  # type: ignore
+        return squeeze, linears, couplings
 
 
 def step(channels: int, width: int, whiten: bool = False) -> Compose:

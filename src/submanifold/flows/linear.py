@@ -1,5 +1,7 @@
 """Invertible linear maps: the 1x1 convolution of Glow, and a full matrix on vectors."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,10 +37,8 @@ class Linear(Bijection):
         if self.norm.pending:
             self.fit(x)
         with full_precision(x):
-            # one product: the scale goes into the matrix, and the shift behind it
-            matrix = self.weight * self.norm.log_scale.exp()
-            log_det = torch.linalg.slogdet(self.weight).logabsdet + self.norm.log_scale.sum()
-            z = _across_channels(matrix, -(matrix @ self.norm.shift), x)
+            (matrix,), (shift,), (log_det,) = mixing([self])
+            z = _across_channels(matrix, shift, x)
             return z, (log_det * x[0, 0].numel()).expand(len(x))
 
     @torch.no_grad()
@@ -54,10 +54,38 @@ class Linear(Bijection):
     def inverse(self, z: Tensor) -> Tensor:
         """Undo the mixing and the normalisation."""
         with full_precision(z):
-            # inv_ex, because inv would wait for the device to check for singularity
-            inverse = torch.linalg.inv_ex(self.weight).inverse
-            inverse = (-self.norm.log_scale).exp()[:, None] * inverse
-            return _across_channels(inverse, self.norm.shift, z)
+            (matrix,), (shift,) = inverse_mixing([self])
+            return _across_channels(matrix, shift, z)
+
+
+def mixing(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
+    """Write layers of equally many channels as z = matrix x + shift, all of them together.
+
+    Returns:
+        Matrices (layers, channels, channels), shifts (layers, channels), and the log-determinants
+        (layers,) of one position.
+    """
+    weight, log_scale, shift = _stacked(layers)
+    # the scale goes into the matrix, and the shift behind it
+    matrix = weight * log_scale.exp()[:, None]
+    log_det = torch.linalg.slogdet(weight).logabsdet + log_scale.sum(1)
+    return matrix, -(matrix @ shift[:, :, None])[:, :, 0], log_det
+
+
+def inverse_mixing(layers: Sequence[Linear]) -> tuple[Tensor, Tensor]:
+    """Matrices and shifts, as in :func:`mixing`, of the layers' inverses."""
+    weight, log_scale, shift = _stacked(layers)
+    # inv_ex, because inv would wait for the device to check for singularity
+    inverse = torch.linalg.inv_ex(weight).inverse
+    return (-log_scale).exp()[:, :, None] * inverse, shift
+
+
+def _stacked(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.stack([layer.weight for layer in layers]),
+        torch.stack([layer.norm.log_scale for layer in layers]),
+        torch.stack([layer.norm.shift for layer in layers]),
+    )
 
 
 def _across_channels(matrix: Tensor, shift: Tensor, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ pixel; one of many channels to few, a product followed by a sum over neighbours.
 products stand the kernels of :mod:`.kernels`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,20 +16,25 @@ from submanifold.flows.fast import kernels
 
 
 def applies(x: Tensor, net: nn.Module) -> bool:
-    """Whether :func:`couple` is the faster way: for images on a CPU, under bfloat16."""
+    """Whether :func:`couple` is the faster way: for images on a CPU that has what it takes."""
     return (
         x.ndim == 4
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") is torch.bfloat16
         and isinstance(net, nn.Sequential)
         and [_kind(layer) for layer in net] == [(3, 3), "relu", (1, 1), "relu", (3, 3)]
         # torch.func and torch.compile know plain modules only
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.compiler.is_compiling()
         and kernels.library() is not None
+        # in float32, torch's products and what is between them are slower than its convolutions
+        and (_dtype() is torch.bfloat16 or kernels.has_steps(_dtype()))
     )
+
+
+def applies_to_steps(x: Tensor, nets: Iterable[nn.Module]) -> bool:
+    """Whether :func:`steps` is the faster way."""
+    return all(applies(x, net) for net in nets) and kernels.has_steps(_dtype())
 
 
 def couple(x: Tensor, net: nn.Module, inverse: bool, recompute: bool) -> tuple[Tensor, Tensor]:
@@ -42,15 +47,39 @@ def couple(x: Tensor, net: nn.Module, inverse: bool, recompute: bool) -> tuple[T
     Returns:
         What x becomes, and the log-determinant (B,) of what was done.
     """
-    dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
-    y, log_det = Coupling.apply(
-        x.permute(0, 2, 3, 1).contiguous(), *net.parameters(), dtype, inverse, recompute
-    )
-    return y.permute(0, 3, 1, 2), log_det
+    if kernels.has_steps(_dtype()):
+        return steps(x, [net], inverse, recompute)
+    return Coupling.apply(x, *net.parameters(), _dtype(), inverse, recompute)
+
+
+def steps(
+    x: Tensor,
+    nets: Sequence[nn.Module],
+    inverse: bool,
+    recompute: bool,
+    matrices: Tensor | None = None,
+    shifts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Couplings, with channels mixed before each; or their inverses, channels mixed after each.
+
+    Args:
+        x: Images (B, C, H, W).
+        nets: The couplings' nets, in the order in which they are used.
+        inverse: Whether couplings are undone.
+        recompute: As in :func:`couple`.
+        matrices: (steps, C, C), by which a pixel's channels are multiplied; None mixes nothing.
+        shifts: (steps, C), added to the products.
+
+    Returns:
+        What x becomes, and the log-determinant (B,) of all couplings.
+    """
+    parameters = [each for net in nets for each in net.parameters()]
+    keep = torch.is_grad_enabled()
+    return Steps.apply(x, matrices, shifts, _dtype(), inverse, recompute, keep, *parameters)
 
 
 class Coupling(torch.autograd.Function):
-    """The coupling and its net, on images stored channels last.
+    """The coupling and its net.
 
     In matrices, with y_a the first half of the channels and P = B H W pixels:
 
@@ -64,27 +93,26 @@ class Coupling(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         """Compute the coupling."""
         *parameters, dtype, inverse, recompute = arguments
+        y = y.permute(0, 2, 3, 1).contiguous()
         w1, b1, w2, b2, w3, b3 = matrices(parameters, dtype)
         u, h1, h2 = hidden(y, w1, b1, w2, b2)
         z, log_scale, log_det = kernels.couple(h2 @ w3.T, b3, y, inverse)
         ctx.layers = None if recompute else (u, h1, h2)
         ctx.save_for_backward(z if inverse else y, log_scale, *parameters)
         ctx.dtype, ctx.inverse = dtype, inverse
-        return z, log_det
+        return z.permute(0, 3, 1, 2), log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients by y and by the net's parameters."""
-        dz, dlog_det = gradients
+        dz, dlog_det = gradients[0].permute(0, 2, 3, 1).contiguous(), gradients[1].contiguous()
         kept, log_scale, *parameters = ctx.saved_tensors
         w1, b1, w2, b2, w3, _ = matrices(parameters, ctx.dtype)
         # the first half, all that the net sees, is the same before and after
         u, h1, h2 = ctx.layers or hidden(kept, w1, b1, w2, b2)
         ctx.layers = None
-        dy, dnet = kernels.couple_backward(
-            dz.contiguous(), dlog_det.contiguous(), kept, log_scale, ctx.inverse
-        )
+        dy, dnet = kernels.couple_backward(dz, dlog_det, kept, log_scale, ctx.inverse)
         dv = kernels.unfold(dnet, dnet.shape[3], ctx.dtype, mirror=True)
         dh = dv @ w3
         db2 = kernels.relu_backward(dh, h2)
@@ -94,7 +122,64 @@ class Coupling(torch.autograd.Function):
         dw1 = dh.T @ u
         kernels.fold_onto(dh @ w1, dy)
         dw1, dw2, dw3 = as_convolutions(dw1, dw2, dw3)
+        dy = dy.permute(0, 3, 1, 2)
         return dy, dw1, db1, dw2, db2, dw3, dnet.sum((0, 1, 2)), None, None, None
+
+
+class Steps(torch.autograd.Function):
+    """The same for many couplings and what mixes channels between them, all of it in C++.
+
+    A few images at a time go through a step, and do not leave the cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        matrices: Tensor | None,
+        shifts: Tensor | None,
+        dtype: torch.dtype,
+        inverse: bool,
+        recompute: bool,
+        keep: bool,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the steps."""
+        y, log_det = x.permute(0, 2, 3, 1).contiguous(), x.new_zeros(len(x))
+        ctx.layers = []
+        for net in nets_of(matrices, shifts, parameters):
+            y, each, kept = kernels.step(y, net, dtype, inverse, keep, recompute)
+            log_det += each
+            ctx.layers.append(kept)
+        ctx.save_for_backward(matrices, shifts, *parameters)
+        ctx.dtype, ctx.inverse = dtype, inverse
+        return y.permute(0, 3, 1, 2), log_det
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients by x, by what mixes and by the nets' parameters."""
+        dz, dlog_det = gradients[0].permute(0, 2, 3, 1).contiguous(), gradients[1].contiguous()
+        matrices, shifts, *parameters = ctx.saved_tensors
+        found: list[list[Tensor]] = []
+        for index, net in reversed([*enumerate(nets_of(matrices, shifts, parameters))]):
+            kept = ctx.layers[index]
+            dz, each = kernels.step_backward(dz, dlog_det, kept, net, ctx.dtype, ctx.inverse)
+            ctx.layers[index] = kept._replace(hidden=None)
+            found.insert(0, each)
+        mixing: tuple[Tensor | None, ...] = None, None
+        if matrices is not None:
+            mixing = tuple(torch.stack(each) for each in list(zip(*found, strict=True))[6:])
+        by_net = [each for net in found for each in net[:6]]
+        return dz.permute(0, 3, 1, 2), *mixing, None, None, None, None, *by_net
+
+
+def nets_of(
+    matrices: Tensor | None, shifts: Tensor | None, parameters: Sequence[Tensor]
+) -> list[tuple[Tensor | None, ...]]:
+    """Divide what :class:`Steps` is given into what each step needs."""
+    mixing = zip(matrices, shifts, strict=True) if matrices is not None else [(None, None)]
+    return [(*parameters[6 * index : 6 * index + 6], *each) for index, each in enumerate(mixing)]
 
 
 def hidden(y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, ...]:
@@ -125,6 +210,11 @@ def as_convolutions(w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
         w2.view(width, width, 1, 1).float(),
         w3.view(3, 3, channels, width).permute(2, 3, 0, 1).float(),
     )
+
+
+def _dtype() -> torch.dtype:
+    enabled = torch.is_autocast_enabled("cpu")
+    return torch.get_autocast_dtype("cpu") if enabled else torch.float32
 
 
 def _kind(layer: nn.Module) -> tuple[int, ...] | str | None:

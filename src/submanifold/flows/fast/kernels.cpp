@@ -7,6 +7,9 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -61,6 +64,16 @@ template <typename F> void with_channels(long C, F f) {
     }
 }
 
+inline Variable half_of(Variable channels) { return {channels.value / 2}; }
+template <long N> Constant<N / 2> half_of(Constant<N>) { return {}; }
+
+// A place for numbers that a thread works with, kept from call to call
+template <typename T, int place> T* scratch(long count) {
+    static thread_local std::vector<T> memory;
+    if (static_cast<long>(memory.size()) < count) memory.resize(count);
+    return memory.data();
+}
+
 // out[p, k, c] = x[p + off_k, c], and 0 outside of the image; off_k goes over the 3x3 neighbours,
 // row by row, backwards when mirrored. x has `stride` floats for a pixel, of which the first C count.
 template <typename T, typename Channels>
@@ -94,10 +107,11 @@ void unfold(const float* x, T* out, long B, long H, long W, Channels channels, l
     }
 }
 
-// sum[w, c] = start[c] + sum_k v[p + off_k, k, c] for the pixels of row h; off_k as above
+// sum[w, c] = start[c] + sum_k v[p + off_k, k, c] for the pixels of row h; off_k as above. A pixel's
+// numbers in v are `stride` apart from the next one's.
 template <typename T, typename Channels>
-inline void fold_row(const T* v, const float* start, float* sum, long h, long H, long W,
-                     Channels channels, bool mirror) {
+inline void fold_row(const T* v, long stride, const float* start, float* sum, long h, long H,
+                     long W, Channels channels, bool mirror) {
     const long C = channels.value;
     for (long w = 0; w < W; w++) std::memcpy(sum + w * C, start, C * sizeof(float));
     for (long i = 0; i < 3; i++) {
@@ -105,10 +119,10 @@ inline void fold_row(const T* v, const float* start, float* sum, long h, long H,
         if (row < 0 || row >= H) continue;
         for (long j = 0; j < 3; j++) {
             const long right = mirror ? 1 - j : j - 1;
-            const T* pixel = v + ((row * W + right) * 9 + 3 * i + j) * C;
+            const T* pixel = v + (row * W + right) * stride + (3 * i + j) * C;
             for (long w = right < 0; w < W - (right > 0); w++) {
                 float* __restrict to = sum + w * C;
-                const T* __restrict from = pixel + w * 9 * C;
+                const T* __restrict from = pixel + w * stride;
 #pragma omp simd
                 for (long c = 0; c < C; c++) to[c] += widen(from[c]);
             }
@@ -129,6 +143,15 @@ inline void put_half(const float* row, float* pixels, long W, Channels channels,
     const long C = channels.value, half = C / 2;
     for (long w = 0; w < W; w++)
         std::memcpy(pixels + w * C + to * half, row + w * half, half * sizeof(float));
+}
+
+// The same row, added to the first half
+template <typename Half>
+inline void add_half(const float* row, float* pixels, long W, Half channels) {
+    const long half = channels.value;
+    for (long w = 0; w < W; w++)
+#pragma omp simd
+        for (long c = 0; c < half; c++) pixels[w * 2 * half + c] += row[w * half + c];
 }
 
 // scale = 2 tanh(raw / 2), x = x exp(scale) + shift or (x - shift) exp(-scale); the sum of scale
@@ -173,57 +196,68 @@ inline void affine_backward(const float* __restrict scale, const float* __restri
     }
 }
 
-// The coupling, given v, the last matrix product of its net: raw log-scales and shifts are
-// bias + fold(v). C = 2 half. The second half of y's channels is moved by `affine`, the first half
-// stays; log_det is of that direction.
+// The coupling of one image, given v, the last matrix product of its net, in rows of `stride` for a
+// pixel: raw log-scales and shifts are bias + fold(v). C = 2 half. The second half of y's channels is
+// moved by `affine`, the first half stays. The log-determinant, of that direction, is returned.
 template <typename T, typename Channels>
-void couple(const T* v, const float* bias, const float* y, float* z, float* log_scale,
-            float* log_det, long B, long H, long W, Channels channels, bool inverse) {
+float couple_image(const T* v, long stride, const float* bias, const float* y, float* z,
+                   float* log_scale, long H, long W, Channels channels, bool inverse) {
     const long C = channels.value, half = C / 2, N = W * half;
-#pragma omp parallel
-    {
-        std::vector<float> sums(W * C), raw(N), shift(N), x(N);
-#pragma omp for schedule(static)
-        for (long b = 0; b < B; b++) {
-            float total = 0;
-            for (long h = 0; h < H; h++) {
-                const long p = (b * H + h) * W;
-                fold_row(v + b * H * W * 9 * C, bias, sums.data(), h, H, W, channels, false);
-                take_half(sums.data(), raw.data(), W, channels, 0);
-                take_half(sums.data(), shift.data(), W, channels, 1);
-                take_half(y + p * C, x.data(), W, channels, 1);
-                total += affine(raw.data(), shift.data(), log_scale + p * half, x.data(), N, inverse);
-                std::memcpy(z + p * C, y + p * C, W * C * sizeof(float));
-                put_half(x.data(), z + p * C, W, channels, 1);
-            }
-            log_det[b] = inverse ? -total : total;
-        }
+    float* sums = scratch<float, 20>(W * C + 3 * N);
+    float *raw = sums + W * C, *shift = raw + N, *x = shift + N, total = 0;
+    for (long h = 0; h < H; h++, y += W * C, z += W * C, log_scale += N) {
+        fold_row(v, stride, bias, sums, h, H, W, channels, false);
+        take_half(sums, raw, W, channels, 0);
+        take_half(sums, shift, W, channels, 1);
+        take_half(y, x, W, channels, 1);
+        total += affine(raw, shift, log_scale, x, N, inverse);
+        std::memcpy(z, y, W * C * sizeof(float));
+        put_half(x, z, W, channels, 1);
+    }
+    return inverse ? -total : total;
+}
+
+// Gradients of `couple_image`, for `rows` rows of an image, by y, as if the net did not depend on it,
+// and by the net's output. `kept` is y, or z when inverse.
+template <typename Channels>
+void couple_rows_backward(const float* dz, float ld, const float* kept, const float* log_scale,
+                          float* dy, float* dnet, long rows, long W, Channels channels,
+                          bool inverse) {
+    const long C = channels.value, half = C / 2, N = W * half;
+    float* dx = scratch<float, 20>(4 * N);
+    float *x = dx + N, *dshift = x + N, *draw = dshift + N;
+    for (long row = 0; row < rows; row++) {
+        const long p = row * W;
+        take_half(dz + p * C, dx, W, channels, 1);
+        take_half(kept + p * C, x, W, channels, 1);
+        affine_backward(log_scale + p * half, x, ld, dx, dshift, draw, N, inverse);
+        std::memcpy(dy + p * C, dz + p * C, W * C * sizeof(float));
+        put_half(dx, dy + p * C, W, channels, 1);
+        put_half(draw, dnet + p * C, W, channels, 0);
+        put_half(dshift, dnet + p * C, W, channels, 1);
     }
 }
 
-// Gradients of `couple` by y, as if the net did not depend on it, and by the net's output. `kept` is
-// y, or z when inverse.
+template <typename T, typename Channels>
+void couple(const T* v, const float* bias, const float* y, float* z, float* log_scale,
+            float* log_det, long B, long H, long W, Channels channels, bool inverse) {
+    const long C = channels.value, size = H * W * C;
+#pragma omp parallel for schedule(static)
+    for (long b = 0; b < B; b++)
+        log_det[b] = couple_image(v + 9 * b * size, 9 * C, bias, y + b * size, z + b * size,
+                                  log_scale + b * size / 2, H, W, channels, inverse);
+}
+
 template <typename Channels>
 void couple_backward(const float* dz, const float* dlog_det, const float* kept,
                      const float* log_scale, float* dy, float* dnet, long B, long H, long W,
                      Channels channels, bool inverse) {
-    const long C = channels.value, half = C / 2, N = W * half;
-#pragma omp parallel
-    {
-        std::vector<float> dx(N), x(N), dshift(N), draw(N);
-#pragma omp for schedule(static)
-        for (long row = 0; row < B * H; row++) {
-            const long p = row * W;
-            take_half(dz + p * C, dx.data(), W, channels, 1);
-            take_half(kept + p * C, x.data(), W, channels, 1);
-            affine_backward(log_scale + p * half, x.data(), dlog_det[row / H], dx.data(),
-                            dshift.data(), draw.data(), N, inverse);
-            std::memcpy(dy + p * C, dz + p * C, W * C * sizeof(float));
-            put_half(dx.data(), dy + p * C, W, channels, 1);
-            put_half(draw.data(), dnet + p * C, W, channels, 0);
-            put_half(dshift.data(), dnet + p * C, W, channels, 1);
-        }
-    }
+    const long size = W * channels.value;
+#pragma omp parallel for schedule(static)
+    for (long row = 0; row < B * H; row++)
+        couple_rows_backward(dz + row * size, dlog_det[row / H], kept + row * size,
+                             log_scale + row * size / 2, dy + row * size, dnet + row * size, 1, W,
+                             channels, inverse);
 }
 
 // dy[p, c] += sum_k du[p - off_k, k, c] for the first half of its channels
@@ -236,13 +270,22 @@ void fold_onto(const T* du, float* dy, long B, long H, long W, Channels channels
 #pragma omp for collapse(2) schedule(static)
         for (long b = 0; b < B; b++)
             for (long h = 0; h < H; h++) {
-                fold_row(du + b * H * W * 9 * half, zeros.data(), sums.data(), h, H, W, channels,
-                         true);
-                float* to = dy + (b * H + h) * W * 2 * half;
-                for (long w = 0; w < W; w++)
-#pragma omp simd
-                    for (long c = 0; c < half; c++) to[w * 2 * half + c] += sums[w * half + c];
+                fold_row(du + b * H * W * 9 * half, 9 * half, zeros.data(), sums.data(), h, H, W,
+                         channels, true);
+                add_half(sums.data(), dy + (b * H + h) * W * 2 * half, W, channels);
             }
+    }
+}
+
+// The same for one image, whose du has its neighbours the other way round, in rows of `stride`
+template <typename T, typename Channels>
+void fold_image_onto(const T* du, long stride, float* dy, long H, long W, Channels channels) {
+    const long half = channels.value;
+    float *sums = scratch<float, 20>((W + 1) * half), *zeros = sums + W * half;
+    std::memset(zeros, 0, half * sizeof(float));
+    for (long h = 0; h < H; h++) {
+        fold_row(du, stride, zeros, sums, h, H, W, channels, false);
+        add_half(sums, dy + h * W * 2 * half, W, channels);
     }
 }
 
@@ -266,6 +309,419 @@ void relu_backward(T* dh, const T* h, float* sums, long P, long N, long rows) {
     }
 }
 
+#ifdef __AVX512F__
+// ---------------------------------------------------------------------------------------------------
+// The whole coupling in tiles: a few images at a time go through net and coupling, or back, without
+// leaving the cache. Products are written out for AVX-512, in float and, where the processor has it,
+// in bfloat16, whose products take two numbers of the sum at a time.
+//
+// Matrices are rows of numbers, or `paired`: [K / pair, N, pair], pairs along the sum side by side.
+
+constexpr long LANES = 16;
+template <typename T> constexpr long PAIR = 4 / sizeof(T);
+
+inline long whole(long n, long of) { return (n + of - 1) / of * of; }
+
+inline __m512 lanes(const float* x) { return _mm512_loadu_ps(x); }
+inline __m512 spread(const float* x) { return _mm512_set1_ps(*x); }
+inline __m512 add_product(__m512 sum, __m512 a, __m512 b) { return _mm512_fmadd_ps(a, b, sum); }
+inline void store(float* to, __m512 x) { _mm512_storeu_ps(to, x); }
+inline __mmask16 nonzero(const float* x) {
+    return _mm512_cmp_ps_mask(lanes(x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+}
+#ifdef __AVX512BF16__
+inline __m512bh lanes(const bf16* x) { return (__m512bh)_mm512_loadu_si512(x); }
+inline __m512bh spread(const bf16* x) {
+    int pair;
+    std::memcpy(&pair, x, 4);
+    return (__m512bh)_mm512_set1_epi32(pair);
+}
+inline __m512 add_product(__m512 sum, __m512bh a, __m512bh b) {
+    return _mm512_dpbf16_ps(sum, a, b);
+}
+inline void store(bf16* to, __m512 x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x));
+}
+inline __mmask16 nonzero(const bf16* x) {
+    const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    return _mm256_test_epi16_mask(values, values);
+}
+#endif
+
+// finish(m, n, 16 numbers) for R rows and V x 16 columns of the product of a and paired b; a pair of
+// a's row m is at a[m * row + k / pair * step]
+template <int R, int V, typename T, typename F>
+inline void block(const T* a, long row, long step, const T* b, long N, long K, long m, long n,
+                  F finish) {
+    __m512 sums[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) sums[r][v] = _mm512_setzero_ps();
+    a += m * row, b += n * PAIR<T>;
+    for (long k = 0; k < K; k += PAIR<T>, a += step, b += N * PAIR<T>) {
+        decltype(lanes(b)) columns[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) columns[v] = lanes(b + v * LANES * PAIR<T>);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const auto number = spread(a + r * row);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) sums[r][v] = add_product(sums[r][v], number, columns[v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) finish(m + r, n + v * LANES, sums[r][v]);
+}
+
+template <int V, typename T, typename F>
+inline void columns(const T* a, long row, long step, const T* b, long M, long N, long K, long n,
+                    F finish) {
+    long m = 0;
+    for (; m + 6 <= M; m += 6) block<6, V>(a, row, step, b, N, K, m, n, finish);
+    for (; m + 2 <= M; m += 2) block<2, V>(a, row, step, b, N, K, m, n, finish);
+    if (m < M) block<1, V>(a, row, step, b, N, K, m, n, finish);
+}
+
+// M x N, a sum over K; N is a multiple of 16 and K of a pair
+template <typename T, typename F>
+inline void product(const T* a, long row, long step, const T* b, long M, long N, long K, F finish) {
+    long n = 0;
+    for (; n + 64 <= N; n += 64) columns<4>(a, row, step, b, M, N, K, n, finish);
+    switch ((N - n) / LANES) {
+        case 3: return columns<3>(a, row, step, b, M, N, K, n, finish);
+        case 2: return columns<2>(a, row, step, b, M, N, K, n, finish);
+        case 1: return columns<1>(a, row, step, b, M, N, K, n, finish);
+    }
+}
+
+// What is done with a product a b, by rows of N: it is kept,
+template <typename T>
+void multiply(const T* a, long row, const T* b, long M, long N, long K, float* out) {
+    product(a, row, PAIR<T>, b, M, N, K,
+            [=](long m, long n, __m512 sum) { store(out + m * N + n, sum); });
+}
+
+// goes with a bias through a ReLU,
+template <typename T>
+void multiply_relu(const T* a, long row, const T* b, long M, long N, long K, const float* bias,
+                   T* out) {
+    product(a, row, PAIR<T>, b, M, N, K, [=](long m, long n, __m512 sum) {
+        sum = _mm512_add_ps(sum, lanes(bias + n));
+        // in this order what is not a number stays so
+        store(out + m * N + n, _mm512_max_ps(_mm512_setzero_ps(), sum));
+    });
+}
+
+// goes back through a ReLU that gave h, and is summed over the rows,
+template <typename T>
+void multiply_relu_backward(const T* a, long row, const T* b, long M, long N, long K, const T* h,
+                            T* out, float* total) {
+    product(a, row, PAIR<T>, b, M, N, K, [=](long m, long n, __m512 sum) {
+        sum = _mm512_maskz_mov_ps(nonzero(h + m * N + n), sum);
+        store(out + m * N + n, sum);
+        store(total + n, _mm512_add_ps(lanes(total + n), sum));
+    });
+}
+
+// or is added to another. Here a, too, is paired, in rows of `row`.
+template <typename T>
+void multiply_add(const T* a, long row, const T* b, long M, long N, long K, float* out) {
+    product(a, PAIR<T>, row * PAIR<T>, b, M, N, K, [=](long m, long n, __m512 sum) {
+        store(out + m * N + n, _mm512_add_ps(lanes(out + m * N + n), sum));
+    });
+}
+
+// total += the sum of P rows of C numbers
+inline void add_rows(const float* x, long P, long C, float* total) {
+    for (long m = 0; m < P; m++)
+#pragma omp simd
+        for (long c = 0; c < C; c++) total[c] += x[m * C + c];
+}
+
+// to = the K x N numbers x[row(k) + column(n)], paired, both filled up with zeros
+template <typename T, typename Row, typename Column>
+void pair_up(T* to, const float* x, long K, long N, Row row, Column column) {
+    const long filled = whole(N, LANES), pair = PAIR<T>;
+    int* at = scratch<int, 0>(N);
+    for (long n = 0; n < N; n++) at[n] = column(n);
+    std::memset(to, 0, whole(K, LANES) * filled * sizeof(T));
+#pragma omp parallel for schedule(static) if (K * N > 100000)
+    for (long k = 0; k < K; k++) {
+        T* numbers = to + k / pair * pair * filled + k % pair;
+        const float* from = x + row(k);
+        for (long n = 0; n < N; n++) numbers[n * pair] = narrow<T>(from[at[n]]);
+    }
+}
+
+// The rows of x, of N numbers, as a paired matrix: the sum is to be over the rows
+inline const float* pair_rows(const float* x, float*, long, long) { return x; }
+inline const bf16* pair_rows(const bf16* x, bf16* to, long K, long N) {
+    for (long k = 0; k < K; k += 2) {
+        uint32_t* pairs = reinterpret_cast<uint32_t*>(to + k * N);
+        const bf16 *first = x + k * N, *second = first + N;
+        if (k + 1 < K)
+            for (long n = 0; n < N; n++) pairs[n] = first[n] | uint32_t(second[n]) << 16;
+        else
+            for (long n = 0; n < N; n++) pairs[n] = first[n];
+    }
+    return to;
+}
+
+// Sizes of a coupling: B images of H x W pixels and C channels, `width` hidden ones. Rows of numbers
+// are filled up with zeros to multiples of 16.
+struct Sizes {
+    long B, H, W, C, width, parts;
+    long half() const { return C / 2; }
+    long pixels() const { return H * W; }
+    long size() const { return H * W * C; }
+    long hidden() const { return whole(width, LANES); }
+    long seen() const { return whole(9 * half(), LANES); }  // by the first matrix
+    long said() const { return whole(9 * C, LANES); }       // by the last one
+    // images in a tile: what fits the cache, and something for each thread
+    long images() const {
+        const long fit = (256 + pixels() - 1) / pixels(), share = (B + parts - 1) / parts;
+        return fit < share ? fit : share;
+    }
+    // numbers in the gradient of a net and a mixing
+    long gradient() const {
+        return (9 * C + hidden() + 9 * half() + 2) * hidden() + C * whole(C, LANES) + 2 * C;
+    }
+};
+
+// The first C of `stride` channels of one image, each pixel's 3x3 neighbours in a row of N
+template <typename T, typename Channels>
+void neighbours(const float* x, T* to, long H, long W, Channels channels, long stride, long N) {
+    const long C = channels.value, wide = (W + 2) * C;
+    T *padded = scratch<T, 8>((H + 2) * wide), *row = scratch<T, 9>(W * stride);
+    std::memset(padded, 0, (H + 2) * wide * sizeof(T));
+    for (long h = 0; h < H; h++) {
+        const float* from = x + h * W * stride;
+#pragma omp simd
+        for (long n = 0; n < W * stride; n++) row[n] = narrow<T>(from[n]);
+        for (long w = 0; w < W; w++)
+            std::memcpy(&padded[(h + 1) * wide + (w + 1) * C], &row[w * stride], C * sizeof(T));
+    }
+    for (long h = 0; h < H; h++)
+        for (long w = 0; w < W; w++, to += N) {
+            for (long i = 0; i < 3; i++)
+                std::memcpy(to + 3 * i * C, &padded[(h + i) * wide + w * C], 3 * C * sizeof(T));
+            std::memset(to + 9 * C, 0, (N - 9 * C) * sizeof(T));
+        }
+}
+
+// Weights as convolutions have them, channels last, [width, 9, half], [width, width], [C, 9, width];
+// and the mixing of channels before the coupling, or after its inverse: none where matrix is null
+template <typename F> struct Net {
+    F *w1, *b1, *w2, *b2, *w3, *b3, *matrix, *shift;
+};
+
+// to = matrix from + shift for P pixels; the matrix is paired, and turned round
+inline void mix(const float* matrix, const float* shift, const float* from, float* to, long P,
+                long C) {
+    product(from, C, 1, matrix, P, whole(C, LANES), C, [=](long m, long n, __m512 sum) {
+        const __mmask16 there = n + LANES > C ? (1 << (C - n)) - 1 : 0xffff;
+        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(there, shift + n));
+        _mm512_mask_storeu_ps(to + m * C + n, there, sum);
+    });
+}
+
+// Adds to the gradients by matrix and shift; d is the one by what was mixed
+inline void mix_backward(const float* d, const float* from, float* dmatrix, float* dshift, long P,
+                         long C) {
+    const long N = whole(C, LANES);
+    float* filled = scratch<float, 25>(P * N);
+    for (long m = 0; m < P; m++) {
+        std::memcpy(filled + m * N, from + m * C, C * sizeof(float));
+        std::memset(filled + m * N + C, 0, (N - C) * sizeof(float));
+    }
+    multiply_add(d, C, filled, C, N, P, dmatrix);
+    add_rows(d, P, C, dshift);
+}
+
+// The first two matrices of a net, and its hidden layers
+template <typename T> struct Hidden {
+    long N, seen, K;
+    T *w1, *w2;
+    float *b1, *b2;
+
+    Hidden() = default;
+    Hidden(const Sizes& s, const Net<const float>& net) : N(s.hidden()), seen(s.seen()), K(9 * s.half()) {
+        const long width = s.width, K = this->K;
+        w1 = scratch<T, 10>(seen * N), w2 = scratch<T, 11>(N * N);
+        const auto itself = [](long k) { return k; };
+        pair_up(w1, net.w1, K, width, itself, [=](long n) { return n * K; });
+        pair_up(w2, net.w2, width, width, itself, [=](long n) { return n * width; });
+        b1 = scratch<float, 23>(2 * N), b2 = b1 + N;
+        std::memset(b1, 0, 2 * N * sizeof(float));
+        // rounded, as autocast does: what a ReLU sees has then the same sign
+        for (long n = 0; n < width; n++) {
+            b1[n] = widen(narrow<T>(net.b1[n]));
+            b2[n] = widen(narrow<T>(net.b2[n]));
+        }
+    }
+
+    // h1 and h2 of P pixels that see u
+    void operator()(const T* u, T* h1, T* h2, long P) const {
+        multiply_relu(u, seen, w1, P, N, whole(K, PAIR<T>), b1, h1);
+        multiply_relu(h1, N, w2, P, N, N, b2, h2);
+    }
+};
+
+// f(part, first image, images) for every tile, each part's one after the other
+template <typename F> void over_tiles(const Sizes& s, F f) {
+    const long size = s.images(), tiles = (s.B + size - 1) / size;
+#pragma omp parallel for schedule(static)
+    for (long part = 0; part < s.parts; part++)
+        for (long t = tiles * part / s.parts; t < tiles * (part + 1) / s.parts; t++)
+            f(part, t * size, t * size + size < s.B ? size : s.B - t * size);
+}
+
+// A mixing and a coupling with its net, z = couple(mix(x)), or the inverse of a step of Glow,
+// z = mix(couple(x)) where the mixing is the inverse's. For the gradient are kept, where they are not
+// null, what stands between the two in t, log_scale, and the hidden layers in h: [2, P, N].
+template <typename T, typename Channels>
+void step(const Sizes& s, const Net<const float>& net, const float* x, float* t, float* z,
+          float* log_scale, float* log_det, T* h, Channels channels, bool inverse) {
+    const auto half = half_of(channels);
+    const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, width = s.width;
+    const Hidden<T> layers(s, net);
+    T* w3 = scratch<T, 12>(N * said);
+    const auto itself = [](long k) { return k; };
+    pair_up(w3, net.w3, width, 9 * C, itself, [=](long n) { return (n % C * 9 + n / C) * width; });
+    float* matrix = scratch<float, 24>(whole(C, LANES) * whole(C, LANES));
+    if (net.matrix) pair_up(matrix, net.matrix, C, C, itself, [=](long n) { return n * C; });
+    over_tiles(s, [&](long, long first, long images) {
+        const long P = images * s.pixels(), p = first * s.pixels();
+        T* u = scratch<T, 0>(P * seen);
+        T* h1 = h ? h + p * N : scratch<T, 1>(P * N);
+        T* h2 = h ? h + (s.B * s.pixels() + p) * N : scratch<T, 2>(P * N);
+        float* v = scratch<float, 21>(P * said);
+        float* scales = log_scale ? log_scale + p * C / 2 : scratch<float, 26>(P * C / 2);
+        float* between = t ? t + p * C : scratch<float, 27>(P * C);
+        const float* from = x + p * C;
+        float* to = z + p * C;
+        if (net.matrix && inverse) to = between;
+        if (net.matrix && !inverse) {
+            mix(matrix, net.shift, from, between, P, C);
+            from = between;
+        }
+        for (long b = 0; b < images; b++)
+            neighbours(from + b * s.size(), u + b * s.pixels() * seen, s.H, s.W, half, C, seen);
+        layers(u, h1, h2, P);
+        multiply(h2, N, w3, P, said, N, v);
+        for (long b = 0; b < images; b++)
+            log_det[first + b] = couple_image(
+                v + b * s.pixels() * said, said, net.b3, from + b * s.size(), to + b * s.size(),
+                scales + b * s.size() / 2, s.H, s.W, channels, inverse);
+        if (net.matrix && inverse) mix(matrix, net.shift, between, z + p * C, P, C);
+    });
+}
+
+// The gradients of `step` by x, and by all of the net in g
+template <typename T, typename Channels>
+void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
+                   const float* dlog_det, const float* x, const float* t, const float* log_scale,
+                   T* h, float* dx, const Net<float>& g, Channels channels,
+                   bool inverse) {
+    const auto half = half_of(channels);
+    const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, width = s.width;
+    const long K = 9 * half.value, square = C * whole(C, LANES);
+    const Hidden<T> layers = h ? Hidden<T>() : Hidden<T>(s, net);
+    T *w1 = scratch<T, 12>(N * seen), *w2 = scratch<T, 13>(N * N), *w3 = scratch<T, 14>(said * N);
+    const auto itself = [](long n) { return n; };
+    // neighbours the other way round: the ninth is the first
+    const long half_ = half.value;
+    const auto opposite = [=](long n) { return (8 - n / half_) * half_ + n % half_; };
+    const auto opposite_row = [=](long k) { return (k % C * 9 + 8 - k / C) * width; };
+    pair_up(w1, net.w1, width, K, [=](long k) { return k * K; }, opposite);
+    pair_up(w2, net.w2, width, width, [=](long k) { return k * width; }, itself);
+    pair_up(w3, net.w3, 9 * C, width, opposite_row, itself);
+    float *matrix = scratch<float, 24>(whole(C, LANES) * whole(C, LANES));
+    float *zeros = scratch<float, 28>(C);
+    if (net.matrix) pair_up(matrix, net.matrix, C, C, [=](long k) { return k * C; }, itself);
+    std::memset(zeros, 0, C * sizeof(float));
+    float* sums = scratch<float, 29>(s.parts * s.gradient());
+    std::memset(sums, 0, s.parts * s.gradient() * sizeof(float));
+    over_tiles(s, [&](long part, long first, long images) {
+        const long P = images * s.pixels(), p = first * s.pixels();
+        float *g3 = sums + part * s.gradient(), *g2 = g3 + 9 * C * N, *g1 = g2 + N * N;
+        float *gb1 = g1 + K * N, *gb2 = gb1 + N, *gb3 = gb2 + N, *gm = gb3 + C, *gs = gm + square;
+        T *u = scratch<T, 0>(P * seen), *h1, *h2;
+        for (long b = 0; b < images; b++)
+            neighbours(t + (first + b) * s.size(), u + b * s.pixels() * seen, s.H, s.W, half, C, seen);
+        if (h)
+            h1 = h + p * N, h2 = h + (s.B * s.pixels() + p) * N;
+        else
+            layers(u, h1 = scratch<T, 1>(P * N), h2 = scratch<T, 2>(P * N), P);
+
+        // dt is the gradient between mixing and coupling: after the latter's if inverse, or before
+        const float* d = dz + p * C;
+        float *dt = scratch<float, 27>(P * C), *to = dx + p * C;
+        if (net.matrix && inverse) {
+            mix_backward(d, t + p * C, gm, gs, P, C);
+            mix(matrix, zeros, d, dt, P, C);
+            d = dt;
+        }
+        if (net.matrix && !inverse) to = dt;
+
+        float* dnet = scratch<float, 21>(P * C);
+        T* dv = scratch<T, 3>(P * said);
+        for (long b = 0; b < images; b++) {
+            const long at = b * s.size();
+            couple_rows_backward(d + at, dlog_det[first + b], t + p * C + at,
+                                 log_scale + (p * C + at) / 2, to + at, dnet + at, s.H, s.W, channels,
+                                 inverse);
+            neighbours(dnet + at, dv + b * s.pixels() * said, s.H, s.W, channels, C, said);
+        }
+        add_rows(dnet, P, C, gb3);
+
+        T *dh2 = scratch<T, 4>(P * N), *dh1 = scratch<T, 5>(P * N);
+        multiply_relu_backward(dv, said, w3, P, N, whole(9 * C, PAIR<T>), h2, dh2, gb2);
+        multiply_relu_backward(dh2, N, w2, P, N, N, h1, dh1, gb1);
+        float* du = scratch<float, 22>(P * seen);
+        multiply(dh1, N, w1, P, seen, N, du);
+        for (long b = 0; b < images; b++)
+            fold_image_onto(du + b * s.pixels() * seen, seen, to + b * s.size(), s.H, s.W, half);
+        if (net.matrix && !inverse) {
+            mix_backward(dt, x + p * C, gm, gs, P, C);
+            mix(matrix, zeros, dt, dx + p * C, P, C);
+        }
+
+        // gradients by matrices: sums over pixels
+        const auto add = [=](const T* a, long M, const T* b, long rows, float* sum) {
+            a = pair_rows(a, scratch<T, 6>((P + 1) * M), P, M);
+            b = pair_rows(b, scratch<T, 7>((P + 1) * N), P, N);
+            multiply_add(a, M, b, rows, N, whole(P, PAIR<T>), sum);
+        };
+        add(dv, said, h2, 9 * C, g3);
+        add(dh2, N, h1, width, g2);
+        add(u, seen, dh1, K, g1);
+    });
+    // all parts' together
+#pragma omp parallel for schedule(static) if (s.gradient() > 100000)
+    for (long n = 0; n < s.gradient(); n++)
+        for (long part = 1; part < s.parts; part++) sums[n] += sums[part * s.gradient() + n];
+    const float *g3 = sums, *g2 = g3 + 9 * C * N, *g1 = g2 + N * N, *gb1 = g1 + K * N;
+    const float *gb2 = gb1 + N, *gb3 = gb2 + N, *gm = gb3 + C, *gs = gm + square;
+    for (long k = 0; k < 9 * C; k++)
+        std::memcpy(g.w3 + opposite_row(k), g3 + k * N, width * sizeof(float));
+    for (long n = 0; n < width; n++) {
+        std::memcpy(g.w2 + n * width, g2 + n * N, width * sizeof(float));
+        for (long k = 0; k < K; k++) g.w1[n * K + k] = g1[k * N + n];
+    }
+    std::memcpy(g.b1, gb1, width * sizeof(float));
+    std::memcpy(g.b2, gb2, width * sizeof(float));
+    std::memcpy(g.b3, gb3, C * sizeof(float));
+    if (!net.matrix) return;
+    for (long c = 0; c < C; c++)
+        std::memcpy(g.matrix + c * C, gm + c * whole(C, LANES), C * sizeof(float));
+    std::memcpy(g.shift, gs, C * sizeof(float));
+}
+#endif
+
 }  // namespace
 
 #define EXPORT(T, name)                                                                            \
@@ -286,7 +742,29 @@ void relu_backward(T* dh, const T* h, float* sums, long P, long N, long rows) {
         relu_backward<T>(dh, h, sums, P, N, rows);                                                 \
     }
 
+#define EXPORT_STEPS(T, name)                                                                      \
+    void step_##name(const Sizes* s, const Net<const float>* net, const float* x, float* t,        \
+                     float* z, float* log_scale, float* log_det, T* h, long inverse) {             \
+        with_channels(s->C, [=](auto c) {                                                          \
+            step<T>(*s, *net, x, t, z, log_scale, log_det, h, c, inverse);                         \
+        });                                                                                        \
+    }                                                                                              \
+    void step_backward_##name(const Sizes* s, const Net<const float>* net, const float* dz,        \
+                              const float* dlog_det, const float* x, const float* t,               \
+                              const float* log_scale, T* h, float* dx, const Net<float>* g,        \
+                              long inverse) {                                                      \
+        with_channels(s->C, [=](auto c) {                                                          \
+            step_backward<T>(*s, *net, dz, dlog_det, x, t, log_scale, h, dx, *g, c, inverse);      \
+        });                                                                                        \
+    }
+
 extern "C" {
+#ifdef __AVX512F__
+EXPORT_STEPS(float, float32)
+#endif
+#ifdef __AVX512BF16__
+EXPORT_STEPS(bf16, bfloat16)
+#endif
 EXPORT(float, float32)
 EXPORT(bf16, bfloat16)
 void couple_backward_float32(const float* dz, const float* dlog_det, const float* kept,

@@ -11,8 +11,10 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +54,71 @@ def library() -> ctypes.CDLL | None:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         log.info("Couplings run as plain modules: their kernels could not be compiled (%s)", reason)
         return None
+
+
+def has_steps(dtype: torch.dtype) -> bool:
+    """Whether :func:`step` can multiply numbers of this type, and is the faster way.
+
+    That is on AVX-512, and in bfloat16 where there are products of it, but no AMX tiles: those are
+    for torch's own products.
+    """
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return False
+    return hasattr(library(), f"step_{_suffix(dtype)}")
+
+
+class Kept(NamedTuple):
+    """What the gradient of a step needs: its input, what stands between its parts, log-scales.
+
+    The hidden layers are (2, P, width filled up to a multiple of 16), or None to be recomputed.
+    """
+
+    x: Tensor
+    between: Tensor
+    log_scale: Tensor
+    hidden: Tensor | None
+
+
+def step(
+    x: Tensor,
+    net: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    inverse: bool,
+    keep: bool,
+    recompute: bool,
+) -> tuple[Tensor, Tensor, Kept | None]:
+    """Mix the channels of x, and couple them; or undo a coupling, and mix.
+
+    The net is the six parameters of the coupling's, the mixing's matrix (C, C) and shift (C,), or
+    None twice where nothing is mixed. Returns the image that x becomes, the log-determinant (B,) of
+    the coupling, and what is kept for the gradient if it is to be.
+    """
+    b, h, w, c = x.shape
+    z, log_det = torch.empty_like(x), x.new_empty(b)
+    between = log_scale = hidden = None
+    if keep:
+        between = torch.empty_like(x) if net[-1] is not None else z if inverse else x
+        log_scale = x.new_empty((b, h, w, c // 2))
+        if not recompute:
+            hidden = x.new_empty((2, b * h * w, -(-len(net[0]) // 16) * 16), dtype=dtype)
+    _call("step", dtype, *_sizes(x, net), x, between, z, log_scale, log_det, hidden, int(inverse))
+    return z, log_det, Kept(x, between, log_scale, hidden) if keep else None
+
+
+def step_backward(
+    dz: Tensor,
+    dlog_det: Tensor,
+    kept: Kept,
+    net: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    inverse: bool,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Gradients of :func:`step` by x and by the net."""
+    dx = torch.empty_like(dz)
+    gradients = [each if each is None else torch.empty_like(_in_order(each)) for each in net]
+    tensors = dz, dlog_det, *kept, dx, _Addresses(gradients)
+    _call("step_backward", dtype, *_sizes(dz, net), *tensors, int(inverse))
+    return dx, gradients
 
 
 def unfold(x: Tensor, channels: int, dtype: torch.dtype, mirror: bool = False) -> Tensor:
@@ -102,12 +169,43 @@ def relu_backward(dh: Tensor, h: Tensor) -> Tensor:
     return sums.sum(0)
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int) -> None:
-    in_c = [
-        ctypes.c_void_p(each.data_ptr()) if isinstance(each, Tensor) else ctypes.c_long(each)
-        for each in arguments
-    ]
-    getattr(library(), f"{name}_{str(dtype).removeprefix('torch.')}")(*in_c)
+class _Addresses:
+    """Tensors of a C struct, which live as long as it does."""
+
+    def __init__(self, tensors: Sequence[Tensor | None]):
+        self.tensors = tensors
+        addresses = [None if each is None else each.data_ptr() for each in tensors]
+        self.struct = (ctypes.c_void_p * len(tensors))(*addresses)
+
+
+def _sizes(x: Tensor, net: Sequence[Tensor | None]) -> tuple[ctypes.Array, _Addresses]:
+    """The first two arguments of a step."""
+    sizes = *x.shape, len(net[0]), torch.get_num_threads()  # type: ignore[arg-type]
+    return (ctypes.c_long * 6)(*sizes), _Addresses(
+        [each if each is None else _in_order(each) for each in net]
+    )
+
+
+def _in_order(weight: Tensor) -> Tensor:
+    """A parameter, in the order of memory that the kernels read."""
+    last = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+    return weight.detach().contiguous(memory_format=last)
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    getattr(library(), f"{name}_{_suffix(dtype)}")(*map(_in_c, arguments))
+
+
+def _in_c(argument: Tensor | _Addresses | ctypes.Array | int | None) -> object:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, _Addresses):
+        return argument.struct
+    return ctypes.c_long(argument) if isinstance(argument, int) else argument
+
+
+def _suffix(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _processor() -> list[str]:
