@@ -1,6 +1,5 @@
 """RealNVP (Dinh et al. 2017) on vectors."""
 
-import torch
 from pydantic import PositiveInt
 from torch import nn
 
@@ -37,7 +36,7 @@ class RealNVP(Compose, Flow):
         hidden: PositiveInt | None = None,
         mixing: bool = False,
     ):
-        parity, width = torch.arange(dim) % 2, hidden or 2 * dim
+        width = hidden or 2 * dim
         layers: list[Bijection] = []
         for index in range(couplings):
             layers += [Linear(dim)] if mixing else []
@@ -48,7 +47,8 @@ class RealNVP(Compose, Flow):
                 nn.ReLU(),
                 nn.Linear(width, 2 * dim),
             )
-            layers.append(MaskedAffineCoupling(((parity + index) % 2).float(), net))
+            mask = [(coordinate + index) % 2 == 1 for coordinate in range(dim)]
+            layers.append(MaskedAffineCoupling(mask, net))
         super().__init__(layers)
         self.event_shape = (dim,)
         self.config = {"dim": dim, "couplings": couplings, "hidden": hidden, "mixing": mixing}
