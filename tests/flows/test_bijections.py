@@ -48,7 +48,7 @@ def image_coupling(channels):
 
 def vector_coupling(mask):
     net = nn.Linear(len(mask), 6), nn.Tanh(), nn.Linear(6, 2 * len(mask))
-    return MaskedAffineCoupling(torch.tensor(mask).float(), nn.Sequential(*net))
+    return MaskedAffineCoupling(mask, nn.Sequential(*net))
 
 
 few = st.integers(1, 3)

@@ -1,5 +1,7 @@
 """Affine couplings: on halves of the channels (Glow) and on masked vectors (RealNVP)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,7 +96,7 @@ class MaskedAffineCoupling(Coupling):
     hides, and for outputs that it drops, do nothing and are not multiplied.
 
     Args:
-        mask: (dim,) of zeros and ones; ones pass unchanged.
+        mask: For each coordinate whether it passes unchanged.
         net: Maps (batch, dim) to (batch, 2 dim), raw log-scales and shifts; its first and its last
             layer are linear.
     """
@@ -102,10 +104,11 @@ class MaskedAffineCoupling(Coupling):
     given: Tensor
     free: Tensor
 
-    def __init__(self, mask: Tensor, net: nn.Sequential):
+    def __init__(self, mask: Sequence[bool], net: nn.Sequential):
         super().__init__(net)
-        self.register_buffer("given", mask.nonzero()[:, 0], persistent=False)
-        self.register_buffer("free", (1 - mask).nonzero()[:, 0], persistent=False)
+        for name, kept in (("given", True), ("free", False)):
+            where = [index for index, each in enumerate(mask) if each == kept]
+            self.register_buffer(name, torch.tensor(where, dtype=torch.long), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform the unmasked coordinates of (batch, dim)."""
@@ -121,8 +124,8 @@ class MaskedAffineCoupling(Coupling):
 
     def outputs(self, a: Tensor) -> Tensor:
         """Run the net on the given coordinates, for the free ones."""
-        first, *middle, last = self.net  # type: ignore[misc]
+        first, *middle, last = self.net.children()
         rows = torch.cat([self.free, self.free + len(self.given) + len(self.free)])
-        h = F.linear(a, first.weight.index_select(1, self.given), first.bias)
-        h = nn.Sequential(*middle)(h)
-        return F.linear(h, last.weight.index_select(0, rows), last.bias.index_select(0, rows))
+        h = F.linear(a, first.weight.index_select(1, self.given), first.bias)  # type: ignore
+        weight, bias = (each.index_select(0, rows) for each in last.parameters())
+        return F.linear(nn.Sequential(*middle)(h), weight, bias)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from submanifold.errors import UserError
 from submanifold.flows import fast
-from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
+from submanifold.flows.bijection import Compose, Flow, full_precision
 from submanifold.flows.coupling import AffineCoupling, starting_at_zero
 from submanifold.flows.linear import Linear, inverse_mixing, mixing
 from submanifold.flows.reshape import Split, Squeeze
@@ -117,31 +117,38 @@ class Level(Compose):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Squeeze, and apply the steps."""
-        squeeze, linears, couplings = self._parts()
-        nets = [coupling.net for coupling in couplings]
-        if any(linear.norm.pending for linear in linears) or not fast.applies_to_steps(x, nets):
+        linears, couplings = self._parts()
+        if not _all_at_once(x, linears, couplings):
             return super().forward(x)
-        x, _ = squeeze(x)
+        x, _ = self.bijections[0](x)
         with full_precision(x):
             matrices, shifts, log_dets = mixing(linears)
+        nets = [coupling.net for coupling in couplings]
         z, log_det = fast.steps(x, nets, False, couplings[0].recompute, matrices, shifts)
         return z, log_det + log_dets.sum() * x[0, 0].numel()
 
     def inverse(self, z: Tensor) -> Tensor:
         """Undo the steps, and the squeeze."""
-        squeeze, linears, couplings = self._parts()
-        nets = [coupling.net for coupling in reversed(couplings)]
-        if not fast.applies_to_steps(z, nets):
+        linears, couplings = self._parts()
+        if not _all_at_once(z, linears, couplings):
             return super().inverse(z)
         with full_precision(z):
             matrices, shifts = inverse_mixing(linears[::-1])
+        nets = [coupling.net for coupling in reversed(couplings)]
         x, _ = fast.steps(z, nets, True, couplings[0].recompute, matrices, shifts)
-        return squeeze.inverse(x)
+        return self.bijections[0].inverse(x)
 
-    def _parts(self) -> tuple[Bijection, Sequence[Linear], Sequence[AffineCoupling]]:
-        squeeze, *steps = self.bijections
-        linears, couplings = zip(*(step.bijections for step in steps), strict=True)  # type: ignore
-        return squeeze, linears, couplings
+    def _parts(self) -> tuple[Sequence[Linear], Sequence[AffineCoupling]]:
+        linears, couplings = zip(*(each.bijections for each in self.bijections[1:]), strict=True)
+        return linears, couplings
+
+
+def _all_at_once(x: Tensor, linears: Iterable[Linear], couplings: Iterable[AffineCoupling]) -> bool:
+    """Whether nothing asks for the steps one by one: no fit to data, and no hook."""
+    return not any(
+        linear.norm.pending or linear._forward_hooks or coupling._forward_hooks
+        for linear, coupling in zip(linears, couplings, strict=True)
+    ) and fast.applies_to_steps(x, [coupling.net for coupling in couplings])
 
 
 def step(channels: int, width: int, whiten: bool = False) -> Compose:

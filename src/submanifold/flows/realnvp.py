@@ -1,6 +1,5 @@
 """RealNVP (Dinh et al. 2017) on vectors."""
 
-import torch
 from pydantic import PositiveInt
 from torch import nn
 
@@ -48,8 +47,7 @@ class RealNVP(Compose, Flow):
                 nn.ReLU(),
                 nn.Linear(width, 2 * dim),
             )
-            # arithmetic on the meta device, where experiments are checked, takes a second to load
-            mask = torch.tensor([(n + index) % 2 for n in range(dim)], dtype=torch.float32)
+            mask = [(coordinate + index) % 2 == 1 for coordinate in range(dim)]
             layers.append(MaskedAffineCoupling(mask, net))
         super().__init__(layers)
         self.event_shape = (dim,)

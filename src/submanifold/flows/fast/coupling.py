@@ -147,8 +147,8 @@ class Steps(torch.autograd.Function):
         """Compute the steps."""
         y, log_det = x.permute(0, 2, 3, 1).contiguous(), x.new_zeros(len(x))
         ctx.layers = []
-        for net in nets_of(matrices, shifts, parameters):
-            y, each, kept = kernels.step(y, net, dtype, inverse, keep, recompute)
+        for net, mixing in each_step(parameters, matrices, shifts):
+            y, each, kept = kernels.step(y, net, mixing, dtype, inverse, keep, recompute)
             log_det += each
             ctx.layers.append(kept)
         ctx.save_for_backward(matrices, shifts, *parameters)
@@ -162,24 +162,25 @@ class Steps(torch.autograd.Function):
         dz, dlog_det = gradients[0].permute(0, 2, 3, 1).contiguous(), gradients[1].contiguous()
         matrices, shifts, *parameters = ctx.saved_tensors
         found: list[list[Tensor]] = []
-        for index, net in reversed([*enumerate(nets_of(matrices, shifts, parameters))]):
+        for index, step in reversed([*enumerate(each_step(parameters, matrices, shifts))]):
             kept = ctx.layers[index]
-            dz, each = kernels.step_backward(dz, dlog_det, kept, net, ctx.dtype, ctx.inverse)
+            dz, each = kernels.step_backward(dz, dlog_det, kept, *step, ctx.dtype, ctx.inverse)
             ctx.layers[index] = kept._replace(hidden=None)
             found.insert(0, each)
-        mixing: tuple[Tensor | None, ...] = None, None
-        if matrices is not None:
-            mixing = tuple(torch.stack(each) for each in list(zip(*found, strict=True))[6:])
-        by_net = [each for net in found for each in net[:6]]
-        return dz.permute(0, 3, 1, 2), *mixing, None, None, None, None, *by_net
+        by_net = [each for gradients in found for each in gradients[:6]]
+        by_mixing = [torch.stack(each) for each in [*zip(*found, strict=True)][6:]]
+        dx = dz.permute(0, 3, 1, 2)
+        return dx, *(by_mixing or (None, None)), None, None, None, None, *by_net
 
 
-def nets_of(
-    matrices: Tensor | None, shifts: Tensor | None, parameters: Sequence[Tensor]
-) -> list[tuple[Tensor | None, ...]]:
-    """Divide what :class:`Steps` is given into what each step needs."""
-    mixing = zip(matrices, shifts, strict=True) if matrices is not None else [(None, None)]
-    return [(*parameters[6 * index : 6 * index + 6], *each) for index, each in enumerate(mixing)]
+def each_step(
+    parameters: Sequence[Tensor], matrices: Tensor | None, shifts: Tensor | None
+) -> list[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+    """Divide what :class:`Steps` is given into a net and what mixes, or nothing, for each step."""
+    nets = [parameters[at : at + 6] for at in range(0, len(parameters), 6)]
+    if matrices is None or shifts is None:
+        return [(net, ()) for net in nets]
+    return [*zip(nets, zip(matrices, shifts, strict=True), strict=True)]
 
 
 def hidden(y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, ...]:

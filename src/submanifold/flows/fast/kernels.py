@@ -81,7 +81,8 @@ class Kept(NamedTuple):
 
 def step(
     x: Tensor,
-    net: Sequence[Tensor | None],
+    net: Sequence[Tensor],
+    mixing: Sequence[Tensor],
     dtype: torch.dtype,
     inverse: bool,
     keep: bool,
@@ -89,35 +90,39 @@ def step(
 ) -> tuple[Tensor, Tensor, Kept | None]:
     """Mix the channels of x, and couple them; or undo a coupling, and mix.
 
-    The net is the six parameters of the coupling's, the mixing's matrix (C, C) and shift (C,), or
-    None twice where nothing is mixed. Returns the image that x becomes, the log-determinant (B,) of
-    the coupling, and what is kept for the gradient if it is to be.
+    The net is the six parameters of the coupling's, the mixing a matrix (C, C) and a shift (C,), or
+    nothing. Returns the image that x becomes, the log-determinant (B,) of the coupling, and what is
+    kept for the gradient if it is to be.
     """
     b, h, w, c = x.shape
-    z, log_det = torch.empty_like(x), x.new_empty(b)
-    between = log_scale = hidden = None
+    z, log_det, kept = torch.empty_like(x), x.new_empty(b), None
     if keep:
-        between = torch.empty_like(x) if net[-1] is not None else z if inverse else x
-        log_scale = x.new_empty((b, h, w, c // 2))
-        if not recompute:
-            hidden = x.new_empty((2, b * h * w, -(-len(net[0]) // 16) * 16), dtype=dtype)
-    _call("step", dtype, *_sizes(x, net), x, between, z, log_scale, log_det, hidden, int(inverse))
-    return z, log_det, Kept(x, between, log_scale, hidden) if keep else None
+        between = torch.empty_like(x) if mixing else z if inverse else x
+        filled = -(-len(net[0]) // 16) * 16
+        hidden = None if recompute else x.new_empty((2, b * h * w, filled), dtype=dtype)
+        kept = Kept(x, between, x.new_empty((b, h, w, c // 2)), hidden)
+    _, to_between, to_log_scale, to_hidden = kept or (None,) * 4
+    weights = _Addresses([_in_order(each) for each in (*net, *mixing)])
+    tensors = x, to_between, z, to_log_scale, log_det, to_hidden
+    _call("step", dtype, _sizes(x, net), weights, *tensors, int(inverse))
+    return z, log_det, kept
 
 
 def step_backward(
     dz: Tensor,
     dlog_det: Tensor,
     kept: Kept,
-    net: Sequence[Tensor | None],
+    net: Sequence[Tensor],
+    mixing: Sequence[Tensor],
     dtype: torch.dtype,
     inverse: bool,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradients of :func:`step` by x and by the net."""
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of :func:`step` by x, and by the net and what mixes."""
+    weights = [_in_order(each) for each in (*net, *mixing)]
+    gradients = [torch.empty_like(each) for each in weights]
     dx = torch.empty_like(dz)
-    gradients = [each if each is None else torch.empty_like(_in_order(each)) for each in net]
     tensors = dz, dlog_det, *kept, dx, _Addresses(gradients)
-    _call("step_backward", dtype, *_sizes(dz, net), *tensors, int(inverse))
+    _call("step_backward", dtype, _sizes(dz, net), _Addresses(weights), *tensors, int(inverse))
     return dx, gradients
 
 
@@ -170,20 +175,15 @@ def relu_backward(dh: Tensor, h: Tensor) -> Tensor:
 
 
 class _Addresses:
-    """Tensors of a C struct, which live as long as it does."""
+    """Tensors in the order of the kernels' struct, null where it goes on."""
 
-    def __init__(self, tensors: Sequence[Tensor | None]):
-        self.tensors = tensors
-        addresses = [None if each is None else each.data_ptr() for each in tensors]
-        self.struct = (ctypes.c_void_p * len(tensors))(*addresses)
+    def __init__(self, tensors: Sequence[Tensor]):
+        self.tensors = tensors  # lives as long as the struct
+        self.struct = (ctypes.c_void_p * 8)(*(each.data_ptr() for each in tensors))
 
 
-def _sizes(x: Tensor, net: Sequence[Tensor | None]) -> tuple[ctypes.Array, _Addresses]:
-    """The first two arguments of a step."""
-    sizes = *x.shape, len(net[0]), torch.get_num_threads()  # type: ignore[arg-type]
-    return (ctypes.c_long * 6)(*sizes), _Addresses(
-        [each if each is None else _in_order(each) for each in net]
-    )
+def _sizes(x: Tensor, net: Sequence[Tensor]) -> ctypes.Array:
+    return (ctypes.c_long * 6)(*x.shape, len(net[0]), torch.get_num_threads())
 
 
 def _in_order(weight: Tensor) -> Tensor:
