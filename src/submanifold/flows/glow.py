@@ -143,12 +143,12 @@ class Level(Compose):
         return linears, couplings
 
 
-def _all_at_once(x: Tensor, linears: Iterable[Linear], couplings: Iterable[AffineCoupling]) -> bool:
+def _all_at_once(x: Tensor, linears: Sequence[Linear], couplings: Sequence[AffineCoupling]) -> bool:
     """Whether nothing asks for the steps one by one: no fit to data, and no hook."""
-    return not any(
-        linear.norm.pending or linear._forward_hooks or coupling._forward_hooks
-        for linear, coupling in zip(linears, couplings, strict=True)
-    ) and fast.applies_to_steps(x, [coupling.net for coupling in couplings])
+    hooked = (each._forward_hooks or each._forward_pre_hooks for each in (*linears, *couplings))
+    if any(linear.norm.pending for linear in linears) or any(hooked):
+        return False
+    return fast.applies_to_steps(x, [coupling.net for coupling in couplings])
 
 
 def step(channels: int, width: int, whiten: bool = False) -> Compose:
