@@ -36,7 +36,7 @@ DIM = 1000
 RATE = 1e-5
 BATCHES = {"S": 64, "M": 64, "P": 16}
 GOALS = {"S": 2.5, "M": 3.3, "P": 4.5}  # times the fastest peer's PR step
-TASKS = ("NLL step", "PR step", "64 samples")
+TASKS = ("NLL step", "PR step", "64 samples", "64 scores")
 OURS = ("submanifold", "submanifold, recompute", "submanifold, float32")
 
 
@@ -66,6 +66,12 @@ class Peer(nn.Module):
         """Decode u with v = 0."""
         return self.flow.inverse(torch.cat([u, u.new_zeros(len(u), 3072 - DIM)], 1))
 
+    @torch.no_grad()
+    def score(self, x: Tensor) -> Tensor:
+        """Log-densities, but for a constant."""
+        z, log_det = self.flow(x)
+        return log_det - 0.5 * z.square().sum(1)
+
 
 class Ours(nn.Module):
     """This project's flow, by the steps that train it: clipped, and averaged, too."""
@@ -85,6 +91,12 @@ class Ours(nn.Module):
         """Decode u with v = 0."""
         with autocast(u.device, self.trainers[0].precision):
             return self.hierarchy.decode(u)
+
+    @torch.no_grad()
+    def score(self, x: Tensor) -> Tensor:
+        """Log-densities."""
+        with autocast(x.device, self.trainers[0].precision):
+            return self.hierarchy.log_prob(x)
 
 
 def trainer_of(hierarchy: Hierarchy, objective: Objective, precision: str) -> Trainer:
@@ -121,10 +133,12 @@ def tasks_of(
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand(batch, *SHAPE, generator=generator) - 0.5).to(device)
     u = torch.randn(64, DIM, generator=generator).to(device)
+    images = (torch.rand(64, *SHAPE, generator=generator) - 0.5).to(device)
     timed = (
         partial(model.step, x, penalised=False),
         partial(model.step, x, penalised=True),
         partial(model.sample, u),
+        partial(model.score, images),
     )
     return dict(zip(TASKS, timed, strict=True))
 

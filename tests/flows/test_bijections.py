@@ -142,6 +142,22 @@ def test_the_masks_of_a_realnvp_let_every_coordinate_change():
     assert not half[:, 1::2].any()
 
 
+def test_what_a_mask_hides_is_not_multiplied_and_makes_no_difference():
+    torch.manual_seed(0)
+    coupling, x = perturb(RealNVP(5, couplings=1)).bijections[0], torch.randn(4, 5)
+    mask = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0])
+    raw, shift = coupling.net(x * mask).chunk(2, 1)
+    log_scale = 2 * torch.tanh(raw / 2) * (1 - mask)
+    expected = x * log_scale.exp() + shift * (1 - mask), log_scale.sum(1)
+    parameters = [*coupling.parameters()]
+    for value, exact in zip(coupling(x), expected, strict=True):
+        assert_close(value, exact)
+        gradients = torch.autograd.grad(value.square().sum(), parameters, retain_graph=True)
+        exact_ones = torch.autograd.grad(exact.square().sum(), parameters, retain_graph=True)
+        for gradient, exact_one in zip(gradients, exact_ones, strict=True):
+            assert_close(gradient, exact_one)
+
+
 def test_a_coupling_scales_by_no_more_than_e_squared_whatever_its_net_says():
     net = nn.Conv2d(1, 2, 1)
     nn.init.constant_(net.weight, 0)

@@ -66,6 +66,40 @@ def test_in_single_precision_it_is_the_plain_coupling(case, inverse, recompute, 
         assert_close(value, exact)
 
 
+@pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="not this processor")
+@some
+@given(cases(), st.booleans(), st.booleans())
+def test_steps_are_couplings_with_their_channels_mixed_before_or_undone_with_them_mixed_after(
+    case, inverse, recompute
+):
+    (module, x), channels = case, case[1].shape[1]
+    couplings = [module, perturb(copy.deepcopy(module))]
+    weights = nn.ParameterList(
+        [
+            torch.eye(channels) + torch.randn(2, channels, channels) / channels**0.5,
+            torch.randn(2, channels),
+            *(weight for each in couplings for weight in each.parameters()),
+        ]
+    )
+
+    def steps(x):
+        return fast.steps(x, [each.net for each in couplings], inverse, recompute, *weights[:2])
+
+    def plain_steps(x):
+        total = 0
+        for each, matrix, shift in zip(couplings, *weights[:2], strict=True):
+            if inverse:
+                x, log_det = plain(each, x, inverse)
+            x = torch.einsum("ij,bjhw->bihw", matrix, x) + shift[:, None, None]
+            if not inverse:
+                x, log_det = plain(each, x, inverse)
+            total = total + log_det
+        return x, total
+
+    for value, exact in zip(run(steps, x, weights), run(plain_steps, x, weights), strict=True):
+        assert_close(value, exact)
+
+
 @needs_kernels
 @some
 @given(cases(), st.booleans(), st.booleans())
