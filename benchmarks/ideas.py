@@ -3,7 +3,7 @@
     python -m benchmarks.ideas --celeba img_align_celeba.zip --fashion-mnist FashionMNIST/raw
     python -m benchmarks.ideas --data celeba --only "GELU" "linear decay" ...
 
-The base is this project's Glow of size S by its default recipe, 600 steps of 32 images. An idea
+The base is this project's default Glow by its default recipe, 600 steps of 32 images. An idea
 changes one thing about it. Its step is timed in turn with the base's, and it gets as many steps as
 take the seconds of the base's 600. What is measured is kept in ``--folder``; the table goes to
 ``<folder>/ideas.md``.
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.images import Images, add_options, load
-from benchmarks.quality import CPU, MUON, Bench, scores, table
+from benchmarks.quality import CPU, DEFAULT, MUON, Bench, scores, table
 from benchmarks.timing import interleave
 from submanifold.data.batches import Batches
 from submanifold.flows import AffineCoupling, Glow, Linear, initialize
@@ -41,6 +41,11 @@ NOISE = 0.05  # a difference that these cannot tell from none
 Patch = tuple[Any, str, Any]
 
 
+def base(shape: tuple[int, ...], **changed: Any) -> Glow:
+    """Build the flow that ideas change."""
+    return Glow(shape, 3, **(DEFAULT | changed))
+
+
 @dataclass(frozen=True)
 class Idea:
     """One thing that is done in another way.
@@ -54,7 +59,7 @@ class Idea:
     """
 
     training: dict[str, Any] = field(default_factory=dict)
-    glow: Callable[[tuple[int, ...]], Glow] = lambda shape: Glow(shape, 3, 4, 64)
+    glow: Callable[[tuple[int, ...]], Glow] = base
     trained: Callable[[Trainer], None] = lambda trainer: None
     batch: Callable[[Tensor], Tensor] = lambda x: x
     patches: tuple[Patch, ...] = ()
@@ -112,26 +117,11 @@ def with_nets(make: Callable[[int, int], nn.Module]) -> Callable[[tuple[int, ...
     """Build Glow with other coupling nets; ``make`` gets the channels and the width."""
 
     def build(shape: tuple[int, ...]) -> Glow:
-        glow = Glow(shape, 3, 4, 64)
+        glow = base(shape)
         for module in glow.modules():
             if isinstance(module, AffineCoupling):
                 inputs = module.net[0].in_channels  # type: ignore[index]
                 module.net = make(2 * inputs, 64)
-        return glow.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    return build
-
-
-def with_levels(*levels: tuple[int, int]) -> Callable[[tuple[int, ...]], Glow]:
-    """Build Glow with other steps and widths on each level."""
-
-    def build(shape: tuple[int, ...]) -> Glow:
-        glow = Glow(shape, len(levels), max(steps for steps, _ in levels), 64)
-        for level, (steps, width) in zip(glow.levels, levels, strict=True):
-            del level.bijections[1 + steps :]  # type: ignore[attr-defined]
-            for step in level.bijections[1:]:
-                linear, coupling = step.bijections  # type: ignore[attr-defined]
-                coupling.net = relu_net(len(linear.weight), width)
         return glow.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     return build
@@ -146,9 +136,6 @@ def net_of(activation: Callable[[], nn.Module]) -> Callable[[int, int], nn.Modul
         activation(),
         nn.Conv2d(width, channels, 3, padding=1),
     )
-
-
-relu_net = net_of(nn.ReLU)
 
 
 def gated_net(channels: int, width: int) -> nn.Module:
@@ -189,7 +176,7 @@ def depthwise_net(channels: int, width: int) -> nn.Module:
 
 def with_split_net(shape: tuple[int, ...]) -> Glow:
     """Give the prior of split latents a hidden layer."""
-    glow = Glow(shape, 3, 4, 64)
+    glow = base(shape)
     for split in glow.splits:
         inputs = split.prior.in_channels
         split.prior = starting_at_zero(  # type: ignore[assignment]
@@ -202,7 +189,7 @@ def with_split_net(shape: tuple[int, ...]) -> Glow:
 
 def haar(shape: tuple[int, ...]) -> Glow:
     """Start each level by an orthonormal Haar of 2x2 pixels, the coarse channels first."""
-    glow = Glow(shape, 3, 4, 64, whiten=False)
+    glow = base(shape, whiten=False)
     signs = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
     for level in glow.levels:
         linear: Linear = level.bijections[1].bijections[0]  # type: ignore[attr-defined]
@@ -262,7 +249,9 @@ IDEAS: dict[str, Idea] = {
     "Muon 0.04": Idea({"matrix_rate": 0.04}),
     "Muon for the splits too": Idea(trained=muon_everywhere),
     "Muon's momentum 0.9": Idea(patches=((optimizers, "MOMENTUM", 0.9),)),
+    "Muon's momentum 0.98": Idea(patches=((optimizers, "MOMENTUM", 0.98),)),
     "three Newton-Schulz iterations": Idea(patches=((optimizers, "ITERATIONS", 3),)),
+    "four Newton-Schulz iterations": Idea(patches=((optimizers, "ITERATIONS", 4),)),
     "Adam 0.005 beside Muon": Idea({"learning_rate": 0.005}),
     "Adam 0.02 beside Muon": Idea({"learning_rate": 0.02}),
     "Adam's betas 0.9, 0.999": Idea(trained=adam_with(betas=(0.9, 0.999))),
@@ -283,7 +272,7 @@ IDEAS: dict[str, Idea] = {
     "no average of weights": Idea({"ema": 0.0}),
     "every second image reflected": Idea(batch=reflected),
     # the first layer of a level
-    "no whitening": Idea(glow=lambda shape: Glow(shape, 3, 4, 64, whiten=False)),
+    "no whitening": Idea(glow=lambda shape: base(shape, whiten=False)),
     "Haar wavelets in its place": Idea(glow=haar),
     "every 1x1 convolution whitens": Idea(patches=((glow_module, "Linear", whiten_all),)),
     # nets
@@ -294,11 +283,12 @@ IDEAS: dict[str, Idea] = {
     "depthwise 5x5": Idea(glow=with_nets(depthwise_net)),
     "prior of split latents with a hidden layer": Idea(glow=with_split_net),
     # where the steps are
-    "steps 6, 4, 2 on the levels": Idea(glow=with_levels((6, 64), (4, 64), (2, 64))),
-    "steps 3, 6, 8": Idea(glow=with_levels((3, 64), (6, 64), (8, 64))),
-    "widths 48, 96, 128": Idea(glow=with_levels((4, 48), (4, 96), (4, 128))),
-    "six narrow steps, width 48": Idea(glow=with_levels((6, 48), (6, 48), (6, 48))),
-    "two wide steps, width 128": Idea(glow=with_levels((2, 128), (2, 128), (2, 128))),
+    "steps 4, 4, 4 on the levels": Idea(glow=partial(base, steps=[4, 4, 4])),
+    "steps 3, 6, 8": Idea(glow=partial(base, steps=[3, 6, 8])),
+    "steps 12, 4, 2": Idea(glow=partial(base, steps=[12, 4, 2])),
+    "width 96": Idea(glow=partial(base, width=96)),
+    "width 48": Idea(glow=partial(base, width=48)),
+    "half the steps, width 128": Idea(glow=partial(base, steps=[4, 2, 1], width=128)),
 }
 
 
@@ -313,7 +303,7 @@ def main() -> None:
     head = ["", *(f"{name}: bits, difference" for name in options.data), "seconds of a step"]
     rows = [head]
     chosen = {"base": Idea()} | {name: IDEAS[name] for name in options.only}
-    base: dict[str, float] = {}
+    reference: dict[str, float] = {}
     for name, idea in chosen.items():
         cells, label = [name], re.sub(r"\W+", "-", name)
         for bench in benches:
@@ -323,8 +313,8 @@ def main() -> None:
             steps = round(STEPS * MUON["batch_size"] / size / share)
             train = partial(idea.train, images, options.seed, steps)
             test = bench.get(f"ideas/{label}-{options.seed}", train)["test"]
-            base.setdefault(bench.data, test)
-            cells.append(f"{test:.3f}, {test - base[bench.data]:+.3f}")
+            reference.setdefault(bench.data, test)
+            cells.append(f"{test:.3f}, {test - reference[bench.data]:+.3f}")
         cells.append(f"{share:.2f}")
         rows.append(cells)
         print(table([head, cells]), flush=True)
