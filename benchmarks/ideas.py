@@ -251,7 +251,7 @@ IDEAS: dict[str, Idea] = {
     "Muon's momentum 0.9": Idea(patches=((optimizers, "MOMENTUM", 0.9),)),
     "Muon's momentum 0.98": Idea(patches=((optimizers, "MOMENTUM", 0.98),)),
     "three Newton-Schulz iterations": Idea(patches=((optimizers, "ITERATIONS", 3),)),
-    "four Newton-Schulz iterations": Idea(patches=((optimizers, "ITERATIONS", 4),)),
+    "five Newton-Schulz iterations": Idea(patches=((optimizers, "ITERATIONS", 5),)),
     "Adam 0.005 beside Muon": Idea({"learning_rate": 0.005}),
     "Adam 0.02 beside Muon": Idea({"learning_rate": 0.02}),
     "Adam's betas 0.9, 0.999": Idea(trained=adam_with(betas=(0.9, 0.999))),

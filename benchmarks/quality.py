@@ -2,11 +2,11 @@
 
     python -m benchmarks.quality --celeba img_align_celeba.zip --fashion-mnist FashionMNIST/raw
 
-Every contender is trained by the same loop, with a warm-up, rates that fall to nothing in the
-second half, and averaged weights. The packages have Adam, at the learning rate, the clip and the
-size of batches that a sweep on CelebA finds best for each; what they have after ten minutes, by the
-weights that are best on validation images, is to be reached. Bits are those of test images, in
-float32.
+Every contender is trained by the same loop on the same batches of 32, with a warm-up, rates that
+fall to nothing in the second half, and averaged weights. The packages have Adam, at the learning
+rate and with the clip that a sweep on CelebA finds best for each. What the best of them has after
+ten minutes, by the weights that are best on validation images, is to be reached. Bits are those of
+test images, in float32.
 
 Seconds are steps times what a step takes, which is measured first, all contenders in turn, so that
 trainings may share the machine with something else. What is measured is kept in ``--folder``, and a
@@ -47,7 +47,8 @@ PACKAGES = ("normflows", "FrEIA", "nflows")
 POINTS = 15  # of a package's curve
 SWEEP = {"learning_rate": (0.002, 0.005, 0.01, 0.02), "clip": (1.0,)}
 SWEEP_IMAGES = 25_600
-HORIZONS = (200, 400, 800, 1600)  # steps of this project's trainings
+HORIZONS = (100, 200, 400, 800)  # steps of our default's trainings
+LATER = (400, 800, 1600)  # of what comes between it and the packages
 PLAIN = {"steps": SIZES["S"][0], "width": SIZES["S"][1], "whiten": False}
 DEFAULT = {"steps": [8, 4, 2], "width": 64, "whiten": True}
 CPU = torch.device("cpu")
@@ -257,53 +258,67 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "| --- " * len(rows[0]) + "|", *others, ""])
 
 
-OURS = "ours: the default"
+ADAM_ALONE, OURS = "our Glow, Adam as the package", "our default"
 
 
-def contenders_of(best: str, recipes: dict[str, Any]) -> dict[str, Contender]:
-    """Make what is compared: packages with Adam, then one change after the other.
+def ten_minutes(bench: Bench, package: str, recipes: list[Any], seed: int) -> tuple[Any, Any]:
+    """Train a package for ten minutes by its best recipe that does not diverge.
 
-    Args:
-        best: The package that is best on CelebA.
-        recipes: The best recipe of each package.
+    Returns:
+        The contender, and its curve.
     """
-    packages = {f"{name}, Adam": Contender(name, recipe) for name, recipe in recipes.items()}
-    return packages | {
-        f"{best}, our optimizers": Contender(best, MUON),
-        f"our Glow, Adam as for {best}": Contender("submanifold", recipes[best], PLAIN),
-        "our Glow, our optimizers": Contender("submanifold", MUON, PLAIN),
-        "and whitening": Contender("submanifold", MUON, {**PLAIN, "whiten": True}),
-        OURS: Contender("submanifold", MUON, DEFAULT),
+    first = Contender(package, recipes[0])
+    for recipe in recipes:
+        contender = Contender(package, recipe)
+        steps = round(SECONDS / bench.seconds([first])[first.label][0])
+        curve = bench.curve(contender, seed, steps, POINTS)
+        if len(curve) == POINTS:
+            return contender, curve
+    raise SystemExit(f"{package} diverges on {bench.data} with every recipe of the sweep.")
+
+
+def measure(bench: Bench, package: str, recipes: list[Any], seeds: int) -> dict[str, Any]:
+    """Train all contenders on one data set: seconds, and test bits for each seed.
+
+    The package and our default have all seeds, and what lies between them, one change after the
+    other, has one, on CelebA alone.
+    """
+    runs = [ten_minutes(bench, package, recipes, seed) for seed in range(seeds)]
+    reference, curve = runs[0]
+    steps = curve[-1]["step"]
+    contenders = {f"{package}, Adam": reference, OURS: Contender("submanifold", MUON, DEFAULT)}
+    curves = {f"{package}, Adam": [curve for _, curve in runs]}
+    if bench.data == "celeba":
+        contenders |= {
+            ADAM_ALONE: Contender("submanifold", reference.training, PLAIN),
+            f"{package}, our optimizers": Contender(package, MUON),
+            "our Glow, our optimizers": Contender("submanifold", MUON, PLAIN),
+            "the same, and whitening": Contender("submanifold", MUON, {**PLAIN, "whiten": True}),
+        }
+    for name, contender in contenders.items():
+        if name == ADAM_ALONE:
+            curves[name] = [bench.curve(contender, 0, steps, POINTS)]
+        elif name not in curves:
+            horizons = HORIZONS if name == OURS else LATER
+            count = seeds if name == OURS else 1
+            curves[name] = [
+                [bench.curve(contender, seed, steps)[-1] for steps in horizons]
+                for seed in range(count)
+            ]
+    seconds = bench.seconds([*contenders.values()])
+    return {
+        name: {
+            "step": seconds[contender.label][0],
+            "seconds": [seconds[contender.label][0] * row["step"] for row in curves[name][0]],
+            "bits": [[chosen(rows[: n + 1]) for n in range(len(rows))] for rows in curves[name]],
+        }
+        for name, contender in contenders.items()
     }
 
 
-def measure(bench: Bench, best: str, recipes: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Train all contenders on one data set: seconds, and test bits for each seed.
-
-    The best package and our default have all seeds, the others one.
-    """
-    contenders, found = contenders_of(best, recipes), {}
-    seconds = bench.seconds([*contenders.values()])
-    for name, contender in contenders.items():
-        step = seconds[contender.label][0]
-        ten_minutes = contender.training is recipes.get(contender.name)
-        curves = []
-        for seed in range(seeds if name in (f"{best}, Adam", OURS) else 1):
-            if ten_minutes:
-                steps = round(SECONDS / bench.seconds([contender])[contender.label][0])
-                rows = bench.curve(contender, seed, steps, POINTS)
-                curves.append([chosen(rows[: n + 1]) for n in range(len(rows))])
-                at = [row["step"] for row in rows]
-            else:
-                at = list(HORIZONS)
-                curves.append([chosen(bench.curve(contender, seed, steps)) for steps in at])
-        found[name] = {"step": step, "seconds": [step * n for n in at], "bits": curves}
-    return found
-
-
-def summary(found: dict[str, Any], best: str) -> list[list[str]]:
+def summary(found: dict[str, Any], package: str) -> list[list[str]]:
     """Write one data set's rows: bits at the end, and seconds to the best package's bits."""
-    reference = found[f"{best}, Adam"]
+    reference = found[f"{package}, Adam"]
     goal, longest = np.mean([curve[-1] for curve in reference["bits"]]), reference["seconds"][-1]
     rows = [["", "step, ms", "bits at the end", "seconds", f"seconds to {goal:.3f} bits", "share"]]
     for name, row in found.items():
@@ -346,7 +361,6 @@ def main() -> None:
     options = parser.parse_args()
     benches = {name: Bench(options.folder, name, load(name, options)) for name in options.data}
     sweeps = {name: benches["celeba"].sweep(name) for name in options.packages}
-    recipes = {name: rows[0]["recipe"] for name, rows in sweeps.items()}
     best = min(sweeps, key=lambda name: sweeps[name][0]["valid"])
     head = ["sweep on CelebA", *SWEEP, "validation bits"]
     tried = [
@@ -356,7 +370,7 @@ def main() -> None:
     ]
     page, found = [table([head, *tried])], {}
     for name, bench in benches.items():
-        found[name] = measure(bench, best, recipes, options.seeds)
+        found[name] = measure(bench, best, [row["recipe"] for row in sweeps[best]], options.seeds)
         page.append(f"### {name}\n\n{table(summary(found[name], best))}")
         print(page[-1], flush=True)
     (options.folder / "quality.md").write_text("\n".join(page))

@@ -6,7 +6,13 @@ from torch import nn
 
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.manifold import Hierarchy, Stage
-from submanifold.training.optimizers import Muon, matrices_of, optimizers_for, orthogonalize
+from submanifold.training.optimizers import (
+    ITERATIONS,
+    Muon,
+    matrices_of,
+    optimizers_for,
+    orthogonalize,
+)
 
 
 @settings(max_examples=20, deadline=None)
@@ -45,7 +51,8 @@ def test_plain_matrices_move_as_with_torchs_own(shapes):
     start = [torch.randn(shape, generator=torch.Generator().manual_seed(9)) for shape in shapes]
     mine = descend(lambda w: Muon(w, 0.1), [nn.Parameter(w.clone()) for w in start])
     theirs = descend(
-        lambda w: torch.optim.Muon(w, 0.1, weight_decay=0), [nn.Parameter(w.clone()) for w in start]
+        lambda w: torch.optim.Muon(w, 0.1, weight_decay=0, ns_steps=ITERATIONS),
+        [nn.Parameter(w.clone()) for w in start],
     )
     for first, second, before in zip(mine, theirs, start, strict=True):
         assert (first - before).norm() > 0.1

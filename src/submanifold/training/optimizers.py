@@ -13,7 +13,7 @@ from submanifold.device import fused_where_possible
 from submanifold.flows import Coupling
 
 MOMENTUM = 0.95
-ITERATIONS = 5
+ITERATIONS = 4
 QUINTIC = 3.4445, -4.7750, 2.0315
 
 
