@@ -261,33 +261,38 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 ADAM_ALONE, OURS = "our Glow, Adam as the package", "our default"
 
 
-def ten_minutes(bench: Bench, package: str, recipes: list[Any], seed: int) -> tuple[Any, Any]:
-    """Train a package for ten minutes by its best recipe that does not diverge.
+def ten_minutes(bench: Bench, sweeps: dict[str, Any], seed: int) -> tuple[Contender, Any]:
+    """Train a package for ten minutes: the best on CelebA that does not diverge here.
+
+    Args:
+        bench: The data set.
+        sweeps: The rows of each package's sweep, the best package first.
+        seed: Of the training.
 
     Returns:
         The contender, and its curve.
     """
-    first = Contender(package, recipes[0])
-    for recipe in recipes:
-        contender = Contender(package, recipe)
+    for package, rows in sweeps.items():
+        first = Contender(package, rows[0]["recipe"])
         steps = round(SECONDS / bench.seconds([first])[first.label][0])
-        curve = bench.curve(contender, seed, steps, POINTS)
-        if len(curve) == POINTS:
-            return contender, curve
-    raise SystemExit(f"{package} diverges on {bench.data} with every recipe of the sweep.")
+        for row in rows:
+            contender = Contender(package, row["recipe"])
+            curve = bench.curve(contender, seed, steps, POINTS)
+            if len(curve) == POINTS:
+                return contender, curve
+    raise SystemExit(f"Every package diverges on {bench.data} with every recipe of its sweep.")
 
 
-def measure(bench: Bench, package: str, recipes: list[Any], seeds: int) -> dict[str, Any]:
+def measure(bench: Bench, sweeps: dict[str, Any], seeds: int) -> dict[str, Any]:
     """Train all contenders on one data set: seconds, and test bits for each seed.
 
-    The package and our default have all seeds, and what lies between them, one change after the
-    other, has one, on CelebA alone.
+    The package and what comes between it and our default, one change after the other, have one
+    seed, and the latter are for CelebA alone.
     """
-    runs = [ten_minutes(bench, package, recipes, seed) for seed in range(seeds)]
-    reference, curve = runs[0]
-    steps = curve[-1]["step"]
-    contenders = {f"{package}, Adam": reference, OURS: Contender("submanifold", MUON, DEFAULT)}
-    curves = {f"{package}, Adam": [curve for _, curve in runs]}
+    reference, curve = ten_minutes(bench, sweeps, 0)
+    package, steps = reference.name, curve[-1]["step"]
+    contenders = {f"{package}, Adam": reference}
+    curves = {f"{package}, Adam": [curve]}
     if bench.data == "celeba":
         contenders |= {
             ADAM_ALONE: Contender("submanifold", reference.training, PLAIN),
@@ -295,6 +300,7 @@ def measure(bench: Bench, package: str, recipes: list[Any], seeds: int) -> dict[
             "our Glow, our optimizers": Contender("submanifold", MUON, PLAIN),
             "the same, and whitening": Contender("submanifold", MUON, {**PLAIN, "whiten": True}),
         }
+    contenders[OURS] = Contender("submanifold", MUON, DEFAULT)
     for name, contender in contenders.items():
         if name == ADAM_ALONE:
             curves[name] = [bench.curve(contender, 0, steps, POINTS)]
@@ -302,7 +308,7 @@ def measure(bench: Bench, package: str, recipes: list[Any], seeds: int) -> dict[
             horizons = HORIZONS if name == OURS else LATER
             count = seeds if name == OURS else 1
             curves[name] = [
-                [bench.curve(contender, seed, steps)[-1] for steps in horizons]
+                [bench.curve(contender, seed, each)[-1] for each in horizons]
                 for seed in range(count)
             ]
     seconds = bench.seconds([*contenders.values()])
@@ -316,9 +322,9 @@ def measure(bench: Bench, package: str, recipes: list[Any], seeds: int) -> dict[
     }
 
 
-def summary(found: dict[str, Any], package: str) -> list[list[str]]:
+def summary(found: dict[str, Any]) -> list[list[str]]:
     """Write one data set's rows: bits at the end, and seconds to the best package's bits."""
-    reference = found[f"{package}, Adam"]
+    reference = next(iter(found.values()))
     goal, longest = np.mean([curve[-1] for curve in reference["bits"]]), reference["seconds"][-1]
     rows = [["", "step, ms", "bits at the end", "seconds", f"seconds to {goal:.3f} bits", "share"]]
     for name, row in found.items():
@@ -361,7 +367,7 @@ def main() -> None:
     options = parser.parse_args()
     benches = {name: Bench(options.folder, name, load(name, options)) for name in options.data}
     sweeps = {name: benches["celeba"].sweep(name) for name in options.packages}
-    best = min(sweeps, key=lambda name: sweeps[name][0]["valid"])
+    sweeps = dict(sorted(sweeps.items(), key=lambda sweep: sweep[1][0]["valid"]))
     head = ["sweep on CelebA", *SWEEP, "validation bits"]
     tried = [
         [name, *(str(row["recipe"][key]) for key in SWEEP), f"{row['valid']:.3f}"]
@@ -370,8 +376,8 @@ def main() -> None:
     ]
     page, found = [table([head, *tried])], {}
     for name, bench in benches.items():
-        found[name] = measure(bench, best, [row["recipe"] for row in sweeps[best]], options.seeds)
-        page.append(f"### {name}\n\n{table(summary(found[name], best))}")
+        found[name] = measure(bench, sweeps, options.seeds)
+        page.append(f"### {name}\n\n{table(summary(found[name]))}")
         print(page[-1], flush=True)
     (options.folder / "quality.md").write_text("\n".join(page))
     draw(found, options.folder / "quality.png")
