@@ -64,9 +64,6 @@ template <typename F> void with_channels(long C, F f) {
     }
 }
 
-inline Variable half_of(Variable channels) { return {channels.value / 2}; }
-template <long N> Constant<N / 2> half_of(Constant<N>) { return {}; }
-
 // A place for numbers that a thread works with, kept from call to call
 template <typename T, int place> T* scratch(long count) {
     static thread_local std::vector<T> memory;
@@ -493,7 +490,7 @@ struct Sizes {
 
 // The first C of `stride` channels of one image, each pixel's 3x3 neighbours in a row of N
 template <typename T, typename Channels>
-void neighbours(const float* x, T* to, long H, long W, Channels channels, long stride, long N) {
+void neighbours_of(const float* x, T* to, long H, long W, Channels channels, long stride, long N) {
     const long C = channels.value, wide = (W + 2) * C;
     T *padded = scratch<T, 8>((H + 2) * wide), *row = scratch<T, 9>(W * stride);
     std::memset(padded, 0, (H + 2) * wide * sizeof(T));
@@ -510,6 +507,16 @@ void neighbours(const float* x, T* to, long H, long W, Channels channels, long s
                 std::memcpy(to + 3 * i * C, &padded[(h + i) * wide + w * C], 3 * C * sizeof(T));
             std::memset(to + 9 * C, 0, (N - 9 * C) * sizeof(T));
         }
+}
+
+// The same for `images` of them
+template <typename T>
+void neighbours(const Sizes& s, const float* x, T* to, long images, long C, long stride, long N) {
+    with_channels(C, [=](auto channels) {
+        for (long b = 0; b < images; b++)
+            neighbours_of(x + b * s.pixels() * stride, to + b * s.pixels() * N, s.H, s.W, channels,
+                          stride, N);
+    });
 }
 
 // Weights as convolutions have them, channels last, [width, 9, half], [width, width], [C, 9, width];
@@ -548,7 +555,8 @@ template <typename T> struct Hidden {
     float *b1, *b2;
 
     Hidden() = default;
-    Hidden(const Sizes& s, const Net<const float>& net) : N(s.hidden()), seen(s.seen()), K(9 * s.half()) {
+    Hidden(const Sizes& s, const Net<const float>& net)
+        : N(s.hidden()), seen(s.seen()), K(9 * s.half()) {
         const long width = s.width, K = this->K;
         w1 = scratch<T, 10>(seen * N), w2 = scratch<T, 11>(N * N);
         const auto itself = [](long k) { return k; };
@@ -582,11 +590,11 @@ template <typename F> void over_tiles(const Sizes& s, F f) {
 // A mixing and a coupling with its net, z = couple(mix(x)), or the inverse of a step of Glow,
 // z = mix(couple(x)) where the mixing is the inverse's. For the gradient are kept, where they are not
 // null, what stands between the two in t, log_scale, and the hidden layers in h: [2, P, N].
-template <typename T, typename Channels>
+template <typename T>
 void step(const Sizes& s, const Net<const float>& net, const float* x, float* t, float* z,
-          float* log_scale, float* log_det, T* h, Channels channels, bool inverse) {
-    const auto half = half_of(channels);
+          float* log_scale, float* log_det, T* h, bool inverse) {
     const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, width = s.width;
+    const long half = s.half();
     const Hidden<T> layers(s, net);
     T* w3 = scratch<T, 12>(N * said);
     const auto itself = [](long k) { return k; };
@@ -608,33 +616,32 @@ void step(const Sizes& s, const Net<const float>& net, const float* x, float* t,
             mix(matrix, net.shift, from, between, P, C);
             from = between;
         }
-        for (long b = 0; b < images; b++)
-            neighbours(from + b * s.size(), u + b * s.pixels() * seen, s.H, s.W, half, C, seen);
+        neighbours(s, from, u, images, half, C, seen);
         layers(u, h1, h2, P);
         multiply(h2, N, w3, P, said, N, v);
-        for (long b = 0; b < images; b++)
-            log_det[first + b] = couple_image(
-                v + b * s.pixels() * said, said, net.b3, from + b * s.size(), to + b * s.size(),
-                scales + b * s.size() / 2, s.H, s.W, channels, inverse);
+        with_channels(C, [=, &s, &net](auto channels) {
+            for (long b = 0; b < images; b++)
+                log_det[first + b] = couple_image(
+                    v + b * s.pixels() * said, said, net.b3, from + b * s.size(), to + b * s.size(),
+                    scales + b * s.size() / 2, s.H, s.W, channels, inverse);
+        });
         if (net.matrix && inverse) mix(matrix, net.shift, between, z + p * C, P, C);
     });
 }
 
 // The gradients of `step` by x, and by all of the net in g
-template <typename T, typename Channels>
+template <typename T>
 void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
                    const float* dlog_det, const float* x, const float* t, const float* log_scale,
-                   T* h, float* dx, const Net<float>& g, Channels channels,
-                   bool inverse) {
-    const auto half = half_of(channels);
+                   T* h, float* dx, const Net<float>& g, bool inverse) {
     const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, width = s.width;
-    const long K = 9 * half.value, square = C * whole(C, LANES);
+    const long half = s.half();
+    const long K = 9 * half, square = C * whole(C, LANES);
     const Hidden<T> layers = h ? Hidden<T>() : Hidden<T>(s, net);
     T *w1 = scratch<T, 12>(N * seen), *w2 = scratch<T, 13>(N * N), *w3 = scratch<T, 14>(said * N);
     const auto itself = [](long n) { return n; };
     // neighbours the other way round: the ninth is the first
-    const long half_ = half.value;
-    const auto opposite = [=](long n) { return (8 - n / half_) * half_ + n % half_; };
+    const auto opposite = [=](long n) { return (8 - n / half) * half + n % half; };
     const auto opposite_row = [=](long k) { return (k % C * 9 + 8 - k / C) * width; };
     pair_up(w1, net.w1, width, K, [=](long k) { return k * K; }, opposite);
     pair_up(w2, net.w2, width, width, [=](long k) { return k * width; }, itself);
@@ -650,8 +657,7 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         float *g3 = sums + part * s.gradient(), *g2 = g3 + 9 * C * N, *g1 = g2 + N * N;
         float *gb1 = g1 + K * N, *gb2 = gb1 + N, *gb3 = gb2 + N, *gm = gb3 + C, *gs = gm + square;
         T *u = scratch<T, 0>(P * seen), *h1, *h2;
-        for (long b = 0; b < images; b++)
-            neighbours(t + (first + b) * s.size(), u + b * s.pixels() * seen, s.H, s.W, half, C, seen);
+        neighbours(s, t + p * C, u, images, half, C, seen);
         if (h)
             h1 = h + p * N, h2 = h + (s.B * s.pixels() + p) * N;
         else
@@ -669,13 +675,15 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
 
         float* dnet = scratch<float, 21>(P * C);
         T* dv = scratch<T, 3>(P * said);
-        for (long b = 0; b < images; b++) {
-            const long at = b * s.size();
-            couple_rows_backward(d + at, dlog_det[first + b], t + p * C + at,
-                                 log_scale + (p * C + at) / 2, to + at, dnet + at, s.H, s.W, channels,
-                                 inverse);
-            neighbours(dnet + at, dv + b * s.pixels() * said, s.H, s.W, channels, C, said);
-        }
+        with_channels(C, [=, &s](auto channels) {
+            for (long b = 0; b < images; b++) {
+                const long at = b * s.size();
+                couple_rows_backward(d + at, dlog_det[first + b], t + p * C + at,
+                                     log_scale + (p * C + at) / 2, to + at, dnet + at, s.H, s.W,
+                                     channels, inverse);
+            }
+        });
+        neighbours(s, dnet, dv, images, C, C, said);
         add_rows(dnet, P, C, gb3);
 
         T *dh2 = scratch<T, 4>(P * N), *dh1 = scratch<T, 5>(P * N);
@@ -683,8 +691,11 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         multiply_relu_backward(dh2, N, w2, P, N, N, h1, dh1, gb1);
         float* du = scratch<float, 22>(P * seen);
         multiply(dh1, N, w1, P, seen, N, du);
-        for (long b = 0; b < images; b++)
-            fold_image_onto(du + b * s.pixels() * seen, seen, to + b * s.size(), s.H, s.W, half);
+        with_channels(half, [=](auto channels) {
+            for (long b = 0; b < images; b++)
+                fold_image_onto(du + b * s.pixels() * seen, seen, to + b * s.size(), s.H, s.W,
+                                channels);
+        });
         if (net.matrix && !inverse) {
             mix_backward(dt, x + p * C, gm, gs, P, C);
             mix(matrix, zeros, dt, dx + p * C, P, C);
@@ -745,17 +756,13 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
 #define EXPORT_STEPS(T, name)                                                                      \
     void step_##name(const Sizes* s, const Net<const float>* net, const float* x, float* t,        \
                      float* z, float* log_scale, float* log_det, T* h, long inverse) {             \
-        with_channels(s->C, [=](auto c) {                                                          \
-            step<T>(*s, *net, x, t, z, log_scale, log_det, h, c, inverse);                         \
-        });                                                                                        \
+        step<T>(*s, *net, x, t, z, log_scale, log_det, h, inverse);                                \
     }                                                                                              \
     void step_backward_##name(const Sizes* s, const Net<const float>* net, const float* dz,        \
                               const float* dlog_det, const float* x, const float* t,               \
                               const float* log_scale, T* h, float* dx, const Net<float>* g,        \
                               long inverse) {                                                      \
-        with_channels(s->C, [=](auto c) {                                                          \
-            step_backward<T>(*s, *net, dz, dlog_det, x, t, log_scale, h, dx, *g, c, inverse);      \
-        });                                                                                        \
+        step_backward<T>(*s, *net, dz, dlog_det, x, t, log_scale, h, dx, *g, inverse);             \
     }
 
 extern "C" {
