@@ -229,8 +229,8 @@ def test_a_third_stage_comes_from_the_command_line(run, project):
     assert "phase_3.valid.loss" in third.mlflow.data.metrics
 
 
-def test_a_stage_may_be_penalised_in_image_space(run, project):
-    other = project.run(until="hierarchy", phase_2={"reconstruction": {"space": "image"}})
+def test_a_stage_may_be_penalised_in_latent_space(run, project):
+    other = project.run(until="hierarchy", phase_2={"reconstruction": {"space": "latent"}})
     assert other.steps == {"phase_1": 0, "phase_2": 12}
     assert other.load("hierarchy").dim == 12
 

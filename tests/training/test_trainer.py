@@ -409,8 +409,8 @@ def test_automatic_precision_is_bfloat16_where_that_pays(monkeypatch, tiles, pro
 def test_bfloat16_trains_nets_in_bfloat16_and_validates_in_float32(tmp_path):
     seen = {True: set(), False: set()}
     hierarchy = small()
-    linear = hierarchy.stages[0].flow.bijections[0].net[0]
-    linear.register_forward_hook(
+    hidden = hierarchy.stages[0].flow.bijections[0].net[1]
+    hidden.register_forward_hook(
         lambda _module, _x, out: seen[torch.is_grad_enabled()].add(out.dtype)
     )
     run(tmp_path, hierarchy=hierarchy, precision="bfloat16", steps=10)

@@ -23,6 +23,7 @@ def applies(x: Tensor, net: nn.Module) -> bool:
         and x.dtype == torch.float32
         and isinstance(net, nn.Sequential)
         and [_kind(layer) for layer in net] == [(3, 3), "relu", (1, 1), "relu", (3, 3)]
+        and not net._forward_hooks
         # torch.func and torch.compile know plain modules only
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.compiler.is_compiling()
