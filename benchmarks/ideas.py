@@ -257,7 +257,7 @@ IDEAS: dict[str, Idea] = {
     "Adam's betas 0.9, 0.999": Idea(trained=adam_with(betas=(0.9, 0.999))),
     "Adam's epsilon 1e-4": Idea(trained=adam_with(eps=1e-4)),
     "clip at 1": Idea({"clip": 1.0}),
-    "clip at 10": Idea({"clip": 10.0}),
+    "no clip": Idea({"clip": None}),
     "batch 16, Muon 0.014, Adam 0.007": Idea(
         {"batch_size": 16, "matrix_rate": 0.014, "learning_rate": 0.007}
     ),
