@@ -135,8 +135,8 @@ def test_settings_that_are_not_the_papers_are_found():
     experiments["PR-D"] = experiments["PR-D"].changed("phase_1.reconstruction.delta", 0.7)
     common, some = differing_settings(experiments)
     common, some = common.set_index("setting"), some.set_index("setting")
-    assert tuple(common.loc["stage_1.flow.steps"]) == ("4", "32")
-    assert tuple(common.loc["phase_1.training.learning_rate"]) == ("0.005", "1e-05")
+    assert tuple(common.loc["stage_1.flow.steps"]) == ("[8, 4, 2]", "32")
+    assert tuple(common.loc["phase_1.training.learning_rate"]) == ("0.01", "1e-05")
     assert tuple(some.loc["stage_2.flow.hidden"]) == ("512", "null", "H-MM")
     # what was changed on the command line is changed in both
     assert "phase_1.reconstruction.delta" not in {*common.index, *some.index}
