@@ -361,6 +361,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--packages", nargs="+", choices=PACKAGES, default=list(PACKAGES))
     options = parser.parse_args()
+    if "celeba" not in options.data:
+        parser.error("--data needs celeba, on which the packages' recipes are chosen")
     benches = {name: Bench(options.folder, name, load(name, options)) for name in options.data}
     sweeps = {name: benches["celeba"].sweep(name) for name in options.packages}
     sweeps = dict(sorted(sweeps.items(), key=lambda sweep: sweep[1][0]["valid"]))
