@@ -14,6 +14,7 @@ from submanifold.flows.jet import Jet
 from submanifold.flows.linear import Affine, Linear
 from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.reshape import Split, Squeeze
+from submanifold.flows.rotation import Rotation
 
 __all__ = [
     "FLOWS",
@@ -30,6 +31,7 @@ __all__ = [
     "Linear",
     "MaskedAffineCoupling",
     "RealNVP",
+    "Rotation",
     "Split",
     "Squeeze",
     "build_flow",

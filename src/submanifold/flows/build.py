@@ -12,9 +12,13 @@ from submanifold.flows.glow import Glow
 from submanifold.flows.jet import Jet
 from submanifold.flows.linear import Affine
 from submanifold.flows.realnvp import RealNVP
+from submanifold.flows.rotation import Rotation
 from submanifold.validation import Settings
 
-FLOWS: dict[str, type[Flow]] = {"glow": Glow, "jet": Jet, "realnvp": RealNVP, "affine": Affine}
+CHOSEN: dict[str, type[Flow]] = {"glow": Glow, "jet": Jet, "realnvp": RealNVP, "affine": Affine}
+"""Flows that a user can choose."""
+FLOWS: dict[str, type[Flow]] = {**CHOSEN, "rotation": Rotation}
+"""All flows that a stage may consist of; a phase adds the rotation."""
 
 
 def settings_of(name: str) -> type[Settings]:
@@ -29,7 +33,7 @@ def settings_of(name: str) -> type[Settings]:
 if TYPE_CHECKING:
     FlowSettings = Settings
 else:
-    members = Union[tuple(settings_of(name) for name in FLOWS)]  # noqa: UP007
+    members = Union[tuple(settings_of(name) for name in CHOSEN)]  # noqa: UP007
     FlowSettings = Annotated[members, Field(discriminator="type")]
     """The settings of any flow; its name is their ``type``."""
 
@@ -44,7 +48,7 @@ def build_flow(settings: FlowSettings, event_shape: Sequence[int]) -> Flow:
     name = options.pop("type")
     flow = FLOWS[name]
     if len(event_shape) != flow.axes:
-        fitting = " or ".join(each for each in FLOWS if FLOWS[each].axes == len(event_shape))
+        fitting = " or ".join(each for each in CHOSEN if CHOSEN[each].axes == len(event_shape))
         raise UserError(
             f"type={name} acts on {'images' if flow.axes == 3 else 'vectors'}, not on events of "
             f"shape {tuple(event_shape)}. Allowed here: {fitting}."

@@ -89,6 +89,12 @@ class Hierarchy(Model):
             u = stage.decode(u, part)
         return u
 
+    @property
+    def gains(self) -> Tensor | None:
+        """See :attr:`Model.gains`: those of the last stage's rotation."""
+        rotation = self.stages[-1].rotation
+        return None if rotation is None else rotation.gains[: self.dim]
+
     def part(self, first: int = 1, last: int | None = None) -> "Hierarchy":
         """The stages from number ``first`` to ``last`` as a hierarchy that shares their weights."""
         return Hierarchy(self.stages[first - 1 : last])

@@ -14,6 +14,9 @@ from typing_extensions import Self
 
 from submanifold.errors import UserError
 from submanifold.files import whole
+from submanifold.manifold.nearest import nearest_point
+
+NEAREST_STEPS = 3
 
 
 class Model(nn.Module, ABC):
@@ -107,14 +110,36 @@ class Model(nn.Module, ABC):
             bits = 8 if len(self.event_shape) == 3 else 0
         return bits - log_prob / (self.event_dim * math.log(2))
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates of x on the manifold, u (batch, d), and off it, v (batch, D - d)."""
-        u, v, _ = self(x)
-        return u, v
+    def encode(self, x: Tensor, nearest: bool = False) -> tuple[Tensor, Tensor]:
+        """Coordinates of x on the manifold, u (batch, d), and off it, v (batch, D - d).
 
-    def project(self, x: Tensor) -> Tensor:
-        """Project x onto the manifold: decode its u with every v set to 0."""
-        return self.decode(self.encode(x)[0])
+        Args:
+            x: Events, (batch, *event_shape).
+            nearest: Whether u is that of the nearest point of the manifold, as
+                ``project(x, steps=3)`` finds it; v is that of x itself all the same, and (u, v) no
+                longer decodes to x.
+        """
+        u, v, _ = self(x)
+        return (self._nearest(x, u, NEAREST_STEPS) if nearest else u), v
+
+    def project(self, x: Tensor, steps: int = 0) -> Tensor:
+        """Project x onto the manifold: decode its u with every v set to 0.
+
+        Args:
+            x: Events, (batch, *event_shape).
+            steps: Gauss-Newton steps from there to the nearest point of the manifold
+                (:func:`submanifold.manifold.nearest.nearest_point`); 0 is the encoder's projection.
+        """
+        u = self.encode(x)[0]
+        return self.decode(self._nearest(x, u, steps) if steps else u)
+
+    @property
+    def gains(self) -> Tensor | None:
+        """How much each u contributes, (d,): E[J^T J]'s diagonal, or None where it is not known."""
+        return None
+
+    def _nearest(self, x: Tensor, u: Tensor, steps: int) -> Tensor:
+        return nearest_point(self.decode, x, u, steps, self.gains)
 
     def rejection_map(self, x: Tensor) -> Tensor:
         """Difference x - project(x) at each pixel, which the manifold rejects (Figure 7)."""

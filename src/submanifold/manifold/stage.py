@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from submanifold.errors import UserError
-from submanifold.flows import FLOWS, Bijection, Compose, Flow
+from submanifold.flows import FLOWS, Bijection, Compose, Flow, Rotation
+from submanifold.flows.rotation import LARGEST_MATRIX
 
 
 class Stage(nn.Module):
@@ -64,6 +65,23 @@ class Stage(nn.Module):
         # a RealNVP is composed too, but one flow
         return list(self.flow.bijections) if type(self.flow) is Compose else [self.flow]  # type: ignore[arg-type, list-item]
 
+    @property
+    def rotation(self) -> Rotation | None:
+        """The rotation of its latents, if it has one."""
+        last = self.flows[-1]
+        return last if isinstance(last, Rotation) else None
+
+    def add_rotation(self) -> Rotation:
+        """Append a rotation, which is the identity until it is fitted.
+
+        It is of all latents, or of the first d where a D x D matrix would be too large.
+        """
+        leading = None if self.event_dim <= LARGEST_MATRIX else self.dim
+        weight = next(self.parameters())
+        rotation = Rotation(self.event_dim, leading).to(weight.device, weight.dtype)
+        self.flow = Compose([*self.flows, rotation])
+        return rotation
+
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map events (batch, ...) to u (batch, d), v (batch, D - d) and log|det J_f| (batch,)."""
         z, log_det = self.flow(h)
@@ -71,6 +89,8 @@ class Stage(nn.Module):
 
     def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         """Invert (u, v); without v the point on the manifold, v = 0."""
+        if v is None and self.rotation is not None:
+            return self.flow.inverse(u)  # which need not multiply zeros
         if v is None:
             v = u.new_zeros(len(u), self.event_dim - self.dim)
         return self.flow.inverse(torch.cat([u, v], 1))

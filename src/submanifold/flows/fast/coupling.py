@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.autograd.function import once_differentiable
 
 from submanifold.flows.fast import kernels
@@ -29,7 +30,7 @@ def applies(x: Tensor, net: nn.Module) -> bool:
         and not torch.compiler.is_compiling()
         and kernels.library() is not None
         # in float32, torch's products and what is between them are slower than its convolutions
-        and (_dtype() is torch.bfloat16 or kernels.has_steps(_dtype()))
+        and (kernels.has_steps(_dtype()) or (_dtype() is torch.bfloat16 and not _is_dual(x)))
     )
 
 
@@ -75,6 +76,8 @@ def steps(
         What x becomes, and the log-determinant (B,) of all couplings.
     """
     parameters = [each for net in nets for each in net.parameters()]
+    if _is_dual(x):
+        return _dual_steps(x, each_step(parameters, matrices, shifts), inverse)
     keep = torch.is_grad_enabled()
     return Steps.apply(x, matrices, shifts, _dtype(), inverse, recompute, keep, *parameters)
 
@@ -163,15 +166,33 @@ class Steps(torch.autograd.Function):
         dz, dlog_det = gradients[0].permute(0, 2, 3, 1).contiguous(), gradients[1].contiguous()
         matrices, shifts, *parameters = ctx.saved_tensors
         found: list[list[Tensor]] = []
+        alone = not any(ctx.needs_input_grad[1:])
         for index, step in reversed([*enumerate(each_step(parameters, matrices, shifts))]):
             kept = ctx.layers[index]
-            dz, each = kernels.step_backward(dz, dlog_det, kept, *step, ctx.dtype, ctx.inverse)
-            ctx.layers[index] = kept._replace(hidden=None)
+            dz, each = kernels.step_backward(
+                dz, dlog_det, kept, *step, ctx.dtype, ctx.inverse, alone
+            )
+            if not alone:  # which is asked for again and again
+                ctx.layers[index] = kept._replace(hidden=None)
             found.insert(0, each)
+        if alone:
+            return (dz.permute(0, 3, 1, 2), *[None] * (6 + len(parameters)))
         by_net = [each for gradients in found for each in gradients[:6]]
         by_mixing = [torch.stack(each) for each in [*zip(*found, strict=True)][6:]]
         dx = dz.permute(0, 3, 1, 2)
         return dx, *(by_mixing or (None, None)), None, None, None, None, *by_net
+
+
+@torch.no_grad()
+def _dual_steps(x: Tensor, each: Any, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The steps of :func:`steps`, and their tangents along that of x; weights have none."""
+    y, dy = (part.permute(0, 2, 3, 1).contiguous() for part in unpack_dual(x))
+    log_det, dlog_det = x.new_zeros(len(x)), x.new_zeros(len(x))
+    for net, mixing in each:
+        y, dy, one, tangent = kernels.dual_step(y, dy, net, mixing, _dtype(), inverse)
+        log_det, dlog_det = log_det + one, dlog_det + tangent
+    y, dy = y.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2)
+    return make_dual(y, dy), make_dual(log_det, dlog_det)
 
 
 def each_step(
@@ -212,6 +233,11 @@ def as_convolutions(w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
         w2.view(width, width, 1, 1).float(),
         w3.view(3, 3, channels, width).permute(2, 3, 0, 1).float(),
     )
+
+
+def _is_dual(x: Tensor) -> bool:
+    """Whether x carries a tangent of forward differentiation."""
+    return unpack_dual(x).tangent is not None
 
 
 def _dtype() -> torch.dtype:

@@ -193,6 +193,30 @@ inline void affine_backward(const float* __restrict scale, const float* __restri
     }
 }
 
+// The tangent of `affine`, of x in place, given those of raw and shift; kept as above. Returns that of
+// the sum of scale.
+inline float affine_tangent(const float* __restrict scale, const float* __restrict kept,
+                            const float* __restrict draw, const float* __restrict dshift,
+                            float* __restrict dx, long N, bool inverse) {
+    float total = 0;
+    if (inverse) {
+#pragma omp simd reduction(+ : total)
+        for (long n = 0; n < N; n++) {
+            const float s = scale[n], ds = (1 - s * s / 4) * draw[n];
+            dx[n] = (dx[n] - dshift[n]) * exponential(-s) - kept[n] * ds;
+            total += ds;
+        }
+    } else {
+#pragma omp simd reduction(+ : total)
+        for (long n = 0; n < N; n++) {
+            const float s = scale[n], ds = (1 - s * s / 4) * draw[n];
+            dx[n] = (dx[n] + kept[n] * ds) * exponential(s) + dshift[n];
+            total += ds;
+        }
+    }
+    return total;
+}
+
 // The coupling of one image, given v, the last matrix product of its net, in rows of `stride` for a
 // pixel: raw log-scales and shifts are bias + fold(v). C = 2 half. The second half of y's channels is
 // moved by `affine`, the first half stays. The log-determinant, of that direction, is returned.
@@ -233,6 +257,29 @@ void couple_rows_backward(const float* dz, float ld, const float* kept, const fl
         put_half(draw, dnet + p * C, W, channels, 0);
         put_half(dshift, dnet + p * C, W, channels, 1);
     }
+}
+
+// The tangent of `couple_image` along dy, given v, the tangent of its net's last product.
+template <typename Channels>
+float couple_image_tangent(const float* v, long stride, const float* dy, const float* kept,
+                           const float* log_scale, float* dz, long H, long W, Channels channels,
+                           bool inverse) {
+    const long C = channels.value, half = C / 2, N = W * half;
+    float* sums = scratch<float, 20>(W * C + 4 * N + C);
+    float *draw = sums + W * C, *dshift = draw + N, *dx = dshift + N, *x = dx + N, *zeros = x + N;
+    float total = 0;
+    std::memset(zeros, 0, C * sizeof(float));
+    for (long h = 0; h < H; h++, dy += W * C, dz += W * C, kept += W * C, log_scale += N) {
+        fold_row(v, stride, zeros, sums, h, H, W, channels, false);
+        take_half(sums, draw, W, channels, 0);
+        take_half(sums, dshift, W, channels, 1);
+        take_half(dy, dx, W, channels, 1);
+        take_half(kept, x, W, channels, 1);
+        total += affine_tangent(log_scale, x, draw, dshift, dx, N, inverse);
+        std::memcpy(dz, dy, W * C * sizeof(float));
+        put_half(dx, dz, W, channels, 1);
+    }
+    return inverse ? -total : total;
 }
 
 template <typename T, typename Channels>
@@ -423,6 +470,15 @@ void multiply_relu_backward(const T* a, long row, const T* b, long M, long N, lo
     });
 }
 
+// or through its tangent,
+template <typename T>
+void multiply_relu_tangent(const T* a, long row, const T* b, long M, long N, long K, const T* h,
+                           T* out) {
+    product(a, row, PAIR<T>, b, M, N, K, [=](long m, long n, __m512 sum) {
+        store(out + m * N + n, _mm512_maskz_mov_ps(nonzero(h + m * N + n), sum));
+    });
+}
+
 // or is added to another. Here a, too, is paired, in rows of `row`.
 template <typename T>
 void multiply_add(const T* a, long row, const T* b, long M, long N, long K, float* out) {
@@ -576,6 +632,12 @@ template <typename T> struct Hidden {
         multiply_relu(u, seen, w1, P, N, whole(K, PAIR<T>), b1, h1);
         multiply_relu(h1, N, w2, P, N, N, b2, h2);
     }
+
+    // Their tangents along du
+    void tangent(const T* du, const T* h1, const T* h2, T* d1, T* d2, long P) const {
+        multiply_relu_tangent(du, seen, w1, P, N, whole(K, PAIR<T>), h1, d1);
+        multiply_relu_tangent(d1, N, w2, P, N, N, h2, d2);
+    }
 };
 
 // f(part, first image, images) for every tile, each part's one after the other
@@ -587,20 +649,31 @@ template <typename F> void over_tiles(const Sizes& s, F f) {
             f(part, t * size, t * size + size < s.B ? size : s.B - t * size);
 }
 
-// A mixing and a coupling with its net, z = couple(mix(x)), or the inverse of a step of Glow,
-// z = mix(couple(x)) where the mixing is the inverse's. For the gradient are kept, where they are not
-// null, what stands between the two in t, log_scale, and the hidden layers in h: [2, P, N].
-template <typename T>
-void step(const Sizes& s, const Net<const float>& net, const float* x, float* t, float* z,
-          float* log_scale, float* log_det, T* h, bool inverse) {
-    const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, width = s.width;
-    const long half = s.half();
-    const Hidden<T> layers(s, net);
-    T* w3 = scratch<T, 12>(N * said);
+// The last matrix of a net, paired
+template <typename T> T* last_matrix(const Sizes& s, const Net<const float>& net) {
+    const long C = s.C, width = s.width;
+    T* w3 = scratch<T, 12>(s.hidden() * s.said());
     const auto itself = [](long k) { return k; };
     pair_up(w3, net.w3, width, 9 * C, itself, [=](long n) { return (n % C * 9 + n / C) * width; });
+    return w3;
+}
+
+// A mixing and a coupling with its net, z = couple(mix(x)), or the inverse of a step of Glow,
+// z = mix(couple(x)) where the mixing is the inverse's. For the gradient are kept, where they are not
+// null, what stands between the two in t, log_scale, and the hidden layers in h: [2, P, N]. Along dx,
+// if it is not null, dz and dlog_det are their tangents.
+template <typename T>
+void step(const Sizes& s, const Net<const float>& net, const float* x, float* t, float* z,
+          float* log_scale, float* log_det, T* h, const float* dx, float* dz, float* dlog_det,
+          bool inverse) {
+    const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, half = s.half();
+    const Hidden<T> layers(s, net);
+    T* w3 = last_matrix<T>(s, net);
+    const auto itself = [](long k) { return k; };
     float* matrix = scratch<float, 24>(whole(C, LANES) * whole(C, LANES));
     if (net.matrix) pair_up(matrix, net.matrix, C, C, itself, [=](long n) { return n * C; });
+    float* zeros = scratch<float, 28>(C);
+    std::memset(zeros, 0, C * sizeof(float));
     over_tiles(s, [&](long, long first, long images) {
         const long P = images * s.pixels(), p = first * s.pixels();
         T* u = scratch<T, 0>(P * seen);
@@ -626,14 +699,36 @@ void step(const Sizes& s, const Net<const float>& net, const float* x, float* t,
                     scales + b * s.size() / 2, s.H, s.W, channels, inverse);
         });
         if (net.matrix && inverse) mix(matrix, net.shift, between, z + p * C, P, C);
+        if (!dx) return;
+
+        const float *d = dx + p * C, *kept = inverse ? to : from;
+        float *dt = scratch<float, 22>(P * C), *dto = dz + p * C;
+        if (net.matrix && inverse) dto = dt;
+        if (net.matrix && !inverse) {
+            mix(matrix, zeros, d, dt, P, C);
+            d = dt;
+        }
+        neighbours(s, d, u, images, half, C, seen);
+        T *d1 = scratch<T, 4>(P * N), *d2 = scratch<T, 5>(P * N);
+        layers.tangent(u, h1, h2, d1, d2, P);
+        multiply(d2, N, w3, P, said, N, v);
+        with_channels(C, [=, &s](auto channels) {
+            for (long b = 0; b < images; b++) {
+                const long at = b * s.size();
+                dlog_det[first + b] = couple_image_tangent(
+                    v + b * s.pixels() * said, said, d + at, kept + at, scales + at / 2, dto + at,
+                    s.H, s.W, channels, inverse);
+            }
+        });
+        if (net.matrix && inverse) mix(matrix, zeros, dt, dz + p * C, P, C);
     });
 }
 
-// The gradients of `step` by x, and by all of the net in g
+// The gradients of `step` by x, and by all of the net in g, or by x alone
 template <typename T>
 void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
                    const float* dlog_det, const float* x, const float* t, const float* log_scale,
-                   T* h, float* dx, const Net<float>& g, bool inverse) {
+                   T* h, float* dx, const Net<float>* g, bool inverse) {
     const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, width = s.width;
     const long half = s.half();
     const long K = 9 * half, square = C * whole(C, LANES);
@@ -667,7 +762,7 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         const float* d = dz + p * C;
         float *dt = scratch<float, 27>(P * C), *to = dx + p * C;
         if (net.matrix && inverse) {
-            mix_backward(d, t + p * C, gm, gs, P, C);
+            if (g) mix_backward(d, t + p * C, gm, gs, P, C);
             mix(matrix, zeros, d, dt, P, C);
             d = dt;
         }
@@ -697,10 +792,11 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
                                 channels);
         });
         if (net.matrix && !inverse) {
-            mix_backward(dt, x + p * C, gm, gs, P, C);
+            if (g) mix_backward(dt, x + p * C, gm, gs, P, C);
             mix(matrix, zeros, dt, dx + p * C, P, C);
         }
 
+        if (!g) return;
         // gradients by matrices: sums over pixels
         const auto add = [=](const T* a, long M, const T* b, long rows, float* sum) {
             a = pair_rows(a, scratch<T, 6>((P + 1) * M), P, M);
@@ -711,6 +807,7 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         add(dh2, N, h1, width, g2);
         add(u, seen, dh1, K, g1);
     });
+    if (!g) return;
     // all parts' together
 #pragma omp parallel for schedule(static) if (s.gradient() > 100000)
     for (long n = 0; n < s.gradient(); n++)
@@ -718,18 +815,18 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
     const float *g3 = sums, *g2 = g3 + 9 * C * N, *g1 = g2 + N * N, *gb1 = g1 + K * N;
     const float *gb2 = gb1 + N, *gb3 = gb2 + N, *gm = gb3 + C, *gs = gm + square;
     for (long k = 0; k < 9 * C; k++)
-        std::memcpy(g.w3 + opposite_row(k), g3 + k * N, width * sizeof(float));
+        std::memcpy(g->w3 + opposite_row(k), g3 + k * N, width * sizeof(float));
     for (long n = 0; n < width; n++) {
-        std::memcpy(g.w2 + n * width, g2 + n * N, width * sizeof(float));
-        for (long k = 0; k < K; k++) g.w1[n * K + k] = g1[k * N + n];
+        std::memcpy(g->w2 + n * width, g2 + n * N, width * sizeof(float));
+        for (long k = 0; k < K; k++) g->w1[n * K + k] = g1[k * N + n];
     }
-    std::memcpy(g.b1, gb1, width * sizeof(float));
-    std::memcpy(g.b2, gb2, width * sizeof(float));
-    std::memcpy(g.b3, gb3, C * sizeof(float));
+    std::memcpy(g->b1, gb1, width * sizeof(float));
+    std::memcpy(g->b2, gb2, width * sizeof(float));
+    std::memcpy(g->b3, gb3, C * sizeof(float));
     if (!net.matrix) return;
     for (long c = 0; c < C; c++)
-        std::memcpy(g.matrix + c * C, gm + c * whole(C, LANES), C * sizeof(float));
-    std::memcpy(g.shift, gs, C * sizeof(float));
+        std::memcpy(g->matrix + c * C, gm + c * whole(C, LANES), C * sizeof(float));
+    std::memcpy(g->shift, gs, C * sizeof(float));
 }
 #endif
 
@@ -755,14 +852,15 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
 
 #define EXPORT_STEPS(T, name)                                                                      \
     void step_##name(const Sizes* s, const Net<const float>* net, const float* x, float* t,        \
-                     float* z, float* log_scale, float* log_det, T* h, long inverse) {             \
-        step<T>(*s, *net, x, t, z, log_scale, log_det, h, inverse);                                \
+                     float* z, float* log_scale, float* log_det, T* h, const float* dx, float* dz, \
+                     float* dlog_det, long inverse) {                                              \
+        step<T>(*s, *net, x, t, z, log_scale, log_det, h, dx, dz, dlog_det, inverse);              \
     }                                                                                              \
     void step_backward_##name(const Sizes* s, const Net<const float>* net, const float* dz,        \
                               const float* dlog_det, const float* x, const float* t,               \
                               const float* log_scale, T* h, float* dx, const Net<float>* g,        \
                               long inverse) {                                                      \
-        step_backward<T>(*s, *net, dz, dlog_det, x, t, log_scale, h, dx, *g, inverse);             \
+        step_backward<T>(*s, *net, dz, dlog_det, x, t, log_scale, h, dx, g, inverse);              \
     }
 
 extern "C" {

@@ -104,8 +104,25 @@ def step(
     _, to_between, to_log_scale, to_hidden = kept or (None,) * 4
     weights = _Addresses([_in_order(each) for each in (*net, *mixing)])
     tensors = x, to_between, z, to_log_scale, log_det, to_hidden
-    _call("step", dtype, _sizes(x, net), weights, *tensors, int(inverse))
+    _call("step", dtype, _sizes(x, net), weights, *tensors, None, None, None, int(inverse))
     return z, log_det, kept
+
+
+def dual_step(
+    x: Tensor,
+    dx: Tensor,
+    net: Sequence[Tensor],
+    mixing: Sequence[Tensor],
+    dtype: torch.dtype,
+    inverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`step`, and the tangents of its results along dx: z, dz, log_det, dlog_det."""
+    z, dz = torch.empty_like(x), torch.empty_like(x)
+    log_det, dlog_det = x.new_empty(len(x)), x.new_empty(len(x))
+    weights = _Addresses([_in_order(each) for each in (*net, *mixing)])
+    tensors = x, None, z, None, log_det, None, dx, dz, dlog_det
+    _call("step", dtype, _sizes(x, net), weights, *tensors, int(inverse))
+    return z, dz, log_det, dlog_det
 
 
 def step_backward(
@@ -116,12 +133,13 @@ def step_backward(
     mixing: Sequence[Tensor],
     dtype: torch.dtype,
     inverse: bool,
+    by_x_alone: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of :func:`step` by x, and by the net and what mixes."""
+    """Gradients of :func:`step` by x, and by the net and what mixes unless by x alone."""
     weights = [_in_order(each) for each in (*net, *mixing)]
-    gradients = [torch.empty_like(each) for each in weights]
+    gradients = [] if by_x_alone else [torch.empty_like(each) for each in weights]
     dx = torch.empty_like(dz)
-    tensors = dz, dlog_det, *kept, dx, _Addresses(gradients)
+    tensors = dz, dlog_det, *kept, dx, _Addresses(gradients) if gradients else None
     _call("step_backward", dtype, _sizes(dz, net), _Addresses(weights), *tensors, int(inverse))
     return dx, gradients
 

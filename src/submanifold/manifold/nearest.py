@@ -1,0 +1,87 @@
+"""The point of a manifold that is nearest to a given one."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from submanifold.manifold.linearization import Linearization
+
+ITERATIONS = 8
+HALVINGS = 4
+
+
+@torch.no_grad()
+def nearest_point(
+    decode: Callable[[Tensor], Tensor],
+    x: Tensor,
+    u: Tensor,
+    steps: int,
+    gains: Tensor | None = None,
+) -> Tensor:
+    r"""Minimise :math:`|x - g(u)|^2` over u by Gauss-Newton steps (method.md 6.2).
+
+    .. math:: u \leftarrow u + s\,\delta, \qquad J^T J\, \delta = J^T (x - g(u))
+
+    Each system is solved approximately, by conjugate gradients with products by J and J^T alone
+    (Nocedal & Wright 2006, sections 10.3 and 7.1), and each event has its own step s, the first of
+    1, 1/2, 1/4, ... that brings it nearer; or none, so that no event ends farther than it was.
+
+    Args:
+        decode: The decoder g, (batch, d) to (batch, *event_shape).
+        x: Events, (batch, *event_shape).
+        u: Where to start, (batch, d): the encoder's coordinates.
+        steps: Gauss-Newton steps, each of some conjugate gradient iterations.
+        gains: Diagonal that :math:`J^T J` is near to, (d,), positive: those of the rotation
+            (method.md 6.1). With them a system takes a third of the iterations.
+
+    Returns:
+        The coordinates u of the nearest point that was found, (batch, d).
+    """
+    scale = torch.ones_like(u[0]) if gains is None else gains.clamp_min(gains.max() * 1e-6).rsqrt()
+    error = _squared_error(decode, x, u)
+    for _ in range(steps):
+        at = Linearization(decode, u)
+        step = scale * _least_squares(
+            lambda p, at=at: at.push(scale * p),  # type: ignore[misc]
+            lambda w, at=at: scale * at.pull(w),  # type: ignore[misc]
+            x - at.image,
+        )
+        before = error
+        for _ in range(1 + HALVINGS):
+            tried = u + step
+            found = _squared_error(decode, x, tried)
+            better = found < error
+            u = torch.where(better[:, None], tried, u)
+            error = torch.where(better, found, error)
+            # those that are nearer now stay where they are
+            step = torch.where((error < before)[:, None], 0.0, step / 2)
+            if (error < before).all():
+                break
+    return u
+
+
+def _squared_error(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor) -> Tensor:
+    """Squared distance of each event from its point, infinite where that is not finite."""
+    return (x - decode(u)).flatten(1).square().sum(1).nan_to_num(nan=torch.inf)
+
+
+def _least_squares(
+    push: Callable[[Tensor], Tensor], pull: Callable[[Tensor], Tensor], target: Tensor
+) -> Tensor:
+    """Bring J p nearer to the target by conjugate gradients on the normal equations, from 0."""
+    residual, gradient = target, pull(target)
+    solution, direction = torch.zeros_like(gradient), gradient
+    size = gradient.square().sum(1, keepdim=True)
+    tiny = torch.finfo(size.dtype).tiny
+    enough = size * torch.finfo(size.dtype).eps
+    for _ in range(min(ITERATIONS, gradient.shape[1])):
+        image = push(direction)
+        length = size / image.flatten(1).square().sum(1, keepdim=True).clamp_min(tiny)
+        length = torch.where(size > enough, length, 0.0)
+        solution = solution + length * direction
+        residual = residual - length.view(-1, *[1] * (residual.ndim - 1)) * image
+        gradient = pull(residual)
+        before, size = size, gradient.square().sum(1, keepdim=True)
+        direction = gradient + size / before.clamp_min(tiny) * direction
+    return solution
