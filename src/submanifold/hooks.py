@@ -37,6 +37,7 @@ ARTIFACTS = (
     "samples_figure",
     "samples_cool_figure",
     "rejection_figure",
+    "dimensions_figure",
     "manifold_figure",
     "curves_figure",
     "hierarchy",
@@ -67,8 +68,9 @@ class ExperimentHooks:
                 create_store(loader["mlflow"]["server"]["mlflow_tracking_uri"])
         except UserError as error:
             raise ClickException(str(error)) from error
-        trained, synthetic = self._experiment.trained, self._experiment.synthetic
-        for name, pipeline in register_pipelines(trained, synthetic).items():
+        experiment = self._experiment
+        about = experiment.trained, experiment.synthetic, experiment.rotations
+        for name, pipeline in register_pipelines(*about).items():
             pipelines[name] = pipeline
 
     @hook_impl(tryfirst=True)
@@ -87,8 +89,8 @@ class ExperimentHooks:
         for name in ["hierarchical" if name == "__default__" else name for name in names]:
             if name in ("hierarchical", "joint") and name != experiment.pipeline:
                 raise ClickException(
-                    f"method={experiment.method} trains its stages "
-                    f"{'at once' if experiment.pipeline == 'joint' else 'one after the other'}, "
+                    f"method={experiment.method} has "
+                    f"{'one training' if experiment.pipeline == 'joint' else 'several trainings'}, "
                     f"which --pipeline={experiment.pipeline} runs, not --pipeline={name}. Change "
                     "either; the method's phases in conf/base/parameters.yml say what it trains."
                 )
@@ -167,7 +169,9 @@ class TrackingHooks:
         if self._run_id is not None:
             for name in ("metrics", "truth"):
                 if name in outputs and catalog.exists(name):
-                    mlflow.log_metrics(_numbers(catalog.load(name)))
+                    measured = catalog.load(name)
+                    mlflow.log_metrics(_numbers(measured))
+                    _log_curve(measured.get("curve"))
             for name in sorted(outputs):
                 if name.endswith("history") and catalog.exists(name):
                     history = catalog.load(name)
@@ -219,6 +223,16 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     flat = flatten(metrics)
     named = {name.removesuffix(".value"): value for name, value in flat.items()}
     return {f"test.{k}": v for k, v in named.items() if isinstance(v, int | float)}
+
+
+def _log_curve(curve: dict[str, Any] | None) -> None:
+    """Log the error of the projection by dimension, which takes the place of the step."""
+    if curve is None:
+        return
+    for name, dims in ("mse", "dims"), ("pca_mse", "dims"), ("nearest_mse", "nearest_dims"):
+        for dim, value in zip(curve[dims], curve[name], strict=True):
+            if value is not None:
+                mlflow.log_metric(f"test.by_dimension.{name}", value, step=dim, synchronous=False)
 
 
 def _path(catalog: CatalogProtocol, name: str) -> Path:

@@ -1,6 +1,6 @@
 """The project's pipelines."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kedro.pipeline import Pipeline
 
@@ -8,10 +8,12 @@ from submanifold.pipelines import compare, data, sweep, training
 
 
 def register_pipelines(
-    trained: Sequence[tuple[int, ...]] = ((1,), (2,)), synthetic: bool = False
+    trained: Sequence[tuple[int, ...]] = ((1,), (2,)),
+    synthetic: bool = False,
+    rotations: Collection[int] = (),
 ) -> dict[str, Pipeline]:
     """Name the pipelines, for the phases and the kind of data that a hook finds in parameters."""
-    phases = training.create_pipeline(trained, synthetic)
+    phases = training.create_pipeline(trained, synthetic, rotations)
     return {
         "data": data.create_pipeline(synthetic),
         "hierarchical": phases,

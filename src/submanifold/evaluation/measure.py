@@ -8,6 +8,7 @@ import torch
 
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import pca_error
+from submanifold.evaluation.curve import error_curve
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import (
     dequantized_log_probs,
@@ -17,17 +18,19 @@ from submanifold.evaluation.likelihood import (
     to_bits_per_dim,
 )
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
-from submanifold.manifold import Model, manifold_log_prob
+from submanifold.manifold import Hierarchy, Model, manifold_log_prob
 from submanifold.manifold.diagnostics import (
     LARGEST_INVERSE_ERROR,
     inverse_error,
     is_overfitted,
     manifold_overfitting,
 )
+from submanifold.manifold.model import NEAREST_STEPS
 from submanifold.progress import track
 
 BATCH = 256
 VOLUMES = 8
+MOST_NEAREST, BATCH_NEAREST = 512, 64  # a nearest point costs a hundred encodings
 MOST_NEIGHBOURS = 5000
 OVERFITTED = (
     "not reported: what is left off the manifold is little, and a smooth function of the position "
@@ -66,7 +69,14 @@ def measure(
         else whole["mse"]
         for name, part in model.parts().items()
     }
+    if model.dim < model.event_dim:
+        some = Batches(test[:MOST_NEAREST], BATCH_NEAREST, device=device)
+        shown = track(some, "nearest points", len(some))
+        errors = squared_errors(lambda x: model.project(x, steps=NEAREST_STEPS), shown)
+        nearest = reconstruction(errors)
+        whole |= {f"nearest_{name}": nearest[name] for name in ("mse", "psnr")}
     if batches.is_continuous:
+        whole.pop("nearest_psnr", None)
         del whole["psnr"]  # it is about pixels on [0, 1]
         density = _density_of_points(model, batches, test)
     else:
@@ -74,6 +84,8 @@ def measure(
     if input_noise > 0:
         noisy = to_bits_per_dim(noisy_log_prob(model, batches, input_noise), test)
         density["bits_per_dim_noisy"] = mean_interval(noisy)
+    if isinstance(model, Hierarchy) and not batches.is_continuous:
+        density["curve"] = error_curve(model, test, baselines, device)
     return {
         "dims": model.dims,
         "parameters": sum(p.numel() for p in model.parameters()),

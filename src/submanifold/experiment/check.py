@@ -8,6 +8,7 @@ import torch
 
 from submanifold.errors import UserError
 from submanifold.experiment.experiment import Experiment, flatten
+from submanifold.training.rotation import RotationSettings
 
 Tree = dict[str, Any]
 
@@ -30,9 +31,13 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
         if stage.dim == stage.event_dim:
             why = {"off_manifold_scale": "nothing is off a manifold of all dimensions"}
             refuse(groups.get(f"stage_{number}", {}), f"stage_{number}", why)
-    ready = 0
+    ready, rotated = 0, set()
     for number, phase in enumerate(experiment.phases, start=1):
         name, first, last = f"phase_{number}", phase.stages[0], phase.stages[-1]
+        if isinstance(phase, RotationSettings):
+            _check_rotation(name, phase, ready)
+            rotated.add(phase.rotate)
+            continue
         if first > ready + 1:
             raise UserError(
                 f"{name} trains stage {first}, but no phase before it trains stage {ready + 1}. "
@@ -48,6 +53,9 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
                 f"{last - first + 1} stages. Allowed: 0 (all)"
                 f"{f', 1 to {last - first}' if last > first else ''}. Change it there."
             )
+        _check_penalty(name, phase, rotated)
+        if phase.training.rotate_every:
+            rotated.add(last)
         idle = {}
         if first == 1:
             idle["reconstruction.space"] = "the phase begins at the data themselves"
@@ -60,6 +68,27 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
         if stages[last - 1].dim == inside:
             idle["off_manifold"] = "nothing is off a manifold of all dimensions"
         refuse(groups.get(name, {}), name, idle)
+
+
+def _check_rotation(name: str, phase: RotationSettings, ready: int) -> None:
+    if phase.rotate != ready:
+        trained = f"stages 1 to {ready} are trained by then" if ready else "nothing is trained yet"
+        raise UserError(
+            f"{name}.rotate={phase.rotate} cannot be used: {trained}, and only the last of them "
+            "can be rotated, for the others act on what those before them leave. Allowed: "
+            f"{ready or 'none'}. Change {name}.rotate, or the order of the phases."
+        )
+
+
+def _check_penalty(name: str, phase: Any, rotated: set[int]) -> None:
+    """Refuse a penalty that lacks what it is measured by."""
+    penalty, first = phase.reconstruction, phase.stages[0]
+    if penalty.space == "metric" and first > 1 and first - 1 not in rotated:
+        raise UserError(
+            f"{name}.reconstruction.space=metric weighs coordinates by what a rotation finds, but "
+            f"no phase before it rotates stage {first - 1}. Add a phase with rotate: {first - 1}, "
+            "or choose image or latent."
+        )
 
 
 def refuse(given: Mapping[str, Any], where: str, idle: Mapping[str, str]) -> None:

@@ -10,10 +10,12 @@ from submanifold.experiment.experiment import Choices, EvaluationSettings, Exper
 from submanifold.manifold import ModelSettings, StageSettings
 from submanifold.manifold.objective import TERMS
 from submanifold.training.phases import PhaseSettings
+from submanifold.training.rotation import RotationSettings
 from submanifold.validation import read_settings
 
 SMALLEST = 7
 ABOUT_IMAGES = ("dequantizations", "inception_weights")
+AUTO = "auto"
 MOVED = {
     "penalty": "reconstruction.penalty",
     "penalty_weight": "reconstruction.weight",
@@ -32,11 +34,12 @@ MOVED = {
 def choose(parameters: Mapping[str, Any]) -> Experiment:
     """Turn tables and choices into one experiment, all of it checked.
 
-    ``dataset`` and ``method`` choose rows. A dataset's row may say what the method's stages are on
-    it. Defaults of a stage come from its flow; those of a phase from the first stage it trains, the
-    dataset's before the flow's. What ``data``, ``training``, ``evaluation``, ``stage_<n>`` and
-    ``phase_<n>`` hold in an environment's file or on the command line lies over all of that. A
-    stage beyond the method's last is added to it, with a phase that trains it.
+    ``dataset`` and ``method`` choose rows; the method ``auto`` is that of the dataset's row, which
+    may also say what a method's stages are on it. Defaults of a stage come from its flow; those of
+    a phase from the first stage it trains, the dataset's before the flow's. What ``data``,
+    ``training``, ``evaluation``, ``stage_<n>`` and ``phase_<n>`` hold in an environment's file or
+    on the command line lies over all of that. A stage beyond the method's last is added to it, with
+    a phase that trains it.
 
     A default that does not apply, such as Huber's delta of a squared penalty, is left out; a
     setting that was given and would have no effect is an error.
@@ -54,6 +57,9 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
     for name, value in groups.items():
         _check_group(name, value)
     data = _row(tables["datasets"], given.get("dataset"), "dataset")
+    if given.get("method") == AUTO:
+        given["method"] = data.get("method")
+    data.pop("method", None)
     method = _row(tables["methods"], given.get("method"), "method")
     stages, soft = _stages(data, method, groups, defaults["stage"])
     data = {name: value for name, value in data.items() if not name.startswith("stage_")}
@@ -74,7 +80,10 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
         **plain.model_dump(),
         data=settings,
         model=ModelSettings(stages=_read_each(StageSettings, stages)),
-        phases=_read_each(PhaseSettings, phases),
+        phases=tuple(
+            read_settings(RotationSettings if "rotate" in row else PhaseSettings, row, name)
+            for name, row in phases.items()
+        ),
         evaluation=read_settings(EvaluationSettings, evaluation, "evaluation"),
     )
     check(experiment, method, groups)
@@ -132,11 +141,14 @@ def _phases(
     phases: dict[str, Tree] = {}
     while True:
         name = f"phase_{len(phases) + 1}"
-        trained = {number for phase in phases.values() for number in phase["stages"]}
+        trained = {number for phase in phases.values() for number in phase.get("stages", ())}
         untrained = [n for n in everything if n not in trained and len(phases) >= len(rows)]
         if not (name in rows or name in given or untrained):
             break
         hard = _merge(rows.get(name, {}), given.get(name, {}), name)
+        if "rotate" in hard:
+            phases[name] = hard
+            continue
         usual = "all" if name in rows else untrained[0] if untrained else None
         if "stages" not in hard and usual is None:
             raise UserError(
@@ -152,9 +164,10 @@ def _phases(
             f"{', '.join(wrong)}: phases have to be numbered from 1 without a gap; there are "
             f"{', '.join(phases)}. Change phase_<n> on the command line or in conf/."
         )
+    trainings = [name for name, phase in phases.items() if "rotate" not in phase]
     overruled = [k for k in flatten(groups["training"]) if all(
         k in flatten(_merge(rows.get(n, {}), given.get(n, {}), n).get("training", {}))
-        for n in phases)]  # fmt: skip
+        for n in trainings)]  # fmt: skip
     refuse(groups["training"], "training", dict.fromkeys(overruled, "every phase has its own"))
     return phases
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from submanifold.data.settings import DataSettings, SyntheticSettings
 from submanifold.manifold import ModelSettings
 from submanifold.training.phases import PhaseSettings
+from submanifold.training.rotation import RotationSettings
 from submanifold.validation import Settings
 
 
@@ -67,7 +68,7 @@ class Experiment(Choices):
 
     data: DataSettings
     model: ModelSettings
-    phases: tuple[PhaseSettings, ...] = Field(min_length=1)
+    phases: tuple[PhaseSettings | RotationSettings, ...] = Field(min_length=1)
     evaluation: EvaluationSettings
 
     @property
@@ -77,14 +78,19 @@ class Experiment(Choices):
 
     @property
     def pipeline(self) -> str:
-        """Name of its pipeline: ``joint`` if all phases train all stages, else ``hierarchical``."""
-        every = tuple(range(1, len(self.model.stages) + 1))
-        return "joint" if all(each == every for each in self.trained) else "hierarchical"
+        """Name of its pipeline: ``joint`` if there is one training, else ``hierarchical``."""
+        return "joint" if len(self.phases) - len(self.rotations) == 1 else "hierarchical"
 
     @property
     def trained(self) -> list[tuple[int, ...]]:
-        """The stages that each phase trains."""
+        """The stages that each phase changes."""
         return [phase.stages for phase in self.phases]
+
+    @property
+    def rotations(self) -> list[int]:
+        """Numbers of the phases that train nothing, but rotate."""
+        numbered = enumerate(self.phases, start=1)
+        return [n for n, phase in numbered if isinstance(phase, RotationSettings)]
 
     @property
     def sources(self) -> list[Source | None]:
@@ -108,6 +114,8 @@ class Experiment(Choices):
 
 def effective(phase: Any) -> dict[str, Any]:
     """A phase's settings, JSON-able, without those that do nothing in it."""
+    if isinstance(phase, RotationSettings):
+        return phase.model_dump(mode="json")
     idle: dict[str, Any] = {name: True for name, term in phase.terms.items() if not term.weight > 0}
     if phase.stages[0] == 1:
         idle.setdefault("reconstruction", {"space": True})

@@ -1,6 +1,7 @@
 """One function for each picture: data in, matplotlib or plotly figure out."""
 
 from submanifold.figures.curves import training_curves
+from submanifold.figures.dimensions import dimension_curves
 from submanifold.figures.divergences import gaussian_fits
 from submanifold.figures.images import as_png, image_grid
 from submanifold.figures.latents import latent_histogram
@@ -11,6 +12,7 @@ __all__ = [
     "DensityGrid",
     "as_png",
     "delta_rows",
+    "dimension_curves",
     "gaussian_fits",
     "image_grid",
     "latent_histogram",

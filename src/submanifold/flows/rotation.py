@@ -93,3 +93,8 @@ class Rotation(Flow):
 
     def _reflect(self, x: Tensor, triangle: Tensor) -> Tensor:
         return x - ((x @ self.reflectors) @ triangle) @ self.reflectors.T
+
+
+def tail_sums(gains: Tensor) -> Tensor:
+    """What is lost by keeping the first d latents, for d from 0 to D: sums of the others' gains."""
+    return F.pad(gains.flip(0).cumsum(0).flip(0), (0, 1))

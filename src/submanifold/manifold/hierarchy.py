@@ -95,6 +95,24 @@ class Hierarchy(Model):
         rotation = self.stages[-1].rotation
         return None if rotation is None else rotation.gains[: self.dim]
 
+    def at_dim(self, dim: int) -> "Hierarchy":
+        """The same model with a manifold of another dimension, which shares its weights.
+
+        The first ``dim`` latents of the last stage span it. Behind a rotation these are in order,
+        so that one model has a manifold for every dimension, each inside the next; with sigma_v = 1
+        all have one density.
+
+        Args:
+            dim: 1 to the numbers that the last stage acts on.
+
+        Raises:
+            UserError: It is not in that range.
+        """
+        *outside, last = self.stages
+        model = Hierarchy([*outside, Stage(last.flows, dim, last.off_manifold_scale)])
+        model.notes, model.data = self.notes, self.data
+        return model.train(self.training)
+
     def part(self, first: int = 1, last: int | None = None) -> "Hierarchy":
         """The stages from number ``first`` to ``last`` as a hierarchy that shares their weights."""
         return Hierarchy(self.stages[first - 1 : last])

@@ -1,5 +1,6 @@
 """What is minimised: a sum of named terms, each a small object with a weight."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,15 +8,18 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from submanifold.flows.rotation import tail_sums
 from submanifold.manifold.hierarchy import Hierarchy
 from submanifold.manifold.model import Model
 from submanifold.validation import Settings
 
 WHOLE = 0
 """The projection through all stages."""
+LARGEST_WEIGHT = 10.0
+DUAL_RATE = 0.02
 
 
 @dataclass
@@ -27,13 +31,16 @@ class Pass:
         clean: Their input h, (batch, *event_shape): the image, or u of the stages before.
         noisy: h with the input noise, which is what the density is of.
         outer: The frozen stages before them, if there are any.
+        generator: Source of what a term draws, on their device.
     """
 
     model: Model
     clean: Tensor
     noisy: Tensor
     outer: Hierarchy | None = None
-    _residuals: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    generator: torch.Generator | None = None
+    _residuals: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    _nested: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def _trace(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -58,18 +65,72 @@ class Pass:
         Args:
             through: Number of stages that the projection goes through, counted from the first in
                 training; :data:`WHOLE` is all.
-            space: ``latent`` is that of h, ``image`` that of the outermost stage.
+            space: ``latent`` is that of h, ``image`` that of the outermost stage, and ``metric``
+                that of h in the image's measure, to first order (method.md 6.4): coordinates times
+                the roots of their gains, scaled so that the mean square is that of the image.
         """
         if (through, space) not in self._residuals:
             u = self._trace[0][through - 1]
-            inner = self.model.part(1, through) if through else self.model  # type: ignore[operator]
-            target, projection = self.clean, inner.decode(u)
-            if space == "image" and self.outer is not None:
-                with torch.no_grad():
-                    target = self.outer.decode(target)
-                projection = self.outer.decode(projection)
-            self._residuals[through, space] = target - projection
+            self._residuals[through, space] = self._missed(self._inner(through).decode(u), space)
         return self._residuals[through, space]
+
+    def nested_residual(
+        self, spread: float, through: int = WHOLE, space: str = "latent"
+    ) -> tuple[Tensor, Tensor]:
+        """What projections onto manifolds of other dimensions miss, one for each event.
+
+        Dimensions are drawn log-uniformly, and the first so many latents of the last stage are kept
+        (nested dropout: Rippel et al. 2014; for flows, Bekasov & Murray 2020).
+
+        Args:
+            spread: They go from the model's own dimension divided by it to that times it.
+            through: As in :meth:`residual`.
+            space: Likewise.
+
+        Returns:
+            The residual, and for each event (batch,) a weight: how much less the model's own
+            dimension misses than the one drawn, to first order, and 1 without a rotation.
+        """
+        if (spread, through, space) not in self._nested:
+            inner: Any = self._inner(through)
+            *outside, last = inner.stages
+            u, v = self._trace[0][through - 1], self._trace[1][through - 1]
+            low = max(1, round(last.dim / spread))
+            high = min(last.event_dim, round(last.dim * spread))
+            drawn = torch.rand(len(u), generator=self.generator, device=u.device)
+            chosen = (low * (high / low) ** drawn).round().long()
+            z = torch.cat([u, v], 1)[:, :high]
+            z = z * (torch.arange(high, device=u.device) < chosen[:, None])
+            if high > last.dim:
+                z = F.pad(z, (0, last.event_dim - high))
+                projection = last.decode(z[:, : last.dim], z[:, last.dim :])
+            else:
+                projection = last.decode(F.pad(z, (0, last.dim - high)))
+            for stage in reversed(outside):
+                projection = stage.decode(projection)
+            weight = torch.ones_like(drawn)
+            if last.rotation is not None:
+                tail = tail_sums(last.rotation.gains)
+                weight = tail[last.dim] / tail[chosen].clamp_min(tail[last.dim] / LARGEST_WEIGHT)
+            self._nested[spread, through, space] = self._missed(projection, space), weight
+        return self._nested[spread, through, space]
+
+    def _inner(self, through: int) -> Model:
+        return self.model.part(1, through) if through else self.model  # type: ignore[operator]
+
+    def _missed(self, projection: Tensor, space: str) -> Tensor:
+        target = self.clean
+        if self.outer is not None and space == "image":
+            with torch.no_grad():
+                target = self.outer.decode(target)
+            projection = self.outer.decode(projection)
+        if self.outer is not None and space == "metric":
+            gains = self.outer.gains
+            if gains is None:
+                raise ValueError("The stages before have no rotation, and so no metric.")
+            root = (gains * len(gains) / self.outer.event_dim).sqrt()
+            return root * (target - projection)
+        return target - projection
 
 
 class Term(Protocol):
@@ -99,6 +160,29 @@ class Likelihood(Settings):
         return batch.model.to_bits_per_dim(batch.log_prob).mean()
 
 
+class Target(Settings):
+    """The error of the projection that is wanted, epsilon of Eq. 3; one of the two.
+
+    Attributes:
+        mse: Mean squared error, of pixels on [0, 1].
+        psnr: The same in dB.
+    """
+
+    mse: float | None = Field(default=None, gt=0)
+    psnr: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "Target":
+        if (self.mse is None) == (self.psnr is None):
+            raise ValueError("reconstruction.target needs mse or psnr, one of them")
+        return self
+
+    @property
+    def error(self) -> float:
+        """As mean squared error."""
+        return self.mse if self.mse is not None else 10 ** (-(self.psnr or 0.0) / 10)
+
+
 class NoPenalty(Settings):
     """No penalty on the projection: likelihood training alone, for which it is not computed."""
 
@@ -107,6 +191,8 @@ class NoPenalty(Settings):
     weight: ClassVar[float] = 0.0
     space: ClassVar[str] = "latent"
     through: ClassVar[int] = WHOLE
+    spread: ClassVar[None] = None
+    target: ClassVar[None] = None
 
     def __call__(self, batch: Pass) -> Tensor:
         """Zero."""
@@ -122,21 +208,35 @@ class Squared(Settings):
     Attributes:
         weight: lambda.
         space: Whether h and its projection are compared themselves, ``latent`` (the paper), or the
-            images that they decode to (method.md 3.9). The same where h is the image.
+            images that they decode to (method.md 3.9), or, behind a rotated stage, these to first
+            order, ``metric`` (method.md 6.4). The same where h is the image.
         through: Number of the phase's stages that the projection goes through; 0 is all.
+        spread: Each event draws a dimension, log-uniformly from d / spread to d spread, so that one
+            model serves all of them; None is the stage's own dimension d.
+        target: The error that is wanted, for which lambda is found by dual ascent; ``weight`` is
+            where it starts. None leaves lambda as it is.
         pixel_range: Width of the interval that pixels are on: 1, or 256 for those of a byte.
             Reported errors stay on [0, 1].
     """
 
     penalty: Literal["mse"] = "mse"
     weight: float = Field(gt=0)
-    space: Literal["latent", "image"] = "latent"
+    space: Literal["latent", "image", "metric"] = "latent"
     through: int = Field(default=WHOLE, ge=0)
     pixel_range: float = Field(default=1.0, gt=0)
+    spread: float | None = Field(default=None, gt=1)
+    target: Target | None = None
 
     def __call__(self, batch: Pass) -> Tensor:
-        """Mean over the batch and its coordinates."""
-        return self.of(self.pixel_range * batch.residual(self.through, self.space)).mean()
+        """Mean over the batch and its coordinates.
+
+        Errors at dimensions that were drawn count relative to the one that is expected there, so
+        that none of them outweighs the others: as that of the stage's own dimension.
+        """
+        if self.spread is None:
+            return self.of(self.pixel_range * batch.residual(self.through, self.space)).mean()
+        residual, weight = batch.nested_residual(self.spread, self.through, self.space)
+        return (weight * self.of(self.pixel_range * residual).flatten(1).mean(1)).mean()
 
     def of(self, residual: Tensor) -> Tensor:
         """Penalty at each coordinate of a residual."""
@@ -200,6 +300,11 @@ class Objective:
         input_noise: sigma_x, in the units of h; 0 but in DNF.
         outer: The frozen stages before those in training.
 
+    Attributes:
+        multipliers: Log lambda of each term with a ``target``, which every training step moves,
+            :math:`\log\lambda \leftarrow \log\lambda + \eta\,(t / \epsilon - 1)`: dual ascent on
+            the constraint :math:`t \le \epsilon` (Eq. 3).
+
     Example:
         >>> flow = Hierarchy([Stage(RealNVP(8), dim=4)])
         >>> loss = Objective({"likelihood": Likelihood(), "reconstruction": Squared(weight=10.0)})
@@ -210,6 +315,7 @@ class Objective:
     terms: Mapping[str, Term]
     input_noise: float = 0.0
     outer: Hierarchy | None = None
+    multipliers: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def active(self) -> dict[str, Term]:
@@ -229,21 +335,45 @@ class Objective:
         Returns:
             Means over the batch: each term times its weight by name, ``loss``, their sum,
             ``bits_per_dim`` (of the noisy input, if there is noise), and, where the projection is
-            computed, ``mse``, of h, or of the image where that is penalised.
+            computed, ``mse``, of h, or of the image where that is penalised; in training, where
+            dimensions are drawn, over these. Lambda where it is found, ``<term>_weight``.
         """
         noisy = h
         if self.input_noise > 0:
             drawn = torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
             noisy = h + self.input_noise * drawn
-        batch = Pass(model, h, noisy, self.outer)
-        parts = {name: term.weight * term(batch) for name, term in self.active.items()}
-        values: dict[str, Tensor] = {"loss": sum(parts.values()), **parts}  # type: ignore[dict-item]
+        batch = Pass(model, h, noisy, self.outer, generator)
+        parts, weights = {}, {}
+        for name, term in self.active.items():
+            value = term(batch)
+            weight: Tensor | float = term.weight
+            if getattr(term, "target", None) is not None:
+                weight = self._multiplier(name, term, value.detach(), torch.is_grad_enabled())
+                weights[f"{name}_weight"] = weight
+            parts[name] = weight * value
+        values: dict[str, Tensor] = {"loss": sum(parts.values()), **parts, **weights}  # type: ignore[dict-item]
         values["bits_per_dim"] = model.to_bits_per_dim(batch.log_prob).mean()
         # plain likelihood training has no use for a projection; validation still reports its error
         if "reconstruction" in parts or not torch.is_grad_enabled():
-            term: Any = self.terms.get("reconstruction", NoPenalty())
-            values["mse"] = batch.residual(term.through, term.space).square().mean()
+            penalty: Any = self.terms.get("reconstruction", NoPenalty())
+            missed = (
+                batch.residual(penalty.through, penalty.space)
+                if (penalty.spread is None or not torch.is_grad_enabled())
+                else batch.nested_residual(penalty.spread, penalty.through, penalty.space)[0]
+            )
+            values["mse"] = missed.square().mean()
         return values
+
+    @torch.no_grad()
+    def _multiplier(self, name: str, term: Any, value: Tensor, training: bool) -> Tensor:
+        """Lambda of a term with a target, which a training step moves."""
+        start = math.log(term.weight)
+        log_weight = self.multipliers.setdefault(name, value.new_full((), start)).to(value.device)
+        used = log_weight.exp()
+        if training:
+            excess = value / (term.target.error * term.pixel_range**2) - 1
+            self.multipliers[name] = log_weight + DUAL_RATE * excess.clamp(-1, 1)
+        return used
 
 
 def penalized_likelihood(

@@ -56,7 +56,7 @@ def save_checkpoint(
     optimizers: Sequence[Optimizer],
     state: dict[str, Any],
 ) -> None:
-    """Write weights, their average, the optimizers' moments and a JSON-able state.
+    """Write weights, their average, rotations, the optimizers' moments and a JSON-able state.
 
     Args:
         path: The file.
@@ -72,6 +72,7 @@ def save_checkpoint(
         for optimizer in optimizers:
             for kind, value in optimizer.state.get(weight, {}).items():
                 tensors[f"{kind}/{name}"] = value
+    tensors |= {f"buffers/{name}": buffer for name, buffer in persistent(module).items()}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     save_tensors(plain, path, {"state": state})
 
@@ -92,6 +93,8 @@ def load_checkpoint(
         for (name, weight), average in zip(weights.items(), ema.average, strict=True):
             _copy(weight, tensors.pop(f"weights/{name}"))
             _copy(average, tensors.pop(f"average/{name}"))
+        for name, buffer in persistent(module).items():
+            _copy(buffer, tensors.pop(f"buffers/{name}"))
         moments: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
         for label, value in tensors.items():
             kind, _, name = label.partition("/")
@@ -106,6 +109,12 @@ def load_checkpoint(
         for group in optimizer.param_groups:
             optimizer.state.update({p: moments[p] for p in group["params"] if p in moments})
     return state
+
+
+def persistent(module: nn.Module) -> dict[str, Tensor]:
+    """What a module's state has beside its parameters: rotations, which are fitted, not trained."""
+    weights = {name for name, _ in module.named_parameters()}
+    return {name: each for name, each in module.state_dict().items() if name not in weights}
 
 
 def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """A phase: which stages are trained, what is minimised, and how (Alg. 1 and 2)."""
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,15 @@ from submanifold.files import locked
 from submanifold.manifold import Hierarchy, Model, ModelSettings, Objective
 from submanifold.manifold.objective import TERMS, Term
 from submanifold.progress import track
+from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.trainer import Row, TrainingSettings, fit
 from submanifold.validation import Settings
 
+log = logging.getLogger(__name__)
+
 VALIDATION_ROWS = 512
+ROTATION_BATCH = 64
+PROBES_WITHIN = 2  # for each latent, where a rotation is one of several
 
 
 class _Phase(Settings):
@@ -83,28 +89,110 @@ def train_phase(
         done, shape = before.notes["phases"], before.event_shape
     torch.manual_seed(seed)
     fresh = model.build(shape, len(stages) + 1, last)
+    settings, name = phase.training, f"phase_{len(done) + 1}"
+    if settings.rotate_every and (stages + fresh)[last - 1].rotation is None:
+        (stages + fresh)[last - 1].add_rotation()
     whole = Hierarchy([*stages, *fresh]).to(device)
     outer = whole.part(1, first - 1).requires_grad_(False) if first > 1 else None
     trained = whole.part(first, last).requires_grad_(True)
     objective = Objective(phase.terms, phase.input_noise, outer)
-    settings, name = phase.training, f"phase_{len(done) + 1}"
-    stream = seed + 2**32 * len(done)  # stages that are trained again see other noise
+    stream = _stream(seed, done)
+    batches = Batches(train, settings.batch_size, stream, device)
+
+    def rotate(step: int) -> None:
+        probes = PROBES_WITHIN * trained.stages[-1].event_dim
+        fit_rotation(trained, batches, probes, outer, first=step, name=f"{name}, rotation")
+
     with locked(folder, name):
         history = fit(
             trained,
             objective,
-            Batches(train, settings.batch_size, stream, device),
+            batches,
             Batches(valid[:VALIDATION_ROWS], settings.batch_size, seed, device),
             settings,
             folder,
             name,
             on_log and partial(on_log, name),
             fresh,
+            rotate,
         )
     if on_log:
         on_log(name, settings.steps, {"steps_trained": history["steps_trained"]})
     whole.notes = {"phases": [*done, {"stages": list(phase.stages), **trained.notes}]}
+    _tell_cost(name, phase, history, done)
     return whole.cpu(), {**history, "stages": list(phase.stages), "terms": list(objective.active)}
+
+
+def rotate_phase(
+    phase: RotationSettings,
+    before: Hierarchy,
+    train: np.ndarray,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+    on_log: Callable[[str, int, Row], None] | None = None,
+) -> tuple[Hierarchy, dict[str, Any]]:
+    """Rotate the latents of one stage, the last that was trained (:func:`fit_rotation`).
+
+    Args:
+        phase: Its settings.
+        before: The model that the phase before left.
+        train: What the stage acts on: images, or u of the stages before it.
+        seed: Of the choice of data and of the probes.
+        device: Where it is computed.
+        folder: Where a killed run's probes are kept.
+        on_log: Called with the name of the phase, the count of probes, and what they have found.
+
+    Returns:
+        The model, on the CPU, and a history as of :func:`train_phase`, without steps, which has
+        what :func:`fit_rotation` found under ``rotation``.
+    """
+    done = before.notes["phases"]
+    name, whole = f"phase_{len(done) + 1}", copy.deepcopy(before).to(device).eval()
+    outer = whole.part(1, phase.rotate - 1) if phase.rotate > 1 else None
+    with locked(folder, name):
+        found = fit_rotation(
+            whole.part(phase.rotate, phase.rotate),
+            Batches(train, ROTATION_BATCH, _stream(seed, done), device),
+            phase.probes,
+            outer,
+            folder=folder,
+            name=f"{name}, rotation",
+        )
+    log.info("%s: stage %d rotated by %d probes", name, phase.rotate, found["probes"])
+    if on_log:
+        for d, error in zip(found["dims"], found["mse"], strict=True):
+            on_log(name, d, {"first_order_mse": error})
+    last = done[-1] if done else {}
+    whole.notes = {"phases": [*done, {**last, "stages": [phase.rotate], "rotated": True}]}
+    history = {
+        "name": name, "train": [], "valid": [], "best_step": 0, "setbacks": 0, "warnings": {},
+        "seconds": found["seconds"], "steps": 0, "steps_trained": 0, "stages": [phase.rotate],
+        "terms": [], "rotation": found,
+    }  # fmt: skip
+    return whole.cpu(), history
+
+
+def _stream(seed: int, done: Sequence[Any]) -> int:
+    """A seed for each phase: stages that are trained again see other noise."""
+    return seed + 2**32 * len(done)
+
+
+def _tell_cost(name: str, phase: Any, history: Mapping[str, Any], done: Sequence[Any]) -> None:
+    """Say what a reconstruction that the user asked for has cost."""
+    target = getattr(phase.reconstruction, "target", None)
+    if target is None or not history["valid"]:
+        return
+    rows = {row["step"]: row for row in history["valid"]}
+    row, started = rows[history["best_step"]], history["valid"][0]
+    weight = next((each["reconstruction_weight"] for each in reversed(history["train"])), None)
+    before = done[-1].get("bits_per_dim") if done else None
+    since = started["bits_per_dim"] if before is None else before
+    log.info(
+        "%s: squared error %.5f where %.5f was wanted, with lambda %.3g; bits per dimension went "
+        "from %.3f to %.3f",
+        name, row["mse"], target.error, weight, since, row["bits_per_dim"],
+    )  # fmt: skip
 
 
 @torch.no_grad()

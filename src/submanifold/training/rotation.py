@@ -15,6 +15,7 @@ from torch import Tensor
 from submanifold.data.batches import Batches
 from submanifold.device import autocast, choose_precision
 from submanifold.flows import Rotation
+from submanifold.flows.rotation import tail_sums
 from submanifold.manifold import Hierarchy
 from submanifold.manifold.linearization import Linearization
 from submanifold.manifold.model import load_tensors, save_tensors
@@ -125,9 +126,11 @@ def fit_rotation(
     started = time.monotonic()
     with Meter(name, "probes", rounds * per_batch) as meter:
         found = fit(rotation, draw, rounds, blocks, meter, folder)
+    decoded = (outer or model).event_dim
+    errors = {each: [sum_ / decoded for sum_ in found[each]] for each in ("mse", "fitted_mse")}
     for parameter, each in zip(model.parameters(), trained, strict=True):
         parameter.requires_grad_(each)
-    return {**found, "seconds": found["seconds"] + time.monotonic() - started}
+    return {**found, **errors, "seconds": found["seconds"] + time.monotonic() - started}
 
 
 def _inliers(probes: Tensor) -> Tensor:
@@ -188,7 +191,7 @@ def _fit_whole(
     if path is not None:
         path.unlink(missing_ok=True)
     dims = _grid(dim)
-    tails = {"mse": _tails(torch.cat(new)), "fitted_mse": _tails(torch.cat(gains))}
+    tails = {"mse": tail_sums(torch.cat(new)), "fitted_mse": tail_sums(torch.cat(gains))}
     return {
         "probes": fitted + len(others),
         "left_out": left_out,
@@ -238,7 +241,7 @@ def _fit_leading(
     gains = torch.cat([values, values.new_full((dim - count,), rest)])
     rotation.fit(rotation.inverse(axes.T).T, gains)
     dims = [d for d in _grid(dim) if d <= count]
-    tail = [float((total - values[:d].sum()) / dim) for d in dims]
+    tail = [float(total - values[:d].sum()) for d in dims]
     return {"probes": index * len(probes), "left_out": left_out, "seconds": 0.0, "dims": dims,
             "mse": tail, "fitted_mse": tail}  # fmt: skip
 
@@ -252,13 +255,6 @@ def _restore(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
 
 
-def _tails(values: Tensor) -> Tensor:
-    """For each d from 0 to D the sum of what comes after, over D."""
-    tails = values.double().flip(0).cumsum(0).flip(0) / len(values)
-    return torch.cat([tails, tails.new_zeros(1)])
-
-
 def _grid(dim: int, points: int = 40) -> list[int]:
     """Dimensions from 1 to D at equal ratios."""
     return sorted({round(dim ** (n / points)) for n in range(points + 1)})
-

@@ -48,6 +48,7 @@ class TrainingSettings(Settings):
         gt=0,
         description="Muon's, for the matrices of coupling nets; null leaves them to Adam",
     )
+    rates: float = Field(1.0, gt=0, description="factor on both learning rates")
     warmup: int = Field(ge=0, description="steps over which the learning rate rises to its peak")
     decay: float = Field(
         ge=0, le=1, description="share of the steps, the last, in which the rates fall to nothing"
@@ -57,6 +58,9 @@ class TrainingSettings(Settings):
     validate_every: int = Field(gt=0, description="steps between validations and checkpoints")
     precision: Literal["auto", "float32", "bfloat16"]
     recompute: bool = Field(False, description="compute hidden layers twice, not keep them")
+    rotate_every: int | None = Field(
+        None, gt=0, description="steps between fits of the last stage's rotation; null: none"
+    )
 
 
 class Trainer:
@@ -74,6 +78,7 @@ class Trainer:
 
     def __init__(self, model: Model, objective: Objective, settings: TrainingSettings):
         self.model, self.objective, self.settings = model, objective, settings
+        self.multipliers = getattr(objective, "multipliers", {})
         self.weights = list(model.parameters())
         set_recompute(model, settings.recompute)
         self.optimizers = optimizers_for(model, settings.learning_rate, settings.matrix_rate)
@@ -113,6 +118,7 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write all that :meth:`restore` needs."""
+        self.state["multipliers"] = {name: each.item() for name, each in self.multipliers.items()}
         save_checkpoint(path, self.model, self.ema, self.optimizers, self.state)
 
     def restore(self, path: Path) -> None:
@@ -122,6 +128,8 @@ class Trainer:
             UserError: It is of another architecture.
         """
         self.state = load_checkpoint(path, self.model, self.ema, self.optimizers)
+        for name, value in self.state.pop("multipliers", {}).items():
+            self.multipliers[name] = torch.tensor(value, device=self.weights[0].device)
 
     @property
     def best_loss(self) -> float:
@@ -141,6 +149,7 @@ def fit(
     name: str = "training",
     on_log: Log | None = None,
     fresh: Sequence[nn.Module] | None = None,
+    rotate: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Train in place, and leave the averaged weights with the best validation loss in the model.
 
@@ -158,6 +167,7 @@ def fit(
         on_log: Called as (step, values), values named ``train.*`` and ``valid.*``; a training that
             goes on hands out its earlier rows first.
         fresh: The parts that were never trained, whose actnorms the first batch sets; all if None.
+        rotate: Called with the step every ``rotate_every`` steps, to fit the model's rotation.
 
     Returns:
         The history: ``name``, ``train`` and ``valid`` rows by step, ``best_step``, ``steps``,
@@ -183,6 +193,8 @@ def fit(
     model.train()
     with Meter(name, "steps", settings.steps, done=before) as meter:
         while (step := trainer.state["step"]) < settings.steps:
+            if rotate and settings.rotate_every and step and step % settings.rotate_every == 0:
+                rotate(step)
             values = trainer.step(train.at(step), train.generator)
             step += 1
             checkpoint = step % settings.validate_every == 0 or step == settings.steps
@@ -215,6 +227,7 @@ def fit(
     model.notes = chosen.notes
     model.eval()
     set_recompute(model, False)
+    trainer.state.pop("multipliers", None)
     steps_trained = max(trainer.state.pop("step") - before, 0)
     return {"name": name, **trainer.state, "steps": settings.steps, "steps_trained": steps_trained}
 
@@ -266,10 +279,10 @@ def diagnose(model: Model, valid: Batches) -> Row:
 
 
 def schedule(step: int, settings: TrainingSettings) -> float:
-    """Share of the peak rates at a step: a linear rise, the peak, a linear fall to nothing."""
+    """Share of the learning rates at a step: a linear rise, the peak, a linear fall to nothing."""
     rise = (step + 1) / settings.warmup if settings.warmup else 1.0
     fall = (settings.steps - step) / (settings.decay * settings.steps) if settings.decay else 1.0
-    return min(rise, 1.0, fall)
+    return settings.rates * min(rise, 1.0, fall)
 
 
 def fault(row: Row, earlier: Sequence[Row]) -> str | None:

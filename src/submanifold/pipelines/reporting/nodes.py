@@ -58,21 +58,27 @@ def report_images(
     samples_cool: np.ndarray,
     test: np.ndarray,
     projections: np.ndarray,
+    metrics: Measured,
     **about: Any,
 ) -> dict[str, Any]:
     """Draw samples and what the manifold rejects, and write the page around them.
 
     Returns:
-        The ``report``, and the figures: ``curves``, ``samples``, ``samples_cool``, ``rejection``.
+        The ``report``, and the figures: ``curves``, ``samples``, ``samples_cool``, ``rejection``,
+        ``dimensions``.
     """
-    from submanifold.figures import image_grid, rejection_blocks
+    from submanifold.figures import dimension_curves, image_grid, rejection_blocks
 
     rejection = rejection_blocks(np.asarray(test[: len(projections)]), projections, per_row=4)
     figures = {"rejection": rejection}
     for name, images in ("samples", samples), ("samples_cool", samples_cool):
         title = f"Samples at temperature {TEMPERATURES[name]:g}"
         figures[name] = image_grid(images[:64], columns=16, title=title)
-    return _report(figures, **about)
+    rotations = [each["rotation"] for each in about.values()
+                 if isinstance(each, dict) and "rotation" in each]  # fmt: skip
+    first_order = rotations[-1] if rotations else None
+    figures["dimensions"] = dimension_curves(metrics["curve"], metrics["dims"][-1], first_order)
+    return _report(figures, metrics=metrics, **about)
 
 
 def report_points(
@@ -109,7 +115,8 @@ def _report(
     from submanifold.figures import as_png, training_curves
 
     phases = sorted(histories.values(), key=lambda each: int(each["name"].rpartition("_")[2]))
-    figures = {"curves": training_curves({each["name"]: each for each in phases}), **figures}
+    trainings = {each["name"]: each for each in phases if each["train"]}
+    figures = {"curves": training_curves(trainings), **figures}
     page = render(
         "report.html",
         dataset=dataset,

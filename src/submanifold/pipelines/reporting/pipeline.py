@@ -21,7 +21,7 @@ def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pi
         pictures = ["manifold"]
     else:
         content |= {name: name for name in ("samples_cool", "projections")}
-        pictures = ["samples", "samples_cool", "rejection"]
+        pictures = ["samples", "samples_cool", "rejection", "dimensions"]
     write = report_points if synthetic else report_images
     written = {"report": "report", **{name: f"{name}_figure" for name in ("curves", *pictures)}}
     return Pipeline(

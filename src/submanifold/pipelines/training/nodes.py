@@ -9,7 +9,8 @@ from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.device import choose_device
 from submanifold.manifold import Hierarchy, Model, ModelSettings
 from submanifold.pipelines.tracking import log_to_mlflow
-from submanifold.training.phases import PhaseSettings, encode_rows, train_phase
+from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
+from submanifold.training.rotation import RotationSettings
 
 
 def train(
@@ -27,6 +28,21 @@ def train(
         phase, model, before, train, valid, seed, choose_device(device), folder, log_to_mlflow()
     )
     return {"model": trained, "history": history}
+
+
+def rotate(
+    train: np.ndarray,
+    phase: RotationSettings,
+    seed: int,
+    device: str,
+    folder: Path,
+    before: Hierarchy,
+) -> dict[str, Any]:
+    """Rotate the latents of a stage into an order; see :func:`rotate_phase`."""
+    rotated, history = rotate_phase(
+        phase, before, train, seed, choose_device(device), folder, log_to_mlflow()
+    )
+    return {"model": rotated, "history": history}
 
 
 def encode(

@@ -1,23 +1,32 @@
 """x -> phase_1.train -> phase_2.encode -> phase_2.train -> ... -> finish -> report."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kedro.pipeline import Node, Pipeline
 
 from submanifold.experiment.experiment import Source, sources
 from submanifold.pipelines import data, evaluation, reporting
-from submanifold.pipelines.training.nodes import encode, finish_images, finish_points, train
+from submanifold.pipelines.training.nodes import (
+    encode,
+    finish_images,
+    finish_points,
+    rotate,
+    train,
+)
 
 
 def create_pipeline(
-    trained: Sequence[tuple[int, ...]] = ((1,), (2,)), synthetic: bool = False
+    trained: Sequence[tuple[int, ...]] = ((1,), (2,)),
+    synthetic: bool = False,
+    rotations: Collection[int] = (),
 ) -> Pipeline:
     """Build the pipeline of an experiment, from the source to the report.
 
     Args:
-        trained: Numbers of the stages that each phase trains. One after the other is Algorithm 2;
+        trained: Numbers of the stages that each phase changes. One after the other is Algorithm 2;
             all at once in one phase is a joint method.
         synthetic: Whether the data have a known density.
+        rotations: Numbers of the phases that train nothing, but rotate latents.
     """
     numbers = range(1, len(trained) + 1)
     inputs: dict[Source | None, str] = {None: "x"}
@@ -26,7 +35,8 @@ def create_pipeline(
         if source not in inputs:
             phases += encoding(number, source)  # type: ignore[arg-type]
             inputs[source] = f"phase_{number}.u"
-        phases += training(number, inputs[source])
+        phase = rotation if number in rotations else training
+        phases += phase(number, inputs[source])
     finished = Node(
         finish_points if synthetic else finish_images,
         inputs={"model": f"phase_{len(trained)}.model", "data": "params:data"},
@@ -38,7 +48,7 @@ def create_pipeline(
         data.create_pipeline(synthetic)
         + phases
         + Pipeline([finished])
-        + evaluation.create_pipeline(histories, noisy_phase(trained), synthetic)
+        + evaluation.create_pipeline(histories, noisy_phase(trained, rotations), synthetic)
         + reporting.create_pipeline(histories, synthetic)
     )
 
@@ -59,6 +69,23 @@ def training(number: int, source: str) -> Pipeline:
         namespace=f"phase_{number}",
         inputs={"train": f"{source}_train", "valid": f"{source}_valid", **before},
         parameters=_parameters(number, "model", "seed", "device"),
+    )
+
+
+def rotation(number: int, source: str) -> Pipeline:
+    """Build a phase that rotates the latents of the stage that was trained last."""
+    parameters = {name: f"params:{name}" for name in ("phase", "seed", "device")}
+    node = Node(
+        rotate,
+        inputs={**{name: name for name in ("train", "before", "folder")}, **parameters},
+        outputs={"model": "model", "history": "history"},
+        name="rotate",
+    )
+    return Pipeline(
+        [node],
+        namespace=f"phase_{number}",
+        inputs={"train": f"{source}_train", "before": f"phase_{number - 1}.model"},
+        parameters=_parameters(number, "seed", "device"),
     )
 
 
@@ -88,7 +115,7 @@ def _parameters(number: int, *shared: str) -> dict[str, str]:
     return {**names, "params:phase": f"params:phase_{number}"}
 
 
-def noisy_phase(trained: Sequence[tuple[int, ...]]) -> str:
-    """The last phase that begins at the data: its input noise is that of the density."""
-    number = max(n for n, stages in enumerate(trained, start=1) if stages[0] == 1)
-    return f"phase_{number}"
+def noisy_phase(trained: Sequence[tuple[int, ...]], rotations: Collection[int] = ()) -> str:
+    """The last training that begins at the data: its input noise is that of the density."""
+    numbered = enumerate(trained, start=1)
+    return f"phase_{max(n for n, stages in numbered if stages[0] == 1 and n not in rotations)}"
