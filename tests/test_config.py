@@ -46,7 +46,7 @@ def test_catalog_entries_are_written_out_for_every_phase():
 
 def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
     stages = {f"stage_{n}": {"dim": 1000 - n} for n in range(1, 13)}
-    catalog = loader("local", **stages)["catalog"]
+    catalog = loader("local", method="H-MM", **stages)["catalog"]
     models = [f"phase_{n}.model" for n in range(1, 13)]
     assert [name for name in catalog if name.endswith(".model")] == models
     assert len({catalog[name]["filepath"] for name in models}) == 12
@@ -57,15 +57,21 @@ def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
 def test_every_method_of_the_tables_is_valid(env, method):
     made = loader(env, method=method)
     parameters, experiment = made["parameters"], made.experiment
-    assert experiment.pipeline == ("hierarchical" if method.startswith("H-") else "joint")
+    several = method.startswith(("H-", "nested")) or method in (
+        "PR-M-rotated", "PR-H-rotated", "DNF-rotated", "DNF-code-rotated"
+    )  # fmt: skip
+    assert experiment.pipeline == ("hierarchical" if several else "joint")
     assert parameters["stage_1"]["flow"]["type"] == "glow"
-    family, _, letters = method.removesuffix("-star").partition("-")
+    assert bool(experiment.rotations) == (method.endswith("rotated") or method == "nested")
+    family, _, letters = method.removesuffix("-rotated").removesuffix("-star").partition("-")
     if family in ("PR", "EE", "H"):
         penalties = {"M": "mse", "H": "huber", "D": "huber"}
-        for phase, letter in zip(experiment.phases, letters, strict=False):
+        numbered = enumerate(experiment.phases, start=1)
+        trainings = [phase for n, phase in numbered if n not in experiment.rotations]
+        for phase, letter in zip(trainings, letters, strict=False):
             assert phase.reconstruction.penalty == penalties[letter]
     weight = parameters["phase_1"]["likelihood"]["weight"]
-    assert weight == (0.5 if method.endswith("-star") else 1.0)
+    assert weight == (0.5 if "-star" in method else 1.0)
 
 
 @pytest.mark.parametrize("env", ["local", "paper"])

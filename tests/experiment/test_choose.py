@@ -1,5 +1,6 @@
 """From tables and choices to one experiment."""
 
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -338,11 +339,13 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
     """Whatever field there is, now or later: one of another value is another artifact."""
     terms = {
         "likelihood": {"weight": 0.7, "unit": "nats"},
-        "reconstruction": {"penalty": "huber", "weight": 2.0, "space": "image", "delta": 0.2},
+        "reconstruction": {"penalty": "huber", "weight": 2.0, "space": "image", "delta": 0.2,
+                           "spread": 2.5, "target": {"mse": 0.1}},
         "off_manifold": {"weight": 0.1},
     }
     assert set(terms) == set(TERMS)
-    full = {**tables, "phase_2": {"input_noise": 0.1, **terms}}
+    later = {"rates": 0.5, "rotate_every": 7}
+    full = {**tables, "phase_2": {"input_noise": 0.1, "training": later, **terms}}
     plain = choose(full)
     before = artifact_keys(plain, Path())
     other = {"nats": "bits_per_dim", "image": "latent", "huber": "mse", "float32": "bfloat16",
@@ -351,7 +354,8 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
     for group in ("stage_2", "phase_2"):
         for path, value in leaves(plain.parameters()[group]):
             if path in {("stages",), ("flow", "type"), ("then",), ("reconstruction", "penalty"),
-                        ("reconstruction", "through"), ("flow", "hidden")}:  # fmt: skip
+                        ("reconstruction", "through"), ("flow", "hidden"),
+                        ("reconstruction", "target", "psnr")}:  # fmt: skip
                 continue
             new = other[value] if isinstance(value, str) else not value
             if not isinstance(value, bool | str):
@@ -434,3 +438,72 @@ def test_one_row_of_conf_local_is_a_new_method(tables):
     ]
     assert active == [{"likelihood"}, *[{"likelihood", "reconstruction"}] * 2]
     assert experiment.phases[1].reconstruction.weight == 30.0
+
+
+def test_settings_that_came_later_leave_keys_as_they_were(tables):
+    """What was trained before there were any is found."""
+    phase = choose(tables).parameters()["phase_1"]
+    assert not {"rates", "rotate_every"} & set(phase["training"])
+    assert not {"spread", "target"} & set(phase["reconstruction"])
+
+
+ROTATED = {
+    "stage_1": {"flow": {"type": "glow"}, "dim": 24},
+    "stage_2": {"flow": {"type": "realnvp"}, "dim": 12},
+    "phase_1": {"stages": 1},
+    "phase_2": {"rotate": 1},
+    "phase_3": {"stages": 2, "reconstruction": {"space": "metric"}},
+    "phase_4": {"rotate": 2, "probes": 300},
+}
+
+
+def with_method(tables, **changes):
+    row = {**deepcopy(ROTATED), **changes}
+    return {**tables, "method": "rotated", "methods": {**tables["methods"], "rotated": row}}
+
+
+def test_a_phase_may_rotate_and_train_nothing(tables):
+    experiment = choose(with_method(tables))
+    assert experiment.trained == [(1,), (1,), (2,), (2,)]
+    assert experiment.rotations == [2, 4]
+    assert [source and tuple(source) for source in experiment.sources] == [
+        None, None, (2, 1), (2, 1)
+    ]  # fmt: skip
+    assert experiment.phases[3].probes == 300
+    assert experiment.parameters()["phase_2"] == {"rotate": 1, "probes": None}
+
+
+def test_a_method_with_one_training_is_joint_however_often_it_is_rotated(tables):
+    row = {"stage_1": ROTATED["stage_1"], "phase_1": {}, "phase_2": {"rotate": 1}}
+    chosen = {**tables, "method": "one", "methods": {"one": row}}
+    assert choose(chosen).pipeline == "joint"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phase_2": {"rotate": 2}}, "phase_2.rotate=2 cannot be used: stages 1 to 1 are trained"),
+        ({"phase_1": {"rotate": 1}}, "phase_1.rotate=1 cannot be used: nothing is trained yet"),
+        ({"phase_4": {"rotate": 1}}, "Allowed: 2"),
+        ({"phase_2": {"rotate": 1, "probes": 0}}, "phase_2.probes=0 cannot be used"),
+        ({"phase_2": {"rotate": 1, "training": {"steps": 3}}}, "training is not a setting"),
+        ({"phase_2": {"stages": 1}}, "no phase before it rotates stage 1"),
+        ({"phase_3": {"stages": 2, "reconstruction": {"spread": 1.0}}}, "spread=1.0"),
+        ({"phase_3": {"stages": 2, "reconstruction": {"target": {}}}}, "needs mse or psnr"),
+        (
+            {"phase_3": {"stages": 2, "reconstruction": {"target": {"mse": 1.0, "psnr": 2.0}}}},
+            "needs mse or psnr",
+        ),
+        ({"phase_3": {"stages": 2, "training": {"rotate_every": 0}}}, "rotate_every=0"),
+    ],
+)
+def test_a_rotation_that_cannot_be_is_refused(tables, changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        choose(with_method(tables, **changes))
+
+
+def test_the_dataset_says_what_method_it_has(tables):
+    tables["datasets"]["photos"]["method"] = "one"
+    experiment = choose({**tables, "method": "auto"})
+    assert experiment.method == "one" and experiment.trained == [(1,)]
+    assert choose({**tables, "method": "two"}).method == "two"

@@ -21,6 +21,7 @@ from submanifold.flows import (
     Linear,
     MaskedAffineCoupling,
     RealNVP,
+    Rotation,
     Split,
     Squeeze,
 )
@@ -51,6 +52,13 @@ def vector_coupling(mask):
     return MaskedAffineCoupling(mask, nn.Sequential(*net))
 
 
+def rotated(dim, directions):
+    rotation = Rotation(dim, directions).double()
+    axes = torch.randn(dim, directions or dim, dtype=torch.float64)
+    rotation.fit(torch.linalg.qr(axes).Q, torch.ones(dim))
+    return rotation
+
+
 few = st.integers(1, 3)
 dims = st.integers(1, 9)
 sides = st.tuples(few, few)
@@ -75,6 +83,7 @@ KINDS = {
     Jet: jets(),
     RealNVP: dims.flatmap(realnvps),
     Affine: st.builds(Affine, dims),
+    Rotation: st.builds(rotated, dims, st.none() | st.just(1)),
 }
 
 

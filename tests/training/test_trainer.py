@@ -488,3 +488,43 @@ def test_bytes_get_their_noise_from_dequantisation_and_are_not_suspected(tmp_pat
     row = trainer.diagnose(Hierarchy([Stage(Glow((3, 4, 4), 1, 1, 4), 5)]), Batches(images, 16))
     assert set(row) == {"inverse_error"}
     assert row["inverse_error"] < 1e-5
+
+
+def test_lambda_that_is_found_is_kept_and_reaches_the_wanted_error(tmp_path):
+    """Eq. 3's constraint, by dual ascent; killed it goes on with the same lambda."""
+    from submanifold.manifold.objective import Likelihood, Objective, Squared, Target
+
+    rng = np.random.default_rng(0)
+    data = (rng.standard_normal((400, 4)) * [2.0, 1.5, 0.6, 0.5]).astype(np.float32)
+    wanted = 0.18
+
+    def run(folder, on_log=None):
+        torch.manual_seed(0)
+        model = Hierarchy([Stage(RealNVP(4, 4, mixing=True), 2)])
+        terms = {
+            "likelihood": Likelihood(),
+            "reconstruction": Squared(weight=0.01, target=Target(mse=wanted)),
+        }
+        batches = Batches(data, 50, seed=1), Batches(data, 400, seed=2)
+        how = settings(steps=300, validate_every=50, decay=0.3, learning_rate=0.01)
+        return model, fit(model, Objective(terms), *batches, how, folder, on_log=on_log)
+
+    model, history = run(tmp_path / "whole")
+    weights = [row["reconstruction_weight"] for row in history["train"]]
+    assert weights[0] < weights[-1]
+    assert history["valid"][-1]["mse"] < 1.3 * wanted
+
+    def kill(step, row):
+        if step == 160:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", kill)
+    again, resumed = run(tmp_path / "killed")
+    assert [row["reconstruction_weight"] for row in resumed["train"]] == weights
+    assert all(map(torch.equal, again.parameters(), model.parameters()))
+
+
+def test_a_factor_on_the_rates_is_a_smaller_rate():
+    for step in (0, 3, 20):
+        assert schedule(step, settings(rates=0.5)) == schedule(step, settings()) / 2

@@ -25,7 +25,8 @@ def nearest_point(
 
     Each system is solved approximately, by conjugate gradients with products by J and J^T alone
     (Nocedal & Wright 2006, sections 10.3 and 7.1), and each event has its own step s, the first of
-    1, 1/2, 1/4, ... that brings it nearer; or none, so that no event ends farther than it was.
+    1, 1/2, 1/4, ... with a quarter of the decrease that the slope promises (Armijo's rule). No
+    event ends farther than it was.
 
     Args:
         decode: The decoder g, (batch, d) to (batch, *event_shape).
@@ -42,22 +43,22 @@ def nearest_point(
     error = _squared_error(decode, x, u)
     for _ in range(steps):
         at = Linearization(decode, u)
-        step = scale * _least_squares(
+        solution, slope = _least_squares(
             lambda p, at=at: at.push(scale * p),  # type: ignore[misc]
             lambda w, at=at: scale * at.pull(w),  # type: ignore[misc]
             x - at.image,
         )
-        before = error
+        start, before, length = u, error, torch.ones_like(slope)
         for _ in range(1 + HALVINGS):
-            tried = u + step
+            tried = start + length[:, None] * scale * solution
             found = _squared_error(decode, x, tried)
             better = found < error
             u = torch.where(better[:, None], tried, u)
             error = torch.where(better, found, error)
-            # those that are nearer now stay where they are
-            step = torch.where((error < before)[:, None], 0.0, step / 2)
-            if (error < before).all():
+            enough = error <= before - length * slope / 2
+            if enough.all():
                 break
+            length = torch.where(enough, length, length / 2)
     return u
 
 
@@ -68,10 +69,14 @@ def _squared_error(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor) -> 
 
 def _least_squares(
     push: Callable[[Tensor], Tensor], pull: Callable[[Tensor], Tensor], target: Tensor
-) -> Tensor:
-    """Bring J p nearer to the target by conjugate gradients on the normal equations, from 0."""
-    residual, gradient = target, pull(target)
-    solution, direction = torch.zeros_like(gradient), gradient
+) -> tuple[Tensor, Tensor]:
+    """Bring J p near to the target by conjugate gradients on the normal equations, from p = 0.
+
+    Returns:
+        p, and its product with the gradient at 0: half the slope of the squared distance along it.
+    """
+    residual, first = target, pull(target)
+    solution, gradient, direction = torch.zeros_like(first), first, first
     size = gradient.square().sum(1, keepdim=True)
     tiny = torch.finfo(size.dtype).tiny
     enough = size * torch.finfo(size.dtype).eps
@@ -84,4 +89,4 @@ def _least_squares(
         gradient = pull(residual)
         before, size = size, gradient.square().sum(1, keepdim=True)
         direction = gradient + size / before.clamp_min(tiny) * direction
-    return solution
+    return solution, (solution * first).sum(1)

@@ -1,0 +1,150 @@
+"""Manifolds of every dimension: the metric, drawn dimensions, and a wanted error."""
+
+import math
+
+import pytest
+import torch
+
+from submanifold.errors import UserError
+from submanifold.flows import Affine, RealNVP
+from submanifold.manifold import Hierarchy, Stage
+from submanifold.manifold.objective import (
+    DUAL_RATE,
+    Likelihood,
+    Objective,
+    Pass,
+    Squared,
+    Target,
+)
+
+
+def moved(module, size=0.1):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight += size * torch.randn(weight.shape, generator=generator)
+    return module
+
+
+def stage(dim, d, kind=RealNVP, gains=None):
+    torch.manual_seed(0)
+    made = moved(Stage(kind(dim), d))
+    if gains is not None:
+        rotation = made.add_rotation()
+        rotation.fit(torch.linalg.qr(torch.randn(dim, dim)).Q, gains)
+    return made
+
+
+def test_a_model_of_another_dimension_shares_weights_and_density():
+    model = Hierarchy([stage(8, 6), stage(6, 3)])
+    x = torch.randn(5, 8)
+    other = model.at_dim(5)
+    assert other.dims == [8, 6, 5]
+    assert torch.allclose(other.log_prob(x), model.log_prob(x), atol=1e-5)
+    u, v = model.encode(x)
+    nested, _ = other.encode(x)
+    assert torch.equal(nested[:, :3], u)
+    before = other.log_prob(x)
+    moved(model)
+    assert not torch.equal(other.log_prob(x), before)
+    with pytest.raises(UserError, match="dim=7"):
+        model.at_dim(7)
+
+
+def test_larger_manifolds_hold_more():
+    model = Hierarchy([stage(8, 3)])
+    x = torch.randn(200, 8)
+    errors = [model.at_dim(d).rejection_map(x).square().mean().item() for d in range(1, 9)]
+    assert errors[-1] < 1e-10
+    assert errors[0] > errors[4] > errors[6]
+
+
+def test_the_metric_is_the_images_error_behind_a_linear_stage():
+    """J^T J is then the same everywhere, and rotated it is diagonal."""
+    flow = Affine(8)
+    outer = moved(Stage(flow, 6), 0.3)
+    columns = outer.flow.inverse(torch.eye(8)) - outer.flow.inverse(torch.zeros(1, 8))
+    gains, axes = torch.linalg.eigh(columns @ columns.T)
+    outer.add_rotation().fit(axes.flip(1), gains.flip(0))
+    outer = Hierarchy([outer])
+    inner = Hierarchy([stage(6, 2)])
+    u = outer.encode(torch.randn(50, 8))[0].detach()
+    batch = Pass(inner, u, u, outer)
+    image, metric = (batch.residual(0, space).square().mean() for space in ("image", "metric"))
+    assert metric.item() == pytest.approx(image.item(), rel=1e-3)
+
+
+def test_the_metric_needs_a_rotated_stage():
+    inner, outer = Hierarchy([stage(6, 2)]), Hierarchy([stage(8, 6)])
+    u = torch.randn(3, 6)
+    with pytest.raises(ValueError, match="no rotation"):
+        Pass(inner, u, u, outer).residual(0, "metric")
+
+
+def test_each_event_draws_a_dimension():
+    gains = torch.logspace(0, -2, 12)
+    model = Hierarchy([stage(12, 4, gains=gains)])
+    x = torch.randn(4000, 12)
+    batch = Pass(model, x, x, generator=torch.Generator().manual_seed(0))
+    residual, weight = batch.nested_residual(2.0)
+    errors = residual.square().mean(1)
+    # what each would miss at each dimension tells which one it drew
+    every = torch.stack([model.at_dim(d).rejection_map(x).square().mean(1) for d in range(1, 13)])
+    drawn = (every - errors).abs().argmin(0) + 1
+    assert set(drawn.tolist()) == set(range(2, 9))
+    counts = torch.bincount(drawn).double()
+    assert counts[3:6].min() > counts[8]
+    tails = gains.flip(0).cumsum(0).flip(0)
+    assert torch.allclose(weight, (tails[4] / tails[drawn]).clamp(max=10))
+
+
+def test_the_same_seed_draws_the_same_and_no_event_gets_a_gradient_from_another():
+    model = Hierarchy([stage(12, 4)])
+    x = torch.randn(6, 12)
+    term = Squared(weight=1.0, spread=3.0)
+
+    def value(rows):
+        return term(Pass(model, rows, rows, generator=torch.Generator().manual_seed(0)))
+
+    assert torch.equal(value(x), value(x))
+    assert value(x).item() > 0
+
+
+def test_validation_measures_the_models_own_dimension():
+    model = Hierarchy([stage(12, 4)])
+    x = torch.randn(20, 12)
+    objective = Objective({"reconstruction": Squared(weight=2.0, spread=3.0)})
+    with torch.no_grad():
+        values = objective(model, x, torch.Generator().manual_seed(0))
+        expected = model.rejection_map(x).square().mean()
+    assert values["mse"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def wanted(error, weight=2.0):
+    terms = {"likelihood": Likelihood(), "reconstruction": Squared(weight=weight, target=error)}
+    return Objective(terms)
+
+
+@pytest.mark.parametrize(("mse", "rises"), [(1e-6, True), (1e6, False)])
+def test_lambda_rises_until_the_error_is_what_was_wanted(mse, rises):
+    model, x = Hierarchy([stage(8, 3)]), torch.randn(20, 8)
+    objective = wanted(Target(mse=mse))
+    values = objective(model, x)
+    assert values["reconstruction_weight"].item() == pytest.approx(2.0)
+    second = objective(model, x)["reconstruction_weight"].item()
+    expected = DUAL_RATE if rises else DUAL_RATE * (values["mse"].item() / mse - 1)
+    assert math.log(second / 2.0) == pytest.approx(expected, rel=1e-3)
+    assert values["reconstruction"].item() == pytest.approx(2 * values["mse"].item(), rel=1e-5)
+
+
+def test_validation_leaves_lambda_as_it_is():
+    model, x = Hierarchy([stage(8, 3)]), torch.randn(20, 8)
+    objective = wanted(Target(psnr=60.0))
+    with torch.no_grad():
+        objective(model, x)
+        assert objective(model, x)["reconstruction_weight"].item() == pytest.approx(2.0)
+
+
+def test_a_wanted_psnr_is_an_error():
+    assert Target(psnr=30.0).error == pytest.approx(1e-3)
+    assert Target(mse=0.2).error == 0.2

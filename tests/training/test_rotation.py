@@ -1,0 +1,267 @@
+import numpy as np
+import pytest
+import torch
+from resumable import MODEL, phase, smooth_images
+
+from submanifold.data.batches import Batches
+from submanifold.evaluation.baselines import PCA
+from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.manifold import Hierarchy, Stage
+from submanifold.training import rotation
+from submanifold.training.phases import rotate_phase, train_phase
+from submanifold.training.rotation import RotationSettings, fit_rotation
+
+IMAGES = smooth_images(120)
+CPU = torch.device("cpu")
+
+
+def linear_gaussian(dim, n, seed=0):
+    """Normal data whose principal axes are no coordinate axes, and a flow that whitens them."""
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
+    scales = torch.logspace(0.5, -1, dim)
+    x = torch.randn(n, dim, generator=generator) * scales @ axes.T
+    other = torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
+    flow = Affine(dim)
+    with torch.no_grad():
+        flow.weight.copy_(other @ (axes / scales).T)
+    return x, Hierarchy([Stage(flow, dim // 2)])
+
+
+def moved(module, size=0.1):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight += size * torch.randn(weight.shape, generator=generator)
+    return module
+
+
+def glow(dim=40):
+    torch.manual_seed(0)
+    return moved(Hierarchy([Stage(Glow((3, 8, 8), levels=2, steps=2, width=8), dim)]), 0.05)
+
+
+@torch.no_grad()
+def error(model, dim, x):
+    return model.at_dim(dim).rejection_map(x).square().mean().item()
+
+
+def test_a_rotated_flow_of_linear_gaussian_data_is_pca_at_every_dimension():
+    x, model = linear_gaussian(6, 20000)
+    found = fit_rotation(model, Batches(x.numpy(), 100), probes=40000)
+    pca = PCA.fit([x])
+    expected, _ = pca.error_curve([x])
+    for d in range(1, 6):
+        assert error(model, d, x) == pytest.approx(expected[d].item(), rel=0.01)
+    for d, foreseen in zip(found["dims"], found["mse"], strict=True):
+        assert foreseen == pytest.approx(expected[d].item(), rel=0.05, abs=1e-9)
+    assert torch.allclose(model.stages[0].rotation.gains, pca.variances.float(), rtol=0.05)
+
+
+def test_the_density_is_the_same_to_the_last_digits():
+    model, x = glow(), torch.from_numpy(IMAGES)
+    before = model.bits_per_dim(x)
+    fit_rotation(model, Batches(IMAGES, 16))
+    assert (model.bits_per_dim(x) - before).abs().max() < 1e-5
+    u, v = model.encode(x)
+    assert torch.allclose(model.decode(u, v), x, atol=1e-4)
+
+
+def test_the_first_latents_then_hold_more_of_the_image():
+    model, x = glow(), torch.from_numpy(IMAGES)
+    before = [error(model, d, x) for d in (10, 40, 100)]
+    found = fit_rotation(model, Batches(IMAGES, 16))
+    after = [error(model, d, x) for d in (10, 40, 100)]
+    assert all(late < early for late, early in zip(after, before, strict=True))
+    assert all(np.diff(found["mse"]) <= 1e-9)
+
+
+def test_fewer_probes_leave_more_to_the_sampling_error():
+    gaps = []
+    for probes in (600, 6000):
+        found = fit_rotation(glow(), Batches(IMAGES, 16), probes)
+        at = found["dims"].index(min(found["dims"], key=lambda d: abs(d - 40)))
+        gaps.append(found["mse"][at] - found["fitted_mse"][at])
+        assert found["probes"] + found["left_out"] == pytest.approx(probes, abs=64)
+    assert 0 < gaps[1] < gaps[0]
+
+
+def test_leading_axes_are_nearly_those_of_the_whole_matrix(monkeypatch):
+    x = torch.from_numpy(IMAGES)
+    whole, leading = glow(20), glow(20)
+    fit_rotation(whole, Batches(IMAGES, 16), 12000)
+    monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", 100)
+    before = leading.bits_per_dim(x)
+    fit_rotation(leading, Batches(IMAGES, 16), 12000)
+    assert leading.stages[0].rotation.directions == 20
+    assert error(leading, 20, x) == pytest.approx(error(whole, 20, x), rel=0.1)
+    assert (leading.bits_per_dim(x) - before).abs().max() < 1e-5
+
+
+def test_u_and_v_are_rotated_apart_where_they_have_other_scales():
+    torch.manual_seed(0)
+    model = moved(Hierarchy([Stage(Glow((3, 8, 8), 2, 2, 8), 40, off_manifold_scale=0.1)]), 0.05)
+    x = torch.from_numpy(IMAGES)
+    before, projected = model.bits_per_dim(x), model.project(x)
+    fit_rotation(model, Batches(IMAGES, 16))
+    assert (model.bits_per_dim(x) - before).abs().max() < 1e-5
+    assert torch.allclose(model.project(x), projected, atol=1e-4)
+    matrix = model.stages[0].rotation.matrix
+    assert matrix[:40, 40:].abs().max() == 0 == matrix[40:, :40].abs().max()
+
+
+def test_a_nearly_singular_decoder_does_not_decide():
+    x, model = linear_gaussian(6, 4000)
+    clean = fit_rotation(model, Batches(x.numpy(), 100), probes=8000)
+    _, model = linear_gaussian(6, 4000)
+    flow = model.stages[0].flow
+    inverse = flow.inverse
+
+    def singular(z):
+        return inverse(z) * torch.where(torch.arange(len(z)) % 25 == 0, 1e4, 1.0)[:, None]
+
+    flow.inverse = singular
+    found = fit_rotation(model, Batches(x.numpy(), 100), probes=8000)
+    flow.inverse = inverse
+    assert found["left_out"] == pytest.approx(8000 / 25, rel=0.01)
+    assert found["mse"] == pytest.approx(clean["mse"], rel=0.1)
+
+
+def test_a_killed_fit_goes_on_where_it_was(tmp_path, monkeypatch):
+    expected = glow()
+    fit_rotation(expected, Batches(IMAGES, 16), 2000)
+    monkeypatch.setattr(rotation, "SAVE_EVERY", 0.0)
+
+    class KilledError(Exception):
+        pass
+
+    class Dying(Batches):
+        def at(self, step):
+            if step == 20:
+                raise KilledError
+            self.drawn = getattr(self, "drawn", 0) + 1
+            return super().at(step)
+
+    model = glow()
+    with pytest.raises(KilledError):
+        fit_rotation(model, Dying(IMAGES, 16), 2000, folder=tmp_path)
+    seen = []
+
+    class Counting(Batches):
+        def at(self, step):
+            seen.append(step)
+            return super().at(step)
+
+    model = glow()
+    fit_rotation(model, Counting(IMAGES, 16), 2000, folder=tmp_path)
+    assert seen[0] == 20
+    state = expected.state_dict()
+    assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_left_of_another_fit_is_not_used(tmp_path):
+    (tmp_path / "probes.safetensors").write_bytes(b"half")
+    model, expected = glow(), glow()
+    fit_rotation(model, Batches(IMAGES, 16), 500, folder=tmp_path)
+    fit_rotation(expected, Batches(IMAGES, 16), 500)
+    assert torch.equal(model.stages[0].rotation.matrix, expected.stages[0].rotation.matrix)
+
+
+def test_a_second_rotation_takes_the_place_of_the_first():
+    model = glow()
+    fit_rotation(model, Batches(IMAGES, 16), 3000)
+    first = [error(model, d, torch.from_numpy(IMAGES)) for d in (20, 60)]
+    fit_rotation(model, Batches(IMAGES, 16, seed=5), 3000)
+    assert [type(each).__name__ for each in model.stages[0].flows] == ["Glow", "Rotation"]
+    second = [error(model, d, torch.from_numpy(IMAGES)) for d in (20, 60)]
+    assert second == pytest.approx(first, rel=0.1)
+
+
+def test_training_is_as_it_was_after_a_fit():
+    model = glow()
+    model.requires_grad_(True)
+    list(model.parameters())[0].requires_grad_(False)
+    fit_rotation(model, Batches(IMAGES, 16), 200)
+    flags = [weight.requires_grad for weight in model.parameters()]
+    assert flags == [False] + [True] * (len(flags) - 1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phase_1")
+    how = phase(1, weight=0)
+    return train_phase(how, MODEL, None, IMAGES[20:], IMAGES[:20], 7, CPU, folder)[0]
+
+
+def rotated(trained, folder, **changes):
+    settings = RotationSettings(rotate=1, **changes)
+    return rotate_phase(settings, trained, IMAGES[20:], 7, CPU, folder)
+
+
+def test_a_phase_rotates_a_copy_and_says_so(trained, tmp_path):
+    model, history = rotated(trained, tmp_path, probes=1000)
+    assert trained.stages[0].rotation is None
+    assert model.stages[0].rotation is not None
+    assert [each["stages"] for each in model.notes["phases"]] == [[1], [1]]
+    assert history["name"] == "phase_2" and history["train"] == []
+    assert history["rotation"]["probes"] + history["rotation"]["left_out"] >= 1000
+
+
+def test_a_rotated_model_is_saved_and_loaded(trained, tmp_path):
+    model, _ = rotated(trained, tmp_path, probes=500)
+    model.save(tmp_path / "model.safetensors")
+    loaded = Hierarchy.load(tmp_path / "model.safetensors")
+    x = torch.from_numpy(IMAGES)
+    assert torch.equal(loaded.project(x), model.eval().project(x))
+    assert torch.equal(loaded.gains, model.gains)
+
+
+def test_a_second_stage_is_trained_by_the_metric_of_the_first_and_rotated(trained, tmp_path):
+    model, _ = rotated(trained, tmp_path, probes=1000)
+    with torch.no_grad():
+        u = model.encode(torch.from_numpy(IMAGES))[0].numpy()
+    second = phase(2, weight=10.0, space="metric")
+    whole, history = train_phase(second, MODEL, model, u[20:], u[:20], 7, CPU, tmp_path / "2")
+    assert history["terms"] == ["likelihood", "reconstruction"]
+    settings = RotationSettings(rotate=2, probes=1000)
+    final, history = rotate_phase(settings, whole, u[20:], 7, CPU, tmp_path / "3")
+    x = torch.from_numpy(IMAGES)
+    assert final.stages[1].rotation is not None and final.gains.shape == (6,)
+    assert (final.bits_per_dim(x) - whole.bits_per_dim(x)).abs().max() < 1e-5
+    assert history["rotation"]["mse"][-1] == 0
+
+
+def nested(**changes):
+    found = phase(1, weight=5.0, rotate_every=8, **changes)
+    penalty = found.reconstruction.model_copy(update={"spread": 3.0})
+    return found.model_copy(update={"reconstruction": penalty})
+
+
+def test_a_training_that_rotates_resumes_bit_for_bit(trained, tmp_path):
+    def train(folder, on_log=None):
+        rows = IMAGES[20:], IMAGES[:20]
+        return train_phase(nested(), MODEL, trained, *rows, 7, CPU, folder, on_log)
+
+    expected, history = train(tmp_path / "whole")
+    assert expected.stages[0].rotation.gains.std() > 0
+
+    def kill(name, step, row):
+        if step == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", kill)
+    model, again = train(tmp_path / "killed")
+    assert again["steps_trained"] < history["steps_trained"]
+    state = expected.state_dict()
+    assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
+
+
+def test_realnvp_can_be_rotated():
+    torch.manual_seed(0)
+    model = moved(Hierarchy([Stage(RealNVP(6, 4), 2)]))
+    x = torch.randn(300, 6)
+    before = model.bits_per_dim(x)
+    fit_rotation(model, Batches(x.numpy(), 50), 2000)
+    assert (model.bits_per_dim(x) - before).abs().max() < 1e-5
