@@ -221,7 +221,9 @@ def test_pixel_features_depend_on_the_reference_alone():
     found, itself = pixel_features(reference, real, images(9, seed=2)), pixel_features(*3 * [real])
     other = pixel_features(reference, real, real[:2] // 3)
     np.testing.assert_allclose(found[0], other[0], atol=1e-9)
-    np.testing.assert_allclose(found[0][:5], pixel_features(reference, real[:5], real)[0], atol=1e-9)
+    np.testing.assert_allclose(
+        found[0][:5], pixel_features(reference, real[:5], real)[0], atol=1e-9
+    )
     assert found[0].shape == (50, 64)
     assert itself[0].shape == (50, 49)
 

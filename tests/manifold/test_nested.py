@@ -41,7 +41,7 @@ def test_a_model_of_another_dimension_shares_weights_and_density():
     other = model.at_dim(5)
     assert other.dims == [8, 6, 5]
     assert torch.allclose(other.log_prob(x), model.log_prob(x), atol=1e-5)
-    u, v = model.encode(x)
+    u, _v = model.encode(x)
     nested, _ = other.encode(x)
     assert torch.equal(nested[:, :3], u)
     before = other.log_prob(x)

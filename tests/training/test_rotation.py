@@ -181,7 +181,7 @@ def test_a_second_rotation_takes_the_place_of_the_first():
 def test_training_is_as_it_was_after_a_fit():
     model = glow()
     model.requires_grad_(True)
-    list(model.parameters())[0].requires_grad_(False)
+    next(iter(model.parameters())).requires_grad_(False)
     fit_rotation(model, Batches(IMAGES, 16), 200)
     flags = [weight.requires_grad for weight in model.parameters()]
     assert flags == [False] + [True] * (len(flags) - 1)
@@ -204,7 +204,8 @@ def test_a_phase_rotates_a_copy_and_says_so(trained, tmp_path):
     assert trained.stages[0].rotation is None
     assert model.stages[0].rotation is not None
     assert [each["stages"] for each in model.notes["phases"]] == [[1], [1]]
-    assert history["name"] == "phase_2" and history["train"] == []
+    assert history["name"] == "phase_2"
+    assert history["train"] == []
     assert history["rotation"]["probes"] + history["rotation"]["left_out"] >= 1000
 
 
@@ -227,7 +228,8 @@ def test_a_second_stage_is_trained_by_the_metric_of_the_first_and_rotated(traine
     settings = RotationSettings(rotate=2, probes=1000)
     final, history = rotate_phase(settings, whole, u[20:], 7, CPU, tmp_path / "3")
     x = torch.from_numpy(IMAGES)
-    assert final.stages[1].rotation is not None and final.gains.shape == (6,)
+    assert final.stages[1].rotation is not None
+    assert final.gains.shape == (6,)
     assert (final.bits_per_dim(x) - whole.bits_per_dim(x)).abs().max() < 1e-5
     assert history["rotation"]["mse"][-1] == 0
 

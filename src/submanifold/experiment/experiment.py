@@ -112,13 +112,6 @@ class Experiment(Choices):
         }
 
 
-LATER: dict[str, dict[str, Any]] = {
-    "reconstruction": {"spread": None, "target": None},
-    "training": {"rates": 1.0, "rotate_every": None},
-}
-"""Settings that came later: left out where they do nothing, artifacts of before are still found."""
-
-
 def effective(phase: Any) -> dict[str, Any]:
     """A phase's settings, JSON-able, without those that do nothing in it."""
     if isinstance(phase, RotationSettings):
@@ -126,12 +119,7 @@ def effective(phase: Any) -> dict[str, Any]:
     idle: dict[str, Any] = {name: True for name, term in phase.terms.items() if not term.weight > 0}
     if phase.stages[0] == 1:
         idle.setdefault("reconstruction", {"space": True})
-    settings = phase.model_dump(mode="json", exclude=idle)
-    for group, later in LATER.items():
-        for name, default in later.items():
-            if group in settings and settings[group].get(name, default) == default:
-                settings[group].pop(name, None)
-    return settings
+    return phase.model_dump(mode="json", exclude=idle)
 
 
 def sources(trained: list[tuple[int, ...]]) -> list[Source | None]:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from submanifold.device import fused_where_possible
-from submanifold.flows import Coupling
+from submanifold.flows import Coupling, MaskedAffineCoupling
 
 MOMENTUM = 0.95
 ITERATIONS = 4
+LARGEST_OF_VECTORS = 128
 QUINTIC = 3.4445, -4.7750, 2.0315
 
 
@@ -38,10 +39,20 @@ def optimizers_for(model: nn.Module, rate: float, matrix_rate: float | None) -> 
 
 
 def matrices_of(model: nn.Module) -> list[Tensor]:
-    """Weights of the linear layers and convolutions in the model's coupling nets."""
-    nets = (module.net for module in model.modules() if isinstance(module, Coupling))
-    layers = (layer for net in nets for layer in net.modules())
-    return [each.weight for each in layers if isinstance(each, nn.Linear | nn.Conv2d)]
+    """Weights of the linear layers and convolutions in the model's coupling nets.
+
+    Not the large ones of couplings of vectors: they are multiplied once for an event, not once for
+    each of its pixels, and making them orthogonal would take longer than all else.
+    """
+    found = []
+    for coupling in (each for each in model.modules() if isinstance(each, Coupling)):
+        layers = [
+            each for each in coupling.net.modules() if isinstance(each, nn.Linear | nn.Conv2d)
+        ]
+        if isinstance(coupling, MaskedAffineCoupling):
+            layers = [each for each in layers if min(each.weight.shape) <= LARGEST_OF_VECTORS]
+        found += [each.weight for each in layers]
+    return found
 
 
 class Muon(Optimizer):
