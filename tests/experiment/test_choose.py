@@ -79,7 +79,8 @@ def test_the_rows_are_chosen_and_the_tables_are_gone(tables):
     assert (chosen["data"]["source"], chosen["data"]["size"]) == ("photos", 8)
     assert chosen["stage_1"]["flow"] == tables["stage_defaults"]["glow"]["flow"]
     assert chosen["stage_2"]["flow"]["type"] == "realnvp"
-    training = {**tables["training_defaults"], "recompute": False}
+    later = {"recompute": False, "rates": 1.0, "rotate_every": None}
+    training = {**tables["training_defaults"], **later}
     assert chosen["phase_1"]["training"] == {**training, "steps": 7, "learning_rate": 1e-3}
     assert chosen["phase_2"]["training"]["steps"] == 9
     assert [chosen[f"phase_{n}"]["stages"] for n in (1, 2)] == [[1], [2]]

@@ -1,7 +1,7 @@
 """One function for each picture: data in, matplotlib or plotly figure out."""
 
 from submanifold.figures.curves import training_curves
-from submanifold.figures.dimensions import dimension_curves
+from submanifold.figures.dimensions import dimension_curves, frontier
 from submanifold.figures.divergences import gaussian_fits
 from submanifold.figures.images import as_png, image_grid
 from submanifold.figures.latents import latent_histogram
@@ -13,6 +13,7 @@ __all__ = [
     "as_png",
     "delta_rows",
     "dimension_curves",
+    "frontier",
     "gaussian_fits",
     "image_grid",
     "latent_histogram",

@@ -41,3 +41,27 @@ def dimension_curves(
     axes.grid(alpha=0.25, which="both")
     axes.legend()
     return figure
+
+
+def frontier(points: Mapping[str, tuple[float, float, float]]) -> Figure:
+    """Draw bits per dimension against squared error, of the encoder and of the nearest point.
+
+    Args:
+        points: By name: bits per dimension, and the two errors, joined by a line. Where bits are
+            NaN, a line across.
+    """
+    figure = Figure(figsize=(8.5, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, (bits, encoder, nearest)) in enumerate(points.items()):
+        color = f"C{number % 10}"
+        if bits != bits:  # NaN
+            axes.axvline(encoder, color="0.4", linestyle="--", linewidth=1, label=name)
+            continue
+        axes.plot([encoder, nearest], [bits, bits], color=color, linewidth=0.8)
+        axes.plot(encoder, bits, "s" if number < 10 else "D", color=color, label=name)
+        axes.plot(nearest, bits, "s" if number < 10 else "D", color=color, markerfacecolor="white")
+    axes.set(xscale="log", xlabel="mean squared error (filled: encoder; open: nearest point)",
+             ylabel="bits per dimension")  # fmt: skip
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(fontsize=8)
+    return figure

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.figures import delta_rows, gaussian_fits, rejection_blocks, sample_panels
+from submanifold.reproduction import beyond
 from submanifold.reproduction.experiments import Experiment
 from submanifold.reproduction.findings import ON_BEDROOMS, check_findings
 from submanifold.reproduction.tables import (
@@ -164,6 +165,34 @@ TO_100 = {
     "hierarchical training": Need("celeba-H-MM-500-100"),
 }
 
+# Steps of phases for about equal seconds, by what a step costs (benchmarks/training_step.py)
+STEPS: dict[str, dict[str, int]] = {
+    "Glow-rotated": {"phase_1": 4600},
+    "penalty-after": {},
+    "nested": {},
+    "PR-M": {"phase_1": 2000},
+    "PR-D": {"phase_1": 2800},
+    "EE-M": {"phase_1": 1500},
+    "H-MM": {},
+    "H-MM-rotated": {"phase_1": 2200},
+    "DNF": {"phase_1": 2000},
+    "DNF-code": {"phase_1": 2000},
+}
+RECIPES = {"celeba": "celeba-Glow", "photos": "photos-Glow", "lsun_bedroom": "lsun_bedroom-Glow"}
+
+
+def _beyond_needs() -> dict[str, Need]:
+    needs = {}
+    for dataset, recipe in RECIPES.items():
+        for method, steps in STEPS.items():
+            changes: list[tuple[str, Any]] = [("method", method)]
+            changes += [(f"{phase}.training.steps", count) for phase, count in steps.items()]
+            needs[f"{dataset}: {method}"] = Need(recipe, tuple(changes))
+        alone = ("method", "nested"), ("phase_3.reconstruction.spread", None)
+        needs[f"{dataset}: nested-500"] = Need(recipe, alone)
+    return needs
+
+
 TARGETS: dict[str, Target] = {
     **{f"table-{number}": _table(number) for number in PAPER_TABLES},
     "figure-1": Target(
@@ -182,4 +211,8 @@ TARGETS: dict[str, Target] = {
         **{method + ON_BEDROOMS: need for method, need in _needs(_paper_cells(3)).items()
            if method != "DNF"},
     }, _findings, seeds=True),
+    "beyond": Target(
+        "Past the paper: density and reconstruction at equal seconds of training",
+        _beyond_needs(), lambda runs: beyond.make(runs, Content), seeds=True,
+    ),
 }  # fmt: skip

@@ -1,0 +1,106 @@
+"""The main method: likelihood, rotation, penalty, rotation; and a rotated hierarchy of two stages."""
+
+import numpy as np
+import pytest
+import torch
+
+from submanifold.data.batches import Batches
+from submanifold.manifold import Hierarchy
+
+
+@pytest.fixture(scope="module")
+def run(project):
+    return project.run(method="nested")
+
+
+def test_it_is_the_default_for_images(project):
+    with project.session(env="base") as session:
+        loader = session._get_config_loader()
+        assert loader.experiment.method == "nested"
+        assert loader.experiment.pipeline == "hierarchical"
+    with project.session(env="base", dataset="circle") as session:
+        assert session._get_config_loader().experiment.method == "H-MM"
+
+
+def test_only_trainings_train(run):
+    assert run.steps == {"phase_1": 12, "phase_3": 12}
+    assert [run.load(f"phase_{n}.history")["steps"] for n in (1, 2, 3, 4)] == [12, 0, 12, 0]
+
+
+def test_a_rotation_leaves_the_density_as_it_is(run):
+    x = next(iter(Batches(run.load("x_test"), 64)))
+    for before, after in ((1, 2), (3, 4)):
+        bits = [run.load(f"phase_{n}.model").bits_per_dim(x) for n in (before, after)]
+        assert (bits[0] - bits[1]).abs().max() < 1e-5
+
+
+def test_the_rotation_is_in_the_models_file(run):
+    model = run.load("hierarchy")
+    assert isinstance(model, Hierarchy)
+    assert [each["type"] for each in model.config["stages"][0]["bijections"]] == [
+        "glow", "rotation"
+    ]  # fmt: skip
+    assert [each["stages"] for each in model.notes["phases"]] == [[1]] * 4
+
+
+def test_every_dimension_is_measured_beside_pca(run):
+    metrics = run.load("metrics")
+    curve = metrics["curve"]
+    assert (curve["dims"][0], curve["dims"][-1]) == (1, 192)
+    assert len(curve["dims"]) == len(curve["mse"]) == len(curve["pca_mse"])
+    assert curve["mse"][0] > curve["mse"][len(curve["mse"]) // 2] > curve["mse"][-1]
+    assert curve["mse"][-1] == pytest.approx(0, abs=1e-6)
+    at = dict(zip(curve["nearest_dims"], curve["nearest_mse"], strict=True))
+    assert all(value >= 0 for value in at.values())
+    smallest = [d for d in curve["smallest"].values() if d is not None]
+    assert smallest == sorted(smallest)
+    assert metrics["nearest_mse"]["value"] <= metrics["mse"]["value"]
+    assert metrics["nearest_mse"]["n"] == 64
+
+
+def test_mlflow_has_the_curve_by_dimension(run, project):
+    client = project.mlflow_client
+    rows = client.get_metric_history(run.mlflow.info.run_id, "test.by_dimension.mse")
+    curve = run.load("metrics")["curve"]
+    assert {row.step: row.value for row in rows} == pytest.approx(
+        dict(zip(curve["dims"], curve["mse"], strict=True))
+    )
+    assert run.mlflow.data.metrics["test.nearest_mse"] > 0
+    assert "dimensions.png" in {each.path for each in client.list_artifacts(run.mlflow.info.run_id)}
+
+
+def test_the_report_shows_both_errors_and_the_curve(run):
+    page = run.path("report").read_text()
+    assert "A manifold of every dimension" in page
+    assert "MSE, nearest point" in page
+    assert "rotation by" in page
+    assert run.path("dimensions_figure").exists()
+    assert "MSE, nearest point" in run.load("metrics_table").columns
+
+
+def test_a_changed_penalty_takes_the_density_and_its_rotation_from_the_cache(run, project):
+    other = project.run(
+        until="hierarchy", method="nested", phase_3={"reconstruction": {"weight": 7.0}}
+    )
+    assert other.steps == {"phase_1": 0, "phase_3": 12} or other.steps == {"phase_3": 12}
+
+
+def test_a_wanted_psnr_finds_its_weight(run, project):
+    wanted = {"reconstruction": {"target": {"psnr": 45.0}}}
+    other = project.run(until="hierarchy", method="nested", phase_3=wanted)
+    history = other.load("phase_3.history")
+    weights = [row["reconstruction_weight"] for row in history["train"]]
+    assert weights[-1] > 40.0
+
+
+def test_a_second_stage_by_the_metric_and_rotated(project):
+    run = project.run(until="metrics", method="H-MM-rotated")
+    assert run.steps == {"phase_1": 12, "phase_3": 12}
+    model = run.load("hierarchy")
+    assert all(stage.rotation is not None for stage in model.stages)
+    x = next(iter(Batches(run.load("x_test"), 64)))
+    bits = [run.load(f"phase_{n}.model").bits_per_dim(x) for n in (3, 4)]
+    assert (bits[0] - bits[1]).abs().max() < 1e-5
+    assert np.isfinite(run.load("metrics")["nearest_mse"]["value"])
+    with torch.no_grad():
+        assert model.at_dim(20).project(x).shape == x.shape
