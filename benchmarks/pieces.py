@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import jvp, vjp
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.glows import PEERS, SHAPE, SIZES, Net, ours
@@ -24,6 +25,9 @@ from benchmarks.training_step import trainer_of
 from submanifold.data.batches import Batches
 from submanifold.flows import RealNVP
 from submanifold.manifold import Hierarchy, Stage, penalized_likelihood
+from submanifold.manifold.model import NEAREST_STEPS
+from submanifold.manifold.nearest import ITERATIONS
+from submanifold.training.rotation import fit_rotation
 
 BATCH, COUPLINGS, IMAGES = 64, 6, 8192
 
@@ -121,6 +125,35 @@ def evaluation(device: torch.device) -> dict[str, Callable[[], object]]:
     return found
 
 
+def nearest(device: torch.device) -> dict[str, Callable[[], object]]:
+    """Projections of 64 images onto 500 dimensions at size S: the encoder's, and the nearest."""
+    torch.manual_seed(0)
+    hierarchy = Hierarchy([Stage([ours(*SIZES["S"])], 500)]).to(device)
+    hierarchy.stages[0].add_rotation()
+    x = torch.rand(BATCH, *SHAPE, device=device) - 0.5
+
+    def plain() -> None:
+        """By torch.func, which takes plain modules."""
+        u = hierarchy.encode(x)[0].detach()
+        for _ in range(NEAREST_STEPS * (1 + ITERATIONS)):
+            jvp(hierarchy.decode, (u,), (u,))
+            vjp(hierarchy.decode, u)[1](x)
+
+    return {
+        "encoder": torch.no_grad()(partial(hierarchy.project, x)),
+        "3 Gauss-Newton steps": partial(hierarchy.project, x, steps=NEAREST_STEPS),
+        "its products by torch.func": torch.no_grad()(plain),
+    }
+
+
+def rotation(device: torch.device) -> dict[str, Callable[[], object]]:
+    """1,024 probes of the rotation's fit at size S, with the eigenvectors."""
+    hierarchy = Hierarchy([Stage([ours(*SIZES["S"])], 500)]).to(device)
+    images = np.random.default_rng(0).integers(0, 256, (256, *SHAPE), dtype=np.uint8)
+    batches = Batches(images, BATCH, device=device)
+    return {"submanifold": partial(fit_rotation, hierarchy, batches, 1024)}
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -132,6 +165,8 @@ def main() -> None:
         "RealNVP, 1000 to 500, step": partial(realnvp, 1000),
         f"loading {BATCH} images": loader,
         "scoring 256 images": evaluation,
+        f"projecting {BATCH} images": nearest,
+        "a rotation by 1,024 probes": rotation,
     }
     print("| | | ms | times the first's |\n| --- | --- | --- | --- |")
     for piece, make in pieces.items():

@@ -70,8 +70,12 @@ class PCA:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats of the Gaussian with (shrunk) full covariance, shape (batch,)."""
         flat = (x.flatten(1).double() - self.mean) @ self.axes
-        variances = self._shrunk(self.shrinkage)
+        variances = self.shrunk_variances()
         return -0.5 * (flat.square() / variances + torch.log(2 * math.pi * variances)).sum(1)
+
+    def shrunk_variances(self) -> Tensor:
+        """Variances along the axes of the Gaussian with (shrunk) covariance, (D,)."""
+        return self._shrunk(self.shrinkage)
 
     def shrink(self, valid: Iterable[Tensor]) -> "PCA":
         """Choose the shrinkage with the best likelihood on validation batches.

@@ -22,6 +22,7 @@ from submanifold.manifold import Hierarchy
 from submanifold.manifold.model import NEAREST_STEPS
 from submanifold.progress import track
 from submanifold.reproduction.experiments import Experiment
+from submanifold.reproduction.pca_flow import pca_flow
 from submanifold.reproduction.tables import over_seeds
 
 DIMS = (100, 500, 1000)
@@ -65,6 +66,7 @@ ROWS = (
     Row("DNF", "DNF"),
     Row("DNF-code", "DNF-code"),
 )
+PCA_ROW = Row("PCA, then a flow", OURS)
 
 
 def measure(experiment: Experiment, row: Row) -> list[dict[str, Any]]:
@@ -115,6 +117,32 @@ def _measure(experiment: Experiment, row: Row) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_pca(experiment: Experiment, seed: int) -> list[dict[str, Any]]:
+    """Measure PCA followed by a flow on an experiment's data, as :func:`measure`, or find it."""
+    folder = experiment.project / "data" / "07_model_output"
+    folder /= experiment.configuration.keys_of["data"]
+    path = folder / f"pca-flow-{seed}-{VERSION}.json"
+    found = read_json(path)
+    if found is None:
+        found = [_measure_pca(experiment, seed, dim) for dim in DIMS]
+        write_json(path, found)
+    return found
+
+
+def _measure_pca(experiment: Experiment, seed: int, dim: int) -> dict[str, Any]:
+    train, valid, test = (experiment.load(f"x_{part}") for part in ("train", "valid", "test"))
+    fitted = pca_flow(train, valid, test, dim, seed, SAMPLES)
+    quality = sample_quality(train, test, fitted["samples"], "auto", choose_device("cpu"))
+    error = pca_error(experiment.load("baselines"), dim)["mse"]
+    psnr = {"value": -10 * np.log10(error["value"])}
+    return {
+        "dim": dim, "bpd": fitted["bits_per_dim"], "pca": error, "seconds": fitted["seconds"],
+        "encoder": {"mse": error, "psnr": psnr}, "nearest": {"mse": error, "psnr": psnr},
+        "precision": quality["precision"], "recall": quality["recall"], "kid": quality["kid"],
+        "n": len(test), "n_test": len(test),
+    }  # fmt: skip
+
+
 def _seconds(experiment: Experiment, row: Row) -> float:
     """Of all phases up to the model."""
     phase = row.artifact.partition(".")[0].removeprefix("phase_")
@@ -126,10 +154,12 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
     """Make the page: a table of each data set, a verdict on each goal, and pictures."""
     data = pd.DataFrame([
         {"data": dataset, "row": row.name, "seed": seed, **_flat(measured)}
-        for row in ROWS
+        for row in (*ROWS, PCA_ROW)
         for dataset in DATASETS
         for seed, experiment in enumerate(runs.get(f"{dataset}: {row.run}", ()))
-        for measured in measure(experiment, row)
+        for measured in (
+            measure_pca(experiment, seed) if row is PCA_ROW else measure(experiment, row)
+        )
     ])  # fmt: skip
     tables, figures = {}, {}
     for dataset in [name for name in DATASETS if name in set(data["data"])]:
