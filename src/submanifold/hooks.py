@@ -89,8 +89,8 @@ class ExperimentHooks:
         for name in ["hierarchical" if name == "__default__" else name for name in names]:
             if name in ("hierarchical", "joint") and name != experiment.pipeline:
                 raise ClickException(
-                    f"method={experiment.method} has "
-                    f"{'one training' if experiment.pipeline == 'joint' else 'several trainings'}, "
+                    f"method={experiment.method} trains its stages "
+                    f"{'at once' if experiment.pipeline == 'joint' else 'phase by phase'}, "
                     f"which --pipeline={experiment.pipeline} runs, not --pipeline={name}. Change "
                     "either; the method's phases in conf/base/parameters.yml say what it trains."
                 )

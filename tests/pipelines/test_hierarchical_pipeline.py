@@ -138,7 +138,7 @@ def test_the_report_is_one_self_contained_page(run):
     links = Links()
     links.feed(page)
     assert links.open == []
-    assert len(links.images) == 4
+    assert len(links.images) == 5
     assert all(link.startswith("data:image/png;base64,") for link in links.links)
     assert all(image["alt"] for image in links.images)
     assert not re.search(r"https?:|url\(|@import|<script", page)

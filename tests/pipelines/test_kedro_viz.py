@@ -10,6 +10,7 @@ PREVIEWS = {
         *("x_train", "x_valid", "x_test", "phase_2.u_train", "phase_2.u_valid"),
         *("samples", "samples_cool", "projections"),
         *("samples_figure", "samples_cool_figure", "rejection_figure", "curves_figure"),
+        "dimensions_figure",
     },
     "JSONPreview": {
         *("manifest", "baselines", "metrics", "hierarchy"),

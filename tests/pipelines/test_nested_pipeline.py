@@ -1,4 +1,4 @@
-"""The main method: likelihood, rotation, penalty, rotation; and a rotated hierarchy of two stages."""
+"""The main method: likelihood, rotation, penalty, rotation; and two rotated stages."""
 
 import numpy as np
 import pytest

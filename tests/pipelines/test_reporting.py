@@ -37,6 +37,16 @@ def metrics(**more):
         "fid": {"value": None, "why": "not measured: no network"},
         "features": "inception",
         "training_images": None,
+        "curve": {
+            "dims": [1, 9],
+            "mse": [0.5, 0.0],
+            "pca_mse": [0.4, None],
+            "smallest": {"20": 3},
+            "nearest_dims": [5],
+            "nearest_mse": [0.1],
+            "n": 5,
+            "n_nearest": 2,
+        },
         "baselines": {"pca": {"dim": 500, "mse": measured(0.5)}, "gaussian": None},
         "parameters": 7,
         "counts": {"train": 5, "test": 5, "samples": 5},
@@ -137,5 +147,6 @@ def test_points_and_images_share_the_table_and_the_page():
     assert points.inputs() - images.inputs() == {"truth", "params:data"}
     assert points.outputs() == {"report", "curves_figure", "manifold_figure"}
     assert images.outputs() == {
-        *("report", "curves_figure", "samples_figure", "samples_cool_figure", "rejection_figure")
+        *("report", "curves_figure", "samples_figure", "samples_cool_figure", "rejection_figure"),
+        "dimensions_figure",
     }

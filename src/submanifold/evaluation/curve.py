@@ -1,6 +1,7 @@
 """What a manifold of each dimension misses, beside PCA's: one rotated model has them all."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import pca_error
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
-from submanifold.manifold import Hierarchy
+from submanifold.manifold import Hierarchy, Model
 from submanifold.manifold.model import NEAREST_STEPS
 from submanifold.progress import track
 
@@ -20,12 +21,13 @@ BATCH = 64
 
 
 def error_curve(
-    model: Hierarchy, test: np.ndarray, baselines: Mapping[str, Any], device: torch.device
+    model: Model, test: np.ndarray, baselines: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """Measure the squared error of the projection onto the first d latents, by d.
 
     Args:
-        model: The model, on the device; behind a rotation its latents are in order.
+        model: The model, on the device; behind a rotation its latents are in order. One that is no
+            hierarchy has its own dimension alone.
         test: Test images, uint8 (N, ...), of which the first are taken.
         baselines: What :func:`submanifold.evaluation.baselines.fit_baselines` returned.
         device: Where the model is.
@@ -36,41 +38,45 @@ def error_curve(
         point; the counts ``n`` and ``n_nearest`` of images; and ``smallest``: for some PSNRs in dB
         the smallest d whose mean PSNR (encoder's) is no less, None if none is.
     """
-    largest = model.stages[-1].event_dim
+    nested = isinstance(model, Hierarchy)
+    largest = model.stages[-1].event_dim if isinstance(model, Hierarchy) else model.dim
     some = Batches(test[:IMAGES], BATCH, device=device)
     few = Batches(test[:NEAREST_IMAGES], BATCH, device=device)
     measured: dict[int, dict[str, Any]] = {}
 
+    def at(dim: int) -> Model:
+        return model.at_dim(dim) if isinstance(model, Hierarchy) else model
+
     def encoder(dim: int) -> dict[str, Any]:
         if dim not in measured:
-            measured[dim] = reconstruction(squared_errors(model.at_dim(dim).project, some))
+            measured[dim] = reconstruction(squared_errors(at(dim).project, some))
         return measured[dim]
 
     def nearest(dim: int) -> float:
-        at = model.at_dim(dim)
-        errors = squared_errors(lambda x: at.project(x, steps=NEAREST_STEPS), few)
-        return reconstruction(errors)["mse"]["value"]
+        project = partial(at(dim).project, steps=NEAREST_STEPS)
+        return reconstruction(squared_errors(project, few))["mse"]["value"]
 
-    dims = [*track([[d] for d in _spread(largest, POINTS)], "error by dimension", POINTS)]
-    curve = [encoder(d)["mse"]["value"] for (d,) in dims]
-    nearest_dims = _spread(largest - 1, NEAREST_POINTS, least=min(32, largest - 1))
+    wanted = _spread(largest, POINTS) if nested else [largest]
+    few_dims = _spread(largest - 1, NEAREST_POINTS, min(32, largest - 1)) if nested else [largest]
+    for (dim,) in track([[d] for d in wanted], "error by dimension", len(wanted)):
+        encoder(dim)
     return {
-        "dims": [d for (d,) in dims],
-        "mse": curve,
-        "pca_mse": [pca_error(baselines, d).get("mse", {}).get("value") for (d,) in dims],
-        "nearest_dims": nearest_dims,
-        "nearest_mse": [nearest(d) for d in nearest_dims],
+        "dims": wanted,
+        "mse": [encoder(d)["mse"]["value"] for d in wanted],
+        "pca_mse": [pca_error(baselines, d).get("mse", {}).get("value") for d in wanted],
+        "nearest_dims": few_dims,
+        "nearest_mse": [nearest(d) for d in few_dims],
         "n": len(some),
         "n_nearest": len(few),
-        "smallest": {str(psnr): _smallest(encoder, psnr, largest) for psnr in PSNRS},
+        "smallest": {str(psnr): _smallest(encoder, psnr, largest, nested) for psnr in PSNRS},
     }
 
 
-def _smallest(measure: Any, psnr: float, largest: int) -> int | None:
+def _smallest(measure: Any, psnr: float, largest: int, nested: bool) -> int | None:
     """The smallest dimension that reaches a PSNR, by bisection: more dimensions miss less."""
     if measure(largest)["psnr"]["value"] < psnr:
         return None
-    low, high = 0, largest
+    low, high = 0 if nested else largest - 1, largest
     while high - low > 1:
         middle = (low + high) // 2
         reached = measure(middle)["psnr"]["value"] >= psnr

@@ -18,7 +18,7 @@ from submanifold.evaluation.likelihood import (
     to_bits_per_dim,
 )
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
-from submanifold.manifold import Hierarchy, Model, manifold_log_prob
+from submanifold.manifold import Model, manifold_log_prob
 from submanifold.manifold.diagnostics import (
     LARGEST_INVERSE_ERROR,
     inverse_error,
@@ -84,7 +84,7 @@ def measure(
     if input_noise > 0:
         noisy = to_bits_per_dim(noisy_log_prob(model, batches, input_noise), test)
         density["bits_per_dim_noisy"] = mean_interval(noisy)
-    if isinstance(model, Hierarchy) and not batches.is_continuous:
+    if not batches.is_continuous:
         density["curve"] = error_curve(model, test, baselines, device)
     return {
         "dims": model.dims,
