@@ -310,15 +310,16 @@ def errors(model: Hierarchy, images: Images) -> list[float]:
 def nearest(model: Hierarchy, images: Images) -> list[float]:
     """The same of the nearest points that three Gauss-Newton steps find, for fewer images."""
     x = next(iter(Batches(images.test[:NEAREST_IMAGES], NEAREST_IMAGES)))
-    gains = model.stages[0].flows[1].gains  # type: ignore[union-attr]
-    found = []
+    rotation = model.stages[0].flows[1]
+    assert isinstance(rotation, Rotation)
+    gains, found = rotation.gains, []
     for d in DIMS:
         rest = len(gains) - d
 
         def decode(u: Tensor, rest: int = rest) -> Tensor:
             return model.stages[0].flow.inverse(F.pad(u, (0, rest)))
 
-        u = nearest_point(decode, x, latents(model, x)[:, :d], 3, gains[:d])  # type: ignore[index]
+        u = nearest_point(decode, x, latents(model, x)[:, :d], 3, gains[:d])
         found.append(squared_error(x, decode(u)).mean().item())
     return found
 
@@ -453,7 +454,9 @@ def rows_of(bench: Bench, label: str, model: Hierarchy, options: argparse.Namesp
     """Measure what is missing, and write the tables."""
     images = bench.images
     glow, rotation = model.stages[0].flows
-    base = stages(glow, rotation).requires_grad_(False)  # type: ignore[arg-type]
+    assert isinstance(glow, Glow)
+    assert isinstance(rotation, Rotation)
+    base = stages(glow, rotation).requires_grad_(False)
     pca = PCA.fit(Batches(images.train, 1024))
     curve = pca.error_curve(Batches(images.valid, 1024))[0].float()
     before = bits(base, images)
@@ -482,11 +485,11 @@ def rows_of(bench: Bench, label: str, model: Hierarchy, options: argparse.Namesp
 
     def sort() -> dict[str, Any]:
         torch.manual_seed(options.seed)
-        order = Sorted(rotation.gains, 50)  # type: ignore[arg-type]
+        order = Sorted(rotation.gains, 50)
         order.fit(*probe(base, images), steps=600)
-        return measure(stages(glow, rotation, order))  # type: ignore[arg-type]
+        return measure(stages(glow, rotation, order))
 
-    tried = forms(glow, rotation)  # type: ignore[arg-type]
+    tried = forms(glow, rotation)
     close = {"the rotation": bench.get(f"{label}/nearest", partial(nearest, base, images))}
     for number, (name, make) in enumerate(tried.items()):
         key = f"{label}/form-{number}-{options.form_steps}-{options.seed}"
