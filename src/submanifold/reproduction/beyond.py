@@ -58,14 +58,11 @@ ROWS = (
     Row("likelihood, then penalty, not rotated", "penalty-after", "hierarchy", True),
     Row("nested, at one dimension", "nested-500", "hierarchy", True),
     Row("nested", "nested", "hierarchy", True),
-    Row("PR-M", "PR-M"),
-    Row("PR-D", "PR-D"),
-    Row("EE-M", "EE-M"),
-    Row("H-MM", "H-MM"),
     Row("H-MM, rotated", "H-MM-rotated"),
-    Row("DNF", "DNF"),
-    Row("DNF-code", "DNF-code"),
-)
+    *(Row(f"{method}{optimizer}", f"{method}{run}")
+      for method in ("PR-M", "PR-D", "EE-M", "H-MM", "DNF", "DNF-code")
+      for run, optimizer in ((" at 100", ""), ("", ""), (" at 1000", ""), (", Adam", ", Adam"))),
+)  # fmt: skip
 PCA_ROW = Row("PCA, then a flow", OURS)
 
 

@@ -168,28 +168,42 @@ TO_100 = {
 # Steps of phases for about equal seconds, by what a step costs (benchmarks/training_step.py)
 STEPS: dict[str, dict[str, int]] = {
     "nested": {},
-    "Glow-rotated": {"phase_1": 4600},
-    "PR-M": {"phase_1": 2000},
-    "H-MM": {},
+    "Glow-rotated": {"phase_1": 5200},
     "penalty-after": {},
+    "PR-M": {"phase_1": 2000},
     "PR-D": {"phase_1": 2800},
     "EE-M": {"phase_1": 1500},
+    "H-MM": {},
+    "H-MM-rotated": {"phase_1": 2200},
     "DNF": {"phase_1": 2000},
     "DNF-code": {"phase_1": 2000},
-    "H-MM-rotated": {"phase_1": 2200},
 }
+OF_PAPER = ("PR-M", "PR-D", "EE-M", "H-MM", "DNF", "DNF-code")
+ONE_STAGE, TWO_STAGES = ("PR-D",), ("EE-M", "H-MM")
+OUTER = {100: 1000, 1000: 2000}  # what stage 1 keeps where stage 2 keeps fewer
+ADAM = (("phase_1.training.matrix_rate", None), ("phase_1.training.learning_rate", 0.005))
 RECIPES = {"celeba": "celeba-Glow", "photos": "photos-Glow", "lsun_bedroom": "lsun_bedroom-Glow"}
 
 
+def _at_dim(method: str, dim: int) -> tuple[tuple[str, Any], ...]:
+    """The changes that give a method of the paper a manifold of a dimension."""
+    first = (("stage_1.dim", OUTER[dim] if method in TWO_STAGES else dim),)
+    return first if method in ONE_STAGE else (*first, ("stage_2.dim", dim))
+
+
 def _beyond_needs() -> dict[str, Need]:
-    needs = {}
-    for method, steps in STEPS.items():
-        for dataset, recipe in RECIPES.items():
-            changes: list[tuple[str, Any]] = [("method", method)]
-            changes += [(f"{phase}.training.steps", count) for phase, count in steps.items()]
-            needs[f"{dataset}: {method}"] = Need(recipe, tuple(changes))
-    alone = ("method", "nested"), ("phase_3.reconstruction.spread", None)
-    return needs | {f"{data}: nested-500": Need(recipe, alone) for data, recipe in RECIPES.items()}
+    def need(dataset: str, method: str, *changes: tuple[str, Any]) -> Need:
+        steps = [(f"{phase}.training.steps", count) for phase, count in STEPS[method].items()]
+        return Need(RECIPES[dataset], (("method", method), *steps, *changes))
+
+    one_dim = ("phase_3.reconstruction.spread", None)
+    needs = {f"{data}: {method}": need(data, method) for method in STEPS for data in RECIPES}
+    needs |= {f"{data}: nested-500": need(data, "nested", one_dim) for data in RECIPES}
+    for method in OF_PAPER:
+        needs |= {f"celeba: {method} at {dim}": need("celeba", method, *_at_dim(method, dim))
+                  for dim in OUTER}  # fmt: skip
+        needs[f"celeba: {method}, Adam"] = need("celeba", method, *ADAM)
+    return needs
 
 
 TARGETS: dict[str, Target] = {
