@@ -158,6 +158,7 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="pieces whose name has this in it")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
     pieces = {
@@ -170,6 +171,8 @@ def main() -> None:
     }
     print("| | | ms | times the first's |\n| --- | --- | --- | --- |")
     for piece, make in pieces.items():
+        if options.only not in piece:
+            continue
         found = interleave(make(options.device), options.rounds, options.device)
         first = next(iter(found.values())).median
         for name, timing in found.items():
