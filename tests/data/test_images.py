@@ -499,6 +499,7 @@ def test_pictures_are_read_as_the_model_was_trained(tmp_path):
         "size": 6,
         "channels": 1,
         "crop": "celeba",
+        "margin": 0,
         "value_range": [-0.5, 0.5],
         "bits": 8,
     }

@@ -15,20 +15,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from submanifold.data import celeba
 from submanifold.data.fingerprints import fingerprint_path
 from submanifold.data.photos import FINGERPRINT, photo_patches
-from submanifold.data.settings import DataSettings, ImageSettings, SyntheticSettings
+from submanifold.data.settings import LABELLED, DataSettings, ImageSettings, SyntheticSettings
 from submanifold.data.source import Source
+from submanifold.data.standard import chosen, fingerprint_standard, read_standard
 from submanifold.data.stores import SUFFIXES, digest, open_store
 from submanifold.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-def decode(content: bytes, size: int, channels: int, crop: str = "square") -> np.ndarray:
+def decode(
+    content: bytes, size: int, channels: int, crop: str = "square", margin: int = 0
+) -> np.ndarray:
     """Encoded image -> uint8 array (channels, size, size).
 
-    Upright by its EXIF orientation; the first frame of several; transparent pixels over white;
-    16-bit grey scaled to 8 bits. The crop is centred: `square` has side min(w, h), `celeba`
-    round(148/178 min(w, h)).
+    Upright by its EXIF orientation; the first frame of several; else as :func:`frame`.
 
     Raises:
         OSError, ValueError, ...: If the bytes are no whole image. PIL's plugins raise many kinds.
@@ -42,13 +43,30 @@ def decode(content: bytes, size: int, channels: int, crop: str = "square") -> np
     if most and pixels > most:
         raise ValueError(f"{pixels} pixels, more than the {most} PIL holds safe")
     ImageOps.exif_transpose(image, in_place=True)
+    return frame(image, size, channels, crop, margin)
+
+
+def frame(
+    image: Image.Image, size: int, channels: int, crop: str = "square", margin: int = 0
+) -> np.ndarray:
+    """Picture -> uint8 array (channels, size, size).
+
+    Transparent pixels over white; 16-bit grey scaled to 8 bits. The crop is centred: `square` has
+    side min(w, h), `celeba` round(148/178 min(w, h)). It is resized to what the margin of black
+    pixels leaves of the size.
+
+    Raises:
+        ValueError: If its pixels have no known range.
+    """
     side = min(image.width, image.height)
     side = max(1, round(148 / 178 * side)) if crop == "celeba" else side
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)
     image = image.crop((left, top, left + side, top + side))
     image = _to_mode(image, "RGB" if channels == 3 else "L")
-    image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
+    inner = size - 2 * margin
+    image = image.resize((inner, inner), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image).reshape(inner, inner, channels).transpose(2, 0, 1)
+    return np.pad(pixels, ((0, 0), (margin, margin), (margin, margin))) if margin else pixels
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -65,7 +83,12 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def load_pictures(
-    paths: Iterable[str | Path], size: int, channels: int, crop: str = "square", **_: Any
+    paths: Iterable[str | Path],
+    size: int,
+    channels: int,
+    crop: str = "square",
+    margin: int = 0,
+    **_: Any,
 ) -> np.ndarray:
     """Read pictures as a model was trained on them: ``load_pictures(paths, **settings.facts)``.
 
@@ -78,7 +101,7 @@ def load_pictures(
 
     def load(path: Path) -> np.ndarray:
         try:
-            return decode(path.read_bytes(), size, channels, crop)
+            return decode(path.read_bytes(), size, channels, crop, margin)
         except Exception as error:  # PIL's plugins raise nearly every kind on a broken file
             raise UserError(f"path={path} cannot be read as a picture: {error}") from error
 
@@ -94,13 +117,15 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
     """
     if settings.source == "photos":
         return photo_patches(settings)
+    if settings.source in LABELLED:
+        return _labelled(settings, raw_folder)
     path = _locate(settings, raw_folder)
     if path is None:
         path = celeba.download(settings, raw_folder / "celeba")
     store, crop = open_store(path), settings.crop_rule
     source = Source(
         names=store.names(),
-        image=lambda name: decode(store.read(name), settings.size, settings.channels, crop),
+        image=lambda name: decode(store.read(name), **settings.form),
         parts=None,
         rule="random",
         crop=crop,
@@ -130,6 +155,41 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
     return source
 
 
+def _labelled(settings: ImageSettings, raw_folder: Path) -> Source:
+    """A standard data set; of its training images a part, by the seed, is for validation."""
+    parts = chosen(read_standard(settings.source, settings.path, raw_folder), settings.labels)
+    names = {part: [f"{part}/{n:06d}" for n in range(len(each.images))]
+             for part, each in parts.items()}  # fmt: skip
+    labels: dict[str, Any] = {}
+    for part, each in parts.items():
+        labels |= zip(names[part], each.labels.tolist(), strict=True)
+    official = settings.split == "official"
+    part_of = {name: part for part, each in names.items() for name in each}
+    if official and "valid" not in parts:
+        counts, train = settings.counts, names["train"]
+        valid = counts.valid or max(1, len(train) // 10)
+        if valid >= len(train):
+            raise UserError(
+                f"counts.valid={valid} leaves no training images: there are {len(train)} for both; "
+                "set it lower"
+            )
+        order = np.random.default_rng(settings.seed).permutation(len(train))
+        part_of |= {train[n]: "valid" for n in order[:valid].tolist()}
+
+    def image(name: str) -> np.ndarray:
+        part, _, number = name.partition("/")
+        return frame(Image.fromarray(parts[part].images[int(number)]), **settings.form)
+
+    return Source(
+        names=sorted(labels),
+        image=image,
+        parts=part_of if official else None,
+        rule=settings.split,
+        crop=settings.crop_rule,
+        labels=labels,
+    )
+
+
 def fingerprint(settings: DataSettings, raw_folder: Path) -> str:
     """An identity of the source's content, for cache keys; no image is decoded, no network asked.
 
@@ -144,6 +204,14 @@ def fingerprint(settings: DataSettings, raw_folder: Path) -> str:
         return settings.source
     if settings.source == "photos":
         return FINGERPRINT
+    if settings.source in LABELLED:
+        try:
+            return fingerprint_standard(settings.source, settings.path)
+        except OSError as error:
+            raise UserError(
+                f"path={settings.path} cannot be read as {settings.source} ({error}); give the "
+                "folder of its files, or leave path out to download them"
+            ) from error
     if settings.path is None:
         known = celeba.fingerprint_download(settings, raw_folder / "celeba")
         if known is not None:

@@ -33,6 +33,7 @@ FORMAT = 1
 CHUNK_IMAGES = 1024
 CHUNK_BYTES = 2**25
 LISTED = 1000
+LABELS = "labels.json"
 ALLOWED_PERCENT = 1
 
 
@@ -45,8 +46,8 @@ def prepare(
     call that finds finished work returns it; one that finds half of it (after a kill) goes on
     from the last chunk and ends with the same bytes. One that finds another process at it waits.
 
-    The folder gets train.npy, valid.npy, test.npy and, when they are whole, manifest.json; the raw
-    folder holds downloads.
+    The folder gets train.npy, valid.npy, test.npy, labels.json and, when they are whole,
+    manifest.json; the raw folder holds downloads.
 
     Returns:
         train, valid, test: uint8 (N, channels, size, size), copy-on-write maps of the files.
@@ -64,6 +65,11 @@ def prepare(
                 manifest = _run(source, settings, folder, identity)
     train, valid, test = (np.load(folder / f"{part}.npy", mmap_mode="c") for part in PARTS)
     return train, valid, test, manifest
+
+
+def read_labels(folder: Path) -> dict[str, list[Any]]:
+    """Labels of prepared images, by split in the order of the arrays; empty if there are none."""
+    return read_json(folder / LABELS) or {}
 
 
 @dataclass
@@ -196,6 +202,8 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
             )
     for part, array in arrays.items():
         array.finish(state.written[part])
+    if source.labels is not None:
+        write_json(folder / LABELS, _labels(source.labels, pools))
     manifest = {
         "key": state.key,
         "source": settings.source,
@@ -216,6 +224,16 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
     write_json(folder / "manifest.json", manifest)
     (folder / "state.json").unlink(missing_ok=True)
     return manifest
+
+
+def _labels(labels: Mapping[str, Any], pools: list[Pool]) -> dict[str, list[Any]]:
+    """Labels in the order of the arrays: no image that has one is ever skipped."""
+    found = {}
+    for pool in pools:
+        rest = [labels[name] for name in pool.names]
+        for share in pool.shares:
+            found[share.part], rest = rest[: share.count], rest[share.count :]
+    return found
 
 
 def _next_names(pool: Pool, at: int, written: Mapping[str, int], most: int) -> list[str]:
@@ -252,7 +270,12 @@ def _resume(folder: Path, key: str, arrays: Mapping[str, GrowingArray], pools: i
         if state.key == key and all(arrays[p].holds(state.written[p]) for p in PARTS):
             log.info("going on after %d images of an interrupted run", sum(state.read))
             return state
-    for file in (folder / "manifest.json", folder / "state.json", *folder.glob("*.npy*")):
+    for file in (
+        folder / "manifest.json",
+        folder / "state.json",
+        folder / LABELS,
+        *folder.glob("*.npy*"),
+    ):
         file.unlink(missing_ok=True)
     return State(key, [0] * pools, dict.fromkeys(PARTS, 0), [])
 
@@ -270,9 +293,7 @@ def _finished(folder: Path, settings: ImageSettings, identity: str) -> dict[str,
 
 
 def _key(settings: ImageSettings, identity: str) -> str:
-    # The fingerprint says what the data are; where they lie changes nothing.
-    kept = settings.model_dump(exclude={"path", "url", "hash"})
-    content = json.dumps([FORMAT, kept, identity], sort_keys=True)
+    content = json.dumps([FORMAT, settings.content, identity], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -11,7 +11,13 @@ from submanifold.validation import Settings, read_settings
 
 PARTS = ("train", "valid", "test")
 
-Images = Literal["photos", "celeba", "lsun_bedroom", "folder"]
+Images = Literal[
+    "photos", "celeba", "lsun_bedroom", "folder",
+    "mnist", "fashion_mnist", "kmnist", "cifar10", "svhn", "medmnist",
+]  # fmt: skip
+LABELLED = ("mnist", "fashion_mnist", "kmnist", "cifar10", "svhn", "medmnist")
+OF_PLACE = frozenset({"path", "url", "hash"})
+"""Settings that say where data lie, which changes nothing about them."""
 
 
 class Counts(Settings):
@@ -26,18 +32,23 @@ class ImageSettings(Settings):
     """Where images come from and what shape they take.
 
     Attributes:
-        source: `photos` (inside the installed wheels), `celeba`, `lsun_bedroom` or `folder`.
-        path: A folder, a zip or an LMDB folder; `photos` takes none.
+        source: `photos` (inside the installed wheels), `celeba`, `lsun_bedroom`, `folder`, a data
+            set of torchvision's (`mnist`, `fashion_mnist`, `kmnist`, `cifar10`, `svhn`), or
+            `medmnist`.
+        path: A folder, a zip or an LMDB folder; `photos` takes none. Of torchvision's data sets the
+            folder of their files, which are downloaded when it is left out; MedMNIST's npz file.
         url: Where `celeba` is downloaded from when no path is given and none lies in the raw
             folder; `None` asks torchvision's downloader.
         hash: Checksum of what lies at `url`, as pooch writes it: `"md5:..."` or `"sha256:..."`.
         size: Side of the square images, in pixels.
+        margin: Black pixels on each side of a picture, within the size: 2 makes MNIST's 28 to 32.
         channels: 3 for RGB, 1 for grey.
         crop: `square` is the largest centre square; `celeba` the centre 148 of 178 pixels,
             scaled to the file's size; `auto` is `celeba` for that source, else `square`.
             `photos` are cut into patches instead.
         split: `official` follows the source's own partition file, `random` the seed.
-        counts: Images in each split.
+        counts: Images in each split. Of a training set without validation images a tenth are taken.
+        labels: Only images that have one of these labels are used, of data that have labels.
         seed: Of the split; apart from the training's, so that runs are compared on the same images.
     """
 
@@ -46,10 +57,12 @@ class ImageSettings(Settings):
     url: str | None = Field(None, pattern=r"^https?://")
     hash: str | None = Field(None, pattern=r"^(md5|sha1|sha256|sha512):[0-9a-fA-F]+$")
     size: PositiveInt = 32
+    margin: NonNegativeInt = 0
     channels: Literal[1, 3] = 3
     crop: Literal["auto", "square", "celeba"] = "auto"
     split: Literal["official", "random"] = "random"
     counts: Counts = Counts()
+    labels: tuple[int, ...] | None = Field(None, min_length=1)
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
@@ -65,7 +78,22 @@ class ImageSettings(Settings):
             )
         if self.source in ("folder", "lsun_bedroom") and path is None:
             raise ValueError(f"{source} needs path: a folder, a zip or an LMDB folder of images")
-        if self.source != "celeba" and self.split == "official":
+        if self.source == "medmnist" and path is None:
+            raise ValueError(f"{source} needs path: one of MedMNIST's npz files")
+        if self.labels is not None and self.source not in LABELLED:
+            raise ValueError(
+                f"{source} has no labels; leave out labels={list(self.labels)}, or choose one of "
+                f"{', '.join(LABELLED)}"
+            )
+        if self.source in LABELLED and self.crop != "auto":
+            raise ValueError(f"{source} is square; leave out crop={self.crop}")
+        if self.margin and (self.source == "photos" or 2 * self.margin >= self.size):
+            raise ValueError(
+                f"margin={self.margin} leaves nothing of size={self.size}; set it below half of it"
+                if self.source != "photos" else
+                f"{source} are patches of larger pictures; leave out margin={self.margin}"
+            )  # fmt: skip
+        if self.source not in ("celeba", *LABELLED) and self.split == "official":
             raise ValueError(f"{source} has no partition for split=official; set split=random")
         if (self.url or self.hash) and (self.source != "celeba" or path is not None):
             raise ValueError(
@@ -85,8 +113,19 @@ class ImageSettings(Settings):
     @property
     def facts(self) -> dict[str, Any]:
         """What a model has to know of its images, for its file and for `load_pictures`."""
-        form = {"size": self.size, "channels": self.channels, "crop": self.crop_rule}
-        return {**form, "value_range": [-0.5, 0.5], "bits": 8}
+        return {**self.form, "value_range": [-0.5, 0.5], "bits": 8}
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What becomes of a picture, as :func:`submanifold.data.images.frame` takes it."""
+        return {"size": self.size, "channels": self.channels, "crop": self.crop_rule,
+                "margin": self.margin}  # fmt: skip
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the images depend on; settings that came later only where they are set."""
+        later = {name for name in ("margin", "labels") if not getattr(self, name)}
+        return self.model_dump(exclude={*OF_PLACE, *later})
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -126,6 +165,11 @@ class SyntheticSettings(Settings):
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one point: (ambient dimension,)."""
         return (self.manifold.ambient_dim,)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The settings on which the points depend."""
+        return self.model_dump()
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ class Source:
             several threads, and raises whatever a broken file makes it raise.
         parts: The split each name belongs to, or None: any may go anywhere.
         rule: The split rule: `cells`, `official` or `random`.
+        labels: What each name's image shows, JSON-able, or None.
         crop: What of a picture is kept.
         note: What the user should know about the split, or None.
         skipped: `{"name", "reason"}` of what is never read.
@@ -28,5 +30,6 @@ class Source:
     rule: str
     crop: str
     note: str | None = None
+    labels: Mapping[str, Any] | None = None
     skipped: list[dict[str, str]] = field(default_factory=list)
     close: Callable[[], None] = lambda: None

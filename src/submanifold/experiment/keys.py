@@ -15,7 +15,6 @@ EVALUATION_RECIPE = 4
 """Raise it when the same model would no longer give the same metrics and pages."""
 
 RAW = Path("data/01_raw")
-PLACE_OF_DATA = {"path", "url", "hash"}
 
 
 def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
@@ -31,8 +30,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     settings = experiment.parameters()
     with named("data"):
         content = fingerprint(experiment.data, project / RAW)
-    data = {k: v for k, v in settings["data"].items() if k not in PLACE_OF_DATA}
-    digest = _digest(RECIPE, content, data)
+    digest = _digest(RECIPE, content, experiment.data.content)
     keys = {"data": f"{experiment.dataset}-{digest}"}
     digest = _digest(digest, experiment.seed)
     for number, (stages, source) in enumerate(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from submanifold.data.preprocess import prepare
+from submanifold.data.preprocess import prepare, read_labels
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.vectors import draw
 from submanifold.errors import named
@@ -14,7 +14,8 @@ PARTS = ("train", "valid", "test", "manifest")
 def prepare_images(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str, Any]:
     """Download, crop, resize and split images, or find it done; see :func:`prepare`."""
     with named("data"):
-        return dict(zip(PARTS, prepare(data, folder, raw_folder), strict=True))
+        found = dict(zip(PARTS, prepare(data, folder, raw_folder), strict=True))
+        return {**found, "labels": read_labels(folder)}
 
 
 def draw_points(data: SyntheticSettings, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""download/resize -> x_train, x_valid, x_test, manifest."""
+"""download/resize -> x_train, x_valid, x_test, their labels, manifest."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -8,13 +8,14 @@ from submanifold.pipelines.data.nodes import draw_points, prepare_images
 def create_pipeline(synthetic: bool = False) -> Pipeline:
     """Build the data pipeline, of images or of points with a known density."""
     inputs = {"data": "params:data", "folder": "data_folder"}
+    outputs = {part: f"x_{part}" for part in ("train", "valid", "test")}
+    outputs |= {"manifest": "manifest"}
     return Pipeline(
         [
             Node(
                 draw_points if synthetic else prepare_images,
                 inputs=inputs if synthetic else {**inputs, "raw_folder": "raw_folder"},
-                outputs={part: f"x_{part}" for part in ("train", "valid", "test")}
-                | {"manifest": "manifest"},
+                outputs=outputs if synthetic else {**outputs, "labels": "labels"},
                 name="prepare_data",
             )
         ]
