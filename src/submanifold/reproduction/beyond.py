@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,8 @@ VERSION = 2
 """Raise it when a measurement here changes."""
 
 OURS = "nested"
-PLAIN = "Glow"
+RECORD = Path("docs/beyond.csv")
+"""What was measured before, on this machine or another: used where there is no run."""
 
 
 class Row(NamedTuple):
@@ -167,6 +169,8 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
             measure_pca(experiment, seed) if row is PCA_ROW else measure(experiment, row)
         )
     ])  # fmt: skip
+    experiment = next(iter(runs.values()))[0]
+    data, recorded = _with_record(data, experiment.project / RECORD)
     tables, figures = {}, {}
     for dataset in [name for name in DATASETS if name in set(data["data"])]:
         some = data[data["data"] == dataset]
@@ -189,14 +193,30 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
         "Steps were chosen for about equal seconds of an idle machine; seconds are as measured, "
         "with whatever else the machine did.",
     ]
+    if recorded:
+        notes.append(f"{recorded} lines of the data were measured before, and are from {RECORD}.")
     return content(tables, figures, data, notes)
 
 
+def _with_record(data: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, int]:
+    """Add what another machine has measured and this one has not; returns how many lines."""
+    order = [row.name for row in (*ROWS, PCA_ROW)]
+    record = pd.read_csv(path) if path.is_file() else data.iloc[:0]
+    both = pd.concat([data, record[record["row"].isin(order)]])
+    both = both.drop_duplicates(["data", "row", "seed", "dim"], ignore_index=True)
+    places = both["row"].map(order.index)
+    both = both.iloc[np.lexsort((both["seed"], both["dim"], places))].reset_index(drop=True)
+    return both, len(both) - len(data)
+
+
 def _flat(measured: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: measured[name] for name in ("dim", "seconds", "n", "n_test", "bpd", "pca",
-                                              "precision", "recall", "kid")}  # fmt: skip
+    flat = {name: measured[name] for name in ("dim", "seconds", "n", "n_test")}
+    several = {name: measured[name] for name in ("bpd", "pca", "precision", "recall", "kid")}
     for name in ("encoder", "nearest"):
-        flat |= {name: measured[name]["mse"], f"{name}_psnr": measured[name]["psnr"]}
+        several |= {name: measured[name]["mse"], f"{name}_psnr": measured[name]["psnr"]}
+    for name, value in several.items():
+        flat |= {name: value.get("value"), f"{name}_low": value.get("low"),
+                 f"{name}_high": value.get("high")}  # fmt: skip
     return flat
 
 
@@ -205,7 +225,11 @@ def _table(data: pd.DataFrame) -> pd.DataFrame:
     for (name, dim), group in data.groupby(["row", "dim"], sort=False):
 
         def mean(column: str, group: pd.DataFrame = group) -> dict[str, Any]:
-            return over_seeds(list(group[column]))
+            ends = {"value": column, "low": f"{column}_low", "high": f"{column}_high"}
+            return over_seeds([
+                {end: None if pd.isna(row[name]) else row[name] for end, name in ends.items()}
+                for _, row in group.iterrows()
+            ])  # fmt: skip
 
         pca = mean("pca")["value"]
         rows.append({
@@ -244,7 +268,7 @@ def _goals(data: pd.DataFrame) -> pd.DataFrame:
 
     def value(frame: pd.DataFrame, column: str, dim: int | None = None) -> float:
         some = frame if dim is None else frame[frame["dim"] == dim]
-        return float(np.mean([each["value"] for each in some[column]]))
+        return float(some[column].mean())
 
     rows = []
     if len(ours) and len(plain):
@@ -269,11 +293,10 @@ def _points(data: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     at = data[data["dim"] == 500]
     points = {}
     for name, group in at.groupby("row", sort=False):
-        values = [float(np.mean([each["value"] for each in group[column]]))
-                  for column in ("bpd", "encoder", "nearest")]  # fmt: skip
-        points[str(name)] = (values[0], values[1], values[2])
+        bits, encoder, nearest = group[["bpd", "encoder", "nearest"]].mean()
+        points[str(name)] = (bits, encoder, nearest)
     if len(at):
-        pca = float(np.mean([each["value"] for each in at["pca"]]))
+        pca = at["pca"].mean()
         points["PCA"] = (float("nan"), pca, pca)
     return points
 
