@@ -192,6 +192,8 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
         "components of pixels.",
         "Steps were chosen for about equal seconds of an idle machine; seconds are as measured, "
         "with whatever else the machine did.",
+        "Rotations of the latents that depend on the point were tried, and gain nothing after the "
+        "penalised training: [point-rotations.md](point-rotations.md).",
     ]
     if recorded:
         notes.append(f"{recorded} lines of the data were measured before, and are from {RECORD}.")
