@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +12,10 @@ from matplotlib.figure import Figure
 
 from submanifold.data.batches import Batches
 from submanifold.device import choose_device
-from submanifold.evaluation.baselines import pca_error
-from submanifold.evaluation.measure import BATCH_NEAREST, MOST_NEAREST
+from submanifold.evaluation.baselines import BATCH, PCA
+from submanifold.evaluation.intervals import mean_interval
+from submanifold.evaluation.likelihood import per_event
+from submanifold.evaluation.measure import BATCH_NEAREST
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.samples import stored
@@ -28,12 +31,14 @@ from submanifold.reproduction.tables import over_seeds
 DIMS = (100, 500, 1000)
 DATASETS = ("celeba", "photos", "lsun_bedroom")
 SAMPLES = 1000
+NEAREST = 256
 SHOWN_DIMS, SHOWN_TEMPERATURES, SHOWN = (50, 200, 500, 1000), (0.5, 0.7, 1.0), 5
-VERSION = 1
+VERSION = 2
 """Raise it when a measurement here changes."""
 
 OURS = "nested"
-PLAIN = "Glow"
+RECORD = Path("docs/beyond.csv")
+"""What was measured before, on this machine or another: used where there is no run."""
 
 
 class Row(NamedTuple):
@@ -53,7 +58,7 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("Glow, likelihood alone: its coarsest latents", "Glow-rotated", "phase_1.model", True),
+    Row("Glow, by likelihood alone; its coarsest latents", "Glow-rotated", "phase_1.model", True),
     Row("… rotated", "Glow-rotated", "hierarchy", True),
     Row("likelihood, then penalty, not rotated", "penalty-after", "hierarchy", True),
     Row("nested, at one dimension", "nested-500", "hierarchy", True),
@@ -86,8 +91,8 @@ def _measure(experiment: Experiment, row: Row) -> list[dict[str, Any]]:
     device = choose_device(experiment.parameters["device"])
     model: Hierarchy = experiment.load(row.artifact).to(device)
     train, test = experiment.load("x_train"), experiment.load("x_test")
-    baselines, metrics = experiment.load("baselines"), experiment.load("metrics")
-    some = Batches(test[:MOST_NEAREST], BATCH_NEAREST, device=device)
+    metrics, pca = experiment.load("metrics"), PCA.fit(Batches(train, BATCH))
+    some = Batches(test[:NEAREST], BATCH_NEAREST, device=device)
     dims = DIMS if row.ours else (model.dim,)
     rows = []
     for (dim,) in track([[dim] for dim in dims], f"{experiment.name}, {row.name}", len(dims)):
@@ -106,7 +111,7 @@ def _measure(experiment: Experiment, row: Row) -> list[dict[str, Any]]:
             "dim": dim,
             "bpd": metrics["bits_per_dim"],
             **{name: reconstruction(each) for name, each in errors.items()},
-            "pca": pca_error(baselines, dim)["mse"],
+            "pca": _pca_error(pca, some, dim),
             "precision": quality["precision"], "recall": quality["recall"], "kid": quality["kid"],
             "seconds": _seconds(experiment, row),
             "n": len(some), "n_test": len(test),
@@ -130,14 +135,20 @@ def _measure_pca(experiment: Experiment, seed: int, dim: int) -> dict[str, Any]:
     train, valid, test = (experiment.load(f"x_{part}") for part in ("train", "valid", "test"))
     fitted = pca_flow(train, valid, test, dim, seed, SAMPLES)
     quality = sample_quality(train, test, fitted["samples"], "auto", choose_device("cpu"))
-    error = pca_error(experiment.load("baselines"), dim)["mse"]
+    some = Batches(test[:NEAREST], BATCH_NEAREST)
+    error = _pca_error(PCA.fit(Batches(train, BATCH)), some, dim)
     psnr = {"value": -10 * np.log10(error["value"])}
     return {
         "dim": dim, "bpd": fitted["bits_per_dim"], "pca": error, "seconds": fitted["seconds"],
         "encoder": {"mse": error, "psnr": psnr}, "nearest": {"mse": error, "psnr": psnr},
         "precision": quality["precision"], "recall": quality["recall"], "kid": quality["kid"],
-        "n": len(test), "n_test": len(test),
+        "n": len(some), "n_test": len(test),
     }  # fmt: skip
+
+
+def _pca_error(pca: PCA, batches: Batches, dim: int) -> dict[str, Any]:
+    """On the images that the other errors are measured on."""
+    return mean_interval(per_event(lambda x: pca.squared_errors(x)[:, dim], batches))
 
 
 def _seconds(experiment: Experiment, row: Row) -> float:
@@ -158,6 +169,8 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
             measure_pca(experiment, seed) if row is PCA_ROW else measure(experiment, row)
         )
     ])  # fmt: skip
+    experiment = next(iter(runs.values()))[0]
+    data, recorded = _with_record(data, experiment.project / RECORD)
     tables, figures = {}, {}
     for dataset in [name for name in DATASETS if name in set(data["data"])]:
         some = data[data["data"] == dataset]
@@ -179,15 +192,33 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
         "components of pixels.",
         "Steps were chosen for about equal seconds of an idle machine; seconds are as measured, "
         "with whatever else the machine did.",
+        "Rotations of the latents that depend on the point were tried, and gain nothing after the "
+        "penalised training: [point-rotations.md](point-rotations.md).",
     ]
+    if recorded:
+        notes.append(f"{recorded} lines of the data were measured before, and are from {RECORD}.")
     return content(tables, figures, data, notes)
 
 
+def _with_record(data: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, int]:
+    """Add what another machine has measured and this one has not; returns how many lines."""
+    order = [row.name for row in (*ROWS, PCA_ROW)]
+    record = pd.read_csv(path) if path.is_file() else data.iloc[:0]
+    both = pd.concat([data, record[record["row"].isin(order)]])
+    both = both.drop_duplicates(["data", "row", "seed", "dim"], ignore_index=True)
+    places = both["row"].map(order.index)
+    both = both.iloc[np.lexsort((both["seed"], both["dim"], places))].reset_index(drop=True)
+    return both, len(both) - len(data)
+
+
 def _flat(measured: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: measured[name] for name in ("dim", "seconds", "n", "n_test", "bpd", "pca",
-                                              "precision", "recall", "kid")}  # fmt: skip
+    flat = {name: measured[name] for name in ("dim", "seconds", "n", "n_test")}
+    several = {name: measured[name] for name in ("bpd", "pca", "precision", "recall", "kid")}
     for name in ("encoder", "nearest"):
-        flat |= {name: measured[name]["mse"], f"{name}_psnr": measured[name]["psnr"]}
+        several |= {name: measured[name]["mse"], f"{name}_psnr": measured[name]["psnr"]}
+    for name, value in several.items():
+        flat |= {name: value.get("value"), f"{name}_low": value.get("low"),
+                 f"{name}_high": value.get("high")}  # fmt: skip
     return flat
 
 
@@ -196,7 +227,11 @@ def _table(data: pd.DataFrame) -> pd.DataFrame:
     for (name, dim), group in data.groupby(["row", "dim"], sort=False):
 
         def mean(column: str, group: pd.DataFrame = group) -> dict[str, Any]:
-            return over_seeds(list(group[column]))
+            ends = {"value": column, "low": f"{column}_low", "high": f"{column}_high"}
+            return over_seeds([
+                {end: None if pd.isna(row[name]) else row[name] for end, name in ends.items()}
+                for _, row in group.iterrows()
+            ])  # fmt: skip
 
         pca = mean("pca")["value"]
         rows.append({
@@ -235,7 +270,7 @@ def _goals(data: pd.DataFrame) -> pd.DataFrame:
 
     def value(frame: pd.DataFrame, column: str, dim: int | None = None) -> float:
         some = frame if dim is None else frame[frame["dim"] == dim]
-        return float(np.mean([each["value"] for each in some[column]]))
+        return float(some[column].mean())
 
     rows = []
     if len(ours) and len(plain):
@@ -260,11 +295,10 @@ def _points(data: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     at = data[data["dim"] == 500]
     points = {}
     for name, group in at.groupby("row", sort=False):
-        values = [float(np.mean([each["value"] for each in group[column]]))
-                  for column in ("bpd", "encoder", "nearest")]  # fmt: skip
-        points[str(name)] = (values[0], values[1], values[2])
+        bits, encoder, nearest = group[["bpd", "encoder", "nearest"]].mean()
+        points[str(name)] = (bits, encoder, nearest)
     if len(at):
-        pca = float(np.mean([each["value"] for each in at["pca"]]))
+        pca = at["pca"].mean()
         points["PCA"] = (float("nan"), pca, pca)
     return points
 
