@@ -11,6 +11,8 @@ from submanifold.experiment.experiment import Experiment
 
 RECIPE = 4
 """Raise it when the same settings would no longer give the same artifacts."""
+MODEL_RECIPE = 1
+"""Raise it when the finished model's file would hold something else of the same phases."""
 EVALUATION_RECIPE = 4
 """Raise it when the same model would no longer give the same metrics and pages."""
 
@@ -41,6 +43,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
         keys[name] = f"{experiment.dataset}-{name}-{digest}"
         if source is not None:
             keys[f"{name}.u"] = f"{keys[f'phase_{source.phase}']}-u{source.through}"
+    digest = _digest(MODEL_RECIPE, digest)
     keys["model"] = f"{experiment.dataset}-{experiment.method}-{digest}"
     digest = _digest(EVALUATION_RECIPE, digest, settings["evaluation"])
     keys["run"] = f"{experiment.dataset}-{experiment.method}-{digest}"

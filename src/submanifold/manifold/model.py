@@ -34,6 +34,8 @@ class Model(nn.Module, ABC):
         notes: JSON-able facts that travel in the file, such as how it was trained.
         data: JSON-able facts on what it was trained on, which a new picture needs to be made alike:
             ``size``, ``channels``, ``crop``, ``value_range`` and ``bits``; empty if not known.
+        calibration: JSON-able quantiles of scores on such data
+            (:class:`submanifold.evaluation.scores.Calibration`); empty if there are none.
     """
 
     kinds: ClassVar[dict[str, type["Model"]]] = {}
@@ -50,6 +52,7 @@ class Model(nn.Module, ABC):
         super().__init__()
         self.notes: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
+        self.calibration: dict[str, Any] = {}
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,7 +168,8 @@ class Model(nn.Module, ABC):
 
     def save(self, path: str | Path) -> None:
         """Write weights, architecture, notes and data to one safetensors file, whole or not."""
-        header = {"model": self.kind, "config": self.config, "notes": self.notes, "data": self.data}
+        header = {"model": self.kind, "config": self.config, "notes": self.notes,
+                  "data": self.data, "calibration": self.calibration}  # fmt: skip
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         save_tensors(tensors, Path(path), header)
 
@@ -187,6 +191,7 @@ class Model(nn.Module, ABC):
             model.to(next(iter(tensors.values())).dtype)
             model.load_state_dict(tensors)
             model.notes, model.data = header["notes"], header["data"]
+            model.calibration = header.get("calibration", {})
         except (
             SafetensorError, LookupError, TypeError, ValueError, RuntimeError, StopIteration
         ) as error:  # fmt: skip

@@ -37,9 +37,10 @@ def create_pipeline(
             inputs[source] = f"phase_{number}.u"
         phase = rotation if number in rotations else training
         phases += phase(number, inputs[source])
+    given = {"model": f"phase_{len(trained)}.model", "data": "params:data"}
     finished = Node(
         finish_points if synthetic else finish_images,
-        inputs={"model": f"phase_{len(trained)}.model", "data": "params:data"},
+        inputs=given if synthetic else {**given, "valid": "x_valid", "device": "params:device"},
         outputs="hierarchy",
         name="finish",
     )

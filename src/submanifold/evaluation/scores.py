@@ -1,0 +1,197 @@
+"""How strange an image is to a model: scores, and their tail probabilities under normal data."""
+
+import io
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from submanifold.data.batches import Batches
+from submanifold.manifold import Model
+from submanifold.manifold.linearization import Linearization
+from submanifold.manifold.model import NEAREST_STEPS
+from submanifold.manifold.stage import standard_normal_log_prob
+from submanifold.progress import track
+
+SCORES = {
+    "density": "-log p(x), nats",
+    "on_manifold": "-log N(u; 0, I), nats",
+    "off_manifold": "|v|^2 / 2, nats",
+    "encoder_distance": "mean squared error of the encoder's projection, on [0, 1]",
+    "nearest_distance": "mean squared error of the nearest point, on [0, 1]",
+    "complexity": "-log2 p(x) less the bits of the image as a PNG",
+    "manifold_density": "-log density on the manifold of the leading coordinates, nats",
+    "dimension": "minus the local dimension, by the spectrum of J^T J",
+    "typicality": "|log p(x) - its median over normal images|, nats",
+}
+"""All of which are larger for what is stranger; typicality needs a calibration."""
+QUICK = ("density", "on_manifold", "off_manifold", "encoder_distance", "complexity")
+COMBINED = ("typicality", "off_manifold", "encoder_distance")
+COMBINATION = "combination"
+GREY_LEVEL = 1 / 256
+LEADING = 64
+BATCH = 64
+LEVELS = np.concatenate([[0.0], scipy.special.expit(np.linspace(-9, 9, 361)), [1.0]])
+
+
+def score_batch(
+    model: Model, x: Tensor, images: np.ndarray, names: Iterable[str]
+) -> dict[str, Tensor]:
+    """Score a batch.
+
+    Args:
+        model: The model, on x's device.
+        x: The images, dequantised, (batch, channels, height, width) in [-0.5, 0.5).
+        images: The same as bytes, uint8.
+        names: Of :data:`SCORES`, without ``typicality``.
+
+    Returns:
+        Float64 (batch,) by name.
+    """
+    names = set(names)
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        u, v, log_prob = model(x)
+        found["density"] = -log_prob
+        found["on_manifold"] = -standard_normal_log_prob(u)
+        found["off_manifold"] = v.square().sum(1) / 2
+        if "encoder_distance" in names:
+            found["encoder_distance"] = _error(x, model.decode(u))
+    if "nearest_distance" in names:
+        found["nearest_distance"] = _error(x, model.project(x, steps=NEAREST_STEPS))
+    if "complexity" in names:
+        bits = model.event_dim * 8 - log_prob.double() / np.log(2)
+        found["complexity"] = bits - torch.tensor(png_bits(images), device=bits.device)
+    if names & {"manifold_density", "dimension"}:
+        eigenvalues = leading_spectrum(model, u)
+        volume = eigenvalues.clamp_min(1e-12).log().sum(1) / 2
+        leading = u[:, : eigenvalues.shape[1]]
+        found["manifold_density"] = volume - standard_normal_log_prob(leading)
+        found["dimension"] = -local_dimension(eigenvalues)
+    return {name: found[name].double().detach() for name in SCORES if name in names & found.keys()}
+
+
+def _error(x: Tensor, projected: Tensor) -> Tensor:
+    return (x - projected).square().flatten(1).mean(1)
+
+
+def leading_spectrum(model: Model, u: Tensor, most: int = LEADING) -> Tensor:
+    """Eigenvalues of J^T J at u, of the first coordinates alone, (batch, min(d, most)), ascending.
+
+    J is the decoder's derivative; the coordinates of a rotated model are in the order of what they
+    contribute, so that the first are a manifold of their own.
+    """
+    at = Linearization(model.decode, u)
+    columns = []
+    for number in range(min(u.shape[1], most)):
+        direction = torch.zeros_like(u)
+        direction[:, number] = 1
+        columns.append(at.push(direction).flatten(1))
+    jacobian = torch.stack(columns, 2).double()
+    return torch.linalg.eigvalsh(jacobian.transpose(1, 2) @ jacobian).clamp_min(0)
+
+
+def local_dimension(eigenvalues: Tensor) -> Tensor:
+    r"""Count the directions in which an image moves visibly, softly.
+
+    .. math:: \sum_i \frac{\lambda_i}{\lambda_i + \tau^2}
+
+    over eigenvalues (batch, d) of J^T J; tau is a grey level in one pixel. To (batch,).
+    """
+    return (eigenvalues / (eigenvalues + GREY_LEVEL**2)).sum(1)
+
+
+def png_bits(images: np.ndarray) -> np.ndarray:
+    """Bits of uint8 images (N, channels, height, width) as PNGs, (N,): Serrà et al. 2020's L(x)."""
+    sizes = []
+    for image in images:
+        buffer = io.BytesIO()
+        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        Image.fromarray(pixels).save(buffer, "png", optimize=True)
+        sizes.append(8 * buffer.tell())
+    return np.array(sizes, np.float64)
+
+
+def score(
+    model: Model, images: np.ndarray, names: Collection[str] = QUICK, batch_size: int = BATCH
+) -> dict[str, np.ndarray]:
+    """Score uint8 images (N, channels, height, width), with one dequantisation of each.
+
+    Returns:
+        Float64 (N,) by name, as :func:`score_batch`.
+    """
+    batches = Batches(images, batch_size, device=next(model.parameters()).device)
+    found, start = [], 0
+    for x in track(batches, "scoring", len(images)):
+        found.append(score_batch(model, x, images[start : start + len(x)], names))
+        start += len(x)
+    return {name: torch.cat([each[name] for each in found]).cpu().numpy() for name in found[0]}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    r"""What scores normal images have, and with it the probability of a score as large as given.
+
+    Made of images of the training data's kind that were not trained on, and of nothing else. A
+    score's tail probability is one-sided; scores are combined by Fisher's statistic
+    :math:`-2 \sum_i \log p_i`, whose own tail is read off the same images, since scores depend on
+    each other.
+
+    Attributes:
+        count: Images.
+        median: Of log p(x), nats.
+        combined: The scores that are combined.
+        quantiles: By score, and of the combination, at :data:`LEVELS`.
+    """
+
+    count: int
+    median: float
+    combined: tuple[str, ...]
+    quantiles: Mapping[str, np.ndarray]
+
+    @classmethod
+    def fit(cls, scores: Mapping[str, np.ndarray], combined: Sequence[str]) -> "Calibration":
+        """Read quantiles off scores of normal images, each (N,), with ``density`` among them."""
+        count, median = len(scores["density"]), -float(np.median(scores["density"]))
+        single = cls(count, median, tuple(combined), {})
+        scores = single._with_typicality(scores)
+        quantiles = {name: np.quantile(values, LEVELS) for name, values in scores.items()}
+        known = cls(count, median, tuple(combined), quantiles)
+        statistic = known._fisher(scores)
+        return cls(count, median, tuple(combined),
+                   {**quantiles, COMBINATION: np.quantile(statistic, LEVELS)})  # fmt: skip
+
+    def complete(self, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Add to scores with ``density`` their ``typicality``, and the ``combination``."""
+        scores = self._with_typicality(scores)
+        return {**scores, COMBINATION: self._fisher(scores)}
+
+    def tail(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Probability under normal data of a score as large as each value, in [1/(n+1), 1]."""
+        below = np.interp(values, self.quantiles[name], LEVELS, left=0.0, right=1.0)
+        return (1 + self.count * (1 - below)) / (self.count + 1)
+
+    def _with_typicality(self, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**scores, "typicality": np.abs(scores["density"] + self.median)}
+
+    def _fisher(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        each = [np.log(self.tail(name, scores[name])) for name in self.combined]
+        return -2 * np.sum(each, axis=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Make it JSON-able, to five digits."""
+        quantiles = {name: [float(f"{value:.5g}") for value in values]
+                     for name, values in self.quantiles.items()}  # fmt: skip
+        return {"count": self.count, "median": self.median, "combined": list(self.combined),
+                "quantiles": quantiles}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> "Calibration":
+        """Make it of what :meth:`to_dict` returned."""
+        quantiles = {name: np.array(values) for name, values in found["quantiles"].items()}
+        return cls(found["count"], found["median"], tuple(found["combined"]), quantiles)

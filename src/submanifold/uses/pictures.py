@@ -1,0 +1,111 @@
+"""Pictures in files, folders and zips, made as those that a model was trained on."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from submanifold.data.images import decode
+from submanifold.data.stores import DATABASE, SUFFIXES, open_store
+from submanifold.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Picture(NamedTuple):
+    """A name, and how to read its bytes."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+class Pictures:
+    """Pictures at some places, read in batches; those that cannot be read are passed over.
+
+    Args:
+        places: Files, folders (with all that lies below), zips, or LMDB folders.
+        data: What a model knows of its images: :attr:`submanifold.manifold.Model.data`.
+
+    Attributes:
+        skipped: `{"name", "reason"}` of what could not be read so far.
+
+    Raises:
+        UserError: If there is no picture at a place, or the model was not trained on images.
+
+    Example:
+        >>> data = {"size": 32, "channels": 3, "crop": "square"}
+        >>> import submanifold.data.photos
+        >>> len(Pictures([], data))
+        0
+    """
+
+    def __init__(self, places: Sequence[str | Path], data: Mapping[str, Any]):
+        if "size" not in data:
+            raise UserError(
+                "The model's file does not say what images it was trained on, so that no picture "
+                "can be made alike. Give a hierarchy.safetensors of a run on images."
+            )
+        self.form = {name: data[name] for name in ("size", "channels", "crop", "margin")
+                     if name in data}  # fmt: skip
+        self.skipped: list[dict[str, str]] = []
+        self.found = [picture for place in places for picture in self._at(Path(place).expanduser())]
+
+    def __len__(self) -> int:
+        """Count the pictures, those that cannot be read too."""
+        return len(self.found)
+
+    def _at(self, place: Path) -> list[Picture]:
+        if place.is_file() and place.suffix.lower() in SUFFIXES:
+            return [Picture(str(place), place.read_bytes)]
+        if place.is_file() and place.suffix.lower() != ".zip":
+            raise UserError(
+                f"{place} is no picture: files with {', '.join(SUFFIXES)} count, zips of them, and "
+                "folders."
+            )
+        store = open_store(place)
+        self.skipped += store.skipped
+        names = store.names()
+        if not names:
+            raise UserError(
+                f"There are no pictures in {place}: files with {', '.join(SUFFIXES)} count, in any "
+                "folder below it (hidden ones are passed over)."
+            )
+        in_files = place.is_dir() and not (place / DATABASE).is_file()
+        shown = str(place) + ("/" if in_files else ":")
+        return [Picture(shown + name, partial(store.read, name)) for name in names]
+
+    def batches(self, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Names, and uint8 (at most so many, channels, size, size), as long as there are some."""
+        for start in range(0, len(self.found), size):
+            each = [(picture.name, self._decoded(picture)) for picture in self.found[start:][:size]]
+            read = [(name, image) for name, image in each if image is not None]
+            if read:
+                names, images = zip(*read, strict=True)
+                yield list(names), np.stack(images)
+
+    def _decoded(self, picture: Picture) -> np.ndarray | None:
+        try:
+            return decode(picture.read(), **self.form)
+        except Exception as error:  # PIL's plugins raise nearly every kind on a broken file
+            reason = f"{type(error).__name__}: {error}"
+            log.warning("%s is passed over (%s)", picture.name, reason)
+            self.skipped.append({"name": picture.name, "reason": reason})
+            return None
+
+    def all(self, batch_size: int = 64) -> tuple[list[str], np.ndarray]:
+        """Names, and all images that can be read.
+
+        Raises:
+            UserError: If none can be.
+        """
+        names, images = [], []
+        for each, array in self.batches(batch_size):
+            names += each
+            images.append(array)
+        if not images:
+            why = self.skipped[0] if self.skipped else {"name": "nothing", "reason": "none given"}
+            raise UserError(f"None of the pictures can be read: {why['name']} ({why['reason']}).")
+        return names, np.concatenate(images)

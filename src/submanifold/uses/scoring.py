@@ -1,0 +1,139 @@
+"""Scores of one's own pictures, with probabilities under the training data."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from submanifold.data.batches import Batches
+from submanifold.errors import UserError
+from submanifold.evaluation.likelihood import to_bits_per_dim
+from submanifold.evaluation.samples import stored
+from submanifold.evaluation.scores import BATCH, COMBINATION, QUICK, Calibration, score
+from submanifold.manifold import Model
+from submanifold.manifold.model import NEAREST_STEPS
+from submanifold.progress import track
+
+
+def calibration_of(model: Model) -> Calibration:
+    """The calibration that a model's file carries.
+
+    Raises:
+        UserError: It carries none.
+    """
+    if not model.calibration:
+        raise UserError(
+            "The model's file carries no calibration, so that no probability can be given: it was "
+            "written by an earlier version, or by a phase. Run its experiment again: the trainings "
+            "are found, and hierarchy.safetensors is written with one."
+        )
+    return Calibration.from_dict(model.calibration)
+
+
+def score_pictures(
+    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = BATCH
+) -> pd.DataFrame:
+    """Score uint8 images (N, channels, height, width) that are made as those trained on.
+
+    Returns:
+        A row for each image: ``log_prob`` (nats), ``bits_per_dim``, ``log_prob_on_manifold`` and
+        ``log_prob_off_manifold`` (nats, of u and v under N(0, I)),
+        ``encoder_mse`` and with `nearest` ``nearest_mse`` (on [0, 1]), ``complexity`` (bits), and
+        ``probability``: that an image of the training data's kind is as strange as this one.
+
+    Raises:
+        UserError: The model carries no calibration.
+    """
+    calibration = calibration_of(model)
+    names = (*QUICK, "nearest_distance") if nearest else QUICK
+    scores = calibration.complete(score(model, images, names, batch_size))
+    constant = (model.event_dim - model.dim) / 2 * np.log(2 * np.pi)
+    columns = {
+        "log_prob": -scores["density"],
+        "bits_per_dim": to_bits_per_dim(-scores["density"], images),
+        "log_prob_on_manifold": -scores["on_manifold"],
+        "log_prob_off_manifold": -scores["off_manifold"] - constant,
+        "encoder_mse": scores["encoder_distance"],
+        "complexity": scores["complexity"],
+        "probability": calibration.tail(COMBINATION, scores[COMBINATION]),
+        "strangeness": scores[COMBINATION],
+    }
+    if nearest:
+        columns["nearest_mse"] = scores["nearest_distance"]
+    return pd.DataFrame(columns)
+
+
+def scores_table(names: list[str], scores: pd.DataFrame, at_most: float | None) -> pd.DataFrame:
+    """Put names first, and say which are outliers at a probability, if one is given."""
+    table = scores.drop(columns="strangeness")
+    table.insert(0, "picture", names)
+    if at_most is not None:
+        table["outlier"] = table["probability"] <= at_most
+    return table
+
+
+def encode_pictures(
+    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = BATCH
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of uint8 images on the manifold, u (N, d), and off it, v (N, D - d)."""
+    with torch.no_grad():
+        both = [model.encode(x, nearest) for x in _batches(model, images, batch_size, "encoding")]
+    u, v = (torch.cat(each).cpu().numpy() for each in zip(*both, strict=True))
+    return u, v
+
+
+def project_pictures(
+    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = BATCH
+) -> tuple[np.ndarray, np.ndarray]:
+    """Projections of uint8 images (N, ...) as bytes, and their squared errors (N,) on [0, 1]."""
+    steps, projections, errors = NEAREST_STEPS if nearest else 0, [], []
+    with torch.no_grad():
+        for x in _batches(model, images, batch_size, "projecting"):
+            projected = model.project(x, steps)
+            projections.append(stored(projected))
+            errors.append((x - projected).square().flatten(1).mean(1))
+    return np.concatenate(projections), torch.cat(errors).cpu().numpy()
+
+
+def sample_pictures(model: Model, count: int, temperature: float, seed: int) -> np.ndarray:
+    """Samples from the manifold, uint8 (count, channels, height, width)."""
+    generator, drawn = torch.Generator().manual_seed(seed), []
+    for start in range(0, count, BATCH):
+        size = min(BATCH, count - start)
+        drawn.append(stored(model.sample(size, temperature, generator)))
+    return np.concatenate(drawn)
+
+
+def interpolate_pictures(model: Model, images: np.ndarray, steps: int) -> np.ndarray:
+    r"""Go from one of two uint8 images to the other on the manifold, both ends included.
+
+    Directions of u go along the great circle between them, and :math:`|u|^2` changes evenly, so
+    that :math:`\log N(u; 0, I)` does: it is constant if both ends have the same.
+
+    Returns:
+        uint8 (steps, channels, height, width).
+    """
+    with torch.no_grad():
+        (x,) = _batches(model, images, 2, "encoding")
+        first, last = model.encode(x)[0]
+        return stored(model.decode(between(first, last, steps)))
+
+
+def between(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    """Points (steps, d) from a (d,) to b (d,): see :func:`interpolate_pictures`."""
+    share = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device)[:, None]
+    angle = torch.arccos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
+    if angle.sin() < 1e-4:
+        direction = (1 - share) * a / a.norm() + share * b / b.norm()
+        direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    else:
+        first, second = ((1 - share) * angle).sin(), (share * angle).sin()
+        direction = (first * a / a.norm() + second * b / b.norm()) / angle.sin()
+    return direction * ((1 - share) * a.square().sum() + share * b.square().sum()).sqrt()
+
+
+def _batches(model: Model, images: np.ndarray, size: int, doing: str) -> Iterator[Tensor]:
+    batches = Batches(images, size, device=next(model.parameters()).device)
+    return track(batches, doing, len(images))

@@ -1,0 +1,140 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import scipy
+import torch
+from PIL import Image
+
+from submanifold.data import dequantize
+from submanifold.evaluation.scores import (
+    COMBINATION,
+    COMBINED,
+    GREY_LEVEL,
+    SCORES,
+    Calibration,
+    leading_spectrum,
+    local_dimension,
+    png_bits,
+    score,
+    score_batch,
+)
+from submanifold.flows import Glow
+from submanifold.manifold import Hierarchy, Stage
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    found = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=2, width=8, whiten=False), 6)])
+    with torch.no_grad():
+        found(dequantize(torch.from_numpy(images(64))))
+    return found.double().eval()
+
+
+def images(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
+
+
+def normal_scores(count, seed):
+    rng = np.random.default_rng(seed)
+    names = ("density", "off_manifold", "encoder_distance")
+    return {name: rng.normal(size=count) for name in names}
+
+
+def test_tail_probabilities_of_normal_data_are_uniform():
+    calibration = Calibration.fit(normal_scores(5000, 0), COMBINED)
+    scores = calibration.complete(normal_scores(5000, 1))
+    for name in (*normal_scores(1, 0), "typicality", COMBINATION):
+        tails = calibration.tail(name, scores[name])
+        assert scipy.stats.kstest(tails, "uniform").statistic < 0.035, name
+
+
+def test_a_score_beyond_all_has_the_least_probability_and_one_below_all_the_largest():
+    calibration = Calibration.fit(normal_scores(99, 0), COMBINED)
+    tails = calibration.tail("density", np.array([1e9, -1e9]))
+    np.testing.assert_allclose(tails, [1 / 100, 1])
+
+
+def test_typicality_is_the_distance_from_the_median():
+    calibration = Calibration.fit(normal_scores(501, 0), COMBINED)
+    middle = np.median(normal_scores(501, 0)["density"])
+    both = {name: np.array([middle - 1, middle, middle + 1]) for name in normal_scores(1, 0)}
+    np.testing.assert_allclose(calibration.complete(both)["typicality"], [1, 0, 1])
+
+
+def test_a_calibration_survives_its_file():
+    calibration = Calibration.fit(normal_scores(500, 0), COMBINED)
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    scores = calibration.complete(normal_scores(50, 1))
+    for name, values in scores.items():
+        difference = calibration.tail(name, values) - again.tail(name, values)
+        assert np.abs(difference).max() < 1e-3
+
+
+def test_what_is_strange_in_several_ways_is_stranger_than_in_one():
+    calibration = Calibration.fit(normal_scores(2000, 0), COMBINED)
+    one = {"density": [0.0, 2.5], "off_manifold": [2.5, 2.5], "encoder_distance": [0.0, 2.5]}
+    found = calibration.complete({name: np.array(values) for name, values in one.items()})
+    assert found[COMBINATION][1] > found[COMBINATION][0]
+
+
+def test_scores_are_what_they_say(model):
+    array = images(3, 1)
+    x = dequantize(torch.from_numpy(array), torch.Generator().manual_seed(0)).double()
+    found = score_batch(model, x, array, set(SCORES) - {"typicality"})
+    u, v, log_prob = model(x)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    torch.testing.assert_close(found["density"], -log_prob.detach())
+    torch.testing.assert_close(found["on_manifold"], -normal.log_prob(u).sum(1).detach())
+    torch.testing.assert_close(found["off_manifold"], v.square().sum(1).detach() / 2)
+    errors = (x - model.project(x)).square().mean((1, 2, 3)).detach()
+    torch.testing.assert_close(found["encoder_distance"], errors)
+    assert (found["nearest_distance"] <= errors * (1 + 1e-6)).all()
+    bits = 64 * 8 - log_prob.detach() / np.log(2)
+    torch.testing.assert_close(found["complexity"], bits - torch.tensor(png_bits(array)))
+
+
+def test_the_density_on_the_manifold_is_that_of_the_change_of_variables(model):
+    array = images(2, 2)
+    x = dequantize(torch.from_numpy(array), torch.Generator().manual_seed(0)).double()
+    found = score_batch(model, x, array, {"manifold_density", "dimension"})
+    u = model.encode(x)[0].detach()
+    for number in range(2):
+        jacobian = torch.func.jacrev(lambda one: model.decode(one[None])[0].flatten())(u[number])
+        volume = torch.linalg.slogdet(jacobian.T @ jacobian)[1] / 2
+        wanted = volume - torch.distributions.Normal(0.0, 1.0).log_prob(u[number]).sum()
+        torch.testing.assert_close(found["manifold_density"][number], wanted.detach())
+        values = torch.linalg.eigvalsh(jacobian.T @ jacobian)
+        torch.testing.assert_close(
+            -found["dimension"][number], local_dimension(values[None])[0].detach()
+        )
+
+
+def test_the_spectrum_is_of_the_leading_coordinates(model):
+    u = torch.randn(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert leading_spectrum(model, u, most=4).shape == (2, 4)
+    assert leading_spectrum(model, u).shape == (2, 6)
+
+
+def test_directions_far_above_a_grey_level_count_and_those_far_below_do_not():
+    values = torch.tensor([[1e-12, GREY_LEVEL**2, 1.0, 9.0]], dtype=torch.float64)
+    assert local_dimension(values).item() == pytest.approx(2.5, abs=1e-3)
+
+
+def test_png_bits_are_those_of_files():
+    array = np.concatenate([images(1), np.zeros((1, 1, 8, 8), np.uint8)])
+    bits = png_bits(array)
+    buffer = io.BytesIO()
+    Image.fromarray(array[0, 0]).save(buffer, "png", optimize=True)
+    assert bits[0] == 8 * len(buffer.getvalue())
+    assert bits[1] < bits[0]
+    assert png_bits(np.repeat(array, 3, 1))[1] < png_bits(np.repeat(array, 3, 1))[0]
+
+
+def test_scores_are_the_same_every_time(model):
+    array = images(10)
+    one, other = (score(model.float(), array) for _ in range(2))
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
