@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import types
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
@@ -168,7 +169,7 @@ class TrackingHooks:
         outputs = pipeline.all_outputs()
         if self._run_id is not None:
             for name in ("metrics", "truth"):
-                if name in outputs and catalog.exists(name):
+                if _made(outputs, catalog, name):
                     measured = catalog.load(name)
                     mlflow.log_metrics(_numbers(measured))
                     _log_curve(measured.get("curve"))
@@ -178,8 +179,12 @@ class TrackingHooks:
                     named = {key: history[key] for key in ("seconds", "best_step")}
                     mlflow.log_metrics({f"{history['name']}.{k}": v for k, v in named.items()})
             for name in ARTIFACTS:
-                if name in outputs and catalog.exists(name):
+                if _made(outputs, catalog, name):
                     mlflow.log_artifact(str(_path(catalog, name)))
+            if not self._experiment.synthetic and _made(outputs, catalog, "hierarchy"):
+                from submanifold.pipelines.served import log_model
+
+                log_model(_path(catalog, "hierarchy"), self._experiment.register)
             self._run_id = None
         for name in ("report", "comparison"):
             if name in outputs:
@@ -214,6 +219,10 @@ def _close_orphans(experiment_id: str) -> None:
     for run in running:
         if not is_alive(int(run.data.tags["submanifold.pid"])):
             mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+
+
+def _made(outputs: Collection[str], catalog: CatalogProtocol, name: str) -> bool:
+    return name in outputs and catalog.exists(name)
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

@@ -76,6 +76,11 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
         refuse(groups["evaluation"], "evaluation", dict.fromkeys(ABOUT_IMAGES, "it is of images"))
     evaluation = _merge(evaluation, groups["evaluation"], "evaluation")
     plain = read_settings(Choices, given, "parameters")
+    if plain.register is not None and not isinstance(settings, ImageSettings):
+        raise UserError(
+            f"register={plain.register}, but only models of images are registered. Leave it out, "
+            "or choose a dataset of images."
+        )
     experiment = Experiment(
         **plain.model_dump(),
         data=settings,

@@ -47,6 +47,7 @@ class Choices(Settings):
         seed: Of everything but the data.
         device: Where it computes.
         sweep: The parameter whose sweep is drawn.
+        register: The name under which MLflow's registry gets the model; None is not at all.
     """
 
     dataset: str
@@ -54,6 +55,7 @@ class Choices(Settings):
     seed: int = Field(ge=0)
     device: str
     sweep: str | None = None
+    register: str | None = Field(None, min_length=1)
 
 
 class Experiment(Choices):
