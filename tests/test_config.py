@@ -57,7 +57,7 @@ def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
 def test_every_method_of_the_tables_is_valid(env, method):
     made = loader(env, method=method)
     parameters, experiment = made["parameters"], made.experiment
-    several = method.startswith(("H-", "nested")) or method in (
+    several = method.startswith(("H-", "nested", "penalty")) or method in (
         "PR-M-rotated", "PR-H-rotated", "DNF-rotated", "DNF-code-rotated"
     )  # fmt: skip
     assert experiment.pipeline == ("hierarchical" if several else "joint")
