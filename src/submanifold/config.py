@@ -34,7 +34,9 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         """Load one kind of configuration."""
         if key in self or key == "globals":
             return super().__getitem__(key)
-        OmegaConf.register_new_resolver("key", lambda name: self.keys_of[name], replace=True)
+        OmegaConf.register_new_resolver(
+            "key", lambda name: self.keys_of.get(name, "none"), replace=True
+        )
         OmegaConf.register_new_resolver("parameter", self._parameter, replace=True)
         OmegaConf.register_new_resolver("project_path", lambda: self._project, replace=True)
         try:

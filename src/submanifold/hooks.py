@@ -47,6 +47,9 @@ ARTIFACTS = (
     "comparison_table",
     "sweep_table",
     "sweep_figure",
+    "outlier_report",
+    "outlier_metrics",
+    "outlier_scores",
 )
 
 
@@ -84,6 +87,17 @@ class ExperimentHooks:
             raise ClickException(
                 f"sweep={experiment.sweep} would have no effect: only --pipeline=sweep draws one. "
                 "Give it to that one, or make a sweep with kedro sweep."
+            )
+        if experiment.outliers is not None and "outliers" not in names:
+            raise ClickException(
+                f"outliers={experiment.outliers} would have no effect: only --pipeline=outliers "
+                "looks for them. Leave it out, or run that one."
+            )
+        if experiment.outliers is None and "outliers" in names:
+            raise ClickException(
+                "--pipeline=outliers needs to know them: the name of a dataset in "
+                "conf/base/parameters.yml, or a folder or zip of pictures. Give it with "
+                "--params=outliers=mnist."
             )
         if _only_shows(run_params):
             return
@@ -168,7 +182,7 @@ class TrackingHooks:
         """Log the metrics and artifacts of the whole run, of nodes that were skipped too."""
         outputs = pipeline.all_outputs()
         if self._run_id is not None:
-            for name in ("metrics", "truth"):
+            for name in ("metrics", "truth", "outlier_metrics"):
                 if _made(outputs, catalog, name):
                     measured = catalog.load(name)
                     mlflow.log_metrics(_numbers(measured))
@@ -184,11 +198,11 @@ class TrackingHooks:
             if not self._experiment.synthetic and _made(outputs, catalog, "hierarchy"):
                 from submanifold.pipelines.served import log_model
 
-                log_model(_path(catalog, "hierarchy"), self._experiment.register)
+                log_model(_path(catalog, "hierarchy"), self._experiment.register_as)
             self._run_id = None
-        for name in ("report", "comparison"):
+        for name in ("report", "comparison", "outlier_report"):
             if name in outputs:
-                log.info("The %s is %s", name, _path(catalog, name))
+                log.info("The %s is %s", name.replace("_", " "), _path(catalog, name))
 
     @hook_impl
     def on_pipeline_error(self) -> None:

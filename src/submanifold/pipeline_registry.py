@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from kedro.pipeline import Pipeline
 
-from submanifold.pipelines import compare, data, sweep, training
+from submanifold.pipelines import compare, data, outliers, sweep, training
 
 
 def register_pipelines(
@@ -14,11 +14,16 @@ def register_pipelines(
 ) -> dict[str, Pipeline]:
     """Name the pipelines, for the phases and the kind of data that a hook finds in parameters."""
     phases = training.create_pipeline(trained, synthetic, rotations)
+    images = {} if synthetic else {
+        "outliers": training.create_training(trained, synthetic, rotations)
+        + outliers.create_pipeline()
+    }  # fmt: skip
     return {
         "data": data.create_pipeline(synthetic),
         "hierarchical": phases,
         "joint": phases,
         "compare": compare.create_pipeline(),
         "sweep": sweep.create_pipeline(),
+        **images,
         "__default__": phases,
     }

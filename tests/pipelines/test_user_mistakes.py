@@ -14,7 +14,7 @@ METHODS = "H-MM, H-MH, H-HM, H-HH, PR-D, PR-M, PR-H, EE-M, EE-H"
     ("params", "said"),
     [
         ({"method": "H-XX"}, f"method=H-XX is not known. Known: {METHODS}"),
-        ({"dataset": "mnist"}, "dataset=mnist is not known. Known: photos, celeba, lsun_bedroom"),
+        ({"dataset": "minst"}, "dataset=minst is not known. Known: photos, celeba, lsun_bedroom"),
         ({"method": "PR-D"}, "method=PR-D trains its stages at once, which --pipeline=joint runs"),
         ({"stage_1": {"dims": 3}}, "stage_1.dims is not a setting; known: flow, then, dim, off_m"),
         ({"stage_1": {"dim": 193}}, "stage_1.dim=193, but the flow acts on 192 numbers"),

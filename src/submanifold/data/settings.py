@@ -180,8 +180,8 @@ class SyntheticSettings(Settings):
 DataSettings = ImageSettings | SyntheticSettings
 
 
-def read_data_settings(mapping: Mapping[str, Any]) -> DataSettings:
-    """Validate `data.*`.
+def read_data_settings(mapping: Mapping[str, Any], name: str = "data") -> DataSettings:
+    """Validate `data.*`, or what else has a source.
 
     Raises:
         UserError: Naming what cannot work.
@@ -194,4 +194,4 @@ def read_data_settings(mapping: Mapping[str, Any]) -> DataSettings:
             "conf/base/parameters.yml, or with --params=dataset=<name>."
         )
     model: type[DataSettings] = SyntheticSettings if source in MANIFOLDS else ImageSettings
-    return read_settings(model, mapping, "data")
+    return read_settings(model, mapping, name)

@@ -72,7 +72,7 @@ def score_batch(
         volume = eigenvalues.clamp_min(1e-12).log().sum(1) / 2
         leading = u[:, : eigenvalues.shape[1]]
         found["manifold_density"] = volume - standard_normal_log_prob(leading)
-        found["dimension"] = -local_dimension(eigenvalues)
+        found["dimension"] = -local_dimension(eigenvalues, model.event_dim)
     return {name: found[name].double().detach() for name in SCORES if name in names & found.keys()}
 
 
@@ -96,14 +96,15 @@ def leading_spectrum(model: Model, u: Tensor, most: int = LEADING) -> Tensor:
     return torch.linalg.eigvalsh(jacobian.transpose(1, 2) @ jacobian).clamp_min(0)
 
 
-def local_dimension(eigenvalues: Tensor) -> Tensor:
+def local_dimension(eigenvalues: Tensor, event_dim: int) -> Tensor:
     r"""Count the directions in which an image moves visibly, softly.
 
-    .. math:: \sum_i \frac{\lambda_i}{\lambda_i + \tau^2}
+    .. math:: \sum_i \frac{\lambda_i}{\lambda_i + D \tau^2}
 
-    over eigenvalues (batch, d) of J^T J; tau is a grey level in one pixel. To (batch,).
+    over eigenvalues (batch, d) of J^T J; tau is a grey level, so that half a direction counts which
+    changes the image by one grey level in the root mean square. To (batch,).
     """
-    return (eigenvalues / (eigenvalues + GREY_LEVEL**2)).sum(1)
+    return (eigenvalues / (eigenvalues + event_dim * GREY_LEVEL**2)).sum(1)
 
 
 def png_bits(images: np.ndarray) -> np.ndarray:

@@ -1,9 +1,11 @@
 """From the tables in conf/ and what the user sets to one experiment."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
-from submanifold.data.settings import ImageSettings, read_data_settings
+from submanifold.data.settings import DataSettings, ImageSettings, read_data_settings
+from submanifold.data.synthetic import MANIFOLDS
 from submanifold.errors import UserError
 from submanifold.experiment.check import Tree, check, refuse
 from submanifold.experiment.experiment import Choices, EvaluationSettings, Experiment, flatten
@@ -69,6 +71,7 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
             f"data.size={settings.size} is too small: images are compared by patches of {SMALLEST} "
             f"pixels. Allowed: {SMALLEST} or more. Change it with --params=data.size=32."
         )
+    others = _outliers(tables["datasets"], given.get("outliers"), settings)
     phases = _phases(method, groups, stages, soft, defaults["training"])
     evaluation = dict(defaults["evaluation"])
     if not isinstance(settings, ImageSettings):
@@ -76,10 +79,10 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
         refuse(groups["evaluation"], "evaluation", dict.fromkeys(ABOUT_IMAGES, "it is of images"))
     evaluation = _merge(evaluation, groups["evaluation"], "evaluation")
     plain = read_settings(Choices, given, "parameters")
-    if plain.register is not None and not isinstance(settings, ImageSettings):
+    if plain.register_as is not None and not isinstance(settings, ImageSettings):
         raise UserError(
-            f"register={plain.register}, but only models of images are registered. Leave it out, "
-            "or choose a dataset of images."
+            f"register_as={plain.register_as}, but only models of images are registered. Leave it "
+            "out, or choose a dataset of images."
         )
     experiment = Experiment(
         **plain.model_dump(),
@@ -90,9 +93,39 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
             for name, row in phases.items()
         ),
         evaluation=read_settings(EvaluationSettings, evaluation, "evaluation"),
+        outlier_data=others,
     )
     check(experiment, method, groups)
     return experiment
+
+
+def _outliers(rows: Tree, chosen: Any, data: DataSettings) -> ImageSettings | None:
+    """Settings of the outliers' source: pictures made as those of the model are."""
+    if chosen is None:
+        return None
+    if not isinstance(data, ImageSettings):
+        raise UserError(
+            f"outliers={chosen}, but they are looked for among images. Leave it out, or choose a "
+            "dataset of images."
+        )
+    if chosen in rows:
+        row = {name: value for name, value in rows[chosen].items()
+               if name != "method" and not name.startswith("stage_")}  # fmt: skip
+    elif Path(str(chosen)).expanduser().exists():
+        row = {"source": "folder", "path": str(chosen)}
+    else:
+        raise UserError(
+            f"outliers={chosen} is neither a dataset nor a folder or zip of pictures. Datasets: "
+            f"{', '.join(rows)}. Change it with --params=outliers=<name or path>."
+        )
+    if row.get("source") in MANIFOLDS:
+        raise UserError(f"outliers={chosen} are points, but the model is of images. Choose images.")
+    form = {"size": data.size, "channels": data.channels}
+    if row.get("source") != "photos":
+        form["margin"] = data.margin
+    settings = read_data_settings({**row, **form}, f"datasets.{chosen}")
+    assert isinstance(settings, ImageSettings)
+    return settings
 
 
 def _read_each(kind: Any, rows: Mapping[str, Tree]) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from submanifold.data.settings import DataSettings, SyntheticSettings
+from submanifold.data.settings import DataSettings, ImageSettings, SyntheticSettings
 from submanifold.manifold import ModelSettings
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
@@ -47,7 +47,8 @@ class Choices(Settings):
         seed: Of everything but the data.
         device: Where it computes.
         sweep: The parameter whose sweep is drawn.
-        register: The name under which MLflow's registry gets the model; None is not at all.
+        register_as: The name under which MLflow's registry gets the model; None is not at all.
+        outliers: Name of the dataset's row, or the place, of images that are held to be others.
     """
 
     dataset: str
@@ -55,7 +56,8 @@ class Choices(Settings):
     seed: int = Field(ge=0)
     device: str
     sweep: str | None = None
-    register: str | None = Field(None, min_length=1)
+    register_as: str | None = Field(None, min_length=1)
+    outliers: str | None = Field(None, min_length=1)
 
 
 class Experiment(Choices):
@@ -66,12 +68,14 @@ class Experiment(Choices):
         model: What the stages are.
         phases: What is trained, in order.
         evaluation: What is measured.
+        outlier_data: Where the outliers come from.
     """
 
     data: DataSettings
     model: ModelSettings
     phases: tuple[PhaseSettings | RotationSettings, ...] = Field(min_length=1)
     evaluation: EvaluationSettings
+    outlier_data: ImageSettings | None = None
 
     @property
     def synthetic(self) -> bool:
@@ -101,12 +105,16 @@ class Experiment(Choices):
 
     def parameters(self) -> dict[str, Any]:
         """The experiment as nested parameters, named as a user sets them, JSON-able."""
-        plain = self.model_dump(mode="json", exclude={"data", "model", "phases", "evaluation"})
+        plain = self.model_dump(mode="json", exclude={"data", "model", "phases", "evaluation",
+                                                        "outlier_data"})  # fmt: skip
         stages = {f"stage_{n}": s.model_dump(mode="json")
                   for n, s in enumerate(self.model.stages, start=1)}  # fmt: skip
         phases = {f"phase_{n}": effective(p) for n, p in enumerate(self.phases, start=1)}
+        others = self.outlier_data
+        outliers = {} if others is None else {"outlier_data": others.model_dump(mode="json")}
         return {
             **plain,
+            **outliers,
             "data": self.data.model_dump(mode="json"),
             **stages,
             **phases,

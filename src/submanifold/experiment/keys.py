@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ MODEL_RECIPE = 1
 """Raise it when the finished model's file would hold something else of the same phases."""
 EVALUATION_RECIPE = 4
 """Raise it when the same model would no longer give the same metrics and pages."""
+OUTLIER_RECIPE = 1
+"""Raise it when the same model would no longer give the same scores of the same outliers."""
 
 RAW = Path("data/01_raw")
 
@@ -26,6 +29,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     - ``phase_<n>``: the data, the seed, the phases 1 to n, and the stages that they train.
     - ``phase_<n>.u``, where phase n does not begin at the data: what it is trained on.
     - ``model``, ``run``: all phases; the evaluation too.
+    - ``outliers``, ``outlier_run``, where there are any: their data; the model too.
 
     Not: the device, the place of the files, logging.
     """
@@ -45,6 +49,14 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
             keys[f"{name}.u"] = f"{keys[f'phase_{source.phase}']}-u{source.through}"
     digest = _digest(MODEL_RECIPE, digest)
     keys["model"] = f"{experiment.dataset}-{experiment.method}-{digest}"
+    if experiment.outlier_data is not None:
+        with named("outliers"):
+            others = fingerprint(experiment.outlier_data, project / RAW)
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(str(experiment.outliers)).name)
+        keys["outliers"] = f"{name}-{_digest(RECIPE, others, experiment.outlier_data.content)}"
+        keys["outlier_run"] = (
+            f"{experiment.dataset}-{name}-{_digest(OUTLIER_RECIPE, digest, keys['outliers'])}"
+        )
     digest = _digest(EVALUATION_RECIPE, digest, settings["evaluation"])
     keys["run"] = f"{experiment.dataset}-{experiment.method}-{digest}"
     return keys

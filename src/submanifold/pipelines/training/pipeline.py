@@ -22,6 +22,23 @@ def create_pipeline(
 ) -> Pipeline:
     """Build the pipeline of an experiment, from the source to the report.
 
+    See :func:`create_training`.
+    """
+    histories = {f"phase_{n}": f"phase_{n}.history" for n in range(1, len(trained) + 1)}
+    return (
+        create_training(trained, synthetic, rotations)
+        + evaluation.create_pipeline(histories, noisy_phase(trained, rotations), synthetic)
+        + reporting.create_pipeline(histories, synthetic)
+    )
+
+
+def create_training(
+    trained: Sequence[tuple[int, ...]],
+    synthetic: bool = False,
+    rotations: Collection[int] = (),
+) -> Pipeline:
+    """Build the part from the source to the trained model.
+
     Args:
         trained: Numbers of the stages that each phase changes. One after the other is Algorithm 2;
             all at once in one phase is a joint method.
@@ -44,14 +61,7 @@ def create_pipeline(
         outputs="hierarchy",
         name="finish",
     )
-    histories = {f"phase_{n}": f"phase_{n}.history" for n in numbers}
-    return (
-        data.create_pipeline(synthetic)
-        + phases
-        + Pipeline([finished])
-        + evaluation.create_pipeline(histories, noisy_phase(trained, rotations), synthetic)
-        + reporting.create_pipeline(histories, synthetic)
-    )
+    return data.create_pipeline(synthetic) + phases + Pipeline([finished])
 
 
 def training(number: int, source: str) -> Pipeline:

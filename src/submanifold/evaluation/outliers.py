@@ -1,0 +1,144 @@
+"""Which images are none of the training data's kind: a model's scores, linear ones, how good."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from submanifold.data.batches import Batches
+from submanifold.evaluation.baselines import BATCH, LARGEST_COVARIANCE, PCA
+from submanifold.evaluation.likelihood import per_event
+from submanifold.evaluation.scores import COMBINATION, SCORES, Calibration, score
+from submanifold.manifold import Model
+
+LINEAR = {
+    "pca_distance": "mean squared error of PCA's projection, as many axes, on [0, 1]",
+    "mahalanobis": "-log density of a Gaussian, nats",
+}
+LINEAR_COMBINATION = "linear_combination"
+COMBINED = ("typicality", "off_manifold", "encoder_distance", "nearest_distance")
+MEASURES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "false_positives": "false positives at 95% recall",
+}
+PARTS = ("normal", "outlier")
+RESAMPLES = 200
+MOST = 1000
+"""Images of a kind: a nearest point costs a hundred encodings."""
+
+
+def score_kinds(
+    model: Model,
+    train: np.ndarray,
+    valid: np.ndarray,
+    test: np.ndarray,
+    outliers: np.ndarray,
+) -> pd.DataFrame:
+    """Score normal images and outliers, and calibrate on normal validation images alone.
+
+    Args:
+        model: The model, on its device.
+        train: uint8 images (N, ...) that the linear scores are fitted to; those of the model.
+        valid: For the calibration, at most 1,000 of each kind.
+        test: Normal images.
+        outliers: Others.
+
+    Returns:
+        A row for each image: ``part`` (normal, outlier), ``number`` in its array, its scores, and
+        the tail probability of each as ``p_<score>``.
+    """
+    device = next(model.parameters()).device
+    linear = _linear(model.dim, train, valid, device)
+    names = [name for name in SCORES if name != "typicality"]
+    chosen = {"valid": valid[:MOST], "normal": test[:MOST], "outlier": outliers[:MOST]}
+    scored = {part: score(model, images, names) for part, images in chosen.items()}
+    plain = {part: linear(images) for part, images in chosen.items()}
+    known = Calibration.fit(scored["valid"], COMBINED)
+    flat = {part: {"density": each["mahalanobis"], **each} for part, each in plain.items() if each}
+    known_linear = Calibration.fit(flat["valid"], tuple(LINEAR)) if flat else None
+    tables = []
+    for part in PARTS:
+        found = known.complete(scored[part])
+        tails = {f"p_{name}": known.tail(name, values) for name, values in found.items()}
+        if known_linear is not None:
+            both = known_linear.complete(flat[part])
+            for name in (*LINEAR, COMBINATION):
+                shown = LINEAR_COMBINATION if name == COMBINATION else name
+                found[shown] = both[name]
+                tails[f"p_{shown}"] = known_linear.tail(name, both[name])
+        table = pd.DataFrame({**found, **tails})
+        table.insert(0, "number", np.arange(len(table)))
+        table.insert(0, "part", part)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _linear(dim: int, train: np.ndarray, valid: np.ndarray, device: torch.device) -> Any:
+    """The scores of a linear model, as a function of images: none where it takes too long."""
+    if np.prod(train.shape[1:]) > LARGEST_COVARIANCE:
+        return lambda images: {}
+    pca = PCA.fit(Batches(train, BATCH)).shrink(Batches(valid, BATCH))
+
+    def scores(images: np.ndarray) -> dict[str, np.ndarray]:
+        batches = Batches(images, BATCH)
+        return {
+            "pca_distance": per_event(lambda x: pca.squared_errors(x)[:, dim], batches),
+            "mahalanobis": -per_event(pca.log_prob, batches),
+        }
+
+    return scores
+
+
+def measure_outliers(scored: pd.DataFrame) -> dict[str, Any]:
+    """How well each score tells outliers from normal images.
+
+    Returns:
+        ``counts`` by part, ``scores`` by name: ``auroc``, ``average_precision`` (of outliers) and
+        ``false_positives`` (the share of normal images that are at least as strange as 95% of
+        the outliers), each with its 95% interval by the bootstrap over images of both kinds.
+    """
+    names = [column for column in scored if f"p_{column}" in scored]
+    strange = (scored["part"] == "outlier").to_numpy()
+    counts = {part: int((scored["part"] == part).sum()) for part in PARTS}
+    measured = {str(name): _measured(strange, scored[name].to_numpy()) for name in names}
+    return {"counts": counts, "scores": measured}
+
+
+def _measured(strange: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    # what overflows is as strange as can be
+    values = np.nan_to_num(values, nan=np.finfo(np.float64).max)
+    ranks = np.unique(values, return_inverse=True)[1].astype(np.float64)
+    rng, kinds = np.random.default_rng(0), [np.flatnonzero(strange), np.flatnonzero(~strange)]
+    resampled = []
+    for _ in range(RESAMPLES):
+        chosen = np.concatenate([rng.choice(kind, len(kind)) for kind in kinds])
+        resampled.append(_one(strange[chosen], ranks[chosen]))
+    ends = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return {
+        name: {"value": value, "low": float(low), "high": float(high), "n": len(values)}
+        for name, value, low, high in zip(MEASURES, _one(strange, ranks), *ends, strict=True)
+    }
+
+
+def _one(strange: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    false, true, _ = roc_curve(strange, values, drop_intermediate=False)
+    return (
+        float(roc_auc_score(strange, values)),
+        float(average_precision_score(strange, values)),
+        float(false[np.argmax(true >= 0.95)]),
+    )
+
+
+def titles(scored: Mapping[str, Any]) -> dict[str, str]:
+    """Say what each score of a table is, in their order."""
+    known = {
+        **SCORES,
+        COMBINATION: "Fisher's combination of " + ", ".join(COMBINED),
+        **LINEAR,
+        LINEAR_COMBINATION: "Fisher's combination of both linear scores",
+    }
+    return {name: text for name, text in known.items() if name in scored}

@@ -1,0 +1,113 @@
+"""Nodes of the outliers pipeline."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from submanifold.data.preprocess import prepare
+from submanifold.data.settings import ImageSettings
+from submanifold.device import choose_device
+from submanifold.errors import named
+from submanifold.manifold import Model
+from submanifold.pages import render
+
+SHOWN = 48
+
+
+def gather_outliers(data: ImageSettings, folder: Path, raw_folder: Path) -> np.ndarray:
+    """Take images of another source, test images first: the model has seen none of them."""
+    from submanifold.evaluation.outliers import MOST
+
+    with named("outliers"):
+        train, valid, test, _ = prepare(data, folder, raw_folder)
+    return np.concatenate([test[:MOST], valid[:MOST], train[:MOST]])[:MOST]
+
+
+def score_outliers(
+    model: Model,
+    train: np.ndarray,
+    valid: np.ndarray,
+    test: np.ndarray,
+    outliers: np.ndarray,
+    device: str,
+) -> pd.DataFrame:
+    """Score test images and others; see :func:`submanifold.evaluation.outliers.score_kinds`."""
+    from submanifold.evaluation.outliers import score_kinds  # scikit-learn takes seconds to import
+
+    return score_kinds(model.to(choose_device(device)), train, valid, test, outliers)
+
+
+def measure(scored: pd.DataFrame) -> dict[str, Any]:
+    """Measure how well each score tells them apart."""
+    from submanifold.evaluation.outliers import measure_outliers
+
+    return measure_outliers(scored)
+
+
+def write_page(
+    scored: pd.DataFrame,
+    measured: dict[str, Any],
+    test: np.ndarray,
+    outliers: np.ndarray,
+    dataset: str,
+    outlier_name: str,
+    method: str,
+) -> dict[str, Any]:
+    """Draw curves, histograms, density against distance, and the strangest and missed images."""
+    from submanifold.evaluation.outliers import MEASURES, titles
+    from submanifold.figures.images import as_png, sample_sheet
+    from submanifold.figures.outliers import density_and_distance, roc_curves, score_histograms
+
+    what = titles(measured["scores"])
+    kinds = {part: scored[scored["part"] == part] for part in ("normal", "outlier")}
+    by_score = {
+        name: {part: each[name].to_numpy() for part, each in kinds.items()} for name in what
+    }
+    figures = {
+        "roc": roc_curves({name: _roc(values) for name, values in by_score.items()}),
+        "histograms": score_histograms(by_score),
+        "scatter": density_and_distance({
+            part: (each["density"].to_numpy() / np.log(2) / np.prod(test.shape[1:]) + 8,
+                   each["encoder_distance"].to_numpy())
+            for part, each in kinds.items()
+        }),
+    }  # fmt: skip
+    table = pd.DataFrame([
+        {"score": name, "what it is": text, **{
+            label: _write(measured["scores"][name][measure]) for measure, label in MEASURES.items()
+        }}
+        for name, text in what.items()
+    ])  # fmt: skip
+    images = {"normal": test, "outlier": outliers}
+
+    def sheet(part: str, largest: bool) -> bytes:
+        values = kinds[part]["combination"].to_numpy() * (1 if largest else -1)
+        order = np.argsort(-values, kind="stable")[:SHOWN]
+        return as_png(sample_sheet(np.asarray(images[part][np.sort(order)]), columns=16))
+
+    sheets = {
+        f"{dataset}: the strangest of the normal images": sheet("normal", True),
+        f"{outlier_name}: the strangest": sheet("outlier", True),
+        f"{outlier_name}: those that look most usual": sheet("outlier", False),
+    }
+    page = render(
+        "outliers.html", dataset=dataset, outliers=outlier_name, method=method, table=table,
+        counts=measured["counts"], sheets=sheets,
+        pictures={name: as_png(figure) for name, figure in figures.items()},
+    )  # fmt: skip
+    return {"page": page, **figures}
+
+
+def _roc(values: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.metrics import roc_curve
+
+    both = np.nan_to_num(np.concatenate(list(values.values())), nan=np.finfo(np.float64).max)
+    strange = np.repeat([0, 1], [len(each) for each in values.values()])
+    false, true, _ = roc_curve(strange, both)
+    return false, true
+
+
+def _write(measured: dict[str, float]) -> str:
+    return f"{measured['value']:.4f} [{measured['low']:.4f}, {measured['high']:.4f}]"

@@ -1,0 +1,91 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from submanifold.data import dequantize
+from submanifold.evaluation.outliers import (
+    LINEAR_COMBINATION,
+    MEASURES,
+    measure_outliers,
+    score_kinds,
+    titles,
+)
+from submanifold.evaluation.scores import COMBINATION, SCORES
+from submanifold.flows import Glow
+from submanifold.manifold import Hierarchy, Stage
+
+
+def scored(normal, outlier):
+    values = np.array([*normal, *outlier], float)
+    part = ["normal"] * len(normal) + ["outlier"] * len(outlier)
+    return pd.DataFrame({"part": part, "number": 0, "density": values, "p_density": 1 - values})
+
+
+def measured(normal, outlier):
+    return measure_outliers(scored(normal, outlier))["scores"]["density"]
+
+
+def test_a_score_that_tells_them_all_apart():
+    found = measured(range(50), range(100, 120))
+    assert [found[name]["value"] for name in MEASURES] == pytest.approx([1.0, 1.0, 0.0])
+    assert [found["auroc"][end] for end in ("low", "high")] == pytest.approx([1.0, 1.0])
+
+
+def test_the_area_is_the_share_of_pairs_in_order():
+    normal, outlier = [1, 2, 3, 6], [2.5, 4, 5]
+    pairs = np.mean([o > n for o in outlier for n in normal])
+    assert measured(normal, outlier)["auroc"]["value"] == pytest.approx(pairs)
+
+
+def test_false_positives_are_counted_where_nearly_all_outliers_are_found():
+    normal, outlier = np.arange(100), np.arange(90.5, 190.5)  # 95% of which are 95.5 and above
+    assert measured(normal, outlier)["false_positives"]["value"] == pytest.approx(0.04)
+
+
+def test_a_score_that_says_nothing_has_an_interval_around_a_half():
+    rng = np.random.default_rng(0)
+    area = measured(rng.normal(size=400), rng.normal(size=400))["auroc"]
+    assert area["low"] < 0.5 < area["high"]
+    assert area["high"] - area["low"] == pytest.approx(4 * 0.0204, rel=0.3)  # Hanley & McNeil 1982
+
+
+def test_what_overflows_is_as_strange_as_can_be():
+    found = measured([1.0, 2.0, 3.0], [np.inf, np.nan, 9.0])
+    assert found["auroc"]["value"] == 1.0
+
+
+def ramps(count, seed):
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(60, 180, 8)[:, None] * np.ones(8)
+    return (ramp + rng.normal(0, 3, (count, 1, 8, 8))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def table():
+    """A Glow that is only set to the data tells noise from them."""
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=2, width=8, whiten=True), 6)])
+    with torch.no_grad():
+        model(dequantize(torch.from_numpy(ramps(300, 0))))
+    noise = np.random.default_rng(9).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
+    return score_kinds(model.eval(), ramps(300, 0), ramps(200, 1), ramps(100, 2), noise)
+
+
+def test_every_score_has_a_tail_probability(table):
+    names = [*SCORES, COMBINATION, "pca_distance", "mahalanobis", LINEAR_COMBINATION]
+    for name in names:
+        tails = table[f"p_{name}"]
+        assert tails.between(1 / 201 - 1e-9, 1).all()
+    assert list(titles(measure_outliers(table)["scores"])) == [
+        *SCORES, COMBINATION, "pca_distance", "mahalanobis", LINEAR_COMBINATION
+    ]  # fmt: skip
+    assert measure_outliers(table)["counts"] == {"normal": 100, "outlier": 30}
+
+
+def test_noise_is_found_and_normal_images_are_rarely_taken_for_it(table):
+    noise = table[table["part"] == "outlier"]
+    normal = table[table["part"] == "normal"]
+    for name in (COMBINATION, "density", "encoder_distance", LINEAR_COMBINATION):
+        assert (noise[f"p_{name}"] <= 0.01).all(), name
+        assert (normal[f"p_{name}"] <= 0.05).mean() < 0.15, name

@@ -1,0 +1,71 @@
+"""Scores of a trained model on test images and on others, and the page about them."""
+
+import numpy as np
+import pytest
+from click import ClickException
+from PIL import Image
+
+from submanifold.manifold import Model
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of noise."""
+    folder = tmp_path_factory.mktemp("outliers") / "my noise"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(project, pictures):
+    return project.run("outliers", method="nested", outliers=str(pictures))
+
+
+def test_all_outliers_are_made_as_the_models_images(run):
+    assert run.load("x_outliers").shape == (40, 3, 8, 8)
+
+
+def test_each_image_is_scored_and_each_score_measured(run):
+    scores, measured = run.load("outlier_scores"), run.load("outlier_metrics")
+    assert scores["part"].value_counts().to_dict() == {"normal": 64, "outlier": 40}
+    for each in measured["scores"].values():
+        assert 0 <= each["auroc"]["low"] <= each["auroc"]["value"] <= each["auroc"]["high"] <= 1
+
+
+def test_mlflow_has_the_figures_and_the_page(run):
+    measured = run.load("outlier_metrics")["scores"]["combination"]["auroc"]["value"]
+    assert run.mlflow.data.metrics["test.scores.combination.auroc"] == pytest.approx(measured)
+    page = run.path("outlier_report").read_text()
+    assert "my noise" in page
+    assert page.count("data:image/png") == 6
+
+
+def test_the_models_file_carries_a_calibration_for_one_picture(run):
+    model = Model.load(run.path("hierarchy"))
+    assert model.calibration["count"] == 64
+    assert set(model.calibration["combined"]) <= model.calibration["quantiles"].keys()
+
+
+def test_a_run_of_the_same_takes_everything_from_the_cache(project, run, pictures):
+    before = run.path("outlier_scores").stat().st_mtime_ns
+    again = project.run(
+        "outliers", method="nested", outliers=str(pictures), only_missing_outputs=True
+    )
+    assert again.steps == {}
+    assert run.path("outlier_scores").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("pipeline", "params", "said"), [
+    ("outliers", {}, "needs to know them"),
+    ("outliers", {"outliers": "moons"}, "outliers=moons is neither a dataset nor a folder"),
+    ("outliers", {"outliers": "circle"}, "outliers=circle are points"),
+    ("hierarchical", {"outliers": "photos"}, "outliers=photos would have no effect"),
+    ("hierarchical", {"dataset": "circle", "register_as": "x"}, "only models of images"),
+])  # fmt: skip
+def test_mistakes_are_named(project, pipeline, params, said):
+    with pytest.raises(ClickException, match=said):
+        project.run(pipeline, **params)
