@@ -50,6 +50,8 @@ ARTIFACTS = (
     "outlier_report",
     "outlier_metrics",
     "outlier_scores",
+    "dimension_report",
+    "dimension_metrics",
 )
 
 
@@ -182,7 +184,7 @@ class TrackingHooks:
         """Log the metrics and artifacts of the whole run, of nodes that were skipped too."""
         outputs = pipeline.all_outputs()
         if self._run_id is not None:
-            for name in ("metrics", "truth", "outlier_metrics"):
+            for name in ("metrics", "truth", "outlier_metrics", "dimension_metrics"):
                 if _made(outputs, catalog, name):
                     measured = catalog.load(name)
                     mlflow.log_metrics(_numbers(measured))
@@ -200,7 +202,7 @@ class TrackingHooks:
 
                 log_model(_path(catalog, "hierarchy"), self._experiment.register_as)
             self._run_id = None
-        for name in ("report", "comparison", "outlier_report"):
+        for name in ("report", "comparison", "outlier_report", "dimension_report"):
             if name in outputs:
                 log.info("The %s is %s", name.replace("_", " "), _path(catalog, name))
 

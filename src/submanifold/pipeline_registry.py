@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from kedro.pipeline import Pipeline
 
-from submanifold.pipelines import compare, data, outliers, sweep, training
+from submanifold.pipelines import compare, data, dimension, outliers, sweep, training
 
 
 def register_pipelines(
@@ -16,7 +16,8 @@ def register_pipelines(
     phases = training.create_pipeline(trained, synthetic, rotations)
     images = {} if synthetic else {
         "outliers": training.create_training(trained, synthetic, rotations)
-        + outliers.create_pipeline()
+        + outliers.create_pipeline(),
+        "dimension": phases + dimension.create_pipeline(),
     }  # fmt: skip
     return {
         "data": data.create_pipeline(synthetic),
