@@ -40,7 +40,11 @@ def intrinsic_dimensions(images: np.ndarray) -> dict[str, dict[str, Any]]:
     rng = np.random.default_rng(0)
     halves = [flat[rng.permutation(len(flat))[: len(flat) // 2]] for _ in range(PARTS)]
     found: dict[str, dict[str, Any]] = {}
-    with Meter("intrinsic dimensions", "estimates", len(ESTIMATORS)) as meter:
+    # images that are equal have a distance of 0, whose logarithm the estimators leave out
+    with (
+        np.errstate(divide="ignore", invalid="ignore"),
+        Meter("intrinsic dimensions", "estimates", len(ESTIMATORS)) as meter,
+    ):
         for name in ESTIMATORS:
             whole, *parts = (
                 float(getattr(skdim.id, name)().fit(each).dimension_) for each in (flat, *halves)
