@@ -75,7 +75,10 @@ class ExperimentHooks:
         except UserError as error:
             raise ClickException(str(error)) from error
         experiment = self._experiment
-        about = experiment.trained, experiment.synthetic, experiment.rotations
+        about = (
+            experiment.trained, experiment.synthetic, experiment.rotations,
+            experiment.outliers is not None,
+        )  # fmt: skip
         for name, pipeline in register_pipelines(*about).items():
             pipelines[name] = pipeline
 

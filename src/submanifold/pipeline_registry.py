@@ -11,12 +11,13 @@ def register_pipelines(
     trained: Sequence[tuple[int, ...]] = ((1,), (2,)),
     synthetic: bool = False,
     rotations: Collection[int] = (),
+    with_outliers: bool = False,
 ) -> dict[str, Pipeline]:
     """Name the pipelines, for the phases and the kind of data that a hook finds in parameters."""
     phases = training.create_pipeline(trained, synthetic, rotations)
     images = {} if synthetic else {
         "outliers": training.create_training(trained, synthetic, rotations)
-        + outliers.create_pipeline(),
+        + (outliers.create_pipeline() if with_outliers else Pipeline([])),
         "dimension": phases + dimension.create_pipeline(),
     }  # fmt: skip
     return {
