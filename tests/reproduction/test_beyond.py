@@ -60,6 +60,7 @@ def test_what_was_measured_before_stands_where_there_is_no_run(runs, tmp_path):
     ours = table[(table["method"] == "nested") & (table["d"] == 500)].iloc[0]
     assert ours["seeds"] == 2
     assert ours["BPD"].startswith("3.310 [")
+    assert "Not run on photos yet: Glow, by likelihood" in "".join(content.notes)
     assert f"{len(first.data)} lines of the data were measured before" in content.notes[-1]
 
 
