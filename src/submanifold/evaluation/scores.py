@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -36,7 +35,7 @@ COMBINATION = "combination"
 GREY_LEVEL = 1 / 256
 LEADING = 64
 BATCH = 64
-LEVELS = np.concatenate([[0.0], scipy.special.expit(np.linspace(-9, 9, 361)), [1.0]])
+LEVELS = np.concatenate([[0.0], 1 / (1 + np.exp(np.linspace(9, -9, 361))), [1.0]])
 
 
 def score_batch(
