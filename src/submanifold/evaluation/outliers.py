@@ -109,9 +109,7 @@ def measure_outliers(scored: pd.DataFrame) -> dict[str, Any]:
 
 
 def _measured(strange: np.ndarray, values: np.ndarray) -> dict[str, Any]:
-    # what overflows is as strange as can be
-    values = np.nan_to_num(values, nan=np.finfo(np.float64).max)
-    ranks = np.unique(values, return_inverse=True)[1].astype(np.float64)
+    ranks = _ranks(values)
     rng, kinds = np.random.default_rng(0), [np.flatnonzero(strange), np.flatnonzero(~strange)]
     resampled = []
     for _ in range(RESAMPLES):
@@ -122,6 +120,19 @@ def _measured(strange: np.ndarray, values: np.ndarray) -> dict[str, Any]:
         name: {"value": value, "low": float(low), "high": float(high), "n": len(values)}
         for name, value, low, high in zip(MEASURES, _one(strange, ranks), *ends, strict=True)
     }
+
+
+def roc(normal: np.ndarray, outlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of normal images and of outliers that are at least as strange, by every threshold."""
+    strange = np.repeat([0, 1], [len(normal), len(outlier)])
+    false, true, _ = roc_curve(strange, _ranks(np.concatenate([normal, outlier])))
+    return false, true
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0, equal ones for equal values; what overflows is as strange as can be."""
+    known = np.nan_to_num(values, nan=np.finfo(np.float64).max)
+    return np.unique(known, return_inverse=True)[1].astype(np.float64)
 
 
 def _one(strange: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:

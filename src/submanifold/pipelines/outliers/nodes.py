@@ -56,7 +56,7 @@ def write_page(
     method: str,
 ) -> dict[str, Any]:
     """Draw curves, histograms, density against distance, and the strangest and missed images."""
-    from submanifold.evaluation.outliers import MEASURES, titles
+    from submanifold.evaluation.outliers import MEASURES, roc, titles
     from submanifold.figures.images import as_png, sample_sheet
     from submanifold.figures.outliers import density_and_distance, roc_curves, score_histograms
 
@@ -66,7 +66,7 @@ def write_page(
         name: {part: each[name].to_numpy() for part, each in kinds.items()} for name in what
     }
     figures = {
-        "roc": roc_curves({name: _roc(values) for name, values in by_score.items()}),
+        "roc": roc_curves({name: roc(**values) for name, values in by_score.items()}),
         "histograms": score_histograms(by_score),
         "scatter": density_and_distance({
             part: (each["density"].to_numpy() / np.log(2) / np.prod(test.shape[1:]) + 8,
@@ -85,7 +85,7 @@ def write_page(
     def sheet(part: str, largest: bool) -> bytes:
         values = kinds[part]["combination"].to_numpy() * (1 if largest else -1)
         order = np.argsort(-values, kind="stable")[:SHOWN]
-        return as_png(sample_sheet(np.asarray(images[part][np.sort(order)]), columns=16))
+        return as_png(sample_sheet(np.asarray(images[part])[order], columns=16))
 
     sheets = {
         f"{dataset}: the strangest of the normal images": sheet("normal", True),
@@ -98,15 +98,6 @@ def write_page(
         pictures={name: as_png(figure) for name, figure in figures.items()},
     )  # fmt: skip
     return {"page": page, **figures}
-
-
-def _roc(values: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.metrics import roc_curve
-
-    both = np.nan_to_num(np.concatenate(list(values.values())), nan=np.finfo(np.float64).max)
-    strange = np.repeat([0, 1], [len(each) for each in values.values()])
-    false, true, _ = roc_curve(strange, both)
-    return false, true
 
 
 def _write(measured: dict[str, float]) -> str:
