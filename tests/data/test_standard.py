@@ -95,6 +95,13 @@ def test_only_the_wanted_labels_are_used(tmp_path, files):
     assert set(train[:, 0, 0, 0]) == set(test[:, 0, 0, 0]) == {3, 4}
 
 
+def test_all_others_than_some_labels_are_used(tmp_path, files):
+    *_, labels, _ = run(tmp_path, settings(files, other_labels=[3, 4]))
+    assert labels["train"]
+    assert not {3, 4} & set(labels["train"] + labels["test"])
+    assert settings(files, other_labels=[3]).content != settings(files, labels=[3]).content
+
+
 def test_a_folder_in_torchvisions_layout_is_the_same_data(tmp_path, files):
     write_idx(tmp_path / "root" / "MNIST" / "raw", TRAIN, TEST)
     packed, plain = (

@@ -63,7 +63,8 @@ def test_a_run_of_the_same_takes_everything_from_the_cache(project, run, picture
     ("outliers", {}, "needs to know them"),
     ("outliers", {"outliers": "moons"}, "outliers=moons is neither a dataset nor a folder"),
     ("outliers", {"outliers": "circle"}, "outliers=circle are points"),
-    ("hierarchical", {"outliers": "photos"}, "outliers=photos would have no effect"),
+    ("outliers", {"outliers": "photos"}, "outliers=photos is what the model is of"),
+    ("hierarchical", {"outliers": "celeba"}, "outliers=celeba would have no effect"),
     ("hierarchical", {"dataset": "circle", "register_as": "x"}, "only models of images"),
 ])  # fmt: skip
 def test_mistakes_are_named(project, pipeline, params, said):

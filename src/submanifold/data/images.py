@@ -157,7 +157,8 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
 
 def _labelled(settings: ImageSettings, raw_folder: Path) -> Source:
     """A standard data set; of its training images a part, by the seed, is for validation."""
-    parts = chosen(read_standard(settings.source, settings.path, raw_folder), settings.labels)
+    parts = read_standard(settings.source, settings.path, raw_folder)
+    parts = chosen(parts, settings.labels, settings.other_labels)
     names = {part: [f"{part}/{n:06d}" for n in range(len(each.images))]
              for part, each in parts.items()}  # fmt: skip
     labels: dict[str, Any] = {}

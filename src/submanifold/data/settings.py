@@ -49,6 +49,7 @@ class ImageSettings(Settings):
         split: `official` follows the source's own partition file, `random` the seed.
         counts: Images in each split. Of a training set without validation images a tenth are taken.
         labels: Only images that have one of these labels are used, of data that have labels.
+        other_labels: Only images that have none of these are used.
         seed: Of the split; apart from the training's, so that runs are compared on the same images.
     """
 
@@ -63,6 +64,7 @@ class ImageSettings(Settings):
     split: Literal["official", "random"] = "random"
     counts: Counts = Counts()
     labels: tuple[int, ...] | None = Field(None, min_length=1)
+    other_labels: tuple[int, ...] | None = Field(None, min_length=1)
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
@@ -80,11 +82,15 @@ class ImageSettings(Settings):
             raise ValueError(f"{source} needs path: a folder, a zip or an LMDB folder of images")
         if self.source == "medmnist" and path is None:
             raise ValueError(f"{source} needs path: one of MedMNIST's npz files")
-        if self.labels is not None and self.source not in LABELLED:
-            raise ValueError(
-                f"{source} has no labels; leave out labels={list(self.labels)}, or choose one of "
-                f"{', '.join(LABELLED)}"
-            )
+        for name in ("labels", "other_labels"):
+            wanted = getattr(self, name)
+            if wanted is not None and self.source not in LABELLED:
+                raise ValueError(
+                    f"{source} has no labels; leave out {name}={list(wanted)}, or choose one of "
+                    f"{', '.join(LABELLED)}"
+                )
+        if self.labels is not None and self.other_labels is not None:
+            raise ValueError("labels says which images are used; leave out other_labels")
         if self.source in LABELLED and self.crop != "auto":
             raise ValueError(f"{source} is square; leave out crop={self.crop}")
         if self.margin and (self.source == "photos" or 2 * self.margin >= self.size):
@@ -124,7 +130,7 @@ class ImageSettings(Settings):
     @property
     def content(self) -> dict[str, Any]:
         """What the images depend on; settings that came later only where they are set."""
-        later = {name for name in ("margin", "labels") if not getattr(self, name)}
+        later = {name for name in ("margin", "labels", "other_labels") if not getattr(self, name)}
         return self.model_dump(exclude={*OF_PLACE, *later})
 
     @property

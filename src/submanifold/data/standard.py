@@ -203,21 +203,29 @@ def _medmnist(path: Path) -> dict[str, Labelled]:
             for part, (images, labels) in parts.items()}  # fmt: skip
 
 
-def chosen(parts: dict[str, Labelled], labels: tuple[int, ...] | None) -> dict[str, Labelled]:
-    """Keep the images that have one of the labels; all of them if None.
+def chosen(
+    parts: dict[str, Labelled],
+    labels: tuple[int, ...] | None,
+    others_than: tuple[int, ...] | None = None,
+) -> dict[str, Labelled]:
+    """Keep the images that have one of the labels, or none of others; all of them if None.
 
     Raises:
-        UserError: If none has, or an image has several.
+        UserError: If no image has one of the labels, an image has several, or none is left.
     """
-    if labels is None:
+    if labels is None and others_than is None:
         return parts
+    named = labels or others_than or ()
     if any(each.labels.ndim > 1 for each in parts.values()):
-        raise UserError(f"labels={list(labels)}, but each image has several here; leave labels out")
+        raise UserError(f"labels={list(named)}, but each image has several here; leave labels out")
     there = {int(label) for each in parts.values() for label in np.unique(each.labels)}
-    if unknown := set(labels) - there:
+    if unknown := set(named) - there:
         raise UserError(
-            f"labels={list(labels)}, but no image has {sorted(unknown)}; there are {sorted(there)}"
+            f"labels={list(named)}, but no image has {sorted(unknown)}; there are {sorted(there)}"
         )
-    kept = {part: np.isin(each.labels, labels) for part, each in parts.items()}
+    if others_than and not there - set(others_than):
+        raise UserError(f"labels={list(named)} are all that there are, and no image has others")
+    kept = {part: np.isin(each.labels, named, invert=labels is None)
+            for part, each in parts.items()}  # fmt: skip
     return {part: Labelled(each.images[kept[part]], each.labels[kept[part]])
             for part, each in parts.items()}  # fmt: skip

@@ -71,7 +71,7 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
             f"data.size={settings.size} is too small: images are compared by patches of {SMALLEST} "
             f"pixels. Allowed: {SMALLEST} or more. Change it with --params=data.size=32."
         )
-    others = _outliers(tables["datasets"], given.get("outliers"), settings)
+    others = _outliers(tables["datasets"], given, settings)
     phases = _phases(method, groups, stages, soft, defaults["training"])
     evaluation = dict(defaults["evaluation"])
     if not isinstance(settings, ImageSettings):
@@ -99,8 +99,12 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def _outliers(rows: Tree, chosen: Any, data: DataSettings) -> ImageSettings | None:
-    """Settings of the outliers' source: pictures made as those of the model are."""
+def _outliers(rows: Tree, given: Tree, data: DataSettings) -> ImageSettings | None:
+    """Settings of the outliers' source: pictures made as those of the model are.
+
+    Of the model's own dataset the other labels are outliers, where it is of some labels alone.
+    """
+    chosen = given.get("outliers")
     if chosen is None:
         return None
     if not isinstance(data, ImageSettings):
@@ -108,6 +112,13 @@ def _outliers(rows: Tree, chosen: Any, data: DataSettings) -> ImageSettings | No
             f"outliers={chosen}, but they are looked for among images. Leave it out, or choose a "
             "dataset of images."
         )
+    if chosen == given["dataset"]:
+        if data.labels is None:
+            raise UserError(
+                f"outliers={chosen} is what the model is of. Choose another dataset, or say with "
+                "data.labels which labels are normal: images of its other labels are the outliers."
+            )
+        return data.model_copy(update={"labels": None, "other_labels": data.labels})
     if chosen in rows:
         row = {name: value for name, value in rows[chosen].items()
                if name != "method" and not name.startswith("stage_")}  # fmt: skip

@@ -81,7 +81,12 @@ class Experiment:
     def key(self) -> str:
         """Key of the run: equal for experiments that are the same whatever they are called."""
         self.parameters  # noqa: B018  a mistake in them is better told than one in their key
-        return self.configuration.keys_of["run"]
+        return self.configuration.keys_of["outlier_run" if self.seeks_outliers else "run"]
+
+    @property
+    def seeks_outliers(self) -> bool:
+        """Whether it scores outliers by its model, instead of evaluating it."""
+        return self.configuration.experiment.outliers is not None
 
     @cached_property
     def catalog(self) -> DataCatalog:
@@ -110,7 +115,10 @@ class Experiment:
     @property
     def is_finished(self) -> bool:
         """Whether everything up to the report is there."""
-        return all(self.catalog.exists(name) for name in ("metrics", "report"))
+        last = (
+            ("outlier_metrics", "outlier_report") if self.seeks_outliers else ("metrics", "report")
+        )
+        return all(self.catalog.exists(name) for name in last)
 
     def session(self) -> Any:
         """Make a session of Kedro's, as `kedro run` does; entering it gives what its types lack."""
@@ -120,7 +128,7 @@ class Experiment:
     def run(self) -> None:
         """Do what is missing of it, as `kedro run` does, in a run of MLflow's."""
         with self.session() as session:
-            name = self.configuration.experiment.pipeline
+            name = "outliers" if self.seeks_outliers else self.configuration.experiment.pipeline
             session.run(pipeline_names=[name], only_missing_outputs=True)
 
 
