@@ -305,13 +305,21 @@ class Exploding:
         return values
 
 
-def test_a_loss_far_above_the_starts_sets_back_too(tmp_path, caplog):
+def test_a_loss_that_stays_far_above_the_starts_sets_back_too(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "submanifold"):
-        _, history = run(tmp_path, Exploding({20}))
-    assert re.search(r"stage_1: 10\d, far above the \S+ of the start at step 20", caplog.text)
-    assert (history["setbacks"], history["steps_trained"]) == (1, 30)
+        _, history = run(tmp_path, Exploding(range(20, 31)), steps=40)
+    assert re.search(r"stage_1: 10\d, far above the \S+ of the start at step 30", caplog.text)
+    # the checkpoint of step 20, whose loss was in doubt, was not kept
+    assert "back to step 10" in caplog.text
+    assert (history["setbacks"], history["steps_trained"]) == (1, 40)
     with pytest.raises(UserError, match=r"far above.*matrix_rate \(now 0\.02\)"):
         run(tmp_path / "again", Exploding(range(11, 1000)), matrix_rate=0.02)
+
+
+def test_one_batch_of_a_huge_loss_does_not_set_back(tmp_path):
+    _, history = run(tmp_path, Exploding({20}))
+    assert history["setbacks"] == 0
+    assert [row["loss"] > 100 for row in history["train"]] == [False, True, False]
 
 
 @pytest.mark.parametrize("validate_every", [1, 4, 7, 15])

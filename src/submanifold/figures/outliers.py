@@ -1,6 +1,6 @@
 """How scores tell outliers from normal images."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -68,4 +68,29 @@ def density_and_distance(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     axes.set_ylabel("mean squared error of the projection")
     axes.grid(alpha=0.25)
     axes.legend(markerscale=3)
+    return figure
+
+
+def auroc_dots(pairs: Mapping[str, Mapping[str, float]], plain: Collection[str] = ()) -> Figure:
+    """Draw each score's AUROC, a row of dots for each pair of normal images and outliers.
+
+    Args:
+        pairs: By pair, and by score.
+        plain: Scores that are drawn grey, to hold the others against.
+    """
+    names = list(dict.fromkeys(name for scores in pairs.values() for name in scores))
+    figure = Figure(figsize=(10, 0.9 + 0.34 * len(names)), layout="constrained")
+    grid = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+    for axes, (pair, scores) in zip(grid, pairs.items(), strict=True):
+        for row, name in enumerate(names):
+            if name in scores:
+                axes.plot(scores[name], row, "o", color="0.6" if name in plain else "C0", ms=5)
+        axes.axvline(0.5, color="0.8", lw=0.8)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_title(pair, fontsize=8, wrap=True)
+        axes.tick_params(labelsize=7)
+        axes.grid(axis="y", alpha=0.25)
+    grid[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    grid[0].invert_yaxis()
+    figure.supxlabel("AUROC", fontsize=8)
     return figure

@@ -1,4 +1,4 @@
-"""The paper's numbers as data: Razavi et al. 2022, tables 1 to 5."""
+"""Printed numbers as data: Razavi et al. 2022, tables 1 to 5, and those of others."""
 
 from importlib.resources import files
 
@@ -17,6 +17,14 @@ def results() -> pd.DataFrame:
     """
     with files("submanifold.paper").joinpath("paper.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
+
+
+def published() -> dict[str, pd.DataFrame]:
+    """Read what others have published, by table: ``model``, ``value``, and its ``source``."""
+    with files("submanifold.paper").joinpath("published.csv").open(encoding="utf-8") as file:
+        rows = pd.read_csv(file, dtype=str).fillna("–")
+    return {str(name): table.drop(columns="table").reset_index(drop=True)
+            for name, table in rows.groupby("table", sort=False)}  # fmt: skip
 
 
 def write(value: float | None, spread: float | None) -> str:

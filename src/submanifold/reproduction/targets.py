@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.figures import delta_rows, gaussian_fits, rejection_blocks, sample_panels
-from submanifold.reproduction import beyond
+from submanifold.reproduction import beyond, outliers
 from submanifold.reproduction.experiments import Experiment
 from submanifold.reproduction.findings import ON_BEDROOMS, check_findings
 from submanifold.reproduction.tables import (
@@ -206,6 +206,15 @@ def _beyond_needs() -> dict[str, Need]:
     return needs
 
 
+def _outlier_needs() -> dict[str, Need]:
+    def need(pair: outliers.Pair) -> Need:
+        method = (("method", "nested"),) if pair.normal.endswith("-Glow") else ()
+        return Need(pair.normal, (*method, ("outliers", pair.outliers)))
+
+    pairs = {name: need(pair) for name, pair in outliers.PAIRS.items()}
+    return pairs | {name: Need(*each) for name, each in outliers.DENSITIES.items()}
+
+
 TARGETS: dict[str, Target] = {
     **{f"table-{number}": _table(number) for number in PAPER_TABLES},
     "figure-1": Target(
@@ -227,5 +236,9 @@ TARGETS: dict[str, Target] = {
     "beyond": Target(
         "Past the paper: density and reconstruction at equal seconds of training",
         _beyond_needs(), lambda runs: beyond.make(runs, Content), seeds=True,
+    ),
+    "outliers": Target(
+        "Which images are none of the training data's kind",
+        _outlier_needs(), lambda runs: outliers.make(runs, Content), seeds=True,
     ),
 }  # fmt: skip

@@ -205,6 +205,7 @@ def fit(
             if (what := fault(row, trainer.state["train"])) is not None:
                 _set_back(trainer, last, name, what)
                 continue
+            doubtful = far_above(row, trainer.state["train"]) and step < settings.steps
             elapsed = time.monotonic() - started
             row["rows_per_second"] = (step - before) * train.batch_size / elapsed
             _record(trainer.state, "train", row, on_log)
@@ -220,7 +221,8 @@ def fit(
                 trainer.ema.swap()
                 _record(trainer.state, "valid", row, on_log)
                 trainer.state["seconds"] = seconds + time.monotonic() - started
-                trainer.save(last)
+                if not doubtful:
+                    trainer.save(last)
 
     chosen = Model.load(best, trainer.weights[0].device)
     model.load_state_dict(chosen.state_dict())
@@ -289,14 +291,20 @@ def fault(row: Row, earlier: Sequence[Row]) -> str | None:
     """Say what is wrong with a training that cannot recover by itself, if anything is.
 
     A step of too large a rate need not end in what is not finite: it may leave a finite loss that
-    is worse than before the training.
+    is worse than before the training. One such row alone is none: a rare image may have a density so
+    small that it outweighs its batch, and the step after it, whose gradient is clipped, is well.
     """
     if not all(map(math.isfinite, row.values())):
         return "not finite"
-    start = earlier[0]["loss"] if earlier else math.inf
-    if row["loss"] > start + max(1.0, abs(start)):
-        return f"{row['loss']:.3g}, far above the {start:.3g} of the start"
+    if earlier and far_above(row, earlier) and far_above(earlier[-1], earlier):
+        return f"{row['loss']:.3g}, far above the {earlier[0]['loss']:.3g} of the start"
     return None
+
+
+def far_above(row: Row, earlier: Sequence[Row]) -> bool:
+    """Whether a loss is far above that of the first row."""
+    start = earlier[0]["loss"] if earlier else math.inf
+    return row["loss"] > start + max(1.0, abs(start))
 
 
 def _set_back(trainer: Trainer, last: Path, name: str, what: str) -> None:
