@@ -27,21 +27,28 @@ def test_the_psnr_is_the_mean_of_the_images_own_with_peak_one():
     assert result["mse"]["value"] == pytest.approx(0.0055)
     assert result["psnr"]["value"] == pytest.approx(25)
     assert result["mse"]["n"] == result["psnr"]["n"] == 2
-    assert result["not_finite"] == 0
+    assert result["overflows"] == 0
 
 
-def test_overflows_are_counted_and_left_out():
-    result = reconstruction(np.array([0.1, np.nan, 0.3, np.inf]))
-    assert result["mse"]["value"] == pytest.approx(0.2)
+def test_an_image_that_overflows_counts_as_the_most_that_two_images_differ_by():
+    result = reconstruction(np.array([0.1, np.nan, 0.3, np.inf, 477.0, 1.0]))
+    assert result["mse"]["value"] == pytest.approx((0.1 + 0.3 + 4) / 6)
+    assert result["mse"]["n"] == 6
+    assert result["overflows"] == 3
+
+
+def test_points_that_overflow_are_counted_and_left_out():
+    result = reconstruction(np.array([0.1, np.nan, 5.3, np.inf]), of_images=False)
+    assert result["mse"]["value"] == pytest.approx(2.7)
     assert result["mse"]["n"] == 2
-    assert result["not_finite"] == 2
+    assert result["overflows"] == 2
 
 
-def test_nothing_but_overflows_gives_no_value():
-    result = reconstruction(np.full(3, np.nan))
+def test_points_that_all_overflow_give_no_value():
+    result = reconstruction(np.full(3, np.nan), of_images=False)
     assert result["mse"]["value"] is None
     assert result["psnr"]["value"] is None
-    assert result["not_finite"] == 3
+    assert result["overflows"] == 3
 
 
 def test_a_perfect_projection_has_a_finite_psnr():

@@ -54,6 +54,18 @@ def test_the_nearest_point_of_a_circle(radius, angle, off):
     assert torch.allclose(circle(u), x / radius, atol=1e-5)
 
 
+def test_it_starts_at_the_middle_where_the_encoder_is_thrown_far_off():
+    def decode(u):
+        return torch.cat([u, torch.expm1(20 * u)], 1)  # a pole, nearly
+
+    x = torch.tensor([[0.1, 0.2]], dtype=torch.float64)
+    start = torch.tensor([[30.0]], dtype=torch.float64)
+    u = nearest_point(decode, x, start, steps=10)
+    grid = torch.linspace(-1, 1, 20_001, dtype=torch.float64)[:, None]
+    least = (decode(grid) - x).square().sum(1).min()
+    assert (decode(u) - x).square().sum() == pytest.approx(float(least), rel=1e-3)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.6, 3.0), st.floats(0.6, 2.5), st.floats(-3, 3), st.floats(-0.3, 0.3))
 def test_the_nearest_point_of_a_sphere(radius, a, b, off):
@@ -126,9 +138,9 @@ def test_gains_make_it_converge_sooner():
     assert (x - decode(plain)).square().mean() > 0.1
 
 
-def test_events_whose_decoder_overflows_stay_where_they_are():
+def test_events_whose_decoder_overflows_everywhere_stay_where_they_are():
     x = torch.tensor([[1.0], [1.0]])
     start = torch.tensor([[float("inf")], [0.0]])
-    u = nearest_point(lambda u: u, x, start, 2)
+    u = nearest_point(lambda u: u + torch.tensor([[float("inf")], [0.0]])[: len(u)], x, start, 2)
     assert u[0].isinf().all()
     assert torch.allclose(u[1], x[1])

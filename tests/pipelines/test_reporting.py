@@ -52,7 +52,7 @@ def metrics(**more):
         "counts": {"train": 5, "test": 5, "samples": 5},
         "seconds": {"training": 3.0},
         "warnings": [],
-        "not_finite": 0,
+        "overflows": 0,
         **more,
     }
 

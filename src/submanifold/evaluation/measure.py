@@ -1,6 +1,7 @@
 """All that is measured of a model on test data."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,10 @@ def measure(
         Metrics by name (:mod:`submanifold.evaluation.metrics`), each with its interval and count.
     """
     batches = Batches(test, BATCH, device=device)
-    whole = reconstruction(squared_errors(model.project, track(batches, "projecting", len(test))))
+    summed = partial(reconstruction, of_images=not batches.is_continuous)
+    whole = summed(squared_errors(model.project, track(batches, "projecting", len(test))))
     inner = {
-        f"{name}_mse": reconstruction(squared_errors(part.project, batches))["mse"]
+        f"{name}_mse": summed(squared_errors(part.project, batches))["mse"]
         if len(model.dims) > 2
         else whole["mse"]
         for name, part in model.parts().items()
@@ -73,7 +75,7 @@ def measure(
         some = Batches(test[:MOST_NEAREST], BATCH_NEAREST, device=device)
         shown = track(some, "nearest points", len(some))
         errors = squared_errors(lambda x: model.project(x, steps=NEAREST_STEPS), shown)
-        nearest = reconstruction(errors)
+        nearest = summed(errors)
         whole |= {f"nearest_{name}": nearest[name] for name in ("mse", "psnr")}
     if batches.is_continuous:
         whole.pop("nearest_psnr", None)

@@ -18,15 +18,21 @@ def squared_errors(project: Callable[[Tensor], Tensor], batches: Iterable[Tensor
     return per_event(lambda x: (x - project(x)).square().flatten(1).mean(1), batches)
 
 
-def reconstruction(errors: np.ndarray) -> dict[str, Any]:
+def reconstruction(errors: np.ndarray, of_images: bool = True) -> dict[str, Any]:
     """Summarise squared errors as ``mse`` and ``psnr`` (dB), each with a 95% interval.
 
-    A nearly singular decoder can turn a few projections into overflows; those are left out of the
-    means and counted in ``not_finite``.
+    A nearly singular decoder can turn a few projections into overflows, counted in ``overflows``:
+    those of images whose error is above 1, the most that two images can differ by, count as 1;
+    points whose error is not finite are left out.
+
+    Args:
+        errors: Of each event, (N,).
+        of_images: Whether events are images.
     """
-    finite = errors[np.isfinite(errors)]
+    over = ~np.isfinite(errors) | (of_images & (errors > 1))
+    counted = np.where(over, 1.0, errors) if of_images else errors[~over]
     return {
-        "mse": mean_interval(finite),
-        "psnr": mean_interval(-10 * np.log10(np.maximum(finite, 1e-12))),
-        "not_finite": int(len(errors) - len(finite)),
+        "mse": mean_interval(counted),
+        "psnr": mean_interval(-10 * np.log10(np.maximum(counted, 1e-12))),
+        "overflows": int(over.sum()),
     }

@@ -9,6 +9,7 @@ from submanifold.manifold.linearization import Linearization
 
 ITERATIONS = 8
 HALVINGS = 4
+FAR = 10.0
 
 
 @torch.no_grad()
@@ -31,7 +32,8 @@ def nearest_point(
     Args:
         decode: The decoder g, (batch, d) to (batch, *event_shape).
         x: Events, (batch, *event_shape).
-        u: Where to start, (batch, d): the encoder's coordinates.
+        u: Where to start, (batch, d): the encoder's coordinates. Where their squared distance is
+            ten times that of the manifold's middle, u = 0, it starts there.
         steps: Gauss-Newton steps, each of some conjugate gradient iterations.
         gains: Diagonal that :math:`J^T J` is near to, (d,), positive: those of the rotation
             (method.md 6.1). With them a system takes a third of the iterations.
@@ -41,6 +43,12 @@ def nearest_point(
     """
     scale = torch.ones_like(u[0]) if gains is None else gains.clamp_min(gains.max() * 1e-6).rsqrt()
     error = _squared_error(decode, x, u)
+    if steps:
+        # a nearly singular decoder may throw the encoder's point far off, from where no step helps
+        middle = _squared_error(decode, x, torch.zeros_like(u[:1]))
+        lost = error > FAR * middle
+        u = torch.where(lost[:, None], torch.zeros_like(u), u)
+        error = torch.where(lost, middle, error)
     for _ in range(steps):
         at = Linearization(decode, u)
         solution, slope = _least_squares(

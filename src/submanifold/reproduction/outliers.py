@@ -49,7 +49,9 @@ PIXELS = 28 * 28
 def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) -> Any:
     """Make the page: each pair's scores, what of them reaches its goal, and bits per dimension."""
     measured = {
-        pair: [each.load("outlier_metrics") for each in runs[pair]] for pair in PAIRS if pair in runs
+        pair: [each.load("outlier_metrics") for each in runs[pair]]
+        for pair in PAIRS
+        if pair in runs
     }
     scores = {pair: _over_seeds(each) for pair, each in measured.items()}
     tables = {"Goals": _goals(scores)} if scores else {}

@@ -291,8 +291,8 @@ def fault(row: Row, earlier: Sequence[Row]) -> str | None:
     """Say what is wrong with a training that cannot recover by itself, if anything is.
 
     A step of too large a rate need not end in what is not finite: it may leave a finite loss that
-    is worse than before the training. One such row alone is none: a rare image may have a density so
-    small that it outweighs its batch, and the step after it, whose gradient is clipped, is well.
+    is worse than before the training. One such row alone is none: a rare image may have so small a
+    density that it outweighs its batch, and the step after it, whose gradient is clipped, is well.
     """
     if not all(map(math.isfinite, row.values())):
         return "not finite"
