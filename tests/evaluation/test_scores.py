@@ -10,7 +10,6 @@ from PIL import Image
 from submanifold.data import dequantize
 from submanifold.evaluation.scores import (
     COMBINATION,
-    COMBINED,
     GREY_LEVEL,
     SCORES,
     Calibration,
@@ -37,14 +36,16 @@ def images(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
 
 
+NAMES = ("density", "off_manifold", "encoder_distance")
+
+
 def normal_scores(count, seed):
     rng = np.random.default_rng(seed)
-    names = ("density", "off_manifold", "encoder_distance")
-    return {name: rng.normal(size=count) for name in names}
+    return {name: rng.normal(size=count) for name in NAMES}
 
 
 def test_tail_probabilities_of_normal_data_are_uniform():
-    calibration = Calibration.fit(normal_scores(5000, 0), COMBINED)
+    calibration = Calibration.fit(normal_scores(5000, 0), NAMES)
     scores = calibration.complete(normal_scores(5000, 1))
     for name in (*normal_scores(1, 0), "typicality", COMBINATION):
         tails = calibration.tail(name, scores[name])
@@ -52,20 +53,20 @@ def test_tail_probabilities_of_normal_data_are_uniform():
 
 
 def test_a_score_beyond_all_has_the_least_probability_and_one_below_all_the_largest():
-    calibration = Calibration.fit(normal_scores(99, 0), COMBINED)
+    calibration = Calibration.fit(normal_scores(99, 0), NAMES)
     tails = calibration.tail("density", np.array([1e9, -1e9]))
     np.testing.assert_allclose(tails, [1 / 100, 1])
 
 
 def test_typicality_is_the_distance_from_the_median():
-    calibration = Calibration.fit(normal_scores(501, 0), COMBINED)
+    calibration = Calibration.fit(normal_scores(501, 0), NAMES)
     middle = np.median(normal_scores(501, 0)["density"])
     both = {name: np.array([middle - 1, middle, middle + 1]) for name in normal_scores(1, 0)}
     np.testing.assert_allclose(calibration.complete(both)["typicality"], [1, 0, 1])
 
 
 def test_a_calibration_survives_its_file():
-    calibration = Calibration.fit(normal_scores(500, 0), COMBINED)
+    calibration = Calibration.fit(normal_scores(500, 0), NAMES)
     again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
     scores = calibration.complete(normal_scores(50, 1))
     for name, values in scores.items():
@@ -74,10 +75,43 @@ def test_a_calibration_survives_its_file():
 
 
 def test_what_is_strange_in_several_ways_is_stranger_than_in_one():
-    calibration = Calibration.fit(normal_scores(2000, 0), COMBINED)
+    calibration = Calibration.fit(normal_scores(2000, 0), NAMES)
     one = {"density": [0.0, 2.5], "off_manifold": [2.5, 2.5], "encoder_distance": [0.0, 2.5]}
     found = calibration.complete({name: np.array(values) for name, values in one.items()})
     assert found[COMBINATION][1] > found[COMBINATION][0]
+
+
+def test_the_combination_of_normal_scores_is_their_mahalanobis_distance():
+    rng = np.random.default_rng(0)
+    root = np.array([[1.0, 0, 0], [0.9, 0.3, 0], [0, 0.2, 2.0]])
+    draw = lambda count: dict(zip(NAMES, root @ rng.normal(size=(3, count)), strict=True))  # noqa: E731
+    calibration, scores = Calibration.fit(draw(20_000), NAMES), draw(200)
+    x = np.stack([scores[name] for name in NAMES])
+    wanted = np.einsum("in,ij,jn->n", x, np.linalg.inv(root @ root.T), x)
+    found = calibration.complete(scores)[COMBINATION]
+    assert scipy.stats.spearmanr(found, wanted).statistic > 0.99
+    np.testing.assert_allclose(found, wanted, rtol=0.25, atol=0.4)
+
+
+def test_a_score_that_does_not_fit_the_others_is_strange_though_each_is_usual():
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=4000)
+    tied = {"density": one, "off_manifold": one + 0.05 * rng.normal(size=4000)}
+    calibration = Calibration.fit(tied, ("density", "off_manifold"))
+    apart = calibration.complete({"density": np.array([1.0]), "off_manifold": np.array([-1.0])})
+    for name in tied:
+        assert calibration.tail(name, apart[name])[0] > 0.1
+    assert calibration.tail(COMBINATION, apart[COMBINATION])[0] < 1e-3
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e300])
+def test_a_score_that_overflows_is_as_strange_as_can_be(value):
+    calibration = Calibration.fit({**normal_scores(500, 0), "constant": np.ones(500)},
+                                  (*NAMES, "constant"))  # fmt: skip
+    scores = {name: np.array([value, 0.0]) for name in NAMES} | {"constant": np.ones(2)}
+    found = calibration.complete(scores)[COMBINATION]
+    assert np.isfinite(found).all()
+    assert calibration.tail(COMBINATION, found) == pytest.approx([1 / 501, 1.0], abs=0.05)
 
 
 def test_scores_are_what_they_say(model):

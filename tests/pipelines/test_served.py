@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from submanifold.data import dequantize
-from submanifold.evaluation.scores import COMBINED, Calibration, score
+from submanifold.evaluation.scores import QUICK, Calibration, score
 from submanifold.flows import Glow
 from submanifold.manifold import Hierarchy, Stage
 from submanifold.pipelines.served import Served, log_model
@@ -23,7 +23,7 @@ def model():
     with torch.no_grad():
         found(dequantize(torch.from_numpy(images(64, 0))))
     found.eval()
-    found.calibration = Calibration.fit(score(found, images(50, 1)), COMBINED).to_dict()
+    found.calibration = Calibration.fit(score(found, images(50, 1)), QUICK).to_dict()
     return found
 
 

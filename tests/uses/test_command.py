@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from submanifold.data import dequantize
-from submanifold.evaluation.scores import COMBINED, Calibration, score
+from submanifold.evaluation.scores import QUICK, Calibration, score
 from submanifold.flows import Glow
 from submanifold.manifold import Hierarchy, Model, Stage
 from submanifold.uses.command import main
@@ -38,7 +38,7 @@ def model_file(tmp_path_factory):
         model(dequantize(torch.from_numpy(smooth(256, 0))))
     model.eval()
     model.data = DATA
-    model.calibration = Calibration.fit(score(model, smooth(200, 1)), COMBINED).to_dict()
+    model.calibration = Calibration.fit(score(model, smooth(200, 1)), QUICK).to_dict()
     path = tmp_path_factory.mktemp("model") / "hierarchy.safetensors"
     model.save(path)
     return path

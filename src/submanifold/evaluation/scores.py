@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,10 @@ SCORES = {
 }
 """All of which are larger for what is stranger; typicality needs a calibration."""
 QUICK = ("density", "on_manifold", "off_manifold", "encoder_distance", "complexity")
-COMBINED = ("typicality", "off_manifold", "encoder_distance")
 COMBINATION = "combination"
+MOST_DEVIATIONS = 8.0
+RIDGE = 1e-3
+TINY, LARGEST = 1e-12, 1e30
 GREY_LEVEL = 1 / 256
 LEADING = 64
 BATCH = 64
@@ -138,60 +140,100 @@ class Calibration:
     r"""What scores normal images have, and with it the probability of a score as large as given.
 
     Made of images of the training data's kind that were not trained on, and of nothing else. A
-    score's tail probability is one-sided; scores are combined by Fisher's statistic
-    :math:`-2 \sum_i \log p_i`, whose own tail is read off the same images, since scores depend on
-    each other.
+    score's tail probability p is one-sided. Scores are combined by their joint distribution, that
+    of :math:`z_i = \Phi^{-1}(1 - p_i)` taken for normal:
+
+    .. math:: (z - \bar z)^T C^{-1} (z - \bar z)
+
+    with mean and covariance over the same images, whose values of it give its own tail
+    probability. A score that is too small for the others is strange, too (compare the density of
+    states of Morningstar et al. 2021). Beyond the images' range z goes on by standard deviations,
+    to 8 at most.
 
     Attributes:
         count: Images.
         median: Of log p(x), nats.
         combined: The scores that are combined.
         quantiles: By score, and of the combination, at :data:`LEVELS`.
+        mean: Of z, (scores,).
+        precision: The inverse of C, (scores, scores).
     """
 
     count: int
     median: float
     combined: tuple[str, ...]
     quantiles: Mapping[str, np.ndarray]
+    mean: np.ndarray
+    precision: np.ndarray
 
     @classmethod
     def fit(cls, scores: Mapping[str, np.ndarray], combined: Sequence[str]) -> "Calibration":
         """Read quantiles off scores of normal images, each (N,), with ``density`` among them."""
         count, median = len(scores["density"]), -float(np.median(scores["density"]))
-        single = cls(count, median, tuple(combined), {})
-        scores = single._with_typicality(scores)
-        quantiles = {name: np.quantile(values, LEVELS) for name, values in scores.items()}
-        known = cls(count, median, tuple(combined), quantiles)
-        statistic = known._fisher(scores)
-        return cls(count, median, tuple(combined),
-                   {**quantiles, COMBINATION: np.quantile(statistic, LEVELS)})  # fmt: skip
+        size = len(combined)
+        known = cls(count, median, tuple(combined), {}, np.zeros(size), np.eye(size))
+        scores = known._with_typicality(scores)
+        quantiles = {name: np.quantile(_finite(values), LEVELS) for name, values in scores.items()}
+        known = replace(known, quantiles=quantiles)
+        z = known._normal_scores(scores)
+        spread = np.cov(z.T).reshape(size, size) + RIDGE * np.eye(size)
+        known = replace(known, mean=z.mean(0), precision=np.linalg.inv(spread))
+        joint = np.quantile(known._joint(scores), LEVELS)
+        return replace(known, quantiles={**quantiles, COMBINATION: joint})
 
     def complete(self, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add to scores with ``density`` their ``typicality``, and the ``combination``."""
         scores = self._with_typicality(scores)
-        return {**scores, COMBINATION: self._fisher(scores)}
+        return {**scores, COMBINATION: self._joint(scores)}
 
     def tail(self, name: str, values: np.ndarray) -> np.ndarray:
         """Probability under normal data of a score as large as each value, in [1/(n+1), 1]."""
-        below = np.interp(values, self.quantiles[name], LEVELS, left=0.0, right=1.0)
+        known = self.quantiles[name]
+        below = np.interp(_finite(values), known, LEVELS, left=0.0, right=1.0)
         return (1 + self.count * (1 - below)) / (self.count + 1)
 
     def _with_typicality(self, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {**scores, "typicality": np.abs(scores["density"] + self.median)}
 
-    def _fisher(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-        each = [np.log(self.tail(name, scores[name])) for name in self.combined]
-        return -2 * np.sum(each, axis=0)
+    def _normal_scores(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        half = 0.5 / self.count
+        levels = torch.special.ndtri(torch.from_numpy(LEVELS.clip(half, 1 - half))).numpy()
+        found = []
+        for name in self.combined:
+            known, values = self.quantiles[name], _finite(scores[name])
+            low, high = np.interp([0.159, 0.841], LEVELS, known)
+            beyond = values - values.clip(known[0], known[-1])
+            z = np.interp(values, known, levels) + beyond / max((high - low) / 2, TINY)
+            found.append(z.clip(-MOST_DEVIATIONS, MOST_DEVIATIONS))
+        return np.stack(found, 1)
+
+    def _joint(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        z = self._normal_scores(scores) - self.mean
+        return np.einsum("ni,ij,nj->n", z, self.precision, z)
 
     def to_dict(self) -> dict[str, Any]:
         """Make it JSON-able, to five digits."""
-        quantiles = {name: [float(f"{value:.5g}") for value in values]
-                     for name, values in self.quantiles.items()}  # fmt: skip
-        return {"count": self.count, "median": self.median, "combined": list(self.combined),
-                "quantiles": quantiles}  # fmt: skip
+        quantiles = {name: _digits(values) for name, values in self.quantiles.items()}
+        return {
+            "count": self.count, "median": self.median, "combined": list(self.combined),
+            "quantiles": quantiles, "mean": _digits(self.mean),
+            "precision": [_digits(row) for row in self.precision],
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Calibration":
         """Make it of what :meth:`to_dict` returned."""
         quantiles = {name: np.array(values) for name, values in found["quantiles"].items()}
-        return cls(found["count"], found["median"], tuple(found["combined"]), quantiles)
+        return cls(
+            found["count"], found["median"], tuple(found["combined"]), quantiles,
+            np.array(found["mean"]), np.array(found["precision"]),
+        )  # fmt: skip
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """What overflows is as large as can be."""
+    return np.nan_to_num(values, nan=LARGEST, posinf=LARGEST).clip(-LARGEST, LARGEST)
+
+
+def _digits(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]

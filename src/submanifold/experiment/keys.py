@@ -12,11 +12,11 @@ from submanifold.experiment.experiment import Experiment
 
 RECIPE = 4
 """Raise it when the same settings would no longer give the same artifacts."""
-MODEL_RECIPE = 1
+MODEL_RECIPE = 2
 """Raise it when the finished model's file would hold something else of the same phases."""
 EVALUATION_RECIPE = 5
 """Raise it when the same model would no longer give the same metrics and pages."""
-OUTLIER_RECIPE = 1
+OUTLIER_RECIPE = 2
 """Raise it when the same model would no longer give the same scores of the same outliers."""
 
 RAW = Path("data/01_raw")

@@ -23,7 +23,7 @@ def calibration_of(model: Model) -> Calibration:
     Raises:
         UserError: It carries none.
     """
-    if not model.calibration:
+    if "precision" not in model.calibration:
         raise UserError(
             "The model's file carries no calibration, so that no probability can be given: it was "
             "written by an earlier version, or by a phase. Run its experiment again: the trainings "

@@ -7,7 +7,7 @@ import numpy as np
 
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.device import choose_device
-from submanifold.evaluation.scores import COMBINED, Calibration, score
+from submanifold.evaluation.scores import QUICK, Calibration, score
 from submanifold.manifold import Hierarchy, Model, ModelSettings
 from submanifold.pipelines.tracking import log_to_mlflow
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
@@ -70,7 +70,7 @@ def encode(
 def finish_images(model: Model, data: ImageSettings, valid: np.ndarray, device: str) -> Model:
     """Tell the last phase's model what images it was trained on, and how others of them score."""
     scores = score(model.to(choose_device(device)), valid[:MOST_NORMAL])
-    model.data, model.calibration = data.facts, Calibration.fit(scores, COMBINED).to_dict()
+    model.data, model.calibration = data.facts, Calibration.fit(scores, QUICK).to_dict()
     return model
 
 
