@@ -3,7 +3,6 @@
 import sys
 
 import click
-from kedro.framework.cli.project import run
 from kedro.framework.project import configure_project
 
 from submanifold.cli import cli
@@ -15,7 +14,7 @@ def main() -> None:
     """Hand the command line to Kedro's run or to the project's commands; without one, to run."""
     configure_project("submanifold")
     commands = click.Group(
-        commands=[run, *cli.commands.values()],
+        commands=list(cli.commands.values()),
         help="Run a pipeline, reproduce the paper, or sweep a parameter.",
         context_settings={"help_option_names": HELP},
     )

@@ -1,17 +1,48 @@
 """The project's own commands: ``kedro reproduce`` and ``kedro sweep``."""
 
+import copy
+import traceback
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
+from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import _split_params, env_option
 
 
 @click.group(name="submanifold")
 def cli() -> None:
-    """Reproduce the paper, and sweep a parameter."""
+    """Run a pipeline, reproduce the paper, and sweep a parameter."""
 
+
+@wraps(kedro_run.callback)  # type: ignore[arg-type]
+def _run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
+    from submanifold.pipeline_registry import register_pipelines
+
+    known = [name for name in register_pipelines() if name != "__default__"]
+    for name in [pipeline] if pipeline else pipelines:
+        if name not in (*known, "__default__"):
+            raise click.ClickException(
+                f"pipeline={name} is not known. Known: {', '.join(known)}. Change it with "
+                "--pipeline=<name>."
+            )
+    try:
+        return kedro_run.callback(pipeline=pipeline, pipelines=pipelines, **options)  # type: ignore[misc]
+    except ValueError as error:
+        last = list(traceback.walk_tb(error.__traceback__))[-1][0]
+        if last.f_globals["__name__"].startswith("kedro.pipeline."):
+            raise click.ClickException(
+                f"{error} Change --nodes, --from-nodes, --to-nodes, --to-outputs or --tags; "
+                "`kedro registry describe <pipeline>` names what there is."
+            ) from error
+        raise
+
+
+run = copy.copy(kedro_run)
+run.callback = _run
+cli.add_command(run)
 
 params_option = click.option(
     "--params", type=str, default="", callback=_split_params, help="As in kedro run."

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from click import ClickException
-from kedro.config import OmegaConfigLoader
-from omegaconf import OmegaConf
+from kedro.config import MissingConfigException, OmegaConfigLoader
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from submanifold.errors import UserError
 
@@ -44,7 +46,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
                 model = self.experiment.model.model_dump(mode="json")
                 return {**self.experiment.parameters(), "model": model}
             keys = self.keys_of  # first, since a resolver would wrap the user's mistake
-            config = super().__getitem__(key)
+            config = self._read(key)
             return expand(config, keys) if key == "catalog" else config
         except UserError as error:
             raise ClickException(str(error)) from error
@@ -58,7 +60,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         """
         from submanifold.experiment import choose  # torch, which most commands do without
 
-        return choose(super().__getitem__("parameters"))
+        return choose(self._read("parameters"))
 
     @cached_property
     def keys_of(self) -> dict[str, str]:
@@ -66,6 +68,48 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         from submanifold.experiment import artifact_keys
 
         return artifact_keys(self.experiment, Path(self._project))
+
+    def _read(self, key: str) -> dict[str, Any]:
+        """Read one kind of configuration, and say of what cannot be read where it is.
+
+        Raises:
+            UserError: A file is no YAML, or no mapping, or there is no such environment.
+        """
+        try:
+            return super().__getitem__(key)
+        except OmegaConfBaseException as error:
+            what = str(error.msg or error).splitlines()[0]
+            raise UserError(
+                f"{error.full_key or key} cannot be worked out: {what}. Allowed in ${{...}}: names "
+                "of other parameters, globals:, runtime_params:. Change it in conf/."
+            ) from error
+        except MissingConfigException as error:
+            if Path(self.conf_source, self.env or self.default_run_env).is_dir():
+                raise  # Kedro does without some kinds
+            there = [path.name for path in sorted(Path(self.conf_source).iterdir())
+                     if path.is_dir() and path.name != "runs"]  # fmt: skip
+            raise UserError(
+                f"env={self.env} is not known: {self.conf_source} has no such folder. Known: "
+                f"{', '.join(there)}. Change it with --env=<name>."
+            ) from error
+        except (ValueError, TypeError, AttributeError, YAMLError) as error:
+            raise UserError(self._broken_file() or f"conf/ cannot be read: {error}") from error
+
+    def _broken_file(self) -> str | None:
+        """What is wrong with the first of the files that cannot be read as a mapping."""
+        folders = [Path(self.conf_source, env)
+                   for env in (self.base_env, self.env or self.default_run_env)]  # fmt: skip
+        for path in (path for folder in folders for path in sorted(folder.rglob("*.yml"))):
+            try:
+                found = OmegaConf.load(path)
+            except (YAMLError, ValueError, OSError) as error:
+                where = getattr(error, "problem_mark", None)
+                line = f", line {where.line + 1}" if where else ""
+                what = getattr(error, "problem", None) or str(error).splitlines()[0]
+                return f"{path}{line} is not YAML: {what}. Mend it there."
+            if not isinstance(found, DictConfig):
+                return f"{path} holds a list, but should be names and their values. Mend it there."
+        return None
 
     @property
     def _project(self) -> str:

@@ -18,6 +18,8 @@ def choose_device(wanted: str) -> torch.device:
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wanted)
+        if device.type == "meta":
+            raise RuntimeError("It holds no numbers.")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(

@@ -98,6 +98,11 @@ class ExperimentHooks:
                 f"outliers={experiment.outliers} would have no effect: only --pipeline=outliers "
                 "looks for them. Leave it out, or run that one."
             )
+        if experiment.synthetic and (wrong := {"outliers", "dimension"} & {*names}):
+            raise ClickException(
+                f"--pipeline={wrong.pop()} is of images, but dataset={experiment.dataset} are "
+                "points. Choose a dataset of images with --params=dataset=<name>."
+            )
         if experiment.outliers is None and "outliers" in names:
             raise ClickException(
                 "--pipeline=outliers needs to know them: the name of a dataset in "

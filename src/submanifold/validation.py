@@ -3,15 +3,29 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from submanifold.errors import UserError
 
 
 class Settings(BaseModel):
-    """Settings with no room for a misspelt name."""
+    """Settings with no room for a misspelt name, for infinity, or for true where 1 is meant."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            field = cls.model_fields.get(name)
+            given = value if isinstance(value, list | tuple) else [value]
+            if (
+                field
+                and any(isinstance(each, bool) for each in given)
+                and (bool not in _members(field.annotation))
+            ):
+                raise ValueError(f"{name}={value} cannot be used: it is neither true nor false")
+        return values
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -27,16 +41,17 @@ def read_settings(model: type[Model], mapping: Mapping[str, Any], where: str) ->
         return model.model_validate(dict(mapping))
     except ValidationError as error:
         problems = "; ".join(_explain(problem, model, where) for problem in error.errors())
+        group = f"{where}." if where else ""
         raise UserError(
             f"{problems}. Change it in conf/base/parameters.yml, or with "
-            f"kedro run --params={where}.<name>=<value>."
+            f"kedro run --params={group}<name>=<value>."
         ) from None
 
 
 def _explain(problem: Any, model: type[BaseModel], where: str) -> str:
     path = [part for part in problem["loc"] if isinstance(part, str)]
     names, known, tags = _locate(model, path)
-    name, kind = ".".join([where, *names]), problem["type"]
+    name, kind = ".".join([where, *names]).removeprefix("."), problem["type"]
     if kind == "extra_forbidden":
         return f"{name} is not a setting; known: {', '.join(known)}"
     if kind == "missing":
@@ -50,7 +65,8 @@ def _explain(problem: Any, model: type[BaseModel], where: str) -> str:
         )
         return f"{name}{wrong}; known: {', '.join(tags)}"
     if kind == "value_error":
-        return f"{where}.{problem['ctx']['error']}"
+        prefix = ".".join([where, *names]).removeprefix(".")
+        return f"{prefix}.{problem['ctx']['error']}".removeprefix(".")
     return f"{name}={problem['input']} cannot be used: {problem['msg']}"
 
 

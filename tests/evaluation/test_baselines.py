@@ -132,3 +132,14 @@ def test_too_many_dimensions_are_not_fitted_and_the_reason_is_given():
     found = fit_baselines(images, images, images)
     assert found == {"why": "not fitted: a covariance of 6,912 dimensions takes too long"}
     assert pca_error(found, 5) == {"dim": 5, "why": found["why"]}
+
+
+def test_hotellings_statistic_of_normal_data_is_chi_squared_and_few_axes_explain_much():
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([5.0, 2.0, 1.0, 0.1])
+    x = scale * torch.randn(20_000, 4, generator=generator)
+    pca = PCA.fit([x])
+    assert (pca.explaining(0.8), pca.explaining(0.9), pca.explaining(0.999)) == (1, 2, 3)
+    found = pca.hotelling(x, 3)
+    assert found.mean().item() == pytest.approx(3, rel=0.02)
+    assert found.var().item() == pytest.approx(6, rel=0.05)

@@ -5,6 +5,7 @@ import torch
 
 from submanifold.data import dequantize
 from submanifold.evaluation.outliers import (
+    LINEAR,
     LINEAR_COMBINATION,
     MEASURES,
     measure_outliers,
@@ -73,12 +74,12 @@ def table():
 
 
 def test_every_score_has_a_tail_probability(table):
-    names = [*SCORES, COMBINATION, "pca_distance", "mahalanobis", LINEAR_COMBINATION]
+    names = [*SCORES, COMBINATION, *LINEAR, LINEAR_COMBINATION]
     for name in names:
         tails = table[f"p_{name}"]
         assert tails.between(1 / 201 - 1e-9, 1).all()
     assert list(titles(measure_outliers(table)["scores"])) == [
-        *SCORES, COMBINATION, "pca_distance", "mahalanobis", LINEAR_COMBINATION
+        *SCORES, COMBINATION, *LINEAR, LINEAR_COMBINATION
     ]  # fmt: skip
     assert measure_outliers(table)["counts"] == {"normal": 100, "outlier": 30}
 

@@ -65,7 +65,7 @@ class ImageSettings(Settings):
     counts: Counts = Counts()
     labels: tuple[int, ...] | None = Field(None, min_length=1)
     other_labels: tuple[int, ...] | None = Field(None, min_length=1)
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _no_setting_is_ignored(self) -> "ImageSettings":
@@ -160,7 +160,7 @@ class SyntheticSettings(Settings):
     source: Literal[tuple(MANIFOLDS)]  # type: ignore[valid-type]
     noise: float | None = Field(None, ge=0)
     counts: Draws = Draws()
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @property
     def manifold(self) -> Manifold:

@@ -67,6 +67,16 @@ class PCA:
         variance = (square - mean.square()).clamp_min(0) / max(count - 1, 1)
         return mean, 1.96 * variance.sqrt()
 
+    def explaining(self, share: float) -> int:
+        """The fewest axes that have this share of the variance."""
+        explained = self.variances.cumsum(0) / self.variances.sum()
+        return int((explained < share).sum()) + 1
+
+    def hotelling(self, x: Tensor, dim: int) -> Tensor:
+        """Hotelling's T^2 within the first ``dim`` axes, (batch,): squares over variances."""
+        flat = (x.flatten(1).double() - self.mean) @ self.axes[:, :dim]
+        return (flat.square() / self.variances[:dim]).sum(1)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats of the Gaussian with (shrunk) full covariance, shape (batch,)."""
         flat = (x.flatten(1).double() - self.mean) @ self.axes

@@ -16,8 +16,11 @@ from submanifold.manifold import Model
 
 LINEAR = {
     "pca_distance": "mean squared error of PCA's projection, as many axes, on [0, 1]",
+    "pca_residual": "the same with the axes of 90% of the variance",
+    "hotelling": "Hotelling's T^2 within these axes",
     "mahalanobis": "-log density of a Gaussian, nats",
 }
+EXPLAINED = 0.9
 LINEAR_COMBINATION = "linear_combination"
 COMBINED = tuple(name for name in SCORES if name != "typicality")
 MEASURES = {
@@ -81,11 +84,14 @@ def _linear(dim: int, train: np.ndarray, valid: np.ndarray, device: torch.device
     if np.prod(train.shape[1:]) > LARGEST_COVARIANCE:
         return lambda images: {}
     pca = PCA.fit(Batches(train, BATCH)).shrink(Batches(valid, BATCH))
+    few = pca.explaining(EXPLAINED)
 
     def scores(images: np.ndarray) -> dict[str, np.ndarray]:
         batches = Batches(images, BATCH)
         return {
             "pca_distance": per_event(lambda x: pca.squared_errors(x)[:, dim], batches),
+            "pca_residual": per_event(lambda x: pca.squared_errors(x)[:, few], batches),
+            "hotelling": per_event(lambda x: pca.hotelling(x, few), batches),
             "mahalanobis": -per_event(pca.log_prob, batches),
         }
 
@@ -149,6 +155,6 @@ def titles(scored: Mapping[str, Any]) -> dict[str, str]:
         **SCORES,
         COMBINATION: "all of the above by their joint distribution on validation images",
         **LINEAR,
-        LINEAR_COMBINATION: "both linear scores likewise",
+        LINEAR_COMBINATION: "all linear scores likewise",
     }
     return {name: text for name, text in known.items() if name in scored}

@@ -52,6 +52,10 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
     # Kedro leaves these out of every other configuration, where they serve YAML's anchors
     given = {name: value for name, value in parameters.items() if not name.startswith("_")}
     tables = {name: given.pop(name) for name in ("datasets", "methods")}
+    for name, table in tables.items():
+        _check_group(name, table)
+        for row, value in table.items():
+            _check_group(f"{name}.{row}", {} if value is None else value)
     defaults = {name: given.pop(f"{name}_defaults") for name in ("stage", "training", "evaluation")}
     groups = {name: given.pop(name) for name in list(given)
               if name.startswith(("stage_", "phase_"))}  # fmt: skip
@@ -78,7 +82,13 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
         evaluation = {k: v for k, v in evaluation.items() if k not in ABOUT_IMAGES}
         refuse(groups["evaluation"], "evaluation", dict.fromkeys(ABOUT_IMAGES, "it is of images"))
     evaluation = _merge(evaluation, groups["evaluation"], "evaluation")
-    plain = read_settings(Choices, given, "parameters")
+    if unknown := [name for name in given if name not in Choices.model_fields]:
+        raise UserError(
+            f"{', '.join(map(str, unknown))} is not a setting; known: "
+            f"{', '.join(Choices.model_fields)}, and what the groups data, stage_<n>, phase_<n>, "
+            "training and evaluation hold. Change it in conf/, or with --params=<name>=<value>."
+        )
+    plain = read_settings(Choices, given, "")
     if plain.register_as is not None and not isinstance(settings, ImageSettings):
         raise UserError(
             f"register_as={plain.register_as}, but only models of images are registered. Leave it "

@@ -53,7 +53,7 @@ class Choices(Settings):
 
     dataset: str
     method: str
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32)
     device: str
     sweep: str | None = None
     register_as: str | None = Field(None, min_length=1)

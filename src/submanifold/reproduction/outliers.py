@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from submanifold.evaluation.outliers import LINEAR_COMBINATION, MEASURES, titles
+from submanifold.evaluation.outliers import LINEAR, LINEAR_COMBINATION, MEASURES, titles
 from submanifold.evaluation.scores import COMBINATION
 from submanifold.figures.outliers import auroc_dots
 from submanifold.paper import published
 from submanifold.reproduction.experiments import Experiment
 from submanifold.reproduction.tables import over_seeds
 
-LINEAR = ("pca_distance", "mahalanobis", LINEAR_COMBINATION)
+PLAIN = (*LINEAR, LINEAR_COMBINATION)
 
 
 class Pair(NamedTuple):
@@ -36,12 +36,12 @@ PAIRS = {
     "CelebA → rooms": Pair("celeba-Glow", "lsun_bedroom"),
     "rooms → CelebA": Pair("lsun_bedroom-Glow", "celeba"),
 }
-PLAIN = (("data.size", 28), ("data.margin", 0), ("stage_1.flow.levels", 2),
+UNPADDED = (("data.size", 28), ("data.margin", 0), ("stage_1.flow.levels", 2),
          ("stage_1.flow.steps", [8, 4]))  # fmt: skip
 DENSITIES = {
     f"{name}, {form}": (name, changes)
     for name in ("mnist", "fashion_mnist")
-    for form, changes in (("padded to 32 x 32", ()), ("28 x 28", PLAIN))
+    for form, changes in (("padded to 32 x 32", ()), ("28 x 28", UNPADDED))
 }
 PIXELS = 28 * 28
 
@@ -66,7 +66,7 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
     if scores:
         figures["AUROC of each score on each pair; grey are linear"] = auroc_dots(
             {pair: {name: each["auroc"]["value"] for name, each in found.items()}
-             for pair, found in scores.items()}, LINEAR,
+             for pair, found in scores.items()}, PLAIN,
         )  # fmt: skip
     data = pd.DataFrame([
         {"pair": pair, "seed": seed, "score": score, "measure": name, **value}
@@ -114,7 +114,7 @@ def _goals(scores: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     rows = []
     for pair, found in scores.items():
         ours = found[COMBINATION]["auroc"]
-        linear = {name: found[name]["auroc"] for name in LINEAR if name in found}
+        linear = {name: found[name]["auroc"] for name in PLAIN if name in found}
         best = max(linear, key=lambda name: linear[name]["value"]) if linear else None
         wanted = [("above the best linear score", linear[best]["value"])] if best else []
         if (goal := PAIRS[pair].goal) is not None:
