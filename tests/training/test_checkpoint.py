@@ -66,11 +66,14 @@ def advance(module, ema, optimizers, steps):
 def test_a_restored_training_takes_the_same_steps(tmp_path, kind):
     whole = parts(0, kind)
     advance(*whole, range(3))
-    save_checkpoint(tmp_path / "c", *whole, {"step": 3, "rows": [1.5]})
+    best = {"a": torch.ones(2)}
+    save_checkpoint(tmp_path / "c", *whole, {"step": 3, "rows": [1.5]}, best)
     # weights of 3x3 convolutions lie in memory channels last, and a file has them channels first
     assert any(not p.is_contiguous() for p in whole[0].parameters())
     restored = parts(1, kind)
-    assert load_checkpoint(tmp_path / "c", *restored) == {"step": 3, "rows": [1.5]}
+    state, kept = load_checkpoint(tmp_path / "c", *restored)
+    assert state == {"step": 3, "rows": [1.5]}
+    assert torch.equal(kept["a"], best["a"])
     for mine, theirs in zip(restored[0].parameters(), whole[0].parameters(), strict=True):
         for first, second in zip(whole[2], restored[2], strict=True):
             assert (theirs in first.state) == (mine in second.state)
@@ -87,7 +90,7 @@ def test_a_restored_training_takes_the_same_steps(tmp_path, kind):
 
 def test_a_checkpoint_from_before_the_first_step_restores_an_empty_optimizer(tmp_path):
     start = parts(0, "muon")
-    save_checkpoint(tmp_path / "c", *start, {})
+    save_checkpoint(tmp_path / "c", *start, {}, {})
     advance(*start, range(3))
     load_checkpoint(tmp_path / "c", *start)
     fresh = parts(0, "muon")
@@ -99,7 +102,7 @@ def test_a_checkpoint_from_before_the_first_step_restores_an_empty_optimizer(tmp
 @pytest.mark.parametrize("content", [b"", b"noise" * 100, None])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     made = parts(0, "muon")
-    save_checkpoint(tmp_path / "c", *made, {})
+    save_checkpoint(tmp_path / "c", *made, {}, {})
     whole = (tmp_path / "c").read_bytes()
     (tmp_path / "c").write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(UserError, match="cannot be resumed"):

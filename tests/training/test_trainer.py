@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 import re
@@ -5,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from objectives import penalised
 from submanifold.data.batches import Batches
@@ -13,6 +14,7 @@ from submanifold.device import choose_device, choose_precision
 from submanifold.errors import UserError
 from submanifold.flows import FLOWS, Affine, Glow, RealNVP
 from submanifold.manifold import Hierarchy, Stage
+from submanifold.manifold.model import load_tensors
 from submanifold.training import trainer
 from submanifold.training.trainer import (
     Trainer,
@@ -128,8 +130,6 @@ def test_the_weights_left_are_those_with_the_lowest_validation_loss(tmp_path):
     assert hierarchy.notes["step"] == best
     left = validate(hierarchy, penalised("mse", 1.0), Batches(data(40, seed=5), 16))
     assert left["loss"] == pytest.approx(losses[best], rel=1e-6)
-    stored = Hierarchy.load(tmp_path / "best.safetensors")
-    assert all(map(torch.equal, stored.parameters(), hierarchy.parameters()))
 
 
 class Recording:
@@ -161,8 +161,7 @@ def test_what_is_validated_and_kept_is_the_average_of_the_weights(tmp_path):
     assert history["valid"][0]["step"] == 10
     assert history["valid"][0]["loss"] == pytest.approx(score(average), rel=1e-6)
     assert history["valid"][0]["loss"] != pytest.approx(score(objective.weights[10]), rel=1e-3)
-    run(tmp_path / "ten", objective, ema=0.9, steps=10)
-    stored = Hierarchy.load(tmp_path / "ten" / "best.safetensors")
+    stored, _ = run(tmp_path / "ten", objective, ema=0.9, steps=10)
     for kept, expected in zip(stored.parameters(), average, strict=True):
         torch.testing.assert_close(kept.detach(), expected, rtol=0, atol=1e-6)
 
@@ -189,29 +188,75 @@ def test_a_gradient_longer_than_the_clip_is_shortened_to_it(clip):
     assert length == pytest.approx(0.1 * min(norm, clip), rel=1e-3)
 
 
-@pytest.mark.parametrize("torn", ["last", "best"])
-@pytest.mark.parametrize("steps", [20, 30])
-def test_a_file_that_is_not_whole_has_training_start_anew_and_say_so(tmp_path, caplog, torn, steps):
+def interrupt(folder, at, **changes):
+    """Train until the row of a step is logged for the first time."""
+
+    def stop(step, row):
+        if step == at and "train.loss" in row:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, on_log=stop, **changes)
+
+
+def torn(content):
+    return content[:-8]
+
+
+def flipped(content):
+    """One bit of the weights is another."""
+    middle = len(content) - len(content) // 4
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+
+
+def flipped_in_the_header(content):
+    place = content.index(b"best_step") + 13
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+DAMAGE = [torn, flipped, flipped_in_the_header]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_has_training_go_on_from_the_one_before(tmp_path, caplog, damage):
     whole, history = run(tmp_path / "whole")
-    run(tmp_path / "torn", steps=steps)
-    path = tmp_path / "torn" / f"{torn}.safetensors"
-    path.write_bytes(path.read_bytes()[:-8])
+    interrupt(tmp_path / "hurt", 30)
+    path = tmp_path / "hurt" / "last.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
     with caplog.at_level(logging.WARNING, "submanifold"):
-        again, trained = run(tmp_path / "torn")
-    assert f"{path} is not whole: training starts anew" in caplog.text
-    assert trained["steps_trained"] == 30
+        again, trained = run(tmp_path / "hurt")
+    assert f"{path} is damaged" in caplog.text
+    assert trained["steps_trained"] == 20  # from step 10, for that of step 20 was hurt
     assert all(map(torch.equal, again.parameters(), whole.parameters()))
+    assert again.notes == whole.notes
     assert trained["train"][-1]["loss"] == history["train"][-1]["loss"]
 
 
-@pytest.mark.parametrize("steps", [20, 30])
-def test_a_best_model_that_is_gone_has_training_start_anew_and_say_so(tmp_path, caplog, steps):
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_two_damaged_checkpoints_have_training_start_anew(tmp_path, caplog, damage):
     whole, _ = run(tmp_path / "whole")
-    run(tmp_path / "gone", steps=steps)
-    (tmp_path / "gone" / "best.safetensors").unlink()
+    interrupt(tmp_path / "hurt", 30)
+    for name in ("last", "earlier"):
+        path = tmp_path / "hurt" / f"{name}.safetensors"
+        path.write_bytes(damage(path.read_bytes()))
     with caplog.at_level(logging.WARNING, "submanifold"):
-        again, trained = run(tmp_path / "gone")
+        again, trained = run(tmp_path / "hurt")
     assert "training starts anew" in caplog.text
+    assert trained["steps_trained"] == 30
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+
+
+def test_a_checkpoint_of_an_earlier_version_has_training_start_anew(tmp_path, caplog):
+    whole, _ = run(tmp_path / "whole")
+    interrupt(tmp_path / "old", 30)
+    (tmp_path / "old" / "earlier.safetensors").unlink()
+    path = tmp_path / "old" / "last.safetensors"
+    tensors, header = load_tensors(path)
+    save_file({name: each for name, each in tensors.items() if not name.startswith("best/")}, path,
+              {name: json.dumps(value) for name, value in header.items()})  # fmt: skip
+    with caplog.at_level(logging.WARNING, "submanifold"):
+        again, trained = run(tmp_path / "old")
+    assert "was written by an earlier version" in caplog.text
     assert trained["steps_trained"] == 30
     assert all(map(torch.equal, again.parameters(), whole.parameters()))
 
@@ -223,7 +268,6 @@ def test_a_training_stopped_before_its_first_validation_goes_on_without_a_word(t
     whole, _ = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", on_log=stop)
-    assert not (tmp_path / "stopped" / "best.safetensors").exists()
     with caplog.at_level(logging.WARNING, "submanifold"):
         again, trained = run(tmp_path / "stopped")
     assert not caplog.text

@@ -1,7 +1,9 @@
 """What every model of a manifold and a density can do, and its file."""
 
+import hashlib
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +19,7 @@ from submanifold.files import whole
 from submanifold.manifold.nearest import nearest_point
 
 NEAREST_STEPS = 3
+CHECKSUM = "checksum"
 
 
 class Model(nn.Module, ABC):
@@ -205,10 +208,22 @@ class Model(nn.Module, ABC):
         return model.to(device).eval()
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, Any]) -> None:
-    """Write a safetensors file that is whole or not there; the header's values are JSON-able."""
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, header: dict[str, Any], earlier: Path | None = None
+) -> None:
+    """Write a safetensors file that is whole or not there, with a checksum of all it holds.
+
+    Args:
+        tensors: On the CPU, contiguous.
+        path: The file.
+        header: JSON-able values by name.
+        earlier: Where the file goes that was there, if it is kept.
+    """
+    texts = {name: json.dumps(value) for name, value in header.items()}
     with whole(path) as partial:
-        save_file(tensors, partial, {name: json.dumps(value) for name, value in header.items()})
+        save_file(tensors, partial, {**texts, CHECKSUM: _checksum(tensors, texts)})
+        if earlier is not None and path.exists():
+            os.replace(path, earlier)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -216,20 +231,33 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         SafetensorError: The file is not whole.
-        ValueError: Its header is of another program.
+        ValueError: Its header is of another program, or what it holds is not what was written.
     """
     with safe_open(path, framework="pt") as file:
-        header = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+        texts = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    # files of before have none
+    if texts.pop(CHECKSUM, None) not in (None, _checksum(tensors, texts)):
+        raise ValueError("its checksum does not fit: the file has changed since it was written")
+    return tensors, {name: json.loads(text) for name, text in texts.items()}
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a safetensors file has all the bytes that its header announces."""
+    """Whether a safetensors file holds what was written to it."""
     try:
-        with safe_open(path, framework="pt"):
-            return True
-    except (SafetensorError, OSError):
+        load_tensors(path)
+        return True
+    except (SafetensorError, OSError, ValueError):
         return False
+
+
+def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(texts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _of_before(header: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a training carries from step to step, and the file from which it goes on bit for bit."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,11 @@ from torch.optim import Optimizer
 
 from submanifold.errors import UserError
 from submanifold.manifold.model import load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
+
+LAST, EARLIER = "last.safetensors", "earlier.safetensors"
+BEST = "best/"
 
 
 class EMA:
@@ -55,6 +61,8 @@ def save_checkpoint(
     ema: EMA,
     optimizers: Sequence[Optimizer],
     state: dict[str, Any],
+    best: dict[str, Tensor],
+    earlier: Path | None = None,
 ) -> None:
     """Write weights, their average, rotations, the optimizers' moments and a JSON-able state.
 
@@ -64,6 +72,8 @@ def save_checkpoint(
         ema: Its average.
         optimizers: Its optimizers, each of other weights.
         state: Step, history and whatever else the loop needs.
+        best: The module's state where it was best; empty before that.
+        earlier: Where the checkpoint goes that was there.
     """
     tensors: dict[str, Tensor] = {}
     for (name, weight), average in zip(module.named_parameters(), ema.average, strict=True):
@@ -73,15 +83,16 @@ def save_checkpoint(
             for kind, value in optimizer.state.get(weight, {}).items():
                 tensors[f"{kind}/{name}"] = value
     tensors |= {f"buffers/{name}": buffer for name, buffer in persistent(module).items()}
+    tensors |= {f"{BEST}{name}": value for name, value in best.items()}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    save_tensors(plain, path, {"state": state})
+    save_tensors(plain, path, {"state": state}, earlier)
 
 
 @torch.no_grad()
 def load_checkpoint(
     path: Path, module: nn.Module, ema: EMA, optimizers: Sequence[Optimizer]
-) -> dict[str, Any]:
-    """Restore what :func:`save_checkpoint` wrote, in place, and return the state.
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Restore what :func:`save_checkpoint` wrote, in place; returns the state and the best.
 
     Raises:
         UserError: The file belongs to another architecture, or is no checkpoint.
@@ -95,6 +106,8 @@ def load_checkpoint(
             _copy(average, tensors.pop(f"average/{name}"))
         for name, buffer in persistent(module).items():
             _copy(buffer, tensors.pop(f"buffers/{name}"))
+        best = {label.removeprefix(BEST): tensors.pop(label)
+                for label in list(tensors) if label.startswith(BEST)}  # fmt: skip
         moments: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
         for label, value in tensors.items():
             kind, _, name = label.partition("/")
@@ -108,7 +121,24 @@ def load_checkpoint(
         optimizer.state.clear()
         for group in optimizer.param_groups:
             optimizer.state.update({p: moments[p] for p in group["params"] if p in moments})
-    return state
+    return state, best
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Find the checkpoint to go on from: the last one, or the one before if that is damaged."""
+    for name in (LAST, EARLIER):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            tensors, header = load_tensors(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            log.warning("%s is damaged (%s)", path, error)
+            continue
+        if not header["state"]["valid"] or any(label.startswith(BEST) for label in tensors):
+            return path
+        log.warning("%s was written by an earlier version", path)
+    return None
 
 
 def persistent(module: nn.Module) -> dict[str, Tensor]:

@@ -22,9 +22,15 @@ from submanifold.manifold.diagnostics import (
     is_overfitted,
     manifold_overfitting,
 )
-from submanifold.manifold.model import is_whole, load_tensors
 from submanifold.progress import Meter
-from submanifold.training.checkpoint import EMA, load_checkpoint, save_checkpoint
+from submanifold.training.checkpoint import (
+    EARLIER,
+    EMA,
+    LAST,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from submanifold.training.optimizers import optimizers_for
 from submanifold.validation import Settings
 
@@ -74,6 +80,7 @@ class Trainer:
     Attributes:
         state: JSON-able: ``step``, rows by step of ``train`` and ``valid``, ``best_step``,
             ``setbacks``, ``warnings`` and ``seconds``.
+        best: The model's state with the lowest validation loss so far, averaged weights.
     """
 
     def __init__(self, model: Model, objective: Objective, settings: TrainingSettings):
@@ -84,6 +91,7 @@ class Trainer:
         self.optimizers = optimizers_for(model, settings.learning_rate, settings.matrix_rate)
         self.ema = EMA(model, settings.ema)
         self.precision = choose_precision(settings.precision, self.weights[0])
+        self.best: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {
             "step": 0, "train": [], "valid": [], "best_step": 0, "setbacks": 0, "warnings": {},
             "seconds": 0.0,
@@ -116,10 +124,15 @@ class Trainer:
         self.ema.swap()
         return validate(self.model, self.objective, valid) | diagnose(self.model, valid)
 
-    def save(self, path: Path) -> None:
-        """Write all that :meth:`restore` needs."""
+    def keep_best(self) -> None:
+        """Take the weights that are in the model for the best so far."""
+        self.best = {name: each.detach().clone() for name, each in self.model.state_dict().items()}
+
+    def save(self, folder: Path) -> None:
+        """Write all that :meth:`restore` needs, and keep the checkpoint before it."""
         self.state["multipliers"] = {name: each.item() for name, each in self.multipliers.items()}
-        save_checkpoint(path, self.model, self.ema, self.optimizers, self.state)
+        save_checkpoint(folder / LAST, self.model, self.ema, self.optimizers, self.state,
+                        self.best, folder / EARLIER)  # fmt: skip
 
     def restore(self, path: Path) -> None:
         """Go on where a file was written.
@@ -127,7 +140,7 @@ class Trainer:
         Raises:
             UserError: It is of another architecture.
         """
-        self.state = load_checkpoint(path, self.model, self.ema, self.optimizers)
+        self.state, self.best = load_checkpoint(path, self.model, self.ema, self.optimizers)
         for name, value in self.state.pop("multipliers", {}).items():
             self.multipliers[name] = torch.tensor(value, device=self.weights[0].device)
 
@@ -162,7 +175,7 @@ def fit(
         train: Training batches.
         valid: Validation batches; the same noise every time.
         settings: How to train.
-        folder: Where checkpoints are kept: ``last.safetensors`` and ``best.safetensors``.
+        folder: Where the last checkpoint is kept, and the one before it.
         name: What the progress bar calls it.
         on_log: Called as (step, values), values named ``train.*`` and ``valid.*``; a training that
             goes on hands out its earlier rows first.
@@ -178,16 +191,17 @@ def fit(
         UserError: The training failed (:func:`fault`) again after the learning rates were halved
             three times, or the folder holds a checkpoint of another architecture.
     """
-    last, best = folder / "last.safetensors", folder / "best.safetensors"
     trainer = Trainer(model, objective, settings)
-    if can_go_on(last, best):
-        trainer.restore(last)
+    if (checkpoint := newest_checkpoint(folder)) is not None:
+        trainer.restore(checkpoint)
         log.info("%s: going on at step %d of %d", name, trainer.state["step"], settings.steps)
         _replay(trainer.state, on_log)
     else:
+        if (folder / LAST).exists():
+            log.warning("%s: training starts anew", name)
         initialize(model, train.at(0), fresh)
         trainer.ema.reset()
-        trainer.save(last)
+        trainer.save(folder)
 
     before, seconds, started = trainer.state["step"], trainer.state["seconds"], time.monotonic()
     model.train()
@@ -197,13 +211,13 @@ def fit(
                 rotate(step)
             values = trainer.step(train.at(step), train.generator)
             step += 1
-            checkpoint = step % settings.validate_every == 0 or step == settings.steps
-            if step % LOG_EVERY != 0 and not checkpoint:
+            validates = step % settings.validate_every == 0 or step == settings.steps
+            if step % LOG_EVERY != 0 and not validates:
                 continue
 
             row = read(values)
             if (what := fault(row, trainer.state["train"])) is not None:
-                _set_back(trainer, last, name, what)
+                _set_back(trainer, folder, name, what)
                 continue
             doubtful = far_above(row, trainer.state["train"]) and step < settings.steps
             elapsed = time.monotonic() - started
@@ -211,43 +225,27 @@ def fit(
             _record(trainer.state, "train", row, on_log)
             meter.update(step - meter.done, _brief(row))
 
-            if checkpoint:
+            if validates:
                 row = trainer.validate(valid)
                 _warn(trainer.state["warnings"], row, step, name)
                 if not trainer.state["valid"] or row["loss"] < trainer.best_loss:
                     trainer.state["best_step"] = step
-                    model.notes = {"step": step, **row}
-                    model.save(best)
+                    trainer.keep_best()
                 trainer.ema.swap()
                 _record(trainer.state, "valid", row, on_log)
                 trainer.state["seconds"] = seconds + time.monotonic() - started
                 if not doubtful:
-                    trainer.save(last)
+                    trainer.save(folder)
 
-    chosen = Model.load(best, trainer.weights[0].device)
-    model.load_state_dict(chosen.state_dict())
-    model.notes = chosen.notes
+    (folder / EARLIER).unlink(missing_ok=True)
+    model.load_state_dict(trainer.best)
+    rows = [row for row in trainer.state["valid"] if row["step"] == trainer.state["best_step"]]
+    model.notes = rows[-1]
     model.eval()
     set_recompute(model, False)
     trainer.state.pop("multipliers", None)
     steps_trained = max(trainer.state.pop("step") - before, 0)
     return {"name": name, **trainer.state, "steps": settings.steps, "steps_trained": steps_trained}
-
-
-def can_go_on(last: Path, best: Path) -> bool:
-    """Whether a training left what it needs to go on, whole; what it left is removed if not."""
-    if not last.exists():
-        return False
-    wanted = [last]
-    if is_whole(last) and load_tensors(last)[1]["state"]["valid"]:
-        wanted.append(best)
-    broken = [path for path in wanted if not is_whole(path)]
-    for path in broken:
-        log.warning("%s is not whole: training starts anew", path)
-    if broken:
-        last.unlink()
-        best.unlink(missing_ok=True)
-    return not broken
 
 
 @torch.no_grad()
@@ -307,7 +305,7 @@ def far_above(row: Row, earlier: Sequence[Row]) -> bool:
     return row["loss"] > start + max(1.0, abs(start))
 
 
-def _set_back(trainer: Trainer, last: Path, name: str, what: str) -> None:
+def _set_back(trainer: Trainer, folder: Path, name: str, what: str) -> None:
     """Go back to the last checkpoint with half the learning rates."""
     step, setbacks = trainer.state["step"], trainer.state["setbacks"] + 1
     settings = trainer.settings
@@ -322,9 +320,9 @@ def _set_back(trainer: Trainer, last: Path, name: str, what: str) -> None:
         )
     trainer.model.zero_grad()
     warnings = trainer.state["warnings"]
-    trainer.restore(last)
+    trainer.restore(folder / LAST)
     trainer.state |= {"setbacks": setbacks, "warnings": warnings}
-    trainer.save(last)
+    trainer.save(folder)
     log.warning(
         "%s: %s at step %d; back to step %d with the learning rate halved (%d of %d)",
         name, what, step, trainer.state["step"], setbacks, SETBACKS,
