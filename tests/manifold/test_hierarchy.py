@@ -192,8 +192,8 @@ def test_a_training_goes_on_from_its_checkpoint_and_its_average_as_if_never_left
     advance(*whole, range(steps), x)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "flow.safetensors"
-        save_checkpoint(path, *whole, {"step": steps})
-        assert load_checkpoint(path, *restored) == {"step": steps}
+        save_checkpoint(path, *whole, {"step": steps}, {})
+        assert load_checkpoint(path, *restored) == ({"step": steps}, {})
         # as validation does: swap the average in, keep it, swap it out
         before = hierarchy.log_prob(x)
         whole[1].swap()
