@@ -1,6 +1,7 @@
 """The project's own commands: ``kedro reproduce`` and ``kedro sweep``."""
 
 import copy
+import os
 import traceback
 from functools import wraps
 from pathlib import Path
@@ -10,6 +11,8 @@ import click
 import yaml
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import _split_params, env_option
+
+BUSY = 0.3
 
 
 @click.group(name="submanifold")
@@ -83,8 +86,18 @@ def reproduce(
                 raise UserError(f"Nothing that {', '.join(targets)} needs is finished.")
         if dry_run:
             table = write.state(planned)
-            click.echo(table.to_markdown(index=False, tablefmt="plain", floatfmt=".2f"))
-            click.echo(f"{table['hours'].sum():.1f} hours of training are left on this machine.")
+            shown = table[["experiment", "state", "hours"]]
+            click.echo(shown.to_markdown(index=False, tablefmt="plain", floatfmt=".2f"))
+            left = f"{table['hours'].sum():.1f} hours of training are left on this machine"
+            timed, busy = table["timed"].any(), os.getloadavg()[0] / (os.cpu_count() or 1)
+            click.echo(
+                f"{left}, by what such trainings took before."
+                if not timed
+                else f"{left}, by a few steps timed now, while {busy:.0%} of its processors were "
+                "busy with other work: an idle machine is faster."
+                if busy > BUSY
+                else f"{left}, by a few steps timed now."
+            )
             return
         for page in write.reproduce(planned, project, env):
             click.echo(page)

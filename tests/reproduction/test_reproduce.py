@@ -91,7 +91,38 @@ def test_a_dry_run_says_what_is_there_and_how_long_the_rest_takes(table_4, monke
     lines = {line.partition(",")[0]: line for line in result.output.splitlines()}
     assert "finished" in lines["lsun_bedroom-H-MM-star-2000-1000"]
     assert "to train" in lines["celeba-EE-M-500-100"]
-    assert "hours of training are left" in result.output
+    assert "hours of training are left on this machine, by a few steps timed now" in result.output
+
+
+def test_a_dry_run_of_what_was_trained_from_another_seed_times_nothing(table_4, monkeypatch):
+    project, _, _ = table_4
+
+    def never(*_):
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(write, "training_seconds", never)
+    with project.session():
+        planned = write.plan(["table-4"], project.path, "test", 4, SMALL)
+        table = write.state(planned)
+    fourth = table[table["experiment"].str.endswith("seed 3")]
+    assert set(fourth["state"]) == {"to train"}
+    assert (fourth["hours"] > 0).all()
+    assert not table["timed"].any()
+
+
+def test_a_dry_run_lists_what_cannot_be_run_with_the_reason(project):
+    with project.session():
+        table = write.state(write.plan(["table-1", "table-3"], project.path, "test"))
+    rooms = table[table["experiment"].str.startswith("lsun_bedroom")]
+    assert rooms["state"].str.contains("lsun_bedroom needs path").all()
+    others = table[~table["experiment"].str.startswith("lsun_bedroom")]
+    assert not others.empty
+    assert set(others["state"]) == {"to train"}
+
+
+def test_only_what_is_finished_is_asked_for_where_some_data_are_nowhere(project):
+    with project.session():
+        assert write.finished(write.plan(["table-3"], project.path, "test")) == {}
 
 
 def test_what_is_not_finished_can_be_left_out(table_4):

@@ -1,4 +1,4 @@
-"""How long a training will take, by timing a few of its steps."""
+"""How long a training will take: what such a one took before, or by timing a few of its steps."""
 
 import time
 from typing import Any
@@ -21,17 +21,17 @@ from submanifold.training.trainer import Trainer
 STEPS = 3
 
 
-_known: dict[str, float] = {}
+def alike(experiment: Experiment, number: int) -> str:
+    """Name what the cost of a phase depends on: equal for phases that cost the same."""
+    phase, shape = experiment.phases[number - 1], experiment.data.event_shape
+    return repr([experiment.model, phase, shape, experiment.device])
 
 
 def training_seconds(experiment: Experiment, number: int) -> float:
-    """Estimate the seconds that one of an experiment's phases takes, on this machine now."""
+    """Time the seconds that one of an experiment's phases takes, on this machine as busy as now."""
     phase, shape = experiment.phases[number - 1], experiment.data.event_shape
-    key = repr([experiment.model, phase, shape, experiment.device])
-    if key not in _known:
-        measure: Any = _of_rotation if isinstance(phase, RotationSettings) else _of_training
-        _known[key] = measure(experiment.model, phase, shape, experiment.device)
-    return _known[key]
+    measure: Any = _of_rotation if isinstance(phase, RotationSettings) else _of_training
+    return measure(experiment.model, phase, shape, experiment.device)
 
 
 def _of_training(model: ModelSettings, phase: Any, shape: tuple[int, ...], device: str) -> float:
@@ -62,8 +62,8 @@ def _of_rotation(
     outer = whole.part(1, phase.rotate - 1) if phase.rotate > 1 else None
     rows = np.random.default_rng(0).normal(size=(ROTATION_BATCH, *inner.event_shape))
     batches = Batches(rows.astype(np.float32), ROTATION_BATCH, device=on)
-    found = [fit_rotation(inner, batches, probes, outer) for probes in (1, 1, 1000)]
-    _, (few, once), (many, longer) = ((each["probes"], each["seconds"]) for each in found)
+    found = [fit_rotation(inner, batches, probes, outer) for probes in (1, 512)]
+    (few, once), (many, longer) = ((each["probes"], each["seconds"]) for each in found)
     wanted = phase.probes or PROBES_PER_COORDINATE * inner.event_dim
     # the eigenvectors take the same time whatever the number of probes
     return once + max(longer - once, 0) * (wanted - few) / (many - few)

@@ -80,13 +80,13 @@ class Experiment:
     @property
     def key(self) -> str:
         """Key of the run: equal for experiments that are the same whatever they are called."""
-        self.parameters  # noqa: B018  a mistake in them is better told than one in their key
-        return self.configuration.keys_of["outlier_run" if self.seeks_outliers else "run"]
+        name = "outlier_run" if self.seeks_outliers else "run"  # a mistake is told here
+        return self.configuration.keys_of[name]
 
     @property
     def seeks_outliers(self) -> bool:
         """Whether it scores outliers by its model, instead of evaluating it."""
-        return self.configuration.experiment.outliers is not None
+        return self.parameters["outliers"] is not None
 
     @cached_property
     def catalog(self) -> DataCatalog:

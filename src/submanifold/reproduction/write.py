@@ -7,9 +7,10 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+from click import ClickException
 
 from submanifold.errors import UserError
-from submanifold.experiment.cost import training_seconds
+from submanifold.experiment.cost import alike, training_seconds
 from submanifold.figures import as_png
 from submanifold.figures.images import DPI
 from submanifold.files import whole
@@ -58,13 +59,25 @@ def plan(
 def state(planned: Plan) -> pd.DataFrame:
     """List the experiments of a plan, what of them is there, and how long the rest will take.
 
+    A training takes as long as one that is finished and differs in its data or seed alone; where
+    there is none, some steps of it are timed.
+
     Returns:
-        Columns ``experiment``, ``state`` and ``hours`` of training that are left, on this machine;
-        a training that two experiments share counts for the first.
+        Columns ``experiment``, ``state`` and ``hours`` of training that are left, on this machine,
+        and whether these are ``timed``; a training that two experiments share counts for the
+        first. What cannot be run has as its state what stands against it.
     """
-    rows: list[tuple[str, str, float]] = []
+    rows: list[tuple[str, str, float, bool]] = []
     counted: set[str] = set()
-    for experiment in unique(planned).values():
+    experiments, refused = _sorted_out(planned)
+    took: dict[str, float] = {}
+    for experiment in experiments.values():
+        for number, history in enumerate(experiment.trainings, start=1):
+            if experiment.catalog.exists(history):
+                kind = alike(experiment.configuration.experiment, number)
+                took[kind] = experiment.load(history)["seconds"]
+    known = set(took)
+    for experiment in experiments.values():
         left = {
             key: number
             for number, (history, key) in enumerate(experiment.trainings.items(), start=1)
@@ -72,17 +85,26 @@ def state(planned: Plan) -> pd.DataFrame:
         }
         counted |= left.keys()
         if experiment.is_finished:
-            rows.append((experiment.name, "finished", 0.0))
+            rows.append((experiment.name, "finished", 0.0, False))
             continue
-        chosen = experiment.configuration.experiment
-        seconds = sum(training_seconds(chosen, number) for number in left.values())
+        chosen, kinds = experiment.configuration.experiment, []
+        for number in left.values():
+            kinds.append(kind := alike(chosen, number))
+            if kind not in took:
+                took[kind] = training_seconds(chosen, number)
         waiting = "to train" if left else "trained, to evaluate"
-        rows.append((experiment.name, waiting, seconds / 3600))
-    return pd.DataFrame(rows, columns=["experiment", "state", "hours"])
+        hours = sum(took[kind] for kind in kinds) / 3600
+        rows.append((experiment.name, waiting, hours, not known.issuperset(kinds)))
+    rows += [(name, why, 0.0, False) for name, why in refused.items()]
+    return pd.DataFrame(rows, columns=["experiment", "state", "hours", "timed"])
 
 
 def unique(planned: Plan) -> dict[str, Experiment]:
-    """Collect the experiments of a plan by key, each once."""
+    """Collect the experiments of a plan by key, each once.
+
+    Raises:
+        ClickException: One of them cannot be run.
+    """
     found: dict[str, Experiment] = {}
     for labels in planned.values():
         for experiment in itertools.chain(*labels.values()):
@@ -90,11 +112,31 @@ def unique(planned: Plan) -> dict[str, Experiment]:
     return found
 
 
+def _sorted_out(planned: Plan) -> tuple[dict[str, Experiment], dict[str, str]]:
+    """The experiments of a plan that can be run, by key; and by name what stands against others."""
+    every = [each for labels in planned.values() for each in itertools.chain(*labels.values())]
+    against = {each.name: why for each in every if (why := _against(each)) is not None}
+    found = {each.key: each for each in reversed(every) if each.name not in against}
+    return dict(reversed(found.items())), against
+
+
+def _against(experiment: Experiment) -> str | None:
+    """What stands against running an experiment, such as data that are nowhere."""
+    try:
+        experiment.parameters  # noqa: B018
+    except ClickException as error:
+        return error.message
+    return None
+
+
 def finished(planned: Plan) -> Plan:
     """Leave out what is not finished, and labels that nothing is left of."""
     found = {}
     for name, labels in planned.items():
-        done = {key: [run for run in runs if run.is_finished] for key, runs in labels.items()}
+        done = {
+            key: [run for run in runs if _against(run) is None and run.is_finished]
+            for key, runs in labels.items()
+        }
         if any(done.values()) or not labels:
             found[name] = {label: runs for label, runs in done.items() if runs}
     return found
