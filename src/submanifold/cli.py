@@ -11,6 +11,7 @@ import click
 import yaml
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import _split_params, env_option
+from kedro.utils import find_kedro_project
 
 BUSY = 0.3
 
@@ -22,6 +23,7 @@ def cli() -> None:
 
 @wraps(kedro_run.callback)  # type: ignore[arg-type]
 def _run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
+    _check_parameters(options)  # before MLflow and much of Kedro are loaded
     from submanifold.pipeline_registry import register_pipelines
 
     known = [name for name in register_pipelines() if name != "__default__"]
@@ -41,6 +43,20 @@ def _run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
                 "`kedro registry describe <pipeline>` names what there is."
             ) from error
         raise
+
+
+def _check_parameters(options: dict[str, Any]) -> None:
+    from submanifold.config import ExperimentConfigLoader
+    from submanifold.settings import CONFIG_LOADER_ARGS
+
+    project = find_kedro_project(Path.cwd())
+    place = options["conf_source"] or (project and str(project / "conf"))
+    if place is None or not Path(place).is_dir():  # an archive of Kedro's, or nothing it can use
+        return
+    ExperimentConfigLoader(
+        place, env=options["env"], runtime_params=copy.deepcopy(options["params"]),
+        **CONFIG_LOADER_ARGS,
+    )["parameters"]  # fmt: skip
 
 
 run = copy.copy(kedro_run)
@@ -140,7 +156,6 @@ def sweep(parameter: str, values: list[Any], env: str | None, params: dict[str, 
 
 def _project() -> Path:
     from kedro.framework.startup import bootstrap_project
-    from kedro.utils import find_kedro_project
 
     project = find_kedro_project(Path.cwd())
     if project is None:

@@ -60,6 +60,67 @@ METHODS = "H-MM, H-MH, H-HM, H-HH, PR-D, PR-M, PR-H, EE-M, EE-H"
         ({"training": 300}, "training=300 cannot be used"),
         ({"evaluation": "all"}, "evaluation=all cannot be used"),
         ({"data": {"counts": 300}}, "data.counts=300 cannot be used"),
+        ({"seed": True}, "seed=True cannot be used"),
+        ({"seed": 1.5}, "seed=1.5 cannot be used"),
+        ({"seed": 2**32}, "seed=4294967296 cannot be used"),
+        ({"seed": "one"}, "seed=one cannot be used"),
+        ({"device": "meta"}, "device=meta cannot be used here"),
+        ({"device": ""}, "device= cannot be used here"),
+        ({"dataset": None}, "dataset=None is not known"),
+        ({"method": ["PR-D"]}, "method=['PR-D'] is not known"),
+        ({"foo": 3}, "foo is not a setting; known: dataset, method, seed"),
+        ({"stage_1": {"dim": True}}, "stage_1.dim=True cannot be used"),
+        ({"stage_1": {"dim": 2.5}}, "stage_1.dim=2.5 cannot be used"),
+        ({"stage_1": {"dim": float("inf")}}, "stage_1.dim=inf cannot be used"),
+        ({"stage_1": {"off_manifold_scale": -1.0}}, "stage_1.off_manifold_scale=-1.0 cannot be"),
+        ({"stage_1": {"off_manifold_scale": float("inf")}}, "off_manifold_scale=inf cannot be"),
+        ({"stage_1": {"flow": {"steps": [1]}}}, "stage_1.flow.steps=[1]"),
+        ({"stage_1": {"flow": {"steps": [1, True]}}}, "stage_1.flow.steps=[1, True] cannot be"),
+        ({"stage_1": {"flow": {"width": 0}}}, "stage_1.flow.width=0 cannot be used"),
+        ({"stage_1": {"flow": {"whiten": "often"}}}, "stage_1.flow.whiten=often cannot be used"),
+        ({"stage_2": {"flow": {"couplings": -2}}}, "stage_2.flow.couplings=-2 cannot be used"),
+        ({"stage_1": {"then": [{"type": "nice"}]}}, "stage_1.then.type=nice is not known"),
+        ({"phase_1": {"training": {"learning_rate": 0}}}, "training.learning_rate=0 cannot be"),
+        ({"phase_1": {"training": {"learning_rate": float("nan")}}}, "learning_rate=nan cannot"),
+        ({"phase_1": {"training": {"matrix_rate": -1.0}}}, "training.matrix_rate=-1.0 cannot be"),
+        ({"phase_1": {"training": {"batch_size": 0}}}, "training.batch_size=0 cannot be used"),
+        ({"phase_1": {"training": {"warmup": -1}}}, "training.warmup=-1 cannot be used"),
+        ({"phase_1": {"training": {"decay": 2.0}}}, "training.decay=2.0 cannot be used"),
+        ({"phase_1": {"training": {"clip": 0.0}}}, "training.clip=0.0 cannot be used"),
+        ({"phase_1": {"training": {"ema": 1.0}}}, "training.ema=1.0 cannot be used"),
+        ({"phase_1": {"training": {"validate_every": 0}}}, "validate_every=0 cannot be used"),
+        ({"phase_1": {"training": {"precision": "fp8"}}}, "training.precision=fp8 is not known"),
+        ({"phase_1": {"training": {"recompute": 7}}}, "training.recompute=7 cannot be used"),
+        ({"phase_1": {"stages": 3}}, "phase_1.stages=3 cannot be used"),
+        ({"phase_1": {"stages": [2, 1]}}, "phase_1.stages=[2, 1] cannot be used"),
+        ({"phase_1": {"stages": "both"}}, "phase_1.stages=both cannot be used"),
+        ({"phase_4": {"stages": 1}}, "phase_4: phases have to be numbered from 1"),
+        ({"phase_3": {"rotate": 3}}, "phase_3.rotate=3"),
+        ({"phase_3": {"rotate": 1, "probes": 0}}, "phase_3.probes=0 cannot be used"),
+        ({"phase_1": {"input_noise": -0.1}}, "phase_1.input_noise=-0.1 cannot be used"),
+        ({"phase_1": {"likelihood": {"unit": "bytes"}}}, "likelihood.unit=bytes is not known"),
+        ({"phase_1": {"likelihood": {"weight": -1}}}, "likelihood.weight=-1 cannot be used"),
+        ({"phase_1": {"reconstruction": {"weight": 0}}}, "reconstruction.weight=0 cannot be"),
+        ({"phase_1": {"reconstruction": {"delta": 0.1}}}, "phase_1.reconstruction.delta"),
+        ({"phase_1": {"reconstruction": {"spread": 0.5}}}, "reconstruction.spread=0.5 cannot be"),
+        ({"phase_1": {"reconstruction": {"through": -1}}}, "reconstruction.through=-1 cannot be"),
+        ({"phase_1": {"reconstruction": {"target": {}}}}, "target needs mse or psnr"),
+        ({"phase_1": {"reconstruction": {"target": {"psnr": -3}}}}, "target.psnr=-3 cannot be"),
+        ({"phase_1": {"off_manifold": {"weight": "a"}}}, "off_manifold.weight=a cannot be used"),
+        ({"data": {"seed": -1}}, "data.seed=-1 cannot be used"),
+        ({"data": {"margin": 2}}, "data.source=photos are patches of larger pictures"),
+        ({"data": {"split": "official"}}, "data.source=photos has no partition"),
+        ({"data": {"labels": [0]}}, "data.source=photos has no labels"),
+        ({"data": {"crop": "round"}}, "data.crop=round is not known"),
+        ({"data": {"url": "ftp://x"}}, "data.url=ftp://x cannot be used"),
+        ({"data": {"counts": {"train": 0}}}, "data.counts.train=0 cannot be used"),
+        ({"data": {"source": "photo"}}, "data.source=photo is not known"),
+        ({"dataset": "medmnist"}, "data.source=medmnist needs path"),
+        ({"dataset": "circle", "data": {"noise": float("inf")}}, "data.noise=inf cannot be used"),
+        ({"dataset": "circle", "data": {"noise": -1.0}}, "data.noise=-1.0 cannot be used"),
+        ({"evaluation": {"samples": 1}}, "evaluation.samples=1 cannot be used"),
+        ({"evaluation": {"dequantizations": 0}}, "evaluation.dequantizations=0 cannot be used"),
+        ({"register_as": ""}, "register_as= cannot be used"),
     ],
     ids=str,
 )
@@ -121,3 +182,54 @@ def test_the_command_line_shows_the_message_alone(project, params, said):
     assert "Traceback" not in output
     assert "None" not in output
     assert no_stage_was_touched(project)
+
+
+LOCAL = {
+    "a tab": ("training:\n\tsteps: 3\n", "line 2 is not YAML: found character"),
+    "a name twice": ("seed: 1\nseed: 2\n", "line 2 is not YAML: found duplicate key seed"),
+    "a list": ("- a\n- b\n", "holds a list, but should be names and their values"),
+    "words": ("just words\n", "just words is not a setting"),
+    "an open bracket": ("data: [\n", "is not YAML"),
+    "binary": ("\x00\x01", "is not YAML: unacceptable character"),
+    "an unknown resolver": ("seed: ${nope:3}\n", "seed cannot be worked out: Unsupported interp"),
+    "an unknown name": ("seed: ${missing}\n", "seed cannot be worked out: Interpolation key"),
+    "a number for a row": ("datasets: {celeba: 3}\n", "datasets.celeba=3 cannot be used"),
+    "a word for a table": ("methods: nothing\n", "methods=nothing cannot be used"),
+    "a list for defaults": (
+        "stage_defaults: [1]\n",
+        "conf/ cannot be read: Cannot merge",
+    ),
+    "a row of a flow": ("stage_defaults: {glow: 3}\n", "stage_defaults.glow=3 cannot be used"),
+    "training defaults": ("training_defaults: 3\n", "training_defaults=3 cannot be used"),
+}
+
+
+@pytest.fixture
+def local(project):
+    """The file of one's own settings, which is gone again after the test."""
+    path = project.path / "conf" / "local" / "parameters.yml"
+    yield path
+    path.unlink()
+
+
+@pytest.mark.parametrize("case", LOCAL)
+def test_a_mistake_in_ones_own_settings_is_named_with_its_place(project, local, case):
+    content, said = LOCAL[case]
+    local.write_text(content)
+    with pytest.raises(ClickException) as caught, project.session(env="local") as session:
+        session.load_context()
+    assert said in str(caught.value)
+    assert no_stage_was_touched(project)
+
+
+def test_an_environment_a_pipeline_and_a_node_that_are_not_there_are_named(project):
+    for arguments, said in (
+        (["--env=tset"], "env=tset is not known"),
+        (["--pipeline=hierarchicl"], "pipeline=hierarchicl is not known. Known: data, hierarch"),
+        (["--nodes=phase_9.train"], "Pipeline does not contain nodes named ['phase_9.train']"),
+    ):
+        env = [] if arguments[0].startswith("--env") else ["--env=test"]
+        code, output = project.kedro("run", *env, *arguments)
+        assert code == 1
+        assert said in output.splitlines()[-1]
+        assert "Traceback" not in output

@@ -52,11 +52,15 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
     # Kedro leaves these out of every other configuration, where they serve YAML's anchors
     given = {name: value for name, value in parameters.items() if not name.startswith("_")}
     tables = {name: given.pop(name) for name in ("datasets", "methods")}
-    for name, table in tables.items():
-        _check_group(name, table)
+    defaults = {name: given.pop(f"{name}_defaults") for name in ("stage", "training", "evaluation")}
+    for name, group in (
+        *tables.items(),
+        *((f"{name}_defaults", defaults[name]) for name in defaults),
+    ):
+        _check_group(name, group)
+    for name, table in (*tables.items(), ("stage_defaults", defaults["stage"])):
         for row, value in table.items():
             _check_group(f"{name}.{row}", {} if value is None else value)
-    defaults = {name: given.pop(f"{name}_defaults") for name in ("stage", "training", "evaluation")}
     groups = {name: given.pop(name) for name in list(given)
               if name.startswith(("stage_", "phase_"))}  # fmt: skip
     groups |= {name: given.pop(name, {}) for name in ("data", "training", "evaluation")}
@@ -268,7 +272,7 @@ def _fields(annotation: Any, values: Mapping[str, Any]) -> set[str]:
 
 
 def _row(table: Mapping[str, Any], name: Any, what: str) -> Tree:
-    if name not in table:
+    if name not in list(table):
         raise UserError(
             f"{what}={name} is not known. Known: {', '.join(table)}. Change it with "
             f"--params={what}=<name>, or add a row in conf/local/parameters.yml."
