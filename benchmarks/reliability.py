@@ -1,0 +1,272 @@
+"""What is lost when a run is disturbed: killed, told to stop, run twice at once, its files damaged.
+
+    python -m benchmarks.reliability --kills 50
+
+Each trial is a `kedro run --env=test` of the default method's four phases in a project of its own,
+with the processor's own arithmetic, so that every undisturbed run has the same bits. It is
+disturbed, then given again as it was, and must end with the weights and the metrics of a run that
+nothing disturbed. The table goes to `docs/reliability.md`.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+
+from submanifold.manifold.model import is_whole, load_tensors
+
+REPOSITORY = Path(__file__).parents[1]
+PAGE = REPOSITORY / "docs" / "reliability.md"
+STEPS = 120
+PARAMS = "method=nested,device=cpu,phase_1.training.steps={steps},phase_3.training.steps={steps}"
+PLACES = {  # the first of these that a disturbed run has not left is where it was
+    "data": "data/03_primary/*/manifest.json",
+    "phase 1": "data/06_models/photos-phase_1-*/model.safetensors",
+    "phase 2, a rotation": "data/06_models/photos-phase_2-*/model.safetensors",
+    "phase 3": "data/06_models/photos-phase_3-*/model.safetensors",
+    "phase 4, a rotation": "data/06_models/photos-phase_4-*/model.safetensors",
+    "evaluation": "data/07_model_output/photos-nested-*/metrics.json",
+    "report": "data/08_reporting/photos-nested-*/report.html",
+}
+CLOCKS = ("seconds", "rows_per_second", "steps_trained")
+
+
+@dataclass
+class Project:
+    """A project in a folder of its own."""
+
+    path: Path
+    env: dict[str, str] = field(default_factory=lambda: {**os.environ, "OMP_NUM_THREADS": "1"})
+
+    @classmethod
+    def make(cls, folder: Path, empty: Path | None = None) -> "Project":
+        """Copy what a project needs, and an empty database of MLflow's if there is one."""
+        folder.mkdir(parents=True)
+        for name in ("conf", "pyproject.toml", ".telemetry"):
+            copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+            copy(REPOSITORY / name, folder / name)
+        shutil.rmtree(folder / "conf" / "local", ignore_errors=True)
+        for name in ("conf/local", "src"):
+            (folder / name).mkdir()
+        if empty is not None:
+            shutil.copy(empty, folder / "mlflow.db")
+        return cls(folder)
+
+    def start(self) -> subprocess.Popen[str]:
+        """Give the command."""
+        arguments = ["run", "--env=test", f"--params={PARAMS.format(steps=STEPS)}"]
+        return subprocess.Popen(
+            [sys.executable, "-m", "kedro", *arguments], cwd=self.path, env=self.env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self) -> str:
+        """Give the command, and wait; returns what it said."""
+        process = self.start()
+        said, _ = process.communicate(timeout=600)
+        return said if process.returncode == 0 else f"FAILED\n{said}"
+
+    def place(self) -> str:
+        """Where a run was when it ended."""
+        left = (name for name, pattern in PLACES.items() if not any(self.path.glob(pattern)))
+        return next(left, "after the report")
+
+    def result(self) -> dict[str, Any]:
+        """All weights and metrics, without what the clock decides."""
+        found: dict[str, Any] = {}
+        for path in sorted(self.path.glob("data/06_models/*/*.safetensors")):
+            if path.name not in ("last.safetensors", "earlier.safetensors"):
+                tensors, _ = load_tensors(path)
+                found[str(path.relative_to(self.path))] = {
+                    name: each.numpy().tobytes() for name, each in tensors.items()
+                }
+        for path in sorted(self.path.glob("data/07_model_output/*/metrics.json")):
+            found["metrics"] = _timeless(json.loads(path.read_text()))
+        return found
+
+    def statuses(self) -> list[str]:
+        """Of MLflow's runs, the oldest first."""
+        client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.path}/mlflow.db")
+        experiment = client.get_experiment_by_name("submanifold")
+        order = ["attributes.start_time ASC"]
+        runs = client.search_runs([experiment.experiment_id], order_by=order) if experiment else []
+        return [run.info.status for run in runs]
+
+    def torn(self) -> list[Path]:
+        """Model files in the catalog that are not whole."""
+        found = self.path.glob("data/06_models/*/model.safetensors")
+        return [path for path in found if not is_whole(path)]
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(each) for key, each in value.items() if key not in CLOCKS}
+    return [_timeless(each) for each in value] if isinstance(value, list) else value
+
+
+Disturb = Callable[[Project], str]
+"""Start a run, disturb it, and say where it was; the run has ended."""
+
+
+def killed(how: int, seconds: float, grace: float | None = None) -> Disturb:
+    """A signal at a random moment; with a grace, SIGKILL follows if it is not heeded."""
+
+    def disturb(project: Project) -> str:
+        process = project.start()
+        time.sleep(random.uniform(0, seconds))
+        place = project.place()
+        if process.poll() is not None:
+            return "after its end"
+        process.send_signal(how)
+        try:
+            process.communicate(timeout=grace or 60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return f"{place}: not within {grace} s"
+        return place
+
+    return disturb
+
+
+def damaged(pattern: str, change: Callable[[bytes], bytes], seconds: float) -> Disturb:
+    """Kill a run at a random moment, and damage a file that it left."""
+
+    def disturb(project: Project) -> str:
+        place = killed(signal.SIGKILL, seconds)(project)
+        for path in project.path.glob(pattern):
+            path.write_bytes(change(path.read_bytes()))
+        return place
+
+    return disturb
+
+
+def torn(content: bytes) -> bytes:
+    """Without its last quarter."""
+    return content[: len(content) * 3 // 4]
+
+
+def flipped(content: bytes) -> bytes:
+    """With one random bit the other way."""
+    place = random.randrange(len(content))
+    changed = content[place] ^ (1 << random.randrange(8))
+    return content[:place] + bytes([changed]) + content[place + 1 :]
+
+
+def twice(seconds: float) -> Disturb:
+    """Another run of the same at the same time, from a random moment on."""
+
+    def disturb(project: Project) -> str:
+        first = project.start()
+        time.sleep(random.uniform(0, seconds))
+        place = project.place()
+        second = project.start()
+        for process in (first, second):
+            process.communicate(timeout=600)
+        ended = [process.returncode for process in (first, second)]
+        return place if ended == [0, 0] else f"{place}: ended with {ended}"
+
+    return disturb
+
+
+def trial(disturb: Disturb, project: Project, whole: dict[str, Any]) -> dict[str, Any]:
+    """Disturb a run, give it again, and hold what came of it against the whole one."""
+    place = disturb(project)
+    unfinished = [path.name for path in project.torn()]
+    said = project.run()
+    result, statuses = project.result(), project.statuses()
+    lost = [name for name in whole if result.get(name) != whole[name]]
+    lost += [name for name in result if name not in whole]
+    if said.startswith("FAILED"):
+        lost.append("the run: " + said.strip().splitlines()[-1][:200])
+    clear = "RUNNING" not in statuses and "FINISHED" in statuses
+    return {"place": place, "lost": lost, "unfinished": unfinished, "statuses": statuses,
+            "clear": clear}  # fmt: skip
+
+
+def main() -> None:
+    """Try each fault so often, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--others", type=int, default=5, help="trials of each other fault")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    random.seed(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        started = time.monotonic()
+        reference = Project.make(folder / "whole")
+        said = reference.run()
+        assert not said.startswith("FAILED"), said
+        seconds = time.monotonic() - started
+        whole = reference.result()
+        faults: dict[str, tuple[int, Disturb]] = {
+            "SIGKILL at a random moment": (options.kills, killed(signal.SIGKILL, seconds)),
+            "SIGTERM with ten seconds of grace": (
+                options.others, killed(signal.SIGTERM, seconds, grace=10.0)),
+            "Ctrl-C": (options.others, killed(signal.SIGINT, seconds)),
+            "killed, and the last checkpoint torn": (
+                options.others, damaged("data/06_models/*/last.safetensors", torn, seconds)),
+            "killed, and a bit of the last checkpoint flipped": (
+                options.others, damaged("data/06_models/*/last.safetensors", flipped, seconds)),
+            "killed, and a bit of every model flipped": (
+                options.others, damaged("data/06_models/*/model.safetensors", flipped, seconds)),
+            "killed, and a bit of the prepared images flipped": (
+                options.others, damaged("data/03_primary/*/train.npy", flipped, seconds)),
+            "two runs of the same at once": (options.others, twice(seconds)),
+        }  # fmt: skip
+        rows, places = [], []
+        for fault, (count, disturb) in faults.items():
+            trials = []
+            for number in range(count):
+                project = Project.make(folder / f"{len(rows)}-{number}")
+                trials.append(trial(disturb, project, whole))
+                shutil.rmtree(project.path)
+                print(fault, number, trials[-1], flush=True)
+            places += [{"fault": fault, **each} for each in trials]
+            rows.append({
+                "fault": fault,
+                "tried": count,
+                "other weights or metrics": sum(bool(each["lost"]) for each in trials),
+                "half-written artifacts": sum(bool(each["unfinished"]) for each in trials),
+                "MLflow left unclear": sum(not each["clear"] for each in trials),
+            })  # fmt: skip
+    where = pd.DataFrame(places).groupby(["fault", "place"]).size().rename("times").reset_index()
+    lost = [each for each in places if each["lost"] or not each["clear"]]
+    PAGE.write_text(page(pd.DataFrame(rows), where, lost, seconds), encoding="utf-8")
+
+
+def page(rows: pd.DataFrame, where: pd.DataFrame, lost: list[Any], seconds: float) -> str:
+    """Write the page."""
+    notes = "\n".join(f"- {each['fault']}, in {each['place']}: {each}" for each in lost)
+    return f"""# What is lost when something goes wrong
+
+`python -m benchmarks.reliability` disturbs runs of the default method's four phases (small ones, of
+{seconds:.0f} s with Kedro's start), gives the same command again, and holds all weights and metrics
+against those of a run that nothing disturbed, bit for bit.
+
+{rows.to_markdown(index=False)}
+
+Where the runs were when they were disturbed:
+
+{where.to_markdown(index=False)}
+
+{notes or "Nothing was lost."}
+"""
+
+
+if __name__ == "__main__":
+    main()
