@@ -171,6 +171,37 @@ def no_mlflow_run_is_left():
     assert mlflow.active_run() is None
 
 
+def mount(*arguments):
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"only root may mount a disk: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", folder)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def read_only():
+    """Make folders such that even root may only read them."""
+    made = []
+
+    def make(folder):
+        mount("--bind", folder, folder)
+        made.append(folder)
+        mount("-o", "remount,ro,bind", folder)
+
+    yield make
+    for folder in made:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 @pytest.fixture(scope="session")
 def new_project(tmp_path_factory):
     """Make a project in a new folder, with an MLflow database that is set up but empty."""

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import subprocess
 import threading
 import tracemalloc
 import warnings
@@ -409,6 +410,23 @@ def test_half_finished_work_of_other_data_is_thrown_away(tmp_path, small_chunks,
     *arrays, manifest = run(tmp_path)
     assert everything(arrays) == list(range(1, 40))
     assert manifest["hash"] == run(tmp_path, out="fresh")[3]["hash"]
+
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(tmp_path, small_disk, small_chunks, decoded):
+    make_folder(tmp_path / "in", 60)
+    whole = run(tmp_path, size=128)
+    (small_disk / "full").write_bytes(bytes(2**20))
+    decoded.clear()
+    with pytest.raises(UserError, match=r"train\.npy cannot be written: .* has no room for it"):
+        run(tmp_path, out=small_disk, size=128)
+    before = len(decoded)
+    assert 7 < before < 60
+    assert not (small_disk / "manifest.json").exists()
+    (small_disk / "full").unlink()
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    resumed = run(tmp_path, out=small_disk, size=128)
+    assert resumed[3]["hash"] == whole[3]["hash"]
+    assert len(decoded) == 60 + 7  # the chunk for which there was no room
 
 
 # ---- memory
