@@ -1,11 +1,14 @@
 import io
 import json
 import os
+import socket
+import struct
 import subprocess
 import threading
 import tracemalloc
 import warnings
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import torch
 from PIL import Image
 
 from submanifold.data import preprocess
-from submanifold.data.preprocess import prepare, share_out
+from submanifold.data.preprocess import allowed_broken, prepare, share_out
 from submanifold.data.settings import Counts, ImageSettings
 from submanifold.errors import UserError
 
@@ -141,6 +144,38 @@ def test_a_zip_with_an_unsafe_path_is_named_in_the_manifest(tmp_path):
     assert not list(tmp_path.rglob("evil.png"))
 
 
+def test_what_is_no_file_is_named_in_the_manifest(tmp_path):
+    make_folder(tmp_path / "in", 20)
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    (tmp_path / "in" / "link.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "in" / "socket.png"))
+        *arrays, manifest = run(tmp_path)
+    assert everything(arrays) == list(range(20))
+    names = [f"{name}.png" for name in ("link", "pipe", "socket")]
+    assert manifest["skipped"] == [{"name": name, "reason": "not a file"} for name in names]
+
+
+def test_bombs_among_pictures_are_skipped_and_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(20):
+            archive.writestr(f"{i:02d}.png", encode(i))
+        archive.writestr("bomb.png", bytes(2**28 + 1))
+        archive.writestr("huge.png", header_of_a_huge_png())
+    *arrays, manifest = run(tmp_path, path=tmp_path / "in.zip")
+    assert everything(arrays) == list(range(20))
+    reasons = {item["name"]: item["reason"] for item in manifest["skipped"]}
+    assert reasons["bomb.png"] == "ValueError: unpacks to 268435457 bytes, more than 268435456"
+    assert "10000000000 pixels" in reasons["huge.png"]
+
+
+def header_of_a_huge_png():
+    """A grey image of 100,000 x 100,000 pixels, as far as its header says."""
+    content = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + content + struct.pack(">I", zlib.crc32(content))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+
+
 # ---- who goes where
 
 
@@ -254,18 +289,44 @@ def test_one_percent_broken_is_skipped_counted_and_named(tmp_path, small_chunks)
     assert manifest["skipped"][0]["reason"] == "ValueError: not an image"
 
 
-def test_more_than_one_percent_broken_stops_the_run(tmp_path):
-    make_folder(tmp_path / "in", 200, broken=[3, 77, 150])
-    with pytest.raises(UserError, match=r"more than 1% of 200 .* 3 so far.*00077.png \(ValueError"):
+@pytest.mark.parametrize(
+    ("total", "allowed"),
+    [
+        (3, 1),
+        (4, 2),
+        (19, 9),
+        (20, 10),
+        (61, 10),
+        (1000, 10),
+        (1099, 10),
+        (1100, 11),
+        (10**6, 10**4),
+    ],
+)
+def test_how_many_broken_files_are_skipped(total, allowed):
+    assert allowed_broken(total) == allowed
+
+
+def test_one_broken_picture_of_few_is_skipped(tmp_path):
+    make_folder(tmp_path / "in", 61, broken=[3])
+    *arrays, manifest = run(tmp_path)
+    assert everything(arrays) == [i for i in range(61) if i != 3]
+    assert [item["name"] for item in manifest["skipped"]] == ["00003.png"]
+
+
+def test_more_broken_files_than_are_skipped_stop_the_run(tmp_path):
+    make_folder(tmp_path / "in", 200, broken=range(0, 55, 5))
+    said = r"11 of 200 images cannot .* \(ValueError.*up to 10 would be skipped \(1%, or 10 where"
+    with pytest.raises(UserError, match=said):
         run(tmp_path)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_the_run_stops_as_soon_as_it_is_certain(tmp_path, small_chunks, decoded):
     make_folder(tmp_path / "in", 200, broken=range(200))
-    with pytest.raises(UserError, match="more than 1% of 200"):
+    with pytest.raises(UserError, match="14 of 200 images cannot be read so far"):
         run(tmp_path)
-    assert len(decoded) == 7
+    assert len(decoded) == 14
 
 
 def test_the_manifest_lists_some_of_very_many_but_counts_all(tmp_path, monkeypatch):

@@ -277,7 +277,7 @@ def test_no_pickle_but_cifars_own_is_loaded(tmp_path):
     names = [f"data_batch_{n}" for n in range(1, 6)]
     for name in [*names, "test_batch", "batches.meta"]:
         (folder / name).write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
-    with pytest.raises(UserError, match="cannot be read as cifar10.*fetch its files again"):
+    with pytest.raises(UserError, match=r"cannot be read as cifar10.*fetch its files again"):
         open_source(settings(tmp_path, "cifar10"), tmp_path)
     assert not (tmp_path / "harm").exists()
     pickle.loads((folder / "test_batch").read_bytes())

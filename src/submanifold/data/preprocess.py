@@ -34,7 +34,7 @@ CHUNK_IMAGES = 1024
 CHUNK_BYTES = 2**25
 LISTED = 1000
 LABELS = "labels.json"
-ALLOWED_PERCENT = 1
+ALLOWED_PERCENT, ALLOWED_FILES = 1, 10
 
 
 def prepare(
@@ -55,7 +55,8 @@ def prepare(
             (`{"name", "reason"}`) it has the first 1,000.
 
     Raises:
-        UserError: If the settings or the source cannot work, or more than 1% of it is broken.
+        UserError: If the settings or the source cannot work, or more of it is broken than
+            :func:`allowed_broken`.
     """
     identity = fingerprint(settings, raw_folder)
     with locked(folder, f"the arrays of {settings.source}"):
@@ -256,12 +257,19 @@ def _count_broken(
     broken = [{"name": name, "reason": result} for name, result in both if isinstance(result, str)]
     state.broken_count += len(broken)
     state.broken = (state.broken + broken)[:LISTED]
-    if 100 * state.broken_count > ALLOWED_PERCENT * total:
+    if state.broken_count > (allowed := allowed_broken(total)):
         first = "; ".join(f"{item['name']} ({item['reason']})" for item in state.broken[:3])
         raise UserError(
-            f"path holds broken files: more than {ALLOWED_PERCENT}% of {total} images cannot be "
-            f"read: {state.broken_count} so far, such as {first}; mend them, or set another path"
+            f"path holds broken files: {state.broken_count} of {total} images cannot be read so "
+            f"far, such as {first}; up to {allowed} would be skipped ({ALLOWED_PERCENT}%, or "
+            f"{ALLOWED_FILES} where that is more, but not over half). Mend or remove them, or set "
+            "another path"
         )
+
+
+def allowed_broken(total: int) -> int:
+    """How many files that cannot be read are skipped: 1% or 10, whichever is more, at most half."""
+    return min(max(total * ALLOWED_PERCENT // 100, ALLOWED_FILES), total // 2)
 
 
 def _resume(folder: Path, key: str, arrays: Mapping[str, GrowingArray], pools: int) -> State:
