@@ -228,6 +228,13 @@ def test_a_failure_inside_lets_go(tmp_path):
 # ---- disks that are full or may only be read
 
 
+def test_where_nothing_may_be_written_nothing_is_locked(tmp_path, read_only, caplog):
+    read_only(tmp_path)
+    with locked(tmp_path, "it"):
+        pass
+    assert caplog.text == ""
+
+
 def fill(disk):
     """Leave it nothing."""
     with open(disk / "rest", "wb", buffering=0) as file, contextlib.suppress(OSError):

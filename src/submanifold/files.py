@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,16 +96,27 @@ def whole(path: Path, keep: bool = False) -> Iterator[Path]:
     prefix = f".{path.stem}.{socket.gethostname()}-"
     # a database keeps a journal beside its file
     left = re.compile(re.escape(prefix) + r"(\d+)-\d+" + re.escape(path.suffix) + r"(-\w+)?")
-    for file in path.parent.glob(".*"):
-        if (match := left.fullmatch(file.name)) and not is_alive(int(match[1])):
-            file.unlink(missing_ok=True)
+    files = ((file, left.fullmatch(file.name)) for file in path.parent.glob(".*"))
+    remove([file for file, match in files if match and not is_alive(int(match[1]))])
     partial = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
         with writing(path):
             yield partial
             settle(partial, path, keep)
     finally:
-        partial.unlink(missing_ok=True)
+        remove([partial])
+
+
+def remove(files: Iterable[Path]) -> None:
+    """Remove the files that are there.
+
+    Raises:
+        WriteError: If their folder may only be read.
+    """
+    for file in files:
+        if file.exists():  # where nothing may be written, nothing that is not there may be removed
+            with writing(file):
+                file.unlink(missing_ok=True)
 
 
 def settle(partial: Path, path: Path, keep: bool = False) -> None:
@@ -141,8 +152,9 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """Work in a folder while no other process does; wait for one that does, with a line in the log.
 
     The lock goes when its process ends, however it ends. A block inside a block of the same thread
-    does not wait. Where the filesystem knows no locks, a warning says so and the work goes on. The
-    folder is made; `what` it is locked for, such as ``"stage_1"``, is in the log.
+    does not wait. Where the filesystem knows no locks, a warning says so and the work goes on; it
+    does too where the folder may only be read, and nobody makes anything. The folder is made;
+    `what` it is locked for, such as ``"stage_1"``, is in the log.
     """
     folder = Path(folder).resolve()
     held: set[Path] = _held.__dict__.setdefault("folders", set())
@@ -178,7 +190,8 @@ def _acquire(path: Path, what: str) -> int | None:
                 return lock
             os.close(lock)  # its owner was done with it and removed it
     except OSError as error:
-        log.warning("%s cannot be locked (%s): start no second run of it now", path, error)
+        if error.errno not in NOT_ALLOWED:
+            log.warning("%s cannot be locked (%s): start no second run of it now", path, error)
         return None
 
 

@@ -1,3 +1,5 @@
+import errno
+import hashlib
 import io
 import json
 import os
@@ -9,13 +11,15 @@ import tracemalloc
 import warnings
 import zipfile
 import zlib
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from submanifold.data import preprocess
+from submanifold.data import hashes, preprocess
+from submanifold.data.hashes import is_as_made
 from submanifold.data.preprocess import allowed_broken, prepare, share_out
 from submanifold.data.settings import Counts, ImageSettings
 from submanifold.errors import UserError
@@ -385,6 +389,79 @@ def test_arrays_that_are_not_whole_are_made_anew_and_the_log_says_so(tmp_path, c
     assert len((tmp_path / "out" / name).read_bytes()) == len(content)
 
 
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("times", ["kept", "new"])
+def test_a_turned_bit_is_found_and_the_arrays_are_made_anew(tmp_path, caplog, part, times):
+    make_folder(tmp_path / "in", 30)
+    first = run(tmp_path)
+    path = tmp_path / "out" / f"{part}.npy"
+    whole = path.read_bytes()
+    turn_a_bit(path, times)
+    with caplog.at_level("INFO"):
+        again = run(tmp_path)
+    assert f"the arrays in {tmp_path / 'out'} are not as they were made" in caplog.text
+    assert path.read_bytes() == whole
+    assert again[3]["hash"] == first[3]["hash"]
+
+
+def turn_a_bit(path, times="new"):
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    if times == "kept":
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_arrays_with_a_turned_bit_are_not_used_without_their_source(tmp_path):
+    make_folder(tmp_path / "in", 30)
+    run(tmp_path)
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    turn_a_bit(tmp_path / "out" / "test.npy")
+    with pytest.raises(UserError, match="does not exist"):
+        run(tmp_path)
+
+
+def test_arrays_are_read_once_to_check_them(tmp_path, monkeypatch):
+    make_folder(tmp_path / "in", 30)
+    run(tmp_path)
+    assert is_as_made(tmp_path / "out")
+    hashes._hash.cache_clear()
+    monkeypatch.setattr(hashes.np, "load", count := Mock(side_effect=np.load))
+    run(tmp_path)
+    checked = count.call_count
+    assert is_as_made(tmp_path / "out")
+    assert checked == 3 + 2 * 3  # the check's, and as before those of the maps
+    assert count.call_count == checked
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "bad block"), ValueError("no array")])
+def test_arrays_that_cannot_be_read_are_not_as_made(tmp_path, monkeypatch, error):
+    make_folder(tmp_path / "in", 30)
+    run(tmp_path)
+    monkeypatch.setattr(hashes, "hash_arrays", Mock(side_effect=error))
+    assert not is_as_made(tmp_path / "out")
+
+
+def test_the_hash_is_what_it_was_in_earlier_versions(tmp_path):
+    make_folder(tmp_path / "in", 30)
+    *arrays, manifest = run(tmp_path)
+    digest = hashlib.sha256()
+    for part, array in zip(PARTS, arrays, strict=True):
+        digest.update(f"{part} {array.shape}".encode() + array.tobytes())
+    assert manifest["hash"] == f"sha256:{digest.hexdigest()}"
+
+
+def test_prepared_data_may_lie_where_they_may_only_be_read(tmp_path, read_only, caplog):
+    make_folder(tmp_path / "in", 30)
+    first = run(tmp_path)
+    read_only(tmp_path / "out")
+    with caplog.at_level("WARNING"):
+        assert run(tmp_path)[3] == first[3]
+    assert caplog.text == ""
+    with pytest.raises(UserError, match=r"cannot be written: .*out may only be read"):
+        run(tmp_path, seed=1)
+
+
 def test_pictures_overwritten_in_place_are_prepared_anew(tmp_path):
     make_folder(tmp_path / "in", 30)
     run(tmp_path)
@@ -431,7 +508,7 @@ def test_a_killed_run_goes_on_with_the_same_result(
         "write": (preprocess.GrowingArray, "write"),
         "save": (preprocess.State, "save"),
         "finish": (preprocess.GrowingArray, "finish"),
-        "manifest": (preprocess, "_hash"),
+        "manifest": (preprocess, "hash_arrays"),
     }[moment]
     real, calls = getattr(owner, name), []
 

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from submanifold.data.arrays import GrowingArray, map_whole
+from submanifold.data.hashes import hash_arrays, is_as_made
 from submanifold.data.images import fingerprint, open_source
 from submanifold.data.settings import PARTS, Counts, ImageSettings
 from submanifold.data.source import Source
 from submanifold.errors import UserError
-from submanifold.files import locked, read_json, write_json
+from submanifold.files import locked, read_json, remove, write_json
 from submanifold.progress import Meter
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ def prepare(
     Images stream from the source to disk in chunks, so memory does not grow with their number. A
     call that finds finished work returns it; one that finds half of it (after a kill) goes on
     from the last chunk and ends with the same bytes. One that finds another process at it waits.
+    One that finds arrays of another hash than the manifest's, because a disk has turned a bit,
+    makes them anew, with a warning.
 
     The folder gets train.npy, valid.npy, test.npy, labels.json and, when they are whole,
     manifest.json; the raw folder holds downloads.
@@ -216,7 +219,7 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
         "split": source.rule,
         "split_note": source.note,
         "seed": settings.seed,
-        "hash": _hash(folder),
+        "hash": hash_arrays(folder),
         "fingerprint": identity,
         "skipped": (source.skipped + state.broken)[:LISTED],
         "skipped_count": len(source.skipped) + state.broken_count,
@@ -278,13 +281,8 @@ def _resume(folder: Path, key: str, arrays: Mapping[str, GrowingArray], pools: i
         if state.key == key and all(arrays[p].holds(state.written[p]) for p in PARTS):
             log.info("going on after %d images of an interrupted run", sum(state.read))
             return state
-    for file in (
-        folder / "manifest.json",
-        folder / "state.json",
-        folder / LABELS,
-        *folder.glob("*.npy*"),
-    ):
-        file.unlink(missing_ok=True)
+    old = [folder / name for name in ("manifest.json", "state.json", LABELS)]
+    remove([*old, *folder.glob("*.npy*")])
     return State(key, [0] * pools, dict.fromkeys(PARTS, 0), [])
 
 
@@ -294,21 +292,14 @@ def _finished(folder: Path, settings: ImageSettings, identity: str) -> dict[str,
     arrays = {part: map_whole(folder / f"{part}.npy") for part in PARTS}
     whole = {part: len(array) for part, array in arrays.items() if array is not None}
     if manifest.get("key") == _key(settings, identity) and manifest["counts"] == whole:
-        return manifest
+        if is_as_made(folder):
+            return manifest
+        log.warning("the arrays in %s are not as they were made (they have another hash)", folder)
     if manifest or whole:
-        log.info("%s holds arrays of other settings or data, or not whole: made anew", folder)
+        log.info("%s holds arrays of other settings or data, or damaged: made anew", folder)
     return None
 
 
 def _key(settings: ImageSettings, identity: str) -> str:
     content = json.dumps([FORMAT, settings.content, identity], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for part in PARTS:
-        images = np.load(folder / f"{part}.npy", mmap_mode="r")
-        digest.update(f"{part} {images.shape}".encode())
-        digest.update(images.ravel())
-    return f"sha256:{digest.hexdigest()}"

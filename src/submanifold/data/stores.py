@@ -185,8 +185,8 @@ def files_of(path: Path) -> dict[str, Stamp]:
         OSError: If they cannot be listed.
     """
     if (path / DATABASE).is_file():
-        return {DATABASE: _stamp((path / DATABASE).stat())}
-    return scan(path)[0] if path.is_dir() else {"": _stamp(path.stat())}
+        return {DATABASE: stamp((path / DATABASE).stat())}
+    return scan(path)[0] if path.is_dir() else {"": stamp(path.stat())}
 
 
 def scan(path: Path) -> tuple[dict[str, Stamp], list[dict[str, str]]]:
@@ -211,7 +211,7 @@ def scan(path: Path) -> tuple[dict[str, Stamp], list[dict[str, str]]]:
                     try:
                         stat = entry.stat()
                         if S_ISREG(stat.st_mode):
-                            found[name] = _stamp(stat)
+                            found[name] = stamp(stat)
                         else:
                             skipped.append({"name": name, "reason": NO_FILE})
                     except OSError as error:  # most often a link to nothing
@@ -225,10 +225,10 @@ def digest_files(folder: Path, stamps: Mapping[str, Stamp]) -> str:
     Of more than 4 GiB or 250,000 files, only 4,096 evenly spread blocks of 16 KiB are read, which
     takes seconds; the digest then begins with ``sampled:``.
     """
-    names, ends = list(stamps), np.cumsum([0, *(stamp.size for stamp in stamps.values())])
+    names, ends = list(stamps), np.cumsum([0, *(each.size for each in stamps.values())])
     if ends[-1] <= WHOLE_BYTES and len(names) <= WHOLE_FILES:
         return digest(f"{name}\0{_digest_file(folder / name)}" for name in names)
-    rows = [f"{name}\0{stamp.size}" for name, stamp in stamps.items()]
+    rows = [f"{name}\0{each.size}" for name, each in stamps.items()]
     for start in np.linspace(0, max(0, ends[-1] - BLOCK), BLOCKS).astype(np.int64):
         i = np.searchsorted(ends, start, side="right") - 1
         rows.append(_digest_file(folder / names[i], int(start - ends[i]), BLOCK))
@@ -255,7 +255,8 @@ def _digest_file(path: Path, start: int = 0, size: int | None = None) -> str:
     return content.hexdigest()
 
 
-def _stamp(stat: os.stat_result) -> Stamp:
+def stamp(stat: os.stat_result) -> Stamp:
+    """What of a file's state tells that it is the same."""
     return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
@@ -270,7 +271,7 @@ def of_content(read: Callable[[Path], T], path: Path) -> T:
 
     The index of CelebA's zip takes a second, and every one of many experiments asks for it.
     """
-    return _read_once(read, path, _stamp(path.stat())) if path.is_file() else read(path)
+    return _read_once(read, path, stamp(path.stat())) if path.is_file() else read(path)
 
 
 @lru_cache(maxsize=16)
