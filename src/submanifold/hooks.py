@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import mlflow
 from click import ClickException
+from click.exceptions import Exit
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
@@ -83,7 +84,9 @@ class ExperimentHooks:
             pipelines[name] = pipeline
 
     @hook_impl(tryfirst=True)
-    def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> None:
         """Check what only this machine and this command can tell."""
         from submanifold.device import choose_device
 
@@ -119,6 +122,10 @@ class ExperimentHooks:
                     f"which --pipeline={experiment.pipeline} runs, not --pipeline={name}. Change "
                     "either; the method's phases in conf/base/parameters.yml say what it trains."
                 )
+        if _is_finished_for_good(pipeline, catalog):
+            log.info("All of it is there, and may only be read: nothing is made anew")
+            _tell_pages(pipeline, catalog)
+            raise Exit(0)
         weights = experiment.evaluation.inception_weights
         try:
             choose_device(experiment.device)
@@ -210,9 +217,7 @@ class TrackingHooks:
 
                 log_model(_path(catalog, "hierarchy"), self._experiment.register_as)
             self._run_id = None
-        for name in ("report", "comparison", "outlier_report", "dimension_report"):
-            if name in outputs:
-                log.info("The %s is %s", name.replace("_", " "), _path(catalog, name))
+        _tell_pages(pipeline, catalog)
 
     @hook_impl
     def on_pipeline_error(self) -> None:
@@ -227,6 +232,19 @@ class TrackingHooks:
 def _only_shows(run_params: dict[str, Any]) -> bool:
     """Whether a run trains nothing, but shows others: its own parameters are not about it."""
     return run_params["pipeline_names"] in (["compare"], ["sweep"])
+
+
+def _is_finished_for_good(pipeline: Pipeline, catalog: CatalogProtocol) -> bool:
+    """Whether all that a run would end with is there, and it could not be written again."""
+    made = {_path(catalog, name).parent for name in pipeline.all_outputs()}
+    closed = [each for each in made if each.exists() and not os.access(each, os.W_OK)]
+    return bool(closed) and all(map(catalog.exists, pipeline.outputs()))
+
+
+def _tell_pages(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    for name in ("report", "comparison", "outlier_report", "dimension_report"):
+        if name in pipeline.all_outputs():
+            log.info("The %s is %s", name.replace("_", " "), _path(catalog, name))
 
 
 def _exit_on_signal(number: int, frame: types.FrameType | None) -> None:
