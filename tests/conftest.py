@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import queue
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,6 @@ import pytest
 import torch
 from mlflow.entities import Run as MlflowRun
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from mlflow.utils.async_logging import async_logging_queue
 
 from accelerator import accelerator  # noqa: F401  a fixture
 
@@ -138,20 +136,6 @@ class Project:
         experiment = client.get_experiment_by_name("submanifold")
         order = ["attributes.start_time ASC"]
         return list(client.search_runs([experiment.experiment_id], order_by=order))
-
-
-class ImpatientQueue(queue.Queue):
-    """MLflow's queue of metrics, at which it otherwise waits a second when a run ends."""
-
-    def get(self, block=True, timeout=None):
-        return super().get(block, timeout and 0.02)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def mlflow_ends_runs_at_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(async_logging_queue, "Queue", ImpatientQueue)
-        yield
 
 
 @pytest.fixture(autouse=True)

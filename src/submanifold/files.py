@@ -104,7 +104,7 @@ def whole(path: Path, keep: bool = False) -> Iterator[Path]:
             yield partial
             settle(partial, path, keep)
     finally:
-        remove([partial])
+        remove([partial, partial.with_name(f"{partial.name}-journal")])
 
 
 def remove(files: Iterable[Path]) -> None:
