@@ -171,7 +171,7 @@ class TrackingHooks:
         self._experiment, self._keys = loader.experiment, loader.keys_of
 
     @hook_impl(trylast=True)
-    def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
         """Log all parameters, and be ready for Ctrl-C and SIGTERM."""
         from submanifold.experiment import flatten
 
@@ -185,6 +185,10 @@ class TrackingHooks:
         if _only_shows(run_params):
             name = f"{self._experiment.dataset}-{run_params['pipeline_names'][0]}"
             mlflow.set_tag("mlflow.runName", name)
+            own = flatten(self._experiment.parameters())
+            mlflow.log_params(
+                {name: own[name] for name in own if f"params:{name}" in pipeline.inputs()}
+            )
         else:
             mlflow.log_params({
                 **flatten(self._experiment.parameters()),
