@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import queue
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,6 @@ import pytest
 import torch
 from mlflow.entities import Run as MlflowRun
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from mlflow.utils.async_logging import async_logging_queue
 
 from accelerator import accelerator  # noqa: F401  a fixture
 
@@ -140,20 +138,6 @@ class Project:
         return list(client.search_runs([experiment.experiment_id], order_by=order))
 
 
-class ImpatientQueue(queue.Queue):
-    """MLflow's queue of metrics, at which it otherwise waits a second when a run ends."""
-
-    def get(self, block=True, timeout=None):
-        return super().get(block, timeout and 0.02)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def mlflow_ends_runs_at_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(async_logging_queue, "Queue", ImpatientQueue)
-        yield
-
-
 @pytest.fixture(autouse=True)
 def loggers_are_as_at_first(monkeypatch):
     """Whatever configuration of logging an earlier test has brought about in this process."""
@@ -169,6 +153,37 @@ def loggers_are_as_at_first(monkeypatch):
 def no_mlflow_run_is_left():
     yield
     assert mlflow.active_run() is None
+
+
+def mount(*arguments):
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"only root may mount a disk: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", folder)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def read_only():
+    """Make folders such that even root may only read them."""
+    made = []
+
+    def make(folder):
+        mount("--bind", folder, folder)
+        made.append(folder)
+        mount("-o", "remount,ro,bind", folder)
+
+    yield make
+    for folder in made:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="session")

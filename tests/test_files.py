@@ -1,5 +1,7 @@
 """Files that are whole or not there, and folders in which one process works at a time."""
 
+import contextlib
+import errno
 import logging
 import os
 import signal
@@ -9,9 +11,13 @@ import threading
 import time
 
 import pytest
+import torch
 
 from submanifold import files
-from submanifold.files import locked, read_json, settle, whole, write_json
+from submanifold.datasets import ArrayDataset, JSONDataset, PathDataset
+from submanifold.errors import UserError
+from submanifold.files import WriteError, locked, read_json, settle, whole, write_json, writing
+from submanifold.manifold.model import save_tensors
 
 
 def names_in(folder):
@@ -217,3 +223,70 @@ def test_a_failure_inside_lets_go(tmp_path):
     process = start(HOLD, tmp_path, 0)
     assert process.wait(timeout=5) == 0
     process.stdout.close()
+
+
+# ---- disks that are full or may only be read
+
+
+def test_where_nothing_may_be_written_nothing_is_locked(tmp_path, read_only, caplog):
+    read_only(tmp_path)
+    with locked(tmp_path, "it"):
+        pass
+    assert caplog.text == ""
+
+
+def fill(disk):
+    """Leave it nothing."""
+    with open(disk / "rest", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+WRITERS = {
+    "json": lambda path: write_json(path, "x" * 10_000),
+    "safetensors": lambda path: save_tensors({"a": torch.zeros(10_000)}, path, {}),
+    "Kedro's json": lambda path: JSONDataset(filepath=str(path)).save("x" * 10_000),
+    "Kedro's array": lambda path: ArrayDataset(filepath=str(path)).save(torch.ones(9999).numpy()),
+    "a folder": lambda path: PathDataset(filepath=str(path / "deep" / "file")).load(),
+}
+
+
+def told(error):
+    """What the command line shows of an error: the first mistake of the user's in its causes."""
+    while not isinstance(error, UserError):
+        error = error.__cause__
+    return str(error)
+
+
+@pytest.mark.parametrize("writer", [name for name in WRITERS if name != "a folder"])
+def test_a_full_disk_is_told_in_one_message_and_leaves_nothing(small_disk, writer):
+    fill(small_disk)
+    with pytest.raises(Exception, match=r".") as caught:
+        WRITERS[writer](small_disk / "it")
+    assert "it cannot be written" in told(caught.value)
+    assert f"{small_disk} has no room for it (No space left on device; 0 MB" in told(caught.value)
+    assert names_in(small_disk) == ["rest"]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_folder_that_may_only_be_read_is_told_in_one_message(tmp_path, read_only, writer):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    read_only(folder)
+    with pytest.raises(Exception, match=r".") as caught:
+        WRITERS[writer](folder / "new" / "it")
+    assert f"{folder} may only be read (Read-only file system)" in told(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_is_full_in_any_way_is_told(tmp_path, number):
+    said = r"a\.npy cannot be written: .* has no room for it"
+    with pytest.raises(WriteError, match=said), writing(tmp_path / "a.npy"):
+        raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "a picture"), ValueError("x")])
+def test_other_errors_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as caught, writing(tmp_path / "a.npy"):
+        raise error
+    assert caught.value is error

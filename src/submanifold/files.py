@@ -1,20 +1,83 @@
 """Files that are whole or not there, and folders in which one process works at a time."""
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import re
+import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from submanifold.errors import UserError
+
 log = logging.getLogger(__name__)
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 _held = threading.local()
+
+
+class WriteError(UserError, OSError):
+    """A folder in which a file cannot be written: its disk is full, or it may only be read."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell a write that a full or read-only disk refuses as something that the user can mend.
+
+    Raises:
+        WriteError: If the block could not write in the path's folder for such a reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        folder = path.absolute().parent
+        if isinstance(error, WriteError) or (why := _why_not(error, folder)) is None:
+            raise
+        raise WriteError(
+            f"{path.name} cannot be written: {why}. Change that, or move the folder to another "
+            "disk and put a link to it there; then give the command again: it keeps what is "
+            "finished and goes on"
+        ) from error
+
+
+def _why_not(error: Exception, folder: Path) -> str | None:
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    number = _number(error)
+    if number in NO_ROOM:
+        free = shutil.disk_usage(there).free // 10**6
+        return f"{folder} has no room for it ({os.strerror(number)}; {free} MB are free there)"
+    if number in NOT_ALLOWED and not os.access(there, os.W_OK):
+        return f"{there} may only be read ({os.strerror(number)})"
+    return None
+
+
+def _number(error: BaseException | None) -> int | None:
+    """The system's number of an error, or of what has caused it."""
+    while error is not None:
+        in_text = re.search(r"\(os error (\d+)\)", str(error))  # where safetensors has it
+        number = getattr(error, "errno", None) or (int(in_text[1]) if in_text else None)
+        if number is not None:
+            return number
+        error = error.__cause__
+    return None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Raises:
+        WriteError: If the disk is full or may only be read.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -24,21 +87,36 @@ def whole(path: Path, keep: bool = False) -> Iterator[Path]:
     No other writer is given the same path; the file's folder is made. It is removed when the block
     fails; what a killed process of this machine left is removed by the next writer of the file.
     `keep` leaves a file that another writer has put there meanwhile.
+
+    Raises:
+        WriteError: If the disk is full or may only be read.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     prefix = f".{path.stem}.{socket.gethostname()}-"
     # a database keeps a journal beside its file
     left = re.compile(re.escape(prefix) + r"(\d+)-\d+" + re.escape(path.suffix) + r"(-\w+)?")
-    for file in path.parent.glob(".*"):
-        if (match := left.fullmatch(file.name)) and not is_alive(int(match[1])):
-            file.unlink(missing_ok=True)
+    files = ((file, left.fullmatch(file.name)) for file in path.parent.glob(".*"))
+    remove([file for file, match in files if match and not is_alive(int(match[1]))])
     partial = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
-        yield partial
-        settle(partial, path, keep)
+        with writing(path):
+            yield partial
+            settle(partial, path, keep)
     finally:
-        partial.unlink(missing_ok=True)
+        remove([partial, partial.with_name(f"{partial.name}-journal")])
+
+
+def remove(files: Iterable[Path]) -> None:
+    """Remove the files that are there.
+
+    Raises:
+        WriteError: If their folder may only be read.
+    """
+    for file in files:
+        if file.exists():  # where nothing may be written, nothing that is not there may be removed
+            with writing(file):
+                file.unlink(missing_ok=True)
 
 
 def settle(partial: Path, path: Path, keep: bool = False) -> None:
@@ -74,15 +152,16 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """Work in a folder while no other process does; wait for one that does, with a line in the log.
 
     The lock goes when its process ends, however it ends. A block inside a block of the same thread
-    does not wait. Where the filesystem knows no locks, a warning says so and the work goes on. The
-    folder is made; `what` it is locked for, such as ``"stage_1"``, is in the log.
+    does not wait. Where the filesystem knows no locks, a warning says so and the work goes on; it
+    does too where the folder may only be read, and nobody makes anything. The folder is made;
+    `what` it is locked for, such as ``"stage_1"``, is in the log.
     """
     folder = Path(folder).resolve()
     held: set[Path] = _held.__dict__.setdefault("folders", set())
     if folder in held:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / ".lock"
     lock = _acquire(path, what)
     held.add(folder)
@@ -111,7 +190,8 @@ def _acquire(path: Path, what: str) -> int | None:
                 return lock
             os.close(lock)  # its owner was done with it and removed it
     except OSError as error:
-        log.warning("%s cannot be locked (%s): start no second run of it now", path, error)
+        if error.errno not in NOT_ALLOWED:
+            log.warning("%s cannot be locked (%s): start no second run of it now", path, error)
         return None
 
 

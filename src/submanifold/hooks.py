@@ -4,30 +4,38 @@ Every command of Kedro's imports this module, so torch loads where a run needs i
 """
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
 import socket
 import threading
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlflow
 from click import ClickException
+from click.exceptions import Exit
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 
 from submanifold.config import ExperimentConfigLoader
 from submanifold.errors import UserError, named
 from submanifold.files import is_alive
-from submanifold.validation import Settings
+
+if TYPE_CHECKING:
+    from submanifold.pipelines.tracking import Curves
 
 log = logging.getLogger(__name__)
+
+START_RETRIES, END_RETRIES = 2, 4  # some seconds; MLflow's own count takes four minutes
 
 ARTIFACTS = (
     "report",
@@ -71,7 +79,8 @@ class ExperimentHooks:
         try:
             self._experiment, _ = loader.experiment, loader.keys_of
             with named("mlflow"):
-                create_store(loader["mlflow"]["server"]["mlflow_tracking_uri"])
+                self._uri = loader["mlflow"]["server"]["mlflow_tracking_uri"]
+                create_store(self._uri)
         except UserError as error:
             raise ClickException(str(error)) from error
         experiment = self._experiment
@@ -83,9 +92,12 @@ class ExperimentHooks:
             pipelines[name] = pipeline
 
     @hook_impl(tryfirst=True)
-    def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> None:
         """Check what only this machine and this command can tell."""
         from submanifold.device import choose_device
+        from submanifold.pipelines.store import check_room
 
         experiment, names = self._experiment, run_params["pipeline_names"] or ["__default__"]
         if experiment.sweep is not None and "sweep" not in names:
@@ -119,8 +131,14 @@ class ExperimentHooks:
                     f"which --pipeline={experiment.pipeline} runs, not --pipeline={name}. Change "
                     "either; the method's phases in conf/base/parameters.yml say what it trains."
                 )
+        if _is_finished_for_good(pipeline, catalog):
+            log.info("All of it is there, and may only be read: nothing is made anew")
+            _tell_pages(pipeline, catalog)
+            raise Exit(0)
         weights = experiment.evaluation.inception_weights
         try:
+            with named("mlflow"):
+                check_room(self._uri)
             choose_device(experiment.device)
             if weights not in (None, "auto", "download"):
                 from submanifold.evaluation.frechet import given_weights
@@ -133,11 +151,7 @@ class ExperimentHooks:
     @hook_impl(trylast=True)
     def on_pipeline_error(self, error: Exception) -> None:
         """Show a mistake of the user's as a message, without a traceback."""
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise ClickException(str(cause)) from error
-            cause = cause.__cause__
+        _show_mistake(error)
 
 
 class TrackingHooks:
@@ -157,7 +171,7 @@ class TrackingHooks:
         self._experiment, self._keys = loader.experiment, loader.keys_of
 
     @hook_impl(trylast=True)
-    def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
         """Log all parameters, and be ready for Ctrl-C and SIGTERM."""
         from submanifold.experiment import flatten
 
@@ -171,6 +185,10 @@ class TrackingHooks:
         if _only_shows(run_params):
             name = f"{self._experiment.dataset}-{run_params['pipeline_names'][0]}"
             mlflow.set_tag("mlflow.runName", name)
+            own = flatten(self._experiment.parameters())
+            mlflow.log_params(
+                {name: own[name] for name in own if f"params:{name}" in pipeline.inputs()}
+            )
         else:
             mlflow.log_params({
                 **flatten(self._experiment.parameters()),
@@ -183,50 +201,176 @@ class TrackingHooks:
 
     @hook_impl(tryfirst=True)
     def before_node_run(self, inputs: dict[str, Any]) -> None:
-        """Keep from kedro-mlflow the typed parameters, whose settings are logged one by one."""
-        for name in [name for name, value in inputs.items() if isinstance(value, Settings)]:
+        """Keep the parameters from kedro-mlflow: they are logged, and no node waits for MLflow."""
+        for name in [name for name in inputs if name.startswith("params:")]:
             del inputs[name]
 
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Log the metrics and artifacts of the whole run, of nodes that were skipped too."""
-        outputs = pipeline.all_outputs()
         if self._run_id is not None:
-            for name in ("metrics", "truth", "outlier_metrics", "dimension_metrics"):
-                if _made(outputs, catalog, name):
-                    measured = catalog.load(name)
-                    mlflow.log_metrics(_numbers(measured))
-                    _log_curve(measured.get("curve"))
-            for name in sorted(outputs):
-                if name.endswith("history") and catalog.exists(name):
-                    history = catalog.load(name)
-                    named = {key: history[key] for key in ("seconds", "best_step")}
-                    mlflow.log_metrics({f"{history['name']}.{k}": v for k, v in named.items()})
-            for name in ARTIFACTS:
-                if _made(outputs, catalog, name):
-                    mlflow.log_artifact(str(_path(catalog, name)))
-            if not self._experiment.synthetic and _made(outputs, catalog, "hierarchy"):
-                from submanifold.pipelines.served import log_model
+            from submanifold.pipelines.tracking import curves_of
 
-                log_model(_path(catalog, "hierarchy"), self._experiment.register_as)
-            self._run_id = None
-        for name in ("report", "comparison", "outlier_report", "dimension_report"):
-            if name in outputs:
-                log.info("The %s is %s", name.replace("_", " "), _path(catalog, name))
+            curves, self._run_id = curves_of(self._run_id), None
+            try:
+                self._log_all(pipeline.all_outputs(), catalog, curves)
+            finally:
+                curves.close()
+                _tell_pages(pipeline, catalog)
+        else:
+            _tell_pages(pipeline, catalog)
+
+    def _log_all(
+        self, outputs: Collection[str], catalog: CatalogProtocol, curves: "Curves"
+    ) -> None:
+        for name in ("metrics", "truth", "outlier_metrics", "dimension_metrics"):
+            if _made(outputs, catalog, name):
+                measured = catalog.load(name)
+                mlflow.log_metrics(_numbers(measured))
+                _log_curve(measured.get("curve"), curves)
+        for name in sorted(outputs):
+            if name.endswith("history") and catalog.exists(name):
+                history = catalog.load(name)
+                named = {key: history[key] for key in ("seconds", "best_step")}
+                mlflow.log_metrics({f"{history['name']}.{k}": v for k, v in named.items()})
+        for name in ARTIFACTS:
+            if _made(outputs, catalog, name):
+                mlflow.log_artifact(str(_path(catalog, name)))
+        if not self._experiment.synthetic and _made(outputs, catalog, "hierarchy"):
+            from submanifold.pipelines.served import log_model
+
+            log_model(_path(catalog, "hierarchy"), self._experiment.register_as)
 
     @hook_impl
     def on_pipeline_error(self) -> None:
-        """Leave the status to kedro-mlflow, which sets FAILED."""
+        """Send what is waiting, and leave the status to kedro-mlflow, which sets FAILED."""
+        if self._run_id is not None:
+            from submanifold.pipelines.tracking import curves_of
+
+            curves_of(self._run_id).close()
         self._run_id = None
 
     def _close_interrupted(self) -> None:
         if self._run_id is not None and mlflow.active_run() is not None:
-            mlflow.end_run("KILLED")
+            from submanifold.pipelines.tracking import curves_of
+
+            curves_of(self._run_id).close()
+            with _going_on():
+                mlflow.end_run("KILLED")
+
+
+class FaultHooks:
+    """Stands around all that talks to MLflow, kedro-mlflow too.
+
+    Where MLflow cannot be used, a run does not start, with one message; one that has started goes
+    on, with a warning.
+    """
+
+    @hook_impl(wrapper=True, tryfirst=True)
+    def after_context_created(self) -> Generator[None]:
+        """Show one message where there is no MLflow."""
+        with _told():
+            return (yield)
+
+    @hook_impl(wrapper=True, tryfirst=True)
+    def before_pipeline_run(self) -> Generator[None]:
+        """Show one message where MLflow takes no run."""
+        with _told():
+            return (yield)
+
+    @hook_impl(wrapper=True, tryfirst=True)
+    def after_pipeline_run(self) -> Generator[None]:
+        """Keep what was made, although MLflow takes no news of it."""
+        with _going_on():
+            return (yield)
+
+    @hook_impl(wrapper=True, tryfirst=True)
+    def on_pipeline_error(self, error: Exception) -> Generator[None]:
+        """Let the error that has ended a run be seen, not one of MLflow's after it."""
+        with _going_on():
+            return (yield)
+        _show_mistake(error)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Show that MLflow cannot be used as a mistake of the user's."""
+    try:
+        with _retrying(START_RETRIES):
+            yield
+    except Exception as error:
+        from submanifold.pipelines.store import is_out_of_reach, out_of_reach
+
+        if isinstance(error, UserError) or not is_out_of_reach(error):
+            raise
+        _end_runs()
+        raise ClickException(f"mlflow.{out_of_reach(mlflow.get_tracking_uri(), error)}") from error
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Go on, with a warning, where MLflow cannot be used."""
+    try:
+        with _retrying(END_RETRIES):
+            yield
+    except Exception as error:
+        from submanifold.pipelines.store import is_out_of_reach
+        from submanifold.pipelines.tracking import warn_of_loss
+
+        if not is_out_of_reach(error):
+            raise
+        warn_of_loss(error)
+        _end_runs()
+
+
+def _end_runs() -> None:
+    """End what runs of MLflow's are left, whether or not it hears of it."""
+    with _retrying(0):
+        while mlflow.active_run() is not None:
+            with contextlib.suppress(Exception):
+                mlflow.end_run("FAILED")
+
+
+@contextmanager
+def _retrying(count: int) -> Iterator[None]:
+    """Let MLflow's requests be sent again so often, where it would by itself take minutes."""
+    name = MLFLOW_HTTP_REQUEST_MAX_RETRIES.name
+    before = os.environ.get(name)
+    os.environ[name] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _show_mistake(error: Exception) -> None:
+    """Raise a mistake of the user's, if it has caused an error, as a message."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            raise ClickException(str(cause)) from error
+        cause = cause.__cause__
 
 
 def _only_shows(run_params: dict[str, Any]) -> bool:
     """Whether a run trains nothing, but shows others: its own parameters are not about it."""
     return run_params["pipeline_names"] in (["compare"], ["sweep"])
+
+
+def _is_finished_for_good(pipeline: Pipeline, catalog: CatalogProtocol) -> bool:
+    """Whether all that a run would end with is there, and it could not be written again."""
+    made = {_path(catalog, name).parent for name in pipeline.all_outputs()}
+    closed = [each for each in made if each.exists() and not os.access(each, os.W_OK)]
+    return bool(closed) and all(map(catalog.exists, pipeline.outputs()))
+
+
+def _tell_pages(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    for name in ("report", "comparison", "outlier_report", "dimension_report"):
+        if name in pipeline.all_outputs():
+            log.info("The %s is %s", name.replace("_", " "), _path(catalog, name))
 
 
 def _exit_on_signal(number: int, frame: types.FrameType | None) -> None:
@@ -258,14 +402,14 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {f"test.{k}": v for k, v in named.items() if isinstance(v, int | float)}
 
 
-def _log_curve(curve: dict[str, Any] | None) -> None:
+def _log_curve(curve: dict[str, Any] | None, curves: "Curves") -> None:
     """Log the error of the projection by dimension, which takes the place of the step."""
     if curve is None:
         return
     for name, dims in ("mse", "dims"), ("pca_mse", "dims"), ("nearest_mse", "nearest_dims"):
         for dim, value in zip(curve[dims], curve[name], strict=True):
             if value is not None:
-                mlflow.log_metric(f"test.by_dimension.{name}", value, step=dim, synchronous=False)
+                curves.add({f"test.by_dimension.{name}": value}, dim)
 
 
 def _path(catalog: CatalogProtocol, name: str) -> Path:

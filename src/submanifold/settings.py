@@ -3,9 +3,9 @@
 from typing import Any
 
 from submanifold.config import ExperimentConfigLoader
-from submanifold.hooks import ExperimentHooks, TrackingHooks
+from submanifold.hooks import ExperimentHooks, FaultHooks, TrackingHooks
 
-HOOKS = (ExperimentHooks(), TrackingHooks())
+HOOKS = (ExperimentHooks(), TrackingHooks(), FaultHooks())
 CONFIG_LOADER_CLASS = ExperimentConfigLoader
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",

@@ -1,5 +1,7 @@
+import contextlib
 import io
 import os
+import tracemalloc
 import zipfile
 
 import lmdb
@@ -215,6 +217,76 @@ def test_zip_never_reads_a_member_that_points_outside(tmp_path):
     assert store.names() == ["in/a.png"]
     assert store.read("in/a.png") == b"in/a.png"
     assert store.skipped == [{"name": n, "reason": "unsafe path"} for n in sorted(unsafe)]
+
+
+def test_a_member_of_a_zip_takes_no_more_memory_than_it_says(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("lie.png", bytes(2**26))
+        archive.infolist()[0].file_size = 1000
+    store = open_store(tmp_path / "a.zip")
+    tracemalloc.start()
+    with contextlib.suppress(zipfile.BadZipFile):
+        assert store.read("lie.png") == bytes(1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**21
+
+
+def test_a_member_that_could_grow_without_limit_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", bytes(2**28 + 1), zipfile.ZIP_DEFLATED)
+        archive.writestr("b.png", bytes(1000), zipfile.ZIP_BZIP2)
+        archive.writestr("c.png", bytes(1000), zipfile.ZIP_LZMA)
+    store = open_store(tmp_path / "a.zip")
+    for name, said in {"a": "unpacks to", "b": "not by deflate", "c": "not by deflate"}.items():
+        with pytest.raises(ValueError, match=said):
+            store.read(f"{name}.png")
+
+
+def test_a_file_that_is_too_large_for_an_image_is_not_read(tmp_path):
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(ValueError, match="268435457 bytes, more than the 268435456 an image may"):
+        open_store(tmp_path).read("a.png")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM"])
+def test_formats_of_no_suffix_are_no_images(kind):
+    """PIL gives EPS to another program, whatever a file is called."""
+    with pytest.raises(ValueError, match="not an image"):
+        decode(plain(kind=kind), 4, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF"])
+def test_formats_of_the_suffixes_are_read_under_any_name(kind):
+    assert decode(plain(kind=kind), 4, 3).shape == (3, 4, 4)
+
+
+def special(kind, folder):
+    """A pipe, which whoever opens it waits for, or a device, which never ends."""
+    path = folder / "it.zip"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("source", ["folder", "celeba", "lsun_bedroom"])
+def test_a_path_that_is_neither_file_nor_folder(tmp_path, kind, source):
+    path = special(kind, tmp_path)
+    for ask in (open_source, fingerprint):
+        with pytest.raises(UserError, match=r"^path=.*it\.zip is neither a file nor a folder"):
+            ask(read({"source": source, "path": str(path)}), tmp_path)
+    with pytest.raises(UserError, match="cannot be read as a picture: not a file"):
+        load_pictures([path], **read({}).facts)
+
+
+def test_a_pipe_in_the_place_of_celebas_zip_is_not_opened(tmp_path):
+    make_celeba(tmp_path / "Img", codes="0001200010")
+    with zipfile.ZipFile(tmp_path / "Img" / "img_align_celeba.zip") as archive:
+        archive.extractall(tmp_path / "Img")
+    (tmp_path / "Img" / "img_align_celeba.zip").unlink()
+    os.mkfifo(tmp_path / "Img" / "img_align_celeba.zip")
+    assert len(open_celeba(tmp_path / "Img", split="official").names) == 10
 
 
 def test_lmdb_gives_its_values_and_opens_again_after_close(tmp_path):

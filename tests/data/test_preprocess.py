@@ -1,18 +1,26 @@
+import errno
+import hashlib
 import io
 import json
 import os
+import socket
+import struct
+import subprocess
 import threading
 import tracemalloc
 import warnings
 import zipfile
+import zlib
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from submanifold.data import preprocess
-from submanifold.data.preprocess import prepare, share_out
+from submanifold.data import hashes, preprocess
+from submanifold.data.hashes import is_as_made
+from submanifold.data.preprocess import allowed_broken, prepare, share_out
 from submanifold.data.settings import Counts, ImageSettings
 from submanifold.errors import UserError
 
@@ -140,6 +148,38 @@ def test_a_zip_with_an_unsafe_path_is_named_in_the_manifest(tmp_path):
     assert not list(tmp_path.rglob("evil.png"))
 
 
+def test_what_is_no_file_is_named_in_the_manifest(tmp_path):
+    make_folder(tmp_path / "in", 20)
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    (tmp_path / "in" / "link.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "in" / "socket.png"))
+        *arrays, manifest = run(tmp_path)
+    assert everything(arrays) == list(range(20))
+    names = [f"{name}.png" for name in ("link", "pipe", "socket")]
+    assert manifest["skipped"] == [{"name": name, "reason": "not a file"} for name in names]
+
+
+def test_bombs_among_pictures_are_skipped_and_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(20):
+            archive.writestr(f"{i:02d}.png", encode(i))
+        archive.writestr("bomb.png", bytes(2**28 + 1))
+        archive.writestr("huge.png", header_of_a_huge_png())
+    *arrays, manifest = run(tmp_path, path=tmp_path / "in.zip")
+    assert everything(arrays) == list(range(20))
+    reasons = {item["name"]: item["reason"] for item in manifest["skipped"]}
+    assert reasons["bomb.png"] == "ValueError: unpacks to 268435457 bytes, more than 268435456"
+    assert "10000000000 pixels" in reasons["huge.png"]
+
+
+def header_of_a_huge_png():
+    """A grey image of 100,000 x 100,000 pixels, as far as its header says."""
+    content = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + content + struct.pack(">I", zlib.crc32(content))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+
+
 # ---- who goes where
 
 
@@ -253,18 +293,44 @@ def test_one_percent_broken_is_skipped_counted_and_named(tmp_path, small_chunks)
     assert manifest["skipped"][0]["reason"] == "ValueError: not an image"
 
 
-def test_more_than_one_percent_broken_stops_the_run(tmp_path):
-    make_folder(tmp_path / "in", 200, broken=[3, 77, 150])
-    with pytest.raises(UserError, match=r"more than 1% of 200 .* 3 so far.*00077.png \(ValueError"):
+@pytest.mark.parametrize(
+    ("total", "allowed"),
+    [
+        (3, 1),
+        (4, 2),
+        (19, 9),
+        (20, 10),
+        (61, 10),
+        (1000, 10),
+        (1099, 10),
+        (1100, 11),
+        (10**6, 10**4),
+    ],
+)
+def test_how_many_broken_files_are_skipped(total, allowed):
+    assert allowed_broken(total) == allowed
+
+
+def test_one_broken_picture_of_few_is_skipped(tmp_path):
+    make_folder(tmp_path / "in", 61, broken=[3])
+    *arrays, manifest = run(tmp_path)
+    assert everything(arrays) == [i for i in range(61) if i != 3]
+    assert [item["name"] for item in manifest["skipped"]] == ["00003.png"]
+
+
+def test_more_broken_files_than_are_skipped_stop_the_run(tmp_path):
+    make_folder(tmp_path / "in", 200, broken=range(0, 55, 5))
+    said = r"11 of 200 images cannot .* \(ValueError.*up to 10 would be skipped \(1%, or 10 where"
+    with pytest.raises(UserError, match=said):
         run(tmp_path)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_the_run_stops_as_soon_as_it_is_certain(tmp_path, small_chunks, decoded):
     make_folder(tmp_path / "in", 200, broken=range(200))
-    with pytest.raises(UserError, match="more than 1% of 200"):
+    with pytest.raises(UserError, match="14 of 200 images cannot be read so far"):
         run(tmp_path)
-    assert len(decoded) == 7
+    assert len(decoded) == 14
 
 
 def test_the_manifest_lists_some_of_very_many_but_counts_all(tmp_path, monkeypatch):
@@ -323,6 +389,79 @@ def test_arrays_that_are_not_whole_are_made_anew_and_the_log_says_so(tmp_path, c
     assert len((tmp_path / "out" / name).read_bytes()) == len(content)
 
 
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("times", ["kept", "new"])
+def test_a_turned_bit_is_found_and_the_arrays_are_made_anew(tmp_path, caplog, part, times):
+    make_folder(tmp_path / "in", 30)
+    first = run(tmp_path)
+    path = tmp_path / "out" / f"{part}.npy"
+    whole = path.read_bytes()
+    turn_a_bit(path, times)
+    with caplog.at_level("INFO"):
+        again = run(tmp_path)
+    assert f"the arrays in {tmp_path / 'out'} are not as they were made" in caplog.text
+    assert path.read_bytes() == whole
+    assert again[3]["hash"] == first[3]["hash"]
+
+
+def turn_a_bit(path, times="new"):
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    if times == "kept":
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_arrays_with_a_turned_bit_are_not_used_without_their_source(tmp_path):
+    make_folder(tmp_path / "in", 30)
+    run(tmp_path)
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    turn_a_bit(tmp_path / "out" / "test.npy")
+    with pytest.raises(UserError, match="does not exist"):
+        run(tmp_path)
+
+
+def test_arrays_are_read_once_to_check_them(tmp_path, monkeypatch):
+    make_folder(tmp_path / "in", 30)
+    run(tmp_path)
+    assert is_as_made(tmp_path / "out")
+    hashes._hash.cache_clear()
+    monkeypatch.setattr(hashes.np, "load", count := Mock(side_effect=np.load))
+    run(tmp_path)
+    checked = count.call_count
+    assert is_as_made(tmp_path / "out")
+    assert checked == 3 + 2 * 3  # the check's, and as before those of the maps
+    assert count.call_count == checked
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "bad block"), ValueError("no array")])
+def test_arrays_that_cannot_be_read_are_not_as_made(tmp_path, monkeypatch, error):
+    make_folder(tmp_path / "in", 30)
+    run(tmp_path)
+    monkeypatch.setattr(hashes, "hash_arrays", Mock(side_effect=error))
+    assert not is_as_made(tmp_path / "out")
+
+
+def test_the_hash_is_what_it_was_in_earlier_versions(tmp_path):
+    make_folder(tmp_path / "in", 30)
+    *arrays, manifest = run(tmp_path)
+    digest = hashlib.sha256()
+    for part, array in zip(PARTS, arrays, strict=True):
+        digest.update(f"{part} {array.shape}".encode() + array.tobytes())
+    assert manifest["hash"] == f"sha256:{digest.hexdigest()}"
+
+
+def test_prepared_data_may_lie_where_they_may_only_be_read(tmp_path, read_only, caplog):
+    make_folder(tmp_path / "in", 30)
+    first = run(tmp_path)
+    read_only(tmp_path / "out")
+    with caplog.at_level("WARNING"):
+        assert run(tmp_path)[3] == first[3]
+    assert caplog.text == ""
+    with pytest.raises(UserError, match=r"cannot be written: .*out may only be read"):
+        run(tmp_path, seed=1)
+
+
 def test_pictures_overwritten_in_place_are_prepared_anew(tmp_path):
     make_folder(tmp_path / "in", 30)
     run(tmp_path)
@@ -369,7 +508,7 @@ def test_a_killed_run_goes_on_with_the_same_result(
         "write": (preprocess.GrowingArray, "write"),
         "save": (preprocess.State, "save"),
         "finish": (preprocess.GrowingArray, "finish"),
-        "manifest": (preprocess, "_hash"),
+        "manifest": (preprocess, "hash_arrays"),
     }[moment]
     real, calls = getattr(owner, name), []
 
@@ -409,6 +548,23 @@ def test_half_finished_work_of_other_data_is_thrown_away(tmp_path, small_chunks,
     *arrays, manifest = run(tmp_path)
     assert everything(arrays) == list(range(1, 40))
     assert manifest["hash"] == run(tmp_path, out="fresh")[3]["hash"]
+
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(tmp_path, small_disk, small_chunks, decoded):
+    make_folder(tmp_path / "in", 60)
+    whole = run(tmp_path, size=128)
+    (small_disk / "full").write_bytes(bytes(2**20))
+    decoded.clear()
+    with pytest.raises(UserError, match=r"train\.npy cannot be written: .* has no room for it"):
+        run(tmp_path, out=small_disk, size=128)
+    before = len(decoded)
+    assert 7 < before < 60
+    assert not (small_disk / "manifest.json").exists()
+    (small_disk / "full").unlink()
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    resumed = run(tmp_path, out=small_disk, size=128)
+    assert resumed[3]["hash"] == whole[3]["hash"]
+    assert len(decoded) == 60 + 7  # the chunk for which there was no room
 
 
 # ---- memory

@@ -1,6 +1,9 @@
 import gzip
 import io
+import os
+import pickle
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -232,6 +235,65 @@ def test_files_that_are_not_whole_are_refused(tmp_path, files, spoil, message):
 def test_settings_that_cannot_work_are_named(given, message):
     with pytest.raises(UserError, match=message):
         read_data_settings(given)
+
+
+def bomb_idx(folder):
+    file = folder / "train-images-idx3-ubyte.gz"
+    file.write_bytes(gzip.compress(struct.pack(">HBB3i", 0, 8, 3, 1000, 1000, 100)))
+
+
+def test_an_idx_file_that_would_fill_the_memory_is_refused(files, tmp_path):
+    bomb_idx(files)
+    with pytest.raises(UserError, match=r"train-images.* would unpack to 100000000 bytes, more th"):
+        open_source(settings(files), tmp_path)
+
+
+@pytest.mark.parametrize(("method", "message"), [
+    (zipfile.ZIP_DEFLATED, "would unpack to 10000128 bytes, more than 100 times its"),
+    (zipfile.ZIP_BZIP2, "not packed by deflate"),
+])  # fmt: skip
+def test_an_npz_that_would_fill_the_memory_is_refused(tmp_path, method, message):
+    content = io.BytesIO()
+    np.save(content, np.zeros((1000, 100, 100), np.uint8))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+        archive.writestr("train_images.npy", content.getvalue())
+    with pytest.raises(UserError, match=message):
+        open_source(settings(tmp_path / "x.npz", "medmnist"), tmp_path)
+
+
+class Harm:
+    """What pickle calls when it is loaded."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_no_pickle_but_cifars_own_is_loaded(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    names = [f"data_batch_{n}" for n in range(1, 6)]
+    for name in [*names, "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
+    with pytest.raises(UserError, match=r"cannot be read as cifar10.*fetch its files again"):
+        open_source(settings(tmp_path, "cifar10"), tmp_path)
+    assert not (tmp_path / "harm").exists()
+    pickle.loads((folder / "test_batch").read_bytes())
+    assert (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("source", ["medmnist", "cifar10"])
+def test_a_pipe_among_the_files_is_told(tmp_path, source):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    os.mkfifo(folder / "data_batch_1")
+    path = tmp_path if source == "cifar10" else folder / "data_batch_1"
+    with pytest.raises(UserError, match="data_batch_1 is not a file"):
+        fingerprint(settings(path, source), tmp_path)
+    with pytest.raises(UserError):
+        open_source(settings(path, source), tmp_path)
 
 
 def test_labels_that_no_image_has_are_named(tmp_path, files):

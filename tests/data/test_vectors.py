@@ -74,6 +74,34 @@ def test_what_is_half_written_is_drawn_again(tmp_path, name):
     assert (tmp_path / name).read_bytes() == content
 
 
+def test_a_turned_bit_is_found_and_the_points_are_drawn_anew(tmp_path, caplog):
+    draw(make(), tmp_path)
+    content = bytearray((tmp_path / "test.npy").read_bytes())
+    whole = bytes(content)
+    content[-1] ^= 1
+    (tmp_path / "test.npy").write_bytes(content)
+    draw(make(), tmp_path)
+    assert "are not as they were made: drawn anew" in caplog.text
+    assert (tmp_path / "test.npy").read_bytes() == whole
+
+
+def test_points_that_were_drawn_may_lie_where_they_may_only_be_read(tmp_path, read_only, caplog):
+    first = draw(make(), tmp_path)
+    read_only(tmp_path)
+    again = draw(make(), tmp_path)
+    assert (again[3], caplog.text) == (first[3], "")
+    with pytest.raises(UserError, match=r"manifest\.json cannot be written: .* may only be read"):
+        draw(make(noise=0.2), tmp_path)
+
+
+def test_points_of_earlier_versions_have_no_hash_and_are_kept(tmp_path):
+    *_, manifest = draw(make(), tmp_path)
+    before = (tmp_path / "train.npy").stat().st_mtime_ns
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "hash": None}))
+    assert draw(make(), tmp_path)[3] == manifest
+    assert (tmp_path / "train.npy").stat().st_mtime_ns == before
+
+
 def test_a_killed_draw_of_other_settings_is_not_taken_for_the_first(tmp_path, monkeypatch):
     first = [np.array(array) for array in draw(make(), tmp_path)[:3]]
 

@@ -4,9 +4,12 @@ import io
 import numpy as np
 import pytest
 import torch
+from kedro.io import DatasetError
 from PIL import Image
 
-from submanifold.datasets import ArrayDataset
+from submanifold.data.settings import SyntheticSettings
+from submanifold.data.vectors import draw
+from submanifold.datasets import ArrayDataset, PreparedDataset
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -99,3 +102,17 @@ def test_a_file_that_is_not_whole_does_not_exist(dataset, tmp_path):
         assert not dataset.exists()
     path.write_bytes(content)
     assert dataset.exists()
+
+
+def test_a_prepared_array_that_has_changed_does_not_exist_and_is_not_loaded(tmp_path):
+    counts = {"train": 8, "valid": 4, "test": 2}
+    train, *_ = draw(SyntheticSettings(source="circle", counts=counts), tmp_path)
+    dataset = PreparedDataset(filepath=str(tmp_path / "train.npy"))
+    assert dataset.exists()
+    np.testing.assert_array_equal(dataset.load(), train)
+    content = bytearray((tmp_path / "valid.npy").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "valid.npy").write_bytes(content)
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match=r"are not as they were made.*kedro run --pipeline=data"):
+        dataset.load()

@@ -7,13 +7,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import mlflow
 import pytest
 
 from submanifold.errors import UserError
 from submanifold.pipelines import store
-from submanifold.pipelines.store import create_store
+from submanifold.pipelines.store import check_room, create_store, root_of
 
 MAKE = """
 import sys
@@ -131,3 +132,91 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
     with pytest.raises(UserError, match=r"^uri=sqlite:.*cannot be opened as a database.*mlflow\.y"):
         create_store(f"sqlite:///{path}")
     assert os.listdir(tmp_path) == ["mlflow.db"]
+
+
+# ---- databases that cannot be used
+
+
+def test_a_database_with_room_is_left_as_it_is(database):
+    before = database.read_bytes()
+    check_room(f"sqlite:///{database}")
+    assert database.read_bytes() == before
+    assert [file.name for file in database.parent.iterdir()] == ["mlflow.db"]
+    check_room("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("how", ["EXCLUSIVE", "IMMEDIATE"])
+def test_a_locked_database_is_told(database, tmp_path, monkeypatch, how):
+    path = tmp_path / "mlflow.db"
+    shutil.copy(database, path)
+    monkeypatch.setattr(store, "WAIT", 0.1)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute(f"BEGIN {how}")
+    use = create_store if how == "EXCLUSIVE" else check_room
+    with pytest.raises(UserError, match=r"^uri=.*used \(database is locked\).*mlflow\.yml"):
+        use(f"sqlite:///{path}")
+    connection.close()
+    create_store(f"sqlite:///{path}")
+    check_room(f"sqlite:///{path}")
+
+
+def test_a_database_on_a_full_disk_is_told(database, small_disk):
+    path = small_disk / "mlflow.db"
+    shutil.copy(database, path)
+    (small_disk / "full").write_bytes(bytes(2**21 - 2**16 - path.stat().st_size))
+    create_store(f"sqlite:///{path}")
+    with pytest.raises(UserError, match=r"cannot be used \(database or disk is full\)"):
+        check_room(f"sqlite:///{path}")
+    (small_disk / "full").unlink()
+    create_store(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection:
+        assert not list(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'room'"))
+        assert list(connection.execute("PRAGMA integrity_check")) == [("ok",)]
+
+
+def test_a_database_cannot_be_made_on_a_full_disk(small_disk):
+    (small_disk / "full").write_bytes(bytes(2**21 - 2**16))
+    with pytest.raises(UserError, match=r"cannot be used \(database or disk is full\)"):
+        create_store(f"sqlite:///{small_disk / 'mlflow.db'}")
+    assert [file.name for file in small_disk.iterdir()] == ["full"]
+
+
+def test_a_database_that_may_only_be_read_is_told_when_it_is_written(database, tmp_path, read_only):
+    path = tmp_path / "mlflow.db"
+    shutil.copy(database, path)
+    read_only(tmp_path)
+    create_store(f"sqlite:///{path}")
+    with pytest.raises(UserError, match=r"cannot be used \(attempt to write a readonly database\)"):
+        check_room(f"sqlite:///{path}")
+    with pytest.raises(UserError, match=r"other\.db cannot be written: .* may only be read"):
+        create_store(f"sqlite:///{tmp_path / 'other.db'}")
+
+
+def test_a_folder_in_its_place_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be used \(unable to open database file\)"):
+        create_store(f"sqlite:///{tmp_path}")
+
+
+def test_what_a_killed_process_has_half_written_is_taken_back(database, tmp_path):
+    path = tmp_path / "mlflow.db"
+    shutil.copy(database, path)
+    code = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 5")
+connection.execute("BEGIN")
+connection.execute("CREATE TABLE half (bytes)")
+connection.execute("INSERT INTO half VALUES (zeroblob(1000000))")
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert (tmp_path / "mlflow.db-journal").stat().st_size > 0
+    create_store(f"sqlite:///{path}")
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
+    assert log_a_run(path)
+
+
+def test_the_root_of_an_error_is_one_line():
+    error = RuntimeError("(Background on this error)")
+    error.__cause__ = ValueError("locked\nlong text")
+    assert root_of(error) == "locked"

@@ -162,8 +162,8 @@ def test_a_folder_without_images_is_named(project, tmp_path):
 
 
 def test_too_many_broken_images_stop_the_run(project, tmp_path):
-    write_images(tmp_path, good=60, broken=3)
-    with pytest.raises(ClickException, match="more than 1% of 63 images cannot be read"):
+    write_images(tmp_path, good=60, broken=11)
+    with pytest.raises(ClickException, match="holds broken files: 11 of 71 images cannot be read"):
         run_folder(project, tmp_path)
     assert no_stage_was_touched(project)
 

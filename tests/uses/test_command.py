@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -81,6 +82,16 @@ def test_the_strange_picture_is_found_and_the_broken_one_named(model_file, pictu
     assert table.index[table["outlier"]].tolist() == [f"{pictures[1]}:inside/noise.png"]
     assert table["probability"].between(0, 1).all()
     assert Image.open(sheet).size[0] > 8
+
+
+def test_what_is_no_file_is_passed_over_and_named(model_file, pictures, tmp_path, caplog):
+    os.mkfifo(pictures[0] / "inside.png")
+    os.mkfifo(tmp_path / "beside.png")
+    result = run("encode", model_file, *pictures, tmp_path / "beside.png", "--out", tmp_path / "a")
+    assert result.exit_code == 0, result.output
+    assert "3 could not be read" in result.output
+    assert f"{pictures[0]}/inside.png is passed over (not a file)" in caplog.text
+    assert f"{tmp_path}/beside.png is passed over (ValueError: not a file)" in caplog.text
 
 
 def test_scores_are_those_of_the_model(model_file, pictures, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from submanifold.files import locked, settle, whole
+from submanifold.files import locked, settle, whole, writing
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def write_rows(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...])
 
     Raises:
         ValueError: If the chunks have not the shape.
-        OSError: If the disk is full.
+        WriteError: If the disk is full or may only be read.
     """
     with locked(path.parent, path.name):
         array = map_whole(path)
@@ -77,8 +77,13 @@ class GrowingArray:
         self.shape = shape
 
     def write(self, start: int, rows: np.ndarray) -> None:
-        """Put rows at an index, over what an interrupted run may have left there."""
-        with open(self.partial, "r+b" if self.partial.exists() else "w+b") as file:
+        """Put rows at an index, over what an interrupted run may have left there.
+
+        Raises:
+            WriteError: If the disk is full or may only be read.
+        """
+        mode = "r+b" if self.partial.exists() else "w+b"
+        with writing(self.path), open(self.partial, mode) as file:
             file.seek(self._bytes(start))
             file.write(rows.tobytes())
             file.flush()
@@ -93,7 +98,7 @@ class GrowingArray:
     def finish(self, count: int) -> None:
         """Give the file its header and its name; nothing to do if it has them."""
         if not self.path.exists():
-            with open(self.partial, "r+b") as file:
+            with writing(self.path), open(self.partial, "r+b") as file:
                 file.write(header((count, *self.shape), np.uint8))
                 file.truncate(self._bytes(count))
             settle(self.partial, self.path)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import pooch
 
 from submanifold.data.settings import PARTS, ImageSettings
-from submanifold.data.stores import content_of, of_content
+from submanifold.data.stores import content_of, of_content, read_member
 from submanifold.errors import UserError
 from submanifold.files import locked, read_json, settle, write_json
 from submanifold.progress import Meter
@@ -32,7 +32,7 @@ def find_images(path: Path) -> Path | None:
     inside = [folder / name for folder in (path, path / "Img") for name in (ARCHIVE, IMAGES)]
     if path.is_file() or any(path.glob("*.[jJ][pP][gG]")):
         inside.append(path)
-    return next((candidate for candidate in inside if candidate.exists()), None)
+    return next((each for each in inside if each.is_file() or each.is_dir()), None)
 
 
 def find_partition(images: Path) -> bytes | None:
@@ -44,11 +44,13 @@ def find_partition(images: Path) -> bytes | None:
 
 
 def _partition_inside(images: Path) -> bytes | None:
-    if not zipfile.is_zipfile(images):
+    if not images.is_file() or not zipfile.is_zipfile(images):
         return None
     with zipfile.ZipFile(images) as archive:
-        name = next((n for n in archive.namelist() if PurePosixPath(n).name == PARTITION), None)
-        return archive.read(name) if name else None
+        members = archive.infolist()
+        found = (each for each in members if PurePosixPath(each.filename).name == PARTITION)
+        member = next(found, None)
+        return read_member(archive, member) if member else None
 
 
 def read_partition(content: bytes) -> dict[str, str]:

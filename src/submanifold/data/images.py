@@ -18,10 +18,13 @@ from submanifold.data.photos import FINGERPRINT, photo_patches
 from submanifold.data.settings import LABELLED, DataSettings, ImageSettings, SyntheticSettings
 from submanifold.data.source import Source
 from submanifold.data.standard import chosen, fingerprint_standard, read_standard
-from submanifold.data.stores import SUFFIXES, digest, open_store
+from submanifold.data.stores import SUFFIXES, digest, open_store, read_file
 from submanifold.errors import UserError
 
 log = logging.getLogger(__name__)
+
+# Those of the suffixes. PIL goes by the content, and has formats that start other programs.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
 
 
 def decode(
@@ -32,10 +35,11 @@ def decode(
     Upright by its EXIF orientation; the first frame of several; else as :func:`frame`.
 
     Raises:
-        OSError, ValueError, ...: If the bytes are no whole image. PIL's plugins raise many kinds.
+        OSError, ValueError, ...: If the bytes are no whole image, or one whose header says that it
+            has more pixels than PIL holds safe (89 million). PIL's plugins raise many kinds.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(content))
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         # PIL's own words hold a memory address, which no two manifests would share.
         raise ValueError("not an image") from None
@@ -101,7 +105,7 @@ def load_pictures(
 
     def load(path: Path) -> np.ndarray:
         try:
-            return decode(path.read_bytes(), size, channels, crop, margin)
+            return decode(read_file(path), size, channels, crop, margin)
         except Exception as error:  # PIL's plugins raise nearly every kind on a broken file
             raise UserError(f"path={path} cannot be read as a picture: {error}") from error
 

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from submanifold.data.arrays import GrowingArray, map_whole
+from submanifold.data.hashes import hash_arrays, is_as_made
 from submanifold.data.images import fingerprint, open_source
 from submanifold.data.settings import PARTS, Counts, ImageSettings
 from submanifold.data.source import Source
 from submanifold.errors import UserError
-from submanifold.files import locked, read_json, write_json
+from submanifold.files import locked, read_json, remove, write_json
 from submanifold.progress import Meter
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ CHUNK_IMAGES = 1024
 CHUNK_BYTES = 2**25
 LISTED = 1000
 LABELS = "labels.json"
-ALLOWED_PERCENT = 1
+ALLOWED_PERCENT, ALLOWED_FILES = 1, 10
 
 
 def prepare(
@@ -45,6 +46,8 @@ def prepare(
     Images stream from the source to disk in chunks, so memory does not grow with their number. A
     call that finds finished work returns it; one that finds half of it (after a kill) goes on
     from the last chunk and ends with the same bytes. One that finds another process at it waits.
+    One that finds arrays of another hash than the manifest's, because a disk has turned a bit,
+    makes them anew, with a warning.
 
     The folder gets train.npy, valid.npy, test.npy, labels.json and, when they are whole,
     manifest.json; the raw folder holds downloads.
@@ -55,7 +58,8 @@ def prepare(
             (`{"name", "reason"}`) it has the first 1,000.
 
     Raises:
-        UserError: If the settings or the source cannot work, or more than 1% of it is broken.
+        UserError: If the settings or the source cannot work, or more of it is broken than
+            :func:`allowed_broken`.
     """
     identity = fingerprint(settings, raw_folder)
     with locked(folder, f"the arrays of {settings.source}"):
@@ -215,7 +219,7 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
         "split": source.rule,
         "split_note": source.note,
         "seed": settings.seed,
-        "hash": _hash(folder),
+        "hash": hash_arrays(folder),
         "fingerprint": identity,
         "skipped": (source.skipped + state.broken)[:LISTED],
         "skipped_count": len(source.skipped) + state.broken_count,
@@ -256,12 +260,19 @@ def _count_broken(
     broken = [{"name": name, "reason": result} for name, result in both if isinstance(result, str)]
     state.broken_count += len(broken)
     state.broken = (state.broken + broken)[:LISTED]
-    if 100 * state.broken_count > ALLOWED_PERCENT * total:
+    if state.broken_count > (allowed := allowed_broken(total)):
         first = "; ".join(f"{item['name']} ({item['reason']})" for item in state.broken[:3])
         raise UserError(
-            f"path holds broken files: more than {ALLOWED_PERCENT}% of {total} images cannot be "
-            f"read: {state.broken_count} so far, such as {first}; mend them, or set another path"
+            f"path holds broken files: {state.broken_count} of {total} images cannot be read so "
+            f"far, such as {first}; up to {allowed} would be skipped ({ALLOWED_PERCENT}%, or "
+            f"{ALLOWED_FILES} where that is more, but not over half). Mend or remove them, or set "
+            "another path"
         )
+
+
+def allowed_broken(total: int) -> int:
+    """How many files that cannot be read are skipped: 1% or 10, whichever is more, at most half."""
+    return min(max(total * ALLOWED_PERCENT // 100, ALLOWED_FILES), total // 2)
 
 
 def _resume(folder: Path, key: str, arrays: Mapping[str, GrowingArray], pools: int) -> State:
@@ -270,13 +281,8 @@ def _resume(folder: Path, key: str, arrays: Mapping[str, GrowingArray], pools: i
         if state.key == key and all(arrays[p].holds(state.written[p]) for p in PARTS):
             log.info("going on after %d images of an interrupted run", sum(state.read))
             return state
-    for file in (
-        folder / "manifest.json",
-        folder / "state.json",
-        folder / LABELS,
-        *folder.glob("*.npy*"),
-    ):
-        file.unlink(missing_ok=True)
+    old = [folder / name for name in ("manifest.json", "state.json", LABELS)]
+    remove([*old, *folder.glob("*.npy*")])
     return State(key, [0] * pools, dict.fromkeys(PARTS, 0), [])
 
 
@@ -286,21 +292,14 @@ def _finished(folder: Path, settings: ImageSettings, identity: str) -> dict[str,
     arrays = {part: map_whole(folder / f"{part}.npy") for part in PARTS}
     whole = {part: len(array) for part, array in arrays.items() if array is not None}
     if manifest.get("key") == _key(settings, identity) and manifest["counts"] == whole:
-        return manifest
+        if is_as_made(folder):
+            return manifest
+        log.warning("the arrays in %s are not as they were made (they have another hash)", folder)
     if manifest or whole:
-        log.info("%s holds arrays of other settings or data, or not whole: made anew", folder)
+        log.info("%s holds arrays of other settings or data, or damaged: made anew", folder)
     return None
 
 
 def _key(settings: ImageSettings, identity: str) -> str:
     content = json.dumps([FORMAT, settings.content, identity], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for part in PARTS:
-        images = np.load(folder / f"{part}.npy", mmap_mode="r")
-        digest.update(f"{part} {images.shape}".encode())
-        digest.update(images.ravel())
-    return f"sha256:{digest.hexdigest()}"

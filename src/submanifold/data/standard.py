@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import logging
+import math
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from submanifold.data.stores import PACKED_BY
 from submanifold.errors import UserError
 from submanifold.files import locked
 
@@ -37,6 +39,10 @@ FILES = {
     "cifar10": ("cifar-10-batches-py",),
     "svhn": ("train_32x32.mat", "test_32x32.mat"),
 }
+
+
+MOST_UNPACKED = 100
+"""Times its own size to which a file may unpack: these images do to less than 20 times."""
 
 
 class Labelled(NamedTuple):
@@ -114,6 +120,8 @@ def fingerprint_standard(source: str, path: str | None) -> str:
 def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
     for file, *_ in files:
+        if not file.is_file():  # who reads a pipe may wait for ever
+            raise OSError(f"{file} is not a file")
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
             while block := stream.read(2**20):
                 digest.update(block)
@@ -142,7 +150,9 @@ def _read_idx(source: str, root: Path) -> dict[str, Labelled]:
             if zero != b"\0\0" or code != b"\x08" or axes not in (b"\x01", b"\x03"):
                 raise ValueError(f"{file.name} is no IDX file of bytes")
             shape = np.frombuffer(stream.read(4 * axes[0]), ">i4")
-            return np.frombuffer(stream.read(), np.uint8).reshape(shape)
+            size = math.prod(shape.tolist())
+            _refuse_bomb(file, size)
+            return np.frombuffer(stream.read(size), np.uint8).reshape(shape)
 
     return {part: Labelled(read(part, "images"), read(part, "labels").astype(np.int64))
             for part in ("train", "test")}  # fmt: skip
@@ -161,7 +171,8 @@ def _idx_file(source: str, root: Path, part: str, kind: str) -> Path:
 def _of_torchvision(source: str, root: Path) -> dict[str, Labelled]:
     from torchvision import datasets
 
-    # both check the files against checksums before they read them
+    # Both check the files against checksums before they read them, in a folder that is given too:
+    # no other pickle than CIFAR-10's own is loaded.
     if missing := [name for name in FILES[source] if not (root / name).exists()]:
         raise FileNotFoundError(f"no {missing[0]} in it")
     if source == "svhn":
@@ -179,12 +190,17 @@ def _medmnist(path: Path) -> dict[str, Labelled]:
             f"path={path} is no file (looked from {Path.cwd()}); give one of MedMNIST's npz files"
         )
     try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        if any(each.compress_type not in PACKED_BY for each in members):
+            raise ValueError("it is not packed by deflate")
+        _refuse_bomb(path, sum(each.file_size for each in members))
         with np.load(path, allow_pickle=False) as arrays:
             parts = {
                 part: Labelled(arrays[f"{name}_images"], arrays[f"{name}_labels"])
                 for part, name in (("train", "train"), ("valid", "val"), ("test", "test"))
             }
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
         raise UserError(
             f"path={path} is none of MedMNIST's files ({error}): it should hold train_images, "
             "train_labels, and the same of val and test"
@@ -201,6 +217,15 @@ def _medmnist(path: Path) -> dict[str, Labelled]:
             )
     return {part: Labelled(images, labels[:, 0] if labels.shape[1:] == (1,) else labels)
             for part, (images, labels) in parts.items()}  # fmt: skip
+
+
+def _refuse_bomb(file: Path, size: int) -> None:
+    """Raise a ValueError before a small file fills the memory."""
+    own = file.stat().st_size
+    if not 0 <= size <= MOST_UNPACKED * own:
+        raise ValueError(
+            f"{file.name} would unpack to {size} bytes, more than {MOST_UNPACKED} times its {own}"
+        )
 
 
 def chosen(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import zipfile
@@ -23,10 +22,12 @@ T = TypeVar("T")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
-# A zip may declare any size for a member; no photograph comes near this one.
-MAX_BYTES = 512 * 2**20
+# No picture that PIL holds safe comes near this one; a member of a zip may unpack to any size.
+MAX_BYTES = 2**28
+PACKED_BY = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 DATABASE = "data.mdb"
+NO_FILE = "not a file"
 
 # More than this is sampled for the fingerprint, by so many blocks of so many bytes.
 WHOLE_BYTES, WHOLE_FILES = 2**32, 250_000
@@ -63,6 +64,11 @@ def open_store(path: Path) -> Store:
             f"path={path} does not exist (looked from {Path.cwd()}); give a folder, a zip or "
             "an LMDB folder of images as path"
         )
+    if not path.is_dir() and not path.is_file():
+        raise UserError(
+            f"path={path} is neither a file nor a folder, but a pipe, a socket or a device; give a "
+            "folder, a zip or an LMDB folder of images as path"
+        )
     if (path / DATABASE).is_file():
         return _open_lmdb(path)
     return _open_folder(path) if path.is_dir() else _open_zip(path)
@@ -72,7 +78,7 @@ def _open_folder(path: Path) -> Store:
     stamps, skipped = scan(path)
     return Store(
         names=lambda: list(stamps),
-        read=lambda name: (path / name).read_bytes(),
+        read=lambda name: read_file(path / name),
         fingerprint=lambda: f"folder:{digest_files(path, stamps)}",
         skipped=skipped,
     )
@@ -98,9 +104,7 @@ def _open_zip(path: Path) -> Store:
             safe.append(name)
 
     def read(name: str) -> bytes:
-        if members[name].file_size > MAX_BYTES:
-            raise ValueError(f"unpacks to {members[name].file_size} bytes")
-        return archive.read(members[name])
+        return read_member(archive, members[name])
 
     def fingerprint() -> str:  # the central directory tells: names, sizes and CRCs
         rows = (f"{name}\0{info.file_size}\0{info.CRC}" for name, info in sorted(members.items()))
@@ -134,6 +138,37 @@ def _open_lmdb(path: Path) -> Store:
     return Store(names, read, fingerprint, database.close)
 
 
+def read_file(path: Path) -> bytes:
+    """Read the file of an image.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is larger than 256 MiB, or no file: who reads a pipe may wait for ever.
+    """
+    stat = path.stat()
+    if not S_ISREG(stat.st_mode):
+        raise ValueError(NO_FILE)
+    if stat.st_size > MAX_BYTES:
+        raise ValueError(f"{stat.st_size} bytes, more than the {MAX_BYTES} an image may have")
+    return path.read_bytes()
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Unpack a member of a zip, which takes no more memory than it says.
+
+    Raises:
+        OSError, zipfile.BadZipFile, zlib.error: If it is broken.
+        ValueError: If it unpacks to more than 256 MiB, or is packed by another method than deflate,
+            whose output zipfile does not limit.
+    """
+    if member.file_size > MAX_BYTES:
+        raise ValueError(f"unpacks to {member.file_size} bytes, more than {MAX_BYTES}")
+    if member.compress_type not in PACKED_BY:
+        raise ValueError(f"is packed by method {member.compress_type}, not by deflate")
+    with archive.open(member) as file:
+        return file.read(member.file_size)  # read() would unpack up to 2 GiB before it looks
+
+
 class Stamp(NamedTuple):
     """What changes when a file is written: bytes, nanoseconds, number."""
 
@@ -150,8 +185,8 @@ def files_of(path: Path) -> dict[str, Stamp]:
         OSError: If they cannot be listed.
     """
     if (path / DATABASE).is_file():
-        return {DATABASE: _stamp((path / DATABASE).stat())}
-    return scan(path)[0] if path.is_dir() else {"": _stamp(path.stat())}
+        return {DATABASE: stamp((path / DATABASE).stat())}
+    return scan(path)[0] if path.is_dir() else {"": stamp(path.stat())}
 
 
 def scan(path: Path) -> tuple[dict[str, Stamp], list[dict[str, str]]]:
@@ -175,9 +210,10 @@ def scan(path: Path) -> tuple[dict[str, Stamp], list[dict[str, str]]]:
                 elif name.lower().endswith(SUFFIXES):
                     try:
                         stat = entry.stat()
-                        if not S_ISREG(stat.st_mode):
-                            raise OSError(errno.EINVAL, "not a file")
-                        found[name] = _stamp(stat)
+                        if S_ISREG(stat.st_mode):
+                            found[name] = stamp(stat)
+                        else:
+                            skipped.append({"name": name, "reason": NO_FILE})
                     except OSError as error:  # most often a link to nothing
                         skipped.append({"name": name, "reason": str(error.strerror)})
     return dict(sorted(found.items())), sorted(skipped, key=lambda item: item["name"])
@@ -189,10 +225,10 @@ def digest_files(folder: Path, stamps: Mapping[str, Stamp]) -> str:
     Of more than 4 GiB or 250,000 files, only 4,096 evenly spread blocks of 16 KiB are read, which
     takes seconds; the digest then begins with ``sampled:``.
     """
-    names, ends = list(stamps), np.cumsum([0, *(stamp.size for stamp in stamps.values())])
+    names, ends = list(stamps), np.cumsum([0, *(each.size for each in stamps.values())])
     if ends[-1] <= WHOLE_BYTES and len(names) <= WHOLE_FILES:
         return digest(f"{name}\0{_digest_file(folder / name)}" for name in names)
-    rows = [f"{name}\0{stamp.size}" for name, stamp in stamps.items()]
+    rows = [f"{name}\0{each.size}" for name, each in stamps.items()]
     for start in np.linspace(0, max(0, ends[-1] - BLOCK), BLOCKS).astype(np.int64):
         i = np.searchsorted(ends, start, side="right") - 1
         rows.append(_digest_file(folder / names[i], int(start - ends[i]), BLOCK))
@@ -219,7 +255,8 @@ def _digest_file(path: Path, start: int = 0, size: int | None = None) -> str:
     return content.hexdigest()
 
 
-def _stamp(stat: os.stat_result) -> Stamp:
+def stamp(stat: os.stat_result) -> Stamp:
+    """What of a file's state tells that it is the same."""
     return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
@@ -234,7 +271,7 @@ def of_content(read: Callable[[Path], T], path: Path) -> T:
 
     The index of CelebA's zip takes a second, and every one of many experiments asks for it.
     """
-    return _read_once(read, path, _stamp(path.stat())) if path.is_file() else read(path)
+    return _read_once(read, path, stamp(path.stat())) if path.is_file() else read(path)
 
 
 @lru_cache(maxsize=16)

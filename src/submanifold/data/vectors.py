@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from submanifold.data.arrays import write_rows
+from submanifold.data.hashes import hash_arrays, is_as_made
 from submanifold.data.settings import PARTS, SyntheticSettings
-from submanifold.files import locked, read_json, write_json
+from submanifold.files import locked, read_json, remove, write_json
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ def draw(
 
     Returns:
         train, valid, test: float32 (N, D), copy-on-write maps of the files.
-        manifest: source, noise, counts, dim (D), seed, split.
+        manifest: source, noise, counts, dim (D), seed, split, and the arrays' hash; drawn anew,
+            with a warning, are those of another hash.
     """
     manifold = settings.manifold
     manifest = {
@@ -36,14 +38,19 @@ def draw(
     }
     path = folder / "manifest.json"
     with locked(folder, f"the points of {settings.source}"):
-        if read_json(path) != manifest:
-            for file in (path, *folder.glob("*.npy")):
-                file.unlink(missing_ok=True)
+        found = read_json(path) or {}
+        if not is_as_made(folder):
+            log.warning("the points in %s are not as they were made: drawn anew", folder)
+            found = {}
+        if {name: value for name, value in found.items() if name != "hash"} != manifest:
+            remove([path, *folder.glob("*.npy")])
         arrays = []
         for index, part in enumerate(PARTS):
             count = getattr(settings.counts, part)
             points = manifold.sample(count, np.random.default_rng([settings.seed, index]))
             shape = (count, manifold.ambient_dim)
             arrays.append(write_rows(folder / f"{part}.npy", [points], shape))
-        write_json(path, manifest)
+        manifest["hash"] = hash_arrays(folder)
+        if manifest != found:
+            write_json(path, manifest)
     return arrays[0], arrays[1], arrays[2], manifest

@@ -1,6 +1,6 @@
 """Kedro datasets of this project: arrays, models, paths to work at, and files that are whole."""
 
-from submanifold.datasets.array import ArrayDataset
+from submanifold.datasets.array import ArrayDataset, PreparedDataset
 from submanifold.datasets.model import ModelDataset
 from submanifold.datasets.path import PathDataset
 from submanifold.datasets.whole import (
@@ -19,5 +19,6 @@ __all__ = [
     "ModelDataset",
     "PathDataset",
     "PlotlyDataset",
+    "PreparedDataset",
     "TextDataset",
 ]

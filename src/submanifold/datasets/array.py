@@ -8,7 +8,9 @@ from kedro.io import AbstractDataset
 from kedro_datasets._typing import ImagePreview
 
 from submanifold.data.arrays import map_whole
+from submanifold.data.hashes import is_as_made
 from submanifold.datasets.path import Local
+from submanifold.errors import UserError
 from submanifold.files import whole
 
 
@@ -40,3 +42,24 @@ class ArrayDataset(Local, AbstractDataset[np.ndarray, np.ndarray]):
 
     def _exists(self) -> bool:
         return map_whole(self._path) is not None
+
+
+class PreparedDataset(ArrayDataset):
+    """One of the arrays that a source was made to; without their manifest's hash it is not used."""
+
+    def load(self) -> np.ndarray:
+        """Map the file.
+
+        Raises:
+            UserError: It, or another of the arrays, has changed since it was made.
+        """
+        if not is_as_made(self._path.parent):
+            raise UserError(
+                f"The arrays in {self._path.parent} are not as they were made: their hash is not "
+                "that in manifest.json. Make them anew by kedro run --pipeline=data, with the same "
+                "parameters."
+            )
+        return super().load()
+
+    def _exists(self) -> bool:
+        return super()._exists() and is_as_made(self._path.parent)

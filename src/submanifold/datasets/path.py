@@ -5,6 +5,8 @@ from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
+from submanifold.files import make_folder
+
 
 class Local:
     """What datasets at a path of this machine share.
@@ -27,7 +29,7 @@ class PathDataset(Local, AbstractDataset[NoReturn, Path]):
 
     def load(self) -> Path:
         """Make the folder around it and return the path."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         return self._path
 
     def save(self, data: NoReturn) -> None:

@@ -38,6 +38,11 @@ class Whole:
 class WholeJSON(Whole):
     """A dataset of a JSON file."""
 
+    def save(self, data: Any) -> None:
+        """Write beside the file, and give it its name at the end; not what is there already."""
+        if data is None or read_json(Path(self._filepath)) != data:
+            super().save(data)
+
     def _exists(self) -> bool:
         return read_json(Path(self._filepath)) is not None
 

@@ -1,16 +1,27 @@
 """MLflow: where training curves go, which of its runs are the same, and what they have measured."""
 
 import json
+import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.entities import Run
+from mlflow.entities import Metric, Run
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 
+from submanifold.pipelines.store import root_of
 from submanifold.training.trainer import Row
+
+logger = logging.getLogger(__name__)
+
+MOST_METRICS = 1000  # that MLflow takes at once
+RETRY = 10.0  # seconds between attempts to reach it
+PATIENCE = 60.0  # seconds that the end of a run waits for it
 
 EVALUATED = "metrics.`test.parameters` > 0"
 """Finds the runs whose model was evaluated: whatever else of it has no value, it is counted."""
@@ -18,14 +29,99 @@ EVALUATED = "metrics.`test.parameters` > 0"
 
 def log_to_mlflow() -> Callable[[str, int, Row], None] | None:
     """Make a callback that logs values by step as ``<prefix>.<name>``, without waiting."""
-    if mlflow.active_run() is None:
+    run = mlflow.active_run()
+    if run is None:
         return None
+    curves = curves_of(run.info.run_id)
 
     def log(prefix: str, step: int, values: Row) -> None:
-        named = {f"{prefix}.{name}": value for name, value in values.items()}
-        mlflow.log_metrics(named, step=step, synchronous=False)
+        curves.add({f"{prefix}.{name}": value for name, value in values.items()}, step)
 
     return log
+
+
+class Curves:
+    """Values by step on their way to a run of MLflow's, sent by a thread of their own.
+
+    Nobody waits for MLflow: what it does not take is kept, and sent when it can be reached again.
+
+    Args:
+        run_id: The run.
+    """
+
+    def __init__(self, run_id: str):
+        self._run_id, self._client = run_id, mlflow.MlflowClient()
+        self._waiting: list[Metric] = []
+        self._changed, self._closing = threading.Condition(), False
+        self._thread: threading.Thread | None = None
+
+    def add(self, values: Row, step: int) -> None:
+        """Send values of a step, soon."""
+        now = time.time_ns() // 10**6
+        with self._changed:
+            self._waiting += [Metric(name, value, now, step) for name, value in values.items()]
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._send_all, daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Wait until all is sent; what MLflow does not take in a minute is left, with a warning."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(PATIENCE)
+        if self._waiting:
+            logger.warning(
+                "%d values of the training curves have not reached MLflow; they are in the "
+                "history.json of each phase",
+                len(self._waiting),
+            )
+
+    def _send_all(self) -> None:
+        failed = False
+        while True:
+            with self._changed:
+                if not failed:
+                    self._changed.wait_for(lambda: self._waiting or self._closing)
+                elif not self._closing:
+                    self._changed.wait_for(lambda: self._closing, RETRY)
+                batch, last = self._waiting[:MOST_METRICS], self._closing
+            if not batch:
+                return
+            try:
+                self._client.log_batch(self._run_id, metrics=batch)
+            except Exception as error:  # whatever it is, the training goes on
+                if not failed:
+                    warn_of_loss(error)
+                if last:
+                    return
+                failed = True
+                continue
+            failed = False
+            with self._changed:
+                del self._waiting[: len(batch)]
+
+
+@lru_cache(maxsize=1)
+def curves_of(run_id: str) -> Curves:
+    """Give all phases of a run the same curves."""
+    return Curves(run_id)
+
+
+def warn_of_loss(error: BaseException) -> None:
+    """Say, once for each reason, that a run goes on without MLflow."""
+    _warn_of_loss(mlflow.get_tracking_uri(), root_of(error))
+
+
+@lru_cache(maxsize=1)
+def _warn_of_loss(uri: str, reason: str) -> None:
+    logger.warning(
+        "MLflow at %s cannot be used now (%s). The run goes on; what it makes is in data/ too",
+        uri,
+        reason,
+    )
 
 
 def find_runs(where: str, experiment: str | None = None) -> list[Run]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from submanifold.data.images import decode
-from submanifold.data.stores import DATABASE, SUFFIXES, open_store
+from submanifold.data.stores import DATABASE, SUFFIXES, open_store, read_file
 from submanifold.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -58,15 +58,14 @@ class Pictures:
         return len(self.found)
 
     def _at(self, place: Path) -> list[Picture]:
-        if place.is_file() and place.suffix.lower() in SUFFIXES:
-            return [Picture(str(place), place.read_bytes)]
+        if place.exists() and not place.is_dir() and place.suffix.lower() in SUFFIXES:
+            return [Picture(str(place), partial(read_file, place))]
         if place.is_file() and place.suffix.lower() != ".zip":
             raise UserError(
                 f"{place} is no picture: files with {', '.join(SUFFIXES)} count, zips of them, and "
                 "folders."
             )
         store = open_store(place)
-        self.skipped += store.skipped
         names = store.names()
         if not names:
             raise UserError(
@@ -75,7 +74,13 @@ class Pictures:
             )
         in_files = place.is_dir() and not (place / DATABASE).is_file()
         shown = str(place) + ("/" if in_files else ":")
+        for each in store.skipped:
+            self._skip(shown + each["name"], each["reason"])
         return [Picture(shown + name, partial(store.read, name)) for name in names]
+
+    def _skip(self, name: str, reason: str) -> None:
+        log.warning("%s is passed over (%s)", name, reason)
+        self.skipped.append({"name": name, "reason": reason})
 
     def batches(self, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
         """Names, and uint8 (at most so many, channels, size, size), as long as there are some."""
@@ -90,9 +95,7 @@ class Pictures:
         try:
             return decode(picture.read(), **self.form)
         except Exception as error:  # PIL's plugins raise nearly every kind on a broken file
-            reason = f"{type(error).__name__}: {error}"
-            log.warning("%s is passed over (%s)", picture.name, reason)
-            self.skipped.append({"name": picture.name, "reason": reason})
+            self._skip(picture.name, f"{type(error).__name__}: {error}")
             return None
 
     def all(self, batch_size: int = 64) -> tuple[list[str], np.ndarray]:
