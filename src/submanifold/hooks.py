@@ -1,6 +1,6 @@
 """What happens around a run: checks, messages a user can act on, and MLflow's bookkeeping.
 
-Every command of Kedro's imports this module, so torch loads where a run needs it.
+Every command of Kedro's imports this module, so torch and MLflow load where a run needs them.
 """
 
 import atexit
@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import mlflow
 from click import ClickException
 from click.exceptions import Exit
 from kedro.framework.context import KedroContext
@@ -24,7 +23,6 @@ from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
-from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 
 from submanifold.config import ExperimentConfigLoader
 from submanifold.errors import UserError, named
@@ -173,6 +171,8 @@ class TrackingHooks:
     @hook_impl(trylast=True)
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
         """Log all parameters, and be ready for Ctrl-C and SIGTERM."""
+        import mlflow
+
         from submanifold.experiment import flatten
 
         run = mlflow.active_run()
@@ -223,6 +223,8 @@ class TrackingHooks:
     def _log_all(
         self, outputs: Collection[str], catalog: CatalogProtocol, curves: "Curves"
     ) -> None:
+        import mlflow
+
         for name in ("metrics", "truth", "outlier_metrics", "dimension_metrics"):
             if _made(outputs, catalog, name):
                 measured = catalog.load(name)
@@ -251,6 +253,8 @@ class TrackingHooks:
         self._run_id = None
 
     def _close_interrupted(self) -> None:
+        import mlflow
+
         if self._run_id is not None and mlflow.active_run() is not None:
             from submanifold.pipelines.tracking import curves_of
 
@@ -299,6 +303,8 @@ def _told() -> Iterator[None]:
         with _retrying(START_RETRIES):
             yield
     except Exception as error:
+        import mlflow
+
         from submanifold.pipelines.store import is_out_of_reach, out_of_reach
 
         if isinstance(error, UserError) or not is_out_of_reach(error):
@@ -325,6 +331,8 @@ def _going_on() -> Iterator[None]:
 
 def _end_runs() -> None:
     """End what runs of MLflow's are left, whether or not it hears of it."""
+    import mlflow
+
     with _retrying(0):
         while mlflow.active_run() is not None:
             with contextlib.suppress(Exception):
@@ -334,7 +342,7 @@ def _end_runs() -> None:
 @contextmanager
 def _retrying(count: int) -> Iterator[None]:
     """Let MLflow's requests be sent again so often, where it would by itself take minutes."""
-    name = MLFLOW_HTTP_REQUEST_MAX_RETRIES.name
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     before = os.environ.get(name)
     os.environ[name] = str(count)
     try:
@@ -379,6 +387,8 @@ def _exit_on_signal(number: int, frame: types.FrameType | None) -> None:
 
 def _close_orphans(experiment_id: str) -> None:
     """Mark runs of this machine KILLED whose process is gone: SIGKILL leaves them RUNNING."""
+    import mlflow
+
     running = mlflow.search_runs(
         [experiment_id],
         f"attributes.status = 'RUNNING' and tags.`submanifold.host` = '{socket.gethostname()}'",
