@@ -76,3 +76,9 @@ def test_models_are_trained_once_for_their_bits_and_their_scores():
     assert scored.recipe == evaluated.recipe
     assert scored.changes == (("outliers", "fashion_mnist"),)
     assert evaluated.changes == ()
+
+
+def test_no_interval_leaves_the_shares_there_are(content):
+    hard = content.tables["Goals"].iloc[0]
+    assert hard["combination"] == "0.9700 [0.8429, 1.0000]"
+    assert hard["best single score, picked with the labels"] == "0.3000 [0.2900, 0.3100] (density)"

@@ -20,13 +20,13 @@ from submanifold.progress import track
 SCORES = {
     "density": "-log p(x), nats",
     "on_manifold": "-log N(u; 0, I), nats",
-    "off_manifold": "|v|^2 / 2, nats",
+    "off_manifold": "half the squared norm of v, nats",
     "encoder_distance": "mean squared error of the encoder's projection, on [0, 1]",
     "nearest_distance": "mean squared error of the nearest point, on [0, 1]",
     "complexity": "-log2 p(x) less the bits of the image as a PNG",
     "manifold_density": "-log density on the manifold of the leading coordinates, nats",
     "dimension": "minus the local dimension, by the spectrum of J^T J",
-    "typicality": "|log p(x) - its median over normal images|, nats",
+    "typicality": "distance of log p(x) from its median over normal images, nats",
 }
 """All of which are larger for what is stranger; typicality needs a calibration."""
 QUICK = ("density", "on_manifold", "off_manifold", "encoder_distance", "complexity")
