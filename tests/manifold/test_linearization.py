@@ -5,7 +5,7 @@ from torch.func import jvp, vjp
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.flows.fast import kernels
 from submanifold.manifold import Hierarchy, Stage
-from submanifold.manifold.linearization import Linearization
+from submanifold.manifold.linearization import Linearization, frozen
 
 
 def moved(module):
@@ -71,3 +71,13 @@ def test_weights_get_no_gradient():
     at = Linearization(model.decode, torch.randn(2, 12))
     at.pull(torch.ones(2, 3, 8, 8))
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_weights_are_frozen_for_a_while_and_as_before_after_it():
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    with pytest.raises(ZeroDivisionError), frozen(model):
+        assert not any(weight.requires_grad for weight in model.parameters())
+        raise ZeroDivisionError
+    assert model.weight.requires_grad
+    assert not model.bias.requires_grad

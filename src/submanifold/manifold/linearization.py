@@ -1,9 +1,10 @@
 """A decoder's derivative at a point, as products with it, by automatic differentiation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
@@ -30,15 +31,36 @@ class Linearization:
             self._image = decode(self.u)
         self.image = self._image.detach()
 
-    @torch.no_grad()
     def push(self, directions: Tensor) -> Tensor:
         """J p for one direction p (batch, d) at each point, in the shape of the image."""
-        with forward_ad.dual_level():
-            dual = forward_ad.make_dual(self.u.detach(), directions)
-            tangent = forward_ad.unpack_dual(self.decode(dual)).tangent
-            return torch.zeros_like(self.image) if tangent is None else tangent
+        return push(self.decode, self.u.detach(), directions)
 
     def pull(self, weights: Tensor) -> Tensor:
         """J^T w, (batch, d), for weights w in the shape of the image."""
         (gradient,) = torch.autograd.grad(self._image, self.u, weights, retain_graph=True)
         return gradient
+
+
+@torch.no_grad()
+def push(decode: Callable[[Tensor], Tensor], u: Tensor, directions: Tensor) -> Tensor:
+    """J p at points u for directions p, both (batch, d), in the shape of the image.
+
+    Several times as fast as :func:`torch.func.jvp`, whose tensors take other ways through torch.
+    """
+    with forward_ad.dual_level():
+        image = decode(forward_ad.make_dual(u, directions))
+        value, tangent = forward_ad.unpack_dual(image)
+        return torch.zeros_like(value) if tangent is None else tangent
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Have products with the derivative by u alone, without those by the weights at their side."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)

@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from submanifold.errors import UserError
 from submanifold.files import whole
+from submanifold.manifold.linearization import frozen
 from submanifold.manifold.nearest import nearest_point
 
 NEAREST_STEPS = 3
@@ -145,7 +146,8 @@ class Model(nn.Module, ABC):
         return None
 
     def _nearest(self, x: Tensor, u: Tensor, steps: int) -> Tensor:
-        return nearest_point(self.decode, x, u, steps, self.gains)
+        with frozen(self):
+            return nearest_point(self.decode, x, u, steps, self.gains)
 
     def rejection_map(self, x: Tensor) -> Tensor:
         """Difference x - project(x) at each pixel, which the manifold rejects (Figure 7)."""

@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
 
+from submanifold.manifold.linearization import Linearization, frozen, push
 from submanifold.manifold.model import Model
 from submanifold.manifold.stage import standard_normal_log_prob
+
+BATCH = 64
 
 
 @torch.no_grad()
@@ -42,7 +44,8 @@ def manifold_log_prob(
     if hierarchy.dim <= exact_up_to:
         volume = log_volume(hierarchy, u)
     else:
-        volume, error = estimate_log_volume(hierarchy, u, generator=generator)
+        with frozen(hierarchy):
+            volume, error = estimate_log_volume(hierarchy, u, generator=generator)
     return standard_normal_log_prob(u) - volume, error
 
 
@@ -64,10 +67,10 @@ def log_volume(hierarchy: Model, u: Tensor) -> Tensor:
     jacobian = u.new_empty(dim, batch, hierarchy.event_dim, dtype=torch.float64)
     directions = torch.eye(dim, dtype=u.dtype, device=u.device)
     # one derivative of a large batch takes far less time than many of a small one
-    some = max(1, 192 // batch)
+    some = max(1, BATCH // batch)
     for along, columns in zip(directions.split(some), jacobian.split(some), strict=True):
         points, tangents = u.repeat(len(along), 1), along.repeat_interleave(batch, 0)
-        columns.copy_(jvp(hierarchy.decode, (points,), (tangents,))[1].reshape(columns.shape))
+        columns.copy_(push(hierarchy.decode, points, tangents).reshape(columns.shape))
     triangle = torch.linalg.qr(jacobian.permute(1, 2, 0), mode="r").R
     return triangle.diagonal(dim1=1, dim2=2).abs().log().sum(1).to(u.dtype)
 
@@ -101,19 +104,19 @@ def estimate_log_volume(
     Returns:
         Estimate in nats (batch,), and its standard error over the probes (batch,).
     """
-    image, pullback = vjp(hierarchy.decode, u)  # type: ignore[misc]
+    at = Linearization(hierarchy.decode, u)
 
-    def push(v: Tensor) -> Tensor:
-        return jvp(hierarchy.decode, (u,), (v.to(u.dtype),))[1].flatten(1).double()
+    def forward(v: Tensor) -> Tensor:
+        return at.push(v.to(u.dtype)).flatten(1).double()
 
-    def pull(w: Tensor) -> Tensor:
-        return pullback(w.to(u.dtype).view_as(image))[0].double()
+    def reverse(w: Tensor) -> Tensor:
+        return at.pull(w.to(u.dtype).view_as(at.image)).double()
 
     bidiagonals = []
     for _ in range(probes):
         signs = 2 * torch.randint(2, u.shape, generator=generator).double() - 1
         start = signs.to(u.device) / math.sqrt(hierarchy.dim)
-        bidiagonals.append(_bidiagonalize(push, pull, start, min(iterations, hierarchy.dim)))
+        bidiagonals.append(_bidiagonalize(forward, reverse, start, min(iterations, hierarchy.dim)))
     b = torch.stack(bidiagonals)
     # svd would refuse the whole batch for one event whose decoder is not finite
     broken = ~b.isfinite().flatten(2).all(2)

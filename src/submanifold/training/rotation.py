@@ -17,7 +17,7 @@ from submanifold.device import autocast, choose_precision
 from submanifold.flows import Rotation
 from submanifold.flows.rotation import tail_sums
 from submanifold.manifold import Hierarchy
-from submanifold.manifold.linearization import Linearization
+from submanifold.manifold.linearization import Linearization, frozen
 from submanifold.manifold.model import load_tensors, save_tensors
 from submanifold.progress import Meter
 from submanifold.validation import Settings
@@ -118,18 +118,14 @@ def fit_rotation(
                                    device=h.device) for _ in range(PER_EVENT)]  # fmt: skip
             return torch.cat([at.pull(2 * each.to(h.dtype) - 1) for each in signs])
 
-    trained = [weight.requires_grad for weight in model.parameters()]
-    model.requires_grad_(False)  # or each product would compute theirs too
     blocks = [slice(0, stage.dim), slice(stage.dim, dim)]
     blocks = [slice(0, dim)] if stage.off_manifold_scale == 1 else blocks
     fit = _fit_whole if rotation.whole else _fit_leading
     started = time.monotonic()
-    with Meter(name, "probes", rounds * per_batch) as meter:
+    with frozen(model), Meter(name, "probes", rounds * per_batch) as meter:
         found = fit(rotation, draw, rounds, blocks, meter, folder)
     decoded = (outer or model).event_dim
     errors = {each: [sum_ / decoded for sum_ in found[each]] for each in ("mse", "fitted_mse")}
-    for parameter, each in zip(model.parameters(), trained, strict=True):
-        parameter.requires_grad_(each)
     return {**found, **errors, "seconds": found["seconds"] + time.monotonic() - started}
 
 
