@@ -76,8 +76,13 @@ def test_weights_get_no_gradient():
 def test_weights_are_frozen_for_a_while_and_as_before_after_it():
     model = torch.nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    with pytest.raises(ZeroDivisionError), frozen(model):
-        assert not any(weight.requires_grad for weight in model.parameters())
-        raise ZeroDivisionError
+
+    def fail():
+        with frozen(model):
+            assert not any(weight.requires_grad for weight in model.parameters())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert model.weight.requires_grad
     assert not model.bias.requires_grad
