@@ -15,7 +15,7 @@ from submanifold.evaluation.scores import COMBINATION, SCORES, Calibration, scor
 from submanifold.manifold import Model
 
 LINEAR = {
-    "pca_distance": "mean squared error of PCA's projection, as many axes, on [0, 1]",
+    "pca_distance": "mean squared error of PCA's projection, as many axes, pixels from 0 to 1",
     "pca_residual": "the same with the axes of 90% of the variance",
     "hotelling": "Hotelling's T^2 within these axes",
     "mahalanobis": "-log density of a Gaussian, nats",

@@ -87,7 +87,7 @@ def auroc_dots(pairs: Mapping[str, Mapping[str, float]], plain: Collection[str] 
                 axes.plot(scores[name], row, "o", color="0.6" if name in plain else "C0", ms=5)
         axes.axvline(0.5, color="0.8", lw=0.8)
         axes.set_xlim(-0.03, 1.03)
-        axes.set_title(pair, fontsize=8, wrap=True)
+        axes.set_title(pair.replace(", ", ",\n"), fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(axis="y", alpha=0.25)
     grid[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
