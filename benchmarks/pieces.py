@@ -27,6 +27,8 @@ from submanifold.flows import RealNVP
 from submanifold.manifold import Hierarchy, Stage, penalized_likelihood
 from submanifold.manifold.model import NEAREST_STEPS
 from submanifold.manifold.nearest import ITERATIONS
+from submanifold.manifold.volume import BATCH as VOLUME_BATCH
+from submanifold.manifold.volume import log_volume
 from submanifold.training.rotation import fit_rotation
 
 BATCH, COUPLINGS, IMAGES = 64, 6, 8192
@@ -154,6 +156,23 @@ def rotation(device: torch.device) -> dict[str, Callable[[], object]]:
     return {"submanifold": partial(fit_rotation, hierarchy, batches, 1024)}
 
 
+def volume(device: torch.device) -> dict[str, Callable[[], object]]:
+    """Exact volume of the manifold at 2 images, d = 500, at size S; its products by torch.func."""
+    torch.manual_seed(0)
+    hierarchy = Hierarchy([Stage([ours(*SIZES["S"])], 500)]).to(device).eval()
+    u = torch.randn(2, 500, device=device)
+    points = u.repeat(VOLUME_BATCH // 2, 1)
+
+    def plain() -> None:
+        for _ in range(2 * 500 // VOLUME_BATCH):
+            jvp(hierarchy.decode, (points,), (points,))
+
+    return {
+        "submanifold": partial(log_volume, hierarchy, u),
+        "its products by torch.func": torch.no_grad()(plain),
+    }
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -168,6 +187,7 @@ def main() -> None:
         "scoring 256 images": evaluation,
         f"projecting {BATCH} images": nearest,
         "a rotation by 1,024 probes": rotation,
+        "the volume at 2 images": volume,
     }
     print("| | | ms | times the first's |\n| --- | --- | --- | --- |")
     for piece, make in pieces.items():
