@@ -38,14 +38,25 @@ class Source(NamedTuple):
     through: int
 
 
+class LaunchSettings(Settings):
+    """How many processes of this machine train a phase.
+
+    Attributes:
+        processes: Each has its share of every batch; on a machine with GPUs each has its own.
+    """
+
+    processes: int = Field(default=1, gt=0)
+
+
 class Choices(Settings):
-    """The parameters that are single values.
+    """The parameters that are single values, and how phases are launched.
 
     Attributes:
         dataset: Name of the dataset's row.
         method: Name of the method's row.
         seed: Of everything but the data.
         device: Where it computes.
+        launch: By how many processes it is trained.
         sweep: The parameter whose sweep is drawn.
         register_as: The name under which MLflow's registry gets the model; None is not at all.
         outliers: Name of the dataset's row, or the place, of images that are held to be others.
@@ -55,6 +66,7 @@ class Choices(Settings):
     method: str
     seed: int = Field(ge=0, lt=2**32)
     device: str
+    launch: LaunchSettings = LaunchSettings()
     sweep: str | None = None
     register_as: str | None = Field(None, min_length=1)
     outliers: str | None = Field(None, min_length=1)

@@ -1,7 +1,7 @@
 """What is minimised: a sum of named terms, each a small object with a weight."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Protocol
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from submanifold import team
 from submanifold.flows.rotation import tail_sums
 from submanifold.manifold.hierarchy import Hierarchy
 from submanifold.manifold.model import Model
@@ -97,7 +98,9 @@ class Pass:
             u, v = self._trace[0][through - 1], self._trace[1][through - 1]
             low = max(1, round(last.dim / spread))
             high = min(last.event_dim, round(last.dim * spread))
-            drawn = torch.rand(len(u), generator=self.generator, device=u.device)
+            drawn = _drawn(
+                lambda count: torch.rand(count, generator=self.generator, device=u.device), len(u)
+            )
             chosen = (low * (high / low) ** drawn).round().long()
             z = torch.cat([u, v], 1)[:, :high]
             z = z * (torch.arange(high, device=u.device) < chosen[:, None])
@@ -131,6 +134,11 @@ class Pass:
             root = (gains * len(gains) / self.outer.event_dim).sqrt()
             return root * (target - projection)
         return target - projection
+
+
+def _drawn(draw: Callable[[int], Tensor], rows: int) -> Tensor:
+    """Draw for a batch, of which a process has its share in training and all in validation."""
+    return team.drawn(draw, rows) if torch.is_grad_enabled() else draw(rows)
 
 
 class Term(Protocol):
@@ -340,8 +348,12 @@ class Objective:
         """
         noisy = h
         if self.input_noise > 0:
-            drawn = torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
-            noisy = h + self.input_noise * drawn
+
+            def draw(count: int) -> Tensor:
+                shape = (count, *h.shape[1:])
+                return torch.randn(shape, generator=generator, dtype=h.dtype, device=h.device)
+
+            noisy = h + self.input_noise * _drawn(draw, len(h))
         batch = Pass(model, h, noisy, self.outer, generator)
         parts, weights = {}, {}
         for name, term in self.active.items():
@@ -371,6 +383,8 @@ class Objective:
         log_weight = self.multipliers.setdefault(name, value.new_full((), start)).to(value.device)
         used = log_weight.exp()
         if training:
+            value = value.clone()
+            team.average([value])
             excess = value / (term.target.error * term.pixel_range**2) - 1
             self.multipliers[name] = log_weight + DUAL_RATE * excess.clamp(-1, 1)
         return used

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field, create_model
 
+from submanifold import team
 from submanifold.data.arrays import write_rows
 from submanifold.data.batches import Batches
 from submanifold.files import locked
@@ -103,7 +105,7 @@ def train_phase(
         probes = PROBES_WITHIN * trained.stages[-1].event_dim
         fit_rotation(trained, batches, probes, outer, first=step, name=f"{name}, rotation")
 
-    with locked(folder, name):
+    with locked(folder, name) if team.rank() == 0 else nullcontext():
         history = fit(
             trained,
             objective,

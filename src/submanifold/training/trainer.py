@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from submanifold import team
 from submanifold.data.batches import Batches
 from submanifold.device import autocast, choose_precision
 from submanifold.errors import UserError
@@ -106,6 +107,7 @@ class Trainer:
         with autocast(self.weights[0].device, self.precision):
             values = self.objective(self.model, batch, generator)
         values["loss"].backward()
+        team.average([w.grad for w in self.weights if w.grad is not None])
         largest = self.settings.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.weights, largest, foreach=True)
         for optimizer in self.optimizers:
@@ -131,8 +133,11 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Write all that :meth:`restore` needs, and keep the checkpoint before it."""
         self.state["multipliers"] = {name: each.item() for name, each in self.multipliers.items()}
-        save_checkpoint(folder / LAST, self.model, self.ema, self.optimizers, self.state,
-                        self.best, folder / EARLIER)  # fmt: skip
+        team.wait()  # for who still reads the last one
+        if team.rank() == 0:
+            save_checkpoint(folder / LAST, self.model, self.ema, self.optimizers, self.state,
+                            self.best, folder / EARLIER)  # fmt: skip
+        team.wait()
 
     def restore(self, path: Path) -> None:
         """Go on where a file was written.
@@ -167,7 +172,9 @@ def fit(
     """Train in place, and leave the averaged weights with the best validation loss in the model.
 
     Everything is a function of the initial weights, the seed of ``train`` and the settings: killed
-    at any moment and called again with the same folder, it ends with the same weights.
+    at any moment and called again with the same folder, it ends with the same weights. Several
+    processes (:mod:`submanifold.team`) share the rows of each batch, and make the same steps as one
+    within rounding; the first alone writes files.
 
     Args:
         model: The stages in training, on their device.
@@ -192,7 +199,9 @@ def fit(
             three times, or the folder holds a checkpoint of another architecture.
     """
     trainer = Trainer(model, objective, settings)
-    if (checkpoint := newest_checkpoint(folder)) is not None:
+    checkpoint = newest_checkpoint(folder)
+    team.wait()  # or one would find what another has begun
+    if checkpoint is not None:
         trainer.restore(checkpoint)
         log.info("%s: going on at step %d of %d", name, trainer.state["step"], settings.steps)
         _replay(trainer.state, on_log)
@@ -209,7 +218,7 @@ def fit(
         while (step := trainer.state["step"]) < settings.steps:
             if rotate and settings.rotate_every and step and step % settings.rotate_every == 0:
                 rotate(step)
-            values = trainer.step(train.at(step), train.generator)
+            values = trainer.step(team.share(train.at(step)), train.generator)
             step += 1
             validates = step % settings.validate_every == 0 or step == settings.steps
             if step % LOG_EVERY != 0 and not validates:
@@ -237,7 +246,8 @@ def fit(
                 if not doubtful:
                     trainer.save(folder)
 
-    (folder / EARLIER).unlink(missing_ok=True)
+    if team.rank() == 0:
+        (folder / EARLIER).unlink(missing_ok=True)
     model.load_state_dict(trainer.best)
     rows = [row for row in trainer.state["valid"] if row["step"] == trainer.state["best_step"]]
     model.notes = rows[-1]
@@ -252,16 +262,19 @@ def fit(
 def validate(model: Model, objective: Objective, valid: Batches) -> Row:
     """Average the objective's terms over all rows, in the weights' own precision."""
     sums: dict[str, Tensor] = {}
-    for batch in valid:
-        for key, value in objective(model, batch, valid.generator).items():
-            sums[key] = sums.get(key, 0) + value * len(batch)
-    return {key: value / len(valid) for key, value in read(sums).items()}
+    size = team.size() if len(valid) >= team.size() * valid.batch_size else 1
+    for number, batch in enumerate(valid):
+        if number % size == team.rank() % size:
+            for key, value in objective(model, batch, valid.generator).items():
+                sums[key] = sums.get(key, 0) + value * len(batch)
+    return {key: value * size / len(valid) for key, value in read(sums).items()}
 
 
 def read(values: Mapping[str, Tensor]) -> Row:
-    """Bring values from the device, waiting for it once."""
-    numbers = torch.stack([value.detach().double() for value in values.values()]).tolist()
-    return dict(zip(values, numbers, strict=True))
+    """Bring values from the device, waiting for it once: their mean over processes."""
+    numbers = torch.stack([value.detach().double() for value in values.values()])
+    team.average([numbers])
+    return dict(zip(values, numbers.tolist(), strict=True))
 
 
 def diagnose(model: Model, valid: Batches) -> Row:

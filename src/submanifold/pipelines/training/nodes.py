@@ -1,5 +1,6 @@
 """Nodes of the training pipeline."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.device import choose_device
 from submanifold.evaluation.scores import QUICK, Calibration, score
+from submanifold.experiment.experiment import LaunchSettings
 from submanifold.manifold import Hierarchy, Model, ModelSettings
 from submanifold.pipelines.tracking import log_to_mlflow
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
@@ -23,11 +25,17 @@ def train(
     model: ModelSettings,
     seed: int,
     device: str,
+    launch: LaunchSettings,
     folder: Path,
     before: Hierarchy | None = None,
 ) -> dict[str, Any]:
-    """Train one phase's stages; see :func:`train_phase`."""
-    trained, history = train_phase(
+    """Train one phase's stages, by one process or several; see :func:`train_phase`."""
+    fit = train_phase
+    if launch.processes > 1:
+        from submanifold.training.launch import train_by_processes
+
+        fit = partial(train_by_processes, launch.processes)
+    trained, history = fit(
         phase, model, before, train, valid, seed, choose_device(device), folder, log_to_mlflow()
     )
     return {"model": trained, "history": history}

@@ -68,7 +68,8 @@ def training(number: int, source: str) -> Pipeline:
     """Build the training of a phase, on the data or on coordinates u."""
     names = {name: name for name in ("train", "valid", "folder")}
     before = {"before": f"phase_{number - 1}.model"} if number > 1 else {}
-    parameters = {name: f"params:{name}" for name in ("phase", "model", "seed", "device")}
+    given = ("phase", "model", "seed", "device", "launch")
+    parameters = {name: f"params:{name}" for name in given}
     node = Node(
         train,
         inputs={**names, **parameters, **{name: name for name in before}},
@@ -79,7 +80,7 @@ def training(number: int, source: str) -> Pipeline:
         [node],
         namespace=f"phase_{number}",
         inputs={"train": f"{source}_train", "valid": f"{source}_valid", **before},
-        parameters=_parameters(number, "model", "seed", "device"),
+        parameters=_parameters(number, "model", "seed", "device", "launch"),
     )
 
 
