@@ -82,3 +82,17 @@ def test_no_interval_leaves_the_shares_there_are(content):
     hard = content.tables["Goals"].iloc[0]
     assert hard["combination"] == "0.9700 [0.8429, 1.0000]"
     assert hard["best single score, picked with the labels"] == "0.3000 [0.2900, 0.3100] (density)"
+
+
+@pytest.mark.parametrize(("linear", "said"), [
+    (0.9999, "makes next to no mistake"),
+    (0.97, "of the model's scores density alone has 0.9600"),
+    (0.91, None),
+])  # fmt: skip
+def test_where_a_linear_score_is_better_the_page_says_why(linear, said):
+    hard, *_ = outliers.PAIRS
+    measured = scored(0.92, linear)
+    measured["scores"]["density"] = dict.fromkeys(MEASURES, value(0.96))
+    notes = outliers.make({hard: [run({"outlier_metrics": measured})]}, Content).notes
+    reasons = [note for note in notes if note.startswith(hard)]
+    assert [said in reason for reason in reasons] == ([True] if said else [])

@@ -82,7 +82,7 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
         "mean over seeds by Student's t with more.",
         "Published figures are of other models, and some of other splits of the same test images.",
     ]
-    return content(tables, figures, data, notes)
+    return content(tables, figures, data, [*notes, *_reasons(scores)])
 
 
 def _over_seeds(measured: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -138,6 +138,28 @@ def _goals(scores: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             "best single score, picked with the labels": f"{_write(alone[first])} ({first})",
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _reasons(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say of each pair on which a linear score is better what stands behind it."""
+    reasons = []
+    for pair, found in scores.items():
+        auroc = {name: each["auroc"]["value"] for name, each in found.items()}
+        linear = max(auroc[name] for name in PLAIN if name in auroc)
+        own = {name: value for name, value in auroc.items() if name not in PLAIN}
+        if auroc[COMBINATION] >= linear:
+            continue
+        if linear > 0.9995:
+            reasons.append(
+                f"{pair}: a linear score makes next to no mistake: none is better."
+            )
+        elif (best := max(own, key=lambda name: own[name])) != COMBINATION:
+            reasons.append(
+                f"{pair}: of the model's scores {best} alone has {own[best]:.4f}. The combination "
+                "gives it no more weight than those that say nothing here, for nobody told it, and "
+                "knows their joint distribution by the validation images alone, here few."
+            )
+    return reasons
 
 
 def _bits(runs: Mapping[str, Sequence[Experiment]]) -> pd.DataFrame:
