@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from submanifold.pipeline_registry import register_pipelines
+
 PREVIEWS = {
     "ImagePreview": {
         *("x_train", "x_valid", "x_test", "phase_2.u_train", "phase_2.u_valid"),
@@ -55,3 +57,12 @@ def test_the_table_the_pictures_and_the_flows_have_previews(site):
             if details.get("preview"):
                 previews.setdefault(details["preview_type"], set()).add(node["name"])
     assert previews == PREVIEWS
+
+
+def test_without_hooks_the_pipelines_are_those_of_the_configuration(project, monkeypatch):
+    monkeypatch.chdir(project.path)
+    names = {node.name for node in register_pipelines()["hierarchical"].nodes}
+    assert {"phase_1.train", "phase_2.rotate", "phase_3.train", "phase_4.rotate"} <= names
+    (project.path / "conf" / "local" / "parameters.yml").write_text("method: [\n")
+    names = {node.name for node in register_pipelines()["hierarchical"].nodes}
+    assert "phase_2.train" in names, "a run says what is wrong with them"

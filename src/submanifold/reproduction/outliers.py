@@ -150,9 +150,7 @@ def _reasons(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if auroc[COMBINATION] >= linear:
             continue
         if linear > 0.9995:
-            reasons.append(
-                f"{pair}: a linear score makes next to no mistake: none is better."
-            )
+            reasons.append(f"{pair}: a linear score makes next to no mistake: none is better.")
         elif (best := max(own, key=lambda name: own[name])) != COMBINATION:
             reasons.append(
                 f"{pair}: of the model's scores {best} alone has {own[best]:.4f}. The combination "
