@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY
-
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "explore.ipynb"
 CELLS = """
 import json, sys
 from IPython.terminal.interactiveshell import TerminalInteractiveShell
@@ -29,9 +29,8 @@ def trained(project):
 
 
 def test_every_cell_of_the_notebook_runs_and_says_what_it_found(trained):
-    notebook = REPOSITORY / "notebooks" / "explore.ipynb"
     done = subprocess.run(
-        [sys.executable, "-c", CELLS, str(notebook)],
+        [sys.executable, "-c", CELLS, str(NOTEBOOK)],
         cwd=trained.path, env={**os.environ, "KEDRO_ENV": "test", "MPLBACKEND": "agg"},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip

@@ -1,9 +1,9 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from conftest import REPOSITORY
 from submanifold.reproduction.experiments import Experiment
 from submanifold.reproduction.tables import (
     Cell,
@@ -15,6 +15,8 @@ from submanifold.reproduction.tables import (
     results_table,
 )
 from submanifold.reproduction.targets import TARGETS
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def measured(value, low=None, high=None):

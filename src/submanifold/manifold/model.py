@@ -223,7 +223,7 @@ def save_tensors(
     """
     texts = {name: json.dumps(value) for name, value in header.items()}
     with whole(path) as partial:
-        save_file(tensors, partial, {**texts, CHECKSUM: _checksum(tensors, texts)})
+        save_file(tensors, partial, {**texts, CHECKSUM: json.dumps(_checksum(tensors, texts))})
         if earlier is not None and path.exists():
             os.replace(path, earlier)
 
@@ -239,7 +239,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         texts = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     # files of before have none
-    if texts.pop(CHECKSUM, None) not in (None, _checksum(tensors, texts)):
+    if texts.pop(CHECKSUM, None) not in (None, json.dumps(_checksum(tensors, texts))):
         raise ValueError("its checksum does not fit: the file has changed since it was written")
     return tensors, {name: json.loads(text) for name, text in texts.items()}
 
