@@ -1,4 +1,4 @@
-"""The project's own commands: ``kedro reproduce`` and ``kedro sweep``."""
+"""The project's own commands: ``kedro run``, ``kedro reproduce`` and ``kedro sweep``."""
 
 import copy
 import os
@@ -26,7 +26,8 @@ def _run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
     _check_parameters(options)  # before MLflow and much of Kedro are loaded
     from submanifold.pipeline_registry import register_pipelines
 
-    known = [name for name in register_pipelines() if name != "__default__"]
+    # all there are, also those that the dataset in conf/ has not, for --params may choose another
+    known = [name for name in register_pipelines([(1,)]) if name != "__default__"]
     for name in [pipeline] if pipeline else pipelines:
         if name not in (*known, "__default__"):
             raise click.ClickException(

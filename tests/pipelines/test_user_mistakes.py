@@ -233,3 +233,10 @@ def test_an_environment_a_pipeline_and_a_node_that_are_not_there_are_named(proje
         assert code == 1
         assert said in output.splitlines()[-1]
         assert "Traceback" not in output
+
+
+def test_pipelines_of_images_are_known_where_the_configured_dataset_is_of_points(project, local):
+    local.write_text("dataset: circle\n")
+    code, output = project.kedro("run", "--pipeline=outlier", "--params=dataset=photos")
+    assert code == 1
+    assert "outliers, dimension" in output.splitlines()[-1]
