@@ -14,7 +14,11 @@ from submanifold.data.batches import Batches
 from submanifold.device import choose_device
 from submanifold.evaluation.baselines import BATCH, PCA
 from submanifold.evaluation.intervals import mean_interval
-from submanifold.evaluation.likelihood import per_event
+from submanifold.evaluation.likelihood import (
+    dequantized_log_probs,
+    per_event,
+    to_bits_per_dim,
+)
 from submanifold.evaluation.measure import BATCH_NEAREST
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
 from submanifold.evaluation.sample_quality import sample_quality
@@ -91,7 +95,9 @@ def _measure(experiment: Experiment, row: Row) -> list[dict[str, Any]]:
     device = choose_device(experiment.parameters["device"])
     model: Hierarchy = experiment.load(row.artifact).to(device)
     train, test = experiment.load("x_train"), experiment.load("x_test")
-    metrics, pca = experiment.load("metrics"), PCA.fit(Batches(train, BATCH))
+    pca = PCA.fit(Batches(train, BATCH))
+    (log_prob,) = dequantized_log_probs(model, test, 1, device)
+    bits = mean_interval(to_bits_per_dim(log_prob, test))
     some = Batches(test[:NEAREST], BATCH_NEAREST, device=device)
     dims = DIMS if row.ours else (model.dim,)
     rows = []
@@ -109,7 +115,7 @@ def _measure(experiment: Experiment, row: Row) -> list[dict[str, Any]]:
         quality = sample_quality(train, test, samples, "auto", device)
         rows.append({
             "dim": dim,
-            "bpd": metrics["bits_per_dim"],
+            "bpd": bits,
             **{name: reconstruction(each) for name, each in errors.items()},
             "pca": _pca_error(pca, some, dim),
             "precision": quality["precision"], "recall": quality["recall"], "kid": quality["kid"],

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ class Experiment:
         params: As on the command line of `kedro run`, nested.
         project: Folder of the project.
         env: Environment of the configuration; None is the default one.
+        evaluated: Whether it goes on to metrics and report once its model is trained.
     """
 
     name: str
     params: Mapping[str, Any]
     project: Path
     env: str | None = None
+    evaluated: bool = True
 
     @classmethod
     def from_recipe(cls, name: str, project: Path, env: str | None = None) -> "Experiment":
@@ -60,7 +62,7 @@ class Experiment:
         for name in outer:
             group = group.setdefault(name, {})
         group[last] = value
-        return Experiment(f"{self.name}, {parameter} {value}", params, self.project, self.env)
+        return replace(self, name=f"{self.name}, {parameter} {value}", params=params)
 
     @cached_property
     def configuration(self) -> ExperimentConfigLoader:
@@ -114,11 +116,14 @@ class Experiment:
 
     @property
     def is_finished(self) -> bool:
-        """Whether everything up to the report is there."""
-        last = (
-            ("outlier_metrics", "outlier_report") if self.seeks_outliers else ("metrics", "report")
-        )
-        return all(self.catalog.exists(name) for name in last)
+        """Whether everything up to the report, or to the model, is there."""
+        return all(self.catalog.exists(name) for name in self._last)
+
+    @property
+    def _last(self) -> tuple[str, ...]:
+        if self.seeks_outliers:
+            return "outlier_metrics", "outlier_report"
+        return ("metrics", "report") if self.evaluated else ("hierarchy",)
 
     def session(self) -> Any:
         """Make a session of Kedro's, as `kedro run` does; entering it gives what its types lack."""
@@ -129,7 +134,8 @@ class Experiment:
         """Do what is missing of it, as `kedro run` does, in a run of MLflow's."""
         with self.session() as session:
             name = "outliers" if self.seeks_outliers else self.configuration.experiment.pipeline
-            session.run(pipeline_names=[name], only_missing_outputs=True)
+            until = None if self.evaluated else list(self._last)
+            session.run(pipeline_names=[name], to_outputs=until, only_missing_outputs=True)
 
 
 def run_all(experiments: Collection[Experiment]) -> None:

@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -16,7 +17,7 @@ from submanifold.figures.images import DPI
 from submanifold.files import whole
 from submanifold.pages import render
 from submanifold.reproduction.experiments import Experiment, run_all
-from submanifold.reproduction.targets import TARGETS, Content, Need
+from submanifold.reproduction.targets import TARGETS, Content, Need, Target
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,16 @@ def plan(
             f"{', '.join(unknown)} cannot be reproduced. Known: {', '.join(TARGETS)}, all."
         )
 
-    def experiments(need: Need, several: bool) -> list[Experiment]:
-        experiment = Experiment.from_recipe(need.recipe, project, env)
+    def experiments(need: Need, target: Target) -> list[Experiment]:
+        recipe = Experiment.from_recipe(need.recipe, project, env)
+        experiment = replace(recipe, evaluated=target.evaluated)
         for parameter, value in [*(params or {}).items(), *need.changes]:
             experiment = experiment.changed(parameter, value)
-        others = range(1, seeds if several else 1)
+        others = range(1, seeds if target.seeds else 1)
         return [experiment, *(experiment.changed("seed", seed) for seed in others)]
 
     return {
-        name: {label: experiments(need, target.seeds) for label, need in target.needs.items()}
+        name: {label: experiments(need, target) for label, need in target.needs.items()}
         for name, target in TARGETS.items()
         if name in names or "all" in names
     }
@@ -100,24 +102,31 @@ def state(planned: Plan) -> pd.DataFrame:
 
 
 def unique(planned: Plan) -> dict[str, Experiment]:
-    """Collect the experiments of a plan by key, each once.
+    """Collect the experiments of a plan by key, each once: evaluated, if one target wants that.
 
     Raises:
         ClickException: One of them cannot be run.
     """
+    return _by_key(_every(planned))
+
+
+def _every(planned: Plan) -> list[Experiment]:
+    return [each for labels in planned.values() for each in itertools.chain(*labels.values())]
+
+
+def _by_key(experiments: Iterable[Experiment]) -> dict[str, Experiment]:
     found: dict[str, Experiment] = {}
-    for labels in planned.values():
-        for experiment in itertools.chain(*labels.values()):
-            found.setdefault(experiment.key, experiment)
+    for experiment in experiments:
+        if experiment.key not in found or experiment.evaluated:
+            found[experiment.key] = experiment
     return found
 
 
 def _sorted_out(planned: Plan) -> tuple[dict[str, Experiment], dict[str, str]]:
     """The experiments of a plan that can be run, by key; and by name what stands against others."""
-    every = [each for labels in planned.values() for each in itertools.chain(*labels.values())]
+    every = _every(planned)
     against = {each.name: why for each in every if (why := _against(each)) is not None}
-    found = {each.key: each for each in reversed(every) if each.name not in against}
-    return dict(reversed(found.items())), against
+    return _by_key(each for each in every if each.name not in against), against
 
 
 def _against(experiment: Experiment) -> str | None:
