@@ -174,6 +174,21 @@ def locked(folder: Path, what: str) -> Iterator[None]:
             os.close(lock)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process works in a folder (:func:`locked`)."""
+    try:
+        lock = os.open(Path(folder) / ".lock", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def _acquire(path: Path, what: str) -> int | None:
     try:
         while True:

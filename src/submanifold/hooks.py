@@ -53,6 +53,9 @@ ARTIFACTS = (
     "comparison_table",
     "sweep_table",
     "sweep_figure",
+    "study_table",
+    "study_figure",
+    "study_page",
     "outlier_report",
     "outlier_metrics",
     "outlier_scores",
@@ -102,6 +105,11 @@ class ExperimentHooks:
             raise ClickException(
                 f"sweep={experiment.sweep} would have no effect: only --pipeline=sweep draws one. "
                 "Give it to that one, or make a sweep with kedro sweep."
+            )
+        if experiment.study is not None and "study" not in names:
+            raise ClickException(
+                f"study={experiment.study} would have no effect: only --pipeline=study draws one. "
+                "Give it to that one, or make a study with kedro sweep --study."
             )
         if experiment.outliers is not None and "outliers" not in names:
             raise ClickException(
@@ -174,6 +182,7 @@ class TrackingHooks:
         import mlflow
 
         from submanifold.experiment import flatten
+        from submanifold.pipelines.tracking import observer
 
         run = mlflow.active_run()
         if run is None:
@@ -182,6 +191,9 @@ class TrackingHooks:
         _close_orphans(run.info.experiment_id)
         owner = {"host": socket.gethostname(), "pid": str(os.getpid())}
         mlflow.set_tags({f"submanifold.{name}": value for name, value in owner.items()})
+        if (by := observer()) is not None:
+            mlflow.set_tags(by.tags)
+            by.on_run(self._run_id)
         if _only_shows(run_params):
             name = f"{self._experiment.dataset}-{run_params['pipeline_names'][0]}"
             mlflow.set_tag("mlflow.runName", name)
@@ -243,13 +255,21 @@ class TrackingHooks:
 
             log_model(_path(catalog, "hierarchy"), self._experiment.register_as)
 
-    @hook_impl
-    def on_pipeline_error(self) -> None:
-        """Send what is waiting, and leave the status to kedro-mlflow, which sets FAILED."""
+    @hook_impl(tryfirst=True)
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Send what is waiting, and leave the status to kedro-mlflow, which sets FAILED.
+
+        What was pruned is no failure, and KILLED.
+        """
         if self._run_id is not None:
-            from submanifold.pipelines.tracking import curves_of
+            import mlflow
+
+            from submanifold.pipelines.tracking import Pruned, curves_of
 
             curves_of(self._run_id).close()
+            if isinstance(error, Pruned):
+                mlflow.set_tag("submanifold.pruned", str(error))
+                mlflow.end_run("KILLED")
         self._run_id = None
 
     def _close_interrupted(self) -> None:
@@ -365,7 +385,7 @@ def _show_mistake(error: Exception) -> None:
 
 def _only_shows(run_params: dict[str, Any]) -> bool:
     """Whether a run trains nothing, but shows others: its own parameters are not about it."""
-    return run_params["pipeline_names"] in (["compare"], ["sweep"])
+    return run_params["pipeline_names"] in (["compare"], ["sweep"], ["study"])
 
 
 def _is_finished_for_good(pipeline: Pipeline, catalog: CatalogProtocol) -> bool:
@@ -376,7 +396,7 @@ def _is_finished_for_good(pipeline: Pipeline, catalog: CatalogProtocol) -> bool:
 
 
 def _tell_pages(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-    for name in ("report", "comparison", "outlier_report", "dimension_report"):
+    for name in ("report", "comparison", "study_page", "outlier_report", "dimension_report"):
         if name in pipeline.all_outputs():
             log.info("The %s is %s", name.replace("_", " "), _path(catalog, name))
 

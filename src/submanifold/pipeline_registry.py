@@ -10,7 +10,7 @@ from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 
 from submanifold.errors import UserError
-from submanifold.pipelines import compare, data, dimension, outliers, sweep, training
+from submanifold.pipelines import compare, data, dimension, outliers, study, sweep, training
 
 
 def register_pipelines(
@@ -37,6 +37,7 @@ def register_pipelines(
         "joint": phases,
         "compare": compare.create_pipeline(),
         "sweep": sweep.create_pipeline(),
+        "study": study.create_pipeline(),
         **images,
         "__default__": phases,
     }

@@ -101,6 +101,21 @@ def measure(
     }  # fmt: skip
 
 
+def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[float, float]:
+    """Measure bits per dimension and squared error alone, to choose a model by.
+
+    Args:
+        model: The model, on the device.
+        events: Uint8 images or float32 points, (N, ...), neither trained on nor reported.
+        device: Where the model is.
+    """
+    batches = Batches(events, BATCH, device=device)
+    log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
+    errors = squared_errors(model.project, track(batches, "projecting", len(batches)))
+    mse = reconstruction(errors, of_images=not batches.is_continuous)["mse"]
+    return float(to_bits_per_dim(log_prob, events).mean()), mse["value"]
+
+
 def warnings(metrics: Metrics, histories: Mapping[str, Any]) -> list[str]:
     """What trainings and measurements have found that makes the metrics worthless."""
     found = [

@@ -58,6 +58,7 @@ class Choices(Settings):
         device: Where it computes.
         launch: By how many processes it is trained.
         sweep: The parameter whose sweep is drawn.
+        study: Name of the study that is drawn.
         register_as: The name under which MLflow's registry gets the model; None is not at all.
         outliers: Name of the dataset's row, or the place, of images that are held to be others.
     """
@@ -68,6 +69,7 @@ class Choices(Settings):
     device: str
     launch: LaunchSettings = LaunchSettings()
     sweep: str | None = None
+    study: str | None = None
     register_as: str | None = Field(None, min_length=1)
     outliers: str | None = Field(None, min_length=1)
 

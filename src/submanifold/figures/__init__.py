@@ -6,7 +6,13 @@ from submanifold.figures.divergences import gaussian_fits
 from submanifold.figures.images import as_png, image_grid
 from submanifold.figures.latents import latent_histogram
 from submanifold.figures.manifolds import DensityGrid, manifold_figure
-from submanifold.figures.paper import delta_rows, rejection_blocks, sample_panels, sweep_figure
+from submanifold.figures.paper import (
+    delta_rows,
+    rejection_blocks,
+    sample_panels,
+    study_figure,
+    sweep_figure,
+)
 
 __all__ = [
     "DensityGrid",
@@ -20,6 +26,7 @@ __all__ = [
     "manifold_figure",
     "rejection_blocks",
     "sample_panels",
+    "study_figure",
     "sweep_figure",
     "training_curves",
 ]

@@ -1,4 +1,4 @@
-"""The paper's figures of images, and of what a parameter does.
+"""The paper's figures of images, and of what a parameter, or several, do.
 
 Those of images are laid out in dots, of which a pixel gets a whole number: saved with 150 dots per
 inch, or a multiple, all pixels are sharp and of one size. Images too large for that get a whole
@@ -172,6 +172,48 @@ def sweep_figure(
             )
     _lay_out(figure, table, parameter, has_dims)
     return figure
+
+
+def study_figure(table: pd.DataFrame, parameters: Sequence[str]) -> go.Figure:
+    """Plot bits per dimension against the squared error of trials, and their Pareto front.
+
+    Args:
+        table: A trial in each row: trial, its number, state, front, whether it is on the Pareto
+            front, bpd and mse, test_bpd and test_mse, and each parameter. Trials without values
+            are counted.
+        parameters: Their names.
+    """
+    figure = go.Figure()
+    counts, done = table["state"].value_counts(), table[table["state"] == "complete"]
+    on, off = (done[done["front"] == which].sort_values(["mse", "bpd"]) for which in (True, False))
+    others = {"name": f"other trials ({len(off)})", "mode": "markers",
+              "marker": {"color": "#8aa0b8", "size": 8}}  # fmt: skip
+    # between its points the front is a step: nothing there is known to be reached
+    front = {"name": f"Pareto front ({len(on)})", "mode": "lines+markers",
+             "marker": {"color": REFERENCE, "size": 10, "line": {"color": "white", "width": 1}},
+             "line": {"color": REFERENCE, "width": 1.5, "shape": "hv"}}  # fmt: skip
+    for rows, look in (off, others), (on, front):
+        hover = [_trial_hover(row, parameters) for row in rows.to_dict("records")]
+        figure.add_scatter(x=rows["mse"], y=rows["bpd"], hovertext=hover, hoverinfo="text", **look)
+    missing = [f"{counts[state]} {state}" for state in ("pruned", "failed") if state in counts]
+    figure.update_layout(
+        template="simple_white", height=480, hovermode="closest",
+        font={"family": "DejaVu Sans, Verdana, sans-serif", "size": 13},
+        margin={"l": 75, "r": 20, "t": 45, "b": 60}, hoverlabel={"align": "left"},
+        legend={"x": 0.99, "y": 0.99, "xanchor": "right", "bgcolor": "rgba(255,255,255,0.8)"},
+        title={"text": f"Not shown: {', '.join(missing)}" if missing else "",
+               "font": {"size": 12}, "x": 0.5, "y": 0.95},
+    )  # fmt: skip
+    axis = _log_axis(done["mse"].to_numpy(float))
+    figure.update_xaxes(**axis, title_text="mean squared error", gridcolor="#eeeeee", showgrid=True)
+    figure.update_yaxes(title_text="bits per dimension", gridcolor="#eeeeee", showgrid=True)
+    return figure
+
+
+def _trial_hover(row: Mapping[Any, Any], parameters: Sequence[str]) -> str:
+    lines = [f"trial {row['trial']}", f"BPD {row['bpd']:.3f} (test {row['test_bpd']:.3f})",
+             f"MSE {row['mse']:.5f} (test {row['test_mse']:.5f})"]  # fmt: skip
+    return "<br>".join([*lines, *(f"{name} = {_written(row[name])}" for name in parameters)])
 
 
 def _dots_per_pixel(pixels: int, inches: float) -> float:

@@ -1,10 +1,16 @@
-"""MLflow: where training curves go, which of its runs are the same, and what they have measured."""
+"""MLflow: where training curves go, which of its runs are the same, and what they have measured.
+
+And who else looks at a training (:func:`observed`).
+"""
 
 import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,15 +33,66 @@ EVALUATED = "metrics.`test.parameters` > 0"
 """Finds the runs whose model was evaluated: whatever else of it has no value, it is counted."""
 
 
-def log_to_mlflow() -> Callable[[str, int, Row], None] | None:
-    """Make a callback that logs values by step as ``<prefix>.<name>``, without waiting."""
-    run = mlflow.active_run()
-    if run is None:
-        return None
-    curves = curves_of(run.info.run_id)
+Log = Callable[[str, int, Row], None]
 
-    def log(prefix: str, step: int, values: Row) -> None:
-        curves.add({f"{prefix}.{name}": value for name, value in values.items()}, step)
+
+class Pruned(Exception):  # noqa: N818  it is none
+    """A training that its observer has ended, for it is worse than others.
+
+    Its run of MLflow's is tagged ``submanifold.pruned`` with the message, and KILLED; what it has
+    trained is kept, and found by whoever runs the same experiment.
+    """
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Who has started runs, and looks at how they go.
+
+    Attributes:
+        tags: Put on their runs of MLflow's.
+        on_run: Called with MLflow's id of a run that begins.
+        on_log: Called as a training's callback is (:func:`submanifold.training.trainer.fit`), with
+            the phase's name before the step; it may raise :class:`Pruned`.
+    """
+
+    tags: dict[str, str]
+    on_run: Callable[[str], object]
+    on_log: Log
+
+
+_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def observed(by: Observer) -> Iterator[None]:
+    """Let runs that are started inside be observed."""
+    before = _observer.set(by)
+    try:
+        yield
+    finally:
+        _observer.reset(before)
+
+
+def observer() -> Observer | None:
+    """Who observes, if anybody does."""
+    return _observer.get()
+
+
+def watch() -> Log | None:
+    """Make the callback of trainings, which MLflow's run and the observer hear; None for neither.
+
+    Values go to MLflow by step as ``<phase>.<name>``, without waiting.
+    """
+    run, by = mlflow.active_run(), observer()
+    curves = curves_of(run.info.run_id) if run is not None else None
+    if curves is None and by is None:
+        return None
+
+    def log(phase: str, step: int, values: Row) -> None:
+        if curves is not None:
+            curves.add({f"{phase}.{name}": value for name, value in values.items()}, step)
+        if by is not None:
+            by.on_log(phase, step, values)
 
     return log
 

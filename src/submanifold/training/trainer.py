@@ -184,8 +184,9 @@ def fit(
         settings: How to train.
         folder: Where the last checkpoint is kept, and the one before it.
         name: What the progress bar calls it.
-        on_log: Called as (step, values), values named ``train.*`` and ``valid.*``; a training that
-            goes on hands out its earlier rows first.
+        on_log: Called as (step, values), values named ``train.*`` and ``valid.*``, the latter when
+            the checkpoint is written; a training that goes on hands out its earlier rows first. It
+            may raise, which ends the training; called again with the folder, it goes on there.
         fresh: The parts that were never trained, whose actnorms the first batch sets; all if None.
         rotate: Called with the step every ``rotate_every`` steps, to fit the model's rotation.
 
@@ -231,7 +232,8 @@ def fit(
             doubtful = far_above(row, trainer.state["train"]) and step < settings.steps
             elapsed = time.monotonic() - started
             row["rows_per_second"] = (step - before) * train.batch_size / elapsed
-            _record(trainer.state, "train", row, on_log)
+            trainer.state["train"].append({"step": step, **row})
+            _hand_out(step, "train", row, on_log)
             meter.update(step - meter.done, _brief(row))
 
             if validates:
@@ -241,10 +243,11 @@ def fit(
                     trainer.state["best_step"] = step
                     trainer.keep_best()
                 trainer.ema.swap()
-                _record(trainer.state, "valid", row, on_log)
+                trainer.state["valid"].append({"step": step, **row})
                 trainer.state["seconds"] = seconds + time.monotonic() - started
                 if not doubtful:
                     trainer.save(folder)
+                _hand_out(step, "valid", row, on_log)
 
     if team.rank() == 0:
         (folder / EARLIER).unlink(missing_ok=True)
@@ -364,17 +367,15 @@ def _warn(warnings: dict[str, str], row: Row, step: int, name: str) -> None:
         log.warning("%s: %s", name, found[kind])
 
 
-def _record(state: dict[str, Any], kind: str, row: Row, on_log: Log | None) -> None:
-    state[kind].append({"step": state["step"], **row})
+def _hand_out(step: int, kind: str, row: Row, on_log: Log | None) -> None:
     if on_log:
-        on_log(state["step"], {f"{kind}.{key}": value for key, value in row.items()})
+        on_log(step, {f"{kind}.{key}": value for key, value in row.items() if key != "step"})
 
 
 def _replay(state: dict[str, Any], on_log: Log | None) -> None:
-    for kind in ("train", "valid") if on_log else ():
+    for kind in ("train", "valid"):
         for row in state[kind]:
-            values = {f"{kind}.{key}": value for key, value in row.items() if key != "step"}
-            on_log(row["step"], values)  # type: ignore[misc]
+            _hand_out(row["step"], kind, row, on_log)
 
 
 def _brief(row: Row) -> str:

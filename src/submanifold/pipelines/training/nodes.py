@@ -11,7 +11,7 @@ from submanifold.device import choose_device
 from submanifold.evaluation.scores import QUICK, Calibration, score
 from submanifold.experiment.experiment import LaunchSettings
 from submanifold.manifold import Hierarchy, Model, ModelSettings
-from submanifold.pipelines.tracking import log_to_mlflow
+from submanifold.pipelines.tracking import watch
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings
 
@@ -36,7 +36,7 @@ def train(
 
         fit = partial(train_by_processes, launch.processes)
     trained, history = fit(
-        phase, model, before, train, valid, seed, choose_device(device), folder, log_to_mlflow()
+        phase, model, before, train, valid, seed, choose_device(device), folder, watch()
     )
     return {"model": trained, "history": history}
 
@@ -51,7 +51,7 @@ def rotate(
 ) -> dict[str, Any]:
     """Rotate the latents of a stage into an order; see :func:`rotate_phase`."""
     rotated, history = rotate_phase(
-        phase, before, train, seed, choose_device(device), folder, log_to_mlflow()
+        phase, before, train, seed, choose_device(device), folder, watch()
     )
     return {"model": rotated, "history": history}
 
