@@ -16,7 +16,16 @@ import torch
 from submanifold import files
 from submanifold.datasets import ArrayDataset, JSONDataset, PathDataset
 from submanifold.errors import UserError
-from submanifold.files import WriteError, locked, read_json, settle, whole, write_json, writing
+from submanifold.files import (
+    WriteError,
+    is_locked,
+    locked,
+    read_json,
+    settle,
+    whole,
+    write_json,
+    writing,
+)
 from submanifold.manifold.model import save_tensors
 
 
@@ -174,10 +183,20 @@ def test_a_second_process_waits_and_says_for_whom(tmp_path, caplog):
 
 def test_a_killed_process_holds_no_lock(tmp_path):
     process = start(HOLD, tmp_path, 60)
+    assert is_locked(tmp_path)
     kill(process)
+    assert not is_locked(tmp_path)
     begun = time.monotonic()
     with locked(tmp_path, "it"):
         assert time.monotonic() - begun < 5
+
+
+def test_a_folder_that_nobody_has_locked_is_not(tmp_path):
+    assert not is_locked(tmp_path / "new")
+    with locked(tmp_path, "it"):
+        assert is_locked(tmp_path), "by this process too"
+    assert not is_locked(tmp_path)
+    assert names_in(tmp_path) == []
 
 
 def test_many_at_once_come_one_after_the_other(tmp_path):

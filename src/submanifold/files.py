@@ -182,7 +182,7 @@ def is_locked(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:  # also where the filesystem knows no locks: it may be
         return True
     finally:
         os.close(lock)

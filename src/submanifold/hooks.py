@@ -255,9 +255,9 @@ class TrackingHooks:
 
             log_model(_path(catalog, "hierarchy"), self._experiment.register_as)
 
-    @hook_impl(tryfirst=True)
+    @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
-        """Send what is waiting, and leave the status to kedro-mlflow, which sets FAILED.
+        """Send what is waiting, and leave the status to kedro-mlflow, which has set FAILED.
 
         What was pruned is no failure, and KILLED.
         """
@@ -268,8 +268,9 @@ class TrackingHooks:
 
             curves_of(self._run_id).close()
             if isinstance(error, Pruned):
-                mlflow.set_tag("submanifold.pruned", str(error))
-                mlflow.end_run("KILLED")
+                client = mlflow.MlflowClient()
+                client.set_tag(self._run_id, "submanifold.pruned", str(error))
+                client.set_terminated(self._run_id, "KILLED")
         self._run_id = None
 
     def _close_interrupted(self) -> None:

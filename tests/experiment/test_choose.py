@@ -72,7 +72,8 @@ def test_the_rows_are_chosen_and_the_tables_are_gone(tables):
     assert tables == before
     chosen = experiment.parameters()
     assert set(chosen) == {
-        *("dataset", "method", "seed", "device", "launch", "sweep", "register_as", "outliers"),
+        *("dataset", "method", "seed", "device", "launch", "sweep", "study"),
+        *("register_as", "outliers"),
         *("data", "evaluation"),
         *("stage_1", "stage_2", "phase_1", "phase_2"),
     }

@@ -50,6 +50,7 @@ METHODS = "H-MM, H-MH, H-HM, H-HH, PR-D, PR-M, PR-H, EE-M, EE-H"
         ({"stage_1": {"delta": 0.1}}, "Set phase_<n>.reconstruction.delta of the phase that"),
         ({"phase_1": {"delta": 0.1}}, "phase_1.delta is not a setting; known: stages, input_no"),
         ({"sweep": "stage_1.dim"}, "sweep=stage_1.dim would have no effect"),
+        ({"study": "first"}, "study=first would have no effect"),
         ({"stage_1": 5}, "stage_1=5 cannot be used: stage_1 is a group of settings"),
         ({"stage_3": None}, "stage_3=None cannot be used"),
         ({"stage_1": {"flow": "glow"}}, "stage_1.flow=glow cannot be used"),

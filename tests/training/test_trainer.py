@@ -106,6 +106,25 @@ def test_training_lowers_the_loss_and_keeps_its_history(tmp_path):
     assert history["seconds"] > 0
 
 
+def test_who_listens_may_end_it_and_nothing_is_lost(tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(step, row):
+        heard.append((step, "valid.loss" in row))
+        if heard[-1] == (20, True):
+            raise Enough
+
+    heard = []
+    with pytest.raises(Enough):
+        run(tmp_path / "a", on_log=stop)
+    assert heard == [(10, False), (10, True), (20, False), (20, True)]
+    hierarchy, history = run(tmp_path / "a")
+    assert history["steps_trained"] == 10, "the validation that was heard is in the checkpoint"
+    whole, _ = run(tmp_path / "b")
+    assert all(map(torch.equal, hierarchy.parameters(), whole.parameters()))
+
+
 def test_it_is_a_function_of_start_seed_and_settings(tmp_path):
     a, _ = run(tmp_path / "a")
     b, _ = run(tmp_path / "b")

@@ -59,6 +59,7 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 RANGE = re.compile(r"(log:)?(.+?)\.\.(.+)")
 FEWEST_PEERS = 5
+EARLIEST = 0.25  # of a phase's steps: what is pruned before, has hardly begun
 LIVES = 3  # processes that may die of a trial
 IN_A_ROW = 3  # failures that are no coincidence
 DRAWN = 16  # combinations that are looked at before any is trained
@@ -215,8 +216,8 @@ def search(
     if twice := what.spaces.keys() & flatten(params).keys():
         raise UserError(f"{twice.pop()} is searched, and given with --params. Leave out either.")
     study = _Study(what)
-    study.agree()
     study.check()
+    study.agree()
     died = _supervise(study, workers)
     trials = trials_of(study.optuna)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -276,7 +277,13 @@ class _Study:
         Raises:
             UserError: None of some combinations that are drawn can; of some a warning tells.
         """
-        if trials_of(self.optuna):
+        processes = self.search.base.parameters["launch"]["processes"]
+        if self.search.prune and processes > 1:
+            raise UserError(
+                f"launch.processes={processes} trains a phase by processes that cannot be pruned. "
+                "Add --no-prune, or leave it out and choose more --workers."
+            )
+        if "search" in self.optuna.user_attrs:
             return
         quietly = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         refused = []
@@ -342,12 +349,12 @@ class _Study:
 
     def _again(self, trial: FrozenTrial | optuna.Trial, lives: int) -> None:
         """End a trial that has lost its process, and let another have its parameters."""
+        self.optuna.tell(trial.number, state=TrialState.FAIL)
         if lives:
             attributes = {"retry_of": trial.number, "lives": lives}
             self.optuna.enqueue_trial(trial.params, user_attrs=attributes)
         else:
             log.warning("Trial %d is given up: %d processes have died of it", trial.number, LIVES)
-        self.optuna.tell(trial.number, state=TrialState.FAIL)
 
     def _make(self, trial: optuna.Trial) -> bool:
         """Run a trial to its end, and say whether it was well; a refusal is."""
@@ -388,19 +395,19 @@ class _Study:
     ) -> None:
         """Keep what a validation has found, and prune a trial that others have left behind."""
         number = int(phase.removeprefix("phase_"))
-        first = experiment.configuration.experiment.phases[number - 1]
+        settings = experiment.configuration.experiment.phases[number - 1]
         # coordinates u are others in each trial: their bits and errors compare with nothing
-        if "valid.bits_per_dim" not in values or first.stages[0] != 1:
+        if "valid.bits_per_dim" not in values or settings.stages[0] != 1:
             return
         point, key = [values["valid.bits_per_dim"], values["valid.mse"]], f"{phase}.{step}"
         trial.set_user_attr(key, point)
-        if not self.search.prune:
+        if not self.search.prune or step < EARLIEST * settings.training.steps:
             return
         complete = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         peers = [each.user_attrs[key] for each in complete if key in each.user_attrs]
         if is_dominated(point, peers):
             raise Pruned(
-                f"at step {step} of {phase} half of {len(peers)} complete trials and more had "
+                f"at step {step} of {phase} at least half of {len(peers)} complete trials had "
                 f"fewer bits (here {point[0]:.3f}) and a smaller error (here {point[1]:.5f})"
             )
 
@@ -549,7 +556,7 @@ def _named(chosen: Mapping[str, Any]) -> str:
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
-    return str(values[name]) if name in values else "not set"
+    return str(values[name]) if name in values else "nothing"
 
 
 if __name__ == "__main__":

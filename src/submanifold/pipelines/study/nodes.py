@@ -71,6 +71,7 @@ def draw_study(table: pd.DataFrame) -> go.Figure:
 def write_study(study: str, path: Path, table: pd.DataFrame, figure: go.Figure) -> str:
     """Write a page: the plot, what the parameters matter, and the table, the front first."""
     found, names = _find(study, path), _names(table)
+    base = found.user_attrs["base"]
     states = [state for state in STATES.values() if state in set(table["state"])]
     config = {"displaylogo": False, "responsive": True}
     shown = table.sort_values(["front", "state", "bpd"], ascending=[False, True, True])
@@ -78,7 +79,7 @@ def write_study(study: str, path: Path, table: pd.DataFrame, figure: go.Figure) 
         "study.html",
         study=study,
         search=found.user_attrs["search"],
-        about={name: found.user_attrs["base"].get(name) for name in ("dataset", "method", "seed")},
+        about={name: base[name] for name in ("dataset", "method", "seed") if name in base},
         counts={state: int((table["state"] == state).sum()) for state in states},
         plot=figure.to_html(full_html=False, include_plotlyjs=True, config=config),
         importances=_importances(found),

@@ -1,0 +1,96 @@
+"""The table, the plot and the page of a study whose trials are known."""
+
+import pandas as pd
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from submanifold.errors import UserError
+from submanifold.pipelines.study import nodes
+
+SPACE = {"weight": FloatDistribution(0, 99), "method": CategoricalDistribution(["A", None])}
+KNOWN = [(3.0, 0.2), (4.0, 0.1), (3.5, 0.3), (5.0, 0.05), (4.0, 0.1), (5.0, 0.3)]
+FRONT = [True, True, False, True, True, False]
+
+
+@pytest.fixture
+def known(tmp_path):
+    """A study of known trials, two of which have no values and one of which was made again."""
+    path = tmp_path / "studies" / "known" / "trials.db"
+    path.parent.mkdir(parents=True)
+    study = nodes.open_study(path, "known")
+    study.set_user_attr("search", {"weight": "0.0..99", "method": "A,null"})
+    study.set_user_attr("base", {"dataset": "photos", "seed": 0})
+    for number, values in enumerate(KNOWN):
+        about = {"test": [v + 0.5 for v in values], "run": f"run-{number}"}
+        add(study, number, values=values, user_attrs=about)
+    add(study, 6, state=TrialState.PRUNED, user_attrs={"why": "at step <8>"})
+    add(study, 7, state=TrialState.FAIL, user_attrs={})
+    add(study, 8, state=TrialState.FAIL, user_attrs={})
+    add(study, 8, state=TrialState.WAITING, user_attrs={"retry_of": 8})
+    return path, study
+
+
+def add(study, weight, **what):
+    params = {"weight": float(weight), "method": [None, "A"][weight % 2]}
+    study.add_trial(create_trial(params=params, distributions=SPACE, **what))
+
+
+def test_the_table_has_each_trial_once_and_the_front_of_known_values(known):
+    table = nodes.collect_study("known", known[0])
+    assert table["trial"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 9]
+    assert table["state"].tolist() == ["complete"] * 6 + ["pruned", "failed", "waiting"]
+    assert table["front"].tolist() == [*FRONT, False, False, False]
+    assert list(zip(table["bpd"], table["mse"], strict=True))[:6] == KNOWN
+    assert table["test_bpd"][0] == 3.5
+    assert table["method"][:2].tolist() == ["none", "A"]
+    assert table["why"][6:8].tolist() == ["at step <8>", "its process died"]
+    assert pd.isna(table["bpd"][6:]).all()
+
+
+def test_the_plot_has_the_front_as_a_line_and_counts_what_has_no_values(known):
+    figure = nodes.draw_study(nodes.collect_study("known", known[0]))
+    off, on = figure.data
+    assert (on.name, off.name) == ("Pareto front (4)", "other trials (2)")
+    assert list(on.x) == [0.05, 0.1, 0.1, 0.2]
+    assert list(on.y) == [5.0, 4.0, 4.0, 3.0]
+    assert on.line.shape == "hv"
+    assert on.hovertext[0] == (
+        "trial 3<br>BPD 5.000 (test 5.500)<br>MSE 0.05000 (test 0.55000)<br>"
+        "weight = 3<br>method = A"
+    )
+    assert figure.layout.title.text == "Not shown: 1 pruned, 1 failed"
+
+
+def test_the_page_says_what_there_is_and_can_be_opened_without_a_network(known):
+    table = nodes.collect_study("known", known[0])
+    page = nodes.write_study("known", known[0], table, nodes.draw_study(table))
+    assert "<strong>9 trials:</strong>\n6 complete, 1 pruned, 1 failed, 1 waiting." in page
+    assert "<li>Trial 6, pruned: at step &lt;8&gt;</li>" in page
+    assert "dataset photos, seed 0, and searched:\n<code>weight=0.0..99</code>" in page
+    assert "What each parameter matters" not in page, "of so few it cannot be said"
+    assert "<script src" not in page
+
+
+def test_parameters_are_weighed_by_what_they_do(known):
+    path, study = known
+    for weight in range(10, 40):
+        add(study, weight, values=[float(weight), 0.1 + (weight % 2)])
+    shares = nodes._importances(study)
+    assert shares["weight"][0] > shares["method"][0]
+    assert shares["weight"][1] < shares["method"][1]
+    table = nodes.collect_study("known", path)
+    page = nodes.write_study("known", path, table, nodes.draw_study(table))
+    assert "What each parameter matters" in page
+
+
+def test_a_study_without_a_complete_trial_can_be_drawn(known):
+    table = nodes.collect_study("known", known[0])
+    figure = nodes.draw_study(table[table["state"] != "complete"])
+    assert figure.layout.title.text == "Not shown: 1 pruned, 1 failed"
+
+
+def test_a_study_that_nobody_made_is_named(known):
+    path = known[0].parents[1] / "other" / "trials.db"
+    with pytest.raises(UserError, match=r"study=other is not known. Known: known. Make one with"):
+        nodes.collect_study("other", path)
