@@ -27,6 +27,9 @@ COMMAND = (
 )
 
 
+LONG = "--params=method=PR-D,device=cpu,training.steps=100"  # the last of two counts
+
+
 def opened(project, **how):
     """The study `first`, in this process."""
     search = Search("first", SPACES, PARAMS, project.path, "test")
@@ -67,7 +70,8 @@ def workers_at(project, count, process):
 
 def test_two_workers_make_a_study_whatever_happens_to_them(new_project):
     project = new_project()
-    process = project.start(*COMMAND, "--trials=4", "--workers=2")
+    two = (*COMMAND, LONG, "--trials=2", "--workers=2")
+    process = project.start(*two)
     first = workers_at(project, 2, process)
     killed, stopped = sorted(first)
     os.kill(first[killed], signal.SIGKILL)
@@ -81,9 +85,9 @@ def test_two_workers_make_a_study_whatever_happens_to_them(new_project):
     assert "Traceback" not in output
     assert all(map(is_stopped, first.values())), "nobody is left"
 
-    code, output = project.kedro(*COMMAND, "--trials=4", "--workers=2")
+    code, output = project.kedro(*two)
     assert code == 0, output
-    study = opened(project, trials=4)
+    study = opened(project, trials=2)
     assert study.is_made
     trials = {trial.number: trial for trial in study.optuna.get_trials()}
     again = {t.user_attrs["retry_of"]: t for t in trials.values() if "retry_of" in t.user_attrs}
@@ -92,7 +96,7 @@ def test_two_workers_make_a_study_whatever_happens_to_them(new_project):
         assert trial.params == trials[number].params
     assert again[killed].user_attrs["lives"] == again[stopped].user_attrs["lives"] - 1
     ended = [t for number, t in trials.items() if number not in again]
-    assert [t.state for t in ended] == [TrialState.COMPLETE] * 4
+    assert [t.state for t in ended] == [TrialState.COMPLETE] * 2
 
     runs = runs_of(project)
     for trial in ended:
@@ -105,12 +109,15 @@ def test_two_workers_make_a_study_whatever_happens_to_them(new_project):
     last = project.mlflow_runs()[-1]
     kept = {each.path for each in project.mlflow_client.list_artifacts(last.info.run_id)}
     assert kept == {"first.csv", "first.json", "first.html"}
+    page = project.path / "data/08_reporting/sweeps/first.html"
+    assert output.split()[-1] == str(page)
+    assert "2 complete" in page.read_text()
 
     before = len(project.mlflow_runs())
-    code, output = project.kedro(*COMMAND, "--trials=4")
-    assert code == 0, output
-    page = output.split()[-1]
-    assert page == str(project.path / "data/08_reporting/sweeps/first.html")
+    with project.session():
+        spaces = [f"{name}={space}" for name, space in SPACES.items()]
+        params = {**PARAMS, "training": {"steps": 100}}
+        assert page == studies.search("first", spaces, params, project.path, "test", trials=2)
     assert len(project.mlflow_runs()) == before + 1, "all it has done is to draw again"
 
 

@@ -107,16 +107,13 @@ def test_training_lowers_the_loss_and_keeps_its_history(tmp_path):
 
 
 def test_who_listens_may_end_it_and_nothing_is_lost(tmp_path):
-    class Enough(Exception):
-        pass
-
     def stop(step, row):
         heard.append((step, "valid.loss" in row))
         if heard[-1] == (20, True):
-            raise Enough
+            raise TimeoutError
 
     heard = []
-    with pytest.raises(Enough):
+    with pytest.raises(TimeoutError):
         run(tmp_path / "a", on_log=stop)
     assert heard == [(10, False), (10, True), (20, False), (20, True)]
     hierarchy, history = run(tmp_path / "a")

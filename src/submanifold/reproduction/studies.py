@@ -46,6 +46,7 @@ from submanifold.pipelines import study as pipeline
 from submanifold.pipelines.study.nodes import DIED, open_study, trials_of
 from submanifold.pipelines.tracking import Observer, Pruned, observed
 from submanifold.reproduction.experiments import Experiment
+from submanifold.training.rotation import RotationSettings
 from submanifold.training.trainer import Row
 
 log = logging.getLogger(__name__)
@@ -397,7 +398,9 @@ class _Study:
         number = int(phase.removeprefix("phase_"))
         settings = experiment.configuration.experiment.phases[number - 1]
         # coordinates u are others in each trial: their bits and errors compare with nothing
-        if "valid.bits_per_dim" not in values or settings.stages[0] != 1:
+        if isinstance(settings, RotationSettings) or settings.stages[0] != 1:
+            return
+        if "valid.bits_per_dim" not in values:
             return
         point, key = [values["valid.bits_per_dim"], values["valid.mse"]], f"{phase}.{step}"
         trial.set_user_attr(key, point)
