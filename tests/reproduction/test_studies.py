@@ -91,7 +91,7 @@ def test_two_workers_make_a_study_whatever_happens_to_them(new_project):
     assert study.is_made
     trials = {trial.number: trial for trial in study.optuna.get_trials()}
     again = {t.user_attrs["retry_of"]: t for t in trials.values() if "retry_of" in t.user_attrs}
-    assert {killed, stopped} <= again.keys(), "what was begun is taken up"
+    assert {killed, stopped} <= again.keys(), [trial.user_attrs for trial in trials.values()]
     for number, trial in again.items():
         assert trial.params == trials[number].params
     assert again[killed].user_attrs["lives"] == again[stopped].user_attrs["lives"] - 1
@@ -142,7 +142,7 @@ def be_complete(study, dim, values, **attributes):
 def test_a_training_that_others_have_left_behind_is_pruned_and_kept(study):
     project, study = study
     for number in range(5):
-        be_complete(study, 10 + number, [5.0, 0.01], **{"phase_1.8": [-9.0, 0.0]})
+        be_complete(study, 10 + number, [5.0, 0.01], validations={"phase_1": {8: [-9.0, 0.0]}})
     study.search = replace(study.search, trials=6)
     study.work()
     trial = study.optuna.get_trials()[-1]
@@ -151,7 +151,8 @@ def test_a_training_that_others_have_left_behind_is_pruned_and_kept(study):
     run = runs_of(project)[5]
     assert run.info.status == "KILLED"
     assert run.data.tags["submanifold.pruned"] == trial.user_attrs["why"]
-    assert run.data.metrics["phase_1.valid.bits_per_dim"] == trial.user_attrs["phase_1.8"][0]
+    curve = project.mlflow_client.get_metric_history(run.info.run_id, "phase_1.valid.mse")
+    assert [point.step for point in curve] == [4, 8], "what it was pruned for is there"
 
     experiment = study.search.experiment(trial.params)
     experiment.run()
@@ -161,11 +162,13 @@ def test_a_training_that_others_have_left_behind_is_pruned_and_kept(study):
 def test_a_trial_is_not_pruned_where_that_is_not_wanted(study):
     _, study = study
     for number in range(5):
-        be_complete(study, 10 + number, [-9.0, 0.0], **{"phase_1.8": [-9.0, 0.0]})
+        be_complete(study, 10 + number, [-9.0, 0.0], validations={"phase_1": {8: [-9.0, 0.0]}})
     study.search = replace(study.search, trials=6, prune=False)
     study.work()
     assert [trial.state for trial in study.optuna.get_trials()] == [TrialState.COMPLETE] * 6
     assert [trial.number for trial in study.optuna.best_trials] == [0, 1, 2, 3, 4]
+    kept = study.optuna.get_trials()[-1].user_attrs["validations"]["phase_1"]
+    assert list(kept) == ["4", "8", "12"], "others are compared with it"
 
 
 def test_a_combination_that_cannot_work_is_a_failed_trial(study):

@@ -60,13 +60,16 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 RANGE = re.compile(r"(log:)?(.+?)\.\.(.+)")
 FEWEST_PEERS = 5
-EARLIEST = 0.25  # of a phase's steps: what is pruned before, has hardly begun
+EARLIEST = 0.5  # share of a phase's steps before which it may overtake the others yet
 LIVES = 3  # processes that may die of a trial
 IN_A_ROW = 3  # failures that are no coincidence
 DRAWN = 16  # combinations that are looked at before any is trained
 LOOK = 1.0  # seconds between looks at what others have done
 PATIENCE = 60.0  # seconds that a process has to end
 NO_SETTING = ("device", "launch", "register_as", "sweep", "study")
+
+Point = tuple[float, float]
+"""Bits per dimension, and squared error."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,8 @@ def search(
     study = _Study(what)
     study.check()
     study.agree()
+    with study.drawn.session() as session:
+        session.load_context()  # makes MLflow's experiment, which two at once could not
     died = _supervise(study, workers)
     trials = trials_of(study.optuna)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -367,7 +372,7 @@ class _Study:
             return True
         tags = {"submanifold.study": self.search.name, "submanifold.trial": str(trial.number)}
         started = partial(trial.set_user_attr, "run")
-        observer = Observer(tags, started, partial(self._look, trial, experiment))
+        observer = Observer(tags, started, partial(self._look, experiment, {}))
         try:
             with observed(observer):
                 experiment.run()
@@ -392,26 +397,24 @@ class _Study:
         self.optuna.tell(trial, state=TrialState.FAIL)
 
     def _look(
-        self, trial: optuna.Trial, experiment: Experiment, phase: str, step: int, values: Row
+        self, experiment: Experiment, seen: dict[str, list[Point]], phase: str, step: int, row: Row
     ) -> None:
-        """Keep what a validation has found, and prune a trial that others have left behind."""
-        number = int(phase.removeprefix("phase_"))
-        settings = experiment.configuration.experiment.phases[number - 1]
-        # coordinates u are others in each trial: their bits and errors compare with nothing
-        if isinstance(settings, RotationSettings) or settings.stages[0] != 1:
+        """Prune a training that at a validation others have left behind."""
+        settings = _comparable(experiment).get(phase)
+        if not self.search.prune or settings is None or "valid.bits_per_dim" not in row:
             return
-        if "valid.bits_per_dim" not in values:
-            return
-        point, key = [values["valid.bits_per_dim"], values["valid.mse"]], f"{phase}.{step}"
-        trial.set_user_attr(key, point)
-        if not self.search.prune or step < EARLIEST * settings.training.steps:
+        so_far = seen.setdefault(phase, [])
+        so_far.append((row["valid.bits_per_dim"], row["valid.mse"]))
+        if step < EARLIEST * settings.training.steps:
             return
         complete = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        peers = [each.user_attrs[key] for each in complete if key in each.user_attrs]
-        if is_dominated(point, peers):
+        found = [each.user_attrs.get("validations", {}).get(phase, {}) for each in complete]
+        peers = [each[str(step)] for each in found if str(step) in each]
+        bits, error = map(min, zip(*so_far, strict=True))
+        if is_dominated((bits, error), peers):
             raise Pruned(
                 f"at step {step} of {phase} at least half of {len(peers)} complete trials had "
-                f"fewer bits (here {point[0]:.3f}) and a smaller error (here {point[1]:.5f})"
+                f"fewer bits than it up to there ({bits:.3f}) and a smaller error ({error:.5f})"
             )
 
     def _draw(self) -> None:
@@ -431,15 +434,36 @@ def is_dominated(point: Sequence[float], peers: Collection[Sequence[float]]) -> 
     penalty's weight is in them.
 
     Args:
-        point: Bits per dimension and squared error on validation data.
-        peers: The same of complete trials.
+        point: The least bits per dimension and the least squared error on validation data so far.
+        peers: What complete trials had at this step.
     """
     better = sum(all(b < a for a, b in zip(point, peer, strict=True)) for peer in peers)
     return len(peers) >= FEWEST_PEERS and 2 * better >= len(peers)
 
 
-def _measure(trial: optuna.Trial, experiment: Experiment) -> tuple[float, float]:
-    """Measure what a study chooses by, and keep what was reported of test data beside it."""
+def _comparable(experiment: Experiment) -> dict[str, Any]:
+    """The trainings that begin at the data, by name.
+
+    Coordinates u are others in each trial: bits and errors of them compare with nothing.
+    """
+    phases = enumerate(experiment.configuration.experiment.phases, start=1)
+    return {f"phase_{n}": phase for n, phase in phases
+            if not isinstance(phase, RotationSettings) and phase.stages[0] == 1}  # fmt: skip
+
+
+def _measure(trial: optuna.Trial, experiment: Experiment) -> Point:
+    """Measure what a study chooses by, and keep what was reported of test data beside it.
+
+    And what validations have found, those of phases that were there before among them.
+    """
+    validations = {
+        history["name"]: {
+            row["step"]: [row["bits_per_dim"], row["mse"]] for row in history["valid"]
+        }
+        for history in experiment.histories()
+        if history["name"] in _comparable(experiment)
+    }
+    trial.set_user_attr("validations", validations)
     metrics = experiment.load("metrics")
     bits = metrics["bits_per_dim"]
     if bits["value"] is None:
