@@ -163,7 +163,7 @@ def sweep(
     study: str | None,
     **how: Any,
 ) -> None:
-    r"""Run an experiment once for each of the VALUES of a PARAMETER, such as stage_1.dim.
+    """Run an experiment once for each of the VALUES of a PARAMETER, such as stage_1.dim.
 
     Each is a run of MLflow's with the same tag, submanifold.sweep. They end in a table and an
     interactive plot of bits per dimension and squared error, in data/08_reporting/sweeps/.
@@ -178,7 +178,7 @@ def sweep(
         method=PR-D,EE-M                                one of these
 
     The same command in another terminal joins, and given again it goes on where it was.
-    """
+    """  # noqa: D301  click's mark of lines that stay as they are
     from submanifold.errors import UserError
 
     given = [name for name in OF_STUDIES
