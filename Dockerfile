@@ -1,0 +1,27 @@
+# The project with all that it and MLflow's server need: docs/deploy.md.
+ARG BASE=python:3.11-slim
+FROM ${BASE}
+
+# the kernels of Glow's couplings are compiled on the first run
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+
+RUN useradd --create-home --uid 1000 submanifold
+WORKDIR /app
+
+# where pip may look too, such as for torch's smaller wheels without CUDA
+ARG PIP_EXTRA_INDEX_URL
+COPY pyproject.toml constraints.txt README.md .telemetry ./
+# before the code, so that a change of it installs nothing anew
+RUN mkdir -p src/submanifold && touch src/submanifold/__init__.py \
+    && python -m pip install --no-cache-dir -c constraints.txt -e '.[postgres]'
+
+COPY conf conf
+COPY src src
+RUN mkdir -p data mlartifacts && chown -R 1000 data mlartifacts
+USER 1000
+VOLUME ["/app/data", "/app/mlartifacts"]
+ENV MLFLOW_TRACKING_URI=sqlite:////app/data/mlflow.db
+
+ENTRYPOINT ["kedro"]
+CMD ["run", "--pipeline=hierarchical"]
