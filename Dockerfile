@@ -6,7 +6,7 @@ FROM ${BASE}
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --create-home --uid 1000 submanifold
+RUN useradd --create-home --uid 10001 submanifold
 WORKDIR /app
 
 # where pip may look too, such as for torch's smaller wheels without CUDA
@@ -18,8 +18,8 @@ RUN mkdir -p src/submanifold && touch src/submanifold/__init__.py \
 
 COPY conf conf
 COPY src src
-RUN mkdir -p data mlartifacts && chown -R 1000 data mlartifacts
-USER 1000
+RUN mkdir -p data mlartifacts && chown -R 10001 data mlartifacts
+USER 10001
 VOLUME ["/app/data", "/app/mlartifacts"]
 ENV MLFLOW_TRACKING_URI=sqlite:////app/data/mlflow.db
 

@@ -54,10 +54,9 @@ def _check_parameters(options: dict[str, Any]) -> None:
     place = options["conf_source"] or (project and str(project / "conf"))
     if place is None or not Path(place).is_dir():  # an archive of Kedro's, or nothing it can use
         return
-    ExperimentConfigLoader(
-        place, env=options["env"], runtime_params=copy.deepcopy(options["params"]),
-        **CONFIG_LOADER_ARGS,
-    )["parameters"]  # fmt: skip
+    env = options["env"] or os.environ.get("KEDRO_ENV")
+    given = copy.deepcopy(options["params"])
+    ExperimentConfigLoader(place, env=env, runtime_params=given, **CONFIG_LOADER_ARGS)["parameters"]
 
 
 run = copy.copy(kedro_run)

@@ -185,12 +185,13 @@ class TrackingHooks:
         import mlflow
 
         from submanifold.experiment import flatten
-        from submanifold.pipelines.tracking import JOB
+        from submanifold.pipelines.tracking import JOB, curves_of
 
         run = mlflow.active_run()
         if run is None:
             return
         self._run_id = run.info.run_id
+        curves_of.cache_clear()  # those of an earlier command of its job are closed
         owner = {"host": socket.gethostname(), "pid": str(os.getpid())}
         mlflow.set_tags({f"submanifold.{name}": value for name, value in owner.items()})
         _close_orphans(run.info.experiment_id)  # none is this, which a dead process may have begun
