@@ -40,9 +40,9 @@ def _run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
         last = list(traceback.walk_tb(error.__traceback__))[-1][0]
         if last.f_globals["__name__"].startswith("kedro.pipeline."):
             raise click.ClickException(
-                f"{str(error).rstrip('.')}. Change --nodes, --namespaces, --from-nodes, --to-nodes, "
-                "--to-outputs or --tags; "
-                "`kedro registry describe <pipeline>` names what there is."
+                f"{str(error).rstrip('.')}. Change --nodes, --namespaces, --from-nodes, "
+                "--to-nodes, --to-outputs or --tags; `kedro registry describe <pipeline>` names "
+                "what there is."
             ) from error
         raise
 
