@@ -1,4 +1,4 @@
-"""The project's own commands: ``kedro run``, ``kedro reproduce``, ``kedro sweep``, ``kedro join``."""
+"""The project's own commands: ``reproduce``, ``sweep`` and ``join``, and Kedro's ``run``."""
 
 import copy
 import os

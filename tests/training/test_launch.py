@@ -280,7 +280,7 @@ def test_a_process_that_dies_ends_all_with_a_message_and_loses_nothing(tmp_path,
 
     def is_worker(pid):
         try:
-            return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            return b"submanifold.pipelines.launch" in Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return False
 

@@ -88,7 +88,7 @@ def call(
             "arguments": [_pack(each, place) for each in arguments],
             "on_gpus": on_gpus, "logs": on_log is not None,
             "processes": launch.processes, "machines": launch.machines, "parts": launch.parts,
-            "port": get_free_port(), "host": (launch.address or "localhost").rpartition(":")[0],
+            "address": launch.address or f"localhost:{get_free_port()}",
         }  # fmt: skip
         write_json(place / "job.json", job)
         if launch.machines > 1:
@@ -100,17 +100,15 @@ def call(
 
 def _launch(place: Path, job: dict[str, Any], machine: int) -> None:
     """Start this machine's processes, and wait until they have ended."""
-    host = job["host"] or "localhost"
     config = LaunchConfig(
         min_nodes=job["machines"], max_nodes=job["machines"], nproc_per_node=job["processes"],
         max_restarts=0, monitor_interval=0.2, rdzv_backend="static", run_id=place.name,
-        rdzv_endpoint=f"{host}:{job['port']}", rdzv_configs={"rank": machine, "timeout": 900},
-        local_addr=host if machine == 0 else None,
+        rdzv_endpoint=job["address"], rdzv_configs={"rank": machine, "timeout": 900},
     )  # fmt: skip
     in_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in SIGNALS} if in_main else {}
     try:
-        elastic_launch(config, _work)(str(place), os.getpid())
+        elastic_launch(config, sys.executable)("-m", __name__, str(place), str(os.getpid()))
     except ChildFailedError as error:
         told = read_json(place / "mistake.json")
         if told is not None:
@@ -139,7 +137,9 @@ class Board:
         self.address, self.others, self.jobs = launch.address, launch.machines - 1, 0
         host, _, port = str(launch.address).rpartition(":")
         try:
-            self.store = dist.TCPStore(host, int(port), is_master=True, wait_for_workers=False)
+            self.store = dist.TCPStore(  # of which the launcher's own is a part
+                host, int(port), is_master=True, wait_for_workers=False, multi_tenant=True
+            )
         except (dist.DistNetworkError, RuntimeError) as error:
             raise UserError(
                 f"launch.address={launch.address} cannot be listened at: {error}. Allowed: a name "
@@ -224,10 +224,15 @@ def _work(name: str, parent: int) -> None:
     local = int(os.environ["LOCAL_RANK"])
     if job["on_gpus"]:
         torch.cuda.set_device(local)
-    else:
+    elif "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
-    dist.init_process_group("nccl" if job["on_gpus"] else "gloo")
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    dist.init_process_group(
+        "nccl" if job["on_gpus"] else "gloo",
+        store=dist.PrefixStore(f"{name}/processes", dist.TCPStore(*address, is_master=False)),
+        rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
+    )  # fmt: skip
     if team.rank() > 0:
         logging.disable()
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  progress is the first's
@@ -359,3 +364,7 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=look, daemon=True).start()
+
+
+if __name__ == "__main__":
+    _work(sys.argv[1], int(sys.argv[2]))
