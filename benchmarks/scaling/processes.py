@@ -174,6 +174,7 @@ def section() -> str:
     exchanges = {size: statistics.median(average_by_two(size)) for size in SIZES}
     shown = "; ".join(f"{size} {1e3 * seconds:.1f} ms" for size, seconds in exchanges.items())
     found = {"speed": speed(), "memory": memory(), "projection": projection()}
+    links = " and ".join(f"{rate / 1e9:.0f} GB/s" for rate in LINKS.values())
     tables = {name: each.to_markdown(index=False) for name, each in found.items()}
     return f"""## Several processes, and a batch in parts
 
@@ -192,7 +193,7 @@ Two processes average their gradients through gloo in (median of {AVERAGES}): {s
 receives 2 (n - 1) / n times its 4 bytes a parameter, once a step, and none of it while gradients
 are still computed. A step takes as long as its arithmetic with {GPU_SHARE:.0%} of a GPU's
 {GPU_FLOPS / 1e12:.0f} TFLOP/s, or as its operators with {LAUNCH * 1e6:.0f} microseconds each,
-whichever is longer; no GPU here has confirmed either. With these and links of {" and ".join(f"{rate / 1e9:.0f} GB/s" for rate in LINKS.values())}
+whichever is longer; no GPU here has confirmed either. With these and links of {links}
 the exchange and the share of the time that is computing are:
 
 {tables["projection"]}
