@@ -203,8 +203,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--others", type=int, default=5, help="trials of each other fault")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "reliability.jsonl",
+        help="where trials are kept: another call goes on",
+    )
     options = parser.parse_args()
-    random.seed(options.seed)
+    kept = read(options.kept)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         started = time.monotonic()
@@ -228,37 +234,52 @@ def main() -> None:
                 options.others, damaged("data/03_primary/*/train.npy", flipped, seconds)),
             "two runs of the same at once": (options.others, twice(seconds)),
         }  # fmt: skip
-        rows, places = [], []
-        for fault, (count, disturb) in faults.items():
-            trials = []
-            for number in range(count):
-                project = Project.make(folder / f"{len(rows)}-{number}")
-                trials.append(trial(disturb, project, whole))
-                shutil.rmtree(project.path)
-                print(fault, number, trials[-1], flush=True)
-            places += [{"fault": fault, **each} for each in trials]
-            rows.append({
-                "fault": fault,
-                "tried": count,
-                "other weights or metrics": sum(bool(each["lost"]) for each in trials),
-                "half-written artifacts": sum(bool(each["unfinished"]) for each in trials),
-                "MLflow left unclear": sum(not each["clear"] for each in trials),
-            })  # fmt: skip
-    where = pd.DataFrame(places).groupby(["fault", "place"]).size().rename("times").reset_index()
-    lost = [each for each in places if each["lost"] or not each["clear"]]
-    PAGE.write_text(page(pd.DataFrame(rows), where, lost, seconds), encoding="utf-8")
+        order = [(fault, n) for fault, (count, _) in faults.items() for n in range(count)]
+        for fault, number in order:
+            if any((each["fault"], each["number"]) == (fault, number) for each in kept):
+                continue
+            random.seed(f"{options.seed} {fault} {number}")
+            project = Project.make(folder / "trial")
+            kept.append({"fault": fault, "number": number, "seconds": seconds,
+                         **trial(faults[fault][1], project, whole)})  # fmt: skip
+            shutil.rmtree(project.path)
+            print(kept[-1], flush=True)
+            with options.kept.open("a") as file:
+                file.write(json.dumps(kept[-1]) + "\n")
+            PAGE.write_text(page(pd.DataFrame(kept)), encoding="utf-8")
 
 
-def page(rows: pd.DataFrame, where: pd.DataFrame, lost: list[Any], seconds: float) -> str:
+def read(path: Path) -> list[dict[str, Any]]:
+    """The trials that a file has kept."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def page(trials: pd.DataFrame) -> str:
     """Write the page."""
-    notes = "\n".join(f"- {each['fault']}, in {each['place']}: {each}" for each in lost)
+    trials["other weights or metrics"] = trials["lost"].map(bool)
+    trials["half-written artifacts"] = trials["unfinished"].map(bool)
+    trials["MLflow left unclear"] = ~trials["clear"].astype(bool)
+    faults = trials.groupby("fault", sort=False)
+    rows = faults.size().rename("tried").to_frame().join(
+        faults[["other weights or metrics", "half-written artifacts", "MLflow left unclear"]].sum()
+    )  # fmt: skip
+    where = trials.groupby(["fault", "place"], sort=False).size().rename("times").reset_index()
+    lost = trials[trials["other weights or metrics"] | trials["MLflow left unclear"]]
+    notes = "\n".join(
+        f"- {each.fault}, in {each.place}: {each.lost}, MLflow's runs {each.statuses}"
+        for each in lost.itertuples()
+    )
+    ends = trials["seconds"].min(), trials["seconds"].max()
     return f"""# What is lost when something goes wrong
 
 `python -m benchmarks.reliability` disturbs runs of the default method's four phases (small ones, of
-{seconds:.0f} s with Kedro's start), gives the same command again, and holds all weights and metrics
-against those of a run that nothing disturbed, bit for bit.
+{ends[0]:.0f} to {ends[1]:.0f} s with Kedro's start, as busy as the machine was), gives the same
+command again, and holds all weights and metrics against those of a run that nothing disturbed, bit
+for bit. An artifact is half-written if its file is there under its name and not whole. MLflow is
+left clear if no run says that it is running, and the last has finished.
 
-{rows.to_markdown(index=False)}
+{rows.reset_index().to_markdown(index=False)}
 
 Where the runs were when they were disturbed:
 

@@ -12,13 +12,21 @@
 #SBATCH --open-mode=append
 
 export SUBMANIFOLD_JOB="slurm-$SLURM_JOB_ID" # one MLflow run, however often the job is queued
-
-params="launch.processes=${SLURM_GPUS_ON_NODE:-1}${1:+,$1}"
+export ADDRESS PARAMS="launch.processes=${SLURM_GPUS_ON_NODE:-1}${1:+,$1}"
 if ((SLURM_NNODES > 1)); then
-    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    params+=",launch.nodes=$SLURM_NNODES,launch.rendezvous=$first:29400"
+    ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):29400
+    PARAMS+=",launch.machines=$SLURM_NNODES,launch.address=$ADDRESS"
 fi
 
+work() { # the first machine runs, and others join it
+    if ((SLURM_NODEID == 0)); then
+        exec .venv/bin/kedro run --pipeline=hierarchical --params="$PARAMS"
+    else
+        exec .venv/bin/kedro join "$ADDRESS"
+    fi
+}
+export -f work
+
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
-srun .venv/bin/kedro run --pipeline=hierarchical --params="$params" &
+srun --kill-on-bad-exit=1 bash -c work &
 wait $! # not srun itself, for a shell heeds no signal while a command runs

@@ -1,4 +1,4 @@
-"""The project's own commands: ``kedro run``, ``kedro reproduce`` and ``kedro sweep``."""
+"""The project's own commands: ``reproduce``, ``sweep`` and ``join``, and Kedro's ``run``."""
 
 import copy
 import os
@@ -151,6 +151,24 @@ def sweep(parameter: str, values: list[Any], env: str | None, params: dict[str, 
 
     try:
         click.echo(run_sweep(parameter, values, params, _project(), env))
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@cli.command()
+@click.argument("address")
+def join(address: str) -> None:
+    """Compute for a run on another machine, whose launch.address is ADDRESS, until it has ended.
+
+    Both need the project and its data in the same place of a file system that they share, and as
+    many GPUs as launch.processes says. There are launch.machines less one to join.
+    """
+    from submanifold.errors import UserError
+    from submanifold.pipelines.launch import join as join_run
+
+    _project()
+    try:
+        join_run(address)
     except UserError as error:
         raise click.ClickException(str(error)) from error
 

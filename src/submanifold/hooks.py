@@ -145,6 +145,10 @@ class ExperimentHooks:
                 with named("evaluation"):
                     given_weights(weights)
             self._continue_job()
+            if experiment.launch.machines > 1:
+                from submanifold.pipelines.launch import board
+
+                board(experiment.launch)  # others that join are let go at the end
         except UserError as error:
             raise ClickException(str(error)) from error
 
