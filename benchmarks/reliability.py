@@ -17,8 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ PLACES = {  # the first of these that a disturbed run has not left is where it w
     "evaluation": "data/07_model_output/photos-nested-*/metrics.json",
     "report": "data/08_reporting/photos-nested-*/report.html",
 }
+LOOK = 0.05  # seconds
 CLOCKS = ("seconds", "rows_per_second", "steps_trained")
 
 
@@ -120,14 +122,46 @@ def _timeless(value: Any) -> Any:
 Disturb = Callable[[Project], str]
 """Start a run, disturb it, and say where it was; the run has ended."""
 
+Seconds = Mapping[str, float]
+"""How long an undisturbed run was in each place."""
 
-def killed(how: int, seconds: float, grace: float | None = None) -> Disturb:
+
+def watched(project: Project) -> Seconds:
+    """Run to the end, and time each place."""
+    process, seconds = project.start(), dict.fromkeys(PLACES, 0.0)
+    with tempfile.TemporaryFile("w+") as said, process:
+        reader = threading.Thread(target=lambda: said.write(process.communicate()[0]))
+        reader.start()
+        before = time.monotonic()
+        while reader.is_alive():
+            time.sleep(LOOK)
+            now = time.monotonic()
+            if (place := project.place()) in seconds:
+                seconds[place] += now - before
+            before = now
+        said.seek(0)
+        assert process.returncode == 0, said.read()
+    return seconds
+
+
+def random_moment(project: Project, process: subprocess.Popen[str], seconds: Seconds) -> str:
+    """Wait until a random moment of a random place; returns where that is."""
+    wanted = random.choice(list(PLACES))
+    order = list(PLACES)
+    while process.poll() is None and (
+        (place := project.place()) in PLACES and order.index(place) < order.index(wanted)
+    ):
+        time.sleep(LOOK)
+    time.sleep(random.uniform(0, seconds[wanted]))
+    return project.place()
+
+
+def killed(how: int, seconds: Seconds, grace: float | None = None) -> Disturb:
     """A signal at a random moment; with a grace, SIGKILL follows if it is not heeded."""
 
     def disturb(project: Project) -> str:
         process = project.start()
-        time.sleep(random.uniform(0, seconds))
-        place = project.place()
+        place = random_moment(project, process, seconds)
         if process.poll() is not None:
             return "after its end"
         process.send_signal(how)
@@ -142,7 +176,7 @@ def killed(how: int, seconds: float, grace: float | None = None) -> Disturb:
     return disturb
 
 
-def damaged(pattern: str, change: Callable[[bytes], bytes], seconds: float) -> Disturb:
+def damaged(pattern: str, change: Callable[[bytes], bytes], seconds: Seconds) -> Disturb:
     """Kill a run at a random moment, and damage a file that it left."""
 
     def disturb(project: Project) -> str:
@@ -166,13 +200,12 @@ def flipped(content: bytes) -> bytes:
     return content[:place] + bytes([changed]) + content[place + 1 :]
 
 
-def twice(seconds: float) -> Disturb:
+def twice(seconds: Seconds) -> Disturb:
     """Another run of the same at the same time, from a random moment on."""
 
     def disturb(project: Project) -> str:
         first = project.start()
-        time.sleep(random.uniform(0, seconds))
-        place = project.place()
+        place = random_moment(project, first, seconds)
         second = project.start()
         for process in (first, second):
             process.communicate(timeout=600)
@@ -213,11 +246,8 @@ def main() -> None:
     kept = read(options.kept)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        started = time.monotonic()
         reference = Project.make(folder / "whole")
-        said = reference.run()
-        assert not said.startswith("FAILED"), said
-        seconds = time.monotonic() - started
+        seconds = watched(reference)
         whole = reference.result()
         faults: dict[str, tuple[int, Disturb]] = {
             "SIGKILL at a random moment": (options.kills, killed(signal.SIGKILL, seconds)),
@@ -240,7 +270,7 @@ def main() -> None:
                 continue
             random.seed(f"{options.seed} {fault} {number}")
             project = Project.make(folder / "trial")
-            kept.append({"fault": fault, "number": number, "seconds": seconds,
+            kept.append({"fault": fault, "number": number, "seconds": sum(seconds.values()),
                          **trial(faults[fault][1], project, whole)})  # fmt: skip
             shutil.rmtree(project.path)
             print(kept[-1], flush=True)
