@@ -291,6 +291,17 @@ def test_a_process_that_dies_ends_all_with_a_message_and_loses_nothing(tmp_path,
     assert (tmp_path / "dies" / "last.safetensors").exists()
 
 
+def test_what_the_callback_raises_ends_all(tmp_path, monkeypatch):
+    def stop(name, step, row):
+        if "valid.loss" in row:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(launch, "LOOK", 0.01)
+    with pytest.raises(ZeroDivisionError):
+        train(TWO, tmp_path, "stopped", stop, validate_every=6, steps=5000)
+    assert (tmp_path / "stopped" / "last.safetensors").exists()
+
+
 def test_what_is_passed_comes_back_as_it_was(tmp_path):
     rows, _ = images(tmp_path)
     values = {"rows": rows, 3: (1, [None, 0.1, Path("/a"), CPU]), "how": phase(), "part": rows[3:9]}

@@ -64,7 +64,7 @@ def call(
             the devices says where all compute.
         folder: Where files are passed, which all machines see.
         on_log: Called with the rows that the first process logs; the function takes it as
-            ``on_log``.
+            ``on_log``. What it raises ends all.
 
     Raises:
         UserError: The function's own, there are fewer GPUs, or a process died.
@@ -93,8 +93,13 @@ def call(
         write_json(place / "job.json", job)
         if launch.machines > 1:
             board(launch).post(place)
-        with _rows_passed_on(place / "rows.jsonl", on_log):
-            _launch(place, job, machine=0)
+        with _rows_passed_on(place / "rows.jsonl", on_log) as ended:
+            try:
+                _launch(place, job, machine=0)
+            except SystemExit:
+                if ended:
+                    raise ended[0] from None
+                raise
         return _unpack(read_json(place / "result.json"))
 
 
@@ -326,10 +331,14 @@ def _free(place: Path, ending: str) -> Path:
 
 
 @contextlib.contextmanager
-def _rows_passed_on(path: Path, on_log: Log | None) -> Iterator[None]:
-    """Hand the rows that the first process writes to a callback of this one, as they come."""
+def _rows_passed_on(path: Path, on_log: Log | None) -> Iterator[list[BaseException]]:
+    """Hand the rows that the first process writes to a callback of this one, as they come.
+
+    What it raises is in the list that this gives, and a SIGTERM ends the launch.
+    """
+    raised: list[BaseException] = []
     if on_log is None:
-        yield
+        yield raised
         return
     ended, read = threading.Event(), 0
 
@@ -343,16 +352,22 @@ def _rows_passed_on(path: Path, on_log: Log | None) -> Iterator[None]:
 
     def follow() -> None:
         while not ended.wait(LOOK):
-            pass_on()
+            try:
+                pass_on()
+            except BaseException as error:
+                raised.append(error)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield
+        yield raised
     finally:
         ended.set()
         thread.join()
-        pass_on()
+        if not raised:
+            pass_on()
 
 
 def _end_with(parent: int) -> None:
