@@ -299,7 +299,7 @@ def test_what_the_callback_raises_ends_all(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "LOOK", 0.01)
     with pytest.raises(ZeroDivisionError):
         train(TWO, tmp_path, "stopped", stop, validate_every=6, steps=5000)
-    assert (tmp_path / "stopped" / "last.safetensors").exists()
+    assert list((tmp_path / "stopped").glob("*.safetensors"))  # the last, or the one before
 
 
 def test_what_is_passed_comes_back_as_it_was(tmp_path):

@@ -351,13 +351,12 @@ def _rows_passed_on(path: Path, on_log: Log | None) -> Iterator[list[BaseExcepti
         read = len(whole)
 
     def follow() -> None:
-        while not ended.wait(LOOK):
-            try:
+        try:
+            while not ended.wait(LOOK):
                 pass_on()
-            except BaseException as error:
-                raised.append(error)
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
+        except BaseException as error:
+            raised.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
