@@ -17,8 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ PLACES = {  # the first of these that a disturbed run has not left is where it w
     "evaluation": "data/07_model_output/photos-nested-*/metrics.json",
     "report": "data/08_reporting/photos-nested-*/report.html",
 }
+LOOK = 0.05  # seconds
 CLOCKS = ("seconds", "rows_per_second", "steps_trained")
 
 
@@ -120,14 +122,46 @@ def _timeless(value: Any) -> Any:
 Disturb = Callable[[Project], str]
 """Start a run, disturb it, and say where it was; the run has ended."""
 
+Seconds = Mapping[str, float]
+"""How long an undisturbed run was in each place."""
 
-def killed(how: int, seconds: float, grace: float | None = None) -> Disturb:
+
+def watched(project: Project) -> Seconds:
+    """Run to the end, and time each place."""
+    process, seconds = project.start(), dict.fromkeys(PLACES, 0.0)
+    with tempfile.TemporaryFile("w+") as said, process:
+        reader = threading.Thread(target=lambda: said.write(process.communicate()[0]))
+        reader.start()
+        before = time.monotonic()
+        while reader.is_alive():
+            time.sleep(LOOK)
+            now = time.monotonic()
+            if (place := project.place()) in seconds:
+                seconds[place] += now - before
+            before = now
+        said.seek(0)
+        assert process.returncode == 0, said.read()
+    return seconds
+
+
+def random_moment(project: Project, process: subprocess.Popen[str], seconds: Seconds) -> str:
+    """Wait until a random moment of a random place; returns where that is."""
+    wanted = random.choice(list(PLACES))
+    order = list(PLACES)
+    while process.poll() is None and (
+        (place := project.place()) in PLACES and order.index(place) < order.index(wanted)
+    ):
+        time.sleep(LOOK)
+    time.sleep(random.uniform(0, seconds[wanted]))
+    return project.place()
+
+
+def killed(how: int, seconds: Seconds, grace: float | None = None) -> Disturb:
     """A signal at a random moment; with a grace, SIGKILL follows if it is not heeded."""
 
     def disturb(project: Project) -> str:
         process = project.start()
-        time.sleep(random.uniform(0, seconds))
-        place = project.place()
+        place = random_moment(project, process, seconds)
         if process.poll() is not None:
             return "after its end"
         process.send_signal(how)
@@ -142,7 +176,7 @@ def killed(how: int, seconds: float, grace: float | None = None) -> Disturb:
     return disturb
 
 
-def damaged(pattern: str, change: Callable[[bytes], bytes], seconds: float) -> Disturb:
+def damaged(pattern: str, change: Callable[[bytes], bytes], seconds: Seconds) -> Disturb:
     """Kill a run at a random moment, and damage a file that it left."""
 
     def disturb(project: Project) -> str:
@@ -166,13 +200,12 @@ def flipped(content: bytes) -> bytes:
     return content[:place] + bytes([changed]) + content[place + 1 :]
 
 
-def twice(seconds: float) -> Disturb:
+def twice(seconds: Seconds) -> Disturb:
     """Another run of the same at the same time, from a random moment on."""
 
     def disturb(project: Project) -> str:
         first = project.start()
-        time.sleep(random.uniform(0, seconds))
-        place = project.place()
+        place = random_moment(project, first, seconds)
         second = project.start()
         for process in (first, second):
             process.communicate(timeout=600)
@@ -203,15 +236,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--others", type=int, default=5, help="trials of each other fault")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "reliability.jsonl",
+        help="where trials are kept: another call goes on",
+    )
     options = parser.parse_args()
-    random.seed(options.seed)
+    kept = read(options.kept)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        started = time.monotonic()
         reference = Project.make(folder / "whole")
-        said = reference.run()
-        assert not said.startswith("FAILED"), said
-        seconds = time.monotonic() - started
+        seconds = watched(reference)
         whole = reference.result()
         faults: dict[str, tuple[int, Disturb]] = {
             "SIGKILL at a random moment": (options.kills, killed(signal.SIGKILL, seconds)),
@@ -228,37 +264,52 @@ def main() -> None:
                 options.others, damaged("data/03_primary/*/train.npy", flipped, seconds)),
             "two runs of the same at once": (options.others, twice(seconds)),
         }  # fmt: skip
-        rows, places = [], []
-        for fault, (count, disturb) in faults.items():
-            trials = []
-            for number in range(count):
-                project = Project.make(folder / f"{len(rows)}-{number}")
-                trials.append(trial(disturb, project, whole))
-                shutil.rmtree(project.path)
-                print(fault, number, trials[-1], flush=True)
-            places += [{"fault": fault, **each} for each in trials]
-            rows.append({
-                "fault": fault,
-                "tried": count,
-                "other weights or metrics": sum(bool(each["lost"]) for each in trials),
-                "half-written artifacts": sum(bool(each["unfinished"]) for each in trials),
-                "MLflow left unclear": sum(not each["clear"] for each in trials),
-            })  # fmt: skip
-    where = pd.DataFrame(places).groupby(["fault", "place"]).size().rename("times").reset_index()
-    lost = [each for each in places if each["lost"] or not each["clear"]]
-    PAGE.write_text(page(pd.DataFrame(rows), where, lost, seconds), encoding="utf-8")
+        order = [(fault, n) for fault, (count, _) in faults.items() for n in range(count)]
+        for fault, number in order:
+            if any((each["fault"], each["number"]) == (fault, number) for each in kept):
+                continue
+            random.seed(f"{options.seed} {fault} {number}")
+            project = Project.make(folder / "trial")
+            kept.append({"fault": fault, "number": number, "seconds": sum(seconds.values()),
+                         **trial(faults[fault][1], project, whole)})  # fmt: skip
+            shutil.rmtree(project.path)
+            print(kept[-1], flush=True)
+            with options.kept.open("a") as file:
+                file.write(json.dumps(kept[-1]) + "\n")
+            PAGE.write_text(page(pd.DataFrame(kept)), encoding="utf-8")
 
 
-def page(rows: pd.DataFrame, where: pd.DataFrame, lost: list[Any], seconds: float) -> str:
+def read(path: Path) -> list[dict[str, Any]]:
+    """The trials that a file has kept."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def page(trials: pd.DataFrame) -> str:
     """Write the page."""
-    notes = "\n".join(f"- {each['fault']}, in {each['place']}: {each}" for each in lost)
+    trials["other weights or metrics"] = trials["lost"].map(bool)
+    trials["half-written artifacts"] = trials["unfinished"].map(bool)
+    trials["MLflow left unclear"] = ~trials["clear"].astype(bool)
+    faults = trials.groupby("fault", sort=False)
+    rows = faults.size().rename("tried").to_frame().join(
+        faults[["other weights or metrics", "half-written artifacts", "MLflow left unclear"]].sum()
+    )  # fmt: skip
+    where = trials.groupby(["fault", "place"], sort=False).size().rename("times").reset_index()
+    lost = trials[trials["other weights or metrics"] | trials["MLflow left unclear"]]
+    notes = "\n".join(
+        f"- {each.fault}, in {each.place}: {each.lost}, MLflow's runs {each.statuses}"
+        for each in lost.itertuples()
+    )
+    ends = trials["seconds"].min(), trials["seconds"].max()
     return f"""# What is lost when something goes wrong
 
 `python -m benchmarks.reliability` disturbs runs of the default method's four phases (small ones, of
-{seconds:.0f} s with Kedro's start), gives the same command again, and holds all weights and metrics
-against those of a run that nothing disturbed, bit for bit.
+{ends[0]:.0f} to {ends[1]:.0f} s with Kedro's start, as busy as the machine was), gives the same
+command again, and holds all weights and metrics against those of a run that nothing disturbed, bit
+for bit. An artifact is half-written if its file is there under its name and not whole. MLflow is
+left clear if no run says that it is running, and the last has finished.
 
-{rows.to_markdown(index=False)}
+{rows.reset_index().to_markdown(index=False)}
 
 Where the runs were when they were disturbed:
 

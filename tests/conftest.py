@@ -25,6 +25,8 @@ LOGGING = str(REPOSITORY / "tests" / "pipelines" / "logging.yml")
 
 os.environ |= {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
 os.environ["KEDRO_LOGGING_CONFIG"] = LOGGING  # read when Kedro is first imported
+for name in ("KEDRO_ENV", "MLFLOW_TRACKING_URI", "SUBMANIFOLD_JOB"):
+    os.environ.pop(name, None)
 torch.set_num_threads(1)
 
 
@@ -111,6 +113,7 @@ class Project:
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         environment = {**os.environ, "COLUMNS": "500"}
         del environment["KEDRO_LOGGING_CONFIG"]
+        environment.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it in this process
 
         def heed_interrupts():
             # a shell's background job, such as a CI script may be, is started deaf to SIGINT

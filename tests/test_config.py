@@ -7,6 +7,7 @@ import yaml
 
 from submanifold.config import ExperimentConfigLoader, expand
 from submanifold.data.synthetic import MANIFOLDS
+from submanifold.settings import CONFIG_LOADER_ARGS
 
 CONF = Path(__file__).parents[1] / "conf"
 METHODS = list(yaml.safe_load((CONF / "base" / "parameters.yml").read_text())["methods"])
@@ -100,3 +101,21 @@ def test_the_paper_environment_is_the_papers():
     counts = parameters["data"]["counts"]
     assert (counts["train"], counts["valid"]) == (200782, 800)
     assert parameters["evaluation"]["samples"] == 10000
+
+
+SERVER = "http://localhost:5000"
+
+
+@pytest.mark.parametrize(("variable", "uri", "artifacts"), [
+    (None, f"sqlite:///{CONF.parent}/mlflow.db", f"{CONF.parent}/mlartifacts"),
+    ("sqlite:////elsewhere.db", "sqlite:////elsewhere.db", f"{CONF.parent}/mlartifacts"),
+    (SERVER, SERVER, None),
+])  # fmt: skip
+def test_the_environment_names_mlflow_and_a_server_keeps_artifacts_itself(
+    variable, uri, artifacts, monkeypatch
+):
+    monkeypatch.setattr("submanifold.config.TRACKING_URI", variable)
+    settings = ExperimentConfigLoader(str(CONF), env="test", **CONFIG_LOADER_ARGS)["mlflow"]
+    assert settings["server"]["mlflow_tracking_uri"] == uri
+    created = settings["tracking"]["experiment"]["create_experiment_kwargs"]
+    assert created["artifact_location"] == artifacts

@@ -1,4 +1,4 @@
-"""The project's own commands: ``kedro run``, ``kedro reproduce`` and ``kedro sweep``."""
+"""The project's own commands: ``reproduce``, ``sweep`` and ``join``, and Kedro's ``run``."""
 
 import copy
 import os
@@ -41,8 +41,9 @@ def _run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
         last = list(traceback.walk_tb(error.__traceback__))[-1][0]
         if last.f_globals["__name__"].startswith("kedro.pipeline."):
             raise click.ClickException(
-                f"{error} Change --nodes, --from-nodes, --to-nodes, --to-outputs or --tags; "
-                "`kedro registry describe <pipeline>` names what there is."
+                f"{str(error).rstrip('.')}. Change --nodes, --namespaces, --from-nodes, "
+                "--to-nodes, --to-outputs or --tags; `kedro registry describe <pipeline>` names "
+                "what there is."
             ) from error
         raise
 
@@ -55,10 +56,9 @@ def _check_parameters(options: dict[str, Any]) -> None:
     place = options["conf_source"] or (project and str(project / "conf"))
     if place is None or not Path(place).is_dir():  # an archive of Kedro's, or nothing it can use
         return
-    ExperimentConfigLoader(
-        place, env=options["env"], runtime_params=copy.deepcopy(options["params"]),
-        **CONFIG_LOADER_ARGS,
-    )["parameters"]  # fmt: skip
+    env = options["env"] or os.environ.get("KEDRO_ENV")
+    given = copy.deepcopy(options["params"])
+    ExperimentConfigLoader(place, env=env, runtime_params=given, **CONFIG_LOADER_ARGS)["parameters"]
 
 
 run = copy.copy(kedro_run)
@@ -197,6 +197,24 @@ def sweep(
         from submanifold.reproduction.sweeps import sweep as run_sweep
 
         click.echo(run_sweep(parameter, _read(values), params, _project(), env))
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@cli.command()
+@click.argument("address")
+def join(address: str) -> None:
+    """Compute for a run on another machine, whose launch.address is ADDRESS, until it has ended.
+
+    Both need the project and its data in the same place of a file system that they share, and as
+    many GPUs as launch.processes says. There are launch.machines less one to join.
+    """
+    from submanifold.errors import UserError
+    from submanifold.pipelines.launch import join as join_run
+
+    _project()
+    try:
+        join_run(address)
     except UserError as error:
         raise click.ClickException(str(error)) from error
 

@@ -1,6 +1,7 @@
 """Kedro's configuration of one experiment: its parameters, and keys in the paths of artifacts."""
 
 import json
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,9 @@ from submanifold.errors import UserError
 if TYPE_CHECKING:
     from submanifold.experiment import Experiment
 
+# of this process as it was started: MLflow sets the variable to what a project uses
+TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI")
+
 
 class ExperimentConfigLoader(OmegaConfigLoader):
     """Kedro's loader, whose parameters are one experiment and whose paths carry its keys.
@@ -27,6 +31,8 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     - ``${key:data}``, ``${key:model}`` and ``${key:run}`` are hashes of all that an artifact
       depends on, so that a changed setting means another path, and a setting changed back finds
       its artifacts again; ``${parameter:name}`` is a parameter's value.
+    - ``${tracking_uri:default}`` is the MLflow that MLFLOW_TRACKING_URI names, and
+      ``${artifact_location:uri,folder}`` the place of artifacts: a server's own, or the folder.
     - A catalog entry named ``phase_{n}.<name>`` stands for one entry of every phase, ``{n}`` for
       its number, ``{key}`` for its key, and ``{u}`` for the key of what it is trained on, where
       that is not the data; entries with it are left out where it is.
@@ -41,6 +47,14 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         )
         OmegaConf.register_new_resolver("parameter", self._parameter, replace=True)
         OmegaConf.register_new_resolver("project_path", lambda: self._project, replace=True)
+        OmegaConf.register_new_resolver(
+            "tracking_uri", lambda default: TRACKING_URI or default, replace=True
+        )
+        OmegaConf.register_new_resolver(
+            "artifact_location",
+            lambda uri, folder: None if uri.startswith("http") else folder,
+            replace=True,
+        )
         try:
             if key == "parameters":
                 model = self.experiment.model.model_dump(mode="json")

@@ -77,6 +77,7 @@ class ExperimentHooks:
         from submanifold.pipelines.store import create_store
 
         loader = cast(ExperimentConfigLoader, context.config_loader)
+        self._context = context
         try:
             self._experiment, _ = loader.experiment, loader.keys_of
             with named("mlflow"):
@@ -151,8 +152,22 @@ class ExperimentHooks:
 
                 with named("evaluation"):
                     given_weights(weights)
+            self._continue_job()
+            if experiment.launch.machines > 1:
+                from submanifold.pipelines.launch import board
+
+                board(experiment.launch)  # others that join are let go at the end
         except UserError as error:
             raise ClickException(str(error)) from error
+
+    def _continue_job(self) -> None:
+        """Have kedro-mlflow go on with the run that the job's earlier commands have made."""
+        if job := os.environ.get("SUBMANIFOLD_JOB"):
+            from submanifold.pipelines.tracking import run_of_job
+
+            tracking = cast(Any, self._context).mlflow.tracking
+            key = cast(ExperimentConfigLoader, self._context.config_loader).keys_of["run"]
+            tracking.run.id = run_of_job(job, key, tracking.experiment._experiment.experiment_id)
 
     @hook_impl(trylast=True)
     def on_pipeline_error(self, error: Exception) -> None:
@@ -182,18 +197,19 @@ class TrackingHooks:
         import mlflow
 
         from submanifold.experiment import flatten
-        from submanifold.pipelines.tracking import observer
+        from submanifold.pipelines.tracking import JOB, curves_of, observer
 
         run = mlflow.active_run()
         if run is None:
             return
         self._run_id = run.info.run_id
-        _close_orphans(run.info.experiment_id)
+        curves_of.cache_clear()  # those of an earlier command of its job are closed
         owner = {"host": socket.gethostname(), "pid": str(os.getpid())}
         mlflow.set_tags({f"submanifold.{name}": value for name, value in owner.items()})
         if (by := observer()) is not None:
             mlflow.set_tags(by.tags)
             by.on_run(self._run_id)
+        _close_orphans(run.info.experiment_id)  # none is this, which a dead process may have begun
         if _only_shows(run_params):
             name = f"{self._experiment.dataset}-{run_params['pipeline_names'][0]}"
             mlflow.set_tag("mlflow.runName", name)
@@ -202,10 +218,14 @@ class TrackingHooks:
                 {name: own[name] for name in own if f"params:{name}" in pipeline.inputs()}
             )
         else:
-            mlflow.log_params({
+            if job := os.environ.get("SUBMANIFOLD_JOB"):
+                mlflow.set_tag(JOB, job)
+            params = {
                 **flatten(self._experiment.parameters()),
                 **{f"keys.{name}": key for name, key in self._keys.items()},
-            })  # fmt: skip
+            }
+            # MLflow takes no other value, such as the device that a job goes on with
+            mlflow.log_params({k: v for k, v in params.items() if k not in run.data.params})
         # registered after mlflow's own exit handler, so it runs before it
         atexit.register(self._close_interrupted)
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else

@@ -1,13 +1,18 @@
-"""Processes that work as one: each takes its share of the rows, and all have what all have found.
+"""Rows of a batch shared by processes that work as one, and by parts that come one after the other.
 
-Every function does nothing where there is one process alone.
+All processes call the same functions on the same data, each computes its own rows, and all have
+what all have found. Every function does nothing where there is one process alone, and one part.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
+
+_part, _parts = 0, 1
 
 
 def size() -> int:
@@ -21,14 +26,65 @@ def rank() -> int:
 
 
 def share(rows: Tensor) -> Tensor:
-    """This process's rows of a batch, of which every process has as many."""
-    each = len(rows) // size()
-    return rows[rank() * each :][:each]
+    """This process's rows of a batch: as many as every other's, or one more or less."""
+    return rows[bounds(len(rows))]
+
+
+def bounds(count: int) -> slice:
+    """Where this process's share of so many rows begins and ends."""
+    return slice(count * rank() // size(), count * (rank() + 1) // size())
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows of all processes, (rows of all, ...), in the order of :func:`share`, on each."""
+    if size() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    most = max(int(each) for each in counts)
+    filled = F.pad(rows, (*[0] * 2 * (rows.ndim - 1), 0, most - len(rows))).contiguous()
+    found = [torch.empty_like(filled) for _ in counts]
+    dist.all_gather(found, filled)
+    return torch.cat([each[: int(count)] for each, count in zip(found, counts, strict=True)])
+
+
+def by_rows(measure: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """Apply a measure that has a value for each row, (batch,) or (batch, ...), by shares."""
+    if size() == 1 or len(batch) < size():
+        return measure(batch)
+    return gather(measure(share(batch)))
+
+
+def parts() -> int:
+    """Count the parts in which a process computes its share of a training batch."""
+    return _parts
+
+
+@contextmanager
+def in_parts(count: int) -> Iterator[None]:
+    """Have training batches computed in so many parts, for less memory."""
+    global _parts
+    before, _parts = _parts, count
+    try:
+        yield
+    finally:
+        _parts = before
+
+
+def each_part(rows: Tensor) -> Iterator[Tensor]:
+    """Go through the parts of this process's share of a training batch."""
+    global _part
+    try:
+        for _part, some in enumerate(rows.chunk(_parts)):  # drawn() looks at it
+            yield some
+    finally:
+        _part = 0
 
 
 def drawn(draw: Callable[[int], Tensor], rows: int) -> Tensor:
-    """This process's rows of what one process alone would draw for the rows of all."""
-    return draw(rows * size())[rank() * rows :][:rows]
+    """This part's rows of what one process alone would draw for the rows of a training batch."""
+    number = rank() * _parts + _part
+    return draw(rows * size() * _parts)[number * rows :][:rows]
 
 
 def average(tensors: Sequence[Tensor]) -> None:
@@ -38,9 +94,9 @@ def average(tensors: Sequence[Tensor]) -> None:
     flat = torch.cat([each.detach().reshape(-1) for each in tensors])  # one message, not many
     dist.all_reduce(flat)
     flat /= size()
-    parts = flat.split([each.numel() for each in tensors])
-    for each, part in zip(tensors, parts, strict=True):
-        each.detach().copy_(part.view(each.shape))
+    split = flat.split([each.numel() for each in tensors])
+    for each, mean in zip(tensors, split, strict=True):
+        each.detach().copy_(mean.view(each.shape))
 
 
 def wait() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from submanifold.errors import UserError
 from submanifold.pipelines import store
-from submanifold.pipelines.store import check_room, create_store, root_of
+from submanifold.pipelines.store import check_room, create_store, root_of, without_password
 
 MAKE = """
 import sys
@@ -220,3 +220,21 @@ def test_the_root_of_an_error_is_one_line():
     error = RuntimeError("(Background on this error)")
     error.__cause__ = ValueError("locked\nlong text")
     assert root_of(error) == "locked"
+
+
+def test_a_database_server_that_is_not_there_is_told_at_once_without_the_password():
+    with pytest.raises(
+        UserError, match=r"^uri=postgresql\S+flow:\*\*\*@\S+ cannot be used"
+    ) as caught:
+        create_store("postgresql+psycopg://flow:secret@127.0.0.1:9/mlflow")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("uri", "shown"), [
+    ("http://me:secret@host:5000", "http://me:***@host:5000"),
+    ("http://host:5000/a@b", "http://host:5000/a@b"),
+    ("postgresql://me@host/name", "postgresql://me@host/name"),
+    ("sqlite:////a:b@c/mlflow.db", "sqlite:////a:b@c/mlflow.db"),
+])  # fmt: skip
+def test_only_a_password_is_left_out_of_what_messages_show(uri, shown):
+    assert without_password(uri) == shown

@@ -1,7 +1,10 @@
-"""Several processes train what one trains."""
+"""Several processes, machines and parts compute what one computes."""
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +13,18 @@ import resumable
 import torch
 
 from submanifold import team
+from submanifold.data.batches import Batches
 from submanifold.errors import UserError
-from submanifold.training import launch
-from submanifold.training.launch import train_by_processes
-from submanifold.training.phases import PhaseSettings, train_phase
+from submanifold.evaluation.measure import measure
+from submanifold.evaluation.scores import calibrate
+from submanifold.experiment.experiment import LaunchSettings
+from submanifold.pipelines import launch
+from submanifold.pipelines.launch import call, join
+from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
+from submanifold.training.rotation import RotationSettings
 
 CPU = torch.device("cpu")
+ALONE, TWO, THREE = (LaunchSettings(processes=count) for count in (1, 2, 3))
 
 
 def phase(**changes):
@@ -33,18 +42,46 @@ def images(tmp_path):
     return np.load(tmp_path / "train.npy", mmap_mode="c"), rows[64:]
 
 
-def arguments(tmp_path, name, *more, **changes):
-    return (phase(**changes), resumable.MODEL, None, *images(tmp_path), 3, CPU, tmp_path / name,
-            *more)  # fmt: skip
+def train(how, tmp_path, name, on_log=None, of=None, **changes):
+    folder = tmp_path / name
+    arguments = (of or phase(**changes), resumable.MODEL, None, *images(tmp_path), 3, CPU, folder)
+    return call(how, train_phase, *arguments, folder=folder, on_log=on_log)
+
+
+def assert_alike(one, other, rtol=1e-3, atol=1e-3):
+    for p, q in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(p, q, rtol=rtol, atol=atol)
+
+
+def assert_same_losses(one, other):
+    for kind in ("train", "valid"):
+        for mine, theirs in zip(one[kind], other[kind], strict=True):
+            for key in mine.keys() - {"rows_per_second"}:
+                within = {"gradient_norm": 1e-3}.get(key, 1e-5)
+                if key != "inverse_error":  # which is rounding itself
+                    assert mine[key] == pytest.approx(theirs[key], rel=within), (kind, key)
 
 
 def test_alone_there_is_nothing_to_share():
     rows = torch.arange(6.0)
     assert (team.size(), team.rank()) == (1, 0)
     assert torch.equal(team.share(rows), rows)
+    assert torch.equal(team.gather(rows), rows)
     assert torch.equal(team.drawn(torch.arange, 4), torch.arange(4))
     team.average([rows])
     assert torch.equal(rows, torch.arange(6.0))
+
+
+@pytest.mark.parametrize("count", [1, 5, 64])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_shares_have_every_row_once(count, size, monkeypatch):
+    monkeypatch.setattr(team, "size", lambda: size)
+    rows, shares = torch.arange(count), []
+    for number in range(size):
+        monkeypatch.setattr(team, "rank", lambda number=number: number)
+        shares.append(team.share(rows))
+    assert torch.equal(torch.cat(shares), rows)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.fixture(scope="module")
@@ -56,26 +93,87 @@ def both(tmp_path_factory):
     def log(name):
         return lambda *row: logged[name].append(row)
 
-    one = train_phase(*arguments(folder, "one", log("one")))
-    two = train_by_processes(2, *arguments(folder, "two", log("two")))
+    one = train(ALONE, folder, "one", log("one"))
+    two = train(TWO, folder, "two", log("two"))
     return folder, one, two, logged
 
 
 def test_two_processes_have_the_loss_curve_of_one(both):
     _, (one, alone), (two, shared), _ = both
-    for kind in ("train", "valid"):
-        for mine, theirs in zip(shared[kind], alone[kind], strict=True):
-            for key in mine.keys() - {"rows_per_second"}:
-                if key != "inverse_error":  # which is rounding itself
-                    assert mine[key] == pytest.approx(theirs[key], rel=1e-5), (kind, key)
-    for p, q in zip(two.parameters(), one.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+    assert_same_losses(shared, alone)
+    assert_alike(two, one)
 
 
 def test_one_of_them_logs_and_writes(both):
     folder, _, _, logged = both
     assert [row[:2] for row in logged["two"]] == [row[:2] for row in logged["one"]]
     assert {path.name for path in (folder / "two").iterdir()} == {"last.safetensors"}
+
+
+def with_target(**changes):
+    """A weight that dual ascent finds, which every part of a batch takes part in."""
+    penalty = {"penalty": "mse", "weight": 10.0, "target": {"mse": 0.01}}
+    return PhaseSettings(
+        stages=(1,), training=resumable.settings(precision="float32", steps=12, **changes),
+        reconstruction=penalty,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("of", [phase, with_target])
+def test_parts_of_a_batch_have_the_loss_curve_of_the_whole(tmp_path, of):
+    one, alone = train(ALONE, tmp_path, "whole", of=of())
+    parts, history = train(LaunchSettings(parts=4), tmp_path, "parts", of=of())
+    assert_same_losses(history, alone)
+    assert_alike(parts, one)
+
+
+def test_parts_recompute_and_processes_go_together(tmp_path):
+    one, alone = train(ALONE, tmp_path, "one", recompute=True)
+    how = LaunchSettings(processes=2, parts=2)
+    other, history = train(how, tmp_path, "other", recompute=True)
+    assert_same_losses(history, alone)
+    assert_alike(other, one)
+
+
+def test_bfloat16_works_in_processes_and_parts(tmp_path):
+    _, alone = train(ALONE, tmp_path, "one", precision="bfloat16")
+    how = LaunchSettings(processes=2, parts=2)
+    _, history = train(how, tmp_path, "other", precision="bfloat16")
+    for mine, theirs in zip(history["train"], alone["train"], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
+
+
+def test_three_processes_rotate_encode_and_measure_what_one_does(tmp_path, both):
+    _, (one, _), _, _ = both
+    rows, others = images(tmp_path)
+    rotated = {}
+    for name, how in {"one": ALONE, "three": THREE}.items():
+        folder = tmp_path / name
+        arguments = (RotationSettings(rotate=1), one, rows, 5, CPU, folder)
+        rotated[name], _ = call(how, rotate_phase, *arguments, folder=folder)
+    gains = [model.stages[0].rotation.gains for model in rotated.values()]
+    torch.testing.assert_close(*gains, rtol=1e-3, atol=1e-4)
+
+    model = rotated["one"]
+    encoded = [
+        call(how, encode_rows, model, rows[:62], 7, CPU, tmp_path / f"{number}.npy",
+             folder=tmp_path)
+        for number, how in enumerate((ALONE, THREE))
+    ]  # fmt: skip
+    assert encoded[1].shape == (62, 24)
+    np.testing.assert_allclose(*encoded, rtol=1e-4, atol=1e-4)
+
+    baselines = {"why": "not fitted"}
+    arguments = (model, others, baselines, 0.01, 2, CPU)
+    found = [call(how, measure, *arguments, folder=tmp_path) for how in (ALONE, THREE)]
+    for name in ("bits_per_dim", "bits_per_dim_noisy", "mse", "nearest_mse"):
+        mine, theirs = (each[name] for each in found)
+        assert mine["n"] == theirs["n"] == len(others)
+        assert mine["value"] == pytest.approx(theirs["value"], rel=1e-4), name
+
+    known = [call(how, calibrate, model, others, CPU, folder=tmp_path) for how in (ALONE, THREE)]
+    assert known[0]["median"] == pytest.approx(known[1]["median"], rel=1e-5)
+    assert known[0]["count"] == known[1]["count"]
 
 
 def test_a_training_goes_on_with_another_number_of_processes(tmp_path, both):
@@ -86,21 +184,88 @@ def test_a_training_goes_on_with_another_number_of_processes(tmp_path, both):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_phase(*arguments(tmp_path, "changed", stop))
-    two, history = train_by_processes(2, *arguments(tmp_path, "changed"))
+        train(ALONE, tmp_path, "changed", stop)
+    two, history = train(TWO, tmp_path, "changed")
     assert history["steps_trained"] == 6
-    for p, q in zip(two.parameters(), one.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+    assert_alike(two, one)
+
+
+def test_another_machine_joins_and_both_train_what_one_does(tmp_path, both):
+    _, (one, alone), _, _ = both
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    script = f"from submanifold.pipelines.launch import join; join({address!r})"
+    other = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        how = LaunchSettings(machines=2, address=address)
+        two, history = train(how, tmp_path, "machines")
+        assert_same_losses(history, alone)
+        assert_alike(two, one)
+        rows, _ = images(tmp_path)  # a second job
+        path = tmp_path / "u.npy"
+        encoded = call(how, encode_rows, one, rows, 7, CPU, path, folder=tmp_path)
+        assert encoded.shape == (64, 24)
+        launch.board(how).end()
+        assert other.wait(timeout=30) == 0
+    finally:
+        other.kill()
+        launch.board.cache_clear()
+
+
+def test_a_machine_says_when_the_run_that_it_joined_is_gone():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    script = f"""
+from submanifold.errors import UserError
+from submanifold.pipelines.launch import join
+try:
+    join({address!r})
+except UserError as error:
+    print(error)
+"""
+    first = f"""
+import time
+from submanifold.pipelines.launch import JOINED, Board
+from submanifold.experiment.experiment import LaunchSettings
+board = Board(LaunchSettings(machines=2, address={address!r}))
+while board.store.add(JOINED, 0) < 1:
+    time.sleep(0.1)
+print("joined", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", first], stdout=subprocess.PIPE) as run:
+        other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        assert run.stdout.readline() == b"joined\n"
+        run.kill()
+    said, _ = other.communicate(timeout=30)
+    assert f"The run at {address} is gone" in said
+
+
+@pytest.mark.parametrize("address", ["here", "here:", ":29400", "here:port"])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(UserError, match="Allowed: <host>:<port>"):
+        join(address)
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        how = LaunchSettings(machines=2, address=f"localhost:{taken.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"launch.address=.* cannot be listened at"):
+            launch.Board(how)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"launch.processes=3 cannot share a batch of 16"):
-        train_by_processes(3, *arguments(tmp_path, "three"))
+    with pytest.raises(UserError, match=r"a batch of 16 rows cannot be shared by 3 processes"):
+        train(THREE, tmp_path, "three")
 
 
 def test_a_training_that_fails_says_why(tmp_path):
     with pytest.raises(UserError, match=r"Lower training.learning_rate"):
-        train_by_processes(2, *arguments(tmp_path, "wild", learning_rate=1e30, clip=None))
+        train(TWO, tmp_path, "wild", learning_rate=1e30, clip=None)
 
 
 def test_a_process_that_dies_ends_all_with_a_message_and_loses_nothing(tmp_path, monkeypatch):
@@ -115,13 +280,34 @@ def test_a_process_that_dies_ends_all_with_a_message_and_loses_nothing(tmp_path,
 
     def is_worker(pid):
         try:
-            return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            return b"submanifold.pipelines.launch" in Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return False
 
     monkeypatch.setattr(launch, "LOOK", 0.01)
-    long = arguments(tmp_path, "dies", kill, validate_every=6, steps=5000)
     with pytest.raises(UserError, match="give the command again to go on"):
-        train_by_processes(2, *long)
+        train(TWO, tmp_path, "dies", kill, validate_every=6, steps=5000)
     assert killed
     assert (tmp_path / "dies" / "last.safetensors").exists()
+
+
+def test_what_the_callback_raises_ends_all(tmp_path, monkeypatch):
+    def stop(name, step, row):
+        if "valid.loss" in row:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(launch, "LOOK", 0.01)
+    with pytest.raises(ZeroDivisionError):
+        train(TWO, tmp_path, "stopped", stop, validate_every=6, steps=5000)
+    assert list((tmp_path / "stopped").glob("*.safetensors"))  # the last, or the one before
+
+
+def test_what_is_passed_comes_back_as_it_was(tmp_path):
+    rows, _ = images(tmp_path)
+    values = {"rows": rows, 3: (1, [None, 0.1, Path("/a"), CPU]), "how": phase(), "part": rows[3:9]}
+    found = launch._unpack(launch._pack(values, tmp_path))
+    assert found["how"] == values["how"]
+    assert found[3] == (1, [None, 0.1, Path("/a"), CPU])
+    assert np.array_equal(found["rows"], rows)
+    assert np.array_equal(found["part"], rows[3:9])
+    assert next(iter(Batches(found["rows"], 4))).shape == (4, 3, 8, 8)

@@ -7,6 +7,7 @@ import scipy
 import torch
 from torch import Tensor
 
+from submanifold import team
 from submanifold.data.batches import Batches
 from submanifold.manifold import Model
 from submanifold.progress import track
@@ -16,8 +17,12 @@ BATCH = 256
 
 @torch.no_grad()
 def per_event(measure: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> np.ndarray:
-    """Apply a measure to every batch and gather its values, one for each event, as (N,) float64."""
-    return torch.cat([measure(batch).double() for batch in batches]).cpu().numpy()
+    """Apply a measure to every batch and gather its values, one for each event, as (N,) float64.
+
+    Several processes (:mod:`submanifold.team`) share the rows of each batch.
+    """
+    found = [team.by_rows(measure, batch).double() for batch in batches]
+    return torch.cat(found).cpu().numpy()
 
 
 def importance_log_prob(log_probs: np.ndarray) -> np.ndarray:
@@ -53,12 +58,11 @@ def noisy_log_prob(model: Model, batches: Batches, input_noise: float) -> np.nda
 
     The batches' generator draws it; its standard deviation is in the unit of the inputs.
     """
-
-    def log_prob(x: Tensor) -> Tensor:
-        noise = torch.randn(x.shape, generator=batches.generator, device=x.device)
-        return model.log_prob(x + input_noise * noise)
-
-    return per_event(log_prob, batches)
+    noisy = (
+        x + input_noise * torch.randn(x.shape, generator=batches.generator, device=x.device)
+        for x in batches
+    )
+    return per_event(model.log_prob, noisy)
 
 
 def to_bits_per_dim(log_prob: np.ndarray, events: np.ndarray) -> np.ndarray:

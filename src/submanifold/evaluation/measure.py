@@ -52,17 +52,17 @@ def measure(
     """Measure density and reconstruction beside the baselines, and what would make them worthless.
 
     Args:
-        model: The model, on the device.
+        model: The model, which is moved to the device.
         test: Test data, uint8 images or float32 points, (N, ...).
         baselines: What :func:`submanifold.evaluation.baselines.fit_baselines` returned.
         input_noise: Standard deviation of the noise that the density was trained with.
         dequantizations: Noise draws for the importance bound, of images.
-        device: Where the model is.
+        device: Where it is computed. Several processes share the rows (:mod:`submanifold.team`).
 
     Returns:
         Metrics by name (:mod:`submanifold.evaluation.metrics`), each with its interval and count.
     """
-    batches = Batches(test, BATCH, device=device)
+    model, batches = model.to(device), Batches(test, BATCH, device=device)
     summed = partial(reconstruction, of_images=not batches.is_continuous)
     whole = summed(squared_errors(model.project, track(batches, "projecting", len(test))))
     inner = {

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from submanifold import team
 from submanifold.data.batches import Batches
 from submanifold.manifold import Model
 from submanifold.manifold.linearization import Linearization
@@ -129,10 +130,23 @@ def score(
     """
     batches = Batches(images, batch_size, device=next(model.parameters()).device)
     found, start = [], 0
+    known: list[str] = []
     for x in track(batches, "scoring", len(images)):
-        found.append(score_batch(model, x, images[start : start + len(x)], names))
+
+        def scores(rows: Tensor, x: Tensor = x, start: int = start) -> Tensor:
+            nonlocal known
+            by_name = score_batch(model, x[rows], images[start + rows.cpu().numpy()], names)
+            known = list(by_name)
+            return torch.stack(list(by_name.values()), 1)
+
+        found.append(team.by_rows(scores, torch.arange(len(x), device=x.device)))
         start += len(x)
-    return {name: torch.cat([each[name] for each in found]).cpu().numpy() for name in found[0]}
+    return dict(zip(known, torch.cat(found).cpu().numpy().T, strict=True))
+
+
+def calibrate(model: Model, images: np.ndarray, device: torch.device) -> dict[str, Any]:
+    """Fit a :class:`Calibration` to the quick scores of normal uint8 images (N, ...)."""
+    return Calibration.fit(score(model.to(device), images), QUICK).to_dict()
 
 
 @dataclass(frozen=True)

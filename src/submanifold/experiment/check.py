@@ -38,6 +38,12 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
             _check_rotation(name, phase, ready)
             rotated.add(phase.rotate)
             continue
+        if phase.training.batch_size % experiment.launch.shares:
+            raise UserError(
+                f"{name}.training.batch_size={phase.training.batch_size} cannot be shared by "
+                f"{_shares(experiment)}: choose a multiple of {experiment.launch.shares}, or "
+                "change launch."
+            )
         if first > ready + 1:
             raise UserError(
                 f"{name} trains stage {first}, but no phase before it trains stage {ready + 1}. "
@@ -68,6 +74,12 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
         if stages[last - 1].dim == inside:
             idle["off_manifold"] = "nothing is off a manifold of all dimensions"
         refuse(groups.get(name, {}), name, idle)
+
+
+def _shares(experiment: Experiment) -> str:
+    launch = experiment.launch
+    numbers = {"processes": launch.processes, "machines": launch.machines, "parts": launch.parts}
+    return " x ".join(f"launch.{name}={n}" for name, n in numbers.items() if n > 1)
 
 
 def _check_rotation(name: str, phase: RotationSettings, ready: int) -> None:

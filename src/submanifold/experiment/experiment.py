@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from submanifold.data.settings import DataSettings, ImageSettings, SyntheticSettings
 from submanifold.manifold import ModelSettings
@@ -39,13 +39,36 @@ class Source(NamedTuple):
 
 
 class LaunchSettings(Settings):
-    """How many processes of this machine train a phase.
+    """Who computes what: the results are the same within rounding.
 
     Attributes:
-        processes: Each has its share of every batch; on a machine with GPUs each has its own.
+        processes: Of each machine; each has its share of every batch, and of GPUs its own.
+        machines: That have so many processes each, this one among them.
+        address: ``<host>:<port>`` of this machine, at which the others join it.
+        parts: In which each process computes its share of a training batch, one after the other,
+            for less memory.
     """
 
     processes: int = Field(default=1, gt=0)
+    machines: int = Field(default=1, gt=0)
+    address: str | None = Field(default=None, pattern=r"^[^:\s]+:[0-9]+$")
+    parts: int = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _address_of_several(self) -> "LaunchSettings":
+        if self.machines > 1 and self.address is None:
+            raise ValueError(
+                f"machines={self.machines} cannot be used without launch.address, where the others "
+                "join this one: <host>:<port>"
+            )
+        if self.machines == 1 and self.address is not None:
+            raise ValueError("address would have no effect: launch.machines is 1")
+        return self
+
+    @property
+    def shares(self) -> int:
+        """Into how many a training batch is divided."""
+        return self.processes * self.machines * self.parts
 
 
 class Choices(Settings):
@@ -56,7 +79,7 @@ class Choices(Settings):
         method: Name of the method's row.
         seed: Of everything but the data.
         device: Where it computes.
-        launch: By how many processes it is trained.
+        launch: By how many processes it is computed.
         sweep: The parameter whose sweep is drawn.
         study: Name of the study that is drawn.
         register_as: The name under which MLflow's registry gets the model; None is not at all.
@@ -67,7 +90,7 @@ class Choices(Settings):
     method: str
     seed: int = Field(ge=0, lt=2**32)
     device: str
-    launch: LaunchSettings = LaunchSettings()
+    launch: LaunchSettings = Field(default_factory=LaunchSettings)
     sweep: str | None = None
     study: str | None = None
     register_as: str | None = Field(None, min_length=1)

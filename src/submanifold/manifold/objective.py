@@ -360,7 +360,8 @@ class Objective:
             value = term(batch)
             weight: Tensor | float = term.weight
             if getattr(term, "target", None) is not None:
-                weight = self._multiplier(name, term, value.detach(), torch.is_grad_enabled())
+                log_weight = value.new_full((), math.log(term.weight))
+                weight = self.multipliers.setdefault(name, log_weight).to(value.device).exp()
                 weights[f"{name}_weight"] = weight
             parts[name] = weight * value
         values: dict[str, Tensor] = {"loss": sum(parts.values()), **parts, **weights}  # type: ignore[dict-item]
@@ -377,17 +378,14 @@ class Objective:
         return values
 
     @torch.no_grad()
-    def _multiplier(self, name: str, term: Any, value: Tensor, training: bool) -> Tensor:
-        """Lambda of a term with a target, which a training step moves."""
-        start = math.log(term.weight)
-        log_weight = self.multipliers.setdefault(name, value.new_full((), start)).to(value.device)
-        used = log_weight.exp()
-        if training:
-            value = value.clone()
+    def ascend(self, values: Mapping[str, Tensor]) -> None:
+        """Move the multipliers by the means that a training step has found."""
+        for name, log_weight in self.multipliers.items():
+            term: Any = self.active[name]
+            value = values[name] / values[f"{name}_weight"]
             team.average([value])
             excess = value / (term.target.error * term.pixel_range**2) - 1
-            self.multipliers[name] = log_weight + DUAL_RATE * excess.clamp(-1, 1)
-        return used
+            self.multipliers[name] = log_weight.to(value.device) + DUAL_RATE * excess.clamp(-1, 1)
 
 
 def penalized_likelihood(

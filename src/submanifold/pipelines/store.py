@@ -2,13 +2,16 @@
 
 import logging
 import os
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from submanifold.errors import UserError
@@ -21,16 +24,19 @@ WAIT = 20.0  # seconds that another program may hold a database locked, as for M
 
 
 def create_store(uri: str) -> None:
-    """Make the SQLite database that a tracking URI names, unless there is one.
+    """Make the SQLite database that a tracking URI names, unless there is one; try another's.
 
     MLflow makes it in place, by dozens of migrations; killed in the middle, or done by two at
     once, they leave a database that no later run can open. One of those that holds no run is set
-    aside here. Other URIs are left to MLflow.
+    aside here. Servers are left to MLflow.
 
     Raises:
-        UserError: If the file is no database, or cannot be opened or made.
+        UserError: If the file is no database, or cannot be opened or made; if another database
+            takes no connection, or its driver is not installed.
     """
     path = _file(uri)
+    if path is None and re.split(r"[+:]", uri)[0] in {*DATABASE_ENGINES} - {"sqlite"}:
+        _try_connection(uri)
     if path is None or _is_usable(path):
         return
     with locked(path.parent, path.name):
@@ -57,6 +63,14 @@ def check_room(uri: str) -> None:
     path = _file(uri)
     if path is not None:
         _try_room(path, uri)
+
+
+def _try_connection(uri: str) -> None:
+    """Connect once, where MLflow would try for two minutes."""
+    try:
+        create_engine(uri, poolclass=NullPool).connect().close()
+    except (SQLAlchemyError, ImportError) as error:
+        raise UserError(out_of_reach(uri, error)) from error
 
 
 def _try_room(path: Path, uri: str) -> None:
@@ -88,10 +102,16 @@ def is_out_of_reach(error: BaseException) -> bool:
 def out_of_reach(uri: str, error: BaseException) -> str:
     """Say that MLflow's database or server cannot be used, and what to do about it."""
     return (
-        f"uri={uri} cannot be used ({root_of(error)}). Its server may not be "
+        f"uri={without_password(uri)} cannot be used ({root_of(error)}). Its server may not be "
         "running, another program may hold its database locked, or its disk is full or may only be "
-        "read: mend that, or name another as server.mlflow_tracking_uri in conf/base/mlflow.yml"
+        "read: mend that, or name another in MLFLOW_TRACKING_URI, or as server.mlflow_tracking_uri "
+        "in conf/base/mlflow.yml"
     )
+
+
+def without_password(uri: str) -> str:
+    """Leave out the password of a tracking URI, as messages and logs show it."""
+    return re.sub(r"(?<=://)([^/@]*?):[^/@]*@", r"\1:***@", uri)
 
 
 def root_of(error: BaseException) -> str:

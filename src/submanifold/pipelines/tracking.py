@@ -5,6 +5,7 @@ And who else looks at a training (:func:`observed`).
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,8 @@ import numpy as np
 from mlflow.entities import Metric, Run
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 
-from submanifold.pipelines.store import root_of
+from submanifold.errors import UserError
+from submanifold.pipelines.store import root_of, without_password
 from submanifold.training.trainer import Row
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 MOST_METRICS = 1000  # that MLflow takes at once
 RETRY = 10.0  # seconds between attempts to reach it
 PATIENCE = 60.0  # seconds that the end of a run waits for it
+
+JOB = "submanifold.job"
+"""Tag of a run whose commands a scheduler has started: they are all of one job."""
 
 EVALUATED = "metrics.`test.parameters` > 0"
 """Finds the runs whose model was evaluated: whatever else of it has no value, it is counted."""
@@ -169,7 +174,7 @@ def curves_of(run_id: str) -> Curves:
 
 def warn_of_loss(error: BaseException) -> None:
     """Say, once for each reason, that a run goes on without MLflow."""
-    _warn_of_loss(mlflow.get_tracking_uri(), root_of(error))
+    _warn_of_loss(tracking_place(), root_of(error))
 
 
 @lru_cache(maxsize=1)
@@ -190,6 +195,26 @@ def find_runs(where: str, experiment: str | None = None) -> list[Run]:
         output_format="list",
         search_all_experiments=experiment is None,
     )
+
+
+def run_of_job(job: str, key: str, experiment: str) -> str | None:
+    """Find the run of MLflow's of a scheduler's job and an experiment, by the key of its run.
+
+    Raises:
+        UserError: The job's name has characters that MLflow cannot look for.
+    """
+    if not re.fullmatch(r"[\w.:+/@-]+", job):
+        raise UserError(
+            f"SUBMANIFOLD_JOB={job} cannot be a job's name. Allowed: letters, digits and any of "
+            "_.:+/@-. Change it where the scheduler sets it."
+        )
+    runs = find_runs(f"tags.`{JOB}` = '{job}' and params.`keys.run` = '{key}'", experiment)
+    return runs[0].info.run_id if runs else None
+
+
+def tracking_place() -> str:
+    """Name MLflow's database or server, as messages do."""
+    return without_password(mlflow.get_tracking_uri())
 
 
 def newest(runs: Sequence[Run]) -> list[Run]:

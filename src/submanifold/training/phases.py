@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field, create_model
+from torch import Tensor
 
 from submanifold import team
 from submanifold.data.arrays import write_rows
@@ -152,7 +153,7 @@ def rotate_phase(
     done = before.notes["phases"]
     name, whole = f"phase_{len(done) + 1}", copy.deepcopy(before).to(device).eval()
     outer = whole.part(1, phase.rotate - 1) if phase.rotate > 1 else None
-    with locked(folder, name):
+    with locked(folder, name) if team.rank() == 0 else nullcontext():
         found = fit_rotation(
             whole.part(phase.rotate, phase.rotate),
             Batches(train, ROTATION_BATCH, _stream(seed, done), device),
@@ -211,10 +212,21 @@ def encode_rows(
         path: The file that is written, or found.
 
     Returns:
-        (N, d) float32, a copy-on-write map of the file.
+        (N, d) float32, a copy-on-write map of the file, which the first of several processes
+        writes.
     """
     batches = Batches(array, batch_size=256, seed=seed, device=device)
     shown = track(batches, f"encoding {path.stem}", len(array))
     model = model.to(device).eval()
-    encoded = (model.encode(batch)[0].cpu().numpy() for batch in shown)
-    return write_rows(path, encoded, (len(array), model.dim))
+
+    def encode(x: Tensor) -> Tensor:
+        return model.encode(x)[0]
+
+    encoded = (team.by_rows(encode, batch).cpu().numpy() for batch in shown)
+    if team.rank() == 0:
+        write_rows(path, encoded, (len(array), model.dim))
+    if team.size() > 1:
+        for _ in encoded:  # all compute, also where the file is found
+            pass
+        team.wait()
+    return np.load(path, mmap_mode="c")

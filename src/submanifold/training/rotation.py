@@ -12,6 +12,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 
+from submanifold import team
 from submanifold.data.batches import Batches
 from submanifold.device import autocast, choose_precision
 from submanifold.flows import Rotation
@@ -76,7 +77,8 @@ def fit_rotation(
     the density.
 
     One probe in eight is held out: the error that the others' axes leave on it is expected of new
-    data, and what it is above their own is the most that the sampling error can cost.
+    data, and what it is above their own is the most that the sampling error can cost. Several
+    processes (:mod:`submanifold.team`) share the images, and all have all probes.
 
     Args:
         model: The model, whose last stage gets a :class:`Rotation` if it has none. On its device.
@@ -110,13 +112,16 @@ def fit_rotation(
     per_batch = PER_EVENT * batches.batch_size
     rounds = math.ceil(wanted / per_batch)
 
+    image_shape = (outer or model).event_shape
+
     def draw(index: int) -> Tensor:
         h = batches.at(first + index)
+        signs = [torch.randint(2, (len(h), *image_shape), generator=batches.generator,
+                               device=h.device) for _ in range(PER_EVENT)]  # fmt: skip
         with autocast(weight.device, precision):
-            at = Linearization(decode, encode(h))
-            signs = [torch.randint(2, at.image.shape, generator=batches.generator,
-                                   device=h.device) for _ in range(PER_EVENT)]  # fmt: skip
-            return torch.cat([at.pull(2 * each.to(h.dtype) - 1) for each in signs])
+            at = Linearization(decode, encode(team.share(h)))
+            pulled = [at.pull(2 * team.share(each).to(h.dtype) - 1) for each in signs]
+        return team.gather(torch.cat(pulled))
 
     blocks = [slice(0, stage.dim), slice(stage.dim, dim)]
     blocks = [slice(0, dim)] if stage.off_manifold_scale == 1 else blocks
@@ -156,6 +161,7 @@ def _fit_whole(
             state[each] for each in ("round", "left_out", "fitted", "seconds")
         )
         log.info("%s: going on at probe %d", meter.description, start * meter.total // rounds)
+    team.wait()  # or one would find what another has begun
     started = saved = time.monotonic()
     for index in range(start, rounds):
         probes = draw(index).float()
@@ -167,7 +173,7 @@ def _fit_whole(
             gram.addmm_(kept_probes.T, kept_probes)
             fitted += len(kept_probes)
         meter.update(len(probes))
-        if path is not None and time.monotonic() - saved > SAVE_EVERY:
+        if path is not None and team.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
             saved = time.monotonic()
             tensors = {"gram": gram, "held": torch.cat(held) if held else gram[:0]}
             state = {"round": index + 1, "left_out": left_out, "fitted": fitted,
@@ -184,7 +190,7 @@ def _fit_whole(
         gains.append(values.flip(0).clamp_min(0))
         new.append((others[:, block] @ axes[block, block]).square().mean(0))
     rotation.fit(rotation.inverse(axes.T).T, torch.cat(gains))
-    if path is not None:
+    if path is not None and team.rank() == 0:
         path.unlink(missing_ok=True)
     dims = _grid(dim)
     tails = {"mse": tail_sums(torch.cat(new)), "fitted_mse": tail_sums(torch.cat(gains))}

@@ -104,9 +104,9 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = share * optimizer.defaults["lr"]
-        with autocast(self.weights[0].device, self.precision):
-            values = self.objective(self.model, batch, generator)
-        values["loss"].backward()
+        values = self._gradients(batch, generator)
+        if self.multipliers:
+            self.objective.ascend(values)
         team.average([w.grad for w in self.weights if w.grad is not None])
         largest = self.settings.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.weights, largest, foreach=True)
@@ -116,6 +116,22 @@ class Trainer:
         self.ema.update(self.state["step"])
         self.state["step"] += 1
         return {**values, "gradient_norm": norm}
+
+    def _gradients(self, batch: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Add a batch's gradient to the weights', part by part; returns the objective's means."""
+        count = team.parts()
+        state = generator.get_state() if generator is not None and count > 1 else None
+        found: list[dict[str, Tensor]] = []
+        for part in team.each_part(batch):
+            if generator is not None and state is not None:
+                generator.set_state(state)  # each part takes its rows of the same draws
+            with autocast(self.weights[0].device, self.precision):
+                found.append(self.objective(self.model, part, generator))
+            (found[-1]["loss"] / count).backward()
+            found[-1] = {name: value.detach() for name, value in found[-1].items()}
+        if count == 1:
+            return found[0]
+        return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
 
     @torch.no_grad()
     def validate(self, valid: Batches) -> Row:
@@ -174,7 +190,8 @@ def fit(
     Everything is a function of the initial weights, the seed of ``train`` and the settings: killed
     at any moment and called again with the same folder, it ends with the same weights. Several
     processes (:mod:`submanifold.team`) share the rows of each batch, and make the same steps as one
-    within rounding; the first alone writes files.
+    within rounding, as do parts of a batch that are computed one after the other; the first process
+    alone writes files.
 
     Args:
         model: The stages in training, on their device.
@@ -197,8 +214,15 @@ def fit(
 
     Raises:
         UserError: The training failed (:func:`fault`) again after the learning rates were halved
-            three times, or the folder holds a checkpoint of another architecture.
+            three times, the folder holds a checkpoint of another architecture, or a batch cannot be
+            shared equally.
     """
+    if train.batch_size % (team.size() * team.parts()):
+        raise UserError(
+            f"{name}: a batch of {train.batch_size} rows cannot be shared by {team.size()} "
+            f"processes in {team.parts()} parts each. Choose a training.batch_size, no more than "
+            "there are images, that is a multiple of launch.processes x machines x parts."
+        )
     trainer = Trainer(model, objective, settings)
     checkpoint = newest_checkpoint(folder)
     team.wait()  # or one would find what another has begun

@@ -14,8 +14,10 @@ from submanifold.evaluation import baselines as fitting
 from submanifold.evaluation import samples as sampling
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.truth import against_truth
+from submanifold.experiment.experiment import LaunchSettings
 from submanifold.files import read_json, write_json
 from submanifold.manifold import Model
+from submanifold.pipelines.launch import call
 
 SHOWN = 16
 
@@ -44,6 +46,8 @@ def evaluate(
     baselines: dict[str, Any],
     input_noise: float,
     device: str,
+    launch: LaunchSettings,
+    folder: Path,
     dequantizations: int = 1,
     inception_weights: str = "auto",
     **histories: dict[str, Any],
@@ -54,8 +58,8 @@ def evaluate(
         ``metrics``, and ``projections`` of the first 16 test images (as uint8) or points.
     """
     started, on = time.monotonic(), choose_device(device)
-    model = hierarchy.to(on)
-    metrics = measure(model, test, baselines, input_noise, dequantizations, on)
+    arguments = (hierarchy, test, baselines, input_noise, dequantizations, on)
+    metrics = call(launch, measure, *arguments, folder=folder)
     if test.dtype == np.uint8:
         # torch-fidelity and scikit-learn, which it brings along, take seconds to import
         from submanifold.evaluation.sample_quality import sample_quality
@@ -67,7 +71,8 @@ def evaluate(
     metrics["seconds"] = {"training": training, "evaluation": time.monotonic() - started}
     with torch.no_grad():
         first = next(iter(Batches(test[:SHOWN], SHOWN, device=on)))
-        return {"metrics": metrics, "projections": sampling.stored(model.project(first))}
+        projected = hierarchy.to(on).project(first)
+        return {"metrics": metrics, "projections": sampling.stored(projected)}
 
 
 def compare_with_truth(

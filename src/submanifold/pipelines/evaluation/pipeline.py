@@ -26,6 +26,7 @@ def create_pipeline(
     fitted = DATA | {"valid": "x_valid", "path": "baselines_path"}
     drawn = MODEL | {"count": "params:evaluation.samples", "seed": "params:seed"}
     measured = MODEL | DATA | {name: name for name in ("samples", "baselines", *histories)}
+    measured |= {"launch": "params:launch", "folder": f"{list(histories)[-1]}.folder"}
     measured["input_noise"] = f"params:{noisy_phase}.input_noise"
     compared = MODEL | {"test": "x_test", "samples": "samples", "data": "params:data"}
     if not synthetic:

@@ -1,6 +1,5 @@
 """Nodes of the training pipeline."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,10 @@ import numpy as np
 
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.device import choose_device
-from submanifold.evaluation.scores import QUICK, Calibration, score
+from submanifold.evaluation.scores import calibrate
 from submanifold.experiment.experiment import LaunchSettings
 from submanifold.manifold import Hierarchy, Model, ModelSettings
+from submanifold.pipelines.launch import call
 from submanifold.pipelines.tracking import watch
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings
@@ -29,15 +29,9 @@ def train(
     folder: Path,
     before: Hierarchy | None = None,
 ) -> dict[str, Any]:
-    """Train one phase's stages, by one process or several; see :func:`train_phase`."""
-    fit = train_phase
-    if launch.processes > 1:
-        from submanifold.training.launch import train_by_processes
-
-        fit = partial(train_by_processes, launch.processes)
-    trained, history = fit(
-        phase, model, before, train, valid, seed, choose_device(device), folder, watch()
-    )
+    """Train one phase's stages; see :func:`train_phase`."""
+    arguments = (phase, model, before, train, valid, seed, choose_device(device), folder)
+    trained, history = call(launch, train_phase, *arguments, folder=folder, on_log=watch())
     return {"model": trained, "history": history}
 
 
@@ -46,13 +40,13 @@ def rotate(
     phase: RotationSettings,
     seed: int,
     device: str,
+    launch: LaunchSettings,
     folder: Path,
     before: Hierarchy,
 ) -> dict[str, Any]:
     """Rotate the latents of a stage into an order; see :func:`rotate_phase`."""
-    rotated, history = rotate_phase(
-        phase, before, train, seed, choose_device(device), folder, watch()
-    )
+    arguments = (phase, before, train, seed, choose_device(device), folder)
+    rotated, history = call(launch, rotate_phase, *arguments, folder=folder, on_log=watch())
     return {"model": rotated, "history": history}
 
 
@@ -63,22 +57,31 @@ def encode(
     phase: PhaseSettings,
     seed: int,
     device: str,
+    launch: LaunchSettings,
     train_path: Path,
     valid_path: Path,
 ) -> dict[str, np.ndarray]:
     """Encode images as their coordinates u on the manifold that a phase begins at (Alg. 2, 6)."""
     outer = model.part(1, phase.stages[0] - 1)
     on = choose_device(device)
-    return {
-        "u_train": encode_rows(outer, train, seed, on, train_path),
-        "u_valid": encode_rows(outer, valid, seed, on, valid_path),
-    }
+
+    def encoded(rows: np.ndarray, path: Path) -> np.ndarray:
+        return call(launch, encode_rows, outer, rows, seed, on, path, folder=path.parent)
+
+    return {"u_train": encoded(train, train_path), "u_valid": encoded(valid, valid_path)}
 
 
-def finish_images(model: Model, data: ImageSettings, valid: np.ndarray, device: str) -> Model:
+def finish_images(
+    model: Model,
+    data: ImageSettings,
+    valid: np.ndarray,
+    device: str,
+    launch: LaunchSettings,
+    folder: Path,
+) -> Model:
     """Tell the last phase's model what images it was trained on, and how others of them score."""
-    scores = score(model.to(choose_device(device)), valid[:MOST_NORMAL])
-    model.data, model.calibration = data.facts, Calibration.fit(scores, QUICK).to_dict()
+    arguments = (model, valid[:MOST_NORMAL], choose_device(device))
+    model.data, model.calibration = data.facts, call(launch, calibrate, *arguments, folder=folder)
     return model
 
 

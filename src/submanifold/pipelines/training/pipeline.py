@@ -14,6 +14,8 @@ from submanifold.pipelines.training.nodes import (
     train,
 )
 
+LAUNCHED = {"device": "params:device", "launch": "params:launch"}
+
 
 def create_pipeline(
     trained: Sequence[tuple[int, ...]] = ((1,), (2,)),
@@ -54,10 +56,12 @@ def create_training(
             inputs[source] = f"phase_{number}.u"
         phase = rotation if number in rotations else training
         phases += phase(number, inputs[source])
-    given = {"model": f"phase_{len(trained)}.model", "data": "params:data"}
+    last = f"phase_{len(trained)}"
+    given = {"model": f"{last}.model", "data": "params:data"}
+    scored = {"valid": "x_valid", "folder": f"{last}.folder", **LAUNCHED}
     finished = Node(
         finish_points if synthetic else finish_images,
-        inputs=given if synthetic else {**given, "valid": "x_valid", "device": "params:device"},
+        inputs=given if synthetic else {**given, **scored},
         outputs="hierarchy",
         name="finish",
     )
@@ -86,7 +90,7 @@ def training(number: int, source: str) -> Pipeline:
 
 def rotation(number: int, source: str) -> Pipeline:
     """Build a phase that rotates the latents of the stage that was trained last."""
-    parameters = {name: f"params:{name}" for name in ("phase", "seed", "device")}
+    parameters = {name: f"params:{name}" for name in ("phase", "seed", "device", "launch")}
     node = Node(
         rotate,
         inputs={**{name: name for name in ("train", "before", "folder")}, **parameters},
@@ -97,7 +101,7 @@ def rotation(number: int, source: str) -> Pipeline:
         [node],
         namespace=f"phase_{number}",
         inputs={"train": f"{source}_train", "before": f"phase_{number - 1}.model"},
-        parameters=_parameters(number, "seed", "device"),
+        parameters=_parameters(number, "seed", "device", "launch"),
     )
 
 
@@ -105,7 +109,7 @@ def encoding(number: int, source: Source) -> Pipeline:
     """Build the encoding of a phase's input by the stages before it."""
     names = {name: name for name in ("model", "train", "valid")}
     paths = {"train_path": "u_train_path", "valid_path": "u_valid_path"}
-    parameters = {name: f"params:{name}" for name in ("phase", "seed", "device")}
+    parameters = {name: f"params:{name}" for name in ("phase", "seed", "device", "launch")}
     node = Node(
         encode,
         inputs={**names, **parameters, **paths},
@@ -117,7 +121,7 @@ def encoding(number: int, source: Source) -> Pipeline:
         [node],
         namespace=f"phase_{number}",
         inputs=outer,
-        parameters=_parameters(number, "seed", "device"),
+        parameters=_parameters(number, "seed", "device", "launch"),
     )
 
 

@@ -1,0 +1,206 @@
+"""What processes and parts do to a training: images a second, memory, bytes exchanged."""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.glows import SHAPE, SIZES, ours
+from benchmarks.quality import MUON
+from submanifold import team
+from submanifold.experiment.experiment import LaunchSettings
+from submanifold.flows import initialize
+from submanifold.flows.fast import kernels
+from submanifold.manifold import Hierarchy, ModelSettings, Stage, penalized_likelihood
+from submanifold.pipelines.launch import call
+from submanifold.training.phases import PhaseSettings, train_phase
+
+BATCH, DIM, ROUNDS = 128, 500, 3
+STEPS = {"S": 40, "M": 10}
+AVERAGES = 20
+CPU = torch.device("cpu")
+GPU_FLOPS, GPU_SHARE = 990e12, 0.2  # an H100's in bfloat16 without sparsity, and what is reached
+LAUNCH = 5e-6  # seconds to launch an operator's kernels
+LINKS = {"8 GPUs of a machine, NVLink": 300e9, "8 machines, 100 Gbit/s": 10e9}  # bytes a second
+
+
+def training(size: str, launch: LaunchSettings, recompute: bool = False) -> dict[str, float]:
+    """Train a little, by processes of one thread each, and say how fast and in what memory."""
+    torch.set_num_threads(1)
+    steps, width = SIZES[size]
+    flow = {"type": "glow", "levels": 3, "steps": steps, "width": width}
+    model = ModelSettings(stages=[{"flow": flow, "dim": DIM}])
+    how = {**MUON, "batch_size": BATCH, "steps": STEPS[size], "validate_every": 1000, "warmup": 5,
+           "decay": 0.5, "ema": 0.99, "recompute": recompute, "precision": "auto"}  # fmt: skip
+    phase = PhaseSettings(
+        stages=(1,), training=how, reconstruction={"penalty": "mse", "weight": 10.0}
+    )
+    images = np.random.default_rng(0).integers(0, 256, (512, *SHAPE), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        arguments = (phase, model, None, images, images[:BATCH], 0, CPU, folder)
+        _, history = call(launch, train_phase, *arguments, folder=folder)
+    first, last = history["train"][0], history["train"][-1]
+    rows = [BATCH * row["step"] / row["rows_per_second"] for row in (first, last)]
+    who = resource.RUSAGE_CHILDREN if launch.processes > 1 else resource.RUSAGE_SELF
+    return {
+        "images a second": BATCH * (last["step"] - first["step"]) / (rows[1] - rows[0]),
+        "memory": resource.getrusage(who).ru_maxrss * 1024,  # of the largest process
+    }
+
+
+def averaging(size: str) -> list[float]:
+    """Seconds that processes take to average as many gradients as a flow has."""
+    gradients = [p.detach() for p in ours(*SIZES[size]).parameters()]
+    found = []
+    for _ in range(AVERAGES):
+        team.wait()
+        started = time.monotonic()
+        team.average(gradients)
+        found.append(time.monotonic() - started)
+    return found
+
+
+def average_by_two(size: str) -> list[float]:
+    """The same by two processes."""
+    with tempfile.TemporaryDirectory() as name:
+        return call(LaunchSettings(processes=2), _averaging_on, size, CPU, folder=Path(name))
+
+
+def _averaging_on(size: str, device: torch.device) -> list[float]:
+    return averaging(size)
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls of operators, each of which launches a kernel or a few."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def work(size: str) -> tuple[int, float, int]:
+    """Parameters of a flow, floating-point operations of a penalised step for an image, calls."""
+    model = Hierarchy([Stage(ours(*SIZES[size]), DIM)])  # type: ignore[arg-type]
+    x = torch.rand(2, *SHAPE) - 0.5
+    initialize(model, x)
+    flops, calls = FlopCounterMode(display=False), Calls()
+    with patch.object(kernels, "library", lambda: None), calls, flops:  # whose work is not counted
+        penalized_likelihood("mse", weight=10.0)(model, x)["loss"].backward()
+    parameters = sum(p.numel() for p in model.parameters())
+    return parameters, flops.get_total_flops() / len(x), calls.count
+
+
+def in_turn(configurations: list[dict[str, Any]], rounds: int) -> pd.DataFrame:
+    """Measure each configuration once a round, in a process of its own."""
+    rows = []
+    for _ in range(rounds):
+        for each in configurations:
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.scaling.processes", json.dumps(each)],
+                env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True,
+                text=True,
+            )  # fmt: skip
+            rows.append({**each, **json.loads(done.stdout.splitlines()[-1])})
+            print(rows[-1], file=sys.stderr, flush=True)
+    return pd.DataFrame(rows)
+
+
+def speed(rounds: int = ROUNDS) -> pd.DataFrame:
+    """Images a second of one process and of two, of one thread each."""
+    both = [{"size": size, "processes": count} for size in STEPS for count in (1, 2)]
+    data = in_turn(both, rounds)
+    rows = []
+    for size, group in data.groupby("size", sort=False):
+        rate = {count: some["images a second"].tolist()
+                for count, some in group.groupby("processes")}  # fmt: skip
+        ratios = [two / one for one, two in zip(rate[1], rate[2], strict=True)]
+        rows.append({
+            "flow": size,
+            "one process, images/s": f"{statistics.median(rate[1]):.0f}",
+            "two processes, images/s": f"{statistics.median(rate[2]):.0f}",
+            "ratio": f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def memory() -> pd.DataFrame:
+    """Memory of a training in parts, and with hidden layers computed twice."""
+    ways = [{"size": size, "parts": parts, "recompute": recompute}
+            for size in STEPS for parts, recompute in ((1, False), (2, False), (4, False),
+                                                       (1, True), (4, True))]  # fmt: skip
+    data = in_turn(ways, 1)
+    data["peak memory, GiB"] = (data.pop("memory") / 2**30).map("{:.2f}".format)
+    data["images a second"] = data["images a second"].map("{:.0f}".format)
+    return data.rename(columns={"size": "flow"})
+
+
+def projection() -> pd.DataFrame:
+    """Bytes exchanged a step against its time, for links and a GPU as stated above."""
+    rows = []
+    for size in SIZES:
+        parameters, flops, calls = work(size)
+        for batch in (32, 256):
+            step = max(batch * flops / (GPU_FLOPS * GPU_SHARE), calls * LAUNCH)
+            row = {
+                "flow": size, "parameters": f"{parameters:,}", "images a GPU": batch,
+                "GFLOP an image": f"{flops / 1e9:.1f}", "operators": f"{calls:,}",
+                "step": f"{step * 1e3:.1f} ms",
+            }  # fmt: skip
+            for name, rate in LINKS.items():
+                exchange = 2 * 7 / 8 * 4 * parameters / rate
+                row[name] = f"{exchange * 1e3:.2f} ms, {step / (step + exchange):.0%}"
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def section() -> str:
+    """Measure all, and write the section of the page."""
+    exchanges = {size: statistics.median(average_by_two(size)) for size in SIZES}
+    shown = "; ".join(f"{size} {1e3 * seconds:.1f} ms" for size, seconds in exchanges.items())
+    found = {"speed": speed(), "memory": memory(), "projection": projection()}
+    links = " and ".join(f"{rate / 1e9:.0f} GB/s" for rate in LINKS.values())
+    tables = {name: each.to_markdown(index=False) for name, each in found.items()}
+    return f"""## Several processes, and a batch in parts
+
+`launch.processes=2` on {os.cpu_count()} cores, a thread each, against one process of one thread;
+penalised steps of batches of {BATCH}, {ROUNDS} rounds in turn, the ratio with its range:
+
+{tables["speed"]}
+
+Two processes average their gradients through gloo in (median of {AVERAGES}): {shown}.
+
+`launch.parts` and `training.recompute`, one process, the most memory that it had:
+
+{tables["memory"]}
+
+**What to expect of 8 GPUs, and of 8 machines.** After the last gradient each process sends and
+receives 2 (n - 1) / n times its 4 bytes a parameter, once a step, and none of it while gradients
+are still computed. A step takes as long as its arithmetic with {GPU_SHARE:.0%} of a GPU's
+{GPU_FLOPS / 1e12:.0f} TFLOP/s, or as its operators with {LAUNCH * 1e6:.0f} microseconds each,
+whichever is longer; no GPU here has confirmed either. With these and links of {links}
+the exchange and the share of the time that is computing are:
+
+{tables["projection"]}
+"""
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    size, recompute = given.pop("size"), given.pop("recompute", False)
+    print(json.dumps(training(size, LaunchSettings(**given), recompute)))
