@@ -6,6 +6,7 @@ import io
 import logging
 import zipfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ def frame(
     return np.pad(pixels, ((0, 0), (margin, margin), (margin, margin))) if margin else pixels
 
 
+def _frame_pixels(pixels: np.ndarray, **form: Any) -> np.ndarray:
+    return frame(Image.fromarray(pixels), **form)
+
+
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
@@ -129,7 +134,8 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
     store, crop = open_store(path), settings.crop_rule
     source = Source(
         names=store.names(),
-        image=lambda name: decode(store.read(name), **settings.form),
+        read=store.read,
+        decode=partial(decode, **settings.form),
         parts=None,
         rule="random",
         crop=crop,
@@ -181,13 +187,14 @@ def _labelled(settings: ImageSettings, raw_folder: Path) -> Source:
         order = np.random.default_rng(settings.seed).permutation(len(train))
         part_of |= {train[n]: "valid" for n in order[:valid].tolist()}
 
-    def image(name: str) -> np.ndarray:
+    def read(name: str) -> np.ndarray:
         part, _, number = name.partition("/")
-        return frame(Image.fromarray(parts[part].images[int(number)]), **settings.form)
+        return parts[part].images[int(number)]
 
     return Source(
         names=sorted(labels),
-        image=image,
+        read=read,
+        decode=partial(_frame_pixels, **settings.form),
         parts=part_of if official else None,
         rule=settings.split,
         crop=settings.crop_rule,
