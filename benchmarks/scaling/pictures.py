@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 
 import lmdb
@@ -25,9 +26,11 @@ def _picture(number: int, size: int, kind: str) -> bytes:
     rng = np.random.default_rng(number)
     photos = _photos()
     photo = photos[rng.integers(len(photos))]
-    side = int(rng.integers(size, min(photo.size) // 2))
+    side = int(rng.integers(size, max(size + 1, min(photo.size) // 2)))
     left, top = (int(rng.integers(extent - side)) for extent in photo.size)
-    image = photo.resize((size, size), Image.Resampling.NEAREST, (left, top, left + side, top + side))
+    image = photo.resize(
+        (size, size), Image.Resampling.NEAREST, (left, top, left + side, top + side)
+    )
     pixels = np.asarray(image) * rng.uniform(0.7, 1) + rng.uniform(0, 40)
     pixels = pixels[:, :: 1 if rng.random() < 0.5 else -1]
     content = io.BytesIO()
@@ -43,9 +46,9 @@ def _photos() -> list[Image.Image]:
 def blocks(count: int, size: int) -> Iterator[tuple[int, list[bytes]]]:
     """Blocks of encoded pictures by all cores, each with the number of its first."""
     starts = range(0, count, BLOCK)
+    counts = [min(BLOCK, count - start) for start in starts]
     with ProcessPoolExecutor() as pool:
-        yield from zip(starts, pool.map(pictures, starts, [BLOCK] * len(starts),
-                                        [size] * len(starts)), strict=True)  # fmt: skip
+        yield from zip(starts, pool.map(pictures, starts, counts, repeat(size)), strict=True)
 
 
 def make_lmdb(folder: Path, count: int, size: int) -> None:
@@ -53,7 +56,7 @@ def make_lmdb(folder: Path, count: int, size: int) -> None:
     database = lmdb.open(str(folder), map_size=2**36)
     for start, block in blocks(count, size):
         with database.begin(write=True) as writer:
-            for number, content in enumerate(block[: count - start], start):
+            for number, content in enumerate(block, start):
                 writer.put(b"%040x" % number, content, append=True)
     database.close()
 

@@ -19,7 +19,7 @@ from submanifold.data.photos import FINGERPRINT, photo_patches
 from submanifold.data.settings import LABELLED, DataSettings, ImageSettings, SyntheticSettings
 from submanifold.data.source import Source
 from submanifold.data.standard import chosen, fingerprint_standard, read_standard
-from submanifold.data.stores import SUFFIXES, digest, open_store, read_file
+from submanifold.data.stores import DATABASE, SUFFIXES, digest, open_store, read_file
 from submanifold.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,8 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
     if not source.names:
         raise UserError(
             f"path={path}: no images found in it; files with {', '.join(SUFFIXES)} count, in any "
-            "folder below it (hidden ones are passed over)"
+            "folder below it (hidden ones are passed over), or the values of an LMDB, of which the "
+            f"folder that holds {DATABASE} is the path"
             + (f" and only those listed in {celeba.PARTITION}" if source.parts is not None else "")
         )
     return source

@@ -107,7 +107,9 @@ class PCA:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats of the Gaussian with (shrunk) full covariance, shape (batch,)."""
         variances = self.shrunk_variances()
-        return -0.5 * ((self._spread(x) / variances).sum(1) + torch.log(2 * math.pi * variances).sum())
+        return -0.5 * (
+            (self._spread(x) / variances).sum(1) + torch.log(2 * math.pi * variances).sum()
+        )
 
     def shrunk_variances(self) -> Tensor:
         """Variances along the axes of the Gaussian with (shrunk) covariance, (D,)."""
