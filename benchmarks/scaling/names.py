@@ -66,23 +66,26 @@ def page(found: dict[str, Any]) -> str:
         for name, row in (
             ("the first time", found["first"]),
             ("the second time: nothing has changed", found["second"]),
-            ("after one file was overwritten in place, with its old size and time", found["changed"]),
+            (
+                "after one file was overwritten in place, with its old size and time",
+                found["changed"],
+            ),
         )
     )
     return f"""## A folder of {found["files"]:,} files
 
-A tree of {found["files"]:,} JPEGs, a thousand in each folder, of which 10,000 are prepared: the whole
-command, `kedro run --pipeline=data --params=dataset=folder,data.path=<folder>,data.counts...`.
+A tree of {found["files"]:,} JPEGs, a thousand in each folder, of which 10,000 are prepared: the
+whole command, `kedro run --pipeline=data --params=dataset=folder,data.path=<folder>` and counts.
 
 | | seconds | seconds of CPU | memory, GB |
 | --- | --- | --- | --- |
 {rows}
 
-What is kept beside the data (`data/01_raw/.fingerprints/`) is a digest of all names, sizes, times and
-inodes, and the identity of the content that belonged to them. Every command lists the tree and looks
-at every file once, because a picture that is overwritten changes neither its folder's time nor, if
-somebody sets it back, its own: the time of the change of its inode tells. If nothing differs, no file
-is opened. If something does, the files are read again: all of them, or of more than 250,000 files or
-4 GiB the 4,096 blocks of the sample, and then the data count as other data, whatever the sample says
-(in the last row they are prepared anew, under another key).
+What is kept beside the data (`data/01_raw/.fingerprints/`) is a digest of all names, sizes, times
+and inodes, and the identity of the content that belonged to them. Every command lists the tree and
+looks at every file once, because a picture that is overwritten changes neither its folder's time
+nor, if somebody sets it back, its own: the time at which its inode changed tells. If nothing
+differs, no file is opened. If something does, they are read again: all of them, or of more than
+250,000 files or 4 GiB the 4,096 blocks of a sample, and then the data count as other data, whatever
+the sample says (in the last row they are prepared anew, under another key).
 """

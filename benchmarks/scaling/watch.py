@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,8 @@ def watch(*arguments: str, folder: Path = REPOSITORY, stop_after: float | None =
     memory, pages, most = 0, 0, 0
     by_node: dict[str, int] = {}
     of_this_node = 0
-    log = folder / "watched.log"
-    with log.open("w") as said:
+    with tempfile.NamedTemporaryFile("w+") as said:
+        log = Path(said.name)
         process = subprocess.Popen([sys.executable, *arguments], cwd=folder, env=env,
                                    stdout=said, stderr=subprocess.STDOUT)  # fmt: skip
         while process.poll() is None:
@@ -65,8 +66,8 @@ def watch(*arguments: str, folder: Path = REPOSITORY, stop_after: float | None =
             if stop_after is not None and time.monotonic() - started > stop_after:
                 process.kill()
             time.sleep(EVERY)
-    seconds, after = time.monotonic() - started, os.times()
-    output = log.read_text()
+        seconds, after = time.monotonic() - started, os.times()
+        output = log.read_text()
     if process.returncode and stop_after is None:
         raise RuntimeError(f"{' '.join(arguments)} failed:\n{output}")
     cpu = after.children_user + after.children_system

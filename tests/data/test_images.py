@@ -302,7 +302,7 @@ def test_lmdb_gives_its_values_and_opens_again_after_close(tmp_path):
 
 
 def test_an_lsun_is_read_as_it_was_downloaded(tmp_path):
-    """Keys are hashes, values are webp; two databases lie beside each other, and stay as they are."""
+    """Keys are hashes, values are webp; there are two databases, which stay as they are."""
     for part, first in (("train", 0), ("val", 40)):
         folder = tmp_path / f"bedroom_{part}_lmdb"
         with lmdb.open(str(folder)) as env, env.begin(write=True) as writer:
@@ -329,7 +329,9 @@ def test_the_zip_that_an_lsun_comes_in_has_to_be_unpacked(tmp_path):
         open_folder(tmp_path / "bedroom.zip")
     with zipfile.ZipFile(tmp_path / "bedroom.zip") as archive:
         archive.extractall(tmp_path / "unpacked")
-    with pytest.raises(UserError, match=r"no images found .* folder that holds data\.mdb is the path"):
+    with pytest.raises(
+        UserError, match=r"no images found .* folder that holds data\.mdb is the path"
+    ):
         open_folder(tmp_path / "unpacked")
 
 

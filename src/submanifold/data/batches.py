@@ -21,8 +21,8 @@ class Batches:
     killed goes on with just the batches it would have seen; nothing about random state is stored.
 
     Args:
-        array: (N, ...) uint8 images or float vectors; may be memory-mapped, and is then read as it is
-            needed, in bounded memory: what was written to a map of mode ``c`` is lost.
+        array: (N, ...) uint8 images or float vectors. A map of a file is read as it is needed, in
+            bounded memory; what was written to one of mode ``c`` is lost.
         batch_size: Rows in a batch; at most N are taken.
         seed: Of the order and of the noise.
         device: Where batches go. Small arrays are moved there whole.
@@ -81,9 +81,8 @@ class Batches:
         self._give_back(rows)
         return rows if self.is_continuous else dequantize(rows, self.generator)
 
-
     def _give_back(self, rows: Tensor) -> None:
-        """Keep what is mapped of a large file small; the system still has it while there is room."""
+        """Keep what is mapped of a large file small; while there is room, the system has it."""
         self._touched += len(rows) * (NEIGHBOURS + rows[0].nbytes)
         if self._map is not None and self._touched > MAPPED_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)

@@ -53,8 +53,8 @@ class PCA:
     def fit_leading(cls, batches: Iterable[Tensor], count: int) -> "PCA":
         """Fit the leading axes alone, by subspace iteration, with no D x D matrix.
 
-        The last are less exact than the first (Halko, Martinsson & Tropp 2011). In single precision,
-        in five passes over the batches.
+        The last are less exact than the first (Halko, Martinsson & Tropp 2011). It takes five
+        passes over the batches, in single precision.
         """
         rows, mean, square = _moments(batch.flatten(1).double() for batch in batches)
         total = (square - mean.square()).sum()
@@ -168,7 +168,7 @@ def rows_of(images: np.ndarray) -> Batches:
 def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:
     """Fit PCA to uint8 images or float vectors (n, ...), and shrink it by validation data.
 
-    Of more than 6,144 coordinates the 2,048 leading axes are fitted, to at most 16,384 images, which
+    Of more than 6,144 coordinates the 2,048 leading axes are fitted, to at most 16,384 images that
     are spread evenly.
 
     Returns:
@@ -186,10 +186,10 @@ def fit_baselines(train: np.ndarray, valid: np.ndarray, test: np.ndarray) -> dic
     """Fit PCA and the Gaussian to uint8 images or float vectors (n, ...), and test them.
 
     Returns:
-        ``pca_mse``: mean squared error on the test data with the first d axes, for d from 0 to D, or
-        to the number of leading axes (:func:`fit_gaussian`), and ``pca_mse_half_width`` of its 95%
+        ``pca_mse``: mean squared error on the test data with the first d axes, for d from 0 to D or
+        the number of leading axes (:func:`fit_gaussian`), and ``pca_mse_half_width`` of its 95%
         interval; ``gaussian``: bits per dimension and ``shrinkage``, the best on validation data;
-        ``n_train``.
+        ``n_train``: to how many images they were fitted.
     """
     pca, fitted = fit_gaussian(train, valid)
     bits = to_bits_per_dim(per_event(pca.log_prob, rows_of(test)), test)
