@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.scaling import million, names, sizes
 from benchmarks.scaling.watch import REPOSITORY
-from submanifold.data.decoding import cores
+from submanifold.data.processes import cores
 from submanifold.files import read_json, write_json
 
 PARTS = {"million": million, "names": names, "sizes": sizes}

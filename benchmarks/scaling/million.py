@@ -18,14 +18,15 @@ from benchmarks.reliability import Project
 from benchmarks.scaling.pictures import make_lmdb
 from benchmarks.scaling.watch import watch
 from submanifold.data.batches import Batches
-from submanifold.data.decoding import cores
+from submanifold.data.processes import cores
 from submanifold.flows import Glow, initialize
 from submanifold.manifold import Hierarchy, Stage, penalized_likelihood
 from submanifold.training.trainer import Trainer, TrainingSettings
 
 SIZE = 32
 LIMIT = 1.5e9
-SECONDS = 30.0  # of the loader and of training, in turn
+SECONDS = 30.0  # of each, in turn
+TURNS = ("loader", "training")
 
 
 def measure(folder: Path, count: int = 1_000_000) -> dict[str, Any]:
@@ -43,9 +44,13 @@ def measure(folder: Path, count: int = 1_000_000) -> dict[str, Any]:
     whole = watch(*run, folder=folder / "whole")
     manifest = _manifest(folder / "whole")
     again = watch(*run, folder=folder / "whole")
-    began = whole.seconds - manifest["seconds"]
-    killed_after = began + random.uniform(0.1, 0.8) * manifest["seconds"]
-    watch(*run, folder=folder / "killed", stop_after=killed_after)
+    moment = random.uniform(0.1, 0.8) * count
+
+    def is_there(said: str) -> bool:
+        done = re.findall(r"preparing images: (\d+)", said)
+        return bool(done) and int(done[-1]) > moment
+
+    watch(*run, folder=folder / "killed", stop_when=is_there)
     resumed = watch(*run, folder=folder / "killed")
     had = re.search(r"going on after (\d+) images", " ".join(resumed.output.split()))
     (array,) = (folder / "whole").glob("data/03_primary/*/train.npy")
@@ -61,7 +66,6 @@ def measure(folder: Path, count: int = 1_000_000) -> dict[str, Any]:
         "file_pages": whole.file_pages,
         "processes": whole.processes,
         "again_seconds": again.seconds,
-        "killed_after": killed_after,
         "had": int(had[1]) if had else 0,
         "same": _manifest(folder / "killed")["hash"] == manifest["hash"],
         "loader": {
@@ -88,14 +92,11 @@ def read(array: np.ndarray) -> dict[str, float]:
     initialize(model, batches.at(0))
     trainer = Trainer(model, penalized_likelihood(), settings)
     trainer.step(batches.at(0), batches.generator)
-    seconds, images, step = (
-        {"loader": 0.0, "training": 0.0},
-        dict.fromkeys(("loader", "training"), 0),
-        0,
-    )
+    seconds, cpu = dict.fromkeys(TURNS, 0.0), dict.fromkeys(TURNS, 0.0)
+    images, step = dict.fromkeys(TURNS, 0), 0
     while min(seconds.values()) < SECONDS:
-        for name in seconds:
-            started = time.monotonic()
+        for name in TURNS:
+            started, used = time.monotonic(), time.process_time()
             while time.monotonic() - started < 1:
                 batch = batches.at(step)
                 if name == "training":
@@ -103,7 +104,11 @@ def read(array: np.ndarray) -> dict[str, float]:
                 images[name] += len(batch)
                 step += 1
             seconds[name] += time.monotonic() - started
-    return {name: images[name] / seconds[name] for name in seconds}
+            cpu[name] += time.process_time() - used
+    return {
+        **{name: images[name] / seconds[name] for name in TURNS},
+        **{f"{name}_of_cpu": images[name] / cpu[name] for name in TURNS},
+    }
 
 
 def broken(found: dict[str, Any]) -> list[str]:
@@ -126,13 +131,16 @@ def page(found: dict[str, Any]) -> str:
         "the whole command": f"{found['seconds']:.0f} s, {found['cpu_seconds']:.0f} s of CPU",
         f"memory of all {found['processes']} processes together, at most": _memory(found),
         "the same command again, which finds it done": f"{found['again_seconds']:.0f} s",
-        f"killed (SIGKILL) after {found['killed_after']:.0f} s, and given again": (
+        "killed (SIGKILL) at a random moment, and given again": (
             f"goes on after {found['had']:,} images; the arrays have "
             + ("the same hash" if found["same"] else "ANOTHER HASH")
         ),
         "the loader, batches of 32 in random order": f"{loader['loader']:,.0f} images/s",
         "training takes (the default Glow, likelihood alone), in turn with it": (
             f"{loader['training']:,.0f} images/s: the loader gives {ratio:.0f} times as many"
+        ),
+        "the same by a second of CPU, whatever else is running": (
+            f"{loader['loader_of_cpu']:,.0f} and {loader['training_of_cpu']:,.0f} images"
         ),
         "memory of the process that loads and trains": _memory(loader),
     }

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +38,10 @@ class Watched:
     by_node: dict[str, int]
 
 
-def watch(*arguments: str, folder: Path = REPOSITORY, stop_after: float | None = None) -> Watched:
-    """Run Python with some arguments, to its end or until it is killed.
+def watch(
+    *arguments: str, folder: Path = REPOSITORY, stop_when: Callable[[str], bool] | None = None
+) -> Watched:
+    """Run Python with some arguments, to its end or until it is killed for what it has said.
 
     Raises:
         RuntimeError: If it failed.
@@ -59,16 +62,17 @@ def watch(*arguments: str, folder: Path = REPOSITORY, stop_after: float | None =
             memory, most = max(memory, now), max(most, len(seen))
             pages = max(pages, sum(of_files for _, of_files in seen))
             of_this_node = max(of_this_node, now)
-            completed = re.findall(r"Completed node: (\S+)", log.read_text())
+            so_far = log.read_text()
+            completed = re.findall(r"Completed node: (\S+)", so_far)
             if len(completed) > len(by_node):
                 by_node |= dict.fromkeys(completed[len(by_node) :], of_this_node)
                 of_this_node = 0
-            if stop_after is not None and time.monotonic() - started > stop_after:
+            if stop_when is not None and stop_when(so_far):
                 process.kill()
             time.sleep(EVERY)
         seconds, after = time.monotonic() - started, os.times()
         output = log.read_text()
-    if process.returncode and stop_after is None:
+    if process.returncode and stop_when is None:
         raise RuntimeError(f"{' '.join(arguments)} failed:\n{output}")
     cpu = after.children_user + after.children_system
     cpu -= before.children_user + before.children_system

@@ -257,8 +257,11 @@ def test_a_scan_that_took_seconds_is_used_again_for_as_long(folder, monkeypatch)
     assert stores.scan(folder) is not quick
 
 
-def test_a_scan_is_sorted_and_has_a_stamp_for_each_file(folder, monkeypatch):
+@pytest.mark.parametrize("many", [1, 20_000])
+def test_a_scan_is_sorted_and_has_a_stamp_for_each_file(folder, monkeypatch, many):
     monkeypatch.setattr(stores, "PACKED", 3)
+    monkeypatch.setattr(stores, "MANY", many)
+    monkeypatch.setattr(stores, "SHARED", 1)
     (folder / "deep.png").write_bytes(b"1")
     (folder / "a" / "b").mkdir(parents=True)
     (folder / "a" / "b" / "c.JPG").write_bytes(b"12")

@@ -1,21 +1,15 @@
 """Images decoded by all cores, in the order of their names."""
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from submanifold.data.processes import cores, pool
 from submanifold.data.source import Source
-from submanifold.errors import UserError
 
 # Of fewer images, starting processes takes longer than decoding.
 WORTH_PROCESSES = 256
@@ -42,34 +36,18 @@ def decoding(source: Source, count: int) -> Iterator[Callable[[Iterable[str]], I
         yield lambda names: (_attempt(source.image, name) for name in names)
         return
     processes = cores()
-    # Forked processes share what is loaded: a spawned one would import the whole program anew.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    pool = ProcessPoolExecutor(processes, context, _begin)
+    with pool("decode images", processes) as executor:
 
-    def decoded(names: Iterable[str]) -> Iterator[Result]:
-        ahead: deque[Future[list[Result]]] = deque()
-        for group in _groups(source, names):
-            ahead.append(pool.submit(_decode, source.decode, group))
-            if len(ahead) > AHEAD * processes:
+        def decoded(names: Iterable[str]) -> Iterator[Result]:
+            ahead: deque[Future[list[Result]]] = deque()
+            for group in _groups(source, names):
+                ahead.append(executor.submit(_decode, source.decode, group))
+                if len(ahead) > AHEAD * processes:
+                    yield from ahead.popleft().result()
+            while ahead:
                 yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
 
-    try:
-        pool.submit(os.getpid).result()  # all are there before other threads are
         yield decoded
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"One of the {processes} processes that decode images was killed, by a user or by the "
-            "system for want of memory. What is written is kept: give the command again to go on."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _groups(source: Source, names: Iterable[str]) -> Iterator[list[Any]]:
@@ -102,17 +80,3 @@ def _attempt(make: Callable[[Any], np.ndarray], of: Any) -> Result:
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _begin() -> None:
-    """Set up a process that decodes: it ends with its parent, which alone hears the keyboard."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "it is a child"
-    parent.join()
-    os._exit(1)

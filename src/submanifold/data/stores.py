@@ -6,7 +6,8 @@ import hashlib
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +18,7 @@ from typing import NamedTuple, TypeVar
 import lmdb
 import numpy as np
 
+from submanifold.data.processes import cores, pool
 from submanifold.errors import UserError
 
 T = TypeVar("T")
@@ -189,8 +191,9 @@ class Stamp(NamedTuple):
     inode: int
 
 
-# Files whose stamps are numbers of Python before they are packed.
-PACKED = 4096
+# Files whose stamps are numbers of Python before they are packed; files after which other processes
+# look at the rest, and how many folders each is given at a time.
+PACKED, MANY, SHARED = 4096, 20_000, 32
 STAMP = np.dtype([("size", "i8"), ("mtime", "i8"), ("ctime", "i8"), ("inode", "u8")])
 
 
@@ -256,12 +259,46 @@ _last_scan: dict[Path, tuple[Files, int]] = {}
 
 def _scan(path: Path) -> Files:
     began = time.time_ns()
+    looks = [_look(path, [""])]
+    if looks[0].folders:
+        with pool("look at files", cores()) as executor:
+
+            def share(folders: list[str]) -> Iterator[Future[Look]]:
+                for start in range(0, len(folders), SHARED):
+                    yield executor.submit(_look, path, folders[start : start + SHARED])
+
+            waiting = set(share(looks[0].folders))
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for look in (future.result() for future in done):
+                    looks.append(look)
+                    waiting |= set(share(look.folders))
+    names = [name for look in looks for name in look.names]
+    stamps = np.concatenate([look.stamps for look in looks])
+    skipped = [each for look in looks for each in look.skipped]
+    del looks
+    order = sorted(range(len(names)), key=names.__getitem__)
+    skipped.sort(key=lambda item: item["name"])
+    return Files([names[i] for i in order], stamps[order], began, skipped)
+
+
+class Look(NamedTuple):
+    """What was found in some folders, and those below them that were not looked into."""
+
+    names: list[str]
+    stamps: np.ndarray
+    skipped: list[dict[str, str]]
+    folders: list[str]
+
+
+def _look(path: Path, folders: list[str]) -> Look:
+    """Look into folders and those below, until very many files are found."""
     names: list[str] = []
     stats: list[tuple[int, ...]] = []
     blocks: list[np.ndarray] = []
     skipped: list[dict[str, str]] = []
-    folders = [""]
-    while folders:
+    folders = list(folders)
+    while folders and len(names) < MANY:
         above = folders.pop()
         with os.scandir(path / above) as entries:
             for entry in entries:
@@ -284,11 +321,7 @@ def _scan(path: Path) -> Files:
                     if len(stats) == PACKED:
                         blocks.append(np.array(stats, STAMP))
                         stats.clear()
-    stamps = np.concatenate([*blocks, np.array(stats, STAMP)])
-    del blocks
-    order = sorted(range(len(names)), key=names.__getitem__)
-    skipped.sort(key=lambda item: item["name"])
-    return Files([names[i] for i in order], stamps[order], began, skipped)
+    return Look(names, np.concatenate([*blocks, np.array(stats, STAMP)]), skipped, folders)
 
 
 def digest_files(folder: Path, files: Files) -> str:
