@@ -58,7 +58,7 @@ them, are counted apart. GB are 10^9 bytes.
 
 def _held(part: str, kept: dict[str, Any]) -> str:
     wrong = PARTS[part].broken(kept["found"])
-    verdict = f"Last result of `pytest -m slow -k {part}`: {'; '.join(wrong) or 'it holds'}."
+    verdict = f"What `pytest -m slow -k {part}` asks for: {'; '.join(wrong) or 'it holds'}."
     return f"{verdict} {kept['cores']} cores, with a load of {kept['load']:.0f} by this and others."
 
 

@@ -148,7 +148,8 @@ def broken(found: dict[str, Any]) -> list[str]:
     too_large = [f"{name} takes more than 24 GiB" for name, row in rows.items()
                  if row["memory"] > LIMIT]  # fmt: skip
     missing = [f"{name} has no report" for name, row in found["runs"].items() if not row["reports"]]
-    return too_large + missing
+    wanted = {f"{size}, {name}" for size in SIZES for name in (*METHODS, *PIECES)}
+    return too_large + missing + [f"{name} is not measured" for name in sorted(wanted - {*rows})]
 
 
 def page(found: dict[str, Any]) -> str:
@@ -181,7 +182,9 @@ Where they have more than 6,144, PCA and the Gaussian are fitted to at most 16,3
 
 def _by_size(pieces: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {
-        f"{size}x{size}": {name: pieces[f"{size}, {name}"]["memory"] for name in PIECES}
+        f"{size}x{size}": {
+            name: pieces[key]["memory"] for name in PIECES if (key := f"{size}, {name}") in pieces
+        }
         for size in SIZES
     }
 
