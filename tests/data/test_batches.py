@@ -1,9 +1,13 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from submanifold.data import batches as loader
 from submanifold.data.batches import Batches
 from submanifold.data.dequantize import dequantize, quantize
 
@@ -102,3 +106,25 @@ def test_batches_and_dequantize_agree():
     generator = torch.Generator().manual_seed(0)
     x = dequantize(torch.from_numpy(images()), generator)
     assert np.array_equal(quantize(x).numpy(), images())
+
+
+def mapped_bytes(path):
+    """What this process has of a file's map in memory."""
+    blocks = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    sizes = (re.search(r"\nRss: +(\d+) kB", block) for block in blocks if str(path) in block)
+    return sum(1024 * int(size[1]) for size in sizes)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says what is mapped")
+def test_a_large_file_is_read_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "MAPPED_BYTES", 2**22)
+    array = np.random.default_rng(0).integers(0, 256, (8000, 3, 32, 32), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    loaded = Batches(np.load(tmp_path / "a.npy", mmap_mode="c"), 32)
+    known = Batches(array, 32)
+    for step in range(250):
+        assert torch.equal(loaded.at(step), known.at(step))
+        assert mapped_bytes(tmp_path) < 2**22
+    for one, other in zip(loaded, known, strict=True):
+        assert torch.equal(one, other)
+    assert mapped_bytes(tmp_path) < 2**22

@@ -1,7 +1,10 @@
 """A source's identity changes with any byte of it, and is the same for a copy."""
 
+import dataclasses
+import json
 import os
 import shutil
+import time
 import zipfile
 
 import lmdb
@@ -230,6 +233,45 @@ def test_a_memory_that_cannot_be_written_only_costs_time(mark, folder, tmp_path)
     assert mark(folder) == mark(folder, raw="other")
 
 
+def test_a_record_of_an_earlier_version_is_taken_over(mark, folder, tmp_path, sampled):
+    first = mark(folder)
+    (record,) = (tmp_path / "raw" / ".fingerprints").iterdir()
+    known = json.loads(record.read_text())
+    known["content"], known["seen"] = f"{known['content']}+changed", known.pop("files")
+    record.write_text(json.dumps(known))
+    assert mark(folder) == f"{first}+changed" == mark(folder)
+
+
+# ---- what takes long to look at
+
+
+def test_a_scan_that_took_seconds_is_used_again_for_as_long(folder, monkeypatch):
+    now, second = time.time_ns(), 10**9
+    old = dataclasses.replace(stores.scan(folder), began=now - 9 * second)
+    for ended, reused in ((now - second, True), (now - 5 * second, False), (now, True)):
+        monkeypatch.setattr(stores, "_last_scan", {folder: (old, ended)})
+        assert (stores.scan(folder) is old) == reused
+        assert stores.scan(folder.parent) is not old
+    quick = dataclasses.replace(old, began=now - second // 10)
+    monkeypatch.setattr(stores, "_last_scan", {folder: (quick, now)})
+    assert stores.scan(folder) is not quick
+
+
+@pytest.mark.parametrize("many", [1, 20_000])
+def test_a_scan_is_sorted_and_has_a_stamp_for_each_file(folder, monkeypatch, many):
+    monkeypatch.setattr(stores, "PACKED", 3)
+    monkeypatch.setattr(stores, "MANY", many)
+    monkeypatch.setattr(stores, "SHARED", 1)
+    (folder / "deep.png").write_bytes(b"1")
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "b" / "c.JPG").write_bytes(b"12")
+    files = stores.scan(folder)
+    assert files.names == sorted(files.names)
+    assert len(files.names) == 12
+    found = [stores.stamp((folder / name).stat()) for name in files.names]
+    assert files.stamps.tolist() == found
+
+
 # ---- what is very large
 
 
@@ -259,6 +301,12 @@ def test_a_very_large_store_that_was_written_to_is_other_data(mark, folder, samp
         marks += [mark(folder)]
         assert mark(folder) == marks[-1]
     assert len(set(marks)) == 3
+
+
+def test_a_very_large_store_may_be_of_empty_files(mark, folder, sampled):
+    for file in folder.glob("deep/*"):
+        file.write_bytes(b"")
+    assert mark(folder).startswith("folder:sampled:")
 
 
 def test_samples_lie_in_the_files_they_are_said_to(tmp_path, monkeypatch, sampled):

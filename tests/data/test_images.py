@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import io
 import os
 import tracemalloc
@@ -298,6 +299,40 @@ def test_lmdb_gives_its_values_and_opens_again_after_close(tmp_path):
         assert store.fingerprint().startswith("lmdb:")
         assert [store.read(name) for name in store.names()] == [b"one", b"two"]
         store.close()
+
+
+def test_an_lsun_is_read_as_it_was_downloaded(tmp_path):
+    """Keys are hashes, values are webp; there are two databases, which stay as they are."""
+    for part, first in (("train", 0), ("val", 40)):
+        folder = tmp_path / f"bedroom_{part}_lmdb"
+        with lmdb.open(str(folder)) as env, env.begin(write=True) as writer:
+            for value in range(first, first + 40):
+                key = hashlib.sha1(bytes([value])).hexdigest()
+                writer.put(key.encode(), plain((value, 0, 0), (20, 12), "WEBP"))
+    path = tmp_path / "bedroom_train_lmdb"
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
+    assert {file.name for file in before} == {"data.mdb", "lock.mdb"}
+    source = open_source(read({"source": "lsun_bedroom", "path": str(path), "size": 8}), tmp_path)
+    names = sorted(hashlib.sha1(bytes([value])).hexdigest() for value in range(40))
+    assert source.names == names
+    reds = sorted(int(source.image(name)[0].mean().round()) for name in names)
+    assert np.abs(np.array(reds) - np.arange(40)).max() <= 3
+    source.close()
+    assert before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
+
+
+def test_the_zip_that_an_lsun_comes_in_has_to_be_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bedroom.zip", "w") as archive:
+        archive.writestr("bedroom_train_lmdb/data.mdb", bytes(8192))
+        archive.writestr("bedroom_train_lmdb/lock.mdb", bytes(8192))
+    with pytest.raises(UserError, match=r"zip of an LMDB.*unzip bedroom\.zip.*data\.mdb as path"):
+        open_folder(tmp_path / "bedroom.zip")
+    with zipfile.ZipFile(tmp_path / "bedroom.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    with pytest.raises(
+        UserError, match=r"no images found .* folder that holds data\.mdb is the path"
+    ):
+        open_folder(tmp_path / "unpacked")
 
 
 def open_folder(path, **settings):

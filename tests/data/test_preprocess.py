@@ -22,6 +22,7 @@ from submanifold.data import hashes, preprocess
 from submanifold.data.hashes import is_as_made
 from submanifold.data.preprocess import allowed_broken, prepare, share_out
 from submanifold.data.settings import Counts, ImageSettings
+from submanifold.data.source import Source
 from submanifold.errors import UserError
 
 PARTS = ("train", "valid", "test")
@@ -70,13 +71,13 @@ def small_chunks(monkeypatch):
 def decoded(monkeypatch):
     """The names that were decoded, in order of arrival."""
     names = []
-    attempt = preprocess._attempt
+    image = Source.image
 
     def count(source, name):
         names.append(name)
-        return attempt(source, name)
+        return image(source, name)
 
-    monkeypatch.setattr(preprocess, "_attempt", count)
+    monkeypatch.setattr(Source, "image", count)
     return names
 
 

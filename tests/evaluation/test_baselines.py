@@ -6,6 +6,7 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn import decomposition
 
+from submanifold.evaluation import baselines
 from submanifold.evaluation.baselines import PCA, fit_baselines, pca_error
 
 
@@ -127,11 +128,45 @@ def test_the_gaussian_of_bytes_counts_the_bits_of_a_byte():
     assert bits["low"] - 0.01 < exact < bits["high"] + 0.01
 
 
-def test_too_many_dimensions_are_not_fitted_and_the_reason_is_given():
-    images = np.zeros((2, 3, 48, 48), np.uint8)
-    found = fit_baselines(images, images, images)
-    assert found == {"why": "not fitted: a covariance of 6,912 dimensions takes too long"}
-    assert pca_error(found, 5) == {"dim": 5, "why": found["why"]}
+@pytest.fixture
+def few_leading(monkeypatch):
+    """Six dimensions are too many for a covariance; the two leading axes are fitted to 400 rows."""
+    for name, value in (("LARGEST_COVARIANCE", 5), ("LEADING", 2), ("SPARE", 1)):
+        monkeypatch.setattr(baselines, name, value)
+    monkeypatch.setattr(baselines, "MOST_FITTED", 400)
+
+
+def test_leading_axes_are_those_of_the_covariance():
+    x, new = correlated(500), correlated(50, seed=1)
+    whole, leading = PCA.fit([x]), PCA.fit_leading(x.split(64), 2)
+    assert leading.axes.shape == (6, 2)
+    torch.testing.assert_close(leading.variances[:2], whole.variances[:2], rtol=1e-4, atol=0)
+    rest = whole.variances[2:].mean().expand(4)
+    torch.testing.assert_close(leading.variances[2:], rest, rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        leading.squared_errors(new), whole.squared_errors(new)[:, :3], rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(leading.project(new, 2), whole.project(new, 2), rtol=0, atol=0.02)
+
+
+def test_the_density_of_leading_axes_is_the_normal_that_is_alike_in_all_other_directions():
+    x, new = correlated(400), correlated(30, seed=1)
+    pca = PCA.fit_leading([x], 2)
+    inside = pca.axes @ torch.diag(pca.variances[:2]) @ pca.axes.T
+    covariance = inside + pca.variances[5] * (torch.eye(6) - pca.axes @ pca.axes.T)
+    expected = multivariate_normal(pca.mean.numpy(), covariance.numpy()).logpdf(new.numpy())
+    np.testing.assert_allclose(pca.log_prob(new), expected, rtol=1e-6)
+
+
+def test_of_many_dimensions_the_leading_axes_are_the_baseline(few_leading):
+    train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((800, 9, 70)))
+    found = fit_baselines(train, valid, test)
+    theirs = decomposition.PCA(2).fit(train[::2])
+    errors = np.square(test - theirs.inverse_transform(theirs.transform(test))).mean()
+    assert pca_error(found, 2)["mse"]["value"] == pytest.approx(errors, rel=1e-3)
+    assert found["n_train"] == 400
+    assert math.isfinite(found["gaussian"]["bits_per_dim"]["value"])
+    assert pca_error(found, 3) == {"dim": 3, "why": "only the 2 leading axes are fitted"}
 
 
 def test_hotellings_statistic_of_normal_data_is_chi_squared_and_few_axes_explain_much():

@@ -1,5 +1,6 @@
 """Batches of images or vectors: which one comes at which step depends on the seed alone."""
 
+import mmap
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,8 @@ from torch import Tensor
 from submanifold.data.dequantize import dequantize
 
 DEVICE_BYTES = 4 * 2**30
+# A page of a map that is touched brings its neighbours along; of so much all are given back.
+NEIGHBOURS, MAPPED_BYTES = 2**21, 2**28
 
 
 class Batches:
@@ -18,7 +21,8 @@ class Batches:
     killed goes on with just the batches it would have seen; nothing about random state is stored.
 
     Args:
-        array: (N, ...) uint8 images or float vectors; may be memory-mapped.
+        array: (N, ...) uint8 images or float vectors. A map of a file is read as it is needed, in
+            bounded memory; what was written to one of mode ``c`` is lost.
         batch_size: Rows in a batch; at most N are taken.
         seed: Of the order and of the noise.
         device: Where batches go. Small arrays are moved there whole.
@@ -41,6 +45,7 @@ class Batches:
         self.rows = torch.from_numpy(array)
         if array.nbytes <= DEVICE_BYTES:
             self.rows = self.rows.to(self.device)
+        self._map, self._touched = _map_of(array), 0
         self._order, self._epoch = torch.empty(0, dtype=torch.long), -1
         self.generator = torch.Generator(self.device)
 
@@ -73,7 +78,23 @@ class Batches:
         if rows.device != self.device:
             rows = rows.pin_memory().to(self.device, non_blocking=True)  # or the copy would wait
         self.generator.manual_seed(_mix(self.seed, salt))
+        self._give_back(rows)
         return rows if self.is_continuous else dequantize(rows, self.generator)
+
+    def _give_back(self, rows: Tensor) -> None:
+        """Keep what is mapped of a large file small; while there is room, the system has it."""
+        self._touched += len(rows) * (NEIGHBOURS + rows[0].nbytes)
+        if self._map is not None and self._touched > MAPPED_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+
+
+def _map_of(array: np.ndarray) -> mmap.mmap | None:
+    """The file's map that holds a large array, if one does."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) and array.nbytes > MAPPED_BYTES else None
 
 
 def _mix(seed: int, salt: int) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from pathlib import Path
 
-from submanifold.data.stores import content_of, digest, files_of
+from submanifold.data.stores import content_of, files_of
 from submanifold.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -21,7 +20,8 @@ def fingerprint_path(path: Path, record: Path, suffix: str = "") -> str:
     """The identity of a store's content: another one when a byte changes, the same for a copy.
 
     What was found is written to `record` with the sizes, times and inodes of the files, so that
-    they are read again only when one of these has changed; losing it does no harm. A very large
+    they are read again only when one of these has changed; losing it does no harm. All are looked
+    at every time, once in a command (:func:`~submanifold.data.stores.scan`). A very large
     store is sampled (:func:`~submanifold.data.stores.digest_files`); when its files were written
     since they were last seen here, it counts as other data although the samples are the same. So
     what goes unseen is a change that keeps a file's times, and in a copy of a very large store, one
@@ -32,7 +32,6 @@ def fingerprint_path(path: Path, record: Path, suffix: str = "") -> str:
         UserError: If it is no readable store.
         OSError: If it cannot be read.
     """
-    before = time.time_ns() - SETTLED
     last = read_json(record) or {}
     known = last.get("content", "")
     if not path.exists():
@@ -40,18 +39,18 @@ def fingerprint_path(path: Path, record: Path, suffix: str = "") -> str:
             return f"missing:{path.absolute()}"
         log.info("path=%s is not there now; what was made of it before is used", path)
         return str(last["fingerprint"])
-    stamps = files_of(path)
-    seen = digest(f"{name}\0{stamp}" for name, stamp in stamps.items())
-    settled = all(stamp.ctime < before for stamp in stamps.values())
-    if last.get("seen") == seen and last.get("settled"):
+    files = files_of(path)
+    stamps, seen = files.stamps, files.digest
+    settled = bool((stamps["ctime"] < files.began - SETTLED).all())
+    if last.get("files") == seen and last.get("settled"):
         content = known
     else:
-        if sum(stamp.size for stamp in stamps.values()) > WORTH_A_LINE:
+        if stamps["size"].sum() > WORTH_A_LINE:
             log.info("reading path=%s to know it again", path)
         content = content_of(path)
-        if ":sampled:" in content and known.startswith(content):
-            content = known if last["seen"] == seen else f"{content}+{seen}"
-    found = {"fingerprint": content + suffix, "content": content, "seen": seen}
+        if ":sampled:" in content and known.startswith(content):  # a record of old has no `files`
+            content = known if last.get("files", seen) == seen else f"{content}+{seen}"
+    found = {"fingerprint": content + suffix, "content": content, "files": seen}
     now = {"path": str(path), **found, "settled": settled}
     if now != last:
         with contextlib.suppress(OSError):  # the next one has more to read

@@ -6,6 +6,7 @@ import io
 import logging
 import zipfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from submanifold.data.photos import FINGERPRINT, photo_patches
 from submanifold.data.settings import LABELLED, DataSettings, ImageSettings, SyntheticSettings
 from submanifold.data.source import Source
 from submanifold.data.standard import chosen, fingerprint_standard, read_standard
-from submanifold.data.stores import SUFFIXES, digest, open_store, read_file
+from submanifold.data.stores import DATABASE, SUFFIXES, digest, open_store, read_file
 from submanifold.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,10 @@ def frame(
     image = image.resize((inner, inner), Image.Resampling.BILINEAR)
     pixels = np.asarray(image).reshape(inner, inner, channels).transpose(2, 0, 1)
     return np.pad(pixels, ((0, 0), (margin, margin), (margin, margin))) if margin else pixels
+
+
+def _frame_pixels(pixels: np.ndarray, **form: Any) -> np.ndarray:
+    return frame(Image.fromarray(pixels), **form)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -129,7 +134,8 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
     store, crop = open_store(path), settings.crop_rule
     source = Source(
         names=store.names(),
-        image=lambda name: decode(store.read(name), **settings.form),
+        read=store.read,
+        decode=partial(decode, **settings.form),
         parts=None,
         rule="random",
         crop=crop,
@@ -153,7 +159,8 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
     if not source.names:
         raise UserError(
             f"path={path}: no images found in it; files with {', '.join(SUFFIXES)} count, in any "
-            "folder below it (hidden ones are passed over)"
+            "folder below it (hidden ones are passed over), or the values of an LMDB, of which the "
+            f"folder that holds {DATABASE} is the path"
             + (f" and only those listed in {celeba.PARTITION}" if source.parts is not None else "")
         )
     return source
@@ -181,13 +188,14 @@ def _labelled(settings: ImageSettings, raw_folder: Path) -> Source:
         order = np.random.default_rng(settings.seed).permutation(len(train))
         part_of |= {train[n]: "valid" for n in order[:valid].tolist()}
 
-    def image(name: str) -> np.ndarray:
+    def read(name: str) -> np.ndarray:
         part, _, number = name.partition("/")
-        return frame(Image.fromarray(parts[part].images[int(number)]), **settings.form)
+        return parts[part].images[int(number)]
 
     return Source(
         names=sorted(labels),
-        image=image,
+        read=read,
+        decode=partial(_frame_pixels, **settings.form),
         parts=part_of if official else None,
         rule=settings.split,
         crop=settings.crop_rule,

@@ -76,7 +76,7 @@ def photo_patches(
             patches[name] = tile[top : top + size, left : left + size].transpose(2, 0, 1)
             parts[name] = split[photo, cell]
     crop = f"patches inside cells of about {CELL}x{CELL}"
-    return Source(sorted(patches), patches.__getitem__, parts, "cells", crop)
+    return Source(sorted(patches), patches.__getitem__, np.asarray, parts, "cells", crop)
 
 
 def read_photos(channels: int) -> dict[str, np.ndarray]:

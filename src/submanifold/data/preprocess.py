@@ -7,10 +7,8 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from submanifold.data.arrays import GrowingArray, map_whole
+from submanifold.data.decoding import Result, decoding
 from submanifold.data.hashes import hash_arrays, is_as_made
 from submanifold.data.images import fingerprint, open_source
 from submanifold.data.settings import PARTS, Counts, ImageSettings
@@ -31,8 +30,8 @@ log = logging.getLogger(__name__)
 
 # Part of every key: a change in how pixels are made must not find arrays made the old way.
 FORMAT = 1
-CHUNK_IMAGES = 1024
-CHUNK_BYTES = 2**25
+# What a kill loses at most is a chunk of images, or some seconds.
+CHUNK_IMAGES, CHUNK_BYTES, CHUNK_SECONDS = 8192, 2**25, 5.0
 LISTED = 1000
 LABELS = "labels.json"
 ALLOWED_PERCENT, ALLOWED_FILES = 1, 10
@@ -178,24 +177,25 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
     began = time.monotonic() - state.seconds
     most = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(settings.event_shape)))
     with (
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads,
+        decoding(source, total) as decoded,
         Meter("preparing images", "images", total, sum(state.written.values())) as meter,
     ):
         for index, pool in enumerate(pools):
-            while names := _next_names(pool, state.read[index], state.written, most):
-                results = list(threads.map(lambda name: _attempt(source, name), names))
-                images = [result for result in results if isinstance(result, np.ndarray)]
-                _count_broken(state, names, results, total)
-                meter.update(len(images))
-                for share in pool.shares:
-                    start = state.written[share.part]
-                    batch, images = images[: share.count - start], images[share.count - start :]
-                    if batch:
-                        arrays[share.part].write(start, np.stack(batch))
-                        state.written[share.part] += len(batch)
-                state.read[index] += len(names)
-                state.seconds = time.monotonic() - began
-                state.save(folder / "state.json")
+            while names := _next_names(pool, state.read[index], state.written):
+                for results in _chunks(decoded(names), most):
+                    images = [result for result in results if isinstance(result, np.ndarray)]
+                    at = state.read[index]
+                    _count_broken(state, pool.names[at : at + len(results)], results, total)
+                    meter.update(len(images))
+                    for share in pool.shares:
+                        start = state.written[share.part]
+                        batch, images = images[: share.count - start], images[share.count - start :]
+                        if batch:
+                            arrays[share.part].write(start, np.stack(batch))
+                            state.written[share.part] += len(batch)
+                    state.read[index] += len(results)
+                    state.seconds = time.monotonic() - began
+                    state.save(folder / "state.json")
     log.info("%s", meter)
     for share in shares:
         have = state.written[share.part]
@@ -240,22 +240,25 @@ def _labels(labels: Mapping[str, Any], pools: list[Pool]) -> dict[str, list[Any]
     return found
 
 
-def _next_names(pool: Pool, at: int, written: Mapping[str, int], most: int) -> list[str]:
+def _next_names(pool: Pool, at: int, written: Mapping[str, int]) -> list[str]:
     """Never more than the splits still want."""
     wanted = sum(share.count - written[share.part] for share in pool.shares)
-    return pool.names[at : at + min(most, wanted)]
+    return pool.names[at : at + wanted]
 
 
-def _attempt(source: Source, name: str) -> np.ndarray | str:
-    try:
-        return source.image(name)
-    except Exception as error:  # PIL's plugins raise nearly every kind on a broken file
-        return f"{type(error).__name__}: {error}"
+def _chunks(results: Iterable[Result], most: int) -> Iterator[list[Result]]:
+    """Results in lists that are full, or took some seconds."""
+    chunk, began = [], time.monotonic()
+    for result in results:
+        chunk.append(result)
+        if len(chunk) == most or time.monotonic() - began > CHUNK_SECONDS:
+            yield chunk
+            chunk, began = [], time.monotonic()
+    if chunk:
+        yield chunk
 
 
-def _count_broken(
-    state: State, names: list[str], results: list[np.ndarray | str], total: int
-) -> None:
+def _count_broken(state: State, names: list[str], results: list[Result], total: int) -> None:
     both = zip(names, results, strict=True)
     broken = [{"name": name, "reason": result} for name, result in both if isinstance(result, str)]
     state.broken_count += len(broken)

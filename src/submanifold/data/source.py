@@ -13,8 +13,9 @@ class Source:
 
     Attributes:
         names: All images, sorted.
-        image: Function of a name: the image, uint8 (channels, size, size). It may be called from
-            several threads, and raises whatever a broken file makes it raise.
+        read: Function of a name: what is stored, bytes or pixels.
+        decode: Function of what is stored: the image, uint8 (channels, size, size). Other processes
+            can be given it, and it raises whatever a broken file makes it raise.
         parts: The split each name belongs to, or None: any may go anywhere.
         rule: The split rule: `cells`, `official` or `random`.
         labels: What each name's image shows, JSON-able, or None.
@@ -25,7 +26,8 @@ class Source:
     """
 
     names: list[str]
-    image: Callable[[str], np.ndarray]
+    read: Callable[[str], Any]
+    decode: Callable[[Any], np.ndarray]
     parts: Mapping[str, str] | None
     rule: str
     crop: str
@@ -33,3 +35,7 @@ class Source:
     labels: Mapping[str, Any] | None = None
     skipped: list[dict[str, str]] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
+
+    def image(self, name: str) -> np.ndarray:
+        """Read and decode an image."""
+        return self.decode(self.read(name))

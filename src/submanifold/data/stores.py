@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +18,7 @@ from typing import NamedTuple, TypeVar
 import lmdb
 import numpy as np
 
+from submanifold.data.processes import cores, pool
 from submanifold.errors import UserError
 
 T = TypeVar("T")
@@ -28,6 +31,9 @@ PACKED_BY = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 DATABASE = "data.mdb"
 NO_FILE = "not a file"
+
+# Nanoseconds.
+WORTH_KEEPING = 10**9
 
 # More than this is sampled for the fingerprint, by so many blocks of so many bytes.
 WHOLE_BYTES, WHOLE_FILES = 2**32, 250_000
@@ -75,12 +81,12 @@ def open_store(path: Path) -> Store:
 
 
 def _open_folder(path: Path) -> Store:
-    stamps, skipped = scan(path)
+    files = scan(path)
     return Store(
-        names=lambda: list(stamps),
+        names=lambda: files.names,
         read=lambda name: read_file(path / name),
-        fingerprint=lambda: f"folder:{digest_files(path, stamps)}",
-        skipped=skipped,
+        fingerprint=lambda: f"folder:{digest_files(path, files)}",
+        skipped=files.skipped,
     )
 
 
@@ -103,6 +109,13 @@ def _open_zip(path: Path) -> Store:
         elif name.lower().endswith(SUFFIXES) and not any(map(_is_hidden, inside.parts)):
             safe.append(name)
 
+    if not safe and any(PureWindowsPath(name).name == DATABASE for name in members):
+        archive.close()
+        raise UserError(
+            f"path={path} is a zip of an LMDB, which cannot be read in place: unpack it (unzip "
+            f"{path.name}), and give the folder that holds {DATABASE} as path"
+        )
+
     def read(name: str) -> bytes:
         return read_member(archive, members[name])
 
@@ -114,7 +127,7 @@ def _open_zip(path: Path) -> Store:
 
 
 def _open_lmdb(path: Path) -> Store:
-    """Of an LMDB, whose values are images, as LSUN ships them."""
+    """Of an LMDB, whose values are images, as LSUN ships them; nothing is written beside it."""
     try:
         database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
@@ -178,60 +191,154 @@ class Stamp(NamedTuple):
     inode: int
 
 
-def files_of(path: Path) -> dict[str, Stamp]:
-    """The files that hold what :func:`open_store` opens, by name.
+# Files whose stamps are numbers of Python before they are packed; files after which other processes
+# look at the rest, and how many folders each is given at a time.
+PACKED, MANY, SHARED = 4096, 20_000, 32
+STAMP = np.dtype([("size", "i8"), ("mtime", "i8"), ("ctime", "i8"), ("inode", "u8")])
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that hold images, as they were at a moment: a hundred bytes for each.
+
+    Attributes:
+        names: Sorted, relative, with forward slashes.
+        stamps: A :class:`Stamp` of each, (n,) of the type :data:`STAMP`.
+        began: When the look at them began, in nanoseconds since 1970.
+        skipped: `{"name", "reason"}` of what has the name of an image, but is no file.
+    """
+
+    names: list[str]
+    stamps: np.ndarray
+    began: int
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """Another one when a file is written, renamed, added or removed."""
+        return digest([*self.names, hashlib.sha256(self.stamps.tobytes()).hexdigest()])
+
+
+def files_of(path: Path) -> Files:
+    """The files that hold what :func:`open_store` opens.
 
     Raises:
         OSError: If they cannot be listed.
     """
+    began = time.time_ns()
     if (path / DATABASE).is_file():
-        return {DATABASE: stamp((path / DATABASE).stat())}
-    return scan(path)[0] if path.is_dir() else {"": stamp(path.stat())}
+        return Files([DATABASE], _one(path / DATABASE), began)
+    return scan(path) if path.is_dir() else Files([""], _one(path), began)
 
 
-def scan(path: Path) -> tuple[dict[str, Stamp], list[dict[str, str]]]:
-    """The images in a tree, by sorted relative names with forward slashes, and what is no file.
+def _one(path: Path) -> np.ndarray:
+    return np.array([stamp(path.stat())], STAMP)
+
+
+def scan(path: Path) -> Files:
+    """The images in a tree. Each is looked at: a file's time changes without its folder's.
+
+    A scan that took longer than a second is used again by this process for as long as it took: so
+    that one command looks once at millions of files. What changes meanwhile is seen by the next.
 
     Raises:
         OSError: If a folder cannot be listed.
     """
-    found: dict[str, Stamp] = {}
+    global _last_scan
+    path, now = path.absolute(), time.time_ns()
+    last, ended = _last_scan.get(path, (None, 0))
+    if last is not None and now - ended < ended - last.began > WORTH_KEEPING:
+        return last
+    files = _scan(path)
+    _last_scan = {path: (files, time.time_ns())}
+    return files
+
+
+_last_scan: dict[Path, tuple[Files, int]] = {}
+
+
+def _scan(path: Path) -> Files:
+    began = time.time_ns()
+    looks = [_look(path, [""])]
+    if looks[0].folders:
+        with pool("look at files", cores()) as executor:
+
+            def share(folders: list[str]) -> Iterator[Future[Look]]:
+                for start in range(0, len(folders), SHARED):
+                    yield executor.submit(_look, path, folders[start : start + SHARED])
+
+            waiting = set(share(looks[0].folders))
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for look in (future.result() for future in done):
+                    looks.append(look)
+                    waiting |= set(share(look.folders))
+    names = [name for look in looks for name in look.names]
+    stamps = np.concatenate([look.stamps for look in looks])
+    skipped = [each for look in looks for each in look.skipped]
+    del looks
+    order = sorted(range(len(names)), key=names.__getitem__)
+    skipped.sort(key=lambda item: item["name"])
+    return Files([names[i] for i in order], stamps[order], began, skipped)
+
+
+class Look(NamedTuple):
+    """What was found in some folders, and those below them that were not looked into."""
+
+    names: list[str]
+    stamps: np.ndarray
+    skipped: list[dict[str, str]]
+    folders: list[str]
+
+
+def _look(path: Path, folders: list[str]) -> Look:
+    """Look into folders and those below, until very many files are found."""
+    names: list[str] = []
+    stats: list[tuple[int, ...]] = []
+    blocks: list[np.ndarray] = []
     skipped: list[dict[str, str]] = []
-    folders = [""]
-    while folders:
+    folders = list(folders)
+    while folders and len(names) < MANY:
         above = folders.pop()
         with os.scandir(path / above) as entries:
             for entry in entries:
-                name = above + entry.name
                 if _is_hidden(entry.name):
                     continue
+                name = above + entry.name
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(f"{name}/")
                 elif name.lower().endswith(SUFFIXES):
                     try:
                         stat = entry.stat()
-                        if S_ISREG(stat.st_mode):
-                            found[name] = stamp(stat)
-                        else:
-                            skipped.append({"name": name, "reason": NO_FILE})
                     except OSError as error:  # most often a link to nothing
                         skipped.append({"name": name, "reason": str(error.strerror)})
-    return dict(sorted(found.items())), sorted(skipped, key=lambda item: item["name"])
+                        continue
+                    if not S_ISREG(stat.st_mode):
+                        skipped.append({"name": name, "reason": NO_FILE})
+                        continue
+                    names.append(name)
+                    stats.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+                    if len(stats) == PACKED:
+                        blocks.append(np.array(stats, STAMP))
+                        stats.clear()
+    return Look(names, np.concatenate([*blocks, np.array(stats, STAMP)]), skipped, folders)
 
 
-def digest_files(folder: Path, stamps: Mapping[str, Stamp]) -> str:
+def digest_files(folder: Path, files: Files) -> str:
     """Digest of names, sizes and contents.
 
     Of more than 4 GiB or 250,000 files, only 4,096 evenly spread blocks of 16 KiB are read, which
     takes seconds; the digest then begins with ``sampled:``.
     """
-    names, ends = list(stamps), np.cumsum([0, *(each.size for each in stamps.values())])
-    if ends[-1] <= WHOLE_BYTES and len(names) <= WHOLE_FILES:
+    names, ends = files.names, np.cumsum(files.stamps["size"])
+    total = int(ends[-1]) if names else 0
+    if total <= WHOLE_BYTES and len(names) <= WHOLE_FILES:
         return digest(f"{name}\0{_digest_file(folder / name)}" for name in names)
-    rows = [f"{name}\0{each.size}" for name, each in stamps.items()]
-    for start in np.linspace(0, max(0, ends[-1] - BLOCK), BLOCKS).astype(np.int64):
-        i = np.searchsorted(ends, start, side="right") - 1
-        rows.append(_digest_file(folder / names[i], int(start - ends[i]), BLOCK))
+    sizes = files.stamps["size"].tolist()
+    rows = [f"{name}\0{size}" for name, size in zip(names, sizes, strict=True)]
+    for start in np.linspace(0, max(0, total - BLOCK), BLOCKS).astype(np.int64):
+        i = np.searchsorted(ends[:-1], start, side="right")
+        rows.append(_digest_file(folder / names[i], int(start - ends[i] + sizes[i]), BLOCK))
     return f"sampled:{digest(rows)}"
 
 

@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from submanifold.data.batches import Batches
-from submanifold.evaluation.baselines import BATCH, LARGEST_COVARIANCE, PCA
+from submanifold.evaluation.baselines import fit_gaussian, rows_of
 from submanifold.evaluation.likelihood import per_event
 from submanifold.evaluation.scores import COMBINATION, SCORES, Calibration, score
 from submanifold.manifold import Model
@@ -54,24 +52,22 @@ def score_kinds(
         A row for each image: ``part`` (normal, outlier), ``number`` in its array, its scores, and
         the tail probability of each as ``p_<score>``.
     """
-    device = next(model.parameters()).device
-    linear = _linear(model.dim, train, valid, device)
+    linear = _linear(model.dim, train, valid)
     chosen = {"valid": valid[:MOST], "normal": test[:MOST], "outlier": outliers[:MOST]}
     scored = {part: score(model, images, COMBINED) for part, images in chosen.items()}
     plain = {part: linear(images) for part, images in chosen.items()}
     known = Calibration.fit(scored["valid"], COMBINED)
-    flat = {part: {"density": each["mahalanobis"], **each} for part, each in plain.items() if each}
-    known_linear = Calibration.fit(flat["valid"], tuple(LINEAR)) if flat else None
+    flat = {part: {"density": each["mahalanobis"], **each} for part, each in plain.items()}
+    known_linear = Calibration.fit(flat["valid"], tuple(LINEAR))
     tables = []
     for part in PARTS:
         found = known.complete(scored[part])
         tails = {f"p_{name}": known.tail(name, values) for name, values in found.items()}
-        if known_linear is not None:
-            both = known_linear.complete(flat[part])
-            for name in (*LINEAR, COMBINATION):
-                shown = LINEAR_COMBINATION if name == COMBINATION else name
-                found[shown] = both[name]
-                tails[f"p_{shown}"] = known_linear.tail(name, both[name])
+        both = known_linear.complete(flat[part])
+        for name in (*LINEAR, COMBINATION):
+            shown = LINEAR_COMBINATION if name == COMBINATION else name
+            found[shown] = both[name]
+            tails[f"p_{shown}"] = known_linear.tail(name, both[name])
         table = pd.DataFrame({**found, **tails})
         table.insert(0, "number", np.arange(len(table)))
         table.insert(0, "part", part)
@@ -79,15 +75,14 @@ def score_kinds(
     return pd.concat(tables, ignore_index=True)
 
 
-def _linear(dim: int, train: np.ndarray, valid: np.ndarray, device: torch.device) -> Any:
-    """The scores of a linear model, as a function of images: none where it takes too long."""
-    if np.prod(train.shape[1:]) > LARGEST_COVARIANCE:
-        return lambda images: {}
-    pca = PCA.fit(Batches(train, BATCH)).shrink(Batches(valid, BATCH))
+def _linear(dim: int, train: np.ndarray, valid: np.ndarray) -> Any:
+    """The scores of a linear model, as a function of images."""
+    pca, _ = fit_gaussian(train, valid)
     few = pca.explaining(EXPLAINED)
+    dim = min(dim, pca.axes.shape[1])
 
     def scores(images: np.ndarray) -> dict[str, np.ndarray]:
-        batches = Batches(images, BATCH)
+        batches = rows_of(images)
         return {
             "pca_distance": per_event(lambda x: pca.squared_errors(x)[:, dim], batches),
             "pca_residual": per_event(lambda x: pca.squared_errors(x)[:, few], batches),

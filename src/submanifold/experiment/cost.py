@@ -64,6 +64,8 @@ def _of_rotation(
     batches = Batches(rows.astype(np.float32), ROTATION_BATCH, device=on)
     found = [fit_rotation(inner, batches, probes, outer) for probes in (1, 512)]
     (few, once), (many, longer) = ((each["probes"], each["seconds"]) for each in found)
-    wanted = phase.probes or PROBES_PER_COORDINATE * inner.event_dim
+    rotation = inner.stages[-1].rotation
+    assert rotation is not None, "it was fitted"
+    wanted = phase.probes or PROBES_PER_COORDINATE * rotation.directions
     # the eigenvectors take the same time whatever the number of probes
     return once + max(longer - once, 0) * (wanted - few) / (many - few)

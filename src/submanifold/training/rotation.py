@@ -39,7 +39,8 @@ class RotationSettings(Settings):
 
     Attributes:
         rotate: Number of the stage.
-        probes: Vector-Jacobian products that E[J^T J] is estimated from; None is 8 for each latent.
+        probes: Vector-Jacobian products that E[J^T J] is estimated from; None is 8 for each
+            latent, or each leading axis where there are too many latents for a matrix.
     """
 
     rotate: int = Field(gt=0)
@@ -83,7 +84,7 @@ def fit_rotation(
     Args:
         model: The model, whose last stage gets a :class:`Rotation` if it has none. On its device.
         batches: What its first stage acts on.
-        probes: How many; None is 8 for each latent.
+        probes: How many; None is 8 for each axis that is chosen.
         outer: The frozen stages before it.
         first: The first step whose batch is used.
         folder: Where what was computed is kept, from which a killed run goes on.
@@ -108,7 +109,7 @@ def fit_rotation(
         return x if outer is None else outer.decode(x)
 
     dim = stage.event_dim
-    wanted = probes or PROBES_PER_COORDINATE * dim
+    wanted = probes or PROBES_PER_COORDINATE * rotation.directions
     per_batch = PER_EVENT * batches.batch_size
     rounds = math.ceil(wanted / per_batch)
 

@@ -27,7 +27,7 @@ def fit_baselines(
 ) -> dict[str, Any]:
     """Fit PCA and the Gaussian to the training data, and test them; or find it done."""
     found = read_json(path)
-    if found is None:
+    if found is None or "pca_mse" not in found:  # it was once not fitted in many dimensions
         found = fitting.fit_baselines(train, valid, test)
         write_json(path, found)
     return found

@@ -58,8 +58,8 @@ def draw_sweep(table: pd.DataFrame, parameter: str, baselines: dict[str, Any]) -
     """Plot bits per dimension against squared error, with PCA's errors."""
     from submanifold.figures import sweep_figure
 
-    curve = baselines.get("pca_mse")
-    pca = curve and [np.nan if np.isnan(dim) else curve[int(dim)] for dim in table["dim"]]
+    curve = baselines["pca_mse"]  # of the leading axes alone where there are very many
+    pca = [curve[int(dim)] if dim < len(curve) else np.nan for dim in table["dim"]]
     return sweep_figure(table, parameter, pca)
 
 
