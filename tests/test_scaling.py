@@ -8,7 +8,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["million", "names", "sizes"])
+@pytest.mark.parametrize("part", ["processes", "million", "names", "sizes"])
 def test_it_scales(part):
     from benchmarks.scaling.__main__ import FOLDER, PARTS, measure  # which takes seconds
 

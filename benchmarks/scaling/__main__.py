@@ -1,4 +1,4 @@
-"""How far the program scales: a million images, millions of files, larger images.
+"""How far the program scales: processes, a million images, millions of files, larger images.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --parts names sizes
@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.scaling import million, names, sizes
+from benchmarks.scaling import million, names, processes, sizes
 from benchmarks.scaling.watch import REPOSITORY
 from submanifold.data.processes import cores
 from submanifold.files import read_json, write_json
 
-PARTS = {"million": million, "names": names, "sizes": sizes}
+PARTS = {"processes": processes, "million": million, "names": names, "sizes": sizes}
 """Modules with ``measure(folder)``, ``broken(found)`` and ``page(found)``."""
 PAGE = REPOSITORY / "docs" / "scaling.md"
 FOLDER = Path("data/08_reporting/scaling")

@@ -29,7 +29,7 @@ from submanifold.pipelines.launch import call
 from submanifold.training.phases import PhaseSettings, train_phase
 
 BATCH, DIM, ROUNDS = 128, 500, 3
-STEPS = {"S": 40, "M": 10}
+STEPS = {"S": 60, "M": 30}
 AVERAGES = 20
 CPU = torch.device("cpu")
 GPU_FLOPS, GPU_SHARE = 990e12, 0.2  # an H100's in bfloat16 without sparsity, and what is reached
@@ -54,10 +54,10 @@ def training(size: str, launch: LaunchSettings, recompute: bool = False) -> dict
         arguments = (phase, model, None, images, images[:BATCH], 0, CPU, folder)
         _, history = call(launch, train_phase, *arguments, folder=folder)
     first, last = history["train"][0], history["train"][-1]
-    rows = [BATCH * row["step"] / row["rows_per_second"] for row in (first, last)]
+    times = [BATCH * row["step"] / row["rows_per_second"] for row in (first, last)]
     who = resource.RUSAGE_CHILDREN if launch.processes > 1 else resource.RUSAGE_SELF
     return {
-        "images a second": BATCH * (last["step"] - first["step"]) / (rows[1] - rows[0]),
+        "rate": BATCH * (last["step"] - first["step"]) / (times[1] - times[0]),
         "memory": resource.getrusage(who).ru_maxrss * 1024,  # of the largest process
     }
 
@@ -106,7 +106,7 @@ def work(size: str) -> tuple[int, float, int]:
     return parameters, flops.get_total_flops() / len(x), calls.count
 
 
-def in_turn(configurations: list[dict[str, Any]], rounds: int) -> pd.DataFrame:
+def in_turn(configurations: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
     """Measure each configuration once a round, in a process of its own."""
     rows = []
     for _ in range(rounds):
@@ -118,85 +118,120 @@ def in_turn(configurations: list[dict[str, Any]], rounds: int) -> pd.DataFrame:
             )  # fmt: skip
             rows.append({**each, **json.loads(done.stdout.splitlines()[-1])})
             print(rows[-1], file=sys.stderr, flush=True)
-    return pd.DataFrame(rows)
+    return rows
 
 
-def speed(rounds: int = ROUNDS) -> pd.DataFrame:
-    """Images a second of one process and of two, of one thread each."""
+def measure(folder: Path) -> dict[str, Any]:
+    """Measure all; nothing is kept in the folder."""
     both = [{"size": size, "processes": count} for size in STEPS for count in (1, 2)]
-    data = in_turn(both, rounds)
+    ways = [
+        {"size": size, "parts": parts, "recompute": recompute}
+        for size in STEPS
+        for parts, recompute in ((1, False), (2, False), (4, False), (1, True), (4, True))
+    ]
+    return {
+        "speed": in_turn(both, ROUNDS),
+        "memory": in_turn(ways, 1),
+        "averaging": {size: statistics.median(average_by_two(size)) for size in SIZES},
+        "work": {size: work(size) for size in SIZES},
+    }
+
+
+def broken(found: dict[str, Any]) -> list[str]:
+    """What does not hold: that two processes are faster, and that parts take less memory."""
+    slower = [row["flow"] for row in _speeds(found) if row["median"] < 1.2]
+    taken = {(row["size"], row["parts"], row["recompute"]): row["memory"]
+             for row in found["memory"]}  # fmt: skip
+    larger = [size for size in STEPS if taken[size, 4, False] > 0.8 * taken[size, 1, False]]
+    return [f"{size}: two processes are not faster" for size in slower] + [
+        f"{size}: four parts do not take less memory" for size in larger
+    ]
+
+
+def _speeds(found: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for size, group in data.groupby("size", sort=False):
-        rate = {count: some["images a second"].tolist()
-                for count, some in group.groupby("processes")}  # fmt: skip
-        ratios = [two / one for one, two in zip(rate[1], rate[2], strict=True)]
+    for size in STEPS:
+        one, two = (
+            [row["rate"] for row in found["speed"]
+             if (row["size"], row["processes"]) == (size, count)]
+            for count in (1, 2)
+        )  # fmt: skip
+        ratios = [many / few for few, many in zip(one, two, strict=True)]
+        middle = statistics.median(ratios)
         rows.append({
             "flow": size,
-            "one process, images/s": f"{statistics.median(rate[1]):.0f}",
-            "two processes, images/s": f"{statistics.median(rate[2]):.0f}",
-            "ratio": f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
+            "one process, images/s": f"{statistics.median(one):.0f}",
+            "two processes, images/s": f"{statistics.median(two):.0f}",
+            "ratio": f"{middle:.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
+            "median": middle,
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return rows
 
 
-def memory() -> pd.DataFrame:
-    """Memory of a training in parts, and with hidden layers computed twice."""
-    ways = [{"size": size, "parts": parts, "recompute": recompute}
-            for size in STEPS for parts, recompute in ((1, False), (2, False), (4, False),
-                                                       (1, True), (4, True))]  # fmt: skip
-    data = in_turn(ways, 1)
-    data["peak memory, GiB"] = (data.pop("memory") / 2**30).map("{:.2f}".format)
-    data["images a second"] = data["images a second"].map("{:.0f}".format)
-    return data.rename(columns={"size": "flow"})
+def _memory(found: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame([
+        {
+            "flow": row["size"], "launch.parts": row["parts"],
+            "training.recompute": row["recompute"], "memory, GB": f"{row['memory'] / 1e9:.2f}",
+            "images/s": f"{row['rate']:.0f}",
+        }
+        for row in found["memory"]
+    ])  # fmt: skip
 
 
-def projection() -> pd.DataFrame:
+def _projection(found: dict[str, Any]) -> pd.DataFrame:
     """Bytes exchanged a step against its time, for links and a GPU as stated above."""
     rows = []
-    for size in SIZES:
-        parameters, flops, calls = work(size)
+    for size, (parameters, flops, calls) in found["work"].items():
         for batch in (32, 256):
             step = max(batch * flops / (GPU_FLOPS * GPU_SHARE), calls * LAUNCH)
             row = {
                 "flow": size, "parameters": f"{parameters:,}", "images a GPU": batch,
                 "GFLOP an image": f"{flops / 1e9:.1f}", "operators": f"{calls:,}",
-                "step": f"{step * 1e3:.1f} ms",
+                "step": f"{step * 1e3:.0f} ms",
             }  # fmt: skip
             for name, rate in LINKS.items():
                 exchange = 2 * 7 / 8 * 4 * parameters / rate
-                row[name] = f"{exchange * 1e3:.2f} ms, {step / (step + exchange):.0%}"
+                share = step / (step + exchange)
+                row[name] = f"{exchange * 1e3:.2f} ms, {share:.1%}"
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def section() -> str:
-    """Measure all, and write the section of the page."""
-    exchanges = {size: statistics.median(average_by_two(size)) for size in SIZES}
-    shown = "; ".join(f"{size} {1e3 * seconds:.1f} ms" for size, seconds in exchanges.items())
-    found = {"speed": speed(), "memory": memory(), "projection": projection()}
+def page(found: dict[str, Any]) -> str:
+    """Write the section."""
+    speeds = pd.DataFrame(_speeds(found)).drop(columns="median")
+    averaging = "; ".join(f"{size} {1e3 * each:.1f} ms"
+                          for size, each in found["averaging"].items())  # fmt: skip
     links = " and ".join(f"{rate / 1e9:.0f} GB/s" for rate in LINKS.values())
-    tables = {name: each.to_markdown(index=False) for name, each in found.items()}
     return f"""## Several processes, and a batch in parts
 
-`launch.processes=2` on {os.cpu_count()} cores, a thread each, against one process of one thread;
-penalised steps of batches of {BATCH}, {ROUNDS} rounds in turn, the ratio with its range:
+`launch.processes=2` against one process, each of one thread: penalised steps of batches of {BATCH}
+images of 32x32, {ROUNDS} rounds in turn, the ratio with its range. Flows are those of
+[performance.md](performance.md).
 
-{tables["speed"]}
+{speeds.to_markdown(index=False, disable_numparse=True)}
 
-Two processes average their gradients through gloo in (median of {AVERAGES}): {shown}.
+Two processes average their gradients through gloo in (median of {AVERAGES} times): {averaging}.
 
-`launch.parts` and `training.recompute`, one process, the most memory that it had:
+One process, the most memory that it had, the program's own 0.4 GB with it:
 
-{tables["memory"]}
+{_memory(found).to_markdown(index=False, disable_numparse=True)}
 
-**What to expect of 8 GPUs, and of 8 machines.** After the last gradient each process sends and
-receives 2 (n - 1) / n times its 4 bytes a parameter, once a step, and none of it while gradients
-are still computed. A step takes as long as its arithmetic with {GPU_SHARE:.0%} of a GPU's
+**What to expect of 8 GPUs, and of 8 machines.** Once a step, after the last gradient, each process
+sends and receives 2 (n - 1) / n times 4 bytes a parameter; none of it while gradients are still
+computed. A step takes as long as its arithmetic with {GPU_SHARE:.0%} of a GPU's
 {GPU_FLOPS / 1e12:.0f} TFLOP/s, or as its operators with {LAUNCH * 1e6:.0f} microseconds each,
-whichever is longer; no GPU here has confirmed either. With these and links of {links}
-the exchange and the share of the time that is computing are:
+whichever is longer; no GPU was at hand to confirm either. With these, and links of {links}, the
+exchange, and the share of the time that is left for computing:
 
-{tables["projection"]}
+{_projection(found).to_markdown(index=False, disable_numparse=True)}
+
+The operators' launches bound a step, not the arithmetic: a GPU takes 256 images in the time of 32.
+So 8 GPUs pay if the batch grows with them. The largest flow with its gradients, moments and
+averages takes {16 * found["work"]["P"][0] / 1e9:.1f} GB; FSDP2 would shard one that does not fit
+(`tests/training/test_sharded.py` holds two processes' sharded step against the whole one), and is
+no setting, because none of these needs it.
 """
 
 
