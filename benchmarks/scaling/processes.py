@@ -142,7 +142,7 @@ def broken(found: dict[str, Any]) -> list[str]:
     slower = [row["flow"] for row in _speeds(found) if row["median"] < 1.2]
     taken = {(row["size"], row["parts"], row["recompute"]): row["memory"]
              for row in found["memory"]}  # fmt: skip
-    larger = [size for size in STEPS if taken[size, 4, False] > 0.8 * taken[size, 1, False]]
+    larger = [size for size in STEPS if taken[size, 4, False] > 0.9 * taken[size, 1, False]]
     return [f"{size}: two processes are not faster" for size in slower] + [
         f"{size}: four parts do not take less memory" for size in larger
     ]
