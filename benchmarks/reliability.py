@@ -285,6 +285,54 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+SUITE = {
+    "the disk is full (a small one is mounted), for every kind of file": (
+        "one message; the old file stays, and nothing else",
+        "tests/test_files.py",
+    ),
+    "a folder that may only be read": (
+        "one message; a finished experiment is found and shown",
+        "tests/pipelines/test_faults.py",
+    ),
+    "a bit of the prepared test images turned": (
+        "they are prepared anew; the metrics are the same",
+        "tests/pipelines/test_faults.py",
+    ),
+    "MLflow's database locked, on a full disk, no database, of a killed process": (
+        "one message before anything starts, or it is mended",
+        "tests/pipelines/test_store.py",
+    ),
+    "MLflow's server away while a model trains": (
+        "the training goes on, and its curves arrive later",
+        "tests/pipelines/test_faults.py",
+    ),
+    "MLflow's server never back": ("all files are there", "tests/pipelines/test_faults.py"),
+    "killed while MLflow's database is made": (
+        "the next run makes it",
+        "tests/pipelines/test_store.py",
+    ),
+    "a checkpoint of an earlier version": (
+        "the training starts anew, and says so",
+        "tests/training/test_trainer.py",
+    ),
+    "a model of an earlier version": ("it is read", "tests/manifold/test_hierarchy.py"),
+    "one of several processes that train is killed": (
+        "all end with a message; the checkpoint is kept",
+        "tests/training/test_launch.py",
+    ),
+    "one of several processes that decode is killed": (
+        "one message; what is prepared is kept",
+        "tests/data/test_decoding.py",
+    ),
+    "another machine's run is gone": ("one message", "tests/training/test_launch.py"),
+    "a worker of a study is killed, and all of them are": (
+        "its trial is made again",
+        "tests/reproduction/test_studies.py",
+    ),
+}
+"""Faults that the test suite tries each time: what happens, and where."""
+
+
 def page(trials: pd.DataFrame) -> str:
     """Write the page."""
     trials["other weights or metrics"] = trials["lost"].map(bool)
@@ -301,6 +349,8 @@ def page(trials: pd.DataFrame) -> str:
         for each in lost.itertuples()
     )
     ends = trials["seconds"].min(), trials["seconds"].max()
+    suite = pd.DataFrame([(fault, *told) for fault, told in SUITE.items()],
+                         columns=["fault", "what happens", "tests"])  # fmt: skip
     return f"""# What is lost when something goes wrong
 
 `python -m benchmarks.reliability` disturbs runs of the default method's four phases (small ones, of
@@ -316,6 +366,10 @@ Where the runs were when they were disturbed:
 {where.to_markdown(index=False)}
 
 {notes or "Nothing was lost."}
+
+What the test suite tries each time that it runs:
+
+{suite.to_markdown(index=False)}
 """
 
 
