@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from click import ClickException
@@ -7,6 +9,7 @@ from submanifold import cli, files
 from submanifold.errors import UserError
 from submanifold.figures import as_png
 from submanifold.reproduction import write
+from submanifold.reproduction.experiments import Experiment, run_all
 from submanifold.reproduction.targets import TARGETS, Content
 
 # the paper's cells on the photographs and in the sizes of the test environment
@@ -54,6 +57,24 @@ def test_methods_with_the_same_first_stage_share_it(table_4):
     keys = {one.trainings["phase_1.history"], control.trainings["phase_1.history"]}
     folders = (project.path / "data/06_models").glob("photos-phase_1-*")
     assert {folder.name for folder in folders} == keys
+
+
+def test_what_needs_a_model_alone_is_trained_and_not_evaluated(new_project):
+    project = new_project()
+    changes = SMALL | {"method": "PR-D"}
+    with project.session():
+        trained = Experiment("trained", {}, project.path, "test", evaluated=False)
+        for name, value in changes.items():
+            trained = trained.changed(name, value)
+        run_all([trained])
+        assert trained.is_finished
+        assert not trained.catalog.exists("metrics")
+        whole = replace(trained, evaluated=True)
+        assert not whole.is_finished
+        assert whole.key == trained.key
+        for runs in ([trained, whole], [whole, trained]):  # evaluated, if one target wants it
+            planned = {str(number): {"": [run]} for number, run in enumerate(runs)}
+            assert list(write.unique(planned).values()) == [whole]
 
 
 def test_the_table_is_an_artifact_of_a_run_of_its_name(table_4):
