@@ -554,7 +554,9 @@ def _work() -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()
+    # sys.stdin has a lock, on which processes that are forked while it is held would wait for ever
+    while os.read(0, 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
