@@ -356,8 +356,9 @@ def page(trials: pd.DataFrame) -> str:
 `python -m benchmarks.reliability` disturbs runs of the default method's four phases (small ones, of
 {ends[0]:.0f} to {ends[1]:.0f} s with Kedro's start, as busy as the machine was), gives the same
 command again, and holds all weights and metrics against those of a run that nothing disturbed, bit
-for bit. An artifact is half-written if its file is there under its name and not whole. MLflow is
-left clear if no run says that it is running, and the last has finished.
+for bit. An artifact is half-written if its file is there under its name and not whole, before the
+command is given again: models are where the study itself turns their bits. MLflow is left clear if
+no run says that it is running, and the last has finished.
 
 {rows.reset_index().to_markdown(index=False)}
 

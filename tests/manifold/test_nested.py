@@ -131,6 +131,7 @@ def test_lambda_rises_until_the_error_is_what_was_wanted(mse, rises):
     objective = wanted(Target(mse=mse))
     values = objective(model, x)
     assert values["reconstruction_weight"].item() == pytest.approx(2.0)
+    objective.ascend(values)
     second = objective(model, x)["reconstruction_weight"].item()
     expected = DUAL_RATE if rises else DUAL_RATE * (values["mse"].item() / mse - 1)
     assert math.log(second / 2.0) == pytest.approx(expected, rel=1e-3)

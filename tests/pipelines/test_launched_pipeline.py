@@ -6,6 +6,7 @@ from click import ClickException
 TWO = {"launch": {"processes": 2}}
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_run_of_one(new_project):
     one, two = new_project(), new_project()
     alone, shared = one.run(method="nested"), two.run(method="nested", **TWO)

@@ -68,6 +68,7 @@ def workers_at(project, count, process):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_workers_make_a_study_whatever_happens_to_them(new_project):
     project = new_project()
     two = (*COMMAND, LONG, "--trials=2", "--workers=2")

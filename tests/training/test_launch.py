@@ -163,7 +163,7 @@ def test_two_processes_rotate_encode_and_measure_what_one_does(tmp_path, both):
     assert encoded[1].shape == (61, 24)
     np.testing.assert_allclose(*encoded, rtol=1e-4, atol=1e-4)
 
-    baselines = {"why": "not fitted"}
+    baselines = {"pca_mse": [0.1] * 193, "pca_mse_half_width": [0.0] * 193, "gaussian": None}
     arguments = (model, others, baselines, 0.01, 2, CPU)
     found = [call(how, measure, *arguments, folder=tmp_path) for how in (ALONE, TWO)]
     for name in ("bits_per_dim", "bits_per_dim_noisy", "mse", "nearest_mse"):
