@@ -269,7 +269,8 @@ def main() -> None:
             if any((each["fault"], each["number"]) == (fault, number) for each in kept):
                 continue
             random.seed(f"{options.seed} {fault} {number}")
-            project = Project.make(folder / "trial")
+            # a name of its own: MLflow keeps databases open by their names
+            project = Project.make(folder / f"trial-{len(kept)}")
             kept.append({"fault": fault, "number": number, "seconds": sum(seconds.values()),
                          **trial(faults[fault][1], project, whole)})  # fmt: skip
             shutil.rmtree(project.path)
