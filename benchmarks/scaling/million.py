@@ -18,9 +18,9 @@ from benchmarks.reliability import Project
 from benchmarks.scaling.pictures import make_lmdb
 from benchmarks.scaling.watch import watch
 from submanifold.data.batches import Batches
-from submanifold.data.processes import cores
 from submanifold.flows import Glow, initialize
 from submanifold.manifold import Hierarchy, Stage, penalized_likelihood
+from submanifold.processes import cores
 from submanifold.training.trainer import Trainer, TrainingSettings
 
 SIZE = 32

@@ -185,7 +185,7 @@ def sweep(
              if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]  # fmt: skip
     try:
         if study is not None:
-            from submanifold.reproduction.studies import search
+            from submanifold.reproduction.search import search
 
             click.echo(search(study, (parameter, *values), params, _project(), env, **how))
             return

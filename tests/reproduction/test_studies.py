@@ -16,8 +16,9 @@ from optuna.trial import TrialState, create_trial
 from submanifold import cli
 from submanifold.errors import UserError
 from submanifold.files import is_alive
-from submanifold.reproduction import studies
-from submanifold.reproduction.studies import Search, is_dominated, read_space
+from submanifold.reproduction import search, studies
+from submanifold.reproduction.spaces import Search, read_space
+from submanifold.reproduction.studies import is_dominated
 
 PARAMS = {"method": "PR-D", "device": "cpu"}
 SPACES = {"stage_1.dim": "4..48", "phase_1.reconstruction.weight": "log:1.0..1000"}
@@ -32,8 +33,8 @@ LONG = "--params=method=PR-D,device=cpu,training.steps=100"  # the last of two c
 
 def opened(project, **how):
     """The study `first`, in this process."""
-    search = Search("first", SPACES, PARAMS, project.path, "test")
-    return studies._Study(replace(search, **how))
+    what = Search("first", SPACES, PARAMS, project.path, "test")
+    return studies.Study(replace(what, **how))
 
 
 def runs_of(project):
@@ -118,7 +119,7 @@ def test_two_workers_make_a_study_whatever_happens_to_them(new_project):
     with project.session():
         spaces = [f"{name}={space}" for name, space in SPACES.items()]
         params = {**PARAMS, "training": {"steps": 100}}
-        assert page == studies.search("first", spaces, params, project.path, "test", trials=2)
+        assert page == search.search("first", spaces, params, project.path, "test", trials=2)
     assert len(project.mlflow_runs()) == before + 1, "all it has done is to draw again"
 
 
@@ -256,7 +257,6 @@ A_STUDY = ("--study=new", DIM)
     (("--study=", DIM), "study= cannot be used"),
     ((*A_STUDY, "--params=stage_1.dim=9"), "stage_1.dim is searched, and given with --params"),
     ((*A_STUDY, "--params=method=H-XX"), "method=H-XX is not known"),
-    ((*A_STUDY, "--params=launch.processes=2"), "launch.processes=2 trains a phase by processes"),
     ((*A_STUDY, "--workers=0"), "0 is not in the range x>=1"),
     ((*A_STUDY, "--trials=0"), "0 is not in the range x>=1"),
     ((*A_STUDY, "--sampler=best"), "'best' is not one of 'tpe', 'nsga2', 'random'"),
@@ -289,8 +289,8 @@ def test_spaces_are_read_as_they_are_written():
 
 
 def test_a_list_is_given_to_the_experiment_as_one(project):
-    search = Search("first", {}, PARAMS, project.path, "test")
-    experiment = search.experiment({"stage_1.flow.steps": "[2, 1]", "seed": 4})
+    what = Search("first", {}, PARAMS, project.path, "test")
+    experiment = what.experiment({"stage_1.flow.steps": "[2, 1]", "seed": 4})
     assert experiment.parameters["stage_1"]["flow"]["steps"] == [2, 1]
     assert experiment.parameters["seed"] == 4
 

@@ -18,8 +18,8 @@ from typing import NamedTuple, TypeVar
 import lmdb
 import numpy as np
 
-from submanifold.data.processes import cores, pool
 from submanifold.errors import UserError
+from submanifold.processes import cores, pool
 
 T = TypeVar("T")
 

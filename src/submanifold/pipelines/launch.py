@@ -34,13 +34,14 @@ from submanifold.errors import UserError
 from submanifold.experiment.experiment import LaunchSettings
 from submanifold.files import read_json, write_json
 from submanifold.manifold.model import Model
+from submanifold.processes import cores, end_with
 from submanifold.training.trainer import Row
 from submanifold.validation import Settings
 
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-LOOK = 0.5  # seconds between looks for new rows, for a parent that is gone, and for a new job
+LOOK = 0.5  # seconds between looks for new rows, and for a new job
 PATIENCE = timedelta(days=1)  # for other machines, which a scheduler may start later
 JOINED, ENDED = "joined", "ended"
 
@@ -223,15 +224,14 @@ def join(address: str) -> None:
 
 def _work(name: str, parent: int) -> None:
     """What each process does."""
-    _end_with(parent)
+    end_with(parent)
     place = Path(name)
     job: dict[str, Any] = read_json(place / "job.json")
     local = int(os.environ["LOCAL_RANK"])
     if job["on_gpus"]:
         torch.cuda.set_device(local)
     elif "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
+        torch.set_num_threads(max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     dist.init_process_group(
         "nccl" if job["on_gpus"] else "gloo",
@@ -367,17 +367,6 @@ def _rows_passed_on(path: Path, on_log: Log | None) -> Iterator[list[BaseExcepti
         thread.join()
         if not raised:
             pass_on()
-
-
-def _end_with(parent: int) -> None:
-    """End when the process that started all is killed: nobody would have what comes of it."""
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(LOOK)
-        os._exit(1)
-
-    threading.Thread(target=look, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A search over several parameters of one experiment: Optuna's study, by several processes.
+"""A study of Optuna's, and how a process makes its trials.
 
 A study looks for few bits per dimension and a small squared error at once, both of validation data,
 and its trials that no other beats in both are its front. A trial is what ``kedro run`` does with
@@ -8,33 +8,16 @@ it under the same name joins, and goes on where another was killed.
 
 import json
 import logging
-import math
-import os
-import re
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
-import torch
-import yaml
 from click import ClickException
-from kedro.framework.startup import bootstrap_project
 from kedro.runner import SequentialRunner
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import FrozenTrial, TrialState
 
 from submanifold.device import choose_device
@@ -43,9 +26,10 @@ from submanifold.evaluation.measure import objectives
 from submanifold.experiment import flatten
 from submanifold.files import is_locked, locked
 from submanifold.pipelines import study as pipeline
-from submanifold.pipelines.study.nodes import DIED, open_study, trials_of
+from submanifold.pipelines.study.nodes import open_study, trials_of
 from submanifold.pipelines.tracking import Observer, Pruned, observed
 from submanifold.reproduction.experiments import Experiment
+from submanifold.reproduction.spaces import Search
 from submanifold.training.rotation import RotationSettings
 from submanifold.training.trainer import Row
 
@@ -57,193 +41,19 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "random": optuna.samplers.RandomSampler,
 }
 """TPE: Ozaki et al. 2022; NSGA-II: Deb et al. 2002, which needs hundreds of trials."""
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-RANGE = re.compile(r"(log:)?(.+?)\.\.(.+)")
 FEWEST_PEERS = 5
 EARLIEST = 0.5  # share of a phase's steps before which it may overtake the others yet
 LIVES = 3  # processes that may die of a trial
 IN_A_ROW = 3  # failures that are no coincidence
 DRAWN = 16  # combinations that are looked at before any is trained
 LOOK = 1.0  # seconds between looks at what others have done
-PATIENCE = 60.0  # seconds that a process has to end
 NO_SETTING = ("device", "launch", "register_as", "sweep", "study")
 
 Point = tuple[float, float]
 """Bits per dimension, and squared error."""
 
 
-@dataclass(frozen=True)
-class Search:
-    """What a study searches, and how.
-
-    Attributes:
-        name: Of the study.
-        spaces: How each parameter is searched, as on the command line.
-        params: What all trials have, as on the command line of `kedro run`, nested.
-        project: Folder of the project.
-        env: Environment of the configuration.
-        trials: How many the study is to have, those of earlier calls counted.
-        sampler: Of :data:`SAMPLERS`.
-        prune: Whether trainings that do worse than others end early (:func:`is_dominated`).
-    """
-
-    name: str
-    spaces: Mapping[str, str]
-    params: Mapping[str, Any]
-    project: Path
-    env: str | None = None
-    trials: int = 20
-    sampler: str = "tpe"
-    prune: bool = True
-
-    @property
-    def base(self) -> Experiment:
-        """The experiment without what is searched."""
-        return Experiment(self.name, self.params, self.project, self.env)
-
-    @property
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """The spaces as Optuna's; a UserError for what is none."""
-        return {name: read_space(name, text) for name, text in self.spaces.items()}
-
-    def experiment(self, chosen: Mapping[str, Any]) -> Experiment:
-        """The experiment of a trial."""
-        experiment = self.base
-        for name, value in chosen.items():
-            is_list = isinstance(value, str) and value.startswith("[")
-            experiment = experiment.changed(name, json.loads(value) if is_list else value)
-        return experiment
-
-
-def read_spaces(texts: Sequence[str]) -> dict[str, str]:
-    """Read how parameters are searched, each ``<name>=<space>`` (:func:`read_space`).
-
-    Raises:
-        UserError: One has no space, or one that cannot be read, or stands there twice.
-    """
-    spaces: dict[str, str] = {}
-    for text in texts:
-        name, sign, space = (part.strip() for part in text.partition("="))
-        if not (name and sign and space):
-            raise UserError(
-                f"{text!r} does not say what to search. Write <parameter>=<low>..<high>, "
-                "=log:<low>..<high> or =<value>,<value>."
-            )
-        if name in spaces:
-            raise UserError(f"{name} is searched twice. Leave one of them out.")
-        read_space(name, space)
-        spaces[name] = space
-    return spaces
-
-
-def read_space(name: str, text: str) -> BaseDistribution:
-    """Read what a parameter may be.
-
-    - ``50..500``: whole numbers, the ends among them; ``0.1..0.5``: any numbers. One end with a
-      point or an exponent makes it these.
-    - ``log:0.1..100``: the same, evenly on a logarithmic scale.
-    - ``PR-M,PR-D`` or ``[8,4],[4,2]``: one of these values, as in a file of YAML.
-
-    Raises:
-        UserError: It is none of these.
-    """
-    said, allowed = f"{name}={text} cannot be searched", "Allowed: 50..500, log:0.1..100, or a,b,c."
-    if (found := RANGE.fullmatch(text)) is not None:
-        low, high = map(_number, found.groups()[1:])
-        if low is None or high is None:
-            raise UserError(f"{said}: the ends of a range are numbers. {allowed}")
-        if not low < high:
-            raise UserError(f"{said}: {found[2]} is not below {found[3]}. {allowed}")
-        if found[1] and not low > 0:
-            raise UserError(f"{said}: a logarithmic scale begins above 0. {allowed}")
-        whole = isinstance(low, int) and isinstance(high, int)
-        kind: Any = IntDistribution if whole else FloatDistribution
-        return kind(low, high, log=bool(found[1]))
-    try:
-        values = yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError as error:
-        raise UserError(f"{said}: it cannot be read as YAML. {allowed}") from error
-    if text.startswith("log:") or any(isinstance(value, dict) for value in values):
-        raise UserError(f"{said}: it is neither a range nor values. {allowed}")
-    if len(values) < 2:
-        raise UserError(f"{said}: it is one value, to be given with --params. {allowed}")
-    plain = [json.dumps(value) if isinstance(value, list) else value for value in values]
-    return CategoricalDistribution(plain)
-
-
-def _number(text: str) -> int | float | None:
-    for kind in (int, float):
-        try:
-            number = kind(text)
-        except ValueError:
-            continue
-        return number if math.isfinite(number) else None
-    return None
-
-
-def search(
-    name: str,
-    spaces: Sequence[str],
-    params: Mapping[str, Any],
-    project: Path,
-    env: str | None = None,
-    workers: int = 1,
-    **how: Any,
-) -> Path:
-    """Make the trials that a study lacks, by so many processes, and draw them all.
-
-    Each process has its share of the processor's threads. The trial of one that dies is taken up by
-    another, or when the study is called again.
-
-    Args:
-        name: Of the study.
-        spaces: What is searched, each as :func:`read_spaces` says.
-        params: What all trials have, nested.
-        project: Folder of the project.
-        env: Environment of the configuration.
-        workers: Processes that make trials at once.
-        **how: ``trials``, ``sampler`` and ``prune`` of :class:`Search`.
-
-    Returns:
-        The page with the front.
-
-    Raises:
-        UserError: What is asked cannot work, or is not what the study was made of; or no trial is
-            complete, or the processes ended before all trials were made.
-    """
-    if not NAME.fullmatch(name):
-        raise UserError(
-            f"study={name} cannot be used: it names files. Allowed: a letter, then letters, "
-            "digits, '.', '_' and '-'. Change it with --study=<name>."
-        )
-    what = Search(name, read_spaces(spaces), params, project, env, **how)
-    if twice := what.spaces.keys() & flatten(params).keys():
-        raise UserError(f"{twice.pop()} is searched, and given with --params. Leave out either.")
-    study = _Study(what)
-    study.check()
-    study.agree()
-    with study.drawn.session() as session:
-        session.load_context()  # makes MLflow's experiment, which two at once could not
-    died = _supervise(study, workers)
-    trials = trials_of(study.optuna)
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    if not complete:
-        told = [trial.user_attrs["why"] for trial in trials if "why" in trial.user_attrs]
-        raise UserError(
-            f"No trial of study={what.name} is complete{f'; the last: {told[-1]}' if told else ''}"
-            + (f" {study.folder} has the logs of its workers." if died else "")
-        )
-    with study.drawn.session() as session:
-        session.run(pipeline_names=["study"])
-    if not study.is_made:
-        raise UserError(
-            f"All workers have ended before the trials were made; {study.folder} has their logs. "
-            "Give the command again to go on."
-        )
-    return what.project / "data/08_reporting/sweeps" / f"{what.name}.html"
-
-
-class _Study:
+class Study:
     """A study as a process has it open."""
 
     def __init__(self, search: Search):
@@ -283,12 +93,6 @@ class _Study:
         Raises:
             UserError: None of some combinations that are drawn can; of some a warning tells.
         """
-        processes = self.search.base.parameters["launch"]["processes"]
-        if self.search.prune and processes > 1:
-            raise UserError(
-                f"launch.processes={processes} trains a phase by processes that cannot be pruned. "
-                "Add --no-prune, or leave it out and choose more --workers."
-            )
         if "search" in self.optuna.user_attrs:
             return
         quietly = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -298,7 +102,7 @@ class _Study:
             try:
                 self.search.experiment(chosen).parameters  # noqa: B018
             except ClickException as error:
-                refused.append(f"{_named(chosen)}: {error.message}")
+                refused.append(f"{named(chosen)}: {error.message}")
         if len(refused) == DRAWN:
             raise UserError(f"No combination that was drawn can work, such as {refused[0]}")
         if refused:
@@ -473,120 +277,11 @@ def _measure(trial: optuna.Trial, experiment: Experiment) -> Point:
     return objectives(experiment.load("hierarchy").to(device), experiment.load("x_valid"), device)
 
 
-def _supervise(study: _Study, count: int) -> bool:
-    """Let processes work, and tell what comes of it; whether any has died."""
-    told = {trial.number for trial in trials_of(study.optuna) if trial.state.is_finished()}
-    workers = [] if study.is_made else [_Worker(study, number, count) for number in range(count)]
-    running, died = workers, 0
-    before = _on_term(_exit)
-    try:
-        while running:
-            time.sleep(LOOK)
-            ended = [each for each in running if each.process.poll() is not None]
-            running = [each for each in running if each not in ended]
-            for trial in trials_of(study.optuna):
-                if trial.state.is_finished() and trial.number not in told:
-                    told.add(trial.number)
-                    log.info("%s", _line(trial, len(told), study.search.trials))
-            for each in ended:
-                if code := each.process.returncode:
-                    died += 1
-                    log.warning(
-                        "A worker has ended with exit code %d, its log is %s; %s", code, each.log,
-                        f"{len(running)} of {count} go on" if running else "none is left",
-                    )  # fmt: skip
-    finally:
-        if running:
-            log.info("Stopping; given again, the command goes on")
-        for each in running:
-            each.process.terminate()
-        for each in workers:
-            each.end()
-        _on_term(before)
-    return died > 0
-
-
-class _Worker:
-    """A process that works at a study, with a log of its own and its share of the threads."""
-
-    def __init__(self, study: _Study, number: int, count: int):
-        self.log = study.folder / f"worker-{os.getpid()}-{number + 1}.log"
-        threads = str(max(1, torch.get_num_threads() // count))
-        path = os.pathsep.join(filter(None, sys.path))
-        with open(self.log, "wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name], stdin=subprocess.PIPE, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True,  # Ctrl-C is for who started it
-                env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path},
-            )  # fmt: skip
-        told = json.dumps({**vars(study.search), "project": str(study.search.project)})
-        with suppress(BrokenPipeError):  # its log says why
-            self._pipe.write(f"{told}\n".encode())
-            self._pipe.flush()  # and not closed, by which it knows that this process is there
-
-    @property
-    def _pipe(self) -> IO[bytes]:
-        assert self.process.stdin is not None
-        return self.process.stdin
-
-    def end(self) -> None:
-        """Wait for its end, but not for ever."""
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._pipe.close()
-
-
-def _work() -> None:
-    """What such a process does."""
-    _on_term(_exit)
-    told = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    search = Search(**{**told, "project": Path(told["project"])})
-    bootstrap_project(search.project)
-    try:
-        _Study(search).work()
-    except (UserError, ClickException) as error:
-        log.error("%s", error)
-        raise SystemExit(1) from error
-
-
-def _end_with_parent() -> None:
-    # sys.stdin has a lock, on which processes that are forked while it is held would wait for ever
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _exit(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
-
-
-def _on_term(handler: Any) -> Any:
-    """Set what SIGTERM does, where Python allows it; what it did before."""
-    if threading.current_thread() is threading.main_thread():
-        return signal.signal(signal.SIGTERM, handler)
-    return None
-
-
-def _line(trial: FrozenTrial, number: int, count: int) -> str:
-    what = f"Trial {trial.number} ({number} of {count}), {_named(trial.params)}: "
-    if trial.state == TrialState.COMPLETE:
-        return what + "BPD {:.3f}, MSE {:.5f}".format(*trial.values)
-    state = "pruned" if trial.state == TrialState.PRUNED else "failed"
-    return f"{what}{state}, {trial.user_attrs.get('why', DIED)}"
-
-
-def _named(chosen: Mapping[str, Any]) -> str:
+def named(chosen: Mapping[str, Any]) -> str:
+    """Write down what a trial has, on a line."""
     written = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in chosen.items()}
     return ", ".join(f"{name}={value}" for name, value in written.items())
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
     return str(values[name]) if name in values else "nothing"
-
-
-if __name__ == "__main__":
-    _work()

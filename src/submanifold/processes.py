@@ -1,16 +1,19 @@
-"""Processes for work that takes all cores."""
+"""Processes that work for this one, and end with it."""
 
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from submanifold.errors import UserError
+
+LOOK = 0.5  # seconds between looks for a parent that is gone
 
 
 def cores() -> int:
@@ -31,7 +34,7 @@ def pool(doing: str, count: int) -> Iterator[ProcessPoolExecutor]:
     """
     # Forked processes share what is loaded: a spawned one would import the whole program anew.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    executor = ProcessPoolExecutor(count, context, _begin)
+    executor = ProcessPoolExecutor(count, context, _begin, (os.getpid(),))
     try:
         executor.submit(os.getpid).result()  # all are there before other threads are
         yield executor
@@ -44,15 +47,24 @@ def pool(doing: str, count: int) -> Iterator[ProcessPoolExecutor]:
         executor.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    """Set up a process: it ends with its parent, which alone hears the keyboard."""
+def _begin(parent: int) -> None:
+    """Set up a process, which leaves the keyboard to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with(parent)
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "it is a child"
-    parent.join()
-    os._exit(1)
+def end_with(parent: int) -> None:
+    """Let this process have a SIGTERM when its parent has ended, however that ended.
+
+    Args:
+        parent: Number of the process that has started this one, as it knows it itself: if it is
+            gone already, nobody else does.
+    """
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, daemon=True).start()
