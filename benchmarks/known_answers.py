@@ -424,6 +424,7 @@ def learned(truth: Manifold, steps: int = 500, weight: float = 10.0) -> Learned:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     points, valid, x = (torch.from_numpy(truth.sample(n, rng)) for n in (256 * steps, 1000, 20_000))
+    points, valid = points.float(), valid.float()
     stages = [Stage(RealNVP(truth.ambient_dim, 8, 64, mixing=True), truth.dim)]
     objective = penalized_likelihood()
     if weight > 0:

@@ -15,10 +15,12 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from click.testing import CliRunner
 from mlflow.entities import Run as MlflowRun
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from accelerator import accelerator  # noqa: F401  a fixture
+from submanifold import cli
 
 REPOSITORY = Path(__file__).parents[1]
 LOGGING = str(REPOSITORY / "tests" / "pipelines" / "logging.yml")
@@ -122,6 +124,12 @@ class Project:
         return subprocess.Popen(
             command, cwd=self.path, env=environment, preexec_fn=heed_interrupts, **output
         )
+
+    def typed(self, *arguments):
+        """What `kedro <arguments>` does, in this process: exit code and output."""
+        with self.session():
+            result = CliRunner().invoke(cli.cli, arguments)
+        return result.exit_code, result.output
 
     def kedro(self, *arguments):
         """Type `kedro <arguments>`, and wait: exit code and output."""

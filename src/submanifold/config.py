@@ -109,6 +109,19 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         except (ValueError, TypeError, AttributeError, YAMLError) as error:
             raise UserError(self._broken_file() or f"conf/ cannot be read: {error}") from error
 
+    @staticmethod
+    def _soft_merge(
+        config: dict[str, Any], env_config: dict[str, Any], env_path: str | None = None
+    ) -> dict[str, Any]:
+        """Merge an environment into the base, as Kedro does, which takes half of all the time."""
+        merged = dict(config)
+        for name, value in env_config.items():
+            before = merged.get(name)
+            if isinstance(before, dict) and isinstance(value, dict):
+                value = ExperimentConfigLoader._soft_merge(before, value)
+            merged[name] = value
+        return merged
+
     def _broken_file(self) -> str | None:
         """What is wrong with the first of the files that cannot be read as a mapping."""
         folders = [Path(self.conf_source, env)

@@ -73,7 +73,7 @@ class ExperimentHooks:
 
         And make MLflow's database before kedro-mlflow opens it.
         """
-        from submanifold.pipeline_registry import register_pipelines
+        from submanifold.pipeline_registry import ABOUT, register_pipelines
         from submanifold.pipelines.store import create_store
 
         loader = cast(ExperimentConfigLoader, context.config_loader)
@@ -90,8 +90,12 @@ class ExperimentHooks:
             experiment.trained, experiment.synthetic, experiment.rotations,
             experiment.outliers is not None,
         )  # fmt: skip
-        for name, pipeline in register_pipelines(*about).items():
-            pipelines[name] = pipeline
+        said = ABOUT.set(about)
+        try:
+            pipelines.configure(register_pipelines.__module__)
+            dict(pipelines)  # loads them
+        finally:
+            ABOUT.reset(said)
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from kedro.utils import find_kedro_project
 
 from submanifold.errors import UserError
 from submanifold.pipelines import compare, data, dimension, outliers, study, sweep, training
+
+ABOUT: ContextVar[tuple[Any, ...] | None] = ContextVar("about", default=None)
+"""The phases and the kind of data of the run for which Kedro loads this registry."""
 
 
 def register_pipelines(
@@ -24,7 +28,7 @@ def register_pipelines(
     Without a hook, as Kedro-Viz asks for them, they are those of the parameters in conf/.
     """
     if trained is None:
-        return register_pipelines(*_configured())
+        return register_pipelines(*(ABOUT.get() or _configured()))
     phases = training.create_pipeline(trained, synthetic, rotations)
     images = {} if synthetic else {
         "outliers": training.create_training(trained, synthetic, rotations)

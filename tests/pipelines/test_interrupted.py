@@ -50,20 +50,21 @@ def statuses(project):
     return [run.info.status for run in project.mlflow_runs()]
 
 
-def test_a_run_killed_in_stage_2_is_picked_up_and_ends_like_one_that_was_not(new_project):
+@pytest.mark.parametrize("signals", [
+    [signal.SIGTERM],
+    pytest.param([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], marks=pytest.mark.slow),
+], ids=str)  # fmt: skip
+def test_a_run_stopped_in_stage_2_is_picked_up_and_ends_like_one_that_was_not(new_project, signals):
     project = new_project()
-    stopped_at = []
-
-    stopped_at.append(stop(project, signal.SIGKILL))
-    assert statuses(project) == ["RUNNING"]
-    stopped_at.append(stop(project, signal.SIGTERM))
-    assert statuses(project) == ["KILLED", "KILLED"], "the first is marked by the second"
-    stopped_at.append(stop(project, signal.SIGINT))
-    assert statuses(project) == ["KILLED"] * 3
+    for number, how in enumerate(signals):
+        stopped_at = stop(project, how)
+        *before, last = statuses(project)
+        assert before == ["KILLED"] * number, "what was killed is marked by the next"
+        assert last == ("RUNNING" if how == signal.SIGKILL else "KILLED")
 
     last = project.run(until="metrics", **LONG)
-    assert statuses(project) == ["KILLED"] * 3 + ["FINISHED"]
-    assert last.steps == {"phase_1": 0, "phase_2": STEPS - stopped_at[-1]}
+    assert statuses(project) == ["KILLED"] * len(signals) + ["FINISHED"]
+    assert last.steps == {"phase_1": 0, "phase_2": STEPS - stopped_at}
 
     other = new_project()
     whole = other.run(until="metrics", **LONG)

@@ -169,17 +169,11 @@ def test_too_many_broken_images_stop_the_run(project, tmp_path):
     assert no_stage_was_touched(project)
 
 
-@pytest.mark.parametrize(
-    ("params", "said"),
-    [
-        ("method=H-XX", f"method=H-XX is not known. Known: {METHODS}"),
-        ("dataset=folder,data.path=/no/such/pictures,data.size=8", "/no/such/pictures"),
-    ],
-)
-def test_the_command_line_shows_the_message_alone(project, params, said):
+def test_the_command_line_shows_the_message_alone(project):
+    params = "dataset=folder,data.path=/no/such/pictures,data.size=8"
     code, output = project.kedro("run", "--env=test", f"--params={params}")
     assert code == 1
-    assert said in output.splitlines()[-1]
+    assert "/no/such/pictures" in output.splitlines()[-1]
     assert "Traceback" not in output
     assert "None" not in output
     assert no_stage_was_touched(project)
@@ -196,10 +190,7 @@ LOCAL = {
     "an unknown name": ("seed: ${missing}\n", "seed cannot be worked out: Interpolation key"),
     "a number for a row": ("datasets: {celeba: 3}\n", "datasets.celeba=3 cannot be used"),
     "a word for a table": ("methods: nothing\n", "methods=nothing cannot be used"),
-    "a list for defaults": (
-        "stage_defaults: [1]\n",
-        "conf/ cannot be read: Cannot merge",
-    ),
+    "a list for defaults": ("stage_defaults: [1]\n", "stage_defaults=[1] cannot be used"),
     "a row of a flow": ("stage_defaults: {glow: 3}\n", "stage_defaults.glow=3 cannot be used"),
     "training defaults": ("training_defaults: 3\n", "training_defaults=3 cannot be used"),
 }
@@ -223,21 +214,20 @@ def test_a_mistake_in_ones_own_settings_is_named_with_its_place(project, local, 
     assert no_stage_was_touched(project)
 
 
-def test_an_environment_a_pipeline_and_a_node_that_are_not_there_are_named(project):
-    for arguments, said in (
-        (["--env=tset"], "env=tset is not known"),
-        (["--pipeline=hierarchicl"], "pipeline=hierarchicl is not known. Known: data, hierarch"),
-        (["--nodes=phase_9.train"], "Pipeline does not contain nodes named ['phase_9.train']"),
-    ):
-        env = [] if arguments[0].startswith("--env") else ["--env=test"]
-        code, output = project.kedro("run", *env, *arguments)
-        assert code == 1
-        assert said in output.splitlines()[-1]
-        assert "Traceback" not in output
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--env=test", "--params=method=H-XX"], f"method=H-XX is not known. Known: {METHODS}"),
+    (["--env=tset"], "env=tset is not known"),
+    (["--env=test", "--pipeline=hierarchicl"], "pipeline=hierarchicl is not known. Known: data, "),
+    (["--env=test", "--nodes=phase_9.train"], "does not contain nodes named ['phase_9.train']"),
+])  # fmt: skip
+def test_what_is_not_there_is_named(project, arguments, said):
+    code, output = project.typed("run", *arguments)
+    assert code == 1
+    assert said in output.splitlines()[-1]
 
 
 def test_pipelines_of_images_are_known_where_the_configured_dataset_is_of_points(project, local):
     local.write_text("dataset: circle\n")
-    code, output = project.kedro("run", "--pipeline=outlier", "--params=dataset=photos")
+    code, output = project.typed("run", "--pipeline=outlier", "--params=dataset=photos")
     assert code == 1
     assert "outliers, dimension" in output.splitlines()[-1]

@@ -11,9 +11,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script too
 
 from objectives import penalised
 from submanifold.data.batches import Batches
+from submanifold.evaluation.measure import measure
+from submanifold.evaluation.scores import calibrate
 from submanifold.flows import Glow, RealNVP
 from submanifold.manifold import Hierarchy, ModelSettings, Stage
-from submanifold.training.phases import PhaseSettings, encode_rows, train_phase
+from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
+from submanifold.training.rotation import RotationSettings
 from submanifold.training.trainer import TrainingSettings, fit
 
 STEPS = {"images": 36, "vectors": 120}
@@ -103,6 +106,22 @@ def train_phases(folder, on_log=None, device="cpu", **changes):
     ]
     model, second = one(2, phase(2, space="image", **changes), model.cpu(), *u)
     return model, [first, second]
+
+
+def use(model, rows, others, device, folder):
+    """Fit a rotation, and encode and measure without it, as axes may depend on rounding."""
+    folder.mkdir(exist_ok=True)  # by all processes
+    encoded = encode_rows(model, rows[:61], 7, device, folder / "u.npy")
+    baselines = {"pca_mse": [0.1] * 193, "pca_mse_half_width": [0.0] * 193, "gaussian": None}
+    measured = measure(model, others, baselines, 0.01, 2, device)
+    calibrated = calibrate(model, others, device)
+    rotated, _ = rotate_phase(RotationSettings(rotate=1), model, rows, 5, device, folder)
+    return {
+        "gains": rotated.stages[0].rotation.gains.numpy(),
+        "encoded": encoded,
+        "measured": measured,
+        "calibrated": calibrated,
+    }
 
 
 def slow_log(*row):

@@ -15,16 +15,13 @@ import torch
 from submanifold import team
 from submanifold.data.batches import Batches
 from submanifold.errors import UserError
-from submanifold.evaluation.measure import measure
-from submanifold.evaluation.scores import calibrate
 from submanifold.experiment.experiment import LaunchSettings
 from submanifold.pipelines import launch
 from submanifold.pipelines.launch import call, join
-from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
-from submanifold.training.rotation import RotationSettings
+from submanifold.training.phases import PhaseSettings, encode_rows, train_phase
 
 CPU = torch.device("cpu")
-ALONE, TWO, THREE = (LaunchSettings(processes=count) for count in (1, 2, 3))
+ALONE, TWO = LaunchSettings(), LaunchSettings(processes=2)
 
 
 def phase(**changes):
@@ -86,7 +83,7 @@ def test_shares_have_every_row_once(count, size, monkeypatch):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """One training by one process and by two: models, histories, and what was logged."""
+    """One training by one process, and by two in parts: models, histories, what was logged."""
     folder = tmp_path_factory.mktemp("launch")
     logged = {"one": [], "two": []}
 
@@ -94,7 +91,8 @@ def both(tmp_path_factory):
         return lambda *row: logged[name].append(row)
 
     one = train(ALONE, folder, "one", log("one"))
-    two = train(TWO, folder, "two", log("two"))
+    parts = LaunchSettings(processes=2, parts=2)
+    two = train(parts, folder, "two", log("two"), recompute=True)
     return folder, one, two, logged
 
 
@@ -127,14 +125,6 @@ def test_parts_of_a_batch_have_the_loss_curve_of_the_whole(tmp_path, of):
     assert_alike(parts, one)
 
 
-def test_parts_recompute_and_processes_go_together(tmp_path):
-    one, alone = train(ALONE, tmp_path, "one", recompute=True)
-    how = LaunchSettings(processes=2, parts=2)
-    other, history = train(how, tmp_path, "other", recompute=True)
-    assert_same_losses(history, alone)
-    assert_alike(other, one)
-
-
 def test_bfloat16_works_in_processes_and_parts(tmp_path):
     _, alone = train(ALONE, tmp_path, "one", precision="bfloat16")
     how = LaunchSettings(processes=2, parts=2)
@@ -143,37 +133,24 @@ def test_bfloat16_works_in_processes_and_parts(tmp_path):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
 
 
-def test_two_processes_rotate_encode_and_measure_what_one_does(tmp_path, both):
+def test_two_processes_rotate_encode_and_measure_what_one_does(tmp_path, both, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(resumable.__file__).parent))  # of the processes
     _, (one, _), _, _ = both
     rows, others = images(tmp_path)
-    rotated = {}
-    for name, how in {"one": ALONE, "two": TWO}.items():
-        folder = tmp_path / name
-        arguments = (RotationSettings(rotate=1), one, rows, 5, CPU, folder)
-        rotated[name], _ = call(how, rotate_phase, *arguments, folder=folder)
-    gains = [model.stages[0].rotation.gains for model in rotated.values()]
-    torch.testing.assert_close(*gains, rtol=1e-3, atol=1e-4)
-
-    model = rotated["one"]
-    encoded = [
-        call(how, encode_rows, model, rows[:61], 7, CPU, tmp_path / f"{number}.npy",
-             folder=tmp_path)
-        for number, how in enumerate((ALONE, TWO))
-    ]  # fmt: skip
-    assert encoded[1].shape == (61, 24)
-    np.testing.assert_allclose(*encoded, rtol=1e-4, atol=1e-4)
-
-    baselines = {"pca_mse": [0.1] * 193, "pca_mse_half_width": [0.0] * 193, "gaussian": None}
-    arguments = (model, others, baselines, 0.01, 2, CPU)
-    found = [call(how, measure, *arguments, folder=tmp_path) for how in (ALONE, TWO)]
+    alone, shared = (
+        call(how, resumable.use, one, rows, others, CPU, tmp_path / name, folder=tmp_path)
+        for name, how in {"one": ALONE, "two": TWO}.items()
+    )
+    assert shared["encoded"].shape == (61, 24)
+    np.testing.assert_allclose(shared["encoded"], alone["encoded"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(shared["gains"], alone["gains"], rtol=1e-3, atol=1e-4)
     for name in ("bits_per_dim", "bits_per_dim_noisy", "mse", "nearest_mse"):
-        mine, theirs = (each[name] for each in found)
+        mine, theirs = (each["measured"][name] for each in (shared, alone))
         assert mine["n"] == theirs["n"] == len(others)
         assert mine["value"] == pytest.approx(theirs["value"], rel=1e-4), name
-
-    known = [call(how, calibrate, model, others, CPU, folder=tmp_path) for how in (ALONE, TWO)]
-    assert known[0]["median"] == pytest.approx(known[1]["median"], rel=1e-5)
-    assert known[0]["count"] == known[1]["count"]
+    known, expected = shared["calibrated"], alone["calibrated"]
+    assert known["median"] == pytest.approx(expected["median"], rel=1e-5)
+    assert known["count"] == expected["count"]
 
 
 def test_a_training_goes_on_with_another_number_of_processes(tmp_path, both):
@@ -258,9 +235,10 @@ def test_a_port_that_is_taken_is_named():
             launch.Board(how)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"a batch of 16 rows cannot be shared by 3 processes"):
-        train(THREE, tmp_path, "three")
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(team, "parts", lambda: 3)
+    with pytest.raises(UserError, match=r"16 rows cannot be shared by 1 processes in 3 parts"):
+        train(ALONE, tmp_path, "three")
 
 
 def test_a_training_that_fails_says_why(tmp_path):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import auc, average_precision_score, roc_curve
 
 from submanifold.evaluation.baselines import fit_gaussian, rows_of
 from submanifold.evaluation.likelihood import per_event
@@ -138,7 +138,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def _one(strange: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
     false, true, _ = roc_curve(strange, values, drop_intermediate=False)
     return (
-        float(roc_auc_score(strange, values)),
+        float(auc(false, true)),
         float(average_precision_score(strange, values)),
         float(false[np.argmax(true >= 0.95)]),
     )
