@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import mlflow
 import pandas as pd
@@ -43,6 +44,7 @@ PLACES = {  # the first of these that a disturbed run has not left is where it w
     "report": "data/08_reporting/photos-nested-*/report.html",
 }
 LOOK = 0.05  # seconds
+FAULTS = ("failure", "error", "skipped")
 CLOCKS = ("seconds", "rows_per_second", "steps_trained")
 
 
@@ -277,13 +279,30 @@ def main() -> None:
             print(kept[-1], flush=True)
             with options.kept.open("a") as file:
                 file.write(json.dumps(kept[-1]) + "\n")
-            PAGE.write_text(page(pd.DataFrame(kept)), encoding="utf-8")
+    slow = slow_tests(options.kept.with_suffix(".xml"))
+    PAGE.write_text(page(pd.DataFrame(kept), slow), encoding="utf-8")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The trials that a file has kept."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def slow_tests(report: Path) -> pd.DataFrame:
+    """Run the tests that are marked slow, but for those of docs/scaling.md, or find them run."""
+    if not report.exists():
+        arguments = ["-m", "slow", "-n", "0", "--ignore=tests/test_scaling.py"]
+        subprocess.run(
+            [sys.executable, "-m", "pytest", *arguments, f"--junitxml={report}"],
+            cwd=REPOSITORY, check=False,
+        )  # fmt: skip
+    return pd.DataFrame([
+        {"test": case.get("name", "").removeprefix("test_").replace("_", " "),
+         "seconds": round(float(case.get("time", "0"))),
+         "result": "; ".join(each.tag for each in case if each.tag in FAULTS) or "passed"}
+        for case in ElementTree.parse(report).iter("testcase")
+    ])  # fmt: skip
 
 
 SUITE = {
@@ -334,7 +353,7 @@ SUITE = {
 """Faults that the test suite tries each time: what happens, and where."""
 
 
-def page(trials: pd.DataFrame) -> str:
+def page(trials: pd.DataFrame, slow: pd.DataFrame) -> str:
     """Write the page."""
     trials["other weights or metrics"] = trials["lost"].map(bool)
     trials["half-written artifacts"] = trials["unfinished"].map(bool)
@@ -349,17 +368,17 @@ def page(trials: pd.DataFrame) -> str:
         f"- {each.fault}, in {each.place}: {each.lost}, MLflow's runs {each.statuses}"
         for each in lost.itertuples()
     )
-    ends = trials["seconds"].min(), trials["seconds"].max()
+    seconds = trials["seconds"].median()
     suite = pd.DataFrame([(fault, *told) for fault, told in SUITE.items()],
                          columns=["fault", "what happens", "tests"])  # fmt: skip
     return f"""# What is lost when something goes wrong
 
 `python -m benchmarks.reliability` disturbs runs of the default method's four phases (small ones, of
-{ends[0]:.0f} to {ends[1]:.0f} s with Kedro's start, as busy as the machine was), gives the same
-command again, and holds all weights and metrics against those of a run that nothing disturbed, bit
-for bit. An artifact is half-written if its file is there under its name and not whole, before the
-command is given again: models are where the study itself turns their bits. MLflow is left clear if
-no run says that it is running, and the last has finished.
+about {seconds:.0f} s with Kedro's start), gives the same command again, and holds all weights and
+metrics against those of a run that nothing disturbed, bit for bit. An artifact is half-written if
+its file is there under its name and not whole, before the command is given again: models are where
+the study itself turns their bits. MLflow is left clear if no run says that it is running, and the
+last has finished.
 
 {rows.reset_index().to_markdown(index=False)}
 
@@ -372,6 +391,11 @@ Where the runs were when they were disturbed:
 What the test suite tries each time that it runs:
 
 {suite.to_markdown(index=False)}
+
+What takes longer and is tried by `pytest -m slow` alone, with what came of it when this page was
+written (its tests of size are in [scaling.md](scaling.md)):
+
+{slow.to_markdown(index=False)}
 """
 
 

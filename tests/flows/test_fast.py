@@ -263,6 +263,7 @@ def test_without_a_compiler_there_are_no_kernels_and_a_line_says_so(tmp_path):
 
 
 @needs_kernels
+@pytest.mark.slow
 def test_kernels_are_compiled_once(tmp_path):
     assert compile_with("c++", tmp_path).stdout.strip() == "True"
     assert len(list(tmp_path.rglob("*.so"))) == 1

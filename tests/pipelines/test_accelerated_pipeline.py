@@ -78,6 +78,7 @@ def test_from_data_to_report_it_is_the_same_on_an_accelerator(
     assert "H-MM, 192 → 24 → 12" in run.load("report")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pipeline", "until", "params"),
     [

@@ -79,6 +79,7 @@ def test_other_uris_are_left_to_mlflow(uri, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_first_runs_at_once_share_one_database(tmp_path):
     path = tmp_path / "mlflow.db"
     processes = [start(path) for _ in range(2)]

@@ -125,6 +125,7 @@ def test_parts_of_a_batch_have_the_loss_curve_of_the_whole(tmp_path, of):
     assert_alike(parts, one)
 
 
+@pytest.mark.slow
 def test_bfloat16_works_in_processes_and_parts(tmp_path):
     _, alone = train(ALONE, tmp_path, "one", precision="bfloat16")
     how = LaunchSettings(processes=2, parts=2)
@@ -167,6 +168,7 @@ def test_a_training_goes_on_with_another_number_of_processes(tmp_path, both):
     assert_alike(two, one)
 
 
+@pytest.mark.slow
 def test_another_machine_joins_and_both_train_what_one_does(tmp_path, both):
     _, (one, alone), _, _ = both
     with socket.socket() as free:
