@@ -53,7 +53,7 @@ def statuses(project):
 @pytest.mark.parametrize("signals", [
     [signal.SIGTERM],
     pytest.param([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], marks=pytest.mark.slow),
-], ids=str)  # fmt: skip
+], ids=lambda signals: " ".join(each.name for each in signals))  # fmt: skip
 def test_a_run_stopped_in_stage_2_is_picked_up_and_ends_like_one_that_was_not(new_project, signals):
     project = new_project()
     for number, how in enumerate(signals):
