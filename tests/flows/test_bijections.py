@@ -16,11 +16,14 @@ from submanifold.flows import (
     Compose,
     Coupling,
     Flow,
+    Gaussianization,
     Glow,
     Jet,
     Linear,
     MaskedAffineCoupling,
+    MixtureOfLogistics,
     RealNVP,
+    Reflections,
     Rotation,
     Split,
     Squeeze,
@@ -84,6 +87,9 @@ KINDS = {
     RealNVP: dims.flatmap(realnvps),
     Affine: st.builds(Affine, dims),
     Rotation: st.builds(rotated, dims, st.none() | st.just(1)),
+    Reflections: st.builds(lambda d, n: (Reflections(d, n), (d,)), dims, few),
+    MixtureOfLogistics: st.builds(lambda d, k: (MixtureOfLogistics(d, k), (d,)), dims, few),
+    Gaussianization: st.builds(Gaussianization, dims, few, few),
 }
 
 

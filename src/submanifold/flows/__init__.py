@@ -9,6 +9,7 @@ from submanifold.flows.coupling import (
     MaskedAffineCoupling,
     set_recompute,
 )
+from submanifold.flows.gaussianization import Gaussianization, MixtureOfLogistics, Reflections
 from submanifold.flows.glow import Glow
 from submanifold.flows.jet import Jet
 from submanifold.flows.linear import Affine, Linear
@@ -26,11 +27,14 @@ __all__ = [
     "Coupling",
     "Flow",
     "FlowSettings",
+    "Gaussianization",
     "Glow",
     "Jet",
     "Linear",
     "MaskedAffineCoupling",
+    "MixtureOfLogistics",
     "RealNVP",
+    "Reflections",
     "Rotation",
     "Split",
     "Squeeze",

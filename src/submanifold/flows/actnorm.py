@@ -48,9 +48,9 @@ class ActNorm(Bijection):
 
 @torch.no_grad()
 def initialize(flow: nn.Module, x: Tensor, fresh: Iterable[nn.Module] | None = None) -> None:
-    """Set a flow's :class:`ActNorm` layers, or those of its fresh parts, from one batch x."""
+    """Set what a flow, or its fresh parts, sets from data from one batch x, layer after layer."""
     for part in [flow] if fresh is None else fresh:
         for module in part.modules():
-            if isinstance(module, ActNorm):
+            if hasattr(module, "pending"):
                 module.pending = True
     flow(x)

@@ -8,6 +8,7 @@ from pydantic import Field, create_model
 
 from submanifold.errors import UserError
 from submanifold.flows.bijection import Flow
+from submanifold.flows.gaussianization import Gaussianization
 from submanifold.flows.glow import Glow
 from submanifold.flows.jet import Jet
 from submanifold.flows.linear import Affine
@@ -15,7 +16,10 @@ from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.rotation import Rotation
 from submanifold.validation import Settings
 
-CHOSEN: dict[str, type[Flow]] = {"glow": Glow, "jet": Jet, "realnvp": RealNVP, "affine": Affine}
+CHOSEN: dict[str, type[Flow]] = {
+    "glow": Glow, "jet": Jet, "realnvp": RealNVP, "affine": Affine,
+    "gaussianization": Gaussianization,
+}  # fmt: skip
 """Flows that a user can choose."""
 FLOWS: dict[str, type[Flow]] = {**CHOSEN, "rotation": Rotation}
 """All flows that a stage may consist of; a phase adds the rotation."""
