@@ -1,4 +1,4 @@
-"""Gaussianization flows: what they know before any training, tails, and the inverse's derivative."""
+"""Gaussianization flows: what they know untrained, tails, and the inverse's derivative."""
 
 import math
 

@@ -164,6 +164,8 @@ def effective(phase: Any) -> dict[str, Any]:
     if isinstance(phase, RotationSettings):
         return phase.model_dump(mode="json")
     idle: dict[str, Any] = {name: True for name, term in phase.terms.items() if not term.weight > 0}
+    if "likelihood" in idle:
+        idle["likelihood"] = {"unit": True}  # which is there unless it is said to weigh nothing
     if phase.stages[0] == 1:
         idle.setdefault("reconstruction", {"space": True})
     return phase.model_dump(mode="json", exclude=idle)

@@ -52,5 +52,5 @@ def initialize(flow: nn.Module, x: Tensor, fresh: Iterable[nn.Module] | None = N
     for part in [flow] if fresh is None else fresh:
         for module in part.modules():
             if hasattr(module, "pending"):
-                module.pending = True
+                module.pending = True  # type: ignore[assignment]
     flow(x)

@@ -15,6 +15,7 @@ from submanifold import team
 from submanifold.flows.rotation import tail_sums
 from submanifold.manifold.hierarchy import Hierarchy
 from submanifold.manifold.model import Model
+from submanifold.manifold.volume_terms import Excess, ManifoldLikelihood, OffDiagonal
 from submanifold.validation import Settings
 
 WHOLE = 0
@@ -49,6 +50,20 @@ class Pass:
             return self.model.trace(self.noisy)
         u, v, log_prob = self.model(self.noisy)
         return [u], [v], log_prob
+
+    @property
+    def u(self) -> Tensor:
+        """Coordinates on the innermost manifold, (batch, d)."""
+        return self._trace[0][-1]
+
+    def decode(self, u: Tensor) -> Tensor:
+        """The points of the manifold, out to the outermost space."""
+        inside = self.model.decode(u)
+        return inside if self.outer is None else self.outer.decode(inside)
+
+    def draw(self, draw: Callable[[int], Tensor]) -> Tensor:
+        """Draw a row for each event, whoever else computes the rest of the batch."""
+        return _drawn(draw, len(self.u))
 
     @property
     def v(self) -> Tensor:
@@ -288,6 +303,9 @@ TERMS: dict[str, tuple[Any, Any]] = {
     "likelihood": (Likelihood, Likelihood()),
     "reconstruction": (Reconstruction, NoPenalty()),
     "off_manifold": (OffManifold, OffManifold()),
+    "manifold_likelihood": (ManifoldLikelihood, ManifoldLikelihood()),
+    "excess": (Excess, Excess()),
+    "off_diagonal": (OffDiagonal, OffDiagonal()),
 }
 """The terms that a loss may have, by name: the settings of each, and their default."""
 
