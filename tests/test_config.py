@@ -58,7 +58,7 @@ def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
 def test_every_method_of_the_tables_is_valid(env, method):
     made = loader(env, method=method)
     parameters, experiment = made["parameters"], made.experiment
-    several = method.startswith(("H-", "nested", "penalty")) or method in (
+    several = method.startswith(("H-", "nested", "penalty", "M-flow")) or method in (
         "PR-M-rotated", "PR-H-rotated", "DNF-rotated", "DNF-code-rotated"
     )  # fmt: skip
     assert experiment.pipeline == ("hierarchical" if several else "joint")
@@ -72,7 +72,8 @@ def test_every_method_of_the_tables_is_valid(env, method):
         for phase, letter in zip(trainings, letters, strict=False):
             assert phase.reconstruction.penalty == penalties[letter]
     weight = parameters["phase_1"]["likelihood"]["weight"]
-    assert weight == (0.5 if "-star" in method else 1.0)
+    without = method.startswith("M-flow") or method == "rectangular"
+    assert weight == (0.0 if without else 0.5 if "-star" in method else 1.0)
 
 
 @pytest.mark.parametrize("env", ["local", "paper"])

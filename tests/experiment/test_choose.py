@@ -66,6 +66,22 @@ def tables():
     }
 
 
+def test_a_flow_of_another_kind_takes_its_own_defaults_not_the_rows(tables):
+    tables["methods"]["two"]["stage_2"]["flow"] = {"type": "realnvp", "couplings": 8}
+    tables["stage_2"] = {"flow": {"type": "affine"}}
+    assert choose(tables).parameters()["stage_2"]["flow"] == {"type": "affine"}
+    tables["stage_2"] = {"flow": {"type": "realnvp", "hidden": 5}}
+    flow = choose(tables).parameters()["stage_2"]["flow"]
+    assert (flow["couplings"], flow["hidden"]) == (8, 5)
+
+
+def test_a_likelihood_without_weight_is_said_so(tables):
+    tables["phase_1"] = {"likelihood": {"weight": 0.0}}
+    assert choose(deepcopy(tables)).parameters()["phase_1"]["likelihood"] == {"weight": 0.0}
+    (phase, _) = choose(tables).phases
+    assert phase.terms["likelihood"].weight == 0
+
+
 def test_the_rows_are_chosen_and_the_tables_are_gone(tables):
     before = deepcopy(tables)
     experiment = choose(tables)
@@ -351,6 +367,9 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
             "target": {"mse": 0.1},
         },
         "off_manifold": {"weight": 0.1},
+        "manifold_likelihood": {"weight": 0.1},
+        "excess": {"weight": 0.1},
+        "off_diagonal": {"weight": 0.1},
     }
     assert set(terms) == set(TERMS)
     later = {"rates": 0.5, "rotate_every": 7}

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,6 +137,8 @@ def test_what_is_off_the_manifold_can_be_penalised_as_in_the_code_of_dnf():
 @pytest.mark.parametrize("unit", ["bits_per_dim", "nats"])
 def test_the_loss_is_the_sum_of_its_terms_each_by_its_name(unit):
     objective = penalised("huber", 3.0, 0.5, 0.7, unit, off_manifold_penalty=0.25)
+    volumes = {name: TERMS[name][0](weight=0.2) for name in TERMS if name not in objective.active}
+    objective = replace(objective, terms={**objective.terms, **volumes})
     assert set(objective.active) == set(TERMS)
     terms = objective(halving(), BATCH)
     total = sum(terms[name].item() for name in objective.active)

@@ -68,13 +68,13 @@ def gradient(term, model, seed):
 @pytest.mark.parametrize("kind", [ManifoldLikelihood, Excess, OffDiagonal])
 def test_the_estimated_gradient_is_that_of_the_exact_term_on_average(model, kind):
     exact = gradient(kind(), model, 0)
-    drawn = torch.stack([gradient(kind(exact_up_to=2), model, seed) for seed in range(150)])
+    drawn = torch.stack([gradient(kind(exact_up_to=2), model, seed) for seed in range(60)])
     error = drawn.std(0) / math.sqrt(len(drawn))
     missed = (drawn.mean(0) - exact) / error.clamp_min(1e-12)
     moved = error > 1e-9
     assert moved.float().mean() > 0.3, "it is an estimate"
-    # of normal numbers as many as there are weights, the largest is below 4.5
-    assert missed[moved].abs().max() < 4.5
+    # of normal numbers as many as there are weights, the largest is below 5
+    assert missed[moved].abs().max() < 5
     assert 0.4 < missed[moved].square().mean().sqrt() < 1.8, "few of them are independent"
 
 

@@ -177,7 +177,10 @@ def _stages(
     for name in numbered:
         own = dict(data.get(name, {})) if name in method else {}
         own_phase = own.pop("phase", {})
-        stage = _merge(_merge(method.get(name, {}), own, name), groups.get(name, {}), name)
+        stage, given = _merge(method.get(name, {}), own, name), groups.get(name, {})
+        if _type(given) not in (None, _type(stage)):  # the rows' settings are of another flow
+            stage["flow"] = {}
+        stage = _merge(stage, given, name)
         for old in [each for each in MOVED if each in stage]:
             raise UserError(
                 f"{name}.{old} is not a setting of a stage: how it is trained is said by a phase. "
@@ -192,6 +195,11 @@ def _stages(
         stage = _merge({"flow": row["flow"]}, stage, name)
         stages[name], soft[name] = stage, _merge(row["phase"], own_phase)
     return stages, soft
+
+
+def _type(stage: Tree) -> Any:
+    flow = stage.get("flow")
+    return flow.get("type") if isinstance(flow, Mapping) else None
 
 
 def _phases(
