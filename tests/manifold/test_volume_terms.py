@@ -9,7 +9,7 @@ from strategies import perturb
 from submanifold.flows import Affine, RealNVP
 from submanifold.manifold import Hierarchy, Stage
 from submanifold.manifold.objective import Objective, Pass, Squared
-from submanifold.manifold.volume import log_volume
+from submanifold.manifold.volume import log_volume, on_manifold
 from submanifold.manifold.volume_terms import (
     Excess,
     ManifoldLikelihood,
@@ -48,6 +48,8 @@ def test_of_a_linear_map_the_excess_is_known():
     metric = axes.T @ axes  # [[1, 1], [1, 5]]
     excess = 0.5 * (math.log(1) + math.log(5) - torch.logdet(metric).item())
     assert Excess()(batch).item() == pytest.approx(excess / (2 * LOG_2))
+    found = on_manifold(model, batch.clean).excess
+    assert found.numpy() == pytest.approx(excess / (2 * LOG_2))
     assert OffDiagonal()(batch).item() == pytest.approx(1.0)
 
 

@@ -19,7 +19,7 @@ from submanifold.evaluation.likelihood import (
     to_bits_per_dim,
 )
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
-from submanifold.manifold import Model, manifold_log_prob
+from submanifold.manifold import Model, on_manifold
 from submanifold.manifold.diagnostics import (
     LARGEST_INVERSE_ERROR,
     inverse_error,
@@ -147,10 +147,12 @@ def _density_of_images(model: Model, batches: Batches, test: np.ndarray, draws: 
     log_probs = dequantized_log_probs(model, test, draws, batches.device)
     bound = to_bits_per_dim(importance_log_prob(log_probs), test)
     some = next(iter(batches))[:VOLUMES]  # a volume takes too long for all images
-    log_prob, error = manifold_log_prob(model, some, generator=torch.Generator().manual_seed(0))
-    nll = mean_interval(-log_prob.double().cpu().numpy())
+    inside = on_manifold(model, some, generator=torch.Generator().manual_seed(0))
+    nll = mean_interval(-inside.log_prob.double().cpu().numpy())
+    excess = inside.excess.double().cpu().numpy()
     return {
         "bits_per_dim": mean_interval(to_bits_per_dim(log_probs[0], test)),
         "bits_per_dim_importance": {**mean_interval(bound), "draws": draws},
-        "manifold_nll": {**nll, "estimate_error": float(error.mean())},
+        "manifold_nll": {**nll, "estimate_error": float(inside.error.mean())},
+        **({"excess": mean_interval(excess)} if np.isfinite(excess).all() else {}),
     }

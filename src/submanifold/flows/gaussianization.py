@@ -16,7 +16,7 @@ class Reflections(Bijection):
 
     .. math:: z = H_n \cdots H_1 x, \qquad H_i = I - 2\, v_i v_i^T / |v_i|^2
 
-    (Meng et al. 2020, section 3.2.2), with log-determinant 0. It starts at random.
+    (Meng et al. 2020), with log-determinant 0. It starts at random.
 
     Args:
         dim: Number of coordinates.
@@ -48,7 +48,7 @@ class MixtureOfLogistics(Bijection):
     .. math:: z_i = \Phi^{-1}(F_i(x_i)), \qquad
               F_i(t) = \sum_k \pi_{ik}\, \sigma\!\left(\frac{t - \mu_{ik}}{s_{ik}}\right)
 
-    with the normal distribution function :math:`\Phi` (Meng et al. 2020, eq. 10). The
+    with the normal distribution function :math:`\Phi` (Meng et al. 2020). The
     log-determinant is that of the densities, :math:`\sum_i \log F_i'(x_i) - \log\phi(z_i)`. The
     inverse is found by Newton's method on the log-odds between the quantiles of the components, of
     which one lies on either side, and differentiated as an implicit function, once.

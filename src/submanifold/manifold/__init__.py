@@ -5,7 +5,7 @@ from submanifold.manifold.model import Model
 from submanifold.manifold.objective import Objective, penalized_likelihood
 from submanifold.manifold.settings import ModelSettings, StageSettings
 from submanifold.manifold.stage import Stage
-from submanifold.manifold.volume import manifold_log_prob
+from submanifold.manifold.volume import manifold_log_prob, on_manifold
 
 __all__ = [
     "Hierarchy",
@@ -15,5 +15,6 @@ __all__ = [
     "Stage",
     "StageSettings",
     "manifold_log_prob",
+    "on_manifold",
     "penalized_likelihood",
 ]

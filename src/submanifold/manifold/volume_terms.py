@@ -59,7 +59,7 @@ def volume_gradient(batch: "Pass") -> Tensor:
               \big[(A^{-1}\epsilon)^T (\nabla A)\, \epsilon\big], \qquad A = J^T J,\;
               \epsilon \sim N(0, I)
 
-    with :math:`A^{-1}\epsilon` by conjugate gradients (Caterini et al. 2021, section 4.2).
+    with :math:`A^{-1}\epsilon` by conjugate gradients (Caterini et al. 2021).
 
     Returns:
         Zeros (batch,).
@@ -109,7 +109,7 @@ class _OfVolume(Settings):
 
 
 class ManifoldLikelihood(_OfVolume):
-    r"""Negative log-density on the manifold, of rectangular flows (Caterini et al. 2021, eq. 5).
+    r"""Negative log-density on the manifold, of rectangular flows (Caterini et al. 2021).
 
     .. math:: -\log p_M = -\log N(u; 0, I) + \tfrac12 \log\det J^T J
 
@@ -128,7 +128,7 @@ class ManifoldLikelihood(_OfVolume):
 
 
 class Excess(_OfVolume):
-    r"""How far the metric is from a diagonal one (Cunningham et al. 2022, eq. 13).
+    r"""How far the metric is from a diagonal one (Cunningham et al. 2022).
 
     .. math:: \tfrac12 \sum_i \log (J^T J)_{ii} - \tfrac12 \log\det J^T J \;\ge\; 0
 
@@ -153,7 +153,7 @@ class Excess(_OfVolume):
 
 
 class OffDiagonal(_OfVolume):
-    r"""Mean size of the metric's off-diagonal entries (Flouris & Konukoglu 2023, eq. 9).
+    r"""Mean size of the metric's off-diagonal entries (Flouris & Konukoglu 2023).
 
     .. math:: \frac{1}{d (d - 1)} \sum_{i \ne j} |(J^T J)_{ij}|
 
