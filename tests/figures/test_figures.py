@@ -65,7 +65,7 @@ def test_a_perfect_projection_has_a_black_rejection_map():
     images = np.full((2, 3, 8, 8), 200, np.uint8)
     figure = rejection_blocks(images, images)
     drawn(figure)
-    shown = [axes.images[0].get_array() for axes in figure.axes]
+    shown = [image.get_array() for image in figure.axes[0].images]
     assert all(
         (image == value).all() for image, value in zip(shown, 2 * [200, 200, 0, 0], strict=True)
     )
@@ -76,7 +76,7 @@ def test_the_difference_is_where_the_projection_differs():
     projection = images.copy()
     projection[0, :, 2, 5] = 250
     figure = rejection_blocks(images, projection)
-    _, _, difference, edges = (axes.images[0].get_array() for axes in figure.axes)
+    _, _, difference, edges = (image.get_array() for image in figure.axes[0].images)
     assert np.argwhere(difference > 0).tolist() == [[2, 5]]
     assert np.argwhere(edges > 0).tolist() == [[1, 5], [2, 4], [2, 5], [2, 6], [3, 5]]
 

@@ -36,14 +36,11 @@ def panels(count, per_row=2, size=8, channels=3):
 
 
 def shown(figure):
-    """What each axes show, and where: left, top, right, bottom in dots."""
-    width, height = figure.get_size_inches() * 150
-    boxes = [axes.get_position() for axes in figure.axes]
-    frames = [
-        np.array([box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height])
-        for box in boxes
-    ]
-    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes], np.array(frames)
+    """The images, and where they are: left, top, right, bottom in dots."""
+    images = figure.axes[0].images
+    frames = [(left, top, right, bottom) for left, right, bottom, top
+              in (image.get_extent() for image in images)]  # fmt: skip
+    return [np.asarray(image.get_array()) for image in images], np.array(frames)
 
 
 def texts(figure):
@@ -52,7 +49,7 @@ def texts(figure):
 
 def no_text_is_cut_or_lies_on_something(figure):
     renderer = FigureCanvasAgg(figure).get_renderer()
-    boxes = [axes.get_window_extent(renderer) for axes in figure.axes]
+    boxes = [image.get_window_extent(renderer) for image in figure.axes[0].images]
     for text in figure.texts:
         box = text.get_window_extent(renderer)
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1

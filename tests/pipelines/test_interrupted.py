@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from submanifold.pipelines.evaluation import nodes
 
-STEPS, EVERY = 300, 20
+STEPS, EVERY = 200, 20
 LONG = {"phase_2": {"training": {"steps": STEPS, "validate_every": EVERY}}}
 COMMAND = (
     *("run", "--env=test", "--pipeline=hierarchical"),

@@ -1,4 +1,9 @@
-"""The main method: likelihood, rotation, penalty, rotation; and two rotated stages."""
+"""The main method: likelihood, rotation, penalty, rotation; two rotated stages; the notebook."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +11,16 @@ import torch
 
 from submanifold.data.batches import Batches
 from submanifold.manifold import Hierarchy
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "explore.ipynb"
+CELLS = """
+import json, sys
+from IPython.terminal.interactiveshell import TerminalInteractiveShell
+shell = TerminalInteractiveShell.instance()
+for cell in json.load(open(sys.argv[1]))["cells"]:
+    if cell["cell_type"] == "code":
+        shell.run_cell("".join(cell["source"])).raise_error()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +119,19 @@ def test_a_second_stage_by_the_metric_and_rotated(project):
     assert np.isfinite(run.load("metrics")["nearest_mse"]["value"])
     with torch.no_grad():
         assert model.at_dim(20).project(x).shape == x.shape
+
+
+def test_every_cell_of_the_notebook_runs_and_says_what_it_found(run, project):
+    parameters = project.path / "conf" / "test" / "parameters.yml"
+    before = parameters.read_text()
+    parameters.write_text(before.replace("method: H-MM", "method: nested"))
+    done = subprocess.run(
+        [sys.executable, "-c", CELLS, str(NOTEBOOK)],
+        cwd=project.path, env={**os.environ, "KEDRO_ENV": "test", "MPLBACKEND": "agg"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    parameters.write_text(before)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for said in ("bits per dimension, from", "nearest point: mean squared", "AUROC", "TwoNN"):
+        assert said in done.stdout
+    assert "negative-0.png" in done.stdout

@@ -16,7 +16,9 @@ def ends_well(run):
     return run
 
 
-@pytest.mark.parametrize("large", [False, True], ids=["exact", "estimated"])
+@pytest.mark.parametrize("large", [
+    False, pytest.param(True, marks=pytest.mark.slow)
+], ids=["exact", "estimated"])  # fmt: skip
 def test_a_rectangular_flow_is_trained_by_the_density_on_its_manifold(project, large):
     until = "hierarchy" if large else "metrics"
     about = {"stage_1": {"dim": 70 if large else 24}, "phase_1": SHORT}
@@ -35,6 +37,7 @@ def test_m_flow_learns_the_manifold_and_then_its_density(project):
     assert "reconstruction" not in second
 
 
+@pytest.mark.slow
 def test_m_flow_in_turns_trains_both_stages_twice(project):
     phases = {f"phase_{n}": SHORT for n in (1, 2, 3, 4)}
     run = project.run(until="hierarchy", method="M-flow-alternating", **INNER, **phases)
@@ -42,6 +45,7 @@ def test_m_flow_in_turns_trains_both_stages_twice(project):
     assert [each["stages"] for each in run.load("hierarchy").notes["phases"]] == [[1], [2]] * 2
 
 
+@pytest.mark.slow
 def test_pie_leaves_little_room_off_the_manifold(project):
     run = ends_well(project.run("joint", until="metrics", method="PIE", **DIM))
     assert run.load("hierarchy").config["stages"][0]["off_manifold_scale"] == 0.01

@@ -48,10 +48,20 @@ def image_gap(height: int) -> int:
     return max(1, height // 16)
 
 
-def show_pixels(axes: Axes, image: np.ndarray) -> None:
-    """Fill axes with an image, uint8 (height, width) or (height, width, 1 or 3)."""
+def show_pixels(
+    axes: Axes, image: np.ndarray, extent: tuple[float, float, float, float] | None = None
+) -> None:
+    """Fill axes, or left, right, bottom and top in them, with an image.
+
+    Args:
+        axes: What it is drawn in.
+        image: uint8, (height, width) or (height, width, 1 or 3).
+        extent: Its place in the axes' coordinates; all of them where None.
+    """
     shown = image[..., 0] if image.shape[2:] == (1,) else image
-    axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    axes.imshow(
+        shown, extent=extent, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto"
+    )
     axes.set_axis_off()
 
 

@@ -241,9 +241,11 @@ def _page(width: float, height: float) -> Figure:
 
 def _show(figure: Figure, image: Array, left: float, top: float, dots: float) -> None:
     """Show an image with its upper left corner at these dots from the figure's."""
-    sides = dots * np.array(image.shape[1::-1])
-    x, y = _fractions(figure, np.array([left, left + sides[0]]), np.array([top + sides[1], top]))
-    show_pixels(figure.add_axes((x[0], y[0], x[1] - x[0], y[1] - y[0])), image)
+    if not figure.axes:  # one for all images: axes take longer than what they show
+        width, height = figure.get_size_inches() * DPI
+        figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    width, height = dots * np.array(image.shape[1::-1])
+    show_pixels(figure.axes[0], image, extent=(left, left + width, top + height, top))
 
 
 def _write(figure: Figure, text: str, x: float, y: float, **how: Any) -> None:
