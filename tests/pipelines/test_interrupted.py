@@ -1,5 +1,6 @@
 """Runs that end before their time: killed, told to stop, or failed."""
 
+import contextlib
 import json
 import signal
 import time
@@ -11,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from submanifold.pipelines.evaluation import nodes
+from submanifold.training.checkpoint import EARLIER, LAST
 
-STEPS, EVERY = 200, 20
+STEPS, EVERY = 300, 20
 LONG = {"phase_2": {"training": {"steps": STEPS, "validate_every": EVERY}}}
 COMMAND = (
     *("run", "--env=test", "--pipeline=hierarchical"),
@@ -21,13 +23,16 @@ COMMAND = (
 
 
 def reached(project):
-    """Step of stage 2's last checkpoint."""
-    paths = list(project.path.glob("data/06_models/photos-phase_2-*/last.safetensors"))
-    try:
-        with safe_open(paths[0], framework="pt") as file:
-            return json.loads(file.metadata()["state"])["step"]
-    except (IndexError, OSError, SafetensorError):  # not there, or being replaced
-        return 0
+    """Step of stage 2's last checkpoint, or of the one before while it is being replaced."""
+    steps = [0]
+    for folder in project.path.glob("data/06_models/photos-phase_2-*"):
+        for name in (LAST, EARLIER):
+            with (
+                contextlib.suppress(OSError, SafetensorError),
+                safe_open(folder / name, "pt") as file,
+            ):
+                steps.append(json.loads(file.metadata()["state"])["step"])
+    return max(steps)
 
 
 def stop(project, how):
