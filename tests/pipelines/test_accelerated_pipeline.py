@@ -58,6 +58,7 @@ def close(mine, other, path=()):
         assert mine == other, path
 
 
+@pytest.mark.slow
 def test_from_data_to_report_it_is_the_same_on_an_accelerator(
     on_cpu, new_project, accelerator, computed_on, monkeypatch
 ):

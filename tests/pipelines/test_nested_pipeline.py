@@ -121,6 +121,7 @@ def test_a_second_stage_by_the_metric_and_rotated(project):
         assert model.at_dim(20).project(x).shape == x.shape
 
 
+@pytest.mark.slow
 def test_every_cell_of_the_notebook_runs_and_says_what_it_found(run, project):
     parameters = project.path / "conf" / "test" / "parameters.yml"
     before = parameters.read_text()

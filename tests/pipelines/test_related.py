@@ -30,6 +30,7 @@ def test_a_rectangular_flow_is_trained_by_the_density_on_its_manifold(project, l
     assert "phase_1.train.manifold_likelihood" in run.mlflow.data.metrics
 
 
+@pytest.mark.slow
 def test_m_flow_learns_the_manifold_and_then_its_density(project):
     run = ends_well(project.run(until="metrics", method="M-flow", **INNER))
     first, second = (run.load(f"phase_{n}.history")["train"][0] for n in (1, 2))
