@@ -113,7 +113,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     def _soft_merge(
         config: dict[str, Any], env_config: dict[str, Any], env_path: str | None = None
     ) -> dict[str, Any]:
-        """Merge an environment into the base, as Kedro does, which takes half of all the time."""
+        """Merge an environment into the base as Kedro does, but as plain values."""
         merged = dict(config)
         for name, value in env_config.items():
             before = merged.get(name)

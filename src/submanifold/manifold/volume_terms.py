@@ -65,6 +65,8 @@ def volume_gradient(batch: "Pass") -> Tensor:
         Zeros (batch,).
     """
     u = batch.u
+    if not torch.is_grad_enabled():  # validation has no use for it
+        return u.new_zeros(len(u))
     noise = batch.draw(lambda count: torch.randn(
         count, u.shape[1], generator=batch.generator, device=u.device, dtype=u.dtype
     ))  # fmt: skip
@@ -107,6 +109,12 @@ class _OfVolume(Settings):
     def _is_exact(self, batch: "Pass") -> bool:
         return batch.u.shape[1] <= self.exact_up_to
 
+    def _columns(self, batch: "Pass") -> Tensor:
+        """The whole Jacobian, or so many random columns of it, (batch, D, k)."""
+        if self._is_exact(batch):
+            return jacobian(batch.decode, batch.u)
+        return columns(batch.decode, batch.u, _axes(batch, self.exact_up_to))
+
 
 class ManifoldLikelihood(_OfVolume):
     r"""Negative log-density on the manifold, of rectangular flows (Caterini et al. 2021).
@@ -139,17 +147,10 @@ class Excess(_OfVolume):
 
     def __call__(self, batch: "Pass") -> Tensor:
         """Mean over the batch."""
-        dim = batch.u.shape[1]
-        if self._is_exact(batch):
-            jacobians = jacobian(batch.decode, batch.u)
-            volume = log_volume_of(jacobians)
-        else:
-            jacobians, volume = self._some_columns(batch), volume_gradient(batch)
-        each = 0.5 * jacobians.square().sum(1).log().mean(1)
-        return (each - volume / dim).mean() / math.log(2)
-
-    def _some_columns(self, batch: "Pass") -> Tensor:
-        return columns(batch.decode, batch.u, _axes(batch, self.exact_up_to))
+        some = self._columns(batch)
+        volume = log_volume_of(some) if self._is_exact(batch) else volume_gradient(batch)
+        each = 0.5 * some.square().sum(1).log().mean(1)
+        return (each - volume / batch.u.shape[1]).mean() / math.log(2)
 
 
 class OffDiagonal(_OfVolume):
@@ -163,11 +164,8 @@ class OffDiagonal(_OfVolume):
 
     def __call__(self, batch: "Pass") -> Tensor:
         """Mean over the batch."""
-        if self._is_exact(batch):
-            jacobians = jacobian(batch.decode, batch.u)
-        else:
-            jacobians = columns(batch.decode, batch.u, _axes(batch, self.exact_up_to))
-        metric = jacobians.mT @ jacobians
+        some = self._columns(batch)
+        metric = some.mT @ some
         count = metric.shape[1]
         off = metric.abs().sum((1, 2)) - metric.diagonal(dim1=1, dim2=2).abs().sum(1)
         return off.mean() / max(1, count * (count - 1))
