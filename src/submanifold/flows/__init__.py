@@ -1,7 +1,7 @@
 """Bijections with tractable Jacobian determinants, as plain torch modules."""
 
 from submanifold.flows.actnorm import ActNorm, initialize
-from submanifold.flows.bijection import Bijection, Compose, Flow
+from submanifold.flows.bijection import Bijection, Compose, Flow, Injection
 from submanifold.flows.build import FLOWS, FlowSettings, build_flow
 from submanifold.flows.coupling import (
     AffineCoupling,
@@ -29,6 +29,7 @@ __all__ = [
     "FlowSettings",
     "Gaussianization",
     "Glow",
+    "Injection",
     "Jet",
     "Linear",
     "MaskedAffineCoupling",

@@ -1,5 +1,6 @@
 """The interface that every flow has, and the composition of flows."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -39,14 +40,48 @@ class Flow(Bijection):
     of a vector's numbers. The others, with their types and defaults, are its settings.
 
     Attributes:
-        axes: Axes of one event: 3 for images, 1 for vectors.
+        axes: How many axes an event may have: 3 for images, 1 for vectors.
         event_shape: The shape of one event, such as (3, 32, 32) or (500,).
         config: The arguments that rebuild it: ``type(flow)(**flow.config)``.
     """
 
-    axes: ClassVar[int]
+    axes: ClassVar[tuple[int, ...]]
     event_shape: tuple[int, ...]
     config: dict[str, Any]
+
+    @property
+    def latent_dim(self) -> int:
+        """The count of its latents."""
+        return math.prod(self.event_shape)
+
+
+class Injection(Flow):
+    r"""An injective map g from d numbers to events, with a left inverse, in a bijection's place.
+
+    :meth:`inverse` is g, whose image is a manifold of dimension d, and :meth:`forward` the left
+    inverse e, :math:`e(g(u)) = u`. There is a density on the manifold alone, with respect to its
+    own volume, and none on all of space:
+
+    .. math:: \log p_M(g(u)) = \log p_U(u) - \tfrac12 \log\det J_g^T J_g
+
+    The second term, at u = e(x), is what :meth:`forward` returns as the log-determinant; it is not
+    a number where ``has_volume`` is False.
+
+    The first two arguments of its constructor are ``event_shape`` and ``dim``, the others, with
+    their types and defaults, its settings.
+
+    Attributes:
+        dim: d.
+        has_volume: Whether the second term has a closed form.
+    """
+
+    has_volume: ClassVar[bool]
+    dim: int
+
+    @property
+    def latent_dim(self) -> int:
+        """d."""
+        return self.dim
 
 
 class Compose(Bijection):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_type_hints
 from pydantic import Field, create_model
 
 from submanifold.errors import UserError
-from submanifold.flows.bijection import Flow
+from submanifold.flows.bijection import Flow, Injection
 from submanifold.flows.gaussianization import Gaussianization
 from submanifold.flows.glow import Glow
 from submanifold.flows.jet import Jet
@@ -26,8 +26,10 @@ FLOWS: dict[str, type[Flow]] = {**CHOSEN, "rotation": Rotation}
 
 
 def settings_of(name: str) -> type[Settings]:
-    """Make the settings of a flow from its constructor: all arguments but the first."""
+    """Make the settings of a flow from its constructor: all but what it acts on, and makes."""
     _, *rest = inspect.signature(FLOWS[name]).parameters.values()
+    if issubclass(FLOWS[name], Injection):
+        del rest[0]
     hints = get_type_hints(FLOWS[name].__init__, include_extras=True)
     fields: dict[str, Any] = {"type": (Literal[name], ...)}
     fields |= {each.name: (hints[each.name], each.default) for each in rest}
@@ -42,8 +44,13 @@ else:
     """The settings of any flow; its name is their ``type``."""
 
 
-def build_flow(settings: FlowSettings, event_shape: Sequence[int]) -> Flow:
+def build_flow(settings: FlowSettings, event_shape: Sequence[int], dim: int) -> Flow:
     """Build the flow of some :data:`FlowSettings` for events of a shape.
+
+    Args:
+        settings: Its type and its own settings.
+        event_shape: Of what it acts on.
+        dim: The dimension of the manifold, for flows that have no other latents.
 
     Raises:
         UserError: It acts on events of another kind.
@@ -51,10 +58,12 @@ def build_flow(settings: FlowSettings, event_shape: Sequence[int]) -> Flow:
     options = settings.model_dump()
     name = options.pop("type")
     flow = FLOWS[name]
-    if len(event_shape) != flow.axes:
-        fitting = " or ".join(each for each in CHOSEN if CHOSEN[each].axes == len(event_shape))
+    if len(event_shape) not in flow.axes:
+        fitting = " or ".join(each for each in CHOSEN if len(event_shape) in CHOSEN[each].axes)
         raise UserError(
-            f"type={name} acts on {'images' if flow.axes == 3 else 'vectors'}, not on events of "
+            f"type={name} acts on {'images' if 3 in flow.axes else 'vectors'}, not on events of "
             f"shape {tuple(event_shape)}. Allowed here: {fitting}."
         )
-    return flow(event_shape if flow.axes > 1 else event_shape[0], **options)
+    if issubclass(flow, Injection):
+        return flow(tuple(event_shape), dim, **options)
+    return flow(event_shape if len(event_shape) > 1 else event_shape[0], **options)

@@ -152,7 +152,7 @@ class Gaussianization(Compose, Flow):
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
-    axes = 1
+    axes = (1,)
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class Glow(Flow):
         (torch.Size([5, 192]), torch.Size([5]), torch.Size([5, 3, 8, 8]))
     """
 
-    axes = 3
+    axes = (3,)
 
     def __init__(
         self,

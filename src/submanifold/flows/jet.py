@@ -42,7 +42,7 @@ class Jet(Flow):
         (torch.Size([5, 192]), torch.Size([5]), torch.Size([5, 3, 8, 8]))
     """
 
-    axes = 3
+    axes = (3,)
 
     def __init__(
         self,

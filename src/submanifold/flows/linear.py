@@ -103,7 +103,7 @@ class Affine(Linear, Flow):
         dim: Number of coordinates.
     """
 
-    axes = 1
+    axes = (1,)
 
     def __init__(self, dim: int):
         super().__init__(dim)

@@ -27,7 +27,7 @@ class RealNVP(Compose, Flow):
         (torch.Size([3, 8]), tensor([0., 0., 0.], grad_fn=<AddBackward0>))
     """
 
-    axes = 1
+    axes = (1,)
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ class Rotation(Flow):
         tensor([[2., 0., 0., 0.]])
     """
 
-    axes = 1
+    axes = (1,)
 
     gains: Tensor
     matrix: Tensor
