@@ -61,7 +61,7 @@ class SpecialConformal(Bijection):
                        {1 - 2 \langle w, x\rangle + \langle w, w\rangle \langle x, x\rangle},
               \qquad \langle a, b\rangle = \tfrac1n \sum_i a_i b_i
 
-    (Ross & Cresswell 2021, table 1, with w / n for their b). Lengths at x are divided by the
+    (Ross & Cresswell 2021, with w / n for their b). Lengths at x are divided by the
     denominator, so that :math:`\log|\det J|` is -n times its logarithm; the inverse is the same map
     with -w. What is sent to infinity has, like w, the mean square :math:`1/\langle w, w\rangle`.
     It starts as the identity, w = 0, and so with nothing near infinity.
@@ -148,7 +148,7 @@ class ConditionalOrthogonal(Bijection):
 
     .. math:: z_i = \begin{cases} Q_1 x_i & |x_i|^2 < n \\ Q_2 x_i & \text{otherwise} \end{cases}
 
-    (Ross & Cresswell 2021, section 4, but with n for their 1). Both keep the length, from which the
+    (Ross & Cresswell 2021, but with n for their 1). Both keep the length, from which the
     inverse knows which it was; the log-determinant is 0. It jumps at that length, unless the
     matrices are the same, as they are at the start.
 
@@ -192,10 +192,10 @@ class Conformal(Injection):
     the zeros were. On images each layer also halves the sides of what it turns, as long as they
     are even: it acts on patches of 2, 4, 8... pixels in the sense of a 1x1 convolution.
 
-    In more than two dimensions all smooth conformal maps consist of similarities and inversions
+    In more than two dimensions all smooth conformal maps of space consist of similarities and inversions
     (Liouville's theorem). The manifold is therefore a plane or a sphere, and with layers it is
     pieces of those: layers cut it where a vector has the length at which they change matrices.
-    :func:`initialize` makes it the plane of the first d principal components.
+    :func:`initialize` makes a fresh one the plane of the first d principal components.
 
     Args:
         event_shape: (channels, height, width) of an image, or the count of a vector's numbers.
@@ -220,7 +220,7 @@ class Conformal(Injection):
         self,
         event_shape: Sequence[int],
         dim: PositiveInt,
-        layers: NonNegativeInt = 1,
+        layers: NonNegativeInt = 3,
         reflections: PositiveInt | None = None,
     ):
         super().__init__()
