@@ -192,9 +192,9 @@ class Conformal(Injection):
     the zeros were. On images each layer also halves the sides of what it turns, as long as they
     are even: it acts on patches of 2, 4, 8... pixels in the sense of a 1x1 convolution.
 
-    In more than two dimensions all smooth conformal maps of space consist of similarities and inversions
-    (Liouville's theorem). The manifold is therefore a plane or a sphere, and with layers it is
-    pieces of those: layers cut it where a vector has the length at which they change matrices.
+    In more than two dimensions all smooth conformal maps of space consist of similarities and
+    inversions (Liouville's theorem). The manifold is therefore a plane or a sphere, and with layers
+    it is pieces of those, cut where a vector has the length at which a layer changes matrices.
     :func:`initialize` makes a fresh one the plane of the first d principal components.
 
     Args:
