@@ -89,7 +89,7 @@ def test_the_rows_are_chosen_and_the_tables_are_gone(tables):
     chosen = experiment.parameters()
     assert set(chosen) == {
         *("dataset", "method", "seed", "device", "launch", "sweep", "study"),
-        *("register_as", "outliers"),
+        *("register_as", "outliers", "charts"),
         *("data", "evaluation"),
         *("stage_1", "stage_2", "phase_1", "phase_2"),
     }

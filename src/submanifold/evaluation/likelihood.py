@@ -9,6 +9,7 @@ from torch import Tensor
 
 from submanifold import team
 from submanifold.data.batches import Batches
+from submanifold.flows import telling
 from submanifold.manifold import Model
 from submanifold.progress import track
 
@@ -56,13 +57,19 @@ def dequantized_log_probs(
 def noisy_log_prob(model: Model, batches: Batches, input_noise: float) -> np.ndarray:
     """Log-density of inputs with the normal noise that a DNF was trained with, (N,), nats.
 
-    The batches' generator draws it; its standard deviation is in the unit of the inputs.
+    The batches' generator draws it; its standard deviation is in the unit of the inputs. A model
+    that can be told how much it is is told.
     """
     noisy = (
         x + input_noise * torch.randn(x.shape, generator=batches.generator, device=x.device)
         for x in batches
     )
-    return per_event(model.log_prob, noisy)
+
+    def log_prob(x: Tensor) -> Tensor:
+        with telling(model, x.new_ones(len(x))):
+            return model.log_prob(x)
+
+    return per_event(log_prob, noisy)
 
 
 def to_bits_per_dim(log_prob: np.ndarray, events: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from submanifold.data.batches import Batches
+from submanifold.errors import UserError
 from submanifold.evaluation.baselines import pca_error
 from submanifold.evaluation.curve import error_curve
 from submanifold.evaluation.intervals import mean_interval
@@ -36,6 +37,9 @@ MOST_NEIGHBOURS = 5000
 OVERFITTED = (
     "not reported: what is left off the manifold is little, and a smooth function of the position "
     "on it. The data have no noise there, and their likelihood no maximum (manifold overfitting)"
+)
+NO_DENSITY = (
+    "a stage is no bijection: there is a density on the manifold alone, and none on all of space"
 )
 
 Metrics = dict[str, Any]
@@ -83,7 +87,7 @@ def measure(
         density = _density_of_points(model, batches, test)
     else:
         density = _density_of_images(model, batches, test, dequantizations)
-    if input_noise > 0:
+    if input_noise > 0 and model.has_density:
         noisy = to_bits_per_dim(noisy_log_prob(model, batches, input_noise), test)
         density["bits_per_dim_noisy"] = mean_interval(noisy)
     if not batches.is_continuous:
@@ -108,7 +112,12 @@ def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[
         model: The model, on the device.
         events: Uint8 images or float32 points, (N, ...), neither trained on nor reported.
         device: Where the model is.
+
+    Raises:
+        UserError: The model has no density on all of space.
     """
+    if not model.has_density:
+        raise UserError(f"There are no bits per dimension to choose by: {NO_DENSITY}.")
     batches = Batches(events, BATCH, device=device)
     log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
     errors = squared_errors(model.project, track(batches, "projecting", len(batches)))
@@ -133,6 +142,8 @@ def warnings(metrics: Metrics, histories: Mapping[str, Any]) -> list[str]:
 
 def _density_of_points(model: Model, batches: Batches, test: np.ndarray) -> Metrics:
     """Bits per dimension, unless the data have no noise and they are worthless."""
+    if not model.has_density:
+        return {"bits_per_dim": {"value": None, "why": NO_DENSITY}}
     some = torch.cat(list(batches))[:MOST_NEIGHBOURS]
     thickness, correlation = manifold_overfitting(model, some)
     found = {"thickness": thickness, "neighbour_correlation": correlation}
@@ -144,15 +155,20 @@ def _density_of_points(model: Model, batches: Batches, test: np.ndarray) -> Metr
 
 def _density_of_images(model: Model, batches: Batches, test: np.ndarray, draws: int) -> Metrics:
     """Bits per dimension with one dequantisation and with several, and nats on the manifold."""
-    log_probs = dequantized_log_probs(model, test, draws, batches.device)
-    bound = to_bits_per_dim(importance_log_prob(log_probs), test)
+    density: Metrics = {"bits_per_dim": {"value": None, "why": NO_DENSITY}}
+    if model.has_density:
+        log_probs = dequantized_log_probs(model, test, draws, batches.device)
+        bound = to_bits_per_dim(importance_log_prob(log_probs), test)
+        density = {
+            "bits_per_dim": mean_interval(to_bits_per_dim(log_probs[0], test)),
+            "bits_per_dim_importance": {**mean_interval(bound), "draws": draws},
+        }
     some = next(iter(batches))[:VOLUMES]  # a volume takes too long for all images
     inside = on_manifold(model, some, generator=torch.Generator().manual_seed(0))
     nll = mean_interval(-inside.log_prob.double().cpu().numpy())
     excess = inside.excess.double().cpu().numpy()
     return {
-        "bits_per_dim": mean_interval(to_bits_per_dim(log_probs[0], test)),
-        "bits_per_dim_importance": {**mean_interval(bound), "draws": draws},
+        **density,
         "manifold_nll": {**nll, "estimate_error": float(inside.error.mean())},
         **({"excess": mean_interval(excess)} if np.isfinite(excess).all() else {}),
     }

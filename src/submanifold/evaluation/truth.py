@@ -25,7 +25,8 @@ def against_truth(
 
         - ``nll``, ``true_nll``: -log density on R^D of the model and of the truth, and their
           ``divergence``: the difference at the same points, an estimate of KL(truth || model)
-          without most of the sampling error; left out where the data have no noise;
+          without most of the sampling error; left out where the data have no noise, or the model
+          no density on R^D;
         - ``manifold_nll``: -log density on the learned manifold at the points' projections, where
           the dimension is the true one, and ``manifold_entropy``, its true value;
         - ``projection_distance``: between the learned and the true projection of a point;
@@ -40,7 +41,7 @@ def against_truth(
     }
     if log_prob is not None:
         found["manifold_nll"] = mean_interval(-log_prob)
-    if truth.has_density:
+    if truth.has_density and hierarchy.has_density:
         nll, true_nll = -per_event(hierarchy.log_prob, [x]), -truth.log_prob(test)
         found |= {
             "nll": mean_interval(nll),
@@ -73,7 +74,7 @@ def manifold_picture(
     }
     densities = {"true_density": truth.manifold_log_prob(test), "learned_density": log_prob}
     picture = {name: each @ truth.view for name, each in points.items()} | densities
-    on_grid = test.shape[1] == 2 and truth.has_density
+    on_grid = test.shape[1] == 2 and truth.has_density and hierarchy.has_density
     return picture, _grid(hierarchy, truth, test) if on_grid else None
 
 

@@ -1,6 +1,6 @@
 """What types alone cannot say of an experiment: what fits together, and what would do nothing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,7 +8,11 @@ import torch
 
 from submanifold.errors import UserError
 from submanifold.experiment.experiment import Experiment, flatten
+from submanifold.flows import is_told
+from submanifold.manifold import Stage
 from submanifold.training.rotation import RotationSettings
+
+ABOUT_VOLUME = ("manifold_likelihood", "excess", "off_diagonal")
 
 Tree = dict[str, Any]
 
@@ -28,9 +32,15 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
     with torch.device("meta"), _with_advice():
         stages = experiment.model.build(shape)
     for number, stage in enumerate(stages, start=1):
-        if stage.dim == stage.event_dim:
+        if stage.dim == stage.latent_dim:
             why = {"off_manifold_scale": "nothing is off a manifold of all dimensions"}
             refuse(groups.get(f"stage_{number}", {}), f"stage_{number}", why)
+    _check_charts(experiment)
+    if experiment.model.stages[0].noise:
+        raise UserError(
+            f"stage_1.noise={experiment.model.stages[0].noise:g} cannot be used: it is on what "
+            "stages before leave. Set that of a later stage, or the phase's input_noise."
+        )
     ready, rotated = 0, set()
     for number, phase in enumerate(experiment.phases, start=1):
         name, first, last = f"phase_{number}", phase.stages[0], phase.stages[-1]
@@ -60,6 +70,8 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
                 f"{f', 1 to {last - first}' if last > first else ''}. Change it there."
             )
         _check_penalty(name, phase, rotated)
+        _check_volume(name, phase, stages)
+        _check_noise(name, phase, stages)
         if phase.training.rotate_every:
             rotated.add(last)
         idle = {}
@@ -71,7 +83,9 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
         inside = stages[first - 1].event_dim
         if stages[first - 1 + (through or last - first + 1) - 1].dim == inside:
             idle["reconstruction"] = "the manifold has all dimensions, and a projection is exact"
-        if stages[last - 1].dim == inside:
+        if stages[last - 1].dim == stages[last - 1].latent_dim == inside or (
+            not stages[last - 1].has_density
+        ):
             idle["off_manifold"] = "nothing is off a manifold of all dimensions"
         refuse(groups.get(name, {}), name, idle)
 
@@ -89,6 +103,53 @@ def _check_rotation(name: str, phase: RotationSettings, ready: int) -> None:
             f"{name}.rotate={phase.rotate} cannot be used: {trained}, and only the last of them "
             "can be rotated, for the others act on what those before them leave. Allowed: "
             f"{ready or 'none'}. Change {name}.rotate, or the order of the phases."
+        )
+
+
+def _check_charts(experiment: Experiment) -> None:
+    """Refuse several charts where phases do not train all of each at once."""
+    count, everything = experiment.model.charts, len(experiment.model.stages)
+    if count == 1:
+        return
+    for number, phase in enumerate(experiment.phases, start=1):
+        name, wrong = f"phase_{number}", None
+        if isinstance(phase, RotationSettings) or phase.training.rotate_every:
+            wrong = "rotates latents"
+        elif phase.stages != tuple(range(1, everything + 1)):
+            wrong = f"trains {'stages' if len(phase.stages) > 1 else 'stage'} " + ", ".join(
+                map(str, phase.stages)
+            )
+        elif phase.reconstruction.spread is not None or phase.reconstruction.through:
+            wrong = "penalises other projections than the whole (reconstruction.spread, .through)"
+        elif any(getattr(phase, term).weight > 0 for term in ABOUT_VOLUME):
+            wrong = f"has a term about one chart's volume ({', '.join(ABOUT_VOLUME)})"
+        if wrong is not None:
+            raise UserError(
+                f"charts={count} cannot be used with method={experiment.method}: all stages of "
+                f"every chart are trained at once, but {name} {wrong}. Choose a method of one "
+                "training, such as multi-chart, PR-D or EE-M, or leave charts out."
+            )
+
+
+def _check_volume(name: str, phase: Any, stages: Sequence[Stage]) -> None:
+    """Refuse a likelihood where the volume of an injection is not known."""
+    for number in phase.stages:
+        if phase.likelihood.weight > 0 and not stages[number - 1].has_volume:
+            raise UserError(
+                f"{name}.likelihood.weight={phase.likelihood.weight:g} cannot be used: the volume "
+                f"of stage_{number}'s flow has no closed form. Set {name}.likelihood.weight=0, "
+                f"with a reconstruction or with {name}.manifold_likelihood.weight."
+            )
+
+
+def _check_noise(name: str, phase: Any, stages: Sequence[Stage]) -> None:
+    """Refuse a flow that is told how much noise there is, and no noise."""
+    told = [number for number in phase.stages if is_told(stages[number - 1])]
+    if told and (phase.input_noise == 0 or told != [phase.stages[0]]):
+        raise UserError(
+            f"stage_{told[-1]}.flow.type is told the scale of the noise in what it acts on, but "
+            f"{name} adds none there. Set {name}.input_noise, the largest, with this stage as the "
+            "phase's first, or choose glow or realnvp."
         )
 
 

@@ -9,6 +9,7 @@ from submanifold.data.synthetic import MANIFOLDS
 from submanifold.errors import UserError
 from submanifold.experiment.check import Tree, check, refuse
 from submanifold.experiment.experiment import Choices, EvaluationSettings, Experiment, flatten
+from submanifold.flows import FLOWS
 from submanifold.manifold import ModelSettings, StageSettings
 from submanifold.manifold.objective import TERMS
 from submanifold.training.phases import PhaseSettings
@@ -31,6 +32,8 @@ MOVED = {
     "training": "training",
 }
 """Settings of a training, which stages had before there were phases."""
+OF_VECTORS = {"soft_glow": "soft_realnvp"}
+"""What takes the place of a flow of images that is more than a Glow, for points."""
 
 
 def choose(parameters: Mapping[str, Any]) -> Experiment:
@@ -98,10 +101,12 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
             f"register_as={plain.register_as}, but only models of images are registered. Leave it "
             "out, or choose a dataset of images."
         )
+    charts = plain.charts or method.get("charts", 1)
+    each = _read_each(StageSettings, stages)
     experiment = Experiment(
         **plain.model_dump(),
         data=settings,
-        model=ModelSettings(stages=_read_each(StageSettings, stages)),
+        model=read_settings(ModelSettings, {"stages": each, "charts": charts}, ""),
         phases=tuple(
             read_settings(RotationSettings if "rotate" in row else PhaseSettings, row, name)
             for name, row in phases.items()
@@ -176,6 +181,10 @@ def _stages(
     stages, soft = {}, {}
     for name in numbered:
         own = dict(data.get(name, {})) if name in method else {}
+        if _type(own) != _type(method.get(name, {})) and _acts_on_vectors(method.get(name, {})):
+            own.pop("flow", None)  # which is for those that cannot act on points
+        elif "flow" in own and _type(method.get(name, {})) in OF_VECTORS:
+            own["flow"] = {**own["flow"], "type": OF_VECTORS[_type(method[name])]}
         own_phase = own.pop("phase", {})
         stage, given = _merge(method.get(name, {}), own, name), groups.get(name, {})
         if _type(given) not in (None, _type(stage)):  # the rows' settings are of another flow
@@ -200,6 +209,11 @@ def _stages(
 def _type(stage: Tree) -> Any:
     flow = stage.get("flow")
     return flow.get("type") if isinstance(flow, Mapping) else None
+
+
+def _acts_on_vectors(stage: Tree) -> bool:
+    flow = FLOWS.get(str(_type(stage)))
+    return flow is not None and 1 in flow.axes
 
 
 def _phases(

@@ -37,13 +37,14 @@ def training_seconds(experiment: Experiment, number: int) -> float:
 def _of_training(model: ModelSettings, phase: Any, shape: tuple[int, ...], device: str) -> float:
     first, last = phase.stages[0], phase.stages[-1]
     on = choose_device(device)
-    whole = Hierarchy(model.build(shape, last=last)).to(on)
-    for stage in whole.stages[: first - 1]:  # whose metric a penalty may ask for
-        stage.add_rotation()
+    whole: Any = model.extend(None, shape, last)[0].to(on)
+    for number in range(1, first):  # whose metric a penalty may ask for
+        whole.stages[number - 1].add_rotation()
     outer = whole.part(1, first - 1).requires_grad_(False) if first > 1 else None
     objective = Objective(phase.terms, phase.input_noise, outer)
     settings = phase.training
-    trainer = Trainer(whole.part(first, last), objective, settings)
+    inner = whole if model.charts > 1 else whole.part(first, last)
+    trainer = Trainer(inner, objective, settings)
     x = torch.rand(settings.batch_size, *trainer.model.event_shape, device=on) - 0.5
     times = []
     for _ in range(STEPS):

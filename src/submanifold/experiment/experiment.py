@@ -80,6 +80,7 @@ class Choices(Settings):
         seed: Of everything but the data.
         device: Where it computes.
         launch: By how many processes it is computed.
+        charts: How many charts the manifold has; None is the method's own count, or 1.
         sweep: The parameter whose sweep is drawn.
         study: Name of the study that is drawn.
         register_as: The name under which MLflow's registry gets the model; None is not at all.
@@ -91,6 +92,7 @@ class Choices(Settings):
     seed: int = Field(ge=0, lt=2**32)
     device: str
     launch: LaunchSettings = Field(default_factory=LaunchSettings)
+    charts: int | None = Field(None, ge=1)
     sweep: str | None = None
     study: str | None = None
     register_as: str | None = Field(None, min_length=1)
@@ -144,13 +146,14 @@ class Experiment(Choices):
         """The experiment as nested parameters, named as a user sets them, JSON-able."""
         plain = self.model_dump(mode="json", exclude={"data", "model", "phases", "evaluation",
                                                         "outlier_data"})  # fmt: skip
-        stages = {f"stage_{n}": s.model_dump(mode="json")
+        stages = {f"stage_{n}": s.model_dump(mode="json", exclude=None if s.noise else {"noise"})
                   for n, s in enumerate(self.model.stages, start=1)}  # fmt: skip
         phases = {f"phase_{n}": effective(p) for n, p in enumerate(self.phases, start=1)}
         others = self.outlier_data
         outliers = {} if others is None else {"outlier_data": others.model_dump(mode="json")}
         return {
             **plain,
+            "charts": self.model.charts,
             **outliers,
             "data": self.data.model_dump(mode="json"),
             **stages,

@@ -26,7 +26,8 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     """Hash what each artifact depends on, as readable names for files.
 
     - ``data``: the source's fingerprint and the data settings.
-    - ``phase_<n>``: the data, the seed, the phases 1 to n, and the stages that they train.
+    - ``phase_<n>``: the data, the seed, the phases 1 to n, the stages that they train, and how many
+      charts there are.
     - ``phase_<n>.u``, where phase n does not begin at the data: what it is trained on.
     - ``model``, ``run``: all phases; the evaluation too.
     - ``outliers``, ``outlier_run``, where there are any: their data; the model too.
@@ -39,6 +40,8 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     digest = _digest(RECIPE, content, experiment.data.content)
     keys = {"data": f"{experiment.dataset}-{digest}"}
     digest = _digest(digest, experiment.seed)
+    if experiment.model.charts > 1:
+        digest = _digest(digest, experiment.model.charts)
     for number, (stages, source) in enumerate(
         zip(experiment.trained, experiment.sources, strict=True), start=1
     ):

@@ -3,6 +3,7 @@
 from submanifold.flows.actnorm import ActNorm, initialize
 from submanifold.flows.bijection import Bijection, Compose, Flow, Injection
 from submanifold.flows.build import FLOWS, FlowSettings, build_flow
+from submanifold.flows.conformal import Conformal
 from submanifold.flows.coupling import (
     AffineCoupling,
     Coupling,
@@ -16,6 +17,7 @@ from submanifold.flows.linear import Affine, Linear
 from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.reshape import Split, Squeeze
 from submanifold.flows.rotation import Rotation
+from submanifold.flows.softflow import SoftGlow, SoftRealNVP, is_told, telling
 
 __all__ = [
     "FLOWS",
@@ -24,6 +26,7 @@ __all__ = [
     "AffineCoupling",
     "Bijection",
     "Compose",
+    "Conformal",
     "Coupling",
     "Flow",
     "FlowSettings",
@@ -37,9 +40,13 @@ __all__ = [
     "RealNVP",
     "Reflections",
     "Rotation",
+    "SoftGlow",
+    "SoftRealNVP",
     "Split",
     "Squeeze",
     "build_flow",
     "initialize",
+    "is_told",
     "set_recompute",
+    "telling",
 ]

@@ -80,7 +80,7 @@ class Injection(Flow):
 
     @property
     def latent_dim(self) -> int:
-        """d."""
+        """The manifold's dimension, d."""
         return self.dim
 
 

@@ -8,17 +8,20 @@ from pydantic import Field, create_model
 
 from submanifold.errors import UserError
 from submanifold.flows.bijection import Flow, Injection
+from submanifold.flows.conformal import Conformal
 from submanifold.flows.gaussianization import Gaussianization
 from submanifold.flows.glow import Glow
 from submanifold.flows.jet import Jet
 from submanifold.flows.linear import Affine
 from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.rotation import Rotation
+from submanifold.flows.softflow import SoftGlow, SoftRealNVP
 from submanifold.validation import Settings
 
 CHOSEN: dict[str, type[Flow]] = {
     "glow": Glow, "jet": Jet, "realnvp": RealNVP, "affine": Affine,
-    "gaussianization": Gaussianization,
+    "gaussianization": Gaussianization, "conformal": Conformal,
+    "soft_glow": SoftGlow, "soft_realnvp": SoftRealNVP,
 }  # fmt: skip
 """Flows that a user can choose."""
 FLOWS: dict[str, type[Flow]] = {**CHOSEN, "rotation": Rotation}

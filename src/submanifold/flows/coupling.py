@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from submanifold.errors import UserError
 from submanifold.flows import fast
 from submanifold.flows.bijection import Bijection
 
@@ -30,7 +31,10 @@ class Coupling(Bijection):
 
     Attributes:
         recompute: Whether the gradient computes the net's hidden layers again, to save memory.
+        can_recompute: Whether it could.
     """
+
+    can_recompute = True
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -52,9 +56,18 @@ class Coupling(Bijection):
 
 
 def set_recompute(flow: nn.Module, recompute: bool) -> None:
-    """Set :attr:`Coupling.recompute` of every coupling in the flow."""
+    """Set :attr:`Coupling.recompute` of every coupling in the flow.
+
+    Raises:
+        UserError: It is to be set, and one of them cannot.
+    """
     for module in flow.modules():
         if isinstance(module, Coupling):
+            if recompute and not module.can_recompute:
+                raise UserError(
+                    "training.recompute=true cannot be used with flows that are told the noise's "
+                    "scale. Leave it out, or choose glow or realnvp."
+                )
             module.recompute = recompute
 
 

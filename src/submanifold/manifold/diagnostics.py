@@ -17,8 +17,11 @@ def inverse_error(model: Model, x: Tensor) -> float:
     is still that of its encoder, but samples and projections are not of the same model.
 
     Returns:
-        In units of the standard deviation of x; not a number if the inverse overflows.
+        In units of the standard deviation of x; not a number if the inverse overflows, and 0 for a
+        model that has no density on all of space, in which nothing is inverted.
     """
+    if not model.has_density:
+        return 0.0
     u, v = model.encode(x)
     return ((model.decode(u, v) - x).abs().max() / x.std()).item()
 

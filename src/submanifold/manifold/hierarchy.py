@@ -1,6 +1,7 @@
 """A hierarchy: stages one inside the other, and the exact density that they make together."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,8 @@ from submanifold.errors import UserError
 from submanifold.manifold.model import Model
 from submanifold.manifold.stage import Stage, standard_normal_log_prob
 
+DRAWS = 16
+
 
 class Hierarchy(Model):
     r"""Stages :math:`f_1, \dots, f_M`, each acting on the manifold part of the one before.
@@ -22,7 +25,19 @@ class Hierarchy(Model):
               + \sum_m \log|\det J_{f_m}|
 
     is an exact, normalised density on all of R^D (method.md 2), with :math:`u_0 = x` and
-    :math:`(u_m, v_m) = f_m(u_{m-1})`.
+    :math:`(u_m, v_m) = f_m(u_{m-1})`. Where a stage is an injection there is none off its manifold,
+    and the same sum is the density on that, at the projection of x.
+
+    Where a stage k acts on noisy coordinates, :math:`u_{k-1} + \sigma \epsilon`, the density is the
+    mean over that noise,
+
+    .. math:: p(x) = p(v_1, \dots, v_{k-1} \mid x)\; \mathrm{E}_\epsilon\,
+              p_k(u_{k-1} + \sigma \epsilon), \qquad \epsilon \sim N(0, I)
+
+    with the first factor as above: that of a code drawn from the stages k to M, and normal noise of
+    scale sigma on it and sigma_v beside it, moved by the stages before (noisy injective flows,
+    Cunningham et al. 2020, whose stochastic inverse draws the code). It is estimated by
+    :data:`DRAWS` draws, the same ones at every call, whose log-mean is below log p(x) on average.
 
     Args:
         stages: The stages, outermost first.
@@ -64,10 +79,28 @@ class Hierarchy(Model):
         fine.
         """
         on, off, log_prob = self.trace(x)
+        if any(stage.noise for stage in self.stages):
+            log_prob = self._mean_log_prob(x)
         return on[-1], torch.cat(off[::-1], 1), log_prob
 
-    def trace(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    def _mean_log_prob(self, x: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(h: Tensor) -> Tensor:
+            return torch.randn(h.shape, generator=generator, dtype=h.dtype).to(h.device)
+
+        drawn = torch.stack([self.trace(x, draw)[2] for _ in range(DRAWS)])
+        return drawn.logsumexp(0) - math.log(DRAWS)
+
+    def trace(
+        self, x: Tensor, draw: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Encode x stage by stage.
+
+        Args:
+            x: Events, (batch, *event_shape).
+            draw: Draws standard normal numbers like those given, where stages act on noisy ones;
+                without it there is no noise.
 
         Returns:
             u_m (batch, d_m) of every stage, v_m (batch, d_{m-1} - d_m) of every stage, and log p(x)
@@ -75,7 +108,8 @@ class Hierarchy(Model):
         """
         on, off, log_prob = [x], [], x.new_zeros(len(x))
         for stage in self.stages:
-            u, v, log_det = stage(on[-1])
+            h = on[-1] if draw is None or not stage.noise else on[-1] + stage.noise * draw(on[-1])
+            u, v, log_det = stage(h)
             log_prob = log_prob + log_det + stage.off_manifold_log_prob(v)
             on.append(u)
             off.append(v)
@@ -83,11 +117,16 @@ class Hierarchy(Model):
 
     def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         """Invert (u, v); without v the point on the manifold (Alg. 2, generation, m = M..1)."""
-        sizes = [stage.event_dim - stage.dim for stage in reversed(self.stages)]
+        sizes = [stage.latent_dim - stage.dim for stage in reversed(self.stages)]
         parts = [None] * len(sizes) if v is None else v.split(sizes, 1)
         for stage, part in zip(reversed(self.stages), parts, strict=True):
             u = stage.decode(u, part)
         return u
+
+    @property
+    def has_density(self) -> bool:
+        """See :attr:`Model.has_density`: whether every stage has one."""
+        return all(stage.has_density for stage in self.stages)
 
     @property
     def gains(self) -> Tensor | None:
@@ -103,13 +142,14 @@ class Hierarchy(Model):
         all have one density.
 
         Args:
-            dim: 1 to the numbers that the last stage acts on.
+            dim: 1 to the numbers that the last stage makes.
 
         Raises:
             UserError: It is not in that range.
         """
         *outside, last = self.stages
-        model = Hierarchy([*outside, Stage(last.flows, dim, last.off_manifold_scale)])
+        inner = Stage(last.flows, dim, last.off_manifold_scale, last.noise)
+        model = Hierarchy([*outside, inner])
         model.notes, model.data = self.notes, self.data
         return model.train(self.training)
 

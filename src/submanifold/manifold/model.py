@@ -24,7 +24,7 @@ CHECKSUM = "checksum"
 
 
 class Model(nn.Module, ABC):
-    """A manifold of dimension d in R^D, and an exact density on R^D.
+    """A manifold of dimension d in R^D, and an exact density on R^D or on the manifold alone.
 
     A model defines :meth:`forward`, :meth:`decode`, :attr:`config` and :meth:`from_config`; all
     else follows. Images are floats (batch, channels, height, width) in [-0.5, 0.5), as
@@ -66,7 +66,9 @@ class Model(nn.Module, ABC):
             x: Events, (batch, *event_shape).
 
         Returns:
-            u (batch, d) on the manifold, v (batch, D - d) off it, log p(x) (batch,) in nats.
+            u (batch, d) on the manifold, v (batch, D - d) off it, log p(x) (batch,) in nats; where
+            :attr:`has_density` is False v has no columns for what is off an injection, and the
+            density is that on the manifold, at the projection of x, or not a number.
         """
 
     @abstractmethod
@@ -97,8 +99,22 @@ class Model(nn.Module, ABC):
         """Models inside this one whose errors are reported beside its own, by name."""
         return {}
 
+    @property
+    def has_density(self) -> bool:
+        """Whether there is a density on all of space, or on the manifold alone."""
+        return True
+
     def log_prob(self, x: Tensor) -> Tensor:
-        """Exact log-density of x in nats, shape (batch,)."""
+        """Exact log-density of x in nats, shape (batch,).
+
+        Raises:
+            UserError: There is none on all of space.
+        """
+        if not self.has_density:
+            raise UserError(
+                "This model has a density on its manifold alone, and none on all of space: a stage "
+                "of it is no bijection. submanifold.manifold_log_prob computes it."
+            )
         return self(x)[2]
 
     def bits_per_dim(self, x: Tensor, bits: int | None = None) -> Tensor:
@@ -112,7 +128,12 @@ class Model(nn.Module, ABC):
         return self.to_bits_per_dim(self.log_prob(x), bits)
 
     def to_bits_per_dim(self, log_prob: Tensor, bits: int | None = None) -> Tensor:
-        """Turn nats for an event into bits for a dimension; see :meth:`bits_per_dim`."""
+        """Turn nats for an event into bits for a dimension; see :meth:`bits_per_dim`.
+
+        A density on the manifold alone has its own unit: bits for each dimension of the manifold.
+        """
+        if not self.has_density:
+            return -log_prob / (self.dim * math.log(2))
         if bits is None:
             bits = 8 if len(self.event_shape) == 3 else 0
         return bits - log_prob / (self.event_dim * math.log(2))

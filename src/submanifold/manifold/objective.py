@@ -12,8 +12,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from submanifold import team
+from submanifold.flows import is_told, telling
 from submanifold.flows.rotation import tail_sums
 from submanifold.manifold.hierarchy import Hierarchy
+from submanifold.manifold.mixture import Charted, Mixture
 from submanifold.manifold.model import Model
 from submanifold.manifold.volume_terms import Excess, ManifoldLikelihood, OffDiagonal
 from submanifold.validation import Settings
@@ -47,9 +49,24 @@ class Pass:
     @cached_property
     def _trace(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
         if isinstance(self.model, Hierarchy):
-            return self.model.trace(self.noisy)
-        u, v, log_prob = self.model(self.noisy)
+            return self.model.trace(self.noisy, self._normal)
+        if isinstance(self.model, Mixture):
+            u, v, log_prob = self.model.chosen(self._charted)
+        else:
+            u, v, log_prob = self.model(self.noisy)
         return [u], [v], log_prob
+
+    def _normal(self, h: Tensor) -> Tensor:
+        return _drawn(
+            lambda rows: torch.randn(
+                rows, *h.shape[1:], generator=self.generator, dtype=h.dtype, device=h.device
+            ),
+            len(h),
+        )
+
+    @cached_property
+    def _charted(self) -> Charted:
+        return self.model.charted(self.noisy)  # type: ignore[operator]
 
     @property
     def u(self) -> Tensor:
@@ -90,6 +107,24 @@ class Pass:
             self._residuals[through, space] = self._missed(self._inner(through).decode(u), space)
         return self._residuals[through, space]
 
+    def missed(
+        self, spread: float | None = None, through: int = WHOLE, space: str = "latent"
+    ) -> tuple[Tensor, Tensor | None]:
+        """What a penalty is of: residuals, and a weight for each of them, or None if all are alike.
+
+        A mixture has one on each chart, which weighs as much as the chart is responsible; with a
+        ``spread`` they are those of :meth:`nested_residual`.
+        """
+        if isinstance(self.model, Mixture):
+            u, _, _ = charted = self._charted
+            projected = [chart.decode(at) for chart, at in zip(self.model.charts, u, strict=True)]
+            residuals = torch.cat([self.clean - each for each in projected])
+            shares = charted.responsibilities.detach()  # a penalty moves charts, not their borders
+            return residuals, len(u) * shares.flatten()
+        if spread is None:
+            return self.residual(through, space), None
+        return self.nested_residual(spread, through, space)
+
     def nested_residual(
         self, spread: float, through: int = WHOLE, space: str = "latent"
     ) -> tuple[Tensor, Tensor]:
@@ -112,7 +147,7 @@ class Pass:
             *outside, last = inner.stages
             u, v = self._trace[0][through - 1], self._trace[1][through - 1]
             low = max(1, round(last.dim / spread))
-            high = min(last.event_dim, round(last.dim * spread))
+            high = min(last.latent_dim, round(last.dim * spread))
             drawn = _drawn(
                 lambda count: torch.rand(count, generator=self.generator, device=u.device), len(u)
             )
@@ -120,7 +155,7 @@ class Pass:
             z = torch.cat([u, v], 1)[:, :high]
             z = z * (torch.arange(high, device=u.device) < chosen[:, None])
             if high > last.dim:
-                z = F.pad(z, (0, last.event_dim - high))
+                z = F.pad(z, (0, last.latent_dim - high))
                 projection = last.decode(z[:, : last.dim], z[:, last.dim :])
             else:
                 projection = last.decode(F.pad(z, (0, last.dim - high)))
@@ -156,6 +191,11 @@ def _drawn(draw: Callable[[int], Tensor], rows: int) -> Tensor:
     return team.drawn(draw, rows) if torch.is_grad_enabled() else draw(rows)
 
 
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Of all coordinates of events (batch, ...), each event with its weight (batch,)."""
+    return values.mean() if weight is None else (weight * values.flatten(1).mean(1)).mean()
+
+
 class Term(Protocol):
     """A named part of the loss: settings, of which one is its weight, and a function of a pass."""
 
@@ -167,6 +207,8 @@ class Term(Protocol):
 
 class Likelihood(Settings):
     r"""Negative log-density :math:`-\log p(h)`, in bits per dimension or in nats (method.md 3.5).
+
+    Behind an injection it is the density on the manifold, in bits for each of its dimensions.
 
     Attributes:
         weight: c; the starred methods have 0.5 in the first phase.
@@ -256,10 +298,8 @@ class Squared(Settings):
         Errors at dimensions that were drawn count relative to the one that is expected there, so
         that none of them outweighs the others: as that of the stage's own dimension.
         """
-        if self.spread is None:
-            return self.of(self.pixel_range * batch.residual(self.through, self.space)).mean()
-        residual, weight = batch.nested_residual(self.spread, self.through, self.space)
-        return (weight * self.of(self.pixel_range * residual).flatten(1).mean(1)).mean()
+        residual, weight = batch.missed(self.spread, self.through, self.space)
+        return _mean(self.of(self.pixel_range * residual), weight)
 
     def of(self, residual: Tensor) -> Tensor:
         """Penalty at each coordinate of a residual."""
@@ -319,7 +359,8 @@ class Objective:
 
     with the signs of method.md 3.1. With input noise (the denoising flow, DNF) density and u are
     those of :math:`h + \sigma_x \epsilon`, and the reconstruction is compared with the clean h
-    (method.md 3.10).
+    (method.md 3.10). A flow that is told the noise's scale (SoftFlow) sees it at a random share of
+    sigma_x for each event.
 
     Args:
         terms: The terms by name; those of weight 0 are left out.
@@ -360,19 +401,30 @@ class Objective:
 
         Returns:
             Means over the batch: each term times its weight by name, ``loss``, their sum,
-            ``bits_per_dim`` (of the noisy input, if there is noise), and, where the projection is
+            ``bits_per_dim`` (of the noisy input, if there is noise; not of a model without a
+            density on all of space), and, where the projection is
             computed, ``mse``, of h, or of the image where that is penalised; in training, where
             dimensions are drawn, over these. Lambda where it is found, ``<term>_weight``.
         """
-        noisy = h
+        noisy, scale = h, None
         if self.input_noise > 0:
 
             def draw(count: int) -> Tensor:
                 shape = (count, *h.shape[1:])
                 return torch.randn(shape, generator=generator, dtype=h.dtype, device=h.device)
 
-            noisy = h + self.input_noise * _drawn(draw, len(h))
-        batch = Pass(model, h, noisy, self.outer, generator)
+            noise = _drawn(draw, len(h))
+            if is_told(model):
+                scale = _drawn(
+                    lambda n: torch.rand(n, generator=generator, device=h.device), len(h)
+                )
+                noise = scale.view(-1, *(1 for _ in h.shape[1:])).to(h.dtype) * noise
+            noisy = h + self.input_noise * noise
+        with telling(model, scale):
+            return self._score(Pass(model, h, noisy, self.outer, generator))
+
+    def _score(self, batch: Pass) -> dict[str, Tensor]:
+        model = batch.model
         parts, weights = {}, {}
         for name, term in self.active.items():
             value = term(batch)
@@ -383,16 +435,14 @@ class Objective:
                 weights[f"{name}_weight"] = weight
             parts[name] = weight * value
         values: dict[str, Tensor] = {"loss": sum(parts.values()), **parts, **weights}  # type: ignore[dict-item]
-        values["bits_per_dim"] = model.to_bits_per_dim(batch.log_prob).mean()
+        if model.has_density:
+            values["bits_per_dim"] = model.to_bits_per_dim(batch.log_prob).mean()
         # plain likelihood training has no use for a projection; validation still reports its error
         if "reconstruction" in parts or not torch.is_grad_enabled():
             penalty: Any = self.terms.get("reconstruction", NoPenalty())
-            missed = (
-                batch.residual(penalty.through, penalty.space)
-                if (penalty.spread is None or not torch.is_grad_enabled())
-                else batch.nested_residual(penalty.spread, penalty.through, penalty.space)[0]
-            )
-            values["mse"] = missed.square().mean()
+            spread = penalty.spread if torch.is_grad_enabled() else None
+            residual, shares = batch.missed(spread, penalty.through, penalty.space)
+            values["mse"] = _mean(residual.square(), shares if spread is None else None)
         return values
 
     @torch.no_grad()

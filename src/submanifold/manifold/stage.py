@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from submanifold.errors import UserError
-from submanifold.flows import FLOWS, Bijection, Compose, Flow, Rotation
+from submanifold.flows import FLOWS, Bijection, Compose, Flow, Injection, Rotation
 from submanifold.flows.rotation import LARGEST_MATRIX
 
 
@@ -17,17 +17,21 @@ class Stage(nn.Module):
     r"""A flow f on R^D and a dimension d: :math:`f(h) = (u, v)`, u on the manifold, v off it.
 
     The manifold is the set of all :math:`f^{-1}(u, 0)`; projecting onto it drops v
-    (paper, section 4.1; method.md 1).
+    (paper, section 4.1; method.md 1). An :class:`Injection` in the bijection's place makes no more
+    than d numbers, all of them on the manifold.
 
     Args:
         flow: The bijection, from events to D flat latents; or several, each acting on what the one
             before makes.
         dim: Dimension d of the manifold, 1 <= d <= D.
         off_manifold_scale: Standard deviation sigma_v of the density of v; 1 but in DNF.
+        noise: Standard deviation of the normal noise on what it acts on, over which the density of
+            a hierarchy is a mean (:class:`Hierarchy`); 0 but in noisy injective flows.
 
     Attributes:
         event_shape: Shape of one event h.
         event_dim: D.
+        latent_dim: The count of latents, D unless there is an injection.
 
     Raises:
         UserError: The dimension does not fit, or one flow does not act on what another makes.
@@ -39,25 +43,29 @@ class Stage(nn.Module):
         (torch.Size([5, 3]), torch.Size([5, 5]), torch.Size([5, 8]))
     """
 
-    def __init__(self, flow: Flow | Sequence[Flow], dim: int, off_manifold_scale: float = 1.0):
+    def __init__(
+        self,
+        flow: Flow | Sequence[Flow],
+        dim: int,
+        off_manifold_scale: float = 1.0,
+        noise: float = 0.0,
+    ):
         super().__init__()
         flows = [flow] if isinstance(flow, Flow) else list(flow)
         for outer, inner in pairwise(flows):
-            if inner.event_shape != (math.prod(outer.event_shape),):
+            if inner.event_shape != (outer.latent_dim,):
                 raise UserError(
                     f"flow: a flow acts on events of shape {inner.event_shape}, but the one before "
-                    f"it makes {math.prod(outer.event_shape)} numbers."
+                    f"it makes {outer.latent_dim} numbers."
                 )
         self.flow: Bijection = flows[0] if len(flows) == 1 else Compose(flows)
         self.dim = dim
         self.off_manifold_scale = off_manifold_scale
+        self.noise = noise
         self.event_shape = flows[0].event_shape
         self.event_dim = math.prod(self.event_shape)
-        if not 1 <= dim <= self.event_dim:
-            raise UserError(
-                f"dim={dim}, but the flow acts on {self.event_dim} numbers. "
-                f"Allowed: 1 to {self.event_dim}."
-            )
+        self.latent_dim = flows[-1].latent_dim
+        check_dim(dim, self.latent_dim)
 
     @property
     def flows(self) -> list[Flow]:
@@ -71,14 +79,24 @@ class Stage(nn.Module):
         last = self.flows[-1]
         return last if isinstance(last, Rotation) else None
 
+    @property
+    def has_density(self) -> bool:
+        """Whether what it makes has a density on all of its events' space."""
+        return not any(isinstance(flow, Injection) for flow in self.flows)
+
+    @property
+    def has_volume(self) -> bool:
+        """Whether the log-determinant is known: not of every injection."""
+        return all(flow.has_volume for flow in self.flows if isinstance(flow, Injection))
+
     def add_rotation(self) -> Rotation:
         """Append a rotation, which is the identity until it is fitted.
 
         It is of all latents, or of the first d where a D x D matrix would be too large.
         """
-        leading = None if self.event_dim <= LARGEST_MATRIX else self.dim
+        leading = None if self.latent_dim <= LARGEST_MATRIX else self.dim
         weight = next(self.parameters())
-        rotation = Rotation(self.event_dim, leading).to(weight.device, weight.dtype)
+        rotation = Rotation(self.latent_dim, leading).to(weight.device, weight.dtype)
         self.flow = Compose([*self.flows, rotation])
         return rotation
 
@@ -92,7 +110,7 @@ class Stage(nn.Module):
         if v is None and self.rotation is not None:
             return self.flow.inverse(u)  # which need not multiply zeros
         if v is None:
-            v = u.new_zeros(len(u), self.event_dim - self.dim)
+            v = u.new_zeros(len(u), self.latent_dim - self.dim)
         return self.flow.inverse(torch.cat([u, v], 1))
 
     def off_manifold_log_prob(self, v: Tensor) -> Tensor:
@@ -108,6 +126,7 @@ class Stage(nn.Module):
             "bijections": [{"type": names[type(flow)], **flow.config} for flow in self.flows],
             "dim": self.dim,
             "off_manifold_scale": self.off_manifold_scale,
+            **({"noise": self.noise} if self.noise else {}),
         }
 
     @classmethod
@@ -116,6 +135,12 @@ class Stage(nn.Module):
         flows = [FLOWS[each["type"]](**{k: v for k, v in each.items() if k != "type"})
                  for each in bijections]  # fmt: skip
         return cls(flows, **arguments)
+
+
+def check_dim(dim: int, count: int) -> None:
+    """Refuse a dimension that does not fit into so many numbers."""
+    if not 1 <= dim <= count:
+        raise UserError(f"dim={dim}, but the flow acts on {count} numbers. Allowed: 1 to {count}.")
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:

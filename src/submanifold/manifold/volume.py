@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from submanifold.manifold.linearization import Linearization, frozen, push
+from submanifold.manifold.mixture import Mixture
 from submanifold.manifold.model import Model
 from submanifold.manifold.stage import standard_normal_log_prob
 
@@ -64,6 +65,8 @@ def on_manifold(
     Returns:
         log p_M, its standard error, and the excess of the metric.
     """
+    if isinstance(hierarchy, Mixture):
+        return _on_charts(hierarchy, x, exact_up_to, generator)
     error, unknown = x.new_zeros(len(x)), x.new_full((len(x),), torch.nan)
     if hierarchy.dim == hierarchy.event_dim:  # the manifold is the whole space
         return OnManifold(hierarchy.log_prob(x), error, unknown)
@@ -79,6 +82,28 @@ def on_manifold(
             volume, error = estimate_log_volume(hierarchy, u, generator=generator)
         excess = unknown
     return OnManifold(standard_normal_log_prob(u) - volume, error, excess)
+
+
+def _on_charts(
+    mixture: Mixture, x: Tensor, exact_up_to: int, generator: torch.Generator | None
+) -> OnManifold:
+    r"""On the chart k that is responsible for x, :math:`\pi_k\, p_M^k(y) / r_k(y)` at y = g_k(u).
+
+    Where charts overlap, on one manifold and of one thickness, densities on it add up as those on
+    all of space do, of which :math:`r_k(y)` is the chart's share.
+    """
+    number = mixture.encode(x)[0][:, -1].long()
+    found = OnManifold(*(torch.full_like(x.flatten(1)[:, 0], torch.nan) for _ in range(3)))
+    for k, chart in enumerate(mixture.charts):
+        own = number == k
+        if not own.any():
+            continue
+        on = on_manifold(chart, x[own], exact_up_to, generator)
+        joint = mixture.charted(chart.project(x[own])).joint
+        others = joint.logsumexp(0) - joint[k] + mixture.logits.log_softmax(0)[k]
+        found.log_prob[own], found.error[own] = on.log_prob + others, on.error
+        found.excess[own] = on.excess
+    return found
 
 
 @torch.no_grad()

@@ -57,14 +57,14 @@ PhaseSettings = create_model("PhaseSettings", __base__=_Phase, **TERMS)  # type:
 def train_phase(
     phase: Any,
     model: ModelSettings,
-    before: Hierarchy | None,
+    before: Model | None,
     train: np.ndarray,
     valid: np.ndarray,
     seed: int,
     device: torch.device,
     folder: Path,
     on_log: Callable[[str, int, Row], None] | None = None,
-) -> tuple[Hierarchy, dict[str, Any]]:
+) -> tuple[Model, dict[str, Any]]:
     """Train the stages of one phase; a finished or half-finished training is found (:func:`fit`).
 
     Stages before the phase's first are frozen. Those that no phase before has trained are built.
@@ -85,25 +85,24 @@ def train_phase(
         phase did; and the history of :func:`fit`, with the numbers of the phase's ``stages`` and
         the names of its ``terms``.
     """
+    whole: Any
     first, last = phase.stages[0], phase.stages[-1]
-    stages, done, shape = [], [], train.shape[1:]
-    if before is not None:
-        stages = list(copy.deepcopy(before).stages)  # the caller's stays as it is
-        done, shape = before.notes["phases"], before.event_shape
-    torch.manual_seed(seed)
-    fresh = model.build(shape, len(stages) + 1, last)
+    done = [] if before is None else before.notes["phases"]
     settings, name = phase.training, f"phase_{len(done) + 1}"
-    if settings.rotate_every and (stages + fresh)[last - 1].rotation is None:
-        (stages + fresh)[last - 1].add_rotation()
-    whole = Hierarchy([*stages, *fresh]).to(device)
+    torch.manual_seed(seed)
+    # the caller's stays as it is
+    whole, fresh = model.extend(copy.deepcopy(before), train.shape[1:], last)
+    if settings.rotate_every and whole.stages[last - 1].rotation is None:
+        whole.stages[last - 1].add_rotation()
+    whole = whole.to(device)
     outer = whole.part(1, first - 1).requires_grad_(False) if first > 1 else None
-    trained = whole.part(first, last).requires_grad_(True)
+    trained = whole if model.charts > 1 else whole.part(first, last).requires_grad_(True)
     objective = Objective(phase.terms, phase.input_noise, outer)
     stream = _stream(seed, done)
     batches = Batches(train, settings.batch_size, stream, device)
 
     def rotate(step: int) -> None:
-        probes = PROBES_WITHIN * trained.stages[-1].event_dim
+        probes = PROBES_WITHIN * trained.stages[-1].latent_dim
         fit_rotation(trained, batches, probes, outer, first=step, name=f"{name}, rotation")
 
     with locked(folder, name) if team.rank() == 0 else nullcontext():

@@ -108,7 +108,7 @@ def fit_rotation(
         x = x if inner is None else inner.decode(x)
         return x if outer is None else outer.decode(x)
 
-    dim = stage.event_dim
+    dim = stage.latent_dim
     wanted = probes or PROBES_PER_COORDINATE * rotation.directions
     per_batch = PER_EVENT * batches.batch_size
     rounds = math.ceil(wanted / per_batch)

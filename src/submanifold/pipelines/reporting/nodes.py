@@ -36,7 +36,8 @@ def make_table(
     model = f"{method}, {' → '.join(map(str, dims))}"
     measured: dict[str, Any] = {model: metrics}
     if truth is not None:
-        measured[model] = {**metrics, "nll": NO_NOISE, "divergence": NO_NOISE, **truth}
+        none = NO_NOISE if hierarchy.has_density else metrics["bits_per_dim"]
+        measured[model] = {**metrics, "nll": none, "divergence": none, **truth}
         true = {"nll": truth.get("true_nll", NO_NOISE), "manifold_nll": truth["manifold_entropy"]}
         measured[f"truth, noise {truth['noise']:g}"] = true
     measured[f"PCA, d = {dims[-1]}"] = {"mse": pca.get("mse", pca)}
@@ -126,6 +127,7 @@ def _report(
         table=table,
         manifest=manifest,
         stages=hierarchy.describe()["stages"],
+        has_density=hierarchy.has_density,
         histories=phases,
         pictures={name: as_png(figure) for name, figure in figures.items()},
         value=lambda name, measured: METRICS[name].write(measured).partition(" [")[0],
