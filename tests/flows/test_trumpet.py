@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies import perturb
+from strategies import DTYPES, perturb
 from submanifold.errors import UserError
 from submanifold.flows import initialize
 from submanifold.flows.injective import InjectiveLinear, principal_directions
 from submanifold.flows.trumpet import Isotropic, Trumpet
+from submanifold.manifold.linearization import push
 
 VARIANCES = torch.tensor([4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025], dtype=torch.float64)
 LEAST = VARIANCES[3:].sum() / 8
@@ -185,3 +186,16 @@ def test_a_map_of_no_scale_keeps_distances_when_set_from_data():
     ratios = torch.pdist(mixing(x)[0]) / torch.pdist(x)
     torch.testing.assert_close(ratios, torch.full_like(ratios, 1 / 3), rtol=0.05, atol=0)
     torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios))
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 8, 8)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_has_forward_derivatives(shape, dtype):
+    torch.manual_seed(0)
+    flow = perturb(Trumpet(shape, 5, steps=2, width=4)).to(dtype)
+    u, along = torch.randn(2, 3, 5, dtype=dtype)
+    tangent = push(flow.inverse, u, along)
+    with torch.no_grad():
+        flow, u, step = flow.double(), u.double(), 1e-6 * along.double()
+        differences = (flow.inverse(u + step) - flow.inverse(u - step)) / 2e-6
+    torch.testing.assert_close(tangent.double(), differences, rtol=1e-4, atol=1e-4)
