@@ -153,6 +153,11 @@ def _all_at_once(x: Tensor, linears: Sequence[Linear], couplings: Sequence[Affin
 
 def step(channels: int, width: int, whiten: bool = False) -> Compose:
     """Build one step of Glow: actnorm, invertible 1x1 convolution, affine coupling (figure 2a)."""
+    return Compose([Linear(channels, whiten), coupling(channels, width)])
+
+
+def coupling(channels: int, width: int) -> AffineCoupling:
+    """Build Glow's coupling, whose net has two hidden layers."""
     net = starting_at_zero(
         nn.Conv2d(channels // 2, width, 3, padding=1),
         nn.ReLU(),
@@ -160,4 +165,4 @@ def step(channels: int, width: int, whiten: bool = False) -> Compose:
         nn.ReLU(),
         nn.Conv2d(width, channels, 3, padding=1),
     )
-    return Compose([Linear(channels, whiten), AffineCoupling(net)])
+    return AffineCoupling(net)

@@ -32,6 +32,11 @@ class Linear(Bijection):
         self.weight = nn.Parameter(torch.linalg.householder_product(*torch.geqrf(normal)))
         self.whiten = whiten
 
+    @property
+    def matrix(self) -> Tensor:
+        """W."""
+        return self.weight
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalise and mix the channels of (batch, channels) or (batch, channels, h, w)."""
         if self.norm.pending:
@@ -82,7 +87,7 @@ def inverse_mixing(layers: Sequence[Linear]) -> tuple[Tensor, Tensor]:
 
 def _stacked(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        torch.stack([layer.weight for layer in layers]),
+        torch.stack([layer.matrix for layer in layers]),
         torch.stack([layer.norm.log_scale for layer in layers]),
         torch.stack([layer.norm.shift for layer in layers]),
     )
