@@ -1,6 +1,7 @@
 """Bijections with tractable Jacobian determinants, as plain torch modules."""
 
 from submanifold.flows.actnorm import ActNorm, initialize
+from submanifold.flows.autoencoder import Autoencoder
 from submanifold.flows.bijection import Bijection, Compose, Flow, Injection
 from submanifold.flows.build import FLOWS, FlowSettings, build_flow
 from submanifold.flows.conformal import Conformal
@@ -18,12 +19,14 @@ from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.reshape import Split, Squeeze
 from submanifold.flows.rotation import Rotation
 from submanifold.flows.softflow import SoftGlow, SoftRealNVP, is_told, telling
+from submanifold.flows.trumpet import Trumpet
 
 __all__ = [
     "FLOWS",
     "ActNorm",
     "Affine",
     "AffineCoupling",
+    "Autoencoder",
     "Bijection",
     "Compose",
     "Conformal",
@@ -44,6 +47,7 @@ __all__ = [
     "SoftRealNVP",
     "Split",
     "Squeeze",
+    "Trumpet",
     "build_flow",
     "initialize",
     "is_told",

@@ -59,8 +59,8 @@ class Injection(Flow):
     r"""An injective map g from d numbers to events, with a left inverse, in a bijection's place.
 
     :meth:`inverse` is g, whose image is a manifold of dimension d, and :meth:`forward` the left
-    inverse e, :math:`e(g(u)) = u`. There is a density on the manifold alone, with respect to its
-    own volume, and none on all of space:
+    inverse e, :math:`e(g(u)) = u`, or what is trained to be one. There is a density on the manifold
+    alone, with respect to its own volume, and none on all of space:
 
     .. math:: \log p_M(g(u)) = \log p_U(u) - \tfrac12 \log\det J_g^T J_g
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_type_hints
 from pydantic import Field, create_model
 
 from submanifold.errors import UserError
+from submanifold.flows.autoencoder import Autoencoder
 from submanifold.flows.bijection import Flow, Injection
 from submanifold.flows.conformal import Conformal
 from submanifold.flows.gaussianization import Gaussianization
@@ -16,12 +17,14 @@ from submanifold.flows.linear import Affine
 from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.rotation import Rotation
 from submanifold.flows.softflow import SoftGlow, SoftRealNVP
+from submanifold.flows.trumpet import Trumpet
 from submanifold.validation import Settings
 
 CHOSEN: dict[str, type[Flow]] = {
     "glow": Glow, "jet": Jet, "realnvp": RealNVP, "affine": Affine,
     "gaussianization": Gaussianization, "conformal": Conformal,
-    "soft_glow": SoftGlow, "soft_realnvp": SoftRealNVP,
+    "soft_glow": SoftGlow, "soft_realnvp": SoftRealNVP, "trumpet": Trumpet,
+    "autoencoder": Autoencoder,
 }  # fmt: skip
 """Flows that a user can choose."""
 FLOWS: dict[str, type[Flow]] = {**CHOSEN, "rotation": Rotation}
