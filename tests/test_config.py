@@ -59,10 +59,12 @@ def test_every_method_of_the_tables_is_valid(env, method):
     made = loader(env, method=method)
     parameters, experiment = made["parameters"], made.experiment
     several = method.startswith(("H-", "nested", "penalty", "M-flow")) or method in (
-        "PR-M-rotated", "PR-H-rotated", "DNF-rotated", "DNF-code-rotated"
+        "PR-M-rotated", "PR-H-rotated", "DNF-rotated", "DNF-code-rotated", "trumpet", "autoencoder"
     )  # fmt: skip
     assert experiment.pipeline == ("hierarchical" if several else "joint")
-    assert parameters["stage_1"]["flow"]["type"] == "glow"
+    flow = {"SoftFlow": "soft_glow", "trumpet": "trumpet", "autoencoder": "autoencoder",
+            "conformal": "conformal"}.get(method, "glow")  # fmt: skip
+    assert parameters["stage_1"]["flow"]["type"] == flow
     assert bool(experiment.rotations) == (method.endswith("rotated") or method == "nested")
     family, _, letters = method.removesuffix("-rotated").removesuffix("-star").partition("-")
     if family in ("PR", "EE", "H"):
@@ -72,7 +74,7 @@ def test_every_method_of_the_tables_is_valid(env, method):
         for phase, letter in zip(trainings, letters, strict=False):
             assert phase.reconstruction.penalty == penalties[letter]
     weight = parameters["phase_1"]["likelihood"]["weight"]
-    without = method.startswith("M-flow") or method == "rectangular"
+    without = method.startswith("M-flow") or method in ("rectangular", "trumpet", "autoencoder")
     assert weight == (0.0 if without else 0.5 if "-star" in method else 1.0)
 
 

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import logsumexp
-from scipy.stats import expon, kstest, multivariate_normal, norm, uniform, vonmises, vonmises_fisher
+from scipy.stats import (
+    expon,
+    kstest,
+    multivariate_normal,
+    norm,
+    rayleigh,
+    uniform,
+    vonmises,
+    vonmises_fisher,
+)
 from sklearn.datasets import make_swiss_roll
 
 from submanifold.data.synthetic import (
@@ -19,6 +28,7 @@ from submanifold.data.synthetic import (
     Shell,
     Sphere,
     SwissRoll,
+    ThinSpiral,
     Torus,
     VmfSphere,
     VonMisesCircle,
@@ -55,6 +65,10 @@ def segment(low, high, n):
 
 def dust(m, n=600):
     """A manifold as fine dust: points (many, D) and the probability of each, from its chart."""
+    if isinstance(m, ThinSpiral):
+        t, weights = segment(0, 25, 40 * n)
+        points = np.stack([-t * np.cos(t), t * np.sin(t)], 1) / 3
+        return points, weights * rayleigh(scale=math.pi * math.sqrt(1.35)).pdf(t)
     if m.ambient_dim == 2:
         angle, weights = circle_of(n)
         points = m.radius * np.stack([np.cos(angle), np.sin(angle)], 1)
@@ -104,6 +118,12 @@ def equation(m, p):
         normal = np.stack([p[:, 0], p[:, 1], -np.ones(len(p))], 1)
         value = (p[:, 0] ** 2 + p[:, 1] ** 2) / 2 - p[:, 2]
         return value, normal / np.linalg.norm(normal, axis=1, keepdims=True), inside
+    if isinstance(m, ThinSpiral):
+        t = 3 * np.hypot(p[:, 0], p[:, 1])
+        along = np.stack([t * np.sin(t) - np.cos(t), np.sin(t) + t * np.cos(t)], 1)
+        normal = np.stack([-along[:, 1], along[:, 0]], 1) / np.sqrt(1 + t**2)[:, None]
+        value = np.hypot(p[:, 0] + t * np.cos(t) / 3, p[:, 1] - t * np.sin(t) / 3)
+        return value, normal, t > 1e-6
     t = np.hypot(p[:, 0], p[:, 2])
     along = np.stack([np.cos(t) - t * np.sin(t), np.sin(t) + t * np.cos(t)], 1)
     normal = np.stack([-along[:, 1], 0 * t, along[:, 0]], 1) / np.sqrt(1 + t**2)[:, None]
@@ -124,6 +144,7 @@ def equation(m, p):
         (Torus(), 4.36890),
         (SwissRoll(), 7.49340),
         (Paraboloid(), 3.29933),
+        (ThinSpiral(), 2.56198),
         (Circle(), math.log(2 * math.pi)),
     ],
 )
@@ -327,6 +348,10 @@ MARGINALS = {
         (angle, EVEN),
         (lambda x: x[:, 2], expon.cdf),
         (lambda x: x[:, 0], norm.cdf),
+    ],
+    # u of the data's own definition, t = 3 pi sqrt(u)
+    "thin_spiral": [
+        (lambda x: (np.hypot(x[:, 0], x[:, 1]) / math.pi) ** 2, expon(scale=0.3).cdf),
     ],
 }
 

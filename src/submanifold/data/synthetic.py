@@ -353,6 +353,59 @@ class SwissRoll(Manifold):
 
 
 @dataclass(frozen=True)
+class ThinSpiral(Manifold):
+    r"""A spiral in the plane, :math:`\tfrac13 (-t \cos t, t \sin t)`, thinner the farther out.
+
+    With :math:`t = 3 \pi \sqrt u` and u exponential of mean 0.3, so that t has a Rayleigh density
+    (Horvat & Pfister 2021, whose data have no noise).
+    """
+
+    ambient_dim = 2
+    dim = 1
+    noise: float = 0.05
+
+    _variance: ClassVar[float] = 1.35 * math.pi**2
+
+    @property
+    def manifold_entropy(self) -> float:
+        r""":math:`H_t + \frac12 \mathrm{E} \log(1 + t^2) - \log 3`, :math:`H_t` that of t."""
+        of_t = 1 + math.log(self._variance / 2) / 2 + np.euler_gamma / 2
+        rate = 1 / (2 * self._variance)
+        return of_t + math.exp(rate) * float(scipy.special.exp1(rate)) / 2 - math.log(3)
+
+    @property
+    def _profile(self) -> "Profile":
+        return Profile(
+            curve=lambda t: -t * np.exp(-1j * t) / 3,
+            velocity=lambda t: (1j * t - 1) * np.exp(-1j * t) / 3,
+            log_density=self._log_density,
+            ends=(0.0, math.sqrt(100 * self._variance)),  # where the density is down by e^-50
+            curvature=6.0,
+        )
+
+    def _log_density(self, t: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.log(t / self._variance) - t**2 / (2 * self._variance)
+
+    def _draw(self, n: int, rng: np.random.Generator) -> Array:
+        return self._at(np.sqrt(self._variance) * rng.rayleigh(size=n))
+
+    def _project(self, x: Array) -> Array:
+        return self._at(self._profile.nearest(x[:, 0] + 1j * x[:, 1]))
+
+    def _log_prob(self, x: Array) -> Array:
+        return self._profile.log_prob(x[:, 0] + 1j * x[:, 1], self.noise, log_point)
+
+    def _manifold_log_prob(self, points: Array) -> Array:
+        t = 3 * np.linalg.norm(points, axis=1)
+        return self._log_density(t) - np.log1p(t**2) / 2 + math.log(3)
+
+    def _at(self, t: Array) -> Array:
+        y = self._profile.curve(t)
+        return np.stack([y.real, y.imag], axis=1)
+
+
+@dataclass(frozen=True)
 class Paraboloid(Manifold):
     """The paraboloid z = (x^2 + y^2) / 2 over a standard normal (x, y) (method.md 5, case 9)."""
 
@@ -410,6 +463,7 @@ MANIFOLDS: dict[str, type] = {
     "torus": Torus,
     "swiss_roll": SwissRoll,
     "paraboloid": Paraboloid,
+    "thin_spiral": ThinSpiral,
 }
 
 
