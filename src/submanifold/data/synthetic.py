@@ -373,13 +373,14 @@ class ThinSpiral(Manifold):
         rate = 1 / (2 * self._variance)
         return of_t + math.exp(rate) * float(scipy.special.exp1(rate)) / 2 - math.log(3)
 
-    @property
-    def _profile(self) -> "Profile":
+    def _profile(self, y: Array) -> "Profile":
+        # where the density is down by e^-50, or a turn beyond what is farthest out
+        far = max(math.sqrt(100 * self._variance), 3 * abs(y).max(initial=0) + 2 * math.pi)
         return Profile(
-            curve=lambda t: -t * np.exp(-1j * t) / 3,
-            velocity=lambda t: (1j * t - 1) * np.exp(-1j * t) / 3,
+            curve=self._curve,
+            velocity=self._velocity,
             log_density=self._log_density,
-            ends=(0.0, math.sqrt(100 * self._variance)),  # where the density is down by e^-50
+            ends=(0.0, far),
             curvature=6.0,
         )
 
@@ -391,18 +392,40 @@ class ThinSpiral(Manifold):
         return self._at(np.sqrt(self._variance) * rng.rayleigh(size=n))
 
     def _project(self, x: Array) -> Array:
-        return self._at(self._profile.nearest(x[:, 0] + 1j * x[:, 1]))
+        y = x[:, 0] + 1j * x[:, 1]
+        # neighbouring turns are 2 pi apart in t, so that no more than one is between
+        offsets, step = np.linspace(-1.5 * math.pi, 1.5 * math.pi, 97, retstep=True)
+        window = 3 * abs(y)[:, None] + offsets
+        distance = abs(y[:, None] - self._curve(window.clip(0)))
+        t = window[np.arange(len(y)), distance.argmin(1)]
+        low, high = (t - step).clip(0), (t + step).clip(0)
+        for _ in range(60):
+            t = (low + high) / 2
+            growing = ((self._curve(t) - y) * self._velocity(t).conj()).real > 0
+            low, high = np.where(growing, low, t), np.where(growing, t, high)
+        return self._at(t)
 
     def _log_prob(self, x: Array) -> Array:
-        return self._profile.log_prob(x[:, 0] + 1j * x[:, 1], self.noise, log_point)
+        y = x[:, 0] + 1j * x[:, 1]
+        octave = np.ceil(np.log2(1 + abs(y)))
+        result = np.empty(len(y))
+        for one in np.unique(octave):  # apart, or a far point's long spiral would be cut for all
+            rows = octave == one
+            result[rows] = self._profile(y[rows]).log_prob(y[rows], self.noise, log_point)
+        return result
 
     def _manifold_log_prob(self, points: Array) -> Array:
         t = 3 * np.linalg.norm(points, axis=1)
         return self._log_density(t) - np.log1p(t**2) / 2 + math.log(3)
 
+    def _curve(self, t: Array) -> Array:
+        return -t * np.exp(-1j * t) / 3
+
+    def _velocity(self, t: Array) -> Array:
+        return (1j * t - 1) * np.exp(-1j * t) / 3
+
     def _at(self, t: Array) -> Array:
-        y = self._profile.curve(t)
-        return np.stack([y.real, y.imag], axis=1)
+        return np.stack([-t * np.cos(t), t * np.sin(t)], axis=1) / 3
 
 
 @dataclass(frozen=True)
