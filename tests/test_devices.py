@@ -83,7 +83,7 @@ def test_the_time_of_a_training_is_measured_on_the_device(accelerator, monkeypat
     )  # fmt: skip
     used, forward = set(), Hierarchy.trace
     monkeypatch.setattr(
-        Hierarchy, "trace", lambda self, x: used.add(x.device.type) or forward(self, x)
+        Hierarchy, "trace", lambda self, x, draw: used.add(x.device.type) or forward(self, x, draw)
     )
     for number in (1, 2):
         assert training_seconds(experiment, number) > 0

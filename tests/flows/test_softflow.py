@@ -79,7 +79,7 @@ def test_the_noise_has_another_scale_for_each_event():
     noisy = []
     model.register_forward_pre_hook(lambda _, args: noisy.append(args[0]))
     trace = model.trace
-    model.trace = lambda x: noisy.append(x) or trace(x)
+    model.trace = lambda x, draw: noisy.append(x) or trace(x, draw)
     objective(model, x, torch.Generator().manual_seed(0))
     scale, drawn = seen[0], noisy[0]
     assert 0 <= scale.min() < 0.01 < 0.99 < scale.max() <= 1

@@ -15,7 +15,9 @@ GLOW = {"type": "glow", "shape": [3, 8, 8], "levels": 2, "steps": 2, "width": 8}
 
 def model(*bijections):
     stages = [{"bijections": list(bijections), "dim": 500, "off_manifold_scale": 1.0}]
-    return SimpleNamespace(describe=lambda: {"model": "hierarchy", "stages": stages})
+    return SimpleNamespace(
+        has_density=True, describe=lambda: {"model": "hierarchy", "stages": stages}
+    )
 
 
 def measured(value):
