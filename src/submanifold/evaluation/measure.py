@@ -39,7 +39,8 @@ OVERFITTED = (
     "on it. The data have no noise there, and their likelihood no maximum (manifold overfitting)"
 )
 NO_DENSITY = (
-    "a stage is no bijection: there is a density on the manifold alone, and none on all of space"
+    "none: a stage is no bijection, so that there is a density on the manifold alone and not on all "
+    "of space"
 )
 
 Metrics = dict[str, Any]
@@ -117,7 +118,7 @@ def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[
         UserError: The model has no density on all of space.
     """
     if not model.has_density:
-        raise UserError(f"There are no bits per dimension to choose by: {NO_DENSITY}.")
+        raise UserError(f"Bits per dimension to choose by: {NO_DENSITY}.")
     batches = Batches(events, BATCH, device=device)
     log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
     errors = squared_errors(model.project, track(batches, "projecting", len(batches)))
