@@ -39,8 +39,8 @@ OVERFITTED = (
     "on it. The data have no noise there, and their likelihood no maximum (manifold overfitting)"
 )
 NO_DENSITY = (
-    "none: a stage is no bijection, so that there is a density on the manifold alone and not on all "
-    "of space"
+    "none: a stage is no bijection, so that there is a density on the manifold alone and not on "
+    "all of space"
 )
 
 Metrics = dict[str, Any]
