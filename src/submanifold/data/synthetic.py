@@ -406,13 +406,7 @@ class ThinSpiral(Manifold):
         return self._at(t)
 
     def _log_prob(self, x: Array) -> Array:
-        y = x[:, 0] + 1j * x[:, 1]
-        octave = np.ceil(np.log2(1 + abs(y)))
-        result = np.empty(len(y))
-        for one in np.unique(octave):  # apart, or a far point's long spiral would be cut for all
-            rows = octave == one
-            result[rows] = self._profile(y[rows]).log_prob(y[rows], self.noise, log_point)
-        return result
+        return by_octave(x[:, 0] + 1j * x[:, 1], self._profile, self.noise, log_point)
 
     def _manifold_log_prob(self, points: Array) -> Array:
         t = 3 * np.linalg.norm(points, axis=1)
@@ -464,13 +458,7 @@ class Paraboloid(Manifold):
         return revolve(profile.curve(profile.nearest(y)), turn)
 
     def _log_prob(self, x: Array) -> Array:
-        y, _ = meridian(x)
-        octave = np.ceil(np.log2(1 + abs(y)))
-        result = np.empty(len(y))
-        for one in np.unique(octave):  # apart, or a far point's long parabola would be cut for all
-            rows = octave == one
-            result[rows] = self._profile(y[rows]).log_prob(y[rows], self.noise, log_ring)
-        return result
+        return by_octave(meridian(x)[0], self._profile, self.noise, log_ring)
 
     def _manifold_log_prob(self, points: Array) -> Array:
         squared = (points[:, :2] ** 2).sum(1)
@@ -603,6 +591,24 @@ class Profile:
                 first = np.searchsorted(row, np.arange(len(rows)))
                 result[rows] = np.logaddexp.reduceat(sums, first)
         return result
+
+
+def by_octave(
+    y: Array,
+    profile: Callable[[Array], Profile],
+    noise: float,
+    kernel: Callable[[Array, Array, float], Array],
+) -> Array:
+    """Log-density at y (n,) of a curve that has no end, of which points say how far it matters.
+
+    Points of an octave together, or a far one's long curve would be cut for all.
+    """
+    octave = np.ceil(np.log2(1 + abs(y)))
+    result = np.empty(len(y))
+    for one in np.unique(octave):
+        rows = octave == one
+        result[rows] = profile(y[rows]).log_prob(y[rows], noise, kernel)
+    return result
 
 
 def blocks(rows: Array, width: int) -> Iterator[Array]:
