@@ -19,7 +19,7 @@ from submanifold.evaluation.scores import (
     score,
     score_batch,
 )
-from submanifold.flows import Glow
+from submanifold.flows import Autoencoder, Glow
 from submanifold.manifold import Hierarchy, Stage
 
 
@@ -172,3 +172,17 @@ def test_scores_are_the_same_every_time(model):
     one, other = (score(model.float(), array) for _ in range(2))
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_a_model_without_a_density_is_scored_by_all_else():
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(Autoencoder((1, 8, 8), 6, width=4), 6)]).eval()
+    with torch.no_grad():
+        model(dequantize(torch.from_numpy(images(64))))
+    scores = score(model, images(50))
+    assert list(scores) == ["on_manifold", "off_manifold", "encoder_distance"]
+    known = Calibration.fit(scores, ("density", *scores, "complexity"))
+    assert known.combined == tuple(scores)
+    found = Calibration.from_dict(json.loads(json.dumps(known.to_dict()))).complete(scores)
+    assert list(found) == [*scores, COMBINATION]
+    assert np.isfinite(known.tail(COMBINATION, found[COMBINATION])).all()

@@ -70,3 +70,13 @@ def test_a_run_of_the_same_takes_everything_from_the_cache(project, run, picture
 def test_mistakes_are_named(project, pipeline, params, said):
     with pytest.raises(ClickException, match=said):
         project.run(pipeline, **params)
+
+
+@pytest.mark.slow
+def test_a_model_without_a_density_finds_outliers_by_distance(project, pictures):
+    stages = {"stage_1": {"dim": 24}, "stage_2": {"dim": 24}}
+    run = project.run("outliers", method="autoencoder", outliers=str(pictures), **stages)
+    scores = run.load("outlier_metrics")["scores"]
+    assert "density" not in scores
+    assert 0 <= scores["encoder_distance"]["auroc"]["value"] <= 1
+    assert run.path("outlier_report").is_file()

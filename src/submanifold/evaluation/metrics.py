@@ -74,6 +74,7 @@ METRICS = {
         Metric("nll", "NLL (nats)", ".4f", "nats", compared=False),
         Metric("divergence", "nats above the truth", ".4f", "nats"),
         Metric("manifold_nll", "NLL on the manifold", ".4f", "nats", better=None, compared=False),
+        Metric("manifold_divergence", "… above the truth", ".4f", "nats", None, compared=False),
         Metric("excess", "excess of the metric", ".3f", "bits a coordinate", compared=False),
         Metric("mse", "MSE", ".5f", PIXELS),
         Metric("nearest_mse", "MSE, nearest point", ".5f", PIXELS),

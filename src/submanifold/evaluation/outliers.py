@@ -1,6 +1,6 @@
 """Which images are none of the training data's kind: a model's scores, linear ones, how good."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ def score_kinds(
     valid: np.ndarray,
     test: np.ndarray,
     outliers: np.ndarray,
+    names: Sequence[str] = COMBINED,
 ) -> pd.DataFrame:
     """Score normal images and outliers, and calibrate on normal validation images alone.
 
@@ -47,6 +48,7 @@ def score_kinds(
         valid: For the calibration; of each kind the first 500 are scored.
         test: Normal images.
         outliers: Others.
+        names: Of the model's scores.
 
     Returns:
         A row for each image: ``part`` (normal, outlier), ``number`` in its array, its scores, and
@@ -54,9 +56,9 @@ def score_kinds(
     """
     linear = _linear(model.dim, train, valid)
     chosen = {"valid": valid[:MOST], "normal": test[:MOST], "outlier": outliers[:MOST]}
-    scored = {part: score(model, images, COMBINED) for part, images in chosen.items()}
+    scored = {part: score(model, images, names) for part, images in chosen.items()}
     plain = {part: linear(images) for part, images in chosen.items()}
-    known = Calibration.fit(scored["valid"], COMBINED)
+    known = Calibration.fit(scored["valid"], names)
     flat = {part: {"density": each["mahalanobis"], **each} for part, each in plain.items()}
     known_linear = Calibration.fit(flat["valid"], tuple(LINEAR))
     tables = []

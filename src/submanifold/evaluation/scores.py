@@ -53,20 +53,22 @@ def score_batch(
         names: Of :data:`SCORES`, without ``typicality``.
 
     Returns:
-        Float64 (batch,) by name.
+        Float64 (batch,) by name, without ``density`` and ``complexity`` where the model has no
+        density on all of space.
     """
     names = set(names)
     found: dict[str, Tensor] = {}
     with torch.no_grad():
         u, v, log_prob = model(x)
-        found["density"] = -log_prob
+        if model.has_density:
+            found["density"] = -log_prob
         found["on_manifold"] = -standard_normal_log_prob(u)
         found["off_manifold"] = v.square().sum(1) / 2
         if "encoder_distance" in names:
             found["encoder_distance"] = _error(x, model.decode(u))
     if "nearest_distance" in names:
         found["nearest_distance"] = _error(x, model.project(x, steps=NEAREST_STEPS))
-    if "complexity" in names:
+    if "complexity" in names and model.has_density:
         bits = model.event_dim * 8 - log_prob.double() / np.log(2)
         found["complexity"] = bits - torch.tensor(png_bits(images), device=bits.device)
     if names & {"manifold_density", "dimension"}:
@@ -166,7 +168,7 @@ class Calibration:
 
     Attributes:
         count: Images.
-        median: Of log p(x), nats.
+        median: Of log p(x), nats; None where there is no density.
         combined: The scores that are combined.
         quantiles: By score, and of the combination, at :data:`LEVELS`.
         mean: Of z, (scores,).
@@ -174,7 +176,7 @@ class Calibration:
     """
 
     count: int
-    median: float
+    median: float | None
     combined: tuple[str, ...]
     quantiles: Mapping[str, np.ndarray]
     mean: np.ndarray
@@ -182,10 +184,12 @@ class Calibration:
 
     @classmethod
     def fit(cls, scores: Mapping[str, np.ndarray], combined: Sequence[str]) -> "Calibration":
-        """Read quantiles off scores of normal images, each (N,), with ``density`` among them."""
-        count, median = len(scores["density"]), -float(np.median(scores["density"]))
-        size = len(combined)
-        known = cls(count, median, tuple(combined), {}, np.zeros(size), np.eye(size))
+        """Read quantiles off scores of normal images, each (N,); combine those that there are."""
+        combined = tuple(name for name in combined if name in scores)
+        count, size, median = len(scores[combined[0]]), len(combined), None
+        if "density" in scores:
+            median = -float(np.median(scores["density"]))
+        known = cls(count, median, combined, {}, np.zeros(size), np.eye(size))
         scores = known._with_typicality(scores)
         quantiles = {name: np.quantile(_finite(values), LEVELS) for name, values in scores.items()}
         known = replace(known, quantiles=quantiles)
@@ -196,7 +200,7 @@ class Calibration:
         return replace(known, quantiles={**quantiles, COMBINATION: joint})
 
     def complete(self, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Add to scores with ``density`` their ``typicality``, and the ``combination``."""
+        """Add the ``combination`` and, where there is a ``density``, its ``typicality``."""
         scores = self._with_typicality(scores)
         return {**scores, COMBINATION: self._joint(scores)}
 
@@ -207,6 +211,8 @@ class Calibration:
         return (1 + self.count * (1 - below)) / (self.count + 1)
 
     def _with_typicality(self, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.median is None:
+            return dict(scores)
         return {**scores, "typicality": np.abs(scores["density"] + self.median)}
 
     def _normal_scores(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:

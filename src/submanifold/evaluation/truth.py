@@ -28,7 +28,8 @@ def against_truth(
           without most of the sampling error; left out where the data have no noise, or the model
           no density on R^D;
         - ``manifold_nll``: -log density on the learned manifold at the points' projections, where
-          the dimension is the true one, and ``manifold_entropy``, its true value;
+          the dimension is the true one; ``manifold_entropy``, its true value; and
+          ``manifold_divergence``, how far it is above the truth's at their true projections;
         - ``projection_distance``: between the learned and the true projection of a point;
           ``sample_distance``: of a sample from the true manifold; and the data's ``noise``.
     """
@@ -41,6 +42,8 @@ def against_truth(
     }
     if log_prob is not None:
         found["manifold_nll"] = mean_interval(-log_prob)
+        above = truth.manifold_log_prob(test) - log_prob
+        found["manifold_divergence"] = mean_interval(above)
     if truth.has_density and hierarchy.has_density:
         nll, true_nll = -per_event(hierarchy.log_prob, [x]), -truth.log_prob(test)
         found |= {

@@ -50,11 +50,14 @@ def score_histograms(scores: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     return figure
 
 
-def density_and_distance(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+def density_and_distance(
+    points: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str = "bits per dimension"
+) -> Figure:
     """Scatter bits per dimension against the squared distance from the manifold.
 
     Args:
         points: By kind, ``normal`` and ``outlier``, both of them.
+        label: What stands in the place of bits per dimension.
     """
     figure = Figure(figsize=(6.5, 5), layout="constrained")
     axes = figure.subplots()
@@ -62,9 +65,9 @@ def density_and_distance(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
         axes.scatter(bits, distance, s=5, alpha=0.4, color=LOOKS[kind], label=kind, lw=0)
     every = np.concatenate([bits[np.isfinite(bits)] for bits, _ in points.values()])
     low, high = np.quantile(every, [0.002, 0.998])
-    axes.set_xlim(low - 0.05, high + 0.05)
+    axes.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
     axes.set_yscale("log")
-    axes.set_xlabel("bits per dimension")
+    axes.set_xlabel(label)
     axes.set_ylabel("mean squared error of the projection")
     axes.grid(alpha=0.25)
     axes.legend(markerscale=3)

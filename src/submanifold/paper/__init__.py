@@ -19,12 +19,17 @@ def results() -> pd.DataFrame:
         return pd.read_csv(file)
 
 
-def published() -> dict[str, pd.DataFrame]:
-    """Read what others have published, by table: ``model``, ``value``, and its ``source``."""
+def published(page: str) -> dict[str, pd.DataFrame]:
+    """Read what others have published, for a page of docs/ (``outliers``, ``related``).
+
+    Returns:
+        By table: ``model``, ``value``, and its ``source``.
+    """
     with files("submanifold.paper").joinpath("published.csv").open(encoding="utf-8") as file:
         rows = pd.read_csv(file, dtype=str).fillna("–")
+    of_page = rows[rows["page"] == page].drop(columns="page")
     return {str(name): table.drop(columns="table").reset_index(drop=True)
-            for name, table in rows.groupby("table", sort=False)}  # fmt: skip
+            for name, table in of_page.groupby("table", sort=False)}  # fmt: skip
 
 
 def write(value: float | None, spread: float | None) -> str:

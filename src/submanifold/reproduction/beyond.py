@@ -30,7 +30,8 @@ from submanifold.manifold.model import NEAREST_STEPS
 from submanifold.progress import track
 from submanifold.reproduction.experiments import Experiment
 from submanifold.reproduction.pca_flow import pca_flow
-from submanifold.reproduction.tables import over_seeds
+from submanifold.reproduction.record import with_record
+from submanifold.reproduction.tables import over_seeds, written
 
 DIMS = (100, 500, 1000)
 DATASETS = ("celeba", "photos", "lsun_bedroom")
@@ -189,7 +190,8 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
         )
     ])  # fmt: skip
     experiment = next(iter(runs.values()))[0]
-    data, recorded = _with_record(data, experiment.project / RECORD)
+    order = [row.name for row in (*ROWS, PCA_ROW)]
+    data, recorded = with_record(data, experiment.project / RECORD, order, ("seed", "dim"))
     tables, figures = {}, {}
     for dataset in [name for name in DATASETS if name in set(data["data"])]:
         some = data[data["data"] == dataset]
@@ -233,17 +235,6 @@ def _missing(data: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _with_record(data: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, int]:
-    """Add what another machine has measured and this one has not; returns how many lines."""
-    order = [row.name for row in (*ROWS, PCA_ROW)]
-    record = pd.read_csv(path) if path.is_file() else data.iloc[:0]
-    both = pd.concat([data, record[record["row"].isin(order)]])
-    both = both.drop_duplicates(["data", "row", "seed", "dim"], ignore_index=True)
-    places = both["row"].map(order.index)
-    both = both.iloc[np.lexsort((both["seed"], both["dim"], places))].reset_index(drop=True)
-    return both, len(both) - len(data)
-
-
 def _flat(measured: Mapping[str, Any]) -> dict[str, Any]:
     flat = {name: measured[name] for name in ("dim", "seconds", "n", "n_test")}
     several = {name: measured[name] for name in ("bpd", "pca", "precision", "recall", "kid")}
@@ -271,29 +262,20 @@ def _table(data: pd.DataFrame) -> pd.DataFrame:
             "method": name,
             "d": dim,
             "seeds": len(group),
-            "BPD": _write(mean("bpd"), ".3f"),
-            "MSE, encoder": _write(mean("encoder"), ".5f"),
+            "BPD": written(mean("bpd"), ".3f"),
+            "MSE, encoder": written(mean("encoder"), ".5f"),
             "of PCA's": f"{mean('encoder')['value'] / pca:.2f}",
-            "MSE, nearest point": _write(mean("nearest"), ".5f"),
+            "MSE, nearest point": written(mean("nearest"), ".5f"),
             "of PCA's ": f"{mean('nearest')['value'] / pca:.2f}",
             "PSNR, encoder / nearest": f"{mean('encoder_psnr')['value']:.1f} / "
                                        f"{mean('nearest_psnr')['value']:.1f}",
             "MSE of PCA": f"{pca:.5f}",
-            "precision": _write(mean("precision"), ".2f"),
-            "recall": _write(mean("recall"), ".2f"),
-            "KID": _write(mean("kid"), ".3f"),
+            "precision": written(mean("precision"), ".2f"),
+            "recall": written(mean("recall"), ".2f"),
+            "KID": written(mean("kid"), ".3f"),
             "seconds": f"{group['seconds'].mean():.0f}",
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _write(measured: Mapping[str, Any], form: str) -> str:
-    if measured.get("value") is None:
-        return "–"
-    text = format(measured["value"], form)
-    if measured.get("low") is None:
-        return text
-    return f"{text} [{measured['low']:{form}}, {measured['high']:{form}}]"
 
 
 def _goals(data: pd.DataFrame) -> pd.DataFrame:

@@ -130,12 +130,12 @@ class Experiment:
         params = copy.deepcopy(dict(self.params))
         return KedroSession.create(self.project, env=self.env, runtime_params=params)
 
-    def run(self) -> None:
-        """Do what is missing of it, as `kedro run` does, in a run of MLflow's."""
+    def run(self, until: str | None = None) -> None:
+        """Do what is missing of it, or up to an artifact, in a run of MLflow's as `kedro run`."""
         with self.session() as session:
             name = "outliers" if self.seeks_outliers else self.configuration.experiment.pipeline
-            until = None if self.evaluated else list(self._last)
-            session.run(pipeline_names=[name], to_outputs=until, only_missing_outputs=True)
+            outputs = [until] if until else None if self.evaluated else list(self._last)
+            session.run(pipeline_names=[name], to_outputs=outputs, only_missing_outputs=True)
 
 
 def run_all(experiments: Collection[Experiment]) -> None:

@@ -10,7 +10,7 @@ from submanifold.evaluation.scores import COMBINATION
 from submanifold.figures.outliers import auroc_dots
 from submanifold.paper import published
 from submanifold.reproduction.experiments import Experiment
-from submanifold.reproduction.tables import over_seeds
+from submanifold.reproduction.tables import over_seeds, written
 
 PLAIN = (*LINEAR, LINEAR_COMBINATION)
 
@@ -60,7 +60,7 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
     bits = _bits(runs)
     if len(bits):
         tables["Bits per dimension of test images"] = bits
-    for caption, table in published().items():
+    for caption, table in published("outliers").items():
         tables[f"Published: {caption}"] = table
     figures = {}
     if scores:
@@ -109,7 +109,7 @@ def _counted(measured: Sequence[Mapping[str, Any]]) -> str:
 def _table(scores: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([
         {"score": name, "what it is": text,
-         **{label: _write(scores[name][measure]) for measure, label in MEASURES.items()}}
+         **{label: written(scores[name][measure]) for measure, label in MEASURES.items()}}
         for name, text in titles(scores).items()
     ])  # fmt: skip
 
@@ -132,10 +132,10 @@ def _goals(scores: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         rows.append({
             "pair": pair,
             "wanted": ", ".join(text for text, _ in wanted),
-            "combination": _write(ours),
-            "best linear score": f"{_write(linear[best])} ({best})" if best else "–",
+            "combination": written(ours),
+            "best linear score": f"{written(linear[best])} ({best})" if best else "–",
             "": "; ".join(missed) or "met",
-            "best single score, picked with the labels": f"{_write(alone[first])} ({first})",
+            "best single score, picked with the labels": f"{written(alone[first])} ({first})",
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -175,17 +175,10 @@ def _bits(runs: Mapping[str, Sequence[Experiment]]) -> pd.DataFrame:
             "parameters": f"{metrics[0]['parameters']:,}",
             "seconds of training": f"{sum(seconds) / len(seconds):.0f}",
             "seeds": len(experiments),
-            "bits per dimension": _write(bits, ".3f"),
-            "bits per pixel of 28 x 28": _write(
+            "bits per dimension": written(bits, ".3f"),
+            "bits per pixel of 28 x 28": written(
                 {name: None if value is None else share * value for name, value in bits.items()},
                 ".3f",
             ),
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _write(measured: Mapping[str, Any], form: str = ".4f") -> str:
-    text = format(measured["value"], form)
-    if measured.get("low") is None:
-        return text
-    return f"{text} [{measured['low']:{form}}, {measured['high']:{form}}]"

@@ -11,7 +11,7 @@ from scipy.stats import t as student_t
 
 from submanifold import paper
 from submanifold.evaluation.intervals import plus_minus
-from submanifold.evaluation.metrics import COMPARED, NONE
+from submanifold.evaluation.metrics import COMPARED, NONE, Metric
 from submanifold.experiment import flatten
 from submanifold.reproduction.experiments import Experiment
 
@@ -100,6 +100,11 @@ def interval_over_seeds(numbers: Sequence[float]) -> dict[str, float]:
     n = len(numbers)
     error = np.std(numbers, ddof=1) / np.sqrt(n)
     return plus_minus(float(np.mean(numbers)), float(student_t.ppf(0.975, n - 1) * error))
+
+
+def written(measured: Mapping[str, Any], form: str = ".4f") -> str:
+    """Write a value and its interval, where there are any: ``0.912 [0.905, 0.919]``."""
+    return Metric("", "", form).write(measured)
 
 
 def readable(results: pd.DataFrame) -> pd.DataFrame:

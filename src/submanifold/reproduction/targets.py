@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.figures import delta_rows, gaussian_fits, rejection_blocks, sample_panels
-from submanifold.reproduction import beyond, outliers
+from submanifold.reproduction import beyond, outliers, related
 from submanifold.reproduction.experiments import Experiment
 from submanifold.reproduction.findings import ON_BEDROOMS, check_findings
 from submanifold.reproduction.tables import (
@@ -242,5 +242,10 @@ TARGETS: dict[str, Target] = {
     "outliers": Target(
         "Which images are none of the training data's kind",
         _outlier_needs(), lambda runs: outliers.make(runs, Content), seeds=True,
+    ),
+    "related": Target(
+        "The related systems: which finds the manifold, and which the density",
+        {label: Need(*need) for label, need in related.needs().items()},
+        lambda runs: related.make(runs, Content), seeds=True, evaluated=False,
     ),
 }  # fmt: skip

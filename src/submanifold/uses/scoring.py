@@ -38,10 +38,11 @@ def score_pictures(
     """Score uint8 images (N, channels, height, width) that are made as those trained on.
 
     Returns:
-        A row for each image: ``log_prob`` (nats), ``bits_per_dim``, ``log_prob_on_manifold`` and
-        ``log_prob_off_manifold`` (nats, of u and v under N(0, I)),
-        ``encoder_mse`` and with `nearest` ``nearest_mse`` (on [0, 1]), ``complexity`` (bits), and
-        ``probability``: that an image of the training data's kind is as strange as this one.
+        A row for each image: where the model has a density on all of space, ``log_prob`` (nats),
+        ``bits_per_dim``, ``log_prob_off_manifold`` (nats, of v under N(0, I)) and ``complexity``
+        (bits); ``log_prob_on_manifold`` (nats, of u), ``encoder_mse`` and with `nearest`
+        ``nearest_mse`` (on [0, 1]), and ``probability``: that an image of the training data's kind
+        is as strange as this one.
 
     Raises:
         UserError: The model carries no calibration.
@@ -50,13 +51,17 @@ def score_pictures(
     names = (*QUICK, "nearest_distance") if nearest else QUICK
     scores = calibration.complete(score(model, images, names, batch_size))
     constant = (model.event_dim - model.dim) / 2 * np.log(2 * np.pi)
-    columns = {
-        "log_prob": -scores["density"],
-        "bits_per_dim": to_bits_per_dim(-scores["density"], images),
+    of_space = {}
+    if model.has_density:
+        of_space = {
+            "log_prob": -scores["density"],
+            "bits_per_dim": to_bits_per_dim(-scores["density"], images),
+            "log_prob_off_manifold": -scores["off_manifold"] - constant,
+            "complexity": scores["complexity"],
+        }
+    columns = of_space | {
         "log_prob_on_manifold": -scores["on_manifold"],
-        "log_prob_off_manifold": -scores["off_manifold"] - constant,
         "encoder_mse": scores["encoder_distance"],
-        "complexity": scores["complexity"],
         "probability": calibration.tail(COMBINATION, scores[COMBINATION]),
         "strangeness": scores[COMBINATION],
     }

@@ -10,10 +10,12 @@ from submanifold.data.preprocess import prepare
 from submanifold.data.settings import ImageSettings
 from submanifold.device import choose_device
 from submanifold.errors import named
+from submanifold.evaluation.metrics import Metric
 from submanifold.manifold import Model
 from submanifold.pages import render
 
 SHOWN = 48
+SHARE = Metric("", "", ".4f")
 
 
 def gather_outliers(data: ImageSettings, folder: Path, raw_folder: Path) -> np.ndarray:
@@ -65,18 +67,26 @@ def write_page(
     by_score = {
         name: {part: each[name].to_numpy() for part, each in kinds.items()} for name in what
     }
+    has_density = "density" in by_score  # where there is none, nats on the manifold stand in
+    density = {
+        part: each["density"].to_numpy() / np.log(2) / np.prod(test.shape[1:]) + 8
+        if has_density
+        else each["on_manifold"].to_numpy()
+        for part, each in kinds.items()
+    }
     figures = {
         "roc": roc_curves({name: roc(**values) for name, values in by_score.items()}),
         "histograms": score_histograms(by_score),
-        "scatter": density_and_distance({
-            part: (each["density"].to_numpy() / np.log(2) / np.prod(test.shape[1:]) + 8,
-                   each["encoder_distance"].to_numpy())
-            for part, each in kinds.items()
-        }),
+        "scatter": density_and_distance(
+            {part: (density[part], each["encoder_distance"].to_numpy())
+             for part, each in kinds.items()},
+            "bits per dimension" if has_density else "-log N(u; 0, I), nats",
+        ),
     }  # fmt: skip
     table = pd.DataFrame([
         {"score": name, "what it is": text, **{
-            label: _write(measured["scores"][name][measure]) for measure, label in MEASURES.items()
+            label: SHARE.write(measured["scores"][name][measure])
+            for measure, label in MEASURES.items()
         }}
         for name, text in what.items()
     ])  # fmt: skip
@@ -98,7 +108,3 @@ def write_page(
         pictures={name: as_png(figure) for name, figure in figures.items()},
     )  # fmt: skip
     return {"page": page, **figures}
-
-
-def _write(measured: dict[str, float]) -> str:
-    return f"{measured['value']:.4f} [{measured['low']:.4f}, {measured['high']:.4f}]"

@@ -1,0 +1,377 @@
+"""The related systems under one trainer: which finds the manifold, and which the density."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from submanifold.data.synthetic import MANIFOLDS, manifold
+from submanifold.figures import frontier
+from submanifold.figures.grids import number_grids
+from submanifold.paper import published
+from submanifold.reproduction.experiments import Experiment
+from submanifold.reproduction.record import with_record
+from submanifold.reproduction.related_measures import (
+    measure_images,
+    measure_pca_flow,
+    measure_points,
+)
+from submanifold.reproduction.tables import over_seeds, written
+
+Changes = tuple[tuple[str, Any], ...]
+Measured = dict[str, Any]
+
+
+class System(NamedTuple):
+    """A row of the tables.
+
+    Attributes:
+        method: Whose settings it is made of.
+        changes: What is changed in them.
+        shares: Of the steps on points, by training phase.
+        steps: Of the same on images, for about equal seconds.
+        stages: How many it has.
+        least_dim: Of the manifolds that it is another system on than the one it is made of.
+        has_density: Whether it has one on all of space.
+    """
+
+    method: str
+    changes: Changes = ()
+    shares: Mapping[int, float] = {1: 1.0}
+    steps: Mapping[int, int] = {1: 2600}
+    stages: int = 1
+    least_dim: int = 1
+    has_density: bool = True
+
+
+ONCE, TWICE, AFTER = {1: 1.0}, {1: 2 / 3, 2: 1 / 3}, {1: 0.6, 3: 0.4}
+IN_TURNS = {1: 1 / 3, 2: 1 / 6, 3: 1 / 3, 4: 1 / 6}
+OURS, PCA_FLOW = "nested (ours)", "PCA, then a flow"
+SYSTEMS = {
+    PCA_FLOW: System("H-MM", (("stage_1.flow.type", "affine"),), TWICE, {}, 2),
+    "likelihood alone, rotated": System("Glow-rotated"),
+    OURS: System("nested", (), AFTER, {1: 1800, 3: 200}),
+    "PR-M": System("PR-M", (), ONCE, {1: 1000}, 2),
+    "H-MM": System("H-MM", (), TWICE, {1: 1200, 2: 100}, 2),
+    "DNF": System("DNF", (), ONCE, {1: 1000}, 2),
+    "M-flow": System("M-flow", (), TWICE, {1: 1400, 2: 200}, 2),
+    "M-flow, alternating": System(
+        "M-flow-alternating", (), IN_TURNS, {1: 700, 2: 100, 3: 700, 4: 100}, 2
+    ),
+    "PIE": System("PIE"),
+    "rectangular flow": System("rectangular", (), ONCE, {1: 100}),
+    "principal flow": System(
+        "Glow-rotated", (("phase_1.excess.weight", 1.0),), ONCE, {1: 100}, least_dim=2
+    ),
+    "canonical flow": System(
+        "rectangular", (("phase_1.off_diagonal.weight", 1.0),), ONCE, {1: 100}, least_dim=2
+    ),
+    "autoencoder, then a flow": System(
+        "autoencoder", (), TWICE, {1: 2400, 2: 200}, 2, has_density=False
+    ),
+    "conformal embedding": System("conformal", (), ONCE, {1: 1200}, 2, has_density=False),
+    "Trumpet": System("trumpet", (), TWICE, {1: 2400, 2: 200}, 2, has_density=False),
+    "SoftFlow": System("SoftFlow"),
+    "noisy injective flow": System("NIF", (), ONCE, {1: 2400}, 2),
+    "two charts": System("multi-chart", (), ONCE, {1: 700}),
+    "four charts": System("multi-chart", (("charts", 4),)),
+    "Gaussianization": System("Glow-rotated", (("stage_1.flow.type", "gaussianization"),)),
+}
+
+POINT_STEPS = 600
+POINTS: Changes = (
+    ("training.batch_size", 256), ("training.learning_rate", 0.005),
+    ("training.matrix_rate", 0.02), ("training.validate_every", 50),
+)  # fmt: skip
+WEIGHTS = {
+    "linear_gaussian": 10.0, "circle": 20.0, "von_mises_circle": 3.0, "sphere": 30.0,
+    "vmf_sphere": 30.0, "torus": 1.0, "swiss_roll": 0.03, "paraboloid": 10.0, "thin_spiral": 10.0,
+}  # fmt: skip
+"""Manifolds, and the penalty's weight that conf/ has for each."""
+
+
+def of_points(name: str, system: System) -> Changes:
+    """The changes that train a system on the points of a manifold."""
+    changes = [("dataset", name), ("method", system.method), *POINTS]
+    changes += [(f"phase_{n}.training.steps", round(POINT_STEPS * share))
+                for n, share in system.shares.items()]  # fmt: skip
+    if system.stages == 2:  # couplings cannot bend a line
+        changes.append(("stage_2.flow.type", "gaussianization"))
+    if name == "linear_gaussian" and system.method != "H-MM":  # whose stages narrow on it
+        changes += [(f"stage_{n + 1}.dim", manifold(name).dim) for n in range(system.stages)]
+    if system.method == "nested":
+        changes += [("phase_3.reconstruction.weight", WEIGHTS[name]),
+                    ("phase_3.reconstruction.spread", None)]  # fmt: skip
+    if system.method in ("SoftFlow", "DNF"):
+        changes.append(("phase_1.input_noise", manifold(name).noise or 0.05))
+    return (*changes, *system.changes)
+
+
+class Images(NamedTuple):
+    """Images that the systems are compared on.
+
+    Attributes:
+        recipe: Of the data.
+        dim: d.
+        outliers: What `outliers` is set to.
+    """
+
+    recipe: str
+    dim: int
+    outliers: str
+
+
+IMAGES = {
+    "Fashion-MNIST, d = 20": Images("fashion_mnist", 20, "mnist"),
+    "Fashion-MNIST, d = 64": Images("fashion_mnist", 64, "mnist"),
+    "CelebA, d = 500": Images("celeba-Glow", 500, "lsun_bedroom"),
+}
+LARGEST_VOLUME = 64  # above, a step of what is trained by the manifold's volume takes a minute
+OF_VOLUME = ("rectangular flow", "canonical flow", "principal flow")
+ON_POINTS_ALONE = ("four charts", "Gaussianization")
+
+
+def of_images(images: Images, system: System) -> Changes:
+    """The changes that train a system on images."""
+    changes: list[tuple[str, Any]] = [("method", system.method)]
+    changes += [(f"phase_{n}.training.steps", steps) for n, steps in system.steps.items()]
+    if system.method == "H-MM":
+        changes.append(("stage_1.dim", 2 * images.dim))
+        changes.append(("stage_2.dim", images.dim))
+    else:
+        changes += [(f"stage_{n + 1}.dim", images.dim) for n in range(system.stages)]
+    return (*changes, *system.changes)
+
+
+def needs() -> dict[str, tuple[str, Changes]]:
+    """The experiments, by labels ``<data>: <row>``: a recipe, and what is changed in it."""
+    found: dict[str, tuple[str, Changes]] = {}
+    for data in MANIFOLDS:
+        for name, system in SYSTEMS.items():
+            if manifold(data).dim >= system.least_dim:
+                found[f"{data}: {name}"] = "circle", of_points(data, system)
+    for data, images in IMAGES.items():
+        for name, system in SYSTEMS.items():
+            too_large = name in OF_VOLUME and images.dim > LARGEST_VOLUME
+            if name not in (*ON_POINTS_ALONE, PCA_FLOW) and not too_large:
+                found[f"{data}: {name}"] = images.recipe, of_images(images, system)
+    return found
+
+
+RECORD = Path("docs/related.csv")
+FOUND = {"share": 0.5, "divergence": 0.1}
+"""At most which share of the data's distance, and how many nats, is a manifold or density found."""
+COLUMNS = {
+    "divergence": ("nats above the truth", ".3f"),
+    "manifold_divergence": ("… on the manifold", ".3f"),
+    "nearest_distance": ("nearest point to the true one", ".4f"),
+    "projection_distance": ("encoder's", ".4f"),
+    "sample_distance": ("sample to the manifold", ".4f"),
+    "excess": ("excess, bits", ".3f"),
+    "bits_per_dim": ("BPD", ".3f"),
+    "encoder": ("MSE, encoder", ".5f"),
+    "nearest": ("MSE, nearest point", ".5f"),
+    "pca": ("MSE of PCA", ".5f"),
+    "precision": ("precision", ".2f"),
+    "recall": ("recall", ".2f"),
+    "kid": ("KID", ".3f"),
+    "auroc.density": ("AUROC, density", ".3f"),
+    "auroc.encoder_distance": ("AUROC, distance", ".3f"),
+    "auroc.combination": ("AUROC, all scores", ".3f"),
+    "seconds": ("seconds", ".0f"),
+}
+"""What is measured, in the order of columns: how it is headed, and written."""
+
+
+def measured(runs: Mapping[str, Sequence[Experiment]]) -> pd.DataFrame:
+    """Measure all runs: ``data``, ``row``, ``seed``, ``measure``, ``value``, ``low``, ``high``."""
+    lines = []
+    for label, experiments in runs.items():
+        data, _, row = label.partition(": ")
+        for seed, experiment in enumerate(experiments):
+            of_row = {row: _measure(data, experiment)}
+            if data in IMAGES and row == OURS:
+                about = IMAGES[data]
+                of_row[PCA_FLOW] = measure_pca_flow(experiment, about.dim, seed, about.outliers)
+            lines += [
+                {"data": data, "row": name, "seed": seed, "measure": measure,
+                 **{end: each.get(end) for end in ("value", "low", "high")}}
+                for name, found in of_row.items() for measure, each in found.items()
+            ]  # fmt: skip
+    columns = ["data", "row", "seed", "measure", "value", "low", "high"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def _measure(data: str, experiment: Experiment) -> Measured:
+    if data in IMAGES:
+        return measure_images(experiment, IMAGES[data].outliers)
+    return measure_points(experiment)
+
+
+def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) -> Any:
+    """Make the page: what each system finds, at what price; then all that was measured."""
+    project = next(iter(runs.values()))[0].project
+    keys = ("measure", "seed")
+    data, recorded = with_record(measured(runs), project / RECORD, list(SYSTEMS), keys)
+    means = _over_seeds(data)
+    points = {name: means[name] for name in MANIFOLDS if name in means}
+    images = {name: means[name] for name in IMAGES if name in means}
+    tables, figures, notes = {}, {}, []
+    if points:
+        shares, nats = _grid(points, _share), _grid(points, _nats)
+        tables["What each system finds, at what price"] = _summary(shares, nats, points)
+        figures[
+            "Left: mean distance of a point's nearest one on the learned manifold from its nearest "
+            "one on the true manifold, as a share of the points' own distance from it. Right: "
+            "divergence from the true density, in nats"
+        ] = number_grids({"manifold: share of the noise": shares, "density: nats": nats}, (0.01, 1))
+    for name, rows in (points | images).items():
+        tables[name] = _table(rows)
+        frontier_of = _of_images if name in images else _of_points
+        notes += _dominated(name, rows, frontier_of)
+    for name, rows in images.items():
+        figures[f"{name}: bits per dimension against squared error"] = frontier(_bits(rows))
+    for caption, table in published("related").items():
+        tables[f"Published: {caption}"] = table
+    notes = [*ABOUT, *notes, *_missing(data)]
+    if recorded:
+        notes.append(f"{recorded} lines of the data were measured before, and are from {RECORD}.")
+    return content(tables, figures, data, notes)
+
+
+OUTLIERS = dict.fromkeys(
+    f"{each.outliers} ({name.partition(',')[0]})" for name, each in IMAGES.items()
+)
+ABOUT = (
+    f"Points: {POINT_STEPS} steps of 256 points in all phases together, with one optimizer and the "
+    "same couplings where a system has any; the penalty's weight is the data set's. A manifold is "
+    f"found where that share is at most {FOUND['share']:g}, a density where the divergence is at "
+    f"most {FOUND['divergence']:g} nats.",
+    "On the manifold: -log of the learned density at the projections, less that of the true one at "
+    "the true projections. It says something only where the manifold is found.",
+    "Images: steps were chosen for about equal seconds. Errors are on pixels in [0, 1], of 256 "
+    "test images, bits of 1,000; KID, precision and recall are of 1,000 samples at temperature 1, "
+    f"on principal components of pixels. AUROC is of outliers from {'; '.join(OUTLIERS)}: of the "
+    "density on all of space, of the encoder's distance, and of all quick scores by their joint "
+    "distribution on validation images; PCA's are its components' and a Gaussian's.",
+    "In brackets 95% intervals: over test data with one seed, over seeds by Student's t with more.",
+    "Systems without a density on all of space have a dash for it: none can be computed.",
+)
+
+
+def _over_seeds(data: pd.DataFrame) -> dict[str, dict[str, Measured]]:
+    """By data and row: each measure over seeds, and how many ``seeds``."""
+    found: dict[str, dict[str, Measured]] = {}
+    clean = data.astype(object).where(data.notna(), None)
+    for (name, row, measure), group in clean.groupby(["data", "row", "measure"], sort=False):
+        seeds = group[["value", "low", "high"]].to_dict("records")
+        of_row = found.setdefault(str(name), {}).setdefault(str(row), {})
+        of_row[str(measure)] = over_seeds(seeds)
+        of_row["seeds"] = len(seeds)
+    return found
+
+
+def _share(found: Measured) -> float | None:
+    return found["nearest_distance"]["value"] / found["data_distance"]["value"]
+
+
+def _nats(found: Measured) -> float | None:
+    return found.get("divergence", {}).get("value")
+
+
+def _grid(
+    points: Mapping[str, Mapping[str, Measured]], read: Callable[[Measured], float | None]
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {name: {row: read(found) for row, found in rows.items()} for name, rows in points.items()},
+        dtype=float,
+    ).reindex([row for row in SYSTEMS if any(row in rows for rows in points.values())])
+
+
+def _summary(
+    shares: pd.DataFrame, nats: pd.DataFrame, points: Mapping[str, Mapping[str, Measured]]
+) -> pd.DataFrame:
+    """For each system: which manifolds and densities it finds, and its seconds beside ours."""
+    rows = []
+    for row in shares.index:
+        tried = [name for name, found in points.items() if row in found]
+        times = [found[row]["seconds"]["value"] / found[OURS]["seconds"]["value"]
+                 for found in points.values() if row in found and OURS in found]  # fmt: skip
+        of_manifold, of_density = (
+            [name for name in tried if table.loc[row, name] <= at_most]
+            for table, at_most in ((shares, FOUND["share"]), (nats, FOUND["divergence"]))
+        )
+        dense = SYSTEMS[row].has_density
+        rows.append({
+            "system": row,
+            "manifolds found": f"{len(of_manifold)} of {len(tried)}",
+            "not found": _names(tried, of_manifold),
+            "densities found": f"{len(of_density)} of {len(tried)}" if dense else "none to find",
+            "not found ": _names(tried, of_density) if dense else "",
+            "seconds, ours = 1": f"{sum(times) / len(times):.1f}" if times else "–",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _names(tried: Sequence[str], found: Sequence[str]) -> str:
+    return ", ".join(name for name in tried if name not in found)
+
+
+def _table(rows: Mapping[str, Measured]) -> pd.DataFrame:
+    shown = [name for name in COLUMNS if any(name in found for found in rows.values())]
+    return pd.DataFrame([
+        {"system": row, "seeds": rows[row]["seeds"],
+         **{COLUMNS[name][0]: written(rows[row].get(name, {}), COLUMNS[name][1]) for name in shown}}
+        for row in SYSTEMS if row in rows
+    ])  # fmt: skip
+
+
+def _of_points(found: Measured) -> tuple[float | None, float | None]:
+    return _nats(found), found["nearest_distance"]["value"]
+
+
+def _of_images(found: Measured) -> tuple[float | None, float | None]:
+    return found.get("bits_per_dim", {}).get("value"), found["nearest"]["value"]
+
+
+def _dominated(
+    data: str,
+    rows: Mapping[str, Measured],
+    read: Callable[[Measured], tuple[float | None, float | None]],
+) -> list[str]:
+    """Say which systems are better than ours in density and manifold at once."""
+    if OURS not in rows:
+        return []
+    density, distance = read(rows[OURS])
+    better = [
+        row for row, found in rows.items()
+        if row != OURS and _before(read(found), (density, distance))
+    ]  # fmt: skip
+    if not better:
+        return [f"{data}: {OURS} is on the frontier of density and manifold."]
+    return [f"{data}: {OURS} is not on the frontier; better in both: {', '.join(better)}."]
+
+
+def _before(a: tuple[float | None, float | None], b: tuple[float | None, float | None]) -> bool:
+    return all(x is not None and y is not None and x < y for x, y in zip(a, b, strict=True))
+
+
+def _bits(rows: Mapping[str, Measured]) -> dict[str, tuple[float, float, float]]:
+    """By row: bits per dimension, and both squared errors; PCA's has no bits."""
+    points = {row: (float(found["bits_per_dim"]["value"]), found["encoder"]["value"],
+                    found["nearest"]["value"])
+              for row, found in rows.items() if "bits_per_dim" in found}  # fmt: skip
+    pca = next(iter(rows.values()))["pca"]["value"]
+    return points | {"PCA": (float("nan"), pca, pca)}
+
+
+def _missing(data: pd.DataFrame) -> list[str]:
+    """Say which systems there is no run of, on which data."""
+    there = set(zip(data["data"], data["row"], strict=True))
+    wanted: dict[str, list[str]] = {}
+    for label in needs():
+        name, _, row = label.partition(": ")
+        if (name, row) not in there:
+            wanted.setdefault(name, []).append(row)
+    return [f"Not run on {name} yet: {', '.join(rows)}." for name, rows in wanted.items()]

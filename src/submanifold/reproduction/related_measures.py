@@ -1,0 +1,167 @@
+"""What the related systems are compared by, on points of a known density and on images."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from submanifold.data.batches import Batches
+from submanifold.device import choose_device
+from submanifold.evaluation.baselines import BATCH, PCA
+from submanifold.evaluation.intervals import mean_interval
+from submanifold.evaluation.likelihood import dequantized_log_probs, per_event, to_bits_per_dim
+from submanifold.evaluation.measure import BATCH_NEAREST
+from submanifold.evaluation.outliers import measure_outliers, score_kinds
+from submanifold.evaluation.reconstruction import reconstruction, squared_errors
+from submanifold.evaluation.sample_quality import sample_quality
+from submanifold.evaluation.samples import stored
+from submanifold.evaluation.scores import QUICK
+from submanifold.evaluation.truth import against_truth
+from submanifold.files import read_json, write_json
+from submanifold.manifold import Model
+from submanifold.manifold.model import NEAREST_STEPS
+from submanifold.manifold.volume import on_manifold
+from submanifold.reproduction.experiments import Experiment
+from submanifold.reproduction.pca_flow import pca_flow
+
+SAMPLES = 2000
+IMAGE_SAMPLES, SOME, FEW = 1000, 1000, 256
+OF_SAMPLES = ("precision", "recall", "kid")
+VERSION = 1
+"""Raise it when a measurement here changes."""
+
+Measured = dict[str, Any]
+
+
+def measure_points(experiment: Experiment) -> Measured:
+    """Measure a model of points beside the truth, or find it done.
+
+    Returns:
+        What :func:`submanifold.evaluation.truth.against_truth` does; ``nearest_distance``, as its
+        ``projection_distance`` of the nearest point; ``data_distance``, of test points themselves
+        from the true manifold; ``excess`` of the metric; ``seconds`` of training.
+    """
+    return _found(experiment, _measure_points)
+
+
+def measure_images(experiment: Experiment, outliers: str) -> Measured:
+    """Measure a model of images, or find it done.
+
+    Args:
+        experiment: Its experiment.
+        outliers: What `outliers` is set to.
+
+    Returns:
+        ``bits_per_dim``, ``encoder`` and ``nearest`` squared errors, ``pca``, ``precision``,
+        ``recall``, ``kid``, ``auroc.<score>`` and ``seconds``.
+    """
+    return _found(experiment, partial(_measure_images, outliers=outliers))
+
+
+def _found(experiment: Experiment, measure: Any) -> Measured:
+    path = experiment.project / "data" / "07_model_output" / experiment.key
+    path /= f"related-{VERSION}.json"
+    found = read_json(path)
+    if found is None:
+        found = measure(experiment)
+        write_json(path, found)
+    return found
+
+
+def _seconds(experiment: Experiment) -> dict[str, float]:
+    return {"value": sum(history["seconds"] for history in experiment.histories())}
+
+
+@torch.no_grad()
+def _measure_points(experiment: Experiment) -> Measured:
+    model: Model = experiment.load("hierarchy")
+    data: Any = experiment.configuration.experiment.data
+    truth, test = data.manifold, experiment.load("x_test")
+    samples = model.sample(SAMPLES, generator=torch.Generator().manual_seed(0)).double().numpy()
+    found = against_truth(model, truth, test, samples)
+    x, true = torch.from_numpy(np.asarray(test)), truth.project(test)
+    nearest = model.project(x, steps=NEAREST_STEPS).double().numpy()
+    return {
+        **{name: each for name, each in found.items() if isinstance(each, Mapping)},
+        "nearest_distance": mean_interval(np.linalg.norm(nearest - true, axis=1)),
+        "data_distance": mean_interval(np.linalg.norm(test - true, axis=1)),
+        "excess": mean_interval(on_manifold(model, x).excess.double().numpy()),
+        "seconds": _seconds(experiment),
+    }
+
+
+def _measure_images(experiment: Experiment, outliers: str) -> Measured:
+    device = choose_device(experiment.parameters["device"])
+    model: Model = experiment.load("hierarchy").to(device)
+    train, test = (experiment.load(f"x_{part}") for part in ("train", "test"))
+    some = Batches(test[:FEW], BATCH_NEAREST, device=device)
+    found: Measured = {}
+    if model.has_density:
+        (log_prob,) = dequantized_log_probs(model, test[:SOME], 1, device)
+        found["bits_per_dim"] = mean_interval(to_bits_per_dim(log_prob, test[:SOME]))
+    generator = torch.Generator().manual_seed(0)
+    samples = np.concatenate([
+        stored(model.sample(250, generator=generator)) for _ in range(IMAGE_SAMPLES // 250)
+    ])  # fmt: skip
+    errors = {
+        "encoder": squared_errors(model.project, some),
+        "nearest": squared_errors(partial(model.project, steps=NEAREST_STEPS), some),
+    }
+    return {
+        **found,
+        **{name: reconstruction(each)["mse"] for name, each in errors.items()},
+        "pca": _pca_error(train, some, model.dim),
+        **_of_samples(train, test, samples, device),
+        **_aurocs(experiment, model, outliers),
+        "seconds": _seconds(experiment),
+    }
+
+
+def measure_pca_flow(experiment: Experiment, dim: int, seed: int, outliers: str) -> Measured:
+    """Measure PCA followed by a flow on an experiment's data, as :func:`measure_images`.
+
+    Its scores of outliers are those of the components and of a Gaussian.
+    """
+    folder = experiment.project / "data" / "07_model_output"
+    folder /= experiment.configuration.keys_of["data"]
+    path = folder / f"related-{dim}-{seed}-{VERSION}.json"
+    found = read_json(path)
+    if found is None:
+        train, valid, test = (experiment.load(f"x_{part}") for part in ("train", "valid", "test"))
+        fitted = pca_flow(train, valid, test[:SOME], dim, seed, IMAGE_SAMPLES)
+        error = _pca_error(train, Batches(test[:FEW], BATCH_NEAREST), dim)
+        found = {
+            "bits_per_dim": fitted["bits_per_dim"], "encoder": error, "nearest": error,
+            "pca": error, "seconds": {"value": fitted["seconds"]},
+            **_of_samples(train, test, fitted["samples"], choose_device("cpu")),
+        }  # fmt: skip
+        write_json(path, found)
+    of_model = measure_images(experiment, outliers)
+    scores = {"density": "mahalanobis", "encoder_distance": "pca_distance",
+              "combination": "linear_combination"}  # fmt: skip
+    return found | {f"auroc.{name}": of_model[f"auroc.{plain}"] for name, plain in scores.items()}
+
+
+def _of_samples(
+    train: np.ndarray, test: np.ndarray, samples: np.ndarray, device: torch.device
+) -> Measured:
+    quality = sample_quality(train, test, samples, "auto", device)
+    return {name: quality[name] for name in OF_SAMPLES}
+
+
+def _pca_error(train: np.ndarray, batches: Batches, dim: int) -> Measured:
+    pca = PCA.fit(Batches(train, BATCH))
+    return mean_interval(per_event(lambda x: pca.squared_errors(x)[:, dim], batches))
+
+
+def _aurocs(experiment: Experiment, model: Model, outliers: str) -> Measured:
+    """Of the quick scores, of linear ones, and of the combination of either."""
+    others = experiment.changed("outliers", outliers)
+    if not others.catalog.exists("x_outliers"):
+        others.run("x_outliers")
+    train, valid, test = (experiment.load(f"x_{part}") for part in ("train", "valid", "test"))
+    scored = score_kinds(model, train, valid, test, others.load("x_outliers"), QUICK)
+    measured = measure_outliers(scored)["scores"]
+    return {f"auroc.{name}": each["auroc"] for name, each in measured.items()}
