@@ -12,7 +12,7 @@ from submanifold.errors import UserError
 from submanifold.evaluation.truth import against_truth
 from submanifold.flows import RealNVP, initialize
 from submanifold.manifold import Hierarchy, Mixture, Model, Objective, Stage, on_manifold
-from submanifold.manifold.objective import Likelihood, Pass, Squared
+from submanifold.manifold.objective import LEAST_SHARE, Likelihood, Pass, Squared
 from submanifold.training.trainer import TrainingSettings, fit
 
 
@@ -104,11 +104,25 @@ def test_a_penalty_weighs_as_the_chart_is_responsible():
     made, x = mixture(), torch.randn(20, 2).double()
     batch = Pass(made, x, x)
     shares = made.charted(x).responsibilities
+    shares = shares * (shares > LEAST_SHARE)
     errors = torch.stack([(x - c.project(x)).square().mean(1) for c in made.charts])
     assert_close(Squared(weight=1.0)(batch), (shares * errors).sum(0).mean())
     values = Objective({"likelihood": Likelihood(), "reconstruction": Squared(weight=2.0)})(made, x)
     assert_close(values["mse"], (shares * errors).sum(0).mean())
     assert_close(values["loss"], made.bits_per_dim(x).mean() + 2 * values["mse"])
+
+
+def test_a_chart_that_overflows_at_events_of_another_leaves_the_penalty_finite():
+    made = mixture(charts=2)
+    x = torch.randn(16, 2).double()
+    with torch.no_grad():
+        made.logits.copy_(torch.tensor([0.0, -60.0]))  # all events are the first's
+    decode = made.charts[1].decode
+    made.charts[1].decode = lambda u: decode(u) / (u == 0).double().mean(1, keepdim=True)
+    residual, weight = Pass(made, x, x).missed()
+    (weight * residual.square().mean(1)).mean().backward()
+    assert residual.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in made.charts.parameters() if p.grad is not None)
 
 
 def test_it_comes_back_from_its_file(tmp_path):

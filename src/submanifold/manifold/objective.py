@@ -23,6 +23,7 @@ from submanifold.validation import Settings
 WHOLE = 0
 """The projection through all stages."""
 LARGEST_WEIGHT = 10.0
+LEAST_SHARE = 1e-3
 DUAL_RATE = 0.02
 
 
@@ -112,15 +113,19 @@ class Pass:
     ) -> tuple[Tensor, Tensor | None]:
         """What a penalty is of: residuals, and a weight for each of them, or None if all are alike.
 
-        A mixture has one on each chart, which weighs as much as the chart is responsible; with a
-        ``spread`` they are those of :meth:`nested_residual`.
+        A mixture has one on each chart, which weighs as much as the chart is responsible, from
+        :data:`LEAST_SHARE` on; with a ``spread`` they are those of :meth:`nested_residual`.
         """
         if isinstance(self.model, Mixture):
             u, _, _ = charted = self._charted
-            projected = [chart.decode(at) for chart, at in zip(self.model.charts, u, strict=True)]
-            residuals = torch.cat([self.clean - each for each in projected])
             shares = charted.responsibilities.detach()  # a penalty moves charts, not their borders
-            return residuals, len(u) * shares.flatten()
+            # a chart may overflow at events that are another's, and no weight makes that finite
+            own = shares > LEAST_SHARE
+            u = torch.where(own[:, :, None], u, 0.0)
+            projected = [chart.decode(at) for chart, at in zip(self.model.charts, u, strict=True)]
+            missed = torch.stack([self.clean - each for each in projected])
+            missed = torch.where(own.view(*own.shape, *[1] * (missed.dim() - 2)), missed, 0.0)
+            return missed.flatten(0, 1), len(u) * shares.flatten()
         if spread is None:
             return self.residual(through, space), None
         return self.nested_residual(spread, through, space)
