@@ -80,7 +80,7 @@ def test_every_system_is_on_every_manifold_that_it_is_another_on():
 def test_every_system_is_a_row_of_settings_that_can_work(project, data):
     planned = plan(["related"], project.path)["related"]
     for label, (experiment,) in planned.items():
-        if label.startswith(f"{data}: "):
+        if label.startswith(f"{data}: ") and not label.endswith("SoftFlow"):  # it has no manifold
             system = related.SYSTEMS[label.partition(": ")[2]]
             assert experiment.parameters["method"] == system.method
             assert experiment.configuration.experiment.model.stages[-1].dim == (

@@ -103,6 +103,8 @@ def of_points(name: str, system: System) -> Changes:
     if system.method == "nested":
         changes += [("phase_3.reconstruction.weight", WEIGHTS[name]),
                     ("phase_3.reconstruction.spread", None)]  # fmt: skip
+    if system.method == "SoftFlow":  # whose samples are of all latents
+        changes.append(("stage_1.dim", None))
     if system.method in ("SoftFlow", "DNF"):
         changes.append(("phase_1.input_noise", manifold(name).noise or 0.05))
     return (*changes, *system.changes)
@@ -136,6 +138,8 @@ def of_images(images: Images, system: System) -> Changes:
     """The changes that train a system on images."""
     changes: list[tuple[str, Any]] = [("method", system.method)]
     changes += [(f"phase_{n}.training.steps", steps) for n, steps in system.steps.items()]
+    if system.method == "SoftFlow":
+        return (*changes, *system.changes)
     if system.method == "H-MM":
         changes.append(("stage_1.dim", 2 * images.dim))
         changes.append(("stage_2.dim", images.dim))
@@ -332,7 +336,8 @@ def _of_points(found: Measured) -> tuple[float | None, float | None]:
 
 
 def _of_images(found: Measured) -> tuple[float | None, float | None]:
-    return found.get("bits_per_dim", {}).get("value"), found["nearest"]["value"]
+    bits, nearest = (found.get(name, {}).get("value") for name in ("bits_per_dim", "nearest"))
+    return bits, nearest
 
 
 def _dominated(
@@ -361,9 +366,11 @@ def _bits(rows: Mapping[str, Measured]) -> dict[str, tuple[float, float, float]]
     """By row: bits per dimension, and both squared errors; PCA's has no bits."""
     points = {row: (float(found["bits_per_dim"]["value"]), found["encoder"]["value"],
                     found["nearest"]["value"])
-              for row, found in rows.items() if "bits_per_dim" in found}  # fmt: skip
-    pca = next(iter(rows.values()))["pca"]["value"]
-    return points | {"PCA": (float("nan"), pca, pca)}
+              for row, found in rows.items() if None not in _of_images(found)}  # fmt: skip
+    for found in rows.values():
+        if "pca" in found:
+            points["PCA"] = (float("nan"), found["pca"]["value"], found["pca"]["value"])
+    return points
 
 
 def _missing(data: pd.DataFrame) -> list[str]:

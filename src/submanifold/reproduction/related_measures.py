@@ -41,7 +41,8 @@ def measure_points(experiment: Experiment) -> Measured:
     Returns:
         What :func:`submanifold.evaluation.truth.against_truth` does; ``nearest_distance``, as its
         ``projection_distance`` of the nearest point; ``data_distance``, of test points themselves
-        from the true manifold; ``excess`` of the metric; ``seconds`` of training.
+        from the true manifold; ``excess`` of the metric, of two coordinates or more; ``seconds`` of
+        training.
     """
     return _found(experiment, _measure_points)
 
@@ -54,8 +55,8 @@ def measure_images(experiment: Experiment, outliers: str) -> Measured:
         outliers: What `outliers` is set to.
 
     Returns:
-        ``bits_per_dim``, ``encoder`` and ``nearest`` squared errors, ``pca``, ``precision``,
-        ``recall``, ``kid``, ``auroc.<score>`` and ``seconds``.
+        ``bits_per_dim``, ``precision``, ``recall``, ``kid``, ``auroc.<score>`` and ``seconds``;
+        where there is a manifold ``encoder`` and ``nearest`` squared errors, and ``pca``.
     """
     return _found(experiment, partial(_measure_images, outliers=outliers))
 
@@ -83,11 +84,13 @@ def _measure_points(experiment: Experiment) -> Measured:
     found = against_truth(model, truth, test, samples)
     x, true = torch.from_numpy(np.asarray(test)), truth.project(test)
     nearest = model.project(x, steps=NEAREST_STEPS).double().numpy()
+    excess = on_manifold(model, x).excess.double().numpy()
+    if np.isfinite(excess).all() and model.dim > 1:
+        found["excess"] = mean_interval(excess)
     return {
         **{name: each for name, each in found.items() if isinstance(each, Mapping)},
         "nearest_distance": mean_interval(np.linalg.norm(nearest - true, axis=1)),
         "data_distance": mean_interval(np.linalg.norm(test - true, axis=1)),
-        "excess": mean_interval(on_manifold(model, x).excess.double().numpy()),
         "seconds": _seconds(experiment),
     }
 
@@ -105,14 +108,13 @@ def _measure_images(experiment: Experiment, outliers: str) -> Measured:
     samples = np.concatenate([
         stored(model.sample(250, generator=generator)) for _ in range(IMAGE_SAMPLES // 250)
     ])  # fmt: skip
-    errors = {
-        "encoder": squared_errors(model.project, some),
-        "nearest": squared_errors(partial(model.project, steps=NEAREST_STEPS), some),
-    }
+    if model.dim < model.event_dim:
+        nearest = partial(model.project, steps=NEAREST_STEPS)
+        for name, project in {"encoder": model.project, "nearest": nearest}.items():
+            found[name] = reconstruction(squared_errors(project, some))["mse"]
+        found["pca"] = _pca_error(train, some, model.dim)
     return {
         **found,
-        **{name: reconstruction(each)["mse"] for name, each in errors.items()},
-        "pca": _pca_error(train, some, model.dim),
         **_of_samples(train, test, samples, device),
         **_aurocs(experiment, model, outliers),
         "seconds": _seconds(experiment),
