@@ -109,8 +109,8 @@ def _measure_images(experiment: Experiment, outliers: str) -> Measured:
         stored(model.sample(250, generator=generator)) for _ in range(IMAGE_SAMPLES // 250)
     ])  # fmt: skip
     if model.dim < model.event_dim:
-        nearest = partial(model.project, steps=NEAREST_STEPS)
-        for name, project in {"encoder": model.project, "nearest": nearest}.items():
+        for name, steps in {"encoder": 0, "nearest": NEAREST_STEPS}.items():
+            project = partial(model.project, steps=steps)
             found[name] = reconstruction(squared_errors(project, some))["mse"]
         found["pca"] = _pca_error(train, some, model.dim)
     return {
