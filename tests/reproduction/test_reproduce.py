@@ -1,4 +1,6 @@
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -221,6 +223,23 @@ def test_a_mistake_in_one_run_is_told_before_any_is_run(project):
         with pytest.raises(ClickException, match="999"):
             write.reproduce(planned, project.path, "test")
     assert not (project.path / "data/06_models").exists()
+
+
+def test_a_run_that_fails_leaves_the_others_to_be_run():
+    ran = []
+
+    def run(name):
+        if name == "second":
+            raise ClickException("it diverged")
+        ran.append(name)
+
+    experiments = [
+        SimpleNamespace(name=name, parameters={}, is_finished=False, run=partial(run, name))
+        for name in ("first", "second", "third")
+    ]
+    with pytest.raises(ClickException, match="second: it diverged\n1 of 3 runs failed"):
+        run_all(experiments)
+    assert ran == ["first", "third"]
 
 
 def test_all_covers_every_table_and_figure_of_the_paper():

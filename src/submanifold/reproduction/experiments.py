@@ -141,14 +141,23 @@ class Experiment:
 def run_all(experiments: Collection[Experiment]) -> None:
     """Run those that are not finished, one after the other; called again it goes on.
 
-    A mistake of the user's in any of them is a ClickException before the first is run.
+    One that fails, such as a training that diverges, leaves the others to be run.
+
+    Raises:
+        ClickException: A mistake of the user's in any of them, before the first is run; or some
+            have failed.
     """
     for experiment in experiments:
         experiment.parameters  # noqa: B018
     waiting = [each for each in experiments if not each.is_finished]
+    failed = []
     for number, experiment in enumerate(waiting, start=1):
         log.info("Run %d of %d: %s", number, len(waiting), experiment.name)
         try:
             experiment.run()
         except ClickException as error:
-            raise ClickException(f"{experiment.name}: {error.message}") from error
+            failed.append(f"{experiment.name}: {error.message}")
+            log.error(failed[-1])
+    if failed:
+        count = f"{len(failed)} of {len(waiting)} runs failed"
+        raise ClickException("\n".join([*failed, f"{count}. The others are finished."]))

@@ -86,7 +86,7 @@ POINTS: Changes = (
 )  # fmt: skip
 WEIGHTS = {
     "linear_gaussian": 10.0, "circle": 20.0, "von_mises_circle": 3.0, "sphere": 30.0,
-    "vmf_sphere": 30.0, "torus": 1.0, "swiss_roll": 0.03, "paraboloid": 10.0, "thin_spiral": 10.0,
+    "vmf_sphere": 30.0, "torus": 1.0, "swiss_roll": 0.03, "paraboloid": 10.0, "thin_spiral": 1.0,
 }  # fmt: skip
 """Manifolds, and the penalty's weight that conf/ has for each."""
 
@@ -164,6 +164,8 @@ def needs() -> dict[str, tuple[str, Changes]]:
 
 
 RECORD = Path("docs/related.csv")
+DIVERGED = "diverged"
+"""A measure of the record, of a training that was given up."""
 FOUND = {"share": 0.5, "divergence": 0.1}
 """At most which share of the data's distance, and how many nats, is a manifold or density found."""
 COLUMNS = {
@@ -218,7 +220,8 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
     project = next(iter(runs.values()))[0].project
     keys = ("measure", "seed")
     data, recorded = with_record(measured(runs), project / RECORD, list(SYSTEMS), keys)
-    means = _over_seeds(data)
+    diverged = data[data["measure"] == DIVERGED]
+    means = _over_seeds(data.drop(diverged.index))
     points = {name: means[name] for name in MANIFOLDS if name in means}
     images = {name: means[name] for name in IMAGES if name in means}
     tables, figures, notes = {}, {}, []
@@ -239,6 +242,10 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
     for caption, table in published("related").items():
         tables[f"Published: {caption}"] = table
     notes = [*ABOUT, *notes, *_missing(data)]
+    notes += [
+        f"{name}, {row}: given up, as its loss diverged at every rate that was tried."
+        for name, row in sorted(set(zip(diverged["data"], diverged["row"], strict=True)))
+    ]
     if recorded:
         notes.append(f"{recorded} lines of the data were measured before, and are from {RECORD}.")
     return content(tables, figures, data, notes)
@@ -277,7 +284,8 @@ def _over_seeds(data: pd.DataFrame) -> dict[str, dict[str, Measured]]:
 
 
 def _share(found: Measured) -> float | None:
-    return found["nearest_distance"]["value"] / found["data_distance"]["value"]
+    nearest = found["nearest_distance"]["value"]
+    return None if nearest is None else nearest / found["data_distance"]["value"]
 
 
 def _nats(found: Measured) -> float | None:
@@ -381,4 +389,4 @@ def _missing(data: pd.DataFrame) -> list[str]:
         name, _, row = label.partition(": ")
         if (name, row) not in there:
             wanted.setdefault(name, []).append(row)
-    return [f"Not run on {name} yet: {', '.join(rows)}." for name, rows in wanted.items()]
+    return [f"Not run on {name}: {', '.join(rows)}." for name, rows in wanted.items()]
