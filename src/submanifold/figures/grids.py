@@ -27,7 +27,8 @@ def number_grids(panels: Mapping[str, pd.DataFrame], ends: tuple[float, float]) 
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 dark = np.log(shown[row, column] / ends[0]) < np.log(ends[1] / ends[0]) / 2
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6,
+                text = f"{value:.2f}" if value < 10 else f"{value:.0f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=6,
                           color="white" if dark else "black")  # fmt: skip
         names = [str(name).replace("_", "\n") for name in table.columns]
         axes.set_xticks(range(len(names)), names, fontsize=7)

@@ -256,7 +256,8 @@ OUTLIERS = dict.fromkeys(
 )
 ABOUT = (
     f"Points: {POINT_STEPS} steps of 256 points in all phases together, with one optimizer and the "
-    "same couplings where a system has any; the penalty's weight is the data set's. A manifold is "
+    "same couplings where a system has any; the penalty's weight is the data set's, which was "
+    "chosen for the paper's methods, and thin_spiral's for ours, on another seed. A manifold is "
     f"found where that share is at most {FOUND['share']:g}, a density where the divergence is at "
     f"most {FOUND['divergence']:g} nats.",
     "On the manifold: -log of the learned density at the projections, less that of the true one at "
@@ -266,6 +267,7 @@ ABOUT = (
     f"on principal components of pixels. AUROC is of outliers from {'; '.join(OUTLIERS)}: of the "
     "density on all of space, of the encoder's distance, and of all quick scores by their joint "
     "distribution on validation images; PCA's are its components' and a Gaussian's.",
+    "Seconds are as measured, with whatever else the machine did.",
     "In brackets 95% intervals: over test data with one seed, over seeds by Student's t with more.",
     "Systems without a density on all of space have a dash for it: none can be computed.",
 )
