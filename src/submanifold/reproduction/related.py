@@ -89,6 +89,7 @@ WEIGHTS = {
     "vmf_sphere": 30.0, "torus": 1.0, "swiss_roll": 0.03, "paraboloid": 10.0, "thin_spiral": 1.0,
 }  # fmt: skip
 """Manifolds, and the penalty's weight that conf/ has for each."""
+AGAINST_SHRINKING = 30
 
 
 def of_points(name: str, system: System) -> Changes:
@@ -103,6 +104,8 @@ def of_points(name: str, system: System) -> Changes:
     if system.method == "nested":
         changes += [("phase_3.reconstruction.weight", WEIGHTS[name]),
                     ("phase_3.reconstruction.spread", None)]  # fmt: skip
+    if system.method == "rectangular":  # a density on the manifold rewards one that shrinks
+        changes.append(("phase_1.reconstruction.weight", AGAINST_SHRINKING * WEIGHTS[name]))
     if system.method == "SoftFlow":  # whose samples are of all latents
         changes.append(("stage_1.dim", None))
     if system.method in ("SoftFlow", "DNF"):
@@ -171,9 +174,9 @@ FOUND = {"share": 0.5, "divergence": 0.1}
 COLUMNS = {
     "divergence": ("nats above the truth", ".3f"),
     "manifold_divergence": ("… on the manifold", ".3f"),
-    "nearest_distance": ("nearest point to the true one", ".4f"),
-    "projection_distance": ("encoder's", ".4f"),
-    "sample_distance": ("sample to the manifold", ".4f"),
+    "nearest_distance": ("nearest point to the true one", ".3g"),
+    "projection_distance": ("encoder's", ".3g"),
+    "sample_distance": ("sample to the manifold", ".3g"),
     "excess": ("excess, bits", ".3f"),
     "bits_per_dim": ("BPD", ".3f"),
     "encoder": ("MSE, encoder", ".5f"),
@@ -233,6 +236,9 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
             "one on the true manifold, as a share of the points' own distance from it. Right: "
             "divergence from the true density, in nats"
         ] = number_grids({"manifold: share of the noise": shares, "density: nats": nats}, (0.01, 1))
+    tables["When to take which"] = pd.DataFrame(
+        [(wanted, *each) for wanted, each in GUIDE.items()], columns=["wanted", "take", "because"]
+    )
     for name, rows in (points | images).items():
         tables[name] = _table(rows)
         frontier_of = _of_images if name in images else _of_points
@@ -257,7 +263,9 @@ OUTLIERS = dict.fromkeys(
 ABOUT = (
     f"Points: {POINT_STEPS} steps of 256 points in all phases together, with one optimizer and the "
     "same couplings where a system has any; the penalty's weight is the data set's, which was "
-    "chosen for the paper's methods, and thin_spiral's for ours, on another seed. A manifold is "
+    "chosen for the paper's methods, and thin_spiral's for ours, on another seed; rectangular and "
+    f"canonical flows have {AGAINST_SHRINKING} times that, as a density on the manifold alone "
+    "rewards one that shrinks to nothing, as it did with the weight of the others. A manifold is "
     f"found where that share is at most {FOUND['share']:g}, a density where the divergence is at "
     f"most {FOUND['divergence']:g} nats.",
     "On the manifold: -log of the learned density at the projections, less that of the true one at "
@@ -268,9 +276,44 @@ ABOUT = (
     "density on all of space, of the encoder's distance, and of all quick scores by their joint "
     "distribution on validation images; PCA's are its components' and a Gaussian's.",
     "Seconds are as measured, with whatever else the machine did.",
+    "Means of distances are carried by a few points where one is large: a chart or a decoder goes "
+    "on beyond the data, and a sample of its tail flies off.",
     "In brackets 95% intervals: over test data with one seed, over seeds by Student's t with more.",
     "Systems without a density on all of space have a dash for it: none can be computed.",
 )
+
+
+GUIDE = {
+    "an exact density on all of space and the manifold, in one model": (
+        OURS,
+        "the likelihood first, then a short penalty: about the time of the likelihood alone",
+    ),
+    "the same of a closed manifold, or one with holes or many turns": (
+        "two charts or more",
+        "one chart is a bent plane, has to cut it, and pays in density and distance; a chart costs "
+        "as much time as a model",
+    ),
+    "a density alone": (
+        "likelihood alone, or Gaussianization of few coordinates",
+        "the first coordinates, rotated or not, are no manifold where it is curved",
+    ),
+    "the manifold alone, or a density on it": (
+        "M-flow; autoencoder or Trumpet, then a flow, where seconds count",
+        "whose density on all of space is none (or, of M-flow, not trained)",
+    ),
+    "samples without the noise of the data": (
+        "SoftFlow",
+        "it has no manifold to encode or to project onto",
+    ),
+    "coordinates that meet at right angles": (
+        "principal or canonical flow",
+        "every step takes a derivative for each coordinate",
+    ),
+    "a manifold that is a part of a plane or a sphere, with a volume that is a scalar": (
+        "conformal embedding",
+        "by Liouville's theorem it can be nothing else in one piece",
+    ),
+}
 
 
 def _over_seeds(data: pd.DataFrame) -> dict[str, dict[str, Measured]]:
