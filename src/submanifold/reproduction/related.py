@@ -49,7 +49,13 @@ ONCE, TWICE, AFTER = {1: 1.0}, {1: 2 / 3, 2: 1 / 3}, {1: 0.6, 3: 0.4}
 IN_TURNS = {1: 1 / 3, 2: 1 / 6, 3: 1 / 3, 4: 1 / 6}
 OURS, PCA_FLOW = "nested (ours)", "PCA, then a flow"
 SYSTEMS = {
-    PCA_FLOW: System("H-MM", (("stage_1.flow.type", "affine"),), TWICE, {}, 2),
+    PCA_FLOW: System(  # a rotated affine flow is PCA
+        "PR-M-rotated",
+        (("stage_1.flow.type", "affine"), ("phase_1.training.learning_rate", 0.03)),
+        {1: 2 / 3, 3: 1 / 3},
+        {},
+        2,
+    ),
     "likelihood alone, rotated": System("Glow-rotated"),
     OURS: System("nested", (), AFTER, {1: 1800, 3: 200}),
     "PR-M": System("PR-M", (), ONCE, {1: 1000}, 2),
