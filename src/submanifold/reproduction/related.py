@@ -173,8 +173,6 @@ def needs() -> dict[str, tuple[str, Changes]]:
 
 
 RECORD = Path("docs/related.csv")
-DIVERGED = "diverged"
-"""A measure of the record, of a training that was given up."""
 FOUND = {"share": 0.5, "divergence": 0.1}
 """At most which share of the data's distance, and how many nats, is a manifold or density found."""
 COLUMNS = {
@@ -229,8 +227,7 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
     project = next(iter(runs.values()))[0].project
     keys = ("measure", "seed")
     data, recorded = with_record(measured(runs), project / RECORD, list(SYSTEMS), keys)
-    diverged = data[data["measure"] == DIVERGED]
-    means = _over_seeds(data.drop(diverged.index))
+    means = _over_seeds(data)
     points = {name: means[name] for name in MANIFOLDS if name in means}
     images = {name: means[name] for name in IMAGES if name in means}
     tables, figures, notes = {}, {}, []
@@ -254,10 +251,6 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
     for caption, table in published("related").items():
         tables[f"Published: {caption}"] = table
     notes = [*ABOUT, *notes, *_missing(data)]
-    notes += [
-        f"{name}, {row}: given up, as its loss diverged at every rate that was tried."
-        for name, row in sorted(set(zip(diverged["data"], diverged["row"], strict=True)))
-    ]
     if recorded:
         notes.append(f"{recorded} lines of the data were measured before, and are from {RECORD}.")
     return content(tables, figures, data, notes)
