@@ -7,8 +7,9 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 #include <immintrin.h>
+#define STEPS
 #endif
 
 namespace {
@@ -353,11 +354,11 @@ void relu_backward(T* dh, const T* h, float* sums, long P, long N, long rows) {
     }
 }
 
-#ifdef __AVX512F__
+#ifdef STEPS
 // ---------------------------------------------------------------------------------------------------
 // The whole coupling in tiles: a few images at a time go through net and coupling, or back, without
-// leaving the cache. Products are written out for AVX-512, in float and, where the processor has it,
-// in bfloat16, whose products take two numbers of the sum at a time.
+// leaving the cache. Products are written out for AVX-512 and AVX2, in float and, where the processor
+// has it, in bfloat16, whose products take two numbers of the sum at a time.
 //
 // Matrices are rows of numbers, or `paired`: [K / pair, N, pair], pairs along the sum side by side.
 
@@ -366,13 +367,25 @@ template <typename T> constexpr long PAIR = 4 / sizeof(T);
 
 inline long whole(long n, long of) { return (n + of - 1) / of * of; }
 
-inline __m512 lanes(const float* x) { return _mm512_loadu_ps(x); }
-inline __m512 spread(const float* x) { return _mm512_set1_ps(*x); }
-inline __m512 add_product(__m512 sum, __m512 a, __m512 b) { return _mm512_fmadd_ps(a, b, sum); }
-inline void store(float* to, __m512 x) { _mm512_storeu_ps(to, x); }
-inline __mmask16 nonzero(const float* x) {
-    return _mm512_cmp_ps_mask(lanes(x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
-}
+// Sixteen numbers; a mask says for each whether it is meant
+#ifdef __AVX512F__
+typedef __m512 Lanes;
+typedef __mmask16 Mask;
+constexpr int WIDEST = 4;  // columns of lanes whose sums the registers hold
+
+inline Lanes zero() { return _mm512_setzero_ps(); }
+inline Lanes lanes(const float* x) { return _mm512_loadu_ps(x); }
+inline Lanes lanes(const float* x, Mask mask) { return _mm512_maskz_loadu_ps(mask, x); }
+inline Lanes spread(const float* x) { return _mm512_set1_ps(*x); }
+inline Lanes add(Lanes a, Lanes b) { return _mm512_add_ps(a, b); }
+inline Lanes add_product(Lanes sum, Lanes a, Lanes b) { return _mm512_fmadd_ps(a, b, sum); }
+// in this order what is not a number stays so
+inline Lanes relu(Lanes x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
+inline Lanes masked(Lanes x, Mask mask) { return _mm512_maskz_mov_ps(mask, x); }
+inline void store(float* to, Lanes x) { _mm512_storeu_ps(to, x); }
+inline void store(float* to, Lanes x, Mask mask) { _mm512_mask_storeu_ps(to, mask, x); }
+inline Mask nonzero(const float* x) { return _mm512_cmp_ps_mask(lanes(x), zero(), _CMP_NEQ_UQ); }
+inline Mask first(long count) { return count < LANES ? (1 << count) - 1 : 0xffff; }
 #ifdef __AVX512BF16__
 inline __m512bh lanes(const bf16* x) { return (__m512bh)_mm512_loadu_si512(x); }
 inline __m512bh spread(const bf16* x) {
@@ -380,15 +393,61 @@ inline __m512bh spread(const bf16* x) {
     std::memcpy(&pair, x, 4);
     return (__m512bh)_mm512_set1_epi32(pair);
 }
-inline __m512 add_product(__m512 sum, __m512bh a, __m512bh b) {
-    return _mm512_dpbf16_ps(sum, a, b);
-}
-inline void store(bf16* to, __m512 x) {
+inline Lanes add_product(Lanes sum, __m512bh a, __m512bh b) { return _mm512_dpbf16_ps(sum, a, b); }
+inline void store(bf16* to, Lanes x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x));
 }
-inline __mmask16 nonzero(const bf16* x) {
+inline Mask nonzero(const bf16* x) {
     const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
     return _mm256_test_epi16_mask(values, values);
+}
+#endif
+#else
+struct Lanes {
+    __m256 low, high;
+};
+typedef Lanes Mask;  // all bits of a number, or none
+constexpr int WIDEST = 1;
+
+inline Lanes zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline Lanes lanes(const float* x) { return {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)}; }
+inline Lanes lanes(const float* x, Mask mask) {
+    return {_mm256_maskload_ps(x, (__m256i)mask.low), _mm256_maskload_ps(x + 8, (__m256i)mask.high)};
+}
+inline Lanes spread(const float* x) {
+    const __m256 all = _mm256_broadcast_ss(x);
+    return {all, all};
+}
+inline Lanes add(Lanes a, Lanes b) {
+    return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+inline Lanes add_product(Lanes sum, Lanes a, Lanes b) {
+    return {_mm256_fmadd_ps(a.low, b.low, sum.low), _mm256_fmadd_ps(a.high, b.high, sum.high)};
+}
+// in this order what is not a number stays so
+inline Lanes relu(Lanes x) {
+    return {_mm256_max_ps(zero().low, x.low), _mm256_max_ps(zero().high, x.high)};
+}
+inline Lanes masked(Lanes x, Mask mask) {
+    return {_mm256_and_ps(mask.low, x.low), _mm256_and_ps(mask.high, x.high)};
+}
+inline void store(float* to, Lanes x) {
+    _mm256_storeu_ps(to, x.low);
+    _mm256_storeu_ps(to + 8, x.high);
+}
+inline void store(float* to, Lanes x, Mask mask) {
+    _mm256_maskstore_ps(to, (__m256i)mask.low, x.low);
+    _mm256_maskstore_ps(to + 8, (__m256i)mask.high, x.high);
+}
+inline Mask nonzero(const float* x) {
+    const Lanes each = lanes(x);
+    return {_mm256_cmp_ps(each.low, zero().low, _CMP_NEQ_UQ),
+            _mm256_cmp_ps(each.high, zero().high, _CMP_NEQ_UQ)};
+}
+inline Mask first(long count) {
+    static const int32_t bits[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+    const int32_t* from = bits + LANES - (count < LANES ? count : LANES);
+    return lanes(reinterpret_cast<const float*>(from));
 }
 #endif
 
@@ -397,11 +456,11 @@ inline __mmask16 nonzero(const bf16* x) {
 template <int R, int V, typename T, typename F>
 inline void block(const T* a, long row, long step, const T* b, long N, long K, long m, long n,
                   F finish) {
-    __m512 sums[R][V];
+    Lanes sums[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) sums[r][v] = _mm512_setzero_ps();
+        for (int v = 0; v < V; v++) sums[r][v] = zero();
     a += m * row, b += n * PAIR<T>;
     for (long k = 0; k < K; k += PAIR<T>, a += step, b += N * PAIR<T>) {
         decltype(lanes(b)) columns[V];
@@ -433,8 +492,9 @@ inline void columns(const T* a, long row, long step, const T* b, long M, long N,
 template <typename T, typename F>
 inline void product(const T* a, long row, long step, const T* b, long M, long N, long K, F finish) {
     long n = 0;
-    for (; n + 64 <= N; n += 64) columns<4>(a, row, step, b, M, N, K, n, finish);
-    switch ((N - n) / LANES) {
+    for (; n + WIDEST * LANES <= N; n += WIDEST * LANES)
+        columns<WIDEST>(a, row, step, b, M, N, K, n, finish);
+    if constexpr (WIDEST > 3) switch ((N - n) / LANES) {
         case 3: return columns<3>(a, row, step, b, M, N, K, n, finish);
         case 2: return columns<2>(a, row, step, b, M, N, K, n, finish);
         case 1: return columns<1>(a, row, step, b, M, N, K, n, finish);
@@ -445,17 +505,15 @@ inline void product(const T* a, long row, long step, const T* b, long M, long N,
 template <typename T>
 void multiply(const T* a, long row, const T* b, long M, long N, long K, float* out) {
     product(a, row, PAIR<T>, b, M, N, K,
-            [=](long m, long n, __m512 sum) { store(out + m * N + n, sum); });
+            [=](long m, long n, Lanes sum) { store(out + m * N + n, sum); });
 }
 
 // goes with a bias through a ReLU,
 template <typename T>
 void multiply_relu(const T* a, long row, const T* b, long M, long N, long K, const float* bias,
                    T* out) {
-    product(a, row, PAIR<T>, b, M, N, K, [=](long m, long n, __m512 sum) {
-        sum = _mm512_add_ps(sum, lanes(bias + n));
-        // in this order what is not a number stays so
-        store(out + m * N + n, _mm512_max_ps(_mm512_setzero_ps(), sum));
+    product(a, row, PAIR<T>, b, M, N, K, [=](long m, long n, Lanes sum) {
+        store(out + m * N + n, relu(add(sum, lanes(bias + n))));
     });
 }
 
@@ -463,10 +521,10 @@ void multiply_relu(const T* a, long row, const T* b, long M, long N, long K, con
 template <typename T>
 void multiply_relu_backward(const T* a, long row, const T* b, long M, long N, long K, const T* h,
                             T* out, float* total) {
-    product(a, row, PAIR<T>, b, M, N, K, [=](long m, long n, __m512 sum) {
-        sum = _mm512_maskz_mov_ps(nonzero(h + m * N + n), sum);
+    product(a, row, PAIR<T>, b, M, N, K, [=](long m, long n, Lanes sum) {
+        sum = masked(sum, nonzero(h + m * N + n));
         store(out + m * N + n, sum);
-        store(total + n, _mm512_add_ps(lanes(total + n), sum));
+        store(total + n, add(lanes(total + n), sum));
     });
 }
 
@@ -474,16 +532,16 @@ void multiply_relu_backward(const T* a, long row, const T* b, long M, long N, lo
 template <typename T>
 void multiply_relu_tangent(const T* a, long row, const T* b, long M, long N, long K, const T* h,
                            T* out) {
-    product(a, row, PAIR<T>, b, M, N, K, [=](long m, long n, __m512 sum) {
-        store(out + m * N + n, _mm512_maskz_mov_ps(nonzero(h + m * N + n), sum));
+    product(a, row, PAIR<T>, b, M, N, K, [=](long m, long n, Lanes sum) {
+        store(out + m * N + n, masked(sum, nonzero(h + m * N + n)));
     });
 }
 
 // or is added to another. Here a, too, is paired, in rows of `row`.
 template <typename T>
 void multiply_add(const T* a, long row, const T* b, long M, long N, long K, float* out) {
-    product(a, PAIR<T>, row * PAIR<T>, b, M, N, K, [=](long m, long n, __m512 sum) {
-        store(out + m * N + n, _mm512_add_ps(lanes(out + m * N + n), sum));
+    product(a, PAIR<T>, row * PAIR<T>, b, M, N, K, [=](long m, long n, Lanes sum) {
+        store(out + m * N + n, add(lanes(out + m * N + n), sum));
     });
 }
 
@@ -584,10 +642,9 @@ template <typename F> struct Net {
 // to = matrix from + shift for P pixels; the matrix is paired, and turned round
 inline void mix(const float* matrix, const float* shift, const float* from, float* to, long P,
                 long C) {
-    product(from, C, 1, matrix, P, whole(C, LANES), C, [=](long m, long n, __m512 sum) {
-        const __mmask16 there = n + LANES > C ? (1 << (C - n)) - 1 : 0xffff;
-        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(there, shift + n));
-        _mm512_mask_storeu_ps(to + m * C + n, there, sum);
+    product(from, C, 1, matrix, P, whole(C, LANES), C, [=](long m, long n, Lanes sum) {
+        const Mask there = first(C - n);
+        store(to + m * C + n, add(sum, lanes(shift + n, there)), there);
     });
 }
 
@@ -864,7 +921,7 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
     }
 
 extern "C" {
-#ifdef __AVX512F__
+#ifdef STEPS
 EXPORT_STEPS(float, float32)
 #endif
 #ifdef __AVX512BF16__

@@ -59,8 +59,8 @@ def library() -> ctypes.CDLL | None:
 def has_steps(dtype: torch.dtype) -> bool:
     """Whether :func:`step` can multiply numbers of this type, and is the faster way.
 
-    That is on AVX-512, and in bfloat16 where there are products of it, but no AMX tiles: those are
-    for torch's own products.
+    That is on AVX2 and AVX-512, and in bfloat16 where there are products of it, but no AMX tiles:
+    those are for torch's own products.
     """
     if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         return False
