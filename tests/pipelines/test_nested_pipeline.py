@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from strategies import assert_close
 from submanifold.data.batches import Batches
 from submanifold.manifold import Hierarchy
 
@@ -98,6 +99,20 @@ def test_a_changed_penalty_takes_the_density_and_its_rotation_from_the_cache(run
         until="hierarchy", method="nested", phase_3={"reconstruction": {"weight": 7.0}}
     )
     assert other.steps == {"phase_1": 0, "phase_3": 12} or other.steps == {"phase_3": 12}
+
+
+def test_a_flow_on_its_code_goes_on_where_it_ends(run, project):
+    other = project.run(until="hierarchy", method="nested-then-flow")
+    assert {phase for phase, steps in other.steps.items() if steps} == {"phase_5"}
+    before, after = run.load("hierarchy"), other.load("hierarchy")
+    x = next(iter(Batches(run.load("x_test"), 64)))
+    assert_close(after.project(x), before.project(x))
+    assert after.log_prob(x).mean() > before.log_prob(x).mean()
+    # what differs in the density is that of the code
+    (u, _), of_code = before.encode(x), after.stages[1]
+    moved, log_det = of_code.flow(u)
+    gained = log_det + 0.5 * (u.square() - moved.square()).sum(1)
+    assert (after.log_prob(x) - before.log_prob(x) - gained).abs().max() < 1e-3
 
 
 def test_a_wanted_psnr_finds_its_weight(run, project):

@@ -58,6 +58,9 @@ SYSTEMS = {
     ),
     "likelihood alone, rotated": System("Glow-rotated"),
     OURS: System("nested", (), AFTER, {1: 1800, 3: 200}),
+    "nested, then a flow": System(
+        "nested-then-flow", (), {1: 0.5, 3: 0.25, 5: 0.25}, {1: 1800, 3: 200, 5: 200}, 2
+    ),
     "PR-M": System("PR-M", (), ONCE, {1: 1000}, 2),
     "H-MM": System("H-MM", (), TWICE, {1: 1200, 2: 100}, 2),
     "DNF": System("DNF", (), ONCE, {1: 1000}, 2),
@@ -107,7 +110,7 @@ def of_points(name: str, system: System) -> Changes:
         changes.append(("stage_2.flow.type", "gaussianization"))
     if name == "linear_gaussian" and system.method != "H-MM":  # whose stages narrow on it
         changes += [(f"stage_{n + 1}.dim", manifold(name).dim) for n in range(system.stages)]
-    if system.method == "nested":
+    if system.method in ("nested", "nested-then-flow"):
         changes += [("phase_3.reconstruction.weight", WEIGHTS[name]),
                     ("phase_3.reconstruction.spread", None)]  # fmt: skip
     if system.method == "rectangular":  # a density on the manifold rewards one that shrinks
