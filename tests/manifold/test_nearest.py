@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strategies import perturb
 from submanifold.flows import Affine, RealNVP
 from submanifold.manifold import Hierarchy, Stage
 from submanifold.manifold.nearest import nearest_point
@@ -34,6 +35,23 @@ def test_a_linear_flow_takes_one_step_to_the_orthogonal_projection(dim, data, se
     assert torch.allclose(model.project(x, steps=1), expected, atol=1e-6)
     u, _ = model.encode(x, nearest=True)
     assert torch.allclose(model.decode(u), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_stage_that_only_bends_the_coordinates_is_not_searched_through(rotated):
+    outer, matrix, origin = affine(5, 3, 0)
+    torch.manual_seed(0)
+    inner = Stage(perturb(RealNVP(3, hidden=8), 0.5), 3).double()
+    if rotated:
+        inner.add_rotation()
+    assert inner.only_bends != rotated
+    model = Hierarchy([*outer.stages, inner])
+    x = torch.randn(5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    axes = torch.linalg.qr(matrix[:, :3]).Q
+    expected = origin + (x - origin) @ axes @ axes.T
+    at_once = torch.allclose(model.project(x, steps=1), expected, atol=1e-6)
+    assert at_once != rotated  # whose coordinates are bent, and ordered
+    assert torch.allclose(model.project(x, steps=20), expected, atol=1e-6)
 
 
 def sphere(u):

@@ -14,7 +14,7 @@ RECIPE = 4
 """Raise it when the same settings would no longer give the same artifacts."""
 MODEL_RECIPE = 2
 """Raise it when the finished model's file would hold something else of the same phases."""
-EVALUATION_RECIPE = 7
+EVALUATION_RECIPE = 8
 """Raise it when the same model would no longer give the same metrics and pages."""
 OUTLIER_RECIPE = 3
 """Raise it when the same model would no longer give the same scores of the same outliers."""

@@ -134,6 +134,20 @@ class Hierarchy(Model):
         rotation = self.stages[-1].rotation
         return None if rotation is None else rotation.gains[: self.dim]
 
+    @torch.no_grad()
+    def _nearest(self, x: Tensor, u: Tensor, steps: int) -> Tensor:
+        """Search in the coordinates of the last stage that leaves some out, or orders them.
+
+        Further stages only bend the coordinates of the same manifold, and slow the search down.
+        """
+        last = len(self.stages)
+        while last > 1 and self.stages[last - 1].only_bends:
+            last -= 1
+        if last == len(self.stages):
+            return super()._nearest(x, u, steps)
+        inner = self.part(last + 1)
+        return inner.encode(self.part(1, last)._nearest(x, inner.decode(u), steps))[0]
+
     def at_dim(self, dim: int) -> "Hierarchy":
         """The same model with a manifold of another dimension, which shares its weights.
 

@@ -89,6 +89,11 @@ class Stage(nn.Module):
         """Whether the log-determinant is known: not of every injection."""
         return all(flow.has_volume for flow in self.flows if isinstance(flow, Injection))
 
+    @property
+    def only_bends(self) -> bool:
+        """Whether it keeps all coordinates of its events, in no order."""
+        return self.dim == self.event_dim and self.rotation is None
+
     def add_rotation(self) -> Rotation:
         """Append a rotation, which is the identity until it is fitted.
 
