@@ -68,6 +68,7 @@ ROWS = (
     Row("likelihood, then penalty, not rotated", "penalty-after", "hierarchy", True),
     Row("nested, at one dimension", "nested-500", "hierarchy", True),
     Row("nested", "nested", "hierarchy", True),
+    Row("nested, then a flow on its code", "nested-then-flow"),
     Row("H-MM, rotated", "H-MM-rotated"),
     *(Row(f"{method}{optimizer}", f"{method}{run}")
       for method in ("PR-M", "PR-D", "EE-M", "H-MM", "DNF", "DNF-code")

@@ -170,6 +170,7 @@ TO_100 = {
 # Steps of phases for about equal seconds, by what a step costs (benchmarks/training_step.py)
 STEPS: dict[str, dict[str, int]] = {
     "nested": {},
+    "nested-then-flow": {},
     "Glow-rotated": {"phase_1": 5200},
     "penalty-after": {},
     "PR-M": {"phase_1": 2000},
