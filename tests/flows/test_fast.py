@@ -13,6 +13,8 @@ from strategies import assert_close, perturb
 from submanifold.flows import Glow, fast, set_recompute
 from submanifold.flows.fast import kernels
 from submanifold.flows.glow import step
+from submanifold.manifold import Hierarchy, Stage
+from submanifold.manifold.volume_terms import jacobian, log_volume_of
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiler here")
 some = settings(max_examples=40, deadline=None, derandomize=True)
@@ -114,6 +116,25 @@ def test_steps_are_couplings_with_their_channels_mixed_before_or_undone_with_the
 
     for value, exact in zip(run(steps, x, weights), run(plain_steps, x, weights), strict=True):
         assert_close(value, exact)
+
+
+@needs_kernels
+def test_columns_of_the_jacobian_have_the_gradient_of_plain_modules(monkeypatch):
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(perturb(Glow((2, 4, 4), levels=1, steps=2, width=8)), 5)])
+    u = torch.randn(3, 5)
+
+    def gradients():
+        found = log_volume_of(jacobian(model.decode, u)).sum()
+        return torch.autograd.grad(found, [*model.parameters()], allow_unused=True)
+
+    by_kernels = gradients()
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    for value, exact in zip(by_kernels, gradients(), strict=True):
+        assert (value is None) == (exact is None)
+        if exact is not None:
+            assert_close(value, exact)
+    assert any(exact is not None and exact.abs().max() > 1e-3 for exact in by_kernels)
 
 
 @needs_kernels

@@ -12,13 +12,16 @@ from submanifold.experiment.experiment import Experiment
 
 RECIPE = 4
 """Raise it when the same settings would no longer give the same artifacts."""
+VOLUME_RECIPE = 1
+"""The same, of phases with a term of the manifold's volume."""
 MODEL_RECIPE = 2
 """Raise it when the finished model's file would hold something else of the same phases."""
 EVALUATION_RECIPE = 8
 """Raise it when the same model would no longer give the same metrics and pages."""
-OUTLIER_RECIPE = 3
+OUTLIER_RECIPE = 4
 """Raise it when the same model would no longer give the same scores of the same outliers."""
 
+OF_VOLUME = {"manifold_likelihood", "excess", "off_diagonal"}
 RAW = Path("data/01_raw")
 
 
@@ -47,6 +50,8 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     ):
         name = f"phase_{number}"
         digest = _digest(digest, [settings[f"stage_{n}"] for n in stages], settings[name])
+        if OF_VOLUME & settings[name].keys():
+            digest = _digest(VOLUME_RECIPE, digest)
         keys[name] = f"{experiment.dataset}-{name}-{digest}"
         if source is not None:
             keys[f"{name}.u"] = f"{keys[f'phase_{source.phase}']}-u{source.through}"

@@ -29,6 +29,8 @@ def applies(x: Tensor, net: nn.Module) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.compiler.is_compiling()
         and kernels.library() is not None
+        # tangents that are differentiated again are left to torch
+        and not (torch.is_grad_enabled() and _is_dual(x))
         # in float32, torch's products and what is between them are slower than its convolutions
         and (kernels.has_steps(_dtype()) or (_dtype() is torch.bfloat16 and not _is_dual(x)))
     )
