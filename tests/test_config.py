@@ -65,7 +65,7 @@ def test_every_method_of_the_tables_is_valid(env, method):
     flow = {"SoftFlow": "soft_glow", "trumpet": "trumpet", "autoencoder": "autoencoder",
             "conformal": "conformal"}.get(method, "glow")  # fmt: skip
     assert parameters["stage_1"]["flow"]["type"] == flow
-    assert bool(experiment.rotations) == (method.endswith("rotated") or method == "nested")
+    assert bool(experiment.rotations) == (method.endswith("rotated") or method.startswith("nested"))
     family, _, letters = method.removesuffix("-rotated").removesuffix("-star").partition("-")
     if family in ("PR", "EE", "H"):
         penalties = {"M": "mse", "H": "huber", "D": "huber"}
