@@ -406,20 +406,17 @@ def _dominated(
     rows: Mapping[str, Measured],
     read: Callable[[Measured], tuple[float | None, float | None]],
 ) -> list[str]:
-    """Say which systems are better than each of ours in density and manifold at once."""
+    """Say which of ours no system beats in density and manifold at once, or which ones beat it."""
     ours = [row for row in (OURS, OURS_THEN_FLOW) if row in rows]
     better = {
-        own: [row for row, found in rows.items()
-              if row not in ours and _before(read(found), read(rows[own]))]
+        own: [row for row, found in rows.items() if _before(read(found), read(rows[own]))]
         for own in ours
-    }  # fmt: skip
-    if unbeaten := [own for own in ours if not better[own]]:
-        verb = "are" if len(unbeaten) > 1 else "is"
-        return [f"{data}: {' and '.join(unbeaten)} {verb} on the frontier of density and manifold."]
-    return [
-        f"{data}: {own} is not on the frontier; better in both: {', '.join(better[own])}."
-        for own in ours[:1]
-    ]
+    }
+    unbeaten = [own for own in ours if not better[own]]
+    if not ours or unbeaten:
+        return [f"{data}: {own} is on the frontier of density and manifold." for own in unbeaten]
+    others = [row for row in better[ours[0]] if row not in ours]
+    return [f"{data}: {ours[0]} is not on the frontier; better in both: {', '.join(others)}."]
 
 
 def _before(a: tuple[float | None, float | None], b: tuple[float | None, float | None]) -> bool:
