@@ -16,7 +16,7 @@ VOLUME_RECIPE = 1
 """The same, of phases with a term of the manifold's volume."""
 MODEL_RECIPE = 2
 """Raise it when the finished model's file would hold something else of the same phases."""
-EVALUATION_RECIPE = 8
+EVALUATION_RECIPE = 9
 """Raise it when the same model would no longer give the same metrics and pages."""
 OUTLIER_RECIPE = 4
 """Raise it when the same model would no longer give the same scores of the same outliers."""

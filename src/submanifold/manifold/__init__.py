@@ -5,6 +5,7 @@ from submanifold.manifold.mixture import Mixture
 from submanifold.manifold.model import Model
 from submanifold.manifold.objective import Objective, penalized_likelihood
 from submanifold.manifold.settings import ModelSettings, StageSettings
+from submanifold.manifold.slice import Slice
 from submanifold.manifold.stage import Stage
 from submanifold.manifold.volume import manifold_log_prob, on_manifold
 
@@ -14,6 +15,7 @@ __all__ = [
     "Model",
     "ModelSettings",
     "Objective",
+    "Slice",
     "Stage",
     "StageSettings",
     "manifold_log_prob",

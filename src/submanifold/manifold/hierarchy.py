@@ -78,10 +78,15 @@ class Hierarchy(Model):
         v holds the last stage's off-manifold part first, so that (u, v) is ordered from coarse to
         fine.
         """
+        on, off, log_prob = self.encoded(x)
+        return on[-1], torch.cat(off[::-1], 1), log_prob
+
+    def encoded(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Encode x as :meth:`trace`, with the density as a mean where stages have noise."""
         on, off, log_prob = self.trace(x)
         if any(stage.noise for stage in self.stages):
             log_prob = self._mean_log_prob(x)
-        return on[-1], torch.cat(off[::-1], 1), log_prob
+        return on, off, log_prob
 
     def _mean_log_prob(self, x: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -136,34 +141,60 @@ class Hierarchy(Model):
 
     @torch.no_grad()
     def _nearest(self, x: Tensor, u: Tensor, steps: int) -> Tensor:
-        """Search in the coordinates of the last stage that leaves some out, or orders them.
+        """Search in the coordinates of the stage that makes the manifold.
 
-        Further stages only bend the coordinates of the same manifold, and slow the search down.
+        Further stages only bend them, and slow the search down.
         """
-        last = len(self.stages)
-        while last > 1 and self.stages[last - 1].only_bends:
-            last -= 1
+        last = self.making
         if last == len(self.stages):
             return super()._nearest(x, u, steps)
         inner = self.part(last + 1)
         return inner.encode(self.part(1, last)._nearest(x, inner.decode(u), steps))[0]
 
-    def at_dim(self, dim: int) -> "Hierarchy":
+    @property
+    def making(self) -> int:
+        """Number of the stage that makes the manifold: the last that leaves out or orders.
+
+        Those after it only bend its coordinates.
+        """
+        last = len(self.stages)
+        while last > 1 and self.stages[last - 1].only_bends:
+            last -= 1
+        return last
+
+    @property
+    def largest_dim(self) -> int:
+        """The largest dimension of :meth:`at_dim`: how many numbers there are to choose from."""
+        return self.stages[self.making - 1].latent_dim
+
+    def at_dim(self, dim: int) -> Model:
         """The same model with a manifold of another dimension, which shares its weights.
 
-        The first ``dim`` latents of the last stage span it. Behind a rotation these are in order,
-        so that one model has a manifold for every dimension, each inside the next; with sigma_v = 1
-        all have one density.
+        The first ``dim`` latents of the stage that makes the manifold span it: of the last one,
+        or of the last before those that only bend its coordinates. Behind a rotation they are in
+        order, so that one model has a manifold for every dimension, each inside the next; with
+        sigma_v = 1 all have one density.
 
         Args:
-            dim: 1 to the numbers that the last stage makes.
+            dim: 1 to :attr:`largest_dim`.
+
+        Returns:
+            A hierarchy, or a :class:`Slice` where stages bend the coordinates.
 
         Raises:
             UserError: It is not in that range.
         """
-        *outside, last = self.stages
-        inner = Stage(last.flows, dim, last.off_manifold_scale, last.noise)
-        model = Hierarchy([*outside, inner])
+        from submanifold.manifold.slice import Slice  # which is made of hierarchies
+
+        if dim == self.dim:
+            return self
+        model: Model
+        if self.making < len(self.stages):
+            model = Slice(self, dim)
+        else:
+            *outside, last = self.stages
+            inner = Stage(last.flows, dim, last.off_manifold_scale, last.noise)
+            model = Hierarchy([*outside, inner])
         model.notes, model.data = self.notes, self.data
         return model.train(self.training)
 

@@ -18,6 +18,7 @@ from submanifold.errors import UserError
 from submanifold.files import whole
 from submanifold.manifold.linearization import frozen
 from submanifold.manifold.nearest import nearest_point
+from submanifold.manifold.stage import standard_normal_log_prob
 
 NEAREST_STEPS = 3
 CHECKSUM = "checksum"
@@ -116,6 +117,10 @@ class Model(nn.Module, ABC):
                 "of it is no bijection. submanifold.manifold_log_prob computes it."
             )
         return self(x)[2]
+
+    def code_log_prob(self, u: Tensor) -> Tensor:
+        """Log-density in nats (batch,) of the coordinates u (batch, d) of a sample: N(0, I)."""
+        return standard_normal_log_prob(u)
 
     def bits_per_dim(self, x: Tensor, bits: int | None = None) -> Tensor:
         """Negative log-density in bits for each dimension, shape (batch,).

@@ -10,7 +10,6 @@ from torch import Tensor
 from submanifold.manifold.linearization import Linearization, frozen, push
 from submanifold.manifold.mixture import Mixture
 from submanifold.manifold.model import Model
-from submanifold.manifold.stage import standard_normal_log_prob
 
 BATCH = 64
 
@@ -50,11 +49,11 @@ def on_manifold(
 ) -> OnManifold:
     r"""Log-density of the projection of x with respect to the manifold's own volume.
 
-    .. math:: \log p_M(g(u)) = \log N(u; 0, I) - \tfrac12 \log\det J^T J, \qquad J = \partial g(u)
+    .. math:: \log p_M(g(u)) = \log p(u) - \tfrac12 \log\det J^T J, \qquad J = \partial g(u)
 
-    with the decoder g and the coordinates u of x. It is the density of what
-    :meth:`Model.sample` draws. Its unit is d-dimensional volume, so it cannot be compared with
-    :meth:`Model.log_prob`, nor between manifolds of different dimension.
+    with the decoder g and the coordinates u of x (:meth:`Model.code_log_prob`). It is the density
+    of what :meth:`Model.sample` draws. Its unit is d-dimensional volume, so it cannot be compared
+    with :meth:`Model.log_prob`, nor between manifolds of different dimension.
 
     Args:
         hierarchy: The model whose innermost manifold it is.
@@ -81,7 +80,7 @@ def on_manifold(
         with frozen(hierarchy):
             volume, error = estimate_log_volume(hierarchy, u, generator=generator)
         excess = unknown
-    return OnManifold(standard_normal_log_prob(u) - volume, error, excess)
+    return OnManifold(hierarchy.code_log_prob(u) - volume, error, excess)
 
 
 def _on_charts(
