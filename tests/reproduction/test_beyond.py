@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from submanifold.reproduction import beyond
@@ -52,6 +53,20 @@ def test_each_goal_says_what_was_reached_and_by_how_much_it_is_missed(runs):
     assert verdicts["MSE of the nearest point, of PCA's, d = 100"] == "met"
     assert verdicts["MSE of the nearest point, of PCA's, d = 500"] == "missed by 0.10"
     assert verdicts["MSE of the encoder, of PCA's, d = 500"] == "missed by 0.50"
+
+
+def test_bits_are_compared_seed_by_seed(runs, tmp_path):
+    first = beyond.make(runs, Content).data
+    record = tmp_path / beyond.RECORD
+    record.parent.mkdir()
+    better = first[first["row"].isin([beyond.MAIN, beyond.ROWS[0].name])].copy()
+    better["bpd"] += better["row"].map({beyond.MAIN: -0.51}).fillna(-0.5)
+    alone = first[first["row"] == beyond.MAIN].assign(seed=2, bpd=9.0)
+    pd.concat([better.assign(seed=1), alone]).to_csv(record, index=False)
+    goals = beyond.make(runs, Content).tables["celeba, the goals"].set_index("goal")
+    above = goals.loc["BPD above the plain Glow's"]
+    assert above["seeds"] == 2
+    assert above["reached"] == "+0.025 [-0.039, +0.089]"
 
 
 def test_what_was_measured_before_stands_where_there_is_no_run(runs, tmp_path):
