@@ -214,7 +214,8 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
         "brackets 95% intervals: over test images with one seed, over seeds by Student's t with "
         "more. The nearest point is that of three Gauss-Newton steps.",
         f"KID, precision and recall are of {SAMPLES} samples at temperature 1, on principal "
-        "components of pixels.",
+        f"components of pixels. {MAIN[0].upper()}{MAIN[1:]}: at another dimension than {MAIN_DIM} "
+        "coordinates beyond d are left out of samples, or are normal.",
         "Steps were chosen for about equal seconds of an idle machine; seconds are as measured, "
         "with whatever else the machine did.",
         "Rotations of the latents that depend on the point were tried, and gain nothing after the "
