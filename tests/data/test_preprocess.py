@@ -575,12 +575,12 @@ def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
     monkeypatch.setattr(preprocess, "CHUNK_IMAGES", 64)
     image = encode(7)
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
-        for i in range(2000):
+        for i in range(3000):
             archive.writestr(f"{i}.png", image)
     tracemalloc.start()
     *arrays, _ = run(tmp_path, path=tmp_path / "in.zip", size=64)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     total = sum(array.nbytes for array in arrays)
-    assert total == 2000 * 3 * 64 * 64
+    assert total == 3000 * 3 * 64 * 64
     assert peak < total / 3
