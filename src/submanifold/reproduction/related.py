@@ -70,12 +70,10 @@ SYSTEMS = {
         "M-flow-alternating", (), IN_TURNS, {1: 700, 2: 100, 3: 700, 4: 100}, 2
     ),
     "PIE": System("PIE"),
-    "rectangular flow": System("rectangular", (), ONCE, {1: 100}),
-    "principal flow": System(
-        "Glow-rotated", (("phase_1.excess.weight", 1.0),), ONCE, {1: 100}, least_dim=2
-    ),
+    "rectangular flow": System("rectangular", (), ONCE),
+    "principal flow": System("Glow-rotated", (("phase_1.excess.weight", 1.0),), ONCE, least_dim=2),
     "canonical flow": System(
-        "rectangular", (("phase_1.off_diagonal.weight", 1.0),), ONCE, {1: 100}, least_dim=2
+        "rectangular", (("phase_1.off_diagonal.weight", 1.0),), ONCE, least_dim=2
     ),
     "autoencoder, then a flow": System(
         "autoencoder", (), TWICE, {1: 2400, 2: 200}, 2, has_density=False
@@ -144,6 +142,7 @@ IMAGES = {
 }
 LARGEST_VOLUME = 64  # above, a step of what is trained by the manifold's volume takes a minute
 OF_VOLUME = ("rectangular flow", "canonical flow", "principal flow")
+DERIVATIVES = 2000  # of each event in all of their steps, a step taking one for each dimension
 ON_POINTS_ALONE = ("four charts", "Gaussianization")
 
 
@@ -171,6 +170,8 @@ def needs() -> dict[str, tuple[str, Changes]]:
     for data, images in IMAGES.items():
         for name, system in SYSTEMS.items():
             too_large = name in OF_VOLUME and images.dim > LARGEST_VOLUME
+            if name in OF_VOLUME:
+                system = system._replace(steps={1: DERIVATIVES // images.dim})
             if name not in (*ON_POINTS_ALONE, PCA_FLOW) and not too_large:
                 found[f"{data}: {name}"] = images.recipe, of_images(images, system)
     return found
