@@ -92,7 +92,8 @@ def test_leading_axes_are_nearly_those_of_the_whole_matrix(monkeypatch):
     fit_rotation(whole, Batches(IMAGES, 16), 12000)
     monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", 100)
     before = leading.bits_per_dim(x)
-    fit_rotation(leading, Batches(IMAGES, 16), 12000)
+    found = fit_rotation(leading, Batches(IMAGES, 16), 12000)
+    assert found["fitted_mse"][-1] < found["mse"][-1]
     assert leading.stages[0].rotation.directions == 20
     assert error(leading, 20, x) == pytest.approx(error(whole, 20, x), rel=0.1)
     assert (leading.bits_per_dim(x) - before).abs().max() < 1e-5
@@ -127,21 +128,23 @@ def test_a_nearly_singular_decoder_does_not_decide():
     assert found["mse"] == pytest.approx(clean["mse"], rel=0.1)
 
 
-def test_a_killed_fit_goes_on_where_it_was(tmp_path, monkeypatch):
+class KilledError(Exception):
+    pass
+
+
+class Dying(Batches):
+    def at(self, step):
+        if step == 20:
+            raise KilledError
+        return super().at(step)
+
+
+@pytest.mark.parametrize("largest_matrix", [12288, 100], ids=["all axes", "leading axes"])
+def test_a_killed_fit_goes_on_where_it_was(largest_matrix, tmp_path, monkeypatch):
+    monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", largest_matrix)
     expected = glow()
-    fit_rotation(expected, Batches(IMAGES, 16), 2000)
+    found = fit_rotation(expected, Batches(IMAGES, 16), 2000)
     monkeypatch.setattr(rotation, "SAVE_EVERY", 0.0)
-
-    class KilledError(Exception):
-        pass
-
-    class Dying(Batches):
-        def at(self, step):
-            if step == 20:
-                raise KilledError
-            self.drawn = getattr(self, "drawn", 0) + 1
-            return super().at(step)
-
     model = glow()
     with pytest.raises(KilledError):
         fit_rotation(model, Dying(IMAGES, 16), 2000, folder=tmp_path)
@@ -153,15 +156,25 @@ def test_a_killed_fit_goes_on_where_it_was(tmp_path, monkeypatch):
             return super().at(step)
 
     model = glow()
-    fit_rotation(model, Counting(IMAGES, 16), 2000, folder=tmp_path)
+    again = fit_rotation(model, Counting(IMAGES, 16), 2000, folder=tmp_path)
     assert seen[0] == 20
+    assert {**again, "seconds": 0} == {**found, "seconds": 0}
     state = expected.state_dict()
     assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 7])
+@pytest.mark.parametrize("largest_matrix", [12288, 100], ids=["all axes", "leading axes"])
+def test_few_probes_give_an_error_too(largest_matrix, rounds, monkeypatch):
+    monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", largest_matrix)
+    found = fit_rotation(glow(), Batches(IMAGES, 16), 64 * rounds)
+    assert np.isfinite(found["mse"]).all()
+    assert found["mse"][0] > 0
+
+
 def test_what_is_left_of_another_fit_is_not_used(tmp_path):
-    (tmp_path / "probes.safetensors").write_bytes(b"half")
+    (tmp_path / "rotation.safetensors").write_bytes(b"half")
     model, expected = glow(), glow()
     fit_rotation(model, Batches(IMAGES, 16), 500, folder=tmp_path)
     fit_rotation(expected, Batches(IMAGES, 16), 500)

@@ -3,11 +3,11 @@ r"""The rotation that puts latents in order of what they contribute to the data 
 import logging
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
@@ -32,6 +32,7 @@ OUTLIER = 16.0
 SAVE_EVERY = 30.0
 PASSES = 3
 SPARE = 16
+PARTS = ("fitted", "held_out")
 
 
 class RotationSettings(Settings):
@@ -126,13 +127,44 @@ def fit_rotation(
 
     blocks = [slice(0, stage.dim), slice(stage.dim, dim)]
     blocks = [slice(0, dim)] if stage.off_manifold_scale == 1 else blocks
-    fit = _fit_whole if rotation.whole else _fit_leading
-    started = time.monotonic()
-    with frozen(model), Meter(name, "probes", rounds * per_batch) as meter:
-        found = fit(rotation, draw, rounds, blocks, meter, folder)
+    axes = (_AllAxes if rotation.whole else _LeadingAxes)(rotation, blocks, rounds)
+    path = folder / "rotation.safetensors" if folder else None
+    start, seen, left_out, seconds = 0, 0, 0, 0.0
+    if path is not None and (kept := _restore(path)) is not None:
+        tensors, state = kept
+        axes.sums.update({key: each.to(axes.device) for key, each in tensors.items()})
+        start, seen, left_out, seconds = (
+            state[each] for each in ("round", "seen", "left_out", "seconds")
+        )
+        log.info("%s: going on at probe %d", name, seen)
+    team.wait()  # or one would find what another has begun
+    started = saved = time.monotonic()
+    with frozen(model), Meter(name, "probes", axes.rounds * per_batch, seen) as meter:
+        for index in range(start, axes.rounds):
+            drawn = draw(index).float()
+            inliers = drawn[_inliers(drawn)]
+            seen += len(drawn)
+            left_out += len(drawn) - len(inliers)
+            axes.add(index, inliers)
+            meter.update(len(drawn))
+            if path is not None and team.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
+                saved = time.monotonic()
+                state = {"round": index + 1, "seen": seen, "left_out": left_out,
+                         "seconds": seconds + saved - started}  # fmt: skip
+                save_tensors({key: each.cpu() for key, each in axes.sums.items()}, path,
+                             {"state": state})  # fmt: skip
+    tails = axes.fit()
+    if path is not None and team.rank() == 0:
+        path.unlink(missing_ok=True)
+    dims = [d for d in _grid(dim) if d < len(tails["mse"])]
     decoded = (outer or model).event_dim
-    errors = {each: [sum_ / decoded for sum_ in found[each]] for each in ("mse", "fitted_mse")}
-    return {**found, **errors, "seconds": found["seconds"] + time.monotonic() - started}
+    return {
+        "probes": seen - left_out,
+        "left_out": left_out,
+        "dims": dims,
+        **{key: [float(each[d]) / decoded for d in dims] for key, each in tails.items()},
+        "seconds": seconds + time.monotonic() - started,
+    }
 
 
 def _inliers(probes: Tensor) -> Tensor:
@@ -141,112 +173,101 @@ def _inliers(probes: Tensor) -> Tensor:
     return sizes <= OUTLIER * sizes.nanmedian()
 
 
-def _fit_whole(
-    rotation: Rotation,
-    draw: Callable[[int], Tensor],
-    rounds: int,
-    blocks: list[slice],
-    meter: Meter,
-    folder: Path | None,
-) -> dict[str, Any]:
-    """Fit by the eigenvectors of the sum of all probes' outer products."""
-    dim = rotation.event_shape[0]
-    gram = torch.zeros(dim, dim, device=rotation.gains.device)
-    held: list[Tensor] = []
-    start, left_out, seconds, fitted = 0, 0, 0.0, 0
-    path = folder / "probes.safetensors" if folder else None
-    if path is not None and (kept := _restore(path)) is not None:
-        tensors, state = kept
-        gram, held = tensors["gram"].to(gram.device), [tensors["held"].to(gram.device)]
-        start, left_out, fitted, seconds = (
-            state[each] for each in ("round", "left_out", "fitted", "seconds")
-        )
-        log.info("%s: going on at probe %d", meter.description, start * meter.total // rounds)
-    team.wait()  # or one would find what another has begun
-    started = saved = time.monotonic()
-    for index in range(start, rounds):
-        probes = draw(index).float()
-        kept_probes = probes[_inliers(probes)]
-        left_out += len(probes) - len(kept_probes)
-        if index % HELD_OUT == HELD_OUT - 1 or rounds == 1:
-            held.append(kept_probes)
-        if index % HELD_OUT != HELD_OUT - 1:
-            gram.addmm_(kept_probes.T, kept_probes)
-            fitted += len(kept_probes)
-        meter.update(len(probes))
-        if path is not None and team.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
-            saved = time.monotonic()
-            tensors = {"gram": gram, "held": torch.cat(held) if held else gram[:0]}
-            state = {"round": index + 1, "left_out": left_out, "fitted": fitted,
-                     "seconds": seconds + saved - started}  # fmt: skip
-            save_tensors({key: each.cpu() for key, each in tensors.items()}, path,
-                         {"state": state})  # fmt: skip
-    gram /= max(fitted, 1)
-    others = torch.cat(held) if held else gram[:0]
-    axes = torch.zeros_like(gram)
-    gains, new = [], []
-    for block in blocks:
-        values, vectors = torch.linalg.eigh(gram[block, block])
-        axes[block, block] = vectors.flip(1)
-        gains.append(values.flip(0).clamp_min(0))
-        new.append((others[:, block] @ axes[block, block]).square().mean(0))
-    rotation.fit(rotation.inverse(axes.T).T, torch.cat(gains))
-    if path is not None and team.rank() == 0:
-        path.unlink(missing_ok=True)
-    dims = _grid(dim)
-    tails = {"mse": tail_sums(torch.cat(new)), "fitted_mse": tail_sums(torch.cat(gains))}
-    return {
-        "probes": fitted + len(others),
-        "left_out": left_out,
-        "seconds": seconds,
-        "dims": dims,
-        **{key: [float(each[d]) for d in dims] for key, each in tails.items()},
-    }
+class _AllAxes:
+    """All axes of each block, by the eigenvectors of the sum of the probes' outer products.
+
+    ``sums`` is all that a killed run needs to go on.
+    """
+
+    def __init__(self, rotation: Rotation, blocks: list[slice], rounds: int) -> None:
+        self.rotation, self.blocks, self.rounds = rotation, blocks, rounds
+        self.device = rotation.gains.device
+        dim = rotation.event_shape[0]
+        self.sums = {name: torch.zeros(dim, dim, device=self.device) for name in PARTS}
+        self.sums |= {f"{name}_count": torch.zeros((), device=self.device) for name in PARTS}
+
+    def add(self, index: int, probes: Tensor) -> None:
+        """Take the probes (batch, D) of one round."""
+        for part in _parts(index, self.rounds):
+            self.sums[part].addmm_(probes.T, probes)
+            self.sums[f"{part}_count"] += len(probes)
+
+    def fit(self) -> dict[str, Tensor]:
+        """Set the rotation; what is left after the first d latents, both (D + 1,)."""
+        fitted, held_out = (self.sums[each].div_(self.sums[f"{each}_count"]) for each in PARTS)
+        axes, gains, new = torch.zeros_like(fitted), [], []
+        for block in self.blocks:
+            values, vectors = torch.linalg.eigh(fitted[block, block])
+            axes[block, block] = vectors = vectors.flip(1)
+            gains.append(values.flip(0).clamp_min(0))
+            new.append((vectors * (held_out[block, block] @ vectors)).sum(0))
+        self.rotation.fit(self.rotation.inverse(axes.T).T, torch.cat(gains))
+        return {"mse": tail_sums(torch.cat(new)), "fitted_mse": tail_sums(torch.cat(gains))}
 
 
-def _fit_leading(
-    rotation: Rotation,
-    draw: Callable[[int], Tensor],
-    rounds: int,
-    blocks: list[slice],
-    meter: Meter,
-    folder: Path | None,
-) -> dict[str, Any]:
-    """Fit the leading axes by subspace iteration, each pass on probes of its own."""
-    dim, count = rotation.event_shape[0], rotation.directions
-    device = rotation.gains.device
-    block = blocks[0]  # the axes of v, if apart, stay as they are
-    generator = torch.Generator().manual_seed(0)
-    size = min(count + SPARE, block.stop)
-    basis = torch.zeros(dim, size, device=device)
-    basis[block] = torch.randn(block.stop, size, generator=generator).to(device)
-    left_out, index, total = 0, 0, 0.0
-    for number in range(PASSES):
-        basis = torch.linalg.qr(basis).Q
-        image, seen, total = torch.zeros_like(basis), 0, 0.0
-        for _ in range(max(1, rounds // PASSES)):
-            probes = draw(index).float()
-            index += 1
-            kept = probes[_inliers(probes)]
-            left_out += len(probes) - len(kept)
-            kept[:, block.stop :] = 0
-            image.addmm_(kept.T, kept @ basis)
-            total += float(kept.square().sum())
-            seen += len(kept)
-            meter.update(len(probes))
-        image /= seen
-        total /= seen
-        if number < PASSES - 1:
-            basis = image
-    values, vectors = torch.linalg.eigh(basis.T @ image)
-    axes, values = (basis @ vectors).flip(1)[:, :count], values.flip(0)[:count].clamp_min(0)
-    rest = max(total - float(values.sum()), 0.0) / max(dim - count, 1)
-    gains = torch.cat([values, values.new_full((dim - count,), rest)])
-    rotation.fit(rotation.inverse(axes.T).T, gains)
-    dims = [d for d in _grid(dim) if d <= count]
-    tail = [float(total - values[:d].sum()) for d in dims]
-    return {"probes": index * len(probes), "left_out": left_out, "seconds": 0.0, "dims": dims,
-            "mse": tail, "fitted_mse": tail}  # fmt: skip
+class _LeadingAxes:
+    """The leading axes by subspace iteration, each pass on probes of its own.
+
+    Where v is apart, its axes stay as they are. ``sums`` is all that a killed run needs to go on.
+    """
+
+    def __init__(self, rotation: Rotation, blocks: list[slice], rounds: int) -> None:
+        self.rotation, self.block = rotation, blocks[0]
+        self.device = rotation.gains.device
+        self.per_pass = max(1, rounds // PASSES)
+        self.rounds = PASSES * self.per_pass
+        generator = torch.Generator().manual_seed(0)
+        size = min(rotation.directions + SPARE, self.block.stop)
+        image = torch.zeros(rotation.event_shape[0], size)
+        image[self.block] = torch.randn(self.block.stop, size, generator=generator)
+        self.sums = {"image": image.to(self.device)}
+
+    def add(self, index: int, probes: Tensor) -> None:
+        """Take the probes (batch, D) of one round."""
+        sums = self.sums
+        in_pass = index % self.per_pass
+        if in_pass == 0:
+            sums["basis"] = torch.linalg.qr(sums["image"]).Q.contiguous()
+            sums["image"] = torch.zeros_like(sums["basis"])
+            size = sums["basis"].shape[1]
+            sums["held_out"] = torch.zeros(size, size, device=self.device)
+            for name in (f"{part}_{sum_}" for part in PARTS for sum_ in ("total", "count")):
+                sums[name] = torch.zeros((), device=self.device)
+        within = probes @ sums["basis"]
+        for part in _parts(in_pass, self.per_pass):
+            if part == "fitted":
+                sums["image"][self.block].addmm_(probes[:, self.block].T, within)
+            else:
+                sums["held_out"].addmm_(within.T, within)
+            sums[f"{part}_total"] += probes.square().sum()
+            sums[f"{part}_count"] += len(probes)
+
+    def fit(self) -> dict[str, Tensor]:
+        """Set the rotation; what is left after the first d latents, both (k + 1,)."""
+        sums, count = self.sums, self.rotation.directions
+        dim = len(sums["basis"])
+        fitted = sums["basis"].T @ sums["image"] / sums["fitted_count"]
+        held_out = sums["held_out"] / sums["held_out_count"]
+        totals = {part: sums[f"{part}_total"] / sums[f"{part}_count"] for part in PARTS}
+        values, vectors = torch.linalg.eigh(fitted)
+        values, vectors = values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
+        new = (vectors * (held_out @ vectors)).sum(0)
+        rest = (totals["fitted"] - values.sum()).clamp_min(0) / max(dim - count, 1)
+        gains = torch.cat([values, rest.expand(dim - count)])
+        axes = sums["basis"] @ vectors
+        self.rotation.fit(self.rotation.inverse(axes.T).T, gains)
+        return {
+            "mse": totals["held_out"] - F.pad(new.cumsum(0), (1, 0)),
+            "fitted_mse": totals["fitted"] - F.pad(values.cumsum(0), (1, 0)),
+        }
+
+
+def _parts(index: int, rounds: int) -> tuple[str, ...]:
+    """Whether a round's probes are fitted or held out; both where there is but one round."""
+    if rounds == 1:
+        return PARTS
+    every = min(HELD_OUT, rounds)
+    return ("held_out",) if index % every == every - 1 else ("fitted",)
 
 
 def _restore(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
