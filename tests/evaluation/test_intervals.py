@@ -7,6 +7,7 @@ from submanifold.evaluation.intervals import (
     jackknife_interval,
     jackknife_subsets,
     mean_interval,
+    median_interval,
 )
 
 
@@ -28,6 +29,14 @@ def test_the_interval_of_a_skewed_mean_covers_the_truth_19_times_of_20():
     draws = [mean_interval(rng.exponential(5, 200)) for _ in range(200)]
     covered = np.mean([draw["low"] < 5 < draw["high"] for draw in draws])
     assert covered == pytest.approx(0.95, abs=0.045)
+
+
+def test_the_interval_of_a_heavy_tailed_median_covers_the_truth_19_times_of_20():
+    rng = np.random.default_rng(1)
+    draws = [median_interval(rng.standard_cauchy(200)) for _ in range(400)]
+    covered = np.mean([draw["low"] < 0 < draw["high"] for draw in draws])
+    assert covered == pytest.approx(0.95, abs=0.03)
+    assert all(draw["low"] < draw["value"] < draw["high"] for draw in draws)
 
 
 def test_few_values_have_no_interval():

@@ -70,6 +70,18 @@ def test_what_was_measured_before_stands_where_there_is_no_run(runs, tmp_path):
     assert content.notes[-1].startswith(f"{len(first.data)} lines")
 
 
+def test_seconds_are_the_least_of_the_seeds_and_others_their_mean(runs, tmp_path):
+    first = related.make(runs, Content)
+    record = tmp_path / related.RECORD
+    record.parent.mkdir()
+    slower = first.data.assign(seed=1)
+    slower["value"] *= 3
+    slower.to_csv(record, index=False)
+    row = related.make(runs, Content).tables["circle"].set_index("system").loc["two charts"]
+    assert row["seconds"] == "10"
+    assert row["nearest point to the true one"].startswith("0.02 [")
+
+
 def test_every_system_is_on_every_manifold_that_it_is_another_on():
     labels = set(TARGETS["related"].needs)
     for manifold, kind in MANIFOLDS.items():
@@ -116,6 +128,8 @@ def test_a_model_of_points_is_measured_once_beside_the_truth(tmp_path):
     above = found["manifold_nll"]["value"] - truth.manifold_entropy
     assert found["manifold_divergence"]["value"] == pytest.approx(above, rel=1e-6)
     assert found["seconds"]["value"] == 5
+    samples = found["sample_median"]
+    assert samples["low"] < samples["value"] < samples["high"]
     about.load = None
     assert related_measures.measure_points(about) == found
 

@@ -1,4 +1,4 @@
-"""95% intervals: of means over events, and of distances between two samples."""
+"""95% intervals: of means and medians over events, and of distances between two samples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +35,17 @@ def mean_interval(values: np.ndarray) -> dict[str, Any]:
         low, high = resampled.confidence_interval
         found |= {"low": float(low), "high": float(high)}
     return found
+
+
+def median_interval(values: np.ndarray) -> dict[str, Any]:
+    """Median of one value for each event, with its exact 95% interval from order statistics.
+
+    Returns:
+        ``value``, ``low``, ``high`` and the count ``n``.
+    """
+    interval: Any = scipy.stats.quantile_test(values, p=0.5).confidence_interval()
+    ends = {"low": float(interval.low), "high": float(interval.high)}
+    return {"value": float(np.median(values)), **ends, "n": len(values)}
 
 
 def plus_minus(value: float, half_width: float) -> dict[str, float]:
