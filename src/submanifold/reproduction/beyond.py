@@ -218,9 +218,9 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
         "coordinates beyond d are left out of samples, or are normal.",
         "Steps were chosen for about equal seconds of an idle machine; seconds are the least of "
         "the seeds', with whatever else the machine did.",
-        "What holds the bits back is said in the goals: the part before the penalty is the price of "
-        "time spent on rotations and on the penalty, the rest the penalty's own. The encoder's error "
-        "wants a larger penalty than the nearest point's, which bits pay for: "
+        "What holds the bits back is said in the goals: the part before the penalty is the price "
+        "of the time that rotations and penalty take, the rest the penalty's own. The encoder's "
+        "error wants a larger penalty than the nearest point's, which bits pay for: "
         "[defaults.md](defaults.md).",
         "Rotations of the latents that depend on the point were tried, and gain nothing after the "
         "penalised training: [point-rotations.md](point-rotations.md).",
