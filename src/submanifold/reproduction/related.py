@@ -336,7 +336,7 @@ def _over_seeds(data: pd.DataFrame) -> dict[str, dict[str, Measured]]:
         of_row = found.setdefault(str(name), {}).setdefault(str(row), {})
         is_time = measure == "seconds"  # to which other work of the machine only adds
         of_row[str(measure)] = min(seeds, key=itemgetter("value")) if is_time else over_seeds(seeds)
-        of_row["seeds"] = len(seeds)
+        of_row["seeds"] = max(of_row.get("seeds", 0), len(seeds))
     return found
 
 
