@@ -381,13 +381,14 @@ def test_what_no_longer_fits_is_made_anew(tmp_path, decoded, change):
 def test_arrays_that_are_not_whole_are_made_anew_and_the_log_says_so(tmp_path, caplog, name):
     make_folder(tmp_path / "in", 30)
     first = run(tmp_path)
-    content = (tmp_path / "out" / name).read_bytes()
-    (tmp_path / "out" / name).write_bytes(content[:-1])
+    path = tmp_path / "out" / name
+    path.write_bytes(path.read_bytes()[:-1])
     with caplog.at_level("INFO"):
         again = run(tmp_path)
     assert "made anew" in caplog.text
     assert again[3]["hash"] == first[3]["hash"]
-    assert len((tmp_path / "out" / name).read_bytes()) == len(content)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == again[3]
+    assert is_as_made(tmp_path / "out")
 
 
 @pytest.mark.parametrize("part", PARTS)
