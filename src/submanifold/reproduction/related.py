@@ -35,6 +35,7 @@ class System(NamedTuple):
         stages: How many it has.
         least_dim: Of the manifolds that it is another system on than the one it is made of.
         has_density: Whether it has one on all of space.
+        has_manifold: Whether it has one to project onto.
     """
 
     method: str
@@ -44,6 +45,7 @@ class System(NamedTuple):
     stages: int = 1
     least_dim: int = 1
     has_density: bool = True
+    has_manifold: bool = True
 
 
 ONCE, TWICE, AFTER = {1: 1.0}, {1: 2 / 3, 2: 1 / 3}, {1: 0.6, 3: 0.4}
@@ -81,7 +83,7 @@ SYSTEMS = {
     ),
     "conformal embedding": System("conformal", (), ONCE, {1: 1200}, 2, has_density=False),
     "Trumpet": System("trumpet", (), TWICE, {1: 2400, 2: 200}, 2, has_density=False),
-    "SoftFlow": System("SoftFlow"),
+    "SoftFlow": System("SoftFlow", has_manifold=False),
     "noisy injective flow": System("NIF", (), ONCE, {1: 2400}, 2),
     "two charts": System("multi-chart", (), ONCE, {1: 700}),
     "four charts": System("multi-chart", (("charts", 4),)),
@@ -201,6 +203,8 @@ COLUMNS = {
     "seconds": ("seconds", ".0f"),
 }
 """What is measured, in the order of columns: how it is headed, and written."""
+OF_PROJECTIONS = ("nearest_distance", "projection_distance")
+"""Of points themselves where there is no manifold."""
 
 
 def measured(runs: Mapping[str, Sequence[Experiment]]) -> pd.DataFrame:
@@ -233,7 +237,9 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
     project = next(iter(runs.values()))[0].project
     keys = ("measure", "seed")
     data, recorded = with_record(measured(runs), project / RECORD, list(SYSTEMS), keys)
-    means = _over_seeds(data)
+    whole_space = [row for row, system in SYSTEMS.items() if not system.has_manifold]
+    of_itself = data["row"].isin(whole_space) & data["measure"].isin(OF_PROJECTIONS)
+    means = _over_seeds(data[~of_itself])
     points = {name: means[name] for name in MANIFOLDS if name in means}
     images = {name: means[name] for name in IMAGES if name in means}
     tables, figures, notes = {}, {}, []
@@ -341,7 +347,7 @@ def _over_seeds(data: pd.DataFrame) -> dict[str, dict[str, Measured]]:
 
 
 def _share(found: Measured) -> float | None:
-    nearest = found["nearest_distance"]["value"]
+    nearest = found.get("nearest_distance", {}).get("value")
     return None if nearest is None else nearest / found["data_distance"]["value"]
 
 
@@ -371,20 +377,23 @@ def _summary(
             [name for name in tried if table.loc[row, name] <= at_most]
             for table, at_most in ((shares, FOUND["share"]), (nats, FOUND["divergence"]))
         )
-        dense = SYSTEMS[row].has_density
+        system = SYSTEMS[row]
         rows.append({
             "system": row,
-            "manifolds found": f"{len(of_manifold)} of {len(tried)}",
-            "not found": _names(tried, of_manifold),
-            "densities found": f"{len(of_density)} of {len(tried)}" if dense else "none to find",
-            "not found ": _names(tried, of_density) if dense else "",
+            **_found(tried, of_manifold, system.has_manifold, "manifolds found", "not found"),
+            **_found(tried, of_density, system.has_density, "densities found", "not found "),
             "seconds, ours = 1": f"{sum(times) / len(times):.1f}" if times else "–",
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _names(tried: Sequence[str], found: Sequence[str]) -> str:
-    return ", ".join(name for name in tried if name not in found)
+def _found(
+    tried: Sequence[str], found: Sequence[str], is_any: bool, count: str, others: str
+) -> dict[str, str]:
+    if not is_any:
+        return {count: "none to find", others: ""}
+    missed = ", ".join(name for name in tried if name not in found)
+    return {count: f"{len(found)} of {len(tried)}", others: missed}
 
 
 def _table(rows: Mapping[str, Measured]) -> pd.DataFrame:
@@ -397,7 +406,7 @@ def _table(rows: Mapping[str, Measured]) -> pd.DataFrame:
 
 
 def _of_points(found: Measured) -> tuple[float | None, float | None]:
-    return _nats(found), found["nearest_distance"]["value"]
+    return _nats(found), found.get("nearest_distance", {}).get("value")
 
 
 def _of_images(found: Measured) -> tuple[float | None, float | None]:
