@@ -311,8 +311,9 @@ GUIDE = {
         "as much time as a model",
     ),
     "a density alone": (
-        "likelihood alone, or Gaussianization of few coordinates",
-        "the first coordinates, rotated or not, are no manifold where it is curved",
+        "likelihood alone; charts where the manifold is closed or turns often",
+        "a flow of one piece loses density where it has to cut; its first coordinates, rotated or "
+        "not, are no manifold where the true one is curved",
     ),
     "the manifold alone, or a density on it": (
         "M-flow; autoencoder or Trumpet, then a flow, where seconds count",
