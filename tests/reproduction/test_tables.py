@@ -101,6 +101,7 @@ def test_several_seeds_have_the_interval_of_their_mean():
     assert over_seeds([measured(1.0, 0.5, 1.5)]) == {"value": 1.0, "low": 0.5, "high": 1.5}
     same = measured(1.0, 0.5, 1.5)
     assert over_seeds([same, same]) == {"value": 1.0, "low": 0.5, "high": 1.5}
+    assert over_seeds([same, measured(1.000001)]) == {"value": 1.0, "low": 0.5, "high": 1.5}
     missing = {"value": None, "low": None, "high": None}
     assert over_seeds([measured(1.0), {"value": None, "why": "no"}]) == missing
     assert over_seeds([None]) == missing

@@ -17,6 +17,7 @@ from submanifold.reproduction.experiments import Experiment
 
 UNLIKE = {"dataset", "method", "seed", "data.path", "data.url", "data.hash", "device"}
 FLOOR = "training images"
+WRITTEN = 1e-5  # the same numbers, some of them from a file
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def over_seeds(values: Sequence[Any]) -> dict[str, Any]:
     numbers: list[Any] = [each.get("value") for each in measured]
     if None in numbers:
         return dict.fromkeys(("value", "low", "high"))
-    if len(set(numbers)) == 1:
+    if np.allclose(numbers, numbers[0], rtol=WRITTEN, atol=0):
         return {name: measured[0].get(name) for name in ("value", "low", "high")}
     return interval_over_seeds(numbers)
 
