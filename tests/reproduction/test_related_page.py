@@ -28,7 +28,7 @@ MEASURED = {
     "circle: nested, then a flow (ours)": of_points(0.05, 0.08),
     "circle: two charts": of_points(0.01, 0.02),
     "circle: Trumpet": of_points(0.02),
-    "circle: SoftFlow": of_points(0.05, 0.01),
+    "circle: SoftFlow": {"divergence": value(0.01), "seconds": {"value": 10.0}},
     "paraboloid: nested (ours)": of_points(0.01, 0.02),
     "paraboloid: nested, then a flow (ours)": of_points(0.015, 0.03),
     "paraboloid: two charts": of_points(0.02, 0.01),
@@ -137,6 +137,17 @@ def test_a_model_of_points_is_measured_once_beside_the_truth(tmp_path):
     assert samples["low"] < samples["value"] < samples["high"]
     about.load = None
     assert related_measures.measure_points(about) == found
+
+
+def test_a_model_of_points_without_a_manifold_has_no_projections(tmp_path):
+    torch.manual_seed(0)
+    points = Circle().sample(200, np.random.default_rng(0)).astype(np.float32)
+    data = SimpleNamespace(experiment=SimpleNamespace(data=SimpleNamespace(manifold=Circle())))
+    model = Hierarchy([Stage(RealNVP(2, hidden=8), 2)])
+    about = experiment(tmp_path, model, {"x_test": points}, configuration=data)
+    found = related_measures.measure_points(about)
+    assert not {"nearest_distance", "projection_distance"} & set(found)
+    assert found["sample_median"]["value"] > 0
 
 
 def test_a_model_of_images_is_measured_with_outliers(tmp_path):

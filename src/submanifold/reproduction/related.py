@@ -203,8 +203,6 @@ COLUMNS = {
     "seconds": ("seconds", ".0f"),
 }
 """What is measured, in the order of columns: how it is headed, and written."""
-OF_PROJECTIONS = ("nearest_distance", "projection_distance")
-"""Of points themselves where there is no manifold."""
 
 
 def measured(runs: Mapping[str, Sequence[Experiment]]) -> pd.DataFrame:
@@ -237,9 +235,7 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
     project = next(iter(runs.values()))[0].project
     keys = ("measure", "seed")
     data, recorded = with_record(measured(runs), project / RECORD, list(SYSTEMS), keys)
-    whole_space = [row for row, system in SYSTEMS.items() if not system.has_manifold]
-    of_itself = data["row"].isin(whole_space) & data["measure"].isin(OF_PROJECTIONS)
-    means = _over_seeds(data[~of_itself])
+    means = _over_seeds(data)
     points = {name: means[name] for name in MANIFOLDS if name in means}
     images = {name: means[name] for name in IMAGES if name in means}
     tables, figures, notes = {}, {}, []
@@ -291,7 +287,8 @@ ABOUT = (
     "beyond the data, and a sample of its tail can fly off so far that it alone makes the mean "
     "(`sample_distance` in the data).",
     "In brackets 95% intervals: over test data with one seed, over seeds by Student's t with more.",
-    "Systems without a density on all of space have a dash for it: none can be computed.",
+    "Systems without a density on all of space, or without a manifold, have a dash for it: none "
+    "can be computed.",
 )
 
 

@@ -29,7 +29,7 @@ from submanifold.reproduction.pca_flow import pca_flow
 SAMPLES = 2000
 IMAGE_SAMPLES, SOME, FEW = 1000, 1000, 256
 OF_SAMPLES = ("precision", "recall", "kid")
-POINTS_VERSION, IMAGES_VERSION = 3, 2
+POINTS_VERSION, IMAGES_VERSION = 4, 2
 """Raise one when a measurement here changes."""
 
 Measured = dict[str, Any]
@@ -42,7 +42,8 @@ def measure_points(experiment: Experiment) -> Measured:
         What :func:`submanifold.evaluation.truth.against_truth` does; ``nearest_distance``, as its
         ``projection_distance`` of the nearest point; ``data_distance``, of test points themselves
         from the true manifold; ``sample_median``, of samples' distances from it; ``excess`` of the
-        metric, of two coordinates or more; ``seconds`` of training.
+        metric, of two coordinates or more; ``seconds`` of training. Nothing of projections where
+        there is no manifold.
     """
     return _found(experiment, _measure_points, POINTS_VERSION)
 
@@ -83,13 +84,16 @@ def _measure_points(experiment: Experiment) -> Measured:
     samples = model.sample(SAMPLES, generator=torch.Generator().manual_seed(0)).double().numpy()
     found = against_truth(model, truth, test, samples)
     x, true = torch.from_numpy(np.asarray(test)), truth.project(test)
-    nearest = model.project(x, steps=NEAREST_STEPS).double().numpy()
+    if model.dim < model.event_dim:
+        nearest = model.project(x, steps=NEAREST_STEPS).double().numpy()
+        found["nearest_distance"] = mean_interval(np.linalg.norm(nearest - true, axis=1))
+    else:
+        del found["projection_distance"]
     excess = on_manifold(model, x).excess.double().numpy()
     if np.isfinite(excess).all() and model.dim > 1:
         found["excess"] = mean_interval(excess)
     return {
         **{name: each for name, each in found.items() if isinstance(each, Mapping)},
-        "nearest_distance": mean_interval(np.linalg.norm(nearest - true, axis=1)),
         "data_distance": mean_interval(np.linalg.norm(test - true, axis=1)),
         "sample_median": median_interval(np.linalg.norm(samples - truth.project(samples), axis=1)),
         "seconds": _seconds(experiment),
