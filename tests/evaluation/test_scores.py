@@ -1,3 +1,4 @@
+import copy
 import io
 import json
 
@@ -7,20 +8,24 @@ import scipy
 import torch
 from PIL import Image
 
+from strategies import perturb
 from submanifold.data import dequantize
+from submanifold.errors import UserError
 from submanifold.evaluation.scores import (
     COMBINATION,
     GREY_LEVEL,
+    LEAST,
     SCORES,
     Calibration,
+    calibrate,
     leading_spectrum,
     local_dimension,
     png_bits,
     score,
     score_batch,
 )
-from submanifold.flows import Autoencoder, Glow
-from submanifold.manifold import Hierarchy, Stage
+from submanifold.flows import Autoencoder, Glow, RealNVP
+from submanifold.manifold import Hierarchy, Mixture, Stage
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,80 @@ def test_tail_probabilities_of_normal_data_are_uniform():
     for name in (*normal_scores(1, 0), "typicality", COMBINATION):
         tails = calibration.tail(name, scores[name])
         assert scipy.stats.kstest(tails, "uniform").statistic < 0.035, name
+
+
+@pytest.mark.parametrize(("count", "repeats"), [(20, 40), (145, 20)])
+def test_at_most_a_share_alpha_of_normal_images_has_a_p_value_of_alpha(count, repeats):
+    rng = np.random.default_rng(count)
+    root = np.linalg.cholesky(0.4 * np.eye(5) + 0.6)
+
+    def draw(size):
+        heavy = root @ rng.normal(size=(5, size)) / np.sqrt(rng.chisquare(3, size) / 3)
+        return dict(zip(("density", "b", "c", "d", "e"), heavy, strict=True))
+
+    shares = []
+    for _ in range(repeats):
+        scores = draw(count)
+        calibration = Calibration.fit(scores, tuple(scores))
+        tails = calibration.tail(COMBINATION, calibration.complete(draw(300))[COMBINATION])
+        shares.append([(tails <= alpha).mean() for alpha in (0.05, 0.1)])
+    expected, spread = np.array([0.05, 0.1]), np.std(shares, axis=0) / np.sqrt(repeats)
+    assert (np.mean(shares, axis=0) <= expected + 3 * spread).all()
+    assert (np.mean(shares, axis=0) >= expected / 3).all(), "not too cautious either"
+
+
+def test_images_that_are_copies_count_once_if_they_are_one_group():
+    alone = normal_scores(100, 0)
+    copies = {name: np.repeat(values, 8) for name, values in alone.items()}
+    single = Calibration.fit(alone, NAMES)
+    grouped = Calibration.fit(copies, NAMES, np.repeat(np.arange(100), 8))
+    assert (grouped.count, grouped.groups) == (800, 100)
+    assert grouped.basis == "800 images in 100 groups"
+    assert (single.groups, single.basis) == (100, "100 images")
+    assert grouped.least_tail == single.least_tail == pytest.approx(1 / 101)
+    others = normal_scores(2000, 2)
+    for name in (*NAMES, "typicality", COMBINATION):
+        tails, expected = (
+            known.tail(name, known.complete(others)[name]) for known in (grouped, single)
+        )
+        assert np.abs(tails - expected).mean() < 0.02, name
+        assert tails.min() >= 1 / 101 - 1e-9
+
+
+@pytest.mark.parametrize(("count", "groups", "message"), [
+    (LEAST - 1, None, "expected at least 20, .* got 19 images"),
+    (1, None, "got 1 images"),
+    (500, np.zeros(500, int), "got 500 images in 1 groups"),
+    (500, np.arange(500) // 490, "got 500 images in 2 groups"),
+])  # fmt: skip
+def test_too_few_images_give_no_calibration(count, groups, message):
+    with pytest.raises(UserError, match=message):
+        Calibration.fit(normal_scores(count, 0), NAMES, groups)
+
+
+def test_a_model_with_too_few_normal_images_has_the_reason_in_place_of_a_calibration(model):
+    device = torch.device("cpu")
+    model = copy.deepcopy(model).float()
+    found = calibrate(model, images(LEAST, 1), device)
+    assert Calibration.from_dict(found).count == LEAST
+    found = calibrate(model, images(LEAST - 1, 1), device)
+    assert list(found) == ["why"]
+    assert "got 19 images" in found["why"]
+
+
+@pytest.mark.parametrize(("value", "tail"), [(0.0, 1.0), (1.0, 31 / 101), (2.0, 1 / 101)])
+def test_a_score_that_equals_normal_ones_is_no_more_extreme_than_they_are(value, tail):
+    scores = {"density": np.repeat([0.0, 1.0], [70, 30])}
+    calibration = Calibration.fit(scores, ("density",))
+    found = calibration.tail("density", np.array([value]))
+    assert found == pytest.approx(tail, abs=0.02)  # between two levels
+
+
+def test_the_combination_is_about_the_mean_of_its_parts():
+    scores = {**normal_scores(500, 0), "constant": np.ones(500)}
+    calibration = Calibration.fit(scores, tuple(scores))
+    # the trace of the inverse covariance, with its ridge, times the covariance
+    assert calibration.complete(scores)[COMBINATION].mean() == pytest.approx(3 / 1.03, abs=0.05)
 
 
 def test_a_score_beyond_all_has_the_least_probability_and_one_below_all_the_largest():
@@ -131,6 +210,7 @@ def test_scores_are_what_they_say(model):
 
 
 def test_the_density_on_the_manifold_is_that_of_the_change_of_variables(model):
+    model = perturb(copy.deepcopy(model).double(), 0.2)
     array = images(2, 2)
     x = dequantize(torch.from_numpy(array), torch.Generator().manual_seed(0)).double()
     found = score_batch(model, x, array, {"manifold_density", "dimension"})
@@ -138,6 +218,7 @@ def test_the_density_on_the_manifold_is_that_of_the_change_of_variables(model):
     for number in range(2):
         jacobian = torch.func.jacrev(lambda one: model.decode(one[None])[0].flatten())(u[number])
         volume = torch.linalg.slogdet(jacobian.T @ jacobian)[1] / 2
+        assert volume.abs() > 0.5, "a model that changes volumes"
         wanted = volume - torch.distributions.Normal(0.0, 1.0).log_prob(u[number]).sum()
         torch.testing.assert_close(found["manifold_density"][number], wanted.detach())
         values = torch.linalg.eigvalsh(jacobian.T @ jacobian)
@@ -150,6 +231,35 @@ def test_the_spectrum_is_of_the_leading_coordinates(model):
     u = torch.randn(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert leading_spectrum(model, u, most=4).shape == (2, 4)
     assert leading_spectrum(model, u).shape == (2, 6)
+
+
+def test_the_number_of_a_chart_is_no_coordinate():
+    torch.manual_seed(0)
+    mixture = Mixture([Hierarchy([Stage(RealNVP(4), dim=3)]) for _ in range(3)]).double()
+    perturb(mixture, 0.3)
+    x = 2 * torch.randn(12, 4).double()
+    names = ("on_manifold", "manifold_density", "dimension")
+    found = score_batch(mixture, x, np.empty(0), names)
+    with torch.no_grad():
+        densities = torch.stack([chart.log_prob(x) for chart in mixture.charts], 1)
+        numbers = (densities + mixture.logits.log_softmax(0)).argmax(1)
+    assert len(numbers.unique()) == 3
+    normal = torch.distributions.Normal(0.0, 1.0)
+    for at, chart in enumerate(mixture.charts[number] for number in numbers.tolist()):
+        u = chart.encode(x[at : at + 1])[0][0].detach()
+        jacobian = torch.func.jacrev(lambda one, chart=chart: chart.decode(one[None])[0])(u)
+        metric = jacobian.T @ jacobian
+        on_chart = normal.log_prob(u).sum()
+        y = chart.decode(u[None])
+        others = mixture.log_prob(y) - chart.log_prob(y)  # all charts at the projection
+        wanted = {
+            "on_manifold": -on_chart,
+            "manifold_density": metric.slogdet()[1] / 2 - on_chart - others[0],
+            "dimension": -local_dimension(torch.linalg.eigvalsh(metric)[None], 4)[0],
+        }
+        for name, value in wanted.items():
+            assert found[name][at].item() == pytest.approx(value.item(), rel=1e-6), name
+    assert leading_spectrum(mixture, mixture.encode(x)[0].detach(), most=2).shape == (12, 2)
 
 
 def test_directions_far_above_a_grey_level_count_and_those_far_below_do_not():

@@ -249,5 +249,7 @@ def test_grey_images_and_a_handful_of_them_end_in_a_report_too(project, tmp_path
         assert metrics[name]["why"].startswith("not measured: there are fewer than 4 test images")
     report = run.load("report")
     assert "10 training, 1 validation and 1 test images" in " ".join(report.split())
+    assert "not available. Validation images for a calibration: expected at least 20" in report
+    assert "got 1 images" in run.load("hierarchy").calibration["why"]
     assert "Precision is quality" not in report
     assert run.mlflow.info.run_name == "folder-H-MM"

@@ -16,7 +16,9 @@ GLOW = {"type": "glow", "shape": [3, 8, 8], "levels": 2, "steps": 2, "width": 8}
 def model(*bijections):
     stages = [{"bijections": list(bijections), "dim": 500, "off_manifold_scale": 1.0}]
     return SimpleNamespace(
-        has_density=True, describe=lambda: {"model": "hierarchy", "stages": stages}
+        has_density=True,
+        describe=lambda: {"model": "hierarchy", "stages": stages},
+        calibration={"why": "There were 3 images."},
     )
 
 
@@ -118,6 +120,10 @@ def test_a_stage_is_shown_with_all_its_bijections(report):
     glow, rotation = row.split("<br>")
     assert glow.startswith("glow <code>shape=[3, 8, 8]</code> <code>levels=2</code>")
     assert rotation.strip() == "rotation <code>dim=192</code>"
+
+
+def test_a_model_without_a_calibration_has_its_reason(report):
+    assert "<code>submanifold score</code>: not available. There were 3 images." in report["report"]
 
 
 def test_a_metric_without_a_value_has_its_reason_and_one_that_nothing_has_no_column():

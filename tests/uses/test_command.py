@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -98,8 +99,10 @@ def test_scores_are_those_of_the_model(model_file, pictures, tmp_path):
     out = tmp_path / "scores.csv"
     run("score", model_file, pictures[0], "--out", out, "--nearest")
     table, model = pd.read_csv(out), Model.load(model_file)
-    parts = table["log_prob_on_manifold"] + table["log_prob_off_manifold"]
-    assert np.isfinite(parts).all()
+    run("encode", model_file, pictures[0], "--out", tmp_path / "codes.npz")
+    for part, codes in (("on", "u"), ("off", "v")):
+        expected = scipy.stats.norm.logpdf(np.load(tmp_path / "codes.npz")[codes]).sum(1)
+        np.testing.assert_allclose(table[f"log_prob_{part}_manifold"], expected, rtol=1e-5)
     bits = 8 - table["log_prob"] / (192 * np.log(2))
     np.testing.assert_allclose(table["bits_per_dim"], bits, rtol=1e-6)
     assert (table["nearest_mse"] <= table["encoder_mse"] * (1 + 1e-5)).all()
@@ -167,7 +170,7 @@ def test_a_path_between_the_same_points_stays_there():
 def test_info_says_what_the_model_is(model_file):
     about = json.loads(run("info", model_file.parent).output)
     assert about["data"] == DATA
-    assert about["calibrated_on"] == 200
+    assert (about["calibrated_on"], about["calibration_groups"]) == (200, 200)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -180,20 +183,31 @@ def test_info_says_what_the_model_is(model_file):
     (["sample", "{model}", "--dim", "1000"], "Allowed: 1 to 192"),
     (["interpolate", "{model}", "{pictures}", "{pictures}"], "one picture each"),
     (["sample", "{model}", "--device", "moon"], "device=moon cannot be used"),
-    (["score", "{uncalibrated}", "{pictures}"], "carries no calibration"),
+    (["score", "{model}", "{pictures}", "--at-most", "0.1%"],
+     "at least 1/201 (0.498%), the smallest p-value of a calibration on 200 images, got 0.100%"),
+    (["score", "{uncalibrated}", "nowhere"], "written by an earlier version, or by a phase"),
+    (["score", "{few}", "nowhere", "--at-most", "5%"], "carries no calibration, and its scores no "
+     "p-values. There were 3 images."),
+    (["score", "{of_dim}", "nowhere"], "the dimension that was trained, 16, and not of 5. Score"),
     (["score", "{dataless}", "{pictures}"], "does not say what images"),
 ])  # fmt: skip
 def test_mistakes_end_in_one_message(model_file, pictures, tmp_path, arguments, message):
-    model = Model.load(model_file)
-    model.calibration = {}
-    model.save(tmp_path / "uncalibrated.safetensors")
-    model.data = {}
-    model.save(tmp_path / "dataless.safetensors")
-    (tmp_path / "empty").mkdir()
-    places = {"model": model_file, "pictures": pictures[0], "empty": tmp_path / "empty",
-              "uncalibrated": tmp_path / "uncalibrated.safetensors",
-              "dataless": tmp_path / "dataless.safetensors"}  # fmt: skip
+    others = {
+        "uncalibrated": {"calibration": {}},
+        "few": {"calibration": {"why": "There were 3 images."}},
+        "dataless": {"data": {}},
+    }
+    places = {"model": model_file, "pictures": pictures[0], "empty": tmp_path / "empty"}
+    for name, changes in others.items():
+        model = Model.load(model_file)
+        for attribute, value in changes.items():
+            setattr(model, attribute, value)
+        places[name] = tmp_path / f"{name}.safetensors"
+        model.save(places[name])
+    places["of_dim"] = tmp_path / "of_dim.safetensors"
+    Model.load(model_file).at_dim(5).save(places["of_dim"])
+    places["empty"].mkdir()
     result = run(*(each.format(**places) for each in arguments))
     assert result.exit_code != 0
-    assert message in result.output
+    assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output

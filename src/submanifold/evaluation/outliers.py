@@ -39,6 +39,7 @@ def score_kinds(
     test: np.ndarray,
     outliers: np.ndarray,
     names: Sequence[str] = COMBINED,
+    groups: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Score normal images and outliers, and calibrate on normal validation images alone.
 
@@ -49,23 +50,29 @@ def score_kinds(
         test: Normal images.
         outliers: Others.
         names: Of the model's scores.
+        groups: The group of each validation image, as of :meth:`Calibration.fit`.
 
     Returns:
         A row for each image: ``part`` (normal, outlier), ``number`` in its array, its scores, and
-        the tail probability of each as ``p_<score>``.
+        the p-value of each as ``p_<score>``.
+
+    Raises:
+        UserError: The validation images do not suffice for a calibration.
     """
     linear = _linear(model.dim, train, valid)
-    chosen = {"valid": valid[:MOST], "normal": test[:MOST], "outlier": outliers[:MOST]}
-    scored = {part: score(model, images, names) for part, images in chosen.items()}
-    plain = {part: linear(images) for part, images in chosen.items()}
-    known = Calibration.fit(scored["valid"], names)
-    flat = {part: {"density": each["mahalanobis"], **each} for part, each in plain.items()}
-    known_linear = Calibration.fit(flat["valid"], tuple(LINEAR))
+
+    def flat(images: np.ndarray) -> dict[str, np.ndarray]:
+        plain = linear(images)
+        return {"density": plain["mahalanobis"], **plain}
+
+    normal, some = valid[:MOST], None if groups is None else groups[:MOST]
+    known = Calibration.fit(score(model, normal, names), names, some)
+    known_linear = Calibration.fit(flat(normal), tuple(LINEAR), some)
     tables = []
-    for part in PARTS:
-        found = known.complete(scored[part])
+    for part, images in zip(PARTS, (test[:MOST], outliers[:MOST]), strict=True):
+        found = known.complete(score(model, images, names))
         tails = {f"p_{name}": known.tail(name, values) for name, values in found.items()}
-        both = known_linear.complete(flat[part])
+        both = known_linear.complete(flat(images))
         for name in (*LINEAR, COMBINATION):
             shown = LINEAR_COMBINATION if name == COMBINATION else name
             found[shown] = both[name]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from submanifold import team
 from submanifold.data.batches import Batches
+from submanifold.errors import UserError
 from submanifold.manifold import Model
 from submanifold.manifold.linearization import Linearization
 from submanifold.manifold.model import NEAREST_STEPS
@@ -39,6 +40,10 @@ GREY_LEVEL = 1 / 256
 LEADING = 64
 BATCH = 64
 LEVELS = np.concatenate([[0.0], 1 / (1 + np.exp(np.linspace(9, -9, 361))), [1.0]])
+FOLDS = 10
+LEAST = 20
+"""Images of a calibration at least: each fit to nine of ten folds then has 18, more than two for
+each of the eight scores that are combined at most, and the smallest p-value, 1/21, is below 5%."""
 
 
 def score_batch(
@@ -62,7 +67,7 @@ def score_batch(
         u, v, log_prob = model(x)
         if model.has_density:
             found["density"] = -log_prob
-        found["on_manifold"] = -standard_normal_log_prob(u)
+        found["on_manifold"] = -standard_normal_log_prob(model.coordinates(u))
         found["off_manifold"] = v.square().sum(1) / 2
         if "encoder_distance" in names:
             found["encoder_distance"] = _error(x, model.decode(u))
@@ -74,8 +79,9 @@ def score_batch(
     if names & {"manifold_density", "dimension"}:
         eigenvalues = leading_spectrum(model, u)
         volume = eigenvalues.clamp_min(1e-12).log().sum(1) / 2
-        leading = u[:, : eigenvalues.shape[1]]
-        found["manifold_density"] = volume - standard_normal_log_prob(leading)
+        leading = model.coordinates(u)[:, : eigenvalues.shape[1]]
+        log_prob = standard_normal_log_prob(leading) + model.overlap(u)
+        found["manifold_density"] = volume - log_prob
         found["dimension"] = -local_dimension(eigenvalues, model.event_dim)
     return {name: found[name].double().detach() for name in SCORES if name in names & found.keys()}
 
@@ -87,12 +93,12 @@ def _error(x: Tensor, projected: Tensor) -> Tensor:
 def leading_spectrum(model: Model, u: Tensor, most: int = LEADING) -> Tensor:
     """Eigenvalues of J^T J at u, of the first coordinates alone, (batch, min(d, most)), ascending.
 
-    J is the decoder's derivative; the coordinates of a rotated model are in the order of what they
-    contribute, so that the first are a manifold of their own.
+    J is the decoder's derivative by :meth:`Model.coordinates`; those of a rotated model are in the
+    order of what they contribute, so that the first are a manifold of their own.
     """
     at = Linearization(model.decode, u)
     columns = []
-    for number in range(min(u.shape[1], most)):
+    for number in range(min(model.coordinates(u).shape[1], most)):
         direction = torch.zeros_like(u)
         direction[:, number] = 1
         columns.append(at.push(direction).flatten(1))
@@ -146,28 +152,55 @@ def score(
     return dict(zip(known, torch.cat(found).cpu().numpy().T, strict=True))
 
 
-def calibrate(model: Model, images: np.ndarray, device: torch.device) -> dict[str, Any]:
-    """Fit a :class:`Calibration` to the quick scores of normal uint8 images (N, ...)."""
-    return Calibration.fit(score(model.to(device), images), QUICK).to_dict()
+def calibrate(
+    model: Model, images: np.ndarray, device: torch.device, groups: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Fit a :class:`Calibration` to the quick scores of normal uint8 images (N, ...).
+
+    Args:
+        model: The model, which is moved to the device.
+        images: Images of the training data's kind that were not trained on.
+        device: Where they are scored.
+        groups: As of :meth:`Calibration.fit`.
+
+    Returns:
+        The calibration, JSON-able; where the images do not suffice the reason alone, as ``why``.
+    """
+    scores = score(model.to(device), images)
+    try:
+        return Calibration.fit(scores, QUICK, groups).to_dict()
+    except UserError as error:
+        return {"why": str(error)}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    r"""What scores normal images have, and with it the probability of a score as large as given.
+    r"""The scores of normal images, and the p-values of other scores among them.
 
-    Made of images of the training data's kind that were not trained on, and of nothing else. A
-    score's tail probability p is one-sided. Scores are combined by their joint distribution, that
-    of :math:`z_i = \Phi^{-1}(1 - p_i)` taken for normal:
+    It is made of images of the training data's kind that were not trained on, and of nothing else.
+    A score's p-value is the share of the normal images, the new one among them, that score at least
+    as high. Scores are combined by their joint distribution, that of
+    :math:`z_i = \Phi^{-1}(1 - p_i)` taken for normal:
 
     .. math:: (z - \bar z)^T C^{-1} (z - \bar z)
 
-    with mean and covariance over the same images, whose values of it give its own tail
-    probability. A score that is too small for the others is strange, too (compare the density of
-    states of Morningstar et al. 2021). Beyond the images' range z goes on by standard deviations,
-    to 8 at most.
+    with mean and covariance over the same images. A score that is too small for the others is
+    strange, too (compare the density of states of Morningstar et al. 2021). Beyond the images'
+    range z goes on by standard deviations, to 8 at most.
+
+    An image looks more usual by what was fitted to it than a new image does. The combination and
+    the typicality of the normal images are therefore cross-fitted: those of one fold of ten use
+    what was fitted to the other nine, and a new image is compared with the pooled values of all
+    folds (cross-conformal prediction: Vovk 2015), so that at most about a share alpha of normal
+    images has a p-value of alpha or less.
+
+    Images may come in groups that are alike, such as the cells of one photograph. A group is in one
+    fold, all groups have one weight, and p-values count groups: they are those of an image of a new
+    group, and valid for it (hierarchical conformal prediction: Lee, Barber & Willett 2023).
 
     Attributes:
         count: Images.
+        groups: Groups of images; where there are none, every image is one.
         median: Of log p(x), nats; None where there is no density.
         combined: The scores that are combined.
         quantiles: By score, and of the combination, at :data:`LEVELS`.
@@ -176,6 +209,7 @@ class Calibration:
     """
 
     count: int
+    groups: int
     median: float | None
     combined: tuple[str, ...]
     quantiles: Mapping[str, np.ndarray]
@@ -183,21 +217,65 @@ class Calibration:
     precision: np.ndarray
 
     @classmethod
-    def fit(cls, scores: Mapping[str, np.ndarray], combined: Sequence[str]) -> "Calibration":
-        """Read quantiles off scores of normal images, each (N,); combine those that there are."""
+    def fit(
+        cls,
+        scores: Mapping[str, np.ndarray],
+        combined: Sequence[str],
+        groups: np.ndarray | None = None,
+    ) -> "Calibration":
+        """Fit to scores of normal images, each (N,).
+
+        Args:
+            scores: The scores by name.
+            combined: Those to combine, where they are among the scores.
+            groups: The group of each image, (N,) integers; by default every image is its own.
+
+        Raises:
+            UserError: There are fewer than :data:`LEAST` images, or nearly all are of one group.
+        """
         combined = tuple(name for name in combined if name in scores)
-        count, size, median = len(scores[combined[0]]), len(combined), None
-        if "density" in scores:
-            median = -float(np.median(scores["density"]))
-        known = cls(count, median, combined, {}, np.zeros(size), np.eye(size))
-        scores = known._with_typicality(scores)
-        quantiles = {name: np.quantile(_finite(values), LEVELS) for name, values in scores.items()}
-        known = replace(known, quantiles=quantiles)
+        rows = np.arange(len(scores[combined[0]])) if groups is None else groups
+        _, group, sizes = np.unique(rows, return_inverse=True, return_counts=True)
+        fold = np.random.default_rng(0).permutation(len(sizes))[group] % FOLDS
+        folds = [fold == number for number in range(min(FOLDS, len(sizes)))]
+        known = cls(len(rows), len(sizes), None, combined, {}, np.zeros(0), np.eye(0))
+        if min((~each).sum() for each in folds) < LEAST * (1 - 1 / FOLDS):
+            raise UserError(
+                f"Validation images for a calibration: expected at least {LEAST}, of which nine "
+                f"tenths are outside any one group, got {known.basis}. Give more, such as by "
+                "data.counts.valid or with a larger folder."
+            )
+        weights = 1 / sizes[group]
+        held_out: dict[str, np.ndarray] = {}
+        for each in folds:
+            kept, left = (
+                {name: values[own] for name, values in scores.items()} for own in (~each, each)
+            )
+            for name, values in known._fitted(kept, weights[~each]).complete(left).items():
+                held_out.setdefault(name, np.zeros(len(rows)))[each] = values
+        known = known._fitted(scores, weights)
+        return replace(known, quantiles=_quantiles(held_out, weights))
+
+    def _fitted(self, scores: Mapping[str, np.ndarray], weights: np.ndarray) -> "Calibration":
+        """What :meth:`complete` needs, fitted to scores (N,) of images with weights (N,)."""
+        count, size = len(weights), len(self.combined)
+        median = -float(np.median(scores["density"])) if "density" in scores else None
+        known = replace(self, count=count, median=median, quantiles=_quantiles(scores, weights))
         z = known._normal_scores(scores)
-        spread = np.cov(z.T).reshape(size, size) + RIDGE * np.eye(size)
-        known = replace(known, mean=z.mean(0), precision=np.linalg.inv(spread))
-        joint = np.quantile(known._joint(scores), LEVELS)
-        return replace(known, quantiles={**quantiles, COMBINATION: joint})
+        covariance = np.cov(z.T, aweights=weights).reshape(size, size) + RIDGE * np.eye(size)
+        mean = np.average(z, axis=0, weights=weights)
+        return replace(known, mean=mean, precision=np.linalg.inv(covariance))
+
+    @property
+    def basis(self) -> str:
+        """What p-values are based on, as text."""
+        grouped = "" if self.groups == self.count else f" in {self.groups:,} groups"
+        return f"{self.count:,} images{grouped}"
+
+    @property
+    def least_tail(self) -> float:
+        """The smallest p-value that there can be."""
+        return 1 / (self.groups + 1)
 
     def complete(self, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add the ``combination`` and, where there is a ``density``, its ``typicality``."""
@@ -205,10 +283,11 @@ class Calibration:
         return {**scores, COMBINATION: self._joint(scores)}
 
     def tail(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Probability under normal data of a score as large as each value, in [1/(n+1), 1]."""
+        """p-value of each value, (N,) in [1/(groups + 1), 1]."""
         known = self.quantiles[name]
-        below = np.interp(_finite(values), known, LEVELS, left=0.0, right=1.0)
-        return (1 + self.count * (1 - below)) / (self.count + 1)
+        # of the negatives, as an equal normal score counts among those that are as large
+        above = np.interp(-_finite(values), -known[::-1], 1 - LEVELS[::-1], left=0.0, right=1.0)
+        return (1 + self.groups * above) / (self.groups + 1)
 
     def _with_typicality(self, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.median is None:
@@ -235,8 +314,8 @@ class Calibration:
         """Make it JSON-able, to five digits."""
         quantiles = {name: _digits(values) for name, values in self.quantiles.items()}
         return {
-            "count": self.count, "median": self.median, "combined": list(self.combined),
-            "quantiles": quantiles, "mean": _digits(self.mean),
+            "count": self.count, "groups": self.groups, "median": self.median,
+            "combined": list(self.combined), "quantiles": quantiles, "mean": _digits(self.mean),
             "precision": [_digits(row) for row in self.precision],
         }  # fmt: skip
 
@@ -245,9 +324,20 @@ class Calibration:
         """Make it of what :meth:`to_dict` returned."""
         quantiles = {name: np.array(values) for name, values in found["quantiles"].items()}
         return cls(
-            found["count"], found["median"], tuple(found["combined"]), quantiles,
+            found["count"], found["groups"], found["median"], tuple(found["combined"]), quantiles,
             np.array(found["mean"]), np.array(found["precision"]),
         )  # fmt: skip
+
+
+def _quantiles(scores: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Weighted quantiles of scores at :data:`LEVELS`; with equal weights those of NumPy."""
+    found = {}
+    for name, values in scores.items():
+        order = np.argsort(values)
+        middles = np.cumsum(weights[order]) - weights[order] / 2
+        levels = (middles - middles[0]) / (middles[-1] - middles[0])
+        found[name] = np.interp(LEVELS, levels, _finite(values[order]))
+    return found
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -179,7 +179,8 @@ class Hierarchy(Model):
             dim: 1 to :attr:`largest_dim`.
 
         Returns:
-            A hierarchy, or a :class:`Slice` where stages bend the coordinates.
+            A hierarchy, or a :class:`Slice` where stages bend the coordinates. It has no
+            calibration, as the scores have other values.
 
         Raises:
             UserError: It is not in that range.
@@ -196,6 +197,12 @@ class Hierarchy(Model):
             inner = Stage(last.flows, dim, last.off_manifold_scale, last.noise)
             model = Hierarchy([*outside, inner])
         model.notes, model.data = self.notes, self.data
+        model.calibration = {"why": (
+            f"A calibration is of the dimension that was trained, {self.dim}, and not of {dim}. "
+            f"Score with the model as it was trained, train one with stage_{self.making}.dim={dim},"
+            " or set model.calibration to what submanifold.evaluation.scores.calibrate(model, "
+            "images, device) returns of validation images."
+        )}  # fmt: skip
         return model.train(self.training)
 
     def part(self, first: int = 1, last: int | None = None) -> "Hierarchy":

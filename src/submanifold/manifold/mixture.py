@@ -106,8 +106,27 @@ class Mixture(Model):
 
     def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         """Invert (u, v) on the chart that u says; without v the point on the manifold."""
-        number = u[:, -1].detach().round().long().clamp(0, len(self.charts) - 1)
-        return _pick(torch.stack([chart.decode(u[:, :-1], v) for chart in self.charts]), number)
+        inside = self.coordinates(u)
+        decoded = torch.stack([chart.decode(inside, v) for chart in self.charts])
+        return _pick(decoded, self._chart(u))
+
+    def coordinates(self, u: Tensor) -> Tensor:
+        """Leave out the number of the chart, the last of u: (batch, d)."""
+        return u[:, : self.dim]
+
+    def _chart(self, u: Tensor) -> Tensor:
+        """The number of the chart of each u, (batch,)."""
+        return u[:, self.dim].detach().round().long().clamp(0, len(self.charts) - 1)
+
+    @torch.no_grad()
+    def overlap(self, u: Tensor) -> Tensor:
+        r""":math:`\log \pi_k - \log r_k(y)` at y = g_k(u) on the chart k of u, (batch,).
+
+        Where charts overlap, on one manifold and of one thickness, densities on it add up as those
+        on all of space do, of which :math:`r_k(y)` is the chart's share.
+        """
+        joint, number = self.charted(self.decode(u)).joint, self._chart(u)
+        return joint.logsumexp(0) - _pick(joint, number) + self.logits.log_softmax(0)[number]
 
     def sample(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None

@@ -40,7 +40,8 @@ class Model(nn.Module, ABC):
         data: JSON-able facts on what it was trained on, which a new picture needs to be made alike:
             ``size``, ``channels``, ``crop``, ``value_range`` and ``bits``; empty if not known.
         calibration: JSON-able quantiles of scores on such data
-            (:class:`submanifold.evaluation.scores.Calibration`); empty if there are none.
+            (:class:`submanifold.evaluation.scores.Calibration`); where there are none empty, or
+            the reason as ``why``.
     """
 
     kinds: ClassVar[dict[str, type["Model"]]] = {}
@@ -118,9 +119,20 @@ class Model(nn.Module, ABC):
             )
         return self(x)[2]
 
+    def coordinates(self, u: Tensor) -> Tensor:
+        """Those numbers of an encoded u that are coordinates, (batch, d): all of them."""
+        return u
+
+    def overlap(self, u: Tensor) -> Tensor:
+        """Log of the factor by which charts change the density at u, (batch,): 0 without charts."""
+        return u.new_zeros(len(u))
+
     def code_log_prob(self, u: Tensor) -> Tensor:
-        """Log-density in nats (batch,) of the coordinates u (batch, d) of a sample: N(0, I)."""
-        return standard_normal_log_prob(u)
+        """Log-density in nats (batch,) of the u of a sample, whose coordinates are N(0, I).
+
+        It is the log-density on the manifold plus the log volume of the decoder at u.
+        """
+        return standard_normal_log_prob(self.coordinates(u)) + self.overlap(u)
 
     def bits_per_dim(self, x: Tensor, bits: int | None = None) -> Tensor:
         """Negative log-density in bits for each dimension, shape (batch,).

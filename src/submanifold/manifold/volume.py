@@ -88,21 +88,20 @@ def _on_charts(
 ) -> OnManifold:
     r"""On the chart k that is responsible for x, :math:`\pi_k\, p_M^k(y) / r_k(y)` at y = g_k(u).
 
-    Where charts overlap, on one manifold and of one thickness, densities on it add up as those on
-    all of space do, of which :math:`r_k(y)` is the chart's share.
+    See :meth:`Mixture.overlap`.
     """
-    number = mixture.encode(x)[0][:, -1].long()
+    u = mixture.encode(x)[0]
+    number = u[:, -1].long()
     found = OnManifold(*(torch.full_like(x.flatten(1)[:, 0], torch.nan) for _ in range(3)))
     for k, chart in enumerate(mixture.charts):
         own = number == k
         if not own.any():
             continue
-        on = on_manifold(chart, x[own], exact_up_to, generator)
-        joint = mixture.charted(chart.project(x[own])).joint
-        others = joint.logsumexp(0) - joint[k] + mixture.logits.log_softmax(0)[k]
-        found.log_prob[own], found.error[own] = on.log_prob + others, on.error
-        found.excess[own] = on.excess
-    return found
+        for values, of_chart in zip(
+            found, on_manifold(chart, x[own], exact_up_to, generator), strict=True
+        ):
+            values[own] = of_chart
+    return found._replace(log_prob=found.log_prob + mixture.overlap(u))
 
 
 @torch.no_grad()

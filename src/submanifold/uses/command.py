@@ -88,9 +88,10 @@ def score(
     nearest: bool, device: str, batch_size: int,
 ) -> None:  # fmt: skip
     """Write densities, distances, and how probable each picture is under the training data."""
-    from submanifold.uses.scoring import score_pictures, scores_table
+    from submanifold.uses.scoring import check_calibration, score_pictures, scores_table
 
     loaded = _load(model, device)
+    check_calibration(loaded, at_most)
     names, images = _read(loaded, pictures, batch_size)
     scores = score_pictures(loaded, images, nearest, batch_size)
     table = scores_table(names, scores, at_most)
@@ -204,7 +205,9 @@ def interpolate(
 def info(model: Path) -> None:
     """Say what a model is, and what it was trained on."""
     loaded = _load(model, "cpu")
-    about = {**loaded.describe(), "calibrated_on": loaded.calibration.get("count")}
+    calibration = loaded.calibration
+    about = {**loaded.describe(), "calibrated_on": calibration.get("count"),
+             "calibration_groups": calibration.get("groups")}  # fmt: skip
     click.echo(json.dumps(about, indent=2))
 
 

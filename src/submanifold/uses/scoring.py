@@ -18,18 +18,38 @@ from submanifold.progress import track
 
 
 def calibration_of(model: Model) -> Calibration:
-    """The calibration that a model's file carries.
+    """The calibration that a model carries.
 
     Raises:
-        UserError: It carries none.
+        UserError: It carries none, or one of an earlier version.
     """
-    if "precision" not in model.calibration:
-        raise UserError(
-            "The model's file carries no calibration, so that no probability can be given: it was "
-            "written by an earlier version, or by a phase. Run its experiment again: the trainings "
-            "are found, and hierarchy.safetensors is written with one."
+    if "groups" not in model.calibration:
+        why = model.calibration.get("why") or (
+            "Its file was written by an earlier version, or by a phase. Run its experiment again: "
+            "the trainings are found, and hierarchy.safetensors is written with one."
         )
+        raise UserError(f"The model carries no calibration, and its scores no p-values. {why}")
     return Calibration.from_dict(model.calibration)
+
+
+def check_calibration(model: Model, at_most: float | None) -> None:
+    """Refuse what cannot be answered before any picture is read.
+
+    Args:
+        model: The model.
+        at_most: The p-value up to which a picture is an outlier, if there are to be any.
+
+    Raises:
+        UserError: The model carries no calibration, or one without such small p-values.
+    """
+    calibration = calibration_of(model)
+    least = calibration.least_tail
+    if at_most is not None and at_most < least:
+        raise UserError(
+            f"--at-most: expected at least 1/{calibration.groups + 1:,} ({least:.3%}), the "
+            f"smallest p-value of a calibration on {calibration.basis}, got {at_most:.3%}. Take a "
+            "larger one, or train with more validation images (data.counts.valid)."
+        )
 
 
 def score_pictures(

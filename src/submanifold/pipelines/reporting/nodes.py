@@ -13,6 +13,7 @@ from submanifold import paper
 from submanifold.data.settings import SyntheticSettings
 from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
 from submanifold.evaluation.samples import TEMPERATURES
+from submanifold.evaluation.scores import Calibration
 from submanifold.evaluation.truth import manifold_picture
 from submanifold.manifold import Model
 from submanifold.pages import render
@@ -79,7 +80,15 @@ def report_images(
                  if isinstance(each, dict) and "rotation" in each]  # fmt: skip
     first_order = rotations[-1] if rotations else None
     figures["dimensions"] = dimension_curves(metrics["curve"], metrics["dims"][-1], first_order)
-    return _report(figures, metrics=metrics, **about)
+    calibration = _calibration(about["hierarchy"].calibration)
+    return _report(figures, metrics=metrics, calibration=calibration, **about)
+
+
+def _calibration(found: Measured) -> str:
+    """What the p-values of ``submanifold score`` are based on, or why there are none."""
+    if "why" in found:
+        return f"not available. {found['why']}"
+    return f"{Calibration.from_dict(found).basis} for validation."
 
 
 def report_points(
@@ -111,6 +120,7 @@ def _report(
     dataset: str,
     method: str,
     truth: Measured | None = None,
+    calibration: str | None = None,
     **histories: dict[str, Any],
 ) -> dict[str, Any]:
     from submanifold.figures import as_png, training_curves
@@ -124,6 +134,7 @@ def _report(
         method=method,
         metrics=metrics,
         truth=truth,
+        calibration=calibration,
         table=table,
         manifest=manifest,
         stages=hierarchy.describe()["stages"],
