@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from submanifold.data import dequantize
+from submanifold.errors import UserError
 from submanifold.evaluation.outliers import (
     LINEAR,
     LINEAR_COMBINATION,
@@ -63,14 +64,22 @@ def ramps(count, seed):
 
 
 @pytest.fixture(scope="module")
-def table():
-    """A Glow that is only set to the data tells noise from them."""
+def model():
+    """A Glow that is only set to the data."""
     torch.manual_seed(0)
     model = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=2, width=8, whiten=True), 6)])
     with torch.no_grad():
         model(dequantize(torch.from_numpy(ramps(300, 0))))
-    noise = np.random.default_rng(9).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
-    return score_kinds(model.eval(), ramps(300, 0), ramps(200, 1), ramps(100, 2), noise)
+    return model.eval()
+
+
+NOISE = np.random.default_rng(9).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def table(model):
+    """The model tells noise from its data."""
+    return score_kinds(model, ramps(300, 0), ramps(200, 1), ramps(100, 2), NOISE)
 
 
 def test_every_score_has_a_tail_probability(table):
@@ -89,3 +98,18 @@ def test_noise_is_found_and_normal_images_are_rarely_taken_for_it(table):
     for name in (COMBINATION, "density", "encoder_distance", LINEAR_COMBINATION):
         assert noise[f"p_{name}"].tolist() == pytest.approx([1 / 201] * len(noise)), name
         assert (normal[f"p_{name}"] <= 0.05).mean() < 0.15, name
+
+
+def test_the_p_values_of_all_scores_count_groups_of_validation_images(model):
+    names, groups = ("density", "encoder_distance"), np.arange(60) // 2
+    table = score_kinds(
+        model, ramps(300, 0), ramps(60, 1), ramps(5, 2), NOISE[:5], names, groups
+    )  # fmt: skip
+    noise = table[table["part"] == "outlier"]
+    for name in (*names, COMBINATION, LINEAR_COMBINATION):
+        assert noise[f"p_{name}"].tolist() == pytest.approx([1 / 31] * 5), name
+
+
+def test_too_few_validation_images_are_refused(model):
+    with pytest.raises(UserError, match=r"expected at least 20, .* got 19 images"):
+        score_kinds(model, ramps(300, 0), ramps(19, 1), ramps(5, 2), NOISE, ("density",))
