@@ -12,7 +12,7 @@ from submanifold.errors import UserError
 from submanifold.evaluation.truth import against_truth
 from submanifold.flows import RealNVP, initialize
 from submanifold.manifold import Hierarchy, Mixture, Model, Objective, Stage, on_manifold
-from submanifold.manifold.objective import LEAST_SHARE, Likelihood, Pass, Squared
+from submanifold.manifold.objective import LEAST_SHARE, Likelihood, Pass, Squared, Target
 from submanifold.training.trainer import TrainingSettings, fit
 
 
@@ -110,6 +110,21 @@ def test_a_penalty_weighs_as_the_chart_is_responsible():
     values = Objective({"likelihood": Likelihood(), "reconstruction": Squared(weight=2.0)})(made, x)
     assert_close(values["mse"], (shares * errors).sum(0).mean())
     assert_close(values["loss"], made.bits_per_dim(x).mean() + 2 * values["mse"])
+
+
+def test_a_penalty_does_not_train_responsibilities():
+    made, x = mixture(), torch.randn(20, 2).double()
+    Squared(weight=1.0)(Pass(made, x, x)).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in made.charts.parameters())
+    assert made.logits.grad is None  # which only responsibilities depend on
+
+
+def test_the_target_of_charts_is_the_error_of_their_projection():
+    made, x = mixture(), torch.randn(20, 2).double()
+    penalty = Squared(weight=1.0, target=Target(mse=0.1))
+    values = Objective({"likelihood": Likelihood(), "reconstruction": penalty})(made, x)
+    expected = (x - made.project(x)).square().mean().item()
+    assert values["image_mse"].item() == pytest.approx(expected)
 
 
 def test_a_chart_that_overflows_at_events_of_another_leaves_the_penalty_finite():

@@ -10,6 +10,9 @@ from submanifold.flows import Affine, RealNVP
 from submanifold.manifold import Hierarchy, Model, Stage, manifold_log_prob
 from submanifold.manifold.objective import (
     DUAL_RATE,
+    LARGEST_FACTOR,
+    LARGEST_WEIGHT,
+    Huber,
     Likelihood,
     Objective,
     Pass,
@@ -161,10 +164,23 @@ def test_each_event_draws_a_dimension():
     every = torch.stack([model.at_dim(d).rejection_map(x).square().mean(1) for d in range(1, 13)])
     drawn = (every - errors).abs().argmin(0) + 1
     assert set(drawn.tolist()) == set(range(2, 9))
-    counts = torch.bincount(drawn).double()
-    assert counts[3:6].min() > counts[8]
+    shares = torch.bincount(drawn, minlength=9)[2:].double() / len(x)
+    # log-uniform on [2, 8] and rounded: dimension d is drawn from [d - 0.5, d + 0.5]
+    edges = torch.tensor([2, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8]).double()
+    expected = edges.log().diff() / math.log(4)
+    assert ((shares - expected).abs() < 4 * (expected / len(x)).sqrt()).all()
     tails = gains.flip(0).cumsum(0).flip(0)
     assert torch.allclose(weight, (tails[4] / tails[drawn]).clamp(max=10))
+
+
+def test_the_weight_of_a_drawn_dimension_has_a_cap():
+    gains = torch.logspace(0, -8, 12)
+    model = Hierarchy([stage(12, 4, gains=gains)])
+    x = torch.randn(200, 12)
+    _, weight = Pass(model, x, x).nested_residual(2.0)
+    tails = gains.flip(0).cumsum(0).flip(0)
+    assert tails[4] / tails[8] > 10 * LARGEST_WEIGHT
+    assert weight.max().item() == pytest.approx(LARGEST_WEIGHT)
 
 
 def test_the_same_seed_draws_the_same_and_no_event_gets_a_gradient_from_another():
@@ -189,9 +205,69 @@ def test_validation_measures_the_models_own_dimension():
     assert values["mse"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def wanted(error, weight=2.0):
-    terms = {"likelihood": Likelihood(), "reconstruction": Squared(weight=weight, target=error)}
-    return Objective(terms)
+def wanted(error, weight=2.0, outer=None, **changes):
+    kind = Huber if "delta" in changes else Squared
+    penalty = kind(weight=weight, target=error, **changes)
+    return Objective({"likelihood": Likelihood(), "reconstruction": penalty}, outer=outer)
+
+
+def raised(objective, model, x):
+    """How far a step moves log lambda."""
+    values = objective(model, x, torch.Generator().manual_seed(0))
+    before = values["reconstruction_weight"].log().item()
+    objective.ascend(values)
+    return objective.multipliers["reconstruction"].item() - before
+
+
+PENALTIES = {
+    "squared": {},
+    "bytes": {"pixel_range": 256.0},
+    "huber": {"delta": 0.1},
+    "huber on bytes": {"delta": 25.6, "pixel_range": 256.0},
+    "drawn dimensions": {"spread": 2.0},
+    "metric": {"space": "metric"},
+    "image": {"space": "image"},
+}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_target_is_the_squared_error_of_the_image_for_every_penalty(penalty, inner):
+    """At half the target log lambda falls by half the rate."""
+    first = stage(8, 6, gains=torch.logspace(0, -3, 8))
+    second = stage(6, 3, gains=torch.logspace(0, -2, 6))
+    x = torch.randn(20, 8)
+    if inner:
+        outer, model, h = Hierarchy([first]), Hierarchy([second]), first(x)[0].detach()
+        error = (first.decode(h) - first.decode(model.project(h))).square().mean().item()
+    else:
+        outer, model, h = None, Hierarchy([first]), x
+        error = (x - model.project(x)).square().mean().item()
+    objective = wanted(Target(mse=2 * error), outer=outer, **PENALTIES[penalty])
+    assert raised(objective, model, h) == pytest.approx(-DUAL_RATE / 2, rel=1e-3)
+    with torch.no_grad():
+        values = objective(model, h, torch.Generator().manual_seed(0))
+    assert values["image_mse"].item() == pytest.approx(error, rel=1e-5)
+
+
+@pytest.mark.parametrize(("mse", "factor"), [(1e-9, LARGEST_FACTOR), (1e9, 1 / LARGEST_FACTOR)])
+def test_lambda_stays_within_a_factor_of_where_it_starts(mse, factor):
+    model, x = Hierarchy([stage(8, 3)]), torch.randn(20, 8)
+    objective = wanted(Target(mse=mse))
+    values = objective(model, x)
+    for _ in range(400):
+        objective.ascend(values)
+    assert objective.multipliers["reconstruction"].exp().item() == pytest.approx(2 * factor)
+
+
+def test_an_error_that_is_not_a_number_raises_lambda():
+    model, x = Hierarchy([stage(8, 3)]), torch.randn(20, 8)
+    objective = wanted(Target(mse=1.0))
+    values = objective(model, x)
+    objective.ascend({**values, "image_mse": torch.tensor(math.nan)})
+    assert objective.multipliers["reconstruction"].item() == pytest.approx(
+        math.log(2.0) + DUAL_RATE
+    )
 
 
 @pytest.mark.parametrize(("mse", "rises"), [(1e-6, True), (1e6, False)])
@@ -218,3 +294,8 @@ def test_validation_leaves_lambda_as_it_is():
 def test_a_wanted_psnr_is_an_error():
     assert Target(psnr=30.0).error == pytest.approx(1e-3)
     assert Target(mse=0.2).error == 0.2
+
+
+def test_an_error_within_the_slack_reaches_the_target():
+    excesses = [Target(mse=0.5).excess({"image_mse": 0.5 * (1 + e)}) for e in (-0.9, 0.01, 0.1)]
+    assert excesses == pytest.approx([0, 0, 0.1])

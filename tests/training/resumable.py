@@ -73,9 +73,9 @@ MODEL = ModelSettings(
 )
 
 
-def phase(*stages, weight=1.0, space="latent", **changes):
+def phase(*stages, weight=1.0, space="latent", target=None, **changes):
     """A phase in single precision; the squared error has a weight."""
-    reconstruction = {"penalty": "mse", "weight": weight, "space": space}
+    reconstruction = {"penalty": "mse", "weight": weight, "space": space, "target": target}
     if not weight:
         reconstruction = {"penalty": "none"}
     how = settings(precision="float32", **changes)

@@ -67,6 +67,15 @@ def test_the_penalty_of_a_second_phase_brings_the_projection_nearer(tmp_path, fi
     assert [each["stages"] for each in again.notes["phases"]] == [[1], [1]]
 
 
+@pytest.mark.parametrize(("mse", "reached"), [(1e-9, False), (1.0, True)])
+def test_a_target_that_is_not_reached_is_a_warning_of_the_history(tmp_path, first, mse, reached):
+    _, history = run(phase(1, target={"mse": mse}, weight=2.0, **STILL), first, tmp_path)
+    assert set(history["warnings"]) == (set() if reached else {"target"})
+    if not reached:
+        error = history["valid"][-1]["image_mse"]
+        assert f"at most 1e-09 on validation data, got {error:.3g}" in history["warnings"]["target"]
+
+
 def test_actnorms_are_set_by_data_in_new_stages_alone(tmp_path, first):
     both, _ = run(phase(1, 2, **STILL), first, tmp_path)
     assert_still(both.stages[0], weights(first))

@@ -13,8 +13,9 @@ from submanifold.data.batches import Batches
 from submanifold.device import choose_device, choose_precision
 from submanifold.errors import UserError
 from submanifold.flows import FLOWS, Affine, Glow, RealNVP
-from submanifold.manifold import Hierarchy, Stage
+from submanifold.manifold import Hierarchy, Objective, Stage
 from submanifold.manifold.model import load_tensors
+from submanifold.manifold.objective import Likelihood, Squared, Target
 from submanifold.training import trainer
 from submanifold.training.trainer import (
     Trainer,
@@ -560,8 +561,6 @@ def test_bytes_get_their_noise_from_dequantisation_and_are_not_suspected(tmp_pat
 
 def test_lambda_that_is_found_is_kept_and_reaches_the_wanted_error(tmp_path):
     """Eq. 3's constraint, by dual ascent; killed it goes on with the same lambda."""
-    from submanifold.manifold.objective import Likelihood, Objective, Squared, Target
-
     rng = np.random.default_rng(0)
     data = (rng.standard_normal((400, 4)) * [2.0, 1.5, 0.6, 0.5]).astype(np.float32)
     wanted = 0.18
@@ -591,6 +590,69 @@ def test_lambda_that_is_found_is_kept_and_reaches_the_wanted_error(tmp_path):
     again, resumed = run(tmp_path / "killed")
     assert [row["reconstruction_weight"] for row in resumed["train"]] == weights
     assert all(map(torch.equal, again.parameters(), model.parameters()))
+
+
+def with_target(mse, weight=10.0):
+    penalty = Squared(weight=weight, target=Target(mse=mse))
+    return Objective({"likelihood": Likelihood(), "reconstruction": penalty})
+
+
+def test_a_target_that_no_model_reaches_ends_with_the_lowest_error(tmp_path):
+    model = Hierarchy([Stage(Affine(4), 2)])
+    how = {"hierarchy": model, "validate_every": 25, "learning_rate": 0.03}
+    run(tmp_path / "before", penalised("mse", 10.0), steps=50, **how)
+    how["learning_rate"] = 0.003
+    _, history = run(tmp_path / "after", with_target(1e-6), steps=100, **how)
+    train, valid = history["train"], history["valid"]
+    assert history["setbacks"] == 0
+    # the weight raises the loss as a divergence would
+    assert train[-1]["loss"] > 2 * train[0]["loss"] + 1
+    kept = next(row for row in valid if row["step"] == history["best_step"])
+    assert kept["image_mse"] == min(row["image_mse"] for row in valid)
+    assert kept["loss"] > min(row["loss"] for row in valid)
+
+
+def row(likelihood, error, weight=None):
+    """A row of a history; with a weight, of dual ascent."""
+    part = error * (10.0 if weight is None else weight)
+    found = {"loss": likelihood + part, "likelihood": likelihood, "reconstruction": part,
+             "image_mse": error}  # fmt: skip
+    return found if weight is None else {**found, "reconstruction_weight": weight}
+
+
+@pytest.mark.parametrize(
+    ("start", "later", "diverged"),
+    [
+        (row(2.0, 0.1, 1.0), row(2.5, 0.05, 1000.0), False),
+        (row(2.0, 0.1, 1.0), row(9.0, 0.1, 1.0), True),
+        (row(2.0, 0.1, 1000.0), row(9.0, 0.1, 1.0), True),
+        (row(2.0, 0.1, 1.0), row(2.0, 0.5, 1000.0), True),
+        (row(2.0, 0.1), row(2.0, 0.2), False),
+        (row(2.0, 0.1), row(2.0, 0.9), True),
+    ],
+)
+def test_a_raised_weight_is_not_divergence(start, later, diverged):
+    message = trainer.fault(later, [start, later])
+    assert (message is not None) == diverged
+    assert trainer.far_above(later, [start]) == diverged
+
+
+def test_the_best_validation_is_the_most_likely_of_those_that_reach_the_target():
+    from_best = [
+        row(3.0, 0.10, 9.0),
+        row(4.0, 0.05, 1.0),
+        row(2.0, 0.11, 1.0),
+        row(1.0, 0.50, 0.1),
+        row(0.0, 0.90, 0.1),
+        row(math.nan, 0.05, 1.0),
+    ]
+    rank = Trainer(small(), with_target(0.1), settings()).rank
+    objective = with_target(0.1)
+    objective.multipliers["reconstruction"] = torch.zeros(())
+    constrained = Trainer(small(), objective, settings()).rank
+    assert sorted(reversed(from_best), key=constrained) == from_best
+    # without multipliers it is the loss alone
+    assert min(from_best[:5], key=rank) == from_best[4]
 
 
 def test_a_factor_on_the_rates_is_a_smaller_rate():

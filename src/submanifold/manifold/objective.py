@@ -25,6 +25,10 @@ WHOLE = 0
 LARGEST_WEIGHT = 10.0
 LEAST_SHARE = 1e-3
 DUAL_RATE = 0.02
+LARGEST_FACTOR = 1000.0
+"""Largest factor by which dual ascent raises or lowers a weight."""
+SLACK = 0.02
+"""Relative excess over a target that still counts as reached, 0.1 dB: errors of batches differ."""
 
 
 @dataclass
@@ -103,10 +107,21 @@ class Pass:
                 that of h in the image's measure, to first order (method.md 6.4): coordinates times
                 the roots of their gains, scaled so that the mean square is that of the image.
         """
+        if self.outer is None:
+            space = "latent"  # h is the image
         if (through, space) not in self._residuals:
             u = self._trace[0][through - 1]
             self._residuals[through, space] = self._missed(self._inner(through).decode(u), space)
         return self._residuals[through, space]
+
+    @torch.no_grad()
+    def image_mse(self, through: int = WHOLE) -> Tensor:
+        """Mean squared error of the image at the model's own dimension, in any space of a penalty.
+
+        Args:
+            through: As in :meth:`residual`.
+        """
+        return self.residual(through, "image").square().mean()
 
     def missed(
         self, spread: float | None = None, through: int = WHOLE, space: str = "latent"
@@ -233,9 +248,12 @@ class Likelihood(Settings):
 class Target(Settings):
     """The error of the projection that is wanted, epsilon of Eq. 3; one of the two.
 
+    It is the error of the image at the model's own dimension, in any ``space`` and for any
+    function of the residual that is penalised.
+
     Attributes:
         mse: Mean squared error, of pixels on [0, 1].
-        psnr: The same in dB.
+        psnr: The same in dB, -10 log10 of it.
     """
 
     mse: float | None = Field(default=None, gt=0)
@@ -251,6 +269,11 @@ class Target(Settings):
     def error(self) -> float:
         """As mean squared error."""
         return self.mse if self.mse is not None else 10 ** (-(self.psnr or 0.0) / 10)
+
+    def excess(self, row: Mapping[str, float]) -> float:
+        """Relative excess of a row's ``image_mse`` over the error, 0 within :data:`SLACK`."""
+        excess = row["image_mse"] / self.error - 1
+        return 0.0 if excess <= SLACK else excess
 
 
 class NoPenalty(Settings):
@@ -284,7 +307,8 @@ class Squared(Settings):
         spread: Each event draws a dimension, log-uniformly from d / spread to d spread, so that one
             model serves all of them; None is the stage's own dimension d.
         target: The error that is wanted, for which lambda is found by dual ascent; ``weight`` is
-            where it starts. None leaves lambda as it is.
+            where it starts, and it changes by a factor of at most :data:`LARGEST_FACTOR`. None
+            leaves lambda as it is.
         pixel_range: Width of the interval that pixels are on: 1, or 256 for those of a byte.
             Reported errors stay on [0, 1].
     """
@@ -374,8 +398,8 @@ class Objective:
 
     Attributes:
         multipliers: Log lambda of each term with a ``target``, which every training step moves,
-            :math:`\log\lambda \leftarrow \log\lambda + \eta\,(t / \epsilon - 1)`: dual ascent on
-            the constraint :math:`t \le \epsilon` (Eq. 3).
+            :math:`\log\lambda \leftarrow \log\lambda + \eta\,(e / \epsilon - 1)`: dual ascent on
+            the constraint :math:`e \le \epsilon` (Eq. 3), e the mean squared error of the image.
 
     Example:
         >>> flow = Hierarchy([Stage(RealNVP(8), dim=4)])
@@ -409,7 +433,8 @@ class Objective:
             ``bits_per_dim`` (of the noisy input, if there is noise; not of a model without a
             density on all of space), and, where the projection is
             computed, ``mse``, of h, or of the image where that is penalised; in training, where
-            dimensions are drawn, over these. Lambda where it is found, ``<term>_weight``.
+            dimensions are drawn, over these. Where lambda is found by dual ascent it is
+            ``<term>_weight``, and ``image_mse`` is the error that has a target.
         """
         noisy, scale = h, None
         if self.input_noise > 0:
@@ -448,6 +473,8 @@ class Objective:
             spread = penalty.spread if torch.is_grad_enabled() else None
             residual, shares = batch.missed(spread, penalty.through, penalty.space)
             values["mse"] = _mean(residual.square(), shares if spread is None else None)
+            if penalty.target is not None:
+                values["image_mse"] = batch.image_mse(penalty.through)
         return values
 
     @torch.no_grad()
@@ -455,10 +482,12 @@ class Objective:
         """Move the multipliers by the means that a training step has found."""
         for name, log_weight in self.multipliers.items():
             term: Any = self.active[name]
-            value = values[name] / values[f"{name}_weight"]
-            team.average([value])
-            excess = value / (term.target.error * term.pixel_range**2) - 1
-            self.multipliers[name] = log_weight.to(value.device) + DUAL_RATE * excess.clamp(-1, 1)
+            error = values["image_mse"].clone()
+            team.average([error])
+            excess = (error / term.target.error - 1).nan_to_num(nan=1.0).clamp(-1, 1)
+            raised = log_weight.to(error.device) + DUAL_RATE * excess
+            start, most = math.log(term.weight), math.log(LARGEST_FACTOR)
+            self.multipliers[name] = raised.clamp(start - most, start + most)
 
 
 def penalized_likelihood(

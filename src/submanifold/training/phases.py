@@ -180,21 +180,29 @@ def _stream(seed: int, done: Sequence[Any]) -> int:
     return seed + 2**32 * len(done)
 
 
-def _tell_cost(name: str, phase: Any, history: Mapping[str, Any], done: Sequence[Any]) -> None:
-    """Say what a reconstruction that the user asked for has cost."""
+def _tell_cost(name: str, phase: Any, history: dict[str, Any], done: Sequence[Any]) -> None:
+    """Log what a target has cost; a target that was not reached is a warning of the history."""
     target = getattr(phase.reconstruction, "target", None)
     if target is None or not history["valid"]:
         return
-    rows = {row["step"]: row for row in history["valid"]}
-    row, started = rows[history["best_step"]], history["valid"][0]
-    weight = next((each["reconstruction_weight"] for each in reversed(history["train"])), None)
-    before = done[-1].get("bits_per_dim") if done else None
-    since = started["bits_per_dim"] if before is None else before
+    row = next(row for row in history["valid"] if row["step"] == history["best_step"])
+    weight, cost = row["reconstruction_weight"], ""
+    if "bits_per_dim" in row:  # not of a model without a density on all of space
+        started = history["valid"][0]["bits_per_dim"]
+        before = done[-1].get("bits_per_dim", started) if done else started
+        cost = f"; bits per dimension went from {before:.3f} to {row['bits_per_dim']:.3f}"
     log.info(
-        "%s: squared error %.5f where %.5f was wanted, with lambda %.3g; bits per dimension went "
-        "from %.3f to %.3f",
-        name, row["mse"], target.error, weight, since, row["bits_per_dim"],
+        "%s: mean squared error %.3g, target %.3g, lambda %.3g%s",
+        name, row["image_mse"], target.error, weight, cost,
     )  # fmt: skip
+    if target.excess(row):
+        history["warnings"]["target"] = warning = (
+            f"reconstruction.target: expected a mean squared error of at most {target.error:.3g} "
+            f"on validation data, got {row['image_mse']:.3g} (lambda {weight:.3g}; it started at "
+            f"{phase.reconstruction.weight:g}). Increase training.steps, reconstruction.weight or "
+            "the dim of the stage, or choose a larger error"
+        )
+        log.warning("%s: %s", name, warning)
 
 
 @torch.no_grad()

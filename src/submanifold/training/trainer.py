@@ -81,7 +81,7 @@ class Trainer:
     Attributes:
         state: JSON-able: ``step``, rows by step of ``train`` and ``valid``, ``best_step``,
             ``setbacks``, ``warnings`` and ``seconds``.
-        best: The model's state with the lowest validation loss so far, averaged weights.
+        best: The model's state with the best validation so far (:meth:`rank`), averaged weights.
     """
 
     def __init__(self, model: Model, objective: Objective, settings: TrainingSettings):
@@ -165,12 +165,23 @@ class Trainer:
         for name, value in self.state.pop("multipliers", {}).items():
             self.multipliers[name] = torch.tensor(value, device=self.weights[0].device)
 
+    def rank(self, row: Row) -> tuple[float, float]:
+        """Order validations: the lowest excess over the targets, then the lowest loss.
+
+        The loss leaves out terms with a target, whose weights differ from step to step.
+        """
+        excess, loss = 0.0, row["loss"]
+        for name in self.multipliers:
+            excess += self.objective.active[name].target.excess(row)  # type: ignore[attr-defined]
+            loss -= row[name]
+        return (math.inf, math.inf) if math.isnan(excess + loss) else (excess, loss)
+
     @property
-    def best_loss(self) -> float:
-        """Lowest validation loss so far."""
-        losses = [row["loss"] for row in self.state["valid"]
-                  if row["step"] == self.state["best_step"]]  # fmt: skip
-        return losses[0] if losses and not math.isnan(losses[0]) else math.inf
+    def best_rank(self) -> tuple[float, float]:
+        """Rank of the best validation so far."""
+        ranks = [self.rank(row) for row in self.state["valid"]
+                 if row["step"] == self.state["best_step"]]  # fmt: skip
+        return ranks[0] if ranks else (math.inf, math.inf)
 
 
 def fit(
@@ -185,7 +196,11 @@ def fit(
     fresh: Sequence[nn.Module] | None = None,
     rotate: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """Train in place, and leave the averaged weights with the best validation loss in the model.
+    """Train in place, and leave the averaged weights with the best validation in the model.
+
+    The best validation has the lowest loss. With a target (:class:`.Target`) it is the one with the
+    lowest rest of the loss among those that reach the target, or the one with the lowest error if
+    none does.
 
     Everything is a function of the initial weights, the seed of ``train`` and the settings: killed
     at any moment and called again with the same folder, it ends with the same weights. Several
@@ -263,7 +278,7 @@ def fit(
             if validates:
                 row = trainer.validate(valid)
                 _warn(trainer.state["warnings"], row, step, name)
-                if not trainer.state["valid"] or row["loss"] < trainer.best_loss:
+                if not trainer.state["valid"] or trainer.rank(row) < trainer.best_rank:
                     trainer.state["best_step"] = step
                     trainer.keep_best()
                 trainer.ema.swap()
@@ -335,14 +350,28 @@ def fault(row: Row, earlier: Sequence[Row]) -> str | None:
     if not all(map(math.isfinite, row.values())):
         return "not finite"
     if earlier and far_above(row, earlier) and far_above(earlier[-1], earlier):
-        return f"{row['loss']:.3g}, far above the {earlier[0]['loss']:.3g} of the start"
+        start = start_loss(row, earlier)
+        return f"{row['loss']:.3g}, far above the {start:.3g} of the start"
     return None
 
 
 def far_above(row: Row, earlier: Sequence[Row]) -> bool:
     """Whether a loss is far above that of the first row."""
-    start = earlier[0]["loss"] if earlier else math.inf
+    start = start_loss(row, earlier)
     return row["loss"] > start + max(1.0, abs(start))
+
+
+def start_loss(row: Row, earlier: Sequence[Row]) -> float:
+    """Loss of the first row at the weights of this row.
+
+    Dual ascent raises a weight, and the loss with it, although the model improves.
+    """
+    if not earlier:
+        return math.inf
+    start = earlier[0]
+    ratios = {name: row[f"{name}_weight"] / start[f"{name}_weight"]
+              for name in start if f"{name}_weight" in start}  # fmt: skip
+    return start["loss"] + sum((ratio - 1) * start[name] for name, ratio in ratios.items())
 
 
 def _set_back(trainer: Trainer, folder: Path, name: str, what: str) -> None:
