@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from submanifold.evaluation.likelihood import per_event
-from submanifold.evaluation.reconstruction import reconstruction, squared_errors
+from submanifold.evaluation.reconstruction import psnr, reconstruction, squared_errors
+from submanifold.manifold.objective import Target
 
 
 def test_the_error_is_the_mean_over_the_coordinates_of_each_event():
@@ -21,13 +22,26 @@ def test_values_are_gathered_in_order_and_carry_no_gradient():
     assert values.tolist() == [1, 2, 3]
 
 
-def test_the_psnr_is_the_mean_of_the_images_own_with_peak_one():
-    errors = np.array([0.01, 0.001])
-    result = reconstruction(errors)
-    assert result["mse"]["value"] == pytest.approx(0.0055)
-    assert result["psnr"]["value"] == pytest.approx(25)
-    assert result["mse"]["n"] == result["psnr"]["n"] == 2
+def test_the_psnr_is_that_of_the_mean_squared_error():
+    result = reconstruction(np.array([0.01, 0.001, 0.004]))
+    mse, found = result["mse"], result["psnr"]
+    assert mse["value"] == pytest.approx(0.005)
+    assert found["value"] == pytest.approx(-10 * np.log10(0.005))
+    assert found["low"] == pytest.approx(-10 * np.log10(mse["high"]))
+    assert found["high"] == pytest.approx(-10 * np.log10(mse["low"]))
+    assert found["low"] < found["value"] < found["high"]
+    assert mse["n"] == found["n"] == result["psnr_per_image"]["n"] == 3
+    assert result["psnr_per_image"]["value"] == pytest.approx((20 + 30 - 10 * np.log10(0.004)) / 3)
     assert result["overflows"] == 0
+
+
+def test_a_target_in_decibels_is_the_reported_psnr():
+    assert psnr(Target(psnr=27.3).error) == pytest.approx(27.3)
+
+
+def test_no_images_have_no_psnr():
+    result = reconstruction(np.zeros(0))
+    assert result["psnr"] == {"value": None, "low": None, "high": None, "n": 0}
 
 
 def test_an_image_that_overflows_counts_as_the_most_that_two_images_differ_by():
@@ -47,9 +61,10 @@ def test_points_that_overflow_are_counted_and_left_out():
 def test_points_that_all_overflow_give_no_value():
     result = reconstruction(np.full(3, np.nan), of_images=False)
     assert result["mse"]["value"] is None
-    assert result["psnr"]["value"] is None
+    assert result.keys() == {"mse", "overflows"}  # PSNR is of pixels
     assert result["overflows"] == 3
 
 
 def test_a_perfect_projection_has_a_finite_psnr():
-    assert reconstruction(np.zeros(3))["psnr"]["value"] == pytest.approx(120)
+    result = reconstruction(np.zeros(3))
+    assert result["psnr"]["value"] == result["psnr_per_image"]["value"] == pytest.approx(120)

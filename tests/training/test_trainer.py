@@ -650,7 +650,7 @@ def test_the_best_validation_is_the_most_likely_of_those_that_reach_the_target()
     objective = with_target(0.1)
     objective.multipliers["reconstruction"] = torch.zeros(())
     constrained = Trainer(small(), objective, settings()).rank
-    assert sorted(reversed(from_best), key=constrained) == from_best
+    assert sorted(from_best[::-1], key=constrained) == from_best
     # without multipliers it is the loss alone
     assert min(from_best[:5], key=rank) == from_best[4]
 

@@ -36,7 +36,7 @@ def error_curve(
         ``dims`` and by them ``mse`` of the encoder's projection, and ``pca_mse``, of all test
         images, None where it was not fitted; ``nearest_dims`` and ``nearest_mse`` of the nearest
         point; the counts ``n`` and ``n_nearest`` of images; and ``smallest``: for some PSNRs in dB
-        the smallest d whose mean PSNR (encoder's) is no less, None if none is.
+        the smallest d whose PSNR (of the encoder's mean squared error) is no less, None if none is.
     """
     nested = isinstance(model, Hierarchy)
     largest = model.largest_dim if isinstance(model, Hierarchy) else model.dim

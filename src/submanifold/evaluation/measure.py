@@ -81,10 +81,8 @@ def measure(
         shown = track(some, "nearest points", len(some))
         errors = squared_errors(lambda x: model.project(x, steps=NEAREST_STEPS), shown)
         nearest = summed(errors)
-        whole |= {f"nearest_{name}": nearest[name] for name in ("mse", "psnr")}
+        whole |= {f"nearest_{name}": nearest[name] for name in ("mse", "psnr") if name in nearest}
     if batches.is_continuous:
-        whole.pop("nearest_psnr", None)
-        del whole["psnr"]  # it is about pixels on [0, 1]
         density = _density_of_points(model, batches, test)
     else:
         density = _density_of_images(model, batches, test, dequantizations)

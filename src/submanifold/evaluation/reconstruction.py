@@ -19,7 +19,7 @@ def squared_errors(project: Callable[[Tensor], Tensor], batches: Iterable[Tensor
 
 
 def reconstruction(errors: np.ndarray, of_images: bool = True) -> dict[str, Any]:
-    """Summarise squared errors as ``mse`` and ``psnr`` (dB), each with a 95% interval.
+    """Summarise squared errors, each number with a 95% interval.
 
     A nearly singular decoder can turn a few projections into overflows, counted in ``overflows``:
     those of images whose error is above 1, the most that two images can differ by, count as 1;
@@ -28,11 +28,23 @@ def reconstruction(errors: np.ndarray, of_images: bool = True) -> dict[str, Any]
     Args:
         errors: Of each event, (N,).
         of_images: Whether events are images.
+
+    Returns:
+        ``mse``; of images also ``psnr``, that of the mean squared error, and ``psnr_per_image``,
+        the mean of the images' own, which is larger where their errors differ; ``overflows``.
     """
     over = ~np.isfinite(errors) | (of_images & (errors > 1))
     counted = np.where(over, 1.0, errors) if of_images else errors[~over]
-    return {
-        "mse": mean_interval(counted),
-        "psnr": mean_interval(-10 * np.log10(np.maximum(counted, 1e-12))),
-        "overflows": int(over.sum()),
-    }
+    mse = mean_interval(counted)
+    found = {"mse": mse, "overflows": int(over.sum())}
+    if of_images:
+        ends = {"value": mse["value"], "low": mse["high"], "high": mse["low"]}
+        found["psnr"] = {end: None if error is None else float(psnr(error))
+                         for end, error in ends.items()} | {"n": mse["n"]}  # fmt: skip
+        found["psnr_per_image"] = mean_interval(psnr(counted))
+    return found
+
+
+def psnr(errors: Any) -> Any:
+    """Peak signal-to-noise ratio in dB of mean squared errors on pixels in [0, 1], at most 120."""
+    return -10 * np.log10(np.maximum(errors, 1e-12))

@@ -20,7 +20,7 @@ from submanifold.evaluation.likelihood import (
     to_bits_per_dim,
 )
 from submanifold.evaluation.measure import BATCH_NEAREST
-from submanifold.evaluation.reconstruction import reconstruction, squared_errors
+from submanifold.evaluation.reconstruction import psnr, reconstruction, squared_errors
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.samples import stored
 from submanifold.figures import frontier, sample_panels
@@ -84,7 +84,7 @@ def measure(experiment: Experiment, row: Row) -> list[dict[str, Any]]:
     """Measure a row's model at its dimensions, or find it done.
 
     Returns:
-        For each dimension ``dim``, ``bpd``, ``encoder`` and ``nearest`` (``mse`` and ``psnr``),
+        For each dimension ``dim``, ``bpd``, ``encoder`` and ``nearest`` (with their ``mse``),
         ``pca``, ``precision``, ``recall`` and ``kid``, and the ``seconds`` of training.
     """
     folder = experiment.project / "data" / "07_model_output" / experiment.key
@@ -161,10 +161,9 @@ def _measure_pca(experiment: Experiment, seed: int, dim: int) -> dict[str, Any]:
     quality = sample_quality(train, test, fitted["samples"], "auto", choose_device("cpu"))
     some = Batches(test[:NEAREST], BATCH_NEAREST)
     error = _pca_error(PCA.fit(Batches(train, BATCH)), some, dim)
-    psnr = {"value": -10 * np.log10(error["value"])}
     return {
         "dim": dim, "bpd": fitted["bits_per_dim"], "pca": error, "seconds": fitted["seconds"],
-        "encoder": {"mse": error, "psnr": psnr}, "nearest": {"mse": error, "psnr": psnr},
+        "encoder": {"mse": error}, "nearest": {"mse": error},
         "precision": quality["precision"], "recall": quality["recall"], "kid": quality["kid"],
         "n": len(some), "n_test": len(test),
     }  # fmt: skip
@@ -212,7 +211,8 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
         "Errors are on pixels in [0, 1], of the first "
         f"{int(data['n'].max())} test images (bits per dimension of all of them); in "
         "brackets 95% intervals: over test images with one seed, over seeds by Student's t with "
-        "more. The nearest point is that of three Gauss-Newton steps.",
+        "more. PSNR is that of the mean squared error. The nearest point is that of three "
+        "Gauss-Newton steps.",
         f"KID, precision and recall are of {SAMPLES} samples at temperature 1, on principal "
         f"components of pixels. {MAIN[0].upper()}{MAIN[1:]}: at another dimension than {MAIN_DIM} "
         "coordinates beyond d are left out of samples, or are normal.",
@@ -247,8 +247,7 @@ def _missing(data: pd.DataFrame) -> list[str]:
 def _flat(measured: Mapping[str, Any]) -> dict[str, Any]:
     flat = {name: measured[name] for name in ("dim", "seconds", "n", "n_test")}
     several = {name: measured[name] for name in ("bpd", "pca", "precision", "recall", "kid")}
-    for name in ("encoder", "nearest"):
-        several |= {name: measured[name]["mse"], f"{name}_psnr": measured[name]["psnr"]}
+    several |= {name: measured[name]["mse"] for name in ("encoder", "nearest")}
     for name, value in several.items():
         flat |= {name: value.get("value"), f"{name}_low": value.get("low"),
                  f"{name}_high": value.get("high")}  # fmt: skip
@@ -276,8 +275,8 @@ def _table(data: pd.DataFrame) -> pd.DataFrame:
             "of PCA's": f"{mean('encoder')['value'] / pca:.2f}",
             "MSE, nearest point": written(mean("nearest"), ".5f"),
             "of PCA's ": f"{mean('nearest')['value'] / pca:.2f}",
-            "PSNR, encoder / nearest": f"{mean('encoder_psnr')['value']:.1f} / "
-                                       f"{mean('nearest_psnr')['value']:.1f}",
+            "PSNR, encoder / nearest": f"{psnr(mean('encoder')['value']):.1f} / "
+                                       f"{psnr(mean('nearest')['value']):.1f}",
             "MSE of PCA": f"{pca:.5f}",
             "precision": written(mean("precision"), ".2f"),
             "recall": written(mean("recall"), ".2f"),
