@@ -79,9 +79,7 @@ METRICS = {
         Metric("mse", "MSE", ".5f", PIXELS),
         Metric("nearest_mse", "MSE, nearest point", ".5f", PIXELS),
         Metric("psnr", "PSNR (dB)", ".2f", "dB", better="higher", compared=False),
-        Metric(
-            "psnr_per_image", "PSNR, mean of images (dB)", ".2f", "dB", "higher", compared=False
-        ),
+        Metric("psnr_per_image", "mean image PSNR (dB)", ".2f", "dB", "higher", compared=False),
         Metric("nearest_psnr", "PSNR, nearest point (dB)", ".2f", "dB", "higher", compared=False),
         Metric("stage_1_mse", "MSE, stage 1 alone", ".5f", PIXELS),
         Metric("baselines.pca.mse", "MSE of PCA", ".5f", PIXELS, better=None, column="pca_mse"),
