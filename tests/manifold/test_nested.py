@@ -255,7 +255,7 @@ def test_lambda_stays_within_a_factor_of_where_it_starts(mse, factor):
     model, x = Hierarchy([stage(8, 3)]), torch.randn(20, 8)
     objective = wanted(Target(mse=mse))
     values = objective(model, x)
-    for _ in range(400):
+    for _ in range(300):
         objective.ascend(values)
     assert objective.multipliers["reconstruction"].exp().item() == pytest.approx(2 * factor)
 

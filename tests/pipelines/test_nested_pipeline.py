@@ -121,6 +121,7 @@ def test_a_wanted_psnr_finds_its_weight(run, project):
     history = other.load("phase_3.history")
     weights = [row["reconstruction_weight"] for row in history["train"]]
     assert weights[-1] > 40.0
+    assert "reconstruction.target" in history["warnings"]["target"]  # twelve steps are too few
 
 
 def test_a_second_stage_by_the_metric_and_rotated(project):

@@ -25,7 +25,7 @@ WHOLE = 0
 LARGEST_WEIGHT = 10.0
 LEAST_SHARE = 1e-3
 DUAL_RATE = 0.02
-LARGEST_FACTOR = 1000.0
+LARGEST_FACTOR = 100.0
 """Largest factor by which dual ascent raises or lowers a weight."""
 SLACK = 0.02
 """Relative excess over a target that still counts as reached, 0.1 dB: errors of batches differ."""
