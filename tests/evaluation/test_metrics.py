@@ -3,6 +3,7 @@ import math
 import pytest
 
 from submanifold import paper
+from submanifold.evaluation.measure import warnings
 from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
 
 
@@ -39,3 +40,8 @@ def test_the_papers_numbers_are_all_of_metrics_in_the_table():
     # table 2, H-MM: an example, as it is printed
     row = results.query("table == 1 and method == 'DNF' and metric == 'mse'").iloc[0]
     assert (row["value"], row["spread"], row["stage_dims"]) == (0.004, 0.0002, "3072-500-500")
+
+
+def test_warnings_of_trainings_are_those_of_the_run():
+    histories = {"phase_1": {"warnings": {}}, "phase_3": {"warnings": {"target": "not reached"}}}
+    assert warnings({"inverse_error": 0.0}, histories) == ["phase_3: not reached"]
