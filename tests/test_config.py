@@ -1,5 +1,7 @@
 """Kedro's configuration of one experiment."""
 
+import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import yaml
 
 from submanifold.config import ExperimentConfigLoader, expand
 from submanifold.data.synthetic import MANIFOLDS
+from submanifold.experiment import choose
 from submanifold.settings import CONFIG_LOADER_ARGS
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -122,3 +125,48 @@ def test_the_environment_names_mlflow_and_a_server_keeps_artifacts_itself(
     assert settings["server"]["mlflow_tracking_uri"] == uri
     created = settings["tracking"]["experiment"]["create_experiment_kwargs"]
     assert created["artifact_location"] == artifacts
+
+
+def test_loaders_in_turn_resolve_their_own_keys_and_parameters():
+    """OmegaConf's resolvers belong to the process: the last loader's values must not be taken."""
+    first, second = loader("local", seed=1), loader("local", seed=2, dataset="circle")
+    for each in first, second:
+        each.config_patterns["mlflow"] = ["mlflow*"]  # as kedro-mlflow adds it
+    dirs = [second["catalog"]["x_train"]["filepath"], first["catalog"]["x_train"]["filepath"]]
+    assert "circle" in dirs[0]
+    assert "photos" in dirs[1]
+    assert first["mlflow"]["tracking"]["run"]["name"].startswith("photos-")
+    assert second["mlflow"]["tracking"]["run"]["name"].startswith("circle-")
+
+
+@pytest.fixture
+def own_conf(tmp_path):
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "local").mkdir(exist_ok=True)
+    return tmp_path / "conf"
+
+
+def own_loader(conf, **params):
+    return ExperimentConfigLoader(str(conf), runtime_params=params, **CONFIG_LOADER_ARGS)
+
+
+def test_a_changed_file_is_read_again_and_runtime_parameters_lie_over_it(own_conf):
+    local = own_conf / "local" / "parameters.yml"
+    assert own_loader(own_conf)["parameters"]["seed"] == 0
+    local.write_text("seed: 12\n")
+    assert own_loader(own_conf)["parameters"]["seed"] == 12
+    assert own_loader(own_conf, seed=3)["parameters"]["seed"] == 3
+    assert own_loader(own_conf)["parameters"]["seed"] == 12
+
+
+def test_parameters_may_interpolate_runtime_parameters(own_conf):
+    (own_conf / "local" / "parameters.yml").write_text("seed: ${runtime_params:number,4}\n")
+    assert own_loader(own_conf)["parameters"]["seed"] == 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_choosing_an_experiment_leaves_the_tables_as_they_are(method):
+    tables = loader("local", method=method)._read("parameters")
+    before = copy.deepcopy(tables)
+    choose(tables)
+    assert tables == before

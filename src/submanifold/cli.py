@@ -5,7 +5,7 @@ import os
 import traceback
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
@@ -13,6 +13,9 @@ from click.core import ParameterSource
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import _split_params, env_option
 from kedro.utils import find_kedro_project
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BUSY = 0.3
 
@@ -76,6 +79,8 @@ params_option = click.option(
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True,
               help="Trainings of each cell of a table, each from another seed.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List the runs, what is cached, and the time.")
+@click.option("--time", "timed", is_flag=True,
+              help="With --dry-run: time some steps of each training that has no recorded time.")  # fmt: skip
 @click.option("--finished-only", is_flag=True, help="Run nothing: leave out what is not finished.")
 @params_option
 def reproduce(
@@ -83,6 +88,7 @@ def reproduce(
     env: str | None,
     seeds: int,
     dry_run: bool,
+    timed: bool,
     finished_only: bool,
     params: dict[str, Any],
 ) -> None:
@@ -95,6 +101,8 @@ def reproduce(
     from submanifold.experiment import flatten
     from submanifold.reproduction import write
 
+    if timed and not dry_run:
+        raise click.UsageError("--time: expected --dry-run with it. Add --dry-run.")
     project = _project()
     try:
         planned = write.plan(targets, project, env, seeds, flatten(params))
@@ -103,24 +111,30 @@ def reproduce(
             if not planned:
                 raise UserError(f"Nothing that {', '.join(targets)} needs is finished.")
         if dry_run:
-            table = write.state(planned)
-            shown = table[["experiment", "state", "hours"]]
-            click.echo(shown.to_markdown(index=False, tablefmt="plain", floatfmt=".2f"))
-            left = f"{table['hours'].sum():.1f} hours of training are left on this machine"
-            timed, busy = table["timed"].any(), os.getloadavg()[0] / (os.cpu_count() or 1)
-            click.echo(
-                f"{left}, by what such trainings took before."
-                if not timed
-                else f"{left}, by a few steps timed now, while {busy:.0%} of its processors were "
-                "busy with other work: an idle machine is faster."
-                if busy > BUSY
-                else f"{left}, by a few steps timed now."
-            )
+            table = write.state(planned, timed)
+            hours = table["hours"].map("{:.2f}".format).replace("nan", "unknown")
+            shown = table[["experiment", "state"]].assign(hours=hours)
+            click.echo(shown.to_markdown(index=False, tablefmt="plain", disable_numparse=True))
+            click.echo(_hours_left(table, timed))
             return
         for page in write.reproduce(planned, project, env):
             click.echo(page)
     except UserError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _hours_left(table: "pd.DataFrame", timed: bool) -> str:
+    """Sum up the column of hours, and state where they come from."""
+    hours, unknown = table["hours"].sum(), table["unknown"].sum()
+    source = "from the recorded time of such trainings"
+    if timed:
+        busy = os.getloadavg()[0] / (os.cpu_count() or 1)
+        source += " and from a few steps timed now"
+        source += f" at a processor load of {busy:.0%}" if busy > BUSY else ""
+    text = f"{hours:.1f} hours of training are left on this machine, {source}."
+    if unknown:
+        text += f" {unknown} trainings have no recorded time: add --time to time them."
+    return text
 
 
 def _read(texts: tuple[str, ...]) -> list[Any]:

@@ -2,10 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from click import ClickException
 from kedro.config import MissingConfigException, OmegaConfigLoader
@@ -42,26 +45,13 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         """Load one kind of configuration."""
         if key in self or key == "globals":
             return super().__getitem__(key)
-        OmegaConf.register_new_resolver(
-            "key", lambda name: self.keys_of.get(name, "none"), replace=True
-        )
-        OmegaConf.register_new_resolver("parameter", self._parameter, replace=True)
-        OmegaConf.register_new_resolver("project_path", lambda: self._project, replace=True)
-        OmegaConf.register_new_resolver(
-            "tracking_uri", lambda default: TRACKING_URI or default, replace=True
-        )
-        OmegaConf.register_new_resolver(
-            "artifact_location",
-            lambda uri, folder: None if uri.startswith("http") else folder,
-            replace=True,
-        )
         try:
             if key == "parameters":
                 model = self.experiment.model.model_dump(mode="json")
                 return {**self.experiment.parameters(), "model": model}
             keys = self.keys_of  # first, since a resolver would wrap the user's mistake
             config = self._read(key)
-            return expand(config, keys) if key == "catalog" else config
+            return expand(config, keys, self._parameter) if key == "catalog" else config
         except UserError as error:
             raise ClickException(str(error)) from error
 
@@ -90,7 +80,10 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             UserError: A file is no YAML, or no mapping, or there is no such environment.
         """
         try:
-            return super().__getitem__(key)
+            with _resolving(self._key, self._parameter, self._project):
+                if key == "parameters":
+                    return self._merged_parameters()
+                return self._catalog_template() if key == "catalog" else super().__getitem__(key)
         except OmegaConfBaseException as error:
             what = str(error.msg or error).splitlines()[0]
             raise UserError(
@@ -108,6 +101,49 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             ) from error
         except (ValueError, TypeError, AttributeError, YAMLError) as error:
             raise UserError(self._broken_file() or f"conf/ cannot be read: {error}") from error
+
+    def _merged_parameters(self) -> dict[str, Any]:
+        """Read the parameters' files and put the runtime parameters over them.
+
+        Without interpolations the files mean the same for all runtime parameters, so that they are
+        parsed once for all experiments of a process: OmegaConf takes a tenth of a second.
+        """
+        given = self.runtime_params
+        try:
+            self.runtime_params = {}
+            files = self._cached("parameters", "${", super().__getitem__)
+        finally:
+            self.runtime_params = given
+        if files is None or "${" in str(given):
+            return super().__getitem__("parameters")
+        return self._soft_merge(files, given or {})
+
+    def _catalog_template(self) -> dict[str, Any]:
+        """Read the catalog, in which ``{key:data}`` stands for ``${key:data}``."""
+
+        def read(key: str) -> dict[str, Any]:
+            with _resolving("{{key:{}}}".format, "{{parameter:{}}}".format, self._project):
+                return super(ExperimentConfigLoader, self).__getitem__(key)
+
+        found = self._cached("catalog", "${runtime_params", read)
+        return read("catalog") if found is None else found
+
+    def _cached(
+        self, key: str, varying: str, read: Callable[[str], dict[str, Any]]
+    ) -> dict[str, Any] | None:
+        """Read files that have not changed once; None if the text ``varying`` is in one of them."""
+        environments = dict.fromkeys((self.base_env, self.env or self.default_run_env))
+        folders = [Path(self.conf_source, environment) for environment in environments]
+        paths = [path for folder in folders for path in sorted(folder.rglob(f"{key}*"))]
+        files = [path for path in paths if path.is_file()]
+        stamps = tuple((path, (at := path.stat()).st_mtime_ns, at.st_size) for path in files)
+        state = key, tuple(folders), stamps
+        if self._files.get(key, (None,))[0] != state:
+            varies = any(varying in path.read_text(errors="replace") for path in files)
+            self._files[key] = state, None if varies else read(key)
+        return self._files[key][1]
+
+    _files: ClassVar[dict[str, tuple[Any, dict[str, Any] | None]]] = {}
 
     @staticmethod
     def _soft_merge(
@@ -142,21 +178,66 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     def _project(self) -> str:
         return str(Path(self.conf_source).resolve().parent)
 
+    def _key(self, name: str) -> str:
+        return self.keys_of.get(name, "none")
+
     def _parameter(self, name: str) -> Any:
         return getattr(self.experiment, name)
 
 
-def expand(catalog: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """Write out the entries named ``phase_{n}.<name>`` for every phase there is a key for."""
+def expand(
+    catalog: Mapping[str, Any], keys: Mapping[str, str], parameter: Callable[[str], Any] = str
+) -> dict[str, Any]:
+    """Write out the entries named ``phase_{n}.<name>`` for every phase there is a key for.
+
+    Args:
+        catalog: Entries, in which ``{key:<name>}`` stands for a key and ``{parameter:<name>}`` for
+            a parameter's value.
+        keys: Key of each artifact; ``none`` stands where there is none.
+        parameter: Gives the value of a parameter by name.
+    """
+    values = {"key": lambda name: keys.get(name, "none"), "parameter": parameter}
+
+    def filled(text: str) -> Any:
+        return json.loads(_FIELD.sub(lambda m: json.dumps(str(values[m[1]](m[2])))[1:-1], text))
+
     written: dict[str, Any] = {}
     numbers = range(1, 1 + sum(key.startswith("phase_") and "." not in key for key in keys))
     for name, entry in catalog.items():
+        text = json.dumps(entry)
         if "{n}" not in name:
-            written[name] = entry
+            written[name] = filled(text)
             continue
         for n in numbers:
-            text = json.dumps(entry).replace("{n}", str(n)).replace("{key}", keys[f"phase_{n}"])
-            text = text.replace("{u}", keys.get(f"phase_{n}.u", "{u}"))
-            if "{u}" not in text:
-                written[name.replace("{n}", str(n))] = json.loads(text)
+            own = text.replace("{n}", str(n)).replace("{key}", keys[f"phase_{n}"])
+            own = own.replace("{u}", keys.get(f"phase_{n}.u", "{u}"))
+            if "{u}" not in own:
+                written[name.replace("{n}", str(n))] = filled(own)
     return written
+
+
+_FIELD = re.compile(r"\{(key|parameter):(\w+)\}")
+_resolvers: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("resolvers")
+
+
+@contextmanager
+def _resolving(
+    key: Callable[[str], str], parameter: Callable[[str], Any], project: str
+) -> Iterator[None]:
+    """Let ``${key:...}`` and the others mean those of one loader: OmegaConf's are the process's."""
+    before = _resolvers.set({"key": key, "parameter": parameter, "project_path": lambda: project})
+    try:
+        yield
+    finally:
+        _resolvers.reset(before)
+
+
+def _register(name: str, resolver: Callable[..., Any]) -> None:
+    OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+_register("key", lambda name: _resolvers.get()["key"](name))
+_register("parameter", lambda name: _resolvers.get()["parameter"](name))
+_register("project_path", lambda: _resolvers.get()["project_path"]())
+_register("tracking_uri", lambda default: TRACKING_URI or default)
+_register("artifact_location", lambda uri, folder: None if uri.startswith("http") else folder)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from click import ClickException
 from click.testing import CliRunner
+from omegaconf import OmegaConf
 
 from submanifold import cli, files
 from submanifold.errors import UserError
@@ -101,20 +102,26 @@ def test_made_again_nothing_is_run_again(table_4):
         assert set(write.state(planned)["state"]) == {"finished"}
 
 
-def test_a_dry_run_says_what_is_there_and_how_long_the_rest_takes(table_4, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [([], "no recorded time: add --time"), (["--time"], "and from a few steps timed now")],
+)
+def test_a_dry_run_lists_what_is_finished_and_times_on_request(table_4, monkeypatch, options, said):
     project, _, _ = table_4
     monkeypatch.chdir(project.path)
     params = ",".join(f"{name}={value}" for name, value in SMALL.items())
     with project.session():
         result = CliRunner().invoke(
             cli.cli,
-            ["reproduce", "table-4", "figure-6", "--env=test", "--dry-run", f"--params={params}"],
-        )
+            ["reproduce", "table-4", "figure-6", "--env=test", "--dry-run", f"--params={params}",
+             *options],
+        )  # fmt: skip
     assert result.exit_code == 0, result.output
     lines = {line.partition(",")[0]: line for line in result.output.splitlines()}
     assert "finished" in lines["lsun_bedroom-H-MM-star-2000-1000"]
     assert "to train" in lines["celeba-EE-M-500-100"]
-    assert "hours of training are left on this machine, by a few steps timed now" in result.output
+    assert ("unknown" in lines["celeba-EE-M-500-100"]) == (not options)
+    assert said in result.output
 
 
 def test_a_dry_run_of_what_was_trained_from_another_seed_times_nothing(table_4, monkeypatch):
@@ -130,7 +137,18 @@ def test_a_dry_run_of_what_was_trained_from_another_seed_times_nothing(table_4, 
     fourth = table[table["experiment"].str.endswith("seed 3")]
     assert set(fourth["state"]) == {"to train"}
     assert (fourth["hours"] > 0).all()
-    assert not table["timed"].any()
+    assert not table["unknown"].any()
+
+
+def test_every_dry_run_reads_the_configuration_once(project, monkeypatch):
+    """371 experiments took minutes, nearly all of it for parsing the same files again."""
+    read = []
+    load = OmegaConf.load
+    monkeypatch.setattr(OmegaConf, "load", lambda file: read.append(file) or load(file))
+    with project.session():
+        table = write.state(write.plan(["table-1", "table-2"], project.path, "test"))
+    assert len(table) > 10
+    assert len(read) < 10
 
 
 def test_a_dry_run_lists_what_cannot_be_run_with_the_reason(project):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from submanifold.errors import UserError
 from submanifold.experiment.experiment import Experiment, flatten
 from submanifold.flows import is_told
-from submanifold.manifold import Stage
+from submanifold.manifold import ModelSettings, Stage
 from submanifold.training.rotation import RotationSettings
 
 ABOUT_VOLUME = ("manifold_likelihood", "excess", "off_diagonal")
@@ -28,9 +29,8 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
     Raises:
         UserError: Naming the parameter.
     """
-    shape = experiment.data.event_shape
-    with torch.device("meta"), _with_advice():
-        stages = experiment.model.build(shape)
+    with _with_advice():
+        stages = _built(experiment.model.model_dump_json(), experiment.data.event_shape)
     for number, stage in enumerate(stages, start=1):
         if stage.dim == stage.latent_dim:
             why = {"off_manifold_scale": "nothing is off a manifold of all dimensions"}
@@ -88,6 +88,13 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
         ):
             idle["off_manifold"] = "nothing is off a manifold of all dimensions"
         refuse(groups.get(name, {}), name, idle)
+
+
+@lru_cache(maxsize=64)
+def _built(model: str, shape: tuple[int, ...]) -> list[Stage]:
+    """Build a model's stages on no device, once for all experiments that differ elsewhere."""
+    with torch.device("meta"):
+        return ModelSettings.model_validate_json(model).build(shape)
 
 
 def _shares(experiment: Experiment) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from submanifold.figures import as_png
 from submanifold.figures.images import DPI
 from submanifold.files import whole
 from submanifold.pages import render
+from submanifold.progress import Meter
 from submanifold.reproduction.experiments import Experiment, run_all
 from submanifold.reproduction.targets import TARGETS, Content, Need, Target
 
@@ -58,47 +60,54 @@ def plan(
     }
 
 
-def state(planned: Plan) -> pd.DataFrame:
+def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
     """List the experiments of a plan, what of them is there, and how long the rest will take.
 
-    A training takes as long as one that is finished and differs in its data or seed alone; where
-    there is none, some steps of it are timed.
+    A training takes as long as a finished one of the plan that differs in its data or seed alone.
+
+    Args:
+        planned: The plan.
+        timed: Whether some steps are timed of each training of which none is finished.
 
     Returns:
-        Columns ``experiment``, ``state`` and ``hours`` of training that are left, on this machine,
-        and whether these are ``timed``; a training that two experiments share counts for the
-        first. What cannot be run has as its state what stands against it.
+        Columns ``experiment``, ``state``, ``hours`` of training that are left on this machine, NaN
+        where they are not known, and ``unknown``, the number of trainings of which no time is
+        known; a training that two experiments share counts for the first. The state of what cannot
+        be run is the reason.
     """
-    rows: list[tuple[str, str, float, bool]] = []
-    counted: set[str] = set()
     experiments, refused = _sorted_out(planned)
     took: dict[str, float] = {}
-    for experiment in experiments.values():
-        for number, history in enumerate(experiment.trainings, start=1):
+    left: dict[str, list[str]] = {}
+    waiting: dict[str, tuple[Experiment, int]] = {}
+    counted: set[str] = set()
+    for key, experiment in experiments.items():
+        left[key] = []
+        for number, (history, phase) in enumerate(experiment.trainings.items(), start=1):
+            kind = alike(experiment.configuration.experiment, number)
             if experiment.catalog.exists(history):
-                kind = alike(experiment.configuration.experiment, number)
                 took[kind] = experiment.load(history)["seconds"]
-    known = set(took)
-    for experiment in experiments.values():
-        left = {
-            key: number
-            for number, (history, key) in enumerate(experiment.trainings.items(), start=1)
-            if key not in counted and not experiment.catalog.exists(history)
-        }
-        counted |= left.keys()
+            elif phase not in counted:
+                counted.add(phase)
+                left[key].append(kind)
+                waiting.setdefault(kind, (experiment, number))
+    if timed:
+        unknown = [kind for kind in waiting if kind not in took]
+        with Meter("timing", "trainings", len(unknown)) as meter:
+            for kind in unknown:
+                experiment, number = waiting[kind]
+                took[kind] = training_seconds(experiment.configuration.experiment, number)
+                meter.update(1)
+    rows: list[tuple[str, str, float, int]] = []
+    for key, experiment in experiments.items():
+        hours = sum(took.get(kind, math.nan) for kind in left[key]) / 3600
+        unknown_here = sum(kind not in took for kind in left[key])
         if experiment.is_finished:
-            rows.append((experiment.name, "finished", 0.0, False))
-            continue
-        chosen, kinds = experiment.configuration.experiment, []
-        for number in left.values():
-            kinds.append(kind := alike(chosen, number))
-            if kind not in took:
-                took[kind] = training_seconds(chosen, number)
-        waiting = "to train" if left else "trained, to evaluate"
-        hours = sum(took[kind] for kind in kinds) / 3600
-        rows.append((experiment.name, waiting, hours, not known.issuperset(kinds)))
-    rows += [(name, why, 0.0, False) for name, why in refused.items()]
-    return pd.DataFrame(rows, columns=["experiment", "state", "hours", "timed"])
+            rows.append((experiment.name, "finished", 0.0, 0))
+        else:
+            state = "to train" if left[key] else "trained, to evaluate"
+            rows.append((experiment.name, state, hours, unknown_here))
+    rows += [(name, why, math.nan, 0) for name, why in refused.items()]
+    return pd.DataFrame(rows, columns=["experiment", "state", "hours", "unknown"])
 
 
 def unique(planned: Plan) -> dict[str, Experiment]:
