@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BUSY = 0.3
+CHOSEN = ("from_inputs", "from_nodes", "node_names", "tags", "namespaces")
+"""Options of ``kedro run`` that name nodes to run: these run also where their outputs exist."""
 
 
 @click.group(name="submanifold")
@@ -32,12 +34,15 @@ def _run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
 
     # all there are, also those that the dataset in conf/ has not, for --params may choose another
     known = [name for name in register_pipelines([(1,)]) if name != "__default__"]
-    for name in [pipeline] if pipeline else pipelines:
+    named = [pipeline] if pipeline else pipelines
+    for name in named:
         if name not in (*known, "__default__"):
             raise click.ClickException(
                 f"pipeline={name} is not known. Known: {', '.join(known)}. Change it with "
                 "--pipeline=<name>."
             )
+    if not {*named} & {"compare", "sweep", "study"} and not any(options[name] for name in CHOSEN):
+        options["only_missing_outputs"] = True  # paths carry a key of all settings
     try:
         return kedro_run.callback(pipeline=pipeline, pipelines=pipelines, **options)  # type: ignore[misc]
     except ValueError as error:
@@ -79,8 +84,12 @@ params_option = click.option(
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True,
               help="Trainings of each cell of a table, each from another seed.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List the runs, what is cached, and the time.")
-@click.option("--time", "timed", is_flag=True,
-              help="With --dry-run: time some steps of each training that has no recorded time.")  # fmt: skip
+@click.option(
+    "--time",
+    "timed",
+    is_flag=True,
+    help="With --dry-run: time some steps of trainings without a recorded time.",
+)
 @click.option("--finished-only", is_flag=True, help="Run nothing: leave out what is not finished.")
 @params_option
 def reproduce(

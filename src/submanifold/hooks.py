@@ -22,7 +22,7 @@ from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol
-from kedro.pipeline import Pipeline
+from kedro.pipeline import Node, Pipeline
 
 from submanifold.config import ExperimentConfigLoader
 from submanifold.errors import UserError, named
@@ -188,6 +188,7 @@ class TrackingHooks:
 
     def __init__(self) -> None:
         self._run_id: str | None = None
+        self._ran: set[str] = set()
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -241,6 +242,11 @@ class TrackingHooks:
         for name in [name for name in inputs if name.startswith("params:")]:
             del inputs[name]
 
+    @hook_impl
+    def after_node_run(self, node: Node) -> None:
+        """Keep the names of what was computed: the rest was there already."""
+        self._ran.update(node.outputs)
+
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Log the metrics and artifacts of the whole run, of nodes that were skipped too."""
@@ -261,6 +267,8 @@ class TrackingHooks:
     ) -> None:
         import mlflow
 
+        from submanifold.training.phases import replay
+
         for name in ("metrics", "truth", "outlier_metrics", "dimension_metrics"):
             if _made(outputs, catalog, name):
                 measured = catalog.load(name)
@@ -271,6 +279,8 @@ class TrackingHooks:
                 history = catalog.load(name)
                 named = {key: history[key] for key in ("seconds", "best_step")}
                 mlflow.log_metrics({f"{history['name']}.{k}": v for k, v in named.items()})
+                if name not in self._ran:
+                    replay(history, curves.log)
         for name in ARTIFACTS:
             if _made(outputs, catalog, name):
                 mlflow.log_artifact(str(_path(catalog, name)))

@@ -14,6 +14,7 @@ from submanifold.device import choose_device, choose_precision
 from submanifold.errors import UserError
 from submanifold.flows import FLOWS, Affine, Glow, RealNVP
 from submanifold.manifold import Hierarchy, Objective, Stage
+from submanifold.manifold import model as model_file
 from submanifold.manifold.model import load_tensors
 from submanifold.manifold.objective import Likelihood, Squared, Target
 from submanifold.training import trainer
@@ -292,12 +293,19 @@ def test_a_training_stopped_before_its_first_validation_goes_on_without_a_word(t
     assert all(map(torch.equal, again.parameters(), whole.parameters()))
 
 
-def test_a_finished_folder_trains_no_step_and_gives_the_same_weights(tmp_path):
+def test_a_finished_folder_trains_no_step_and_gives_the_same_weights(tmp_path, monkeypatch, caplog):
     first, history = run(tmp_path)
-    rows = []
+    rows, hashed = [], []
+    checksum = model_file._checksum
+    monkeypatch.setattr(
+        model_file, "_checksum", lambda *given: hashed.append(1) or checksum(*given)
+    )
+    caplog.clear()
     objective = Faulty(bad=())
     second, again = run(tmp_path, objective, on_log=lambda step, row: rows.append((step, row)))
     assert objective.calls == again["steps_trained"] == 0
+    assert "resuming" not in caplog.text
+    assert len(hashed) == 1, "each checkpoint is hashed once"
     assert all(map(torch.equal, first.parameters(), second.parameters()))
     assert again == {**history, "steps_trained": 0}
     assert [step for step, _ in rows] == [10, 20, 30, 10, 20, 30]

@@ -95,7 +95,7 @@ def watch() -> Log | None:
 
     def log(phase: str, step: int, values: Row) -> None:
         if curves is not None:
-            curves.add({f"{phase}.{name}": value for name, value in values.items()}, step)
+            curves.log(phase, step, values)
         if by is not None:
             by.on_log(phase, step, values)
 
@@ -126,6 +126,10 @@ class Curves:
                 self._thread = threading.Thread(target=self._send_all, daemon=True)
                 self._thread.start()
             self._changed.notify()
+
+    def log(self, phase: str, step: int, values: Row) -> None:
+        """Send a phase's values of a step, as ``<phase>.<name>``."""
+        self.add({f"{phase}.{name}": value for name, value in values.items()}, step)
 
     def close(self) -> None:
         """Wait until all is sent; what MLflow does not take in a minute is left, with a warning."""

@@ -4,7 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,14 @@ log = logging.getLogger(__name__)
 
 LAST, EARLIER = "last.safetensors", "earlier.safetensors"
 BEST = "best/"
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint's file holds, read and compared with its checksum once."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
 
 
 class EMA:
@@ -88,19 +96,34 @@ def save_checkpoint(
     save_tensors(plain, path, {"state": state}, earlier)
 
 
-@torch.no_grad()
-def load_checkpoint(
-    path: Path, module: nn.Module, ema: EMA, optimizers: Sequence[Optimizer]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Restore what :func:`save_checkpoint` wrote, in place; returns the state and the best.
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read what :func:`save_checkpoint` wrote.
 
     Raises:
-        UserError: The file belongs to another architecture, or is no checkpoint.
+        UserError: The file is missing, damaged, or not a checkpoint.
     """
-    weights = dict(module.named_parameters())
     try:
         tensors, header = load_tensors(path)
-        state = header["state"]
+        return Checkpoint(path, tensors, header["state"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"The checkpoint {path} cannot be read ({error}). Delete its folder to train from the "
+            "start."
+        ) from error
+
+
+@torch.no_grad()
+def load_checkpoint(
+    checkpoint: Checkpoint, module: nn.Module, ema: EMA, optimizers: Sequence[Optimizer]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Restore a training in place; returns the state and the best.
+
+    Raises:
+        UserError: The checkpoint belongs to another architecture.
+    """
+    weights = dict(module.named_parameters())
+    path, tensors, state = checkpoint.path, dict(checkpoint.tensors), checkpoint.state
+    try:
         for (name, weight), average in zip(weights.items(), ema.average, strict=True):
             _copy(weight, tensors.pop(f"weights/{name}"))
             _copy(average, tensors.pop(f"average/{name}"))
@@ -112,7 +135,7 @@ def load_checkpoint(
         for label, value in tensors.items():
             kind, _, name = label.partition("/")
             moments[weights[name]][kind] = _laid_out_as(weights[name], value)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(
             f"The checkpoint {path} cannot be resumed with this architecture ({error}). Delete its "
             "folder to train from the start, or go back to the settings it was made with."
@@ -124,19 +147,19 @@ def load_checkpoint(
     return state, best
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Find the checkpoint to go on from: the last one, or the one before if that is damaged."""
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Read the checkpoint to resume from: the last one, or the one before if that is damaged."""
     for name in (LAST, EARLIER):
         path = folder / name
         if not path.exists():
             continue
         try:
-            tensors, header = load_tensors(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            log.warning("%s is damaged (%s)", path, error)
+            checkpoint = read_checkpoint(path)
+        except UserError as error:
+            log.warning("%s is damaged (%s)", path, error.__cause__)
             continue
-        if not header["state"]["valid"] or any(label.startswith(BEST) for label in tensors):
-            return path
+        if not checkpoint.state["valid"] or any(k.startswith(BEST) for k in checkpoint.tensors):
+            return checkpoint
         log.warning("%s was written by an earlier version", path)
     return None
 

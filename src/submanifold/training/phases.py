@@ -21,7 +21,7 @@ from submanifold.manifold import Hierarchy, Model, ModelSettings, Objective
 from submanifold.manifold.objective import TERMS, Term
 from submanifold.progress import track
 from submanifold.training.rotation import RotationSettings, fit_rotation
-from submanifold.training.trainer import Row, TrainingSettings, fit
+from submanifold.training.trainer import Row, TrainingSettings, fit, log_rows
 from submanifold.validation import Settings
 
 log = logging.getLogger(__name__)
@@ -162,9 +162,6 @@ def rotate_phase(
             name=f"{name}, rotation",
         )
     log.info("%s: stage %d rotated by %d probes", name, phase.rotate, found["probes"])
-    if on_log:
-        for d, error in zip(found["dims"], found["mse"], strict=True):
-            on_log(name, d, {"first_order_mse": error})
     last = done[-1] if done else {}
     whole.notes = {"phases": [*done, {**last, "stages": [phase.rotate], "rotated": True}]}
     history = {
@@ -172,7 +169,20 @@ def rotate_phase(
         "seconds": found["seconds"], "steps": 0, "steps_trained": 0, "stages": [phase.rotate],
         "terms": [], "rotation": found,
     }  # fmt: skip
+    if on_log:
+        replay(history, on_log)
     return whole.cpu(), history
+
+
+def replay(history: Mapping[str, Any], on_log: Callable[[str, int, Row], None]) -> None:
+    """Log what a phase has logged, from its history: that of a phase that is not run again."""
+    name = history["name"]
+    log_rows(history, partial(on_log, name))
+    if found := history.get("rotation"):
+        for d, error in zip(found["dims"], found["mse"], strict=True):
+            on_log(name, d, {"first_order_mse": error})
+    else:
+        on_log(name, history["steps"], {"steps_trained": 0})
 
 
 def _stream(seed: int, done: Sequence[Any]) -> int:

@@ -28,8 +28,10 @@ from submanifold.training.checkpoint import (
     EARLIER,
     EMA,
     LAST,
+    Checkpoint,
     load_checkpoint,
     newest_checkpoint,
+    read_checkpoint,
     save_checkpoint,
 )
 from submanifold.training.optimizers import optimizers_for
@@ -155,13 +157,13 @@ class Trainer:
                             self.best, folder / EARLIER)  # fmt: skip
         team.wait()
 
-    def restore(self, path: Path) -> None:
-        """Go on where a file was written.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Resume where a checkpoint was written.
 
         Raises:
-            UserError: It is of another architecture.
+            UserError: It belongs to another architecture.
         """
-        self.state, self.best = load_checkpoint(path, self.model, self.ema, self.optimizers)
+        self.state, self.best = load_checkpoint(checkpoint, self.model, self.ema, self.optimizers)
         for name, value in self.state.pop("multipliers", {}).items():
             self.multipliers[name] = torch.tensor(value, device=self.weights[0].device)
 
@@ -243,8 +245,9 @@ def fit(
     team.wait()  # or one would find what another has begun
     if checkpoint is not None:
         trainer.restore(checkpoint)
-        log.info("%s: going on at step %d of %d", name, trainer.state["step"], settings.steps)
-        _replay(trainer.state, on_log)
+        if trainer.state["step"] < settings.steps:
+            log.info("%s: resuming at step %d of %d", name, trainer.state["step"], settings.steps)
+        log_rows(trainer.state, on_log)
     else:
         if (folder / LAST).exists():
             log.warning("%s: training starts anew", name)
@@ -389,7 +392,7 @@ def _set_back(trainer: Trainer, folder: Path, name: str, what: str) -> None:
         )
     trainer.model.zero_grad()
     warnings = trainer.state["warnings"]
-    trainer.restore(folder / LAST)
+    trainer.restore(read_checkpoint(folder / LAST))
     trainer.state |= {"setbacks": setbacks, "warnings": warnings}
     trainer.save(folder)
     log.warning(
@@ -425,7 +428,8 @@ def _hand_out(step: int, kind: str, row: Row, on_log: Log | None) -> None:
         on_log(step, {f"{kind}.{key}": value for key, value in row.items() if key != "step"})
 
 
-def _replay(state: dict[str, Any], on_log: Log | None) -> None:
+def log_rows(state: Mapping[str, Any], on_log: Log | None) -> None:
+    """Pass the rows of a history, or of a checkpoint's state, to a callback again."""
     for kind in ("train", "valid"):
         for row in state[kind]:
             _hand_out(row["step"], kind, row, on_log)
