@@ -235,9 +235,9 @@ def join(address: str) -> None:
     from submanifold.errors import UserError
     from submanifold.pipelines.launch import join as join_run
 
-    _project()
+    project = _project()
     try:
-        join_run(address)
+        join_run(address, project)
     except UserError as error:
         raise click.ClickException(str(error)) from error
 

@@ -160,7 +160,9 @@ class ExperimentHooks:
             if experiment.launch.machines > 1:
                 from submanifold.pipelines.launch import board
 
-                board(experiment.launch)  # others that join are let go at the end
+                board(
+                    experiment.launch, self._context.project_path
+                )  # others that join are let go at the end
         except UserError as error:
             raise ClickException(str(error)) from error
 

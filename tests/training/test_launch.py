@@ -1,6 +1,8 @@
 """Several processes, machines and parts compute what one computes."""
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import resumable
 import torch
+import torch.distributed as dist
 
 from submanifold import team
 from submanifold.data.batches import Batches
@@ -174,7 +177,12 @@ def test_another_machine_joins_and_both_train_what_one_does(tmp_path, both):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    script = f"from submanifold.pipelines.launch import join; join({address!r})"
+    as_project(tmp_path)
+    script = f"""
+from pathlib import Path
+from submanifold.pipelines.launch import join
+join({address!r}, Path({str(tmp_path)!r}))
+"""
     other = subprocess.Popen([sys.executable, "-c", script])
     try:
         how = LaunchSettings(machines=2, address=address)
@@ -185,30 +193,36 @@ def test_another_machine_joins_and_both_train_what_one_does(tmp_path, both):
         path = tmp_path / "u.npy"
         encoded = call(how, encode_rows, one, rows, 7, CPU, path, folder=tmp_path)
         assert encoded.shape == (64, 24)
-        launch.board(how).end()
+        launch.board(how, tmp_path).end()
         assert other.wait(timeout=30) == 0
     finally:
         other.kill()
         launch.board.cache_clear()
 
 
-def test_a_machine_says_when_the_run_that_it_joined_is_gone():
+def as_project(path):
+    shutil.copy(Path(__file__).parents[2] / "pyproject.toml", path)
+
+
+def test_a_machine_says_when_the_run_that_it_joined_is_gone(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     script = f"""
+from pathlib import Path
 from submanifold.errors import UserError
 from submanifold.pipelines.launch import join
 try:
-    join({address!r})
+    join({address!r}, Path({str(tmp_path)!r}))
 except UserError as error:
     print(error)
 """
     first = f"""
 import time
+from pathlib import Path
 from submanifold.pipelines.launch import JOINED, Board
 from submanifold.experiment.experiment import LaunchSettings
-board = Board(LaunchSettings(machines=2, address={address!r}))
+board = Board(LaunchSettings(machines=2, address={address!r}), Path({str(tmp_path)!r}))
 while board.store.add(JOINED, 0) < 1:
     time.sleep(0.1)
 print("joined", flush=True)
@@ -223,18 +237,83 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("address", ["here", "here:", ":29400", "here:port"])
-def test_what_is_no_address_is_refused(address):
+def test_what_is_no_address_is_refused(address, tmp_path):
     with pytest.raises(UserError, match="Allowed: <host>:<port>"):
-        join(address)
+        join(address, tmp_path)
 
 
-def test_a_port_that_is_taken_is_named():
+def posted(job_of, tmp_path, forge):
+    """Join a store in which a job stands that is not of this project."""
+    place = tmp_path / "job"
+    place.mkdir()
+    (place / "job.json").write_text(json.dumps({"function": job_of, "arguments": []}))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    store = dist.TCPStore("localhost", port, is_master=True, wait_for_workers=False)
+    store.set("job 1", forge(place))
+    join(f"localhost:{port}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda place: f"{place}",
+        lambda place: "0" * 64 + f"{place}",
+        lambda place: launch._sign(b"another secret", 1, str(place)) + str(place),
+    ],
+    ids=["unsigned", "zeros", "another secret"],
+)
+def test_a_job_without_the_projects_signature_is_refused(tmp_path, monkeypatch, forge):
+    monkeypatch.setattr(launch, "_launch", lambda *_: pytest.fail("it was called"))
+    with pytest.raises(UserError, match=r"signature|not there"):
+        posted("os:system", tmp_path, forge)
+
+
+def test_the_secret_is_for_its_owner_alone(tmp_path):
+    assert launch._secret(tmp_path) == launch._secret(tmp_path) != b""
+    assert (tmp_path / launch.SECRET).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", ["os:system", "submanifold.files:os", "submanifold.files:fcntl"])
+def test_only_functions_of_the_package_are_called(name):
+    with pytest.raises(ValueError, match="expected a function of submanifold"):
+        launch._function(name)
+
+
+def test_processes_of_one_machine_are_reached_by_the_loopback_interface_alone():
+    with launch._store(LaunchSettings(processes=2)) as address:
+        port = int(address.rpartition(":")[2])
+        rows = [
+            line.split()
+            for name in ("tcp", "tcp6")
+            for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+        ]
+    listening = [row[1] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"]
+    assert listening == [f"0100007F:{port:04X}"]  # 127.0.0.1
+
+
+def test_folders_of_killed_launches_are_removed(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, mine, foreign = (
+        tmp_path / f"{launch._PREFIX}{ended.pid}-abc",
+        tmp_path / f"{launch._PREFIX}{os.getpid()}-abc",
+        tmp_path / f".processes-elsewhere-{ended.pid}-abc",
+    )
+    for each in left, mine, foreign:
+        each.mkdir()
+    launch._remove_left(tmp_path)
+    assert [left.exists(), mine.exists(), foreign.exists()] == [False, True, True]
+
+
+def test_a_port_that_is_taken_is_named(tmp_path):
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
         taken.listen()
         how = LaunchSettings(machines=2, address=f"localhost:{taken.getsockname()[1]}")
         with pytest.raises(UserError, match=r"launch.address=.* cannot be listened at"):
-            launch.Board(how)
+            launch.Board(how, tmp_path)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):

@@ -1,17 +1,25 @@
 """Functions that several processes call as one (:mod:`submanifold.team`), on one machine or more.
 
-torch's elastic launcher starts the processes and watches over them. What they are told and what
-comes of it are files in a folder that all machines see, so that nothing is unpickled.
+torch's elastic launcher starts and supervises the processes. Arguments and results are files in a
+folder that all machines see, so that nothing is unpickled. A machine that joins calls functions of
+this package only, of jobs that are signed with a secret in the project's folder. The processes of
+one machine talk over its loopback interface. Those of several machines talk without encryption, as
+all of torch.distributed: use a network that you trust.
 """
 
 import atexit
 import contextlib
 import functools
+import hmac
 import importlib
 import json
 import logging
 import os
+import re
+import secrets
+import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -24,15 +32,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from kedro.utils import find_kedro_project
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from submanifold import team
 from submanifold.errors import UserError
 from submanifold.experiment.experiment import LaunchSettings
-from submanifold.files import read_json, write_json
+from submanifold.files import is_alive, read_json, whole, write_json
 from submanifold.manifold.model import Model
 from submanifold.processes import cores, end_with
 from submanifold.training.trainer import Row
@@ -44,6 +52,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 LOOK = 0.5  # seconds between looks for new rows, and for a new job
 PATIENCE = timedelta(days=1)  # for other machines, which a scheduler may start later
 JOINED, ENDED = "joined", "ended"
+SECRET = Path("data/.join-secret")
+PACKAGE = "submanifold"
 
 Log = Callable[[str, int, Row], None]
 
@@ -82,18 +92,23 @@ def call(
             "Allowed: one for each process. Change it with --params=launch.processes=<number>."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.absolute(), prefix=".processes-") as name:
+    _remove_left(folder)
+    prefix = f"{_PREFIX}{os.getpid()}-"
+    with (
+        _store(launch) as address,
+        tempfile.TemporaryDirectory(dir=folder.absolute(), prefix=prefix) as name,
+    ):
         place = Path(name)
         job = {
             "function": f"{function.__module__}:{function.__qualname__}",
             "arguments": [_pack(each, place) for each in arguments],
             "on_gpus": on_gpus, "logs": on_log is not None,
             "processes": launch.processes, "machines": launch.machines, "parts": launch.parts,
-            "address": launch.address or f"localhost:{get_free_port()}",
+            "address": address,
         }  # fmt: skip
         write_json(place / "job.json", job)
         if launch.machines > 1:
-            board(launch).post(place)
+            board(launch, project_of(folder)).post(place)
         with _rows_passed_on(place / "rows.jsonl", on_log) as ended:
             try:
                 _launch(place, job, machine=0)
@@ -102,6 +117,48 @@ def call(
                     raise ended[0] from None
                 raise
         return _unpack(read_json(place / "result.json"))
+
+
+_PREFIX = f".processes-{socket.gethostname()}-"
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what killed launches of this machine have left in a folder."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        owner = re.match(r"\d+", path.name.removeprefix(_PREFIX))
+        if owner and not is_alive(int(owner[0])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _store(launch: LaunchSettings) -> Iterator[str]:
+    """Give the address of the launcher's store, on the loopback interface unless one is set.
+
+    The launcher's own store is a part of it (``multi_tenant``) and would listen on all interfaces.
+    """
+    if launch.address is not None:
+        yield launch.address
+        return
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    host, port = listener.getsockname()
+    store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True,
+                          master_listen_fd=listener.detach())  # fmt: skip
+    yield f"{host}:{port}"
+    del store  # which listens as long as it is there
+
+
+def project_of(folder: Path) -> Path:
+    """Find the project that a folder belongs to.
+
+    Raises:
+        UserError: It belongs to none.
+    """
+    project = find_kedro_project(folder.absolute())
+    if project is None:
+        raise UserError(f"{folder}: expected a folder in a Kedro project, which machines share.")
+    return Path(project)
 
 
 def _launch(place: Path, job: dict[str, Any], machine: int) -> None:
@@ -133,13 +190,15 @@ def _launch(place: Path, job: dict[str, Any], machine: int) -> None:
 
 
 class Board:
-    """What the first machine tells the others: a store of torch's on its address.
+    """The first machine's jobs for the others, in a store of torch's on its address.
 
     Args:
         launch: The address, and how many machines there are.
+        project: The project, whose secret signs the jobs.
     """
 
-    def __init__(self, launch: LaunchSettings) -> None:
+    def __init__(self, launch: LaunchSettings, project: Path) -> None:
+        self.secret = _secret(project)
         self.address, self.others, self.jobs = launch.address, launch.machines - 1, 0
         host, _, port = str(launch.address).rpartition(":")
         try:
@@ -163,13 +222,16 @@ class Board:
                 log.info("Waiting for %d of %d other machines: give `kedro join %s` on each",
                          self.others - joined, self.others, self.address)  # fmt: skip
             time.sleep(LOOK)
+        self._set(str(place))
+
+    def _set(self, place: str) -> None:
         self.jobs += 1
-        self.store.set(f"job {self.jobs}", str(place))
+        self.store.set(f"job {self.jobs}", _sign(self.secret, self.jobs, place) + place)
 
     def end(self) -> None:
         """Let the others go."""
         with contextlib.suppress(dist.DistError, RuntimeError):
-            self.store.set(f"job {self.jobs + 1}", "")
+            self._set("")
             deadline = time.monotonic() + 10 * LOOK
             while self.store.add(ENDED, 0) < self.store.add(JOINED, 0) and (
                 time.monotonic() < deadline
@@ -178,23 +240,41 @@ class Board:
 
 
 @functools.cache
-def board(launch: LaunchSettings) -> Board:
+def board(launch: LaunchSettings, project: Path) -> Board:
     """The board of this process's run."""
-    return Board(launch)
+    return Board(launch, project)
 
 
-def join(address: str) -> None:
+def _secret(project: Path) -> bytes:
+    """Read the secret that machines share by their file system; the first of them writes it."""
+    path = project / SECRET
+    if not path.exists():
+        with whole(path, keep=True) as partial:
+            partial.touch(mode=0o600)
+            partial.write_text(secrets.token_hex())
+    return path.read_bytes()
+
+
+def _sign(secret: bytes, number: int, place: str) -> str:
+    """Sign a job's number, folder and file, as 64 hexadecimal digits."""
+    job = (Path(place) / "job.json").read_bytes() if place else b""
+    return hmac.digest(secret, f"{number}\n{place}\n".encode() + job, "sha256").hex()
+
+
+def join(address: str, project: Path) -> None:
     """Compute for the run of another machine, until it has ended.
 
     Args:
         address: Its ``launch.address``.
+        project: The project, in the same place as that machine's.
 
     Raises:
-        UserError: The address is none, or the run is gone.
+        UserError: The address is not one, the run is gone, or a job is not of the same project.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"{address} is no address. Allowed: <host>:<port>, as launch.address says.")
+    secret = _secret(project)
     gone = f"The run at {address} is gone. Give its command again, and then this one."
     log.info("Waiting for the run at %s", address)
     try:
@@ -205,13 +285,21 @@ def join(address: str) -> None:
         while True:
             while not store.check([f"job {number}"]):
                 time.sleep(LOOK)
-            place = Path(store.get(f"job {number}").decode())
-            if place == Path():
+            said = store.get(f"job {number}").decode(errors="replace")
+            signature, name = said[:64], said[64:]
+            place = Path(name)
+            if name and not (place / "job.json").is_file():
+                raise UserError(f"{place} is not there: all machines need the same file system.")
+            if not hmac.compare_digest(signature, _sign(secret, number, name)):
+                raise UserError(
+                    f"{address}: expected jobs of the project in {project}, got one without its "
+                    "signature. Give `kedro join` in the project of the run, whose "
+                    f"{SECRET} both machines read."
+                )
+            if not name:
                 store.add(ENDED, 1)
                 return
-            job = read_json(place / "job.json")
-            if job is None:
-                raise UserError(f"{place} is not there: all machines need the same file system.")
+            job: dict[str, Any] = read_json(place / "job.json")
             log.info("%s", job["function"].rpartition(":")[2])
             try:
                 _launch(place, job, machine)
@@ -232,6 +320,9 @@ def _work(name: str, parent: int) -> None:
         torch.cuda.set_device(local)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    if job["machines"] == 1:
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", _loopback())
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     dist.init_process_group(
         "nccl" if job["on_gpus"] else "gloo",
@@ -252,8 +343,28 @@ def _work(name: str, parent: int) -> None:
         dist.destroy_process_group()
 
 
+def _loopback() -> str:
+    """Name the loopback interface."""
+    return next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """Find a function of this package, or a class of settings, by ``module:name``.
+
+    Raises:
+        ValueError: It is not of this package.
+    """
+    module, _, function = name.partition(":")
+    if module.partition(".")[0] != PACKAGE:
+        raise ValueError(f"{name}: expected a function of {PACKAGE}")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    if getattr(found, "__module__", "").partition(".")[0] != PACKAGE:
+        raise ValueError(f"{name}: expected a function of {PACKAGE}")
+    return found
+
+
 def _call(place: Path, job: dict[str, Any], local: int) -> None:
-    module, _, function = job["function"].partition(":")
+    function = _function(job["function"])
     arguments = [_unpack(each) for each in job["arguments"]]
     if job["on_gpus"]:
         arguments = [torch.device("cuda", local) if isinstance(each, torch.device) else each
@@ -268,7 +379,7 @@ def _call(place: Path, job: dict[str, Any], local: int) -> None:
 
         logged = {"on_log": on_log}
     with team.in_parts(job["parts"]):
-        result = getattr(importlib.import_module(module), function)(*arguments, **logged)
+        result = function(*arguments, **logged)
     if team.rank() == 0:
         write_json(place / "result.json", _pack(result, place))
 
@@ -282,8 +393,8 @@ def _pack(value: Any, place: Path) -> Any:
     if isinstance(value, np.ndarray):
         return {"array": _as_file(value, place)}
     if isinstance(value, Settings):
-        return {"settings": [type(value).__module__, type(value).__name__,
-                             value.model_dump(mode="json")]}  # fmt: skip
+        kind = type(value)
+        return {"settings": [f"{kind.__module__}:{kind.__name__}", value.model_dump(mode="json")]}
     if isinstance(value, Path):
         return {"path": str(value.absolute())}
     if isinstance(value, torch.device):
@@ -301,8 +412,8 @@ def _unpack(packed: Any) -> Any:
         return packed
     ((kind, content),) = packed.items()
     if kind == "settings":
-        module, name, values = content
-        return getattr(importlib.import_module(module), name)(**values)
+        name, values = content
+        return _function(name)(**values)
     made: dict[str, Callable[[Any], Any]] = {
         "model": lambda file: Model.load(Path(file)),
         "array": lambda file: np.load(file, mmap_mode="c"),
