@@ -346,6 +346,20 @@ def test_a_key_changes_with_what_its_artifact_depends_on_and_nothing_else(tables
     assert {name for name in before if before[name] != after[name]} == changed
 
 
+def test_the_key_of_a_run_says_whether_fid_is_measured(tables, monkeypatch):
+    """``auto`` measures FID on a GPU only: metrics without it are not those of a GPU's run."""
+
+    def run(weights, device):
+        given = {"evaluation": {"inception_weights": weights}, "device": device}
+        return artifact_keys(choose({**tables, **given}), Path())["run"]
+
+    without = run("auto", "auto")
+    assert without == run("auto", "cpu") != run("download", "cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert run("auto", "auto") == run("auto", "cuda") == run("download", "cpu")
+    assert run("auto", "cpu") == without
+
+
 def leaves(tree, path=()):
     for name, value in tree.items():
         if isinstance(value, dict):

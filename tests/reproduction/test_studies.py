@@ -6,8 +6,11 @@ import re
 import signal
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from click import ClickException
 from click.testing import CliRunner
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -139,6 +142,28 @@ def be_complete(study, dim, values, **attributes):
     study.optuna.add_trial(create_trial(
         params=params, distributions=study.space, values=values, user_attrs=attributes
     ))  # fmt: skip
+
+
+def test_a_study_chooses_by_validation_data_and_keeps_test_metrics_beside_them(monkeypatch):
+    artifacts = {
+        "metrics": {"bits_per_dim": {"value": 1.0}, "mse": {"value": 0.1}},
+        "hierarchy": torch.nn.Identity(),
+        "x_valid": np.zeros((3, 2), np.float32),
+        "x_test": np.ones((4, 2), np.float32),
+    }
+    experiment = SimpleNamespace(
+        load=artifacts.get,
+        histories=list,
+        parameters={"device": "cpu"},
+        configuration=SimpleNamespace(experiment=SimpleNamespace(phases=())),
+    )
+    kept = {}
+    trial = SimpleNamespace(set_user_attr=kept.__setitem__)
+    monkeypatch.setattr(
+        studies, "objectives", lambda model, events, device: (float(events.mean()), len(events))
+    )
+    assert studies._measure(trial, experiment) == (0.0, 3)
+    assert kept["test"] == [1.0, 0.1]
 
 
 def test_a_training_that_others_have_left_behind_is_pruned_and_kept(study):

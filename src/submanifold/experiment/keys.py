@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from submanifold.data.images import fingerprint
 from submanifold.errors import named
 from submanifold.experiment.experiment import Experiment
@@ -35,7 +37,8 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     - ``model``, ``run``: all phases; the evaluation too.
     - ``outliers``, ``outlier_run``, where there are any: their data; the model too.
 
-    Not: the device, the place of the files, logging.
+    Not: the place of the files, logging, the device. The device decides whether FID is measured
+    where ``evaluation.inception_weights`` is ``auto``; ``run`` depends on that alone.
     """
     settings = experiment.parameters()
     with named("data"):
@@ -65,9 +68,16 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
         keys["outlier_run"] = (
             f"{experiment.dataset}-{name}-{_digest(OUTLIER_RECIPE, digest, keys['outliers'])}"
         )
-    digest = _digest(EVALUATION_RECIPE, digest, settings["evaluation"])
+    evaluation = dict(settings["evaluation"])
+    if evaluation.get("inception_weights") == "auto" and _on_gpu(experiment.device):
+        evaluation["inception_weights"] = "download"  # on a CPU, auto measures no FID
+    digest = _digest(EVALUATION_RECIPE, digest, evaluation)
     keys["run"] = f"{experiment.dataset}-{experiment.method}-{digest}"
     return keys
+
+
+def _on_gpu(device: str) -> bool:
+    return device != "cpu" and torch.cuda.is_available()
 
 
 def _digest(*parts: Any) -> str:
