@@ -209,7 +209,7 @@ class TrackingHooks:
         run = mlflow.active_run()
         if run is None:
             return
-        self._run_id = run.info.run_id
+        self._run_id, self._ran = run.info.run_id, set()
         curves_of.cache_clear()  # those of an earlier command of its job are closed
         owner = {"host": socket.gethostname(), "pid": str(os.getpid())}
         mlflow.set_tags({f"submanifold.{name}": value for name, value in owner.items()})

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from submanifold import cli
+
 STEPS = 12
 BOTH, NONE = {"phase_1": STEPS, "phase_2": STEPS}, {"phase_1": 0, "phase_2": 0}
 ONLY_2 = {"phase_1": 0, "phase_2": STEPS}
@@ -27,6 +29,41 @@ def test_the_first_run_trains_both_stages_and_the_same_again_trains_none(project
     assert again.path("hierarchy") == first.path("hierarchy")
     mine, before = again.load("metrics"), first.load("metrics")
     assert mine["bits_per_dim"] == before["bits_per_dim"]
+
+
+def test_a_run_of_nothing_but_reused_phases_has_their_curves_and_metrics(project, first):
+    again = project.run(until="metrics", only_missing_outputs=True)
+    assert again.steps == NONE
+    assert again.mlflow.data.metrics["test.bits_per_dim"] == pytest.approx(
+        first.load("metrics")["bits_per_dim"]["value"]
+    )
+
+    def curve(run):
+        history = project.mlflow_client.get_metric_history(
+            run.mlflow.info.run_id, "phase_2.train.loss"
+        )
+        return {point.step: point.value for point in history}
+
+    assert curve(again) == curve(first) != {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "only_missing"),
+    [
+        ([], True),
+        (["--pipeline=hierarchical", "--to-outputs=metrics"], True),
+        (["--nodes=evaluate"], False),
+        (["--pipeline=compare"], False),
+    ],
+)
+def test_kedro_run_computes_what_is_missing_and_what_is_named(
+    project, monkeypatch, arguments, only_missing
+):
+    given = {}
+    monkeypatch.setattr(cli.kedro_run, "callback", lambda **options: given.update(options))
+    code, output = project.typed("run", "--env=test", *arguments)
+    assert code == 0, output
+    assert given["only_missing_outputs"] is only_missing
 
 
 @pytest.mark.parametrize(
