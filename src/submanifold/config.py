@@ -64,7 +64,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         """
         from submanifold.experiment import choose  # torch, which most commands do without
 
-        return choose(self._read("parameters"))
+        return choose(self._read("parameters"), self.runtime_params)
 
     @cached_property
     def keys_of(self) -> dict[str, str]:

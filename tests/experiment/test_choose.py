@@ -2,14 +2,26 @@
 
 import re
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
+from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.errors import UserError
-from submanifold.experiment import artifact_keys, choose
+from submanifold.experiment import EvaluationSettings, artifact_keys, choose
+from submanifold.experiment.experiment import Choices
+from submanifold.manifold import StageSettings
 from submanifold.manifold.objective import TERMS
+from submanifold.training.phases import PhaseSettings
+from submanifold.training.rotation import RotationSettings
+from submanifold.training.trainer import TrainingSettings
+
+CONF = Path(__file__).parents[2] / "conf"
+BASE = yaml.safe_load((CONF / "base" / "parameters.yml").read_text())
 
 
 def flow_row(flow, steps, rate):
@@ -208,6 +220,112 @@ def test_training_is_that_of_all_phases(tables):
     assert [(p.training.steps, p.training.clip) for p in experiment.phases] == [(5, 0.3)] * 2
     experiment = choose({**tables, "training": {"steps": 5}, "phase_2": {"training": {"steps": 6}}})
     assert [phase.training.steps for phase in experiment.phases] == [5, 6]
+
+
+@pytest.mark.parametrize(("given", "typed", "steps"), [
+    ({}, {"training": {"steps": 5}}, [5, 5]),  # also where the method's row has its own
+    ({}, {"training": {"steps": 5}, "phase_1": {"training": {"steps": 6}}}, [6, 5]),
+    ({"training": {"steps": 4}}, {}, [4, 4]),
+    ({"phase_1": {"training": {"steps": 4}}}, {"training": {"steps": 5}}, [5, 5]),
+    ({"training": {"steps": 4}}, {"phase_1": {"training": {"steps": 5}}}, [5, 4]),
+])  # fmt: skip
+def test_the_command_line_lies_over_files_and_a_phase_over_training(tables, given, typed, steps):
+    tables["methods"]["two"]["phase_1"]["training"] = {"steps": 3}
+    merged = deepcopy(given)
+    for name, group in typed.items():
+        merged[name] = {**merged.get(name, {}), **group}
+    experiment = choose({**tables, **merged}, typed)
+    assert [phase.training.steps for phase in experiment.phases] == steps
+
+
+def test_a_rows_settings_of_a_penalty_are_left_out_where_another_kind_is_typed(tables):
+    tables["methods"]["both"]["phase_1"] = {"reconstruction": {"penalty": "huber", "delta": 0.3}}
+    both = {**tables, "method": "both"}
+    assert choose(both).phases[0].reconstruction.delta == 0.3
+    square = choose({**both, "phase_1": {"reconstruction": {"penalty": "mse"}}})
+    assert square.phases[0].reconstruction.penalty == "mse"
+    tables["methods"]["both"]["phase_1"] = {"reconstruction": {"penalty": "mse", "delta": 0.3}}
+    with pytest.raises(UserError, match=r"phase_1\.reconstruction\.delta is not a setting"):
+        choose(both)
+
+
+def members(annotation):
+    """The types of a union, however deep."""
+    within = get_args(annotation)
+    if get_origin(annotation) is Literal or not within:
+        return [annotation]
+    if get_origin(annotation) in (list, tuple):
+        return [get_origin(annotation)]
+    return [each for member in within for each in members(member)]
+
+
+def typed_values(model, path):
+    """Each setting of a model, with values that a user may type."""
+    for name, field in model.model_fields.items():
+        for kind in members(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from typed_values(kind, (*path, name))
+            elif get_origin(kind) is Literal:
+                yield from (((*path, name), value) for value in get_args(kind))
+            elif kind in (bool, int, float, str):
+                values = {bool: (True, False), int: (3,), float: (0.375, 1.375), str: ("x",)}
+                yield from (((*path, name), value) for value in values[kind])
+            elif kind in (list, tuple):
+                yield (*path, name), [{"type": "affine"}] if name == "then" else [1]
+
+
+def all_settings(experiment):
+    """Each setting that an experiment may have, with values."""
+    kinds = [(Choices, ()), (ImageSettings, ("data",)), (SyntheticSettings, ("data",)),
+             (EvaluationSettings, ("evaluation",)), (TrainingSettings, ("training",))]  # fmt: skip
+    kinds += [(StageSettings, (f"stage_{n}",)) for n, _ in enumerate(experiment.model.stages, 1)]
+    for n, _ in enumerate(experiment.phases, 1):
+        kinds += [(kind, (f"phase_{n}",)) for kind in (PhaseSettings, RotationSettings)]
+    return {repr(each): each for kind in kinds for each in typed_values(*kind)}.values()
+
+
+def resolved(experiment, path):
+    """The values that a setting has in an experiment; of ``training`` that of each training."""
+    parameters = experiment.parameters()
+    groups = [parameters]
+    if path[0] == "training":
+        groups = [group for name, group in parameters.items()
+                  if name.startswith("phase_") and "training" in group]  # fmt: skip
+    for name in path:
+        groups = [group.get(name, {}) if isinstance(group, dict) else None for group in groups]
+    return groups
+
+
+@pytest.mark.parametrize("method", BASE["methods"])
+def test_what_is_typed_wins_or_is_refused(method, monkeypatch):
+    """Every setting there is: in the experiment as it was typed, or an error."""
+    small = deepcopy(BASE)
+    small["stage_defaults"]["glow"]["flow"] |= {"steps": 1, "width": 4}
+    small["method"] = method
+    accepted = set()
+    for path, value in all_settings(choose(small)):
+        if path in (("dataset",), ("method",)):
+            continue
+        given = value
+        for name in reversed(path):
+            given = {name: given}
+        with monkeypatch.context() as patched:
+            # building every flow thousands of times would take minutes
+            module = import_module("submanifold.experiment.choose")
+            patched.setattr(module, "check", lambda *_: None)
+            try:
+                experiment = choose({**small, **given})
+            except UserError:
+                continue
+        found = resolved(experiment, path)
+        if path[-1] == "then":
+            found = [[{"type": flow["type"]} for flow in flows] for flows in found]
+        if found and all(each == value for each in found):
+            accepted.add(path)
+        elif path[-2:] != ("reconstruction", "penalty"):  # none leaves nothing to name
+            with pytest.raises(UserError):
+                choose({**small, **given})
+    assert accepted >= {("training", name) for name in TrainingSettings.model_fields}
 
 
 def test_a_default_that_does_not_apply_is_left_out(tables):

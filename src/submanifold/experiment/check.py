@@ -77,8 +77,10 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
         idle = {}
         if first == 1:
             idle["reconstruction.space"] = "the phase begins at the data themselves"
-        if phase.likelihood.weight == 0:
-            idle["likelihood.unit"] = "likelihood.weight is 0"
+        for term, settings in phase.terms.items():
+            if settings.weight == 0:
+                others = type(settings).model_fields.keys() - {"weight", "penalty"}
+                idle |= {f"{term}.{each}": f"{term}.weight is 0" for each in others}
         refuse(method.get(name, {}), f"methods.{experiment.method}.{name}", idle)
         inside = stages[first - 1].event_dim
         if stages[first - 1 + (through or last - first + 1) - 1].dim == inside:

@@ -1,6 +1,6 @@
 """From the tables in conf/ and what the user sets to one experiment."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,7 +8,7 @@ from submanifold.data.settings import DataSettings, ImageSettings, read_data_set
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.errors import UserError
 from submanifold.experiment.check import Tree, check, refuse
-from submanifold.experiment.experiment import Choices, EvaluationSettings, Experiment, flatten
+from submanifold.experiment.experiment import Choices, EvaluationSettings, Experiment
 from submanifold.flows import FLOWS
 from submanifold.manifold import ModelSettings, StageSettings
 from submanifold.manifold.objective import TERMS
@@ -36,18 +36,23 @@ OF_VECTORS = {"soft_glow": "soft_realnvp"}
 """What takes the place of a flow of images that is more than a Glow, for points."""
 
 
-def choose(parameters: Mapping[str, Any]) -> Experiment:
+def choose(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = None) -> Experiment:
     """Turn tables and choices into one experiment, all of it checked.
 
     ``dataset`` and ``method`` choose rows; the method ``auto`` is that of the dataset's row, which
     may also say what a method's stages are on it. Defaults of a stage come from its flow; those of
     a phase from the first stage it trains, the dataset's before the flow's. What ``data``,
     ``training``, ``evaluation``, ``stage_<n>`` and ``phase_<n>`` hold in an environment's file or
-    on the command line lies over all of that. A stage beyond the method's last is added to it, with
-    a phase that trains it.
+    on the command line lies over all of that: ``training`` over the training of every phase,
+    ``phase_<n>.training`` over ``training``, and the command line over the file. A stage beyond the
+    method's last is added to it, with a phase that trains it.
 
     A default that does not apply, such as Huber's delta of a squared penalty, is left out; a
     setting that was given and would have no effect is an error.
+
+    Args:
+        parameters: The tables, and what the user has set.
+        typed: What of that was set on the command line.
 
     Raises:
         UserError: A name is unknown, or a value cannot work.
@@ -83,6 +88,7 @@ def choose(parameters: Mapping[str, Any]) -> Experiment:
             f"pixels. Allowed: {SMALLEST} or more. Change it with --params=data.size=32."
         )
     others = _outliers(tables["datasets"], given, settings)
+    groups |= _without_overridden(groups, typed or {})
     phases = _phases(method, groups, stages, soft, defaults["training"])
     evaluation = dict(defaults["evaluation"])
     if not isinstance(settings, ImageSettings):
@@ -216,6 +222,19 @@ def _acts_on_vectors(stage: Tree) -> bool:
     return flow is not None and 1 in flow.axes
 
 
+def _without_overridden(groups: Tree, typed: Mapping[str, Any]) -> dict[str, Tree]:
+    """The phases without what a file says of their training and the command line's overrides."""
+    left = {}
+    for name in [name for name in groups if name.startswith("phase_")]:
+        own = typed.get(name, {}).get("training", {})
+        newer = {key for key in typed.get("training", {}) if key not in own}
+        training = groups[name].get("training", {})
+        _check_group(f"{name}.training", training)
+        kept = {key: value for key, value in training.items() if key not in newer}
+        left[name] = {**groups[name], "training": kept} if training else groups[name]
+    return left
+
+
 def _phases(
     method: Tree, groups: Tree, stages: Tree, soft: Tree, training: Tree
 ) -> dict[str, Tree]:
@@ -226,7 +245,8 @@ def _phases(
     phases: dict[str, Tree] = {}
     while True:
         name = f"phase_{len(phases) + 1}"
-        trained = {number for phase in phases.values() for number in phase.get("stages", ())}
+        trained = {number for phase in phases.values() if "rotate" not in phase
+                   for number in phase["stages"]}  # fmt: skip
         untrained = [n for n in everything if n not in trained and len(phases) >= len(rows)]
         if not (name in rows or name in given or untrained):
             break
@@ -241,18 +261,18 @@ def _phases(
                 f"Change one of them, or set {name}.stages to add a phase."
             )
         trains = _stage_numbers(hard.get("stages", usual), everything, name)
-        soft_training = _merge({"training": training}, soft[f"stage_{trains[0]}"])
-        default = _merge(soft_training, {"training": groups["training"]}, name)
-        phases[name] = {**_lay_over(default, hard, name), "stages": trains}
+        default = _merge({"training": training}, soft[f"stage_{trains[0]}"])
+        own = _merge({"training": groups["training"]}, given.get(name, {}), name)
+        merged = _lay_over([default, rows.get(name, {}), own], name)
+        phases[name] = {**merged, "stages": trains}
     if wrong := [name for name in (*rows, *given) if name not in phases]:
         raise UserError(
             f"{', '.join(wrong)}: phases have to be numbered from 1 without a gap; there are "
             f"{', '.join(phases)}. Change phase_<n> on the command line or in conf/."
         )
     trainings = [name for name, phase in phases.items() if "rotate" not in phase]
-    overruled = [k for k in flatten(groups["training"]) if all(
-        k in flatten(_merge(rows.get(n, {}), given.get(n, {}), n).get("training", {}))
-        for n in trainings)]  # fmt: skip
+    overruled = [key for key in groups["training"] if all(
+        key in given.get(name, {}).get("training", {}) for name in trainings)]  # fmt: skip
     refuse(groups["training"], "training", dict.fromkeys(overruled, "every phase has its own"))
     return phases
 
@@ -271,24 +291,43 @@ def _stage_numbers(trains: Any, everything: list[int], name: str) -> list[int]:
     return numbers
 
 
-def _lay_over(default: Tree, hard: Tree, name: str) -> Tree:
-    """Merge a phase's defaults with what is given, without defaults that do not apply to it."""
-    merged = _merge(default, hard, name)
+def _lay_over(layers: Sequence[Tree], name: str) -> Tree:
+    """Merge a phase's defaults, the method's row and what is given, the later over the earlier.
+
+    Settings of a term that its final kind does not have are left out of the defaults, and of what
+    lies below the layer that chooses this kind.
+    """
+    merged: Tree = {}
+    for layer in layers:
+        merged = _merge(merged, layer, name)
     for term, (annotation, _) in TERMS.items():
-        if term in default and term in merged:
-            known = _fields(annotation, merged[term])
-            fitting = {key: value for key, value in default[term].items() if key in known}
-            merged[term] = _merge(fitting, hard.get(term, {}), f"{name}.{term}")
+        if term not in merged:
+            continue
+        for layer in layers:
+            _check_group(f"{name}.{term}", layer.get(term, {}))
+        known, tag = _fields(annotation, merged[term]), _tag(annotation)
+        chooses = [n for n, layer in enumerate(layers) if tag in layer.get(term, {})]
+        merged[term] = {}
+        for n, layer in enumerate(layers):
+            own = layer.get(term, {})
+            if n < max([1, *chooses]):
+                own = {key: value for key, value in own.items() if key in known}
+            merged[term] = _merge(merged[term], own, f"{name}.{term}")
     return merged
+
+
+def _tag(annotation: Any) -> str | None:
+    """Name of the setting that chooses a union's member; None if it is no union."""
+    union = get_args(annotation)
+    return str(union[1].discriminator) if union else None
 
 
 def _fields(annotation: Any, values: Mapping[str, Any]) -> set[str]:
     """Names of the settings of a term, or of the member of a union that its tag chooses."""
-    union = get_args(annotation)
-    if not union:
+    tag = _tag(annotation)
+    if tag is None:
         return set(annotation.model_fields)
-    tag = union[1].discriminator
-    members = [each for each in get_args(union[0])
+    members = [each for each in get_args(get_args(annotation)[0])
                if values.get(tag) in get_args(each.model_fields[tag].annotation)]  # fmt: skip
     return set(members[0].model_fields) if members else set(values)
 
