@@ -1,9 +1,11 @@
 """Settings as typed models, and one clear message for everything that is wrong with them."""
 
+import re
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from submanifold.errors import UserError
 
@@ -27,6 +29,23 @@ class Settings(BaseModel):
                 raise ValueError(f"{name}={value} cannot be used: it is neither true nor false")
         return values
 
+
+def _check_name(name: str) -> str:
+    """Refuse what is not one component of a path on every system, nor a name of MLflow's."""
+    if not re.fullmatch(r"\w[\w. +-]*(?<![. ])", name) or len(name.encode()) > LONGEST_NAME:
+        raise PydanticCustomError(
+            "name",
+            "it names files, so that it may have letters, digits and _ + - . and spaces, begins "
+            "with one of the first three, does not end with a dot or a space, and has at most "
+            f"{LONGEST_NAME} bytes",
+        )
+    return name
+
+
+LONGEST_NAME = 100
+"""Bytes, so that the file names that have several, and a key, stay below 255."""
+Name = Annotated[str, AfterValidator(_check_name)]
+"""A name that a user gives to something that is kept in files."""
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -31,7 +31,8 @@ def archive():
 
 
 ZIP = archive()
-MD5 = f"md5:{hashlib.md5(ZIP).hexdigest()}"
+PAGE = b"<html>sign in first</html>"
+MD5, MD5_OF_PAGE = (f"md5:{hashlib.md5(each).hexdigest()}" for each in (ZIP, PAGE))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/missing.zip":
             self.send_error(404)
             return
-        content = b"<html>sign in first</html>" if self.path == "/page.zip" else ZIP
+        content = PAGE if self.path == "/page.zip" else ZIP
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -62,7 +63,7 @@ def server():
         thread.join()
 
 
-def settings(server, name, checksum=None, **others):
+def settings(server, name, checksum=MD5, **others):
     url = f"http://127.0.0.1:{server.server_port}/{name}"
     return {"source": "celeba", "url": url, "hash": checksum, "size": 8, **others}
 
@@ -71,9 +72,13 @@ def names_in(folder):
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
-@pytest.mark.parametrize("checksum", [MD5, None], ids=["checked", "unchecked"])
-def test_a_whole_download_is_used_and_not_repeated(server, tmp_path, checksum):
-    chosen = settings(server, "whole.zip", checksum)
+def test_a_download_without_a_hash_is_refused(server):
+    with pytest.raises(UserError, match=r"data\.url=http\S+ needs hash.*set hash to sha256:"):
+        read(settings(server, "whole.zip", None))
+
+
+def test_a_whole_download_is_used_and_not_repeated(server, tmp_path):
+    chosen = settings(server, "whole.zip")
     for out in ("first", "second"):
         *arrays, manifest = prepare(read(chosen), tmp_path / out, tmp_path / "raw")
         assert [len(array) for array in arrays] == [8, 1, 1]
@@ -99,13 +104,12 @@ def test_the_fingerprint_is_the_same_before_and_after_the_download(server, tmp_p
 @pytest.mark.parametrize(
     ("name", "checksum", "reason"),
     [
-        ("missing.zip", None, "404"),
-        ("half.zip", None, "IncompleteRead"),
+        ("missing.zip", MD5, "404"),
         ("half.zip", MD5, "IncompleteRead"),
         ("whole.zip", "md5:" + "0" * 32, "hash"),
-        ("page.zip", None, "not a zip"),
+        ("page.zip", MD5_OF_PAGE, "not a zip"),
     ],
-    ids=["missing", "half", "half, checked", "another hash", "no zip"],
+    ids=["missing", "half", "another hash", "no zip"],
 )
 def test_a_failed_download_says_how_to_go_on_and_leaves_no_half_file(
     server, tmp_path, name, checksum, reason
@@ -121,7 +125,7 @@ def test_a_failed_download_says_how_to_go_on_and_leaves_no_half_file(
 
 
 def test_a_server_that_is_not_there(tmp_path):
-    chosen = read({"source": "celeba", "url": "http://127.0.0.1:9/x.zip"})
+    chosen = read({"source": "celeba", "url": "http://127.0.0.1:9/x.zip", "hash": MD5})
     with pytest.raises(UserError, match=r"could not download CelebA .* set path"):
         open_source(chosen, tmp_path)
 

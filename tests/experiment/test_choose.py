@@ -566,6 +566,65 @@ def test_three_phases_that_begin_alike_share_what_they_begin_with(tables):
     }  # fmt: skip
 
 
+def test_the_key_of_u_says_through_which_stages_it_went(tables):
+    """Phases that train stages 1 and 2, then 3, then 2: all begin at phase 1, at two places."""
+    tables["methods"]["own"] = {
+        "stage_1": {"flow": {"type": "glow"}, "dim": 20},
+        **{f"stage_{n}": {"dim": 20 - n} for n in (2, 3)},
+        **{f"phase_{n}": {"stages": stages} for n, stages in enumerate(([1, 2], 3, 2), start=1)},
+    }
+    experiment = choose({**tables, "method": "own"})
+    assert experiment.sources == [None, (1, 2), (1, 1)]
+    keys = artifact_keys(experiment, Path())
+    both = [keys["phase_2.u"], keys["phase_3.u"]]
+    assert all(key.startswith(f"{keys['phase_1']}-") for key in both)
+    assert both[0] != both[1]
+
+
+NO_NAMES = ["../../elsewhere", "/etc", "a/b", "a\\b", "..", ".", "", "a:b", "a\nb", "a\0b",
+            ".hidden", "a.", "a ", "-x", "x" * 101]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=repr)
+@pytest.mark.parametrize("setting", ["dataset", "method", "sweep", "study", "register_as"])
+def test_names_are_one_component_of_a_path(tables, setting, name):
+    tables["datasets"][name] = tables["datasets"]["photos"]
+    tables["methods"][name] = tables["methods"]["two"]
+    with pytest.raises(UserError, match=rf"^{setting}={re.escape(name)} cannot be used: it names"):
+        choose({**tables, setting: name})
+
+
+@pytest.mark.parametrize("name", ["a", "H-MM", "my photos 2", "größe_1.5+x", "x" * 100])
+def test_a_name_may_have_letters_digits_and_some_signs(tables, name):
+    tables["datasets"][name] = tables["datasets"]["photos"]
+    assert choose({**tables, "dataset": name, "study": name}).dataset == name
+
+
+TOO_MUCH = [
+    ({"data": {"size": 10**9}}, r"^data\.size: expected at most [0-9,]+, got 1,000,000,000: "),
+    ({"data": {"size": 10**30}}, r"^data\.size: expected at most"),
+    ({"training": {"batch_size": 10**10}}, r"^phase_1\.training\.batch_size: expected at most"),
+    ({"evaluation": {"samples": 10**9}}, r"^evaluation\.samples: expected at most .* each takes"),
+    ({"stage_2": {"flow": {"hidden": 10**7}}}, r"^stage_2\.flow: .*GB of memory are free"),
+    ({"stage_1": {"flow": {"width": 10**7}}}, r"^stage_1\.flow: .*GB of memory are free"),
+    ({"stage_2": {"flow": {"hidden": 10**12}}}, r"^stage_2\.flow\.hidden: expected at most 16,7"),
+    ({"stage_2": {"flow": {"couplings": 10**7}}}, r"^stage_2\.flow\.couplings: expected at most 1"),
+    ({"stage_1": {"flow": {"steps": [1, 10**7]}}}, r"^stage_1\.flow\.steps: expected at most 1"),
+    (
+        {"dataset": "circle", "stage_1": {"dim": 1, "flow": {"type": "realnvp"}},
+         "stage_2": {"dim": 1}, "data": {"counts": {"valid": 10**12}}},
+        r"^data\.counts\.valid: expected at most",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "said"), TOO_MUCH, ids=str)
+def test_what_does_not_fit_in_memory_is_refused_with_the_most_that_does(tables, given, said):
+    tables["datasets"]["circle"] = {"source": "circle"}
+    with pytest.raises(UserError, match=said):
+        choose({**tables, **given})
+
+
 def test_the_key_of_a_folder_follows_its_content_not_its_place(tables, tmp_path):
     def key(folder):
         chosen = choose({**tables, "dataset": "folder", "data": {"path": str(folder), "size": 8}})

@@ -278,7 +278,7 @@ A_STUDY = ("--study=new", DIM)
     (("--study=new", "stage_1.dim"), "'stage_1.dim' does not say what to search. Write <param"),
     (("--study=new", "stage_1.dim="), "'stage_1.dim=' does not say what to search"),
     (("--study=new", DIM, DIM), "stage_1.dim is searched twice"),
-    (("--study=a/b", DIM), "study=a/b cannot be used: it names files. Allowed: a letter, then"),
+    (("--study=a/b", DIM), "study=a/b cannot be used: it names files"),
     (("--study=", DIM), "study= cannot be used"),
     ((*A_STUDY, "--params=stage_1.dim=9"), "stage_1.dim is searched, and given with --params"),
     ((*A_STUDY, "--params=method=H-XX"), "method=H-XX is not known"),

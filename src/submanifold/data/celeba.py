@@ -99,7 +99,7 @@ def fingerprint_partition(content: bytes) -> str:
 def download(settings: ImageSettings, folder: Path) -> Path:
     """Fetch the official zip into a folder: all of it, checked, or nothing.
 
-    From `url` when given (checked against `hash`), else the zip and the partition file from where
+    From `url` when given, checked against `hash`, else the zip and the partition file from where
     torchvision knows them.
 
     Returns:
@@ -147,4 +147,4 @@ def _download(settings: ImageSettings, folder: Path) -> Path:
 
 
 def _origin(settings: ImageSettings) -> str:
-    return settings.hash or settings.url or f"md5:{DRIVE[ARCHIVE][1]}"
+    return settings.hash or f"md5:{DRIVE[ARCHIVE][1]}"

@@ -38,7 +38,8 @@ class ImageSettings(Settings):
         path: A folder, a zip or an LMDB folder; `photos` takes none. Of torchvision's data sets the
             folder of their files, which are downloaded when it is left out; MedMNIST's npz file.
         url: Where `celeba` is downloaded from when no path is given and none lies in the raw
-            folder; `None` asks torchvision's downloader.
+            folder; `None` asks torchvision's downloader. It needs a hash, which makes http as safe
+            as https.
         hash: Checksum of what lies at `url`, as pooch writes it: `"md5:..."` or `"sha256:..."`.
         size: Side of the square images, in pixels.
         margin: Black pixels on each side of a picture, within the size: 2 makes MNIST's 28 to 32.
@@ -108,6 +109,11 @@ class ImageSettings(Settings):
             )
         if self.hash and not self.url:
             raise ValueError(f"hash={self.hash} is of the file at url; give url too")
+        if self.url and not self.hash:
+            raise ValueError(
+                f"url={self.url} needs hash, or whoever answers there chooses the data: set hash "
+                "to sha256:<what `sha256sum` prints of the file>"
+            )
         return self
 
     @property

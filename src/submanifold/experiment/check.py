@@ -1,5 +1,6 @@
 """What types alone cannot say of an experiment: what fits together, and what would do nothing."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -7,12 +8,18 @@ from typing import Any
 
 import torch
 
+from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.errors import UserError
 from submanifold.experiment.experiment import Experiment, flatten
 from submanifold.flows import is_told
 from submanifold.manifold import ModelSettings, Stage
+from submanifold.processes import check_memory, free_memory
 from submanifold.training.rotation import RotationSettings
 
+NUMBER = 4
+"""Bytes of a float32."""
+LAYERS, MOST_LAYERS, LARGEST_NUMBER = ("couplings", "steps", "layers", "blocks"), 1000, 2**24
+"""Settings of flows that are built in a loop, their bound, and that of all others."""
 ABOUT_VOLUME = ("manifold_likelihood", "excess", "off_diagonal")
 
 Tree = dict[str, Any]
@@ -29,8 +36,11 @@ def check(experiment: Experiment, method: Tree, groups: Tree) -> None:
     Raises:
         UserError: Naming the parameter.
     """
+    _check_arrays(experiment)
+    _check_numbers(experiment)
     with _with_advice():
         stages = _built(experiment.model.model_dump_json(), experiment.data.event_shape)
+    _check_weights(experiment, stages)
     for number, stage in enumerate(stages, start=1):
         if stage.dim == stage.latent_dim:
             why = {"off_manifold_scale": "nothing is off a manifold of all dimensions"}
@@ -97,6 +107,53 @@ def _built(model: str, shape: tuple[int, ...]) -> list[Stage]:
     """Build a model's stages on no device, once for all experiments that differ elsewhere."""
     with torch.device("meta"):
         return ModelSettings.model_validate_json(model).build(shape)
+
+
+def _check_arrays(experiment: Experiment) -> None:
+    """Refuse arrays that do not fit in the free memory: events, batches of them and samples."""
+    data = experiment.data
+    each = NUMBER * math.prod(data.event_shape)
+    if isinstance(data, ImageSettings) and each > (free := free_memory()):
+        raise UserError(
+            f"data.size: expected at most {math.isqrt(free // (NUMBER * data.channels)):,}, got "
+            f"{data.size:,}: an image takes {each / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory "
+            "are free. Change it with --params=data.size=32."
+        )
+    if isinstance(data, SyntheticSettings):
+        for part, count in data.counts:
+            check_memory(f"data.counts.{part}", count, 2 * each)  # drawn in float64
+    for number, phase in enumerate(experiment.phases, start=1):
+        if not isinstance(phase, RotationSettings):
+            name = f"phase_{number}.training.batch_size"
+            check_memory(name, phase.training.batch_size, each)
+    check_memory("evaluation.samples", experiment.evaluation.samples, each)
+
+
+def _check_numbers(experiment: Experiment) -> None:
+    """Refuse flows that take minutes to build, or whose sizes overflow, before they are built."""
+    for number, stage in enumerate(experiment.model.stages, start=1):
+        for flow in (stage.flow, *stage.then):
+            for name, value in flow:
+                most = MOST_LAYERS if name in LAYERS else LARGEST_NUMBER
+                numbers = value if isinstance(value, list) else [value]
+                if any(isinstance(each, int) and each > most for each in numbers):
+                    raise UserError(
+                        f"stage_{number}.flow.{name}: expected at most {most:,}, got {value}. "
+                        f"Change it with --params=stage_{number}.flow.{name}=<number>."
+                    )
+
+
+def _check_weights(experiment: Experiment, stages: Sequence[Stage]) -> None:
+    """Refuse stages whose weights alone do not fit in the free memory; training takes more."""
+    free = free_memory()
+    for number, stage in enumerate(stages, start=1):
+        count = experiment.model.charts * sum(each.numel() for each in stage.parameters())
+        if NUMBER * count > free:
+            raise UserError(
+                f"stage_{number}.flow: expected at most {free // NUMBER:,} weights, got "
+                f"{count:,}: each takes {NUMBER} bytes, and {free / 1e9:.1f} GB of memory are "
+                "free. Set a smaller width or hidden, or fewer layers."
+            )
 
 
 def _shares(experiment: Experiment) -> str:

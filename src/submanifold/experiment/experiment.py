@@ -9,7 +9,7 @@ from submanifold.data.settings import DataSettings, ImageSettings, SyntheticSett
 from submanifold.manifold import ModelSettings
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
-from submanifold.validation import Settings
+from submanifold.validation import Name, Settings
 
 
 class EvaluationSettings(Settings):
@@ -87,15 +87,15 @@ class Choices(Settings):
         outliers: Name of the dataset's row, or the place, of images that are held to be others.
     """
 
-    dataset: str
-    method: str
+    dataset: Name
+    method: Name
     seed: int = Field(ge=0, lt=2**32)
     device: str
     launch: LaunchSettings = Field(default_factory=LaunchSettings)
     charts: int | None = Field(None, ge=1)
-    sweep: str | None = None
-    study: str | None = None
-    register_as: str | None = Field(None, min_length=1)
+    sweep: Name | None = None
+    study: Name | None = None
+    register_as: Name | None = None
     outliers: str | None = Field(None, min_length=1)
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -27,7 +26,6 @@ from submanifold.reproduction.studies import LOOK, Study, named
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 PATIENCE = 60.0  # seconds that a process has to end
 
 
@@ -63,11 +61,6 @@ def search(
         UserError: What is asked cannot work, or is not what the study was made of; or no trial is
             complete, or the processes ended before all trials were made.
     """
-    if not NAME.fullmatch(name):
-        raise UserError(
-            f"study={name} cannot be used: it names files. Allowed: a letter, then letters, "
-            "digits, '.', '_' and '-'. Change it with --study=<name>."
-        )
     what = Search(name, read_spaces(spaces), params, project, env, **how)
     if twice := what.spaces.keys() & flatten(params).keys():
         raise UserError(f"{twice.pop()} is searched, and given with --params. Leave out either.")
