@@ -151,6 +151,7 @@ class ExperimentHooks:
             with named("mlflow"):
                 check_room(self._uri)
             choose_device(experiment.device)
+            self._check_data(pipeline, catalog)
             if weights not in (None, "auto", "download"):
                 from submanifold.evaluation.frechet import given_weights
 
@@ -165,6 +166,21 @@ class ExperimentHooks:
                 )  # others that join are let go at the end
         except UserError as error:
             raise ClickException(str(error)) from error
+
+    def _check_data(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        """Check images that the run will prepare."""
+        from submanifold.data.preprocess import check
+        from submanifold.data.settings import ImageSettings
+
+        experiment = self._experiment
+        wanted = (
+            ("data", "x_train", "data_folder", experiment.data),
+            ("outliers", "x_outliers", "outliers_folder", experiment.outlier_data),
+        )
+        for prefix, output, folder, settings in wanted:
+            if output in pipeline.all_outputs() and isinstance(settings, ImageSettings):
+                with named(prefix):
+                    check(settings, _path(catalog, folder), _path(catalog, "raw_folder"))
 
     def _continue_job(self) -> None:
         """Have kedro-mlflow go on with the run that the job's earlier commands have made."""

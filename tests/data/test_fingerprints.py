@@ -161,6 +161,58 @@ def test_two_folders_with_a_dangling_link_each_are_not_taken_for_one_another(
     assert mark(folder) != mark(tmp_path / "other")
 
 
+def names(folder, tmp_path):
+    source = open_source(ImageSettings(source="folder", path=str(folder)), tmp_path)
+    return source.names, {item["name"] for item in source.skipped}
+
+
+def test_a_linked_folder_is_read_once(mark, folder, tmp_path):
+    inside = [f"deep/{i}.png" for i in range(10)]
+    first = mark(folder)
+    shutil.copytree(folder / "deep", tmp_path / "elsewhere" / "pictures")
+    for link in ("b", "a"):  # two links to one folder: the first by name is followed
+        (folder / link).symlink_to(tmp_path / "elsewhere")
+    assert names(folder, tmp_path) == (sorted(inside + [f"a/pictures/{i}.png" for i in range(10)]),
+                                       {"b"})  # fmt: skip
+    assert mark(folder) != first
+
+
+@pytest.mark.parametrize("target", ["in", "in/deep", ".", "in/deep/self"])
+def test_a_cycle_of_links_is_not_entered(folder, tmp_path, target):
+    link = folder / "deep" / "self"
+    link.symlink_to(tmp_path / target)
+    found, skipped = names(folder, tmp_path)
+    assert found == [f"deep/{i}.png" for i in range(10)]
+    assert skipped == (set() if target.endswith("self") else {"deep/self"})
+
+
+def test_a_cycle_through_a_linked_folder_is_not_entered(folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "1.png").write_bytes(b"one")
+    (tmp_path / "other" / "back").symlink_to(folder)
+    (folder / "on").symlink_to(tmp_path / "other")
+    found, skipped = names(folder, tmp_path)
+    assert "on/1.png" in found
+    assert len(found) == 11
+    assert skipped == {"on/back"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_files_of_other_formats_are_counted(folder, tmp_path, kind):
+    for name in ("a.HEIC", "deep/b.heic", "c.svg", "README", ".hidden.svg"):
+        (folder / name).write_bytes(b"x")
+    path = folder
+    if kind == "zip":
+        path = tmp_path / "in.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in folder.rglob("*"):
+                archive.write(file, file.relative_to(folder))
+    source = open_source(ImageSettings(source="folder", path=str(path)), tmp_path)
+    assert source.others == {".heic": 2, ".svg": 1, "no suffix": 1}
+    assert len(source.names) == 10
+    source.close()
+
+
 # ---- what is remembered
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from submanifold.data import hashes, preprocess
 from submanifold.data.hashes import is_as_made
-from submanifold.data.preprocess import allowed_broken, prepare, share_out
+from submanifold.data.preprocess import allowed_broken, check, prepare, share_out
 from submanifold.data.settings import Counts, ImageSettings
 from submanifold.data.source import Source
 from submanifold.errors import UserError
@@ -105,7 +105,8 @@ def test_arrays_and_manifest(tmp_path):
         "size": 4,
         "channels": 3,
         "split": "random",
-        "split_note": None,
+        "split_note": "expected 100 or more different training images, got 40 among the first 40: "
+        "a model memorizes so few, and its metrics say little",
         "seed": 0,
         "skipped": [],
         "skipped_count": 0,
@@ -116,6 +117,77 @@ def test_arrays_and_manifest(tmp_path):
     assert manifest["seconds"] >= 0
     left = {file.name for file in (tmp_path / "out").iterdir()}
     assert left == {"train.npy", "valid.npy", "test.npy", "manifest.json"}
+
+
+def checked(tmp_path, **settings):
+    settings = {"source": "folder", "path": str(tmp_path / "in"), "size": 4, **settings}
+    check(ImageSettings(**settings), tmp_path / "out", tmp_path / "raw")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "said"),
+    [
+        ([b"no image"] * 40, {}, r"none of the first 32 can be read, such as \d+\.png \(ValueErr"),
+        ([encode(0)] * 40, {}, "the first 32 are equal pixel by pixel"),
+        ([encode(1), encode(2), encode(3)], {}, r"counts\.train: expected 2 images or more, got 1"),
+        ([encode(1), encode(2)], {}, "2 images are too few for three splits"),
+        ([encode(1)] * 20, {"counts": Counts(train=19)}, "too few for three splits"),
+        ([], {"source": "photos", "path": None, "size": 500}, "size=500 is too large for source="),
+        ([], {}, "no images found in it"),
+        ([], {"path": "/nowhere"}, "path=/nowhere does not exist"),
+    ],
+    ids=["unreadable", "equal", "three", "two", "counts", "size", "empty", "nowhere"],
+)
+def test_data_that_cannot_work_are_refused_before_they_are_prepared(
+    tmp_path, images, settings, said
+):
+    (tmp_path / "in").mkdir()
+    for number, content in enumerate(images):
+        (tmp_path / "in" / f"{number}.png").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        checked(tmp_path, **settings)
+
+
+def test_data_that_work_pass_the_check_and_downloads_wait(tmp_path):
+    make_folder(tmp_path / "in", 40, broken=range(4))
+    checked(tmp_path)
+    checked(tmp_path, source="mnist", path=None)
+    checked(tmp_path, source="celeba", path=None)
+    assert not (tmp_path / "raw").exists()
+
+
+def test_the_check_looks_at_no_data_that_are_prepared(tmp_path, decoded):
+    make_folder(tmp_path / "in", 20)
+    run(tmp_path)
+    count = len(decoded)
+    settings = ImageSettings(source="folder", path=str(tmp_path / "in"), size=4)
+    check(settings, tmp_path / "out", tmp_path / "raw")
+    assert len(decoded) == count
+
+
+@pytest.mark.parametrize(("count", "copies", "few"), [(250, 1, None), (60, 1, 48), (2, 150, 2)])
+def test_few_different_training_images_are_warned_of(tmp_path, caplog, count, copies, few):
+    (tmp_path / "in").mkdir()
+    for i in range(count * copies):
+        (tmp_path / "in" / f"{i:05d}.png").write_bytes(encode(i % count))
+    for _ in ("prepared", "found"):
+        caplog.clear()
+        manifest = run(tmp_path)[3]
+        said = f"different training images, got {few} among the first "
+        assert (said in caplog.text) == (few is not None)
+        assert (said in (manifest["split_note"] or "")) == (few is not None)
+
+
+def test_skipped_files_are_counted_on_the_console(tmp_path, caplog):
+    make_folder(tmp_path / "in", 40, broken=[3])
+    for name in ("a.heic", "b.heic", "c.svg"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    manifest = run(tmp_path)[3]
+    assert manifest["skipped_count"] == 4
+    names = [each["name"] for each in manifest["skipped"]]
+    assert names == ["*.heic", "*.svg", "00003.png"]
+    assert "skipped 4 files, such as *.heic (2 files that are not .jpg" in caplog.text
 
 
 def test_same_seed_same_hash_other_seed_other_split(tmp_path, small_chunks):
@@ -454,7 +526,7 @@ def test_the_hash_is_what_it_was_in_earlier_versions(tmp_path):
 
 
 def test_prepared_data_may_lie_where_they_may_only_be_read(tmp_path, read_only, caplog):
-    make_folder(tmp_path / "in", 30)
+    make_folder(tmp_path / "in", 130)
     first = run(tmp_path)
     read_only(tmp_path / "out")
     with caplog.at_level("WARNING"):

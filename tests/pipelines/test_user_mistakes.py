@@ -35,6 +35,7 @@ METHODS = "H-MM, H-MH, H-HM, H-HH, PR-D, PR-M, PR-H, EE-M, EE-H"
         ({"training": {"batchsize": 3}}, "phase_1.training.batchsize is not a setting"),
         ({"data": {"sizes": 3}}, "data.sizes is not a setting"),
         ({"data": {"channels": 2}}, "data.channels=2 is not known; known: 1 or 3"),
+        ({"data": {"size": 256}}, "data.size=256 is too large for source=photos"),
         ({"data": {"path": "somewhere"}}, "data.source=photos reads no files"),
         ({"evaluation": {"sample": 3}}, "evaluation.sample is not a setting"),
         ({"evaluation": {"inception_weights": "w.pth"}}, "there is no file w.pth"),

@@ -33,7 +33,7 @@ def decoding(source: Source, count: int) -> Iterator[Callable[[Iterable[str]], I
         UserError: A process has died.
     """
     if count < WORTH_PROCESSES:
-        yield lambda names: (_attempt(source.image, name) for name in names)
+        yield lambda names: (attempt(source.image, name) for name in names)
         return
     processes = cores()
     with pool("decode images", processes) as executor:
@@ -67,11 +67,12 @@ def _groups(source: Source, names: Iterable[str]) -> Iterator[list[Any]]:
 
 
 def _decode(decode: Callable[[Any], np.ndarray], group: list[Any]) -> list[Result]:
-    return [_told(each) if isinstance(each, Exception) else _attempt(decode, each)
+    return [_told(each) if isinstance(each, Exception) else attempt(decode, each)
             for each in group]  # fmt: skip
 
 
-def _attempt(make: Callable[[Any], np.ndarray], of: Any) -> Result:
+def attempt(make: Callable[[Any], np.ndarray], of: Any) -> Result:
+    """An image that a function makes, or the error that it raises."""
     try:
         return make(of)
     except Exception as error:  # PIL's plugins raise nearly every kind on a broken file

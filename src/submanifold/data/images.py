@@ -140,6 +140,7 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
         rule="random",
         crop=crop,
         skipped=store.skipped,
+        others=store.others,
         close=store.close,
     )
     content = celeba.find_partition(path) if settings.split == "official" else None
@@ -164,6 +165,13 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
             + (f" and only those listed in {celeba.PARTITION}" if source.parts is not None else "")
         )
     return source
+
+
+def must_download(settings: ImageSettings, raw_folder: Path) -> bool:
+    """Whether :func:`open_source` may have to download the source first."""
+    if settings.path is not None or settings.source == "photos":
+        return False
+    return settings.source in LABELLED or _locate(settings, raw_folder) is None
 
 
 def _labelled(settings: ImageSettings, raw_folder: Path) -> Source:

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from submanifold.data.arrays import GrowingArray, map_whole
-from submanifold.data.decoding import Result, decoding
+from submanifold.data.decoding import Result, attempt, decoding
 from submanifold.data.hashes import hash_arrays, is_as_made
-from submanifold.data.images import fingerprint, open_source
+from submanifold.data.images import fingerprint, must_download, open_source
 from submanifold.data.settings import PARTS, Counts, ImageSettings
 from submanifold.data.source import Source
+from submanifold.data.stores import SUFFIXES
 from submanifold.errors import UserError
 from submanifold.files import locked, read_json, remove, write_json
 from submanifold.progress import Meter
@@ -35,6 +36,9 @@ CHUNK_IMAGES, CHUNK_BYTES, CHUNK_SECONDS = 8192, 2**25, 5.0
 LISTED = 1000
 LABELS = "labels.json"
 ALLOWED_PERCENT, ALLOWED_FILES = 1, 10
+FEWEST, FEW = 2, 100
+"""Fewer training images are refused; fewer different ones give a warning."""
+LOOKED = 32
 
 
 def prepare(
@@ -67,7 +71,67 @@ def prepare(
             with closing(open_source(settings, raw_folder)) as source:
                 manifest = _run(source, settings, folder, identity)
     train, valid, test = (np.load(folder / f"{part}.npy", mmap_mode="c") for part in PARTS)
+    if manifest["skipped_count"]:
+        reasons = [f"{each['name']} ({each['reason']})" for each in manifest["skipped"][:3]]
+        log.warning(
+            "skipped %d files, such as %s; %s names them", manifest["skipped_count"],
+            "; ".join(reasons), folder / "manifest.json",
+        )  # fmt: skip
+    if few := _few(train):
+        log.warning("%s", few)
     return train, valid, test, manifest
+
+
+def check(settings: ImageSettings, folder: Path, raw_folder: Path) -> None:
+    """Find in a second what would make :func:`prepare` fail after minutes.
+
+    Opens the source, shares its images out and decodes the first 32 of them. What must be
+    downloaded first is not looked at, nor what is prepared already.
+
+    Args:
+        settings: Of the images.
+        folder: The folder that they are prepared in.
+        raw_folder: Holds downloads.
+
+    Raises:
+        UserError: The source cannot be opened or split; there are fewer than two training images;
+            none of the first images can be read, or all of them are equal.
+    """
+    if (folder / "manifest.json").is_file() or must_download(settings, raw_folder):
+        return
+    with closing(open_source(settings, raw_folder)) as source:
+        pools = plan(source, settings.counts, settings.seed)
+        count = sum(each.count for pool in pools for each in pool.shares if each.part == "train")
+        if count < FEWEST:
+            raise UserError(
+                f"counts.train: expected {FEWEST} images or more, got {count}. Set smaller counts "
+                "for valid and test, or give a path to more images"
+            )
+        names = [name for pool in pools for name in pool.names[:LOOKED]][:LOOKED]
+        results = [attempt(source.image, name) for name in names]
+    images = [each for each in results if isinstance(each, np.ndarray)]
+    if not images:
+        raise UserError(
+            f"path={settings.path}: expected images, but none of the first {len(names)} can be "
+            f"read, such as {names[0]} ({results[0]}). Set another path"
+        )
+    if len(images) > 1 and all((each == images[0]).all() for each in images):
+        raise UserError(
+            f"path={settings.path}: expected different images, but the first {len(images)} are "
+            "equal pixel by pixel, which have no density. Set another path"
+        )
+
+
+def _few(train: np.ndarray) -> str | None:
+    """A warning if fewer than 100 of the first 200 training images are different, or None."""
+    first = train[: 2 * FEW]
+    different = len({each.tobytes() for each in first})
+    if different >= FEW:
+        return None
+    return (
+        f"expected {FEW} or more different training images, got {different} among the first "
+        f"{len(first)}: a model memorizes so few, and its metrics say little"
+    )
 
 
 def read_labels(folder: Path) -> dict[str, list[Any]]:
@@ -208,6 +272,10 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
         array.finish(state.written[part])
     if source.labels is not None:
         write_json(folder / LABELS, _labels(source.labels, pools))
+    few = _few(np.load(folder / "train.npy", mmap_mode="r"))
+    others = [{"name": f"*{suffix}" if suffix.startswith(".") else suffix,
+               "reason": f"{count} files that are not {', '.join(SUFFIXES)}"}
+              for suffix, count in source.others.most_common()]  # fmt: skip
     manifest = {
         "key": state.key,
         "source": settings.source,
@@ -217,12 +285,12 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
         "size": settings.size,
         "channels": settings.channels,
         "split": source.rule,
-        "split_note": source.note,
+        "split_note": "; ".join(note for note in (source.note, few) if note) or None,
         "seed": settings.seed,
         "hash": hash_arrays(folder),
         "fingerprint": identity,
-        "skipped": (source.skipped + state.broken)[:LISTED],
-        "skipped_count": len(source.skipped) + state.broken_count,
+        "skipped": (others + source.skipped + state.broken)[:LISTED],
+        "skipped_count": source.others.total() + len(source.skipped) + state.broken_count,
         "seconds": round(time.monotonic() - began, 2),
     }
     write_json(folder / "manifest.json", manifest)

@@ -1,5 +1,6 @@
 """What every source of images offers."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ class Source:
         crop: What of a picture is kept.
         note: What the user should know about the split, or None.
         skipped: `{"name", "reason"}` of what is never read.
+        others: Counts of files that are not images of a known format, by suffix.
         close: Function that lets go of open files.
     """
 
@@ -34,6 +36,7 @@ class Source:
     note: str | None = None
     labels: Mapping[str, Any] | None = None
     skipped: list[dict[str, str]] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
     close: Callable[[], None] = lambda: None
 
     def image(self, name: str) -> np.ndarray:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
@@ -31,6 +32,7 @@ PACKED_BY = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 DATABASE = "data.mdb"
 NO_FILE = "not a file"
+READ_ALREADY = "a link to a folder that is read already"
 
 # Nanoseconds.
 WORTH_KEEPING = 10**9
@@ -50,6 +52,7 @@ class Store:
         fingerprint: Function: an identity of the content, whatever its place and its times.
         close: Function that lets go of open files.
         skipped: `{"name", "reason"}` of each member that is never read.
+        others: Counts of files that are not images of a known format, by suffix.
     """
 
     names: Callable[[], list[str]]
@@ -57,6 +60,7 @@ class Store:
     fingerprint: Callable[[], str]
     close: Callable[[], None] = lambda: None
     skipped: list[dict[str, str]] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
 
 
 def open_store(path: Path) -> Store:
@@ -87,6 +91,7 @@ def _open_folder(path: Path) -> Store:
         read=lambda name: read_file(path / name),
         fingerprint=lambda: f"folder:{digest_files(path, files)}",
         skipped=files.skipped,
+        others=files.others,
     )
 
 
@@ -100,14 +105,18 @@ def _open_zip(path: Path) -> Store:
             "as path"
         ) from None
     members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-    safe, unsafe = [], []
+    safe, unsafe, others = [], [], Counter[str]()
     for name in sorted(members):
         # The Windows flavour also splits at "/", so it sees both systems' ways out of a folder.
         inside = PureWindowsPath(name)
         if inside.drive or inside.root or ".." in inside.parts:
             unsafe.append({"name": name, "reason": "unsafe path"})
-        elif name.lower().endswith(SUFFIXES) and not any(map(_is_hidden, inside.parts)):
+        elif any(map(_is_hidden, inside.parts)):
+            continue
+        elif name.lower().endswith(SUFFIXES):
             safe.append(name)
+        else:
+            others[_suffix(name)] += 1
 
     if not safe and any(PureWindowsPath(name).name == DATABASE for name in members):
         archive.close()
@@ -123,7 +132,7 @@ def _open_zip(path: Path) -> Store:
         rows = (f"{name}\0{info.file_size}\0{info.CRC}" for name, info in sorted(members.items()))
         return f"zip:{path.stat().st_size}:{digest(rows)}"
 
-    return Store(lambda: safe, read, fingerprint, archive.close, unsafe)
+    return Store(lambda: safe, read, fingerprint, archive.close, unsafe, others)
 
 
 def _open_lmdb(path: Path) -> Store:
@@ -205,13 +214,16 @@ class Files:
         names: Sorted, relative, with forward slashes.
         stamps: A :class:`Stamp` of each, (n,) of the type :data:`STAMP`.
         began: When the look at them began, in nanoseconds since 1970.
-        skipped: `{"name", "reason"}` of what has the name of an image, but is no file.
+        skipped: `{"name", "reason"}` of what has the name of an image, but is no file, and of links
+            to folders that are not followed.
+        others: Counts of files with other suffixes.
     """
 
     names: list[str]
     stamps: np.ndarray
     began: int
     skipped: list[dict[str, str]] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
 
     @property
     def digest(self) -> str:
@@ -238,6 +250,9 @@ def _one(path: Path) -> np.ndarray:
 def scan(path: Path) -> Files:
     """The images in a tree. Each is looked at: a file's time changes without its folder's.
 
+    A link to a folder is followed, unless that folder is in a tree that is read already, or holds
+    one: so that no image is found twice, and no cycle entered.
+
     A scan that took longer than a second is used again by this process for as long as it took: so
     that one command looks once at millions of files. What changes meanwhile is seen by the next.
 
@@ -259,7 +274,36 @@ _last_scan: dict[Path, tuple[Files, int]] = {}
 
 def _scan(path: Path) -> Files:
     began = time.time_ns()
-    looks = [_look(path, [""])]
+    looks = _walk(path, [""])
+    root = path.resolve()
+    read, above, skipped = {root}, set(root.parents), []
+    links = [link for look in looks for link in look.links]
+    while links:
+        followed = []
+        for link in sorted(links):  # whichever was found first, the same of two is followed
+            folder = (path / link).resolve()
+            if folder in above or read & {folder, *folder.parents}:
+                skipped.append({"name": link, "reason": READ_ALREADY})
+                continue
+            read.add(folder)
+            above |= set(folder.parents)
+            followed.append(f"{link}/")
+        found = _walk(path, followed) if followed else []
+        links = [link for look in found for link in look.links]
+        looks += found
+    names = [name for look in looks for name in look.names]
+    stamps = np.concatenate([look.stamps for look in looks])
+    skipped += [each for look in looks for each in look.skipped]
+    others = sum((look.others for look in looks), Counter[str]())
+    del looks
+    order = sorted(range(len(names)), key=names.__getitem__)
+    skipped.sort(key=lambda item: item["name"])
+    return Files([names[i] for i in order], stamps[order], began, skipped, others)
+
+
+def _walk(path: Path, folders: list[str]) -> list[Look]:
+    """Look into folders and all below them, with other processes once there is much to look at."""
+    looks = [_look(path, folders)]
     if looks[0].folders:
         with pool("look at files", cores()) as executor:
 
@@ -273,21 +317,17 @@ def _scan(path: Path) -> Files:
                 for look in (future.result() for future in done):
                     looks.append(look)
                     waiting |= set(share(look.folders))
-    names = [name for look in looks for name in look.names]
-    stamps = np.concatenate([look.stamps for look in looks])
-    skipped = [each for look in looks for each in look.skipped]
-    del looks
-    order = sorted(range(len(names)), key=names.__getitem__)
-    skipped.sort(key=lambda item: item["name"])
-    return Files([names[i] for i in order], stamps[order], began, skipped)
+    return looks
 
 
 class Look(NamedTuple):
-    """What was found in some folders, and those below them that were not looked into."""
+    """What was found in some folders, links to folders, and folders that were not looked into."""
 
     names: list[str]
     stamps: np.ndarray
     skipped: list[dict[str, str]]
+    others: Counter[str]
+    links: list[str]
     folders: list[str]
 
 
@@ -297,6 +337,8 @@ def _look(path: Path, folders: list[str]) -> Look:
     stats: list[tuple[int, ...]] = []
     blocks: list[np.ndarray] = []
     skipped: list[dict[str, str]] = []
+    others: Counter[str] = Counter()
+    links: list[str] = []
     folders = list(folders)
     while folders and len(names) < MANY:
         above = folders.pop()
@@ -307,6 +349,8 @@ def _look(path: Path, folders: list[str]) -> Look:
                 name = above + entry.name
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(f"{name}/")
+                elif _is_link_to_folder(entry):
+                    links.append(name)
                 elif name.lower().endswith(SUFFIXES):
                     try:
                         stat = entry.stat()
@@ -321,7 +365,21 @@ def _look(path: Path, folders: list[str]) -> Look:
                     if len(stats) == PACKED:
                         blocks.append(np.array(stats, STAMP))
                         stats.clear()
-    return Look(names, np.concatenate([*blocks, np.array(stats, STAMP)]), skipped, folders)
+                else:
+                    others[_suffix(name)] += 1
+    stamps = np.concatenate([*blocks, np.array(stats, STAMP)])
+    return Look(names, stamps, skipped, others, links, folders)
+
+
+def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:  # it leads to itself
+        return False
+
+
+def _suffix(name: str) -> str:
+    return PureWindowsPath(name).suffix.lower() or "no suffix"
 
 
 def digest_files(folder: Path, files: Files) -> str:
