@@ -7,9 +7,11 @@ import threading
 
 import mlflow
 import pytest
+from click import ClickException
 
 from submanifold.experiment import flatten
-from submanifold.hooks import _close_orphans, _exit_on_signal, _numbers
+from submanifold.hooks import _check_catalog, _close_orphans, _exit_on_signal, _numbers
+from submanifold.pipeline_registry import register_pipelines
 
 
 def test_nested_settings_are_logged_under_dotted_names():
@@ -31,6 +33,16 @@ def test_the_numbers_among_the_metrics_are_logged_and_nothing_else():
         "test.bits_per_dim.n": 10,
         "test.baselines.pca.mse": 0.1,
     }
+
+
+def test_a_catalog_without_an_entry_is_refused_in_one_line():
+    pipeline = register_pipelines([(1,)])["hierarchical"]
+    entries = pipeline.datasets()
+    _check_catalog(pipeline, entries)
+    with pytest.raises(ClickException, match=r"^conf/base/catalog\.yml: .* none for x_test\. Res"):
+        _check_catalog(pipeline, entries - {"x_test"})
+    with pytest.raises(ClickException, match=r"none for \S+, \S+, \S+ and \d+ more\. Restore"):
+        _check_catalog(pipeline, set())
 
 
 @pytest.fixture

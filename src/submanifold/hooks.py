@@ -105,6 +105,7 @@ class ExperimentHooks:
         from submanifold.device import choose_device
         from submanifold.pipelines.store import check_room
 
+        _check_catalog(pipeline, catalog)
         experiment, names = self._experiment, run_params["pipeline_names"] or ["__default__"]
         if experiment.sweep is not None and "sweep" not in names:
             raise ClickException(
@@ -439,6 +440,17 @@ def _show_mistake(error: Exception) -> None:
 def _only_shows(run_params: dict[str, Any]) -> bool:
     """Whether a run trains nothing, but shows others: its own parameters are not about it."""
     return run_params["pipeline_names"] in (["compare"], ["sweep"], ["study"])
+
+
+def _check_catalog(pipeline: Pipeline, catalog: Collection[str]) -> None:
+    """Raise one message where the catalog lacks a dataset: each has an entry in conf/."""
+    wanted = (name for name in pipeline.datasets() if not name.startswith("params:"))
+    if missing := sorted(name for name in wanted if name not in catalog):
+        raise ClickException(
+            f"conf/base/catalog.yml: expected an entry for every dataset, got none for "
+            f"{', '.join(missing[:3])}{f' and {len(missing) - 3} more' if missing[3:] else ''}. "
+            "Restore the file."
+        )
 
 
 def _is_finished_for_good(pipeline: Pipeline, catalog: CatalogProtocol) -> bool:

@@ -58,6 +58,16 @@ def test_a_database_appears_whole_and_alone(database):
     assert log_a_run(database)
 
 
+@pytest.mark.parametrize("uri", ["foo://", "foo://me:secret@host/db"])
+def test_a_uri_of_an_unknown_scheme_is_refused_in_one_line(uri):
+    with pytest.raises(
+        UserError, match=r"^uri=foo://\S* cannot be used: .*https.*sqlite"
+    ) as caught:
+        create_store(uri)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_existing_database_is_left_alone(database, tmp_path, monkeypatch):
     path = tmp_path / "mlflow.db"
     path.write_bytes(database.read_bytes())

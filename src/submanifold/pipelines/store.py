@@ -11,6 +11,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracking._tracking_service.utils import _tracking_store_registry
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,9 +33,18 @@ def create_store(uri: str) -> None:
     aside here. Servers are left to MLflow.
 
     Raises:
-        UserError: If the file is no database, or cannot be opened or made; if another database
-            takes no connection, or its driver is not installed.
+        UserError: If MLflow does not know the URI's scheme; if the file is no database, or cannot
+            be opened or made; if another database takes no connection, or its driver is not
+            installed.
     """
+    try:
+        _tracking_store_registry.get_store_builder(uri)
+    except UnsupportedModelRegistryStoreURIException as error:
+        raise UserError(
+            f"uri={without_password(uri)} cannot be used: expected a path, or a URI that begins "
+            f"with {', '.join(filter(None, error.supported_uri_schemes))}. Change "
+            "MLFLOW_TRACKING_URI, or server.mlflow_tracking_uri in conf/base/mlflow.yml"
+        ) from error
     path = _file(uri)
     if path is None and re.split(r"[+:]", uri)[0] in {*DATABASE_ENGINES} - {"sqlite"}:
         _try_connection(uri)
