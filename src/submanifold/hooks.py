@@ -175,13 +175,14 @@ class ExperimentHooks:
 
         experiment = self._experiment
         wanted = (
-            ("data", "x_train", "data_folder", experiment.data),
-            ("outliers", "x_outliers", "outliers_folder", experiment.outlier_data),
+            ("data", "x_train", "data_folder", experiment.data, True),
+            ("outliers", "x_outliers", "outliers_folder", experiment.outlier_data, False),
         )
-        for prefix, output, folder, settings in wanted:
+        for prefix, output, folder, settings, trained_on in wanted:
             if output in pipeline.all_outputs() and isinstance(settings, ImageSettings):
                 with named(prefix):
-                    check(settings, _path(catalog, folder), _path(catalog, "raw_folder"))
+                    raw_folder = _path(catalog, "raw_folder")
+                    check(settings, _path(catalog, folder), raw_folder, trained_on)
 
     def _continue_job(self) -> None:
         """Have kedro-mlflow go on with the run that the job's earlier commands have made."""
@@ -442,7 +443,7 @@ def _only_shows(run_params: dict[str, Any]) -> bool:
     return run_params["pipeline_names"] in (["compare"], ["sweep"], ["study"])
 
 
-def _check_catalog(pipeline: Pipeline, catalog: Collection[str]) -> None:
+def _check_catalog(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
     """Raise one message where the catalog lacks a dataset: each has an entry in conf/."""
     wanted = (name for name in pipeline.datasets() if not name.startswith("params:"))
     if missing := sorted(name for name in wanted if name not in catalog):

@@ -24,6 +24,7 @@ from submanifold.data.preprocess import allowed_broken, check, prepare, share_ou
 from submanifold.data.settings import Counts, ImageSettings
 from submanifold.data.source import Source
 from submanifold.errors import UserError
+from submanifold.pipelines.data.nodes import prepare_images
 
 PARTS = ("train", "valid", "test")
 
@@ -149,6 +150,12 @@ def test_data_that_cannot_work_are_refused_before_they_are_prepared(
         checked(tmp_path, **settings)
 
 
+def test_outliers_may_be_few_or_equal(tmp_path):
+    make_folder(tmp_path / "in", 3)
+    settings = ImageSettings(source="folder", path=str(tmp_path / "in"), size=4)
+    check(settings, tmp_path / "out", tmp_path / "raw", trained_on=False)
+
+
 def test_data_that_work_pass_the_check_and_downloads_wait(tmp_path):
     make_folder(tmp_path / "in", 40, broken=range(4))
     checked(tmp_path)
@@ -171,9 +178,10 @@ def test_few_different_training_images_are_warned_of(tmp_path, caplog, count, co
     (tmp_path / "in").mkdir()
     for i in range(count * copies):
         (tmp_path / "in" / f"{i:05d}.png").write_bytes(encode(i % count))
+    settings = ImageSettings(source="folder", path=str(tmp_path / "in"), size=4)
     for _ in ("prepared", "found"):
         caplog.clear()
-        manifest = run(tmp_path)[3]
+        manifest = prepare_images(settings, tmp_path / "out", tmp_path / "raw")["manifest"]
         said = f"different training images, got {few} among the first "
         assert (said in caplog.text) == (few is not None)
         assert (said in (manifest["split_note"] or "")) == (few is not None)
@@ -526,7 +534,7 @@ def test_the_hash_is_what_it_was_in_earlier_versions(tmp_path):
 
 
 def test_prepared_data_may_lie_where_they_may_only_be_read(tmp_path, read_only, caplog):
-    make_folder(tmp_path / "in", 130)
+    make_folder(tmp_path / "in", 30)
     first = run(tmp_path)
     read_only(tmp_path / "out")
     with caplog.at_level("WARNING"):

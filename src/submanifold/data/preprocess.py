@@ -77,12 +77,10 @@ def prepare(
             "skipped %d files, such as %s; %s names them", manifest["skipped_count"],
             "; ".join(reasons), folder / "manifest.json",
         )  # fmt: skip
-    if few := _few(train):
-        log.warning("%s", few)
     return train, valid, test, manifest
 
 
-def check(settings: ImageSettings, folder: Path, raw_folder: Path) -> None:
+def check(settings: ImageSettings, folder: Path, raw_folder: Path, trained_on: bool = True) -> None:
     """Find in a second what would make :func:`prepare` fail after minutes.
 
     Opens the source, shares its images out and decodes the first 32 of them. What must be
@@ -92,17 +90,19 @@ def check(settings: ImageSettings, folder: Path, raw_folder: Path) -> None:
         settings: Of the images.
         folder: The folder that they are prepared in.
         raw_folder: Holds downloads.
+        trained_on: Whether a model is trained on them.
 
     Raises:
-        UserError: The source cannot be opened or split; there are fewer than two training images;
-            none of the first images can be read, or all of them are equal.
+        UserError: The source cannot be opened or split, or none of the first images can be read;
+            where a model is trained on them, there are fewer than two training images, or the
+            first are all equal.
     """
     if (folder / "manifest.json").is_file() or must_download(settings, raw_folder):
         return
     with closing(open_source(settings, raw_folder)) as source:
         pools = plan(source, settings.counts, settings.seed)
         count = sum(each.count for pool in pools for each in pool.shares if each.part == "train")
-        if count < FEWEST:
+        if trained_on and count < FEWEST:
             raise UserError(
                 f"counts.train: expected {FEWEST} images or more, got {count}. Set smaller counts "
                 "for valid and test, or give a path to more images"
@@ -115,14 +115,14 @@ def check(settings: ImageSettings, folder: Path, raw_folder: Path) -> None:
             f"path={settings.path}: expected images, but none of the first {len(names)} can be "
             f"read, such as {names[0]} ({results[0]}). Set another path"
         )
-    if len(images) > 1 and all((each == images[0]).all() for each in images):
+    if trained_on and len(images) > 1 and all((each == images[0]).all() for each in images):
         raise UserError(
             f"path={settings.path}: expected different images, but the first {len(images)} are "
             "equal pixel by pixel, which have no density. Set another path"
         )
 
 
-def _few(train: np.ndarray) -> str | None:
+def few_images(train: np.ndarray) -> str | None:
     """A warning if fewer than 100 of the first 200 training images are different, or None."""
     first = train[: 2 * FEW]
     different = len({each.tobytes() for each in first})
@@ -272,7 +272,7 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
         array.finish(state.written[part])
     if source.labels is not None:
         write_json(folder / LABELS, _labels(source.labels, pools))
-    few = _few(np.load(folder / "train.npy", mmap_mode="r"))
+    few = few_images(np.load(folder / "train.npy", mmap_mode="r"))
     others = [{"name": f"*{suffix}" if suffix.startswith(".") else suffix,
                "reason": f"{count} files that are not {', '.join(SUFFIXES)}"}
               for suffix, count in source.others.most_common()]  # fmt: skip

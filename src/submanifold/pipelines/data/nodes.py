@@ -1,12 +1,15 @@
 """Nodes of the data pipeline."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from submanifold.data.preprocess import prepare, read_labels
+from submanifold.data.preprocess import few_images, prepare, read_labels
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.vectors import draw
 from submanifold.errors import named
+
+log = logging.getLogger(__name__)
 
 PARTS = ("train", "valid", "test", "manifest")
 
@@ -14,8 +17,10 @@ PARTS = ("train", "valid", "test", "manifest")
 def prepare_images(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str, Any]:
     """Download, crop, resize and split images, or find it done; see :func:`prepare`."""
     with named("data"):
-        found = dict(zip(PARTS, prepare(data, folder, raw_folder), strict=True))
-        return {**found, "labels": read_labels(folder)}
+        prepared = prepare(data, folder, raw_folder)
+        if few := few_images(prepared[0]):
+            log.warning("%s", few)
+        return {**dict(zip(PARTS, prepared, strict=True)), "labels": read_labels(folder)}
 
 
 def draw_points(data: SyntheticSettings, folder: Path) -> dict[str, Any]:
