@@ -7,7 +7,7 @@ from torch.distributions import MultivariateNormal
 from strategies import assert_close, perturb
 from submanifold.flows import Affine, RealNVP
 from submanifold.manifold import Hierarchy, Model, Objective, Stage, hierarchy
-from submanifold.manifold.objective import Likelihood
+from submanifold.manifold.objective import Likelihood, Pass
 
 SIGMA, OFF = 1.0, 0.3
 
@@ -55,6 +55,25 @@ def test_every_call_has_the_same_draws_and_coordinates_have_no_noise():
     assert_close(model.decode(u, v), x)
 
 
+@pytest.mark.parametrize("kept", [slice(3, 4), slice(2, None), [5, 0, 3]])
+def test_log_prob_does_not_depend_on_the_other_rows(kept):
+    model, x = affine(), torch.randn(6, 5).double()
+    with torch.no_grad():
+        assert_close(model.log_prob(x[kept]), model.log_prob(x)[kept])
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_the_density_of_any_number_of_draws_integrates_to_one(monkeypatch, draws):
+    monkeypatch.setattr(hierarchy, "DRAWS", draws)
+    torch.manual_seed(0)
+    stages = [Stage(RealNVP(2, 2, 8), 1, OFF), Stage(Affine(1), 1, noise=0.5)]
+    model = perturb(Hierarchy(stages)).double()
+    axis = torch.arange(-12, 12, 0.06, dtype=torch.float64)
+    with torch.no_grad():
+        density = model.log_prob(torch.cartesian_prod(axis, axis)).exp()
+    assert density.sum().item() * 0.06**2 == pytest.approx(1, abs=1e-4)
+
+
 def test_noise_travels_in_the_file_and_old_files_have_none(tmp_path):
     model = affine()
     model.save(tmp_path / "model")
@@ -73,6 +92,11 @@ def test_training_draws_the_noise_by_its_generator():
         for seed in (1, 1, 2)
     ]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_training_draws_the_noise_for_each_event():
+    model, x = affine(), torch.randn(1, 5).double().expand(6, 5)
+    assert len(Pass(model, x, x, generator=torch.Generator()).log_prob.unique()) == 6
 
 
 def test_the_linear_gaussian_is_learned():
