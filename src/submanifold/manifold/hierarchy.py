@@ -114,6 +114,7 @@ class Hierarchy(Model):
             u_m (batch, d_m) of every stage, v_m (batch, d_{m-1} - d_m) of every stage, and log p(x)
             (batch,) in nats.
         """
+        self._check_events(x)
         on, off, log_prob = [x], [], x.new_zeros(len(x))
         for stage in self.stages:
             h = on[-1] if draw is None or not stage.noise else on[-1] + stage.noise * draw(on[-1])
@@ -125,11 +126,17 @@ class Hierarchy(Model):
 
     def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         """Invert (u, v); without v the point on the manifold (Alg. 2, generation, m = M..1)."""
+        self._check_coordinates(u, v)
         sizes = [stage.latent_dim - stage.dim for stage in reversed(self.stages)]
         parts = [None] * len(sizes) if v is None else v.split(sizes, 1)
         for stage, part in zip(reversed(self.stages), parts, strict=True):
             u = stage.decode(u, part)
         return u
+
+    @property
+    def code_dims(self) -> tuple[int, int]:
+        """See :attr:`Model.code_dims`: an injection has no latents beyond its dimension."""
+        return self.dim, sum(stage.latent_dim - stage.dim for stage in self.stages)
 
     @property
     def has_density(self) -> bool:

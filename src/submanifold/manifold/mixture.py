@@ -83,12 +83,18 @@ class Mixture(Model):
         return self.charts[0].dims
 
     @property
+    def code_dims(self) -> tuple[int, int]:
+        """See :attr:`Model.code_dims`: d + 1 with the chart's number, and those of a chart."""
+        return self.dim + 1, self.charts[0].code_dims[1]
+
+    @property
     def has_density(self) -> bool:
         """Whether every chart has one."""
         return all(chart.has_density for chart in self.charts)
 
     def charted(self, x: Tensor) -> Charted:
         """Encode x (batch, ...) on every chart."""
+        self._check_events(x)
         if self.pending:
             self._begin(x)
         u, v, log_prob = (torch.stack(each) for each in zip(*(c(x) for c in self.charts)))  # noqa: B905
@@ -106,6 +112,7 @@ class Mixture(Model):
 
     def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         """Invert (u, v) on the chart that u says; without v the point on the manifold."""
+        self._check_coordinates(u, v)
         inside = self.coordinates(u)
         decoded = torch.stack([chart.decode(inside, v) for chart in self.charts])
         return _pick(decoded, self._chart(u))

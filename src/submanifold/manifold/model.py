@@ -29,7 +29,8 @@ class Model(nn.Module, ABC):
 
     A model defines :meth:`forward`, :meth:`decode`, :attr:`config` and :meth:`from_config`; all
     else follows. Images are floats (batch, channels, height, width) in [-0.5, 0.5), as
-    :func:`submanifold.data.dequantize` makes them from bytes; vectors are (batch, D).
+    :func:`submanifold.data.dequantize` makes them from bytes; vectors are (batch, D). Every method
+    raises :class:`UserError` for tensors of another shape, or of another dtype than the weights.
 
     Attributes:
         kind: The name by which a file says what model it holds.
@@ -97,6 +98,11 @@ class Model(nn.Module, ABC):
         """Dimensions from the whole space to the manifold: D, ..., d."""
         return [self.event_dim, self.dim]
 
+    @property
+    def code_dims(self) -> tuple[int, int]:
+        """Columns of u and of v."""
+        return self.dim, self.event_dim - self.dim
+
     def parts(self) -> dict[str, "Model"]:
         """Models inside this one whose errors are reported beside its own, by name."""
         return {}
@@ -132,6 +138,7 @@ class Model(nn.Module, ABC):
 
         It is the log-density on the manifold plus the log volume of the decoder at u.
         """
+        self._check_coordinates(u)
         return standard_normal_log_prob(self.coordinates(u)) + self.overlap(u)
 
     def bits_per_dim(self, x: Tensor, bits: int | None = None) -> Tensor:
@@ -186,6 +193,49 @@ class Model(nn.Module, ABC):
     def _nearest(self, x: Tensor, u: Tensor, steps: int) -> Tensor:
         with frozen(self):
             return nearest_point(self.decode, x, u, steps, self.gains)
+
+    def _check_events(self, x: Tensor) -> None:
+        """Raise :class:`UserError` for events of another shape or dtype; read no values."""
+        self._check("x", x, self.event_shape)
+
+    def _check_coordinates(self, u: Tensor, v: Tensor | None = None) -> None:
+        """Raise :class:`UserError` for coordinates of another shape or dtype; read no values."""
+        on, off = self.code_dims
+        self._check("u", u, (on,))
+        if v is not None:
+            self._check("v", v, (off,), len(u))
+
+    def _check(
+        self, name: str, given: Tensor, shape: tuple[int, ...], rows: int | None = None
+    ) -> None:
+        weight = next(self.parameters(), None)
+        dtype = torch.get_default_dtype() if weight is None else weight.dtype
+        if isinstance(given, Tensor) and given.shape[1:] == shape and rows in (None, len(given)):
+            fits = given.dtype == dtype if weight is not None else given.is_floating_point()
+            if fits:
+                return
+        expected = ", ".join(map(str, ["batch" if rows is None else rows, *shape]))
+        expected = f"{str(dtype).removeprefix('torch.')} of shape ({expected})"
+        if not isinstance(given, Tensor):
+            got, fix = type(given).__name__, f"Convert it with torch.as_tensor({name})."
+        else:
+            got = f"{str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)}"
+            fix = self._fix(name, given, shape, dtype)
+        raise UserError(f"{name}: expected {expected}, got {got}. {fix}")
+
+    def _fix(self, name: str, given: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+        images = len(shape) == 3
+        if given.dtype == torch.uint8 and images:
+            return f"Convert bytes with submanifold.data.dequantize({name})."
+        if given.dtype != dtype:
+            return f"Convert it with {name}.to({dtype}), or the model with model.to(...)."
+        if name != "x":
+            return "Give coordinates as encode returns them."
+        if given.shape == shape:
+            return "Add the batch axis with x[None]."
+        if images:
+            return "submanifold.uses.Pictures crops and resizes images as in training."
+        return "Give one event in each row."
 
     def rejection_map(self, x: Tensor) -> Tensor:
         """Difference x - project(x) at each pixel, which the manifold rejects (Figure 7)."""

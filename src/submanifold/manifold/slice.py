@@ -48,6 +48,11 @@ class Slice(Model):
         return Hierarchy([*outside, Stage(last.flows, self.dim, last.off_manifold_scale)])
 
     @property
+    def code_dims(self) -> tuple[int, int]:
+        """See :attr:`Model.code_dims`."""
+        return self._straight.code_dims
+
+    @property
     def has_density(self) -> bool:
         """Whether the whole has one."""
         return self.whole.has_density
@@ -81,6 +86,7 @@ class Slice(Model):
                 f"The density on the manifold of dimension {self.dim} is a marginal of that of "
                 f"dimension {self.whole.dim}, and not known. Ask for {self.whole.dim} or more."
             )
+        self._check_coordinates(u)
         z, rest = u[:, : self.whole.dim], u[:, self.whole.dim :]
         return self._code.log_prob(z) + self._made.off_manifold_log_prob(rest)
 
