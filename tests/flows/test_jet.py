@@ -67,7 +67,7 @@ def test_the_first_latents_decode_the_smooth_part_of_an_image():
 
 
 def test_the_splits_are_complementary_halves_and_take_turns():
-    found = torch.stack(masks((48, 8, 8), 40))
+    found = torch.stack([*masks((48, 8, 8), 40)])
     assert torch.equal(found.mean((1, 2, 3)), torch.full((40,), 0.5))
     for turn in range(8):
         first, second, third, fourth, across = found[5 * turn : 5 * turn + 5]

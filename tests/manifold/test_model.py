@@ -1,16 +1,24 @@
-"""What every kind of model accepts and refuses."""
+"""What every kind of model accepts and refuses, and its file."""
 
+import functools
+import json
+import os
 import re
+import stat
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from strategies import assert_close, perturb
 from submanifold.data import dequantize
 from submanifold.errors import UserError
-from submanifold.flows import Affine, Autoencoder, Glow, Jet, RealNVP
+from submanifold.flows import Affine, Autoencoder, Gaussianization, Glow, Jet, RealNVP
 from submanifold.manifold import Hierarchy, Mixture, Model, Stage
+from submanifold.manifold.model import load_tensors, save_tensors
 
 IMAGE = (3, 4, 4)
 
@@ -164,3 +172,185 @@ def test_the_checks_read_no_values_and_accept_no_rows(model, rows):
         model._check_events(torch.empty(rows, *model.event_shape))
         u, v = (torch.empty(rows, columns) for columns in model.code_dims)
         model._check_coordinates(u, v)
+
+
+# ---- its file
+
+
+def test_every_kind_of_model_is_the_same_behind_its_file(model, tmp_path):
+    model.save(tmp_path / "model")
+    x, loaded = events(model), Model.load(tmp_path / "model")
+    assert type(loaded) is type(model)
+    assert loaded.config == model.config
+    for found, expected in zip(loaded(x), model(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_equal_models_have_equal_files(tmp_path):
+    model = MODELS["images"]()
+    model.notes, model.data = {"text": 'ä "quoted" \\ \n'}, {"size": 4, "channels": 3}
+    for number in range(5):
+        model.save(tmp_path / str(number))
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(5)}) == 1
+    with safe_open(tmp_path / "0", framework="pt") as file:
+        assert {"model", "config", "notes", "data"} < file.metadata().keys()
+    assert Model.load(tmp_path / "0").notes == model.notes
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_file_has_the_mode_of_every_other_new_file(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        MODELS["vectors"]().save(tmp_path / "model")
+        (tmp_path / "other").write_text("")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o666 & ~mask
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("device", ["cuda:99", torch.device("cuda:99"), "gpu", "meta"])
+def test_a_device_that_is_not_there_is_one_line(tmp_path, device):
+    MODELS["vectors"]().save(tmp_path / "model")
+    with pytest.raises(UserError, match=f"^device={device} cannot be used here: [^\n]*$"):
+        Model.load(tmp_path / "model", device)
+
+
+def test_a_defect_of_ours_is_not_blamed_on_the_file(tmp_path, monkeypatch):
+    MODELS["vectors"]().save(tmp_path / "model")
+
+    @functools.wraps(RealNVP.__init__)
+    def defect(self, **_settings):
+        raise TypeError("a defect")
+
+    monkeypatch.setattr(RealNVP, "__init__", defect)
+    with pytest.raises(TypeError, match=r"^a defect$"):
+        Model.load(tmp_path / "model")
+
+
+def forged(path, model, change):
+    """A model's file whose architecture was changed, with a checksum that fits."""
+    model.save(path)
+    tensors, header = load_tensors(path)
+    change(header)
+    save_tensors(tensors, path, header)
+
+
+def first_flow(number=0, **arguments):
+    return lambda header: header["config"]["stages"][0]["bijections"][number].update(arguments)
+
+
+def first_stage(**arguments):
+    return lambda header: header["config"]["stages"][0].update(arguments)
+
+
+def config(**arguments):
+    return lambda header: header["config"].update(arguments)
+
+
+def layered():
+    return Hierarchy([Stage(Gaussianization(4, 1, 2), 2)])
+
+
+def in_patches():
+    return Hierarchy([Stage(Jet(IMAGE, 2, 2, 1, 4, 2), 20)])
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the numbers of the largest tensor that is made on a device."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.device.type != "meta":
+            self.largest = max(self.largest, made.untyped_storage().nbytes() // 4)
+        return made
+
+
+@pytest.mark.parametrize(
+    ("build", "change"),
+    [
+        (MODELS["vectors"], first_flow(dim=3000)),
+        (MODELS["vectors"], first_flow(dim=10**9)),
+        (MODELS["vectors"], first_stage(dim=10**9)),
+        (MODELS["vectors"], first_flow(hidden=10**7)),
+        (MODELS["vectors"], first_flow(hidden=10**20)),
+        (MODELS["vectors"], first_flow(couplings=10**5)),
+        (MODELS["vectors"], first_flow(couplings=10**9)),
+        (MODELS["images"], first_flow(width=10**6)),
+        (MODELS["images"], first_flow(steps=10**7)),
+        (MODELS["images"], first_flow(levels=10**9)),
+        (MODELS["images"], first_flow(shape=[10**9, 4, 4])),
+        (in_patches, first_flow(couplings=10**7)),
+        (layered, first_flow(layers=10**7)),
+        (MODELS["rotated"], first_flow(1, dim=10**7)),
+        (MODELS["mixture"], config(charts=10**7)),
+        (MODELS["slice"], config(dim=10**9)),
+    ],
+)  # fmt: skip
+def test_a_header_that_asks_for_more_than_the_file_holds_is_refused(tmp_path, build, change):
+    path = tmp_path / "model"
+    forged(path, build(), change)
+    numbers = path.stat().st_size // 4
+    with Allocations() as allocations, pytest.raises(UserError, match=f"^{path}: .*Give a file"):
+        Model.load(path)
+    assert allocations.largest <= numbers
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header.pop("model"),
+        lambda header: header.pop("config"),
+        lambda header: header.update(model="spline"),
+        lambda header: header.update(model=["hierarchy"]),
+        lambda header: header.update(config=[]),
+        lambda header: header.update(notes=3),
+        lambda header: header["config"].pop("stages"),
+        config(stages=[]),
+        config(stages=[1]),
+        config(charts=2),
+        first_stage(dim=9),
+        first_stage(dim="four"),
+        first_stage(dim=-1),
+        first_stage(bijections=[]),
+        first_stage(bijections=[{}]),
+        first_stage(unknown=1),
+        first_flow(type="spline"),
+        first_flow(type=None),
+        first_flow(dim=[4]),
+        first_flow(dim=0),
+        first_flow(dim=6),
+        first_flow(couplings=-1),
+        first_flow(couplings=5),
+        first_flow(unknown=1),
+        first_flow(mixing=True),
+    ],
+)
+def test_an_architecture_that_is_none_of_this_version_is_refused(tmp_path, change):
+    path = tmp_path / "model"
+    forged(path, MODELS["vectors"](), change)
+    with pytest.raises(UserError, match=f"^{path}: expected .*, got [^\n]*Give a file[^\n]*$"):
+        Model.load(path)
+
+
+def test_what_is_no_file_of_a_model_is_refused(tmp_path):
+    path, weight = tmp_path / "model", {"weight": torch.zeros(2)}
+    MODELS["vectors"]().save(path)
+    header = {"model": '"hierarchy"', "config": json.dumps(MODELS["vectors"]().config)}
+    whole = path.read_bytes()
+    save_file(weight, tmp_path / "plain")
+    save_file(weight, tmp_path / "no checksum", {**header, "notes": "{}", "data": "{}"})
+    save_file(weight, tmp_path / "no json", {"model": "no json"})
+    save_tensors(weight, tmp_path / "a checkpoint", {"state": {}})
+    (tmp_path / "changed").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "noise").write_bytes(os.urandom(1000))
+    (tmp_path / "torn").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "folder").mkdir()
+    names = [each.name for each in tmp_path.iterdir() if each != path]
+    assert len(names) == 9
+    for name in [*names, "missing"]:
+        with pytest.raises(UserError, match=rf"^{tmp_path}/{name}: [^\n]*Give a file[^\n]*$"):
+            Model.load(tmp_path / name)

@@ -1,7 +1,7 @@
 """Flows by name: their settings, read off their constructors, and how they are built."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_type_hints
 
 from pydantic import Field, create_model
@@ -31,14 +31,20 @@ FLOWS: dict[str, type[Flow]] = {**CHOSEN, "rotation": Rotation}
 """All flows that a stage may consist of; a phase adds the rotation."""
 
 
+def arguments_of(name: str) -> dict[str, Any]:
+    """Type and default of every argument of a flow's constructor, as pydantic has them."""
+    hints = get_type_hints(FLOWS[name].__init__, include_extras=True)
+    return {
+        each.name: (hints[each.name], ... if each.default is each.empty else each.default)
+        for each in inspect.signature(FLOWS[name]).parameters.values()
+    }
+
+
 def settings_of(name: str) -> type[Settings]:
     """Make the settings of a flow from its constructor: all but what it acts on, and makes."""
-    _, *rest = inspect.signature(FLOWS[name]).parameters.values()
-    if issubclass(FLOWS[name], Injection):
-        del rest[0]
-    hints = get_type_hints(FLOWS[name].__init__, include_extras=True)
+    given = 2 if issubclass(FLOWS[name], Injection) else 1
     fields: dict[str, Any] = {"type": (Literal[name], ...)}
-    fields |= {each.name: (hints[each.name], each.default) for each in rest}
+    fields |= list(arguments_of(name).items())[given:]
     return create_model(f"{FLOWS[name].__name__}Settings", __base__=Settings, **fields)
 
 
@@ -73,3 +79,24 @@ def build_flow(settings: FlowSettings, event_shape: Sequence[int], dim: int) -> 
     if issubclass(flow, Injection):
         return flow(tuple(event_shape), dim, **options)
     return flow(event_shape if len(event_shape) > 1 else event_shape[0], **options)
+
+
+def rebuild_flow(config: Mapping[str, Any]) -> Flow:
+    """Build an untrained flow.
+
+    Args:
+        config: Its :attr:`Flow.config`, and its name as ``type``.
+
+    Raises:
+        UserError: There is no such flow, or it acts on events of another kind.
+        ValidationError: The flow has other arguments.
+    """
+    name, given = config.get("type"), {key: config[key] for key in config if key != "type"}
+    if not isinstance(name, str) or name not in FLOWS:
+        raise UserError(f"type: expected one of {', '.join(FLOWS)}, got {name}")
+    arguments = create_model(name, __base__=Settings, **arguments_of(name))(**given).model_dump()
+    events = next(iter(arguments.values()))
+    shape = [events] if isinstance(events, int) else events
+    if len(shape) not in FLOWS[name].axes or min(shape) < 1:
+        raise UserError(f"type={name} does not act on events of shape {tuple(shape)}")
+    return FLOWS[name](**arguments)

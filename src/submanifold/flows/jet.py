@@ -1,7 +1,7 @@
 """Jet (Kolesnikov et al. 2024): affine couplings whose nets are small vision transformers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -93,12 +93,11 @@ class Jet(Flow):
         return self.layers.inverse(z)
 
 
-def masks(grid: tuple[int, int, int], count: int) -> list[Tensor]:
+def masks(grid: tuple[int, int, int], count: int) -> Iterator[Tensor]:
     """Zeros and ones of shape (channels, rows, columns), those of each coupling in turn."""
     channels, rows, columns = (torch.arange(size) for size in grid)
     across = [rows[:, None] + columns, columns.expand(len(rows), -1), rows[:, None]]
     generator = torch.Generator().manual_seed(0)
-    found = []
     for index in range(count):
         turn, kind = divmod(index, 5)
         if kind == 4:
@@ -107,8 +106,7 @@ def masks(grid: tuple[int, int, int], count: int) -> list[Tensor]:
             if kind % 2 == 0:
                 half = torch.randperm(len(channels), generator=generator) % 2
             ones = ((half + kind) % 2)[:, None, None]
-        found.append(ones.float().expand(grid).clone())
-    return found
+        yield ones.float().expand(grid).clone()
 
 
 class PatchCoupling(Coupling):

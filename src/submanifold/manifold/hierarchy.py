@@ -12,6 +12,7 @@ from typing_extensions import Self
 from submanifold.errors import UserError
 from submanifold.manifold.model import Model
 from submanifold.manifold.stage import Stage, standard_normal_log_prob
+from submanifold.validation import Settings
 
 DRAWS = 16
 
@@ -236,4 +237,10 @@ class Hierarchy(Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build an untrained hierarchy of an architecture."""
-        return cls([Stage.rebuild(**stage) for stage in config["stages"]])
+        return cls([Stage.rebuild(**stage) for stage in HierarchyConfig(**config).stages])
+
+
+class HierarchyConfig(Settings):
+    """What :attr:`Hierarchy.config` is."""
+
+    stages: list[dict[str, Any]]

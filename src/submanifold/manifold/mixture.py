@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import scipy  # whose parts load where they are used
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from submanifold.errors import UserError
-from submanifold.manifold.hierarchy import Hierarchy
+from submanifold.manifold.hierarchy import Hierarchy, HierarchyConfig
 from submanifold.manifold.model import Model
-from submanifold.manifold.stage import Stage
 
 
 class Charted(NamedTuple):
@@ -166,10 +166,15 @@ class Mixture(Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build an untrained mixture of an architecture."""
-        return cls([
-            Hierarchy([Stage.rebuild(**stage) for stage in config["stages"]])
-            for _ in range(config["charts"])
-        ])  # fmt: skip
+        checked = MixtureConfig(**config)
+        stages = {"stages": checked.stages}
+        return cls([Hierarchy.from_config(stages) for _ in range(checked.charts)])
+
+
+class MixtureConfig(HierarchyConfig):
+    """What :attr:`Mixture.config` is."""
+
+    charts: PositiveInt
 
 
 def _pick(stacked: Tensor, number: Tensor) -> Tensor:

@@ -4,16 +4,22 @@ import hashlib
 import json
 import math
 import os
+import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from typing_extensions import Self
 
+from submanifold.device import choose_device
 from submanifold.errors import UserError
 from submanifold.files import whole
 from submanifold.manifold.linearization import frozen
@@ -22,6 +28,10 @@ from submanifold.manifold.stage import standard_normal_log_prob
 
 NEAREST_STEPS = 3
 CHECKSUM = "checksum"
+LARGEST_NUMBER = 2**24
+"""A file's architecture may have numbers up to it, or up to as many as its tensors hold."""
+MOST_PARAMETERS = 10
+"""So many for each tensor of a file may building its model make: some replace others."""
 
 
 class Model(nn.Module, ABC):
@@ -270,32 +280,122 @@ class Model(nn.Module, ABC):
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
         """Rebuild a model from a file that :meth:`save` wrote, in evaluation mode.
 
-        Files of before, which knew stages of one flow alone, are read too.
+        The file's size bounds the memory that this takes, whatever its header asks for.
+
+        Args:
+            path: The file.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
 
         Raises:
-            UserError: There is no such file, or it holds something else.
+            UserError: There is no such file, :meth:`save` did not write it or it has changed since,
+                this version has no such architecture, or the machine has no such device.
         """
+        on = choose_device(str(device))
         if not Path(path).is_file():
-            raise UserError(f"There is no model at {path}. Give a file written by Model.save.")
+            raise UserError(f"{path}: there is no model. Give a file written by Model.save.")
         try:
-            tensors, header = load_tensors(Path(path))
-            header = header if "model" in header else _of_before(header)
-            model = Model.kinds[header["model"]].from_config(header["config"])
-            model.to(next(iter(tensors.values())).dtype)
-            model.load_state_dict(tensors)
-            model.notes, model.data = header["notes"], header["data"]
-            model.calibration = header.get("calibration", {})
-        except (
-            SafetensorError, LookupError, TypeError, ValueError, RuntimeError, StopIteration
-        ) as error:  # fmt: skip
+            model = _rebuilt(*_read(Path(path)))
+        except (UserError, ValidationError) as error:
             raise UserError(
-                f"{path} is not a model of this program, or one of another architecture "
-                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Give a file "
-                "written by Model.save."
+                f"{path}: expected a model that this version can build, got {_first_line(error)}. "
+                "Give a file written by Model.save, such as the hierarchy.safetensors of a run."
             ) from error
         if not isinstance(model, cls):
             raise UserError(f"{path} holds a {model.kind}, not a {cls.kind}. Use Model.load.")
-        return model.to(device).eval()
+        return model.to(on).eval()
+
+
+class Header(BaseModel):
+    """What the file of a model has besides its tensors.
+
+    Attributes:
+        model: The kind.
+        config: The architecture.
+        notes: See :class:`Model`.
+        data: Likewise.
+        calibration: Likewise.
+    """
+
+    model: str
+    config: dict[str, Any]
+    notes: dict[str, Any]
+    data: dict[str, Any]
+    calibration: dict[str, Any] = {}
+
+
+def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    try:
+        tensors, header = load_tensors(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"a file that Model.save did not write ({_first_line(error)})") from error
+    return Header.model_validate(header), tensors
+
+
+def _rebuilt(header: Header, tensors: dict[str, Tensor]) -> Model:
+    if header.model not in Model.kinds:
+        raise UserError(f"model: expected one of {', '.join(Model.kinds)}, got {header.model}")
+    kind, given = Model.kinds[header.model], {name: t.shape for name, t in tensors.items()}
+    largest = max(sum(map(math.prod, given.values())), LARGEST_NUMBER)
+    if any(number > largest for number in _integers(header.config)):
+        raise UserError(f"a config with numbers above {largest}, more than its tensors hold")
+    # the meta device has shapes and no memory, so that nothing but a size can fail there
+    try:
+        with torch.device("meta"), _at_most(MOST_PARAMETERS * (len(tensors) + 1), largest):
+            expected = {n: t.shape for n, t in kind.from_config(header.config).state_dict().items()}
+    except RuntimeError as error:
+        raise UserError(f"a config of impossible sizes ({_first_line(error)})") from error
+    if wrong := sorted(dict(expected.items() ^ given.items())):
+        name = wrong[0]
+        raise UserError(
+            f"tensors that do not fit the config ({name}: expected "
+            f"{_shape(expected.get(name))}, got {_shape(given.get(name))})"
+        )
+    model = kind.from_config(header.config)
+    model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
+    model.load_state_dict(tensors)
+    model.notes, model.data = header.notes, header.data
+    model.calibration = header.calibration
+    return model
+
+
+def _integers(config: Any) -> Iterator[int]:
+    """All integers anywhere in JSON."""
+    if isinstance(config, int):
+        yield config
+    elif isinstance(config, dict | list):
+        for each in config.values() if isinstance(config, dict) else config:
+            yield from _integers(each)
+
+
+@contextmanager
+def _at_most(count: int, size: int) -> Iterator[None]:
+    """Refuse to make more parameters, or a larger one, in this thread."""
+    thread, made = threading.get_ident(), 0
+
+    def check(_module: nn.Module, _name: str, weight: nn.Parameter) -> None:
+        nonlocal made
+        if threading.get_ident() == thread:
+            made += 1
+            if made > count or weight.numel() > size:
+                raise UserError("a config of more or larger parameters than its tensors hold")
+
+    handle = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "none" if shape is None else f"shape {tuple(shape)}"
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
+        )
+    return str(error).partition("\n")[0].removesuffix(".")
 
 
 def save_tensors(
@@ -311,9 +411,23 @@ def save_tensors(
     """
     texts = {name: json.dumps(value) for name, value in header.items()}
     with whole(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # the umask's, where that of save_file is 0600
         save_file(tensors, partial, {**texts, CHECKSUM: json.dumps(_checksum(tensors, texts))})
+        _sort_header(partial)
+        partial.chmod(mode)
         if earlier is not None and path.exists():
             os.replace(path, earlier)
+
+
+def _sort_header(path: Path) -> None:
+    """Sort the header of a safetensors file in place, which has metadata in random order."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        file.seek(8)
+        file.write(text.encode().ljust(size))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -326,8 +440,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
         texts = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    # files of before have none
-    if texts.pop(CHECKSUM, None) not in (None, json.dumps(_checksum(tensors, texts))):
+    checksum = texts.pop(CHECKSUM, None)
+    if checksum is None:
+        raise ValueError("it has no checksum")
+    if checksum != json.dumps(_checksum(tensors, texts)):
         raise ValueError("its checksum does not fit: the file has changed since it was written")
     return tensors, {name: json.loads(text) for name, text in texts.items()}
 
@@ -348,16 +464,3 @@ def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _of_before(header: dict[str, Any]) -> dict[str, Any]:
-    stages = [
-        {
-            "bijections": [{"type": stage["flow"], **stage["config"]}],
-            "dim": stage["dim"],
-            "off_manifold_scale": stage["off_manifold_scale"],
-        }
-        for stage in header["stages"]
-    ]
-    return {"model": "hierarchy", "config": {"stages": stages}, "notes": header["notes"],
-            "data": {}}  # fmt: skip

@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 from typing_extensions import Self
 
 from submanifold.errors import UserError
-from submanifold.manifold.hierarchy import Hierarchy
+from submanifold.manifold.hierarchy import Hierarchy, HierarchyConfig
 from submanifold.manifold.model import Model
 from submanifold.manifold.stage import Stage
 
@@ -118,4 +119,11 @@ class Slice(Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build an untrained slice of an architecture."""
-        return cls(Hierarchy.from_config(config), config["dim"])
+        checked = SliceConfig(**config)
+        return cls(Hierarchy.from_config({"stages": checked.stages}), checked.dim)
+
+
+class SliceConfig(HierarchyConfig):
+    """What :attr:`Slice.config` is."""
+
+    dim: PositiveInt

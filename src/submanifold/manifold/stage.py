@@ -6,11 +6,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from submanifold.errors import UserError
 from submanifold.flows import FLOWS, Bijection, Compose, Flow, Injection, Rotation
+from submanifold.flows.build import rebuild_flow
 from submanifold.flows.rotation import LARGEST_MATRIX
+from submanifold.validation import Settings
 
 
 class Stage(nn.Module):
@@ -135,11 +138,24 @@ class Stage(nn.Module):
         }
 
     @classmethod
-    def rebuild(cls, bijections: Sequence[dict[str, Any]], **arguments: Any) -> "Stage":
-        """Build an untrained stage from what :meth:`describe` said."""
-        flows = [FLOWS[each["type"]](**{k: v for k, v in each.items() if k != "type"})
-                 for each in bijections]  # fmt: skip
-        return cls(flows, **arguments)
+    def rebuild(cls, **config: Any) -> "Stage":
+        """Build an untrained stage from what :meth:`describe` returns.
+
+        Raises:
+            UserError: There is no such stage.
+            ValidationError: The arguments are others.
+        """
+        config = StageConfig(**config).model_dump()
+        return cls([rebuild_flow(each) for each in config.pop("bijections")], **config)
+
+
+class StageConfig(Settings):
+    """What :meth:`Stage.describe` returns."""
+
+    bijections: list[dict[str, Any]] = Field(min_length=1)
+    dim: PositiveInt
+    off_manifold_scale: PositiveFloat
+    noise: NonNegativeFloat = 0.0
 
 
 def check_dim(dim: int, count: int) -> None:
