@@ -56,5 +56,5 @@ def test_a_file_that_is_no_flow_ends_in_a_message(dataset, tmp_path):
     path = tmp_path / "photos-phase_1-abc" / "flow.safetensors"
     path.parent.mkdir()
     path.write_bytes(b"half a file")
-    with pytest.raises(DatasetError, match="is not a model of this program"):
+    with pytest.raises(DatasetError, match=r"that Model\.save did not write"):
         dataset.load()

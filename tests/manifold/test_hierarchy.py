@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from scipy.stats import norm
 
 from strategies import assert_close, hierarchies, perturb, slogdet
@@ -321,62 +320,12 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_what_is_not_a_flow_is_refused_by_name(tmp_path):
-    path = tmp_path / "flow.safetensors"
-    nested().save(path)
-    whole = path.read_bytes()
-    stage = {"flow": "affine", "config": {"dim": 2}, "dim": 1, "off_manifold_scale": 1.0}
-    weight = {"weight": torch.zeros(2)}
-
-    def header(stages, notes="{}"):
-        return {"stages": stages, "notes": notes}
-
-    save_file(weight, tmp_path / "plain")
-    save_file(weight, tmp_path / "garbled", header("no json"))
-    save_file({}, tmp_path / "hollow", header(json.dumps([stage])))
-    save_file(weight, tmp_path / "no_stages", header("[]"))
-    save_file(weight, tmp_path / "no_list", header("[1]"))
-    save_file(weight, tmp_path / "weightless", header(json.dumps([stage])))
-    save_file(weight, tmp_path / "unknown", header(json.dumps([{**stage, "flow": "spline"}])))
-    save_file(weight, tmp_path / "misfit", header(json.dumps([{**stage, "dim": 3}])))
-    (tmp_path / "empty").write_bytes(b"")
-    (tmp_path / "noise").write_bytes(os.urandom(1000))
-    (tmp_path / "torn").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "folder").mkdir()
-    names = [p.name for p in tmp_path.iterdir() if p != path]
-    assert len(names) == 12
-    for name in [*names, "missing"]:
-        with pytest.raises(UserError, match=rf"{tmp_path}/{name}\b.*Give a file"):
-            Hierarchy.load(tmp_path / name)
-
-
 def test_a_description_counts_parameters_and_is_json():
     hierarchy = Hierarchy([Stage(Affine(4), 2)])
     described = json.loads(json.dumps(hierarchy.describe()))
     assert described["parameters"] == 4 + 4 + 16
     assert described["model"] == "hierarchy"
     assert described["stages"][0]["bijections"] == [{"type": "affine", "dim": 4}]
-
-
-def test_a_file_of_before_is_read(tmp_path):
-    """Then a header had the stages, each of one flow, and no data."""
-    hierarchy = nested()
-    stages = [
-        {
-            "flow": {Glow: "glow", RealNVP: "realnvp"}[type(stage.flow)],
-            "config": stage.flow.config,
-            "dim": stage.dim,
-            "off_manifold_scale": 1.0,
-        }
-        for stage in hierarchy.stages
-    ]
-    header = {"stages": json.dumps(stages), "notes": json.dumps({"step": 3})}
-    weights = {name: weight.contiguous() for name, weight in hierarchy.state_dict().items()}
-    save_file(weights, tmp_path / "old", header)
-    loaded = Model.load(tmp_path / "old")
-    x = torch.rand(2, 3, 4, 4, dtype=torch.float64) - 0.5
-    assert torch.equal(loaded.log_prob(x), hierarchy.log_prob(x))
-    assert (loaded.notes, loaded.data) == ({"step": 3}, {})
 
 
 def test_a_file_says_what_its_stages_and_its_data_are(tmp_path):

@@ -352,5 +352,5 @@ def test_what_is_no_file_of_a_model_is_refused(tmp_path):
     names = [each.name for each in tmp_path.iterdir() if each != path]
     assert len(names) == 9
     for name in [*names, "missing"]:
-        with pytest.raises(UserError, match=rf"^{tmp_path}/{name}: [^\n]*Give a file[^\n]*$"):
+        with pytest.raises(UserError, match=rf"{tmp_path}/{name}[:.] [^\n]*Give a file[^\n]*$"):
             Model.load(tmp_path / name)

@@ -292,7 +292,7 @@ class Model(nn.Module, ABC):
         """
         on = choose_device(str(device))
         if not Path(path).is_file():
-            raise UserError(f"{path}: there is no model. Give a file written by Model.save.")
+            raise UserError(f"There is no model at {path}. Give a file written by Model.save.")
         try:
             model = _rebuilt(*_read(Path(path)))
         except (UserError, ValidationError) as error:
