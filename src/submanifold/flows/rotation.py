@@ -52,7 +52,8 @@ class Rotation(Flow):
         self.whole = directions is None
         self.register_buffer("gains", torch.ones(dim))
         if self.whole:
-            self.register_buffer("matrix", torch.eye(dim))
+            # not torch.eye, which loads sympy on the meta device
+            self.register_buffer("matrix", torch.zeros(dim, dim).fill_diagonal_(1.0))
         else:
             self.register_buffer("reflectors", torch.zeros(dim, self.directions))
             self.register_buffer("triangle", torch.zeros(self.directions, self.directions))
