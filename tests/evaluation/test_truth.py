@@ -46,6 +46,21 @@ def test_a_density_that_is_too_wide_is_above_by_the_divergence(test_points):
     assert found["sample_distance"]["value"] == pytest.approx(off.mean())
 
 
+@pytest.mark.parametrize("scale", [0.7, 1.5])
+def test_a_manifold_density_of_another_width_is_above_the_truth_by_the_divergence(
+    test_points, scale
+):
+    """KL(N(0, I) || N(0, scale^2 I)) in the three dimensions of the manifold, positive for both."""
+    found = against_truth(whitening(scale), LinearGaussian(), test_points, test_points)
+    exact = 3 * (np.log(scale) + (1 / scale**2 - 1) / 2)
+    divergence = found["manifold_divergence"]
+    assert exact > 0.2
+    assert divergence["low"] < exact < divergence["high"]
+    assert divergence["high"] - divergence["low"] < exact / 2
+    above = found["manifold_nll"]["value"] - found["manifold_entropy"]
+    assert divergence["value"] == pytest.approx(above, abs=0.1)
+
+
 def test_another_dimension_has_no_density_to_compare_on_the_manifold(test_points):
     found = against_truth(whitening(dim=2), LinearGaussian(), test_points, test_points)
     assert "manifold_nll" not in found
