@@ -85,17 +85,16 @@ def test_tails_are_as_invertible_as_the_middle(dtype, far):
 
 
 def test_the_inverse_finds_quantiles_between_two_thin_clusters():
-    """Newton's steps leave the bracket there, and it takes more than 20 iterations far outside."""
+    """Newton's steps leave the bracket there, and even within it take more than 20 iterations."""
     torch.manual_seed(0)
     clusters = torch.cat([0.01 * torch.randn(500, 1) + middle for middle in (-10, 10)]).double()
     mixture = MixtureOfLogistics(1, 8).double()
     initialize(mixture, clusters)
-    z = torch.linspace(-7.9, 7.9, 401, dtype=torch.float64)[:, None]
+    positive = torch.logspace(-16, 0.9, 100, dtype=torch.float64)[:, None]
+    z = torch.cat([-positive.flip(0), positive])
     with torch.no_grad():
-        x = mixture.inverse(z)
-        torch.testing.assert_close(mixture(x)[0], z, rtol=0, atol=1e-12)
+        torch.testing.assert_close(mixture(mixture.inverse(z))[0], z, rtol=0, atol=1e-12)
         middle = mixture.inverse(mixture(clusters)[0])
-    assert (x.diff(dim=0) > 0).all()
     torch.testing.assert_close(middle, clusters, rtol=0, atol=1e-12)
 
 
