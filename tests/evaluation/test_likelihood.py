@@ -14,7 +14,8 @@ from submanifold.evaluation.likelihood import (
     per_event,
     to_bits_per_dim,
 )
-from submanifold.flows import Affine
+from submanifold.flows import Affine, SoftRealNVP, telling
+from submanifold.flows.softflow import Told
 from submanifold.manifold import Hierarchy, Stage
 
 
@@ -82,6 +83,28 @@ def test_noise_of_a_scale_costs_half_its_variance_under_a_standard_normal(input_
     assert lost.shape == (3000,)
     error = 4 * input_noise**2 / math.sqrt(3000 * 2) * math.sqrt(8)
     assert lost.mean() == pytest.approx(8 * input_noise**2 / 2, abs=error + 1e-6)
+
+
+def test_a_noise_conditional_model_receives_the_scale_of_its_training():
+    """Noise of the largest scale, 1, and not the scale 0 of clean data."""
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(SoftRealNVP(4, 2), 4)]).double()
+    with torch.no_grad():
+        for each in model.modules():
+            if isinstance(each, Told):
+                each.weight.normal_()
+            elif isinstance(each, torch.nn.Linear):
+                each.weight.add_(0.1 * torch.randn_like(each.weight))
+    rows = torch.randn(10, 4).double()
+
+    def of_scale(scale):
+        with telling(model, None if scale is None else rows.new_full((10,), scale)):
+            return model.log_prob(rows).detach()
+
+    found = noisy_log_prob(model, Batches(rows.numpy(), 3), 0.0)
+    assert found == pytest.approx(of_scale(1.0).numpy(), rel=1e-12)
+    for other in (None, 0.0, 0.5):
+        assert (of_scale(other) - of_scale(1.0)).abs().max() > 0.01
 
 
 def test_bits_are_of_one_dimension_and_of_a_byte():

@@ -75,6 +75,31 @@ def test_a_flow_on_the_code_leaves_every_manifold_and_all_have_its_density(dim):
     assert not torch.allclose(log_prob, alone.log_prob(x), atol=0.1)
 
 
+@pytest.mark.parametrize("dim", [2, 4, 5])
+def test_a_slice_orders_the_off_manifold_parts_of_several_outer_stages(dim):
+    ordered = stage(6, 4, gains=torch.logspace(0, -2, 6))
+    model = Hierarchy([stage(10, 9), stage(9, 6), ordered, stage(4, 4)])
+    x = torch.randn(20, 10)
+    at = model.at_dim(dim)
+    u, v = at.encode(x)
+    assert torch.allclose(at.decode(u, v), x, atol=1e-4)
+    _, whole = model.encode(x)
+    assert torch.equal(v[:, -4:], whole[:, -4:])
+
+
+def test_a_slices_samples_have_the_scale_of_the_off_manifold_density():
+    """Beyond the whole's dimension, coordinates are N(0, sigma_v^2): those of a larger manifold."""
+    _, model = bent()
+    model.stages[0].off_manifold_scale = 0.3
+    at = model.at_dim(6)
+    samples = at.sample(50, 0.9, torch.Generator().manual_seed(0))
+    drawn = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    u = at.encode(samples)[0]
+    assert torch.allclose(u[:, 4:], 0.3 * 0.9 * drawn[:, 4:], atol=1e-4)
+    code = model.encode(samples)[0]
+    assert torch.allclose(code, 0.9 * drawn[:, :4], atol=1e-3)
+
+
 def test_a_slices_samples_have_the_density_of_the_whole():
     alone, model = bent()
     n = 4000

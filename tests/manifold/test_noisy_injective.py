@@ -84,6 +84,17 @@ def test_noise_travels_in_the_file_and_old_files_have_none(tmp_path):
     assert "noise" not in model.stages[0].describe()
 
 
+@pytest.mark.parametrize("dim", [1, 3])
+def test_another_dimension_keeps_the_noise_of_the_last_stage(dim):
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(Affine(5), 4, OFF), Stage(Affine(4), 2, noise=SIGMA)]).double()
+    x = torch.randn(6, 5).double()
+    other = perturb(model, 0.5).at_dim(dim)
+    assert type(other) is Hierarchy
+    assert [stage.noise for stage in other.stages] == [0, SIGMA]
+    assert_close(other.log_prob(x), model.log_prob(x))
+
+
 def test_training_draws_the_noise_by_its_generator():
     model, x = affine(), torch.randn(6, 5).double()
     objective = Objective({"likelihood": Likelihood()})
