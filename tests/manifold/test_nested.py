@@ -75,7 +75,7 @@ def test_a_flow_on_the_code_leaves_every_manifold_and_all_have_its_density(dim):
     assert not torch.allclose(log_prob, alone.log_prob(x), atol=0.1)
 
 
-@pytest.mark.parametrize("dim", [2, 4, 5])
+@pytest.mark.parametrize("dim", [2, 3, 5])
 def test_a_slice_orders_the_off_manifold_parts_of_several_outer_stages(dim):
     ordered = stage(6, 4, gains=torch.logspace(0, -2, 6))
     model = Hierarchy([stage(10, 9), stage(9, 6), ordered, stage(4, 4)])
