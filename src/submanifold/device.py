@@ -24,7 +24,7 @@ def choose_device(wanted: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"device={wanted} cannot be used here: {str(error).splitlines()[0]} Allowed: auto, "
-            "cpu, cuda, cuda:<n>. Take device=auto."
+            "cpu, cuda, cuda:<n>. Set device=auto."
         ) from error
     return device
 
