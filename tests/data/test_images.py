@@ -9,6 +9,7 @@ import lmdb
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from submanifold.data.images import (
     ImageSettings,
@@ -17,7 +18,7 @@ from submanifold.data.images import (
     load_pictures,
     open_source,
 )
-from submanifold.data.photos import CELL, grid, halve, photo_patches, read_photos, starts
+from submanifold.data.photos import GAP, ROOM, grid, halve, photo_patches, read_photos, starts
 from submanifold.data.stores import of_content, open_store
 from submanifold.errors import UserError
 from submanifold.validation import read_settings
@@ -453,6 +454,19 @@ def test_about_8000_patches_in_about_80_10_10_from_several_photos():
     assert (image.shape, image.dtype) == ((3, 32, 32), np.uint8)
 
 
+@pytest.mark.parametrize(("size", "fewest"), [(8, 50), (32, 30), (64, 12), (128, 4)])
+def test_the_groups_of_patches_are_many_cells_of_which_each_is_in_one_split(size, fewest):
+    source = photos(size=size)
+    assert len(source.names) == pytest.approx(8000, rel=0.08)
+    assert {name.rpartition("/")[0].rpartition("/")[0] for name in source.names} == set(
+        source.groups.values()
+    )
+    cells = {part: {source.groups[name] for name in source.names if source.parts[name] == part}
+             for part in ("train", "valid", "test")}  # fmt: skip
+    assert sum(map(len, cells.values())) == len(set(source.groups.values()))
+    assert min(len(cells["valid"]), len(cells["test"])) >= fewest
+
+
 def test_photos_follow_the_seed():
     assert photos(seed=1).parts == photos(seed=1).parts
     assert photos(seed=1).parts != photos(seed=2).parts
@@ -461,14 +475,14 @@ def test_photos_follow_the_seed():
 def test_a_patch_is_a_window_of_its_photo():
     source = photos()
     pixels = read_photos(3)["coffee"]
-    windows = np.lib.stride_tricks.sliding_window_view(pixels[:135, :, 0], (32, 32))
-    name = next(name for name in source.names if name.startswith("coffee/00/full"))
+    windows = np.lib.stride_tricks.sliding_window_view(pixels[:, :, 0], (32, 32))
+    name = next(name for name in source.names if name.startswith("coffee/017/full"))
     assert (windows == source.image(name)[0]).all(axis=(2, 3)).any()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_no_pixel_is_shared_between_splits(seed):
-    # Each pixel holds its own row and column, so a patch tells which pixels it was made of.
+def test_no_pixel_is_shared_between_splits_and_a_gap_lies_between_them(seed):
+    # Each pixel holds its own row and column, so a patch shows which pixels it was made of.
     shapes = {"a": (301, 451), "b": (512, 512), "c": (427, 641)}
     pictures = {
         name: np.stack(np.mgrid[:height, :width], axis=-1)
@@ -488,9 +502,13 @@ def test_no_pixel_is_shared_between_splits(seed):
             assert np.isin(there, ["", parts[name]]).all()
             owner[photo][y, x] = parts[name]
         halves += scale == "half"
-    assert halves > 500
+    assert halves > 100
     for part in ("train", "valid", "test"):
         assert sum((pixels == part).any() for pixels in owner.values()) >= 2
+    for pixels in owner.values():
+        for part in ("train", "valid", "test"):
+            near = ndimage.maximum_filter(pixels == part, 2 * GAP + 1)
+            assert np.isin(pixels[near], ["", part]).all()
 
 
 def test_halving_is_an_average_over_2_by_2_pixels():
@@ -500,12 +518,17 @@ def test_halving_is_an_average_over_2_by_2_pixels():
     assert halve(np.full((2, 2, 3), 255, np.uint8)).tolist() == [[[255, 255, 255]]]
 
 
-def test_cells_cover_an_image_once():
+def test_cells_have_their_side_and_cover_an_image_but_for_the_gaps():
     seen = np.zeros((300, 451), int)
-    for top, bottom, left, right in grid(300, 451):
-        assert abs(bottom - top - CELL) < CELL / 2
+    for top, bottom, left, right in grid(300, 451, 64):
+        assert 64 <= min(bottom - top, right - left) <= max(bottom - top, right - left) < 80
         seen[top:bottom, left:right] += 1
-    assert (seen == 1).all()
+    assert seen.max() == 1
+    assert ((seen.max(1) == 0).sum(), (seen.max(0) == 0).sum()) == (3 * GAP, 5 * GAP)
+
+
+def test_an_image_that_is_smaller_than_a_cell_is_one():
+    assert grid(ROOM, 2 * ROOM, 3 * ROOM) == [(0, ROOM, 0, 2 * ROOM)]
 
 
 def test_starts_reach_both_ends():
@@ -522,7 +545,7 @@ def test_photos_in_grey_and_at_another_size():
 
 
 def test_a_size_that_no_cell_holds():
-    with pytest.raises(UserError, match=r"^size=200 .* set size to 11\d or less"):
+    with pytest.raises(UserError, match=r"^size=200 .* set size to 128 or less"):
         photos(size=200)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
 from itertools import pairwise, product
@@ -22,21 +24,26 @@ FILES = {
     "motorcycle": ("skimage", "data/motorcycle_left.png"),
     "rocket": ("skimage", "data/rocket.jpg"),
 }
-CELL = 128
+ROOM = 32
+"""Pixels by which a patch can move inside a cell: the least side of a cell is size + ROOM."""
+GAP = 8
+"""Pixels between cells, which belong to none; no 8 x 8 block of a JPEG lies in two cells."""
 WANTED = 8000
-FINGERPRINT = "photos:1"
+LARGEST = 128
+FINGERPRINT = "photos:2"
 
 
 def photo_patches(
     settings: ImageSettings, photos: Mapping[str, np.ndarray] | None = None
 ) -> Source:
-    """Square patches of photographs, split so that no two splits share a pixel.
+    """Square patches of photographs, in cells of which each belongs to one split.
 
-    Each photograph is cut into a grid of cells of about 128 x 128 pixels and each cell belongs to
-    one split (80/10/10 in cells, by seed). Patches are taken inside a cell, at full resolution
-    and, where the cell still holds one, at half: an average over 2 x 2 pixels of that cell alone.
-    The stride is the one that gives closest to 8,000 patches. Names are
-    `photo/cell/resolution/top-left`.
+    Each photograph is cut into a grid of cells of at least size + 32 pixels a side, with gaps of 8
+    pixels between them. Each cell belongs to one split (80/10/10 in cells, by seed), so that no two
+    splits share a pixel. Patches are taken inside a cell, at full resolution and, where the cell
+    holds one, at half: an average over 2 x 2 pixels of that cell alone. Patches of one cell overlap
+    and are not independent: the cells are the groups of the images. The stride is the one that
+    gives closest to 8,000 patches. Names are `photo/cell/resolution/top-left`.
 
     Args:
         settings: `size`, `channels` and `seed` are used.
@@ -47,36 +54,45 @@ def photo_patches(
     """
     size = settings.size
     photos = read_photos(settings.channels) if photos is None else photos
+    largest = min(LARGEST, *(min(pixels.shape[:2]) for pixels in photos.values()))
+    if size > largest:
+        raise UserError(
+            f"size={size} is too large for source=photos, which has patches of up to {largest} "
+            f"pixels; set size to {largest} or less, or another source"
+        )
     cells = {
         (photo, cell): pixels[top:bottom, left:right]
         for photo, pixels in photos.items()
-        for cell, (top, bottom, left, right) in enumerate(grid(*pixels.shape[:2]))
+        for cell, (top, bottom, left, right) in enumerate(grid(*pixels.shape[:2], size + ROOM))
     }
-    smallest = min(CELL, *(min(tile.shape[:2]) for tile in cells.values()))
-    if size > smallest:
-        raise UserError(
-            f"size={size} is too large for source=photos, whose regions hold {smallest} pixels; "
-            f"set size to {smallest} or less, or another source"
-        )
     tiles = {(*cell, "full"): pixels for cell, pixels in cells.items()}
     tiles |= {(*cell, "half"): halve(pixels) for cell, pixels in cells.items()}
+    shapes = Counter(tile.shape[:2] for tile in tiles.values())
 
-    def corners(tile: np.ndarray, stride: int) -> list[tuple[int, int]]:
-        rows, columns = (starts(extent, size, stride) for extent in tile.shape[:2])
-        return list(product(rows, columns))
+    def excess(stride: float) -> int:
+        each = (tiles_of * math.prod(count(extent, size, stride) for extent in shape)
+                for shape, tiles_of in shapes.items())  # fmt: skip
+        return abs(sum(each) - WANTED)
 
-    def excess(stride: int) -> int:
-        return abs(sum(len(corners(tile, stride)) for tile in tiles.values()) - WANTED)
-
-    stride, split = min(range(4, CELL), key=excess), assign(list(cells), settings.seed)
-    patches, parts = {}, {}
+    # a stride that is one pixel longer may leave a third of the patches
+    stride = min(np.arange(4, size + ROOM, 0.25).tolist(), key=excess)
+    split = assign(list(cells), settings.seed)
+    patches, parts, groups = {}, {}, {}
     for (photo, cell, scale), tile in tiles.items():
-        for top, left in corners(tile, stride):
-            name = f"{photo}/{cell:02d}/{scale}/{top:03d}-{left:03d}"
+        corners = product(*(starts(extent, size, stride) for extent in tile.shape[:2]))
+        for top, left in corners:
+            name = f"{photo}/{cell:03d}/{scale}/{top:03d}-{left:03d}"
             patches[name] = tile[top : top + size, left : left + size].transpose(2, 0, 1)
-            parts[name] = split[photo, cell]
-    crop = f"patches inside cells of about {CELL}x{CELL}"
-    return Source(sorted(patches), patches.__getitem__, np.asarray, parts, "cells", crop)
+            parts[name], groups[name] = split[photo, cell], f"{photo}/{cell:03d}"
+    return Source(
+        names=sorted(patches),
+        read=patches.__getitem__,
+        decode=np.asarray,
+        parts=parts,
+        rule="cells",
+        crop=f"patches inside cells of at least {size + ROOM} x {size + ROOM} pixels",
+        groups=groups,
+    )
 
 
 def read_photos(channels: int) -> dict[str, np.ndarray]:
@@ -99,13 +115,18 @@ def read_photos(channels: int) -> dict[str, np.ndarray]:
     return photos
 
 
-def grid(height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """Even cells of about 128 x 128 that cover an image: (top, bottom, left, right) of each."""
-    rows, columns = (
-        np.linspace(0, extent, max(1, round(extent / CELL)) + 1).round().astype(int).tolist()
-        for extent in (height, width)
-    )
-    return [(*rows, *columns) for rows, columns in product(pairwise(rows), pairwise(columns))]
+def grid(height: int, width: int, side: int) -> list[tuple[int, int, int, int]]:
+    """As many cells as fit with gaps between them: (top, bottom, left, right) of each.
+
+    They have about equal sides, of at least `side` where the image has so many pixels.
+    """
+
+    def spans(extent: int) -> list[tuple[int, int]]:
+        count = max(1, (extent + GAP) // (side + GAP))
+        edges = np.linspace(0, extent + GAP, count + 1).round().astype(int).tolist()
+        return [(start, end - GAP) for start, end in pairwise(edges)]
+
+    return [(*rows, *columns) for rows, columns in product(spans(height), spans(width))]
 
 
 def halve(pixels: np.ndarray) -> np.ndarray:
@@ -115,12 +136,15 @@ def halve(pixels: np.ndarray) -> np.ndarray:
     return ((blocks.sum(axis=(1, 3), dtype=np.int64) + 2) // 4).astype(pixels.dtype)
 
 
-def starts(extent: int, size: int, stride: int) -> list[int]:
+def count(extent: int, size: int, stride: float) -> int:
+    """How many patches there are along one axis."""
+    return 0 if extent < size else round((extent - size) / stride) + 1
+
+
+def starts(extent: int, size: int, stride: float) -> list[int]:
     """Where patches begin along one axis: about a stride apart, the last one flush with the end."""
-    if extent < size:
-        return []
-    count = round((extent - size) / stride) + 1
-    return np.linspace(0, extent - size, count).round().astype(int).tolist()
+    patches = count(extent, size, stride)
+    return np.linspace(0, extent - size, patches).round().astype(int).tolist()
 
 
 def assign(cells: list[tuple[str, int]], seed: int) -> dict[tuple[str, int], str]:

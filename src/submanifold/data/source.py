@@ -18,8 +18,10 @@ class Source:
         decode: Function of what is stored: the image, uint8 (channels, size, size). Other processes
             can be given it, and it raises whatever a broken file makes it raise.
         parts: The split each name belongs to, or None: any may go anywhere.
-        rule: The split rule: `cells`, `official` or `random`.
+        rule: The split rule: `cells`, `groups`, `official` or `random`.
         labels: What each name's image shows, JSON-able, or None.
+        groups: The group of each name, whose images are not independent of each other; no group is
+            in two splits. None: all images are independent.
         crop: What of a picture is kept.
         note: What the user should know about the split, or None.
         skipped: `{"name", "reason"}` of what is never read.
@@ -35,6 +37,7 @@ class Source:
     crop: str
     note: str | None = None
     labels: Mapping[str, Any] | None = None
+    groups: Mapping[str, str] | None = None
     skipped: list[dict[str, str]] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     close: Callable[[], None] = lambda: None
