@@ -3,7 +3,9 @@ import pytest
 from scipy import stats
 
 from submanifold.evaluation.intervals import (
+    FEWEST_GROUPS,
     GROUPS,
+    interval_level,
     jackknife_interval,
     jackknife_subsets,
     mean_interval,
@@ -39,6 +41,68 @@ def test_the_interval_of_a_heavy_tailed_median_covers_the_truth_19_times_of_20()
     assert all(draw["low"] < draw["value"] < draw["high"] for draw in draws)
 
 
+def grouped(rng, count):
+    """Values around 5 of groups of 10 to 40 events, whose means differ; and their groups."""
+    groups = np.repeat(np.arange(count), rng.integers(10, 41, count))
+    means = 5 + rng.standard_normal(count)
+    return means[groups] + rng.standard_normal(len(groups)), groups
+
+
+@pytest.mark.parametrize("count", [FEWEST_GROUPS, 10, 40])
+def test_the_interval_over_groups_covers_the_truth_19_times_of_20(count):
+    rng = np.random.default_rng(count)
+    draws = [mean_interval(*grouped(rng, count)) for _ in range(300)]
+    covered = np.mean([draw["low"] < 5 < draw["high"] for draw in draws])
+    assert covered == pytest.approx(0.95, abs=0.035)
+    assert {draw["groups"] for draw in draws} == {count}
+
+
+def test_the_interval_over_groups_is_that_of_resampled_groups():
+    rng = np.random.default_rng(0)
+    values, groups = grouped(rng, 60)
+    order = rng.permutation(len(values))
+    interval = mean_interval(values[order], groups[order])
+    assert interval["value"] == pytest.approx(values.mean())
+    assert interval["n"] == len(values)
+    members = [values[groups == group] for group in range(60)]
+    means = [
+        np.concatenate([members[i] for i in rng.integers(60, size=60)]).mean() for _ in range(4000)
+    ]
+    level = interval_level(60)
+    expected = np.quantile(means, [level, 1 - level])
+    assert (interval["low"], interval["high"]) == pytest.approx(
+        tuple(expected), abs=0.15 * np.std(means)
+    )
+
+
+def test_groups_of_one_event_are_independent_events():
+    values = np.random.default_rng(0).standard_normal(500)
+    one, each = mean_interval(values), mean_interval(values, np.arange(500))
+    assert (each["low"], each["high"]) == pytest.approx(
+        (one["low"], one["high"]), abs=0.15 * stats.sem(values)
+    )
+
+
+def test_values_may_be_of_the_first_of_the_events_that_have_groups():
+    values, groups = grouped(np.random.default_rng(0), 20)
+    assert mean_interval(values[:50], groups) == mean_interval(values[:50], groups[:50])
+
+
+def test_few_groups_have_no_interval():
+    few = np.arange(100) % (FEWEST_GROUPS - 1)
+    assert mean_interval(np.arange(100.0), few) == {
+        "value": 49.5, "low": None, "high": None, "n": 100, "groups": FEWEST_GROUPS - 1,
+    }  # fmt: skip
+
+
+def test_the_level_of_an_interval_over_groups_falls_with_fewer():
+    levels = [interval_level(groups) for groups in (FEWEST_GROUPS, 10, 100)]
+    assert levels == sorted(levels)
+    assert FEWEST_GROUPS**-FEWEST_GROUPS < levels[0]
+    assert levels[-1] < 0.025
+    assert interval_level(10**6) == pytest.approx(0.025, rel=1e-4)
+
+
 def test_few_values_have_no_interval():
     assert mean_interval(np.array([])) == {"value": None, "low": None, "high": None, "n": 0}
     assert mean_interval(np.array([2.0])) == {"value": 2.0, "low": None, "high": None, "n": 1}
@@ -57,6 +121,18 @@ def test_each_image_is_left_out_once(n_real, n_fake):
         left_out = [np.setdiff1d(np.arange(n), pair[side]) for pair in subsets]
         assert sorted(np.concatenate(left_out)) == list(range(n))
         assert {len(group) for group in left_out} <= {n // GROUPS, n // GROUPS + 1}
+
+
+def test_the_images_of_a_group_are_left_out_together():
+    rng = np.random.default_rng(0)
+    groups = rng.permutation(np.arange(200) % 23)
+    subsets = jackknife_subsets(200, 50, rng, (groups, None))
+    left_out = [np.setdiff1d(np.arange(200), real) for real, _ in subsets]
+    assert sorted(np.concatenate(left_out)) == list(range(200))
+    for (real, fake), out in zip(subsets, left_out, strict=True):
+        assert not set(groups[real]) & set(groups[out])
+        assert len(fake) == 45
+    assert jackknife_subsets(200, 50, rng, (groups % 9, None)) == []
 
 
 def test_fewer_than_ten_images_are_not_grouped():
