@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts load where they are used; its stats take half a second
 import torch
 from torch import Tensor
 
 from submanifold.data.batches import Batches
-from submanifold.evaluation.intervals import mean_interval, plus_minus
+from submanifold.evaluation.intervals import FEWEST_GROUPS, mean_interval, plus_minus
 from submanifold.evaluation.likelihood import per_event, to_bits_per_dim
 
 BATCH, BATCH_NUMBERS = 1024, 2**23
@@ -88,8 +89,16 @@ class PCA:
         tails = torch.cat([squares, left[:, None]], 1).flip(1).cumsum(1).flip(1)
         return tails / len(self.mean)
 
-    def error_curve(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean squared error for every d from 0 to k, and half the width of its 95% interval."""
+    def error_curve(
+        self, batches: Iterable[Tensor], groups: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mean squared error for every d from 0 to k, and half the width of its 95% interval.
+
+        Where the images have groups, (N,), its variance is the one over groups (the linearized
+        variance of a ratio), with Student's t; for fewer than six there is no interval.
+        """
+        if groups is not None:
+            return _mean_over_groups(map(self.squared_errors, batches), groups)
         count, mean, square = _moments(map(self.squared_errors, batches))
         variance = (square - mean.square()).clamp_min(0) / max(count - 1, 1)
         return mean, 1.96 * variance.sqrt()
@@ -160,6 +169,25 @@ def _moments(batches: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
     return count, total / count, squares / count
 
 
+def _mean_over_groups(
+    batches: Iterable[Tensor], groups: np.ndarray
+) -> tuple[Tensor, Tensor | None]:
+    """Mean of each column, and half the width of its 95% interval over groups of rows."""
+    _, numbers = np.unique(groups, return_inverse=True)
+    members, counts = torch.from_numpy(numbers), torch.from_numpy(np.bincount(numbers))
+    sums, start = torch.zeros(()), 0
+    for rows in batches:
+        of_rows = members[start : start + len(rows)]
+        sums = sums + rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, of_rows, rows)
+        start += len(rows)
+    mean, number = sums.sum(0) / start, len(counts)
+    if number < FEWEST_GROUPS:
+        return mean, None
+    squares = (sums - counts[:, None] * mean).square().sum(0)
+    error = (squares * number / (number - 1)).sqrt() / start
+    return mean, float(scipy.stats.t.ppf(0.975, number - 1)) * error
+
+
 def rows_of(images: np.ndarray) -> Batches:
     """Batches that stay small in double precision, however many coordinates there are."""
     return Batches(images, min(BATCH, max(1, BATCH_NUMBERS // math.prod(images.shape[1:]))))
@@ -182,22 +210,33 @@ def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:
     return pca.shrink(rows_of(valid)), len(some)
 
 
-def fit_baselines(train: np.ndarray, valid: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+def fit_baselines(
+    train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: np.ndarray | None = None
+) -> dict[str, Any]:
     """Fit PCA and the Gaussian to uint8 images or float vectors (n, ...), and test them.
+
+    Args:
+        train: What they are fitted to.
+        valid: What the Gaussian's shrinkage is chosen by.
+        test: What they are tested on.
+        groups: Of test images, (N,), where they are not independent of each other: intervals are
+            over groups.
 
     Returns:
         ``pca_mse``: mean squared error on the test data with the first d axes, for d from 0 to D or
         the number of leading axes (:func:`fit_gaussian`), and ``pca_mse_half_width`` of its 95%
-        interval; ``gaussian``: bits per dimension and ``shrinkage``, the best on validation data;
+        interval, None for too few groups; ``groups``: their number, where there are any; ``gaussian``: bits per dimension and ``shrinkage``, the best on validation data;
         ``n_train``: to how many images they were fitted.
     """
     pca, fitted = fit_gaussian(train, valid)
     bits = to_bits_per_dim(per_event(pca.log_prob, rows_of(test)), test)
-    mse, half_width = pca.error_curve(rows_of(test))
+    mse, half_width = pca.error_curve(rows_of(test), groups)
+    counted = {} if groups is None else {"groups": len(np.unique(groups))}
     return {
         "pca_mse": mse.tolist(),
-        "pca_mse_half_width": half_width.tolist(),
-        "gaussian": {"bits_per_dim": mean_interval(bits), "shrinkage": pca.shrinkage},
+        "pca_mse_half_width": None if half_width is None else half_width.tolist(),
+        **counted,
+        "gaussian": {"bits_per_dim": mean_interval(bits, groups), "shrinkage": pca.shrinkage},
         "n_train": fitted,
     }
 
@@ -207,5 +246,10 @@ def pca_error(baselines: Mapping[str, Any], dim: int) -> dict[str, Any]:
     known = len(baselines["pca_mse"]) - 1
     if dim > known:
         return {"dim": dim, "why": f"only the {known:,} leading axes are fitted"}
-    mse, half_width = baselines["pca_mse"][dim], baselines["pca_mse_half_width"][dim]
-    return {"dim": dim, "mse": plus_minus(mse, half_width)}
+    mse, half_widths = baselines["pca_mse"][dim], baselines["pca_mse_half_width"]
+    if half_widths is None:
+        interval: dict[str, Any] = {"value": mse, "low": None, "high": None}
+    else:
+        interval = plus_minus(mse, half_widths[dim])
+    counted = {"groups": baselines["groups"]} if "groups" in baselines else {}
+    return {"dim": dim, "mse": {**interval, **counted}}

@@ -64,11 +64,13 @@ def intrinsic_dimensions(images: np.ndarray) -> dict[str, dict[str, Any]]:
     return found
 
 
-def spectrum_dimension(model: Model, test: np.ndarray) -> dict[str, Any]:
+def spectrum_dimension(
+    model: Model, test: np.ndarray, groups: np.ndarray | None = None
+) -> dict[str, Any]:
     """Count the directions along which the manifold at an image moves it visibly.
 
     See :func:`submanifold.evaluation.scores.local_dimension`; of 64 images, and at most 256
-    directions.
+    directions. The groups are those of :func:`~submanifold.evaluation.intervals.mean_interval`.
 
     Returns:
         The mean over images, with its interval, and the count of ``directions``.
@@ -78,7 +80,7 @@ def spectrum_dimension(model: Model, test: np.ndarray) -> dict[str, Any]:
     for x in track(batches, "spectra", len(batches)):
         eigenvalues = leading_spectrum(model, model.encode(x)[0].detach(), DIRECTIONS)
         dimensions.append(local_dimension(eigenvalues, model.event_dim))
-    found = mean_interval(torch.cat(dimensions).cpu().numpy())
+    found = mean_interval(torch.cat(dimensions).cpu().numpy(), groups)
     return {**found, "directions": min(model.dim, DIRECTIONS)}
 
 

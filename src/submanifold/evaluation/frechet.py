@@ -20,7 +20,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 )
 
 from submanifold.errors import UserError
-from submanifold.evaluation.intervals import jackknife_interval, jackknife_subsets
+from submanifold.evaluation.intervals import (
+    GroupsOfBoth,
+    jackknife_interval,
+    jackknife_subsets,
+)
 from submanifold.progress import Meter
 
 # The one file behind all published FIDs in PyTorch, as pt_inception-2015-12-05-6726825d.pth and
@@ -80,19 +84,25 @@ def inception_features(
     ]
 
 
-def frechet_distance_with_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def frechet_distance_with_interval(
+    a: np.ndarray,
+    b: np.ndarray,
+    seed: int = 0,
+    groups: GroupsOfBoth = (None, None),
+) -> dict[str, Any]:
     """Measure :func:`frechet_distance` of real and fake features, and how sure it is.
 
     With Inception's features this is the FID; smaller is better, zero for equal sets. It is biased
     upward, by much at a few hundred images; the bias falls as one over the count. Published values
-    use 10,000 to 50,000 images: compare values of equal counts only. The seed is of the jackknife.
+    use 10,000 to 50,000 images: compare values of equal counts only. The seed is of the jackknife,
+    which leaves out the images of a group together.
 
     Returns:
         `value`, its 95% interval `low`, `high` by
         :func:`~submanifold.evaluation.intervals.jackknife_interval` (None with fewer than 10 images
         on either side), and the counts `n_real`, `n_fake`.
     """
-    subsets = jackknife_subsets(len(a), len(b), np.random.default_rng(seed))
+    subsets = jackknife_subsets(len(a), len(b), np.random.default_rng(seed), groups)
     value = frechet_distance(a, b)
     low, high = jackknife_interval(value, [frechet_distance(a[i], b[j]) for i, j in subsets])
     return {"value": value, "low": low, "high": high, "n_real": len(a), "n_fake": len(b)}

@@ -12,6 +12,9 @@ FEWEST_GROUPS = 6
 RESAMPLES = 2000
 AT_ONCE = 10**7
 
+GroupsOfBoth = tuple[np.ndarray | None, np.ndarray | None]
+"""The groups of real and of fake images; None where images are independent of each other."""
+
 
 def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Any]:
     """Mean of one value for each event, with its 95% interval by the bootstrap over events.
@@ -107,7 +110,7 @@ def jackknife_subsets(
     n_real: int,
     n_fake: int,
     rng: np.random.Generator,
-    groups: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    groups: GroupsOfBoth = (None, None),
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Leave out each of 10 random sets of images in turn.
 
@@ -115,8 +118,8 @@ def jackknife_subsets(
         n_real: The count of real images.
         n_fake: The count of fake images.
         rng: Draws the sets.
-        groups: The groups of the real and of the fake images, (n_real,) and (n_fake,), None where
-            images are independent. The images of a group are left out together.
+        groups: Of the real and of the fake images, (n_real,) and (n_fake,) or of more, of which
+            these are the first. The images of a group are left out together.
 
     Returns:
         The indices that stay, of the real and of the fake images, for each set; none at all if

@@ -53,6 +53,7 @@ def measure(
     input_noise: float,
     dequantizations: int,
     device: torch.device,
+    groups: np.ndarray | None = None,
 ) -> Metrics:
     """Measure density and reconstruction beside the baselines, and what would make them worthless.
 
@@ -63,12 +64,14 @@ def measure(
         input_noise: Standard deviation of the noise that the density was trained with.
         dequantizations: Noise draws for the importance bound, of images.
         device: Where it is computed. Several processes share the rows (:mod:`submanifold.team`).
+        groups: Of test images, (N,), where they are not independent of each other: all intervals
+            are over groups.
 
     Returns:
         Metrics by name (:mod:`submanifold.evaluation.metrics`), each with its interval and count.
     """
     model, batches = model.to(device), Batches(test, BATCH, device=device)
-    summed = partial(reconstruction, of_images=not batches.is_continuous)
+    summed = partial(reconstruction, of_images=not batches.is_continuous, groups=groups)
     whole = summed(squared_errors(model.project, track(batches, "projecting", len(test))))
     inner = {
         f"{name}_mse": summed(squared_errors(part.project, batches))["mse"]
@@ -85,10 +88,10 @@ def measure(
     if batches.is_continuous:
         density = _density_of_points(model, batches, test)
     else:
-        density = _density_of_images(model, batches, test, dequantizations)
+        density = _density_of_images(model, batches, test, dequantizations, groups)
     if input_noise > 0 and model.has_density:
         noisy = to_bits_per_dim(noisy_log_prob(model, batches, input_noise), test)
-        density["bits_per_dim_noisy"] = mean_interval(noisy)
+        density["bits_per_dim_noisy"] = mean_interval(noisy, groups)
     if not batches.is_continuous:
         density["curve"] = error_curve(model, test, baselines, device)
     return {
@@ -152,22 +155,24 @@ def _density_of_points(model: Model, batches: Batches, test: np.ndarray) -> Metr
     return found | {"bits_per_dim": mean_interval(to_bits_per_dim(log_prob, test))}
 
 
-def _density_of_images(model: Model, batches: Batches, test: np.ndarray, draws: int) -> Metrics:
+def _density_of_images(
+    model: Model, batches: Batches, test: np.ndarray, draws: int, groups: np.ndarray | None
+) -> Metrics:
     """Bits per dimension with one dequantisation and with several, and nats on the manifold."""
     density: Metrics = {"bits_per_dim": {"value": None, "why": NO_DENSITY}}
     if model.has_density:
         log_probs = dequantized_log_probs(model, test, draws, batches.device)
         bound = to_bits_per_dim(importance_log_prob(log_probs), test)
         density = {
-            "bits_per_dim": mean_interval(to_bits_per_dim(log_probs[0], test)),
-            "bits_per_dim_importance": {**mean_interval(bound), "draws": draws},
+            "bits_per_dim": mean_interval(to_bits_per_dim(log_probs[0], test), groups),
+            "bits_per_dim_importance": {**mean_interval(bound, groups), "draws": draws},
         }
     some = next(iter(batches))[:VOLUMES]  # a volume takes too long for all images
     inside = on_manifold(model, some, generator=torch.Generator().manual_seed(0))
-    nll = mean_interval(-inside.log_prob.double().cpu().numpy())
+    nll = mean_interval(-inside.log_prob.double().cpu().numpy(), groups)
     excess = inside.excess.double().cpu().numpy()
     return {
         **density,
         "manifold_nll": {**nll, "estimate_error": float(inside.error.mean())},
-        **({"excess": mean_interval(excess)} if np.isfinite(excess).all() else {}),
+        **({"excess": mean_interval(excess, groups)} if np.isfinite(excess).all() else {}),
     }

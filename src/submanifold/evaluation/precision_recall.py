@@ -15,7 +15,12 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import gen_batches
 
-from submanifold.evaluation.intervals import jackknife_interval, jackknife_subsets
+from submanifold.evaluation.intervals import (
+    GroupsOfBoth,
+    jackknife_interval,
+    jackknife_subsets,
+    mean_interval,
+)
 
 NEIGHBOURS = 3
 ROWS_AT_ONCE = 1000
@@ -23,7 +28,10 @@ LARGEST_REFERENCE = 5000
 
 
 def precision_recall(
-    real: np.ndarray, fake: np.ndarray, neighbours: int = NEIGHBOURS
+    real: np.ndarray,
+    fake: np.ndarray,
+    neighbours: int = NEIGHBOURS,
+    groups: GroupsOfBoth = (None, None),
 ) -> dict[str, dict[str, Any]]:
     """Measure how many fakes look real, and how much of what is real the fakes reach.
 
@@ -33,16 +41,18 @@ def precision_recall(
     radius. Precision is the share of fakes inside the real balls, recall the share of reals inside
     the fake balls. Two samples of one distribution do not reach 1, and both values depend on the
     counts: compare equal ones. The 95% intervals are Wilson's for a share, with the balls held
-    fixed; new samples of both sets vary more (a jackknife would be far too wide).
+    fixed; new samples of both sets vary more (a jackknife would be far too wide). Where those that
+    are counted have groups, the intervals are those of the bootstrap over groups.
 
     Args:
         real: Features, shape (n_real, f), of any unit.
         fake: Features, shape (n_fake, f), of the same unit.
         neighbours: k. The paper takes 3.
+        groups: Of the real and of the fake features.
 
     Returns:
-        `precision` and `recall`, each with `value` in [0, 1], its 95% interval `low`, `high`, and
-        the counts `n_real`, `n_fake`.
+        `precision` and `recall`, each with `value` in [0, 1], its 95% interval `low`, `high`, the
+        counts `n_real`, `n_fake`, and the count `groups` where there are any.
 
     Raises:
         ValueError: Either set has too few members to have a k-th neighbour.
@@ -51,14 +61,22 @@ def precision_recall(
         raise ValueError(
             f"expected more than {neighbours} features of each kind, not {len(real)}, {len(fake)}"
         )
-    found = {}
-    for name, points, centres in ("precision", fake, real), ("recall", real, fake):
-        inside = _inside(points, centres, neighbours)
-        share = binomtest(int(inside.sum()), len(inside))
-        low, high = share.proportion_ci(0.95, method="wilson")
-        found[name] = {"value": float(share.statistic), "low": float(low), "high": float(high)}
-        found[name] |= {"n_real": len(real), "n_fake": len(fake)}
-    return found
+    counts = {"n_real": len(real), "n_fake": len(fake)}
+    return {
+        "precision": _share(_inside(fake, real, neighbours), groups[1]) | counts,
+        "recall": _share(_inside(real, fake, neighbours), groups[0]) | counts,
+    }
+
+
+def _share(inside: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+    """Share of features that are inside, with its 95% interval."""
+    if groups is not None:
+        found = mean_interval(inside, groups)
+        del found["n"]
+        return found
+    share = binomtest(int(inside.sum()), len(inside))
+    low, high = share.proportion_ci(0.95, method="wilson")
+    return {"value": float(share.statistic), "low": float(low), "high": float(high)}
 
 
 def _inside(points: np.ndarray, centres: np.ndarray, neighbours: int) -> np.ndarray:
@@ -71,7 +89,9 @@ def _inside(points: np.ndarray, centres: np.ndarray, neighbours: int) -> np.ndar
     return np.concatenate(list(chunks))
 
 
-def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def kernel_distance(
+    real: np.ndarray, fake: np.ndarray, seed: int = 0, groups: GroupsOfBoth = (None, None)
+) -> dict[str, Any]:
     r"""Measure the squared maximum mean discrepancy; with Inception's features this is the KID.
 
     Binkowski et al., "Demystifying MMD GANs", ICLR 2018 (https://arxiv.org/abs/1801.01401), with
@@ -86,7 +106,8 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[s
     Args:
         real: Features x, shape (n_real, f), n_real >= 2.
         fake: Features y, shape (n_fake, f), n_fake >= 2.
-        seed: Of the jackknife's groups.
+        seed: Of the jackknife's sets.
+        groups: Of the real and of the fake features.
 
     Returns:
         `value`, its 95% interval `low`, `high` by
@@ -98,7 +119,7 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[s
     if min(counts) < 2:
         raise ValueError(f"expected two features of each kind, not {counts[0]}, {counts[1]}")
     every = [np.arange(count) for count in counts]
-    subsets = [every, *jackknife_subsets(*counts, np.random.default_rng(seed))]
+    subsets = [every, *jackknife_subsets(*counts, np.random.default_rng(seed), groups)]
     # which rows are in each subset, 0 or 1, shape (subsets, rows)
     in_real, in_fake = (
         np.stack([np.bincount(rows, minlength=count) for rows in stays])

@@ -18,7 +18,9 @@ def squared_errors(project: Callable[[Tensor], Tensor], batches: Iterable[Tensor
     return per_event(lambda x: (x - project(x)).square().flatten(1).mean(1), batches)
 
 
-def reconstruction(errors: np.ndarray, of_images: bool = True) -> dict[str, Any]:
+def reconstruction(
+    errors: np.ndarray, of_images: bool = True, groups: np.ndarray | None = None
+) -> dict[str, Any]:
     """Summarise squared errors, each number with a 95% interval.
 
     A nearly singular decoder can turn a few projections into overflows, counted in ``overflows``:
@@ -28,6 +30,7 @@ def reconstruction(errors: np.ndarray, of_images: bool = True) -> dict[str, Any]
     Args:
         errors: Of each event, (N,).
         of_images: Whether events are images.
+        groups: Of images, as in :func:`~submanifold.evaluation.intervals.mean_interval`.
 
     Returns:
         ``mse``; of images also ``psnr``, that of the mean squared error, and ``psnr_per_image``,
@@ -35,13 +38,15 @@ def reconstruction(errors: np.ndarray, of_images: bool = True) -> dict[str, Any]
     """
     over = ~np.isfinite(errors) | (of_images & (errors > 1))
     counted = np.where(over, 1.0, errors) if of_images else errors[~over]
-    mse = mean_interval(counted)
+    mse = mean_interval(counted, groups)
     found = {"mse": mse, "overflows": int(over.sum())}
     if of_images:
         ends = {"value": mse["value"], "low": mse["high"], "high": mse["low"]}
-        found["psnr"] = {end: None if error is None else float(psnr(error))
-                         for end, error in ends.items()} | {"n": mse["n"]}  # fmt: skip
-        found["psnr_per_image"] = mean_interval(psnr(counted))
+        decibels = {
+            end: None if error is None else float(psnr(error)) for end, error in ends.items()
+        }
+        found["psnr"] = {**mse, **decibels}
+        found["psnr_per_image"] = mean_interval(psnr(counted), groups)
     return found
 
 

@@ -1,6 +1,6 @@
 """How good samples are, by every measure there is, and what training images reach by the same."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from submanifold.evaluation.frechet import (
     frechet_distance_with_interval,
     inception_features,
 )
+from submanifold.evaluation.intervals import GroupsOfBoth
 from submanifold.evaluation.precision_recall import (
     LARGEST_REFERENCE,
     kernel_distance,
@@ -29,7 +30,12 @@ FID_ON_CPU = (
 
 
 def sample_quality(
-    train: np.ndarray, test: np.ndarray, samples: np.ndarray, weights: str, device: torch.device
+    train: np.ndarray,
+    test: np.ndarray,
+    samples: np.ndarray,
+    weights: str,
+    device: torch.device,
+    groups: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Compare samples with test images; and training images in their place, known by heart.
 
@@ -37,7 +43,9 @@ def sample_quality(
     first samples, or a random choice of the test images. Random choices are always the same.
 
     All images are uint8 of shape (n, channels, height, width). The weights are "auto" for Inception
-    on a GPU only, "download", or the path of its weights, a UserError if it is no such file.
+    on a GPU only, "download", or the path of its weights, a UserError if it is no such file. The
+    groups are those of ``train`` and ``test`` images, where these are not independent of each
+    other: all intervals are over groups.
 
     Returns:
         ``fid``, ``kid``, ``precision``, ``recall`` and ``sliced_wasserstein``, each a value with
@@ -49,6 +57,9 @@ def sample_quality(
     count = min(len(test), len(samples))
     order = np.random.default_rng(0).permutation(len(train))  # neighbours may be of one photograph
     compared = [samples] if len(train) < count else [samples, train[order[: len(samples)]]]
+    of_test = None if groups is None else groups["test"]
+    of_train = None if groups is None else groups["train"][order[: len(samples)]]
+    grouped = [(of_test, None), (of_test, of_train)]
     if count < FEWEST:
         none = {"value": None, "why": TOO_FEW}
         measured = [dict.fromkeys(("fid", "kid", "precision", "recall"), none) for _ in compared]
@@ -56,9 +67,11 @@ def sample_quality(
     else:
         # other images than those compared, which would be flattered by axes of their own
         others = order[count if len(train) >= 2 * count else 0 :][:LARGEST_REFERENCE]
-        measured, features = _by_features(train[others], test, compared, count, weights, device)
-    for each, images in zip(measured, compared, strict=True):
-        each["sliced_wasserstein"] = sliced_wasserstein(test, images[: len(test)])
+        measured, features = _by_features(
+            train[others], test, compared, count, weights, device, grouped
+        )
+    for each, images, both in zip(measured, compared, grouped, strict=False):
+        each["sliced_wasserstein"] = sliced_wasserstein(test, images[: len(test)], groups=both)
     floor = measured[1] if len(measured) > 1 else None
     return measured[0] | {"features": features, "training_images": floor}
 
@@ -70,6 +83,7 @@ def _by_features(
     count: int,
     weights: str,
     device: torch.device,
+    grouped: Sequence[GroupsOfBoth],
 ) -> tuple[list[dict[str, Any]], str]:
     """FID, KID, precision and recall of each set that is compared, and what they are taken on."""
     rows = some_rows(len(test), count)
@@ -78,15 +92,19 @@ def _by_features(
             raise MissingWeightsError(FID_ON_CPU)
         path = None if weights in ("auto", "download") else weights
         real, *fakes = inception_features([test, *compared], path, device)
-        fids = [frechet_distance_with_interval(real, fake) for fake in fakes]
+        fids = [
+            frechet_distance_with_interval(real, fake, groups=both)
+            for fake, both in zip(fakes, grouped, strict=False)
+        ]
         features, real = "inception", real[rows]
     except MissingWeightsError as error:
         real, *fakes = pixel_features(reference, test[rows], *(x[:count] for x in compared))
         fids = [{"value": None, "why": str(error)} for _ in fakes]
         features = f"{real.shape[1]} principal components of pixels"
-    pairs = zip(fids, (fake[:count] for fake in fakes), strict=True)
-    measured = [
-        {"fid": fid, "kid": kernel_distance(real, fake), **precision_recall(real, fake)}
-        for fid, fake in pairs
-    ]
+    measured = []
+    for fid, fake, (of_test, of_fake) in zip(fids, fakes, grouped, strict=False):
+        pair = real, fake[:count]
+        both = None if of_test is None else of_test[rows], of_fake
+        kid = kernel_distance(*pair, groups=both)
+        measured.append({"fid": fid, "kid": kid, **precision_recall(*pair, groups=both)})
     return measured, features

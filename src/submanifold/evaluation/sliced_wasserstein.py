@@ -16,7 +16,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import correlate1d
 
 from submanifold.errors import UserError
-from submanifold.evaluation.intervals import jackknife_interval, jackknife_subsets
+from submanifold.evaluation.intervals import (
+    GroupsOfBoth,
+    jackknife_interval,
+    jackknife_subsets,
+)
 
 PATCH = 7
 COARSEST = 16
@@ -32,6 +36,7 @@ def sliced_wasserstein(
     patches: int = 16,
     directions: int = 128,
     repeats: int = 4,
+    groups: GroupsOfBoth = (None, None),
 ) -> dict[str, Any]:
     r"""Measure how far two sets of images are apart, in patches of every scale.
 
@@ -47,10 +52,11 @@ def sliced_wasserstein(
     Args:
         real: Images, uint8 of shape (n_real, channels, height, width).
         fake: Images, uint8 of shape (n_fake, channels, height, width).
-        seed: Of the positions, the directions and the jackknife's groups.
+        seed: Of the positions, the directions and the jackknife's sets.
         patches: Positions for each repeat; all of a level's positions if it has fewer.
         directions: Random directions for each repeat.
         repeats: How often positions and directions are drawn.
+        groups: Of the real and of the fake images.
 
     Returns:
         `value`, its 95% interval `low`, `high` by
@@ -72,7 +78,7 @@ def sliced_wasserstein(
             f" Wasserstein distance, which looks at {PATCH} x {PATCH} patches."
         )
     rng = np.random.default_rng(seed)
-    subsets = jackknife_subsets(len(real), len(fake), rng)
+    subsets = jackknife_subsets(len(real), len(fake), rng, groups)
     levels = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # sorting takes the time, one core a draw
         for pair in zip(laplacian_pyramid(real), laplacian_pyramid(fake), strict=True):
