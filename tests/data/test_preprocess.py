@@ -215,7 +215,7 @@ def test_photos_need_nothing(tmp_path):
     train, valid, test, manifest = prepare(ImageSettings(), tmp_path / "out", tmp_path / "raw")
     assert 7600 < len(train) + len(valid) + len(test) < 8400
     assert train.shape[1:] == (3, 32, 32)
-    assert (manifest["split"], manifest["fingerprint"]) == ("cells", "photos:1")
+    assert (manifest["split"], manifest["fingerprint"]) == ("cells", "photos:2")
 
 
 def test_a_zip_with_an_unsafe_path_is_named_in_the_manifest(tmp_path):

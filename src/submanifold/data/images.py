@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from submanifold.data import celeba
 from submanifold.data.fingerprints import fingerprint_path
+from submanifold.data.groups import check_split, fingerprint_groups, group_images
 from submanifold.data.photos import FINGERPRINT, photo_patches
 from submanifold.data.settings import LABELLED, DataSettings, ImageSettings, SyntheticSettings
 from submanifold.data.source import Source
@@ -164,6 +165,12 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
             f"folder that holds {DATABASE} is the path"
             + (f" and only those listed in {celeba.PARTITION}" if source.parts is not None else "")
         )
+    if settings.groups is not None:
+        source.groups = group_images(settings.groups, source.names)
+        if source.parts is None:
+            source.rule = "groups"
+        else:
+            check_split(source.groups, source.parts)
     return source
 
 
@@ -221,6 +228,13 @@ def fingerprint(settings: DataSettings, raw_folder: Path) -> str:
     Raises:
         UserError: If what is there cannot be read.
     """
+    found = _fingerprint(settings, raw_folder)
+    if isinstance(settings, SyntheticSettings) or settings.groups is None:
+        return found
+    return f"{found}+groups:{fingerprint_groups(settings.groups)}"
+
+
+def _fingerprint(settings: DataSettings, raw_folder: Path) -> str:
     if isinstance(settings, SyntheticSettings):
         return settings.source
     if settings.source == "photos":

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 
 from submanifold.data.arrays import GrowingArray, map_whole
 from submanifold.data.decoding import Result, attempt, decoding
+from submanifold.data.groups import Groups
 from submanifold.data.hashes import hash_arrays, is_as_made
 from submanifold.data.images import fingerprint, must_download, open_source
 from submanifold.data.settings import PARTS, Counts, ImageSettings
@@ -34,7 +36,7 @@ FORMAT = 1
 # What a kill loses at most is a chunk of images, or some seconds.
 CHUNK_IMAGES, CHUNK_BYTES, CHUNK_SECONDS = 8192, 2**25, 5.0
 LISTED = 1000
-LABELS = "labels.json"
+LABELS, GROUPS = "labels.json", "groups.json"
 ALLOWED_PERCENT, ALLOWED_FILES = 1, 10
 FEWEST, FEW = 2, 100
 """Fewer training images are refused; fewer different ones give a warning."""
@@ -52,13 +54,14 @@ def prepare(
     One that finds arrays of another hash than the manifest's, because a disk has turned a bit,
     makes them anew, with a warning.
 
-    The folder gets train.npy, valid.npy, test.npy, labels.json and, when they are whole,
-    manifest.json; the raw folder holds downloads.
+    The folder gets train.npy, valid.npy, test.npy, labels.json and groups.json where there are any
+    and, when they are whole, manifest.json; the raw folder holds downloads.
 
     Returns:
         train, valid, test: uint8 (N, channels, size, size), copy-on-write maps of the files.
         manifest: What was made of what; its hash is of the arrays, and of `skipped`
-            (`{"name", "reason"}`) it has the first 1,000.
+            (`{"name", "reason"}`) it has the first 1,000. `groups` are their counts by split, or
+            None where images are independent.
 
     Raises:
         UserError: If the settings or the source cannot work, or more of it is broken than
@@ -139,6 +142,11 @@ def read_labels(folder: Path) -> dict[str, list[Any]]:
     return read_json(folder / LABELS) or {}
 
 
+def read_groups(folder: Path) -> Groups:
+    """Groups of prepared images, as :func:`read_labels`."""
+    return read_json(folder / GROUPS) or {}
+
+
 @dataclass
 class Share:
     """A split's claim on a pool: exactly `count` images, or at most that many."""
@@ -159,16 +167,21 @@ class Pool:
 def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
     """Shuffle by the seed and share out.
 
-    A source with splits of its own gives one pool for each; otherwise one pool feeds all three.
+    A source with splits of its own gives one pool for each, as does one with groups, each of which
+    goes to one split; otherwise one pool feeds all three.
 
     Raises:
         UserError: If there are fewer images than asked for, or too few for three splits.
     """
-    if source.parts is None:
-        return [Pool(_shuffled(source.names, seed), share_out(len(source.names), counts))]
+    parts = source.parts
+    if parts is None:
+        shares = share_out(len(source.names), counts)
+        if source.groups is None:
+            return [Pool(_shuffled(source.names, seed), shares)]
+        parts = split_groups(source.groups, shares, seed)
     pools = []
     for index, part in enumerate(PARTS):
-        members = [name for name in source.names if source.parts[name] == part]
+        members = [name for name in source.names if parts[name] == part]
         have, wanted = len(members), getattr(counts, part)
         if not members:
             raise UserError(
@@ -187,6 +200,35 @@ def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
 
 def _shuffled(names: list[str], seed: int | list[int]) -> list[str]:
     return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+
+
+def split_groups(groups: Mapping[str, str], shares: list[Share], seed: int) -> dict[str, str]:
+    """Give each group to one split: shuffled by the seed, until each has its share of images.
+
+    Args:
+        groups: The group of each name.
+        shares: The last of them takes the rest.
+        seed: Of the order.
+
+    Returns:
+        The split of each name.
+
+    Raises:
+        UserError: If there are fewer groups than splits.
+    """
+    sizes = Counter(groups.values())
+    if len(sizes) < len(shares):
+        raise UserError(
+            f"groups: expected {len(shares)} groups or more, one for each split, got {len(sizes)}. "
+            "Give other groups, or leave groups out."
+        )
+    waiting, parts = _shuffled(sorted(sizes), seed), {}
+    for left, share in zip(range(len(shares))[::-1], shares, strict=True):
+        count = 0
+        while len(waiting) > left and (count < share.count or not left):
+            group = waiting.pop()
+            parts[group], count = share.part, count + sizes[group]
+    return {name: parts[group] for name, group in groups.items()}
 
 
 def share_out(total: int, counts: Counts) -> list[Share]:
@@ -224,7 +266,6 @@ class State:
     read: list[int]
     written: dict[str, int]
     broken: list[dict[str, str]]
-    broken_count: int = 0
     seconds: float = 0.0
 
     def save(self, path: Path) -> None:
@@ -266,12 +307,19 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
         if have < (share.count if share.exact else 1):
             raise UserError(
                 f"counts.{share.part} cannot be met: only {have} readable images are left of "
-                f"{share.count} wanted ({state.broken_count} were broken); set it to {have} or less"
+                f"{share.count} wanted ({len(state.broken)} were broken); set it to {have} or less"
             )
     for part, array in arrays.items():
         array.finish(state.written[part])
     if source.labels is not None:
-        write_json(folder / LABELS, _labels(source.labels, pools))
+        write_json(folder / LABELS, _by_part(source.labels, pools, state))
+    counts = None
+    if source.groups is not None:
+        numbers = {group: n for n, group in enumerate(sorted(set(source.groups.values())))}
+        numbered = {name: numbers[group] for name, group in source.groups.items()}
+        groups = _by_part(numbered, pools, state)
+        write_json(folder / GROUPS, groups)
+        counts = {part: len(set(found)) for part, found in groups.items()}
     few = few_images(np.load(folder / "train.npy", mmap_mode="r"))
     others = [{"name": f"*{suffix}" if suffix.startswith(".") else suffix,
                "reason": f"{count} files that are not {', '.join(SUFFIXES)}"}
@@ -286,11 +334,12 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
         "channels": settings.channels,
         "split": source.rule,
         "split_note": "; ".join(note for note in (source.note, few) if note) or None,
+        "groups": counts,
         "seed": settings.seed,
         "hash": hash_arrays(folder),
         "fingerprint": identity,
         "skipped": (others + source.skipped + state.broken)[:LISTED],
-        "skipped_count": source.others.total() + len(source.skipped) + state.broken_count,
+        "skipped_count": source.others.total() + len(source.skipped) + len(state.broken),
         "seconds": round(time.monotonic() - began, 2),
     }
     write_json(folder / "manifest.json", manifest)
@@ -298,13 +347,14 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
     return manifest
 
 
-def _labels(labels: Mapping[str, Any], pools: list[Pool]) -> dict[str, list[Any]]:
-    """Labels in the order of the arrays: no image that has one is ever skipped."""
-    found = {}
-    for pool in pools:
-        rest = [labels[name] for name in pool.names]
+def _by_part(values: Mapping[str, Any], pools: list[Pool], state: State) -> dict[str, list[Any]]:
+    """A value of each image, by split in the order of the arrays."""
+    broken, found = {each["name"] for each in state.broken}, {}
+    for pool, read in zip(pools, state.read, strict=True):
+        rest = [values[name] for name in pool.names[:read] if name not in broken]
         for share in pool.shares:
-            found[share.part], rest = rest[: share.count], rest[share.count :]
+            count = state.written[share.part]
+            found[share.part], rest = rest[:count], rest[count:]
     return found
 
 
@@ -329,12 +379,11 @@ def _chunks(results: Iterable[Result], most: int) -> Iterator[list[Result]]:
 def _count_broken(state: State, names: list[str], results: list[Result], total: int) -> None:
     both = zip(names, results, strict=True)
     broken = [{"name": name, "reason": result} for name, result in both if isinstance(result, str)]
-    state.broken_count += len(broken)
-    state.broken = (state.broken + broken)[:LISTED]
-    if state.broken_count > (allowed := allowed_broken(total)):
+    state.broken += broken
+    if len(state.broken) > (allowed := allowed_broken(total)):
         first = "; ".join(f"{item['name']} ({item['reason']})" for item in state.broken[:3])
         raise UserError(
-            f"path holds broken files: {state.broken_count} of {total} images cannot be read so "
+            f"path holds broken files: {len(state.broken)} of {total} images cannot be read so "
             f"far, such as {first}; up to {allowed} would be skipped ({ALLOWED_PERCENT}%, or "
             f"{ALLOWED_FILES} where that is more, but not over half). Mend or remove them, or set "
             "another path"
@@ -352,7 +401,7 @@ def _resume(folder: Path, key: str, arrays: Mapping[str, GrowingArray], pools: i
         if state.key == key and all(arrays[p].holds(state.written[p]) for p in PARTS):
             log.info("going on after %d images of an interrupted run", sum(state.read))
             return state
-    old = [folder / name for name in ("manifest.json", "state.json", LABELS)]
+    old = [folder / name for name in ("manifest.json", "state.json", LABELS, GROUPS)]
     remove([*old, *folder.glob("*.npy*")])
     return State(key, [0] * pools, dict.fromkeys(PARTS, 0), [])
 
@@ -363,7 +412,8 @@ def _finished(folder: Path, settings: ImageSettings, identity: str) -> dict[str,
     arrays = {part: map_whole(folder / f"{part}.npy") for part in PARTS}
     whole = {part: len(array) for part, array in arrays.items() if array is not None}
     if manifest.get("key") == _key(settings, identity) and manifest["counts"] == whole:
-        if is_as_made(folder):
+        grouped = manifest.get("groups") is not None
+        if is_as_made(folder) and bool(read_groups(folder)) == grouped:
             return manifest
         log.warning("the arrays in %s are not as they were made (they have another hash)", folder)
     if manifest or whole:

@@ -51,6 +51,10 @@ class ImageSettings(Settings):
         counts: Images in each split. Of a training set without validation images a tenth are taken.
         labels: Only images that have one of these labels are used, of data that have labels.
         other_labels: Only images that have none of these are used.
+        groups: What makes groups of images that are not independent of each other: `folder`, where
+            each folder is a group, or the path of a text file with lines `name group`. No group is
+            in two splits, and intervals are over groups. None: each image is independent. Those of
+            `photos` are cells of the photographs.
         seed: Of the split; apart from the training's, so that runs are compared on the same images.
     """
 
@@ -66,6 +70,7 @@ class ImageSettings(Settings):
     counts: Counts = Counts()
     labels: tuple[int, ...] | None = Field(None, min_length=1)
     other_labels: tuple[int, ...] | None = Field(None, min_length=1)
+    groups: str | None = Field(None, min_length=1)
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
@@ -90,6 +95,11 @@ class ImageSettings(Settings):
                     f"{source} has no labels; leave out {name}={list(wanted)}, or choose one of "
                     f"{', '.join(LABELLED)}"
                 )
+        if self.groups is not None and self.source in ("photos", *LABELLED):
+            raise ValueError(
+                f"groups: expected none with {source}, got {self.groups}. Leave it out, or set "
+                "source to folder, celeba or lsun_bedroom."
+            )
         if self.labels is not None and self.other_labels is not None:
             raise ValueError("labels says which images are used; leave out other_labels")
         if self.source in LABELLED and self.crop != "auto":
@@ -135,9 +145,12 @@ class ImageSettings(Settings):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What the images depend on; settings that came later only where they are set."""
+        """What the images depend on; settings that came later only where they are set.
+
+        Groups are part of the source's fingerprint.
+        """
         later = {name for name in ("margin", "labels", "other_labels") if not getattr(self, name)}
-        return self.model_dump(exclude={*OF_PLACE, *later})
+        return self.model_dump(exclude={*OF_PLACE, *later, "groups"})
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -225,7 +225,8 @@ def fit_baselines(
     Returns:
         ``pca_mse``: mean squared error on the test data with the first d axes, for d from 0 to D or
         the number of leading axes (:func:`fit_gaussian`), and ``pca_mse_half_width`` of its 95%
-        interval, None for too few groups; ``groups``: their number, where there are any; ``gaussian``: bits per dimension and ``shrinkage``, the best on validation data;
+        interval, None for too few groups; ``groups``: their number, where there are any;
+        ``gaussian``: bits per dimension and ``shrinkage``, the best on validation data;
         ``n_train``: to how many images they were fitted.
     """
     pca, fitted = fit_gaussian(train, valid)

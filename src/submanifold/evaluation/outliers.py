@@ -8,6 +8,7 @@ import pandas as pd
 from sklearn.metrics import auc, average_precision_score, roc_curve
 
 from submanifold.evaluation.baselines import fit_gaussian, rows_of
+from submanifold.evaluation.intervals import interval_level
 from submanifold.evaluation.likelihood import per_event
 from submanifold.evaluation.scores import COMBINATION, SCORES, Calibration, score
 from submanifold.manifold import Model
@@ -84,6 +85,24 @@ def score_kinds(
     return pd.concat(tables, ignore_index=True)
 
 
+def with_groups(
+    scored: pd.DataFrame, normal: np.ndarray | None, outlier: np.ndarray | None
+) -> pd.DataFrame:
+    """Add the column ``group`` to scores of images, the first of which have these groups.
+
+    It is left out where neither kind has groups; images of a kind without groups have their own.
+    """
+    if normal is None and outlier is None:
+        return scored
+    given = zip(PARTS, (normal, outlier), strict=True)
+    counts = scored["part"].value_counts()
+    columns = [
+        np.arange(counts[part]) if groups is None else groups[: counts[part]]
+        for part, groups in given
+    ]
+    return scored.assign(group=np.concatenate(columns))
+
+
 def _linear(dim: int, train: np.ndarray, valid: np.ndarray) -> Any:
     """The scores of a linear model, as a function of images."""
     pca, _ = fit_gaussian(train, valid)
@@ -108,27 +127,53 @@ def measure_outliers(scored: pd.DataFrame) -> dict[str, Any]:
     Returns:
         ``counts`` by part, ``scores`` by name: ``auroc``, ``average_precision`` (of outliers) and
         ``false_positives`` (the share of normal images that are at least as strange as 95% of
-        the outliers), each with its 95% interval by the bootstrap over images of both kinds.
+        the outliers), each with its 95% interval by the bootstrap over images of both kinds. Where
+        there is a column ``group``, it is the bootstrap over groups, and ``groups`` are their
+        counts by part.
     """
     names = [column for column in scored if f"p_{column}" in scored]
     strange = (scored["part"] == "outlier").to_numpy()
     counts = {part: int((scored["part"] == part).sum()) for part in PARTS}
-    measured = {str(name): _measured(strange, scored[name].to_numpy()) for name in names}
-    return {"counts": counts, "scores": measured}
+    groups = scored["group"].to_numpy() if "group" in scored else None
+    measured = {str(name): _measured(strange, scored[name].to_numpy(), groups) for name in names}
+    found = {"counts": counts, "scores": measured}
+    if groups is not None:
+        of_parts = {part: groups[scored["part"] == part] for part in PARTS}
+        found["groups"] = {part: len(np.unique(each)) for part, each in of_parts.items()}
+    return found
 
 
-def _measured(strange: np.ndarray, values: np.ndarray) -> dict[str, Any]:
-    ranks = _ranks(values)
-    rng, kinds = np.random.default_rng(0), [np.flatnonzero(strange), np.flatnonzero(~strange)]
-    resampled = []
-    for _ in range(RESAMPLES):
-        chosen = np.concatenate([rng.choice(kind, len(kind)) for kind in kinds])
-        resampled.append(_one(strange[chosen], ranks[chosen]))
-    ends = np.quantile(resampled, [0.025, 0.975], axis=0)
+def _measured(strange: np.ndarray, values: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+    ranks, level = _ranks(values), 0.025
+    kinds: list[Any] = [np.flatnonzero(strange), np.flatnonzero(~strange)]
+    if groups is not None:
+        kinds = [_by_group(rows, groups) for rows in kinds]
+        level = interval_level(min(map(len, kinds)))
+    ends = np.full((2, len(MEASURES)), None)
+    if level is not None:
+        rng, resampled = np.random.default_rng(0), []
+        for _ in range(RESAMPLES):
+            chosen = np.concatenate([_redrawn(kind, rng) for kind in kinds])
+            resampled.append(_one(strange[chosen], ranks[chosen]))
+        ends = np.quantile(resampled, [level, 1 - level], axis=0)
     return {
-        name: {"value": value, "low": float(low), "high": float(high), "n": len(values)}
-        for name, value, low, high in zip(MEASURES, _one(strange, ranks), *ends, strict=True)
+        name: {"value": value, "low": low, "high": high, "n": len(values)}
+        for name, value, low, high in zip(
+            MEASURES, _one(strange, ranks), *ends.tolist(), strict=True
+        )
     }
+
+
+def _by_group(rows: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """An array of rows for each group."""
+    ordered = rows[np.argsort(groups[rows], kind="stable")]
+    return np.split(ordered, np.flatnonzero(np.diff(groups[ordered])) + 1)
+
+
+def _redrawn(kind: np.ndarray | list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """As many rows, or groups of rows, drawn with replacement."""
+    drawn = rng.integers(len(kind), size=len(kind))
+    return kind[drawn] if isinstance(kind, np.ndarray) else np.concatenate([kind[i] for i in drawn])
 
 
 def roc(normal: np.ndarray, outlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

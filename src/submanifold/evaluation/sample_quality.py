@@ -1,11 +1,12 @@
 """How good samples are, by every measure there is, and what training images reach by the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from submanifold.data.groups import Groups, groups_of
 from submanifold.evaluation.frechet import (
     MissingWeightsError,
     frechet_distance_with_interval,
@@ -35,7 +36,7 @@ def sample_quality(
     samples: np.ndarray,
     weights: str,
     device: torch.device,
-    groups: Mapping[str, np.ndarray] | None = None,
+    groups: Groups | None = None,
 ) -> dict[str, Any]:
     """Compare samples with test images; and training images in their place, known by heart.
 
@@ -57,9 +58,9 @@ def sample_quality(
     count = min(len(test), len(samples))
     order = np.random.default_rng(0).permutation(len(train))  # neighbours may be of one photograph
     compared = [samples] if len(train) < count else [samples, train[order[: len(samples)]]]
-    of_test = None if groups is None else groups["test"]
-    of_train = None if groups is None else groups["train"][order[: len(samples)]]
-    grouped = [(of_test, None), (of_test, of_train)]
+    of_train, of_test = (groups_of(groups, part) for part in ("train", "test"))
+    of_copies = None if of_train is None else of_train[order[: len(samples)]]
+    grouped = [(of_test, None), (of_test, of_copies)]
     if count < FEWEST:
         none = {"value": None, "why": TOO_FEW}
         measured = [dict.fromkeys(("fid", "kid", "precision", "recall"), none) for _ in compared]

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from submanifold.data.preprocess import few_images, prepare, read_labels
+from submanifold.data.preprocess import few_images, prepare, read_groups, read_labels
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.vectors import draw
 from submanifold.errors import named
@@ -20,7 +20,8 @@ def prepare_images(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[
         prepared = prepare(data, folder, raw_folder)
         if few := few_images(prepared[0]):
             log.warning("%s", few)
-        return {**dict(zip(PARTS, prepared, strict=True)), "labels": read_labels(folder)}
+        found = dict(zip(PARTS, prepared, strict=True))
+        return {**found, "labels": read_labels(folder), "groups": read_groups(folder)}
 
 
 def draw_points(data: SyntheticSettings, folder: Path) -> dict[str, Any]:

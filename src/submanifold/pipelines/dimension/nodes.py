@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from submanifold.data.groups import Groups, groups_of
 from submanifold.device import choose_device
 from submanifold.manifold import Model
 from submanifold.pages import render
@@ -16,6 +17,7 @@ def estimate(
     baselines: dict[str, Any],
     train: np.ndarray,
     test: np.ndarray,
+    groups: Groups,
     device: str,
 ) -> dict[str, Any]:
     """Estimate intrinsic dimensions, without a model and by its spectrum; recommend one."""
@@ -23,7 +25,9 @@ def estimate(
 
     return {
         "estimates": of.intrinsic_dimensions(train),
-        "spectrum": of.spectrum_dimension(model.to(choose_device(device)), test),
+        "spectrum": of.spectrum_dimension(
+            model.to(choose_device(device)), test, groups_of(groups, "test")
+        ),
         "advice": of.advise(metrics["curve"], baselines, model.dim),
     }
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from submanifold.data.batches import Batches
+from submanifold.data.groups import Groups, groups_of
 from submanifold.data.settings import SyntheticSettings
 from submanifold.device import choose_device
 from submanifold.evaluation import baselines as fitting
@@ -23,12 +24,16 @@ SHOWN = 16
 
 
 def fit_baselines(
-    train: np.ndarray, valid: np.ndarray, test: np.ndarray, path: Path
+    train: np.ndarray,
+    valid: np.ndarray,
+    test: np.ndarray,
+    path: Path,
+    groups: Groups | None = None,
 ) -> dict[str, Any]:
     """Fit PCA and the Gaussian to the training data, and test them; or find it done."""
     found = read_json(path)
     if found is None or "pca_mse" not in found:  # it was once not fitted in many dimensions
-        found = fitting.fit_baselines(train, valid, test)
+        found = fitting.fit_baselines(train, valid, test, groups_of(groups, "test"))
         write_json(path, found)
     return found
 
@@ -50,6 +55,7 @@ def evaluate(
     folder: Path,
     dequantizations: int = 1,
     inception_weights: str = "auto",
+    groups: Groups | None = None,
     **histories: dict[str, Any],
 ) -> dict[str, Any]:
     """Measure the model, its samples and its baselines on the test data.
@@ -58,14 +64,17 @@ def evaluate(
         ``metrics``, and ``projections`` of the first 16 test images (as uint8) or points.
     """
     started, on = time.monotonic(), choose_device(device)
-    arguments = (hierarchy, test, baselines, input_noise, dequantizations, on)
+    of_test = groups_of(groups, "test")
+    arguments = (hierarchy, test, baselines, input_noise, dequantizations, on, of_test)
     metrics = call(launch, measure, *arguments, folder=folder)
     if test.dtype == np.uint8:
         # torch-fidelity and scikit-learn, which it brings along, take seconds to import
         from submanifold.evaluation.sample_quality import sample_quality
 
-        metrics |= sample_quality(train, test, samples, inception_weights, on)
+        metrics |= sample_quality(train, test, samples, inception_weights, on, groups)
     metrics["counts"] = {"train": len(train), "test": len(test), "samples": len(samples)}
+    if of_test is not None:
+        metrics["counts"]["test_groups"] = len(np.unique(of_test))
     metrics["warnings"] = warnings(metrics, histories)
     training = sum(history["seconds"] for history in histories.values())
     metrics["seconds"] = {"training": training, "evaluation": time.monotonic() - started}

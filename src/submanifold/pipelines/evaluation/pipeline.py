@@ -30,6 +30,7 @@ def create_pipeline(
     measured["input_noise"] = f"params:{noisy_phase}.input_noise"
     compared = MODEL | {"test": "x_test", "samples": "samples", "data": "params:data"}
     if not synthetic:
+        fitted["groups"] = measured["groups"] = "groups"
         names = ("dequantizations", "inception_weights")
         measured |= {name: f"params:evaluation.{name}" for name in names}
     samples = {name: name for name in ("samples", "samples_cool")}

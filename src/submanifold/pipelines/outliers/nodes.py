@@ -1,12 +1,14 @@
 """Nodes of the outliers pipeline."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from submanifold.data.preprocess import prepare
+from submanifold.data.groups import Groups, groups_of
+from submanifold.data.preprocess import prepare, read_groups
 from submanifold.data.settings import ImageSettings
 from submanifold.device import choose_device
 from submanifold.errors import named
@@ -18,13 +20,20 @@ SHOWN = 48
 SHARE = Metric("", "", ".4f")
 
 
-def gather_outliers(data: ImageSettings, folder: Path, raw_folder: Path) -> np.ndarray:
-    """Take images of another source, test images first: the model has seen none of them."""
+def gather_outliers(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str, Any]:
+    """Take images of another source, test images first: the model has seen none of them.
+
+    Returns:
+        ``images``, and the ``groups`` of those that have some, as ``{"outlier": [...]}``.
+    """
     from submanifold.evaluation.outliers import MOST
 
     with named("outliers"):
         train, valid, test, _ = prepare(data, folder, raw_folder)
-    return np.concatenate([test[:MOST], valid[:MOST], train[:MOST]])[:MOST]
+    images = np.concatenate([test[:MOST], valid[:MOST], train[:MOST]])[:MOST]
+    known = read_groups(folder)
+    of_parts = chain(*(known[part][:MOST] for part in ("test", "valid", "train") if known))
+    return {"images": images, "groups": {"outlier": list(of_parts)[:MOST]} if known else {}}
 
 
 def score_outliers(
@@ -33,12 +42,19 @@ def score_outliers(
     valid: np.ndarray,
     test: np.ndarray,
     outliers: np.ndarray,
+    groups: Groups,
+    outlier_groups: Groups,
     device: str,
 ) -> pd.DataFrame:
-    """Score test images and others; see :func:`submanifold.evaluation.outliers.score_kinds`."""
-    from submanifold.evaluation.outliers import score_kinds  # scikit-learn takes seconds to import
+    """Score test images and others; see :func:`submanifold.evaluation.outliers.score_kinds`.
 
-    return score_kinds(model.to(choose_device(device)), train, valid, test, outliers)
+    The groups of either kind are in the column ``group``, where images of one of them have some.
+    """
+    # scikit-learn takes seconds to import
+    from submanifold.evaluation.outliers import score_kinds, with_groups
+
+    scored = score_kinds(model.to(choose_device(device)), train, valid, test, outliers)
+    return with_groups(scored, groups_of(groups, "test"), groups_of(outlier_groups, "outlier"))
 
 
 def measure(scored: pd.DataFrame) -> dict[str, Any]:
@@ -104,7 +120,7 @@ def write_page(
     }
     page = render(
         "outliers.html", dataset=dataset, outliers=outlier_name, method=method, table=table,
-        counts=measured["counts"], sheets=sheets,
+        counts=measured["counts"], groups=measured.get("groups"), sheets=sheets,
         pictures={name: as_png(figure) for name, figure in figures.items()},
     )  # fmt: skip
     return {"page": page, **figures}

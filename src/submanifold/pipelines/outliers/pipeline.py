@@ -16,6 +16,8 @@ def create_pipeline() -> Pipeline:
                 "raw_folder": "raw_folder"}  # fmt: skip
     arrays = {"train": "x_train", "valid": "x_valid", "test": "x_test", "outliers": "x_outliers"}
     scored = {"model": "hierarchy", **arrays, "device": "params:device"}
+    scored |= {name: name for name in ("groups", "outlier_groups")}
+    found = {"images": "x_outliers", "groups": "outlier_groups"}
     about = {"dataset": "params:dataset", "outlier_name": "params:outliers",
              "method": "params:method"}  # fmt: skip
     shown = {"scored": "outlier_scores", "measured": "outlier_metrics", "test": "x_test",
@@ -23,7 +25,7 @@ def create_pipeline() -> Pipeline:
     figures = {name: f"outlier_{name}_figure" for name in ("roc", "histograms", "scatter")}
     return Pipeline(
         [
-            Node(gather_outliers, gathered, "x_outliers", name="gather_outliers"),
+            Node(gather_outliers, gathered, found, name="gather_outliers"),
             Node(score_outliers, scored, "outlier_scores", name="score_outliers"),
             Node(measure, "outlier_scores", "outlier_metrics", name="measure_outliers"),
             Node(write_page, shown, {"page": "outlier_report", **figures}, name="report_outliers"),
