@@ -66,6 +66,7 @@ def colour(array):
         ({"source": "lsun_bedroom"}, ["source=lsun_bedroom", "needs path"]),
         ({"path": "pictures"}, ["path=pictures", "photos", "set source"]),
         ({"crop": "square"}, ["source=photos", "crop=square", "leave crop out"]),
+        ({"groups": "folder"}, ["source=photos", "got folder", "Leave it out"]),
         ({"split": "official"}, ["source=photos", "split=official", "set split=random"]),
         ({"source": "folder", "path": "x", "split": "official"}, ["source=folder", "split=random"]),
         ({"source": "celeba", "path": "x", "url": "http://x"}, ["path=x", "url", "leave them out"]),
@@ -571,6 +572,20 @@ def test_fingerprint_of_a_folder_ignores_times_and_sees_a_new_or_grown_file(tmp_
     second = mark(tmp_path)
     (tmp_path / "c.png").write_bytes(b"xx")
     assert len({first, second, mark(tmp_path)}) == 3
+
+
+def test_the_fingerprint_and_nothing_else_depends_on_the_content_of_a_list_of_groups(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    lists = tmp_path / "one.txt", tmp_path / "two.txt"
+    for each in lists:
+        each.write_text("a.png 1\n")
+    one, two = (mark(tmp_path, groups=str(each)) for each in lists)
+    lists[1].write_text("a.png 2\n")
+    other = mark(tmp_path, groups=str(lists[1]))
+    assert one == two
+    assert len({one, other, mark(tmp_path), mark(tmp_path, groups="folder")}) == 4
+    settings = {"source": "folder", "path": str(tmp_path)}
+    assert read(settings | {"groups": str(lists[0])}).content == read(settings).content
 
 
 def test_fingerprint_of_a_zip_ignores_time_and_name_and_sees_other_content(tmp_path):

@@ -19,8 +19,15 @@ import torch
 from PIL import Image
 
 from submanifold.data import hashes, preprocess
+from submanifold.data.groups import groups_of
 from submanifold.data.hashes import is_as_made
-from submanifold.data.preprocess import allowed_broken, check, prepare, share_out
+from submanifold.data.preprocess import (
+    allowed_broken,
+    check,
+    prepare,
+    read_groups,
+    share_out,
+)
 from submanifold.data.settings import Counts, ImageSettings
 from submanifold.data.source import Source
 from submanifold.errors import UserError
@@ -108,6 +115,7 @@ def test_arrays_and_manifest(tmp_path):
         "split": "random",
         "split_note": "expected 100 or more different training images, got 40 among the first 40: "
         "a model memorizes so few, and its metrics say little",
+        "groups": None,
         "seed": 0,
         "skipped": [],
         "skipped_count": 0,
@@ -359,6 +367,116 @@ def test_the_fallback_to_a_random_split_is_in_the_manifest(tmp_path):
     manifest = run(tmp_path, source="celeba", split="official")[3]
     assert manifest["split"] == "random"
     assert "split=official, but list_eval_partition.txt lies neither" in manifest["split_note"]
+
+
+# ---- groups
+
+
+def make_people(folder, people, each, broken=()):
+    """Folders of persons, of whose pictures each carries its number: 100 for a person."""
+    for person in range(people):
+        make_folder(folder / f"person {person:02d}", 0)
+        for i in range(each):
+            number = 100 * person + i
+            content = b"no image" if number in broken else encode(number)
+            (folder / f"person {person:02d}" / f"{number:04d}.png").write_bytes(content)
+    return folder
+
+
+def write_list(path, people, each):
+    names = [100 * person + i for person in range(people) for i in range(each)]
+    path.write_text("".join(f"{number:04d}.png  {number // 100:02d}\n" for number in names))
+    return str(path)
+
+
+@pytest.mark.parametrize("by", ["folder", "file"])
+def test_a_group_is_in_one_split_and_each_image_has_the_number_of_its_group(
+    tmp_path, small_chunks, by
+):
+    make_people(tmp_path / "in", 30, 5, broken=[0, 3, 712, 1404])
+    groups = "folder" if by == "folder" else write_list(tmp_path / "list.txt", 30, 5)
+    *arrays, manifest = run(tmp_path, groups=groups)
+    found = read_groups(tmp_path / "out")
+    for part, array in zip(PARTS, arrays, strict=True):
+        assert found[part] == [number // 100 for number in numbers(array)]
+        assert groups_of(found, part).tolist() == found[part]
+    assert everything(arrays) == sorted(
+        {100 * p + i for p in range(30) for i in range(5)} - {0, 3, 712, 1404}
+    )
+    persons = [set(found[part]) for part in PARTS]
+    assert sum(map(len, persons)) == len(set.union(*persons)) == 30
+    assert manifest["groups"] == {"train": 24, "valid": 3, "test": 3}
+    assert manifest["split"] == "groups"
+    other = run(tmp_path, seed=1, out="other", groups=groups)
+    assert set(numbers(other[2])) != set(numbers(arrays[2]))
+
+
+def test_counts_are_taken_of_the_groups_of_a_split(tmp_path):
+    make_people(tmp_path / "in", 12, 6)
+    *arrays, manifest = run(tmp_path, groups="folder", counts={"train": 20, "valid": 7, "test": 6})
+    assert [len(array) for array in arrays] == [20, 7, 6]
+    persons = [{number // 100 for number in numbers(array)} for array in arrays]
+    assert sum(map(len, persons)) == len(set.union(*persons))
+    assert manifest["groups"] == dict(zip(PARTS, map(len, persons), strict=True))
+
+
+def test_groups_of_very_different_sizes_leave_one_for_each_split(tmp_path):
+    make_people(tmp_path / "in", 2, 1)
+    make_folder(tmp_path / "in" / "person 02", 50)
+    *arrays, manifest = run(tmp_path, groups="folder")
+    assert sorted(map(len, arrays)) == [1, 1, 50]
+    assert manifest["groups"] == dict.fromkeys(PARTS, 1)
+
+
+def test_images_without_groups_are_split_as_ever_and_have_none(tmp_path):
+    make_people(tmp_path / "in", 12, 6)
+    manifest = run(tmp_path)[3]
+    assert manifest["groups"] is None
+    assert read_groups(tmp_path / "out") == {}
+    assert groups_of({}, "test") is None
+
+
+def test_an_official_partition_keeps_groups_together(tmp_path):
+    make_celeba(tmp_path / "in", CODES)
+    settings = {"source": "celeba", "split": "official"}
+    path = tmp_path / "identity.txt"
+    path.write_text("".join(f"{i:06d}.jpg {code}{i % 3}\n" for i, code in enumerate(CODES)))
+    manifest = run(tmp_path, groups=str(path), **settings)[3]
+    assert (manifest["split"], manifest["groups"]) == ("official", dict.fromkeys(PARTS, 3))
+    path.write_text("".join(f"{i:06d}.jpg {i % 3}\n" for i in range(len(CODES))))
+    with pytest.raises(UserError, match=r"one part of the official split, got 3 in several"):
+        run(tmp_path, groups=str(path), **settings)
+
+
+def test_arrays_whose_groups_are_gone_are_made_again(tmp_path):
+    make_people(tmp_path / "in", 12, 6)
+    run(tmp_path, groups="folder")
+    found = read_groups(tmp_path / "out")
+    (tmp_path / "out" / "groups.json").unlink()
+    run(tmp_path, groups="folder")
+    assert read_groups(tmp_path / "out") == found != {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"list.txt: expected folder or the path of a text file, got a path that cannot be"),
+        ("0000.png 0\n0001.png\n", r"list.txt: expected .* got '0001.png' on line 2"),
+        ("0000.png 0\n", r"list.txt: expected a line for each image, got none for 11, such as pe"),
+    ],
+)
+def test_a_list_of_groups_that_cannot_be_used(tmp_path, content, message):
+    make_people(tmp_path / "in", 4, 3)
+    if content is not None:
+        (tmp_path / "list.txt").write_text(content)
+    with pytest.raises(UserError, match=r"^groups=.*" + message):
+        run(tmp_path, groups=str(tmp_path / "list.txt"))
+
+
+def test_fewer_groups_than_splits_cannot_be_used(tmp_path):
+    make_folder(tmp_path / "in", 30)
+    with pytest.raises(UserError, match=r"^groups: expected 3 groups or more, .* got 1\."):
+        run(tmp_path, groups="folder")
 
 
 # ---- broken files

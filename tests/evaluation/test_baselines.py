@@ -8,6 +8,7 @@ from sklearn import decomposition
 
 from submanifold.evaluation import baselines
 from submanifold.evaluation.baselines import PCA, fit_baselines, pca_error
+from submanifold.evaluation.intervals import FEWEST_GROUPS, mean_interval
 
 
 def correlated(n, seed=0, dim=6):
@@ -44,6 +45,23 @@ def test_the_error_curve_is_a_mean_with_a_95_percent_interval():
     mean, half = pca.error_curve(x.split(128))
     torch.testing.assert_close(mean, errors.mean(0))
     torch.testing.assert_close(half, 1.96 * errors.std(0) / math.sqrt(300))
+
+
+def test_the_error_curve_of_grouped_data_has_the_interval_of_the_bootstrap_over_groups():
+    rng = np.random.default_rng(0)
+    pca, groups = PCA.fit([correlated(100)]), rng.permutation(np.repeat(np.arange(60), 5))
+    x = correlated(300, seed=1) + 2 * correlated(60, seed=2)[groups]
+    errors = pca.squared_errors(x).numpy()
+    mean, half = pca.error_curve(x.split(128), groups)
+    np.testing.assert_allclose(mean, errors.mean(0))
+    for dim in range(6):
+        interval = mean_interval(errors[:, dim], groups)
+        assert float(half[dim]) == pytest.approx((interval["high"] - interval["low"]) / 2, rel=0.12)
+    assert half[0] > 1.5 * pca.error_curve([x])[1][0]
+    torch.testing.assert_close(
+        pca.error_curve([x], np.arange(300))[1], pca.error_curve([x])[1], rtol=0.01, atol=1e-9
+    )
+    assert pca.error_curve([x], groups % (FEWEST_GROUPS - 1))[1] is None
 
 
 def test_the_error_on_its_own_data_is_the_sum_of_the_variances_left_out():

@@ -12,6 +12,7 @@ from submanifold.evaluation.outliers import (
     measure_outliers,
     score_kinds,
     titles,
+    with_groups,
 )
 from submanifold.evaluation.scores import COMBINATION, SCORES
 from submanifold.flows import Glow
@@ -50,6 +51,31 @@ def test_a_score_that_says_nothing_has_an_interval_around_a_half():
     area = measured(rng.normal(size=400), rng.normal(size=400))["auroc"]
     assert area["low"] < 0.5 < area["high"]
     assert area["high"] - area["low"] == pytest.approx(4 * 0.0204, rel=0.3)  # Hanley & McNeil 1982
+
+
+def test_the_interval_over_groups_is_that_of_independent_images_however_many_each_has():
+    rng = np.random.default_rng(0)
+    normal, outlier = rng.normal(size=60), rng.normal(1, size=60)
+    alone = measured(normal, outlier)
+    table = scored(np.repeat(normal, 10), np.repeat(outlier, 10))
+    repeated = np.repeat(np.arange(60), 10)
+    found = measure_outliers(with_groups(table, repeated, repeated))
+    assert found["groups"] == {"normal": 60, "outlier": 60}
+    for name in ("auroc", "average_precision"):
+        expected, over = alone[name], found["scores"]["density"][name]
+        assert over["value"] == pytest.approx(expected["value"], abs=0.01)
+        width = expected["high"] - expected["low"]
+        assert over["high"] - over["low"] == pytest.approx(width, rel=0.1)
+    assert measure_outliers(table)["scores"]["density"]["auroc"]["high"] < over["high"]
+
+
+def test_images_of_a_kind_without_groups_are_their_own():
+    table = scored(range(8), range(3))
+    assert with_groups(table, None, None) is table
+    found = with_groups(table, np.array([5, 5, 2, 2, 2, 1, 1, 1, 7, 7]), None)
+    assert found["group"].tolist() == [5, 5, 2, 2, 2, 1, 1, 1, 0, 1, 2]
+    auroc = measure_outliers(found)["scores"]["density"]["auroc"]
+    assert (auroc["low"], auroc["high"]) == (None, None)  # of three groups there is no interval
 
 
 def test_what_overflows_is_as_strange_as_can_be():

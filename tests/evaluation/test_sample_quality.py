@@ -71,6 +71,36 @@ def test_all_four_come_from_one_pass_of_inception(weights, device, path, incepti
     assert found["training_images"] == {name: floor[name] for name in MEASURES}
 
 
+@pytest.mark.parametrize("weights", ["auto", "download"])
+def test_intervals_are_over_groups_where_images_have_some(weights, inception):
+    test, samples, train = images(60), images(40, seed=1), images(90, seed=2)
+    groups = {"test": [n % 17 for n in range(60)], "train": [n % 23 for n in range(90)]}
+    found = sample_quality(train, test, samples, weights, CPU, groups)
+    rows, copies = some_rows(60, 40), shuffled(90)[:40]
+    for compared, fake, of_fake in (
+        (found, samples, None), (found["training_images"], train[copies], copies % 23),
+    ):  # fmt: skip
+        of_both = rows % 17, of_fake
+        if weights == "download":
+            features = test.mean(axis=(2, 3)), fake.mean(axis=(2, 3))
+            fid = frechet.frechet_distance_with_interval(
+                *features, groups=(np.arange(60) % 17, of_fake)
+            )
+            assert compared["fid"] == fid
+            features = features[0][rows], features[1]
+        else:
+            axes = train[shuffled(90)[40:]]
+            features = pixel_features(axes, test[rows], fake)
+        assert compared["kid"] == kernel_distance(*features, groups=of_both)
+        both = precision_recall(*features, groups=of_both)
+        assert {name: compared[name] for name in both} == both
+        assert compared["recall"]["groups"] == len(set(rows % 17))
+        assert compared["sliced_wasserstein"] == sliced_wasserstein(
+            test, fake, groups=(np.arange(60) % 17, of_fake)
+        )
+    assert found["training_images"]["precision"]["groups"] == len(set(copies % 23))
+
+
 @pytest.mark.parametrize(("n_test", "n_samples"), [(100, 30), (30, 100)])
 @pytest.mark.parametrize("weights", ["auto", "download"])
 def test_counts_are_equal_but_for_the_fid(n_test, n_samples, weights, inception):

@@ -11,6 +11,10 @@ import pytest
 from PIL import Image
 
 from submanifold import Hierarchy
+from submanifold.data.batches import Batches
+from submanifold.evaluation.intervals import mean_interval
+from submanifold.evaluation.likelihood import dequantized_log_probs, to_bits_per_dim
+from submanifold.evaluation.reconstruction import squared_errors
 
 FIGURES = ("samples_figure", "samples_cool_figure", "rejection_figure", "curves_figure")
 LAYERS = {"primary", "phase 1", "phase 2", "models", "model_output", "reporting"}
@@ -56,7 +60,9 @@ def test_the_stages_lie_one_inside_the_other(run):
 def test_the_metrics_have_counts_and_intervals(run):
     metrics = json.loads(run.path("metrics").read_text())
     assert metrics["dims"] == [192, 24, 12]
-    assert metrics["counts"] == {"train": 256, "test": 64, "samples": 64}
+    groups = run.load("manifest")["groups"]["test"]
+    counts = {"train": 256, "test": 64, "samples": 64, "test_groups": groups}
+    assert metrics["counts"] == counts
     for name in ("bits_per_dim", "mse", "psnr", "stage_1_mse"):
         assert metrics[name]["n"] == 64
         assert measured(metrics[name]), name
@@ -73,6 +79,23 @@ def test_the_metrics_have_counts_and_intervals(run):
     assert measured(metrics["baselines"]["gaussian"]["bits_per_dim"])
     assert metrics["parameters"] == sum(p.numel() for p in run.load("hierarchy").parameters())
     assert metrics["seconds"]["training"] > 0
+
+
+def test_intervals_are_over_the_cells_of_photographs(run):
+    metrics, groups = run.load("metrics"), np.array(run.load("groups")["test"])
+    batches = Batches(run.load("x_test"), 64)
+    errors = squared_errors(run.load("hierarchy").project, batches)
+    assert metrics["mse"] == pytest.approx(mean_interval(errors, groups), rel=1e-4)
+    (log_prob,) = dequantized_log_probs(run.load("hierarchy"), run.load("x_test"), 1, "cpu")
+    bits = mean_interval(to_bits_per_dim(log_prob, run.load("x_test")), groups)
+    assert metrics["bits_per_dim"] == pytest.approx(bits, rel=1e-4)
+    number = len(set(groups))
+    assert 20 < number < 64
+    pca = metrics["baselines"]["pca"]["mse"]
+    assert {metrics["psnr"]["groups"], metrics["recall"]["groups"], pca["groups"]} == {number}
+    text = " ".join(run.load("report").split())
+    assert f"tested on 64 images in {number} groups" in text
+    assert f"by the bootstrap over the {number} groups of test images" in text
 
 
 def test_the_fid_is_not_measured_and_the_reason_is_given(run):

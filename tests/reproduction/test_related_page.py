@@ -114,7 +114,7 @@ def experiment(tmp_path, model, arrays, **about):
     found = SimpleNamespace(
         project=tmp_path, key="a-run", load=({"hierarchy": model} | arrays).__getitem__,
         histories=lambda: [{"seconds": 2.0}, {"seconds": 3.0}], catalog=catalog,
-        parameters={"device": "cpu"}, **about,
+        parameters={"device": "cpu"}, groups={}, **about,
     )  # fmt: skip
     found.changed = lambda name, value: found
     return found

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from submanifold.data.batches import Batches
+from submanifold.data.groups import groups_of
 from submanifold.device import choose_device
 from submanifold.evaluation.baselines import BATCH, PCA
 from submanifold.evaluation.intervals import mean_interval
@@ -102,7 +103,8 @@ def _measure(experiment: Experiment, row: Row) -> list[dict[str, Any]]:
     train, test = experiment.load("x_train"), experiment.load("x_test")
     pca = PCA.fit(Batches(train, BATCH))
     (log_prob,) = dequantized_log_probs(model, test, 1, device)
-    bits = mean_interval(to_bits_per_dim(log_prob, test))
+    groups = groups_of(experiment.groups, "test")
+    bits = mean_interval(to_bits_per_dim(log_prob, test), groups)
     before = _density_before(experiment, row, test, device)
     some = Batches(test[:NEAREST], BATCH_NEAREST, device=device)
     dims = DIMS if row.ours else (model.dim,)
@@ -118,13 +120,13 @@ def _measure(experiment: Experiment, row: Row) -> list[dict[str, Any]]:
         samples = np.concatenate([
             stored(at.sample(250, generator=generator)) for _ in range(SAMPLES // 250)
         ])  # fmt: skip
-        quality = sample_quality(train, test, samples, "auto", device)
+        quality = sample_quality(train, test, samples, "auto", device, experiment.groups)
         rows.append({
             "dim": dim,
             "bpd": bits,
             "before": before,
-            **{name: reconstruction(each) for name, each in errors.items()},
-            "pca": _pca_error(pca, some, dim),
+            **{name: reconstruction(each, groups=groups) for name, each in errors.items()},
+            "pca": _pca_error(pca, some, dim, groups),
             "precision": quality["precision"], "recall": quality["recall"], "kid": quality["kid"],
             "seconds": _seconds(experiment, row),
             "n": len(some), "n_test": len(test),
@@ -157,10 +159,11 @@ def measure_pca(experiment: Experiment, seed: int) -> list[dict[str, Any]]:
 
 def _measure_pca(experiment: Experiment, seed: int, dim: int) -> dict[str, Any]:
     train, valid, test = (experiment.load(f"x_{part}") for part in ("train", "valid", "test"))
-    fitted = pca_flow(train, valid, test, dim, seed, SAMPLES)
-    quality = sample_quality(train, test, fitted["samples"], "auto", choose_device("cpu"))
+    groups, on = groups_of(experiment.groups, "test"), choose_device("cpu")
+    fitted = pca_flow(train, valid, test, dim, seed, SAMPLES, groups)
+    quality = sample_quality(train, test, fitted["samples"], "auto", on, experiment.groups)
     some = Batches(test[:NEAREST], BATCH_NEAREST)
-    error = _pca_error(PCA.fit(Batches(train, BATCH)), some, dim)
+    error = _pca_error(PCA.fit(Batches(train, BATCH)), some, dim, groups)
     return {
         "dim": dim, "bpd": fitted["bits_per_dim"], "pca": error, "seconds": fitted["seconds"],
         "encoder": {"mse": error}, "nearest": {"mse": error},
@@ -169,9 +172,9 @@ def _measure_pca(experiment: Experiment, seed: int, dim: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _pca_error(pca: PCA, batches: Batches, dim: int) -> dict[str, Any]:
+def _pca_error(pca: PCA, batches: Batches, dim: int, groups: np.ndarray | None) -> dict[str, Any]:
     """On the images that the other errors are measured on."""
-    return mean_interval(per_event(lambda x: pca.squared_errors(x)[:, dim], batches))
+    return mean_interval(per_event(lambda x: pca.squared_errors(x)[:, dim], batches), groups)
 
 
 def _seconds(experiment: Experiment, row: Row) -> float:
@@ -210,9 +213,9 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
     notes = [
         "Errors are on pixels in [0, 1], of the first "
         f"{int(data['n'].max())} test images (bits per dimension of all of them); in "
-        "brackets 95% intervals: over test images with one seed, over seeds by Student's t with "
-        "more. PSNR is that of the mean squared error. The nearest point is that of three "
-        "Gauss-Newton steps.",
+        "brackets 95% intervals: over test images, or the groups that they have, with one seed, "
+        "over seeds by Student's t with more. PSNR is that of the mean squared error. The nearest "
+        "point is that of three Gauss-Newton steps.",
         f"KID, precision and recall are of {SAMPLES} samples at temperature 1, on principal "
         f"components of pixels. {MAIN[0].upper()}{MAIN[1:]}: at another dimension than {MAIN_DIM} "
         "coordinates beyond d are left out of samples, or are normal.",

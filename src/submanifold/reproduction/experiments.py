@@ -14,6 +14,7 @@ from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog
 
 from submanifold.config import ExperimentConfigLoader
+from submanifold.data.groups import Groups
 from submanifold.errors import UserError
 from submanifold.settings import CONFIG_LOADER_ARGS
 
@@ -103,6 +104,11 @@ class Experiment:
     def load(self, name: str) -> Any:
         """Load an artifact of the run."""
         return self.catalog.load(name)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The groups of its images; empty where these are independent of each other."""
+        return self.load("groups") if self.catalog.exists("groups") else {}
 
     def histories(self) -> list[dict[str, Any]]:
         """Load the histories of its phases, in order."""

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from submanifold.data.batches import Batches
+from submanifold.data.groups import groups_of
 from submanifold.evaluation.baselines import PCA
 from submanifold.evaluation.intervals import mean_interval, plus_minus
 from submanifold.evaluation.metrics import METRICS, is_missing
@@ -121,6 +122,7 @@ def _smaller_delta_loses_outliers(runs: Runs) -> list[Finding]:
         return [Finding(claim, "two values of delta", "", NOT_RUN)]
     first = by_delta[max(by_delta)][0]
     train, test = (Batches(first.load(name), 1024) for name in ("x_train", "x_test"))
+    groups = groups_of(first.groups, "test")
     pca, dim = PCA.fit(train), first.load("metrics")["dims"][-1]
     residuals = _squares(lambda x: pca.project(x, dim), test)
     outliers = residuals >= np.quantile(residuals, 1 - OUTLIERS)
@@ -143,7 +145,8 @@ def _smaller_delta_loses_outliers(runs: Runs) -> list[Finding]:
         if len(differences) >= FEWEST_SEEDS:
             difference = interval_over_seeds([float(each.mean()) for each in differences])
         else:
-            difference = mean_interval(differences[0])
+            finite = np.isfinite(seeds[0])
+            difference = mean_interval(differences[0], None if groups is None else groups[finite])
         found.append(_judge(claim, comparison, difference, "mse", _is_above))
     return found
 

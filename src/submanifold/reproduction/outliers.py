@@ -78,8 +78,8 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
     notes = [
         "Every score is larger for what is stranger. What is calibrated or combined is so on "
         "validation images of the normal kind alone: no choice here has seen an outlier.",
-        "Intervals are 95%: over test images and outliers by the bootstrap with one seed, of the "
-        "mean over seeds by Student's t with more.",
+        "Intervals are 95%: over test images and outliers, or the groups that they have, by the "
+        "bootstrap with one seed, of the mean over seeds by Student's t with more.",
         "Published figures are of other models, and some of other splits of the same test images.",
     ]
     return content(tables, figures, data, [*notes, *_reasons(scores)])

@@ -286,7 +286,8 @@ ABOUT = (
     "Distances of points are means, that of samples is a median: a chart or a decoder goes on "
     "beyond the data, and a sample of its tail can fly off so far that it alone makes the mean "
     "(`sample_distance` in the data).",
-    "In brackets 95% intervals: over test data with one seed, over seeds by Student's t with more.",
+    "In brackets 95% intervals: over test data, or the groups that they have, with one seed, over "
+    "seeds by Student's t with more.",
     "Systems without a density on all of space, or without a manifold, have a dash for it: none "
     "can be computed.",
 )

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from submanifold.data.batches import Batches
+from submanifold.data.groups import Groups, groups_of
 from submanifold.device import choose_device
 from submanifold.evaluation.baselines import BATCH, PCA
 from submanifold.evaluation.intervals import mean_interval, median_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, per_event, to_bits_per_dim
 from submanifold.evaluation.measure import BATCH_NEAREST
-from submanifold.evaluation.outliers import measure_outliers, score_kinds
+from submanifold.evaluation.outliers import measure_outliers, score_kinds, with_groups
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.samples import stored
@@ -105,10 +106,11 @@ def _measure_images(experiment: Experiment, outliers: str) -> Measured:
     model: Model = experiment.load("hierarchy").to(device)
     train, test = (experiment.load(f"x_{part}") for part in ("train", "test"))
     some = Batches(test[:FEW], BATCH_NEAREST, device=device)
+    groups = groups_of(experiment.groups, "test")
     found: Measured = {}
     if model.has_density:
         (log_prob,) = dequantized_log_probs(model, test[:SOME], 1, device)
-        found["bits_per_dim"] = mean_interval(to_bits_per_dim(log_prob, test[:SOME]))
+        found["bits_per_dim"] = mean_interval(to_bits_per_dim(log_prob, test[:SOME]), groups)
     generator = torch.Generator().manual_seed(0)
     samples = np.concatenate([
         stored(model.sample(250, generator=generator)) for _ in range(IMAGE_SAMPLES // 250)
@@ -116,11 +118,11 @@ def _measure_images(experiment: Experiment, outliers: str) -> Measured:
     if model.dim < model.event_dim:
         for name, steps in {"encoder": 0, "nearest": NEAREST_STEPS}.items():
             project = partial(model.project, steps=steps)
-            found[name] = reconstruction(squared_errors(project, some))["mse"]
-        found["pca"] = _pca_error(train, some, model.dim)
+            found[name] = reconstruction(squared_errors(project, some), groups=groups)["mse"]
+        found["pca"] = _pca_error(train, some, model.dim, groups)
     return {
         **found,
-        **_of_samples(train, test, samples, device),
+        **_of_samples(train, test, samples, device, experiment.groups),
         **_aurocs(experiment, model, outliers),
         "seconds": _seconds(experiment),
     }
@@ -137,12 +139,15 @@ def measure_pca_flow(experiment: Experiment, dim: int, seed: int, outliers: str)
     found = read_json(path)
     if found is None:
         train, valid, test = (experiment.load(f"x_{part}") for part in ("train", "valid", "test"))
-        fitted = pca_flow(train, valid, test[:SOME], dim, seed, IMAGE_SAMPLES)
-        error = _pca_error(train, Batches(test[:FEW], BATCH_NEAREST), dim)
+        groups = groups_of(experiment.groups, "test")
+        fitted = pca_flow(train, valid, test[:SOME], dim, seed, IMAGE_SAMPLES, groups)
+        error = _pca_error(train, Batches(test[:FEW], BATCH_NEAREST), dim, groups)
         found = {
             "bits_per_dim": fitted["bits_per_dim"], "encoder": error, "nearest": error,
             "pca": error, "seconds": {"value": fitted["seconds"]},
-            **_of_samples(train, test, fitted["samples"], choose_device("cpu")),
+            **_of_samples(
+                train, test, fitted["samples"], choose_device("cpu"), experiment.groups
+            ),
         }  # fmt: skip
         write_json(path, found)
     of_model = measure_images(experiment, outliers)
@@ -152,15 +157,21 @@ def measure_pca_flow(experiment: Experiment, dim: int, seed: int, outliers: str)
 
 
 def _of_samples(
-    train: np.ndarray, test: np.ndarray, samples: np.ndarray, device: torch.device
+    train: np.ndarray,
+    test: np.ndarray,
+    samples: np.ndarray,
+    device: torch.device,
+    groups: Groups,
 ) -> Measured:
-    quality = sample_quality(train, test, samples, "auto", device)
+    quality = sample_quality(train, test, samples, "auto", device, groups)
     return {name: quality[name] for name in OF_SAMPLES}
 
 
-def _pca_error(train: np.ndarray, batches: Batches, dim: int) -> Measured:
+def _pca_error(
+    train: np.ndarray, batches: Batches, dim: int, groups: np.ndarray | None
+) -> Measured:
     pca = PCA.fit(Batches(train, BATCH))
-    return mean_interval(per_event(lambda x: pca.squared_errors(x)[:, dim], batches))
+    return mean_interval(per_event(lambda x: pca.squared_errors(x)[:, dim], batches), groups)
 
 
 def _aurocs(experiment: Experiment, model: Model, outliers: str) -> Measured:
@@ -170,5 +181,7 @@ def _aurocs(experiment: Experiment, model: Model, outliers: str) -> Measured:
         others.run("x_outliers")
     train, valid, test = (experiment.load(f"x_{part}") for part in ("train", "valid", "test"))
     scored = score_kinds(model, train, valid, test, others.load("x_outliers"), QUICK)
-    measured = measure_outliers(scored)["scores"]
+    known = others.load("outlier_groups") if others.catalog.exists("outlier_groups") else {}
+    of_both = groups_of(experiment.groups, "test"), groups_of(known, "outlier")
+    measured = measure_outliers(with_groups(scored, *of_both))["scores"]
     return {f"auroc.{name}": each["auroc"] for name, each in measured.items()}

@@ -114,7 +114,9 @@ def _about(results: pd.DataFrame, runs: Runs) -> list[str]:
     seeds = "one seed" if most == 1 else f"{most} seeds"
     if fewest < most:
         seeds = f"{fewest} to {seeds}"
-    interval = "over test images, by the bootstrap"
+    groups = metrics["counts"].get("test_groups")
+    over = "test images" if groups is None else f"{groups} groups of test images"
+    interval = f"over {over}, by the bootstrap"
     if most > 1:
         interval += ", or with several seeds of the mean over them, by Student's t"
     return [

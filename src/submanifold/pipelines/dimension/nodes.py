@@ -7,6 +7,7 @@ import pandas as pd
 
 from submanifold.data.groups import Groups, groups_of
 from submanifold.device import choose_device
+from submanifold.evaluation.metrics import Metric
 from submanifold.manifold import Model
 from submanifold.pages import render
 
@@ -53,10 +54,10 @@ def write_page(
     ])  # fmt: skip
     page = render(
         "dimension.html", dataset=dataset, method=method, advice=found["advice"]["sentence"],
-        table=pd.DataFrame(rows), smallest=smallest, curve=as_png(figure),
+        table=pd.DataFrame(rows), smallest=smallest, curve=as_png(figure), spectrum=spectrum,
     )  # fmt: skip
     return {"page": page, "curve": figure}
 
 
-def _write(measured: dict[str, float]) -> str:
-    return f"{measured['value']:.1f} [{measured['low']:.1f}, {measured['high']:.1f}]"
+def _write(measured: dict[str, Any]) -> str:
+    return Metric("", "", ".1f").write(measured)

@@ -8,7 +8,8 @@ from submanifold.pipelines.dimension.nodes import estimate, write_page
 def create_pipeline() -> Pipeline:
     """Build what comes after a model is evaluated."""
     measured = {"model": "hierarchy", "metrics": "metrics", "baselines": "baselines",
-                "train": "x_train", "test": "x_test", "groups": "groups", "device": "params:device"}  # fmt: skip
+                "train": "x_train", "test": "x_test", "groups": "groups",
+                "device": "params:device"}  # fmt: skip
     shown = {"found": "dimension_metrics", "metrics": "metrics", "dataset": "params:dataset",
              "method": "params:method"}  # fmt: skip
     written = {"page": "dimension_report", "curve": "dimension_figure"}
