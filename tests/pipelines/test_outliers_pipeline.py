@@ -1,11 +1,17 @@
 """Scores of a trained model on test images and on others, and the page about them."""
 
+import shutil
+
 import numpy as np
 import pytest
 from click import ClickException
 from PIL import Image
 
+from submanifold.data.preprocess import read_groups
+from submanifold.data.settings import ImageSettings
+from submanifold.evaluation.outliers import measure_outliers
 from submanifold.manifold import Model
+from submanifold.pipelines.outliers.nodes import gather_outliers
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,29 @@ def test_each_image_is_scored_and_each_score_measured(run):
         assert 0 <= each["auroc"]["low"] <= each["auroc"]["value"] <= each["auroc"]["high"] <= 1
 
 
+def test_intervals_are_over_the_groups_of_normal_images_and_of_outliers(run):
+    scores, measured = run.load("outlier_scores"), run.load("outlier_metrics")
+    test = run.load("groups")["test"]
+    assert scores["group"].tolist() == [*test, *range(40)]
+    assert measured["groups"] == {"normal": len(set(test)), "outlier": 40}
+    assert measure_outliers(scores) == measured
+    page = " ".join(run.load("outlier_report").split())
+    assert f"over groups of images: {len(set(test))} of photos and 40 of" in page
+
+
+def test_outliers_have_the_groups_of_their_source(pictures, tmp_path):
+    for number, path in enumerate(sorted(pictures.glob("*.png"))):
+        folder = tmp_path / "pictures" / f"{number % 9}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    data = ImageSettings(source="folder", path=str(tmp_path / "pictures"), size=8, groups="folder")
+    found = gather_outliers(data, tmp_path / "out", tmp_path / "raw")
+    known = read_groups(tmp_path / "out")
+    expected = [*known["test"], *known["valid"], *known["train"]]
+    assert len(found["images"]) == 40
+    assert found["groups"] == {"outlier": expected}
+
+
 def test_mlflow_has_the_figures_and_the_page(run):
     measured = run.load("outlier_metrics")["scores"]["combination"]["auroc"]["value"]
     assert run.mlflow.data.metrics["test.scores.combination.auroc"] == pytest.approx(measured)
@@ -46,7 +75,9 @@ def test_mlflow_has_the_figures_and_the_page(run):
 
 def test_the_models_file_carries_a_calibration_for_one_picture(run):
     model = Model.load(run.path("hierarchy"))
-    assert (model.calibration["count"], model.calibration["groups"]) == (64, 64)
+    groups = len(set(run.load("groups")["valid"]))
+    assert 20 < groups < 64
+    assert (model.calibration["count"], model.calibration["groups"]) == (64, groups)
     assert set(model.calibration["combined"]) <= model.calibration["quantiles"].keys()
 
 

@@ -180,7 +180,8 @@ def _aurocs(experiment: Experiment, model: Model, outliers: str) -> Measured:
     if not others.catalog.exists("x_outliers"):
         others.run("x_outliers")
     train, valid, test = (experiment.load(f"x_{part}") for part in ("train", "valid", "test"))
-    scored = score_kinds(model, train, valid, test, others.load("x_outliers"), QUICK)
+    of_valid = groups_of(experiment.groups, "valid")
+    scored = score_kinds(model, train, valid, test, others.load("x_outliers"), QUICK, of_valid)
     known = others.load("outlier_groups") if others.catalog.exists("outlier_groups") else {}
     of_both = groups_of(experiment.groups, "test"), groups_of(known, "outlier")
     measured = measure_outliers(with_groups(scored, *of_both))["scores"]

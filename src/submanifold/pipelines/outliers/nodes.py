@@ -53,7 +53,8 @@ def score_outliers(
     # scikit-learn takes seconds to import
     from submanifold.evaluation.outliers import score_kinds, with_groups
 
-    scored = score_kinds(model.to(choose_device(device)), train, valid, test, outliers)
+    model, of_valid = model.to(choose_device(device)), groups_of(groups, "valid")
+    scored = score_kinds(model, train, valid, test, outliers, groups=of_valid)
     return with_groups(scored, groups_of(groups, "test"), groups_of(outlier_groups, "outlier"))
 
 

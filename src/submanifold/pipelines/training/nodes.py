@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from submanifold.data.groups import Groups, groups_of
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.device import choose_device
 from submanifold.evaluation.scores import calibrate
@@ -78,9 +79,12 @@ def finish_images(
     device: str,
     launch: LaunchSettings,
     folder: Path,
+    groups: Groups | None = None,
 ) -> Model:
     """Tell the last phase's model what images it was trained on, and how others of them score."""
-    arguments = (model, valid[:MOST_NORMAL], choose_device(device))
+    of_valid = groups_of(groups, "valid")
+    some = None if of_valid is None else of_valid[:MOST_NORMAL]
+    arguments = (model, valid[:MOST_NORMAL], choose_device(device), some)
     model.data, model.calibration = data.facts, call(launch, calibrate, *arguments, folder=folder)
     return model
 

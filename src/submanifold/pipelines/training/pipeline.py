@@ -58,7 +58,7 @@ def create_training(
         phases += phase(number, inputs[source])
     last = f"phase_{len(trained)}"
     given = {"model": f"{last}.model", "data": "params:data"}
-    scored = {"valid": "x_valid", "folder": f"{last}.folder", **LAUNCHED}
+    scored = {"valid": "x_valid", "folder": f"{last}.folder", "groups": "groups", **LAUNCHED}
     finished = Node(
         finish_points if synthetic else finish_images,
         inputs=given if synthetic else {**given, **scored},
