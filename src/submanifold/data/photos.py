@@ -63,7 +63,7 @@ def photo_patches(
     cells = {
         (photo, cell): pixels[top:bottom, left:right]
         for photo, pixels in photos.items()
-        for cell, (top, bottom, left, right) in enumerate(grid(*pixels.shape[:2], size + ROOM))
+        for cell, (top, bottom, left, right) in enumerate(grid(*pixels.shape[:2], side=size + ROOM))
     }
     tiles = {(*cell, "full"): pixels for cell, pixels in cells.items()}
     tiles |= {(*cell, "half"): halve(pixels) for cell, pixels in cells.items()}

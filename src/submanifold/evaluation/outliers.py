@@ -144,7 +144,8 @@ def measure_outliers(scored: pd.DataFrame) -> dict[str, Any]:
 
 
 def _measured(strange: np.ndarray, values: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
-    ranks, level = _ranks(values), 0.025
+    ranks = _ranks(values)
+    level: float | None = 0.025
     kinds: list[Any] = [np.flatnonzero(strange), np.flatnonzero(~strange)]
     if groups is not None:
         kinds = [_by_group(rows, groups) for rows in kinds]
