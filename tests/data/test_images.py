@@ -521,7 +521,7 @@ def test_halving_is_an_average_over_2_by_2_pixels():
 
 def test_cells_have_their_side_and_cover_an_image_but_for_the_gaps():
     seen = np.zeros((300, 451), int)
-    for top, bottom, left, right in grid(300, 451, 64):
+    for top, bottom, left, right in grid((300, 451), 64):
         assert 64 <= min(bottom - top, right - left) <= max(bottom - top, right - left) < 80
         seen[top:bottom, left:right] += 1
     assert seen.max() == 1
@@ -529,7 +529,7 @@ def test_cells_have_their_side_and_cover_an_image_but_for_the_gaps():
 
 
 def test_an_image_that_is_smaller_than_a_cell_is_one():
-    assert grid(ROOM, 2 * ROOM, 3 * ROOM) == [(0, ROOM, 0, 2 * ROOM)]
+    assert grid((ROOM, 2 * ROOM), 3 * ROOM) == [(0, ROOM, 0, 2 * ROOM)]
 
 
 def test_starts_reach_both_ends():

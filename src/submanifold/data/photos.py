@@ -63,7 +63,7 @@ def photo_patches(
     cells = {
         (photo, cell): pixels[top:bottom, left:right]
         for photo, pixels in photos.items()
-        for cell, (top, bottom, left, right) in enumerate(grid(*pixels.shape[:2], side=size + ROOM))
+        for cell, (top, bottom, left, right) in enumerate(grid(pixels.shape, size + ROOM))
     }
     tiles = {(*cell, "full"): pixels for cell, pixels in cells.items()}
     tiles |= {(*cell, "half"): halve(pixels) for cell, pixels in cells.items()}
@@ -115,10 +115,13 @@ def read_photos(channels: int) -> dict[str, np.ndarray]:
     return photos
 
 
-def grid(height: int, width: int, side: int) -> list[tuple[int, int, int, int]]:
-    """As many cells as fit with gaps between them: (top, bottom, left, right) of each.
+def grid(shape: tuple[int, ...], side: int) -> list[tuple[int, int, int, int]]:
+    """As many cells as fit into an image (height, width, ...) with gaps between them.
 
     They have about equal sides, of at least `side` where the image has so many pixels.
+
+    Returns:
+        (top, bottom, left, right) of each.
     """
 
     def spans(extent: int) -> list[tuple[int, int]]:
@@ -126,7 +129,7 @@ def grid(height: int, width: int, side: int) -> list[tuple[int, int, int, int]]:
         edges = np.linspace(0, extent + GAP, count + 1).round().astype(int).tolist()
         return [(start, end - GAP) for start, end in pairwise(edges)]
 
-    return [(*rows, *columns) for rows, columns in product(spans(height), spans(width))]
+    return [(*rows, *columns) for rows, columns in product(*map(spans, shape[:2]))]
 
 
 def halve(pixels: np.ndarray) -> np.ndarray:
