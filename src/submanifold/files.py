@@ -21,11 +21,34 @@ log = logging.getLogger(__name__)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
+# Characters of a file's name in the name of its partial file, which may have 255 bytes in all.
+STEM, SUFFIX = 30, 8
+
 _held = threading.local()
 
 
 class WriteError(UserError, OSError):
     """A folder in which a file cannot be written: its disk is full, or it may only be read."""
+
+
+def printable(text: str) -> str:
+    r"""Escape names of files in a message, a page or a manifest: one line of valid UTF-8.
+
+    A name is kept as Python reads it, with bytes that are not UTF-8 as lone surrogates, and is
+    escaped where it is shown or written: bytes that are not UTF-8 (``\udcff``), and control and
+    other invisible characters (``\n``). Escaping twice changes nothing.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def table_name(name: str) -> str:
+    r"""Escape the name of a file as :func:`printable`, for a table too.
+
+    A first character that makes a spreadsheet compute the cell is escaped (``\x3d`` for ``=``).
+    """
+    if name.startswith(("=", "+", "-", "@")):
+        name = f"\\x{ord(name[0]):02x}{name[1:]}"
+    return printable(name)
 
 
 @contextmanager
@@ -93,12 +116,12 @@ def whole(path: Path, keep: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     make_folder(path.parent)
-    prefix = f".{path.stem}.{socket.gethostname()}-"
+    prefix, suffix = f".{path.stem[:STEM]}.{socket.gethostname()}-", path.suffix[:SUFFIX]
     # a database keeps a journal beside its file
-    left = re.compile(re.escape(prefix) + r"(\d+)-\d+" + re.escape(path.suffix) + r"(-\w+)?")
+    left = re.compile(re.escape(prefix) + r"(\d+)-\d+" + re.escape(suffix) + r"(-\w+)?")
     files = ((file, left.fullmatch(file.name)) for file in path.parent.glob(".*"))
     remove([file for file, match in files if match and not is_alive(int(match[1]))])
-    partial = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    partial = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}{suffix}")
     try:
         with writing(path):
             yield partial

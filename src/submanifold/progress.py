@@ -2,7 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.console import Console
@@ -11,6 +13,21 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 log = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch", bound=Sized)
+
+_check: ContextVar[Callable[[], None] | None] = ContextVar("check", default=None)
+
+
+@contextmanager
+def checking(check: Callable[[], None]) -> Iterator[None]:
+    """Call a function at each step that a meter of this thread counts; it raises to end the work.
+
+    So a long piece of work can be cancelled from outside between two of its batches.
+    """
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
 
 
 class Meter:
@@ -51,6 +68,8 @@ class Meter:
 
     def update(self, count: int, note: str = "") -> None:
         """Add to what is done; the note replaces the rate that is shown."""
+        if check := _check.get():
+            check()
         self.done += count
         self.note = note or self.note
         if self._bar:

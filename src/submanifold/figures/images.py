@@ -65,18 +65,31 @@ def show_pixels(
     axes.set_axis_off()
 
 
-def sample_sheet(images: np.ndarray, columns: int = 8, smallest: int = 64) -> Image.Image:
+SMALLEST = 64
+"""About the least width of an image on a sheet, in dots."""
+
+
+def sample_sheet(images: np.ndarray, columns: int = 8) -> Image.Image:
     """Lay out images like :func:`tile`, small ones whole times as large, for a page.
 
     Args:
         images: uint8 (N, channels, height, width), 1 or 3 channels.
         columns: Images in a row.
-        smallest: About the least width of an image, in dots.
     """
     sheet = tile(images, columns)
     shown = Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet)
-    scale = max(1, smallest // images.shape[-1])
+    scale = _scale(images.shape[-1])
     return shown.resize((scale * shown.width, scale * shown.height), Image.Resampling.NEAREST)
+
+
+def sheet_bytes(channels: int, height: int, width: int) -> int:
+    """Bytes of memory that :func:`sample_sheet` and :func:`as_png` take for each image, at most."""
+    cell = channels * (height + image_gap(height)) * (width + image_gap(height))
+    return 2 * cell * (1 + _scale(width) ** 2)
+
+
+def _scale(width: int) -> int:
+    return max(1, SMALLEST // width)
 
 
 def as_png(picture: Figure | Image.Image, dpi: int = DPI) -> bytes:

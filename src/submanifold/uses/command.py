@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from submanifold.errors import UserError
+from submanifold.files import printable
+from submanifold.uses.outputs import FOLDER, check_not_input, check_output, output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from submanifold.manifold import Model
 
 SHOWN = 32
+STEM = 50
+"""Characters of a picture's name in the name of its projection's file."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,14 +35,16 @@ def main() -> None:
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Show a user's mistake as one message."""
+    """Show a user's mistake, or a file that the system refuses, as one line."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except UserError as error:
-            raise click.ClickException(str(error)) from error
+        except BrokenPipeError:  # as of "submanifold info | head"; click ends quietly
+            raise
+        except (UserError, OSError) as error:
+            raise click.ClickException(printable(str(error))) from error
 
     return main.command()(run)
 
@@ -61,7 +67,8 @@ model_argument = click.argument("model", type=click.Path(path_type=Path))
 pictures_argument = click.argument("pictures", nargs=-1, required=True, type=click.Path())
 device_option = click.option("--device", default="auto", show_default=True,
                              help="auto, cpu, cuda or cuda:<n>.")  # fmt: skip
-batch_option = click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+batch_option = click.option("--batch-size", type=click.IntRange(1, 4096), default=64,
+                            show_default=True)  # fmt: skip
 nearest_option = click.option("--nearest", is_flag=True, help="The nearest point; takes longer.")
 seed_option = click.option("--seed", type=int, default=0, show_default=True)
 dim_option = click.option("--dim", type=int, help="So many leading coordinates alone.")
@@ -88,15 +95,20 @@ def score(
     nearest: bool, device: str, batch_size: int,
 ) -> None:  # fmt: skip
     """Write densities, distances, and how probable each picture is under the training data."""
+    outputs = {"--out": out}
+    check_output("--out", out, (".csv",))
+    if sheet is not None:
+        outputs["--sheet"] = sheet
+        check_output("--sheet", sheet, (".png",))
     from submanifold.uses.scoring import check_calibration, score_pictures, scores_table
 
     loaded = _load(model, device)
     check_calibration(loaded, at_most)
-    names, images = _read(loaded, pictures, batch_size)
+    names, images = _read(loaded, model, pictures, batch_size, outputs)
     scores = score_pictures(loaded, images, nearest, batch_size)
     table = scores_table(names, scores, at_most)
-    _parent(out)
-    table.to_csv(out, index=False)
+    with output("--out", out) as partial:
+        table.to_csv(partial, index=False)
     order = scores["strangeness"].sort_values(ascending=False, kind="stable").index
     for index in order[: min(5, len(order))]:
         click.echo(f"{table['probability'][index]:8.4f}  {names[index]}")
@@ -104,7 +116,7 @@ def score(
         click.echo(f"{int(table['outlier'].sum())} of {len(table)} are outliers at {at_most:g}.")
     if sheet is not None:
         _write_sheet(sheet, images, order.to_numpy())
-    click.echo(out)
+    _echo(out)
 
 
 @_command
@@ -118,16 +130,17 @@ def encode(
     model: Path, pictures: tuple[str, ...], out: Path, nearest: bool, device: str, batch_size: int
 ) -> None:
     """Write the coordinates of pictures on the manifold, u, and off it, v."""
+    check_output("--out", out, (".npz",))
     import numpy as np
 
     from submanifold.uses.scoring import encode_pictures
 
     loaded = _load(model, device)
-    names, images = _read(loaded, pictures, batch_size)
+    each = 8 * loaded.event_dim  # as floats, which are copied once
+    names, images = _read(loaded, model, pictures, batch_size, {"--out": out}, each)
     u, v = encode_pictures(loaded, images, nearest, batch_size)
-    _parent(out)
-    np.savez(out, names=np.array(names), u=u, v=v)
-    click.echo(out)
+    _write_arrays(out, {"names": np.array(names), "u": u, "v": v})
+    _echo(out)
 
 
 @_command
@@ -143,28 +156,32 @@ def project(
     batch_size: int,
 ) -> None:  # fmt: skip
     """Project pictures onto the manifold: the original, its projection and the difference."""
+    check_output("--out", out, (".npz", FOLDER))
     import numpy as np
 
     from submanifold.uses.scoring import project_pictures
 
     loaded = _at_dim(_load(model, device), dim)
-    names, images = _read(loaded, pictures, batch_size)
+    each = 2 * loaded.event_dim  # the projections, which are copied once
+    names, images = _read(loaded, model, pictures, batch_size, {"--out": out}, each)
     projections, errors = project_pictures(loaded, images, nearest, batch_size)
-    if out.suffix == ".npz":
-        _parent(out)
-        np.savez(out, names=np.array(names), originals=images, projections=projections, mse=errors)
+    if out.suffix == FOLDER:
+        with output("--out", out) as folder:
+            for number, (name, *both) in enumerate(zip(names, images, projections, strict=True)):
+                difference = np.clip(both[0].astype(int) - both[1] + 128, 0, 255).astype(np.uint8)
+                file = folder / f"{number:05d}-{Path(name).stem[:STEM]}.png"
+                file.write_bytes(_png(np.stack([*both, difference]), columns=3))
     else:
-        difference = np.clip(images.astype(int) - projections + 128, 0, 255).astype(np.uint8)
-        for number, name in enumerate(names):
-            three = np.stack([each[number] for each in (images, projections, difference)])
-            _write_png(out / f"{number:05d}-{Path(name).stem}.png", three, columns=3)
-    click.echo(f"mean squared error {errors.mean():.6f} on [0, 1]; {out}")
+        arrays = {"originals": images, "projections": projections, "mse": errors}
+        _write_arrays(out, {"names": np.array(names), **arrays})
+    click.echo(f"mean squared error {errors.mean():.6f} on [0, 1]")
+    _echo(out)
 
 
 @_command
 @model_argument
-@click.option("-n", "count", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0, 10), default=1.0, show_default=True)
+@click.option("-n", "count", type=int, default=64, show_default=True)
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="0 to 10.")
 @dim_option
 @seed_option
 @out_option("samples.png", "A PNG of all; or an .npz of the array samples.")
@@ -173,9 +190,13 @@ def sample(
     model: Path, count: int, temperature: float, dim: int | None, seed: int, out: Path, device: str
 ) -> None:
     """Draw samples from the manifold."""
-    from submanifold.uses.scoring import sample_pictures
+    check_output("--out", out, (".png", ".npz"))
+    from submanifold.uses.scoring import check_sampling, sample_pictures
 
+    check_sampling(count, temperature, seed)
     loaded = _at_dim(_load(model, device), dim)
+    check_not_input("--out", out, [_file_of(model)])
+    _check_drawable(out, loaded, "count", count)
     _write_images(out, sample_pictures(loaded, count, temperature, seed), "samples")
 
 
@@ -191,10 +212,12 @@ def interpolate(
     model: Path, a: str, b: str, steps: int, out: Path, dim: int | None, device: str
 ) -> None:
     """Go from picture A to B on the manifold, the density changing evenly along the way."""
+    check_output("--out", out, (".png", ".npz"))
     from submanifold.uses.scoring import interpolate_pictures
 
     loaded = _at_dim(_load(model, device), dim)
-    _, images = _read(loaded, (a, b), 2)
+    _check_drawable(out, loaded, "steps", steps)
+    _, images = _read(loaded, model, (a, b), 2, {"--out": out})
     if len(images) != 2:
         raise UserError("A and B have to be one picture each.")
     _write_images(out, interpolate_pictures(loaded, images, steps), "path")
@@ -211,12 +234,15 @@ def info(model: Path) -> None:
     click.echo(json.dumps(about, indent=2))
 
 
+def _file_of(path: Path) -> Path:
+    return path / "hierarchy.safetensors" if path.is_dir() else path
+
+
 def _load(path: Path, device: str) -> "Model":
     from submanifold.device import choose_device
     from submanifold.manifold import Model
 
-    inside = path / "hierarchy.safetensors"
-    return Model.load(inside if path.is_dir() else path, choose_device(device))
+    return Model.load(_file_of(path), choose_device(device))
 
 
 def _at_dim(model: "Model", dim: int | None) -> "Model":
@@ -229,38 +255,66 @@ def _at_dim(model: "Model", dim: int | None) -> "Model":
 
 
 def _read(
-    model: "Model", places: tuple[str, ...], batch_size: int
-) -> tuple[list[str], "np.ndarray"]:
+    model: "Model", file: Path, places: tuple[str, ...], batch_size: int, outputs: dict[str, Path],
+    each: int = 0,
+) -> tuple[list[str], "np.ndarray"]:  # fmt: skip
+    """Read pictures, none of which an output may replace; see :meth:`Pictures.all`."""
     from submanifold.uses.pictures import Pictures
 
     found = Pictures(places, model.data)
-    names, images = found.all(batch_size)
+    for option, path in outputs.items():
+        check_not_input(option, path, [_file_of(file), *found.files])
+    names, images = found.all(batch_size, each)
     if found.skipped:
         click.echo(f"{len(found.skipped)} could not be read and were passed over.", err=True)
     return names, images
 
 
-def _parent(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _echo(path: Path) -> None:
+    click.echo(printable(str(path)))
+
+
+def _check_drawable(path: Path, model: "Model", name: str, count: int) -> None:
+    """Check that samples can be drawn in a picture, if the path is one's.
+
+    Raises:
+        UserError: They are points, or so many do not fit in memory.
+    """
+    from submanifold.figures.images import sheet_bytes
+    from submanifold.processes import check_memory
+
+    shape = model.event_shape
+    if path.suffix.lower() != ".png":
+        return
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise UserError(
+            f"--out={printable(str(path))}: expected a file that ends in .npz, as samples of shape "
+            f"{tuple(shape)} are no pictures, got .png."
+        )
+    check_memory(name, count, sheet_bytes(*shape))
+
+
+def _write_arrays(path: Path, arrays: dict[str, "np.ndarray"]) -> None:
+    import numpy as np
+
+    with output("--out", path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _write_images(path: Path, images: "np.ndarray", name: str) -> None:
-    import numpy as np
-
-    _parent(path)
-    if path.suffix == ".npz":
-        arrays: dict[str, Any] = {name: images}
-        np.savez(path, **arrays)
+    if path.suffix.lower() == ".npz":
+        _write_arrays(path, {name: images})
     else:
-        _write_png(path, images, columns=min(len(images), 9 if name == "path" else 8))
-    click.echo(path)
+        png = _png(images, columns=min(len(images), 9 if name == "path" else 8))
+        with output("--out", path) as partial:
+            partial.write_bytes(png)
+    _echo(path)
 
 
-def _write_png(path: Path, images: "np.ndarray", columns: int) -> None:
+def _png(images: "np.ndarray", columns: int) -> bytes:
     from submanifold.figures.images import as_png, sample_sheet
 
-    _parent(path)
-    path.write_bytes(as_png(sample_sheet(images, columns=columns)))
+    return as_png(sample_sheet(images, columns=columns))
 
 
 def _write_sheet(path: Path, images: "np.ndarray", order: "np.ndarray") -> None:
@@ -270,4 +324,6 @@ def _write_sheet(path: Path, images: "np.ndarray", order: "np.ndarray") -> None:
     strangest, usual = images[order[:shown]], images[order[::-1][:shown]]
     gap = np.full((-shown % 8, *images.shape[1:]), 255, np.uint8)
     line = np.full((8, *images.shape[1:]), 255, np.uint8)
-    _write_png(path, np.concatenate([strangest, gap, line, usual]), columns=8)
+    png = _png(np.concatenate([strangest, gap, line, usual]), columns=8)
+    with output("--sheet", path) as partial:
+        partial.write_bytes(png)

@@ -1,6 +1,7 @@
 """Pictures in files, folders and zips, made as those that a model was trained on."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 from submanifold.data.images import decode
 from submanifold.data.stores import DATABASE, SUFFIXES, open_store, read_file
 from submanifold.errors import UserError
+from submanifold.files import printable, table_name
+from submanifold.processes import check_memory
 
 log = logging.getLogger(__name__)
 
 
 class Picture(NamedTuple):
-    """A name, and how to read its bytes."""
+    """A name to show and to write (:func:`submanifold.files.table_name`), and how to read it."""
 
     name: str
     read: Callable[[], bytes]
@@ -31,6 +34,7 @@ class Pictures:
 
     Attributes:
         skipped: `{"name", "reason"}` of what could not be read so far.
+        files: The files that hold the pictures.
 
     Raises:
         UserError: If there is no picture at a place, or the model was not trained on images.
@@ -51,6 +55,7 @@ class Pictures:
         self.form = {name: data[name] for name in ("size", "channels", "crop", "margin")
                      if name in data}  # fmt: skip
         self.skipped: list[dict[str, str]] = []
+        self.files: list[Path] = []
         self.found = [picture for place in places for picture in self._at(Path(place).expanduser())]
 
     def __len__(self) -> int:
@@ -58,27 +63,37 @@ class Pictures:
         return len(self.found)
 
     def _at(self, place: Path) -> list[Picture]:
+        given = printable(str(place))
+        try:
+            return self._listed(place, given)
+        except OSError as error:
+            raise UserError(f"{given} cannot be read ({error.strerror}).") from error
+
+    def _listed(self, place: Path, given: str) -> list[Picture]:
         if place.exists() and not place.is_dir() and place.suffix.lower() in SUFFIXES:
-            return [Picture(str(place), partial(read_file, place))]
+            self.files.append(place)
+            return [Picture(table_name(given), partial(read_file, place))]
         if place.is_file() and place.suffix.lower() != ".zip":
             raise UserError(
-                f"{place} is no picture: files with {', '.join(SUFFIXES)} count, zips of them, and "
+                f"{given} is no picture: files with {', '.join(SUFFIXES)} count, zips of them, and "
                 "folders."
             )
         store = open_store(place)
         names = store.names()
         if not names:
             raise UserError(
-                f"There are no pictures in {place}: files with {', '.join(SUFFIXES)} count, in any "
+                f"There are no pictures in {given}: files with {', '.join(SUFFIXES)} count, in any "
                 "folder below it (hidden ones are passed over)."
             )
         in_files = place.is_dir() and not (place / DATABASE).is_file()
-        shown = str(place) + ("/" if in_files else ":")
+        self.files += [place / name for name in names] if in_files else [place]
+        start = str(place) + ("/" if in_files else ":")
         for each in store.skipped:
-            self._skip(shown + each["name"], each["reason"])
-        return [Picture(shown + name, partial(store.read, name)) for name in names]
+            self._skip(table_name(start + each["name"]), each["reason"])
+        return [Picture(table_name(start + name), partial(store.read, name)) for name in names]
 
     def _skip(self, name: str, reason: str) -> None:
+        reason = printable(reason)
         log.warning("%s is passed over (%s)", name, reason)
         self.skipped.append({"name": name, "reason": reason})
 
@@ -98,17 +113,24 @@ class Pictures:
             self._skip(picture.name, f"{type(error).__name__}: {error}")
             return None
 
-    def all(self, batch_size: int = 64) -> tuple[list[str], np.ndarray]:
+    def all(self, batch_size: int = 64, each: int = 0) -> tuple[list[str], np.ndarray]:
         """Names, and all images that can be read.
 
+        Args:
+            batch_size: Images that are decoded at a time.
+            each: Bytes of memory that is needed later for each image, besides the image.
+
         Raises:
-            UserError: If none can be.
+            UserError: If none can be read, or they do not fit in memory.
         """
-        names, images = [], []
-        for each, array in self.batches(batch_size):
-            names += each
-            images.append(array)
-        if not images:
+        shape = (self.form["channels"], self.form["size"], self.form["size"])
+        check_memory("pictures", len(self), math.prod(shape) + each)
+        names: list[str] = []
+        images = np.empty((len(self), *shape), np.uint8)
+        for read, array in self.batches(batch_size):
+            images[len(names) : len(names) + len(read)] = array
+            names += read
+        if not names:
             why = self.skipped[0] if self.skipped else {"name": "nothing", "reason": "none given"}
             raise UserError(f"None of the pictures can be read: {why['name']} ({why['reason']}).")
-        return names, np.concatenate(images)
+        return names, images[: len(names)]

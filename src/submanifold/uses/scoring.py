@@ -14,7 +14,11 @@ from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import BATCH, COMBINATION, QUICK, Calibration, score
 from submanifold.manifold import Model
 from submanifold.manifold.model import NEAREST_STEPS
-from submanifold.progress import track
+from submanifold.processes import check_memory
+from submanifold.progress import Meter, track
+
+HOTTEST = 10.0
+SEEDS = range(-(2**63), 2**63)
 
 
 def calibration_of(model: Model) -> Calibration:
@@ -52,6 +56,40 @@ def check_calibration(model: Model, at_most: float | None) -> None:
         )
 
 
+def check_images(model: Model, images: np.ndarray) -> None:
+    """Check that images have the type and the shape of those that a model was trained on.
+
+    Raises:
+        UserError: If they have not, if there are none, or if it was trained on points.
+    """
+    shape = tuple(model.event_shape)
+    if len(shape) != 3:
+        raise UserError(
+            f"model: expected one of images, got one of points of shape {shape}. Of such a model "
+            "samples can be drawn."
+        )
+    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+        raise UserError(
+            f"images: expected uint8 of shape (N, {', '.join(map(str, shape))}) with N at least 1, "
+            f"got {images.dtype} of shape {images.shape}. submanifold.uses.Pictures makes them of "
+            "files."
+        )
+
+
+def check_sampling(count: int, temperature: float, seed: int) -> None:
+    """Check what samples are asked for.
+
+    Raises:
+        UserError: If one of the values is not allowed.
+    """
+    if count < 1:
+        raise UserError(f"count: expected 1 or more, got {count}.")
+    if not 0 <= temperature <= HOTTEST:  # not a number is refused too
+        raise UserError(f"temperature: expected 0 to {HOTTEST:g}, got {temperature}.")
+    if seed not in SEEDS:
+        raise UserError(f"seed: expected an integer from -2^63 to 2^63 - 1, got {seed}.")
+
+
 def score_pictures(
     model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = BATCH
 ) -> pd.DataFrame:
@@ -65,8 +103,9 @@ def score_pictures(
         is as strange as this one.
 
     Raises:
-        UserError: The model carries no calibration.
+        UserError: The model carries no calibration, or the images do not fit it.
     """
+    check_images(model, images)
     calibration = calibration_of(model)
     names = (*QUICK, "nearest_distance") if nearest else QUICK
     scores = calibration.complete(score(model, images, names, batch_size))
@@ -102,7 +141,12 @@ def scores_table(names: list[str], scores: pd.DataFrame, at_most: float | None) 
 def encode_pictures(
     model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = BATCH
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of uint8 images on the manifold, u (N, d), and off it, v (N, D - d)."""
+    """Coordinates of uint8 images on the manifold, u (N, d), and off it, v (N, D - d).
+
+    Raises:
+        UserError: The images do not fit the model.
+    """
+    check_images(model, images)
     with torch.no_grad():
         both = [model.encode(x, nearest) for x in _batches(model, images, batch_size, "encoding")]
     u, v = (torch.cat(each).cpu().numpy() for each in zip(*both, strict=True))
@@ -112,7 +156,12 @@ def encode_pictures(
 def project_pictures(
     model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = BATCH
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Projections of uint8 images (N, ...) as bytes, and their squared errors (N,) on [0, 1]."""
+    """Projections of uint8 images (N, ...) as bytes, and their squared errors (N,) on [0, 1].
+
+    Raises:
+        UserError: The images do not fit the model.
+    """
+    check_images(model, images)
     steps, projections, errors = NEAREST_STEPS if nearest else 0, [], []
     with torch.no_grad():
         for x in _batches(model, images, batch_size, "projecting"):
@@ -123,11 +172,19 @@ def project_pictures(
 
 
 def sample_pictures(model: Model, count: int, temperature: float, seed: int) -> np.ndarray:
-    """Samples from the manifold, uint8 (count, channels, height, width)."""
+    """Samples from the manifold, uint8 (count, channels, height, width), or points (count, D).
+
+    Raises:
+        UserError: One of the values is not allowed, or so many samples do not fit in memory.
+    """
+    check_sampling(count, temperature, seed)
+    check_memory("count", count, 2 * _stored_bytes(model))  # they are copied once
     generator, drawn = torch.Generator().manual_seed(seed), []
-    for start in range(0, count, BATCH):
-        size = min(BATCH, count - start)
-        drawn.append(stored(model.sample(size, temperature, generator)))
+    with Meter("sampling", "samples", count) as meter:
+        for start in range(0, count, BATCH):
+            size = min(BATCH, count - start)
+            drawn.append(stored(model.sample(size, temperature, generator)))
+            meter.update(size)
     return np.concatenate(drawn)
 
 
@@ -139,11 +196,22 @@ def interpolate_pictures(model: Model, images: np.ndarray, steps: int) -> np.nda
 
     Returns:
         uint8 (steps, channels, height, width).
+
+    Raises:
+        UserError: The images do not fit the model, or so many steps do not fit in memory.
     """
+    check_images(model, images)
+    check_memory("steps", steps, 2 * _stored_bytes(model) + 12 * model.dim)
     with torch.no_grad():
         (x,) = _batches(model, images, 2, "encoding")
         first, last = model.encode(x)[0]
-        return stored(model.decode(between(first, last, steps)))
+        points = between(first, last, steps).split(BATCH)
+        return np.concatenate([stored(model.decode(u)) for u in points])
+
+
+def _stored_bytes(model: Model) -> int:
+    """Bytes of a sample as an array holds it: those of images are uint8, of points float32."""
+    return model.event_dim * (1 if len(model.event_shape) == 3 else 4)
 
 
 def between(a: Tensor, b: Tensor, steps: int) -> Tensor:
