@@ -1,10 +1,8 @@
 """The command ``submanifold``: a trained model and one's own pictures, without Kedro."""
 
-import functools
 import json
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,23 @@ STEM = 50
 """Characters of a picture's name in the name of its projection's file."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Escaping(click.Group):
+    """Shows a user's mistake, or a file that the system refuses, as one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # as of "submanifold info | head"; click ends quietly
+            raise
+        except click.ClickException as error:
+            error.message = printable(error.message)
+            raise
+        except (UserError, OSError) as error:
+            raise click.ClickException(printable(str(error))) from error
+
+
+@click.group(cls=Escaping, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Use a trained model on pictures: MODEL is the hierarchy.safetensors of a run, or its folder.
 
@@ -32,21 +46,6 @@ def main() -> None:
     resized as those that the model was trained on; what cannot be read is passed over and named.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Show a user's mistake, or a file that the system refuses, as one line."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except BrokenPipeError:  # as of "submanifold info | head"; click ends quietly
-            raise
-        except (UserError, OSError) as error:
-            raise click.ClickException(printable(str(error))) from error
-
-    return main.command()(run)
 
 
 def _share(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
@@ -80,7 +79,7 @@ def out_option(default: str, text: str) -> Any:
                         show_default=True, help=text)  # fmt: skip
 
 
-@_command
+@main.command()
 @model_argument
 @pictures_argument
 @out_option("scores.csv", "The table.")
@@ -119,7 +118,7 @@ def score(
     _echo(out)
 
 
-@_command
+@main.command()
 @model_argument
 @pictures_argument
 @out_option("codes.npz", "Arrays names, u and v.")
@@ -143,7 +142,7 @@ def encode(
     _echo(out)
 
 
-@_command
+@main.command()
 @model_argument
 @pictures_argument
 @out_option("projections", "A folder for PNGs; or an .npz of originals and projections.")
@@ -178,7 +177,7 @@ def project(
     _echo(out)
 
 
-@_command
+@main.command()
 @model_argument
 @click.option("-n", "count", type=int, default=64, show_default=True)
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 to 10.")
@@ -200,7 +199,7 @@ def sample(
     _write_images(out, sample_pictures(loaded, count, temperature, seed), "samples")
 
 
-@_command
+@main.command()
 @model_argument
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
@@ -223,7 +222,7 @@ def interpolate(
     _write_images(out, interpolate_pictures(loaded, images, steps), "path")
 
 
-@_command
+@main.command()
 @model_argument
 def info(model: Path) -> None:
     """Say what a model is, and what it was trained on."""

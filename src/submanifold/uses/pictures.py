@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,13 +57,15 @@ class Pictures:
                      if name in data}  # fmt: skip
         self.skipped: list[dict[str, str]] = []
         self.files: list[Path] = []
-        self.found = [picture for place in places for picture in self._at(Path(place).expanduser())]
+        self.found = [picture for place in places for picture in self._at(Path(place))]
 
     def __len__(self) -> int:
         """Count the pictures, those that cannot be read too."""
         return len(self.found)
 
     def _at(self, place: Path) -> list[Picture]:
+        with suppress(RuntimeError):  # no user has that name: it is a file's
+            place = place.expanduser()
         given = printable(str(place))
         try:
             return self._listed(place, given)
