@@ -1,17 +1,30 @@
 """A trained model as one of MLflow's, to be loaded by ``mlflow.pyfunc`` or served over HTTP."""
 
+import json
+import logging
+import signal
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import (
+    DEADLINE_EXCEEDED,
+    INTERNAL_ERROR,
+    INVALID_PARAMETER_VALUE,
+    TEMPORARILY_UNAVAILABLE,
+)
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
 import submanifold
 from submanifold.errors import UserError
+from submanifold.files import printable
 from submanifold.manifold import Model
+from submanifold.progress import checking
 from submanifold.uses.scoring import (
     encode_pictures,
     project_pictures,
@@ -19,12 +32,25 @@ from submanifold.uses.scoring import (
     score_pictures,
 )
 
+log = logging.getLogger(__name__)
+
 TASKS = ("score", "encode", "project", "sample")
 PARAMS = {"task": "score", "nearest": False, "count": 64, "temperature": 1.0, "seed": 0}
+LIMITS = {"max_rows": 1024, "max_seconds": 60.0}
+"""Of a request, as MLflow's ``model_config``; the seconds are those after which its server gives up
+by default."""
 REQUIREMENTS = (
     "lmdb", "mlflow", "numpy", "pandas", "pillow", "pooch", "pydantic", "rich", "safetensors",
     "scipy", "torch",
 )  # fmt: skip
+
+
+class RequestError(MlflowException):
+    """A request that is refused: the server's answer is the reason, and not the images given."""
+
+    def serialize_as_json(self) -> str:
+        """The body of the answer; MLflow's server has put the images into ``self.message``."""
+        return json.dumps({"error_code": self.error_code, "message": printable(str(self))})
 
 
 class Served:
@@ -34,41 +60,85 @@ class Served:
     - ``encode``: arrays ``u`` (N, d) and ``v`` (N, D - d).
     - ``project``: images as those given.
     - ``sample``: ``count`` images at a ``temperature``, from a ``seed``; those given are not used.
+
+    Args:
+        model: The model.
+        max_rows: The most images of a request, given or sampled.
+        max_seconds: After which a request is cancelled, between two batches.
     """
 
-    def __init__(self, model: Model):
-        self.model = model
+    def __init__(
+        self,
+        model: Model,
+        max_rows: int = int(LIMITS["max_rows"]),
+        max_seconds: float = LIMITS["max_seconds"],
+    ):
+        self.model, self.max_rows, self.max_seconds = model, max_rows, max_seconds
 
     def predict(self, images: Any, params: dict[str, Any] | None = None) -> Any:
         """Do a task.
 
         Raises:
-            UserError: The task is unknown, or the images have not the model's shape.
+            RequestError: The request is not allowed (HTTP status 400), has taken too long (504), is
+                cancelled as the server ends (503), or has met a defect, which is logged (500).
         """
-        chosen = {**PARAMS, **(params or {})}
-        if chosen["task"] not in TASKS:
-            raise UserError(f"task={chosen['task']} is not known. Allowed: {', '.join(TASKS)}.")
-        if chosen["task"] == "sample":
-            return sample_pictures(
-                self.model, chosen["count"], chosen["temperature"], chosen["seed"]
-            )
-        array = np.asarray(images).astype(np.uint8)
-        if array.shape[1:] != tuple(self.model.event_shape):
+        deadline = time.monotonic() + self.max_seconds
+
+        def check() -> None:
+            if _is_ending():
+                raise RequestError("The server is ending.", TEMPORARILY_UNAVAILABLE)
+            if time.monotonic() > deadline:
+                why = f"The request was cancelled after max_seconds={self.max_seconds:g}."
+                raise RequestError(why, DEADLINE_EXCEEDED)
+
+        try:
+            with checking(check):
+                return self._predict(np.asarray(images), **{**PARAMS, **(params or {})})
+        except UserError as error:
+            raise RequestError(str(error), INVALID_PARAMETER_VALUE) from error
+        except RequestError:
+            raise
+        except Exception as error:
+            log.exception("A request failed.")
+            raise RequestError("The model failed. See the server's log.", INTERNAL_ERROR) from error
+
+    def _predict(
+        self,
+        images: np.ndarray,
+        task: str,
+        nearest: bool,
+        count: int,
+        temperature: float,
+        seed: int,
+    ) -> Any:
+        if task not in TASKS:
+            raise UserError(f"task: expected one of {', '.join(TASKS)}, got {task}.")
+        rows = count if task == "sample" else len(images)
+        if rows > self.max_rows:
+            name = "count" if task == "sample" else "images"
             raise UserError(
-                f"The images have the shape {array.shape[1:]}, but the model was trained on "
-                f"{tuple(self.model.event_shape)}. submanifold.uses.Pictures makes them alike."
+                f"{name}: expected at most max_rows={self.max_rows}, got {rows}. Send several "
+                "requests."
             )
-        if chosen["task"] == "score":
-            return score_pictures(self.model, array, chosen["nearest"])
-        if chosen["task"] == "project":
-            return project_pictures(self.model, array, chosen["nearest"])[0]
-        u, v = encode_pictures(self.model, array, chosen["nearest"])
+        if task == "sample":
+            return sample_pictures(self.model, count, temperature, seed)
+        if task == "score":
+            return score_pictures(self.model, images, nearest)
+        if task == "project":
+            return project_pictures(self.model, images, nearest)[0]
+        u, v = encode_pictures(self.model, images, nearest)
         return {"u": u, "v": v}
 
 
-def _load_pyfunc(path: str) -> Served:
+def _is_ending() -> bool:
+    """Whether MLflow's server, which is uvicorn's, has had a SIGTERM: it waits for its requests."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return getattr(server, "should_exit", False)
+
+
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Served:
     """Load what :func:`log_model` has logged; MLflow calls it."""
-    return Served(Model.load(path))
+    return Served(Model.load(path), **{**LIMITS, **(model_config or {})})
 
 
 def log_model(path: Path, register: str | None = None) -> None:
@@ -90,6 +160,7 @@ def log_model(path: Path, register: str | None = None) -> None:
             signature=ModelSignature(
                 inputs=Schema([TensorSpec(np.dtype(np.uint8), shape)]), params=ParamSchema(params)
             ),
+            model_config=LIMITS,
             pip_requirements=list(REQUIREMENTS),
             registered_model_name=register,
         )
