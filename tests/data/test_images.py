@@ -346,6 +346,25 @@ def test_a_path_that_does_not_exist(tmp_path):
         open_folder(tmp_path / "nowhere")
 
 
+def test_a_member_without_a_name_is_passed_over(tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo(""), b"")
+        archive.writestr("a.png", b"")
+    store = open_store(tmp_path / "some.zip")
+    assert store.names() == ["a.png"]
+    store.close()
+
+
+def test_a_zip_of_a_later_version_is_not_readable(tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+    content = bytearray((tmp_path / "some.zip").read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # zipfile raises NotImplementedError
+    (tmp_path / "some.zip").write_bytes(content)
+    with pytest.raises(UserError, match="is not a readable zip"):
+        open_store(tmp_path / "some.zip")
+
+
 def test_a_file_that_is_no_zip(tmp_path):
     (tmp_path / "file.zip").write_bytes(b"PK no")
     with pytest.raises(UserError, match=r"^path=.*file\.zip is not a readable zip"):

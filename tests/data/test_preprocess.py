@@ -492,6 +492,22 @@ def test_one_percent_broken_is_skipped_counted_and_named(tmp_path, small_chunks)
     assert manifest["skipped"][0]["reason"] == "ValueError: not an image"
 
 
+@pytest.mark.parametrize(("name", "shown"), [
+    (b"caf\xe9.png", r"caf\udce9.png"), (b"a\nb\x1b[31m.png", r"a\nb\x1b[31m.png"),
+])  # fmt: skip
+def test_names_of_broken_files_are_escaped(tmp_path, name, shown):
+    make_folder(tmp_path / "in", 30)
+    (tmp_path / "in" / os.fsdecode(name)).write_bytes(b"no image")
+    *_, manifest = run(tmp_path)
+    assert manifest["skipped"] == [{"name": shown, "reason": "ValueError: not an image"}]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
+    for number in range(20):
+        (tmp_path / "in" / f"{number}{os.fsdecode(name)}").write_bytes(b"no image")
+    with pytest.raises(UserError) as caught:
+        run(tmp_path)
+    assert f"{shown} (ValueError" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("total", "allowed"),
     [

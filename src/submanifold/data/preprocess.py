@@ -26,7 +26,7 @@ from submanifold.data.settings import PARTS, Counts, ImageSettings
 from submanifold.data.source import Source
 from submanifold.data.stores import SUFFIXES
 from submanifold.errors import UserError
-from submanifold.files import locked, read_json, remove, write_json
+from submanifold.files import locked, printable, read_json, remove, write_json
 from submanifold.progress import Meter
 
 log = logging.getLogger(__name__)
@@ -324,7 +324,7 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
     others = [{"name": f"*{suffix}" if suffix.startswith(".") else suffix,
                "reason": f"{count} files that are not {', '.join(SUFFIXES)}"}
               for suffix, count in source.others.most_common()]  # fmt: skip
-    manifest = {
+    manifest: dict[str, Any] = {
         "key": state.key,
         "source": settings.source,
         "path": settings.path,
@@ -342,6 +342,9 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
         "skipped_count": source.others.total() + len(source.skipped) + len(state.broken),
         "seconds": round(time.monotonic() - began, 2),
     }
+    manifest["skipped"] = [
+        {key: printable(text) for key, text in each.items()} for each in manifest["skipped"]
+    ]
     write_json(folder / "manifest.json", manifest)
     (folder / "state.json").unlink(missing_ok=True)
     return manifest
@@ -382,6 +385,7 @@ def _count_broken(state: State, names: list[str], results: list[Result], total: 
     state.broken += broken
     if len(state.broken) > (allowed := allowed_broken(total)):
         first = "; ".join(f"{item['name']} ({item['reason']})" for item in state.broken[:3])
+        first = printable(first)
         raise UserError(
             f"path holds broken files: {len(state.broken)} of {total} images cannot be read so "
             f"far, such as {first}; up to {allowed} would be skipped ({ALLOWED_PERCENT}%, or "

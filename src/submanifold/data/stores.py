@@ -99,12 +99,13 @@ def _open_zip(path: Path) -> Store:
     """Of a zip, read in place: nothing is ever extracted to disk."""
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # zipfile raises many kinds on a broken file
         raise UserError(
             f"path={path} is not a readable zip ({error}); give a whole zip or a folder of images "
             "as path"
         ) from None
-    members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    members = {info.filename: info for info in archive.infolist()
+               if info.filename and not info.is_dir()}  # fmt: skip
     safe, unsafe, others = [], [], Counter[str]()
     for name in sorted(members):
         # The Windows flavour also splits at "/", so it sees both systems' ways out of a folder.
