@@ -20,8 +20,10 @@ from submanifold.files import (
     WriteError,
     is_locked,
     locked,
+    printable,
     read_json,
     settle,
+    table_name,
     whole,
     write_json,
     writing,
@@ -58,6 +60,25 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
         assert (partial.parent, partial.suffix) == (path.parent, path.suffix)
     assert path.read_text() == "half"
     assert names_in(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".csv", "ü" * 125 + ".csv", "a." + "猫" * 84])
+def test_a_name_may_be_as_long_as_the_filesystem_allows(tmp_path, name):
+    assert len(name.encode()) > 250
+    with whole(tmp_path / name) as partial:
+        partial.write_text("all")
+    assert names_in(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(("name", "shown", "in_table"), [
+    ("a b.png", "a b.png", "a b.png"), ("猫.png", "猫.png", "猫.png"), ("", "", ""),
+    (os.fsdecode(b"caf\xe9"), r"caf\udce9", r"caf\udce9"), ("a\nb\x1b", r"a\nb\x1b", r"a\nb\x1b"),
+    ("=1", "=1", r"\x3d1"), ("+1", "+1", r"\x2b1"), ("-1", "-1", r"\x2d1"), ("@a", "@a", r"\x40a"),
+    ("\t=1", r"\t=1", r"\t=1"),
+])  # fmt: skip
+def test_names_are_escaped_where_they_are_shown(name, shown, in_table):
+    assert (printable(name), table_name(name)) == (shown, in_table)
+    assert (printable(shown), table_name(in_table)) == (shown, in_table)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

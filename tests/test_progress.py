@@ -1,11 +1,12 @@
 import io
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rich.console import Console
 
 from submanifold import progress
-from submanifold.progress import Meter
+from submanifold.progress import Meter, checking, track
 
 
 @pytest.fixture
@@ -110,3 +111,21 @@ def test_the_bar_is_taken_down_when_the_work_fails(terminal):
     with pytest.raises(RuntimeError), Meter("reading", "rows", 4) as meter:
         raise RuntimeError
     assert not meter._bar.live.is_started
+
+
+def test_a_check_ends_the_work_between_two_batches_of_its_thread_alone(no_terminal):
+    def check():
+        if len(done) == 2:
+            raise TimeoutError
+
+    def read():
+        for batch in track([[1], [2], [3]], "reading", 3):
+            with ThreadPoolExecutor() as other:
+                assert other.submit(list, track([[1], [2], [3]], "reading", 3)).result()
+            done.append(batch)
+
+    done = []
+    with pytest.raises(TimeoutError), checking(check):
+        read()
+    assert done == [[1], [2]]
+    assert list(track([[1], [2], [3]], "reading", 3)) == [[1], [2], [3]]

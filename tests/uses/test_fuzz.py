@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -351,6 +352,7 @@ def empty_folder():
         shutil.rmtree(os.fsencode(folder))
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_random_uses_end_well_or_in_one_line(monkeypatch):
     monkeypatch.setattr(processes, "free_memory", lambda: MEMORY)
     models, began, number = tiny_models(), time.monotonic(), 0

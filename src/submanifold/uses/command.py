@@ -31,9 +31,8 @@ class Escaping(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:  # as of "submanifold info | head"; click ends quietly
             raise
-        except click.ClickException as error:
-            error.message = printable(error.message)
-            raise
+        except click.UsageError as error:
+            raise click.UsageError(printable(error.format_message()), error.ctx) from error
         except (UserError, OSError) as error:
             raise click.ClickException(printable(str(error))) from error
 
