@@ -200,7 +200,7 @@ def test_info_says_what_the_model_is(model_file):
     (["score", "{few}", "nowhere", "--at-most", "5%"], "carries no calibration, and its scores no "
      "p-values. There were 3 images."),
     (["score", "{of_dim}", "nowhere"], "the dimension that was trained, 16, and not of 5. Score"),
-    (["score", "{dataless}", "{pictures}"], "does not say what images"),
+    (["encode", "{dataless}", "{pictures}"], "does not say what images"),
 ])  # fmt: skip
 def test_mistakes_end_in_one_message(model_file, pictures, tmp_path, arguments, message):
     others = {

@@ -36,9 +36,8 @@ log = logging.getLogger(__name__)
 
 TASKS = ("score", "encode", "project", "sample")
 PARAMS = {"task": "score", "nearest": False, "count": 64, "temperature": 1.0, "seed": 0}
-LIMITS = {"max_rows": 1024, "max_seconds": 60.0}
-"""Of a request, as MLflow's ``model_config``; the seconds are those after which its server gives up
-by default."""
+MAX_ROWS, MAX_SECONDS = 1024, 60.0
+"""Limits of a request; MLflow's server itself gives up after so many seconds, by default."""
 REQUIREMENTS = (
     "lmdb", "mlflow", "numpy", "pandas", "pillow", "pooch", "pydantic", "rich", "safetensors",
     "scipy", "torch",
@@ -67,12 +66,7 @@ class Served:
         max_seconds: After which a request is cancelled, between two batches.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        max_rows: int = int(LIMITS["max_rows"]),
-        max_seconds: float = LIMITS["max_seconds"],
-    ):
+    def __init__(self, model: Model, max_rows: int = MAX_ROWS, max_seconds: float = MAX_SECONDS):
         self.model, self.max_rows, self.max_seconds = model, max_rows, max_seconds
 
     def predict(self, images: Any, params: dict[str, Any] | None = None) -> Any:
@@ -137,8 +131,8 @@ def _is_ending() -> bool:
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Served:
-    """Load what :func:`log_model` has logged; MLflow calls it."""
-    return Served(Model.load(path), **{**LIMITS, **(model_config or {})})
+    """Load what :func:`log_model` has logged; MLflow calls it, with the limits of a request."""
+    return Served(Model.load(path), **(model_config or {}))
 
 
 def log_model(path: Path, register: str | None = None) -> None:
@@ -160,7 +154,7 @@ def log_model(path: Path, register: str | None = None) -> None:
             signature=ModelSignature(
                 inputs=Schema([TensorSpec(np.dtype(np.uint8), shape)]), params=ParamSchema(params)
             ),
-            model_config=LIMITS,
+            model_config={"max_rows": MAX_ROWS, "max_seconds": MAX_SECONDS},
             pip_requirements=list(REQUIREMENTS),
             registered_model_name=register,
         )
