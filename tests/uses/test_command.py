@@ -265,7 +265,7 @@ def test_names_in_messages_are_escaped(model_file, tmp_path):
     (place / "broken.png").write_bytes(b"no picture")
     assert r"new\nline\udcff/broken.png (" in run("score", model_file, place).stderr
     assert r"new\nline\udcff does not exist" in run("score", model_file, place / place.name).stderr
-    assert r"There is no model at new\nline" in run("info", "new\nline").stderr
+    assert r"new\nline" in run("info", "new\nline").stderr
     assert r"unexpected extra argument (new\nline)" in run("info", "a", "new\nline").stderr
     out = place / "samples.npz"
     assert r"new\nline\udcff/samples.npz" in run("sample", model_file, "--out", out).stdout
