@@ -12,15 +12,15 @@ from submanifold.data.images import fingerprint
 from submanifold.errors import named
 from submanifold.experiment.experiment import Experiment
 
-RECIPE = 4
+RECIPE = 5
 """Raise it when the same settings would no longer give the same artifacts."""
 VOLUME_RECIPE = 1
 """The same, of phases with a term of the manifold's volume."""
-MODEL_RECIPE = 2
+MODEL_RECIPE = 3
 """Raise it when the finished model's file would hold something else of the same phases."""
-EVALUATION_RECIPE = 9
+EVALUATION_RECIPE = 10
 """Raise it when the same model would no longer give the same metrics and pages."""
-OUTLIER_RECIPE = 4
+OUTLIER_RECIPE = 5
 """Raise it when the same model would no longer give the same scores of the same outliers."""
 
 OF_VOLUME = {"manifold_likelihood", "excess", "off_diagonal"}
