@@ -30,7 +30,7 @@ class ActNorm(Bijection):
             self.fit(x)
         shape = (1, -1) + (1,) * (x.ndim - 2)
         z = (x - self.shift.view(shape)) * self.log_scale.exp().view(shape)
-        return z, (self.log_scale.sum() * x[0, 0].numel()).expand(len(x))
+        return z, (self.log_scale.sum() * x.shape[2:].numel()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Undo the normalisation."""

@@ -12,6 +12,7 @@ from submanifold.flows.bijection import Injection, full_precision
 from submanifold.flows.coupling import starting_at_zero
 from submanifold.flows.injective import InjectiveLinear
 from submanifold.flows.jet import cosines
+from submanifold.flows.reshape import channels_to_space
 
 LEAST_SIDE = 4
 
@@ -106,13 +107,21 @@ def convolutions(
     while not down or (height % 2 == side % 2 == 0 and min(height, side) > LEAST_SIDE):
         height, side = height // 2, side // 2
         down += [nn.Conv2d(channels, inside, 4, stride=2, padding=1), nn.SiLU()]
-        up = [nn.SiLU(), nn.Conv2d(inside, 4 * channels, 3, padding=1), nn.PixelShuffle(2), *up]
+        up = [nn.SiLU(), nn.Conv2d(inside, 4 * channels, 3, padding=1), ChannelsToSpace(), *up]
         channels, inside = inside, 2 * inside
     code = channels, height, side
     *up, last, shuffle = up
     encoder = starting_at_zero(*down, nn.Flatten(), nn.Linear(math.prod(code), dim))
     decoder = starting_at_zero(nn.Linear(dim, math.prod(code)), nn.Unflatten(1, code), *up, last)
     return encoder, decoder.append(shuffle)
+
+
+class ChannelsToSpace(nn.Module):
+    """Four channels to 2x2 pixels."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map (batch, 4c, h, w) to (batch, c, 2h, 2w)."""
+        return channels_to_space(z, 2)
 
 
 def spectrum(x: Tensor, inverse: bool = False) -> Tensor:

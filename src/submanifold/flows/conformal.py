@@ -36,7 +36,7 @@ class Similarity(Bijection):
         if self.pending:
             self.fit(x)
         z = (x - self._shift(x)) * self.log_scale.exp()
-        return z, (self.log_scale * x[0].numel()).expand(len(x))
+        return z, (self.log_scale * x.shape[1:].numel()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Scale and shift back."""

@@ -125,7 +125,7 @@ class Level(Compose):
             matrices, shifts, log_dets = mixing(linears)
         nets = [coupling.net for coupling in couplings]
         z, log_det = fast.steps(x, nets, False, couplings[0].recompute, matrices, shifts)
-        return z, log_det + log_dets.sum() * x[0, 0].numel()
+        return z, log_det + log_dets.sum() * x.shape[2:].numel()
 
     def inverse(self, z: Tensor) -> Tensor:
         """Undo the steps, and the squeeze."""

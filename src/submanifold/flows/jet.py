@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from submanifold.errors import UserError
 from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
 from submanifold.flows.coupling import Coupling
+from submanifold.flows.reshape import channels_to_space, space_to_channels
 
 
 class Jet(Flow):
@@ -244,14 +245,14 @@ class Spectrum(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (batch, c, h, w) to (batch, c p^2, h / p, w / p), the channels sorted."""
-        z = self._turn(F.pixel_unshuffle(x, self.sizes[1]), 1)[:, self.order]
+        z = self._turn(space_to_channels(x, self.sizes[1]), 1)[:, self.order]
         z = z.contiguous(memory_format=torch.channels_last) * self.scale[:, None, None]
-        return z, (self.scale.log().sum() * z[0, 0].numel()).expand(len(x))
+        return z, (self.scale.log().sum() * z.shape[2:].numel()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Put the patches together again."""
         coefficients = (z / self.scale[:, None, None])[:, self.order.argsort()]
-        return F.pixel_shuffle(self._turn(coefficients, 0), self.sizes[1])
+        return channels_to_space(self._turn(coefficients, 0), self.sizes[1])
 
     def _turn(self, x: Tensor, axis: int) -> Tensor:
         """Multiply the channels by the transform, or for axis 0 by its inverse."""

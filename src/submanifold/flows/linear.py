@@ -44,7 +44,7 @@ class Linear(Bijection):
         with full_precision(x):
             (matrix,), (shift,), (log_det,) = mixing([self])
             z = _across_channels(matrix, shift, x)
-            return z, (log_det * x[0, 0].numel()).expand(len(x))
+            return z, (log_det * x.shape[2:].numel()).expand(len(x))
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:

@@ -12,11 +12,30 @@ class Squeeze(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Space to channels; it only permutes, so the log-determinant is zero."""
-        return F.pixel_unshuffle(x, 2), x.new_zeros(len(x))
+        return space_to_channels(x, 2), x.new_zeros(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Channels back to space."""
-        return F.pixel_shuffle(z, 2)
+        return channels_to_space(z, 2)
+
+
+def space_to_channels(x: Tensor, side: int) -> Tensor:
+    """Trade patches of pixels for channels: (batch, c, h, w) to (batch, c side^2, h/side, w/side).
+
+    As :func:`torch.nn.functional.pixel_unshuffle`, which returns 0 images in their old shape.
+    """
+    if len(x):
+        return F.pixel_unshuffle(x, side)
+    _, channels, height, width = x.shape
+    return x.reshape(0, channels * side**2, height // side, width // side)
+
+
+def channels_to_space(z: Tensor, side: int) -> Tensor:
+    """Undo :func:`space_to_channels`."""
+    if len(z):  # the gradient of pixel_shuffle is pixel_unshuffle
+        return F.pixel_shuffle(z, side)
+    _, channels, height, width = z.shape
+    return z.reshape(0, channels // side**2, height * side, width * side)
 
 
 class Split(nn.Module):

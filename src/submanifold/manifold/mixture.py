@@ -140,7 +140,8 @@ class Mixture(Model):
     ) -> Tensor:
         """Draw n events on the manifold, each from a chart drawn by pi: see :meth:`Model`."""
         shares = self.logits.detach().cpu().softmax(0)
-        number = torch.multinomial(shares, n, replacement=True, generator=generator)
+        # which refuses to draw 0 numbers
+        number = torch.multinomial(shares, max(n, 1), replacement=True, generator=generator)[:n]
         u = torch.randn(n, self.dim, generator=generator, dtype=self.logits.dtype)
         coded = torch.cat([temperature * u, number[:, None].to(u.dtype)], 1)
         with torch.no_grad():

@@ -41,7 +41,7 @@ def nearest_point(
     Returns:
         The coordinates u of the nearest point that was found, (batch, d).
     """
-    scale = torch.ones_like(u[0]) if gains is None else gains.clamp_min(gains.max() * 1e-6).rsqrt()
+    scale = u.new_ones(u.shape[1]) if gains is None else gains.clamp_min(gains.max() * 1e-6).rsqrt()
     error = _squared_error(decode, x, u)
     if steps:
         # a nearly singular decoder may throw the encoder's point far off, from where no step helps

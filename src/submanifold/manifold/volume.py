@@ -127,7 +127,7 @@ def _triangle(hierarchy: Model, u: Tensor) -> Tensor:
     jacobian = u.new_empty(dim, batch, hierarchy.event_dim, dtype=torch.float64)
     directions = torch.eye(dim, dtype=u.dtype, device=u.device)
     # one derivative of a large batch takes far less time than many of a small one
-    some = max(1, BATCH // batch)
+    some = max(1, BATCH // max(1, batch))
     for along, columns in zip(directions.split(some), jacobian.split(some), strict=True):
         points, tangents = u.repeat(len(along), 1), along.repeat_interleave(batch, 0)
         columns.copy_(push(hierarchy.decode, points, tangents).reshape(columns.shape))

@@ -4,6 +4,7 @@
 // matrices' type: float, or bfloat16 as its upper sixteen bits. Plain C: built in seconds, called by
 // ctypes. Threads are those of the OpenMP that torch has loaded.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -591,10 +592,10 @@ struct Sizes {
     long hidden() const { return whole(width, LANES); }
     long seen() const { return whole(9 * half(), LANES); }  // by the first matrix
     long said() const { return whole(9 * C, LANES); }       // by the last one
-    // images in a tile: what fits the cache, and something for each thread
+    // images in a tile, at least one: what fits the cache, and something for each thread
     long images() const {
-        const long fit = (256 + pixels() - 1) / pixels(), share = (B + parts - 1) / parts;
-        return fit < share ? fit : share;
+        const long fit = 255 / std::max(pixels(), 1L) + 1, share = (B + parts - 1) / parts;
+        return std::max(std::min(fit, share), 1L);
     }
     // numbers in the gradient of a net and a mixing
     long gradient() const {
