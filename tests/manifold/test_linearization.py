@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.func import jvp, vjp
@@ -5,7 +8,7 @@ from torch.func import jvp, vjp
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.flows.fast import kernels
 from submanifold.manifold import Hierarchy, Stage
-from submanifold.manifold.linearization import Linearization, frozen
+from submanifold.manifold.linearization import Linearization, push
 
 
 def moved(module):
@@ -73,16 +76,69 @@ def test_weights_get_no_gradient():
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_weights_are_frozen_for_a_while_and_as_before_after_it():
-    model = torch.nn.Linear(2, 2)
-    model.bias.requires_grad_(False)
+@pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="no kernels on this machine")
+def test_the_kernels_compute_the_weights_gradients_only_where_they_are_needed(monkeypatch):
+    flow = moved(Glow((3, 8, 8), levels=1, steps=2, width=8))
+    asked = []
+    backward = kernels.step_backward
 
-    def fail():
-        with frozen(model):
-            assert not any(weight.requires_grad for weight in model.parameters())
-            raise ZeroDivisionError
+    def recorded(*arguments):
+        asked.append(not arguments[-1])
+        return backward(*arguments)
 
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert model.weight.requires_grad
-    assert not model.bias.requires_grad
+    monkeypatch.setattr(kernels, "step_backward", recorded)
+    x, weights = torch.randn(2, 3, 8, 8, requires_grad=True), [*flow.parameters()]
+    loss = flow(x)[1].sum()
+    (by_x,) = torch.autograd.grad(loss, x, retain_graph=True)
+    assert asked == [False, False]
+    found = torch.autograd.grad(loss, [x, *weights], retain_graph=True)
+    assert asked[2:] == [True, True]
+    assert torch.allclose(by_x, found[0])
+    loss.backward()
+    assert asked[4:] == [True, True]
+    assert all(map(torch.allclose, found, [x.grad, *(weight.grad for weight in weights)]))
+
+
+def test_threads_share_the_level_of_forward_derivatives():
+    inside, left = threading.Event(), threading.Event()
+
+    def decode(u):
+        inside.set()
+        assert left.wait(10), "the other thread has finished"
+        return u**2
+
+    one = torch.ones(1, 1)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(push, decode, one, one)
+        assert inside.wait(10)
+        assert push(lambda u: u**3, one, one) == 3
+        left.set()
+        assert first.result() == 2
+    with pytest.raises(RuntimeError, match="[Nn]ested"):
+        push(lambda u: push(torch.sin, torch.zeros(1, 1), one) * u, one, one)
+    assert push(torch.sin, 0 * one, one) == 1
+
+
+def test_eight_threads_use_one_model():
+    """Four find nearest points, four compute gradients by the weights that those do not need."""
+    model = moved(Hierarchy([Stage(Glow((1, 4, 4), levels=1, steps=1, width=4), 3)]))
+    x = torch.rand(8, 2, 1, 4, 4, generator=torch.Generator().manual_seed(2)) - 0.5
+    weights = [*model.parameters()]
+    together = threading.Barrier(8, timeout=10)
+
+    def project(events):
+        return model.project(events, steps=1)
+
+    def gradient(events):
+        found = torch.autograd.grad(model.log_prob(events).sum(), weights)
+        return torch.cat([each.flatten() for each in found])
+
+    def repeated(compute, events):
+        together.wait()
+        return [compute(events) for _ in range(2 if compute is project else 20)]
+
+    tasks = [(project, gradient)[number % 2] for number in range(8)]
+    expected = [task(events) for task, events in zip(tasks, x, strict=True)]
+    with ThreadPoolExecutor(8) as pool:
+        for alone, found in zip(expected, pool.map(repeated, tasks, x), strict=True):
+            assert all(torch.allclose(each, alone, atol=1e-5) for each in found)

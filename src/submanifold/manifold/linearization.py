@@ -1,11 +1,15 @@
 """A decoder's derivative at a point, as products with it, by automatic differentiation."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
+
+_lock = threading.Lock()
+_threads: set[int] = set()  # those inside dual_level
 
 
 class Linearization:
@@ -47,20 +51,34 @@ def push(decode: Callable[[Tensor], Tensor], u: Tensor, directions: Tensor) -> T
 
     Several times as fast as :func:`torch.func.jvp`, whose tensors take other ways through torch.
     """
-    with forward_ad.dual_level():
+    with dual_level():
         image = decode(forward_ad.make_dual(u, directions))
         value, tangent = forward_ad.unpack_dual(image)
         return torch.zeros_like(value) if tangent is None else tangent
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Have products with the derivative by u alone, without those by the weights at their side."""
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in trained:
-        weight.requires_grad_(False)
+def dual_level() -> Iterator[None]:
+    """Enter torch's level of forward differentiation, which threads share.
+
+    A process has one such level, and leaving it deletes all tangents, so that with
+    :func:`torch.autograd.forward_ad.dual_level` a second thread raises or loses its tangents. The
+    level has no other effect on a thread: tensors carry the tangents. Therefore the first thread
+    enters it and the last one leaves it. No thread waits for another, as with a lock around the
+    computation.
+
+    Raises:
+        RuntimeError: This thread is inside already: torch has no nested levels.
+    """
+    thread = threading.get_ident()
+    with _lock:
+        if thread in _threads or not _threads:
+            forward_ad.enter_dual_level()
+        _threads.add(thread)
     try:
         yield
     finally:
-        for weight in trained:
-            weight.requires_grad_(True)
+        with _lock:
+            _threads.remove(thread)
+            if not _threads:
+                forward_ad.exit_dual_level()

@@ -22,7 +22,6 @@ from typing_extensions import Self
 from submanifold.device import choose_device
 from submanifold.errors import UserError
 from submanifold.files import whole
-from submanifold.manifold.linearization import frozen
 from submanifold.manifold.nearest import nearest_point
 from submanifold.manifold.stage import standard_normal_log_prob
 
@@ -201,8 +200,7 @@ class Model(nn.Module, ABC):
         return None
 
     def _nearest(self, x: Tensor, u: Tensor, steps: int) -> Tensor:
-        with frozen(self):
-            return nearest_point(self.decode, x, u, steps, self.gains)
+        return nearest_point(self.decode, x, u, steps, self.gains)
 
     def _check_events(self, x: Tensor) -> None:
         """Raise :class:`UserError` for events of another shape or dtype; read no values."""

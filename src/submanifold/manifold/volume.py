@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from submanifold.manifold.linearization import Linearization, frozen, push
+from submanifold.manifold.linearization import Linearization, push
 from submanifold.manifold.mixture import Mixture
 from submanifold.manifold.model import Model
 
@@ -77,8 +77,7 @@ def on_manifold(
         excess = ((lengths - logs) / (hierarchy.dim * math.log(2))).to(u.dtype)
         volume = logs.to(u.dtype)
     else:
-        with frozen(hierarchy):
-            volume, error = estimate_log_volume(hierarchy, u, generator=generator)
+        volume, error = estimate_log_volume(hierarchy, u, generator=generator)
         excess = unknown
     return OnManifold(hierarchy.code_log_prob(u) - volume, error, excess)
 

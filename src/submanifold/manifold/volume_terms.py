@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from submanifold.flows.bijection import full_precision
-from submanifold.manifold.linearization import Linearization, frozen
+from submanifold.manifold.linearization import Linearization, dual_level
 from submanifold.manifold.stage import standard_normal_log_prob
 from submanifold.validation import Settings
 
@@ -33,7 +33,7 @@ def columns(decode: Callable[[Tensor], Tensor], u: Tensor, directions: Tensor) -
         (batch, D, k).
     """
     count = directions.shape[1]
-    with full_precision(u), forward_ad.dual_level():
+    with full_precision(u), dual_level():
         points = u.repeat_interleave(count, 0)
         image = decode(forward_ad.make_dual(points, directions.flatten(0, 1).to(u.dtype)))
         tangent = forward_ad.unpack_dual(image).tangent
@@ -70,7 +70,7 @@ def volume_gradient(batch: "Pass") -> Tensor:
     noise = batch.draw(lambda count: torch.randn(
         count, u.shape[1], generator=batch.generator, device=u.device, dtype=u.dtype
     ))  # fmt: skip
-    with frozen(batch.model), full_precision(u):
+    with full_precision(u):
         at = Linearization(batch.decode, u)
         solved = conjugate_gradients(lambda p: at.pull(at.push(p)), noise)
     pushed = columns(batch.decode, u, torch.stack([solved, noise], 1))

@@ -18,7 +18,7 @@ from submanifold.device import autocast, choose_precision
 from submanifold.flows import Rotation
 from submanifold.flows.rotation import tail_sums
 from submanifold.manifold import Hierarchy
-from submanifold.manifold.linearization import Linearization, frozen
+from submanifold.manifold.linearization import Linearization
 from submanifold.manifold.model import load_tensors, save_tensors
 from submanifold.progress import Meter
 from submanifold.validation import Settings
@@ -139,7 +139,7 @@ def fit_rotation(
         log.info("%s: going on at probe %d", name, seen)
     team.wait()  # or one would find what another has begun
     started = saved = time.monotonic()
-    with frozen(model), Meter(name, "probes", axes.rounds * per_batch, seen) as meter:
+    with Meter(name, "probes", axes.rounds * per_batch, seen) as meter:
         for index in range(start, axes.rounds):
             drawn = draw(index).float()
             inliers = drawn[_inliers(drawn)]

@@ -168,7 +168,7 @@ class Steps(torch.autograd.Function):
         dz, dlog_det = gradients[0].permute(0, 2, 3, 1).contiguous(), gradients[1].contiguous()
         matrices, shifts, *parameters = ctx.saved_tensors
         found: list[list[Tensor]] = []
-        alone = not any(ctx.needs_input_grad[1:])
+        alone = not any(_is_wanted(node) for node, _ in ctx.next_functions[1:])
         for index, step in reversed([*enumerate(each_step(parameters, matrices, shifts))]):
             kept = ctx.layers[index]
             dz, each = kernels.step_backward(
@@ -240,6 +240,18 @@ def as_convolutions(w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
 def _is_dual(x: Tensor) -> bool:
     """Whether x carries a tangent of forward differentiation."""
     return unpack_dual(x).tangent is not None
+
+
+def _is_wanted(node: Any) -> bool:
+    """Whether the running backward pass needs the gradient that a node of the graph receives.
+
+    ``ctx.needs_input_grad`` is True for all weights that require gradients, also in
+    ``torch.autograd.grad(z, x)``, which needs x's alone.
+    """
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # of a leaf whose gradient torch.autograd.grad returns
+        return True
 
 
 def _dtype() -> torch.dtype:
