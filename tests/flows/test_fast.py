@@ -209,6 +209,12 @@ def test_a_coupling_takes_the_fast_way_for_images_that_the_kernels_know(monkeypa
             other = copy.deepcopy(module.net)
             other[index] = layer
             assert not fast.applies(x, other)
+        for images in (x[:, :3], x.repeat(1, 2, 1, 1), x[:, :2]):  # of other channels
+            assert not fast.applies(images, module.net)
+        assert not fast.applies(x, copy.deepcopy(module.net).double())
+        other = copy.deepcopy(module.net)
+        other[2], other[4] = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 3, padding=1)
+        assert not fast.applies(x, other)
         seen = []
         monkeypatch.setattr(kernels, "library", lambda: seen.append(1))
         assert not fast.applies(x, module.net)

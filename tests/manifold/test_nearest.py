@@ -142,6 +142,22 @@ def test_each_event_has_a_step_of_its_own():
     assert torch.allclose(together, alone)
 
 
+@pytest.mark.parametrize(("limit", "tries"), [(math.inf, 1), (0.3, 3)])
+def test_a_step_is_halved_until_it_is_good_and_no_further(limit, tries):
+    """Each decoding costs as much as a sample."""
+    decoded = []
+
+    def decode(u):
+        decoded.append(len(u))
+        return u + 0.1 * u**2 + 10 * (u > limit)  # linear at 0, and a jump
+
+    x = torch.ones(5, 3, dtype=torch.float64)
+    u = nearest_point(decode, x, torch.zeros_like(x), steps=1)
+    assert torch.allclose(u, x / 2 ** (tries - 1))
+    # at the start, at u = 0, with its derivative, three directions, and the tries
+    assert decoded == [5, 1, 5, *[5] * 3, *[5] * tries]
+
+
 def test_gains_make_it_converge_sooner():
     scale = torch.logspace(0, -3, 60, dtype=torch.float64)
     x = torch.randn(3, 60, dtype=torch.float64)

@@ -24,6 +24,7 @@ def applies(x: Tensor, net: nn.Module) -> bool:
         and x.dtype == torch.float32
         and isinstance(net, nn.Sequential)
         and [_kind(layer) for layer in net] == [(3, 3), "relu", (1, 1), "relu", (3, 3)]
+        and _fits(x, net)
         and not net._forward_hooks
         # torch.func and torch.compile know plain modules only
         and torch._C._functorch.peek_interpreter_stack() is None
@@ -234,6 +235,19 @@ def as_convolutions(w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
         w1.view(width, 3, 3, -1).permute(0, 3, 1, 2).float(),
         w2.view(width, width, 1, 1).float(),
         w3.view(3, 3, channels, width).permute(2, 3, 0, 1).float(),
+    )
+
+
+def _fits(x: Tensor, net: nn.Module) -> bool:
+    """Whether the net's weights have the sizes and the type that the kernels read unchecked."""
+    channels, width = x.shape[1], len(net[0].weight)  # type: ignore[index, arg-type]
+    shapes = [(width, channels // 2, 3, 3), (width,), (width, width, 1, 1), (width,),
+              (channels, width, 3, 3), (channels,)]  # fmt: skip
+    weights = [*net.parameters()]
+    return (
+        channels % 2 == 0
+        and [weight.shape for weight in weights] == shapes
+        and all(weight.dtype == x.dtype and weight.device == x.device for weight in weights)
     )
 
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 #include <immintrin.h>
@@ -701,10 +702,15 @@ template <typename T> struct Hidden {
 // f(part, first image, images) for every tile, each part's one after the other
 template <typename F> void over_tiles(const Sizes& s, F f) {
     const long size = s.images(), tiles = (s.B + size - 1) / size;
-#pragma omp parallel for schedule(static)
-    for (long part = 0; part < s.parts; part++)
-        for (long t = tiles * part / s.parts; t < tiles * (part + 1) / s.parts; t++)
-            f(part, t * size, t * size + size < s.B ? size : s.B - t * size);
+    bool full = false;  // an exception must not leave a parallel region
+#pragma omp parallel for schedule(static) reduction(|| : full)
+    for (long part = 0; part < s.parts; part++) try {
+            for (long t = tiles * part / s.parts; t < tiles * (part + 1) / s.parts; t++)
+                f(part, t * size, t * size + size < s.B ? size : s.B - t * size);
+        } catch (const std::bad_alloc&) {
+            full = true;
+        }
+    if (full) throw std::bad_alloc();
 }
 
 // The last matrix of a net, paired
@@ -888,6 +894,16 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
 }
 #endif
 
+// Whether there was memory for f: an exception must not reach C
+template <typename F> int completed(F f) {
+    try {
+        f();
+        return 1;
+    } catch (const std::bad_alloc&) {
+        return 0;
+    }
+}
+
 }  // namespace
 
 #define EXPORT(T, name)                                                                            \
@@ -909,16 +925,20 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
     }
 
 #define EXPORT_STEPS(T, name)                                                                      \
-    void step_##name(const Sizes* s, const Net<const float>* net, const float* x, float* t,        \
-                     float* z, float* log_scale, float* log_det, T* h, const float* dx, float* dz, \
-                     float* dlog_det, long inverse) {                                              \
-        step<T>(*s, *net, x, t, z, log_scale, log_det, h, dx, dz, dlog_det, inverse);              \
+    int step_##name(const Sizes* s, const Net<const float>* net, const float* x, float* t,         \
+                    float* z, float* log_scale, float* log_det, T* h, const float* dx, float* dz,  \
+                    float* dlog_det, long inverse) {                                               \
+        return completed([=] {                                                                     \
+            step<T>(*s, *net, x, t, z, log_scale, log_det, h, dx, dz, dlog_det, inverse);          \
+        });                                                                                        \
     }                                                                                              \
-    void step_backward_##name(const Sizes* s, const Net<const float>* net, const float* dz,        \
-                              const float* dlog_det, const float* x, const float* t,               \
-                              const float* log_scale, T* h, float* dx, const Net<float>* g,        \
-                              long inverse) {                                                      \
-        step_backward<T>(*s, *net, dz, dlog_det, x, t, log_scale, h, dx, g, inverse);              \
+    int step_backward_##name(const Sizes* s, const Net<const float>* net, const float* dz,         \
+                             const float* dlog_det, const float* x, const float* t,                \
+                             const float* log_scale, T* h, float* dx, const Net<float>* g,         \
+                             long inverse) {                                                       \
+        return completed([=] {                                                                     \
+            step_backward<T>(*s, *net, dz, dlog_det, x, t, log_scale, h, dx, g, inverse);          \
+        });                                                                                        \
     }
 
 extern "C" {

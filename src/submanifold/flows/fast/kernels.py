@@ -104,7 +104,7 @@ def step(
     _, to_between, to_log_scale, to_hidden = kept or (None,) * 4
     weights = _Addresses([_in_order(each) for each in (*net, *mixing)])
     tensors = x, to_between, z, to_log_scale, log_det, to_hidden
-    _call("step", dtype, _sizes(x, net), weights, *tensors, None, None, None, int(inverse))
+    _call_step("step", dtype, x, net, weights, *tensors, None, None, None, int(inverse))
     return z, log_det, kept
 
 
@@ -121,7 +121,7 @@ def dual_step(
     log_det, dlog_det = x.new_empty(len(x)), x.new_empty(len(x))
     weights = _Addresses([_in_order(each) for each in (*net, *mixing)])
     tensors = x, None, z, None, log_det, None, dx, dz, dlog_det
-    _call("step", dtype, _sizes(x, net), weights, *tensors, int(inverse))
+    _call_step("step", dtype, x, net, weights, *tensors, int(inverse))
     return z, dz, log_det, dlog_det
 
 
@@ -140,7 +140,7 @@ def step_backward(
     gradients = [] if by_x_alone else [torch.empty_like(each) for each in weights]
     dx = torch.empty_like(dz)
     tensors = dz, dlog_det, *kept, dx, _Addresses(gradients) if gradients else None
-    _call("step_backward", dtype, _sizes(dz, net), _Addresses(weights), *tensors, int(inverse))
+    _call_step("step_backward", dtype, dz, net, _Addresses(weights), *tensors, int(inverse))
     return dx, gradients
 
 
@@ -200,18 +200,22 @@ class _Addresses:
         self.struct = (ctypes.c_void_p * 8)(*(each.data_ptr() for each in tensors))
 
 
-def _sizes(x: Tensor, net: Sequence[Tensor]) -> ctypes.Array:
-    return (ctypes.c_long * 6)(*x.shape, len(net[0]), torch.get_num_threads())
-
-
 def _in_order(weight: Tensor) -> Tensor:
     """A parameter, in the order of memory that the kernels read."""
     last = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
     return weight.detach().contiguous(memory_format=last)
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    getattr(library(), f"{name}_{_suffix(dtype)}")(*map(_in_c, arguments))
+def _call_step(
+    name: str, dtype: torch.dtype, x: Tensor, net: Sequence[Tensor], *arguments: Any
+) -> None:
+    sizes = (ctypes.c_long * 6)(*x.shape, len(net[0]), torch.get_num_threads())
+    if not _call(name, dtype, sizes, *arguments):
+        raise MemoryError(f"Not enough memory for a coupling of images of shape {(*x.shape,)}.")
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
+    return getattr(library(), f"{name}_{_suffix(dtype)}")(*map(_in_c, arguments))
 
 
 def _in_c(argument: Tensor | _Addresses | ctypes.Array | int | None) -> object:

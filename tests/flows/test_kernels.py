@@ -1,0 +1,267 @@
+"""The compiled kernels against plain modules: random sizes, layouts, precisions and gradients."""
+
+import itertools
+import os
+import random
+import resource
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from strategies import assert_close, perturb
+from submanifold.flows import fast
+from submanifold.flows.fast import kernels
+from submanifold.flows.glow import coupling
+
+pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no compiler here")
+SECONDS = float(os.environ.get("SUBMANIFOLD_FUZZ_SECONDS", "5"))
+SEED = int(os.environ.get("SUBMANIFOLD_FUZZ_SEED", "0"))
+AVX2 = ["-O1", "-mavx2", "-mfma", "-fopenmp", "-std=c++17", "-fPIC"]
+LARGEST = 3e6  # multiplications in a hidden layer, so that a case takes milliseconds
+
+
+@pytest.fixture(params=["this processor", "AVX2"])
+def build(request, monkeypatch):
+    """The kernels as compiled for this processor, or for one that has AVX2 alone."""
+    if request.param == "AVX2":
+        if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+            pytest.skip("not this processor")
+        monkeypatch.setattr(kernels, "COMPILE", AVX2)
+        monkeypatch.setattr(kernels, "library", cache(kernels.library.__wrapped__))
+
+
+def sizes(draw):
+    """(batch, channels, height, width) of images, and the width of a net."""
+    batch = draw.choice([0, 1, 2, 3, 5, 16, 33])
+    channels = 2 * draw.choice([1, 2, 3, 5, 6, 7, 12, 16, 17, 24])
+    height, side = (draw.choice([1, 2, 3, 4, 7, 8, 16, 17, 40]) for _ in range(2))
+    width = draw.choice([1, 3, 8, 15, 16, 17, 33, 64, 80])
+    each = height * side * width * (width + 14 * channels)
+    return (min(batch, int(LARGEST / each) + 1), channels, height, side), width
+
+
+def laid_out(draw, shape, dtype):
+    """Random images in a random layout of memory."""
+    x = torch.randn(shape, dtype=dtype)
+    kind = draw.choice(
+        ["plain", "channels last", "sliced", "strided", "expanded", "transposed", "unaligned"]
+    )
+    if kind == "channels last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if kind == "sliced":
+        return torch.nn.functional.pad(x, (1, 2, 3, 1, 1, 1))[:, 1:-1, 3:-1, 1:-2]
+    if kind == "strided":
+        return torch.cat([x, x + 1], 1)[:, ::2]
+    if kind == "expanded":
+        return x[:, :, :1].expand(shape)
+    if kind == "transposed":
+        return torch.randn(shape[3], shape[2], shape[0], shape[1], dtype=dtype).permute(2, 3, 1, 0)
+    if kind == "unaligned" and x.numel():
+        bytes_ = torch.zeros(1 + x.numel() * x.element_size(), dtype=torch.uint8).numpy()
+        batch, channels, height, side = shape
+        last = torch.frombuffer(bytes_, dtype=dtype, offset=1).view(batch, height, side, channels)
+        return last.permute(0, 3, 1, 2).copy_(x)
+    return x
+
+
+def plain(net, x, inverse):
+    """One coupling by plain modules, with the log-determinant of its own direction."""
+    a, b = x.chunk(2, 1)
+    raw, shift = net(a).to(x.dtype).chunk(2, 1)
+    log_scale = 2 * torch.tanh(raw / 2)
+    moved = (b - shift) * (-log_scale).exp() if inverse else b * log_scale.exp() + shift
+    log_det = log_scale.flatten(1).sum(1)
+    return torch.cat([a, moved], 1), -log_det if inverse else log_det
+
+
+def plain_steps(x, nets, inverse, matrices, shifts):
+    total = x.new_zeros(len(x))
+    for index, net in enumerate(nets):
+        if inverse:
+            x, log_det = plain(net, x, inverse)
+        if matrices is not None:
+            with torch.autocast("cpu", enabled=False):
+                x = torch.einsum("ij,bjhw->bihw", matrices[index], x) + shifts[index, :, None, None]
+        if not inverse:
+            x, log_det = plain(net, x, inverse)
+        total = total + log_det
+    return x, total
+
+
+class Case:
+    """Couplings, images and what is computed of them, drawn from a seed."""
+
+    def __init__(self, seed):
+        draw = self.draw = random.Random(seed)
+        torch.manual_seed(seed)
+        self.shape, width = sizes(draw)
+        channels = self.shape[1]
+        self.products = kernels.has_steps(torch.float32) and draw.random() < 0.8
+        self.bfloat16 = not self.products or draw.random() < 0.3
+        self.products &= kernels.has_steps(torch.bfloat16 if self.bfloat16 else torch.float32)
+        self.nets = [
+            perturb(coupling(channels, width), 0.5).net
+            for _ in range(draw.randint(1, 3) if self.products else 1)
+        ]
+        if draw.random() < 0.5:
+            for net in self.nets:
+                net.to(memory_format=torch.channels_last)
+        self.matrices = self.shifts = None
+        if self.products and draw.random() < 0.6:
+            mixing = torch.randn(len(self.nets), channels, channels) / channels**0.5
+            self.matrices = torch.nn.Parameter(torch.eye(channels) + 0.5 * mixing)
+            self.shifts = torch.nn.Parameter(torch.randn(len(self.nets), channels))
+        weights = [weight for net in self.nets for weight in net.parameters()]
+        self.weights = weights if self.matrices is None else [self.matrices, self.shifts, *weights]
+        share = draw.choice([0, 0.5, 1, 1])
+        for weight in self.weights:
+            weight.requires_grad_(draw.random() < share)
+        self.x = laid_out(draw, self.shape, torch.float32)
+        self.inverse, self.recompute, self.by_x = (draw.random() < 0.5 for _ in range(3))
+        self.tangent = torch.randn(self.shape) if self.products and draw.random() < 0.3 else None
+        if self.tangent is not None and 0 in self.x.stride():
+            self.x = self.x.clone()  # torch makes no dual of an expanded tensor
+        self.outputs = draw.choice([(1, 0), (0, 1), (1, 1)])
+        self.threads = draw.randint(1, 3)
+
+    def by_kernels(self, x):
+        if self.matrices is None and len(self.nets) == 1:
+            return fast.couple(x, self.nets[0], self.inverse, self.recompute)
+        return fast.steps(x, self.nets, self.inverse, self.recompute, self.matrices, self.shifts)
+
+    def by_modules(self, x):
+        return plain_steps(x, self.nets, self.inverse, self.matrices, self.shifts)
+
+    def run(self, compute, x, bfloat16):
+        """What is computed, and its tangents or its gradients."""
+        with torch.autocast("cpu", torch.bfloat16, bfloat16):
+            if self.tangent is not None:
+                with torch.no_grad(), forward_ad.dual_level():
+                    made = compute(forward_ad.make_dual(x, self.tangent))
+                    return [part for each in made for part in forward_ad.unpack_dual(each)]
+            x = x.detach().requires_grad_(self.by_x)
+            made = compute(x)
+        wanted = [each for each in (x, *self.weights) if each.requires_grad]
+        found = [each.detach() for each in made]
+        if not wanted:
+            return found
+        generator = torch.Generator().manual_seed(1)
+        loss = sum(
+            share * (torch.randn(each.shape, generator=generator) * each).sum()
+            for share, each in zip(self.outputs, made, strict=True)
+        )
+        gradients = torch.autograd.grad(loss, wanted, retain_graph=True)
+        again = torch.autograd.grad(loss, wanted)
+        assert all(map(torch.equal, gradients, again))
+        return found + list(gradients)
+
+    def check(self, x):
+        exact = self.run(self.by_modules, x, False)
+        found = self.run(self.by_kernels, x, self.bfloat16)
+        assert [each.shape for each in found] == [each.shape for each in exact]
+        if self.bfloat16:
+            rounded = self.run(self.by_modules, x, True)
+            assert distance(found, exact) <= 3 * distance(rounded, exact) + 0.05
+            return
+        for value, true in zip(found, exact, strict=True):
+            if true.numel():
+                assert_close(value, true)
+
+
+def distance(values, exact):
+    """Relative distance of all values together, since one alone may be rounded luckily."""
+    return sum(
+        ((value - true).norm() / (1e-3 + true.norm())).square()
+        for value, true in zip(values, exact, strict=True)
+    ).sqrt()
+
+
+def check(seed, monkeypatch):
+    case = Case(seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(case.threads)
+    try:
+        with monkeypatch.context() as patch:
+            if not case.products:
+                patch.setattr(kernels, "has_steps", lambda dtype: False)
+            # where a hidden number is nearly zero, its ReLU has one of two gradients
+            for attempt in range(4):
+                try:
+                    return case.check(case.x)
+                except AssertionError:
+                    if attempt == 3:
+                        raise
+                case.x = case.x + 0.01 * torch.randn(case.x.shape)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_random_couplings_are_those_of_plain_modules(build, monkeypatch):
+    end = time.monotonic() + SECONDS
+    for seed in itertools.count(SEED):
+        print("seed", seed, flush=True)  # pytest shows the last one, which failed
+        check(seed, monkeypatch)
+        if time.monotonic() > end:
+            break
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (2, 4, 3, 0)])
+@pytest.mark.parametrize("products", [True, False])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_no_numbers_have_no_results(monkeypatch, shape, products, inverse):
+    if not products:
+        monkeypatch.setattr(kernels, "has_steps", lambda dtype: False)
+    net, x = coupling(4, 8).net, torch.zeros(shape, requires_grad=True)
+    z, log_det = fast.couple(x, net, inverse, recompute=False)
+    assert z.shape == shape
+    assert log_det.tolist() == [0.0] * len(x)
+    gradients = torch.autograd.grad(z.sum() + log_det.sum(), [x, *net.parameters()])
+    assert all(each.eq(0).all() for each in gradients)
+
+
+@pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="not this processor")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux")
+def test_too_little_memory_is_an_error_and_not_the_end_of_the_process():
+    net, x = coupling(2, 64).net, torch.zeros(1, 2, 1024, 1024)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, limits[1]))
+    try:
+        with pytest.raises(MemoryError, match="1024, 1024"), torch.no_grad():
+            fast.couple(x, net, inverse=False, recompute=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_bfloat16_rounds_to_the_nearest_and_ties_to_even(build):
+    bits = torch.randint(-(2**31), 2**31, (2000,), generator=torch.Generator().manual_seed(0))
+    ties = bits // 2**16 * 2**16 + 2**15
+    x = torch.cat([bits, ties, ties + 1, ties - 1]).int().view(torch.float32)
+    x = torch.cat([x, torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan])])
+    centre = kernels.unfold(x.view(-1, 1, 1, 1), 1, torch.bfloat16)[:, 4]
+    expected = x.to(torch.bfloat16)
+    assert torch.equal(centre.isnan(), expected.isnan())
+    numbers = ~expected.isnan()
+    assert torch.equal(centre.view(torch.int16)[numbers], expected.view(torch.int16)[numbers])
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_tangents_are_those_of_plain_modules(build, inverse):
+    if not kernels.has_steps(torch.float32):
+        pytest.skip("not this processor")
+    torch.manual_seed(0)
+    net, x, dx = perturb(coupling(4, 8), 0.5).net, *torch.randn(2, 3, 4, 5, 2)
+
+    def tangents(compute):
+        with torch.no_grad(), forward_ad.dual_level():
+            made = compute(forward_ad.make_dual(x, dx))
+            return [forward_ad.unpack_dual(each).tangent for each in made]
+
+    found = tangents(lambda x: fast.couple(x, net, inverse, recompute=False))
+    for tangent, expected in zip(found, tangents(lambda x: plain(net, x, inverse)), strict=True):
+        assert expected.abs().max() > 0.1
+        assert_close(tangent, expected)
