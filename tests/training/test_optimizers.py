@@ -21,13 +21,23 @@ def test_orthogonalising_keeps_directions_and_makes_their_lengths_alike(n, rows,
     generator = torch.Generator().manual_seed(rows + 13 * columns)
     bases = [torch.linalg.qr(torch.randn(n, k, k, generator=generator))[0] for k in (rows, columns)]
     rank = min(rows, columns)
-    values = scale * torch.linspace(1, 0.1, rank)
+    values = torch.logspace(0, -4, rank)
     left, right = bases[0][:, :, :rank], bases[1][:, :, :rank]
-    matrices = left * values @ right.mT
+    matrices = scale * left * values @ right.mT
     made = left.mT @ orthogonalize(matrices) @ right
-    lengths = made.diagonal(dim1=1, dim2=2)
-    assert ((lengths > 0.6) & (lengths < 1.3)).all()
+    lengths, shares = made.diagonal(dim1=1, dim2=2), values / values.norm()
+    near = lengths[:, shares >= 1 / 190]
+    assert ((near > 0.68) & (near < 1.21)).all()
+    growth = (lengths / shares)[:, shares < 1 / 190]
+    assert ((growth > 125) & (growth < 142)).all()
     torch.testing.assert_close(made, torch.diag_embed(lengths), atol=1e-4, rtol=0)
+
+
+def test_the_smallest_singular_values_of_a_square_matrix_stay_small():
+    square = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+    lengths = torch.linalg.svdvals(orthogonalize(square))
+    assert lengths.max() < 1.21
+    assert lengths.min() < 0.3
 
 
 def test_matrices_of_equal_shape_are_orthogonalised_as_each_alone():
@@ -69,6 +79,23 @@ def test_a_convolution_moves_as_its_matrix_wherever_it_lies_in_memory():
     torch.testing.assert_close(other.flatten(1), flat)
 
 
+@pytest.mark.parametrize(
+    ("channels", "width"), [(3, 54), (3, 108), (3, 216), (1, 18), (1, 36), (1, 72)]
+)
+def test_kernels_of_two_sizes_whose_matrices_have_one_shape_move_as_each_alone(channels, width):
+    """At these widths a 3x3 kernel of some level has as many numbers as a 1x1 kernel."""
+    torch.manual_seed(0)
+    flow = Glow((channels, 8, 8), levels=3, steps=1, width=width)
+    weights = [*matrices_of(flow)]
+    assert len({(len(w), w[0].numel()) for w in weights}) < len({w.shape for w in weights})
+    alone = [weight.detach().clone() for weight in weights]
+    descend(lambda w: Muon(w, 0.1), weights, steps=1)
+    for weight, other in zip(weights, alone, strict=True):
+        other.grad = weight.grad.clone()
+        Muon([other], 0.1).step()
+        torch.testing.assert_close(weight.data, other)
+
+
 def test_a_weight_without_a_gradient_stays():
     weights = [nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
     weights[0].grad = torch.eye(3)
@@ -90,6 +117,14 @@ def test_muon_has_the_matrices_of_coupling_nets_and_adam_the_rest():
     assert {id(p) for p in held[0] + held[1]} == {id(p) for p in model.parameters()}
     assert all(p.ndim > 1 for p in held[0])
     assert (muon.defaults["lr"], adam.defaults["lr"]) == (0.02, 0.01)
+
+
+@pytest.mark.parametrize(("hidden", "matrices"), [(128, 3), (129, 2)])
+def test_large_matrices_of_vector_couplings_are_left_to_adam(hidden, matrices):
+    coupling = RealNVP(20, couplings=1, hidden=hidden)
+    left = {tuple(weight.shape) for weight in matrices_of(coupling)}
+    assert len(matrices_of(coupling)) == matrices
+    assert ((hidden, hidden) in left) == (hidden <= 128)
 
 
 @pytest.mark.parametrize(("model", "rate"), [(hierarchy(), None), (Affine(4), 0.02)])

@@ -95,16 +95,24 @@ class Muon(Optimizer):
             stacked = torch.stack([each.flatten(1) for each in ahead])
             rows, columns = stacked.shape[1:]
             length = group["lr"] * math.sqrt(max(1, rows / columns))
-            steps = orthogonalize(stacked).view(-1, *weights[0].shape)
-            torch._foreach_add_(weights, steps.unbind(), alpha=-length)
+            steps = [
+                step.view_as(weight)  # kernels of two sizes can have equal matrices
+                for step, weight in zip(orthogonalize(stacked), weights, strict=True)
+            ]
+            torch._foreach_add_(weights, steps, alpha=-length)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    r"""Bring all singular values near 1, to between 0.7 and 1.2, by Newton-Schulz iteration.
+    r"""Bring the singular values near 1 by Newton-Schulz iteration.
 
     .. math:: X \leftarrow a X + (b\, XX^T + c\, (XX^T)^2)\, X
 
     (Jordan et al. 2024, with their coefficients, which raise small singular values fastest.)
+
+    Singular values of at least 1/190 of the matrix's Frobenius norm end between 0.68 and 1.21.
+    Smaller ones end at 125 to 142 times their part of the norm, which may be near 0. Random
+    matrices of 64 x 128 have none of these; square ones do: 3% of the values at 64 x 64, with a
+    median least value of 0.14, and 8% at 512 x 512, with 0.006.
 
     Args:
         matrices: (n, rows, columns).
