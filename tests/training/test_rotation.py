@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -6,16 +8,18 @@ from resumable import MODEL, phase, smooth_images
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import PCA
 from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.flows.rotation import tail_sums
 from submanifold.manifold import Hierarchy, Stage
+from submanifold.manifold.linearization import push
 from submanifold.training import rotation
-from submanifold.training.phases import rotate_phase, train_phase
-from submanifold.training.rotation import RotationSettings, fit_rotation
+from submanifold.training.phases import PROBES_WITHIN, rotate_phase, train_phase
+from submanifold.training.rotation import PER_EVENT, RotationSettings, fit_rotation
 
 IMAGES = smooth_images(120)
 CPU = torch.device("cpu")
 
 
-def linear_gaussian(dim, n, seed=0):
+def linear_gaussian(dim, n, seed=0, leading=None):
     """Normal data whose principal axes are no coordinate axes, and a flow that whitens them."""
     generator = torch.Generator().manual_seed(seed)
     axes = torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
@@ -25,7 +29,7 @@ def linear_gaussian(dim, n, seed=0):
     flow = Affine(dim)
     with torch.no_grad():
         flow.weight.copy_(other @ (axes / scales).T)
-    return x, Hierarchy([Stage(flow, dim // 2)])
+    return x, Hierarchy([Stage(flow, leading or dim // 2)])
 
 
 def moved(module, size=0.1):
@@ -84,6 +88,45 @@ def test_fewer_probes_leave_more_to_the_sampling_error():
         gaps.append(found["mse"][at] - found["fitted_mse"][at])
         assert found["probes"] + found["left_out"] == pytest.approx(probes, abs=64)
     assert 0 < gaps[1] < gaps[0]
+
+
+@torch.no_grad()
+def energies(model, x):
+    """The diagonal of E[J^T J]: a Jacobian-vector product for each latent of each event."""
+    flow = model.stages[0].flow
+    z = flow(x)[0]
+    at = z.repeat_interleave(z.shape[1], 0)
+    columns = push(flow.inverse, at, torch.eye(z.shape[1]).repeat(len(z), 1)).flatten(1)
+    return columns.square().sum(1).view(len(z), -1).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("largest_matrix", "bands"),
+    [(12288, [(0, 10), (10, 50), (50, 130), (130, 192)]), (100, [(0, 10), (10, 192)])],
+    ids=["all axes", "leading axes"],
+)
+def test_gains_are_what_latents_contribute(largest_matrix, bands, monkeypatch):
+    """The eigenvalues of the probes that chose the axes are 1.5, 1.3, 0.8 and 0.4 times as much."""
+    monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", largest_matrix)
+    model = glow(10)
+    found = fit_rotation(model, Batches(IMAGES, 16), 512)
+    gains, expected = model.stages[0].rotation.gains, energies(model, torch.from_numpy(IMAGES[:20]))
+    for band in bands:
+        within = slice(*band)
+        assert gains[within].sum().item() == pytest.approx(expected[within].sum().item(), rel=0.15)
+    assert found["mse"] == pytest.approx([tail_sums(gains)[d].item() / 192 for d in found["dims"]])
+
+
+def test_leading_axes_are_the_largest_and_the_others_share_the_rest(monkeypatch):
+    monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", 29)
+    x, model = linear_gaussian(30, 5000, leading=3)
+    found = fit_rotation(model, Batches(x.numpy(), 100), probes=6000)
+    variances = PCA.fit([x]).variances.float()
+    gains = model.stages[0].rotation.gains
+    assert error(model, 3, x) == pytest.approx(variances[3:].sum().item() / 30, rel=0.01)
+    assert torch.allclose(gains[:3], variances[:3], rtol=0.2)
+    assert gains[3:].unique().tolist() == pytest.approx([variances[3:].mean().item()], rel=0.05)
+    assert found["mse"][-1] == pytest.approx(variances[3:].sum().item() / 30, rel=0.05)
 
 
 def test_leading_axes_are_nearly_those_of_the_whole_matrix(monkeypatch):
@@ -271,6 +314,21 @@ def test_a_training_that_rotates_resumes_bit_for_bit(trained, tmp_path):
     assert again["steps_trained"] < history["steps_trained"]
     state = expected.state_dict()
     assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
+
+
+def test_every_intermediate_rotation_is_fitted_to_the_batches_of_its_step(
+    trained, tmp_path, monkeypatch
+):
+    steps, at = [], Batches.at
+    monkeypatch.setattr(Batches, "at", lambda self, step: steps.append(step) or at(self, step))
+    train_phase(nested(), MODEL, trained, IMAGES[20:], IMAGES[:20], 7, CPU, tmp_path)
+    rounds = math.ceil(PROBES_WITHIN * 192 / (PER_EVENT * 16))
+    expected = [
+        each
+        for step in range(24)
+        for each in [*(range(step, step + rounds) if step in (8, 16) else ()), step]
+    ]
+    assert steps[-len(expected) :] == expected
 
 
 def test_realnvp_can_be_rotated():

@@ -28,8 +28,9 @@ class Rotation(Flow):
         directions: k, the axes that can be chosen; None is all of them, by a whole matrix.
 
     Attributes:
-        gains: What each latent contributes, (D,), largest first: the eigenvalues of
-            :math:`\mathrm{E}[J^T J]`, J the derivative of what decodes the latents; 1 before a fit.
+        gains: What each latent contributes to the squared error, (D,): an estimate of the diagonal
+            of :math:`\mathrm{E}[J^T J]`, J the derivative of what decodes the latents. They are not
+            negative, and the largest come first up to the sampling error; 1 before a fit.
 
     Example:
         >>> rotation = Rotation(4, directions=1)

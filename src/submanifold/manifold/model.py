@@ -176,8 +176,8 @@ class Model(nn.Module, ABC):
 
         Args:
             x: Events, (batch, *event_shape).
-            nearest: Whether u is that of the nearest point of the manifold, as
-                ``project(x, steps=3)`` finds it; v is that of x itself all the same, and (u, v) no
+            nearest: Whether u is that of the point near the nearest one of the manifold that
+                ``project(x, steps=3)`` finds; v is that of x itself all the same, and (u, v) no
                 longer decodes to x.
         """
         u, v, _ = self(x)
@@ -188,15 +188,16 @@ class Model(nn.Module, ABC):
 
         Args:
             x: Events, (batch, *event_shape).
-            steps: Gauss-Newton steps from there to the nearest point of the manifold
+            steps: Gauss-Newton steps from there towards the nearest point of the manifold
                 (:func:`submanifold.manifold.nearest.nearest_point`); 0 is the encoder's projection.
+                The squared error after them is an upper bound on the smallest one.
         """
         u = self.encode(x)[0]
         return self.decode(self._nearest(x, u, steps) if steps else u)
 
     @property
     def gains(self) -> Tensor | None:
-        """How much each u contributes, (d,): E[J^T J]'s diagonal, or None where it is not known."""
+        """An estimate of E[J^T J]'s diagonal, (d,): what each u contributes; None if not known."""
         return None
 
     def _nearest(self, x: Tensor, u: Tensor, steps: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The point of a manifold that is nearest to a given one."""
+"""A point of a manifold near the one that is nearest to a given point."""
 
 from collections.abc import Callable
 
@@ -35,7 +35,7 @@ def nearest_point(
         u: Where to start, (batch, d): the encoder's coordinates. Where their squared distance is
             ten times that of the manifold's middle, u = 0, it starts there.
         steps: Gauss-Newton steps, each of some conjugate gradient iterations.
-        gains: Diagonal that :math:`J^T J` is near to, (d,), positive: those of the rotation
+        gains: Diagonal that :math:`J^T J` is near to, (d,), not negative: those of the rotation
             (method.md 6.1). With them a system takes a third of the iterations.
 
     Returns:

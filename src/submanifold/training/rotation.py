@@ -78,9 +78,12 @@ def fit_rotation(
     other than 1 the axes of u and of v are chosen apart, for a rotation of all would change
     the density.
 
-    One probe in eight is held out: the error that the others' axes leave on it is expected of new
-    data, and what it is above their own is the most that the sampling error can cost. Several
-    processes (:mod:`submanifold.team`) share the images, and all have all probes.
+    One probe in eight is held out and chooses no axis. The rotation's gains are the mean
+    :math:`(q_i^T g)^2` of these, an unbiased estimate of the diagonal of C in the rotated frame.
+    The eigenvalues of the other probes are biased: those of the first axes are too large, those of
+    the last too small. What both leave after d latents differs by the most that the sampling error
+    can cost. A fit of one round holds nothing out, and its gains have that bias. Several processes
+    (:mod:`submanifold.team`) share the images, and all have all probes.
 
     Args:
         model: The model, whose last stage gets a :class:`Rotation` if it has none. On its device.
@@ -93,7 +96,7 @@ def fit_rotation(
 
     Returns:
         ``probes``, ``left_out``, ``seconds``, and by d in ``dims`` the mean squared error to first
-        order: ``mse`` on the probes held out, and ``fitted_mse`` on the others.
+        order: ``mse`` on the probes held out (sums of the gains), and ``fitted_mse`` on the others.
     """
     stage = model.stages[-1]
     rotation = stage.rotation or stage.add_rotation()
@@ -195,14 +198,14 @@ class _AllAxes:
     def fit(self) -> dict[str, Tensor]:
         """Set the rotation; what is left after the first d latents, both (D + 1,)."""
         fitted, held_out = (self.sums[each].div_(self.sums[f"{each}_count"]) for each in PARTS)
-        axes, gains, new = torch.zeros_like(fitted), [], []
+        axes, values, gains = torch.zeros_like(fitted), [], []
         for block in self.blocks:
-            values, vectors = torch.linalg.eigh(fitted[block, block])
+            largest_last, vectors = torch.linalg.eigh(fitted[block, block])
             axes[block, block] = vectors = vectors.flip(1)
-            gains.append(values.flip(0).clamp_min(0))
-            new.append((vectors * (held_out[block, block] @ vectors)).sum(0))
+            values.append(largest_last.flip(0).clamp_min(0))
+            gains.append((vectors * (held_out[block, block] @ vectors)).sum(0).clamp_min(0))
         self.rotation.fit(self.rotation.inverse(axes.T).T, torch.cat(gains))
-        return {"mse": tail_sums(torch.cat(new)), "fitted_mse": tail_sums(torch.cat(gains))}
+        return {"mse": tail_sums(torch.cat(gains)), "fitted_mse": tail_sums(torch.cat(values))}
 
 
 class _LeadingAxes:
@@ -251,13 +254,13 @@ class _LeadingAxes:
         totals = {part: sums[f"{part}_total"] / sums[f"{part}_count"] for part in PARTS}
         values, vectors = torch.linalg.eigh(fitted)
         values, vectors = values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
-        new = (vectors * (held_out @ vectors)).sum(0)
-        rest = (totals["fitted"] - values.sum()).clamp_min(0) / max(dim - count, 1)
-        gains = torch.cat([values, rest.expand(dim - count)])
+        leading = (vectors * (held_out @ vectors)).sum(0).clamp_min(0)
+        rest = (totals["held_out"] - leading.sum()).clamp_min(0) / max(dim - count, 1)
         axes = sums["basis"] @ vectors
+        gains = torch.cat([leading, rest.expand(dim - count)])
         self.rotation.fit(self.rotation.inverse(axes.T).T, gains)
         return {
-            "mse": totals["held_out"] - F.pad(new.cumsum(0), (1, 0)),
+            "mse": tail_sums(gains)[: count + 1],
             "fitted_mse": totals["fitted"] - F.pad(values.cumsum(0), (1, 0)),
         }
 
