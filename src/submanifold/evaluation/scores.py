@@ -94,7 +94,8 @@ def leading_spectrum(model: Model, u: Tensor, most: int = LEADING) -> Tensor:
     """Eigenvalues of J^T J at u, of the first coordinates alone, (batch, min(d, most)), ascending.
 
     J is the decoder's derivative by :meth:`Model.coordinates`; those of a rotated model are in the
-    order of what they contribute, so that the first are a manifold of their own.
+    order of what they contribute, so that the first are a manifold of their own. Behind a flow on
+    the code they are only roughly in that order (:meth:`Hierarchy.at_dim`).
     """
     at = Linearization(model.decode, u)
     columns = []

@@ -152,7 +152,7 @@ class Hierarchy(Model):
 
     @torch.no_grad()
     def _nearest(self, x: Tensor, u: Tensor, steps: int) -> Tensor:
-        """Search in the coordinates of the stage that makes the manifold.
+        """Search in the coordinates of the stage that makes the manifold, from the encoder's.
 
         Further stages only bend them, and slow the search down.
         """
@@ -185,6 +185,11 @@ class Hierarchy(Model):
         or of the last before those that only bend its coordinates. Behind a rotation they are in
         order, so that one model has a manifold for every dimension, each inside the next; with
         sigma_v = 1 all have one density.
+
+        At its own dimension the model stays as it is: its u is that of the last stage. A stage that
+        only bends the coordinates leaves them roughly in order. For nested-then-flow on CelebA, 500
+        numbers, the rank correlation of index and contribution is 0.95, that of the rotated latents
+        0.998; the first 100 of the code leave 1.6 times the squared error of ``at_dim(100)``.
 
         Args:
             dim: 1 to :attr:`largest_dim`.

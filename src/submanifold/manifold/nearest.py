@@ -20,14 +20,16 @@ def nearest_point(
     steps: int,
     gains: Tensor | None = None,
 ) -> Tensor:
-    r"""Minimise :math:`|x - g(u)|^2` over u by Gauss-Newton steps (method.md 6.2).
+    r"""Reduce :math:`|x - g(u)|^2` over u by Gauss-Newton steps (method.md 6.2).
 
     .. math:: u \leftarrow u + s\,\delta, \qquad J^T J\, \delta = J^T (x - g(u))
 
     Each system is solved approximately, by conjugate gradients with products by J and J^T alone
     (Nocedal & Wright 2006, sections 10.3 and 7.1), and each event has its own step s, the first of
     1, 1/2, 1/4, ... with a quarter of the decrease that the slope promises (Armijo's rule). No
-    event ends farther than it was.
+    event ends farther than it was. The squared error that is left is an upper bound on the smallest
+    one: after three steps it was on average 1.07 times, at most 1.15 times, that after 40 steps (24
+    validation images of CelebA, nested-then-flow, d = 500), and 1.5 times before the penalty.
 
     Args:
         decode: The decoder g, (batch, d) to (batch, *event_shape).
@@ -39,7 +41,7 @@ def nearest_point(
             (method.md 6.1). With them a system takes a third of the iterations.
 
     Returns:
-        The coordinates u of the nearest point that was found, (batch, d).
+        The coordinates u of the nearest of the points that were tried, (batch, d).
     """
     scale = u.new_ones(u.shape[1]) if gains is None else gains.clamp_min(gains.max() * 1e-6).rsqrt()
     error = _squared_error(decode, x, u)

@@ -20,7 +20,8 @@ class Slice(Model):
     :math:`z = (z_1, \dots, z_k)` to a standard normal code. The manifold of dimension d is that of
     :math:`(z_1, \dots, z_d)`, with further ones of :math:`v` where d > k. The density on all of
     space is the hierarchy's for every d, and samples are of it: z is decoded from the code, and
-    what is beyond d is dropped.
+    what is beyond d is dropped. The coordinates u are :math:`z_1, \dots, z_d`, in the order of the
+    rotation, and not the first of the hierarchy's code.
 
     Args:
         whole: The hierarchy.

@@ -215,7 +215,7 @@ def make(runs: Mapping[str, Sequence[Experiment]], content: Callable[..., Any]) 
         f"{int(data['n'].max())} test images (bits per dimension of all of them); in "
         "brackets 95% intervals: over test images, or the groups that they have, with one seed, "
         "over seeds by Student's t with more. PSNR is that of the mean squared error. The nearest "
-        "point is that of three Gauss-Newton steps.",
+        "point is that of three Gauss-Newton steps, whose error is an upper bound.",
         f"KID, precision and recall are of {SAMPLES} samples at temperature 1, on principal "
         f"components of pixels. {MAIN[0].upper()}{MAIN[1:]}: at another dimension than {MAIN_DIM} "
         "coordinates beyond d are left out of samples, or are normal.",

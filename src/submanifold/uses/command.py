@@ -67,9 +67,10 @@ device_option = click.option("--device", default="auto", show_default=True,
                              help="auto, cpu, cuda or cuda:<n>.")  # fmt: skip
 batch_option = click.option("--batch-size", type=click.IntRange(1, 4096), default=64,
                             show_default=True)  # fmt: skip
-nearest_option = click.option("--nearest", is_flag=True, help="The nearest point; takes longer.")
+nearest_option = click.option("--nearest", is_flag=True,
+                              help="Search towards the nearest point; takes longer.")  # fmt: skip
 seed_option = click.option("--seed", type=int, default=0, show_default=True)
-dim_option = click.option("--dim", type=int, help="So many leading coordinates alone.")
+dim_option = click.option("--dim", type=int, help="Use only the first N coordinates.")
 
 
 def out_option(default: str, text: str) -> Any:
