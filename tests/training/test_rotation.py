@@ -110,7 +110,7 @@ def test_gains_are_what_latents_contribute(largest_matrix, bands, monkeypatch):
     monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", largest_matrix)
     model = glow(10)
     found = fit_rotation(model, Batches(IMAGES, 16), 512)
-    gains, expected = model.stages[0].rotation.gains, energies(model, torch.from_numpy(IMAGES[:20]))
+    gains, expected = model.stages[0].rotation.gains, energies(model, torch.from_numpy(IMAGES[:10]))
     for band in bands:
         within = slice(*band)
         assert gains[within].sum().item() == pytest.approx(expected[within].sum().item(), rel=0.15)
@@ -132,10 +132,10 @@ def test_leading_axes_are_the_largest_and_the_others_share_the_rest(monkeypatch)
 def test_leading_axes_are_nearly_those_of_the_whole_matrix(monkeypatch):
     x = torch.from_numpy(IMAGES)
     whole, leading = glow(20), glow(20)
-    fit_rotation(whole, Batches(IMAGES, 16), 12000)
+    fit_rotation(whole, Batches(IMAGES, 16), 6000)
     monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", 100)
     before = leading.bits_per_dim(x)
-    found = fit_rotation(leading, Batches(IMAGES, 16), 12000)
+    found = fit_rotation(leading, Batches(IMAGES, 16), 6000)
     assert found["fitted_mse"][-1] < found["mse"][-1]
     assert leading.stages[0].rotation.directions == 20
     assert error(leading, 20, x) == pytest.approx(error(whole, 20, x), rel=0.1)
