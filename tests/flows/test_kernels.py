@@ -1,4 +1,8 @@
-"""The compiled kernels against plain modules: random sizes, layouts, precisions and gradients."""
+"""The compiled kernels against plain modules: random sizes, layouts, precisions and gradients.
+
+``SUBMANIFOLD_FUZZ_SECONDS=1800 pytest -n 0 tests/flows/test_kernels.py`` draws cases for half an
+hour with each build of the kernels; ``SUBMANIFOLD_FUZZ_SEED`` is the first case.
+"""
 
 import itertools
 import os

@@ -240,7 +240,7 @@ def as_convolutions(w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, ...]:
 
 def _fits(x: Tensor, net: nn.Module) -> bool:
     """Whether the net's weights have the sizes and the type that the kernels read unchecked."""
-    channels, width = x.shape[1], len(net[0].weight)  # type: ignore[index, arg-type]
+    channels, width = x.shape[1], len(net[0].weight)  # type: ignore[index]
     shapes = [(width, channels // 2, 3, 3), (width,), (width, width, 1, 1), (width,),
               (channels, width, 3, 3), (channels,)]  # fmt: skip
     weights = [*net.parameters()]
