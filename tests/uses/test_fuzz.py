@@ -344,7 +344,9 @@ def run_case(number, models):
 @contextlib.contextmanager
 def empty_folder():
     before, folder = Path.cwd(), tempfile.mkdtemp()
-    os.chdir(folder)
+    here = Path(folder) / "here"  # links to ".." lead out of it
+    here.mkdir()
+    os.chdir(here)
     try:
         yield
     finally:
