@@ -22,7 +22,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 # Characters of a file's name in the name of its partial file, which may have 255 bytes in all.
-STEM, SUFFIX = 30, 8
+STEM, SUFFIX = 30, 16
 
 _held = threading.local()
 

@@ -11,6 +11,7 @@ from click import ClickException
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from submanifold.errors import UserError
 from submanifold.pipelines.evaluation import nodes
 from submanifold.training.checkpoint import EARLIER, LAST
 
@@ -102,7 +103,11 @@ def test_a_run_whose_node_fails_is_marked_failed(project, monkeypatch):
     assert statuses(project)[-2:] == ["FAILED", "FINISHED"]
 
 
-def test_a_run_that_a_mistake_ends_is_marked_failed(project, tmp_path):
-    with pytest.raises(ClickException, match="no_such_folder"):
-        project.run(dataset="folder", data={"path": str(tmp_path / "no_such_folder"), "size": 8})
+def test_a_run_that_a_mistake_ends_is_marked_failed(project, monkeypatch):
+    def refuse(*arguments):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(nodes, "measure", refuse)
+    with pytest.raises(ClickException, match="the disk is full"):
+        project.run(until="metrics", evaluation={"samples": 32})
     assert statuses(project)[-1] == "FAILED"

@@ -86,7 +86,7 @@ def test_a_run_of_the_same_takes_everything_from_the_cache(project, run, picture
     again = project.run(
         "outliers", method="nested", outliers=str(pictures), only_missing_outputs=True
     )
-    assert again.steps == {}
+    assert set(again.steps.values()) == {0}
     assert run.path("outlier_scores").stat().st_mtime_ns == before
 
 

@@ -106,7 +106,7 @@ def test_deltas_are_compared_over_seeds_where_there_are_three(errors, verdict, s
             "metrics": {"dims": [48, 10]},
             "hierarchy": SimpleNamespace(project=lambda x: x + error),
         }
-        return SimpleNamespace(load=artifacts.get)
+        return SimpleNamespace(load=artifacts.get, groups=None)
 
     by_delta = {
         "delta = 0.1": [trained(error) for error in errors],

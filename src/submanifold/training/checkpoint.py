@@ -154,13 +154,9 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         if not path.exists():
             continue
         try:
-            checkpoint = read_checkpoint(path)
+            return read_checkpoint(path)
         except UserError as error:
             log.warning("%s is damaged (%s)", path, error.__cause__)
-            continue
-        if not checkpoint.state["valid"] or any(k.startswith(BEST) for k in checkpoint.tensors):
-            return checkpoint
-        log.warning("%s was written by an earlier version", path)
     return None
 
 
