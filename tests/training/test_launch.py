@@ -255,6 +255,10 @@ def posted(job_of, tmp_path, forge):
     join(f"localhost:{port}", tmp_path)
 
 
+def signed(project, place):
+    return launch._sign(launch._secret(project), 1, str(place)) + str(place)
+
+
 @pytest.mark.parametrize(
     "forge",
     [
@@ -275,10 +279,10 @@ def test_the_secret_is_for_its_owner_alone(tmp_path):
     assert (tmp_path / launch.SECRET).stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("name", ["os:system", "submanifold.files:os", "submanifold.files:fcntl"])
-def test_only_functions_of_the_package_are_called(name):
-    with pytest.raises(ValueError, match="expected a function of submanifold"):
-        launch._function(name)
+def test_a_machine_that_joins_calls_functions_of_the_package_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_launch", lambda *_: pytest.fail("it was called"))
+    with pytest.raises(UserError, match=r"function=os:system: expected a function of submanifold"):
+        posted("os:system", tmp_path, lambda place: signed(tmp_path, place))
 
 
 def test_processes_of_one_machine_are_reached_by_the_loopback_interface_alone():

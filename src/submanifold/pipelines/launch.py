@@ -300,6 +300,7 @@ def join(address: str, project: Path) -> None:
                 store.add(ENDED, 1)
                 return
             job: dict[str, Any] = read_json(place / "job.json")
+            check_function(job["function"])
             log.info("%s", job["function"].rpartition(":")[2])
             try:
                 _launch(place, job, machine)
@@ -348,23 +349,24 @@ def _loopback() -> str:
     return next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
 
 
-def _function(name: str) -> Callable[..., Any]:
-    """Find a function of this package, or a class of settings, by ``module:name``.
+def _named(name: str) -> Any:
+    """Find a function, or a class of settings, by ``module:name``."""
+    module, _, name = name.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def check_function(name: str) -> None:
+    """Check that a machine that joins may call a function: it is one of this package.
 
     Raises:
-        ValueError: It is not of this package.
+        UserError: It is not.
     """
-    module, _, function = name.partition(":")
-    if module.partition(".")[0] != PACKAGE:
-        raise ValueError(f"{name}: expected a function of {PACKAGE}")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    if getattr(found, "__module__", "").partition(".")[0] != PACKAGE:
-        raise ValueError(f"{name}: expected a function of {PACKAGE}")
-    return found
+    if name.partition(":")[0].partition(".")[0] != PACKAGE:
+        raise UserError(f"function={name}: expected a function of {PACKAGE}. Nothing was called.")
 
 
 def _call(place: Path, job: dict[str, Any], local: int) -> None:
-    function = _function(job["function"])
+    function = _named(job["function"])
     arguments = [_unpack(each) for each in job["arguments"]]
     if job["on_gpus"]:
         arguments = [torch.device("cuda", local) if isinstance(each, torch.device) else each
@@ -413,7 +415,7 @@ def _unpack(packed: Any) -> Any:
     ((kind, content),) = packed.items()
     if kind == "settings":
         name, values = content
-        return _function(name)(**values)
+        return _named(name)(**values)
     made: dict[str, Callable[[Any], Any]] = {
         "model": lambda file: Model.load(Path(file)),
         "array": lambda file: np.load(file, mmap_mode="c"),
