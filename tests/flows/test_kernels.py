@@ -173,7 +173,8 @@ class Case:
             return
         for value, true in zip(found, exact, strict=True):
             if true.numel():
-                assert_close(value, true)
+                # gradients of weights are sums over all pixels, whose terms can cancel
+                assert_close(value, true, roundings=4096)
 
 
 def distance(values, exact):
