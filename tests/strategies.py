@@ -19,9 +19,9 @@ def perturb(module, scale=0.2):
     return module
 
 
-def assert_close(actual, expected, roundings=1024):
+def assert_close(actual, expected):
     """Equal to 1024 roundings of the largest number: 2e-13 of it, or 1e-4 in single precision."""
-    tolerance = roundings * torch.finfo(actual.dtype).eps * (1 + expected.abs().max().item())
+    tolerance = 1024 * torch.finfo(actual.dtype).eps * (1 + expected.abs().max().item())
     torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=tolerance)
 
 
