@@ -179,7 +179,7 @@ class Case:
         torch.set_num_threads(self.threads)
         try:
             found = self.run(self.by_kernels, x, self.bfloat16)
-        finally:  # on a busy machine the threads of oneDNN's convolutions would spin for minutes
+        finally:  # several threads slow the plain modules on a busy machine
             torch.set_num_threads(before)
         rounded = self.run(self.by_modules, x, self.bfloat16)
         double = self.doubled()
