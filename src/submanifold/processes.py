@@ -46,7 +46,7 @@ def check_memory(name: str, count: int, each: int) -> None:
     """Refuse to make more than fits in the free memory.
 
     Args:
-        name: The setting or argument that asks for so many.
+        name: The setting or argument that sets the number.
         count: How many.
         each: Bytes that one of them takes.
 

@@ -118,7 +118,7 @@ def read_photos(channels: int) -> dict[str, np.ndarray]:
 def grid(shape: tuple[int, ...], side: int) -> list[tuple[int, int, int, int]]:
     """As many cells as fit into an image (height, width, ...) with gaps between them.
 
-    They have about equal sides, of at least `side` where the image has so many pixels.
+    They have about equal sides, of at least `side` where the image is that large.
 
     Returns:
         (top, bottom, left, right) of each.

@@ -167,7 +167,7 @@ class Pool:
 def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
     """Shuffle by the seed and share out.
 
-    A source with splits of its own gives one pool for each, as does one with groups, each of which
+    A source with official splits gives one pool for each, as does one with groups, each of which
     goes to one split; otherwise one pool feeds all three.
 
     Raises:

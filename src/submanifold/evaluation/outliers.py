@@ -126,16 +126,16 @@ def measure_outliers(scored: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         ``counts`` by part, ``scores`` by name: ``auroc``, ``average_precision`` (of outliers) and
-        ``false_positives`` (the share of normal images that are at least as strange as 95% of
+        ``false_positives`` (the share of normal images that score at least as high as 95% of
         the outliers), each with its 95% interval by the bootstrap over images of both kinds. Where
         there is a column ``group``, it is the bootstrap over groups, and ``groups`` are their
         counts by part.
     """
     names = [column for column in scored if f"p_{column}" in scored]
-    strange = (scored["part"] == "outlier").to_numpy()
+    is_outlier = (scored["part"] == "outlier").to_numpy()
     counts = {part: int((scored["part"] == part).sum()) for part in PARTS}
     groups = scored["group"].to_numpy() if "group" in scored else None
-    measured = {str(name): _measured(strange, scored[name].to_numpy(), groups) for name in names}
+    measured = {str(name): _measured(is_outlier, scored[name].to_numpy(), groups) for name in names}
     found = {"counts": counts, "scores": measured}
     if groups is not None:
         of_parts = {part: groups[scored["part"] == part] for part in PARTS}
@@ -143,10 +143,12 @@ def measure_outliers(scored: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-def _measured(strange: np.ndarray, values: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+def _measured(
+    is_outlier: np.ndarray, values: np.ndarray, groups: np.ndarray | None
+) -> dict[str, Any]:
     ranks = _ranks(values)
     level: float | None = 0.025
-    kinds: list[Any] = [np.flatnonzero(strange), np.flatnonzero(~strange)]
+    kinds: list[Any] = [np.flatnonzero(is_outlier), np.flatnonzero(~is_outlier)]
     if groups is not None:
         kinds = [_by_group(rows, groups) for rows in kinds]
         level = interval_level(min(map(len, kinds)))
@@ -155,12 +157,12 @@ def _measured(strange: np.ndarray, values: np.ndarray, groups: np.ndarray | None
         rng, resampled = np.random.default_rng(0), []
         for _ in range(RESAMPLES):
             chosen = np.concatenate([_redrawn(kind, rng) for kind in kinds])
-            resampled.append(_one(strange[chosen], ranks[chosen]))
+            resampled.append(_one(is_outlier[chosen], ranks[chosen]))
         ends = np.quantile(resampled, [level, 1 - level], axis=0)
     return {
         name: {"value": value, "low": low, "high": high, "n": len(values)}
         for name, value, low, high in zip(
-            MEASURES, _one(strange, ranks), *ends.tolist(), strict=True
+            MEASURES, _one(is_outlier, ranks), *ends.tolist(), strict=True
         )
     }
 
@@ -178,23 +180,23 @@ def _redrawn(kind: np.ndarray | list[np.ndarray], rng: np.random.Generator) -> n
 
 
 def roc(normal: np.ndarray, outlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of normal images and of outliers that are at least as strange, by every threshold."""
-    strange = np.repeat([0, 1], [len(normal), len(outlier)])
-    false, true, _ = roc_curve(strange, _ranks(np.concatenate([normal, outlier])))
+    """Shares of normal images and of outliers that score at least as high, by every threshold."""
+    is_outlier = np.repeat([0, 1], [len(normal), len(outlier)])
+    false, true, _ = roc_curve(is_outlier, _ranks(np.concatenate([normal, outlier])))
     return false, true
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, equal ones for equal values; what overflows is as strange as can be."""
+    """Ranks from 0, equal ones for equal values; values that overflow have the highest rank."""
     known = np.nan_to_num(values, nan=np.finfo(np.float64).max)
     return np.unique(known, return_inverse=True)[1].astype(np.float64)
 
 
-def _one(strange: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
-    false, true, _ = roc_curve(strange, values, drop_intermediate=False)
+def _one(is_outlier: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    false, true, _ = roc_curve(is_outlier, values, drop_intermediate=False)
     return (
         float(auc(false, true)),
-        float(average_precision_score(strange, values)),
+        float(average_precision_score(is_outlier, values)),
         float(false[np.argmax(true >= 0.95)]),
     )
 

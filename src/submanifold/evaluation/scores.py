@@ -186,7 +186,7 @@ class Calibration:
     .. math:: (z - \bar z)^T C^{-1} (z - \bar z)
 
     with mean and covariance over the same images. A score that is too small for the others is
-    strange, too (compare the density of states of Morningstar et al. 2021). Beyond the images'
+    anomalous, too (compare the density of states of Morningstar et al. 2021). Beyond the images'
     range z goes on by standard deviations, to 8 at most.
 
     An image looks more usual by what was fitted to it than a new image does. The combination and
@@ -195,7 +195,7 @@ class Calibration:
     folds (cross-conformal prediction: Vovk 2015), so that at most about a share alpha of normal
     images has a p-value of alpha or less.
 
-    Images may come in groups that are alike, such as the cells of one photograph. A group is in one
+    Images may come in groups, such as the patches of one cell of a photograph. A group is in one
     fold, all groups have one weight, and p-values count groups: they are those of an image of a new
     group, and valid for it (hierarchical conformal prediction: Lee, Barber & Willett 2023).
 

@@ -30,7 +30,7 @@ CHECKSUM = "checksum"
 LARGEST_NUMBER = 2**24
 """A file's architecture may have numbers up to it, or up to as many as its tensors hold."""
 MOST_PARAMETERS = 10
-"""So many for each tensor of a file may building its model make: some replace others."""
+"""Most tensors that building a model may make for each tensor of its file: some are replaced."""
 
 
 class Model(nn.Module, ABC):

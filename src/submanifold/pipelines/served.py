@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 TASKS = ("score", "encode", "project", "sample")
 PARAMS = {"task": "score", "nearest": False, "count": 64, "temperature": 1.0, "seed": 0}
 MAX_ROWS, MAX_SECONDS = 1024, 60.0
-"""Limits of a request; MLflow's server itself gives up after so many seconds, by default."""
+"""Limits of a request; 60 seconds is the default time-out of MLflow's server."""
 REQUIREMENTS = (
     "lmdb", "mlflow", "numpy", "pandas", "pillow", "pooch", "pydantic", "rich", "safetensors",
     "scipy", "torch",

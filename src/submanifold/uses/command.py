@@ -277,7 +277,7 @@ def _check_drawable(path: Path, model: "Model", name: str, count: int) -> None:
     """Check that samples can be drawn in a picture, if the path is one's.
 
     Raises:
-        UserError: They are points, or so many do not fit in memory.
+        UserError: They are points, or they do not fit in memory.
     """
     from submanifold.figures.images import sheet_bytes
     from submanifold.processes import check_memory

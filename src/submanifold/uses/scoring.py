@@ -174,7 +174,7 @@ def sample_pictures(model: Model, count: int, temperature: float, seed: int) -> 
     """Samples from the manifold, uint8 (count, channels, height, width), or points (count, D).
 
     Raises:
-        UserError: One of the values is not allowed, or so many samples do not fit in memory.
+        UserError: One of the values is not allowed, or the samples do not fit in memory.
     """
     check_sampling(count, temperature, seed)
     check_memory("count", count, 2 * _stored_bytes(model))  # they are copied once
@@ -197,7 +197,7 @@ def interpolate_pictures(model: Model, images: np.ndarray, steps: int) -> np.nda
         uint8 (steps, channels, height, width).
 
     Raises:
-        UserError: The images do not fit the model, or so many steps do not fit in memory.
+        UserError: The images do not fit the model, or the steps do not fit in memory.
     """
     check_images(model, images)
     check_memory("steps", steps, 2 * _stored_bytes(model) + 12 * model.dim)
