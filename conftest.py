@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import submanifold
-from submanifold import data, flows, manifold
-from submanifold.manifold import objective
+from submanifold import data, flows
+from submanifold import models as manifold
+from submanifold.losses import objective
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -30,7 +30,8 @@ from submanifold.data.batches import Batches
 from submanifold.flows import AffineCoupling, Glow, Linear, initialize
 from submanifold.flows import glow as glow_module
 from submanifold.flows.coupling import starting_at_zero
-from submanifold.manifold import Hierarchy, Stage, penalized_likelihood
+from submanifold.losses import penalized_likelihood
+from submanifold.models import Hierarchy, Stage
 from submanifold.training import optimizers, trainer
 from submanifold.training.trainer import Trainer, TrainingSettings
 
@@ -73,7 +74,7 @@ class Idea:
             **{
                 "steps": steps,
                 "warmup": 50,
-                "decay": 0.5,
+                "cooldown_fraction": 0.5,
                 "ema": 0.99,
                 "validate_every": steps,
                 "precision": "auto",
@@ -206,7 +207,7 @@ def muon_everywhere(made: Trainer) -> None:
     weights = [split.prior.weight for split in splits]  # type: ignore[union-attr]
     (group,) = made.optimizers[1].param_groups
     group["params"] = [p for p in group["params"] if all(p is not each for each in weights)]
-    made.optimizers.append(optimizers.Muon(weights, MUON["matrix_rate"]))
+    made.optimizers.append(optimizers.Muon(weights, MUON["muon_lr"]))
 
 
 def adam_with(**settings: Any) -> Callable[[Trainer], None]:
@@ -237,7 +238,7 @@ def whiten_all(channels: int, whiten: bool = False) -> Linear:
 
 def as_before(**more: Any) -> dict[str, Any]:
     """Adam's recipe of before, for the same images."""
-    return {"matrix_rate": None, "learning_rate": 0.005, **more}
+    return {"muon_lr": None, "learning_rate": 0.005, **more}
 
 
 IDEAS: dict[str, Idea] = {
@@ -245,8 +246,8 @@ IDEAS: dict[str, Idea] = {
     "Adam 0.005 for all, clipped at 1, batch 64 (before)": Idea(as_before(clip=1.0, batch_size=64)),
     "Adam 0.005 for all": Idea(as_before()),
     "Adam 0.01 for all": Idea(as_before(learning_rate=0.01)),
-    "Muon 0.01": Idea({"matrix_rate": 0.01}),
-    "Muon 0.04": Idea({"matrix_rate": 0.04}),
+    "Muon 0.01": Idea({"muon_lr": 0.01}),
+    "Muon 0.04": Idea({"muon_lr": 0.04}),
     "Muon for the splits too": Idea(trained=muon_everywhere),
     "Muon's momentum 0.9": Idea(patches=((optimizers, "MOMENTUM", 0.9),)),
     "Muon's momentum 0.98": Idea(patches=((optimizers, "MOMENTUM", 0.98),)),
@@ -259,15 +260,15 @@ IDEAS: dict[str, Idea] = {
     "clip at 1": Idea({"clip": 1.0}),
     "no clip": Idea({"clip": None}),
     "batch 16, Muon 0.014, Adam 0.007": Idea(
-        {"batch_size": 16, "matrix_rate": 0.014, "learning_rate": 0.007}
+        {"batch_size": 16, "muon_lr": 0.014, "learning_rate": 0.007}
     ),
     "batch 64": Idea({"batch_size": 64}),
     "warm-up 10": Idea({"warmup": 10}),
     "warm-up 150": Idea({"warmup": 150}),
     "rates fall along half a cosine": Idea(patches=((trainer, "schedule", cosine),)),
-    "rates fall from the start": Idea({"decay": 1.0}),
-    "rates fall in the last 30%": Idea({"decay": 0.3}),
-    "rates fall in the last 70%": Idea({"decay": 0.7}),
+    "rates fall from the start": Idea({"cooldown_fraction": 1.0}),
+    "rates fall in the last 30%": Idea({"cooldown_fraction": 0.3}),
+    "rates fall in the last 70%": Idea({"cooldown_fraction": 0.7}),
     "average of weights 0.995": Idea({"ema": 0.995}),
     "no average of weights": Idea({"ema": 0.0}),
     "every second image reflected": Idea(batch=reflected),

@@ -36,15 +36,10 @@ from submanifold.data.synthetic import (
     VonMisesCircle,
 )
 from submanifold.flows import Affine, Flow, Glow, RealNVP
-from submanifold.manifold import (
-    Hierarchy,
-    Objective,
-    Stage,
-    manifold_log_prob,
-    penalized_likelihood,
-)
-from submanifold.manifold.diagnostics import is_overfitted, manifold_overfitting
-from submanifold.manifold.stage import standard_normal_log_prob
+from submanifold.losses import Objective, penalized_likelihood
+from submanifold.models import Hierarchy, Stage, manifold_log_prob
+from submanifold.models.diagnostics import is_overfitted, manifold_overfitting
+from submanifold.models.stage import standard_normal_log_prob
 from submanifold.training.trainer import TrainingSettings, fit
 
 PAGE = Path(__file__).parents[1] / "docs" / "known-answers.md"
@@ -115,16 +110,16 @@ def train(
     steps: int,
     rate: float,
     batch: int,
-    matrix_rate: float | None = None,
+    muon_lr: float | None = None,
 ) -> tuple[Hierarchy, dict[str, Any]]:
     """Train in the points' precision; the hierarchy in double precision, and the history."""
     settings = TrainingSettings(
         steps=steps,
         batch_size=batch,
         learning_rate=rate,
-        matrix_rate=matrix_rate,
+        muon_lr=muon_lr,
         warmup=20,
-        decay=1.0,
+        cooldown_fraction=1.0,
         clip=10.0,
         ema=0.98,
         validate_every=steps // 4,
@@ -422,7 +417,7 @@ class Learned(NamedTuple):
 
 @cache
 def learned(
-    truth: Manifold, weight: float = 10.0, matrix_rate: float | None = None, seed: int = 0
+    truth: Manifold, weight: float = 10.0, muon_lr: float | None = None, seed: int = 0
 ) -> Learned:
     """Train a RealNVP; the penalty's weight is divided by the variance of the points."""
     torch.manual_seed(seed)
@@ -433,7 +428,7 @@ def learned(
     objective = penalized_likelihood()
     if weight > 0:
         objective = penalized_likelihood("mse", weight=weight / points.var().item())
-    model, history = train(stages, objective, points, valid, steps, 0.005, 256, matrix_rate)
+    model, history = train(stages, objective, points, valid, steps, 0.005, 256, muon_lr)
     return Learned(truth, model, history, x)
 
 
@@ -501,8 +496,8 @@ def case_9() -> list[Answer]:
     lacks there and on the swiss roll, one and a half turns of which have to be unrolled, is
     training. The paraboloid is a graph, and is reached.
     """
-    torus = learned(Torus(), 0.0, matrix_rate=0.02)
-    roll = learned(SwissRoll(), 1.0, matrix_rate=0.02)
+    torus = learned(Torus(), 0.0, muon_lr=0.02)
+    roll = learned(SwissRoll(), 1.0, muon_lr=0.02)
     paraboloid = learned(Paraboloid())
     return answers(
         9,

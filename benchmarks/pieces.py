@@ -24,11 +24,12 @@ from benchmarks.timing import interleave
 from benchmarks.training_step import trainer_of
 from submanifold.data.batches import Batches
 from submanifold.flows import RealNVP
-from submanifold.manifold import Hierarchy, Stage, penalized_likelihood
-from submanifold.manifold.model import NEAREST_STEPS
-from submanifold.manifold.nearest import ITERATIONS
-from submanifold.manifold.volume import BATCH as VOLUME_BATCH
-from submanifold.manifold.volume import log_volume
+from submanifold.geometry.nearest import ITERATIONS
+from submanifold.losses import penalized_likelihood
+from submanifold.models import Hierarchy, Stage
+from submanifold.models.model import NEAREST_STEPS
+from submanifold.models.volume import BATCH as VOLUME_BATCH
+from submanifold.models.volume import log_volume
 from submanifold.training.rotation import fit_rotation
 
 BATCH, COUPLINGS, IMAGES = 64, 6, 8192

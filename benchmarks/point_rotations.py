@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from benchmarks.ideas import reflected
 from benchmarks.images import Images, add_options, load
 from benchmarks.quality import CPU, DEFAULT, MUON, Bench, Contender, table
+from submanifold.common.device import autocast, choose_precision
+from submanifold.common.progress import Meter
 from submanifold.data.batches import Batches
-from submanifold.device import autocast, choose_precision
 from submanifold.evaluation.baselines import PCA
 from submanifold.flows import Flow, Glow, Rotation, Split
 from submanifold.flows.bijection import full_precision
-from submanifold.manifold import Hierarchy, Stage
-from submanifold.manifold.nearest import nearest_point
-from submanifold.progress import Meter
+from submanifold.geometry.nearest import nearest_point
+from submanifold.models import Hierarchy, Stage
 from submanifold.training.rotation import fit_rotation
 
 DIMS = (100, 500, 1000)
@@ -197,19 +197,23 @@ class PatchRotations(Flow):
 
 
 class Sorted(Flow):
-    """Form C: latents after the first few in the order of the gains that a net predicts from those.
+    """Form C: latents after the first few in the order of the eigenvalues that a net predicts from those.
 
     Args:
-        gains: Mean gains, (D,): those of the rotation.
+        eigenvalues: Mean eigenvalues, (D,): those of the rotation.
         seen: How many the net sees; they stay first.
     """
 
     axes = 1
 
-    def __init__(self, gains: Tensor, seen: int, width: int = 256):
+    def __init__(self, eigenvalues: Tensor, seen: int, width: int = 256):
         super().__init__()
-        self.event_shape, self.seen, self.gains = (len(gains),), seen, gains.clamp_min(1e-12)
-        last = nn.Linear(width, len(gains) - seen)
+        self.event_shape, self.seen, self.eigenvalues = (
+            (len(eigenvalues),),
+            seen,
+            eigenvalues.clamp_min(1e-12),
+        )
+        last = nn.Linear(width, len(eigenvalues) - seen)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         hidden = nn.Linear(seen, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
@@ -227,12 +231,12 @@ class Sorted(Flow):
 
     def _order(self, z: Tensor) -> Tensor:
         with full_precision(z):
-            log_gains = self.net(z[:, : self.seen]) + self.gains[self.seen :].log()
+            log_gains = self.net(z[:, : self.seen]) + self.eigenvalues[self.seen :].log()
         return torch.argsort(log_gains, dim=1, descending=True, stable=True)
 
     def fit(self, z: Tensor, squares: Tensor, steps: int) -> None:
         """Fit the net to squared probes (N, D), each of mean gain, by an exponential likelihood."""
-        shares = squares[:, self.seen :] / self.gains[self.seen :]
+        shares = squares[:, self.seen :] / self.eigenvalues[self.seen :]
         adam = torch.optim.Adam(self.net.parameters(), 2e-3)
         for step in range(steps):
             adam.param_groups[0]["lr"] = 2e-3 * min(1.0, 2 - 2 * step / steps)
@@ -312,14 +316,14 @@ def nearest(model: Hierarchy, images: Images) -> list[float]:
     x = next(iter(Batches(images.test[:NEAREST_IMAGES], NEAREST_IMAGES)))
     rotation = model.stages[0].flows[1]
     assert isinstance(rotation, Rotation)
-    gains, found = rotation.gains, []
+    eigenvalues, found = rotation.eigenvalues, []
     for d in DIMS:
-        rest = len(gains) - d
+        rest = len(eigenvalues) - d
 
         def decode(u: Tensor, rest: int = rest) -> Tensor:
             return model.stages[0].flow.inverse(F.pad(u, (0, rest)))
 
-        u = nearest_point(decode, x, latents(model, x)[:, :d], 3, gains[:d])
+        u = nearest_point(decode, x, latents(model, x)[:, :d], 3, eigenvalues[:d])
         found.append(squared_error(x, decode(u)).mean().item())
     return found
 
@@ -485,7 +489,7 @@ def rows_of(bench: Bench, label: str, model: Hierarchy, options: argparse.Namesp
 
     def sort() -> dict[str, Any]:
         torch.manual_seed(options.seed)
-        order = Sorted(rotation.gains, 50)
+        order = Sorted(rotation.eigenvalues, 50)
         order.fit(*probe(base, images), steps=600)
         return measure(stages(glow, rotation, order))
 

@@ -34,11 +34,12 @@ from torch import Tensor, nn
 from benchmarks.glows import PEERS, SIZES
 from benchmarks.images import Images, add_options, load
 from benchmarks.timing import interleave
+from submanifold.common.files import read_json, write_json
+from submanifold.common.progress import Meter
 from submanifold.data.batches import Batches
-from submanifold.files import read_json, write_json
 from submanifold.flows import Flow, Glow, initialize
-from submanifold.manifold import Hierarchy, Stage, penalized_likelihood
-from submanifold.progress import Meter
+from submanifold.losses import penalized_likelihood
+from submanifold.models import Hierarchy, Stage
 from submanifold.training.optimizers import Muon, optimizers_for
 from submanifold.training.trainer import Trainer, TrainingSettings
 
@@ -53,8 +54,8 @@ PLAIN = {"steps": SIZES["S"][0], "width": SIZES["S"][1], "whiten": False}
 DEFAULT = {"steps": [8, 4, 2], "width": 64, "whiten": True}
 CPU = torch.device("cpu")
 
-ADAM = {"learning_rate": 0.005, "matrix_rate": None, "clip": 1.0, "batch_size": 64}
-MUON = {"learning_rate": 0.01, "matrix_rate": 0.02, "clip": 10.0, "batch_size": 32}
+ADAM = {"learning_rate": 0.005, "muon_lr": None, "clip": 1.0, "batch_size": 64}
+MUON = {"learning_rate": 0.01, "muon_lr": 0.02, "clip": 10.0, "batch_size": 32}
 
 
 class Package(Flow):
@@ -104,15 +105,15 @@ class Contender:
         settings = TrainingSettings(
             steps=steps,
             warmup=50,
-            decay=0.5,
+            cooldown_fraction=0.5,
             ema=0.99,
             validate_every=steps,
             precision="float32" if self.name in PACKAGES else "auto",
             **self.training,
         )
         trainer = Trainer(hierarchy, penalized_likelihood(**self.penalty), settings)
-        if self.name in PACKAGES and settings.matrix_rate:
-            trainer.optimizers = muon_for(flow, settings.learning_rate, settings.matrix_rate)
+        if self.name in PACKAGES and settings.muon_lr:
+            trainer.optimizers = muon_for(flow, settings.learning_rate, settings.muon_lr)
         batches = Batches(images.train, settings.batch_size, seed)
         initialize(hierarchy, batches.at(0))
         trainer.ema.reset()
@@ -125,13 +126,13 @@ class Contender:
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def muon_for(flow: nn.Module, rate: float, matrix_rate: float) -> list[torch.optim.Optimizer]:
+def muon_for(flow: nn.Module, rate: float, muon_lr: float) -> list[torch.optim.Optimizer]:
     """Give a package this project's optimizers: Muon for its convolutions, Adam for the rest."""
     nets = [layer.weight for layer in flow.modules() if isinstance(layer, nn.Conv2d)]
     rest = [weight for weight in flow.parameters() if all(weight is not each for each in nets)]
     (adam,) = optimizers_for(nn.ParameterList(rest), rate, None)
     adam.param_groups[0]["betas"] = (0.9, 0.95)
-    return [Muon(nets, matrix_rate), adam]
+    return [Muon(nets, muon_lr), adam]
 
 
 @torch.no_grad()
@@ -211,7 +212,7 @@ class Bench:
         Returns:
             Recipes and their scores, the best on validation images first.
         """
-        best: dict[str, Any] = {"matrix_rate": None, "clip": None, "batch_size": 32}
+        best: dict[str, Any] = {"muon_lr": None, "clip": None, "batch_size": 32}
         tried = []
         for name, values in SWEEP.items():
             for value in values:

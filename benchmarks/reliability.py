@@ -28,7 +28,7 @@ from xml.etree import ElementTree
 import mlflow
 import pandas as pd
 
-from submanifold.manifold.model import is_whole, load_tensors
+from submanifold.models.model import is_whole, load_tensors
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "reliability.md"

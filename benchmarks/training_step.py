@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from benchmarks.glows import PEERS, SHAPE, SIZES, Model, ours
 from benchmarks.timing import Timing, interleave, synchronize
-from submanifold.device import autocast
-from submanifold.flows import set_recompute
-from submanifold.manifold import Hierarchy, Objective, Stage, penalized_likelihood
+from submanifold.common.device import autocast
+from submanifold.flows import set_activation_checkpointing
+from submanifold.losses import Objective, penalized_likelihood
+from submanifold.models import Hierarchy, Stage
 from submanifold.training.trainer import Trainer, TrainingSettings
 
 DIM = 1000
@@ -106,8 +107,8 @@ def trainer_of(hierarchy: Hierarchy, objective: Objective, precision: str) -> Tr
         batch_size=64,
         learning_rate=RATE,
         warmup=0,
-        decay=0.0,
-        matrix_rate=RATE,
+        cooldown_fraction=0.0,
+        muon_lr=RATE,
         clip=None,
         ema=0.99,
         validate_every=1000,
@@ -121,7 +122,7 @@ def build(name: str, size: str, device: torch.device) -> Ours | Peer:
     torch.manual_seed(0)
     if name in OURS:
         flow = ours(*SIZES[size])
-        set_recompute(flow, name.endswith("recompute"))  # type: ignore[arg-type]
+        set_activation_checkpointing(flow, name.endswith("activation_checkpointing"))  # type: ignore[arg-type]
         return Ours(flow, "float32" if name.endswith("float32") else "auto", device)
     return Peer(PEERS[name](*SIZES[size]), device)
 

@@ -1,6 +1,6 @@
 """Objectives in one line."""
 
-from submanifold.manifold.objective import (
+from submanifold.losses.objective import (
     Huber,
     Likelihood,
     NoPenalty,

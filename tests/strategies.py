@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from submanifold.flows import Affine, Glow, Jet, RealNVP
-from submanifold.manifold import Hierarchy, Stage
+from submanifold.models import Hierarchy, Stage
 
 DTYPES = (torch.float32, torch.float64)
 

@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from accelerator import register, syncs
 from objectives import penalised
 from strategies import assert_close
-from submanifold.device import choose_device
+from submanifold.common.device import choose_device
 from submanifold.flows import Glow, initialize
 from submanifold.flows.fast import kernels
-from submanifold.manifold import Hierarchy, Stage
+from submanifold.models import Hierarchy, Stage
 from submanifold.training.checkpoint import EMA
 
 

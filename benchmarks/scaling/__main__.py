@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.scaling import million, names, processes, sizes
 from benchmarks.scaling.watch import REPOSITORY
-from submanifold.files import read_json, write_json
-from submanifold.processes import cores
+from submanifold.common.files import read_json, write_json
+from submanifold.common.processes import cores
 
 PARTS = {"processes": processes, "million": million, "names": names, "sizes": sizes}
 """Modules with ``measure(folder)``, ``broken(found)`` and ``page(found)``."""

@@ -17,10 +17,11 @@ from benchmarks.quality import DEFAULT, MUON
 from benchmarks.reliability import Project
 from benchmarks.scaling.pictures import make_lmdb
 from benchmarks.scaling.watch import watch
+from submanifold.common.processes import cores
 from submanifold.data.batches import Batches
 from submanifold.flows import Glow, initialize
-from submanifold.manifold import Hierarchy, Stage, penalized_likelihood
-from submanifold.processes import cores
+from submanifold.losses import penalized_likelihood
+from submanifold.models import Hierarchy, Stage
 from submanifold.training.trainer import Trainer, TrainingSettings
 
 SIZE = 32
@@ -86,7 +87,7 @@ def read(array: np.ndarray) -> dict[str, float]:
     torch.manual_seed(0)
     flow = Glow(array.shape[1:], 3, **DEFAULT)
     model = Hierarchy([Stage(flow, math.prod(array.shape[1:]))])
-    settings = TrainingSettings(steps=10**6, warmup=50, decay=0.5, ema=0.99, precision="auto",
+    settings = TrainingSettings(steps=10**6, warmup=50, cooldown_fraction=0.5, ema=0.99, precision="auto",
                                 validate_every=10**6, **MUON)  # fmt: skip
     batches = Batches(array, settings.batch_size)
     initialize(model, batches.at(0))

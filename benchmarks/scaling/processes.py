@@ -20,12 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.glows import SHAPE, SIZES, ours
 from benchmarks.quality import MUON
-from submanifold import team
-from submanifold.experiment.experiment import LaunchSettings
+from submanifold.common import distributed
+from submanifold.config.experiment import LaunchSettings
 from submanifold.flows import initialize
 from submanifold.flows.fast import kernels
-from submanifold.manifold import Hierarchy, ModelSettings, Stage, penalized_likelihood
-from submanifold.pipelines.launch import call
+from submanifold.losses import penalized_likelihood
+from submanifold.models import Hierarchy, ModelSettings, Stage
+from submanifold.runs.launch import call
 from submanifold.training.phases import PhaseSettings, train_phase
 
 BATCH, DIM, ROUNDS = 128, 500, 3
@@ -44,7 +45,7 @@ def training(size: str, launch: LaunchSettings, recompute: bool = False) -> dict
     flow = {"type": "glow", "levels": 3, "steps": steps, "width": width}
     model = ModelSettings(stages=[{"flow": flow, "dim": DIM}])
     how = {**MUON, "batch_size": BATCH, "steps": STEPS[size], "validate_every": 1000, "warmup": 5,
-           "decay": 0.5, "ema": 0.99, "recompute": recompute, "precision": "auto"}  # fmt: skip
+           "cooldown_fraction": 0.5, "ema": 0.99, "activation_checkpointing": recompute, "precision": "auto"}  # fmt: skip
     phase = PhaseSettings(
         stages=(1,), training=how, reconstruction={"penalty": "mse", "weight": 10.0}
     )
@@ -67,9 +68,9 @@ def averaging(size: str) -> list[float]:
     gradients = [p.detach() for p in ours(*SIZES[size]).parameters()]
     found = []
     for _ in range(AVERAGES):
-        team.wait()
+        distributed.wait()
         started = time.monotonic()
-        team.average(gradients)
+        distributed.average(gradients)
         found.append(time.monotonic() - started)
     return found
 
@@ -125,7 +126,7 @@ def measure(folder: Path) -> dict[str, Any]:
     """Measure all; nothing is kept in the folder."""
     both = [{"size": size, "processes": count} for size in STEPS for count in (1, 2)]
     ways = [
-        {"size": size, "parts": parts, "recompute": recompute}
+        {"size": size, "parts": parts, "activation_checkpointing": recompute}
         for size in STEPS
         for parts, recompute in ((1, False), (2, False), (4, False), (1, True), (4, True))
     ]
@@ -140,7 +141,7 @@ def measure(folder: Path) -> dict[str, Any]:
 def broken(found: dict[str, Any]) -> list[str]:
     """What does not hold: that two processes are faster, and that parts take less memory."""
     slower = [row["flow"] for row in _speeds(found) if row["median"] < 1.2]
-    taken = {(row["size"], row["parts"], row["recompute"]): row["memory"]
+    taken = {(row["size"], row["parts"], row["activation_checkpointing"]): row["memory"]
              for row in found["memory"]}  # fmt: skip
     larger = [size for size in STEPS if taken[size, 4, False] > 0.9 * taken[size, 1, False]]
     return [f"{size}: two processes are not faster" for size in slower] + [
@@ -171,8 +172,8 @@ def _speeds(found: dict[str, Any]) -> list[dict[str, Any]]:
 def _memory(found: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame([
         {
-            "flow": row["size"], "launch.parts": row["parts"],
-            "training.recompute": row["recompute"], "memory, GB": f"{row['memory'] / 1e9:.2f}",
+            "flow": row["size"], "launch.grad_accumulation_steps": row["parts"],
+            "training.activation_checkpointing": row["activation_checkpointing"], "memory, GB": f"{row['memory'] / 1e9:.2f}",
             "images/s": f"{row['rate']:.0f}",
         }
         for row in found["memory"]
@@ -237,5 +238,5 @@ no setting, because none of these needs it.
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    size, recompute = given.pop("size"), given.pop("recompute", False)
+    size, recompute = given.pop("size"), given.pop("activation_checkpointing", False)
     print(json.dumps(training(size, LaunchSettings(**given), recompute)))

@@ -16,15 +16,16 @@ from benchmarks.quality import DEFAULT, MUON
 from benchmarks.reliability import Project
 from benchmarks.scaling.pictures import make_lmdb
 from benchmarks.scaling.watch import watch
+from submanifold.common.files import read_json, write_json
 from submanifold.data.batches import Batches
 from submanifold.data.preprocess import prepare
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation.baselines import fit_baselines
 from submanifold.evaluation.measure import BATCH, BATCH_NEAREST
-from submanifold.experiment.cost import ROTATION_BATCH
-from submanifold.files import read_json, write_json
 from submanifold.flows import Glow, initialize
-from submanifold.manifold import Hierarchy, Stage, manifold_log_prob, penalized_likelihood
+from submanifold.losses import penalized_likelihood
+from submanifold.models import Hierarchy, Stage, manifold_log_prob
+from submanifold.training.cost import ROTATION_BATCH
 from submanifold.training.rotation import fit_rotation
 from submanifold.training.trainer import Trainer, TrainingSettings
 
@@ -95,7 +96,7 @@ def model_of(images: np.ndarray) -> Hierarchy:
 
 def train(images: np.ndarray) -> None:
     """Two steps by likelihood and reconstruction."""
-    settings = TrainingSettings(steps=10, warmup=1, decay=0.5, ema=0.99, precision="auto",
+    settings = TrainingSettings(steps=10, warmup=1, cooldown_fraction=0.5, ema=0.99, precision="auto",
                                 validate_every=10, **MUON)  # fmt: skip
     objective = penalized_likelihood(penalty="mse", weight=40.0)
     trainer, batches = Trainer(model_of(images), objective, settings), Batches(images, 32)
@@ -173,7 +174,8 @@ all its memory in GB, pages of files too:
 {pieces}
 
 A training step, a probe and an evaluated batch take this much however many there are.
-`training.recompute=true` takes less for training, and so does a smaller `training.batch_size`.
+`training.activation_checkpointing=true` takes less for training, and so does a smaller
+`training.batch_size`.
 Where images have more than 12,288 numbers (3x64x64) a rotation chooses the leading axes alone.
 Where they have more than 6,144, PCA and the Gaussian are fitted to at most 16,384 images by their
 2,048 leading axes, and are alike in all other directions. So nothing has a matrix of D x D at 128.

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from submanifold.manifold import Hierarchy, Stage
+    from submanifold.models import Hierarchy, Stage
 
 __all__ = ["Hierarchy", "Stage"]
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     """Load torch with the first use of a model: every command of Kedro's imports this package."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from submanifold import manifold
+    from submanifold import models
 
-    return getattr(manifold, name)
+    return getattr(models, name)

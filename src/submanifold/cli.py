@@ -57,7 +57,7 @@ def _run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
 
 
 def _check_parameters(options: dict[str, Any]) -> None:
-    from submanifold.config import ExperimentConfigLoader
+    from submanifold.config.loader import ExperimentConfigLoader
     from submanifold.settings import CONFIG_LOADER_ARGS
 
     project = find_kedro_project(Path.cwd())
@@ -106,9 +106,9 @@ def reproduce(
     Runs what is missing, reuses what is there, and writes each TARGET beside the paper's figures
     to data/08_reporting/paper/. Killed at any moment and called again, it goes on where it was.
     """
-    from submanifold.errors import UserError
-    from submanifold.experiment import flatten
-    from submanifold.reproduction import write
+    from submanifold.common.errors import UserError
+    from submanifold.config import flatten
+    from submanifold.studies import write
 
     if timed and not dry_run:
         raise click.UsageError("--time: expected --dry-run with it. Add --dry-run.")
@@ -202,13 +202,13 @@ def sweep(
 
     The same command in another terminal joins, and given again it goes on where it was.
     """  # noqa: D301  click's mark of lines that stay as they are
-    from submanifold.errors import UserError
+    from submanifold.common.errors import UserError
 
     given = [name for name in OF_STUDIES
              if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]  # fmt: skip
     try:
         if study is not None:
-            from submanifold.reproduction.search import search
+            from submanifold.studies.search import search
 
             click.echo(search(study, (parameter, *values), params, _project(), env, **how))
             return
@@ -217,7 +217,7 @@ def sweep(
             raise UserError(f"{what} is of a study. Give it a name with --study=<name>.")
         if not values:
             raise click.UsageError("Missing argument 'VALUES...'.")
-        from submanifold.reproduction.sweeps import sweep as run_sweep
+        from submanifold.studies.sweeps import sweep as run_sweep
 
         click.echo(run_sweep(parameter, _read(values), params, _project(), env))
     except UserError as error:
@@ -232,8 +232,8 @@ def join(address: str) -> None:
     Both need the project and its data in the same place of a file system that they share, and as
     many GPUs as launch.processes says. There are launch.machines less one to join.
     """
-    from submanifold.errors import UserError
-    from submanifold.pipelines.launch import join as join_run
+    from submanifold.common.errors import UserError
+    from submanifold.runs.launch import join as join_run
 
     project = _project()
     try:

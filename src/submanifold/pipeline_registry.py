@@ -10,8 +10,8 @@ from click import ClickException
 from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 
-from submanifold.errors import UserError
-from submanifold.pipelines import compare, data, dimension, outliers, study, sweep, training
+from submanifold.common.errors import UserError
+from submanifold.pipelines import compare, data, dimension, ood, study, sweep, training
 
 ABOUT: ContextVar[tuple[Any, ...] | None] = ContextVar("about", default=None)
 """The phases and the kind of data of the run for which Kedro loads this registry."""
@@ -21,7 +21,7 @@ def register_pipelines(
     trained: Sequence[tuple[int, ...]] | None = None,
     synthetic: bool = False,
     rotations: Collection[int] = (),
-    with_outliers: bool = False,
+    with_ood: bool = False,
 ) -> dict[str, Pipeline]:
     """Name the pipelines, for the phases and the kind of data that a hook finds in parameters.
 
@@ -31,8 +31,8 @@ def register_pipelines(
         return register_pipelines(*(ABOUT.get() or _configured()))
     phases = training.create_pipeline(trained, synthetic, rotations)
     images = {} if synthetic else {
-        "outliers": training.create_training(trained, synthetic, rotations)
-        + (outliers.create_pipeline() if with_outliers else Pipeline([])),
+        "ood": training.create_training(trained, synthetic, rotations)
+        + (ood.create_pipeline() if with_ood else Pipeline([])),
         "dimension": phases + dimension.create_pipeline(),
     }  # fmt: skip
     return {
@@ -49,7 +49,7 @@ def register_pipelines(
 
 def _configured() -> tuple[Any, ...]:
     """The phases and the kind of data in the project's configuration, or those of two stages."""
-    from submanifold.config import ExperimentConfigLoader
+    from submanifold.config.loader import ExperimentConfigLoader
     from submanifold.settings import CONFIG_LOADER_ARGS
 
     project = find_kedro_project(Path.cwd())

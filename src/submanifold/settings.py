@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from submanifold.config import ExperimentConfigLoader
-from submanifold.hooks import ExperimentHooks, FaultHooks, TrackingHooks
+from submanifold.config.loader import ExperimentConfigLoader
+from submanifold.runs.hooks import ExperimentHooks, FaultHooks, TrackingHooks
 
 HOOKS = (ExperimentHooks(), TrackingHooks(), FaultHooks())
 CONFIG_LOADER_CLASS = ExperimentConfigLoader

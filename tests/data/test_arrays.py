@@ -69,7 +69,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from submanifold.data.arrays import write_rows
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 np.lib.format.open_memmap = None

@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 import pytest
 
+from submanifold.common.errors import UserError
 from submanifold.data import decoding
 from submanifold.data.source import Source
-from submanifold.errors import UserError
 
 
 def grey(content):

@@ -10,11 +10,11 @@ import pytest
 import torchvision
 from PIL import Image
 
+from submanifold.common.errors import UserError
+from submanifold.common.progress import Meter
+from submanifold.common.settings import read_settings
 from submanifold.data.images import ImageSettings, fingerprint, open_source
 from submanifold.data.preprocess import prepare
-from submanifold.errors import UserError
-from submanifold.progress import Meter
-from submanifold.validation import read_settings
 
 
 def read(settings):

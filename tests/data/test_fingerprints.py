@@ -10,10 +10,10 @@ import zipfile
 import lmdb
 import pytest
 
+from submanifold.common.errors import UserError
 from submanifold.data import fingerprints, stores
 from submanifold.data.images import fingerprint, open_source
 from submanifold.data.settings import ImageSettings
-from submanifold.errors import UserError
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from submanifold.common.errors import UserError
+from submanifold.common.settings import read_settings
 from submanifold.data.images import (
     ImageSettings,
     decode,
@@ -20,8 +22,6 @@ from submanifold.data.images import (
 )
 from submanifold.data.photos import GAP, ROOM, grid, halve, photo_patches, read_photos, starts
 from submanifold.data.stores import of_content, open_store
-from submanifold.errors import UserError
-from submanifold.validation import read_settings
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

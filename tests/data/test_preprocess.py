@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from submanifold.common.errors import UserError
 from submanifold.data import hashes, preprocess
 from submanifold.data.groups import groups_of
 from submanifold.data.hashes import is_as_made
@@ -30,7 +31,6 @@ from submanifold.data.preprocess import (
 )
 from submanifold.data.settings import Counts, ImageSettings
 from submanifold.data.source import Source
-from submanifold.errors import UserError
 from submanifold.pipelines.data.nodes import prepare_images
 
 PARTS = ("train", "valid", "test")

@@ -21,6 +21,7 @@ from scipy.stats import (
 )
 from sklearn.datasets import make_swiss_roll
 
+from submanifold.common.errors import UserError
 from submanifold.data.synthetic import (
     MANIFOLDS,
     Circle,
@@ -34,7 +35,6 @@ from submanifold.data.synthetic import (
     VonMisesCircle,
     manifold,
 )
-from submanifold.errors import UserError
 
 CURVED = [name for name in MANIFOLDS if name != "linear_gaussian"]
 OTHERS = [  # what a default hides: a radius of 1, a mean along an axis

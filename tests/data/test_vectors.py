@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 
+from submanifold.common.errors import UserError
 from submanifold.data import vectors
 from submanifold.data.settings import SyntheticSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.data.vectors import draw
-from submanifold.errors import UserError
 
 SETTINGS = {"source": "circle", "noise": 0.1, "counts": {"train": 50, "valid": 10, "test": 20}}
 

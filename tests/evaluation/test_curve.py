@@ -9,8 +9,8 @@ from submanifold.evaluation import curve as module
 from submanifold.evaluation.curve import error_curve
 from submanifold.evaluation.reconstruction import psnr, reconstruction, squared_errors
 from submanifold.flows import Glow
-from submanifold.manifold import Hierarchy, Stage
-from submanifold.manifold.model import NEAREST_STEPS
+from submanifold.models import Hierarchy, Stage
+from submanifold.models.model import NEAREST_STEPS
 
 LARGEST = 16
 BASELINES = {"pca_mse": [0.1] * (LARGEST + 1), "pca_mse_half_width": [0.0] * (LARGEST + 1)}

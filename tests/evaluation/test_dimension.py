@@ -12,7 +12,7 @@ from submanifold.evaluation.dimension import (
     spectrum_dimension,
 )
 from submanifold.flows import Glow
-from submanifold.manifold import Hierarchy, Stage
+from submanifold.models import Hierarchy, Stage
 
 
 def test_estimators_know_a_plane_of_three_dimensions():

@@ -12,7 +12,7 @@ from scipy.linalg import sqrtm
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.evaluation import frechet
 from submanifold.evaluation.frechet import (
     MissingWeightsError,

@@ -14,9 +14,9 @@ from submanifold.evaluation.likelihood import (
     per_event,
     to_bits_per_dim,
 )
-from submanifold.flows import Affine, SoftRealNVP, telling
-from submanifold.flows.softflow import Told
-from submanifold.manifold import Hierarchy, Stage
+from submanifold.flows import Affine, SoftRealNVP, noise_conditioning
+from submanifold.flows.softflow import NoiseConditional
+from submanifold.models import Hierarchy, Stage
 
 
 def test_values_come_in_the_order_of_the_events_and_in_double_precision():
@@ -91,14 +91,14 @@ def test_a_noise_conditional_model_receives_the_scale_of_its_training():
     model = Hierarchy([Stage(SoftRealNVP(4, 2), 4)]).double()
     with torch.no_grad():
         for each in model.modules():
-            if isinstance(each, Told):
+            if isinstance(each, NoiseConditional):
                 each.weight.normal_()
             elif isinstance(each, torch.nn.Linear):
                 each.weight.add_(0.1 * torch.randn_like(each.weight))
     rows = torch.randn(10, 4).double()
 
     def of_scale(scale):
-        with telling(model, None if scale is None else rows.new_full((10,), scale)):
+        with noise_conditioning(model, None if scale is None else rows.new_full((10,), scale)):
             return model.log_prob(rows).detach()
 
     found = noisy_log_prob(model, Batches(rows.numpy(), 3), 0.0)

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from submanifold import paper
 from submanifold.evaluation.measure import warnings
 from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
+from submanifold.studies import paper
 
 
 def test_a_value_is_written_with_its_interval():

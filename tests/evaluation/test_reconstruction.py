@@ -4,7 +4,7 @@ import torch
 
 from submanifold.evaluation.likelihood import per_event
 from submanifold.evaluation.reconstruction import psnr, reconstruction, squared_errors
-from submanifold.manifold.objective import Target
+from submanifold.losses.objective import Target
 
 
 def test_the_error_is_the_mean_over_the_coordinates_of_each_event():

@@ -4,7 +4,7 @@ import torch
 
 from submanifold.evaluation.samples import draw_samples, stored
 from submanifold.flows import Affine
-from submanifold.manifold import Hierarchy, Stage
+from submanifold.models import Hierarchy, Stage
 
 
 @pytest.fixture(scope="module")

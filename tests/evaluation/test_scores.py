@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from strategies import perturb
+from submanifold.common.errors import UserError
 from submanifold.data import dequantize
-from submanifold.errors import UserError
 from submanifold.evaluation.scores import (
     COMBINATION,
     GREY_LEVEL,
@@ -25,7 +25,7 @@ from submanifold.evaluation.scores import (
     score_batch,
 )
 from submanifold.flows import Autoencoder, Glow, RealNVP
-from submanifold.manifold import Hierarchy, Mixture, Stage
+from submanifold.models import Hierarchy, Mixture, Stage
 
 
 @pytest.fixture(scope="module")

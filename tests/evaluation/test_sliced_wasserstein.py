@@ -5,7 +5,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import wasserstein_distance
 from skimage import data as pictures
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.evaluation.sliced_wasserstein import (
     jackknife_interval,
     jackknife_subsets,

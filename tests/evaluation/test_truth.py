@@ -5,7 +5,7 @@ import torch
 from submanifold.data.synthetic import LinearGaussian, manifold
 from submanifold.evaluation.truth import against_truth
 from submanifold.flows import Affine
-from submanifold.manifold import Hierarchy, Stage
+from submanifold.models import Hierarchy, Stage
 
 
 def whitening(scale=1.0, dim=3):

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import forward_ad
 
 from strategies import perturb
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.flows import initialize
 from submanifold.flows.autoencoder import Autoencoder, spectrum
 

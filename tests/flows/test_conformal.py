@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import DTYPES, perturb
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.flows import Reflections, initialize
 from submanifold.flows.conformal import (
     ConditionalOrthogonal,

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from strategies import assert_close, perturb
-from submanifold.flows import Glow, fast, set_recompute
+from submanifold.flows import Glow, fast, set_activation_checkpointing
 from submanifold.flows.fast import kernels
 from submanifold.flows.glow import step
-from submanifold.manifold import Hierarchy, Stage
-from submanifold.manifold.volume_terms import jacobian, log_volume_of
+from submanifold.losses.volume_terms import jacobian, log_volume_of
+from submanifold.models import Hierarchy, Stage
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiler here")
 some = settings(max_examples=40, deadline=None, derandomize=True)
@@ -223,11 +223,11 @@ def test_a_coupling_takes_the_fast_way_for_images_that_the_kernels_know(monkeypa
 
 
 @needs_kernels
-@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("activation_checkpointing", [True, False])
 def test_a_glow_trains_the_same_way_with_and_without(monkeypatch, recompute):
     torch.manual_seed(0)
     flow, x = perturb(Glow((3, 16, 16), 3, 2, 16), 0.1), torch.rand(8, 3, 16, 16) - 0.5
-    set_recompute(flow, recompute)
+    set_activation_checkpointing(flow, recompute)
 
     def gradient(bfloat16):
         flow.zero_grad()

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from strategies import perturb
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.flows import (
     ActNorm,
     Affine,

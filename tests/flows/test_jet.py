@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from scipy.fft import dctn
 
 from strategies import assert_close, perturb
-from submanifold.errors import UserError
-from submanifold.flows import Coupling, Jet, set_recompute
+from submanifold.common.errors import UserError
+from submanifold.flows import Coupling, Jet, set_activation_checkpointing
 from submanifold.flows.jet import Attention, attend, masks
-from submanifold.manifold import Hierarchy, Stage
+from submanifold.models import Hierarchy, Stage
 
 
 def small(shape=(3, 8, 8), patch=4, couplings=5, blocks=1, width=8, heads=2):
@@ -127,10 +127,10 @@ def test_under_autocast_the_nets_alone_run_in_bfloat16():
     torch.testing.assert_close(log_det, exact_log_det, atol=1.0, rtol=1e-2)
 
 
-@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("activation_checkpointing", [True, False])
 def test_it_trains_the_same_way_in_bfloat16(recompute):
     flow, x = perturb(small((3, 16, 16), width=16), 0.1), torch.rand(8, 3, 16, 16) - 0.5
-    set_recompute(flow, recompute)
+    set_activation_checkpointing(flow, recompute)
 
     def gradient(bfloat16):
         flow.zero_grad()

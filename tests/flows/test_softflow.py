@@ -4,11 +4,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import assert_close, perturb, slogdet
-from submanifold.errors import UserError
-from submanifold.flows import Glow, RealNVP, SoftGlow, SoftRealNVP, set_recompute, telling
-from submanifold.flows.softflow import Told
-from submanifold.manifold import Hierarchy, Objective, Stage
-from submanifold.manifold.objective import Likelihood
+from submanifold.common.errors import UserError
+from submanifold.flows import (
+    Glow,
+    RealNVP,
+    SoftGlow,
+    SoftRealNVP,
+    noise_conditioning,
+    set_activation_checkpointing,
+)
+from submanifold.flows.softflow import NoiseConditional
+from submanifold.losses import Objective
+from submanifold.losses.objective import Likelihood
+from submanifold.models import Hierarchy, Stage
 
 
 def flows():
@@ -23,14 +31,14 @@ def test_at_every_scale_it_is_a_bijection(seed, scales, of_images):
     flow, x = flows()[of_images]
     torch.manual_seed(seed)
     flow, x, scale = perturb(flow, 0.5).double(), x.double(), torch.tensor(scales).double()
-    with telling(flow, scale):
+    with noise_conditioning(flow, scale):
         z, log_det = flow(x)
         assert_close(flow.inverse(z), x)
     for number in range(3 if not of_images else 0):
         event = x[number : number + 1]
 
         def of(e, s=scale[number]):
-            with telling(flow, s.expand(len(e))):
+            with noise_conditioning(flow, s.expand(len(e))):
                 return flow(e)[0]
 
         assert_close(log_det[number : number + 1], slogdet(of, event))
@@ -41,9 +49,9 @@ def test_it_is_told_only_while_it_is_told(number):
     flow, x = flows()[number]
     perturb(flow, 0.5)
     quiet = flow(x)[0]
-    with telling(flow, torch.zeros(3)):
+    with noise_conditioning(flow, torch.zeros(3)):
         assert torch.equal(flow(x)[0], quiet)
-    with telling(flow, torch.tensor([0.0, 0.5, 1.0])):
+    with noise_conditioning(flow, torch.tensor([0.0, 0.5, 1.0])):
         loud = flow(x)[0]
     assert torch.equal(loud[0], quiet[0])
     assert not torch.isclose(loud[1:], quiet[1:]).flatten(1).all(1).any()
@@ -59,20 +67,20 @@ def test_its_settings_are_those_of_the_plain_flow(plain, soft, arguments):
     assert made.config == plain(**arguments).config
     again = soft(**made.config)
     again.load_state_dict(made.state_dict())
-    told = [each for each in made.modules() if isinstance(each, Told)]
+    told = [each for each in made.modules() if isinstance(each, NoiseConditional)]
     assert len(told) == (2 if plain is RealNVP else 1)
 
 
 def test_the_hidden_layers_cannot_be_computed_again():
     with pytest.raises(UserError, match="recompute=true"):
-        set_recompute(flows()[0][0], True)
-    set_recompute(flows()[0][0], False)
+        set_activation_checkpointing(flows()[0][0], True)
+    set_activation_checkpointing(flows()[0][0], False)
 
 
 def test_the_noise_has_another_scale_for_each_event():
     flow = SoftRealNVP(4, couplings=2, hidden=8)
     seen = []
-    tell = next(each for each in flow.modules() if isinstance(each, Told))
+    tell = next(each for each in flow.modules() if isinstance(each, NoiseConditional))
     tell.register_forward_hook(lambda module, *_: seen.append(module.scale))
     model, x = Hierarchy([Stage(flow, 4)]), torch.zeros(5000, 4)
     objective = Objective({"likelihood": Likelihood()}, input_noise=0.1)
@@ -105,7 +113,7 @@ def test_without_noise_it_learns_how_thin_the_data_are():
         optimizer.step()
     spread = {}
     for scale in (0.2, 1.0):
-        with telling(model, torch.full((4000,), scale)), torch.no_grad():
+        with noise_conditioning(model, torch.full((4000,), scale)), torch.no_grad():
             drawn = model.decode(torch.randn(4000, 2, generator=generator))
         spread[scale] = drawn[:, 1].std().item()
     assert spread[1.0] == pytest.approx(0.1, rel=0.2)

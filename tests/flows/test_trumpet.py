@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import DTYPES, perturb
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.flows import initialize
 from submanifold.flows.injective import InjectiveLinear, principal_directions
 from submanifold.flows.trumpet import Isotropic, Trumpet
-from submanifold.manifold.linearization import push
+from submanifold.geometry.linearization import push
 
 VARIANCES = torch.tensor([4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025], dtype=torch.float64)
 LEAST = VARIANCES[3:].sum() / 8

@@ -7,7 +7,7 @@ import torch
 from submanifold.evaluation import sample_quality
 from submanifold.evaluation.frechet import MissingWeightsError
 from submanifold.flows.fast import kernels
-from submanifold.manifold import Hierarchy
+from submanifold.models import Hierarchy
 
 FLOAT32 = {"training": {"precision": "float32"}}
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from submanifold.common.errors import UserError
 from submanifold.data.settings import read_data_settings
-from submanifold.errors import UserError
 from submanifold.pipelines.data import create_pipeline
 from submanifold.pipelines.data.nodes import prepare_images
 

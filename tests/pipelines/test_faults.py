@@ -10,9 +10,9 @@ from click.exceptions import Exit
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from submanifold.errors import UserError
-from submanifold.pipelines import store, tracking
+from submanifold.common.errors import UserError
 from submanifold.pipelines.evaluation import nodes
+from submanifold.runs import store, tracking
 from submanifold.training import trainer
 
 STEPS = 12
@@ -76,7 +76,7 @@ def test_a_server_that_is_not_there_stops_a_run_before_it_starts(new_project, mo
     (project.path / "conf" / "test" / "mlflow.yml").write_text(
         f"server: {{mlflow_tracking_uri: {uri}}}"
     )
-    monkeypatch.setattr("submanifold.hooks.START_RETRIES", 0)
+    monkeypatch.setattr("submanifold.runs.hooks.START_RETRIES", 0)
     before = mlflow.get_tracking_uri()
     try:
         with pytest.raises(ClickException, match=rf"^mlflow\.uri={uri} cannot be used \(.*refused"):

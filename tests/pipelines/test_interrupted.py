@@ -11,7 +11,7 @@ from click import ClickException
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.pipelines.evaluation import nodes
 from submanifold.training.checkpoint import EARLIER, LAST
 

@@ -7,7 +7,7 @@ from submanifold.pipeline_registry import register_pipelines
 def test_the_pipelines_have_names_and_a_namespace_for_each_stage():
     registered = register_pipelines([(1,), (2,), (3,)])
     names = {"__default__", "data", "hierarchical", "joint", "compare", "sweep"}
-    assert set(registered) == names | {"study", "outliers", "dimension"}
+    assert set(registered) == names | {"study", "ood", "dimension"}
     assert registered["__default__"] is registered["hierarchical"]
     namespaces = {node.namespace for node in registered["hierarchical"].nodes}
     assert namespaces == {None, "phase_1", "phase_2", "phase_3"}

@@ -41,7 +41,7 @@ def test_the_layers_stages_and_pipelines_are_there(site):
     assert shown["layers"] == layers
     assert {each["id"] for each in shown["pipelines"]} == {
         *("__default__", "data", "hierarchical", "joint", "compare", "sweep"),
-        *("study", "outliers", "dimension"),
+        *("study", "ood", "dimension"),
     }
     assert set(shown["modular_pipelines"]) == {"__root__", "phase_1", "phase_2"}
     tasks = {node["full_name"] for node in shown["nodes"] if node["type"] == "task"}

@@ -26,13 +26,13 @@ def test_two_processes_make_the_run_of_one(new_project):
 @pytest.mark.parametrize(("params", "said"), [
     ({"launch": {"processes": 0}}, "launch.processes=0 cannot be used"),
     ({"launch": {"process": 2}}, "launch.process is not a setting; known: processes"),
-    ({"launch": {"parts": 0}}, "launch.parts=0 cannot be used"),
+    ({"launch": {"parts": 0}}, "launch.grad_accumulation_steps=0 cannot be used"),
     ({"launch": {"machines": 2}}, "launch.machines=2 cannot be used without launch.address"),
     ({"launch": {"address": "here:29400"}}, "launch.address would have no effect"),
     ({"launch": {"machines": 2, "address": "here"}}, "launch.address=here cannot be used"),
     ({"launch": 2}, "launch=2 cannot be used"),
     ({"launch": {"processes": 3}}, "batch_size=16 cannot be shared by launch.processes=3"),
-    ({"launch": {"processes": 2, "parts": 3}}, "by launch.processes=2 x launch.parts=3"),
+    ({"launch": {"processes": 2, "parts": 3}}, "by launch.processes=2 x launch.grad_accumulation_steps=3"),
 ])  # fmt: skip
 def test_a_launch_that_cannot_work_is_named(project, params, said):
     with pytest.raises(ClickException, match=said):

@@ -11,7 +11,7 @@ import torch
 
 from strategies import assert_close
 from submanifold.data.batches import Batches
-from submanifold.manifold import Hierarchy
+from submanifold.models import Hierarchy
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "explore.ipynb"
 CELLS = """

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from submanifold import paper
 from submanifold.pipelines.reporting.nodes import make_table, report_images
 from submanifold.pipelines.reporting.pipeline import create_pipeline
+from submanifold.studies import paper
 
 GLOW = {"type": "glow", "shape": [3, 8, 8], "levels": 2, "steps": 2, "width": 8}
 
@@ -69,7 +69,7 @@ def history(number):
         "steps": 9,
         "best_step": 4,
         "seconds": 1.0,
-        "setbacks": 0,
+        "rollbacks": 0,
         "train": [{"step": 1, "loss": 1.0}],
         "valid": [{"step": 1, "loss": 1.0}],
     }

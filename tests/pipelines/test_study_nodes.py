@@ -5,7 +5,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.pipelines.study import nodes
 
 SPACE = {"weight": FloatDistribution(0, 99), "method": CategoricalDistribution(["A", None])}

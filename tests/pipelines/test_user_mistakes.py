@@ -84,15 +84,21 @@ METHODS = "H-MM, H-MH, H-HM, H-HH, PR-D, PR-M, PR-H, EE-M, EE-H"
         ({"stage_1": {"then": [{"type": "nice"}]}}, "stage_1.then.type=nice is not known"),
         ({"phase_1": {"training": {"learning_rate": 0}}}, "training.learning_rate=0 cannot be"),
         ({"phase_1": {"training": {"learning_rate": float("nan")}}}, "learning_rate=nan cannot"),
-        ({"phase_1": {"training": {"matrix_rate": -1.0}}}, "training.matrix_rate=-1.0 cannot be"),
+        ({"phase_1": {"training": {"muon_lr": -1.0}}}, "training.muon_lr=-1.0 cannot be"),
         ({"phase_1": {"training": {"batch_size": 0}}}, "training.batch_size=0 cannot be used"),
         ({"phase_1": {"training": {"warmup": -1}}}, "training.warmup=-1 cannot be used"),
-        ({"phase_1": {"training": {"decay": 2.0}}}, "training.decay=2.0 cannot be used"),
+        (
+            {"phase_1": {"training": {"cooldown_fraction": 2.0}}},
+            "training.cooldown_fraction=2.0 cannot be used",
+        ),
         ({"phase_1": {"training": {"clip": 0.0}}}, "training.clip=0.0 cannot be used"),
         ({"phase_1": {"training": {"ema": 1.0}}}, "training.ema=1.0 cannot be used"),
         ({"phase_1": {"training": {"validate_every": 0}}}, "validate_every=0 cannot be used"),
         ({"phase_1": {"training": {"precision": "fp8"}}}, "training.precision=fp8 is not known"),
-        ({"phase_1": {"training": {"recompute": 7}}}, "training.recompute=7 cannot be used"),
+        (
+            {"phase_1": {"training": {"activation_checkpointing": 7}}},
+            "training.activation_checkpointing=7 cannot be used",
+        ),
         ({"phase_1": {"stages": 3}}, "phase_1.stages=3 cannot be used"),
         ({"phase_1": {"stages": [2, 1]}}, "phase_1.stages=[2, 1] cannot be used"),
         ({"phase_1": {"stages": "both"}}, "phase_1.stages=both cannot be used"),
@@ -104,7 +110,10 @@ METHODS = "H-MM, H-MH, H-HM, H-HH, PR-D, PR-M, PR-H, EE-M, EE-H"
         ({"phase_1": {"likelihood": {"weight": -1}}}, "likelihood.weight=-1 cannot be used"),
         ({"phase_1": {"reconstruction": {"weight": 0}}}, "reconstruction.weight=0 cannot be"),
         ({"phase_1": {"reconstruction": {"delta": 0.1}}}, "phase_1.reconstruction.delta"),
-        ({"phase_1": {"reconstruction": {"spread": 0.5}}}, "reconstruction.spread=0.5 cannot be"),
+        (
+            {"phase_1": {"reconstruction": {"random_dim": 0.5}}},
+            "reconstruction.random_dim=0.5 cannot be",
+        ),
         ({"phase_1": {"reconstruction": {"through": -1}}}, "reconstruction.through=-1 cannot be"),
         ({"phase_1": {"reconstruction": {"target": {}}}}, "target needs mse or psnr"),
         ({"phase_1": {"reconstruction": {"target": {"psnr": -3}}}}, "target.psnr=-3 cannot be"),
@@ -229,6 +238,6 @@ def test_what_is_not_there_is_named(project, arguments, said):
 
 def test_pipelines_of_images_are_known_where_the_configured_dataset_is_of_points(project, local):
     local.write_text("dataset: circle\n")
-    code, output = project.typed("run", "--pipeline=outlier", "--params=dataset=photos")
+    code, output = project.typed("run", "--pipeline=ood", "--params=dataset=photos")
     assert code == 1
-    assert "outliers, dimension" in output.splitlines()[-1]
+    assert "ood, dimension" in output.splitlines()[-1]

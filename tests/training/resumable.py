@@ -14,7 +14,7 @@ from submanifold.data.batches import Batches
 from submanifold.evaluation.measure import measure
 from submanifold.evaluation.scores import calibrate
 from submanifold.flows import Glow, RealNVP
-from submanifold.manifold import Hierarchy, ModelSettings, Stage
+from submanifold.models import Hierarchy, ModelSettings, Stage
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings
 from submanifold.training.trainer import TrainingSettings, fit
@@ -29,14 +29,14 @@ def settings(**changes):
             "steps": 24,
             "batch_size": 16,
             "learning_rate": 3e-3,
-            "matrix_rate": 0.01,
+            "muon_lr": 0.01,
             "warmup": 5,
-            "decay": 0.5,
+            "cooldown_fraction": 0.5,
             "clip": 1.0,
             "ema": 0.9,
             "validate_every": 6,
             "precision": "auto",
-            "recompute": False,
+            "activation_checkpointing": False,
             **changes,
         }
     )
@@ -117,7 +117,7 @@ def use(model, rows, others, device, folder):
     calibrated = calibrate(model, others, device)
     rotated, _ = rotate_phase(RotationSettings(rotate=1), model, rows, 5, device, folder)
     return {
-        "gains": rotated.stages[0].rotation.gains.numpy(),
+        "eigenvalues": rotated.stages[0].rotation.eigenvalues.numpy(),
         "encoded": encoded,
         "measured": measured,
         "calibrated": calibrated,

@@ -7,16 +7,17 @@ from resumable import MODEL, phase, smooth_images, train_phases
 
 from accelerator import accelerator, syncs
 from submanifold.data.batches import Batches
-from submanifold.flows import set_recompute
+from submanifold.flows import set_activation_checkpointing
 from submanifold.flows.fast import kernels
-from submanifold.manifold import Hierarchy, Objective
+from submanifold.losses import Objective
+from submanifold.models import Hierarchy
 from submanifold.training import optimizers
 from submanifold.training.trainer import Trainer, fit, read
 
 __all__ = ["accelerator"]  # a fixture
 
 # Muon makes all directions of a gradient as long, those that are nothing but rounding too
-FAST = {"steps": 12, "validate_every": 6, "learning_rate": 1e-3, "matrix_rate": None}
+FAST = {"steps": 12, "validate_every": 6, "learning_rate": 1e-3, "muon_lr": None}
 
 
 def test_two_phases_end_with_the_cpus_weights(accelerator, tmp_path, monkeypatch):
@@ -52,11 +53,11 @@ def rows(model, n=64):
     )
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_step_waits_for_nothing_and_reading_it_once(accelerator, number, recompute):
     model, objective, settings = parts(number, accelerator)
-    set_recompute(model, recompute)
+    set_activation_checkpointing(model, recompute)
     trainer = Trainer(model, objective, settings)
     batches = Batches(rows(model), 16, 0, accelerator)
     taken = [batches.at(step) for step in range(20)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.flows import Glow
 from submanifold.training.checkpoint import EMA, load_checkpoint, read_checkpoint, save_checkpoint
 from submanifold.training.optimizers import optimizers_for

@@ -15,12 +15,12 @@ import resumable
 import torch
 import torch.distributed as dist
 
-from submanifold import team
+from submanifold.common import distributed
+from submanifold.common.errors import UserError
+from submanifold.config.experiment import LaunchSettings
 from submanifold.data.batches import Batches
-from submanifold.errors import UserError
-from submanifold.experiment.experiment import LaunchSettings
-from submanifold.pipelines import launch
-from submanifold.pipelines.launch import call, join
+from submanifold.runs import launch
+from submanifold.runs.launch import call, join
 from submanifold.training.phases import PhaseSettings, encode_rows, train_phase
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def phase(**changes):
     settings = resumable.settings(**{"precision": "float32", "steps": 12, **changes})
     return PhaseSettings(
         stages=(1,), input_noise=0.01, training=settings,
-        reconstruction={"penalty": "mse", "weight": 10.0, "spread": 2.0},
+        reconstruction={"penalty": "mse", "weight": 10.0, "random_dim": 2.0},
     )  # fmt: skip
 
 
@@ -64,22 +64,22 @@ def assert_same_losses(one, other):
 
 def test_alone_there_is_nothing_to_share():
     rows = torch.arange(6.0)
-    assert (team.size(), team.rank()) == (1, 0)
-    assert torch.equal(team.share(rows), rows)
-    assert torch.equal(team.gather(rows), rows)
-    assert torch.equal(team.drawn(torch.arange, 4), torch.arange(4))
-    team.average([rows])
+    assert (distributed.size(), distributed.rank()) == (1, 0)
+    assert torch.equal(distributed.share(rows), rows)
+    assert torch.equal(distributed.gather(rows), rows)
+    assert torch.equal(distributed.drawn(torch.arange, 4), torch.arange(4))
+    distributed.average([rows])
     assert torch.equal(rows, torch.arange(6.0))
 
 
 @pytest.mark.parametrize("count", [1, 5, 64])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_shares_have_every_row_once(count, size, monkeypatch):
-    monkeypatch.setattr(team, "size", lambda: size)
+    monkeypatch.setattr(distributed, "size", lambda: size)
     rows, shares = torch.arange(count), []
     for number in range(size):
-        monkeypatch.setattr(team, "rank", lambda number=number: number)
-        shares.append(team.share(rows))
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        shares.append(distributed.share(rows))
     assert torch.equal(torch.cat(shares), rows)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -147,7 +147,7 @@ def test_two_processes_rotate_encode_and_measure_what_one_does(tmp_path, both, m
     )
     assert shared["encoded"].shape == (61, 24)
     np.testing.assert_allclose(shared["encoded"], alone["encoded"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(shared["gains"], alone["gains"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(shared["eigenvalues"], alone["eigenvalues"], rtol=1e-3, atol=1e-4)
     for name in ("bits_per_dim", "bits_per_dim_noisy", "mse", "nearest_mse"):
         mine, theirs = (each["measured"][name] for each in (shared, alone))
         assert mine["n"] == theirs["n"] == len(others)
@@ -180,7 +180,7 @@ def test_another_machine_joins_and_both_train_what_one_does(tmp_path, both):
     as_project(tmp_path)
     script = f"""
 from pathlib import Path
-from submanifold.pipelines.launch import join
+from submanifold.runs.launch import join
 join({address!r}, Path({str(tmp_path)!r}))
 """
     other = subprocess.Popen([sys.executable, "-c", script])
@@ -210,8 +210,8 @@ def test_a_machine_says_when_the_run_that_it_joined_is_gone(tmp_path):
         address = f"localhost:{free.getsockname()[1]}"
     script = f"""
 from pathlib import Path
-from submanifold.errors import UserError
-from submanifold.pipelines.launch import join
+from submanifold.common.errors import UserError
+from submanifold.runs.launch import join
 try:
     join({address!r}, Path({str(tmp_path)!r}))
 except UserError as error:
@@ -220,8 +220,8 @@ except UserError as error:
     first = f"""
 import time
 from pathlib import Path
-from submanifold.pipelines.launch import JOINED, Board
-from submanifold.experiment.experiment import LaunchSettings
+from submanifold.runs.launch import JOINED, Board
+from submanifold.config.experiment import LaunchSettings
 board = Board(LaunchSettings(machines=2, address={address!r}), Path({str(tmp_path)!r}))
 while board.store.add(JOINED, 0) < 1:
     time.sleep(0.1)
@@ -293,8 +293,10 @@ def test_processes_of_one_machine_are_reached_by_the_loopback_interface_alone():
             for name in ("tcp", "tcp6")
             for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
         ]
-    listening = [row[1] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"]
-    assert listening == [f"0100007F:{port:04X}"]  # 127.0.0.1
+    _condition_on_noise = [
+        row[1] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"
+    ]
+    assert _condition_on_noise == [f"0100007F:{port:04X}"]  # 127.0.0.1
 
 
 def test_folders_of_killed_launches_are_removed(tmp_path):
@@ -321,7 +323,7 @@ def test_a_port_that_is_taken_is_named(tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(team, "parts", lambda: 3)
+    monkeypatch.setattr(distributed, "parts", lambda: 3)
     with pytest.raises(UserError, match=r"16 rows cannot be shared by 1 processes in 3 parts"):
         train(ALONE, tmp_path, "three")
 
@@ -343,7 +345,7 @@ def test_a_process_that_dies_ends_all_with_a_message_and_loses_nothing(tmp_path,
 
     def is_worker(pid):
         try:
-            return b"submanifold.pipelines.launch" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            return b"submanifold.runs.launch" in Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return False
 

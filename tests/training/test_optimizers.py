@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from submanifold.flows import Affine, Glow, RealNVP
-from submanifold.manifold import Hierarchy, Stage
+from submanifold.models import Hierarchy, Stage
 from submanifold.training.optimizers import (
     ITERATIONS,
     Muon,

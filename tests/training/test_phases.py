@@ -5,11 +5,11 @@ import torch
 from resumable import MODEL, phase, smooth_images
 
 from submanifold.data.batches import Batches
-from submanifold.manifold import Objective
+from submanifold.losses import Objective
 from submanifold.training.phases import train_phase
 
 IMAGES = smooth_images(100)
-STILL = {"learning_rate": 1e-12, "matrix_rate": None, "steps": 4, "validate_every": 4}
+STILL = {"learning_rate": 1e-12, "muon_lr": None, "steps": 4, "validate_every": 4}
 """So small a rate that what a phase begins with is what it ends with."""
 
 

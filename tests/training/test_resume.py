@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from submanifold.manifold import Model
+from submanifold.models import Model
 from submanifold.training.checkpoint import EARLIER
 
 SCRIPT = [sys.executable, resumable.__file__]

@@ -9,8 +9,8 @@ from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import PCA
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.flows.rotation import tail_sums
-from submanifold.manifold import Hierarchy, Stage
-from submanifold.manifold.linearization import push
+from submanifold.geometry.linearization import push
+from submanifold.models import Hierarchy, Stage
 from submanifold.training import rotation
 from submanifold.training.phases import PROBES_WITHIN, rotate_phase, train_phase
 from submanifold.training.rotation import PER_EVENT, RotationSettings, fit_rotation
@@ -59,7 +59,7 @@ def test_a_rotated_flow_of_linear_gaussian_data_is_pca_at_every_dimension():
         assert error(model, d, x) == pytest.approx(expected[d].item(), rel=0.01)
     for d, foreseen in zip(found["dims"], found["mse"], strict=True):
         assert foreseen == pytest.approx(expected[d].item(), rel=0.05, abs=1e-9)
-    assert torch.allclose(model.stages[0].rotation.gains, pca.variances.float(), rtol=0.05)
+    assert torch.allclose(model.stages[0].rotation.eigenvalues, pca.variances.float(), rtol=0.05)
 
 
 def test_the_density_is_the_same_to_the_last_digits():
@@ -107,25 +107,34 @@ def energies(model, x):
 )
 def test_gains_are_what_latents_contribute(largest_matrix, bands, monkeypatch):
     """The eigenvalues of the probes that chose the axes are 1.5, 1.3, 0.8 and 0.4 times as much."""
-    monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", largest_matrix)
+    monkeypatch.setattr("submanifold.models.stage.LARGEST_MATRIX", largest_matrix)
     model = glow(10)
     found = fit_rotation(model, Batches(IMAGES, 16), 512)
-    gains, expected = model.stages[0].rotation.gains, energies(model, torch.from_numpy(IMAGES[:10]))
+    eigenvalues, expected = (
+        model.stages[0].rotation.eigenvalues,
+        energies(model, torch.from_numpy(IMAGES[:10])),
+    )
     for band in bands:
         within = slice(*band)
-        assert gains[within].sum().item() == pytest.approx(expected[within].sum().item(), rel=0.15)
-    assert found["mse"] == pytest.approx([tail_sums(gains)[d].item() / 192 for d in found["dims"]])
+        assert eigenvalues[within].sum().item() == pytest.approx(
+            expected[within].sum().item(), rel=0.15
+        )
+    assert found["mse"] == pytest.approx(
+        [tail_sums(eigenvalues)[d].item() / 192 for d in found["dims"]]
+    )
 
 
 def test_leading_axes_are_the_largest_and_the_others_share_the_rest(monkeypatch):
-    monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", 29)
+    monkeypatch.setattr("submanifold.models.stage.LARGEST_MATRIX", 29)
     x, model = linear_gaussian(30, 5000, leading=3)
     found = fit_rotation(model, Batches(x.numpy(), 100), probes=6000)
     variances = PCA.fit([x]).variances.float()
-    gains = model.stages[0].rotation.gains
+    eigenvalues = model.stages[0].rotation.eigenvalues
     assert error(model, 3, x) == pytest.approx(variances[3:].sum().item() / 30, rel=0.01)
-    assert torch.allclose(gains[:3], variances[:3], rtol=0.2)
-    assert gains[3:].unique().tolist() == pytest.approx([variances[3:].mean().item()], rel=0.05)
+    assert torch.allclose(eigenvalues[:3], variances[:3], rtol=0.2)
+    assert eigenvalues[3:].unique().tolist() == pytest.approx(
+        [variances[3:].mean().item()], rel=0.05
+    )
     assert found["mse"][-1] == pytest.approx(variances[3:].sum().item() / 30, rel=0.05)
 
 
@@ -133,7 +142,7 @@ def test_leading_axes_are_nearly_those_of_the_whole_matrix(monkeypatch):
     x = torch.from_numpy(IMAGES)
     whole, leading = glow(20), glow(20)
     fit_rotation(whole, Batches(IMAGES, 16), 6000)
-    monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", 100)
+    monkeypatch.setattr("submanifold.models.stage.LARGEST_MATRIX", 100)
     before = leading.bits_per_dim(x)
     found = fit_rotation(leading, Batches(IMAGES, 16), 6000)
     assert found["fitted_mse"][-1] < found["mse"][-1]
@@ -184,7 +193,7 @@ class Dying(Batches):
 
 @pytest.mark.parametrize("largest_matrix", [12288, 100], ids=["all axes", "leading axes"])
 def test_a_killed_fit_goes_on_where_it_was(largest_matrix, tmp_path, monkeypatch):
-    monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", largest_matrix)
+    monkeypatch.setattr("submanifold.models.stage.LARGEST_MATRIX", largest_matrix)
     expected = glow()
     found = fit_rotation(expected, Batches(IMAGES, 16), 2000)
     monkeypatch.setattr(rotation, "SAVE_EVERY", 0.0)
@@ -210,7 +219,7 @@ def test_a_killed_fit_goes_on_where_it_was(largest_matrix, tmp_path, monkeypatch
 @pytest.mark.parametrize("rounds", [1, 2, 7])
 @pytest.mark.parametrize("largest_matrix", [12288, 100], ids=["all axes", "leading axes"])
 def test_few_probes_give_an_error_too(largest_matrix, rounds, monkeypatch):
-    monkeypatch.setattr("submanifold.manifold.stage.LARGEST_MATRIX", largest_matrix)
+    monkeypatch.setattr("submanifold.models.stage.LARGEST_MATRIX", largest_matrix)
     found = fit_rotation(glow(), Batches(IMAGES, 16), 64 * rounds)
     assert np.isfinite(found["mse"]).all()
     assert found["mse"][0] > 0
@@ -271,7 +280,7 @@ def test_a_rotated_model_is_saved_and_loaded(trained, tmp_path):
     loaded = Hierarchy.load(tmp_path / "model.safetensors")
     x = torch.from_numpy(IMAGES)
     assert torch.equal(loaded.project(x), model.eval().project(x))
-    assert torch.equal(loaded.gains, model.gains)
+    assert torch.equal(loaded.eigenvalues, model.eigenvalues)
 
 
 def test_a_second_stage_is_trained_by_the_metric_of_the_first_and_rotated(trained, tmp_path):
@@ -285,14 +294,14 @@ def test_a_second_stage_is_trained_by_the_metric_of_the_first_and_rotated(traine
     final, history = rotate_phase(settings, whole, u[20:], 7, CPU, tmp_path / "3")
     x = torch.from_numpy(IMAGES)
     assert final.stages[1].rotation is not None
-    assert final.gains.shape == (6,)
+    assert final.eigenvalues.shape == (6,)
     assert (final.bits_per_dim(x) - whole.bits_per_dim(x)).abs().max() < 1e-5
     assert history["rotation"]["mse"][-1] == 0
 
 
 def nested(**changes):
     found = phase(1, weight=5.0, rotate_every=8, **changes)
-    penalty = found.reconstruction.model_copy(update={"spread": 3.0})
+    penalty = found.reconstruction.model_copy(update={"random_dim": 3.0})
     return found.model_copy(update={"reconstruction": penalty})
 
 
@@ -302,7 +311,7 @@ def test_a_training_that_rotates_resumes_bit_for_bit(trained, tmp_path):
         return train_phase(nested(), MODEL, trained, *rows, 7, CPU, folder, on_log)
 
     expected, history = train(tmp_path / "whole")
-    assert expected.stages[0].rotation.gains.std() > 0
+    assert expected.stages[0].rotation.eigenvalues.std() > 0
 
     def kill(name, step, row):
         if step == 20:

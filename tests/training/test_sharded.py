@@ -18,10 +18,10 @@ def compare(folder: Path) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     from objectives import penalised
-    from submanifold import team
+    from submanifold.common import distributed
     from submanifold.flows import Glow, RealNVP, initialize
     from submanifold.flows.glow import Level
-    from submanifold.manifold import Hierarchy, Stage
+    from submanifold.models import Hierarchy, Stage
 
     class Step(torch.nn.Module):
         """The loss inside the sharded module: its projection decodes with the same weights."""
@@ -51,12 +51,12 @@ def compare(folder: Path) -> None:
         register_fsdp_forward_method(level, "inverse")
     step = fully_shard(Step(model), mesh=mesh)
     held = sum(p.to_local().numel() for p in model.parameters())
-    mine = step(team.share(x))
+    mine = step(distributed.share(x))
     mine.backward()
     shares = [p.grad.full_tensor() for p in model.parameters()]
     mean = mine.detach().clone()
-    team.average([mean])
-    if team.rank() == 0:
+    distributed.average([mean])
+    if distributed.rank() == 0:
         found = {
             "loss": [loss.item(), mean.item()],
             "error": max((g - s).abs().max().item() / g.abs().max().item()

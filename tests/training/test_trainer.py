@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from objectives import penalised
+from submanifold.common.device import choose_device, choose_precision
+from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
-from submanifold.device import choose_device, choose_precision
-from submanifold.errors import UserError
 from submanifold.flows import FLOWS, Affine, Glow, RealNVP
-from submanifold.manifold import Hierarchy, Objective, Stage
-from submanifold.manifold import model as model_file
-from submanifold.manifold.objective import Likelihood, Squared, Target
+from submanifold.losses import Objective
+from submanifold.losses.objective import Likelihood, Squared, Target
+from submanifold.models import Hierarchy, Stage
+from submanifold.models import model as model_file
 from submanifold.training import trainer
 from submanifold.training.trainer import (
     Trainer,
@@ -32,12 +33,12 @@ def settings(**changes):
             "batch_size": 16,
             "learning_rate": 0.01,
             "warmup": 0,
-            "decay": 0.0,
+            "cooldown_fraction": 0.0,
             "clip": 10.0,
             "ema": 0.0,
             "validate_every": 10,
             "precision": "float32",
-            "recompute": False,
+            "activation_checkpointing": False,
             **changes,
         }
     )
@@ -102,7 +103,7 @@ def test_training_lowers_the_loss_and_keeps_its_history(tmp_path):
         "inverse_error", "thickness", "neighbour_correlation",
     }  # fmt: skip
     assert (history["name"], history["steps"], history["steps_trained"]) == ("stage_1", 35, 35)
-    assert (history["setbacks"], hierarchy.training) == (0, False)
+    assert (history["rollbacks"], hierarchy.training) == (0, False)
     assert history["seconds"] > 0
 
 
@@ -336,7 +337,7 @@ def test_a_loss_that_is_not_finite_sets_back_and_halves_the_learning_rate(
     # ten good steps, ten that came to nothing, and the last twenty at half the rate
     assert rates == [0.01] * 20 + [0.005] * 20
     assert objective.calls == 40
-    assert (history["setbacks"], history["steps_trained"]) == (1, 30)
+    assert (history["rollbacks"], history["steps_trained"]) == (1, 30)
     assert [row["step"] for row in history["train"]] == [10, 20, 30]
     assert all(math.isfinite(row["loss"]) for row in history["train"] + history["valid"])
     assert all(torch.isfinite(p).all() for p in hierarchy.parameters())
@@ -363,21 +364,21 @@ def test_a_loss_that_stays_far_above_the_starts_sets_back_too(tmp_path, caplog):
     assert re.search(r"stage_1: 10\d, far above the \S+ of the start at step 30", caplog.text)
     # the checkpoint of step 20, whose loss was in doubt, was not kept
     assert "back to step 10" in caplog.text
-    assert (history["setbacks"], history["steps_trained"]) == (1, 40)
-    with pytest.raises(UserError, match=r"far above.*matrix_rate \(now 0\.02\)"):
-        run(tmp_path / "again", Exploding(range(11, 1000)), matrix_rate=0.02)
+    assert (history["rollbacks"], history["steps_trained"]) == (1, 40)
+    with pytest.raises(UserError, match=r"far above.*muon_lr \(now 0\.02\)"):
+        run(tmp_path / "again", Exploding(range(11, 1000)), muon_lr=0.02)
 
 
 def test_one_batch_of_a_huge_loss_does_not_set_back(tmp_path):
     _, history = run(tmp_path, Exploding({20}))
-    assert history["setbacks"] == 0
+    assert history["rollbacks"] == 0
     assert [row["loss"] > 100 for row in history["train"]] == [False, True, False]
 
 
 @pytest.mark.parametrize("validate_every", [1, 4, 7, 15])
 def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path, validate_every):
     hierarchy, history = run(tmp_path, Faulty(bad={12}), validate_every=validate_every)
-    assert history["setbacks"] == 1
+    assert history["rollbacks"] == 1
     assert all(math.isfinite(row["loss"]) for row in history["train"] + history["valid"])
     assert all(torch.isfinite(p).all() for p in hierarchy.parameters())
 
@@ -396,14 +397,14 @@ def test_setbacks_survive_a_restart(tmp_path):
         run(tmp_path, Faulty(bad=range(11, 1000)))
     objective = Faulty(bad=())
     _, history = run(tmp_path, objective)
-    assert (history["setbacks"], objective.calls) == (3, 20)
+    assert (history["rollbacks"], objective.calls) == (3, 20)
     with pytest.raises(UserError, match="3 times"):
         run(tmp_path / "new", Faulty(bad=range(1, 1000)))
 
 
 def test_a_loss_not_finite_in_the_first_steps_goes_back_to_the_start(tmp_path):
     _, history = run(tmp_path, Faulty(bad={3}))
-    assert (history["setbacks"], history["steps_trained"]) == (1, 30)
+    assert (history["rollbacks"], history["steps_trained"]) == (1, 30)
 
 
 def test_a_validation_that_is_not_finite_is_never_the_best(tmp_path):
@@ -428,7 +429,9 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, first, second
 
 
 def test_the_rates_rise_stay_and_fall_in_straight_lines():
-    values = [schedule(step, settings(steps=100, warmup=10, decay=0.4)) for step in range(100)]
+    values = [
+        schedule(step, settings(steps=100, warmup=10, cooldown_fraction=0.4)) for step in range(100)
+    ]
     assert values[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert values[10:60] == [1] * 50
     assert values[60:] == pytest.approx([1 - i / 40 for i in range(40)])
@@ -436,9 +439,11 @@ def test_the_rates_rise_stay_and_fall_in_straight_lines():
     assert [schedule(step, constant) for step in (0, 4, 9, 10, 109)] == pytest.approx(
         [0.1, 0.5, 1, 1, 1]
     )
-    assert schedule(0, settings(steps=1, decay=1.0)) == 1
+    assert schedule(0, settings(steps=1, cooldown_fraction=1.0)) == 1
     # one that rises for longer than it stays is lower throughout
-    both = [schedule(step, settings(steps=10, warmup=8, decay=1.0)) for step in range(10)]
+    both = [
+        schedule(step, settings(steps=10, warmup=8, cooldown_fraction=1.0)) for step in range(10)
+    ]
     assert max(both) == 0.6
     assert both[-1] == pytest.approx(0.1)
 
@@ -482,7 +487,9 @@ def test_recomputing_hidden_layers_changes_nothing_but_the_memory(tmp_path):
     kept, _ = run(tmp_path / "kept", steps=5)
     recomputed, _ = run(tmp_path / "recomputed", steps=5, recompute=True)
     assert all(map(torch.equal, kept.parameters(), recomputed.parameters()))
-    assert not any(getattr(module, "recompute", False) for module in recomputed.modules())
+    assert not any(
+        getattr(module, "activation_checkpointing", False) for module in recomputed.modules()
+    )
 
 
 def test_the_terms_of_training_are_logged_with_their_names(tmp_path):
@@ -564,7 +571,7 @@ def test_lambda_that_is_found_is_kept_and_reaches_the_wanted_error(tmp_path):
             "reconstruction": Squared(weight=0.01, target=Target(mse=wanted)),
         }
         batches = Batches(data, 50, seed=1), Batches(data, 400, seed=2)
-        how = settings(steps=300, validate_every=50, decay=0.3, learning_rate=0.01)
+        how = settings(steps=300, validate_every=50, cooldown_fraction=0.3, learning_rate=0.01)
         return model, fit(model, Objective(terms), *batches, how, folder, on_log=on_log)
 
     model, history = run(tmp_path / "whole")
@@ -595,7 +602,7 @@ def test_a_target_that_no_model_reaches_ends_with_the_lowest_error(tmp_path):
     how["learning_rate"] = 0.003
     _, history = run(tmp_path / "after", with_target(1e-6), steps=100, **how)
     train, valid = history["train"], history["valid"]
-    assert history["setbacks"] == 0
+    assert history["rollbacks"] == 0
     # the weight raises the loss as a divergence would
     assert train[-1]["loss"] > 2 * train[0]["loss"] + 1
     kept = next(row for row in valid if row["step"] == history["best_step"])
@@ -649,4 +656,4 @@ def test_the_best_validation_is_the_most_likely_of_those_that_reach_the_target()
 
 def test_a_factor_on_the_rates_is_a_smaller_rate():
     for step in (0, 3, 20):
-        assert schedule(step, settings(rates=0.5)) == schedule(step, settings()) / 2
+        assert schedule(step, settings(lr_scale=0.5)) == schedule(step, settings()) / 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from submanifold.files import locked, settle, whole, writing
+from submanifold.common.files import atomic_write, locked, settle, writing
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def write_rows(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...])
         if path.exists():
             log.warning("%s is not whole, or of another shape: it is made anew", path)
         # No map: a full disk kills a process that writes to one.
-        with whole(path) as partial, open(partial, "wb") as file:
+        with atomic_write(path) as partial, open(partial, "wb") as file:
             end = file.write(header(shape, np.float32)) + 4 * math.prod(shape)
             count = 0
             for chunk in chunks:

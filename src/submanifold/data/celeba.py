@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 
 import pooch
 
+from submanifold.common.errors import UserError
+from submanifold.common.files import locked, read_json, settle, write_json
+from submanifold.common.progress import Meter
 from submanifold.data.settings import PARTS, ImageSettings
 from submanifold.data.stores import content_of, of_content, read_member
-from submanifold.errors import UserError
-from submanifold.files import locked, read_json, settle, write_json
-from submanifold.progress import Meter
 
 IMAGES = "img_align_celeba"
 ARCHIVE = f"{IMAGES}.zip"

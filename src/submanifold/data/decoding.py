@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from submanifold.common.processes import cores, pool
 from submanifold.data.source import Source
-from submanifold.processes import cores, pool
 
 # Of fewer images, starting processes takes longer than decoding.
 WORTH_PROCESSES = 256

@@ -6,8 +6,8 @@ import contextlib
 import logging
 from pathlib import Path
 
+from submanifold.common.files import read_json, write_json
 from submanifold.data.stores import content_of, files_of
-from submanifold.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 
 FOLDER = "folder"
 """The setting by which each folder of images is a group."""

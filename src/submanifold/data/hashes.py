@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from submanifold.common.files import read_json
 from submanifold.data.settings import PARTS
 from submanifold.data.stores import Stamp, stamp
-from submanifold.files import read_json
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from submanifold.common.errors import UserError
 from submanifold.data import celeba
 from submanifold.data.fingerprints import fingerprint_path
 from submanifold.data.groups import check_split, fingerprint_groups, group_images
@@ -21,7 +22,6 @@ from submanifold.data.settings import LABELLED, DataSettings, ImageSettings, Syn
 from submanifold.data.source import Source
 from submanifold.data.standard import chosen, fingerprint_standard, read_standard
 from submanifold.data.stores import DATABASE, SUFFIXES, digest, open_store, read_file
-from submanifold.errors import UserError
 
 log = logging.getLogger(__name__)
 

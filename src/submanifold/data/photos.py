@@ -11,9 +11,9 @@ from itertools import pairwise, product
 import numpy as np
 from PIL import Image
 
+from submanifold.common.errors import UserError
 from submanifold.data.settings import ImageSettings
 from submanifold.data.source import Source
-from submanifold.errors import UserError
 
 FILES = {
     "astronaut": ("skimage", "data/astronaut.png"),

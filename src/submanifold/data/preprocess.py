@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from submanifold.common.errors import UserError
+from submanifold.common.files import locked, printable, read_json, remove, write_json
+from submanifold.common.progress import Meter
 from submanifold.data.arrays import GrowingArray, map_whole
 from submanifold.data.decoding import Result, attempt, decoding
 from submanifold.data.groups import Groups
@@ -25,9 +28,6 @@ from submanifold.data.images import fingerprint, must_download, open_source
 from submanifold.data.settings import PARTS, Counts, ImageSettings
 from submanifold.data.source import Source
 from submanifold.data.stores import SUFFIXES
-from submanifold.errors import UserError
-from submanifold.files import locked, printable, read_json, remove, write_json
-from submanifold.progress import Meter
 
 log = logging.getLogger(__name__)
 

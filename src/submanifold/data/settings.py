@@ -5,9 +5,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from submanifold.common.errors import UserError
+from submanifold.common.settings import Settings, read_settings
 from submanifold.data.synthetic import MANIFOLDS, Manifold, manifold
-from submanifold.errors import UserError
-from submanifold.validation import Settings, read_settings
 
 PARTS = ("train", "valid", "test")
 

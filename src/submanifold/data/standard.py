@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from submanifold.common.errors import UserError
+from submanifold.common.files import locked
 from submanifold.data.stores import PACKED_BY
-from submanifold.errors import UserError
-from submanifold.files import locked
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from typing import NamedTuple, TypeVar
 import lmdb
 import numpy as np
 
-from submanifold.errors import UserError
-from submanifold.processes import cores, pool
+from submanifold.common.errors import UserError
+from submanifold.common.processes import cores, pool
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy  # whose parts load where they are used; its stats take half a second
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 
 Array = np.ndarray
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from submanifold.common.files import locked, read_json, remove, write_json
 from submanifold.data.arrays import write_rows
 from submanifold.data.hashes import hash_arrays, is_as_made
 from submanifold.data.settings import PARTS, SyntheticSettings
-from submanifold.files import locked, read_json, remove, write_json
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from submanifold.common.progress import track
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import pca_error
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
-from submanifold.manifold import Hierarchy, Model
-from submanifold.manifold.model import NEAREST_STEPS
-from submanifold.progress import track
+from submanifold.models import Hierarchy, Model
+from submanifold.models.model import NEAREST_STEPS
 
 IMAGES, NEAREST_IMAGES = 256, 64
 POINTS, NEAREST_POINTS = 20, 7

@@ -7,11 +7,11 @@ import numpy as np
 import scipy  # whose parts load where they are used
 import torch
 
+from submanifold.common.progress import Meter, track
 from submanifold.data.batches import Batches
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.scores import leading_spectrum, local_dimension
-from submanifold.manifold import Model
-from submanifold.progress import Meter, track
+from submanifold.models import Model
 
 ESTIMATORS = {
     "TwoNN": "ratio of the two nearest distances (Facco et al. 2017)",

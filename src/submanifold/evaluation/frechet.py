@@ -19,13 +19,13 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     FeatureExtractorInceptionV3,
 )
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
+from submanifold.common.progress import Meter
 from submanifold.evaluation.intervals import (
     GroupsOfBoth,
     jackknife_interval,
     jackknife_subsets,
 )
-from submanifold.progress import Meter
 
 # The one file behind all published FIDs in PyTorch, as pt_inception-2015-12-05-6726825d.pth and
 # as weights-inception-2015-12-05-6726825d.pth. With other weights the number is not a FID; and

@@ -7,11 +7,11 @@ import scipy
 import torch
 from torch import Tensor
 
-from submanifold import team
+from submanifold.common import distributed
+from submanifold.common.progress import track
 from submanifold.data.batches import Batches
-from submanifold.flows import telling
-from submanifold.manifold import Model
-from submanifold.progress import track
+from submanifold.flows import noise_conditioning
+from submanifold.models import Model
 
 BATCH = 256
 
@@ -20,9 +20,9 @@ BATCH = 256
 def per_event(measure: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> np.ndarray:
     """Apply a measure to every batch and gather its values, one for each event, as (N,) float64.
 
-    Several processes (:mod:`submanifold.team`) share the rows of each batch.
+    Several processes (:mod:`submanifold.common.distributed`) share the rows of each batch.
     """
-    found = [team.by_rows(measure, batch).double() for batch in batches]
+    found = [distributed.by_rows(measure, batch).double() for batch in batches]
     return torch.cat(found).cpu().numpy()
 
 
@@ -66,7 +66,7 @@ def noisy_log_prob(model: Model, batches: Batches, input_noise: float) -> np.nda
     )
 
     def log_prob(x: Tensor) -> Tensor:
-        with telling(model, x.new_ones(len(x))):
+        with noise_conditioning(model, x.new_ones(len(x))):
             return model.log_prob(x)
 
     return per_event(log_prob, noisy)

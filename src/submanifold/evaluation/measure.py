@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from submanifold.common.errors import UserError
+from submanifold.common.progress import track
 from submanifold.data.batches import Batches
-from submanifold.errors import UserError
 from submanifold.evaluation.baselines import pca_error
 from submanifold.evaluation.curve import error_curve
 from submanifold.evaluation.intervals import mean_interval
@@ -20,15 +21,14 @@ from submanifold.evaluation.likelihood import (
     to_bits_per_dim,
 )
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
-from submanifold.manifold import Model, on_manifold
-from submanifold.manifold.diagnostics import (
+from submanifold.models import Model, on_manifold
+from submanifold.models.diagnostics import (
     LARGEST_INVERSE_ERROR,
     inverse_error,
     is_overfitted,
     manifold_overfitting,
 )
-from submanifold.manifold.model import NEAREST_STEPS
-from submanifold.progress import track
+from submanifold.models.model import NEAREST_STEPS
 
 BATCH = 256
 VOLUMES = 8
@@ -63,7 +63,8 @@ def measure(
         baselines: What :func:`submanifold.evaluation.baselines.fit_baselines` returned.
         input_noise: Standard deviation of the noise that the density was trained with.
         dequantizations: Noise draws for the importance bound, of images.
-        device: Where it is computed. Several processes share the rows (:mod:`submanifold.team`).
+        device: Where it is computed. Several processes share the rows
+        (:mod:`submanifold.common.distributed`).
         groups: Of test images, (N,), where they are not independent of each other: all intervals
             are over groups.
 
@@ -170,9 +171,13 @@ def _density_of_images(
     some = next(iter(batches))[:VOLUMES]  # a volume takes too long for all images
     inside = on_manifold(model, some, generator=torch.Generator().manual_seed(0))
     nll = mean_interval(-inside.log_prob.double().cpu().numpy(), groups)
-    excess = inside.excess.double().cpu().numpy()
+    non_orthogonality = inside.non_orthogonality.double().cpu().numpy()
     return {
         **density,
         "manifold_nll": {**nll, "estimate_error": float(inside.error.mean())},
-        **({"excess": mean_interval(excess, groups)} if np.isfinite(excess).all() else {}),
+        **(
+            {"non_orthogonality": mean_interval(non_orthogonality, groups)}
+            if np.isfinite(non_orthogonality).all()
+            else {}
+        ),
     }

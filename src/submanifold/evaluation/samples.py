@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from submanifold.data.dequantize import quantize
-from submanifold.manifold import Model
+from submanifold.models import Model
 
 BATCH = 256
 TEMPERATURES = {"samples": 1.0, "samples_cool": 0.7}

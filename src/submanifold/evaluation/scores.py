@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from submanifold import team
+from submanifold.common import distributed
+from submanifold.common.errors import UserError
+from submanifold.common.progress import track
 from submanifold.data.batches import Batches
-from submanifold.errors import UserError
-from submanifold.manifold import Model
-from submanifold.manifold.linearization import Linearization
-from submanifold.manifold.model import NEAREST_STEPS
-from submanifold.manifold.stage import standard_normal_log_prob
-from submanifold.progress import track
+from submanifold.geometry.linearization import Linearization
+from submanifold.models import Model
+from submanifold.models.model import NEAREST_STEPS
+from submanifold.models.stage import standard_normal_log_prob
 
 SCORES = {
     "density": "-log p(x), nats",
@@ -148,7 +148,7 @@ def score(
             known = list(by_name)
             return torch.stack(list(by_name.values()), 1)
 
-        found.append(team.by_rows(scores, torch.arange(len(x), device=x.device)))
+        found.append(distributed.by_rows(scores, torch.arange(len(x), device=x.device)))
         start += len(x)
     return dict(zip(known, torch.cat(found).cpu().numpy().T, strict=True))
 

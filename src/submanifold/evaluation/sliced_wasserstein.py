@@ -15,7 +15,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import correlate1d
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.evaluation.intervals import (
     GroupsOfBoth,
     jackknife_interval,

@@ -8,7 +8,7 @@ import torch
 from submanifold.data.synthetic import Manifold
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
-from submanifold.manifold import Model, manifold_log_prob
+from submanifold.models import Model, manifold_log_prob
 
 GRID = 161
 
@@ -61,7 +61,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 def manifold_picture(
     hierarchy: Model, truth: Manifold, test: np.ndarray, samples: np.ndarray
 ) -> tuple[dict[str, Any], tuple[np.ndarray, ...] | None]:
-    """Gather what :func:`submanifold.figures.manifold_figure` draws, in the truth's view.
+    """Gather what :func:`submanifold.plots.manifold_figure` draws, in the truth's view.
 
     Returns:
         The points and their log-densities, and, where D = 2 and there is one, both densities on a

@@ -9,7 +9,7 @@ from submanifold.flows.coupling import (
     AffineCoupling,
     Coupling,
     MaskedAffineCoupling,
-    set_recompute,
+    set_activation_checkpointing,
 )
 from submanifold.flows.gaussianization import Gaussianization, MixtureOfLogistics, Reflections
 from submanifold.flows.glow import Glow
@@ -18,7 +18,12 @@ from submanifold.flows.linear import Affine, Linear
 from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.reshape import Split, Squeeze
 from submanifold.flows.rotation import Rotation
-from submanifold.flows.softflow import SoftGlow, SoftRealNVP, is_told, telling
+from submanifold.flows.softflow import (
+    SoftGlow,
+    SoftRealNVP,
+    is_noise_conditional,
+    noise_conditioning,
+)
 from submanifold.flows.trumpet import Trumpet
 
 __all__ = [
@@ -50,7 +55,7 @@ __all__ = [
     "Trumpet",
     "build_flow",
     "initialize",
-    "is_told",
-    "set_recompute",
-    "telling",
+    "is_noise_conditional",
+    "noise_conditioning",
+    "set_activation_checkpointing",
 ]

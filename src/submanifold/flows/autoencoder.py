@@ -7,7 +7,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Injection, full_precision
 from submanifold.flows.coupling import starting_at_zero
 from submanifold.flows.injective import InjectiveLinear

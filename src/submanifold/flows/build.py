@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_type_hints
 
 from pydantic import Field, create_model
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
+from submanifold.common.settings import Settings
 from submanifold.flows.autoencoder import Autoencoder
 from submanifold.flows.bijection import Flow, Injection
 from submanifold.flows.conformal import Conformal
@@ -18,7 +19,6 @@ from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.rotation import Rotation
 from submanifold.flows.softflow import SoftGlow, SoftRealNVP
 from submanifold.flows.trumpet import Trumpet
-from submanifold.validation import Settings
 
 CHOSEN: dict[str, type[Flow]] = {
     "glow": Glow, "jet": Jet, "realnvp": RealNVP, "affine": Affine,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Bijection, Compose, Injection, full_precision
 from submanifold.flows.gaussianization import Reflections
 from submanifold.flows.reshape import Squeeze

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.flows import fast
 from submanifold.flows.bijection import Bijection
 
@@ -31,10 +31,10 @@ class Coupling(Bijection):
 
     Attributes:
         recompute: Whether the gradient computes the net's hidden layers again, to save memory.
-        can_recompute: Whether it could.
+        can_checkpoint: Whether it could.
     """
 
-    can_recompute = True
+    can_checkpoint = True
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -55,7 +55,7 @@ class Coupling(Bijection):
         return bounded_log_scale(raw), shift
 
 
-def set_recompute(flow: nn.Module, recompute: bool) -> None:
+def set_activation_checkpointing(flow: nn.Module, recompute: bool) -> None:
     """Set :attr:`Coupling.recompute` of every coupling in the flow.
 
     Raises:
@@ -63,9 +63,9 @@ def set_recompute(flow: nn.Module, recompute: bool) -> None:
     """
     for module in flow.modules():
         if isinstance(module, Coupling):
-            if recompute and not module.can_recompute:
+            if recompute and not module.can_checkpoint:
                 raise UserError(
-                    "training.recompute=true cannot be used with flows that are told the noise's "
+                    "training.activation_checkpointing=true cannot be used with flows that are told the noise's "
                     "scale. Leave it out, or choose glow or realnvp."
                 )
             module.recompute = recompute

@@ -7,7 +7,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.flows import fast
 from submanifold.flows.bijection import Compose, Flow, full_precision
 from submanifold.flows.coupling import AffineCoupling, starting_at_zero

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
 from submanifold.flows.coupling import Coupling
 from submanifold.flows.reshape import channels_to_space, space_to_channels

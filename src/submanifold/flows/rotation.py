@@ -28,20 +28,20 @@ class Rotation(Flow):
         directions: k, the axes that can be chosen; None is all of them, by a whole matrix.
 
     Attributes:
-        gains: What each latent contributes to the squared error, (D,): an estimate of the diagonal
+        eigenvalues: What each latent contributes to the squared error, (D,): an estimate of the diagonal
             of :math:`\mathrm{E}[J^T J]`, J the derivative of what decodes the latents. They are not
             negative, and the largest come first up to the sampling error; 1 before a fit.
 
     Example:
         >>> rotation = Rotation(4, directions=1)
-        >>> rotation.fit(torch.full((4, 1), 0.5), gains=torch.ones(4))
+        >>> rotation.fit(torch.full((4, 1), 0.5), eigenvalues=torch.ones(4))
         >>> rotation(torch.ones(1, 4))[0].abs().round(decimals=4) + 0.0
         tensor([[2., 0., 0., 0.]])
     """
 
     axes = (1,)
 
-    gains: Tensor
+    eigenvalues: Tensor
     matrix: Tensor
     reflectors: Tensor
     triangle: Tensor
@@ -51,7 +51,7 @@ class Rotation(Flow):
         self.event_shape, self.config = (dim,), {"dim": dim, "directions": directions}
         self.directions = dim if directions is None else directions
         self.whole = directions is None
-        self.register_buffer("gains", torch.ones(dim))
+        self.register_buffer("eigenvalues", torch.ones(dim))
         if self.whole:
             # not torch.eye, which loads sympy on the meta device
             self.register_buffer("matrix", torch.zeros(dim, dim).fill_diagonal_(1.0))
@@ -70,13 +70,13 @@ class Rotation(Flow):
         with full_precision(z):
             if self.whole:
                 return z @ self.matrix[: z.shape[1]]
-            z = F.pad(z, (0, len(self.gains) - z.shape[1]))
+            z = F.pad(z, (0, len(self.eigenvalues) - z.shape[1]))
             return self._reflect(z, self.triangle.T)
 
     @torch.no_grad()
-    def fit(self, axes: Tensor, gains: Tensor) -> None:
+    def fit(self, axes: Tensor, eigenvalues: Tensor) -> None:
         """Make the columns of ``axes`` (D, k), orthonormal, the first axes, each up to its sign."""
-        self.gains.copy_(gains)
+        self.eigenvalues.copy_(eigenvalues)
         if self.whole:
             # eigenvectors are orthonormal to four digits in float32; this squares the error
             rows = axes.T
@@ -97,6 +97,6 @@ class Rotation(Flow):
         return x - ((x @ self.reflectors) @ triangle) @ self.reflectors.T
 
 
-def tail_sums(gains: Tensor) -> Tensor:
-    """What is lost by keeping the first d latents, for d from 0 to D: sums of the others' gains."""
-    return F.pad(gains.flip(0).cumsum(0).flip(0), (0, 1))
+def tail_sums(eigenvalues: Tensor) -> Tensor:
+    """What is lost by keeping the first d latents, for d from 0 to D: sums of the others' eigenvalues."""
+    return F.pad(eigenvalues.flip(0).cumsum(0).flip(0), (0, 1))

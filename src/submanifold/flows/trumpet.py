@@ -7,7 +7,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Bijection, Compose, Injection
 from submanifold.flows.glow import Level, coupling
 from submanifold.flows.injective import InjectiveLinear

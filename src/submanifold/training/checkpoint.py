@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from submanifold.errors import UserError
-from submanifold.manifold.model import load_tensors, save_tensors
+from submanifold.common.errors import UserError
+from submanifold.models.model import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from submanifold.device import fused_where_possible
+from submanifold.common.device import fused_where_possible
 from submanifold.flows import Coupling, MaskedAffineCoupling
 
 MOMENTUM = 0.95
@@ -18,23 +18,23 @@ LARGEST_OF_VECTORS = 128
 QUINTIC = 3.4445, -4.7750, 2.0315
 
 
-def optimizers_for(model: nn.Module, rate: float, matrix_rate: float | None) -> list[Optimizer]:
+def optimizers_for(model: nn.Module, rate: float, muon_lr: float | None) -> list[Optimizer]:
     """Adam for all weights, or Muon for those of coupling nets' layers and Adam for the rest.
 
     Args:
         model: What is trained.
         rate: Adam's learning rate.
-        matrix_rate: Muon's; None leaves it out.
+        muon_lr: Muon's; None leaves it out.
     """
     weights = list(model.parameters())
     fused = fused_where_possible(weights[0])
-    if matrix_rate is None:
+    if muon_lr is None:
         return [Adam(weights, rate, fused=fused)]
     matrices = {id(weight): weight for weight in matrices_of(model)}
     rest = [weight for weight in weights if id(weight) not in matrices]
     # Muon forgets in 20 steps; a second moment that remembers 1,000 lags behind it
     adam = partial(Adam, rest, rate, betas=(0.9, 0.95), fused=fused)
-    muon = partial(Muon, matrices.values(), matrix_rate)
+    muon = partial(Muon, matrices.values(), muon_lr)
     return [make() for make, given in ((muon, matrices), (adam, rest)) if given]
 
 

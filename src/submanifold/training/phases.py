@@ -13,16 +13,17 @@ import torch
 from pydantic import Field, create_model
 from torch import Tensor
 
-from submanifold import team
+from submanifold.common import distributed
+from submanifold.common.files import locked
+from submanifold.common.progress import track
+from submanifold.common.settings import Settings
 from submanifold.data.arrays import write_rows
 from submanifold.data.batches import Batches
-from submanifold.files import locked
-from submanifold.manifold import Hierarchy, Model, ModelSettings, Objective
-from submanifold.manifold.objective import TERMS, Term
-from submanifold.progress import track
+from submanifold.losses import Objective
+from submanifold.losses.objective import TERMS, Term
+from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.trainer import Row, TrainingSettings, fit, log_rows
-from submanifold.validation import Settings
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def train_phase(
         probes = PROBES_WITHIN * trained.stages[-1].latent_dim
         fit_rotation(trained, batches, probes, outer, first=step, name=f"{name}, rotation")
 
-    with locked(folder, name) if team.rank() == 0 else nullcontext():
+    with locked(folder, name) if distributed.rank() == 0 else nullcontext():
         history = fit(
             trained,
             objective,
@@ -152,7 +153,7 @@ def rotate_phase(
     done = before.notes["phases"]
     name, whole = f"phase_{len(done) + 1}", copy.deepcopy(before).to(device).eval()
     outer = whole.part(1, phase.rotate - 1) if phase.rotate > 1 else None
-    with locked(folder, name) if team.rank() == 0 else nullcontext():
+    with locked(folder, name) if distributed.rank() == 0 else nullcontext():
         found = fit_rotation(
             whole.part(phase.rotate, phase.rotate),
             Batches(train, ROTATION_BATCH, _stream(seed, done), device),
@@ -165,7 +166,7 @@ def rotate_phase(
     last = done[-1] if done else {}
     whole.notes = {"phases": [*done, {**last, "stages": [phase.rotate], "rotated": True}]}
     history = {
-        "name": name, "train": [], "valid": [], "best_step": 0, "setbacks": 0, "warnings": {},
+        "name": name, "train": [], "valid": [], "best_step": 0, "rollbacks": 0, "warnings": {},
         "seconds": found["seconds"], "steps": 0, "steps_trained": 0, "stages": [phase.rotate],
         "terms": [], "rotation": found,
     }  # fmt: skip
@@ -239,11 +240,11 @@ def encode_rows(
     def encode(x: Tensor) -> Tensor:
         return model.encode(x)[0]
 
-    encoded = (team.by_rows(encode, batch).cpu().numpy() for batch in shown)
-    if team.rank() == 0:
+    encoded = (distributed.by_rows(encode, batch).cpu().numpy() for batch in shown)
+    if distributed.rank() == 0:
         write_rows(path, encoded, (len(array), model.dim))
-    if team.size() > 1:
+    if distributed.size() > 1:
         for _ in encoded:  # all compute, also where the file is found
             pass
-        team.wait()
+        distributed.wait()
     return np.load(path, mmap_mode="c")

@@ -12,16 +12,16 @@ from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 
-from submanifold import team
+from submanifold.common import distributed
+from submanifold.common.device import autocast, choose_precision
+from submanifold.common.progress import Meter
+from submanifold.common.settings import Settings
 from submanifold.data.batches import Batches
-from submanifold.device import autocast, choose_precision
 from submanifold.flows import Rotation
 from submanifold.flows.rotation import tail_sums
-from submanifold.manifold import Hierarchy
-from submanifold.manifold.linearization import Linearization
-from submanifold.manifold.model import load_tensors, save_tensors
-from submanifold.progress import Meter
-from submanifold.validation import Settings
+from submanifold.geometry.linearization import Linearization
+from submanifold.models import Hierarchy
+from submanifold.models.model import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +78,13 @@ def fit_rotation(
     other than 1 the axes of u and of v are chosen apart, for a rotation of all would change
     the density.
 
-    One probe in eight is held out and chooses no axis. The rotation's gains are the mean
+    One probe in eight is held out and chooses no axis. The rotation's eigenvalues are the mean
     :math:`(q_i^T g)^2` of these, an unbiased estimate of the diagonal of C in the rotated frame.
     The eigenvalues of the other probes are biased: those of the first axes are too large, those of
     the last too small. What both leave after d latents differs by the most that the sampling error
-    can cost. A fit of one round holds nothing out, and its gains have that bias. Several processes
-    (:mod:`submanifold.team`) share the images, and all have all probes.
+    can cost. A fit of one round holds nothing out, and its eigenvalues have that bias. Several
+    processes
+    (:mod:`submanifold.common.distributed`) share the images, and all have all probes.
 
     Args:
         model: The model, whose last stage gets a :class:`Rotation` if it has none. On its device.
@@ -96,7 +97,8 @@ def fit_rotation(
 
     Returns:
         ``probes``, ``left_out``, ``seconds``, and by d in ``dims`` the mean squared error to first
-        order: ``mse`` on the probes held out (sums of the gains), and ``fitted_mse`` on the others.
+        order: ``mse`` on the probes held out (sums of the eigenvalues), and ``fitted_mse`` on the
+        others.
     """
     stage = model.stages[-1]
     rotation = stage.rotation or stage.add_rotation()
@@ -124,9 +126,9 @@ def fit_rotation(
         signs = [torch.randint(2, (len(h), *image_shape), generator=batches.generator,
                                device=h.device) for _ in range(PER_EVENT)]  # fmt: skip
         with autocast(weight.device, precision):
-            at = Linearization(decode, encode(team.share(h)))
-            pulled = [at.pull(2 * team.share(each).to(h.dtype) - 1) for each in signs]
-        return team.gather(torch.cat(pulled))
+            at = Linearization(decode, encode(distributed.share(h)))
+            pulled = [at.pull(2 * distributed.share(each).to(h.dtype) - 1) for each in signs]
+        return distributed.gather(torch.cat(pulled))
 
     blocks = [slice(0, stage.dim), slice(stage.dim, dim)]
     blocks = [slice(0, dim)] if stage.off_manifold_scale == 1 else blocks
@@ -140,7 +142,7 @@ def fit_rotation(
             state[each] for each in ("round", "seen", "left_out", "seconds")
         )
         log.info("%s: going on at probe %d", name, seen)
-    team.wait()  # or one would find what another has begun
+    distributed.wait()  # or one would find what another has begun
     started = saved = time.monotonic()
     with Meter(name, "probes", axes.rounds * per_batch, seen) as meter:
         for index in range(start, axes.rounds):
@@ -150,14 +152,18 @@ def fit_rotation(
             left_out += len(drawn) - len(inliers)
             axes.add(index, inliers)
             meter.update(len(drawn))
-            if path is not None and team.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
+            if (
+                path is not None
+                and distributed.rank() == 0
+                and time.monotonic() - saved > SAVE_EVERY
+            ):
                 saved = time.monotonic()
                 state = {"round": index + 1, "seen": seen, "left_out": left_out,
                          "seconds": seconds + saved - started}  # fmt: skip
                 save_tensors({key: each.cpu() for key, each in axes.sums.items()}, path,
                              {"state": state})  # fmt: skip
     tails = axes.fit()
-    if path is not None and team.rank() == 0:
+    if path is not None and distributed.rank() == 0:
         path.unlink(missing_ok=True)
     dims = [d for d in _grid(dim) if d < len(tails["mse"])]
     decoded = (outer or model).event_dim
@@ -184,7 +190,7 @@ class _AllAxes:
 
     def __init__(self, rotation: Rotation, blocks: list[slice], rounds: int) -> None:
         self.rotation, self.blocks, self.rounds = rotation, blocks, rounds
-        self.device = rotation.gains.device
+        self.device = rotation.eigenvalues.device
         dim = rotation.event_shape[0]
         self.sums = {name: torch.zeros(dim, dim, device=self.device) for name in PARTS}
         self.sums |= {f"{name}_count": torch.zeros((), device=self.device) for name in PARTS}
@@ -198,14 +204,17 @@ class _AllAxes:
     def fit(self) -> dict[str, Tensor]:
         """Set the rotation; what is left after the first d latents, both (D + 1,)."""
         fitted, held_out = (self.sums[each].div_(self.sums[f"{each}_count"]) for each in PARTS)
-        axes, values, gains = torch.zeros_like(fitted), [], []
+        axes, values, eigenvalues = torch.zeros_like(fitted), [], []
         for block in self.blocks:
             largest_last, vectors = torch.linalg.eigh(fitted[block, block])
             axes[block, block] = vectors = vectors.flip(1)
             values.append(largest_last.flip(0).clamp_min(0))
-            gains.append((vectors * (held_out[block, block] @ vectors)).sum(0).clamp_min(0))
-        self.rotation.fit(self.rotation.inverse(axes.T).T, torch.cat(gains))
-        return {"mse": tail_sums(torch.cat(gains)), "fitted_mse": tail_sums(torch.cat(values))}
+            eigenvalues.append((vectors * (held_out[block, block] @ vectors)).sum(0).clamp_min(0))
+        self.rotation.fit(self.rotation.inverse(axes.T).T, torch.cat(eigenvalues))
+        return {
+            "mse": tail_sums(torch.cat(eigenvalues)),
+            "fitted_mse": tail_sums(torch.cat(values)),
+        }
 
 
 class _LeadingAxes:
@@ -216,7 +225,7 @@ class _LeadingAxes:
 
     def __init__(self, rotation: Rotation, blocks: list[slice], rounds: int) -> None:
         self.rotation, self.block = rotation, blocks[0]
-        self.device = rotation.gains.device
+        self.device = rotation.eigenvalues.device
         self.per_pass = max(1, rounds // PASSES)
         self.rounds = PASSES * self.per_pass
         generator = torch.Generator().manual_seed(0)
@@ -257,10 +266,10 @@ class _LeadingAxes:
         leading = (vectors * (held_out @ vectors)).sum(0).clamp_min(0)
         rest = (totals["held_out"] - leading.sum()).clamp_min(0) / max(dim - count, 1)
         axes = sums["basis"] @ vectors
-        gains = torch.cat([leading, rest.expand(dim - count)])
-        self.rotation.fit(self.rotation.inverse(axes.T).T, gains)
+        eigenvalues = torch.cat([leading, rest.expand(dim - count)])
+        self.rotation.fit(self.rotation.inverse(axes.T).T, eigenvalues)
         return {
-            "mse": tail_sums(gains)[: count + 1],
+            "mse": tail_sums(eigenvalues)[: count + 1],
             "fitted_mse": totals["fitted"] - F.pad(values.cumsum(0), (1, 0)),
         }
 

@@ -11,19 +11,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from submanifold import team
+from submanifold.common import distributed
+from submanifold.common.device import autocast, choose_precision
+from submanifold.common.errors import UserError
+from submanifold.common.progress import Meter
+from submanifold.common.settings import Settings
 from submanifold.data.batches import Batches
-from submanifold.device import autocast, choose_precision
-from submanifold.errors import UserError
-from submanifold.flows import initialize, set_recompute
-from submanifold.manifold import Model, Objective
-from submanifold.manifold.diagnostics import (
+from submanifold.flows import initialize, set_activation_checkpointing
+from submanifold.losses import Objective
+from submanifold.models import Model
+from submanifold.models.diagnostics import (
     LARGEST_INVERSE_ERROR,
     inverse_error,
     is_overfitted,
     manifold_overfitting,
 )
-from submanifold.progress import Meter
 from submanifold.training.checkpoint import (
     EARLIER,
     EMA,
@@ -35,12 +37,11 @@ from submanifold.training.checkpoint import (
     save_checkpoint,
 )
 from submanifold.training.optimizers import optimizers_for
-from submanifold.validation import Settings
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 10
-SETBACKS = 3
+MAX_ROLLBACKS = 3
 
 Row = dict[str, float]
 Log = Callable[[int, Row], None]
@@ -52,21 +53,23 @@ class TrainingSettings(Settings):
     steps: int = Field(gt=0, description="optimizer steps")
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0, description="Adam's, at its peak")
-    matrix_rate: float | None = Field(
+    muon_lr: float | None = Field(
         None,
         gt=0,
         description="Muon's, for the matrices of coupling nets; null leaves them to Adam",
     )
-    rates: float = Field(1.0, gt=0, description="factor on both learning rates")
+    lr_scale: float = Field(1.0, gt=0, description="factor on both learning rates")
     warmup: int = Field(ge=0, description="steps over which the learning rate rises to its peak")
-    decay: float = Field(
+    cooldown_fraction: float = Field(
         ge=0, le=1, description="share of the steps, the last, in which the rates fall to nothing"
     )
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient; null: any")
     ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are kept")
     validate_every: int = Field(gt=0, description="steps between validations and checkpoints")
     precision: Literal["auto", "float32", "bfloat16"]
-    recompute: bool = Field(False, description="compute hidden layers twice, not keep them")
+    activation_checkpointing: bool = Field(
+        False, description="compute hidden layers twice, not keep them"
+    )
     rotate_every: int | None = Field(
         None, gt=0, description="steps between fits of the last stage's rotation; null: none"
     )
@@ -82,7 +85,7 @@ class Trainer:
 
     Attributes:
         state: JSON-able: ``step``, rows by step of ``train`` and ``valid``, ``best_step``,
-            ``setbacks``, ``warnings`` and ``seconds``.
+            ``rollbacks``, ``warnings`` and ``seconds``.
         best: The model's state with the best validation so far (:meth:`rank`), averaged weights.
     """
 
@@ -90,26 +93,26 @@ class Trainer:
         self.model, self.objective, self.settings = model, objective, settings
         self.multipliers = getattr(objective, "multipliers", {})
         self.weights = list(model.parameters())
-        set_recompute(model, settings.recompute)
-        self.optimizers = optimizers_for(model, settings.learning_rate, settings.matrix_rate)
+        set_activation_checkpointing(model, settings.activation_checkpointing)
+        self.optimizers = optimizers_for(model, settings.learning_rate, settings.muon_lr)
         self.ema = EMA(model, settings.ema)
         self.precision = choose_precision(settings.precision, self.weights[0])
         self.best: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {
-            "step": 0, "train": [], "valid": [], "best_step": 0, "setbacks": 0, "warnings": {},
+            "step": 0, "train": [], "valid": [], "best_step": 0, "rollbacks": 0, "warnings": {},
             "seconds": 0.0,
         }  # fmt: skip
 
     def step(self, batch: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Make one step, without waiting for the device; returns the loss, its terms, the norm."""
-        share = schedule(self.state["step"], self.settings) * 0.5 ** self.state["setbacks"]
+        share = schedule(self.state["step"], self.settings) * 0.5 ** self.state["rollbacks"]
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = share * optimizer.defaults["lr"]
         values = self._gradients(batch, generator)
         if self.multipliers:
             self.objective.ascend(values)
-        team.average([w.grad for w in self.weights if w.grad is not None])
+        distributed.average([w.grad for w in self.weights if w.grad is not None])
         largest = self.settings.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.weights, largest, foreach=True)
         for optimizer in self.optimizers:
@@ -121,10 +124,10 @@ class Trainer:
 
     def _gradients(self, batch: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Add a batch's gradient to the weights', part by part; returns the objective's means."""
-        count = team.parts()
+        count = distributed.parts()
         state = generator.get_state() if generator is not None and count > 1 else None
         found: list[dict[str, Tensor]] = []
-        for part in team.each_part(batch):
+        for part in distributed.each_part(batch):
             if generator is not None and state is not None:
                 generator.set_state(state)  # each part takes its rows of the same draws
             with autocast(self.weights[0].device, self.precision):
@@ -151,11 +154,11 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Write all that :meth:`restore` needs, and keep the checkpoint before it."""
         self.state["multipliers"] = {name: each.item() for name, each in self.multipliers.items()}
-        team.wait()  # for who still reads the last one
-        if team.rank() == 0:
+        distributed.wait()  # for who still reads the last one
+        if distributed.rank() == 0:
             save_checkpoint(folder / LAST, self.model, self.ema, self.optimizers, self.state,
                             self.best, folder / EARLIER)  # fmt: skip
-        team.wait()
+        distributed.wait()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Resume where a checkpoint was written.
@@ -206,7 +209,7 @@ def fit(
 
     Everything is a function of the initial weights, the seed of ``train`` and the settings: killed
     at any moment and called again with the same folder, it ends with the same weights. Several
-    processes (:mod:`submanifold.team`) share the rows of each batch, and make the same steps as one
+    processes (:mod:`submanifold.common.distributed`) share the rows of each batch, and make the same steps as one
     within rounding, as do parts of a batch that are computed one after the other; the first process
     alone writes files.
 
@@ -226,7 +229,7 @@ def fit(
 
     Returns:
         The history: ``name``, ``train`` and ``valid`` rows by step, ``best_step``, ``steps``,
-        ``setbacks``, ``warnings`` by kind, ``seconds`` of training, and ``steps_trained``, the
+        ``rollbacks``, ``warnings`` by kind, ``seconds`` of training, and ``steps_trained``, the
         steps of this very call.
 
     Raises:
@@ -234,15 +237,15 @@ def fit(
             three times, the folder holds a checkpoint of another architecture, or a batch cannot be
             shared equally.
     """
-    if train.batch_size % (team.size() * team.parts()):
+    if train.batch_size % (distributed.size() * distributed.parts()):
         raise UserError(
-            f"{name}: a batch of {train.batch_size} rows cannot be shared by {team.size()} "
-            f"processes in {team.parts()} parts each. Choose a training.batch_size, no more than "
+            f"{name}: a batch of {train.batch_size} rows cannot be shared by {distributed.size()} "
+            f"processes in {distributed.parts()} parts each. Choose a training.batch_size, no more than "
             "there are images, that is a multiple of launch.processes x machines x parts."
         )
     trainer = Trainer(model, objective, settings)
     checkpoint = newest_checkpoint(folder)
-    team.wait()  # or one would find what another has begun
+    distributed.wait()  # or one would find what another has begun
     if checkpoint is not None:
         trainer.restore(checkpoint)
         if trainer.state["step"] < settings.steps:
@@ -261,7 +264,7 @@ def fit(
         while (step := trainer.state["step"]) < settings.steps:
             if rotate and settings.rotate_every and step and step % settings.rotate_every == 0:
                 rotate(step)
-            values = trainer.step(team.share(train.at(step)), train.generator)
+            values = trainer.step(distributed.share(train.at(step)), train.generator)
             step += 1
             validates = step % settings.validate_every == 0 or step == settings.steps
             if step % LOG_EVERY != 0 and not validates:
@@ -269,7 +272,7 @@ def fit(
 
             row = read(values)
             if (what := fault(row, trainer.state["train"])) is not None:
-                _set_back(trainer, folder, name, what)
+                _roll_back(trainer, folder, name, what)
                 continue
             doubtful = far_above(row, trainer.state["train"]) and step < settings.steps
             elapsed = time.monotonic() - started
@@ -291,13 +294,13 @@ def fit(
                     trainer.save(folder)
                 _hand_out(step, "valid", row, on_log)
 
-    if team.rank() == 0:
+    if distributed.rank() == 0:
         (folder / EARLIER).unlink(missing_ok=True)
     model.load_state_dict(trainer.best)
     rows = [row for row in trainer.state["valid"] if row["step"] == trainer.state["best_step"]]
     model.notes = rows[-1]
     model.eval()
-    set_recompute(model, False)
+    set_activation_checkpointing(model, False)
     trainer.state.pop("multipliers", None)
     steps_trained = max(trainer.state.pop("step") - before, 0)
     return {"name": name, **trainer.state, "steps": settings.steps, "steps_trained": steps_trained}
@@ -307,9 +310,9 @@ def fit(
 def validate(model: Model, objective: Objective, valid: Batches) -> Row:
     """Average the objective's terms over all rows, in the weights' own precision."""
     sums: dict[str, Tensor] = {}
-    size = team.size() if len(valid) >= team.size() * valid.batch_size else 1
+    size = distributed.size() if len(valid) >= distributed.size() * valid.batch_size else 1
     for number, batch in enumerate(valid):
-        if number % size == team.rank() % size:
+        if number % size == distributed.rank() % size:
             for key, value in objective(model, batch, valid.generator).items():
                 sums[key] = sums.get(key, 0) + value * len(batch)
     return {key: value * size / len(valid) for key, value in read(sums).items()}
@@ -318,7 +321,7 @@ def validate(model: Model, objective: Objective, valid: Batches) -> Row:
 def read(values: Mapping[str, Tensor]) -> Row:
     """Bring values from the device, waiting for it once: their mean over processes."""
     numbers = torch.stack([value.detach().double() for value in values.values()])
-    team.average([numbers])
+    distributed.average([numbers])
     return dict(zip(values, numbers.tolist(), strict=True))
 
 
@@ -339,8 +342,12 @@ def diagnose(model: Model, valid: Batches) -> Row:
 def schedule(step: int, settings: TrainingSettings) -> float:
     """Share of the learning rates at a step: a linear rise, the peak, a linear fall to nothing."""
     rise = (step + 1) / settings.warmup if settings.warmup else 1.0
-    fall = (settings.steps - step) / (settings.decay * settings.steps) if settings.decay else 1.0
-    return settings.rates * min(rise, 1.0, fall)
+    fall = (
+        (settings.steps - step) / (settings.cooldown_fraction * settings.steps)
+        if settings.cooldown_fraction
+        else 1.0
+    )
+    return settings.lr_scale * min(rise, 1.0, fall)
 
 
 def fault(row: Row, earlier: Sequence[Row]) -> str | None:
@@ -377,27 +384,27 @@ def start_loss(row: Row, earlier: Sequence[Row]) -> float:
     return start["loss"] + sum((ratio - 1) * start[name] for name, ratio in ratios.items())
 
 
-def _set_back(trainer: Trainer, folder: Path, name: str, what: str) -> None:
+def _roll_back(trainer: Trainer, folder: Path, name: str, what: str) -> None:
     """Go back to the last checkpoint with half the learning rates."""
-    step, setbacks = trainer.state["step"], trainer.state["setbacks"] + 1
+    step, rollbacks = trainer.state["step"], trainer.state["rollbacks"] + 1
     settings = trainer.settings
-    if setbacks > SETBACKS:
+    if rollbacks > MAX_ROLLBACKS:
         lower = [f"training.learning_rate (now {settings.learning_rate})"]
-        if settings.matrix_rate is not None:
-            lower.append(f"training.matrix_rate (now {settings.matrix_rate})")
+        if settings.muon_lr is not None:
+            lower.append(f"training.muon_lr (now {settings.muon_lr})")
         raise UserError(
             f"{name}: the loss or its gradient was {what} at step {step}, again after the learning "
-            f"rate had been halved {SETBACKS} times. Lower {' or '.join(lower)}, set training.clip "
+            f"rate had been halved {MAX_ROLLBACKS} times. Lower {' or '.join(lower)}, set training.clip "
             f"(now {settings.clip or 'null'}), or lower reconstruction.weight."
         )
     trainer.model.zero_grad()
     warnings = trainer.state["warnings"]
     trainer.restore(read_checkpoint(folder / LAST))
-    trainer.state |= {"setbacks": setbacks, "warnings": warnings}
+    trainer.state |= {"rollbacks": rollbacks, "warnings": warnings}
     trainer.save(folder)
     log.warning(
         "%s: %s at step %d; back to step %d with the learning rate halved (%d of %d)",
-        name, what, step, trainer.state["step"], setbacks, SETBACKS,
+        name, what, step, trainer.state["step"], rollbacks, MAX_ROLLBACKS,
     )  # fmt: skip
 
 
@@ -429,7 +436,7 @@ def _hand_out(step: int, kind: str, row: Row, on_log: Log | None) -> None:
 
 
 def log_rows(state: Mapping[str, Any], on_log: Log | None) -> None:
-    """Pass the rows of a history, or of a checkpoint's state, to a callback again."""
+    """ForwardPass the rows of a history, or of a checkpoint's state, to a callback again."""
     for kind in ("train", "valid"):
         for row in state[kind]:
             _hand_out(row["step"], kind, row, on_log)

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Run
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.evaluation.metrics import COMPARED, NONE, Metric, is_missing
-from submanifold.pages import render
-from submanifold.pipelines import tracking
+from submanifold.plots.pages import render
+from submanifold.runs import tracking
 
 SHOWN = 32
 LARGEST_PICTURE = 1000
@@ -129,7 +129,7 @@ def _picture(run_id: str) -> bytes | None:
     """Show the first samples of a run, or the learned manifold where samples are no images."""
     from PIL import Image
 
-    from submanifold.figures.images import as_png, sample_sheet
+    from submanifold.plots.images import as_png, sample_sheet
 
     if path := tracking.artifact(run_id, "samples.npy"):
         samples = np.load(path, mmap_mode="r")

@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from submanifold.common.errors import named
 from submanifold.data.preprocess import few_images, prepare, read_groups, read_labels
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.vectors import draw
-from submanifold.errors import named
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from submanifold.common.device import choose_device
 from submanifold.data.groups import Groups, groups_of
-from submanifold.device import choose_device
 from submanifold.evaluation.metrics import Metric
-from submanifold.manifold import Model
-from submanifold.pages import render
+from submanifold.models import Model
+from submanifold.plots.pages import render
 
 
 def estimate(
@@ -38,7 +38,7 @@ def write_page(
 ) -> dict[str, Any]:
     """Draw the error by dimension, and put the estimates and the advice beside it."""
     from submanifold.evaluation.dimension import ESTIMATORS
-    from submanifold.figures import as_png, dimension_curves
+    from submanifold.plots import as_png, dimension_curves
 
     figure = dimension_curves(metrics["curve"], metrics["dims"][-1])
     rows = [

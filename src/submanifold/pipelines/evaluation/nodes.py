@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from submanifold.common.device import choose_device
+from submanifold.common.files import read_json, write_json
+from submanifold.config.experiment import LaunchSettings
 from submanifold.data.batches import Batches
 from submanifold.data.groups import Groups, groups_of
 from submanifold.data.settings import SyntheticSettings
-from submanifold.device import choose_device
 from submanifold.evaluation import baselines as fitting
 from submanifold.evaluation import samples as sampling
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.truth import against_truth
-from submanifold.experiment.experiment import LaunchSettings
-from submanifold.files import read_json, write_json
-from submanifold.manifold import Model
-from submanifold.pipelines.launch import call
+from submanifold.models import Model
+from submanifold.runs.launch import call
 
 SHOWN = 16
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from submanifold import paper
 from submanifold.data.settings import SyntheticSettings
 from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.scores import Calibration
 from submanifold.evaluation.truth import manifold_picture
-from submanifold.manifold import Model
-from submanifold.pages import render
+from submanifold.models import Model
+from submanifold.plots.pages import render
+from submanifold.studies import paper
 
 DRAWN = 4000
 PCA = "baselines.pca.mse"  # which has a row
@@ -69,7 +69,7 @@ def report_images(
         The ``report``, and the figures: ``curves``, ``samples``, ``samples_cool``, ``rejection``,
         ``dimensions``.
     """
-    from submanifold.figures import dimension_curves, image_grid, rejection_blocks
+    from submanifold.plots import dimension_curves, image_grid, rejection_blocks
 
     rejection = rejection_blocks(np.asarray(test[: len(projections)]), projections, per_row=4)
     figures = {"rejection": rejection}
@@ -103,7 +103,7 @@ def report_points(
     Returns:
         The ``report``, and the figures: ``curves`` and ``manifold``.
     """
-    from submanifold.figures import DensityGrid, manifold_figure
+    from submanifold.plots import DensityGrid, manifold_figure
 
     truth = data.manifold
     points, grid = manifold_picture(hierarchy, truth, test[:DRAWN], samples)
@@ -123,7 +123,7 @@ def _report(
     calibration: str | None = None,
     **histories: dict[str, Any],
 ) -> dict[str, Any]:
-    from submanifold.figures import as_png, training_curves
+    from submanifold.plots import as_png, training_curves
 
     phases = sorted(histories.values(), key=lambda each: int(each["name"].rpartition("_")[2]))
     trainings = {each["name"]: each for each in phases if each["train"]}

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from submanifold.errors import UserError
-from submanifold.files import locked
-from submanifold.pages import render
+from submanifold.common.errors import UserError
+from submanifold.common.files import locked
+from submanifold.plots.pages import render
 
 if TYPE_CHECKING:  # half a second, which most runs do without
     from optuna import Study
@@ -63,7 +63,7 @@ def collect_study(study: str | None, path: Path) -> pd.DataFrame:
 
 def draw_study(table: pd.DataFrame) -> go.Figure:
     """Plot bits per dimension against squared error, with the front."""
-    from submanifold.figures import study_figure
+    from submanifold.plots import study_figure
 
     return study_figure(table, _names(table))
 

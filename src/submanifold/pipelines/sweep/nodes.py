@@ -9,9 +9,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from mlflow.entities import Run
 
-from submanifold.errors import UserError
+from submanifold.common.errors import UserError
 from submanifold.evaluation.metrics import COMPARED
-from submanifold.pipelines.tracking import (
+from submanifold.runs.tracking import (
     EVALUATED,
     find_runs,
     logged,
@@ -56,7 +56,7 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
 
 def draw_sweep(table: pd.DataFrame, parameter: str, baselines: dict[str, Any]) -> go.Figure:
     """Plot bits per dimension against squared error, with PCA's errors."""
-    from submanifold.figures import sweep_figure
+    from submanifold.plots import sweep_figure
 
     curve = baselines["pca_mse"]  # of the leading axes alone where there are very many
     pca = [curve[int(dim)] if dim < len(curve) else np.nan for dim in table["dim"]]

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from submanifold.common.device import choose_device
+from submanifold.config.experiment import LaunchSettings
 from submanifold.data.groups import Groups, groups_of
 from submanifold.data.settings import ImageSettings, SyntheticSettings
-from submanifold.device import choose_device
 from submanifold.evaluation.scores import calibrate
-from submanifold.experiment.experiment import LaunchSettings
-from submanifold.manifold import Hierarchy, Model, ModelSettings
-from submanifold.pipelines.launch import call
-from submanifold.pipelines.tracking import watch
+from submanifold.models import Hierarchy, Model, ModelSettings
+from submanifold.runs.launch import call
+from submanifold.runs.tracking import watch
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings
 

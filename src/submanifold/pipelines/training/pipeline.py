@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.experiment.experiment import Source, sources
+from submanifold.config.experiment import Source, sources
 from submanifold.pipelines import data, evaluation, reporting
 from submanifold.pipelines.training.nodes import (
     encode,

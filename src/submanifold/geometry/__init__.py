@@ -1,0 +1,1 @@
+"""Differential geometry of a decoder: Jacobian products, volume, nearest projections."""

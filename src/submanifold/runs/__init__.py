@@ -1,0 +1,1 @@
+"""Runs: Kedro hooks, MLflow, catalog datasets, and launching several processes."""

@@ -1,0 +1,33 @@
+"""Memory that a process may use."""
+
+import pytest
+
+from submanifold.common import processes
+from submanifold.common.errors import UserError
+from submanifold.common.processes import check_memory, free_memory
+
+
+@pytest.mark.parametrize(("most", "used", "file", "shmem", "free"), [
+    (10**6, 10**5, 0, 0, 900_000),
+    (10**6, 10**6, 500_000, 100_000, 400_000),  # what is cached is given back, not what is shared
+    (10**6, 2 * 10**6, 0, 0, 0),
+])  # fmt: skip
+def test_a_control_group_limits_the_memory(tmp_path, monkeypatch, most, used, file, shmem, free):
+    monkeypatch.setattr(processes, "CONTROL_GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{most}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\nfile {file}\nshmem {shmem}\n")
+    assert free_memory() == free
+
+
+def test_without_a_limit_the_memory_is_the_systems(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "CONTROL_GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() > 2**20
+
+
+def test_what_does_not_fit_is_refused_with_what_would(monkeypatch):
+    monkeypatch.setattr(processes, "free_memory", lambda: 10**6)
+    check_memory("count", 1000, 1000)
+    with pytest.raises(UserError, match=r"count: expected at most 1,000, got 1,001: each takes"):
+        check_memory("count", 1001, 1000)

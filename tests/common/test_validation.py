@@ -1,0 +1,84 @@
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field, field_validator
+
+from submanifold.common.errors import UserError
+from submanifold.common.settings import Settings, read_settings
+
+
+class Cat(Settings):
+    type: Literal["cat"]
+    lives: int = Field(gt=0)
+
+
+class Dog(Settings):
+    type: Literal["dog"]
+    tricks: list[str] = Field(default=[])
+
+
+class House(Settings):
+    rooms: int
+    colour: str = "red"
+
+    @field_validator("colour")
+    @classmethod
+    def not_pink(cls, value):
+        if value == "pink":
+            raise ValueError("house.colour=pink is not a colour for a house")
+        return value
+
+
+class World(Settings):
+    pet: Annotated[Cat | Dog, Field(discriminator="type")]
+    house: House
+    second_house: House | None = None
+
+
+GOOD = {"pet": {"type": "cat", "lives": 9}, "house": {"rooms": 3}}
+
+
+def test_settings_that_work_are_read_typed_and_frozen():
+    world = read_settings(World, GOOD, "world")
+    assert isinstance(world.pet, Cat)
+    assert world.house.rooms == 3
+    with pytest.raises(ValueError, match="frozen"):
+        world.house = None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"planet": 1}, "world.planet is not a setting; known: pet, house, second_house"),
+        ({"house": {"rooms": 3, "room": 1}}, "world.house.room is not a setting; known: rooms, "),
+        (
+            {"second_house": {"rooms": 3, "room": 1}},
+            "world.second_house.room is not a setting; known: rooms, colour",
+        ),
+        ({"house": {}}, "world.house.rooms is missing"),
+        ({"house": {"rooms": "many"}}, "world.house.rooms=many cannot be used"),
+        ({"house": 3}, "world.house=3 cannot be used"),
+        ({"pet": {"type": "cow"}}, "world.pet.type=cow is not known; known: 'cat', 'dog'"),
+        ({"pet": {}}, "world.pet.type is missing; known: 'cat', 'dog'"),
+        (
+            {"pet": {"type": "dog", "lives": 9}},
+            "world.pet.lives is not a setting; known: type, tricks",
+        ),
+        ({"pet": {"type": "cat", "lives": 0}}, "world.pet.lives=0 cannot be used"),
+        ({"pet": {"type": "dog", "tricks": [1]}}, "world.pet.tricks=1 cannot be used"),
+        ({"house": {"rooms": 1, "colour": "pink"}}, "house.colour=pink is not a colour"),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_is_allowed_and_where_to_change_it(changes, said):
+    with pytest.raises(UserError) as caught:
+        read_settings(World, {**GOOD, **changes}, "world")
+    assert said in str(caught.value)
+    assert "conf/base/parameters.yml" in str(caught.value)
+    assert "--params=world.<name>=<value>" in str(caught.value)
+
+
+def test_everything_that_is_wrong_is_said_at_once():
+    with pytest.raises(UserError) as caught:
+        read_settings(World, {"house": {"rooms": "x", "dors": 1}}, "world")
+    for part in ("world.pet is missing", "world.house.rooms=x", "world.house.dors is not"):
+        assert part in str(caught.value)

@@ -1,0 +1,172 @@
+"""Kedro's configuration of one experiment."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from submanifold.config import resolve
+from submanifold.config.loader import ExperimentConfigLoader, expand
+from submanifold.data.synthetic import MANIFOLDS
+from submanifold.settings import CONFIG_LOADER_ARGS
+
+CONF = Path(__file__).parents[2] / "conf"
+METHODS = list(yaml.safe_load((CONF / "base" / "parameters.yml").read_text())["methods"])
+DATASETS = ("photos", "celeba", "lsun_bedroom", "folder", *MANIFOLDS)
+
+
+def loader(env, **params):
+    return ExperimentConfigLoader(
+        str(CONF),
+        env=env,
+        base_env="base",
+        default_run_env="local",
+        runtime_params=params,
+        merge_strategy={"parameters": "soft", "catalog": "soft"},
+    )
+
+
+def load(env, **params):
+    return loader(env, **params)["parameters"]
+
+
+def test_catalog_entries_are_written_out_for_every_phase():
+    entry = {"filepath": "m/{key}/model", "metadata": {"layer": "phase {n}"}}
+    keys = {"data": "d", "phase_1": "k1", "phase_2": "k2", "phase_2.u": "k1-u1", "model": "m"}
+    catalog = {
+        "phase_{n}.model": entry,
+        "phase_{n}.u_train": {"filepath": "u/{u}/u_train"},
+        "data": {"type": "x"},
+    }
+    assert expand(catalog, keys) == {
+        "phase_1.model": {"filepath": "m/k1/model", "metadata": {"layer": "phase 1"}},
+        "phase_2.model": {"filepath": "m/k2/model", "metadata": {"layer": "phase 2"}},
+        "phase_2.u_train": {"filepath": "u/k1-u1/u_train"},
+        "data": {"type": "x"},
+    }
+
+
+def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
+    stages = {f"stage_{n}": {"dim": 1000 - n} for n in range(1, 13)}
+    catalog = loader("local", method="H-MM", **stages)["catalog"]
+    models = [f"phase_{n}.model" for n in range(1, 13)]
+    assert [name for name in catalog if name.endswith(".model")] == models
+    assert len({catalog[name]["filepath"] for name in models}) == 12
+
+
+@pytest.mark.parametrize("env", ["local", "paper"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_the_tables_is_valid(env, method):
+    made = loader(env, method=method)
+    parameters, experiment = made["parameters"], made.experiment
+    several = method.startswith(("H-", "nested", "penalty", "M-flow")) or method in (
+        "PR-M-rotated", "PR-H-rotated", "DNF-rotated", "DNF-code-rotated", "trumpet", "autoencoder"
+    )  # fmt: skip
+    assert experiment.pipeline == ("hierarchical" if several else "joint")
+    flow = {"SoftFlow": "soft_glow", "trumpet": "trumpet", "autoencoder": "autoencoder",
+            "conformal": "conformal"}.get(method, "glow")  # fmt: skip
+    assert parameters["stage_1"]["flow"]["type"] == flow
+    assert bool(experiment.rotations) == (method.endswith("rotated") or method.startswith("nested"))
+    family, _, letters = method.removesuffix("-rotated").removesuffix("-star").partition("-")
+    if family in ("PR", "EE", "H"):
+        penalties = {"M": "mse", "H": "huber", "D": "huber"}
+        numbered = enumerate(experiment.phases, start=1)
+        trainings = [phase for n, phase in numbered if n not in experiment.rotations]
+        for phase, letter in zip(trainings, letters, strict=False):
+            assert phase.reconstruction.penalty == penalties[letter]
+    weight = parameters["phase_1"]["likelihood"]["weight"]
+    without = method.startswith("M-flow") or method in ("rectangular", "trumpet", "autoencoder")
+    assert weight == (0.0 if without else 0.5 if "-star" in method else 1.0)
+
+
+@pytest.mark.parametrize("env", ["local", "paper"])
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_dataset_of_the_tables_is_valid(env, dataset):
+    placed = ("folder", "lsun_bedroom", "medmnist")
+    data = {"path": "somewhere"} if dataset in placed else {}
+    assert load(env, dataset=dataset, data=data)["data"]["source"] == dataset
+
+
+@pytest.mark.parametrize("method", ["H-MM", "PR-D", "EE-M"])
+def test_the_test_environment_is_valid(method):
+    assert load("test", method=method)["phase_1"]["training"]["steps"] == 12
+
+
+def test_the_paper_environment_is_the_papers():
+    parameters = load("paper", dataset="celeba")
+    paper = {"type": "glow", "levels": 3, "steps": 32, "width": 512, "whiten": False}
+    assert parameters["stage_1"]["flow"] == paper
+    assert (parameters["stage_1"]["dim"], parameters["stage_2"]["dim"]) == (1000, 500)
+    for phase in (parameters["phase_1"], parameters["phase_2"]):
+        assert phase["reconstruction"]["weight"] == 1.0
+        assert phase["training"]["learning_rate"] == 1e-5
+        assert phase["training"]["batch_size"] == 64
+        assert phase["training"]["cooldown_fraction"] == 0
+    counts = parameters["data"]["counts"]
+    assert (counts["train"], counts["valid"]) == (200782, 800)
+    assert parameters["evaluation"]["samples"] == 10000
+
+
+SERVER = "http://localhost:5000"
+
+
+@pytest.mark.parametrize(("variable", "uri", "artifacts"), [
+    (None, f"sqlite:///{CONF.parent}/mlflow.db", f"{CONF.parent}/mlartifacts"),
+    ("sqlite:////elsewhere.db", "sqlite:////elsewhere.db", f"{CONF.parent}/mlartifacts"),
+    (SERVER, SERVER, None),
+])  # fmt: skip
+def test_the_environment_names_mlflow_and_a_server_keeps_artifacts_itself(
+    variable, uri, artifacts, monkeypatch
+):
+    monkeypatch.setattr("submanifold.config.loader.TRACKING_URI", variable)
+    settings = ExperimentConfigLoader(str(CONF), env="test", **CONFIG_LOADER_ARGS)["mlflow"]
+    assert settings["server"]["mlflow_tracking_uri"] == uri
+    created = settings["tracking"]["experiment"]["create_experiment_kwargs"]
+    assert created["artifact_location"] == artifacts
+
+
+def test_loaders_in_turn_resolve_their_own_keys_and_parameters():
+    """OmegaConf's resolvers belong to the process: the last loader's values must not be taken."""
+    first, second = loader("local", seed=1), loader("local", seed=2, dataset="circle")
+    for each in first, second:
+        each.config_patterns["mlflow"] = ["mlflow*"]  # as kedro-mlflow adds it
+    dirs = [second["catalog"]["x_train"]["filepath"], first["catalog"]["x_train"]["filepath"]]
+    assert "circle" in dirs[0]
+    assert "photos" in dirs[1]
+    assert first["mlflow"]["tracking"]["run"]["name"].startswith("photos-")
+    assert second["mlflow"]["tracking"]["run"]["name"].startswith("circle-")
+
+
+@pytest.fixture
+def own_conf(tmp_path):
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "local").mkdir(exist_ok=True)
+    return tmp_path / "conf"
+
+
+def own_loader(conf, **params):
+    return ExperimentConfigLoader(str(conf), runtime_params=params, **CONFIG_LOADER_ARGS)
+
+
+def test_a_changed_file_is_read_again_and_runtime_parameters_lie_over_it(own_conf):
+    local = own_conf / "local" / "parameters.yml"
+    assert own_loader(own_conf)["parameters"]["seed"] == 0
+    local.write_text("seed: 12\n")
+    assert own_loader(own_conf)["parameters"]["seed"] == 12
+    assert own_loader(own_conf, seed=3)["parameters"]["seed"] == 3
+    assert own_loader(own_conf)["parameters"]["seed"] == 12
+
+
+def test_parameters_may_interpolate_runtime_parameters(own_conf):
+    (own_conf / "local" / "parameters.yml").write_text("seed: ${runtime_params:number,4}\n")
+    assert own_loader(own_conf)["parameters"]["seed"] == 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_choosing_an_experiment_leaves_the_tables_as_they_are(method):
+    tables = loader("local", method=method)._read("parameters")
+    before = copy.deepcopy(tables)
+    resolve(tables)
+    assert tables == before

@@ -1,0 +1,726 @@
+"""From tables and choices to one experiment."""
+
+import re
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from submanifold.common.errors import UserError
+from submanifold.config import EvaluationSettings, artifact_keys, resolve
+from submanifold.config.experiment import Choices
+from submanifold.data.settings import ImageSettings, SyntheticSettings
+from submanifold.losses.objective import TERMS
+from submanifold.models import StageSettings
+from submanifold.training.phases import PhaseSettings
+from submanifold.training.rotation import RotationSettings
+from submanifold.training.trainer import TrainingSettings
+
+CONF = Path(__file__).parents[2] / "conf"
+BASE = yaml.safe_load((CONF / "base" / "parameters.yml").read_text())
+
+
+def flow_row(flow, steps, rate):
+    reconstruction = {"penalty": "mse", "weight": 1.0, "space": "image", "delta": 0.1}
+    training = {"steps": steps, "learning_rate": rate}
+    return {"flow": flow, "phase": {"reconstruction": reconstruction, "training": training}}
+
+
+@pytest.fixture
+def tables():
+    """What Kedro merges from conf/base, before a choice is made."""
+    return {
+        "dataset": "photos",
+        "method": "two",
+        "seed": 3,
+        "device": "cpu",
+        "datasets": {"photos": {"source": "photos", "size": 8}, "folder": {"source": "folder"}},
+        "methods": {
+            "two": {
+                "stage_1": {"flow": {"type": "glow"}, "dim": 20},
+                "stage_2": {"dim": 10},
+                "phase_1": {"stages": 1},
+                "phase_2": {"stages": 2},
+            },
+            "one": {"stage_1": {"flow": {"type": "glow"}, "dim": 9}, "phase_1": None},
+            "both": {
+                "stage_1": {"flow": {"type": "glow"}, "dim": 20},
+                "stage_2": {"dim": 10},
+                "phase_1": {},
+            },
+        },
+        "stage_defaults": {
+            "glow": flow_row(
+                {"type": "glow", "levels": 2, "steps": 1, "width": 4, "whiten": True}, 7, 1e-3
+            ),
+            "realnvp": flow_row({"type": "realnvp", "couplings": 2}, 9, 1e-4),
+            "affine": flow_row({"type": "affine"}, 9, 1e-4),
+        },
+        "training_defaults": {
+            "batch_size": 8,
+            "warmup": 0,
+            "cooldown_fraction": 0.0,
+            "muon_lr": 0.02,
+            "clip": 1.0,
+            "ema": 0.9,
+            "validate_every": 5,
+            "precision": "float32",
+        },
+        "evaluation_defaults": {
+            "samples": 10,
+            "dequantizations": 1,
+            "inception_weights": "auto",
+        },
+    }
+
+
+def test_a_flow_of_another_kind_takes_its_own_defaults_not_the_rows(tables):
+    tables["methods"]["two"]["stage_2"]["flow"] = {"type": "realnvp", "couplings": 8}
+    tables["stage_2"] = {"flow": {"type": "affine"}}
+    assert resolve(tables).parameters()["stage_2"]["flow"] == {"type": "affine"}
+    tables["stage_2"] = {"flow": {"type": "realnvp", "hidden": 5}}
+    flow = resolve(tables).parameters()["stage_2"]["flow"]
+    assert (flow["couplings"], flow["hidden"]) == (8, 5)
+
+
+def test_a_likelihood_without_weight_is_said_so(tables):
+    tables["phase_1"] = {"likelihood": {"weight": 0.0}}
+    assert resolve(deepcopy(tables)).parameters()["phase_1"]["likelihood"] == {"weight": 0.0}
+    (phase, _) = resolve(tables).phases
+    assert phase.terms["likelihood"].weight == 0
+
+
+def test_the_rows_are_chosen_and_the_tables_are_gone(tables):
+    before = deepcopy(tables)
+    experiment = resolve(tables)
+    assert tables == before
+    chosen = experiment.parameters()
+    assert set(chosen) == {
+        *("dataset", "method", "seed", "device", "launch", "sweep", "study"),
+        *("register_as", "ood", "charts"),
+        *("data", "evaluation"),
+        *("stage_1", "stage_2", "phase_1", "phase_2"),
+    }
+    assert experiment.pipeline == "hierarchical"
+    assert (chosen["data"]["source"], chosen["data"]["size"]) == ("photos", 8)
+    assert chosen["stage_1"]["flow"] == tables["stage_defaults"]["glow"]["flow"]
+    assert chosen["stage_2"]["flow"]["type"] == "realnvp"
+    later = {"activation_checkpointing": False, "lr_scale": 1.0, "rotate_every": None}
+    training = {**tables["training_defaults"], **later}
+    assert chosen["phase_1"]["training"] == {**training, "steps": 7, "learning_rate": 1e-3}
+    assert chosen["phase_2"]["training"]["steps"] == 9
+    assert [chosen[f"phase_{n}"]["stages"] for n in (1, 2)] == [[1], [2]]
+
+
+def test_a_phase_trains_all_stages_where_it_does_not_say_which(tables):
+    experiment = resolve({**tables, "method": "both"})
+    assert (experiment.pipeline, experiment.trained) == ("joint", [(1, 2)])
+    experiment = resolve({**tables, "method": "both", "stage_3": {"dim": 5}})
+    assert experiment.trained == [(1, 2, 3)]
+    assert resolve({**tables, "method": "one"}).trained == [(1,)]
+
+
+def test_what_is_given_lies_over_the_rows_and_leaves_the_rest(tables):
+    given = {
+        "data": {"counts": {"train": 5}},
+        "stage_1": {"flow": {"width": 6}},
+        "stage_3": {"dim": 4, "flow": {"type": "affine"}},
+        "phase_1": {"reconstruction": {"weight": 7.0}, "training": {"clip": 0.5}},
+    }
+    chosen, plain = resolve({**tables, **given}).parameters(), resolve(tables).parameters()
+    assert chosen["data"] == {
+        **plain["data"], "counts": {"train": 5, "valid": None, "test": None},
+    }  # fmt: skip
+    assert chosen["stage_1"]["flow"] == {**plain["stage_1"]["flow"], "width": 6}
+    assert chosen["stage_1"]["dim"] == 20
+    assert chosen["stage_2"] == plain["stage_2"]
+    assert chosen["stage_3"]["flow"] == {"type": "affine"}
+    assert chosen["phase_1"]["reconstruction"]["weight"] == 7.0
+    assert chosen["phase_1"]["training"] == {**plain["phase_1"]["training"], "clip": 0.5}
+    assert chosen["phase_2"] == plain["phase_2"]
+
+
+def test_a_stage_more_brings_a_phase_that_trains_it(tables):
+    experiment = resolve({**tables, "stage_3": {"dim": 4, "flow": {"type": "affine"}}})
+    assert experiment.trained == [(1,), (2,), (3,)]
+    given = {"stage_3": {"dim": 4}, "stage_4": {"dim": 2}, "phase_4": {"training": {"steps": 3}}}
+    experiment = resolve({**tables, **given})
+    assert experiment.trained == [(1,), (2,), (3,), (4,)]
+    assert [phase.training.steps for phase in experiment.phases] == [7, 9, 9, 3]
+
+
+def test_a_phase_more_says_what_it_trains(tables):
+    experiment = resolve({**tables, "phase_3": {"stages": 1}})
+    assert experiment.trained == [(1,), (2,), (1,)]
+    assert experiment.phases[2].training.steps == 7
+    with pytest.raises(UserError, match=r"phase_3 is set, but .*set phase_3\.stages to add"):
+        resolve({**tables, "phase_3": {"training": {"steps": 3}}})
+    with pytest.raises(UserError, match="phase_4: phases have to be numbered from 1"):
+        resolve({**tables, "phase_4": {"stages": 1}})
+
+
+@pytest.mark.parametrize("stages", [0, 3, [1, 3], [2, 1], [], "1 2", 1.0, True, [True]])
+def test_a_phase_trains_stages_that_are_neighbours(tables, stages):
+    with pytest.raises(
+        UserError, match=r"phase_2\.stages=.* cannot be used.*there are stages 1 to 2"
+    ):
+        resolve({**tables, "phase_2": {"stages": stages}})
+
+
+def test_a_stage_is_trained_after_those_before_it(tables):
+    with pytest.raises(UserError, match="phase_1 trains stage 2, but no phase before it trains st"):
+        resolve({**tables, "phase_1": {"stages": 2}, "phase_2": {"stages": 1}})
+
+
+def test_what_a_phase_is_trained_on_comes_from_the_last_phase_that_changed_it(tables):
+    def sources(*trained):
+        tables["methods"]["own"] = {
+            "stage_1": {"flow": {"type": "glow"}, "dim": 20},
+            **{f"stage_{n}": {"dim": 20 - n} for n in (2, 3)},
+            **{f"phase_{n}": {"stages": list(each)} for n, each in enumerate(trained, start=1)},
+        }
+        return resolve({**tables, "method": "own"}).sources
+
+    assert sources((1, 2, 3)) == [None]
+    assert sources((1,), (2,), (3,)) == [None, (1, 1), (2, 2)]
+    assert sources((1,), (1,), (2,), (2, 3)) == [None, None, (2, 1), (2, 1)]
+    assert sources((1, 2), (3,), (1,), (3,)) == [None, (1, 2), None, (3, 2)]
+    assert sources((1, 2, 3), (3,), (2,)) == [None, (1, 2), (1, 1)]
+
+
+def test_a_dataset_may_say_what_a_methods_stages_are_on_it(tables):
+    own = {
+        "stage_1": {"flow": {"type": "realnvp"}, "dim": 1},
+        "stage_2": {"dim": 1, "phase": {"training": {"steps": 3}}},
+    }
+    tables["datasets"]["circle"] = {"source": "circle", **own}
+    circle = {**tables, "dataset": "circle"}
+    chosen = resolve({**circle, "phase_1": {"reconstruction": {"weight": 0.5}}}).parameters()
+    assert chosen["data"]["source"] == "circle"
+    assert chosen["stage_1"]["flow"] == {
+        "type": "realnvp", "couplings": 2, "hidden": None, "mixing": False,
+    }  # fmt: skip
+    assert chosen["stage_1"]["dim"] == 1
+    assert chosen["phase_1"]["reconstruction"]["weight"] == 0.5
+    assert chosen["phase_1"]["training"]["learning_rate"] == 1e-4
+    assert (chosen["stage_2"]["dim"], chosen["phase_2"]["training"]["steps"]) == (1, 3)
+    assert len(resolve({**circle, "method": "one"}).model.stages) == 1
+    assert (
+        resolve({**circle, "stage_1": {"dim": 2}, "stage_2": {"dim": 1}}).model.stages[0].dim == 2
+    )
+    # phases are those of the stage that they begin at, whichever their number
+    tables["methods"]["two"] |= {"phase_2": {"stages": 1}, "phase_3": {"stages": 2}}
+    assert [phase.training.steps for phase in resolve(circle).phases] == [9, 9, 3]
+
+
+def test_training_is_that_of_all_phases(tables):
+    experiment = resolve({**tables, "training": {"steps": 5, "clip": 0.3}})
+    assert [(p.training.steps, p.training.clip) for p in experiment.phases] == [(5, 0.3)] * 2
+    experiment = resolve(
+        {**tables, "training": {"steps": 5}, "phase_2": {"training": {"steps": 6}}}
+    )
+    assert [phase.training.steps for phase in experiment.phases] == [5, 6]
+
+
+@pytest.mark.parametrize(("given", "typed", "steps"), [
+    ({}, {"training": {"steps": 5}}, [5, 5]),  # also where the method's row has its own
+    ({}, {"training": {"steps": 5}, "phase_1": {"training": {"steps": 6}}}, [6, 5]),
+    ({"training": {"steps": 4}}, {}, [4, 4]),
+    ({"phase_1": {"training": {"steps": 4}}}, {"training": {"steps": 5}}, [5, 5]),
+    ({"training": {"steps": 4}}, {"phase_1": {"training": {"steps": 5}}}, [5, 4]),
+])  # fmt: skip
+def test_the_command_line_lies_over_files_and_a_phase_over_training(tables, given, typed, steps):
+    tables["methods"]["two"]["phase_1"]["training"] = {"steps": 3}
+    merged = deepcopy(given)
+    for name, group in typed.items():
+        merged[name] = {**merged.get(name, {}), **group}
+    experiment = resolve({**tables, **merged}, typed)
+    assert [phase.training.steps for phase in experiment.phases] == steps
+
+
+def test_a_rows_settings_of_a_penalty_are_left_out_where_another_kind_is_typed(tables):
+    tables["methods"]["both"]["phase_1"] = {"reconstruction": {"penalty": "huber", "delta": 0.3}}
+    both = {**tables, "method": "both"}
+    assert resolve(both).phases[0].reconstruction.delta == 0.3
+    square = resolve({**both, "phase_1": {"reconstruction": {"penalty": "mse"}}})
+    assert square.phases[0].reconstruction.penalty == "mse"
+    tables["methods"]["both"]["phase_1"] = {"reconstruction": {"penalty": "mse", "delta": 0.3}}
+    with pytest.raises(UserError, match=r"phase_1\.reconstruction\.delta is not a setting"):
+        resolve(both)
+
+
+def members(annotation):
+    """The types of a union, however deep."""
+    within = get_args(annotation)
+    if get_origin(annotation) is Literal or not within:
+        return [annotation]
+    if get_origin(annotation) in (list, tuple):
+        return [get_origin(annotation)]
+    return [each for member in within for each in members(member)]
+
+
+def typed_values(model, path):
+    """Each setting of a model, with values that a user may type."""
+    for name, field in model.model_fields.items():
+        for kind in members(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from typed_values(kind, (*path, name))
+            elif get_origin(kind) is Literal:
+                yield from (((*path, name), value) for value in get_args(kind))
+            elif kind in (bool, int, float, str):
+                values = {bool: (True, False), int: (3,), float: (0.375, 1.375), str: ("x",)}
+                yield from (((*path, name), value) for value in values[kind])
+            elif kind in (list, tuple):
+                yield (*path, name), [{"type": "affine"}] if name == "then" else [1]
+
+
+def all_settings(experiment):
+    """Each setting that an experiment may have, with values."""
+    kinds = [(Choices, ()), (ImageSettings, ("data",)), (SyntheticSettings, ("data",)),
+             (EvaluationSettings, ("evaluation",)), (TrainingSettings, ("training",))]  # fmt: skip
+    kinds += [(StageSettings, (f"stage_{n}",)) for n, _ in enumerate(experiment.model.stages, 1)]
+    for n, _ in enumerate(experiment.phases, 1):
+        kinds += [(kind, (f"phase_{n}",)) for kind in (PhaseSettings, RotationSettings)]
+    return {repr(each): each for kind in kinds for each in typed_values(*kind)}.values()
+
+
+def resolved(experiment, path):
+    """The values that a setting has in an experiment; of ``training`` that of each training."""
+    parameters = experiment.parameters()
+    groups = [parameters]
+    if path[0] == "training":
+        groups = [group for name, group in parameters.items()
+                  if name.startswith("phase_") and "training" in group]  # fmt: skip
+    for name in path:
+        groups = [group.get(name, {}) if isinstance(group, dict) else None for group in groups]
+    return groups
+
+
+@pytest.mark.parametrize("method", BASE["methods"])
+def test_what_is_typed_wins_or_is_refused(method, monkeypatch):
+    """Every setting there is: in the experiment as it was typed, or an error."""
+    small = deepcopy(BASE)
+    small["stage_defaults"]["glow"]["flow"] |= {"steps": 1, "width": 4}
+    small["method"] = method
+    accepted = set()
+    for path, value in all_settings(resolve(small)):
+        if path in (("dataset",), ("method",)):
+            continue
+        given = value
+        for name in reversed(path):
+            given = {name: given}
+        with monkeypatch.context() as patched:
+            # building every flow thousands of times would take minutes
+            module = import_module("submanifold.config.resolve")
+            patched.setattr(module, "validate", lambda *_: None)
+            try:
+                experiment = resolve({**small, **given})
+            except UserError:
+                continue
+        found = resolved(experiment, path)
+        if path[-1] == "then":
+            found = [[{"type": flow["type"]} for flow in flows] for flows in found]
+        if found and all(each == value for each in found):
+            accepted.add(path)
+        elif path[-2:] != ("reconstruction", "penalty"):  # none leaves nothing to name
+            with pytest.raises(UserError):
+                resolve({**small, **given})
+    assert accepted >= {("training", name) for name in TrainingSettings.model_fields}
+
+
+def test_a_default_that_does_not_apply_is_left_out(tables):
+    square = resolve(tables).phases[0].reconstruction
+    assert not hasattr(square, "delta")
+    huber = resolve({**tables, "phase_1": {"reconstruction": {"penalty": "huber"}}})
+    assert huber.phases[0].reconstruction.delta == 0.1
+    none = resolve({**tables, "phase_1": {"reconstruction": {"penalty": "none"}}})
+    assert none.phases[0].reconstruction.weight == 0
+    assert "reconstruction" not in none.parameters()["phase_1"]
+
+
+PR_M = {"method": "both"}
+IDLE = [
+    # what was accepted, trained anew under another key, and gave the same weights
+    ({**PR_M, "stage_2": {"penalty_weight": 9.0}}, r"stage_2\.penalty_weight is not a setting of"),
+    ({**PR_M, "stage_2": {"training": {"steps": 9}}}, r"stage_2\.training is not a setting of"),
+    ({**PR_M, "stage_2": {"input_noise": 0.1}}, r"stage_2\.input_noise is not a setting of"),
+    ({**PR_M, "phase_2": {"input_noise": 0.1}}, r"phase_2 is set, but"),
+    ({"method": "one", "phase_1": {"reconstruction": {"space": "latent"}}}, r"space would have no"),
+    ({"phase_1": {"reconstruction": {"delta": 0.3}}}, r"reconstruction\.delta is not a setting"),
+    (
+        {"phase_1": {"reconstruction": {"penalty": "none", "weight": 3.0}}},
+        r"phase_1\.reconstruction\.weight is not a setting; known: penalty",
+    ),
+    ({"stage_1": {"dim": None, "off_manifold_scale": 2.0}}, r"off_manifold_scale would have no"),
+    (
+        {"stage_2": {"dim": 20}, "phase_2": {"off_manifold": {"weight": 1.0}}},
+        r"off_manifold\.weight",
+    ),
+    (
+        {"stage_2": {"dim": 20}, "phase_2": {"reconstruction": {"weight": 9.0}}},
+        r"projection is exact",
+    ),
+    ({"phase_1": {"likelihood": {"weight": 0, "unit": "nats"}}}, r"likelihood\.unit would have no"),
+    ({**PR_M, "phase_1": {"reconstruction": {"through": 3}}}, r"through=3 cannot be used"),
+    ({"phase_1": {"reconstruction": {"through": 1}}}, r"through=1 cannot be used"),
+    (
+        {"method": "one", "phase_1": {"training": {"clip": 1.0}}, "training": {"clip": 2.0}},
+        r"training\.clip would have no effect: every phase has its own",
+    ),
+    ({"dataset": "circle", "evaluation": {"dequantizations": 3}}, r"dequantizations would have no"),
+    (
+        {"dataset": "circle", "evaluation": {"inception_weights": "auto"}},
+        r"inception_weights would",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), IDLE, ids=str)
+def test_a_setting_that_would_have_no_effect_is_refused(tables, given, said):
+    tables["datasets"]["circle"] = {
+        "source": "circle",
+        "stage_1": {"flow": {"type": "realnvp"}, "dim": 1},
+        "stage_2": {"dim": 1},
+    }
+    with pytest.raises(UserError, match=said):
+        resolve({**tables, **given})
+
+
+def test_a_row_with_a_setting_that_would_have_no_effect_is_refused(tables):
+    tables["methods"]["two"]["phase_1"]["reconstruction"] = {"space": "image"}
+    with pytest.raises(UserError, match=r"methods\.two\.phase_1\.reconstruction\.space would have"):
+        resolve(tables)
+
+
+def test_a_loss_without_a_term_is_refused(tables):
+    nothing = {"likelihood": {"weight": 0}, "reconstruction": {"penalty": "none"}}
+    with pytest.raises(UserError, match="phase_1 has no term with a weight"):
+        resolve({**tables, "phase_1": nothing})
+
+
+def test_a_dimension_cannot_grow_from_stage_to_stage(tables):
+    with pytest.raises(UserError, match=r"^stage_2\.dim=21, but the flow acts on 20 numbers"):
+        resolve({**tables, "stage_2": {"dim": 21}})
+
+
+def test_names_with_an_underscore_are_for_anchors(tables):
+    assert resolve({**tables, "_anchor": {"x": 1}}) == resolve(tables)
+
+
+def test_a_method_may_have_more_than_nine_stages(tables):
+    more = {f"stage_{n}": {"dim": 21 - n} for n in range(2, 13)}
+    experiment = resolve({**tables, **more})
+    assert [stage.dim for stage in experiment.model.stages] == list(range(20, 8, -1))
+    assert experiment.trained == [(n,) for n in range(1, 13)]
+
+
+@pytest.mark.parametrize("name", ["stage_4", "stage_0", "stage_", "stage_two", "stage_01"])
+def test_stages_have_no_gap(tables, name):
+    with pytest.raises(UserError, match="numbered from 1 without a gap"):
+        resolve({**tables, name: {"dim": 3}})
+
+
+def test_a_stage_may_have_bijections_after_its_flow(tables):
+    experiment = resolve({**tables, "stage_1": {"then": [{"type": "affine"}, {"type": "realnvp"}]}})
+    assert [flow.type for flow in experiment.model.stages[0].then] == ["affine", "realnvp"]
+    assert experiment.model.stages[0].then[1].couplings == 2
+    with pytest.raises(UserError, match=r"stage_1\.then\.type=glow acts on images"):
+        resolve({**tables, "stage_1": {"then": [{"type": "glow"}]}})
+
+
+CHANGES = {
+    # what is changed: which keys change
+    "nothing": ({}, set()),
+    "device": ({"device": "cuda"}, set()),
+    "path of the data": ({"data": {"path": None}}, set()),
+    "evaluation": ({"evaluation": {"samples": 9}}, {"run"}),
+    "stage 2": ({"stage_2": {"dim": 9}}, {"phase_2", "model", "run"}),
+    "phase 2": (
+        {"phase_2": {"reconstruction": {"weight": 0.3}}},
+        {"phase_2", "model", "run"},
+    ),
+    "training of phase 2": (
+        {"phase_2": {"training": {"clip": 3.0}}},
+        {"phase_2", "model", "run"},
+    ),
+    "phase 1": (
+        {"phase_1": {"reconstruction": {"weight": 0.3}}},
+        {"phase_1", "phase_2", "phase_2.u", "model", "run"},
+    ),
+    "stage 1": ({"stage_1": {"dim": 19}}, {"phase_1", "phase_2", "phase_2.u", "model", "run"}),
+    "seed": ({"seed": 4}, {"phase_1", "phase_2", "phase_2.u", "model", "run"}),
+    "data": (
+        {"data": {"channels": 1}},
+        {"data", "phase_1", "phase_2", "phase_2.u", "model", "run"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_key_changes_with_what_its_artifact_depends_on_and_nothing_else(tables, what):
+    given, changed = CHANGES[what]
+    before = artifact_keys(resolve(tables), Path())
+    after = artifact_keys(resolve({**tables, **given}), Path())
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_the_key_of_a_run_says_whether_fid_is_measured(tables, monkeypatch):
+    """``auto`` measures FID on a GPU only: metrics without it are not those of a GPU's run."""
+
+    def run(weights, device):
+        given = {"evaluation": {"inception_weights": weights}, "device": device}
+        return artifact_keys(resolve({**tables, **given}), Path())["run"]
+
+    without = run("auto", "auto")
+    assert without == run("auto", "cpu") != run("download", "cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert run("auto", "auto") == run("auto", "cuda") == run("download", "cpu")
+    assert run("auto", "cpu") == without
+
+
+def leaves(tree, path=()):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
+    """Whatever field there is, now or later: one of another value is another artifact."""
+    terms = {
+        "likelihood": {"weight": 0.7, "unit": "nats"},
+        "reconstruction": {
+            "penalty": "huber",
+            "weight": 2.0,
+            "space": "image",
+            "delta": 0.2,
+            "random_dim": 2.5,
+            "target": {"mse": 0.1},
+        },
+        "off_manifold": {"weight": 0.1},
+        "manifold_likelihood": {"weight": 0.1},
+        "non_orthogonality": {"weight": 0.1},
+        "off_diagonal": {"weight": 0.1},
+    }
+    assert set(terms) == set(TERMS)
+    later = {"lr_scale": 0.5, "rotate_every": 7}
+    full = {**tables, "phase_2": {"input_noise": 0.1, "training": later, **terms}}
+    plain = resolve(full)
+    before = artifact_keys(plain, Path())
+    other = {"nats": "bits_per_dim", "image": "latent", "huber": "mse", "float32": "bfloat16",
+             "realnvp": "affine"}  # fmt: skip
+    changed = 0
+    for group in ("stage_2", "phase_2"):
+        for path, value in leaves(plain.parameters()[group]):
+            if path in {("stages",), ("flow", "type"), ("then",), ("reconstruction", "penalty"),
+                        ("reconstruction", "through"), ("flow", "hidden"),
+                        ("reconstruction", "target", "psnr")}:  # fmt: skip
+                continue
+            new = other[value] if isinstance(value, str) else not value
+            if not isinstance(value, bool | str):
+                new = (value / 2 or 0.5) if isinstance(value, float) else value - 1
+                new = 1 if path[-1] == "warmup" else new
+            given = new
+            for name in reversed(path):
+                given = {name: given}
+            here = deepcopy(full.get(group, {}))
+            merged = {**here, **given} if len(path) == 1 else {
+                **here, path[0]: {**here.get(path[0], {}), **given[path[0]]},
+            }  # fmt: skip
+            after = artifact_keys(resolve({**full, group: merged}), Path())
+            assert before["phase_2"] != after["phase_2"], path
+            assert before["phase_1"] == after["phase_1"], path
+            changed += 1
+    assert changed > 18
+
+
+def test_methods_share_the_keys_of_the_phases_they_share(tables):
+    tables["methods"]["other"] = deepcopy(tables["methods"]["two"])
+    tables["methods"]["other"]["phase_2"]["reconstruction"] = {"penalty": "huber"}
+    mine, other = (
+        artifact_keys(resolve({**tables, "method": method}), Path()) for method in ("two", "other")
+    )
+    same = {name for name in mine if mine[name] == other[name]}
+    assert same == {"data", "phase_1", "phase_2.u"}
+    assert mine["model"].startswith("photos-two-")
+    assert other["model"].startswith("photos-other-")
+
+
+def test_three_phases_that_begin_alike_share_what_they_begin_with(tables):
+    stages = {name: tables["methods"]["two"][name] for name in ("stage_1", "stage_2")}
+    likelihood = {"stages": 1, "reconstruction": {"penalty": "none"}}
+    tables["methods"]["three"] = {
+        **stages, "phase_1": likelihood, "phase_2": {"stages": 1}, "phase_3": {"stages": 2},
+    }  # fmt: skip
+
+    def keys(**given):
+        return artifact_keys(resolve({**tables, "method": "three", **given}), Path())
+
+    plain = keys()
+    later = keys(phase_3={"training": {"steps": 2}})
+    assert {k for k in plain if plain[k] != later[k]} == {"phase_3", "model", "run"}
+    middle = keys(phase_2={"training": {"steps": 2}})
+    assert {k for k in plain if plain[k] != middle[k]} == {
+        "phase_2", "phase_3", "phase_3.u", "model", "run",
+    }  # fmt: skip
+
+
+def test_the_key_of_u_says_through_which_stages_it_went(tables):
+    """Phases that train stages 1 and 2, then 3, then 2: all begin at phase 1, at two places."""
+    tables["methods"]["own"] = {
+        "stage_1": {"flow": {"type": "glow"}, "dim": 20},
+        **{f"stage_{n}": {"dim": 20 - n} for n in (2, 3)},
+        **{f"phase_{n}": {"stages": stages} for n, stages in enumerate(([1, 2], 3, 2), start=1)},
+    }
+    experiment = resolve({**tables, "method": "own"})
+    assert experiment.sources == [None, (1, 2), (1, 1)]
+    keys = artifact_keys(experiment, Path())
+    both = [keys["phase_2.u"], keys["phase_3.u"]]
+    assert all(key.startswith(f"{keys['phase_1']}-") for key in both)
+    assert both[0] != both[1]
+
+
+NO_NAMES = ["../../elsewhere", "/etc", "a/b", "a\\b", "..", ".", "", "a:b", "a\nb", "a\0b",
+            ".hidden", "a.", "a ", "-x", "x" * 101]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=repr)
+@pytest.mark.parametrize("setting", ["dataset", "method", "sweep", "study", "register_as"])
+def test_names_are_one_component_of_a_path(tables, setting, name):
+    tables["datasets"][name] = tables["datasets"]["photos"]
+    tables["methods"][name] = tables["methods"]["two"]
+    with pytest.raises(UserError, match=rf"^{setting}={re.escape(name)} cannot be used: it names"):
+        resolve({**tables, setting: name})
+
+
+@pytest.mark.parametrize("name", ["a", "H-MM", "my photos 2", "größe_1.5+x", "x" * 100])
+def test_a_name_may_have_letters_digits_and_some_signs(tables, name):
+    tables["datasets"][name] = tables["datasets"]["photos"]
+    assert resolve({**tables, "dataset": name, "study": name}).dataset == name
+
+
+TOO_MUCH = [
+    ({"data": {"size": 10**9}}, r"^data\.size: expected at most [0-9,]+, got 1,000,000,000: "),
+    ({"data": {"size": 10**30}}, r"^data\.size: expected at most"),
+    ({"training": {"batch_size": 10**10}}, r"^phase_1\.training\.batch_size: expected at most"),
+    ({"evaluation": {"samples": 10**9}}, r"^evaluation\.samples: expected at most .* each takes"),
+    ({"stage_2": {"flow": {"hidden": 10**7}}}, r"^stage_2\.flow: .*GB of memory are free"),
+    ({"stage_1": {"flow": {"width": 10**7}}}, r"^stage_1\.flow: .*GB of memory are free"),
+    ({"stage_2": {"flow": {"hidden": 10**12}}}, r"^stage_2\.flow\.hidden: expected at most 16,7"),
+    ({"stage_2": {"flow": {"couplings": 10**7}}}, r"^stage_2\.flow\.couplings: expected at most 1"),
+    ({"stage_1": {"flow": {"steps": [1, 10**7]}}}, r"^stage_1\.flow\.steps: expected at most 1"),
+    (
+        {"dataset": "circle", "stage_1": {"dim": 1, "flow": {"type": "realnvp"}},
+         "stage_2": {"dim": 1}, "data": {"counts": {"valid": 10**12}}},
+        r"^data\.counts\.valid: expected at most",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "said"), TOO_MUCH, ids=str)
+def test_what_does_not_fit_in_memory_is_refused_with_the_most_that_does(tables, given, said):
+    tables["datasets"]["circle"] = {"source": "circle"}
+    with pytest.raises(UserError, match=said):
+        resolve({**tables, **given})
+
+
+def test_the_key_of_a_folder_follows_its_content_not_its_place(tables, tmp_path):
+    def key(folder):
+        chosen = resolve({**tables, "dataset": "folder", "data": {"path": str(folder), "size": 8}})
+        return artifact_keys(chosen, tmp_path)["data"]
+
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"one")
+    assert key(tmp_path / "here") == key(tmp_path / "there")
+    (tmp_path / "there" / "2.png").write_bytes(b"two")
+    assert key(tmp_path / "here") != key(tmp_path / "there")
+
+
+def test_one_row_of_conf_local_is_a_new_method(tables):
+    """Glow by likelihood alone, then with the penalty, then stage 2."""
+    row = yaml.safe_load(
+        """
+        stage_1: {flow: {type: glow}, dim: 20}
+        stage_2: {flow: {type: realnvp}, dim: 10}
+        phase_1: {stages: 1, reconstruction: {penalty: none}}
+        phase_2: {stages: 1, reconstruction: {weight: 30.0}}
+        phase_3: {stages: 2}
+        """
+    )
+    tables["methods"]["likelihood-first"] = row
+    experiment = resolve({**tables, "method": "likelihood-first"})
+    assert experiment.trained == [(1,), (1,), (2,)]
+    active = [
+        {name for name, term in phase.terms.items() if term.weight} for phase in experiment.phases
+    ]
+    assert active == [{"likelihood"}, *[{"likelihood", "reconstruction"}] * 2]
+    assert experiment.phases[1].reconstruction.weight == 30.0
+
+
+ROTATED = {
+    "stage_1": {"flow": {"type": "glow"}, "dim": 24},
+    "stage_2": {"flow": {"type": "realnvp"}, "dim": 12},
+    "phase_1": {"stages": 1},
+    "phase_2": {"rotate": 1},
+    "phase_3": {"stages": 2, "reconstruction": {"space": "metric"}},
+    "phase_4": {"rotate": 2, "probes": 300},
+}
+
+
+def with_method(tables, **changes):
+    row = {**deepcopy(ROTATED), **changes}
+    return {**tables, "method": "rotated", "methods": {**tables["methods"], "rotated": row}}
+
+
+def test_a_phase_may_rotate_and_train_nothing(tables):
+    experiment = resolve(with_method(tables))
+    assert experiment.trained == [(1,), (1,), (2,), (2,)]
+    assert experiment.rotations == [2, 4]
+    assert [source and tuple(source) for source in experiment.sources] == [
+        None, None, (2, 1), (2, 1)
+    ]  # fmt: skip
+    assert experiment.phases[3].probes == 300
+    assert experiment.parameters()["phase_2"] == {"rotate": 1, "probes": None}
+
+
+def test_a_method_with_one_training_is_joint_however_often_it_is_rotated(tables):
+    row = {"stage_1": ROTATED["stage_1"], "phase_1": {}, "phase_2": {"rotate": 1}}
+    chosen = {**tables, "method": "one", "methods": {"one": row}}
+    assert resolve(chosen).pipeline == "joint"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phase_2": {"rotate": 2}}, "phase_2.rotate=2 cannot be used: stages 1 to 1 are trained"),
+        ({"phase_1": {"rotate": 1}}, "phase_1.rotate=1 cannot be used: nothing is trained yet"),
+        ({"phase_4": {"rotate": 1}}, "Allowed: 2"),
+        ({"phase_2": {"rotate": 1, "probes": 0}}, "phase_2.probes=0 cannot be used"),
+        ({"phase_2": {"rotate": 1, "training": {"steps": 3}}}, "training is not a setting"),
+        ({"phase_2": {"stages": 1}}, "no phase before it rotates stage 1"),
+        ({"phase_3": {"stages": 2, "reconstruction": {"random_dim": 1.0}}}, "random_dim=1.0"),
+        ({"phase_3": {"stages": 2, "reconstruction": {"target": {}}}}, "needs mse or psnr"),
+        (
+            {"phase_3": {"stages": 2, "reconstruction": {"target": {"mse": 1.0, "psnr": 2.0}}}},
+            "needs mse or psnr",
+        ),
+        ({"phase_3": {"stages": 2, "training": {"rotate_every": 0}}}, "rotate_every=0"),
+    ],
+)
+def test_a_rotation_that_cannot_be_is_refused(tables, changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        resolve(with_method(tables, **changes))
+
+
+def test_the_dataset_says_what_method_it_has(tables):
+    tables["datasets"]["photos"]["method"] = "one"
+    experiment = resolve({**tables, "method": "auto"})
+    assert experiment.method == "one"
+    assert experiment.trained == [(1,)]
+    assert resolve({**tables, "method": "two"}).method == "two"

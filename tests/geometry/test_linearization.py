@@ -1,0 +1,144 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch.func import jvp, vjp
+
+from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.flows.fast import kernels
+from submanifold.geometry.linearization import Linearization, push
+from submanifold.models import Hierarchy, Stage
+
+
+def moved(module):
+    """Away from the identity that it starts as, a little."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    return module
+
+
+def hierarchy():
+    torch.manual_seed(0)
+    glow = Stage(Glow((3, 8, 8), levels=2, steps=2, width=8), 40)
+    glow.add_rotation()
+    return moved(Hierarchy([glow, Stage(RealNVP(40, couplings=2), 12)]))
+
+
+def test_products_are_those_of_torch():
+    model = hierarchy()
+    generator = torch.Generator().manual_seed(2)
+    u, p = torch.randn(2, 5, 12, generator=generator)
+    w = torch.randn(5, 3, 8, 8, generator=generator)
+    at = Linearization(model.decode, u)
+    image, tangent = jvp(model.decode, (u,), (p,))
+    _, pullback = vjp(model.decode, u)
+    assert torch.allclose(at.image, image, atol=1e-5)
+    assert torch.allclose(at.push(p), tangent, atol=1e-4)
+    assert torch.allclose(at.pull(w), pullback(w)[0], atol=1e-4)
+    assert torch.allclose(at.pull(w), pullback(w)[0], atol=1e-4)  # again
+
+
+@pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="no kernels on this machine")
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_kernels_tangents_are_those_of_plain_modules(monkeypatch, inverse):
+    torch.manual_seed(0)
+    glow = moved(Glow((3, 8, 8), levels=2, steps=3, width=20))
+    generator = torch.Generator().manual_seed(2)
+    x, p = (torch.randn(6, 3, 8, 8, generator=generator) for _ in range(2))
+    if inverse:
+        x, p = x.flatten(1), p.flatten(1)
+
+    def apply(x):
+        return glow.inverse(x) if inverse else torch.cat([glow(x)[0], glow(x)[1][:, None]], 1)
+
+    fast = Linearization(apply, x)
+    tangent, gradient = fast.push(p), fast.pull(torch.ones_like(fast.image))
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    plain = Linearization(apply, x)
+    assert torch.allclose(tangent, plain.push(p), rtol=1e-3, atol=1e-3)
+    assert torch.allclose(gradient, plain.pull(torch.ones_like(plain.image)), rtol=1e-3, atol=1e-3)
+
+
+def test_push_is_the_adjoint_of_pull():
+    flow = moved(Affine(6)).double()
+    u, p, w = torch.randn(3, 4, 6, dtype=torch.float64)
+    at = Linearization(flow.inverse, u)
+    assert torch.allclose((at.push(p) * w).sum(1), (at.pull(w) * p).sum(1))
+
+
+def test_weights_get_no_gradient():
+    model = hierarchy()
+    at = Linearization(model.decode, torch.randn(2, 12))
+    at.pull(torch.ones(2, 3, 8, 8))
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="no kernels on this machine")
+def test_the_kernels_compute_the_weights_gradients_only_where_they_are_needed(monkeypatch):
+    flow = moved(Glow((3, 8, 8), levels=1, steps=2, width=8))
+    asked = []
+    backward = kernels.step_backward
+
+    def recorded(*arguments):
+        asked.append(not arguments[-1])
+        return backward(*arguments)
+
+    monkeypatch.setattr(kernels, "step_backward", recorded)
+    x, weights = torch.randn(2, 3, 8, 8, requires_grad=True), [*flow.parameters()]
+    loss = flow(x)[1].sum()
+    (by_x,) = torch.autograd.grad(loss, x, retain_graph=True)
+    assert asked == [False, False]
+    found = torch.autograd.grad(loss, [x, *weights], retain_graph=True)
+    assert asked[2:] == [True, True]
+    assert torch.allclose(by_x, found[0])
+    loss.backward()
+    assert asked[4:] == [True, True]
+    assert all(map(torch.allclose, found, [x.grad, *(weight.grad for weight in weights)]))
+
+
+def test_threads_share_the_level_of_forward_derivatives():
+    inside, left = threading.Event(), threading.Event()
+
+    def decode(u):
+        inside.set()
+        assert left.wait(10), "the other thread has finished"
+        return u**2
+
+    one = torch.ones(1, 1)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(push, decode, one, one)
+        assert inside.wait(10)
+        assert push(lambda u: u**3, one, one) == 3
+        left.set()
+        assert first.result() == 2
+    with pytest.raises(RuntimeError, match="Nested forward mode"):
+        push(lambda u: push(torch.sin, torch.zeros(1, 1), one) * u, one, one)
+    assert push(torch.sin, 0 * one, one) == 1
+
+
+def test_eight_threads_use_one_model():
+    """Four find nearest points, four compute gradients by the weights that those do not need."""
+    model = moved(Hierarchy([Stage(Glow((1, 4, 4), levels=1, steps=1, width=4), 3)]))
+    x = torch.rand(8, 2, 1, 4, 4, generator=torch.Generator().manual_seed(2)) - 0.5
+    weights = [*model.parameters()]
+    together = threading.Barrier(8, timeout=10)
+
+    def project(events):
+        return model.project(events, steps=1)
+
+    def gradient(events):
+        found = torch.autograd.grad(model.log_prob(events).sum(), weights)
+        return torch.cat([each.flatten() for each in found])
+
+    def repeated(compute, events):
+        together.wait()
+        return [compute(events) for _ in range(2 if compute is project else 20)]
+
+    tasks = [(project, gradient)[number % 2] for number in range(8)]
+    expected = [task(events) for task, events in zip(tasks, x, strict=True)]
+    with ThreadPoolExecutor(8) as pool:
+        for alone, found in zip(expected, pool.map(repeated, tasks, x), strict=True):
+            assert all(torch.allclose(each, alone, atol=1e-5) for each in found)

@@ -1,0 +1,111 @@
+"""Terms about the manifold's volume and metric: exact ones, and estimates of their gradients."""
+
+import math
+
+import pytest
+import torch
+
+from strategies import perturb
+from submanifold.flows import Affine, RealNVP
+from submanifold.losses.objective import ForwardPass, Objective, Squared
+from submanifold.losses.volume_terms import (
+    ManifoldLikelihood,
+    NonOrthogonality,
+    OffDiagonal,
+    conjugate_gradients,
+)
+from submanifold.models import Hierarchy, Stage
+from submanifold.models.volume import log_volume, on_manifold
+
+LOG_2 = math.log(2)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return perturb(Hierarchy([Stage(RealNVP(6, 3, mixing=True), 3)]).double(), 0.5)
+
+
+def passed(model, seed=0):
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1)).double()
+    return ForwardPass(model, x, x, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_likelihood_on_the_manifold_is_that_of_its_volume(model):
+    batch = passed(model)
+    u = model.encode(batch.clean)[0]
+    nats = log_volume(model, u) + 0.5 * (u.square() + math.log(2 * math.pi)).sum(1)
+    assert ManifoldLikelihood()(batch).item() == pytest.approx(nats.mean().item() / (3 * LOG_2))
+
+
+def test_of_a_linear_map_the_excess_is_known():
+    model = Hierarchy([Stage(Affine(4), 2)]).double()
+    axes = torch.tensor([[1.0, 1.0], [0.0, 2.0], [0.0, 0.0], [0.0, 0.0]]).double()
+    basis = torch.cat([axes, torch.eye(4)[:, 2:].double()], 1)
+    with torch.no_grad():
+        model.stages[0].flow.weight.copy_(torch.linalg.inv(basis))
+    batch = ForwardPass(model, *(2 * [torch.randn(3, 4).double()]))
+    metric = axes.T @ axes  # [[1, 1], [1, 5]]
+    non_orthogonality = 0.5 * (math.log(1) + math.log(5) - torch.logdet(metric).item())
+    assert NonOrthogonality()(batch).item() == pytest.approx(non_orthogonality / (2 * LOG_2))
+    found = on_manifold(model, batch.clean).non_orthogonality
+    assert found.numpy() == pytest.approx(non_orthogonality / (2 * LOG_2))
+    assert OffDiagonal()(batch).item() == pytest.approx(1.0)
+
+
+def test_the_excess_is_0_where_the_columns_are_orthogonal():
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(Affine(5), 3)]).double()  # a rotation at first
+    batch = ForwardPass(model, *(2 * [torch.randn(2, 5).double()]))
+    assert NonOrthogonality()(batch).item() == pytest.approx(0, abs=1e-6)
+    assert OffDiagonal()(batch).item() == pytest.approx(0, abs=1e-6)
+
+
+def gradient(term, model, seed):
+    model.zero_grad()
+    term(passed(model, seed)).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("kind", [ManifoldLikelihood, NonOrthogonality, OffDiagonal])
+def test_the_estimated_gradient_is_that_of_the_exact_term_on_average(model, kind):
+    exact = gradient(kind(), model, 0)
+    drawn = torch.stack([gradient(kind(exact_up_to=2), model, seed) for seed in range(60)])
+    error = drawn.std(0) / math.sqrt(len(drawn))
+    missed = (drawn.mean(0) - exact) / error.clamp_min(1e-12)
+    moved = error > 1e-9
+    assert moved.float().mean() > 0.3, "it is an estimate"
+    # of normal numbers as many as there are weights, the largest is below 5
+    assert missed[moved].abs().max() < 5
+    assert 0.4 < missed[moved].square().mean().sqrt() < 1.8, "few of them are independent"
+
+
+def test_conjugate_gradients_solve_each_row_by_itself():
+    torch.manual_seed(0)
+    factors = torch.randn(4, 6, 6).double()
+    matrices = factors.mT @ factors + 0.1 * torch.eye(6)
+    b = torch.randn(4, 6).double()
+    found = conjugate_gradients(lambda p: (matrices @ p[:, :, None])[:, :, 0], b)
+    missed = (matrices @ found[:, :, None])[:, :, 0] - b
+    assert (missed.norm(dim=1) <= 1e-3 * b.norm(dim=1)).all()
+
+
+def test_a_rectangular_flow_moves_its_plane_to_the_data_and_its_density_too():
+    """Two normal coordinates of standard deviation 2 and 1/2 in a plane of R^4."""
+    torch.manual_seed(0)
+    plane = torch.linalg.qr(torch.randn(4, 2).double()).Q
+    x = torch.randn(512, 2).double() * torch.tensor([2.0, 0.5]) @ plane.T
+    model = Hierarchy([Stage(Affine(4), 2)]).double()
+    loss = Objective({"manifold_likelihood": ManifoldLikelihood(weight=1.0),
+                      "reconstruction": Squared(weight=1000.0)})  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), 0.03)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        loss(model, x)["loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert (x - model.project(x)).square().mean() < 1e-4
+        batch = ForwardPass(model, x, x)
+        spread = torch.linalg.eigvalsh(torch.cov(x.T, correction=0))[-2:]
+        entropy = 0.5 * (torch.log(2 * math.pi * spread) + 1).sum().item()
+        assert ManifoldLikelihood()(batch).item() * 2 * LOG_2 == pytest.approx(entropy, abs=0.005)

@@ -1,0 +1,187 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from strategies import assert_close, perturb
+from submanifold.common.errors import UserError
+from submanifold.data.batches import Batches
+from submanifold.data.synthetic import Circle
+from submanifold.evaluation.truth import against_truth
+from submanifold.flows import RealNVP, initialize
+from submanifold.losses import Objective
+from submanifold.losses.objective import LEAST_SHARE, ForwardPass, Likelihood, Squared, Target
+from submanifold.models import Hierarchy, Mixture, Model, Stage, on_manifold
+from submanifold.training.trainer import TrainingSettings, fit
+
+
+def mixture(charts=3, dim=2, inner=1, scale=0.3, mixing=True):
+    torch.manual_seed(0)
+    flow = {"couplings": 4, "hidden": 8, "mixing": mixing}
+    made = Mixture([
+        Hierarchy([Stage(RealNVP(dim, **flow), dim), Stage(RealNVP(dim, **flow), inner)])
+        for _ in range(charts)
+    ]).double()  # fmt: skip
+    perturb(made, scale)
+    return made
+
+
+def test_the_density_is_the_sum_of_the_charts():
+    made, x = mixture(), torch.randn(20, 2).double()
+    shares = made.logits.softmax(0)
+    dense = sum(p * chart.log_prob(x).exp() for p, chart in zip(shares, made.charts, strict=True))
+    assert_close(made.log_prob(x), dense.log())
+    assert len(set(shares.tolist())) == 3, "shares that differ"
+
+
+def test_the_density_integrates_to_one():
+    made = mixture(scale=0.1)
+    axis = torch.linspace(-12, 12, 481).double()
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    with torch.no_grad():
+        total = made.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** 2
+    assert total.item() == pytest.approx(1, abs=1e-3)
+
+
+def test_an_event_is_encoded_by_the_chart_that_is_responsible():
+    made, x = mixture(), 2 * torch.randn(50, 2).double()
+    u, v = made.encode(x)
+    number = u[:, -1].long()
+    assert len(number.unique()) > 1
+    assert_close(made.decode(u, v), x)
+    for k, chart in enumerate(made.charts):
+        own = number == k
+        inside, outside = chart.encode(x[own])
+        assert torch.equal(u[own, :-1], inside)
+        assert torch.equal(v[own], outside)
+        assert_close(made.project(x[own]), chart.project(x[own]))
+        assert torch.equal(made.charted(x[own]).responsibilities.argmax(0), number[own])
+
+
+def test_the_nearest_point_stays_on_its_chart():
+    made, x = mixture(), 2 * torch.randn(50, 2).double()
+    coded, _ = made.encode(x, nearest=True)
+    assert torch.equal(coded[:, -1], made.encode(x)[0][:, -1])
+    near = (x - made.project(x, steps=3)).norm(dim=1)
+    assert (near <= (x - made.project(x)).norm(dim=1) + 1e-12).all()
+
+
+def test_samples_are_of_the_charts_by_their_shares():
+    made = mixture(charts=2)
+    with torch.no_grad():
+        made.logits.copy_(torch.tensor([0.0, math.log(3)]))
+    drawn = made.sample(4000, generator=torch.Generator().manual_seed(0))
+    again = made.sample(4000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, again)
+    # a sample is a point of the chart that made it
+    missed = torch.stack([(chart.project(drawn) - drawn).norm(dim=1) for chart in made.charts])
+    share = (missed.argmin(0) == 1).double().mean().item()
+    assert share == pytest.approx(0.75, abs=0.04)
+
+
+def test_charts_that_are_alike_are_one():
+    made = mixture(charts=2)
+    made.charts[1].load_state_dict(made.charts[0].state_dict())
+    one, x = made.charts[0], torch.randn(20, 2).double()
+    assert_close(made.log_prob(x), one.log_prob(x))
+    assert_close(on_manifold(made, x).log_prob, on_manifold(one, x).log_prob)
+    assert_close(made.project(x), one.project(x))
+
+
+def test_charts_start_apart_by_clusters():
+    torch.manual_seed(0)
+    made = Mixture([Hierarchy([Stage(RealNVP(2, mixing=True), 1)]) for _ in range(2)])
+    x = torch.cat([torch.randn(60, 2) - 20, torch.randn(20, 2) + 20])
+    initialize(made, x, [made])
+    assert sorted(made.logits.softmax(0).tolist()) == pytest.approx([0.25, 0.75])
+    number = made.encode(x)[0][:, -1]
+    assert len(number[:60].unique()) == len(number[60:].unique()) == 1
+    assert number[0] != number[-1]
+
+
+def test_a_penalty_weighs_as_the_chart_is_responsible():
+    made, x = mixture(), torch.randn(20, 2).double()
+    batch = ForwardPass(made, x, x)
+    shares = made.charted(x).responsibilities
+    shares = shares * (shares > LEAST_SHARE)
+    errors = torch.stack([(x - c.project(x)).square().mean(1) for c in made.charts])
+    assert_close(Squared(weight=1.0)(batch), (shares * errors).sum(0).mean())
+    values = Objective({"likelihood": Likelihood(), "reconstruction": Squared(weight=2.0)})(made, x)
+    assert_close(values["mse"], (shares * errors).sum(0).mean())
+    assert_close(values["loss"], made.bits_per_dim(x).mean() + 2 * values["mse"])
+
+
+def test_a_penalty_does_not_train_responsibilities():
+    made, x = mixture(), torch.randn(20, 2).double()
+    Squared(weight=1.0)(ForwardPass(made, x, x)).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in made.charts.parameters())
+    assert made.logits.grad is None  # which only responsibilities depend on
+
+
+def test_the_target_of_charts_is_the_error_of_their_projection():
+    made, x = mixture(), torch.randn(20, 2).double()
+    penalty = Squared(weight=1.0, target=Target(mse=0.1))
+    values = Objective({"likelihood": Likelihood(), "reconstruction": penalty})(made, x)
+    expected = (x - made.project(x)).square().mean().item()
+    assert values["image_mse"].item() == pytest.approx(expected)
+
+
+def test_a_chart_that_overflows_at_events_of_another_leaves_the_penalty_finite():
+    made = mixture(charts=2)
+    x = torch.randn(16, 2).double()
+    with torch.no_grad():
+        made.logits.copy_(torch.tensor([0.0, -60.0]))  # all events are the first's
+    decode = made.charts[1].decode
+    made.charts[1].decode = lambda u: decode(u) / (u == 0).double().mean(1, keepdim=True)
+    residual, weight = ForwardPass(made, x, x).missed()
+    (weight * residual.square().mean(1)).mean().backward()
+    assert residual.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in made.charts.parameters() if p.grad is not None)
+
+
+def test_it_comes_back_from_its_file(tmp_path):
+    made, x = mixture(), torch.randn(5, 2).double()
+    made.save(tmp_path / "model")
+    found = Model.load(tmp_path / "model")
+    assert isinstance(found, Mixture)
+    assert torch.equal(found.log_prob(x), made.log_prob(x))
+    assert found.dims == made.dims == [2, 2, 1]
+
+
+def test_charts_have_to_fit():
+    one, other = (Hierarchy([Stage(RealNVP(3), dim)]) for dim in (1, 2))
+    with pytest.raises(UserError, match="same dimensions"):
+        Mixture([one, other])
+    with pytest.raises(UserError, match="at least one"):
+        Mixture([])
+
+
+def trained_on_the_circle(folder, charts, steps=500):
+    truth, rng = Circle(noise=0.1), np.random.default_rng(0)
+    train, valid, test = (
+        truth.sample(n, rng).astype(np.float32) for n in (10_000, 512, 4000)
+    )  # fmt: skip
+    torch.manual_seed(0)
+    flow = {"couplings": 6, "hidden": 32, "mixing": True}
+    model = Mixture([Hierarchy([Stage(RealNVP(2, **flow), 1)]) for _ in range(charts)])
+    settings = TrainingSettings(
+        steps=steps, batch_size=256, learning_rate=0.01, clip=1.0, warmup=20,
+        cooldown_fraction=0.5, ema=0.98,
+        validate_every=steps, precision="float32",
+    )  # fmt: skip
+    terms = {"likelihood": Likelihood(), "reconstruction": Squared(weight=20.0)}
+    fit(model, Objective(terms), Batches(train, 256, 0), Batches(valid, 512, 0), settings, folder)
+    samples = model.sample(2000, generator=torch.Generator().manual_seed(0)).numpy()
+    return SimpleNamespace(**against_truth(model, truth, test, samples))
+
+
+@pytest.mark.slow
+def test_two_charts_close_the_circle_that_one_cuts(tmp_path):
+    cut, closed = (trained_on_the_circle(tmp_path / str(charts), charts) for charts in (1, 2))
+    assert cut.divergence["value"] > 0.05
+    assert closed.divergence["value"] < 0.01
+    assert closed.projection_distance["value"] < 0.03
+    assert closed.sample_distance["value"] < 0.03
+    assert closed.manifold_nll["value"] == pytest.approx(closed.manifold_entropy, abs=0.03)

@@ -1,0 +1,118 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from kedro.io import DatasetError
+from PIL import Image
+
+from submanifold.data.settings import SyntheticSettings
+from submanifold.data.vectors import draw
+from submanifold.runs.datasets import ArrayDataset, PreparedDataset
+
+RNG = np.random.default_rng(0)
+ARRAYS = {
+    "colour": RNG.integers(0, 256, (5, 3, 8, 8), dtype=np.uint8),
+    "grey": RNG.integers(0, 256, (5, 1, 8, 8), dtype=np.uint8),
+    "latents": RNG.standard_normal((40, 6)).astype(np.float32),
+}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return ArrayDataset(filepath=str(tmp_path / "deep" / "array.npy"), metadata={"any": 1})
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_what_is_saved_is_loaded(dataset, kind):
+    assert not dataset.exists()
+    dataset.save(ARRAYS[kind])
+    assert dataset.exists()
+    loaded = dataset.load()
+    assert loaded.dtype == ARRAYS[kind].dtype
+    np.testing.assert_array_equal(loaded, ARRAYS[kind])
+
+
+def test_the_file_is_mapped_and_changes_stay_in_memory(dataset):
+    dataset.save(ARRAYS["latents"])
+    loaded = dataset.load()
+    assert isinstance(loaded, np.memmap)
+    torch.from_numpy(loaded)[:] = 0
+    assert (loaded == 0).all()
+    np.testing.assert_array_equal(dataset.load(), ARRAYS["latents"])
+
+
+def test_saving_the_very_file_does_not_write_it_again(dataset, tmp_path):
+    dataset.save(ARRAYS["colour"])
+    path = tmp_path / "deep" / "array.npy"
+    before = path.stat()
+    dataset.save(dataset.load())
+    after = path.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    other = ArrayDataset(filepath=str(tmp_path / "other.npy"))
+    other.save(dataset.load())
+    np.testing.assert_array_equal(other.load(), ARRAYS["colour"])
+
+
+def test_a_part_of_the_file_is_written(dataset):
+    dataset.save(ARRAYS["colour"])
+    dataset.save(dataset.load()[:2])
+    np.testing.assert_array_equal(dataset.load(), ARRAYS["colour"][:2])
+
+
+def test_a_save_that_fails_leaves_the_old_file(dataset, monkeypatch):
+    dataset.save(ARRAYS["colour"])
+
+    def fail(file, data):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "save", fail)
+    with pytest.raises(Exception, match="disk full"):
+        dataset.save(ARRAYS["grey"])
+    np.testing.assert_array_equal(dataset.load(), ARRAYS["colour"])
+
+
+def test_a_first_save_that_fails_leaves_nothing_that_exists(dataset, monkeypatch):
+    def fail(file, data):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "save", fail)
+    with pytest.raises(Exception, match="disk full"):
+        dataset.save(ARRAYS["grey"])
+    assert not dataset.exists()
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_the_preview_is_a_png(dataset, kind):
+    dataset.save(ARRAYS[kind])
+    image = Image.open(io.BytesIO(base64.b64decode(dataset.preview())))
+    assert image.format == "PNG"
+    assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_a_file_that_is_not_whole_does_not_exist(dataset, tmp_path):
+    dataset.save(ARRAYS["latents"])
+    path = tmp_path / "deep" / "array.npy"
+    content = path.read_bytes()
+    for length in (len(content) - 1, 130, 60, 0):
+        path.write_bytes(content[:length])
+        assert not dataset.exists()
+    path.write_bytes(content)
+    assert dataset.exists()
+
+
+def test_a_prepared_array_that_has_changed_does_not_exist_and_is_not_loaded(tmp_path):
+    counts = {"train": 8, "valid": 4, "test": 2}
+    train, *_ = draw(SyntheticSettings(source="circle", counts=counts), tmp_path)
+    dataset = PreparedDataset(filepath=str(tmp_path / "train.npy"))
+    assert dataset.exists()
+    np.testing.assert_array_equal(dataset.load(), train)
+    content = bytearray((tmp_path / "valid.npy").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "valid.npy").write_bytes(content)
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match=r"are not as they were made.*kedro run --pipeline=data"):
+        dataset.load()

@@ -1,0 +1,119 @@
+"""Files of the catalog that are whole or not there."""
+
+import errno
+import json
+from typing import get_type_hints
+
+import fsspec.implementations.local as local
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from kedro.io import DataCatalog, DatasetError
+from kedro_datasets import json as kedro_json
+from kedro_datasets import matplotlib, pandas, plotly, text
+from plotly import graph_objects
+
+from submanifold.runs import datasets
+
+
+def picture():
+    figure, axes = plt.subplots(figsize=(1, 1))
+    axes.plot([1, 2])
+    return figure
+
+
+TABLE = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+KINDS = {
+    # name: its own class, Kedro's, content, what it loads as
+    "json": (datasets.JSONDataset, kedro_json.JSONDataset, lambda: {"a": [1, None]}),
+    "csv": (datasets.CSVDataset, pandas.CSVDataset, lambda: TABLE),
+    "html": (datasets.TextDataset, text.TextDataset, lambda: "<html>\n</html>"),
+    "plotly": (
+        datasets.PlotlyDataset,
+        plotly.JSONDataset,
+        lambda: graph_objects.Figure(graph_objects.Scatter(x=[1, 2], y=[3, 4])),
+    ),
+    "png": (datasets.MatplotlibDataset, matplotlib.MatplotlibDataset, picture),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def dataset(kind, tmp_path):
+    return KINDS[kind][0](filepath=str(tmp_path / "new" / f"file.{kind}"), metadata={"any": 1})
+
+
+def test_the_file_is_kedros_to_the_byte(kind, dataset, tmp_path):
+    assert not dataset.exists()
+    _, parent, make = KINDS[kind]
+    dataset.save(make())
+    assert dataset.exists()
+    parent(filepath=str(tmp_path / "kedro")).save(make())
+    path = tmp_path / "new" / f"file.{kind}"
+    assert path.read_bytes() == (tmp_path / "kedro").read_bytes()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_what_is_saved_is_loaded(kind, dataset):
+    data = KINDS[kind][2]()
+    dataset.save(data)
+    if kind == "png":
+        with pytest.raises(DatasetError, match="Loading not supported"):
+            dataset.load()
+    elif kind == "csv":
+        pd.testing.assert_frame_equal(dataset.load(), data)
+    else:
+        assert dataset.load() == data
+
+
+def test_a_full_disk_leaves_what_was_there(kind, dataset, tmp_path, monkeypatch):
+    make = KINDS[kind][2]
+    dataset.save(make())
+    path = tmp_path / "new" / f"file.{kind}"
+    before = path.read_bytes()
+    real = local.LocalFileOpener.write
+
+    def fill(opener, content):
+        real(opener, content[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(local.LocalFileOpener, "write", fill)
+    with pytest.raises(DatasetError, match="No space left"):
+        dataset.save({"b": 2} if kind == "json" else make())
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_half_a_file_does_not_exist(kind, dataset, tmp_path):
+    dataset.save(KINDS[kind][2]())
+    path = tmp_path / "new" / f"file.{kind}"
+    content = path.read_bytes()
+    for length in {0} if kind == "html" else {0, 1, len(content) // 2, len(content) - 1}:
+        path.write_bytes(content[:length])
+        assert not dataset.exists()
+
+
+def test_the_preview_of_kedro_viz_is_kedros(kind, dataset, tmp_path):
+    own, parent, make = KINDS[kind]
+    dataset.save(make())
+    if kind == "png":  # which does not inherit it
+        assert get_type_hints(own.preview) == get_type_hints(parent.preview)
+    else:
+        assert getattr(own, "preview", None) is getattr(parent, "preview", None)
+    if kind != "html":
+        twin = parent(filepath=str(tmp_path / "new" / f"file.{kind}"))
+        assert json.dumps(dataset.preview()) == json.dumps(twin.preview())
+
+
+def test_a_catalog_makes_them_by_name(tmp_path):
+    entry = {"type": "submanifold.runs.datasets.JSONDataset", "filepath": str(tmp_path / "a.json")}
+    catalog = DataCatalog.from_config({"baselines": entry})
+    (tmp_path / "a.json").write_text('{"pca": ')
+    assert not catalog.exists("baselines")
+    catalog.save("baselines", {"pca": 1})
+    assert catalog.exists("baselines")
+    assert catalog.load("baselines") == {"pca": 1}

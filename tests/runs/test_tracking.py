@@ -1,0 +1,124 @@
+"""Values by step on their way to MLflow, which may be out of reach."""
+
+import errno
+import logging
+import threading
+import time
+
+import pytest
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import OperationalError
+
+from submanifold.runs import tracking
+from submanifold.runs.store import is_out_of_reach
+from submanifold.runs.tracking import Curves
+
+UNREACHABLE = "There is no server"
+
+
+class Client:
+    """MLflow's client, whose server may be down or slow."""
+
+    def __init__(self):
+        self.down, self.slow = False, threading.Event()
+        self.slow.set()
+        self.attempts, self.taken = 0, []
+
+    def log_batch(self, run_id, metrics):
+        self.attempts += 1
+        self.slow.wait()
+        if self.down:
+            raise MlflowException(UNREACHABLE)
+        self.taken += [(run_id, metric.key, metric.value, metric.step) for metric in metrics]
+
+
+@pytest.fixture
+def client(monkeypatch):
+    client = Client()
+    monkeypatch.setattr(tracking.mlflow, "MlflowClient", lambda: client)
+    monkeypatch.setattr(tracking, "RETRY", 0.02)
+    monkeypatch.setattr(tracking, "PATIENCE", 5.0)
+    tracking._warn_of_loss.cache_clear()
+    return client
+
+
+def rows(count):
+    return [("a", "loss", float(step), step) for step in range(count)]
+
+
+def fill(curves, steps):
+    for step in steps:
+        curves.add({"loss": float(step)}, step)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_all_values_arrive_in_order(client, caplog):
+    curves = Curves("a")
+    fill(curves, range(2500))
+    curves.close()
+    assert client.taken == rows(2500)
+    assert client.attempts < 2500, "many at once"
+    assert caplog.text == ""
+
+
+def test_without_values_there_is_nothing_to_wait_for(client):
+    Curves("a").close()
+    assert client.attempts == 0
+
+
+def test_what_is_not_taken_arrives_when_mlflow_is_back(client, caplog):
+    curves = Curves("a")
+    fill(curves, range(5))
+    wait_for(lambda: len(client.taken) == 5)
+    client.down = True
+    fill(curves, range(5, 10))
+    wait_for(lambda: client.attempts > 5)
+    client.down = False
+    wait_for(lambda: client.taken == rows(10))
+    curves.close()
+    assert client.taken == rows(10)
+    assert caplog.text.count("cannot be used now (There is no server). The run goes on") == 1
+    assert "have not reached" not in caplog.text
+
+
+def test_nobody_waits_for_a_server_that_does_not_answer(client, caplog, monkeypatch):
+    monkeypatch.setattr(tracking, "PATIENCE", 0.1)
+    client.slow.clear()
+    curves, started = Curves("a"), time.monotonic()
+    fill(curves, range(100))
+    assert time.monotonic() - started < 1
+    curves.close()
+    assert time.monotonic() - started < 3
+    assert "100 values of the training curves have not reached MLflow" in caplog.text
+    client.slow.set()
+
+
+def test_what_is_never_taken_is_counted_at_the_end(client, caplog):
+    client.down = True
+    curves = Curves("a")
+    with caplog.at_level(logging.WARNING):
+        fill(curves, range(7))
+        curves.close()
+    assert "7 values of the training curves have not reached MLflow; they are in" in caplog.text
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MlflowException(UNREACHABLE), True),
+        (MlflowException.invalid_parameter_value("name"), False),
+        (OperationalError("INSERT", {}, Exception("database is locked")), True),
+        (OSError(errno.ENOSPC, "full"), True),
+        (FileNotFoundError(errno.ENOENT, "no metrics.json"), False),
+        (ValueError("a mistake"), False),
+    ],
+)
+def test_only_mlflows_own_failures_are_passed_over(error, expected):
+    assert is_out_of_reach(error) is expected
