@@ -27,7 +27,7 @@ from benchmarks.ideas import reflected
 from benchmarks.images import Images, add_options, load
 from benchmarks.quality import CPU, DEFAULT, MUON, Bench, Contender, table
 from submanifold.common.device import autocast, choose_precision
-from submanifold.common.progress import Meter
+from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import PCA
 from submanifold.flows import Flow, Glow, Rotation, Split
@@ -283,7 +283,7 @@ def train(model: Hierarchy, images: Images, pca: Tensor, steps: int, rate: float
     adam = torch.optim.Adam(weights, rate, betas=(0.9, 0.99))
     precision = choose_precision("auto", weights[0])
     batches, flow = Batches(images.train, BATCH, 1), model.stages[0].flow
-    with Meter(name, "steps", steps, every=60) as meter:
+    with ProgressBar(name, "steps", steps, every=60) as meter:
         for step in range(steps):
             share = min(1.0, (step + 1) / 20, 2 - 2 * step / steps)
             adam.param_groups[0]["lr"] = rate * share
@@ -416,7 +416,7 @@ def make_base(images: Images, steps: int, seed: int, path: Path) -> Hierarchy:
     """Train the default Glow by likelihood alone, and rotate its latents; or read it."""
     if not path.exists():
         trainer, batches = Contender("submanifold", MUON, DEFAULT).start(images, seed, steps)
-        with Meter("base", "steps", steps, every=60) as meter:
+        with ProgressBar("base", "steps", steps, every=60) as meter:
             for step in range(steps):
                 trainer.step(batches.at(step), batches.generator)
                 meter.update(1)

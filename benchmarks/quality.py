@@ -35,7 +35,7 @@ from benchmarks.glows import PEERS, SIZES
 from benchmarks.images import Images, add_options, load
 from benchmarks.timing import interleave
 from submanifold.common.files import read_json, write_json
-from submanifold.common.progress import Meter
+from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import Batches
 from submanifold.flows import Flow, Glow, initialize
 from submanifold.losses import penalized_likelihood
@@ -158,7 +158,7 @@ def train(contender: Contender, images: Images, seed: int, steps: int, points: i
     trainer, batches = contender.start(images, seed, steps)
     marks = {round(steps * (n + 1) / points) for n in range(points)}
     rows = []
-    with Meter(f"{contender.label}, seed {seed}", "steps", steps, every=60) as meter:
+    with ProgressBar(f"{contender.label}, seed {seed}", "steps", steps, every=60) as meter:
         for step in range(1, steps + 1):
             values = trainer.step(batches.at(step - 1), batches.generator)
             meter.update(1)

@@ -18,14 +18,14 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import (
     WriteError,
     atomic_write,
+    explain_write_errors,
     is_locked,
     locked,
     printable,
     read_json,
-    settle,
+    sync_and_rename,
     table_name,
     write_json,
-    writing,
 )
 from submanifold.models.model import save_tensors
 from submanifold.runs.datasets import ArrayDataset, JSONDataset, PathDataset
@@ -142,7 +142,7 @@ def test_without_hard_links_a_file_is_kept_too(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     for text in ("first", "second"):
         (tmp_path / "partial").write_text(text)
-        settle(tmp_path / "partial", tmp_path / "a.txt", keep=True)
+        sync_and_rename(tmp_path / "partial", tmp_path / "a.txt", keep=True)
     assert (tmp_path / "a.txt").read_text() == "first"
 
 
@@ -321,12 +321,12 @@ def test_a_folder_that_may_only_be_read_is_told_in_one_message(tmp_path, read_on
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_that_is_full_in_any_way_is_told(tmp_path, number):
     said = r"a\.npy cannot be written: .* has no room for it"
-    with pytest.raises(WriteError, match=said), writing(tmp_path / "a.npy"):
+    with pytest.raises(WriteError, match=said), explain_write_errors(tmp_path / "a.npy"):
         raise OSError(number, os.strerror(number))
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "a picture"), ValueError("x")])
 def test_other_errors_stay_what_they_are(tmp_path, error):
-    with pytest.raises(type(error)) as caught, writing(tmp_path / "a.npy"):
+    with pytest.raises(type(error)) as caught, explain_write_errors(tmp_path / "a.npy"):
         raise error
     assert caught.value is error

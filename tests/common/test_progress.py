@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from submanifold.common import progress
-from submanifold.common.progress import Meter, checking, track
+from submanifold.common.progress import ProgressBar, cancellation_check, track
 
 
 @pytest.fixture
@@ -35,21 +35,21 @@ def no_terminal(monkeypatch):
 
 
 def test_it_says_what_is_done_how_fast_and_for_how_long_still(clock, no_terminal):
-    meter = Meter("reading", "images", total=100)
+    meter = ProgressBar("reading", "images", total=100)
     clock(2)
     meter.update(20)
     assert str(meter) == "reading: 20/100 images, 10 images/s, 8 s left"
 
 
 def test_what_was_done_before_does_not_count_for_the_rate(clock, no_terminal):
-    meter = Meter("training", "steps", total=100, done=60)
+    meter = ProgressBar("training", "steps", total=100, done=60)
     clock(2)
     meter.update(20)
     assert str(meter) == "training: 80/100 steps, 10 steps/s, 2 s left"
 
 
 def test_a_note_takes_the_place_of_the_rate_and_stays(clock, no_terminal):
-    meter = Meter("training", "steps", total=10)
+    meter = ProgressBar("training", "steps", total=10)
     clock(1)
     meter.update(1, "loss 2")
     meter.update(1)
@@ -57,15 +57,15 @@ def test_a_note_takes_the_place_of_the_rate_and_stays(clock, no_terminal):
 
 
 def test_an_unknown_total_and_an_unstarted_work_promise_nothing(clock, no_terminal):
-    meter = Meter("reading", "images")
+    meter = ProgressBar("reading", "images")
     clock(1)
     meter.update(5)
     assert str(meter) == "reading: 5/? images, 5 images/s"
-    assert str(Meter("reading", "images", 7)) == "reading: 0/7 images, 0 images/s"
+    assert str(ProgressBar("reading", "images", 7)) == "reading: 0/7 images, 0 images/s"
 
 
 def test_going_back_lowers_what_is_done(clock, no_terminal):
-    meter = Meter("training", "steps", total=100)
+    meter = ProgressBar("training", "steps", total=100)
     clock(1)
     meter.update(20)
     meter.update(-10)
@@ -73,7 +73,7 @@ def test_going_back_lowers_what_is_done(clock, no_terminal):
 
 
 def test_after_a_reset_counting_starts_at_zero(clock, no_terminal):
-    meter = Meter("download", "B", total=100, done=40)
+    meter = ProgressBar("download", "B", total=100, done=40)
     clock(1)
     meter.reset()
     assert str(meter) == "download: 0/100 B, 0 B/s"
@@ -86,7 +86,7 @@ def test_after_a_reset_counting_starts_at_zero(clock, no_terminal):
 def test_without_a_terminal_it_logs_a_line_every_so_often(clock, no_terminal, caplog):
     with (
         caplog.at_level(logging.INFO, "submanifold.common.progress"),
-        Meter("reading", "rows", 9) as meter,
+        ProgressBar("reading", "rows", 9) as meter,
     ):
         for _ in range(9):
             clock(4)
@@ -97,7 +97,7 @@ def test_without_a_terminal_it_logs_a_line_every_so_often(clock, no_terminal, ca
 
 
 def test_on_a_terminal_it_draws_a_bar_and_logs_nothing(terminal, caplog):
-    with caplog.at_level(logging.INFO), Meter("reading", "rows", 4, every=0) as meter:
+    with caplog.at_level(logging.INFO), ProgressBar("reading", "rows", 4, every=0) as meter:
         meter.update(1)
         meter.update(3, "nearly there")
     shown = terminal.getvalue()
@@ -108,7 +108,7 @@ def test_on_a_terminal_it_draws_a_bar_and_logs_nothing(terminal, caplog):
 
 
 def test_the_bar_is_taken_down_when_the_work_fails(terminal):
-    with pytest.raises(RuntimeError), Meter("reading", "rows", 4) as meter:
+    with pytest.raises(RuntimeError), ProgressBar("reading", "rows", 4) as meter:
         raise RuntimeError
     assert not meter._bar.live.is_started
 
@@ -125,7 +125,7 @@ def test_a_check_ends_the_work_between_two_batches_of_its_thread_alone(no_termin
             done.append(batch)
 
     done = []
-    with pytest.raises(TimeoutError), checking(check):
+    with pytest.raises(TimeoutError), cancellation_check(check):
         read()
     assert done == [[1], [2]]
     assert list(track([[1], [2], [3]], "reading", 3)) == [[1], [2], [3]]

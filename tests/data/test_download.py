@@ -11,7 +11,7 @@ import torchvision
 from PIL import Image
 
 from submanifold.common.errors import UserError
-from submanifold.common.progress import Meter
+from submanifold.common.progress import ProgressBar
 from submanifold.common.settings import read_settings
 from submanifold.data.images import ImageSettings, fingerprint, open_source
 from submanifold.data.preprocess import prepare
@@ -192,12 +192,15 @@ def test_two_at_once_download_once(server, tmp_path):
 
 
 def test_without_a_terminal_progress_is_log_lines(caplog):
-    with caplog.at_level(logging.INFO), Meter("reading", "images", total=10, every=0.0) as meter:
+    with (
+        caplog.at_level(logging.INFO),
+        ProgressBar("reading", "images", total=10, every=0.0) as meter,
+    ):
         meter.update(4)
     assert "reading: 4/10 images, " in caplog.text
     assert "images/s" in caplog.text
     assert " s left" in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.INFO), Meter("reading", "images", total=10) as meter:
+    with caplog.at_level(logging.INFO), ProgressBar("reading", "images", total=10) as meter:
         meter.update(4)
     assert caplog.text == ""

@@ -22,7 +22,7 @@ FAST = {"steps": 12, "validate_every": 6, "learning_rate": 1e-3, "muon_lr": None
 
 def test_two_phases_end_with_the_cpus_weights(accelerator, tmp_path, monkeypatch):
     # another Adam rounds otherwise, which shows where a gradient is nothing but rounding
-    monkeypatch.setattr(optimizers, "fused_where_possible", lambda weight: False)
+    monkeypatch.setattr(optimizers, "supports_fused_optimizer", lambda weight: False)
     monkeypatch.setattr(kernels, "library", lambda: None)  # and so do the CPU's kernels
     expected, histories = train_phases(tmp_path / "cpu", **FAST)
     found, others = train_phases(tmp_path / "device", device=accelerator, **FAST)

@@ -50,6 +50,6 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
     return torch.autocast(device.type, precision, precision == torch.bfloat16)
 
 
-def fused_where_possible(weight: Tensor) -> bool:
+def supports_fused_optimizer(weight: Tensor) -> bool:
     """Whether torch has a fused optimizer for weights like this one."""
     return weight.dtype == torch.float32 and weight.device.type in ("cpu", "cuda")

@@ -9,12 +9,12 @@ class UserError(ValueError):
 
     The message says what was wrong, what is allowed, and where to change it. A lower room speaks of
     its own arguments, such as ``dim=9``; who read the argument from somewhere puts that before it
-    (:func:`named`). The command line shows the message alone, without a traceback.
+    (:func:`error_prefix`). The command line shows the message alone, without a traceback.
     """
 
 
 @contextmanager
-def named(prefix: str) -> Iterator[None]:
+def error_prefix(prefix: str) -> Iterator[None]:
     """Put a parameter's name before what a lower room says of its own argument."""
     try:
         yield

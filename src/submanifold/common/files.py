@@ -52,7 +52,7 @@ def table_name(name: str) -> str:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Tell a write that a full or read-only disk refuses as something that the user can mend.
 
     Raises:
@@ -99,7 +99,7 @@ def make_folder(path: Path) -> None:
     Raises:
         WriteError: If the disk is full or may only be read.
     """
-    with writing(path):
+    with explain_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -120,17 +120,17 @@ def atomic_write(path: Path, keep: bool = False) -> Iterator[Path]:
     # a database keeps a journal beside its file
     left = re.compile(re.escape(prefix) + r"(\d+)-\d+" + re.escape(suffix) + r"(-\w+)?")
     files = ((file, left.fullmatch(file.name)) for file in path.parent.glob(".*"))
-    remove([file for file, match in files if match and not is_alive(int(match[1]))])
+    remove_files([file for file, match in files if match and not is_alive(int(match[1]))])
     partial = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}{suffix}")
     try:
-        with writing(path):
+        with explain_write_errors(path):
             yield partial
-            settle(partial, path, keep)
+            sync_and_rename(partial, path, keep)
     finally:
-        remove([partial, partial.with_name(f"{partial.name}-journal")])
+        remove_files([partial, partial.with_name(f"{partial.name}-journal")])
 
 
-def remove(files: Iterable[Path]) -> None:
+def remove_files(files: Iterable[Path]) -> None:
     """Remove the files that are there.
 
     Raises:
@@ -138,11 +138,11 @@ def remove(files: Iterable[Path]) -> None:
     """
     for file in files:
         if file.exists():  # where nothing may be written, nothing that is not there may be removed
-            with writing(file):
+            with explain_write_errors(file):
                 file.unlink(missing_ok=True)
 
 
-def settle(partial: Path, path: Path, keep: bool = False) -> None:
+def sync_and_rename(partial: Path, path: Path, keep: bool = False) -> None:
     """Bring a finished file to the disk and give it its name in one step."""
     with open(partial, "rb") as file:
         os.fsync(file.fileno())

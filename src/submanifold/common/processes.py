@@ -62,7 +62,7 @@ def check_memory(name: str, count: int, each: int) -> None:
 
 
 @contextmanager
-def pool(doing: str, count: int) -> Iterator[ProcessPoolExecutor]:
+def process_pool(doing: str, count: int) -> Iterator[ProcessPoolExecutor]:
     """Give so many processes; they end with this one, however it ends.
 
     Args:
@@ -91,10 +91,10 @@ def _begin(parent: int) -> None:
     """Set up a process, which leaves the keyboard to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end_with(parent)
+    terminate_with_parent(parent)
 
 
-def end_with(parent: int) -> None:
+def terminate_with_parent(parent: int) -> None:
     """Let this process have a SIGTERM when its parent has ended, however that ended.
 
     Args:

@@ -18,7 +18,7 @@ _check: ContextVar[Callable[[], None] | None] = ContextVar("check", default=None
 
 
 @contextmanager
-def checking(check: Callable[[], None]) -> Iterator[None]:
+def cancellation_check(check: Callable[[], None]) -> Iterator[None]:
     """Call a function at each step that a meter of this thread counts; it raises to end the work.
 
     So a long piece of work can be cancelled from outside between two of its batches.
@@ -30,7 +30,7 @@ def checking(check: Callable[[], None]) -> Iterator[None]:
         _check.reset(token)
 
 
-class Meter:
+class ProgressBar:
     """Counts work done and shows rate and time left.
 
     It has the methods that pooch asks of a progress bar (`total`, `update`, `reset`, `close`).
@@ -58,7 +58,7 @@ class Meter:
             self._bar = Progress(name, bar, MofNCompleteColumn(), note, time_left, console=console)
             self._task = self._bar.add_task(description, completed=done, note="")
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> "ProgressBar":
         if self._bar:
             self._bar.start()
         return self
@@ -103,7 +103,7 @@ class Meter:
 
 def track(batches: Iterable[Batch], description: str, total: int) -> Iterator[Batch]:
     """ForwardPass batches of images on, and show how many have gone by."""
-    with Meter(description, "images", total) as meter:
+    with ProgressBar(description, "images", total) as meter:
         for batch in batches:
             yield batch
             meter.update(len(batch))

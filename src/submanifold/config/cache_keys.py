@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from submanifold.common.errors import named
+from submanifold.common.errors import error_prefix
 from submanifold.config.experiment import Experiment
 from submanifold.data.images import fingerprint
 
@@ -41,7 +41,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     where ``evaluation.inception_weights`` is ``auto``; ``run`` depends on that alone.
     """
     settings = experiment.parameters()
-    with named("data"):
+    with error_prefix("data"):
         content = fingerprint(experiment.data, project / RAW)
     digest = _digest(RECIPE, content, experiment.data.content)
     keys = {"data": f"{experiment.dataset}-{digest}"}
@@ -61,7 +61,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     digest = _digest(MODEL_RECIPE, digest)
     keys["model"] = f"{experiment.dataset}-{experiment.method}-{digest}"
     if experiment.ood_data is not None:
-        with named("ood"):
+        with error_prefix("ood"):
             others = fingerprint(experiment.ood_data, project / RAW)
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(str(experiment.ood)).name)
         keys["ood_data"] = f"{name}-{_digest(RECIPE, others, experiment.ood_data.content)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from submanifold.common.files import atomic_write, locked, settle, writing
+from submanifold.common.files import atomic_write, explain_write_errors, locked, sync_and_rename
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class GrowingArray:
             WriteError: If the disk is full or may only be read.
         """
         mode = "r+b" if self.partial.exists() else "w+b"
-        with writing(self.path), open(self.partial, mode) as file:
+        with explain_write_errors(self.path), open(self.partial, mode) as file:
             file.seek(self._bytes(start))
             file.write(rows.tobytes())
             file.flush()
@@ -98,10 +98,10 @@ class GrowingArray:
     def finish(self, count: int) -> None:
         """Give the file its header and its name; nothing to do if it has them."""
         if not self.path.exists():
-            with writing(self.path), open(self.partial, "r+b") as file:
+            with explain_write_errors(self.path), open(self.partial, "r+b") as file:
                 file.write(header((count, *self.shape), np.uint8))
                 file.truncate(self._bytes(count))
-            settle(self.partial, self.path)
+            sync_and_rename(self.partial, self.path)
 
     def _bytes(self, count: int) -> int:
         return len(header((count, *self.shape), np.uint8)) + count * math.prod(self.shape)

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 import pooch
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import locked, read_json, settle, write_json
-from submanifold.common.progress import Meter
+from submanifold.common.files import locked, read_json, sync_and_rename, write_json
+from submanifold.common.progress import ProgressBar
 from submanifold.data.settings import PARTS, ImageSettings
 from submanifold.data.stores import content_of, of_content, read_member
 
@@ -120,7 +120,7 @@ def _download(settings: ImageSettings, folder: Path) -> Path:
     waiting.mkdir()
     try:
         if settings.url:
-            with Meter("downloading CelebA", "bytes") as meter:
+            with ProgressBar("downloading CelebA", "bytes") as meter:
                 fetch = pooch.HTTPDownloader(progressbar=meter, chunk_size=2**20)
                 pooch.retrieve(settings.url, settings.hash, ARCHIVE, waiting, downloader=fetch)
         else:
@@ -133,7 +133,7 @@ def _download(settings: ImageSettings, folder: Path) -> Path:
         receipt = {"origin": _origin(settings), "content": content_of(waiting / ARCHIVE)}
         write_json(waiting / RECEIPT, receipt)
         for file in sorted(waiting.iterdir(), key=lambda file: file.name == ARCHIVE):
-            settle(file, folder / file.name)
+            sync_and_rename(file, folder / file.name)
     except Exception as error:  # each transport has its own kinds
         address = settings.url or "the address torchvision knows"
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from submanifold.common.processes import cores, pool
+from submanifold.common.processes import cores, process_pool
 from submanifold.data.source import Source
 
 # Of fewer images, starting processes takes longer than decoding.
@@ -36,7 +36,7 @@ def decoding(source: Source, count: int) -> Iterator[Callable[[Iterable[str]], I
         yield lambda names: (attempt(source.image, name) for name in names)
         return
     processes = cores()
-    with pool("decode images", processes) as executor:
+    with process_pool("decode images", processes) as executor:
 
         def decoded(names: Iterable[str]) -> Iterator[Result]:
             ahead: deque[Future[list[Result]]] = deque()

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import locked, printable, read_json, remove, write_json
-from submanifold.common.progress import Meter
+from submanifold.common.files import locked, printable, read_json, remove_files, write_json
+from submanifold.common.progress import ProgressBar
 from submanifold.data.arrays import GrowingArray, map_whole
 from submanifold.data.decoding import Result, attempt, decoding
 from submanifold.data.groups import Groups
@@ -283,7 +283,7 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
     most = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(settings.event_shape)))
     with (
         decoding(source, total) as decoded,
-        Meter("preparing images", "images", total, sum(state.written.values())) as meter,
+        ProgressBar("preparing images", "images", total, sum(state.written.values())) as meter,
     ):
         for index, pool in enumerate(pools):
             while names := _next_names(pool, state.read[index], state.written):
@@ -406,7 +406,7 @@ def _resume(folder: Path, key: str, arrays: Mapping[str, GrowingArray], pools: i
             log.info("going on after %d images of an interrupted run", sum(state.read))
             return state
     old = [folder / name for name in ("manifest.json", "state.json", LABELS, GROUPS)]
-    remove([*old, *folder.glob("*.npy*")])
+    remove_files([*old, *folder.glob("*.npy*")])
     return State(key, [0] * pools, dict.fromkeys(PARTS, 0), [])
 
 

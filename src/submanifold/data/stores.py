@@ -20,7 +20,7 @@ import lmdb
 import numpy as np
 
 from submanifold.common.errors import UserError
-from submanifold.common.processes import cores, pool
+from submanifold.common.processes import cores, process_pool
 
 T = TypeVar("T")
 
@@ -306,7 +306,7 @@ def _walk(path: Path, folders: list[str]) -> list[Look]:
     """Look into folders and all below them, with other processes once there is much to look at."""
     looks = [_look(path, folders)]
     if looks[0].folders:
-        with pool("look at files", cores()) as executor:
+        with process_pool("look at files", cores()) as executor:
 
             def share(folders: list[str]) -> Iterator[Future[Look]]:
                 for start in range(0, len(folders), SHARED):

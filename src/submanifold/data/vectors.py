@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from submanifold.common.files import locked, read_json, remove, write_json
+from submanifold.common.files import locked, read_json, remove_files, write_json
 from submanifold.data.arrays import write_rows
 from submanifold.data.hashes import hash_arrays, is_as_made
 from submanifold.data.settings import PARTS, SyntheticSettings
@@ -43,7 +43,7 @@ def draw(
             log.warning("the points in %s are not as they were made: drawn anew", folder)
             found = {}
         if {name: value for name, value in found.items() if name != "hash"} != manifest:
-            remove([path, *folder.glob("*.npy")])
+            remove_files([path, *folder.glob("*.npy")])
         arrays = []
         for index, part in enumerate(PARTS):
             count = getattr(settings.counts, part)

@@ -7,7 +7,7 @@ import numpy as np
 import scipy  # whose parts load where they are used
 import torch
 
-from submanifold.common.progress import Meter, track
+from submanifold.common.progress import ProgressBar, track
 from submanifold.data.batches import Batches
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.scores import leading_spectrum, local_dimension
@@ -51,7 +51,7 @@ def intrinsic_dimensions(images: np.ndarray) -> dict[str, dict[str, Any]]:
     # images that are equal have a distance of 0, whose logarithm the estimators leave out
     with (
         np.errstate(divide="ignore", invalid="ignore"),
-        Meter("intrinsic dimensions", "estimates", len(ESTIMATORS)) as meter,
+        ProgressBar("intrinsic dimensions", "estimates", len(ESTIMATORS)) as meter,
     ):
         for name in ESTIMATORS:
             value, *parts = (

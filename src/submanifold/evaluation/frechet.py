@@ -20,7 +20,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 )
 
 from submanifold.common.errors import UserError
-from submanifold.common.progress import Meter
+from submanifold.common.progress import ProgressBar
 from submanifold.evaluation.intervals import (
     GroupsOfBoth,
     jackknife_interval,
@@ -156,7 +156,7 @@ def _downloaded_weights() -> Path:
     """Path of the weights in torch's cache, where torch-fidelity keeps them too."""
     pooch.get_logger().setLevel(logging.WARNING)  # or it prints what the meter shows
     try:
-        with Meter("downloading the Inception weights", "bytes") as meter:
+        with ProgressBar("downloading the Inception weights", "bytes") as meter:
             path = pooch.retrieve(
                 URL_INCEPTION_V3,
                 known_hash=f"sha256:{WEIGHTS_SHA256}",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from submanifold.common.errors import UserError
 from submanifold.common.processes import check_memory
-from submanifold.common.progress import Meter, track
+from submanifold.common.progress import ProgressBar, track
 from submanifold.data.batches import Batches
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.samples import stored
@@ -179,7 +179,7 @@ def sample_pictures(model: Model, count: int, temperature: float, seed: int) -> 
     check_sampling(count, temperature, seed)
     check_memory("count", count, 2 * _stored_bytes(model))  # they are copied once
     generator, drawn = torch.Generator().manual_seed(seed), []
-    with Meter("sampling", "samples", count) as meter:
+    with ProgressBar("sampling", "samples", count) as meter:
         for start in range(0, count, BATCH):
             size = min(BATCH, count - start)
             drawn.append(stored(model.sample(size, temperature, generator)))

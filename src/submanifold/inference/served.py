@@ -23,7 +23,7 @@ from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 import submanifold
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
-from submanifold.common.progress import checking
+from submanifold.common.progress import cancellation_check
 from submanifold.inference.scoring import (
     encode_pictures,
     project_pictures,
@@ -86,7 +86,7 @@ class Served:
                 raise RequestError(why, DEADLINE_EXCEEDED)
 
         try:
-            with checking(check):
+            with cancellation_check(check):
                 return self._predict(np.asarray(images), **{**PARAMS, **(params or {})})
         except UserError as error:
             raise RequestError(str(error), INVALID_PARAMETER_VALUE) from error

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import nn
 
-from submanifold.common.errors import named
+from submanifold.common.errors import error_prefix
 from submanifold.common.settings import Settings
 from submanifold.flows import FlowSettings, build_flow
 from submanifold.models.hierarchy import Hierarchy
@@ -45,9 +45,9 @@ class StageSettings(Settings):
         """
         dim = self.dim_in(event_shape)
         check_dim(dim, math.prod(event_shape))  # which a flow that makes no more would not say
-        with named("flow"):
+        with error_prefix("flow"):
             flows = [build_flow(self.flow, event_shape, dim)]
-        with named("then"):
+        with error_prefix("then"):
             flows += [build_flow(each, (flows[0].latent_dim,), dim) for each in self.then]
         return Stage(flows, dim, self.off_manifold_scale, self.noise)
 
@@ -73,7 +73,7 @@ class ModelSettings(Settings):
         """
         stages = []
         for number, settings in enumerate(self.stages[:last], start=1):
-            with named(f"stage_{number}"):
+            with error_prefix(f"stage_{number}"):
                 if number >= first:
                     stages.append(settings.build(event_shape))
                 event_shape = (settings.dim_in(event_shape),)

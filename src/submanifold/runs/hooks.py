@@ -24,7 +24,7 @@ from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.common.errors import UserError, named
+from submanifold.common.errors import UserError, error_prefix
 from submanifold.common.files import is_alive
 from submanifold.config.loader import ExperimentConfigLoader
 
@@ -80,7 +80,7 @@ class ExperimentHooks:
         self._context = context
         try:
             self._experiment, _ = loader.experiment, loader.keys_of
-            with named("mlflow"):
+            with error_prefix("mlflow"):
                 self._uri = loader["mlflow"]["server"]["mlflow_tracking_uri"]
                 create_store(self._uri)
         except UserError as error:
@@ -149,14 +149,14 @@ class ExperimentHooks:
             raise Exit(0)
         weights = experiment.evaluation.inception_weights
         try:
-            with named("mlflow"):
+            with error_prefix("mlflow"):
                 check_room(self._uri)
             choose_device(experiment.device)
             self._check_data(pipeline, catalog)
             if weights not in (None, "auto", "download"):
                 from submanifold.evaluation.frechet import given_weights
 
-                with named("evaluation"):
+                with error_prefix("evaluation"):
                     given_weights(weights)
             self._continue_job()
             if experiment.launch.machines > 1:
@@ -180,7 +180,7 @@ class ExperimentHooks:
         )
         for prefix, output, folder, settings, trained_on in wanted:
             if output in pipeline.all_outputs() and isinstance(settings, ImageSettings):
-                with named(prefix):
+                with error_prefix(prefix):
                     raw_folder = _path(catalog, "raw_folder")
                     check(settings, _path(catalog, folder), raw_folder, trained_on)
 

@@ -40,7 +40,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from submanifold.common import distributed
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write, is_alive, read_json, write_json
-from submanifold.common.processes import cores, end_with
+from submanifold.common.processes import cores, terminate_with_parent
 from submanifold.common.settings import Settings
 from submanifold.config.experiment import LaunchSettings
 from submanifold.models.model import Model
@@ -314,7 +314,7 @@ def join(address: str, project: Path) -> None:
 
 def _work(name: str, parent: int) -> None:
     """What each process does."""
-    end_with(parent)
+    terminate_with_parent(parent)
     place = Path(name)
     job: dict[str, Any] = read_json(place / "job.json")
     local = int(os.environ["LOCAL_RANK"])

@@ -18,7 +18,7 @@ from kedro.framework.startup import bootstrap_project
 from optuna.trial import FrozenTrial, TrialState
 
 from submanifold.common.errors import UserError
-from submanifold.common.processes import end_with
+from submanifold.common.processes import terminate_with_parent
 from submanifold.config import flatten
 from submanifold.pipelines.study.nodes import DIED, trials_of
 from submanifold.studies.spaces import Search, read_spaces
@@ -149,7 +149,7 @@ class _Worker:
 def _work(told: str, parent: int) -> None:
     """What such a process does."""
     _on_term(_exit)
-    end_with(parent)
+    terminate_with_parent(parent)
     search = json.loads(told)
     search = Search(**{**search, "project": Path(search["project"])})
     bootstrap_project(search.project)

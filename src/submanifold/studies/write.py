@@ -13,7 +13,7 @@ from click import ClickException
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write
-from submanifold.common.progress import Meter
+from submanifold.common.progress import ProgressBar
 from submanifold.plots import as_png
 from submanifold.plots.images import DPI
 from submanifold.plots.pages import render
@@ -92,7 +92,7 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
                 waiting.setdefault(kind, (experiment, number))
     if timed:
         unknown = [kind for kind in waiting if kind not in took]
-        with Meter("timing", "trainings", len(unknown)) as meter:
+        with ProgressBar("timing", "trainings", len(unknown)) as meter:
             for kind in unknown:
                 experiment, number = waiting[kind]
                 took[kind] = training_seconds(experiment.configuration.experiment, number)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from submanifold.common.device import fused_where_possible
+from submanifold.common.device import supports_fused_optimizer
 from submanifold.flows import Coupling, MaskedAffineCoupling
 
 MOMENTUM = 0.95
@@ -27,7 +27,7 @@ def optimizers_for(model: nn.Module, rate: float, muon_lr: float | None) -> list
         muon_lr: Muon's; None leaves it out.
     """
     weights = list(model.parameters())
-    fused = fused_where_possible(weights[0])
+    fused = supports_fused_optimizer(weights[0])
     if muon_lr is None:
         return [Adam(weights, rate, fused=fused)]
     matrices = {id(weight): weight for weight in matrices_of(model)}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from submanifold.common import distributed
 from submanifold.common.device import autocast, choose_precision
-from submanifold.common.progress import Meter
+from submanifold.common.progress import ProgressBar
 from submanifold.common.settings import Settings
 from submanifold.data.batches import Batches
 from submanifold.flows import Rotation
@@ -144,7 +144,7 @@ def fit_rotation(
         log.info("%s: going on at probe %d", name, seen)
     distributed.wait()  # or one would find what another has begun
     started = saved = time.monotonic()
-    with Meter(name, "probes", axes.rounds * per_batch, seen) as meter:
+    with ProgressBar(name, "probes", axes.rounds * per_batch, seen) as meter:
         for index in range(start, axes.rounds):
             drawn = draw(index).float()
             inliers = drawn[_inliers(drawn)]

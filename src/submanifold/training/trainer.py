@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from submanifold.common import distributed
 from submanifold.common.device import autocast, choose_precision
 from submanifold.common.errors import UserError
-from submanifold.common.progress import Meter
+from submanifold.common.progress import ProgressBar
 from submanifold.common.settings import Settings
 from submanifold.data.batches import Batches
 from submanifold.flows import initialize, set_activation_checkpointing
@@ -260,7 +260,7 @@ def fit(
 
     before, seconds, started = trainer.state["step"], trainer.state["seconds"], time.monotonic()
     model.train()
-    with Meter(name, "steps", settings.steps, done=before) as meter:
+    with ProgressBar(name, "steps", settings.steps, done=before) as meter:
         while (step := trainer.state["step"]) < settings.steps:
             if rotate and settings.rotate_every and step and step % settings.rotate_every == 0:
                 rotate(step)

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from submanifold.common.errors import named
+from submanifold.common.errors import error_prefix
 from submanifold.data.preprocess import few_images, prepare, read_groups, read_labels
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.vectors import draw
@@ -16,7 +16,7 @@ PARTS = ("train", "valid", "test", "manifest")
 
 def prepare_images(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str, Any]:
     """Download, crop, resize and split images, or find it done; see :func:`prepare`."""
-    with named("data"):
+    with error_prefix("data"):
         prepared = prepare(data, folder, raw_folder)
         if few := few_images(prepared[0]):
             log.warning("%s", few)
@@ -26,5 +26,5 @@ def prepare_images(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[
 
 def draw_points(data: SyntheticSettings, folder: Path) -> dict[str, Any]:
     """Draw points from a manifold with a known density, or find it done; see :func:`draw`."""
-    with named("data"):
+    with error_prefix("data"):
         return dict(zip(PARTS, draw(data, folder), strict=True))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.device import choose_device
-from submanifold.common.errors import named
+from submanifold.common.errors import error_prefix
 from submanifold.data.groups import Groups, groups_of
 from submanifold.data.preprocess import prepare, read_groups
 from submanifold.data.settings import ImageSettings
@@ -28,7 +28,7 @@ def gather_ood(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str,
     """
     from submanifold.evaluation.ood import MOST
 
-    with named("ood"):
+    with error_prefix("ood"):
         train, valid, test, _ = prepare(data, folder, raw_folder)
     images = np.concatenate([test[:MOST], valid[:MOST], train[:MOST]])[:MOST]
     known = read_groups(folder)
