@@ -197,7 +197,7 @@ class PatchRotations(Flow):
 
 
 class Sorted(Flow):
-    """Form C: latents after the first few in the order of the eigenvalues that a net predicts from those.
+    """Form C: a net predicts from the first latents the order of the other eigenvalues.
 
     Args:
         eigenvalues: Mean eigenvalues, (D,): those of the rotation.

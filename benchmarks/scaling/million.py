@@ -87,7 +87,8 @@ def read(array: np.ndarray) -> dict[str, float]:
     torch.manual_seed(0)
     flow = Glow(array.shape[1:], 3, **DEFAULT)
     model = Hierarchy([Stage(flow, math.prod(array.shape[1:]))])
-    settings = TrainingSettings(steps=10**6, warmup=50, cooldown_fraction=0.5, ema=0.99, precision="auto",
+    settings = TrainingSettings(steps=10**6, warmup=50, cooldown_fraction=0.5, ema=0.99,
+                                precision="auto",
                                 validate_every=10**6, **MUON)  # fmt: skip
     batches = Batches(array, settings.batch_size)
     initialize(model, batches.at(0))

@@ -45,7 +45,8 @@ def training(size: str, launch: LaunchSettings, recompute: bool = False) -> dict
     flow = {"type": "glow", "levels": 3, "steps": steps, "width": width}
     model = ModelSettings(stages=[{"flow": flow, "dim": DIM}])
     how = {**MUON, "batch_size": BATCH, "steps": STEPS[size], "validate_every": 1000, "warmup": 5,
-           "cooldown_fraction": 0.5, "ema": 0.99, "activation_checkpointing": recompute, "precision": "auto"}  # fmt: skip
+           "cooldown_fraction": 0.5, "ema": 0.99, "activation_checkpointing": recompute,
+           "precision": "auto"}  # fmt: skip
     phase = PhaseSettings(
         stages=(1,), training=how, reconstruction={"penalty": "mse", "weight": 10.0}
     )
@@ -173,7 +174,8 @@ def _memory(found: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame([
         {
             "flow": row["size"], "launch.grad_accumulation_steps": row["parts"],
-            "training.activation_checkpointing": row["activation_checkpointing"], "memory, GB": f"{row['memory'] / 1e9:.2f}",
+            "training.activation_checkpointing": row["activation_checkpointing"],
+            "memory, GB": f"{row['memory'] / 1e9:.2f}",
             "images/s": f"{row['rate']:.0f}",
         }
         for row in found["memory"]

@@ -96,7 +96,8 @@ def model_of(images: np.ndarray) -> Hierarchy:
 
 def train(images: np.ndarray) -> None:
     """Two steps by likelihood and reconstruction."""
-    settings = TrainingSettings(steps=10, warmup=1, cooldown_fraction=0.5, ema=0.99, precision="auto",
+    settings = TrainingSettings(steps=10, warmup=1, cooldown_fraction=0.5, ema=0.99,
+                                precision="auto",
                                 validate_every=10, **MUON)  # fmt: skip
     objective = penalized_likelihood(penalty="mse", weight=40.0)
     trainer, batches = Trainer(model_of(images), objective, settings), Batches(images, 32)

@@ -32,7 +32,8 @@ def test_two_processes_make_the_run_of_one(new_project):
     ({"launch": {"machines": 2, "address": "here"}}, "launch.address=here cannot be used"),
     ({"launch": 2}, "launch=2 cannot be used"),
     ({"launch": {"processes": 3}}, "batch_size=16 cannot be shared by launch.processes=3"),
-    ({"launch": {"processes": 2, "parts": 3}}, "by launch.processes=2 x launch.grad_accumulation_steps=3"),
+    ({"launch": {"processes": 2, "parts": 3}},
+     "by launch.processes=2 x launch.grad_accumulation_steps=3"),
 ])  # fmt: skip
 def test_a_launch_that_cannot_work_is_named(project, params, said):
     with pytest.raises(ClickException, match=said):

@@ -65,7 +65,8 @@ def set_activation_checkpointing(flow: nn.Module, recompute: bool) -> None:
         if isinstance(module, Coupling):
             if recompute and not module.can_checkpoint:
                 raise UserError(
-                    "training.activation_checkpointing=true cannot be used with flows that are told the noise's "
+                    "training.activation_checkpointing=true cannot be used with flows that are "
+                    "told the noise's "
                     "scale. Leave it out, or choose glow or realnvp."
                 )
             module.recompute = recompute

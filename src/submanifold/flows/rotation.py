@@ -28,7 +28,8 @@ class Rotation(Flow):
         directions: k, the axes that can be chosen; None is all of them, by a whole matrix.
 
     Attributes:
-        eigenvalues: What each latent contributes to the squared error, (D,): an estimate of the diagonal
+        eigenvalues: What each latent contributes to the squared error, (D,): an estimate of the
+        diagonal
             of :math:`\mathrm{E}[J^T J]`, J the derivative of what decodes the latents. They are not
             negative, and the largest come first up to the sampling error; 1 before a fit.
 
@@ -98,5 +99,5 @@ class Rotation(Flow):
 
 
 def tail_sums(eigenvalues: Tensor) -> Tensor:
-    """What is lost by keeping the first d latents, for d from 0 to D: sums of the others' eigenvalues."""
+    """Sum the eigenvalues that keeping the first d latents leaves out, for d from 0 to D."""
     return F.pad(eigenvalues.flip(0).cumsum(0).flip(0), (0, 1))

@@ -71,7 +71,8 @@ class SoftRealNVP(RealNVP):
     Data on a manifold have no density in space, but :math:`x + s\,\sigma\,\epsilon` has one for
     every s > 0. The flow is trained on all of them, s ~ U(0, 1) (Kim et al. 2020, "SoftFlow:
     Probabilistic Framework for Normalizing Flow on Manifolds", section 3), and samples with s = 0,
-    which is what it is told outside of :func:`noise_conditioning`. It has a density, :math:`p(x \mid s)`, and
+    which is what it is told outside of :func:`noise_conditioning`. It has a density, :math:`p(x
+    \mid s)`, and
     no manifold of its own.
 
     Its arguments are those of :class:`RealNVP`.

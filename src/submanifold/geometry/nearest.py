@@ -37,7 +37,8 @@ def nearest_point(
         u: Where to start, (batch, d): the encoder's coordinates. Where their squared distance is
             ten times that of the manifold's middle, u = 0, it starts there.
         steps: Gauss-Newton steps, each of some conjugate gradient iterations.
-        eigenvalues: Diagonal that :math:`J^T J` is near to, (d,), not negative: those of the rotation
+        eigenvalues: Diagonal that :math:`J^T J` is near to, (d,), not negative: those of the
+        rotation
             (method.md 6.1). With them a system takes a third of the iterations.
 
     Returns:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Picture(NamedTuple):
-    """A name to show and to write (:func:`submanifold.common.files.table_name`), and how to read it."""
+    """A file's name (see :func:`submanifold.common.files.table_name`) and how to read it."""
 
     name: str
     read: Callable[[], bytes]

@@ -70,8 +70,8 @@ def check_images(model: Model, images: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
         raise UserError(
             f"images: expected uint8 of shape (N, {', '.join(map(str, shape))}) with N at least 1, "
-            f"got {images.dtype} of shape {images.shape}. submanifold.inference.Pictures makes them of "
-            "files."
+            f"got {images.dtype} of shape {images.shape}. submanifold.inference.Pictures makes "
+            "them of files."
         )
 
 

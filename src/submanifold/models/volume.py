@@ -20,7 +20,8 @@ class OnManifold(NamedTuple):
     Attributes:
         log_prob: Log-density with respect to the manifold's own volume, in nats.
         error: Standard error of it, 0 where it is exact.
-        non_orthogonality: :math:`\tfrac12 \sum_i \log (J^T J)_{ii} - \tfrac12 \log\det J^T J`, in bits for
+        non_orthogonality: :math:`\tfrac12 \sum_i \log (J^T J)_{ii} - \tfrac12 \log\det J^T J`, in
+        bits for
             each coordinate: 0 where they meet at right angles (Cunningham et al. 2022). Not a
             number where the volume is estimated.
     """

@@ -1,4 +1,4 @@
-"""Functions that several processes call as one (:mod:`submanifold.common.distributed`), on one machine or more.
+"""Call a function in several processes on one machine or more.
 
 torch's elastic launcher starts and supervises the processes. Arguments and results are files in a
 folder that all machines see, so that nothing is unpickled. A machine that joins calls functions of
@@ -104,7 +104,8 @@ def call(
             "function": f"{function.__module__}:{function.__qualname__}",
             "arguments": [_pack(each, place) for each in arguments],
             "on_gpus": on_gpus, "logs": on_log is not None,
-            "processes": launch.processes, "machines": launch.machines, "grad_accumulation_steps": launch.grad_accumulation_steps,
+            "processes": launch.processes, "machines": launch.machines,
+            "grad_accumulation_steps": launch.grad_accumulation_steps,
             "address": address,
         }  # fmt: skip
         write_json(place / "job.json", job)

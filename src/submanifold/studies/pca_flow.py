@@ -22,7 +22,8 @@ from submanifold.training.trainer import TrainingSettings, fit
 
 ROWS = 1024
 TRAINING = TrainingSettings.model_validate({
-    "steps": 2000, "batch_size": 64, "learning_rate": 0.0005, "warmup": 50, "cooldown_fraction": 0.5,
+    "steps": 2000, "batch_size": 64, "learning_rate": 0.0005, "warmup": 50,
+    "cooldown_fraction": 0.5,
     "clip": 10.0, "ema": 0.99, "validate_every": 100, "precision": "float32",
 })  # fmt: skip
 

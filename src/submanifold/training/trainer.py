@@ -209,7 +209,8 @@ def fit(
 
     Everything is a function of the initial weights, the seed of ``train`` and the settings: killed
     at any moment and called again with the same folder, it ends with the same weights. Several
-    processes (:mod:`submanifold.common.distributed`) share the rows of each batch, and make the same steps as one
+    processes (:mod:`submanifold.common.distributed`) share the rows of each batch, and make the
+    same steps as one
     within rounding, as do parts of a batch that are computed one after the other; the first process
     alone writes files.
 
@@ -240,7 +241,8 @@ def fit(
     if train.batch_size % (distributed.size() * distributed.parts()):
         raise UserError(
             f"{name}: a batch of {train.batch_size} rows cannot be shared by {distributed.size()} "
-            f"processes in {distributed.parts()} parts each. Choose a training.batch_size, no more than "
+            f"processes in {distributed.parts()} parts each. Choose a training.batch_size, no "
+            f"more than "
             "there are images, that is a multiple of launch.processes x machines x parts."
         )
     trainer = Trainer(model, objective, settings)
@@ -394,7 +396,8 @@ def _roll_back(trainer: Trainer, folder: Path, name: str, what: str) -> None:
             lower.append(f"training.muon_lr (now {settings.muon_lr})")
         raise UserError(
             f"{name}: the loss or its gradient was {what} at step {step}, again after the learning "
-            f"rate had been halved {MAX_ROLLBACKS} times. Lower {' or '.join(lower)}, set training.clip "
+            f"rate had been halved {MAX_ROLLBACKS} times. Lower {' or '.join(lower)}, set "
+            f"training.clip "
             f"(now {settings.clip or 'null'}), or lower reconstruction.weight."
         )
     trainer.model.zero_grad()
