@@ -24,12 +24,11 @@ from benchmarks.timing import interleave
 from benchmarks.training_step import trainer_of
 from submanifold.data.batches import Batches
 from submanifold.flows import RealNVP
-from submanifold.geometry.nearest import ITERATIONS
+from submanifold.geometry.nearest import CG_ITERATIONS
+from submanifold.geometry.volume import POINTS_PER_DECODING, log_volume
 from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, Stage
 from submanifold.models.model import NEAREST_STEPS
-from submanifold.models.volume import BATCH as VOLUME_BATCH
-from submanifold.models.volume import log_volume
 from submanifold.training.rotation import fit_rotation
 
 BATCH, COUPLINGS, IMAGES = 64, 6, 8192
@@ -138,7 +137,7 @@ def nearest(device: torch.device) -> dict[str, Callable[[], object]]:
     def plain() -> None:
         """By torch.func, which takes plain modules."""
         u = hierarchy.encode(x)[0].detach()
-        for _ in range(NEAREST_STEPS * (1 + ITERATIONS)):
+        for _ in range(NEAREST_STEPS * (1 + CG_ITERATIONS)):
             jvp(hierarchy.decode, (u,), (u,))
             vjp(hierarchy.decode, u)[1](x)
 
@@ -162,14 +161,14 @@ def volume(device: torch.device) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
     hierarchy = Hierarchy([Stage([ours(*SIZES["S"])], 500)]).to(device).eval()
     u = torch.randn(2, 500, device=device)
-    points = u.repeat(VOLUME_BATCH // 2, 1)
+    points = u.repeat(POINTS_PER_DECODING // 2, 1)
 
     def plain() -> None:
-        for _ in range(2 * 500 // VOLUME_BATCH):
+        for _ in range(2 * 500 // POINTS_PER_DECODING):
             jvp(hierarchy.decode, (points,), (points,))
 
     return {
-        "submanifold": partial(log_volume, hierarchy, u),
+        "submanifold": partial(log_volume, hierarchy.decode, u),
         "its products by torch.func": torch.no_grad()(plain),
     }
 

@@ -12,8 +12,8 @@ from submanifold.data.settings import ImageSettings
 from submanifold.data.synthetic import Circle
 from submanifold.evaluation.truth import manifold_picture
 from submanifold.flows import Affine, RealNVP
+from submanifold.geometry.volume import estimate_log_volume, log_volume
 from submanifold.models import Hierarchy, Model, Stage
-from submanifold.models.volume import estimate_log_volume, log_volume
 from submanifold.training.cost import training_seconds
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 3, 4, 4), dtype=np.uint8)
@@ -39,10 +39,10 @@ def test_a_model_is_loaded_where_it_is_wanted(accelerator, tmp_path):
 
 def test_the_volume_is_the_same_exact_and_estimated(accelerator):
     hierarchy, u = small(), torch.randn(3, 2)
-    exact = log_volume(hierarchy, u)
+    exact = log_volume(hierarchy.decode, u)
     hierarchy.to(accelerator)
-    torch.testing.assert_close(log_volume(hierarchy, u.to(accelerator)).cpu(), exact)
-    estimate, _ = estimate_log_volume(hierarchy, u.to(accelerator), probes=20)
+    torch.testing.assert_close(log_volume(hierarchy.decode, u.to(accelerator)).cpu(), exact)
+    estimate, _ = estimate_log_volume(hierarchy.decode, u.to(accelerator), probes=20)
     torch.testing.assert_close(estimate.cpu(), exact, rtol=0, atol=0.3)
 
 

@@ -13,7 +13,8 @@ from strategies import assert_close, perturb
 from submanifold.flows import Glow, fast, set_activation_checkpointing
 from submanifold.flows.fast import kernels
 from submanifold.flows.glow import step
-from submanifold.losses.volume_terms import jacobian, log_volume_of
+from submanifold.geometry.linearization import jacobian
+from submanifold.geometry.volume import jacobian_log_volume
 from submanifold.models import Hierarchy, Stage
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiler here")
@@ -125,7 +126,7 @@ def test_columns_of_the_jacobian_have_the_gradient_of_plain_modules(monkeypatch)
     u = torch.randn(3, 5)
 
     def gradients():
-        found = log_volume_of(jacobian(model.decode, u)).sum()
+        found = jacobian_log_volume(jacobian(model.decode, u)).sum()
         return torch.autograd.grad(found, [*model.parameters()], allow_unused=True)
 
     by_kernels = gradients()

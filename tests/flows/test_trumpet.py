@@ -10,7 +10,7 @@ from submanifold.common.errors import UserError
 from submanifold.flows import initialize
 from submanifold.flows.injective import InjectiveLinear, principal_directions
 from submanifold.flows.trumpet import Isotropic, Trumpet
-from submanifold.geometry.linearization import push
+from submanifold.geometry.linearization import jvp
 
 VARIANCES = torch.tensor([4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025], dtype=torch.float64)
 LEAST = VARIANCES[3:].sum() / 8
@@ -194,7 +194,7 @@ def test_it_has_forward_derivatives(shape, dtype):
     torch.manual_seed(0)
     flow = perturb(Trumpet(shape, 5, steps=2, width=4)).to(dtype)
     u, along = torch.randn(2, 3, 5, dtype=dtype)
-    tangent = push(flow.inverse, u, along)
+    tangent = jvp(flow.inverse, u, along)
     with torch.no_grad():
         flow, u, step = flow.double(), u.double(), 1e-6 * along.double()
         differences = (flow.inverse(u + step) - flow.inverse(u - step)) / 2e-6

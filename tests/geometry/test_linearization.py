@@ -3,11 +3,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch.func import jvp, vjp
+from torch.func import jvp as torch_jvp
+from torch.func import vjp as torch_vjp
 
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.flows.fast import kernels
-from submanifold.geometry.linearization import Linearization, push
+from submanifold.geometry.linearization import Linearization, jvp
 from submanifold.models import Hierarchy, Stage
 
 
@@ -33,12 +34,12 @@ def test_products_are_those_of_torch():
     u, p = torch.randn(2, 5, 12, generator=generator)
     w = torch.randn(5, 3, 8, 8, generator=generator)
     at = Linearization(model.decode, u)
-    image, tangent = jvp(model.decode, (u,), (p,))
-    _, pullback = vjp(model.decode, u)
+    image, tangent = torch_jvp(model.decode, (u,), (p,))
+    _, pullback = torch_vjp(model.decode, u)
     assert torch.allclose(at.image, image, atol=1e-5)
-    assert torch.allclose(at.push(p), tangent, atol=1e-4)
-    assert torch.allclose(at.pull(w), pullback(w)[0], atol=1e-4)
-    assert torch.allclose(at.pull(w), pullback(w)[0], atol=1e-4)  # again
+    assert torch.allclose(at.jvp(p), tangent, atol=1e-4)
+    assert torch.allclose(at.vjp(w), pullback(w)[0], atol=1e-4)
+    assert torch.allclose(at.vjp(w), pullback(w)[0], atol=1e-4)  # again
 
 
 @pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="no kernels on this machine")
@@ -55,24 +56,24 @@ def test_the_kernels_tangents_are_those_of_plain_modules(monkeypatch, inverse):
         return glow.inverse(x) if inverse else torch.cat([glow(x)[0], glow(x)[1][:, None]], 1)
 
     fast = Linearization(apply, x)
-    tangent, gradient = fast.push(p), fast.pull(torch.ones_like(fast.image))
+    tangent, gradient = fast.jvp(p), fast.vjp(torch.ones_like(fast.image))
     monkeypatch.setattr(kernels, "library", lambda: None)
     plain = Linearization(apply, x)
-    assert torch.allclose(tangent, plain.push(p), rtol=1e-3, atol=1e-3)
-    assert torch.allclose(gradient, plain.pull(torch.ones_like(plain.image)), rtol=1e-3, atol=1e-3)
+    assert torch.allclose(tangent, plain.jvp(p), rtol=1e-3, atol=1e-3)
+    assert torch.allclose(gradient, plain.vjp(torch.ones_like(plain.image)), rtol=1e-3, atol=1e-3)
 
 
 def test_push_is_the_adjoint_of_pull():
     flow = moved(Affine(6)).double()
     u, p, w = torch.randn(3, 4, 6, dtype=torch.float64)
     at = Linearization(flow.inverse, u)
-    assert torch.allclose((at.push(p) * w).sum(1), (at.pull(w) * p).sum(1))
+    assert torch.allclose((at.jvp(p) * w).sum(1), (at.vjp(w) * p).sum(1))
 
 
 def test_weights_get_no_gradient():
     model = hierarchy()
     at = Linearization(model.decode, torch.randn(2, 12))
-    at.pull(torch.ones(2, 3, 8, 8))
+    at.vjp(torch.ones(2, 3, 8, 8))
     assert all(weight.grad is None for weight in model.parameters())
 
 
@@ -109,14 +110,14 @@ def test_threads_share_the_level_of_forward_derivatives():
 
     one = torch.ones(1, 1)
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(push, decode, one, one)
+        first = pool.submit(jvp, decode, one, one)
         assert inside.wait(10)
-        assert push(lambda u: u**3, one, one) == 3
+        assert jvp(lambda u: u**3, one, one) == 3
         left.set()
         assert first.result() == 2
     with pytest.raises(RuntimeError, match="Nested forward mode"):
-        push(lambda u: push(torch.sin, torch.zeros(1, 1), one) * u, one, one)
-    assert push(torch.sin, 0 * one, one) == 1
+        jvp(lambda u: jvp(torch.sin, torch.zeros(1, 1), one) * u, one, one)
+    assert jvp(torch.sin, 0 * one, one) == 1
 
 
 def test_eight_threads_use_one_model():

@@ -8,8 +8,8 @@ from torch import nn
 from torch.autograd.functional import jacobian
 
 from submanifold.flows import Affine, Flow, Glow, RealNVP
-from submanifold.models import Hierarchy, Stage
-from submanifold.models.volume import estimate_log_volume, log_volume, manifold_log_prob
+from submanifold.geometry.volume import estimate_log_volume, log_volume
+from submanifold.models import Hierarchy, Stage, manifold_log_prob
 
 
 def hierarchy_of(*stages, scale=0.3, seed=0):
@@ -49,9 +49,9 @@ def test_the_log_volume_is_that_of_autograds_jacobian(name):
     u = normal(4, hierarchy.dim)
     expected = singular_values(hierarchy, u).log().sum(1)
     assert (expected.std() > 1e-3) == (name != "affine")
-    torch.testing.assert_close(log_volume(hierarchy, u), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(log_volume(hierarchy.decode, u), expected, rtol=0, atol=1e-10)
     # as many nodes as dimensions leave the probes' error alone, and none in one dimension
-    estimate, error = estimate_log_volume(hierarchy, u, 40, generator=torch.Generator())
+    estimate, error = estimate_log_volume(hierarchy.decode, u, 40, generator=torch.Generator())
     assert ((estimate - expected).abs() <= 5 * error + 1e-10).all()
 
 
@@ -60,7 +60,7 @@ def test_the_log_volume_of_an_affine_map_has_its_closed_form():
     linear = hierarchy.stages[0].flow
     columns = torch.linalg.inv(linear.weight)[:, :3] / linear.norm.log_scale.exp()[:, None]
     expected = 0.5 * torch.logdet(columns.T @ columns)
-    found = log_volume(hierarchy, normal(2, 3))
+    found = log_volume(hierarchy.decode, normal(2, 3))
     torch.testing.assert_close(found, expected.expand(2).detach(), rtol=0, atol=1e-12)
 
 
@@ -69,7 +69,9 @@ def test_a_manifold_that_is_all_of_the_space_has_the_density_of_the_space(flow):
     hierarchy = hierarchy_of((flow, math.prod(flow().event_shape)))
     x = hierarchy.decode(normal(4, hierarchy.dim)).detach()
     u, _, log_det = hierarchy.stages[0](x)
-    torch.testing.assert_close(-log_volume(hierarchy, u), log_det.detach(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        -log_volume(hierarchy.decode, u), log_det.detach(), rtol=0, atol=1e-9
+    )
     value, error = manifold_log_prob(hierarchy, x)
     torch.testing.assert_close(value, hierarchy.log_prob(x).detach(), rtol=0, atol=1e-9)
     assert not error.any()
@@ -92,7 +94,7 @@ def test_an_ill_conditioned_volume_keeps_its_digits():
         # columns (1, 1, 0) and (1, 1, 1e-9): the determinant of J^T J is lost in its rounding
         columns = torch.tensor([[1.0, 1, 0], [1, 1, 1], [0, 1e-9, 0]], dtype=torch.float64)
         linear.weight.copy_(torch.linalg.inv(columns))
-    found = log_volume(hierarchy, normal(1, 2)).item()
+    found = log_volume(hierarchy.decode, normal(1, 2)).item()
     assert found == pytest.approx(math.log(1e-9 * math.sqrt(2)), abs=1e-6)
 
 
@@ -300,8 +302,8 @@ def test_the_estimate_is_unbiased_and_its_errors_are_what_they_say():
     hierarchy = hierarchy_of((partial(Glow, (3, 8, 8), 2, 1, 4), 48))
     u = normal(48, 48)
     generator = torch.Generator().manual_seed(0)
-    estimate, error = estimate_log_volume(hierarchy, u, 10, 15, generator)
-    excess = estimate - log_volume(hierarchy, u)
+    estimate, error = estimate_log_volume(hierarchy.decode, u, 10, 15, generator)
+    excess = estimate - log_volume(hierarchy.decode, u)
     assert 0.1 < error.mean() < 2
     # a mean of 48 events, each of which has probes of its own
     assert excess.mean().abs() < 4 * error.square().mean().sqrt() / math.sqrt(48)
@@ -315,7 +317,7 @@ def test_truncation_adds_and_goes_away_with_more_nodes():
 
     def estimate(iterations):
         generator = torch.Generator().manual_seed(0)
-        return estimate_log_volume(hierarchy, u, 4, iterations, generator)[0]
+        return estimate_log_volume(hierarchy.decode, u, 4, iterations, generator)[0]
 
     values = torch.stack([estimate(k) for k in (1, 2, 4, 8, 20)])
     assert (values.diff(dim=0) < 0).all()
@@ -353,7 +355,7 @@ def test_as_many_nodes_as_there_are_eigenvalues_are_exact(nodes):
     # over a range of e^14, in which Lanczos vectors lose their orthogonality if left to themselves
     log_scales = torch.linspace(0, 7, nodes, dtype=torch.float64).repeat(2)
     hierarchy = diagonal(log_scales)
-    estimate, error = estimate_log_volume(hierarchy, normal(2, 2 * nodes), 3, nodes)
+    estimate, error = estimate_log_volume(hierarchy.decode, normal(2, 2 * nodes), 3, nodes)
     assert estimate.numpy() == pytest.approx(-log_scales.sum().item(), abs=1e-8)
     assert error.numpy() == pytest.approx(0, abs=1e-8)
 
@@ -389,7 +391,9 @@ def test_single_precision_is_near_double():
 
     def both(u):
         generator = torch.Generator().manual_seed(0)
-        return log_volume(hierarchy, u), *estimate_log_volume(hierarchy, u, 2, 6, generator)
+        return log_volume(hierarchy.decode, u), *estimate_log_volume(
+            hierarchy.decode, u, 2, 6, generator
+        )
 
     double = both(u)
     hierarchy.float()
@@ -404,7 +408,7 @@ def test_an_event_that_is_not_finite_leaves_the_others_as_they_are():
     u[1] = torch.nan
 
     def estimate(hierarchy, u):
-        return estimate_log_volume(hierarchy, u, 2, generator=torch.Generator())[0]
+        return estimate_log_volume(hierarchy.decode, u, 2, generator=torch.Generator())[0]
 
     for volume in (log_volume, estimate):
         assert volume(hierarchy, u).isfinite().tolist() == [True, False, True]

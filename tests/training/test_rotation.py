@@ -9,7 +9,7 @@ from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import PCA
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.flows.rotation import tail_sums
-from submanifold.geometry.linearization import push
+from submanifold.geometry.linearization import jvp
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import rotation
 from submanifold.training.phases import PROBES_WITHIN, rotate_phase, train_phase
@@ -96,7 +96,7 @@ def energies(model, x):
     flow = model.stages[0].flow
     z = flow(x)[0]
     at = z.repeat_interleave(z.shape[1], 0)
-    columns = push(flow.inverse, at, torch.eye(z.shape[1]).repeat(len(z), 1)).flatten(1)
+    columns = jvp(flow.inverse, at, torch.eye(z.shape[1]).repeat(len(z), 1)).flatten(1)
     return columns.square().sum(1).view(len(z), -1).mean(0)
 
 

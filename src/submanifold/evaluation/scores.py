@@ -14,7 +14,7 @@ from submanifold.common import distributed
 from submanifold.common.errors import UserError
 from submanifold.common.progress import track
 from submanifold.data.batches import Batches
-from submanifold.geometry.linearization import Linearization
+from submanifold.geometry.linearization import jacobian
 from submanifold.models import Model
 from submanifold.models.model import NEAREST_STEPS
 from submanifold.models.stage import standard_normal_log_prob
@@ -97,14 +97,11 @@ def leading_spectrum(model: Model, u: Tensor, most: int = LEADING) -> Tensor:
     order of what they contribute, so that the first are a manifold of their own. Behind a flow on
     the code they are only roughly in that order (:meth:`Hierarchy.at_dim`).
     """
-    at = Linearization(model.decode, u)
-    columns = []
-    for number in range(min(model.coordinates(u).shape[1], most)):
-        direction = torch.zeros_like(u)
-        direction[:, number] = 1
-        columns.append(at.push(direction).flatten(1))
-    jacobian = torch.stack(columns, 2).double()
-    return torch.linalg.eigvalsh(jacobian.transpose(1, 2) @ jacobian).clamp_min(0)
+    count = min(model.coordinates(u).shape[1], most)
+    axes = torch.eye(count, u.shape[1], device=u.device).expand(len(u), -1, -1)
+    with torch.no_grad():
+        columns = jacobian(model.decode, u, axes, batch_size=len(u)).double()
+    return torch.linalg.eigvalsh(columns.mT @ columns).clamp_min(0)
 
 
 def local_dimension(eigenvalues: Tensor, event_dim: int) -> Tensor:

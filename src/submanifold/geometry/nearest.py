@@ -1,15 +1,16 @@
-"""A point of a manifold near the one that is nearest to a given point."""
+"""Nearest projection onto a manifold by Gauss-Newton steps."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from submanifold.common.linalg import conjugate_gradients
 from submanifold.geometry.linearization import Linearization
 
-ITERATIONS = 8
+CG_ITERATIONS = 8
 HALVINGS = 4
-FAR = 10.0
+RESTART_FACTOR = 10.0
 
 
 @torch.no_grad()
@@ -24,25 +25,24 @@ def nearest_point(
 
     .. math:: u \leftarrow u + s\,\delta, \qquad J^T J\, \delta = J^T (x - g(u))
 
-    Each system is solved approximately, by conjugate gradients with products by J and J^T alone
-    (Nocedal & Wright 2006, sections 10.3 and 7.1), and each event has its own step s, the first of
-    1, 1/2, 1/4, ... with a quarter of the decrease that the slope promises (Armijo's rule). No
-    event ends farther than it was. The squared error that is left is an upper bound on the smallest
-    one: after three steps it was on average 1.07 times, at most 1.15 times, that after 40 steps (24
-    validation images of CelebA, nested-then-flow, d = 500), and 1.5 times before the penalty.
+    Each linear system is solved approximately by conjugate gradients (Nocedal & Wright 2006,
+    sections 10.3 and 7.1). Each event has its own step length s, the first of 1, 1/2, 1/4, ... that
+    satisfies Armijo's rule with a quarter of the predicted decrease. The distance never increases.
+    The remaining squared error is an upper bound on the smallest one: after three steps it was on
+    average 1.07 times, at most 1.15 times, that after 40 steps (24 validation images of CelebA,
+    nested-then-flow, d = 500), and 1.5 times without the reconstruction penalty.
 
     Args:
         decode: The decoder g, (batch, d) to (batch, *event_shape).
         x: Events, (batch, *event_shape).
-        u: Where to start, (batch, d): the encoder's coordinates. Where their squared distance is
-            ten times that of the manifold's middle, u = 0, it starts there.
-        steps: Gauss-Newton steps, each of some conjugate gradient iterations.
-        eigenvalues: Diagonal that :math:`J^T J` is near to, (d,), not negative: those of the
-        rotation
-            (method.md 6.1). With them a system takes a third of the iterations.
+        u: Starting points, (batch, d), such as the encoder's coordinates. Points whose squared
+            error is more than ten times that of u = 0 are replaced by 0.
+        steps: Number of Gauss-Newton steps.
+        eigenvalues: Approximate diagonal of :math:`J^T J`, (d,), not negative, as a preconditioner:
+            the eigenvalues of a rotation (method.md 6.1). It reduces the iterations to a third.
 
     Returns:
-        The coordinates u of the nearest of the points that were tried, (batch, d).
+        Coordinates of the nearest point that was tried, (batch, d).
     """
     scale = (
         u.new_ones(u.shape[1])
@@ -51,57 +51,36 @@ def nearest_point(
     )
     error = _squared_error(decode, x, u)
     if steps:
-        # a nearly singular decoder may throw the encoder's point far off, from where no step helps
-        middle = _squared_error(decode, x, torch.zeros_like(u[:1]))
-        lost = error > FAR * middle
-        u = torch.where(lost[:, None], torch.zeros_like(u), u)
-        error = torch.where(lost, middle, error)
+        # a nearly singular decoder can put the encoder's point where no step helps
+        error_at_zero = _squared_error(decode, x, torch.zeros_like(u[:1]))
+        restart = error > RESTART_FACTOR * error_at_zero
+        u = torch.where(restart[:, None], torch.zeros_like(u), u)
+        error = torch.where(restart, error_at_zero, error)
     for _ in range(steps):
         at = Linearization(decode, u)
-        solution, slope = _least_squares(
-            lambda p, at=at: at.push(scale * p),  # type: ignore[misc]
-            lambda w, at=at: scale * at.pull(w),  # type: ignore[misc]
-            x - at.image,
+        gradient = scale * at.vjp(x - at.image)
+        solution = conjugate_gradients(
+            lambda p, at=at: at.jvp(scale * p),  # type: ignore[misc]
+            lambda w, at=at: scale * at.vjp(w),  # type: ignore[misc]
+            gradient,
+            CG_ITERATIONS,
+            torch.finfo(u.dtype).eps ** 0.5,
         )
-        start, before, length = u, error, torch.ones_like(slope)
+        slope = (solution * gradient).sum(1)
+        start, previous_error, length = u, error, torch.ones_like(slope)
         for _ in range(1 + HALVINGS):
-            tried = start + length[:, None] * scale * solution
-            found = _squared_error(decode, x, tried)
-            better = found < error
-            u = torch.where(better[:, None], tried, u)
-            error = torch.where(better, found, error)
-            enough = error <= before - length * slope / 2
-            if enough.all():
+            candidate = start + length[:, None] * scale * solution
+            candidate_error = _squared_error(decode, x, candidate)
+            better = candidate_error < error
+            u = torch.where(better[:, None], candidate, u)
+            error = torch.where(better, candidate_error, error)
+            accepted = error <= previous_error - length * slope / 2
+            if accepted.all():
                 break
-            length = torch.where(enough, length, length / 2)
+            length = torch.where(accepted, length, length / 2)
     return u
 
 
 def _squared_error(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor) -> Tensor:
     """Squared distance of each event from its point, infinite where that is not finite."""
     return (x - decode(u)).flatten(1).square().sum(1).nan_to_num(nan=torch.inf)
-
-
-def _least_squares(
-    push: Callable[[Tensor], Tensor], pull: Callable[[Tensor], Tensor], target: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Bring J p near to the target by conjugate gradients on the normal equations, from p = 0.
-
-    Returns:
-        p, and its product with the gradient at 0: half the slope of the squared distance along it.
-    """
-    residual, first = target, pull(target)
-    solution, gradient, direction = torch.zeros_like(first), first, first
-    size = gradient.square().sum(1, keepdim=True)
-    tiny = torch.finfo(size.dtype).tiny
-    enough = size * torch.finfo(size.dtype).eps
-    for _ in range(min(ITERATIONS, gradient.shape[1])):
-        image = push(direction)
-        length = size / image.flatten(1).square().sum(1, keepdim=True).clamp_min(tiny)
-        length = torch.where(size > enough, length, 0.0)
-        solution = solution + length * direction
-        residual = residual - length.view(-1, *[1] * (residual.ndim - 1)) * image
-        gradient = pull(residual)
-        before, size = size, gradient.square().sum(1, keepdim=True)
-        direction = gradient + size / before.clamp_min(tiny) * direction
-    return solution, (solution * first).sum(1)

@@ -1,55 +1,24 @@
 """Terms of a loss that are about the manifold's own volume and metric, J^T J."""
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from submanifold.common.linalg import conjugate_gradients
 from submanifold.common.settings import Settings
 from submanifold.flows.bijection import full_precision
-from submanifold.geometry.linearization import Linearization, dual_level
+from submanifold.geometry.linearization import Linearization, jacobian
+from submanifold.geometry.volume import jacobian_log_volume
 from submanifold.models.stage import standard_normal_log_prob
 
 if TYPE_CHECKING:
     from submanifold.losses.objective import ForwardPass
 
-ITERATIONS = 100
-TOLERANCE = 1e-3
-
-
-def columns(decode: Callable[[Tensor], Tensor], u: Tensor, directions: Tensor) -> Tensor:
-    """J p for some directions p at each point, which can be differentiated by weights and u.
-
-    Args:
-        decode: A decoder, of which each event depends on its own u alone.
-        u: Points, (batch, d).
-        directions: (batch, k, d).
-
-    Returns:
-        (batch, D, k).
-    """
-    count = directions.shape[1]
-    with full_precision(u), dual_level():
-        points = u.repeat_interleave(count, 0)
-        image = decode(forward_ad.make_dual(points, directions.flatten(0, 1).to(u.dtype)))
-        tangent = forward_ad.unpack_dual(image).tangent
-        return tangent.reshape(len(u), count, -1).mT
-
-
-def jacobian(decode: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
-    """J at each point, (batch, D, d), which can be differentiated by weights and u."""
-    eye = torch.eye(u.shape[1], device=u.device)
-    return columns(decode, u, eye.expand(len(u), -1, -1))
-
-
-def log_volume_of(jacobians: Tensor) -> Tensor:
-    r""":math:`\tfrac12 \log\det J^T J` of Jacobians (batch, D, d), in nats, (batch,)."""
-    triangle = torch.linalg.qr(jacobians.double()).R
-    return triangle.diagonal(dim1=1, dim2=2).abs().log().sum(1).to(jacobians.dtype)
+CG_ITERATIONS = 100
+CG_TOLERANCE = 1e-3
 
 
 def volume_gradient(batch: "ForwardPass") -> Tensor:
@@ -72,26 +41,10 @@ def volume_gradient(batch: "ForwardPass") -> Tensor:
     ))  # fmt: skip
     with full_precision(u):
         at = Linearization(batch.decode, u)
-        solved = conjugate_gradients(lambda p: at.pull(at.push(p)), noise)
-    pushed = columns(batch.decode, u, torch.stack([solved, noise], 1))
+        solved = conjugate_gradients(at.jvp, at.vjp, noise, CG_ITERATIONS, CG_TOLERANCE)
+    pushed = jacobian(batch.decode, u, torch.stack([solved, noise], 1))
     product = 0.5 * (pushed[:, :, 0] * pushed[:, :, 1]).sum(1)
     return product - product.detach()
-
-
-@torch.no_grad()
-def conjugate_gradients(multiply: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
-    """Solve A x = b for each row of b, A positive definite, by products with it alone."""
-    x, residual = torch.zeros_like(b), b.clone()
-    direction, square = residual.clone(), residual.square().sum(1, keepdim=True)
-    enough = TOLERANCE**2 * square
-    for _ in range(min(ITERATIONS, b.shape[1])):
-        product = multiply(direction)
-        length = square / (direction * product).sum(1, keepdim=True)
-        length = torch.where(square > enough, length, 0.0)  # who has arrived stays
-        x, residual = x + length * direction, residual - length * product
-        before, square = square, residual.square().sum(1, keepdim=True)
-        direction = residual + square / before.clamp_min(torch.finfo(b.dtype).tiny) * direction
-    return x
 
 
 class _OfVolume(Settings):
@@ -113,7 +66,7 @@ class _OfVolume(Settings):
         """The whole Jacobian, or so many random columns of it, (batch, D, k)."""
         if self._is_exact(batch):
             return jacobian(batch.decode, batch.u)
-        return columns(batch.decode, batch.u, _axes(batch, self.exact_up_to))
+        return jacobian(batch.decode, batch.u, _axes(batch, self.exact_up_to))
 
 
 class ManifoldLikelihood(_OfVolume):
@@ -128,7 +81,7 @@ class ManifoldLikelihood(_OfVolume):
     def __call__(self, batch: "ForwardPass") -> Tensor:
         """Mean over the batch."""
         if self._is_exact(batch):
-            volume = log_volume_of(jacobian(batch.decode, batch.u))
+            volume = jacobian_log_volume(jacobian(batch.decode, batch.u))
         else:
             volume = volume_gradient(batch)
         nats = volume - standard_normal_log_prob(batch.u)
@@ -148,7 +101,7 @@ class NonOrthogonality(_OfVolume):
     def __call__(self, batch: "ForwardPass") -> Tensor:
         """Mean over the batch."""
         some = self._columns(batch)
-        volume = log_volume_of(some) if self._is_exact(batch) else volume_gradient(batch)
+        volume = jacobian_log_volume(some) if self._is_exact(batch) else volume_gradient(batch)
         each = 0.5 * some.square().sum(1).log().mean(1)
         return (each - volume / batch.u.shape[1]).mean() / math.log(2)
 

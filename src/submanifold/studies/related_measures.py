@@ -22,8 +22,8 @@ from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import QUICK
 from submanifold.evaluation.truth import against_truth
 from submanifold.models import Model
+from submanifold.models.density import on_manifold
 from submanifold.models.model import NEAREST_STEPS
-from submanifold.models.volume import on_manifold
 from submanifold.studies.experiments import Experiment
 from submanifold.studies.pca_flow import pca_flow
 

@@ -127,7 +127,7 @@ def fit_rotation(
                                device=h.device) for _ in range(PER_EVENT)]  # fmt: skip
         with autocast(weight.device, precision):
             at = Linearization(decode, encode(distributed.share(h)))
-            pulled = [at.pull(2 * distributed.share(each).to(h.dtype) - 1) for each in signs]
+            pulled = [at.vjp(2 * distributed.share(each).to(h.dtype) - 1) for each in signs]
         return distributed.gather(torch.cat(pulled))
 
     blocks = [slice(0, stage.dim), slice(stage.dim, dim)]

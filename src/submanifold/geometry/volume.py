@@ -1,0 +1,121 @@
+r"""The volume element of a decoder, :math:`\sqrt{\det J^T J}`, exact and estimated."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from submanifold.geometry.linearization import Linearization, jacobian
+
+POINTS_PER_DECODING = 64
+
+
+def jacobian_log_volume(jacobians: Tensor) -> Tensor:
+    r"""Compute :math:`\tfrac12 \log\det J^T J` of Jacobians (batch, D, d), in nats, (batch,).
+
+    With J = QR it is :math:`\sum_i \log|R_{ii}|`, whose rounding error grows with the condition
+    number of J instead of its square. It is computed in double precision and differentiable.
+    """
+    # torch differentiates R only where it has Q
+    mode = "reduced" if jacobians.requires_grad else "r"
+    triangle = torch.linalg.qr(jacobians.double(), mode).R
+    return triangle.diagonal(dim1=1, dim2=2).abs().log().sum(1).to(jacobians.dtype)
+
+
+@torch.no_grad()
+def log_volume(decode: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    r"""Compute :math:`\tfrac12 \log\det J^T J` of a decoder at points u from the exact Jacobian.
+
+    Args:
+        decode: The decoder, (batch, d) to (batch, *event_shape).
+        u: Points, (batch, d). The Jacobians take twice batch x D x d doubles of memory.
+
+    Returns:
+        Log of the factor by which the decoder scales volumes, in nats, (batch,).
+    """
+    return jacobian_log_volume(jacobian(decode, u, batch_size=POINTS_PER_DECODING))
+
+
+@torch.no_grad()
+def estimate_log_volume(
+    decode: Callable[[Tensor], Tensor],
+    u: Tensor,
+    probes: int = 5,
+    iterations: int = 100,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Estimate :func:`log_volume` by stochastic Lanczos quadrature.
+
+    .. math:: \tfrac12 \log\det A = \tfrac12 \operatorname{tr} \log A
+              = \tfrac12 \operatorname{E}_z z^T (\log A)\, z, \qquad A = J^T J
+
+    The expectation is over vectors z of random signs. Each quadratic form is computed by a Gauss
+    rule with one node per iteration of a forward and a reverse derivative (Ubaru, Chen & Saad 2017,
+    SIAM J. Matrix Anal. Appl. 38).
+
+    Truncating the rule biases the estimate upwards, more so for a larger condition number of J. The
+    standard error does not include this bias (docs/performance.md).
+
+    Args:
+        decode: The decoder, (batch, d) to (batch, *event_shape).
+        u: Points, (batch, d).
+        probes: Number of vectors z, at least 2; the standard error decreases as its square root.
+        iterations: Nodes of the rule; d of them are exact.
+        generator: Source of the signs, on the CPU so that all devices draw the same.
+
+    Returns:
+        Estimate in nats, (batch,), and its standard error over the probes, (batch,).
+    """
+    at, dim = Linearization(decode, u), u.shape[1]
+
+    def multiply(v: Tensor) -> Tensor:
+        return at.jvp(v.to(u.dtype)).flatten(1).double()
+
+    def transpose(w: Tensor) -> Tensor:
+        return at.vjp(w.to(u.dtype).view_as(at.image)).double()
+
+    bidiagonals = []
+    for _ in range(probes):
+        signs = 2 * torch.randint(2, u.shape, generator=generator).double() - 1
+        start = signs.to(u.device) / math.sqrt(dim)
+        bidiagonals.append(_bidiagonalize(multiply, transpose, start, min(iterations, dim)))
+    b = torch.stack(bidiagonals)
+    # svd raises for the entire batch if one matrix is not finite
+    invalid = ~b.isfinite().flatten(2).all(2)
+    svd = torch.linalg.svd(b.masked_fill(invalid[:, :, None, None], 0))
+    values = dim * (svd.Vh[..., 0].square() * svd.S.log()).sum(2)
+    values = values.masked_fill(invalid, torch.nan)
+    error = values.std(0) / math.sqrt(probes)
+    return values.mean(0).to(u.dtype), error.to(u.dtype)
+
+
+def _bidiagonalize(
+    multiply: Callable[[Tensor], Tensor],
+    transpose: Callable[[Tensor], Tensor],
+    right: Tensor,
+    steps: int,
+) -> Tensor:
+    """Golub-Kahan bidiagonalization: B (batch, steps, steps), B^T B the Lanczos matrix of J^T J."""
+    # the singular values of J instead of their squares keep the digits of small ones
+    basis = right.new_empty(*right.shape, 0)
+    left = beta = right.new_zeros(len(right), 1)
+    ended = torch.zeros_like(beta, dtype=torch.bool)
+    diagonal, superdiagonal = [], []
+    for _ in range(steps):
+        basis = torch.cat([basis, right[:, :, None]], 2)
+        left = multiply(right) - beta * left
+        # beyond an invariant subspace B continues as the identity, whose logarithm is zero
+        alpha = left.norm(dim=1, keepdim=True).masked_fill(ended, 1)
+        left = left / alpha
+        right = transpose(left) - alpha * right
+        for _ in range(2):  # one-sided reorthogonalization suffices (Simon & Zha 2000)
+            right = right - (basis @ (basis.mT @ right[:, :, None]))[:, :, 0]
+        beta = right.norm(dim=1, keepdim=True)
+        ended = beta <= torch.finfo(beta.dtype).eps * alpha
+        beta = beta.masked_fill(ended, 0)
+        right = (right / beta).masked_fill(ended, 0)
+        diagonal.append(alpha)
+        superdiagonal.append(beta)
+    b = torch.diag_embed(torch.cat(diagonal, 1))
+    return b + torch.diag_embed(torch.cat(superdiagonal, 1), 1)[:, :-1, :-1]

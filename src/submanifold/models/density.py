@@ -1,0 +1,102 @@
+"""The density on the manifold with respect to its own volume."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from submanifold.geometry.linearization import jacobian
+from submanifold.geometry.volume import (
+    POINTS_PER_DECODING,
+    estimate_log_volume,
+    jacobian_log_volume,
+)
+from submanifold.models.mixture import Mixture
+from submanifold.models.model import Model
+
+
+class OnManifold(NamedTuple):
+    r"""Density and metric of a manifold at the projections of events, each (batch,).
+
+    Attributes:
+        log_prob: Log-density with respect to the manifold's volume, in nats.
+        error: Its standard error; 0 where it is exact.
+        non_orthogonality: :math:`\tfrac12 \sum_i \log (J^T J)_{ii} - \tfrac12 \log\det J^T J`, in
+            bits per coordinate: 0 where the columns of J are orthogonal (Cunningham et al. 2022).
+            NaN where the volume is estimated.
+    """
+
+    log_prob: Tensor
+    error: Tensor
+    non_orthogonality: Tensor
+
+
+def manifold_log_prob(
+    model: Model,
+    x: Tensor,
+    exact_up_to: int = 600,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the log-density and its standard error of :func:`on_manifold`."""
+    return on_manifold(model, x, exact_up_to, generator)[:2]
+
+
+@torch.no_grad()
+def on_manifold(
+    model: Model,
+    x: Tensor,
+    exact_up_to: int = 600,
+    generator: torch.Generator | None = None,
+) -> OnManifold:
+    r"""Compute the log-density of the projection of x with respect to the manifold's volume.
+
+    .. math:: \log p_M(g(u)) = \log p(u) - \tfrac12 \log\det J^T J, \qquad J = \partial g(u)
+
+    Here g is the decoder and u are the coordinates of x (:meth:`Model.code_log_prob`). It is the
+    density of what :meth:`Model.sample` draws. Its unit is d-dimensional volume, so that it cannot
+    be compared with :meth:`Model.log_prob`, nor between manifolds of different dimension.
+
+    Args:
+        model: The model.
+        x: Events, (batch, *event_shape).
+        exact_up_to: Largest dimension d at which the volume is exact; it is estimated above.
+        generator: Source of the estimate's probes, on the CPU.
+    """
+    if isinstance(model, Mixture):
+        return _on_charts(model, x, exact_up_to, generator)
+    error, unknown = x.new_zeros(len(x)), x.new_full((len(x),), torch.nan)
+    if model.dim == model.event_dim:  # the manifold is the entire space
+        return OnManifold(model.log_prob(x), error, unknown)
+    u = model.encode(x)[0]
+    if model.dim > exact_up_to:
+        volume, error = estimate_log_volume(model.decode, u, generator=generator)
+        return OnManifold(model.code_log_prob(u) - volume, error, unknown)
+    columns = jacobian(model.decode, u, batch_size=POINTS_PER_DECODING).double()
+    volume = jacobian_log_volume(columns)
+    excess = columns.square().sum(1).log().sum(1) / 2 - volume
+    return OnManifold(
+        model.code_log_prob(u) - volume.to(u.dtype),
+        error,
+        (excess / (model.dim * math.log(2))).to(u.dtype),
+    )
+
+
+def _on_charts(
+    mixture: Mixture, x: Tensor, exact_up_to: int, generator: torch.Generator | None
+) -> OnManifold:
+    r"""On the responsible chart k, :math:`\pi_k\, p_M^k(y) / r_k(y)` at y = g_k(u).
+
+    See :meth:`Mixture.overlap`.
+    """
+    u = mixture.encode(x)[0]
+    index = u[:, -1].long()
+    found = OnManifold(*(torch.full_like(x.flatten(1)[:, 0], torch.nan) for _ in range(3)))
+    for k, chart in enumerate(mixture.charts):
+        members = index == k
+        if not members.any():
+            continue
+        on_chart = on_manifold(chart, x[members], exact_up_to, generator)
+        for values, new in zip(found, on_chart, strict=True):
+            values[members] = new
+    return found._replace(log_prob=found.log_prob + mixture.overlap(u))
