@@ -1,4 +1,4 @@
-"""Each part of the program that moves something to a device, on one of its own kind."""
+"""Computations on a simulated device return the results of the CPU."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def small():
     return Hierarchy([Stage(Affine(6), 4), Stage(RealNVP(4), 2)])
 
 
-def test_a_model_is_loaded_where_it_is_wanted(accelerator, tmp_path):
+def test_model_is_loaded_to_the_device(accelerator, tmp_path):
     hierarchy, x = small(), torch.randn(3, 6)
     hierarchy.save(tmp_path / "model")
     loaded = Model.load(tmp_path / "model", accelerator)
@@ -37,7 +37,7 @@ def test_a_model_is_loaded_where_it_is_wanted(accelerator, tmp_path):
     )
 
 
-def test_the_volume_is_the_same_exact_and_estimated(accelerator):
+def test_volume_on_the_device_equals_the_cpus(accelerator):
     hierarchy, u = small(), torch.randn(3, 2)
     exact = log_volume(hierarchy.decode, u)
     hierarchy.to(accelerator)
@@ -47,7 +47,7 @@ def test_the_volume_is_the_same_exact_and_estimated(accelerator):
 
 
 @pytest.mark.parametrize("largest", [0, 2**30], ids=["from the host", "on the device"])
-def test_batches_lie_on_the_device_and_wait_for_nothing(accelerator, monkeypatch, largest):
+def test_batches_are_on_the_device_without_synchronization(accelerator, monkeypatch, largest):
     monkeypatch.setattr(batches, "DEVICE_BYTES", largest)
     made = Batches(IMAGES, 8, seed=1, device=accelerator)
     with syncs() as count:
@@ -60,11 +60,7 @@ def test_batches_lie_on_the_device_and_wait_for_nothing(accelerator, monkeypatch
     assert len(torch.cat(order).unique(dim=0)) == 24
 
 
-def test_small_arrays_are_moved_once(accelerator):
-    assert Batches(IMAGES, 8, device=accelerator).rows.device.type == "sim"
-
-
-def test_the_time_of_a_training_is_measured_on_the_device(accelerator, monkeypatch):
+def test_training_time_is_measured_on_the_device(accelerator, monkeypatch):
     training = {
         "steps": 4, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0, "cooldown_fraction": 0.0,
         "clip": 1.0, "ema": 0.9, "validate_every": 2, "precision": "float32",
@@ -90,7 +86,7 @@ def test_the_time_of_a_training_is_measured_on_the_device(accelerator, monkeypat
     assert used == {"sim"}
 
 
-def test_a_learned_manifold_is_drawn_wherever_it_is(accelerator):
+def test_manifold_picture_on_the_device_equals_the_cpus(accelerator):
     torch.manual_seed(0)
     hierarchy, truth = Hierarchy([Stage(RealNVP(2, 2, 8, mixing=True), 1)]), Circle()
     test = truth.sample(40, np.random.default_rng(0)).astype(np.float32)

@@ -1,5 +1,3 @@
-"""Memory that a process may use."""
-
 import pytest
 
 from submanifold.common import processes
@@ -9,10 +7,10 @@ from submanifold.common.processes import check_memory, free_memory
 
 @pytest.mark.parametrize(("most", "used", "file", "shmem", "free"), [
     (10**6, 10**5, 0, 0, 900_000),
-    (10**6, 10**6, 500_000, 100_000, 400_000),  # what is cached is given back, not what is shared
+    (10**6, 10**6, 500_000, 100_000, 400_000),  # page cache is reclaimable, shared memory is not
     (10**6, 2 * 10**6, 0, 0, 0),
 ])  # fmt: skip
-def test_a_control_group_limits_the_memory(tmp_path, monkeypatch, most, used, file, shmem, free):
+def test_control_group_limits_the_memory(tmp_path, monkeypatch, most, used, file, shmem, free):
     monkeypatch.setattr(processes, "CONTROL_GROUP", tmp_path)
     (tmp_path / "memory.max").write_text(f"{most}\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
@@ -20,13 +18,13 @@ def test_a_control_group_limits_the_memory(tmp_path, monkeypatch, most, used, fi
     assert free_memory() == free
 
 
-def test_without_a_limit_the_memory_is_the_systems(tmp_path, monkeypatch):
+def test_free_memory_without_a_limit_is_the_systems(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "CONTROL_GROUP", tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory() > 2**20
 
 
-def test_what_does_not_fit_is_refused_with_what_would(monkeypatch):
+def test_too_many_objects_for_the_memory_are_rejected(monkeypatch):
     monkeypatch.setattr(processes, "free_memory", lambda: 10**6)
     check_memory("count", 1000, 1000)
     with pytest.raises(UserError, match=r"count: expected at most 1,000, got 1,001: each takes"):

@@ -38,7 +38,7 @@ class World(Settings):
 GOOD = {"pet": {"type": "cat", "lives": 9}, "house": {"rooms": 3}}
 
 
-def test_settings_that_work_are_read_typed_and_frozen():
+def test_valid_settings_are_typed_and_frozen():
     world = read_settings(World, GOOD, "world")
     assert isinstance(world.pet, Cat)
     assert world.house.rooms == 3
@@ -47,8 +47,10 @@ def test_settings_that_work_are_read_typed_and_frozen():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
+        ({"hous": 1}, "second_house. Did you mean house?"),
+        ({"house": {"rooms": True}}, "rooms=True cannot be used: expected no boolean"),
         ({"planet": 1}, "world.planet is not a setting; known: pet, house, second_house"),
         ({"house": {"rooms": 3, "room": 1}}, "world.house.room is not a setting; known: rooms, "),
         (
@@ -69,15 +71,15 @@ def test_settings_that_work_are_read_typed_and_frozen():
         ({"house": {"rooms": 1, "colour": "pink"}}, "house.colour=pink is not a colour"),
     ],
 )
-def test_what_is_wrong_is_named_with_what_is_allowed_and_where_to_change_it(changes, said):
+def test_invalid_setting_is_named_with_the_allowed_values(changes, message):
     with pytest.raises(UserError) as caught:
         read_settings(World, {**GOOD, **changes}, "world")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "conf/base/parameters.yml" in str(caught.value)
     assert "--params=world.<name>=<value>" in str(caught.value)
 
 
-def test_everything_that_is_wrong_is_said_at_once():
+def test_all_invalid_settings_are_named_at_once():
     with pytest.raises(UserError) as caught:
         read_settings(World, {"house": {"rooms": "x", "dors": 1}}, "world")
     for part in ("world.pet is missing", "world.house.rooms=x", "world.house.dors is not"):

@@ -80,7 +80,7 @@ except UserError as error:
 """
     command = [sys.executable, "-c", code, str(tmp_path / "u.npy")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert f"u.npy cannot be written: {tmp_path} has no room for it (File too" in done.stdout
+    assert f"u.npy cannot be written: {tmp_path} is full (File too" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

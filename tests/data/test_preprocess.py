@@ -674,7 +674,7 @@ def test_prepared_data_may_lie_where_they_may_only_be_read(tmp_path, read_only, 
     with caplog.at_level("WARNING"):
         assert run(tmp_path)[3] == first[3]
     assert caplog.text == ""
-    with pytest.raises(UserError, match=r"cannot be written: .*out may only be read"):
+    with pytest.raises(UserError, match=r"cannot be written: .*out is read-only"):
         run(tmp_path, seed=1)
 
 
@@ -771,7 +771,7 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(tmp_path, small_disk, smal
     whole = run(tmp_path, size=128)
     (small_disk / "full").write_bytes(bytes(2**20))
     decoded.clear()
-    with pytest.raises(UserError, match=r"train\.npy cannot be written: .* has no room for it"):
+    with pytest.raises(UserError, match=r"train\.npy cannot be written: .* is full"):
         run(tmp_path, out=small_disk, size=128)
     before = len(decoded)
     assert 7 < before < 60

@@ -90,7 +90,7 @@ def test_points_that_were_drawn_may_lie_where_they_may_only_be_read(tmp_path, re
     read_only(tmp_path)
     again = draw(make(), tmp_path)
     assert (again[3], caplog.text) == (first[3], "")
-    with pytest.raises(UserError, match=r"manifest\.json cannot be written: .* may only be read"):
+    with pytest.raises(UserError, match=r"manifest\.json cannot be written: .* is read-only"):
         draw(make(noise=0.2), tmp_path)
 
 

@@ -212,7 +212,7 @@ def test_a_file_has_the_mode_of_every_other_new_file(tmp_path, mask):
 @pytest.mark.parametrize("device", ["cuda:99", torch.device("cuda:99"), "gpu", "meta"])
 def test_a_device_that_is_not_there_is_one_line(tmp_path, device):
     MODELS["vectors"]().save(tmp_path / "model")
-    with pytest.raises(UserError, match=f"^device={device} cannot be used here: [^\n]*$"):
+    with pytest.raises(UserError, match=r"^device: expected auto, cpu, [^\n]*$"):
         Model.load(tmp_path / "model", device)
 
 

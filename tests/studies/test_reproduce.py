@@ -196,7 +196,7 @@ def test_a_page_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypat
     def full(partial, path, keep=False):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(files, "settle", full)
+    monkeypatch.setattr(files, "sync_and_rename", full)
     content.notes = ["second"]
     with pytest.raises(OSError, match="No space"):
         write.write("table-1", "A title", content, tmp_path)

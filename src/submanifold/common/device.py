@@ -1,4 +1,4 @@
-"""Where a model computes, and in which precision."""
+"""Choice of device and precision."""
 
 from contextlib import AbstractContextManager
 
@@ -8,48 +8,48 @@ from torch import Tensor
 from submanifold.common.errors import UserError
 
 
-def choose_device(wanted: str) -> torch.device:
-    """Turn ``auto`` into the fastest device there is.
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        UserError: The device is unknown or not on this machine.
+        UserError: The device is unknown or not available on this machine.
     """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
         if device.type == "meta":
-            raise RuntimeError("It holds no numbers.")
+            raise RuntimeError("The meta device stores no values.")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"device={wanted} cannot be used here: {str(error).splitlines()[0]} Allowed: auto, "
-            "cpu, cuda, cuda:<n>. Set device=auto."
+            f"device: expected auto, cpu, cuda or cuda:<n>, got {name} "
+            f"({str(error).splitlines()[0]}). Set device=auto."
         ) from error
     return device
 
 
-def choose_precision(wanted: str, weight: Tensor) -> torch.dtype:
-    """Turn ``auto`` into bfloat16 where the hardware multiplies it faster, else the weights' own.
+def choose_precision(name: str, weight: Tensor) -> torch.dtype:
+    """Return the dtype of matrix products: bfloat16 or the dtype of the weights.
 
-    On a CPU that is one with AMX tiles, or with AVX-512's bfloat16 products.
+    ``auto`` is bfloat16 for float32 weights on hardware that multiplies it faster: GPUs, and CPUs
+    with AMX or AVX-512 BF16.
     """
-    if wanted == "auto":
-        fast = {
-            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-            "cpu": lambda: (
-                torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-            ),
-        }.get(weight.device.type, lambda: False)
-        wanted = "bfloat16" if fast() and weight.dtype == torch.float32 else "float32"
-    return torch.bfloat16 if wanted == "bfloat16" else weight.dtype
+    if name == "auto":
+        device = weight.device.type
+        fast = (device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)) or (
+            device == "cpu"
+            and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+        )
+        name = "bfloat16" if fast and weight.dtype == torch.float32 else "float32"
+    return torch.bfloat16 if name == "bfloat16" else weight.dtype
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:
-    """Multiply in a precision: bfloat16 by torch's autocast, the weights' own as it is."""
+    """Return torch's autocast for bfloat16, and a no-op for any other precision."""
     return torch.autocast(device.type, precision, precision == torch.bfloat16)
 
 
 def supports_fused_optimizer(weight: Tensor) -> bool:
-    """Whether torch has a fused optimizer for weights like this one."""
+    """Return whether torch has fused optimizers for weights like this one."""
     return weight.dtype == torch.float32 and weight.device.type in ("cpu", "cuda")

@@ -1,21 +1,28 @@
-"""The one exception that means: the user can mend this."""
+"""The exception for mistakes that a user can fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A setting, a path or a file that cannot work.
+    """An invalid setting, path or file.
 
-    The message says what was wrong, what is allowed, and where to change it. A lower room speaks of
-    its own arguments, such as ``dim=9``; who read the argument from somewhere puts that before it
-    (:func:`error_prefix`). The command line shows the message alone, without a traceback.
+    The command line prints the message without a traceback. Libraries name their own argument
+    (``dim=9``); callers that read the argument from a setting prepend its group with
+    :func:`error_prefix`.
+
+    Example:
+        >>> with error_prefix("stage_1"):
+        ...     raise UserError("dim: expected at most 8, got 9.")
+        Traceback (most recent call last):
+            ...
+        submanifold.common.errors.UserError: stage_1.dim: expected at most 8, got 9.
     """
 
 
 @contextmanager
 def error_prefix(prefix: str) -> Iterator[None]:
-    """Put a parameter's name before what a lower room says of its own argument."""
+    """Prepend ``<prefix>.`` to the message of any :class:`UserError` raised inside."""
     try:
         yield
     except UserError as error:

@@ -1,7 +1,6 @@
-"""Files that are whole or not there, and folders in which one process works at a time."""
+"""Atomic writes, folder locks, and clear errors for full or read-only disks."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -14,37 +13,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from submanifold.common.errors import UserError
 
 log = logging.getLogger(__name__)
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
-# Characters of a file's name in the name of its partial file, which may have 255 bytes in all.
+# Characters of a file's name in the name of its partial file, which is limited to 255 bytes.
 STEM, SUFFIX = 30, 16
-
-_held = threading.local()
 
 
 class WriteError(UserError, OSError):
-    """A folder in which a file cannot be written: its disk is full, or it may only be read."""
+    """A file cannot be written because its disk is full or read-only."""
 
 
 def printable(text: str) -> str:
-    r"""Escape names of files in a message, a page or a manifest: one line of valid UTF-8.
+    r"""Escape a file name for messages, pages and manifests: one line of valid UTF-8.
 
-    A name is kept as Python reads it, with bytes that are not UTF-8 as lone surrogates, and is
-    escaped where it is shown or written: bytes that are not UTF-8 (``\udcff``), and control and
-    other invisible characters (``\n``). Escaping twice changes nothing.
+    Escapes bytes that are not UTF-8 (lone surrogates in Python) and invisible characters. Escaping
+    twice changes nothing.
+
+    Example:
+        >>> print(printable("a\nb"))
+        a\nb
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def table_name(name: str) -> str:
-    r"""Escape the name of a file as :func:`printable`, for a table too.
+    r"""Escape a file name as :func:`printable`, and a first character that starts a formula.
 
-    A first character that makes a spreadsheet compute the cell is escaped (``\x3d`` for ``=``).
+    Example:
+        >>> print(table_name("=1"))
+        \x3d1
     """
     if name.startswith(("=", "+", "-", "@")):
         name = f"\\x{ord(name[0]):02x}{name[1:]}"
@@ -53,39 +57,39 @@ def table_name(name: str) -> str:
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Tell a write that a full or read-only disk refuses as something that the user can mend.
+    """Convert errors of a full or read-only disk while writing ``path``.
 
     Raises:
-        WriteError: If the block could not write in the path's folder for such a reason.
+        WriteError: The path's folder is full or read-only.
     """
     try:
         yield
     except Exception as error:
         folder = path.absolute().parent
-        if isinstance(error, WriteError) or (why := _why_not(error, folder)) is None:
+        if isinstance(error, WriteError) or (reason := _write_problem(error, folder)) is None:
             raise
         raise WriteError(
-            f"{path.name} cannot be written: {why}. Change that, or move the folder to another "
-            "disk and put a link to it there; then give the command again: it keeps what is "
-            "finished and goes on"
+            f"{path.name} cannot be written: {reason}. Free some space, or move the folder to "
+            "another disk and link to it; then repeat the command, which continues from the "
+            "finished files"
         ) from error
 
 
-def _why_not(error: Exception, folder: Path) -> str | None:
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    number = _number(error)
-    if number in NO_ROOM:
-        free = shutil.disk_usage(there).free // 10**6
-        return f"{folder} has no room for it ({os.strerror(number)}; {free} MB are free there)"
-    if number in NOT_ALLOWED and not os.access(there, os.W_OK):
-        return f"{there} may only be read ({os.strerror(number)})"
+def _write_problem(error: Exception, folder: Path) -> str | None:
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    number = _error_number(error)
+    if number in DISK_FULL:
+        free = shutil.disk_usage(existing).free // 10**6
+        return f"{folder} is full ({os.strerror(number)}; {free} MB are free)"
+    if number in READ_ONLY and not os.access(existing, os.W_OK):
+        return f"{existing} is read-only ({os.strerror(number)})"
     return None
 
 
-def _number(error: BaseException | None) -> int | None:
-    """The system's number of an error, or of what has caused it."""
+def _error_number(error: BaseException | None) -> int | None:
+    """Return the errno of an error or of its first cause that has one."""
     while error is not None:
-        in_text = re.search(r"\(os error (\d+)\)", str(error))  # where safetensors has it
+        in_text = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
         number = getattr(error, "errno", None) or (int(in_text[1]) if in_text else None)
         if number is not None:
             return number
@@ -94,10 +98,10 @@ def _number(error: BaseException | None) -> int | None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless it is there.
+    """Create a folder and its parents if they are missing.
 
     Raises:
-        WriteError: If the disk is full or may only be read.
+        WriteError: The disk is full or read-only.
     """
     with explain_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -105,22 +109,25 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path, keep: bool = False) -> Iterator[Path]:
-    """Give a path beside a file to write to, which takes the file's name when all went well.
+    """Yield a temporary path in the same folder, and rename it to ``path`` on success.
 
-    No other writer is given the same path; the file's folder is made. It is removed when the block
-    fails; what a killed process of this machine left is removed by the next writer of the file.
-    `keep` leaves a file that another writer has put there meanwhile.
+    Each process and thread gets its own temporary path. It is removed on failure; the next writer
+    of the file removes those that killed processes of this machine left behind.
+
+    Args:
+        path: The file. Its folder is created.
+        keep: Do not replace a file that another writer created in the meantime.
 
     Raises:
-        WriteError: If the disk is full or may only be read.
+        WriteError: The disk is full or read-only.
     """
     path = Path(path)
     make_folder(path.parent)
     prefix, suffix = f".{path.stem[:STEM]}.{socket.gethostname()}-", path.suffix[:SUFFIX]
-    # a database keeps a journal beside its file
-    left = re.compile(re.escape(prefix) + r"(\d+)-\d+" + re.escape(suffix) + r"(-\w+)?")
-    files = ((file, left.fullmatch(file.name)) for file in path.parent.glob(".*"))
-    remove_files([file for file, match in files if match and not is_alive(int(match[1]))])
+    # SQLite adds a journal
+    abandoned = re.compile(re.escape(prefix) + r"(\d+)-\d+" + re.escape(suffix) + r"(-\w+)?")
+    matches = ((file, abandoned.fullmatch(file.name)) for file in path.parent.glob(".*"))
+    remove_files(file for file, match in matches if match and not is_alive(int(match[1])))
     partial = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}{suffix}")
     try:
         with explain_write_errors(path):
@@ -131,39 +138,39 @@ def atomic_write(path: Path, keep: bool = False) -> Iterator[Path]:
 
 
 def remove_files(files: Iterable[Path]) -> None:
-    """Remove the files that are there.
+    """Remove the files that exist.
 
     Raises:
-        WriteError: If their folder may only be read.
+        WriteError: Their folder is read-only.
     """
     for file in files:
-        if file.exists():  # where nothing may be written, nothing that is not there may be removed
+        if file.exists():  # unlink fails in a read-only folder even if the file is missing
             with explain_write_errors(file):
                 file.unlink(missing_ok=True)
 
 
 def sync_and_rename(partial: Path, path: Path, keep: bool = False) -> None:
-    """Bring a finished file to the disk and give it its name in one step."""
+    """Flush a finished file to disk and rename it; ``keep`` as in :func:`atomic_write`."""
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
     if keep:
         try:
             os.link(partial, path)
-        except OSError:  # there is a file, or a filesystem has no hard links
+        except OSError:  # the file exists, or the file system has no hard links
             keep = path.exists()
     if not keep:
         os.replace(partial, path)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write a JSON file atomically."""
     text = json.dumps(content, indent=2)
     with atomic_write(path) as partial:
         partial.write_text(text)
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is no file or only a part of one."""
+    """Read a JSON file; None if it is missing or incomplete."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -172,76 +179,57 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Work in a folder while no other process does; wait for one that does, with a line in the log.
+    """Lock a folder against other processes and threads; wait while another one holds the lock.
 
-    The lock goes when its process ends, however it ends. A block inside a block of the same thread
-    does not wait. Where the filesystem knows no locks, a warning says so and the work goes on; it
-    does too where the folder may only be read, and nobody makes anything. The folder is made;
-    `what` it is locked for, such as ``"stage_1"``, is in the log.
+    The operating system releases the lock when its process ends. The lock is reentrant within a
+    thread. A read-only folder is not locked; neither is one whose file system has no locks, with a
+    warning.
+
+    Args:
+        folder: Created if it is missing. Its file ``.lock`` names the owner.
+        what: What is computed in it, for the log, such as ``"stage_1"``.
     """
     folder = Path(folder).resolve()
-    held: set[Path] = _held.__dict__.setdefault("folders", set())
-    if folder in held:
-        yield
-        return
     make_folder(folder)
-    path = folder / ".lock"
-    lock = _acquire(path, what)
-    held.add(folder)
+    lock = FileLock(folder / ".lock", is_singleton=True)
+    try:
+        _acquire(lock, what)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            log.warning("%s cannot be locked (%s): do not start a second run", folder, error)
     try:
         yield
     finally:
-        held.discard(folder)
-        if lock is not None:
-            path.unlink(missing_ok=True)  # before another can have it
-            os.close(lock)
+        if lock.lock_counter == 1:  # the outermost block; waiting processes notice the removal
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquire(lock: FileLock, what: str) -> None:
+    path = Path(lock.lock_file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        owner = path.read_text(errors="replace") or "just started"
+        log.info("waiting for another run (%s) to finish %s", owner, what)
+        lock.acquire()
+    path.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process works in a folder (:func:`locked`)."""
-    try:
-        lock = os.open(Path(folder) / ".lock", os.O_RDWR)
-    except FileNotFoundError:
+    """Return whether a process holds the lock of a folder (:func:`locked`)."""
+    path = Path(folder) / ".lock"
+    if not path.exists():
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # also where the filesystem knows no locks: it may be
+        with FileLock(path, blocking=False):
+            return False
+    except OSError:  # including Timeout
         return True
-    finally:
-        os.close(lock)
-    return False
-
-
-def _acquire(path: Path, what: str) -> int | None:
-    try:
-        while True:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.pread(lock, 200, 0).decode(errors="replace") or "just started"
-                log.info("waiting for another run (%s) that is making %s", owner, what)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is_at(lock, path):
-                os.truncate(lock, 0)
-                os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
-                return lock
-            os.close(lock)  # its owner was done with it and removed it
-    except OSError as error:
-        if error.errno not in NOT_ALLOWED:
-            log.warning("%s cannot be locked (%s): start no second run of it now", path, error)
-        return None
-
-
-def _is_at(lock: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(lock), path.stat())
-    except FileNotFoundError:  # also where it goes just now: no reason to go on without a lock
-        return False
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine is running."""
+    """Return whether a process of this machine is running."""
     try:
         os.kill(pid, 0)
     except OSError as error:

@@ -1,5 +1,6 @@
-"""Settings as typed models, and one clear message for everything that is wrong with them."""
+"""Typed settings, and error messages for settings that fail validation."""
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, get_args
@@ -9,52 +10,56 @@ from pydantic_core import PydanticCustomError
 
 from submanifold.common.errors import UserError
 
+MAX_NAME_BYTES = 100  # file names contain several names and a key, and are limited to 255 bytes
+
 
 class Settings(BaseModel):
-    """Settings with no room for a misspelt name, for infinity, or for true where 1 is meant."""
+    """Base class of settings: frozen, without unknown names, infinities or booleans as numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, values: Any) -> Any:
+    def _reject_booleans(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, Mapping) else ():
+            has_boolean = any(isinstance(each, bool) for each in _as_list(value))
             field = cls.model_fields.get(name)
-            given = value if isinstance(value, list | tuple) else [value]
-            if (
-                field
-                and any(isinstance(each, bool) for each in given)
-                and (bool not in _members(field.annotation))
-            ):
-                raise ValueError(f"{name}={value} cannot be used: it is neither true nor false")
+            if has_boolean and field and bool not in _member_types(field.annotation):
+                raise ValueError(f"{name}={value} cannot be used: expected no boolean")
         return values
 
 
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def _check_name(name: str) -> str:
-    """Refuse what is not one component of a path on every system, nor a name of MLflow's."""
-    if not re.fullmatch(r"\w[\w. +-]*(?<![. ])", name) or len(name.encode()) > LONGEST_NAME:
+    if not re.fullmatch(r"\w[\w. +-]*(?<![. ])", name) or len(name.encode()) > MAX_NAME_BYTES:
         raise PydanticCustomError(
             "name",
-            "it names files, so that it may have letters, digits and _ + - . and spaces, begins "
-            "with one of the first three, does not end with a dot or a space, and has at most "
-            f"{LONGEST_NAME} bytes",
+            "expected a file name of letters, digits, spaces and _ + - . that begins with a "
+            "letter, digit or _, does not end with . or a space, and has at most "
+            f"{MAX_NAME_BYTES} bytes",
         )
     return name
 
 
-LONGEST_NAME = 100
-"""Bytes, so that the file names that have several, and a key, stay below 255."""
 Name = Annotated[str, AfterValidator(_check_name)]
-"""A name that a user gives to something that is kept in files."""
+"""A name chosen by the user that becomes part of file names."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_settings(model: type[Model], mapping: Mapping[str, Any], where: str) -> Model:
-    """Validate what the user gave under a parameter's name, such as ``stage_1``.
+    """Validate a group of settings.
+
+    Args:
+        model: The settings' class.
+        mapping: The values.
+        where: Name of the group, such as ``stage_1``; empty at the top level.
 
     Raises:
-        UserError: Naming every setting that cannot work, what it may be, and where to change it.
+        UserError: One message for all invalid settings, with the allowed values.
     """
     try:
         return model.model_validate(dict(mapping))
@@ -70,47 +75,47 @@ def read_settings(model: type[Model], mapping: Mapping[str, Any], where: str) ->
 def _explain(problem: Any, model: type[BaseModel], where: str) -> str:
     path = [part for part in problem["loc"] if isinstance(part, str)]
     names, known, tags = _locate(model, path)
-    name, kind = ".".join([where, *names]).removeprefix("."), problem["type"]
-    if kind == "extra_forbidden":
-        return f"{name} is not a setting; known: {', '.join(known)}"
-    if kind == "missing":
-        return f"{name} is missing"
-    if kind == "literal_error":
-        return f"{name}={problem['input']} is not known; known: {problem['ctx']['expected']}"
-    if kind.startswith("union_tag"):
-        name += "." + problem["ctx"]["discriminator"].strip("'")
-        wrong = (
-            f"={problem['ctx']['tag']} is not known" if "tag" in problem["ctx"] else " is missing"
-        )
-        return f"{name}{wrong}; known: {', '.join(tags)}"
-    if kind == "value_error":
-        prefix = ".".join([where, *names]).removeprefix(".")
-        return f"{prefix}.{problem['ctx']['error']}".removeprefix(".")
+    name, context = ".".join([where, *names]).removeprefix("."), problem.get("ctx", {})
+    match problem["type"]:
+        case "extra_forbidden":
+            close = difflib.get_close_matches(names[-1], known, 1)
+            hint = f". Did you mean {close[0]}?" if close else ""
+            return f"{name} is not a setting; known: {', '.join(known)}{hint}"
+        case "missing":
+            return f"{name} is missing"
+        case "literal_error":
+            return f"{name}={problem['input']} is not known; known: {context['expected']}"
+        case "union_tag_invalid" | "union_tag_not_found":
+            tag = f"={context['tag']} is not known" if "tag" in context else " is missing"
+            return f"{name}.{context['discriminator'][1:-1]}{tag}; known: {', '.join(tags)}"
+        case "value_error":  # its message begins with the name of a setting
+            return f"{name}.{context['error']}".removeprefix(".")
     return f"{name}={problem['input']} cannot be used: {problem['msg']}"
 
 
 def _locate(model: Any, path: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Names on a path, without tags of unions; what the last could be; its tags if a union."""
+    """Return the path without tags of unions, the names known there, and the tags of a union."""
     names: list[str] = []
     known: list[str] = []
     members: list[Any] = [model]
     for part in path:
         if names and (tagged := [each for each in members if part in _tags(each)]):
-            members = tagged  # pydantic writes flow.glow.width, the user flow.width
+            members = tagged  # pydantic: flow.glow.width; the user: flow.width
             continue
         models = [each for each in members if hasattr(each, "model_fields")]
         fields: dict[str, Any] = models[0].model_fields if models else {}
         names, known = [*names, part], list(fields)
-        members = _members(fields[part].annotation if part in fields else None)
+        members = _member_types(fields[part].annotation if part in fields else None)
     return names, known, [repr(tag) for each in members for tag in _tags(each)]
 
 
-def _members(annotation: Any) -> list[Any]:
-    """A type and all that it is made of, such as those of a union in a list."""
-    return [annotation, *(member for each in get_args(annotation) for member in _members(each))]
+def _member_types(annotation: Any) -> list[Any]:
+    """Return a type and the types nested in it, such as those of a union in a list."""
+    return [annotation, *(each for arg in get_args(annotation) for each in _member_types(arg))]
 
 
 def _tags(member: Any) -> tuple[Any, ...]:
+    """Return the values of the field that discriminates a class within a union."""
     fields = getattr(member, "model_fields", {})
     field = fields.get("type") or fields.get("penalty")
-    return getattr(field.annotation, "__args__", ()) if field is not None else ()
+    return get_args(field.annotation) if field is not None else ()

@@ -17,7 +17,7 @@ from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import NO_ROOM, NOT_ALLOWED, atomic_write, locked
+from submanifold.common.files import DISK_FULL, READ_ONLY, atomic_write, locked
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def is_out_of_reach(error: BaseException) -> bool:
     """Whether MLflow's server, database or folder has failed, and not what was asked of it."""
     if isinstance(error, MlflowException):
         return error.error_code != "INVALID_PARAMETER_VALUE"
-    is_of_disk = isinstance(error, OSError) and error.errno in (*NO_ROOM, *NOT_ALLOWED)
+    is_of_disk = isinstance(error, OSError) and error.errno in (*DISK_FULL, *READ_ONLY)
     return is_of_disk or isinstance(error, SQLAlchemyError)
 
 

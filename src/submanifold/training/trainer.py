@@ -281,7 +281,7 @@ def fit(
             row["rows_per_second"] = (step - before) * train.batch_size / elapsed
             trainer.state["train"].append({"step": step, **row})
             _hand_out(step, "train", row, on_log)
-            meter.update(step - meter.done, _brief(row))
+            meter.update(step - meter.n, _brief(row))
 
             if validates:
                 row = trainer.validate(valid)
