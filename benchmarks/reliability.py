@@ -28,7 +28,7 @@ from xml.etree import ElementTree
 import mlflow
 import pandas as pd
 
-from submanifold.models.model import is_whole, load_tensors
+from submanifold.models.io import is_intact, load_tensors
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "reliability.md"
@@ -112,7 +112,7 @@ class Project:
     def torn(self) -> list[Path]:
         """Model files in the catalog that are not whole."""
         found = self.path.glob("data/06_models/*/model.safetensors")
-        return [path for path in found if not is_whole(path)]
+        return [path for path in found if not is_intact(path)]
 
 
 def _timeless(value: Any) -> Any:

@@ -27,7 +27,7 @@ from submanifold.common.files import (
     table_name,
     write_json,
 )
-from submanifold.models.model import save_tensors
+from submanifold.models.io import save_tensors
 from submanifold.runs.datasets import ArrayDataset, JSONDataset, PathDataset
 
 

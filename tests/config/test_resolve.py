@@ -403,7 +403,7 @@ def test_a_loss_without_a_term_is_refused(tables):
 
 
 def test_a_dimension_cannot_grow_from_stage_to_stage(tables):
-    with pytest.raises(UserError, match=r"^stage_2\.dim=21, but the flow acts on 20 numbers"):
+    with pytest.raises(UserError, match=r"^stage_2\.dim: expected 1 to 20"):
         resolve({**tables, "stage_2": {"dim": 21}})
 
 

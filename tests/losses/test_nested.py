@@ -65,7 +65,7 @@ def test_a_flow_on_the_code_leaves_every_manifold_and_all_have_its_density(dim):
     alone, model = bent()
     x = torch.randn(50, 8)
     at = model.at_dim(dim)
-    assert model.largest_dim == 8
+    assert model.max_dim == 8
     assert torch.allclose(at.project(x), alone.at_dim(dim).project(x), atol=1e-4)
     assert torch.allclose(at.project(x, steps=3), alone.at_dim(dim).project(x, steps=3), atol=1e-3)
     u, v, log_prob = at(x)

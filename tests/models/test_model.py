@@ -18,7 +18,7 @@ from submanifold.common.errors import UserError
 from submanifold.data import dequantize
 from submanifold.flows import Affine, Autoencoder, Gaussianization, Glow, Jet, RealNVP
 from submanifold.models import Hierarchy, Mixture, Model, Stage
-from submanifold.models.model import load_tensors, save_tensors
+from submanifold.models.io import load_tensors, save_tensors
 
 IMAGE = (3, 4, 4)
 

@@ -120,7 +120,7 @@ def test_several_charts_are_one_density(project, dataset):
     ("trumpet", {"phase_1": {"likelihood": {"weight": 1.0}}}, "no closed form"),
     ("SoftFlow", {"phase_1": {"input_noise": 0}}, "adds none there"),
     ("NIF", {"stage_1": {"dim": 24, "noise": 0.1}}, "stage_1.noise=0.1"),
-    ("conformal", {"stage_1": {"dim": 193}}, "stage_1.dim=193, but the flow acts on 192"),
+    ("conformal", {"stage_1": {"dim": 193}}, "stage_1.dim: expected 1 to 192"),
     ("H-MM", {"stage_1": {"flow": {"type": "trumpet", "steps": 0}}}, "stage_1.flow.steps=0"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(project, method, changes, message):

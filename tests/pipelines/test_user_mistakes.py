@@ -17,10 +17,10 @@ METHODS = "H-MM, H-MH, H-HM, H-HH, PR-D, PR-M, PR-H, EE-M, EE-H"
         ({"dataset": "minst"}, "dataset=minst is not known. Known: photos, celeba, lsun_bedroom"),
         ({"method": "PR-D"}, "method=PR-D trains its stages at once, which --pipeline=joint runs"),
         ({"stage_1": {"dims": 3}}, "stage_1.dims is not a setting; known: flow, then, dim, off_m"),
-        ({"stage_1": {"dim": 193}}, "stage_1.dim=193, but the flow acts on 192 numbers"),
+        ({"stage_1": {"dim": 193}}, "stage_1.dim: expected 1 to 192"),
         ({"stage_1": {"dim": 0}}, "stage_1.dim=0 cannot be used"),
         ({"stage_1": {"dim": "many"}}, "stage_1.dim=many cannot be used"),
-        ({"stage_2": {"dim": 25}}, "stage_2.dim=25, but the flow acts on 24 numbers"),
+        ({"stage_2": {"dim": 25}}, "stage_2.dim: expected 1 to 24"),
         (
             {"phase_1": {"reconstruction": {"penalty": "l1"}}},
             "penalty=l1 is not known",

@@ -205,7 +205,7 @@ def test_a_combination_that_cannot_work_is_a_failed_trial(study):
     study.work()
     (trial,) = study.optuna.get_trials()
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs["why"].startswith("stage_1.dim=199, but the flow acts on 192 numbers")
+    assert trial.user_attrs["why"].startswith("stage_1.dim: expected 1 to 192")
     assert not (project.path / "data/06_models").exists()
     table = study.drawn.load("study_table")
     assert table.loc[0, ["state", "why"]].tolist() == ["failed", trial.user_attrs["why"]]

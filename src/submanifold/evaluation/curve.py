@@ -39,7 +39,7 @@ def error_curve(
         the smallest d whose PSNR (of the encoder's mean squared error) is no less, None if none is.
     """
     nested = isinstance(model, Hierarchy)
-    largest = model.largest_dim if isinstance(model, Hierarchy) else model.dim
+    largest = model.max_dim if isinstance(model, Hierarchy) else model.dim
     some = Batches(test[:IMAGES], BATCH, device=device)
     few = Batches(test[:NEAREST_IMAGES], BATCH, device=device)
     measured: dict[int, dict[str, Any]] = {}

@@ -1,5 +1,6 @@
 """Exact densities on held-out data, and the bound on the bits that they make."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -12,6 +13,7 @@ from submanifold.common.progress import track
 from submanifold.data.batches import Batches
 from submanifold.flows import noise_conditioning
 from submanifold.models import Model
+from submanifold.models.model import bits_per_dim
 
 BATCH = 256
 
@@ -79,4 +81,4 @@ def to_bits_per_dim(log_prob: np.ndarray, events: np.ndarray) -> np.ndarray:
     code it.
     """
     bits = 8 if events.dtype == np.uint8 else 0
-    return bits - log_prob / (np.prod(events.shape[1:]) * np.log(2))
+    return bits_per_dim(log_prob, math.prod(events.shape[1:]), bits)

@@ -21,7 +21,7 @@ from submanifold.evaluation.likelihood import (
     to_bits_per_dim,
 )
 from submanifold.evaluation.reconstruction import reconstruction, squared_errors
-from submanifold.models import Model, on_manifold
+from submanifold.models import Hierarchy, Model, on_manifold
 from submanifold.models.diagnostics import (
     LARGEST_INVERSE_ERROR,
     inverse_error,
@@ -74,11 +74,12 @@ def measure(
     model, batches = model.to(device), Batches(test, BATCH, device=device)
     summed = partial(reconstruction, of_images=not batches.is_continuous, groups=groups)
     whole = summed(squared_errors(model.project, track(batches, "projecting", len(test))))
+    parts = {"stage_1": model.part(1, 1)} if isinstance(model, Hierarchy) else {}
     inner = {
         f"{name}_mse": summed(squared_errors(part.project, batches))["mse"]
         if len(model.dims) > 2
         else whole["mse"]
-        for name, part in model.parts().items()
+        for name, part in parts.items()
     }
     if model.dim < model.event_dim:
         some = Batches(test[:MOST_NEAREST], BATCH_NEAREST, device=device)

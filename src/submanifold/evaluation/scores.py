@@ -16,7 +16,7 @@ from submanifold.common.progress import track
 from submanifold.data.batches import Batches
 from submanifold.geometry.linearization import jacobian
 from submanifold.models import Model
-from submanifold.models.model import NEAREST_STEPS
+from submanifold.models.model import NEAREST_STEPS, bits_per_dim
 from submanifold.models.stage import standard_normal_log_prob
 
 SCORES = {
@@ -74,7 +74,7 @@ def score_batch(
     if "nearest_distance" in names:
         found["nearest_distance"] = _error(x, model.project(x, steps=NEAREST_STEPS))
     if "complexity" in names and model.has_density:
-        bits = model.event_dim * 8 - log_prob.double() / np.log(2)
+        bits = model.event_dim * bits_per_dim(log_prob.double(), model.event_dim, 8)
         found["complexity"] = bits - torch.tensor(png_bits(images), device=bits.device)
     if names & {"manifold_density", "dimension"}:
         eigenvalues = leading_spectrum(model, u)

@@ -17,7 +17,7 @@ from submanifold.flows import is_noise_conditional, noise_conditioning
 from submanifold.flows.rotation import tail_sums
 from submanifold.losses.volume_terms import ManifoldLikelihood, NonOrthogonality, OffDiagonal
 from submanifold.models.hierarchy import Hierarchy
-from submanifold.models.mixture import Charted, Mixture
+from submanifold.models.mixture import ChartEncoding, Mixture
 from submanifold.models.model import Model
 
 WHOLE = 0
@@ -56,7 +56,7 @@ class ForwardPass:
         if isinstance(self.model, Hierarchy):
             return self.model.trace(self.noisy, self._normal)
         if isinstance(self.model, Mixture):
-            u, v, log_prob = self.model.chosen(self._charted)
+            u, v, log_prob = self.model.select_chart(self._charted)
         else:
             u, v, log_prob = self.model(self.noisy)
         return [u], [v], log_prob
@@ -70,8 +70,8 @@ class ForwardPass:
         )
 
     @cached_property
-    def _charted(self) -> Charted:
-        return self.model.charted(self.noisy)  # type: ignore[operator]
+    def _charted(self) -> ChartEncoding:
+        return self.model.encode_on_charts(self.noisy)  # type: ignore[operator]
 
     @property
     def u(self) -> Tensor:

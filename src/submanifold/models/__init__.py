@@ -1,11 +1,10 @@
-"""Models: a manifold and an exact density from stages of flows."""
+"""Models: a manifold and an exact density, composed of stages of flows."""
 
 from submanifold.models.density import manifold_log_prob, on_manifold
-from submanifold.models.hierarchy import Hierarchy
+from submanifold.models.hierarchy import Hierarchy, Slice
 from submanifold.models.mixture import Mixture
 from submanifold.models.model import Model
 from submanifold.models.settings import ModelSettings, StageSettings
-from submanifold.models.slice import Slice
 from submanifold.models.stage import Stage
 
 __all__ = [

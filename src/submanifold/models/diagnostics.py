@@ -1,4 +1,4 @@
-"""Signs that a density cannot be trusted: an inverse that is none, and manifold overfitting."""
+"""Signs of an unreliable density: an inaccurate inverse, and manifold overfitting."""
 
 import torch
 from torch import Tensor
@@ -11,14 +11,13 @@ THIN, SMOOTH = 0.1, 0.5
 
 @torch.no_grad()
 def inverse_error(model: Model, x: Tensor) -> float:
-    """Largest distance between a coordinate of x (batch, ...) and of its decoded code.
+    """Compute the largest error of any element of x (batch, ...) after encoding and decoding.
 
-    A flow is invertible in exact arithmetic only. Above :data:`LARGEST_INVERSE_ERROR` its density
-    is still that of its encoder, but samples and projections are not of the same model.
+    Above :data:`LARGEST_INVERSE_ERROR`, samples and projections are not those of the density.
 
     Returns:
-        In units of the standard deviation of x; not a number if the inverse overflows, and 0 for a
-        model that has no density on all of space, in which nothing is inverted.
+        The error in units of the standard deviation of x: NaN if the inverse overflows, and 0 for
+        models without a density on R^D, which are not invertible.
     """
     if not model.has_density:
         return 0.0
@@ -28,19 +27,15 @@ def inverse_error(model: Model, x: Tensor) -> float:
 
 @torch.no_grad()
 def neighbour_correlation(u: Tensor, v: Tensor) -> float:
-    r"""Rank correlation of the off-manifold coordinates of neighbours on the manifold.
+    r"""Compute the rank correlation of coordinates v (n, D - d) between nearest neighbours in u.
 
-    For noise, which is drawn anew for every point, it is near 0. What a flow has failed to follow
-    of a curved manifold is a smooth function of the position: it goes to 1 as points get dense.
-    Ranks, because a few points far off would outweigh all others.
-
-    Args:
-        u: Coordinates on the manifold, (n, d).
-        v: Coordinates off it, (n, D - d).
+    It is near 0 for independent noise, and tends to 1 with denser points for the misfit of a flow
+    to a curved manifold, which is a smooth function of u (n, d). Ranks limit the influence of
+    outliers.
 
     Returns:
-        :math:`\sum_i r_i \cdot r_{j(i)} / \sum_i |r_i|^2`, r the centred ranks of each coordinate
-        of v, :math:`j(i)` the nearest neighbour of i in u.
+        :math:`\sum_i r_i \cdot r_{j(i)} / \sum_i |r_i|^2`, with r the centred ranks of each
+        coordinate of v and :math:`j(i)` the nearest neighbour of i.
     """
     distances = torch.cdist(u, u)
     distances.fill_diagonal_(torch.inf)
@@ -51,19 +46,15 @@ def neighbour_correlation(u: Tensor, v: Tensor) -> float:
 
 @torch.no_grad()
 def manifold_overfitting(model: Model, x: Tensor) -> tuple[float, float]:
-    """Measure two signs that the likelihood runs away on data without noise (method.md 5.10).
+    """Measure two signs of manifold overfitting on continuous data x (method.md 5.10).
 
-    Data on a manifold of dimension d < D have no density on R^D: a flow raises its likelihood
-    without bound by making the manifold thinner (Loaiza-Ganem et al. 2022). Then what is left off
-    the manifold is little, and it is the flow's own misfit, not noise.
-
-    Args:
-        model: The model.
-        x: Events of continuous data, (n, *event_shape); a thousand or more.
+    Noise-free data on a manifold have no density on R^D: a flow increases its likelihood without
+    bound by making the manifold thinner (Loaiza-Ganem et al. 2022). The distance from the manifold
+    is then small, and it is the misfit of the flow instead of noise.
 
     Returns:
-        Median distance of x from its projection in units of the standard deviation of x, and
-        :func:`neighbour_correlation`; 0, 0 where d = D.
+        Median distance of x (n, *event_shape) from its projection in units of the standard
+        deviation of x, and :func:`neighbour_correlation`; 0, 0 if d = D.
     """
     u, v = model.encode(x)
     if v.shape[1] == 0:
@@ -73,5 +64,5 @@ def manifold_overfitting(model: Model, x: Tensor) -> tuple[float, float]:
 
 
 def is_overfitted(thickness: float, correlation: float) -> bool:
-    """Judge what :func:`manifold_overfitting` returned: thin, and smooth."""
+    """Whether the results of :func:`manifold_overfitting` indicate overfitting."""
     return thickness < THIN and correlation > SMOOTH

@@ -1,141 +1,134 @@
-"""What every model of a manifold and a density can do, and its file."""
+"""The interface of a model: a manifold and a density."""
 
-import hashlib
-import json
 import math
-import os
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 from typing_extensions import Self
 
 from submanifold.common.device import choose_device
 from submanifold.common.errors import UserError
-from submanifold.common.files import atomic_write
 from submanifold.geometry.nearest import nearest_point
+from submanifold.models.io import load_model, save_tensors
 from submanifold.models.stage import standard_normal_log_prob
 
 NEAREST_STEPS = 3
-CHECKSUM = "checksum"
-LARGEST_NUMBER = 2**24
-"""A file's architecture may have numbers up to it, or up to as many as its tensors hold."""
-MOST_PARAMETERS = 10
-"""Most tensors that building a model may make for each tensor of its file: some are replaced."""
+"""Gauss-Newton steps of the nearest projection."""
+
+Values = TypeVar("Values")
+
+
+def bits_per_dim(log_prob: Values, dim: int, bits: int = 0) -> Values:
+    r"""Compute :math:`b - \log p(x) / (D \log 2)`, the negative log-density in bits per dimension.
+
+    Args:
+        log_prob: Log-densities in nats per event, a tensor or an array.
+        dim: D, the number of elements of an event.
+        bits: b, the number of bits to which the elements were quantized, if they are scaled to an
+            interval of length 1. The result is an upper bound on the bits that encode them.
+    """
+    return bits - log_prob / (dim * math.log(2))  # type: ignore[operator, return-value]
 
 
 class Model(nn.Module, ABC):
-    """A manifold of dimension d in R^D, and an exact density on R^D or on the manifold alone.
+    """A manifold of dimension d in R^D, and an exact density on R^D or on the manifold.
 
-    A model defines :meth:`forward`, :meth:`decode`, :attr:`config` and :meth:`from_config`; all
-    else follows. Images are floats (batch, channels, height, width) in [-0.5, 0.5), as
-    :func:`submanifold.data.dequantize` makes them from bytes; vectors are (batch, D). Every method
-    raises :class:`UserError` for tensors of another shape, or of another dtype than the weights.
+    Subclasses define ``kind``, by which they are registered, :meth:`forward`, :meth:`decode`,
+    :attr:`config` and :meth:`from_config`. Images are floats (batch, channels, height, width) in
+    [-0.5, 0.5), as :func:`submanifold.data.dequantize` returns them; vectors are (batch, D). All
+    methods raise :class:`UserError` for tensors of a wrong shape or dtype.
+
+    Args:
+        event_shape: Shape of one event.
+        dim: d.
+        dims: Dimensions from the data space to the manifold; (D, d) by default.
+        code_dims: Number of columns of u and of v; (d, D - d) by default.
+        has_density: Whether the density is on R^D; otherwise it is on the manifold.
 
     Attributes:
-        kind: The name by which a file says what model it holds.
-        event_shape: Shape of one event.
-        event_dim: D, the count of its numbers.
-        dim: d.
-        notes: JSON-able facts that travel in the file, such as how it was trained.
-        data: JSON-able facts on what it was trained on, which a new picture needs to be made alike:
-            ``size``, ``channels``, ``crop``, ``value_range`` and ``bits``; empty if not known.
-        calibration: JSON-able quantiles of scores on such data
-            (:class:`submanifold.evaluation.scores.Calibration`); where there are none empty, or
-            the reason as ``why``.
+        kind: Name of the class in model files.
+        event_dim: D, the number of elements of an event.
+        notes: JSON-serializable notes, such as on the training.
+        data: JSON-serializable description of the training data, for preprocessing other images:
+            ``size``, ``channels``, ``crop``, ``value_range`` and ``bits``. Empty if unknown.
+        calibration: JSON-serializable quantiles of anomaly scores on held-out data
+            (:class:`submanifold.evaluation.scores.Calibration`). Without a calibration it is empty
+            or contains the reason as ``why``.
     """
 
     kinds: ClassVar[dict[str, type["Model"]]] = {}
     kind: ClassVar[str]
 
-    event_shape: tuple[int, ...]
-    dim: int
-
     def __init_subclass__(cls) -> None:
-        """Make the kind known to :meth:`load`."""
+        """Register the class for :meth:`load`."""
         Model.kinds[cls.kind] = cls
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        dim: int,
+        dims: Sequence[int] | None = None,
+        code_dims: tuple[int, int] | None = None,
+        has_density: bool = True,
+    ) -> None:
         super().__init__()
+        self.event_shape, self.event_dim, self.dim = event_shape, math.prod(event_shape), dim
+        self.dims = [self.event_dim, dim] if dims is None else list(dims)
+        self.code_dims = (dim, self.event_dim - dim) if code_dims is None else code_dims
+        self.has_density = has_density
         self.notes: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
         self.calibration: dict[str, Any] = {}
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode x and return its log-density, in one pass.
-
-        Args:
-            x: Events, (batch, *event_shape).
+        """Encode x (batch, *event_shape) and compute its log-density in one pass.
 
         Returns:
-            u (batch, d) on the manifold, v (batch, D - d) off it, log p(x) (batch,) in nats; where
-            :attr:`has_density` is False v has no columns for what is off an injection, and the
-            density is that on the manifold, at the projection of x, or not a number.
+            Coordinates u (batch, d) on the manifold and v (batch, D - d) off the manifold, and
+            log p(x) (batch,) in nats. If :attr:`has_density` is False, v lacks the coordinates off
+            the image of the injection, and the density is that on the manifold at the projection of
+            x, or NaN if unknown.
         """
 
     @abstractmethod
     def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
-        """Invert (u, v); without v the point on the manifold."""
+        """Map (u, v) to events; v = 0, a point on the manifold, by default."""
 
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """The architecture, JSON-able."""
+        """The arguments of :meth:`from_config`, JSON-serializable."""
 
     @classmethod
     @abstractmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Build an untrained model of an architecture."""
+    def from_config(cls, *args: Any, **config: Any) -> Self:
+        """Build an untrained model from its :attr:`config`, given as keyword arguments."""
 
     @property
-    def event_dim(self) -> int:
-        """D, the count of an event's numbers."""
-        return math.prod(self.event_shape)
-
-    @property
-    def dims(self) -> list[int]:
-        """Dimensions from the whole space to the manifold: D, ..., d."""
-        return [self.event_dim, self.dim]
-
-    @property
-    def code_dims(self) -> tuple[int, int]:
-        """Columns of u and of v."""
-        return self.dim, self.event_dim - self.dim
-
-    def parts(self) -> dict[str, "Model"]:
-        """Models inside this one whose errors are reported beside its own, by name."""
-        return {}
-
-    @property
-    def has_density(self) -> bool:
-        """Whether there is a density on all of space, or on the manifold alone."""
-        return True
+    def eigenvalues(self) -> Tensor | None:
+        """An estimate of the diagonal of E[J^T J] of the decoder, (d,); None if unknown."""
+        return None
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Exact log-density of x in nats, shape (batch,).
+        """Compute the exact log-density of x in nats, (batch,).
 
         Raises:
-            UserError: There is none on all of space.
+            UserError: The model has no density on R^D.
         """
         if not self.has_density:
             raise UserError(
-                "This model has a density on its manifold alone, and none on all of space: a stage "
-                "of it is no bijection. submanifold.manifold_log_prob computes it."
+                "log_prob: expected a model with a density on R^D, got one with an injection and a "
+                "density on the manifold. Use submanifold.models.on_manifold."
             )
         return self(x)[2]
 
     def coordinates(self, u: Tensor) -> Tensor:
-        """Those numbers of an encoded u that are coordinates, (batch, d): all of them."""
+        """Return the continuous coordinates among the columns of u, (batch, d)."""
         return u
 
     def overlap(self, u: Tensor) -> Tensor:
@@ -143,119 +136,60 @@ class Model(nn.Module, ABC):
         return u.new_zeros(len(u))
 
     def code_log_prob(self, u: Tensor) -> Tensor:
-        """Log-density in nats (batch,) of the u of a sample, whose coordinates are N(0, I).
+        """Compute the log-density of the code u of a sample in nats, (batch,).
 
-        It is the log-density on the manifold plus the log volume of the decoder at u.
+        It equals the log-density on the manifold plus the decoder's log volume at u.
         """
         self._check_coordinates(u)
         return standard_normal_log_prob(self.coordinates(u)) + self.overlap(u)
 
     def bits_per_dim(self, x: Tensor, bits: int | None = None) -> Tensor:
-        """Negative log-density in bits for each dimension, shape (batch,).
-
-        Args:
-            x: Events, (batch, *event_shape).
-            bits: Bits that one dimension was quantised to, added so that the value bounds the bits
-                that code it: 8 for images and 0 for vectors when None.
-        """
+        """Compute :func:`bits_per_dim` of x, (batch,); see :meth:`to_bits_per_dim`."""
         return self.to_bits_per_dim(self.log_prob(x), bits)
 
     def to_bits_per_dim(self, log_prob: Tensor, bits: int | None = None) -> Tensor:
-        """Turn nats for an event into bits for a dimension; see :meth:`bits_per_dim`.
-
-        A density on the manifold alone has its own unit: bits for each dimension of the manifold.
-        """
-        if not self.has_density:
-            return -log_prob / (self.dim * math.log(2))
-        if bits is None:
-            bits = 8 if len(self.event_shape) == 3 else 0
-        return bits - log_prob / (self.event_dim * math.log(2))
-
-    def encode(self, x: Tensor, nearest: bool = False) -> tuple[Tensor, Tensor]:
-        """Coordinates of x on the manifold, u (batch, d), and off it, v (batch, D - d).
+        """Convert nats per event to bits per dimension, of the manifold if the density is on it.
 
         Args:
-            x: Events, (batch, *event_shape).
-            nearest: Whether u is that of the point near the nearest one of the manifold that
-                ``project(x, steps=3)`` finds; v is that of x itself all the same, and (u, v) no
-                longer decodes to x.
+            log_prob: Log-densities in nats, (batch,).
+            bits: Number of bits to which elements were quantized; by default 8 for images and 0 for
+                vectors.
+        """
+        if not self.has_density:
+            return bits_per_dim(log_prob, self.dim)
+        if bits is None:
+            bits = 8 if len(self.event_shape) == 3 else 0
+        return bits_per_dim(log_prob, self.event_dim, bits)
+
+    def encode(self, x: Tensor, nearest: bool = False) -> tuple[Tensor, Tensor]:
+        """Map x to coordinates on the manifold, u (batch, d), and off it, v (batch, D - d).
+
+        With ``nearest``, u is that of the nearest projection, ``project(x, steps=3)``. v remains
+        the encoder's, so that (u, v) no longer decodes to x.
         """
         u, v, _ = self(x)
         return (self._nearest(x, u, NEAREST_STEPS) if nearest else u), v
 
     def project(self, x: Tensor, steps: int = 0) -> Tensor:
-        """Project x onto the manifold: decode its u with every v set to 0.
+        """Project x onto the manifold, in the shape of x.
 
-        Args:
-            x: Events, (batch, *event_shape).
-            steps: Gauss-Newton steps from there towards the nearest point of the manifold
-                (:func:`submanifold.geometry.nearest.nearest_point`); 0 is the encoder's projection.
-                The squared error after them is an upper bound on the smallest one.
+        By default it is the encoder projection: x is encoded and decoded with v = 0. Gauss-Newton
+        ``steps`` move it towards the nearest projection
+        (:func:`submanifold.geometry.nearest.nearest_point`).
         """
         u = self.encode(x)[0]
         return self.decode(self._nearest(x, u, steps) if steps else u)
 
-    @property
-    def eigenvalues(self) -> Tensor | None:
-        """An estimate of E[J^T J]'s diagonal, (d,): what each u contributes; None if not known."""
-        return None
-
-    def _nearest(self, x: Tensor, u: Tensor, steps: int) -> Tensor:
-        return nearest_point(self.decode, x, u, steps, self.eigenvalues)
-
-    def _check_events(self, x: Tensor) -> None:
-        """Raise :class:`UserError` for events of another shape or dtype; read no values."""
-        self._check("x", x, self.event_shape)
-
-    def _check_coordinates(self, u: Tensor, v: Tensor | None = None) -> None:
-        """Raise :class:`UserError` for coordinates of another shape or dtype; read no values."""
-        on, off = self.code_dims
-        self._check("u", u, (on,))
-        if v is not None:
-            self._check("v", v, (off,), len(u))
-
-    def _check(
-        self, name: str, given: Tensor, shape: tuple[int, ...], rows: int | None = None
-    ) -> None:
-        weight = next(self.parameters(), None)
-        dtype = torch.get_default_dtype() if weight is None else weight.dtype
-        if isinstance(given, Tensor) and given.shape[1:] == shape and rows in (None, len(given)):
-            fits = given.dtype == dtype if weight is not None else given.is_floating_point()
-            if fits:
-                return
-        expected = ", ".join(map(str, ["batch" if rows is None else rows, *shape]))
-        expected = f"{str(dtype).removeprefix('torch.')} of shape ({expected})"
-        if not isinstance(given, Tensor):
-            got, fix = type(given).__name__, f"Convert it with torch.as_tensor({name})."
-        else:
-            got = f"{str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)}"
-            fix = self._fix(name, given, shape, dtype)
-        raise UserError(f"{name}: expected {expected}, got {got}. {fix}")
-
-    def _fix(self, name: str, given: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> str:
-        images = len(shape) == 3
-        if given.dtype == torch.uint8 and images:
-            return f"Convert bytes with submanifold.data.dequantize({name})."
-        if given.dtype != dtype:
-            return f"Convert it with {name}.to({dtype}), or the model with model.to(...)."
-        if name != "x":
-            return "Give coordinates as encode returns them."
-        if given.shape == shape:
-            return "Add the batch axis with x[None]."
-        if images:
-            return "submanifold.inference.Pictures crops and resizes images as in training."
-        return "Give one event in each row."
-
     def rejection_map(self, x: Tensor) -> Tensor:
-        """Difference x - project(x) at each pixel, which the manifold rejects (Figure 7)."""
+        """Compute x - project(x), the part of x that is off the manifold (Figure 7)."""
         return x - self.project(x)
 
     def sample(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draw n events on the manifold, u ~ N(0, temperature^2 I) and v = 0 (Alg. 1 and 2).
+        """Draw n events on the manifold: u ~ N(0, temperature^2 I), v = 0 (Alg. 1 and 2).
 
-        Noise is drawn on the CPU, so that one seed gives one set of samples on every device.
+        The generator is on the CPU, so that a seed gives the same samples on all devices.
         """
         weight = next(self.parameters())
         u = torch.randn(n, self.dim, generator=generator, dtype=weight.dtype)
@@ -263,13 +197,13 @@ class Model(nn.Module, ABC):
             return self.decode(temperature * u.to(weight.device))
 
     def describe(self) -> dict[str, Any]:
-        """Kind, architecture, number of parameters, notes and data, JSON-able."""
-        about = {"model": self.kind, **self.config}
-        about["parameters"] = sum(p.numel() for p in self.parameters())
-        return {**about, "notes": self.notes, "data": self.data}
+        """Summarize kind, architecture, number of parameters, notes and data, JSON-serializable."""
+        parameters = sum(p.numel() for p in self.parameters())
+        return {"model": self.kind, **self.config, "parameters": parameters,
+                "notes": self.notes, "data": self.data}  # fmt: skip
 
     def save(self, path: str | Path) -> None:
-        """Write weights, architecture, notes and data to one safetensors file, whole or not."""
+        """Write the model to a safetensors file, atomically."""
         header = {"model": self.kind, "config": self.config, "notes": self.notes,
                   "data": self.data, "calibration": self.calibration}  # fmt: skip
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
@@ -277,189 +211,44 @@ class Model(nn.Module, ABC):
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Rebuild a model from a file that :meth:`save` wrote, in evaluation mode.
-
-        The file's size bounds the memory that this takes, whatever its header asks for.
+        """Load a model that :meth:`save` wrote, in evaluation mode.
 
         Args:
             path: The file.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
 
         Raises:
-            UserError: There is no such file, :meth:`save` did not write it or it has changed since,
-                this version has no such architecture, or the machine has no such device.
+            UserError: The device does not exist, or the file does not exist, is damaged, or holds
+                another kind of model or an architecture that this version does not have.
         """
-        on = choose_device(str(device))
-        if not Path(path).is_file():
-            raise UserError(f"There is no model at {path}. Give a file written by Model.save.")
-        try:
-            model = _rebuilt(*_read(Path(path)))
-        except (UserError, ValidationError) as error:
-            raise UserError(
-                f"{path}: expected a model that this version can build, got {_first_line(error)}. "
-                "Give a file written by Model.save, such as the hierarchy.safetensors of a run."
-            ) from error
+        target = choose_device(str(device))
+        model = load_model(Path(path), Model.kinds)
         if not isinstance(model, cls):
-            raise UserError(f"{path} holds a {model.kind}, not a {cls.kind}. Use Model.load.")
-        return model.to(on).eval()
+            raise UserError(f"{path}: expected a {cls.kind}, got a {model.kind}. Use Model.load.")
+        return model.to(target).eval()
 
+    def _nearest(self, x: Tensor, u: Tensor, steps: int) -> Tensor:
+        return nearest_point(self.decode, x, u, steps, self.eigenvalues)
 
-class Header(BaseModel):
-    """What the file of a model has besides its tensors.
+    def _check_coordinates(self, u: Tensor, v: Tensor | None = None) -> None:
+        self._check("u", u, self.code_dims[:1])
+        if v is not None:
+            self._check("v", v, self.code_dims[1:])
 
-    Attributes:
-        model: The kind.
-        config: The architecture.
-        notes: See :class:`Model`.
-        data: Likewise.
-        calibration: Likewise.
-    """
+    def _check_events(self, x: Tensor) -> None:
+        self._check("x", x, self.event_shape)
 
-    model: str
-    config: dict[str, Any]
-    notes: dict[str, Any]
-    data: dict[str, Any]
-    calibration: dict[str, Any] = {}
-
-
-def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
-    try:
-        tensors, header = load_tensors(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"a file that Model.save did not write ({_first_line(error)})") from error
-    return Header.model_validate(header), tensors
-
-
-def _rebuilt(header: Header, tensors: dict[str, Tensor]) -> Model:
-    if header.model not in Model.kinds:
-        raise UserError(f"model: expected one of {', '.join(Model.kinds)}, got {header.model}")
-    kind, given = Model.kinds[header.model], {name: t.shape for name, t in tensors.items()}
-    largest = max(sum(map(math.prod, given.values())), LARGEST_NUMBER)
-    if any(number > largest for number in _integers(header.config)):
-        raise UserError(f"a config with numbers above {largest}, more than its tensors hold")
-    # the meta device has shapes and no memory, so that nothing but a size can fail there
-    try:
-        with torch.device("meta"), _at_most(MOST_PARAMETERS * (len(tensors) + 1), largest):
-            expected = {n: t.shape for n, t in kind.from_config(header.config).state_dict().items()}
-    except RuntimeError as error:
-        raise UserError(f"a config of impossible sizes ({_first_line(error)})") from error
-    if wrong := sorted(dict(expected.items() ^ given.items())):
-        name = wrong[0]
+    def _check(self, name: str, given: Tensor, shape: tuple[int, ...]) -> None:
+        """Raise :class:`UserError` for a wrong shape or dtype, without reading values."""
+        dtype = next(self.parameters()).dtype
+        if given.shape[1:] == shape and given.dtype == dtype:
+            return
+        fix = ""
+        if given.dtype != dtype:
+            fix = f"Convert it with torch.as_tensor({name}, dtype={dtype})."
+        if given.dtype == torch.uint8:
+            fix = f"Convert bytes with submanifold.data.dequantize({name})."
         raise UserError(
-            f"tensors that do not fit the config ({name}: expected "
-            f"{_shape(expected.get(name))}, got {_shape(given.get(name))})"
+            f"{name}: expected {dtype} of shape ({', '.join(map(str, ['batch', *shape]))}), got "
+            f"{given.dtype} of shape {tuple(given.shape)}. {fix}".rstrip()
         )
-    model = kind.from_config(header.config)
-    model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
-    model.load_state_dict(tensors)
-    model.notes, model.data = header.notes, header.data
-    model.calibration = header.calibration
-    return model
-
-
-def _integers(config: Any) -> Iterator[int]:
-    """All integers anywhere in JSON."""
-    if isinstance(config, int):
-        yield config
-    elif isinstance(config, dict | list):
-        for each in config.values() if isinstance(config, dict) else config:
-            yield from _integers(each)
-
-
-@contextmanager
-def _at_most(count: int, size: int) -> Iterator[None]:
-    """Refuse to make more parameters, or a larger one, in this thread."""
-    thread, made = threading.get_ident(), 0
-
-    def check(_module: nn.Module, _name: str, weight: nn.Parameter) -> None:
-        nonlocal made
-        if threading.get_ident() == thread:
-            made += 1
-            if made > count or weight.numel() > size:
-                raise UserError("a config of more or larger parameters than its tensors hold")
-
-    handle = register_module_parameter_registration_hook(check)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "none" if shape is None else f"shape {tuple(shape)}"
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(
-            f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
-        )
-    return str(error).partition("\n")[0].removesuffix(".")
-
-
-def save_tensors(
-    tensors: dict[str, Tensor], path: Path, header: dict[str, Any], earlier: Path | None = None
-) -> None:
-    """Write a safetensors file that is whole or not there, with a checksum of all it holds.
-
-    Args:
-        tensors: On the CPU, contiguous.
-        path: The file.
-        header: JSON-able values by name.
-        earlier: Where the file goes that was there, if it is kept.
-    """
-    texts = {name: json.dumps(value) for name, value in header.items()}
-    with atomic_write(path) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode  # the umask's, where that of save_file is 0600
-        save_file(tensors, partial, {**texts, CHECKSUM: json.dumps(_checksum(tensors, texts))})
-        _sort_header(partial)
-        partial.chmod(mode)
-        if earlier is not None and path.exists():
-            os.replace(path, earlier)
-
-
-def _sort_header(path: Path) -> None:
-    """Sort the header of a safetensors file in place, which has metadata in random order."""
-    with open(path, "r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        file.seek(8)
-        file.write(text.encode().ljust(size))
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`save_tensors` wrote: the tensors, on the CPU, and the header.
-
-    Raises:
-        SafetensorError: The file is not whole.
-        ValueError: Its header is of another program, or what it holds is not what was written.
-    """
-    with safe_open(path, framework="pt") as file:
-        texts = dict(file.metadata() or {})
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    checksum = texts.pop(CHECKSUM, None)
-    if checksum is None:
-        raise ValueError("it has no checksum")
-    if checksum != json.dumps(_checksum(tensors, texts)):
-        raise ValueError("its checksum does not fit: the file has changed since it was written")
-    return tensors, {name: json.loads(text) for name, text in texts.items()}
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a safetensors file holds what was written to it."""
-    try:
-        load_tensors(path)
-        return True
-    except (SafetensorError, OSError, ValueError):
-        return False
-
-
-def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps(texts, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

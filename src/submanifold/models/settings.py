@@ -1,4 +1,4 @@
-"""What a user can say about a stage: ``stage_<n>`` of the parameters."""
+"""Settings of a model: ``stage_<n>`` of the parameters."""
 
 import math
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from submanifold.models.stage import Stage, check_dim
 
 
 class StageSettings(Settings):
-    """What one stage is (method.md 1).
+    """Settings of one stage (method.md 1).
 
     Attributes:
-        flow: The bijection.
-        then: Further bijections, each of what the one before makes.
-        dim: Dimension of the manifold; None keeps all coordinates, a density without a manifold.
+        flow: The flow.
+        then: Further flows, each acting on the latents of the one before.
+        dim: Dimension of the manifold; None keeps all coordinates.
         off_manifold_scale: sigma_v.
-        noise: Standard deviation of the noise on what the stage acts on; 0 but in noisy injective
-            flows.
+        noise: Standard deviation of the noise on the events of the stage; 0 except in noisy
+            injective flows.
     """
 
     flow: FlowSettings
@@ -33,18 +33,18 @@ class StageSettings(Settings):
     off_manifold_scale: float = Field(default=1.0, gt=0)
     noise: float = Field(default=0.0, ge=0)
 
-    def dim_in(self, event_shape: Sequence[int]) -> int:
-        """The dimension of the manifold among events of a shape."""
+    def manifold_dim(self, event_shape: Sequence[int]) -> int:
+        """Return the dimension of the manifold for events of a shape."""
         return math.prod(event_shape) if self.dim is None else self.dim
 
     def build(self, event_shape: Sequence[int]) -> Stage:
-        """Build the untrained stage for events of this shape.
+        """Build the untrained stage for events of a shape.
 
         Raises:
-            UserError: The dimension is larger than the space it is in, or a flow does not fit.
+            UserError: The dimension exceeds that of the events, or a flow does not fit.
         """
-        dim = self.dim_in(event_shape)
-        check_dim(dim, math.prod(event_shape))  # which a flow that makes no more would not say
+        dim = self.manifold_dim(event_shape)
+        check_dim(dim, math.prod(event_shape))  # an injection accepts any dimension
         with error_prefix("flow"):
             flows = [build_flow(self.flow, event_shape, dim)]
         with error_prefix("then"):
@@ -53,11 +53,11 @@ class StageSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The stages of a hierarchy, outermost first, or of each of several.
+    """Settings of a hierarchy or a mixture of hierarchies.
 
     Attributes:
-        stages: What each stage is.
-        charts: How many hierarchies there are; more than one are a mixture.
+        stages: The stages, outermost first.
+        charts: Number of hierarchies; more than one form a mixture.
     """
 
     stages: tuple[StageSettings, ...] = Field(min_length=1)
@@ -66,39 +66,39 @@ class ModelSettings(Settings):
     def build(
         self, event_shape: Sequence[int], first: int = 1, last: int | None = None
     ) -> list[Stage]:
-        """Build the untrained stages from number ``first`` to ``last``, all by default.
+        """Build the untrained stages ``first`` to ``last``, counted from 1; all by default.
 
         Raises:
-            UserError: As in :meth:`StageSettings.build`, the stage named.
+            UserError: See :meth:`StageSettings.build`; the message names the stage.
         """
         stages = []
         for number, settings in enumerate(self.stages[:last], start=1):
             with error_prefix(f"stage_{number}"):
                 if number >= first:
                     stages.append(settings.build(event_shape))
-                event_shape = (settings.dim_in(event_shape),)
+                event_shape = (settings.manifold_dim(event_shape),)
         return stages
 
     def extend(
-        self, before: Model | None, event_shape: Sequence[int], last: int | None = None
+        self, model: Model | None, event_shape: Sequence[int], last: int | None = None
     ) -> tuple[Model, list[nn.Module]]:
-        """Build a model, untrained but for what there is of it.
+        """Append untrained stages to a model.
 
         Args:
-            before: What there is: a hierarchy of the first stages, or the mixture; None is nothing.
-            event_shape: The shape of the model's events, where nothing is there.
-            last: Number of the stage up to which it is built, all by default.
+            model: A hierarchy of the first stages, or the mixture; None to build all stages.
+            event_shape: Shape of an event; ignored if there is a model.
+            last: Number of the last stage to build; all by default.
 
         Returns:
-            The model, and those parts of it that are new.
+            The extended model, and its untrained modules.
         """
         if self.charts > 1:
-            if before is not None:
-                return before, []
+            if model is not None:
+                return model, []
             mixture = Mixture([Hierarchy(self.build(event_shape)) for _ in range(self.charts)])
             return mixture, [mixture]
         stages: list[Stage] = []
-        if isinstance(before, Hierarchy):
-            stages, event_shape = list(before.stages), before.event_shape
-        fresh = self.build(event_shape, len(stages) + 1, last)
-        return Hierarchy([*stages, *fresh]), list(fresh)
+        if isinstance(model, Hierarchy):
+            stages, event_shape = list(model.stages), model.event_shape
+        new = self.build(event_shape, len(stages) + 1, last)
+        return Hierarchy([*stages, *new]), list(new)

@@ -1,4 +1,4 @@
-"""A stage: a bijection and the dimension of the manifold it finds."""
+"""A stage: a flow and the dimension of the manifold in its latent space."""
 
 import math
 from collections.abc import Sequence
@@ -6,38 +6,39 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, validate_call
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from submanifold.common.errors import UserError
-from submanifold.common.settings import Settings
 from submanifold.flows import FLOWS, Bijection, Compose, Flow, Injection, Rotation
 from submanifold.flows.build import rebuild_flow
 from submanifold.flows.rotation import LARGEST_MATRIX
 
 
 class Stage(nn.Module):
-    r"""A flow f on R^D and a dimension d: :math:`f(h) = (u, v)`, u on the manifold, v off it.
+    r"""A flow f on R^D and a dimension d, :math:`f(h) = (u, v)`: u on the manifold, v off it.
 
-    The manifold is the set of all :math:`f^{-1}(u, 0)`; projecting onto it drops v
-    (paper, section 4.1; method.md 1). An :class:`Injection` in the bijection's place makes no more
-    than d numbers, all of them on the manifold.
+    The manifold is the set of all :math:`f^{-1}(u, 0)`. Projecting onto it sets v to 0 (paper,
+    section 4.1; method.md 1). An :class:`Injection` has only d latents, all of them on the
+    manifold.
 
     Args:
-        flow: The bijection, from events to D flat latents; or several, each acting on what the one
-            before makes.
+        flow: The flow, from events to D flat latents; or several, each acting on the latents of the
+            one before.
         dim: Dimension d of the manifold, 1 <= d <= D.
-        off_manifold_scale: Standard deviation sigma_v of the density of v; 1 but in DNF.
-        noise: Standard deviation of the normal noise on what it acts on, over which the density of
-            a hierarchy is a mean (:class:`Hierarchy`); 0 but in noisy injective flows.
+        off_manifold_scale: Standard deviation sigma_v of the density of v.
+        noise: Standard deviation of the normal noise that is added to h in the density of a
+            :class:`Hierarchy`; 0 except in noisy injective flows.
 
     Attributes:
         event_shape: Shape of one event h.
         event_dim: D.
-        latent_dim: The count of latents, D unless there is an injection.
+        latent_dim: Number of latents: D, or less behind an injection.
 
     Raises:
-        UserError: The dimension does not fit, or one flow does not act on what another makes.
+        UserError: The dimension does not fit, or a flow does not act on the latents of the one
+            before.
 
     Example:
         >>> stage = Stage([RealNVP(8), Affine(8)], dim=3)
@@ -58,8 +59,8 @@ class Stage(nn.Module):
         for outer, inner in pairwise(flows):
             if inner.event_shape != (outer.latent_dim,):
                 raise UserError(
-                    f"flow: a flow acts on events of shape {inner.event_shape}, but the one before "
-                    f"it makes {outer.latent_dim} numbers."
+                    f"flow: expected a flow on events of shape ({outer.latent_dim},), the latents "
+                    f"of the one before, got one on events of shape {inner.event_shape}."
                 )
         self.flow: Bijection = flows[0] if len(flows) == 1 else Compose(flows)
         self.dim = dim
@@ -72,35 +73,35 @@ class Stage(nn.Module):
 
     @property
     def flows(self) -> list[Flow]:
-        """The bijections, in the order that events pass them."""
-        # a RealNVP is composed too, but one flow
+        """The flows, in the order in which events pass them."""
+        # flows such as RealNVP are subclasses of Compose
         return list(self.flow.bijections) if type(self.flow) is Compose else [self.flow]  # type: ignore[arg-type, list-item]
 
     @property
     def rotation(self) -> Rotation | None:
-        """The rotation of its latents, if it has one."""
+        """The rotation of the latents, if there is one."""
         last = self.flows[-1]
         return last if isinstance(last, Rotation) else None
 
     @property
     def has_density(self) -> bool:
-        """Whether what it makes has a density on all of its events' space."""
+        """Whether the stage defines a density on all of its event space."""
         return not any(isinstance(flow, Injection) for flow in self.flows)
 
     @property
     def has_volume(self) -> bool:
-        """Whether the log-determinant is known: not of every injection."""
+        """Whether the log-determinant is known, which it is not for all injections."""
         return all(flow.has_volume for flow in self.flows if isinstance(flow, Injection))
 
     @property
-    def only_bends(self) -> bool:
-        """Whether it keeps all coordinates of its events, in no order."""
+    def is_reparametrization(self) -> bool:
+        """Whether the stage keeps all coordinates, in no particular order."""
         return self.dim == self.event_dim and self.rotation is None
 
     def add_rotation(self) -> Rotation:
-        """Append a rotation, which is the identity until it is fitted.
+        """Append a rotation of the latents, which is the identity until it is fitted.
 
-        It is of all latents, or of the first d where a D x D matrix would be too large.
+        It can choose all axes, or the first d where a D x D matrix would be too large.
         """
         leading = None if self.latent_dim <= LARGEST_MATRIX else self.dim
         weight = next(self.parameters())
@@ -114,21 +115,22 @@ class Stage(nn.Module):
         return z[:, : self.dim], z[:, self.dim :], log_det
 
     def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
-        """Invert (u, v); without v the point on the manifold, v = 0."""
+        """Map (u, v) to events; v = 0, a point on the manifold, by default."""
         if v is None and self.rotation is not None:
-            return self.flow.inverse(u)  # which need not multiply zeros
+            return self.flow.inverse(u)  # saves the products with zeros
         if v is None:
             v = u.new_zeros(len(u), self.latent_dim - self.dim)
         return self.flow.inverse(torch.cat([u, v], 1))
 
     def off_manifold_log_prob(self, v: Tensor) -> Tensor:
-        """Log-density of v under N(0, sigma_v^2 I) in nats, shape (batch,)."""
+        """Compute the log-density of v under N(0, sigma_v^2 I) in nats, (batch,)."""
         return standard_normal_log_prob(v / self.off_manifold_scale) - v.shape[1] * math.log(
             self.off_manifold_scale
         )
 
-    def describe(self) -> dict[str, Any]:
-        """The arguments that rebuild it (:meth:`rebuild`), JSON-able."""
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments of :meth:`from_config`, JSON-serializable."""
         names = {flow: name for name, flow in FLOWS.items()}
         return {
             "bijections": [{"type": names[type(flow)], **flow.config} for flow in self.flows],
@@ -138,32 +140,29 @@ class Stage(nn.Module):
         }
 
     @classmethod
-    def rebuild(cls, **config: Any) -> "Stage":
-        """Build an untrained stage from what :meth:`describe` returns.
+    @validate_call
+    def from_config(
+        cls,
+        bijections: list[dict[str, Any]],
+        dim: PositiveInt,
+        off_manifold_scale: PositiveFloat,
+        noise: NonNegativeFloat = 0.0,
+    ) -> Self:
+        """Build an untrained stage from its :attr:`config`, given as keyword arguments.
 
         Raises:
-            UserError: There is no such stage.
-            ValidationError: The arguments are others.
+            UserError: A flow is unknown or does not fit.
+            ValidationError: An argument has a wrong type.
         """
-        config = StageConfig(**config).model_dump()
-        return cls([rebuild_flow(each) for each in config.pop("bijections")], **config)
+        return cls([rebuild_flow(each) for each in bijections], dim, off_manifold_scale, noise)
 
 
-class StageConfig(Settings):
-    """What :meth:`Stage.describe` returns."""
-
-    bijections: list[dict[str, Any]] = Field(min_length=1)
-    dim: PositiveInt
-    off_manifold_scale: PositiveFloat
-    noise: NonNegativeFloat = 0.0
-
-
-def check_dim(dim: int, count: int) -> None:
-    """Refuse a dimension that does not fit into so many numbers."""
-    if not 1 <= dim <= count:
-        raise UserError(f"dim={dim}, but the flow acts on {count} numbers. Allowed: 1 to {count}.")
+def check_dim(dim: int, latent_dim: int) -> None:
+    """Raise :class:`UserError` unless the dimension is between 1 and the number of latents."""
+    if not 1 <= dim <= latent_dim:
+        raise UserError(f"dim: expected 1 to {latent_dim}, the latents of the flow, got {dim}.")
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:
-    """Log-density of N(0, I) in nats, summed over all but the first axis."""
+    """Compute the log-density of N(0, I) in nats, summed over all axes but the first."""
     return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from submanifold.common.errors import UserError
-from submanifold.models.model import load_tensors, save_tensors
+from submanifold.models.io import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from submanifold.flows import Rotation
 from submanifold.flows.rotation import tail_sums
 from submanifold.geometry.linearization import Linearization
 from submanifold.models import Hierarchy
-from submanifold.models.model import load_tensors, save_tensors
+from submanifold.models.io import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 

@@ -75,6 +75,7 @@ def write_page(
     method: str,
 ) -> dict[str, Any]:
     """Draw curves, histograms, density against distance, and the strangest and missed images."""
+    from submanifold.evaluation.likelihood import to_bits_per_dim
     from submanifold.evaluation.ood import MEASURES, roc, titles
     from submanifold.plots.images import as_png, sample_sheet
     from submanifold.plots.ood import density_and_distance, roc_curves, score_histograms
@@ -86,7 +87,7 @@ def write_page(
     }
     has_density = "density" in by_score  # where there is none, nats on the manifold stand in
     density = {
-        part: each["density"].to_numpy() / np.log(2) / np.prod(test.shape[1:]) + 8
+        part: to_bits_per_dim(-each["density"].to_numpy(), test)
         if has_density
         else each["on_manifold"].to_numpy()
         for part, each in kinds.items()

@@ -5,7 +5,8 @@ import json
 from kedro.io import AbstractDataset
 from kedro_datasets._typing import JSONPreview
 
-from submanifold.models.model import Model, is_whole
+from submanifold.models import Model
+from submanifold.models.io import is_intact
 from submanifold.runs.datasets.path import Local
 
 
@@ -26,4 +27,4 @@ class ModelDataset(Local, AbstractDataset[Model, Model]):
         return JSONPreview(json.dumps(self.load().describe()))
 
     def _exists(self) -> bool:
-        return self._path.is_file() and is_whole(self._path)
+        return self._path.is_file() and is_intact(self._path)

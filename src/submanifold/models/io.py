@@ -1,0 +1,136 @@
+"""Safetensors files with a checksum, and the models that are stored in them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from submanifold.common.errors import UserError
+from submanifold.common.files import atomic_write
+
+if TYPE_CHECKING:
+    from submanifold.models.model import Model
+
+CHECKSUM = "checksum"
+
+
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, header: dict[str, Any], previous: Path | None = None
+) -> None:
+    """Write a safetensors file atomically, with a checksum. Equal contents give equal bytes.
+
+    Args:
+        tensors: Contiguous tensors on the CPU.
+        path: The file.
+        header: JSON-serializable values by name.
+        previous: Where an existing file is moved; by default it is replaced.
+    """
+    texts = {name: json.dumps(value) for name, value in header.items()}
+    with atomic_write(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # respects the umask; save_file always sets 0600
+        save_file(tensors, partial, {**texts, CHECKSUM: json.dumps(_checksum(tensors, texts))})
+        _sort_header(partial)
+        partial.chmod(mode)
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of :func:`save_tensors`: its tensors, on the CPU, and its header.
+
+    Raises:
+        SafetensorError: The file is incomplete or not a safetensors file.
+        ValueError: The checksum is missing or does not match.
+    """
+    with safe_open(path, framework="pt") as file:
+        texts = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if texts.pop(CHECKSUM, None) != json.dumps(_checksum(tensors, texts)):
+        raise ValueError("a checksum that is missing or does not match")
+    return tensors, {name: json.loads(text) for name, text in texts.items()}
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file of :func:`save_tensors` is complete and unchanged."""
+    try:
+        load_tensors(path)
+        return True
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+def load_model(path: Path, kinds: Mapping[str, type["Model"]]) -> "Model":
+    """Rebuild a model from its file, on the CPU.
+
+    Args:
+        path: The file.
+        kinds: Classes of models by name.
+
+    Raises:
+        UserError: The file does not exist, is not a model file or does not match this version.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Pass a file written by Model.save.")
+    try:
+        return _build(*load_tensors(path), kinds)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: expected a model that this version can build, got {_first_line(error)}. "
+            "Pass a file written by Model.save, such as the hierarchy.safetensors of a run."
+        ) from error
+
+
+def _build(
+    tensors: dict[str, Tensor], header: dict[str, Any], kinds: Mapping[str, type["Model"]]
+) -> "Model":
+    if header.get("model") not in kinds:
+        raise UserError(f"model: expected one of {', '.join(kinds)}, got {header.get('model')}")
+    kind, config = kinds[header["model"]], header["config"]
+    # on the meta device first, so that a config cannot allocate more than its tensors
+    try:
+        with torch.device("meta"):
+            expected = {n: t.shape for n, t in kind.from_config(**config).state_dict().items()}
+    except RuntimeError as error:
+        raise UserError(f"a config of impossible sizes ({_first_line(error)})") from error
+    if expected != {name: t.shape for name, t in tensors.items()}:
+        raise UserError("tensors whose names or shapes do not match the config")
+    model = kind.from_config(**config)
+    model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
+    model.load_state_dict(tensors)
+    model.notes, model.data = header["notes"], header["data"]
+    model.calibration = header["calibration"]
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+    return str(error).partition("\n")[0].removesuffix(".")
+
+
+def _sort_header(path: Path) -> None:
+    """Sort the header of a safetensors file in place; safetensors writes it in random order."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        file.seek(8)
+        file.write(text.encode().ljust(size))
+
+
+def _checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(texts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
