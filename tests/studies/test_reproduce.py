@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from submanifold import cli
 from submanifold.common import files
 from submanifold.common.errors import UserError
-from submanifold.plots import as_png
+from submanifold.plots.images import as_png
 from submanifold.studies import write
 from submanifold.studies.experiments import Experiment, run_all
 from submanifold.studies.targets import TARGETS, Content

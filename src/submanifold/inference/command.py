@@ -290,7 +290,7 @@ def _check_drawable(path: Path, model: "Model", name: str, count: int) -> None:
             f"--out={printable(str(path))}: expected a file that ends in .npz, as samples of shape "
             f"{tuple(shape)} are no pictures, got .png."
         )
-    check_memory(name, count, sheet_bytes(*shape))
+    check_memory(name, count, sheet_bytes(shape[2]))
 
 
 def _write_arrays(path: Path, arrays: dict[str, "np.ndarray"]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures made of images."""
+"""Grids of images, as arrays, PNG files, and figures."""
 
 import io
 
@@ -7,93 +7,68 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-INCHES_PER_IMAGE = 0.62
 DPI = 150
+MIN_WIDTH = 64
+"""Smallest width in pixels of an image on a sheet; smaller images are enlarged."""
 
 
 def image_grid(images: np.ndarray, columns: int = 8, title: str | None = None) -> Figure:
-    """Lay out images in rows, with a title above.
+    """Draw images in a grid.
 
     Args:
         images: uint8 (N, channels, height, width), 1 or 3 channels.
-        columns: Images in a row.
-        title: Shown above.
+        columns: Number of images per row.
+        title: Title of the figure.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    head = 0.3 if title else 0.0
-    figure = Figure(figsize=(columns * INCHES_PER_IMAGE, rows * INCHES_PER_IMAGE + head))
-    axes = figure.add_axes((0, 0, 1, 1 - head / figure.get_figheight()))
-    show_pixels(axes, tile(images, columns))
-    if title:
-        axes.set_title(title, fontsize=9)
+    figure = Figure(figsize=(0.62 * columns, 0.62 * rows + 0.3), layout="compressed")
+    axes = figure.subplots()
+    show(axes, tile(images, columns))
+    axes.set_title(title or "", fontsize=9)
     return figure
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """Put images (N, channels, height, width) in rows on white, a sixteenth of them apart.
+    """Arrange uint8 images (N, 1 or 3, height, width) in a white grid, (height, width, 3)."""
+    import torch
+    from torchvision.utils import make_grid
 
-    Returns:
-        uint8 (height, width, channels) of the whole.
-    """
-    gap, rows = image_gap(images.shape[2]), -(-len(images) // columns)
-    missing = (0, rows * columns - len(images))
-    cells = np.pad(images, (missing, (0, 0), (0, gap), (0, gap)), constant_values=255)
-    grid = cells.reshape(rows, columns, *cells.shape[1:]).transpose(0, 3, 1, 4, 2)
-    return grid.reshape(-1, columns * cells.shape[3], images.shape[1])[:-gap, :-gap]
-
-
-def image_gap(height: int) -> int:
-    """Pixels between images of this height in a grid."""
-    return max(1, height // 16)
+    gap = max(1, images.shape[2] // 16)
+    columns = min(columns, len(images))
+    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    grid = make_grid(pixels, columns, gap, pad_value=255).permute(1, 2, 0).numpy()
+    return grid if len(images) == 1 else grid[gap:-gap, gap:-gap]
 
 
-def show_pixels(
-    axes: Axes, image: np.ndarray, extent: tuple[float, float, float, float] | None = None
-) -> None:
-    """Fill axes, or left, right, bottom and top in them, with an image.
-
-    Args:
-        axes: What it is drawn in.
-        image: uint8, (height, width) or (height, width, 1 or 3).
-        extent: Its place in the axes' coordinates; all of them where None.
-    """
-    shown = image[..., 0] if image.shape[2:] == (1,) else image
-    axes.imshow(
-        shown, extent=extent, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto"
-    )
-    axes.set_axis_off()
-
-
-SMALLEST = 64
-"""About the least width of an image on a sheet, in dots."""
+def show(axes: Axes, image: np.ndarray) -> None:
+    """Draw an image (height, width, 3) without ticks and without a frame."""
+    height, width, _ = image.shape
+    enlarged = image.repeat(2, axis=0).repeat(2, axis=1)  # resampling keeps its pixels sharp
+    axes.imshow(enlarged, extent=(0, width, height, 0))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def sample_sheet(images: np.ndarray, columns: int = 8) -> Image.Image:
-    """Lay out images like :func:`tile`, small ones whole times as large, for a page.
+    """Arrange images as :func:`tile` does; small images are enlarged by a whole factor.
 
     Args:
         images: uint8 (N, channels, height, width), 1 or 3 channels.
-        columns: Images in a row.
+        columns: Number of images per row.
     """
-    sheet = tile(images, columns)
-    shown = Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet)
-    scale = _scale(images.shape[-1])
-    return shown.resize((scale * shown.width, scale * shown.height), Image.Resampling.NEAREST)
+    sheet = Image.fromarray(tile(images, columns))
+    scale = max(1, MIN_WIDTH // images.shape[3])
+    return sheet.resize((scale * sheet.width, scale * sheet.height), Image.Resampling.NEAREST)
 
 
-def sheet_bytes(channels: int, height: int, width: int) -> int:
-    """Bytes of memory that :func:`sample_sheet` and :func:`as_png` take for each image, at most."""
-    cell = channels * (height + image_gap(height)) * (width + image_gap(height))
-    return 2 * cell * (1 + _scale(width) ** 2)
-
-
-def _scale(width: int) -> int:
-    return max(1, SMALLEST // width)
+def sheet_bytes(width: int) -> int:
+    """Return an upper bound of the memory per image of :func:`sample_sheet` and :func:`as_png`."""
+    return 24 * max(MIN_WIDTH, width) ** 2
 
 
 def as_png(picture: Figure | Image.Image, dpi: int = DPI) -> bytes:
-    """Render a figure, or an image as it is, as the bytes of a PNG file."""
+    """Render a figure, or encode an image, as a PNG file."""
     buffer = io.BytesIO()
     if isinstance(picture, Image.Image):
         picture.save(buffer, "png", optimize=True)

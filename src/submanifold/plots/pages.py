@@ -1,4 +1,4 @@
-"""HTML pages, self-contained: one base, and a template for each kind of page."""
+"""Self-contained HTML pages from Jinja templates."""
 
 import base64
 from typing import Any
@@ -7,19 +7,19 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of this folder, such as ``report.html``.
+    """Render a template of this package, such as ``report.html``.
 
-    Values are escaped; one that is missing is an error. In the templates the filter ``picture``
-    makes an image's address of the bytes of a PNG.
+    Values are escaped, and a missing value raises an error. The filter ``picture`` converts the
+    bytes of a PNG file to a data URL.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("submanifold.plots", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["picture"] = _picture
+    environment.filters["picture"] = _data_url
     return environment.get_template(template).render(values)
 
 
-def _picture(png: bytes) -> str:
+def _data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

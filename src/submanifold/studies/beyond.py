@@ -28,7 +28,8 @@ from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.samples import stored
 from submanifold.models import Hierarchy
 from submanifold.models.model import NEAREST_STEPS
-from submanifold.plots import frontier, sample_panels
+from submanifold.plots.comparisons import frontier
+from submanifold.plots.paper import sample_panels
 from submanifold.studies.experiments import Experiment
 from submanifold.studies.pca_flow import pca_flow
 from submanifold.studies.record import with_record

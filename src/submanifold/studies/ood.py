@@ -7,7 +7,7 @@ import pandas as pd
 
 from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION, MEASURES, titles
 from submanifold.evaluation.scores import COMBINATION
-from submanifold.plots.ood import auroc_dots
+from submanifold.plots.comparisons import auroc_dots
 from submanifold.studies.experiments import Experiment
 from submanifold.studies.paper import published
 from submanifold.studies.tables import over_seeds, written

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from submanifold.data.synthetic import MANIFOLDS, manifold
-from submanifold.plots import frontier
-from submanifold.plots.grids import number_grids
+from submanifold.plots.comparisons import frontier, number_grids
 from submanifold.studies.experiments import Experiment
 from submanifold.studies.paper import published
 from submanifold.studies.record import with_record

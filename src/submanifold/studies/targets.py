@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from submanifold.evaluation.samples import TEMPERATURES
-from submanifold.plots import delta_rows, gaussian_fits, rejection_blocks, sample_panels
+from submanifold.plots.divergences import gaussian_fits
+from submanifold.plots.paper import delta_rows, rejection_blocks, sample_panels
 from submanifold.studies import beyond, ood, related
 from submanifold.studies.experiments import Experiment
 from submanifold.studies.findings import ON_BEDROOMS, check_findings

@@ -14,8 +14,7 @@ from click import ClickException
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write
 from submanifold.common.progress import ProgressBar
-from submanifold.plots import as_png
-from submanifold.plots.images import DPI
+from submanifold.plots.images import DPI, as_png
 from submanifold.plots.pages import render
 from submanifold.studies.experiments import Experiment, run_all
 from submanifold.studies.targets import TARGETS, Content, Need, Target

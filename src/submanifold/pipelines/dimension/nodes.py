@@ -38,7 +38,8 @@ def write_page(
 ) -> dict[str, Any]:
     """Draw the error by dimension, and put the estimates and the advice beside it."""
     from submanifold.evaluation.dimension import ESTIMATORS
-    from submanifold.plots import as_png, dimension_curves
+    from submanifold.plots.dimensions import dimension_curves
+    from submanifold.plots.images import as_png
 
     figure = dimension_curves(metrics["curve"], metrics["dims"][-1])
     rows = [

@@ -69,7 +69,9 @@ def report_images(
         The ``report``, and the figures: ``curves``, ``samples``, ``samples_cool``, ``rejection``,
         ``dimensions``.
     """
-    from submanifold.plots import dimension_curves, image_grid, rejection_blocks
+    from submanifold.plots.dimensions import dimension_curves
+    from submanifold.plots.images import image_grid
+    from submanifold.plots.paper import rejection_blocks
 
     rejection = rejection_blocks(np.asarray(test[: len(projections)]), projections, per_row=4)
     figures = {"rejection": rejection}
@@ -103,11 +105,11 @@ def report_points(
     Returns:
         The ``report``, and the figures: ``curves`` and ``manifold``.
     """
-    from submanifold.plots import DensityGrid, manifold_figure
+    from submanifold.plots.manifolds import manifold_figure
 
     truth = data.manifold
     points, grid = manifold_picture(hierarchy, truth, test[:DRAWN], samples)
-    figure = manifold_figure(**points, grid=DensityGrid(*grid) if grid else None)
+    figure = manifold_figure(**points, grid=grid)
     return _report({"manifold": figure}, hierarchy=hierarchy, **about)
 
 
@@ -123,7 +125,8 @@ def _report(
     calibration: str | None = None,
     **histories: dict[str, Any],
 ) -> dict[str, Any]:
-    from submanifold.plots import as_png, training_curves
+    from submanifold.plots.curves import training_curves
+    from submanifold.plots.images import as_png
 
     phases = sorted(histories.values(), key=lambda each: int(each["name"].rpartition("_")[2]))
     trainings = {each["name"]: each for each in phases if each["train"]}

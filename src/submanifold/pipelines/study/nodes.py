@@ -63,7 +63,7 @@ def collect_study(study: str | None, path: Path) -> pd.DataFrame:
 
 def draw_study(table: pd.DataFrame) -> go.Figure:
     """Plot bits per dimension against squared error, with the front."""
-    from submanifold.plots import study_figure
+    from submanifold.plots.trials import study_figure
 
     return study_figure(table, _names(table))
 

@@ -56,7 +56,7 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
 
 def draw_sweep(table: pd.DataFrame, parameter: str, baselines: dict[str, Any]) -> go.Figure:
     """Plot bits per dimension against squared error, with PCA's errors."""
-    from submanifold.plots import sweep_figure
+    from submanifold.plots.trials import sweep_figure
 
     curve = baselines["pca_mse"]  # of the leading axes alone where there are very many
     pca = [curve[int(dim)] if dim < len(curve) else np.nan for dim in table["dim"]]

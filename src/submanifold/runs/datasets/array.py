@@ -34,7 +34,8 @@ class ArrayDataset(Local, AbstractDataset[np.ndarray, np.ndarray]):
 
     def preview(self) -> ImagePreview:
         """Draw the first images, or, of latents, how normal they are."""
-        from submanifold.plots import as_png, image_grid, latent_histogram
+        from submanifold.plots.dimensions import latent_histogram
+        from submanifold.plots.images import as_png, image_grid
 
         array = self.load()
         figure = image_grid(array[:64], columns=16) if array.ndim == 4 else latent_histogram(array)
