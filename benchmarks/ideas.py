@@ -29,7 +29,7 @@ from benchmarks.timing import interleave
 from submanifold.data.batches import Batches
 from submanifold.flows import AffineCoupling, Glow, Linear, initialize
 from submanifold.flows import glow as glow_module
-from submanifold.flows.coupling import starting_at_zero
+from submanifold.flows.coupling import zero_initialized
 from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import optimizers, trainer
@@ -130,7 +130,7 @@ def with_nets(make: Callable[[int, int], nn.Module]) -> Callable[[tuple[int, ...
 
 def net_of(activation: Callable[[], nn.Module]) -> Callable[[int, int], nn.Module]:
     """Make the net of Glow with another activation."""
-    return lambda channels, width: starting_at_zero(
+    return lambda channels, width: zero_initialized(
         nn.Conv2d(channels // 2, width, 3, padding=1),
         activation(),
         nn.Conv2d(width, width, 1),
@@ -153,19 +153,19 @@ def gated_net(channels: int, width: int) -> nn.Module:
 
     first = nn.Conv2d(channels // 2, width, 3, padding=1)
     last = nn.Conv2d(width, channels, 3, padding=1)
-    return starting_at_zero(first, Gated(), nn.ReLU(), last)
+    return zero_initialized(first, Gated(), nn.ReLU(), last)
 
 
 def two_3x3_net(channels: int, width: int) -> nn.Module:
     """3x3 and 3x3, without the 1x1 between them."""
     first = nn.Conv2d(channels // 2, width, 3, padding=1)
-    return starting_at_zero(first, nn.ReLU(), nn.Conv2d(width, channels, 3, padding=1))
+    return zero_initialized(first, nn.ReLU(), nn.Conv2d(width, channels, 3, padding=1))
 
 
 def depthwise_net(channels: int, width: int) -> nn.Module:
     """As ConvNeXt's block: 1x1 to twice the width, depthwise 5x5, and 1x1 out."""
     wide = 2 * width
-    return starting_at_zero(
+    return zero_initialized(
         nn.Conv2d(channels // 2, wide, 1),
         nn.Conv2d(wide, wide, 5, padding=2, groups=wide),
         nn.ReLU(),
@@ -180,7 +180,7 @@ def with_split_net(shape: tuple[int, ...]) -> Glow:
     glow = base(shape)
     for split in glow.splits:
         inputs = split.prior.in_channels
-        split.prior = starting_at_zero(  # type: ignore[assignment]
+        split.prior = zero_initialized(  # type: ignore[assignment]
             nn.Conv2d(inputs, 64, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(64, 2 * inputs, 3, padding=1),

@@ -14,11 +14,10 @@ from submanifold.flows import Reflections, initialize
 from submanifold.flows.conformal import (
     ConditionalOrthogonal,
     Conformal,
-    Orthogonal,
-    Principal,
     Similarity,
     SpecialConformal,
 )
+from submanifold.flows.orthogonal import BlockReflections, PrincipalReflections
 
 SHAPES = [(1,), (2,), (5,), (3, 8, 8), (1, 6, 6)]
 
@@ -32,7 +31,7 @@ def conformals(draw):
     reflections = draw(st.none() | st.integers(1, 20))
     flow = Conformal(shape, dim, draw(st.integers(0, 4)), reflections).double()
     initialize(flow, 3 * torch.randn(32, *shape, dtype=torch.float64) + 1)
-    torch.nn.init.normal_(perturb(flow).bend.weight)
+    torch.nn.init.normal_(perturb(flow).special_conformal.weight)
     return flow, torch.randn(4, dim, dtype=torch.float64)
 
 
@@ -63,7 +62,7 @@ def test_the_jacobian_is_a_multiple_of_an_isometry_and_has_the_volume_it_says(ca
 def test_off_the_manifold_the_volume_is_that_of_the_point_it_is_projected_to():
     torch.manual_seed(0)
     flow = perturb(Conformal((5,), 2)).double()
-    torch.nn.init.normal_(flow.bend.weight)
+    torch.nn.init.normal_(flow.special_conformal.weight)
     u, volume = flow(torch.randn(6, 5, dtype=torch.float64))
     torch.testing.assert_close(flow(flow.inverse(u))[1], volume)
 
@@ -74,9 +73,9 @@ def test_a_sphere_set_by_hand_is_the_stereographic_projection(dim):
     n = dim + 1
     flow = Conformal((n,), dim, layers=0).double()
     with torch.no_grad():
-        flow.turn.vectors.zero_()
-        flow.turn.vectors[:, :dim] = torch.eye(dim)  # they only change signs
-        flow.bend.weight[-1] = n
+        flow.axes_of_plane.vectors.zero_()
+        flow.axes_of_plane.vectors[:, :dim] = torch.eye(dim)  # they only change signs
+        flow.special_conformal.weight[-1] = n
     u = torch.randn(7, dim, dtype=torch.float64)
     x = flow.inverse(u)
     below = 1 + u.square().sum(1, keepdim=True)
@@ -120,10 +119,10 @@ def test_trained_it_is_a_circle_or_a_sphere_but_for_a_cap(dim):
 def test_conditional_matrices_set_by_hand_send_long_ones_along_another_axis():
     flow = Conformal((2,), 1, layers=1, reflections=1)
     with torch.no_grad():
-        cut = flow.cuts.bijections[-1]
+        cut = flow.layers.bijections[-1]
         cut.short.vectors.copy_(torch.tensor([[0.0, 1.0]]))  # keeps the first axis
         cut.long.vectors.copy_(torch.tensor([[1.0, -1.0]]))  # swaps the axes
-        flow.turn.vectors.copy_(torch.tensor([[0.0, 1.0]]))
+        flow.axes_of_plane.vectors.copy_(torch.tensor([[0.0, 1.0]]))
     u = torch.tensor([[-3.0], [-1.4], [-0.2], [1.4], [1.5]])  # they change at the root of 2
     x = torch.tensor([[0.0, -3.0], [-1.4, 0.0], [-0.2, 0.0], [1.4, 0.0], [0.0, 1.5]])
     torch.testing.assert_close(flow.inverse(u), x)
@@ -141,7 +140,7 @@ def test_set_from_data_it_is_the_plane_of_the_principal_components():
     variances = torch.linalg.eigvalsh(torch.cov(x.flatten(1).T, correction=0))
     torch.testing.assert_close(lost, variances[:-5].sum())
     assert u.square().mean().item() == pytest.approx(1)
-    assert not any(getattr(module, "pending", False) for module in flow.modules())
+    assert not any(getattr(module, "uninitialized", False) for module in flow.modules())
 
 
 def test_a_batch_smaller_than_the_manifold_sets_what_it_can():
@@ -154,7 +153,7 @@ def test_a_batch_smaller_than_the_manifold_sets_what_it_can():
 
 def test_all_reflections_at_once_are_those_one_by_one():
     torch.manual_seed(0)
-    together, each = Orthogonal(9, 5).double(), Reflections(9, 5).double()
+    together, each = BlockReflections(9, 5).double(), Reflections(9, 5).double()
     each.load_state_dict(together.state_dict())
     x = torch.randn(7, 9, dtype=torch.float64)
     torch.testing.assert_close(together(x)[0], each(x)[0])
@@ -238,16 +237,16 @@ def test_its_config_builds_it_again(shape):
 
 
 def test_squeezes_end_where_a_side_is_odd():
-    assert Conformal((1, 12, 8), 3, layers=4).cut_shape == (16, 3, 2)
+    assert Conformal((1, 12, 8), 3, layers=4).inner_shape == (16, 3, 2)
 
 
 def test_more_dimensions_than_numbers_are_refused():
-    with pytest.raises(UserError, match=r"^A manifold of dimension 5 does not fit"):
+    with pytest.raises(UserError, match=r"^dim: expected at most 4"):
         Conformal((4,), 5)
 
 
 def test_principal_reflections_learn_no_faster_than_random_ones():
     torch.manual_seed(0)
-    turn = Principal(50, 6)
+    turn = PrincipalReflections(50, 6)
     initialize(turn, torch.randn(80, 50))
     torch.testing.assert_close(turn.vectors.norm(dim=1), torch.full((6,), 50**0.5))

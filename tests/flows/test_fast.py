@@ -1,5 +1,6 @@
 import copy
 import math
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from torch import nn
 from strategies import assert_close, perturb
 from submanifold.flows import Glow, fast, set_activation_checkpointing
 from submanifold.flows.fast import kernels
-from submanifold.flows.glow import step
+from submanifold.flows.glow import flow_step as step
 from submanifold.geometry.linearization import jacobian
 from submanifold.geometry.volume import jacobian_log_volume
 from submanifold.models import Hierarchy, Stage
@@ -63,7 +64,7 @@ def couple(request, monkeypatch):
         monkeypatch.setattr(kernels, "has_steps", lambda dtype: False)
     elif not kernels.has_steps(torch.bfloat16):
         pytest.skip("not this processor")
-    return fast.couple
+    return fast.affine_coupling
 
 
 # the fixture holds for all examples
@@ -74,12 +75,12 @@ both = settings(some, suppress_health_check=[HealthCheck.function_scoped_fixture
 @both
 @given(cases(), st.booleans(), st.booleans(), st.booleans())
 def test_in_single_precision_it_is_the_plain_coupling(
-    couple, case, inverse, recompute, channels_last
+    couple, case, inverse, checkpointing, channels_last
 ):
     module, x = case
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    found = run(lambda x: couple(x, module.net, inverse, recompute), x, module.net)
+    found = run(lambda x: couple(x, module.net, inverse, checkpointing), x, module.net)
     expected = run(lambda x: plain(module, x, inverse), x, module.net)
     for value, exact in zip(found, expected, strict=True):
         assert_close(value, exact)
@@ -89,7 +90,7 @@ def test_in_single_precision_it_is_the_plain_coupling(
 @some
 @given(cases(), st.booleans(), st.booleans())
 def test_steps_are_couplings_with_their_channels_mixed_before_or_undone_with_them_mixed_after(
-    case, inverse, recompute
+    case, inverse, checkpointing
 ):
     (module, x), channels = case, case[1].shape[1]
     couplings = [module, perturb(copy.deepcopy(module))]
@@ -102,7 +103,9 @@ def test_steps_are_couplings_with_their_channels_mixed_before_or_undone_with_the
     )
 
     def steps(x):
-        return fast.steps(x, [each.net for each in couplings], inverse, recompute, *weights[:2])
+        return fast.flow_steps(
+            x, [each.net for each in couplings], inverse, checkpointing, *weights[:2]
+        )
 
     def plain_steps(x):
         total = 0
@@ -142,13 +145,13 @@ def test_columns_of_the_jacobian_have_the_gradient_of_plain_modules(monkeypatch)
 @both
 @given(cases(), st.booleans(), st.booleans())
 def test_in_bfloat16_it_is_as_near_to_single_precision_as_plain_modules_are(
-    couple, case, inverse, recompute
+    couple, case, inverse, checkpointing
 ):
     module, x = case
     exact = run(lambda x: plain(module, x, inverse), x, module.net)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = run(lambda x: plain(module, x, inverse), x, module.net)
-        found = run(lambda x: couple(x, module.net, inverse, recompute), x, module.net)
+        found = run(lambda x: couple(x, module.net, inverse, checkpointing), x, module.net)
 
     def distance(values):
         # together, since one number alone may be rounded luckily
@@ -168,8 +171,8 @@ def test_in_bfloat16_it_is_as_near_to_single_precision_as_plain_modules_are(
 @given(cases())
 def test_the_inverse_undoes_the_coupling(case):
     module, x = case
-    z, log_det = fast.couple(x, module.net, inverse=False, recompute=False)
-    back, back_log_det = fast.couple(z, module.net, inverse=True, recompute=False)
+    z, log_det = fast.affine_coupling(x, module.net, inverse=False, checkpointing=False)
+    back, back_log_det = fast.affine_coupling(z, module.net, inverse=True, checkpointing=False)
     assert_close(back, x)
     assert_close(back_log_det, -log_det)
 
@@ -179,28 +182,28 @@ def test_recomputing_keeps_no_hidden_layer_and_gives_the_same_gradient(couple):
     module, x = coupling(12, 32), torch.randn(4, 12, 8, 8)
 
     def has_hidden_layers(z):
-        layers = z.grad_fn.layers
-        return (layers[0].hidden if isinstance(layers, list) else layers) is not None
+        node = z.grad_fn
+        return (node.steps[0].hidden if hasattr(node, "steps") else node.layers) is not None
 
     with torch.autocast("cpu", torch.bfloat16):
         kept = run(lambda x: couple(x, module.net, False, False), x, module.net)
         again = run(lambda x: couple(x, module.net, False, True), x, module.net)
         assert not has_hidden_layers(kept[0])  # freed by the backward pass
         assert all(map(torch.equal, kept, again))
-        assert not has_hidden_layers(couple(x, module.net, False, recompute=True)[0])
-        assert has_hidden_layers(couple(x, module.net, False, recompute=False)[0])
+        assert not has_hidden_layers(couple(x, module.net, False, checkpointing=True)[0])
+        assert has_hidden_layers(couple(x, module.net, False, checkpointing=False)[0])
 
 
 @needs_kernels
 def test_a_coupling_takes_the_fast_way_for_images_that_the_kernels_know(monkeypatch):
     module, x = coupling(4, 8), torch.randn(2, 4, 3, 3)
-    assert fast.applies(x, module.net) == kernels.has_steps(torch.float32)
+    assert fast.supports(x, module.net) == kernels.has_steps(torch.float32)
     with torch.autocast("cpu", torch.float16):
-        assert not fast.applies(x, module.net)
+        assert not fast.supports(x, module.net)
     with torch.autocast("cpu", torch.bfloat16):
-        assert fast.applies(x, module.net)
-        assert not fast.applies(x.double(), module.net)
-        assert not fast.applies(x[:, :, 0, 0], module.net)
+        assert fast.supports(x, module.net)
+        assert not fast.supports(x.double(), module.net)
+        assert not fast.supports(x[:, :, 0, 0], module.net)
         for index, layer in [
             (0, nn.Conv2d(2, 8, 3)),  # without padding
             (0, nn.Conv2d(2, 8, 3, padding=1, bias=False)),
@@ -209,26 +212,26 @@ def test_a_coupling_takes_the_fast_way_for_images_that_the_kernels_know(monkeypa
         ]:
             other = copy.deepcopy(module.net)
             other[index] = layer
-            assert not fast.applies(x, other)
+            assert not fast.supports(x, other)
         for images in (x[:, :3], x.repeat(1, 2, 1, 1), x[:, :2]):  # of other channels
-            assert not fast.applies(images, module.net)
-        assert not fast.applies(x, copy.deepcopy(module.net).double())
+            assert not fast.supports(images, module.net)
+        assert not fast.supports(x, copy.deepcopy(module.net).double())
         other = copy.deepcopy(module.net)
         other[2], other[4] = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 3, padding=1)
-        assert not fast.applies(x, other)
+        assert not fast.supports(x, other)
         seen = []
         monkeypatch.setattr(kernels, "library", lambda: seen.append(1))
-        assert not fast.applies(x, module.net)
+        assert not fast.supports(x, module.net)
         assert seen
         module(x)
 
 
 @needs_kernels
-@pytest.mark.parametrize("activation_checkpointing", [True, False])
-def test_a_glow_trains_the_same_way_with_and_without(monkeypatch, recompute):
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_a_glow_trains_the_same_way_with_and_without(monkeypatch, checkpointing):
     torch.manual_seed(0)
     flow, x = perturb(Glow((3, 16, 16), 3, 2, 16), 0.1), torch.rand(8, 3, 16, 16) - 0.5
-    set_activation_checkpointing(flow, recompute)
+    set_activation_checkpointing(flow, checkpointing)
 
     def gradient(bfloat16):
         flow.zero_grad()
@@ -241,8 +244,8 @@ def test_a_glow_trains_the_same_way_with_and_without(monkeypatch, recompute):
 
     single_loss, single = gradient(bfloat16=False)
     fast_loss, found = gradient(bfloat16=True)
-    monkeypatch.setattr(fast, "applies", lambda *_: False)
-    monkeypatch.setattr(fast, "applies_to_steps", lambda *_: False)
+    monkeypatch.setattr(fast, "supports", lambda *_: False)
+    monkeypatch.setattr(fast, "supports_steps", lambda *_: False)
     loss, exact = gradient(bfloat16=False)
     _, rounded = gradient(bfloat16=True)
     assert single_loss.item() == pytest.approx(loss.item(), rel=1e-5)
@@ -263,7 +266,7 @@ def test_derivatives_taken_forward_go_by_plain_modules():
 @needs_kernels
 def test_a_second_derivative_is_refused_rather_than_wrong():
     module, x = coupling(4, 8), torch.randn(2, 4, 3, 3, requires_grad=True)
-    z, _ = fast.couple(x, module.net, inverse=False, recompute=False)
+    z, _ = fast.affine_coupling(x, module.net, inverse=False, checkpointing=False)
     (gradient,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
@@ -276,7 +279,7 @@ def compile_with(compiler, folder):
         "from submanifold.flows.fast import kernels\n"
         "print(kernels.library() is not None)"
     )
-    environment = {"CXX": compiler, "TORCH_EXTENSIONS_DIR": str(folder), "PATH": "/usr/bin:/bin"}
+    environment = {**os.environ, "CXX": compiler, "TORCH_EXTENSIONS_DIR": str(folder)}
     return subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
@@ -286,7 +289,7 @@ def test_without_a_compiler_there_are_no_kernels_and_a_line_says_so(tmp_path):
     for compiler in ("no-such-compiler", "false"):
         ran = compile_with(compiler, tmp_path)
         assert ran.stdout.strip() == "False"
-        assert "Couplings run as plain modules" in ran.stderr
+        assert "Couplings run as torch modules" in ran.stderr
     assert not list(tmp_path.rglob("*.so"))
 
 

@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from strategies import assert_close, perturb
 from submanifold.flows import fast
 from submanifold.flows.fast import kernels
-from submanifold.flows.glow import coupling
+from submanifold.flows.glow import affine_coupling as coupling
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no compiler here")
 SECONDS = float(os.environ.get("SUBMANIFOLD_FUZZ_SECONDS", "5"))
@@ -126,7 +126,7 @@ class Case:
         for weight in self.weights:
             weight.requires_grad_(draw.random() < share)
         self.x = laid_out(draw, self.shape, torch.float32)
-        self.inverse, self.recompute, self.by_x = (draw.random() < 0.5 for _ in range(3))
+        self.inverse, self.checkpointing, self.by_x = (draw.random() < 0.5 for _ in range(3))
         self.tangent = torch.randn(self.shape) if self.products and draw.random() < 0.3 else None
         if self.tangent is not None and 0 in self.x.stride():
             self.x = self.x.clone()  # torch makes no dual of an expanded tensor
@@ -135,8 +135,10 @@ class Case:
 
     def by_kernels(self, x):
         if self.matrices is None and len(self.nets) == 1:
-            return fast.couple(x, self.nets[0], self.inverse, self.recompute)
-        return fast.steps(x, self.nets, self.inverse, self.recompute, self.matrices, self.shifts)
+            return fast.affine_coupling(x, self.nets[0], self.inverse, self.checkpointing)
+        return fast.flow_steps(
+            x, self.nets, self.inverse, self.checkpointing, self.matrices, self.shifts
+        )
 
     def by_modules(self, x):
         return plain_steps(x, self.nets, self.inverse, self.matrices, self.shifts)
@@ -234,7 +236,7 @@ def test_no_numbers_have_no_results(monkeypatch, shape, products, inverse):
     if not products:
         monkeypatch.setattr(kernels, "has_steps", lambda dtype: False)
     net, x = coupling(4, 8).net, torch.zeros(shape, requires_grad=True)
-    z, log_det = fast.couple(x, net, inverse, recompute=False)
+    z, log_det = fast.affine_coupling(x, net, inverse, checkpointing=False)
     assert z.shape == shape
     assert log_det.tolist() == [0.0] * len(x)
     gradients = torch.autograd.grad(z.sum() + log_det.sum(), [x, *net.parameters()])
@@ -250,7 +252,7 @@ def test_too_little_memory_is_an_error_and_not_the_end_of_the_process():
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, limits[1]))
     try:
         with pytest.raises(MemoryError, match="1024, 1024"), torch.no_grad():
-            fast.couple(x, net, inverse=False, recompute=False)
+            fast.affine_coupling(x, net, inverse=False, checkpointing=False)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
@@ -279,7 +281,7 @@ def test_tangents_are_those_of_plain_modules(build, inverse):
             made = compute(forward_ad.make_dual(x, dx))
             return [forward_ad.unpack_dual(each).tangent for each in made]
 
-    found = tangents(lambda x: fast.couple(x, net, inverse, recompute=False))
+    found = tangents(lambda x: fast.affine_coupling(x, net, inverse, checkpointing=False))
     for tangent, expected in zip(found, tangents(lambda x: plain(net, x, inverse)), strict=True):
         assert expected.abs().max() > 0.1
         assert_close(tangent, expected)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from submanifold.flows import Rotation
-from submanifold.flows.rotation import tail_sums
+from submanifold.flows.orthogonal import tail_sums
 
 
 def orthonormal(dim, count, seed=0):

@@ -6,8 +6,8 @@ import torch
 from strategies import perturb
 from submanifold.common.errors import UserError
 from submanifold.flows import RealNVP
-from submanifold.flows.build import CHOSEN
 from submanifold.flows.fast import kernels
+from submanifold.flows.registry import SELECTABLE
 from submanifold.models import Hierarchy, ModelSettings, Stage, on_manifold
 
 SHAPES = {1: (6,), 3: (3, 8, 8)}
@@ -54,7 +54,7 @@ def stages(name, **last):
 GLOW = {"flow": {"type": "glow", **SMALL["glow"]}, "dim": 2}
 MODELS = {
     **{f"{name}, {axes} axes": lambda name=name, axes=axes: single(name, axes)
-       for name, flow in CHOSEN.items() for axes in flow.axes},
+       for name, flow in SELECTABLE.items() for axes in flow.axes},
     "glow, two stages": lambda: build(SHAPES[3], *stages("glow")),
     "noisy injective": lambda: build(SHAPES[1], *stages("conformal", noise=0.1)),
     "glow, rotated": lambda: rotated(3),

@@ -8,7 +8,7 @@ from resumable import MODEL, phase, smooth_images
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import PCA
 from submanifold.flows import Affine, Glow, RealNVP
-from submanifold.flows.rotation import tail_sums
+from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import jvp
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import rotation

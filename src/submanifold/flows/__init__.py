@@ -1,9 +1,7 @@
-"""Bijections with tractable Jacobian determinants, as plain torch modules."""
+"""Normalizing flows: bijections with tractable Jacobian determinants, as torch modules."""
 
-from submanifold.flows.actnorm import ActNorm, initialize
 from submanifold.flows.autoencoder import Autoencoder
 from submanifold.flows.bijection import Bijection, Compose, Flow, Injection
-from submanifold.flows.build import FLOWS, FlowSettings, build_flow
 from submanifold.flows.conformal import Conformal
 from submanifold.flows.coupling import (
     AffineCoupling,
@@ -11,13 +9,15 @@ from submanifold.flows.coupling import (
     MaskedAffineCoupling,
     set_activation_checkpointing,
 )
-from submanifold.flows.gaussianization import Gaussianization, MixtureOfLogistics, Reflections
+from submanifold.flows.gaussianization import Gaussianization, MixtureOfLogistics
 from submanifold.flows.glow import Glow
+from submanifold.flows.initialization import DataInitialized, initialize
 from submanifold.flows.jet import Jet
-from submanifold.flows.linear import Affine, Linear
+from submanifold.flows.linear import ActNorm, Affine, Linear
+from submanifold.flows.orthogonal import Reflections, Rotation
 from submanifold.flows.realnvp import RealNVP
+from submanifold.flows.registry import FLOWS, FlowSettings, build_flow, rebuild_flow
 from submanifold.flows.reshape import Split, Squeeze
-from submanifold.flows.rotation import Rotation
 from submanifold.flows.softflow import (
     SoftGlow,
     SoftRealNVP,
@@ -27,35 +27,10 @@ from submanifold.flows.softflow import (
 from submanifold.flows.trumpet import Trumpet
 
 __all__ = [
-    "FLOWS",
-    "ActNorm",
-    "Affine",
-    "AffineCoupling",
-    "Autoencoder",
-    "Bijection",
-    "Compose",
-    "Conformal",
-    "Coupling",
-    "Flow",
-    "FlowSettings",
-    "Gaussianization",
-    "Glow",
-    "Injection",
-    "Jet",
-    "Linear",
-    "MaskedAffineCoupling",
-    "MixtureOfLogistics",
-    "RealNVP",
-    "Reflections",
-    "Rotation",
-    "SoftGlow",
-    "SoftRealNVP",
-    "Split",
-    "Squeeze",
-    "Trumpet",
-    "build_flow",
-    "initialize",
-    "is_noise_conditional",
-    "noise_conditioning",
+    "FLOWS", "ActNorm", "Affine", "AffineCoupling", "Autoencoder", "Bijection", "Compose",
+    "Conformal", "Coupling", "DataInitialized", "Flow", "FlowSettings", "Gaussianization", "Glow",
+    "Injection", "Jet", "Linear", "MaskedAffineCoupling", "MixtureOfLogistics", "RealNVP",
+    "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Trumpet",
+    "build_flow", "initialize", "is_noise_conditional", "noise_conditioning", "rebuild_flow",
     "set_activation_checkpointing",
-]
+]  # fmt: skip

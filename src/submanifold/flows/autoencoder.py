@@ -1,4 +1,4 @@
-"""A plain autoencoder in a flow's place: a manifold, and a left inverse as far as it is learned."""
+"""Autoencoders as injections: the encoder is a left inverse only as far as it is trained."""
 
 import math
 from collections.abc import Sequence
@@ -7,37 +7,36 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from submanifold.common.errors import UserError
-from submanifold.flows.bijection import Injection, full_precision
-from submanifold.flows.coupling import starting_at_zero
+from submanifold.flows.bijection import Injection
+from submanifold.flows.coupling import zero_initialized
 from submanifold.flows.injective import InjectiveLinear
-from submanifold.flows.jet import cosines
-from submanifold.flows.reshape import channels_to_space
+from submanifold.flows.orthogonal import dct
+from submanifold.flows.reshape import channels_to_space, check_divisible
 
-LEAST_SIDE = 4
+MIN_SIDE = 4
 
 
 class Autoencoder(Injection):
-    r"""Two nets, each beside a linear map.
+    r"""Encoder and decoder nets, each added to a linear map.
 
     .. math:: e(x) = A^+ (Tx - b) + n_e(x), \qquad g(u) = T^T (A u + b) + n_d(u)
 
-    with an injective matrix A, its pseudoinverse, and, for images, the orthonormal cosine transform
-    T. Both nets start at zero, so that a fresh one is a linear projection, and, set from data, that
-    onto their principal components (Bourlard & Kamp 1988: without a hidden layer none is better).
-    That e(g(u)) = u holds as far as training makes it hold, and best near the data.
+    A is an injective matrix, :math:`A^+` its pseudoinverse, and T the orthonormal cosine transform
+    for images, the identity for vectors. The nets start at zero. Data-dependent initialization
+    makes the linear part the projection onto the principal components, the best linear autoencoder
+    (Bourlard & Kamp 1988).
 
     The nets of images halve the sides by strided convolutions and double them by pixel shuffles, as
-    long as they are even and above 4, with twice the channels each time; those of vectors are
-    perceptrons with two hidden layers. All is smooth, as the volume of the manifold needs it.
+    long as they are even and above 4, with twice the channels each time; those of vectors have two
+    hidden layers. All activations are smooth, as derivatives of the volume require.
 
     Args:
-        event_shape: Of an image, with even height and width, or of a vector.
+        event_shape: Shape of an image with even height and width, or of a vector.
         dim: d.
-        width: Channels at the finest of an image's convolutions, or hidden units of a vector's.
+        width: Channels of the finest convolution, or hidden units for vectors.
 
     Raises:
-        UserError: The image cannot be halved.
+        UserError: The height or the width of the image is odd.
 
     Example:
         >>> flow = Autoencoder((3, 8, 8), 5, width=4)
@@ -54,28 +53,27 @@ class Autoencoder(Injection):
         self.event_shape, self.dim = tuple(event_shape), dim
         self.config = {"event_shape": list(event_shape), "dim": dim, "width": width}
         self.linear = InjectiveLinear(math.prod(self.event_shape), dim, whiten=True)
-        build = perceptrons if len(self.event_shape) == 1 else convolutions
+        build = _mlps if len(self.event_shape) == 1 else _convnets
         self.encoder, self.decoder = build(self.event_shape, dim, width)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map events (batch, ...) to u (batch, d); the log-determinant is not a number."""
-        u = self.linear(spectrum(x).flatten(1)) + self.encoder(x).to(x.dtype)
+        """Map events (batch, ...) to u (batch, d); the log-determinant is NaN."""
+        # few images determine the variances of DCT coefficients better than pixel covariances
+        coefficients = x if x.ndim == 2 else dct(x).flatten(1)
+        u = self.linear(coefficients) + self.encoder(x).to(x.dtype)
         return u, x.new_full((len(x),), torch.nan)
 
     def inverse(self, u: Tensor) -> Tensor:
         """Map u (batch, d) to events on the manifold."""
         x = self.linear.inverse(u).unflatten(1, self.event_shape)
-        return spectrum(x, inverse=True) + self.decoder(u).to(u.dtype)
+        x = x if x.ndim == 2 else dct(x, inverse=True)
+        return x + self.decoder(u).to(u.dtype)
 
 
-def perceptrons(
-    shape: tuple[int, ...], dim: int, width: int
-) -> tuple[nn.Sequential, nn.Sequential]:
-    """Build an encoder and a decoder of vectors."""
-
+def _mlps(shape: tuple[int, ...], dim: int, width: int) -> tuple[nn.Sequential, nn.Sequential]:
     def build(inputs: int, outputs: int) -> nn.Sequential:
-        return starting_at_zero(
+        return zero_initialized(
             nn.Linear(inputs, width),
             nn.SiLU(),
             nn.Linear(width, width),
@@ -87,51 +85,26 @@ def perceptrons(
     return build(size, dim), build(dim, size)
 
 
-def convolutions(
-    shape: tuple[int, ...], dim: int, width: int
-) -> tuple[nn.Sequential, nn.Sequential]:
-    """Build an encoder and a decoder of images.
-
-    Raises:
-        UserError: The image cannot be halved.
-    """
-    channels, height, side = shape
-    if height % 2 or side % 2:
-        raise UserError(
-            f"type=autoencoder halves the sides of an image, but {height}x{side} pixels are not "
-            "even. Take images of another size."
-        )
+def _convnets(shape: tuple[int, ...], dim: int, width: int) -> tuple[nn.Sequential, nn.Sequential]:
+    check_divisible(shape, 2, "type=autoencoder")
+    channels, rows, columns = shape
     down: list[nn.Module] = []
     up: list[nn.Module] = []
     inside = width
-    while not down or (height % 2 == side % 2 == 0 and min(height, side) > LEAST_SIDE):
-        height, side = height // 2, side // 2
+    while not down or (rows % 2 == columns % 2 == 0 and min(rows, columns) > MIN_SIDE):
+        rows, columns = rows // 2, columns // 2
         down += [nn.Conv2d(channels, inside, 4, stride=2, padding=1), nn.SiLU()]
-        up = [nn.SiLU(), nn.Conv2d(inside, 4 * channels, 3, padding=1), ChannelsToSpace(), *up]
+        up = [nn.SiLU(), nn.Conv2d(inside, 4 * channels, 3, padding=1), _PixelShuffle(), *up]
         channels, inside = inside, 2 * inside
-    code = channels, height, side
+    code = channels, rows, columns
     *up, last, shuffle = up
-    encoder = starting_at_zero(*down, nn.Flatten(), nn.Linear(math.prod(code), dim))
-    decoder = starting_at_zero(nn.Linear(dim, math.prod(code)), nn.Unflatten(1, code), *up, last)
+    encoder = zero_initialized(*down, nn.Flatten(), nn.Linear(math.prod(code), dim))
+    decoder = zero_initialized(nn.Linear(dim, math.prod(code)), nn.Unflatten(1, code), *up, last)
     return encoder, decoder.append(shuffle)
 
 
-class ChannelsToSpace(nn.Module):
-    """Four channels to 2x2 pixels."""
+class _PixelShuffle(nn.Module):
+    """:class:`torch.nn.PixelShuffle` that also accepts empty batches."""
 
     def forward(self, z: Tensor) -> Tensor:
-        """Map (batch, 4c, h, w) to (batch, c, 2h, 2w)."""
         return channels_to_space(z, 2)
-
-
-def spectrum(x: Tensor, inverse: bool = False) -> Tensor:
-    """Take images to their orthonormal cosine transform, along the colours too; leave vectors.
-
-    Few images say how large each coefficient is, and little of how pixels go together.
-    """
-    if x.ndim == 2:
-        return x
-    with full_precision(x):
-        for size in x.shape[1:]:  # each product moves the axis that it is along to the end
-            x = torch.tensordot(x, cosines(size, x), ([1], [0 if inverse else 1]))
-        return x

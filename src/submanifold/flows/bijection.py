@@ -1,4 +1,4 @@
-"""The interface that every flow has, and the composition of flows."""
+"""Base classes of flows, and their composition."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,14 +10,12 @@ from torch import Tensor, nn
 
 
 class Bijection(nn.Module):
-    r"""An invertible, differentiable map with a tractable Jacobian determinant.
+    r"""Invertible, differentiable map f with a tractable Jacobian determinant.
 
-    A density moves through it by the change of variables
+    .. math:: \log p_X(x) = \log p_Z(f(x)) + \log|\det J_f(x)|
 
-    .. math:: \log p_X(x) = \log p_Z(f(x)) + \log|\det J_f(x)|.
-
-    Subclasses define :meth:`forward` and :meth:`inverse`. The log-determinant is in nats, has shape
-    (batch,) and keeps the latent's precision, whatever the autocast.
+    Subclasses implement :meth:`forward` and :meth:`inverse`. The log-determinant is in nats and has
+    the dtype of x, also under autocast.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,20 +27,21 @@ class Bijection(nn.Module):
         raise NotImplementedError
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Call :meth:`forward`; written out for its type."""
+        """Call :meth:`forward`; overridden for its type annotation."""
         return super().__call__(x)
 
 
 class Flow(Bijection):
-    """A bijection from events of a fixed shape to flat latents, which can be rebuilt by name.
+    """Bijection from events of a fixed shape to flat latents, which is built by its name.
 
-    The first argument of its constructor says what it acts on: the shape of an image, or the count
-    of a vector's numbers. The others, with their types and defaults, are its settings.
+    The first argument of the constructor is the shape of an image, or the number of coordinates of
+    a vector. The other arguments, with their annotations and defaults, are the flow's settings
+    (:mod:`submanifold.flows.registry`).
 
     Attributes:
-        axes: How many axes an event may have: 3 for images, 1 for vectors.
-        event_shape: The shape of one event, such as (3, 32, 32) or (500,).
-        config: The arguments that rebuild it: ``type(flow)(**flow.config)``.
+        axes: Allowed numbers of axes of an event: 3 for images, 1 for vectors.
+        event_shape: Shape of an event, such as (3, 32, 32) or (500,).
+        config: Arguments of the constructor, as JSON: ``type(flow)(**flow.config)``.
     """
 
     axes: ClassVar[tuple[int, ...]]
@@ -51,24 +50,21 @@ class Flow(Bijection):
 
     @property
     def latent_dim(self) -> int:
-        """The count of its latents."""
+        """Number of latents."""
         return math.prod(self.event_shape)
 
 
 class Injection(Flow):
-    r"""An injective map g from d numbers to events, with a left inverse, in a bijection's place.
+    r"""Injective map g from d latents to events, and a left inverse e.
 
-    :meth:`inverse` is g, whose image is a manifold of dimension d, and :meth:`forward` the left
-    inverse e, :math:`e(g(u)) = u`, or what is trained to be one. There is a density on the manifold
-    alone, with respect to its own volume, and none on all of space:
+    :meth:`inverse` is g, whose image is a d-dimensional manifold; :meth:`forward` is e, with
+    :math:`e(g(u)) = u`, exactly or as far as training achieves it. The density is defined on the
+    manifold only, with respect to its volume:
 
     .. math:: \log p_M(g(u)) = \log p_U(u) - \tfrac12 \log\det J_g^T J_g
 
-    The second term, at u = e(x), is what :meth:`forward` returns as the log-determinant; it is not
-    a number where ``has_volume`` is False.
-
-    The first two arguments of its constructor are ``event_shape`` and ``dim``, the others, with
-    their types and defaults, its settings.
+    :meth:`forward` returns the second term, at u = e(x), as the log-determinant; it is NaN if
+    ``has_volume`` is False. The constructor's first two arguments are ``event_shape`` and ``dim``.
 
     Attributes:
         dim: d.
@@ -80,12 +76,20 @@ class Injection(Flow):
 
     @property
     def latent_dim(self) -> int:
-        """The manifold's dimension, d."""
+        """Dimension d of the manifold."""
         return self.dim
 
 
 class Compose(Bijection):
-    r"""The composition :math:`f_n \circ \dots \circ f_1`; log-determinants add up."""
+    r"""Composition :math:`f_n \circ \dots \circ f_1`; the log-determinants add up.
+
+    Example:
+        >>> from submanifold.flows import Affine, RealNVP
+        >>> flow = Compose([Affine(3), RealNVP(3)])
+        >>> z, log_det = flow(torch.randn(5, 3))
+        >>> z.shape, log_det.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
 
     def __init__(self, bijections: Iterable[Bijection]):
         super().__init__()
@@ -100,7 +104,7 @@ class Compose(Bijection):
         return x, log_det
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Undo the bijections in the opposite order."""
+        """Apply the inverses in reverse order."""
         for bijection in reversed(self.bijections):
             z = bijection.inverse(z)
         return z
@@ -108,10 +112,6 @@ class Compose(Bijection):
 
 @contextmanager
 def full_precision(x: Tensor) -> Iterator[None]:
-    """Keep what happens inside in x's own precision under an outer autocast.
-
-    An error in a latent or a log-determinant is an error of the density, where one in a coupling
-    net only makes a slightly different net.
-    """
+    """Disable autocast: rounding errors of latents and log-determinants change the density."""
     with torch.autocast(x.device.type, enabled=False):
         yield

@@ -11,74 +11,68 @@ from submanifold.common.errors import UserError
 from submanifold.flows import fast
 from submanifold.flows.bijection import Bijection
 
-LOG_SCALE_LIMIT = 2.0
+MAX_LOG_SCALE = 2.0  # larger scales amplify rounding errors in the inverse of a deep flow
 
 
-def bounded_log_scale(raw: Tensor) -> Tensor:
-    """Squash a net's output into +-2, so that a deep inverse does not blow up rounding errors."""
-    return LOG_SCALE_LIMIT * torch.tanh(raw / LOG_SCALE_LIMIT)
-
-
-def starting_at_zero(*layers: nn.Module) -> nn.Sequential:
-    """Chain layers to a net whose output is zero until it has learned."""
+def zero_initialized(*layers: nn.Module) -> nn.Sequential:
+    """Chain layers to a net whose last layer, and so its output, is initialized to zero."""
     nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
     nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
     return nn.Sequential(*layers)
 
 
 class Coupling(Bijection):
-    """What couplings share: a net that says how to scale and shift one part given the other.
+    """Base class of couplings: a net computes scale and shift of one part from the other part.
 
     Attributes:
-        recompute: Whether the gradient computes the net's hidden layers again, to save memory.
-        can_checkpoint: Whether it could.
+        activation_checkpointing: Whether the backward pass recomputes the net's activations, to
+            save memory.
+        supports_checkpointing: Whether it can.
     """
 
-    can_checkpoint = True
+    supports_checkpointing = True
 
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
-        self.recompute = False
+        self.activation_checkpointing = False
 
     def outputs(self, a: Tensor) -> Tensor:
-        """Run the net."""
+        """Apply the net."""
         return self.net(a)
 
     def scale_and_shift(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-scale and shift, in the precision of a, whatever that of the net."""
-        if self.recompute and torch.is_grad_enabled():
+        """Compute log-scale and shift in the dtype of a, also under autocast."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
             out = checkpoint(self.outputs, a, use_reentrant=False)
         else:
             out = self.outputs(a)
         raw, shift = out.to(a.dtype).chunk(2, dim=1)
-        return bounded_log_scale(raw), shift
+        return MAX_LOG_SCALE * torch.tanh(raw / MAX_LOG_SCALE), shift
 
 
-def set_activation_checkpointing(flow: nn.Module, recompute: bool) -> None:
-    """Set :attr:`Coupling.recompute` of every coupling in the flow.
+def set_activation_checkpointing(flow: nn.Module, enabled: bool) -> None:
+    """Set :attr:`Coupling.activation_checkpointing` of all couplings of a flow.
 
     Raises:
-        UserError: It is to be set, and one of them cannot.
+        UserError: A coupling does not support it.
     """
     for module in flow.modules():
         if isinstance(module, Coupling):
-            if recompute and not module.can_checkpoint:
+            if enabled and not module.supports_checkpointing:
                 raise UserError(
-                    "training.activation_checkpointing=true cannot be used with flows that are "
-                    "told the noise's "
-                    "scale. Leave it out, or choose glow or realnvp."
+                    "training.activation_checkpointing: expected false for noise-conditional flows,"
+                    " got true. Set it to false, or use flow.type=glow or realnvp."
                 )
-            module.recompute = recompute
+            module.activation_checkpointing = enabled
 
 
 class AffineCoupling(Coupling):
-    r"""One half of the channels scales and shifts the other.
+    r"""Affine coupling of channels: one half determines scale and shift of the other half.
 
     .. math:: z_a = x_a, \qquad z_b = x_b\, e^{s(x_a)} + t(x_a)
 
-    (Kingma & Dhariwal 2018, section 3.3.) The net's output starts at zero, so the coupling starts
-    as the identity. :mod:`submanifold.flows.fast` computes the same where it can.
+    (Kingma & Dhariwal 2018, section 3.3.) :mod:`submanifold.flows.fast` computes it where it can.
 
     Args:
         net: Maps (batch, channels / 2, h, w) to (batch, channels, h, w): raw log-scales, shifts.
@@ -86,33 +80,39 @@ class AffineCoupling(Coupling):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform the second half of the channels."""
-        if fast.applies(x, self.net):
-            return fast.couple(x, self.net, inverse=False, recompute=self.recompute)
+        if fast.supports(x, self.net):
+            return fast.affine_coupling(x, self.net, False, self.activation_checkpointing)
         a, b = x.chunk(2, dim=1)
         log_scale, shift = self.scale_and_shift(a)
         return torch.cat([a, b * log_scale.exp() + shift], 1), log_scale.flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Restore the second half of the channels."""
-        if fast.applies(z, self.net):
-            return fast.couple(z, self.net, inverse=True, recompute=self.recompute)[0]
+        if fast.supports(z, self.net):
+            return fast.affine_coupling(z, self.net, True, self.activation_checkpointing)[0]
         a, b = z.chunk(2, dim=1)
         log_scale, shift = self.scale_and_shift(a)
         return torch.cat([a, (b - shift) * (-log_scale).exp()], 1)
 
 
 class MaskedAffineCoupling(Coupling):
-    r"""The coordinates under the mask scale and shift the others.
+    r"""Affine coupling of vectors: masked coordinates determine scale and shift of the others.
 
     .. math:: z = m \odot x + (1 - m) \odot (x\, e^{s(m \odot x)} + t(m \odot x))
 
-    (Dinh et al. 2017, eq. 9.) The net has weights for all coordinates; those for what the mask
-    hides, and for outputs that it drops, do nothing and are not multiplied.
+    (Dinh et al. 2017, eq. 9.) The net has weights for all coordinates, but products with masked
+    inputs or unused outputs are not computed.
 
     Args:
         mask: For each coordinate whether it passes unchanged.
         net: Maps (batch, dim) to (batch, 2 dim), raw log-scales and shifts; its first and its last
             layer are linear.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> z, log_det = MaskedAffineCoupling([True, False], net)(torch.tensor([[3.0, 5.0]]))
+        >>> z[0, 0]
+        tensor(3., grad_fn=<SelectBackward0>)
     """
 
     given: Tensor
@@ -127,17 +127,17 @@ class MaskedAffineCoupling(Coupling):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform the unmasked coordinates of (batch, dim)."""
         log_scale, shift = self.scale_and_shift(x.index_select(1, self.given))
-        moved = x.index_select(1, self.free) * log_scale.exp() + shift
-        return x.index_copy(1, self.free, moved), log_scale.sum(1)
+        free = x.index_select(1, self.free) * log_scale.exp() + shift
+        return x.index_copy(1, self.free, free), log_scale.sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Restore the unmasked coordinates."""
         log_scale, shift = self.scale_and_shift(z.index_select(1, self.given))
-        moved = (z.index_select(1, self.free) - shift) * (-log_scale).exp()
-        return z.index_copy(1, self.free, moved)
+        free = (z.index_select(1, self.free) - shift) * (-log_scale).exp()
+        return z.index_copy(1, self.free, free)
 
     def outputs(self, a: Tensor) -> Tensor:
-        """Run the net on the given coordinates, for the free ones."""
+        """Apply the net to the given coordinates, for the free coordinates."""
         first, *middle, last = self.net.children()
         rows = torch.cat([self.free, self.free + len(self.given) + len(self.free)])
         h = F.linear(a, first.weight.index_select(1, self.given), first.bias)  # type: ignore

@@ -1,4 +1,4 @@
-"""Gaussianization flows (Meng et al. 2020) on vectors: rotations and one-dimensional maps."""
+"""Gaussianization flows (Meng et al. 2020) on vectors."""
 
 import torch
 import torch.nn.functional as F
@@ -6,144 +6,113 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
+from submanifold.flows.initialization import DataInitialized
+from submanifold.flows.orthogonal import Reflections
 
-ITERATIONS = 24
-LEAST_LOG = -700.0  # of a share, in double precision
-
-
-class Reflections(Bijection):
-    r"""A learned orthogonal matrix, the product of Householder reflections.
-
-    .. math:: z = H_n \cdots H_1 x, \qquad H_i = I - 2\, v_i v_i^T / |v_i|^2
-
-    (Meng et al. 2020), with log-determinant 0. It starts at random.
-
-    Args:
-        dim: Number of coordinates.
-        count: n; with as many as coordinates it can be any reflection or, one fewer, rotation.
-    """
-
-    def __init__(self, dim: int, count: int):
-        super().__init__()
-        self.vectors = nn.Parameter(torch.randn(count, dim))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn (batch, dim)."""
-        return self._reflect(x, self.vectors), x.new_zeros(len(x))
-
-    def inverse(self, z: Tensor) -> Tensor:
-        """Turn back."""
-        return self._reflect(z, self.vectors.flip(0))
-
-    def _reflect(self, x: Tensor, vectors: Tensor) -> Tensor:
-        with full_precision(x):
-            for v in F.normalize(vectors, dim=1):
-                x = x - 2 * (x @ v)[:, None] * v
-            return x
+NEWTON_STEPS = 24
+MIN_LOG_CDF = -700.0  # smaller probabilities underflow in double precision
 
 
-class MixtureOfLogistics(Bijection):
-    r"""Each coordinate on its own made normal, as if it had a mixture of logistic densities.
+class MixtureOfLogistics(DataInitialized, Bijection):
+    r"""Gaussianization of each coordinate by the distribution function of a logistic mixture.
 
     .. math:: z_i = \Phi^{-1}(F_i(x_i)), \qquad
               F_i(t) = \sum_k \pi_{ik}\, \sigma\!\left(\frac{t - \mu_{ik}}{s_{ik}}\right)
 
-    with the normal distribution function :math:`\Phi` (Meng et al. 2020). The
-    log-determinant is that of the densities, :math:`\sum_i \log F_i'(x_i) - \log\phi(z_i)`. The
-    inverse is found by Newton's method on the log-odds between the quantiles of the components, of
-    which one lies on either side, and differentiated as an implicit function, once.
+    :math:`\Phi` is the standard normal distribution function (Meng et al. 2020). The
+    log-determinant is :math:`\sum_i \log F_i'(x_i) - \log\phi(z_i)`. The inverse is computed by
+    safeguarded Newton steps on the log-odds, between the smallest and the largest of the
+    components' quantiles; its derivative, of first order, is that of the implicit function.
 
-    It starts near the identity; :func:`initialize` sets it from data, with a component around each
-    of as many quantiles.
+    It starts near the identity. Data-dependent initialization centres the components at quantiles.
 
     Args:
         dim: Number of coordinates.
-        components: Logistics in each mixture.
+        components: Number of components of each mixture.
+
+    Example:
+        >>> layer = MixtureOfLogistics(2, components=3)
+        >>> x = torch.randn(5, 2)
+        >>> torch.allclose(layer.inverse(layer(x)[0]), x, atol=1e-5)
+        True
     """
 
     def __init__(self, dim: int, components: int):
         super().__init__()
-        spread = torch.linspace(-1.0, 1.0, components) if components > 1 else torch.zeros(1)
-        self.means = nn.Parameter(spread.repeat(dim, 1))
+        means = torch.linspace(-1.0, 1.0, components) if components > 1 else torch.zeros(1)
+        self.means = nn.Parameter(means.repeat(dim, 1))
         self.log_scales = nn.Parameter(torch.full((dim, components), -0.75))
         self.logits = nn.Parameter(torch.zeros(dim, components))
-        self.pending = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Make (batch, dim) normal."""
-        if self.pending:
-            self.fit(x)
+        """Gaussianize (batch, dim)."""
         with full_precision(x):
-            below, above, log_density = self._shares(x.double())
-            half = torch.minimum(below, above).clamp_min(LEAST_LOG)
-            z = torch.special.ndtri(half.exp()) * torch.where(below < above, 1.0, -1.0)
+            log_cdf, log_sf, log_density = self._distribution(x.double())
+            smaller = torch.minimum(log_cdf, log_sf).clamp_min(MIN_LOG_CDF)
+            z = torch.special.ndtri(smaller.exp()) * torch.where(log_cdf < log_sf, 1.0, -1.0)
             log_det = log_density + 0.5 * (z.square() + torch.log(2 * z.new_tensor(torch.pi)))
             return z.to(x.dtype), log_det.sum(1).to(x.dtype)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Find the quantiles of normal (batch, dim)."""
+        """Map normal (batch, dim) to quantiles of the mixtures."""
         with full_precision(z):
             normal = z.double()
-            odds = torch.special.log_ndtr(normal) - torch.special.log_ndtr(-normal)
-            x, slope = self._quantiles(odds.detach())
-            below, above, _ = self._shares(x)
-            return (x + (odds - (below - above)) / slope).to(z.dtype)
+            log_odds = torch.special.log_ndtr(normal) - torch.special.log_ndtr(-normal)
+            x, slope = self._quantiles(log_odds.detach())
+            log_cdf, log_sf, _ = self._distribution(x)
+            return (x + (log_odds - (log_cdf - log_sf)) / slope).to(z.dtype)
 
-    @torch.no_grad()
-    def fit(self, x: Tensor) -> None:
-        """Set the mixtures from a batch: equal weights, means at quantiles, scales between them."""
+    def initialize_from(self, x: Tensor) -> None:
+        """Set equal weights, means at quantiles of x, and scales from the gaps between them."""
         count = self.means.shape[1]
-        shares = (torch.arange(count, device=x.device) + 0.5) / count
-        means = torch.quantile(x.double(), shares.double(), dim=0).T
-        spread = x.double().std(0, correction=0).clamp_min(1e-6)[:, None]
+        probabilities = (torch.arange(count, device=x.device) + 0.5) / count
+        means = torch.quantile(x.double(), probabilities.double(), dim=0).T
+        std = x.double().std(0, correction=0).clamp_min(1e-6)[:, None]
         gaps = means.diff(dim=1)
-        # the smaller gap of two, for a larger one may be a hole of the density
-        near = torch.minimum(F.pad(gaps, (1, 0), value=torch.inf),
-                             F.pad(gaps, (0, 1), value=torch.inf)).minimum(spread)  # fmt: skip
+        # the smaller of two gaps: the larger one may be a region of low density
+        gaps = torch.minimum(F.pad(gaps, (1, 0), value=torch.inf),
+                             F.pad(gaps, (0, 1), value=torch.inf)).minimum(std)  # fmt: skip
         self.means.copy_(means)
-        self.log_scales.copy_(torch.maximum(0.7 * near, 0.2 * spread / count).log())
+        self.log_scales.copy_(torch.maximum(0.7 * gaps, 0.2 * std / count).log())
         self.logits.zero_()
-        self.pending = False
 
-    def _shares(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logs of the shares of the mixtures below and above x, and of their densities at x."""
+    def _distribution(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logarithms of distribution function, survival function and density, each (batch, dim)."""
         weights = self.logits.double().log_softmax(1)
         log_scales = self.log_scales.double()
         y = (x[:, :, None] - self.means.double()) * (-log_scales).exp()
-        low, high = weights + F.logsigmoid(y), weights + F.logsigmoid(-y)
-        density = low + F.logsigmoid(-y) - log_scales
-        return low.logsumexp(2), high.logsumexp(2), density.logsumexp(2)
+        log_cdfs, log_sfs = weights + F.logsigmoid(y), weights + F.logsigmoid(-y)
+        log_densities = log_cdfs + F.logsigmoid(-y) - log_scales
+        return log_cdfs.logsumexp(2), log_sfs.logsumexp(2), log_densities.logsumexp(2)
 
     @torch.no_grad()
-    def _quantiles(self, odds: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the mixtures have these log-odds, and the slope of the log-odds there."""
-        of_each = self.means.double() + self.log_scales.double().exp() * odds[:, :, None]
-        low, high = of_each.amin(2), of_each.amax(2)
+    def _quantiles(self, log_odds: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantiles at the log-odds, and the derivative of the log-odds there."""
+        quantiles = self.means.double() + self.log_scales.double().exp() * log_odds[:, :, None]
+        low, high = quantiles.amin(2), quantiles.amax(2)
         x = 0.5 * (low + high)
         slope = torch.ones_like(x)
-        for _ in range(ITERATIONS):
-            below, above, log_density = self._shares(x)
-            missed = below - above - odds
-            low, high = torch.where(missed < 0, x, low), torch.where(missed > 0, x, high)
-            slope = (log_density - below - above).exp()
-            step = x - missed / slope
-            inside = (step >= low) & (step <= high)
-            x = torch.where(inside, step, 0.5 * (low + high))
+        for _ in range(NEWTON_STEPS):
+            log_cdf, log_sf, log_density = self._distribution(x)
+            residual = log_cdf - log_sf - log_odds
+            low, high = torch.where(residual < 0, x, low), torch.where(residual > 0, x, high)
+            slope = (log_density - log_cdf - log_sf).exp()
+            step = x - residual / slope
+            x = torch.where((step >= low) & (step <= high), step, 0.5 * (low + high))
         return x, slope
 
 
 class Gaussianization(Compose, Flow):
-    """Layers that turn the axes and make each coordinate normal, until all of x is.
+    """Layers of an orthogonal map and a Gaussianization of each coordinate.
 
-    Each layer brings a density nearer to the normal one (Chen & Gopinath 2000), so that layers set
-    from data one after the other are a density before any training; then all are trained together
-    (Meng et al. 2020).
+    Each layer brings the density nearer to N(0, I) (Chen & Gopinath 2000), so that data-dependent
+    initialization already fits a density; then all layers are trained (Meng et al. 2020).
 
     Args:
         dim: Number of coordinates.
         layers: Pairs of :class:`Reflections` and :class:`MixtureOfLogistics`.
-        components: Logistics in each mixture.
-        reflections: Of each orthogonal matrix; as many as coordinates when None.
+        components: Components of each mixture.
+        reflections: Reflections of each orthogonal map; None is ``dim``.
 
     Example:
         >>> flow = Gaussianization(3, layers=2)
@@ -161,10 +130,11 @@ class Gaussianization(Compose, Flow):
         components: PositiveInt = 8,
         reflections: PositiveInt | None = None,
     ):
-        made: list[Bijection] = []
+        bijections: list[Bijection] = []
         for _ in range(layers):
-            made += [Reflections(dim, reflections or dim), MixtureOfLogistics(dim, components)]
-        super().__init__(made)
+            bijections.append(Reflections(dim, reflections or dim))
+            bijections.append(MixtureOfLogistics(dim, components))
+        super().__init__(bijections)
         self.event_shape = (dim,)
         self.config = {"dim": dim, "layers": layers, "components": components,
                        "reflections": reflections}  # fmt: skip

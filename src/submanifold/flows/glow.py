@@ -1,4 +1,4 @@
-"""Glow (Kingma & Dhariwal 2018) as one bijection from images to flat, standard normal latents."""
+"""Glow (Kingma & Dhariwal 2018) on images."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,28 +10,27 @@ from torch import Tensor, nn
 from submanifold.common.errors import UserError
 from submanifold.flows import fast
 from submanifold.flows.bijection import Compose, Flow, full_precision
-from submanifold.flows.coupling import AffineCoupling, starting_at_zero
-from submanifold.flows.linear import Linear, inverse_mixing, mixing
-from submanifold.flows.reshape import Split, Squeeze
+from submanifold.flows.coupling import AffineCoupling, zero_initialized
+from submanifold.flows.linear import Linear, stack_inverses, stack_maps
+from submanifold.flows.reshape import Split, Squeeze, check_divisible
 
 
 class Glow(Flow):
-    """The multi-scale flow: on each level a squeeze, ``steps`` flow steps, and a split.
+    """Multi-scale flow: each level consists of a squeeze, flow steps and a split.
 
-    Latents come out coarsest first, so that the first d of them are the smoothest part of the image
-    (method.md 3.6).
+    The latents are ordered from the coarsest level to the finest, so that the first d of them
+    represent the smooth part of the image (method.md 3.6).
 
     Args:
         shape: (channels, height, width) of an image; height and width divisible by 2^levels.
         levels: Number of levels.
-        steps: Flow steps on each level, or a number for each of them, the finest first.
-        width: Channels of the hidden layers of a coupling net.
-        whiten: Whether the first step of each level starts by whitening the pixels of a squeeze,
-            and not by a random rotation of them as the paper's.
+        steps: Flow steps of each level, or a list with one number per level, the finest first.
+        width: Hidden channels of the coupling nets.
+        whiten: Whether data-dependent initialization makes the first linear map of each level
+            whiten its input; otherwise it starts as a random rotation, as in the paper.
 
     Raises:
-        UserError: The image cannot be squeezed that often, or steps are given for more or fewer
-            levels.
+        UserError: The image size is not divisible by 2^levels, or ``steps`` has another length.
 
     Example:
         >>> flow = Glow((3, 8, 8), levels=2, steps=1, width=4)
@@ -51,32 +50,28 @@ class Glow(Flow):
         whiten: bool = True,
     ):
         super().__init__()
-        self.event_shape = tuple(shape)
-        self.config = {"shape": list(shape), "levels": levels, "steps": steps, "width": width,
-                       "whiten": whiten}  # fmt: skip
-        channels, height, size = shape
-        if height % 2**levels or size % 2**levels:
-            raise UserError(
-                f"levels={levels} halves the image {levels} times, but {height}x{size} pixels are "
-                f"not divisible by {2**levels}. Take fewer levels, or images of another size."
-            )
+        check_divisible(shape, 2**levels, f"levels={levels}")
         counts = [steps] * levels if isinstance(steps, int) else steps
         if len(counts) != levels:
             raise UserError(
-                f"steps={steps} are for {len(counts)} levels, but levels={levels}. Give one number "
-                "for all, or one for each."
+                f"steps: expected one number or {levels}, one per level, got {steps}. "
+                f"Change steps, or set levels to {len(counts)}."
             )
+        self.event_shape = tuple(shape)
+        self.config = {"shape": list(shape), "levels": levels, "steps": steps, "width": width,
+                       "whiten": whiten}  # fmt: skip
+        channels, rows, columns = shape
         blocks: list[Compose] = []
         splits: list[Split] = []
         self.latent_shapes: list[tuple[int, int, int]] = []
         for level, count in enumerate(counts, 1):
-            channels, height, size = 4 * channels, height // 2, size // 2
+            channels, rows, columns = 4 * channels, rows // 2, columns // 2
             first = [whiten] + [False] * (count - 1)
-            blocks.append(Level(step(channels, width, each) for each in first))
+            blocks.append(Level(flow_step(channels, width, each) for each in first))
             if level < levels:
                 splits.append(Split(channels))
                 channels //= 2
-            self.latent_shapes.append((channels, height, size))
+            self.latent_shapes.append((channels, rows, columns))
         self.levels: Sequence[Compose] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.splits: Sequence[Split] = nn.ModuleList(splits)  # type: ignore[assignment]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -95,7 +90,7 @@ class Glow(Flow):
         return torch.cat([z.flatten(1) for z in (x, *reversed(latents))], 1), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Map latents (batch, c h w) back to images."""
+        """Map latents (batch, c h w) to images."""
         shapes = self.latent_shapes[::-1]
         x, *latents = (
             part.view(-1, *shape).contiguous(memory_format=torch.channels_last)
@@ -110,55 +105,57 @@ class Glow(Flow):
 
 
 class Level(Compose):
-    """A squeeze and the steps of a level, which are taken all together where that is faster."""
+    """A squeeze and the steps of a level, which :mod:`.fast` computes at once where it can."""
 
     def __init__(self, steps: Iterable[Compose]):
         super().__init__([Squeeze(), *steps])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Squeeze, and apply the steps."""
-        linears, couplings = self._parts()
-        if not _all_at_once(x, linears, couplings):
+        linears, couplings = self._layers()
+        if not _can_fuse(x, linears, couplings):
             return super().forward(x)
         x, _ = self.bijections[0](x)
         with full_precision(x):
-            matrices, shifts, log_dets = mixing(linears)
+            matrices, shifts, log_dets = stack_maps(linears)
         nets = [coupling.net for coupling in couplings]
-        z, log_det = fast.steps(x, nets, False, couplings[0].recompute, matrices, shifts)
+        checkpointing = couplings[0].activation_checkpointing
+        z, log_det = fast.flow_steps(x, nets, False, checkpointing, matrices, shifts)
         return z, log_det + log_dets.sum() * x.shape[2:].numel()
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Undo the steps, and the squeeze."""
-        linears, couplings = self._parts()
-        if not _all_at_once(z, linears, couplings):
+        """Undo the steps and the squeeze."""
+        linears, couplings = self._layers()
+        if not _can_fuse(z, linears, couplings):
             return super().inverse(z)
         with full_precision(z):
-            matrices, shifts = inverse_mixing(linears[::-1])
+            matrices, shifts = stack_inverses(linears[::-1])
         nets = [coupling.net for coupling in reversed(couplings)]
-        x, _ = fast.steps(z, nets, True, couplings[0].recompute, matrices, shifts)
+        checkpointing = couplings[0].activation_checkpointing
+        x, _ = fast.flow_steps(z, nets, True, checkpointing, matrices, shifts)
         return self.bijections[0].inverse(x)
 
-    def _parts(self) -> tuple[Sequence[Linear], Sequence[AffineCoupling]]:
+    def _layers(self) -> tuple[Sequence[Linear], Sequence[AffineCoupling]]:
         linears, couplings = zip(*(each.bijections for each in self.bijections[1:]), strict=True)
         return linears, couplings
 
 
-def _all_at_once(x: Tensor, linears: Sequence[Linear], couplings: Sequence[AffineCoupling]) -> bool:
-    """Whether nothing asks for the steps one by one: no fit to data, and no hook."""
+def _can_fuse(x: Tensor, linears: Sequence[Linear], couplings: Sequence[AffineCoupling]) -> bool:
+    """Whether no layer has to be called by itself, for its initialization or its hooks."""
     hooked = (each._forward_hooks or each._forward_pre_hooks for each in (*linears, *couplings))
-    if any(linear.norm.pending for linear in linears) or any(hooked):
+    if any(linear.uninitialized for linear in linears) or any(hooked):
         return False
-    return fast.applies_to_steps(x, [coupling.net for coupling in couplings])
+    return fast.supports_steps(x, [coupling.net for coupling in couplings])
 
 
-def step(channels: int, width: int, whiten: bool = False) -> Compose:
-    """Build one step of Glow: actnorm, invertible 1x1 convolution, affine coupling (figure 2a)."""
-    return Compose([Linear(channels, whiten), coupling(channels, width)])
+def flow_step(channels: int, width: int, whiten: bool = False) -> Compose:
+    """Build a step of Glow: actnorm, invertible 1x1 convolution, affine coupling (figure 2a)."""
+    return Compose([Linear(channels, whiten), affine_coupling(channels, width)])
 
 
-def coupling(channels: int, width: int) -> AffineCoupling:
-    """Build Glow's coupling, whose net has two hidden layers."""
-    net = starting_at_zero(
+def affine_coupling(channels: int, width: int) -> AffineCoupling:
+    """Build the affine coupling of Glow, whose net has two hidden layers."""
+    net = zero_initialized(
         nn.Conv2d(channels // 2, width, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(width, width, 1),

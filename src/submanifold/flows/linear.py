@@ -1,4 +1,4 @@
-"""Invertible linear maps: the 1x1 convolution of Glow, and a full matrix on vectors."""
+"""Invertible linear maps: activation normalization, 1x1 convolutions and full matrices."""
 
 from collections.abc import Sequence
 
@@ -6,103 +6,124 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from submanifold.flows.actnorm import ActNorm
 from submanifold.flows.bijection import Bijection, Flow, full_precision
+from submanifold.flows.initialization import DataInitialized
+from submanifold.flows.orthogonal import random_orthonormal
+
+MIN_STD = 1e-6
 
 
-class Linear(Bijection):
-    r"""Normalised channels times a learned matrix, :math:`z_i = W\,\mathrm{diag}(e^s)(x_i - b)`.
+class ActNorm(DataInitialized, Bijection):
+    r"""Activation normalization: a scale and a shift per channel, :math:`z = (x - b)\, e^{s}`.
 
-    At every position i alike: on images these are Glow's actnorm and its invertible 1x1 convolution
-    (Kingma & Dhariwal 2018, sections 3.1 and 3.2), with
-    :math:`\log|\det J| = hw\,(\log|\det W| + \sum s)`; on vectors an ordinary square matrix. It
-    starts as a random rotation, or, where it whitens, is set from data (:func:`initialize`) so that
-    z has uncorrelated channels of variance 1, the principal components of x, largest first.
+    It starts as the identity (Kingma & Dhariwal 2018, section 3.1). Data-dependent initialization
+    sets mean 0 and variance 1 for each channel of z.
+
+    Args:
+        channels: Number of channels, the second axis of x: (batch, channels, ...).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalize (batch, channels, ...)."""
+        z = (x - _per_channel(self.shift, x)) * _per_channel(self.log_scale.exp(), x)
+        elements_per_scale = x.shape[1:].numel() // len(self.log_scale)
+        return z, (self.log_scale.sum() * elements_per_scale).expand(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Undo the normalization."""
+        return z * _per_channel((-self.log_scale).exp(), z) + _per_channel(self.shift, z)
+
+    def initialize_from(self, x: Tensor) -> None:
+        """Set shift and scale from the mean and the standard deviation of each channel."""
+        axes = [0, *range(2, x.ndim)]
+        self.shift.copy_(x.mean(axes))
+        self.log_scale.copy_(-x.std(axes, correction=0).clamp_min(MIN_STD).log())
+
+
+class Similarity(ActNorm):
+    r""":class:`ActNorm` with one scale for all channels: it preserves ratios of distances.
+
+    Data-dependent initialization sets mean 0 for each channel, and variance 1 over all channels.
+
+    Args:
+        channels: Number of channels, the second axis of x: (batch, channels, ...).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+
+    def initialize_from(self, x: Tensor) -> None:
+        """Set the shift from the mean of each channel, and the scale from the overall variance."""
+        self.shift.copy_(x.mean([0, *range(2, x.ndim)]))
+        rms = (x - _per_channel(self.shift, x)).square().mean().sqrt()
+        self.log_scale.copy_(-rms.clamp_min(MIN_STD).log())
+
+
+class Linear(DataInitialized, Bijection):
+    r"""Normalized channels times a learned matrix, :math:`z_i = W\,\mathrm{diag}(e^s)(x_i - b)`.
+
+    The same map acts at every position i. On images it is Glow's actnorm and invertible 1x1
+    convolution (Kingma & Dhariwal 2018, sections 3.1 and 3.2), with :math:`\log|\det J| =
+    hw\,(\log|\det W| + \sum s)`; on vectors it is a square matrix. W starts as a random rotation.
 
     Args:
         channels: Number of channels, the second axis of x.
-        whiten: Whether it whitens.
+        whiten: Whether data-dependent initialization sets W such that the channels of z are the
+            principal components of x, largest first, scaled to variance 1.
+
+    Example:
+        >>> layer = Linear(3)
+        >>> x = torch.randn(5, 3)
+        >>> z, log_det = layer(x)
+        >>> torch.allclose(layer.inverse(z), x, atol=1e-5)
+        True
     """
 
     def __init__(self, channels: int, whiten: bool = False):
         super().__init__()
         self.norm = ActNorm(channels)
-        # qr's orthogonal factor, without loading sympy on the meta device, as qr and randn would
-        normal = torch.normal(0.0, 1.0, (channels, channels))
-        self.weight = nn.Parameter(torch.linalg.householder_product(*torch.geqrf(normal)))
+        self.weight = nn.Parameter(random_orthonormal(channels, channels))
         self.whiten = whiten
 
     @property
     def matrix(self) -> Tensor:
-        """W."""
+        """W, (channels, channels)."""
         return self.weight
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise and mix the channels of (batch, channels) or (batch, channels, h, w)."""
-        if self.norm.pending:
-            self.fit(x)
+        """Normalize and mix the channels of (batch, channels) or (batch, channels, h, w)."""
         with full_precision(x):
-            (matrix,), (shift,), (log_det,) = mixing([self])
-            z = _across_channels(matrix, shift, x)
+            (matrix,), (shift,), (log_det,) = stack_maps([self])
+            z = _at_each_position(matrix, shift, x)
             return z, (log_det * x.shape[2:].numel()).expand(len(x))
 
-    @torch.no_grad()
-    def fit(self, x: Tensor) -> None:
-        """Set the normalisation, and the matrix where it whitens, from a batch."""
-        self.norm.fit(x)
+    def inverse(self, z: Tensor) -> Tensor:
+        """Undo the mixing and the normalization."""
+        with full_precision(z):
+            (matrix,), (shift,) = stack_inverses([self])
+            return _at_each_position(matrix, shift, z)
+
+    def initialize_from(self, x: Tensor) -> None:
+        """Initialize the normalization, and the matrix if it whitens."""
         normalized = self.norm(x)[0].movedim(1, -1).flatten(0, -2).double()
-        if self.whiten and len(normalized) > 2 * len(self.weight):  # few leave empty directions
+        # fewer samples determine the directions of small variance badly
+        if self.whiten and len(normalized) > 2 * len(self.weight):
             variances, axes = torch.linalg.eigh(normalized.T @ normalized / len(normalized))
             whitening = variances.clamp_min(1 / len(normalized)).rsqrt()[:, None] * axes.T
             self.weight.copy_(whitening.flip(0))
 
-    def inverse(self, z: Tensor) -> Tensor:
-        """Undo the mixing and the normalisation."""
-        with full_precision(z):
-            (matrix,), (shift,) = inverse_mixing([self])
-            return _across_channels(matrix, shift, z)
-
-
-def mixing(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
-    """Write layers of equally many channels as z = matrix x + shift, all of them together.
-
-    Returns:
-        Matrices (layers, channels, channels), shifts (layers, channels), and the log-determinants
-        (layers,) of one position.
-    """
-    weight, log_scale, shift = _stacked(layers)
-    # the scale goes into the matrix, and the shift behind it
-    matrix = weight * log_scale.exp()[:, None]
-    log_det = torch.linalg.slogdet(weight).logabsdet + log_scale.sum(1)
-    return matrix, -(matrix @ shift[:, :, None])[:, :, 0], log_det
-
-
-def inverse_mixing(layers: Sequence[Linear]) -> tuple[Tensor, Tensor]:
-    """Matrices and shifts, as in :func:`mixing`, of the layers' inverses."""
-    weight, log_scale, shift = _stacked(layers)
-    # inv_ex, because inv would wait for the device to check for singularity
-    inverse = torch.linalg.inv_ex(weight).inverse
-    return (-log_scale).exp()[:, :, None] * inverse, shift
-
-
-def _stacked(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.stack([layer.matrix for layer in layers]),
-        torch.stack([layer.norm.log_scale for layer in layers]),
-        torch.stack([layer.norm.shift for layer in layers]),
-    )
-
-
-def _across_channels(matrix: Tensor, shift: Tensor, x: Tensor) -> Tensor:
-    """Multiply at every position; images come out channels last, as the products find them."""
-    return F.linear(x.movedim(1, -1), matrix, shift).movedim(-1, 1)
-
 
 class Affine(Linear, Flow):
-    r"""Any affine bijection of vectors, as a flow.
+    """Affine bijection of vectors.
 
-    With a normal latent it is the Gaussian with full covariance; in a stage of dimension d,
-    probabilistic principal components. Small cases with a known answer use it.
+    With a standard normal latent it is a Gaussian with full covariance, and in a stage of dimension
+    d probabilistic principal component analysis.
 
     Args:
         dim: Number of coordinates.
@@ -113,3 +134,40 @@ class Affine(Linear, Flow):
     def __init__(self, dim: int):
         super().__init__(dim)
         self.event_shape, self.config = (dim,), {"dim": dim}
+
+
+def stack_maps(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
+    """Write n layers with equally many channels as z = matrix x + shift.
+
+    Returns:
+        Matrices (n, channels, channels), shifts (n, channels), and the log-determinants (n,) at one
+        position.
+    """
+    weight, log_scale, shift = _stack_parameters(layers)
+    matrix = weight * log_scale.exp()[:, None]
+    log_det = torch.linalg.slogdet(weight).logabsdet + log_scale.sum(1)
+    return matrix, -(matrix @ shift[:, :, None])[:, :, 0], log_det
+
+
+def stack_inverses(layers: Sequence[Linear]) -> tuple[Tensor, Tensor]:
+    """Compute the matrices and shifts, as in :func:`stack_maps`, of the layers' inverses."""
+    weight, log_scale, shift = _stack_parameters(layers)
+    # inv synchronizes with the device to check for singularity
+    inverse = torch.linalg.inv_ex(weight).inverse
+    return (-log_scale).exp()[:, :, None] * inverse, shift
+
+
+def _stack_parameters(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.stack([layer.matrix for layer in layers]),
+        torch.stack([layer.norm.log_scale for layer in layers]),
+        torch.stack([layer.norm.shift for layer in layers]),
+    )
+
+
+def _at_each_position(matrix: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+    return F.linear(x.movedim(1, -1), matrix, shift).movedim(-1, 1)
+
+
+def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
+    return parameter.view(1, -1, *(1 for _ in x.shape[2:]))

@@ -4,26 +4,26 @@ from pydantic import PositiveInt
 from torch import nn
 
 from submanifold.flows.bijection import Bijection, Compose, Flow
-from submanifold.flows.coupling import MaskedAffineCoupling, starting_at_zero
+from submanifold.flows.coupling import MaskedAffineCoupling, zero_initialized
 from submanifold.flows.linear import Linear
 
 
 class RealNVP(Compose, Flow):
-    """Masked affine couplings on vectors, whose masks take turns over even and odd coordinates.
+    """Masked affine couplings of vectors, which transform even and odd coordinates in turn.
 
-    It starts as the identity, or with ``mixing``, which is for few coordinates on any scale, as a
-    rotation. With dim 1 it is a learned scale and shift.
+    It starts as the identity, or as a rotation with ``mixing``.
 
     Args:
-        dim: Number of coordinates.
-        couplings: Number of couplings, each with its own mask (six in the paper).
-        hidden: Width of a coupling net's two hidden layers; 2 dim when None, as in the paper.
-        mixing: Whether a :class:`Linear` stands before each coupling.
+        dim: Number of coordinates. With dim 1 the flow is a learned scale and shift.
+        couplings: Number of couplings (six in the paper).
+        hidden: Width of the two hidden layers of a coupling net; None is 2 dim, as in the paper.
+        mixing: Whether a :class:`Linear` map precedes each coupling: for few coordinates of
+            different scales.
 
     Example:
         >>> flow = RealNVP(8)
         >>> z, log_det = flow(torch.randn(3, 8))
-        >>> z.shape, log_det  # a fresh one is the identity
+        >>> z.shape, log_det  # the identity before training
         (torch.Size([3, 8]), tensor([0., 0., 0.], grad_fn=<AddBackward0>))
     """
 
@@ -40,7 +40,7 @@ class RealNVP(Compose, Flow):
         layers: list[Bijection] = []
         for index in range(couplings):
             layers += [Linear(dim)] if mixing else []
-            net = starting_at_zero(
+            net = zero_initialized(
                 nn.Linear(dim, width),
                 nn.ReLU(),
                 nn.Linear(width, width),

@@ -1,9 +1,12 @@
-"""Layers that move numbers about: space to channels, and half of the channels out of the flow."""
+"""Reshaping layers of multi-scale flows: squeezes and splits."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Bijection
 
 
@@ -11,18 +14,18 @@ class Squeeze(Bijection):
     """Trade 2x2 pixels for four channels: (batch, c, h, w) to (batch, 4c, h/2, w/2)."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Space to channels; it only permutes, so the log-determinant is zero."""
+        """Move pixels to channels; the log-determinant of a permutation is 0."""
         return space_to_channels(x, 2), x.new_zeros(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Channels back to space."""
+        """Move channels to pixels."""
         return channels_to_space(z, 2)
 
 
 def space_to_channels(x: Tensor, side: int) -> Tensor:
     """Trade patches of pixels for channels: (batch, c, h, w) to (batch, c side^2, h/side, w/side).
 
-    As :func:`torch.nn.functional.pixel_unshuffle`, which returns 0 images in their old shape.
+    :func:`torch.nn.functional.pixel_unshuffle`, also for empty batches, whose shape it keeps.
     """
     if len(x):
         return F.pixel_unshuffle(x, side)
@@ -31,23 +34,33 @@ def space_to_channels(x: Tensor, side: int) -> Tensor:
 
 
 def channels_to_space(z: Tensor, side: int) -> Tensor:
-    """Undo :func:`space_to_channels`."""
-    if len(z):  # the gradient of pixel_shuffle is pixel_unshuffle
+    """Invert :func:`space_to_channels`."""
+    if len(z):
         return F.pixel_shuffle(z, side)
     _, channels, height, width = z.shape
     return z.reshape(0, channels // side**2, height * side, width * side)
 
 
+def check_divisible(shape: Sequence[int], factor: int, setting: str) -> None:
+    """Raise a :class:`UserError` unless ``factor`` divides the height and the width of an image."""
+    _, height, width = shape
+    if height % factor or width % factor:
+        raise UserError(
+            f"{setting}: expected image sides divisible by {factor}, got {height}x{width} pixels. "
+            "Use another setting or another image size."
+        )
+
+
 class Split(nn.Module):
-    r"""Send half of the channels out as latents, standardised by what the other half predicts.
+    r"""Split off half of the channels as latents, standardized given the other half.
 
     .. math:: v = (x_b - \mu(x_a))\, e^{-s(x_a)}
 
-    With Glow's prior of the split latents folded into the bijection they are standard normal, and
-    v = 0 decodes their conditional mean (method.md 3.6).
+    This makes the prior of Glow's split latents a part of the bijection: v is standard normal, and
+    v = 0 decodes to the conditional mean (method.md 3.6).
 
     Args:
-        channels: Channels of the input; half of them stay.
+        channels: Channels of the input, of which half are kept.
     """
 
     def __init__(self, channels: int):
@@ -63,7 +76,7 @@ class Split(nn.Module):
         return kept, (latent - mean) * (-log_std).exp(), -log_std.flatten(1).sum(1)
 
     def inverse(self, kept: Tensor, latent: Tensor) -> Tensor:
-        """Join the two halves again."""
+        """Join the halves."""
         mean, log_std = self._prior(kept)
         return torch.cat([kept, latent * log_std.exp() + mean], 1)
 

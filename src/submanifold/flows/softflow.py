@@ -1,4 +1,4 @@
-"""SoftFlow (Kim et al. 2020): flows that are told how much noise there is in what they see."""
+"""SoftFlow (Kim et al. 2020): flows conditioned on the scale of the noise in their input."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ from submanifold.flows.realnvp import RealNVP
 
 
 class NoiseConditional(nn.Module):
-    r"""A linear layer whose outputs also depend on the noise's scale, :math:`W a + b + w\, s`.
+    r"""Linear or convolutional layer with the noise scale as an input, :math:`W a + b + w\, s`.
 
-    It starts as the layer itself, w = 0.
+    It starts as the unconditional layer, w = 0.
 
     Args:
-        layer: The layer: linear, or a convolution.
+        layer: The unconditional layer.
 
     Attributes:
-        scale: s for each event, (batch,), as a share of the largest; None is none.
+        scale: s of each event, (batch,), between 0 and 1; None is 0.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d):
@@ -36,46 +36,44 @@ class NoiseConditional(nn.Module):
         out = self.layer(a)
         if self.scale is None:
             return out
-        each = self.scale[:, None] * self.weight
-        return out + each.view(*each.shape, *(1 for _ in out.shape[2:]))
-
-
-def _condition_on_noise(flow: nn.Module) -> None:
-    """Have the second layer of every coupling net in the flow be told."""
-    for coupling in [each for each in flow.modules() if isinstance(each, Coupling)]:
-        coupling.net[2] = NoiseConditional(coupling.net[2])  # type: ignore[index, operator]
-        coupling.can_checkpoint = False  # by then it would no longer be told
+        bias = self.scale[:, None] * self.weight
+        return out + bias.view(*bias.shape, *(1 for _ in out.shape[2:]))
 
 
 def is_noise_conditional(flow: nn.Module) -> bool:
-    """Whether a flow has to be told how much noise there is."""
+    """Whether a flow depends on the noise scale."""
     return any(isinstance(each, NoiseConditional) for each in flow.modules())
 
 
 @contextmanager
 def noise_conditioning(flow: nn.Module, scale: Tensor | None) -> Iterator[None]:
-    """Tell a flow the noise's scale of each event, (batch,): 0 to 1, of the largest it is told."""
-    told = [each for each in flow.modules() if isinstance(each, NoiseConditional)]
-    for each in told:
-        each.scale = scale
+    """Condition a flow on a noise scale.
+
+    Args:
+        flow: The flow.
+        scale: Noise scale s of each event, (batch,), as a fraction of the largest; None is 0.
+    """
+    layers = [each for each in flow.modules() if isinstance(each, NoiseConditional)]
+    for layer in layers:
+        layer.scale = scale
     try:
         yield
     finally:
-        for each in told:
-            each.scale = None
+        for layer in layers:
+            layer.scale = None
 
 
 class SoftRealNVP(RealNVP):
-    r"""A RealNVP of noisy vectors, whose couplings are told the noise's scale.
+    r"""Noise-conditional :class:`RealNVP`.
 
-    Data on a manifold have no density in space, but :math:`x + s\,\sigma\,\epsilon` has one for
-    every s > 0. The flow is trained on all of them, s ~ U(0, 1) (Kim et al. 2020, "SoftFlow:
-    Probabilistic Framework for Normalizing Flow on Manifolds", section 3), and samples with s = 0,
-    which is what it is told outside of :func:`noise_conditioning`. It has a density, :math:`p(x
-    \mid s)`, and
-    no manifold of its own.
+    Data on a manifold have no density, but :math:`x + s\,\sigma\,\epsilon` has one for every s > 0.
+    The flow is trained with s ~ U(0, 1) (Kim et al. 2020, "SoftFlow: Probabilistic Framework for
+    Normalizing Flow on Manifolds", section 3) and samples with s = 0, its value outside of
+    :func:`noise_conditioning`.
 
-    Its arguments are those of :class:`RealNVP`.
+    Args:
+        *args: Arguments of :class:`RealNVP`.
+        **settings: Arguments of :class:`RealNVP`.
 
     Example:
         >>> flow = SoftRealNVP(4)
@@ -90,9 +88,15 @@ class SoftRealNVP(RealNVP):
 
 
 class SoftGlow(Glow):
-    """A Glow of noisy images, as :class:`SoftRealNVP`; its arguments are those of :class:`Glow`."""
+    """Noise-conditional :class:`Glow`, with its arguments; see :class:`SoftRealNVP`."""
 
     @wraps(Glow.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
         _condition_on_noise(self)
+
+
+def _condition_on_noise(flow: nn.Module) -> None:
+    for coupling in [each for each in flow.modules() if isinstance(each, Coupling)]:
+        coupling.net[2] = NoiseConditional(coupling.net[2])  # type: ignore[index, operator]
+        coupling.supports_checkpointing = False  # the scale is reset before the backward pass

@@ -14,7 +14,7 @@ from torch import Tensor
 from submanifold.common import distributed
 from submanifold.common.settings import Settings
 from submanifold.flows import is_noise_conditional, noise_conditioning
-from submanifold.flows.rotation import tail_sums
+from submanifold.flows.orthogonal import tail_sums
 from submanifold.losses.volume_terms import ManifoldLikelihood, NonOrthogonality, OffDiagonal
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import ChartEncoding, Mixture

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from submanifold.common.errors import UserError
+from submanifold.flows import DataInitialized
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model
 
@@ -33,7 +34,7 @@ class ChartEncoding(NamedTuple):
         return self.joint.softmax(0)
 
 
-class Mixture(Model):
+class Mixture(DataInitialized, Model):
     r"""K hierarchies :math:`p_k`, each a chart of the manifold, with a common density.
 
     .. math:: p(x) = \sum_k \pi_k\, p_k(x), \qquad r_k(x) = \pi_k\, p_k(x) / p(x)
@@ -81,13 +82,10 @@ class Mixture(Model):
         )
         self.charts: Sequence[Hierarchy] = nn.ModuleList(charts)  # type: ignore[assignment]
         self.logits = nn.Parameter(torch.zeros(len(charts)))
-        self.pending = False
 
     def encode_on_charts(self, x: Tensor) -> ChartEncoding:
         """Encode x (batch, ...) by every chart."""
         self._check_events(x)
-        if self.pending:
-            self._initialize(x)
         encoded = [chart(x) for chart in self.charts]
         u, v, log_prob = (torch.stack(each) for each in zip(*encoded, strict=True))
         return ChartEncoding(u, v, self.logits.log_softmax(0)[:, None] + log_prob)
@@ -138,10 +136,8 @@ class Mixture(Model):
         with torch.no_grad():
             return self.decode(code.to(self.logits.device))
 
-    @torch.no_grad()
-    def _initialize(self, x: Tensor) -> None:
+    def initialize_from(self, x: Tensor) -> None:
         """Initialize each chart from a cluster of x, and pi from the sizes of the clusters."""
-        self.pending = False
         points = x.flatten(1).double().cpu().numpy()
         _, labels = scipy.cluster.vq.kmeans2(points, len(self.charts), minit="++", seed=0)
         members = [torch.from_numpy(labels == k).to(x.device) for k in range(len(self.charts))]

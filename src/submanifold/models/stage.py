@@ -11,9 +11,16 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from submanifold.common.errors import UserError
-from submanifold.flows import FLOWS, Bijection, Compose, Flow, Injection, Rotation
-from submanifold.flows.build import rebuild_flow
-from submanifold.flows.rotation import LARGEST_MATRIX
+from submanifold.flows import (
+    FLOWS,
+    Bijection,
+    Compose,
+    Flow,
+    Injection,
+    Rotation,
+    rebuild_flow,
+)
+from submanifold.flows.orthogonal import LARGEST_MATRIX
 
 
 class Stage(nn.Module):

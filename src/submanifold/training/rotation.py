@@ -18,7 +18,7 @@ from submanifold.common.progress import ProgressBar
 from submanifold.common.settings import Settings
 from submanifold.data.batches import Batches
 from submanifold.flows import Rotation
-from submanifold.flows.rotation import tail_sums
+from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import Linearization
 from submanifold.models import Hierarchy
 from submanifold.models.io import load_tensors, save_tensors
@@ -132,7 +132,7 @@ def fit_rotation(
 
     blocks = [slice(0, stage.dim), slice(stage.dim, dim)]
     blocks = [slice(0, dim)] if stage.off_manifold_scale == 1 else blocks
-    axes = (_AllAxes if rotation.whole else _LeadingAxes)(rotation, blocks, rounds)
+    axes = (_AllAxes if rotation.is_dense else _LeadingAxes)(rotation, blocks, rounds)
     path = folder / "rotation.safetensors" if folder else None
     start, seen, left_out, seconds = 0, 0, 0, 0.0
     if path is not None and (kept := _restore(path)) is not None:

@@ -1,5 +1,5 @@
-"""Couplings computed another way than by plain modules, and faster (docs/performance.md)."""
+"""Glow's affine couplings on CPUs, faster than by torch's modules (docs/performance.md)."""
 
-from submanifold.flows.fast.coupling import applies, applies_to_steps, couple, steps
+from submanifold.flows.fast.coupling import affine_coupling, flow_steps, supports, supports_steps
 
-__all__ = ["applies", "applies_to_steps", "couple", "steps"]
+__all__ = ["affine_coupling", "flow_steps", "supports", "supports_steps"]

@@ -1,7 +1,6 @@
-"""What stands between the matrix products of a coupling net: kernels.cpp, compiled and called.
+"""Compilation and calls of kernels.cpp.
 
-Images are float32 (B, H, W, C), contiguous; P = B H W pixels. A machine without a compiler has no
-kernels (:func:`library` is None) and uses plain modules.
+Images are contiguous float32 tensors (B, H, W, C); P = B H W is the number of pixels.
 """
 
 import ctypes
@@ -14,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,16 +23,17 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILE = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-std=c++17", "-fPIC"]
-# not linked with OpenMP: its threads are to be those that torch has, not as many again
+# not linked with an OpenMP library: the kernels share the threads of the one that torch has loaded
 LINK = ["-shared", "-Wl,--no-as-needed", *(f"-L{path}" for path in cpp_extension.library_paths())]
+LANES = 16  # as in kernels.cpp
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Compile the kernels, once for each kind of processor, and load them; None where that fails.
+    """Compile the kernels, once for each type of processor, and load them.
 
-    Torch's own loader is not used, because a run that is killed while it compiles leaves a lock on
-    which every later run waits.
+    Returns None if the compilation fails. The loader of :mod:`torch.utils.cpp_extension` is not
+    used: a process that is killed while it compiles leaves a lock that blocks all later ones.
     """
     compiler = os.environ.get("CXX", "c++")
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
@@ -52,25 +52,25 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
-        log.info("Couplings run as plain modules: their kernels could not be compiled (%s)", reason)
+        log.info("Couplings run as torch modules: the kernels could not be compiled (%s)", reason)
         return None
 
 
 def has_steps(dtype: torch.dtype) -> bool:
-    """Whether :func:`step` can multiply numbers of this type, and is the faster way.
+    """Whether :func:`step` exists for a dtype and is the fastest implementation.
 
-    That is on AVX2 and AVX-512, and in bfloat16 where there are products of it, but no AMX tiles:
-    those are for torch's own products.
+    It needs AVX2 or AVX-512, and AVX512_BF16 for bfloat16, where torch is faster with AMX tiles.
     """
     if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         return False
     return hasattr(library(), f"step_{_suffix(dtype)}")
 
 
-class Kept(NamedTuple):
-    """What the gradient of a step needs: its input, what stands between its parts, log-scales.
+class Saved(NamedTuple):
+    """Tensors that the gradient of a step needs.
 
-    The hidden layers are (2, P, width filled up to a multiple of 16), or None to be recomputed.
+    ``between`` is the input of the coupling, or the output of the inverse coupling. ``hidden`` are
+    the hidden layers (2, P, width rounded up to a multiple of 16), or None to recompute them.
     """
 
     x: Tensor
@@ -80,106 +80,103 @@ class Kept(NamedTuple):
 
 
 def step(
-    x: Tensor,
-    net: Sequence[Tensor],
-    mixing: Sequence[Tensor],
-    dtype: torch.dtype,
-    inverse: bool,
-    keep: bool,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Kept | None]:
-    """Mix the channels of x, and couple them; or undo a coupling, and mix.
+    x: Tensor, weights: Sequence[Tensor], dtype: torch.dtype, inverse: bool, save: bool,
+    checkpointing: bool,
+) -> tuple[Tensor, Tensor, Saved | None]:  # fmt: skip
+    """Apply a linear map to the channels and then a coupling, or the inverse coupling first.
 
-    The net is the six parameters of the coupling's, the mixing a matrix (C, C) and a shift (C,), or
-    nothing. Returns the image that x becomes, the log-determinant (B,) of the coupling, and what is
-    kept for the gradient if it is to be.
+    Args:
+        x: Images.
+        weights: The six parameters of the coupling's net, and of the linear map, if there is one,
+            the matrix (C, C) and the shift (C,).
+        dtype: Data type of the products of the net.
+        inverse: Whether to invert the coupling.
+        save: Whether to return what the gradient needs.
+        checkpointing: Whether the gradient recomputes the hidden layers.
+
+    Returns:
+        Images, the log-determinant (B,) of the coupling, and what the gradient needs.
     """
     b, h, w, c = x.shape
-    z, log_det, kept = torch.empty_like(x), x.new_empty(b), None
-    if keep:
-        between = torch.empty_like(x) if mixing else z if inverse else x
-        filled = -(-len(net[0]) // 16) * 16
-        hidden = None if recompute else x.new_empty((2, b * h * w, filled), dtype=dtype)
-        kept = Kept(x, between, x.new_empty((b, h, w, c // 2)), hidden)
-    _, to_between, to_log_scale, to_hidden = kept or (None,) * 4
-    weights = _Addresses([_in_order(each) for each in (*net, *mixing)])
-    tensors = x, to_between, z, to_log_scale, log_det, to_hidden
-    _call_step("step", dtype, x, net, weights, *tensors, None, None, None, int(inverse))
-    return z, log_det, kept
+    z, log_det, saved = torch.empty_like(x), x.new_empty(b), None
+    if save:
+        between = torch.empty_like(x) if len(weights) > 6 else z if inverse else x
+        width = -(-len(weights[0]) // LANES) * LANES
+        hidden = None if checkpointing else x.new_empty((2, b * h * w, width), dtype=dtype)
+        saved = Saved(x, between, x.new_empty((b, h, w, c // 2)), hidden)
+    _, to_between, to_log_scale, to_hidden = saved or (None,) * 4
+    outputs = to_between, z, to_log_scale, log_det, to_hidden
+    _call_step("step", dtype, x, _in_order(weights), x, *outputs, None, None, None, inverse)
+    return z, log_det, saved
 
 
 def dual_step(
-    x: Tensor,
-    dx: Tensor,
-    net: Sequence[Tensor],
-    mixing: Sequence[Tensor],
-    dtype: torch.dtype,
-    inverse: bool,
+    x: Tensor, dx: Tensor, weights: Sequence[Tensor], dtype: torch.dtype, inverse: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`step`, and the tangents of its results along dx: z, dz, log_det, dlog_det."""
+    """Compute :func:`step` and its tangents along dx: z, dz, log_det, dlog_det."""
     z, dz = torch.empty_like(x), torch.empty_like(x)
     log_det, dlog_det = x.new_empty(len(x)), x.new_empty(len(x))
-    weights = _Addresses([_in_order(each) for each in (*net, *mixing)])
-    tensors = x, None, z, None, log_det, None, dx, dz, dlog_det
-    _call_step("step", dtype, x, net, weights, *tensors, int(inverse))
+    outputs = None, z, None, log_det, None, dx, dz, dlog_det
+    _call_step("step", dtype, x, _in_order(weights), x, *outputs, inverse)
     return z, dz, log_det, dlog_det
 
 
 def step_backward(
-    dz: Tensor,
-    dlog_det: Tensor,
-    kept: Kept,
-    net: Sequence[Tensor],
-    mixing: Sequence[Tensor],
-    dtype: torch.dtype,
-    inverse: bool,
-    by_x_alone: bool = False,
-) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of :func:`step` by x, and by the net and what mixes unless by x alone."""
-    weights = [_in_order(each) for each in (*net, *mixing)]
-    gradients = [] if by_x_alone else [torch.empty_like(each) for each in weights]
+    dz: Tensor, dlog_det: Tensor, saved: Saved, weights: Sequence[Tensor], dtype: torch.dtype,
+    inverse: bool, only_x: bool,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Compute the gradients of :func:`step`: of x, and of the weights unless ``only_x``."""
+    weights = _in_order(weights)
+    gradients = [] if only_x else [torch.empty_like(each) for each in weights]
     dx = torch.empty_like(dz)
-    tensors = dz, dlog_det, *kept, dx, _Addresses(gradients) if gradients else None
-    _call_step("step_backward", dtype, dz, net, _Addresses(weights), *tensors, int(inverse))
+    pointers = None if only_x else _pointers(gradients)
+    tensors = dz, dlog_det, *saved, dx, pointers
+    _call_step("step_backward", dtype, dz, weights, *tensors, inverse)
     return dx, gradients
 
 
 def unfold(x: Tensor, channels: int, dtype: torch.dtype, mirror: bool = False) -> Tensor:
-    """Gather the 3x3 neighbours of each pixel, row by row or mirrored: (P, 9 channels)."""
+    """Gather the 3x3 neighbours of each pixel, row by row or in reverse: (P, 9 channels)."""
     b, h, w, stride = x.shape
     out = x.new_empty((b * h * w, 9 * channels), dtype=dtype)
-    _call("unfold", dtype, x, out, b, h, w, channels, stride, int(mirror))
+    _call("unfold", dtype, x, out, b, h, w, channels, stride, mirror)
     return out
 
 
 def couple(v: Tensor, bias: Tensor, y: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale and shift the second half of y's channels, or undo it.
+    """Scale and shift the second half of the channels of y, or invert this.
 
-    The net's last product v (P, 9 C) is summed over neighbours, and its bias (C,) added. Returns
-    the image that y becomes, the log-scales (B, H, W, C / 2), and the log-determinant (B,).
+    Args:
+        v: Last product of the net, (P, 9 C), which is summed over neighbours.
+        bias: Bias of the last layer, (C,).
+        y: Images.
+        inverse: Whether to invert the coupling.
+
+    Returns:
+        Images, log-scales (B, H, W, C / 2), and the log-determinant (B,).
     """
     b, h, w, c = y.shape
     z, log_scale, log_det = torch.empty_like(y), y.new_empty((b, h, w, c // 2)), y.new_empty(b)
-    _call("couple", v.dtype, v, bias, y, z, log_scale, log_det, b, h, w, c, int(inverse))
+    _call("couple", v.dtype, v, bias, y, z, log_scale, log_det, b, h, w, c, inverse)
     return z, log_scale, log_det
 
 
 def couple_backward(
-    dz: Tensor, dlog_det: Tensor, kept: Tensor, log_scale: Tensor, inverse: bool
+    dz: Tensor, dlog_det: Tensor, saved: Tensor, log_scale: Tensor, inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`couple`: by y, as if the net did not see it, and by the net's output.
+    """Compute the gradients of :func:`couple`: of y, without the net, and of the net's output.
 
-    The tensor that is kept is y, or the image it became when inverse.
+    ``saved`` is y, or the output if inverse.
     """
     b, h, w, c = dz.shape
     dy, dnet = torch.empty_like(dz), torch.empty_like(dz)
-    tensors = dz, dlog_det, kept, log_scale, dy, dnet
-    _call("couple_backward", torch.float32, *tensors, b, h, w, c, int(inverse))
+    tensors = dz, dlog_det, saved, log_scale, dy, dnet
+    _call("couple_backward", torch.float32, *tensors, b, h, w, c, inverse)
     return dy, dnet
 
 
 def fold_onto(du: Tensor, dy: Tensor) -> None:
-    """Add to dy, in its first half of channels, the gradient of :func:`unfold`, du (P, 9 C / 2)."""
+    """Add the gradient of :func:`unfold`, du (P, 9 C / 2), to the first half of dy's channels."""
     b, h, w, c = dy.shape
     _call("fold_onto", du.dtype, du, dy, b, h, w, c // 2)
 
@@ -192,37 +189,38 @@ def relu_backward(dh: Tensor, h: Tensor) -> Tensor:
     return sums.sum(0)
 
 
-class _Addresses:
-    """Tensors in the order of the kernels' struct, null where it goes on."""
+def _in_order(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Detach the weights, convolutions in channels-last order."""
+    formats = {4: torch.channels_last}
+    return [
+        each.detach().contiguous(memory_format=formats.get(each.ndim, torch.contiguous_format))
+        for each in weights
+    ]
 
-    def __init__(self, tensors: Sequence[Tensor]):
-        self.tensors = tensors  # lives as long as the struct
-        self.struct = (ctypes.c_void_p * 8)(*(each.data_ptr() for each in tensors))
+
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
+    """Create the struct ``Net`` of kernels.cpp; a missing linear map is null."""
+    return (ctypes.c_void_p * 8)(*(each.data_ptr() for each in tensors))
 
 
-def _in_order(weight: Tensor) -> Tensor:
-    """A parameter, in the order of memory that the kernels read."""
-    last = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-    return weight.detach().contiguous(memory_format=last)
+Argument = Tensor | ctypes.Array | int | None
 
 
 def _call_step(
-    name: str, dtype: torch.dtype, x: Tensor, net: Sequence[Tensor], *arguments: Any
+    name: str, dtype: torch.dtype, x: Tensor, weights: Sequence[Tensor], *arguments: Argument
 ) -> None:
-    sizes = (ctypes.c_long * 6)(*x.shape, len(net[0]), torch.get_num_threads())
-    if not _call(name, dtype, sizes, *arguments):
+    sizes = (ctypes.c_long * 6)(*x.shape, len(weights[0]), torch.get_num_threads())
+    if not _call(name, dtype, sizes, _pointers(weights), *arguments):
         raise MemoryError(f"Not enough memory for a coupling of images of shape {(*x.shape,)}.")
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
-    return getattr(library(), f"{name}_{_suffix(dtype)}")(*map(_in_c, arguments))
+def _call(name: str, dtype: torch.dtype, *arguments: Argument) -> int:
+    return getattr(library(), f"{name}_{_suffix(dtype)}")(*map(_as_c, arguments))
 
 
-def _in_c(argument: Tensor | _Addresses | ctypes.Array | int | None) -> object:
+def _as_c(argument: Argument) -> object:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, _Addresses):
-        return argument.struct
     return ctypes.c_long(argument) if isinstance(argument, int) else argument
 
 
@@ -231,7 +229,7 @@ def _suffix(dtype: torch.dtype) -> str:
 
 
 def _processor() -> list[str]:
-    """What -march=native depends on."""
+    """Describe what -march=native depends on."""
     if not (cpuinfo := Path("/proc/cpuinfo")).exists():
         return [platform.processor()]
     lines = cpuinfo.read_text().partition("\n\n")[0].splitlines()
