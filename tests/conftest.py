@@ -56,7 +56,7 @@ class Run:
 
     def path(self, name):
         dataset = self.catalog[name]
-        return Path(str(getattr(dataset, "_filepath", None) or dataset._path))
+        return Path(dataset._filepath)
 
 
 class Project:

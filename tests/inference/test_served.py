@@ -14,7 +14,7 @@ from submanifold.flows import Glow
 from submanifold.inference.scoring import score_pictures
 from submanifold.inference.served import Served, log_model
 from submanifold.models import Hierarchy, Stage
-from submanifold.runs.store import create_store
+from submanifold.runs.store import prepare_store
 
 
 def images(count, seed):
@@ -37,7 +37,7 @@ def loaded(model, tmp_path_factory):
     """The model as MLflow loads it from a registry."""
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder}/mlflow.db"
-    create_store(uri)
+    prepare_store(uri)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     mlflow.create_experiment("models", artifact_location=str(folder / "artifacts"))

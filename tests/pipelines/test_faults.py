@@ -1,4 +1,4 @@
-"""Disks that may only be read or turn bits, and MLflow out of reach, around whole runs."""
+"""Runs on read-only disks, with corrupted files, and without MLflow."""
 
 import logging
 import sqlite3
@@ -23,30 +23,30 @@ def finished(project):
     return project.run()
 
 
-def test_a_finished_experiment_that_may_only_be_read_is_found(project, finished, read_only, caplog):
+def test_finished_read_only_experiment_is_found(project, finished, read_only, caplog):
     runs = len(project.mlflow_runs())
     read_only(project.path / "data")
     with caplog.at_level(logging.INFO), pytest.raises(Exit) as caught:
         project.run()
     assert caught.value.exit_code == 0
-    assert "All of it is there, and may only be read: nothing is made anew" in caplog.text
+    assert "All outputs exist and are read-only" in caplog.text
     assert f"The report is {finished.path('report')}" in caplog.text
     assert len(project.mlflow_runs()) == runs
 
 
-def test_what_is_missing_cannot_be_made_where_data_may_only_be_read(project, finished, read_only):
+def test_new_outputs_in_a_read_only_folder_are_an_error(project, finished, read_only):
     read_only(project.path / "data")
-    with pytest.raises(ClickException, match=r"cannot be written: .*06_models may only be read"):
+    with pytest.raises(ClickException, match=r"cannot be written: .*06_models is read-only"):
         project.run(seed=3)
 
 
-def test_another_experiment_on_data_that_may_only_be_read(project, finished, read_only):
+def test_read_only_data_can_be_trained_on(project, finished, read_only):
     read_only(project.path / "data" / "03_primary")
     again = project.run(seed=4, until="hierarchy")
     assert again.steps == {"phase_1": STEPS, "phase_2": STEPS}
 
 
-def test_a_turned_bit_in_the_test_images_does_not_change_the_metrics(project, finished):
+def test_corrupted_test_images_are_prepared_again(project, finished):
     path, before = finished.path("x_test"), finished.load("metrics")
     content = bytearray(path.read_bytes())
     content[-1000] ^= 128
@@ -60,9 +60,9 @@ def test_a_turned_bit_in_the_test_images_does_not_change_the_metrics(project, fi
 # ---- MLflow out of reach
 
 
-def test_a_locked_database_stops_a_run_before_it_starts(project, finished, monkeypatch):
+def test_locked_database_ends_a_run_before_it_starts(project, finished, monkeypatch):
     before = list((project.path / "data").rglob("*"))
-    monkeypatch.setattr(store, "WAIT", 0.1)
+    monkeypatch.setattr(store, "SQLITE_TIMEOUT", 0.1)
     with sqlite3.connect(project.path / "mlflow.db", isolation_level=None) as connection:
         connection.execute("BEGIN IMMEDIATE")
         with pytest.raises(ClickException, match=r"^mlflow\.uri=.*\(database is locked\)"):
@@ -70,13 +70,13 @@ def test_a_locked_database_stops_a_run_before_it_starts(project, finished, monke
     assert list((project.path / "data").rglob("*")) == before
 
 
-def test_a_server_that_is_not_there_stops_a_run_before_it_starts(new_project, monkeypatch):
+def test_missing_server_ends_a_run_before_it_starts(new_project, monkeypatch):
     project = new_project()
     uri = "http://127.0.0.1:9"
     (project.path / "conf" / "test" / "mlflow.yml").write_text(
         f"server: {{mlflow_tracking_uri: {uri}}}"
     )
-    monkeypatch.setattr("submanifold.runs.hooks.START_RETRIES", 0)
+    monkeypatch.setattr("submanifold.runs.hooks.faults.START_RETRIES", 0)
     before = mlflow.get_tracking_uri()
     try:
         with pytest.raises(ClickException, match=rf"^mlflow\.uri={uri} cannot be used \(.*refused"):
@@ -87,7 +87,7 @@ def test_a_server_that_is_not_there_stops_a_run_before_it_starts(new_project, mo
 
 
 class Outage:
-    """MLflow's store, which can be made to fail at whatever is asked of it."""
+    """Makes all methods of MLflow's store fail while ``down``."""
 
     def __init__(self, monkeypatch):
         self.down = False
@@ -106,14 +106,12 @@ class Outage:
 
 @pytest.fixture
 def outage(monkeypatch):
-    monkeypatch.setattr(tracking, "RETRY", 0.1)
-    tracking._warn_of_loss.cache_clear()
+    monkeypatch.setattr(tracking, "RETRY_INTERVAL", 0.1)
+    tracking._warn.cache_clear()
     return Outage(monkeypatch)
 
 
-def test_a_training_goes_on_without_mlflow_and_all_arrives_when_it_is_back(
-    project, finished, outage, caplog, monkeypatch
-):
+def test_curves_are_complete_after_an_outage(project, finished, outage, caplog, monkeypatch):
     def fail(step, settings, schedule=trainer.schedule):
         outage.down = step > 3
         return schedule(step, settings)
@@ -133,13 +131,11 @@ def test_a_training_goes_on_without_mlflow_and_all_arrives_when_it_is_back(
             assert [(each.step, each.value) for each in logged] == [
                 (row["step"], row["loss"]) for row in history[kind]
             ]
-    assert caplog.text.count("The run goes on") <= 1
+    assert caplog.text.count("The run continues") <= 1
     assert "have not reached" not in caplog.text
 
 
-def test_a_run_that_never_reaches_mlflow_again_ends_with_all_its_files(
-    project, finished, outage, caplog, monkeypatch
-):
+def test_run_without_mlflow_writes_all_its_files(project, finished, outage, caplog, monkeypatch):
     def fail(step, settings, schedule=trainer.schedule):
         outage.down = True
         return schedule(step, settings)
@@ -150,11 +146,11 @@ def test_a_run_that_never_reaches_mlflow_again_ends_with_all_its_files(
     outage.down = False
     assert mlflow.active_run() is None
     assert project.catalog(seed=6).exists("report")
-    assert caplog.text.count("cannot be used now (database is locked). The run goes on") == 1
+    assert caplog.text.count("cannot be used now (database is locked). The run continues") == 1
     assert "values of the training curves have not reached MLflow" in caplog.text
 
 
-def test_a_mistake_during_an_outage_is_still_told(project, finished, outage, monkeypatch):
+def test_mistake_during_an_outage_is_reported(project, finished, outage, monkeypatch):
     def fail(*args, **kwargs):
         outage.down = True
         raise UserError("a mistake")

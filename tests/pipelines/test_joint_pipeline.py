@@ -54,7 +54,7 @@ def test_a_joint_method_of_two_stages_trains_them_together(project):
 def test_joint_and_hierarchical_models_of_the_same_settings_are_kept_apart(project):
     dims = {"stage_1": {"dim": 24}, "stage_2": {"dim": 12}}
     paths = [
-        project.catalog(method=method, **dims)["hierarchy"]._path.parent.name[-10:]
+        project.catalog(method=method, **dims)["hierarchy"]._filepath.parent.name[-10:]
         for method in ("H-MM", "EE-M")
     ]
     assert paths[0] != paths[1]

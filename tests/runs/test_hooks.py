@@ -9,17 +9,12 @@ import mlflow
 import pytest
 from click import ClickException
 
-from submanifold.config import flatten
 from submanifold.pipeline_registry import register_pipelines
-from submanifold.runs.hooks import _check_catalog, _close_orphans, _exit_on_signal, _numbers
+from submanifold.runs.hooks.pipelines import _check_catalog
+from submanifold.runs.hooks.tracking import _close_orphans, _exit_on_signal, _numbers
 
 
-def test_nested_settings_are_logged_under_dotted_names():
-    nested = {"a": 1, "b": {"c": "x", "d": {"e": None}}, "f": [1, 2]}
-    assert flatten(nested) == {"a": 1, "b.c": "x", "b.d.e": None, "f": [1, 2]}
-
-
-def test_the_numbers_among_the_metrics_are_logged_and_nothing_else():
+def test_only_numbers_of_the_metrics_are_logged():
     metrics = {
         "bits_per_dim": {"value": 4.5, "low": 4.4, "high": 4.6, "n": 10},
         "fid": {"value": None, "why": "not measured: no GPU"},
@@ -35,7 +30,7 @@ def test_the_numbers_among_the_metrics_are_logged_and_nothing_else():
     }
 
 
-def test_a_catalog_without_an_entry_is_refused_in_one_line():
+def test_missing_catalog_entries_are_reported_in_one_line():
     pipeline = register_pipelines([(1,)])["hierarchical"]
     entries = pipeline.datasets()
     _check_catalog(pipeline, entries)
@@ -54,7 +49,7 @@ def tracking(tmp_path, monkeypatch):
     mlflow.set_tracking_uri(before)
 
 
-def test_only_the_runs_of_dead_processes_of_this_machine_are_marked_killed(tracking):
+def test_only_runs_of_dead_processes_of_this_machine_are_marked_killed(tracking):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     here, elsewhere, dead, alive = socket.gethostname(), "elsewhere", child.pid, os.getpid()
@@ -82,7 +77,7 @@ def test_only_the_runs_of_dead_processes_of_this_machine_are_marked_killed(track
     }
 
 
-def test_a_run_may_be_in_a_thread_where_signals_cannot_be_handled(project):
+def test_run_in_a_thread_does_not_set_signal_handlers(project):
     errors = []
 
     def run():
@@ -98,7 +93,7 @@ def test_a_run_may_be_in_a_thread_where_signals_cannot_be_handled(project):
     assert project.mlflow_runs()[-1].info.status == "FINISHED"
 
 
-def test_sigterm_is_handled_while_a_run_goes_on(project):
+def test_sigterm_ends_a_run_with_an_exit_code(project):
     before = signal.getsignal(signal.SIGTERM)
     with project.session() as session:
         session.run(pipeline_names=["data"])

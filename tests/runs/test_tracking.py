@@ -1,4 +1,4 @@
-"""Values by step on their way to MLflow, which may be out of reach."""
+"""Curves sent to MLflow while its server works, fails or hangs."""
 
 import errno
 import logging
@@ -10,14 +10,14 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
 from submanifold.runs import tracking
-from submanifold.runs.store import is_out_of_reach
+from submanifold.runs.store import is_store_failure
 from submanifold.runs.tracking import Curves
 
 UNREACHABLE = "There is no server"
 
 
 class Client:
-    """MLflow's client, whose server may be down or slow."""
+    """A fake MLflow client whose server may be down or slow."""
 
     def __init__(self):
         self.down, self.slow = False, threading.Event()
@@ -36,9 +36,10 @@ class Client:
 def client(monkeypatch):
     client = Client()
     monkeypatch.setattr(tracking.mlflow, "MlflowClient", lambda: client)
-    monkeypatch.setattr(tracking, "RETRY", 0.02)
-    monkeypatch.setattr(tracking, "PATIENCE", 5.0)
-    tracking._warn_of_loss.cache_clear()
+    monkeypatch.setattr(tracking, "SEND_INTERVAL", 0.01)
+    monkeypatch.setattr(tracking, "RETRY_INTERVAL", 0.02)
+    monkeypatch.setattr(tracking, "CLOSE_TIMEOUT", 5.0)
+    tracking._warn.cache_clear()
     return client
 
 
@@ -58,7 +59,7 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
-def test_all_values_arrive_in_order(client, caplog):
+def test_values_arrive_in_order(client, caplog):
     curves = Curves("a")
     fill(curves, range(2500))
     curves.close()
@@ -67,12 +68,7 @@ def test_all_values_arrive_in_order(client, caplog):
     assert caplog.text == ""
 
 
-def test_without_values_there_is_nothing_to_wait_for(client):
-    Curves("a").close()
-    assert client.attempts == 0
-
-
-def test_what_is_not_taken_arrives_when_mlflow_is_back(client, caplog):
+def test_values_arrive_when_the_server_is_back(client, caplog):
     curves = Curves("a")
     fill(curves, range(5))
     wait_for(lambda: len(client.taken) == 5)
@@ -83,12 +79,12 @@ def test_what_is_not_taken_arrives_when_mlflow_is_back(client, caplog):
     wait_for(lambda: client.taken == rows(10))
     curves.close()
     assert client.taken == rows(10)
-    assert caplog.text.count("cannot be used now (There is no server). The run goes on") == 1
+    assert caplog.text.count("cannot be used now (There is no server). The run continues") == 1
     assert "have not reached" not in caplog.text
 
 
-def test_nobody_waits_for_a_server_that_does_not_answer(client, caplog, monkeypatch):
-    monkeypatch.setattr(tracking, "PATIENCE", 0.1)
+def test_training_does_not_wait_for_a_hanging_server(client, caplog, monkeypatch):
+    monkeypatch.setattr(tracking, "CLOSE_TIMEOUT", 0.1)
     client.slow.clear()
     curves, started = Curves("a"), time.monotonic()
     fill(curves, range(100))
@@ -99,7 +95,7 @@ def test_nobody_waits_for_a_server_that_does_not_answer(client, caplog, monkeypa
     client.slow.set()
 
 
-def test_what_is_never_taken_is_counted_at_the_end(client, caplog):
+def test_unsent_values_are_counted_at_the_end(client, caplog):
     client.down = True
     curves = Curves("a")
     with caplog.at_level(logging.WARNING):
@@ -120,5 +116,5 @@ def test_what_is_never_taken_is_counted_at_the_end(client, caplog):
         (ValueError("a mistake"), False),
     ],
 )
-def test_only_mlflows_own_failures_are_passed_over(error, expected):
-    assert is_out_of_reach(error) is expected
+def test_failures_of_the_store_are_distinguished_from_mistakes(error, expected):
+    assert is_store_failure(error) is expected

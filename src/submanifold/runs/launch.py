@@ -110,7 +110,7 @@ def call(
         }  # fmt: skip
         write_json(place / "job.json", job)
         if launch.machines > 1:
-            board(launch, project_of(folder)).post(place)
+            job_board(launch, project_of(folder)).post(place)
         with _rows_passed_on(place / "rows.jsonl", on_log) as ended:
             try:
                 _launch(place, job, machine=0)
@@ -242,7 +242,7 @@ class Board:
 
 
 @functools.cache
-def board(launch: LaunchSettings, project: Path) -> Board:
+def job_board(launch: LaunchSettings, project: Path) -> Board:
     """The board of this process's run."""
     return Board(launch, project)
 

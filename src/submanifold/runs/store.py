@@ -1,163 +1,109 @@
-"""MLflow's database, which nobody sees before it is whole."""
+"""MLflow's tracking store: creation, checks, and messages if it cannot be used."""
 
-import logging
-import os
 import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.store.db import utils
-from mlflow.store.db.db_types import DATABASE_ENGINES
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
-from sqlalchemy import NullPool, create_engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import NullPool, create_engine, inspect
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import DISK_FULL, READ_ONLY, atomic_write, locked
 
-log = logging.getLogger(__name__)
-
 SQLITE = "sqlite:///"
-WAIT = 20.0  # seconds that another program may hold a database locked, as for MLflow
+SQLITE_TIMEOUT = 20.0  # seconds to wait for a locked database
 
 
-def create_store(uri: str) -> None:
-    """Make the SQLite database that a tracking URI names, unless there is one; try another's.
+def prepare_store(uri: str) -> None:
+    """Create a missing SQLite database, and connect once to an existing database of any kind.
 
-    MLflow makes it in place, by dozens of migrations; killed in the middle, or done by two at
-    once, they leave a database that no later run can open. One of those that holds no run is set
-    aside here. Servers are left to MLflow.
+    MLflow creates a database by many migrations in place, which leave it unusable if they are
+    interrupted or run twice at once; here the file appears when it is complete. MLflow also retries
+    failed connections for minutes. Tracking servers are left to MLflow.
 
     Raises:
-        UserError: If MLflow does not know the URI's scheme; if the file is no database, or cannot
-            be opened or made; if another database takes no connection, or its driver is not
-            installed.
+        UserError: The database cannot be opened or created.
     """
+    path = _sqlite_file(uri)
     try:
-        _tracking_store_registry.get_store_builder(uri)
-    except UnsupportedModelRegistryStoreURIException as error:
-        raise UserError(
-            f"uri={without_password(uri)} cannot be used: expected a path, or a URI that begins "
-            f"with {', '.join(filter(None, error.supported_uri_schemes))}. Change "
-            "MLFLOW_TRACKING_URI, or server.mlflow_tracking_uri in conf/base/mlflow.yml"
-        ) from error
-    path = _file(uri)
-    if path is None and re.split(r"[+:]", uri)[0] in {*DATABASE_ENGINES} - {"sqlite"}:
-        _try_connection(uri)
-    if path is None or _is_usable(path):
-        return
-    with locked(path.parent, path.name):
-        if _is_usable(path):  # another run has made it meanwhile
+        if path is not None and not path.exists():
+            with locked(path.parent, path.name):
+                if not path.exists():
+                    with atomic_write(path, keep=True) as partial:
+                        partial.touch()
+                        check_writable(f"{SQLITE}{partial}")
+                        mlflow.MlflowClient(tracking_uri=f"{SQLITE}{partial}").search_experiments()
+        try:
+            engine = create_engine(uri, poolclass=NullPool)
+        except (ArgumentError, NoSuchModuleError):  # not a database
             return
-        if path.exists():
-            aside = path.replace(path.with_name(f"{path.name}.half"))
-            log.warning("%s was made only by half and holds no run: it is now %s", path, aside)
-        with atomic_write(path, keep=True) as partial:
-            partial.touch()  # MLflow tries for minutes where it cannot
-            _try_room(partial, uri)
-            try:
-                _make(partial)
-            except (MlflowException, SQLAlchemyError) as error:
-                raise UserError(out_of_reach(uri, error)) from error
+        with engine.connect() as connection:
+            inspect(connection).get_table_names()
+    except (MlflowException, SQLAlchemyError, ImportError) as error:
+        raise UserError(unusable_message(uri, error)) from error
 
 
-def check_room(uri: str) -> None:
-    """See whether a SQLite database takes a megabyte, and take it back.
+def check_writable(uri: str) -> None:
+    """Check that a SQLite database is not locked and has space for a megabyte.
 
     Raises:
-        UserError: If it does not: it is locked, or its disk is full or may only be read.
+        UserError: The database is locked or read-only, or its disk is full.
     """
-    path = _file(uri)
-    if path is not None:
-        _try_room(path, uri)
-
-
-def _try_connection(uri: str) -> None:
-    """Connect once, where MLflow would try for two minutes."""
+    path = _sqlite_file(uri)
+    if path is None:
+        return
     try:
-        create_engine(uri, poolclass=NullPool).connect().close()
-    except (SQLAlchemyError, ImportError) as error:
-        raise UserError(out_of_reach(uri, error)) from error
-
-
-def _try_room(path: Path, uri: str) -> None:
-    try:
-        with closing(sqlite3.connect(path, WAIT, isolation_level=None)) as database:
-            database.execute("PRAGMA cache_size = 10")  # or all of it would stay in memory
+        with closing(sqlite3.connect(path, SQLITE_TIMEOUT, isolation_level=None)) as database:
+            database.execute("PRAGMA cache_size = 10")  # write to disk rather than to memory
             database.execute("BEGIN IMMEDIATE")
-            database.execute("CREATE TABLE room (bytes BLOB)")
-            database.execute("INSERT INTO room VALUES (zeroblob(1048576))")
+            database.execute("CREATE TABLE test (bytes BLOB)")
+            database.execute("INSERT INTO test VALUES (zeroblob(1048576))")
             database.execute("ROLLBACK")
     except sqlite3.Error as error:
-        raise UserError(out_of_reach(uri, error)) from error
+        raise UserError(unusable_message(uri, error)) from error
 
 
-def _file(uri: str) -> Path | None:
-    """The file of a SQLite database, or None."""
+def _sqlite_file(uri: str) -> Path | None:
     path = Path(uri.removeprefix(SQLITE))
     return path if uri.startswith(SQLITE) and path.name not in ("", ":memory:") else None
 
 
-def is_out_of_reach(error: BaseException) -> bool:
-    """Whether MLflow's server, database or folder has failed, and not what was asked of it."""
+def is_store_failure(error: BaseException) -> bool:
+    """Return whether MLflow's server, database or folder failed, rather than the caller."""
+    if isinstance(error, UnsupportedModelRegistryStoreURIException):
+        return True
     if isinstance(error, MlflowException):
         return error.error_code != "INVALID_PARAMETER_VALUE"
-    is_of_disk = isinstance(error, OSError) and error.errno in (*DISK_FULL, *READ_ONLY)
-    return is_of_disk or isinstance(error, SQLAlchemyError)
+    is_disk_error = isinstance(error, OSError) and error.errno in (*DISK_FULL, *READ_ONLY)
+    return is_disk_error or isinstance(error, SQLAlchemyError)
 
 
-def out_of_reach(uri: str, error: BaseException) -> str:
-    """Say that MLflow's database or server cannot be used, and what to do about it."""
-    return (
-        f"uri={without_password(uri)} cannot be used ({root_of(error)}). Its server may not be "
-        "running, another program may hold its database locked, or its disk is full or may only be "
-        "read: mend that, or name another in MLFLOW_TRACKING_URI, or as server.mlflow_tracking_uri "
-        "in conf/base/mlflow.yml"
+def unusable_message(uri: str, error: BaseException) -> str:
+    """Return the message for a tracking URI that cannot be used."""
+    return without_password(
+        f"uri={uri} cannot be used ({root_cause(error)}). Its server may not be running, another "
+        "program may lock its database, or its disk may be full or read-only. Fix this, or set "
+        "another URI in MLFLOW_TRACKING_URI or as server.mlflow_tracking_uri in "
+        "conf/base/mlflow.yml"
     )
 
 
-def without_password(uri: str) -> str:
-    """Leave out the password of a tracking URI, as messages and logs show it."""
-    return re.sub(r"(?<=://)([^/@]*?):[^/@]*@", r"\1:***@", uri)
+def without_password(text: str) -> str:
+    """Replace passwords in URIs.
+
+    Example:
+        >>> without_password("http://me:secret@host:5000")
+        'http://me:***@host:5000'
+    """
+    return re.sub(r"(?<=://)([^/@\s]*?):[^/@\s]*@", r"\1:***@", text)
 
 
-def root_of(error: BaseException) -> str:
-    """What was first wrong, in one line: MLflow's errors hold those of others."""
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
+def root_cause(error: BaseException) -> str:
+    """Return the first line of the error that caused a chain of errors."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
     return str(error).partition("\n")[0]
-
-
-def _make(path: Path) -> None:
-    uri = f"{SQLITE}{path}"
-    SqlAlchemyStore(uri, str(path.parent / "mlartifacts"))
-    SqlAlchemyStore._engine_map.pop(uri).dispose()
-
-
-def _is_usable(path: Path) -> bool:
-    """Whether it holds runs, or all its migrations are done."""
-    if not path.exists():
-        return False
-    # what a killed process has half written is only taken back by one that may write
-    mode = "rw" if os.access(path, os.W_OK) else "ro"
-    try:
-        uri = f"{path.absolute().as_uri()}?mode={mode}"
-        with closing(sqlite3.connect(uri, WAIT, uri=True)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
-            if "runs" in tables and any(database.execute("SELECT 1 FROM runs LIMIT 1")):
-                return True
-            if "alembic_version" not in tables:
-                return False
-            version = database.execute("SELECT version_num FROM alembic_version").fetchone()
-    except sqlite3.OperationalError as error:
-        raise UserError(out_of_reach(f"{SQLITE}{path}", error)) from error
-    except sqlite3.DatabaseError as error:
-        raise UserError(
-            f"uri={SQLITE}{path} cannot be opened as a database ({error}); move the file away, or "
-            "name another in conf/base/mlflow.yml"
-        ) from error
-    return version == (utils._get_latest_schema_revision(),)

@@ -1,7 +1,4 @@
-"""MLflow: where training curves go, which of its runs are the same, and what they have measured.
-
-And who else looks at a training (:func:`observed`).
-"""
+"""Training curves, observers of trainings, and queries of finished runs in MLflow."""
 
 import json
 import logging
@@ -22,42 +19,40 @@ from mlflow.entities import Metric, Run
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 
 from submanifold.common.errors import UserError
-from submanifold.runs.store import root_of, without_password
+from submanifold.runs.store import root_cause, without_password
 from submanifold.training.trainer import Row
 
 logger = logging.getLogger(__name__)
 
-MOST_METRICS = 1000  # that MLflow takes at once
-RETRY = 10.0  # seconds between attempts to reach it
-PATIENCE = 60.0  # seconds that the end of a run waits for it
+MAX_METRICS = 1000  # per request, MLflow's limit
+SEND_INTERVAL = 1.0  # seconds between requests
+RETRY_INTERVAL = 10.0  # seconds between requests after a failure
+CLOSE_TIMEOUT = 60.0  # seconds that the end of a run waits for MLflow
 
 JOB = "submanifold.job"
-"""Tag of a run whose commands a scheduler has started: they are all of one job."""
+"""Tag of a run whose pipeline a scheduler runs in several commands."""
 
 EVALUATED = "metrics.`test.parameters` > 0"
-"""Finds the runs whose model was evaluated: whatever else of it has no value, it is counted."""
-
+"""Filter for runs whose model was evaluated."""
 
 Log = Callable[[str, int, Row], None]
 
 
-class Pruned(Exception):  # noqa: N818  it is none
-    """A training that its observer has ended, for it is worse than others.
+class Pruned(Exception):  # noqa: N818
+    """Raised by an observer to end a training that is worse than others.
 
-    Its run of MLflow's is tagged ``submanifold.pruned`` with the message, and KILLED; what it has
-    trained is kept, and found by whoever runs the same experiment.
+    The MLflow run gets the tag ``submanifold.pruned`` and the status KILLED.
     """
 
 
 @dataclass(frozen=True)
 class Observer:
-    """Who has started runs, and looks at how they go.
+    """Callbacks of the code that starts runs, such as a hyperparameter search.
 
     Attributes:
-        tags: Put on their runs of MLflow's.
-        on_run: Called with MLflow's id of a run that begins.
-        on_log: Called as a training's callback is (:func:`submanifold.training.trainer.fit`), with
-            the phase's name before the step; it may raise :class:`Pruned`.
+        tags: Tags of the MLflow runs.
+        on_run: Called with the id of each MLflow run that begins.
+        on_log: Called with the phase, the step and the values; may raise :class:`Pruned`.
     """
 
     tags: dict[str, str]
@@ -70,74 +65,63 @@ _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
 @contextmanager
 def observed(by: Observer) -> Iterator[None]:
-    """Let runs that are started inside be observed."""
-    before = _observer.set(by)
+    """Set the observer of runs that are started inside."""
+    token = _observer.set(by)
     try:
         yield
     finally:
-        _observer.reset(before)
+        _observer.reset(token)
 
 
 def observer() -> Observer | None:
-    """Who observes, if anybody does."""
+    """Return the current observer."""
     return _observer.get()
 
 
 def watch() -> Log | None:
-    """Make the callback of trainings, which MLflow's run and the observer hear; None for neither.
-
-    Values go to MLflow by step as ``<phase>.<name>``, without waiting.
-    """
+    """Return the callback of trainings for the active MLflow run and the observer, if any."""
     run, by = mlflow.active_run(), observer()
-    curves = curves_of(run.info.run_id) if run is not None else None
-    if curves is None and by is None:
-        return None
+    callbacks: list[Log] = [curves_of(run.info.run_id).log] if run is not None else []
+    callbacks += [by.on_log] if by is not None else []
 
     def log(phase: str, step: int, values: Row) -> None:
-        if curves is not None:
-            curves.log(phase, step, values)
-        if by is not None:
-            by.on_log(phase, step, values)
+        for callback in callbacks:
+            callback(phase, step, values)
 
-    return log
+    return log if callbacks else None
 
 
 class Curves:
-    """Values by step on their way to a run of MLflow's, sent by a thread of their own.
+    """Sends metrics to an MLflow run from a background thread.
 
-    Nobody waits for MLflow: what it does not take is kept, and sent when it can be reached again.
-
-    Args:
-        run_id: The run.
+    A training never waits for MLflow, and values are kept until MLflow can be reached again.
+    MLflow's own asynchronous logging discards failed requests, and blocks the exit of a process
+    for many minutes if the server does not respond.
     """
 
     def __init__(self, run_id: str):
         self._run_id, self._client = run_id, mlflow.MlflowClient()
         self._waiting: list[Metric] = []
-        self._changed, self._closing = threading.Condition(), False
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def add(self, values: Row, step: int) -> None:
-        """Send values of a step, soon."""
+        """Queue the values of a step."""
         now = time.time_ns() // 10**6
-        with self._changed:
-            self._waiting += [Metric(name, value, now, step) for name, value in values.items()]
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._send_all, daemon=True)
-                self._thread.start()
-            self._changed.notify()
+        self._waiting += [Metric(name, value, now, step) for name, value in values.items()]
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._send_all, daemon=True)
+            self._thread.start()
 
     def log(self, phase: str, step: int, values: Row) -> None:
-        """Send a phase's values of a step, as ``<phase>.<name>``."""
+        """Queue the values of a step under the names ``<phase>.<name>``."""
         self.add({f"{phase}.{name}": value for name, value in values.items()}, step)
 
     def close(self) -> None:
-        """Wait until all is sent; what MLflow does not take in a minute is left, with a warning."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
+        """Wait until all values are sent, for a minute at most."""
+        self._closing.set()
         if self._thread is not None:
-            self._thread.join(PATIENCE)
+            self._thread.join(CLOSE_TIMEOUT)
         if self._waiting:
             logger.warning(
                 "%d values of the training curves have not reached MLflow; they are in the "
@@ -146,52 +130,47 @@ class Curves:
             )
 
     def _send_all(self) -> None:
-        failed = False
-        while True:
-            with self._changed:
-                if not failed:
-                    self._changed.wait_for(lambda: self._waiting or self._closing)
-                elif not self._closing:
-                    self._changed.wait_for(lambda: self._closing, RETRY)
-                batch, last = self._waiting[:MOST_METRICS], self._closing
-            if not batch:
-                return
-            try:
-                self._client.log_batch(self._run_id, metrics=batch)
-            except Exception as error:  # whatever it is, the training goes on
-                if not failed:
-                    warn_of_loss(error)
-                if last:
-                    return
-                failed = True
-                continue
-            failed = False
-            with self._changed:
-                del self._waiting[: len(batch)]
+        while not self._closing.wait(SEND_INTERVAL) or self._waiting:
+            while batch := self._waiting[:MAX_METRICS]:
+                last = self._closing.is_set()
+                try:
+                    self._client.log_batch(self._run_id, metrics=batch)
+                except Exception as error:  # the training continues after any failure
+                    warn_once(error)
+                    if last:
+                        return
+                    self._closing.wait(RETRY_INTERVAL)
+                else:
+                    del self._waiting[: len(batch)]
 
 
 @lru_cache(maxsize=1)
 def curves_of(run_id: str) -> Curves:
-    """Give all phases of a run the same curves."""
+    """Return the curves of a run, which its phases share."""
     return Curves(run_id)
 
 
-def warn_of_loss(error: BaseException) -> None:
-    """Say, once for each reason, that a run goes on without MLflow."""
-    _warn_of_loss(tracking_place(), root_of(error))
+def warn_once(error: BaseException) -> None:
+    """Log a warning that MLflow failed, once per cause."""
+    _warn(tracking_uri(), root_cause(error))
 
 
 @lru_cache(maxsize=1)
-def _warn_of_loss(uri: str, reason: str) -> None:
+def _warn(uri: str, cause: str) -> None:
     logger.warning(
-        "MLflow at %s cannot be used now (%s). The run goes on; what it makes is in data/ too",
+        "MLflow at %s cannot be used now (%s). The run continues; its outputs are in data/",
         uri,
-        reason,
+        cause,
     )
 
 
+def tracking_uri() -> str:
+    """Return MLflow's tracking URI without its password."""
+    return without_password(mlflow.get_tracking_uri())
+
+
 def find_runs(where: str, experiment: str | None = None) -> list[Run]:
-    """Find runs in MLflow's store, or in one of its experiments, the newest first."""
+    """Return the runs of an experiment, or of all, that match a filter; newest first."""
     return mlflow.search_runs(
         [experiment] if experiment else None,
         where,
@@ -202,56 +181,55 @@ def find_runs(where: str, experiment: str | None = None) -> list[Run]:
 
 
 def run_of_job(job: str, key: str, experiment: str) -> str | None:
-    """Find the run of MLflow's of a scheduler's job and an experiment, by the key of its run.
+    """Return the id of the MLflow run of a scheduler's job.
+
+    Args:
+        job: Name of the job.
+        key: Key of the run's settings.
+        experiment: Id of the MLflow experiment.
 
     Raises:
-        UserError: The job's name has characters that MLflow cannot look for.
+        UserError: The name has characters that MLflow's filters do not support.
     """
     if not re.fullmatch(r"[\w.:+/@-]+", job):
         raise UserError(
-            f"SUBMANIFOLD_JOB={job} cannot be a job's name. Allowed: letters, digits and any of "
-            "_.:+/@-. Change it where the scheduler sets it."
+            f"SUBMANIFOLD_JOB: expected letters, digits and any of _.:+/@-, got {job}. Change it "
+            "in the scheduler."
         )
     runs = find_runs(f"tags.`{JOB}` = '{job}' and params.`keys.run` = '{key}'", experiment)
     return runs[0].info.run_id if runs else None
 
 
-def tracking_place() -> str:
-    """Name MLflow's database or server, as messages do."""
-    return without_password(mlflow.get_tracking_uri())
-
-
 def newest(runs: Sequence[Run]) -> list[Run]:
-    """Keep the first of runs of equal settings, whatever version of the program measured them."""
+    """Return the first of all runs with equal model and evaluation settings."""
     found: dict[tuple[str, ...], Run] = {}
     for run in runs:
         params = run.data.params
-        measured = sorted(name for name in params if name.startswith("evaluation."))
-        settings = (f"{name}={params[name]}" for name in measured)
+        names = sorted(name for name in params if name.startswith("evaluation."))
+        settings = (f"{name}={params[name]}" for name in names)
         found.setdefault((params["keys.model"], *settings), run)
     return list(found.values())
 
 
 def logged(run: Run, metric: str, column: str) -> dict[str, float]:
-    """Find a metric of metrics.json in a run, NaN where it has none.
+    """Return a metric of a run and its interval: ``<column>``, ``<column>_low``, ``<column>_high``.
 
-    Returns:
-        Its value as ``<column>``, and its interval as ``<column>_low`` and ``<column>_high``.
+    Missing values are NaN.
     """
     names = {"": metric, "_low": f"{metric}.low", "_high": f"{metric}.high"}
-    found = run.data.metrics
-    return {f"{column}{end}": found.get(f"test.{name}", np.nan) for end, name in names.items()}
+    values = run.data.metrics
+    return {f"{column}{end}": values.get(f"test.{name}", np.nan) for end, name in names.items()}
 
 
 def metrics_of(run: Run) -> dict[str, Any]:
-    """Read the metrics.json that a run has kept; empty where it is gone."""
+    """Return the content of a run's metrics.json, empty if it is missing."""
     path = artifact(run.info.run_id, "metrics.json")
     return json.loads(path.read_text()) if path else {}
 
 
 def artifact(run_id: str, name: str) -> Path | None:
-    """Fetch a file that a run has kept, or None where there is none."""
+    """Download an artifact of a run; None if it is missing."""
     if name not in {each.path for each in mlflow.MlflowClient().list_artifacts(run_id)}:
         return None
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # it writes over Kedro's log
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))

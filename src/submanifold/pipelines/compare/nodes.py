@@ -44,7 +44,7 @@ def collect_runs(dataset: str) -> pd.DataFrame:
         there = f" There are runs of: {', '.join(others)}." if others else ""
         raise UserError(
             f"dataset={dataset} has no finished training run in the MLflow experiment "
-            f"{mlflow.get_experiment(experiment).name} of {tracking.tracking_place()}.{there} "
+            f"{mlflow.get_experiment(experiment).name} of {tracking.tracking_uri()}.{there} "
             "Make one with kedro run --pipeline=hierarchical "
             f"--params=dataset={dataset}, or give another dataset."
         )

@@ -17,7 +17,7 @@ from submanifold.runs.tracking import (
     logged,
     metrics_of,
     newest,
-    tracking_place,
+    tracking_uri,
 )
 
 TAG = "submanifold.sweep"
@@ -28,7 +28,7 @@ def tag_run(key: str, sweep: str) -> None:
     runs = find_runs(f"params.`keys.run` = '{key}' AND {EVALUATED}")
     if not runs:
         raise UserError(
-            f"{key} is finished, but MLflow's store at {tracking_place()} has no run of "
+            f"{key} is finished, but MLflow's store at {tracking_uri()} has no run of "
             "it. Delete its folder in data/07_model_output, and run the sweep again."
         )
     mlflow.MlflowClient().set_tag(runs[0].info.run_id, f"{TAG}.{sweep}", "true")
@@ -45,7 +45,7 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
     runs = find_runs(f"tags.`{TAG}.{sweep_name(dataset, method, parameter)}` = 'true'")
     if not runs or parameter is None:
         raise UserError(
-            f"MLflow's store at {tracking_place()} has no sweep of {parameter} for "
+            f"MLflow's store at {tracking_uri()} has no sweep of {parameter} for "
             f"{method} on {dataset}. Make one with: kedro sweep stage_1.dim 100 300 1000 "
             f"--params=dataset={dataset},method={method}"
         )

@@ -1,6 +1,5 @@
-"""Kedro datasets of this project: arrays, models, paths to work at, and files that are whole."""
+"""Kedro datasets: arrays, models, paths, and Kedro's file datasets with atomic writes."""
 
-from submanifold.runs.datasets.array import ArrayDataset, PreparedDataset
 from submanifold.runs.datasets.atomic import (
     CSVDataset,
     JSONDataset,
@@ -8,8 +7,12 @@ from submanifold.runs.datasets.atomic import (
     PlotlyDataset,
     TextDataset,
 )
-from submanifold.runs.datasets.model import ModelDataset
-from submanifold.runs.datasets.path import PathDataset
+from submanifold.runs.datasets.local import (
+    ArrayDataset,
+    ModelDataset,
+    PathDataset,
+    PreparedDataset,
+)
 
 __all__ = [
     "ArrayDataset",

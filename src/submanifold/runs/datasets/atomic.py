@@ -1,6 +1,7 @@
-"""Kedro's datasets of one file, written whole or not at all, and there only when they are whole."""
+"""Kedro's single-file datasets with atomic writes; incomplete files do not exist."""
 
-from pathlib import Path, PurePath, PurePosixPath
+import base64
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
@@ -11,23 +12,21 @@ from kedro_datasets._typing import ImagePreview
 from submanifold.common.files import atomic_write, read_json
 
 
-class Whole:
-    """What makes a dataset of kedro_datasets, in a local file without versions, whole.
-
-    A file that an earlier version has half written, or a full disk, does not exist for Kedro.
+class AtomicMixin:
+    """Makes ``save`` of a local, unversioned dataset of one file atomic.
 
     Attributes:
-        end: What a whole file, which is not empty, ends with.
+        end: The bytes at the end of every complete file.
     """
 
     end = b""
     _filepath: PurePosixPath
 
     def save(self, data: Any) -> None:
-        """Write beside the file, and give it its name at the end."""
+        """Write a temporary file and rename it."""
         with atomic_write(Path(self._filepath)) as partial:
-            twin = self._copy(_filepath=PurePosixPath(partial))  # type: ignore[attr-defined]
-            super(Whole, twin).save(data)  # type: ignore[misc]
+            copy = self._copy(_filepath=PurePosixPath(partial))  # type: ignore[attr-defined]
+            super(AtomicMixin, copy).save(data)  # type: ignore[misc]
 
     def _exists(self) -> bool:
         path = Path(self._filepath)
@@ -35,11 +34,11 @@ class Whole:
         return content != b"" and content.endswith(self.end)
 
 
-class WholeJSON(Whole):
-    """A dataset of a JSON file."""
+class AtomicJSONMixin(AtomicMixin):
+    """The mixin for JSON files."""
 
     def save(self, data: Any) -> None:
-        """Write beside the file, and give it its name at the end; not what is there already."""
+        """Write the file, unless it has this content."""
         if data is None or read_json(Path(self._filepath)) != data:
             super().save(data)
 
@@ -47,36 +46,32 @@ class WholeJSON(Whole):
         return read_json(Path(self._filepath)) is not None
 
 
-class JSONDataset(WholeJSON, kedro_json.JSONDataset):
+class JSONDataset(AtomicJSONMixin, kedro_json.JSONDataset):
     """A JSON file."""
 
 
-class PlotlyDataset(WholeJSON, plotly.JSONDataset):
-    """A figure of plotly's as a JSON file."""
+class PlotlyDataset(AtomicJSONMixin, plotly.JSONDataset):
+    """A plotly figure as a JSON file."""
 
 
-class CSVDataset(Whole, pandas.CSVDataset):
-    """A CSV file; its last line has an end."""
+class CSVDataset(AtomicMixin, pandas.CSVDataset):
+    """A CSV file."""
 
     end = b"\n"
 
 
-class TextDataset(Whole, text.TextDataset):
-    """A text file; it is not empty."""
+class TextDataset(AtomicMixin, text.TextDataset):
+    """A text file that is not empty."""
 
 
-class MatplotlibDataset(Whole, AbstractDataset[Any, NoReturn]):
-    """A picture as a PNG file; it has its last chunk.
-
-    Kedro's own, which does the work, loads pyplot, and the start of every run would wait for it.
+class _FigureDataset(AbstractDataset[Any, NoReturn]):
+    """A matplotlib figure; importing Kedro's dataset loads pyplot, which every run would wait for.
 
     Args:
-        filepath: The path.
-        save_args: For matplotlib's ``savefig``.
-        metadata: For other tools, such as Kedro-Viz; not used.
+        filepath: The PNG file.
+        save_args: Arguments of ``Figure.savefig``.
+        metadata: For hooks and Kedro-Viz.
     """
-
-    end = b"IEND\xaeB`\x82"
 
     def __init__(
         self,
@@ -85,27 +80,26 @@ class MatplotlibDataset(Whole, AbstractDataset[Any, NoReturn]):
         save_args: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
     ):
-        self._filepath = PurePosixPath(filepath)
-        self._save_args = save_args
+        self._filepath, self._save_args = PurePosixPath(filepath), save_args or {}
         self.metadata = metadata
 
     def load(self) -> NoReturn:
-        """Refuse: a picture is an output."""
+        """Raise an error: a figure is an output."""
         raise DatasetError("Loading not supported for 'MatplotlibDataset'")
 
     def save(self, data: Any) -> None:
-        """Write beside the file, and give it its name at the end."""
-        with atomic_write(Path(self._filepath)) as partial:
-            self._kedros(partial).save(data)
+        """Write the figure."""
+        data.savefig(str(self._filepath), format="png", **self._save_args)
 
     def preview(self) -> ImagePreview:
-        """Show the picture."""
-        return self._kedros(self._filepath).preview()
+        """Return the image."""
+        return ImagePreview(base64.b64encode(Path(self._filepath).read_bytes()).decode())
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "save_args": self._save_args}
 
-    def _kedros(self, path: PurePath) -> Any:
-        from kedro_datasets import matplotlib
 
-        return matplotlib.MatplotlibDataset(filepath=str(path), save_args=self._save_args)
+class MatplotlibDataset(AtomicMixin, _FigureDataset):
+    """A matplotlib figure as a PNG file."""
+
+    end = b"IEND\xaeB`\x82"

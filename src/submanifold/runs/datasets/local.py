@@ -1,0 +1,122 @@
+"""Datasets of arrays, models and paths."""
+
+import base64
+import json
+import mmap
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from kedro.io import AbstractDataset, DatasetError
+from kedro_datasets._typing import ImagePreview, JSONPreview
+
+from submanifold.common.errors import UserError
+from submanifold.common.files import atomic_write, make_folder
+from submanifold.data.arrays import map_whole
+from submanifold.data.hashes import is_as_made
+from submanifold.models import Model
+from submanifold.models.io import is_intact
+
+Saved = TypeVar("Saved")
+Loaded = TypeVar("Loaded")
+
+
+class LocalDataset(AbstractDataset[Saved, Loaded]):
+    """Base class of datasets at a local path.
+
+    Args:
+        filepath: The path.
+        metadata: For hooks and Kedro-Viz.
+    """
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None):
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
+
+
+class PathDataset(LocalDataset[NoReturn, Path]):
+    """Loads as its own path: a file or folder that a node writes by itself."""
+
+    def load(self) -> Path:
+        """Create the parent folder and return the path."""
+        make_folder(self._filepath.parent)
+        return self._filepath
+
+    def save(self, data: NoReturn) -> None:
+        """Raise an error: a path is an input."""
+        raise DatasetError(f"The path {self._filepath} cannot be an output.")
+
+    def _exists(self) -> bool:
+        return True
+
+
+class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
+    """A ``.npy`` file, loaded as a copy-on-write memory map and written atomically."""
+
+    def load(self) -> np.ndarray:
+        """Map the file; changes stay in memory."""
+        return np.load(self._filepath, mmap_mode="c")
+
+    def save(self, data: np.ndarray) -> None:
+        """Write the array, unless it is a map of this file."""
+        whole_file = isinstance(data.base, mmap.mmap)  # rather than a slice of it
+        if whole_file and isinstance(data, np.memmap) and data.filename == self._filepath.resolve():
+            return
+        with atomic_write(self._filepath) as partial, partial.open("wb") as file:
+            np.save(file, data)
+
+    def preview(self) -> ImagePreview:
+        """Draw the first images, or a histogram of latents."""
+        from submanifold.plots.dimensions import latent_histogram
+        from submanifold.plots.images import as_png, image_grid
+
+        array = self.load()
+        figure = image_grid(array[:64], columns=16) if array.ndim == 4 else latent_histogram(array)
+        return ImagePreview(base64.b64encode(as_png(figure)).decode())
+
+    def _exists(self) -> bool:
+        return map_whole(self._filepath) is not None
+
+
+class PreparedDataset(ArrayDataset):
+    """An array of a prepared dataset, which exists only if the manifest's hash matches."""
+
+    def load(self) -> np.ndarray:
+        """Map the file.
+
+        Raises:
+            UserError: The prepared arrays have changed on disk.
+        """
+        if not is_as_made(self._filepath.parent):
+            raise UserError(
+                f"The arrays in {self._filepath.parent} do not match the hash in their "
+                "manifest.json. Prepare them again: kedro run --pipeline=data with the same "
+                "parameters."
+            )
+        return super().load()
+
+    def _exists(self) -> bool:
+        return super()._exists() and is_as_made(self._filepath.parent)
+
+
+class ModelDataset(LocalDataset[Model, Model]):
+    """A model in a safetensors file, with its configuration and notes in the header."""
+
+    def load(self) -> Model:
+        """Load the model to the CPU."""
+        return Model.load(self._filepath)
+
+    def save(self, data: Model) -> None:
+        """Write the model; its notes include the folder's name, which is the cache key."""
+        data.notes = {**data.notes, "key": self._filepath.parent.name}
+        data.save(self._filepath)
+
+    def preview(self) -> JSONPreview:
+        """Return the architecture and the notes."""
+        return JSONPreview(json.dumps(self.load().describe()))
+
+    def _exists(self) -> bool:
+        return self._filepath.is_file() and is_intact(self._filepath)

@@ -1,0 +1,109 @@
+"""Failures of MLflow: before a run they end it with one message; later the run continues."""
+
+import contextlib
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+from click import ClickException
+from kedro.framework.hooks import hook_impl
+
+from submanifold.common.errors import UserError
+
+START_RETRIES, END_RETRIES = 2, 4  # some seconds; MLflow's default takes minutes
+
+
+class FaultHooks:
+    """Handles failures of MLflow in all hooks, including those of kedro-mlflow."""
+
+    @hook_impl(wrapper=True, tryfirst=True)
+    def after_context_created(self) -> Generator[None]:
+        """Raise one message if MLflow cannot be used."""
+        with _mlflow_required():
+            return (yield)
+
+    @hook_impl(wrapper=True, tryfirst=True)
+    def before_pipeline_run(self) -> Generator[None]:
+        """Raise one message if MLflow cannot start a run."""
+        with _mlflow_required():
+            return (yield)
+
+    @hook_impl(wrapper=True, tryfirst=True)
+    def after_pipeline_run(self) -> Generator[None]:
+        """Continue with a warning if MLflow fails."""
+        with mlflow_optional():
+            return (yield)
+
+    @hook_impl(wrapper=True, tryfirst=True)
+    def on_pipeline_error(self, error: Exception) -> Generator[None]:
+        """Show the error that ended the run rather than one of MLflow after it."""
+        with mlflow_optional():
+            return (yield)
+        raise_user_error(error)
+
+
+def raise_user_error(error: Exception) -> None:
+    """Raise the message of a :class:`UserError` among the causes of an error, if there is one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            raise ClickException(str(cause)) from error
+        cause = cause.__cause__
+
+
+@contextmanager
+def _mlflow_required() -> Iterator[None]:
+    try:
+        with _retries(START_RETRIES):
+            yield
+    except Exception as error:
+        import mlflow
+
+        from submanifold.runs.store import is_store_failure, unusable_message
+
+        if isinstance(error, UserError) or not is_store_failure(error):
+            raise
+        _end_runs()
+        message = unusable_message(mlflow.get_tracking_uri(), error)
+        raise ClickException(f"mlflow.{message}") from error
+
+
+@contextmanager
+def mlflow_optional() -> Iterator[None]:
+    """Continue with a warning if MLflow fails."""
+    try:
+        with _retries(END_RETRIES):
+            yield
+    except Exception as error:
+        from submanifold.runs.store import is_store_failure
+        from submanifold.runs.tracking import warn_once
+
+        if not is_store_failure(error):
+            raise
+        warn_once(error)
+        _end_runs()
+
+
+def _end_runs() -> None:
+    """End all active MLflow runs of this process, even if MLflow cannot be reached."""
+    import mlflow
+
+    with _retries(0):
+        while mlflow.active_run() is not None:
+            with contextlib.suppress(Exception):
+                mlflow.end_run("FAILED")
+
+
+@contextmanager
+def _retries(count: int) -> Iterator[None]:
+    """Set the number of MLflow's retries."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(name)
+    os.environ[name] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

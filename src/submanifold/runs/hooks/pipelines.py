@@ -1,0 +1,163 @@
+"""Adapts the pipelines to the parameters, and checks a command before it runs."""
+
+import logging
+import os
+from typing import Any, cast
+
+from click import ClickException
+from click.exceptions import Exit
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.framework.project import pipelines
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+
+from submanifold.common.errors import UserError, error_prefix
+from submanifold.config.experiment import Experiment
+from submanifold.config.loader import ExperimentConfigLoader
+from submanifold.runs.hooks.catalog import log_pages, path_of
+from submanifold.runs.hooks.faults import raise_user_error
+from submanifold.runs.hooks.tracking import SUMMARIES
+
+log = logging.getLogger(__name__)
+
+
+class ExperimentHooks:
+    """Loads the pipelines of an experiment, and rejects commands that cannot succeed."""
+
+    @hook_impl(tryfirst=True)
+    def after_context_created(self, context: KedroContext) -> None:
+        """Load the pipelines, and create MLflow's database before kedro-mlflow opens it."""
+        from submanifold.pipeline_registry import ABOUT
+        from submanifold.runs.store import prepare_store
+
+        loader = cast(ExperimentConfigLoader, context.config_loader)
+        self._context, self._loader = context, loader
+        try:
+            experiment, _ = loader.experiment, loader.keys_of
+            with error_prefix("mlflow"):
+                self._uri = loader["mlflow"]["server"]["mlflow_tracking_uri"]
+                prepare_store(self._uri)
+        except UserError as error:
+            raise ClickException(str(error)) from error
+        self._experiment = experiment
+        token = ABOUT.set((experiment.trained, experiment.synthetic, experiment.rotations,
+                           experiment.ood is not None))  # fmt: skip
+        try:
+            pipelines.configure("submanifold.pipeline_registry")
+            dict(pipelines)  # loads them
+        finally:
+            ABOUT.reset(token)
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> None:
+        """Check the command, the data and this machine."""
+        experiment = self._experiment
+        _check_catalog(pipeline, catalog)
+        _check_command(experiment, run_params["pipeline_names"] or ["__default__"])
+        if run_params["pipeline_names"] in SUMMARIES:
+            return
+        if _is_complete_and_read_only(pipeline, catalog):
+            log.info("All outputs exist and are read-only: nothing to do")
+            log_pages(pipeline, catalog)
+            raise Exit(0)
+        try:
+            self._check_machine()
+            _check_images(experiment, pipeline, catalog)
+            self._continue_job()
+            if experiment.launch.machines > 1:
+                from submanifold.runs.launch import job_board
+
+                job_board(experiment.launch, self._context.project_path)  # until the process ends
+        except UserError as error:
+            raise ClickException(str(error)) from error
+
+    def _check_machine(self) -> None:
+        from submanifold.common.device import choose_device
+        from submanifold.runs.store import check_writable
+
+        with error_prefix("mlflow"):
+            check_writable(self._uri)
+        choose_device(self._experiment.device)
+        weights = self._experiment.evaluation.inception_weights
+        if weights not in (None, "auto", "download"):
+            from submanifold.evaluation.frechet import given_weights
+
+            with error_prefix("evaluation"):
+                given_weights(weights)
+
+    def _continue_job(self) -> None:
+        """Let kedro-mlflow continue the run of the earlier commands of a scheduler's job."""
+        if job := os.environ.get("SUBMANIFOLD_JOB"):
+            from submanifold.runs.tracking import run_of_job
+
+            tracking = cast(Any, self._context).mlflow.tracking
+            key = self._loader.keys_of["run"]
+            tracking.run.id = run_of_job(job, key, tracking.experiment._experiment.experiment_id)
+
+    @hook_impl(trylast=True)
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Show a user's mistake without a traceback."""
+        raise_user_error(error)
+
+
+def _check_command(experiment: Experiment, names: list[str]) -> None:
+    """Check that the parameters and the names of the pipelines fit."""
+    for parameter in ("sweep", "study", "ood"):
+        value = getattr(experiment, parameter)
+        if value is not None and parameter not in names:
+            raise ClickException(
+                f"{parameter}={value} would have no effect: only --pipeline={parameter} uses it. "
+                "Leave it out, or run that pipeline."
+            )
+    if experiment.synthetic and (wrong := {"ood", "dimension"} & {*names}):
+        raise ClickException(
+            f"--pipeline={wrong.pop()} needs images, and dataset={experiment.dataset} consists of "
+            "points. Choose a dataset of images with --params=dataset=<name>."
+        )
+    if experiment.ood is None and "ood" in names:
+        raise ClickException(
+            "--pipeline=ood needs --params=ood=<dataset>: a name in conf/base/parameters.yml, or a "
+            "folder or zip of images, such as ood=mnist."
+        )
+    for name in ["hierarchical" if name == "__default__" else name for name in names]:
+        if name in ("hierarchical", "joint") and name != experiment.pipeline:
+            raise ClickException(
+                f"--pipeline={name} does not train method={experiment.method}. Use "
+                f"--pipeline={experiment.pipeline}, or another method in conf/base/parameters.yml."
+            )
+
+
+def _check_catalog(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    """Check that every dataset of a pipeline has an entry in the catalog."""
+    datasets = (name for name in pipeline.datasets() if not name.startswith("params:"))
+    if missing := sorted(name for name in datasets if name not in catalog):
+        raise ClickException(
+            f"conf/base/catalog.yml: expected an entry for every dataset, got none for "
+            f"{', '.join(missing[:3])}{f' and {len(missing) - 3} more' if missing[3:] else ''}. "
+            "Restore the file."
+        )
+
+
+def _check_images(experiment: Experiment, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    """Check the images that the pipeline prepares."""
+    from submanifold.data.preprocess import check
+    from submanifold.data.settings import ImageSettings
+
+    checks = (
+        ("data", "x_train", "data_folder", experiment.data, True),
+        ("ood", "x_ood", "ood_folder", experiment.ood_data, False),
+    )
+    for prefix, output, folder, settings, trained_on in checks:
+        if output in pipeline.all_outputs() and isinstance(settings, ImageSettings):
+            with error_prefix(prefix):
+                raw_folder = path_of(catalog, "raw_folder")
+                check(settings, path_of(catalog, folder), raw_folder, trained_on)
+
+
+def _is_complete_and_read_only(pipeline: Pipeline, catalog: CatalogProtocol) -> bool:
+    folders = {path_of(catalog, name).parent for name in pipeline.all_outputs()}
+    read_only = any(each.exists() and not os.access(each, os.W_OK) for each in folders)
+    return read_only and all(map(catalog.exists, pipeline.outputs()))
