@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from submanifold.data.preprocess import prepare
+from submanifold.data.prepare import prepare
 from submanifold.data.settings import ImageSettings
 
 NAMES = ("celeba", "fashion-mnist", "photos")

@@ -22,8 +22,7 @@ from scipy.special import ndtri
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from submanifold.data.batches import Batches
-from submanifold.data.dequantize import dequantize
+from submanifold.data.batches import Batches, dequantize
 from submanifold.data.synthetic import (
     Circle,
     LinearGaussian,

@@ -11,7 +11,7 @@ import lmdb
 import numpy as np
 from PIL import Image
 
-from submanifold.data.photos import read_photos
+from submanifold.data.sources.photos import read_photos
 
 BLOCK = 10_000
 FILES_IN_FOLDER = 1000

@@ -18,7 +18,7 @@ from benchmarks.scaling.pictures import make_lmdb
 from benchmarks.scaling.watch import watch
 from submanifold.common.files import read_json, write_json
 from submanifold.data.batches import Batches
-from submanifold.data.preprocess import prepare
+from submanifold.data.prepare import prepare
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation.baselines import fit_baselines
 from submanifold.evaluation.measure import BATCH, BATCH_NEAREST

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from submanifold.data import batches as loader
-from submanifold.data.batches import Batches
-from submanifold.data.dequantize import dequantize, quantize
+from submanifold.data.batches import Batches, dequantize, quantize
 
 
 def numbered(n):

@@ -12,7 +12,7 @@ import pytest
 
 from submanifold.common.errors import UserError
 from submanifold.data import decoding
-from submanifold.data.source import Source
+from submanifold.data.sources import Source
 
 
 def grey(content):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from submanifold.data.dequantize import dequantize, quantize
+from submanifold.data.batches import dequantize, quantize
 
 EVERY_BYTE = torch.arange(256, dtype=torch.uint8).repeat(400, 1)
 

@@ -14,7 +14,7 @@ from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
 from submanifold.common.settings import read_settings
 from submanifold.data.images import ImageSettings, fingerprint, open_source
-from submanifold.data.preprocess import prepare
+from submanifold.data.prepare import prepare
 
 
 def read(settings):

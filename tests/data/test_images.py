@@ -20,8 +20,16 @@ from submanifold.data.images import (
     load_pictures,
     open_source,
 )
-from submanifold.data.photos import GAP, ROOM, grid, halve, photo_patches, read_photos, starts
-from submanifold.data.stores import of_content, open_store
+from submanifold.data.sources.photos import (
+    GAP,
+    ROOM,
+    grid,
+    halve,
+    photo_patches,
+    read_photos,
+    starts,
+)
+from submanifold.data.sources.stores import of_content, open_store
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -621,7 +629,7 @@ def test_fingerprint_of_a_zip_ignores_time_and_name_and_sees_other_content(tmp_p
 
 
 def test_fingerprint_of_photos_reads_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr("submanifold.data.photos.read_photos", None)
+    monkeypatch.setattr("submanifold.data.sources.photos.read_photos", None)
     assert fingerprint(read({}), tmp_path) == fingerprint(read({}), tmp_path)
 
 

@@ -11,9 +11,9 @@ import torchvision
 
 from submanifold.common.errors import UserError
 from submanifold.data.images import fingerprint, open_source
-from submanifold.data.preprocess import prepare, read_labels
+from submanifold.data.prepare import prepare, read_labels
 from submanifold.data.settings import ImageSettings, read_data_settings
-from submanifold.data.standard import fingerprint_standard
+from submanifold.data.sources.torchvision import fingerprint_standard
 
 SIDE = 8
 

@@ -5,9 +5,9 @@ import pytest
 
 from submanifold.common.errors import UserError
 from submanifold.data import vectors
+from submanifold.data.prepare import draw
 from submanifold.data.settings import SyntheticSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
-from submanifold.data.vectors import draw
 
 SETTINGS = {"source": "circle", "noise": 0.1, "counts": {"train": 50, "valid": 10, "test": 20}}
 

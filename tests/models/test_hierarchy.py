@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from strategies import assert_close, hierarchies, perturb, slogdet
 from submanifold.common.errors import UserError
-from submanifold.data.dequantize import dequantize
+from submanifold.data.batches import dequantize
 from submanifold.flows import Affine, Flow, Glow, MaskedAffineCoupling, RealNVP
 from submanifold.models import Hierarchy, Model, Stage
 from submanifold.training.checkpoint import EMA, load_checkpoint, read_checkpoint, save_checkpoint

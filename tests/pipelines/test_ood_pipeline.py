@@ -7,7 +7,7 @@ import pytest
 from click import ClickException
 from PIL import Image
 
-from submanifold.data.preprocess import read_groups
+from submanifold.data.prepare import read_groups
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation.ood import measure_ood
 from submanifold.models import Model

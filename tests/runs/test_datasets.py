@@ -11,7 +11,7 @@ from kedro.io import DatasetError
 from PIL import Image
 
 from submanifold.data.settings import SyntheticSettings
-from submanifold.data.vectors import draw
+from submanifold.data.prepare import draw
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
 from submanifold.runs.datasets import ArrayDataset, ModelDataset, PathDataset, PreparedDataset

@@ -156,7 +156,7 @@ def test_a_dry_run_lists_what_cannot_be_run_with_the_reason(project):
     with project.session():
         table = write.state(write.plan(["table-1", "table-3"], project.path, "test"))
     rooms = table[table["experiment"].str.startswith("lsun_bedroom")]
-    assert rooms["state"].str.contains("lsun_bedroom needs path").all()
+    assert rooms["state"].str.contains("with source=lsun_bedroom, got none").all()
     others = table[~table["experiment"].str.startswith("lsun_bedroom")]
     assert not others.empty
     assert set(others["state"]) == {"to train"}

@@ -10,7 +10,7 @@ import torch
 
 from submanifold.common.errors import error_prefix
 from submanifold.config.experiment import Experiment
-from submanifold.data.images import fingerprint
+from submanifold.data.sources import fingerprint
 
 RECIPE = 5
 """Raise it when the same settings would no longer give the same artifacts."""

@@ -1,6 +1,5 @@
-"""Images from many sources as arrays, and batches of them as continuous values."""
+"""Images and points as arrays on disk, and batches of them as continuous values."""
 
-from submanifold.data.batches import Batches
-from submanifold.data.dequantize import dequantize, quantize
+from submanifold.data.batches import Batches, dequantize, quantize
 
 __all__ = ["Batches", "dequantize", "quantize"]

@@ -1,21 +1,34 @@
-"""Arrays on disk that are written piece by piece and are whole when they have their name."""
+"""NumPy files: written in pieces, memory-mapped, and verified by a hash."""
 
+import hashlib
 import io
 import logging
 import math
 import os
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from submanifold.common.files import atomic_write, explain_write_errors, locked, sync_and_rename
+from submanifold.common.files import (
+    atomic_write,
+    explain_write_errors,
+    locked,
+    read_json,
+    sync_and_rename,
+)
+from submanifold.data.sources.base import SPLITS
+from submanifold.data.sources.scan import Stamp, stamp
 
 log = logging.getLogger(__name__)
 
+READ_BYTES = 2**20
+SLOW_BYTES = 2**30
 
-def map_whole(path: Path) -> np.memmap | None:
-    """Map a ``.npy`` file copy-on-write; None where there is none, or not all its header says."""
+
+def map_npy(path: Path) -> np.memmap | None:
+    """Memory-map a ``.npy`` file copy-on-write; None if it is missing or truncated."""
     try:
         array = np.load(path, mmap_mode="c")
     except (OSError, ValueError, EOFError):
@@ -23,85 +36,118 @@ def map_whole(path: Path) -> np.memmap | None:
     return array if isinstance(array, np.memmap) else None
 
 
-def write_rows(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Write chunks of rows to a ``.npy`` file that appears when it is whole, or find it there.
-
-    A file that is not whole or has another shape is made anew, with a line in the log.
+def write_npy(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Write chunks to a float32 ``.npy`` file atomically, unless a complete file exists.
 
     Args:
         path: The file.
-        chunks: Arrays (rows, ...), in order; not touched when the file is there.
-        shape: Of all rows.
+        chunks: Arrays (n, ...) to concatenate; not consumed if the file exists.
+        shape: Shape of the concatenated array. A file of another shape is overwritten.
 
     Returns:
-        A float32 map of the file, in copy-on-write mode.
+        A copy-on-write memory map of the file.
 
     Raises:
-        ValueError: If the chunks have not the shape.
-        WriteError: If the disk is full or may only be read.
+        ValueError: If the chunks do not add up to the shape.
+        WriteError: If the disk is full or read-only.
     """
     with locked(path.parent, path.name):
-        array = map_whole(path)
+        array = map_npy(path)
         if array is not None and (array.shape, array.dtype) == (shape, np.float32):
             return array
         if path.exists():
-            log.warning("%s is not whole, or of another shape: it is made anew", path)
-        # No map: a full disk kills a process that writes to one.
+            log.warning("%s is truncated or has another shape; writing it again", path)
+        # not through a memory map: a full disk kills a process that writes to one
         with atomic_write(path) as partial, open(partial, "wb") as file:
-            end = file.write(header(shape, np.float32)) + 4 * math.prod(shape)
-            count = 0
+            end = file.write(_header(shape, np.float32)) + 4 * math.prod(shape)
             for chunk in chunks:
                 file.write(np.asarray(chunk, np.float32).tobytes())
-                count += len(chunk)
             if file.tell() != end:
-                raise ValueError(f"chunks of {count} rows do not fill the shape {shape}")
+                raise ValueError(f"chunks: expected {end} bytes for {shape}, got {file.tell()}.")
         return np.load(path, mmap_mode="c")
 
 
-def header(shape: tuple[int, ...], dtype: type) -> bytes:
-    """The first bytes of a ``.npy`` file.
-
-    NumPy pads them so that the first axis can grow in place: they have one length for all counts.
-    """
-    content = io.BytesIO()
-    form = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(content, form)
-    return content.getvalue()
-
-
 class GrowingArray:
-    """A uint8 .npy file of rows of one shape, that grows under another name until it is whole."""
+    """A uint8 ``.npy`` file that grows under a temporary name, also after an interruption.
+
+    Args:
+        path: The finished file.
+        shape: Shape of one item.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self.shape = shape
 
-    def write(self, start: int, rows: np.ndarray) -> None:
-        """Put rows at an index, over what an interrupted run may have left there.
+    def write(self, start: int, items: np.ndarray) -> None:
+        """Write items (n, ...) at an index and flush them to the disk.
 
         Raises:
-            WriteError: If the disk is full or may only be read.
+            WriteError: If the disk is full or read-only.
         """
         mode = "r+b" if self.partial.exists() else "w+b"
         with explain_write_errors(self.path), open(self.partial, mode) as file:
             file.seek(self._bytes(start))
-            file.write(rows.tobytes())
+            file.write(items.tobytes())
             file.flush()
-            # The state that counts these rows must not reach the disk before they do.
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before a saved state counts these items
 
-    def holds(self, count: int) -> bool:
-        """Whether that many rows are on disk."""
+    def has(self, count: int) -> bool:
+        """Whether the first `count` items are on disk."""
         file = self.path if self.path.exists() else self.partial
         return count == 0 or (file.exists() and file.stat().st_size >= self._bytes(count))
 
     def finish(self, count: int) -> None:
-        """Give the file its header and its name; nothing to do if it has them."""
+        """Write the header and rename the file, unless this is done."""
         if not self.path.exists():
             with explain_write_errors(self.path), open(self.partial, "r+b") as file:
-                file.write(header((count, *self.shape), np.uint8))
+                file.write(_header((count, *self.shape), np.uint8))
                 file.truncate(self._bytes(count))
             sync_and_rename(self.partial, self.path)
 
     def _bytes(self, count: int) -> int:
-        return len(header((count, *self.shape), np.uint8)) + count * math.prod(self.shape)
+        return len(_header((count, *self.shape), np.uint8)) + count * math.prod(self.shape)
+
+
+def _header(shape: tuple[int, ...], dtype: type) -> bytes:
+    """Header of a ``.npy`` file; NumPy pads it to one length for all sizes of the first axis."""
+    content = io.BytesIO()
+    fields = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(content, fields)
+    return content.getvalue()
+
+
+def hash_arrays(folder: Path) -> str:
+    """SHA-256 of the names, shapes and bytes of a folder's train.npy, valid.npy and test.npy.
+
+    Cached in this process until a file's size, times or inode changes.
+
+    Raises:
+        OSError, ValueError: If they cannot be read.
+    """
+    files = [folder.absolute() / f"{split}.npy" for split in SPLITS]
+    return _hash(tuple((file, stamp(file.stat())) for file in files))
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether a folder's arrays have the hash in its manifest.json, if that has one."""
+    expected = (read_json(folder / "manifest.json") or {}).get("hash")
+    try:
+        return expected is None or expected == hash_arrays(folder)
+    except (OSError, ValueError):  # a bad block of the disk, or a truncated header
+        return False
+
+
+@lru_cache(maxsize=64)
+def _hash(files: tuple[tuple[Path, Stamp], ...]) -> str:
+    if sum(each.size for _, each in files) > SLOW_BYTES:
+        log.info("verifying the hash of the arrays")
+    digest = hashlib.sha256()
+    for path, _ in files:
+        array = np.load(path, mmap_mode="r")
+        digest.update(f"{path.stem} {array.shape}".encode())
+        with open(path, "rb", buffering=0) as file:  # a bad block in a map would kill the process
+            file.seek(array.offset)
+            while block := file.read(READ_BYTES):
+                digest.update(block)
+    return f"sha256:{digest.hexdigest()}"

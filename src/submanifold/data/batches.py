@@ -1,4 +1,4 @@
-"""Batches of images or vectors: which one comes at which step depends on the seed alone."""
+"""Reproducible batches of images or vectors, and dequantization."""
 
 import mmap
 from collections.abc import Iterator
@@ -7,28 +7,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from submanifold.data.dequantize import dequantize
-
 DEVICE_BYTES = 4 * 2**30
-# A page of a map that is touched brings its neighbours along; of so much all are given back.
-NEIGHBOURS, MAPPED_BYTES = 2**21, 2**28
+# Reading one page of a memory map also maps neighbouring pages. All pages are released when this
+# estimate exceeds MAPPED_BYTES.
+READAHEAD_BYTES, MAPPED_BYTES = 2**21, 2**28
 
 
 class Batches:
-    """Rows of an array, dequantised when they are bytes, as batches on a device.
+    """Batches of an array on a device; uint8 images are dequantized.
 
-    The batch of a training step and its noise are functions of (seed, step), so a run that was
-    killed goes on with just the batches it would have seen; nothing about random state is stored.
+    The batch of a training step and its noise depend only on (seed, step), so that a resumed run
+    gets the same batches without a stored random state.
 
     Args:
-        array: (N, ...) uint8 images or float vectors. A map of a file is read as it is needed, in
-            bounded memory; what was written to one of mode ``c`` is lost.
-        batch_size: Rows in a batch; at most N are taken.
-        seed: Of the order and of the noise.
-        device: Where batches go. Small arrays are moved there whole.
+        array: (N, ...) uint8 images or float vectors. A memory map is read on demand, in bounded
+            memory; changes made to a map of mode ``c`` are lost.
+        batch_size: Items in a batch, at most N.
+        seed: Seed of the order and of the noise.
+        device: Device of the batches. Arrays up to 4 GiB are copied to it once.
 
     Attributes:
-        generator: Seeded anew for each batch; whatever else is random about it is drawn from here.
+        generator: Generator on the device, seeded for each batch; draw all other random numbers
+            that belong to the batch from it.
+
+    Example:
+        >>> batches = Batches(np.zeros((10, 3), np.float32), batch_size=4)
+        >>> batches.at(step=0).shape, [len(batch) for batch in batches]
+        (torch.Size([4, 3]), [4, 4, 2])
     """
 
     def __init__(
@@ -45,21 +50,21 @@ class Batches:
         self.rows = torch.from_numpy(array)
         if array.nbytes <= DEVICE_BYTES:
             self.rows = self.rows.to(self.device)
-        self._map, self._touched = _map_of(array), 0
+        self._map, self._mapped_bytes = _large_map(array), 0
         self._order, self._epoch = torch.empty(0, dtype=torch.long), -1
         self.generator = torch.Generator(self.device)
 
     def __len__(self) -> int:
-        """Count the rows."""
+        """Number of items N."""
         return len(self.rows)
 
     @property
     def is_continuous(self) -> bool:
-        """Whether rows are floats, which may have no noise, and not bytes, which get it here."""
+        """Whether items are float vectors, which are not dequantized."""
         return self.rows.dtype != torch.uint8
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Go through every row once, in order, always with the same noise."""
+        """Iterate over all items in order, with the same noise each time."""
         for start in range(0, len(self), self.batch_size):
             yield self._prepare(self.rows[start : start + self.batch_size], salt=-1 - start)
 
@@ -76,21 +81,43 @@ class Batches:
 
     def _prepare(self, rows: Tensor, salt: int) -> Tensor:
         if rows.device != self.device:
-            rows = rows.pin_memory().to(self.device, non_blocking=True)  # or the copy would wait
+            rows = rows.pin_memory().to(self.device, non_blocking=True)
         self.generator.manual_seed(_mix(self.seed, salt))
-        self._give_back(rows)
+        self._release_pages(rows)
         return rows if self.is_continuous else dequantize(rows, self.generator)
 
-    def _give_back(self, rows: Tensor) -> None:
-        """Keep what is mapped of a large file small; while there is room, the system has it."""
-        self._touched += len(rows) * (NEIGHBOURS + rows[0].nbytes)
-        if self._map is not None and self._touched > MAPPED_BYTES:
+    def _release_pages(self, rows: Tensor) -> None:
+        self._mapped_bytes += len(rows) * (READAHEAD_BYTES + rows[0].nbytes)
+        if self._map is not None and self._mapped_bytes > MAPPED_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
+            self._mapped_bytes = 0
 
 
-def _map_of(array: np.ndarray) -> mmap.mmap | None:
-    """The file's map that holds a large array, if one does."""
+def dequantize(pixels: Tensor, generator: torch.Generator | None = None, bits: int = 8) -> Tensor:
+    """Add uniform noise to the upper bits of each byte: x = (pixel + U[0, 1)) / 2^bits - 0.5.
+
+    Args:
+        pixels: uint8, of any shape.
+        generator: Generator on the device of the pixels.
+        bits: Number of upper bits to keep, 1 to 8.
+
+    Returns:
+        float32 values in [-0.5, 0.5).
+    """
+    levels = 2**bits
+    kept = (pixels // (256 // levels)).float()
+    noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
+    # the largest byte plus the largest noise rounds up to 0.5 in float32
+    return ((kept + noise) / levels - 0.5).clamp_max(0.5 - 2**-25)
+
+
+def quantize(x: Tensor) -> Tensor:
+    """Convert values in [-0.5, 0.5) to uint8 pixels; values outside are clipped."""
+    return ((x + 0.5) * 256).floor().clamp(0, 255).to(torch.uint8)
+
+
+def _large_map(array: np.ndarray) -> mmap.mmap | None:
+    """The memory map behind a large array, if there is one."""
     base: object = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -98,6 +125,6 @@ def _map_of(array: np.ndarray) -> mmap.mmap | None:
 
 
 def _mix(seed: int, salt: int) -> int:
-    """Spread (seed, salt) over 63 bits, so that neighbouring seeds share no stream."""
+    """Hash (seed, salt) to a 63-bit seed, so that neighbouring seeds give independent streams."""
     words = np.random.SeedSequence([seed, abs(salt), salt < 0]).generate_state(1, np.uint64)
     return int(words[0] >> 1)

@@ -1,4 +1,4 @@
-"""Images decoded by all cores, in the order of their names."""
+"""Decoding of images by all cores, with results in the order of the names."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,75 +9,78 @@ from typing import Any
 import numpy as np
 
 from submanifold.common.processes import cores, process_pool
-from submanifold.data.source import Source
+from submanifold.data.sources import Source
 
-# Of fewer images, starting processes takes longer than decoding.
-WORTH_PROCESSES = 256
-# What a process is given at once, and how often that, so that none has to wait.
-GROUP_IMAGES, GROUP_BYTES = 64, 2**22
-AHEAD = 3
+# For fewer images, starting processes takes longer than decoding.
+PARALLEL_IMAGES = 256
+# Largest task of a process, and tasks that are queued for each process.
+TASK_IMAGES, TASK_BYTES = 64, 2**22
+QUEUED = 3
 
 Result = np.ndarray | str
-"""An image, or why there is none."""
+"""An image, or the reason why it cannot be decoded."""
 
 
 @contextmanager
-def decoding(source: Source, count: int) -> Iterator[Callable[[Iterable[str]], Iterator[Result]]]:
-    """Give a function that reads and decodes names, whose results come in order as they are taken.
+def decoder(source: Source, count: int) -> Iterator[Callable[[Iterable[str]], Iterator[Result]]]:
+    """Give a function that reads and decodes names, with results in order.
 
-    Files are read here and decoded by as many processes as there are cores, if `count` images are
-    worth it. What is read ahead is bounded, so that memory does not grow with the number of images;
-    and the results do not depend on that of processes, which end with this one, however it ends.
+    Files are read in this process and decoded by one process per core if there are many. The
+    number of files read ahead is bounded.
+
+    Args:
+        source: The source of the images.
+        count: Number of images to expect.
 
     Raises:
-        UserError: A process has died.
+        UserError: If a process is killed.
     """
-    if count < WORTH_PROCESSES:
+    if count < PARALLEL_IMAGES:
         yield lambda names: (attempt(source.image, name) for name in names)
         return
     processes = cores()
     with process_pool("decode images", processes) as executor:
 
-        def decoded(names: Iterable[str]) -> Iterator[Result]:
-            ahead: deque[Future[list[Result]]] = deque()
-            for group in _groups(source, names):
-                ahead.append(executor.submit(_decode, source.decode, group))
-                if len(ahead) > AHEAD * processes:
-                    yield from ahead.popleft().result()
-            while ahead:
-                yield from ahead.popleft().result()
+        def decode(names: Iterable[str]) -> Iterator[Result]:
+            queue: deque[Future[list[Result]]] = deque()
+            for task in _tasks(source, names):
+                queue.append(executor.submit(_decode, source.decode, task))
+                if len(queue) > QUEUED * processes:
+                    yield from queue.popleft().result()
+            while queue:
+                yield from queue.popleft().result()
 
-        yield decoded
+        yield decode
 
 
-def _groups(source: Source, names: Iterable[str]) -> Iterator[list[Any]]:
-    """What is stored under names, or an exception, in lists of a bounded size."""
-    group: list[Any] = []
+def _tasks(source: Source, names: Iterable[str]) -> Iterator[list[Any]]:
+    """Stored data, or exceptions, in lists of a bounded size."""
+    task: list[Any] = []
     size = 0
     for name in names:
         try:
-            group.append(source.read(name))
-            size += len(group[-1])
-        except Exception as error:  # zips and disks have many kinds
-            group.append(error)
-        if len(group) == GROUP_IMAGES or size >= GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    yield group
+            task.append(source.read(name))
+            size += len(task[-1])
+        except Exception as error:  # zips and disks raise many kinds of errors
+            task.append(error)
+        if len(task) == TASK_IMAGES or size >= TASK_BYTES:
+            yield task
+            task, size = [], 0
+    yield task
 
 
-def _decode(decode: Callable[[Any], np.ndarray], group: list[Any]) -> list[Result]:
-    return [_told(each) if isinstance(each, Exception) else attempt(decode, each)
-            for each in group]  # fmt: skip
+def _decode(decode: Callable[[Any], np.ndarray], task: list[Any]) -> list[Result]:
+    return [_reason(each) if isinstance(each, Exception) else attempt(decode, each)
+            for each in task]  # fmt: skip
 
 
-def attempt(make: Callable[[Any], np.ndarray], of: Any) -> Result:
-    """An image that a function makes, or the error that it raises."""
+def attempt(function: Callable[[Any], np.ndarray], argument: Any) -> Result:
+    """Image that a function returns, or the error that it raises."""
     try:
-        return make(of)
-    except Exception as error:  # PIL's plugins raise nearly every kind on a broken file
-        return _told(error)
+        return function(argument)
+    except Exception as error:  # PIL's plugins raise many kinds of errors
+        return _reason(error)
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

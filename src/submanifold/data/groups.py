@@ -1,6 +1,4 @@
-"""Groups of images that are not independent of each other, such as those of one person."""
-
-from __future__ import annotations
+"""Groups of images that are not independent of each other, such as images of one person."""
 
 import hashlib
 from collections import defaultdict
@@ -12,43 +10,42 @@ import numpy as np
 from submanifold.common.errors import UserError
 
 FOLDER = "folder"
-"""The setting by which each folder of images is a group."""
+"""Value of the setting `groups` that makes each folder a group."""
 
 Groups = dict[str, list[int]]
-"""The number of each image's group, by split in the order of the arrays; empty for no groups."""
+"""Number of each image's group, by split, in the order of the arrays; empty without groups."""
 
 
-def groups_of(groups: Groups | None, part: str) -> np.ndarray | None:
-    """Groups of a split's images, (N,), or None where they are independent of each other."""
-    return np.array(groups[part]) if groups else None
+def groups_of(groups: Groups | None, split: str) -> np.ndarray | None:
+    """Group numbers (N,) of a split's images, or None if the images are independent."""
+    return np.array(groups[split]) if groups else None
 
 
 def group_images(groups: str, names: Iterable[str]) -> dict[str, str]:
-    """Find the group of each image.
+    """Look up the group of each image.
 
     Args:
-        groups: `folder`, or the path of a text file whose lines are the name of an image and that
-            of its group, as CelebA's identity_CelebA.txt.
-        names: Of images, with the folders they lie in.
+        groups: `folder`, or the path of a text file with lines `name group`, such as CelebA's
+            identity_CelebA.txt.
+        names: Image names, including folders. The file may list them without folders.
 
     Raises:
-        UserError: If the file cannot be read, or lacks an image.
+        UserError: If the file cannot be read or does not list an image.
     """
     if groups == FOLDER:
         return {name: name.rpartition("/")[0] for name in names}
     listed = _read(groups)
-    found = {name: listed.get(name) or listed.get(name.rpartition("/")[2]) for name in names}
-    missing = [name for name, group in found.items() if group is None]
-    if missing:
+    found = {name: listed.get(name) or listed.get(name.rpartition("/")[2], "") for name in names}
+    if missing := [name for name, group in found.items() if not group]:
         raise UserError(
             f"groups={groups}: expected a line for each image, got none for {len(missing)}, such "
-            f"as {missing[0]}. Add them, or leave groups out."
+            f"as {missing[0]}. Add these lines, or omit groups."
         )
-    return {name: group for name, group in found.items() if group is not None}
+    return found
 
 
 def fingerprint_groups(groups: str) -> str:
-    """The identity of a setting of groups: of the content of the file.
+    """Identity of the setting `groups`: `folder`, or a hash of the file's content.
 
     Raises:
         UserError: If the file cannot be read.
@@ -56,16 +53,16 @@ def fingerprint_groups(groups: str) -> str:
     return groups if groups == FOLDER else hashlib.sha256(_content(groups)).hexdigest()[:32]
 
 
-def check_split(groups: Mapping[str, str], parts: Mapping[str, str]) -> None:
-    """Check that no group is in two parts.
+def check_groups(groups: Mapping[str, str], splits: Mapping[str, str]) -> None:
+    """Check that no group is in two splits.
 
     Raises:
-        UserError: Naming one that is.
+        UserError: Naming such a group.
     """
-    parts_of = defaultdict(set)
+    splits_of = defaultdict(set)
     for name, group in groups.items():
-        parts_of[group].add(parts[name])
-    divided = sorted(group for group, found in parts_of.items() if len(found) > 1)
+        splits_of[group].add(splits[name])
+    divided = sorted(group for group, found in splits_of.items() if len(found) > 1)
     if divided:
         raise UserError(
             f"groups: expected each group in one part of the official split, got {len(divided)} in "
@@ -79,7 +76,7 @@ def _content(path: str) -> bytes:
     except OSError as error:
         raise UserError(
             f"groups={path}: expected folder or the path of a text file, got a path that cannot be "
-            f"read ({error.strerror}; looked from {Path.cwd()}). Correct it."
+            f"read ({error.strerror}; current folder: {Path.cwd()}). Correct it."
         ) from error
 
 

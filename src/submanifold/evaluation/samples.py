@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from submanifold.data.dequantize import quantize
+from submanifold.data.batches import quantize
 from submanifold.models import Model
 
 BATCH = 256

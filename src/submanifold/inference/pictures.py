@@ -13,8 +13,8 @@ import numpy as np
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable, table_name
 from submanifold.common.processes import check_memory
-from submanifold.data.images import decode
-from submanifold.data.stores import DATABASE, SUFFIXES, open_store, read_file
+from submanifold.data.images import SUFFIXES, decode, read_file
+from submanifold.data.sources.stores import DATABASE, open_store
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Pictures:
 
     Example:
         >>> data = {"size": 32, "channels": 3, "crop": "square"}
-        >>> import submanifold.data.photos
+        >>> import submanifold.data.sources.photos
         >>> len(Pictures([], data))
         0
     """

@@ -17,7 +17,7 @@ from submanifold.common import distributed
 from submanifold.common.files import locked
 from submanifold.common.progress import track
 from submanifold.common.settings import Settings
-from submanifold.data.arrays import write_rows
+from submanifold.data.arrays import write_npy
 from submanifold.data.batches import Batches
 from submanifold.losses import Objective
 from submanifold.losses.objective import TERMS, Term
@@ -242,7 +242,7 @@ def encode_rows(
 
     encoded = (distributed.by_rows(encode, batch).cpu().numpy() for batch in shown)
     if distributed.rank() == 0:
-        write_rows(path, encoded, (len(array), model.dim))
+        write_npy(path, encoded, (len(array), model.dim))
     if distributed.size() > 1:
         for _ in encoded:  # all compute, also where the file is found
             pass

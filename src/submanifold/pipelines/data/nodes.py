@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import error_prefix
-from submanifold.data.preprocess import few_images, prepare, read_groups, read_labels
+from submanifold.data.prepare import draw, few_images, prepare, read_groups, read_labels
 from submanifold.data.settings import ImageSettings, SyntheticSettings
-from submanifold.data.vectors import draw
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pandas as pd
 from submanifold.common.device import choose_device
 from submanifold.common.errors import error_prefix
 from submanifold.data.groups import Groups, groups_of
-from submanifold.data.preprocess import prepare, read_groups
+from submanifold.data.prepare import prepare, read_groups
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation.metrics import Metric
 from submanifold.models import Model

@@ -143,7 +143,7 @@ def _check_catalog(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
 
 def _check_images(experiment: Experiment, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
     """Check the images that the pipeline prepares."""
-    from submanifold.data.preprocess import check
+    from submanifold.data.prepare import check
     from submanifold.data.settings import ImageSettings
 
     checks = (

@@ -1,0 +1,368 @@
+"""Preparation of a source: one array on disk for each split, and a manifest."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from submanifold.common.errors import UserError
+from submanifold.common.files import locked, printable, read_json, remove_files, write_json
+from submanifold.common.progress import ProgressBar
+from submanifold.data.arrays import GrowingArray, hash_arrays, is_intact, map_npy, write_npy
+from submanifold.data.decoding import Result, attempt, decoder
+from submanifold.data.groups import Groups
+from submanifold.data.images import SUFFIXES
+from submanifold.data.settings import ImageSettings, SyntheticSettings
+from submanifold.data.sources import SOURCES, SPLITS, Source, fingerprint, open_source
+from submanifold.data.splits import Pool, plan
+
+log = logging.getLogger(__name__)
+
+Prepared = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+"""Copy-on-write memory maps of train, valid and test, and the manifest."""
+
+FORMAT_VERSION = 1
+"""Increase it if the same source and settings would give other arrays."""
+# The work between two saved states, which a kill loses.
+CHUNK_IMAGES, CHUNK_BYTES, CHUNK_SECONDS = 8192, 2**25, 5.0
+MAX_LISTED = 1000
+LABELS, GROUPS = "labels.json", "groups.json"
+BROKEN_PERCENT, BROKEN_FILES = 1, 10
+MIN_IMAGES, FEW_IMAGES = 2, 100
+"""Fewer training images are rejected; fewer different ones cause a warning."""
+CHECKED_IMAGES = 32
+
+
+def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared:
+    """Crop, resize and split the images of a source.
+
+    Images are streamed to disk in chunks, in bounded memory. Finished work is returned as it is;
+    interrupted work is resumed after the last chunk, with the same result. A concurrent call in
+    another process is waited for. Arrays that no longer have the hash in the manifest (because of
+    a disk error) are prepared again, with a warning.
+
+    Args:
+        settings: The source and the shape of the images.
+        folder: Gets train.npy, valid.npy, test.npy, labels.json and groups.json if there are any,
+            and finally manifest.json.
+        raw_folder: Folder of downloads.
+
+    Returns:
+        Three uint8 arrays (N, channels, size, size), and the manifest. It has a hash of the arrays,
+        the first 1,000 `skipped` images (`{"name", "reason"}`), and the numbers of `groups` by
+        split (None if images are independent).
+
+    Raises:
+        UserError: If the source cannot be read or split, or more than 1% of it (or 10 files, if
+            that is more, but at most half) is broken.
+    """
+    identity = fingerprint(settings, raw_folder)
+    with locked(folder, f"the arrays of {settings.source}"):
+        manifest = _finished(folder, settings, identity)
+        if manifest is None:
+            with closing(open_source(settings, raw_folder)) as source:
+                manifest = _run(source, settings, folder, identity)
+    train, valid, test = (np.load(folder / f"{split}.npy", mmap_mode="c") for split in SPLITS)
+    if manifest["skipped_count"]:
+        reasons = [f"{each['name']} ({each['reason']})" for each in manifest["skipped"][:3]]
+        log.warning(
+            "skipped %d files, such as %s; see %s", manifest["skipped_count"],
+            "; ".join(reasons), folder / "manifest.json",
+        )  # fmt: skip
+    return train, valid, test, manifest
+
+
+def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
+    """Draw the points of each split, from one random stream for each, unless they exist.
+
+    Args:
+        settings: The manifold and the number of points.
+        folder: Gets train.npy, valid.npy, test.npy, and finally manifest.json.
+
+    Returns:
+        Three float32 arrays (N, D), and the manifest. Arrays that no longer have the hash in the
+        manifest are drawn again, with a warning.
+    """
+    manifold = settings.manifold
+    manifest: dict[str, Any] = {
+        "source": settings.source,
+        "noise": manifold.noise,
+        "counts": settings.counts.model_dump(),
+        "dim": manifold.ambient_dim,
+        "seed": settings.seed,
+        "split": "independent draws",
+    }
+    path = folder / "manifest.json"
+    with locked(folder, f"the points of {settings.source}"):
+        found = read_json(path) or {}
+        if not is_intact(folder):
+            log.warning("the points in %s do not have their hash; drawing them again", folder)
+            found = {}
+        if {name: value for name, value in found.items() if name != "hash"} != manifest:
+            remove_files([path, *folder.glob("*.npy")])
+        arrays = []
+        for index, split in enumerate(SPLITS):
+            count = getattr(settings.counts, split)
+            points = manifold.sample(count, np.random.default_rng([settings.seed, index]))
+            arrays.append(write_npy(folder / f"{split}.npy", [points], points.shape))
+        manifest["hash"] = hash_arrays(folder)
+        if manifest != found:
+            write_json(path, manifest)
+    return arrays[0], arrays[1], arrays[2], manifest
+
+
+def check(settings: ImageSettings, folder: Path, raw_folder: Path, trained_on: bool = True) -> None:
+    """Detect within a second what would make :func:`prepare` fail after minutes.
+
+    Opens and splits the source and decodes the first 32 images, unless it is prepared or must be
+    downloaded first.
+
+    Args:
+        settings: The source and the shape of the images.
+        folder: Folder of the prepared arrays.
+        raw_folder: Folder of downloads.
+        trained_on: Whether a model is trained on the images.
+
+    Raises:
+        UserError: If the source cannot be opened or split, or none of the first images can be
+            decoded; for training also if there are fewer than two training images, or the first
+            images are equal.
+    """
+    if (folder / "manifest.json").is_file():
+        return
+    if SOURCES[settings.source].must_download(settings, raw_folder):
+        return
+    with closing(open_source(settings, raw_folder)) as source:
+        pools = plan(source, settings.counts, settings.seed)
+        count = sum(each.count for pool in pools for each in pool.shares if each.split == "train")
+        if trained_on and count < MIN_IMAGES:
+            raise UserError(
+                f"counts.train: expected {MIN_IMAGES} images or more, got {count}. Decrease the "
+                "counts of valid and test, or set path to more images."
+            )
+        names = [name for pool in pools for name in pool.names[:CHECKED_IMAGES]][:CHECKED_IMAGES]
+        results = [attempt(source.image, name) for name in names]
+    images = [each for each in results if isinstance(each, np.ndarray)]
+    if not images:
+        raise UserError(
+            f"path={settings.path}: expected images, got {len(names)} files that cannot be decoded,"
+            f" such as {names[0]} ({results[0]}). Set another path."
+        )
+    if trained_on and len(images) > 1 and all((each == images[0]).all() for each in images):
+        raise UserError(
+            f"path={settings.path}: expected different images, got {len(images)} equal ones, which "
+            "have no density. Set another path."
+        )
+
+
+def few_images(train: np.ndarray) -> str | None:
+    """A warning if fewer than 100 of the first 200 training images are different, or None."""
+    first = train[: 2 * FEW_IMAGES]
+    different = len({each.tobytes() for each in first})
+    if different >= FEW_IMAGES:
+        return None
+    return (
+        f"expected {FEW_IMAGES} or more different training images, got {different} among the first "
+        f"{len(first)}: a model memorizes so few, and its metrics are not meaningful"
+    )
+
+
+def read_labels(folder: Path) -> dict[str, list[Any]]:
+    """Labels of prepared images, by split, in the order of the arrays; empty without labels."""
+    return read_json(folder / LABELS) or {}
+
+
+def read_groups(folder: Path) -> Groups:
+    """Groups of prepared images, by split, in the order of the arrays; empty without groups."""
+    return read_json(folder / GROUPS) or {}
+
+
+@dataclass
+class State:
+    """Progress: names read of each pool, images written of each split, broken images."""
+
+    key: str
+    read: list[int]
+    written: dict[str, int]
+    broken: list[dict[str, str]]
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write it to a file atomically."""
+        write_json(path, vars(self))
+
+
+def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -> dict[str, Any]:
+    pools = plan(source, settings.counts, settings.seed)
+    key = _key(settings, identity)
+    arrays = {
+        split: GrowingArray(folder / f"{split}.npy", settings.event_shape) for split in SPLITS
+    }
+    state = _resume(folder, key, arrays, len(pools))
+    began = time.monotonic() - state.seconds
+    _decode_all(source, settings, folder, pools, arrays, state)
+    for split, array in arrays.items():
+        array.finish(state.written[split])
+    if source.labels is not None:
+        write_json(folder / LABELS, _by_split(source.labels, pools, state))
+    group_counts = None
+    if source.groups is not None:
+        numbers = {group: n for n, group in enumerate(sorted(set(source.groups.values())))}
+        numbered = {name: numbers[group] for name, group in source.groups.items()}
+        groups = _by_split(numbered, pools, state)
+        write_json(folder / GROUPS, groups)
+        group_counts = {split: len(set(found)) for split, found in groups.items()}
+    few = few_images(np.load(folder / "train.npy", mmap_mode="r"))
+    others = [{"name": f"*{suffix}" if suffix.startswith(".") else suffix,
+               "reason": f"{count} files that are not {', '.join(SUFFIXES)}"}
+              for suffix, count in source.other_files.most_common()]  # fmt: skip
+    skipped = (others + source.skipped + state.broken)[:MAX_LISTED]
+    manifest: dict[str, Any] = {
+        "key": key,
+        "source": settings.source,
+        "path": settings.path,
+        "counts": state.written,
+        "crop": source.crop,
+        "size": settings.size,
+        "channels": settings.channels,
+        "split": source.split_rule,
+        "split_note": "; ".join(note for note in (source.note, few) if note) or None,
+        "groups": group_counts,
+        "seed": settings.seed,
+        "hash": hash_arrays(folder),
+        "fingerprint": identity,
+        "skipped": [{key: printable(text) for key, text in each.items()} for each in skipped],
+        "skipped_count": source.other_files.total() + len(source.skipped) + len(state.broken),
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    write_json(folder / "manifest.json", manifest)
+    (folder / "state.json").unlink(missing_ok=True)
+    return manifest
+
+
+def _decode_all(
+    source: Source,
+    settings: ImageSettings,
+    folder: Path,
+    pools: list[Pool],
+    arrays: Mapping[str, GrowingArray],
+    state: State,
+) -> None:
+    """Decode images into the arrays, from the state on."""
+    shares = [share for pool in pools for share in pool.shares]
+    total = sum(share.count for share in shares)
+    began = time.monotonic() - state.seconds
+    chunk_size = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(settings.event_shape)))
+    with (
+        decoder(source, total) as decode,
+        ProgressBar("preparing images", "images", total, sum(state.written.values())) as meter,
+    ):
+        for index, pool in enumerate(pools):
+            while names := _next_names(pool, state.read[index], state.written):
+                for results in _chunks(decode(names), chunk_size):
+                    images = [result for result in results if isinstance(result, np.ndarray)]
+                    at = state.read[index]
+                    _count_broken(state, pool.names[at : at + len(results)], results, total)
+                    meter.update(len(images))
+                    for share in pool.shares:
+                        start = state.written[share.split]
+                        batch, images = images[: share.count - start], images[share.count - start :]
+                        if batch:
+                            arrays[share.split].write(start, np.stack(batch))
+                            state.written[share.split] += len(batch)
+                    state.read[index] += len(results)
+                    state.seconds = time.monotonic() - began
+                    state.save(folder / "state.json")
+    log.info("%s", meter)
+    for share in shares:
+        written = state.written[share.split]
+        if written < (share.count if share.exact else 1):
+            raise UserError(
+                f"counts.{share.split}: expected at most {written} readable images "
+                f"({len(state.broken)} are broken), got {share.count}. Decrease it."
+            )
+
+
+def _by_split(values: Mapping[str, Any], pools: list[Pool], state: State) -> dict[str, list[Any]]:
+    """Values of the images, by split, in the order of the arrays."""
+    broken, found = {each["name"] for each in state.broken}, {}
+    for pool, read in zip(pools, state.read, strict=True):
+        rest = [values[name] for name in pool.names[:read] if name not in broken]
+        for share in pool.shares:
+            count = state.written[share.split]
+            found[share.split], rest = rest[:count], rest[count:]
+    return found
+
+
+def _next_names(pool: Pool, start: int, written: Mapping[str, int]) -> list[str]:
+    """As many names as images are missing."""
+    missing = sum(share.count - written[share.split] for share in pool.shares)
+    return pool.names[start : start + missing]
+
+
+def _chunks(results: Iterable[Result], size: int) -> Iterator[list[Result]]:
+    """Lists of results, of this size or of some seconds of work."""
+    chunk, began = [], time.monotonic()
+    for result in results:
+        chunk.append(result)
+        if len(chunk) == size or time.monotonic() - began > CHUNK_SECONDS:
+            yield chunk
+            chunk, began = [], time.monotonic()
+    if chunk:
+        yield chunk
+
+
+def _count_broken(state: State, names: list[str], results: list[Result], total: int) -> None:
+    both = zip(names, results, strict=True)
+    state.broken += [{"name": name, "reason": each} for name, each in both if isinstance(each, str)]
+    if len(state.broken) > (allowed := allowed_broken(total)):
+        first = "; ".join(f"{each['name']} ({each['reason']})" for each in state.broken[:3])
+        raise UserError(
+            f"path: expected at most {allowed} broken images among {total}, got "
+            f"{len(state.broken)} so far, such as {printable(first)}. Repair or remove them, or "
+            "set another path."
+        )
+
+
+def allowed_broken(total: int) -> int:
+    """Number of images that may be broken: 1% or 10, whichever is more, at most half."""
+    return min(max(total * BROKEN_PERCENT // 100, BROKEN_FILES), total // 2)
+
+
+def _resume(folder: Path, key: str, arrays: Mapping[str, GrowingArray], pools: int) -> State:
+    with contextlib.suppress(TypeError, KeyError):
+        state = State(**(read_json(folder / "state.json") or {}))
+        if state.key == key and all(arrays[s].has(state.written[s]) for s in SPLITS):
+            log.info("resuming after %d images", sum(state.read))
+            return state
+    old = [folder / name for name in ("manifest.json", "state.json", LABELS, GROUPS)]
+    remove_files([*old, *folder.glob("*.npy*")])
+    return State(key, [0] * pools, dict.fromkeys(SPLITS, 0), [])
+
+
+def _finished(folder: Path, settings: ImageSettings, identity: str) -> dict[str, Any] | None:
+    """The manifest, if it and intact arrays are of these settings and data."""
+    manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
+    arrays = {split: map_npy(folder / f"{split}.npy") for split in SPLITS}
+    counts = {split: len(array) for split, array in arrays.items() if array is not None}
+    if manifest.get("key") == _key(settings, identity) and manifest["counts"] == counts:
+        if is_intact(folder) and bool(read_groups(folder)) == (manifest["groups"] is not None):
+            return manifest
+        log.warning("the arrays in %s do not have their hash; preparing them again", folder)
+    elif manifest or counts:
+        log.info("the arrays in %s are of other data, or truncated; preparing them again", folder)
+    return None
+
+
+def _key(settings: ImageSettings, identity: str) -> str:
+    content = json.dumps([FORMAT_VERSION, settings.content, identity], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""Sources of images. To add one, write a module with a :class:`SourceType` and register it here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from submanifold.data.sources.base import SPLITS, Source, SourceType
+from submanifold.data.sources.celeba import CELEBA
+from submanifold.data.sources.files import FILES
+from submanifold.data.sources.medmnist import MEDMNIST
+from submanifold.data.sources.photos import PHOTOS
+from submanifold.data.sources.torchvision import torchvision_source
+
+if TYPE_CHECKING:
+    from submanifold.data.settings import DataSettings, ImageSettings
+
+__all__ = ["SOURCES", "SPLITS", "Source", "SourceType", "fingerprint", "open_source"]
+
+SOURCES: dict[str, SourceType] = {
+    "photos": PHOTOS,
+    "celeba": CELEBA,
+    "lsun_bedroom": FILES,
+    "folder": FILES,
+    "mnist": torchvision_source("MNIST"),
+    "fashion_mnist": torchvision_source("FashionMNIST"),
+    "kmnist": torchvision_source("KMNIST"),
+    "cifar10": torchvision_source("CIFAR10"),
+    "svhn": torchvision_source("SVHN"),
+    "medmnist": MEDMNIST,
+}
+"""All sources, by the value of the setting `source`."""
+
+
+def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
+    """Open the source of the settings, after its download if necessary.
+
+    Raises:
+        UserError: If there are no images that can be read.
+    """
+    return SOURCES[settings.source].open(settings, raw_folder)
+
+
+def fingerprint(settings: DataSettings, raw_folder: Path) -> str:
+    """Identity of the source's content, for cache keys; decodes nothing and needs no network.
+
+    It changes with any byte and is the same for a copy, and for data before and after their
+    download.
+
+    Args:
+        settings: Settings of images or points.
+        raw_folder: Folder of downloads and of recorded fingerprints.
+
+    Raises:
+        UserError: If the files cannot be read.
+    """
+    source = SOURCES.get(settings.source)
+    # points of a synthetic manifold are determined by its name and the settings
+    return source.fingerprint(settings, raw_folder) if source else settings.source  # type: ignore[arg-type]

@@ -1,0 +1,198 @@
+"""CelebA: the aligned images, the official partition, and their download."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import pooch
+
+from submanifold.common.errors import UserError
+from submanifold.common.files import locked, read_json, sync_and_rename, write_json
+from submanifold.common.progress import ProgressBar
+from submanifold.data.sources.base import SPLITS, Source, SourceType
+from submanifold.data.sources.files import fingerprint_files, open_files, with_groups
+from submanifold.data.sources.scan import cached_by_stamp
+from submanifold.data.sources.stores import STORES, fingerprint_content, read_member
+
+if TYPE_CHECKING:
+    from submanifold.data.settings import ImageSettings
+
+log = logging.getLogger(__name__)
+
+IMAGES = "img_align_celeba"
+ARCHIVE = f"{IMAGES}.zip"
+PARTITION = "list_eval_partition.txt"
+RECEIPT = "downloaded.json"
+HOME_PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+DRIVE = {
+    PARTITION: ("0B7EVK8r0v71pY0NSMzRuSXJEVkk", "d32c9cbf5e040fd4025c592c306e6668"),
+    ARCHIVE: ("0B7EVK8r0v71pZjFTYXZWM3FlRnM", "00d2c5bc6d35e252742224ab0c1e8fcb"),
+}
+"""Google Drive's id and the MD5 of each file, copied from torchvision, which loads slowly."""
+
+
+def _open(settings: ImageSettings, raw_folder: Path) -> Source:
+    path = _locate(settings, raw_folder) or _download(settings, raw_folder / "celeba")
+    if settings.split == "random":
+        return open_files(settings, path)
+    if content := _find_partition(path):
+        return open_files(settings, path, _read_partition(content))
+    source = open_files(settings, path)
+    source.note = (
+        f"split=official: expected {PARTITION} next to or inside of {path}, got none; using a "
+        "random split instead"
+    )
+    log.warning("%s", source.note)
+    return source
+
+
+def _fingerprint(settings: ImageSettings, raw_folder: Path) -> str:
+    if settings.path is None and (known := _fingerprint_download(settings, raw_folder / "celeba")):
+        return with_groups(settings, known)
+    path = _locate(settings, raw_folder)
+    assert path is not None, "the download has a fingerprint"
+
+    def suffix() -> str:
+        content = _find_partition(path) if settings.split == "official" else None
+        return f"+{_md5(content)}" if content else ""
+
+    return fingerprint_files(settings, path, raw_folder, suffix)
+
+
+def _locate(settings: ImageSettings, raw_folder: Path) -> Path | None:
+    if settings.path is None:
+        return _find_images(raw_folder / "celeba")
+    path = Path(settings.path).expanduser()
+    return _find_images(path) or path
+
+
+def _find_images(path: Path) -> Path | None:
+    """The official zip or the extracted folder at or inside a path, or None."""
+    inside = [folder / name for folder in (path, path / "Img") for name in (ARCHIVE, IMAGES)]
+    if path.is_file() or any(path.glob("*.[jJ][pP][gG]")):
+        inside.append(path)
+    return next((each for each in inside if each.is_file() or each.is_dir()), None)
+
+
+def _find_partition(images: Path) -> bytes | None:
+    """Content of the official partition file: next to the images, inside, or in `Eval/`."""
+    for folder in (images, images.parent, images.parent / "Eval", images.parent.parent / "Eval"):
+        if (folder / PARTITION).is_file():
+            return (folder / PARTITION).read_bytes()
+    return _partition_inside(images)
+
+
+@cached_by_stamp  # reading the zip's directory takes a second
+def _partition_inside(images: Path) -> bytes | None:
+    if not images.is_file() or not zipfile.is_zipfile(images):
+        return None
+    with zipfile.ZipFile(images) as archive:
+        members = archive.infolist()
+        found = (each for each in members if PurePosixPath(each.filename).name == PARTITION)
+        member = next(found, None)
+        return read_member(archive, member) if member else None
+
+
+def _read_partition(content: bytes) -> dict[str, str]:
+    """Map file names to train, valid or test, from lines such as `000001.jpg 0`."""
+    splits = {}
+    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
+        match line.split():
+            case []:
+                continue
+            case [name, "0" | "1" | "2" as code]:
+                splits[name] = SPLITS[int(code)]
+            case _:
+                raise UserError(
+                    f"{PARTITION}: expected a file name and 0, 1 or 2 on each line, got "
+                    f"{line[:60]!r} on line {number}. Fetch the official file again, or set "
+                    "split=random."
+                )
+    return splits
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+_content = cached_by_stamp(fingerprint_content)
+
+
+def _fingerprint_download(settings: ImageSettings, folder: Path) -> str | None:
+    """Fingerprint of the download, the same before and after it; None if files are not from it."""
+    images = _find_images(folder)
+    if images is None:
+        origin, md5 = _origin(settings), None if settings.url else DRIVE[PARTITION][1]
+    else:
+        receipt, partition = read_json(folder / RECEIPT), _find_partition(images)
+        if receipt is None or receipt.get("content") != _content(images):
+            return None
+        origin, md5 = receipt["origin"], _md5(partition) if partition else None
+    return f"download:{origin}" + (f"+{md5}" if settings.split == "official" and md5 else "")
+
+
+def _origin(settings: ImageSettings) -> str:
+    return settings.hash or f"md5:{DRIVE[ARCHIVE][1]}"
+
+
+def _download(settings: ImageSettings, folder: Path) -> Path:
+    """Download the official zip into a folder, verified and complete, or not at all.
+
+    From `url`, verified by `hash`; else the zip and the partition from torchvision's addresses.
+
+    Raises:
+        UserError: If it fails; with instructions for a download by hand.
+    """
+    with locked(folder, "the download of CelebA"):
+        if images := _find_images(folder):  # downloaded by another run in the meantime
+            return images
+        partial = folder / ".download"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            _fetch(settings, partial)
+            for file in sorted(partial.iterdir(), key=lambda file: file.name == ARCHIVE):
+                sync_and_rename(file, folder / file.name)
+        except Exception as error:  # each kind of download raises other errors
+            address = settings.url or "torchvision's address"
+            raise UserError(
+                f"source=celeba: expected a download from {address}, got {error}. Download "
+                f"{ARCHIVE} by hand from {HOME_PAGE} and set path to it (or put it in {folder}), "
+                "or set url and hash to a mirror."
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder / ARCHIVE
+
+
+def _fetch(settings: ImageSettings, folder: Path) -> None:
+    if settings.url:
+        with ProgressBar("downloading CelebA", "bytes") as meter:
+            fetch = pooch.HTTPDownloader(progressbar=meter, chunk_size=2**20)
+            pooch.retrieve(settings.url, settings.hash, ARCHIVE, folder, downloader=fetch)
+    else:
+        from torchvision.datasets.utils import download_file_from_google_drive
+
+        for name, (file_id, md5) in DRIVE.items():
+            download_file_from_google_drive(file_id, folder, name, md5)
+    if not zipfile.is_zipfile(folder / ARCHIVE):
+        raise ValueError("a file that is not a zip")
+    receipt = {"origin": _origin(settings), "content": fingerprint_content(folder / ARCHIVE)}
+    write_json(folder / RECEIPT, receipt)
+
+
+CELEBA = SourceType(
+    open=_open,
+    fingerprint=_fingerprint,
+    must_download=lambda settings, raw_folder: _locate(settings, raw_folder) is None,
+    path=STORES,
+    groups=True,
+    official_split=True,
+    crop="celeba",
+    url=True,
+)
