@@ -38,11 +38,11 @@ def source(decode=grey, count=250):
 
 @pytest.fixture
 def small_groups(monkeypatch):
-    monkeypatch.setattr(decoding, "GROUP_IMAGES", 7)
+    monkeypatch.setattr(decoding, "TASK_IMAGES", 7)
 
 
 def results(source, count=1000):
-    with decoding.decoding(source, count) as decoded:
+    with decoding.decoder(source, count) as decoded:
         return list(decoded(source.names))
 
 
@@ -65,15 +65,15 @@ def test_few_names_are_read_ahead(monkeypatch, small_groups):
     monkeypatch.setattr(decoding, "cores", lambda: 2)
     taken = []
     some = source()
-    with decoding.decoding(some, 1000) as decoded:
+    with decoding.decoder(some, 1000) as decoded:
         for _ in decoded(taken.append(name) or name for name in some.names):
             break
-    assert len(taken) <= 7 * (2 * decoding.AHEAD + 2)
+    assert len(taken) <= 7 * (2 * decoding.QUEUED + 2)
 
 
 def test_large_files_are_read_one_at_a_time(monkeypatch):
-    monkeypatch.setattr(decoding, "GROUP_BYTES", 2)
-    groups = list(decoding._groups(source(), ["1", "22", "3", "4", "100"]))
+    monkeypatch.setattr(decoding, "TASK_BYTES", 2)
+    groups = list(decoding._tasks(source(), ["1", "22", "3", "4", "100"]))
     assert groups[:3] == [[b"1", b"22"], [b"3", b"4"], groups[2]]
     assert [type(each) for each in groups[2]] == [OSError]
 
@@ -87,7 +87,7 @@ def test_a_killed_process_is_one_clear_message(monkeypatch, small_groups):
 def test_processes_end_with_a_killed_parent():
     script = (
         "from test_decoding import source, decoding, os\n"
-        "with decoding.decoding(source(), 1000) as decoded:\n"
+        "with decoding.decoder(source(), 1000) as decoded:\n"
         "    next(decoded(source().names))\n"
         "    import multiprocessing, time\n"
         "    print(*(each.pid for each in multiprocessing.active_children()), flush=True)\n"

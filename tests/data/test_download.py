@@ -13,8 +13,9 @@ from PIL import Image
 from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
 from submanifold.common.settings import read_settings
-from submanifold.data.images import ImageSettings, fingerprint, open_source
 from submanifold.data.prepare import prepare
+from submanifold.data.settings import ImageSettings
+from submanifold.data.sources import fingerprint, open_source
 
 
 def read(settings):
@@ -151,7 +152,7 @@ def test_without_url_torchvision_is_asked_for_zip_and_partition(tmp_path, monkey
     source = open_source(chosen, tmp_path)
     assert [name for _, _, name in asked] == ["list_eval_partition.txt", "img_align_celeba.zip"]
     assert set(asked) < set(torchvision.datasets.CelebA.file_list)
-    assert source.rule == "official"
+    assert source.split_rule == "official"
 
 
 def test_torchvision_failing_is_a_message(tmp_path, monkeypatch):

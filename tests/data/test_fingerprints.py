@@ -11,9 +11,9 @@ import lmdb
 import pytest
 
 from submanifold.common.errors import UserError
-from submanifold.data import fingerprints, stores
-from submanifold.data.images import fingerprint, open_source
 from submanifold.data.settings import ImageSettings
+from submanifold.data.sources import fingerprint, fingerprints, open_source, stores
+from submanifold.data.sources import scan as scanning
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_files_of_other_formats_are_counted(folder, tmp_path, kind):
             for file in folder.rglob("*"):
                 archive.write(file, file.relative_to(folder))
     source = open_source(ImageSettings(source="folder", path=str(path)), tmp_path)
-    assert source.others == {".heic": 2, ".svg": 1, "no suffix": 1}
+    assert source.other_files == {".heic": 2, ".svg": 1, "no suffix": 1}
     assert len(source.names) == 10
     source.close()
 
@@ -299,28 +299,27 @@ def test_a_record_of_an_earlier_version_is_taken_over(mark, folder, tmp_path, sa
 
 def test_a_scan_that_took_seconds_is_used_again_for_as_long(folder, monkeypatch):
     now, second = time.time_ns(), 10**9
-    old = dataclasses.replace(stores.scan(folder), began=now - 9 * second)
+    old = dataclasses.replace(scanning.scan(folder), began=now - 9 * second)
     for ended, reused in ((now - second, True), (now - 5 * second, False), (now, True)):
-        monkeypatch.setattr(stores, "_last_scan", {folder: (old, ended)})
-        assert (stores.scan(folder) is old) == reused
-        assert stores.scan(folder.parent) is not old
+        monkeypatch.setattr(scanning, "_last_scan", {folder: (old, ended)})
+        assert (scanning.scan(folder) is old) == reused
+        assert scanning.scan(folder.parent) is not old
     quick = dataclasses.replace(old, began=now - second // 10)
-    monkeypatch.setattr(stores, "_last_scan", {folder: (quick, now)})
-    assert stores.scan(folder) is not quick
+    monkeypatch.setattr(scanning, "_last_scan", {folder: (quick, now)})
+    assert scanning.scan(folder) is not quick
 
 
 @pytest.mark.parametrize("many", [1, 20_000])
 def test_a_scan_is_sorted_and_has_a_stamp_for_each_file(folder, monkeypatch, many):
-    monkeypatch.setattr(stores, "PACKED", 3)
-    monkeypatch.setattr(stores, "MANY", many)
-    monkeypatch.setattr(stores, "SHARED", 1)
+    monkeypatch.setattr(scanning, "FILES_ALONE", many)
+    monkeypatch.setattr(scanning, "FOLDERS_PER_TASK", 1)
     (folder / "deep.png").write_bytes(b"1")
     (folder / "a" / "b").mkdir(parents=True)
     (folder / "a" / "b" / "c.JPG").write_bytes(b"12")
-    files = stores.scan(folder)
+    files = scanning.scan(folder)
     assert files.names == sorted(files.names)
     assert len(files.names) == 12
-    found = [stores.stamp((folder / name).stat()) for name in files.names]
+    found = [scanning.stamp((folder / name).stat()) for name in files.names]
     assert files.stamps.tolist() == found
 
 
@@ -329,9 +328,9 @@ def test_a_scan_is_sorted_and_has_a_stamp_for_each_file(folder, monkeypatch, man
 
 @pytest.fixture
 def sampled(monkeypatch):
-    monkeypatch.setattr(stores, "WHOLE_FILES", 5)
+    monkeypatch.setattr(stores, "HASHED_FILES", 5)
     monkeypatch.setattr(stores, "BLOCKS", 3)
-    monkeypatch.setattr(stores, "BLOCK", 4)
+    monkeypatch.setattr(stores, "BLOCK_BYTES", 4)
 
 
 def test_a_very_large_store_is_sampled(mark, folder, tmp_path, sampled, reads):
@@ -372,7 +371,7 @@ def test_samples_lie_in_the_files_they_are_said_to(tmp_path, monkeypatch, sample
         return digest_file(path, start, size)
 
     monkeypatch.setattr(stores, "_digest_file", note)
-    stores.digest_files(tmp_path, stores.files_of(tmp_path))
+    stores._digest_files(tmp_path, stores.files_of(tmp_path))
     assert read == [
         content[start : start + 1] for start in (0, (len(content) - 4) // 2, len(content) - 4)
     ]

@@ -13,23 +13,20 @@ from scipy import ndimage
 
 from submanifold.common.errors import UserError
 from submanifold.common.settings import read_settings
-from submanifold.data.images import (
-    ImageSettings,
-    decode,
-    fingerprint,
-    load_pictures,
-    open_source,
-)
+from submanifold.data.images import decode, load_pictures
+from submanifold.data.settings import ImageSettings
+from submanifold.data.sources import fingerprint, open_source
 from submanifold.data.sources.photos import (
     GAP,
-    ROOM,
+    PLAY,
     grid,
     halve,
-    photo_patches,
+    open_photos,
     read_photos,
     starts,
 )
-from submanifold.data.sources.stores import of_content, open_store
+from submanifold.data.sources.scan import cached_by_stamp
+from submanifold.data.sources.stores import open_store
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -431,11 +428,11 @@ def test_official_partition_is_followed_wherever_it_lies(tmp_path, place):
         (tmp_path / "Eval").mkdir()
         file.rename(tmp_path / "Eval" / file.name)
     source = open_celeba(tmp_path / "Img" / "img_align_celeba.zip", split="official")
-    parts = source.parts
+    parts = source.splits
     assert "".join({"train": "0", "valid": "1", "test": "2"}[parts[n]] for n in source.names) == (
         "0001200010"
     )
-    assert source.rule == "official"
+    assert source.split_rule == "official"
 
 
 def test_images_the_partition_does_not_list_are_skipped_and_named(tmp_path):
@@ -449,7 +446,7 @@ def test_images_the_partition_does_not_list_are_skipped_and_named(tmp_path):
 def test_official_without_a_file_falls_back_and_says_so(tmp_path, caplog):
     make_celeba(tmp_path)
     source = open_celeba(tmp_path, split="official")
-    assert (source.rule, source.parts) == ("random", None)
+    assert (source.split_rule, source.splits) == ("random", None)
     assert "list_eval_partition.txt lies neither" in source.note
     assert source.note in caplog.text
 
@@ -464,12 +461,12 @@ def test_a_partition_file_of_another_kind(tmp_path):
 
 
 def photos(seed=0, pictures=None, **settings):
-    return photo_patches(read({"seed": seed, **settings}), pictures)
+    return open_photos(read({"seed": seed, **settings}), pictures)
 
 
 def test_about_8000_patches_in_about_80_10_10_from_several_photos():
     source = photos()
-    parts = source.parts
+    parts = source.splits
     names = source.names
     assert 7600 < len(names) < 8400
     assert sorted(parts) == names
@@ -489,7 +486,7 @@ def test_the_groups_of_patches_are_many_cells_of_which_each_is_in_one_split(size
     assert {name.rpartition("/")[0].rpartition("/")[0] for name in source.names} == set(
         source.groups.values()
     )
-    cells = {part: {source.groups[name] for name in source.names if source.parts[name] == part}
+    cells = {part: {source.groups[name] for name in source.names if source.splits[name] == part}
              for part in ("train", "valid", "test")}  # fmt: skip
     assert sum(map(len, cells.values())) == len(set(source.groups.values()))
     assert min(len(cells["valid"]), len(cells["test"])) >= fewest
@@ -518,7 +515,7 @@ def test_no_pixel_is_shared_between_splits_and_a_gap_lies_between_them(seed):
     }
     source = photos(seed, pictures)
     owner = {name: np.full(shape, "", dtype="<U5") for name, shape in shapes.items()}
-    parts = source.parts
+    parts = source.splits
     halves = 0
     for name in source.names:
         photo, _, scale, _ = name.split("/")
@@ -556,7 +553,7 @@ def test_cells_have_their_side_and_cover_an_image_but_for_the_gaps():
 
 
 def test_an_image_that_is_smaller_than_a_cell_is_one():
-    assert grid((ROOM, 2 * ROOM), 3 * ROOM) == [(0, ROOM, 0, 2 * ROOM)]
+    assert grid((PLAY, 2 * PLAY), 3 * PLAY) == [(0, PLAY, 0, 2 * PLAY)]
 
 
 def test_starts_reach_both_ends():
@@ -650,14 +647,16 @@ def test_a_zip_is_indexed_once_until_it_changes(tmp_path):
         return given.read_bytes()
 
     path.write_bytes(b"one")
-    assert [of_content(index, path) for _ in range(3)] == [b"one"] * 3
+    assert [cached_by_stamp(index, path) for _ in range(3)] == [b"one"] * 3
     assert len(read) == 1
     path.write_bytes(b"other")
-    assert of_content(index, path) == b"other"
+    assert cached_by_stamp(index, path) == b"other"
     path.write_bytes(b"OTHER")
     os.utime(path, ns=(0, 0))
-    assert of_content(index, path) == b"OTHER"
-    folder = [of_content(lambda given: read.append(given) or len(read), tmp_path) for _ in "ab"]
+    assert cached_by_stamp(index, path) == b"OTHER"
+    folder = [
+        cached_by_stamp(lambda given: read.append(given) or len(read), tmp_path) for _ in "ab"
+    ]
     assert folder[0] < folder[1]  # what lies in a folder may have changed unseen
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from submanifold.common.errors import UserError
-from submanifold.data import vectors
+from submanifold.data import prepare as vectors
 from submanifold.data.prepare import draw
 from submanifold.data.settings import SyntheticSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS

@@ -30,9 +30,9 @@ def test_images_are_prepared_too(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "folder", "path": "/no/where"}, r"^data\.path=/no/where does not exist"),
-        ({"source": "photos", "size": 200}, r"^data\.size=200 is too large"),
-        ({"source": "photos", "counts": {"train": 10**6}}, r"^data\.counts\.train=1000000, but"),
+        ({"source": "folder", "path": "/no/where"}, r"^data\.path=/no/where: expected a folder"),
+        ({"source": "photos", "size": 200}, r"^data\.size: expected at most 128"),
+        ({"source": "photos", "counts": {"train": 10**6}}, r"^data\.counts\.train: expected at mo"),
     ],
 )
 def test_a_mistake_is_told_under_the_parameters_name(tmp_path, settings, message):

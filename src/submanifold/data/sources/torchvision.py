@@ -91,7 +91,7 @@ def _load(name: str, root: Path) -> dict[str, Labelled]:
     _files(name, root)
     data: dict[str, Any]
     if name == "SVHN":
-        data = {split: datasets.SVHN(root, split) for split in ("train", "test")}
+        data = {split: datasets.SVHN(root, split=split) for split in ("train", "test")}
         return {split: Labelled(each.data.transpose(0, 2, 3, 1), np.asarray(each.labels))
                 for split, each in data.items()}  # fmt: skip
     data = {split: datasets.CIFAR10(root, train=split == "train") for split in ("train", "test")}

@@ -19,18 +19,14 @@ import torch
 from PIL import Image
 
 from submanifold.common.errors import UserError
-from submanifold.data import hashes, preprocess
+from submanifold.data import arrays as hashes
+from submanifold.data import prepare as preprocess
 from submanifold.data.arrays import is_intact
 from submanifold.data.groups import groups_of
-from submanifold.data.prepare import (
-    allowed_broken,
-    check,
-    prepare,
-    read_groups,
-    share_out,
-)
+from submanifold.data.prepare import allowed_broken, check, prepare, read_groups
 from submanifold.data.settings import Counts, ImageSettings
 from submanifold.data.sources import Source
+from submanifold.data.splits import share_out
 from submanifold.pipelines.data.nodes import prepare_images
 
 PARTS = ("train", "valid", "test")
@@ -287,7 +283,7 @@ def header_of_a_huge_png():
     ],
 )
 def test_shares_of_a_random_split(total, counts, expected):
-    shares = {share.part: share.count for share in share_out(total, Counts(**counts))}
+    shares = {share.split: share.count for share in share_out(total, Counts(**counts))}
     assert tuple(shares[part] for part in PARTS) == expected
 
 

@@ -10,10 +10,9 @@ import pytest
 import torchvision
 
 from submanifold.common.errors import UserError
-from submanifold.data.images import fingerprint, open_source
 from submanifold.data.prepare import prepare, read_labels
 from submanifold.data.settings import ImageSettings, read_data_settings
-from submanifold.data.sources.torchvision import fingerprint_standard
+from submanifold.data.sources import fingerprint, open_source
 
 SIDE = 8
 
@@ -107,12 +106,10 @@ def test_all_others_than_some_labels_are_used(tmp_path, files):
 
 def test_a_folder_in_torchvisions_layout_is_the_same_data(tmp_path, files):
     write_idx(tmp_path / "root" / "MNIST" / "raw", TRAIN, TEST)
-    packed, plain = (
-        fingerprint_standard("mnist", str(path)) for path in (files, tmp_path / "root")
-    )
+    packed, plain = (fingerprint(settings(path), tmp_path) for path in (files, tmp_path / "root"))
     assert packed == plain
     write_idx(tmp_path / "root" / "MNIST" / "raw", TRAIN, TEST[::-1])
-    assert fingerprint_standard("mnist", str(tmp_path / "root")) != plain
+    assert fingerprint(settings(tmp_path / "root"), tmp_path) != plain
 
 
 def test_without_a_path_torchvision_downloads_into_the_raw_folder(tmp_path, monkeypatch):
