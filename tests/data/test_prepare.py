@@ -21,7 +21,7 @@ from PIL import Image
 from submanifold.common.errors import UserError
 from submanifold.data import arrays as hashes
 from submanifold.data import prepare as preprocess
-from submanifold.data.arrays import is_intact
+from submanifold.data.arrays import are_intact
 from submanifold.data.groups import groups_of
 from submanifold.data.prepare import allowed_broken, check, prepare, read_groups
 from submanifold.data.settings import Counts, ImageSettings
@@ -598,7 +598,7 @@ def test_arrays_that_are_not_whole_are_made_anew_and_the_log_says_so(tmp_path, c
     assert "made anew" in caplog.text
     assert again[3]["hash"] == first[3]["hash"]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == again[3]
-    assert is_intact(tmp_path / "out")
+    assert are_intact(tmp_path / "out")
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -636,12 +636,12 @@ def test_arrays_with_a_turned_bit_are_not_used_without_their_source(tmp_path):
 def test_arrays_are_read_once_to_check_them(tmp_path, monkeypatch):
     make_folder(tmp_path / "in", 30)
     run(tmp_path)
-    assert is_intact(tmp_path / "out")
+    assert are_intact(tmp_path / "out")
     hashes._hash.cache_clear()
     monkeypatch.setattr(hashes.np, "load", count := Mock(side_effect=np.load))
     run(tmp_path)
     checked = count.call_count
-    assert is_intact(tmp_path / "out")
+    assert are_intact(tmp_path / "out")
     assert checked == 3 + 2 * 3  # the check's, and as before those of the maps
     assert count.call_count == checked
 
@@ -651,7 +651,7 @@ def test_arrays_that_cannot_be_read_are_not_as_made(tmp_path, monkeypatch, error
     make_folder(tmp_path / "in", 30)
     run(tmp_path)
     monkeypatch.setattr(hashes, "hash_arrays", Mock(side_effect=error))
-    assert not is_intact(tmp_path / "out")
+    assert not are_intact(tmp_path / "out")
 
 
 def test_the_hash_is_what_it_was_in_earlier_versions(tmp_path):

@@ -10,8 +10,8 @@ import torch
 from kedro.io import DatasetError
 from PIL import Image
 
-from submanifold.data.settings import SyntheticSettings
 from submanifold.data.prepare import draw
+from submanifold.data.settings import SyntheticSettings
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
 from submanifold.runs.datasets import ArrayDataset, ModelDataset, PathDataset, PreparedDataset

@@ -129,7 +129,7 @@ def hash_arrays(folder: Path) -> str:
     return _hash(tuple((file, stamp(file.stat())) for file in files))
 
 
-def is_intact(folder: Path) -> bool:
+def are_intact(folder: Path) -> bool:
     """Whether a folder's arrays have the hash in its manifest.json, if that has one."""
     expected = (read_json(folder / "manifest.json") or {}).get("hash")
     try:

@@ -17,7 +17,7 @@ import numpy as np
 from submanifold.common.errors import UserError
 from submanifold.common.files import locked, printable, read_json, remove_files, write_json
 from submanifold.common.progress import ProgressBar
-from submanifold.data.arrays import GrowingArray, hash_arrays, is_intact, map_npy, write_npy
+from submanifold.data.arrays import GrowingArray, hash_arrays, are_intact, map_npy, write_npy
 from submanifold.data.decoding import Result, attempt, decoder
 from submanifold.data.groups import Groups
 from submanifold.data.images import SUFFIXES
@@ -104,7 +104,7 @@ def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
     path = folder / "manifest.json"
     with locked(folder, f"the points of {settings.source}"):
         found = read_json(path) or {}
-        if not is_intact(folder):
+        if not are_intact(folder):
             log.warning("the points in %s do not have their hash; drawing them again", folder)
             found = {}
         if {name: value for name, value in found.items() if name != "hash"} != manifest:
@@ -355,7 +355,7 @@ def _finished(folder: Path, settings: ImageSettings, identity: str) -> dict[str,
     arrays = {split: map_npy(folder / f"{split}.npy") for split in SPLITS}
     counts = {split: len(array) for split, array in arrays.items() if array is not None}
     if manifest.get("key") == _key(settings, identity) and manifest["counts"] == counts:
-        if is_intact(folder) and bool(read_groups(folder)) == (manifest["groups"] is not None):
+        if are_intact(folder) and bool(read_groups(folder)) == (manifest["groups"] is not None):
             return manifest
         log.warning("the arrays in %s do not have their hash; preparing them again", folder)
     elif manifest or counts:

@@ -12,8 +12,7 @@ from kedro_datasets._typing import ImagePreview, JSONPreview
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write, make_folder
-from submanifold.data.arrays import map_npy
-from submanifold.data.arrays import is_intact
+from submanifold.data.arrays import are_intact, map_npy
 from submanifold.models import Model
 from submanifold.models.io import is_intact
 
@@ -90,7 +89,7 @@ class PreparedDataset(ArrayDataset):
         Raises:
             UserError: The prepared arrays have changed on disk.
         """
-        if not is_intact(self._filepath.parent):
+        if not are_intact(self._filepath.parent):
             raise UserError(
                 f"The arrays in {self._filepath.parent} do not match the hash in their "
                 "manifest.json. Prepare them again: kedro run --pipeline=data with the same "
@@ -99,7 +98,7 @@ class PreparedDataset(ArrayDataset):
         return super().load()
 
     def _exists(self) -> bool:
-        return super()._exists() and is_intact(self._filepath.parent)
+        return super()._exists() and are_intact(self._filepath.parent)
 
 
 class ModelDataset(LocalDataset[Model, Model]):
