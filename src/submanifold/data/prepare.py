@@ -17,7 +17,7 @@ import numpy as np
 from submanifold.common.errors import UserError
 from submanifold.common.files import locked, printable, read_json, remove_files, write_json
 from submanifold.common.progress import ProgressBar
-from submanifold.data.arrays import GrowingArray, hash_arrays, are_intact, map_npy, write_npy
+from submanifold.data.arrays import GrowingArray, are_intact, hash_arrays, map_npy, write_npy
 from submanifold.data.decoding import Result, attempt, decoder
 from submanifold.data.groups import Groups
 from submanifold.data.images import SUFFIXES
