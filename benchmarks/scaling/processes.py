@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.glows import SHAPE, SIZES, ours
 from benchmarks.quality import MUON
 from submanifold.common import distributed
-from submanifold.config.experiment import LaunchSettings
+from submanifold.config.schema import LaunchSettings
 from submanifold.flows import initialize
 from submanifold.flows.fast import kernels
 from submanifold.losses import penalized_likelihood

@@ -30,15 +30,13 @@ def cli() -> None:
 @wraps(kedro_run.callback)  # type: ignore[arg-type]
 def _run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
     _check_parameters(options)  # before MLflow and much of Kedro are loaded
-    from submanifold.pipeline_registry import register_pipelines
+    from submanifold.pipeline_registry import NAMES
 
-    # all there are, also those that the dataset in conf/ has not, for --params may choose another
-    known = [name for name in register_pipelines([(1,)]) if name != "__default__"]
     named = [pipeline] if pipeline else pipelines
     for name in named:
-        if name not in (*known, "__default__"):
+        if name not in (*NAMES, "__default__"):
             raise click.ClickException(
-                f"pipeline={name} is not known. Known: {', '.join(known)}. Change it with "
+                f"pipeline={name} is not known. Known: {', '.join(NAMES)}. Change it with "
                 "--pipeline=<name>."
             )
     if not {*named} & {"compare", "sweep", "study"} and not any(options[name] for name in CHOSEN):

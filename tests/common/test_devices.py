@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from accelerator import syncs
-from submanifold.config.experiment import Experiment
+from submanifold.config.schema import Experiment
 from submanifold.data import batches
 from submanifold.data.batches import Batches
 from submanifold.data.settings import ImageSettings

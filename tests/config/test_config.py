@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from submanifold.config import resolve
-from submanifold.config.loader import ExperimentConfigLoader, expand
+from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, expand
 from submanifold.data.synthetic import MANIFOLDS
-from submanifold.settings import CONFIG_LOADER_ARGS
 
 CONF = Path(__file__).parents[2] / "conf"
 METHODS = list(yaml.safe_load((CONF / "base" / "parameters.yml").read_text())["methods"])
@@ -29,21 +28,21 @@ def loader(env, **params):
 
 
 def load(env, **params):
-    return loader(env, **params)["parameters"]
+    return loader(env, **params).experiment.parameters()
 
 
 def test_catalog_entries_are_written_out_for_every_phase():
-    entry = {"filepath": "m/{key}/model", "metadata": {"layer": "phase {n}"}}
-    keys = {"data": "d", "phase_1": "k1", "phase_2": "k2", "phase_2.u": "k1-u1", "model": "m"}
+    entry = {"filepath": "m/{key}/model", "metadata": {"layer": "{phase}"}}
+    keys = {"data": "d", "density": "k1", "code": "k2", "code.u": "k1-u1", "model": "m"}
     catalog = {
-        "phase_{n}.model": entry,
-        "phase_{n}.u_train": {"filepath": "u/{u}/u_train"},
+        "{phase}.model": entry,
+        "{phase}.u_train": {"filepath": "u/{u}/u_train"},
         "data": {"type": "x"},
     }
-    assert expand(catalog, keys) == {
-        "phase_1.model": {"filepath": "m/k1/model", "metadata": {"layer": "phase 1"}},
-        "phase_2.model": {"filepath": "m/k2/model", "metadata": {"layer": "phase 2"}},
-        "phase_2.u_train": {"filepath": "u/k1-u1/u_train"},
+    assert expand(catalog, ["density", "code"], keys) == {
+        "density.model": {"filepath": "m/k1/model", "metadata": {"layer": "density"}},
+        "code.model": {"filepath": "m/k2/model", "metadata": {"layer": "code"}},
+        "code.u_train": {"filepath": "u/k1-u1/u_train"},
         "data": {"type": "x"},
     }
 
@@ -51,7 +50,7 @@ def test_catalog_entries_are_written_out_for_every_phase():
 def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
     stages = {f"stage_{n}": {"dim": 1000 - n} for n in range(1, 13)}
     catalog = loader("local", method="H-MM", **stages)["catalog"]
-    models = [f"phase_{n}.model" for n in range(1, 13)]
+    models = [f"stage_{n}.model" for n in range(1, 13)]
     assert [name for name in catalog if name.endswith(".model")] == models
     assert len({catalog[name]["filepath"] for name in models}) == 12
 
@@ -59,24 +58,22 @@ def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
 @pytest.mark.parametrize("env", ["local", "paper"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_tables_is_valid(env, method):
-    made = loader(env, method=method)
-    parameters, experiment = made["parameters"], made.experiment
-    several = method.startswith(("H-", "nested", "penalty", "M-flow")) or method in (
+    experiment = loader(env, method=method).experiment
+    several = method.startswith(("H-", "density", "nested", "penalty", "M-flow")) or method in (
         "PR-M-rotated", "PR-H-rotated", "DNF-rotated", "DNF-code-rotated", "trumpet", "autoencoder"
     )  # fmt: skip
     assert experiment.pipeline == ("hierarchical" if several else "joint")
     flow = {"SoftFlow": "soft_glow", "trumpet": "trumpet", "autoencoder": "autoencoder",
             "conformal": "conformal"}.get(method, "glow")  # fmt: skip
-    assert parameters["stage_1"]["flow"]["type"] == flow
-    assert bool(experiment.rotations) == (method.endswith("rotated") or method.startswith("nested"))
+    assert experiment.model.stages[0].flow.type == flow
+    rotates = len(experiment.trainings) < len(experiment.phases)
+    assert rotates == (method.endswith("rotated") or method.startswith(("nested", "density")))
     family, _, letters = method.removesuffix("-rotated").removesuffix("-star").partition("-")
     if family in ("PR", "EE", "H"):
         penalties = {"M": "mse", "H": "huber", "D": "huber"}
-        numbered = enumerate(experiment.phases, start=1)
-        trainings = [phase for n, phase in numbered if n not in experiment.rotations]
-        for phase, letter in zip(trainings, letters, strict=False):
+        for phase, letter in zip(experiment.trainings.values(), letters, strict=False):
             assert phase.reconstruction.penalty == penalties[letter]
-    weight = parameters["phase_1"]["likelihood"]["weight"]
+    weight = next(iter(experiment.trainings.values())).likelihood.weight
     without = method.startswith("M-flow") or method in ("rectangular", "trumpet", "autoencoder")
     assert weight == (0.0 if without else 0.5 if "-star" in method else 1.0)
 
@@ -91,7 +88,9 @@ def test_every_dataset_of_the_tables_is_valid(env, dataset):
 
 @pytest.mark.parametrize("method", ["H-MM", "PR-D", "EE-M"])
 def test_the_test_environment_is_valid(method):
-    assert load("test", method=method)["phase_1"]["training"]["steps"] == 12
+    assert (
+        next(iter(loader("test", method=method).experiment.trainings.values())).training.steps == 12
+    )
 
 
 def test_the_paper_environment_is_the_papers():
@@ -99,7 +98,7 @@ def test_the_paper_environment_is_the_papers():
     paper = {"type": "glow", "levels": 3, "steps": 32, "width": 512, "whiten": False}
     assert parameters["stage_1"]["flow"] == paper
     assert (parameters["stage_1"]["dim"], parameters["stage_2"]["dim"]) == (1000, 500)
-    for phase in (parameters["phase_1"], parameters["phase_2"]):
+    for phase in (parameters["stage_1"], parameters["stage_2"]):
         assert phase["reconstruction"]["weight"] == 1.0
         assert phase["training"]["learning_rate"] == 1e-5
         assert phase["training"]["batch_size"] == 64
@@ -121,7 +120,7 @@ def test_the_environment_names_mlflow_and_a_server_keeps_artifacts_itself(
     variable, uri, artifacts, monkeypatch
 ):
     monkeypatch.setattr("submanifold.config.loader.TRACKING_URI", variable)
-    settings = ExperimentConfigLoader(str(CONF), env="test", **CONFIG_LOADER_ARGS)["mlflow"]
+    settings = ExperimentConfigLoader(str(CONF), env="test", **LOADER_ARGS)["mlflow"]
     assert settings["server"]["mlflow_tracking_uri"] == uri
     created = settings["tracking"]["experiment"]["create_experiment_kwargs"]
     assert created["artifact_location"] == artifacts
@@ -147,7 +146,7 @@ def own_conf(tmp_path):
 
 
 def own_loader(conf, **params):
-    return ExperimentConfigLoader(str(conf), runtime_params=params, **CONFIG_LOADER_ARGS)
+    return ExperimentConfigLoader(str(conf), runtime_params=params, **LOADER_ARGS)
 
 
 def test_a_changed_file_is_read_again_and_runtime_parameters_lie_over_it(own_conf):

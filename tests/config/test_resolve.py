@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from submanifold.common.errors import UserError
 from submanifold.config import EvaluationSettings, artifact_keys, resolve
-from submanifold.config.experiment import Choices
+from submanifold.config.schema import Choices
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.losses.objective import TERMS
 from submanifold.models import StageSettings
@@ -43,14 +43,13 @@ def tables():
             "two": {
                 "stage_1": {"flow": {"type": "glow"}, "dim": 20},
                 "stage_2": {"dim": 10},
-                "phase_1": {"stages": 1},
-                "phase_2": {"stages": 2},
+                "phases": {"first": {"stages": 1}, "second": {"stages": 2}},
             },
-            "one": {"stage_1": {"flow": {"type": "glow"}, "dim": 9}, "phase_1": None},
+            "one": {"stage_1": {"flow": {"type": "glow"}, "dim": 9}, "phases": {"first": None}},
             "both": {
                 "stage_1": {"flow": {"type": "glow"}, "dim": 20},
                 "stage_2": {"dim": 10},
-                "phase_1": {},
+                "phases": {"first": {}},
             },
         },
         "stage_defaults": {
@@ -78,6 +77,10 @@ def tables():
     }
 
 
+def trained(experiment):
+    return [phase.stages for phase in experiment.phases.values()]
+
+
 def test_a_flow_of_another_kind_takes_its_own_defaults_not_the_rows(tables):
     tables["methods"]["two"]["stage_2"]["flow"] = {"type": "realnvp", "couplings": 8}
     tables["stage_2"] = {"flow": {"type": "affine"}}
@@ -88,9 +91,9 @@ def test_a_flow_of_another_kind_takes_its_own_defaults_not_the_rows(tables):
 
 
 def test_a_likelihood_without_weight_is_said_so(tables):
-    tables["phase_1"] = {"likelihood": {"weight": 0.0}}
-    assert resolve(deepcopy(tables)).parameters()["phase_1"]["likelihood"] == {"weight": 0.0}
-    (phase, _) = resolve(tables).phases
+    tables["first"] = {"likelihood": {"weight": 0.0}}
+    assert resolve(deepcopy(tables)).parameters()["first"]["likelihood"] == {"weight": 0.0}
+    (phase, _) = resolve(tables).phases.values()
     assert phase.terms["likelihood"].weight == 0
 
 
@@ -103,7 +106,7 @@ def test_the_rows_are_chosen_and_the_tables_are_gone(tables):
         *("dataset", "method", "seed", "device", "launch", "sweep", "study"),
         *("register_as", "ood", "charts"),
         *("data", "evaluation"),
-        *("stage_1", "stage_2", "phase_1", "phase_2"),
+        *("stage_1", "stage_2", "first", "second"),
     }
     assert experiment.pipeline == "hierarchical"
     assert (chosen["data"]["source"], chosen["data"]["size"]) == ("photos", 8)
@@ -111,17 +114,17 @@ def test_the_rows_are_chosen_and_the_tables_are_gone(tables):
     assert chosen["stage_2"]["flow"]["type"] == "realnvp"
     later = {"activation_checkpointing": False, "lr_scale": 1.0, "rotate_every": None}
     training = {**tables["training_defaults"], **later}
-    assert chosen["phase_1"]["training"] == {**training, "steps": 7, "learning_rate": 1e-3}
-    assert chosen["phase_2"]["training"]["steps"] == 9
-    assert [chosen[f"phase_{n}"]["stages"] for n in (1, 2)] == [[1], [2]]
+    assert chosen["first"]["training"] == {**training, "steps": 7, "learning_rate": 1e-3}
+    assert chosen["second"]["training"]["steps"] == 9
+    assert [chosen[name]["stages"] for name in ("first", "second")] == [[1], [2]]
 
 
 def test_a_phase_trains_all_stages_where_it_does_not_say_which(tables):
     experiment = resolve({**tables, "method": "both"})
-    assert (experiment.pipeline, experiment.trained) == ("joint", [(1, 2)])
+    assert (experiment.pipeline, trained(experiment)) == ("joint", [(1, 2)])
     experiment = resolve({**tables, "method": "both", "stage_3": {"dim": 5}})
-    assert experiment.trained == [(1, 2, 3)]
-    assert resolve({**tables, "method": "one"}).trained == [(1,)]
+    assert trained(experiment) == [(1, 2, 3)]
+    assert trained(resolve({**tables, "method": "one"})) == [(1,)]
 
 
 def test_what_is_given_lies_over_the_rows_and_leaves_the_rest(tables):
@@ -129,7 +132,7 @@ def test_what_is_given_lies_over_the_rows_and_leaves_the_rest(tables):
         "data": {"counts": {"train": 5}},
         "stage_1": {"flow": {"width": 6}},
         "stage_3": {"dim": 4, "flow": {"type": "affine"}},
-        "phase_1": {"reconstruction": {"weight": 7.0}, "training": {"clip": 0.5}},
+        "first": {"reconstruction": {"weight": 7.0}, "training": {"clip": 0.5}},
     }
     chosen, plain = resolve({**tables, **given}).parameters(), resolve(tables).parameters()
     assert chosen["data"] == {
@@ -139,41 +142,81 @@ def test_what_is_given_lies_over_the_rows_and_leaves_the_rest(tables):
     assert chosen["stage_1"]["dim"] == 20
     assert chosen["stage_2"] == plain["stage_2"]
     assert chosen["stage_3"]["flow"] == {"type": "affine"}
-    assert chosen["phase_1"]["reconstruction"]["weight"] == 7.0
-    assert chosen["phase_1"]["training"] == {**plain["phase_1"]["training"], "clip": 0.5}
-    assert chosen["phase_2"] == plain["phase_2"]
+    assert chosen["first"]["reconstruction"]["weight"] == 7.0
+    assert chosen["first"]["training"] == {**plain["first"]["training"], "clip": 0.5}
+    assert chosen["second"] == plain["second"]
 
 
 def test_a_stage_more_brings_a_phase_that_trains_it(tables):
     experiment = resolve({**tables, "stage_3": {"dim": 4, "flow": {"type": "affine"}}})
-    assert experiment.trained == [(1,), (2,), (3,)]
+    assert trained(experiment) == [(1,), (2,), (3,)]
     given = {"stage_3": {"dim": 4}, "stage_4": {"dim": 2}, "phase_4": {"training": {"steps": 3}}}
     experiment = resolve({**tables, **given})
-    assert experiment.trained == [(1,), (2,), (3,), (4,)]
-    assert [phase.training.steps for phase in experiment.phases] == [7, 9, 9, 3]
+    assert trained(experiment) == [(1,), (2,), (3,), (4,)]
+    assert [phase.training.steps for phase in experiment.phases.values()] == [7, 9, 9, 3]
 
 
 def test_a_phase_more_says_what_it_trains(tables):
     experiment = resolve({**tables, "phase_3": {"stages": 1}})
-    assert experiment.trained == [(1,), (2,), (1,)]
-    assert experiment.phases[2].training.steps == 7
-    with pytest.raises(UserError, match=r"phase_3 is set, but .*set phase_3\.stages to add"):
+    assert trained(experiment) == [(1,), (2,), (1,)]
+    assert list(experiment.phases) == ["first", "second", "stage_1"]
+    assert experiment.phases["stage_1"].training.steps == 7
+    with pytest.raises(UserError, match=r"^phase_3: .*set phase_3\.stages to add"):
         resolve({**tables, "phase_3": {"training": {"steps": 3}}})
-    with pytest.raises(UserError, match="phase_4: phases have to be numbered from 1"):
+    with pytest.raises(
+        UserError, match=r"^phase_4: expected a phase of the method .first, second., or phase_3"
+    ):
         resolve({**tables, "phase_4": {"stages": 1}})
+
+
+def test_a_phase_can_be_set_by_its_name_or_its_number(tables):
+    by_name = resolve({**tables, "second": {"training": {"steps": 3}}})
+    assert resolve({**tables, "phase_2": {"training": {"steps": 3}}}) == by_name
+    both = {"second": {"training": {"steps": 3}}, "phase_2": {"training": {"steps": 4}}}
+    with pytest.raises(UserError, match=r"^phase_2\.training\.steps: .* the same phase"):
+        resolve({**tables, **both})
+
+
+def test_a_phase_named_after_a_stage_shares_its_group(tables):
+    phases = {"stage_1": {"stages": 1}, "stage_2": {"stages": 2}}
+    tables["methods"]["two"]["phases"] = phases
+    experiment = resolve({**tables, "stage_2": {"dim": 7, "training": {"steps": 3}}})
+    assert experiment.model.stages[1].dim == 7
+    assert experiment.phases["stage_2"].training.steps == 3
+    assert experiment.parameters()["stage_2"]["training"]["steps"] == 3
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ({"training": {"matrix_rate": 0.1}}, "training.muon_lr"),
+    ({"second": {"training": {"decay": 0.1}}}, "second.training.cooldown_fraction"),
+    ({"first": {"reconstruction": {"spread": 2.0}}}, "first.reconstruction.random_dim"),
+    ({"launch": {"parts": 2}}, "launch.grad_accumulation_steps"),
+    ({"outliers": "mnist"}, "ood"),
+])  # fmt: skip
+def test_a_setting_under_its_earlier_name_is_refused_with_the_new_one(tables, old, new):
+    with pytest.raises(UserError, match=f"renamed to {re.escape(new)}"):
+        resolve({**tables, **old})
+
+
+def test_an_alias_is_the_method_that_it_names(tables):
+    tables["methods"]["other"] = "two"
+    assert resolve({**tables, "method": "other"}) == resolve(tables)
+
+
+def test_a_flow_without_defaults_takes_those_of_its_kind(tables):
+    tables["stage_2"] = {"flow": {"type": "gaussianization"}}
+    assert resolve(tables).phases["second"].training.steps == 9
 
 
 @pytest.mark.parametrize("stages", [0, 3, [1, 3], [2, 1], [], "1 2", 1.0, True, [True]])
 def test_a_phase_trains_stages_that_are_neighbours(tables, stages):
-    with pytest.raises(
-        UserError, match=r"phase_2\.stages=.* cannot be used.*there are stages 1 to 2"
-    ):
-        resolve({**tables, "phase_2": {"stages": stages}})
+    with pytest.raises(UserError, match=r"^second\.stages: expected .* stages 1 to 2; got"):
+        resolve({**tables, "second": {"stages": stages}})
 
 
 def test_a_stage_is_trained_after_those_before_it(tables):
-    with pytest.raises(UserError, match="phase_1 trains stage 2, but no phase before it trains st"):
-        resolve({**tables, "phase_1": {"stages": 2}, "phase_2": {"stages": 1}})
+    with pytest.raises(UserError, match=r"^first\.stages: expected stage 1"):
+        resolve({**tables, "first": {"stages": 2}, "second": {"stages": 1}})
 
 
 def test_what_a_phase_is_trained_on_comes_from_the_last_phase_that_changed_it(tables):
@@ -181,15 +224,16 @@ def test_what_a_phase_is_trained_on_comes_from_the_last_phase_that_changed_it(ta
         tables["methods"]["own"] = {
             "stage_1": {"flow": {"type": "glow"}, "dim": 20},
             **{f"stage_{n}": {"dim": 20 - n} for n in (2, 3)},
-            **{f"phase_{n}": {"stages": list(each)} for n, each in enumerate(trained, start=1)},
+            "phases": {f"p{n}": {"stages": list(each)} for n, each in enumerate(trained, start=1)},
         }
-        return resolve({**tables, "method": "own"}).sources
+        sources = resolve({**tables, "method": "own"}).sources.values()
+        return [source and tuple(source) for source in sources]
 
     assert sources((1, 2, 3)) == [None]
-    assert sources((1,), (2,), (3,)) == [None, (1, 1), (2, 2)]
-    assert sources((1,), (1,), (2,), (2, 3)) == [None, None, (2, 1), (2, 1)]
-    assert sources((1, 2), (3,), (1,), (3,)) == [None, (1, 2), None, (3, 2)]
-    assert sources((1, 2, 3), (3,), (2,)) == [None, (1, 2), (1, 1)]
+    assert sources((1,), (2,), (3,)) == [None, ("p1", 1), ("p2", 2)]
+    assert sources((1,), (1,), (2,), (2, 3)) == [None, None, ("p2", 1), ("p2", 1)]
+    assert sources((1, 2), (3,), (1,), (3,)) == [None, ("p1", 2), None, ("p3", 2)]
+    assert sources((1, 2, 3), (3,), (2,)) == [None, ("p1", 2), ("p1", 1)]
 
 
 def test_a_dataset_may_say_what_a_methods_stages_are_on_it(tables):
@@ -199,57 +243,61 @@ def test_a_dataset_may_say_what_a_methods_stages_are_on_it(tables):
     }
     tables["datasets"]["circle"] = {"source": "circle", **own}
     circle = {**tables, "dataset": "circle"}
-    chosen = resolve({**circle, "phase_1": {"reconstruction": {"weight": 0.5}}}).parameters()
+    chosen = resolve({**circle, "first": {"reconstruction": {"weight": 0.5}}}).parameters()
     assert chosen["data"]["source"] == "circle"
     assert chosen["stage_1"]["flow"] == {
         "type": "realnvp", "couplings": 2, "hidden": None, "mixing": False,
     }  # fmt: skip
     assert chosen["stage_1"]["dim"] == 1
-    assert chosen["phase_1"]["reconstruction"]["weight"] == 0.5
-    assert chosen["phase_1"]["training"]["learning_rate"] == 1e-4
-    assert (chosen["stage_2"]["dim"], chosen["phase_2"]["training"]["steps"]) == (1, 3)
+    assert chosen["first"]["reconstruction"]["weight"] == 0.5
+    assert chosen["first"]["training"]["learning_rate"] == 1e-4
+    assert (chosen["stage_2"]["dim"], chosen["second"]["training"]["steps"]) == (1, 3)
     assert len(resolve({**circle, "method": "one"}).model.stages) == 1
     assert (
         resolve({**circle, "stage_1": {"dim": 2}, "stage_2": {"dim": 1}}).model.stages[0].dim == 2
     )
     # phases are those of the stage that they begin at, whichever their number
-    tables["methods"]["two"] |= {"phase_2": {"stages": 1}, "phase_3": {"stages": 2}}
-    assert [phase.training.steps for phase in resolve(circle).phases] == [9, 9, 3]
+    tables["methods"]["two"]["phases"] |= {"second": {"stages": 1}, "third": {"stages": 2}}
+    assert [phase.training.steps for phase in resolve(circle).phases.values()] == [9, 9, 3]
 
 
 def test_training_is_that_of_all_phases(tables):
     experiment = resolve({**tables, "training": {"steps": 5, "clip": 0.3}})
-    assert [(p.training.steps, p.training.clip) for p in experiment.phases] == [(5, 0.3)] * 2
-    experiment = resolve(
-        {**tables, "training": {"steps": 5}, "phase_2": {"training": {"steps": 6}}}
-    )
-    assert [phase.training.steps for phase in experiment.phases] == [5, 6]
+    assert [(p.training.steps, p.training.clip) for p in experiment.phases.values()] == [
+        (5, 0.3)
+    ] * 2
+    experiment = resolve({**tables, "training": {"steps": 5}, "second": {"training": {"steps": 6}}})
+    assert [phase.training.steps for phase in experiment.phases.values()] == [5, 6]
 
 
 @pytest.mark.parametrize(("given", "typed", "steps"), [
     ({}, {"training": {"steps": 5}}, [5, 5]),  # also where the method's row has its own
-    ({}, {"training": {"steps": 5}, "phase_1": {"training": {"steps": 6}}}, [6, 5]),
+    ({}, {"training": {"steps": 5}, "first": {"training": {"steps": 6}}}, [6, 5]),
     ({"training": {"steps": 4}}, {}, [4, 4]),
-    ({"phase_1": {"training": {"steps": 4}}}, {"training": {"steps": 5}}, [5, 5]),
-    ({"training": {"steps": 4}}, {"phase_1": {"training": {"steps": 5}}}, [5, 4]),
+    ({"first": {"training": {"steps": 4}}}, {"training": {"steps": 5}}, [5, 5]),
+    ({"training": {"steps": 4}}, {"first": {"training": {"steps": 5}}}, [5, 4]),
 ])  # fmt: skip
 def test_the_command_line_lies_over_files_and_a_phase_over_training(tables, given, typed, steps):
-    tables["methods"]["two"]["phase_1"]["training"] = {"steps": 3}
+    tables["methods"]["two"]["phases"]["first"]["training"] = {"steps": 3}
     merged = deepcopy(given)
     for name, group in typed.items():
         merged[name] = {**merged.get(name, {}), **group}
     experiment = resolve({**tables, **merged}, typed)
-    assert [phase.training.steps for phase in experiment.phases] == steps
+    assert [phase.training.steps for phase in experiment.phases.values()] == steps
 
 
 def test_a_rows_settings_of_a_penalty_are_left_out_where_another_kind_is_typed(tables):
-    tables["methods"]["both"]["phase_1"] = {"reconstruction": {"penalty": "huber", "delta": 0.3}}
+    tables["methods"]["both"]["phases"]["first"] = {
+        "reconstruction": {"penalty": "huber", "delta": 0.3}
+    }
     both = {**tables, "method": "both"}
-    assert resolve(both).phases[0].reconstruction.delta == 0.3
-    square = resolve({**both, "phase_1": {"reconstruction": {"penalty": "mse"}}})
-    assert square.phases[0].reconstruction.penalty == "mse"
-    tables["methods"]["both"]["phase_1"] = {"reconstruction": {"penalty": "mse", "delta": 0.3}}
-    with pytest.raises(UserError, match=r"phase_1\.reconstruction\.delta is not a setting"):
+    assert resolve(both).phases["first"].reconstruction.delta == 0.3
+    square = resolve({**both, "first": {"reconstruction": {"penalty": "mse"}}})
+    assert square.phases["first"].reconstruction.penalty == "mse"
+    tables["methods"]["both"]["phases"]["first"] = {
+        "reconstruction": {"penalty": "mse", "delta": 0.3}
+    }
+    with pytest.raises(UserError, match=r"first\.reconstruction\.delta is not a setting"):
         resolve(both)
 
 
@@ -283,8 +331,8 @@ def all_settings(experiment):
     kinds = [(Choices, ()), (ImageSettings, ("data",)), (SyntheticSettings, ("data",)),
              (EvaluationSettings, ("evaluation",)), (TrainingSettings, ("training",))]  # fmt: skip
     kinds += [(StageSettings, (f"stage_{n}",)) for n, _ in enumerate(experiment.model.stages, 1)]
-    for n, _ in enumerate(experiment.phases, 1):
-        kinds += [(kind, (f"phase_{n}",)) for kind in (PhaseSettings, RotationSettings)]
+    for name in experiment.phases:
+        kinds += [(kind, (name,)) for kind in (PhaseSettings, RotationSettings)]
     return {repr(each): each for kind in kinds for each in typed_values(*kind)}.values()
 
 
@@ -294,7 +342,7 @@ def resolved(experiment, path):
     groups = [parameters]
     if path[0] == "training":
         groups = [group for name, group in parameters.items()
-                  if name.startswith("phase_") and "training" in group]  # fmt: skip
+                  if name in experiment.phases and "training" in group]  # fmt: skip
     for name in path:
         groups = [group.get(name, {}) if isinstance(group, dict) else None for group in groups]
     return groups
@@ -333,48 +381,54 @@ def test_what_is_typed_wins_or_is_refused(method, monkeypatch):
 
 
 def test_a_default_that_does_not_apply_is_left_out(tables):
-    square = resolve(tables).phases[0].reconstruction
+    square = resolve(tables).phases["first"].reconstruction
     assert not hasattr(square, "delta")
-    huber = resolve({**tables, "phase_1": {"reconstruction": {"penalty": "huber"}}})
-    assert huber.phases[0].reconstruction.delta == 0.1
-    none = resolve({**tables, "phase_1": {"reconstruction": {"penalty": "none"}}})
-    assert none.phases[0].reconstruction.weight == 0
-    assert "reconstruction" not in none.parameters()["phase_1"]
+    huber = resolve({**tables, "first": {"reconstruction": {"penalty": "huber"}}})
+    assert huber.phases["first"].reconstruction.delta == 0.1
+    none = resolve({**tables, "first": {"reconstruction": {"penalty": "none"}}})
+    assert none.phases["first"].reconstruction.weight == 0
+    assert "reconstruction" not in none.parameters()["first"]
 
 
 PR_M = {"method": "both"}
 IDLE = [
     # what was accepted, trained anew under another key, and gave the same weights
-    ({**PR_M, "stage_2": {"penalty_weight": 9.0}}, r"stage_2\.penalty_weight is not a setting of"),
-    ({**PR_M, "stage_2": {"training": {"steps": 9}}}, r"stage_2\.training is not a setting of"),
-    ({**PR_M, "stage_2": {"input_noise": 0.1}}, r"stage_2\.input_noise is not a setting of"),
-    ({**PR_M, "phase_2": {"input_noise": 0.1}}, r"phase_2 is set, but"),
-    ({"method": "one", "phase_1": {"reconstruction": {"space": "latent"}}}, r"space would have no"),
-    ({"phase_1": {"reconstruction": {"delta": 0.3}}}, r"reconstruction\.delta is not a setting"),
+    ({**PR_M, "stage_2": {"penalty_weight": 9.0}}, r"^stage_2\.penalty_weight: renamed to"),
     (
-        {"phase_1": {"reconstruction": {"penalty": "none", "weight": 3.0}}},
-        r"phase_1\.reconstruction\.weight is not a setting; known: penalty",
+        {**PR_M, "stage_2": {"training": {"steps": 9}}},
+        r"stage_2\.training: not a setting of a stage",
     ),
-    ({"stage_1": {"dim": None, "off_manifold_scale": 2.0}}, r"off_manifold_scale would have no"),
+    ({**PR_M, "stage_2": {"input_noise": 0.1}}, r"stage_2\.input_noise: not a setting of a stage"),
+    ({**PR_M, "second": {"input_noise": 0.1}}, r"^second: expected one of .* first"),
+    ({"method": "one", "first": {"reconstruction": {"space": "latent"}}}, r"space: has no effect"),
+    ({"first": {"reconstruction": {"delta": 0.3}}}, r"reconstruction\.delta is not a setting"),
     (
-        {"stage_2": {"dim": 20}, "phase_2": {"off_manifold": {"weight": 1.0}}},
+        {"first": {"reconstruction": {"penalty": "none", "weight": 3.0}}},
+        r"first\.reconstruction\.weight is not a setting; known: penalty",
+    ),
+    ({"stage_1": {"dim": None, "off_manifold_scale": 2.0}}, r"off_manifold_scale: has no effect"),
+    (
+        {"stage_2": {"dim": 20}, "second": {"off_manifold": {"weight": 1.0}}},
         r"off_manifold\.weight",
     ),
     (
-        {"stage_2": {"dim": 20}, "phase_2": {"reconstruction": {"weight": 9.0}}},
+        {"stage_2": {"dim": 20}, "second": {"reconstruction": {"weight": 9.0}}},
         r"projection is exact",
     ),
-    ({"phase_1": {"likelihood": {"weight": 0, "unit": "nats"}}}, r"likelihood\.unit would have no"),
-    ({**PR_M, "phase_1": {"reconstruction": {"through": 3}}}, r"through=3 cannot be used"),
-    ({"phase_1": {"reconstruction": {"through": 1}}}, r"through=1 cannot be used"),
+    ({"first": {"likelihood": {"weight": 0, "unit": "nats"}}}, r"likelihood\.unit: has no effect"),
+    ({**PR_M, "first": {"reconstruction": {"through": 3}}}, r"through: expected 0"),
+    ({"first": {"reconstruction": {"through": 1}}}, r"through: expected 0"),
     (
-        {"method": "one", "phase_1": {"training": {"clip": 1.0}}, "training": {"clip": 2.0}},
-        r"training\.clip would have no effect: every phase has its own",
+        {"method": "one", "first": {"training": {"clip": 1.0}}, "training": {"clip": 2.0}},
+        r"training\.clip: has no effect, because every phase sets its own",
     ),
-    ({"dataset": "circle", "evaluation": {"dequantizations": 3}}, r"dequantizations would have no"),
+    (
+        {"dataset": "circle", "evaluation": {"dequantizations": 3}},
+        r"dequantizations: has no effect",
+    ),
     (
         {"dataset": "circle", "evaluation": {"inception_weights": "auto"}},
-        r"inception_weights would",
+        r"inception_weights: has no",
     ),
 ]
 
@@ -391,15 +445,17 @@ def test_a_setting_that_would_have_no_effect_is_refused(tables, given, said):
 
 
 def test_a_row_with_a_setting_that_would_have_no_effect_is_refused(tables):
-    tables["methods"]["two"]["phase_1"]["reconstruction"] = {"space": "image"}
-    with pytest.raises(UserError, match=r"methods\.two\.phase_1\.reconstruction\.space would have"):
+    tables["methods"]["two"]["phases"]["first"]["reconstruction"] = {"space": "image"}
+    with pytest.raises(
+        UserError, match=r"methods\.two\.phases\.first\.reconstruction\.space: has no"
+    ):
         resolve(tables)
 
 
 def test_a_loss_without_a_term_is_refused(tables):
     nothing = {"likelihood": {"weight": 0}, "reconstruction": {"penalty": "none"}}
-    with pytest.raises(UserError, match="phase_1 has no term with a weight"):
-        resolve({**tables, "phase_1": nothing})
+    with pytest.raises(UserError, match=r"^first: expected a term with a weight"):
+        resolve({**tables, "first": nothing})
 
 
 def test_a_dimension_cannot_grow_from_stage_to_stage(tables):
@@ -415,12 +471,12 @@ def test_a_method_may_have_more_than_nine_stages(tables):
     more = {f"stage_{n}": {"dim": 21 - n} for n in range(2, 13)}
     experiment = resolve({**tables, **more})
     assert [stage.dim for stage in experiment.model.stages] == list(range(20, 8, -1))
-    assert experiment.trained == [(n,) for n in range(1, 13)]
+    assert trained(experiment) == [(n,) for n in range(1, 13)]
 
 
 @pytest.mark.parametrize("name", ["stage_4", "stage_0", "stage_", "stage_two", "stage_01"])
 def test_stages_have_no_gap(tables, name):
-    with pytest.raises(UserError, match="numbered from 1 without a gap"):
+    with pytest.raises(UserError, match="numbers from 1 without a gap"):
         resolve({**tables, name: {"dim": 3}})
 
 
@@ -438,24 +494,24 @@ CHANGES = {
     "device": ({"device": "cuda"}, set()),
     "path of the data": ({"data": {"path": None}}, set()),
     "evaluation": ({"evaluation": {"samples": 9}}, {"run"}),
-    "stage 2": ({"stage_2": {"dim": 9}}, {"phase_2", "model", "run"}),
+    "stage 2": ({"stage_2": {"dim": 9}}, {"second", "model", "run"}),
     "phase 2": (
-        {"phase_2": {"reconstruction": {"weight": 0.3}}},
-        {"phase_2", "model", "run"},
+        {"second": {"reconstruction": {"weight": 0.3}}},
+        {"second", "model", "run"},
     ),
     "training of phase 2": (
-        {"phase_2": {"training": {"clip": 3.0}}},
-        {"phase_2", "model", "run"},
+        {"second": {"training": {"clip": 3.0}}},
+        {"second", "model", "run"},
     ),
     "phase 1": (
-        {"phase_1": {"reconstruction": {"weight": 0.3}}},
-        {"phase_1", "phase_2", "phase_2.u", "model", "run"},
+        {"first": {"reconstruction": {"weight": 0.3}}},
+        {"first", "second", "second.u", "model", "run"},
     ),
-    "stage 1": ({"stage_1": {"dim": 19}}, {"phase_1", "phase_2", "phase_2.u", "model", "run"}),
-    "seed": ({"seed": 4}, {"phase_1", "phase_2", "phase_2.u", "model", "run"}),
+    "stage 1": ({"stage_1": {"dim": 19}}, {"first", "second", "second.u", "model", "run"}),
+    "seed": ({"seed": 4}, {"first", "second", "second.u", "model", "run"}),
     "data": (
         {"data": {"channels": 1}},
-        {"data", "phase_1", "phase_2", "phase_2.u", "model", "run"},
+        {"data", "first", "second", "second.u", "model", "run"},
     ),
 }
 
@@ -509,13 +565,13 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
     }
     assert set(terms) == set(TERMS)
     later = {"lr_scale": 0.5, "rotate_every": 7}
-    full = {**tables, "phase_2": {"input_noise": 0.1, "training": later, **terms}}
+    full = {**tables, "second": {"input_noise": 0.1, "training": later, **terms}}
     plain = resolve(full)
     before = artifact_keys(plain, Path())
     other = {"nats": "bits_per_dim", "image": "latent", "huber": "mse", "float32": "bfloat16",
              "realnvp": "affine"}  # fmt: skip
     changed = 0
-    for group in ("stage_2", "phase_2"):
+    for group in ("stage_2", "second"):
         for path, value in leaves(plain.parameters()[group]):
             if path in {("stages",), ("flow", "type"), ("then",), ("reconstruction", "penalty"),
                         ("reconstruction", "through"), ("flow", "hidden"),
@@ -533,20 +589,20 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
                 **here, path[0]: {**here.get(path[0], {}), **given[path[0]]},
             }  # fmt: skip
             after = artifact_keys(resolve({**full, group: merged}), Path())
-            assert before["phase_2"] != after["phase_2"], path
-            assert before["phase_1"] == after["phase_1"], path
+            assert before["second"] != after["second"], path
+            assert before["first"] == after["first"], path
             changed += 1
     assert changed > 18
 
 
 def test_methods_share_the_keys_of_the_phases_they_share(tables):
     tables["methods"]["other"] = deepcopy(tables["methods"]["two"])
-    tables["methods"]["other"]["phase_2"]["reconstruction"] = {"penalty": "huber"}
+    tables["methods"]["other"]["phases"]["second"]["reconstruction"] = {"penalty": "huber"}
     mine, other = (
         artifact_keys(resolve({**tables, "method": method}), Path()) for method in ("two", "other")
     )
     same = {name for name in mine if mine[name] == other[name]}
-    assert same == {"data", "phase_1", "phase_2.u"}
+    assert same == {"data", "first", "second.u"}
     assert mine["model"].startswith("photos-two-")
     assert other["model"].startswith("photos-other-")
 
@@ -555,18 +611,19 @@ def test_three_phases_that_begin_alike_share_what_they_begin_with(tables):
     stages = {name: tables["methods"]["two"][name] for name in ("stage_1", "stage_2")}
     likelihood = {"stages": 1, "reconstruction": {"penalty": "none"}}
     tables["methods"]["three"] = {
-        **stages, "phase_1": likelihood, "phase_2": {"stages": 1}, "phase_3": {"stages": 2},
+        **stages,
+        "phases": {"first": likelihood, "second": {"stages": 1}, "third": {"stages": 2}},
     }  # fmt: skip
 
     def keys(**given):
         return artifact_keys(resolve({**tables, "method": "three", **given}), Path())
 
     plain = keys()
-    later = keys(phase_3={"training": {"steps": 2}})
-    assert {k for k in plain if plain[k] != later[k]} == {"phase_3", "model", "run"}
-    middle = keys(phase_2={"training": {"steps": 2}})
+    later = keys(third={"training": {"steps": 2}})
+    assert {k for k in plain if plain[k] != later[k]} == {"third", "model", "run"}
+    middle = keys(second={"training": {"steps": 2}})
     assert {k for k in plain if plain[k] != middle[k]} == {
-        "phase_2", "phase_3", "phase_3.u", "model", "run",
+        "second", "third", "third.u", "model", "run",
     }  # fmt: skip
 
 
@@ -575,13 +632,13 @@ def test_the_key_of_u_says_through_which_stages_it_went(tables):
     tables["methods"]["own"] = {
         "stage_1": {"flow": {"type": "glow"}, "dim": 20},
         **{f"stage_{n}": {"dim": 20 - n} for n in (2, 3)},
-        **{f"phase_{n}": {"stages": stages} for n, stages in enumerate(([1, 2], 3, 2), start=1)},
+        "phases": {f"p{n}": {"stages": s} for n, s in enumerate(([1, 2], 3, 2), start=1)},
     }
     experiment = resolve({**tables, "method": "own"})
-    assert experiment.sources == [None, (1, 2), (1, 1)]
+    assert list(experiment.sources.values()) == [None, ("p1", 2), ("p1", 1)]
     keys = artifact_keys(experiment, Path())
-    both = [keys["phase_2.u"], keys["phase_3.u"]]
-    assert all(key.startswith(f"{keys['phase_1']}-") for key in both)
+    both = [keys["p2.u"], keys["p3.u"]]
+    assert all(key.startswith(f"{keys['p1']}-") for key in both)
     assert both[0] != both[1]
 
 
@@ -607,7 +664,7 @@ def test_a_name_may_have_letters_digits_and_some_signs(tables, name):
 TOO_MUCH = [
     ({"data": {"size": 10**9}}, r"^data\.size: expected at most [0-9,]+, got 1,000,000,000: "),
     ({"data": {"size": 10**30}}, r"^data\.size: expected at most"),
-    ({"training": {"batch_size": 10**10}}, r"^phase_1\.training\.batch_size: expected at most"),
+    ({"training": {"batch_size": 10**10}}, r"^first\.training\.batch_size: expected at most"),
     ({"evaluation": {"samples": 10**9}}, r"^evaluation\.samples: expected at most .* each takes"),
     ({"stage_2": {"flow": {"hidden": 10**7}}}, r"^stage_2\.flow: .*GB of memory are free"),
     ({"stage_1": {"flow": {"width": 10**7}}}, r"^stage_1\.flow: .*GB of memory are free"),
@@ -648,49 +705,53 @@ def test_one_row_of_conf_local_is_a_new_method(tables):
         """
         stage_1: {flow: {type: glow}, dim: 20}
         stage_2: {flow: {type: realnvp}, dim: 10}
-        phase_1: {stages: 1, reconstruction: {penalty: none}}
-        phase_2: {stages: 1, reconstruction: {weight: 30.0}}
-        phase_3: {stages: 2}
+        phases:
+          density: {stages: 1, reconstruction: {penalty: none}}
+          reconstruction: {stages: 1, reconstruction: {weight: 30.0}}
+          code_flow: {stages: 2}
         """
     )
     tables["methods"]["likelihood-first"] = row
     experiment = resolve({**tables, "method": "likelihood-first"})
-    assert experiment.trained == [(1,), (1,), (2,)]
+    assert trained(experiment) == [(1,), (1,), (2,)]
     active = [
-        {name for name, term in phase.terms.items() if term.weight} for phase in experiment.phases
+        {name for name, term in phase.terms.items() if term.weight}
+        for phase in experiment.phases.values()
     ]
     assert active == [{"likelihood"}, *[{"likelihood", "reconstruction"}] * 2]
-    assert experiment.phases[1].reconstruction.weight == 30.0
+    assert experiment.phases["reconstruction"].reconstruction.weight == 30.0
 
 
 ROTATED = {
     "stage_1": {"flow": {"type": "glow"}, "dim": 24},
     "stage_2": {"flow": {"type": "realnvp"}, "dim": 12},
-    "phase_1": {"stages": 1},
-    "phase_2": {"rotate": 1},
-    "phase_3": {"stages": 2, "reconstruction": {"space": "metric"}},
-    "phase_4": {"rotate": 2, "probes": 300},
+    "phases": {
+        "first": {"stages": 1},
+        "second": {"rotate": 1},
+        "third": {"stages": 2, "reconstruction": {"space": "metric"}},
+        "fourth": {"rotate": 2, "probes": 300},
+    },
 }
 
 
 def with_method(tables, **changes):
-    row = {**deepcopy(ROTATED), **changes}
+    row = {**ROTATED, "phases": {**deepcopy(ROTATED["phases"]), **changes}}
     return {**tables, "method": "rotated", "methods": {**tables["methods"], "rotated": row}}
 
 
 def test_a_phase_may_rotate_and_train_nothing(tables):
     experiment = resolve(with_method(tables))
-    assert experiment.trained == [(1,), (1,), (2,), (2,)]
-    assert experiment.rotations == [2, 4]
-    assert [source and tuple(source) for source in experiment.sources] == [
-        None, None, (2, 1), (2, 1)
+    assert trained(experiment) == [(1,), (1,), (2,), (2,)]
+    assert list(experiment.trainings) == ["first", "third"]
+    assert [source and tuple(source) for source in experiment.sources.values()] == [
+        None, None, ("second", 1), ("second", 1)
     ]  # fmt: skip
-    assert experiment.phases[3].probes == 300
-    assert experiment.parameters()["phase_2"] == {"rotate": 1, "probes": None}
+    assert experiment.phases["fourth"].probes == 300
+    assert experiment.parameters()["second"] == {"rotate": 1, "probes": None}
 
 
 def test_a_method_with_one_training_is_joint_however_often_it_is_rotated(tables):
-    row = {"stage_1": ROTATED["stage_1"], "phase_1": {}, "phase_2": {"rotate": 1}}
+    row = {"stage_1": ROTATED["stage_1"], "phases": {"first": {}, "rotation": {"rotate": 1}}}
     chosen = {**tables, "method": "one", "methods": {"one": row}}
     assert resolve(chosen).pipeline == "joint"
 
@@ -698,19 +759,19 @@ def test_a_method_with_one_training_is_joint_however_often_it_is_rotated(tables)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"phase_2": {"rotate": 2}}, "phase_2.rotate=2 cannot be used: stages 1 to 1 are trained"),
-        ({"phase_1": {"rotate": 1}}, "phase_1.rotate=1 cannot be used: nothing is trained yet"),
-        ({"phase_4": {"rotate": 1}}, "Allowed: 2"),
-        ({"phase_2": {"rotate": 1, "probes": 0}}, "phase_2.probes=0 cannot be used"),
-        ({"phase_2": {"rotate": 1, "training": {"steps": 3}}}, "training is not a setting"),
-        ({"phase_2": {"stages": 1}}, "no phase before it rotates stage 1"),
-        ({"phase_3": {"stages": 2, "reconstruction": {"random_dim": 1.0}}}, "random_dim=1.0"),
-        ({"phase_3": {"stages": 2, "reconstruction": {"target": {}}}}, "needs mse or psnr"),
+        ({"second": {"rotate": 2}}, "second.rotate: expected 1, got 2"),
+        ({"first": {"rotate": 1}}, "first.rotate: expected a phase that trains before it"),
+        ({"fourth": {"rotate": 1}}, "fourth.rotate: expected 2, got 1"),
+        ({"second": {"rotate": 1, "probes": 0}}, "second.probes=0"),
+        ({"second": {"rotate": 1, "training": {"steps": 3}}}, "training is not a setting"),
+        ({"second": {"stages": 1}}, "no phase before rotates stage 1"),
+        ({"third": {"stages": 2, "reconstruction": {"random_dim": 1.0}}}, "random_dim=1.0"),
+        ({"third": {"stages": 2, "reconstruction": {"target": {}}}}, "needs mse or psnr"),
         (
-            {"phase_3": {"stages": 2, "reconstruction": {"target": {"mse": 1.0, "psnr": 2.0}}}},
+            {"third": {"stages": 2, "reconstruction": {"target": {"mse": 1.0, "psnr": 2.0}}}},
             "needs mse or psnr",
         ),
-        ({"phase_3": {"stages": 2, "training": {"rotate_every": 0}}}, "rotate_every=0"),
+        ({"third": {"stages": 2, "training": {"rotate_every": 0}}}, "rotate_every=0"),
     ],
 )
 def test_a_rotation_that_cannot_be_is_refused(tables, changes, message):
@@ -722,5 +783,5 @@ def test_the_dataset_says_what_method_it_has(tables):
     tables["datasets"]["photos"]["method"] = "one"
     experiment = resolve({**tables, "method": "auto"})
     assert experiment.method == "one"
-    assert experiment.trained == [(1,)]
+    assert trained(experiment) == [(1,)]
     assert resolve({**tables, "method": "two"}).method == "two"

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from submanifold.common import distributed
 from submanifold.common.errors import UserError
-from submanifold.config.experiment import LaunchSettings
+from submanifold.config.schema import LaunchSettings
 from submanifold.data.batches import Batches
 from submanifold.runs import launch
 from submanifold.runs.launch import call, join
@@ -221,7 +221,7 @@ except UserError as error:
 import time
 from pathlib import Path
 from submanifold.runs.launch import JOINED, Board
-from submanifold.config.experiment import LaunchSettings
+from submanifold.config.schema import LaunchSettings
 board = Board(LaunchSettings(machines=2, address={address!r}), Path({str(tmp_path)!r}))
 while board.store.add(JOINED, 0) < 1:
     time.sleep(0.1)

@@ -1,7 +1,14 @@
-"""From parameters to one typed experiment, the keys of its artifacts, and what it will cost."""
+"""Configuration: from parameters to one typed experiment, and the keys of its artifacts."""
 
 from submanifold.config.cache_keys import artifact_keys
-from submanifold.config.experiment import EvaluationSettings, Experiment, flatten
 from submanifold.config.resolve import resolve
+from submanifold.config.schema import EvaluationSettings, Experiment, LaunchSettings, flatten
 
-__all__ = ["EvaluationSettings", "Experiment", "artifact_keys", "flatten", "resolve"]
+__all__ = [
+    "EvaluationSettings",
+    "Experiment",
+    "LaunchSettings",
+    "artifact_keys",
+    "flatten",
+    "resolve",
+]

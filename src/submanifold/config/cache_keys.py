@@ -1,4 +1,4 @@
-"""What each artifact depends on, hashed into the names of its files."""
+"""Cache keys: what each artifact depends on, hashed into the names of its files."""
 
 import hashlib
 import json
@@ -9,69 +9,61 @@ from typing import Any
 import torch
 
 from submanifold.common.errors import error_prefix
-from submanifold.config.experiment import Experiment
+from submanifold.config.schema import Experiment, effective
 from submanifold.data.sources import fingerprint
 
-RECIPE = 5
-"""Raise it when the same settings would no longer give the same artifacts."""
-VOLUME_RECIPE = 1
-"""The same, of phases with a term of the manifold's volume."""
-MODEL_RECIPE = 3
-"""Raise it when the finished model's file would hold something else of the same phases."""
-EVALUATION_RECIPE = 10
-"""Raise it when the same model would no longer give the same metrics and pages."""
-OOD_RECIPE = 5
-"""Raise it when the same model would no longer give the same scores of the same ood."""
+TRAINING_VERSION = 6
+"""Version of data and training: increased when equal settings no longer give equal artifacts."""
+MODEL_VERSION = 4
+"""Version of the finished model's file, for equal phases."""
+EVALUATION_VERSION = 11
+"""Version of metrics and report, for equal models."""
+OOD_VERSION = 6
+"""Version of the scores of out-of-distribution images, for equal models and images."""
 
-OF_VOLUME = {"manifold_likelihood", "non_orthogonality", "off_diagonal"}
-RAW = Path("data/01_raw")
+RAW_FOLDER = Path("data/01_raw")
 
 
 def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     """Hash what each artifact depends on, as readable names for files.
 
     - ``data``: the source's fingerprint and the data settings.
-    - ``phase_<n>``: the data, the seed, the phases 1 to n, the stages that they train, and how many
-      charts there are.
-    - ``phase_<n>.u``, where phase n does not begin at the data: what it is trained on.
-    - ``model``, ``run``: all phases; the evaluation too.
-    - ``ood``, ``ood_run``, where there are any: their data; the model too.
+    - ``<phase>``: the data, the seed, the number of charts, and the phases up to this one with the
+      stages that they train.
+    - ``<phase>.u``, if the phase does not start at the data: its input.
+    - ``model``, ``run``: all phases; ``run`` also the evaluation.
+    - ``ood_data``, ``ood_run``, if there are out-of-distribution images: their data; also the
+    model.
 
-    Not: the place of the files, logging, the device. The device decides whether FID is measured
-    where ``evaluation.inception_weights`` is ``auto``; ``run`` depends on that alone.
+    The location of files, logging and the device do not matter, with one exception: whether FID is
+    measured if ``evaluation.inception_weights`` is ``auto``, which changes ``run``.
     """
-    settings = experiment.parameters()
     with error_prefix("data"):
-        content = fingerprint(experiment.data, project / RAW)
-    digest = _digest(RECIPE, content, experiment.data.content)
+        content = fingerprint(experiment.data, project / RAW_FOLDER)
+    digest = _digest(TRAINING_VERSION, content, experiment.data.content)
     keys = {"data": f"{experiment.dataset}-{digest}"}
-    digest = _digest(digest, experiment.seed)
-    if experiment.model.charts > 1:
-        digest = _digest(digest, experiment.model.charts)
-    for number, (stages, source) in enumerate(
-        zip(experiment.trained, experiment.sources, strict=True), start=1
-    ):
-        name = f"phase_{number}"
-        digest = _digest(digest, [settings[f"stage_{n}"] for n in stages], settings[name])
-        if OF_VOLUME & settings[name].keys():
-            digest = _digest(VOLUME_RECIPE, digest)
+    digest = _digest(digest, experiment.seed, experiment.model.charts)
+    stages = [stage.model_dump(mode="json") for stage in experiment.model.stages]
+    for name, source in experiment.sources.items():
+        phase = experiment.phases[name]
+        digest = _digest(digest, [stages[n - 1] for n in phase.stages], effective(phase))
         keys[name] = f"{experiment.dataset}-{name}-{digest}"
         if source is not None:
-            keys[f"{name}.u"] = f"{keys[f'phase_{source.phase}']}-u{source.through}"
-    digest = _digest(MODEL_RECIPE, digest)
+            keys[f"{name}.u"] = f"{keys[source.phase]}-u{source.through}"
+    digest = _digest(MODEL_VERSION, digest)
     keys["model"] = f"{experiment.dataset}-{experiment.method}-{digest}"
     if experiment.ood_data is not None:
         with error_prefix("ood"):
-            others = fingerprint(experiment.ood_data, project / RAW)
+            content = fingerprint(experiment.ood_data, project / RAW_FOLDER)
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(str(experiment.ood)).name)
-        keys["ood_data"] = f"{name}-{_digest(RECIPE, others, experiment.ood_data.content)}"
-        keys["ood_run"] = (
-            f"{experiment.dataset}-{name}-{_digest(OOD_RECIPE, digest, keys['ood_data'])}"
-        )
-    evaluation = dict(settings["evaluation"])
+        ood_digest = _digest(TRAINING_VERSION, content, experiment.ood_data.content)
+        keys["ood_data"] = f"{name}-{ood_digest}"
+        run_digest = _digest(OOD_VERSION, digest, keys["ood_data"])
+        keys["ood_run"] = f"{experiment.dataset}-{name}-{run_digest}"
+    evaluation = experiment.evaluation.model_dump(mode="json", exclude_none=True)
     if evaluation.get("inception_weights") == "auto" and _on_gpu(experiment.device):
-        evaluation["inception_weights"] = "download"  # on a CPU, auto measures no FID
-    digest = _digest(EVALUATION_RECIPE, digest, evaluation)
+        evaluation["inception_weights"] = "download"
+    digest = _digest(EVALUATION_VERSION, digest, evaluation)
     keys["run"] = f"{experiment.dataset}-{experiment.method}-{digest}"
     return keys
 
@@ -80,5 +72,5 @@ def _on_gpu(device: str) -> bool:
     return device != "cpu" and torch.cuda.is_available()
 
 
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]

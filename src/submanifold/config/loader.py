@@ -1,4 +1,4 @@
-"""Kedro's configuration of one experiment: its parameters, and keys in the paths of artifacts."""
+"""Kedro's configuration of one experiment: its parameters, and cache keys in artifacts' paths."""
 
 import json
 import os
@@ -19,26 +19,38 @@ from yaml import YAMLError
 from submanifold.common.errors import UserError
 
 if TYPE_CHECKING:
-    from submanifold.config import Experiment
+    from submanifold.config.schema import Experiment
 
-# of this process as it was started: MLflow sets the variable to what a project uses
+# at the start of this process: MLflow sets the variable later to what the project uses
 TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI")
+
+LOADER_ARGS: dict[str, Any] = {
+    "base_env": "base",
+    "default_run_env": "local",
+    "merge_strategy": {"parameters": "soft", "catalog": "soft"},
+    "config_patterns": {"mlflow": ["mlflow*"]},
+}
+"""Arguments of the loader in this project."""
+
+current_experiment: ContextVar["Experiment | None"] = ContextVar("experiment", default=None)
+"""The experiment for which Kedro loads the pipelines; None outside of a session."""
 
 
 class ExperimentConfigLoader(OmegaConfigLoader):
-    """Kedro's loader, whose parameters are one experiment and whose paths carry its keys.
+    """Kedro's loader whose parameters are one experiment and whose paths contain its cache keys.
 
-    - The tables of rows and defaults are replaced by the experiment that they and the user choose
-      (:func:`submanifold.config.resolve`). The stages stand under ``model`` too, as nodes take
-      them.
-    - ``${key:data}``, ``${key:model}`` and ``${key:run}`` are hashes of all that an artifact
-      depends on, so that a changed setting means another path, and a setting changed back finds
-      its artifacts again; ``${parameter:name}`` is a parameter's value.
-    - ``${tracking_uri:default}`` is the MLflow that MLFLOW_TRACKING_URI names, and
-      ``${artifact_location:uri,folder}`` the place of artifacts: a server's own, or the folder.
-    - A catalog entry named ``phase_{n}.<name>`` stands for one entry of every phase, ``{n}`` for
-      its number, ``{key}`` for its key, and ``{u}`` for the key of what it is trained on, where
-      that is not the data; entries with it are left out where it is.
+    - The parameters are the typed settings of the experiment that the tables and the user select
+      (:func:`submanifold.config.resolve`): ``model``, ``data``, ``evaluation``, ``launch``, one
+      group for each phase, and the single values.
+    - ``${key:data}``, ``${key:model}`` and ``${key:run}`` are hashes of everything that an artifact
+      depends on: a changed setting gives another path, and the earlier setting finds its artifacts
+      again. ``${parameter:name}`` is a parameter's value.
+    - ``${tracking_uri:default}`` is MLFLOW_TRACKING_URI or the default, and
+      ``${artifact_location:uri,folder}`` a server's own location of artifacts, or the folder.
+    - A catalog entry named ``{phase}.<name>`` stands for one entry of every phase: ``{phase}`` is
+    its
+      name, ``{key}`` its cache key, and ``{u}`` the key of its input. Entries with ``{u}`` are left
+      out for phases that start at the data.
     """
 
     def __getitem__(self, key: str) -> dict[str, Any]:
@@ -47,37 +59,40 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             return super().__getitem__(key)
         try:
             if key == "parameters":
-                model = self.experiment.model.model_dump(mode="json")
-                return {**self.experiment.parameters(), "model": model}
-            keys = self.keys_of  # first, since a resolver would wrap the user's mistake
+                experiment = self.experiment
+                settings = dict(experiment)
+                return settings | settings.pop("phases") | {"input_noise": experiment.input_noise}
+            keys = self.artifact_keys  # first: a resolver would wrap the user's mistake
             config = self._read(key)
-            return expand(config, keys, self._parameter) if key == "catalog" else config
+            if key == "catalog":
+                return expand(config, self.experiment.phases, keys, self._parameter)
+            return config
         except UserError as error:
             raise ClickException(str(error)) from error
 
     @cached_property
     def experiment(self) -> "Experiment":
-        """What the parameters choose.
+        """The experiment that the parameters select.
 
         Raises:
-            UserError: One of them cannot work.
+            UserError: A parameter is not allowed.
         """
-        from submanifold.config import resolve  # torch, which most commands do without
+        from submanifold.config import resolve  # imports torch, which most commands do not need
 
         return resolve(self._read("parameters"), self.runtime_params)
 
     @cached_property
-    def keys_of(self) -> dict[str, str]:
-        """Key of each artifact: ``data``, ``phase_<n>``, ``phase_<n>.u``, ``model`` and ``run``."""
+    def artifact_keys(self) -> dict[str, str]:
+        """Cache key of each artifact (:func:`submanifold.config.artifact_keys`)."""
         from submanifold.config import artifact_keys
 
         return artifact_keys(self.experiment, Path(self._project))
 
     def _read(self, key: str) -> dict[str, Any]:
-        """Read one kind of configuration, and say of what cannot be read where it is.
+        """Read one kind of configuration.
 
         Raises:
-            UserError: A file is no YAML, or no mapping, or there is no such environment.
+            UserError: A file is not YAML or not a mapping, or there is no such environment.
         """
         try:
             with _resolving(self._key, self._parameter, self._project):
@@ -85,28 +100,30 @@ class ExperimentConfigLoader(OmegaConfigLoader):
                     return self._merged_parameters()
                 return self._catalog_template() if key == "catalog" else super().__getitem__(key)
         except OmegaConfBaseException as error:
-            what = str(error.msg or error).splitlines()[0]
+            reason = str(error.msg or error).splitlines()[0]
             raise UserError(
-                f"{error.full_key or key} cannot be worked out: {what}. Allowed in ${{...}}: names "
-                "of other parameters, globals:, runtime_params:. Change it in conf/."
+                f"{error.full_key or key}: expected ${{<parameter>}}, ${{globals:...}} or "
+                f"${{runtime_params:...}}, got an interpolation that fails: {reason}. Change it in "
+                "conf/."
             ) from error
         except MissingConfigException as error:
             if Path(self.conf_source, self.env or self.default_run_env).is_dir():
-                raise  # Kedro does without some kinds
-            there = [path.name for path in sorted(Path(self.conf_source).iterdir())
+                raise  # Kedro does not need every kind
+            known = [path.name for path in sorted(Path(self.conf_source).iterdir())
                      if path.is_dir() and path.name != "runs"]  # fmt: skip
             raise UserError(
-                f"env={self.env} is not known: {self.conf_source} has no such folder. Known: "
-                f"{', '.join(there)}. Change it with --env=<name>."
+                f"--env: expected one of {', '.join(known)} (the folders of {self.conf_source}), "
+                f"got {self.env}. Change it with --env=<name>."
             ) from error
         except (ValueError, TypeError, AttributeError, YAMLError) as error:
-            raise UserError(self._broken_file() or f"conf/ cannot be read: {error}") from error
+            raise UserError(self._broken_file() or f"conf/: cannot be read: {error}") from error
 
     def _merged_parameters(self) -> dict[str, Any]:
-        """Read the parameters' files and put the runtime parameters over them.
+        """Read the parameters' files and merge the runtime parameters over them.
 
-        Without interpolations the files mean the same for all runtime parameters, so that they are
-        parsed once for all experiments of a process: OmegaConf takes a tenth of a second.
+        Files without interpolations do not depend on the runtime parameters, so they are parsed
+        once
+        in a process: OmegaConf takes a tenth of a second.
         """
         given = self.runtime_params
         try:
@@ -119,7 +136,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         return self._soft_merge(files, given or {})
 
     def _catalog_template(self) -> dict[str, Any]:
-        """Read the catalog, in which ``{key:data}`` stands for ``${key:data}``."""
+        """Read the catalog with ``{key:data}`` in place of ``${key:data}``."""
 
         def read(key: str) -> dict[str, Any]:
             with _resolving("{{key:{}}}".format, "{{parameter:{}}}".format, self._project):
@@ -131,9 +148,8 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     def _cached(
         self, key: str, varying: str, read: Callable[[str], dict[str, Any]]
     ) -> dict[str, Any] | None:
-        """Read files that have not changed once; None if the text ``varying`` is in one of them."""
-        environments = dict.fromkeys((self.base_env, self.env or self.default_run_env))
-        folders = [Path(self.conf_source, environment) for environment in environments]
+        """Read unchanged files once; return None if one of them contains the text ``varying``."""
+        folders = [Path(self.conf_source, environment) for environment in self._environments]
         paths = [path for folder in folders for path in sorted(folder.rglob(f"{key}*"))]
         files = [path for path in paths if path.is_file()]
         stamps = tuple((path, (at := path.stat()).st_mtime_ns, at.st_size) for path in files)
@@ -159,42 +175,48 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         return merged
 
     def _broken_file(self) -> str | None:
-        """What is wrong with the first of the files that cannot be read as a mapping."""
-        folders = [Path(self.conf_source, env)
-                   for env in (self.base_env, self.env or self.default_run_env)]  # fmt: skip
+        """Describe the first file that is not a YAML mapping."""
+        folders = [Path(self.conf_source, environment) for environment in self._environments]
         for path in (path for folder in folders for path in sorted(folder.rglob("*.yml"))):
             try:
                 found = OmegaConf.load(path)
             except (YAMLError, ValueError, OSError) as error:
-                where = getattr(error, "problem_mark", None)
-                line = f", line {where.line + 1}" if where else ""
-                what = getattr(error, "problem", None) or str(error).splitlines()[0]
-                return f"{path}{line} is not YAML: {what}. Mend it there."
+                mark = getattr(error, "problem_mark", None)
+                line = f", line {mark.line + 1}" if mark else ""
+                reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+                return f"{path}{line}: expected YAML, got an error: {reason}. Fix this file."
             if not isinstance(found, DictConfig):
-                return f"{path} holds a list, but should be names and their values. Mend it there."
+                return f"{path}: expected names with values, got a list. Fix this file."
         return None
+
+    @property
+    def _environments(self) -> list[str]:
+        return list(dict.fromkeys((self.base_env, self.env or self.default_run_env)))
 
     @property
     def _project(self) -> str:
         return str(Path(self.conf_source).resolve().parent)
 
     def _key(self, name: str) -> str:
-        return self.keys_of.get(name, "none")
+        return self.artifact_keys.get(name, "none")
 
     def _parameter(self, name: str) -> Any:
         return getattr(self.experiment, name)
 
 
 def expand(
-    catalog: Mapping[str, Any], keys: Mapping[str, str], parameter: Callable[[str], Any] = str
+    catalog: Mapping[str, Any],
+    phases: Mapping[str, Any],
+    keys: Mapping[str, str],
+    parameter: Callable[[str], Any] = str,
 ) -> dict[str, Any]:
-    """Write out the entries named ``phase_{n}.<name>`` for every phase there is a key for.
+    """Fill in keys and parameters, and write out the entries ``{phase}.<name>`` for every phase.
 
     Args:
-        catalog: Entries, in which ``{key:<name>}`` stands for a key and ``{parameter:<name>}`` for
-            a parameter's value.
-        keys: Key of each artifact; ``none`` stands where there is none.
-        parameter: Gives the value of a parameter by name.
+        catalog: Entries with ``{key:<name>}`` for a key and ``{parameter:<name>}`` for a value.
+        phases: The phases by name.
+        keys: Key of each artifact; ``none`` for others.
+        parameter: Returns the value of a parameter.
     """
     values = {"key": lambda name: keys.get(name, "none"), "parameter": parameter}
 
@@ -202,17 +224,16 @@ def expand(
         return json.loads(_FIELD.sub(lambda m: json.dumps(str(values[m[1]](m[2])))[1:-1], text))
 
     written: dict[str, Any] = {}
-    numbers = range(1, 1 + sum(key.startswith("phase_") and "." not in key for key in keys))
     for name, entry in catalog.items():
         text = json.dumps(entry)
-        if "{n}" not in name:
+        if "{phase}" not in name:
             written[name] = filled(text)
             continue
-        for n in numbers:
-            own = text.replace("{n}", str(n)).replace("{key}", keys[f"phase_{n}"])
-            own = own.replace("{u}", keys.get(f"phase_{n}.u", "{u}"))
+        for phase in phases:
+            own = text.replace("{phase}", phase).replace("{key}", keys[phase])
+            own = own.replace("{u}", keys.get(f"{phase}.u", "{u}"))
             if "{u}" not in own:
-                written[name.replace("{n}", str(n))] = filled(own)
+                written[name.replace("{phase}", phase)] = filled(own)
     return written
 
 
@@ -224,7 +245,7 @@ _resolvers: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("resolvers
 def _resolving(
     key: Callable[[str], str], parameter: Callable[[str], Any], project: str
 ) -> Iterator[None]:
-    """Let ``${key:...}`` and the others mean those of one loader: OmegaConf's are the process's."""
+    """Let ``${key:...}`` and the others use one loader; OmegaConf's resolvers are process-wide."""
     before = _resolvers.set({"key": key, "parameter": parameter, "project_path": lambda: project})
     try:
         yield

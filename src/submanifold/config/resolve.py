@@ -1,215 +1,235 @@
-"""From the tables in conf/ and what the user sets to one experiment."""
+"""From the tables in conf/ and the user's settings to one typed experiment."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from submanifold.common.errors import UserError
 from submanifold.common.settings import read_settings
-from submanifold.config.experiment import Choices, EvaluationSettings, Experiment
-from submanifold.config.validate import Tree, refuse, validate
+from submanifold.config.merge import (
+    Tree,
+    check_group,
+    entry,
+    merge,
+    merge_phase,
+    refuse_renamed,
+    without_overridden,
+)
+from submanifold.config.schema import Choices, EvaluationSettings, Experiment, flatten
+from submanifold.config.validate import refuse_idle, validate
 from submanifold.data.settings import DataSettings, ImageSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.flows import FLOWS
-from submanifold.losses.objective import TERMS
 from submanifold.models import ModelSettings, StageSettings
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
-SMALLEST = 7
-ABOUT_IMAGES = ("dequantizations", "inception_weights")
-AUTO = "auto"
-MOVED = {
-    "penalty": "reconstruction.penalty",
-    "penalty_weight": "reconstruction.weight",
-    "penalty_space": "reconstruction.space",
-    "delta": "reconstruction.delta",
-    "pixel_range": "reconstruction.pixel_range",
-    "likelihood_weight": "likelihood.weight",
-    "likelihood_unit": "likelihood.unit",
-    "off_manifold_penalty": "off_manifold.weight",
-    "input_noise": "input_noise",
-    "training": "training",
-}
-"""Settings of a training, which stages had before there were phases."""
-OF_VECTORS = {"soft_glow": "soft_realnvp"}
-"""What takes the place of a flow of images that is more than a Glow, for points."""
+SMALLEST_IMAGE = 7
+"""Pixels: the side of the patches of the structural similarity and the sliced Wasserstein."""
+IMAGES_ONLY = ("dequantizations", "inception_weights")
+VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}
+"""The flow of vectors that replaces a flow of images with a property that Glow does not have."""
+SINGLE = ("data", "training", "evaluation")
 
 
 def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = None) -> Experiment:
-    """Turn tables and choices into one experiment, all of it checked.
+    """Select one experiment from the tables and check it.
 
-    ``dataset`` and ``method`` choose rows; the method ``auto`` is that of the dataset's row, which
-    may also say what a method's stages are on it. Defaults of a stage come from its flow; those of
-    a phase from the first stage it trains, the dataset's before the flow's. What ``data``,
-    ``training``, ``evaluation``, ``stage_<n>`` and ``phase_<n>`` hold in an environment's file or
-    on the command line lies over all of that: ``training`` over the training of every phase,
-    ``phase_<n>.training`` over ``training``, and the command line over the file. A stage beyond the
-    method's last is added to it, with a phase that trains it.
+    Precedence, from low to high: the defaults of a stage (by its flow) and of a phase (by the first
+    stage that it trains), the dataset's entry, the method's entry, files of the environment, the
+    command line. ``training`` overrides the training of every phase, and ``<phase>.training``
+    overrides ``training`` of the same place. A stage beyond the method's last one is added together
+    with a phase that trains it.
 
-    A default that does not apply, such as Huber's delta of a squared penalty, is left out; a
-    setting that was given and would have no effect is an error.
+    Defaults that do not apply, such as Huber's delta for a squared penalty, are dropped. A setting
+    of the user that has no effect is an error.
 
     Args:
-        parameters: The tables, and what the user has set.
-        typed: What of that was set on the command line.
+        parameters: The tables and the user's settings, from files and the command line.
+        typed: The settings from the command line alone.
 
     Raises:
-        UserError: A name is unknown, or a value cannot work.
+        UserError: A name is unknown, or a value is not allowed.
     """
-    # Kedro leaves these out of every other configuration, where they serve YAML's anchors
+    # names with an underscore hold YAML anchors; Kedro drops them from all other configuration
     given = {name: value for name, value in parameters.items() if not name.startswith("_")}
     tables = {name: given.pop(name) for name in ("datasets", "methods")}
     defaults = {name: given.pop(f"{name}_defaults") for name in ("stage", "training", "evaluation")}
-    for name, group in (
-        *tables.items(),
-        *((f"{name}_defaults", defaults[name]) for name in defaults),
-    ):
-        _check_group(name, group)
-    for name, table in (*tables.items(), ("stage_defaults", defaults["stage"])):
-        for row, value in table.items():
-            _check_group(f"{name}.{row}", {} if value is None else value)
-    groups = {name: given.pop(name) for name in list(given)
-              if name.startswith(("stage_", "phase_"))}  # fmt: skip
-    groups |= {name: given.pop(name, {}) for name in ("data", "training", "evaluation")}
-    for name, value in groups.items():
-        _check_group(name, value)
-    data = _row(tables["datasets"], given.get("dataset"), "dataset")
-    if given.get("method") == AUTO:
-        given["method"] = data.get("method")
-    data.pop("method", None)
-    method = _row(tables["methods"], given.get("method"), "method")
-    stages, soft = _stages(data, method, groups, defaults["stage"])
-    data = {name: value for name, value in data.items() if not name.startswith("stage_")}
-    settings = read_data_settings(_merge(data, groups["data"], "data"))
-    if isinstance(settings, ImageSettings) and settings.size < SMALLEST:
+    _check_tables(tables, defaults)
+    refuse_renamed({**tables["methods"], **given})
+    dataset = entry(tables["datasets"], given.get("dataset"), "dataset")
+    if given.get("method") == "auto":
+        given["method"] = dataset.get("method")
+    method = entry(tables["methods"], given.get("method"), "method")
+    given["method"] = method.pop("name")
+    check_group(f"methods.{given['method']}.phases", method.get("phases"))
+    stages, phases = _user_groups(given, method)
+    stage_rows, phase_defaults = _stages(dataset, method, stages, defaults["stage"])
+    single = {name: given.pop(name, {}) for name in SINGLE}
+    for name, value in single.items():
+        check_group(name, value)
+    data_row = {name: value for name, value in dataset.items()
+                if name != "method" and not name.startswith("stage_")}  # fmt: skip
+    data = read_data_settings(merge(data_row, single["data"], "data"))
+    if isinstance(data, ImageSettings) and data.size < SMALLEST_IMAGE:
         raise UserError(
-            f"data.size={settings.size} is too small: images are compared by patches of {SMALLEST} "
-            f"pixels. Allowed: {SMALLEST} or more. Change it with --params=data.size=32."
+            f"data.size: expected at least {SMALLEST_IMAGE}, got {data.size}. Change it with "
+            "--params=data.size=32."
         )
-    others = _outliers(tables["datasets"], given, settings)
-    groups |= _without_overridden(groups, typed or {})
-    phases = _phases(method, groups, stages, soft, defaults["training"])
-    evaluation = dict(defaults["evaluation"])
-    if not isinstance(settings, ImageSettings):
-        evaluation = {k: v for k, v in evaluation.items() if k not in ABOUT_IMAGES}
-        refuse(groups["evaluation"], "evaluation", dict.fromkeys(ABOUT_IMAGES, "it is of images"))
-    evaluation = _merge(evaluation, groups["evaluation"], "evaluation")
-    if unknown := [name for name in given if name not in Choices.model_fields]:
-        raise UserError(
-            f"{', '.join(map(str, unknown))} is not a setting; known: "
-            f"{', '.join(Choices.model_fields)}, and what the groups data, stage_<n>, phase_<n>, "
-            "training and evaluation hold. Change it in conf/, or with --params=<name>=<value>."
-        )
-    plain = read_settings(Choices, given, "")
-    if plain.register_as is not None and not isinstance(settings, ImageSettings):
-        raise UserError(
-            f"register_as={plain.register_as}, but only models of images are registered. Leave it "
-            "out, or choose a dataset of images."
-        )
-    charts = plain.charts or method.get("charts", 1)
-    each = _read_each(StageSettings, stages)
-    experiment = Experiment(
-        **plain.model_dump(),
-        data=settings,
-        model=read_settings(ModelSettings, {"stages": each, "charts": charts}, ""),
-        phases=tuple(
-            read_settings(RotationSettings if "rotate" in row else PhaseSettings, row, name)
-            for name, row in phases.items()
-        ),
-        evaluation=read_settings(EvaluationSettings, evaluation, "evaluation"),
-        ood_data=others,
+    ood_data = _ood(tables["datasets"], given, data)
+    phases = without_overridden(phases, single["training"], typed or {}, _numbered(method))
+    phase_rows = _phases(
+        method, phases, single["training"], len(stage_rows), phase_defaults, defaults["training"]
     )
-    validate(experiment, method, groups)
+    evaluation = dict(defaults["evaluation"])
+    if not isinstance(data, ImageSettings):
+        evaluation = {k: v for k, v in evaluation.items() if k not in IMAGES_ONLY}
+        idle = dict.fromkeys(IMAGES_ONLY, "the data are not images")
+        refuse_idle(single["evaluation"], "evaluation", idle)
+    evaluation = merge(evaluation, single["evaluation"], "evaluation")
+    _check_names(given, phase_rows)
+    choices = read_settings(Choices, given, "")
+    if choices.register_as is not None and not isinstance(data, ImageSettings):
+        raise UserError(
+            f"register_as: expected null for data that are not images, got {choices.register_as}. "
+            "Leave it out, or choose a dataset of images."
+        )
+    charts = choices.charts or method.get("charts", 1)
+    settings = tuple(read_settings(StageSettings, row, name) for name, row in stage_rows.items())
+    experiment = Experiment(
+        **dict(choices),
+        data=data,
+        model=read_settings(ModelSettings, {"stages": settings, "charts": charts}, ""),
+        phases={
+            name: read_settings(RotationSettings if "rotate" in row else PhaseSettings, row, name)
+            for name, row in phase_rows.items()
+        },
+        evaluation=read_settings(EvaluationSettings, evaluation, "evaluation"),
+        ood_data=ood_data,
+    )
+    validate(experiment, method, {**single, **stages}, phases)
     return experiment
 
 
-def _outliers(rows: Tree, given: Tree, data: DataSettings) -> ImageSettings | None:
-    """Settings of the ood' source: pictures made as those of the model are.
+def _check_tables(tables: Tree, defaults: Tree) -> None:
+    for name, table in (
+        *tables.items(),
+        *((f"{name}_defaults", defaults[name]) for name in defaults),
+    ):
+        check_group(name, table)
+    for name, table in (*tables.items(), ("stage_defaults", defaults["stage"])):
+        for row, value in table.items():
+            if not isinstance(value, str) or name != "methods":  # an alias is a string
+                check_group(f"{name}.{row}", {} if value is None else value)
 
-    Of the model's own dataset the other labels are ood, where it is of some labels alone.
+
+def _check_names(given: Tree, phases: Collection[str]) -> None:
+    if unknown := [str(name) for name in given if name not in Choices.model_fields]:
+        known = [*Choices.model_fields, *SINGLE, "stage_<n>", *phases]
+        close = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"{', '.join(unknown)}: expected one of {', '.join(dict.fromkeys(known))}.{hint} "
+            "Change it in conf/, or with --params=<name>=<value>."
+        )
+
+
+def _user_groups(given: Tree, method: Tree) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    """Take the settings of stages and of phases out of the user's, by their names.
+
+    A group ``stage_<n>`` may hold both: settings of the stage, and of the phase of the same name.
     """
-    chosen = given.get("ood")
-    if chosen is None:
-        return None
-    if not isinstance(data, ImageSettings):
-        raise UserError(
-            f"ood={chosen}, but they are looked for among images. Leave it out, or choose a "
-            "dataset of images."
-        )
-    if chosen == given["dataset"]:
-        if data.labels is None:
-            raise UserError(
-                f"ood={chosen} is what the model is of. Choose another dataset, or say with "
-                "data.labels which labels are normal: images of its other labels are the ood."
-            )
-        return data.model_copy(update={"labels": None, "other_labels": data.labels})
-    if chosen in rows:
-        row = {name: value for name, value in rows[chosen].items()
-               if name != "method" and not name.startswith("stage_")}  # fmt: skip
-    elif Path(str(chosen)).expanduser().exists():
-        row = {"source": "folder", "path": str(chosen)}
-    else:
-        raise UserError(
-            f"ood={chosen} is neither a dataset nor a folder or zip of pictures. Datasets: "
-            f"{', '.join(rows)}. Change it with --params=ood=<name or path>."
-        )
-    if row.get("source") in MANIFOLDS:
-        raise UserError(f"ood={chosen} are points, but the model is of images. Choose images.")
-    form = {"size": data.size, "channels": data.channels}
-    if row.get("source") != "photos":
-        form["margin"] = data.margin
-    settings = read_data_settings({**row, **form}, f"datasets.{chosen}")
-    assert isinstance(settings, ImageSettings)
-    return settings
+    numbered = _numbered(method)
+    stages: dict[str, Tree] = {}
+    phases: dict[str, Tree] = {}
+    names = [name for name in given
+             if name in numbered.values() or name.startswith(("stage_", "phase_"))]  # fmt: skip
+    for name in names:
+        group = given.pop(name)
+        check_group(name, group)
+        own = {}
+        if name.startswith("stage_"):
+            is_phase = name in numbered.values() or name not in method
+            own = {key: group[key] for key in group if is_phase and key in PHASE_FIELDS}
+            rest = {key: group[key] for key in group if key not in own}
+            if rest or not own or name not in method:
+                stages[name] = rest
+            _refuse_phase_settings(name, rest, method)
+            group = own
+        if group or not name.startswith("stage_"):
+            target = numbered.get(name, name)
+            if both := flatten(phases.get(target, {})).keys() & flatten(group).keys():
+                raise UserError(
+                    f"{name}.{min(both)}: expected one value, but {target} sets it too: they are "
+                    f"the same phase. Leave {name} out."
+                )
+            phases[target] = merge(phases.get(target, {}), group, target)
+    return stages, phases
 
 
-def _read_each(kind: Any, rows: Mapping[str, Tree]) -> tuple[Any, ...]:
-    return tuple(read_settings(kind, row, name) for name, row in rows.items())
+PHASE_FIELDS = {*PhaseSettings.model_fields, *RotationSettings.model_fields}
+
+
+def _refuse_phase_settings(name: str, group: Tree, method: Tree) -> None:
+    for key in [key for key in group if key in PHASE_FIELDS]:
+        raise UserError(
+            f"{name}.{key}: not a setting of a stage. Set it in a phase that trains the stage: "
+            f"{', '.join(f'{phase}.{key}' for phase in method['phases'])}."
+        )
+
+
+def _numbered(method: Tree) -> dict[str, str]:
+    """Map ``phase_1``, ``phase_2``, ... to the names of the method's phases."""
+    return {f"phase_{n}": name for n, name in enumerate(method["phases"], start=1)}
 
 
 def _stages(
-    data: Tree, method: Tree, groups: Tree, defaults: Tree
-) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """Lay out the stages: a flow's defaults, the method's row, the dataset's, what is given.
+    dataset: Tree, method: Tree, given: dict[str, Tree], defaults: Tree
+) -> tuple[dict[str, Tree], list[Tree]]:
+    """Merge the settings of each stage: the flow's defaults, method, dataset, user.
 
     Returns:
-        The stages by name, and for each what phases that begin at it have by default.
+        The stages by name, and for each stage the defaults of a phase that starts at it.
     """
-    names = [name for name in (*method, *groups) if name.startswith("stage_")]
-    names = list(dict.fromkeys(names))
-    numbered = [f"stage_{n}" for n in range(1, len(names) + 1)]
-    if set(names) != set(numbered):
+    names = list(dict.fromkeys(
+        name for name in (*method, *given) if name.startswith("stage_")
+    ))  # fmt: skip
+    ordered = [f"stage_{n}" for n in range(1, len(names) + 1)]
+    if set(names) != set(ordered):
         raise UserError(
-            f"Stages have to be numbered from 1 without a gap, but these are set: "
-            f"{', '.join(sorted(names))}. Change stage_<n> on the command line or in conf/."
+            f"stage_<n>: expected numbers from 1 without a gap, got {', '.join(sorted(names))}. "
+            "Change them on the command line or in conf/."
         )
-    stages, soft = {}, {}
-    for name in numbered:
-        own = dict(data.get(name, {})) if name in method else {}
-        if _type(own) != _type(method.get(name, {})) and _acts_on_vectors(method.get(name, {})):
-            own.pop("flow", None)  # which is for those that cannot act on points
-        elif "flow" in own and _type(method.get(name, {})) in OF_VECTORS:
-            own["flow"] = {**own["flow"], "type": OF_VECTORS[_type(method[name])]}
+    stages, phase_defaults = {}, []
+    for name in ordered:
+        own = dict(dataset.get(name, {})) if name in method else {}
         own_phase = own.pop("phase", {})
-        stage, given = _merge(method.get(name, {}), own, name), groups.get(name, {})
-        if _type(given) not in (None, _type(stage)):  # the rows' settings are of another flow
+        stage = merge(method.get(name, {}), _fitting_flow(own, method.get(name, {})), name)
+        user = given.get(name, {})
+        if _type(user) not in (None, _type(stage)):  # the tables' settings are of another flow
             stage["flow"] = {}
-        stage = _merge(stage, given, name)
-        for old in [each for each in MOVED if each in stage]:
-            raise UserError(
-                f"{name}.{old} is not a setting of a stage: how it is trained is said by a phase. "
-                f"Set phase_<n>.{MOVED[old]} of the phase that trains it."
-            )
-        _check_group(f"{name}.flow", stage.get("flow", {}))
-        row = _row(defaults, stage.get("flow", {}).get("type", "realnvp"), f"{name}.flow.type")
+        stage = merge(stage, user, name)
+        check_group(f"{name}.flow", stage.get("flow", {}))
+        row = _flow_defaults(defaults, stage.get("flow", {}).get("type", "realnvp"), f"{name}.flow")
         if "then" in stage:
-            each = [_row(defaults, flow.get("type"), f"{name}.then.type")["flow"] | flow
-                    for flow in stage["then"]]  # fmt: skip
-            stage["then"] = each
-        stage = _merge({"flow": row["flow"]}, stage, name)
-        stages[name], soft[name] = stage, _merge(row["phase"], own_phase)
-    return stages, soft
+            stage["then"] = [
+                _flow_defaults(defaults, flow.get("type"), f"{name}.then")["flow"] | flow
+                for flow in stage["then"]
+            ]
+        stages[name] = merge({"flow": row["flow"]}, stage, name)
+        phase_defaults.append(merge(row["phase"], own_phase))
+    return stages, phase_defaults
+
+
+def _fitting_flow(own: Tree, stage: Tree) -> Tree:
+    """Adapt a dataset's flow of points to the method's: it replaces a flow of images only."""
+    flow = FLOWS.get(str(_type(stage)))
+    if _type(own) != _type(stage) and flow is not None and 1 in flow.axes:
+        return {name: value for name, value in own.items() if name != "flow"}
+    if "flow" in own and _type(stage) in VECTOR_FLOWS:
+        return {**own, "flow": {**own["flow"], "type": VECTOR_FLOWS[_type(stage)]}}
+    return own
 
 
 def _type(stage: Tree) -> Any:
@@ -217,149 +237,145 @@ def _type(stage: Tree) -> Any:
     return flow.get("type") if isinstance(flow, Mapping) else None
 
 
-def _acts_on_vectors(stage: Tree) -> bool:
-    flow = FLOWS.get(str(_type(stage)))
-    return flow is not None and 1 in flow.axes
-
-
-def _without_overridden(groups: Tree, typed: Mapping[str, Any]) -> dict[str, Tree]:
-    """The phases without what a file says of their training and the command line's overrides."""
-    left = {}
-    for name in [name for name in groups if name.startswith("phase_")]:
-        own = typed.get(name, {}).get("training", {})
-        newer = {key for key in typed.get("training", {}) if key not in own}
-        training = groups[name].get("training", {})
-        _check_group(f"{name}.training", training)
-        kept = {key: value for key, value in training.items() if key not in newer}
-        left[name] = {**groups[name], "training": kept} if training else groups[name]
-    return left
+def _flow_defaults(defaults: Tree, name: Any, where: str) -> Tree:
+    """Return the defaults of a flow; a registered flow without an entry takes those of its kind."""
+    if name in FLOWS and name not in defaults:
+        images = 3 in FLOWS[name].axes
+        return {"flow": {"type": name}, "phase": defaults["glow" if images else "realnvp"]["phase"]}
+    return entry(defaults, name, f"{where}.type")
 
 
 def _phases(
-    method: Tree, groups: Tree, stages: Tree, soft: Tree, training: Tree
+    method: Tree,
+    given: dict[str, Tree],
+    training: Tree,
+    stages: int,
+    defaults: Sequence[Tree],
+    training_defaults: Tree,
 ) -> dict[str, Tree]:
-    """Lay out the phases: their first stage's defaults, then the method's row, what is given."""
-    rows = {name: row for name, row in method.items() if name.startswith("phase_")}
-    given = {name: value for name, value in groups.items() if name.startswith("phase_")}
-    everything = list(range(1, len(stages) + 1))
+    """Merge the settings of each phase: its first stage's defaults, method, user.
+
+    The method's phases come first, then those that the user adds by number or by the name of an
+    added stage, and one for each stage that is still untrained.
+    """
+    rows: dict[str, Tree] = method["phases"]
+    everything = list(range(1, stages + 1))
     phases: dict[str, Tree] = {}
+    ordered = list(rows)
+    named = [name for name in given if name not in rows and not name.startswith("phase_")]
     while True:
-        name = f"phase_{len(phases) + 1}"
         trained = {number for phase in phases.values() if "rotate" not in phase
                    for number in phase["stages"]}  # fmt: skip
-        untrained = [n for n in everything if n not in trained and len(phases) >= len(rows)]
-        if not (name in rows or name in given or untrained):
+        untrained = [number for number in everything if number not in trained]
+        if ordered:
+            name = ordered.pop(0)
+        elif (number := f"phase_{len(phases) + 1}") in given:
+            name = number
+        elif named:
+            name = named.pop(0)
+        elif untrained:
+            name = _unique(f"stage_{untrained[0]}", phases)
+        else:
             break
-        hard = _merge(rows.get(name, {}), given.get(name, {}), name)
-        if "rotate" in hard:
-            phases[name] = hard
-            continue
-        usual = "all" if name in rows else untrained[0] if untrained else None
-        if "stages" not in hard and usual is None:
-            raise UserError(
-                f"{name} is set, but the method's phases ({', '.join(phases)}) train every stage. "
-                f"Change one of them, or set {name}.stages to add a phase."
-            )
-        trains = _stage_numbers(hard.get("stages", usual), everything, name)
-        default = _merge({"training": training}, soft[f"stage_{trains[0]}"])
-        own = _merge({"training": groups["training"]}, given.get(name, {}), name)
-        merged = _lay_over([default, rows.get(name, {}), own], name)
-        phases[name] = {**merged, "stages": trains}
-    if wrong := [name for name in (*rows, *given) if name not in phases]:
+        hard = merge(rows.get(name, {}), given.get(name, {}), name)
+        if "rotate" not in hard:
+            usual = "all" if name in rows else _stage_of(name, untrained)
+            if "stages" not in hard and usual is None:
+                raise UserError(
+                    f"{name}: expected one of the phases {', '.join(phases)}, which train every "
+                    f"stage. Change one of them, or set {name}.stages to add a phase."
+                )
+            numbers = _stage_numbers(hard.get("stages", usual), everything, name)
+            default = merge({"training": training_defaults}, defaults[numbers[0] - 1])
+            own = merge({"training": training}, given.get(name, {}), name)
+            hard = merge_phase([default, rows.get(name, {}), own], name) | {"stages": numbers}
+        phases[_added_name(name, hard, phases)] = hard
+    allowed = [f"phase_{n}" for n in range(1, len(phases) + 1)]
+    if wrong := [name for name in given if name.startswith("phase_") and name not in allowed]:
         raise UserError(
-            f"{', '.join(wrong)}: phases have to be numbered from 1 without a gap; there are "
-            f"{', '.join(phases)}. Change phase_<n> on the command line or in conf/."
+            f"{wrong[0]}: expected a phase of the method ({', '.join(phases)}), or "
+            f"phase_{len(phases) + 1} to add one. Change it on the command line or in conf/."
         )
     trainings = [name for name, phase in phases.items() if "rotate" not in phase]
-    overruled = [key for key in groups["training"] if all(
+    overruled = [key for key in training if all(
         key in given.get(name, {}).get("training", {}) for name in trainings)]  # fmt: skip
-    refuse(groups["training"], "training", dict.fromkeys(overruled, "every phase has its own"))
+    refuse_idle(training, "training", dict.fromkeys(overruled, "every phase sets its own"))
     return phases
 
 
-def _stage_numbers(trains: Any, everything: list[int], name: str) -> list[int]:
-    numbers = everything if trains == "all" else [trains] if isinstance(trains, int) else trains
+def _stage_of(name: str, untrained: Sequence[int]) -> int | None:
+    """Return the stage that an added phase trains by default: its own, or the first untrained."""
+    number = name.removeprefix("stage_")
+    if number.isdigit() and int(number) in untrained:
+        return int(number)
+    return untrained[0] if untrained else None
+
+
+def _added_name(name: str, phase: Tree, phases: Collection[str]) -> str:
+    """Name a phase that the user has added by its number after what it does."""
+    if not name.startswith("phase_"):
+        return name
+    if "rotate" in phase:
+        return _unique("rotation", phases)
+    stages = phase["stages"]
+    return _unique(f"stage_{stages[0]}" if len(stages) == 1 else "joint", phases)
+
+
+def _unique(name: str, taken: Collection[str]) -> str:
+    numbered = (f"{name}_{n}" for n in range(2, len(taken) + 3))
+    return next(each for each in (name, *numbered) if each not in taken)
+
+
+def _stage_numbers(stages: Any, everything: list[int], name: str) -> list[int]:
+    numbers = everything if stages == "all" else [stages] if isinstance(stages, int) else stages
     fits = isinstance(numbers, list) and numbers and all(type(n) is int for n in numbers)
     if not fits or numbers != list(range(numbers[0], numbers[-1] + 1)) or not (
         1 <= numbers[0] <= numbers[-1] <= everything[-1]
     ):  # fmt: skip
         raise UserError(
-            f"{name}.stages={trains} cannot be used. Allowed: the number of a stage, a list of "
-            f"neighbours such as [1, 2], or all; there are stages 1 to {everything[-1]}. Change it "
-            "in conf/, or with --params=<phase>.stages=<number>."
+            f"{name}.stages: expected the number of a stage, a list of consecutive numbers such as "
+            f"[1, 2], or all, among stages 1 to {everything[-1]}; got {stages}. Change it in "
+            f"conf/, or with --params={name}.stages=<number>."
         )
     return numbers
 
 
-def _lay_over(layers: Sequence[Tree], name: str) -> Tree:
-    """Merge a phase's defaults, the method's row and what is given, the later over the earlier.
+def _ood(datasets: Tree, given: Tree, data: DataSettings) -> ImageSettings | None:
+    """Return the source of out-of-distribution images, prepared like the model's images.
 
-    Settings of a term that its final kind does not have are left out of the defaults, and of what
-    lies below the layer that chooses this kind.
+    For the model's own dataset these are the images with other labels than ``data.labels``.
     """
-    merged: Tree = {}
-    for layer in layers:
-        merged = _merge(merged, layer, name)
-    for term, (annotation, _) in TERMS.items():
-        if term not in merged:
-            continue
-        for layer in layers:
-            _check_group(f"{name}.{term}", layer.get(term, {}))
-        known, tag = _fields(annotation, merged[term]), _tag(annotation)
-        chooses = [n for n, layer in enumerate(layers) if tag in layer.get(term, {})]
-        merged[term] = {}
-        for n, layer in enumerate(layers):
-            own = layer.get(term, {})
-            if n < max([1, *chooses]):
-                own = {key: value for key, value in own.items() if key in known}
-            merged[term] = _merge(merged[term], own, f"{name}.{term}")
-    return merged
-
-
-def _tag(annotation: Any) -> str | None:
-    """Name of the setting that chooses a union's member; None if it is no union."""
-    union = get_args(annotation)
-    return str(union[1].discriminator) if union else None
-
-
-def _fields(annotation: Any, values: Mapping[str, Any]) -> set[str]:
-    """Names of the settings of a term, or of the member of a union that its tag chooses."""
-    tag = _tag(annotation)
-    if tag is None:
-        return set(annotation.model_fields)
-    members = [each for each in get_args(get_args(annotation)[0])
-               if values.get(tag) in get_args(each.model_fields[tag].annotation)]  # fmt: skip
-    return set(members[0].model_fields) if members else set(values)
-
-
-def _row(table: Mapping[str, Any], name: Any, what: str) -> Tree:
-    if name not in list(table):
+    chosen = given.get("ood")
+    if chosen is None:
+        return None
+    if not isinstance(data, ImageSettings):
         raise UserError(
-            f"{what}={name} is not known. Known: {', '.join(table)}. Change it with "
-            f"--params={what}=<name>, or add a row in conf/local/parameters.yml."
+            f"ood: expected null for data that are not images, got {chosen}. Leave it out, or "
+            "choose a dataset of images."
         )
-    row = dict(table[name] or {})
-    for key in [key for key in row if key.startswith(("stage_", "phase_"))]:
-        row[key] = {} if row[key] is None else row[key]
-        _check_group(f"{what}={name}: {key}", row[key])
-    return row
-
-
-def _check_group(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping):
+    if chosen == given["dataset"]:
+        if data.labels is None:
+            raise UserError(
+                f"ood: expected another dataset than the model's, got {chosen}. Choose another "
+                "one, or select the in-distribution labels with data.labels: images with other "
+                "labels are then out of distribution."
+            )
+        return data.model_copy(update={"labels": None, "other_labels": data.labels})
+    if chosen in datasets:
+        row = {name: value for name, value in datasets[chosen].items()
+               if name != "method" and not name.startswith("stage_")}  # fmt: skip
+    elif Path(str(chosen)).expanduser().exists():
+        row = {"source": "folder", "path": str(chosen)}
+    else:
         raise UserError(
-            f"{name}={value} cannot be used: {name} is a group of settings. Set one of them: "
-            f"--params={name}.<name>=<value>."
+            f"ood: expected a dataset ({', '.join(datasets)}), a folder or a zip of images, got "
+            f"{chosen}. Change it with --params=ood=<name or path>."
         )
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> Tree:
-    merged = dict(base)
-    for key, value in over.items():
-        name = f"{where}.{key}".removeprefix(".")
-        if isinstance(merged.get(key), Mapping):
-            _check_group(name, value)
-            merged[key] = _merge(merged[key], value, name)
-        else:
-            merged[key] = value
-    return merged
+    if row.get("source") in MANIFOLDS:
+        raise UserError(f"ood: expected images, got the points {chosen}. Choose images.")
+    form = {"size": data.size, "channels": data.channels}
+    if row.get("source") != "photos":
+        form["margin"] = data.margin
+    settings = read_data_settings({**row, **form}, f"datasets.{chosen}")
+    assert isinstance(settings, ImageSettings)
+    return settings

@@ -42,7 +42,7 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write, is_alive, read_json, write_json
 from submanifold.common.processes import cores, terminate_with_parent
 from submanifold.common.settings import Settings
-from submanifold.config.experiment import LaunchSettings
+from submanifold.config.schema import LaunchSettings
 from submanifold.models.model import Model
 from submanifold.training.trainer import Row
 

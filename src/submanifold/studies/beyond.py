@@ -149,7 +149,7 @@ def _density_before(
 def measure_pca(experiment: Experiment, seed: int) -> list[dict[str, Any]]:
     """Measure PCA followed by a flow on an experiment's data, as :func:`measure`, or find it."""
     folder = experiment.project / "data" / "07_model_output"
-    folder /= experiment.configuration.keys_of["data"]
+    folder /= experiment.configuration.artifact_keys["data"]
     path = folder / f"pca-flow-{seed}-{VERSION}.json"
     found = read_json(path)
     if found is None:

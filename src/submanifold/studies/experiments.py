@@ -84,7 +84,7 @@ class Experiment:
     def key(self) -> str:
         """Key of the run: equal for experiments that are the same whatever they are called."""
         name = "ood_run" if self.seeks_ood else "run"  # a mistake is told here
-        return self.configuration.keys_of[name]
+        return self.configuration.artifact_keys[name]
 
     @property
     def seeks_ood(self) -> bool:
@@ -102,7 +102,11 @@ class Experiment:
         return DataCatalog.from_config(entries)
 
     def load(self, name: str) -> Any:
-        """Load an artifact of the run."""
+        """Load an artifact of the run; ``phase_<n>.<name>`` is that of the n-th phase."""
+        phase, _, rest = name.partition(".")
+        if phase.startswith("phase_"):
+            phases = list(self.configuration.experiment.phases)
+            name = f"{phases[int(phase.removeprefix('phase_')) - 1]}.{rest}"
         return self.catalog.load(name)
 
     @cached_property
@@ -117,8 +121,8 @@ class Experiment:
     @property
     def trainings(self) -> dict[str, str]:
         """Names of its histories in the catalog, each with a key that equal trainings share."""
-        numbers = range(1, len(self.configuration.experiment.phases) + 1)
-        return {f"phase_{n}.history": self.configuration.keys_of[f"phase_{n}"] for n in numbers}
+        keys = self.configuration.artifact_keys
+        return {f"{name}.history": keys[name] for name in self.configuration.experiment.phases}
 
     @property
     def is_finished(self) -> bool:

@@ -135,7 +135,7 @@ def measure_pca_flow(experiment: Experiment, dim: int, seed: int, ood: str) -> M
     Its scores of ood are those of the components and of a Gaussian.
     """
     folder = experiment.project / "data" / "07_model_output"
-    folder /= experiment.configuration.keys_of["data"]
+    folder /= experiment.configuration.artifact_keys["data"]
     path = folder / f"related-{dim}-{seed}-{IMAGES_VERSION}.json"
     found = read_json(path)
     if found is None:

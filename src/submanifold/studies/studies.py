@@ -69,7 +69,7 @@ class Study:
         settings = flatten(base.parameters)
         left_out = tuple(f"{name}." for name in (*self.search.spaces, *NO_SETTING))
         now = {k: v for k, v in settings.items() if not f"{k}.".startswith(left_out)}
-        now["data"] = base.configuration.keys_of["data"]
+        now["data"] = base.configuration.artifact_keys["data"]
         asked = {"search": dict(self.search.spaces), "base": json.loads(json.dumps(now))}
         with locked(self.folder, self.search.name):
             known = self.optuna.user_attrs
@@ -250,8 +250,8 @@ def _comparable(experiment: Experiment) -> dict[str, Any]:
 
     Coordinates u are others in each trial: bits and errors of them compare with nothing.
     """
-    phases = enumerate(experiment.configuration.experiment.phases, start=1)
-    return {f"phase_{n}": phase for n, phase in phases
+    phases = experiment.configuration.experiment.phases.items()
+    return {name: phase for name, phase in phases
             if not isinstance(phase, RotationSettings) and phase.stages[0] == 1}  # fmt: skip
 
 

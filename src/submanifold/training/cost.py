@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from submanifold.common.device import choose_device
-from submanifold.config.experiment import Experiment
+from submanifold.config.schema import Experiment
 from submanifold.data.batches import Batches
 from submanifold.losses import Objective
 from submanifold.models import Hierarchy, ModelSettings
@@ -24,13 +24,13 @@ STEPS = 3
 
 def alike(experiment: Experiment, number: int) -> str:
     """Name what the cost of a phase depends on: equal for phases that cost the same."""
-    phase, shape = experiment.phases[number - 1], experiment.data.event_shape
+    phase, shape = list(experiment.phases.values())[number - 1], experiment.data.event_shape
     return repr([experiment.model, phase, shape, experiment.device])
 
 
 def training_seconds(experiment: Experiment, number: int) -> float:
     """Time the seconds that one of an experiment's phases takes, on this machine as busy as now."""
-    phase, shape = experiment.phases[number - 1], experiment.data.event_shape
+    phase, shape = list(experiment.phases.values())[number - 1], experiment.data.event_shape
     measure: Any = _of_rotation if isinstance(phase, RotationSettings) else _of_training
     return measure(experiment.model, phase, shape, experiment.device)
 

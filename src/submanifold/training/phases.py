@@ -64,6 +64,7 @@ def train_phase(
     seed: int,
     device: torch.device,
     folder: Path,
+    name: str,
     on_log: Callable[[str, int, Row], None] | None = None,
 ) -> tuple[Model, dict[str, Any]]:
     """Train the stages of one phase; a finished or half-finished training is found (:func:`fit`).
@@ -79,6 +80,7 @@ def train_phase(
         seed: Of new weights, of the order of batches and of their noise.
         device: Where it is trained.
         folder: Where its checkpoints are kept.
+        name: Name of the phase.
         on_log: Called with the name of the phase, and as :func:`fit` says.
 
     Returns:
@@ -89,7 +91,7 @@ def train_phase(
     whole: Any
     first, last = phase.stages[0], phase.stages[-1]
     done = [] if before is None else before.notes["phases"]
-    settings, name = phase.training, f"phase_{len(done) + 1}"
+    settings = phase.training
     torch.manual_seed(seed)
     # the caller's stays as it is
     whole, fresh = model.extend(copy.deepcopy(before), train.shape[1:], last)
@@ -133,6 +135,7 @@ def rotate_phase(
     seed: int,
     device: torch.device,
     folder: Path,
+    name: str,
     on_log: Callable[[str, int, Row], None] | None = None,
 ) -> tuple[Hierarchy, dict[str, Any]]:
     """Rotate the latents of one stage, the last that was trained (:func:`fit_rotation`).
@@ -144,6 +147,7 @@ def rotate_phase(
         seed: Of the choice of data and of the probes.
         device: Where it is computed.
         folder: Where a killed run's probes are kept.
+        name: Name of the phase.
         on_log: Called with the name of the phase, the count of probes, and what they have found.
 
     Returns:
@@ -151,7 +155,7 @@ def rotate_phase(
         what :func:`fit_rotation` found under ``rotation``.
     """
     done = before.notes["phases"]
-    name, whole = f"phase_{len(done) + 1}", copy.deepcopy(before).to(device).eval()
+    whole = copy.deepcopy(before).to(device).eval()
     outer = whole.part(1, phase.rotate - 1) if phase.rotate > 1 else None
     with locked(folder, name) if distributed.rank() == 0 else nullcontext():
         found = fit_rotation(

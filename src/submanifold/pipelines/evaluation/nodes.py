@@ -9,7 +9,7 @@ import torch
 
 from submanifold.common.device import choose_device
 from submanifold.common.files import read_json, write_json
-from submanifold.config.experiment import LaunchSettings
+from submanifold.config.schema import LaunchSettings
 from submanifold.data.batches import Batches
 from submanifold.data.groups import Groups, groups_of
 from submanifold.data.settings import SyntheticSettings

@@ -15,19 +15,18 @@ DATA = {"train": "x_train", "test": "x_test"}
 MODEL = {"hierarchy": "hierarchy", "device": "params:device"}
 
 
-def create_pipeline(
-    histories: Mapping[str, str], noisy_phase: str, synthetic: bool = False
-) -> Pipeline:
+def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pipeline:
     """Build the evaluation of a model, whose true density synthetic data have.
 
-    The histories' datasets are by the names of their phases; the density was trained with the input
-    noise of the noisy one.
+    Args:
+        histories: Dataset of each phase's history, by the name of the phase.
+        synthetic: Whether the data are points with a known density.
     """
     fitted = DATA | {"valid": "x_valid", "path": "baselines_path"}
     drawn = MODEL | {"count": "params:evaluation.samples", "seed": "params:seed"}
     measured = MODEL | DATA | {name: name for name in ("samples", "baselines", *histories)}
     measured |= {"launch": "params:launch", "folder": f"{list(histories)[-1]}.folder"}
-    measured["input_noise"] = f"params:{noisy_phase}.input_noise"
+    measured["input_noise"] = "params:input_noise"
     compared = MODEL | {"test": "x_test", "samples": "samples", "data": "params:data"}
     if not synthetic:
         fitted["groups"] = measured["groups"] = "groups"

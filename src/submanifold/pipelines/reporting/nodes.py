@@ -128,7 +128,7 @@ def _report(
     from submanifold.plots.curves import training_curves
     from submanifold.plots.images import as_png
 
-    phases = sorted(histories.values(), key=lambda each: int(each["name"].rpartition("_")[2]))
+    phases = list(histories.values())
     trainings = {each["name"]: each for each in phases if each["train"]}
     figures = {"curves": training_curves(trainings), **figures}
     page = render(

@@ -1,5 +1,5 @@
-"""A model trained phase by phase, from the source to the report."""
+"""Train a model phase by phase."""
 
-from submanifold.pipelines.training.pipeline import create_pipeline, create_training
+from submanifold.pipelines.training.pipeline import create_pipeline
 
-__all__ = ["create_pipeline", "create_training"]
+__all__ = ["create_pipeline"]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from submanifold.common.device import choose_device
-from submanifold.config.experiment import LaunchSettings
+from submanifold.config.schema import LaunchSettings
 from submanifold.data.groups import Groups, groups_of
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.evaluation.scores import calibrate
@@ -28,10 +28,11 @@ def train(
     device: str,
     launch: LaunchSettings,
     folder: Path,
+    name: str,
     before: Hierarchy | None = None,
 ) -> dict[str, Any]:
     """Train one phase's stages; see :func:`train_phase`."""
-    arguments = (phase, model, before, train, valid, seed, choose_device(device), folder)
+    arguments = (phase, model, before, train, valid, seed, choose_device(device), folder, name)
     trained, history = call(launch, train_phase, *arguments, folder=folder, on_log=watch())
     return {"model": trained, "history": history}
 
@@ -43,10 +44,11 @@ def rotate(
     device: str,
     launch: LaunchSettings,
     folder: Path,
+    name: str,
     before: Hierarchy,
 ) -> dict[str, Any]:
     """Rotate the latents of a stage into an order; see :func:`rotate_phase`."""
-    arguments = (phase, before, train, seed, choose_device(device), folder)
+    arguments = (phase, before, train, seed, choose_device(device), folder, name)
     rotated, history = call(launch, rotate_phase, *arguments, folder=folder, on_log=watch())
     return {"model": rotated, "history": history}
 

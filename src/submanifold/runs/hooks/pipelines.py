@@ -13,8 +13,8 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from submanifold.common.errors import UserError, error_prefix
-from submanifold.config.experiment import Experiment
-from submanifold.config.loader import ExperimentConfigLoader
+from submanifold.config.loader import ExperimentConfigLoader, current_experiment
+from submanifold.config.schema import Experiment
 from submanifold.runs.hooks.catalog import log_pages, path_of
 from submanifold.runs.hooks.faults import raise_user_error
 from submanifold.runs.hooks.tracking import SUMMARIES
@@ -28,26 +28,24 @@ class ExperimentHooks:
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
         """Load the pipelines, and create MLflow's database before kedro-mlflow opens it."""
-        from submanifold.pipeline_registry import ABOUT
         from submanifold.runs.store import prepare_store
 
         loader = cast(ExperimentConfigLoader, context.config_loader)
         self._context, self._loader = context, loader
         try:
-            experiment, _ = loader.experiment, loader.keys_of
+            experiment, _ = loader.experiment, loader.artifact_keys
             with error_prefix("mlflow"):
                 self._uri = loader["mlflow"]["server"]["mlflow_tracking_uri"]
                 prepare_store(self._uri)
         except UserError as error:
             raise ClickException(str(error)) from error
         self._experiment = experiment
-        token = ABOUT.set((experiment.trained, experiment.synthetic, experiment.rotations,
-                           experiment.ood is not None))  # fmt: skip
+        token = current_experiment.set(experiment)
         try:
             pipelines.configure("submanifold.pipeline_registry")
             dict(pipelines)  # loads them
         finally:
-            ABOUT.reset(token)
+            current_experiment.reset(token)
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(
@@ -94,7 +92,7 @@ class ExperimentHooks:
             from submanifold.runs.tracking import run_of_job
 
             tracking = cast(Any, self._context).mlflow.tracking
-            key = self._loader.keys_of["run"]
+            key = self._loader.artifact_keys["run"]
             tracking.run.id = run_of_job(job, key, tracking.experiment._experiment.experiment_id)
 
     @hook_impl(trylast=True)

@@ -39,7 +39,7 @@ class TrackingHooks:
     def after_context_created(self, context: KedroContext) -> None:
         """Store the experiment."""
         loader = cast(ExperimentConfigLoader, context.config_loader)
-        self._experiment, self._keys = loader.experiment, loader.keys_of
+        self._experiment, self._keys = loader.experiment, loader.artifact_keys
 
     @hook_impl(trylast=True)
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:

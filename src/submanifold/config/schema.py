@@ -1,0 +1,189 @@
+"""The typed settings of one experiment: data, model, phases, evaluation, and how it is launched."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from pydantic import Field, model_validator
+
+from submanifold.common.settings import Name, Settings
+from submanifold.data.settings import DataSettings, ImageSettings, SyntheticSettings
+from submanifold.models import ModelSettings
+from submanifold.training.phases import PhaseSettings
+from submanifold.training.rotation import RotationSettings
+
+Phase: TypeAlias = PhaseSettings | RotationSettings
+
+
+class EvaluationSettings(Settings):
+    """What is measured on the test data; for points with a known density only ``samples``.
+
+    Attributes:
+        samples: Number of samples for the distances between distributions.
+        dequantizations: Noise draws of the importance-weighted bound on an image's bits.
+        inception_weights: FID: ``auto`` (only on a GPU), ``download``, or a path.
+    """
+
+    samples: int = Field(gt=1)
+    dequantizations: int | None = Field(default=None, gt=0)
+    inception_weights: str | None = None
+
+
+class LaunchSettings(Settings):
+    """Distributed training. Results are the same for all settings, within rounding errors.
+
+    Attributes:
+        processes: Processes on each machine, each with its shard of every batch and its own GPU.
+        machines: Machines with this number of processes, including this one.
+        address: ``<host>:<port>`` of this machine, which the others join.
+        grad_accumulation_steps: Parts into which a process splits its shard of a training batch, to
+            save memory.
+    """
+
+    processes: int = Field(default=1, gt=0)
+    machines: int = Field(default=1, gt=0)
+    address: str | None = Field(default=None, pattern=r"^[^:\s]+:[0-9]+$")
+    grad_accumulation_steps: int = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _several_machines_have_an_address(self) -> "LaunchSettings":
+        if self.machines > 1 and self.address is None:
+            raise ValueError(
+                f"address: expected <host>:<port> with machines={self.machines}, got none. Set "
+                "launch.address, which the other machines join"
+            )
+        if self.machines == 1 and self.address is not None:
+            raise ValueError("address: expected none with machines=1. Leave it out")
+        return self
+
+    @property
+    def parts(self) -> int:
+        """Number of parts into which a training batch is split."""
+        return self.processes * self.machines * self.grad_accumulation_steps
+
+
+class Choices(Settings):
+    """The parameters that are single values, and the launch settings.
+
+    Attributes:
+        dataset: Name of the dataset's entry.
+        method: Name of the method's entry.
+        seed: Seed of everything except the data.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
+        launch: Distributed training.
+        charts: Number of charts; None is the method's number, or 1.
+        sweep: The parameter whose sweep is plotted.
+        study: Name of the study that is plotted.
+        register_as: Name of the model in MLflow's registry; None does not register it.
+        ood: Dataset, folder or zip with out-of-distribution images.
+    """
+
+    dataset: Name
+    method: Name
+    seed: int = Field(ge=0, lt=2**32)
+    device: str
+    launch: LaunchSettings = LaunchSettings()
+    charts: int | None = Field(None, ge=1)
+    sweep: Name | None = None
+    study: Name | None = None
+    register_as: Name | None = None
+    ood: str | None = Field(None, min_length=1)
+
+
+class Source(NamedTuple):
+    """The input of a phase that does not start at the data: coordinates of an earlier model.
+
+    Attributes:
+        phase: Name of the last phase before that changed the stages that encode the data.
+        through: Number of stages that encode the data.
+    """
+
+    phase: str
+    through: int
+
+
+class Experiment(Choices):
+    """A dataset, a model, and the phases that train it.
+
+    Attributes:
+        data: The data.
+        model: The stages.
+        phases: The phases by name, in the order of training.
+        evaluation: The measurements.
+        ood_data: The out-of-distribution images.
+    """
+
+    data: DataSettings
+    model: ModelSettings
+    phases: dict[str, Phase] = Field(min_length=1)
+    evaluation: EvaluationSettings
+    ood_data: ImageSettings | None = None
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the data are points with a known density."""
+        return isinstance(self.data, SyntheticSettings)
+
+    @property
+    def trainings(self) -> dict[str, PhaseSettings]:
+        """The phases that minimize a loss, by name."""
+        return {name: phase for name, phase in self.phases.items()
+                if isinstance(phase, PhaseSettings)}  # fmt: skip
+
+    @property
+    def pipeline(self) -> str:
+        """Name of its pipeline: ``joint`` if one phase trains all stages, else ``hierarchical``."""
+        return "joint" if len(self.trainings) == 1 else "hierarchical"
+
+    @property
+    def sources(self) -> dict[str, Source | None]:
+        """The input of each phase by name; None for the data themselves."""
+        found: dict[str, Source | None] = {}
+        done: dict[str, Phase] = {}
+        for name, phase in self.phases.items():
+            first = phase.stages[0]
+            before = [each for each, other in done.items() if other.stages[0] < first]
+            found[name] = Source(before[-1], first - 1) if before else None
+            done[name] = phase
+        return found
+
+    @property
+    def input_noise(self) -> float:
+        """Input noise of the density: that of the last training that starts at the data."""
+        return [phase.input_noise for phase in self.trainings.values() if phase.stages[0] == 1][-1]
+
+    def parameters(self) -> dict[str, Any]:
+        """Nested JSON-able parameters, under the names by which a user sets them."""
+        single = self.model_dump(mode="json", include=set(Choices.model_fields))
+        groups = {
+            "data": self.data.model_dump(mode="json"),
+            "evaluation": self.evaluation.model_dump(mode="json", exclude_none=True),
+        }
+        if self.ood_data is not None:
+            groups["ood_data"] = self.ood_data.model_dump(mode="json")
+        for number, stage in enumerate(self.model.stages, start=1):
+            unset = None if stage.noise else {"noise"}
+            groups[f"stage_{number}"] = stage.model_dump(mode="json", exclude=unset)
+        for name, phase in self.phases.items():
+            groups[name] = groups.get(name, {}) | effective(phase)
+        return {**single, "charts": self.model.charts, **groups}
+
+
+def effective(phase: Phase) -> dict[str, Any]:
+    """Return a phase's settings, JSON-able, without those that have no effect."""
+    if isinstance(phase, RotationSettings):
+        return phase.model_dump(mode="json")
+    idle: dict[str, Any] = {name: True for name, term in phase.terms.items() if not term.weight > 0}
+    if "likelihood" in idle:
+        idle["likelihood"] = {"unit": True}  # its weight is shown: by default it is 1
+    if phase.stages[0] == 1:
+        idle.setdefault("reconstruction", {"space": True})
+    return phase.model_dump(mode="json", exclude=idle)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Write nested parameters with dots: ``{"stage_1": {"dim": 5}}`` as ``{"stage_1.dim": 5}``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
