@@ -651,7 +651,9 @@ NO_NAMES = ["../../elsewhere", "/etc", "a/b", "a\\b", "..", ".", "", "a:b", "a\n
 def test_names_are_one_component_of_a_path(tables, setting, name):
     tables["datasets"][name] = tables["datasets"]["photos"]
     tables["methods"][name] = tables["methods"]["two"]
-    with pytest.raises(UserError, match=rf"^{setting}={re.escape(name)} cannot be used: expected a file"):
+    with pytest.raises(
+        UserError, match=rf"^{setting}={re.escape(name)} cannot be used: expected a file"
+    ):
         resolve({**tables, setting: name})
 
 
