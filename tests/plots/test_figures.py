@@ -12,7 +12,7 @@ from PIL import Image
 from submanifold.plots.comparisons import auroc_dots, frontier, number_grids
 from submanifold.plots.curves import training_curves
 from submanifold.plots.dimensions import dimension_curves, latent_histogram
-from submanifold.plots.images import as_png, image_grid, sample_sheet, sheet_bytes, tile
+from submanifold.plots.images import as_png, image_grid, sample_sheet, tile
 from submanifold.plots.manifolds import manifold_figure
 from submanifold.plots.ood import density_and_distance, roc_curves, score_histograms
 from submanifold.plots.paper import delta_rows, rejection_blocks, sample_panels
@@ -61,11 +61,10 @@ def test_a_grid_shows_the_colors_of_the_images_and_its_title():
 
 
 @pytest.mark.parametrize(("size", "scale"), [(1, 64), (8, 8), (80, 1)])
-def test_a_sheet_enlarges_small_images_within_its_memory_bound(size, scale):
+def test_a_sheet_enlarges_small_images(size, scale):
     images = noise(5, 1, size)
     sheet = sample_sheet(images, columns=5)
     assert sheet.size == tuple(scale * side for side in tile(images, 5).shape[1::-1])
-    assert 2 * np.asarray(sheet).nbytes <= 5 * sheet_bytes(size)
 
 
 def test_panels_are_labeled_in_order_and_need_enough_images():

@@ -62,11 +62,6 @@ def sample_sheet(images: np.ndarray, columns: int = 8) -> Image.Image:
     return sheet.resize((scale * sheet.width, scale * sheet.height), Image.Resampling.NEAREST)
 
 
-def sheet_bytes(width: int) -> int:
-    """Return an upper bound of the memory per image of :func:`sample_sheet` and :func:`as_png`."""
-    return 24 * max(MIN_WIDTH, width) ** 2
-
-
 def as_png(picture: Figure | Image.Image, dpi: int = DPI) -> bytes:
     """Render a figure, or encode an image, as a PNG file."""
     buffer = io.BytesIO()

@@ -139,7 +139,7 @@ class TrackingHooks:
                 mlflow.log_metrics(_numbers(metrics))
                 _log_curve(metrics.get("curve"), curves)
             if kind == "model" and not self._experiment.synthetic:
-                from submanifold.inference.served import log_model
+                from submanifold.runs.served import log_model
 
                 log_model(path_of(catalog, name), self._experiment.register_as)
 

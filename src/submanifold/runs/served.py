@@ -1,0 +1,160 @@
+"""MLflow's pyfunc flavor of a trained model, to be loaded or served over HTTP."""
+
+import json
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos import databricks_pb2 as codes
+from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+import submanifold
+from submanifold.common.errors import UserError
+from submanifold.common.files import printable
+from submanifold.common.progress import cancellation_check
+from submanifold.inference import scoring
+from submanifold.models import Model
+
+log = logging.getLogger(__name__)
+
+PARAMS: dict[str, Any] = {
+    "task": "score",
+    "nearest": False,
+    "count": 64,
+    "temperature": 1.0,
+    "seed": 0,
+}
+PARAM_TYPES = {"task": "string", "nearest": "boolean", "count": "long", "temperature": "double",
+               "seed": "long"}  # fmt: skip
+LIMITS: dict[str, Any] = {"max_rows": 1024, "max_seconds": 60.0}
+"""Default limits of a request; MLflow's server times out after 60 seconds."""
+REQUIREMENTS = [
+    "lmdb", "mlflow", "numpy", "pandas", "pillow", "pooch", "pydantic", "rich", "safetensors",
+    "scipy", "torch",
+]  # fmt: skip
+
+
+class RequestError(MlflowException):
+    """A rejected request. The response contains the reason, but not the images of the request."""
+
+    def serialize_as_json(self) -> str:
+        """Return the body of the response; MLflow's server adds the request to ``self.message``."""
+        return json.dumps({"error_code": self.error_code, "message": printable(str(self))})
+
+
+class ServedModel:
+    """The Python model that MLflow calls with uint8 images (N, channels, height, width).
+
+    The parameter ``task`` selects the result:
+
+    - ``score``: the table of :func:`submanifold.inference.scoring.score_images`.
+    - ``encode``: arrays ``u`` (N, d) and ``v`` (N, D - d).
+    - ``project``: projections of the images.
+    - ``sample``: ``count`` samples at a ``temperature`` from a ``seed``; the images are ignored.
+
+    Args:
+        model: The model.
+        max_rows: Maximum number of images or samples of a request.
+        max_seconds: Time after which a request is canceled, between two batches.
+    """
+
+    def __init__(self, model: Model, max_rows: int, max_seconds: float) -> None:
+        self.model, self.max_rows, self.max_seconds = model, max_rows, max_seconds
+
+    def predict(self, images: Any, params: dict[str, Any] | None = None) -> Any:
+        """Run a task.
+
+        Raises:
+            RequestError: The request is invalid (HTTP status 400), took too long (504), was
+                canceled because the server is shutting down (503), or failed (500).
+        """
+        deadline = time.monotonic() + self.max_seconds
+
+        def check() -> None:
+            if _is_shutting_down():
+                raise RequestError("The server is shutting down.", codes.TEMPORARILY_UNAVAILABLE)
+            if time.monotonic() > deadline:
+                reason = f"The request was canceled after max_seconds={self.max_seconds:g}."
+                raise RequestError(reason, codes.DEADLINE_EXCEEDED)
+
+        try:
+            with cancellation_check(check):
+                return self._run(np.asarray(images), **PARAMS | (params or {}))
+        except UserError as error:
+            raise RequestError(str(error), codes.INVALID_PARAMETER_VALUE) from error
+        except RequestError:
+            raise
+        except Exception as error:
+            log.exception("A request failed.")
+            reason = "The model failed. See the server's log."
+            raise RequestError(reason, codes.INTERNAL_ERROR) from error
+
+    def _run(
+        self,
+        images: np.ndarray,
+        task: str,
+        nearest: bool,
+        count: int,
+        temperature: float,
+        seed: int,
+    ) -> Any:
+        tasks: dict[str, Callable[[], Any]] = {
+            "score": lambda: scoring.score_images(self.model, images, nearest),
+            "encode": lambda: dict(
+                zip("uv", scoring.encode_images(self.model, images, nearest), strict=True)
+            ),
+            "project": lambda: scoring.project_images(self.model, images, nearest)[0],
+            "sample": lambda: scoring.sample_images(self.model, count, temperature, seed),
+        }
+        if task not in tasks:
+            raise UserError(f"task: expected one of {', '.join(tasks)}, got {task}.")
+        name, rows = ("count", count) if task == "sample" else ("images", len(images))
+        if rows > self.max_rows:
+            raise UserError(
+                f"{name}: expected at most max_rows={self.max_rows}, got {rows}. Send several "
+                "requests."
+            )
+        return tasks[task]()
+
+
+def log_model(path: Path, register: str | None = None) -> None:
+    """Log a model file with a signature in MLflow's active run; register it if a name is given.
+
+    MLflow stores the safetensors file and the source of this package; nothing is pickled.
+    """
+    shape = (-1, *Model.load(path).event_shape)
+    params = [ParamSpec(name, PARAM_TYPES[name], value) for name, value in PARAMS.items()]
+    with warnings.catch_warnings():
+        # MLflow would run the model on an input example, and store it
+        warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
+        mlflow.pyfunc.log_model(
+            name="model",
+            loader_module=__name__,
+            data_path=str(path),
+            code_paths=[str(Path(submanifold.__file__).parent)],
+            signature=ModelSignature(
+                inputs=Schema([TensorSpec(np.dtype(np.uint8), shape)]), params=ParamSchema(params)
+            ),
+            model_config=LIMITS,
+            pip_requirements=REQUIREMENTS,
+            registered_model_name=register,
+        )
+
+
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ServedModel:
+    """Load a logged model; called by MLflow."""
+    return ServedModel(Model.load(path), **LIMITS | (model_config or {}))
+
+
+def _is_shutting_down() -> bool:
+    """Return whether MLflow's server (uvicorn), which waits for requests, got a SIGTERM."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return getattr(server, "should_exit", False)

@@ -1,0 +1,43 @@
+"""A small calibrated model of images, for tests of inference."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from submanifold.data import dequantize
+from submanifold.evaluation.scores import QUICK, Calibration, score
+from submanifold.flows import Glow
+from submanifold.models import Hierarchy, Stage
+
+
+def smooth_images(count, seed, channels=3):
+    """Images with a vertical gradient and little noise, uint8 (count, channels, 8, 8)."""
+    rng = np.random.default_rng(seed)
+    gradient = np.linspace(60, 180, 8)[:, None] * np.ones(8)
+    brightness = rng.normal(0, 15, (count, channels, 1, 1))
+    pixels = gradient + brightness + rng.normal(0, 3, (count, channels, 8, 8))
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def calibrated_model(channels=3):
+    """A Glow initialized from smooth images and calibrated on 200 others."""
+    torch.manual_seed(0)
+    glow = Glow((channels, 8, 8), levels=2, steps=2, width=8, whiten=channels == 3)
+    model = Hierarchy([Stage(glow, 16)])
+    model.stages[0].add_rotation()
+    with torch.no_grad():
+        model(dequantize(torch.from_numpy(smooth_images(256, 0, channels))))
+    model.eval()
+    model.data = {"size": 8, "channels": channels, "crop": "square", "margin": 0}
+    held_out = score(model, smooth_images(200, 1, channels))
+    model.calibration = Calibration.fit(held_out, QUICK).to_dict()
+    return model
+
+
+def png(image):
+    """Encode an image (channels, height, width)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "png")
+    return buffer.getvalue()

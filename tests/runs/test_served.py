@@ -1,0 +1,131 @@
+import json
+import signal
+
+import mlflow
+import numpy as np
+import pytest
+import uvicorn
+from mlflow.pyfunc import scoring_server
+
+from calibrated import calibrated_model
+from submanifold.inference.scoring import score_images
+from submanifold.runs.served import ServedModel, log_model
+from submanifold.runs.store import prepare_store
+
+
+def images(count, seed=2):
+    return np.random.default_rng(seed).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return calibrated_model(channels=1)
+
+
+@pytest.fixture(scope="module")
+def loaded(model, tmp_path_factory):
+    """The model as MLflow loads it from a registry."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    prepare_store(uri)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.create_experiment("models", artifact_location=str(folder / "artifacts"))
+    mlflow.set_experiment("models")
+    model.save(folder / "hierarchy.safetensors")
+    with mlflow.start_run():
+        log_model(folder / "hierarchy.safetensors", "digits")
+    yield mlflow.pyfunc.load_model("models:/digits/1")
+    mlflow.set_tracking_uri(before)
+
+
+def request(loaded, inputs=None, **params):
+    """Return the status and the body of the response of MLflow's server."""
+    body = {"inputs": images(2).tolist() if inputs is None else inputs, "params": params}
+    schema = loaded.metadata.get_input_schema()
+    try:
+        content = json.dumps(body).encode()
+        found = scoring_server.invocations(content, "application/json", loaded, schema)
+    except mlflow.MlflowException as error:  # as the server does
+        return error.get_http_status_code(), json.loads(error.serialize_as_json())
+    return found.status, json.loads(found.response)
+
+
+def test_a_loaded_model_runs_each_task(model, loaded):
+    expected = score_images(model, images(5))
+    np.testing.assert_array_equal(loaded.predict(images(5)), expected)
+    codes = loaded.predict(images(5), params={"task": "encode"})
+    assert (codes["u"].shape, codes["v"].shape) == ((5, 16), (5, 48))
+    projected = loaded.predict(images(5), params={"task": "project", "nearest": True})
+    assert projected.shape == (5, 1, 8, 8)
+    status, found = request(loaded, task="sample", count=3, seed=7)
+    assert (status, np.shape(found["predictions"])) == (200, (3, 1, 8, 8))
+
+
+@pytest.mark.parametrize(("params", "message"), [
+    ({"task": "a\nb"}, r"task: expected one of score, encode, project, sample, got a\nb."),
+    ({"task": "sample", "count": 100_000_000},
+     "count: expected at most max_rows=1024, got 100000000. Send several requests."),
+    ({"task": "sample", "count": 0}, "count: expected 1 or more, got 0."),
+])  # fmt: skip
+def test_a_mistake_is_answered_with_one_line(loaded, params, message):
+    body = {"error_code": "INVALID_PARAMETER_VALUE", "message": message}
+    assert request(loaded, **params) == (400, body)
+
+
+@pytest.mark.parametrize(("inputs", "params"), [
+    (np.zeros((2, 3, 8, 8), int).tolist(), {}), ([[1], [2, 3]], {}), ("text", {}), ([], {}),
+    (np.full((1, 1, 8, 8), 256).tolist(), {}), (None, {"count": "many"}),
+])  # fmt: skip
+def test_inputs_that_mlflow_rejects_have_status_400(loaded, inputs, params):
+    status, found = request(loaded, inputs, **params)
+    assert status == 400
+    assert "stack_trace" not in found
+
+
+@pytest.mark.parametrize("task", ["score", "encode", "project"])
+@pytest.mark.parametrize(("given", "message"), [
+    (np.zeros((2, 3, 8, 8), np.uint8), "images: expected uint8 of shape"),
+    (np.zeros((0, 1, 8, 8), np.uint8), "with N at least 1, got uint8 of shape"),
+    (np.zeros((5, 1, 8, 8), np.uint8), "images: expected at most max_rows=4, got 5"),
+])  # fmt: skip
+def test_images_that_do_not_fit_are_rejected(model, task, given, message):
+    with pytest.raises(mlflow.MlflowException, match=message) as caught:
+        ServedModel(model, max_rows=4, max_seconds=60).predict(given, {"task": task})
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_a_defect_is_logged_and_not_sent(loaded, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("in /a/path")
+
+    monkeypatch.setattr("submanifold.inference.scoring.sample_images", fail)
+    status, found = request(loaded, task="sample")
+    assert (status, found["message"]) == (500, "The model failed. See the server's log.")
+    assert "RuntimeError: in /a/path" in caplog.text
+
+
+@pytest.mark.parametrize("task", ["score", "encode", "project", "sample"])
+def test_a_request_is_canceled_after_its_time_and_at_shutdown(model, monkeypatch, task):
+    with pytest.raises(mlflow.MlflowException, match=r"canceled after max_seconds=0\.") as caught:
+        ServedModel(model, 1024, max_seconds=0).predict(images(65), {"task": task})
+    assert caught.value.get_http_status_code() == 504
+
+    class Server(uvicorn.Server):
+        def __init__(self):
+            self.should_exit = True
+
+    before = signal.signal(signal.SIGTERM, Server().handle_exit)
+    try:
+        with pytest.raises(mlflow.MlflowException, match="shutting down") as caught:
+            ServedModel(model, 1024, 60).predict(images(65), {"task": task})
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.get_http_status_code() == 503
+
+
+def test_the_limits_of_a_request_can_be_changed(loaded):
+    changed = mlflow.pyfunc.load_model("models:/digits/1", model_config={"max_rows": 2})
+    status, found = request(changed, images(3).tolist())
+    assert (status, found["message"][:40]) == (400, "images: expected at most max_rows=2, got")
+    assert request(loaded, images(3).tolist())[0] == 200
