@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from submanifold.flows import Affine, RealNVP
-from submanifold.flows.bijection import Flow
 from submanifold.models import Hierarchy, Stage
 from submanifold.models.diagnostics import (
     inverse_error,
@@ -13,12 +12,8 @@ from submanifold.models.diagnostics import (
 )
 
 
-class Lossy(Flow):
-    """A map whose inverse is off by a tenth in one place."""
-
-    def __init__(self):
-        super().__init__()
-        self.event_shape, self.config = (2,), {}
+class Lossy(Affine):
+    """A map whose inverse has an error of 0.1 in one element."""
 
     def forward(self, x):
         return x, x.new_zeros(len(x))
@@ -29,19 +24,13 @@ class Lossy(Flow):
         return z
 
 
-def test_the_inverse_error_is_the_largest_in_units_of_the_spread():
+def test_the_inverse_error_is_the_largest_relative_error():
     x = 5 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
-    assert inverse_error(Hierarchy([Stage(Lossy(), 1)]), x) == pytest.approx(0.02, rel=0.05)
+    assert inverse_error(Hierarchy([Stage(Lossy(2), 1)]), x) == pytest.approx(0.02, rel=0.05)
     assert inverse_error(Hierarchy([Stage(RealNVP(2), 1)]), x) < 1e-6
 
 
-def test_the_off_manifold_part_counts_for_the_inverse():
-    torch.manual_seed(0)
-    hierarchy = Hierarchy([Stage(Affine(4), 2), Stage(Affine(2), 1)])
-    assert inverse_error(hierarchy, torch.randn(50, 4)) < 1e-5
-
-
-def test_neighbours_share_a_smooth_function_of_the_position_and_no_noise():
+def test_neighbour_correlation_detects_smooth_functions_but_not_noise():
     rng = np.random.default_rng(0)
     u = torch.from_numpy(rng.uniform(-1, 1, (2000, 1)))
     smooth = torch.cat([torch.sin(9 * u), torch.exp(u)], 1)
@@ -53,7 +42,7 @@ def test_neighbours_share_a_smooth_function_of_the_position_and_no_noise():
     assert half == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_few_points_far_off_do_not_hide_what_all_others_show():
+def test_neighbour_correlation_is_robust_to_outliers():
     u = torch.linspace(-1, 1, 1000).double()[:, None]
     v = torch.sin(9 * u)
     v[::100] = 1e6
@@ -61,7 +50,7 @@ def test_a_few_points_far_off_do_not_hide_what_all_others_show():
 
 
 @pytest.mark.parametrize(("noise", "overfitted"), [(0.0, True), (0.01, False), (0.1, False)])
-def test_a_gentle_curve_is_overfitted_without_noise_alone(noise, overfitted):
+def test_a_curve_is_overfitted_only_without_noise(noise, overfitted):
     rng = np.random.default_rng(0)
     t = rng.standard_normal(2000)
     # an affine flow can only take the line for the manifold: a misfit of 1% of the spread
@@ -76,7 +65,7 @@ def test_a_gentle_curve_is_overfitted_without_noise_alone(noise, overfitted):
     assert found[0] == pytest.approx(distance, rel=0.02)
 
 
-def test_a_flow_far_from_the_data_is_not_taken_for_overfitting():
+def test_a_poor_fit_is_not_overfitting():
     t = np.random.default_rng(0).standard_normal(2000)
     x = torch.from_numpy(np.stack([t, np.sin(2 * t)], 1))
     flow = Affine(2)
@@ -87,5 +76,5 @@ def test_a_flow_far_from_the_data_is_not_taken_for_overfitting():
     assert not is_overfitted(*found)
 
 
-def test_nothing_is_off_a_manifold_that_fills_the_space():
+def test_a_manifold_of_full_dimension_is_never_overfitted():
     assert manifold_overfitting(Hierarchy([Stage(Affine(2), 2)]), torch.randn(9, 2)) == (0, 0)

@@ -13,7 +13,7 @@ from submanifold.evaluation.truth import against_truth
 from submanifold.flows import RealNVP, initialize
 from submanifold.losses import Objective
 from submanifold.losses.objective import LEAST_SHARE, ForwardPass, Likelihood, Squared, Target
-from submanifold.models import Hierarchy, Mixture, Model, Stage, on_manifold
+from submanifold.models import Hierarchy, Mixture, Stage, on_manifold
 from submanifold.training.trainer import TrainingSettings, fit
 
 
@@ -28,7 +28,7 @@ def mixture(charts=3, dim=2, inner=1, scale=0.3, mixing=True):
     return made
 
 
-def test_the_density_is_the_sum_of_the_charts():
+def test_the_density_is_the_weighted_sum_over_charts():
     made, x = mixture(), torch.randn(20, 2).double()
     shares = made.logits.softmax(0)
     dense = sum(p * chart.log_prob(x).exp() for p, chart in zip(shares, made.charts, strict=True))
@@ -36,16 +36,7 @@ def test_the_density_is_the_sum_of_the_charts():
     assert len(set(shares.tolist())) == 3, "shares that differ"
 
 
-def test_the_density_integrates_to_one():
-    made = mixture(scale=0.1)
-    axis = torch.linspace(-12, 12, 481).double()
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
-    with torch.no_grad():
-        total = made.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** 2
-    assert total.item() == pytest.approx(1, abs=1e-3)
-
-
-def test_an_event_is_encoded_by_the_chart_that_is_responsible():
+def test_events_are_encoded_by_the_responsible_chart():
     made, x = mixture(), 2 * torch.randn(50, 2).double()
     u, v = made.encode(x)
     number = u[:, -1].long()
@@ -57,10 +48,10 @@ def test_an_event_is_encoded_by_the_chart_that_is_responsible():
         assert torch.equal(u[own, :-1], inside)
         assert torch.equal(v[own], outside)
         assert_close(made.project(x[own]), chart.project(x[own]))
-        assert torch.equal(made.charted(x[own]).responsibilities.argmax(0), number[own])
+        assert torch.equal(made.encode_on_charts(x[own]).responsibilities.argmax(0), number[own])
 
 
-def test_the_nearest_point_stays_on_its_chart():
+def test_the_nearest_projection_stays_on_the_chart():
     made, x = mixture(), 2 * torch.randn(50, 2).double()
     coded, _ = made.encode(x, nearest=True)
     assert torch.equal(coded[:, -1], made.encode(x)[0][:, -1])
@@ -68,7 +59,7 @@ def test_the_nearest_point_stays_on_its_chart():
     assert (near <= (x - made.project(x)).norm(dim=1) + 1e-12).all()
 
 
-def test_samples_are_of_the_charts_by_their_shares():
+def test_samples_come_from_charts_in_proportion_to_pi():
     made = mixture(charts=2)
     with torch.no_grad():
         made.logits.copy_(torch.tensor([0.0, math.log(3)]))
@@ -81,7 +72,7 @@ def test_samples_are_of_the_charts_by_their_shares():
     assert share == pytest.approx(0.75, abs=0.04)
 
 
-def test_charts_that_are_alike_are_one():
+def test_equal_charts_are_equivalent_to_one():
     made = mixture(charts=2)
     made.charts[1].load_state_dict(made.charts[0].state_dict())
     one, x = made.charts[0], torch.randn(20, 2).double()
@@ -90,7 +81,7 @@ def test_charts_that_are_alike_are_one():
     assert_close(made.project(x), one.project(x))
 
 
-def test_charts_start_apart_by_clusters():
+def test_charts_are_initialized_from_clusters():
     torch.manual_seed(0)
     made = Mixture([Hierarchy([Stage(RealNVP(2, mixing=True), 1)]) for _ in range(2)])
     x = torch.cat([torch.randn(60, 2) - 20, torch.randn(20, 2) + 20])
@@ -101,10 +92,10 @@ def test_charts_start_apart_by_clusters():
     assert number[0] != number[-1]
 
 
-def test_a_penalty_weighs_as_the_chart_is_responsible():
+def test_penalties_are_weighted_by_responsibilities():
     made, x = mixture(), torch.randn(20, 2).double()
     batch = ForwardPass(made, x, x)
-    shares = made.charted(x).responsibilities
+    shares = made.encode_on_charts(x).responsibilities
     shares = shares * (shares > LEAST_SHARE)
     errors = torch.stack([(x - c.project(x)).square().mean(1) for c in made.charts])
     assert_close(Squared(weight=1.0)(batch), (shares * errors).sum(0).mean())
@@ -113,14 +104,14 @@ def test_a_penalty_weighs_as_the_chart_is_responsible():
     assert_close(values["loss"], made.bits_per_dim(x).mean() + 2 * values["mse"])
 
 
-def test_a_penalty_does_not_train_responsibilities():
+def test_penalties_do_not_train_responsibilities():
     made, x = mixture(), torch.randn(20, 2).double()
     Squared(weight=1.0)(ForwardPass(made, x, x)).backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in made.charts.parameters())
     assert made.logits.grad is None  # which only responsibilities depend on
 
 
-def test_the_target_of_charts_is_the_error_of_their_projection():
+def test_targets_apply_to_the_error_of_the_projection():
     made, x = mixture(), torch.randn(20, 2).double()
     penalty = Squared(weight=1.0, target=Target(mse=0.1))
     values = Objective({"likelihood": Likelihood(), "reconstruction": penalty})(made, x)
@@ -128,7 +119,7 @@ def test_the_target_of_charts_is_the_error_of_their_projection():
     assert values["image_mse"].item() == pytest.approx(expected)
 
 
-def test_a_chart_that_overflows_at_events_of_another_leaves_the_penalty_finite():
+def test_overflow_on_irrelevant_charts_leaves_the_penalty_finite():
     made = mixture(charts=2)
     x = torch.randn(16, 2).double()
     with torch.no_grad():
@@ -141,20 +132,11 @@ def test_a_chart_that_overflows_at_events_of_another_leaves_the_penalty_finite()
     assert all(p.grad.isfinite().all() for p in made.charts.parameters() if p.grad is not None)
 
 
-def test_it_comes_back_from_its_file(tmp_path):
-    made, x = mixture(), torch.randn(5, 2).double()
-    made.save(tmp_path / "model")
-    found = Model.load(tmp_path / "model")
-    assert isinstance(found, Mixture)
-    assert torch.equal(found.log_prob(x), made.log_prob(x))
-    assert found.dims == made.dims == [2, 2, 1]
-
-
-def test_charts_have_to_fit():
+def test_charts_of_different_dimensions_are_refused():
     one, other = (Hierarchy([Stage(RealNVP(3), dim)]) for dim in (1, 2))
-    with pytest.raises(UserError, match="same dimensions"):
+    with pytest.raises(UserError, match="expected equal dimensions"):
         Mixture([one, other])
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="expected at least one"):
         Mixture([])
 
 
@@ -178,7 +160,7 @@ def trained_on_the_circle(folder, charts, steps=500):
 
 
 @pytest.mark.slow
-def test_two_charts_close_the_circle_that_one_cuts(tmp_path):
+def test_two_charts_model_a_circle_better_than_one(tmp_path):
     cut, closed = (trained_on_the_circle(tmp_path / str(charts), charts) for charts in (1, 2))
     assert cut.divergence["value"] > 0.05
     assert closed.divergence["value"] < 0.01

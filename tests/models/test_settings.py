@@ -22,7 +22,7 @@ def build_hierarchy(stages, event_shape):
     return Hierarchy(ModelSettings(stages=stages).build(event_shape))
 
 
-def test_settings_build_the_hierarchy_that_they_describe():
+def test_settings_build_a_hierarchy():
     stages = [read(GLOW, dim=20), read(dim=8), read({"type": "affine"}, dim=3)]
     hierarchy = build_hierarchy(stages, (3, 4, 4))
     assert [type(stage.flow) for stage in hierarchy.stages] == [Glow, RealNVP, Affine]
@@ -36,12 +36,12 @@ def test_settings_build_the_hierarchy_that_they_describe():
     assert hierarchy.project(torch.rand(2, 3, 4, 4)).shape == (2, 3, 4, 4)
 
 
-def test_a_stage_without_a_dimension_keeps_all_coordinates():
+def test_a_dimension_of_none_keeps_all_coordinates():
     hierarchy = build_hierarchy([read(GLOW, dim=None), read(dim=7)], (3, 4, 4))
     assert [stage.dim for stage in hierarchy.stages] == [48, 7]
 
 
-def test_a_stage_may_have_more_bijections_than_one():
+def test_then_appends_flows():
     (stage,) = build_hierarchy(
         [read(GLOW, dim=7, then=[{"type": "affine"}, REALNVP])], (3, 4, 4)
     ).stages
@@ -80,25 +80,14 @@ def test_a_setting_that_cannot_work_is_named_with_what_is_allowed(changes, said)
     assert "--params=stage_2.<name>=<value>" in str(caught.value)
 
 
-def test_a_dimension_too_large_names_its_stage():
-    with pytest.raises(UserError, match=r"^stage_2\.dim=21, but the flow acts on 20 .*1 to 20"):
+def test_errors_name_the_stage_and_the_setting():
+    with pytest.raises(UserError, match=r"^stage_2\.dim: expected 1 to 20, .*, got 21"):
         build_hierarchy([read(GLOW, dim=20), read(dim=21)], (3, 4, 4))
-    with pytest.raises(UserError, match=r"^stage_1\.dim=49, .*1 to 48"):
+    with pytest.raises(UserError, match=r"^stage_1\.dim: expected 1 to 48"):
         build_hierarchy([read(GLOW, dim=49)], (3, 4, 4))
-
-
-def test_a_flow_that_does_not_fit_its_input_names_its_stage_and_the_ones_that_would():
-    with pytest.raises(
-        UserError, match=r"^stage_2\.flow\.type: expected .*realnvp.*\(20,\), got glow"
-    ):
+    with pytest.raises(UserError, match=r"^stage_2\.flow\.type"):
         build_hierarchy([read(GLOW, dim=20), read(GLOW, dim=4)], (3, 4, 4))
-    for flow in (REALNVP, {"type": "affine"}):
-        with pytest.raises(UserError, match=r"^stage_1\.flow\.type: expected one of glow"):
-            build_hierarchy([read(flow)], (3, 4, 4))
-    with pytest.raises(UserError, match=r"^stage_1\.flow\.levels=2: .*divisible by 4"):
+    with pytest.raises(UserError, match=r"^stage_1\.flow\.type.* glow"):
+        build_hierarchy([read(REALNVP)], (3, 4, 4))
+    with pytest.raises(UserError, match=r"^stage_1\.flow\.levels.*divisible by 4"):
         build_hierarchy([read(GLOW)], (3, 6, 6))
-
-
-def test_a_hierarchy_without_stages_is_refused():
-    with pytest.raises(UserError, match="a hierarchy has at least one"):
-        Hierarchy([])

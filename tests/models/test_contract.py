@@ -1,0 +1,301 @@
+"""The contract of every registered kind of model, with every registered flow."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from strategies import assert_close, perturb
+from submanifold.common.errors import UserError
+from submanifold.flows import RealNVP
+from submanifold.flows.fast import kernels
+from submanifold.flows.registry import SELECTABLE
+from submanifold.models import Hierarchy, Mixture, Model, ModelSettings, Stage, on_manifold
+
+SHAPES = {1: (6,), 3: (3, 8, 8)}
+SMALL = {
+    "glow": {"levels": 2, "steps": 1, "width": 4},
+    "soft_glow": {"levels": 2, "steps": 1, "width": 4},
+    "realnvp": {"couplings": 2},
+    "soft_realnvp": {"couplings": 2},
+    "gaussianization": {"layers": 1},
+    "conformal": {"layers": 1},
+    "jet": {"couplings": 2, "blocks": 1, "width": 8, "heads": 2},
+    "trumpet": {"steps": 1, "width": 4},
+    "autoencoder": {"width": 4},
+}
+IMAGE, VECTOR = SHAPES[3], SHAPES[1]
+
+
+def stage(flow="realnvp", dim=3, **settings):
+    return {"flow": {"type": flow, **SMALL.get(flow, {})}, "dim": dim, **settings}
+
+
+def build(shape, *stages, charts=1):
+    settings = ModelSettings.model_validate({"stages": stages, "charts": charts})
+    return settings.extend(None, shape)[0]
+
+
+def rotated(model, *inner):
+    """Add a rotation to the last stage of a hierarchy, and then further stages."""
+    rotation = model.stages[-1].add_rotation()
+    size = rotation.event_shape[0]
+    rotation.fit(torch.linalg.qr(torch.randn(size, size)).Q, torch.linspace(2, 1, size))
+    return Hierarchy([*model.stages, *inner])
+
+
+def reparametrized(model):
+    dim = model.stages[-1].dim
+    return rotated(model, Stage(RealNVP(dim, couplings=2), dim))
+
+
+MODELS = {
+    **{f"{flow}, {axes} axes": lambda flow=flow, axes=axes: build(SHAPES[axes], stage(flow))
+       for flow, kind in SELECTABLE.items() for axes in kind.axes},
+    "two stages": lambda: build(IMAGE, stage("glow", 20), stage(dim=6)),
+    "two flows": lambda: build(VECTOR, stage(then=[{"type": "affine"}])),
+    "no manifold": lambda: build(VECTOR, stage("affine", None)),
+    "noisy": lambda: build(VECTOR, stage("affine", 4), stage(dim=3, noise=0.1)),
+    "noisy injective": lambda: build(VECTOR, stage("conformal"), stage(dim=2, noise=0.1)),
+    "two stages on an injection": lambda: build(IMAGE, stage("autoencoder", 7), stage(dim=5)),
+    "rotated": lambda: rotated(build(IMAGE, stage("glow"))),
+    "reparametrized": lambda: reparametrized(build(IMAGE, stage("glow"))),
+    "smaller slice": lambda: reparametrized(build(VECTOR, stage())).at_dim(2),
+    "larger slice": lambda: reparametrized(build(IMAGE, stage("glow"))).at_dim(5),
+    "slice on an injection": lambda: reparametrized(
+        build(IMAGE, stage("autoencoder", 7), stage(dim=4))
+    ).at_dim(5),
+    "mixture": lambda: build(VECTOR, stage(), stage(dim=2), charts=3),
+    "mixture of images": lambda: build(IMAGE, stage("glow"), charts=2),
+    "mixture of injections": lambda: build(VECTOR, stage("conformal"), charts=2),
+}  # fmt: skip
+
+OF_EVENTS = {
+    "forward": lambda model, x: model(x),
+    "log_prob": lambda model, x: model.log_prob(x),
+    "bits_per_dim": lambda model, x: model.bits_per_dim(x),
+    "encode": lambda model, x: model.encode(x),
+    "nearest code": lambda model, x: model.encode(x, nearest=True),
+    "project": lambda model, x: model.project(x),
+    "nearest projection": lambda model, x: model.project(x, steps=1),
+    "rejection_map": lambda model, x: model.rejection_map(x),
+}
+VOLUMES = [lambda model, x: on_manifold(model, x),
+           lambda model, x: on_manifold(model, x, exact_up_to=1)]  # fmt: skip
+OF_CODES = {
+    "decode": lambda model, u, v: model.decode(u),
+    "decode all": lambda model, u, v: model.decode(u, v),
+    "code_log_prob": lambda model, u, v: model.code_log_prob(u),
+}
+
+
+def make(name):
+    torch.manual_seed(0)
+    return perturb(MODELS[name](), 0.05).eval()
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return make(request.param)
+
+
+def events(model, count=3):
+    return torch.rand(count, *model.event_shape) - 0.5
+
+
+def results(method, *arguments):
+    """Tensors that a method returns, or the message of its UserError."""
+    try:
+        found = method(*arguments)
+    except UserError as error:
+        return str(error)
+    return [found] if isinstance(found, torch.Tensor) else list(found)
+
+
+def test_every_registered_kind_is_tested():
+    ours = {kind for kind, each in Model.kinds.items() if each.__module__.startswith("submanifold")}
+    assert {MODELS[name]().kind for name in MODELS} == ours
+
+
+def test_results_have_the_documented_shapes(model):
+    x = events(model)
+    u, v, log_prob = model(x)
+    assert (u.shape, v.shape) == tuple((3, columns) for columns in model.code_dims)
+    assert model.coordinates(u).shape == (3, model.dim)
+    assert log_prob.shape == (3,)
+    assert model.dims[0] == model.event_dim
+    assert model.dims[-1] == model.dim
+    for each in (model.decode(u), model.decode(u, v), model.project(x), model.project(x, steps=1)):
+        assert each.shape == x.shape
+        assert each.dtype == x.dtype
+    assert torch.equal(model.rejection_map(x), x - model.project(x))
+
+
+def test_samples_are_reproducible_points_of_the_manifold(model):
+    draw = [model.sample(4, 0.7, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert draw[0].shape == (4, *model.event_shape)
+    assert not draw[0].requires_grad
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+    if model.has_density and not isinstance(model, Mixture):  # charts may overlap
+        assert_close(model.project(draw[0]), draw[0])
+
+
+def test_encoding_and_decoding_are_inverse_and_projections_are_idempotent(model):
+    if not model.has_density:
+        pytest.skip("an injection has no inverse on R^D")
+    x = events(model)
+    u, v = model.encode(x)
+    assert_close(model.decode(u, v), x)
+    if not isinstance(model, Mixture):
+        assert_close(torch.cat(model.encode(model.project(x)), 1), torch.cat([u, 0 * v], 1))
+
+
+def test_results_do_not_depend_on_the_rest_of_the_batch(model):
+    def rows(x):
+        u, v, log_prob = model(x)
+        return torch.cat([u, v, log_prob[:, None], model.decode(u).flatten(1)], 1).nan_to_num()
+
+    x = events(model)
+    assert_close(torch.cat([rows(event[None]) for event in x]), rows(x))
+
+
+def test_a_saved_model_loads_as_the_same_model(model, tmp_path):
+    model.notes, model.data, model.calibration = {"a": [1, None]}, {"size": 8}, {"why": "ä"}
+    model.save(tmp_path / "model")
+    x, loaded = events(model), Model.load(tmp_path / "model")
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert loaded.describe() == model.describe()
+    assert loaded.calibration == model.calibration
+    for found, expected in zip(loaded(x), model(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+# the compiled kernels are for the couplings of images
+CASES = [*((name, True) for name in MODELS), *((name, False) for name in MODELS if "glow" in name)]
+
+
+@pytest.mark.parametrize(("name", "compiled"), CASES)
+@pytest.mark.filterwarnings("ignore:std")  # of no numbers
+def test_empty_batches_give_empty_results(monkeypatch, name, compiled):
+    if not compiled:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    model = make(name)
+    x = events(model)
+    u, v = model.encode(x)
+    calls = [*((method, (x,)) for method in [*OF_EVENTS.values(), *VOLUMES]),
+             *((method, (u, v)) for method in OF_CODES.values())]  # fmt: skip
+    for method, arguments in calls:
+        expected = results(method, model, *arguments)
+        found = results(method, model, *(each[:0] for each in arguments))
+        if isinstance(expected, str):
+            assert found == expected
+            continue
+        for some, none in zip(expected, found, strict=True):
+            assert none.shape == (0, *some.shape[1:])
+            assert none.dtype == some.dtype
+    assert model.sample(0).shape == (0, *model.event_shape)
+    x = x[:0].requires_grad_()
+    u, v, log_prob = model(x)
+    (u.sum() + v.sum() + log_prob.sum() + model.decode(u).sum()).backward()
+    assert x.grad.shape == x.shape
+    assert all(weight.grad.eq(0).all() for weight in model.parameters() if weight.grad is not None)
+
+
+WRONG_EVENTS = {
+    "bytes": lambda x: (x * 9).byte(),
+    "integers": lambda x: x.long(),
+    "double precision": lambda x: x.double(),
+    "no batch axis": lambda x: x[0],
+    "an extra axis": lambda x: x[None],
+    "too many elements": lambda x: torch.cat([x, x], -1),
+    "too few elements": lambda x: x[..., :-2],
+    "an array": lambda x: x.numpy(),
+}
+WRONG_CODES = {
+    "double precision": lambda code: code.double(),
+    "no batch axis": lambda code: code[0],
+    "too many columns": lambda code: torch.cat([code, code], 1),
+    "too few columns": lambda code: code[:, :-1],
+}
+
+
+@pytest.mark.parametrize("method", OF_EVENTS)
+def test_events_of_a_wrong_shape_or_dtype_are_refused(model, method):
+    if method in ("log_prob", "bits_per_dim") and not model.has_density:
+        pytest.skip("no density on R^D")
+    x = events(model)
+    for change in WRONG_EVENTS.values():
+        with pytest.raises(
+            UserError, match=r"^x: expected torch.float32 of shape \(batch, .*, got"
+        ):
+            OF_EVENTS[method](model, change(x))
+
+
+def test_codes_of_a_wrong_shape_or_dtype_are_refused(model):
+    u, v = (each.detach() for each in model.encode(events(model)))
+    for change in WRONG_CODES.values():
+        if v.shape[1]:
+            with pytest.raises(UserError, match=r"^v: expected torch.float32 of shape \(batch, "):
+                model.decode(u, change(v))
+        with pytest.raises(UserError, match=r"^u: expected torch.float32 of shape \(batch, "):
+            model.decode(change(u), v)
+
+
+def test_bytes_are_refused_with_the_function_that_converts_them():
+    model = make("glow, 3 axes")
+    with pytest.raises(UserError, match=r"got torch.uint8 of .*submanifold.data.dequantize\(x\)"):
+        model.log_prob(events(model).byte())
+
+
+def test_the_precision_of_the_weights_is_required():
+    model = make("two flows").double()
+    assert model.log_prob(events(model).double()).dtype == torch.float64
+    with pytest.raises(UserError, match=r"expected torch.float64 .*, got torch.float32 "):
+        model.log_prob(events(model))
+
+
+def test_autocast_leaves_codes_and_events_in_single_precision(model):
+    x = events(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        u, v, log_prob = model(x)
+        assert u.dtype == v.dtype == log_prob.dtype == model.decode(u, v).dtype == torch.float32
+
+
+def test_models_support_forward_mode_and_functional_calls(model):
+    x = events(model)
+    u = model.encode(x)[0].detach()
+    tangent = torch.randn_like(u)
+    _, expected = torch.func.jvp(model.decode, (u,), (tangent,))
+    with forward_ad.dual_level():
+        dual = model.decode(forward_ad.make_dual(u, tangent))
+        assert_close(forward_ad.unpack_dual(dual).tangent, expected)
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+
+    def loss(weights):
+        return torch.func.functional_call(model, weights, (x,))[0].square().sum()
+
+    assert torch.func.grad(loss)(weights).keys() == weights.keys()
+
+
+def plane(kind):
+    """A model of each kind on R^2, with a density that integrates to one."""
+    torch.manual_seed(0)
+    flow = {"type": "realnvp", "couplings": 4, "hidden": 8, "mixing": True}
+    outer = {"flow": flow, "dim": 1, "off_manifold_scale": 0.7}
+    inner = {"flow": {"type": "realnvp", "couplings": 2, "hidden": 4}, "dim": 1}
+    model = {
+        "hierarchy": lambda: build((2,), outer, inner),
+        "noisy": lambda: build((2,), outer, {**inner, "noise": 0.5}),
+        "slice": lambda: build((2,), outer, inner).at_dim(2),
+        "mixture": lambda: build((2,), outer, inner, charts=3),
+    }[kind]()
+    return perturb(model, 0.2).double()
+
+
+@pytest.mark.parametrize("kind", ["hierarchy", "noisy", "slice", "mixture"])
+def test_densities_integrate_to_one(kind):
+    axis = torch.arange(-15, 15, 0.1, dtype=torch.float64)
+    with torch.no_grad():
+        density = plane(kind).log_prob(torch.cartesian_prod(axis, axis)).exp()
+    assert density.sum().item() * 0.1**2 == pytest.approx(1, abs=1e-3)
