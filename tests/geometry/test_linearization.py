@@ -6,29 +6,21 @@ import torch
 from torch.func import jvp as torch_jvp
 from torch.func import vjp as torch_vjp
 
+from strategies import perturb
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.flows.fast import kernels
 from submanifold.geometry.linearization import Linearization, jvp
 from submanifold.models import Hierarchy, Stage
 
 
-def moved(module):
-    """Away from the identity that it starts as, a little."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight += 0.05 * torch.randn(weight.shape, generator=generator)
-    return module
-
-
 def hierarchy():
     torch.manual_seed(0)
     glow = Stage(Glow((3, 8, 8), levels=2, steps=2, width=8), 40)
     glow.add_rotation()
-    return moved(Hierarchy([glow, Stage(RealNVP(40, couplings=2), 12)]))
+    return perturb(Hierarchy([glow, Stage(RealNVP(40, couplings=2), 12)]))
 
 
-def test_products_are_those_of_torch():
+def test_products_equal_those_of_torch():
     model = hierarchy()
     generator = torch.Generator().manual_seed(2)
     u, p = torch.randn(2, 5, 12, generator=generator)
@@ -44,9 +36,9 @@ def test_products_are_those_of_torch():
 
 @pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="no kernels on this machine")
 @pytest.mark.parametrize("inverse", [False, True])
-def test_the_kernels_tangents_are_those_of_plain_modules(monkeypatch, inverse):
+def test_compiled_kernels_have_the_derivatives_of_plain_modules(monkeypatch, inverse):
     torch.manual_seed(0)
-    glow = moved(Glow((3, 8, 8), levels=2, steps=3, width=20))
+    glow = perturb(Glow((3, 8, 8), levels=2, steps=3, width=20))
     generator = torch.Generator().manual_seed(2)
     x, p = (torch.randn(6, 3, 8, 8, generator=generator) for _ in range(2))
     if inverse:
@@ -63,8 +55,8 @@ def test_the_kernels_tangents_are_those_of_plain_modules(monkeypatch, inverse):
     assert torch.allclose(gradient, plain.vjp(torch.ones_like(plain.image)), rtol=1e-3, atol=1e-3)
 
 
-def test_push_is_the_adjoint_of_pull():
-    flow = moved(Affine(6)).double()
+def test_jvp_is_the_adjoint_of_vjp():
+    flow = perturb(Affine(6)).double()
     u, p, w = torch.randn(3, 4, 6, dtype=torch.float64)
     at = Linearization(flow.inverse, u)
     assert torch.allclose((at.jvp(p) * w).sum(1), (at.vjp(w) * p).sum(1))
@@ -78,8 +70,8 @@ def test_weights_get_no_gradient():
 
 
 @pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="no kernels on this machine")
-def test_the_kernels_compute_the_weights_gradients_only_where_they_are_needed(monkeypatch):
-    flow = moved(Glow((3, 8, 8), levels=1, steps=2, width=8))
+def test_compiled_kernels_skip_unneeded_gradients_of_weights(monkeypatch):
+    flow = perturb(Glow((3, 8, 8), levels=1, steps=2, width=8))
     asked = []
     backward = kernels.step_backward
 
@@ -100,7 +92,7 @@ def test_the_kernels_compute_the_weights_gradients_only_where_they_are_needed(mo
     assert all(map(torch.allclose, found, [x.grad, *(weight.grad for weight in weights)]))
 
 
-def test_threads_share_the_level_of_forward_derivatives():
+def test_threads_share_the_level_of_forward_differentiation():
     inside, left = threading.Event(), threading.Event()
 
     def decode(u):
@@ -120,9 +112,9 @@ def test_threads_share_the_level_of_forward_derivatives():
     assert jvp(torch.sin, 0 * one, one) == 1
 
 
-def test_eight_threads_use_one_model():
-    """Four find nearest points, four compute gradients by the weights that those do not need."""
-    model = moved(Hierarchy([Stage(Glow((1, 4, 4), levels=1, steps=1, width=4), 3)]))
+def test_threads_share_a_model():
+    """Half of the threads project, the others compute gradients of weights."""
+    model = perturb(Hierarchy([Stage(Glow((1, 4, 4), levels=1, steps=1, width=4), 3)]))
     x = torch.rand(8, 2, 1, 4, 4, generator=torch.Generator().manual_seed(2)) - 0.5
     weights = [*model.parameters()]
     together = threading.Barrier(8, timeout=10)
