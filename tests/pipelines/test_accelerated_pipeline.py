@@ -65,15 +65,15 @@ def test_from_data_to_report_it_is_the_same_on_an_accelerator(
     monkeypatch.setattr("accelerator.SEED_OFFSET", 0)  # its generators draw the CPU's numbers
     run = new_project().run(**{**FLOAT32, "device": str(accelerator)})
     assert computed_on == {"sim"}, "nothing was left to the CPU"
-    assert run.steps == {"phase_1": 12, "phase_2": 12}
-    for name in ("phase_1.model", "phase_2.model", "hierarchy"):
+    assert run.steps == {"stage_1": 12, "stage_2": 12}
+    for name in ("stage_1.model", "stage_2.model", "hierarchy"):
         mine, other = (each.load(name).state_dict() for each in (run, on_cpu))
         assert mine.keys() == other.keys()
         for key in mine:
             torch.testing.assert_close(mine[key], other[key], rtol=1e-4, atol=1e-5)
-    mine, other = (each.load("phase_2.u_train") for each in (run, on_cpu))
+    mine, other = (each.load("stage_2.u_train") for each in (run, on_cpu))
     np.testing.assert_allclose(mine, other, atol=1e-3)
-    for name in ("phase_1.history", "phase_2.history", "metrics"):
+    for name in ("stage_1.history", "stage_2.history", "metrics"):
         close(run.load(name), on_cpu.load(name))
     assert run.mlflow.info.status == "FINISHED"
     assert "H-MM, 192 → 24 → 12" in run.load("report")
@@ -99,6 +99,6 @@ def test_other_experiments_run_on_an_accelerator_too(
 
 def test_a_training_goes_on_where_another_device_left_it(new_project, accelerator):
     project = new_project()
-    project.run(until="phase_1.model", **FLOAT32)
+    project.run(until="stage_1.model", **FLOAT32)
     run = project.run(until="hierarchy", **{**FLOAT32, "device": str(accelerator)})
-    assert run.steps == {"phase_1": 0, "phase_2": 12}
+    assert run.steps == {"stage_1": 0, "stage_2": 12}

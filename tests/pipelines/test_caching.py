@@ -9,8 +9,8 @@ from PIL import Image
 from submanifold import cli
 
 STEPS = 12
-BOTH, NONE = {"phase_1": STEPS, "phase_2": STEPS}, {"phase_1": 0, "phase_2": 0}
-ONLY_2 = {"phase_1": 0, "phase_2": STEPS}
+BOTH, NONE = {"stage_1": STEPS, "stage_2": STEPS}, {"stage_1": 0, "stage_2": 0}
+ONLY_2 = {"stage_1": 0, "stage_2": STEPS}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_run_of_nothing_but_reused_phases_has_their_curves_and_metrics(project
 
     def curve(run):
         history = project.mlflow_client.get_metric_history(
-            run.mlflow.info.run_id, "phase_2.train.loss"
+            run.mlflow.info.run_id, "stage_2.train.loss"
         )
         return {point.step: point.value for point in history}
 
@@ -68,7 +68,7 @@ def test_kedro_run_computes_what_is_missing_and_what_is_named(
 
 @pytest.mark.parametrize(
     "setting",
-    [{"stage_2": {"dim": 10}}, {"phase_2": {"reconstruction": {"penalty": "none"}}}],
+    [{"stage_2": {"dim": 10}}, {"stage_2": {"reconstruction": {"penalty": "none"}}}],
 )
 def test_another_setting_of_stage_2_retrains_only_stage_2(project, first, setting):
     assert trained(project, **setting) == ONLY_2
@@ -82,7 +82,7 @@ def test_another_dim_of_stage_1_retrains_both_and_going_back_reuses_both(project
 def test_another_delta_of_stage_1_retrains_both_and_going_back_reuses_both(project):
     def huber(delta):
         reconstruction = {"penalty": "huber", "delta": delta}
-        return trained(project, phase_1={"reconstruction": reconstruction})
+        return trained(project, stage_1={"reconstruction": reconstruction})
 
     assert [huber(0.1), huber(0.2), huber(0.1)] == [BOTH, BOTH, NONE]
 
@@ -97,9 +97,10 @@ methods:
   likelihood-first:
     stage_1: {flow: {type: glow}, dim: 24}
     stage_2: {flow: {type: realnvp}, dim: 12}
-    phase_1: {stages: 1, reconstruction: {penalty: none}}
-    phase_2: {stages: 1, reconstruction: {weight: 30.0}}
-    phase_3: {stages: 2}
+    phases:
+      density: {stages: 1, reconstruction: {penalty: none}}
+      penalty: {stages: 1, reconstruction: {weight: 30.0}}
+      code_flow: {stages: 2}
 """
 
 
@@ -115,15 +116,15 @@ def test_of_three_phases_only_those_that_are_changed_and_follow_are_trained(proj
 
     try:
         assert steps() == [STEPS, STEPS, STEPS]
-        assert steps(phase_3={"training": {"clip": 0.5}}) == [0, 0, STEPS]
-        assert steps(phase_2={"reconstruction": {"weight": 3.0}}) == [0, STEPS, STEPS]
+        assert steps(code_flow={"training": {"clip": 0.5}}) == [0, 0, STEPS]
+        assert steps(penalty={"reconstruction": {"weight": 3.0}}) == [0, STEPS, STEPS]
         assert steps(stage_2={"dim": 6}) == [0, 0, STEPS]
         run = project.run(until="hierarchy", method="likelihood-first")
         assert list(run.steps.values()) == [0, 0, 0]
         phases = run.load("hierarchy").notes["phases"]
         assert [phase["stages"] for phase in phases] == [[1], [1], [2]]
-        assert "phase_2.train.reconstruction" in run.mlflow.data.metrics
-        assert "phase_1.train.reconstruction" not in run.mlflow.data.metrics
+        assert "penalty.train.reconstruction" in run.mlflow.data.metrics
+        assert "density.train.reconstruction" not in run.mlflow.data.metrics
     finally:
         parameters.write_text(before)
 

@@ -18,7 +18,7 @@ def runs(project):
     """Two trainings; the second has another seed and another weight, too."""
     return {
         "PR-D": project.run("joint", until="metrics", method="PR-D"),
-        "H-MM": project.run(until="metrics", seed=1, phase_1={"reconstruction": {"weight": 30}}),
+        "H-MM": project.run(until="metrics", seed=1, stage_1={"reconstruction": {"weight": 30}}),
     }
 
 
@@ -85,11 +85,11 @@ def test_the_numbers_of_a_row_are_those_of_the_metrics(runs, comparison, name):
 def test_a_row_says_what_differs_from_the_others_in_its_settings(runs, comparison):
     table = comparison.load("comparison_table")
     assert row_of(table, runs["H-MM"])["differs"].split("; ") == [
-        *("phase_1.reconstruction.penalty=mse", "phase_1.reconstruction.weight=30"),
+        *("stage_1.reconstruction.penalty=mse", "stage_1.reconstruction.weight=30"),
     ]
     assert row_of(table, runs["PR-D"])["differs"].split("; ") == [
-        *("phase_1.reconstruction.delta=0.1", "phase_1.reconstruction.penalty=huber"),
-        "phase_1.reconstruction.weight=300",
+        *("stage_1.reconstruction.delta=0.1", "stage_1.reconstruction.penalty=huber"),
+        "stage_1.reconstruction.weight=300",
     ]
 
 

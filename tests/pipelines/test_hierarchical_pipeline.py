@@ -33,8 +33,8 @@ def test_every_output_is_on_disk_in_its_layer(run, project):
     catalog = run.project.catalog()
     pipeline_outputs = [
         *("x_train", "x_valid", "x_test", "manifest"),
-        *("phase_1.model", "phase_1.history", "phase_2.u_train", "phase_2.u_valid"),
-        *("phase_2.model", "phase_2.history", "hierarchy", "baselines"),
+        *("stage_1.model", "stage_1.history", "stage_2.u_train", "stage_2.u_valid"),
+        *("stage_2.model", "stage_2.history", "hierarchy", "baselines"),
         *("metrics", "samples", "samples_cool", "projections"),
         *("metrics_table", "report", *FIGURES),
     ]
@@ -52,7 +52,7 @@ def test_the_stages_lie_one_inside_the_other(run):
     hierarchy = Hierarchy.load(run.path("hierarchy"))
     assert hierarchy.event_shape == (3, 8, 8)
     assert [stage.dim for stage in hierarchy.stages] == [24, 12]
-    u_train, u_valid = run.load("phase_2.u_train"), run.load("phase_2.u_valid")
+    u_train, u_valid = run.load("stage_2.u_train"), run.load("stage_2.u_valid")
     assert (u_train.shape, u_valid.shape) == ((256, 24), (64, 24))
     assert np.isfinite(u_train).all()
 
@@ -198,9 +198,9 @@ def test_the_mlflow_run_is_complete(run, project):
         "dataset": "photos",
         "stage_1.flow.type": "glow",
         "stage_1.dim": "24",
-        "phase_2.training.steps": "12",
-        "phase_2.training.learning_rate": "0.0005",
-        "keys.phase_1": run.path("phase_1.model").parent.name,
+        "stage_2.training.steps": "12",
+        "stage_2.training.learning_rate": "0.0005",
+        "keys.stage_1": run.path("stage_1.model").parent.name,
         "data.size": "8",
     }
     assert {name: data.params.get(name) for name in expected} == expected
@@ -209,9 +209,9 @@ def test_the_mlflow_run_is_complete(run, project):
     assert data.metrics["test.bits_per_dim"] == metrics["bits_per_dim"]["value"]
     assert data.metrics["test.mse.high"] == metrics["mse"]["high"]
     assert data.metrics["test.baselines.pca.mse"] == metrics["baselines"]["pca"]["mse"]["value"]
-    assert data.metrics["phase_1.seconds"] > 0
+    assert data.metrics["stage_1.seconds"] > 0
     client = project.mlflow_client
-    for stage in ("phase_1", "phase_2"):
+    for stage in ("stage_1", "stage_2"):
         history = run.load(f"{stage}.history")
         for kind in ("train", "valid"):
             for name in ("loss", "bits_per_dim", "mse"):
@@ -233,9 +233,9 @@ def test_what_kedro_skips_is_in_the_mlflow_run_all_the_same(run, project):
     mine, before = again.mlflow.data, run.mlflow.data
     assert mine.params == before.params
     final = {name for name in before.metrics if name.startswith("test.")}
-    final |= {"phase_1.seconds", "phase_2.best_step"}
+    final |= {"stage_1.seconds", "stage_2.best_step"}
     assert {n: mine.metrics[n] for n in final} == {n: before.metrics[n] for n in final}
-    assert again.steps == {"phase_1": 0, "phase_2": 0}
+    assert again.steps == {"stage_1": 0, "stage_2": 0}
     listed = []
     for each in (again, run):
         artifacts = project.mlflow_client.list_artifacts(each.mlflow.info.run_id)
@@ -245,16 +245,16 @@ def test_what_kedro_skips_is_in_the_mlflow_run_all_the_same(run, project):
 
 def test_a_third_stage_comes_from_the_command_line(run, project):
     third = project.run(until="metrics", stage_3={"dim": 6})
-    assert third.steps == {"phase_1": 0, "phase_2": 0, "phase_3": 12}
+    assert third.steps == {"stage_1": 0, "stage_2": 0, "stage_3": 12}
     assert [stage.dim for stage in third.load("hierarchy").stages] == [24, 12, 6]
-    assert third.load("phase_3.u_train").shape == (256, 12)
+    assert third.load("stage_3.u_train").shape == (256, 12)
     assert third.load("metrics")["dims"] == [192, 24, 12, 6]
-    assert "phase_3.valid.loss" in third.mlflow.data.metrics
+    assert "stage_3.valid.loss" in third.mlflow.data.metrics
 
 
 def test_a_stage_may_be_penalised_in_latent_space(run, project):
-    other = project.run(until="hierarchy", phase_2={"reconstruction": {"space": "latent"}})
-    assert other.steps == {"phase_1": 0, "phase_2": 12}
+    other = project.run(until="hierarchy", stage_2={"reconstruction": {"space": "latent"}})
+    assert other.steps == {"stage_1": 0, "stage_2": 12}
     assert other.load("hierarchy").dim == 12
 
 

@@ -1,28 +1,40 @@
 import pytest
 from click import ClickException
 
+from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, current_experiment
 from submanifold.pipeline_registry import register_pipelines
 
 
-def test_the_pipelines_have_names_and_a_namespace_for_each_stage():
-    registered = register_pipelines([(1,), (2,), (3,)])
+def registered_for(project, **params):
+    """The pipelines of an experiment."""
+    conf = str(project.path / "conf")
+    loader = ExperimentConfigLoader(conf, env="test", runtime_params=params, **LOADER_ARGS)
+    token = current_experiment.set(loader.experiment)
+    try:
+        return register_pipelines()
+    finally:
+        current_experiment.reset(token)
+
+
+def test_the_pipelines_have_names_and_a_namespace_for_each_phase(project):
+    registered = registered_for(project, method="H-MM", stage_3={"dim": 6})
     names = {"__default__", "data", "hierarchical", "joint", "compare", "sweep"}
     assert set(registered) == names | {"study", "ood", "dimension"}
     assert registered["__default__"] is registered["hierarchical"]
     namespaces = {node.namespace for node in registered["hierarchical"].nodes}
-    assert namespaces == {None, "phase_1", "phase_2", "phase_3"}
+    assert namespaces == {None, "stage_1", "stage_2", "stage_3"}
     names = [node.name for node in registered["hierarchical"].nodes]
-    assert [n for n in names if "phase" in n] == [
-        *("phase_1.train", "phase_2.encode", "phase_2.train", "phase_3.encode", "phase_3.train"),
+    assert [n for n in names if n.startswith("stage_")] == [
+        *("stage_1.train", "stage_2.encode", "stage_2.train", "stage_3.encode", "stage_3.train"),
     ]
-    joint = register_pipelines([(1, 2)])["joint"]
+    joint = registered_for(project, method="EE-M")["joint"]
     trainings = [node for node in joint.nodes if "train" in node.name]
-    assert [node.name for node in trainings] == ["phase_1.train"]
+    assert [node.name for node in trainings] == ["joint.train"]
 
 
 def test_every_dataset_between_nodes_is_in_the_catalog(project):
     catalog = project.catalog(stage_3={"dim": 6})
-    for name, pipeline in register_pipelines([(1,), (2,), (3,)]).items():
+    for name, pipeline in registered_for(project, stage_3={"dim": 6}).items():
         for dataset in pipeline.datasets():
             if not dataset.startswith("param"):
                 assert dataset in catalog, f"{dataset} of {name}"
@@ -30,21 +42,21 @@ def test_every_dataset_between_nodes_is_in_the_catalog(project):
 
 def test_a_joint_method_of_one_stage_trains_once_and_reports(project):
     run = project.run("joint", method="PR-D")
-    assert run.steps == {"phase_1": 12}
+    assert run.steps == {"stage_1": 12}
     assert run.mlflow.info.run_name == "photos-PR-D"
     metrics = run.load("metrics")
     assert metrics["dims"] == [192, 24]
     assert metrics["stage_1_mse"] == metrics["mse"]
     assert "PR-D, 192 → 24" in run.load("report")
     assert run.mlflow.data.metrics["test.bits_per_dim"] == metrics["bits_per_dim"]["value"]
-    assert run.mlflow.data.metrics["phase_1.best_step"] == run.load("phase_1.history")["best_step"]
-    assert project.run("joint", until="hierarchy", method="PR-D").steps == {"phase_1": 0}
-    assert project.run("joint", until="hierarchy", method="PR-D", seed=1).steps == {"phase_1": 12}
+    assert run.mlflow.data.metrics["stage_1.best_step"] == run.load("stage_1.history")["best_step"]
+    assert project.run("joint", until="hierarchy", method="PR-D").steps == {"stage_1": 0}
+    assert project.run("joint", until="hierarchy", method="PR-D", seed=1).steps == {"stage_1": 12}
 
 
 def test_a_joint_method_of_two_stages_trains_them_together(project):
     run = project.run("joint", until="metrics", method="EE-M")
-    assert run.steps == {"phase_1": 12}
+    assert run.steps == {"joint": 12}
     hierarchy = run.load("hierarchy")
     assert [stage.dim for stage in hierarchy.stages] == [24, 12]
     metrics = run.load("metrics")

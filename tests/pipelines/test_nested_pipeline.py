@@ -24,6 +24,9 @@ for cell in json.load(open(sys.argv[1]))["cells"]:
 """
 
 
+PHASES = ("density", "rotation", "reconstruction", "rotation_2", "code_flow")
+
+
 @pytest.fixture(scope="module")
 def run(project):
     return project.run(method="nested-then-flow")
@@ -32,21 +35,21 @@ def run(project):
 def test_it_is_the_default_for_images(project):
     with project.session(env="base") as session:
         loader = session._get_config_loader()
-        assert loader.experiment.method == "nested-then-flow"
+        assert loader.experiment.method == "density-first"
         assert loader.experiment.pipeline == "hierarchical"
     with project.session(env="base", dataset="circle") as session:
         assert session._get_config_loader().experiment.method == "H-MM"
 
 
 def test_only_trainings_train(run):
-    assert run.steps == {"phase_1": 12, "phase_3": 12, "phase_5": 12}
-    assert [run.load(f"phase_{n}.history")["steps"] for n in range(1, 6)] == [12, 0, 12, 0, 12]
+    assert run.steps == {"density": 12, "reconstruction": 12, "code_flow": 12}
+    assert [run.load(f"{name}.history")["steps"] for name in PHASES] == [12, 0, 12, 0, 12]
 
 
 def test_a_rotation_leaves_the_density_as_it_is(run):
     x = next(iter(Batches(run.load("x_test"), 64)))
-    for before, after in ((1, 2), (3, 4)):
-        bits = [run.load(f"phase_{n}.model").bits_per_dim(x) for n in (before, after)]
+    for before, after in (PHASES[:2], PHASES[2:4]):
+        bits = [run.load(f"{name}.model").bits_per_dim(x) for name in (before, after)]
         assert (bits[0] - bits[1]).abs().max() < 1e-5
 
 
@@ -96,9 +99,11 @@ def test_the_report_shows_both_errors_and_the_curve(run):
 
 def test_a_changed_penalty_takes_the_density_and_its_rotation_from_the_cache(run, project):
     other = project.run(
-        until="hierarchy", method="nested", phase_3={"reconstruction": {"weight": 7.0}}
+        until="hierarchy", method="nested", reconstruction={"reconstruction": {"weight": 7.0}}
     )
-    assert other.steps == {"phase_1": 0, "phase_3": 12} or other.steps == {"phase_3": 12}
+    assert other.steps == {"density": 0, "reconstruction": 12} or other.steps == {
+        "reconstruction": 12
+    }
 
 
 def test_the_flow_on_its_code_leaves_the_manifold_as_it_is(run, project):
@@ -117,8 +122,8 @@ def test_the_flow_on_its_code_leaves_the_manifold_as_it_is(run, project):
 
 def test_a_wanted_psnr_finds_its_weight(run, project):
     wanted = {"reconstruction": {"target": {"psnr": 45.0}}}
-    other = project.run(until="hierarchy", method="nested", phase_3=wanted)
-    history = other.load("phase_3.history")
+    other = project.run(until="hierarchy", method="nested", reconstruction=wanted)
+    history = other.load("reconstruction.history")
     weights = [row["reconstruction_weight"] for row in history["train"]]
     assert weights[-1] > 45.0
     assert "reconstruction.target" in history["warnings"]["target"]  # twelve steps are too few
@@ -126,11 +131,11 @@ def test_a_wanted_psnr_finds_its_weight(run, project):
 
 def test_a_second_stage_by_the_metric_and_rotated(project):
     run = project.run(until="metrics", method="H-MM-rotated")
-    assert run.steps == {"phase_1": 12, "phase_3": 12}
+    assert run.steps == {"stage_1": 12, "stage_2": 12}
     model = run.load("hierarchy")
     assert all(stage.rotation is not None for stage in model.stages)
     x = next(iter(Batches(run.load("x_test"), 64)))
-    bits = [run.load(f"phase_{n}.model").bits_per_dim(x) for n in (3, 4)]
+    bits = [run.load(f"{name}.model").bits_per_dim(x) for name in ("stage_2", "rotation_2")]
     assert (bits[0] - bits[1]).abs().max() < 1e-5
     assert np.isfinite(run.load("metrics")["nearest_mse"]["value"])
     with torch.no_grad():

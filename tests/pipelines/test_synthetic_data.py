@@ -26,7 +26,7 @@ def test_the_stages_are_those_of_the_dataset(run):
     assert [stage.dim for stage in hierarchy.stages] == [2, 2]
     assert run.load("x_train").shape == (512, 3)
     assert run.load("x_train").dtype == np.float32
-    assert run.steps == {"phase_1": 12, "phase_2": 12}
+    assert run.steps == {"stage_1": 12, "stage_2": 12}
 
 
 def test_the_truth_stands_beside_what_was_learned(run):
