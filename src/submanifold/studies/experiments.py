@@ -16,7 +16,7 @@ from kedro.io import DataCatalog
 from submanifold.common.errors import UserError
 from submanifold.config.loader import ExperimentConfigLoader
 from submanifold.data.groups import Groups
-from submanifold.settings import CONFIG_LOADER_ARGS
+from submanifold.config.loader import LOADER_ARGS
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Experiment:
             str(self.project / "conf"),
             env=self.env,
             runtime_params=copy.deepcopy(dict(self.params)),
-            **CONFIG_LOADER_ARGS,
+            **LOADER_ARGS,
         )
 
     @property
