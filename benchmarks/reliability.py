@@ -33,13 +33,15 @@ from submanifold.models.io import is_intact, load_tensors
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "reliability.md"
 STEPS = 120
-PARAMS = "method=nested,device=cpu,phase_1.training.steps={steps},phase_3.training.steps={steps}"
+PARAMS = (
+    "method=nested,device=cpu,density.training.steps={steps},reconstruction.training.steps={steps}"
+)
 PLACES = {  # the first of these that a disturbed run has not left is where it was
     "data": "data/03_primary/*/manifest.json",
-    "phase 1": "data/06_models/photos-phase_1-*/model.safetensors",
-    "phase 2, a rotation": "data/06_models/photos-phase_2-*/model.safetensors",
-    "phase 3": "data/06_models/photos-phase_3-*/model.safetensors",
-    "phase 4, a rotation": "data/06_models/photos-phase_4-*/model.safetensors",
+    "density": "data/06_models/photos-density-*/model.safetensors",
+    "rotation": "data/06_models/photos-rotation-*/model.safetensors",
+    "reconstruction": "data/06_models/photos-reconstruction-*/model.safetensors",
+    "rotation_2": "data/06_models/photos-rotation_2-*/model.safetensors",
     "evaluation": "data/07_model_output/photos-nested-*/metrics.json",
     "report": "data/08_reporting/photos-nested-*/report.html",
 }

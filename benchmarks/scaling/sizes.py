@@ -36,9 +36,9 @@ COUNTS = {"train": 256, "valid": 32, "test": 16}
 SMALL = {"stage_1.flow.steps": 1, "stage_1.flow.width": 16, "training.validate_every": 8,
          "evaluation.samples": 32, "evaluation.dequantizations": 2}  # fmt: skip
 SHORT = {
-    "nested": {"phase_1.training.steps": 8, "phase_2.probes": 256, "phase_3.training.steps": 8,
-               "phase_4.probes": 256},
-    "EE-M": {"phase_1.training.steps": 8},
+    "nested": {"density.training.steps": 8, "rotation.probes": 256,
+               "reconstruction.training.steps": 8, "rotation_2.probes": 256},
+    "EE-M": {"joint.training.steps": 8},
 }  # fmt: skip
 LIMIT = 24 * 2**30
 
