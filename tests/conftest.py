@@ -19,7 +19,6 @@ from click.testing import CliRunner
 from mlflow.entities import Run as MlflowRun
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from accelerator import accelerator  # noqa: F401  a fixture
 from submanifold import cli
 
 REPOSITORY = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ from submanifold.evaluation.likelihood import dequantized_log_probs, to_bits_per
 from submanifold.evaluation.reconstruction import squared_errors
 
 FIGURES = ("samples_figure", "samples_cool_figure", "rejection_figure", "curves_figure")
-LAYERS = {"primary", "phase 1", "phase 2", "models", "model_output", "reporting"}
+LAYERS = {"primary", "stage_1", "stage_2", "models", "model_output", "reporting"}
 
 
 @pytest.fixture(scope="module")
