@@ -14,9 +14,8 @@ from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog
 
 from submanifold.common.errors import UserError
-from submanifold.config.loader import ExperimentConfigLoader
+from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
 from submanifold.data.groups import Groups
-from submanifold.config.loader import LOADER_ARGS
 
 log = logging.getLogger(__name__)
 
