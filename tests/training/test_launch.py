@@ -1,9 +1,9 @@
-"""Several processes, machines and parts compute what one computes."""
+"""Several processes, machines and accumulated gradients compute what one process computes."""
 
 import json
+import multiprocessing
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +18,6 @@ import torch.distributed as dist
 from submanifold.common import distributed
 from submanifold.common.errors import UserError
 from submanifold.config.schema import LaunchSettings
-from submanifold.data.batches import Batches
 from submanifold.runs import launch
 from submanifold.runs.launch import call, join
 from submanifold.training.phases import PhaseSettings, encode_rows, train_phase
@@ -48,7 +47,7 @@ def train(how, tmp_path, name, on_log=None, of=None, **changes):
     return call(how, train_phase, *arguments, folder=folder, on_log=on_log)
 
 
-def assert_alike(one, other, rtol=1e-3, atol=1e-3):
+def assert_close(one, other, rtol=1e-3, atol=1e-3):
     for p, q in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(p, q, rtol=rtol, atol=atol)
 
@@ -62,7 +61,7 @@ def assert_same_losses(one, other):
                     assert mine[key] == pytest.approx(theirs[key], rel=within), (kind, key)
 
 
-def test_alone_there_is_nothing_to_share():
+def test_one_process_has_the_whole_batch():
     rows = torch.arange(6.0)
     assert (distributed.size(), distributed.rank()) == (1, 0)
     assert torch.equal(distributed.share(rows), rows)
@@ -74,7 +73,7 @@ def test_alone_there_is_nothing_to_share():
 
 @pytest.mark.parametrize("count", [1, 5, 64])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_shares_have_every_row_once(count, size, monkeypatch):
+def test_shares_partition_the_rows(count, size, monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: size)
     rows, shares = torch.arange(count), []
     for number in range(size):
@@ -94,18 +93,18 @@ def both(tmp_path_factory):
         return lambda *row: logged[name].append(row)
 
     one = train(ALONE, folder, "one", log("one"))
-    parts = LaunchSettings(processes=2, parts=2)
-    two = train(parts, folder, "two", log("two"), recompute=True)
+    parts = LaunchSettings(processes=2, grad_accumulation_steps=2)
+    two = train(parts, folder, "two", log("two"), activation_checkpointing=True)
     return folder, one, two, logged
 
 
-def test_two_processes_have_the_loss_curve_of_one(both):
+def test_two_processes_reproduce_the_loss_curve_of_one(both):
     _, (one, alone), (two, shared), _ = both
     assert_same_losses(shared, alone)
-    assert_alike(two, one)
+    assert_close(two, one)
 
 
-def test_one_of_them_logs_and_writes(both):
+def test_only_the_first_process_logs_and_writes(both):
     folder, _, _, logged = both
     assert [row[:2] for row in logged["two"]] == [row[:2] for row in logged["one"]]
     assert {path.name for path in (folder / "two").iterdir()} == {"last.safetensors"}
@@ -121,23 +120,23 @@ def with_target(**changes):
 
 
 @pytest.mark.parametrize("of", [phase, with_target])
-def test_parts_of_a_batch_have_the_loss_curve_of_the_whole(tmp_path, of):
+def test_gradient_accumulation_reproduces_the_loss_curve(tmp_path, of):
     one, alone = train(ALONE, tmp_path, "whole", of=of())
-    parts, history = train(LaunchSettings(parts=4), tmp_path, "parts", of=of())
+    parts, history = train(LaunchSettings(grad_accumulation_steps=4), tmp_path, "parts", of=of())
     assert_same_losses(history, alone)
-    assert_alike(parts, one)
+    assert_close(parts, one)
 
 
 @pytest.mark.slow
-def test_bfloat16_works_in_processes_and_parts(tmp_path):
+def test_bfloat16_works_with_processes_and_accumulation(tmp_path):
     _, alone = train(ALONE, tmp_path, "one", precision="bfloat16")
-    how = LaunchSettings(processes=2, parts=2)
+    how = LaunchSettings(processes=2, grad_accumulation_steps=2)
     _, history = train(how, tmp_path, "other", precision="bfloat16")
     for mine, theirs in zip(history["train"], alone["train"], strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
 
 
-def test_two_processes_rotate_encode_and_measure_what_one_does(tmp_path, both, monkeypatch):
+def test_two_processes_rotate_encode_and_measure_as_one(tmp_path, both, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(resumable.__file__).parent))  # of the processes
     _, (one, _), _, _ = both
     rows, others = images(tmp_path)
@@ -157,7 +156,7 @@ def test_two_processes_rotate_encode_and_measure_what_one_does(tmp_path, both, m
     assert known["count"] == expected["count"]
 
 
-def test_a_training_goes_on_with_another_number_of_processes(tmp_path, both):
+def test_training_continues_with_another_number_of_processes(tmp_path, both):
     _, (one, _), _, _ = both
 
     def stop(name, step, row):
@@ -168,211 +167,199 @@ def test_a_training_goes_on_with_another_number_of_processes(tmp_path, both):
         train(ALONE, tmp_path, "changed", stop)
     two, history = train(TWO, tmp_path, "changed")
     assert history["steps_trained"] == 6
-    assert_alike(two, one)
+    assert_close(two, one)
+
+
+JOIN = """
+from pathlib import Path
+from submanifold.runs.launch import join
+join({!r}, Path("{}"))
+"""
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
 
 
 @pytest.mark.slow
-def test_another_machine_joins_and_both_train_what_one_does(tmp_path, both):
+def test_two_machines_train_the_model_of_one(tmp_path, both):
     _, (one, alone), _, _ = both
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    as_project(tmp_path)
-    script = f"""
-from pathlib import Path
-from submanifold.runs.launch import join
-join({address!r}, Path({str(tmp_path)!r}))
-"""
-    other = subprocess.Popen([sys.executable, "-c", script])
+    address = free_address()
+    shutil.copy(Path(__file__).parents[2] / "pyproject.toml", tmp_path)
+    other = subprocess.Popen([sys.executable, "-c", JOIN.format(address, tmp_path)])
     try:
         how = LaunchSettings(machines=2, address=address)
         two, history = train(how, tmp_path, "machines")
         assert_same_losses(history, alone)
-        assert_alike(two, one)
+        assert_close(two, one)
         rows, _ = images(tmp_path)  # a second job
         path = tmp_path / "u.npy"
         encoded = call(how, encode_rows, one, rows, 7, CPU, path, folder=tmp_path)
         assert encoded.shape == (64, 24)
-        launch.board(how, tmp_path).end()
+        launch.job_board.cache_clear()  # closes the store
         assert other.wait(timeout=30) == 0
     finally:
         other.kill()
-        launch.board.cache_clear()
 
 
-def as_project(path):
-    shutil.copy(Path(__file__).parents[2] / "pyproject.toml", path)
-
-
-def test_a_machine_says_when_the_run_that_it_joined_is_gone(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    script = f"""
-from pathlib import Path
-from submanifold.common.errors import UserError
-from submanifold.runs.launch import join
-try:
-    join({address!r}, Path({str(tmp_path)!r}))
-except UserError as error:
-    print(error)
-"""
-    first = f"""
+def test_join_ends_when_the_run_ends(tmp_path):
+    address = free_address()
+    run = f"""
 import time
 from pathlib import Path
-from submanifold.runs.launch import JOINED, Board
+from submanifold.runs.launch import JOINED, JobBoard
 from submanifold.config.schema import LaunchSettings
-board = Board(LaunchSettings(machines=2, address={address!r}), Path({str(tmp_path)!r}))
+board = JobBoard(LaunchSettings(machines=2, address={address!r}), Path({str(tmp_path)!r}))
 while board.store.add(JOINED, 0) < 1:
     time.sleep(0.1)
-print("joined", flush=True)
-time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", first], stdout=subprocess.PIPE) as run:
-        other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        assert run.stdout.readline() == b"joined\n"
-        run.kill()
-    said, _ = other.communicate(timeout=30)
-    assert f"The run at {address} is gone" in said
+    other = subprocess.Popen([sys.executable, "-c", JOIN.format(address, tmp_path)])
+    subprocess.run([sys.executable, "-c", run], check=True, timeout=60)
+    assert other.wait(timeout=30) == 0
 
 
 @pytest.mark.parametrize("address", ["here", "here:", ":29400", "here:port"])
-def test_what_is_no_address_is_refused(address, tmp_path):
-    with pytest.raises(UserError, match="Allowed: <host>:<port>"):
+def test_invalid_address_is_rejected(address, tmp_path):
+    with pytest.raises(UserError, match="ADDRESS: expected <host>:<port>"):
         join(address, tmp_path)
 
 
-def posted(job_of, tmp_path, forge):
-    """Join a store in which a job stands that is not of this project."""
+def join_forged(function, tmp_path, signature):
+    """Join a store with a job that the project did not sign."""
     place = tmp_path / "job"
     place.mkdir()
-    (place / "job.json").write_text(json.dumps({"function": job_of, "arguments": []}))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    store = dist.TCPStore("localhost", port, is_master=True, wait_for_workers=False)
-    store.set("job 1", forge(place))
-    join(f"localhost:{port}", tmp_path)
-
-
-def signed(project, place):
-    return launch._sign(launch._secret(project), 1, str(place)) + str(place)
+    (place / "job.json").write_text(json.dumps({"function": function, "arguments": []}))
+    address = free_address()
+    store = dist.TCPStore(
+        *address.split(":")[:1], int(address.split(":")[1]), is_master=True, wait_for_workers=False
+    )
+    store.set("job 1", signature(place) + str(place))
+    join(address, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "forge",
+    "signature",
     [
-        lambda place: f"{place}",
-        lambda place: "0" * 64 + f"{place}",
-        lambda place: launch._sign(b"another secret", 1, str(place)) + str(place),
+        lambda place: "",
+        lambda place: "é" * 64,
+        lambda place: "0" * 64,
+        lambda place: launch._sign(b"another secret", 1, place),
     ],
-    ids=["unsigned", "zeros", "another secret"],
+    ids=["none", "not ASCII", "zeros", "another secret"],
 )
-def test_a_job_without_the_projects_signature_is_refused(tmp_path, monkeypatch, forge):
-    monkeypatch.setattr(launch, "_launch", lambda *_: pytest.fail("it was called"))
-    with pytest.raises(UserError, match=r"signature|not there"):
-        posted("os:system", tmp_path, forge)
+def test_job_without_the_projects_signature_is_rejected(tmp_path, monkeypatch, signature):
+    monkeypatch.setattr(launch, "_run_processes", lambda *_: pytest.fail("it was called"))
+    with pytest.raises(UserError, match=r"signature|does not exist"):
+        join_forged("submanifold.runs.launch:join", tmp_path, signature)
 
 
-def test_the_secret_is_for_its_owner_alone(tmp_path):
+def test_secret_is_readable_only_by_its_owner(tmp_path):
     assert launch._secret(tmp_path) == launch._secret(tmp_path) != b""
     assert (tmp_path / launch.SECRET).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_machine_that_joins_calls_functions_of_the_package_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "_launch", lambda *_: pytest.fail("it was called"))
-    with pytest.raises(UserError, match=r"function=os:system: expected a function of submanifold"):
-        posted("os:system", tmp_path, lambda place: signed(tmp_path, place))
+def test_joined_machine_calls_only_functions_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_run_processes", lambda *_: pytest.fail("it was called"))
+    with pytest.raises(UserError, match=r"expected one of submanifold, got os:system"):
+        join_forged("os:system", tmp_path, lambda p: launch._sign(launch._secret(tmp_path), 1, p))
 
 
-def test_processes_of_one_machine_are_reached_by_the_loopback_interface_alone():
-    with launch._store(LaunchSettings(processes=2)) as address:
-        port = int(address.rpartition(":")[2])
-        rows = [
-            line.split()
-            for name in ("tcp", "tcp6")
-            for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
-        ]
-    _condition_on_noise = [
-        row[1] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"
+def listening_addresses(device):
+    """Return the local addresses on which this process accepts connections."""
+    inodes = {
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if Path(f"/proc/self/fd/{fd}").is_symlink()
+    }
+    rows = [line.split() for name in ("tcp", "tcp6")
+            for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]  # fmt: skip
+    return [
+        row[1].partition(":")[0]
+        for row in rows
+        if row[3] == "0A" and f"socket:[{row[9]}]" in inodes
     ]
-    assert _condition_on_noise == [f"0100007F:{port:04X}"]  # 127.0.0.1
 
 
-def test_folders_of_killed_launches_are_removed(tmp_path):
+def test_processes_of_one_machine_listen_on_the_loopback_interface_only(tmp_path):
+    found = call(TWO, listening_addresses, CPU, folder=tmp_path)
+    assert {*found} == {"0100007F"}  # 127.0.0.1
+
+
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left, mine, foreign = (
-        tmp_path / f"{launch._PREFIX}{ended.pid}-abc",
-        tmp_path / f"{launch._PREFIX}{os.getpid()}-abc",
+        tmp_path / f"{launch.FOLDER}{ended.pid}-abc",
+        tmp_path / f"{launch.FOLDER}{os.getpid()}-abc",
         tmp_path / f".processes-elsewhere-{ended.pid}-abc",
     )
     for each in left, mine, foreign:
         each.mkdir()
-    launch._remove_left(tmp_path)
+    launch._remove_abandoned(tmp_path)
     assert [left.exists(), mine.exists(), foreign.exists()] == [False, True, True]
 
 
-def test_a_port_that_is_taken_is_named(tmp_path):
+def test_used_port_is_reported(tmp_path):
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
         taken.listen()
         how = LaunchSettings(machines=2, address=f"localhost:{taken.getsockname()[1]}")
-        with pytest.raises(UserError, match=r"launch.address=.* cannot be listened at"):
-            launch.Board(how, tmp_path)
+        with pytest.raises(UserError, match=r"launch.address: expected .* a free port"):
+            launch.JobBoard(how, tmp_path)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
+def test_batch_that_cannot_be_divided_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "parts", lambda: 3)
     with pytest.raises(UserError, match=r"16 rows cannot be shared by 1 processes in 3 parts"):
         train(ALONE, tmp_path, "three")
 
 
-def test_a_training_that_fails_says_why(tmp_path):
+def test_error_of_a_process_is_raised(tmp_path):
     with pytest.raises(UserError, match=r"Lower training.learning_rate"):
         train(TWO, tmp_path, "wild", learning_rate=1e30, clip=None)
 
 
-def test_a_process_that_dies_ends_all_with_a_message_and_loses_nothing(tmp_path, monkeypatch):
+def test_dead_process_ends_the_others_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     killed = []
 
     def kill(name, step, row):
         if "valid.loss" in row and not killed:
-            children = os.popen(f"ps -o pid= --ppid {os.getpid()}").read().split()
-            workers = [int(pid) for pid in children if is_worker(pid)]
-            killed.append(workers[-1])
-            os.kill(killed[0], signal.SIGKILL)
+            killed.append(multiprocessing.active_children()[-1])
+            killed[0].kill()
 
-    def is_worker(pid):
-        try:
-            return b"submanifold.runs.launch" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            return False
-
-    monkeypatch.setattr(launch, "LOOK", 0.01)
-    with pytest.raises(UserError, match="give the command again to go on"):
+    monkeypatch.setattr(launch, "POLL", 0.01)
+    with pytest.raises(UserError, match="repeat the command to continue"):
         train(TWO, tmp_path, "dies", kill, validate_every=6, steps=5000)
     assert killed
+    assert multiprocessing.active_children() == []
     assert (tmp_path / "dies" / "last.safetensors").exists()
 
 
-def test_what_the_callback_raises_ends_all(tmp_path, monkeypatch):
+def test_exception_of_the_callback_ends_the_processes(tmp_path, monkeypatch):
     def stop(name, step, row):
         if "valid.loss" in row:
             raise ZeroDivisionError
 
-    monkeypatch.setattr(launch, "LOOK", 0.01)
+    monkeypatch.setattr(launch, "POLL", 0.01)
     with pytest.raises(ZeroDivisionError):
         train(TWO, tmp_path, "stopped", stop, validate_every=6, steps=5000)
     assert list((tmp_path / "stopped").glob("*.safetensors"))  # the last, or the one before
 
 
-def test_what_is_passed_comes_back_as_it_was(tmp_path):
+def test_arguments_are_restored_from_files(tmp_path):
     rows, _ = images(tmp_path)
-    values = {"rows": rows, 3: (1, [None, 0.1, Path("/a"), CPU]), "how": phase(), "part": rows[3:9]}
-    found = launch._unpack(launch._pack(values, tmp_path))
-    assert found["how"] == values["how"]
-    assert found[3] == (1, [None, 0.1, Path("/a"), CPU])
+    values = {
+        "rows": rows,
+        "all": [1, None, 0.1, Path("/a"), CPU],
+        "settings": phase(),
+        "part": rows[3:9],
+    }
+    (tmp_path / "job.json").write_text(launch._to_json(values, tmp_path))
+    found = launch._from_json(tmp_path / "job.json")
+    assert found["settings"] == values["settings"]
+    assert found["all"] == values["all"]
+    assert found["rows"].filename == str(tmp_path / "train.npy")
     assert np.array_equal(found["rows"], rows)
     assert np.array_equal(found["part"], rows[3:9])
-    assert next(iter(Batches(found["rows"], 4))).shape == (4, 3, 8, 8)

@@ -1,31 +1,28 @@
-"""Call a function in several processes on one machine or more.
+"""Calls a function in several processes, on one machine or more (torch.distributed).
 
-torch's elastic launcher starts and supervises the processes. Arguments and results are files in a
-folder that all machines see, so that nothing is unpickled. A machine that joins calls functions of
-this package only, of jobs that are signed with a secret in the project's folder. The processes of
-one machine talk over its loopback interface. Those of several machines talk without encryption, as
-all of torch.distributed: use a network that you trust.
+Arguments and results are JSON and array files in a folder that all machines can read; nothing is
+unpickled from it. A machine that joins (:func:`join`) calls only functions of this package, in jobs
+that are signed with a secret in the project's folder. The processes of one machine use its loopback
+interface. Several machines communicate unencrypted, as all of torch.distributed: use a trusted
+network.
 """
 
-import atexit
-import contextlib
 import functools
 import hmac
 import importlib
+import itertools
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +30,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from kedro.utils import find_kedro_project
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch import multiprocessing
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from submanifold.common import distributed
 from submanifold.common.errors import UserError
@@ -43,17 +39,17 @@ from submanifold.common.files import atomic_write, is_alive, read_json, write_js
 from submanifold.common.processes import cores, terminate_with_parent
 from submanifold.common.settings import Settings
 from submanifold.config.schema import LaunchSettings
-from submanifold.models.model import Model
+from submanifold.models import Model
 from submanifold.training.trainer import Row
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-LOOK = 0.5  # seconds between looks for new rows, and for a new job
-PATIENCE = timedelta(days=1)  # for other machines, which a scheduler may start later
-JOINED, ENDED = "joined", "ended"
+POLL = 0.2  # seconds between checks for ended processes, log rows and jobs
+JOIN_TIMEOUT = timedelta(days=1)  # a scheduler may start the machines at different times
+JOINED = "joined"
 SECRET = Path("data/.join-secret")
 PACKAGE = "submanifold"
+FOLDER = f".processes-{socket.gethostname()}-"
 
 Log = Callable[[str, int, Row], None]
 
@@ -65,190 +61,218 @@ def call(
     folder: Path,
     on_log: Log | None = None,
 ) -> Any:
-    """Call a function in every process, and return what the first returns.
+    """Call a function in every process and return the result of the first.
 
     Args:
-        launch: How many processes, and in how many parts each computes its share of a training
-            batch. One process is this one.
-        function: Of this package; its processes share rows by
-        :mod:`submanifold.common.distributed`.
-        *arguments: Its own: models, arrays, settings, paths, devices, and what is JSON-able. One of
-            the devices says where all compute.
-        folder: Where files are passed, which all machines see.
-        on_log: Called with the rows that the first process logs; the function takes it as
-            ``on_log``. What it raises ends all.
+        launch: Number of processes and machines. A single process is the current one.
+        function: A function of a module; its processes divide the work by
+            :mod:`submanifold.common.distributed`.
+        *arguments: Models, arrays, settings, paths, devices, and JSON values. Tuples become lists.
+        folder: Folder for temporary files, on a file system that all machines share.
+        on_log: Called with the rows that the first process logs; passed to the function under this
+            name. An exception raised in it ends the processes.
 
     Raises:
-        UserError: The function's own, there are fewer GPUs, or a process died.
+        UserError: The function raised it, there are too few GPUs, or a process died.
     """
-    logged = {} if on_log is None else {"on_log": on_log}
     if launch.processes * launch.machines == 1:
         with distributed.in_parts(launch.grad_accumulation_steps):
-            return function(*arguments, **logged)
-    devices = [each for each in arguments if isinstance(each, torch.device)]
-    on_gpus = devices[0].type == "cuda"
+            return function(*arguments, **({} if on_log is None else {"on_log": on_log}))
+    on_gpus = any(isinstance(each, torch.device) and each.type == "cuda" for each in arguments)
     if on_gpus and torch.cuda.device_count() < launch.processes:
         raise UserError(
-            f"launch.processes={launch.processes}, but there are {torch.cuda.device_count()} GPUs. "
-            "Allowed: one for each process. Change it with --params=launch.processes=<number>."
+            f"launch.processes: expected at most {torch.cuda.device_count()}, the number of GPUs, "
+            f"got {launch.processes}. Change it with --params=launch.processes=<number>."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_left(folder)
-    prefix = f"{_PREFIX}{os.getpid()}-"
-    with (
-        _store(launch) as address,
-        tempfile.TemporaryDirectory(dir=folder.absolute(), prefix=prefix) as name,
-    ):
+    _remove_abandoned(folder)
+    prefix = f"{FOLDER}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(dir=folder.absolute(), prefix=prefix) as name:
         place = Path(name)
         job = {
-            "function": f"{function.__module__}:{function.__qualname__}",
-            "arguments": [_pack(each, place) for each in arguments],
+            "function": f"{function.__module__}:{function.__qualname__}", "arguments": arguments,
             "on_gpus": on_gpus, "logs": on_log is not None,
-            "processes": launch.processes, "machines": launch.machines,
-            "grad_accumulation_steps": launch.grad_accumulation_steps,
-            "address": address,
+            **launch.model_dump(include={"processes", "machines", "address",
+                                         "grad_accumulation_steps"}),
         }  # fmt: skip
-        write_json(place / "job.json", job)
+        (place / "job.json").write_text(_to_json(job, place))
         if launch.machines > 1:
-            job_board(launch, project_of(folder)).post(place)
-        with _rows_passed_on(place / "rows.jsonl", on_log) as ended:
-            try:
-                _launch(place, job, machine=0)
-            except SystemExit:
-                if ended:
-                    raise ended[0] from None
-                raise
-        return _unpack(read_json(place / "result.json"))
+            job_board(launch, _project_of(folder)).post(place)
+        _run_processes(place, launch.processes, 0, on_log)
+        return _from_json(place / "result.json")
 
 
-_PREFIX = f".processes-{socket.gethostname()}-"
-
-
-def _remove_left(folder: Path) -> None:
-    """Remove what killed launches of this machine have left in a folder."""
-    for path in folder.glob(f"{_PREFIX}*"):
-        owner = re.match(r"\d+", path.name.removeprefix(_PREFIX))
-        if owner and not is_alive(int(owner[0])):
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary folders of killed processes of this machine."""
+    for path in folder.glob(f"{FOLDER}*"):
+        if not is_alive(int(path.name.removeprefix(FOLDER).partition("-")[0])):
             shutil.rmtree(path, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _store(launch: LaunchSettings) -> Iterator[str]:
-    """Give the address of the launcher's store, on the loopback interface unless one is set.
-
-    The launcher's own store is a part of it (``multi_tenant``) and would listen on all interfaces.
-    """
-    if launch.address is not None:
-        yield launch.address
-        return
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    host, port = listener.getsockname()
-    store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True,
-                          master_listen_fd=listener.detach())  # fmt: skip
-    yield f"{host}:{port}"
-    del store  # which listens as long as it is there
-
-
-def project_of(folder: Path) -> Path:
-    """Find the project that a folder belongs to.
-
-    Raises:
-        UserError: It belongs to none.
-    """
-    project = find_kedro_project(folder.absolute())
-    if project is None:
-        raise UserError(f"{folder}: expected a folder in a Kedro project, which machines share.")
-    return Path(project)
-
-
-def _launch(place: Path, job: dict[str, Any], machine: int) -> None:
-    """Start this machine's processes, and wait until they have ended."""
-    config = LaunchConfig(
-        min_nodes=job["machines"], max_nodes=job["machines"], nproc_per_node=job["processes"],
-        max_restarts=0, monitor_interval=0.2, rdzv_backend="static", run_id=place.name,
-        rdzv_endpoint=job["address"], rdzv_configs={"rank": machine, "timeout": 900},
-    )  # fmt: skip
-    in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in SIGNALS} if in_main else {}
+def _run_processes(place: Path, processes: int, machine: int, on_log: Log | None = None) -> None:
+    """Run a job's processes on this machine until they have ended."""
+    context = multiprocessing.get_context("spawn")
+    rows = context.SimpleQueue()
+    arguments = (str(place), machine, os.getpid(), rows)
+    running = multiprocessing.start_processes(
+        _work, arguments, processes, join=False, daemon=True, start_method="spawn"
+    )
     try:
-        elastic_launch(config, sys.executable)("-m", __name__, str(place), str(os.getpid()))
-    except ChildFailedError as error:
-        told = read_json(place / "mistake.json")
-        if told is not None:
-            raise UserError(told) from error
-        first = error.get_first_failure()[1]
+        ended = False
+        while not ended:
+            ended = running.join(timeout=POLL)
+            while not rows.empty():
+                row = rows.get()
+                if on_log is not None:
+                    on_log(*row)
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        if (message := read_json(place / "error.json")) is not None:
+            raise UserError(message) from error
+        if isinstance(error, ProcessRaisedException):
+            log.error("%s", error)
         raise UserError(
-            f"Process {first.local_rank} of {job['processes']} ended with exit code "
-            f"{first.exitcode}. What was trained up to the last checkpoint is kept: give the "
-            "command again to go on, or set launch.processes lower."
+            f"Process {error.error_index} of {processes} failed. The training is saved up to the "
+            "last checkpoint: repeat the command to continue, or lower launch.processes."
         ) from error
-    except SignalException as error:
-        raise SystemExit(128 + error.sigval) from error
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for process in running.processes:
+            process.terminate()
+        for process in running.processes:
+            process.join(30)
+            process.kill()
 
 
-class Board:
-    """The first machine's jobs for the others, in a store of torch's on its address.
+def _work(local_rank: int, name: str, machine: int, parent: int, rows: SimpleQueue) -> None:
+    """Compute a job as one of its processes."""
+    terminate_with_parent(parent)
+    place = Path(name)
+    job = _from_json(place / "job.json")
+    rank, size = machine * job["processes"] + local_rank, job["machines"] * job["processes"]
+    if job["on_gpus"]:
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() // job["processes"]))
+    store: dist.Store
+    if job["machines"] == 1:
+        store = dist.FileStore(str(place / "store"), size)
+        loopback = next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
+    else:
+        store = dist.PrefixStore(place.name, _connect(job["address"]))
+    dist.init_process_group(
+        "nccl" if job["on_gpus"] else "gloo", store=store, rank=rank, world_size=size
+    )
+    if rank > 0:
+        logging.disable()
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  no progress bar
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        result = _call(job, local_rank, lambda *row: rows.put(row) if rank == 0 else None)
+        if rank == 0:
+            (place / "result.json").write_text(_to_json(result, place))
+    except UserError as error:
+        write_json(place / "error.json", str(error))
+        raise SystemExit(1) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _call(job: dict[str, Any], local_rank: int, on_log: Log) -> Any:
+    arguments = [
+        torch.device("cuda", local_rank) if isinstance(each, torch.device) and job["on_gpus"]
+        else each for each in job["arguments"]
+    ]  # fmt: skip
+    with distributed.in_parts(job["grad_accumulation_steps"]):
+        logs = {"on_log": on_log if distributed.rank() == 0 else None} if job["logs"] else {}
+        return _import(job["function"])(*arguments, **logs)
+
+
+# ---- several machines
+
+
+class JobBoard:
+    """Announces the jobs of a run to the machines that join it, in a TCPStore at its address.
 
     Args:
-        launch: The address, and how many machines there are.
+        launch: Address and number of machines.
         project: The project, whose secret signs the jobs.
     """
 
     def __init__(self, launch: LaunchSettings, project: Path) -> None:
-        self.secret = _secret(project)
-        self.address, self.others, self.jobs = launch.address, launch.machines - 1, 0
-        host, _, port = str(launch.address).rpartition(":")
+        self.secret, self.jobs = _secret(project), 0
+        self.address, self.others = str(launch.address), launch.machines - 1
         try:
-            self.store = dist.TCPStore(  # of which the launcher's own is a part
-                host, int(port), is_master=True, wait_for_workers=False, multi_tenant=True
-            )
-        except (dist.DistNetworkError, RuntimeError) as error:
+            self.store = _connect(self.address, is_master=True)
+        except (dist.DistError, RuntimeError) as error:
             raise UserError(
-                f"launch.address={launch.address} cannot be listened at: {error}. Allowed: a name "
-                "of this machine and a free port. Change it with --params=launch.address=<host>:"
-                "<port>."
+                f"launch.address: expected a host name of this machine and a free port, got "
+                f"{self.address} ({error}). Change it with --params=launch.address=<host>:<port>."
             ) from error
-        atexit.register(self.end)
 
     def post(self, place: Path) -> None:
-        """Tell all others of a job, once they are there."""
-        told = 0.0
+        """Announce a job when all machines have joined."""
+        logged = -60.0
         while (joined := self.store.add(JOINED, 0)) < self.others:
-            if time.monotonic() - told > 60:
-                told = time.monotonic()
-                log.info("Waiting for %d of %d other machines: give `kedro join %s` on each",
+            if time.monotonic() - logged >= 60:
+                logged = time.monotonic()
+                log.info("Waiting for %d of %d other machines: run `kedro join %s` on each",
                          self.others - joined, self.others, self.address)  # fmt: skip
-            time.sleep(LOOK)
-        self._set(str(place))
-
-    def _set(self, place: str) -> None:
+            time.sleep(POLL)
         self.jobs += 1
-        self.store.set(f"job {self.jobs}", _sign(self.secret, self.jobs, place) + place)
-
-    def end(self) -> None:
-        """Let the others go."""
-        with contextlib.suppress(dist.DistError, RuntimeError):
-            self._set("")
-            deadline = time.monotonic() + 10 * LOOK
-            while self.store.add(ENDED, 0) < self.store.add(JOINED, 0) and (
-                time.monotonic() < deadline
-            ):
-                time.sleep(LOOK / 5)
+        self.store.set(f"job {self.jobs}", _sign(self.secret, self.jobs, place) + str(place))
 
 
 @functools.cache
-def job_board(launch: LaunchSettings, project: Path) -> Board:
-    """The board of this process's run."""
-    return Board(launch, project)
+def job_board(launch: LaunchSettings, project: Path) -> JobBoard:
+    """Return the board of this process's run."""
+    return JobBoard(launch, project)
+
+
+def join(address: str, project: Path) -> None:
+    """Compute for a run on another machine until it ends.
+
+    Args:
+        address: The run's ``launch.address``.
+        project: The project, on a file system that both machines share.
+
+    Raises:
+        UserError: The address is invalid, or a job is not one of the project.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"ADDRESS: expected <host>:<port>, as in launch.address, got {address}.")
+    secret = _secret(project)
+    log.info("Waiting for the run at %s", address)
+    store = _connect(address, timeout=JOIN_TIMEOUT)
+    machine = store.add(JOINED, 1)
+    log.info("Joined the run at %s as machine %d", address, machine)
+    for number in itertools.count(1):
+        try:
+            while not store.check([f"job {number}"]):
+                time.sleep(POLL)
+            announced = store.get(f"job {number}").decode(errors="replace")
+        except (dist.DistError, RuntimeError):
+            log.info("The run at %s has ended", address)
+            return
+        place = _verified(announced, secret, number, project)
+        job: dict[str, Any] = read_json(place / "job.json")
+        check_function(job["function"])
+        log.info("%s", job["function"].rpartition(":")[2])
+        try:
+            _run_processes(place, job["processes"], machine)
+        except UserError as error:
+            log.error("%s", error)  # the first machine ends the run or announces another job
+
+
+def _connect(address: str, is_master: bool = False, **options: Any) -> dist.TCPStore:
+    host, _, port = address.rpartition(":")
+    return dist.TCPStore(host, int(port), is_master=is_master, wait_for_workers=False, **options)
 
 
 def _secret(project: Path) -> bytes:
-    """Read the secret that machines share by their file system; the first of them writes it."""
+    """Read the secret of a project; create it if it is missing."""
     path = project / SECRET
     if not path.exists():
         with atomic_write(path, keep=True) as partial:
@@ -257,232 +281,104 @@ def _secret(project: Path) -> bytes:
     return path.read_bytes()
 
 
-def _sign(secret: bytes, number: int, place: str) -> str:
-    """Sign a job's number, folder and file, as 64 hexadecimal digits."""
-    job = (Path(place) / "job.json").read_bytes() if place else b""
+def _sign(secret: bytes, number: int, place: Path) -> str:
+    """Return the HMAC of a job's number, folder and content, as 64 hexadecimal digits."""
+    job = (place / "job.json").read_bytes()
     return hmac.digest(secret, f"{number}\n{place}\n".encode() + job, "sha256").hex()
 
 
-def join(address: str, project: Path) -> None:
-    """Compute for the run of another machine, until it has ended.
-
-    Args:
-        address: Its ``launch.address``.
-        project: The project, in the same place as that machine's.
-
-    Raises:
-        UserError: The address is not one, the run is gone, or a job is not of the same project.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"{address} is no address. Allowed: <host>:<port>, as launch.address says.")
-    secret = _secret(project)
-    gone = f"The run at {address} is gone. Give its command again, and then this one."
-    log.info("Waiting for the run at %s", address)
-    try:
-        store = dist.TCPStore(host, int(port), is_master=False, timeout=PATIENCE)
-        machine = store.add(JOINED, 1)
-        log.info("Joined the run at %s as machine %d", address, machine)
-        number = 1
-        while True:
-            while not store.check([f"job {number}"]):
-                time.sleep(LOOK)
-            said = store.get(f"job {number}").decode(errors="replace")
-            signature, name = said[:64], said[64:]
-            place = Path(name)
-            if name and not (place / "job.json").is_file():
-                raise UserError(f"{place} is not there: all machines need the same file system.")
-            if not hmac.compare_digest(signature, _sign(secret, number, name)):
-                raise UserError(
-                    f"{address}: expected jobs of the project in {project}, got one without its "
-                    "signature. Give `kedro join` in the project of the run, whose "
-                    f"{SECRET} both machines read."
-                )
-            if not name:
-                store.add(ENDED, 1)
-                return
-            job: dict[str, Any] = read_json(place / "job.json")
-            check_function(job["function"])
-            log.info("%s", job["function"].rpartition(":")[2])
-            try:
-                _launch(place, job, machine)
-            except UserError as error:
-                log.error("%s", error)  # the first machine ends the run, or gives another job
-            number += 1
-    except (dist.DistError, RuntimeError) as error:
-        raise UserError(gone) from error
+def _verified(announced: str, secret: bytes, number: int, project: Path) -> Path:
+    """Return the folder of a job whose signature is valid."""
+    signature, place = announced[:64], Path(announced[64:])
+    if not (place / "job.json").is_file():
+        raise UserError(f"{place} does not exist: all machines need the same file system.")
+    if not hmac.compare_digest(signature.encode(), _sign(secret, number, place).encode()):
+        raise UserError(
+            f"{place}: expected a job signed by the project in {project}, got another signature. "
+            f"Run `kedro join` in the project of the run: both machines read its {SECRET}."
+        )
+    return place
 
 
-def _work(name: str, parent: int) -> None:
-    """What each process does."""
-    terminate_with_parent(parent)
-    place = Path(name)
-    job: dict[str, Any] = read_json(place / "job.json")
-    local = int(os.environ["LOCAL_RANK"])
-    if job["on_gpus"]:
-        torch.cuda.set_device(local)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    if job["machines"] == 1:
-        for library in ("GLOO", "NCCL"):
-            os.environ.setdefault(f"{library}_SOCKET_IFNAME", _loopback())
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    dist.init_process_group(
-        "nccl" if job["on_gpus"] else "gloo",
-        store=dist.PrefixStore(f"{name}/processes", dist.TCPStore(*address, is_master=False)),
-        rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
-    )  # fmt: skip
-    if distributed.rank() > 0:
-        logging.disable()
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  progress is the first's
-    else:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        _call(place, job, local)
-    except UserError as error:
-        write_json(place / "mistake.json", str(error))
-        raise SystemExit(1) from error
-    finally:
-        dist.destroy_process_group()
-
-
-def _loopback() -> str:
-    """Name the loopback interface."""
-    return next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
-
-
-def _named(name: str) -> Any:
-    """Find a function, or a class of settings, by ``module:name``."""
-    module, _, name = name.partition(":")
-    return getattr(importlib.import_module(module), name)
+def _project_of(folder: Path) -> Path:
+    project = find_kedro_project(folder.absolute())
+    if project is None:
+        raise UserError(f"{folder}: expected a folder in a Kedro project, which machines share.")
+    return Path(project)
 
 
 def check_function(name: str) -> None:
-    """Check that a machine that joins may call a function: it is one of this package.
+    """Check that a function belongs to this package.
 
     Raises:
-        UserError: It is not.
+        UserError: It does not.
     """
     if name.partition(":")[0].partition(".")[0] != PACKAGE:
-        raise UserError(f"function={name}: expected a function of {PACKAGE}. Nothing was called.")
+        raise UserError(f"function: expected one of {PACKAGE}, got {name}. It was not called.")
 
 
-def _call(place: Path, job: dict[str, Any], local: int) -> None:
-    function = _named(job["function"])
-    arguments = [_unpack(each) for each in job["arguments"]]
-    if job["on_gpus"]:
-        arguments = [torch.device("cuda", local) if isinstance(each, torch.device) else each
-                     for each in arguments]  # fmt: skip
-    logged: dict[str, Any] = {"on_log": None} if job["logs"] else {}
-    if job["logs"] and distributed.rank() == 0:
-        rows = open(place / "rows.jsonl", "a")  # noqa: SIM115  until the process ends
-
-        def on_log(name: str, step: int, row: Row) -> None:
-            rows.write(json.dumps([name, step, row]) + "\n")
-            rows.flush()
-
-        logged = {"on_log": on_log}
-    with distributed.in_parts(job["parts"]):
-        result = function(*arguments, **logged)
-    if distributed.rank() == 0:
-        write_json(place / "result.json", _pack(result, place))
+# ---- arguments and results as files
 
 
-def _pack(value: Any, place: Path) -> Any:
-    """Make a value JSON-able; models and arrays are files."""
-    if isinstance(value, Model):
-        file = _free(place, ".safetensors")
-        value.save(file)
-        return {"model": str(file)}
-    if isinstance(value, np.ndarray):
-        return {"array": _as_file(value, place)}
-    if isinstance(value, Settings):
-        kind = type(value)
-        return {"settings": [f"{kind.__module__}:{kind.__name__}", value.model_dump(mode="json")]}
-    if isinstance(value, Path):
-        return {"path": str(value.absolute())}
-    if isinstance(value, torch.device):
-        return {"device": str(value)}
-    if isinstance(value, dict):
-        return {"dict": [[key, _pack(each, place)] for key, each in value.items()]}
-    if isinstance(value, tuple | list):
-        return {type(value).__name__: [_pack(each, place) for each in value]}
-    return value
+def _to_json(value: Any, place: Path) -> str:
+    """Return a value as JSON; models and arrays are saved to files in ``place``."""
+
+    def file(ending: str) -> Path:
+        return place / f"{len(list(place.iterdir()))}{ending}"
+
+    def encode(value: Any) -> dict[str, Any]:
+        if isinstance(value, Model):
+            path = file(".safetensors")
+            value.save(path)
+            return {"model": str(path)}
+        if isinstance(value, np.ndarray):
+            return {"array": str(_mapped_file(value) or _save_array(file(".npy"), value))}
+        if isinstance(value, Settings):
+            kind = type(value)
+            name = f"{kind.__module__}:{kind.__name__}"
+            return {"settings": [name, value.model_dump(mode="json")]}
+        if isinstance(value, Path):
+            return {"path": str(value.absolute())}
+        if isinstance(value, torch.device):
+            return {"device": str(value)}
+        raise TypeError(f"{type(value)} cannot be passed to another process")
+
+    return json.dumps(value, default=lambda each: {"__type__": encode(each)})
 
 
-def _unpack(packed: Any) -> Any:
-    """Make the value that :func:`_pack` was given."""
-    if not isinstance(packed, dict):
-        return packed
-    ((kind, content),) = packed.items()
-    if kind == "settings":
-        name, values = content
-        return _named(name)(**values)
-    made: dict[str, Callable[[Any], Any]] = {
+def _from_json(path: Path) -> Any:
+    """Return the value that :func:`_to_json` wrote."""
+    decode: dict[str, Callable[[Any], Any]] = {
         "model": lambda file: Model.load(Path(file)),
         "array": lambda file: np.load(file, mmap_mode="c"),
+        "settings": lambda content: _import(content[0])(**content[1]),
         "path": Path,
         "device": torch.device,
-        "dict": lambda pairs: {key: _unpack(each) for key, each in pairs},
-        "tuple": lambda each: tuple(map(_unpack, each)),
-        "list": lambda each: list(map(_unpack, each)),
     }
-    return made[kind](content)
+
+    def hook(value: dict[str, Any]) -> Any:
+        if "__type__" not in value:
+            return value
+        ((kind, content),) = value["__type__"].items()
+        return decode[kind](content)
+
+    return json.loads(path.read_text(), object_hook=hook)
 
 
-def _as_file(array: np.ndarray, place: Path) -> str:
-    """The file that an array is a map of, or one that it is written to."""
-    if isinstance(array, np.memmap) and str(array.filename).endswith(".npy"):
-        path = Path(str(array.filename)).absolute()
-        if np.load(path, mmap_mode="r").shape == array.shape:  # or it is a part of the file
-            return str(path)
-    file = _free(place, ".npy")
-    np.save(file, array)
-    return str(file)
+def _save_array(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
 
 
-def _free(place: Path, ending: str) -> Path:
-    return place / f"{len(list(place.iterdir()))}{ending}"
+def _mapped_file(array: np.ndarray) -> Path | None:
+    """Return the ``.npy`` file that an array is a map of, unless it is a part of the file."""
+    if not isinstance(array, np.memmap) or not str(array.filename).endswith(".npy"):
+        return None
+    path = Path(str(array.filename)).absolute()
+    return path if np.load(path, mmap_mode="r").shape == array.shape else None
 
 
-@contextlib.contextmanager
-def _rows_passed_on(path: Path, on_log: Log | None) -> Iterator[list[BaseException]]:
-    """Hand the rows that the first process writes to a callback of this one, as they come.
-
-    What it raises is in the list that this gives, and a SIGTERM ends the launch.
-    """
-    raised: list[BaseException] = []
-    if on_log is None:
-        yield raised
-        return
-    ended, read = threading.Event(), 0
-
-    def pass_on() -> None:
-        nonlocal read
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        for line in whole[read:]:
-            on_log(*json.loads(line))
-        read = len(whole)
-
-    def follow() -> None:
-        try:
-            while not ended.wait(LOOK):
-                pass_on()
-        except BaseException as error:
-            raised.append(error)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield raised
-    finally:
-        ended.set()
-        thread.join()
-        if not raised:
-            pass_on()
-
-
-if __name__ == "__main__":
-    _work(sys.argv[1], int(sys.argv[2]))
+def _import(name: str) -> Any:
+    """Import a function or class by ``module:name``."""
+    module, _, name = name.partition(":")
+    return getattr(importlib.import_module(module), name)
