@@ -1,1 +1,1 @@
-"""What is measured on test data, with counts and intervals."""
+"""Metrics on test data with confidence intervals, baselines, sample quality and OOD detection."""

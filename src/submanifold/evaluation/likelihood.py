@@ -1,4 +1,4 @@
-"""Exact densities on held-out data, and the bound on the bits that they make."""
+"""Log-densities of held-out data and the importance-weighted bound on bits per dimension."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -15,28 +15,35 @@ from submanifold.flows import noise_conditioning
 from submanifold.models import Model
 from submanifold.models.model import bits_per_dim
 
-BATCH = 256
+BATCH_SIZE = 256
+"""Events in a batch of encodings, projections or samples."""
 
 
 @torch.no_grad()
-def per_event(measure: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> np.ndarray:
-    """Apply a measure to every batch and gather its values, one for each event, as (N,) float64.
+def per_event(function: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> np.ndarray:
+    """Apply a function (batch, ...) -> (batch,) to every batch; return (N,) float64.
 
-    Several processes (:mod:`submanifold.common.distributed`) share the rows of each batch.
+    Several processes (:mod:`submanifold.common.distributed`) split each batch.
     """
-    found = [distributed.by_rows(measure, batch).double() for batch in batches]
-    return torch.cat(found).cpu().numpy()
+    values = [distributed.by_rows(function, batch).double() for batch in batches]
+    return torch.cat(values).cpu().numpy()
 
 
 def importance_log_prob(log_probs: np.ndarray) -> np.ndarray:
-    r"""Tighten the bound on a byte image's log-probability with K dequantisation draws.
+    r"""Compute the importance-weighted bound on log P(x) of a uint8 image from K noise draws.
 
     .. math:: \log P(x) = \log \int_{[0,1)^D} p(x + \epsilon)\, d\epsilon
               \ge \mathrm{E} \log \frac1K \sum_k p(x + \epsilon_k)
 
-    K = 1 is the usual bound; it grows with K in expectation and meets log P(x) in the limit
-    (Burda et al. 2016, theorem 1; Hoogeboom et al. 2020 for dequantisation). From (K, N) nats to
-    (N,); both lack the volume of a pixel's bin, which bits per dimension add.
+    K = 1 is the usual bound. The bound increases with K in expectation and converges to log P(x)
+    (Burda et al. 2016, theorem 1; Hoogeboom et al. 2020 for dequantization). The volume of a
+    quantization bin is not included; bits per dimension add it.
+
+    Args:
+        log_probs: Log-densities in nats, (K, N).
+
+    Returns:
+        The bound in nats, (N,).
     """
     return scipy.special.logsumexp(log_probs, axis=0) - np.log(len(log_probs))
 
@@ -44,23 +51,27 @@ def importance_log_prob(log_probs: np.ndarray) -> np.ndarray:
 def dequantized_log_probs(
     model: Model, images: np.ndarray, draws: int, device: str | torch.device
 ) -> np.ndarray:
-    """Log-density of uint8 images (N, ...) with K dequantisation noises, (K, N), nats.
+    """Compute log-densities in nats, (draws, N), of uint8 images with dequantization noise.
 
-    Each draw has its own seed: the first draws of more are the same.
+    Draw k uses seed k, so the first draws do not depend on their number.
     """
     log_probs = []
     for seed in range(draws):
-        batches = Batches(images, BATCH, seed, device)
+        batches = Batches(images, BATCH_SIZE, seed, device)
         title = f"bits per dimension, {seed + 1} of {draws}"
         log_probs.append(per_event(model.log_prob, track(batches, title, len(batches))))
     return np.stack(log_probs)
 
 
 def noisy_log_prob(model: Model, batches: Batches, input_noise: float) -> np.ndarray:
-    """Log-density of inputs with the normal noise that a DNF was trained with, (N,), nats.
+    """Compute log-densities in nats, (N,), of inputs with added Gaussian noise.
 
-    The batches' generator draws it; its standard deviation is in the unit of the inputs. A model
-    that can be told how much it is is told.
+    A DNF is trained with this noise. Noise-conditional models receive the noise scale.
+
+    Args:
+        model: The model.
+        batches: Inputs; their generator draws the noise.
+        input_noise: Standard deviation of the noise, in the unit of the inputs.
     """
     noisy = (
         x + input_noise * torch.randn(x.shape, generator=batches.generator, device=x.device)
@@ -75,10 +86,9 @@ def noisy_log_prob(model: Model, batches: Batches, input_noise: float) -> np.nda
 
 
 def to_bits_per_dim(log_prob: np.ndarray, events: np.ndarray) -> np.ndarray:
-    """Turn nats for an event, (N,), into bits for a dimension of these uint8 or float events.
+    """Convert log-densities in nats, (N,), to bits per dimension of uint8 or float events (N, ...).
 
-    Bytes add the 8 bits that a dimension was quantised to, so that the value bounds the bits that
-    code it.
+    For uint8 events the result bounds the bits that encode a dimension.
     """
     bits = 8 if events.dtype == np.uint8 else 0
     return bits_per_dim(log_prob, math.prod(events.shape[1:]), bits)

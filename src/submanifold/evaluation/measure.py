@@ -1,7 +1,6 @@
-"""All that is measured of a model on test data."""
+"""Evaluation of a model: all metrics of the table, and the diagnostics that accompany them."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,38 +9,26 @@ import torch
 from submanifold.common.errors import UserError
 from submanifold.common.progress import track
 from submanifold.data.batches import Batches
+from submanifold.data.groups import Groups, groups_of
+from submanifold.data.synthetic import Manifold
 from submanifold.evaluation.baselines import pca_error
-from submanifold.evaluation.curve import error_curve
-from submanifold.evaluation.intervals import mean_interval
-from submanifold.evaluation.likelihood import (
-    dequantized_log_probs,
-    importance_log_prob,
-    noisy_log_prob,
-    per_event,
-    to_bits_per_dim,
-)
-from submanifold.evaluation.reconstruction import reconstruction, squared_errors
-from submanifold.models import Hierarchy, Model, on_manifold
-from submanifold.models.diagnostics import (
-    LARGEST_INVERSE_ERROR,
-    inverse_error,
-    is_overfitted,
-    manifold_overfitting,
-)
-from submanifold.models.model import NEAREST_STEPS
+from submanifold.evaluation.intervals import GroupPair, mean_interval
+from submanifold.evaluation.likelihood import BATCH_SIZE, per_event, to_bits_per_dim
+from submanifold.evaluation.metrics import compute_metrics
+from submanifold.evaluation.model_metrics import NO_DENSITY, ModelEvaluation
+from submanifold.evaluation.reconstruction import error_curve, reconstruction, squared_errors
+from submanifold.evaluation.sample_metrics import MIN_IMAGES, SampleComparison
+from submanifold.evaluation.truth import TruthComparison
+from submanifold.models import Model
+from submanifold.models.diagnostics import LARGEST_INVERSE_ERROR, inverse_error
 
-BATCH = 256
-VOLUMES = 8
-MOST_NEAREST, BATCH_NEAREST = 512, 64  # a nearest point costs a hundred encodings
-MOST_NEIGHBOURS = 5000
-OVERFITTED = (
-    "not reported: what is left off the manifold is little, and a smooth function of the position "
-    "on it. The data have no noise there, and their likelihood no maximum (manifold overfitting)"
+FID_ON_CPU = (
+    "not measured: on a CPU, Inception features take 0.1 s per image; set "
+    "evaluation.inception_weights to download, or to the path of the weights file"
 )
-NO_DENSITY = (
-    "none: a stage is no bijection, so that there is a density on the manifold alone and not on "
-    "all of space"
-)
+
+MAX_REFERENCE = 5000
+"""Images that the PCA of pixel features is fitted to."""
 
 Metrics = dict[str, Any]
 
@@ -55,74 +42,156 @@ def measure(
     device: torch.device,
     groups: np.ndarray | None = None,
 ) -> Metrics:
-    """Measure density and reconstruction beside the baselines, and what would make them worthless.
+    """Evaluate density and reconstruction of a model on test data.
 
-    Args:
-        model: The model, which is moved to the device.
-        test: Test data, uint8 images or float32 points, (N, ...).
-        baselines: What :func:`submanifold.evaluation.baselines.fit_baselines` returned.
-        input_noise: Standard deviation of the noise that the density was trained with.
-        dequantizations: Noise draws for the importance bound, of images.
-        device: Where it is computed. Several processes share the rows
-        (:mod:`submanifold.common.distributed`).
-        groups: Of test images, (N,), where they are not independent of each other: all intervals
-            are over groups.
+    Several processes (:mod:`submanifold.common.distributed`) split the data. For the arguments, see
+    :class:`submanifold.evaluation.model_metrics.ModelEvaluation`. The model is moved to the device.
 
     Returns:
-        Metrics by name (:mod:`submanifold.evaluation.metrics`), each with its interval and count.
+        Metrics by name (:data:`submanifold.evaluation.metrics.METRICS`) with their intervals, and:
+        ``dims``; ``inverse_error``; ``overflows``, see
+        :func:`~submanifold.evaluation.reconstruction.reconstruction`; ``baselines``; for images the
+        ``curve`` of :func:`~submanifold.evaluation.reconstruction.error_curve`; for points
+        ``thickness`` and ``neighbour_correlation``, signs of manifold overfitting.
     """
-    model, batches = model.to(device), Batches(test, BATCH, device=device)
-    summed = partial(reconstruction, of_images=not batches.is_continuous, groups=groups)
-    whole = summed(squared_errors(model.project, track(batches, "projecting", len(test))))
-    parts = {"stage_1": model.part(1, 1)} if isinstance(model, Hierarchy) else {}
-    inner = {
-        f"{name}_mse": summed(squared_errors(part.project, batches))["mse"]
-        if len(model.dims) > 2
-        else whole["mse"]
-        for name, part in parts.items()
-    }
-    if model.dim < model.event_dim:
-        some = Batches(test[:MOST_NEAREST], BATCH_NEAREST, device=device)
-        shown = track(some, "nearest points", len(some))
-        errors = squared_errors(lambda x: model.project(x, steps=NEAREST_STEPS), shown)
-        nearest = summed(errors)
-        whole |= {f"nearest_{name}": nearest[name] for name in ("mse", "psnr") if name in nearest}
-    if batches.is_continuous:
-        density = _density_of_points(model, batches, test)
-    else:
-        density = _density_of_images(model, batches, test, dequantizations, groups)
-    if input_noise > 0 and model.has_density:
-        noisy = to_bits_per_dim(noisy_log_prob(model, batches, input_noise), test)
-        density["bits_per_dim_noisy"] = mean_interval(noisy, groups)
-    if not batches.is_continuous:
-        density["curve"] = error_curve(model, test, baselines, device)
+    evaluation = ModelEvaluation(
+        model.to(device), test, baselines, input_noise, dequantizations, device, groups
+    )  # fmt: skip
+    pca, gaussian = pca_error(baselines, model.dim), baselines.get("gaussian")
     return {
+        **compute_metrics(evaluation),
+        **({"curve": error_curve(model, test, baselines, device)} if evaluation.of_images else {}),
+        **evaluation.overfitting,
+        "overflows": evaluation.reconstruction["overflows"],
         "dims": model.dims,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **density,
-        **whole,
-        **inner,
-        "inverse_error": inverse_error(model, next(iter(batches))),
-        "baselines": {
-            "pca": pca_error(baselines, model.dim), "gaussian": baselines.get("gaussian")
-        },
-    }  # fmt: skip
+        "inverse_error": inverse_error(model, next(iter(evaluation.batches))),
+        "baselines": {"pca": pca, "gaussian": gaussian},
+    }
+
+
+def against_truth(model: Model, truth: Manifold, test: np.ndarray, samples: np.ndarray) -> Metrics:
+    """Compare a model of synthetic data with the known manifold and density.
+
+    For the arguments, see :class:`submanifold.evaluation.truth.TruthComparison`.
+
+    Returns:
+        Metrics by name, and: ``true_nll`` of the truth on R^D, where there is one; ``manifold_nll``
+        on the learned manifold, where its dimension is the true one, and ``manifold_entropy``, its
+        true value; all in nats; and the ``noise`` of the data.
+    """
+    comparison = TruthComparison(model, truth, test, samples)
+    found = compute_metrics(comparison)
+    found |= {"manifold_entropy": truth.manifold_entropy, "noise": truth.noise}
+    if comparison.manifold_log_prob is not None:
+        found["manifold_nll"] = mean_interval(-comparison.manifold_log_prob)
+    if comparison.has_densities:
+        found["true_nll"] = mean_interval(-truth.log_prob(test))
+    return found
+
+
+def sample_quality(
+    train: np.ndarray,
+    test: np.ndarray,
+    samples: np.ndarray,
+    weights: str,
+    device: torch.device,
+    groups: Groups | None = None,
+) -> Metrics:
+    """Compare samples with test images, and as a reference training images with test images.
+
+    FID uses all images. KID, precision and recall use equal numbers of samples and test images: the
+    first samples or a fixed random subset of the test images.
+
+    Args:
+        train: Training images, uint8 of shape (n, channels, height, width).
+        test: Test images.
+        samples: Samples of a model.
+        weights: ``auto`` (Inception on a GPU only), ``download``, or the path of the weights.
+        device: Device of the Inception network.
+        groups: Groups of training and test images; intervals are then over groups.
+
+    Returns:
+        ``fid``, ``kid``, ``precision``, ``recall`` and ``sliced_wasserstein``, each with interval
+        and counts or the reason ``why`` it is missing; ``features``: "inception" or a number of
+        principal components of pixels; and ``training_images``: the same five for a random subset
+        of the training images, or None if these are fewer than the compared samples.
+
+    Raises:
+        UserError: `weights` is not the path of the standard file.
+    """
+    count = min(len(test), len(samples))
+    order = np.random.default_rng(0).permutation(len(train))  # neighbors can share a photograph
+    drawn = order[: len(samples)]
+    of_train, of_test = (groups_of(groups, part) for part in ("train", "test"))
+    fakes, group_pairs = [samples], [(of_test, None)]
+    if len(train) >= count:
+        fakes.append(train[drawn])
+        group_pairs.append((of_test, None if of_train is None else of_train[drawn]))
+    # PCA is fitted to other images than those compared, if there are enough
+    start = count if len(train) >= 2 * count else 0
+    reference = train[order[start : start + MAX_REFERENCE]]
+    comparisons, features = _comparisons(
+        reference, test, fakes, group_pairs, count, weights, device
+    )  # fmt: skip
+    found, *others = map(compute_metrics, comparisons)
+    return found | {"features": features, "training_images": others[0] if others else None}
+
+
+def _comparisons(
+    reference: np.ndarray,
+    test: np.ndarray,
+    fakes: list[np.ndarray],
+    group_pairs: list[GroupPair],
+    count: int,
+    weights: str,
+    device: torch.device,
+) -> tuple[list[SampleComparison], str]:
+    """Compute features of all images; return a comparison for each set of fakes."""
+    pairs = list(zip(fakes, group_pairs, strict=True))
+    if count < MIN_IMAGES:
+        few = [SampleComparison(test, fake, groups, "", None, groups) for fake, groups in pairs]
+        return few, "none"
+    # torch-fidelity and scikit-learn take seconds to import
+    from submanifold.evaluation import features
+
+    subset = features.random_subset(len(test), count)
+    try:
+        if weights == "auto" and device.type == "cpu":
+            raise features.MissingWeightsError(FID_ON_CPU)
+        path = None if weights in ("auto", "download") else weights
+        real, *of_fakes = features.inception_features([test, *fakes], path, device)
+        inception: list[Any] = [(real, each) for each in of_fakes]
+        real, name = real[subset], "inception"
+    except features.MissingWeightsError as error:
+        inception = [str(error)] * len(fakes)
+        compared = [fake[:count] for fake in fakes]
+        real, *of_fakes = features.pixel_features(reference, test[subset], *compared)
+        name = f"{real.shape[1]} principal components of pixels"
+    comparisons = []
+    for (fake, groups), on_all, of_fake in zip(pairs, inception, of_fakes, strict=True):
+        of_real = None if groups[0] is None else groups[0][subset]
+        comparisons.append(
+            SampleComparison(
+                test, fake, groups, on_all, (real, of_fake[:count]), (of_real, groups[1])
+            )
+        )
+    return comparisons, name
 
 
 def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[float, float]:
-    """Measure bits per dimension and squared error alone, to choose a model by.
+    """Compute bits per dimension and mean squared error, the objectives of a hyperparameter search.
 
     Args:
         model: The model, on the device.
-        events: Uint8 images or float32 points, (N, ...), neither trained on nor reported.
-        device: Where the model is.
+        events: Validation data, uint8 images or float32 points, (N, ...).
+        device: Device of the model.
 
     Raises:
         UserError: The model has no density on all of space.
     """
     if not model.has_density:
-        raise UserError(f"Bits per dimension to choose by: {NO_DENSITY}.")
-    batches = Batches(events, BATCH, device=device)
+        raise UserError(f"Bits per dimension as an objective: {NO_DENSITY}.")
+    batches = Batches(events, BATCH_SIZE, device=device)
     log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
     errors = squared_errors(model.project, track(batches, "projecting", len(batches)))
     mse = reconstruction(errors, of_images=not batches.is_continuous)["mse"]
@@ -130,7 +199,7 @@ def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[
 
 
 def warnings(metrics: Metrics, histories: Mapping[str, Any]) -> list[str]:
-    """What trainings and measurements have found that makes the metrics worthless."""
+    """Collect warnings of trainings and of the evaluation that the metrics cannot be trusted."""
     found = [
         f"{name}: {text}"
         for name, history in sorted(histories.items(), key=lambda item: (len(item[0]), item[0]))
@@ -138,47 +207,8 @@ def warnings(metrics: Metrics, histories: Mapping[str, Any]) -> list[str]:
     ]
     if not metrics["inverse_error"] <= LARGEST_INVERSE_ERROR:
         found.append(
-            f"On test data the inverse misses its input by {metrics['inverse_error']:.2g} of the "
-            "data's spread: samples and projections are not those of this density"
+            "The inverse is inaccurate: on test data, decode(encode(x)) differs from x by up to "
+            f"{metrics['inverse_error']:.2g} standard deviations of the data. Samples and "
+            "projections do not belong to the reported density"
         )
     return found
-
-
-def _density_of_points(model: Model, batches: Batches, test: np.ndarray) -> Metrics:
-    """Bits per dimension, unless the data have no noise and they are worthless."""
-    if not model.has_density:
-        return {"bits_per_dim": {"value": None, "why": NO_DENSITY}}
-    some = torch.cat(list(batches))[:MOST_NEIGHBOURS]
-    thickness, correlation = manifold_overfitting(model, some)
-    found = {"thickness": thickness, "neighbour_correlation": correlation}
-    if is_overfitted(thickness, correlation):
-        return found | {"bits_per_dim": {"value": None, "why": OVERFITTED}}
-    log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
-    return found | {"bits_per_dim": mean_interval(to_bits_per_dim(log_prob, test))}
-
-
-def _density_of_images(
-    model: Model, batches: Batches, test: np.ndarray, draws: int, groups: np.ndarray | None
-) -> Metrics:
-    """Bits per dimension with one dequantisation and with several, and nats on the manifold."""
-    density: Metrics = {"bits_per_dim": {"value": None, "why": NO_DENSITY}}
-    if model.has_density:
-        log_probs = dequantized_log_probs(model, test, draws, batches.device)
-        bound = to_bits_per_dim(importance_log_prob(log_probs), test)
-        density = {
-            "bits_per_dim": mean_interval(to_bits_per_dim(log_probs[0], test), groups),
-            "bits_per_dim_importance": {**mean_interval(bound, groups), "draws": draws},
-        }
-    some = next(iter(batches))[:VOLUMES]  # a volume takes too long for all images
-    inside = on_manifold(model, some, generator=torch.Generator().manual_seed(0))
-    nll = mean_interval(-inside.log_prob.double().cpu().numpy(), groups)
-    non_orthogonality = inside.non_orthogonality.double().cpu().numpy()
-    return {
-        **density,
-        "manifold_nll": {**nll, "estimate_error": float(inside.error.mean())},
-        **(
-            {"non_orthogonality": mean_interval(non_orthogonality, groups)}
-            if np.isfinite(non_orthogonality).all()
-            else {}
-        ),
-    }

@@ -1,106 +1,161 @@
-"""The table of metrics: what is measured of a model, and how every page and table writes it."""
+"""The table of metrics: their names, units and formats, and the functions that compute them.
 
-from collections.abc import Mapping
+To add a metric, write a function of one of the input classes and add an entry to :data:`METRICS`.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
+
+from submanifold.evaluation import model_metrics as model
+from submanifold.evaluation import sample_metrics as sample
+from submanifold.evaluation import truth
+from submanifold.evaluation.feature_distances import kernel_distance, precision, recall
+from submanifold.evaluation.model_metrics import ModelEvaluation
+from submanifold.evaluation.sample_metrics import SampleComparison
+from submanifold.evaluation.truth import TruthComparison
 
 NONE = "–"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A row of the table; what is measured has a ``value``, mostly with its ``low`` and ``high``.
+    """An entry of the table.
 
     Attributes:
-        name: In metrics.json or truth.json, and with ``test.`` before it in MLflow.
-        label: Heads its column.
-        form: How a value is written, as in :func:`format`.
-        unit: Of a value; empty for a share, a count, or a distance without one.
-        better: Which way, or None where neither is.
-        column: In files of results, and in the paper's; the name itself when empty.
-        compared: Whether runs are compared by it, and not only their own reports show it.
+        name: Name in metrics.json or truth.json, with dots between nested keys; MLflow has the
+            prefix ``test.``.
+        label: Column heading.
+        format: Format specification of values.
+        inputs: Class of the input of `compute`; None for values that the pipeline records.
+        compute: Function that returns a number or an interval (``value``, ``low``, ``high``), or
+            None where the metric does not apply.
+        unit: Unit of values; empty for fractions, counts and distances without a unit.
+        better: Direction of improvement, or None.
+        column: Name in files of results; by default `name`.
+        compared: Whether comparisons of runs show the metric.
     """
 
     name: str
     label: str
-    form: str
+    format: str
+    inputs: type | None
+    compute: Callable[[Any], Any] | None
     unit: str = ""
     better: Literal["lower", "higher"] | None = "lower"
     column: str = ""
     compared: bool = True
 
     def read(self, metrics: Mapping[str, Any]) -> Any:
-        """Find it in metrics, nested as in metrics.json; None where it is not."""
+        """Look up the metric in the nested mapping of metrics.json; None if it is missing."""
         found: Any = metrics
-        for part in self.name.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
+        for key in self.name.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
         return found
 
     def write(self, measured: Any, signed: bool = False, label: bool = False) -> str:
-        """Write a value and its interval, ``3.740 [3.720, 3.761]``.
+        """Format a value as :func:`format_interval`, optionally with the label."""
+        return format_interval(measured, self.format, signed, self.label if label else "")
 
-        Args:
-            measured: A number, or ``value``, ``low`` and ``high``. Where the value is None or NaN
-                the text is a dash, or the beginning of ``why`` there is none.
-            signed: Write a plus too, as of a difference.
-            label: Write the label behind the value.
-        """
-        found = measured if isinstance(measured, Mapping) else {"value": measured}
-        if is_missing(found.get("value")):
-            return str(found.get("why", NONE)).split(":")[0]
-        form = f"+{self.form}" if signed else self.form
-        text = format(found["value"], form) + (f" {self.label}" if label else "")
-        if is_missing(found.get("low")) or is_missing(found.get("high")):
-            return text
-        return f"{text} [{found['low']:{form}}, {found['high']:{form}}]"
+
+def format_interval(measured: Any, spec: str, signed: bool = False, label: str = "") -> str:
+    """Format a number, or a value with its interval.
+
+    Args:
+        measured: A number, or a mapping with ``value``, ``low`` and ``high``. For a missing value,
+            the result is a dash or the reason ``why`` up to its colon.
+        spec: Format specification.
+        signed: Whether to write a plus sign.
+        label: Text behind the value.
+
+    Example:
+        >>> format_interval({"value": 3.74, "low": 3.72, "high": 3.761}, ".3f", label="BPD")
+        '3.740 BPD [3.720, 3.761]'
+    """
+    found = measured if isinstance(measured, Mapping) else {"value": measured}
+    if is_missing(found.get("value")):
+        return str(found.get("why", NONE)).split(":")[0]
+    spec = f"+{spec}" if signed else spec
+    text = format(found["value"], spec) + (f" {label}" if label else "")
+    if is_missing(found.get("low")) or is_missing(found.get("high")):
+        return text
+    return f"{text} [{found['low']:{spec}}, {found['high']:{spec}}]"
 
 
 def is_missing(value: Any) -> bool:
-    """Whether there is no number: None, or NaN."""
+    """Return whether a value is None or NaN."""
     return value is None or pd.isna(value)
 
 
-BITS, PIXELS = "bits per dimension", "squared, on [0, 1] or in the data's own unit"
-DISTANCE = "the data's own unit"
+def compute_metrics(inputs: Any) -> dict[str, Any]:
+    """Compute all metrics of one of the input classes, nested by name."""
+    found: dict[str, Any] = {}
+    for metric in METRICS.values():
+        if metric.compute and isinstance(inputs, metric.inputs or ()):
+            value = metric.compute(inputs)
+            if value is not None:
+                *outer, key = metric.name.split(".")
+                target = found
+                for each in outer:
+                    target = target.setdefault(each, {})
+                target[key] = value
+    return found
 
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("bits_per_dim", "BPD", ".3f", BITS, column="bpd"),
-        Metric("bits_per_dim_importance", "BPD, several draws", ".3f", BITS, compared=False),
-        Metric("bits_per_dim_noisy", "BPD, with DNF's noise", ".3f", BITS, compared=False),
-        Metric("nll", "NLL (nats)", ".4f", "nats", compared=False),
-        Metric("divergence", "nats above the truth", ".4f", "nats"),
-        Metric("manifold_nll", "NLL on the manifold", ".4f", "nats", better=None, compared=False),
-        Metric("manifold_divergence", "… above the truth", ".4f", "nats", None, compared=False),
-        Metric(
-            "non_orthogonality",
-            "non_orthogonality of the metric",
-            ".3f",
-            "bits a coordinate",
-            compared=False,
-        ),
-        Metric("mse", "MSE", ".5f", PIXELS),
-        Metric("nearest_mse", "MSE, nearest point", ".5f", PIXELS),
-        Metric("psnr", "PSNR (dB)", ".2f", "dB", better="higher", compared=False),
-        Metric("psnr_per_image", "mean image PSNR (dB)", ".2f", "dB", "higher", compared=False),
-        Metric("nearest_psnr", "PSNR, nearest point (dB)", ".2f", "dB", "higher", compared=False),
-        Metric("stage_1_mse", "MSE, stage 1 alone", ".5f", PIXELS),
-        Metric("baselines.pca.mse", "MSE of PCA", ".5f", PIXELS, better=None, column="pca_mse"),
-        Metric("sliced_wasserstein", "sliced Wasserstein", ".0f", "thousandths of a spread"),
-        Metric("fid", "FID", ".1f"),
-        Metric("kid", "KID", ".4f"),
-        Metric("precision", "precision", ".2f", better="higher"),
-        Metric("recall", "recall", ".2f", better="higher"),
-        Metric("projection_distance", "projection to the true one", ".4f", DISTANCE),
-        Metric("sample_distance", "sample to the manifold", ".4f", DISTANCE),
-        Metric("parameters", "parameters", ",.0f", better=None),
-        Metric("seconds.training", "training (s)", ",.0f", "s", better=None),
-    )
-}
-"""By name, in the order of columns."""
+
+BITS, NATS, DECIBELS = "bits per dimension", "nats", "dB"
+SQUARED_ERROR = "squared pixels in [0, 1], or the squared unit of the data"
+DISTANCE = "the unit of the data"
+
+# fmt: off
+_METRICS = (
+    Metric("bits_per_dim", "BPD", ".3f", ModelEvaluation, model.bits_per_dim, BITS, column="bpd"),
+    Metric("bits_per_dim_importance", "BPD, importance-weighted bound", ".3f", ModelEvaluation,
+           model.bits_per_dim_importance, BITS, compared=False),
+    Metric("bits_per_dim_noisy", "BPD, with DNF's noise", ".3f", ModelEvaluation,
+           model.bits_per_dim_noisy, BITS, compared=False),
+    Metric("nll", "NLL (nats)", ".4f", TruthComparison, truth.nll, NATS, compared=False),
+    Metric("divergence", "KL from the truth (nats)", ".4f", TruthComparison, truth.divergence,
+           NATS),
+    Metric("manifold_nll", "NLL on the manifold", ".4f", ModelEvaluation, model.manifold_nll, NATS,
+           better=None, compared=False),
+    Metric("manifold_divergence", "KL on the manifold (nats)", ".4f", TruthComparison,
+           truth.manifold_divergence, NATS, better=None, compared=False),
+    Metric("non_orthogonality", "non-orthogonality", ".3f", ModelEvaluation,
+           model.non_orthogonality, "bits per coordinate", compared=False),
+    Metric("mse", "MSE", ".5f", ModelEvaluation, model.encoder_metric("mse"), SQUARED_ERROR),
+    Metric("nearest_mse", "MSE, nearest projection", ".5f", ModelEvaluation,
+           model.nearest_metric("mse"), SQUARED_ERROR),
+    Metric("psnr", "PSNR (dB)", ".2f", ModelEvaluation, model.encoder_metric("psnr"), DECIBELS,
+           "higher", compared=False),
+    Metric("psnr_per_image", "mean image PSNR (dB)", ".2f", ModelEvaluation,
+           model.encoder_metric("psnr_per_image"), DECIBELS, "higher", compared=False),
+    Metric("nearest_psnr", "PSNR, nearest projection (dB)", ".2f", ModelEvaluation,
+           model.nearest_metric("psnr"), DECIBELS, "higher", compared=False),
+    Metric("stage_1_mse", "MSE, stage 1 alone", ".5f", ModelEvaluation, model.stage_1_mse,
+           SQUARED_ERROR),
+    Metric("baselines.pca.mse", "MSE of PCA", ".5f", ModelEvaluation, model.pca_mse, SQUARED_ERROR,
+           better=None, column="pca_mse"),
+    Metric("sliced_wasserstein", "sliced Wasserstein", ".0f", SampleComparison, sample.swd,
+           "thousandths of a standard deviation"),
+    Metric("fid", "FID", ".1f", SampleComparison, sample.fid),
+    Metric("kid", "KID", ".4f", SampleComparison, sample.feature_metric(kernel_distance)),
+    Metric("precision", "precision", ".2f", SampleComparison, sample.feature_metric(precision),
+           better="higher"),
+    Metric("recall", "recall", ".2f", SampleComparison, sample.feature_metric(recall),
+           better="higher"),
+    Metric("projection_distance", "distance from the true projection", ".4f", TruthComparison,
+           truth.projection_distance, DISTANCE),
+    Metric("sample_distance", "distance of samples from the true manifold", ".4f", TruthComparison,
+           truth.sample_distance, DISTANCE),
+    Metric("parameters", "parameters", ",.0f", ModelEvaluation, model.parameters, better=None),
+    Metric("seconds.training", "training (s)", ",.0f", None, None, "s", better=None),
+)
+# fmt: on
+
+METRICS = {metric.name: metric for metric in _METRICS}
+"""Metrics by name, in the order of columns."""
 
 COMPARED = {metric.column or name: metric for name, metric in METRICS.items() if metric.compared}
-"""What runs are compared by, by the name of the column in files of results."""
+"""Metrics that comparisons of runs show, by their column in files of results."""

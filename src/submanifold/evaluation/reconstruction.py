@@ -1,19 +1,32 @@
-"""How far test data lies from the manifold."""
+"""Squared error of projections onto the manifold, and its dependence on the dimension."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from submanifold.common.progress import track
+from submanifold.data.batches import Batches
+from submanifold.evaluation.baselines import pca_error
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
+from submanifold.models import Hierarchy, Model
+from submanifold.models.model import NEAREST_STEPS
+
+NEAREST_BATCH_SIZE = 64
+"""Events in a batch of nearest projections, each of which costs about a hundred encodings."""
+CURVE_IMAGES, CURVE_NEAREST_IMAGES = 256, 64
+CURVE_DIMS, CURVE_NEAREST_DIMS = 20, 7
+CURVE_PSNRS = (20, 25, 30, 35)
 
 
 def squared_errors(project: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> np.ndarray:
-    """Mean squared error of each event's projection over its coordinates, (N,).
+    """Compute the mean squared error over the coordinates of each event's projection, (N,).
 
-    On images in [-0.5, 0.5) it is in units of the [0, 1] scale, squared.
+    Errors of images are on the pixel scale [0, 1].
     """
     return per_event(lambda x: (x - project(x)).square().flatten(1).mean(1), batches)
 
@@ -21,20 +34,20 @@ def squared_errors(project: Callable[[Tensor], Tensor], batches: Iterable[Tensor
 def reconstruction(
     errors: np.ndarray, of_images: bool = True, groups: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Summarise squared errors, each number with a 95% interval.
+    """Summarize squared errors with 95% intervals.
 
-    A nearly singular decoder can turn a few projections into overflows, counted in ``overflows``:
-    those of images whose error is above 1, the most that two images can differ by, count as 1;
-    points whose error is not finite are left out.
+    Projections can overflow where a decoder is nearly singular. Errors of images that are above 1,
+    the largest difference of two images, or not finite count as 1. Errors of points that are not
+    finite are left out.
 
     Args:
-        errors: Of each event, (N,).
+        errors: Squared error of each event, (N,).
         of_images: Whether events are images.
-        groups: Of images, as in :func:`~submanifold.evaluation.intervals.mean_interval`.
+        groups: Group numbers, see :func:`~submanifold.evaluation.intervals.mean_interval`.
 
     Returns:
-        ``mse``; of images also ``psnr``, that of the mean squared error, and ``psnr_per_image``,
-        the mean of the images' own, which is larger where their errors differ; ``overflows``.
+        ``mse`` and the number of ``overflows``. For images also ``psnr``, of the mean squared
+        error, and ``psnr_per_image``, the mean over the PSNRs of images, in dB.
     """
     over = ~np.isfinite(errors) | (of_images & (errors > 1))
     counted = np.where(over, 1.0, errors) if of_images else errors[~over]
@@ -51,5 +64,84 @@ def reconstruction(
 
 
 def psnr(errors: Any) -> Any:
-    """Peak signal-to-noise ratio in dB of mean squared errors on pixels in [0, 1], at most 120."""
+    """Convert squared errors of pixels in [0, 1] to a peak signal-to-noise ratio of at most 120 dB.
+
+    Example:
+        >>> round(float(psnr(0.01)), 6)
+        20.0
+    """
     return -10 * np.log10(np.maximum(errors, 1e-12))
+
+
+def error_curve(
+    model: Model, test: np.ndarray, baselines: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """Compute the squared error of the projection onto the first d latents as a function of d.
+
+    Args:
+        model: The model, on the device. A rotation sorts the latents of a hierarchy by importance;
+            other models have a curve of one dimension.
+        test: Test images, uint8 (N, ...), of which the first 256 are used.
+        baselines: The result of :func:`submanifold.evaluation.baselines.fit_baselines`.
+        device: Device of the model.
+
+    Returns:
+        ``mse`` of the encoder projection and ``pca_mse`` (None where PCA was not fitted) at
+        ``dims``; ``nearest_mse`` of the nearest projection at ``nearest_dims``; the numbers of
+        images ``n`` and ``n_nearest``; and ``smallest``: for each PSNR in dB the smallest d that
+        reaches it with the encoder projection, or None.
+    """
+    some = Batches(test[:CURVE_IMAGES], NEAREST_BATCH_SIZE, device=device)
+    few = Batches(test[:CURVE_NEAREST_IMAGES], NEAREST_BATCH_SIZE, device=device)
+
+    def at(dim: int) -> Model:
+        return model.at_dim(dim) if isinstance(model, Hierarchy) else model
+
+    @cache
+    def encoder_errors(dim: int) -> dict[str, Any]:
+        return reconstruction(squared_errors(at(dim).project, some))
+
+    def nearest_error(dim: int) -> float:
+        project = partial(at(dim).project, steps=NEAREST_STEPS)
+        return reconstruction(squared_errors(project, few))["mse"]["value"]
+
+    smallest, largest = model.dim, model.dim
+    dims = nearest_dims = [model.dim]
+    if isinstance(model, Hierarchy):
+        smallest, largest = 1, model.max_dim
+        dims = _geometric(1, largest, CURVE_DIMS)
+        nearest_dims = _geometric(min(32, largest - 1), largest - 1, CURVE_NEAREST_DIMS)
+    for (dim,) in track([[d] for d in dims], "error by dimension", len(dims)):
+        encoder_errors(dim)
+    return {
+        "dims": dims,
+        "mse": [encoder_errors(d)["mse"]["value"] for d in dims],
+        "pca_mse": [pca_error(baselines, d).get("mse", {}).get("value") for d in dims],
+        "nearest_dims": nearest_dims,
+        "nearest_mse": [nearest_error(d) for d in nearest_dims],
+        "n": len(some),
+        "n_nearest": len(few),
+        "smallest": {
+            str(goal): _smallest_dim(encoder_errors, goal, smallest, largest)
+            for goal in CURVE_PSNRS
+        },
+    }
+
+
+def _smallest_dim(
+    errors_at: Callable[[int], dict[str, Any]], goal: float, smallest: int, largest: int
+) -> int | None:
+    """Find the smallest dimension with a PSNR of at least `goal` dB by bisection, or None."""
+    if errors_at(largest)["psnr"]["value"] < goal:
+        return None
+    low, high = smallest - 1, largest
+    while high - low > 1:
+        middle = (low + high) // 2
+        reached = errors_at(middle)["psnr"]["value"] >= goal
+        low, high = (low, middle) if reached else (middle, high)
+    return high
+
+
+def _geometric(smallest: int, largest: int, count: int) -> list[int]:
+    """Return at most `count` dimensions in geometric progression."""
+    return sorted({round(float(d)) for d in np.geomspace(smallest, largest, count)})

@@ -1,34 +1,34 @@
-"""Samples of a model, and events as arrays on disk hold them."""
+"""Samples of a model, as arrays for files."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from submanifold.data.batches import quantize
+from submanifold.evaluation.likelihood import BATCH_SIZE
 from submanifold.models import Model
 
-BATCH = 256
 TEMPERATURES = {"samples": 1.0, "samples_cool": 0.7}
-COOL = 64
+COOL_SAMPLES = 64
 
 
 def draw_samples(model: Model, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Draw from the learned manifold at every temperature of :data:`TEMPERATURES`.
+    """Draw samples on the manifold at the temperatures of :data:`TEMPERATURES`.
 
-    One seed draws the same u for every temperature, and on any device.
+    All temperatures use the same u, which do not depend on the device.
 
     Returns:
-        ``samples``, so many, and 64 ``samples_cool`` for a picture, as of :func:`stored`.
+        ``samples``, ``count`` of them, and ``samples_cool``, 64 for a figure; see :func:`stored`.
     """
     samples = {}
-    for name, n in {"samples": count, "samples_cool": COOL}.items():
+    for name, n in {"samples": count, "samples_cool": COOL_SAMPLES}.items():
         generator = torch.Generator().manual_seed(seed)
-        sizes = [min(BATCH, n - start) for start in range(0, n, BATCH)]
+        sizes = [min(BATCH_SIZE, n - start) for start in range(0, n, BATCH_SIZE)]
         drawn = [model.sample(size, TEMPERATURES[name], generator) for size in sizes]
         samples[name] = np.concatenate([stored(each) for each in drawn])
     return samples
 
 
 def stored(x: Tensor) -> np.ndarray:
-    """Turn events into arrays as on disk: images (n, c, h, w) into bytes, vectors as they are."""
+    """Convert events to arrays: images (n, c, h, w) to uint8, vectors unchanged."""
     return (quantize(x) if x.ndim == 4 else x).cpu().numpy()

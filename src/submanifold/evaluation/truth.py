@@ -1,103 +1,127 @@
-"""A learned manifold and its density beside the true ones."""
+"""Comparison of a learned manifold and its density with the known ones of synthetic data."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from submanifold.data.synthetic import Manifold
-from submanifold.evaluation.intervals import mean_interval
+from submanifold.evaluation.intervals import Interval, mean_interval
 from submanifold.evaluation.likelihood import per_event
 from submanifold.models import Model, manifold_log_prob
 
 GRID = 161
 
 
-def against_truth(
-    hierarchy: Model, truth: Manifold, test: np.ndarray, samples: np.ndarray
-) -> dict[str, Any]:
-    """Measure what is known exactly only where the data have a known density.
+@dataclass(frozen=True)
+class TruthComparison:
+    """A model, the true manifold and points: the input of metrics of synthetic data.
 
-    Of test points (N, D), and samples (M, D) that the hierarchy generated on its manifold.
-
-    Returns:
-        Means with intervals, all but the distances in nats for an event:
-
-        - ``nll``, ``true_nll``: -log density on R^D of the model and of the truth, and their
-          ``divergence``: the difference at the same points, an estimate of KL(truth || model)
-          without most of the sampling error; left out where the data have no noise, or the model
-          no density on R^D;
-        - ``manifold_nll``: -log density on the learned manifold at the points' projections, where
-          the dimension is the true one; ``manifold_entropy``, its true value; and
-          ``manifold_divergence``, how far it is above the truth's at their true projections;
-        - ``projection_distance``: between the learned and the true projection of a point;
-          ``sample_distance``: of a sample from the true manifold; and the data's ``noise``.
+    Attributes:
+        model: The model.
+        truth: The manifold that the data are drawn from.
+        test: Test points, (N, D).
+        samples: Samples of the model on its manifold, (M, D).
     """
-    x, projected, log_prob = _learned(hierarchy, truth, test)
-    found: dict[str, Any] = {
-        "manifold_entropy": truth.manifold_entropy,
-        "projection_distance": _distance(projected, truth.project(test)),
-        "sample_distance": _distance(samples, truth.project(samples)),
-        "noise": truth.noise,
-    }
-    if log_prob is not None:
-        found["manifold_nll"] = mean_interval(-log_prob)
-        above = truth.manifold_log_prob(test) - log_prob
-        found["manifold_divergence"] = mean_interval(above)
-    if truth.has_density and hierarchy.has_density:
-        nll, true_nll = -per_event(hierarchy.log_prob, [x]), -truth.log_prob(test)
-        found |= {
-            "nll": mean_interval(nll),
-            "true_nll": mean_interval(true_nll),
-            "divergence": mean_interval(nll - true_nll),
-        }
-    return found
+
+    model: Model
+    truth: Manifold
+    test: np.ndarray
+    samples: np.ndarray
+
+    @cached_property
+    def x(self) -> torch.Tensor:
+        """Test points on the model's device."""
+        return torch.from_numpy(self.test).to(next(self.model.parameters()))
+
+    @cached_property
+    @torch.no_grad()
+    def projected(self) -> np.ndarray:
+        """Learned projections of the test points, (N, D)."""
+        return self.model.project(self.x).double().cpu().numpy()
+
+    @cached_property
+    @torch.no_grad()
+    def manifold_log_prob(self) -> np.ndarray | None:
+        """Log-density in nats on the learned manifold, (N,); None for another dimension."""
+        if self.model.dim != self.truth.dim:
+            return None
+        return manifold_log_prob(self.model, self.x)[0].double().cpu().numpy()
+
+    @cached_property
+    def has_densities(self) -> bool:
+        """Whether the truth and the model have a density on R^D."""
+        return self.truth.has_density and self.model.has_density
+
+    @cached_property
+    def nll(self) -> np.ndarray:
+        """Negative log-density in nats of the model on R^D, (N,)."""
+        return -per_event(self.model.log_prob, [self.x])
 
 
-def _distance(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+def nll(comparison: TruthComparison) -> Interval | None:
+    """Compute the negative log-density in nats on R^D; None for data without noise."""
+    return mean_interval(comparison.nll) if comparison.has_densities else None
+
+
+def divergence(comparison: TruthComparison) -> Interval | None:
+    """Estimate KL(truth || model) in nats from log-density differences at the test points."""
+    if not comparison.has_densities:
+        return None
+    return mean_interval(comparison.nll + comparison.truth.log_prob(comparison.test))
+
+
+def manifold_divergence(comparison: TruthComparison) -> Interval | None:
+    """Estimate the divergence of the densities on the manifolds in nats, at the projections."""
+    log_prob = comparison.manifold_log_prob
+    if log_prob is None:
+        return None
+    return mean_interval(comparison.truth.manifold_log_prob(comparison.test) - log_prob)
+
+
+def projection_distance(comparison: TruthComparison) -> Interval:
+    """Compute the distance between the learned and the true projection of test points."""
+    return _distance(comparison.projected, comparison.truth.project(comparison.test))
+
+
+def sample_distance(comparison: TruthComparison) -> Interval:
+    """Compute the distance of samples from the true manifold."""
+    return _distance(comparison.samples, comparison.truth.project(comparison.samples))
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> Interval:
     return mean_interval(np.linalg.norm(a - b, axis=1))
 
 
+@torch.no_grad()
 def manifold_picture(
-    hierarchy: Model, truth: Manifold, test: np.ndarray, samples: np.ndarray
+    model: Model, truth: Manifold, test: np.ndarray, samples: np.ndarray
 ) -> tuple[dict[str, Any], tuple[np.ndarray, ...] | None]:
-    """Gather what :func:`submanifold.plots.manifold_figure` draws, in the truth's view.
+    """Compute the arguments of :func:`submanifold.plots.manifold_figure`.
 
     Returns:
-        The points and their log-densities, and, where D = 2 and there is one, both densities on a
-        grid: xs, ys, and the true and the learned log-density (rows, columns).
+        Points in the view of the truth and their log-densities; and for D = 2, where both densities
+        exist, x and y coordinates of a grid and the true and the learned log-density on it.
     """
-    _, projected, log_prob = _learned(hierarchy, truth, test)
+    comparison = TruthComparison(model, truth, test, samples)
     points = {
         "true_points": truth.project(test),
-        "learned_points": projected,
+        "learned_points": comparison.projected,
         "samples": samples,
         "points": test,
-        "projections": projected,
+        "projections": comparison.projected,
     }
-    densities = {"true_density": truth.manifold_log_prob(test), "learned_density": log_prob}
-    picture = {name: each @ truth.view for name, each in points.items()} | densities
-    on_grid = test.shape[1] == 2 and truth.has_density and hierarchy.has_density
-    return picture, _grid(hierarchy, truth, test) if on_grid else None
-
-
-@torch.no_grad()
-def _learned(
-    hierarchy: Model, truth: Manifold, test: np.ndarray
-) -> tuple[torch.Tensor, np.ndarray, np.ndarray | None]:
-    """Points on the model's device, their projections, and where d is true their log-density."""
-    x = torch.from_numpy(test).to(next(hierarchy.parameters()))
-    projected = hierarchy.project(x).double().cpu().numpy()
-    if hierarchy.dim != truth.dim:
-        return x, projected, None
-    return x, projected, manifold_log_prob(hierarchy, x)[0].double().cpu().numpy()
-
-
-@torch.no_grad()
-def _grid(hierarchy: Model, truth: Manifold, test: np.ndarray) -> tuple[np.ndarray, ...]:
-    middle, half = test.mean(0), 1.15 * np.abs(test - test.mean(0)).max()
-    xs, ys = (np.linspace(m - half, m + half, GRID) for m in middle)
-    points = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2)
-    x = torch.from_numpy(points).to(next(hierarchy.parameters()))
-    densities = truth.log_prob(points), hierarchy.log_prob(x).double().cpu().numpy()
-    return xs, ys, *(each.reshape(GRID, GRID) for each in densities)
+    picture = {name: each @ truth.view for name, each in points.items()}
+    picture["true_density"] = truth.manifold_log_prob(test)
+    picture["learned_density"] = comparison.manifold_log_prob
+    if test.shape[1] != 2 or not comparison.has_densities:
+        return picture, None
+    center = test.mean(0)
+    half = 1.15 * np.abs(test - center).max()
+    xs, ys = (np.linspace(c - half, c + half, GRID) for c in center)
+    grid = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2)
+    log_prob = model.log_prob(torch.from_numpy(grid).to(comparison.x)).double().cpu().numpy()
+    densities = truth.log_prob(grid), log_prob
+    return picture, (xs, ys, *(each.reshape(GRID, GRID) for each in densities))

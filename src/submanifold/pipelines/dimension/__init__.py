@@ -1,4 +1,4 @@
-"""Choosing d: the error by dimension, and estimates of the intrinsic one."""
+"""Choice of the dimension: error by dimension and estimates of the intrinsic dimension."""
 
 from submanifold.pipelines.dimension.pipeline import create_pipeline
 

@@ -7,7 +7,13 @@ import pandas as pd
 
 from submanifold.common.device import choose_device
 from submanifold.data.groups import Groups, groups_of
-from submanifold.evaluation.metrics import Metric
+from submanifold.evaluation.dimension import (
+    ESTIMATORS,
+    advise,
+    intrinsic_dimensions,
+    spectrum_dimension,
+)
+from submanifold.evaluation.metrics import format_interval
 from submanifold.models import Model
 from submanifold.plots.pages import render
 
@@ -21,44 +27,43 @@ def estimate(
     groups: Groups,
     device: str,
 ) -> dict[str, Any]:
-    """Estimate intrinsic dimensions, without a model and by its spectrum; recommend one."""
-    from submanifold.evaluation import dimension as of
-
+    """Estimate intrinsic dimensions of the data and the model, and recommend a dimension."""
+    model = model.to(choose_device(device))
     return {
-        "estimates": of.intrinsic_dimensions(train),
-        "spectrum": of.spectrum_dimension(
-            model.to(choose_device(device)), test, groups_of(groups, "test")
-        ),
-        "advice": of.advise(metrics["curve"], baselines, model.dim),
+        "estimates": intrinsic_dimensions(train),
+        "spectrum": spectrum_dimension(model, test, groups_of(groups, "test")),
+        "advice": advise(metrics["curve"], baselines, model.dim),
     }
 
 
 def write_page(
     found: dict[str, Any], metrics: dict[str, Any], dataset: str, method: str
 ) -> dict[str, Any]:
-    """Draw the error by dimension, and put the estimates and the advice beside it."""
-    from submanifold.evaluation.dimension import ESTIMATORS
-    from submanifold.plots.dimensions import dimension_curves
+    """Write the page with the error by dimension, the estimates and the advice."""
+    from submanifold.plots.dimensions import dimension_curves  # matplotlib is slow to import
     from submanifold.plots.images import as_png
 
     figure = dimension_curves(metrics["curve"], metrics["dims"][-1])
-    rows = [
-        {"estimate": name, "of": text, "dimension": _write(found["estimates"][name])}
-        for name, text in ESTIMATORS.items()
-    ]
-    spectrum = found["spectrum"]
-    about = f"directions, of {spectrum['directions']}, that move an image by a grey level and more"
-    rows.append({"estimate": "spectrum of JᵀJ", "of": about, "dimension": _write(spectrum)})
-    smallest = pd.DataFrame([
-        {"PSNR, dB": psnr, "smallest d": "none" if dim is None else str(dim)}
+    spectrum, estimates = found["spectrum"], found["estimates"]
+    about = f"of {spectrum['directions']} directions, those that change an image by a grey level"
+    rows = [(name, text, estimates[name]) for name, text in ESTIMATORS.items()]
+    rows.append(("spectrum of JᵀJ", about, spectrum))
+    table = pd.DataFrame(
+        [(name, text, format_interval(each, ".1f")) for name, text, each in rows],
+        columns=["estimate", "of", "dimension"],
+    )
+    smallest = [
+        (psnr, "none" if dim is None else str(dim))
         for psnr, dim in metrics["curve"]["smallest"].items()
-    ])  # fmt: skip
+    ]
     page = render(
-        "dimension.html", dataset=dataset, method=method, advice=found["advice"]["sentence"],
-        table=pd.DataFrame(rows), smallest=smallest, curve=as_png(figure), spectrum=spectrum,
-    )  # fmt: skip
+        "dimension.html",
+        dataset=dataset,
+        method=method,
+        advice=found["advice"]["sentence"],
+        table=table,
+        smallest=pd.DataFrame(smallest, columns=["PSNR, dB", "smallest d"]),
+        curve=as_png(figure),
+        spectrum=spectrum,
+    )
     return {"page": page, "curve": figure}
-
-
-def _write(measured: dict[str, Any]) -> str:
-    return Metric("", "", ".1f").write(measured)

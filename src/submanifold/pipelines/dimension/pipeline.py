@@ -1,4 +1,4 @@
-"""hierarchy, metrics, x_train, x_test -> estimates, advice, the page."""
+"""Pipeline: model, metrics and data -> estimates of the dimension, advice, page."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -6,16 +6,14 @@ from submanifold.pipelines.dimension.nodes import estimate, write_page
 
 
 def create_pipeline() -> Pipeline:
-    """Build what comes after a model is evaluated."""
-    measured = {"model": "hierarchy", "metrics": "metrics", "baselines": "baselines",
-                "train": "x_train", "test": "x_test", "groups": "groups",
-                "device": "params:device"}  # fmt: skip
+    """Build the pipeline that follows the evaluation of a model."""
+    estimated = {"model": "hierarchy", "train": "x_train", "test": "x_test",
+                 "device": "params:device",
+                 **{name: name for name in ("metrics", "baselines", "groups")}}  # fmt: skip
     shown = {"found": "dimension_metrics", "metrics": "metrics", "dataset": "params:dataset",
              "method": "params:method"}  # fmt: skip
     written = {"page": "dimension_report", "curve": "dimension_figure"}
-    return Pipeline(
-        [
-            Node(estimate, measured, "dimension_metrics", name="estimate_dimension"),
-            Node(write_page, shown, written, name="report_dimension"),
-        ]
-    )
+    return Pipeline([
+        Node(estimate, estimated, "dimension_metrics", name="estimate_dimension"),
+        Node(write_page, shown, written, name="report_dimension"),
+    ])  # fmt: skip

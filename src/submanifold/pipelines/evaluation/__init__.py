@@ -1,4 +1,4 @@
-"""Trained hierarchy and test images -> metrics, samples, projections."""
+"""Trained model and test data -> metrics, samples, projections."""
 
 from submanifold.pipelines.evaluation.pipeline import create_pipeline
 

@@ -15,12 +15,11 @@ from submanifold.data.groups import Groups, groups_of
 from submanifold.data.settings import SyntheticSettings
 from submanifold.evaluation import baselines as fitting
 from submanifold.evaluation import samples as sampling
-from submanifold.evaluation.measure import measure, warnings
-from submanifold.evaluation.truth import against_truth
+from submanifold.evaluation.measure import against_truth, measure, sample_quality, warnings
 from submanifold.models import Model
 from submanifold.runs.launch import call
 
-SHOWN = 16
+PROJECTIONS = 16
 
 
 def fit_baselines(
@@ -30,16 +29,16 @@ def fit_baselines(
     path: Path,
     groups: Groups | None = None,
 ) -> dict[str, Any]:
-    """Fit PCA and the Gaussian to the training data, and test them; or find it done."""
+    """Fit PCA and the Gaussian to the training data and evaluate them; cache the result."""
     found = read_json(path)
-    if found is None or "pca_mse" not in found:  # it was once not fitted in many dimensions
+    if found is None:
         found = fitting.fit_baselines(train, valid, test, groups_of(groups, "test"))
         write_json(path, found)
     return found
 
 
 def draw_samples(hierarchy: Model, count: int, seed: int, device: str) -> dict[str, np.ndarray]:
-    """Sample from the learned manifold at temperature 1 and 0.7; images as uint8."""
+    """Sample from the learned manifold at temperatures 1 and 0.7; images are uint8."""
     return sampling.draw_samples(hierarchy.to(choose_device(device)), count, seed)
 
 
@@ -58,34 +57,31 @@ def evaluate(
     groups: Groups | None = None,
     **histories: dict[str, Any],
 ) -> dict[str, Any]:
-    """Measure the model, its samples and its baselines on the test data.
+    """Evaluate the model and its samples on the test data.
 
     Returns:
         ``metrics``, and ``projections`` of the first 16 test images (as uint8) or points.
     """
     started, on = time.monotonic(), choose_device(device)
-    of_test = groups_of(groups, "test")
-    arguments = (hierarchy, test, baselines, input_noise, dequantizations, on, of_test)
+    test_groups = groups_of(groups, "test")
+    arguments = (hierarchy, test, baselines, input_noise, dequantizations, on, test_groups)
     metrics = call(launch, measure, *arguments, folder=folder)
     if test.dtype == np.uint8:
-        # torch-fidelity and scikit-learn, which it brings along, take seconds to import
-        from submanifold.evaluation.sample_quality import sample_quality
-
         metrics |= sample_quality(train, test, samples, inception_weights, on, groups)
     metrics["counts"] = {"train": len(train), "test": len(test), "samples": len(samples)}
-    if of_test is not None:
-        metrics["counts"]["test_groups"] = len(np.unique(of_test))
+    if test_groups is not None:
+        metrics["counts"]["test_groups"] = len(np.unique(test_groups))
     metrics["warnings"] = warnings(metrics, histories)
     training = sum(history["seconds"] for history in histories.values())
     metrics["seconds"] = {"training": training, "evaluation": time.monotonic() - started}
     with torch.no_grad():
-        first = next(iter(Batches(test[:SHOWN], SHOWN, device=on)))
+        first = next(iter(Batches(test[:PROJECTIONS], PROJECTIONS, device=on)))
         projected = hierarchy.to(on).project(first)
-        return {"metrics": metrics, "projections": sampling.stored(projected)}
+    return {"metrics": metrics, "projections": sampling.stored(projected)}
 
 
 def compare_with_truth(
     hierarchy: Model, test: np.ndarray, samples: np.ndarray, data: SyntheticSettings, device: str
 ) -> dict[str, Any]:
-    """Compare with the manifold that the data were drawn from; see :func:`against_truth`."""
+    """Compare the model with the manifold of synthetic data; see :func:`against_truth`."""
     return against_truth(hierarchy.to(choose_device(device)), data.manifold, test, samples)

@@ -1,4 +1,4 @@
-"""x -> baselines; hierarchy + x -> metrics, samples, projections."""
+"""Pipeline: data -> baselines; model and data -> metrics, samples, projections."""
 
 from collections.abc import Mapping
 
@@ -16,11 +16,11 @@ MODEL = {"hierarchy": "hierarchy", "device": "params:device"}
 
 
 def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pipeline:
-    """Build the evaluation of a model, whose true density synthetic data have.
+    """Build the evaluation pipeline.
 
     Args:
-        histories: Dataset of each phase's history, by the name of the phase.
-        synthetic: Whether the data are points with a known density.
+        histories: Dataset names of the training histories by phase.
+        synthetic: Whether the data have a known density.
     """
     fitted = DATA | {"valid": "x_valid", "path": "baselines_path"}
     drawn = MODEL | {"count": "params:evaluation.samples", "seed": "params:seed"}

@@ -1,4 +1,4 @@
-"""ood: scores of a trained model on test images and on others."""
+"""Out-of-distribution detection: a trained model's scores of test images and of other images."""
 
 from submanifold.pipelines.ood.pipeline import create_pipeline
 

@@ -1,6 +1,5 @@
-"""Nodes of the ood pipeline."""
+"""Nodes of the ood pipeline; scikit-learn and matplotlib are imported when they are used."""
 
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +11,29 @@ from submanifold.common.errors import error_prefix
 from submanifold.data.groups import Groups, groups_of
 from submanifold.data.prepare import prepare, read_groups
 from submanifold.data.settings import ImageSettings
-from submanifold.evaluation.metrics import Metric
+from submanifold.evaluation.likelihood import to_bits_per_dim
+from submanifold.evaluation.metrics import format_interval
 from submanifold.models import Model
 from submanifold.plots.pages import render
 
-SHOWN = 48
-SHARE = Metric("", "", ".4f")
+SHEET_IMAGES = 48
 
 
 def gather_ood(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str, Any]:
-    """Take images of another source, test images first: the model has seen none of them.
+    """Take images of another source, test images first; the model was trained on none of them.
 
     Returns:
-        ``images``, and the ``groups`` of those that have some, as ``{"ood": [...]}``.
+        ``images``, at most as many as are scored, and their ``groups`` as ``{"ood": [...]}``.
     """
-    from submanifold.evaluation.ood import MOST
+    from submanifold.evaluation.ood import MAX_IMAGES
 
     with error_prefix("ood"):
         train, valid, test, _ = prepare(data, folder, raw_folder)
-    images = np.concatenate([test[:MOST], valid[:MOST], train[:MOST]])[:MOST]
-    known = read_groups(folder)
-    of_parts = chain(*(known[part][:MOST] for part in ("test", "valid", "train") if known))
-    return {"images": images, "groups": {"ood": list(of_parts)[:MOST]} if known else {}}
+    images = np.concatenate([split[:MAX_IMAGES] for split in (test, valid, train)])[:MAX_IMAGES]
+    if not (groups := read_groups(folder)):
+        return {"images": images, "groups": {}}
+    numbers = [n for split in ("test", "valid", "train") for n in groups[split][:MAX_IMAGES]]
+    return {"images": images, "groups": {"ood": numbers[:MAX_IMAGES]}}
 
 
 def score_ood(
@@ -46,20 +46,19 @@ def score_ood(
     ood_groups: Groups,
     device: str,
 ) -> pd.DataFrame:
-    """Score test images and others; see :func:`submanifold.evaluation.ood.score_kinds`.
+    """Score test images and OOD images, see :func:`submanifold.evaluation.ood.score_parts`.
 
-    The groups of either kind are in the column ``group``, where images of one of them have some.
+    The column ``group`` has the groups of images, if there are any.
     """
-    # scikit-learn takes seconds to import
-    from submanifold.evaluation.ood import score_kinds, with_groups
+    from submanifold.evaluation.ood import add_groups, score_parts
 
-    model, of_valid = model.to(choose_device(device)), groups_of(groups, "valid")
-    scored = score_kinds(model, train, valid, test, ood, groups=of_valid)
-    return with_groups(scored, groups_of(groups, "test"), groups_of(ood_groups, "ood"))
+    model = model.to(choose_device(device))
+    scored = score_parts(model, train, valid, test, ood, groups=groups_of(groups, "valid"))
+    return add_groups(scored, groups_of(groups, "test"), groups_of(ood_groups, "ood"))
 
 
 def measure(scored: pd.DataFrame) -> dict[str, Any]:
-    """Measure how well each score tells them apart."""
+    """Measure how well each score separates test images from OOD images."""
     from submanifold.evaluation.ood import measure_ood
 
     return measure_ood(scored)
@@ -74,55 +73,54 @@ def write_page(
     ood_name: str,
     method: str,
 ) -> dict[str, Any]:
-    """Draw curves, histograms, density against distance, and the strangest and missed images."""
-    from submanifold.evaluation.likelihood import to_bits_per_dim
-    from submanifold.evaluation.ood import MEASURES, roc, titles
+    """Write the page with curves, histograms, and the most and the least anomalous images."""
+    from submanifold.evaluation.ood import MEASURES, NORMAL, OOD, describe_scores, roc
     from submanifold.plots.images import as_png, sample_sheet
     from submanifold.plots.ood import density_and_distance, roc_curves, score_histograms
 
-    what = titles(measured["scores"])
-    kinds = {part: scored[scored["part"] == part] for part in ("normal", "ood")}
+    descriptions = describe_scores(measured["scores"])
+    parts = {part: scored[scored["part"] == part] for part in (NORMAL, OOD)}
     by_score = {
-        name: {part: each[name].to_numpy() for part, each in kinds.items()} for name in what
+        name: {part: rows[name].to_numpy() for part, rows in parts.items()} for name in descriptions
     }
-    has_density = "density" in by_score  # where there is none, nats on the manifold stand in
-    density = {
-        part: to_bits_per_dim(-each["density"].to_numpy(), test)
-        if has_density
-        else each["on_manifold"].to_numpy()
-        for part, each in kinds.items()
-    }
+    if "density" in by_score:
+        density = {part: to_bits_per_dim(-x, test) for part, x in by_score["density"].items()}
+        label = "bits per dimension"
+    else:
+        density, label = by_score["on_manifold"], "-log N(u; 0, I), nats"
+    points = {part: (density[part], by_score["encoder_distance"][part]) for part in parts}
     figures = {
         "roc": roc_curves({name: roc(**values) for name, values in by_score.items()}),
         "histograms": score_histograms(by_score),
-        "scatter": density_and_distance(
-            {part: (density[part], each["encoder_distance"].to_numpy())
-             for part, each in kinds.items()},
-            "bits per dimension" if has_density else "-log N(u; 0, I), nats",
-        ),
-    }  # fmt: skip
-    table = pd.DataFrame([
-        {"score": name, "what it is": text, **{
-            label: SHARE.write(measured["scores"][name][measure])
-            for measure, label in MEASURES.items()
-        }}
-        for name, text in what.items()
-    ])  # fmt: skip
-    images = {"normal": test, "ood": ood}
+        "scatter": density_and_distance(points, label),
+    }
+    rows = []
+    for name, text in descriptions.items():
+        accuracy = {
+            label: format_interval(measured["scores"][name][key], ".4f")
+            for key, label in MEASURES.items()
+        }
+        rows.append({"score": name, "description": text, **accuracy})
 
-    def sheet(part: str, largest: bool) -> bytes:
-        values = kinds[part]["combination"].to_numpy() * (1 if largest else -1)
-        order = np.argsort(-values, kind="stable")[:SHOWN]
-        return as_png(sample_sheet(np.asarray(images[part])[order], columns=16))
+    def sheet(images: np.ndarray, scores: np.ndarray) -> bytes:
+        order = np.argsort(scores, kind="stable")[:SHEET_IMAGES]
+        return as_png(sample_sheet(np.asarray(images)[order], columns=16))
 
+    scores = by_score["combination"]
     sheets = {
-        f"{dataset}: the strangest of the normal images": sheet("normal", True),
-        f"{ood_name}: the strangest": sheet("ood", True),
-        f"{ood_name}: those that look most usual": sheet("ood", False),
+        f"{dataset}: most anomalous": sheet(test, -scores[NORMAL]),
+        f"{ood_name}: most anomalous": sheet(ood, -scores[OOD]),
+        f"{ood_name}: least anomalous": sheet(ood, scores[OOD]),
     }
     page = render(
-        "ood.html", dataset=dataset, ood=ood_name, method=method, table=table,
-        counts=measured["counts"], groups=measured.get("groups"), sheets=sheets,
+        "ood.html",
+        dataset=dataset,
+        ood=ood_name,
+        method=method,
+        table=pd.DataFrame(rows),
+        counts=measured["counts"],
+        groups=measured.get("groups"),
+        sheets=sheets,
         pictures={name: as_png(figure) for name, figure in figures.items()},
-    )  # fmt: skip
+    )
     return {"page": page, **figures}

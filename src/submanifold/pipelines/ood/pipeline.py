@@ -1,4 +1,4 @@
-"""hierarchy, x_valid, x_test, ood -> scores of each image, how well they tell, the page."""
+"""Pipeline: model and images -> anomaly scores of each image, their accuracy, page."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -11,23 +11,20 @@ from submanifold.pipelines.ood.nodes import (
 
 
 def create_pipeline() -> Pipeline:
-    """Build what comes after a model is trained."""
+    """Build the pipeline that follows the training of a model."""
     gathered = {"data": "params:ood_data", "folder": "ood_folder",
                 "raw_folder": "raw_folder"}  # fmt: skip
-    arrays = {"train": "x_train", "valid": "x_valid", "test": "x_test", "ood": "x_ood"}
-    scored = {"model": "hierarchy", **arrays, "device": "params:device"}
-    scored |= {name: name for name in ("groups", "ood_groups")}
-    found = {"images": "x_ood", "groups": "ood_groups"}
-    about = {"dataset": "params:dataset", "ood_name": "params:ood",
+    scored = {"model": "hierarchy", "train": "x_train", "valid": "x_valid", "test": "x_test",
+              "ood": "x_ood", "groups": "groups", "ood_groups": "ood_groups",
+              "device": "params:device"}  # fmt: skip
+    shown = {"scored": "ood_scores", "measured": "ood_metrics", "test": "x_test", "ood": "x_ood",
+             "dataset": "params:dataset", "ood_name": "params:ood",
              "method": "params:method"}  # fmt: skip
-    shown = {"scored": "ood_scores", "measured": "ood_metrics", "test": "x_test",
-             "ood": "x_ood", **about}  # fmt: skip
     figures = {name: f"outlier_{name}_figure" for name in ("roc", "histograms", "scatter")}
-    return Pipeline(
-        [
-            Node(gather_ood, gathered, found, name="gather_ood"),
-            Node(score_ood, scored, "ood_scores", name="score_ood"),
-            Node(measure, "ood_scores", "ood_metrics", name="measure_ood"),
-            Node(write_page, shown, {"page": "ood_report", **figures}, name="report_ood"),
-        ]
-    )
+    found = {"images": "x_ood", "groups": "ood_groups"}
+    return Pipeline([
+        Node(gather_ood, gathered, found, name="gather_ood"),
+        Node(score_ood, scored, "ood_scores", name="score_ood"),
+        Node(measure, "ood_scores", "ood_metrics", name="measure_ood"),
+        Node(write_page, shown, {"page": "ood_report", **figures}, name="report_ood"),
+    ])  # fmt: skip

@@ -1,0 +1,207 @@
+"""Conformal calibration of anomaly scores on normal images: p-values and a combined score."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+
+from submanifold.common.errors import UserError
+from submanifold.evaluation.scores import QUICK, score
+from submanifold.models import Model
+
+COMBINATION = "combination"
+MAX_DEVIATIONS = 8.0
+RIDGE = 0.03
+TINY, HUGE = 1e-12, 1e30
+LEVELS = np.concatenate([[0.0], 1 / (1 + np.exp(np.linspace(9, -9, 361))), [1.0]])
+FOLDS = 10
+MIN_IMAGES = 20
+"""With 20 images, nine of ten folds have 18, more than two for each of at most eight combined
+scores, and the smallest p-value, 1/21, is below 5%."""
+
+Scores = Mapping[str, np.ndarray]
+"""Scores (N,) by name."""
+
+
+def calibrate(
+    model: Model, images: np.ndarray, device: torch.device, groups: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Fit a :class:`Calibration` to the quick scores of normal images.
+
+    Args:
+        model: The model, which is moved to the device.
+        images: Validation images, uint8 (N, ...).
+        device: Device of the computation.
+        groups: Group numbers, (N,).
+
+    Returns:
+        The calibration as a JSON-able dict, or the reason ``why`` there are too few images.
+    """
+    scores = score(model.to(device), images)
+    try:
+        return Calibration.fit(scores, QUICK, groups).to_dict()
+    except UserError as error:
+        return {"why": str(error)}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    r"""Quantiles of the scores of normal images, which turn scores into p-values.
+
+    The p-value of a score is the fraction of normal images, including the new one, that score at
+    least as high. With :math:`z_i = \Phi^{-1}(1 - p_i)`, scores are combined to
+
+    .. math:: (z - \bar z)^T C^{-1} (z - \bar z)
+
+    with mean and covariance over the normal images, so that a score that is too small given the
+    others is anomalous, too (compare Morningstar et al. 2021). Outside the range of normal scores,
+    z is extrapolated by standard deviations up to 8.
+
+    Combination and typicality of the normal images are cross-fitted: the values of one of ten folds
+    use the other nine, and new images are compared with the pooled values (cross-conformal
+    prediction: Vovk 2015). About a fraction alpha of normal images has a p-value of at most alpha.
+
+    Images may come in groups, such as patches of one photograph. A group is in one fold, groups
+    have equal weights, and p-values count groups: they are valid for an image of a new group
+    (hierarchical conformal prediction: Lee, Barber & Willett 2023).
+
+    Attributes:
+        count: Number of images.
+        groups: Number of groups; by default each image is one.
+        median: Median of log p(x) in nats; None without a density.
+        combined: Names of the combined scores.
+        quantiles: Quantiles at :data:`LEVELS` by score, including the combination.
+        mean: Mean of z, (scores,).
+        precision: Inverse of C, (scores, scores).
+    """
+
+    count: int
+    groups: int
+    median: float | None
+    combined: tuple[str, ...]
+    quantiles: Scores
+    mean: np.ndarray
+    precision: np.ndarray
+
+    @classmethod
+    def fit(
+        cls, scores: Scores, combined: Sequence[str], groups: np.ndarray | None = None
+    ) -> "Calibration":
+        """Fit to the scores of normal images that the model was not trained on.
+
+        Args:
+            scores: Scores by name, each (N,).
+            combined: Names to combine; missing scores are skipped.
+            groups: Group numbers, (N,); by default each image is its own group.
+
+        Raises:
+            UserError: There are fewer than 20 images, or nearly all are of one group.
+        """
+        combined = tuple(name for name in combined if name in scores)
+        numbers = np.arange(len(scores[combined[0]])) if groups is None else groups
+        _, group, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
+        fold = np.random.default_rng(0).permutation(len(sizes))[group] % FOLDS
+        folds = [fold == number for number in range(min(FOLDS, len(sizes)))]
+        empty = cls(len(numbers), len(sizes), None, combined, {}, np.zeros(0), np.eye(0))
+        if min((~each).sum() for each in folds) < MIN_IMAGES * (1 - 1 / FOLDS):
+            raise UserError(
+                f"Validation images for a calibration: expected at least {MIN_IMAGES}, of which "
+                f"nine tenths are outside any one group, got {empty.basis}. Increase "
+                "data.counts.valid or use a larger folder."
+            )
+        weights = 1 / sizes[group]
+        held_out: dict[str, np.ndarray] = {}
+        for each in folds:
+            kept, left = ({k: v[rows] for k, v in scores.items()} for rows in (~each, each))
+            for name, values in empty._fit(kept, weights[~each]).complete(left).items():
+                held_out.setdefault(name, np.zeros(len(numbers)))[each] = values
+        return replace(empty._fit(scores, weights), quantiles=_quantiles(held_out, weights))
+
+    def _fit(self, scores: Scores, weights: np.ndarray) -> "Calibration":
+        """Fit what :meth:`complete` needs to the scores (N,) of images with weights (N,)."""
+        size = len(self.combined)
+        median = -float(np.median(scores["density"])) if "density" in scores else None
+        known = replace(
+            self, count=len(weights), median=median, quantiles=_quantiles(scores, weights)
+        )
+        z = known._normal_scores(scores)
+        covariance = np.cov(z.T, aweights=weights).reshape(size, size) + RIDGE * np.eye(size)
+        mean = np.average(z, axis=0, weights=weights)
+        return replace(known, mean=mean, precision=np.linalg.inv(covariance))
+
+    @property
+    def basis(self) -> str:
+        """Numbers of images and groups, as text."""
+        in_groups = "" if self.groups == self.count else f" in {self.groups:,} groups"
+        return f"{self.count:,} images{in_groups}"
+
+    @property
+    def smallest_p_value(self) -> float:
+        """The smallest possible p-value."""
+        return 1 / (self.groups + 1)
+
+    def complete(self, scores: Scores) -> dict[str, np.ndarray]:
+        """Add the ``combination`` and, if there is a ``density``, the ``typicality``."""
+        found = dict(scores)
+        if self.median is not None:
+            found["typicality"] = np.abs(scores["density"] + self.median)
+        z = self._normal_scores(found) - self.mean
+        return {**found, COMBINATION: np.einsum("ni,ij,nj->n", z, self.precision, z)}
+
+    def p_values(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return the p-values, (N,) in [1/(groups + 1), 1], of values (N,) of a score."""
+        quantiles = self.quantiles[name]
+        # negated, so that normal scores that equal a value count as at least as high
+        above = np.interp(-_finite(values), -quantiles[::-1], 1 - LEVELS[::-1], left=0.0, right=1.0)
+        return (1 + self.groups * above) / (self.groups + 1)
+
+    def _normal_scores(self, scores: Scores) -> np.ndarray:
+        """Return z of the combined scores, (N, scores)."""
+        half = 0.5 / self.count
+        normal_quantiles = scipy.special.ndtri(LEVELS.clip(half, 1 - half))
+        found = []
+        for name in self.combined:
+            quantiles, values = self.quantiles[name], _finite(scores[name])
+            low, high = np.interp([0.159, 0.841], LEVELS, quantiles)
+            outside = values - values.clip(quantiles[0], quantiles[-1])
+            z = np.interp(values, quantiles, normal_quantiles)
+            z += outside / max((high - low) / 2, TINY)
+            found.append(z.clip(-MAX_DEVIATIONS, MAX_DEVIATIONS))
+        return np.stack(found, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able dict with numbers of five digits."""
+        quantiles = {name: _round(values) for name, values in self.quantiles.items()}
+        arrays = {"mean": _round(self.mean), "precision": [_round(row) for row in self.precision]}
+        return {**vars(self), "combined": list(self.combined), "quantiles": quantiles, **arrays}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> "Calibration":
+        """Restore the result of :meth:`to_dict`."""
+        arrays = {name: np.array(found[name]) for name in ("mean", "precision")}
+        quantiles = {name: np.array(values) for name, values in found["quantiles"].items()}
+        combined = tuple(found["combined"])
+        return cls(**{**found, "combined": combined, "quantiles": quantiles, **arrays})
+
+
+def _quantiles(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Return weighted quantiles at :data:`LEVELS`; with equal weights they are NumPy's."""
+    found = {}
+    for name, values in scores.items():
+        order = np.argsort(values)
+        middles = np.cumsum(weights[order]) - weights[order] / 2
+        levels = (middles - middles[0]) / (middles[-1] - middles[0])
+        found[name] = np.interp(LEVELS, levels, _finite(values[order]))
+    return found
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Clip non-finite values to the largest score."""
+    return np.nan_to_num(values, nan=HUGE, posinf=HUGE).clip(-HUGE, HUGE)
+
+
+def _round(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]

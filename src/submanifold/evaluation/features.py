@@ -1,0 +1,143 @@
+"""Feature vectors of images: pooled Inception features, or principal components of pixels."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pooch
+import torch
+from sklearn.decomposition import PCA
+from torch_fidelity.feature_extractor_inceptionv3 import (
+    URL_INCEPTION_V3,
+    FeatureExtractorInceptionV3,
+)
+
+from submanifold.common.errors import UserError
+from submanifold.common.progress import ProgressBar
+
+# The weights of all published FIDs in PyTorch. Metrics with other weights are not comparable, and
+# torch-fidelity unpickles its file, so only this file may reach it.
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS_NAME = "pt_inception-2015-12-05-6726825d.pth"
+TIMEOUT = 10.0  # seconds without a byte from the server
+
+
+class MissingWeightsError(Exception):
+    """The Inception weights are not available; the message states why and what to do."""
+
+
+def inception_features(
+    sets: Sequence[np.ndarray],
+    inception_weights: str | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int = 64,
+) -> list[np.ndarray]:
+    """Compute the 2,048 pooled features of the Inception network with torch-fidelity.
+
+    The network, its resize to 299 x 299 and its weights agree with the original implementation of
+    the FID (Heusel et al. 2017).
+
+    Args:
+        sets: Sets of images, each uint8 of shape (n, 3, height, width) or (n, 1, height, width).
+            Grey images are repeated to three channels.
+        inception_weights: Path of pt_inception-2015-12-05-6726825d.pth. By default the file in
+            torch's cache, which is downloaded if it is missing.
+        device: Device of the network.
+        batch_size: Images per forward pass; 64 need about 1 GB.
+
+    Returns:
+        Features of each set, (n, 2048), float32.
+
+    Raises:
+        MissingWeightsError: The weights are not cached and cannot be downloaded.
+        UserError: `inception_weights` is not that file.
+    """
+    path = _download_weights() if inception_weights is None else check_weights(inception_weights)
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
+
+    @torch.no_grad()
+    def features(batch: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(np.array(batch))  # a copy: torch warns of read-only memory maps
+        return network(images.to(device).expand(-1, 3, -1, -1))[0].cpu().numpy()
+
+    return [
+        np.concatenate([
+            features(images[start : start + batch_size])
+            for start in range(0, len(images), batch_size)
+        ])
+        for images in sets
+    ]  # fmt: skip
+
+
+def check_weights(inception_weights: str) -> Path:
+    """Return the path of the user's weights file.
+
+    Raises:
+        UserError: There is no such file, or it is not the standard one.
+    """
+    path = Path(inception_weights).expanduser()
+    fix = f"Get {WEIGHTS_NAME} from {URL_INCEPTION_V3}, or set inception_weights=download."
+    if not path.is_file():
+        raise UserError(f"inception_weights: expected an existing file, got {path}. {fix}")
+    if (found := pooch.file_hash(str(path))) != WEIGHTS_SHA256:
+        raise UserError(
+            f"inception_weights: expected a file with SHA-256 {WEIGHTS_SHA256}, got {path} with "
+            f"{found}. {fix}"
+        )
+    return path
+
+
+def _download_weights() -> Path:
+    """Return the path of the weights in torch's cache, where torch-fidelity looks for them too."""
+    pooch.get_logger().setLevel(logging.WARNING)  # the progress bar replaces its messages
+    try:
+        with ProgressBar("downloading the Inception weights", "bytes") as bar:
+            path = pooch.retrieve(
+                URL_INCEPTION_V3,
+                known_hash=f"sha256:{WEIGHTS_SHA256}",
+                fname=Path(URL_INCEPTION_V3).name,
+                path=Path(torch.hub.get_dir(), "checkpoints"),
+                downloader=pooch.HTTPDownloader(bar, chunk_size=2**16, timeout=TIMEOUT),
+            )
+    except (OSError, ValueError) as error:  # no connection, or another hash
+        raise MissingWeightsError(
+            f"not measured: the Inception weights could not be downloaded ({error}); "
+            f"set inception_weights to the path of {WEIGHTS_NAME}"
+        ) from error
+    return Path(path)
+
+
+def pixel_features(
+    reference: np.ndarray, *sets: np.ndarray, components: int = 64
+) -> list[np.ndarray]:
+    """Compute coordinates of images on the leading principal axes of reference images.
+
+    They describe color, brightness and coarse shape, not content. The reference should not be one
+    of the sets: on axes that are fitted to them, real images have a larger variance, which raises
+    the precision of fakes and lowers their recall.
+
+    Args:
+        reference: Images that PCA is fitted to, uint8 of shape (n, channels, height, width).
+        *sets: Sets of images to describe, uint8 of shape (m, channels, height, width).
+        components: Largest number of axes; fewer images or pixels have fewer.
+
+    Returns:
+        Features of each set, (m, d), float64, d at most `components`. The features of the reference
+        have a mean square of 1.
+    """
+    fitted = _flat(reference)
+    axes = max(1, min(components, len(fitted) - 1, fitted.shape[1]))
+    with np.errstate(invalid="ignore"):  # explained variance ratios of constant images
+        pca = PCA(axes, random_state=0).fit(fitted)
+    scale = np.sqrt(np.mean(pca.transform(fitted) ** 2)) or 1.0
+    return [pca.transform(_flat(images)) / scale for images in sets]
+
+
+def random_subset(count: int, size: int) -> np.ndarray:
+    """Return sorted indices of a random subset, always the same; all indices if size >= count."""
+    return np.sort(np.random.default_rng(0).choice(count, min(count, size), replace=False))
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1).astype(np.float64)

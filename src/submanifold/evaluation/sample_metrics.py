@@ -1,0 +1,70 @@
+"""Metrics of samples, which compare them with test images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from submanifold.evaluation.feature_distances import (
+    NEIGHBORS,
+    frechet_distance_with_interval,
+)
+from submanifold.evaluation.intervals import GroupPair, Interval
+from submanifold.evaluation.sliced_wasserstein import sliced_wasserstein
+
+MIN_IMAGES = NEIGHBORS + 1
+TOO_FEW = {
+    "value": None,
+    "why": f"not measured: there are fewer than {MIN_IMAGES} test images or samples",
+}
+"""The value of a metric on features where there are not enough images."""
+
+Features = tuple[np.ndarray, np.ndarray]
+"""Features of real and of fake images."""
+
+
+@dataclass(frozen=True)
+class SampleComparison:
+    """Real and fake images and their features: the input of sample metrics.
+
+    Attributes:
+        real: Test images, uint8 (n_real, channels, height, width).
+        fake: Samples or training images, uint8 (n_fake, channels, height, width).
+        groups: Group numbers of both.
+        inception: Inception features of all images, or the reason why there are none.
+        features: Inception or pixel features of equal numbers of images; None for too few images.
+        feature_groups: Group numbers of these images.
+    """
+
+    real: np.ndarray
+    fake: np.ndarray
+    groups: GroupPair
+    inception: Features | str
+    features: Features | None
+    feature_groups: GroupPair
+
+
+def fid(comparison: SampleComparison) -> Interval:
+    """Compute the Frechet inception distance of all images."""
+    if comparison.features is None:
+        return TOO_FEW
+    if isinstance(comparison.inception, str):
+        return {"value": None, "why": comparison.inception}
+    return frechet_distance_with_interval(*comparison.inception, groups=comparison.groups)
+
+
+def feature_metric(distance: Callable[..., Interval]) -> Callable[[SampleComparison], Interval]:
+    """Return a function that computes a distance of the features of real and fake images."""
+
+    def metric(comparison: SampleComparison) -> Interval:
+        if comparison.features is None:
+            return TOO_FEW
+        return distance(*comparison.features, groups=comparison.feature_groups)
+
+    return metric
+
+
+def swd(comparison: SampleComparison) -> Interval:
+    """Compute the sliced Wasserstein distance, of at most as many fake as real images."""
+    real, fake = comparison.real, comparison.fake
+    return sliced_wasserstein(real, fake[: len(real)], groups=comparison.groups)
