@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from submanifold.data import dequantize
-from submanifold.evaluation.scores import QUICK, Calibration, score
+from submanifold.evaluation.calibration import Calibration
+from submanifold.evaluation.scores import QUICK, score
 from submanifold.flows import Glow
 from submanifold.models import Hierarchy, Stage
 

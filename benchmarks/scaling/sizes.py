@@ -21,7 +21,8 @@ from submanifold.data.batches import Batches
 from submanifold.data.prepare import prepare
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation.baselines import fit_baselines
-from submanifold.evaluation.measure import BATCH, BATCH_NEAREST
+from submanifold.evaluation.likelihood import BATCH_SIZE
+from submanifold.evaluation.reconstruction import NEAREST_BATCH_SIZE
 from submanifold.flows import Glow, initialize
 from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, Stage, manifold_log_prob
@@ -112,11 +113,11 @@ def rotate(images: np.ndarray) -> None:
 
 def evaluate(images: np.ndarray) -> None:
     """Density and projection of a batch, a step to nearest points, the density on the manifold."""
-    model, x = model_of(images), next(iter(Batches(images, BATCH)))
+    model, x = model_of(images), next(iter(Batches(images, BATCH_SIZE)))
     with torch.no_grad():
         model.log_prob(x)
         model.project(x)
-    model.project(x[:BATCH_NEAREST], steps=1)
+    model.project(x[:NEAREST_BATCH_SIZE], steps=1)
     manifold_log_prob(model, x[:2])
 
 
@@ -128,7 +129,7 @@ def fit(images: np.ndarray) -> None:
 PIECES: dict[str, Callable[[np.ndarray], object]] = {
     "a training step of 32 images": train,
     "a rotation": rotate,
-    f"evaluation of {BATCH} images": evaluate,
+    f"evaluation of {BATCH_SIZE} images": evaluate,
     "PCA and the Gaussian": fit,
 }
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from sklearn import decomposition
 
 from submanifold.evaluation import baselines
 from submanifold.evaluation.baselines import PCA, fit_baselines, pca_error
-from submanifold.evaluation.intervals import FEWEST_GROUPS, mean_interval
+from submanifold.evaluation.intervals import MIN_GROUPS, mean_interval
 
 
 def correlated(n, seed=0, dim=6):
@@ -17,7 +18,7 @@ def correlated(n, seed=0, dim=6):
     return torch.from_numpy(rng.standard_normal((n, dim)) @ mixing.T + np.arange(dim))
 
 
-def test_axes_variances_and_projections_are_those_of_scikit_learn():
+def test_pca_agrees_with_scikit_learn():
     x, new = correlated(500), correlated(50, seed=1)
     pca, other = PCA.fit(x.split(64)), decomposition.PCA().fit(x.numpy())
     np.testing.assert_allclose(pca.mean, other.mean_, atol=1e-10)
@@ -29,7 +30,7 @@ def test_axes_variances_and_projections_are_those_of_scikit_learn():
         np.testing.assert_allclose(pca.project(new, dim), expected, atol=1e-8)
 
 
-def test_squared_errors_are_those_of_the_projection_for_every_dimension():
+def test_squared_errors_are_those_of_projections_onto_each_dimension():
     pca, x = PCA.fit([correlated(100)]), correlated(20, seed=1)
     errors = pca.squared_errors(x)
     assert errors.shape == (20, 7)
@@ -39,7 +40,7 @@ def test_squared_errors_are_those_of_the_projection_for_every_dimension():
     assert torch.equal(errors[:, 6], torch.zeros(20, dtype=torch.float64))
 
 
-def test_the_error_curve_is_a_mean_with_a_95_percent_interval():
+def test_error_curve_is_a_mean_with_a_95_percent_interval():
     pca, x = PCA.fit([correlated(100)]), correlated(300, seed=1)
     errors = pca.squared_errors(x)
     mean, half = pca.error_curve(x.split(128))
@@ -47,7 +48,7 @@ def test_the_error_curve_is_a_mean_with_a_95_percent_interval():
     torch.testing.assert_close(half, 1.96 * errors.std(0) / math.sqrt(300))
 
 
-def test_the_error_curve_of_grouped_data_has_the_interval_of_the_bootstrap_over_groups():
+def test_error_curve_of_groups_agrees_with_the_bootstrap_over_groups():
     rng = np.random.default_rng(0)
     pca, groups = PCA.fit([correlated(100)]), rng.permutation(np.repeat(np.arange(60), 5))
     x = correlated(300, seed=1) + 2 * correlated(60, seed=2)[groups]
@@ -61,44 +62,28 @@ def test_the_error_curve_of_grouped_data_has_the_interval_of_the_bootstrap_over_
     torch.testing.assert_close(
         pca.error_curve([x], np.arange(300))[1], pca.error_curve([x])[1], rtol=0.01, atol=1e-9
     )
-    assert pca.error_curve([x], groups % (FEWEST_GROUPS - 1))[1] is None
+    assert pca.error_curve([x], groups % (MIN_GROUPS - 1))[1] is None
 
 
-def test_the_error_on_its_own_data_is_the_sum_of_the_variances_left_out():
-    x = correlated(200)
-    pca = PCA.fit([x])
-    for dim in range(7):
-        left = pca.variances[dim:].sum() / 6
-        torch.testing.assert_close(pca.error_curve([x])[0][dim], left, atol=1e-12, rtol=1e-9)
-
-
-def test_images_keep_their_shape_and_precision():
+def test_projections_keep_shape_and_dtype():
     images = torch.rand(40, 3, 2, 2)
     pca = PCA.fit(images.split(16))
-    projected = pca.project(images, 4)
-    assert projected.shape == images.shape
-    assert projected.dtype == torch.float32
+    assert pca.project(images, 4).shape == images.shape
     torch.testing.assert_close(pca.project(images, 12), images)
 
 
-def test_the_density_is_scipys_normal():
+@pytest.mark.parametrize("shrinkage", [0.0, 0.3])
+def test_density_is_that_of_the_shrunk_covariance(shrinkage):
     x, new = correlated(400), correlated(30, seed=1)
+    pca = replace(PCA.fit([x]), shrinkage=shrinkage)
     covariance = np.cov(x.numpy().T, bias=True)
-    expected = multivariate_normal(x.mean(0).numpy(), covariance).logpdf(new.numpy())
-    np.testing.assert_allclose(PCA.fit([x]).log_prob(new), expected, rtol=1e-8)
+    isotropic = np.trace(covariance) / 6 * np.eye(6)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * isotropic
+    expected = multivariate_normal(x.mean(0).numpy(), shrunk).logpdf(new.numpy())
+    np.testing.assert_allclose(pca.log_prob(new), expected, rtol=1e-8)
 
 
-def test_a_shrunk_density_is_that_of_the_shrunk_covariance():
-    x, new = correlated(400), correlated(30, seed=1)
-    fitted = PCA.fit([x])
-    shrunk = PCA(fitted.mean, fitted.axes, fitted.variances, 0.3)
-    covariance = np.cov(x.numpy().T, bias=True)
-    mixed = 0.7 * covariance + 0.3 * np.trace(covariance) / 6 * np.eye(6)
-    expected = multivariate_normal(x.mean(0).numpy(), mixed).logpdf(new.numpy())
-    np.testing.assert_allclose(shrunk.log_prob(new), expected, rtol=1e-8)
-
-
-def test_shrinkage_helps_where_samples_are_few_and_stays_away_where_they_are_many():
+def test_shrinkage_is_large_for_few_samples_and_small_for_many():
     new = correlated(2000, seed=2)
     few = PCA.fit([correlated(8)])
     shrunk = few.shrink(correlated(100, seed=1).split(32))
@@ -109,7 +94,7 @@ def test_shrinkage_helps_where_samples_are_few_and_stays_away_where_they_are_man
 
 
 @pytest.mark.filterwarnings("error")
-def test_fewer_samples_than_dimensions_give_a_finite_density_once_shrunk():
+def test_shrunk_density_of_fewer_samples_than_dimensions_is_finite():
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
     valid = torch.randn(20, 12, generator=torch.Generator().manual_seed(1))
     shrunk = PCA.fit([x]).shrink([valid])
@@ -117,7 +102,7 @@ def test_fewer_samples_than_dimensions_give_a_finite_density_once_shrunk():
     assert shrunk.log_prob(valid).mean() > -100
 
 
-def test_the_baselines_of_vectors_are_those_of_scikit_learn_and_scipy():
+def test_baselines_of_vectors_agree_with_scikit_learn_and_scipy():
     train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((500, 9, 70)))
     found = fit_baselines(train, valid, test)
     for dim in range(1, 7):
@@ -137,8 +122,8 @@ def test_the_baselines_of_vectors_are_those_of_scikit_learn_and_scipy():
     assert (bits["n"], found["n_train"]) == (70, 500)
 
 
-def test_the_gaussian_of_bytes_counts_the_bits_of_a_byte():
-    """Uniform bytes, dequantised, are uniform of width 1: a Gaussian has 0.2546 bits more."""
+def test_gaussian_of_bytes_includes_the_bits_of_a_byte():
+    """Dequantized uniform bytes are uniform: a Gaussian needs 0.2546 bits more."""
     images = np.random.default_rng(0).integers(0, 256, (3000, 1, 2, 2), dtype=np.uint8)
     found = fit_baselines(images[:2000], images[2000:2500], images[2500:])
     bits = found["gaussian"]["bits_per_dim"]
@@ -148,26 +133,26 @@ def test_the_gaussian_of_bytes_counts_the_bits_of_a_byte():
 
 @pytest.fixture
 def few_leading(monkeypatch):
-    """Six dimensions are too many for a covariance; the two leading axes are fitted to 400 rows."""
-    for name, value in (("LARGEST_COVARIANCE", 5), ("LEADING", 2), ("SPARE", 1)):
+    """Make six dimensions too many for a covariance; two axes are fitted to 400 events."""
+    for name, value in (("LARGEST_COVARIANCE", 5), ("LEADING", 2), ("OVERSAMPLING", 1)):
         monkeypatch.setattr(baselines, name, value)
     monkeypatch.setattr(baselines, "MOST_FITTED", 400)
 
 
-def test_leading_axes_are_those_of_the_covariance():
+def test_leading_axes_agree_with_all_axes():
     x, new = correlated(500), correlated(50, seed=1)
-    whole, leading = PCA.fit([x]), PCA.fit_leading(x.split(64), 2)
+    full, leading = PCA.fit([x]), PCA.fit_leading(x.split(64), 2)
     assert leading.axes.shape == (6, 2)
-    torch.testing.assert_close(leading.variances[:2], whole.variances[:2], rtol=1e-4, atol=0)
-    rest = whole.variances[2:].mean().expand(4)
+    torch.testing.assert_close(leading.variances[:2], full.variances[:2], rtol=1e-4, atol=0)
+    rest = full.variances[2:].mean().expand(4)
     torch.testing.assert_close(leading.variances[2:], rest, rtol=1e-3, atol=0)
     torch.testing.assert_close(
-        leading.squared_errors(new), whole.squared_errors(new)[:, :3], rtol=1e-3, atol=1e-4
+        leading.squared_errors(new), full.squared_errors(new)[:, :3], rtol=1e-3, atol=1e-4
     )
-    torch.testing.assert_close(leading.project(new, 2), whole.project(new, 2), rtol=0, atol=0.02)
+    torch.testing.assert_close(leading.project(new, 2), full.project(new, 2), rtol=0, atol=0.02)
 
 
-def test_the_density_of_leading_axes_is_the_normal_that_is_alike_in_all_other_directions():
+def test_density_of_leading_axes_is_isotropic_in_the_other_directions():
     x, new = correlated(400), correlated(30, seed=1)
     pca = PCA.fit_leading([x], 2)
     inside = pca.axes @ torch.diag(pca.variances[:2]) @ pca.axes.T
@@ -176,7 +161,7 @@ def test_the_density_of_leading_axes_is_the_normal_that_is_alike_in_all_other_di
     np.testing.assert_allclose(pca.log_prob(new), expected, rtol=1e-6)
 
 
-def test_of_many_dimensions_the_leading_axes_are_the_baseline(few_leading):
+def test_baselines_of_many_dimensions_use_leading_axes(few_leading):
     train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((800, 9, 70)))
     found = fit_baselines(train, valid, test)
     theirs = decomposition.PCA(2).fit(train[::2])
@@ -187,7 +172,7 @@ def test_of_many_dimensions_the_leading_axes_are_the_baseline(few_leading):
     assert pca_error(found, 3) == {"dim": 3, "why": "only the 2 leading axes are fitted"}
 
 
-def test_hotellings_statistic_of_normal_data_is_chi_squared_and_few_axes_explain_much():
+def test_hotelling_statistic_of_normal_data_is_chi_squared():
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([5.0, 2.0, 1.0, 0.1])
     x = scale * torch.randn(20_000, 4, generator=generator)

@@ -1,12 +1,15 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from submanifold.common.errors import UserError
 from submanifold.data import dequantize
 from submanifold.evaluation import dimension
 from submanifold.evaluation.dimension import (
     ESTIMATORS,
-    PARTS,
+    HALVES,
     advise,
     intrinsic_dimensions,
     spectrum_dimension,
@@ -15,11 +18,10 @@ from submanifold.flows import Glow
 from submanifold.models import Hierarchy, Stage
 
 
-def test_estimators_know_a_plane_of_three_dimensions():
+def test_estimators_find_a_plane_of_three_dimensions():
     rng = np.random.default_rng(0)
     points = rng.uniform(-1, 1, (1500, 3)) @ rng.normal(size=(3, 64))
-    images = (points * 1000).reshape(-1, 1, 8, 8)
-    found = intrinsic_dimensions(images)
+    found = intrinsic_dimensions((points * 1000).reshape(-1, 1, 8, 8))
     assert found.keys() == ESTIMATORS.keys()
     for name, each in found.items():
         assert each["value"] == pytest.approx(3, abs=0.6), name
@@ -27,8 +29,14 @@ def test_estimators_know_a_plane_of_three_dimensions():
         assert each["n"] == 1500
 
 
+def test_missing_scikit_dimension_is_an_error_that_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skdim", None)
+    with pytest.raises(UserError, match=r"pip install 'submanifold\[dimension\]'"):
+        intrinsic_dimensions(np.zeros((10, 1, 4, 4)))
+
+
 class Mean:
-    """An estimator whose bias depends on the number of rows, as that of dimensions does."""
+    """An estimator whose bias depends on the number of images."""
 
     sizes: list[int]
 
@@ -38,68 +46,48 @@ class Mean:
         return self
 
 
-def test_the_interval_is_of_the_estimators_standard_error_and_contains_the_value(monkeypatch):
+def test_interval_has_the_width_of_the_standard_error(monkeypatch):
     import skdim
 
     monkeypatch.setattr(skdim.id, "TwoNN", Mean)
     monkeypatch.setattr(dimension, "ESTIMATORS", {"TwoNN": "a mean"})
-    n, spread, widths = 400, 3.0, []
+    n, std, widths = 400, 3.0, []
     for seed in range(40):
         monkeypatch.setattr(Mean, "sizes", [], raising=False)
-        rows = np.random.default_rng(seed).normal(20, spread, (n, 1))
+        rows = np.random.default_rng(seed).normal(20, std, (n, 1))
         found = intrinsic_dimensions(rows * 256)["TwoNN"]
-        assert Mean.sizes == [n] + [n // 2] * PARTS
+        assert Mean.sizes == [n] + [n // 2] * HALVES
         assert found["value"] == pytest.approx(rows.mean() + 1000 / n)
         assert found["value"] == pytest.approx((found["low"] + found["high"]) / 2)
         widths.append(found["high"] - found["low"])
-    # 2.776: Student's t with 4 degrees of freedom; widths are scattered by sqrt(1 / 8)
-    expected = 2 * 2.776 * spread / n**0.5
+    # 2.776: Student's t with 4 degrees of freedom; widths vary by sqrt(1 / 8)
+    expected = 2 * 2.776 * std / n**0.5
     assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(expected, rel=0.25)
 
 
-def curve(smallest):
-    return {"dims": [1, 10, 100], "mse": [0.1, 0.0015, 0.0001], "smallest": {"30": smallest}}
+CURVE = {"dims": [1, 10, 100], "mse": [0.1, 0.0015, 0.0001]}
 
 
-def test_the_advice_is_the_smallest_dimension_of_30_decibels_beside_pca():
-    baselines = {"pca_mse": np.linspace(0.1, 0, 101)}
-    found = advise(curve(10), baselines, 500)
-    assert (found["dim"], found["pca_dim"]) == (10, 99)
-    assert "Keep d = 10 (--params=stage_1.dim=10)" in found["sentence"]
-    assert "d = 99" in found["sentence"]
-    assert "as it is" in advise(curve(10), baselines, 10)["sentence"]
+@pytest.mark.parametrize(("smallest", "baselines", "dim", "pca_dim", "texts"), [
+    (10, {"pca_mse": np.linspace(0.1, 0, 101)}, 500, 99,
+     ["Use d = 10 (--params=stage_1.dim=10)", "d = 99"]),
+    (10, {"pca_mse": np.linspace(0.1, 0, 101)}, 10, 99, ["the current value"]),
+    (10, {"why": "too large"}, 500, None, ["Use d = 10"]),
+    (None, {}, 500, None, ["train longer"]),
+])  # fmt: skip
+def test_advice_is_the_smallest_dimension_of_30_decibels(smallest, baselines, dim, pca_dim, texts):
+    found = advise({**CURVE, "smallest": {"30": smallest}}, baselines, dim)
+    assert (found["dim"], found["pca_dim"]) == (smallest, pca_dim)
+    assert all(text in found["sentence"] for text in texts)
+    assert ("PCA" in found["sentence"]) == (pca_dim is not None)
 
 
-def test_the_error_between_measured_dimensions_follows_a_power_law():
-    """It is 0.001 at d = 10; linear interpolation would find 0.0091, and PCA as good at 4."""
-    of_powers = {"dims": [1, 100], "mse": [0.01, 0.0001], "smallest": {"30": 10}}
-    baselines = {"pca_mse": [1.0, *(0.0301 / np.arange(1, 101))]}
-    assert advise(of_powers, baselines, 10)["pca_dim"] == 31
-
-
-def test_an_error_of_zero_at_all_coordinates_is_no_obstacle():
-    found = advise({"dims": [1, 4], "mse": [0.1, 0.0], "smallest": {"30": 4}}, {}, 4)
-    assert found["dim"] == 4
-
-
-def test_without_a_baseline_there_is_no_comparison():
-    found = advise(curve(10), {"why": "too large"}, 500)
-    assert found["pca_dim"] is None
-    assert "PCA" not in found["sentence"]
-
-
-def test_where_no_dimension_is_enough_the_advice_is_another():
-    found = advise(curve(None), {}, 500)
-    assert found["dim"] is None
-    assert "train it longer" in found["sentence"]
-
-
-def test_the_spectrum_counts_directions_that_move_the_image():
+def test_spectrum_counts_directions_that_change_the_image():
     torch.manual_seed(0)
     model = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=2, width=8, whiten=False), 12)])
     images = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
     with torch.no_grad():
-        model(dequantize(torch.from_numpy(images)))  # noise: every direction moves it a lot
+        model(dequantize(torch.from_numpy(images)))  # noise: every direction changes it a lot
     found = spectrum_dimension(model.eval(), images)
     assert found["directions"] == 12
     assert found["value"] == pytest.approx(12, abs=0.2)

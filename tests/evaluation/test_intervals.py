@@ -3,8 +3,8 @@ import pytest
 from scipy import stats
 
 from submanifold.evaluation.intervals import (
-    FEWEST_GROUPS,
-    GROUPS,
+    JACKKNIFE_SUBSETS,
+    MIN_GROUPS,
     interval_level,
     jackknife_interval,
     jackknife_subsets,
@@ -13,117 +13,110 @@ from submanifold.evaluation.intervals import (
 )
 
 
-def test_the_interval_of_a_mean_is_that_of_its_resamples():
+def grouped(rng, count):
+    """Values around 5 of groups of 10 to 40 events with different means, and the groups."""
+    groups = np.repeat(np.arange(count), rng.integers(10, 41, count))
+    means = 5 + rng.standard_normal(count)
+    return means[groups] + rng.standard_normal(len(groups)), groups
+
+
+def ends(interval):
+    return interval["low"], interval["high"]
+
+
+def test_mean_interval_is_that_of_resampled_means():
     values = np.random.default_rng(0).exponential(3, 200)
     rows = np.random.default_rng(1).integers(0, 200, (20_000, 200))
     expected = np.percentile(values[rows].mean(1), [2.5, 97.5])
     interval = mean_interval(values)
     assert interval["value"] == pytest.approx(values.mean())
     # the percentiles of 2,000 resamples have an error of about 0.04 standard errors
-    tolerance = 0.15 * stats.sem(values)
-    assert (interval["low"], interval["high"]) == pytest.approx(tuple(expected), abs=tolerance)
+    assert ends(interval) == pytest.approx(tuple(expected), abs=0.15 * stats.sem(values))
     assert interval["n"] == 200
     assert interval == mean_interval(values)
 
 
-def test_the_interval_of_a_skewed_mean_covers_the_truth_19_times_of_20():
-    rng = np.random.default_rng(1)
-    draws = [mean_interval(rng.exponential(5, 200)) for _ in range(200)]
-    covered = np.mean([draw["low"] < 5 < draw["high"] for draw in draws])
-    assert covered == pytest.approx(0.95, abs=0.045)
-
-
-def test_the_interval_of_a_heavy_tailed_median_covers_the_truth_19_times_of_20():
-    rng = np.random.default_rng(1)
-    draws = [median_interval(rng.standard_cauchy(200)) for _ in range(400)]
-    covered = np.mean([draw["low"] < 0 < draw["high"] for draw in draws])
-    assert covered == pytest.approx(0.95, abs=0.03)
-    assert all(draw["low"] < draw["value"] < draw["high"] for draw in draws)
-
-
-def grouped(rng, count):
-    """Values around 5 of groups of 10 to 40 events, whose means differ; and their groups."""
-    groups = np.repeat(np.arange(count), rng.integers(10, 41, count))
-    means = 5 + rng.standard_normal(count)
-    return means[groups] + rng.standard_normal(len(groups)), groups
-
-
-@pytest.mark.parametrize("count", [FEWEST_GROUPS, 10, 40])
-def test_the_interval_over_groups_covers_the_truth_19_times_of_20(count):
-    rng = np.random.default_rng(count)
-    draws = [mean_interval(*grouped(rng, count)) for _ in range(300)]
-    covered = np.mean([draw["low"] < 5 < draw["high"] for draw in draws])
-    assert covered == pytest.approx(0.95, abs=0.035)
-    assert {draw["groups"] for draw in draws} == {count}
-
-
-def test_the_interval_over_groups_is_that_of_resampled_groups():
+def test_interval_over_groups_is_that_of_resampled_groups():
     rng = np.random.default_rng(0)
     values, groups = grouped(rng, 60)
     order = rng.permutation(len(values))
     interval = mean_interval(values[order], groups[order])
     assert interval["value"] == pytest.approx(values.mean())
-    assert interval["n"] == len(values)
     members = [values[groups == group] for group in range(60)]
     means = [
         np.concatenate([members[i] for i in rng.integers(60, size=60)]).mean() for _ in range(4000)
     ]
     level = interval_level(60)
     expected = np.quantile(means, [level, 1 - level])
-    assert (interval["low"], interval["high"]) == pytest.approx(
-        tuple(expected), abs=0.15 * np.std(means)
-    )
+    assert ends(interval) == pytest.approx(tuple(expected), abs=0.15 * np.std(means))
+
+
+def covered(intervals, truth):
+    return np.mean([each["low"] < truth < each["high"] for each in intervals])
+
+
+def test_interval_of_a_skewed_mean_has_its_coverage():
+    rng = np.random.default_rng(1)
+    draws = [mean_interval(rng.exponential(5, 200)) for _ in range(200)]
+    assert covered(draws, 5) == pytest.approx(0.95, abs=0.045)
+
+
+def test_interval_of_a_heavy_tailed_median_has_its_coverage():
+    rng = np.random.default_rng(1)
+    draws = [median_interval(rng.standard_cauchy(200)) for _ in range(400)]
+    assert covered(draws, 0) == pytest.approx(0.95, abs=0.03)
+    assert all(draw["low"] < draw["value"] < draw["high"] for draw in draws)
+
+
+@pytest.mark.parametrize("count", [MIN_GROUPS, 10, 40])
+def test_interval_over_groups_has_its_coverage(count):
+    rng = np.random.default_rng(count)
+    draws = [mean_interval(*grouped(rng, count)) for _ in range(300)]
+    assert covered(draws, 5) == pytest.approx(0.95, abs=0.035)
+    assert {draw["groups"] for draw in draws} == {count}
 
 
 def test_groups_of_one_event_are_independent_events():
     values = np.random.default_rng(0).standard_normal(500)
-    one, each = mean_interval(values), mean_interval(values, np.arange(500))
-    assert (each["low"], each["high"]) == pytest.approx(
-        (one["low"], one["high"]), abs=0.15 * stats.sem(values)
-    )
+    expected = ends(mean_interval(values))
+    found = ends(mean_interval(values, np.arange(500)))
+    assert found == pytest.approx(expected, abs=0.15 * stats.sem(values))
 
 
-def test_values_may_be_of_the_first_of_the_events_that_have_groups():
+def test_groups_of_more_events_are_cut():
     values, groups = grouped(np.random.default_rng(0), 20)
     assert mean_interval(values[:50], groups) == mean_interval(values[:50], groups[:50])
 
 
-def test_few_groups_have_no_interval():
-    few = np.arange(100) % (FEWEST_GROUPS - 1)
-    assert mean_interval(np.arange(100.0), few) == {
-        "value": 49.5, "low": None, "high": None, "n": 100, "groups": FEWEST_GROUPS - 1,
-    }  # fmt: skip
+@pytest.mark.parametrize(("values", "groups", "expected"), [
+    ([], None, {"value": None, "low": None, "high": None, "n": 0}),
+    ([2.0], None, {"value": 2.0, "low": None, "high": None, "n": 1}),
+    ([0.5] * 4, None, {"value": 0.5, "low": 0.5, "high": 0.5, "n": 4}),
+    (np.arange(100.0), np.arange(100) % (MIN_GROUPS - 1),
+     {"value": 49.5, "low": None, "high": None, "n": 100, "groups": MIN_GROUPS - 1}),
+])  # fmt: skip
+def test_few_values_or_groups_have_no_interval(values, groups, expected):
+    assert mean_interval(np.array(values), groups) == expected
 
 
-def test_the_level_of_an_interval_over_groups_falls_with_fewer():
-    levels = [interval_level(groups) for groups in (FEWEST_GROUPS, 10, 100)]
+def test_interval_level_increases_to_2_5_percent_with_the_number_of_groups():
+    levels = [interval_level(groups) for groups in (MIN_GROUPS, 10, 100, 10**6)]
     assert levels == sorted(levels)
-    assert levels[0] > FEWEST_GROUPS**-FEWEST_GROUPS  # the rarest resample
-    assert levels[-1] < 0.025
-    assert interval_level(10**6) == pytest.approx(0.025, rel=1e-4)
-
-
-def test_few_values_have_no_interval():
-    assert mean_interval(np.array([])) == {"value": None, "low": None, "high": None, "n": 0}
-    assert mean_interval(np.array([2.0])) == {"value": 2.0, "low": None, "high": None, "n": 1}
-
-
-def test_equal_values_have_an_interval_of_no_width():
-    interval = mean_interval(np.full(4, 0.5))
-    assert interval["low"] == interval["value"] == interval["high"] == 0.5
+    assert levels[0] > MIN_GROUPS**-MIN_GROUPS  # the rarest resample
+    assert levels[-1] == pytest.approx(0.025, rel=1e-4)
 
 
 @pytest.mark.parametrize(("n_real", "n_fake"), [(10, 10), (37, 100), (100, 11)])
-def test_each_image_is_left_out_once(n_real, n_fake):
+def test_jackknife_leaves_out_each_image_once(n_real, n_fake):
     subsets = jackknife_subsets(n_real, n_fake, np.random.default_rng(0))
-    assert len(subsets) == GROUPS
+    assert len(subsets) == JACKKNIFE_SUBSETS
     for side, n in enumerate((n_real, n_fake)):
         left_out = [np.setdiff1d(np.arange(n), pair[side]) for pair in subsets]
         assert sorted(np.concatenate(left_out)) == list(range(n))
-        assert {len(group) for group in left_out} <= {n // GROUPS, n // GROUPS + 1}
+        assert {len(part) for part in left_out} <= {n // 10, n // 10 + 1}
 
 
-def test_the_images_of_a_group_are_left_out_together():
+def test_jackknife_leaves_out_groups_together():
     rng = np.random.default_rng(0)
     groups = rng.permutation(np.arange(200) % 23)
     subsets = jackknife_subsets(200, 50, rng, (groups, None))
@@ -132,26 +125,24 @@ def test_the_images_of_a_group_are_left_out_together():
     for (real, fake), out in zip(subsets, left_out, strict=True):
         assert not set(groups[real]) & set(groups[out])
         assert len(fake) == 45
-    assert jackknife_subsets(200, 50, rng, (groups % 9, None)) == []
 
 
-def test_fewer_than_ten_images_are_not_grouped():
-    rng = np.random.default_rng(0)
-    assert jackknife_subsets(9, 100, rng) == []
-    assert jackknife_subsets(100, 9, rng) == []
+@pytest.mark.parametrize(("n_real", "n_fake", "groups"), [
+    (9, 100, (None, None)), (100, 9, (None, None)), (200, 50, (np.arange(200) % 9, None)),
+])  # fmt: skip
+def test_fewer_than_ten_images_or_groups_have_no_jackknife(n_real, n_fake, groups):
+    assert jackknife_subsets(n_real, n_fake, np.random.default_rng(0), groups) == []
 
 
-def test_the_jackknife_of_a_mean_is_the_interval_of_the_group_means():
+def test_jackknife_interval_of_a_mean_is_that_of_the_means_of_parts():
     values = np.random.default_rng(2).normal(10, 1, (10, 7))
-    left_out = [np.delete(values, group, axis=0).mean() for group in range(10)]
-    low, high = jackknife_interval(values.mean(), left_out)
+    left_out = [np.delete(values, part, axis=0).mean() for part in range(10)]
     expected = stats.t.interval(0.95, 9, values.mean(), stats.sem(values.mean(1)))
-    assert (low, high) == pytest.approx(expected)
+    assert ends(jackknife_interval(values.mean(), left_out)) == pytest.approx(expected)
 
 
-def test_a_distance_is_not_negative_and_too_few_groups_give_no_interval():
-    low, high = jackknife_interval(0.1, [0.0, 0.2, 0.0, 0.2])
+def test_jackknife_interval_is_clipped_at_zero_and_needs_two_parts():
+    low, high = ends(jackknife_interval(0.1, [0.0, 0.2, 0.0, 0.2]))
     assert low == 0
     assert high > 0.1
-    assert jackknife_interval(0.1, []) == (None, None)
-    assert jackknife_interval(0.1, [0.1]) == (None, None)
+    assert ends(jackknife_interval(0.1, [0.1])) == (None, None)

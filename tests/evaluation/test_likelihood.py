@@ -19,14 +19,15 @@ from submanifold.flows.softflow import NoiseConditional
 from submanifold.models import Hierarchy, Stage
 
 
-def test_values_come_in_the_order_of_the_events_and_in_double_precision():
+def test_per_event_returns_double_precision_in_order_without_gradients():
     rows = np.arange(10, dtype=np.float32)[:, None]
-    values = per_event(lambda x: x.square().sum(1), Batches(rows, 3))
+    weight = torch.ones(1, requires_grad=True)
+    values = per_event(lambda x: weight * x.square().sum(1), Batches(rows, 3))
     assert values.tolist() == [i**2 for i in range(10)]
     assert values.dtype == np.float64
 
 
-def test_the_importance_bound_is_the_mean_of_densities_and_not_of_their_logarithms():
+def test_importance_weighted_bound_averages_densities():
     log_probs = np.log([[1.0, 4.0], [3.0, 4.0]])
     assert importance_log_prob(log_probs) == pytest.approx(np.log([2.0, 4.0]))
     # densities of images underflow
@@ -34,8 +35,8 @@ def test_the_importance_bound_is_the_mean_of_densities_and_not_of_their_logarith
     assert importance_log_prob(log_probs[:1]) == pytest.approx(log_probs[0])
 
 
-def test_more_draws_bound_the_bits_of_a_pixel_more_tightly_and_in_the_end_exactly():
-    """A normal density of a pixel as narrow as its bin: its probability is known exactly."""
+def test_importance_weighted_bound_converges_to_the_exact_probability():
+    """The density of a pixel is normal and as narrow as its bin, so its probability is known."""
     scale, pixel = 0.5 / 256, 128
     flow = Affine(1)
     with torch.no_grad():
@@ -54,13 +55,13 @@ def test_more_draws_bound_the_bits_of_a_pixel_more_tightly_and_in_the_end_exactl
     one = -0.5 * math.log(2 * math.pi) - math.log(scale * 256) - (8 / 3) / (2 * 2)
     error = {k: 4 * bound.std() / math.sqrt(4000) for k, bound in bounds.items()}
     assert means[0] == pytest.approx(one, abs=error[1])
-    # what is missing is half of the relative variance of the mean of 64 densities
+    # the gap is half the relative variance of the mean of 64 densities
     missing = np.exp(log_probs).var() / np.exp(log_probs).mean() ** 2 / 128
     assert means[-1] == pytest.approx(exact - missing, abs=error[64] + missing**2)
     assert exact - means[0] > 20 * (exact - means[-1]) > 0
 
 
-def test_every_draw_has_its_own_noise_and_the_first_of_more_are_the_same():
+def test_draws_have_independent_noise_and_do_not_depend_on_their_number():
     images = np.arange(600, dtype=np.uint8).reshape(600, 1, 1, 1).repeat(9, axis=1)
     total = SimpleNamespace(log_prob=lambda x: x.flatten(1).mean(1))
     draws = dequantized_log_probs(total, images, 3, "cpu")
@@ -73,7 +74,7 @@ def test_every_draw_has_its_own_noise_and_the_first_of_more_are_the_same():
 
 
 @pytest.mark.parametrize("input_noise", [0.0, 0.5, 3.0])
-def test_noise_of_a_scale_costs_half_its_variance_under_a_standard_normal(input_noise):
+def test_noise_costs_half_its_variance_under_a_standard_normal(input_noise):
     normal = Hierarchy([Stage(Affine(8), 8)])
     with torch.no_grad():
         batches = Batches(np.zeros((3000, 8), np.float32), 512)
@@ -86,7 +87,7 @@ def test_noise_of_a_scale_costs_half_its_variance_under_a_standard_normal(input_
 
 
 def test_a_noise_conditional_model_receives_the_scale_of_its_training():
-    """Noise of the largest scale, 1, and not the scale 0 of clean data."""
+    """The scale is 1, that of the largest noise, not 0 as for clean data."""
     torch.manual_seed(0)
     model = Hierarchy([Stage(SoftRealNVP(4, 2), 4)]).double()
     with torch.no_grad():
@@ -107,7 +108,7 @@ def test_a_noise_conditional_model_receives_the_scale_of_its_training():
         assert (of_scale(other) - of_scale(1.0)).abs().max() > 0.01
 
 
-def test_bits_are_of_one_dimension_and_of_a_byte():
+def test_bits_per_dimension_of_vectors_and_of_bytes():
     vectors, images = np.zeros((2, 4), np.float32), np.zeros((2, 1, 2, 2), np.uint8)
     log_prob = np.log([2.0**4, 2.0**-8])
     assert to_bits_per_dim(log_prob, vectors) == pytest.approx([-1, 2])

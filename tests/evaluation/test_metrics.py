@@ -1,47 +1,106 @@
+"""The contract of every metric in the table, and how values are written."""
+
 import math
 
+import numpy as np
 import pytest
+import torch
 
-from submanifold.evaluation.measure import warnings
+from submanifold.data import dequantize
+from submanifold.data.synthetic import LinearGaussian
+from submanifold.evaluation.baselines import fit_baselines
+from submanifold.evaluation.measure import (
+    against_truth,
+    measure,
+    objectives,
+    sample_quality,
+    warnings,
+)
 from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
+from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.models import Hierarchy, Stage
 from submanifold.studies import paper
 
+CPU = torch.device("cpu")
 
-def test_a_value_is_written_with_its_interval():
+
+def images(count, seed):
+    ramp = np.linspace(60, 180, 8)[:, None] * np.ones(8)
+    noise = np.random.default_rng(seed).normal(0, 12, (count, 1, 8, 8))
+    return (ramp + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Results of all evaluations of tiny models, of images and of points."""
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(Glow((1, 8, 8), 2, 1, width=8), 24), Stage(RealNVP(24, 2), 6)]).eval()
+    train, valid, test = (images(n, seed) for seed, n in enumerate((60, 20, 30)))
+    with torch.no_grad():
+        model(dequantize(torch.from_numpy(train)))
+    baselines = fit_baselines(train, valid, test)
+    points = LinearGaussian().sample(50, np.random.default_rng(0))
+    linear = Hierarchy([Stage(Affine(8), 3)]).double()
+    return {
+        "model": measure(model, test, baselines, 0.01, 2, CPU),
+        "samples": sample_quality(train, test, images(30, 3), "auto", CPU),
+        "truth": against_truth(linear, LinearGaussian(), points, points[:20]),
+        "pipeline": {"seconds": {"training": 3.5}},
+    }
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
+def test_every_metric_is_computed_and_written(metric, results):
+    assert metric.label
+    assert metric.better in ("lower", "higher", None)
+    assert metric.compute is None or metric.compute.__doc__ or metric.compute.__closure__
+    found = [value for each in results.values() if (value := metric.read(each)) is not None]
+    assert found, "an evaluation returns it"
+    for each in found:
+        interval = each if isinstance(each, dict) else {"value": each, "low": None}
+        if interval["value"] is None:
+            assert metric.write(interval) == interval["why"].split(":")[0]
+        else:
+            assert math.isfinite(interval["value"])
+            assert metric.write(interval).startswith(format(interval["value"], metric.format))
+        if interval.get("low") is not None:
+            assert interval["low"] <= interval["value"] <= interval["high"]
+    assert metric.read({}) is None
+    for missing in (None, math.nan, {}, {"value": None}, {"value": math.nan}):
+        assert metric.write(missing) == NONE
+    assert metric.write({"value": None, "why": "not measured: too slow"}) == "not measured"
+
+
+def test_value_is_written_with_its_interval():
     bits = METRICS["bits_per_dim"]
     measured = {"value": 3.74, "low": 3.72, "high": 3.7612, "n": 9}
     assert bits.write(measured) == "3.740 [3.720, 3.761]"
     assert bits.write(measured, signed=True, label=True) == "+3.740 BPD [+3.720, +3.761]"
     assert bits.write({**measured, "low": None}) == "3.740"
     assert bits.write({**measured, "high": math.nan}) == "3.740"
-    assert METRICS["parameters"].write(1234567) == "1,234,567"
     assert METRICS["parameters"].write(-1234567, signed=True) == "-1,234,567"
 
 
-@pytest.mark.parametrize("missing", [None, math.nan, {}, {"value": None}, {"value": math.nan}])
-def test_a_value_that_is_missing_is_a_dash_or_the_reason(missing):
-    assert METRICS["fid"].write(missing) == NONE
-    if isinstance(missing, dict):
-        why = "not measured: on a CPU it takes long"
-        assert METRICS["fid"].write({**missing, "why": why}) == "not measured"
-
-
-def test_a_metric_is_found_where_metrics_json_has_it():
-    metrics = {"mse": {"value": 1.0}, "baselines": {"pca": {"mse": {"value": 2.0}}}}
-    assert METRICS["mse"].read(metrics) == {"value": 1.0}
-    assert METRICS["baselines.pca.mse"].read(metrics) == {"value": 2.0}
-    assert METRICS["baselines.pca.mse"].read({"baselines": {"pca": {"why": "no"}}}) is None
-    assert METRICS["seconds.training"].read(metrics) is None
-
-
-def test_the_papers_numbers_are_all_of_metrics_in_the_table():
-    results = paper.results()
-    assert set(results["metric"]) == {"bpd", "mse", "fid", "parameters"} <= COMPARED.keys()
-    # table 2, H-MM: an example, as it is printed
-    row = results.query("table == 1 and method == 'DNF' and metric == 'mse'").iloc[0]
+def test_metrics_of_the_paper_are_in_the_table():
+    published = paper.results()
+    assert set(published["metric"]) == {"bpd", "mse", "fid", "parameters"} <= COMPARED.keys()
+    # table 2, H-MM, as printed
+    row = published.query("table == 1 and method == 'DNF' and metric == 'mse'").iloc[0]
     assert (row["value"], row["spread"], row["stage_dims"]) == (0.004, 0.0002, "3072-500-500")
 
 
-def test_warnings_of_trainings_are_those_of_the_run():
+def test_warnings_collect_those_of_trainings_and_an_inaccurate_inverse():
     histories = {"phase_1": {"warnings": {}}, "phase_3": {"warnings": {"target": "not reached"}}}
     assert warnings({"inverse_error": 0.0}, histories) == ["phase_3: not reached"]
+    for error in (0.5, math.nan):
+        (found,) = warnings({"inverse_error": error}, {})
+        assert found.startswith("The inverse is inaccurate")
+
+
+def test_objectives_are_bits_per_dimension_and_squared_error():
+    model = Hierarchy([Stage(Affine(8), 8)])
+    points = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    bits, mse = objectives(model, points, CPU)
+    nats = 0.5 * np.square(points).sum(1).mean() + 4 * math.log(2 * math.pi)
+    assert bits == pytest.approx(nats / (8 * math.log(2)), rel=1e-5)
+    assert mse == pytest.approx(0, abs=1e-10)

@@ -2,12 +2,20 @@ import numpy as np
 import pytest
 import torch
 
-from submanifold.evaluation.likelihood import per_event
-from submanifold.evaluation.reconstruction import psnr, reconstruction, squared_errors
+from submanifold.data.batches import Batches
+from submanifold.evaluation import reconstruction as module
+from submanifold.evaluation.reconstruction import error_curve, psnr, reconstruction, squared_errors
+from submanifold.flows import Glow
 from submanifold.losses.objective import Target
+from submanifold.models import Hierarchy, Stage
+from submanifold.models.model import NEAREST_STEPS
+
+LARGEST = 16
+BASELINES = {"pca_mse": [0.1] * (LARGEST + 1), "pca_mse_half_width": [0.0] * (LARGEST + 1)}
+PSNRS = range(18, 31)
 
 
-def test_the_error_is_the_mean_over_the_coordinates_of_each_event():
+def test_squared_error_is_the_mean_over_coordinates():
     x = torch.zeros(5, 3, 2, 2)
     x[1, 0, 0, 0] = 0.6
     x[2] = 0.5
@@ -16,55 +24,87 @@ def test_the_error_is_the_mean_over_the_coordinates_of_each_event():
     assert errors == pytest.approx([0, 0.36 / 12, 0.25, 0, 0])
 
 
-def test_values_are_gathered_in_order_and_carry_no_gradient():
-    weight = torch.ones(1, requires_grad=True)
-    values = per_event(lambda x: weight * x, [torch.tensor([1.0, 2.0]), torch.tensor([3.0])])
-    assert values.tolist() == [1, 2, 3]
-
-
-def test_the_psnr_is_that_of_the_mean_squared_error():
+def test_psnr_is_that_of_the_mean_squared_error():
     result = reconstruction(np.array([0.01, 0.001, 0.004]))
     mse, found = result["mse"], result["psnr"]
     assert mse["value"] == pytest.approx(0.005)
     assert found["value"] == pytest.approx(-10 * np.log10(0.005))
     assert found["low"] == pytest.approx(-10 * np.log10(mse["high"]))
     assert found["high"] == pytest.approx(-10 * np.log10(mse["low"]))
-    assert found["low"] < found["value"] < found["high"]
     assert mse["n"] == found["n"] == result["psnr_per_image"]["n"] == 3
     assert result["psnr_per_image"]["value"] == pytest.approx((20 + 30 - 10 * np.log10(0.004)) / 3)
     assert result["overflows"] == 0
-
-
-def test_a_target_in_decibels_is_the_reported_psnr():
     assert psnr(Target(psnr=27.3).error) == pytest.approx(27.3)
 
 
-def test_no_images_have_no_psnr():
-    result = reconstruction(np.zeros(0))
-    assert result["psnr"] == {"value": None, "low": None, "high": None, "n": 0}
+@pytest.mark.parametrize(("errors", "of_images", "mse", "n", "overflows"), [
+    ([0.1, np.nan, 0.3, np.inf, 477.0, 1.0], True, (0.1 + 0.3 + 4) / 6, 6, 3),
+    ([0.1, np.nan, 5.3, np.inf], False, 2.7, 2, 2),
+    ([np.nan] * 3, False, None, 0, 3),
+    ([], True, None, 0, 0),
+])  # fmt: skip
+def test_overflows_count_as_one_for_images_and_are_left_out_for_points(
+    errors, of_images, mse, n, overflows
+):
+    result = reconstruction(np.array(errors), of_images)
+    assert result["mse"]["value"] == pytest.approx(mse)
+    assert (result["mse"]["n"], result["overflows"]) == (n, overflows)
+    assert ("psnr" in result) == of_images
 
 
-def test_an_image_that_overflows_counts_as_the_most_that_two_images_differ_by():
-    result = reconstruction(np.array([0.1, np.nan, 0.3, np.inf, 477.0, 1.0]))
-    assert result["mse"]["value"] == pytest.approx((0.1 + 0.3 + 4) / 6)
-    assert result["mse"]["n"] == 6
-    assert result["overflows"] == 3
-
-
-def test_points_that_overflow_are_counted_and_left_out():
-    result = reconstruction(np.array([0.1, np.nan, 5.3, np.inf]), of_images=False)
-    assert result["mse"]["value"] == pytest.approx(2.7)
-    assert result["mse"]["n"] == 2
-    assert result["overflows"] == 2
-
-
-def test_points_that_all_overflow_give_no_value():
-    result = reconstruction(np.full(3, np.nan), of_images=False)
-    assert result["mse"]["value"] is None
-    assert result.keys() == {"mse", "overflows"}  # PSNR is of pixels
-    assert result["overflows"] == 3
-
-
-def test_a_perfect_projection_has_a_finite_psnr():
+def test_psnr_of_a_perfect_projection_is_finite():
     result = reconstruction(np.zeros(3))
     assert result["psnr"]["value"] == result["psnr_per_image"]["value"] == pytest.approx(120)
+
+
+@pytest.fixture(scope="module")
+def images():
+    noise = np.random.default_rng(0).normal(128, 10, (300, 1, 4, 4))
+    return noise.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(images):
+    torch.manual_seed(0)
+    made = Hierarchy([Stage(Glow((1, 4, 4), levels=1, steps=2, width=4), 8)])
+    with torch.no_grad():
+        made(Batches(images, 64).at(0))
+        for weight in made.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def curve(model, images):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CURVE_PSNRS", PSNRS)
+        return error_curve(model, images, BASELINES, torch.device("cpu"))
+
+
+def error(project, images):
+    return reconstruction(squared_errors(project, Batches(images, 64)))["mse"]["value"]
+
+
+def test_error_curve_has_the_errors_of_each_dimension(curve, model, images):
+    assert (curve["n"], curve["n_nearest"]) == (256, 64)
+    assert (curve["dims"][0], curve["dims"][-1]) == (1, LARGEST)
+    for dim, mse in zip(curve["dims"], curve["mse"], strict=True):
+        expected = error(model.at_dim(dim).project, images[:256])
+        assert mse == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    assert curve["pca_mse"] == [0.1] * len(curve["dims"])
+    for dim, mse in zip(curve["nearest_dims"], curve["nearest_mse"], strict=True):
+        at = model.at_dim(dim)
+        nearest = error(lambda x, at=at: at.project(x, steps=NEAREST_STEPS), images[:64])
+        assert mse == pytest.approx(nearest, rel=1e-5)
+        assert mse < 0.999 * error(at.project, images[:64])
+
+
+def test_error_curve_finds_the_smallest_dimension_of_each_psnr(curve, model, images):
+    decibels = [psnr(error(model.at_dim(d).project, images[:256])) for d in range(1, LARGEST + 1)]
+    assert decibels == sorted(decibels)
+    expected = {
+        str(goal): next(d for d, reached in enumerate(decibels, start=1) if reached >= goal)
+        for goal in PSNRS
+    }
+    assert len(set(expected.values())) > 4
+    assert curve["smallest"] == expected

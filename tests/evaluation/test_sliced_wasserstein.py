@@ -1,14 +1,11 @@
 import numpy as np
 import pytest
-import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import wasserstein_distance
 from skimage import data as pictures
 
 from submanifold.common.errors import UserError
 from submanifold.evaluation.sliced_wasserstein import (
-    jackknife_interval,
-    jackknife_subsets,
     laplacian_pyramid,
     sliced_wasserstein,
     wasserstein_1d,
@@ -35,7 +32,7 @@ def halves():
     return images[:1000], images[1000:]
 
 
-def test_two_halves_are_closer_than_noise_or_blur(halves):
+def test_photographs_are_closer_to_photographs_than_to_noise_or_blur(halves):
     real, other = halves
     noise = np.random.default_rng(0).integers(0, 256, other.shape, dtype=np.uint8)
     same = sliced_wasserstein(real, other, **QUICK)
@@ -47,7 +44,7 @@ def test_two_halves_are_closer_than_noise_or_blur(halves):
     assert (same["n_real"], same["n_fake"]) == (1000, 1000)
 
 
-def test_blur_raises_the_finest_level_most(halves):
+def test_blur_increases_the_finest_level_most(halves):
     real, other = halves
     same = sliced_wasserstein(real, other, **QUICK)["levels"]
     blur = sliced_wasserstein(real, blurred(other, 0.7), **QUICK)["levels"]
@@ -55,41 +52,41 @@ def test_blur_raises_the_finest_level_most(halves):
     assert blur["32"] / same["32"] > 3 * blur["16"] / same["16"]
 
 
-def test_wrong_contrast_is_seen(halves):
+def test_wrong_contrast_increases_the_distance(halves):
     real, other = halves
     flat = (128 + (other.astype(float) - 128) / 2).astype(np.uint8)
     same = sliced_wasserstein(real, other, **QUICK)
     assert sliced_wasserstein(real, flat, **QUICK)["value"] > 3 * same["value"]
 
 
-def test_equal_sets_are_exactly_zero_apart(halves):
+def test_distance_of_equal_sets_is_exactly_zero(halves):
     result = sliced_wasserstein(halves[0], halves[0], **QUICK)
     assert result["value"] == 0
     assert result["low"] == 0
 
 
-def test_order_does_not_matter(halves):
+def test_distance_does_not_depend_on_the_order(halves):
     real, other = halves
     value = sliced_wasserstein(real, other, **QUICK)["value"]
     shuffled = other[np.random.default_rng(1).permutation(len(other))]
     assert sliced_wasserstein(real, shuffled, **QUICK)["value"] == pytest.approx(value, rel=1e-4)
 
 
-def test_seed_decides(halves):
+def test_value_depends_on_the_seed(halves):
     real, other = halves[0][:50], halves[1][:50]
     first = sliced_wasserstein(real, other, seed=3, **QUICK)
-    assert sliced_wasserstein(real, torch.from_numpy(other.copy()), seed=3, **QUICK) == first
+    assert sliced_wasserstein(real, other, seed=3, **QUICK) == first
     assert sliced_wasserstein(real, other, seed=4, **QUICK)["value"] != first["value"]
 
 
-def test_counts_may_differ(halves):
+def test_sets_can_differ_in_size(halves):
     real, other = halves
     result = sliced_wasserstein(real, other[:150], **QUICK)
     assert (result["n_real"], result["n_fake"]) == (1000, 150)
     assert result["value"] < sliced_wasserstein(real, blurred(other[:150], 1.5), **QUICK)["value"]
 
 
-def test_grey_and_oblong_images():
+def test_grey_and_rectangular_images_have_a_distance():
     grey = photo_patches(40)[:, :1]
     result = sliced_wasserstein(grey, blurred(grey, 2.0)[:, :, ::-1], **QUICK)
     assert np.isfinite(result["value"])
@@ -97,11 +94,11 @@ def test_grey_and_oblong_images():
     assert list(sliced_wasserstein(oblong, oblong[:, :, ::-1], **QUICK)["levels"]) == ["20"]
 
 
-def test_images_without_contrast_are_compared_in_pixel_values():
+def test_constant_images_are_compared_in_pixel_values():
     plain = np.full((20, 3, 32, 32), 77, np.uint8)
     assert sliced_wasserstein(plain, plain, **QUICK)["value"] == 0
     levels = sliced_wasserstein(plain, plain + 9, **QUICK)["levels"]
-    # a random unit vector times nines: 9 E|normal| in thousandths
+    # the mean absolute projection of a constant 9 onto random unit vectors, in thousandths
     assert levels["16"] == pytest.approx(9e3 * np.sqrt(2 / np.pi), rel=0.3)
     assert levels["32"] < 1
 
@@ -109,14 +106,14 @@ def test_images_without_contrast_are_compared_in_pixel_values():
 @pytest.mark.parametrize(
     ("side", "levels"), [(7, [7]), (16, [16]), (31, [31, 16]), (64, [64, 32, 16])]
 )
-def test_levels(side, levels):
+def test_value_is_the_mean_over_levels(side, levels):
     images = photo_patches(10, side)
     result = sliced_wasserstein(images, images[::-1], patches=4, directions=8, repeats=1)
     assert [int(key) for key in result["levels"]] == levels
     assert result["value"] == pytest.approx(np.mean(list(result["levels"].values())), abs=1e-9)
 
 
-def test_few_images_have_no_interval():
+def test_fewer_than_ten_images_have_no_interval():
     images = photo_patches(18)
     result = sliced_wasserstein(images[:9], images[9:], **QUICK)
     assert result["value"] > 0
@@ -124,24 +121,16 @@ def test_few_images_have_no_interval():
     assert result["high"] is None
 
 
-def test_too_small_images():
+def test_too_small_images_are_rejected():
     images = np.zeros((10, 3, 32, 6), np.uint8)
-    with pytest.raises(UserError, match="32 x 6 are too small"):
+    with pytest.raises(UserError, match=r"at least 7 x 7 pixels .*got 32 x 6"):
         sliced_wasserstein(images, images)
-
-
-def test_what_is_not_images():
-    images = np.zeros((10, 3, 8, 8), np.uint8)
-    with pytest.raises(ValueError, match="uint8"):
-        sliced_wasserstein(images.astype(float), images)
-    with pytest.raises(ValueError, match="differ in shape"):
-        sliced_wasserstein(images, images[:, :1])
 
 
 def test_wasserstein_1d_known_answers():
     normal = np.random.default_rng(0).standard_normal((3, 5000))
     np.testing.assert_allclose(wasserstein_1d(normal, normal[:, ::-1] + 2.5), 2.5)
-    # E|X| of a standard normal for a doubled width
+    # doubling the width of a standard normal X moves it by E|X|
     np.testing.assert_allclose(wasserstein_1d(normal, 2 * normal), np.sqrt(2 / np.pi), rtol=0.03)
 
 
@@ -166,21 +155,3 @@ def test_pyramid_of_flat_and_of_smooth_images(side):
     if details:  # all of it is detail of the finest level
         np.testing.assert_allclose(np.abs(details[0]), 127.5, rtol=1e-4)
         np.testing.assert_allclose(coarse, 127.5, rtol=1e-4)
-
-
-def test_jackknife_of_a_difference_of_means_is_the_textbook_interval():
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal(2000) + 3, 2 * rng.standard_normal(3000)
-    left_out = [a[i].mean() - b[j].mean() for i, j in jackknife_subsets(2000, 3000, rng)]
-    low, high = jackknife_interval(a.mean() - b.mean(), left_out)
-    assert (low + high) / 2 == pytest.approx(a.mean() - b.mean())
-    # nine degrees of freedom leave about a quarter of uncertainty in the width
-    assert (high - low) / 2 == pytest.approx(2.262 * np.sqrt(1 / 2000 + 4 / 3000), rel=0.5)
-
-
-def test_jackknife_subsets_leave_each_image_out_once():
-    subsets = jackknife_subsets(23, 40, np.random.default_rng(0))
-    for which, count in ((0, 23), (1, 40)):
-        stays = np.concatenate([pair[which] for pair in subsets])
-        assert (np.bincount(stays, minlength=count) == 9).all()
-    assert jackknife_subsets(9, 40, np.random.default_rng(0)) == []

@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from submanifold.data.synthetic import LinearGaussian, manifold
-from submanifold.evaluation.truth import against_truth
+from submanifold.evaluation.measure import against_truth
 from submanifold.flows import Affine
 from submanifold.models import Hierarchy, Stage
 
 
 def whitening(scale=1.0, dim=3):
-    """The Gaussian's own flow; another scale makes it a Gaussian that is too wide or narrow."""
+    """The flow of the Gaussian; its density is too wide or narrow for another scale."""
     truth = LinearGaussian()
     flow = Affine(8)
     matrix = (truth.axes / np.sqrt(truth.variances)).T / scale
@@ -23,7 +23,7 @@ def test_points():
     return LinearGaussian().sample(5000, np.random.default_rng(0))
 
 
-def test_the_true_density_is_nothing_above_itself(test_points):
+def test_true_model_has_no_divergence(test_points):
     samples = whitening().sample(100).numpy()
     found = against_truth(whitening(), LinearGaussian(), test_points, samples)
     # the flow's matrix is stored in float32
@@ -36,7 +36,7 @@ def test_the_true_density_is_nothing_above_itself(test_points):
     assert found["sample_distance"]["value"] < 1e-5
 
 
-def test_a_density_that_is_too_wide_is_above_by_the_divergence(test_points):
+def test_divergence_of_a_wide_density_is_the_exact_one(test_points):
     found = against_truth(whitening(1.5), LinearGaussian(), test_points, test_points)
     exact = 8 * (np.log(1.5) + (1 / 1.5**2 - 1) / 2)
     low, high = found["divergence"]["low"], found["divergence"]["high"]
@@ -47,9 +47,7 @@ def test_a_density_that_is_too_wide_is_above_by_the_divergence(test_points):
 
 
 @pytest.mark.parametrize("scale", [0.7, 1.5])
-def test_a_manifold_density_of_another_width_is_above_the_truth_by_the_divergence(
-    test_points, scale
-):
+def test_manifold_divergence_of_another_width_is_the_exact_one(test_points, scale):
     """KL(N(0, I) || N(0, scale^2 I)) in the three dimensions of the manifold, positive for both."""
     found = against_truth(whitening(scale), LinearGaussian(), test_points, test_points)
     exact = 3 * (np.log(scale) + (1 / scale**2 - 1) / 2)
@@ -61,13 +59,13 @@ def test_a_manifold_density_of_another_width_is_above_the_truth_by_the_divergenc
     assert divergence["value"] == pytest.approx(above, abs=0.1)
 
 
-def test_another_dimension_has_no_density_to_compare_on_the_manifold(test_points):
+def test_other_dimension_has_no_manifold_divergence(test_points):
     found = against_truth(whitening(dim=2), LinearGaussian(), test_points, test_points)
     assert "manifold_nll" not in found
     assert "nll" in found
 
 
-def test_data_without_noise_have_no_density_to_compare():
+def test_data_without_noise_have_no_divergence():
     circle = manifold("circle", 0.0)
     x = circle.sample(50, np.random.default_rng(0))
     found = against_truth(Hierarchy([Stage(Affine(2), 1)]).double(), circle, x, x)

@@ -158,7 +158,7 @@ def test_runs_on_known_manifolds_are_compared_with_the_truth(project, runs, tmp_
     assert {name: row[name] for name in figures} == figures
     assert "mse" not in row
     page = comparison.load("comparison")
-    assert "nats above the truth" in page
+    assert "KL from the truth (nats)" in page
     assert picture_of(page, run).shape == (250, 1000, 3)
 
 

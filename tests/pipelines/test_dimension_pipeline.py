@@ -1,4 +1,4 @@
-"""Estimates of the dimension and the advice, of a trained model."""
+"""The dimension pipeline: estimates of the dimension and advice."""
 
 import pytest
 
@@ -8,14 +8,11 @@ def run(project):
     return project.run("dimension", method="nested")
 
 
-def test_the_advice_is_on_the_page_and_in_mlflow(run):
+def test_advice_is_on_the_page_and_estimates_are_logged(run):
     found = run.load("dimension_metrics")
     page = run.path("dimension_report").read_text()
     assert found["advice"]["sentence"] in page
     assert "TwoNN" in page
     logged = run.mlflow.data.metrics["test.estimates.TwoNN"]
     assert logged == pytest.approx(found["estimates"]["TwoNN"]["value"])
-
-
-def test_the_report_is_made_too(run):
     assert run.path("report").exists()

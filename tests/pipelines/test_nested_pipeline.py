@@ -91,10 +91,10 @@ def test_mlflow_has_the_curve_by_dimension(run, project):
 def test_the_report_shows_both_errors_and_the_curve(run):
     page = run.path("report").read_text()
     assert "A manifold of every dimension" in page
-    assert "MSE, nearest point" in page
+    assert "MSE, nearest projection" in page
     assert "rotation by" in page
     assert run.path("dimensions_figure").exists()
-    assert "MSE, nearest point" in run.load("metrics_table").columns
+    assert "MSE, nearest projection" in run.load("metrics_table").columns
 
 
 def test_a_changed_penalty_takes_the_density_and_its_rotation_from_the_cache(run, project):

@@ -1,4 +1,4 @@
-"""Scores of a trained model on test images and on others, and the page about them."""
+"""The ood pipeline: scores of a trained model, their accuracy and the page."""
 
 import shutil
 
@@ -16,7 +16,7 @@ from submanifold.pipelines.ood.nodes import gather_ood
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of noise."""
+    """Images of noise."""
     folder = tmp_path_factory.mktemp("ood") / "my noise"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -31,18 +31,18 @@ def run(project, pictures):
     return project.run("ood", method="nested", ood=str(pictures))
 
 
-def test_all_outliers_are_made_as_the_models_images(run):
+def test_images_have_the_shape_of_the_models_images(run):
     assert run.load("x_ood").shape == (40, 3, 8, 8)
 
 
-def test_each_image_is_scored_and_each_score_measured(run):
+def test_every_image_is_scored_and_every_score_is_measured(run):
     scores, measured = run.load("ood_scores"), run.load("ood_metrics")
     assert scores["part"].value_counts().to_dict() == {"normal": 64, "ood": 40}
     for each in measured["scores"].values():
         assert 0 <= each["auroc"]["low"] <= each["auroc"]["value"] <= each["auroc"]["high"] <= 1
 
 
-def test_intervals_are_over_the_groups_of_normal_images_and_of_ood(run):
+def test_intervals_are_over_groups_of_both_parts(run):
     scores, measured = run.load("ood_scores"), run.load("ood_metrics")
     test = run.load("groups")["test"]
     assert scores["group"].tolist() == [*test, *range(40)]
@@ -52,7 +52,7 @@ def test_intervals_are_over_the_groups_of_normal_images_and_of_ood(run):
     assert f"over groups of images: {len(set(test))} of photos and 40 of" in page
 
 
-def test_outliers_have_the_groups_of_their_source(pictures, tmp_path):
+def test_ood_images_have_the_groups_of_their_source(pictures, tmp_path):
     for number, path in enumerate(sorted(pictures.glob("*.png"))):
         folder = tmp_path / "pictures" / f"{number % 9}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def test_outliers_have_the_groups_of_their_source(pictures, tmp_path):
     assert found["groups"] == {"ood": expected}
 
 
-def test_mlflow_has_the_figures_and_the_page(run):
+def test_metrics_are_logged_and_the_page_has_its_figures(run):
     measured = run.load("ood_metrics")["scores"]["combination"]["auroc"]["value"]
     assert run.mlflow.data.metrics["test.scores.combination.auroc"] == pytest.approx(measured)
     page = run.path("ood_report").read_text()
@@ -73,7 +73,7 @@ def test_mlflow_has_the_figures_and_the_page(run):
     assert page.count("data:image/png") == 6
 
 
-def test_the_models_file_carries_a_calibration_for_one_picture(run):
+def test_model_file_contains_the_calibration(run):
     model = Model.load(run.path("hierarchy"))
     groups = len(set(run.load("groups")["valid"]))
     assert 20 < groups < 64
@@ -81,14 +81,14 @@ def test_the_models_file_carries_a_calibration_for_one_picture(run):
     assert set(model.calibration["combined"]) <= model.calibration["quantiles"].keys()
 
 
-def test_a_run_of_the_same_takes_everything_from_the_cache(project, run, pictures):
+def test_repeated_run_uses_the_cache(project, run, pictures):
     before = run.path("ood_scores").stat().st_mtime_ns
     again = project.run("ood", method="nested", ood=str(pictures), only_missing_outputs=True)
     assert set(again.steps.values()) == {0}
     assert run.path("ood_scores").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(("pipeline", "params", "said"), [
+@pytest.mark.parametrize(("pipeline", "params", "message"), [
     ("ood", {}, "needs to know them"),
     ("ood", {"ood": "moons"}, "ood=moons is neither a dataset nor a folder"),
     ("ood", {"ood": "circle"}, "ood=circle are points"),
@@ -96,13 +96,13 @@ def test_a_run_of_the_same_takes_everything_from_the_cache(project, run, picture
     ("hierarchical", {"ood": "celeba"}, "ood=celeba would have no effect"),
     ("hierarchical", {"dataset": "circle", "register_as": "x"}, "only models of images"),
 ])  # fmt: skip
-def test_mistakes_are_named(project, pipeline, params, said):
-    with pytest.raises(ClickException, match=said):
+def test_mistakes_are_reported(project, pipeline, params, message):
+    with pytest.raises(ClickException, match=message):
         project.run(pipeline, **params)
 
 
 @pytest.mark.slow
-def test_a_model_without_a_density_finds_outliers_by_distance(project, pictures):
+def test_model_without_a_density_detects_by_distance(project, pictures):
     stages = {"stage_1": {"dim": 24}, "stage_2": {"dim": 24}}
     run = project.run("ood", method="autoencoder", ood=str(pictures), **stages)
     scores = run.load("ood_metrics")["scores"]

@@ -41,7 +41,7 @@ METHODS = "H-MM, H-MH, H-HM, H-HH, PR-D, PR-M, PR-H, EE-M, EE-H"
         ({"data": {"size": 256}}, "data.size: expected at most 128 with source=photos, got 256"),
         ({"data": {"path": "somewhere"}}, "data.path: expected none with source=photos"),
         ({"evaluation": {"sample": 3}}, "evaluation.sample is not a setting"),
-        ({"evaluation": {"inception_weights": "w.pth"}}, "there is no file w.pth"),
+        ({"evaluation": {"inception_weights": "w.pth"}}, "expected an existing file, got w.pth"),
         ({"sed": 3}, "sed is not a setting; known: dataset, method, seed, device"),
         ({"seed": -1}, "seed=-1 cannot be used"),
         ({"schedule": "joint"}, "schedule is not a setting"),

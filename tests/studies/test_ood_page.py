@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from submanifold.evaluation.calibration import COMBINATION
 from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION, MEASURES
-from submanifold.evaluation.scores import COMBINATION
 from submanifold.studies import ood
 from submanifold.studies.targets import TARGETS, Content
 

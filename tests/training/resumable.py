@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script too
 
 from objectives import penalised
 from submanifold.data.batches import Batches
+from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.measure import measure
-from submanifold.evaluation.scores import calibrate
 from submanifold.flows import Glow, RealNVP
 from submanifold.models import Hierarchy, ModelSettings, Stage
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase

@@ -123,7 +123,8 @@ def sample_quality(
     order = np.random.default_rng(0).permutation(len(train))  # neighbors can share a photograph
     drawn = order[: len(samples)]
     of_train, of_test = (groups_of(groups, part) for part in ("train", "test"))
-    fakes, group_pairs = [samples], [(of_test, None)]
+    fakes = [samples]
+    group_pairs: list[GroupPair] = [(of_test, None)]
     if len(train) >= count:
         fakes.append(train[drawn])
         group_pairs.append((of_test, None if of_train is None else of_train[drawn]))

@@ -17,9 +17,10 @@ from submanifold.common.errors import UserError
 from submanifold.common.processes import check_memory
 from submanifold.common.progress import ProgressBar, track
 from submanifold.data.batches import Batches
+from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.samples import stored
-from submanifold.evaluation.scores import BATCH, COMBINATION, QUICK, Calibration, score
+from submanifold.evaluation.scores import QUICK, SCORE_BATCH_SIZE, score
 from submanifold.models import Model
 from submanifold.models.model import NEAREST_STEPS
 
@@ -43,7 +44,7 @@ def load_calibration(model: Model, alpha: float | None = None) -> Calibration:
         )
         raise UserError(f"The model has no calibration of p-values. {reason}")
     calibration = Calibration.from_dict(model.calibration)
-    least = calibration.least_tail
+    least = calibration.smallest_p_value
     if alpha is not None and alpha < least:
         raise UserError(
             f"--alpha: expected at least 1/{calibration.groups + 1:,} ({least:.3%}), the smallest "
@@ -54,7 +55,7 @@ def load_calibration(model: Model, alpha: float | None = None) -> Calibration:
 
 
 def score_images(
-    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = BATCH
+    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = SCORE_BATCH_SIZE
 ) -> pd.DataFrame:
     """Score images: densities, distances from the manifold, and p-values.
 
@@ -87,7 +88,7 @@ def score_images(
     columns |= {
         "log_prob_on_manifold": -scores["on_manifold"],
         "encoder_mse": scores["encoder_distance"],
-        "p_value": calibration.tail(COMBINATION, scores[COMBINATION]),
+        "p_value": calibration.p_values(COMBINATION, scores[COMBINATION]),
         "anomaly_score": scores[COMBINATION],
     }
     if nearest:
@@ -96,7 +97,7 @@ def score_images(
 
 
 def encode_images(
-    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = BATCH
+    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = SCORE_BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the coordinates of images on the manifold, u (N, d), and off it, v (N, D - d)."""
     _check_images(model, images)
@@ -107,7 +108,7 @@ def encode_images(
 
 
 def project_images(
-    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = BATCH
+    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = SCORE_BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the projections (uint8) of images, and their squared errors (N,), pixels in [0, 1]."""
     _check_images(model, images)
@@ -131,8 +132,8 @@ def sample_images(model: Model, count: int, temperature: float, seed: int) -> np
     check_memory("count", count, 2 * _bytes_per_sample(model))  # concatenation copies
     generator, samples = torch.Generator().manual_seed(seed), []
     with ProgressBar("sampling", "samples", count) as progress:
-        for start in range(0, count, BATCH):
-            size = min(BATCH, count - start)
+        for start in range(0, count, SCORE_BATCH_SIZE):
+            size = min(SCORE_BATCH_SIZE, count - start)
             samples.append(stored(model.sample(size, temperature, generator)))
             progress.update(size)
     return np.concatenate(samples)
@@ -149,7 +150,7 @@ def interpolate_images(model: Model, images: np.ndarray, steps: int) -> np.ndarr
     with torch.no_grad():
         (x,) = _batches(model, images, 2, "encoding")
         first, last = model.encode(x)[0]
-        points = interpolate_latents(first, last, steps).split(BATCH)
+        points = interpolate_latents(first, last, steps).split(SCORE_BATCH_SIZE)
         return np.concatenate([stored(model.decode(u)) for u in points])
 
 

@@ -194,8 +194,8 @@ class Hierarchy(Model):
         model.calibration = {"why": (
             f"The calibration is for dimension {self.dim}, not {dim}. Score with the model as it "
             f"was trained, train one with stage_{self.manifold_stage}.dim={dim}, or set "
-            "model.calibration to submanifold.evaluation.scores.calibrate(model, images, device) "
-            "on validation images."
+            "model.calibration to submanifold.evaluation.calibration.calibrate(model, images, "
+            "device) on validation images."
         )}  # fmt: skip
         return model.train(self.training)
 

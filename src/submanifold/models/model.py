@@ -56,8 +56,8 @@ class Model(nn.Module, ABC):
         data: JSON-serializable description of the training data, for preprocessing other images:
             ``size``, ``channels``, ``crop``, ``value_range`` and ``bits``. Empty if unknown.
         calibration: JSON-serializable quantiles of anomaly scores on held-out data
-            (:class:`submanifold.evaluation.scores.Calibration`). Without a calibration it is empty
-            or contains the reason as ``why``.
+            (:class:`submanifold.evaluation.calibration.Calibration`). Without a calibration it is
+            empty or contains the reason as ``why``.
     """
 
     kinds: ClassVar[dict[str, type["Model"]]] = {}

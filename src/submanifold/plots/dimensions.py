@@ -14,7 +14,7 @@ def dimension_curves(
     """Draw the squared error of projections over the dimension of the manifold.
 
     Args:
-        curve: Result of :func:`submanifold.evaluation.curve.error_curve`.
+        curve: Result of :func:`submanifold.evaluation.reconstruction.error_curve`.
         dim: Dimension of the model, drawn as a vertical line.
         first_order: Result of :func:`submanifold.training.rotation.fit_rotation`.
     """

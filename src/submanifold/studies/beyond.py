@@ -15,16 +15,20 @@ from submanifold.common.files import read_json, write_json
 from submanifold.common.progress import track
 from submanifold.data.batches import Batches
 from submanifold.data.groups import groups_of
-from submanifold.evaluation.baselines import BATCH, PCA
+from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import (
     dequantized_log_probs,
     per_event,
     to_bits_per_dim,
 )
-from submanifold.evaluation.measure import BATCH_NEAREST
-from submanifold.evaluation.reconstruction import psnr, reconstruction, squared_errors
-from submanifold.evaluation.sample_quality import sample_quality
+from submanifold.evaluation.measure import sample_quality
+from submanifold.evaluation.reconstruction import (
+    NEAREST_BATCH_SIZE,
+    psnr,
+    reconstruction,
+    squared_errors,
+)
 from submanifold.evaluation.samples import stored
 from submanifold.models import Hierarchy
 from submanifold.models.model import NEAREST_STEPS
@@ -102,12 +106,12 @@ def _measure(experiment: Experiment, row: Row) -> list[dict[str, Any]]:
     device = choose_device(experiment.parameters["device"])
     model: Hierarchy = experiment.load(row.artifact).to(device)
     train, test = experiment.load("x_train"), experiment.load("x_test")
-    pca = PCA.fit(Batches(train, BATCH))
+    pca = PCA.fit(pca_batches(train))
     (log_prob,) = dequantized_log_probs(model, test, 1, device)
     groups = groups_of(experiment.groups, "test")
     bits = mean_interval(to_bits_per_dim(log_prob, test), groups)
     before = _density_before(experiment, row, test, device)
-    some = Batches(test[:NEAREST], BATCH_NEAREST, device=device)
+    some = Batches(test[:NEAREST], NEAREST_BATCH_SIZE, device=device)
     dims = DIMS if row.ours else (model.dim,)
     rows = []
     for (dim,) in track([[dim] for dim in dims], f"{experiment.name}, {row.name}", len(dims)):
@@ -163,8 +167,8 @@ def _measure_pca(experiment: Experiment, seed: int, dim: int) -> dict[str, Any]:
     groups, on = groups_of(experiment.groups, "test"), choose_device("cpu")
     fitted = pca_flow(train, valid, test, dim, seed, SAMPLES, groups)
     quality = sample_quality(train, test, fitted["samples"], "auto", on, experiment.groups)
-    some = Batches(test[:NEAREST], BATCH_NEAREST)
-    error = _pca_error(PCA.fit(Batches(train, BATCH)), some, dim, groups)
+    some = Batches(test[:NEAREST], NEAREST_BATCH_SIZE)
+    error = _pca_error(PCA.fit(pca_batches(train)), some, dim, groups)
     return {
         "dim": dim, "bpd": fitted["bits_per_dim"], "pca": error, "seconds": fitted["seconds"],
         "encoder": {"mse": error}, "nearest": {"mse": error},

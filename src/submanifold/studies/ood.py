@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION, MEASURES, titles
-from submanifold.evaluation.scores import COMBINATION
+from submanifold.evaluation.calibration import COMBINATION
+from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION, MEASURES, describe_scores
 from submanifold.plots.comparisons import auroc_dots
 from submanifold.studies.experiments import Experiment
 from submanifold.studies.paper import published
@@ -108,7 +108,7 @@ def _table(scores: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([
         {"score": name, "what it is": text,
          **{label: written(scores[name][measure]) for measure, label in MEASURES.items()}}
-        for name, text in titles(scores).items()
+        for name, text in describe_scores(scores).items()
     ])  # fmt: skip
 
 

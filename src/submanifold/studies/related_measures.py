@@ -11,16 +11,14 @@ from submanifold.common.device import choose_device
 from submanifold.common.files import read_json, write_json
 from submanifold.data.batches import Batches
 from submanifold.data.groups import Groups, groups_of
-from submanifold.evaluation.baselines import BATCH, PCA
+from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.intervals import mean_interval, median_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, per_event, to_bits_per_dim
-from submanifold.evaluation.measure import BATCH_NEAREST
-from submanifold.evaluation.ood import measure_ood, score_kinds, with_groups
-from submanifold.evaluation.reconstruction import reconstruction, squared_errors
-from submanifold.evaluation.sample_quality import sample_quality
+from submanifold.evaluation.measure import against_truth, sample_quality
+from submanifold.evaluation.ood import add_groups, measure_ood, score_parts
+from submanifold.evaluation.reconstruction import NEAREST_BATCH_SIZE, reconstruction, squared_errors
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import QUICK
-from submanifold.evaluation.truth import against_truth
 from submanifold.models import Model
 from submanifold.models.density import on_manifold
 from submanifold.models.model import NEAREST_STEPS
@@ -40,7 +38,7 @@ def measure_points(experiment: Experiment) -> Measured:
     """Measure a model of points beside the truth, or find it done.
 
     Returns:
-        What :func:`submanifold.evaluation.truth.against_truth` does; ``nearest_distance``, as its
+        What :func:`submanifold.evaluation.measure.against_truth` does; ``nearest_distance``, as its
         ``projection_distance`` of the nearest point; ``data_distance``, of test points themselves
         from the true manifold; ``sample_median``, of samples' distances from it;
         ``non_orthogonality`` of the
@@ -106,7 +104,7 @@ def _measure_images(experiment: Experiment, ood: str) -> Measured:
     device = choose_device(experiment.parameters["device"])
     model: Model = experiment.load("hierarchy").to(device)
     train, test = (experiment.load(f"x_{part}") for part in ("train", "test"))
-    some = Batches(test[:FEW], BATCH_NEAREST, device=device)
+    some = Batches(test[:FEW], NEAREST_BATCH_SIZE, device=device)
     groups = groups_of(experiment.groups, "test")
     found: Measured = {}
     if model.has_density:
@@ -142,7 +140,7 @@ def measure_pca_flow(experiment: Experiment, dim: int, seed: int, ood: str) -> M
         train, valid, test = (experiment.load(f"x_{part}") for part in ("train", "valid", "test"))
         groups = groups_of(experiment.groups, "test")
         fitted = pca_flow(train, valid, test[:SOME], dim, seed, IMAGE_SAMPLES, groups)
-        error = _pca_error(train, Batches(test[:FEW], BATCH_NEAREST), dim, groups)
+        error = _pca_error(train, Batches(test[:FEW], NEAREST_BATCH_SIZE), dim, groups)
         found = {
             "bits_per_dim": fitted["bits_per_dim"], "encoder": error, "nearest": error,
             "pca": error, "seconds": {"value": fitted["seconds"]},
@@ -171,7 +169,7 @@ def _of_samples(
 def _pca_error(
     train: np.ndarray, batches: Batches, dim: int, groups: np.ndarray | None
 ) -> Measured:
-    pca = PCA.fit(Batches(train, BATCH))
+    pca = PCA.fit(pca_batches(train))
     return mean_interval(per_event(lambda x: pca.squared_errors(x)[:, dim], batches), groups)
 
 
@@ -182,8 +180,8 @@ def _aurocs(experiment: Experiment, model: Model, ood: str) -> Measured:
         others.run("x_ood")
     train, valid, test = (experiment.load(f"x_{part}") for part in ("train", "valid", "test"))
     of_valid = groups_of(experiment.groups, "valid")
-    scored = score_kinds(model, train, valid, test, others.load("x_ood"), QUICK, of_valid)
+    scored = score_parts(model, train, valid, test, others.load("x_ood"), QUICK, of_valid)
     known = others.load("ood_groups") if others.catalog.exists("ood_groups") else {}
     of_both = groups_of(experiment.groups, "test"), groups_of(known, "ood")
-    measured = measure_ood(with_groups(scored, *of_both))["scores"]
+    measured = measure_ood(add_groups(scored, *of_both))["scores"]
     return {f"auroc.{name}": each["auroc"] for name, each in measured.items()}

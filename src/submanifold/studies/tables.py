@@ -11,7 +11,7 @@ from scipy.stats import t as student_t
 
 from submanifold.config import flatten
 from submanifold.evaluation.intervals import plus_minus
-from submanifold.evaluation.metrics import COMPARED, NONE, Metric
+from submanifold.evaluation.metrics import COMPARED, NONE, format_interval
 from submanifold.studies import paper
 from submanifold.studies.experiments import Experiment
 
@@ -105,7 +105,7 @@ def interval_over_seeds(numbers: Sequence[float]) -> dict[str, float]:
 
 def written(measured: Mapping[str, Any], form: str = ".4f") -> str:
     """Write a value and its interval, where there are any: ``0.912 [0.905, 0.919]``."""
-    return Metric("", "", form).write(measured)
+    return format_interval(measured, form)
 
 
 def readable(results: pd.DataFrame) -> pd.DataFrame:

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from submanifold.data.settings import SyntheticSettings
+from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
 from submanifold.evaluation.samples import TEMPERATURES
-from submanifold.evaluation.scores import Calibration
 from submanifold.evaluation.truth import manifold_picture
 from submanifold.models import Model
 from submanifold.plots.pages import render

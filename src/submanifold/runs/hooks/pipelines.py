@@ -81,10 +81,10 @@ class ExperimentHooks:
         choose_device(self._experiment.device)
         weights = self._experiment.evaluation.inception_weights
         if weights not in (None, "auto", "download"):
-            from submanifold.evaluation.frechet import given_weights
+            from submanifold.evaluation.features import check_weights
 
             with error_prefix("evaluation"):
-                given_weights(weights)
+                check_weights(weights)
 
     def _continue_job(self) -> None:
         """Let kedro-mlflow continue the run of the earlier commands of a scheduler's job."""

@@ -1,0 +1,170 @@
+"""Known answers of p-values and combined scores."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy
+import torch
+
+from submanifold.common.errors import UserError
+from submanifold.data import dequantize
+from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, Calibration, calibrate
+from submanifold.flows import Glow
+from submanifold.models import Hierarchy, Stage
+
+NAMES = ("density", "off_manifold", "encoder_distance")
+
+
+def normal_scores(count, seed):
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=count) for name in NAMES}
+
+
+def test_p_values_of_normal_data_are_uniform():
+    calibration = Calibration.fit(normal_scores(5000, 0), NAMES)
+    scores = calibration.complete(normal_scores(5000, 1))
+    for name in (*NAMES, "typicality", COMBINATION):
+        p_values = calibration.p_values(name, scores[name])
+        assert scipy.stats.kstest(p_values, "uniform").statistic < 0.035, name
+
+
+@pytest.mark.parametrize(("count", "repeats"), [(20, 40), (145, 20)])
+def test_fraction_alpha_of_normal_images_has_a_p_value_of_at_most_alpha(count, repeats):
+    rng = np.random.default_rng(count)
+    root = np.linalg.cholesky(0.4 * np.eye(5) + 0.6)
+
+    def draw(size):
+        heavy = root @ rng.normal(size=(5, size)) / np.sqrt(rng.chisquare(3, size) / 3)
+        return dict(zip(("density", "b", "c", "d", "e"), heavy, strict=True))
+
+    fractions = []
+    for _ in range(repeats):
+        scores = draw(count)
+        calibration = Calibration.fit(scores, tuple(scores))
+        new = calibration.complete(draw(300))[COMBINATION]
+        p_values = calibration.p_values(COMBINATION, new)
+        fractions.append([(p_values <= alpha).mean() for alpha in (0.05, 0.1)])
+    expected, error = np.array([0.05, 0.1]), np.std(fractions, axis=0) / np.sqrt(repeats)
+    assert (np.mean(fractions, axis=0) <= expected + 3 * error).all()
+    assert (np.mean(fractions, axis=0) >= expected / 3).all(), "not too conservative either"
+
+
+def test_copies_in_one_group_count_as_one_image():
+    alone = normal_scores(100, 0)
+    copies = {name: np.repeat(values, 8) for name, values in alone.items()}
+    single = Calibration.fit(alone, NAMES)
+    grouped = Calibration.fit(copies, NAMES, np.repeat(np.arange(100), 8))
+    assert (grouped.count, grouped.groups) == (800, 100)
+    assert grouped.basis == "800 images in 100 groups"
+    assert (single.groups, single.basis) == (100, "100 images")
+    assert grouped.smallest_p_value == single.smallest_p_value == pytest.approx(1 / 101)
+    others = normal_scores(2000, 2)
+    for name in (*NAMES, "typicality", COMBINATION):
+        found, expected = (
+            known.p_values(name, known.complete(others)[name]) for known in (grouped, single)
+        )
+        assert np.abs(found - expected).mean() < 0.02, name
+        assert found.min() >= 1 / 101 - 1e-9
+
+
+@pytest.mark.parametrize(("count", "groups", "message"), [
+    (MIN_IMAGES - 1, None, r"expected at least 20, .* got 19 images"),
+    (1, None, "got 1 images"),
+    (500, np.zeros(500, int), "got 500 images in 1 groups"),
+    (500, np.arange(500) // 490, "got 500 images in 2 groups"),
+])  # fmt: skip
+def test_too_few_images_are_rejected(count, groups, message):
+    with pytest.raises(UserError, match=message):
+        Calibration.fit(normal_scores(count, 0), NAMES, groups)
+
+
+def test_calibration_of_a_model_has_the_reason_if_there_are_too_few_images():
+    images = np.random.default_rng(0).integers(0, 256, (MIN_IMAGES, 1, 8, 8), dtype=np.uint8)
+    model = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=1, width=8), 6)]).eval()
+    with torch.no_grad():
+        model(dequantize(torch.from_numpy(images)))
+    device = torch.device("cpu")
+    assert Calibration.from_dict(calibrate(model, images, device)).count == MIN_IMAGES
+    found = calibrate(model, images[1:], device)
+    assert list(found) == ["why"]
+    assert "got 19 images" in found["why"]
+
+
+@pytest.mark.parametrize(("value", "p_value"), [(0.0, 1.0), (1.0, 31 / 101), (2.0, 1 / 101)])
+def test_p_value_counts_equal_scores(value, p_value):
+    calibration = Calibration.fit({"density": np.repeat([0.0, 1.0], [70, 30])}, ("density",))
+    found = calibration.p_values("density", np.array([value]))
+    assert found == pytest.approx(p_value, abs=0.02)  # between two levels
+
+
+def test_p_values_of_extreme_scores_are_the_smallest_and_the_largest():
+    calibration = Calibration.fit(normal_scores(99, 0), NAMES)
+    found = calibration.p_values("density", np.array([1e9, -1e9]))
+    np.testing.assert_allclose(found, [1 / 100, 1])
+
+
+def test_mean_combination_of_independent_scores_is_their_number():
+    scores = {**normal_scores(500, 0), "constant": np.ones(500)}
+    calibration = Calibration.fit(scores, tuple(scores))
+    # the trace of the covariance times the inverse of the covariance with its ridge
+    assert calibration.complete(scores)[COMBINATION].mean() == pytest.approx(3 / 1.03, abs=0.05)
+
+
+def test_typicality_is_the_distance_from_the_median():
+    scores = normal_scores(501, 0)
+    calibration = Calibration.fit(scores, NAMES)
+    center = np.median(scores["density"])
+    new = {name: np.array([center, center + 2, center - 3]) for name in NAMES}
+    assert calibration.complete(new)["typicality"] == pytest.approx([0, 2, 3])
+
+
+def test_calibration_is_restored_from_json():
+    calibration = Calibration.fit(normal_scores(500, 0), NAMES)
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    for name, values in calibration.complete(normal_scores(50, 1)).items():
+        difference = calibration.p_values(name, values) - again.p_values(name, values)
+        assert np.abs(difference).max() < 1e-3
+
+
+def test_combination_of_normal_scores_is_their_mahalanobis_distance():
+    rng = np.random.default_rng(0)
+    root = np.array([[1.0, 0, 0], [0.5, 0.8, 0], [0, 0.2, 2.0]])
+
+    def draw(count):
+        return dict(zip(NAMES, root @ rng.normal(size=(3, count)), strict=True))
+
+    calibration, scores = Calibration.fit(draw(20_000), NAMES), draw(200)
+    x = np.stack([scores[name] for name in NAMES])
+    expected = np.einsum("in,ij,jn->n", x, np.linalg.inv(root @ root.T), x)
+    found = calibration.complete(scores)[COMBINATION]
+    assert scipy.stats.spearmanr(found, expected).statistic > 0.99
+    np.testing.assert_allclose(found, expected, rtol=0.25, atol=0.4)
+
+
+def test_inconsistent_scores_are_anomalous_although_each_is_normal():
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=4000)
+    tied = {"density": one, "off_manifold": one + 0.05 * rng.normal(size=4000)}
+    calibration = Calibration.fit(tied, ("density", "off_manifold"))
+    apart = calibration.complete({"density": np.array([1.0]), "off_manifold": np.array([-1.0])})
+    for name in tied:
+        assert calibration.p_values(name, apart[name])[0] > 0.1
+    assert calibration.p_values(COMBINATION, apart[COMBINATION])[0] < 1e-3
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e300])
+def test_overflowing_scores_are_the_most_anomalous(value):
+    normal = {**normal_scores(500, 0), "constant": np.ones(500)}
+    calibration = Calibration.fit(normal, (*NAMES, "constant"))
+    scores = {name: np.array([value, 0.0]) for name in NAMES} | {"constant": np.ones(2)}
+    found = calibration.complete(scores)[COMBINATION]
+    assert np.isfinite(found).all()
+    assert calibration.p_values(COMBINATION, found) == pytest.approx([1 / 501, 1.0], abs=0.05)
+
+
+def test_missing_scores_are_not_combined():
+    scores = {name: values for name, values in normal_scores(50, 0).items() if name != "density"}
+    calibration = Calibration.fit(scores, ("density", *scores, "complexity"))
+    assert calibration.combined == tuple(scores)
+    assert list(calibration.complete(scores)) == [*scores, COMBINATION]

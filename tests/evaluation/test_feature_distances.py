@@ -1,0 +1,210 @@
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.linalg import sqrtm
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kernel_poly, mmd2
+
+from submanifold.evaluation.feature_distances import (
+    frechet_distance,
+    frechet_distance_with_interval,
+    kernel_distance,
+    precision,
+    recall,
+)
+
+
+def normal(count, size=8, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, size))
+
+
+def values(real, fake, **kwargs):
+    return precision(real, fake, **kwargs)["value"], recall(real, fake, **kwargs)["value"]
+
+
+def exact_sample(mean, root, count=200, seed=0):
+    """Features with exactly this sample mean and the sample covariance root^T root."""
+    x = normal(count, len(mean), seed)
+    x -= x.mean(axis=0)
+    return mean + np.linalg.qr(x)[0] * np.sqrt(count - 1) @ root
+
+
+def test_frechet_distance_of_diagonal_gaussians():
+    std_a, std_b = np.array([1.0, 2.0, 0.5, 0.0]), np.array([3.0, 2.0, 1.0, 1.0])
+    mean_a, mean_b = np.zeros(4), np.array([1.0, 0.0, -2.0, 0.0])
+    a = exact_sample(mean_a, np.diag(std_a))
+    b = exact_sample(mean_b, np.diag(std_b), count=90, seed=1)
+    expected = np.sum((mean_a - mean_b) ** 2) + np.sum((std_a - std_b) ** 2)
+    assert frechet_distance(a, b) == pytest.approx(expected)
+
+
+def test_frechet_distance_of_gaussians_whose_covariances_do_not_commute():
+    root_a, root_b = np.random.default_rng(1).standard_normal((2, 6, 6))
+    cov_a, cov_b = root_a.T @ root_a, root_b.T @ root_b
+    expected = np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
+    a, b = exact_sample(np.zeros(6), root_a), exact_sample(np.zeros(6), root_b, seed=1)
+    assert frechet_distance(a, b) == pytest.approx(expected)
+    assert frechet_distance(b, a) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("counts", [(30, 30), (30, 200), (300, 200)])
+def test_frechet_distance_agrees_with_torch_fidelity(counts):
+    a, b = normal(counts[0], 64), 0.3 + normal(counts[1], 64, seed=1) ** 2
+    statistics = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
+    expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [20, 500])
+def test_frechet_distance_of_equal_features_is_zero(count):
+    features = normal(count, 100).astype(np.float32)
+    assert frechet_distance(features, features[::-1]) == pytest.approx(0, abs=1e-10)
+
+
+def test_frechet_interval_contains_the_value_and_needs_ten_images():
+    found = frechet_distance_with_interval(normal(30), normal(40, seed=1))
+    assert 0 <= found["low"] < found["value"] < found["high"]
+    assert (found["n_real"], found["n_fake"]) == (30, 40)
+    assert frechet_distance_with_interval(normal(9), normal(40))["low"] is None
+
+
+def test_precision_and_recall_of_points_on_a_line():
+    real = np.array([[0.0], [1.0], [3.0], [7.0]])  # radii 1, 1, 2, 4: [-1, 11] is covered
+    fake = np.array([[-1.5], [-1.25], [-1.0], [11.0], [11.5]])  # [-1.75, -0.75], [10.5, 12]
+    assert values(real, fake, neighbors=1) == (2 / 5, 0)
+    assert values(fake, real, neighbors=1) == (0, 2 / 5)
+    # the second neighbors are at distances 3, 2, 3, 6: everything is covered
+    assert values(real, fake, neighbors=2)[0] == 1
+
+
+def test_precision_and_recall_of_equal_sets_are_one():
+    assert values(normal(100), normal(100)[::-1]) == (1, 1)
+    constant = np.full((10, 4), 0.1)
+    assert values(constant, constant) == (1, 1)
+
+
+def test_collapsed_samples_have_high_precision_and_low_recall():
+    real = normal(500)
+    few = real[:5].repeat(100, axis=0) + 1e-3 * normal(500, seed=1)
+    found = values(real, few)
+    assert found[0] == 1
+    assert found[1] < 0.05
+
+
+def test_samples_of_half_the_modes_have_half_the_recall():
+    modes = 100 * np.repeat([0, 1], 200)[:, None]
+    found = values(normal(400) + modes, normal(400, seed=1))
+    of_all_modes = recall(normal(400) + modes, normal(400, seed=1) + modes)["value"]
+    assert found[1] == pytest.approx(of_all_modes / 2, abs=0.06)
+    assert found[0] > 0.7
+
+
+def test_distant_samples_have_zero_precision_and_recall_with_wilson_intervals():
+    real, fake = normal(200), 50 + normal(300, seed=1)
+    assert precision(real, fake) == pytest.approx(
+        {"value": 0, "low": 0, "high": 0.0126, "n_real": 200, "n_fake": 300}, abs=1e-4
+    )
+    assert recall(real, fake) == pytest.approx(
+        {"value": 0, "low": 0, "high": 0.0188, "n_real": 200, "n_fake": 300}, abs=1e-4
+    )
+
+
+def test_wide_samples_lose_precision_and_narrow_samples_lose_recall():
+    real, fake = normal(500), normal(500, seed=1)
+    assert precision(real, 2 * fake)["high"] < precision(real, fake)["low"]
+    assert recall(real, fake / 2)["high"] < recall(real, fake)["low"]
+    assert recall(real, 2 * fake)["value"] > recall(real, fake)["value"]
+    assert precision(real, fake / 2)["value"] > precision(real, fake)["value"]
+
+
+@pytest.mark.parametrize("counts", [(200, 200), (50, 1300)])
+def test_precision_and_recall_agree_with_torch_fidelity(counts):
+    prc = pytest.importorskip("torch_fidelity.metric_prc", reason="new in 0.4")
+    real, fake = normal(counts[0], 40), 0.9 * normal(counts[1], 40, seed=1) + 0.1
+    expected = prc.calculate_precision_recall_full(torch.from_numpy(fake), torch.from_numpy(real))
+    assert values(real, fake) == pytest.approx(expected, abs=1e-6)
+
+
+def test_precision_interval_is_over_the_groups_of_the_fakes():
+    found = precision(normal(60), normal(60, seed=1), (None, np.arange(60) // 4))
+    assert found["groups"] == 15
+    assert found["low"] < found["value"] < found["high"]
+
+
+@given(st.integers(0, 1000), st.integers(4, 30), st.integers(4, 30), st.integers(1, 3))
+def test_precision_and_recall_are_invariant_to_similarity_transforms(seed, n, m, neighbors):
+    rng = np.random.default_rng(seed)
+    real, fake = rng.standard_normal((n, 3)), 1.5 * rng.standard_normal((m, 3))
+    expected = values(real, fake, neighbors=neighbors)
+    assert values(fake, real, neighbors=neighbors) == expected[::-1]
+    rotation = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    moved = [7 * x[rng.permutation(len(x))] @ rotation + 1 for x in (real, fake)]
+    assert values(*moved, neighbors=neighbors) == expected
+
+
+def kernel(a, b):
+    return (a @ b / len(a) + 1) ** 3
+
+
+def kernel_distance_by_loops(x, y):
+    def mean(a, b, pairs):
+        return np.mean([kernel(a[i], b[j]) for i, j in pairs])
+
+    n, m = range(len(x)), range(len(y))
+    within_x = mean(x, x, [(i, j) for i, j in product(n, n) if i != j])
+    within_y = mean(y, y, [(i, j) for i, j in product(m, m) if i != j])
+    return within_x + within_y - 2 * mean(x, y, list(product(n, m)))
+
+
+@given(st.integers(0, 1000), st.integers(2, 12), st.integers(2, 12), st.integers(1, 5))
+def test_kernel_distance_equals_its_definition(seed, n, m, size):
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((n, size)), rng.uniform(-1, 2, (m, size))
+    found = kernel_distance(x, y)
+    assert found["value"] == pytest.approx(kernel_distance_by_loops(x, y), abs=1e-10)
+    assert (found["n_real"], found["n_fake"]) == (n, m)
+    assert (found["low"] is None) == (min(n, m) < 10)
+
+
+def test_kernel_distance_in_chunks_agrees_with_torch_fidelity():
+    x, y = normal(1500, 20), normal(1500, 20, seed=1) ** 2
+    cubic = {"kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1}
+    expected = mmd2(*(kernel_poly(a, b, **cubic) for a, b in ((x, x), (x, y), (y, y))))
+    assert kernel_distance(x, y)["value"] == pytest.approx(expected, rel=1e-10)
+
+
+def expected_kernel(mean_x, mean_y):
+    """E (x.y / f + 1)^3 of independent x ~ N(mean_x, I), y ~ N(mean_y, I), from E (x.y)^n."""
+    size, dot = len(mean_x), mean_x @ mean_y
+    square_x, square_y = mean_x @ mean_x, mean_y @ mean_y
+    second = size + square_x + square_y + dot**2
+    third = dot**3 + 3 * dot * square_x + 3 * dot * (size + square_y + 2)
+    return third / size**3 + 3 * second / size**2 + 3 * dot / size + 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 1.0])
+def test_kernel_distance_of_shifted_gaussians_is_unbiased(shift):
+    zero, mean = np.zeros(6), np.full(6, shift)
+    expected = expected_kernel(zero, zero) + expected_kernel(mean, mean)
+    expected -= 2 * expected_kernel(zero, mean)
+    found = [
+        kernel_distance(normal(50, 6, seed), normal(80, 6, seed + 1000) + mean)
+        for seed in range(100)
+    ]
+    drawn = np.array([each["value"] for each in found])
+    assert drawn.mean() == pytest.approx(expected, abs=3 * drawn.std() / np.sqrt(100))
+    assert np.mean([each["low"] < expected < each["high"] for each in found]) > 0.88
+    if shift == 0:
+        assert (drawn < 0).mean() > 0.3  # not clipped at zero, which would add a bias
+
+
+def test_seed_changes_only_the_interval():
+    x, y = normal(50), normal(50, seed=1)
+    first, again, other = (kernel_distance(x, y, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first["value"] == other["value"]
+    assert first["high"] != other["high"]
