@@ -20,7 +20,7 @@ def create_pipeline() -> Pipeline:
     shown = {"scored": "ood_scores", "measured": "ood_metrics", "test": "x_test", "ood": "x_ood",
              "dataset": "params:dataset", "ood_name": "params:ood",
              "method": "params:method"}  # fmt: skip
-    figures = {name: f"outlier_{name}_figure" for name in ("roc", "histograms", "scatter")}
+    figures = {name: f"ood_{name}_figure" for name in ("roc", "histograms", "scatter")}
     found = {"images": "x_ood", "groups": "ood_groups"}
     return Pipeline([
         Node(gather_ood, gathered, found, name="gather_ood"),
