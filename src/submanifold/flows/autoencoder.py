@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Injection
-from submanifold.flows.coupling import zero_initialized
+from submanifold.flows.coupling import mlp, zero_initialized
 from submanifold.flows.injective import InjectiveLinear
 from submanifold.flows.orthogonal import dct
 from submanifold.flows.reshape import channels_to_space, check_divisible
@@ -26,17 +26,14 @@ class Autoencoder(Injection):
     makes the linear part the projection onto the principal components, the best linear autoencoder
     (Bourlard & Kamp 1988).
 
-    The nets of images halve the sides by strided convolutions and double them by pixel shuffles, as
-    long as they are even and above 4, with twice the channels each time; those of vectors have two
-    hidden layers. All activations are smooth, as derivatives of the volume require.
+    The nets of images halve the sides by strided convolutions, as long as they are even and above
+    4, with twice the channels each time, and double them by pixel shuffles; those of vectors have
+    two hidden layers. Activations are smooth, as gradients of the volume require.
 
     Args:
         event_shape: Shape of an image with even height and width, or of a vector.
         dim: d.
         width: Channels of the finest convolution, or hidden units for vectors.
-
-    Raises:
-        UserError: The height or the width of the image is odd.
 
     Example:
         >>> flow = Autoencoder((3, 8, 8), 5, width=4)
@@ -72,17 +69,8 @@ class Autoencoder(Injection):
 
 
 def _mlps(shape: tuple[int, ...], dim: int, width: int) -> tuple[nn.Sequential, nn.Sequential]:
-    def build(inputs: int, outputs: int) -> nn.Sequential:
-        return zero_initialized(
-            nn.Linear(inputs, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, outputs),
-        )
-
     (size,) = shape
-    return build(size, dim), build(dim, size)
+    return mlp(size, width, dim, nn.SiLU), mlp(dim, width, size, nn.SiLU)
 
 
 def _convnets(shape: tuple[int, ...], dim: int, width: int) -> tuple[nn.Sequential, nn.Sequential]:

@@ -40,7 +40,7 @@ class Flow(Bijection):
 
     Attributes:
         axes: Allowed numbers of axes of an event: 3 for images, 1 for vectors.
-        event_shape: Shape of an event, such as (3, 32, 32) or (500,).
+        event_shape: Shape of an event: (channels, height, width), or (D,).
         config: Arguments of the constructor, as JSON: ``type(flow)(**flow.config)``.
     """
 
@@ -55,20 +55,16 @@ class Flow(Bijection):
 
 
 class Injection(Flow):
-    r"""Injective map g from d latents to events, and a left inverse e.
+    r"""Injective map g from d latents to events, and a left inverse e, :math:`e(g(u)) = u`.
 
-    :meth:`inverse` is g, whose image is a d-dimensional manifold; :meth:`forward` is e, with
-    :math:`e(g(u)) = u`, exactly or as far as training achieves it. The density is defined on the
-    manifold only, with respect to its volume:
+    :meth:`inverse` is g, whose image is a d-dimensional manifold; :meth:`forward` is e, possibly
+    only as far as training achieves it. The density is with respect to the manifold's volume:
 
     .. math:: \log p_M(g(u)) = \log p_U(u) - \tfrac12 \log\det J_g^T J_g
 
-    :meth:`forward` returns the second term, at u = e(x), as the log-determinant; it is NaN if
-    ``has_volume`` is False. The constructor's first two arguments are ``event_shape`` and ``dim``.
-
-    Attributes:
-        dim: d.
-        has_volume: Whether the second term has a closed form.
+    :meth:`forward` returns the second term, at u = e(x), as the log-determinant; it is NaN if it
+    has no closed form (``has_volume`` is False). The constructor's first two arguments are
+    ``event_shape`` and ``dim``, d.
     """
 
     has_volume: ClassVar[bool]
@@ -81,15 +77,7 @@ class Injection(Flow):
 
 
 class Compose(Bijection):
-    r"""Composition :math:`f_n \circ \dots \circ f_1`; the log-determinants add up.
-
-    Example:
-        >>> from submanifold.flows import Affine, RealNVP
-        >>> flow = Compose([Affine(3), RealNVP(3)])
-        >>> z, log_det = flow(torch.randn(5, 3))
-        >>> z.shape, log_det.shape
-        (torch.Size([5, 3]), torch.Size([5]))
-    """
+    r"""Composition :math:`f_n \circ \dots \circ f_1`; the log-determinants add up."""
 
     def __init__(self, bijections: Iterable[Bijection]):
         super().__init__()

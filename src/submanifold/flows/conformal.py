@@ -24,9 +24,7 @@ class SpecialConformal(Bijection):
               \qquad \langle a, b\rangle = \tfrac1n \sum_i a_i b_i
 
     (Ross & Cresswell 2021, with b = w / n.) It maps planes to spheres. :math:`\log|\det J|` is -n
-    times the logarithm of the denominator, and the inverse is the same map with -w. The point that
-    maps to infinity has the mean square :math:`1/\langle w, w\rangle`. It starts as the identity,
-    w = 0.
+    times the logarithm of the denominator, the inverse has -w, and w starts at 0.
 
     Args:
         dim: Number of coordinates, n.
@@ -58,8 +56,8 @@ class ConditionalOrthogonal(Bijection):
     .. math:: z_i = \begin{cases} Q_1 x_i & |x_i|^2 < n \\ Q_2 x_i & \text{otherwise} \end{cases}
 
     (Ross & Cresswell 2021, with n for their 1.) Both keep the length, by which the inverse chooses
-    the matrix; the log-determinant is 0. The map is discontinuous at that length, except at the
-    start, when the matrices are equal.
+    the matrix. The map is discontinuous at that length once the matrices, equal at the start,
+    differ.
 
     Args:
         channels: n, the second axis of x: (batch, channels, ...).
@@ -97,22 +95,17 @@ class Conformal(Injection):
     (Ross & Cresswell 2021, "Tractable Density Estimation on Learned Manifolds with Conformal
     Embedding Flows".) g pads u with zeros and applies an orthogonal matrix, a
     :class:`SpecialConformal` map and layers of :class:`ConditionalOrthogonal` maps, with a
-    :class:`Similarity` wherever the scale matters; the left inverse undoes them and drops the
-    padding. On images each layer also squeezes, as long as height and width are even, and acts as a
-    1x1 convolution.
+    :class:`Similarity` wherever the scale matters. On images each layer squeezes, as long as height
+    and width are even, and acts as a 1x1 convolution.
 
-    In more than two dimensions, smooth conformal maps consist of similarities and inversions
-    (Liouville's theorem). The manifold therefore consists of pieces of planes or spheres.
-    Data-dependent initialization makes it the plane of the first d principal components.
+    The manifold consists of pieces of planes or spheres (Liouville's theorem). Data-dependent
+    initialization makes it the plane of the first d principal components.
 
     Args:
         event_shape: Shape of an image or of a vector.
         dim: d.
         layers: Number of conditional orthogonal maps.
         reflections: Reflections of each of their matrices; None is the number of channels.
-
-    Raises:
-        UserError: d is larger than the dimension of the events.
 
     Example:
         >>> flow = Conformal((3, 8, 8), 5)

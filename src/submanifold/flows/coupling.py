@@ -14,20 +14,11 @@ from submanifold.flows.bijection import Bijection
 MAX_LOG_SCALE = 2.0  # larger scales amplify rounding errors in the inverse of a deep flow
 
 
-def zero_initialized(*layers: nn.Module) -> nn.Sequential:
-    """Chain layers to a net whose last layer, and so its output, is initialized to zero."""
-    nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
-    nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
-    return nn.Sequential(*layers)
-
-
 class Coupling(Bijection):
-    """Base class of couplings: a net computes scale and shift of one part from the other part.
+    """Affine coupling: a net computes scale and shift of one part of x from the other part.
 
-    Attributes:
-        activation_checkpointing: Whether the backward pass recomputes the net's activations, to
-            save memory.
-        supports_checkpointing: Whether it can.
+    Subclasses implement :meth:`split` and :meth:`join`. The backward pass recomputes the net's
+    activations, to save memory, if ``activation_checkpointing`` is set.
     """
 
     supports_checkpointing = True
@@ -36,6 +27,26 @@ class Coupling(Bijection):
         super().__init__()
         self.net = net
         self.activation_checkpointing = False
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the input of the net, and the part to transform."""
+        raise NotImplementedError
+
+    def join(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Return x, of which :meth:`split` returned a, with the other part b."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform the second part."""
+        a, b = self.split(x)
+        log_scale, shift = self.scale_and_shift(a)
+        return self.join(x, a, b * log_scale.exp() + shift), log_scale.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Restore the second part."""
+        a, b = self.split(z)
+        log_scale, shift = self.scale_and_shift(a)
+        return self.join(z, a, (b - shift) * (-log_scale).exp())
 
     def outputs(self, a: Tensor) -> Tensor:
         """Apply the net."""
@@ -51,26 +62,8 @@ class Coupling(Bijection):
         return MAX_LOG_SCALE * torch.tanh(raw / MAX_LOG_SCALE), shift
 
 
-def set_activation_checkpointing(flow: nn.Module, enabled: bool) -> None:
-    """Set :attr:`Coupling.activation_checkpointing` of all couplings of a flow.
-
-    Raises:
-        UserError: A coupling does not support it.
-    """
-    for module in flow.modules():
-        if isinstance(module, Coupling):
-            if enabled and not module.supports_checkpointing:
-                raise UserError(
-                    "training.activation_checkpointing: expected false for noise-conditional flows,"
-                    " got true. Set it to false, or use flow.type=glow or realnvp."
-                )
-            module.activation_checkpointing = enabled
-
-
 class AffineCoupling(Coupling):
-    r"""Affine coupling of channels: one half determines scale and shift of the other half.
-
-    .. math:: z_a = x_a, \qquad z_b = x_b\, e^{s(x_a)} + t(x_a)
+    r"""Coupling of the channels of images: :math:`z_a = x_a,\; z_b = x_b\, e^{s(x_a)} + t(x_a)`.
 
     (Kingma & Dhariwal 2018, section 3.3.) :mod:`submanifold.flows.fast` computes it where it can.
 
@@ -78,25 +71,30 @@ class AffineCoupling(Coupling):
         net: Maps (batch, channels / 2, h, w) to (batch, channels, h, w): raw log-scales, shifts.
     """
 
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Split the channels into halves."""
+        a, b = x.chunk(2, dim=1)
+        return a, b
+
+    def join(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Join the halves."""
+        return torch.cat([a, b], 1)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform the second half of the channels."""
         if fast.supports(x, self.net):
             return fast.affine_coupling(x, self.net, False, self.activation_checkpointing)
-        a, b = x.chunk(2, dim=1)
-        log_scale, shift = self.scale_and_shift(a)
-        return torch.cat([a, b * log_scale.exp() + shift], 1), log_scale.flatten(1).sum(1)
+        return super().forward(x)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Restore the second half of the channels."""
         if fast.supports(z, self.net):
             return fast.affine_coupling(z, self.net, True, self.activation_checkpointing)[0]
-        a, b = z.chunk(2, dim=1)
-        log_scale, shift = self.scale_and_shift(a)
-        return torch.cat([a, (b - shift) * (-log_scale).exp()], 1)
+        return super().inverse(z)
 
 
 class MaskedAffineCoupling(Coupling):
-    r"""Affine coupling of vectors: masked coordinates determine scale and shift of the others.
+    r"""Coupling of vectors: masked coordinates pass unchanged and transform the others.
 
     .. math:: z = m \odot x + (1 - m) \odot (x\, e^{s(m \odot x)} + t(m \odot x))
 
@@ -107,12 +105,6 @@ class MaskedAffineCoupling(Coupling):
         mask: For each coordinate whether it passes unchanged.
         net: Maps (batch, dim) to (batch, 2 dim), raw log-scales and shifts; its first and its last
             layer are linear.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 4))
-        >>> z, log_det = MaskedAffineCoupling([True, False], net)(torch.tensor([[3.0, 5.0]]))
-        >>> z[0, 0]
-        tensor(3., grad_fn=<SelectBackward0>)
     """
 
     given: Tensor
@@ -124,17 +116,13 @@ class MaskedAffineCoupling(Coupling):
             where = [index for index, each in enumerate(mask) if each == kept]
             self.register_buffer(name, torch.tensor(where, dtype=torch.long), persistent=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform the unmasked coordinates of (batch, dim)."""
-        log_scale, shift = self.scale_and_shift(x.index_select(1, self.given))
-        free = x.index_select(1, self.free) * log_scale.exp() + shift
-        return x.index_copy(1, self.free, free), log_scale.sum(1)
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Select the masked and the other coordinates of (batch, dim)."""
+        return x.index_select(1, self.given), x.index_select(1, self.free)
 
-    def inverse(self, z: Tensor) -> Tensor:
-        """Restore the unmasked coordinates."""
-        log_scale, shift = self.scale_and_shift(z.index_select(1, self.given))
-        free = (z.index_select(1, self.free) - shift) * (-log_scale).exp()
-        return z.index_copy(1, self.free, free)
+    def join(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Replace the unmasked coordinates."""
+        return x.index_copy(1, self.free, b)
 
     def outputs(self, a: Tensor) -> Tensor:
         """Apply the net to the given coordinates, for the free coordinates."""
@@ -143,3 +131,28 @@ class MaskedAffineCoupling(Coupling):
         h = F.linear(a, first.weight.index_select(1, self.given), first.bias)  # type: ignore
         weight, bias = (each.index_select(0, rows) for each in last.parameters())
         return F.linear(nn.Sequential(*middle)(h), weight, bias)
+
+
+def set_activation_checkpointing(flow: nn.Module, enabled: bool) -> None:
+    """Set ``activation_checkpointing`` of all couplings, or raise UserError if one lacks it."""
+    for module in flow.modules():
+        if isinstance(module, Coupling):
+            if enabled and not module.supports_checkpointing:
+                raise UserError(
+                    "training.activation_checkpointing: expected false for noise-conditional flows,"
+                    " got true. Set it to false, or use flow.type=glow or realnvp."
+                )
+            module.activation_checkpointing = enabled
+
+
+def zero_initialized(*layers: nn.Module) -> nn.Sequential:
+    """Chain layers to a net whose last layer, and so its output, is initialized to zero."""
+    nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
+    return nn.Sequential(*layers)
+
+
+def mlp(inputs: int, width: int, outputs: int, activation: type[nn.Module]) -> nn.Sequential:
+    """Build a zero-initialized perceptron with two hidden layers."""
+    hidden = nn.Linear(inputs, width), activation(), nn.Linear(width, width), activation()
+    return zero_initialized(*hidden, nn.Linear(width, outputs))

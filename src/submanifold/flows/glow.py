@@ -29,9 +29,6 @@ class Glow(Flow):
         whiten: Whether data-dependent initialization makes the first linear map of each level
             whiten its input; otherwise it starts as a random rotation, as in the paper.
 
-    Raises:
-        UserError: The image size is not divisible by 2^levels, or ``steps`` has another length.
-
     Example:
         >>> flow = Glow((3, 8, 8), levels=2, steps=1, width=4)
         >>> z, log_det = flow(torch.rand(5, 3, 8, 8) - 0.5)

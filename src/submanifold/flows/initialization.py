@@ -8,15 +8,10 @@ from torch import Tensor, nn
 
 
 class DataInitialized(nn.Module):
-    """Base class of modules that set their parameters from a batch.
-
-    Subclasses implement :meth:`initialize_from`; :func:`initialize` applies it.
-
-    Attributes:
-        uninitialized: Whether the next call initializes the module from its input.
-    """
+    """Module that can set its parameters from a batch; see :func:`initialize`."""
 
     uninitialized = False
+    """Whether the next call initializes the module from its input."""
 
     def initialize_from(self, x: Tensor) -> None:
         """Set the parameters from a batch x of the module's inputs."""
@@ -33,18 +28,14 @@ class DataInitialized(nn.Module):
 
 @torch.no_grad()
 def initialize(model: nn.Module, batch: Tensor, modules: Iterable[nn.Module] | None = None) -> None:
-    """Initialize a model layer by layer, each from what the layers before it return for a batch.
-
-    Args:
-        model: The model.
-        batch: Its input.
-        modules: The parts of the model to initialize; None initializes all of it.
+    """Initialize the layers of a model, or of some of its modules, from one batch of its inputs.
 
     Example:
-        >>> flow = ActNorm(3)
-        >>> initialize(flow, 5 + 2 * torch.randn(1000, 3))
-        >>> flow.shift.round(), flow.log_scale.exp().round(decimals=1)
-        (tensor([5., 5., 5.]...), tensor([0.5000, 0.5000, 0.5000]...))
+        >>> from submanifold.flows import ActNorm
+        >>> flow = ActNorm(2)
+        >>> initialize(flow, torch.tensor([[0.0, 1.0], [4.0, 1.5]]))
+        >>> flow.shift.tolist(), flow.log_scale.exp().tolist()
+        ([2.0, 1.25], [0.5, 4.0])
     """
     for part in [model] if modules is None else modules:
         for module in part.modules():

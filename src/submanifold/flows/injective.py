@@ -18,22 +18,16 @@ class InjectiveLinear(DataInitialized):
 
     .. math:: u_i = \mathrm{diag}(e^{-s})\, (V^T V)^{-1} V^T (x_i - b)
 
-    The same map acts at every position i. On images it is an injective 1x1 convolution (Kothari et
-    al. 2021, section 3.1), on vectors a matrix. V starts with random orthonormal columns and may
-    become any matrix of full rank; the separate scales keep :math:`V^T V` well conditioned.
-    Data-dependent initialization sets V to the principal directions of x, largest first.
+    On images it is an injective 1x1 convolution (Kothari et al. 2021, section 3.1). V starts with
+    random orthonormal columns and may become any matrix of full rank; the separate scales keep
+    :math:`V^T V` well conditioned. Data-dependent initialization sets V to the principal directions
+    of x, largest first.
 
     Args:
         outer: Channels of x.
         inner: Channels of u, at most ``outer``.
         whiten: Whether data-dependent initialization scales the channels of u to variance 1;
             otherwise u keeps distances.
-
-    Example:
-        >>> layer = InjectiveLinear(outer=5, inner=2)
-        >>> u = torch.randn(3, 2)
-        >>> torch.allclose(layer(layer.inverse(u)), u, atol=1e-5)
-        True
     """
 
     def __init__(self, outer: int, inner: int, whiten: bool = False):
@@ -86,8 +80,7 @@ def principal_directions(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         count: Number of directions.
 
     Returns:
-        Orthonormal columns (coordinates, count), largest variance first, and the standard
-        deviations along them (count,).
+        Orthonormal columns (coordinates, count), and the standard deviations along them (count,).
     """
     n, coordinates = x.shape
     centred = (x - x.mean(0)).double()

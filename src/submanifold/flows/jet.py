@@ -20,11 +20,9 @@ class Jet(Flow):
 
     Of five couplings, four split the channels of every patch into random halves, in complementary
     pairs; the fifth splits the patches by a checkerboard, by columns or by rows (Kolesnikov et al.
-    2024, arXiv 2412.15129; the defaults are those of their smaller model).
-
-    Unlike in the paper, the channels are not the pixels of a patch but its cosine coefficients
-    (:class:`PatchDCT`), so that the first d latents represent the smooth part of the image
-    (method.md 3.6). Before training the flow is this transform.
+    2024, arXiv 2412.15129; the defaults are those of their smaller model). Unlike in the paper, the
+    channels are the cosine coefficients of a patch (:class:`PatchDCT`), so that the first d latents
+    represent the smooth part of the image (method.md 3.6).
 
     Args:
         shape: (channels, height, width) of an image; height and width divisible by ``patch``.
@@ -33,9 +31,6 @@ class Jet(Flow):
         blocks: Transformer blocks of a coupling net.
         width: Embedding dimension of a coupling net.
         heads: Attention heads; they divide ``width``.
-
-    Raises:
-        UserError: ``patch`` does not divide the image, or ``heads`` does not divide ``width``.
 
     Example:
         >>> flow = Jet((3, 8, 8), patch=4, couplings=2, blocks=1, width=8, heads=2)
@@ -68,15 +63,11 @@ class Jet(Flow):
         }  # fmt: skip
         channels, rows, columns = shape
         self.grid = channels * patch**2, rows // patch, columns // patch
-        self.layers = Compose(
-            [
-                PatchDCT(channels, patch),
-                *(
-                    PatchCoupling(mask, VisionTransformer(self.grid, blocks, width, heads))
-                    for mask in patch_masks(self.grid, couplings)
-                ),
-            ]
-        )
+        layers: list[Bijection] = [PatchDCT(channels, patch)]
+        for mask in patch_masks(self.grid, couplings):
+            net = VisionTransformer(self.grid, blocks, width, heads)
+            layers.append(PatchCoupling(mask, net))
+        self.layers = Compose(layers)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,9 +98,7 @@ def patch_masks(grid: tuple[int, int, int], count: int) -> Iterator[Tensor]:
 
 
 class PatchCoupling(Coupling):
-    r"""Affine coupling of patches: masked values determine scale and shift of the others.
-
-    .. math:: z = m \odot x + (1 - m) \odot (x\, e^{s(m \odot x)} + t(m \odot x))
+    """Coupling of patches: masked values pass unchanged and transform the others.
 
     Args:
         mask: (channels, rows, columns) of zeros and ones; values under ones pass unchanged.
@@ -122,33 +111,26 @@ class PatchCoupling(Coupling):
         super().__init__(net)
         self.register_buffer("mask", mask, persistent=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform the unmasked values of (batch, channels, rows, columns)."""
-        log_scale, shift = self._unmasked_scale_and_shift(x)
-        return x * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask x; the identity transforms the masked values."""
+        return x * self.mask, x
 
-    def inverse(self, z: Tensor) -> Tensor:
-        """Restore the unmasked values."""
-        log_scale, shift = self._unmasked_scale_and_shift(z)
-        return (z - shift) * (-log_scale).exp()
+    def join(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Return all values."""
+        return b
 
-    def _unmasked_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self.scale_and_shift(x * self.mask)
+    def scale_and_shift(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute log-scale and shift, 0 for masked values."""
+        log_scale, shift = super().scale_and_shift(a)
         free = 1 - self.mask
         return log_scale * free, shift * free
 
 
 class VisionTransformer(nn.Module):
-    """Vision transformer from patches to twice the channels, whose output starts at zero.
+    """Vision transformer from patches (channels, rows, columns) to twice the channels.
 
     A 3x3 convolution embeds each patch with its neighbours (Xiao et al. 2021, "Early convolutions
-    help transformers see better").
-
-    Args:
-        grid: (channels, rows, columns) of the patches.
-        blocks: Number of transformer blocks.
-        width: Embedding dimension.
-        heads: Attention heads.
+    help transformers see better"). The output starts at zero.
     """
 
     def __init__(self, grid: tuple[int, int, int], blocks: int, width: int, heads: int):
@@ -214,18 +196,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class PatchDCT(Bijection):
     r"""Scaled cosine coefficients of the patches of an image, lowest frequencies first.
 
-    The orthonormal transform of a patch includes its colours, so that the first of three is the
-    luminance. The coefficient of colour c and frequencies i and j of a patch of side p is
-    multiplied by
+    The orthonormal transform includes the colours, whose first coefficient is the luminance. The
+    coefficients of colour c and frequencies i and j are multiplied by the factor
 
     .. math:: \frac{10}{p}\, (1 + c) \left(\tfrac14 + \sqrt{i^2 + j^2}\right),
 
-    which brings most coefficients of photographs to a standard deviation near 1. Coefficients are
-    sorted by this factor.
+    by which they are sorted; those of photographs have standard deviations near 1.
 
     Args:
         channels: Colours of an image.
-        patch: Side of a patch, in pixels.
+        patch: Side p of a patch, in pixels.
     """
 
     order: Tensor

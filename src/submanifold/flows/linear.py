@@ -18,9 +18,6 @@ class ActNorm(DataInitialized, Bijection):
 
     It starts as the identity (Kingma & Dhariwal 2018, section 3.1). Data-dependent initialization
     sets mean 0 and variance 1 for each channel of z.
-
-    Args:
-        channels: Number of channels, the second axis of x: (batch, channels, ...).
     """
 
     def __init__(self, channels: int):
@@ -39,27 +36,21 @@ class ActNorm(DataInitialized, Bijection):
         return z * _per_channel((-self.log_scale).exp(), z) + _per_channel(self.shift, z)
 
     def initialize_from(self, x: Tensor) -> None:
-        """Set shift and scale from the mean and the standard deviation of each channel."""
+        """Set mean 0 and variance 1 for each channel."""
         axes = [0, *range(2, x.ndim)]
         self.shift.copy_(x.mean(axes))
         self.log_scale.copy_(-x.std(axes, correction=0).clamp_min(MIN_STD).log())
 
 
 class Similarity(ActNorm):
-    r""":class:`ActNorm` with one scale for all channels: it preserves ratios of distances.
-
-    Data-dependent initialization sets mean 0 for each channel, and variance 1 over all channels.
-
-    Args:
-        channels: Number of channels, the second axis of x: (batch, channels, ...).
-    """
+    """:class:`ActNorm` with one scale for all channels, which preserves ratios of distances."""
 
     def __init__(self, channels: int):
         super().__init__(channels)
         self.log_scale = nn.Parameter(torch.zeros(1))
 
     def initialize_from(self, x: Tensor) -> None:
-        """Set the shift from the mean of each channel, and the scale from the overall variance."""
+        """Set mean 0 for each channel, and variance 1 over all channels."""
         self.shift.copy_(x.mean([0, *range(2, x.ndim)]))
         rms = (x - _per_channel(self.shift, x)).square().mean().sqrt()
         self.log_scale.copy_(-rms.clamp_min(MIN_STD).log())
@@ -68,21 +59,14 @@ class Similarity(ActNorm):
 class Linear(DataInitialized, Bijection):
     r"""Normalized channels times a learned matrix, :math:`z_i = W\,\mathrm{diag}(e^s)(x_i - b)`.
 
-    The same map acts at every position i. On images it is Glow's actnorm and invertible 1x1
-    convolution (Kingma & Dhariwal 2018, sections 3.1 and 3.2), with :math:`\log|\det J| =
-    hw\,(\log|\det W| + \sum s)`; on vectors it is a square matrix. W starts as a random rotation.
+    On images it is Glow's actnorm and invertible 1x1 convolution (Kingma & Dhariwal 2018, sections
+    3.1 and 3.2), with :math:`\log|\det J| = hw\,(\log|\det W| + \sum s)`. W starts as a random
+    rotation.
 
     Args:
         channels: Number of channels, the second axis of x.
         whiten: Whether data-dependent initialization sets W such that the channels of z are the
             principal components of x, largest first, scaled to variance 1.
-
-    Example:
-        >>> layer = Linear(3)
-        >>> x = torch.randn(5, 3)
-        >>> z, log_det = layer(x)
-        >>> torch.allclose(layer.inverse(z), x, atol=1e-5)
-        True
     """
 
     def __init__(self, channels: int, whiten: bool = False):
@@ -124,9 +108,6 @@ class Affine(Linear, Flow):
 
     With a standard normal latent it is a Gaussian with full covariance, and in a stage of dimension
     d probabilistic principal component analysis.
-
-    Args:
-        dim: Number of coordinates.
     """
 
     axes = (1,)

@@ -25,18 +25,11 @@ class Reflections(Bijection):
 
     .. math:: z = H_n \cdots H_1 x, \qquad H_i = I - 2\, v_i v_i^T / |v_i|^2
 
-    The log-determinant is 0. The :math:`v_i` start at random. See Meng et al. (2020), section 3.1.
+    The :math:`v_i` start at random (Meng et al. 2020).
 
     Args:
         dim: Number of coordinates.
-        count: n. With n = dim the product can be any orthogonal matrix of determinant
-            :math:`(-1)^n`.
-
-    Example:
-        >>> layer = Reflections(4, count=4)
-        >>> z, log_det = layer(torch.tensor([[3.0, 0.0, 4.0, 0.0]]))
-        >>> z.norm().round(decimals=4), log_det
-        (tensor(5., grad_fn=...), tensor([0.]))
+        count: n, at most ``dim``.
     """
 
     def __init__(self, dim: int, count: int):
@@ -97,13 +90,9 @@ class Rotation(Flow):
     r"""Orthogonal map of flat latents, :math:`z' = Q z` with :math:`Q Q^T = I`.
 
     It keeps the density of a flow with standard normal latents (method.md 6). It starts as the
-    identity, is set by :meth:`fit` and has no trained parameters.
-
-    Q is a dense matrix, or, to choose the first k axes only, a product of reflections,
-
-    .. math:: Q^T = H_1 \cdots H_k = I - V T V^T
-
-    with V of shape (D, k) and upper triangular T of shape (k, k) (Schreiber & Van Loan 1989).
+    identity, is set by :meth:`fit` and has no trained parameters. Q is a dense matrix, or, to
+    choose the first k axes only, given by :math:`Q^T = I - V T V^T` with V of shape (D, k) and
+    upper triangular T of shape (k, k) (Schreiber & Van Loan 1989).
 
     Args:
         dim: Number of coordinates, D.
@@ -113,7 +102,6 @@ class Rotation(Flow):
         eigenvalues: Estimates of the diagonal of :math:`\mathrm{E}[J^T J]`, (D,), where J is the
             Jacobian of the decoder: the contribution of each latent to the squared error, largest
             first up to sampling errors; 1 before :meth:`fit`.
-        is_dense: Whether Q is stored as a dense matrix.
 
     Example:
         >>> rotation = Rotation(4, directions=1)
@@ -179,24 +167,14 @@ class Rotation(Flow):
 
 
 def tail_sums(eigenvalues: Tensor) -> Tensor:
-    """Compute the squared error of keeping the first d of D latents, for d = 0, ..., D: (D + 1,).
-
-    Example:
-        >>> tail_sums(torch.tensor([4.0, 2.0, 1.0]))
-        tensor([7., 3., 1., 0.])
-    """
+    """Compute the squared errors (D + 1,) of keeping the first d of D latents, for all d."""
     return F.pad(eigenvalues.flip(0).cumsum(0).flip(0), (0, 1))
 
 
 def dct(x: Tensor, inverse: bool = False) -> Tensor:
     """Compute the orthonormal cosine transform (DCT-II), or its inverse, along axes 1, 2 and 3.
 
-    Args:
-        x: Tensor (batch, a, b, c, ...).
-        inverse: Whether to invert the transform.
-
-    Returns:
-        Coefficients (batch, ..., a, b, c), the lowest frequencies first.
+    These become the last axes: (batch, a, b, c, ...) to (batch, ..., a, b, c).
     """
     with full_precision(x):
         for size in x.shape[1:4]:

@@ -4,7 +4,7 @@ from pydantic import PositiveInt
 from torch import nn
 
 from submanifold.flows.bijection import Bijection, Compose, Flow
-from submanifold.flows.coupling import MaskedAffineCoupling, zero_initialized
+from submanifold.flows.coupling import MaskedAffineCoupling, mlp
 from submanifold.flows.linear import Linear
 
 
@@ -40,15 +40,8 @@ class RealNVP(Compose, Flow):
         layers: list[Bijection] = []
         for index in range(couplings):
             layers += [Linear(dim)] if mixing else []
-            net = zero_initialized(
-                nn.Linear(dim, width),
-                nn.ReLU(),
-                nn.Linear(width, width),
-                nn.ReLU(),
-                nn.Linear(width, 2 * dim),
-            )
             mask = [(coordinate + index) % 2 == 1 for coordinate in range(dim)]
-            layers.append(MaskedAffineCoupling(mask, net))
+            layers.append(MaskedAffineCoupling(mask, mlp(dim, width, 2 * dim, nn.ReLU)))
         super().__init__(layers)
         self.event_shape = (dim,)
         self.config = {"dim": dim, "couplings": couplings, "hidden": hidden, "mixing": mixing}

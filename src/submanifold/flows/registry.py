@@ -67,7 +67,7 @@ def build_flow(settings: FlowSettings, event_shape: Sequence[int], dim: int) -> 
     Args:
         settings: Type and arguments of the flow.
         event_shape: Shape of its events.
-        dim: Dimension of the manifold, which injections need.
+        dim: Dimension of the manifold, for injections.
 
     Raises:
         UserError: The flow does not accept events of this shape.

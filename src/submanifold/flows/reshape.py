@@ -58,9 +58,6 @@ class Split(nn.Module):
 
     This makes the prior of Glow's split latents a part of the bijection: v is standard normal, and
     v = 0 decodes to the conditional mean (method.md 3.6).
-
-    Args:
-        channels: Channels of the input, of which half are kept.
     """
 
     def __init__(self, channels: int):

@@ -16,13 +16,7 @@ from submanifold.flows.realnvp import RealNVP
 class NoiseConditional(nn.Module):
     r"""Linear or convolutional layer with the noise scale as an input, :math:`W a + b + w\, s`.
 
-    It starts as the unconditional layer, w = 0.
-
-    Args:
-        layer: The unconditional layer.
-
-    Attributes:
-        scale: s of each event, (batch,), between 0 and 1; None is 0.
+    It starts as the unconditional layer, w = 0. ``scale`` is s of each event, (batch,); None is 0.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d):
@@ -47,12 +41,7 @@ def is_noise_conditional(flow: nn.Module) -> bool:
 
 @contextmanager
 def noise_conditioning(flow: nn.Module, scale: Tensor | None) -> Iterator[None]:
-    """Condition a flow on a noise scale.
-
-    Args:
-        flow: The flow.
-        scale: Noise scale s of each event, (batch,), as a fraction of the largest; None is 0.
-    """
+    """Condition a flow on the noise scale s of each event, (batch,), between 0 and 1; None is 0."""
     layers = [each for each in flow.modules() if isinstance(each, NoiseConditional)]
     for layer in layers:
         layer.scale = scale
@@ -69,11 +58,7 @@ class SoftRealNVP(RealNVP):
     Data on a manifold have no density, but :math:`x + s\,\sigma\,\epsilon` has one for every s > 0.
     The flow is trained with s ~ U(0, 1) (Kim et al. 2020, "SoftFlow: Probabilistic Framework for
     Normalizing Flow on Manifolds", section 3) and samples with s = 0, its value outside of
-    :func:`noise_conditioning`.
-
-    Args:
-        *args: Arguments of :class:`RealNVP`.
-        **settings: Arguments of :class:`RealNVP`.
+    :func:`noise_conditioning`. Its arguments are those of :class:`RealNVP`.
 
     Example:
         >>> flow = SoftRealNVP(4)

@@ -21,22 +21,17 @@ class Trumpet(Injection):
     """Steps of Glow and injective 1x1 convolutions, which halve the channels.
 
     Each level squeezes an image, applies steps and halves the channels, as long as at least twice
-    ``dim`` coordinates remain; the last linear map reduces them to ``dim`` (Kothari,
-    Khorashadizadeh, de Hoop & Dokmanić 2021, arXiv 2102.10461). A vector passes through steps of
-    RealNVP and one linear map. The left inverse is exact, but the determinant of J^T J has no
-    closed form.
+    ``dim`` coordinates remain; the last linear map reduces them to ``dim`` (Kothari et al. 2021,
+    arXiv 2102.10461). A vector passes through steps of RealNVP and one linear map. The left inverse
+    is exact, but the determinant of J^T J has no closed form.
 
-    Data-dependent initialization makes it a linear map that keeps the principal directions of each
-    level.
+    Data-dependent initialization keeps the principal directions of the input of each linear map.
 
     Args:
         event_shape: Shape of an image with even height and width, or of a vector.
         dim: d.
         steps: Steps of each level, or of a vector; each is a linear map and a coupling.
         width: Hidden channels of the coupling nets.
-
-    Raises:
-        UserError: The height or the width of the image is odd.
 
     Example:
         >>> flow = Trumpet((3, 8, 8), 5, steps=1, width=4)
@@ -49,18 +44,29 @@ class Trumpet(Injection):
     has_volume = False
 
     def __init__(
-        self,
-        event_shape: Sequence[int],
-        dim: int,
-        steps: PositiveInt = 4,
-        width: PositiveInt = 64,
+        self, event_shape: Sequence[int], dim: int, steps: PositiveInt = 4, width: PositiveInt = 64
     ):
         super().__init__()
         self.event_shape, self.dim = tuple(event_shape), dim
         self.config = {"event_shape": list(event_shape), "dim": dim, "steps": steps,
                        "width": width}  # fmt: skip
-        build = _vector_layers if len(self.event_shape) == 1 else _image_layers
-        layers, self.inner_shape = build(self.event_shape, dim, steps, width)
+        layers: list[Bijection | InjectiveLinear] = []
+        self.inner_shape = self.event_shape
+        if len(self.event_shape) == 1:
+            couplings = RealNVP(*self.event_shape, steps, width).bijections
+            layers += [Compose([Isotropic(*self.event_shape), each]) for each in couplings]
+        else:
+            check_divisible(event_shape, 2, "type=trumpet")
+        narrows = len(self.event_shape) == 3
+        while narrows and all(side % 2 == 0 for side in self.inner_shape[1:]):
+            channels, rows, columns = self.inner_shape
+            channels, rows, columns = 4 * channels, rows // 2, columns // 2
+            layers.append(Level(_step(channels, width) for _ in range(steps)))
+            narrows = channels * rows * columns >= 2 * MIN_EXPANSION * dim
+            if narrows:
+                layers.append(InjectiveLinear(channels, channels // 2))
+                channels //= 2
+            self.inner_shape = channels, rows, columns
         self.layers: Sequence[Bijection | InjectiveLinear]
         self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
         self.last = InjectiveLinear(math.prod(self.inner_shape), dim, whiten=True)
@@ -82,13 +88,9 @@ class Trumpet(Injection):
 
 
 class Isotropic(Linear):
-    """:class:`Linear` that starts as a permutation of the channels with one scale for all.
+    """:class:`Linear` that starts as a permutation of the channels, with one scale for all.
 
-    It keeps ratios of distances, so that directions of small variance remain unimportant for the
-    reconstruction.
-
-    Args:
-        channels: Number of channels, the second axis of x.
+    It keeps ratios of distances: directions of small variance stay unimportant.
     """
 
     def __init__(self, channels: int):
@@ -110,34 +112,5 @@ class Isotropic(Linear):
         self.norm.log_scale.fill_(-0.5 * variance.log())
 
 
-Layers = list[Bijection | InjectiveLinear]
-
-
-def _vector_layers(
-    shape: tuple[int, ...], dim: int, steps: int, width: int
-) -> tuple[Layers, tuple[int, ...]]:
-    (size,) = shape
-    couplings = RealNVP(size, steps, width).bijections
-    return [Compose(Compose([Isotropic(size), each]) for each in couplings)], shape
-
-
-def _image_layers(
-    shape: tuple[int, ...], dim: int, steps: int, width: int
-) -> tuple[Layers, tuple[int, ...]]:
-    check_divisible(shape, 2, "type=trumpet")
-    channels, rows, columns = shape
-    layers: Layers = []
-    narrows = True
-    while narrows and rows % 2 == columns % 2 == 0:
-        channels, rows, columns = 4 * channels, rows // 2, columns // 2
-        layers.append(
-            Level(
-                Compose([Isotropic(channels), affine_coupling(channels, width)])
-                for _ in range(steps)
-            )
-        )
-        narrows = channels * rows * columns >= 2 * MIN_EXPANSION * dim
-        if narrows:
-            layers.append(InjectiveLinear(channels, channels // 2))
-            channels //= 2
-    return layers, (channels, rows, columns)
+def _step(channels: int, width: int) -> Compose:
+    return Compose([Isotropic(channels), affine_coupling(channels, width)])

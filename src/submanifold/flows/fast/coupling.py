@@ -44,19 +44,12 @@ def supports_steps(x: Tensor, nets: Iterable[nn.Module]) -> bool:
 def affine_coupling(
     x: Tensor, net: nn.Module, inverse: bool, checkpointing: bool
 ) -> tuple[Tensor, Tensor]:
-    """Compute an affine coupling of the channels, or its inverse.
+    """Compute an affine coupling of the channels of images (B, C, H, W), or its inverse.
 
-    Under autocast to bfloat16 the products are in bfloat16; latents and log-determinants are
-    always float32.
-
-    Args:
-        x: Images (B, C, H, W).
-        net: Convolutions of 3x3, 1x1 and 3x3 with ReLUs between them.
-        inverse: Whether to invert the coupling.
-        checkpointing: Whether the backward pass recomputes the hidden layers.
-
-    Returns:
-        The output (B, C, H, W), and the log-determinant (B,) of the computed direction.
+    The net has convolutions of 3x3, 1x1 and 3x3 with ReLUs between them. Under autocast its
+    products are in bfloat16; images and log-determinants are float32. With ``checkpointing`` the
+    backward pass recomputes the hidden layers. Returns the output, and the log-determinant (B,) of
+    the computed direction.
     """
     if kernels.has_steps(_dtype()):
         return flow_steps(x, [net], inverse, checkpointing)
@@ -71,18 +64,11 @@ def flow_steps(
     matrices: Tensor | None = None,
     shifts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute several couplings, each after a linear map of the channels.
+    """Compute couplings, each after a linear map of the channels, or inverse couplings before it.
 
-    The inverse couplings come before the linear maps. Other arguments and results are those of
-    :func:`affine_coupling`.
-
-    Args:
-        x: Images (B, C, H, W).
-        nets: Nets of the couplings, in the order of their use.
-        inverse: Whether to invert the couplings.
-        checkpointing: Whether the backward pass recomputes the hidden layers.
-        matrices: Linear maps (steps, C, C); None is the identity.
-        shifts: Their shifts (steps, C).
+    ``nets`` are those of the couplings, in the order of their use; ``matrices`` (steps, C, C) and
+    ``shifts`` (steps, C) are the linear maps, None the identity. Other arguments and the results
+    are those of :func:`affine_coupling`.
     """
     parameters = [each for net in nets for each in net.parameters()]
     if _is_dual(x):

@@ -67,16 +67,12 @@ def has_steps(dtype: torch.dtype) -> bool:
 
 
 class Saved(NamedTuple):
-    """Tensors that the gradient of a step needs.
-
-    ``between`` is the input of the coupling, or the output of the inverse coupling. ``hidden`` are
-    the hidden layers (2, P, width rounded up to a multiple of 16), or None to recompute them.
-    """
+    """Tensors that the gradient of a step needs."""
 
     x: Tensor
-    between: Tensor
+    between: Tensor  # the input of the coupling, or the output of the inverse coupling
     log_scale: Tensor
-    hidden: Tensor | None
+    hidden: Tensor | None  # (2, P, width rounded up to a multiple of 16); None: recompute them
 
 
 def step(
@@ -85,17 +81,9 @@ def step(
 ) -> tuple[Tensor, Tensor, Saved | None]:  # fmt: skip
     """Apply a linear map to the channels and then a coupling, or the inverse coupling first.
 
-    Args:
-        x: Images.
-        weights: The six parameters of the coupling's net, and of the linear map, if there is one,
-            the matrix (C, C) and the shift (C,).
-        dtype: Data type of the products of the net.
-        inverse: Whether to invert the coupling.
-        save: Whether to return what the gradient needs.
-        checkpointing: Whether the gradient recomputes the hidden layers.
-
-    Returns:
-        Images, the log-determinant (B,) of the coupling, and what the gradient needs.
+    ``weights`` are the six parameters of the coupling's net and, if there is a linear map, its
+    matrix (C, C) and shift (C,). Returns images, the log-determinant (B,) of the coupling, and with
+    ``save`` what the gradient needs.
     """
     b, h, w, c = x.shape
     z, log_det, saved = torch.empty_like(x), x.new_empty(b), None
@@ -129,8 +117,7 @@ def step_backward(
     weights = _in_order(weights)
     gradients = [] if only_x else [torch.empty_like(each) for each in weights]
     dx = torch.empty_like(dz)
-    pointers = None if only_x else _pointers(gradients)
-    tensors = dz, dlog_det, *saved, dx, pointers
+    tensors = dz, dlog_det, *saved, dx, None if only_x else _pointers(gradients)
     _call_step("step_backward", dtype, dz, weights, *tensors, inverse)
     return dx, gradients
 
@@ -146,14 +133,8 @@ def unfold(x: Tensor, channels: int, dtype: torch.dtype, mirror: bool = False) -
 def couple(v: Tensor, bias: Tensor, y: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Scale and shift the second half of the channels of y, or invert this.
 
-    Args:
-        v: Last product of the net, (P, 9 C), which is summed over neighbours.
-        bias: Bias of the last layer, (C,).
-        y: Images.
-        inverse: Whether to invert the coupling.
-
-    Returns:
-        Images, log-scales (B, H, W, C / 2), and the log-determinant (B,).
+    v is the last product of the net, (P, 9 C), which is summed over neighbours, and bias (C,) its
+    bias. Returns images, log-scales (B, H, W, C / 2), and the log-determinant (B,).
     """
     b, h, w, c = y.shape
     z, log_scale, log_det = torch.empty_like(y), y.new_empty((b, h, w, c // 2)), y.new_empty(b)
