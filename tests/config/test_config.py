@@ -1,13 +1,11 @@
 """Kedro's configuration of one experiment."""
 
-import copy
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from submanifold.config import resolve
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, expand
 from submanifold.data.synthetic import MANIFOLDS
 
@@ -161,11 +159,3 @@ def test_a_changed_file_is_read_again_and_runtime_parameters_lie_over_it(own_con
 def test_parameters_may_interpolate_runtime_parameters(own_conf):
     (own_conf / "local" / "parameters.yml").write_text("seed: ${runtime_params:number,4}\n")
     assert own_loader(own_conf)["parameters"]["seed"] == 4
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_choosing_an_experiment_leaves_the_tables_as_they_are(method):
-    tables = loader("local", method=method)._read("parameters")
-    before = copy.deepcopy(tables)
-    resolve(tables)
-    assert tables == before

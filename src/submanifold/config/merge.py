@@ -57,20 +57,20 @@ def entry(table: Mapping[str, Any], name: Any, what: str) -> Tree:
         )
     if isinstance(table[name], str):
         return entry(table, table[name], what)
-    row = dict(table[name] or {})
-    for group in (row, row.get("phases") or {}):
+    found = dict(table[name] or {})
+    for group in (found, found.get("phases") or {}):
         check_group(f"{what}={name}: phases", group)
-    row["phases"] = {key: {} if value is None else value
-                     for key, value in (row.get("phases") or {}).items()}  # fmt: skip
-    for key in [key for key in row if key.startswith("stage_")]:
-        row[key] = {} if row[key] is None else row[key]
-        check_group(f"{what}={name}: {key}", row[key])
-    for key, value in row["phases"].items():
+    found["phases"] = {key: {} if value is None else value
+                     for key, value in (found.get("phases") or {}).items()}  # fmt: skip
+    for key in [key for key in found if key.startswith("stage_")]:
+        found[key] = {} if found[key] is None else found[key]
+        check_group(f"{what}={name}: {key}", found[key])
+    for key, value in found["phases"].items():
         check_group(f"{what}={name}: phases.{key}", value)
     if what == "method":
-        return {**row, "name": name}
-    del row["phases"]
-    return row
+        return {**found, "name": name}
+    del found["phases"]
+    return found
 
 
 def check_group(name: str, value: Any) -> None:

@@ -65,13 +65,13 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
     given["method"] = method.pop("name")
     check_group(f"methods.{given['method']}.phases", method.get("phases"))
     stages, phases = _user_groups(given, method)
-    stage_rows, phase_defaults = _stages(dataset, method, stages, defaults["stage"])
+    stage_settings, phase_defaults = _stages(dataset, method, stages, defaults["stage"])
     single = {name: given.pop(name, {}) for name in SINGLE}
     for name, value in single.items():
         check_group(name, value)
-    data_row = {name: value for name, value in dataset.items()
+    data_entry = {name: value for name, value in dataset.items()
                 if name != "method" and not name.startswith("stage_")}  # fmt: skip
-    data = read_data_settings(merge(data_row, single["data"], "data"))
+    data = read_data_settings(merge(data_entry, single["data"], "data"))
     if isinstance(data, ImageSettings) and data.size < SMALLEST_IMAGE:
         raise UserError(
             f"data.size: expected at least {SMALLEST_IMAGE}, got {data.size}. Change it with "
@@ -79,8 +79,13 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
         )
     ood_data = _ood(tables["datasets"], given, data)
     phases = without_overridden(phases, single["training"], typed or {}, _numbered(method))
-    phase_rows = _phases(
-        method, phases, single["training"], len(stage_rows), phase_defaults, defaults["training"]
+    phase_settings = _phases(
+        method,
+        phases,
+        single["training"],
+        len(stage_settings),
+        phase_defaults,
+        defaults["training"],
     )
     evaluation = dict(defaults["evaluation"])
     if not isinstance(data, ImageSettings):
@@ -88,7 +93,7 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
         idle = dict.fromkeys(IMAGES_ONLY, "the data are not images")
         refuse_idle(single["evaluation"], "evaluation", idle)
     evaluation = merge(evaluation, single["evaluation"], "evaluation")
-    _check_names(given, phase_rows)
+    _check_names(given, phase_settings)
     choices = read_settings(Choices, given, "")
     if choices.register_as is not None and not isinstance(data, ImageSettings):
         raise UserError(
@@ -96,14 +101,18 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
             "Leave it out, or choose a dataset of images."
         )
     charts = choices.charts or method.get("charts", 1)
-    settings = tuple(read_settings(StageSettings, row, name) for name, row in stage_rows.items())
+    settings = tuple(
+        read_settings(StageSettings, found, name) for name, found in stage_settings.items()
+    )
     experiment = Experiment(
         **dict(choices),
         data=data,
         model=read_settings(ModelSettings, {"stages": settings, "charts": charts}, ""),
         phases={
-            name: read_settings(RotationSettings if "rotate" in row else PhaseSettings, row, name)
-            for name, row in phase_rows.items()
+            name: read_settings(
+                RotationSettings if "rotate" in found else PhaseSettings, found, name
+            )
+            for name, found in phase_settings.items()
         },
         evaluation=read_settings(EvaluationSettings, evaluation, "evaluation"),
         ood_data=ood_data,
@@ -119,9 +128,9 @@ def _check_tables(tables: Tree, defaults: Tree) -> None:
     ):
         check_group(name, table)
     for name, table in (*tables.items(), ("stage_defaults", defaults["stage"])):
-        for row, value in table.items():
+        for found, value in table.items():
             if not isinstance(value, str) or name != "methods":  # an alias is a string
-                check_group(f"{name}.{row}", {} if value is None else value)
+                check_group(f"{name}.{found}", {} if value is None else value)
 
 
 def _check_names(given: Tree, phases: Collection[str]) -> None:
@@ -211,14 +220,16 @@ def _stages(
             stage["flow"] = {}
         stage = merge(stage, user, name)
         check_group(f"{name}.flow", stage.get("flow", {}))
-        row = _flow_defaults(defaults, stage.get("flow", {}).get("type", "realnvp"), f"{name}.flow")
+        found = _flow_defaults(
+            defaults, stage.get("flow", {}).get("type", "realnvp"), f"{name}.flow"
+        )
         if "then" in stage:
             stage["then"] = [
                 _flow_defaults(defaults, flow.get("type"), f"{name}.then")["flow"] | flow
                 for flow in stage["then"]
             ]
-        stages[name] = merge({"flow": row["flow"]}, stage, name)
-        phase_defaults.append(merge(row["phase"], own_phase))
+        stages[name] = merge({"flow": found["flow"]}, stage, name)
+        phase_defaults.append(merge(found["phase"], own_phase))
     return stages, phase_defaults
 
 
@@ -258,11 +269,11 @@ def _phases(
     The method's phases come first, then those that the user adds by number or by the name of an
     added stage, and one for each stage that is still untrained.
     """
-    rows: dict[str, Tree] = method["phases"]
+    entries: dict[str, Tree] = method["phases"]
     everything = list(range(1, stages + 1))
     phases: dict[str, Tree] = {}
-    ordered = list(rows)
-    named = [name for name in given if name not in rows and not name.startswith("phase_")]
+    ordered = list(entries)
+    named = [name for name in given if name not in entries and not name.startswith("phase_")]
     while True:
         trained = {number for phase in phases.values() if "rotate" not in phase
                    for number in phase["stages"]}  # fmt: skip
@@ -277,9 +288,9 @@ def _phases(
             name = _unique(f"stage_{untrained[0]}", phases)
         else:
             break
-        hard = merge(rows.get(name, {}), given.get(name, {}), name)
+        hard = merge(entries.get(name, {}), given.get(name, {}), name)
         if "rotate" not in hard:
-            usual = "all" if name in rows else _stage_of(name, untrained)
+            usual = "all" if name in entries else _stage_of(name, untrained)
             if "stages" not in hard and usual is None:
                 raise UserError(
                     f"{name}: expected one of the phases {', '.join(phases)}, which train every "
@@ -288,7 +299,7 @@ def _phases(
             numbers = _stage_numbers(hard.get("stages", usual), everything, name)
             default = merge({"training": training_defaults}, defaults[numbers[0] - 1])
             own = merge({"training": training}, given.get(name, {}), name)
-            hard = merge_phase([default, rows.get(name, {}), own], name) | {"stages": numbers}
+            hard = merge_phase([default, entries.get(name, {}), own], name) | {"stages": numbers}
         phases[_added_name(name, hard, phases)] = hard
     allowed = [f"phase_{n}" for n in range(1, len(phases) + 1)]
     if wrong := [name for name in given if name.startswith("phase_") and name not in allowed]:
@@ -362,20 +373,20 @@ def _ood(datasets: Tree, given: Tree, data: DataSettings) -> ImageSettings | Non
             )
         return data.model_copy(update={"labels": None, "other_labels": data.labels})
     if chosen in datasets:
-        row = {name: value for name, value in datasets[chosen].items()
+        found = {name: value for name, value in datasets[chosen].items()
                if name != "method" and not name.startswith("stage_")}  # fmt: skip
     elif Path(str(chosen)).expanduser().exists():
-        row = {"source": "folder", "path": str(chosen)}
+        found = {"source": "folder", "path": str(chosen)}
     else:
         raise UserError(
             f"ood: expected a dataset ({', '.join(datasets)}), a folder or a zip of images, got "
             f"{chosen}. Change it with --params=ood=<name or path>."
         )
-    if row.get("source") in MANIFOLDS:
+    if found.get("source") in MANIFOLDS:
         raise UserError(f"ood: expected images, got the points {chosen}. Choose images.")
     form = {"size": data.size, "channels": data.channels}
-    if row.get("source") != "photos":
+    if found.get("source") != "photos":
         form["margin"] = data.margin
-    settings = read_data_settings({**row, **form}, f"datasets.{chosen}")
+    settings = read_data_settings({**found, **form}, f"datasets.{chosen}")
     assert isinstance(settings, ImageSettings)
     return settings

@@ -64,8 +64,8 @@ def validate(
         trained = max(trained, phase.stages[-1])
         if phase.training.rotate_every:
             rotated.add(phase.stages[-1])
-        row = method["phases"].get(name, {})
-        refuse_idle(row, f"methods.{experiment.method}.phases.{name}", _idle_terms(phase))
+        entry = method["phases"].get(name, {})
+        refuse_idle(entry, f"methods.{experiment.method}.phases.{name}", _idle_terms(phase))
         refuse_idle(phases.get(name, {}), name, _idle_terms(phase) | _idle_manifold(phase, stages))
 
 
