@@ -1,13 +1,6 @@
-"""Objectives in one line."""
+"""Alg. 1's loss in one line."""
 
-from submanifold.losses.objective import (
-    Huber,
-    Likelihood,
-    NoPenalty,
-    Objective,
-    OffManifold,
-    Squared,
-)
+from submanifold.losses import Objective, Terms
 
 
 def penalised(
@@ -22,16 +15,12 @@ def penalised(
     outer=None,
 ):
     """Alg. 1's loss; with outer stages the penalty compares images."""
-    options = {"weight": penalty_weight, "pixel_range": pixel_range}
-    options["space"] = "latent" if outer is None else "image"
-    reconstruction = {
-        "none": lambda: NoPenalty(),
-        "mse": lambda: Squared(**options),
-        "huber": lambda: Huber(**options, delta=delta),
-    }[penalty]()
-    terms = {
-        "likelihood": Likelihood(weight=likelihood_weight, unit=likelihood_unit),
-        "reconstruction": reconstruction,
-        "off_manifold": OffManifold(weight=off_manifold_penalty),
-    }
-    return Objective(terms, input_noise, outer)
+    space = "latent" if outer is None else "image"
+    settings = {"weight": penalty_weight, "pixel_range": pixel_range, "space": space}
+    settings |= {"delta": delta} if penalty == "huber" else {}
+    terms = Terms(
+        likelihood={"weight": likelihood_weight, "unit": likelihood_unit},
+        reconstruction={"penalty": penalty, **(settings if penalty != "none" else {})},
+        off_manifold={"weight": off_manifold_penalty},
+    )
+    return Objective(terms.terms, input_noise, outer)

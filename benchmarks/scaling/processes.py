@@ -53,7 +53,8 @@ def training(size: str, launch: LaunchSettings, recompute: bool = False) -> dict
     images = np.random.default_rng(0).integers(0, 256, (512, *SHAPE), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        arguments = (phase, model, None, images, images[:BATCH], 0, CPU, folder)
+        arguments = (phase, model, None, images, images[:BATCH], 0, CPU, folder, size,
+                     launch.grad_accumulation_steps)  # fmt: skip
         _, history = call(launch, train_phase, *arguments, folder=folder)
     first, last = history["train"][0], history["train"][-1]
     times = [BATCH * row["step"] / row["rows_per_second"] for row in (first, last)]
@@ -69,7 +70,7 @@ def averaging(size: str) -> list[float]:
     gradients = [p.detach() for p in ours(*SIZES[size]).parameters()]
     found = []
     for _ in range(AVERAGES):
-        distributed.wait()
+        distributed.barrier()
         started = time.monotonic()
         distributed.average(gradients)
         found.append(time.monotonic() - started)

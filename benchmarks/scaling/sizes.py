@@ -26,7 +26,7 @@ from submanifold.evaluation.reconstruction import NEAREST_BATCH_SIZE
 from submanifold.flows import Glow, initialize
 from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, Stage, manifold_log_prob
-from submanifold.training.cost import ROTATION_BATCH
+from submanifold.training.phases import ROTATION_BATCH_SIZE
 from submanifold.training.rotation import fit_rotation
 from submanifold.training.trainer import Trainer, TrainingSettings
 
@@ -108,7 +108,7 @@ def train(images: np.ndarray) -> None:
 
 def rotate(images: np.ndarray) -> None:
     """A few probes: more of them take no more memory."""
-    fit_rotation(model_of(images), Batches(images, ROTATION_BATCH), probes=1)
+    fit_rotation(model_of(images), Batches(images, ROTATION_BATCH_SIZE), probes=1)
 
 
 def evaluate(images: np.ndarray) -> None:

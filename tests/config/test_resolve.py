@@ -14,7 +14,7 @@ from submanifold.common.errors import UserError
 from submanifold.config import EvaluationSettings, artifact_keys, resolve
 from submanifold.config.schema import Choices
 from submanifold.data.settings import ImageSettings, SyntheticSettings
-from submanifold.losses.objective import TERMS
+from submanifold.losses import Terms
 from submanifold.models import StageSettings
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
@@ -538,7 +538,7 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
         "non_orthogonality": {"weight": 0.1},
         "off_diagonal": {"weight": 0.1},
     }
-    assert set(terms) == set(TERMS)
+    assert set(terms) == set(Terms.model_fields)
     later = {"lr_scale": 0.5, "rotate_every": 7}
     full = {**tables, "second": {"input_noise": 0.1, "training": later, **terms}}
     plain = resolve(full)

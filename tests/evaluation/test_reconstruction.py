@@ -6,7 +6,7 @@ from submanifold.data.batches import Batches
 from submanifold.evaluation import reconstruction as module
 from submanifold.evaluation.reconstruction import error_curve, psnr, reconstruction, squared_errors
 from submanifold.flows import Glow
-from submanifold.losses.objective import Target
+from submanifold.losses.constraint import Target
 from submanifold.models import Hierarchy, Stage
 from submanifold.models.model import NEAREST_STEPS
 

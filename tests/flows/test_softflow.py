@@ -15,7 +15,7 @@ from submanifold.flows import (
 )
 from submanifold.flows.softflow import NoiseConditional
 from submanifold.losses import Objective
-from submanifold.losses.objective import Likelihood
+from submanifold.losses.terms import Likelihood
 from submanifold.models import Hierarchy, Stage
 
 

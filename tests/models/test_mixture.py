@@ -11,8 +11,10 @@ from submanifold.data.batches import Batches
 from submanifold.data.synthetic import Circle
 from submanifold.evaluation.measure import against_truth
 from submanifold.flows import RealNVP, initialize
-from submanifold.losses import Objective
-from submanifold.losses.objective import LEAST_SHARE, ForwardPass, Likelihood, Squared, Target
+from submanifold.losses import ForwardPass, Objective
+from submanifold.losses.constraint import Target
+from submanifold.losses.forward_pass import LEAST_RESPONSIBILITY
+from submanifold.losses.terms import Likelihood, Squared
 from submanifold.models import Hierarchy, Mixture, Stage, on_manifold
 from submanifold.training.trainer import TrainingSettings, fit
 
@@ -96,7 +98,7 @@ def test_penalties_are_weighted_by_responsibilities():
     made, x = mixture(), torch.randn(20, 2).double()
     batch = ForwardPass(made, x, x)
     shares = made.encode_on_charts(x).responsibilities
-    shares = shares * (shares > LEAST_SHARE)
+    shares = shares * (shares > LEAST_RESPONSIBILITY)
     errors = torch.stack([(x - c.project(x)).square().mean(1) for c in made.charts])
     assert_close(Squared(weight=1.0)(batch), (shares * errors).sum(0).mean())
     values = Objective({"likelihood": Likelihood(), "reconstruction": Squared(weight=2.0)})(made, x)
@@ -126,7 +128,7 @@ def test_overflow_on_irrelevant_charts_leaves_the_penalty_finite():
         made.logits.copy_(torch.tensor([0.0, -60.0]))  # all events are the first's
     decode = made.charts[1].decode
     made.charts[1].decode = lambda u: decode(u) / (u == 0).double().mean(1, keepdim=True)
-    residual, weight = ForwardPass(made, x, x).missed()
+    residual, weight = ForwardPass(made, x, x).weighted_residuals()
     (weight * residual.square().mean(1)).mean().backward()
     assert residual.isfinite().all()
     assert all(p.grad.isfinite().all() for p in made.charts.parameters() if p.grad is not None)

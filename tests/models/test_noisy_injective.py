@@ -6,8 +6,8 @@ from torch.distributions import MultivariateNormal
 
 from strategies import assert_close, perturb
 from submanifold.flows import Affine, RealNVP
-from submanifold.losses import Objective
-from submanifold.losses.objective import ForwardPass, Likelihood
+from submanifold.losses import ForwardPass, Objective
+from submanifold.losses.terms import Likelihood
 from submanifold.models import Hierarchy, Stage, hierarchy
 
 SIGMA, OFF = 1.0, 0.3

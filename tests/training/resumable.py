@@ -15,9 +15,15 @@ from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.measure import measure
 from submanifold.flows import Glow, RealNVP
 from submanifold.models import Hierarchy, ModelSettings, Stage
-from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
-from submanifold.training.rotation import RotationSettings
-from submanifold.training.trainer import TrainingSettings, fit
+from submanifold.training import (
+    PhaseSettings,
+    RotationSettings,
+    TrainingSettings,
+    encode_rows,
+    fit,
+    rotate_phase,
+    train_phase,
+)
 
 STEPS = {"images": 36, "vectors": 120}
 EVERY = {"images": 6, "vectors": 15}
@@ -97,7 +103,10 @@ def train_phases(folder, on_log=None, device="cpu", **changes):
 
     def one(number, phase, before, train, valid):
         where = folder / f"phase_{number}"
-        return train_phase(phase, MODEL, before, train, valid, 7, device, where, on_log)
+        name = f"phase_{number}"
+        return train_phase(
+            phase, MODEL, before, train, valid, 7, device, where, name, on_log=on_log
+        )
 
     model, first = one(1, phase(1, **changes), None, train, valid)
     u = [
@@ -115,7 +124,9 @@ def use(model, rows, others, device, folder):
     baselines = {"pca_mse": [0.1] * 193, "pca_mse_half_width": [0.0] * 193, "gaussian": None}
     measured = measure(model, others, baselines, 0.01, 2, device)
     calibrated = calibrate(model, others, device)
-    rotated, _ = rotate_phase(RotationSettings(rotate=1), model, rows, 5, device, folder)
+    rotated, _ = rotate_phase(
+        RotationSettings(rotate=1), model, rows, 5, device, folder, "rotation"
+    )
     return {
         "eigenvalues": rotated.stages[0].rotation.eigenvalues.numpy(),
         "encoded": encoded,

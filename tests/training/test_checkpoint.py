@@ -4,7 +4,8 @@ from torch import nn
 
 from submanifold.common.errors import UserError
 from submanifold.flows import Glow
-from submanifold.training.checkpoint import EMA, load_checkpoint, read_checkpoint, save_checkpoint
+from submanifold.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from submanifold.training.ema import EMA
 from submanifold.training.optimizers import optimizers_for
 
 

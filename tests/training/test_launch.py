@@ -15,7 +15,6 @@ import resumable
 import torch
 import torch.distributed as dist
 
-from submanifold.common import distributed
 from submanifold.common.errors import UserError
 from submanifold.config.schema import LaunchSettings
 from submanifold.runs import launch
@@ -43,7 +42,8 @@ def images(tmp_path):
 
 def train(how, tmp_path, name, on_log=None, of=None, **changes):
     folder = tmp_path / name
-    arguments = (of or phase(**changes), resumable.MODEL, None, *images(tmp_path), 3, CPU, folder)
+    arguments = (of or phase(**changes), resumable.MODEL, None, *images(tmp_path), 3, CPU, folder,
+                 "phase_1", how.grad_accumulation_steps)  # fmt: skip
     return call(how, train_phase, *arguments, folder=folder, on_log=on_log)
 
 
@@ -59,28 +59,6 @@ def assert_same_losses(one, other):
                 within = {"gradient_norm": 1e-3}.get(key, 1e-5)
                 if key != "inverse_error":  # which is rounding itself
                     assert mine[key] == pytest.approx(theirs[key], rel=within), (kind, key)
-
-
-def test_one_process_has_the_whole_batch():
-    rows = torch.arange(6.0)
-    assert (distributed.size(), distributed.rank()) == (1, 0)
-    assert torch.equal(distributed.share(rows), rows)
-    assert torch.equal(distributed.gather(rows), rows)
-    assert torch.equal(distributed.drawn(torch.arange, 4), torch.arange(4))
-    distributed.average([rows])
-    assert torch.equal(rows, torch.arange(6.0))
-
-
-@pytest.mark.parametrize("count", [1, 5, 64])
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_shares_partition_the_rows(count, size, monkeypatch):
-    monkeypatch.setattr(distributed, "size", lambda: size)
-    rows, shares = torch.arange(count), []
-    for number in range(size):
-        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
-        shares.append(distributed.share(rows))
-    assert torch.equal(torch.cat(shares), rows)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.fixture(scope="module")
@@ -311,9 +289,8 @@ def test_used_port_is_reported(tmp_path):
 
 
 def test_batch_that_cannot_be_divided_is_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "parts", lambda: 3)
-    with pytest.raises(UserError, match=r"16 rows cannot be shared by 1 processes in 3 parts"):
-        train(ALONE, tmp_path, "three")
+    with pytest.raises(UserError, match=r"training\.batch_size: expected a multiple of .* = 3"):
+        train(LaunchSettings(grad_accumulation_steps=3), tmp_path, "three")
 
 
 def test_error_of_a_process_is_raised(tmp_path):

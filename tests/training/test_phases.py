@@ -16,7 +16,7 @@ STILL = {"learning_rate": 1e-12, "muon_lr": None, "steps": 4, "validate_every": 
 def run(phase, before, folder, data=IMAGES, seed=7):
     before = copy.deepcopy(before)
     return train_phase(
-        phase, MODEL, before, data[20:], data[:20], seed, torch.device("cpu"), folder
+        phase, MODEL, before, data[20:], data[:20], seed, torch.device("cpu"), folder, "phase"
     )
 
 

@@ -12,8 +12,8 @@ from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import jvp
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import rotation
-from submanifold.training.phases import PROBES_WITHIN, rotate_phase, train_phase
-from submanifold.training.rotation import PER_EVENT, RotationSettings, fit_rotation
+from submanifold.training.phases import PROBES_PER_LATENT, rotate_phase, train_phase
+from submanifold.training.rotation import PROBES_PER_EVENT, RotationSettings, fit_rotation
 
 IMAGES = smooth_images(120)
 CPU = torch.device("cpu")
@@ -256,12 +256,12 @@ def test_training_is_as_it_was_after_a_fit():
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phase_1")
     how = phase(1, weight=0)
-    return train_phase(how, MODEL, None, IMAGES[20:], IMAGES[:20], 7, CPU, folder)[0]
+    return train_phase(how, MODEL, None, IMAGES[20:], IMAGES[:20], 7, CPU, folder, "phase_1")[0]
 
 
 def rotated(trained, folder, **changes):
     settings = RotationSettings(rotate=1, **changes)
-    return rotate_phase(settings, trained, IMAGES[20:], 7, CPU, folder)
+    return rotate_phase(settings, trained, IMAGES[20:], 7, CPU, folder, "phase_2")
 
 
 def test_a_phase_rotates_a_copy_and_says_so(trained, tmp_path):
@@ -288,10 +288,10 @@ def test_a_second_stage_is_trained_by_the_metric_of_the_first_and_rotated(traine
     with torch.no_grad():
         u = model.encode(torch.from_numpy(IMAGES))[0].numpy()
     second = phase(2, weight=10.0, space="metric")
-    whole, history = train_phase(second, MODEL, model, u[20:], u[:20], 7, CPU, tmp_path / "2")
+    whole, history = train_phase(second, MODEL, model, u[20:], u[:20], 7, CPU, tmp_path / "2", "2")
     assert history["terms"] == ["likelihood", "reconstruction"]
     settings = RotationSettings(rotate=2, probes=1000)
-    final, history = rotate_phase(settings, whole, u[20:], 7, CPU, tmp_path / "3")
+    final, history = rotate_phase(settings, whole, u[20:], 7, CPU, tmp_path / "3", "3")
     x = torch.from_numpy(IMAGES)
     assert final.stages[1].rotation is not None
     assert final.eigenvalues.shape == (6,)
@@ -308,7 +308,9 @@ def nested(**changes):
 def test_a_training_that_rotates_resumes_bit_for_bit(trained, tmp_path):
     def train(folder, on_log=None):
         rows = IMAGES[20:], IMAGES[:20]
-        return train_phase(nested(), MODEL, trained, *rows, 7, CPU, folder, on_log)
+        return train_phase(
+            nested(), MODEL, trained, *rows, 7, CPU, folder, "phase_2", on_log=on_log
+        )
 
     expected, history = train(tmp_path / "whole")
     assert expected.stages[0].rotation.eigenvalues.std() > 0
@@ -330,8 +332,8 @@ def test_every_intermediate_rotation_is_fitted_to_the_batches_of_its_step(
 ):
     steps, at = [], Batches.at
     monkeypatch.setattr(Batches, "at", lambda self, step: steps.append(step) or at(self, step))
-    train_phase(nested(), MODEL, trained, IMAGES[20:], IMAGES[:20], 7, CPU, tmp_path)
-    rounds = math.ceil(PROBES_WITHIN * 192 / (PER_EVENT * 16))
+    train_phase(nested(), MODEL, trained, IMAGES[20:], IMAGES[:20], 7, CPU, tmp_path, "phase_2")
+    rounds = math.ceil(PROBES_PER_LATENT * 192 / (PROBES_PER_EVENT * 16))
     expected = [
         each
         for step in range(24)

@@ -51,7 +51,7 @@ def compare(folder: Path) -> None:
         register_fsdp_forward_method(level, "inverse")
     step = fully_shard(Step(model), mesh=mesh)
     held = sum(p.to_local().numel() for p in model.parameters())
-    mine = step(distributed.share(x))
+    mine = step(distributed.shard(x))
     mine.backward()
     shares = [p.grad.full_tensor() for p in model.parameters()]
     mean = mine.detach().clone()

@@ -1,105 +1,98 @@
-"""Rows of a batch shared by processes that work as one, and by parts that come one after the other.
+"""Data parallelism: shards of a batch, and collective operations over all processes.
 
-All processes call the same functions on the same data, each computes its own rows, and all have
-what all have found. Every function does nothing where there is one process alone, and one part.
+All processes call the same functions with the same data. Each computes its shard and receives the
+combined result. Without an initialized process group every function is the identity.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-_part, _parts = 0, 1
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several equal, contiguous parts of a batch.
+
+    Args:
+        index: Number of the part, from 0.
+        count: Number of parts.
+
+    Example:
+        >>> Shard(1, 3).rows(torch.arange(6))
+        tensor([2, 3])
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, batch: Tensor) -> Tensor:
+        """This part of a batch; if the rows do not divide evenly, parts differ by one row."""
+        start, end = (len(batch) * n // self.count for n in (self.index, self.index + 1))
+        return batch[start:end]
 
 
-def size() -> int:
-    """Count the processes."""
+WHOLE_BATCH = Shard()
+
+
+def world_size() -> int:
+    """Number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return dist.get_rank() if size() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def share(rows: Tensor) -> Tensor:
-    """This process's rows of a batch: as many as every other's, or one more or less."""
-    return rows[bounds(len(rows))]
+def shards(grad_accumulation_steps: int = 1) -> list[Shard]:
+    """The shards of a batch that this process computes one after the other."""
+    count = world_size() * grad_accumulation_steps
+    first = rank() * grad_accumulation_steps
+    return [Shard(first + n, count) for n in range(grad_accumulation_steps)]
 
 
-def bounds(count: int) -> slice:
-    """Where this process's share of so many rows begins and ends."""
-    return slice(count * rank() // size(), count * (rank() + 1) // size())
+def shard(batch: Tensor) -> Tensor:
+    """This process's rows of a batch."""
+    return Shard(rank(), world_size()).rows(batch)
 
 
-def gather(rows: Tensor) -> Tensor:
-    """The rows of all processes, (rows of all, ...), in the order of :func:`share`, on each."""
-    if size() == 1:
+def all_gather(rows: Tensor) -> Tensor:
+    """Concatenate the rows of all processes, (total rows, ...), in the order of :func:`shard`."""
+    if world_size() == 1:
         return rows
-    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(size())]
+    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    most = max(int(each) for each in counts)
-    filled = F.pad(rows, (*[0] * 2 * (rows.ndim - 1), 0, most - len(rows))).contiguous()
-    found = [torch.empty_like(filled) for _ in counts]
-    dist.all_gather(found, filled)
-    return torch.cat([each[: int(count)] for each, count in zip(found, counts, strict=True)])
+    largest = max(int(count) for count in counts)
+    padded = F.pad(rows, (*[0] * 2 * (rows.ndim - 1), 0, largest - len(rows))).contiguous()
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(gathered, counts, strict=True)])
 
 
-def by_rows(measure: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """Apply a measure that has a value for each row, (batch,) or (batch, ...), by shares."""
-    if size() == 1 or len(batch) < size():
-        return measure(batch)
-    return gather(measure(share(batch)))
-
-
-def parts() -> int:
-    """Count the parts in which a process computes its share of a training batch."""
-    return _parts
-
-
-@contextmanager
-def in_parts(count: int) -> Iterator[None]:
-    """Have training batches computed in so many parts, for less memory."""
-    global _parts
-    before, _parts = _parts, count
-    try:
-        yield
-    finally:
-        _parts = before
-
-
-def each_part(rows: Tensor) -> Iterator[Tensor]:
-    """Go through the parts of this process's share of a training batch."""
-    global _part
-    try:
-        for _part, some in enumerate(rows.chunk(_parts)):  # drawn() looks at it
-            yield some
-    finally:
-        _part = 0
-
-
-def drawn(draw: Callable[[int], Tensor], rows: int) -> Tensor:
-    """This part's rows of what one process alone would draw for the rows of a training batch."""
-    number = rank() * _parts + _part
-    return draw(rows * size() * _parts)[number * rows :][:rows]
+def map_shards(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """Apply a function that returns one row per event, (batch, ...), sharded over processes."""
+    if world_size() == 1 or len(batch) < world_size():
+        return function(batch)
+    return all_gather(function(shard(batch)))
 
 
 def average(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over processes, which is the same on all of them."""
-    if size() == 1:
+    """Replace each tensor in place by its mean over processes, with one all-reduce."""
+    if world_size() == 1:
         return
-    flat = torch.cat([each.detach().reshape(-1) for each in tensors])  # one message, not many
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
-    flat /= size()
-    split = flat.split([each.numel() for each in tensors])
-    for each, mean in zip(tensors, split, strict=True):
-        each.detach().copy_(mean.view(each.shape))
+    flat /= world_size()
+    means = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, mean in zip(tensors, means, strict=True):
+        tensor.detach().copy_(mean.view(tensor.shape))
 
 
-def wait() -> None:
-    """Wait for all."""
-    if size() > 1:
+def barrier() -> None:
+    """Wait until all processes have called this function."""
+    if world_size() > 1:
         dist.barrier()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from submanifold.common.errors import UserError
-from submanifold.losses.objective import TERMS
+from submanifold.losses.terms import term_types
 
 Tree = dict[str, Any]
 
@@ -104,7 +104,7 @@ def merge_phase(layers: Sequence[Tree], name: str) -> Tree:
     merged: Tree = {}
     for layer in layers:
         merged = merge(merged, layer, name)
-    for term, (annotation, _) in TERMS.items():
+    for term, annotation in term_types().items():
         if term not in merged:
             continue
         for layer in layers:

@@ -109,9 +109,9 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
         data=data,
         model=read_settings(ModelSettings, {"stages": settings, "charts": charts}, ""),
         phases={
-            name: read_settings(
-                RotationSettings if "rotate" in found else PhaseSettings, found, name
-            )
+            name: read_settings(RotationSettings, found, name)
+            if "rotate" in found
+            else read_settings(PhaseSettings, found, name)
             for name, found in phase_settings.items()
         },
         evaluation=read_settings(EvaluationSettings, evaluation, "evaluation"),

@@ -25,7 +25,7 @@ def per_event(function: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -
 
     Several processes (:mod:`submanifold.common.distributed`) split each batch.
     """
-    values = [distributed.by_rows(function, batch).double() for batch in batches]
+    values = [distributed.map_shards(function, batch).double() for batch in batches]
     return torch.cat(values).cpu().numpy()
 
 

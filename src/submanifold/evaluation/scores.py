@@ -55,7 +55,7 @@ def score(
             columns[:] = by_name
             return torch.stack(list(by_name.values()), 1)
 
-        found.append(distributed.by_rows(score_rows, torch.arange(len(x), device=x.device)))
+        found.append(distributed.map_shards(score_rows, torch.arange(len(x), device=x.device)))
         start += len(x)
     return dict(zip(columns, torch.cat(found).cpu().numpy().T, strict=True))
 

@@ -76,8 +76,7 @@ def call(
         UserError: The function raised it, there are too few GPUs, or a process died.
     """
     if launch.processes * launch.machines == 1:
-        with distributed.in_parts(launch.grad_accumulation_steps):
-            return function(*arguments, **({} if on_log is None else {"on_log": on_log}))
+        return function(*arguments, **({} if on_log is None else {"on_log": on_log}))
     on_gpus = any(isinstance(each, torch.device) and each.type == "cuda" for each in arguments)
     if on_gpus and torch.cuda.device_count() < launch.processes:
         raise UserError(
@@ -92,8 +91,7 @@ def call(
         job = {
             "function": f"{function.__module__}:{function.__qualname__}", "arguments": arguments,
             "on_gpus": on_gpus, "logs": on_log is not None,
-            **launch.model_dump(include={"processes", "machines", "address",
-                                         "grad_accumulation_steps"}),
+            **launch.model_dump(include={"processes", "machines", "address"}),
         }  # fmt: skip
         (place / "job.json").write_text(_to_json(job, place))
         if launch.machines > 1:
@@ -184,9 +182,8 @@ def _call(job: dict[str, Any], local_rank: int, on_log: Log) -> Any:
         torch.device("cuda", local_rank) if isinstance(each, torch.device) and job["on_gpus"]
         else each for each in job["arguments"]
     ]  # fmt: skip
-    with distributed.in_parts(job["grad_accumulation_steps"]):
-        logs = {"on_log": on_log if distributed.rank() == 0 else None} if job["logs"] else {}
-        return _import(job["function"])(*arguments, **logs)
+    logs = {"on_log": on_log if distributed.rank() == 0 else None} if job["logs"] else {}
+    return _import(job["function"])(*arguments, **logs)
 
 
 # ---- several machines

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -18,7 +19,7 @@ from submanifold.plots.images import DPI, as_png
 from submanifold.plots.pages import render
 from submanifold.studies.experiments import Experiment, run_all
 from submanifold.studies.targets import TARGETS, Content, Need, Target
-from submanifold.training.cost import alike, training_seconds
+from submanifold.training.cost import training_seconds
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
     for key, experiment in experiments.items():
         left[key] = []
         for number, (history, phase) in enumerate(experiment.trainings.items(), start=1):
-            kind = alike(experiment.configuration.experiment, number)
+            kind = repr(_cost_arguments(experiment, number))
             if experiment.catalog.exists(history):
                 took[kind] = experiment.load(history)["seconds"]
             elif phase not in counted:
@@ -94,7 +95,7 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
         with ProgressBar("timing", "trainings", len(unknown)) as meter:
             for kind in unknown:
                 experiment, number = waiting[kind]
-                took[kind] = training_seconds(experiment.configuration.experiment, number)
+                took[kind] = training_seconds(*_cost_arguments(experiment, number))
                 meter.update(1)
     rows: list[tuple[str, str, float, int]] = []
     for key, experiment in experiments.items():
@@ -107,6 +108,12 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
             rows.append((experiment.name, state, hours, unknown_here))
     rows += [(name, why, math.nan, 0) for name, why in refused.items()]
     return pd.DataFrame(rows, columns=["experiment", "state", "hours", "unknown"])
+
+
+def _cost_arguments(experiment: Experiment, number: int) -> tuple[Any, ...]:
+    """What the duration of a phase depends on: arguments of :func:`training_seconds`."""
+    of = experiment.configuration.experiment
+    return of.model, list(of.phases.values())[number - 1], of.data.event_shape, of.device
 
 
 def unique(planned: Plan) -> dict[str, Experiment]:

@@ -1,43 +1,45 @@
-"""A phase: which stages are trained, what is minimised, and how (Alg. 1 and 2)."""
+"""Phases of a training: which stages are trained, with which loss, and how (Alg. 1 and 2)."""
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, create_model
+from pydantic import Field
 from torch import Tensor
 
 from submanifold.common import distributed
 from submanifold.common.files import locked
 from submanifold.common.progress import track
-from submanifold.common.settings import Settings
 from submanifold.data.arrays import write_npy
 from submanifold.data.batches import Batches
-from submanifold.losses import Objective
-from submanifold.losses.objective import TERMS, Term
+from submanifold.losses import Objective, Terms
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.training.rotation import RotationSettings, fit_rotation
-from submanifold.training.trainer import Row, TrainingSettings, fit, log_rows
+from submanifold.training.settings import TrainingSettings
+from submanifold.training.state import Row, TrainState
+from submanifold.training.trainer import fit, log_rows
 
 log = logging.getLogger(__name__)
 
 VALIDATION_ROWS = 512
-ROTATION_BATCH = 64
-PROBES_WITHIN = 2  # for each latent, where a rotation is one of several
+ROTATION_BATCH_SIZE = 64
+PROBES_PER_LATENT = 2  # of a rotation that is fitted repeatedly during a training
+
+Log = Callable[[str, int, Row], None]
 
 
-class _Phase(Settings):
-    """What is about training.
+class PhaseSettings(Terms):
+    """A phase of training, with one setting for each term of its loss.
 
     Attributes:
-        stages: Numbers of the stages that are trained together, one after the other.
-        input_noise: sigma_x, in the units of what the first of them acts on; 0 but in DNF.
+        stages: Numbers of the consecutive stages that are trained together.
+        input_noise: sigma_x, in the units of the first stage's input; 0 except in DNF.
         training: How they are trained.
     """
 
@@ -45,18 +47,9 @@ class _Phase(Settings):
     input_noise: float = Field(default=0.0, ge=0)
     training: TrainingSettings
 
-    @property
-    def terms(self) -> dict[str, Term]:
-        """The terms of the loss by name."""
-        return {name: getattr(self, name) for name in TERMS}
-
-
-PhaseSettings = create_model("PhaseSettings", __base__=_Phase, **TERMS)  # type: ignore[call-overload]
-"""A phase with its terms: a setting for each of :data:`TERMS`."""
-
 
 def train_phase(
-    phase: Any,
+    phase: PhaseSettings,
     model: ModelSettings,
     before: Model | None,
     train: np.ndarray,
@@ -65,67 +58,58 @@ def train_phase(
     device: torch.device,
     folder: Path,
     name: str,
-    on_log: Callable[[str, int, Row], None] | None = None,
+    grad_accumulation_steps: int = 1,
+    on_log: Log | None = None,
 ) -> tuple[Model, dict[str, Any]]:
-    """Train the stages of one phase; a finished or half-finished training is found (:func:`fit`).
+    """Train the stages of one phase; resumes a training in the same folder (:func:`.fit`).
 
-    Stages before the phase's first are frozen. Those that no phase before has trained are built.
+    Stages before the phase's first one are frozen. New stages are initialized.
 
     Args:
-        phase: Its settings.
-        model: What the stages are.
-        before: The model that the phase before left, if there is one.
-        train: What the phase's first stage acts on: images, or u of the stages before it.
+        phase: Settings of the phase.
+        model: Settings of the stages.
+        before: The model that the previous phase returned, if any.
+        train: Input of the phase's first stage: images, or u of the stages before it.
         valid: The same of the validation images.
-        seed: Of new weights, of the order of batches and of their noise.
-        device: Where it is trained.
-        folder: Where its checkpoints are kept.
-        name: Name of the phase.
-        on_log: Called with the name of the phase, and as :func:`fit` says.
+        seed: Seed of new weights, of the order of batches and of their noise.
+        device: Device of the training.
+        folder: Folder of checkpoints.
+        name: Name of the phase in messages and logs.
+        grad_accumulation_steps: See :class:`.Trainer`.
+        on_log: Called with the name, and as in :func:`.fit`.
 
     Returns:
-        The model with all stages that were trained so far, on the CPU, whose notes say what each
-        phase did; and the history of :func:`fit`, with the numbers of the phase's ``stages`` and
-        the names of its ``terms``.
+        The model with all stages trained so far, on the CPU, with a summary of each phase in its
+        notes; and the history of :func:`.fit` with ``stages`` and the names of ``terms``.
     """
-    whole: Any
-    first, last = phase.stages[0], phase.stages[-1]
+    settings, first, last = phase.training, phase.stages[0], phase.stages[-1]
     done = [] if before is None else before.notes["phases"]
-    settings = phase.training
     torch.manual_seed(seed)
-    # the caller's stays as it is
-    whole, fresh = model.extend(copy.deepcopy(before), train.shape[1:], last)
-    if settings.rotate_every and whole.stages[last - 1].rotation is None:
-        whole.stages[last - 1].add_rotation()
-    whole = whole.to(device)
-    outer = whole.part(1, first - 1).requires_grad_(False) if first > 1 else None
-    trained = whole if model.charts > 1 else whole.part(first, last).requires_grad_(True)
+    full: Any
+    full, fresh = model.extend(copy.deepcopy(before), train.shape[1:], last)
+    if settings.rotate_every and full.stages[last - 1].rotation is None:
+        full.stages[last - 1].add_rotation()
+    full = full.to(device)
+    outer = full.part(1, first - 1).requires_grad_(False) if first > 1 else None
+    trained = full if model.charts > 1 else full.part(first, last).requires_grad_(True)
     objective = Objective(phase.terms, phase.input_noise, outer)
-    stream = _stream(seed, done)
-    batches = Batches(train, settings.batch_size, stream, device)
+    batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
+    validation = Batches(valid[:VALIDATION_ROWS], settings.batch_size, seed, device)
 
     def rotate(step: int) -> None:
-        probes = PROBES_WITHIN * trained.stages[-1].latent_dim
+        probes = PROBES_PER_LATENT * trained.stages[-1].latent_dim
         fit_rotation(trained, batches, probes, outer, first=step, name=f"{name}, rotation")
 
-    with locked(folder, name) if distributed.rank() == 0 else nullcontext():
+    with _locked_once(folder, name):
         history = fit(
-            trained,
-            objective,
-            batches,
-            Batches(valid[:VALIDATION_ROWS], settings.batch_size, seed, device),
-            settings,
-            folder,
-            name,
-            on_log and partial(on_log, name),
-            fresh,
-            rotate,
-        )
+            trained, objective, batches, validation, settings, folder, name,
+            on_log and partial(on_log, name), fresh, rotate, grad_accumulation_steps,
+        )  # fmt: skip
     if on_log:
         on_log(name, settings.steps, {"steps_trained": history["steps_trained"]})
-    whole.notes = {"phases": [*done, {"stages": list(phase.stages), **trained.notes}]}
-    _tell_cost(name, phase, history, done)
-    return whole.cpu(), {**history, "stages": list(phase.stages), "terms": list(objective.active)}
+    full.notes = {"phases": [*done, {"stages": list(phase.stages), **trained.notes}]}
+    _check_target(name, phase, history, done)
+    return full.cpu(), {**history, "stages": list(phase.stages), "terms": list(objective.terms)}
 
 
 def rotate_phase(
@@ -136,80 +120,111 @@ def rotate_phase(
     device: torch.device,
     folder: Path,
     name: str,
-    on_log: Callable[[str, int, Row], None] | None = None,
+    on_log: Log | None = None,
 ) -> tuple[Hierarchy, dict[str, Any]]:
-    """Rotate the latents of one stage, the last that was trained (:func:`fit_rotation`).
+    """Rotate the latents of the stage that was trained last (:func:`.fit_rotation`).
 
     Args:
-        phase: Its settings.
-        before: The model that the phase before left.
-        train: What the stage acts on: images, or u of the stages before it.
-        seed: Of the choice of data and of the probes.
-        device: Where it is computed.
-        folder: Where a killed run's probes are kept.
-        name: Name of the phase.
-        on_log: Called with the name of the phase, the count of probes, and what they have found.
+        phase: Settings of the phase.
+        before: The model that the previous phase returned.
+        train: Input of the stage: images, or u of the stages before it.
+        seed: Seed of the choice of data and of the probes.
+        device: Device of the computation.
+        folder: Folder of checkpoints.
+        name: Name of the phase in messages and logs.
+        on_log: Called with the name, each dimension, and its first-order error.
 
     Returns:
-        The model, on the CPU, and a history as of :func:`train_phase`, without steps, which has
-        what :func:`fit_rotation` found under ``rotation``.
+        The model, on the CPU, and a history as in :func:`train_phase` without steps and with the
+        result of :func:`.fit_rotation` in ``rotation``.
     """
     done = before.notes["phases"]
-    whole = copy.deepcopy(before).to(device).eval()
-    outer = whole.part(1, phase.rotate - 1) if phase.rotate > 1 else None
-    with locked(folder, name) if distributed.rank() == 0 else nullcontext():
-        found = fit_rotation(
-            whole.part(phase.rotate, phase.rotate),
-            Batches(train, ROTATION_BATCH, _stream(seed, done), device),
-            phase.probes,
-            outer,
-            folder=folder,
-            name=f"{name}, rotation",
-        )
-    log.info("%s: stage %d rotated by %d probes", name, phase.rotate, found["probes"])
+    full = copy.deepcopy(before).to(device).eval()
+    outer = full.part(1, phase.rotate - 1) if phase.rotate > 1 else None
+    batches = Batches(train, ROTATION_BATCH_SIZE, _phase_seed(seed, len(done)), device)
+    with _locked_once(folder, name):
+        fitted = fit_rotation(
+            full.part(phase.rotate, phase.rotate), batches, phase.probes, outer,
+            folder=folder, name=f"{name}, rotation",
+        )  # fmt: skip
+    log.info("%s: stage %d rotated by %d probes", name, phase.rotate, fitted["probes"])
     last = done[-1] if done else {}
-    whole.notes = {"phases": [*done, {**last, "stages": [phase.rotate], "rotated": True}]}
+    full.notes = {"phases": [*done, {**last, "stages": [phase.rotate], "rotated": True}]}
     history = {
-        "name": name, "train": [], "valid": [], "best_step": 0, "rollbacks": 0, "warnings": {},
-        "seconds": found["seconds"], "steps": 0, "steps_trained": 0, "stages": [phase.rotate],
-        "terms": [], "rotation": found,
+        "name": name, **TrainState(seconds=fitted["seconds"]).history(), "steps": 0,
+        "steps_trained": 0, "stages": [phase.rotate], "terms": [], "rotation": fitted,
     }  # fmt: skip
     if on_log:
         replay(history, on_log)
-    return whole.cpu(), history
+    return full.cpu(), history
 
 
-def replay(history: Mapping[str, Any], on_log: Callable[[str, int, Row], None]) -> None:
-    """Log what a phase has logged, from its history: that of a phase that is not run again."""
+def replay(history: Mapping[str, Any], on_log: Log) -> None:
+    """Repeat the log of a finished phase from its history."""
     name = history["name"]
     log_rows(history, partial(on_log, name))
-    if found := history.get("rotation"):
-        for d, error in zip(found["dims"], found["mse"], strict=True):
+    if rotation := history.get("rotation"):
+        for d, error in zip(rotation["dims"], rotation["mse"], strict=True):
             on_log(name, d, {"first_order_mse": error})
     else:
         on_log(name, history["steps"], {"steps_trained": 0})
 
 
-def _stream(seed: int, done: Sequence[Any]) -> int:
-    """A seed for each phase: stages that are trained again see other noise."""
-    return seed + 2**32 * len(done)
+@torch.no_grad()
+def encode_rows(
+    model: Model, array: np.ndarray, seed: int, device: torch.device, path: Path
+) -> np.ndarray:
+    """Encode images as coordinates u on the manifold of a model (Alg. 2, line 6).
+
+    Args:
+        model: The stages before those that are trained on u.
+        array: Images or points, (N, ...).
+        seed: Seed of the dequantization noise.
+        device: Device of the computation.
+        path: The output file, which is reused if it exists.
+
+    Returns:
+        (N, d) float32, a copy-on-write map of the file, which the first process writes.
+    """
+    batches = Batches(array, batch_size=256, seed=seed, device=device)
+    model = model.to(device).eval()
+
+    def encode(x: Tensor) -> Tensor:
+        return model.encode(x)[0]
+
+    shown = track(batches, f"encoding {path.stem}", len(array))
+    encoded = (distributed.map_shards(encode, batch).cpu().numpy() for batch in shown)
+    if distributed.rank() == 0:
+        write_npy(path, encoded, (len(array), model.dim))
+    if distributed.world_size() > 1:
+        for _ in encoded:  # the collective operations need all processes
+            pass
+        distributed.barrier()
+    return np.load(path, mmap_mode="c")
 
 
-def _tell_cost(name: str, phase: Any, history: dict[str, Any], done: Sequence[Any]) -> None:
-    """Log what a target has cost; a target that was not reached is a warning of the history."""
-    target = getattr(phase.reconstruction, "target", None)
-    if target is None or not history["valid"]:
+def _locked_once(folder: Path, name: str) -> AbstractContextManager[None]:
+    return locked(folder, name) if distributed.rank() == 0 else nullcontext()
+
+
+def _phase_seed(seed: int, number: int) -> int:
+    """A seed for each phase, so that stages that are trained again see other noise."""
+    return seed + 2**32 * number
+
+
+def _check_target(name: str, phase: Any, history: dict[str, Any], done: list[Any]) -> None:
+    """Log the error and cost of a target; a missed one is a warning of the history."""
+    target = phase.reconstruction.target
+    if target is None:
         return
     row = next(row for row in history["valid"] if row["step"] == history["best_step"])
     weight, cost = row["reconstruction_weight"], ""
-    if "bits_per_dim" in row:  # not of a model without a density on all of space
-        started = history["valid"][0]["bits_per_dim"]
-        before = done[-1].get("bits_per_dim", started) if done else started
-        cost = f"; bits per dimension went from {before:.3f} to {row['bits_per_dim']:.3f}"
-    log.info(
-        "%s: mean squared error %.3g, target %.3g, lambda %.3g%s",
-        name, row["image_mse"], target.error, weight, cost,
-    )  # fmt: skip
+    if "bits_per_dim" in row:
+        first = history["valid"][0]["bits_per_dim"]
+        earlier = done[-1].get("bits_per_dim", first) if done else first
+        cost = f"; bits per dimension changed from {earlier:.3f} to {row['bits_per_dim']:.3f}"
+    log.info("%s: mean squared error %.3g, target %.3g, lambda %.3g%s",
+             name, row["image_mse"], target.error, weight, cost)  # fmt: skip
     if target.excess(row):
         history["warnings"]["target"] = warning = (
             f"reconstruction.target: expected a mean squared error of at most {target.error:.3g} "
@@ -218,37 +233,3 @@ def _tell_cost(name: str, phase: Any, history: dict[str, Any], done: Sequence[An
             "the dim of the stage, or choose a larger error"
         )
         log.warning("%s: %s", name, warning)
-
-
-@torch.no_grad()
-def encode_rows(
-    model: Model, array: np.ndarray, seed: int, device: torch.device, path: Path
-) -> np.ndarray:
-    """Encode images as their coordinates u on the manifold of a model (Alg. 2, line 6).
-
-    Args:
-        model: The stages before those that are trained on u.
-        array: Images or points, (N, ...).
-        seed: Of the noise.
-        device: Where it is computed.
-        path: The file that is written, or found.
-
-    Returns:
-        (N, d) float32, a copy-on-write map of the file, which the first of several processes
-        writes.
-    """
-    batches = Batches(array, batch_size=256, seed=seed, device=device)
-    shown = track(batches, f"encoding {path.stem}", len(array))
-    model = model.to(device).eval()
-
-    def encode(x: Tensor) -> Tensor:
-        return model.encode(x)[0]
-
-    encoded = (distributed.by_rows(encode, batch).cpu().numpy() for batch in shown)
-    if distributed.rank() == 0:
-        write_npy(path, encoded, (len(array), model.dim))
-    if distributed.size() > 1:
-        for _ in encoded:  # all compute, also where the file is found
-            pass
-        distributed.wait()
-    return np.load(path, mmap_mode="c")

@@ -1,8 +1,10 @@
-r"""The rotation that puts latents in order of what they contribute to the data (method.md 6.1)."""
+r"""The rotation that orders latents by their contribution to the data (method.md 6.1)."""
 
 import logging
 import math
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +27,23 @@ from submanifold.models.io import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
-PROBES_PER_COORDINATE = 8
-PER_EVENT = 4
-HELD_OUT = 8
-OUTLIER = 16.0
-SAVE_EVERY = 30.0
-PASSES = 3
-SPARE = 16
-PARTS = ("fitted", "held_out")
+PROBES_PER_AXIS = 8
+PROBES_PER_EVENT = 4
+HELD_OUT_EVERY = 8
+LARGEST_RATIO = 16.0  # of a probe's squared norm to the median
+SUBSPACE_ITERATIONS = 3
+OVERSAMPLING = 16
+SAVE_EVERY = 30.0  # seconds
+SPLITS = ("fitted", "held_out")
 
 
 class RotationSettings(Settings):
-    """A phase that trains nothing, but rotates the latents of a stage into an order.
+    """A phase that rotates the latents of a stage, without training.
 
     Attributes:
         rotate: Number of the stage.
-        probes: Vector-Jacobian products that E[J^T J] is estimated from; None is 8 for each
-            latent, or each leading axis where there are too many latents for a matrix.
+        probes: Number of vector-Jacobian products that estimate E[J^T J]; None is 8 per axis that
+            is chosen: all latents, or the leading axes if there are too many for a matrix.
     """
 
     rotate: int = Field(gt=0)
@@ -49,13 +51,23 @@ class RotationSettings(Settings):
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The stage that it changes."""
+        """Number of the stage that changes."""
         return (self.rotate,)
 
     @property
     def terms(self) -> dict[str, Any]:
-        """None: nothing is minimised."""
+        """Empty: there is no loss."""
         return {}
+
+
+@dataclass
+class _Progress:
+    """How many rounds of probes are done; saved as JSON."""
+
+    round: int = 0
+    probes: int = 0
+    left_out: int = 0
+    seconds: float = 0.0
 
 
 @torch.no_grad()
@@ -68,147 +80,140 @@ def fit_rotation(
     folder: Path | None = None,
     name: str = "rotation",
 ) -> dict[str, Any]:
-    r"""Rotate the latents of a model's last stage so that the first d span what matters most.
+    r"""Rotate the latents of a model's last stage so that the leading ones contribute most.
 
-    To first order, leaving out the latents after d costs :math:`\sum_{i>d} q_i^T C q_i / D` for
-    axes q and :math:`C = \mathrm{E}[J^T J]`, J the decoder's derivative by the latents at data:
-    least for eigenvectors of C, the largest first. A probe is one vector-Jacobian product
-    :math:`g = J^T s` with random signs s, for :math:`\mathrm{E}[g g^T] = C`. Those whose squared
-    norm is above 16 times the median are left out: a few decoders are nearly singular. With sigma_v
-    other than 1 the axes of u and of v are chosen apart, for a rotation of all would change
-    the density.
+    To first order, omitting the latents after d costs :math:`\sum_{i>d} q_i^T C q_i / D` for axes q
+    and :math:`C = \mathrm{E}[J^T J]`, with the Jacobian J of the decoder by the latents at data.
+    The optimal axes are the eigenvectors of C in order of decreasing eigenvalues. A probe is one
+    vector-Jacobian product :math:`g = J^T s` with random signs s, so that
+    :math:`\mathrm{E}[g g^T] = C`. Probes whose squared norm exceeds 16 times the median are left
+    out, as a few decoders are nearly singular. If sigma_v is not 1, the axes of u and of v are
+    chosen separately, because a joint rotation would change the density.
 
-    One probe in eight is held out and chooses no axis. The rotation's eigenvalues are the mean
-    :math:`(q_i^T g)^2` of these, an unbiased estimate of the diagonal of C in the rotated frame.
-    The eigenvalues of the other probes are biased: those of the first axes are too large, those of
-    the last too small. What both leave after d latents differs by the most that the sampling error
-    can cost. A fit of one round holds nothing out, and its eigenvalues have that bias. Several
-    processes
-    (:mod:`submanifold.common.distributed`) share the images, and all have all probes.
+    One probe in eight is held out and chooses no axis. The eigenvalues that the rotation stores are
+    the mean :math:`(q_i^T g)^2` of these, an unbiased estimate of the diagonal of C in the rotated
+    frame. Those of the other probes are biased: the leading ones are too large, the last too small.
+    The difference of the two errors after d latents bounds the cost of the sampling error. A fit of
+    one round holds nothing out, so that its eigenvalues are biased. Several processes
+    (:mod:`submanifold.common.distributed`) share the images.
 
     Args:
-        model: The model, whose last stage gets a :class:`Rotation` if it has none. On its device.
-        batches: What its first stage acts on.
-        probes: How many; None is 8 for each axis that is chosen.
+        model: The model on its device; its last stage gets a :class:`.Rotation` if it has none.
+        batches: Input of its first stage.
+        probes: Number of probes; None is 8 per axis that is chosen.
         outer: The frozen stages before it.
-        first: The first step whose batch is used.
-        folder: Where what was computed is kept, from which a killed run goes on.
-        name: What the progress bar calls it.
+        first: The first training step whose batch is used.
+        folder: Where progress is saved, from which a killed fit resumes.
+        name: Name in messages.
 
     Returns:
-        ``probes``, ``left_out``, ``seconds``, and by d in ``dims`` the mean squared error to first
-        order: ``mse`` on the probes held out (sums of the eigenvalues), and ``fitted_mse`` on the
+        ``probes``, ``left_out``, ``seconds``, and by d in ``dims`` the first-order mean squared
+        error: ``mse`` on the held-out probes (sums of the eigenvalues) and ``fitted_mse`` on the
         others.
     """
     stage = model.stages[-1]
     rotation = stage.rotation or stage.add_rotation()
-    inner = model.part(1, len(model.stages) - 1) if len(model.stages) > 1 else None
-    weight = next(model.parameters())
-    precision = choose_precision("auto", weight)
-
-    def encode(h: Tensor) -> Tensor:
-        return stage.flow(h if inner is None else inner.encode(h)[0])[0]
-
-    def decode(z: Tensor) -> Tensor:
-        x = stage.flow.inverse(z)
-        x = x if inner is None else inner.decode(x)
-        return x if outer is None else outer.decode(x)
-
-    dim = stage.latent_dim
-    wanted = probes or PROBES_PER_COORDINATE * rotation.directions
-    per_batch = PER_EVENT * batches.batch_size
-    rounds = math.ceil(wanted / per_batch)
-
-    image_shape = (outer or model).event_shape
-
-    def draw(index: int) -> Tensor:
-        h = batches.at(first + index)
-        signs = [torch.randint(2, (len(h), *image_shape), generator=batches.generator,
-                               device=h.device) for _ in range(PER_EVENT)]  # fmt: skip
-        with autocast(weight.device, precision):
-            at = Linearization(decode, encode(distributed.share(h)))
-            pulled = [at.vjp(2 * distributed.share(each).to(h.dtype) - 1) for each in signs]
-        return distributed.gather(torch.cat(pulled))
-
-    blocks = [slice(0, stage.dim), slice(stage.dim, dim)]
-    blocks = [slice(0, dim)] if stage.off_manifold_scale == 1 else blocks
+    per_round = PROBES_PER_EVENT * batches.batch_size
+    rounds = math.ceil((probes or PROBES_PER_AXIS * rotation.directions) / per_round)
+    blocks = [slice(0, stage.latent_dim)]
+    if stage.off_manifold_scale != 1:
+        blocks = [slice(0, stage.dim), slice(stage.dim, stage.latent_dim)]
     axes = (_AllAxes if rotation.is_dense else _LeadingAxes)(rotation, blocks, rounds)
+    compute = _probe_function(model, batches, outer, first)
     path = folder / "rotation.safetensors" if folder else None
-    start, seen, left_out, seconds = 0, 0, 0, 0.0
-    if path is not None and (kept := _restore(path)) is not None:
-        tensors, state = kept
-        axes.sums.update({key: each.to(axes.device) for key, each in tensors.items()})
-        start, seen, left_out, seconds = (
-            state[each] for each in ("round", "seen", "left_out", "seconds")
-        )
-        log.info("%s: going on at probe %d", name, seen)
-    distributed.wait()  # or one would find what another has begun
-    started = saved = time.monotonic()
-    with ProgressBar(name, "probes", axes.rounds * per_batch, seen) as meter:
-        for index in range(start, axes.rounds):
-            drawn = draw(index).float()
-            inliers = drawn[_inliers(drawn)]
-            seen += len(drawn)
-            left_out += len(drawn) - len(inliers)
+    progress = _restore(path, axes.sums, axes.device)
+    if progress.round:
+        log.info("%s: resuming at probe %d", name, progress.probes)
+    distributed.barrier()  # before another process writes the file
+    saved = time.monotonic()
+    started = saved - progress.seconds
+    with ProgressBar(name, "probes", axes.rounds * per_round, progress.probes) as meter:
+        for index in range(progress.round, axes.rounds):
+            drawn = compute(index).float()
+            norms = drawn.square().sum(1)
+            inliers = drawn[norms <= LARGEST_RATIO * norms.nanmedian()]
             axes.add(index, inliers)
+            progress.round, progress.probes = index + 1, progress.probes + len(drawn)
+            progress.left_out += len(drawn) - len(inliers)
+            progress.seconds = time.monotonic() - started
             meter.update(len(drawn))
-            if (
-                path is not None
-                and distributed.rank() == 0
-                and time.monotonic() - saved > SAVE_EVERY
-            ):
+            if path and distributed.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
                 saved = time.monotonic()
-                state = {"round": index + 1, "seen": seen, "left_out": left_out,
-                         "seconds": seconds + saved - started}  # fmt: skip
-                save_tensors({key: each.cpu() for key, each in axes.sums.items()}, path,
-                             {"state": state})  # fmt: skip
-    tails = axes.fit()
-    if path is not None and distributed.rank() == 0:
+                sums = {key: each.cpu() for key, each in axes.sums.items()}
+                save_tensors(sums, path, {"state": asdict(progress)})
+    errors = axes.fit()
+    if path and distributed.rank() == 0:
         path.unlink(missing_ok=True)
-    dims = [d for d in _grid(dim) if d < len(tails["mse"])]
-    decoded = (outer or model).event_dim
+    dims = [d for d in _log_spaced(stage.latent_dim) if d < len(errors["mse"])]
+    event_dim = (outer or model).event_dim
     return {
-        "probes": seen - left_out,
-        "left_out": left_out,
+        "probes": progress.probes - progress.left_out,
+        "left_out": progress.left_out,
         "dims": dims,
-        **{key: [float(each[d]) / decoded for d in dims] for key, each in tails.items()},
-        "seconds": seconds + time.monotonic() - started,
+        **{key: [float(each[d]) / event_dim for d in dims] for key, each in errors.items()},
+        "seconds": time.monotonic() - started,
     }
 
 
-def _inliers(probes: Tensor) -> Tensor:
-    """Whether each probe's squared norm is finite, and no more than 16 times their median."""
-    sizes = probes.square().sum(1)
-    return sizes <= OUTLIER * sizes.nanmedian()
+def _probe_function(
+    model: Hierarchy, batches: Batches, outer: Hierarchy | None, first: int
+) -> Callable[[int], Tensor]:
+    """Return a function that computes the probes of a round, (probes, latent_dim)."""
+    flow = model.stages[-1].flow
+    inner = model.part(1, len(model.stages) - 1) if len(model.stages) > 1 else None
+    weight = next(model.parameters())
+    precision = choose_precision("auto", weight)
+    image_shape = (outer or model).event_shape
+
+    def encode(h: Tensor) -> Tensor:
+        return flow(h if inner is None else inner.encode(h)[0])[0]
+
+    def decode(z: Tensor) -> Tensor:
+        x = flow.inverse(z)
+        x = x if inner is None else inner.decode(x)
+        return x if outer is None else outer.decode(x)
+
+    def compute(index: int) -> Tensor:
+        h = batches.at(first + index)
+        signs = [torch.randint(2, (len(h), *image_shape), generator=batches.generator,
+                               device=h.device) for _ in range(PROBES_PER_EVENT)]  # fmt: skip
+        with autocast(weight.device, precision):
+            at = Linearization(decode, encode(distributed.shard(h)))
+            probes = [at.vjp(2 * distributed.shard(each).to(h.dtype) - 1) for each in signs]
+        return distributed.all_gather(torch.cat(probes))
+
+    return compute
 
 
 class _AllAxes:
-    """All axes of each block, by the eigenvectors of the sum of the probes' outer products.
+    """All axes of each block: eigenvectors of the sum of the probes' outer products.
 
-    ``sums`` is all that a killed run needs to go on.
+    Attributes:
+        sums: The state that a killed fit resumes from.
+        rounds: Number of rounds.
     """
 
     def __init__(self, rotation: Rotation, blocks: list[slice], rounds: int) -> None:
         self.rotation, self.blocks, self.rounds = rotation, blocks, rounds
         self.device = rotation.eigenvalues.device
         dim = rotation.event_shape[0]
-        self.sums = {name: torch.zeros(dim, dim, device=self.device) for name in PARTS}
-        self.sums |= {f"{name}_count": torch.zeros((), device=self.device) for name in PARTS}
+        self.sums = {name: torch.zeros(dim, dim, device=self.device) for name in SPLITS}
+        self.sums |= {f"{name}_count": torch.zeros((), device=self.device) for name in SPLITS}
 
     def add(self, index: int, probes: Tensor) -> None:
-        """Take the probes (batch, D) of one round."""
-        for part in _parts(index, self.rounds):
-            self.sums[part].addmm_(probes.T, probes)
-            self.sums[f"{part}_count"] += len(probes)
+        """Add the probes (batch, D) of one round."""
+        for split in _splits(index, self.rounds):
+            self.sums[split].addmm_(probes.T, probes)
+            self.sums[f"{split}_count"] += len(probes)
 
     def fit(self) -> dict[str, Tensor]:
-        """Set the rotation; what is left after the first d latents, both (D + 1,)."""
-        fitted, held_out = (self.sums[each].div_(self.sums[f"{each}_count"]) for each in PARTS)
+        """Set the rotation; returns both squared errors after the first d latents, (D + 1,)."""
+        fitted, held_out = (self.sums[each].div_(self.sums[f"{each}_count"]) for each in SPLITS)
         axes, values, eigenvalues = torch.zeros_like(fitted), [], []
         for block in self.blocks:
-            largest_last, vectors = torch.linalg.eigh(fitted[block, block])
+            ascending, vectors = torch.linalg.eigh(fitted[block, block])
             axes[block, block] = vectors = vectors.flip(1)
-            values.append(largest_last.flip(0).clamp_min(0))
+            values.append(ascending.flip(0).clamp_min(0))
             eigenvalues.append((vectors * (held_out[block, block] @ vectors)).sum(0).clamp_min(0))
         self.rotation.fit(self.rotation.inverse(axes.T).T, torch.cat(eigenvalues))
         return {
@@ -218,49 +223,50 @@ class _AllAxes:
 
 
 class _LeadingAxes:
-    """The leading axes by subspace iteration, each pass on probes of its own.
+    """The leading axes of the first block, by subspace iteration with new probes in each iteration.
 
-    Where v is apart, its axes stay as they are. ``sums`` is all that a killed run needs to go on.
+    Attributes:
+        sums: The state that a killed fit resumes from.
+        rounds: Number of rounds.
     """
 
     def __init__(self, rotation: Rotation, blocks: list[slice], rounds: int) -> None:
         self.rotation, self.block = rotation, blocks[0]
         self.device = rotation.eigenvalues.device
-        self.per_pass = max(1, rounds // PASSES)
-        self.rounds = PASSES * self.per_pass
+        self.per_iteration = max(1, rounds // SUBSPACE_ITERATIONS)
+        self.rounds = SUBSPACE_ITERATIONS * self.per_iteration
         generator = torch.Generator().manual_seed(0)
-        size = min(rotation.directions + SPARE, self.block.stop)
+        size = min(rotation.directions + OVERSAMPLING, self.block.stop)
         image = torch.zeros(rotation.event_shape[0], size)
         image[self.block] = torch.randn(self.block.stop, size, generator=generator)
         self.sums = {"image": image.to(self.device)}
 
     def add(self, index: int, probes: Tensor) -> None:
-        """Take the probes (batch, D) of one round."""
-        sums = self.sums
-        in_pass = index % self.per_pass
-        if in_pass == 0:
+        """Add the probes (batch, D) of one round."""
+        sums, index = self.sums, index % self.per_iteration
+        if index == 0:
             sums["basis"] = torch.linalg.qr(sums["image"]).Q.contiguous()
             sums["image"] = torch.zeros_like(sums["basis"])
             size = sums["basis"].shape[1]
             sums["held_out"] = torch.zeros(size, size, device=self.device)
-            for name in (f"{part}_{sum_}" for part in PARTS for sum_ in ("total", "count")):
+            for name in (f"{split}_{sum_}" for split in SPLITS for sum_ in ("total", "count")):
                 sums[name] = torch.zeros((), device=self.device)
-        within = probes @ sums["basis"]
-        for part in _parts(in_pass, self.per_pass):
-            if part == "fitted":
-                sums["image"][self.block].addmm_(probes[:, self.block].T, within)
+        projected = probes @ sums["basis"]
+        for split in _splits(index, self.per_iteration):
+            if split == "fitted":
+                sums["image"][self.block].addmm_(probes[:, self.block].T, projected)
             else:
-                sums["held_out"].addmm_(within.T, within)
-            sums[f"{part}_total"] += probes.square().sum()
-            sums[f"{part}_count"] += len(probes)
+                sums["held_out"].addmm_(projected.T, projected)
+            sums[f"{split}_total"] += probes.square().sum()
+            sums[f"{split}_count"] += len(probes)
 
     def fit(self) -> dict[str, Tensor]:
-        """Set the rotation; what is left after the first d latents, both (k + 1,)."""
+        """Set the rotation; returns both squared errors after the first d latents, (k + 1,)."""
         sums, count = self.sums, self.rotation.directions
         dim = len(sums["basis"])
         fitted = sums["basis"].T @ sums["image"] / sums["fitted_count"]
         held_out = sums["held_out"] / sums["held_out_count"]
-        totals = {part: sums[f"{part}_total"] / sums[f"{part}_count"] for part in PARTS}
+        totals = {split: sums[f"{split}_total"] / sums[f"{split}_count"] for split in SPLITS}
         values, vectors = torch.linalg.eigh(fitted)
         values, vectors = values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
         leading = (vectors * (held_out @ vectors)).sum(0).clamp_min(0)
@@ -274,23 +280,27 @@ class _LeadingAxes:
         }
 
 
-def _parts(index: int, rounds: int) -> tuple[str, ...]:
-    """Whether a round's probes are fitted or held out; both where there is but one round."""
+def _splits(index: int, rounds: int) -> tuple[str, ...]:
+    """Splits that a round's probes belong to: one of the two, or both if there is one round."""
     if rounds == 1:
-        return PARTS
-    every = min(HELD_OUT, rounds)
+        return SPLITS
+    every = min(HELD_OUT_EVERY, rounds)
     return ("held_out",) if index % every == every - 1 else ("fitted",)
 
 
-def _restore(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What a killed run left, or None."""
+def _restore(path: Path | None, sums: dict[str, Tensor], device: torch.device) -> _Progress:
+    """Load the sums of a killed fit, if there is a valid file."""
+    if path is None:
+        return _Progress()
     try:
         tensors, header = load_tensors(path)
-        return tensors, header["state"]
+        progress = _Progress(**header["state"])
     except (FileNotFoundError, SafetensorError, KeyError, ValueError):
-        return None
+        return _Progress()
+    sums.update({key: each.to(device) for key, each in tensors.items()})
+    return progress
 
 
-def _grid(dim: int, points: int = 40) -> list[int]:
+def _log_spaced(dim: int, points: int = 40) -> list[int]:
     """Dimensions from 1 to D at equal ratios."""
     return sorted({round(dim ** (n / points)) for n in range(points + 1)})

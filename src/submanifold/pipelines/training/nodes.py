@@ -32,7 +32,8 @@ def train(
     before: Hierarchy | None = None,
 ) -> dict[str, Any]:
     """Train one phase's stages; see :func:`train_phase`."""
-    arguments = (phase, model, before, train, valid, seed, choose_device(device), folder, name)
+    arguments = (phase, model, before, train, valid, seed, choose_device(device), folder, name,
+                 launch.grad_accumulation_steps)  # fmt: skip
     trained, history = call(launch, train_phase, *arguments, folder=folder, on_log=watch())
     return {"model": trained, "history": history}
 

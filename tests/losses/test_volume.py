@@ -1,4 +1,4 @@
-"""Terms about the manifold's volume and metric: exact ones, and estimates of their gradients."""
+"""Terms of the volume and the metric: exact values, and estimates of their gradients."""
 
 import math
 
@@ -8,12 +8,8 @@ import torch
 from strategies import perturb
 from submanifold.flows import Affine, RealNVP
 from submanifold.geometry.volume import log_volume
-from submanifold.losses.objective import ForwardPass, Objective, Squared
-from submanifold.losses.volume_terms import (
-    ManifoldLikelihood,
-    NonOrthogonality,
-    OffDiagonal,
-)
+from submanifold.losses import ForwardPass, Objective
+from submanifold.losses.terms import ManifoldLikelihood, NonOrthogonality, OffDiagonal, Squared
 from submanifold.models import Hierarchy, Stage, on_manifold
 
 LOG_2 = math.log(2)
@@ -25,19 +21,19 @@ def model():
     return perturb(Hierarchy([Stage(RealNVP(6, 3, mixing=True), 3)]).double(), 0.5)
 
 
-def passed(model, seed=0):
+def forward(model, seed=0):
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1)).double()
     return ForwardPass(model, x, x, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_likelihood_on_the_manifold_is_that_of_its_volume(model):
-    batch = passed(model)
+def test_the_manifold_likelihood_uses_the_volume_of_the_decoder(model):
+    batch = forward(model)
     u = model.encode(batch.clean)[0]
     nats = log_volume(model.decode, u) + 0.5 * (u.square() + math.log(2 * math.pi)).sum(1)
     assert ManifoldLikelihood()(batch).item() == pytest.approx(nats.mean().item() / (3 * LOG_2))
 
 
-def test_of_a_linear_map_the_excess_is_known():
+def test_non_orthogonality_of_a_linear_map_has_a_closed_form():
     model = Hierarchy([Stage(Affine(4), 2)]).double()
     axes = torch.tensor([[1.0, 1.0], [0.0, 2.0], [0.0, 0.0], [0.0, 0.0]]).double()
     basis = torch.cat([axes, torch.eye(4)[:, 2:].double()], 1)
@@ -52,7 +48,7 @@ def test_of_a_linear_map_the_excess_is_known():
     assert OffDiagonal()(batch).item() == pytest.approx(1.0)
 
 
-def test_the_excess_is_0_where_the_columns_are_orthogonal():
+def test_non_orthogonality_is_zero_for_orthogonal_columns():
     torch.manual_seed(0)
     model = Hierarchy([Stage(Affine(5), 3)]).double()  # a rotation at first
     batch = ForwardPass(model, *(2 * [torch.randn(2, 5).double()]))
@@ -62,24 +58,24 @@ def test_the_excess_is_0_where_the_columns_are_orthogonal():
 
 def gradient(term, model, seed):
     model.zero_grad()
-    term(passed(model, seed)).backward()
+    term(forward(model, seed)).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 @pytest.mark.parametrize("kind", [ManifoldLikelihood, NonOrthogonality, OffDiagonal])
-def test_the_estimated_gradient_is_that_of_the_exact_term_on_average(model, kind):
+def test_estimated_gradients_are_unbiased(model, kind):
     exact = gradient(kind(), model, 0)
     drawn = torch.stack([gradient(kind(exact_up_to=2), model, seed) for seed in range(60)])
     error = drawn.std(0) / math.sqrt(len(drawn))
-    missed = (drawn.mean(0) - exact) / error.clamp_min(1e-12)
+    deviations = (drawn.mean(0) - exact) / error.clamp_min(1e-12)
     moved = error > 1e-9
-    assert moved.float().mean() > 0.3, "it is an estimate"
-    # of normal numbers as many as there are weights, the largest is below 5
-    assert missed[moved].abs().max() < 5
-    assert 0.4 < missed[moved].square().mean().sqrt() < 1.8, "few of them are independent"
+    assert moved.float().mean() > 0.3
+    # standard normal up to few degrees of freedom: the largest of so many is below 5
+    assert deviations[moved].abs().max() < 5
+    assert 0.4 < deviations[moved].square().mean().sqrt() < 1.8
 
 
-def test_a_rectangular_flow_moves_its_plane_to_the_data_and_its_density_too():
+def test_a_rectangular_flow_learns_the_plane_of_the_data_and_their_entropy():
     """Two normal coordinates of standard deviation 2 and 1/2 in a plane of R^4."""
     torch.manual_seed(0)
     plane = torch.linalg.qr(torch.randn(4, 2).double()).Q
@@ -95,6 +91,6 @@ def test_a_rectangular_flow_moves_its_plane_to_the_data_and_its_density_too():
     with torch.no_grad():
         assert (x - model.project(x)).square().mean() < 1e-4
         batch = ForwardPass(model, x, x)
-        spread = torch.linalg.eigvalsh(torch.cov(x.T, correction=0))[-2:]
-        entropy = 0.5 * (torch.log(2 * math.pi * spread) + 1).sum().item()
+        variances = torch.linalg.eigvalsh(torch.cov(x.T, correction=0))[-2:]
+        entropy = 0.5 * (torch.log(2 * math.pi * variances) + 1).sum().item()
         assert ManifoldLikelihood()(batch).item() * 2 * LOG_2 == pytest.approx(entropy, abs=0.005)

@@ -1,0 +1,177 @@
+"""The forward pass of a training batch, whose results the terms of a loss share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from submanifold.common.distributed import WHOLE_BATCH, Shard
+from submanifold.losses.nested_dropout import nested_projection
+from submanifold.models.hierarchy import Hierarchy
+from submanifold.models.mixture import ChartEncoding, Mixture
+from submanifold.models.model import Model
+
+ALL_STAGES = 0
+"""Value of ``through`` for the projection through all stages."""
+LEAST_RESPONSIBILITY = 1e-3
+
+
+@dataclass
+class ForwardPass:
+    """A batch and what the model computes from it, each part once and on first use.
+
+    Attributes:
+        model: The stages in training.
+        clean: Their input h, (batch, *event_shape): the image, or u of the stages before.
+        noisy: h with the input noise; the density is evaluated here.
+        outer: The frozen stages before ``model``, if any.
+        generator: Source of random numbers, on the device of ``clean``.
+        shard: Part of the training batch that ``clean`` is.
+        training: Whether gradients are needed; terms may skip work in validation.
+    """
+
+    model: Model
+    clean: Tensor
+    noisy: Tensor
+    outer: Hierarchy | None = None
+    generator: torch.Generator | None = None
+    shard: Shard = WHOLE_BATCH
+    training: bool = True
+    _residuals: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def draw(
+        self, sample: Callable[..., Tensor], *shape: int, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Draw random numbers of shape (batch, *shape).
+
+        The numbers of the whole training batch are drawn and the rows of this shard returned, so
+        that results do not depend on the number of shards.
+
+        Args:
+            sample: ``torch.rand`` or ``torch.randn``.
+            *shape: Shape for each event.
+            dtype: Data type; None is torch's default.
+        """
+        count = self.shard.count * len(self.clean)
+        options = {"generator": self.generator, "dtype": dtype, "device": self.clean.device}
+        return self.shard.rows(sample(count, *shape, **options))
+
+    @cached_property
+    def _trace(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        if isinstance(self.model, Hierarchy):
+            return self.model.trace(
+                self.noisy, lambda h: self.draw(torch.randn, *h.shape[1:], dtype=h.dtype)
+            )
+        if isinstance(self.model, Mixture) and self._charted is not None:
+            u, v, log_prob = self.model.select_chart(self._charted)
+        else:
+            u, v, log_prob = self.model(self.noisy)
+        return [u], [v], log_prob
+
+    @cached_property
+    def _charted(self) -> ChartEncoding | None:
+        return self.model.encode_on_charts(self.noisy) if isinstance(self.model, Mixture) else None
+
+    @property
+    def u(self) -> Tensor:
+        """Coordinates on the innermost manifold, (batch, d)."""
+        return self._trace[0][-1]
+
+    @property
+    def v(self) -> Tensor:
+        """Off-manifold coordinates of all stages, (batch, D - d)."""
+        return torch.cat(self._trace[1], 1)
+
+    @property
+    def log_prob(self) -> Tensor:
+        """Log-density of the noisy h in nats, (batch,)."""
+        return self._trace[2]
+
+    def decode(self, u: Tensor) -> Tensor:
+        """Decode u (batch, d) through the model and the outer stages."""
+        h = self.model.decode(u)
+        return h if self.outer is None else self.outer.decode(h)
+
+    def residual(self, through: int = ALL_STAGES, space: str = "latent") -> Tensor:
+        """Residual of the projection, (batch, ...).
+
+        Args:
+            through: Number of stages in training that the projection uses, counted from the first;
+                :data:`ALL_STAGES` uses all.
+            space: ``latent``: h minus its projection. ``image``: the same after decoding both
+                through the outer stages. ``metric``: the image's residual to first order
+                (method.md 6.4), which is the latent residual times the roots of the outer
+                rotation's eigenvalues, scaled to the mean square of the image's residual.
+        """
+        if self.outer is None:
+            space = "latent"  # h is the image
+        key = through, space
+        if key not in self._residuals:
+            projection = self._stages(through).decode(self._trace[0][through - 1])
+            self._residuals[key] = self._residual(projection, space)
+        return self._residuals[key]
+
+    def weighted_residuals(
+        self, through: int = ALL_STAGES, space: str = "latent", random_dim: float | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Residuals that a penalty is computed from, and the weight of each.
+
+        A mixture has the residuals of all charts, (K batch, ...), weighted by responsibilities of
+        at least :data:`LEAST_RESPONSIBILITY`. With ``random_dim`` each event is projected onto a
+        manifold of a random dimension (:func:`.nested_projection`). Otherwise these are
+        :meth:`residual` and None, which stands for equal weights.
+        """
+        if self._charted is None and random_dim is None:
+            return self.residual(through, space), None
+        key = through, space, random_dim
+        if key not in self._residuals:
+            if self._charted is not None:
+                self._residuals[key] = self._chart_residuals(self._charted)
+            else:
+                assert random_dim is not None
+                u, v = self._trace[0][through - 1], self._trace[1][through - 1]
+                stages: Any = self._stages(through)
+                drawn = self.draw(torch.rand)
+                projection, weight = nested_projection(stages, u, v, random_dim, drawn)
+                self._residuals[key] = self._residual(projection, space), weight
+        return self._residuals[key]
+
+    @torch.no_grad()
+    def image_mse(self, through: int = ALL_STAGES) -> Tensor:
+        """Mean squared error of the projected image at the model's own dimension."""
+        return self.residual(through, "image").square().mean()
+
+    def _chart_residuals(self, charted: ChartEncoding) -> tuple[Tensor, Tensor]:
+        # detached: the penalty moves the charts but not their responsibilities
+        weights = charted.responsibilities.detach()
+        # a chart can overflow at events of other charts, and 0 * inf is not finite
+        near = weights > LEAST_RESPONSIBILITY
+        u = torch.where(near[:, :, None], charted.u, 0.0)
+        charts: Any = self.model.charts
+        residuals = torch.stack(
+            [self.clean - chart.decode(at) for chart, at in zip(charts, u, strict=True)]
+        )
+        residuals = torch.where(
+            near.view(*near.shape, *[1] * (residuals.dim() - 2)), residuals, 0.0
+        )
+        return residuals.flatten(0, 1), len(u) * weights.flatten()
+
+    def _stages(self, through: int) -> Model:
+        return self.model.part(1, through) if through else self.model  # type: ignore[operator]
+
+    def _residual(self, projection: Tensor, space: str) -> Tensor:
+        target = self.clean
+        if self.outer is not None and space == "image":
+            with torch.no_grad():
+                target = self.outer.decode(target)
+            projection = self.outer.decode(projection)
+        if self.outer is not None and space == "metric":
+            eigenvalues = self.outer.eigenvalues
+            if eigenvalues is None:
+                raise ValueError("space=metric: expected outer stages with a rotation, got none.")
+            root = (eigenvalues * len(eigenvalues) / self.outer.event_dim).sqrt()
+            return root * (target - projection)
+        return target - projection

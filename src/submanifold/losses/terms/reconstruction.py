@@ -1,0 +1,90 @@
+"""Penalties on the error of the projection."""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from submanifold.losses.constraint import Target
+from submanifold.losses.forward_pass import ALL_STAGES, ForwardPass
+from submanifold.losses.terms.term import Term
+
+
+class NoPenalty(Term):
+    """No penalty: training by likelihood alone does not compute the projection."""
+
+    penalty: Literal["none"] = "none"
+
+    weight: ClassVar[float] = 0.0  # type: ignore[misc]
+    space: ClassVar[str] = "latent"
+    through: ClassVar[int] = ALL_STAGES
+    random_dim: ClassVar[None] = None
+    target: ClassVar[None] = None
+
+    def __call__(self, batch: ForwardPass) -> Tensor:
+        """Zero."""
+        return batch.log_prob.new_zeros(())
+
+
+class Squared(Term):
+    r"""Squared error of the projection, :math:`\frac1D \sum_i (h_i - \tilde h_i)^2`.
+
+    With :math:`\tilde h = f^{-1}(u, 0)`. Pixels are on [0, 1] by default, so that a weight has the
+    same meaning at every image size (method.md 3.5).
+
+    Attributes:
+        weight: lambda.
+        space: What is compared: ``latent`` (the paper), h and its projection; ``image``, the images
+            that both decode to (method.md 3.9); ``metric``, the same to first order behind a
+            rotated stage (method.md 6.4). All are equal if h is the image.
+        through: Number of the phase's stages that the projection uses; 0 is all.
+        random_dim: Each event draws a dimension log-uniformly from d / random_dim to
+            d * random_dim, so that one model serves them all; None is the stage's own dimension d.
+        target: Error for which lambda is found by dual ascent, starting at ``weight`` and within a
+            factor of :data:`.LARGEST_FACTOR` of it; None keeps lambda constant.
+        pixel_range: Width of the interval of pixel values: 1, or 256 for bytes. Reported errors
+            stay on [0, 1].
+    """
+
+    penalty: Literal["mse"] = "mse"
+    weight: float = Field(gt=0)
+    space: Literal["latent", "image", "metric"] = "latent"
+    through: int = Field(default=ALL_STAGES, ge=0)
+    pixel_range: float = Field(default=1.0, gt=0)
+    random_dim: float | None = Field(default=None, gt=1)
+    target: Target | None = None
+
+    def __call__(self, batch: ForwardPass) -> Tensor:
+        """Mean over the batch and its coordinates, weighted if dimensions are random."""
+        residuals, weights = batch.weighted_residuals(self.through, self.space, self.random_dim)
+        return weighted_mean(self.of(self.pixel_range * residuals), weights)
+
+    def of(self, residual: Tensor) -> Tensor:
+        """Penalty of each coordinate of a residual."""
+        return residual.square()
+
+
+class Huber(Squared):
+    """Huber's function H_delta (Eq. 2) instead of the square.
+
+    Attributes:
+        delta: Where it changes from square to linear, in the units of the residual.
+    """
+
+    penalty: Literal["huber"] = "huber"  # type: ignore[assignment]
+    delta: float = Field(gt=0)
+
+    def of(self, residual: Tensor) -> Tensor:
+        """Half the square up to delta, linear beyond."""
+        zeros = torch.zeros_like(residual)
+        return F.huber_loss(residual, zeros, reduction="none", delta=self.delta)
+
+
+Reconstruction = Annotated[NoPenalty | Squared | Huber, Field(discriminator="penalty")]
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean over all coordinates of events (batch, ...), with a weight for each event (batch,)."""
+    return values.mean() if weights is None else (weights * values.flatten(1).mean(1)).mean()

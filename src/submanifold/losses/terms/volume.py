@@ -1,0 +1,121 @@
+"""Terms that depend on the volume element and the metric J^T J of the manifold."""
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from submanifold.common.linalg import conjugate_gradients
+from submanifold.flows.bijection import full_precision
+from submanifold.geometry.linearization import Linearization, jacobian
+from submanifold.geometry.volume import jacobian_log_volume
+from submanifold.losses.forward_pass import ForwardPass
+from submanifold.losses.terms.term import Term
+from submanifold.models.stage import standard_normal_log_prob
+
+CG_ITERATIONS = 100
+CG_TOLERANCE = 1e-3
+
+
+class _VolumeTerm(Term):
+    """A term of the Jacobian of the decoder.
+
+    Attributes:
+        weight: Weight; 0 omits the term.
+        exact_up_to: Largest dimension d for which the full Jacobian is computed; above it gradients
+            are estimated.
+    """
+
+    about_volume: ClassVar[bool] = True
+
+    weight: float = Field(default=0.0, ge=0)
+    exact_up_to: int = Field(default=64, ge=1)
+
+    def _columns(self, batch: ForwardPass) -> Tensor:
+        """All columns of the Jacobian, or ``exact_up_to`` random ones per event, (batch, D, k)."""
+        dim = batch.u.shape[1]
+        if dim <= self.exact_up_to:
+            return jacobian(batch.decode, batch.u)
+        chosen = batch.draw(torch.rand, dim).argsort(1)[:, : self.exact_up_to]
+        return jacobian(batch.decode, batch.u, F.one_hot(chosen, dim))
+
+    def _log_volume(self, batch: ForwardPass, jacobians: Tensor | None = None) -> Tensor:
+        """Log-volume in nats, (batch,), or zeros with the gradient of its estimate."""
+        if batch.u.shape[1] > self.exact_up_to:
+            return log_volume_gradient(batch)
+        return jacobian_log_volume(self._columns(batch) if jacobians is None else jacobians)
+
+
+class ManifoldLikelihood(_VolumeTerm):
+    r"""Negative log-density on the manifold, of rectangular flows (Caterini et al. 2021).
+
+    .. math:: -\log p_M = -\log N(u; 0, I) + \tfrac12 \log\det J^T J
+
+    in bits per dimension of the manifold. Above ``exact_up_to`` the value omits the volume, whose
+    gradient is estimated (:func:`log_volume_gradient`).
+    """
+
+    def __call__(self, batch: ForwardPass) -> Tensor:
+        """Mean over the batch."""
+        nats = self._log_volume(batch) - standard_normal_log_prob(batch.u)
+        return nats.mean() / (batch.u.shape[1] * math.log(2))
+
+
+class NonOrthogonality(_VolumeTerm):
+    r"""How far the metric is from a diagonal one (Cunningham et al. 2022).
+
+    .. math:: \tfrac12 \sum_i \log (J^T J)_{ii} - \tfrac12 \log\det J^T J \;\ge\; 0
+
+    in bits per coordinate. It is 0 if and only if the columns of J are orthogonal (Hadamard's
+    inequality). Above ``exact_up_to`` the first sum is over that many random coordinates, and the
+    value omits the volume.
+    """
+
+    def __call__(self, batch: ForwardPass) -> Tensor:
+        """Mean over the batch."""
+        jacobians = self._columns(batch)
+        volume = self._log_volume(batch, jacobians)
+        lengths = 0.5 * jacobians.square().sum(1).log().mean(1)
+        return (lengths - volume / batch.u.shape[1]).mean() / math.log(2)
+
+
+class OffDiagonal(_VolumeTerm):
+    r"""Mean absolute off-diagonal entry of the metric (Flouris & Konukoglu 2023).
+
+    .. math:: \frac{1}{d (d - 1)} \sum_{i \ne j} |(J^T J)_{ij}|
+
+    Its minimum has orthogonal coordinates, as few of them as needed. Above ``exact_up_to`` the mean
+    is over that many random coordinates.
+    """
+
+    def __call__(self, batch: ForwardPass) -> Tensor:
+        """Mean over the batch."""
+        jacobians = self._columns(batch)
+        metric = jacobians.mT @ jacobians
+        count = metric.shape[1]
+        off = metric.abs().sum((1, 2)) - metric.diagonal(dim1=1, dim2=2).abs().sum(1)
+        return off.mean() / max(1, count * (count - 1))
+
+
+def log_volume_gradient(batch: ForwardPass) -> Tensor:
+    r"""Zeros (batch,) whose gradient is an unbiased estimate of the log-volume's.
+
+    .. math:: \nabla \tfrac12 \log\det A = \tfrac12 \operatorname{E}_\epsilon
+              \big[(A^{-1}\epsilon)^T (\nabla A)\, \epsilon\big], \qquad A = J^T J,\;
+              \epsilon \sim N(0, I)
+
+    with :math:`A^{-1}\epsilon` by conjugate gradients (Caterini et al. 2021).
+    """
+    u = batch.u
+    if not batch.training:
+        return u.new_zeros(len(u))
+    noise = batch.draw(torch.randn, u.shape[1], dtype=u.dtype)
+    with full_precision(u):
+        at = Linearization(batch.decode, u)
+        solved = conjugate_gradients(at.jvp, at.vjp, noise, CG_ITERATIONS, CG_TOLERANCE)
+    products = jacobian(batch.decode, u, torch.stack([solved, noise], 1))
+    product = 0.5 * (products[:, :, 0] * products[:, :, 1]).sum(1)
+    return product - product.detach()

@@ -1,0 +1,87 @@
+"""Checks of a training in progress: divergence, and validations that cannot be trusted."""
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+
+from submanifold.data.batches import Batches
+from submanifold.models import Model
+from submanifold.models.diagnostics import (
+    LARGEST_INVERSE_ERROR,
+    inverse_error,
+    is_overfitted,
+    manifold_overfitting,
+)
+from submanifold.training.state import Row, TrainState
+
+log = logging.getLogger(__name__)
+
+
+def divergence(row: Row, earlier: Sequence[Row]) -> str | None:
+    """Describe why a training has diverged, or return None.
+
+    A too large learning rate can also leave a finite loss that is worse than at the start. A
+    single spike is not divergence: one rare image can dominate a batch, and gradient clipping
+    handles it.
+    """
+    if not all(map(math.isfinite, row.values())):
+        return "not finite"
+    if earlier and is_far_above(row, earlier) and is_far_above(earlier[-1], earlier):
+        start = start_loss(row, earlier)
+        return f"{row['loss']:.3g}, far above the {start:.3g} of the start"
+    return None
+
+
+def is_far_above(row: Row, earlier: Sequence[Row]) -> bool:
+    """Whether a loss is far above that of the first row."""
+    start = start_loss(row, earlier)
+    return row["loss"] > start + max(1.0, abs(start))
+
+
+def start_loss(row: Row, earlier: Sequence[Row]) -> float:
+    """Loss of the first row with the weights of terms of this row, which dual ascent changes."""
+    if not earlier:
+        return math.inf
+    start = earlier[0]
+    ratios = {name: row[f"{name}_weight"] / start[f"{name}_weight"]
+              for name in start if f"{name}_weight" in start}  # fmt: skip
+    return start["loss"] + sum((ratio - 1) * start[name] for name, ratio in ratios.items())
+
+
+def diagnose(model: Model, valid: Batches) -> Row:
+    """Measure whether a validation can be trusted.
+
+    Returns:
+        ``inverse_error`` on the first batch; for continuous data, which can lack noise, also
+        ``thickness`` and ``neighbour_correlation`` of all data (:func:`.manifold_overfitting`).
+    """
+    row = {"inverse_error": inverse_error(model, next(iter(valid)))}
+    if valid.is_continuous:
+        thickness, correlation = manifold_overfitting(model, torch.cat(list(valid)))
+        row |= {"thickness": thickness, "neighbour_correlation": correlation}
+    return row
+
+
+def warn(state: TrainState, row: Row, name: str) -> None:
+    """Log and store a warning for what :func:`diagnose` measured, once for each kind."""
+    found, step = {}, int(row["step"])
+    if not row["inverse_error"] <= LARGEST_INVERSE_ERROR:
+        found["inverse"] = (
+            f"at step {step} the inverse differs from its input by {row['inverse_error']:.2g} "
+            f"standard deviations of the data (limit {LARGEST_INVERSE_ERROR}): samples and "
+            "projections do not match this density. Lower training.learning_rate, or use fewer "
+            "steps or couplings"
+        )
+    if "thickness" in row and is_overfitted(row["thickness"], row["neighbour_correlation"]):
+        found["overfitting"] = (
+            f"manifold overfitting at step {step}: the median distance from the manifold is "
+            f"{row['thickness']:.2g} standard deviations of the data, and off-manifold coordinates "
+            f"of neighbours correlate ({row['neighbour_correlation']:.2f}), so that the data have "
+            "no noise there. Their likelihood is unbounded and bits per dimension are meaningless. "
+            "Add noise with data.noise or input_noise"
+        )
+    for kind in found.keys() - state.warnings.keys():
+        state.warnings[kind] = found[kind]
+        log.warning("%s: %s", name, found[kind])

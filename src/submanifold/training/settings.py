@@ -1,0 +1,43 @@
+"""Settings of a training."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from submanifold.common.settings import Settings
+
+
+class TrainingSettings(Settings):
+    """How a phase is trained.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_size: Events per step, over all processes and accumulation steps.
+        learning_rate: Adam's peak learning rate.
+        muon_lr: Muon's peak learning rate, for the matrices of coupling networks; None uses Adam
+            for all weights.
+        lr_scale: Factor on both learning rates.
+        warmup: Steps over which the learning rates rise linearly to their peaks.
+        cooldown_fraction: Fraction of the steps, at the end, in which they fall linearly to zero.
+        clip: Largest norm of the gradient; None does not clip.
+        ema: Decay of the exponential moving average of the weights, which is what is kept.
+        validate_every: Steps between validations, each with a checkpoint.
+        precision: Precision of matrix products; ``auto`` is bfloat16 where the hardware is faster
+            with it.
+        activation_checkpointing: Recompute hidden activations in the backward pass to save memory.
+        rotate_every: Steps between fits of the last stage's rotation; None does not fit it.
+    """
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    muon_lr: float | None = Field(None, gt=0)
+    lr_scale: float = Field(1.0, gt=0)
+    warmup: int = Field(ge=0)
+    cooldown_fraction: float = Field(ge=0, le=1)
+    clip: float | None = Field(None, gt=0)
+    ema: float = Field(ge=0, lt=1)
+    validate_every: int = Field(gt=0)
+    precision: Literal["auto", "float32", "bfloat16"]
+    activation_checkpointing: bool = False
+    rotate_every: int | None = Field(None, gt=0)

@@ -1,0 +1,73 @@
+"""Projections onto manifolds of random dimension, and residuals in the image's metric."""
+
+import math
+
+import pytest
+import torch
+
+from strategies import perturb
+from submanifold.flows import Affine, RealNVP
+from submanifold.losses import ForwardPass, Objective
+from submanifold.losses.nested_dropout import LARGEST_WEIGHT
+from submanifold.losses.terms import Squared
+from submanifold.models import Hierarchy, Stage
+
+
+def hierarchy(dim, d, eigenvalues=None):
+    torch.manual_seed(0)
+    stage = perturb(Stage(RealNVP(dim), d))
+    if eigenvalues is not None:
+        stage.add_rotation().fit(torch.linalg.qr(torch.randn(dim, dim)).Q, eigenvalues)
+    return Hierarchy([stage])
+
+
+def test_dimensions_are_log_uniform_and_weighted_by_first_order_errors():
+    eigenvalues = torch.logspace(0, -2, 12)
+    model = hierarchy(12, 4, eigenvalues)
+    x = torch.randn(4000, 12)
+    batch = ForwardPass(model, x, x, generator=torch.Generator().manual_seed(0))
+    residuals, weight = batch.weighted_residuals(random_dim=2.0)
+    errors = residuals.square().mean(1)
+    # the error at each dimension identifies the one that was drawn
+    every = torch.stack([model.at_dim(d).rejection_map(x).square().mean(1) for d in range(1, 13)])
+    drawn = (every - errors).abs().argmin(0) + 1
+    shares = torch.bincount(drawn, minlength=9)[2:].double() / len(x)
+    # log-uniform on [2, 8] and rounded: dimension d comes from [d - 0.5, d + 0.5]
+    edges = torch.tensor([2, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8]).double()
+    expected = edges.log().diff() / math.log(4)
+    assert ((shares - expected).abs() < 4 * (expected / len(x)).sqrt()).all()
+    tails = eigenvalues.flip(0).cumsum(0).flip(0)
+    assert torch.allclose(weight, (tails[4] / tails[drawn]).clamp(max=LARGEST_WEIGHT))
+
+
+def test_weights_of_large_dimensions_are_capped():
+    x = torch.randn(200, 12)
+    batch = ForwardPass(hierarchy(12, 4, torch.logspace(0, -8, 12)), x, x)
+    assert batch.weighted_residuals(random_dim=2.0)[1].max().item() == pytest.approx(LARGEST_WEIGHT)
+
+
+def test_validation_reports_the_error_at_the_models_own_dimension():
+    model, x = hierarchy(12, 4), torch.randn(20, 12)
+    objective = Objective({"reconstruction": Squared(weight=2.0, random_dim=3.0)})
+    values = objective(model, x, torch.Generator().manual_seed(0), training=False)
+    expected = model.rejection_map(x).square().mean()
+    assert values["mse"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_metric_residual_has_the_images_mean_square_behind_a_linear_stage():
+    """J^T J is then the same everywhere, and rotated it is diagonal."""
+    outer = perturb(Stage(Affine(8), 6), 0.5)
+    columns = outer.flow.inverse(torch.eye(8)) - outer.flow.inverse(torch.zeros(1, 8))
+    eigenvalues, axes = torch.linalg.eigh(columns @ columns.T)
+    outer.add_rotation().fit(axes.flip(1), eigenvalues.flip(0))
+    outer = Hierarchy([outer])
+    u = outer.encode(torch.randn(50, 8))[0].detach()
+    batch = ForwardPass(hierarchy(6, 2), u, u, outer)
+    image, metric = (batch.residual(space=space).square().mean() for space in ("image", "metric"))
+    assert metric.item() == pytest.approx(image.item(), rel=1e-3)
+
+
+def test_the_metric_needs_a_rotated_outer_stage():
+    u = torch.randn(3, 6)
+    with pytest.raises(ValueError, match="with a rotation"):
+        ForwardPass(hierarchy(6, 2), u, u, hierarchy(8, 6)).residual(space="metric")

@@ -1,0 +1,98 @@
+"""Contract of every registered term, and of one forward pass for all."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from strategies import perturb
+from submanifold.common.distributed import Shard
+from submanifold.flows import RealNVP
+from submanifold.losses import ForwardPass, Objective
+from submanifold.losses.terms import term_types
+from submanifold.models import Hierarchy, Stage
+
+# settings with which a term draws random numbers
+RANDOM = {"random_dim": 2.0, "exact_up_to": 2}
+
+
+def registered():
+    """Each kind of each term with default settings, and with those that draw random numbers."""
+    for name, annotation in term_types().items():
+        for kind in get_args(get_args(annotation)[0]) if get_args(annotation) else [annotation]:
+            fields = kind.model_fields
+            if "weight" not in fields:  # no term
+                continue
+            required = {key: 0.5 for key, field in fields.items() if field.is_required()}
+            for random in ({}, {k: v for k, v in RANDOM.items() if k in fields}):
+                yield pytest.param(
+                    name, kind(**{**required, "weight": 0.5}, **random),
+                    id=f"{name}-{kind.__name__}-{'random' if random else 'default'}",
+                )  # fmt: skip
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return perturb(Hierarchy([Stage(RealNVP(8, 3, mixing=True), 4)]).double(), 0.3)
+
+
+def forward(model, rows, shard):
+    generator = torch.Generator().manual_seed(2)
+    return ForwardPass(model, rows, rows, generator=generator, shard=shard)
+
+
+def value_and_gradient(term, model, rows, shard):
+    model.zero_grad()
+    value = term(forward(model, rows, shard))
+    value.backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return torch.cat([value.detach()[None], *gradients])
+
+
+@pytest.mark.parametrize(("name", "term"), registered())
+def test_every_term_is_finite_differentiable_and_independent_of_shards(name, term, model):
+    x = torch.randn(12, 8, generator=torch.Generator().manual_seed(1)).double()
+    full = value_and_gradient(term, model, x, Shard())
+    assert full.isfinite().all()
+    assert full[1:].abs().max() > 1e-3
+    for count in (2, 3):
+        shards = [Shard(index, count) for index in range(count)]
+        parts = [value_and_gradient(term, model, each.rows(x), each) for each in shards]
+        torch.testing.assert_close(torch.stack(parts).mean(0), full)
+
+
+@pytest.mark.parametrize(("name", "term"), registered())
+def test_every_term_is_multiplied_by_its_weight(name, term, model):
+    x, generator = torch.randn(4, 8).double(), torch.Generator()
+    once, twice = (
+        Objective({name: term.model_copy(update={"weight": weight})})(
+            model, x, generator.manual_seed(0)
+        )
+        for weight in (0.5, 1.0)
+    )
+    assert once["loss"] == once[name]
+    torch.testing.assert_close(twice[name], 2 * once[name])
+
+
+@pytest.mark.parametrize(("name", "term"), registered())
+def test_every_term_accepts_an_empty_batch(name, term, model):
+    assert term(forward(model, torch.empty(0, 8).double(), Shard())).shape == ()
+
+
+def test_terms_share_one_encoding_and_one_projection():
+    calls = []
+
+    class Counted(RealNVP):
+        def forward(self, x):
+            calls.append("forward")
+            return super().forward(x)
+
+        def inverse(self, z):
+            calls.append("inverse")
+            return super().inverse(z)
+
+    terms = {param.values[0]: param.values[1] for param in registered()}
+    terms = {name: terms[name] for name in ("likelihood", "reconstruction", "off_manifold")}
+    Objective(terms)(Hierarchy([Stage(Counted(4), 2)]), torch.randn(3, 4))
+    assert calls == ["forward", "inverse"]
