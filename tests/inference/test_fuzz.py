@@ -141,9 +141,9 @@ def uses(draw, models):
     options = []
     if command != "info":
         suffix = draw(st.sampled_from((".csv", ".npz", ".png", "", ".jpg")))
-        outs = ("out", "new/deep/out", "a" * 250, "b" * 300, "/dev/null", ".", f"{given[-1]}/out")
+        outs = ("out", "new/deep/out", "a" * 250, "b" * 300, "/dev/null", f"{given[-1]}/out")
         path = draw(st.sampled_from(outs))
-        options += draw(st.sampled_from(([], ["--out", f"{path}{suffix}"], ["--out", given[-1]])))
+        options += ["--out", draw(st.sampled_from((f"{path}{suffix}", "out", ".", given[-1])))]
     if command == "score" and draw(st.booleans()):
         options += ["--sheet", draw(st.sampled_from(("sheet.png", "new/s.png", given[-1])))]
     for option in OPTIONS[command]:

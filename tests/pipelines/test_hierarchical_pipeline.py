@@ -173,7 +173,7 @@ def test_the_report_shows_the_metrics_the_stages_and_the_data(run):
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "H-MM on photos" in text
     assert f"{metrics['bits_per_dim']['value']:.3f} bits per dimension" in text
-    assert f"{metrics['mse']['value']:.5f} squared error" in text
+    assert f"{metrics['mse']['value']:.5f} mean squared error" in text
     assert "192 → 24 → 12" in text
     for cell in run.load("metrics_table").to_numpy().ravel():
         assert cell in text

@@ -90,9 +90,9 @@ def test_mlflow_has_the_curve_by_dimension(run, project):
 
 def test_the_report_shows_both_errors_and_the_curve(run):
     page = run.path("report").read_text()
-    assert "A manifold of every dimension" in page
+    assert "Reconstruction error by dimension" in page
     assert "MSE, nearest projection" in page
-    assert "rotation by" in page
+    assert "rotation from" in page
     assert run.path("dimensions_figure").exists()
     assert "MSE, nearest projection" in run.load("metrics_table").columns
 

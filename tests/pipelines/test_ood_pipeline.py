@@ -49,7 +49,7 @@ def test_intervals_are_over_groups_of_both_parts(run):
     assert measured["groups"] == {"normal": len(set(test)), "ood": 40}
     assert measure_ood(scores) == measured
     page = " ".join(run.load("ood_report").split())
-    assert f"over groups of images: {len(set(test))} of photos and 40 of" in page
+    assert f"over groups of images ({len(set(test))} of photos and 40 of" in page
 
 
 def test_ood_images_have_the_groups_of_their_source(pictures, tmp_path):

@@ -67,8 +67,8 @@ def test_the_page_says_what_there_is_and_can_be_opened_without_a_network(known):
     page = nodes.write_study("known", known[0], table, nodes.draw_study(table))
     assert "<strong>9 trials:</strong>\n6 complete, 1 pruned, 1 failed, 1 waiting." in page
     assert "<li>Trial 6, pruned: at step &lt;8&gt;</li>" in page
-    assert "dataset photos, seed 0, and searched:\n<code>weight=0.0..99</code>" in page
-    assert "What each parameter matters" not in page, "of so few it cannot be said"
+    assert "dataset photos, seed 0, search space:\n<code>weight=0.0..99</code>" in page
+    assert "Importance of the parameters" not in page, "too few trials"
     assert "<script src" not in page
 
 
@@ -81,7 +81,7 @@ def test_parameters_are_weighed_by_what_they_do(known):
     assert shares["weight"][1] < shares["method"][1]
     table = nodes.collect_study("known", path)
     page = nodes.write_study("known", path, table, nodes.draw_study(table))
-    assert "What each parameter matters" in page
+    assert "Importance of the parameters" in page
 
 
 def test_a_study_without_a_complete_trial_can_be_drawn(known):

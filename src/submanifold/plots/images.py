@@ -36,7 +36,7 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
 
     gap = max(1, images.shape[2] // 16)
     columns = min(columns, len(images))
-    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    pixels = torch.tensor(np.ascontiguousarray(images))
     grid = make_grid(pixels, columns, gap, pad_value=255).permute(1, 2, 0).numpy()
     return grid if len(images) == 1 else grid[gap:-gap, gap:-gap]
 

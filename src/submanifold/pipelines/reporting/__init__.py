@@ -1,4 +1,4 @@
-"""Metrics, histories, samples and projections -> pictures, table and one HTML page."""
+"""Metrics table, figures, and an HTML report of a model."""
 
 from submanifold.pipelines.reporting.pipeline import create_pipeline
 

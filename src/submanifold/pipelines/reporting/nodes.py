@@ -1,7 +1,4 @@
-"""Nodes of the reporting pipeline.
-
-They load what they draw with when they draw: matplotlib would hold up the start of every run.
-"""
+"""Nodes of the reporting pipeline. They import plots lazily, because matplotlib loads slowly."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,21 +15,21 @@ from submanifold.models import Model
 from submanifold.plots.pages import render
 from submanifold.studies import paper
 
-DRAWN = 4000
-PCA = "baselines.pca.mse"  # which has a row
+MAX_POINTS = 4000
+PCA = "baselines.pca.mse"
 NO_NOISE = {"why": "none without noise"}
 
-Measured = dict[str, Any]
+Metrics = dict[str, Any]
 
 
 def make_table(
-    metrics: Measured,
+    metrics: Metrics,
     hierarchy: Model,
     dataset: str,
     method: str,
-    truth: Measured | None = None,
+    truth: Metrics | None = None,
 ) -> pd.DataFrame:
-    """Lay out the metrics as rows of text, beside the truth's, the baselines' and the paper's."""
+    """Format the metrics of the model, the true density, the baselines and the paper as a table."""
     dims, pca = metrics["dims"], metrics["baselines"]["pca"]
     model = f"{method}, {' → '.join(map(str, dims))}"
     measured: dict[str, Any] = {model: metrics}
@@ -44,7 +41,7 @@ def make_table(
     measured[f"PCA, d = {dims[-1]}"] = {"mse": pca.get("mse", pca)}
     measured["Gaussian, full covariance"] = metrics["baselines"]["gaussian"]
     measured["training images"] = metrics.get("training_images")
-    rows = [{"model": name, **_written(each)} for name, each in measured.items() if each]
+    rows = [{"model": name, **_format(each)} for name, each in measured.items() if each]
     rows += _paper_rows(dataset, method, dims, hierarchy)
     shown = [name for name in METRICS if any(name in row for row in rows) and name != PCA]
     table = pd.DataFrame(rows, columns=["model", *shown]).fillna(NONE)
@@ -60,14 +57,14 @@ def report_images(
     samples_cool: np.ndarray,
     test: np.ndarray,
     projections: np.ndarray,
-    metrics: Measured,
+    metrics: Metrics,
     **about: Any,
 ) -> dict[str, Any]:
-    """Draw samples and what the manifold rejects, and write the page around them.
+    """Draw the figures of a model of images, and render the report.
 
     Returns:
-        The ``report``, and the figures: ``curves``, ``samples``, ``samples_cool``, ``rejection``,
-        ``dimensions``.
+        ``report`` (HTML), and the figures ``curves``, ``samples``, ``samples_cool``,
+        ``rejection`` and ``dimensions``.
     """
     from submanifold.plots.dimensions import dimension_curves
     from submanifold.plots.images import image_grid
@@ -82,15 +79,12 @@ def report_images(
                  if isinstance(each, dict) and "rotation" in each]  # fmt: skip
     first_order = rotations[-1] if rotations else None
     figures["dimensions"] = dimension_curves(metrics["curve"], metrics["dims"][-1], first_order)
-    calibration = _calibration(about["hierarchy"].calibration)
-    return _report(figures, metrics=metrics, calibration=calibration, **about)
-
-
-def _calibration(found: Measured) -> str:
-    """What the p-values of ``submanifold score`` are based on, or why there are none."""
-    if "why" in found:
-        return f"not available. {found['why']}"
-    return f"{Calibration.from_dict(found).basis} for validation."
+    calibration = about["hierarchy"].calibration
+    if "why" in calibration:
+        text = f"not available. {calibration['why']}"
+    else:
+        text = f"{Calibration.from_dict(calibration).basis} for validation."
+    return _report(figures, metrics=metrics, calibration=text, **about)
 
 
 def report_points(
@@ -100,28 +94,27 @@ def report_points(
     data: SyntheticSettings,
     **about: Any,
 ) -> dict[str, Any]:
-    """Draw the learned manifold and density beside the true ones, and the page around them.
+    """Draw the learned and the true manifold, and render the report.
 
     Returns:
-        The ``report``, and the figures: ``curves`` and ``manifold``.
+        ``report`` (HTML), and the figures ``curves`` and ``manifold``.
     """
     from submanifold.plots.manifolds import manifold_figure
 
-    truth = data.manifold
-    points, grid = manifold_picture(hierarchy, truth, test[:DRAWN], samples)
+    points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
     figure = manifold_figure(**points, grid=grid)
     return _report({"manifold": figure}, hierarchy=hierarchy, **about)
 
 
 def _report(
     figures: dict[str, Any],
-    metrics: Measured,
+    metrics: Metrics,
     table: pd.DataFrame,
     manifest: dict[str, Any],
     hierarchy: Model,
     dataset: str,
     method: str,
-    truth: Measured | None = None,
+    truth: Metrics | None = None,
     calibration: str | None = None,
     **histories: dict[str, Any],
 ) -> dict[str, Any]:
@@ -149,8 +142,8 @@ def _report(
     return {"report": page, **figures}
 
 
-def _written(metrics: Measured) -> dict[str, str]:
-    """Write every metric that is there, by name."""
+def _format(metrics: Metrics) -> dict[str, str]:
+    """Format the metrics that exist, by name."""
     found = {name: metric.read(metrics) for name, metric in METRICS.items()}
     return {name: METRICS[name].write(each) for name, each in found.items() if each is not None}
 
@@ -158,7 +151,7 @@ def _written(metrics: Measured) -> dict[str, str]:
 def _paper_rows(
     dataset: str, method: str, dims: Sequence[int], hierarchy: Model
 ) -> list[dict[str, str]]:
-    """Give the paper's numbers where data, method and dimensions are the paper's."""
+    """Return the paper's results for the same data, method and dimensions, if it has any."""
     results = paper.results()
     same = results[
         (results["dataset"] == dataset)

@@ -1,4 +1,4 @@
-"""metrics, histories, samples, projections -> table, pictures, report."""
+"""Pipeline from metrics, histories, samples and projections to table, figures and report."""
 
 from collections.abc import Mapping
 
@@ -8,9 +8,11 @@ from submanifold.pipelines.reporting.nodes import make_table, report_images, rep
 
 
 def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pipeline:
-    """Build the report of a model: of images, or of points beside their true density.
+    """Create the reporting pipeline.
 
-    The datasets of histories are by the names of their phases, ``{"phase_1": "phase_1.history"}``.
+    Args:
+        histories: Datasets of the training histories by phase, ``{"density": "density.history"}``.
+        synthetic: Whether the data are synthetic points, whose true density is known.
     """
     shared = {"metrics": "metrics", "hierarchy": "hierarchy"}
     shared |= {"dataset": "params:dataset", "method": "params:method"}
@@ -18,15 +20,15 @@ def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pi
     content |= {"test": "x_test", **histories}
     if synthetic:
         shared["truth"], content["data"] = "truth", "params:data"
-        pictures = ["manifold"]
+        figures = ["curves", "manifold"]
     else:
         content |= {name: name for name in ("samples_cool", "projections")}
-        pictures = ["samples", "samples_cool", "rejection", "dimensions"]
-    write = report_points if synthetic else report_images
-    written = {"report": "report", **{name: f"{name}_figure" for name in ("curves", *pictures)}}
+        figures = ["curves", "samples", "samples_cool", "rejection", "dimensions"]
+    report = report_points if synthetic else report_images
+    outputs = {"report": "report", **{name: f"{name}_figure" for name in figures}}
     return Pipeline(
         [
             Node(make_table, shared, "metrics_table", name="make_table"),
-            Node(write, shared | content, written, name="write_report"),
+            Node(report, shared | content, outputs, name="write_report"),
         ]
     )
