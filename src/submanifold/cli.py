@@ -106,25 +106,25 @@ def reproduce(
     """
     from submanifold.common.errors import UserError
     from submanifold.config import flatten
-    from submanifold.studies import write
+    from submanifold.studies import reproduce as studies
 
     if timed and not dry_run:
         raise click.UsageError("--time: expected --dry-run with it. Add --dry-run.")
     project = _project()
     try:
-        planned = write.plan(targets, project, env, seeds, flatten(params))
+        planned = studies.plan(targets, project, env, seeds, flatten(params))
         if finished_only:
-            planned = write.finished(planned)
+            planned = studies.finished(planned, project)
             if not planned:
                 raise UserError(f"Nothing that {', '.join(targets)} needs is finished.")
         if dry_run:
-            table = write.state(planned, timed)
+            table = studies.state(planned, timed)
             hours = table["hours"].map("{:.2f}".format).replace("nan", "unknown")
             shown = table[["experiment", "state"]].assign(hours=hours)
             click.echo(shown.to_markdown(index=False, tablefmt="plain", disable_numparse=True))
             click.echo(_hours_left(table, timed))
             return
-        for page in write.reproduce(planned, project, env):
+        for page in studies.reproduce(planned, project, env):
             click.echo(page)
     except UserError as error:
         raise click.ClickException(str(error)) from error
@@ -215,7 +215,7 @@ def sweep(
             raise UserError(f"{what} is of a study. Give it a name with --study=<name>.")
         if not values:
             raise click.UsageError("Missing argument 'VALUES...'.")
-        from submanifold.studies.sweeps import sweep as run_sweep
+        from submanifold.studies.search.sweep import sweep as run_sweep
 
         click.echo(run_sweep(parameter, _read(values), params, _project(), env))
     except UserError as error:

@@ -36,7 +36,7 @@ def points(new_project, tmp_path):
     mlflow.set_tracking_uri(None)
 
 
-def test_bits_may_be_negative_or_not_reported(points):
+def test_missing_bits_are_nan(points):
     table, figure = points(
         "stage_1.delta",
         (0.1, [2, 1], {"bits_per_dim": -1.5, "bits_per_dim.low": -2}),
@@ -48,7 +48,7 @@ def test_bits_may_be_negative_or_not_reported(points):
     assert {"0.1", "0.3"} <= {trace.name for trace in figure.data}
 
 
-def test_the_dimension_is_the_models_where_the_setting_keeps_all(points):
+def test_the_dimension_is_that_of_the_model(points):
     metrics = {
         f"{name}{end}": 2 for name in ("bits_per_dim", "mse") for end in ("", ".low", ".high")
     }

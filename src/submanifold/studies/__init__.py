@@ -1,1 +1,1 @@
-"""The paper's tables and figures, by one command each."""
+"""Many experiments at once: the paper's tables and figures, comparisons, and parameter searches."""

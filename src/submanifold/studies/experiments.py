@@ -1,4 +1,4 @@
-"""One experiment of many: its settings, what of it is on disk, and how it is run."""
+"""One experiment among many: run it, or read its cached artifacts."""
 
 import copy
 import logging
@@ -19,19 +19,17 @@ from submanifold.data.groups import Groups
 
 log = logging.getLogger(__name__)
 
-RECIPES = Path("conf/runs")
-
 
 @dataclass(frozen=True)
-class Experiment:
-    """What `kedro run` would do with these parameters in this environment.
+class CachedRun:
+    """The equivalent of a `kedro run` command, whose artifacts may exist already.
 
     Attributes:
-        name: Of the recipe, with what was changed in it.
-        params: As on the command line of `kedro run`, nested.
-        project: Folder of the project.
-        env: Environment of the configuration; None is the default one.
-        evaluated: Whether it goes on to metrics and report once its model is trained.
+        name: Name of the config, followed by the changes to it.
+        params: Nested runtime parameters, as `kedro run --params` takes them.
+        project: Folder of the Kedro project.
+        env: Kedro environment; None is the default one.
+        evaluated: Whether the run includes the metrics and the report, not the model alone.
     """
 
     name: str
@@ -41,21 +39,21 @@ class Experiment:
     evaluated: bool = True
 
     @classmethod
-    def from_recipe(cls, name: str, project: Path, env: str | None = None) -> "Experiment":
-        """Read `conf/runs/<name>.yml`.
+    def from_config(cls, name: str, project: Path, env: str | None = None) -> "CachedRun":
+        """Read ``conf/runs/<name>.yml``.
 
         Raises:
-            UserError: There is no such recipe.
+            UserError: The file does not exist.
         """
-        path = project / RECIPES / f"{name}.yml"
+        path = project / "conf" / "runs" / f"{name}.yml"
         if not path.is_file():
             known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yml")))
-            raise UserError(f"There is no recipe {path}. Known: {known}.")
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return cls(name, recipe["run"]["params"], project, env)
+            raise UserError(f"{path}: expected one of {known}, got {name}.")
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return cls(name, config["run"]["params"], project, env)
 
-    def changed(self, parameter: str, value: Any) -> "Experiment":
-        """Make the same experiment with one parameter, such as ``stage_1.dim``, at a value."""
+    def changed(self, parameter: str, value: Any) -> "CachedRun":
+        """Return a copy with one parameter, such as ``stage_1.dim``, set to a value."""
         params = copy.deepcopy(dict(self.params))
         group = params
         *outer, last = parameter.split(".")
@@ -76,23 +74,31 @@ class Experiment:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """All parameters, chosen and checked; one that cannot work raises a ClickException."""
+        """All parameters, resolved and validated; invalid ones raise a ClickException."""
         return self.configuration["parameters"]
 
     @property
-    def key(self) -> str:
-        """Key of the run: equal for experiments that are the same whatever they are called."""
-        name = "ood_run" if self.seeks_ood else "run"  # a mistake is told here
-        return self.configuration.artifact_keys[name]
+    def error(self) -> str | None:
+        """The message about an invalid parameter, None if all are valid."""
+        try:
+            self.parameters  # noqa: B018
+        except ClickException as error:
+            return error.message
+        return None
 
     @property
-    def seeks_ood(self) -> bool:
-        """Whether it scores ood by its model, instead of evaluating it."""
+    def key(self) -> str:
+        """Cache key of the run: equal for equal experiments, whatever their names."""
+        return self.configuration.artifact_keys["ood_run" if self._scores_ood else "run"]
+
+    @property
+    def _scores_ood(self) -> bool:
+        """Whether the run scores out-of-distribution images instead of evaluating the model."""
         return self.parameters["ood"] is not None
 
     @cached_property
     def catalog(self) -> DataCatalog:
-        """The catalog of the run, built without the session that a run needs: there are many."""
+        """The catalog of the run, built without a Kedro session, which takes longer."""
         entries = {
             name: {**entry, "filepath": str(self.project / entry["filepath"])}
             for name, entry in self.configuration["catalog"].items()
@@ -101,71 +107,64 @@ class Experiment:
         return DataCatalog.from_config(entries)
 
     def load(self, name: str) -> Any:
-        """Load an artifact of the run; ``phase_<n>.<name>`` is that of the n-th phase."""
-        phase, _, rest = name.partition(".")
-        if phase.startswith("phase_"):
-            phases = list(self.configuration.experiment.phases)
-            name = f"{phases[int(phase.removeprefix('phase_')) - 1]}.{rest}"
+        """Load an artifact of the run."""
         return self.catalog.load(name)
 
     @cached_property
     def groups(self) -> Groups:
-        """The groups of its images; empty where these are independent of each other."""
+        """Groups of the images; empty where images are independent."""
         return self.load("groups") if self.catalog.exists("groups") else {}
-
-    def histories(self) -> list[dict[str, Any]]:
-        """Load the histories of its phases, in order."""
-        return [self.load(name) for name in self.trainings]
 
     @property
     def trainings(self) -> dict[str, str]:
-        """Names of its histories in the catalog, each with a key that equal trainings share."""
+        """Catalog names of the training histories, with the cache key of each training."""
         keys = self.configuration.artifact_keys
         return {f"{name}.history": keys[name] for name in self.configuration.experiment.phases}
 
+    def histories(self) -> list[dict[str, Any]]:
+        """Load the training histories, in order."""
+        return [self.load(name) for name in self.trainings]
+
     @property
     def is_finished(self) -> bool:
-        """Whether everything up to the report, or to the model, is there."""
+        """Whether the last artifacts of the run exist."""
         return all(self.catalog.exists(name) for name in self._last)
 
     @property
     def _last(self) -> tuple[str, ...]:
-        if self.seeks_ood:
+        if self._scores_ood:
             return "ood_metrics", "ood_report"
         return ("metrics", "report") if self.evaluated else ("hierarchy",)
 
     def session(self) -> Any:
-        """Make a session of Kedro's, as `kedro run` does; entering it gives what its types lack."""
+        """Create a Kedro session, as `kedro run` does."""
         params = copy.deepcopy(dict(self.params))
         return KedroSession.create(self.project, env=self.env, runtime_params=params)
 
     def run(self, until: str | None = None) -> None:
-        """Do what is missing of it, or up to an artifact, in a run of MLflow's as `kedro run`."""
+        """Compute the missing artifacts, or those up to one artifact, in an MLflow run."""
         with self.session() as session:
-            name = "ood" if self.seeks_ood else self.configuration.experiment.pipeline
+            name = "ood" if self._scores_ood else self.configuration.experiment.pipeline
             outputs = [until] if until else None if self.evaluated else list(self._last)
             session.run(pipeline_names=[name], to_outputs=outputs, only_missing_outputs=True)
 
 
-def run_all(experiments: Collection[Experiment]) -> None:
-    """Run those that are not finished, one after the other; called again it goes on.
-
-    One that fails, such as a training that diverges, leaves the others to be run.
+def run_all(runs: Collection[CachedRun]) -> None:
+    """Run all unfinished experiments in turn; one that fails does not stop the others.
 
     Raises:
-        ClickException: A mistake of the user's in any of them, before the first is run; or some
-            have failed.
+        ClickException: Parameters are invalid (before the first run starts), or runs failed.
     """
-    for experiment in experiments:
-        experiment.parameters  # noqa: B018
-    waiting = [each for each in experiments if not each.is_finished]
+    for run in runs:
+        run.parameters  # noqa: B018
+    waiting = [run for run in runs if not run.is_finished]
     failed = []
-    for number, experiment in enumerate(waiting, start=1):
-        log.info("Run %d of %d: %s", number, len(waiting), experiment.name)
+    for number, run in enumerate(waiting, start=1):
+        log.info("Run %d of %d: %s", number, len(waiting), run.name)
         try:
-            experiment.run()
+            run.run()
         except ClickException as error:
-            failed.append(f"{experiment.name}: {error.message}")
+            failed.append(f"{run.name}: {error.message}")
             log.error(failed[-1])
     if failed:
         count = f"{len(failed)} of {len(waiting)} runs failed"

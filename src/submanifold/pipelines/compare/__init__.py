@@ -1,4 +1,4 @@
-"""The finished runs in MLflow -> one sortable table, and their samples side by side."""
+"""Table and samples of the finished runs of a data set."""
 
 from submanifold.pipelines.compare.pipeline import create_pipeline
 

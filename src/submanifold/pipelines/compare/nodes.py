@@ -14,25 +14,28 @@ from submanifold.evaluation.metrics import COMPARED, NONE, Metric, is_missing
 from submanifold.plots.pages import render
 from submanifold.runs import tracking
 
-SHOWN = 32
-LARGEST_PICTURE = 1000
-NO_SETTING = re.compile(r"dataset|method|seed|stage_\d+\.dim|keys\..*|sweep")
-"""Parameters that have a column of their own, or do not say what the model is."""
+SAMPLES = 32
+PICTURE_SIZE = 1000
+NOT_COMPARED = re.compile(r"dataset|method|seed|stage_\d+\.dim|keys\..*|sweep")
+"""Parameters with their own column, or without effect on the model."""
 
 Row = dict[Hashable, Any]
 
 
 def collect_runs(dataset: str) -> pd.DataFrame:
-    """Find the finished training runs of a dataset in MLflow, the newest of each experiment.
+    """Collect the finished runs of a data set, the newest of each experiment.
 
     Returns:
-        A row for each run, a UserError for none; columns of what no run has are left out.
+        One row for each run. Columns without any value are left out.
+
+    Raises:
+        UserError: There are no runs, or MLflow is disabled.
     """
     active = mlflow.active_run()
     if active is None:
         raise UserError(
-            "The comparison looks for runs in the MLflow experiment of its own run, but MLflow is "
-            "turned off. Change tracking.disable_tracking in conf/<env>/mlflow.yml."
+            "tracking.disable_tracking in conf/<env>/mlflow.yml: expected MLflow to be enabled, "
+            "since compare reads its runs. Change it there."
         )
     experiment = active.info.experiment_id
     found = tracking.find_runs(
@@ -40,23 +43,22 @@ def collect_runs(dataset: str) -> pd.DataFrame:
     )
     runs = tracking.newest([run for run in found if run.data.params["dataset"] == dataset])
     if not runs:
-        others = sorted({run.data.params["dataset"] for run in found})
-        there = f" There are runs of: {', '.join(others)}." if others else ""
+        known = ", ".join(sorted({run.data.params["dataset"] for run in found}))
         raise UserError(
-            f"dataset={dataset} has no finished training run in the MLflow experiment "
-            f"{mlflow.get_experiment(experiment).name} of {tracking.tracking_uri()}.{there} "
-            "Make one with kedro run --pipeline=hierarchical "
-            f"--params=dataset={dataset}, or give another dataset."
+            f"dataset: expected one with finished runs ({known or 'there are none'}), got "
+            f"{dataset}. MLflow experiment: {mlflow.get_experiment(experiment).name} of "
+            f"{tracking.tracking_uri()}. Make a run with: kedro run --pipeline=hierarchical "
+            f"--params=dataset={dataset}"
         )
     table = pd.DataFrame(map(_row, runs))
     settings = pd.DataFrame([run.data.params for run in runs])
-    table["differs"] = _differences(settings.assign(features=table["features"]))
+    table["differs"] = differing_settings(settings.assign(features=table["features"]))
     table = table.dropna(axis="columns", how="all")
     return table.sort_values(["method", "dims", "seed", "started"])
 
 
 def write_comparison(table: pd.DataFrame, dataset: str) -> str:
-    """Put the runs in one sortable table, with the samples of each seed side by side."""
+    """Write the HTML page: a sortable table, and the samples of the runs by seed."""
     rows = table.fillna({"differs": ""}).to_dict("records")
     pictures = {row["run_id"]: _picture(row["run_id"]) for row in rows}
     metrics = [metric for metric in COMPARED.values() if metric.name in table]
@@ -70,6 +72,26 @@ def write_comparison(table: pd.DataFrame, dataset: str) -> str:
         features=sorted(set(table["features"].dropna())) if "features" in table else [],
         pictures={run: png for run, png in pictures.items() if png is not None},
     )
+
+
+def differing_settings(settings: pd.DataFrame) -> list[str]:
+    """List the settings of each run that differ between runs; missing ones are defaults.
+
+    Settings of a stage or phase are compared only between runs that have it.
+    """
+    values = settings.map(_normalized, na_action="ignore")
+    varying = []
+    for name in sorted(map(str, values)):
+        group = name.split(".")[0]
+        peers = values
+        if group.startswith(("stage_", "phase_")):
+            peers = values[values.filter(regex=rf"^{group}(\.|$)").notna().any(axis="columns")]
+        if not NOT_COMPARED.fullmatch(name) and peers[name].nunique(dropna=False) > 1:
+            varying.append(name)
+    return [
+        "; ".join(f"{name}={value}" for name, value in row.dropna().items())
+        for _, row in values[varying].iterrows()
+    ]
 
 
 def _row(run: Run) -> Row:
@@ -90,28 +112,8 @@ def _row(run: Run) -> Row:
     }
 
 
-def _differences(settings: pd.DataFrame) -> list[str]:
-    """Name the settings of each run that another run has with another value.
-
-    One that is not there has its default value. Those of a stage that the other run does not have
-    are no difference: the dimensions say it.
-    """
-    values = settings.map(_as_number, na_action="ignore")
-    varying = []
-    for name in sorted(map(str, values)):
-        group = name.split(".")[0]
-        peers = values[values.filter(regex=rf"^{group}(\.|$)").notna().any(axis="columns")]
-        among = peers if group.startswith(("stage_", "phase_")) else values
-        if not NO_SETTING.fullmatch(name) and among[name].nunique(dropna=False) > 1:
-            varying.append(name)
-    return [
-        "; ".join(f"{name}={value}" for name, value in row.dropna().items())
-        for _, row in values[varying].iterrows()
-    ]
-
-
-def _as_number(text: str) -> str:
-    """Write 300, 300.0 and 3e2, which are equal settings, in one way."""
+def _normalized(text: str) -> str:
+    """Write equal numbers, such as 300, 300.0 and 3e2, in one way."""
     try:
         return repr(float(text)).removesuffix(".0")
     except ValueError:
@@ -119,14 +121,14 @@ def _as_number(text: str) -> str:
 
 
 def _cell(row: Row, metric: Metric) -> dict[str, Any]:
-    """Write a row's number with its interval, and the value to sort by."""
+    """Text of a metric with its interval, and the value to sort by."""
     value, low, high = (row.get(f"{metric.name}{end}") for end in ("", "_low", "_high"))
     text = metric.write({"value": value, "low": low, "high": high})
     return {"value": "" if is_missing(value) else value, "text": text}
 
 
 def _picture(run_id: str) -> bytes | None:
-    """Show the first samples of a run, or the learned manifold where samples are no images."""
+    """PNG of the first samples of a run, or of its manifold if the data are points."""
     from PIL import Image
 
     from submanifold.plots.images import as_png, sample_sheet
@@ -134,9 +136,9 @@ def _picture(run_id: str) -> bytes | None:
     if path := tracking.artifact(run_id, "samples.npy"):
         samples = np.load(path, mmap_mode="r")
         if samples.ndim == 4:
-            return as_png(sample_sheet(samples[:SHOWN]))
+            return as_png(sample_sheet(samples[:SAMPLES]))
     if path := tracking.artifact(run_id, "manifold.png"):
         picture = Image.open(path)
-        picture.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+        picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
         return as_png(picture)
     return None

@@ -1,4 +1,4 @@
-"""finished runs of a dataset -> table, page."""
+"""MLflow runs -> table and page of a comparison."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -6,7 +6,7 @@ from submanifold.pipelines.compare.nodes import collect_runs, write_comparison
 
 
 def create_pipeline() -> Pipeline:
-    """Build the comparison, whose input is what MLflow has."""
+    """Build the pipeline that compares the finished runs of a data set."""
     dataset, table = {"dataset": "params:dataset"}, {"table": "comparison_table"}
     return Pipeline(
         [

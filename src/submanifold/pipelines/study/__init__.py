@@ -1,4 +1,4 @@
-"""What the trials of a study have in common: their table, their front, and a page of both."""
+"""Table, plot and page of an Optuna study."""
 
 from submanifold.pipelines.study.pipeline import create_pipeline
 

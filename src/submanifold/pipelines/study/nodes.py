@@ -12,26 +12,44 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import locked
 from submanifold.plots.pages import render
 
-if TYPE_CHECKING:  # half a second, which most runs do without
+if TYPE_CHECKING:  # an optional dependency that takes half a second to import
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-WAIT = 60.0  # seconds that another process may hold the database locked
-FEWEST = 10  # complete trials by which parameters are weighed
-FIXED = ("trial", "state", "front", "bpd", "mse", "test_bpd", "test_mse", "seconds", "why", "run")
+TIMEOUT = 60.0
+"""Seconds to wait for the lock of the database."""
+FEWEST_TRIALS = 10
+"""Complete trials below which parameters have no importance."""
+BEFORE = ("trial", "state", "front", "bpd", "mse", "test_bpd", "test_mse")
+AFTER = ("seconds", "why", "run")
+"""Columns of the table before and after those of the parameters."""
 DIED = "its process died"
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running",
           "WAITING": "waiting"}  # fmt: skip
 
 
-def open_study(path: Path, name: str) -> "Study":
-    """Open Optuna's study of bits per dimension and squared error, or make it."""
-    import optuna
+def import_optuna() -> Any:
+    """Import Optuna.
 
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(
+            "Studies need Optuna. Install it with: pip install 'submanifold[search]'."
+        ) from error
+    return optuna
+
+
+def open_study(path: Path, name: str) -> "Study":
+    """Open or create an Optuna study of bits per dimension and squared error."""
+    optuna = import_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with locked(path.parent, path.name):  # two that make the tables at once would fail
+    with locked(path.parent, path.name):  # two processes cannot create the tables at once
         storage = optuna.storages.RDBStorage(
-            f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": WAIT}}
+            f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": TIMEOUT}}
         )
         return optuna.create_study(
             study_name=name, storage=storage, directions=["minimize"] * 2, load_if_exists=True
@@ -39,40 +57,42 @@ def open_study(path: Path, name: str) -> "Study":
 
 
 def trials_of(study: "Study") -> list["FrozenTrial"]:
-    """All trials by number, without those that another has taken up again."""
+    """Return the trials by number, without those that were repeated."""
     trials = study.get_trials(deepcopy=False)
-    again = {trial.user_attrs.get("retry_of") for trial in trials}
-    return [trial for trial in trials if trial.number not in again]
+    repeated = {trial.user_attrs.get("retry_of") for trial in trials}
+    return [trial for trial in trials if trial.number not in repeated]
 
 
 def collect_study(study: str | None, path: Path) -> pd.DataFrame:
-    """Put the trials of a study in a table.
+    """Collect the trials of a study.
 
     Returns:
-        By number: ``trial``, its ``state``, whether it is on the Pareto ``front``, ``bpd`` and
-        ``mse`` of validation data, by which the study chooses, ``test_bpd`` and ``test_mse``, the
-        parameters by name, ``seconds``, ``why`` it has no values, and ``run``, MLflow's id. A
-        UserError for no such study.
+        Columns ``trial``, ``state``, ``front`` (whether it is on the Pareto front), ``bpd`` and
+        ``mse`` on validation data, ``test_bpd`` and ``test_mse``, the parameters, ``seconds``,
+        ``why`` it has no values, and ``run``, the MLflow run ID.
+
+    Raises:
+        UserError: The study does not exist.
     """
     found = _find(study, path)
     front = {trial.number for trial in found.best_trials}
     names = list(found.user_attrs["search"])
     rows = [_row(trial, names) | {"front": trial.number in front} for trial in trials_of(found)]
-    return pd.DataFrame(rows, columns=[*FIXED[:-3], *names, *FIXED[-3:]])
+    return pd.DataFrame(rows, columns=[*BEFORE, *names, *AFTER])
 
 
 def draw_study(table: pd.DataFrame) -> go.Figure:
-    """Plot bits per dimension against squared error, with the front."""
+    """Plot bits per dimension against squared error, with the Pareto front."""
     from submanifold.plots.trials import study_figure
 
-    return study_figure(table, _names(table))
+    return study_figure(table, _parameters(table))
 
 
 def write_study(study: str, path: Path, table: pd.DataFrame, figure: go.Figure) -> str:
-    """Write a page: the plot, what the parameters matter, and the table, the front first."""
-    found, names = _find(study, path), _names(table)
+    """Write the HTML page: the plot, the importance of the parameters, and the table."""
+    found = _find(study, path)
     base = found.user_attrs["base"]
-    states = [state for state in STATES.values() if state in set(table["state"])]
+    counts = table["state"].value_counts()
     config = {"displaylogo": False, "responsive": True}
     shown = table.sort_values(["front", "state", "bpd"], ascending=[False, True, True])
     return render(
@@ -80,60 +100,61 @@ def write_study(study: str, path: Path, table: pd.DataFrame, figure: go.Figure) 
         study=study,
         search=found.user_attrs["search"],
         about={name: base[name] for name in ("dataset", "method", "seed") if name in base},
-        counts={state: int((table["state"] == state).sum()) for state in states},
+        counts={state: int(counts[state]) for state in STATES.values() if state in counts},
         plot=figure.to_html(full_html=False, include_plotlyjs=True, config=config),
-        importances=_importances(found),
-        names=names,
+        importances=importances(found),
+        names=_parameters(table),
         rows=shown.astype(object).where(shown.notna(), None).to_dict("records"),
     )
 
 
+def importances(study: "Study") -> dict[str, tuple[float, float]]:
+    """Importance of each parameter (PED-ANOVA) for bits per dimension and for squared error.
+
+    Returns:
+        Fractions that sum to 1 over the parameters; empty for fewer than 10 complete trials.
+    """
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    if sum(trial.state.name == "COMPLETE" for trial in trials_of(study)) < FEWEST_TRIALS:
+        return {}
+    found = []
+    with warnings.catch_warnings():  # a reminder that small values are wanted
+        warnings.simplefilter("ignore")
+        for number in range(2):
+            evaluator = PedAnovaImportanceEvaluator()
+            target = lambda trial, n=number: trial.values[n]  # noqa: E731
+            found.append(get_param_importances(study, evaluator=evaluator, target=target))
+    return {name: (bits, found[1].get(name, 0.0)) for name, bits in found[0].items()}
+
+
 def _find(study: str | None, path: Path) -> "Study":
     if study is None or not path.is_file():
-        made = ", ".join(sorted(each.parent.name for each in path.parent.parent.glob("*/*.db")))
+        known = sorted(each.parent.name for each in path.parent.parent.glob("*/*.db"))
         raise UserError(
-            f"study={study} is not known. Known: {made or 'none'}. Make one with: kedro sweep "
-            "--study=<name> stage_1.dim=50..500 phase_1.reconstruction.weight=log:1.0..1000"
+            f"study: expected one of {', '.join(known) or 'none'}, got {study}. Make one with: "
+            "kedro sweep --study=<name> stage_1.dim=50..500 "
+            "phase_1.reconstruction.weight=log:1.0..1000"
         )
     return open_study(path, study)
 
 
 def _row(trial: "FrozenTrial", names: list[str]) -> dict[str, Any]:
-    values = trial.values or [np.nan, np.nan]
     attributes = trial.user_attrs
-    test_bpd, test_mse = attributes.get("test", [None, None])
+    params = {name: trial.params.get(name) for name in names}
+    objectives = trial.values or [np.nan, np.nan]
     return {
-        "trial": trial.number, "state": STATES[trial.state.name],
-        "bpd": values[0], "mse": values[1], "test_bpd": test_bpd, "test_mse": test_mse,
-        # a file of comma-separated values would be read back without a None
-        **{name: "none" if (value := trial.params.get(name)) is None else value for name in names},
+        "trial": trial.number,
+        "state": STATES[trial.state.name],
+        **dict(zip(("bpd", "mse"), objectives, strict=True)),
+        **dict(zip(("test_bpd", "test_mse"), attributes.get("test", [None, None]), strict=True)),
+        # a CSV file cannot contain None
+        **{name: "none" if value is None else value for name, value in params.items()},
         "seconds": trial.duration.total_seconds() if trial.duration else None,
         "why": attributes.get("why", DIED if trial.state.name == "FAIL" else None),
         "run": attributes.get("run"),
-    }  # fmt: skip
+    }
 
 
-def _names(table: pd.DataFrame) -> list[str]:
-    return [str(name) for name in table if name not in FIXED]
-
-
-def _importances(study: "Study") -> dict[str, tuple[float, float]]:
-    """Shares by parameter of what leads to few bits, and to a small error (PED-ANOVA)."""
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-
-    if len(study.get_trials(deepcopy=False, states=_complete())) < FEWEST:
-        return {}
-    shares = []
-    with warnings.catch_warnings():  # it reminds of what is meant: low values are wanted
-        warnings.simplefilter("ignore")
-        for number in range(2):
-            evaluator = PedAnovaImportanceEvaluator()
-            target = lambda trial, n=number: trial.values[n]  # noqa: E731
-            shares.append(get_param_importances(study, evaluator=evaluator, target=target))
-    return {name: (shares[0][name], shares[1].get(name, 0.0)) for name in shares[0]}
-
-
-def _complete() -> Any:
-    from optuna.trial import TrialState
-
-    return (TrialState.COMPLETE,)
+def _parameters(table: pd.DataFrame) -> list[str]:
+    return [str(name) for name in table if name not in (*BEFORE, *AFTER)]

@@ -1,4 +1,4 @@
-"""Optuna's trials -> table -> plot -> page of a study."""
+"""Optuna's database -> table, plot and page of a study."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -6,7 +6,7 @@ from submanifold.pipelines.study.nodes import collect_study, draw_study, write_s
 
 
 def create_pipeline() -> Pipeline:
-    """Build the page of the trials that ``kedro sweep --study`` has made."""
+    """Build the pipeline that shows the trials of ``kedro sweep --study``."""
     study = {"study": "params:study", "path": "study_trials"}
     drawn = {"table": "study_table", "figure": "study_figure"}
     return Pipeline(

@@ -1,4 +1,4 @@
-"""What the runs of a sweep have in common: bits per dimension against squared error."""
+"""Table and plot of a sweep."""
 
 from submanifold.pipelines.sweep.pipeline import create_pipeline
 

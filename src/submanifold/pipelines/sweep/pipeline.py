@@ -1,4 +1,4 @@
-"""MLflow's store + baselines -> table and plot of a sweep."""
+"""MLflow runs and baselines -> table and plot of a sweep."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -6,7 +6,7 @@ from submanifold.pipelines.sweep.nodes import collect_sweep, draw_sweep
 
 
 def create_pipeline() -> Pipeline:
-    """Build the plot of the runs that ``kedro sweep`` has made."""
+    """Build the pipeline that shows the runs of ``kedro sweep``."""
     parameter = {"parameter": "params:sweep"}
     swept = {"dataset": "params:dataset", "method": "params:method"}
     drawn = {"table": "sweep_table", "baselines": "baselines"}

@@ -5,7 +5,7 @@ from click import ClickException
 from click.testing import CliRunner
 
 from submanifold import cli
-from submanifold.studies.sweeps import sweep
+from submanifold.studies.search.sweep import sweep
 
 PARAMS = {"method": "PR-D", "device": "cpu"}
 
@@ -22,7 +22,7 @@ def sweep_table(project, **params):
     return project.catalog(sweep="stage_1.dim", **PARAMS | params).load("sweep_table")
 
 
-def test_a_sweep_makes_a_run_for_each_value_and_plots_them(swept):
+def test_a_sweep_runs_each_value_and_plots_them(swept):
     project, page = swept
     table = sweep_table(project)
     assert list(table["value"]) == list(table["dim"]) == [12, 24]
@@ -39,7 +39,7 @@ def test_a_sweep_makes_a_run_for_each_value_and_plots_them(swept):
     assert figure["data"]
 
 
-def test_a_sweep_that_goes_on_runs_only_what_is_new(swept):
+def test_a_continued_sweep_runs_only_new_values(swept):
     project, _ = swept
     before = [run.info.run_id for run in project.mlflow_runs()]
     with project.session():
@@ -49,7 +49,7 @@ def test_a_sweep_that_goes_on_runs_only_what_is_new(swept):
     assert list(sweep_table(project)["value"]) == [12, 24, 48]
 
 
-def test_mistakes_in_a_sweep_are_told_before_anything_is_run(new_project, monkeypatch):
+def test_mistakes_in_a_sweep_are_reported_before_any_run(new_project, monkeypatch):
     project = new_project()
     monkeypatch.chdir(project.path)
     with project.session():
@@ -69,6 +69,8 @@ def test_mistakes_in_a_sweep_are_told_before_anything_is_run(new_project, monkey
     assert not (project.path / "data/06_models").exists()
 
 
-def test_a_sweep_that_nobody_made_is_named(project):
-    with pytest.raises(ClickException, match=r"no sweep of stage_1.dim for H-MM on photos"):
+def test_a_missing_sweep_is_an_error(project):
+    with pytest.raises(
+        ClickException, match=r"expected a sweep of stage_1.dim for H-MM on photos, got none"
+    ):
         project.run("sweep", sweep="stage_1.dim")

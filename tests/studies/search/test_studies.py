@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,9 +20,10 @@ from optuna.trial import TrialState, create_trial
 from submanifold import cli
 from submanifold.common.errors import UserError
 from submanifold.common.files import is_alive
-from submanifold.studies import search, studies
-from submanifold.studies.spaces import Search, read_space
-from submanifold.studies.studies import is_dominated
+from submanifold.studies import search
+from submanifold.studies.search import study as study_module
+from submanifold.studies.search.spaces import Search, read_space
+from submanifold.studies.search.study import Study, is_dominated
 
 PARAMS = {"method": "PR-D", "device": "cpu"}
 SPACES = {"stage_1.dim": "4..48", "phase_1.reconstruction.weight": "log:1.0..1000"}
@@ -37,7 +39,7 @@ LONG = "--params=method=PR-D,device=cpu,training.steps=100"  # the last of two c
 def opened(project, **how):
     """The study `first`, in this process."""
     what = Search("first", SPACES, PARAMS, project.path, "test")
-    return studies.Study(replace(what, **how))
+    return Study(replace(what, **how))
 
 
 def runs_of(project):
@@ -73,27 +75,27 @@ def workers_at(project, count, process):
 
 
 @pytest.mark.slow
-def test_two_workers_make_a_study_whatever_happens_to_them(new_project):
+def test_a_study_survives_killed_and_interrupted_workers(new_project):
     project = new_project()
     two = (*COMMAND, LONG, "--trials=2", "--workers=2")
     process = project.start(*two)
     first = workers_at(project, 2, process)
     killed, stopped = sorted(first)
     os.kill(first[killed], signal.SIGKILL)
-    time.sleep(2 * studies.LOOK)  # to be told of it
+    time.sleep(2 * study_module.POLL)  # to be told of it
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 1
     flat = " ".join(output.split())
-    assert flat.count("A worker has ended with exit code -9") == 1
-    assert "1 of 2 go on" in flat
+    assert flat.count("A worker ended with exit code -9") == 1
+    assert "1 of 2 workers are running" in flat
     assert "Traceback" not in output
     assert all(map(is_stopped, first.values())), "nobody is left"
 
     code, output = project.kedro(*two)
     assert code == 0, output
     study = opened(project, trials=2)
-    assert study.is_made
+    assert study.is_finished
     trials = {trial.number: trial for trial in study.optuna.get_trials()}
     again = {t.user_attrs["retry_of"]: t for t in trials.values() if "retry_of" in t.user_attrs}
     assert {killed, stopped} <= again.keys(), [trial.user_attrs for trial in trials.values()]
@@ -132,11 +134,11 @@ def study(new_project):
     project = new_project()
     with project.session():
         study = opened(project, trials=1)
-        study.agree()
+        study.store_search()
         yield project, study
 
 
-def be_complete(study, dim, values, **attributes):
+def add_complete(study, dim, values, **attributes):
     """Add a trial as if it had been made."""
     params = {"stage_1.dim": dim, "phase_1.reconstruction.weight": 2.0}
     study.optuna.add_trial(create_trial(
@@ -144,7 +146,7 @@ def be_complete(study, dim, values, **attributes):
     ))  # fmt: skip
 
 
-def test_a_study_chooses_by_validation_data_and_keeps_test_metrics_beside_them(monkeypatch):
+def test_the_objectives_are_measured_on_validation_data(monkeypatch):
     artifacts = {
         "metrics": {"bits_per_dim": {"value": 1.0}, "mse": {"value": 0.1}},
         "hierarchy": torch.nn.Identity(),
@@ -155,21 +157,23 @@ def test_a_study_chooses_by_validation_data_and_keeps_test_metrics_beside_them(m
         load=artifacts.get,
         histories=list,
         parameters={"device": "cpu"},
-        configuration=SimpleNamespace(experiment=SimpleNamespace(phases=())),
+        configuration=SimpleNamespace(experiment=SimpleNamespace(phases={})),
     )
     kept = {}
     trial = SimpleNamespace(set_user_attr=kept.__setitem__)
     monkeypatch.setattr(
-        studies, "objectives", lambda model, events, device: (float(events.mean()), len(events))
+        study_module,
+        "objectives",
+        lambda model, events, device: (float(events.mean()), len(events)),
     )
-    assert studies._measure(trial, experiment) == (0.0, 3)
+    assert study_module.measure(trial, experiment) == (0.0, 3)
     assert kept["test"] == [1.0, 0.1]
 
 
-def test_a_training_that_others_have_left_behind_is_pruned_and_kept(study):
+def test_a_dominated_training_is_pruned_and_its_checkpoint_kept(study):
     project, study = study
     for number in range(5):
-        be_complete(study, 10 + number, [5.0, 0.01], validations={"phase_1": {8: [-9.0, 0.0]}})
+        add_complete(study, 10 + number, [5.0, 0.01], validations={"phase_1": {8: [-9.0, 0.0]}})
     study.search = replace(study.search, trials=6)
     study.work()
     trial = study.optuna.get_trials()[-1]
@@ -186,10 +190,10 @@ def test_a_training_that_others_have_left_behind_is_pruned_and_kept(study):
     assert experiment.load("phase_1.history")["steps_trained"] == 12 - 8, "nothing was lost"
 
 
-def test_a_trial_is_not_pruned_where_that_is_not_wanted(study):
+def test_pruning_can_be_disabled(study):
     _, study = study
     for number in range(5):
-        be_complete(study, 10 + number, [-9.0, 0.0], validations={"phase_1": {8: [-9.0, 0.0]}})
+        add_complete(study, 10 + number, [-9.0, 0.0], validations={"phase_1": {8: [-9.0, 0.0]}})
     study.search = replace(study.search, trials=6, prune=False)
     study.work()
     assert [trial.state for trial in study.optuna.get_trials()] == [TrialState.COMPLETE] * 6
@@ -198,7 +202,7 @@ def test_a_trial_is_not_pruned_where_that_is_not_wanted(study):
     assert list(kept) == ["4", "8", "12"], "others are compared with it"
 
 
-def test_a_combination_that_cannot_work_is_a_failed_trial(study):
+def test_invalid_parameters_are_a_failed_trial(study):
     project, study = study
     study.space["stage_1.dim"] = IntDistribution(190, 199)
     study.optuna.enqueue_trial({"stage_1.dim": 199, "phase_1.reconstruction.weight": 1.0})
@@ -207,47 +211,46 @@ def test_a_combination_that_cannot_work_is_a_failed_trial(study):
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["why"].startswith("stage_1.dim: expected 1 to 192")
     assert not (project.path / "data/06_models").exists()
-    table = study.drawn.load("study_table")
+    table = study.results.load("study_table")
     assert table.loc[0, ["state", "why"]].tolist() == ["failed", trial.user_attrs["why"]]
 
 
-def test_a_worker_ends_when_one_trial_after_the_other_fails(study, monkeypatch):
+def test_a_worker_stops_after_three_failures_in_a_row(study, monkeypatch):
     def fail(experiment):
-        raise RuntimeError("the moon is full")
+        raise RuntimeError("out of luck")
 
     _, study = study
-    monkeypatch.setattr(studies.Experiment, "run", fail)
+    monkeypatch.setattr(study_module.CachedRun, "run", fail)
     study.search = replace(study.search, trials=9)
     with pytest.raises(UserError, match="3 trials in a row have failed"):
         study.work()
     why = {trial.user_attrs["why"] for trial in study.optuna.get_trials()}
-    assert why == {"RuntimeError: the moon is full"}
+    assert why == {"RuntimeError: out of luck"}
     assert len(study.optuna.get_trials()) == 3
 
 
-def test_a_trial_of_which_processes_die_is_given_up(study):
+def test_a_trial_during_which_processes_die_is_repeated_twice(study):
     _, study = study
     first = study.optuna.ask(study.space)  # nobody holds its lock
     for lives in (2, 1):
-        with study._next() as again:
+        with study._next_trial() as again:
             assert again.params == first.params
             assert again.user_attrs["lives"] == lives
-    with study._next() as none:
+    with study._next_trial() as none:
         assert none is None, "and counts as made"
-    assert study.is_made
+    assert study.is_finished
 
 
-def test_another_search_or_experiment_under_the_same_name_is_refused(study, monkeypatch):
+def test_another_search_or_experiment_under_the_same_name_is_rejected(study, monkeypatch):
     project, _ = study
-    for changed, said in [
-        (["stage_1.dim=4..50", COMMAND[-1]], "searches stage_1.dim=4..48, not 4..50."),
-        ([*COMMAND[-2:], "seed=0,1"], "searches seed=nothing, not 0,1."),
-        ([*COMMAND[-2:], "--params=method=PR-D,device=cpu,seed=3"], "is of seed=0, not 3."),
-        ([*COMMAND[-2:], "--params=method=EE-M,device=cpu"], "is of method=PR-D, not EE-M; "),
+    for changed, text in [
+        (["stage_1.dim=4..50", COMMAND[-1]], "stage_1.dim=4..48, got 4..50."),
+        ([*COMMAND[-2:], "seed=0,1"], "seed=nothing, got 0,1."),
+        ([*COMMAND[-2:], "--params=method=PR-D,device=cpu,seed=3"], "seed=0, got 3."),
+        ([*COMMAND[-2:], "--params=method=EE-M,device=cpu"], "method=PR-D, got EE-M; "),
     ]:
         message = mistake(monkeypatch, project, *COMMAND[:4], *changed)
-        assert f"study=first {said}" in message
-        assert "another name with --study" in message
+        assert f"study=first: expected {text}" in message
 
 
 def mistake(monkeypatch, project, *arguments):
@@ -259,47 +262,56 @@ def mistake(monkeypatch, project, *arguments):
 
 
 DIM = "stage_1.dim=4..24"
-A_STUDY = ("--study=new", DIM)
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
+@pytest.mark.parametrize(("arguments", "text"), [
     (("--study=new", "stage_1.delt=4..24"), "stage_1.delt is not a setting; known: flow"),
-    (("--study=new", "stage_1.dim=193..199"), "No combination that was drawn can work, such as st"),
-    (("--study=new", "stage_1.dim=24..4"), "stage_1.dim=24..4 cannot be searched: 24 is not below"),
-    (("--study=new", "stage_1.dim=4..4"), "4 is not below 4"),
-    (("--study=new", "stage_1.dim=4..many"), "the ends of a range are numbers. Allowed: 50..500"),
-    (("--study=new", "seed=0..inf"), "the ends of a range are numbers"),
-    (("--study=new", "stage_1.dim=log:0..9"), "a logarithmic scale begins above 0"),
-    (("--study=new", "stage_1.dim=log:4,8"), "it is neither a range nor values"),
-    (("--study=new", "stage_1.dim=lin:4"), "it is one value, to be given with --params"),
-    (("--study=new", "stage_1.dim=[4,8]"), "it is one value, to be given with --params"),
-    (("--study=new", "stage_1.dim={a: 1},4"), "it is neither a range nor values"),
-    (("--study=new", "stage_1.dim=[4,8"), "it cannot be read as YAML"),
-    (("--study=new", "stage_1.dim"), "'stage_1.dim' does not say what to search. Write <param"),
-    (("--study=new", "stage_1.dim="), "'stage_1.dim=' does not say what to search"),
-    (("--study=new", DIM, DIM), "stage_1.dim is searched twice"),
-    (("--study=a/b", DIM), "study=a/b cannot be used: it names files"),
-    (("--study=", DIM), "study= cannot be used"),
-    ((*A_STUDY, "--params=stage_1.dim=9"), "stage_1.dim is searched, and given with --params"),
-    ((*A_STUDY, "--params=method=H-XX"), "method=H-XX is not known"),
-    ((*A_STUDY, "--workers=0"), "0 is not in the range x>=1"),
-    ((*A_STUDY, "--trials=0"), "0 is not in the range x>=1"),
-    ((*A_STUDY, "--sampler=best"), "'best' is not one of 'tpe', 'nsga2', 'random'"),
-    ((DIM, "--params=method=PR-D"), "stage_1.dim=4..24 is of a study. Give it a name with --study"),
-    (("stage_1.dim", "4", "--workers=2"), "--workers is of a study. Give it a name with --study"),
+    (("--study=new", "stage_1.dim=193..199"), "expected valid combinations, got none: st"),
+    (("--study=new", "stage_1.dim=24..4"), "got 24..4: 24 is not less than 4"),
+    (("--study=new", "stage_1.dim=4..many"), "the ends of a range must be finite numbers"),
+    (("--study=new", "stage_1.dim"), "stage_1.dim: expected <parameter>=<space>"),
+    (("--study=new", DIM, DIM), "stage_1.dim: expected one search space, got two"),
+    (("--study=a/b", DIM), "study=a/b"),
+    (("--study=new", DIM, "--params=stage_1.dim=9"), "expected a search space or --params"),
+    (("--study=new", DIM, "--params=method=H-XX"), "method=H-XX"),
+    (("--study=new", DIM, "--workers=0"), "0 is not in the range x>=1"),
+    ((DIM, "--params=method=PR-D"), "--study=<name>"),
+    (("stage_1.dim", "4", "--workers=2"), "--study=<name>"),
     (("stage_1.dim",), "Missing argument 'VALUES...'"),
 ])  # fmt: skip
-def test_mistakes_are_told_before_anything_is_made(project, monkeypatch, arguments, said):
-    defaults = () if any(each.startswith("--params") for each in arguments) else (
-        "--params=method=PR-D,device=cpu",
-    )  # fmt: skip
+def test_mistakes_are_reported_before_anything_is_trained(project, monkeypatch, arguments, text):
     with project.session():
-        message = mistake(monkeypatch, project, "sweep", "--env=test", *arguments, *defaults)
-    assert said in message
+        message = mistake(
+            monkeypatch, project, "sweep", "--env=test", "--params=method=PR-D,device=cpu",
+            *arguments,
+        )  # fmt: skip
+    assert text in message
     assert not (project.path / "data/06_models").exists()
 
 
-def test_spaces_are_read_as_they_are_written():
+def test_studies_without_optuna_name_the_extra_to_install(project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with project.session():
+        message = mistake(monkeypatch, project, "sweep", "--study=new", DIM)
+    assert "pip install 'submanifold[search]'" in message
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("4..4", "4 is not less than 4"),
+    ("0..inf", "finite"),
+    ("log:0..9", "start above 0"),
+    ("log:4,8", "neither a range nor a list"),
+    ("{a: 1},4", "neither a range nor a list"),
+    ("lin:4", "a single value"),
+    ("[4,8]", "a single value"),
+    ("[4,8", "not valid YAML"),
+])  # fmt: skip
+def test_invalid_spaces_are_rejected_with_the_reason(text, reason):
+    with pytest.raises(UserError, match=reason):
+        read_space("stage_1.dim", text)
+
+
+def test_search_spaces_become_optuna_distributions():
     for text, space in {
         "50..500": IntDistribution(50, 500),
         "log:1..64": IntDistribution(1, 64, log=True),
@@ -313,7 +325,7 @@ def test_spaces_are_read_as_they_are_written():
         assert read_space("name", text) == space
 
 
-def test_a_list_is_given_to_the_experiment_as_one(project):
+def test_a_list_is_passed_to_the_experiment_as_a_list(project):
     what = Search("first", {}, PARAMS, project.path, "test")
     experiment = what.experiment({"stage_1.flow.steps": "[2, 1]", "seed": 4})
     assert experiment.parameters["stage_1"]["flow"]["steps"] == [2, 1]
@@ -328,5 +340,5 @@ def test_a_list_is_given_to_the_experiment_as_one(project):
     ([2, 2], [[1, 3], [3, 1]] * 4, False),  # a compromise of its own
     ([2, 2], [[2, 1]] * 5, False),
 ])  # fmt: skip
-def test_what_half_of_the_others_beat_in_both_is_dominated(point, peers, dominated):
+def test_a_point_that_half_of_the_peers_beat_in_both_is_dominated(point, peers, dominated):
     assert is_dominated(point, peers) == dominated

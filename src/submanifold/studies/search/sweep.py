@@ -1,4 +1,4 @@
-"""One experiment at several values of a parameter."""
+"""Sweeps: one experiment at several values of one parameter."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from submanifold.common.files import atomic_write
 from submanifold.pipelines.sweep.nodes import sweep_name, tag_run
-from submanifold.studies.experiments import Experiment, run_all
+from submanifold.studies.experiments import CachedRun, run_all
 
 
 def sweep(
@@ -16,18 +16,20 @@ def sweep(
     project: Path,
     env: str | None = None,
 ) -> Path:
-    """Run an experiment at each value, and plot them all; killed and called again it goes on.
+    """Run an experiment at each value of a parameter, and plot all results.
 
-    The parameter is such as ``stage_1.dim``, ``phase_1.reconstruction.delta`` or ``seed``. Values
-    of earlier sweeps of it stay in the plot, the interactive page that is returned.
+    Finished runs are reused, and earlier values of the same sweep stay in the plot.
+
+    Returns:
+        Path of the interactive plot.
     """
-    base = Experiment("sweep", params, project, env)
+    base = CachedRun("sweep", params, project, env)
     dataset, method = base.parameters["dataset"], base.parameters["method"]
     name = sweep_name(dataset, method, parameter)
     changed = [base.changed(parameter, value) for value in values]
-    experiments = {experiment.key: experiment for experiment in changed}
-    run_all(experiments.values())
-    for key in experiments:
+    runs = {run.key: run for run in changed}
+    run_all(runs.values())
+    for key in runs:
         tag_run(key, name)
     last = changed[-1].changed("sweep", parameter)
     with last.session() as session:

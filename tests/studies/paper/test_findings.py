@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from submanifold.studies import findings
-from submanifold.studies.findings import FAILS, HOLDS, OPEN
+from submanifold.studies.paper import findings
+from submanifold.studies.paper.findings import FAILS, HOLDS, NOT_REPORTED, NOT_RUN, OPEN
 
 
 def runs(**by_method):
@@ -30,30 +30,25 @@ def less(one, other):
     return findings._compare("claim", runs(A=one, B=other), "A", "B", "bits_per_dim")
 
 
-def test_a_claim_holds_fails_or_is_open_by_the_interval_of_the_difference():
-    assert less([1.0], [2.0]).verdict == HOLDS
-    assert less([2.0], [1.0]).verdict == FAILS
-    assert less([1.0], [1.1]).verdict == OPEN  # intervals of 0.1 each
-    assert less([1.0, 2.0, 3.0], [1.1, 2.1, 3.11]).verdict == HOLDS  # paired by seed
-    assert less([1.0, 2.0, 3.0], [1.1, 1.9, 3.1]).verdict == OPEN
-    assert less([1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 9.0]).comparison == "A against B, 3 seeds"
+@pytest.mark.parametrize(("one", "other", "verdict"), [
+    ([1.0], [2.0], HOLDS),
+    ([2.0], [1.0], FAILS),
+    ([1.0], [1.1], OPEN),  # intervals of 0.1 each
+    ([1.0, 2.0, 3.0], [1.1, 2.1, 3.11], HOLDS),  # paired by seed
+    ([1.0, 2.0, 3.0], [1.1, 1.9, 3.1], OPEN),
+    ([None], [2.0], NOT_REPORTED),
+    ([1.0, 1.1, None], [2.0, 3.0, 4.0], NOT_REPORTED),
+])  # fmt: skip
+def test_a_claim_is_judged_by_the_interval_of_the_difference(one, other, verdict):
+    assert less(one, other).verdict == verdict
 
 
-def test_the_difference_is_written_with_its_interval():
+def test_the_difference_is_shown_with_its_interval_and_number_of_seeds():
     assert less([1.0], [2.0]).found == "-1.000 BPD [-1.141, -0.859]"
+    three = less([1.0, 2.0, 3.0], [1.9, 3.0, 4.1, 9.0])
     # 4.30265 times 0.1 / sqrt(3)
-    assert less([1.0, 2.0, 3.0], [1.9, 3.0, 4.1]).found == "-1.000 BPD [-1.248, -0.752]"
-
-
-def test_what_is_not_reported_decides_nothing():
-    for one, other in ([None], [2.0]), ([1.0], [None]), ([1.0, 1.1, None], [2.0, 3.0, 4.0]):
-        found = less(one, other)
-        assert (found.found, found.verdict) == ("", findings.NOT_REPORTED)
-    (parameters, same, kid) = findings._one_block_is_enough(
-        {"PR-D": runs(A=[None])["A"], "PR-H": runs(A=[2.0])["A"]}
-    )
-    assert parameters.verdict == HOLDS
-    assert same.verdict == kid.verdict == findings.NOT_REPORTED
+    assert three.found == "-1.000 BPD [-1.248, -0.752]"
+    assert three.comparison == "A against B, 3 seeds"
 
 
 def test_a_value_without_an_interval_is_not_decidable():
@@ -63,27 +58,7 @@ def test_a_value_without_an_interval_is_not_decidable():
     assert (found.found, found.verdict) == ("-1.000 BPD", OPEN)
 
 
-def test_the_trainings_are_compared_on_both_datasets():
-    found = findings._less_of_each(
-        "Hierarchical training has fewer bits per dimension than end-to-end training",
-        {
-            **runs(H_MM=[1.0], EE_M=[2.0]),
-            **{
-                f"{name} on LSUN bedroom": each
-                for name, each in runs(H_HH=[3.0], EE_H=[2.0]).items()
-            },
-        },
-    )
-    assert [each.comparison for each in found] == [
-        "H-MM against EE-M",
-        "H-HH against EE-H",
-        "H-MM against EE-M on LSUN bedroom",
-        "H-HH against EE-H on LSUN bedroom",
-    ]
-    assert [each.verdict for each in found] == [HOLDS, findings.NOT_RUN, findings.NOT_RUN, FAILS]
-
-
-def test_fewer_than_three_seeds_are_the_first_alone():
+def test_only_the_first_of_fewer_than_three_seeds_is_compared():
     assert less([1.0, 2.0], [2.0, 9.0]) == less([1.0], [2.0])
 
 
@@ -96,7 +71,7 @@ def test_fewer_than_three_seeds_are_the_first_alone():
         ([0.2, 0.05, 0.1], OPEN, ", 3 seeds"),  # the first seed alone would hold
     ],
 )
-def test_deltas_are_compared_over_seeds_where_there_are_three(errors, verdict, seeds):
+def test_errors_on_outlier_pixels_are_compared_between_deltas(errors, verdict, seeds):
     images = np.random.default_rng(0).integers(0, 256, (90, 3, 4, 4), dtype=np.uint8)
 
     def trained(error):
@@ -112,14 +87,14 @@ def test_deltas_are_compared_over_seeds_where_there_are_three(errors, verdict, s
         "delta = 0.1": [trained(error) for error in errors],
         "delta = 0.3": [trained(0.1) for _ in errors],
     }
-    (found,) = findings._smaller_delta_loses_outliers(by_delta)
+    (found,) = findings.smaller_delta_loses_outliers(by_delta)
     assert found.comparison == f"delta 0.1 against 0.3, on 1% of the pixels{seeds}"
     assert found.verdict == verdict
 
 
-def test_likelihoods_match_within_the_papers_own_spread():
+def test_likelihoods_within_the_papers_spread_are_equal():
     def verdicts(one, two):
-        return [f.verdict for f in findings._one_block_is_enough(runs(PR_D=one, PR_H=two))]
+        return [f.verdict for f in findings.one_block_is_enough(runs(PR_D=one, PR_H=two))]
 
     assert verdicts([1.0, 2.0, 3.0], [1.01, 2.01, 3.02]) == [HOLDS, HOLDS, OPEN]
     assert verdicts([1.0, 2.0, 3.0], [1.1, 2.1, 3.11]) == [HOLDS, FAILS, HOLDS]
@@ -146,13 +121,13 @@ def history(losses=(3.0, 2.0), rollbacks=0, warnings=None):
         (history(), history(rollbacks=1), OPEN),
     ],
 )
-def test_a_training_is_unstable_when_it_had_to_go_back_or_ends_above_its_best(
+def test_a_training_with_rollbacks_warnings_or_a_rising_loss_is_unstable(
     joint, hierarchical, verdict
 ):
     def trained(*histories):
         return [SimpleNamespace(histories=lambda: list(histories))]
 
-    found = findings._end_to_end_is_unstable(
+    found = findings.end_to_end_is_unstable(
         {
             "end-to-end training": trained(joint),
             "hierarchical training": trained(history(), hierarchical),
@@ -161,9 +136,13 @@ def test_a_training_is_unstable_when_it_had_to_go_back_or_ends_above_its_best(
     assert found.verdict == verdict
 
 
-def test_what_was_not_run_is_said_to_be_so():
-    table, _ = findings.check_findings(runs(PR_M=[1.0], DNF=[2.0]))
+def test_missing_runs_are_listed():
+    bedrooms = {
+        f"{name}{findings.BEDROOMS}": each for name, each in runs(H_HH=[3.0], EE_H=[2.0]).items()
+    }
+    table = findings.check_findings({**runs(PR_M=[1.0], DNF=[2.0]), **bedrooms}).data
     verdicts = dict(zip(table["comparison"], table["verdict"], strict=True))
     assert verdicts["PR-M against DNF"] == HOLDS
-    assert verdicts["PR-D against DNF"] == verdicts["two values of delta"] == findings.NOT_RUN
-    assert verdicts["3072 → 500 → 100"] == findings.NOT_RUN
+    assert verdicts["H-HH against EE-H on LSUN bedroom"] == FAILS
+    for missing in ("PR-D against DNF", "two values of delta", "3072 → 500 → 100"):
+        assert verdicts[missing] == NOT_RUN

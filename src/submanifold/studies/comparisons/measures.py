@@ -1,0 +1,186 @@
+"""Measurements of trained models, and of PCA followed by a flow, cached as JSON."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from submanifold.common.device import choose_device
+from submanifold.common.files import read_json, write_json
+from submanifold.data.batches import Batches
+from submanifold.data.groups import groups_of
+from submanifold.evaluation.baselines import BATCH, PCA
+from submanifold.evaluation.intervals import mean_interval, median_interval
+from submanifold.evaluation.likelihood import dequantized_log_probs, per_event, to_bits_per_dim
+from submanifold.evaluation.measure import BATCH_NEAREST
+from submanifold.evaluation.ood import measure_ood, score_kinds, with_groups
+from submanifold.evaluation.reconstruction import reconstruction, squared_errors
+from submanifold.evaluation.sample_quality import sample_quality
+from submanifold.evaluation.samples import stored
+from submanifold.evaluation.scores import QUICK
+from submanifold.evaluation.truth import against_truth
+from submanifold.models import Model
+from submanifold.models.density import on_manifold
+from submanifold.models.model import NEAREST_STEPS
+from submanifold.studies.comparisons.pca_flow import pca_flow
+from submanifold.studies.experiments import CachedRun
+
+POINT_SAMPLES, IMAGE_SAMPLES, SAMPLED_AT_ONCE = 2000, 1000, 250
+PROJECTED = 256
+"""Test images whose projections are measured."""
+MEASURES_VERSION = 5
+"""Part of the names of cached files. Increase it when a measurement changes."""
+
+Measured = dict[str, dict[str, Any]]
+"""``value``, and mostly ``low`` and ``high``, by measure."""
+
+
+def cached(run: CachedRun, key: str, name: str, measure: Callable[[], Any]) -> Any:
+    """Read the measurements of a run, or of its data, or make and write them."""
+    folder = run.project / "data" / "07_model_output" / key
+    path = folder / f"{name}-{MEASURES_VERSION}.json"
+    found = read_json(path)
+    if found is None:
+        found = measure()
+        write_json(path, found)
+    return found
+
+
+def load_model(run: CachedRun, artifact: str = "hierarchy") -> Any:
+    """Load a model of a run to its device."""
+    return run.load(artifact).to(choose_device(run.parameters["device"]))
+
+
+def training_seconds(run: CachedRun, phases: int | None = None) -> dict[str, float]:
+    """Total seconds of the first phases, or of all."""
+    return {"value": sum(history["seconds"] for history in run.histories()[:phases])}
+
+
+@torch.no_grad()
+def measure_points(run: CachedRun) -> Measured:
+    """Compare a model of points with the true manifold and density.
+
+    Returns:
+        The measures of :func:`submanifold.evaluation.truth.against_truth`; ``nearest_distance``,
+        of nearest projections to the true projections; ``data_distance`` and ``sample_median``,
+        of test points (mean) and samples (median) to the true manifold; ``non_orthogonality``, if
+        d > 1; ``seconds``. Projections are not measured if d = D.
+    """
+    model: Model = run.load("hierarchy")
+    data: Any = run.configuration.experiment.data
+    truth, test = data.manifold, run.load("x_test")
+    generator = torch.Generator().manual_seed(0)
+    samples = model.sample(POINT_SAMPLES, generator=generator).double().numpy()
+    found = against_truth(model, truth, test, samples)
+    x, true = torch.from_numpy(np.asarray(test)), truth.project(test)
+    if model.dim < model.event_dim:
+        nearest = model.project(x, steps=NEAREST_STEPS).double().numpy()
+        found["nearest_distance"] = mean_interval(np.linalg.norm(nearest - true, axis=1))
+    else:
+        del found["projection_distance"]
+    non_orthogonality = on_manifold(model, x).non_orthogonality.double().numpy()
+    if np.isfinite(non_orthogonality).all() and model.dim > 1:
+        found["non_orthogonality"] = mean_interval(non_orthogonality)
+    return {
+        **{name: each for name, each in found.items() if isinstance(each, dict)},
+        "data_distance": mean_interval(np.linalg.norm(test - true, axis=1)),
+        "sample_median": median_interval(np.linalg.norm(samples - truth.project(samples), axis=1)),
+        "seconds": training_seconds(run),
+    }
+
+
+def bits_per_dim(run: CachedRun, model: Model, count: int | None = None) -> dict[str, Any]:
+    """Bits per dimension of the first test images, or of all, with its interval."""
+    test = run.load("x_test")[:count]
+    (log_prob,) = dequantized_log_probs(model, test, 1, choose_device(run.parameters["device"]))
+    return mean_interval(to_bits_per_dim(log_prob, test), groups_of(run.groups, "test"))
+
+
+def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
+    """Measure projections and samples of models of images.
+
+    Returns:
+        For each model ``precision``, ``recall`` and ``kid`` of samples at temperature 1; if
+        d < D also ``encoder`` and ``nearest``, the mean squared errors of both projections, and
+        ``pca``, that of PCA with d components.
+    """
+    device = choose_device(run.parameters["device"])
+    batches = Batches(run.load("x_test")[:PROJECTED], BATCH_NEAREST, device=device)
+    groups = groups_of(run.groups, "test")
+    pca = PCA.fit(Batches(run.load("x_train"), BATCH))
+    found = []
+    for model in models:
+        measured: Measured = {}
+        if model.dim < model.event_dim:
+            for name, steps in {"encoder": 0, "nearest": NEAREST_STEPS}.items():
+                errors = squared_errors(partial(model.project, steps=steps), batches)
+                measured[name] = reconstruction(errors, groups=groups)["mse"]
+            measured["pca"] = _pca_error(pca, model.dim, batches, groups)
+        generator = torch.Generator().manual_seed(0)
+        samples = np.concatenate([
+            stored(model.sample(SAMPLED_AT_ONCE, generator=generator))
+            for _ in range(IMAGE_SAMPLES // SAMPLED_AT_ONCE)
+        ])  # fmt: skip
+        found.append(measured | _sample_quality(run, samples, device))
+    return found
+
+
+def measure_pca_flow(run: CachedRun, dim: int, seed: int, count: int | None = None) -> Measured:
+    """Measure PCA followed by a flow on the data of a run, as :func:`measure_images`.
+
+    Args:
+        run: The run whose data are used.
+        dim: Number of components.
+        seed: Seed of the flow's training and samples.
+        count: Number of test images for bits per dimension; None is all.
+    """
+
+    def measure() -> Measured:
+        train, valid, test = (run.load(f"x_{part}") for part in ("train", "valid", "test"))
+        groups = groups_of(run.groups, "test")
+        fitted = pca_flow(train, valid, test[:count], dim, seed, IMAGE_SAMPLES, groups)
+        batches = Batches(test[:PROJECTED], BATCH_NEAREST)
+        error = _pca_error(PCA.fit(Batches(train, BATCH)), dim, batches, groups)
+        return {
+            "bits_per_dim": fitted["bits_per_dim"],
+            **dict.fromkeys(("encoder", "nearest", "pca"), error),
+            "seconds": {"value": fitted["seconds"]},
+            **_sample_quality(run, fitted["samples"], choose_device("cpu")),
+        }
+
+    name = f"pca-flow-{dim}-{count or 'all'}-{seed}"
+    return cached(run, run.configuration.artifact_keys["data"], name, measure)
+
+
+def measure_aurocs(run: CachedRun, model: Model, ood: str) -> Measured:
+    """AUROC of the quick scores, the linear scores, and their combinations, as ``auroc.<score>``.
+
+    Args:
+        run: The run of the model.
+        model: The model.
+        ood: Value of the parameter ``ood``: the out-of-distribution images.
+    """
+    other = run.changed("ood", ood)
+    if not other.catalog.exists("x_ood"):
+        other.run("x_ood")
+    train, valid, test, others = (
+        *(run.load(f"x_{part}") for part in ("train", "valid", "test")), other.load("x_ood"),
+    )  # fmt: skip
+    of_valid = groups_of(run.groups, "valid")
+    scored = score_kinds(model, train, valid, test, others, QUICK, of_valid)
+    ood_groups = other.load("ood_groups") if other.catalog.exists("ood_groups") else {}
+    scored = with_groups(scored, groups_of(run.groups, "test"), groups_of(ood_groups, "ood"))
+    scores = measure_ood(scored)["scores"]
+    return {f"auroc.{name}": each["auroc"] for name, each in scores.items()}
+
+
+def _sample_quality(run: CachedRun, samples: np.ndarray, device: torch.device) -> Measured:
+    train, test = run.load("x_train"), run.load("x_test")
+    quality = sample_quality(train, test, samples, "auto", device, run.groups)
+    return {name: quality[name] for name in ("precision", "recall", "kid")}
+
+
+def _pca_error(pca: PCA, dim: int, batches: Batches, groups: np.ndarray | None) -> dict[str, Any]:
+    return mean_interval(per_event(lambda x: pca.squared_errors(x)[:, dim], batches), groups)

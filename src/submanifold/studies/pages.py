@@ -1,0 +1,100 @@
+"""Targets of `kedro reproduce`, and how their pages are written."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from submanifold.common.files import atomic_write
+from submanifold.plots.images import DPI, as_png
+from submanifold.plots.pages import render
+from submanifold.studies.experiments import CachedRun
+
+Changes = tuple[tuple[str, Any], ...]
+Runs = Mapping[str, Sequence[CachedRun]]
+"""Runs by label, one for each seed."""
+
+
+class Need(NamedTuple):
+    """An experiment that a target needs: a file in conf/runs, and changes to its parameters."""
+
+    config: str
+    changes: Changes = ()
+
+
+@dataclass
+class Content:
+    """Tables and figures of a page by caption, the data behind them, and notes."""
+
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    data: pd.DataFrame | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A page: a table or a figure of the paper, or a comparison.
+
+    Attributes:
+        title: Title of the page.
+        needs: The experiments by label.
+        make: Makes the content of the runs, and of the recorded results if there is a record.
+        seeds: Whether it uses more than one seed.
+        evaluated: Whether it uses the metrics of the runs, not their models alone.
+        record: CSV file in the project with recorded results, which stand in for missing runs.
+    """
+
+    title: str
+    needs: Mapping[str, Need]
+    make: Callable[..., Content]
+    seeds: bool = False
+    evaluated: bool = True
+    record: str | None = None
+
+    def content(self, runs: Runs, project: Path) -> Content:
+        """Make the content of the page."""
+        if self.record is None:
+            return self.make(runs)
+        return self.make(
+            runs, pd.read_csv(project / self.record) if self.has_record(project) else None
+        )
+
+    def has_record(self, project: Path) -> bool:
+        """Whether there are recorded results."""
+        return self.record is not None and (project / self.record).is_file()
+
+
+def write(name: str, title: str, content: Content, folder: Path) -> Path:
+    """Write ``<name>.md``, ``.csv`` and ``.html``, and a PNG and a PDF for each figure.
+
+    Returns:
+        Path of the HTML page.
+    """
+    heading = name.replace("-", " ").capitalize()
+    lines, pictures = [f"# {heading}. {title}", ""], {}
+    for caption, table in content.tables.items():
+        lines += [f"**{caption}**", "", table.to_markdown(index=False, disable_numparse=True), ""]
+    for number, (caption, figure) in enumerate(content.figures.items(), start=1):
+        file = f"{name}-{number}" if number > 1 else name
+        pictures[caption] = as_png(figure, dpi=2 * DPI)
+        with atomic_write(folder / f"{file}.png") as png:
+            png.write_bytes(pictures[caption])
+        with atomic_write(folder / f"{file}.pdf") as pdf:
+            figure.savefig(pdf)
+        lines += [f"![{caption}]({file}.png)", "", caption, ""]
+    lines += [f"- {note}" for note in content.notes]
+    about = {"heading": heading, "title": title, "content": content, "pictures": pictures}
+    texts = {
+        "md": "\n".join(lines).rstrip() + "\n",
+        "html": render("target.html", **about),
+        "csv": "" if content.data is None else content.data.to_csv(index=False),
+    }
+    for ending, text in texts.items():
+        if text:
+            with atomic_write(folder / f"{name}.{ending}") as partial:
+                partial.write_text(text, encoding="utf-8")
+    return folder / f"{name}.html"

@@ -1,0 +1,74 @@
+"""Figures 1 and 3 to 10 of the paper, of models trained here."""
+
+import numpy as np
+
+from submanifold.evaluation.samples import TEMPERATURES
+from submanifold.plots.divergences import gaussian_fits
+from submanifold.plots.paper import delta_rows, rejection_blocks, sample_panels
+from submanifold.studies.pages import Content, Need, Runs, Target
+from submanifold.studies.paper.tables import needs_of, paper_cells
+
+PR_D = "celeba-PR-D-500"
+BY_DELTA = {
+    f"delta = {delta}": Need(PR_D, (("phase_1.reconstruction.delta", delta),))
+    for delta in (0.01, 0.03, 0.1, 0.3)
+}
+DIM_100 = {
+    "end-to-end training": Need("celeba-EE-M-500-100"),
+    "hierarchical training": Need("celeba-H-MM-500-100"),
+}
+TABLE_OF = {3: 1, 5: 2, 8: 3, 9: 4, 10: 5}
+"""The table whose methods a figure samples."""
+REJECTED = 8
+
+
+def by_delta(runs: Runs) -> dict[float, list]:
+    """Return the runs of :data:`BY_DELTA` by the value of delta."""
+    name = "delta = "
+    return {float(k.removeprefix(name)): list(v) for k, v in runs.items() if k.startswith(name)}
+
+
+def _samples(runs: Runs) -> Content:
+    columns = 2 if len(runs) == 4 else 3
+    return Content(figures={
+        f"Samples at temperature {temperature:g}": sample_panels(
+            {label: np.asarray(each[0].load(name)) for label, each in runs.items()}, columns
+        )
+        for name, temperature in TEMPERATURES.items()
+    })  # fmt: skip
+
+
+def _figure_4(runs: Runs) -> Content:
+    first, *_ = next(iter(runs.values()))
+    originals = np.asarray(first.load("x_test")[: len(first.load("projections"))])
+    shown = {
+        delta: (each.load("projections"), each.load("samples"))
+        for delta, (each, *_) in by_delta(runs).items()
+    }
+    return Content(figures={"": delta_rows(originals, shown)})
+
+
+def _figure_7(runs: Runs) -> Content:
+    ((run,),) = runs.values()
+    originals, projections = (
+        np.asarray(run.load(name)[:REJECTED]) for name in ("x_test", "projections")
+    )
+    return Content(figures={"": rejection_blocks(originals, projections)})
+
+
+TARGETS = {
+    "figure-1": Target(
+        "A Gaussian fitted by two divergences", {}, lambda _: Content(figures={"": gaussian_fits()})
+    ),
+    **{
+        f"figure-{number}": Target(
+            f"Samples of the methods of table {table}", needs_of(paper_cells(table)), _samples
+        )
+        for number, table in TABLE_OF.items()
+    },
+    "figure-4": Target("PR-D with other parameters of the Huber function", BY_DELTA, _figure_4),
+    "figure-6": Target(
+        "Samples from manifolds of dimension 100, 3072 → 500 → 100", DIM_100, _samples
+    ),
+    "figure-7": Target("What PR-D rejects", {"PR-D": Need(PR_D)}, _figure_7),
+}

@@ -1,0 +1,166 @@
+"""Plan, run and write the targets of `kedro reproduce`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+
+from submanifold.common.errors import UserError
+from submanifold.common.progress import ProgressBar
+from submanifold.studies.comparisons import beyond, ood, related
+from submanifold.studies.experiments import CachedRun, run_all
+from submanifold.studies.pages import Need, Target, write
+from submanifold.studies.paper import figures, findings, tables
+from submanifold.training.cost import alike, training_seconds
+
+TARGETS: dict[str, Target] = {
+    **tables.TARGETS,
+    **figures.TARGETS,
+    "findings": findings.TARGET,
+    "beyond": beyond.TARGET,
+    "ood": ood.TARGET,
+    "related": related.TARGET,
+}
+
+Plan = dict[str, dict[str, list[CachedRun]]]
+"""Runs by target and label, one for each seed."""
+
+
+def plan(
+    names: Sequence[str],
+    project: Path,
+    env: str | None = None,
+    seeds: int = 1,
+    params: Mapping[str, object] | None = None,
+) -> Plan:
+    """List the runs of targets.
+
+    Args:
+        names: Names of targets; ``all`` is every target.
+        project: Folder of the Kedro project.
+        env: Kedro environment.
+        seeds: Number of seeds of the targets that use several.
+        params: Flat parameters, such as ``data.path``, that are changed in all experiments.
+
+    Raises:
+        UserError: A target does not exist.
+    """
+    if unknown := [name for name in names if name not in (*TARGETS, "all")]:
+        raise UserError(f"Targets: expected {', '.join(TARGETS)} or all, got {', '.join(unknown)}.")
+
+    def runs(need: Need, target: Target) -> list[CachedRun]:
+        run = replace(CachedRun.from_config(need.config, project, env), evaluated=target.evaluated)
+        for parameter, value in [*(params or {}).items(), *need.changes]:
+            run = run.changed(parameter, value)
+        return [run, *(run.changed("seed", n) for n in range(1, seeds if target.seeds else 1))]
+
+    return {
+        name: {label: runs(need, target) for label, need in target.needs.items()}
+        for name, target in TARGETS.items()
+        if name in names or "all" in names
+    }
+
+
+def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
+    """List the runs of a plan, their state, and the hours of training that are left.
+
+    A training is assumed to take as long as a finished one that differs in data or seed only.
+
+    Args:
+        planned: The plan.
+        timed: Whether to time a few steps of trainings that have no finished counterpart.
+
+    Returns:
+        Columns ``experiment``; ``state``, or the error that prevents the run; ``hours`` left on
+        this machine, NaN if unknown; ``unknown``, the number of trainings of unknown time. A
+        training that several runs share counts for the first.
+    """
+    every = _all_runs(planned)
+    errors = {run.name: error for run in every if (error := run.error) is not None}
+    runs = _by_key([run for run in every if run.name not in errors])
+    seconds: dict[str, float] = {}
+    left: dict[str, list[str]] = {key: [] for key in runs}
+    waiting: dict[str, tuple[CachedRun, int]] = {}
+    counted: set[str] = set()
+    for key, run in runs.items():
+        for number, (history, training) in enumerate(run.trainings.items(), start=1):
+            kind = alike(run.configuration.experiment, number)
+            if run.catalog.exists(history):
+                seconds[kind] = run.load(history)["seconds"]
+            elif training not in counted:
+                counted.add(training)
+                left[key].append(kind)
+                waiting.setdefault(kind, (run, number))
+    if timed:
+        _time({kind: each for kind, each in waiting.items() if kind not in seconds}, seconds)
+    rows: list[tuple[str, str, float, int]] = []
+    for key, run in runs.items():
+        if run.is_finished:
+            rows.append((run.name, "finished", 0.0, 0))
+        else:
+            hours = sum(seconds.get(kind, math.nan) for kind in left[key]) / 3600
+            status = "to train" if left[key] else "trained, to evaluate"
+            rows.append((run.name, status, hours, sum(kind not in seconds for kind in left[key])))
+    rows += [(name, error, math.nan, 0) for name, error in errors.items()]
+    return pd.DataFrame(rows, columns=["experiment", "state", "hours", "unknown"])
+
+
+def _time(trainings: Mapping[str, tuple[CachedRun, int]], seconds: dict[str, float]) -> None:
+    with ProgressBar("timing", "trainings", len(trainings)) as bar:
+        for kind, (run, number) in trainings.items():
+            seconds[kind] = training_seconds(run.configuration.experiment, number)
+            bar.update(1)
+
+
+def unique(planned: Plan) -> dict[str, CachedRun]:
+    """Return the runs of a plan by cache key; evaluated if one target needs that.
+
+    Raises:
+        ClickException: The parameters of a run are invalid.
+    """
+    return _by_key(_all_runs(planned))
+
+
+def _all_runs(planned: Plan) -> list[CachedRun]:
+    return [run for labels in planned.values() for runs in labels.values() for run in runs]
+
+
+def _by_key(runs: Sequence[CachedRun]) -> dict[str, CachedRun]:
+    found: dict[str, CachedRun] = {}
+    for run in runs:
+        if run.key not in found or run.evaluated:
+            found[run.key] = run
+    return found
+
+
+def finished(planned: Plan, project: Path) -> Plan:
+    """Keep the finished runs, and the targets that have some, need none, or have a record."""
+    kept = {}
+    for name, labels in planned.items():
+        done = {
+            label: [run for run in runs if run.error is None and run.is_finished]
+            for label, runs in labels.items()
+        }
+        done = {label: runs for label, runs in done.items() if runs}
+        if done or not labels or TARGETS[name].has_record(project):
+            kept[name] = done
+    return kept
+
+
+def reproduce(planned: Plan, project: Path, env: str | None = None) -> list[Path]:
+    """Run what is missing, write every target, and log it to MLflow; returns the HTML pages."""
+    run_all(unique(planned).values())
+    pages = []
+    for name, runs in planned.items():
+        target = TARGETS[name]
+        folder = project / "data/08_reporting/paper" / (env or "base") / name
+        pages.append(write(name, target.title, target.content(runs, project), folder))
+        with CachedRun(name, {}, project, env).session() as session:
+            session.load_context()  # kedro-mlflow sets the store and the experiment
+        with mlflow.start_run(run_name=name):
+            mlflow.set_tag("submanifold.target", name)
+            mlflow.log_artifacts(str(folder))
+    return pages

@@ -1,0 +1,291 @@
+"""An Optuna study of validation bits per dimension and squared error, and its trials.
+
+A trial is a `kedro run` with its own parameters. The whole state of a study is in Optuna's
+database, so that several processes can work on it, and a killed one can be replaced.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from click import ClickException
+from kedro.runner import SequentialRunner
+from optuna.trial import FrozenTrial, TrialState
+
+from submanifold.common.device import choose_device
+from submanifold.common.errors import UserError
+from submanifold.common.files import is_locked, locked
+from submanifold.config import flatten
+from submanifold.evaluation.measure import objectives
+from submanifold.pipelines import study as pipeline
+from submanifold.pipelines.study.nodes import open_study, trials_of
+from submanifold.runs.tracking import Observer, Pruned, observed
+from submanifold.studies.experiments import CachedRun
+from submanifold.studies.search.spaces import Search
+from submanifold.training.rotation import RotationSettings
+from submanifold.training.trainer import Row
+
+log = logging.getLogger(__name__)
+
+SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+    "tpe": partial(optuna.samplers.TPESampler, multivariate=True, constant_liar=True),
+    "nsga2": partial(optuna.samplers.NSGAIISampler, population_size=20),
+    "random": optuna.samplers.RandomSampler,
+}
+"""TPE: Ozaki et al. 2022. NSGA-II: Deb et al. 2002; it needs hundreds of trials."""
+FEWEST_PEERS = 5
+EARLIEST_PRUNING = 0.5
+"""Fraction of a phase's steps before which no training is pruned."""
+ATTEMPTS = 3
+"""Processes that may die during one trial before it counts as failed."""
+MOST_FAILURES = 3
+"""Consecutive failures after which a process stops."""
+CHECKED = 16
+"""Random combinations that are validated before the first training."""
+POLL = 1.0
+"""Seconds between looks at the trials of other processes."""
+NOT_SETTINGS = ("device", "launch", "register_as", "sweep", "study")
+
+Objectives = tuple[float, float]
+"""Bits per dimension, and mean squared error."""
+
+
+class Study:
+    """A study, opened by one process."""
+
+    def __init__(self, search: Search):
+        self.search = search
+        self.results = search.base.changed("study", search.name)
+        path = self.results.load("study_trials")
+        self.folder, self.space = path.parent, search.distributions
+        self.optuna = open_study(path, search.name)
+
+    def store_search(self) -> None:
+        """Store the search and the experiment in the study.
+
+        Raises:
+            UserError: The study was created with another search or experiment.
+        """
+        base = self.search.base
+        excluded = tuple(f"{name}." for name in (*self.search.spaces, *NOT_SETTINGS))
+        settings = {name: value for name, value in flatten(base.parameters).items()
+                    if not f"{name}.".startswith(excluded)}  # fmt: skip
+        settings["data"] = base.configuration.artifact_keys["data"]
+        given = {
+            "search": dict(self.search.spaces), "base": json.loads(json.dumps(settings))
+        }  # fmt: skip
+        with locked(self.folder, self.search.name):
+            stored = self.optuna.user_attrs
+            for name in given.keys() - stored.keys():
+                self.optuna.set_user_attr(name, given[name])
+        for name, after in given.items():
+            before = stored.get(name, after)
+            differences = [
+                f"{key}={before.get(key, 'nothing')}, got {after.get(key, 'nothing')}"
+                for key in {**before, **after}
+                if before.get(key, "nothing") != after.get(key, "nothing")
+            ]
+            if differences:
+                raise UserError(
+                    f"study={self.search.name}: expected {'; '.join(differences[:3])}"
+                    f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}. Use "
+                    "the settings of the study, or another name with --study."
+                )
+
+    def check(self) -> None:
+        """Validate random combinations of a new study; some may be invalid, with a warning.
+
+        Raises:
+            UserError: All of them are invalid.
+        """
+        if "search" in self.optuna.user_attrs:
+            return
+        trials = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        drawn = [trials.ask(self.space).params for _ in range(CHECKED)]
+        errors = [
+            f"{format_params(chosen)}: {error}"
+            for chosen in drawn
+            if (error := self.search.experiment(chosen).error)
+        ]
+        if len(errors) == CHECKED:
+            raise UserError(f"Search space: expected valid combinations, got none: {errors[0]}")
+        if errors:
+            log.warning(
+                "%d of %d random combinations are invalid and will be failed trials, such as %s",
+                len(errors), CHECKED, errors[0],
+            )  # fmt: skip
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all trials have ended."""
+        trials = trials_of(self.optuna)
+        return len(trials) >= self.search.trials and all(t.state.is_finished() for t in trials)
+
+    def work(self) -> None:
+        """Run trials until the study is finished.
+
+        Raises:
+            UserError: Several trials in a row have failed.
+        """
+        failures = 0
+        while not self.is_finished:
+            with self._next_trial() as trial:
+                if trial is None:  # other processes run the last trials, and may die
+                    time.sleep(POLL)
+                    continue
+                failures = 0 if self._run(trial) else failures + 1
+            self._write_page()
+            if failures == MOST_FAILURES:
+                raise UserError(
+                    f"study={self.search.name}: {failures} trials in a row have failed. Give the "
+                    "command again to continue."
+                )
+
+    @contextmanager
+    def _next_trial(self) -> Iterator[optuna.Trial | None]:
+        """Start a trial, if one is left, and lock it while it runs.
+
+        A trial that is running but not locked has lost its process, and is repeated.
+        """
+        trial, resources = None, ExitStack()
+        with locked(self.folder, self.search.name):
+            for each in trials_of(self.optuna):
+                if each.state == TrialState.RUNNING and not is_locked(self._lock_of(each)):
+                    self._repeat(each, each.user_attrs.get("lives", ATTEMPTS) - 1)
+            trials = trials_of(self.optuna)
+            waiting = any(each.state == TrialState.WAITING for each in trials)
+            if waiting or len(trials) < self.search.trials:
+                # a new seed for each trial, or two processes would sample the same parameters
+                seed = self.results.parameters["seed"] + len(self.optuna.get_trials(deepcopy=False))
+                self.optuna.sampler = SAMPLERS[self.search.sampler](seed=seed % 2**32)
+                trial = self.optuna.ask(self.space)
+                resources.callback(self._lock_of(trial).rmdir)
+                resources.enter_context(locked(self._lock_of(trial), f"trial {trial.number}"))
+        with resources:
+            yield trial
+
+    def _lock_of(self, trial: FrozenTrial | optuna.Trial) -> Path:
+        return self.folder / f"trial-{trial.number}"
+
+    def _repeat(self, trial: FrozenTrial | optuna.Trial, lives: int) -> None:
+        """Fail an interrupted trial, and enqueue its parameters again if it has lives left."""
+        self.optuna.tell(trial.number, state=TrialState.FAIL)
+        if lives:
+            attributes = {"retry_of": trial.number, "lives": lives}
+            self.optuna.enqueue_trial(trial.params, user_attrs=attributes)
+        else:
+            log.warning("Trial %d failed: %d processes died during it", trial.number, ATTEMPTS)
+
+    def _run(self, trial: optuna.Trial) -> bool:
+        """Run a trial. Return False on failure; invalid parameters count as success."""
+        run = self.search.experiment(trial.params)
+        if run.error is not None:
+            return self._end(trial, TrialState.FAIL, run.error)
+        tags = {"submanifold.study": self.search.name, "submanifold.trial": str(trial.number)}
+        on_run = partial(trial.set_user_attr, "run")
+        try:
+            with observed(Observer(tags, on_run, partial(self._prune, run, {}))):
+                run.run()
+            self.optuna.tell(trial, measure(trial, run))
+        except Pruned as reason:
+            return self._end(trial, TrialState.PRUNED, str(reason))
+        except (SystemExit, KeyboardInterrupt):
+            with locked(self.folder, self.search.name):
+                self._repeat(trial, trial.user_attrs.get("lives", ATTEMPTS))
+            raise
+        except (ClickException, UserError) as error:
+            return not self._end(trial, TrialState.FAIL, str(error))
+        except Exception as error:
+            log.exception("Trial %d", trial.number)
+            return not self._end(trial, TrialState.FAIL, f"{type(error).__name__}: {error}")
+        return True
+
+    def _end(self, trial: optuna.Trial, state: TrialState, reason: str) -> bool:
+        trial.set_user_attr("why", reason)
+        self.optuna.tell(trial, state=state)
+        return True
+
+    def _prune(
+        self, run: CachedRun, seen: dict[str, list[Objectives]], phase: str, step: int, row: Row
+    ) -> None:
+        """Raise :class:`Pruned` if validation shows that a training is dominated."""
+        settings = _comparable(run).get(phase)
+        if not self.search.prune or settings is None or "valid.bits_per_dim" not in row:
+            return
+        so_far = seen.setdefault(phase, [])
+        so_far.append((row["valid.bits_per_dim"], row["valid.mse"]))
+        if step < EARLIEST_PRUNING * settings.training.steps:
+            return
+        complete = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        found = [each.user_attrs.get("validations", {}).get(phase, {}) for each in complete]
+        peers = [each[str(step)] for each in found if str(step) in each]
+        bits, error = map(min, zip(*so_far, strict=True))
+        if is_dominated((bits, error), peers):
+            raise Pruned(
+                f"at step {step} of {phase} at least half of {len(peers)} complete trials had "
+                f"fewer bits per dimension (best here {bits:.3f}) and a smaller squared error "
+                f"(best here {error:.5f})"
+            )
+
+    def _write_page(self) -> None:
+        catalog = self.results.catalog
+        catalog["params:study"] = self.search.name
+        with locked(self.folder, self.search.name):
+            SequentialRunner().run(pipeline.create_pipeline(), catalog)
+
+
+def is_dominated(point: Sequence[float], peers: Collection[Sequence[float]]) -> bool:
+    """Return whether at least half of the peers, and at least five, are better in both objectives.
+
+    The median rule (Golovin et al. 2017, section 3.2.1; Optuna's MedianPruner) with the Pareto
+    order, since Optuna does not prune studies with two objectives.
+
+    Args:
+        point: Smallest validation bits per dimension and squared error so far.
+        peers: Those of complete trials at the same step.
+
+    Example:
+        >>> is_dominated((2.0, 2.0), [(1.0, 1.0)] * 5)
+        True
+    """
+    better = sum(all(b < a for a, b in zip(point, peer, strict=True)) for peer in peers)
+    return len(peers) >= FEWEST_PEERS and 2 * better >= len(peers)
+
+
+def _comparable(run: CachedRun) -> dict[str, Any]:
+    """Phases trained on the data, by name; other phases have different inputs in each trial."""
+    phases = run.configuration.experiment.phases.items()
+    return {name: phase for name, phase in phases
+            if not isinstance(phase, RotationSettings) and phase.stages[0] == 1}  # fmt: skip
+
+
+def measure(trial: optuna.Trial, run: CachedRun) -> Objectives:
+    """Measure the objectives on validation data; store validations and test metrics."""
+    comparable = _comparable(run)
+    validations = {
+        history["name"]: {
+            row["step"]: [row["bits_per_dim"], row["mse"]] for row in history["valid"]
+        }
+        for history in run.histories()
+        if history["name"] in comparable
+    }
+    trial.set_user_attr("validations", validations)
+    metrics = run.load("metrics")
+    bits = metrics["bits_per_dim"]
+    if bits["value"] is None:
+        raise UserError(f"bits per dimension: {bits['why']}.")
+    trial.set_user_attr("test", [bits["value"], metrics["mse"]["value"]])
+    device = choose_device(run.parameters["device"])
+    return objectives(run.load("hierarchy").to(device), run.load("x_valid"), device)
+
+
+def format_params(chosen: Mapping[str, Any]) -> str:
+    """Format the parameters of a trial on one line."""
+    rounded = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in chosen.items()}
+    return ", ".join(f"{name}={value}" for name, value in rounded.items())

@@ -1,0 +1,91 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from submanifold.data.synthetic import Circle
+from submanifold.flows import Glow, RealNVP
+from submanifold.models import Hierarchy, Stage
+from submanifold.studies.comparisons import measures
+
+
+def run(tmp_path, model, arrays, **about):
+    """The attributes of a run that measurements use."""
+    found = SimpleNamespace(
+        project=tmp_path, load=({"hierarchy": model} | arrays).__getitem__, groups={},
+        histories=lambda: [{"seconds": 2.0}, {"seconds": 3.0}], parameters={"device": "cpu"},
+        catalog=SimpleNamespace(exists=lambda name: name in arrays), **about,
+    )  # fmt: skip
+    found.changed = lambda name, value: found
+    return found
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(0)
+    counts = {"x_train": 300, "x_valid": 40, "x_test": 60}
+    arrays = {name: rng.integers(100, 150, (count, 1, 8, 8), dtype=np.uint8)
+              for name, count in counts.items()}  # fmt: skip
+    return arrays | {"x_ood": rng.integers(0, 256, (50, 1, 8, 8), dtype=np.uint8)}
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_points_are_compared_with_the_truth(tmp_path, dim):
+    torch.manual_seed(0)
+    truth = Circle()
+    points = truth.sample(200, np.random.default_rng(0)).astype(np.float32)
+    data = SimpleNamespace(experiment=SimpleNamespace(data=SimpleNamespace(manifold=truth)))
+    model = Hierarchy([Stage(RealNVP(2, hidden=8), dim)])
+    found = measures.measure_points(run(tmp_path, model, {"x_test": points}, configuration=data))
+    samples = found["sample_median"]
+    assert samples["low"] < samples["value"] < samples["high"]
+    assert found["seconds"]["value"] == 5
+    if dim == 2:
+        assert not {"nearest_distance", "projection_distance"} & set(found), "no manifold"
+        return
+    distance = np.abs(np.linalg.norm(points, axis=1) - 1)
+    assert found["data_distance"]["value"] == pytest.approx(distance.mean(), rel=1e-5)
+    assert found["nearest_distance"]["value"] <= found["projection_distance"]["value"] + 1e-6
+    above = found["manifold_nll"]["value"] - truth.manifold_entropy
+    assert found["manifold_divergence"]["value"] == pytest.approx(above, rel=1e-6)
+
+
+def test_images_are_measured_and_scored_against_ood_images(tmp_path, images):
+    torch.manual_seed(0)
+    flow = Glow((1, 8, 8), levels=2, steps=2, width=8)
+    with torch.no_grad():
+        flow(torch.from_numpy(images["x_train"]) / 256 - 0.5)  # data-dependent initialization
+    model = Hierarchy([Stage(flow, 6)]).eval()
+    about = run(tmp_path, model, images)
+    wide, narrow = measures.measure_images(about, [model, model.at_dim(3)])
+    assert wide["nearest"]["value"] <= wide["encoder"]["value"]
+    assert wide["pca"]["value"] < narrow["pca"]["value"]
+    assert np.isfinite(wide["kid"]["value"])
+    assert measures.bits_per_dim(about, model, 50)["n"] == 50
+    assert measures.measure_aurocs(about, model, "noise")["auroc.mahalanobis"]["value"] > 0.9
+
+
+def test_measurements_are_cached_by_key_and_name(tmp_path):
+    about, calls = SimpleNamespace(project=tmp_path), []
+
+    def measure():
+        calls.append(1)
+        return {"bpd": {"value": 1.0}}
+
+    found = [measures.cached(about, key, "page", measure) for key in ("a", "a", "b")]
+    assert found == [{"bpd": {"value": 1.0}}] * 3
+    assert len(calls) == 2
+
+
+def test_pca_flow_has_the_projection_error_of_pca(tmp_path, images, monkeypatch):
+    from submanifold.studies.comparisons import pca_flow
+
+    short = pca_flow.TRAINING.model_copy(update={"steps": 20, "validate_every": 10})
+    monkeypatch.setattr(pca_flow, "TRAINING", short)
+    about = run(
+        tmp_path, None, images, configuration=SimpleNamespace(artifact_keys={"data": "data"})
+    )
+    found = measures.measure_pca_flow(about, 6, seed=0)
+    assert found["encoder"] == found["nearest"] == found["pca"]
+    assert np.log2(50) < found["bits_per_dim"]["value"] < 8, "more than the entropy of the data"

@@ -1,0 +1,263 @@
+"""The pages beyond, related and ood: from measurements and records to tables and notes."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from submanifold.data.synthetic import MANIFOLDS
+from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION, MEASURES
+from submanifold.evaluation.scores import COMBINATION
+from submanifold.studies.comparisons import beyond, ood, related
+from submanifold.studies.reproduce import TARGETS, plan
+
+
+def interval(value, half=0.01):
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def beyond_measures(bpd, encoder, nearest, **more):
+    values = {"bpd": bpd, "bits_per_dim": bpd, "encoder": encoder, "nearest": nearest,
+              "pca": 0.01, "precision": 0.5, "recall": 0.5, "kid": 0.1}  # fmt: skip
+    return {name: interval(value) for name, value in values.items()} | more | {
+        "seconds": {"value": 100.0}
+    }  # fmt: skip
+
+
+BEYOND = {
+    beyond.OURS: {
+        dim: beyond_measures(3.30, *errors, before={"value": 3.285})
+        for dim, errors in {100: (0.012, 0.007), 500: (0.02, 0.009), 1000: (0.01, 0.011)}.items()
+    },
+    "Glow-rotated": {dim: beyond_measures(3.27, 0.5, 0.1) for dim in beyond.DIMS},
+}
+
+
+def point_measures(nearest=None, divergence=None):
+    values = {"divergence": divergence, "nearest_distance": nearest, "data_distance": 0.1}
+    found = {name: interval(value, 0.001) for name, value in values.items() if value is not None}
+    return found | {"seconds": {"value": 10.0}}
+
+
+RELATED = {
+    "circle: nested (ours)": point_measures(0.06, 0.09),
+    "circle: nested, then a flow (ours)": point_measures(0.05, 0.08),
+    "circle: two charts": point_measures(0.01, 0.02),
+    "circle: Trumpet": point_measures(0.02),
+    "circle: SoftFlow": point_measures(None, 0.01),
+    "paraboloid: nested (ours)": point_measures(0.01, 0.02),
+    "paraboloid: nested, then a flow (ours)": point_measures(0.015, 0.03),
+    "paraboloid: two charts": point_measures(0.02, 0.01),
+}
+
+
+def scored(ours, linear, density=0.3):
+    aurocs = {"density": density, COMBINATION: ours, **dict.fromkeys(LINEAR, 0.5),
+              LINEAR_COMBINATION: linear}  # fmt: skip
+    return {
+        "counts": {"normal": 1000, "ood": 500},
+        "scores": {name: dict.fromkeys(MEASURES, interval(v) | {"n": 1500})
+                   for name, v in aurocs.items()},
+    }  # fmt: skip
+
+
+def run(name="", histories=(), **artifacts):
+    return SimpleNamespace(name=name, load=artifacts.get, histories=lambda: list(histories))
+
+
+HARD, EASY, *_ = ood.PAIRS
+METRICS = {"bits_per_dim": interval(1.0), "dims": [1024, 500], "parameters": 12345}
+OOD_RUNS = {
+    HARD: [run(ood_metrics=scored(ours, 0.97)) for ours in (0.96, 0.98)],
+    EASY: [run(ood_metrics=scored(0.999, 0.99))],
+    "mnist, padded to 32 x 32": [
+        run(metrics=METRICS, histories=[{"seconds": 60.0}, {"seconds": 40.0}])
+    ],
+}
+BEYOND_RUNS = {f"celeba: {name}": [run(name, x_test=range(799))] for name in BEYOND}
+RELATED_RUNS = {name: [run(name)] for name in RELATED}
+RUNS = {"beyond": BEYOND_RUNS, "related": RELATED_RUNS, "ood": OOD_RUNS}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_trained(monkeypatch):
+    flow = beyond_measures(5.0, 0.01, 0.01)
+    monkeypatch.setattr(beyond, "measure", lambda run, row: BEYOND[run.name])
+    monkeypatch.setattr(beyond, "measure_pca_flow", lambda *_: flow)
+    monkeypatch.setattr(beyond, "_samples", lambda run: None)
+    monkeypatch.setattr(related, "measure_one", lambda run, images: RELATED[run.name])
+
+
+def content(name, record=None):
+    return TARGETS[name].make(RUNS[name], record)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_records_fill_in_for_missing_runs_only(name, tmp_path):
+    measured = content(name).data
+    measured.to_csv(tmp_path / "record.csv", index=False)
+    record = pd.read_csv(tmp_path / "record.csv")
+    column = "bpd" if name == "beyond" else "value"
+    again = content(name, record.assign(**{column: 9.9}))
+    pd.testing.assert_frame_equal(again.data, measured, check_dtype=False)
+    assert not any("measured before" in note for note in again.notes)
+    more = content(name, record.assign(seed=record["seed"] + 5))
+    assert len(more.data) == 2 * len(measured)
+    assert f"{len(measured)} rows of the data were measured before" in more.notes[-1]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_pages_are_made_from_the_record_alone(name):
+    first = content(name)
+    recorded = TARGETS[name].make({}, first.data)
+    for caption, table in recorded.tables.items():
+        if caption in first.tables:
+            pd.testing.assert_frame_equal(table, first.tables[caption])
+    assert len(recorded.data) == len(first.data)
+
+
+@pytest.mark.parametrize(("name", "note"), [
+    ("beyond", "Not run on photos: Glow, by likelihood"),
+    ("related", "Not run on circle: PCA, then a flow"),
+    ("ood", "Not run on CelebA → rooms"),
+])  # fmt: skip
+def test_missing_systems_are_noted(name, note):
+    assert any(each.startswith(note) for each in content(name).notes)
+
+
+def test_beyond_compares_the_main_method_with_each_goal():
+    goals = content("beyond").tables["celeba, the goals"].set_index("goal")
+    found = goals[["reached", ""]].apply(tuple, axis=1).to_dict()
+    assert found == {
+        "BPD above the plain Glow's": ("+0.030", "missed by +0.020"),
+        "… before the penalty, for less time of likelihood": ("+0.015", ""),
+        "MSE of the nearest projection, of PCA's, d = 100": ("0.70", "met"),
+        "MSE of the encoder projection, of PCA's, d = 100": ("1.20", "met"),
+        "MSE of the nearest projection, of PCA's, d = 500": ("0.90", "missed by 0.10"),
+        "MSE of the encoder projection, of PCA's, d = 500": ("2.00", "missed by 0.50"),
+        "MSE of the nearest projection, of PCA's, d = 1000": ("1.10", "missed by 0.10"),
+        "MSE of the encoder projection, of PCA's, d = 1000": ("1.00", "met"),
+    }
+
+
+def test_beyond_compares_bits_seed_by_seed():
+    first = content("beyond").data
+    other = first[first["row"].isin([beyond.MAIN, beyond.PLAIN])].copy()
+    other["bpd"] += other["row"].map({beyond.MAIN: -0.51}).fillna(-0.5)
+    alone = first[first["row"] == beyond.MAIN].assign(seed=2, bpd=9.0)
+    page = content("beyond", pd.concat([other.assign(seed=1), alone]))
+    above = page.tables["celeba, the goals"].set_index("goal").loc["BPD above the plain Glow's"]
+    assert above["seeds"] == 2
+    assert above["reached"] == "+0.025 [-0.039, +0.089]"
+
+
+def test_beyond_averages_over_seeds():
+    first = content("beyond").data
+    table = content("beyond", first.assign(seed=1, bpd=first["bpd"] + 0.02)).tables["celeba"]
+    ours = table[(table["method"] == beyond.MAIN) & (table["d"] == 500)].iloc[0]
+    assert ours["seeds"] == 2
+    assert ours["BPD"].startswith("3.310 [")
+
+
+def test_beyond_needs_the_runs_of_all_rows():
+    labels = set(TARGETS["beyond"].needs)
+    assert {label.partition(": ")[2] for label in labels} == {row.label for row in beyond.ROWS}
+    assert {f"celeba: {row.label}" for row in beyond.ROWS} <= labels
+
+
+def test_related_counts_manifolds_and_densities_below_the_thresholds():
+    tables = content("related").tables
+    rows = tables["What each system finds, and its cost"].set_index("system").to_dict("index")
+    ours, charts = rows["nested (ours)"], rows["two charts"]
+    assert (ours["manifolds found"], ours["not found"]) == ("1 of 2", "circle")
+    assert ours["densities found"] == "2 of 2"
+    assert (charts["manifolds found"], charts["not found"]) == ("2 of 2", "")
+    assert rows["Trumpet"]["densities found"] == "not available"
+    assert rows["SoftFlow"]["manifolds found"] == "not available"
+    circle = tables["circle"].set_index("system")
+    assert circle.loc["SoftFlow", "nearest projection to the true one"] == "–"
+    assert circle.loc["Trumpet", "nats above the truth"] == "–"
+
+
+def test_related_notes_the_systems_that_dominate_ours():
+    notes = content("related").notes
+    assert "circle: nested (ours) is not on the frontier; better in both: two charts." in notes
+    on = [note for note in notes if "is on the frontier" in note]
+    assert on == ["paraboloid: nested (ours) is on the frontier of density and manifold."]
+
+
+def test_related_shows_the_smallest_seconds_and_the_mean_of_other_measures():
+    first = content("related").data
+    slower = first.assign(seed=1, value=3 * first["value"])
+    row = content("related", slower).tables["circle"].set_index("system").loc["two charts"]
+    assert (row["seeds"], row["seconds"]) == (2, "10")
+    assert row["nearest projection to the true one"].startswith("0.02 [")
+
+
+def test_related_trains_every_system_on_every_manifold_where_it_differs():
+    labels = set(TARGETS["related"].needs)
+    for manifold, kind in MANIFOLDS.items():
+        absent = [name for name in related.SYSTEMS if f"{manifold}: {name}" not in labels]
+        assert absent == (["principal flow", "canonical flow"] if kind.dim == 1 else [])
+    assert "CelebA, d = 500: rectangular flow" not in labels
+    assert "Fashion-MNIST, d = 20: rectangular flow" in labels
+
+
+@pytest.mark.parametrize("data", ["circle", "linear_gaussian", "Fashion-MNIST, d = 64"])
+def test_the_settings_of_every_related_system_are_valid(project, data):
+    dim = related.IMAGES[data].dim if data in related.IMAGES else MANIFOLDS[data].dim
+    for label, (each,) in plan(["related"], project.path)["related"].items():
+        name, _, system = label.partition(": ")
+        if name == data:
+            assert each.parameters["method"] == related.SYSTEMS[system].method
+            stages = each.configuration.experiment.model.stages
+            assert stages[-1].dim == dim or system == "SoftFlow"
+
+
+def test_ood_compares_the_combination_with_its_goal_and_linear_scores():
+    hard, easy = content("ood").tables["Goals"].to_dict("records")
+    assert hard[""] == "at least 0.99: missed by 0.0200"
+    assert hard["best linear score"].endswith(f"({LINEAR_COMBINATION})")
+    assert hard["combination"] == "0.9700 [0.8429, 1.0000]", "clipped at 1"
+    assert hard["best single score, picked with the labels"] == "0.3000 [0.2900, 0.3100] (density)"
+    assert easy[""] == "met"
+
+
+def test_ood_lists_all_scores_and_image_counts_of_a_pair():
+    page = content("ood")
+    (caption,) = [name for name in page.tables if name.startswith(HARD)]
+    assert "1,000 normal images, 500 others, 2 seeds" in caption
+    scores = {"density", COMBINATION, *LINEAR, LINEAR_COMBINATION}
+    assert set(page.tables[caption]["score"]) == scores
+
+
+def test_ood_computes_bits_per_pixel_of_padded_images():
+    (row,) = content("ood").tables["Bits per dimension of test images"].to_dict("records")
+    assert row["bits per dimension"].startswith("1.000")
+    assert row["bits per pixel of 28 x 28"].startswith("1.306")
+    assert row["seconds of training"] == "100"
+
+
+def test_ood_evaluates_one_model_for_bits_and_scores():
+    needs = TARGETS["ood"].needs
+    scored, evaluated = needs["MNIST → Fashion-MNIST"], needs["mnist, padded to 32 x 32"]
+    assert scored.config == evaluated.config
+    assert scored.changes == (("ood", "fashion_mnist"),)
+    assert evaluated.changes == ()
+
+
+@pytest.mark.parametrize(("linear", "reason"), [
+    (0.9999, "is nearly perfect"),
+    (0.97, "of the model's scores density alone has 0.9600"),
+    (0.91, None),
+])  # fmt: skip
+def test_ood_explains_better_linear_scores(linear, reason):
+    notes = ood.make({HARD: [run(ood_metrics=scored(0.92, linear, density=0.96))]}).notes
+    reasons = [note for note in notes if note.startswith(HARD)]
+    assert [reason in each for each in reasons] == ([True] if reason else [])
+
+
+def test_published_results_have_a_source():
+    table = content("ood").tables["Published: AUROC of outliers"]
+    assert {"setting", "model", "value", "source"} <= set(table)
+    assert table["source"].str.len().min() > 5

@@ -1,0 +1,116 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from submanifold.studies.experiments import CachedRun
+from submanifold.studies.paper.tables import (
+    config_name,
+    control_cells,
+    differing_settings,
+    paper_cells,
+    readable,
+    results_table,
+)
+from submanifold.studies.seeds import over_seeds
+
+REPOSITORY = Path(__file__).parents[3]
+DIMS = {"DNF": "3072-500-500", "PR-D": "3072-500"}
+
+
+def measured(value, low=None, high=None):
+    return {"value": value, "low": low, "high": high, "n": 100}
+
+
+def run(bpd, mse=0.01, **more):
+    metrics = {
+        "bits_per_dim": measured(bpd, bpd - 0.1, bpd + 0.1),
+        "mse": measured(mse, mse / 2, 2 * mse),
+        "stage_1_mse": measured(mse / 4),
+        "fid": {"value": None, "why": "not measured"},
+        "sliced_wasserstein": measured(200.0),
+        "parameters": 1_000_000,
+        "baselines": {"pca": {"dim": 500, "mse": measured(0.001)}},
+        "counts": {"train": 6000, "test": 800, "samples": 1000},
+        "training_images": None,
+        **more,
+    }
+    return SimpleNamespace(load=lambda name: {"metrics": metrics}[name])
+
+
+def test_results_contain_the_papers_numbers_and_the_difference():
+    table = results_table(1, DIMS, {"DNF": [run(4.2)], "PR-D": [run(4, 0.03)]})
+    table = table.set_index(["method", "metric"])
+    bpd = table.loc[("DNF", "bpd")]
+    assert (bpd["value"], bpd["paper"], bpd["paper_spread"]) == (4.2, 3.98, 0.03)
+    assert bpd["difference"] == pytest.approx(0.22)
+    assert (bpd["low"], bpd["high"]) == pytest.approx((4.1, 4.3))
+    assert (bpd["n_train"], bpd["n_test"], bpd["n_samples"], bpd["seeds"]) == (6000, 800, 1000, 1)
+    assert table.loc[("PR-D", "mse"), "paper"] == 0.02
+    assert table.loc[("PR-D", "parameters"), "paper"] == 44e6
+    assert pd.isna(table.loc[("PR-D", "fid"), "value"])
+    assert table.loc[("PR-D", "pca_mse"), "value"] == 0.001
+
+
+def test_readable_results_have_one_row_for_each_method():
+    table = readable(results_table(1, DIMS, {"DNF": [run(4.2)]}))
+    row = table.iloc[0]
+    assert row["method"] == "DNF"
+    assert row["dimensions"] == "3072 → 500 → 500"
+    assert row["BPD"] == "4.200 [4.100, 4.300]"
+    assert row["BPD, paper"] == "3.98 ± 0.03"
+    assert row["BPD, difference"] == "+0.220"
+    assert row["parameters, paper"] == "59,000,000"
+    assert not {"recall", "seeds"} & set(table)
+
+
+def test_training_images_as_samples_are_the_last_row():
+    floor = {"precision": measured(0.95, 0.9, 0.97), "kid": measured(0.001), "fid": {"value": None}}
+    runs = {"DNF": [run(4, training_images=floor), run(4.1)], "PR-D": [run(4)]}
+    table = readable(results_table(1, DIMS, runs))
+    assert list(table["method"]) == ["DNF", "PR-D", "training images"]
+    assert list(table["seeds"]) == ["2", "1", "–"]
+    last = table.iloc[-1]
+    assert (last["precision"], last["KID"]) == ("0.95 [0.90, 0.97]", "0.0010")
+    assert last["BPD"] == last["MSE"] == last["MSE of PCA"] == "–"
+
+
+def test_over_seeds_computes_a_t_interval_of_different_values():
+    found = over_seeds([measured(1.0), measured(2.0), measured(6.0)])
+    assert found["value"] == 3.0
+    # t of 0.975 with 2 degrees of freedom, times 2.6458 / sqrt(3)
+    assert found["high"] - 3.0 == pytest.approx(4.30265 * 7**0.5 / 3**0.5, rel=1e-5)
+    same = measured(1.0, 0.5, 1.5)
+    for equal in ([same], [same, same], [same, measured(1.000001)]):
+        assert over_seeds(equal) == {"value": 1.0, "low": 0.5, "high": 1.5}
+    for missing in ([None], [same, {"value": None, "why": "no"}]):
+        assert over_seeds(missing) == {"value": None, "low": None, "high": None}
+
+
+@pytest.mark.parametrize("table", range(1, 6))
+def test_every_cell_of_the_papers_tables_has_a_config_with_its_dimensions(table):
+    for dataset, method, dims in paper_cells(table) + control_cells(table):
+        each = CachedRun.from_config(config_name(dataset, method, dims), REPOSITORY)
+        parameters = each.changed("data.path", "somewhere" if table > 2 else None).parameters
+        assert parameters["dataset"] == dataset
+        assert parameters["method"] == method.replace("*", "-star")
+        if method != "Glow":
+            stages = [parameters[name]["dim"] for name in sorted(parameters) if "stage_" in name]
+            assert dims == "-".join(map(str, [3072, *stages]))
+
+
+def test_settings_that_differ_from_the_papers_are_found():
+    runs = {
+        name: CachedRun(name, {"dataset": "photos", "method": name}, REPOSITORY)
+        for name in ("PR-D", "H-MM")
+    }
+    runs["PR-D"] = runs["PR-D"].changed("phase_1.reconstruction.delta", 0.7)
+    common, some = differing_settings(runs)
+    common, some = common.set_index("setting"), some.set_index("setting")
+    assert tuple(common.loc["stage_1.flow.steps"]) == ("[8, 4, 2]", "32")
+    assert tuple(common.loc["phase_1.training.learning_rate"]) == ("0.01", "1e-05")
+    assert tuple(some.loc["stage_2.flow.hidden"]) == ("512", "null", "H-MM")
+    # changes to the runs are made to both sides
+    assert "phase_1.reconstruction.delta" not in {*common.index, *some.index}
+    assert "seed" not in {*common.index, *some.index}
