@@ -226,7 +226,7 @@ def test_invalid_parameters_are_reported_before_any_run(project):
             reproduce.plan(["table-9"], project.path)
         changes = SMALL | {"stage_1.dim": 999}
         planned = reproduce.plan(["table-4"], project.path, "test", params=changes)
-        with pytest.raises(ClickException, match="999"):
+        with pytest.raises(UserError, match="999"):
             reproduce.reproduce(planned, project.path, "test")
         with pytest.raises(UserError, match=r"expected one of .*celeba-H-MM-1000-500.*celeba-H-XX"):
             CachedRun.from_config("celeba-H-XX", project.path)
@@ -242,7 +242,7 @@ def test_a_failed_run_does_not_stop_the_others():
         ran.append(name)
 
     runs = [
-        SimpleNamespace(name=name, parameters={}, is_finished=False, run=partial(run, name))
+        SimpleNamespace(name=name, settings=None, is_finished=False, run=partial(run, name))
         for name in ("first", "second", "third")
     ]
     with pytest.raises(ClickException, match="second: it diverged\n1 of 3 runs failed"):

@@ -14,6 +14,7 @@ from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog
 
 from submanifold.common.errors import UserError
+from submanifold.config import Experiment
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
 from submanifold.data.groups import Groups
 
@@ -73,17 +74,17 @@ class CachedRun:
         )
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """All parameters, resolved and validated; invalid ones raise a ClickException."""
-        return self.configuration["parameters"]
+    def settings(self) -> Experiment:
+        """The resolved settings; a UserError if they are invalid."""
+        return self.configuration.experiment
 
     @property
     def error(self) -> str | None:
-        """The message about an invalid parameter, None if all are valid."""
+        """The message about invalid settings, None if they are valid."""
         try:
-            self.parameters  # noqa: B018
-        except ClickException as error:
-            return error.message
+            self.settings  # noqa: B018
+        except UserError as error:
+            return str(error)
         return None
 
     @property
@@ -94,7 +95,7 @@ class CachedRun:
     @property
     def _scores_ood(self) -> bool:
         """Whether the run scores out-of-distribution images instead of evaluating the model."""
-        return self.parameters["ood"] is not None
+        return self.settings.ood is not None
 
     @cached_property
     def catalog(self) -> DataCatalog:
@@ -119,7 +120,7 @@ class CachedRun:
     def trainings(self) -> dict[str, str]:
         """Catalog names of the training histories, with the cache key of each training."""
         keys = self.configuration.artifact_keys
-        return {f"{name}.history": keys[name] for name in self.configuration.experiment.phases}
+        return {f"{name}.history": keys[name] for name in self.settings.phases}
 
     def histories(self) -> list[dict[str, Any]]:
         """Load the training histories, in order."""
@@ -144,7 +145,7 @@ class CachedRun:
     def run(self, until: str | None = None) -> None:
         """Compute the missing artifacts, or those up to one artifact, in an MLflow run."""
         with self.session() as session:
-            name = "ood" if self._scores_ood else self.configuration.experiment.pipeline
+            name = "ood" if self._scores_ood else self.settings.pipeline
             outputs = [until] if until else None if self.evaluated else list(self._last)
             session.run(pipeline_names=[name], to_outputs=outputs, only_missing_outputs=True)
 
@@ -153,10 +154,11 @@ def run_all(runs: Collection[CachedRun]) -> None:
     """Run all unfinished experiments in turn; one that fails does not stop the others.
 
     Raises:
-        ClickException: Parameters are invalid (before the first run starts), or runs failed.
+        UserError: Settings are invalid; no run has started.
+        ClickException: Some runs have failed.
     """
     for run in runs:
-        run.parameters  # noqa: B018
+        run.settings  # noqa: B018
     waiting = [run for run in runs if not run.is_finished]
     failed = []
     for number, run in enumerate(waiting, start=1):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -14,7 +15,7 @@ from submanifold.studies.comparisons import beyond, ood, related
 from submanifold.studies.experiments import CachedRun, run_all
 from submanifold.studies.pages import Need, Target, write
 from submanifold.studies.paper import figures, findings, tables
-from submanifold.training.cost import alike, training_seconds
+from submanifold.training.cost import training_seconds
 
 TARGETS: dict[str, Target] = {
     **tables.TARGETS,
@@ -83,19 +84,25 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
     runs = _by_key([run for run in every if run.name not in errors])
     seconds: dict[str, float] = {}
     left: dict[str, list[str]] = {key: [] for key in runs}
-    waiting: dict[str, tuple[CachedRun, int]] = {}
+    waiting: dict[str, tuple[Any, ...]] = {}
     counted: set[str] = set()
     for key, run in runs.items():
-        for number, (history, training) in enumerate(run.trainings.items(), start=1):
-            kind = alike(run.configuration.experiment, number)
-            if run.catalog.exists(history):
-                seconds[kind] = run.load(history)["seconds"]
+        settings = run.settings
+        for name, phase in settings.phases.items():
+            cost = settings.model, phase, settings.data.event_shape, settings.device
+            kind, training = repr(cost), run.configuration.artifact_keys[name]
+            if run.catalog.exists(f"{name}.history"):
+                seconds[kind] = run.load(f"{name}.history")["seconds"]
             elif training not in counted:
                 counted.add(training)
                 left[key].append(kind)
-                waiting.setdefault(kind, (run, number))
+                waiting[kind] = cost
     if timed:
-        _time({kind: each for kind, each in waiting.items() if kind not in seconds}, seconds)
+        unknown = [kind for kind in waiting if kind not in seconds]
+        with ProgressBar("timing", "trainings", len(unknown)) as progress:
+            for kind in unknown:
+                seconds[kind] = training_seconds(*waiting[kind])
+                progress.update(1)
     rows: list[tuple[str, str, float, int]] = []
     for key, run in runs.items():
         if run.is_finished:
@@ -106,13 +113,6 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
             rows.append((run.name, status, hours, sum(kind not in seconds for kind in left[key])))
     rows += [(name, error, math.nan, 0) for name, error in errors.items()]
     return pd.DataFrame(rows, columns=["experiment", "state", "hours", "unknown"])
-
-
-def _time(trainings: Mapping[str, tuple[CachedRun, int]], seconds: dict[str, float]) -> None:
-    with ProgressBar("timing", "trainings", len(trainings)) as bar:
-        for kind, (run, number) in trainings.items():
-            seconds[kind] = training_seconds(run.configuration.experiment, number)
-            bar.update(1)
 
 
 def unique(planned: Plan) -> dict[str, CachedRun]:

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from submanifold.evaluation.intervals import plus_minus
-from submanifold.evaluation.metrics import Metric
+from submanifold.evaluation.metrics import format_interval
 
 INTERVAL = ("value", "low", "high")
 EQUAL = 1e-5  # relative difference of equal numbers, one of which was read from a file
@@ -47,4 +47,4 @@ def count_seeds(count: int) -> str:
 
 def written(measured: Any, form: str = ".4f") -> str:
     """Format a value with its interval, ``0.912 [0.905, 0.919]``; a dash if it is missing."""
-    return Metric("", "", form).write(measured)
+    return format_interval(measured, form)

@@ -10,11 +10,12 @@ from submanifold.models import Hierarchy, Stage
 from submanifold.studies.comparisons import measures
 
 
-def run(tmp_path, model, arrays, **about):
+def run(tmp_path, model, arrays, truth=None, **about):
     """The attributes of a run that measurements use."""
     found = SimpleNamespace(
         project=tmp_path, load=({"hierarchy": model} | arrays).__getitem__, groups={},
-        histories=lambda: [{"seconds": 2.0}, {"seconds": 3.0}], parameters={"device": "cpu"},
+        histories=lambda: [{"seconds": 2.0}, {"seconds": 3.0}],
+        settings=SimpleNamespace(device="cpu", data=SimpleNamespace(manifold=truth)),
         catalog=SimpleNamespace(exists=lambda name: name in arrays), **about,
     )  # fmt: skip
     found.changed = lambda name, value: found
@@ -35,9 +36,8 @@ def test_points_are_compared_with_the_truth(tmp_path, dim):
     torch.manual_seed(0)
     truth = Circle()
     points = truth.sample(200, np.random.default_rng(0)).astype(np.float32)
-    data = SimpleNamespace(experiment=SimpleNamespace(data=SimpleNamespace(manifold=truth)))
     model = Hierarchy([Stage(RealNVP(2, hidden=8), dim)])
-    found = measures.measure_points(run(tmp_path, model, {"x_test": points}, configuration=data))
+    found = measures.measure_points(run(tmp_path, model, {"x_test": points}, truth))
     samples = found["sample_median"]
     assert samples["low"] < samples["value"] < samples["high"]
     assert found["seconds"]["value"] == 5

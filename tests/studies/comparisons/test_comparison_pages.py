@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from submanifold.data.synthetic import MANIFOLDS
+from submanifold.evaluation.calibration import COMBINATION
 from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION, MEASURES
-from submanifold.evaluation.scores import COMBINATION
 from submanifold.studies.comparisons import beyond, ood, related
 from submanifold.studies.reproduce import TARGETS, plan
 
@@ -209,8 +209,8 @@ def test_the_settings_of_every_related_system_are_valid(project, data):
     for label, (each,) in plan(["related"], project.path)["related"].items():
         name, _, system = label.partition(": ")
         if name == data:
-            assert each.parameters["method"] == related.SYSTEMS[system].method
-            stages = each.configuration.experiment.model.stages
+            assert each.settings.method == related.SYSTEMS[system].method
+            stages = each.settings.model.stages
             assert stages[-1].dim == dim or system == "SoftFlow"
 
 

@@ -92,7 +92,8 @@ def test_over_seeds_computes_a_t_interval_of_different_values():
 def test_every_cell_of_the_papers_tables_has_a_config_with_its_dimensions(table):
     for dataset, method, dims in paper_cells(table) + control_cells(table):
         each = CachedRun.from_config(config_name(dataset, method, dims), REPOSITORY)
-        parameters = each.changed("data.path", "somewhere" if table > 2 else None).parameters
+        parameters = each.changed("data.path", "somewhere" if table > 2 else None)
+        parameters = parameters.settings.parameters()
         assert parameters["dataset"] == dataset
         assert parameters["method"] == method.replace("*", "-star")
         if method != "Glow":
@@ -109,8 +110,8 @@ def test_settings_that_differ_from_the_papers_are_found():
     common, some = differing_settings(runs)
     common, some = common.set_index("setting"), some.set_index("setting")
     assert tuple(common.loc["stage_1.flow.steps"]) == ("[8, 4, 2]", "32")
-    assert tuple(common.loc["phase_1.training.learning_rate"]) == ("0.01", "1e-05")
+    assert tuple(common.loc["stage_1.training.learning_rate"]) == ("0.01", "1e-05")
     assert tuple(some.loc["stage_2.flow.hidden"]) == ("512", "null", "H-MM")
     # changes to the runs are made to both sides
-    assert "phase_1.reconstruction.delta" not in {*common.index, *some.index}
+    assert "stage_1.reconstruction.delta" not in {*common.index, *some.index}
     assert "seed" not in {*common.index, *some.index}

@@ -156,8 +156,7 @@ def test_the_objectives_are_measured_on_validation_data(monkeypatch):
     experiment = SimpleNamespace(
         load=artifacts.get,
         histories=list,
-        parameters={"device": "cpu"},
-        configuration=SimpleNamespace(experiment=SimpleNamespace(phases={})),
+        settings=SimpleNamespace(phases={}, device="cpu"),
     )
     kept = {}
     trial = SimpleNamespace(set_user_attr=kept.__setitem__)
@@ -173,32 +172,32 @@ def test_the_objectives_are_measured_on_validation_data(monkeypatch):
 def test_a_dominated_training_is_pruned_and_its_checkpoint_kept(study):
     project, study = study
     for number in range(5):
-        add_complete(study, 10 + number, [5.0, 0.01], validations={"phase_1": {8: [-9.0, 0.0]}})
+        add_complete(study, 10 + number, [5.0, 0.01], validations={"stage_1": {8: [-9.0, 0.0]}})
     study.search = replace(study.search, trials=6)
     study.work()
     trial = study.optuna.get_trials()[-1]
     assert trial.state == TrialState.PRUNED
-    assert trial.user_attrs["why"].startswith("at step 8 of phase_1 at least half of 5 complete tr")
+    assert trial.user_attrs["why"].startswith("at step 8 of stage_1 at least half of 5 complete tr")
     run = runs_of(project)[5]
     assert run.info.status == "KILLED"
     assert run.data.tags["submanifold.pruned"] == trial.user_attrs["why"]
-    curve = project.mlflow_client.get_metric_history(run.info.run_id, "phase_1.valid.mse")
+    curve = project.mlflow_client.get_metric_history(run.info.run_id, "stage_1.valid.mse")
     assert [point.step for point in curve] == [4, 8], "what it was pruned for is there"
 
     experiment = study.search.experiment(trial.params)
     experiment.run()
-    assert experiment.load("phase_1.history")["steps_trained"] == 12 - 8, "nothing was lost"
+    assert experiment.load("stage_1.history")["steps_trained"] == 12 - 8, "nothing was lost"
 
 
 def test_pruning_can_be_disabled(study):
     _, study = study
     for number in range(5):
-        add_complete(study, 10 + number, [-9.0, 0.0], validations={"phase_1": {8: [-9.0, 0.0]}})
+        add_complete(study, 10 + number, [-9.0, 0.0], validations={"stage_1": {8: [-9.0, 0.0]}})
     study.search = replace(study.search, trials=6, prune=False)
     study.work()
     assert [trial.state for trial in study.optuna.get_trials()] == [TrialState.COMPLETE] * 6
     assert [trial.number for trial in study.optuna.best_trials] == [0, 1, 2, 3, 4]
-    kept = study.optuna.get_trials()[-1].user_attrs["validations"]["phase_1"]
+    kept = study.optuna.get_trials()[-1].user_attrs["validations"]["stage_1"]
     assert list(kept) == ["4", "8", "12"], "others are compared with it"
 
 
@@ -273,7 +272,7 @@ DIM = "stage_1.dim=4..24"
     (("--study=new", DIM, DIM), "stage_1.dim: expected one search space, got two"),
     (("--study=a/b", DIM), "study=a/b"),
     (("--study=new", DIM, "--params=stage_1.dim=9"), "expected a search space or --params"),
-    (("--study=new", DIM, "--params=method=H-XX"), "method=H-XX"),
+    (("--study=new", DIM, "--params=method=H-XX"), "got H-XX"),
     (("--study=new", DIM, "--workers=0"), "0 is not in the range x>=1"),
     ((DIM, "--params=method=PR-D"), "--study=<name>"),
     (("stage_1.dim", "4", "--workers=2"), "--study=<name>"),
@@ -328,8 +327,8 @@ def test_search_spaces_become_optuna_distributions():
 def test_a_list_is_passed_to_the_experiment_as_a_list(project):
     what = Search("first", {}, PARAMS, project.path, "test")
     experiment = what.experiment({"stage_1.flow.steps": "[2, 1]", "seed": 4})
-    assert experiment.parameters["stage_1"]["flow"]["steps"] == [2, 1]
-    assert experiment.parameters["seed"] == 4
+    assert list(experiment.settings.model.stages[0].flow.steps) == [2, 1]
+    assert experiment.settings.seed == 4
 
 
 @pytest.mark.parametrize(("point", "peers", "dominated"), [

@@ -11,16 +11,14 @@ from submanifold.common.device import choose_device
 from submanifold.common.files import read_json, write_json
 from submanifold.data.batches import Batches
 from submanifold.data.groups import groups_of
-from submanifold.evaluation.baselines import BATCH, PCA
+from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.intervals import mean_interval, median_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, per_event, to_bits_per_dim
-from submanifold.evaluation.measure import BATCH_NEAREST
-from submanifold.evaluation.ood import measure_ood, score_kinds, with_groups
-from submanifold.evaluation.reconstruction import reconstruction, squared_errors
-from submanifold.evaluation.sample_quality import sample_quality
+from submanifold.evaluation.measure import against_truth, sample_quality
+from submanifold.evaluation.ood import add_groups, measure_ood, score_parts
+from submanifold.evaluation.reconstruction import NEAREST_BATCH_SIZE, reconstruction, squared_errors
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import QUICK
-from submanifold.evaluation.truth import against_truth
 from submanifold.models import Model
 from submanifold.models.density import on_manifold
 from submanifold.models.model import NEAREST_STEPS
@@ -50,7 +48,7 @@ def cached(run: CachedRun, key: str, name: str, measure: Callable[[], Any]) -> A
 
 def load_model(run: CachedRun, artifact: str = "hierarchy") -> Any:
     """Load a model of a run to its device."""
-    return run.load(artifact).to(choose_device(run.parameters["device"]))
+    return run.load(artifact).to(choose_device(run.settings.device))
 
 
 def training_seconds(run: CachedRun, phases: int | None = None) -> dict[str, float]:
@@ -63,13 +61,13 @@ def measure_points(run: CachedRun) -> Measured:
     """Compare a model of points with the true manifold and density.
 
     Returns:
-        The measures of :func:`submanifold.evaluation.truth.against_truth`; ``nearest_distance``,
+        The measures of :func:`submanifold.evaluation.measure.against_truth`; ``nearest_distance``,
         of nearest projections to the true projections; ``data_distance`` and ``sample_median``,
         of test points (mean) and samples (median) to the true manifold; ``non_orthogonality``, if
         d > 1; ``seconds``. Projections are not measured if d = D.
     """
     model: Model = run.load("hierarchy")
-    data: Any = run.configuration.experiment.data
+    data: Any = run.settings.data
     truth, test = data.manifold, run.load("x_test")
     generator = torch.Generator().manual_seed(0)
     samples = model.sample(POINT_SAMPLES, generator=generator).double().numpy()
@@ -94,7 +92,7 @@ def measure_points(run: CachedRun) -> Measured:
 def bits_per_dim(run: CachedRun, model: Model, count: int | None = None) -> dict[str, Any]:
     """Bits per dimension of the first test images, or of all, with its interval."""
     test = run.load("x_test")[:count]
-    (log_prob,) = dequantized_log_probs(model, test, 1, choose_device(run.parameters["device"]))
+    (log_prob,) = dequantized_log_probs(model, test, 1, choose_device(run.settings.device))
     return mean_interval(to_bits_per_dim(log_prob, test), groups_of(run.groups, "test"))
 
 
@@ -106,10 +104,10 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
         d < D also ``encoder`` and ``nearest``, the mean squared errors of both projections, and
         ``pca``, that of PCA with d components.
     """
-    device = choose_device(run.parameters["device"])
-    batches = Batches(run.load("x_test")[:PROJECTED], BATCH_NEAREST, device=device)
+    device = choose_device(run.settings.device)
+    batches = Batches(run.load("x_test")[:PROJECTED], NEAREST_BATCH_SIZE, device=device)
     groups = groups_of(run.groups, "test")
-    pca = PCA.fit(Batches(run.load("x_train"), BATCH))
+    pca = PCA.fit(pca_batches(run.load("x_train")))
     found = []
     for model in models:
         measured: Measured = {}
@@ -141,8 +139,8 @@ def measure_pca_flow(run: CachedRun, dim: int, seed: int, count: int | None = No
         train, valid, test = (run.load(f"x_{part}") for part in ("train", "valid", "test"))
         groups = groups_of(run.groups, "test")
         fitted = pca_flow(train, valid, test[:count], dim, seed, IMAGE_SAMPLES, groups)
-        batches = Batches(test[:PROJECTED], BATCH_NEAREST)
-        error = _pca_error(PCA.fit(Batches(train, BATCH)), dim, batches, groups)
+        batches = Batches(test[:PROJECTED], NEAREST_BATCH_SIZE)
+        error = _pca_error(PCA.fit(pca_batches(train)), dim, batches, groups)
         return {
             "bits_per_dim": fitted["bits_per_dim"],
             **dict.fromkeys(("encoder", "nearest", "pca"), error),
@@ -169,9 +167,9 @@ def measure_aurocs(run: CachedRun, model: Model, ood: str) -> Measured:
         *(run.load(f"x_{part}") for part in ("train", "valid", "test")), other.load("x_ood"),
     )  # fmt: skip
     of_valid = groups_of(run.groups, "valid")
-    scored = score_kinds(model, train, valid, test, others, QUICK, of_valid)
+    scored = score_parts(model, train, valid, test, others, QUICK, of_valid)
     ood_groups = other.load("ood_groups") if other.catalog.exists("ood_groups") else {}
-    scored = with_groups(scored, groups_of(run.groups, "test"), groups_of(ood_groups, "ood"))
+    scored = add_groups(scored, groups_of(run.groups, "test"), groups_of(ood_groups, "ood"))
     scores = measure_ood(scored)["scores"]
     return {f"auroc.{name}": each["auroc"] for name, each in scores.items()}
 

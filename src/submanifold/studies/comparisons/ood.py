@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from submanifold.evaluation.calibration import COMBINATION
 from submanifold.evaluation.metrics import NONE
-from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION, MEASURES, titles
-from submanifold.evaluation.scores import COMBINATION, SCORES
+from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION, MEASURES, describe_scores
+from submanifold.evaluation.scores import SCORES
 from submanifold.plots.comparisons import auroc_dots
 from submanifold.studies.comparisons.measures import Measured
 from submanifold.studies.comparisons.results import (
@@ -23,7 +24,7 @@ from submanifold.studies.seeds import INTERVAL, count_seeds, over_seeds, written
 
 RECORD = "docs/ood.csv"
 BASELINES = (*LINEAR, LINEAR_COMBINATION)
-ORDER = list(titles(dict.fromkeys([*SCORES, COMBINATION, *BASELINES])))
+ORDER = list(describe_scores(dict.fromkeys([*SCORES, COMBINATION, *BASELINES])))
 
 
 class Pair(NamedTuple):
@@ -98,7 +99,7 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
             of_kind = metrics[pair][0]["counts"]
             counts = f"{of_kind['normal']:,} normal images, {of_kind['ood']:,} others"
         seeds = count_seeds(some["seed"].nunique())
-        described = {(name, text): found[name] for name, text in titles(found).items()}
+        described = {(name, text): found[name] for name, text in describe_scores(found).items()}
         caption = f"{pair} (AUROC, {counts}, {seeds})"
         tables[caption] = table(described, ("score", "what it is"), COLUMNS)
     if scores:

@@ -130,9 +130,9 @@ def differing_settings(runs: Mapping[str, CachedRun]) -> tuple[pd.DataFrame, pd.
     for name, run in runs.items():
         # conf/local is not part of the environment "paper"
         reference = CachedRun(run.name, run.params, run.project, "paper")
-        if path := run.parameters["data"].get("path"):
+        if path := getattr(run.settings.data, "path", None):
             reference = reference.changed("data.path", path)
-        here, there = flatten(run.parameters), flatten(reference.parameters)
+        here, there = (flatten(each.settings.parameters()) for each in (run, reference))
         for setting in sorted((here.keys() | there.keys()) - NOT_COMPARED):
             if here.get(setting) != there.get(setting):
                 values = (json.dumps(each.get(setting)) for each in (here, there))

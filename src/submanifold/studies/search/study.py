@@ -74,7 +74,7 @@ class Study:
         """
         base = self.search.base
         excluded = tuple(f"{name}." for name in (*self.search.spaces, *NOT_SETTINGS))
-        settings = {name: value for name, value in flatten(base.parameters).items()
+        settings = {name: value for name, value in flatten(base.settings.parameters()).items()
                     if not f"{name}.".startswith(excluded)}  # fmt: skip
         settings["data"] = base.configuration.artifact_keys["data"]
         given = {
@@ -162,7 +162,7 @@ class Study:
             waiting = any(each.state == TrialState.WAITING for each in trials)
             if waiting or len(trials) < self.search.trials:
                 # a new seed for each trial, or two processes would sample the same parameters
-                seed = self.results.parameters["seed"] + len(self.optuna.get_trials(deepcopy=False))
+                seed = self.results.settings.seed + len(self.optuna.get_trials(deepcopy=False))
                 self.optuna.sampler = SAMPLERS[self.search.sampler](seed=seed % 2**32)
                 trial = self.optuna.ask(self.space)
                 resources.callback(self._lock_of(trial).rmdir)
@@ -260,7 +260,7 @@ def is_dominated(point: Sequence[float], peers: Collection[Sequence[float]]) -> 
 
 def _comparable(run: CachedRun) -> dict[str, Any]:
     """Phases trained on the data, by name; other phases have different inputs in each trial."""
-    phases = run.configuration.experiment.phases.items()
+    phases = run.settings.phases.items()
     return {name: phase for name, phase in phases
             if not isinstance(phase, RotationSettings) and phase.stages[0] == 1}  # fmt: skip
 
@@ -281,7 +281,7 @@ def measure(trial: optuna.Trial, run: CachedRun) -> Objectives:
     if bits["value"] is None:
         raise UserError(f"bits per dimension: {bits['why']}.")
     trial.set_user_attr("test", [bits["value"], metrics["mse"]["value"]])
-    device = choose_device(run.parameters["device"])
+    device = choose_device(run.settings.device)
     return objectives(run.load("hierarchy").to(device), run.load("x_valid"), device)
 
 

@@ -24,7 +24,7 @@ def sweep(
         Path of the interactive plot.
     """
     base = CachedRun("sweep", params, project, env)
-    dataset, method = base.parameters["dataset"], base.parameters["method"]
+    dataset, method = base.settings.dataset, base.settings.method
     name = sweep_name(dataset, method, parameter)
     changed = [base.changed(parameter, value) for value in values]
     runs = {run.key: run for run in changed}
