@@ -30,8 +30,8 @@ class PCA:
     Attributes:
         mean: (D,).
         axes: Principal axes as columns by decreasing variance, (D, k) with k at most D.
-        variances: Decreasing, (D,). Those beyond the first k equal the mean of the unexplained
-            variances (probabilistic PCA, Tipping & Bishop 1999).
+        variances: (D,), decreasing. Those beyond the first k are all equal to the mean of the rest
+            (probabilistic PCA, Tipping & Bishop 1999).
         shrinkage: Weight of the isotropic covariance in the Gaussian, in [0, 1].
 
     Example:
@@ -62,8 +62,8 @@ class PCA:
     def fit_leading(cls, batches: Iterable[Tensor], count: int) -> "PCA":
         """Fit the first `count` axes by randomized subspace iteration, without a D x D matrix.
 
-        It takes five passes over the batches, in single precision. The accuracy decreases towards
-        the last axes (Halko, Martinsson & Tropp 2011).
+        Five passes in single precision; the last axes are the least accurate (Halko, Martinsson &
+        Tropp 2011).
         """
         n, mean, square = _moments(batch.flatten(1).double() for batch in batches)
         total = (square - mean.square()).sum()
@@ -89,11 +89,7 @@ class PCA:
         return (flat @ axes @ axes.T + self.mean).view(x.shape).to(x.dtype)
 
     def squared_errors(self, x: Tensor) -> Tensor:
-        """Compute the mean squared error of the projection onto the first 0, ..., k axes.
-
-        Returns:
-            (batch, k + 1).
-        """
+        """Compute mean squared errors with the first 0, ..., k axes, (batch, k + 1)."""
         squares, rest = self._squares(x)
         tails = torch.cat([squares, rest[:, None]], 1).flip(1).cumsum(1).flip(1)
         return tails / len(self.mean)
@@ -101,15 +97,11 @@ class PCA:
     def error_curve(
         self, batches: Iterable[Tensor], groups: np.ndarray | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Average :meth:`squared_errors` over batches.
-
-        Args:
-            batches: Events, N in all.
-            groups: Group numbers, (N,). Intervals are then over groups, with the linearized
-                variance of a ratio and Student's t.
+        """Average :meth:`squared_errors` over batches of N events, optionally with groups (N,).
 
         Returns:
-            The mean (k + 1,) and the half-width of its 95% interval, None for fewer than 6 groups.
+            The mean (k + 1,) and the half-width of its 95% interval; over groups, it uses the
+            linearized variance of a ratio and Student's t, and is None for fewer than 6 groups.
         """
         if groups is not None:
             return _mean_over_groups(map(self.squared_errors, batches), groups)
@@ -118,7 +110,7 @@ class PCA:
         return mean, 1.96 * variance.sqrt()
 
     def explaining(self, fraction: float) -> int:
-        """Return the smallest number of axes that explain a fraction of the variance, at most k."""
+        """Return the smallest number of axes that explain this fraction of the variance."""
         explained = self.variances.cumsum(0) / self.variances.sum()
         return min(int((explained < fraction).sum()) + 1, self.axes.shape[1])
 
@@ -140,11 +132,7 @@ class PCA:
         return shrunk.clamp_min(torch.finfo(torch.float64).tiny)
 
     def shrink(self, valid: Iterable[Tensor]) -> "PCA":
-        """Choose the shrinkage that maximizes the likelihood of validation batches.
-
-        With fewer events than a few times D, the sample covariance is a poor Gaussian. Shrinkage
-        keeps the eigenvectors.
-        """
+        """Choose the shrinkage that maximizes the likelihood of validation batches."""
         _, square, _ = _moments(map(self._all_squares, valid))
 
         def loss(shrunk: PCA) -> float:
@@ -170,7 +158,6 @@ class PCA:
 
 
 def _moments(batches: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
-    """Return the number of events and the means of their values and squared values."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for batch in batches:
         count += len(batch)
@@ -182,7 +169,6 @@ def _moments(batches: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
 def _mean_over_groups(
     batches: Iterable[Tensor], groups: np.ndarray
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the mean over events and the half-width of its 95% interval over groups."""
     _, numbers = np.unique(groups, return_inverse=True)
     members, counts = torch.from_numpy(numbers), torch.from_numpy(np.bincount(numbers))
     sums, start = torch.zeros(()), 0
@@ -205,14 +191,9 @@ def pca_batches(events: np.ndarray) -> Batches:
 
 
 def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:
-    """Fit PCA to uint8 images or float vectors (N, ...) and choose the Gaussian's shrinkage.
+    """Fit PCA to uint8 images or float vectors (N, ...); choose the shrinkage on validation data.
 
-    With more than 6,144 coordinates, only the first 2,048 axes are fitted, to at most 16,384 evenly
-    spaced events.
-
-    Args:
-        train: Events that PCA is fitted to.
-        valid: Events whose likelihood determines the shrinkage.
+    With more than 6,144 coordinates, 2,048 axes are fitted to at most 16,384 evenly spaced events.
 
     Returns:
         The PCA and the number of events it is fitted to.
@@ -230,17 +211,11 @@ def fit_baselines(
 ) -> dict[str, Any]:
     """Fit PCA and the Gaussian to uint8 images or float vectors (N, ...) and evaluate them.
 
-    Args:
-        train: Events that they are fitted to.
-        valid: Events that determine the shrinkage.
-        test: Events that they are evaluated on.
-        groups: Group numbers of the test events, (N,); intervals are then over groups.
-
     Returns:
-        ``pca_mse``: mean squared error on test data with the first 0, 1, ... axes, and
-        ``pca_mse_half_width`` of its 95% interval (None for too few groups); with groups their
-        number ``groups``; ``gaussian``: bits per dimension and ``shrinkage``; ``n_train``: number
-        of events in the fit.
+        ``pca_mse``: mean squared error with the first 0, 1, ... axes, and ``pca_mse_half_width`` of
+        its 95% interval (None for too few groups); with groups their number ``groups``;
+        ``gaussian``: bits per dimension and ``shrinkage``; ``n_train``: number of events in the
+        fit.
     """
     pca, n_train = fit_gaussian(train, valid)
     bits = to_bits_per_dim(per_event(pca.log_prob, pca_batches(test)), test)
@@ -256,10 +231,7 @@ def fit_baselines(
 
 
 def pca_error(baselines: Mapping[str, Any], dim: int) -> dict[str, Any]:
-    """Look up the ``mse`` of PCA with `dim` axes in the result of :func:`fit_baselines`.
-
-    Where it was not fitted, the result has the reason ``why`` instead.
-    """
+    """Look up the ``mse`` of PCA with `dim` axes, or ``why`` it is missing, in `baselines`."""
     fitted = len(baselines["pca_mse"]) - 1
     if dim > fitted:
         return {"dim": dim, "why": f"only the {fitted:,} leading axes are fitted"}

@@ -29,13 +29,7 @@ Scores = Mapping[str, np.ndarray]
 def calibrate(
     model: Model, images: np.ndarray, device: torch.device, groups: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Fit a :class:`Calibration` to the quick scores of normal images.
-
-    Args:
-        model: The model, which is moved to the device.
-        images: Validation images, uint8 (N, ...).
-        device: Device of the computation.
-        groups: Group numbers, (N,).
+    """Fit a :class:`Calibration` to the quick scores of validation images, uint8 (N, ...).
 
     Returns:
         The calibration as a JSON-able dict, or the reason ``why`` there are too few images.
@@ -60,18 +54,16 @@ class Calibration:
     others is anomalous, too (compare Morningstar et al. 2021). Outside the range of normal scores,
     z is extrapolated by standard deviations up to 8.
 
-    Combination and typicality of the normal images are cross-fitted: the values of one of ten folds
-    use the other nine, and new images are compared with the pooled values (cross-conformal
-    prediction: Vovk 2015). About a fraction alpha of normal images has a p-value of at most alpha.
-
-    Images may come in groups, such as patches of one photograph. A group is in one fold, groups
-    have equal weights, and p-values count groups: they are valid for an image of a new group
+    Combination and typicality of the normal images are cross-fitted in ten folds, and new images
+    are compared with the pooled values (cross-conformal prediction: Vovk 2015), so that about a
+    fraction alpha of normal images has a p-value of at most alpha. Groups of images, such as
+    patches of one photograph, are in one fold and have equal weights, and p-values count groups
     (hierarchical conformal prediction: Lee, Barber & Willett 2023).
 
     Attributes:
         count: Number of images.
         groups: Number of groups; by default each image is one.
-        median: Median of log p(x) in nats; None without a density.
+        median: Negative median of ``density``, nats; None without a density.
         combined: Names of the combined scores.
         quantiles: Quantiles at :data:`LEVELS` by score, including the combination.
         mean: Mean of z, (scores,).
@@ -90,12 +82,12 @@ class Calibration:
     def fit(
         cls, scores: Scores, combined: Sequence[str], groups: np.ndarray | None = None
     ) -> "Calibration":
-        """Fit to the scores of normal images that the model was not trained on.
+        """Fit to scores (N,) by name of normal images that the model was not trained on.
 
         Args:
-            scores: Scores by name, each (N,).
+            scores: Scores by name.
             combined: Names to combine; missing scores are skipped.
-            groups: Group numbers, (N,); by default each image is its own group.
+            groups: Group numbers, (N,).
 
         Raises:
             UserError: There are fewer than 20 images, or nearly all are of one group.

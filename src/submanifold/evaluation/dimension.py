@@ -30,12 +30,11 @@ PSNR = 30
 
 
 def intrinsic_dimensions(images: np.ndarray) -> dict[str, Interval]:
-    r"""Estimate the intrinsic dimension of images (N, ...), at most 2,000, without a model.
+    """Estimate the intrinsic dimension of images (N, ...), at most 2,000, without a model.
 
-    The 95% interval is the value plus or minus Student's t times the standard error by the
-    delete-half jackknife (Shao & Wu 1989), the standard deviation over random halves:
-    :math:`\mathrm{Var}(\theta_{n/2} \mid \text{images}) \approx \mathrm{Var}(\theta_n)`. It
-    does not cover the bias of an estimator. A bootstrap would repeat images, at distance 0.
+    The 95% interval is by the delete-half jackknife (Shao & Wu 1989), whose standard error is the
+    standard deviation over random halves. It does not cover the bias of an estimator. A bootstrap
+    would repeat images, at distance 0.
 
     Returns:
         ``value``, ``low``, ``high`` and the number of images ``n`` for each of :data:`ESTIMATORS`.
@@ -72,12 +71,7 @@ def intrinsic_dimensions(images: np.ndarray) -> dict[str, Interval]:
 def spectrum_dimension(
     model: Model, test: np.ndarray, groups: np.ndarray | None = None
 ) -> Interval:
-    """Average :func:`~submanifold.evaluation.scores.local_dimension` over 64 images.
-
-    Args:
-        model: The model.
-        test: Test images, uint8 (N, ...).
-        groups: Group numbers of the test images.
+    """Average :func:`~submanifold.evaluation.scores.local_dimension` over 64 test images.
 
     Returns:
         The mean with its interval, and the number of ``directions``, at most 256.
@@ -101,8 +95,8 @@ def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> 
         dim: The model's dimension.
 
     Returns:
-        The recommended ``dim``, or None; ``pca_dim``, with which PCA has the same error, or None;
-        and a ``sentence``.
+        The recommended ``dim``, ``pca_dim``, with which PCA has the same error, (or None) and a
+        ``sentence``.
     """
     best = curve["smallest"][str(PSNR)]
     if best is None:

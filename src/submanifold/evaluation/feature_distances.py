@@ -24,19 +24,12 @@ KERNEL_ROWS = 1000
 def frechet_distance_with_interval(
     real: np.ndarray, fake: np.ndarray, seed: int = 0, groups: GroupPair = (None, None)
 ) -> Interval:
-    """Compute :func:`frechet_distance` with its 95% jackknife interval.
+    """Compute :func:`frechet_distance` of features with its 95% jackknife interval.
 
-    The distance is biased upward; the bias decreases as 1 / n and is large for a few hundred
-    images. Published FIDs use 10,000 to 50,000 images: compare values of equal numbers only.
-
-    Args:
-        real: Features, (n_real, f).
-        fake: Features, (n_fake, f).
-        seed: Seed of the jackknife.
-        groups: Group numbers of both.
+    The distance is biased upward by O(1 / n): compare values of equal numbers of images only.
 
     Returns:
-        ``value``, ``low`` and ``high`` (None for fewer than 10 images or groups), ``n_real`` and
+        ``value``, ``low`` and ``high`` (None for fewer than 10 images or groups), ``n_real``,
         ``n_fake``.
     """
     subsets = jackknife_subsets(len(real), len(fake), np.random.default_rng(seed), groups)
@@ -48,8 +41,7 @@ def frechet_distance_with_interval(
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     r"""Compute the squared Wasserstein-2 distance of Gaussians fitted to features (n, f), (m, f).
 
-    Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017
-    (https://arxiv.org/abs/1706.08500):
+    Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017:
 
     .. math:: |\mu_a - \mu_b|^2 + \mathrm{tr}\,\Sigma_a + \mathrm{tr}\,\Sigma_b
               - 2\,\mathrm{tr}\,(\Sigma_a \Sigma_b)^{1/2}
@@ -81,24 +73,16 @@ def kernel_distance(
 ) -> Interval:
     r"""Compute the unbiased squared maximum mean discrepancy with its 95% jackknife interval.
 
-    Binkowski et al., "Demystifying MMD GANs", ICLR 2018 (https://arxiv.org/abs/1801.01401), with
-    the kernel :math:`k(a, b) = (a^T b / f + 1)^3` of features of length f:
+    Binkowski et al., "Demystifying MMD GANs", ICLR 2018, with the kernel
+    :math:`k(a, b) = (a^T b / f + 1)^3` of features of length f:
 
     .. math:: \mathrm{mean}_{i \neq j} k(x_i, x_j) + \mathrm{mean}_{i \neq j} k(y_i, y_j)
               - 2\,\mathrm{mean}_{i, j} k(x_i, y_j)
 
-    over all pairs; torch-fidelity averages over random subsets instead. The estimate can be
-    negative. Some publications report it times 1,000.
-
-    Args:
-        real: Features x, (n_real, f), n_real >= 2.
-        fake: Features y, (n_fake, f), n_fake >= 2.
-        seed: Seed of the jackknife.
-        groups: Group numbers of both.
+    over all pairs; torch-fidelity averages over random subsets instead. It can be negative.
 
     Returns:
-        ``value``, ``low`` and ``high`` (None for fewer than 10 images or groups), ``n_real`` and
-        ``n_fake``.
+        As :func:`frechet_distance_with_interval`.
     """
     counts = len(real), len(fake)
     everything = tuple(np.arange(count) for count in counts)
@@ -137,20 +121,13 @@ def precision(
 ) -> Interval:
     """Compute the fraction of fakes in the real manifold: the sample quality.
 
-    Improved precision of Kynkaanniemi et al., NeurIPS 2019 (https://arxiv.org/abs/1904.06991). The
-    manifold is the union of balls around the real features with the distance to the k-th nearest
-    neighbor as radius. Two samples of one distribution do not reach 1, and the value depends on the
-    numbers of images: compare equal numbers only.
-
-    Args:
-        real: Features, (n_real, f), n_real > k.
-        fake: Features, (n_fake, f), n_fake > k.
-        groups: Group numbers of both.
-        neighbors: k.
+    Improved precision of Kynkaanniemi et al., NeurIPS 2019. The manifold is the union of balls
+    around the real features with the distance to the k-th nearest neighbor as radius. Two samples
+    of one distribution do not reach 1: compare values of equal numbers of images only.
 
     Returns:
-        ``value`` in [0, 1]; ``low`` and ``high`` of Wilson's 95% interval of a fraction for fixed
-        balls, or of the bootstrap over the groups of the fakes; ``n_real``, ``n_fake``, ``groups``.
+        ``value`` in [0, 1]; ``low`` and ``high`` of Wilson's 95% interval for fixed balls, or of
+        the bootstrap over the groups of the fakes; ``n_real``, ``n_fake`` and ``groups``.
     """
     from sklearn.metrics import pairwise_distances_chunked  # scikit-learn takes seconds to import
     from sklearn.neighbors import NearestNeighbors
@@ -177,9 +154,6 @@ def recall(
     groups: GroupPair = (None, None),
     neighbors: int = NEIGHBORS,
 ) -> Interval:
-    """Compute the fraction of reals in the manifold of the fakes: the sample diversity.
-
-    See :func:`precision`, of which it is the value with real and fake exchanged.
-    """
+    """Compute the fraction of reals in the manifold of the fakes: the sample diversity."""
     swapped = precision(fake, real, groups[::-1], neighbors)
     return swapped | {"n_real": len(real), "n_fake": len(fake)}

@@ -33,16 +33,13 @@ def inception_features(
     device: str | torch.device = "cpu",
     batch_size: int = 64,
 ) -> list[np.ndarray]:
-    """Compute the 2,048 pooled features of the Inception network with torch-fidelity.
-
-    The network, its resize to 299 x 299 and its weights agree with the original implementation of
-    the FID (Heusel et al. 2017).
+    """Compute the 2,048 pooled Inception features of the FID (Heusel et al. 2017).
 
     Args:
-        sets: Sets of images, each uint8 of shape (n, 3, height, width) or (n, 1, height, width).
-            Grey images are repeated to three channels.
-        inception_weights: Path of pt_inception-2015-12-05-6726825d.pth. By default the file in
-            torch's cache, which is downloaded if it is missing.
+        sets: Sets of images, each uint8 (n, 3, height, width) or (n, 1, height, width).
+        inception_weights: Path of pt_inception-2015-12-05-6726825d.pth; by default the file in
+        torch's
+            cache, which is downloaded if it is missing.
         device: Device of the network.
         batch_size: Images per forward pass; 64 need about 1 GB.
 
@@ -50,8 +47,8 @@ def inception_features(
         Features of each set, (n, 2048), float32.
 
     Raises:
-        MissingWeightsError: The weights are not cached and cannot be downloaded.
-        UserError: `inception_weights` is not that file.
+        MissingWeightsError: The weights cannot be downloaded.
+        UserError: `inception_weights` is another file.
     """
     path = _download_weights() if inception_weights is None else check_weights(inception_weights)
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
@@ -71,11 +68,7 @@ def inception_features(
 
 
 def check_weights(inception_weights: str) -> Path:
-    """Return the path of the user's weights file.
-
-    Raises:
-        UserError: There is no such file, or it is not the standard one.
-    """
+    """Return the path of the user's weights; raise :class:`UserError` for another file."""
     path = Path(inception_weights).expanduser()
     fix = f"Get {WEIGHTS_NAME} from {URL_INCEPTION_V3}, or set inception_weights=download."
     if not path.is_file():
@@ -89,7 +82,7 @@ def check_weights(inception_weights: str) -> Path:
 
 
 def _download_weights() -> Path:
-    """Return the path of the weights in torch's cache, where torch-fidelity looks for them too."""
+    """Return the path of the weights in torch's cache, which torch-fidelity uses, too."""
     pooch.get_logger().setLevel(logging.WARNING)  # the progress bar replaces its messages
     try:
         with ProgressBar("downloading the Inception weights", "bytes") as bar:
@@ -113,18 +106,18 @@ def pixel_features(
 ) -> list[np.ndarray]:
     """Compute coordinates of images on the leading principal axes of reference images.
 
-    They describe color, brightness and coarse shape, not content. The reference should not be one
-    of the sets: on axes that are fitted to them, real images have a larger variance, which raises
-    the precision of fakes and lowers their recall.
+    They describe color, brightness and coarse shape. The reference should not be one of the sets:
+    on axes fitted to themselves, real images have a larger variance, which raises the precision of
+    fakes.
 
     Args:
-        reference: Images that PCA is fitted to, uint8 of shape (n, channels, height, width).
-        *sets: Sets of images to describe, uint8 of shape (m, channels, height, width).
-        components: Largest number of axes; fewer images or pixels have fewer.
+        reference: Images that PCA is fitted to, uint8 (n, channels, height, width).
+        *sets: Sets of images to describe.
+        components: Largest number of axes.
 
     Returns:
-        Features of each set, (m, d), float64, d at most `components`. The features of the reference
-        have a mean square of 1.
+        Features of each set, (m, d), float64, in units in which the reference has a mean square of
+        1.
     """
     fitted = _flat(reference)
     axes = max(1, min(components, len(fitted) - 1, fitted.shape[1]))

@@ -24,19 +24,18 @@ GroupPair = tuple[np.ndarray | None, np.ndarray | None]
 
 
 def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Interval:
-    """Compute the mean over events and its 95% interval by the percentile bootstrap.
+    """Compute a mean over events and its 95% interval by the percentile bootstrap.
 
     The 2,000 resamples have a fixed seed (Efron & Tibshirani 1993, chapter 13). With groups, whole
-    groups are resampled at :func:`interval_level` (cluster bootstrap: Davison & Hinkley 1997,
-    section 3.8).
+    groups are resampled at :func:`interval_level` (Davison & Hinkley 1997, section 3.8).
 
     Args:
         values: One value per event, (n,).
-        groups: Group number of each event, (n,) or longer; only the first n are used.
+        groups: Group number of each event, (n,) or longer.
 
     Returns:
-        ``value``, ``low``, ``high``, the count ``n``, and with groups their count ``groups``.
-        ``value`` is None for n = 0; ``low`` and ``high`` are None for n < 2 or fewer than 6 groups.
+        ``value``, ``low``, ``high``, the count ``n``, and the number of ``groups``. ``value`` is
+        None for n = 0; ``low`` and ``high`` are None for n < 2 or fewer than 6 groups.
 
     Example:
         >>> mean_interval(np.array([1.0, 1.0, 1.0]))
@@ -69,9 +68,8 @@ def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Inter
 def interval_level(groups: int) -> float | None:
     r"""Return the lower percentile, as a fraction, of a 95% bootstrap interval over groups.
 
-    :math:`\Phi(-\sqrt{g / (g - 1)}\; t_{0.975, g - 1})` tends to 2.5% for many groups and corrects
-    the too narrow percentile interval of few groups (Hesterberg 2015, section 5.3). None for fewer
-    than 6 groups.
+    :math:`\Phi(-\sqrt{g / (g - 1)}\; t_{0.975, g - 1})` widens the interval for few groups
+    (Hesterberg 2015, section 5.3). None for fewer than 6 groups.
     """
     if groups < MIN_GROUPS:
         return None
@@ -114,12 +112,11 @@ def jackknife_subsets(
         n_real: Number of real images.
         n_fake: Number of fake images.
         rng: Random generator of the split.
-        groups: Group numbers of the real images, (n_real,) or longer, and of the fake images. The
-            images of a group are left out together.
+        groups: Group numbers; the images of a group are left out together.
 
     Returns:
-        For each part, the indices of the real and of the fake images that are kept; empty if there
-        are fewer than 10 real or fake images or groups.
+        Indices of the kept real and fake images for each part; empty for fewer than 10 real or fake
+        images or groups.
     """
     members = [
         np.arange(n) if each is None else np.unique(each[:n], return_inverse=True)[1]
@@ -139,8 +136,7 @@ def jackknife_interval(value: float, left_out: Sequence[float], minimum: float =
     r"""Compute the 95% interval of a distance between two samples by the delete-a-group jackknife.
 
     The standard error is :math:`\sqrt{(k-1)/k \sum_g (v_g - \bar v)^2}` (Efron and Stein, 1981) and
-    Student's t has k - 1 degrees of freedom. The interval does not cover the upward bias of such
-    distances in small samples. A bootstrap repeats images, which would increase that bias.
+    Student's t has k - 1 degrees of freedom. The upward bias of distances is not covered.
 
     Args:
         value: The distance of all images.

@@ -30,20 +30,13 @@ def per_event(function: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -
 
 
 def importance_log_prob(log_probs: np.ndarray) -> np.ndarray:
-    r"""Compute the importance-weighted bound on log P(x) of a uint8 image from K noise draws.
+    r"""Compute the importance-weighted bound on log P(x) of uint8 images from K noise draws.
 
     .. math:: \log P(x) = \log \int_{[0,1)^D} p(x + \epsilon)\, d\epsilon
               \ge \mathrm{E} \log \frac1K \sum_k p(x + \epsilon_k)
 
-    K = 1 is the usual bound. The bound increases with K in expectation and converges to log P(x)
-    (Burda et al. 2016, theorem 1; Hoogeboom et al. 2020 for dequantization). The volume of a
-    quantization bin is not included; bits per dimension add it.
-
-    Args:
-        log_probs: Log-densities in nats, (K, N).
-
-    Returns:
-        The bound in nats, (N,).
+    It increases with K in expectation and converges to log P(x) (Burda et al. 2016, theorem 1).
+    From log-densities (K, N) to (N,), both in nats and without the volume of a quantization bin.
     """
     return scipy.special.logsumexp(log_probs, axis=0) - np.log(len(log_probs))
 
@@ -64,14 +57,10 @@ def dequantized_log_probs(
 
 
 def noisy_log_prob(model: Model, batches: Batches, input_noise: float) -> np.ndarray:
-    """Compute log-densities in nats, (N,), of inputs with added Gaussian noise.
+    """Compute log-densities in nats, (N,), of inputs with the Gaussian noise of a DNF.
 
-    A DNF is trained with this noise. Noise-conditional models receive the noise scale.
-
-    Args:
-        model: The model.
-        batches: Inputs; their generator draws the noise.
-        input_noise: Standard deviation of the noise, in the unit of the inputs.
+    The generator of the batches draws the noise; `input_noise` is its standard deviation.
+    Noise-conditional models receive the noise scale.
     """
     noisy = (
         x + input_noise * torch.randn(x.shape, generator=batches.generator, device=x.device)
@@ -86,9 +75,6 @@ def noisy_log_prob(model: Model, batches: Batches, input_noise: float) -> np.nda
 
 
 def to_bits_per_dim(log_prob: np.ndarray, events: np.ndarray) -> np.ndarray:
-    """Convert log-densities in nats, (N,), to bits per dimension of uint8 or float events (N, ...).
-
-    For uint8 events the result bounds the bits that encode a dimension.
-    """
+    """Convert nats (N,) to bits per dimension of uint8 events (8 bits more) or floats (N, ...)."""
     bits = 8 if events.dtype == np.uint8 else 0
     return bits_per_dim(log_prob, math.prod(events.shape[1:]), bits)

@@ -48,18 +48,15 @@ def score_parts(
     Args:
         model: The model, on its device.
         train: Its training images, uint8 (N, ...), which the linear scores are fitted to.
-        valid: Validation images for the calibration.
-        test: Normal images.
-        ood: Out-of-distribution images. The first 500 of these three are used.
+        valid: Validation images for the calibration, of which the first 500 are used.
+        test: Normal images, of which the first 500 are used.
+        ood: Out-of-distribution images, likewise.
         names: Scores of the model.
         groups: Group numbers of the validation images.
 
     Returns:
         One row per image: ``part`` ("normal" or "ood"), ``number`` in its array, scores by name and
         their p-values as ``p_<name>``.
-
-    Raises:
-        UserError: There are too few validation images for a calibration.
     """
     linear = _linear_scores(model.dim, train, valid)
     valid, groups = valid[:MAX_IMAGES], None if groups is None else groups[:MAX_IMAGES]
@@ -82,7 +79,6 @@ def score_parts(
 def _linear_scores(
     dim: int, train: np.ndarray, valid: np.ndarray
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Fit PCA and return a function from images to linear scores."""
     pca, _ = fit_gaussian(train, valid)
     few = pca.explaining(EXPLAINED_VARIANCE)
     dim = min(dim, pca.axes.shape[1])
@@ -102,10 +98,7 @@ def _linear_scores(
 def add_groups(
     scored: pd.DataFrame, normal: np.ndarray | None, ood: np.ndarray | None
 ) -> pd.DataFrame:
-    """Add the column ``group`` with the group numbers of normal and of OOD images.
-
-    Without both, the table is returned unchanged; in a part without groups each image is one.
-    """
+    """Add the column ``group``; images of a part without groups are single groups."""
     if normal is None and ood is None:
         return scored
     counts = scored["part"].value_counts()
@@ -122,8 +115,8 @@ def measure_ood(scored: pd.DataFrame) -> dict[str, Any]:
     Returns:
         ``counts`` by part; ``scores`` by name: ``auroc``, ``average_precision`` of OOD images and
         ``false_positives``, the fraction of normal images above the threshold that 95% of the OOD
-        images reach, each with its 95% interval by the bootstrap over images of both parts. With a
-        column ``group``, the bootstrap is over groups, and ``groups`` are their counts by part.
+        images reach, each with its 95% bootstrap interval; with a column ``group``, the bootstrap
+        is over groups, and ``groups`` are their counts by part.
     """
     is_ood = (scored["part"] == OOD).to_numpy()
     rows = {NORMAL: np.flatnonzero(~is_ood), OOD: np.flatnonzero(is_ood)}
@@ -163,7 +156,6 @@ def _measure_score(
 
 
 def _split_by_group(rows: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
-    """Return the rows of each group."""
     ordered = rows[np.argsort(groups[rows], kind="stable")]
     return np.split(ordered, np.flatnonzero(np.diff(groups[ordered])) + 1)
 
@@ -188,7 +180,7 @@ def _measures(is_ood: np.ndarray, values: np.ndarray) -> tuple[float, float, flo
 
 
 def describe_scores(scored: Mapping[str, Any]) -> dict[str, str]:
-    """Return descriptions of the scores in a mapping by name, in a fixed order."""
+    """Describe the scores in a mapping by name, in a fixed order."""
     known = {
         **SCORES,
         COMBINATION: "joint distribution of these scores on validation images",

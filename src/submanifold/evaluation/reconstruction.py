@@ -24,26 +24,18 @@ CURVE_PSNRS = (20, 25, 30, 35)
 
 
 def squared_errors(project: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> np.ndarray:
-    """Compute the mean squared error over the coordinates of each event's projection, (N,).
-
-    Errors of images are on the pixel scale [0, 1].
-    """
+    """Compute mean squared errors (N,) of projections; pixels are in [0, 1]."""
     return per_event(lambda x: (x - project(x)).square().flatten(1).mean(1), batches)
 
 
 def reconstruction(
     errors: np.ndarray, of_images: bool = True, groups: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Summarize squared errors with 95% intervals.
+    """Summarize squared errors (N,) with 95% intervals.
 
-    Projections can overflow where a decoder is nearly singular. Errors of images that are above 1,
-    the largest difference of two images, or not finite count as 1. Errors of points that are not
-    finite are left out.
-
-    Args:
-        errors: Squared error of each event, (N,).
-        of_images: Whether events are images.
-        groups: Group numbers, see :func:`~submanifold.evaluation.intervals.mean_interval`.
+    Projections can overflow where a decoder is nearly singular. Errors of images above 1, the
+    largest difference of two images, and non-finite ones count as 1; non-finite errors of points
+    are left out.
 
     Returns:
         ``mse`` and the number of ``overflows``. For images also ``psnr``, of the mean squared
@@ -79,8 +71,7 @@ def error_curve(
     """Compute the squared error of the projection onto the first d latents as a function of d.
 
     Args:
-        model: The model, on the device. A rotation sorts the latents of a hierarchy by importance;
-            other models have a curve of one dimension.
+        model: The model, on the device; only hierarchies have a curve of many dimensions.
         test: Test images, uint8 (N, ...), of which the first 256 are used.
         baselines: The result of :func:`submanifold.evaluation.baselines.fit_baselines`.
         device: Device of the model.
@@ -88,8 +79,8 @@ def error_curve(
     Returns:
         ``mse`` of the encoder projection and ``pca_mse`` (None where PCA was not fitted) at
         ``dims``; ``nearest_mse`` of the nearest projection at ``nearest_dims``; the numbers of
-        images ``n`` and ``n_nearest``; and ``smallest``: for each PSNR in dB the smallest d that
-        reaches it with the encoder projection, or None.
+        images ``n`` and ``n_nearest``; and ``smallest``: by PSNR in dB, the smallest d that reaches
+        it, or None.
     """
     some = Batches(test[:CURVE_IMAGES], NEAREST_BATCH_SIZE, device=device)
     few = Batches(test[:CURVE_NEAREST_IMAGES], NEAREST_BATCH_SIZE, device=device)
@@ -143,5 +134,4 @@ def _smallest_dim(
 
 
 def _geometric(smallest: int, largest: int, count: int) -> list[int]:
-    """Return at most `count` dimensions in geometric progression."""
     return sorted({round(float(d)) for d in np.geomspace(smallest, largest, count)})

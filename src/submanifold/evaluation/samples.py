@@ -13,12 +13,10 @@ COOL_SAMPLES = 64
 
 
 def draw_samples(model: Model, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Draw samples on the manifold at the temperatures of :data:`TEMPERATURES`.
-
-    All temperatures use the same u, which do not depend on the device.
+    """Draw samples on the manifold at the temperatures of :data:`TEMPERATURES`, with the same u.
 
     Returns:
-        ``samples``, ``count`` of them, and ``samples_cool``, 64 for a figure; see :func:`stored`.
+        ``count`` ``samples``, and 64 ``samples_cool`` for a figure; see :func:`stored`.
     """
     samples = {}
     for name, n in {"samples": count, "samples_cool": COOL_SAMPLES}.items():

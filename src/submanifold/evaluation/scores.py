@@ -72,7 +72,7 @@ def score_batch(
         names: Names of :data:`SCORES`, without ``typicality``.
 
     Returns:
-        Float64 (batch,) by name. ``density`` and ``complexity`` are missing for models without a
+        Float64 (batch,) by name, without ``density`` and ``complexity`` for models without a
         density on all of space.
     """
     found: dict[str, Tensor] = {}
@@ -103,13 +103,10 @@ def score_batch(
 
 
 def leading_spectrum(model: Model, u: Tensor, count: int = LEADING) -> Tensor:
-    """Compute the eigenvalues of J^T J at u for the leading coordinates.
+    """Compute eigenvalues (batch, min(d, count)) of J^T J at u for the leading coordinates.
 
     J is the derivative of the decoder. The coordinates of a rotated model are sorted by importance,
     behind a flow on the code only roughly (:meth:`Hierarchy.at_dim`).
-
-    Returns:
-        (batch, min(d, count)), ascending.
     """
     count = min(model.coordinates(u).shape[1], count)
     axes = torch.eye(count, u.shape[1], device=u.device).expand(len(u), -1, -1)
@@ -123,15 +120,8 @@ def local_dimension(eigenvalues: Tensor, event_dim: int) -> Tensor:
 
     .. math:: \sum_i \frac{\lambda_i}{\lambda_i + D \tau^2}
 
-    with one grey level :math:`\tau`: a direction that changes the image by one grey level (root
-    mean square) counts as one half.
-
-    Args:
-        eigenvalues: Eigenvalues of J^T J, (batch, d).
-        event_dim: D.
-
-    Returns:
-        (batch,).
+    for eigenvalues (batch, d) of J^T J and one grey level :math:`\tau`: a direction that changes
+    the image by one grey level (root mean square) counts as one half.
     """
     return (eigenvalues / (eigenvalues + event_dim * GREY_LEVEL**2)).sum(1)
 

@@ -34,28 +34,24 @@ def sliced_wasserstein(
     r"""Compute the sliced Wasserstein distance between the patches of two sets of images.
 
     On each level of a Laplacian pyramid, the 7 x 7 patches of both sets are projected onto random
-    unit directions. The value is the one-dimensional Wasserstein-1 distance, averaged over
-    directions and levels; smaller is better. Two samples of one distribution have a distance that
-    decreases as :math:`1/\sqrt{N}`: compare values of equal numbers only.
-
-    Unlike in the paper, both sets are normalized by the real patches, because separate
-    normalizations hide a wrong brightness or contrast, and patch positions are the same in every
-    image, so that equal sets have a distance of exactly zero.
+    unit directions. The value is the Wasserstein-1 distance, averaged over directions and levels,
+    in thousandths of the standard deviation of real patches. Two samples of one distribution have a
+    distance of :math:`O(1/\sqrt{N})`: compare values of equal numbers only. Unlike in the paper,
+    the real patches normalize both sets, so that a wrong brightness or contrast counts, and patch
+    positions are the same in every image.
 
     Args:
-        real: Images, uint8 of shape (n_real, channels, height, width).
-        fake: Images, uint8 of shape (n_fake, channels, height, width).
+        real: Images, uint8 (n_real, channels, height, width).
+        fake: Images, uint8 (n_fake, channels, height, width).
         seed: Seed of positions, directions and jackknife.
-        patches: Positions per repeat; at most all of a level.
+        patches: Positions per repeat.
         directions: Random directions per repeat.
         repeats: Number of draws of positions and directions.
-        groups: Group numbers of the real and of the fake images.
+        groups: Group numbers of both.
 
     Returns:
-        ``value``, and ``low`` and ``high`` of its 95% jackknife interval (None for fewer than 10
-        images or groups); ``n_real`` and ``n_fake``; and ``levels``: the value of each level by its
-        shorter side in pixels, finest first. Values are in thousandths of the standard deviation of
-        real patches.
+        ``value``, ``low`` and ``high`` of its 95% jackknife interval (None for fewer than 10 images
+        or groups), ``n_real``, ``n_fake``, and ``levels``: values by the shorter side in pixels.
 
     Raises:
         UserError: An image is smaller than 7 pixels on one side.
@@ -83,12 +79,10 @@ def sliced_wasserstein(
 
 
 def laplacian_pyramid(images: np.ndarray) -> list[np.ndarray]:
-    """Split images (n, channels, height, width) into bands of detail of decreasing size.
+    """Split images (n, channels, height, width) into float32 bands of detail, finest first.
 
-    Returns:
-        Levels (n, channels, ceil(height / 2^k), ceil(width / 2^k)), float32, finest first: the
-        differences between an image and its blurred, halved version, and last the blurred image,
-        with at least 16 pixels on its shorter side unless the images are smaller.
+    Each level has half the size of the previous one; the last is the blurred image with at least 16
+    pixels on its shorter side.
     """
     levels = []
     coarse = np.asarray(images, dtype=np.float32)
@@ -103,15 +97,8 @@ def laplacian_pyramid(images: np.ndarray) -> list[np.ndarray]:
 def wasserstein_1d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     r"""Compute the Wasserstein-1 distance :math:`\int_0^1 |F^{-1} - G^{-1}| dq` on the last axis.
 
-    It is exact for equal sizes. Otherwise, both quantile functions are evaluated at the midpoints
-    of the smaller sample's steps.
-
-    Args:
-        a: (..., n).
-        b: (..., m).
-
-    Returns:
-        (...).
+    From (..., n) and (..., m) to (...). It is exact for equal sizes; otherwise both quantile
+    functions are evaluated at the midpoints of the smaller sample's steps.
     """
     count = min(a.shape[-1], b.shape[-1])
     middle = (np.arange(count) + 0.5) / count
