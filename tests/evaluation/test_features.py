@@ -21,12 +21,7 @@ from submanifold.evaluation.feature_distances import (
     precision,
     recall,
 )
-from submanifold.evaluation.features import (
-    MissingWeightsError,
-    inception_features,
-    pixel_features,
-    random_subset,
-)
+from submanifold.evaluation.features import MissingWeightsError, inception_features, pixel_features
 
 
 def noise(count, channels=3, seed=0):
@@ -233,12 +228,3 @@ def test_pixel_features_distinguish_good_from_bad_samples():
 def test_constant_images_have_zero_features(count):
     plain = np.full((count, 1, 4, 4), 7, np.uint8)
     assert not np.any(pixel_features(plain, plain, plain))
-
-
-def test_random_subset_is_fixed_sorted_and_uniform():
-    np.testing.assert_array_equal(random_subset(7, 100), range(7))
-    rows = random_subset(1000, 100)
-    assert len(set(rows.tolist())) == 100
-    assert (np.diff(rows) > 0).all()
-    assert rows.mean() == pytest.approx(500, abs=90)
-    np.testing.assert_array_equal(random_subset(1000, 100), rows)

@@ -53,7 +53,6 @@ def results():
 def test_every_metric_is_computed_and_written(metric, results):
     assert metric.label
     assert metric.better in ("lower", "higher", None)
-    assert metric.compute is None or metric.compute.__doc__ or metric.compute.__closure__
     found = [value for each in results.values() if (value := metric.read(each)) is not None]
     assert found, "an evaluation returns it"
     for each in found:

@@ -13,8 +13,9 @@ from submanifold.evaluation.feature_distances import (
     precision,
     recall,
 )
-from submanifold.evaluation.features import MissingWeightsError, pixel_features, random_subset
+from submanifold.evaluation.features import MissingWeightsError, pixel_features
 from submanifold.evaluation.measure import sample_quality
+from submanifold.evaluation.sample_metrics import random_subset
 from submanifold.evaluation.sliced_wasserstein import sliced_wasserstein
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -165,3 +166,12 @@ def test_fewer_than_four_images_are_not_measured(count, weights, inception):
         assert (found[name]["value"] is None) == (count < 4)
         assert ("why" in found[name]) == (count < 4)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_random_subset_is_fixed_sorted_and_uniform():
+    np.testing.assert_array_equal(random_subset(7, 100), range(7))
+    rows = random_subset(1000, 100)
+    assert len(set(rows.tolist())) == 100
+    assert (np.diff(rows) > 0).all()
+    assert rows.mean() == pytest.approx(500, abs=90)
+    np.testing.assert_array_equal(random_subset(1000, 100), rows)

@@ -84,10 +84,7 @@ class Calibration:
     ) -> "Calibration":
         """Fit to scores (N,) by name of normal images that the model was not trained on.
 
-        Args:
-            scores: Scores by name.
-            combined: Names to combine; missing scores are skipped.
-            groups: Group numbers, (N,).
+        `combined` are the names to combine, as far as they are among the scores; `groups` is (N,).
 
         Raises:
             UserError: There are fewer than 20 images, or nearly all are of one group.

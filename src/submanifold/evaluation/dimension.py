@@ -89,11 +89,6 @@ def spectrum_dimension(
 def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> dict[str, Any]:
     """Recommend the smallest dimension whose projections reach a PSNR of 30 dB.
 
-    Args:
-        curve: The result of :func:`submanifold.evaluation.reconstruction.error_curve`.
-        baselines: The result of :func:`submanifold.evaluation.baselines.fit_baselines`.
-        dim: The model's dimension.
-
     Returns:
         The recommended ``dim``, ``pca_dim``, with which PCA has the same error, (or None) and a
         ``sentence``.

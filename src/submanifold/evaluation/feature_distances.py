@@ -114,10 +114,7 @@ def _kernel_sums(x: np.ndarray, y: np.ndarray, in_x: np.ndarray, in_y: np.ndarra
 
 
 def precision(
-    real: np.ndarray,
-    fake: np.ndarray,
-    groups: GroupPair = (None, None),
-    neighbors: int = NEIGHBORS,
+    real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None), neighbors: int = NEIGHBORS
 ) -> Interval:
     """Compute the fraction of fakes in the real manifold: the sample quality.
 
@@ -149,10 +146,7 @@ def precision(
 
 
 def recall(
-    real: np.ndarray,
-    fake: np.ndarray,
-    groups: GroupPair = (None, None),
-    neighbors: int = NEIGHBORS,
+    real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None), neighbors: int = NEIGHBORS
 ) -> Interval:
     """Compute the fraction of reals in the manifold of the fakes: the sample diversity."""
     swapped = precision(fake, real, groups[::-1], neighbors)

@@ -35,20 +35,13 @@ def inception_features(
 ) -> list[np.ndarray]:
     """Compute the 2,048 pooled Inception features of the FID (Heusel et al. 2017).
 
-    Args:
-        sets: Sets of images, each uint8 (n, 3, height, width) or (n, 1, height, width).
-        inception_weights: Path of pt_inception-2015-12-05-6726825d.pth; by default the file in
-        torch's
-            cache, which is downloaded if it is missing.
-        device: Device of the network.
-        batch_size: Images per forward pass; 64 need about 1 GB.
-
-    Returns:
-        Features of each set, (n, 2048), float32.
+    Images are uint8 (n, 3 or 1, height, width), features float32 (n, 2048). By default the weights
+    are the file in torch's cache, which is downloaded if it is missing. A batch of 64 needs about 1
+    GB.
 
     Raises:
         MissingWeightsError: The weights cannot be downloaded.
-        UserError: `inception_weights` is another file.
+        UserError: `inception_weights` is not the path of the standard file.
     """
     path = _download_weights() if inception_weights is None else check_weights(inception_weights)
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
@@ -108,16 +101,8 @@ def pixel_features(
 
     They describe color, brightness and coarse shape. The reference should not be one of the sets:
     on axes fitted to themselves, real images have a larger variance, which raises the precision of
-    fakes.
-
-    Args:
-        reference: Images that PCA is fitted to, uint8 (n, channels, height, width).
-        *sets: Sets of images to describe.
-        components: Largest number of axes.
-
-    Returns:
-        Features of each set, (m, d), float64, in units in which the reference has a mean square of
-        1.
+    fakes. From uint8 (m, channels, height, width) to float64 (m, d), scaled so that the reference
+    has a mean square of 1.
     """
     fitted = _flat(reference)
     axes = max(1, min(components, len(fitted) - 1, fitted.shape[1]))
@@ -125,11 +110,6 @@ def pixel_features(
         pca = PCA(axes, random_state=0).fit(fitted)
     scale = np.sqrt(np.mean(pca.transform(fitted) ** 2)) or 1.0
     return [pca.transform(_flat(images)) / scale for images in sets]
-
-
-def random_subset(count: int, size: int) -> np.ndarray:
-    """Return sorted indices of a random subset, always the same; all indices if size >= count."""
-    return np.sort(np.random.default_rng(0).choice(count, min(count, size), replace=False))
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -24,14 +24,11 @@ GroupPair = tuple[np.ndarray | None, np.ndarray | None]
 
 
 def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Interval:
-    """Compute a mean over events and its 95% interval by the percentile bootstrap.
+    """Compute a mean over events (n,) and its 95% interval by the percentile bootstrap.
 
-    The 2,000 resamples have a fixed seed (Efron & Tibshirani 1993, chapter 13). With groups, whole
-    groups are resampled at :func:`interval_level` (Davison & Hinkley 1997, section 3.8).
-
-    Args:
-        values: One value per event, (n,).
-        groups: Group number of each event, (n,) or longer.
+    The 2,000 resamples have a fixed seed (Efron & Tibshirani 1993, chapter 13). With group numbers
+    (n,) or longer, whole groups are resampled at :func:`interval_level` (Davison & Hinkley 1997,
+    section 3.8).
 
     Returns:
         ``value``, ``low``, ``high``, the count ``n``, and the number of ``groups``. ``value`` is
@@ -101,18 +98,11 @@ def plus_minus(value: float, half_width: float) -> dict[str, float]:
 
 
 def jackknife_subsets(
-    n_real: int,
-    n_fake: int,
-    rng: np.random.Generator,
-    groups: GroupPair = (None, None),
+    n_real: int, n_fake: int, rng: np.random.Generator, groups: GroupPair = (None, None)
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Split both sets into 10 random parts and leave out each part in turn.
+    """Split real and fake images into 10 random parts; leave out each part in turn.
 
-    Args:
-        n_real: Number of real images.
-        n_fake: Number of fake images.
-        rng: Random generator of the split.
-        groups: Group numbers; the images of a group are left out together.
+    The images of a group are left out together.
 
     Returns:
         Indices of the kept real and fake images for each part; empty for fewer than 10 real or fake
@@ -133,18 +123,12 @@ def jackknife_subsets(
 
 
 def jackknife_interval(value: float, left_out: Sequence[float], minimum: float = 0.0) -> Interval:
-    r"""Compute the 95% interval of a distance between two samples by the delete-a-group jackknife.
+    r"""Compute the 95% interval of a distance of two samples by the delete-a-group jackknife.
 
-    The standard error is :math:`\sqrt{(k-1)/k \sum_g (v_g - \bar v)^2}` (Efron and Stein, 1981) and
-    Student's t has k - 1 degrees of freedom. The upward bias of distances is not covered.
-
-    Args:
-        value: The distance of all images.
-        left_out: The distances without each of k parts of the images.
-        minimum: Smallest possible distance, at which the lower end is clipped.
-
-    Returns:
-        ``value``, ``low`` and ``high``; the ends are None for k < 2.
+    The standard error is :math:`\sqrt{(k-1)/k \sum_g (v_g - \bar v)^2}` over the distances that
+    leave out one of k parts (Efron and Stein, 1981), and Student's t has k - 1 degrees of freedom.
+    The upward bias of distances is not covered. ``low`` is clipped at `minimum`; the ends are None
+    for k < 2.
     """
     count = len(left_out)
     if count < 2:

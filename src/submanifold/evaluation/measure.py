@@ -1,6 +1,6 @@
 """Evaluation of a model: all metrics of the table, and the diagnostics that accompany them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,12 @@ from submanifold.evaluation.likelihood import BATCH_SIZE, per_event, to_bits_per
 from submanifold.evaluation.metrics import compute_metrics
 from submanifold.evaluation.model_metrics import NO_DENSITY, ModelEvaluation
 from submanifold.evaluation.reconstruction import error_curve, reconstruction, squared_errors
-from submanifold.evaluation.sample_metrics import MIN_IMAGES, SampleComparison
+from submanifold.evaluation.sample_metrics import (
+    MIN_IMAGES,
+    Features,
+    SampleComparison,
+    random_subset,
+)
 from submanifold.evaluation.truth import TruthComparison
 from submanifold.models import Model
 from submanifold.models.diagnostics import LARGEST_INVERSE_ERROR, inverse_error
@@ -42,17 +47,16 @@ def measure(
     device: torch.device,
     groups: np.ndarray | None = None,
 ) -> Metrics:
-    """Evaluate density and reconstruction of a model on test data.
+    """Evaluate density and reconstruction on test data; the model is moved to the device.
 
-    Several processes (:mod:`submanifold.common.distributed`) split the data. For the arguments, see
-    :class:`submanifold.evaluation.model_metrics.ModelEvaluation`. The model is moved to the device.
+    For the arguments, see :class:`~submanifold.evaluation.model_metrics.ModelEvaluation`. Several
+    processes (:mod:`submanifold.common.distributed`) split the data.
 
     Returns:
-        Metrics by name (:data:`submanifold.evaluation.metrics.METRICS`) with their intervals, and:
-        ``dims``; ``inverse_error``; ``overflows``, see
-        :func:`~submanifold.evaluation.reconstruction.reconstruction`; ``baselines``; for images the
-        ``curve`` of :func:`~submanifold.evaluation.reconstruction.error_curve`; for points
-        ``thickness`` and ``neighbour_correlation``, signs of manifold overfitting.
+        Metrics by name (:data:`~submanifold.evaluation.metrics.METRICS`), ``dims``,
+        ``inverse_error``, ``overflows``, ``baselines``; for images the ``curve`` of
+        :func:`~submanifold.evaluation.reconstruction.error_curve`; for points ``thickness`` and
+        ``neighbour_correlation``, signs of manifold overfitting.
     """
     evaluation = ModelEvaluation(
         model.to(device), test, baselines, input_noise, dequantizations, device, groups
@@ -72,12 +76,9 @@ def measure(
 def against_truth(model: Model, truth: Manifold, test: np.ndarray, samples: np.ndarray) -> Metrics:
     """Compare a model of synthetic data with the known manifold and density.
 
-    For the arguments, see :class:`submanifold.evaluation.truth.TruthComparison`.
-
     Returns:
-        Metrics by name, and: ``true_nll`` of the truth on R^D, where there is one; ``manifold_nll``
-        on the learned manifold, where its dimension is the true one, and ``manifold_entropy``, its
-        true value; all in nats; and the ``noise`` of the data.
+        Metrics by name, the ``noise`` of the data, and in nats: ``true_nll``, ``manifold_nll`` on
+        the learned manifold and ``manifold_entropy``, its true value; only those that exist.
     """
     comparison = TruthComparison(model, truth, test, samples)
     found = compute_metrics(comparison)
@@ -97,18 +98,11 @@ def sample_quality(
     device: torch.device,
     groups: Groups | None = None,
 ) -> Metrics:
-    """Compare samples with test images, and as a reference training images with test images.
+    """Compare samples, and as a reference training images, with test images.
 
     FID uses all images. KID, precision and recall use equal numbers of samples and test images: the
-    first samples or a fixed random subset of the test images.
-
-    Args:
-        train: Training images, uint8 of shape (n, channels, height, width).
-        test: Test images.
-        samples: Samples of a model.
-        weights: ``auto`` (Inception on a GPU only), ``download``, or the path of the weights.
-        device: Device of the Inception network.
-        groups: Groups of training and test images; intervals are then over groups.
+    first samples or a fixed random subset of the test images. All images are uint8 (n, channels,
+    height, width). `weights` is ``auto`` (Inception on a GPU only), ``download`` or a path.
 
     Returns:
         ``fid``, ``kid``, ``precision``, ``recall`` and ``sliced_wasserstein``, each with interval
@@ -124,68 +118,60 @@ def sample_quality(
     drawn = order[: len(samples)]
     of_train, of_test = (groups_of(groups, part) for part in ("train", "test"))
     fakes = [samples]
-    group_pairs: list[GroupPair] = [(of_test, None)]
+    pairs: list[GroupPair] = [(of_test, None)]
     if len(train) >= count:
         fakes.append(train[drawn])
-        group_pairs.append((of_test, None if of_train is None else of_train[drawn]))
-    # PCA is fitted to other images than those compared, if there are enough
-    start = count if len(train) >= 2 * count else 0
-    reference = train[order[start : start + MAX_REFERENCE]]
-    comparisons, features = _comparisons(
-        reference, test, fakes, group_pairs, count, weights, device
-    )  # fmt: skip
-    found, *others = map(compute_metrics, comparisons)
-    return found | {"features": features, "training_images": others[0] if others else None}
+        pairs.append((of_test, None if of_train is None else of_train[drawn]))
+    inception: Sequence[Any] = [""] * len(fakes)
+    features: Sequence[Any] = [None] * len(fakes)
+    subset, name = np.arange(0), "none"
+    if count >= MIN_IMAGES:
+        # PCA is fitted to other images than those compared, if there are enough
+        start = count if len(train) >= 2 * count else 0
+        reference = train[order[start : start + MAX_REFERENCE]]
+        subset = random_subset(len(test), count)
+        inception, features, name = _features(reference, test, fakes, subset, weights, device)
+    found, *others = [
+        compute_metrics(SampleComparison(test, *each, subset))
+        for each in zip(fakes, pairs, inception, features, strict=True)
+    ]
+    return found | {"features": name, "training_images": others[0] if others else None}
 
 
-def _comparisons(
+def _features(
     reference: np.ndarray,
     test: np.ndarray,
     fakes: list[np.ndarray],
-    group_pairs: list[GroupPair],
-    count: int,
+    subset: np.ndarray,
     weights: str,
     device: torch.device,
-) -> tuple[list[SampleComparison], str]:
-    """Compute features of all images; return a comparison for each set of fakes."""
-    pairs = list(zip(fakes, group_pairs, strict=True))
-    if count < MIN_IMAGES:
-        few = [SampleComparison(test, fake, groups, "", None, groups) for fake, groups in pairs]
-        return few, "none"
+) -> tuple[Sequence[Any], Sequence[Features], str]:
+    """Compute Inception features or the reason they are missing, features, and their name."""
     # torch-fidelity and scikit-learn take seconds to import
-    from submanifold.evaluation import features
+    from submanifold.evaluation.features import (
+        MissingWeightsError,
+        inception_features,
+        pixel_features,
+    )
 
-    subset = features.random_subset(len(test), count)
+    count = len(subset)
+    inception: Sequence[Any]
     try:
         if weights == "auto" and device.type == "cpu":
-            raise features.MissingWeightsError(FID_ON_CPU)
+            raise MissingWeightsError(FID_ON_CPU)
         path = None if weights in ("auto", "download") else weights
-        real, *of_fakes = features.inception_features([test, *fakes], path, device)
-        inception: list[Any] = [(real, each) for each in of_fakes]
+        real, *of_fakes = inception_features([test, *fakes], path, device)
+        inception = [(real, each) for each in of_fakes]
         real, name = real[subset], "inception"
-    except features.MissingWeightsError as error:
+    except MissingWeightsError as error:
         inception = [str(error)] * len(fakes)
-        compared = [fake[:count] for fake in fakes]
-        real, *of_fakes = features.pixel_features(reference, test[subset], *compared)
+        real, *of_fakes = pixel_features(reference, test[subset], *(x[:count] for x in fakes))
         name = f"{real.shape[1]} principal components of pixels"
-    comparisons = []
-    for (fake, groups), on_all, of_fake in zip(pairs, inception, of_fakes, strict=True):
-        of_real = None if groups[0] is None else groups[0][subset]
-        comparisons.append(
-            SampleComparison(
-                test, fake, groups, on_all, (real, of_fake[:count]), (of_real, groups[1])
-            )
-        )
-    return comparisons, name
+    return inception, [(real, each[:count]) for each in of_fakes], name
 
 
 def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[float, float]:
-    """Compute bits per dimension and mean squared error, the objectives of a hyperparameter search.
-
-    Args:
-        model: The model, on the device.
-        events: Validation data, uint8 images or float32 points, (N, ...).
-        device: Device of the model.
+    """Compute bits per dimension and squared error, the objectives of a search.
 
     Raises:
         UserError: The model has no density on all of space.
@@ -200,7 +186,7 @@ def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[
 
 
 def warnings(metrics: Metrics, histories: Mapping[str, Any]) -> list[str]:
-    """Collect warnings of trainings and of the evaluation that the metrics cannot be trusted."""
+    """Collect the warnings of trainings and of the evaluation."""
     found = [
         f"{name}: {text}"
         for name, history in sorted(histories.items(), key=lambda item: (len(item[0]), item[0]))

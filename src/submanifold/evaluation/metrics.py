@@ -12,6 +12,7 @@ import pandas as pd
 from submanifold.evaluation import model_metrics as model
 from submanifold.evaluation import sample_metrics as sample
 from submanifold.evaluation import truth
+from submanifold.evaluation.baselines import pca_error
 from submanifold.evaluation.feature_distances import kernel_distance, precision, recall
 from submanifold.evaluation.model_metrics import ModelEvaluation
 from submanifold.evaluation.sample_metrics import SampleComparison
@@ -25,14 +26,12 @@ class Metric:
     """An entry of the table.
 
     Attributes:
-        name: Name in metrics.json or truth.json, with dots between nested keys; MLflow has the
-            prefix ``test.``.
+        name: Name in metrics.json or truth.json, with dots between nested keys.
         label: Column heading.
         format: Format specification of values.
         inputs: Class of the input of `compute`; None for values that the pipeline records.
-        compute: Function that returns a number or an interval (``value``, ``low``, ``high``), or
-            None where the metric does not apply.
-        unit: Unit of values; empty for fractions, counts and distances without a unit.
+        compute: Function that returns a number, an interval, or None where it does not apply.
+        unit: Unit of values; empty for fractions and counts.
         better: Direction of improvement, or None.
         column: Name in files of results; by default `name`.
         compared: Whether comparisons of runs show the metric.
@@ -49,7 +48,7 @@ class Metric:
     compared: bool = True
 
     def read(self, metrics: Mapping[str, Any]) -> Any:
-        """Look up the metric in the nested mapping of metrics.json; None if it is missing."""
+        """Look up the metric in the nested mapping of metrics.json, or None."""
         found: Any = metrics
         for key in self.name.split("."):
             found = found.get(key) if isinstance(found, Mapping) else None
@@ -61,14 +60,9 @@ class Metric:
 
 
 def format_interval(measured: Any, spec: str, signed: bool = False, label: str = "") -> str:
-    """Format a number, or a value with its interval.
+    """Format a number, or a mapping with ``value``, ``low`` and ``high``.
 
-    Args:
-        measured: A number, or a mapping with ``value``, ``low`` and ``high``. For a missing value,
-            the result is a dash or the reason ``why`` up to its colon.
-        spec: Format specification.
-        signed: Whether to write a plus sign.
-        label: Text behind the value.
+    A missing value is a dash or the reason ``why`` up to its colon.
 
     Example:
         >>> format_interval({"value": 3.74, "low": 3.72, "high": 3.761}, ".3f", label="BPD")
@@ -124,19 +118,20 @@ _METRICS = (
            truth.manifold_divergence, NATS, better=None, compared=False),
     Metric("non_orthogonality", "non-orthogonality", ".3f", ModelEvaluation,
            model.non_orthogonality, "bits per coordinate", compared=False),
-    Metric("mse", "MSE", ".5f", ModelEvaluation, model.encoder_metric("mse"), SQUARED_ERROR),
+    Metric("mse", "MSE", ".5f", ModelEvaluation, lambda e: e.reconstruction["mse"], SQUARED_ERROR),
     Metric("nearest_mse", "MSE, nearest projection", ".5f", ModelEvaluation,
-           model.nearest_metric("mse"), SQUARED_ERROR),
-    Metric("psnr", "PSNR (dB)", ".2f", ModelEvaluation, model.encoder_metric("psnr"), DECIBELS,
-           "higher", compared=False),
+           lambda e: e.nearest_reconstruction.get("mse"), SQUARED_ERROR),
+    Metric("psnr", "PSNR (dB)", ".2f", ModelEvaluation, lambda e: e.reconstruction.get("psnr"),
+           DECIBELS, "higher", compared=False),
     Metric("psnr_per_image", "mean image PSNR (dB)", ".2f", ModelEvaluation,
-           model.encoder_metric("psnr_per_image"), DECIBELS, "higher", compared=False),
+           lambda e: e.reconstruction.get("psnr_per_image"), DECIBELS, "higher", compared=False),
     Metric("nearest_psnr", "PSNR, nearest projection (dB)", ".2f", ModelEvaluation,
-           model.nearest_metric("psnr"), DECIBELS, "higher", compared=False),
+           lambda e: e.nearest_reconstruction.get("psnr"), DECIBELS, "higher", compared=False),
     Metric("stage_1_mse", "MSE, stage 1 alone", ".5f", ModelEvaluation, model.stage_1_mse,
            SQUARED_ERROR),
-    Metric("baselines.pca.mse", "MSE of PCA", ".5f", ModelEvaluation, model.pca_mse, SQUARED_ERROR,
-           better=None, column="pca_mse"),
+    Metric("baselines.pca.mse", "MSE of PCA", ".5f", ModelEvaluation,
+           lambda e: pca_error(e.baselines, e.model.dim).get("mse"), SQUARED_ERROR, better=None,
+           column="pca_mse"),
     Metric("sliced_wasserstein", "sliced Wasserstein", ".0f", SampleComparison, sample.swd,
            "thousandths of a standard deviation"),
     Metric("fid", "FID", ".1f", SampleComparison, sample.fid),
@@ -149,7 +144,8 @@ _METRICS = (
            truth.projection_distance, DISTANCE),
     Metric("sample_distance", "distance of samples from the true manifold", ".4f", TruthComparison,
            truth.sample_distance, DISTANCE),
-    Metric("parameters", "parameters", ",.0f", ModelEvaluation, model.parameters, better=None),
+    Metric("parameters", "parameters", ",.0f", ModelEvaluation,
+           lambda e: sum(each.numel() for each in e.model.parameters()), better=None),
     Metric("seconds.training", "training (s)", ",.0f", None, None, "s", better=None),
 )
 # fmt: on

@@ -1,6 +1,6 @@
 """Metrics of a model's density and reconstruction on test data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -10,7 +10,6 @@ import torch
 
 from submanifold.common.progress import track
 from submanifold.data.batches import Batches
-from submanifold.evaluation.baselines import pca_error
 from submanifold.evaluation.intervals import Interval, mean_interval
 from submanifold.evaluation.likelihood import (
     BATCH_SIZE,
@@ -20,11 +19,7 @@ from submanifold.evaluation.likelihood import (
     per_event,
     to_bits_per_dim,
 )
-from submanifold.evaluation.reconstruction import (
-    NEAREST_BATCH_SIZE,
-    reconstruction,
-    squared_errors,
-)
+from submanifold.evaluation.reconstruction import NEAREST_BATCH_SIZE, reconstruction, squared_errors
 from submanifold.models import Hierarchy, Model, on_manifold
 from submanifold.models.diagnostics import is_overfitted, manifold_overfitting
 from submanifold.models.model import NEAREST_STEPS
@@ -45,16 +40,13 @@ NO_DENSITY = (
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """A model and test data with shared intermediate results: the input of model metrics.
+    """A model and test data (N, ...) with shared intermediate results.
 
     Attributes:
-        model: The model, on the device.
-        test: Test data, uint8 images or float32 points, (N, ...).
         baselines: The result of :func:`submanifold.evaluation.baselines.fit_baselines`.
         input_noise: Standard deviation of the noise that the density was trained with.
         dequantizations: Number of noise draws of the importance-weighted bound for images.
-        device: Device of the computation.
-        groups: Group numbers of test images, (N,); intervals are then over groups.
+        groups: Group numbers of test images, (N,).
     """
 
     model: Model
@@ -173,23 +165,3 @@ def stage_1_mse(evaluation: ModelEvaluation) -> Interval | None:
         return evaluation.reconstruction["mse"]
     first = evaluation.model.part(1, 1)
     return evaluation.summarize(squared_errors(first.project, evaluation.batches))["mse"]
-
-
-def pca_mse(evaluation: ModelEvaluation) -> Interval | None:
-    """Look up the mean squared error of PCA with the model's dimension."""
-    return pca_error(evaluation.baselines, evaluation.model.dim).get("mse")
-
-
-def parameters(evaluation: ModelEvaluation) -> int:
-    """Count the model's parameters."""
-    return sum(parameter.numel() for parameter in evaluation.model.parameters())
-
-
-def encoder_metric(name: str) -> Callable[[ModelEvaluation], Interval | None]:
-    """Return a function that looks up an error of the encoder projection."""
-    return lambda evaluation: evaluation.reconstruction.get(name)
-
-
-def nearest_metric(name: str) -> Callable[[ModelEvaluation], Interval | None]:
-    """Return a function that looks up an error of the nearest projection."""
-    return lambda evaluation: evaluation.nearest_reconstruction.get(name)

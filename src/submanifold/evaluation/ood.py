@@ -45,14 +45,8 @@ def score_parts(
 ) -> pd.DataFrame:
     """Score normal and out-of-distribution images; only normal images calibrate the scores.
 
-    Args:
-        model: The model, on its device.
-        train: Its training images, uint8 (N, ...), which the linear scores are fitted to.
-        valid: Validation images for the calibration, of which the first 500 are used.
-        test: Normal images, of which the first 500 are used.
-        ood: Out-of-distribution images, likewise.
-        names: Scores of the model.
-        groups: Group numbers of the validation images.
+    Linear scores are fitted to the training images. All images are uint8 (N, ...), of which the
+    first 500 of each part and of the validation images with their group numbers are used.
 
     Returns:
         One row per image: ``part`` ("normal" or "ood"), ``number`` in its array, scores by name and

@@ -70,11 +70,8 @@ def error_curve(
 ) -> dict[str, Any]:
     """Compute the squared error of the projection onto the first d latents as a function of d.
 
-    Args:
-        model: The model, on the device; only hierarchies have a curve of many dimensions.
-        test: Test images, uint8 (N, ...), of which the first 256 are used.
-        baselines: The result of :func:`submanifold.evaluation.baselines.fit_baselines`.
-        device: Device of the model.
+    It uses the first 256 test images, uint8 (N, ...); only hierarchies have more than one
+    dimension.
 
     Returns:
         ``mse`` of the encoder projection and ``pca_mse`` (None where PCA was not fitted) at
@@ -85,16 +82,13 @@ def error_curve(
     some = Batches(test[:CURVE_IMAGES], NEAREST_BATCH_SIZE, device=device)
     few = Batches(test[:CURVE_NEAREST_IMAGES], NEAREST_BATCH_SIZE, device=device)
 
-    def at(dim: int) -> Model:
-        return model.at_dim(dim) if isinstance(model, Hierarchy) else model
+    def errors_at(dim: int, events: Batches, steps: int) -> dict[str, Any]:
+        at = model.at_dim(dim) if isinstance(model, Hierarchy) else model
+        return reconstruction(squared_errors(partial(at.project, steps=steps), events))
 
     @cache
     def encoder_errors(dim: int) -> dict[str, Any]:
-        return reconstruction(squared_errors(at(dim).project, some))
-
-    def nearest_error(dim: int) -> float:
-        project = partial(at(dim).project, steps=NEAREST_STEPS)
-        return reconstruction(squared_errors(project, few))["mse"]["value"]
+        return errors_at(dim, some, 0)
 
     smallest, largest = model.dim, model.dim
     dims = nearest_dims = [model.dim]
@@ -109,7 +103,7 @@ def error_curve(
         "mse": [encoder_errors(d)["mse"]["value"] for d in dims],
         "pca_mse": [pca_error(baselines, d).get("mse", {}).get("value") for d in dims],
         "nearest_dims": nearest_dims,
-        "nearest_mse": [nearest_error(d) for d in nearest_dims],
+        "nearest_mse": [errors_at(d, few, NEAREST_STEPS)["mse"]["value"] for d in nearest_dims],
         "n": len(some),
         "n_nearest": len(few),
         "smallest": {

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from submanifold.evaluation.feature_distances import (
-    NEIGHBORS,
-    frechet_distance_with_interval,
-)
+from submanifold.evaluation.feature_distances import NEIGHBORS, frechet_distance_with_interval
 from submanifold.evaluation.intervals import GroupPair, Interval
 from submanifold.evaluation.sliced_wasserstein import sliced_wasserstein
 
@@ -25,15 +22,13 @@ Features = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class SampleComparison:
-    """Real and fake images and their features: the input of sample metrics.
+    """Test images and samples, uint8 (n, channels, height, width), and their features.
 
     Attributes:
-        real: Test images, uint8 (n_real, channels, height, width).
-        fake: Samples or training images, uint8 (n_fake, channels, height, width).
         groups: Group numbers of both.
         inception: Inception features of all images, or the reason why there are none.
         features: Inception or pixel features of equal numbers of images; None for too few images.
-        feature_groups: Group numbers of these images.
+        subset: Indices of the real images in `features`.
     """
 
     real: np.ndarray
@@ -41,7 +36,12 @@ class SampleComparison:
     groups: GroupPair
     inception: Features | str
     features: Features | None
-    feature_groups: GroupPair
+    subset: np.ndarray
+
+
+def random_subset(count: int, size: int) -> np.ndarray:
+    """Return sorted indices of a fixed random subset; all indices if size >= count."""
+    return np.sort(np.random.default_rng(0).choice(count, min(count, size), replace=False))
 
 
 def fid(comparison: SampleComparison) -> Interval:
@@ -59,7 +59,9 @@ def feature_metric(distance: Callable[..., Interval]) -> Callable[[SampleCompari
     def metric(comparison: SampleComparison) -> Interval:
         if comparison.features is None:
             return TOO_FEW
-        return distance(*comparison.features, groups=comparison.feature_groups)
+        real, fake = comparison.groups
+        groups = None if real is None else real[comparison.subset], fake
+        return distance(*comparison.features, groups=groups)
 
     return metric
 

@@ -63,17 +63,11 @@ def score(
 def score_batch(
     model: Model, x: Tensor, images: np.ndarray, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Score a batch of images.
-
-    Args:
-        model: The model, on x's device.
-        x: Dequantized images in [-0.5, 0.5), (batch, channels, height, width).
-        images: The same images as uint8.
-        names: Names of :data:`SCORES`, without ``typicality``.
+    """Score dequantized images x (batch, ...) in [-0.5, 0.5), which are also given as uint8.
 
     Returns:
-        Float64 (batch,) by name, without ``density`` and ``complexity`` for models without a
-        density on all of space.
+        Float64 (batch,) for names of :data:`SCORES` except ``typicality``; ``density`` and
+        ``complexity`` are missing for models without a density on all of space.
     """
     found: dict[str, Tensor] = {}
     with torch.no_grad():

@@ -33,21 +33,12 @@ def sliced_wasserstein(
 ) -> dict[str, Any]:
     r"""Compute the sliced Wasserstein distance between the patches of two sets of images.
 
-    On each level of a Laplacian pyramid, the 7 x 7 patches of both sets are projected onto random
-    unit directions. The value is the Wasserstein-1 distance, averaged over directions and levels,
-    in thousandths of the standard deviation of real patches. Two samples of one distribution have a
-    distance of :math:`O(1/\sqrt{N})`: compare values of equal numbers only. Unlike in the paper,
-    the real patches normalize both sets, so that a wrong brightness or contrast counts, and patch
-    positions are the same in every image.
-
-    Args:
-        real: Images, uint8 (n_real, channels, height, width).
-        fake: Images, uint8 (n_fake, channels, height, width).
-        seed: Seed of positions, directions and jackknife.
-        patches: Positions per repeat.
-        directions: Random directions per repeat.
-        repeats: Number of draws of positions and directions.
-        groups: Group numbers of both.
+    On each level of a Laplacian pyramid, the 7 x 7 patches of uint8 images (n, channels, height,
+    width) are projected onto random unit directions. The value is the Wasserstein-1 distance,
+    averaged over directions and levels, in thousandths of the standard deviation of real patches.
+    Two samples of one distribution have a distance of :math:`O(1/\sqrt{N})`: compare values of
+    equal numbers only. Unlike in the paper, the real patches normalize both sets, so that a wrong
+    brightness or contrast counts, and patch positions are the same in every image.
 
     Returns:
         ``value``, ``low`` and ``high`` of its 95% jackknife interval (None for fewer than 10 images

@@ -17,14 +17,7 @@ GRID = 161
 
 @dataclass(frozen=True)
 class TruthComparison:
-    """A model, the true manifold and points: the input of metrics of synthetic data.
-
-    Attributes:
-        model: The model.
-        truth: The manifold that the data are drawn from.
-        test: Test points, (N, D).
-        samples: Samples of the model on its manifold, (M, D).
-    """
+    """A model, the true manifold, test points (N, D) and samples (M, D)."""
 
     model: Model
     truth: Manifold
@@ -99,7 +92,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> Interval:
 def manifold_picture(
     model: Model, truth: Manifold, test: np.ndarray, samples: np.ndarray
 ) -> tuple[dict[str, Any], tuple[np.ndarray, ...] | None]:
-    """Compute the arguments of :func:`submanifold.plots.manifold_figure`.
+    """Compute the arguments of :func:`submanifold.plots.manifolds.manifold_figure`.
 
     Returns:
         Points in the view of the truth and their log-densities; and for D = 2, where both densities

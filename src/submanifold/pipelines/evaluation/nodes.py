@@ -23,11 +23,7 @@ PROJECTIONS = 16
 
 
 def fit_baselines(
-    train: np.ndarray,
-    valid: np.ndarray,
-    test: np.ndarray,
-    path: Path,
-    groups: Groups | None = None,
+    train: np.ndarray, valid: np.ndarray, test: np.ndarray, path: Path, groups: Groups | None = None
 ) -> dict[str, Any]:
     """Fit PCA and the Gaussian to the training data and evaluate them; cache the result."""
     found = read_json(path)

@@ -2,12 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.pipelines.ood.nodes import (
-    gather_ood,
-    measure,
-    score_ood,
-    write_page,
-)
+from submanifold.pipelines.ood.nodes import gather_ood, measure, score_ood, write_page
 
 
 def create_pipeline() -> Pipeline:
