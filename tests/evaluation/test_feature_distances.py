@@ -1,5 +1,3 @@
-from itertools import product
-
 import numpy as np
 import pytest
 import torch
@@ -31,15 +29,6 @@ def exact_sample(mean, root, count=200, seed=0):
     x = normal(count, len(mean), seed)
     x -= x.mean(axis=0)
     return mean + np.linalg.qr(x)[0] * np.sqrt(count - 1) @ root
-
-
-def test_frechet_distance_of_diagonal_gaussians():
-    std_a, std_b = np.array([1.0, 2.0, 0.5, 0.0]), np.array([3.0, 2.0, 1.0, 1.0])
-    mean_a, mean_b = np.zeros(4), np.array([1.0, 0.0, -2.0, 0.0])
-    a = exact_sample(mean_a, np.diag(std_a))
-    b = exact_sample(mean_b, np.diag(std_b), count=90, seed=1)
-    expected = np.sum((mean_a - mean_b) ** 2) + np.sum((std_a - std_b) ** 2)
-    assert frechet_distance(a, b) == pytest.approx(expected)
 
 
 def test_frechet_distance_of_gaussians_whose_covariances_do_not_commute():
@@ -95,14 +84,6 @@ def test_collapsed_samples_have_high_precision_and_low_recall():
     assert found[1] < 0.05
 
 
-def test_samples_of_half_the_modes_have_half_the_recall():
-    modes = 100 * np.repeat([0, 1], 200)[:, None]
-    found = values(normal(400) + modes, normal(400, seed=1))
-    of_all_modes = recall(normal(400) + modes, normal(400, seed=1) + modes)["value"]
-    assert found[1] == pytest.approx(of_all_modes / 2, abs=0.06)
-    assert found[0] > 0.7
-
-
 def test_distant_samples_have_zero_precision_and_recall_with_wilson_intervals():
     real, fake = normal(200), 50 + normal(300, seed=1)
     assert precision(real, fake) == pytest.approx(
@@ -146,30 +127,6 @@ def test_precision_and_recall_are_invariant_to_similarity_transforms(seed, n, m,
     assert values(*moved, neighbors=neighbors) == expected
 
 
-def kernel(a, b):
-    return (a @ b / len(a) + 1) ** 3
-
-
-def kernel_distance_by_loops(x, y):
-    def mean(a, b, pairs):
-        return np.mean([kernel(a[i], b[j]) for i, j in pairs])
-
-    n, m = range(len(x)), range(len(y))
-    within_x = mean(x, x, [(i, j) for i, j in product(n, n) if i != j])
-    within_y = mean(y, y, [(i, j) for i, j in product(m, m) if i != j])
-    return within_x + within_y - 2 * mean(x, y, list(product(n, m)))
-
-
-@given(st.integers(0, 1000), st.integers(2, 12), st.integers(2, 12), st.integers(1, 5))
-def test_kernel_distance_equals_its_definition(seed, n, m, size):
-    rng = np.random.default_rng(seed)
-    x, y = rng.standard_normal((n, size)), rng.uniform(-1, 2, (m, size))
-    found = kernel_distance(x, y)
-    assert found["value"] == pytest.approx(kernel_distance_by_loops(x, y), abs=1e-10)
-    assert (found["n_real"], found["n_fake"]) == (n, m)
-    assert (found["low"] is None) == (min(n, m) < 10)
-
-
 def test_kernel_distance_in_chunks_agrees_with_torch_fidelity():
     x, y = normal(1500, 20), normal(1500, 20, seed=1) ** 2
     cubic = {"kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1}
@@ -200,11 +157,3 @@ def test_kernel_distance_of_shifted_gaussians_is_unbiased(shift):
     assert np.mean([each["low"] < expected < each["high"] for each in found]) > 0.88
     if shift == 0:
         assert (drawn < 0).mean() > 0.3  # not clipped at zero, which would add a bias
-
-
-def test_seed_changes_only_the_interval():
-    x, y = normal(50), normal(50, seed=1)
-    first, again, other = (kernel_distance(x, y, seed) for seed in (0, 0, 1))
-    assert first == again
-    assert first["value"] == other["value"]
-    assert first["high"] != other["high"]

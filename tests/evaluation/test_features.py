@@ -15,12 +15,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from submanifold.common.errors import UserError
 from submanifold.evaluation import features
-from submanifold.evaluation.feature_distances import (
-    frechet_distance,
-    kernel_distance,
-    precision,
-    recall,
-)
+from submanifold.evaluation.feature_distances import kernel_distance, precision, recall
 from submanifold.evaluation.features import MissingWeightsError, inception_features, pixel_features
 
 
@@ -74,14 +69,6 @@ def test_inception_features_of_several_sets(accept_random_weights):
     assert all(x.dtype == np.float32 and x.min() >= 0 and x.std() > 0 for x in found)
     (alone,) = inception_features([sets[1]], accept_random_weights)
     np.testing.assert_allclose(found[1], alone, rtol=1e-3, atol=1e-4)
-
-
-def test_fid_of_equal_images_is_zero(accept_random_weights):
-    real = noise(12)
-    sets = [real, noise(11, seed=1) // 2, real[::-1]]
-    of_real, other, same = inception_features(sets, accept_random_weights)
-    distance = frechet_distance(of_real, other)
-    assert frechet_distance(of_real, same) == pytest.approx(0, abs=1e-3 * distance)
 
 
 def test_grey_images_are_repeated_to_three_channels(accept_random_weights):
@@ -209,19 +196,6 @@ def test_pixel_features_do_not_favor_the_real_images():
     assert precision(*found)["value"] == pytest.approx(recall(*found)["value"], abs=0.1)
     kid = kernel_distance(*found)
     assert kid["low"] < 0 < kid["high"]
-
-
-def test_pixel_features_distinguish_good_from_bad_samples():
-    reference, real, same, few = (colors(n, seed=n) for n in (299, 300, 301, 3))
-    sets = {"same": same, "few": few.repeat(100, axis=0), "noise": noise(300)}
-    found = {}
-    for name, fake in sets.items():
-        pair = pixel_features(reference, real, fake, components=3)
-        found[name] = [metric(*pair)["value"] for metric in (precision, recall, kernel_distance)]
-    assert found["same"] == pytest.approx((0.95, 0.95, 0), abs=0.05)
-    assert found["few"][:2] == pytest.approx((1, 0), abs=0.05)
-    assert found["noise"][1] < 0.1
-    assert min(found["few"][2], found["noise"][2]) > 0.2
 
 
 @pytest.mark.parametrize("count", [1, 20])

@@ -36,21 +36,6 @@ def test_mean_interval_is_that_of_resampled_means():
     assert interval == mean_interval(values)
 
 
-def test_interval_over_groups_is_that_of_resampled_groups():
-    rng = np.random.default_rng(0)
-    values, groups = grouped(rng, 60)
-    order = rng.permutation(len(values))
-    interval = mean_interval(values[order], groups[order])
-    assert interval["value"] == pytest.approx(values.mean())
-    members = [values[groups == group] for group in range(60)]
-    means = [
-        np.concatenate([members[i] for i in rng.integers(60, size=60)]).mean() for _ in range(4000)
-    ]
-    level = interval_level(60)
-    expected = np.quantile(means, [level, 1 - level])
-    assert ends(interval) == pytest.approx(tuple(expected), abs=0.15 * np.std(means))
-
-
 def covered(intervals, truth):
     return np.mean([each["low"] < truth < each["high"] for each in intervals])
 
@@ -74,13 +59,6 @@ def test_interval_over_groups_has_its_coverage(count):
     draws = [mean_interval(*grouped(rng, count)) for _ in range(300)]
     assert covered(draws, 5) == pytest.approx(0.95, abs=0.035)
     assert {draw["groups"] for draw in draws} == {count}
-
-
-def test_groups_of_one_event_are_independent_events():
-    values = np.random.default_rng(0).standard_normal(500)
-    expected = ends(mean_interval(values))
-    found = ends(mean_interval(values, np.arange(500)))
-    assert found == pytest.approx(expected, abs=0.15 * stats.sem(values))
 
 
 def test_groups_of_more_events_are_cut():

@@ -44,14 +44,6 @@ def test_photographs_are_closer_to_photographs_than_to_noise_or_blur(halves):
     assert (same["n_real"], same["n_fake"]) == (1000, 1000)
 
 
-def test_blur_increases_the_finest_level_most(halves):
-    real, other = halves
-    same = sliced_wasserstein(real, other, **QUICK)["levels"]
-    blur = sliced_wasserstein(real, blurred(other, 0.7), **QUICK)["levels"]
-    assert list(blur) == ["32", "16"]
-    assert blur["32"] / same["32"] > 3 * blur["16"] / same["16"]
-
-
 def test_wrong_contrast_increases_the_distance(halves):
     real, other = halves
     flat = (128 + (other.astype(float) - 128) / 2).astype(np.uint8)
@@ -70,13 +62,6 @@ def test_distance_does_not_depend_on_the_order(halves):
     value = sliced_wasserstein(real, other, **QUICK)["value"]
     shuffled = other[np.random.default_rng(1).permutation(len(other))]
     assert sliced_wasserstein(real, shuffled, **QUICK)["value"] == pytest.approx(value, rel=1e-4)
-
-
-def test_value_depends_on_the_seed(halves):
-    real, other = halves[0][:50], halves[1][:50]
-    first = sliced_wasserstein(real, other, seed=3, **QUICK)
-    assert sliced_wasserstein(real, other, seed=3, **QUICK) == first
-    assert sliced_wasserstein(real, other, seed=4, **QUICK)["value"] != first["value"]
 
 
 def test_sets_can_differ_in_size(halves):

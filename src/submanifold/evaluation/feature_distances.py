@@ -22,7 +22,7 @@ KERNEL_ROWS = 1000
 
 
 def frechet_distance_with_interval(
-    real: np.ndarray, fake: np.ndarray, seed: int = 0, groups: GroupPair = (None, None)
+    real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None)
 ) -> Interval:
     """Compute :func:`frechet_distance` of features with its 95% jackknife interval.
 
@@ -32,7 +32,7 @@ def frechet_distance_with_interval(
         ``value``, ``low`` and ``high`` (None for fewer than 10 images or groups), ``n_real``,
         ``n_fake``.
     """
-    subsets = jackknife_subsets(len(real), len(fake), np.random.default_rng(seed), groups)
+    subsets = jackknife_subsets(len(real), len(fake), np.random.default_rng(0), groups)
     left_out = [frechet_distance(real[i], fake[j]) for i, j in subsets]
     interval = jackknife_interval(frechet_distance(real, fake), left_out)
     return interval | {"n_real": len(real), "n_fake": len(fake)}
@@ -69,7 +69,7 @@ def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kernel_distance(
-    real: np.ndarray, fake: np.ndarray, seed: int = 0, groups: GroupPair = (None, None)
+    real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None)
 ) -> Interval:
     r"""Compute the unbiased squared maximum mean discrepancy with its 95% jackknife interval.
 
@@ -86,7 +86,7 @@ def kernel_distance(
     """
     counts = len(real), len(fake)
     everything = tuple(np.arange(count) for count in counts)
-    subsets = [everything, *jackknife_subsets(*counts, np.random.default_rng(seed), groups)]
+    subsets = [everything, *jackknife_subsets(*counts, np.random.default_rng(0), groups)]
     # membership of each feature in each subset, 0 or 1, (subsets, features)
     in_real, in_fake = (
         np.stack([np.bincount(rows, minlength=count) for rows in kept])
