@@ -8,6 +8,7 @@ import torch
 
 from submanifold.data import dequantize
 from submanifold.data.synthetic import LinearGaussian
+from submanifold.evaluation import paper
 from submanifold.evaluation.baselines import fit_baselines
 from submanifold.evaluation.measure import (
     against_truth,
@@ -19,7 +20,6 @@ from submanifold.evaluation.measure import (
 from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.models import Hierarchy, Stage
-from submanifold.studies import paper
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from submanifold.evaluation import paper
 from submanifold.pipelines.reporting.nodes import make_table, report_images
 from submanifold.pipelines.reporting.pipeline import create_pipeline
-from submanifold.studies import paper
 
 GLOW = {"type": "glow", "shape": [3, 8, 8], "levels": 2, "steps": 2, "width": 8}
 CURVE = {"dims": [1, 9], "mse": [0.5, 0.0], "pca_mse": [0.4, None], "smallest": {"20": 3},

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 
 from submanifold.data.settings import SyntheticSettings
+from submanifold.evaluation import paper
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.truth import manifold_picture
 from submanifold.models import Model
 from submanifold.plots.pages import render
-from submanifold.studies import paper
 
 MAX_POINTS = 4000
 PCA = "baselines.pca.mse"

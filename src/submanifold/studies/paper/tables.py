@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from submanifold.config import flatten
+from submanifold.evaluation import paper
 from submanifold.evaluation.metrics import COMPARED, NONE
-from submanifold.studies import paper
 from submanifold.studies.experiments import CachedRun
 from submanifold.studies.pages import Content, Need, Runs, Target
 from submanifold.studies.seeds import count_seeds, over_seeds
