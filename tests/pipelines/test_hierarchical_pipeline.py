@@ -94,7 +94,7 @@ def test_intervals_are_over_the_cells_of_photographs(run):
     pca = metrics["baselines"]["pca"]["mse"]
     assert {metrics["psnr"]["groups"], metrics["recall"]["groups"], pca["groups"]} == {number}
     text = " ".join(run.load("report").split())
-    assert f"tested on 64 images in {number} groups" in text
+    assert f"Evaluated on 64 test images in {number} groups" in text
     assert f"by the bootstrap over the {number} groups of test images" in text
 
 
@@ -119,7 +119,7 @@ def test_precision_recall_and_kernel_distance_are_then_of_pixels(run):
         assert (found["n_real"], found["n_fake"]) == (64, 64)
         column = "KID" if name == "kid" else name
         assert table[f"{column} (pixels)"][0].split(" [")[0] == format(found["value"], form)
-    assert "64 test images with as many samples, in 64 principal components of pixels" in report
+    assert "64 test images with as many samples, using 64 principal components of pixels" in report
 
 
 def test_the_table_has_a_row_for_the_model_and_for_each_baseline(run):
