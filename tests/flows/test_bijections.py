@@ -1,40 +1,77 @@
+"""The contract of flows: each entry of the registry, and each layer, is drawn and checked."""
+
 import copy
+import inspect
+import json
+import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from torch import nn
 
-from strategies import DTYPES, assert_close, glows, jets, perturb, realnvps, slogdet
-from submanifold import flows
+from strategies import DTYPES, assert_close, perturb, slogdet
+from submanifold.common.errors import UserError
 from submanifold.flows import (
+    FLOWS,
     ActNorm,
-    Affine,
     AffineCoupling,
+    Autoencoder,
     Bijection,
     Compose,
-    Coupling,
-    Flow,
-    Gaussianization,
-    Glow,
+    FlowSettings,
     Injection,
-    Jet,
     Linear,
     MaskedAffineCoupling,
     MixtureOfLogistics,
-    RealNVP,
     Reflections,
-    Rotation,
-    SoftGlow,
-    SoftRealNVP,
     Split,
     Squeeze,
+    build_flow,
+    initialize,
+    is_noise_conditional,
+    noise_conditioning,
+    rebuild_flow,
+    set_activation_checkpointing,
 )
+from submanifold.flows.conformal import ConditionalOrthogonal, SpecialConformal
+from submanifold.flows.linear import Similarity
+from submanifold.flows.orthogonal import BlockReflections
+from submanifold.flows.registry import SELECTABLE
+from submanifold.geometry.linearization import jvp
+
+few = st.integers(1, 3)
+dims = st.integers(1, 9)
+seeds = st.integers(0, 2**31)
+shapes = {1: st.tuples(dims), 3: st.sampled_from([(1, 4, 4), (3, 4, 8), (1, 12, 4)])}
+
+
+@st.composite
+def flows(draw, name):
+    """A small flow of random arguments, whose types are those of their defaults."""
+    flow = FLOWS[name]
+    shape = draw(shapes[draw(st.sampled_from(flow.axes))])
+    event, *others = inspect.signature(flow).parameters.values()
+    values = {event.name: shape[0] if flow.axes == (1,) else shape}
+    for each in others:
+        if each.name == "dim":
+            values["dim"] = draw(st.integers(1, min(5, math.prod(shape))))
+        elif isinstance(each.default, bool):
+            values[each.name] = draw(st.booleans())
+        else:
+            none = st.none() if each.default is None else st.nothing()
+            values[each.name] = draw(none | st.integers(1, 2))
+    torch.manual_seed(draw(seeds))
+    try:
+        return flow(**values)
+    except UserError:  # arguments that do not fit each other
+        assume(False)
 
 
 class Joined(Bijection):
-    """A split whose two outputs are one tensor again."""
+    """A split whose two outputs are concatenated."""
 
     def __init__(self, channels):
         super().__init__()
@@ -58,70 +95,67 @@ def vector_coupling(mask):
     return MaskedAffineCoupling(mask, nn.Sequential(*net))
 
 
-def rotated(dim, directions):
-    rotation = Rotation(dim, directions).double()
-    axes = torch.randn(dim, directions or dim, dtype=torch.float64)
-    rotation.fit(torch.linalg.qr(axes).Q, torch.ones(dim))
-    return rotation
-
-
-few = st.integers(1, 3)
-dims = st.integers(1, 9)
-sides = st.tuples(few, few)
-masks = st.lists(st.booleans(), min_size=1, max_size=9)
-
-
 def squeezed(layers, c, h, w):
     return Compose([Squeeze(), *(layer(4 * c) for layer in layers)]), (c, 2 * h, 2 * w)
 
 
-layers = st.permutations([ActNorm, Linear, Joined, image_coupling])
-# how to draw each, with the shape that it acts on where it does not say so itself
-KINDS = {
-    ActNorm: st.builds(lambda c, s: (ActNorm(c), (c, *s)), dims, sides | st.just(())),
-    Linear: st.builds(lambda c, s: (Linear(c), (c, *s)), dims, sides | st.just(())),
-    AffineCoupling: st.builds(lambda c, s: (image_coupling(2 * c), (2 * c, *s)), few, sides),
-    MaskedAffineCoupling: masks.map(lambda mask: (vector_coupling(mask), (len(mask),))),
+def channelwise(layer):
+    positions = st.tuples(few, few) | st.just(())
+    return st.builds(lambda c, s: (layer(c), (c, *s)), dims, positions)
+
+
+def of_vectors(layer, *arguments):
+    return st.builds(lambda d, *rest: (layer(d, *rest), (d,)), dims, *arguments)
+
+
+some_layers = st.permutations([ActNorm, Linear, Joined, image_coupling])
+LAYERS = {
+    ActNorm: channelwise(ActNorm),
+    Similarity: channelwise(Similarity),
+    Linear: channelwise(Linear),
+    ConditionalOrthogonal: channelwise(lambda c: ConditionalOrthogonal(c, 2)),
+    AffineCoupling: st.builds(lambda c: (image_coupling(2 * c), (2 * c, 2, 3)), few),
+    MaskedAffineCoupling: st.lists(st.booleans(), min_size=1, max_size=9).map(
+        lambda mask: (vector_coupling(mask), (len(mask),))
+    ),
     Squeeze: st.builds(squeezed, st.just([]), few, few, few),
-    Split: st.builds(lambda c, s: (Joined(2 * c), (2 * c, *s)), few, sides),
-    Compose: st.builds(squeezed, layers, few, few, few),
-    Glow: glows(),
-    Jet: jets(),
-    RealNVP: dims.flatmap(realnvps),
-    Affine: st.builds(Affine, dims),
-    Rotation: st.builds(rotated, dims, st.none() | st.just(1)),
-    Reflections: st.builds(lambda d, n: (Reflections(d, n), (d,)), dims, few),
-    MixtureOfLogistics: st.builds(lambda d, k: (MixtureOfLogistics(d, k), (d,)), dims, few),
-    SoftGlow: st.builds(SoftGlow, st.just((3, 4, 4)), few.map(lambda n: min(n, 2)), few, few),
-    SoftRealNVP: st.builds(SoftRealNVP, dims, few),
-    Gaussianization: st.builds(Gaussianization, dims, few, few),
+    Split: st.builds(lambda c: (Joined(2 * c), (2 * c, 2, 3)), few),
+    Compose: st.builds(squeezed, some_layers, few, few, few),
+    Reflections: of_vectors(Reflections, few),
+    BlockReflections: of_vectors(BlockReflections, few),
+    SpecialConformal: of_vectors(SpecialConformal),
+    MixtureOfLogistics: of_vectors(MixtureOfLogistics, few),
 }
+BIJECTIONS = {name: flow for name, flow in FLOWS.items() if not issubclass(flow, Injection)}
+INJECTIONS = FLOWS.keys() - BIJECTIONS.keys()
+
+every_flow = pytest.mark.parametrize("name", FLOWS)
+every_injection = pytest.mark.parametrize("name", sorted(INJECTIONS))
+every_bijection = pytest.mark.parametrize(
+    "kind", [*BIJECTIONS, *LAYERS], ids=lambda kind: getattr(kind, "__name__", kind)
+)
+few_examples = settings(max_examples=8, deadline=None, derandomize=True)
+some_examples = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 @st.composite
-def bijections(draw, kind):
-    torch.manual_seed(draw(st.integers(0, 2**31)))
-    drawn = draw(KINDS[kind])
-    bijection, shape = (drawn, drawn.event_shape) if isinstance(drawn, Flow) else drawn
+def perturbed(draw, kind):
+    """(bijection, x) after a small change of all weights."""
+    torch.manual_seed(draw(seeds))
+    if kind in LAYERS:
+        bijection, shape = draw(LAYERS[kind])
+    else:
+        bijection = draw(flows(kind))
+        shape = bijection.event_shape
     dtype = draw(st.sampled_from(DTYPES))
     return perturb(bijection).to(dtype), torch.randn(draw(few), *shape, dtype=dtype)
 
 
-some = settings(max_examples=20, deadline=None, derandomize=True)
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-
-
-def test_every_bijection_there_is_is_among_those_drawn():
-    modules = {c for c in vars(flows).values() if isinstance(c, type) and issubclass(c, nn.Module)}
-    bijections = {each for each in modules if not issubclass(each, Injection)}
-    assert bijections - {Bijection, Coupling, Flow, flows.DataInitialized} == set(KINDS)
-
-
-@every_kind
-@some
+@every_bijection
+@some_examples
 @given(st.data())
-def test_the_inverse_undoes_forward_and_forward_the_inverse(kind, data):
-    bijection, x = data.draw(bijections(kind))
+def test_inverse_undoes_forward_and_forward_the_inverse(kind, data):
+    bijection, x = data.draw(perturbed(kind))
     z, log_det = bijection(x)
     assert z.dtype == log_det.dtype == x.dtype
     assert log_det.shape == (len(x),)
@@ -131,72 +165,171 @@ def test_the_inverse_undoes_forward_and_forward_the_inverse(kind, data):
     assert_close(bijection(bijection.inverse(noise))[0], noise)
 
 
-@every_kind
-@some
+@every_bijection
+@some_examples
 @given(st.data())
-def test_the_log_det_is_that_of_the_full_jacobian(kind, data):
-    bijection, x = data.draw(bijections(kind))
+def test_log_det_is_that_of_the_autograd_jacobian(kind, data):
+    bijection, x = data.draw(perturbed(kind))
     double = copy.deepcopy(bijection).double()
     assert_close(bijection(x)[1], slogdet(lambda x: double(x)[0], x.double()))
 
 
-@pytest.mark.parametrize("dim", [1, 2, 7])
-def test_a_realnvp_starts_as_the_identity(dim):
-    x = torch.randn(5, dim)
-    z, log_det = RealNVP(dim)(x)
-    assert torch.equal(z, x)
-    assert torch.equal(log_det, torch.zeros(5))
-
-
-def test_a_realnvp_of_dimension_one_learns_a_scale_and_a_shift():
-    flow = perturb(RealNVP(1), 0.5)
-    z, log_det = flow(torch.tensor([[0.0], [1.0], [2.0]]))
-    torch.testing.assert_close(z[2] - z[1], z[1] - z[0])
-    torch.testing.assert_close((z[1] - z[0]).log().expand(3), log_det)
-
-
-def test_the_masks_of_a_realnvp_let_every_coordinate_change():
-    x = torch.randn(4, 5)
-    assert ((perturb(RealNVP(5, couplings=2))(x)[0] - x).abs() > 1e-6).all()
-    half = (perturb(RealNVP(5, couplings=1))(x)[0] - x).abs() > 1e-6
-    assert half[:, ::2].all()
-    assert not half[:, 1::2].any()
-
-
-def test_what_a_mask_hides_is_not_multiplied_and_makes_no_difference():
-    torch.manual_seed(0)
-    coupling, x = perturb(RealNVP(5, couplings=1)).bijections[0], torch.randn(4, 5)
-    mask = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0])
-    raw, shift = coupling.net(x * mask).chunk(2, 1)
-    log_scale = 2 * torch.tanh(raw / 2) * (1 - mask)
-    expected = x * log_scale.exp() + shift * (1 - mask), log_scale.sum(1)
-    parameters = [*coupling.parameters()]
-    for value, exact in zip(coupling(x), expected, strict=True):
-        assert_close(value, exact)
-        gradients = torch.autograd.grad(value.square().sum(), parameters, retain_graph=True)
-        exact_ones = torch.autograd.grad(exact.square().sum(), parameters, retain_graph=True)
-        for gradient, exact_one in zip(gradients, exact_ones, strict=True):
-            assert_close(gradient, exact_one)
-
-
-def test_a_coupling_scales_by_no_more_than_e_squared_whatever_its_net_says():
-    net = nn.Conv2d(1, 2, 1)
-    nn.init.constant_(net.weight, 0)
-    nn.init.constant_(net.bias, 1e4)
-    _, log_det = AffineCoupling(net)(torch.zeros(1, 2, 1, 1))
-    assert log_det.item() == pytest.approx(2)
-
-
-def test_a_linear_map_starts_as_a_rotation():
-    torch.manual_seed(0)
-    weight = Linear(9).weight
-    torch.testing.assert_close(weight @ weight.T, torch.eye(9), rtol=0, atol=1e-5)
-
-
-def test_gradients_reach_every_parameter_of_a_perturbed_flow():
-    torch.manual_seed(0)
-    for flow in (Glow((3, 8, 8), 2, 2, 4), Jet((3, 8, 8), 4, 2, 1, 4, 2), RealNVP(6), Affine(4)):
+@every_injection
+@some_examples
+@given(st.data())
+def test_forward_is_a_left_inverse_of_an_injection(name, data):
+    flow = data.draw(flows(name)).double()
+    if not isinstance(flow, Autoencoder):  # whose left inverse is trained
         perturb(flow)
-        z, log_det = flow(torch.randn(8, *flow.event_shape))
-        (z.square().sum() - log_det.sum()).backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in flow.parameters())
+    u = torch.randn(3, flow.dim, dtype=torch.float64)
+    x = flow.inverse(u)
+    assert x.shape == (3, *flow.event_shape)
+    assert (flow(x)[0] - u).abs().max() < 1e-8
+    for dtype in DTYPES:
+        found = flow.to(dtype)(x.to(dtype))
+        assert found[0].dtype == found[1].dtype == flow.inverse(u.to(dtype)).dtype == dtype
+
+
+@every_injection
+@some_examples
+@given(st.data())
+def test_volume_of_an_injection_is_that_of_the_autograd_jacobian(name, data):
+    flow = perturb(data.draw(flows(name))).double()
+    u = torch.randn(flow.dim, dtype=torch.float64)
+    volume = flow(flow.inverse(u[None]))[1]
+    jacobian = torch.func.jacfwd(lambda u: flow.inverse(u[None]).flatten())(u)
+    assert torch.linalg.matrix_rank(jacobian) == flow.dim
+    if flow.has_volume:
+        assert_close(volume[0], -0.5 * torch.linalg.slogdet(jacobian.T @ jacobian)[1])
+    else:
+        assert volume.isnan().all()
+
+
+@every_flow
+@few_examples
+@given(st.data())
+def test_empty_batches_have_empty_results_and_zero_gradients(name, data):
+    flow = data.draw(flows(name))
+    x = torch.zeros(0, *flow.event_shape, requires_grad=True)
+    z, log_det = flow(x)
+    back = flow.inverse(z)
+    assert z.shape == (0, flow.latent_dim)
+    assert log_det.shape == (0,)
+    assert back.shape == x.shape
+    if back.requires_grad:
+        (back.sum() + log_det.sum()).backward()
+        assert all(p.grad is None or p.grad.eq(0).all() for p in flow.parameters())
+
+
+@every_flow
+@few_examples
+@given(st.data())
+def test_config_rebuilds_the_flow(name, data):
+    flow = perturb(data.draw(flows(name)))
+    rebuilt = rebuild_flow(json.loads(json.dumps({"type": name, **flow.config})))
+    rebuilt.load_state_dict(flow.state_dict())
+    assert type(rebuilt) is type(flow)
+    assert (rebuilt.event_shape, rebuilt.config) == (flow.event_shape, flow.config)
+    u = torch.randn(2, flow.latent_dim)
+    assert torch.equal(rebuilt.inverse(u), flow.inverse(u))
+
+
+@pytest.mark.parametrize("name", SELECTABLE)
+@few_examples
+@given(st.data())
+def test_settings_build_the_flow(name, data):
+    flow = data.draw(flows(name))
+    arguments = [*inspect.signature(FLOWS[name]).parameters]
+    chosen = arguments[1 + isinstance(flow, Injection) :]
+    raw = {"type": name, **{each: flow.config[each] for each in chosen}}
+    parsed = TypeAdapter(FlowSettings).validate_python(raw)
+    built = build_flow(parsed, flow.event_shape, getattr(flow, "dim", 1))
+    assert built.config == flow.config
+    with pytest.raises(UserError, match=r"^type: expected one of .*, got"):
+        build_flow(parsed, (4, 4), 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"type": "nice"}, "expected one of glow"),
+        ({"type": ["glow"]}, "expected one of glow"),
+        ({"type": "affine", "dim": 0}, "another event shape"),
+        ({"type": "glow", "shape": [3, 8]}, "another event shape"),
+        ({"type": "affine", "dim": 2, "width": 3}, "width"),
+        ({"type": "affine", "dim": "many"}, "dim"),
+    ],
+)
+def test_invalid_configs_raise(config, message):
+    with pytest.raises(ValueError, match=message):
+        rebuild_flow(config)
+
+
+@every_flow
+@few_examples
+@given(st.data())
+def test_initialized_flows_have_finite_gradients_of_all_parameters(name, data):
+    flow = data.draw(flows(name))
+    x = torch.randn(16, *flow.event_shape, requires_grad=True)
+    initialize(flow, x)
+    assert not any(getattr(each, "uninitialized", False) for each in flow.modules())
+    perturb(flow, 0.05)
+    with noise_conditioning(flow, torch.rand(16)):
+        z, log_det = flow(x)
+        back = flow.inverse(z)
+    (z.square().sum() - log_det.nan_to_num().sum() + back.sin().sum()).backward()
+    for p in flow.parameters():
+        assert p.grad is not None
+        assert p.grad.isfinite().all()
+
+
+@every_flow
+@few_examples
+@given(st.data())
+def test_autocast_keeps_the_dtype_of_latents_and_log_dets(name, data):
+    flow = data.draw(flows(name))
+    x = torch.randn(3, *flow.event_shape)
+    exact, exact_log_det = flow(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        z, log_det = flow(x)
+        back = flow.inverse(z)
+    assert z.dtype == log_det.dtype == back.dtype == torch.float32
+    # coupling nets start at zero, and everything else is computed in full precision
+    assert_close(z, exact)
+    assert_close(log_det.nan_to_num(), exact_log_det.nan_to_num())
+    assert_close(back, flow.inverse(exact))
+
+
+@every_flow
+@few_examples
+@given(st.data())
+def test_inverse_has_forward_mode_derivatives(name, data):
+    flow = perturb(data.draw(flows(name))).double()
+    u, direction = torch.randn(2, 3, flow.latent_dim, dtype=torch.float64)
+    tangent = jvp(flow.inverse, u, direction)
+    with torch.no_grad():
+        step = 1e-6 * direction
+        differences = (flow.inverse(u + step) - flow.inverse(u - step)) / 2e-6
+    torch.testing.assert_close(tangent, differences, rtol=1e-5, atol=1e-5)
+
+
+@every_flow
+@few_examples
+@given(st.data())
+def test_activation_checkpointing_keeps_the_gradients(name, data):
+    flow = perturb(data.draw(flows(name)))
+    x = torch.randn(4, *flow.event_shape, requires_grad=True)
+
+    def gradients():
+        flow.zero_grad()
+        z, log_det = flow(x)
+        (z.square().sum() - log_det.nan_to_num().sum() + flow.inverse(z).sin().sum()).backward()
+        return [p.grad.clone() for p in flow.parameters() if p.grad is not None]
+
+    expected = gradients()
+    if is_noise_conditional(flow):
+        with pytest.raises(UserError, match=r"^training\.activation_checkpointing: expected false"):
+            set_activation_checkpointing(flow, True)
+        return
+    set_activation_checkpointing(flow, True)
+    assert all(map(torch.equal, gradients(), expected))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from strategies import assert_close, perturb
+from strategies import perturb
 from submanifold.flows import fast
 from submanifold.flows.fast import kernels
 from submanifold.flows.glow import affine_coupling as coupling
@@ -220,7 +220,7 @@ def check(seed, monkeypatch):
             case.x = case.x + 0.01 * torch.randn(case.x.shape)
 
 
-def test_random_couplings_are_those_of_plain_modules(build, monkeypatch):
+def test_random_couplings_equal_torch_modules(build, monkeypatch):
     end = time.monotonic() + SECONDS
     for seed in itertools.count(SEED):
         print("seed", seed, flush=True)  # pytest shows the last one, which failed
@@ -232,7 +232,7 @@ def test_random_couplings_are_those_of_plain_modules(build, monkeypatch):
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (2, 4, 3, 0)])
 @pytest.mark.parametrize("products", [True, False])
 @pytest.mark.parametrize("inverse", [False, True])
-def test_no_numbers_have_no_results(monkeypatch, shape, products, inverse):
+def test_empty_images_have_empty_results_and_zero_gradients(monkeypatch, shape, products, inverse):
     if not products:
         monkeypatch.setattr(kernels, "has_steps", lambda dtype: False)
     net, x = coupling(4, 8).net, torch.zeros(shape, requires_grad=True)
@@ -245,7 +245,7 @@ def test_no_numbers_have_no_results(monkeypatch, shape, products, inverse):
 
 @pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="not this processor")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux")
-def test_too_little_memory_is_an_error_and_not_the_end_of_the_process():
+def test_exhausted_memory_raises_memory_error():
     net, x = coupling(2, 64).net, torch.zeros(1, 2, 1024, 1024)
     limits = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -257,7 +257,7 @@ def test_too_little_memory_is_an_error_and_not_the_end_of_the_process():
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def test_bfloat16_rounds_to_the_nearest_and_ties_to_even(build):
+def test_bfloat16_rounding_is_to_nearest_even(build):
     bits = torch.randint(-(2**31), 2**31, (2000,), generator=torch.Generator().manual_seed(0))
     ties = bits // 2**16 * 2**16 + 2**15
     x = torch.cat([bits, ties, ties + 1, ties - 1]).int().view(torch.float32)
@@ -267,21 +267,3 @@ def test_bfloat16_rounds_to_the_nearest_and_ties_to_even(build):
     assert torch.equal(centre.isnan(), expected.isnan())
     numbers = ~expected.isnan()
     assert torch.equal(centre.view(torch.int16)[numbers], expected.view(torch.int16)[numbers])
-
-
-@pytest.mark.parametrize("inverse", [False, True])
-def test_tangents_are_those_of_plain_modules(build, inverse):
-    if not kernels.has_steps(torch.float32):
-        pytest.skip("not this processor")
-    torch.manual_seed(0)
-    net, x, dx = perturb(coupling(4, 8), 0.5).net, *torch.randn(2, 3, 4, 5, 2)
-
-    def tangents(compute):
-        with torch.no_grad(), forward_ad.dual_level():
-            made = compute(forward_ad.make_dual(x, dx))
-            return [forward_ad.unpack_dual(each).tangent for each in made]
-
-    found = tangents(lambda x: fast.affine_coupling(x, net, inverse, checkpointing=False))
-    for tangent, expected in zip(found, tangents(lambda x: plain(net, x, inverse)), strict=True):
-        assert expected.abs().max() > 0.1
-        assert_close(tangent, expected)
