@@ -21,7 +21,6 @@ from submanifold.training.rotation import RotationSettings
 FLOAT_BYTES = 4
 LOOPED, MAX_LOOPED, MAX_NUMBER = ("couplings", "steps", "layers", "blocks"), 1000, 2**24
 """Settings of flows that are built in a loop, their bound, and the bound of all others."""
-VOLUME_TERMS = ("manifold_likelihood", "non_orthogonality", "off_diagonal")
 
 
 def validate(
@@ -141,8 +140,9 @@ def _check_charts(experiment: Experiment) -> None:
             wrong = f"trains only stages {', '.join(map(str, phase.stages))}"
         elif phase.reconstruction.random_dim is not None or phase.reconstruction.through:
             wrong = "sets reconstruction.random_dim or reconstruction.through"
-        elif any(getattr(phase, term).weight > 0 for term in VOLUME_TERMS):
-            wrong = f"has a term of one chart's volume ({', '.join(VOLUME_TERMS)})"
+        elif volume := [term for term, settings in phase.terms.items()
+                        if settings.about_volume and settings.weight > 0]:  # fmt: skip
+            wrong = f"has a term of one chart's volume ({', '.join(volume)})"
         if wrong is not None:
             raise UserError(
                 f"charts: expected 1 with method={experiment.method}, got {charts}: phase {name} "
