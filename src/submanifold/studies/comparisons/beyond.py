@@ -13,7 +13,6 @@ from submanifold.models import Hierarchy
 from submanifold.plots.comparisons import frontier
 from submanifold.plots.paper import sample_panels
 from submanifold.studies.comparisons.measures import (
-    IMAGE_SAMPLES,
     PROJECTED,
     Measured,
     bits_per_dim,
@@ -26,6 +25,7 @@ from submanifold.studies.comparisons.measures import (
 from submanifold.studies.comparisons.results import (
     cell,
     notes_on_rows,
+    read_page,
     summarize,
     table,
     tradeoff,
@@ -37,24 +37,10 @@ from submanifold.studies.pages import Content, Need, Runs, Target
 from submanifold.studies.seeds import INTERVAL, over_seeds, written
 
 RECORD = "docs/beyond.csv"
+PAGE = read_page("beyond")
+CONFIGS: dict[str, str] = PAGE["configs"]
 DIMS, MAIN_DIM = (100, 500, 1000), 500
-CONFIGS = {name: f"{name}-Glow" for name in ("celeba", "photos", "lsun_bedroom")}
 OURS = "nested-then-flow"
-
-# Steps for about equal seconds, from the time of a step (benchmarks/training_step.py)
-STEPS: dict[str, dict[str, int]] = {
-    "nested": {},
-    OURS: {},
-    "Glow-rotated": {"phase_1": 5200},
-    "penalty-after": {},
-    "PR-M": {"phase_1": 2000},
-    "PR-D": {"phase_1": 2800},
-    "EE-M": {"phase_1": 1500},
-    "H-MM": {},
-    "H-MM-rotated": {"phase_1": 2200},
-    "DNF": {"phase_1": 2000},
-    "DNF-code": {"phase_1": 2000},
-}
 OF_PAPER = ("PR-M", "PR-D", "EE-M", "H-MM", "DNF", "DNF-code")
 OUTER_DIMS = {100: 1000, 1000: 2000}
 """Dimension of stage 1 by that of stage 2, other than the main one, in EE-M and H-MM."""
@@ -78,13 +64,7 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("Glow, by likelihood alone; its coarsest latents", "Glow-rotated", True, nested=True),
-    Row("… rotated", "Glow-rotated", nested=True),
-    Row("likelihood, then penalty, not rotated", "penalty-after", nested=True),
-    Row("nested, at one dimension", "nested-500", nested=True),
-    Row("nested", "nested", nested=True),
-    Row("nested, then a flow on its code", OURS, nested=True),
-    Row("H-MM, rotated", "H-MM-rotated"),
+    *(Row(**settings) for settings in PAGE["rows"]),
     *(Row(method + suffix, method + label)
       for method in OF_PAPER
       for suffix, label in (("", " at 100"), ("", ""), ("", " at 1000"), (", Adam", ", Adam"))),
@@ -111,23 +91,6 @@ COLUMNS = {
     "KID": cell("kid", ".3f"),
     "seconds": cell("seconds", ".0f"),
 }
-NOTES = (
-    f"Errors are on pixels in [0, 1], of the first {PROJECTED} test images; bits per dimension "
-    "are of all. 95% intervals are in brackets: with one seed over test images, or their groups; "
-    "with more, over seeds (Student's t). PSNR is that of the mean squared error. The nearest "
-    "projection is computed with three Gauss-Newton steps; its error is an upper bound.",
-    f"KID, precision and recall are of {IMAGE_SAMPLES} samples at temperature 1, on principal "
-    f"components of pixels. {MAIN.capitalize()}: at dimensions other than {MAIN_DIM}, samples "
-    "leave out the coordinates beyond d, or draw them from a normal distribution.",
-    "Steps were chosen for about equal seconds on an idle machine. Seconds are the minimum over "
-    "seeds, and include other load on the machine.",
-    "The goals show what limits the likelihood. The part before the penalty is the cost of the "
-    "time for rotations and the penalty; the rest is the cost of the penalty itself. The encoder's "
-    "error needs a larger penalty than that of the nearest projection, at the expense of bits per "
-    "dimension: [defaults.md](defaults.md).",
-    "Point-dependent rotations of the latents do not improve on the penalized training: "
-    "[point-rotations.md](point-rotations.md).",
-)
 SHOWN_DIMS, SHOWN_TEMPERATURES, SHOWN_PER_ROW = (50, 200, 500, 1000), (0.5, 0.7, 1.0), 5
 
 
@@ -135,11 +98,15 @@ def needs() -> dict[str, Need]:
     """Return the experiments, by labels ``<data>: <label of a row>``."""
 
     def need(data: str, method: str, *changes: tuple[str, Any]) -> Need:
-        steps = [(f"{phase}.training.steps", count) for phase, count in STEPS[method].items()]
+        steps = [
+            (f"{phase}.training.steps", count) for phase, count in PAGE["steps"][method].items()
+        ]
         return Need(CONFIGS[data], (("method", method), *steps, *changes))
 
     one_dim = ("phase_3.reconstruction.random_dim", None)
-    found = {f"{data}: {method}": need(data, method) for method in STEPS for data in CONFIGS}
+    found = {
+        f"{data}: {method}": need(data, method) for method in PAGE["steps"] for data in CONFIGS
+    }
     found |= {f"{data}: nested-500": need(data, "nested", one_dim) for data in CONFIGS}
     for method in OF_PAPER:
         for dim, outer in OUTER_DIMS.items():
@@ -220,7 +187,7 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
             figures[f"{dataset}: samples of ours, by dimension and temperature"] = _samples(ours[0])
     wanted = [(name, row) for name in CONFIGS for row in NAMES
               if name == "celeba" or not row.endswith(", Adam")]  # fmt: skip
-    return Content(tables, figures, data, [*NOTES, *notes_on_rows(data, wanted, RECORD)])
+    return Content(tables, figures, data, [*PAGE["notes"], *notes_on_rows(data, wanted, RECORD)])
 
 
 def goals(data: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from submanifold.studies.comparisons.results import (
     cell,
     notes_on_rows,
     published,
+    read_page,
     summarize,
     table,
     with_record,
@@ -23,6 +24,7 @@ from submanifold.studies.pages import Changes, Content, Need, Runs, Target
 from submanifold.studies.seeds import INTERVAL, count_seeds, over_seeds, written
 
 RECORD = "docs/ood.csv"
+PAGE = read_page("ood")
 BASELINES = (*LINEAR, LINEAR_COMBINATION)
 ORDER = list(describe_scores(dict.fromkeys([*SCORES, COMBINATION, *BASELINES])))
 
@@ -41,13 +43,7 @@ class Pair(NamedTuple):
     goal: float | None = None
 
 
-PAIRS = {
-    "Fashion-MNIST → MNIST": Pair("fashion_mnist", "mnist", 0.99),
-    "MNIST → Fashion-MNIST": Pair("mnist", "fashion_mnist", 0.995),
-    "PneumoniaMNIST, normal → pneumonia": Pair("medmnist", "medmnist"),
-    "CelebA → rooms": Pair("celeba-Glow", "lsun_bedroom"),
-    "rooms → CelebA": Pair("lsun_bedroom-Glow", "celeba"),
-}
+PAIRS = {name: Pair(**settings) for name, settings in PAGE["pairs"].items()}
 UNPADDED: Changes = (("data.size", 28), ("data.margin", 0), ("stage_1.flow.levels", 2),
                      ("stage_1.flow.steps", [8, 4]))  # fmt: skip
 DENSITIES = {
@@ -57,13 +53,6 @@ DENSITIES = {
 }
 PIXELS = 28 * 28
 COLUMNS = {label: cell(measure, ".4f") for measure, label in MEASURES.items()}
-NOTES = (
-    "All scores are larger for more anomalous images. Calibrations and combinations use "
-    "validation images of the normal data only; no choice used an out-of-distribution image.",
-    "Intervals are 95%: with one seed over normal and out-of-distribution images, or their groups "
-    "(bootstrap); with more, of the mean over seeds (Student's t).",
-    "Published results are of other models, some of them on other splits of the same test images.",
-)
 
 
 def needs() -> dict[str, Need]:
@@ -111,7 +100,7 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
     bits = [_bits(label, runs) for label in DENSITIES if label in runs]
     if bits:
         tables["Bits per dimension of test images"] = pd.DataFrame(bits)
-    notes = [*NOTES, *_reasons(scores)]
+    notes = [*PAGE["notes"], *_reasons(scores)]
     notes += notes_on_rows(data, ((pair, COMBINATION) for pair in PAIRS), RECORD)
     data = data.rename(columns={name: column for column, name in names.items()})
     return Content(tables | published("ood"), figures, data, notes)

@@ -1,7 +1,6 @@
 """Related systems under one trainer: which of them find the manifold, and which the density."""
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -24,6 +23,7 @@ from submanifold.studies.comparisons.results import (
     cell,
     notes_on_rows,
     published,
+    read_page,
     summarize,
     table,
     tradeoff,
@@ -37,14 +37,18 @@ from submanifold.studies.seeds import INTERVAL
 RECORD = "docs/related.csv"
 
 
+PAGE = read_page("related")
+OURS, OURS_THEN_FLOW, PCA_FLOW = "nested (ours)", "nested, then a flow (ours)", "PCA, then a flow"
+
+
 class System(NamedTuple):
-    """A system in the tables.
+    """A system in the tables; related.yml lists them.
 
     Attributes:
         method: The method whose settings it starts from.
         changes: Changes to these settings.
-        point_steps: Fraction of the steps on points, by training phase.
-        image_steps: Steps on images, by training phase; about equal seconds for all systems.
+        point_steps: Steps on points, by number of the training phase.
+        image_steps: Steps on images.
         stages: Number of stages.
         least_dim: Smallest manifold dimension on which it differs from the method.
         has_density: Whether it has a density on all of space.
@@ -52,8 +56,8 @@ class System(NamedTuple):
     """
 
     method: str
-    changes: Changes = ()
-    point_steps: Mapping[int, float] = {1: 1.0}
+    changes: Mapping[str, Any] = {}
+    point_steps: Mapping[int, int] = {1: 600}
     image_steps: Mapping[int, int] = {1: 2600}
     stages: int = 1
     least_dim: int = 1
@@ -61,80 +65,21 @@ class System(NamedTuple):
     has_manifold: bool = True
 
 
-ONE, TWO, NESTED = {1: 1.0}, {1: 2 / 3, 2: 1 / 3}, {1: 0.6, 3: 0.4}
-ALTERNATING = {1: 1 / 3, 2: 1 / 6, 3: 1 / 3, 4: 1 / 6}
-OURS, OURS_THEN_FLOW, PCA_FLOW = "nested (ours)", "nested, then a flow (ours)", "PCA, then a flow"
-SYSTEMS = {
-    PCA_FLOW: System(  # a rotated affine flow is PCA
-        "PR-M-rotated",
-        (("stage_1.flow.type", "affine"), ("phase_1.training.learning_rate", 0.03)),
-        {1: 2 / 3, 3: 1 / 3}, {}, 2,
-    ),
-    "likelihood alone, rotated": System("Glow-rotated"),
-    OURS: System("nested", (), NESTED, {1: 1800, 3: 200}),
-    OURS_THEN_FLOW: System(
-        "nested-then-flow", (), {1: 0.5, 3: 0.25, 5: 0.25}, {1: 1800, 3: 200, 5: 200}, 2
-    ),
-    "PR-M": System("PR-M", (), ONE, {1: 1000}, 2),
-    "H-MM": System("H-MM", (), TWO, {1: 1200, 2: 100}, 2),
-    "DNF": System("DNF", (), ONE, {1: 1000}, 2),
-    "M-flow": System("M-flow", (), TWO, {1: 1400, 2: 200}, 2),
-    "M-flow, alternating": System(
-        "M-flow-alternating", (), ALTERNATING, {1: 700, 2: 100, 3: 700, 4: 100}, 2
-    ),
-    "PIE": System("PIE"),
-    "rectangular flow": System("rectangular"),
-    "principal flow": System(
-        "Glow-rotated", (("phase_1.non_orthogonality.weight", 1.0),), least_dim=2
-    ),
-    "canonical flow": System("rectangular", (("phase_1.off_diagonal.weight", 1.0),), least_dim=2),
-    "autoencoder, then a flow": System(
-        "autoencoder", (), TWO, {1: 2400, 2: 200}, 2, has_density=False
-    ),
-    "conformal embedding": System("conformal", (), ONE, {1: 1200}, 2, has_density=False),
-    "Trumpet": System("trumpet", (), TWO, {1: 2400, 2: 200}, 2, has_density=False),
-    "SoftFlow": System("SoftFlow", has_manifold=False),
-    "noisy injective flow": System("NIF", (), ONE, {1: 2400}, 2),
-    "two charts": System("multi-chart", (), ONE, {1: 700}),
-    "four charts": System("multi-chart", (("charts", 4),)),
-    "Gaussianization": System("Glow-rotated", (("stage_1.flow.type", "gaussianization"),)),
-}  # fmt: skip
-POINTS_ONLY = ("four charts", "Gaussianization")
-
-POINT_STEPS = 600
-POINT_TRAINING: Changes = (
-    ("training.batch_size", 256), ("training.learning_rate", 0.005),
-    ("training.muon_lr", 0.02), ("training.validate_every", 50),
-)  # fmt: skip
-WEIGHTS = {
-    "linear_gaussian": 10.0, "circle": 20.0, "von_mises_circle": 3.0, "sphere": 30.0,
-    "vmf_sphere": 30.0, "torus": 1.0, "swiss_roll": 0.03, "paraboloid": 10.0, "thin_spiral": 1.0,
-}  # fmt: skip
-"""Weight of the reconstruction penalty on each manifold, as in conf/base."""
-RECTANGULAR_FACTOR = 30
-"""Factor on the weight for a density on the manifold alone, which rewards a shrinking manifold."""
-
-
 class Images(NamedTuple):
-    """A data set of images.
-
-    Attributes:
-        config: Name of the file in conf/runs.
-        dim: Dimension d of the manifolds.
-        ood: The out-of-distribution images.
-    """
+    """A data set: its file in conf/runs, dimension d, and out-of-distribution images."""
 
     config: str
     dim: int
     ood: str
 
 
-IMAGES = {
-    "Fashion-MNIST, d = 20": Images("fashion_mnist", 20, "mnist"),
-    "Fashion-MNIST, d = 64": Images("fashion_mnist", 64, "mnist"),
-    "CelebA, d = 500": Images("celeba-Glow", 500, "photos"),
-}
+SYSTEMS = {name: System(**settings) for name, settings in PAGE["systems"].items()}
+IMAGES = {name: Images(**settings) for name, settings in PAGE["images"].items()}
+WEIGHTS: dict[str, float] = PAGE["weights"]
+POINTS_ONLY = ("four charts", "Gaussianization")
 BITS_IMAGES = 1000
+RECTANGULAR_FACTOR = 30
+"""Factor on the weight for a density on the manifold alone, which rewards a shrinking manifold."""
 VOLUME_SYSTEMS = ("rectangular flow", "canonical flow", "principal flow")
 """Systems trained with the volume of the manifold: a step computes one derivative per dimension."""
 LARGEST_VOLUME, VOLUME_DERIVATIVES = 64, 2000
@@ -144,9 +89,8 @@ LARGEST_VOLUME, VOLUME_DERIVATIVES = 64, 2000
 def point_changes(name: str, system: System) -> Changes:
     """Return the changes that train a system on the points of a manifold."""
     true, method = manifold(name), system.method
-    changes = [("dataset", name), ("method", method), *POINT_TRAINING]
-    changes += [(f"phase_{n}.training.steps", round(POINT_STEPS * fraction))
-                for n, fraction in system.point_steps.items()]  # fmt: skip
+    changes = [("dataset", name), ("method", method), *PAGE["point_training"].items()]
+    changes += [(f"phase_{n}.training.steps", steps) for n, steps in system.point_steps.items()]
     if system.stages == 2:  # couplings need two coordinates
         changes.append(("stage_2.flow.type", "gaussianization"))
     if name == "linear_gaussian" and method != "H-MM":  # its stages reduce the dimension in steps
@@ -160,7 +104,7 @@ def point_changes(name: str, system: System) -> Changes:
         changes.append(("stage_1.dim", None))
     if method in ("SoftFlow", "DNF"):
         changes.append(("phase_1.input_noise", true.noise or 0.05))
-    return (*changes, *system.changes)
+    return (*changes, *system.changes.items())
 
 
 def image_changes(images: Images, system: System) -> Changes:
@@ -170,7 +114,7 @@ def image_changes(images: Images, system: System) -> Changes:
     dims = {"SoftFlow": [], "H-MM": [2 * images.dim, images.dim]}
     of_stages = dims.get(system.method, [images.dim] * system.stages)
     changes += [(f"stage_{n}.dim", dim) for n, dim in enumerate(of_stages, start=1)]
-    return (*changes, *system.changes)
+    return (*changes, *system.changes.items())
 
 
 def needs() -> dict[str, Need]:
@@ -213,33 +157,6 @@ COLUMNS = {
     "AUROC, all scores": cell("auroc.combination", ".3f"),
     "seconds": cell("seconds", ".0f"),
 }
-OOD = dict.fromkeys(f"{each.ood} ({name.partition(',')[0]})" for name, each in IMAGES.items())
-NOTES = (
-    f"Points: {POINT_STEPS} steps with batches of 256 in all phases together, one optimizer, and "
-    "the same couplings in all systems that have any. The weight of the penalty is that of the "
-    "data set, which was chosen for the paper's methods; that of thin_spiral was chosen for ours, "
-    f"on another seed. Rectangular and canonical flows have {RECTANGULAR_FACTOR} times that "
-    "weight: a density on the manifold alone rewards a manifold that shrinks to nothing, as it did "
-    f"with the weight of the others. A manifold is found if its distance is at most "
-    f"{LARGEST_SHARE:g} of the data's, a density if the divergence is at most "
-    f"{LARGEST_DIVERGENCE:g} nats.",
-    "On the manifold: -log of the learned density at the projections, minus that of the true one "
-    "at the true projections. It is meaningful only if the manifold is found.",
-    "Images: steps were chosen for about equal seconds. Errors are on pixels in [0, 1], of 256 "
-    f"test images; bits of {BITS_IMAGES:,}. KID, precision and recall are of 1,000 samples at "
-    "temperature 1, on principal components of pixels. AUROC detects out-of-distribution images "
-    f"from {'; '.join(OOD)}: by the density on all of space, the distance to the encoder "
-    "projection, and all quick scores by their joint distribution on validation images. PCA uses "
-    "its components and a Gaussian instead.",
-    "Seconds are the minimum over seeds, and include other load on the machine.",
-    "Distances of points are means, that of samples is a median: charts and decoders extend beyond "
-    "the data, and a single sample of the tail can dominate the mean (`sample_distance` in the "
-    "data).",
-    "95% intervals are in brackets: with one seed over test data, or their groups; with more, over "
-    "seeds (Student's t).",
-    "A dash marks measures that do not exist: systems without a density on all of space, or "
-    "without a manifold.",
-)
 
 
 def measure_one(run: CachedRun, images: Images | None) -> Measured:
@@ -294,7 +211,7 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
         if rows:
             means[name] = {system: rows[system] for system in SYSTEMS if system in rows}
     points = {name: rows for name, rows in means.items() if name in MANIFOLDS}
-    tables, figures, notes = {}, {}, [*NOTES]
+    tables, figures, notes = {}, {}, [*PAGE["notes"]]
     if points:
         shares, nats = _grid(points, _share), _grid(points, lambda row: value(row, "divergence"))
         tables["What each system finds, and its cost"] = _summary(shares, nats, points)
@@ -303,9 +220,7 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
             "distance from the points to the true manifold. Right: divergence from the true "
             "density, in nats"
         ] = number_grids({"manifold: share of the noise": shares, "density: nats": nats}, (0.01, 1))
-    guide = files("submanifold.studies.comparisons").joinpath("guide.csv")
-    with guide.open(encoding="utf-8") as file:
-        tables["Which system to use"] = pd.read_csv(file)
+    tables["Which system to use"] = pd.DataFrame(PAGE["guide"])
     for name, rows in means.items():
         tables[name] = table(rows, ("system",), COLUMNS)
         axes = ("bits_per_dim", "nearest") if name in IMAGES else ("divergence", "nearest_distance")

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from submanifold.evaluation.metrics import NONE
 from submanifold.studies.comparisons.measures import Measured
@@ -116,10 +117,14 @@ def notes_on_rows(data: pd.DataFrame, wanted: Iterable[tuple[str, str]], record:
     return notes
 
 
+def read_page(name: str) -> dict[str, Any]:
+    """Read ``<name>.yml``: systems, settings and notes of a page."""
+    return yaml.safe_load((files(__package__) / f"{name}.yml").read_text(encoding="utf-8"))
+
+
 def published(page: str) -> dict[str, pd.DataFrame]:
     """Read the results of other publications for a page: tables by caption."""
-    path = files("submanifold.studies.comparisons").joinpath("published.csv")
-    with path.open(encoding="utf-8") as file:
+    with (files(__package__) / "published.csv").open(encoding="utf-8") as file:
         rows = pd.read_csv(file, dtype=str).fillna(NONE)
     of_page = rows[rows["page"] == page].drop(columns="page")
     return {
