@@ -7,11 +7,8 @@ import signal
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from click import ClickException
 from click.testing import CliRunner
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -82,7 +79,7 @@ def test_a_study_survives_killed_and_interrupted_workers(new_project):
     first = workers_at(project, 2, process)
     killed, stopped = sorted(first)
     os.kill(first[killed], signal.SIGKILL)
-    time.sleep(2 * study_module.POLL)  # to be told of it
+    time.sleep(2 * study_module.POLL)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 1
@@ -90,7 +87,7 @@ def test_a_study_survives_killed_and_interrupted_workers(new_project):
     assert flat.count("A worker ended with exit code -9") == 1
     assert "1 of 2 workers are running" in flat
     assert "Traceback" not in output
-    assert all(map(is_stopped, first.values())), "nobody is left"
+    assert all(map(is_stopped, first.values())), "no worker is left"
 
     code, output = project.kedro(*two)
     assert code == 0, output
@@ -112,7 +109,7 @@ def test_a_study_survives_killed_and_interrupted_workers(new_project):
         assert runs[trial.number].data.params["stage_1.dim"] == str(trial.params["stage_1.dim"])
         test = [runs[trial.number].data.metrics[f"test.{each}"] for each in ("bits_per_dim", "mse")]
         assert trial.user_attrs["test"] == pytest.approx(test)
-        assert trial.values != pytest.approx(test), "a study does not choose by test data"
+        assert trial.values != pytest.approx(test), "the objectives are those of validation data"
     last = project.mlflow_runs()[-1]
     kept = {each.path for each in project.mlflow_client.list_artifacts(last.info.run_id)}
     assert kept == {"first.csv", "first.json", "first.html"}
@@ -125,7 +122,7 @@ def test_a_study_survives_killed_and_interrupted_workers(new_project):
         spaces = [f"{name}={space}" for name, space in SPACES.items()]
         params = {**PARAMS, "training": {"steps": 100}}
         assert page == search.search("first", spaces, params, project.path, "test", trials=2)
-    assert len(project.mlflow_runs()) == before + 1, "all it has done is to draw again"
+    assert len(project.mlflow_runs()) == before + 1, "only the page is written again"
 
 
 @pytest.fixture
@@ -144,29 +141,6 @@ def add_complete(study, dim, values, **attributes):
     study.optuna.add_trial(create_trial(
         params=params, distributions=study.space, values=values, user_attrs=attributes
     ))  # fmt: skip
-
-
-def test_the_objectives_are_measured_on_validation_data(monkeypatch):
-    artifacts = {
-        "metrics": {"bits_per_dim": {"value": 1.0}, "mse": {"value": 0.1}},
-        "hierarchy": torch.nn.Identity(),
-        "x_valid": np.zeros((3, 2), np.float32),
-        "x_test": np.ones((4, 2), np.float32),
-    }
-    experiment = SimpleNamespace(
-        load=artifacts.get,
-        histories=list,
-        settings=SimpleNamespace(phases={}, device="cpu"),
-    )
-    kept = {}
-    trial = SimpleNamespace(set_user_attr=kept.__setitem__)
-    monkeypatch.setattr(
-        study_module,
-        "objectives",
-        lambda model, events, device: (float(events.mean()), len(events)),
-    )
-    assert study_module.measure(trial, experiment) == (0.0, 3)
-    assert kept["test"] == [1.0, 0.1]
 
 
 def test_a_dominated_training_is_pruned_and_its_checkpoint_kept(study):
@@ -244,7 +218,7 @@ def test_another_search_or_experiment_under_the_same_name_is_rejected(study, mon
     project, _ = study
     for changed, text in [
         (["stage_1.dim=4..50", COMMAND[-1]], "stage_1.dim=4..48, got 4..50."),
-        ([*COMMAND[-2:], "seed=0,1"], "seed=nothing, got 0,1."),
+        ([*COMMAND[-2:], "seed=0,1"], "seed=None, got 0,1."),
         ([*COMMAND[-2:], "--params=method=PR-D,device=cpu,seed=3"], "seed=0, got 3."),
         ([*COMMAND[-2:], "--params=method=EE-M,device=cpu"], "method=PR-D, got EE-M; "),
     ]:

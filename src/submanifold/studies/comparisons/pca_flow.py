@@ -1,4 +1,4 @@
-"""A baseline: principal components, and a flow on the first d of them."""
+"""A baseline: PCA, and a flow on the first d components."""
 
 import tempfile
 import time
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from submanifold.data.batches import Batches
-from submanifold.evaluation.baselines import PCA
+from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event, to_bits_per_dim
 from submanifold.evaluation.samples import stored
@@ -20,11 +20,9 @@ from submanifold.models import Hierarchy, Stage
 from submanifold.models.stage import standard_normal_log_prob
 from submanifold.training.trainer import TrainingSettings, fit
 
-ROWS = 1024
 TRAINING = TrainingSettings.model_validate({
-    "steps": 2000, "batch_size": 64, "learning_rate": 0.0005, "warmup": 50,
-    "cooldown_fraction": 0.5,
-    "clip": 10.0, "ema": 0.99, "validate_every": 100, "precision": "float32",
+    "steps": 2000, "batch_size": 64, "learning_rate": 0.0005, "warmup": 50, "clip": 10.0,
+    "cooldown_fraction": 0.5, "ema": 0.99, "validate_every": 100, "precision": "float32",
 })  # fmt: skip
 
 
@@ -37,34 +35,34 @@ def pca_flow(
     samples: int,
     groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    r"""Fit PCA, and train a RealNVP on the first d whitened components by their likelihood.
+    r"""Fit PCA, and train a RealNVP on the first d whitened components by likelihood.
 
     .. math:: \log p(x) = \log p_{flow}(u) + \log N(v; 0, I) - \tfrac12 \sum_i \log \sigma_i^2
 
-    with :math:`(u, v)` the whitened components; all variances are shrunk as the Gaussian
-    baseline's. Its projection is PCA's, which is the nearest point of its plane.
+    with the whitened components :math:`(u, v)`. The variances are shrunk as those of the Gaussian
+    baseline. The projection is that of PCA.
 
     Args:
-        train: uint8 images (N, ...); likewise the validation and the test images.
-        valid: Those by which shrinkage and training's end are chosen.
-        test: Those whose bits are measured.
-        dim: d.
-        seed: Of the training, and of the samples.
-        samples: How many are drawn.
-        groups: Of test images, as in :func:`~submanifold.evaluation.intervals.mean_interval`.
+        train: Training images, uint8 (N, ...).
+        valid: Validation images, which select the shrinkage and end the training.
+        test: Test images.
+        dim: Number of components d.
+        seed: Seed of the training and the samples.
+        samples: Number of samples.
+        groups: Groups of the test images.
 
     Returns:
-        ``bits_per_dim`` with its interval, ``samples`` (uint8), and ``seconds``.
+        ``bits_per_dim`` with its interval, ``samples`` (uint8) and ``seconds``.
     """
     started = time.monotonic()
-    pca = PCA.fit(Batches(train, ROWS)).shrink(Batches(valid, ROWS))
+    pca = PCA.fit(pca_batches(train)).shrink(pca_batches(valid))
     scales = pca.shrunk_variances().sqrt()
 
     def whiten(x: Tensor) -> Tensor:
         return (((x.flatten(1).double() - pca.mean) @ pca.axes) / scales).float()
 
     def components(images: np.ndarray) -> np.ndarray:
-        return torch.cat([whiten(x)[:, :dim] for x in Batches(images, ROWS)]).numpy()
+        return torch.cat([whiten(x)[:, :dim] for x in pca_batches(images)]).numpy()
 
     torch.manual_seed(seed)
     model = Hierarchy([Stage(RealNVP(dim, hidden=512), dim)])
@@ -82,7 +80,7 @@ def pca_flow(
         return inside + outside - scales.log().sum().float()
 
     with torch.no_grad():
-        bits = to_bits_per_dim(per_event(log_prob, Batches(test, ROWS)), test)
+        bits = to_bits_per_dim(per_event(log_prob, pca_batches(test)), test)
         u = model.sample(samples, generator=torch.Generator().manual_seed(seed)).double()
         drawn = pca.mean + (u * scales[:dim]) @ pca.axes[:, :dim].T
     images = drawn.float().view(-1, *test.shape[1:])

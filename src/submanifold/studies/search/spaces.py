@@ -30,8 +30,7 @@ class Search:
         name: Name of the study.
         spaces: Search space of each parameter, as on the command line.
         params: Nested runtime parameters of all trials.
-        project: Folder of the Kedro project.
-        env: Kedro environment.
+        project: Folder of the Kedro project; likewise its environment ``env``.
         trials: Total number of trials, including those of earlier calls.
         sampler: One of :data:`~submanifold.studies.search.study.SAMPLERS`.
         prune: Whether dominated trainings end early

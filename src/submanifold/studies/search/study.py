@@ -4,7 +4,6 @@ A trial is a `kedro run` with its own parameters. The whole state of a study is 
 database, so that several processes can work on it, and a killed one can be replaced.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -77,9 +76,7 @@ class Study:
         settings = {name: value for name, value in flatten(base.settings.parameters()).items()
                     if not f"{name}.".startswith(excluded)}  # fmt: skip
         settings["data"] = base.configuration.artifact_keys["data"]
-        given = {
-            "search": dict(self.search.spaces), "base": json.loads(json.dumps(settings))
-        }  # fmt: skip
+        given = {"search": dict(self.search.spaces), "base": settings}
         with locked(self.folder, self.search.name):
             stored = self.optuna.user_attrs
             for name in given.keys() - stored.keys():
@@ -87,15 +84,14 @@ class Study:
         for name, after in given.items():
             before = stored.get(name, after)
             differences = [
-                f"{key}={before.get(key, 'nothing')}, got {after.get(key, 'nothing')}"
+                f"{key}={before.get(key)}, got {after.get(key)}"
                 for key in {**before, **after}
-                if before.get(key, "nothing") != after.get(key, "nothing")
+                if before.get(key) != after.get(key)
             ]
             if differences:
                 raise UserError(
-                    f"study={self.search.name}: expected {'; '.join(differences[:3])}"
-                    f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}. Use "
-                    "the settings of the study, or another name with --study."
+                    f"study={self.search.name}: expected {'; '.join(differences[:3])}. Use the "
+                    "settings of the study, or another name with --study."
                 )
 
     def check(self) -> None:
@@ -186,7 +182,8 @@ class Study:
         """Run a trial. Return False on failure; invalid parameters count as success."""
         run = self.search.experiment(trial.params)
         if run.error is not None:
-            return self._end(trial, TrialState.FAIL, run.error)
+            self._end(trial, TrialState.FAIL, run.error)
+            return True
         tags = {"submanifold.study": self.search.name, "submanifold.trial": str(trial.number)}
         on_run = partial(trial.set_user_attr, "run")
         try:
@@ -194,22 +191,23 @@ class Study:
                 run.run()
             self.optuna.tell(trial, measure(trial, run))
         except Pruned as reason:
-            return self._end(trial, TrialState.PRUNED, str(reason))
+            self._end(trial, TrialState.PRUNED, str(reason))
         except (SystemExit, KeyboardInterrupt):
             with locked(self.folder, self.search.name):
                 self._repeat(trial, trial.user_attrs.get("lives", ATTEMPTS))
             raise
-        except (ClickException, UserError) as error:
-            return not self._end(trial, TrialState.FAIL, str(error))
         except Exception as error:
-            log.exception("Trial %d", trial.number)
-            return not self._end(trial, TrialState.FAIL, f"{type(error).__name__}: {error}")
+            is_defect = not isinstance(error, ClickException | UserError)
+            if is_defect:
+                log.exception("Trial %d", trial.number)
+            name = f"{type(error).__name__}: " if is_defect else ""
+            self._end(trial, TrialState.FAIL, f"{name}{error}")
+            return False
         return True
 
-    def _end(self, trial: optuna.Trial, state: TrialState, reason: str) -> bool:
+    def _end(self, trial: optuna.Trial, state: TrialState, reason: str) -> None:
         trial.set_user_attr("why", reason)
         self.optuna.tell(trial, state=state)
-        return True
 
     def _prune(
         self, run: CachedRun, seen: dict[str, list[Objectives]], phase: str, step: int, row: Row
