@@ -123,7 +123,7 @@ def test_runs_without_artifacts_keep_their_numbers(project, runs, comparison):
     table = again.load("comparison_table")
     assert set(table["dims"]) == {"–"}
     assert sorted(table["mse"]) == sorted(before["mse"])
-    assert again.load("comparison").count("None in MLflow") == 2
+    assert again.load("comparison").count("No samples in MLflow") == 2
 
 
 def test_runs_on_manifolds_are_compared_with_the_truth(project, runs, tmp_path):
