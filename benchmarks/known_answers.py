@@ -36,7 +36,7 @@ from submanifold.data.synthetic import (
 )
 from submanifold.flows import Affine, Flow, Glow, RealNVP
 from submanifold.losses import Objective, penalized_likelihood
-from submanifold.models import Hierarchy, Stage, manifold_log_prob
+from submanifold.models import Hierarchy, Stage, on_manifold
 from submanifold.models.diagnostics import is_overfitted, manifold_overfitting
 from submanifold.models.stage import standard_normal_log_prob
 from submanifold.training.trainer import TrainingSettings, fit
@@ -389,7 +389,7 @@ def case_6() -> list[Answer]:
     in_plane = h.log_prob(torch.cartesian_prod(side, side)).exp().sum() * 0.03**2
     curve = h.decode(torch.linspace(-6, 6, 4001).double()[:, None])
     lengths = curve.diff(dim=0).norm(dim=1).view(-1, 2).sum(1)
-    on_curve = manifold_log_prob(h, curve[1::2])[0].exp() @ lengths
+    on_curve = on_manifold(h, curve[1::2]).log_prob.exp() @ lengths
     return found + answers(
         6,
         ("mass of a trained density in the plane", 1.0, in_plane, 1e-3, 1e-3, "step of the grid"),
@@ -442,7 +442,7 @@ def nll(quantity: str, exact: float, model: Learned, room: float, closed: bool =
 
 def entropy(name: str, exact: float, model: Learned, room: float, why: str = SEEDS) -> Row:
     """Mean of -log density on the learned manifold at the projections of test points."""
-    density = manifold_log_prob(model.hierarchy, model.x)[0]
+    density = on_manifold(model.hierarchy, model.x).log_prob
     excess, _ = paired(density, model.truth.manifold_log_prob(model.x.numpy()))
     return f"entropy on the learned manifold, {name}, nats", exact, exact + excess, room, room, why
 
@@ -458,7 +458,7 @@ def case_7() -> list[Answer]:
     tenth, twentieth = learned(Circle(noise=0.1)), learned(Circle(noise=0.05))
     von_mises = learned(VonMisesCircle())
     mean_direction = torch.tensor([[3.0, 0.0]]).double()
-    largest = manifold_log_prob(von_mises.hierarchy, mean_direction)[0].exp()
+    largest = on_manifold(von_mises.hierarchy, mean_direction).log_prob.exp()
     return answers(
         7,
         nll("NLL, circle, sigma = 0.1, nats", 0.95170, tenth, 0.3, closed=True),

@@ -25,7 +25,7 @@ from submanifold.evaluation.likelihood import BATCH_SIZE
 from submanifold.evaluation.reconstruction import NEAREST_BATCH_SIZE
 from submanifold.flows import Glow, initialize
 from submanifold.losses import penalized_likelihood
-from submanifold.models import Hierarchy, Stage, manifold_log_prob
+from submanifold.models import Hierarchy, Stage, on_manifold
 from submanifold.training.phases import ROTATION_BATCH_SIZE
 from submanifold.training.rotation import fit_rotation
 from submanifold.training.trainer import Trainer, TrainingSettings
@@ -118,7 +118,7 @@ def evaluate(images: np.ndarray) -> None:
         model.log_prob(x)
         model.project(x)
     model.project(x[:NEAREST_BATCH_SIZE], steps=1)
-    manifold_log_prob(model, x[:2])
+    on_manifold(model, x[:2])
 
 
 def fit(images: np.ndarray) -> None:

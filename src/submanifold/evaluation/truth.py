@@ -10,7 +10,7 @@ import torch
 from submanifold.data.synthetic import Manifold
 from submanifold.evaluation.intervals import Interval, mean_interval
 from submanifold.evaluation.likelihood import per_event
-from submanifold.models import Model, manifold_log_prob
+from submanifold.models import Model, on_manifold
 
 GRID = 161
 
@@ -41,7 +41,7 @@ class TruthComparison:
         """Log-density in nats on the learned manifold, (N,); None for another dimension."""
         if self.model.dim != self.truth.dim:
             return None
-        return manifold_log_prob(self.model, self.x)[0].double().cpu().numpy()
+        return on_manifold(self.model, self.x).log_prob.double().cpu().numpy()
 
     @cached_property
     def has_densities(self) -> bool:

@@ -17,16 +17,9 @@ _threads: set[int] = set()  # threads inside dual_level
 
 
 class Linearization:
-    r"""Products with the Jacobian :math:`J = \partial g(u)` of a decoder g at points u.
+    r"""Products with the Jacobian :math:`J = \partial g(u)` of a decoder g at points u (batch, d).
 
-    The Jacobian itself is never formed.
-
-    Args:
-        decode: The decoder g.
-        u: Points, (batch, d).
-
-    Attributes:
-        image: g(u).
+    The Jacobian itself is never formed; ``image`` is g(u).
 
     Example:
         >>> at = Linearization(lambda u: u**2, torch.tensor([[1.0, 3.0]]))
@@ -103,12 +96,9 @@ def jacobian(
 def dual_level() -> Iterator[None]:
     """Enter torch's level of forward-mode differentiation, which all threads share.
 
-    A process has only one such level, and leaving it deletes all tangents: with
-    :func:`torch.autograd.forward_ad.dual_level` a second thread raises or loses its tangents. Here
-    the first thread enters the level and the last one leaves it, so that no thread has to wait.
-
-    Raises:
-        RuntimeError: This thread is already inside: torch does not nest levels.
+    Leaving the level deletes the tangents of all threads. Here the first thread enters it and the
+    last one leaves it; with :func:`torch.autograd.forward_ad.dual_level` threads would disturb each
+    other. A thread that is already inside raises RuntimeError: torch does not nest levels.
     """
     thread = threading.get_ident()
     with _lock:

@@ -47,15 +47,12 @@ def estimate_log_volume(
 ) -> tuple[Tensor, Tensor]:
     r"""Estimate :func:`log_volume` by stochastic Lanczos quadrature.
 
-    .. math:: \tfrac12 \log\det A = \tfrac12 \operatorname{tr} \log A
-              = \tfrac12 \operatorname{E}_z z^T (\log A)\, z, \qquad A = J^T J
+    .. math:: \tfrac12 \log\det A = \tfrac12 \operatorname{E}_z z^T (\log A)\, z, \qquad A = J^T J
 
-    The expectation is over vectors z of random signs. Each quadratic form is computed by a Gauss
-    rule with one node per iteration of a forward and a reverse derivative (Ubaru, Chen & Saad 2017,
-    SIAM J. Matrix Anal. Appl. 38).
-
-    Truncating the rule biases the estimate upwards, more so for a larger condition number of J. The
-    standard error does not include this bias (docs/performance.md).
+    Each z is a vector of random signs; its quadratic form is computed by a Gauss rule with one node
+    per iteration of a forward and a reverse derivative (Ubaru, Chen & Saad 2017, SIAM J. Matrix
+    Anal. Appl. 38). Truncating the rule biases the estimate upwards, more so for a larger condition
+    number of J, which the standard error does not include (docs/performance.md).
 
     Args:
         decode: The decoder, (batch, d) to (batch, *event_shape).

@@ -1,6 +1,6 @@
 """Models: a manifold and an exact density, composed of stages of flows."""
 
-from submanifold.models.density import manifold_log_prob, on_manifold
+from submanifold.models.density import on_manifold
 from submanifold.models.hierarchy import Hierarchy, Slice
 from submanifold.models.mixture import Mixture
 from submanifold.models.model import Model
@@ -15,6 +15,5 @@ __all__ = [
     "Slice",
     "Stage",
     "StageSettings",
-    "manifold_log_prob",
     "on_manifold",
 ]

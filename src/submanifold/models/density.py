@@ -32,16 +32,6 @@ class OnManifold(NamedTuple):
     non_orthogonality: Tensor
 
 
-def manifold_log_prob(
-    model: Model,
-    x: Tensor,
-    exact_up_to: int = 600,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the log-density and its standard error of :func:`on_manifold`."""
-    return on_manifold(model, x, exact_up_to, generator)[:2]
-
-
 @torch.no_grad()
 def on_manifold(
     model: Model,
@@ -53,9 +43,9 @@ def on_manifold(
 
     .. math:: \log p_M(g(u)) = \log p(u) - \tfrac12 \log\det J^T J, \qquad J = \partial g(u)
 
-    Here g is the decoder and u are the coordinates of x (:meth:`Model.code_log_prob`). It is the
-    density of what :meth:`Model.sample` draws. Its unit is d-dimensional volume, so that it cannot
-    be compared with :meth:`Model.log_prob`, nor between manifolds of different dimension.
+    It is the density of samples, with the decoder g and p(u) by :meth:`Model.code_log_prob`. It
+    cannot be compared with :meth:`Model.log_prob`, nor between manifolds of different dimension,
+    because it is per d-dimensional volume.
 
     Args:
         model: The model.

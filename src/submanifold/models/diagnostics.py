@@ -11,13 +11,10 @@ THIN, SMOOTH = 0.1, 0.5
 
 @torch.no_grad()
 def inverse_error(model: Model, x: Tensor) -> float:
-    """Compute the largest error of any element of x (batch, ...) after encoding and decoding.
+    """Compute the largest error of x after encoding and decoding, in standard deviations of x.
 
-    Above :data:`LARGEST_INVERSE_ERROR`, samples and projections are not those of the density.
-
-    Returns:
-        The error in units of the standard deviation of x: NaN if the inverse overflows, and 0 for
-        models without a density on R^D, which are not invertible.
+    Above :data:`LARGEST_INVERSE_ERROR`, samples and projections are not those of the density. The
+    error is NaN if the inverse overflows, and 0 for models that are not invertible.
     """
     if not model.has_density:
         return 0.0
@@ -29,13 +26,9 @@ def inverse_error(model: Model, x: Tensor) -> float:
 def neighbour_correlation(u: Tensor, v: Tensor) -> float:
     r"""Compute the rank correlation of coordinates v (n, D - d) between nearest neighbours in u.
 
-    It is near 0 for independent noise, and tends to 1 with denser points for the misfit of a flow
-    to a curved manifold, which is a smooth function of u (n, d). Ranks limit the influence of
-    outliers.
-
-    Returns:
-        :math:`\sum_i r_i \cdot r_{j(i)} / \sum_i |r_i|^2`, with r the centred ranks of each
-        coordinate of v and :math:`j(i)` the nearest neighbour of i.
+    It is :math:`\sum_i r_i \cdot r_{j(i)} / \sum_i |r_i|^2`, with r the centred ranks of each
+    coordinate of v and :math:`j(i)` the nearest neighbour of i in u (n, d). It is near 0 for noise,
+    and tends to 1 with denser points for the misfit of a flow, a smooth function of u.
     """
     distances = torch.cdist(u, u)
     distances.fill_diagonal_(torch.inf)

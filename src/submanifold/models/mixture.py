@@ -16,13 +16,7 @@ from submanifold.models.model import Model
 
 
 class ChartEncoding(NamedTuple):
-    """A batch of events, encoded by each of K charts.
-
-    Attributes:
-        u: Coordinates on the charts, (K, batch, d).
-        v: Coordinates off the charts, (K, batch, D - d).
-        joint: Log pi_k p_k(x) in nats, (K, batch).
-    """
+    """Events that are encoded by each of K charts; ``joint`` is log pi_k p_k(x), (K, batch)."""
 
     u: Tensor
     v: Tensor
@@ -39,12 +33,10 @@ class Mixture(DataInitialized, Model):
 
     .. math:: p(x) = \sum_k \pi_k\, p_k(x), \qquad r_k(x) = \pi_k\, p_k(x) / p(x)
 
-    is exact and normalized on R^D. A single chart is a map of R^d, which cannot be a circle, a
-    sphere or a torus; several overlapping charts can (the paper's section 6; Kalatzis et al. 2021).
-    An event is encoded and projected by the chart of the largest responsibility :math:`r_k`. u has
-    d + 1 columns, the last of which is the index of the chart, 0 to K - 1.
-
-    The first batch initializes each chart from one of its clusters (k-means).
+    is exact and normalized on R^D. Overlapping charts can form a circle, a sphere or a torus, which
+    one map of R^d cannot (the paper's section 6; Kalatzis et al. 2021). An event is encoded by the
+    chart of the largest responsibility :math:`r_k`, whose index, 0 to K - 1, is the last of the
+    d + 1 columns of u. The first batch initializes each chart from one of its clusters (k-means).
 
     Args:
         charts: Hierarchies with the same event shape and dimensions.
@@ -52,9 +44,6 @@ class Mixture(DataInitialized, Model):
     Attributes:
         dim: d.
         logits: Log pi up to a constant, (K,).
-
-    Raises:
-        UserError: There is no chart, or the charts differ in event shape or dimensions.
 
     Example:
         >>> charts = [Hierarchy([Stage(RealNVP(3), dim=2)]) for _ in range(2)]
@@ -97,18 +86,18 @@ class Mixture(DataInitialized, Model):
         return u, _select(encoded.v, index), encoded.joint.logsumexp(0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode x by the responsible charts; see :meth:`Model.forward`."""
+        """See :meth:`Model.forward`."""
         return self.select_chart(self.encode_on_charts(x))
 
     def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
-        """Map (u, v) to events by the chart in u; v = 0, a point on the manifold, by default."""
+        """See :meth:`Model.decode`."""
         self._check_coordinates(u, v)
         coordinates = self.coordinates(u)
         decoded = torch.stack([chart.decode(coordinates, v) for chart in self.charts])
         return _select(decoded, self._chart_index(u))
 
     def coordinates(self, u: Tensor) -> Tensor:
-        """Return u without the index of the chart, (batch, d)."""
+        """See :meth:`Model.coordinates`."""
         return u[:, : self.dim]
 
     def _chart_index(self, u: Tensor) -> Tensor:
@@ -118,23 +107,17 @@ class Mixture(DataInitialized, Model):
     def overlap(self, u: Tensor) -> Tensor:
         r"""Compute :math:`\log \pi_k - \log r_k(y)` at y = g_k(u) on the chart k of u, (batch,).
 
-        Where charts of equal thickness overlap, their densities on the manifold add up in the same
-        proportions as the densities on R^D.
+        Densities on overlapping charts add up in the same proportions as densities on R^D.
         """
         joint, index = self.encode_on_charts(self.decode(u)).joint, self._chart_index(u)
         return joint.logsumexp(0) - _select(joint, index) + self.logits.log_softmax(0)[index]
 
-    def sample(
-        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Draw n events, each on a chart that is drawn from pi; see :meth:`Model.sample`."""
+    def _draw_codes(self, n: int, temperature: float, generator: torch.Generator | None) -> Tensor:
         probabilities = self.logits.detach().cpu().softmax(0)
         # torch.multinomial cannot draw 0 samples
         index = torch.multinomial(probabilities, max(n, 1), replacement=True, generator=generator)
         u = torch.randn(n, self.dim, generator=generator, dtype=self.logits.dtype)
-        code = torch.cat([temperature * u, index[:n, None].to(u.dtype)], 1)
-        with torch.no_grad():
-            return self.decode(code.to(self.logits.device))
+        return torch.cat([temperature * u, index[:n, None].to(u.dtype)], 1)
 
     def initialize_from(self, x: Tensor) -> None:
         """Initialize each chart from a cluster of x, and pi from the sizes of the clusters."""
@@ -148,7 +131,7 @@ class Mixture(DataInitialized, Model):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments of :meth:`from_config`: the number of charts, and the stages of each."""
+        """The arguments of :meth:`from_config`."""
         return {"charts": len(self.charts), **self.charts[0].config}
 
     @classmethod

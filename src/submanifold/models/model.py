@@ -37,10 +37,10 @@ def bits_per_dim(log_prob: Values, dim: int, bits: int = 0) -> Values:
 class Model(nn.Module, ABC):
     """A manifold of dimension d in R^D, and an exact density on R^D or on the manifold.
 
-    Subclasses define ``kind``, by which they are registered, :meth:`forward`, :meth:`decode`,
-    :attr:`config` and :meth:`from_config`. Images are floats (batch, channels, height, width) in
-    [-0.5, 0.5), as :func:`submanifold.data.dequantize` returns them; vectors are (batch, D). All
-    methods raise :class:`UserError` for tensors of a wrong shape or dtype.
+    Subclasses define ``kind``, by which they are registered, and the abstract members. Images are
+    floats (batch, channels, height, width) in [-0.5, 0.5), as :func:`submanifold.data.dequantize`
+    returns them; vectors are (batch, D). All methods raise :class:`UserError` for tensors of a
+    wrong shape or dtype.
 
     Args:
         event_shape: Shape of one event.
@@ -89,10 +89,9 @@ class Model(nn.Module, ABC):
         """Encode x (batch, *event_shape) and compute its log-density in one pass.
 
         Returns:
-            Coordinates u (batch, d) on the manifold and v (batch, D - d) off the manifold, and
-            log p(x) (batch,) in nats. If :attr:`has_density` is False, v lacks the coordinates off
-            the image of the injection, and the density is that on the manifold at the projection of
-            x, or NaN if unknown.
+            u (batch, d) on the manifold, v (batch, D - d) off the manifold, and log p(x) (batch,)
+            in nats. Behind an injection, v lacks the coordinates off its image, and the density is
+            that on the manifold at the projection of x, or NaN if unknown.
         """
 
     @abstractmethod
@@ -115,11 +114,7 @@ class Model(nn.Module, ABC):
         return None
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Compute the exact log-density of x in nats, (batch,).
-
-        Raises:
-            UserError: The model has no density on R^D.
-        """
+        """Compute the exact log-density of x in nats, (batch,), if there is one on R^D."""
         if not self.has_density:
             raise UserError(
                 "log_prob: expected a model with a density on R^D, got one with an injection and a "
@@ -136,10 +131,7 @@ class Model(nn.Module, ABC):
         return u.new_zeros(len(u))
 
     def code_log_prob(self, u: Tensor) -> Tensor:
-        """Compute the log-density of the code u of a sample in nats, (batch,).
-
-        It equals the log-density on the manifold plus the decoder's log volume at u.
-        """
+        """Log-density of codes of samples: that on the manifold plus the log volume, (batch,)."""
         self._check_coordinates(u)
         return standard_normal_log_prob(self.coordinates(u)) + self.overlap(u)
 
@@ -150,10 +142,8 @@ class Model(nn.Module, ABC):
     def to_bits_per_dim(self, log_prob: Tensor, bits: int | None = None) -> Tensor:
         """Convert nats per event to bits per dimension, of the manifold if the density is on it.
 
-        Args:
-            log_prob: Log-densities in nats, (batch,).
-            bits: Number of bits to which elements were quantized; by default 8 for images and 0 for
-                vectors.
+        ``bits`` is the number of bits to which elements were quantized, by default 8 for images and
+        0 for vectors.
         """
         if not self.has_density:
             return bits_per_dim(log_prob, self.dim)
@@ -189,12 +179,15 @@ class Model(nn.Module, ABC):
     ) -> Tensor:
         """Draw n events on the manifold: u ~ N(0, temperature^2 I), v = 0 (Alg. 1 and 2).
 
-        The generator is on the CPU, so that a seed gives the same samples on all devices.
+        The generator is on the CPU, so that all devices draw the same.
         """
-        weight = next(self.parameters())
-        u = torch.randn(n, self.dim, generator=generator, dtype=weight.dtype)
         with torch.no_grad():
-            return self.decode(temperature * u.to(weight.device))
+            codes = self._draw_codes(n, temperature, generator)
+            return self.decode(codes.to(next(self.parameters()).device))
+
+    def _draw_codes(self, n: int, temperature: float, generator: torch.Generator | None) -> Tensor:
+        weight = next(self.parameters())
+        return temperature * torch.randn(n, self.dim, generator=generator, dtype=weight.dtype)
 
     def describe(self) -> dict[str, Any]:
         """Summarize kind, architecture, number of parameters, notes and data, JSON-serializable."""
@@ -212,10 +205,6 @@ class Model(nn.Module, ABC):
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load a model that :meth:`save` wrote, in evaluation mode.
-
-        Args:
-            path: The file.
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
 
         Raises:
             UserError: The device does not exist, or the file does not exist, is damaged, or holds

@@ -38,11 +38,7 @@ class StageSettings(Settings):
         return math.prod(event_shape) if self.dim is None else self.dim
 
     def build(self, event_shape: Sequence[int]) -> Stage:
-        """Build the untrained stage for events of a shape.
-
-        Raises:
-            UserError: The dimension exceeds that of the events, or a flow does not fit.
-        """
+        """Build the untrained stage for events of a shape; a UserError names what does not fit."""
         dim = self.manifold_dim(event_shape)
         check_dim(dim, math.prod(event_shape))  # an injection accepts any dimension
         with error_prefix("flow"):
@@ -66,11 +62,7 @@ class ModelSettings(Settings):
     def build(
         self, event_shape: Sequence[int], first: int = 1, last: int | None = None
     ) -> list[Stage]:
-        """Build the untrained stages ``first`` to ``last``, counted from 1; all by default.
-
-        Raises:
-            UserError: See :meth:`StageSettings.build`; the message names the stage.
-        """
+        """Build the untrained stages ``first`` to ``last``, counted from 1; all by default."""
         stages = []
         for number, settings in enumerate(self.stages[:last], start=1):
             with error_prefix(f"stage_{number}"):
@@ -82,12 +74,10 @@ class ModelSettings(Settings):
     def extend(
         self, model: Model | None, event_shape: Sequence[int], last: int | None = None
     ) -> tuple[Model, list[nn.Module]]:
-        """Append untrained stages to a model.
+        """Append untrained stages, up to number ``last``, to a model of the first stages.
 
-        Args:
-            model: A hierarchy of the first stages, or the mixture; None to build all stages.
-            event_shape: Shape of an event; ignored if there is a model.
-            last: Number of the last stage to build; all by default.
+        Without a model all stages are built, for events of the given shape. A mixture is built at
+        once.
 
         Returns:
             The extended model, and its untrained modules.

@@ -11,15 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from submanifold.common.errors import UserError
-from submanifold.flows import (
-    FLOWS,
-    Bijection,
-    Compose,
-    Flow,
-    Injection,
-    Rotation,
-    rebuild_flow,
-)
+from submanifold.flows import FLOWS, Bijection, Compose, Flow, Injection, Rotation, rebuild_flow
 from submanifold.flows.orthogonal import LARGEST_MATRIX
 
 
@@ -39,13 +31,10 @@ class Stage(nn.Module):
             :class:`Hierarchy`; 0 except in noisy injective flows.
 
     Attributes:
-        event_shape: Shape of one event h.
-        event_dim: D.
         latent_dim: Number of latents: D, or less behind an injection.
 
     Raises:
-        UserError: The dimension does not fit, or a flow does not act on the latents of the one
-            before.
+        UserError: The dimension or a flow does not fit.
 
     Example:
         >>> stage = Stage([RealNVP(8), Affine(8)], dim=3)
@@ -106,10 +95,7 @@ class Stage(nn.Module):
         return self.dim == self.event_dim and self.rotation is None
 
     def add_rotation(self) -> Rotation:
-        """Append a rotation of the latents, which is the identity until it is fitted.
-
-        It can choose all axes, or the first d where a D x D matrix would be too large.
-        """
+        """Append a rotation, at first the identity, of all latents, or to d axes if D is large."""
         leading = None if self.latent_dim <= LARGEST_MATRIX else self.dim
         weight = next(self.parameters())
         rotation = Rotation(self.latent_dim, leading).to(weight.device, weight.dtype)
@@ -155,12 +141,7 @@ class Stage(nn.Module):
         off_manifold_scale: PositiveFloat,
         noise: NonNegativeFloat = 0.0,
     ) -> Self:
-        """Build an untrained stage from its :attr:`config`, given as keyword arguments.
-
-        Raises:
-            UserError: A flow is unknown or does not fit.
-            ValidationError: An argument has a wrong type.
-        """
+        """Build an untrained stage from its :attr:`config`, given as keyword arguments."""
         return cls([rebuild_flow(each) for each in bijections], dim, off_manifold_scale, noise)
 
 
