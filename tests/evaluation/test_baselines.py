@@ -65,13 +65,6 @@ def test_error_curve_of_groups_agrees_with_the_bootstrap_over_groups():
     assert pca.error_curve([x], groups % (MIN_GROUPS - 1))[1] is None
 
 
-def test_projections_keep_shape_and_dtype():
-    images = torch.rand(40, 3, 2, 2)
-    pca = PCA.fit(images.split(16))
-    assert pca.project(images, 4).shape == images.shape
-    torch.testing.assert_close(pca.project(images, 12), images)
-
-
 @pytest.mark.parametrize("shrinkage", [0.0, 0.3])
 def test_density_is_that_of_the_shrunk_covariance(shrinkage):
     x, new = correlated(400), correlated(30, seed=1)

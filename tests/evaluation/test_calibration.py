@@ -98,19 +98,6 @@ def test_p_value_counts_equal_scores(value, p_value):
     assert found == pytest.approx(p_value, abs=0.02)  # between two levels
 
 
-def test_p_values_of_extreme_scores_are_the_smallest_and_the_largest():
-    calibration = Calibration.fit(normal_scores(99, 0), NAMES)
-    found = calibration.p_values("density", np.array([1e9, -1e9]))
-    np.testing.assert_allclose(found, [1 / 100, 1])
-
-
-def test_mean_combination_of_independent_scores_is_their_number():
-    scores = {**normal_scores(500, 0), "constant": np.ones(500)}
-    calibration = Calibration.fit(scores, tuple(scores))
-    # the trace of the covariance times the inverse of the covariance with its ridge
-    assert calibration.complete(scores)[COMBINATION].mean() == pytest.approx(3 / 1.03, abs=0.05)
-
-
 def test_typicality_is_the_distance_from_the_median():
     scores = normal_scores(501, 0)
     calibration = Calibration.fit(scores, NAMES)

@@ -94,14 +94,6 @@ def test_distant_samples_have_zero_precision_and_recall_with_wilson_intervals():
     )
 
 
-def test_wide_samples_lose_precision_and_narrow_samples_lose_recall():
-    real, fake = normal(500), normal(500, seed=1)
-    assert precision(real, 2 * fake)["high"] < precision(real, fake)["low"]
-    assert recall(real, fake / 2)["high"] < recall(real, fake)["low"]
-    assert recall(real, 2 * fake)["value"] > recall(real, fake)["value"]
-    assert precision(real, fake / 2)["value"] > precision(real, fake)["value"]
-
-
 @pytest.mark.parametrize("counts", [(200, 200), (50, 1300)])
 def test_precision_and_recall_agree_with_torch_fidelity(counts):
     prc = pytest.importorskip("torch_fidelity.metric_prc", reason="new in 0.4")

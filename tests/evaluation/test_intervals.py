@@ -5,7 +5,6 @@ from scipy import stats
 from submanifold.evaluation.intervals import (
     JACKKNIFE_SUBSETS,
     MIN_GROUPS,
-    interval_level,
     jackknife_interval,
     jackknife_subsets,
     mean_interval,
@@ -22,18 +21,6 @@ def grouped(rng, count):
 
 def ends(interval):
     return interval["low"], interval["high"]
-
-
-def test_mean_interval_is_that_of_resampled_means():
-    values = np.random.default_rng(0).exponential(3, 200)
-    rows = np.random.default_rng(1).integers(0, 200, (20_000, 200))
-    expected = np.percentile(values[rows].mean(1), [2.5, 97.5])
-    interval = mean_interval(values)
-    assert interval["value"] == pytest.approx(values.mean())
-    # the percentiles of 2,000 resamples have an error of about 0.04 standard errors
-    assert ends(interval) == pytest.approx(tuple(expected), abs=0.15 * stats.sem(values))
-    assert interval["n"] == 200
-    assert interval == mean_interval(values)
 
 
 def covered(intervals, truth):
@@ -75,13 +62,6 @@ def test_groups_of_more_events_are_cut():
 ])  # fmt: skip
 def test_few_values_or_groups_have_no_interval(values, groups, expected):
     assert mean_interval(np.array(values), groups) == expected
-
-
-def test_interval_level_increases_to_2_5_percent_with_the_number_of_groups():
-    levels = [interval_level(groups) for groups in (MIN_GROUPS, 10, 100, 10**6)]
-    assert levels == sorted(levels)
-    assert levels[0] > MIN_GROUPS**-MIN_GROUPS  # the rarest resample
-    assert levels[-1] == pytest.approx(0.025, rel=1e-4)
 
 
 @pytest.mark.parametrize(("n_real", "n_fake"), [(10, 10), (37, 100), (100, 11)])

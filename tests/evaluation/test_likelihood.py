@@ -27,14 +27,6 @@ def test_per_event_returns_double_precision_in_order_without_gradients():
     assert values.dtype == np.float64
 
 
-def test_importance_weighted_bound_averages_densities():
-    log_probs = np.log([[1.0, 4.0], [3.0, 4.0]])
-    assert importance_log_prob(log_probs) == pytest.approx(np.log([2.0, 4.0]))
-    # densities of images underflow
-    assert importance_log_prob(log_probs - 5000) == pytest.approx(np.log([2.0, 4.0]) - 5000)
-    assert importance_log_prob(log_probs[:1]) == pytest.approx(log_probs[0])
-
-
 def test_importance_weighted_bound_converges_to_the_exact_probability():
     """The density of a pixel is normal and as narrow as its bin, so its probability is known."""
     scale, pixel = 0.5 / 256, 128

@@ -166,12 +166,3 @@ def test_fewer_than_four_images_are_not_measured(count, weights, inception):
         assert (found[name]["value"] is None) == (count < 4)
         assert ("why" in found[name]) == (count < 4)
     assert json.loads(json.dumps(found)) == found
-
-
-def test_random_subset_is_fixed_sorted_and_uniform():
-    np.testing.assert_array_equal(random_subset(7, 100), range(7))
-    rows = random_subset(1000, 100)
-    assert len(set(rows.tolist())) == 100
-    assert (np.diff(rows) > 0).all()
-    assert rows.mean() == pytest.approx(500, abs=90)
-    np.testing.assert_array_equal(random_subset(1000, 100), rows)

@@ -68,12 +68,6 @@ def test_manifold_density_obeys_the_change_of_variables(model):
         )
 
 
-def test_spectrum_is_that_of_the_leading_coordinates(model):
-    u = torch.randn(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert leading_spectrum(model, u, count=4).shape == (2, 4)
-    assert leading_spectrum(model, u).shape == (2, 6)
-
-
 def test_scores_of_a_mixture_ignore_the_chart_number():
     torch.manual_seed(0)
     mixture = Mixture([Hierarchy([Stage(RealNVP(4), dim=3)]) for _ in range(3)]).double()
@@ -116,13 +110,6 @@ def test_png_bits_are_the_size_of_files():
     assert bits[0] == 8 * len(buffer.getvalue())
     assert bits[1] < bits[0]
     assert png_bits(np.repeat(array, 3, 1))[1] < png_bits(np.repeat(array, 3, 1))[0]
-
-
-def test_scores_are_deterministic(model):
-    array = images(10)
-    one, other = (score(model.float(), array) for _ in range(2))
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name])
 
 
 def test_model_without_a_density_has_the_other_scores():

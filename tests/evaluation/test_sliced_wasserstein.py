@@ -57,13 +57,6 @@ def test_distance_of_equal_sets_is_exactly_zero(halves):
     assert result["low"] == 0
 
 
-def test_distance_does_not_depend_on_the_order(halves):
-    real, other = halves
-    value = sliced_wasserstein(real, other, **QUICK)["value"]
-    shuffled = other[np.random.default_rng(1).permutation(len(other))]
-    assert sliced_wasserstein(real, shuffled, **QUICK)["value"] == pytest.approx(value, rel=1e-4)
-
-
 def test_sets_can_differ_in_size(halves):
     real, other = halves
     result = sliced_wasserstein(real, other[:150], **QUICK)
@@ -110,13 +103,6 @@ def test_too_small_images_are_rejected():
     images = np.zeros((10, 3, 32, 6), np.uint8)
     with pytest.raises(UserError, match=r"at least 7 x 7 pixels .*got 32 x 6"):
         sliced_wasserstein(images, images)
-
-
-def test_wasserstein_1d_known_answers():
-    normal = np.random.default_rng(0).standard_normal((3, 5000))
-    np.testing.assert_allclose(wasserstein_1d(normal, normal[:, ::-1] + 2.5), 2.5)
-    # doubling the width of a standard normal X moves it by E|X|
-    np.testing.assert_allclose(wasserstein_1d(normal, 2 * normal), np.sqrt(2 / np.pi), rtol=0.03)
 
 
 @pytest.mark.parametrize("count", [500, 777, 1000, 4000])

@@ -89,12 +89,12 @@ def test_repeated_run_uses_the_cache(project, run, pictures):
 
 
 @pytest.mark.parametrize(("pipeline", "params", "message"), [
-    ("ood", {}, "needs to know them"),
-    ("ood", {"ood": "moons"}, "ood=moons is neither a dataset nor a folder"),
-    ("ood", {"ood": "circle"}, "ood=circle are points"),
-    ("ood", {"ood": "photos"}, "ood=photos is what the model is of"),
+    ("ood", {}, "needs --params=ood="),
+    ("ood", {"ood": "moons"}, "ood: expected a dataset"),
+    ("ood", {"ood": "circle"}, "ood: expected images, got the points circle"),
+    ("ood", {"ood": "photos"}, "ood: expected another dataset"),
     ("hierarchical", {"ood": "celeba"}, "ood=celeba would have no effect"),
-    ("hierarchical", {"dataset": "circle", "register_as": "x"}, "only models of images"),
+    ("hierarchical", {"dataset": "circle", "register_as": "x"}, "register_as: expected null"),
 ])  # fmt: skip
 def test_mistakes_are_reported(project, pipeline, params, message):
     with pytest.raises(ClickException, match=message):
