@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from click import ClickException
 from kedro.config import MissingConfigException, OmegaConfigLoader
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -116,7 +116,9 @@ class ExperimentConfigLoader(OmegaConfigLoader):
                 f"got {self.env}. Change it with --env=<name>."
             ) from error
         except (ValueError, TypeError, AttributeError, YAMLError) as error:
-            raise UserError(self._broken_file() or f"conf/: cannot be read: {error}") from error
+            raise UserError(
+                f"conf/: expected YAML files with names and values, got: {error}"
+            ) from error
 
     def _merged_parameters(self) -> dict[str, Any]:
         """Read the parameters' files and merge the runtime parameters over them.
@@ -173,21 +175,6 @@ class ExperimentConfigLoader(OmegaConfigLoader):
                 value = ExperimentConfigLoader._soft_merge(before, value)
             merged[name] = value
         return merged
-
-    def _broken_file(self) -> str | None:
-        """Describe the first file that is not a YAML mapping."""
-        folders = [Path(self.conf_source, environment) for environment in self._environments]
-        for path in (path for folder in folders for path in sorted(folder.rglob("*.yml"))):
-            try:
-                found = OmegaConf.load(path)
-            except (YAMLError, ValueError, OSError) as error:
-                mark = getattr(error, "problem_mark", None)
-                line = f", line {mark.line + 1}" if mark else ""
-                reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-                return f"{path}{line}: expected YAML, got an error: {reason}. Fix this file."
-            if not isinstance(found, DictConfig):
-                return f"{path}: expected names with values, got a list. Fix this file."
-        return None
 
     @property
     def _environments(self) -> list[str]:

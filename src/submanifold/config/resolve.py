@@ -56,7 +56,8 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
     given = {name: value for name, value in parameters.items() if not name.startswith("_")}
     tables = {name: given.pop(name) for name in ("datasets", "methods")}
     defaults = {name: given.pop(f"{name}_defaults") for name in ("stage", "training", "evaluation")}
-    _check_tables(tables, defaults)
+    for name, table in (*tables.items(), *defaults.items()):
+        check_group(name, table)
     refuse_renamed({**tables["methods"], **given})
     dataset = entry(tables["datasets"], given.get("dataset"), "dataset")
     if given.get("method") == "auto":
@@ -119,18 +120,6 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
     )
     validate(experiment, method, {**single, **stages}, phases)
     return experiment
-
-
-def _check_tables(tables: Tree, defaults: Tree) -> None:
-    for name, table in (
-        *tables.items(),
-        *((f"{name}_defaults", defaults[name]) for name in defaults),
-    ):
-        check_group(name, table)
-    for name, table in (*tables.items(), ("stage_defaults", defaults["stage"])):
-        for found, value in table.items():
-            if not isinstance(value, str) or name != "methods":  # an alias is a string
-                check_group(f"{name}.{found}", {} if value is None else value)
 
 
 def _check_names(given: Tree, phases: Collection[str]) -> None:

@@ -1,8 +1,7 @@
 """Checks that types cannot express: which settings fit together, and which have no effect."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -39,8 +38,7 @@ def validate(
     """
     _check_memory(experiment)
     _check_sizes(experiment)
-    with _with_advice():
-        stages = _build(experiment.model.model_dump_json(), experiment.data.event_shape)
+    stages = _build(experiment.model.model_dump_json(), experiment.data.event_shape)
     _check_weights(experiment, stages)
     for number, stage in enumerate(stages, start=1):
         if stage.dim == stage.latent_dim:
@@ -235,14 +233,3 @@ def refuse_idle(given: Mapping[str, Any], where: str, idle: Mapping[str, str]) -
                     f"{where}.{path}: has no effect, because {why}. Leave it out, or change the "
                     "reason."
                 )
-
-
-@contextmanager
-def _with_advice() -> Iterator[None]:
-    """Add where to change the setting that building a stage has refused."""
-    try:
-        yield
-    except UserError as error:
-        name = str(error).partition(":")[0]
-        where = name if " " not in name else "<name>"
-        raise UserError(f"{error} Change it with --params={where}=<value>, or in conf/.") from error
