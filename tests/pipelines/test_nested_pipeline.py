@@ -154,6 +154,6 @@ def test_every_cell_of_the_notebook_runs_and_says_what_it_found(run, project):
     )  # fmt: skip
     parameters.write_text(before)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    for said in ("bits per dimension, from", "nearest point: mean squared", "AUROC", "TwoNN"):
+    for said in ("bits per dimension, from", "nearest projection: mean squared", "AUROC", "TwoNN"):
         assert said in done.stdout
     assert "negative-0.png" in done.stdout

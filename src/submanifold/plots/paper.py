@@ -1,7 +1,6 @@
 """The paper's figures of images."""
 
 from collections.abc import Mapping
-from math import inf
 from string import ascii_lowercase
 
 import numpy as np
@@ -57,7 +56,7 @@ def delta_rows(
     columns = len(originals)
     rows = {"original": originals}
     for delta, (projections, samples) in by_delta.items():
-        label = r"$\delta = \infty$" if delta == inf else rf"$\delta = {delta:g}$"
+        label = rf"$\delta = {delta:g}$".replace("inf", r"\infty")
         rows[f"{label}\nreconstructed"] = projections
         rows[f"{label}\ngenerated"] = samples[: sample_rows * columns]
     tiles = [tile(images, columns) for images in rows.values()]
