@@ -50,7 +50,7 @@ def test_the_truth_stands_beside_what_was_learned(run):
     assert table["NLL on the manifold"].iloc[1] == "7.4934"
     text = text_of(run)
     assert "H-MM on swiss_roll" in text
-    assert f"{truth['divergence']['value']:.3f} nats above" in text
+    assert f"{truth['divergence']['value']:.3f} KL divergence in nats" in text
     assert "512 training, 128 validation and 128 test points in 3 dimensions" in text
     assert "None" not in text
     for cell in table.to_numpy().ravel():
@@ -78,7 +78,7 @@ def test_eight_dimensions_are_shown_in_three(project):
     run = project.run(dataset="linear_gaussian")
     assert run.load("metrics")["dims"] == [8, 4, 3]
     assert run.load("truth")["true_nll"]["value"] == pytest.approx(2.44, abs=4 * 2 / 128**0.5)
-    assert "one normal to it are shown" in text_of(run)
+    assert "one normal direction" in text_of(run)
 
 
 def test_without_noise_no_bits_are_reported(project):
