@@ -11,10 +11,10 @@ from submanifold.models import Hierarchy, Stage
 
 def stage(dim, d, eigenvalues=None):
     torch.manual_seed(0)
-    made = perturb(Stage(RealNVP(dim), d), 0.1)
+    made = perturb(Stage(RealNVP(dim), d), 0.1).double()
     if eigenvalues is not None:
-        made.add_rotation().fit(torch.linalg.qr(torch.randn(dim, dim)).Q, eigenvalues)
-    return made.double()
+        made.add_rotation().fit(torch.linalg.qr(torch.randn(dim, dim).double()).Q, eigenvalues)
+    return made
 
 
 def reparametrized(dim=4):
