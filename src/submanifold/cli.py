@@ -1,8 +1,13 @@
-"""The project's own commands: ``reproduce``, ``sweep`` and ``join``, and Kedro's ``run``."""
+"""The command line: ``submanifold``, ``python -m submanifold``, and the same commands in Kedro.
+
+torch, MLflow and Kedro are imported by the commands that use them.
+"""
 
 import copy
+import logging
 import os
 import traceback
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,67 +15,125 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 from click.core import ParameterSource
-from kedro.framework.cli.project import run as kedro_run
-from kedro.framework.cli.utils import _split_params, env_option
-from kedro.utils import find_kedro_project
+
+from submanifold.common.errors import UserError
+from submanifold.common.files import printable
+from submanifold.inference.command import COMMANDS, ErrorGroup
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BUSY = 0.3
-CHOSEN = ("from_inputs", "from_nodes", "node_names", "tags", "namespaces")
-"""Options of ``kedro run`` that name nodes to run: these run also where their outputs exist."""
+NODE_OPTIONS = ("from_inputs", "from_nodes", "node_names", "tags", "namespaces")
+"""Options of ``kedro run`` that select nodes: these run even if their outputs exist."""
+STUDY_OPTIONS = ("trials", "workers", "sampler", "prune")
+HIGH_LOAD = 0.3  # of the processors
 
 
-@click.group(name="submanifold")
+class _Group(ErrorGroup):
+    """Creates ``run`` when it is needed: importing Kedro takes time and configures logging."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted([*super().list_commands(ctx), "run"])
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return a command by name."""
+        return _run_command() if name == "run" else super().get_command(ctx, name)
+
+
+@click.group(cls=_Group, name="submanifold",
+             context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 def cli() -> None:
-    """Run a pipeline, reproduce the paper, and sweep parameters."""
+    """Apply a trained model to images, run pipelines, and reproduce the paper.
+
+    MODEL is the hierarchy.safetensors file of a run, or its folder. IMAGES are image files, folders
+    (searched recursively), and zips. Images are cropped and resized like the training images;
+    unreadable ones are skipped with a warning.
+    """
 
 
-@wraps(kedro_run.callback)  # type: ignore[arg-type]
-def _run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
-    _check_parameters(options)  # before MLflow and much of Kedro are loaded
-    from submanifold.pipeline_registry import NAMES
+def main() -> None:
+    """Run the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    cli(prog_name="submanifold")
 
-    named = [pipeline] if pipeline else pipelines
-    for name in named:
-        if name not in (*NAMES, "__default__"):
+
+def _print_user_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Print a user's mistake without a traceback, also where Kedro calls the command."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            raise click.ClickException(printable(str(error))) from error
+
+    return call
+
+
+def _run_command() -> click.Command:
+    """Return Kedro's ``run``, which checks the parameters first and skips existing outputs."""
+    from kedro.framework.cli.project import run as kedro_run
+    from kedro.framework.project import PACKAGE_NAME, configure_project
+
+    def run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
+        if PACKAGE_NAME is None:  # Kedro's own command line has configured the project
+            configure_project("submanifold")
+        check_parameters(options)  # before MLflow is imported
+        from submanifold.pipeline_registry import NAMES
+
+        names = [pipeline] if pipeline else pipelines
+        if unknown := [name for name in names if name not in (*NAMES, "__default__")]:
             raise click.ClickException(
-                f"pipeline={name} is not known. Known: {', '.join(NAMES)}. Change it with "
+                f"pipeline={unknown[0]} is not known. Known: {', '.join(NAMES)}. Change it with "
                 "--pipeline=<name>."
             )
-    if not {*named} & {"compare", "sweep", "study"} and not any(options[name] for name in CHOSEN):
-        options["only_missing_outputs"] = True  # paths carry a key of all settings
-    try:
-        return kedro_run.callback(pipeline=pipeline, pipelines=pipelines, **options)  # type: ignore[misc]
-    except ValueError as error:
-        last = list(traceback.walk_tb(error.__traceback__))[-1][0]
-        if last.f_globals["__name__"].startswith("kedro.pipeline."):
+        summarizes = {*names} & {"compare", "sweep", "study"}
+        if not summarizes and not any(options[name] for name in NODE_OPTIONS):
+            options["only_missing_outputs"] = True  # paths contain a key of all settings
+        try:
+            return kedro_run.callback(pipeline=pipeline, pipelines=pipelines, **options)  # type: ignore[misc]
+        except ValueError as error:
+            last = list(traceback.walk_tb(error.__traceback__))[-1][0]
+            if not last.f_globals["__name__"].startswith("kedro.pipeline."):
+                raise
             raise click.ClickException(
                 f"{str(error).rstrip('.')}. Change --nodes, --namespaces, --from-nodes, "
-                "--to-nodes, --to-outputs or --tags; `kedro registry describe <pipeline>` names "
-                "what there is."
+                "--to-nodes, --to-outputs or --tags; `kedro registry describe <pipeline>` lists "
+                "the nodes."
             ) from error
-        raise
+
+    command = copy.copy(kedro_run)
+    command.callback = run
+    return command
 
 
-def _check_parameters(options: dict[str, Any]) -> None:
-    from submanifold.config.loader import ExperimentConfigLoader
-    from submanifold.settings import CONFIG_LOADER_ARGS
+def check_parameters(options: dict[str, Any]) -> None:
+    """Check the parameters of ``kedro run``.
+
+    Raises:
+        ClickException: A parameter is invalid.
+    """
+    from kedro.utils import find_kedro_project
+
+    from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
 
     project = find_kedro_project(Path.cwd())
-    place = options["conf_source"] or (project and str(project / "conf"))
-    if place is None or not Path(place).is_dir():  # an archive of Kedro's, or nothing it can use
+    conf = options["conf_source"] or (project and str(project / "conf"))
+    if conf is None or not Path(conf).is_dir():  # an archive, or an error that Kedro reports
         return
     env = options["env"] or os.environ.get("KEDRO_ENV")
-    given = copy.deepcopy(options["params"])
-    ExperimentConfigLoader(place, env=env, runtime_params=given, **CONFIG_LOADER_ARGS)["parameters"]
+    params = copy.deepcopy(options["params"])
+    ExperimentConfigLoader(conf, env=env, runtime_params=params, **LOADER_ARGS)["parameters"]
 
 
-run = copy.copy(kedro_run)
-run.callback = _run
-cli.add_command(run)
+def _split_params(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
+    from kedro.framework.cli.utils import _split_params as split
 
+    return split(ctx, param, value)
+
+
+env_option = click.option("--env", "-e", help="Kedro's environment, as in kedro run.")
 params_option = click.option(
     "--params", type=str, default="", callback=_split_params, help="As in kedro run."
 )
@@ -80,72 +143,109 @@ params_option = click.option(
 @click.argument("targets", nargs=-1, required=True)
 @env_option
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Trainings of each cell of a table, each from another seed.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="List the runs, what is cached, and the time.")
-@click.option(
-    "--time",
-    "timed",
-    is_flag=True,
-    help="With --dry-run: time some steps of trainings without a recorded time.",
-)
-@click.option("--finished-only", is_flag=True, help="Run nothing: leave out what is not finished.")
+              help="Trainings with different seeds for each cell of a table.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="List the runs, their state and the time left.")
+@click.option("--time", "timed", is_flag=True,
+              help="With --dry-run: measure the time of a few steps of new trainings.")  # fmt: skip
+@click.option("--finished-only", is_flag=True, help="Run nothing, and omit unfinished runs.")
 @params_option
 def reproduce(
-    targets: tuple[str, ...],
-    env: str | None,
-    seeds: int,
-    dry_run: bool,
-    timed: bool,
-    finished_only: bool,
-    params: dict[str, Any],
-) -> None:
-    """Make tables and figures of the paper: table-1 ... table-5, figure-1 ... figure-10, findings.
+    targets: tuple[str, ...], env: str | None, seeds: int, dry_run: bool, timed: bool,
+    finished_only: bool, params: dict[str, Any],
+) -> None:  # fmt: skip
+    """Reproduce the paper: table-1 ... table-5, figure-1 ... figure-10, findings.
 
-    Runs what is missing, reuses what is there, and writes each TARGET beside the paper's figures
-    to data/08_reporting/paper/. Killed at any moment and called again, it goes on where it was.
+    Runs what is missing, and writes each TARGET next to the paper's values to
+    data/08_reporting/paper/. An interrupted command continues when it is repeated.
     """
-    from submanifold.common.errors import UserError
+    if timed and not dry_run:
+        raise click.UsageError("--time: expected --dry-run with it. Add --dry-run.")
     from submanifold.config import flatten
     from submanifold.studies import reproduce as studies
 
-    if timed and not dry_run:
-        raise click.UsageError("--time: expected --dry-run with it. Add --dry-run.")
     project = _project()
-    try:
-        planned = studies.plan(targets, project, env, seeds, flatten(params))
-        if finished_only:
-            planned = studies.finished(planned, project)
-            if not planned:
-                raise UserError(f"Nothing that {', '.join(targets)} needs is finished.")
-        if dry_run:
-            table = studies.state(planned, timed)
-            hours = table["hours"].map("{:.2f}".format).replace("nan", "unknown")
-            shown = table[["experiment", "state"]].assign(hours=hours)
-            click.echo(shown.to_markdown(index=False, tablefmt="plain", disable_numparse=True))
-            click.echo(_hours_left(table, timed))
-            return
-        for page in studies.reproduce(planned, project, env):
-            click.echo(page)
-    except UserError as error:
-        raise click.ClickException(str(error)) from error
+    planned = studies.plan(targets, project, env, seeds, flatten(params))
+    if finished_only:
+        planned = studies.finished(planned, project)
+        if not planned:
+            raise UserError(f"Nothing that {', '.join(targets)} needs is finished.")
+    if dry_run:
+        table = studies.state(planned, timed)
+        hours = table["hours"].map("{:.2f}".format).replace("nan", "unknown")
+        shown = table[["experiment", "state"]].assign(hours=hours)
+        click.echo(shown.to_markdown(index=False, tablefmt="plain", disable_numparse=True))
+        click.echo(_time_left(table, timed))
+        return
+    for page in studies.reproduce(planned, project, env):
+        click.echo(page)
 
 
-def _hours_left(table: "pd.DataFrame", timed: bool) -> str:
-    """Sum up the column of hours, and state where they come from."""
+def _time_left(table: "pd.DataFrame", timed: bool) -> str:
     hours, unknown = table["hours"].sum(), table["unknown"].sum()
     source = "from the recorded time of such trainings"
     if timed:
-        busy = os.getloadavg()[0] / (os.cpu_count() or 1)
+        load = os.getloadavg()[0] / (os.cpu_count() or 1)
         source += " and from a few steps timed now"
-        source += f" at a processor load of {busy:.0%}" if busy > BUSY else ""
+        source += f" at a processor load of {load:.0%}" if load > HIGH_LOAD else ""
     text = f"{hours:.1f} hours of training are left on this machine, {source}."
     if unknown:
         text += f" {unknown} trainings have no recorded time: add --time to time them."
     return text
 
 
-def _read(texts: tuple[str, ...]) -> list[Any]:
-    """Read values as a parameter in a YAML file is read."""
+@cli.command()
+@click.argument("parameter")
+@click.argument("values", nargs=-1)
+@env_option
+@params_option
+@click.option("--study", help="Search several parameters, under this name.")
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True,
+              help="Number of trials of the study, including finished ones.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes that run trials in parallel and share the threads.")  # fmt: skip
+@click.option("--sampler", type=click.Choice(["tpe", "nsga2", "random"]), default="tpe",
+              show_default=True,
+              help="Optuna's sampler; nsga2 needs hundreds of trials.")  # fmt: skip
+@click.option("--prune/--no-prune", default=True, show_default=True,
+              help="End trainings that are worse than the median.")  # fmt: skip
+@click.pass_context
+def sweep(
+    ctx: click.Context, parameter: str, values: tuple[str, ...], env: str | None,
+    params: dict[str, Any], study: str | None, **options: Any,
+) -> None:  # fmt: skip
+    """Run an experiment for each of the VALUES of a PARAMETER, such as stage_1.dim.
+
+    Writes a table and an interactive plot of bits per dimension and squared error to
+    data/08_reporting/sweeps/. The MLflow runs have the tag submanifold.sweep.
+
+    With --study each argument is a parameter and its range, and Optuna searches all of them for few
+    bits and a small error on the validation data:
+
+    \b
+      kedro sweep --study=first --trials=20 --workers=2
+        stage_1.dim=50..500                              integers
+        density.reconstruction.weight=log:1.0..1000      numbers on a logarithmic scale
+        method=PR-D,EE-M                                 choices
+
+    The same command in another terminal joins the study; repeated later, it continues.
+    """  # noqa: D301  \b keeps the lines
+    if study is not None:
+        from submanifold.studies.search import search
+
+        click.echo(search(study, (parameter, *values), params, _project(), env, **options))
+        return
+    given = [f"--{name}" for name in STUDY_OPTIONS
+             if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]  # fmt: skip
+    if given or "=" in parameter:
+        raise UserError(f"{(given or [parameter])[0]} needs a study. Name it: --study=<name>.")
+    if not values:
+        raise click.UsageError("Missing argument 'VALUES...'.")
+    from submanifold.studies.search.sweep import sweep as run_sweep
+
+    click.echo(run_sweep(parameter, _parse_yaml(values), params, _project(), env))
+
+
+def _parse_yaml(texts: tuple[str, ...]) -> list[Any]:
     values = []
     for text in texts:
         try:
@@ -157,94 +257,32 @@ def _read(texts: tuple[str, ...]) -> list[Any]:
     return values
 
 
-OF_STUDIES = ("trials", "workers", "sampler", "prune")
-
-
-@cli.command()
-@click.argument("parameter")
-@click.argument("values", nargs=-1)
-@env_option
-@params_option
-@click.option("--study", help="Search several parameters, under this name.")
-@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True,
-              help="How many the study is to have, with those it has.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Processes that make trials at once and share the threads.")  # fmt: skip
-@click.option("--sampler", type=click.Choice(["tpe", "nsga2", "random"]), default="tpe",
-              show_default=True, help="How Optuna chooses; nsga2 takes hundreds.")  # fmt: skip
-@click.option("--prune/--no-prune", default=True, show_default=True,
-              help="End trainings of which half of the others were ahead.")  # fmt: skip
-@click.pass_context
-def sweep(
-    ctx: click.Context,
-    parameter: str,
-    values: tuple[str, ...],
-    env: str | None,
-    params: dict[str, Any],
-    study: str | None,
-    **how: Any,
-) -> None:
-    """Run an experiment once for each of the VALUES of a PARAMETER, such as stage_1.dim.
-
-    Each is a run of MLflow's with the same tag, submanifold.sweep. They end in a table and an
-    interactive plot of bits per dimension and squared error, in data/08_reporting/sweeps/.
-
-    With --study each argument is a parameter and what it may be, and Optuna searches them together
-    for few bits and a small error of validation data:
-
-    \b
-      kedro sweep --study=first --trials=20 --workers=2
-        stage_1.dim=50..500                             whole numbers
-        phase_1.reconstruction.weight=log:1.0..1000     any numbers, on a logarithmic scale
-        method=PR-D,EE-M                                one of these
-
-    The same command in another terminal joins, and given again it goes on where it was.
-    """  # noqa: D301  click's mark of lines that stay as they are
-    from submanifold.common.errors import UserError
-
-    given = [name for name in OF_STUDIES
-             if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]  # fmt: skip
-    try:
-        if study is not None:
-            from submanifold.studies.search import search
-
-            click.echo(search(study, (parameter, *values), params, _project(), env, **how))
-            return
-        if "=" in parameter or given:
-            what = f"--{given[0]}" if given else parameter
-            raise UserError(f"{what} is of a study. Give it a name with --study=<name>.")
-        if not values:
-            raise click.UsageError("Missing argument 'VALUES...'.")
-        from submanifold.studies.search.sweep import sweep as run_sweep
-
-        click.echo(run_sweep(parameter, _read(values), params, _project(), env))
-    except UserError as error:
-        raise click.ClickException(str(error)) from error
-
-
 @cli.command()
 @click.argument("address")
 def join(address: str) -> None:
-    """Compute for a run on another machine, whose launch.address is ADDRESS, until it has ended.
+    """Compute for a run on another machine until it ends; ADDRESS is its launch.address.
 
-    Both need the project and its data in the same place of a file system that they share, and as
-    many GPUs as launch.processes says. There are launch.machines less one to join.
+    Run it on launch.machines - 1 machines, each with launch.processes GPUs if GPUs are used. All
+    machines need the project and its data at the same path of a shared file system.
     """
-    from submanifold.common.errors import UserError
     from submanifold.runs.launch import join as join_run
 
-    project = _project()
-    try:
-        join_run(address, project)
-    except UserError as error:
-        raise click.ClickException(str(error)) from error
+    join_run(address, _project())
 
 
 def _project() -> Path:
     from kedro.framework.startup import bootstrap_project
+    from kedro.utils import find_kedro_project
 
     project = find_kedro_project(Path.cwd())
     if project is None:
-        raise click.ClickException("This is no folder of a Kedro project. Change into one.")
+        raise UserError("Not a Kedro project directory. Change to one.")
     bootstrap_project(Path(project))
     return Path(project)
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)
+for _command in cli.commands.values():
+    if _command.callback is not None:
+        _command.callback = _print_user_errors(_command.callback)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from click import ClickException
 from click.exceptions import Exit
@@ -14,10 +14,12 @@ from kedro.pipeline import Pipeline
 
 from submanifold.common.errors import UserError, error_prefix
 from submanifold.config.loader import ExperimentConfigLoader, current_experiment
-from submanifold.config.schema import Experiment
 from submanifold.runs.hooks.catalog import log_pages, path_of
 from submanifold.runs.hooks.faults import raise_user_error
 from submanifold.runs.hooks.tracking import SUMMARIES
+
+if TYPE_CHECKING:
+    from submanifold.config.schema import Experiment
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class ExperimentHooks:
         raise_user_error(error)
 
 
-def _check_command(experiment: Experiment, names: list[str]) -> None:
+def _check_command(experiment: "Experiment", names: list[str]) -> None:
     """Check that the parameters and the names of the pipelines fit."""
     for parameter in ("sweep", "study", "ood"):
         value = getattr(experiment, parameter)
@@ -139,7 +141,7 @@ def _check_catalog(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         )
 
 
-def _check_images(experiment: Experiment, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+def _check_images(experiment: "Experiment", pipeline: Pipeline, catalog: CatalogProtocol) -> None:
     """Check the images that the pipeline prepares."""
     from submanifold.data.prepare import check
     from submanifold.data.settings import ImageSettings
