@@ -112,15 +112,15 @@ def outage(monkeypatch):
 
 
 def test_curves_are_complete_after_an_outage(project, finished, outage, caplog, monkeypatch):
-    def fail(step, settings, schedule=trainer.schedule):
+    def fail(step, settings, lr_factor=trainer.lr_factor):
         outage.down = step > 3
-        return schedule(step, settings)
+        return lr_factor(step, settings)
 
     def evaluate(*args, measure=nodes.measure, **kwargs):
         outage.down = False
         return measure(*args, **kwargs)
 
-    monkeypatch.setattr(trainer, "schedule", fail)
+    monkeypatch.setattr(trainer, "lr_factor", fail)
     monkeypatch.setattr(nodes, "measure", evaluate)
     run = project.run(seed=5)
     assert run.mlflow.info.status == "FINISHED"
@@ -136,11 +136,11 @@ def test_curves_are_complete_after_an_outage(project, finished, outage, caplog, 
 
 
 def test_run_without_mlflow_writes_all_its_files(project, finished, outage, caplog, monkeypatch):
-    def fail(step, settings, schedule=trainer.schedule):
+    def fail(step, settings, lr_factor=trainer.lr_factor):
         outage.down = True
-        return schedule(step, settings)
+        return lr_factor(step, settings)
 
-    monkeypatch.setattr(trainer, "schedule", fail)
+    monkeypatch.setattr(trainer, "lr_factor", fail)
     with project.session(seed=6) as session:
         session.run(pipeline_names=["hierarchical"])
     outage.down = False

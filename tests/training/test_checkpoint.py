@@ -21,7 +21,7 @@ def test_the_average_follows_its_formula():
         assert ema.average[0].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_decay_of_zero_follows_the_weights_themselves():
+def test_a_decay_of_zero_equals_the_weights():
     weight = nn.Linear(3, 3)
     ema = EMA(weight, 0.0)
     nn.init.normal_(weight.weight)
@@ -65,28 +65,28 @@ def advance(module, ema, optimizers, steps):
 
 @pytest.mark.parametrize("kind", ["fused", "loop", "muon"])
 def test_a_restored_training_takes_the_same_steps(tmp_path, kind):
-    whole = parts(0, kind)
-    advance(*whole, range(3))
+    full = parts(0, kind)
+    advance(*full, range(3))
     best = {"a": torch.ones(2)}
-    save_checkpoint(tmp_path / "c", *whole, {"step": 3, "rows": [1.5]}, best)
+    save_checkpoint(tmp_path / "c", *full, {"step": 3, "rows": [1.5]}, best)
     # weights of 3x3 convolutions lie in memory channels last, and a file has them channels first
-    assert any(not p.is_contiguous() for p in whole[0].parameters())
+    assert any(not p.is_contiguous() for p in full[0].parameters())
     restored = parts(1, kind)
     state, kept = load_checkpoint(read_checkpoint(tmp_path / "c"), *restored)
     assert state == {"step": 3, "rows": [1.5]}
     assert torch.equal(kept["a"], best["a"])
-    for mine, theirs in zip(restored[0].parameters(), whole[0].parameters(), strict=True):
-        for first, second in zip(whole[2], restored[2], strict=True):
+    for mine, theirs in zip(restored[0].parameters(), full[0].parameters(), strict=True):
+        for first, second in zip(full[2], restored[2], strict=True):
             assert (theirs in first.state) == (mine in second.state)
             for name, value in first.state.get(theirs, {}).items():
                 assert torch.equal(second.state[mine][name], value)
                 assert second.state[mine][name].stride() == value.stride()
-    assert len(whole[2]) == 1 + (kind == "muon")
-    assert sum(len(each.state) for each in whole[2]) == len(list(whole[0].parameters()))
-    advance(*whole, range(3, 6))
+    assert len(full[2]) == 1 + (kind == "muon")
+    assert sum(len(each.state) for each in full[2]) == len(list(full[0].parameters()))
+    advance(*full, range(3, 6))
     advance(*restored, range(3, 6))
-    assert all(map(torch.equal, restored[0].parameters(), whole[0].parameters()))
-    assert all(map(torch.equal, restored[1].average, whole[1].average))
+    assert all(map(torch.equal, restored[0].parameters(), full[0].parameters()))
+    assert all(map(torch.equal, restored[1].average, full[1].average))
 
 
 def test_a_checkpoint_from_before_the_first_step_restores_an_empty_optimizer(tmp_path):
@@ -101,10 +101,10 @@ def test_a_checkpoint_from_before_the_first_step_restores_an_empty_optimizer(tmp
 
 
 @pytest.mark.parametrize("content", [b"", b"noise" * 100, None])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_raises(tmp_path, content):
     made = parts(0, "muon")
     save_checkpoint(tmp_path / "c", *made, {}, {})
-    whole = (tmp_path / "c").read_bytes()
-    (tmp_path / "c").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    full = (tmp_path / "c").read_bytes()
+    (tmp_path / "c").write_bytes(full[: len(full) // 2] if content is None else content)
     with pytest.raises(UserError, match="cannot be read"):
         read_checkpoint(tmp_path / "c")

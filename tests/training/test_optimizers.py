@@ -17,7 +17,7 @@ from submanifold.training.optimizers import (
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 12), st.integers(1, 12), st.floats(1e-3, 1e3))
-def test_orthogonalising_keeps_directions_and_makes_their_lengths_alike(n, rows, columns, scale):
+def test_orthogonalize_equalizes_singular_values(n, rows, columns, scale):
     generator = torch.Generator().manual_seed(rows + 13 * columns)
     bases = [torch.linalg.qr(torch.randn(n, k, k, generator=generator))[0] for k in (rows, columns)]
     rank = min(rows, columns)
@@ -33,19 +33,6 @@ def test_orthogonalising_keeps_directions_and_makes_their_lengths_alike(n, rows,
     torch.testing.assert_close(made, torch.diag_embed(lengths), atol=1e-4, rtol=0)
 
 
-def test_the_smallest_singular_values_of_a_square_matrix_stay_small():
-    square = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
-    lengths = torch.linalg.svdvals(orthogonalize(square))
-    assert lengths.max() < 1.21
-    assert lengths.min() < 0.3
-
-
-def test_matrices_of_equal_shape_are_orthogonalised_as_each_alone():
-    matrices = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
-    alone = torch.cat([orthogonalize(each[None]) for each in matrices])
-    torch.testing.assert_close(orthogonalize(matrices), alone)
-
-
 def descend(make, weights, steps=3):
     optimizer = make(weights)
     for step in range(steps):
@@ -57,7 +44,7 @@ def descend(make, weights, steps=3):
 
 
 @pytest.mark.parametrize("shapes", [[(6, 4), (4, 6)], [(5, 5), (5, 5), (8, 3)]])
-def test_plain_matrices_move_as_with_torchs_own(shapes):
+def test_updates_of_matrices_equal_torchs_muon(shapes):
     start = [torch.randn(shape, generator=torch.Generator().manual_seed(9)) for shape in shapes]
     mine = descend(lambda w: Muon(w, 0.1), [nn.Parameter(w.clone()) for w in start])
     theirs = descend(
@@ -70,7 +57,7 @@ def test_plain_matrices_move_as_with_torchs_own(shapes):
         torch.testing.assert_close(first, second, atol=0.02, rtol=0)
 
 
-def test_a_convolution_moves_as_its_matrix_wherever_it_lies_in_memory():
+def test_a_convolution_is_updated_as_a_matrix_in_any_memory_format():
     start = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     (flat,) = descend(lambda w: Muon(w, 0.1), [nn.Parameter(start.flatten(1).clone())], steps=1)
     other = nn.Parameter(start.contiguous(memory_format=torch.channels_last))
@@ -82,7 +69,7 @@ def test_a_convolution_moves_as_its_matrix_wherever_it_lies_in_memory():
 @pytest.mark.parametrize(
     ("channels", "width"), [(3, 54), (3, 108), (3, 216), (1, 18), (1, 36), (1, 72)]
 )
-def test_kernels_of_two_sizes_whose_matrices_have_one_shape_move_as_each_alone(channels, width):
+def test_kernels_with_matrices_of_equal_shape_are_updated_independently(channels, width):
     """At these widths a 3x3 kernel of some level has as many numbers as a 1x1 kernel."""
     torch.manual_seed(0)
     flow = Glow((channels, 8, 8), levels=3, steps=1, width=width)
@@ -96,7 +83,7 @@ def test_kernels_of_two_sizes_whose_matrices_have_one_shape_move_as_each_alone(c
         torch.testing.assert_close(weight.data, other)
 
 
-def test_a_weight_without_a_gradient_stays():
+def test_a_weight_without_a_gradient_is_unchanged():
     weights = [nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
     weights[0].grad = torch.eye(3)
     Muon(weights, 0.1).step()
@@ -108,7 +95,7 @@ def hierarchy():
     return Hierarchy([Stage(Glow((3, 8, 8), 2, 2, 8), 20), Stage(RealNVP(20, 2), 10)])
 
 
-def test_muon_has_the_matrices_of_coupling_nets_and_adam_the_rest():
+def test_muon_updates_matrices_of_coupling_networks_and_adam_the_rest():
     model = hierarchy()
     muon, adam = optimizers_for(model, 0.01, 0.02)
     held = [[p for group in each.param_groups for p in group["params"]] for each in (muon, adam)]
@@ -120,7 +107,7 @@ def test_muon_has_the_matrices_of_coupling_nets_and_adam_the_rest():
 
 
 @pytest.mark.parametrize(("hidden", "matrices"), [(128, 3), (129, 2)])
-def test_large_matrices_of_vector_couplings_are_left_to_adam(hidden, matrices):
+def test_adam_updates_large_matrices_of_vector_couplings(hidden, matrices):
     coupling = RealNVP(20, couplings=1, hidden=hidden)
     left = {tuple(weight.shape) for weight in matrices_of(coupling)}
     assert len(matrices_of(coupling)) == matrices
@@ -128,7 +115,7 @@ def test_large_matrices_of_vector_couplings_are_left_to_adam(hidden, matrices):
 
 
 @pytest.mark.parametrize(("model", "rate"), [(hierarchy(), None), (Affine(4), 0.02)])
-def test_adam_is_alone_where_muon_is_not_wanted_or_has_nothing(model, rate):
+def test_adam_alone_without_muon_or_matrices(model, rate):
     (adam,) = optimizers_for(model, 0.01, rate)
     assert isinstance(adam, torch.optim.Adam)
     assert len(adam.param_groups[0]["params"]) == len([*model.parameters()])

@@ -27,8 +27,8 @@ def timeless(value):
 
 
 @pytest.mark.parametrize("kind", ["images", "vectors"])
-def test_a_killed_training_ends_like_one_that_was_not(tmp_path, kind):
-    whole, history = resumable.train(kind, tmp_path / "whole")
+def test_a_killed_training_resumes_bit_for_bit(tmp_path, kind):
+    uninterrupted, history = resumable.train(kind, tmp_path / "uninterrupted")
     assert history["steps_trained"] == resumable.STEPS[kind]
     every, steps = resumable.EVERY[kind], resumable.STEPS[kind]
 
@@ -52,11 +52,11 @@ def test_a_killed_training_ends_like_one_that_was_not(tmp_path, kind):
     rows = []
     again, resumed = resumable.train(kind, folder, lambda step, row: rows.append((step, row)))
     assert resumed["steps_trained"] == steps - reached
-    for (name, p), q in zip(again.named_parameters(), whole.parameters(), strict=True):
+    for (name, p), q in zip(again.named_parameters(), uninterrupted.parameters(), strict=True):
         assert torch.equal(p, q), name
     assert timeless(resumed) == timeless(history)
-    assert timeless(again.notes) == timeless(whole.notes)
-    mine, other = load_file(last), load_file(tmp_path / "whole" / last.name)
+    assert timeless(again.notes) == timeless(uninterrupted.notes)
+    mine, other = load_file(last), load_file(tmp_path / "uninterrupted" / last.name)
     assert mine.keys() == other.keys()
     assert all(torch.equal(mine[key], other[key]) for key in mine)
     # the log was handed out again from the start, each row once
@@ -67,13 +67,13 @@ def test_a_killed_training_ends_like_one_that_was_not(tmp_path, kind):
     # and once it has ended, it trains no further
     third, finished = resumable.train(kind, folder)
     assert finished["steps_trained"] == 0
-    assert all(map(torch.equal, third.parameters(), whole.parameters()))
+    assert all(map(torch.equal, third.parameters(), uninterrupted.parameters()))
     assert timeless(finished) == timeless(history)
     assert third.notes == again.notes
 
 
-def test_phases_killed_in_the_second_end_like_those_that_were_not(tmp_path):
-    whole, histories = resumable.train_phases(tmp_path / "whole")
+def test_a_killed_second_phase_resumes_bit_for_bit(tmp_path):
+    uninterrupted, histories = resumable.train_phases(tmp_path / "uninterrupted")
     folder = tmp_path / "killed"
     child = subprocess.Popen([*SCRIPT, "phases", str(folder)], stdout=subprocess.PIPE)
     while child.stdout.readline().split()[:2] != [b"phase_2", b"10"]:
@@ -84,9 +84,9 @@ def test_phases_killed_in_the_second_end_like_those_that_were_not(tmp_path):
     again, resumed = resumable.train_phases(folder, lambda *row: rows.append(row))
     assert resumed[0]["steps_trained"] == 0
     assert 0 < resumed[1]["steps_trained"] < histories[1]["steps"]
-    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+    assert all(map(torch.equal, again.parameters(), uninterrupted.parameters()))
     assert timeless(resumed) == timeless(histories)
-    assert timeless(again.notes) == timeless(whole.notes)
+    assert timeless(again.notes) == timeless(uninterrupted.notes)
     logged = [
         (name, step) for name, step, row in rows if "train.loss" in row or "steps_trained" in row
     ]
@@ -95,7 +95,7 @@ def test_phases_killed_in_the_second_end_like_those_that_were_not(tmp_path):
     ]
 
 
-def test_the_second_of_two_runs_waits_for_the_first_and_takes_what_it_made(tmp_path, caplog):
+def test_a_second_run_waits_for_the_first_and_reuses_its_result(tmp_path, caplog):
     first = subprocess.Popen([*SCRIPT, "phases", str(tmp_path)], stdout=subprocess.PIPE)
     assert first.stdout.readline().split()[0] == b"phase_1"
     with caplog.at_level(logging.INFO, "submanifold"):

@@ -12,7 +12,7 @@ SIZE = 2
 
 
 def compare(folder: Path) -> None:
-    """What each process does: one step of a whole model, and of its share of a sharded one."""
+    """What each process does: one step of a full model, and of its share of a sharded one."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method

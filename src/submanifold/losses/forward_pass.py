@@ -47,7 +47,7 @@ class ForwardPass:
     ) -> Tensor:
         """Draw random numbers of shape (batch, *shape).
 
-        The numbers of the whole training batch are drawn and the rows of this shard returned, so
+        The numbers of the full training batch are drawn and the rows of this shard returned, so
         that results do not depend on the number of shards.
 
         Args:

@@ -18,7 +18,6 @@ from submanifold.training.ema import EMA
 log = logging.getLogger(__name__)
 
 LAST, EARLIER = "last.safetensors", "earlier.safetensors"
-BEST = "best/"
 
 
 class Checkpoint(NamedTuple):
@@ -38,7 +37,7 @@ def save_checkpoint(
     best: dict[str, Tensor],
     earlier: Path | None = None,
 ) -> None:
-    """Write weights, their average, persistent buffers and optimizer states.
+    """Write a module's state, the average of its weights and the optimizers' states.
 
     Args:
         path: The file.
@@ -49,15 +48,13 @@ def save_checkpoint(
         best: ``state_dict`` of the module at the best validation; empty before that.
         earlier: Where an existing checkpoint is moved.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = {f"model/{name}": tensor for name, tensor in module.state_dict().items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     for (name, weight), average in zip(module.named_parameters(), ema.average, strict=True):
-        tensors[f"weights/{name}"] = weight
         tensors[f"average/{name}"] = average
         for optimizer in optimizers:
-            for kind, value in optimizer.state.get(weight, {}).items():
-                tensors[f"{kind}/{name}"] = value
-    tensors |= {f"buffers/{name}": buffer for name, buffer in _buffers(module).items()}
-    tensors |= {f"{BEST}{name}": value for name, value in best.items()}
+            moments = optimizer.state.get(weight, {})
+            tensors |= {f"{kind}/{name}": value for kind, value in moments.items()}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     save_tensors(plain, path, {"state": state}, earlier)
 
@@ -87,30 +84,28 @@ def load_checkpoint(
     Raises:
         UserError: The checkpoint belongs to another architecture.
     """
-    weights = dict(module.named_parameters())
-    path, tensors, state = checkpoint.path, dict(checkpoint.tensors), checkpoint.state
+    groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for label, tensor in checkpoint.tensors.items():
+        group, _, name = label.partition("/")
+        groups[group][name] = tensor
     try:
-        for (name, weight), average in zip(weights.items(), ema.average, strict=True):
-            _copy(weight, tensors.pop(f"weights/{name}"))
-            _copy(average, tensors.pop(f"average/{name}"))
-        for name, buffer in _buffers(module).items():
-            _copy(buffer, tensors.pop(f"buffers/{name}"))
-        best = {label.removeprefix(BEST): tensors.pop(label)
-                for label in list(tensors) if label.startswith(BEST)}  # fmt: skip
-        moments: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
-        for label, value in tensors.items():
-            kind, _, name = label.partition("/")
-            moments[weights[name]][kind] = _with_layout_of(weights[name], value)
-    except (KeyError, ValueError, RuntimeError) as error:
+        module.load_state_dict(groups.pop("model"))
+    except (KeyError, RuntimeError) as error:
         raise UserError(
-            f"{path}: expected a checkpoint of this architecture, got another one ({error}). "
-            "Delete its folder to train from the beginning, or restore the settings of the run."
+            f"{checkpoint.path}: expected a checkpoint of this architecture, got another one "
+            f"({error}). Delete its folder to train from the beginning, or restore the settings."
         ) from error
+    best, averages = groups.pop("best", {}), groups.pop("average")
     for optimizer in optimizers:
         optimizer.state.clear()
-        for group in optimizer.param_groups:
-            optimizer.state.update({p: moments[p] for p in group["params"] if p in moments})
-    return state, best
+    owners = {id(p): each for each in optimizers for g in each.param_groups for p in g["params"]}
+    for (name, weight), average in zip(module.named_parameters(), ema.average, strict=True):
+        average.copy_(averages[name])
+        moments = {kind: _with_layout_of(weight, values[name])
+                   for kind, values in groups.items() if name in values}  # fmt: skip
+        if moments:
+            owners[id(weight)].state[weight] = moments
+    return checkpoint.state, best
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -124,12 +119,6 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def _buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Persistent buffers, such as rotations, which are fitted instead of trained."""
-    weights = {name for name, _ in module.named_parameters()}
-    return {name: each for name, each in module.state_dict().items() if name not in weights}
-
-
 def _with_layout_of(weight: Tensor, value: Tensor) -> Tensor:
     """Put an optimizer's moment on the weight's device with the weight's memory layout.
 
@@ -139,9 +128,3 @@ def _with_layout_of(weight: Tensor, value: Tensor) -> Tensor:
     if not value.ndim:  # a count of steps
         return value.to(weight.device)
     return torch.empty_like(weight, dtype=value.dtype).copy_(value)
-
-
-def _copy(target: Tensor, source: Tensor) -> None:
-    if target.shape != source.shape:
-        raise ValueError(f"{tuple(source.shape)} stored, {tuple(target.shape)} expected")
-    target.copy_(source)

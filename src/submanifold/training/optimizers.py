@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,45 +13,49 @@ from submanifold.flows import Coupling, MaskedAffineCoupling
 
 MOMENTUM = 0.95
 ITERATIONS = 4
-LARGEST_OF_VECTORS = 128
+LARGEST_VECTOR_MATRIX = 128
 QUINTIC = 3.4445, -4.7750, 2.0315
 
 
-def optimizers_for(model: nn.Module, rate: float, muon_lr: float | None) -> list[Optimizer]:
-    """Adam for all weights, or Muon for those of coupling nets' layers and Adam for the rest.
+def optimizers_for(model: nn.Module, lr: float, muon_lr: float | None) -> list[Optimizer]:
+    """Create Adam for all weights, or Muon for those of :func:`matrices_of` and Adam for the rest.
 
     Args:
-        model: What is trained.
-        rate: Adam's learning rate.
-        muon_lr: Muon's; None leaves it out.
+        model: The module to train.
+        lr: Adam's learning rate.
+        muon_lr: Muon's learning rate; None does without Muon.
     """
     weights = list(model.parameters())
     fused = supports_fused_optimizer(weights[0])
     if muon_lr is None:
-        return [Adam(weights, rate, fused=fused)]
-    matrices = {id(weight): weight for weight in matrices_of(model)}
-    rest = [weight for weight in weights if id(weight) not in matrices]
-    # Muon forgets in 20 steps; a second moment that remembers 1,000 lags behind it
-    adam = partial(Adam, rest, rate, betas=(0.9, 0.95), fused=fused)
-    muon = partial(Muon, matrices.values(), muon_lr)
-    return [make() for make, given in ((muon, matrices), (adam, rest)) if given]
+        return [Adam(weights, lr, fused=fused)]
+    matrices = matrices_of(model)
+    chosen = {id(weight) for weight in matrices}
+    rest = [weight for weight in weights if id(weight) not in chosen]
+    optimizers: list[Optimizer] = [Muon(matrices, muon_lr)] if matrices else []
+    if rest:
+        # Muon averages over 20 steps; a second moment over 1,000 would lag behind it
+        optimizers.append(Adam(rest, lr, betas=(0.9, 0.95), fused=fused))
+    return optimizers
 
 
 def matrices_of(model: nn.Module) -> list[Tensor]:
-    """Weights of the linear layers and convolutions in the model's coupling nets.
+    """Weights of the linear layers and convolutions in the model's coupling networks.
 
-    Not the large ones of couplings of vectors: they are multiplied once for an event, not once for
-    each of its pixels, and making them orthogonal would take longer than all else.
+    Large matrices of couplings of vectors are left out: they multiply one vector per event instead
+    of one per pixel, so that orthogonalization would dominate the time of a step.
     """
-    found = []
-    for coupling in (each for each in model.modules() if isinstance(each, Coupling)):
-        layers = [
-            each for each in coupling.net.modules() if isinstance(each, nn.Linear | nn.Conv2d)
-        ]
-        if isinstance(coupling, MaskedAffineCoupling):
-            layers = [each for each in layers if min(each.weight.shape) <= LARGEST_OF_VECTORS]
-        found += [each.weight for each in layers]
-    return found
+    couplings = [module for module in model.modules() if isinstance(module, Coupling)]
+    return [
+        layer.weight
+        for coupling in couplings
+        for layer in coupling.net.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+        and not (
+            isinstance(coupling, MaskedAffineCoupling)
+            and min(layer.weight.shape) > LARGEST_VECTOR_MATRIX
+        )
+    ]
 
 
 class Muon(Optimizer):
@@ -61,10 +64,10 @@ class Muon(Optimizer):
     .. math:: B \leftarrow \mu B + G, \qquad
               W \leftarrow W - \eta \sqrt{\max(1, m / n)}\; \mathrm{orth}(G + \mu B)
 
-    for W of m rows and n columns; a convolution counts as a matrix, outputs x (inputs and kernel).
-    Every direction then moves alike, however small its gradient (Jordan et al. 2024). As
-    :class:`torch.optim.Muon` without weight decay, which takes one plain matrix at a time; here
-    those of equal shape are orthogonalised together.
+    for W of m rows and n columns (Jordan et al. 2024). All directions move by equal lengths,
+    however small their gradients. A convolution is a matrix of outputs x (inputs and kernel).
+    Unlike :class:`torch.optim.Muon`, which takes 2D weights one by one, it orthogonalizes all
+    matrices of equal shape in one batch, and has no weight decay.
 
     Args:
         weights: Matrices or convolutions.
@@ -75,11 +78,11 @@ class Muon(Optimizer):
         by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for weight in weights:
             by_shape[len(weight), weight[0].numel()].append(weight)
-        super().__init__([{"params": alike} for alike in by_shape.values()], {"lr": lr})
+        super().__init__([{"params": group} for group in by_shape.values()], {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move the weights that have a gradient."""
+        """Update the weights that have a gradient."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
@@ -103,19 +106,14 @@ class Muon(Optimizer):
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    r"""Bring the singular values near 1 by Newton-Schulz iteration.
+    r"""Bring the singular values of matrices (n, rows, columns) near 1 by Newton-Schulz iteration.
 
     .. math:: X \leftarrow a X + (b\, XX^T + c\, (XX^T)^2)\, X
 
-    (Jordan et al. 2024, with their coefficients, which raise small singular values fastest.)
-
-    Singular values of at least 1/190 of the matrix's Frobenius norm end between 0.68 and 1.21.
-    Smaller ones end at 125 to 142 times their part of the norm, which may be near 0. Random
-    matrices of 64 x 128 have none of these; square ones do: 3% of the values at 64 x 64, with a
-    median least value of 0.14, and 8% at 512 x 512, with 0.006.
-
-    Args:
-        matrices: (n, rows, columns).
+    with the coefficients of Jordan et al. (2024), which raise small singular values fastest.
+    Singular values of at least 1/190 of the Frobenius norm end between 0.68 and 1.21. Smaller ones
+    end at 125 to 142 times their fraction of the norm, possibly near 0. Random 64 x 128 matrices
+    have none of these, square ones do: 3% at 64 x 64 and 8% at 512 x 512.
     """
     a, b, c = QUINTIC
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)

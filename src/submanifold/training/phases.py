@@ -108,7 +108,7 @@ def train_phase(
     if on_log:
         on_log(name, settings.steps, {"steps_trained": history["steps_trained"]})
     full.notes = {"phases": [*done, {"stages": list(phase.stages), **trained.notes}]}
-    _check_target(name, phase, history, done)
+    _check_target(name, phase, history)
     return full.cpu(), {**history, "stages": list(phase.stages), "terms": list(objective.terms)}
 
 
@@ -124,15 +124,8 @@ def rotate_phase(
 ) -> tuple[Hierarchy, dict[str, Any]]:
     """Rotate the latents of the stage that was trained last (:func:`.fit_rotation`).
 
-    Args:
-        phase: Settings of the phase.
-        before: The model that the previous phase returned.
-        train: Input of the stage: images, or u of the stages before it.
-        seed: Seed of the choice of data and of the probes.
-        device: Device of the computation.
-        folder: Folder of checkpoints.
-        name: Name of the phase in messages and logs.
-        on_log: Called with the name, each dimension, and its first-order error.
+    The arguments are those of :func:`train_phase`; ``on_log`` is called with the name, each
+    dimension, and its first-order error.
 
     Returns:
         The model, on the CPU, and a history as in :func:`train_phase` without steps and with the
@@ -174,17 +167,13 @@ def replay(history: Mapping[str, Any], on_log: Log) -> None:
 def encode_rows(
     model: Model, array: np.ndarray, seed: int, device: torch.device, path: Path
 ) -> np.ndarray:
-    """Encode images as coordinates u on the manifold of a model (Alg. 2, line 6).
+    """Encode images or points (N, ...) as coordinates u on a model's manifold (Alg. 2, line 6).
 
-    Args:
-        model: The stages before those that are trained on u.
-        array: Images or points, (N, ...).
-        seed: Seed of the dequantization noise.
-        device: Device of the computation.
-        path: The output file, which is reused if it exists.
+    The seed is that of the dequantization noise. The first process writes the file, unless it
+    exists.
 
     Returns:
-        (N, d) float32, a copy-on-write map of the file, which the first process writes.
+        (N, d) float32, a copy-on-write map of the file.
     """
     batches = Batches(array, batch_size=256, seed=seed, device=device)
     model = model.to(device).eval()
@@ -212,19 +201,15 @@ def _phase_seed(seed: int, number: int) -> int:
     return seed + 2**32 * number
 
 
-def _check_target(name: str, phase: Any, history: dict[str, Any], done: list[Any]) -> None:
-    """Log the error and cost of a target; a missed one is a warning of the history."""
+def _check_target(name: str, phase: Any, history: dict[str, Any]) -> None:
+    """Log the error of a phase with a target; a missed target is a warning of the history."""
     target = phase.reconstruction.target
     if target is None:
         return
     row = next(row for row in history["valid"] if row["step"] == history["best_step"])
-    weight, cost = row["reconstruction_weight"], ""
-    if "bits_per_dim" in row:
-        first = history["valid"][0]["bits_per_dim"]
-        earlier = done[-1].get("bits_per_dim", first) if done else first
-        cost = f"; bits per dimension changed from {earlier:.3f} to {row['bits_per_dim']:.3f}"
-    log.info("%s: mean squared error %.3g, target %.3g, lambda %.3g%s",
-             name, row["image_mse"], target.error, weight, cost)  # fmt: skip
+    weight = row["reconstruction_weight"]
+    log.info("%s: mean squared error %.3g, target %.3g, lambda %.3g",
+             name, row["image_mse"], target.error, weight)  # fmt: skip
     if target.excess(row):
         history["warnings"]["target"] = warning = (
             f"reconstruction.target: expected a mean squared error of at most {target.error:.3g} "

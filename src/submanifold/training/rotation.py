@@ -92,10 +92,9 @@ def fit_rotation(
 
     One probe in eight is held out and chooses no axis. The eigenvalues that the rotation stores are
     the mean :math:`(q_i^T g)^2` of these, an unbiased estimate of the diagonal of C in the rotated
-    frame. Those of the other probes are biased: the leading ones are too large, the last too small.
-    The difference of the two errors after d latents bounds the cost of the sampling error. A fit of
-    one round holds nothing out, so that its eigenvalues are biased. Several processes
-    (:mod:`submanifold.common.distributed`) share the images.
+    frame; a fit of one round holds nothing out. Those of the other probes are biased, the leading
+    ones upwards. The difference of the two errors after d latents bounds the cost of the sampling
+    error. Several processes (:mod:`submanifold.common.distributed`) share the images.
 
     Args:
         model: The model on its device; its last stage gets a :class:`.Rotation` if it has none.

@@ -79,7 +79,7 @@ class Trainer:
         """Make one step without waiting for the device.
 
         Args:
-            batch: The whole batch, of which each process computes its shards.
+            batch: The full batch, of which each process computes its shards.
             generator: Source of the objective's random numbers.
 
         Returns:
