@@ -49,9 +49,10 @@ def test_the_huber_penalty_follows_equation_2():
     assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
     residual = torch.linspace(-3, 3, 601, dtype=torch.float64)
     expected = torch.where(residual.abs() <= 0.7, 0.5 * residual**2, 0.7 * (residual.abs() - 0.35))
-    torch.testing.assert_close(Huber(weight=1.0, delta=0.7).of(residual), expected)
+    torch.testing.assert_close(Huber(weight=1.0, delta=0.7).elementwise(residual), expected)
     torch.testing.assert_close(
-        Huber(weight=1.0, delta=1e9).of(residual), Squared(weight=1.0).of(residual) / 2
+        Huber(weight=1.0, delta=1e9).elementwise(residual),
+        Squared(weight=1.0).elementwise(residual) / 2,
     )
 
 

@@ -59,9 +59,9 @@ class Squared(Term):
     def __call__(self, batch: ForwardPass) -> Tensor:
         """Mean over the batch and its coordinates, weighted if dimensions are random."""
         residuals, weights = batch.weighted_residuals(self.through, self.space, self.random_dim)
-        return weighted_mean(self.of(self.pixel_range * residuals), weights)
+        return weighted_mean(self.elementwise(self.pixel_range * residuals), weights)
 
-    def of(self, residual: Tensor) -> Tensor:
+    def elementwise(self, residual: Tensor) -> Tensor:
         """Penalty of each coordinate of a residual."""
         return residual.square()
 
@@ -76,7 +76,7 @@ class Huber(Squared):
     penalty: Literal["huber"] = "huber"  # type: ignore[assignment]
     delta: float = Field(gt=0)
 
-    def of(self, residual: Tensor) -> Tensor:
+    def elementwise(self, residual: Tensor) -> Tensor:
         """Half the square up to delta, linear beyond."""
         zeros = torch.zeros_like(residual)
         return F.huber_loss(residual, zeros, reduction="none", delta=self.delta)
