@@ -10,12 +10,8 @@ GLOW = {"type": "glow", "levels": 2, "steps": 1, "width": 4}
 REALNVP = {"type": "realnvp", "couplings": 2}
 
 
-def raw(flow=REALNVP, **changes):
-    return {"flow": flow, "dim": 4, **changes}
-
-
-def read(*args, **changes):
-    return read_settings(StageSettings, raw(*args, **changes), "stage_2")
+def read(flow=REALNVP, **changes):
+    return read_settings(StageSettings, {"flow": flow, "dim": 4, **changes}, "stage_2")
 
 
 def build_hierarchy(stages, event_shape):
@@ -26,13 +22,8 @@ def test_settings_build_a_hierarchy():
     stages = [read(GLOW, dim=20), read(dim=8), read({"type": "affine"}, dim=3)]
     hierarchy = build_hierarchy(stages, (3, 4, 4))
     assert [type(stage.flow) for stage in hierarchy.stages] == [Glow, RealNVP, Affine]
-    assert [stage.dim for stage in hierarchy.stages] == [20, 8, 3]
-    assert hierarchy.stages[0].flow.config == {
-        "shape": [3, 4, 4], "levels": 2, "steps": 1, "width": 4, "whiten": True,
-    }  # fmt: skip
-    assert hierarchy.stages[1].flow.config == {
-        "dim": 20, "couplings": 2, "hidden": None, "mixing": False,
-    }  # fmt: skip
+    assert hierarchy.dims == [48, 20, 8, 3]
+    assert hierarchy.stages[1].flow.config["couplings"] == 2
     assert hierarchy.project(torch.rand(2, 3, 4, 4)).shape == (2, 3, 4, 4)
 
 
@@ -51,33 +42,19 @@ def test_then_appends_flows():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "names"),
     [
-        (
-            {"flow": {"type": "spline"}},
-            r"stage_2\.flow\.type=spline .*'glow', 'jet', 'realnvp', 'affine'",
-        ),
-        ({"flow": {"couplings": 2}}, r"stage_2\.flow\.type is missing.*'glow', 'jet', 'realnvp'"),
-        ({"dimm": 3}, r"stage_2\.dimm is not a setting; known: flow, then, dim,"),
-        (
-            {"flow": {**GLOW, "widht": 8}},
-            r"stage_2\.flow\.widht is not a setting; known: type, levels, steps, width, whiten",
-        ),
-        ({"flow": {**GLOW, "levels": 0}}, r"stage_2\.flow\.levels=0 .*greater than 0"),
-        (
-            {"then": [{"type": "affin"}]},
-            r"stage_2\.then\.type=affin .*'glow', 'jet', 'realnvp', 'affine'",
-        ),
-        ({"off_manifold_scale": 0}, r"stage_2\.off_manifold_scale=0 .*greater than 0"),
-        ({"dim": 0}, r"stage_2\.dim=0 .*greater than 0"),
-        ({"dim": 2.5}, r"stage_2\.dim=2\.5 "),
-        ({"off_manifold_scale": 0, "dim": "x"}, r"dim=x .*; stage_2\.off_manifold_scale=0 "),
+        ({"flow": {"type": "spline"}}, r"stage_2\.flow\.type.*spline"),
+        ({"flow": {"couplings": 2}}, r"stage_2\.flow\.type"),
+        ({"dimm": 3}, r"stage_2\.dimm"),
+        ({"flow": {**GLOW, "widht": 8}}, r"stage_2\.flow\.widht.*width"),
+        ({"then": [{"type": "affin"}]}, r"stage_2\.then\.type.*affine"),
+        ({"off_manifold_scale": 0, "dim": 2.5}, r"dim.*stage_2\.off_manifold_scale.*0"),
     ],
 )
-def test_a_setting_that_cannot_work_is_named_with_what_is_allowed(changes, said):
-    with pytest.raises(UserError, match=said) as caught:
-        read_settings(StageSettings, raw(**changes), "stage_2")
-    assert "--params=stage_2.<name>=<value>" in str(caught.value)
+def test_invalid_settings_are_named(changes, names):
+    with pytest.raises(UserError, match=names):
+        read(**{"flow": REALNVP, **changes})
 
 
 def test_errors_name_the_stage_and_the_setting():

@@ -69,11 +69,7 @@ def is_intact(path: Path) -> bool:
 
 
 def load_model(path: Path, kinds: Mapping[str, type["Model"]]) -> "Model":
-    """Rebuild a model from its file, on the CPU.
-
-    Args:
-        path: The file.
-        kinds: Classes of models by name.
+    """Rebuild a model, on the CPU, from its file and the classes of models by name.
 
     Raises:
         UserError: The file does not exist, is not a model file or does not match this version.

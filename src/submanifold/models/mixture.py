@@ -131,7 +131,7 @@ class Mixture(DataInitialized, Model):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments of :meth:`from_config`."""
+        """See :attr:`Model.config`."""
         return {"charts": len(self.charts), **self.charts[0].config}
 
     @classmethod
