@@ -1,4 +1,4 @@
-"""The compiled kernels against plain modules: random sizes, layouts, precisions and gradients.
+"""The compiled kernels against torch modules: random sizes, layouts, precisions and gradients.
 
 ``SUBMANIFOLD_FUZZ_SECONDS=1800 pytest -n 0 tests/flows/test_kernels.py`` draws cases for half an
 hour with each build of the kernels; ``SUBMANIFOLD_FUZZ_SEED`` is the first case.
@@ -22,7 +22,7 @@ from submanifold.flows import fast
 from submanifold.flows.fast import kernels
 from submanifold.flows.glow import affine_coupling as coupling
 
-pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no compiler here")
+pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no compiler")
 SECONDS = float(os.environ.get("SUBMANIFOLD_FUZZ_SECONDS", "5"))
 SEED = int(os.environ.get("SUBMANIFOLD_FUZZ_SEED", "0"))
 AVX2 = ["-O1", "-mavx2", "-mfma", "-fopenmp", "-std=c++17", "-fPIC"]
@@ -31,10 +31,10 @@ LARGEST = 3e6  # multiplications in a hidden layer, so that a case takes millise
 
 @pytest.fixture(params=["this processor", "AVX2"])
 def build(request, monkeypatch):
-    """The kernels as compiled for this processor, or for one that has AVX2 alone."""
+    """The kernels compiled for this processor, or for one with AVX2 only."""
     if request.param == "AVX2":
         if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-            pytest.skip("not this processor")
+            pytest.skip("unsupported processor")
         monkeypatch.setattr(kernels, "COMPILE", AVX2)
         monkeypatch.setattr(kernels, "library", cache(kernels.library.__wrapped__))
 
@@ -50,7 +50,7 @@ def sizes(draw):
 
 
 def laid_out(draw, shape, dtype):
-    """Random images in a random layout of memory."""
+    """Random images in a random memory layout."""
     x = torch.randn(shape, dtype=dtype)
     kind = draw.choice(
         ["plain", "channels last", "sliced", "strided", "expanded", "transposed", "unaligned"]
@@ -74,7 +74,7 @@ def laid_out(draw, shape, dtype):
 
 
 def plain(net, x, inverse):
-    """One coupling by plain modules, with the log-determinant of its own direction."""
+    """A coupling by torch modules, with the log-determinant of the computed direction."""
     a, b = x.chunk(2, 1)
     raw, shift = net(a).to(x.dtype).chunk(2, 1)
     log_scale = 2 * torch.tanh(raw / 2)
@@ -98,7 +98,7 @@ def plain_steps(x, nets, inverse, matrices, shifts):
 
 
 class Case:
-    """Couplings, images and what is computed of them, drawn from a seed."""
+    """Couplings, images and derivatives, drawn from a seed."""
 
     def __init__(self, seed):
         draw = self.draw = random.Random(seed)
@@ -144,7 +144,7 @@ class Case:
         return plain_steps(x, self.nets, self.inverse, self.matrices, self.shifts)
 
     def run(self, compute, x, bfloat16):
-        """What is computed, and its tangents or its gradients."""
+        """Outputs, and their tangents or gradients."""
         with torch.autocast("cpu", torch.bfloat16, bfloat16):
             if self.tangent is not None:
                 with torch.no_grad(), forward_ad.dual_level():
@@ -176,7 +176,7 @@ class Case:
         return other
 
     def check(self, x):
-        """Compare with plain modules, whose own rounding errors are allowed too."""
+        """Compare with torch modules, and allow for their rounding errors."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
@@ -197,7 +197,7 @@ class Case:
 
 
 def distance(values, exact):
-    """Relative distance of all values together, since one alone may be rounded luckily."""
+    """Relative distance of all values: a single one can be rounded exactly by chance."""
     return sum(
         ((value - true).norm() / (1e-3 + true.norm())).square()
         for value, true in zip(values, exact, strict=True)
@@ -209,7 +209,7 @@ def check(seed, monkeypatch):
     with monkeypatch.context() as patch:
         if not case.products:
             patch.setattr(kernels, "has_steps", lambda dtype: False)
-        # where a hidden number is nearly zero, its ReLU has one of two gradients
+        # near zero, the gradient of a ReLU depends on rounding
         for attempt in range(4):
             try:
                 case.check(case.x)
@@ -243,7 +243,7 @@ def test_empty_images_have_empty_results_and_zero_gradients(monkeypatch, shape, 
     assert all(each.eq(0).all() for each in gradients)
 
 
-@pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="not this processor")
+@pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="unsupported processor")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux")
 def test_exhausted_memory_raises_memory_error():
     net, x = coupling(2, 64).net, torch.zeros(1, 2, 1024, 1024)

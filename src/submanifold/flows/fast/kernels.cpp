@@ -1,8 +1,8 @@
-// What stands between the matrix products of a coupling net, on images stored channels last.
+// Affine couplings of images in channels-last order.
 //
-// Every tensor is contiguous, [batch, height, width, channels], and given by its address. `T` is the
-// matrices' type: float, or bfloat16 as its upper sixteen bits. Plain C: built in seconds, called by
-// ctypes. Threads are those of the OpenMP that torch has loaded.
+// Tensors are contiguous, [batch, height, width, channels], and passed by address. `T` is the type of
+// the matrices: float, or bfloat16 as its upper sixteen bits. The interface is plain C, called by
+// ctypes. The threads are those of the OpenMP library that torch has loaded.
 
 #include <algorithm>
 #include <cstdint>
@@ -30,15 +30,15 @@ template <> inline float narrow<float>(float x) { return x; }
 template <> inline bf16 narrow<bf16>(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
-    // to the nearest, ties to even; what is not a number stays so
+    // round to nearest, ties to even; NaN stays NaN
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return static_cast<bf16>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
 
-// e^x to about 1e-7 of its value, between e^-87 and e^88, in a form that compilers vectorise
+// e^x with a relative error of 1e-7, for x clamped to [-87, 88], in a form that compilers vectorize
 inline float exponential(float x) {
     x = x > 88.f ? 88.f : x < -87.f ? -87.f : x;
-    const float n = (x * 1.44269504f + 12582912.f) - 12582912.f;  // the nearest whole number
+    const float n = (x * 1.44269504f + 12582912.f) - 12582912.f;  // the nearest integer
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // x - n log 2
     float y = 1.9875691500e-4f;
     y = y * r + 1.3981999507e-3f;
@@ -53,7 +53,7 @@ inline float exponential(float x) {
     return y * power;
 }
 
-// Channels are a constant where they can be: a pixel's few numbers then move as one vector.
+// Common numbers of channels are compile-time constants: a pixel's values then move as one vector.
 template <long N> struct Constant { static constexpr long value = N; };
 struct Variable { long value; };
 
@@ -67,22 +67,22 @@ template <typename F> void with_channels(long C, F f) {
     }
 }
 
-// A place for numbers that a thread works with, kept from call to call
+// Scratch memory of a thread, kept between calls; each `place` is a separate array
 template <typename T, int place> T* scratch(long count) {
     static thread_local std::vector<T> memory;
     if (static_cast<long>(memory.size()) < count) memory.resize(count);
     return memory.data();
 }
 
-// out[p, k, c] = x[p + off_k, c], and 0 outside of the image; off_k goes over the 3x3 neighbours,
-// row by row, backwards when mirrored. x has `stride` floats for a pixel, of which the first C count.
+// out[p, k, c] = x[p + off_k, c], and 0 outside of the image; off_k enumerates the 3x3 neighbours row
+// by row, in reverse if `mirror`. x has `stride` floats per pixel, of which the first C are used.
 template <typename T, typename Channels>
 void unfold(const float* x, T* out, long B, long H, long W, Channels channels, long stride,
             bool mirror) {
     const long C = channels.value;
 #pragma omp parallel
     {
-        std::vector<T> padded((W + 2) * C, narrow<T>(0.f)), whole(W * stride);
+        std::vector<T> padded((W + 2) * C, narrow<T>(0.f)), converted(W * stride);
 #pragma omp for collapse(2) schedule(static)
         for (long b = 0; b < B; b++)
             for (long h = 0; h < H; h++)
@@ -96,9 +96,9 @@ void unfold(const float* x, T* out, long B, long H, long W, Channels channels, l
                     }
                     const float* source = x + (b * H + from) * W * stride;
 #pragma omp simd
-                    for (long n = 0; n < W * stride; n++) whole[n] = narrow<T>(source[n]);
+                    for (long n = 0; n < W * stride; n++) converted[n] = narrow<T>(source[n]);
                     for (long w = 0; w < W; w++)
-                        std::memcpy(&padded[(w + 1) * C], &whole[w * stride], C * sizeof(T));
+                        std::memcpy(&padded[(w + 1) * C], &converted[w * stride], C * sizeof(T));
                     for (long w = 0; w < W; w++)
                         for (long j = 0; j < 3; j++)
                             std::memcpy(to + (w * 9 + j) * C, &padded[(w + (mirror ? 2 - j : j)) * C],
@@ -107,8 +107,8 @@ void unfold(const float* x, T* out, long B, long H, long W, Channels channels, l
     }
 }
 
-// sum[w, c] = start[c] + sum_k v[p + off_k, k, c] for the pixels of row h; off_k as above. A pixel's
-// numbers in v are `stride` apart from the next one's.
+// sum[w, c] = start[c] + sum_k v[p + off_k, k, c] for the pixels of row h; off_k as above. v has
+// `stride` values per pixel.
 template <typename T, typename Channels>
 inline void fold_row(const T* v, long stride, const float* start, float* sum, long h, long H,
                      long W, Channels channels, bool mirror) {
@@ -130,8 +130,8 @@ inline void fold_row(const T* v, long stride, const float* start, float* sum, lo
     }
 }
 
-// The second half of each pixel's channels, to and from a row without gaps: loops over that vectorise
-// where those over a few channels do not.
+// Copy half of each pixel's channels to or from a contiguous row: loops over it vectorize, loops over
+// a few channels do not.
 template <typename Channels>
 inline void take_half(const float* pixels, float* row, long W, Channels channels, long from) {
     const long C = channels.value, half = C / 2;
@@ -145,7 +145,7 @@ inline void put_half(const float* row, float* pixels, long W, Channels channels,
         std::memcpy(pixels + w * C + to * half, row + w * half, half * sizeof(float));
 }
 
-// The same row, added to the first half
+// Add a contiguous row to the first half of the channels
 template <typename Half>
 inline void add_half(const float* row, float* pixels, long W, Half channels) {
     const long half = channels.value;
@@ -154,7 +154,7 @@ inline void add_half(const float* row, float* pixels, long W, Half channels) {
         for (long c = 0; c < half; c++) pixels[w * 2 * half + c] += row[w * half + c];
 }
 
-// scale = 2 tanh(raw / 2), x = x exp(scale) + shift or (x - shift) exp(-scale); the sum of scale
+// scale = 2 tanh(raw / 2), x = x exp(scale) + shift or its inverse; returns the sum of scale
 inline float affine(const float* __restrict raw, const float* __restrict shift,
                     float* __restrict scale, float* __restrict x, long N, bool inverse) {
     float total = 0;
@@ -172,8 +172,8 @@ inline float affine(const float* __restrict raw, const float* __restrict shift,
     return total;
 }
 
-// Gradients of `affine`: of x in place, of shift and of raw; ld is that of the log-determinant, and
-// kept is x before the coupling, or after it when inverse.
+// Gradients of `affine`: of x in place, of shift and of raw. ld is the gradient of the log-determinant,
+// and kept is x before the coupling, or after it if inverse.
 inline void affine_backward(const float* __restrict scale, const float* __restrict kept, float ld,
                             float* __restrict dx, float* __restrict dshift, float* __restrict draw,
                             long N, bool inverse) {
@@ -196,8 +196,8 @@ inline void affine_backward(const float* __restrict scale, const float* __restri
     }
 }
 
-// The tangent of `affine`, of x in place, given those of raw and shift; kept as above. Returns that of
-// the sum of scale.
+// Tangent of `affine`, of x in place, given those of raw and shift; kept as above. Returns the tangent
+// of the sum of scale.
 inline float affine_tangent(const float* __restrict scale, const float* __restrict kept,
                             const float* __restrict draw, const float* __restrict dshift,
                             float* __restrict dx, long N, bool inverse) {
@@ -220,9 +220,9 @@ inline float affine_tangent(const float* __restrict scale, const float* __restri
     return total;
 }
 
-// The coupling of one image, given v, the last matrix product of its net, in rows of `stride` for a
-// pixel: raw log-scales and shifts are bias + fold(v). C = 2 half. The second half of y's channels is
-// moved by `affine`, the first half stays. The log-determinant, of that direction, is returned.
+// Coupling of one image, given v, the last matrix product of its net, with `stride` values per pixel:
+// raw log-scales and shifts are bias + fold(v). `affine` transforms the second half of y's channels.
+// Returns the log-determinant of the computed direction.
 template <typename T, typename Channels>
 float couple_image(const T* v, long stride, const float* bias, const float* y, float* z,
                    float* log_scale, long H, long W, Channels channels, bool inverse) {
@@ -241,8 +241,8 @@ float couple_image(const T* v, long stride, const float* bias, const float* y, f
     return inverse ? -total : total;
 }
 
-// Gradients of `couple_image`, for `rows` rows of an image, by y, as if the net did not depend on it,
-// and by the net's output. `kept` is y, or z when inverse.
+// Gradients of `couple_image` for `rows` rows of an image: of y, without the dependence of the net on
+// it, and of the net's output. `kept` is y, or z if inverse.
 template <typename Channels>
 void couple_rows_backward(const float* dz, float ld, const float* kept, const float* log_scale,
                           float* dy, float* dnet, long rows, long W, Channels channels,
@@ -262,7 +262,7 @@ void couple_rows_backward(const float* dz, float ld, const float* kept, const fl
     }
 }
 
-// The tangent of `couple_image` along dy, given v, the tangent of its net's last product.
+// Tangent of `couple_image` along dy, given v, the tangent of the last product of its net.
 template <typename Channels>
 float couple_image_tangent(const float* v, long stride, const float* dy, const float* kept,
                            const float* log_scale, float* dz, long H, long W, Channels channels,
@@ -307,7 +307,7 @@ void couple_backward(const float* dz, const float* dlog_det, const float* kept,
                              channels, inverse);
 }
 
-// dy[p, c] += sum_k du[p - off_k, k, c] for the first half of its channels
+// dy[p, c] += sum_k du[p - off_k, k, c] for the first half of the channels
 template <typename T, typename Channels>
 void fold_onto(const T* du, float* dy, long B, long H, long W, Channels channels) {
     const long half = channels.value;
@@ -324,7 +324,7 @@ void fold_onto(const T* du, float* dy, long B, long H, long W, Channels channels
     }
 }
 
-// The same for one image, whose du has its neighbours the other way round, in rows of `stride`
+// The same for one image, whose du has its neighbours in reverse order and `stride` values per pixel
 template <typename T, typename Channels>
 void fold_image_onto(const T* du, long stride, float* dy, long H, long W, Channels channels) {
     const long half = channels.value;
@@ -336,7 +336,7 @@ void fold_image_onto(const T* du, long stride, float* dy, long H, long W, Channe
     }
 }
 
-// dh = 0 where h is, and its sum over the pixels: `sums` has a row of N for each of `rows` parts
+// dh = 0 where h = 0, and its sum over the pixels: `sums` is [rows, N], one row for each part of them
 template <typename T>
 void relu_backward(T* dh, const T* h, float* sums, long P, long N, long rows) {
 #pragma omp parallel for schedule(static)
@@ -358,30 +358,30 @@ void relu_backward(T* dh, const T* h, float* sums, long P, long N, long rows) {
 
 #ifdef STEPS
 // ---------------------------------------------------------------------------------------------------
-// The whole coupling in tiles: a few images at a time go through net and coupling, or back, without
-// leaving the cache. Products are written out for AVX-512 and AVX2, in float and, where the processor
-// has it, in bfloat16, whose products take two numbers of the sum at a time.
+// Complete couplings in tiles: a few images at a time pass through net and coupling, forwards or
+// backwards, and stay in the cache. Products use AVX-512 or AVX2, in float and, if the processor
+// supports it, in bfloat16, whose instructions add two products at a time.
 //
-// Matrices are rows of numbers, or `paired`: [K / pair, N, pair], pairs along the sum side by side.
+// Matrices are row-major or `paired`: [K / pair, N, pair], with adjacent terms of the sum in pairs.
 
 constexpr long LANES = 16;
 template <typename T> constexpr long PAIR = 4 / sizeof(T);
 
-inline long whole(long n, long of) { return (n + of - 1) / of * of; }
+inline long round_up(long n, long of) { return (n + of - 1) / of * of; }
 
-// Sixteen numbers; a mask says for each whether it is meant
+// Sixteen floats, and a mask of them
 #ifdef __AVX512F__
 typedef __m512 Lanes;
 typedef __mmask16 Mask;
-constexpr int WIDEST = 4;  // columns of lanes whose sums the registers hold
+constexpr int MAX_COLUMNS = 4;  // columns of lanes whose sums fit the registers
 
 inline Lanes zero() { return _mm512_setzero_ps(); }
 inline Lanes lanes(const float* x) { return _mm512_loadu_ps(x); }
 inline Lanes lanes(const float* x, Mask mask) { return _mm512_maskz_loadu_ps(mask, x); }
-inline Lanes spread(const float* x) { return _mm512_set1_ps(*x); }
+inline Lanes broadcast(const float* x) { return _mm512_set1_ps(*x); }
 inline Lanes add(Lanes a, Lanes b) { return _mm512_add_ps(a, b); }
 inline Lanes add_product(Lanes sum, Lanes a, Lanes b) { return _mm512_fmadd_ps(a, b, sum); }
-// in this order what is not a number stays so
+// this order of operands propagates NaN
 inline Lanes relu(Lanes x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
 inline Lanes masked(Lanes x, Mask mask) { return _mm512_maskz_mov_ps(mask, x); }
 inline void store(float* to, Lanes x) { _mm512_storeu_ps(to, x); }
@@ -390,7 +390,7 @@ inline Mask nonzero(const float* x) { return _mm512_cmp_ps_mask(lanes(x), zero()
 inline Mask first(long count) { return count < LANES ? (1 << count) - 1 : 0xffff; }
 #ifdef __AVX512BF16__
 inline __m512bh lanes(const bf16* x) { return (__m512bh)_mm512_loadu_si512(x); }
-inline __m512bh spread(const bf16* x) {
+inline __m512bh broadcast(const bf16* x) {
     int pair;
     std::memcpy(&pair, x, 4);
     return (__m512bh)_mm512_set1_epi32(pair);
@@ -408,15 +408,15 @@ inline Mask nonzero(const bf16* x) {
 struct Lanes {
     __m256 low, high;
 };
-typedef Lanes Mask;  // all bits of a number, or none
-constexpr int WIDEST = 1;
+typedef Lanes Mask;  // all bits of a float, or none
+constexpr int MAX_COLUMNS = 1;
 
 inline Lanes zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Lanes lanes(const float* x) { return {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)}; }
 inline Lanes lanes(const float* x, Mask mask) {
     return {_mm256_maskload_ps(x, (__m256i)mask.low), _mm256_maskload_ps(x + 8, (__m256i)mask.high)};
 }
-inline Lanes spread(const float* x) {
+inline Lanes broadcast(const float* x) {
     const __m256 all = _mm256_broadcast_ss(x);
     return {all, all};
 }
@@ -426,7 +426,7 @@ inline Lanes add(Lanes a, Lanes b) {
 inline Lanes add_product(Lanes sum, Lanes a, Lanes b) {
     return {_mm256_fmadd_ps(a.low, b.low, sum.low), _mm256_fmadd_ps(a.high, b.high, sum.high)};
 }
-// in this order what is not a number stays so
+// this order of operands propagates NaN
 inline Lanes relu(Lanes x) {
     return {_mm256_max_ps(zero().low, x.low), _mm256_max_ps(zero().high, x.high)};
 }
@@ -453,8 +453,8 @@ inline Mask first(long count) {
 }
 #endif
 
-// finish(m, n, 16 numbers) for R rows and V x 16 columns of the product of a and paired b; a pair of
-// a's row m is at a[m * row + k / pair * step]
+// Calls finish(m, n, 16 floats) for R rows and V x 16 columns of the product of a and paired b; a pair
+// of a's row m is at a[m * row + k / pair * step]
 template <int R, int V, typename T, typename F>
 inline void block(const T* a, long row, long step, const T* b, long N, long K, long m, long n,
                   F finish) {
@@ -470,7 +470,7 @@ inline void block(const T* a, long row, long step, const T* b, long N, long K, l
         for (int v = 0; v < V; v++) columns[v] = lanes(b + v * LANES * PAIR<T>);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const auto number = spread(a + r * row);
+            const auto number = broadcast(a + r * row);
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) sums[r][v] = add_product(sums[r][v], number, columns[v]);
         }
@@ -490,27 +490,27 @@ inline void columns(const T* a, long row, long step, const T* b, long M, long N,
     if (m < M) block<1, V>(a, row, step, b, N, K, m, n, finish);
 }
 
-// M x N, a sum over K; N is a multiple of 16 and K of a pair
+// An M x N product, a sum over K; N is a multiple of 16, and K of the pair size
 template <typename T, typename F>
 inline void product(const T* a, long row, long step, const T* b, long M, long N, long K, F finish) {
     long n = 0;
-    for (; n + WIDEST * LANES <= N; n += WIDEST * LANES)
-        columns<WIDEST>(a, row, step, b, M, N, K, n, finish);
-    if constexpr (WIDEST > 3) switch ((N - n) / LANES) {
+    for (; n + MAX_COLUMNS * LANES <= N; n += MAX_COLUMNS * LANES)
+        columns<MAX_COLUMNS>(a, row, step, b, M, N, K, n, finish);
+    if constexpr (MAX_COLUMNS > 3) switch ((N - n) / LANES) {
         case 3: return columns<3>(a, row, step, b, M, N, K, n, finish);
         case 2: return columns<2>(a, row, step, b, M, N, K, n, finish);
         case 1: return columns<1>(a, row, step, b, M, N, K, n, finish);
     }
 }
 
-// What is done with a product a b, by rows of N: it is kept,
+// Store a product a b in rows of N.
 template <typename T>
 void multiply(const T* a, long row, const T* b, long M, long N, long K, float* out) {
     product(a, row, PAIR<T>, b, M, N, K,
             [=](long m, long n, Lanes sum) { store(out + m * N + n, sum); });
 }
 
-// goes with a bias through a ReLU,
+// Add a bias and apply a ReLU.
 template <typename T>
 void multiply_relu(const T* a, long row, const T* b, long M, long N, long K, const float* bias,
                    T* out) {
@@ -519,7 +519,7 @@ void multiply_relu(const T* a, long row, const T* b, long M, long N, long K, con
     });
 }
 
-// goes back through a ReLU that gave h, and is summed over the rows,
+// Gradient of the ReLU that returned h, and its sum over the rows.
 template <typename T>
 void multiply_relu_backward(const T* a, long row, const T* b, long M, long N, long K, const T* h,
                             T* out, float* total) {
@@ -530,7 +530,7 @@ void multiply_relu_backward(const T* a, long row, const T* b, long M, long N, lo
     });
 }
 
-// or through its tangent,
+// Tangent of the ReLU that returned h.
 template <typename T>
 void multiply_relu_tangent(const T* a, long row, const T* b, long M, long N, long K, const T* h,
                            T* out) {
@@ -539,7 +539,7 @@ void multiply_relu_tangent(const T* a, long row, const T* b, long M, long N, lon
     });
 }
 
-// or is added to another. Here a, too, is paired, in rows of `row`.
+// Add the product to `out`. Here a is paired, too, in rows of `row`.
 template <typename T>
 void multiply_add(const T* a, long row, const T* b, long M, long N, long K, float* out) {
     product(a, PAIR<T>, row * PAIR<T>, b, M, N, K, [=](long m, long n, Lanes sum) {
@@ -547,20 +547,20 @@ void multiply_add(const T* a, long row, const T* b, long M, long N, long K, floa
     });
 }
 
-// total += the sum of P rows of C numbers
+// total += the sum of P rows of C floats
 inline void add_rows(const float* x, long P, long C, float* total) {
     for (long m = 0; m < P; m++)
 #pragma omp simd
         for (long c = 0; c < C; c++) total[c] += x[m * C + c];
 }
 
-// to = the K x N numbers x[row(k) + column(n)], paired, both filled up with zeros
+// to = the K x N matrix x[row(k) + column(n)], paired, both dimensions padded with zeros
 template <typename T, typename Row, typename Column>
 void pair_up(T* to, const float* x, long K, long N, Row row, Column column) {
-    const long filled = whole(N, LANES), pair = PAIR<T>;
+    const long filled = round_up(N, LANES), pair = PAIR<T>;
     int* at = scratch<int, 0>(N);
     for (long n = 0; n < N; n++) at[n] = column(n);
-    std::memset(to, 0, whole(K, LANES) * filled * sizeof(T));
+    std::memset(to, 0, round_up(K, LANES) * filled * sizeof(T));
 #pragma omp parallel for schedule(static) if (K * N > 100000)
     for (long k = 0; k < K; k++) {
         T* numbers = to + k / pair * pair * filled + k % pair;
@@ -569,7 +569,7 @@ void pair_up(T* to, const float* x, long K, long N, Row row, Column column) {
     }
 }
 
-// The rows of x, of N numbers, as a paired matrix: the sum is to be over the rows
+// The K x N matrix x, paired: the sum of the product is over its rows
 inline const float* pair_rows(const float* x, float*, long, long) { return x; }
 inline const bf16* pair_rows(const bf16* x, bf16* to, long K, long N) {
     for (long k = 0; k < K; k += 2) {
@@ -583,28 +583,28 @@ inline const bf16* pair_rows(const bf16* x, bf16* to, long K, long N) {
     return to;
 }
 
-// Sizes of a coupling: B images of H x W pixels and C channels, `width` hidden ones. Rows of numbers
-// are filled up with zeros to multiples of 16.
+// Sizes of a coupling: B images of H x W pixels and C channels, `width` hidden channels. Rows are
+// padded with zeros to multiples of 16.
 struct Sizes {
     long B, H, W, C, width, parts;
     long half() const { return C / 2; }
     long pixels() const { return H * W; }
     long size() const { return H * W * C; }
-    long hidden() const { return whole(width, LANES); }
-    long seen() const { return whole(9 * half(), LANES); }  // by the first matrix
-    long said() const { return whole(9 * C, LANES); }       // by the last one
-    // images in a tile, at least one: what fits the cache, and something for each thread
+    long hidden() const { return round_up(width, LANES); }
+    long inputs() const { return round_up(9 * half(), LANES); }  // of the first matrix
+    long outputs() const { return round_up(9 * C, LANES); }       // of the last matrix
+    // images in a tile, at least one: few enough for the cache and for all threads
     long images() const {
         const long fit = 255 / std::max(pixels(), 1L) + 1, share = (B + parts - 1) / parts;
         return std::max(std::min(fit, share), 1L);
     }
-    // numbers in the gradient of a net and a mixing
+    // floats in the gradient of a net and a linear map
     long gradient() const {
-        return (9 * C + hidden() + 9 * half() + 2) * hidden() + C * whole(C, LANES) + 2 * C;
+        return (9 * C + hidden() + 9 * half() + 2) * hidden() + C * round_up(C, LANES) + 2 * C;
     }
 };
 
-// The first C of `stride` channels of one image, each pixel's 3x3 neighbours in a row of N
+// The 3x3 neighbours of each pixel of one image in a row of N; of `stride` channels the first C
 template <typename T, typename Channels>
 void neighbours_of(const float* x, T* to, long H, long W, Channels channels, long stride, long N) {
     const long C = channels.value, wide = (W + 2) * C;
@@ -625,7 +625,7 @@ void neighbours_of(const float* x, T* to, long H, long W, Channels channels, lon
         }
 }
 
-// The same for `images` of them
+// The same for several images
 template <typename T>
 void neighbours(const Sizes& s, const float* x, T* to, long images, long C, long stride, long N) {
     with_channels(C, [=](auto channels) {
@@ -635,25 +635,25 @@ void neighbours(const Sizes& s, const float* x, T* to, long images, long C, long
     });
 }
 
-// Weights as convolutions have them, channels last, [width, 9, half], [width, width], [C, 9, width];
-// and the mixing of channels before the coupling, or after its inverse: none where matrix is null
+// Weights of convolutions, channels last: [width, 9, half], [width, width], [C, 9, width]. The linear
+// map precedes the coupling, or follows its inverse; there is none if matrix is null.
 template <typename F> struct Net {
     F *w1, *b1, *w2, *b2, *w3, *b3, *matrix, *shift;
 };
 
-// to = matrix from + shift for P pixels; the matrix is paired, and turned round
+// to = matrix from + shift for P pixels; the matrix is transposed and paired
 inline void mix(const float* matrix, const float* shift, const float* from, float* to, long P,
                 long C) {
-    product(from, C, 1, matrix, P, whole(C, LANES), C, [=](long m, long n, Lanes sum) {
+    product(from, C, 1, matrix, P, round_up(C, LANES), C, [=](long m, long n, Lanes sum) {
         const Mask there = first(C - n);
         store(to + m * C + n, add(sum, lanes(shift + n, there)), there);
     });
 }
 
-// Adds to the gradients by matrix and shift; d is the one by what was mixed
+// Add to the gradients of matrix and shift, given d, the gradient of the output
 inline void mix_backward(const float* d, const float* from, float* dmatrix, float* dshift, long P,
                          long C) {
-    const long N = whole(C, LANES);
+    const long N = round_up(C, LANES);
     float* filled = scratch<float, 25>(P * N);
     for (long m = 0; m < P; m++) {
         std::memcpy(filled + m * N, from + m * C, C * sizeof(float));
@@ -663,46 +663,46 @@ inline void mix_backward(const float* d, const float* from, float* dmatrix, floa
     add_rows(d, P, C, dshift);
 }
 
-// The first two matrices of a net, and its hidden layers
+// The first two layers of a net
 template <typename T> struct Hidden {
-    long N, seen, K;
+    long N, inputs, K;
     T *w1, *w2;
     float *b1, *b2;
 
     Hidden() = default;
     Hidden(const Sizes& s, const Net<const float>& net)
-        : N(s.hidden()), seen(s.seen()), K(9 * s.half()) {
+        : N(s.hidden()), inputs(s.inputs()), K(9 * s.half()) {
         const long width = s.width, K = this->K;
-        w1 = scratch<T, 10>(seen * N), w2 = scratch<T, 11>(N * N);
-        const auto itself = [](long k) { return k; };
-        pair_up(w1, net.w1, K, width, itself, [=](long n) { return n * K; });
-        pair_up(w2, net.w2, width, width, itself, [=](long n) { return n * width; });
+        w1 = scratch<T, 10>(inputs * N), w2 = scratch<T, 11>(N * N);
+        const auto identity = [](long k) { return k; };
+        pair_up(w1, net.w1, K, width, identity, [=](long n) { return n * K; });
+        pair_up(w2, net.w2, width, width, identity, [=](long n) { return n * width; });
         b1 = scratch<float, 23>(2 * N), b2 = b1 + N;
         std::memset(b1, 0, 2 * N * sizeof(float));
-        // rounded, as autocast does: what a ReLU sees has then the same sign
+        // rounded, as under autocast, so that the inputs of the ReLUs have the same signs
         for (long n = 0; n < width; n++) {
             b1[n] = widen(narrow<T>(net.b1[n]));
             b2[n] = widen(narrow<T>(net.b2[n]));
         }
     }
 
-    // h1 and h2 of P pixels that see u
+    // h1 and h2 of P pixels with the neighbours u
     void operator()(const T* u, T* h1, T* h2, long P) const {
-        multiply_relu(u, seen, w1, P, N, whole(K, PAIR<T>), b1, h1);
+        multiply_relu(u, inputs, w1, P, N, round_up(K, PAIR<T>), b1, h1);
         multiply_relu(h1, N, w2, P, N, N, b2, h2);
     }
 
     // Their tangents along du
     void tangent(const T* du, const T* h1, const T* h2, T* d1, T* d2, long P) const {
-        multiply_relu_tangent(du, seen, w1, P, N, whole(K, PAIR<T>), h1, d1);
+        multiply_relu_tangent(du, inputs, w1, P, N, round_up(K, PAIR<T>), h1, d1);
         multiply_relu_tangent(d1, N, w2, P, N, N, h2, d2);
     }
 };
 
-// f(part, first image, images) for every tile, each part's one after the other
+// Calls f(part, first image, images) for every tile; the tiles of a part run one after the other
 template <typename F> void over_tiles(const Sizes& s, F f) {
     const long size = s.images(), tiles = (s.B + size - 1) / size;
-    bool full = false;  // an exception must not leave a parallel region
+    bool full = false;  // exceptions must not leave a parallel region
 #pragma omp parallel for schedule(static) reduction(|| : full)
     for (long part = 0; part < s.parts; part++) try {
             for (long t = tiles * part / s.parts; t < tiles * (part + 1) / s.parts; t++)
@@ -716,34 +716,34 @@ template <typename F> void over_tiles(const Sizes& s, F f) {
 // The last matrix of a net, paired
 template <typename T> T* last_matrix(const Sizes& s, const Net<const float>& net) {
     const long C = s.C, width = s.width;
-    T* w3 = scratch<T, 12>(s.hidden() * s.said());
-    const auto itself = [](long k) { return k; };
-    pair_up(w3, net.w3, width, 9 * C, itself, [=](long n) { return (n % C * 9 + n / C) * width; });
+    T* w3 = scratch<T, 12>(s.hidden() * s.outputs());
+    const auto identity = [](long k) { return k; };
+    pair_up(w3, net.w3, width, 9 * C, identity, [=](long n) { return (n % C * 9 + n / C) * width; });
     return w3;
 }
 
-// A mixing and a coupling with its net, z = couple(mix(x)), or the inverse of a step of Glow,
-// z = mix(couple(x)) where the mixing is the inverse's. For the gradient are kept, where they are not
-// null, what stands between the two in t, log_scale, and the hidden layers in h: [2, P, N]. Along dx,
-// if it is not null, dz and dlog_det are their tangents.
+// A linear map and a coupling, z = couple(mix(x)), or the inverse of a step of Glow, z = mix(couple(x))
+// with the inverse linear map. If not null, t receives the values between the two, log_scale the
+// log-scales, and h the hidden layers [2, P, N], for the gradient. If dx is not null, dz and dlog_det
+// are the tangents along it.
 template <typename T>
 void step(const Sizes& s, const Net<const float>& net, const float* x, float* t, float* z,
           float* log_scale, float* log_det, T* h, const float* dx, float* dz, float* dlog_det,
           bool inverse) {
-    const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, half = s.half();
+    const long N = s.hidden(), inputs = s.inputs(), outputs = s.outputs(), C = s.C, half = s.half();
     const Hidden<T> layers(s, net);
     T* w3 = last_matrix<T>(s, net);
-    const auto itself = [](long k) { return k; };
-    float* matrix = scratch<float, 24>(whole(C, LANES) * whole(C, LANES));
-    if (net.matrix) pair_up(matrix, net.matrix, C, C, itself, [=](long n) { return n * C; });
+    const auto identity = [](long k) { return k; };
+    float* matrix = scratch<float, 24>(round_up(C, LANES) * round_up(C, LANES));
+    if (net.matrix) pair_up(matrix, net.matrix, C, C, identity, [=](long n) { return n * C; });
     float* zeros = scratch<float, 28>(C);
     std::memset(zeros, 0, C * sizeof(float));
     over_tiles(s, [&](long, long first, long images) {
         const long P = images * s.pixels(), p = first * s.pixels();
-        T* u = scratch<T, 0>(P * seen);
+        T* u = scratch<T, 0>(P * inputs);
         T* h1 = h ? h + p * N : scratch<T, 1>(P * N);
         T* h2 = h ? h + (s.B * s.pixels() + p) * N : scratch<T, 2>(P * N);
-        float* v = scratch<float, 21>(P * said);
+        float* v = scratch<float, 21>(P * outputs);
         float* scales = log_scale ? log_scale + p * C / 2 : scratch<float, 26>(P * C / 2);
         float* between = t ? t + p * C : scratch<float, 27>(P * C);
         const float* from = x + p * C;
@@ -753,13 +753,14 @@ void step(const Sizes& s, const Net<const float>& net, const float* x, float* t,
             mix(matrix, net.shift, from, between, P, C);
             from = between;
         }
-        neighbours(s, from, u, images, half, C, seen);
+        neighbours(s, from, u, images, half, C, inputs);
         layers(u, h1, h2, P);
-        multiply(h2, N, w3, P, said, N, v);
+        multiply(h2, N, w3, P, outputs, N, v);
         with_channels(C, [=, &s, &net](auto channels) {
             for (long b = 0; b < images; b++)
                 log_det[first + b] = couple_image(
-                    v + b * s.pixels() * said, said, net.b3, from + b * s.size(), to + b * s.size(),
+                    v + b * s.pixels() * outputs, outputs, net.b3, from + b * s.size(),
+                    to + b * s.size(),
                     scales + b * s.size() / 2, s.H, s.W, channels, inverse);
         });
         if (net.matrix && inverse) mix(matrix, net.shift, between, z + p * C, P, C);
@@ -772,15 +773,15 @@ void step(const Sizes& s, const Net<const float>& net, const float* x, float* t,
             mix(matrix, zeros, d, dt, P, C);
             d = dt;
         }
-        neighbours(s, d, u, images, half, C, seen);
+        neighbours(s, d, u, images, half, C, inputs);
         T *d1 = scratch<T, 4>(P * N), *d2 = scratch<T, 5>(P * N);
         layers.tangent(u, h1, h2, d1, d2, P);
-        multiply(d2, N, w3, P, said, N, v);
+        multiply(d2, N, w3, P, outputs, N, v);
         with_channels(C, [=, &s](auto channels) {
             for (long b = 0; b < images; b++) {
                 const long at = b * s.size();
                 dlog_det[first + b] = couple_image_tangent(
-                    v + b * s.pixels() * said, said, d + at, kept + at, scales + at / 2, dto + at,
+                    v + b * s.pixels() * outputs, outputs, d + at, kept + at, scales + at / 2, dto + at,
                     s.H, s.W, channels, inverse);
             }
         });
@@ -788,26 +789,26 @@ void step(const Sizes& s, const Net<const float>& net, const float* x, float* t,
     });
 }
 
-// The gradients of `step` by x, and by all of the net in g, or by x alone
+// Gradients of `step`: of x, and of all weights in g unless g is null
 template <typename T>
 void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
                    const float* dlog_det, const float* x, const float* t, const float* log_scale,
                    T* h, float* dx, const Net<float>* g, bool inverse) {
-    const long N = s.hidden(), seen = s.seen(), said = s.said(), C = s.C, width = s.width;
+    const long N = s.hidden(), inputs = s.inputs(), outputs = s.outputs(), C = s.C, width = s.width;
     const long half = s.half();
-    const long K = 9 * half, square = C * whole(C, LANES);
+    const long K = 9 * half, square = C * round_up(C, LANES);
     const Hidden<T> layers = h ? Hidden<T>() : Hidden<T>(s, net);
-    T *w1 = scratch<T, 12>(N * seen), *w2 = scratch<T, 13>(N * N), *w3 = scratch<T, 14>(said * N);
-    const auto itself = [](long n) { return n; };
-    // neighbours the other way round: the ninth is the first
+    T *w1 = scratch<T, 12>(N * inputs), *w2 = scratch<T, 13>(N * N), *w3 = scratch<T, 14>(outputs * N);
+    const auto identity = [](long n) { return n; };
+    // neighbours in reverse order: the ninth is the first
     const auto opposite = [=](long n) { return (8 - n / half) * half + n % half; };
     const auto opposite_row = [=](long k) { return (k % C * 9 + 8 - k / C) * width; };
     pair_up(w1, net.w1, width, K, [=](long k) { return k * K; }, opposite);
-    pair_up(w2, net.w2, width, width, [=](long k) { return k * width; }, itself);
-    pair_up(w3, net.w3, 9 * C, width, opposite_row, itself);
-    float *matrix = scratch<float, 24>(whole(C, LANES) * whole(C, LANES));
+    pair_up(w2, net.w2, width, width, [=](long k) { return k * width; }, identity);
+    pair_up(w3, net.w3, 9 * C, width, opposite_row, identity);
+    float *matrix = scratch<float, 24>(round_up(C, LANES) * round_up(C, LANES));
     float *zeros = scratch<float, 28>(C);
-    if (net.matrix) pair_up(matrix, net.matrix, C, C, [=](long k) { return k * C; }, itself);
+    if (net.matrix) pair_up(matrix, net.matrix, C, C, [=](long k) { return k * C; }, identity);
     std::memset(zeros, 0, C * sizeof(float));
     float* sums = scratch<float, 29>(s.parts * s.gradient());
     std::memset(sums, 0, s.parts * s.gradient() * sizeof(float));
@@ -815,14 +816,14 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         const long P = images * s.pixels(), p = first * s.pixels();
         float *g3 = sums + part * s.gradient(), *g2 = g3 + 9 * C * N, *g1 = g2 + N * N;
         float *gb1 = g1 + K * N, *gb2 = gb1 + N, *gb3 = gb2 + N, *gm = gb3 + C, *gs = gm + square;
-        T *u = scratch<T, 0>(P * seen), *h1, *h2;
-        neighbours(s, t + p * C, u, images, half, C, seen);
+        T *u = scratch<T, 0>(P * inputs), *h1, *h2;
+        neighbours(s, t + p * C, u, images, half, C, inputs);
         if (h)
             h1 = h + p * N, h2 = h + (s.B * s.pixels() + p) * N;
         else
             layers(u, h1 = scratch<T, 1>(P * N), h2 = scratch<T, 2>(P * N), P);
 
-        // dt is the gradient between mixing and coupling: after the latter's if inverse, or before
+        // dt is the gradient between the linear map and the coupling
         const float* d = dz + p * C;
         float *dt = scratch<float, 27>(P * C), *to = dx + p * C;
         if (net.matrix && inverse) {
@@ -833,7 +834,7 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         if (net.matrix && !inverse) to = dt;
 
         float* dnet = scratch<float, 21>(P * C);
-        T* dv = scratch<T, 3>(P * said);
+        T* dv = scratch<T, 3>(P * outputs);
         with_channels(C, [=, &s](auto channels) {
             for (long b = 0; b < images; b++) {
                 const long at = b * s.size();
@@ -842,17 +843,17 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
                                      channels, inverse);
             }
         });
-        neighbours(s, dnet, dv, images, C, C, said);
+        neighbours(s, dnet, dv, images, C, C, outputs);
         add_rows(dnet, P, C, gb3);
 
         T *dh2 = scratch<T, 4>(P * N), *dh1 = scratch<T, 5>(P * N);
-        multiply_relu_backward(dv, said, w3, P, N, whole(9 * C, PAIR<T>), h2, dh2, gb2);
+        multiply_relu_backward(dv, outputs, w3, P, N, round_up(9 * C, PAIR<T>), h2, dh2, gb2);
         multiply_relu_backward(dh2, N, w2, P, N, N, h1, dh1, gb1);
-        float* du = scratch<float, 22>(P * seen);
-        multiply(dh1, N, w1, P, seen, N, du);
+        float* du = scratch<float, 22>(P * inputs);
+        multiply(dh1, N, w1, P, inputs, N, du);
         with_channels(half, [=](auto channels) {
             for (long b = 0; b < images; b++)
-                fold_image_onto(du + b * s.pixels() * seen, seen, to + b * s.size(), s.H, s.W,
+                fold_image_onto(du + b * s.pixels() * inputs, inputs, to + b * s.size(), s.H, s.W,
                                 channels);
         });
         if (net.matrix && !inverse) {
@@ -861,18 +862,18 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         }
 
         if (!g) return;
-        // gradients by matrices: sums over pixels
+        // gradients of the matrices: sums over pixels
         const auto add = [=](const T* a, long M, const T* b, long rows, float* sum) {
             a = pair_rows(a, scratch<T, 6>((P + 1) * M), P, M);
             b = pair_rows(b, scratch<T, 7>((P + 1) * N), P, N);
-            multiply_add(a, M, b, rows, N, whole(P, PAIR<T>), sum);
+            multiply_add(a, M, b, rows, N, round_up(P, PAIR<T>), sum);
         };
-        add(dv, said, h2, 9 * C, g3);
+        add(dv, outputs, h2, 9 * C, g3);
         add(dh2, N, h1, width, g2);
-        add(u, seen, dh1, K, g1);
+        add(u, inputs, dh1, K, g1);
     });
     if (!g) return;
-    // all parts' together
+    // sum over the parts
 #pragma omp parallel for schedule(static) if (s.gradient() > 100000)
     for (long n = 0; n < s.gradient(); n++)
         for (long part = 1; part < s.parts; part++) sums[n] += sums[part * s.gradient() + n];
@@ -889,12 +890,12 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
     std::memcpy(g->b3, gb3, C * sizeof(float));
     if (!net.matrix) return;
     for (long c = 0; c < C; c++)
-        std::memcpy(g->matrix + c * C, gm + c * whole(C, LANES), C * sizeof(float));
+        std::memcpy(g->matrix + c * C, gm + c * round_up(C, LANES), C * sizeof(float));
     std::memcpy(g->shift, gs, C * sizeof(float));
 }
 #endif
 
-// Whether there was memory for f: an exception must not reach C
+// Whether f had enough memory: exceptions must not reach C
 template <typename F> int completed(F f) {
     try {
         f();
