@@ -160,7 +160,7 @@ def reproduce(
     """
     if timed and not dry_run:
         raise click.UsageError("--time: expected --dry-run with it. Add --dry-run.")
-    from submanifold.config import flatten
+    from submanifold.config.schema import flatten
     from submanifold.studies import reproduce as studies
 
     project = _project()

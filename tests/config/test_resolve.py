@@ -11,8 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 from submanifold.common.errors import UserError
-from submanifold.config import EvaluationSettings, artifact_keys, resolve
-from submanifold.config.schema import Choices
+from submanifold.config.cache_keys import artifact_keys
+from submanifold.config.resolve import resolve
+from submanifold.config.schema import Choices, EvaluationSettings
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.losses import Terms
 from submanifold.models import StageSettings

@@ -77,14 +77,16 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         Raises:
             UserError: A parameter is not allowed.
         """
-        from submanifold.config import resolve  # imports torch, which most commands do not need
+        from submanifold.config.resolve import (
+            resolve,  # imports torch, which most commands do not need
+        )
 
         return resolve(self._read("parameters"), self.runtime_params)
 
     @cached_property
     def artifact_keys(self) -> dict[str, str]:
         """Cache key of each artifact (:func:`submanifold.config.artifact_keys`)."""
-        from submanifold.config import artifact_keys
+        from submanifold.config.cache_keys import artifact_keys
 
         return artifact_keys(self.experiment, Path(self._project))
 

@@ -14,8 +14,8 @@ from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog
 
 from submanifold.common.errors import UserError
-from submanifold.config import Experiment
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
+from submanifold.config.schema import Experiment
 from submanifold.data.groups import Groups
 
 log = logging.getLogger(__name__)

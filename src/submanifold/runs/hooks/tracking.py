@@ -71,7 +71,7 @@ class TrackingHooks:
     def _log_params(self, existing: dict[str, str]) -> None:
         import mlflow
 
-        from submanifold.config import flatten
+        from submanifold.config.schema import flatten
         from submanifold.runs.tracking import JOB
 
         if job := os.environ.get("SUBMANIFOLD_JOB"):
@@ -84,7 +84,7 @@ class TrackingHooks:
     def _log_summary_params(self, name: str, pipeline: Pipeline) -> None:
         import mlflow
 
-        from submanifold.config import flatten
+        from submanifold.config.schema import flatten
 
         mlflow.set_tag("mlflow.runName", f"{self._experiment.dataset}-{name}")
         params = flatten(self._experiment.parameters())
@@ -190,7 +190,7 @@ def _close_orphans(experiment_id: str) -> None:
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """Return all numbers in nested metrics under dotted names, without the suffix ``.value``."""
-    from submanifold.config import flatten
+    from submanifold.config.schema import flatten
 
     flat = {name.removesuffix(".value"): value for name, value in flatten(metrics).items()}
     return {f"test.{k}": v for k, v in flat.items() if isinstance(v, int | float)}

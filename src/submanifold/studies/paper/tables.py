@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from submanifold.config import flatten
+from submanifold.config.schema import flatten
 from submanifold.evaluation import paper
 from submanifold.evaluation.metrics import COMPARED, NONE
 from submanifold.studies.experiments import CachedRun

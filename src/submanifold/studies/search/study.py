@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from submanifold.common.device import choose_device
 from submanifold.common.errors import UserError
 from submanifold.common.files import is_locked, locked
-from submanifold.config import flatten
+from submanifold.config.schema import flatten
 from submanifold.evaluation.measure import objectives
 from submanifold.pipelines import study as pipeline
 from submanifold.pipelines.study.nodes import open_study, trials_of

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from submanifold.common.errors import UserError
 from submanifold.common.processes import terminate_with_parent
-from submanifold.config import flatten
+from submanifold.config.schema import flatten
 from submanifold.pipelines.study.nodes import DIED, trials_of
 from submanifold.studies.search.spaces import Search, read_spaces
 from submanifold.studies.search.study import POLL, Study, format_params
