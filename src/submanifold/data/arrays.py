@@ -24,7 +24,6 @@ from submanifold.data.sources.scan import Stamp, stamp
 log = logging.getLogger(__name__)
 
 READ_BYTES = 2**20
-SLOW_BYTES = 2**30
 
 
 def map_npy(path: Path) -> np.memmap | None:
@@ -37,15 +36,9 @@ def map_npy(path: Path) -> np.memmap | None:
 
 
 def write_npy(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Write chunks to a float32 ``.npy`` file atomically, unless a complete file exists.
+    """Write chunks (n, ...) to a float32 ``.npy`` file atomically, unless it exists in this shape.
 
-    Args:
-        path: The file.
-        chunks: Arrays (n, ...) to concatenate; not consumed if the file exists.
-        shape: Shape of the concatenated array. A file of another shape is overwritten.
-
-    Returns:
-        A copy-on-write memory map of the file.
+    Returns a copy-on-write memory map of the file.
 
     Raises:
         ValueError: If the chunks do not add up to the shape.
@@ -68,23 +61,14 @@ def write_npy(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...]) 
 
 
 class GrowingArray:
-    """A uint8 ``.npy`` file that grows under a temporary name, also after an interruption.
-
-    Args:
-        path: The finished file.
-        shape: Shape of one item.
-    """
+    """A uint8 ``.npy`` file of items of one shape, which can grow after an interruption."""
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self.shape = shape
 
     def write(self, start: int, items: np.ndarray) -> None:
-        """Write items (n, ...) at an index and flush them to the disk.
-
-        Raises:
-            WriteError: If the disk is full or read-only.
-        """
+        """Write items (n, ...) at an index and flush them to the disk."""
         mode = "r+b" if self.partial.exists() else "w+b"
         with explain_write_errors(self.path), open(self.partial, mode) as file:
             file.seek(self._bytes(start))
@@ -118,13 +102,7 @@ def _header(shape: tuple[int, ...], dtype: type) -> bytes:
 
 
 def hash_arrays(folder: Path) -> str:
-    """SHA-256 of the names, shapes and bytes of a folder's train.npy, valid.npy and test.npy.
-
-    Cached in this process until a file's size, times or inode changes.
-
-    Raises:
-        OSError, ValueError: If they cannot be read.
-    """
+    """Hash of a folder's train.npy, valid.npy and test.npy, cached until their stamps change."""
     files = [folder.absolute() / f"{split}.npy" for split in SPLITS]
     return _hash(tuple((file, stamp(file.stat())) for file in files))
 
@@ -140,8 +118,6 @@ def are_intact(folder: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def _hash(files: tuple[tuple[Path, Stamp], ...]) -> str:
-    if sum(each.size for _, each in files) > SLOW_BYTES:
-        log.info("verifying the hash of the arrays")
     digest = hashlib.sha256()
     for path, _ in files:
         array = np.load(path, mmap_mode="r")

@@ -45,20 +45,12 @@ def group_images(groups: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def fingerprint_groups(groups: str) -> str:
-    """Identity of the setting `groups`: `folder`, or a hash of the file's content.
-
-    Raises:
-        UserError: If the file cannot be read.
-    """
+    """Identity of the setting `groups`: `folder`, or a hash of the file's content."""
     return groups if groups == FOLDER else hashlib.sha256(_content(groups)).hexdigest()[:32]
 
 
 def check_groups(groups: Mapping[str, str], splits: Mapping[str, str]) -> None:
-    """Check that no group is in two splits.
-
-    Raises:
-        UserError: Naming such a group.
-    """
+    """Raise a UserError if a group is in two splits."""
     splits_of = defaultdict(set)
     for name, group in groups.items():
         splits_of[group].add(splits[name])

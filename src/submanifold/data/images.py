@@ -20,12 +20,7 @@ NOT_A_FILE = "not a file"
 
 
 def read_file(path: Path) -> bytes:
-    """Read an image file.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is larger than 256 MiB or not a regular file (reading a pipe may block).
-    """
+    """Read a regular file (reading a pipe may block) of at most 256 MiB, or raise a ValueError."""
     stat = path.stat()
     if not S_ISREG(stat.st_mode):
         raise ValueError(NOT_A_FILE)

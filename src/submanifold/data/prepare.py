@@ -6,7 +6,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,9 @@ import numpy as np
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import locked, printable, read_json, remove_files, write_json
+from submanifold.common.processes import cores, process_pool
 from submanifold.common.progress import ProgressBar
 from submanifold.data.arrays import GrowingArray, are_intact, hash_arrays, map_npy, write_npy
-from submanifold.data.decoding import Result, attempt, decoder
 from submanifold.data.groups import Groups
 from submanifold.data.images import SUFFIXES
 from submanifold.data.settings import ImageSettings, SyntheticSettings
@@ -32,23 +34,23 @@ Prepared = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 FORMAT_VERSION = 1
 """Increase it if the same source and settings would give other arrays."""
-# The work between two saved states, which a kill loses.
-CHUNK_IMAGES, CHUNK_BYTES, CHUNK_SECONDS = 8192, 2**25, 5.0
+CHUNK_IMAGES, CHUNK_BYTES = 8192, 2**25
+"""Most images, and bytes of images, between two saved states."""
+TASK_IMAGES, TASK_BYTES, QUEUED = 64, 2**22, 3
+"""Size of a task of a process, and the number of tasks queued for each."""
+PARALLEL_IMAGES = 256
+"""For fewer images, starting processes takes longer than decoding."""
 MAX_LISTED = 1000
 LABELS, GROUPS = "labels.json", "groups.json"
 BROKEN_PERCENT, BROKEN_FILES = 1, 10
-MIN_IMAGES, FEW_IMAGES = 2, 100
-"""Fewer training images are rejected; fewer different ones cause a warning."""
-CHECKED_IMAGES = 32
+MIN_IMAGES, FEW_IMAGES, CHECKED_IMAGES = 2, 100, 32
 
 
 def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared:
-    """Crop, resize and split the images of a source.
+    """Crop, resize and split the images of a source, in bounded memory.
 
-    Images are streamed to disk in chunks, in bounded memory. Finished work is returned as it is;
-    interrupted work is resumed after the last chunk, with the same result. A concurrent call in
-    another process is waited for. Arrays that no longer have the hash in the manifest (because of
-    a disk error) are prepared again, with a warning.
+    Finished work is returned; interrupted work is resumed, with the same result. Arrays that no
+    longer have the hash in the manifest (after a disk error) are prepared again, with a warning.
 
     Args:
         settings: The source and the shape of the images.
@@ -57,13 +59,13 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
         raw_folder: Folder of downloads.
 
     Returns:
-        Three uint8 arrays (N, channels, size, size), and the manifest. It has a hash of the arrays,
+        Three uint8 arrays (N, channels, size, size), and the manifest, with a hash of the arrays,
         the first 1,000 `skipped` images (`{"name", "reason"}`), and the numbers of `groups` by
         split (None if images are independent).
 
     Raises:
-        UserError: If the source cannot be read or split, or more than 1% of it (or 10 files, if
-            that is more, but at most half) is broken.
+        UserError: If the source cannot be read or split, or too many images are broken
+            (:func:`allowed_broken`).
     """
     identity = fingerprint(settings, raw_folder)
     with locked(folder, f"the arrays of {settings.source}"):
@@ -82,15 +84,14 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
 
 
 def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
-    """Draw the points of each split, from one random stream for each, unless they exist.
+    """Draw the points of each split from its own random stream, unless they exist and are intact.
 
     Args:
         settings: The manifold and the number of points.
         folder: Gets train.npy, valid.npy, test.npy, and finally manifest.json.
 
     Returns:
-        Three float32 arrays (N, D), and the manifest. Arrays that no longer have the hash in the
-        manifest are drawn again, with a warning.
+        Three float32 arrays (N, D), and the manifest.
     """
     manifold = settings.manifold
     manifest: dict[str, Any] = {
@@ -124,18 +125,10 @@ def check(settings: ImageSettings, folder: Path, raw_folder: Path, trained_on: b
     """Detect within a second what would make :func:`prepare` fail after minutes.
 
     Opens and splits the source and decodes the first 32 images, unless it is prepared or must be
-    downloaded first.
-
-    Args:
-        settings: The source and the shape of the images.
-        folder: Folder of the prepared arrays.
-        raw_folder: Folder of downloads.
-        trained_on: Whether a model is trained on the images.
+    downloaded first. If a model is trained on them, they must not be equal.
 
     Raises:
-        UserError: If the source cannot be opened or split, or none of the first images can be
-            decoded; for training also if there are fewer than two training images, or the first
-            images are equal.
+        UserError: If the images cannot be used.
     """
     if (folder / "manifest.json").is_file():
         return
@@ -150,7 +143,7 @@ def check(settings: ImageSettings, folder: Path, raw_folder: Path, trained_on: b
                 "counts of valid and test, or set path to more images."
             )
         names = [name for pool in pools for name in pool.names[:CHECKED_IMAGES]][:CHECKED_IMAGES]
-        results = [attempt(source.image, name) for name in names]
+        results = list(_decode(source, names, None))
     images = [each for each in results if isinstance(each, np.ndarray)]
     if not images:
         raise UserError(
@@ -194,7 +187,6 @@ class State:
     read: list[int]
     written: dict[str, int]
     broken: list[dict[str, str]]
-    seconds: float = 0.0
 
     def save(self, path: Path) -> None:
         """Write it to a file atomically."""
@@ -202,14 +194,14 @@ class State:
 
 
 def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -> dict[str, Any]:
+    began = time.monotonic()
     pools = plan(source, settings.counts, settings.seed)
     key = _key(settings, identity)
     arrays = {
         split: GrowingArray(folder / f"{split}.npy", settings.event_shape) for split in SPLITS
     }
     state = _resume(folder, key, arrays, len(pools))
-    began = time.monotonic() - state.seconds
-    _decode_all(source, settings, folder, pools, arrays, state)
+    _decode_all(source, pools, arrays, state, folder / "state.json")
     for split, array in arrays.items():
         array.finish(state.written[split])
     if source.labels is not None:
@@ -225,7 +217,7 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
     others = [{"name": f"*{suffix}" if suffix.startswith(".") else suffix,
                "reason": f"{count} files that are not {', '.join(SUFFIXES)}"}
               for suffix, count in source.other_files.most_common()]  # fmt: skip
-    skipped = (others + source.skipped + state.broken)[:MAX_LISTED]
+    skipped = others + source.skipped + state.broken
     manifest: dict[str, Any] = {
         "key": key,
         "source": settings.source,
@@ -240,7 +232,7 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
         "seed": settings.seed,
         "hash": hash_arrays(folder),
         "fingerprint": identity,
-        "skipped": [{key: printable(text) for key, text in each.items()} for each in skipped],
+        "skipped": [{k: printable(v) for k, v in each.items()} for each in skipped[:MAX_LISTED]],
         "skipped_count": source.other_files.total() + len(source.skipped) + len(state.broken),
         "seconds": round(time.monotonic() - began, 2),
     }
@@ -251,38 +243,41 @@ def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -
 
 def _decode_all(
     source: Source,
-    settings: ImageSettings,
-    folder: Path,
     pools: list[Pool],
     arrays: Mapping[str, GrowingArray],
     state: State,
+    state_file: Path,
 ) -> None:
     """Decode images into the arrays, from the state on."""
     shares = [share for pool in pools for share in pool.shares]
     total = sum(share.count for share in shares)
-    began = time.monotonic() - state.seconds
-    chunk_size = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(settings.event_shape)))
+    limit = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(arrays["train"].shape)))
+    parallel = total >= PARALLEL_IMAGES
     with (
-        decoder(source, total) as decode,
-        ProgressBar("preparing images", "images", total, sum(state.written.values())) as meter,
+        process_pool("decode images", cores())
+        if parallel
+        else contextlib.nullcontext() as executor,
+        ProgressBar("preparing images", "images", total, sum(state.written.values())) as progress,
     ):
         for index, pool in enumerate(pools):
-            while names := _next_names(pool, state.read[index], state.written):
-                for results in _chunks(decode(names), chunk_size):
-                    images = [result for result in results if isinstance(result, np.ndarray)]
-                    at = state.read[index]
-                    _count_broken(state, pool.names[at : at + len(results)], results, total)
-                    meter.update(len(images))
-                    for share in pool.shares:
-                        start = state.written[share.split]
-                        batch, images = images[: share.count - start], images[share.count - start :]
-                        if batch:
-                            arrays[share.split].write(start, np.stack(batch))
-                            state.written[share.split] += len(batch)
-                    state.read[index] += len(results)
-                    state.seconds = time.monotonic() - began
-                    state.save(folder / "state.json")
-    log.info("%s", meter)
+            while wanted := sum(share.count - state.written[share.split] for share in pool.shares):
+                start = state.read[index]
+                names = pool.names[start : start + min(wanted, limit)]
+                if not names:
+                    break
+                results = list(_decode(source, names, executor))
+                images = [each for each in results if isinstance(each, np.ndarray)]
+                _count_broken(state, names, results, total)
+                progress.update(len(images))
+                for share in pool.shares:
+                    start = state.written[share.split]
+                    batch, images = images[: share.count - start], images[share.count - start :]
+                    if batch:
+                        arrays[share.split].write(start, np.stack(batch))
+                        state.written[share.split] += len(batch)
+                state.read[index] += len(results)
+                state.save(state_file)
+    log.info("%s", progress)
     for share in shares:
         written = state.written[share.split]
         if written < (share.count if share.exact else 1):
@@ -290,6 +285,50 @@ def _decode_all(
                 f"counts.{share.split}: expected at most {written} readable images "
                 f"({len(state.broken)} are broken), got {share.count}. Decrease it."
             )
+
+
+def _decode(
+    source: Source, names: Iterable[str], executor: Executor | None
+) -> Iterator[np.ndarray | str]:
+    """Decode images in order, in queued tasks of a bounded size, to an image or an error each."""
+    queue: deque[Future[list[np.ndarray | str]]] = deque()
+    for task in _tasks(source, names):
+        if executor is None:
+            yield from _decode_task(source.decode, task)
+            continue
+        queue.append(executor.submit(_decode_task, source.decode, task))
+        if len(queue) > QUEUED * cores():
+            yield from queue.popleft().result()
+    while queue:
+        yield from queue.popleft().result()
+
+
+def _tasks(source: Source, names: Iterable[str]) -> Iterator[list[Any]]:
+    task: list[Any] = []
+    size = 0
+    for name in names:
+        try:
+            task.append(source.read(name))
+            size += len(task[-1])
+        except Exception as error:  # zips and disks raise many kinds of errors
+            task.append(error)
+        if len(task) == TASK_IMAGES or size >= TASK_BYTES:
+            yield task
+            task, size = [], 0
+    yield task
+
+
+def _decode_task(decode: Callable[[Any], np.ndarray], task: list[Any]) -> list[np.ndarray | str]:
+    return [_decode_one(decode, content) for content in task]
+
+
+def _decode_one(decode: Callable[[Any], np.ndarray], content: Any) -> np.ndarray | str:
+    try:
+        if isinstance(content, Exception):
+            raise content
+        return decode(content)
+    except Exception as error:  # PIL's plugins raise many kinds of errors
+        return f"{type(error).__name__}: {error}"
 
 
 def _by_split(values: Mapping[str, Any], pools: list[Pool], state: State) -> dict[str, list[Any]]:
@@ -303,26 +342,10 @@ def _by_split(values: Mapping[str, Any], pools: list[Pool], state: State) -> dic
     return found
 
 
-def _next_names(pool: Pool, start: int, written: Mapping[str, int]) -> list[str]:
-    """As many names as images are missing."""
-    missing = sum(share.count - written[share.split] for share in pool.shares)
-    return pool.names[start : start + missing]
-
-
-def _chunks(results: Iterable[Result], size: int) -> Iterator[list[Result]]:
-    """Lists of results, of this size or of some seconds of work."""
-    chunk, began = [], time.monotonic()
-    for result in results:
-        chunk.append(result)
-        if len(chunk) == size or time.monotonic() - began > CHUNK_SECONDS:
-            yield chunk
-            chunk, began = [], time.monotonic()
-    if chunk:
-        yield chunk
-
-
-def _count_broken(state: State, names: list[str], results: list[Result], total: int) -> None:
-    both = zip(names, results, strict=True)
+def _count_broken(
+    state: State, names: list[str], results: list[np.ndarray | str], total: int
+) -> None:
+    both = zip(names, results, strict=False)
     state.broken += [{"name": name, "reason": each} for name, each in both if isinstance(each, str)]
     if len(state.broken) > (allowed := allowed_broken(total)):
         first = "; ".join(f"{each['name']} ({each['reason']})" for each in state.broken[:3])

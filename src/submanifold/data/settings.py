@@ -13,7 +13,7 @@ from submanifold.data.sources import SOURCES, SourceType
 from submanifold.data.synthetic import MANIFOLDS, Manifold, manifold
 
 LABELLED = [name for name, kind in SOURCES.items() if kind.labels]
-GROUPED = [name for name, kind in SOURCES.items() if kind.groups]
+GROUPED = [name for name, kind in SOURCES.items() if kind.image_files]
 
 
 class Counts(Settings):
@@ -106,14 +106,7 @@ class ImageSettings(Settings):
 
 
 class Rule(NamedTuple):
-    """A combination of settings that is rejected.
-
-    Attributes:
-        setting: The setting named in the message.
-        is_violated: Function of the settings and the type of their source.
-        expected: What is allowed; `{source}`, `{size}` and `{path}` are filled in.
-        fix: What the user can do.
-    """
+    """A rejected combination; `{source}`, `{size}` and `{path}` are filled into `expected`."""
 
     setting: str
     is_violated: Callable[[ImageSettings, SourceType], object]
@@ -126,9 +119,9 @@ RULES = (
          "none with source={source}", "Omit it, or set source=folder"),
     Rule("path", lambda s, kind: s.path is None and kind.path_required,
          "{path} with source={source}", "Set it"),
-    Rule("crop", lambda s, kind: s.crop != "auto" and not kind.crops[0],
+    Rule("crop", lambda s, kind: s.crop != "auto" and not kind.image_files,
          "auto with source={source}", "Omit it"),
-    Rule("margin", lambda s, kind: s.margin and not kind.crops[1],
+    Rule("margin", lambda s, kind: s.margin and kind.path is None,
          "0 with source={source}", "Omit it"),
     Rule("margin", lambda s, kind: 2 * s.margin >= s.size,
          "less than half of size={size}", "Decrease it"),
@@ -138,7 +131,7 @@ RULES = (
          "none with source={source}", f"Omit it, or set source to one of {', '.join(LABELLED)}"),
     Rule("other_labels", lambda s, kind: s.other_labels and s.labels,
          "none together with labels", "Omit one of them"),
-    Rule("groups", lambda s, kind: s.groups is not None and not kind.groups,
+    Rule("groups", lambda s, kind: s.groups is not None and not kind.image_files,
          "none with source={source}", f"Omit it, or set source to one of {', '.join(GROUPED)}"),
     Rule("split", lambda s, kind: s.split == "official" and not kind.official_split,
          "random with source={source}, which has no official partition", "Omit it"),

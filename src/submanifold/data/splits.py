@@ -29,13 +29,10 @@ class Pool:
 
 
 def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
-    """Shuffle a source's images by the seed and assign them to splits.
-
-    Returns:
-        One pool for each split if the source has splits or groups; otherwise one pool for all.
+    """Shuffle a source's images and assign them to splits: one pool for all, or one for each.
 
     Raises:
-        UserError: If there are too few images.
+        UserError: If there are too few images or groups.
     """
     splits = source.splits
     if splits is None:
@@ -67,18 +64,9 @@ def _shuffled(names: list[str], seed: int | list[int]) -> list[str]:
 
 
 def split_groups(groups: Mapping[str, str], shares: list[Share], seed: int) -> dict[str, str]:
-    """Assign groups to splits, shuffled by the seed, until each split has its share of images.
+    """Assign shuffled groups to splits until each has its share; the last gets the remaining ones.
 
-    Args:
-        groups: The group of each name.
-        shares: Sizes of the splits; the last one gets the remaining groups.
-        seed: Seed of the order of groups.
-
-    Returns:
-        The split of each name.
-
-    Raises:
-        UserError: If there are fewer groups than splits.
+    Returns the split of each name.
     """
     sizes = Counter(groups.values())
     if len(sizes) < len(shares):
@@ -100,9 +88,6 @@ def share_out(total: int, counts: Counts) -> list[Share]:
 
     If train is given and test is not, test is the rest. The rest comes last, because broken files
     reduce the last share.
-
-    Raises:
-        UserError: If `total` is too small.
     """
     given = {split: count for split in SPLITS if (count := getattr(counts, split)) is not None}
     missing = [split for split in SPLITS if split not in given]

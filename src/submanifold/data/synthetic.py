@@ -485,15 +485,10 @@ MANIFOLDS: dict[str, type] = {
 def manifold(name: str, noise: float | None = None) -> Manifold:
     """Build a manifold by its name in `MANIFOLDS`, with its default noise or another.
 
-    Raises:
-        UserError: If the name is unknown.
-
     Example:
         >>> from submanifold.data.synthetic import manifold
         >>> circle = manifold("circle", noise=0.1)
         >>> circle.log_prob(circle.sample(5, np.random.default_rng(0))).shape
         (5,)
     """
-    if name not in MANIFOLDS:
-        raise UserError(f"name: expected one of {', '.join(MANIFOLDS)}, got {name}. Correct it.")
     return MANIFOLDS[name]() if noise is None else MANIFOLDS[name](noise=noise)

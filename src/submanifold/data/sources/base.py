@@ -1,4 +1,4 @@
-"""The interface of image sources: what a source offers, and its entry in the registry."""
+"""The interface of image sources: an open source, and its entry in the registry."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass
 class Source:
-    """An open source: named images and the splits they belong to.
+    """Named images and the splits they belong to.
 
     Attributes:
         names: Sorted names of all images.
         read: Function of a name that returns the stored bytes or pixels.
-        decode: Function of stored data that returns the image, uint8 (channels, size, size).
-            It can be pickled, and raises any kind of error for a broken file.
+        decode: Function of stored data that returns the image, uint8 (channels, size, size). It can
+            be pickled, and raises any kind of error for a broken file.
         splits: The split of each name, or None if any image may be in any split.
-        split_rule: How images are split: `cells`, `groups`, `official` or `random`.
+        split_rule: `cells`, `groups`, `official` or `random`.
         crop: The part of each image that is kept.
         note: A remark on the split for the user, or None.
         labels: JSON-able label of each name, or None.
@@ -57,9 +57,7 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceType:
-    """An entry of the registry: how to open a type of source, and which settings it accepts.
-
-    Functions take the settings and the folder of downloads.
+    """An entry of the registry: functions of the settings and the folder of downloads.
 
     Attributes:
         open: Opens the source; downloads it first if necessary.
@@ -67,12 +65,12 @@ class SourceType:
         must_download: Whether `open` may have to download the source.
         path: Description of the setting `path`, or None if it is not accepted.
         path_required: Whether `path` must be set.
+        url: Whether the setting `url` is accepted.
+        image_files: Whether images are files of any shape, for which `crop` and `groups` are
+            accepted.
         labels: Whether images have labels, by which they can be selected.
-        groups: Whether the setting `groups` is accepted.
         official_split: Whether there is an official split.
         crop: The crop of `crop=auto`.
-        crops: Whether the settings `crop` and `margin` are accepted, in this order.
-        url: Whether a download from another address is accepted.
     """
 
     open: Callable[[ImageSettings, Path], Source]
@@ -80,9 +78,8 @@ class SourceType:
     must_download: Callable[[ImageSettings, Path], bool] = lambda settings, raw_folder: False
     path: str | None = None
     path_required: bool = False
+    url: bool = False
+    image_files: bool = False
     labels: bool = False
-    groups: bool = False
     official_split: bool = False
     crop: str = "square"
-    crops: tuple[bool, bool] = (True, True)
-    url: bool = False

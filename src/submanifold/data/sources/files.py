@@ -26,15 +26,9 @@ log = logging.getLogger(__name__)
 def open_files(
     settings: ImageSettings, path: Path, official: Mapping[str, str] | None = None
 ) -> Source:
-    """Open the images at a path.
+    """Open the images in a folder, a zip or an LMDB.
 
-    Args:
-        settings: Settings of the images.
-        path: A folder, a zip or an LMDB folder.
-        official: The split of each file name (without folders); other images are skipped.
-
-    Raises:
-        UserError: If there are no images, or groups do not fit the images or the official split.
+    With an official split of file names (without folders), other images are skipped.
     """
     store = open_store(path)
     names, skipped = store.names(), store.skipped
@@ -74,16 +68,9 @@ def fingerprint_files(
     raw_folder: Path,
     suffix: Callable[[], str] = lambda: "",
 ) -> str:
-    """Fingerprint of the images at a path.
+    """Fingerprint of the images at a path, recorded in ``.fingerprints`` of the raw folder.
 
-    Args:
-        settings: Settings of the images.
-        path: A folder, a zip or an LMDB folder.
-        raw_folder: Records of earlier fingerprints are in its folder ``.fingerprints``.
-        suffix: Returns what is appended, such as the identity of an official partition.
-
-    Raises:
-        UserError: If the path cannot be read.
+    The result of `suffix`, such as the identity of an official partition, is appended.
     """
     given = f"{Path(settings.path or path).expanduser().absolute()} {settings.split}"
     record = raw_folder / ".fingerprints" / f"{digest([given])}.json"
@@ -112,5 +99,5 @@ FILES = SourceType(
     ),
     path=STORES,
     path_required=True,
-    groups=True,
+    image_files=True,
 )

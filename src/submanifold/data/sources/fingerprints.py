@@ -11,26 +11,18 @@ log = logging.getLogger(__name__)
 
 # Nanoseconds after which a second write of a file changes its times on every filesystem.
 SETTLED = 2 * 10**9
-SLOW_BYTES = 2**28
 
 
 def fingerprint_store(path: Path, record: Path, suffix: str = "") -> str:
     """Fingerprint of a store's content: changes with any byte, and is the same for a copy.
 
-    The result is recorded with the sizes, times and inodes of the files, which are read again only
-    if one of these has changed. A very large store is sampled; if its files were written since
-    they were recorded, its fingerprint changes even if the samples do not. So a change is missed if
-    it keeps a file's times, or is in a copy of a very large store between the samples. A path that
-    does not exist has its recorded fingerprint, or one of the path itself.
-
-    Args:
-        path: A folder, a zip or an LMDB folder.
-        record: JSON file with the last result; losing it only costs time.
-        suffix: Appended to the fingerprint.
+    The result is recorded (in a JSON file) with the sizes, times and inodes of the files, which are
+    read again only if one of these has changed. A very large store is sampled; if its files were
+    written since then, its fingerprint changes even if the samples do not. A path that does not
+    exist has its recorded fingerprint, or one of the path itself.
 
     Raises:
-        UserError: If it is not a readable store.
-        OSError: If it cannot be read.
+        UserError, OSError: If it cannot be read.
     """
     last = read_json(record) or {}
     if not path.exists():
@@ -39,12 +31,9 @@ def fingerprint_store(path: Path, record: Path, suffix: str = "") -> str:
         log.info("path=%s does not exist; using its last fingerprint", path)
         return str(last["fingerprint"])
     files = files_of(path)
-    stamps, seen = files.stamps, files.digest
-    settled = bool((stamps["ctime"] < files.began - SETTLED).all())
+    seen, settled = files.digest, bool((files.stamps["ctime"] < files.began - SETTLED).all())
     content = last.get("content", "")
     if last.get("files") != seen or not last.get("settled"):
-        if stamps["size"].sum() > SLOW_BYTES:
-            log.info("computing the fingerprint of path=%s", path)
         known, content = content, fingerprint_content(path)
         if ":sampled:" in content and known.startswith(content):
             content = known if last.get("files") == seen else f"{content}+{seen}"

@@ -1,10 +1,12 @@
-"""Small labelled data sets in memory, with official splits."""
+"""Labelled data sets in memory, with official splits."""
 
 from __future__ import annotations
 
-from functools import partial
+import gzip
+import hashlib
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
@@ -15,9 +17,6 @@ from submanifold.data.sources.base import Source
 
 if TYPE_CHECKING:
     from submanifold.data.settings import ImageSettings
-
-MAX_RATIO = 100
-"""Largest ratio of the sizes of a file unpacked and packed; these data sets stay below 20."""
 
 
 class Labelled(NamedTuple):
@@ -33,12 +32,8 @@ class Labelled(NamedTuple):
 
 
 def open_labelled(settings: ImageSettings, data: dict[str, Labelled]) -> Source:
-    """Make a source of official splits; validation images are taken from train if there are none.
-
-    Raises:
-        UserError: If the labels do not exist, or `counts.valid` leaves no training images.
-    """
-    data = select_labels(data, settings.labels, settings.other_labels)
+    """Make a source of official splits; without a validation split it is taken from train."""
+    data = _select_labels(settings, data)
     names = {split: [f"{split}/{n:06d}" for n in range(len(each.images))]
              for split, each in data.items()}  # fmt: skip
     labels: dict[str, Any] = {}
@@ -76,40 +71,45 @@ def _decode(pixels: np.ndarray, **form: Any) -> np.ndarray:
     return crop_and_resize(Image.fromarray(pixels), **form)
 
 
-def select_labels(
-    data: dict[str, Labelled],
-    labels: tuple[int, ...] | None,
-    other_labels: tuple[int, ...] | None = None,
-) -> dict[str, Labelled]:
-    """Keep the images with one of the labels, or with none of the other labels.
-
-    Raises:
-        UserError: If a label does not exist, all are excluded, or an image has several labels.
-    """
-    if labels is None and other_labels is None:
+def _select_labels(settings: ImageSettings, data: dict[str, Labelled]) -> dict[str, Labelled]:
+    setting = "labels" if settings.labels else "other_labels"
+    chosen = settings.labels or settings.other_labels
+    if chosen is None:
         return data
-    setting, chosen = ("labels", labels) if labels else ("other_labels", other_labels or ())
     if any(each.labels.ndim > 1 for each in data.values()):
         raise UserError(
             f"{setting}: expected none for images with several labels, got {list(chosen)}. Omit it."
         )
     existing = {int(label) for each in data.values() for label in np.unique(each.labels)}
-    if not set(chosen) <= existing or (setting == "other_labels" and set(chosen) == existing):
-        some = "" if setting == "labels" else "some, but not all "
+    if not set(chosen) <= existing or (settings.labels is None and set(chosen) == existing):
         raise UserError(
-            f"{setting}: expected {some}of the labels {sorted(existing)}, got {list(chosen)}. "
+            f"{setting}: expected some of the labels {sorted(existing)}, got {list(chosen)}. "
             "Correct it."
         )
-    kept = {split: np.isin(each.labels, chosen, invert=setting == "other_labels")
+    kept = {split: np.isin(each.labels, chosen, invert=settings.labels is None)
             for split, each in data.items()}  # fmt: skip
     return {split: Labelled(each.images[kept[split]], each.labels[kept[split]])
             for split, each in data.items()}  # fmt: skip
 
 
-def check_unpacked_size(file: Path, size: int) -> None:
-    """Raise a ValueError if a file would unpack to far more than its own size."""
-    packed = file.stat().st_size
-    if not 0 <= size <= MAX_RATIO * packed:
-        raise ValueError(
-            f"{file.name} would unpack to {size} bytes, more than {MAX_RATIO} times its {packed}"
-        )
+def open_unpacked(file: Path) -> BinaryIO:
+    """Open a file, decompressing it if it is a gzip file."""
+    return cast(BinaryIO, gzip.open(file)) if file.suffix == ".gz" else open(file, "rb")
+
+
+def fingerprint_unpacked(files: list[Path]) -> str:
+    """Hash of the unpacked content of files; cached until their sizes or times change."""
+    stats = [(file, file.stat()) for file in files]
+    return _digest(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+
+
+@lru_cache(maxsize=16)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for file, *_ in files:
+        if not file.is_file():  # reading a pipe may block
+            raise OSError(f"{file}, which is not a file")
+        with open_unpacked(file) as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    return f"files:{digest.hexdigest()[:32]}"

@@ -10,58 +10,50 @@ import numpy as np
 
 from submanifold.common.errors import UserError
 from submanifold.data.sources.base import Source, SourceType
-from submanifold.data.sources.labelled import Labelled, check_unpacked_size, open_labelled
-from submanifold.data.sources.stores import PACKED_BY
-from submanifold.data.sources.torchvision import fingerprint_files, missing
+from submanifold.data.sources.labelled import Labelled, fingerprint_unpacked, open_labelled
 
 if TYPE_CHECKING:
     from submanifold.data.settings import ImageSettings
 
 NAMES = {"train": "train", "valid": "val", "test": "test"}
+FILE = "an npz file of MedMNIST"
 
 
 def _open(settings: ImageSettings, raw_folder: Path) -> Source:
     path = _path(settings)
     try:
-        data = _read(path)
+        if not path.is_file():  # reading a pipe may block
+            raise ValueError(f"not a file (current folder: {Path.cwd()})")
+        with np.load(path, allow_pickle=False) as arrays:
+            data = {split: Labelled(arrays[f"{name}_images"], arrays[f"{name}_labels"])
+                    for split, name in NAMES.items()}  # fmt: skip
     except (OSError, ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"path={path}: expected an npz file of MedMNIST with train_images (uint8, grey or RGB, "
-            f"of two dimensions) and train_labels, and the same of val and test, got: {error}. "
-            "Correct it."
+            f"path={path}: expected {FILE} with train_images, train_labels, and the same of val "
+            f"and test, got: {error}. Correct it."
         ) from error
+    for split, (images, labels) in data.items():
+        if (
+            images.dtype != np.uint8
+            or images.ndim not in (3, 4)
+            or images.shape[3:] not in ((), (3,))
+        ):
+            raise UserError(
+                f"path={path}: expected uint8 images of two dimensions, grey or RGB, got "
+                f"{images.dtype} of shape {images.shape}. Choose another file."
+            )
+        data[split] = Labelled(images, labels[:, 0] if labels.shape[1:] == (1,) else labels)
     return open_labelled(settings, data)
-
-
-def _read(path: Path) -> dict[str, Labelled]:
-    """Read an npz file in bounded memory and without unpickling."""
-    if not path.is_file():
-        raise ValueError(f"not a file (current folder: {Path.cwd()})")
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    if any(each.compress_type not in PACKED_BY for each in members):
-        raise ValueError("not compressed by deflate")
-    check_unpacked_size(path, sum(each.file_size for each in members))
-    data = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for split, name in NAMES.items():
-            images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
-            colour = images.shape[3:] in ((), (3,))
-            if images.dtype != np.uint8 or images.ndim not in (3, 4) or not colour:
-                raise ValueError(f"{images.dtype} images of shape {images.shape}")
-            labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
-            data[split] = Labelled(images, labels)
-    return data
 
 
 def _fingerprint(settings: ImageSettings, raw_folder: Path) -> str:
     path = _path(settings)
+    if not path.exists():
+        return f"missing:{path.absolute()}"
     try:
-        return fingerprint_files([path]) if path.exists() else missing(path)
+        return fingerprint_unpacked([path])
     except OSError as error:
-        raise UserError(
-            f"path={path}: expected an npz file of MedMNIST, got {error}. Correct it."
-        ) from error
+        raise UserError(f"path={path}: expected {FILE}, got {error}. Correct it.") from error
 
 
 def _path(settings: ImageSettings) -> Path:
@@ -71,9 +63,8 @@ def _path(settings: ImageSettings) -> Path:
 MEDMNIST = SourceType(
     open=_open,
     fingerprint=_fingerprint,
-    path="an npz file of MedMNIST",
+    path=FILE,
     path_required=True,
     labels=True,
     official_split=True,
-    crops=(False, True),
 )

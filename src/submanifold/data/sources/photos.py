@@ -45,12 +45,7 @@ def open_photos(settings: ImageSettings, photos: Mapping[str, np.ndarray] | None
     fit. Patches of one cell overlap and are not independent: cells are the groups of the images.
     The stride is chosen to give about 8,000 patches. Names are `photo/cell/resolution/top-left`.
 
-    Args:
-        settings: `size`, `channels` and `seed` are used.
-        photos: Integer arrays (height, width, channels) by name; default: the installed ones.
-
-    Raises:
-        UserError: If a patch does not fit in a cell.
+    `photos` replaces the installed photographs by arrays (height, width, channels).
     """
     size = settings.size
     photos = read_photos(settings.channels) if photos is None else photos
@@ -96,11 +91,7 @@ def open_photos(settings: ImageSettings, photos: Mapping[str, np.ndarray] | None
 
 
 def read_photos(channels: int) -> dict[str, np.ndarray]:
-    """Read the installed photographs, uint8 (height, width, channels).
-
-    Raises:
-        UserError: If an installed version does not contain one.
-    """
+    """Read the installed photographs, uint8 (height, width, channels), by name."""
     photos = {}
     for name, (package, inside) in FILES.items():
         file = resources.files(package) / inside
@@ -116,12 +107,7 @@ def read_photos(channels: int) -> dict[str, np.ndarray]:
 
 
 def grid(shape: tuple[int, ...], side: int) -> list[tuple[int, int, int, int]]:
-    """Divide an image (height, width, ...) into as many cells as fit with gaps between them.
-
-    Returns:
-        (top, bottom, left, right) of each cell: of nearly equal sides, at least `side` unless the
-        image is smaller.
-    """
+    """Divide an image into cells (top, bottom, left, right) of at least `side`, with gaps."""
 
     def spans(extent: int) -> list[tuple[int, int]]:
         count = max(1, (extent + GAP) // (side + GAP))
@@ -158,5 +144,4 @@ def _assign(cells: list[tuple[str, int]], seed: int) -> dict[tuple[str, int], st
 PHOTOS = SourceType(
     open=lambda settings, raw_folder: open_photos(settings),
     fingerprint=lambda settings, raw_folder: FINGERPRINT,
-    crops=(False, False),
 )

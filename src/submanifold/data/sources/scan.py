@@ -1,7 +1,5 @@
 """Listing of the image files in a folder, with the sizes and times that show a change."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import struct
@@ -30,19 +28,12 @@ REUSED_AFTER = 10**9
 STAMP = np.dtype([("size", "i8"), ("mtime", "i8"), ("ctime", "i8"), ("inode", "u8")])
 PACK = struct.Struct("=qqqQ").pack
 
-
-class Stamp(NamedTuple):
-    """What changes when a file is written: bytes, times in nanoseconds, inode number."""
-
-    size: int
-    mtime: int
-    ctime: int
-    inode: int
+Stamp = tuple[int, int, int, int]
 
 
 def stamp(stat: os.stat_result) -> Stamp:
-    """Stamp of a file."""
-    return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    """What changes when a file is written: bytes, times in nanoseconds, inode number."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ class Files:
 
     Attributes:
         names: Sorted relative names, with forward slashes.
-        stamps: A :class:`Stamp` of each, (n,) of dtype :data:`STAMP`.
+        stamps: A stamp of each, (n,) of dtype :data:`STAMP`.
         began: Start of the scan, nanoseconds since 1970.
         skipped: `{"name", "reason"}` of entries with the name of an image that are not files, and
             of links to folders that were not followed.
@@ -66,17 +57,16 @@ class Files:
 
     @property
     def digest(self) -> str:
-        """Hash of names and stamps; changes if a file is written, renamed, added or removed."""
+        """Hash that changes if a file is written, renamed, added or removed."""
         return digest([*self.names, hashlib.sha256(self.stamps.tobytes()).hexdigest()])
 
 
 def scan(path: Path) -> Files:
-    """List the images in a folder and all folders below it, with a stamp of each.
+    """List the images in a folder and all folders below it; hidden files are ignored.
 
-    Hidden files are ignored. Links to folders are followed, except to folders that contain, or are
-    inside of, a folder already read: no image is listed twice, and cycles end.
-
-    A scan that took more than a second is reused by this process for as long as it took.
+    Links to folders are followed, except to folders that contain, or are inside of, a folder that
+    is read already: no image is listed twice, and cycles end. A scan that took more than a second
+    is reused by this process for as long as it took.
 
     Raises:
         OSError: If a folder cannot be listed.
@@ -151,27 +141,29 @@ def _list(path: Path, folders: list[str]) -> Listing:
         parent = found.folders.pop()
         with os.scandir(path / parent) as entries:
             for entry in entries:
-                name = parent + entry.name
-                if is_hidden(entry.name):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    found.folders.append(f"{name}/")
-                elif entry.is_symlink() and os.path.isdir(entry):
-                    found.links.append(name)
-                elif not name.lower().endswith(SUFFIXES):
-                    found.others[suffix(name)] += 1
-                else:
-                    try:
-                        stat = entry.stat()
-                    except OSError as error:  # usually a broken link
-                        found.skipped.append({"name": name, "reason": str(error.strerror)})
-                        continue
-                    if S_ISREG(stat.st_mode):
-                        found.names.append(name)
-                        found.stamps.extend(PACK(*stamp(stat)))
-                    else:
-                        found.skipped.append({"name": name, "reason": NOT_A_FILE})
+                if not is_hidden(entry.name):
+                    _add(found, parent + entry.name, entry)
     return found
+
+
+def _add(found: Listing, name: str, entry: os.DirEntry[str]) -> None:
+    if entry.is_dir(follow_symlinks=False):
+        found.folders.append(f"{name}/")
+    elif entry.is_symlink() and os.path.isdir(entry):
+        found.links.append(name)
+    elif not name.lower().endswith(SUFFIXES):
+        found.others[suffix(name)] += 1
+    else:
+        try:
+            stat = entry.stat()
+        except OSError as error:  # usually a broken link
+            found.skipped.append({"name": name, "reason": str(error.strerror)})
+            return
+        if S_ISREG(stat.st_mode):
+            found.names.append(name)
+            found.stamps.extend(PACK(*stamp(stat)))
+        else:
+            found.skipped.append({"name": name, "reason": NOT_A_FILE})
 
 
 def is_hidden(part: str) -> bool:

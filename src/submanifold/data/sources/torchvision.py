@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import math
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import locked
 from submanifold.data.sources.base import Source, SourceType
-from submanifold.data.sources.labelled import Labelled, check_unpacked_size, open_labelled
+from submanifold.data.sources.labelled import (
+    Labelled,
+    fingerprint_unpacked,
+    open_labelled,
+    open_unpacked,
+)
 
 if TYPE_CHECKING:
     from submanifold.data.settings import ImageSettings
 
-IDX_FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
-FILES = {
-    "CIFAR10": ("cifar-10-batches-py",),
-    "SVHN": ("train_32x32.mat", "test_32x32.mat"),
-}
-"""Files of the classes that are not in IDX format, which torchvision verifies before reading."""
+FILES = {"CIFAR10": ["cifar-10-batches-py"], "SVHN": ["train_32x32.mat", "test_32x32.mat"]}
+IDX_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k")
+             for kind in ("images-idx3", "labels-idx1")]  # fmt: skip
 
 
 def torchvision_source(name: str) -> SourceType:
@@ -36,8 +31,7 @@ def torchvision_source(name: str) -> SourceType:
     def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
         root = Path(settings.path or raw_folder / "torchvision").expanduser()
         if settings.path is None:
-            with locked(root, f"the download of {name}"):
-                _download(name, root)
+            _download(name, root)
         try:
             data = _load(name, root) if name in FILES else _read_idx(name, root)
         except (OSError, EOFError, ValueError, RuntimeError) as error:
@@ -48,8 +42,10 @@ def torchvision_source(name: str) -> SourceType:
         if settings.path is None:
             return f"torchvision:{name}"
         root = Path(settings.path).expanduser()
+        if not root.exists():
+            return f"missing:{root.absolute()}"
         try:
-            return fingerprint_files(_files(name, root)) if root.exists() else missing(root)
+            return fingerprint_unpacked(_files(name, root))
         except OSError as error:
             raise _unreadable(name, root, error) from error
 
@@ -60,7 +56,6 @@ def torchvision_source(name: str) -> SourceType:
         path=f"a folder of torchvision's {name}",
         labels=True,
         official_split=True,
-        crops=(False, True),
     )
 
 
@@ -75,8 +70,9 @@ def _download(name: str, root: Path) -> None:
     from torchvision import datasets
 
     try:
-        for split in ({"split": "train"}, {"split": "test"}) if name == "SVHN" else ({},):
-            getattr(datasets, name)(root, download=True, **split)
+        with locked(root, f"the download of {name}"):
+            for split in ({"split": "train"}, {"split": "test"}) if name == "SVHN" else ({},):
+                getattr(datasets, name)(root, download=True, **split)
     except Exception as error:  # each kind of download raises other errors
         raise UserError(
             f"source={name}: expected a download by torchvision, got {error}. Download its files "
@@ -99,68 +95,34 @@ def _load(name: str, root: Path) -> dict[str, Labelled]:
 
 
 def _files(name: str, root: Path) -> list[Path]:
-    """The files that hold a data set."""
-    if name not in FILES:
-        return [_idx_file(name, root, file) for files in IDX_FILES.values() for file in files]
-    found = [root / file for file in FILES[name]]
-    if absent := [file for file in found if not file.exists()]:
-        raise FileNotFoundError(f"no {absent[0].name}")
-    return sorted(file for each in found for file in (each.glob("*") if each.is_dir() else [each]))
+    """The files of a data set.
 
-
-def _idx_file(name: str, root: Path, file: str) -> Path:
-    folders = (root, root / "raw", root / name / "raw")
-    candidates = [folder / f"{file}{suffix}" for folder in folders for suffix in ("", ".gz")]
-    found = next((each for each in candidates if each.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"no {file} or {file}.gz")
+    Raises:
+        FileNotFoundError: If one does not exist.
+    """
+    folders = (root,) if name in FILES else (root, root / "raw", root / name / "raw")
+    found = []
+    for file in FILES.get(name, IDX_FILES):
+        places = (folder / f"{file}{suffix}" for folder in folders for suffix in ("", ".gz"))
+        place = next((each for each in places if each.exists()), None)
+        if place is None:
+            raise FileNotFoundError(f"no {file}")
+        found += sorted(place.glob("*")) if place.is_dir() else [place]
     return found
 
 
 def _read_idx(name: str, root: Path) -> dict[str, Labelled]:
-    """Read MNIST's format, also packed and in bounded memory, unlike torchvision's reader."""
+    """Read MNIST's format, which torchvision reads from its own layout and unpacked only."""
 
     def read(file: Path) -> np.ndarray:
-        with _open(file) as stream:
-            start = stream.read(4)
-            if start[:3] != b"\0\0\x08" or start[3:] not in (b"\x01", b"\x03"):
-                raise ValueError(f"{file.name}, which is not an IDX file of bytes")
-            shape = np.frombuffer(stream.read(4 * start[3]), ">i4")
-            size = math.prod(shape.tolist())
-            check_unpacked_size(file, size)
-            return np.frombuffer(stream.read(size), np.uint8).reshape(shape)
+        with open_unpacked(file) as stream:
+            content = stream.read()
+        axes = content[3] if content[:3] == b"\0\0\x08" else 0
+        if axes not in (1, 3):
+            raise ValueError(f"{file.name}, which is not an IDX file of bytes")
+        shape = np.frombuffer(content, ">i4", axes, offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
     arrays = [read(file) for file in _files(name, root)]
     return {"train": Labelled(arrays[0], arrays[1].astype(np.int64)),
             "test": Labelled(arrays[2], arrays[3].astype(np.int64))}  # fmt: skip
-
-
-def _open(file: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(file)) if file.suffix == ".gz" else open(file, "rb")
-
-
-def missing(path: Path) -> str:
-    """Fingerprint of a path that does not exist."""
-    return f"missing:{path.absolute()}"
-
-
-def fingerprint_files(files: list[Path]) -> str:
-    """Hash of the unpacked content of files; cached until their sizes or times change.
-
-    Raises:
-        OSError: If one cannot be read, or is not a regular file.
-    """
-    stats = [(file, file.stat()) for file in files]
-    return _digest(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
-
-
-@lru_cache(maxsize=16)
-def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for file, *_ in files:
-        if not file.is_file():  # reading a pipe may block
-            raise OSError(f"{file}, which is not a file")
-        with _open(file) as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-    return f"files:{digest.hexdigest()[:32]}"

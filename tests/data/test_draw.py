@@ -1,0 +1,90 @@
+"""Points of synthetic manifolds on disk."""
+
+import json
+
+import numpy as np
+import pytest
+
+from submanifold.common.errors import UserError
+from submanifold.data import prepare
+from submanifold.data.prepare import draw
+from submanifold.data.settings import SyntheticSettings
+
+SETTINGS = {"source": "circle", "noise": 0.1, "counts": {"train": 50, "valid": 10, "test": 20}}
+
+
+def settings(**changes):
+    return SyntheticSettings(**{**SETTINGS, **changes})
+
+
+def arrays(folder, **changes):
+    return [np.array(array) for array in draw(settings(**changes), folder)[:3]]
+
+
+def test_points_are_drawn_once(tmp_path):
+    train, valid, test, manifest = draw(settings(), tmp_path)
+    assert [a.shape for a in (train, valid, test)] == [(50, 2), (10, 2), (20, 2)]
+    assert {a.dtype for a in (train, valid, test)} == {np.dtype("float32")}
+    assert manifest == json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["counts"] == SETTINGS["counts"]
+    before = (tmp_path / "train.npy").stat().st_mtime_ns
+    again = draw(settings(), tmp_path)
+    assert (tmp_path / "train.npy").stat().st_mtime_ns == before
+    assert np.array_equal(again[0], train)
+
+
+def test_each_split_has_its_own_stream(tmp_path):
+    """Of equal size, two splits of one stream would be equal."""
+    found = arrays(tmp_path / "a", counts={"train": 10, "valid": 10, "test": 10})
+    for index, array in enumerate(found):
+        rng = np.random.default_rng([0, index])
+        points = settings().manifold.sample(10, rng)
+        assert np.array_equal(array, points.astype(np.float32))
+    more = arrays(tmp_path / "b", counts={"train": 99, "valid": 9, "test": 10})
+    assert np.array_equal(more[2], found[2])
+
+
+@pytest.mark.parametrize("changes", [{"noise": 0.2}, {"seed": 1}, {"source": "sphere"}])
+def test_other_settings_in_the_same_folder_draw_other_points(tmp_path, changes):
+    first = arrays(tmp_path)
+    assert not np.array_equal(arrays(tmp_path, **changes)[0], first[0])
+
+
+@pytest.mark.parametrize("change", ["truncate", "remove", "flip a bit"])
+@pytest.mark.parametrize("name", ["manifest.json", "train.npy", "test.npy"])
+def test_damaged_files_are_written_again(tmp_path, caplog, name, change):
+    first = arrays(tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    if change == "remove":
+        path.unlink()
+    elif change == "truncate":
+        path.write_bytes(content[:-3])
+    else:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert all(map(np.array_equal, arrays(tmp_path), first))
+    assert path.read_bytes() == content
+    if change == "flip a bit" and name != "manifest.json":
+        assert "do not have their hash" in caplog.text
+
+
+def test_points_may_be_in_a_read_only_folder(tmp_path, read_only, caplog):
+    first = draw(settings(), tmp_path)
+    read_only(tmp_path)
+    again = draw(settings(), tmp_path)
+    assert (again[3], caplog.text) == (first[3], "")
+    with pytest.raises(UserError, match=r"manifest\.json cannot be written: .* is read-only"):
+        draw(settings(noise=0.2), tmp_path)
+
+
+def test_a_killed_draw_of_other_settings_is_not_used(tmp_path, monkeypatch):
+    first = arrays(tmp_path)
+
+    def kill(path, content):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "write_json", kill)
+        with pytest.raises(KeyboardInterrupt):
+            draw(settings(noise=0.5), tmp_path)
+    assert all(map(np.array_equal, arrays(tmp_path), first))
