@@ -69,7 +69,9 @@ def test_without_a_partition_the_split_is_random(tmp_path, caplog):
 
 def test_an_invalid_partition_is_rejected(tmp_path):
     write_celeba(tmp_path, codes="01x")
-    with pytest.raises(UserError, match=rf"^{PARTITION}: expected .* on line 3.*split=random"):
+    with pytest.raises(
+        UserError, match=rf"^{PARTITION}: expected .* got 000002.jpg x.*split=random"
+    ):
         open_celeba(tmp_path, split="official")
 
 

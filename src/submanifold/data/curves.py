@@ -81,12 +81,6 @@ class Curve:
         integrand is below :math:`e^{-50}` of its maximum are omitted. The relative error is below
         1e-10 (measured), except far away, where 65,536 pieces are too few.
 
-        Args:
-            y: Points (n,).
-            noise: Standard deviation sigma.
-
-        Returns:
-            Log-density (n,), nats.
         """
         grid = np.linspace(*self.ends, GRID)
         length = np.append(0, np.cumsum(abs(np.diff(self.point(grid)))))

@@ -59,14 +59,11 @@ def crop_and_resize(
     Transparent pixels are composited on white; 16-bit grey is scaled to 8 bits.
 
     Args:
-        image: The image.
+        image: The image; its pixels must not be floating-point.
         size: Side of the result, pixels.
         channels: 3 (RGB) or 1 (grey).
         crop: Side of the centre crop: `square` is min(w, h), `celeba` round(148/178 min(w, h)).
         margin: Black pixels on each side, within the size.
-
-    Raises:
-        ValueError: If its pixels are floating-point.
     """
     side = min(image.width, image.height)
     side = max(1, round(148 / 178 * side)) if crop == "celeba" else side

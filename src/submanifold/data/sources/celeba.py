@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 IMAGES = "img_align_celeba"
 ARCHIVE = f"{IMAGES}.zip"
 PARTITION = "list_eval_partition.txt"
+CODES = dict(zip("012", SPLITS, strict=True))
 RECEIPT = "downloaded.json"
 HOME_PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 DRIVE = {
@@ -100,20 +101,14 @@ def _partition_inside(images: Path) -> bytes | None:
 
 def _read_partition(content: bytes) -> dict[str, str]:
     """Map file names to train, valid or test, from lines such as `000001.jpg 0`."""
-    splits = {}
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
-        match line.split():
-            case []:
-                continue
-            case [name, "0" | "1" | "2" as code]:
-                splits[name] = SPLITS[int(code)]
-            case _:
-                raise UserError(
-                    f"{PARTITION}: expected a file name and 0, 1 or 2 on each line, got "
-                    f"{line[:60]!r} on line {number}. Fetch the official file again, or set "
-                    "split=random."
-                )
-    return splits
+    pairs = [line.split() for line in content.decode("utf-8", "replace").splitlines() if line]
+    for pair in pairs:
+        if len(pair) != 2 or pair[1] not in CODES:
+            raise UserError(
+                f"{PARTITION}: expected a file name and 0, 1 or 2 on each line, got "
+                f"{' '.join(pair)[:60]}. Fetch the official file again, or set split=random."
+            )
+    return {name: CODES[code] for name, code in pairs}
 
 
 def _md5(content: bytes) -> str:
@@ -141,13 +136,7 @@ def _origin(settings: ImageSettings) -> str:
 
 
 def _download(settings: ImageSettings, folder: Path) -> Path:
-    """Download the official zip into a folder, verified and complete, or not at all.
-
-    From `url`, verified by `hash`; else the zip and the partition from torchvision's addresses.
-
-    Raises:
-        UserError: If it fails; with instructions for a download by hand.
-    """
+    """Download the official zip into a folder, verified and complete, or not at all."""
     with locked(folder, "the download of CelebA"):
         if images := _find_images(folder):  # downloaded by another run in the meantime
             return images
