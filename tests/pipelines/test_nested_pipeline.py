@@ -146,7 +146,7 @@ def test_a_second_stage_by_the_metric_and_rotated(project):
 def test_every_cell_of_the_notebook_runs_and_says_what_it_found(run, project):
     parameters = project.path / "conf" / "test" / "parameters.yml"
     before = parameters.read_text()
-    parameters.write_text(before.replace("method: H-MM", "method: nested"))
+    parameters.write_text(before.replace("method: H-MM", "method: nested-then-flow"))
     done = subprocess.run(
         [sys.executable, "-c", CELLS, str(NOTEBOOK)],
         cwd=project.path, env={**os.environ, "KEDRO_ENV": "test", "MPLBACKEND": "agg"},
