@@ -27,6 +27,8 @@ NODE_OPTIONS = ("from_inputs", "from_nodes", "node_names", "tags", "namespaces")
 """Options of ``kedro run`` that select nodes: these run even if their outputs exist."""
 STUDY_OPTIONS = ("trials", "workers", "sampler", "prune")
 HIGH_LOAD = 0.3  # of the processors
+JOINT_METHOD = "EE-M"
+"""Default method of ``--pipeline=joint``: the joint one with the lowest error (docs/beyond.md)."""
 
 
 class _Group(ErrorGroup):
@@ -79,10 +81,10 @@ def _run_command() -> click.Command:
     def run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
         if PACKAGE_NAME is None:  # Kedro's own command line has configured the project
             configure_project("submanifold")
-        check_parameters(options)  # before MLflow is imported
+        names = [pipeline] if pipeline else pipelines
+        check_parameters(options, joint=names == ["joint"])  # before MLflow is imported
         from submanifold.pipeline_registry import NAMES
 
-        names = [pipeline] if pipeline else pipelines
         if unknown := [name for name in names if name not in (*NAMES, "__default__")]:
             raise click.ClickException(
                 f"pipeline={unknown[0]} is not known. Known: {', '.join(NAMES)}. Change it with "
@@ -108,8 +110,13 @@ def _run_command() -> click.Command:
     return command
 
 
-def check_parameters(options: dict[str, Any]) -> None:
+def check_parameters(options: dict[str, Any], joint: bool = False) -> None:
     """Check the parameters of ``kedro run``.
+
+    Args:
+        options: The command's options. With ``joint`` and no method, it gets the default one.
+        joint: Whether only the pipeline ``joint`` runs, which a dataset's default method may not
+            fit.
 
     Raises:
         ClickException: A parameter is invalid.
@@ -124,7 +131,11 @@ def check_parameters(options: dict[str, Any]) -> None:
         return
     env = options["env"] or os.environ.get("KEDRO_ENV")
     params = copy.deepcopy(options["params"])
-    ExperimentConfigLoader(conf, env=env, runtime_params=params, **LOADER_ARGS)["parameters"]
+    loader = ExperimentConfigLoader(conf, env=env, runtime_params=params, **LOADER_ARGS)
+    loader["parameters"]
+    if joint and loader.experiment.pipeline != "joint" and loader.uses_default_method:
+        options["params"]["method"] = JOINT_METHOD
+        logging.getLogger(__name__).info("method=%s, the default with joint", JOINT_METHOD)
 
 
 def _split_params(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:

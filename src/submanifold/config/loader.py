@@ -83,6 +83,11 @@ class ExperimentConfigLoader(OmegaConfigLoader):
 
         return resolve(self._read("parameters"), self.runtime_params)
 
+    @property
+    def uses_default_method(self) -> bool:
+        """Whether the method is the dataset's default."""
+        return self._read("parameters").get("method") == "auto"
+
     @cached_property
     def artifact_keys(self) -> dict[str, str]:
         """Cache key of each artifact (:func:`submanifold.config.artifact_keys`)."""
