@@ -80,7 +80,6 @@ class Curve:
         than :math:`20 \sigma^2 / \delta` and than the least radius of curvature; those on which the
         integrand is below :math:`e^{-50}` of its maximum are omitted. The relative error is below
         1e-10 (measured), except far away, where 65,536 pieces are too few.
-
         """
         grid = np.linspace(*self.ends, GRID)
         length = np.append(0, np.cumsum(abs(np.diff(self.point(grid)))))
