@@ -241,7 +241,10 @@ def sweep(
     The same command in another terminal joins the study; repeated later, it continues.
     """  # noqa: D301  \b keeps the lines
     if study is not None:
-        from submanifold.studies.search import search
+        from submanifold.pipelines.study.nodes import import_optuna
+
+        import_optuna()
+        from submanifold.studies.search.workers import search
 
         click.echo(search(study, (parameter, *values), params, _project(), env, **options))
         return

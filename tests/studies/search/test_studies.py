@@ -17,10 +17,10 @@ from optuna.trial import TrialState, create_trial
 from submanifold import cli
 from submanifold.common.errors import UserError
 from submanifold.common.files import is_alive
-from submanifold.studies import search
 from submanifold.studies.search import study as study_module
 from submanifold.studies.search.spaces import Search, read_space
 from submanifold.studies.search.study import Study, is_dominated
+from submanifold.studies.search.workers import search
 
 PARAMS = {"method": "PR-D", "device": "cpu"}
 SPACES = {"stage_1.dim": "4..48", "phase_1.reconstruction.weight": "log:1.0..1000"}
@@ -121,7 +121,7 @@ def test_a_study_survives_killed_and_interrupted_workers(new_project):
     with project.session():
         spaces = [f"{name}={space}" for name, space in SPACES.items()]
         params = {**PARAMS, "training": {"steps": 100}}
-        assert page == search.search("first", spaces, params, project.path, "test", trials=2)
+        assert page == search("first", spaces, params, project.path, "test", trials=2)
     assert len(project.mlflow_runs()) == before + 1, "only the page is written again"
 
 
