@@ -23,7 +23,7 @@ def check(run):
         assert (bits["value"], "not invertible" in bits["why"]) == (None, True)
         on_manifold = metrics if "manifold_nll" in metrics else run.load("truth")
         assert math.isfinite(on_manifold["manifold_nll"]["value"])
-        assert "not on all of R<sup>" in run.load("report")
+        assert "but not on R<sup>" in run.load("report")
     return run
 
 
