@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from torch import nn
 
 from strategies import assert_close, perturb
@@ -17,7 +16,6 @@ from submanifold.geometry.volume import jacobian_log_volume
 from submanifold.models import Hierarchy, Stage
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiler")
-some = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def coupling(channels, width):
@@ -42,10 +40,6 @@ def couple(request, monkeypatch):
     elif not kernels.has_steps(torch.bfloat16):
         pytest.skip("unsupported processor")
     return fast.affine_coupling
-
-
-# the fixture holds for all examples
-both = settings(some, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @needs_kernels
