@@ -43,7 +43,7 @@ def test_new_outputs_in_a_read_only_folder_are_an_error(project, finished, read_
 def test_read_only_data_can_be_trained_on(project, finished, read_only):
     read_only(project.path / "data" / "03_primary")
     again = project.run(seed=4, until="hierarchy")
-    assert again.steps == {"phase_1": STEPS, "phase_2": STEPS}
+    assert again.steps == {"stage_1": STEPS, "stage_2": STEPS}
 
 
 def test_corrupted_test_images_are_prepared_again(project, finished):
@@ -124,7 +124,7 @@ def test_curves_are_complete_after_an_outage(project, finished, outage, caplog, 
     monkeypatch.setattr(nodes, "measure", evaluate)
     run = project.run(seed=5)
     assert run.mlflow.info.status == "FINISHED"
-    for phase in ("phase_1", "phase_2"):
+    for phase in ("stage_1", "stage_2"):
         client, history = project.mlflow_client, run.load(f"{phase}.history")
         for kind in ("train", "valid"):
             logged = client.get_metric_history(run.mlflow.info.run_id, f"{phase}.{kind}.loss")

@@ -16,17 +16,17 @@ from submanifold.pipelines.evaluation import nodes
 from submanifold.training.checkpoint import EARLIER, LAST
 
 STEPS, EVERY = 300, 20
-LONG = {"phase_2": {"training": {"steps": STEPS, "validate_every": EVERY}}}
+LONG = {"stage_2": {"training": {"steps": STEPS, "validate_every": EVERY}}}
 COMMAND = (
     *("run", "--env=test", "--pipeline=hierarchical"),
-    f"--params=device=cpu,phase_2.training.steps={STEPS},phase_2.training.validate_every={EVERY}",
+    f"--params=device=cpu,stage_2.training.steps={STEPS},stage_2.training.validate_every={EVERY}",
 )
 
 
 def reached(project):
     """Step of stage 2's last checkpoint, or of the one before while it is being replaced."""
     steps = [0]
-    for folder in project.path.glob("data/06_models/photos-phase_2-*"):
+    for folder in project.path.glob("data/06_models/photos-stage_2-*"):
         for name in (LAST, EARLIER):
             with (
                 contextlib.suppress(OSError, SafetensorError),
@@ -70,12 +70,12 @@ def test_a_run_stopped_in_stage_2_is_picked_up_and_ends_like_one_that_was_not(ne
 
     last = project.run(until="metrics", **LONG)
     assert statuses(project) == ["KILLED"] * len(signals) + ["FINISHED"]
-    assert last.steps == {"phase_1": 0, "phase_2": STEPS - stopped_at}
+    assert last.steps == {"stage_1": 0, "stage_2": STEPS - stopped_at}
 
     other = new_project()
     whole = other.run(until="metrics", **LONG)
-    assert whole.steps == {"phase_1": 12, "phase_2": STEPS}
-    for name in ("phase_1.model", "phase_2.model", "hierarchy"):
+    assert whole.steps == {"stage_1": 12, "stage_2": STEPS}
+    for name in ("stage_1.model", "stage_2.model", "hierarchy"):
         mine, its = load_file(last.path(name)), load_file(whole.path(name))
         assert mine.keys() == its.keys()
         assert all(torch.equal(mine[key], its[key]) for key in mine)
@@ -85,7 +85,7 @@ def test_a_run_stopped_in_stage_2_is_picked_up_and_ends_like_one_that_was_not(ne
     # the run that went on has the whole curve, from the first step
     for run, project_ in ((last, project), (whole, other)):
         curve = project_.mlflow_client.get_metric_history(
-            run.mlflow.info.run_id, "phase_2.valid.loss"
+            run.mlflow.info.run_id, "stage_2.valid.loss"
         )
         assert [point.step for point in curve] == list(range(EVERY, STEPS + 1, EVERY))
 
@@ -99,7 +99,7 @@ def test_a_run_whose_node_fails_is_marked_failed(project, monkeypatch):
         project.run(until="metrics")
     assert statuses(project)[-1] == "FAILED"
     monkeypatch.undo()
-    assert project.run(until="metrics").steps == {"phase_1": 0, "phase_2": 0}
+    assert project.run(until="metrics").steps == {"stage_1": 0, "stage_2": 0}
     assert statuses(project)[-2:] == ["FAILED", "FINISHED"]
 
 

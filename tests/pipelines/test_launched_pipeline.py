@@ -16,7 +16,7 @@ def test_two_processes_reproduce_the_run_of_one(new_project):
     # cache keys do not depend on the number of processes
     assert two.run(method="nested").steps == dict.fromkeys(alone.steps, 0)
     curves = [
-        project.mlflow_client.get_metric_history(run.mlflow.info.run_id, "phase_1.train.loss")
+        project.mlflow_client.get_metric_history(run.mlflow.info.run_id, "stage_1.train.loss")
         for project, run in ((one, alone), (two, shared))
     ]
     assert [point.step for point in curves[1]] == [point.step for point in curves[0]]

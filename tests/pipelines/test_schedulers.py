@@ -55,9 +55,9 @@ def test_commands_of_a_job_share_one_mlflow_run(new_project, monkeypatch):
     # as a command leaves it that was killed, in a process that is gone by now
     client.set_tag(run_id, "submanifold.pid", "999999999")
     client.update_run(run_id, "RUNNING")
-    again = project.run(until="phase_1.model", device="auto")
+    again = project.run(until="stage_1.model", device="auto")
     assert (again.mlflow.info.run_id, again.mlflow.info.status) == (run_id, "FINISHED")
-    assert again.steps == {"phase_1": 12}
+    assert again.steps == {"stage_1": 12}
     assert again.mlflow.data.params["device"] == "cpu", "as the job has begun"
     assert len(project.mlflow_runs()) == 1
 
@@ -73,8 +73,8 @@ def test_commands_of_a_job_share_one_mlflow_run(new_project, monkeypatch):
 
 def test_parameters_are_checked_in_the_environment_of_kedro_env(project, monkeypatch):
     monkeypatch.chdir(project.path)
-    command = {"env": None, "conf_source": None, "params": {"phase_2": {"training": {"steps": 5}}}}
-    with pytest.raises(ClickException, match=r"phase_2\.training is not a setting"):
+    command = {"env": None, "conf_source": None, "params": {"stage_2": {"training": {"steps": 5}}}}
+    with pytest.raises(ClickException, match=r"stage_2\.training is not a setting"):
         check_parameters(command)  # by default, phase 2 is a rotation
     monkeypatch.setenv("KEDRO_ENV", "test")
     check_parameters(command)
