@@ -101,8 +101,8 @@ def test_a_second_run_waits_for_the_first_and_reuses_its_result(tmp_path, caplog
     with caplog.at_level(logging.INFO, "submanifold"):
         second, histories = resumable.train_phases(tmp_path)
     assert first.wait() == 0
-    waits = f"waiting for another run (pid {first.pid} on "
-    assert any(waits in line and "making phase_1" in line for line in caplog.messages)
+    waits = f"waiting for another run (pid {first.pid}"
+    assert any(waits in line and "finish phase_1" in line for line in caplog.messages)
     assert histories[0]["steps_trained"] == 0
     # of phase 2, whichever of the two came first
     assert histories[1]["steps_trained"] in (0, histories[1]["steps"])
