@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from submanifold.models.model import Model
 
 CHECKSUM = "checksum"
+MIN_SIZE_LIMIT = 2**24
 
 
 def save_tensors(
@@ -91,6 +93,10 @@ def _build(
     if header.get("model") not in kinds:
         raise UserError(f"model: expected one of {', '.join(kinds)}, got {header.get('model')}")
     kind, config = kinds[header["model"]], header["config"]
+    largest = max(MIN_SIZE_LIMIT, sum(t.numel() for t in tensors.values()))
+    integers = re.findall(r"(?<![\w.+-])\d+(?![\w.])", json.dumps(config))
+    if any(int(each) > largest for each in integers):
+        raise UserError(f"a config with sizes above {largest}, more than its tensors have")
     # on the meta device first, so that a config cannot allocate more than its tensors
     try:
         with torch.device("meta"):
