@@ -349,7 +349,7 @@ SUITE = {
     "another machine's run is gone": ("one message", "tests/training/test_launch.py"),
     "a worker of a study is killed, and all of them are": (
         "its trial is made again",
-        "tests/reproduction/test_studies.py",
+        "tests/studies/search/test_studies.py",
     ),
 }
 """Faults that the test suite tries each time: what happens, and where."""
