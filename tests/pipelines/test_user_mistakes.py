@@ -48,17 +48,9 @@ def test_command_line_prints_only_the_message(project):
     assert "None" not in output
 
 
-@pytest.fixture
-def local(project):
-    """The file of local settings, removed after the test."""
-    path = project.path / "conf" / "local" / "parameters.yml"
-    yield path
-    path.unlink()
-
-
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--env=test", "--params=method=H-XX"], "method=H-XX is not known. Known: "),
-    (["--env=tset"], "env=tset is not known"),
+    (["--env=test", "--params=method=H-XX"], "method: expected one of density-first"),
+    (["--env=tset"], "--env: expected one of base, local, paper, test"),
     (["--env=test", "--pipeline=hierarchicl"], "pipeline=hierarchicl is not known. Known: data, "),
     (["--env=test", "--nodes=phase_9.train"], "does not contain nodes named ['phase_9.train']"),
 ])  # fmt: skip
@@ -66,10 +58,3 @@ def test_unknown_name_is_reported(project, arguments, message):
     code, output = project.typed("run", *arguments)
     assert code == 1
     assert message in output.splitlines()[-1]
-
-
-def test_pipelines_of_images_are_known_with_a_configured_dataset_of_points(project, local):
-    local.write_text("dataset: circle\n")
-    code, output = project.typed("run", "--pipeline=ood", "--params=dataset=photos")
-    assert code == 1
-    assert "ood, dimension" in output.splitlines()[-1]
