@@ -1,18 +1,18 @@
-# The project with all that it and MLflow's server need: docs/deploy.md.
+# The project with everything that it and MLflow's server need: docs/deploy.md.
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 
-# the kernels of Glow's couplings are compiled on the first run
+# a compiler for the kernels of Glow's couplings, which are compiled on the first run
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home --uid 10001 submanifold
 WORKDIR /app
 
-# where pip may look too, such as for torch's smaller wheels without CUDA
+# a further index for pip, such as that of torch's smaller wheels without CUDA
 ARG PIP_EXTRA_INDEX_URL
 COPY pyproject.toml constraints.txt .telemetry ./
-# before the code, so that a change of it installs nothing anew
+# before the code, so that changed code does not reinstall packages
 RUN mkdir -p src/submanifold && touch src/submanifold/__init__.py README.md \
     && python -m pip install --no-cache-dir -c constraints.txt -e '.[postgres]'
 
@@ -21,7 +21,7 @@ COPY src src
 RUN mkdir -p data mlartifacts .viz && chown -R 10001 data mlartifacts .viz
 USER 10001
 VOLUME ["/app/data", "/app/mlartifacts"]
-# the code has no history here, which MLflow would look for
+# the image has no git history, which MLflow would look for
 ENV MLFLOW_TRACKING_URI=sqlite:////app/data/mlflow.db GIT_PYTHON_REFRESH=quiet
 
 ENTRYPOINT ["kedro"]

@@ -1,18 +1,17 @@
-"""What examples in docstrings may use without importing it."""
+"""Names that examples in docstrings use without importing them."""
 
 import pytest
 import torch
 
 import submanifold
-from submanifold import data, flows
-from submanifold import models as manifold
+from submanifold import data, flows, models
 from submanifold.losses import objective
 
 
 @pytest.fixture(autouse=True, scope="session")
 def names_in_examples(doctest_namespace):
-    """Torch, and all that the library has in public."""
+    """Torch, and the public names of the library."""
     doctest_namespace["torch"] = torch
-    for room in (submanifold, data, flows, manifold, objective):
-        public = {name: each for name, each in vars(room).items() if not name.startswith("_")}
+    for module in (submanifold, data, flows, models, objective):
+        public = {name: each for name, each in vars(module).items() if not name.startswith("_")}
         doctest_namespace.update(public)
