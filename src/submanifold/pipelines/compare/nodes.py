@@ -8,9 +8,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities import Run
+from PIL import Image
 
 from submanifold.common.errors import UserError
-from submanifold.evaluation.metrics import COMPARED, NONE, Metric, is_missing
+from submanifold.evaluation.metrics import COMPARED, NONE, is_missing
 from submanifold.plots.pages import render
 from submanifold.runs import tracking
 
@@ -29,26 +30,20 @@ def collect_runs(dataset: str) -> pd.DataFrame:
         One row for each run. Columns without any value are left out.
 
     Raises:
-        UserError: There are no runs, or MLflow is disabled.
+        UserError: There are no runs.
     """
-    active = mlflow.active_run()
-    if active is None:
-        raise UserError(
-            "tracking.disable_tracking in conf/<env>/mlflow.yml: expected MLflow to be enabled, "
-            "since compare reads its runs. Change it there."
-        )
-    experiment = active.info.experiment_id
+    active = mlflow.active_run()  # None if conf/<env>/mlflow.yml disables tracking
     found = tracking.find_runs(
-        f"attributes.status = 'FINISHED' and {tracking.EVALUATED}", experiment
+        f"attributes.status = 'FINISHED' and {tracking.EVALUATED}",
+        active.info.experiment_id if active else None,
     )
     runs = tracking.newest([run for run in found if run.data.params["dataset"] == dataset])
     if not runs:
         known = ", ".join(sorted({run.data.params["dataset"] for run in found}))
         raise UserError(
-            f"dataset: expected one with finished runs ({known or 'there are none'}), got "
-            f"{dataset}. MLflow experiment: {mlflow.get_experiment(experiment).name} of "
-            f"{tracking.tracking_uri()}. Make a run with: kedro run --pipeline=hierarchical "
-            f"--params=dataset={dataset}"
+            f"dataset: expected one with finished runs in {tracking.tracking_uri()} "
+            f"({known or 'there are none'}), got {dataset}. Make a run with: kedro run "
+            f"--pipeline=hierarchical --params=dataset={dataset}"
         )
     table = pd.DataFrame(map(_row, runs))
     settings = pd.DataFrame([run.data.params for run in runs])
@@ -60,17 +55,22 @@ def collect_runs(dataset: str) -> pd.DataFrame:
 def write_comparison(table: pd.DataFrame, dataset: str) -> str:
     """Write the HTML page: a sortable table, and the samples of the runs by seed."""
     rows = table.fillna({"differs": ""}).to_dict("records")
-    pictures = {row["run_id"]: _picture(row["run_id"]) for row in rows}
     metrics = [metric for metric in COMPARED.values() if metric.name in table]
+    for row in rows:
+        row["picture"] = _picture(row["run_id"])
+        row["cells"] = []
+        for metric in metrics:
+            value, low, high = (row.get(f"{metric.name}{end}") for end in ("", "_low", "_high"))
+            text = metric.write({"value": value, "low": low, "high": high})
+            row["cells"].append({"value": "" if is_missing(value) else value, "text": text})
     return render(
         "comparison.html",
         dataset=dataset,
         synthetic="sample_distance" in table,
         metrics=metrics,
-        rows=[{**row, "cells": [_cell(row, metric) for metric in metrics]} for row in rows],
+        rows=rows,
         seeds=sorted(set(table["seed"])),
         features=sorted(set(table["features"].dropna())) if "features" in table else [],
-        pictures={run: png for run, png in pictures.items() if png is not None},
     )
 
 
@@ -82,9 +82,8 @@ def differing_settings(settings: pd.DataFrame) -> list[str]:
     values = settings.map(_normalized, na_action="ignore")
     varying = []
     for name in sorted(map(str, values)):
-        group = name.split(".")[0]
-        peers = values
-        if group.startswith(("stage_", "phase_")):
+        peers, group = values, name.split(".")[0]
+        if group != name:
             peers = values[values.filter(regex=rf"^{group}(\.|$)").notna().any(axis="columns")]
         if not NOT_COMPARED.fullmatch(name) and peers[name].nunique(dropna=False) > 1:
             varying.append(name)
@@ -120,25 +119,16 @@ def _normalized(text: str) -> str:
         return text
 
 
-def _cell(row: Row, metric: Metric) -> dict[str, Any]:
-    """Text of a metric with its interval, and the value to sort by."""
-    value, low, high = (row.get(f"{metric.name}{end}") for end in ("", "_low", "_high"))
-    text = metric.write({"value": value, "low": low, "high": high})
-    return {"value": "" if is_missing(value) else value, "text": text}
-
-
-def _picture(run_id: str) -> bytes | None:
-    """PNG of the first samples of a run, or of its manifold if the data are points."""
-    from PIL import Image
-
-    from submanifold.plots.images import as_png, sample_sheet
+def _picture(run_id: str) -> Image.Image | None:
+    """Draw the first samples of a run, or load the figure of its manifold of points."""
+    from submanifold.plots.images import sample_sheet
 
     if path := tracking.artifact(run_id, "samples.npy"):
         samples = np.load(path, mmap_mode="r")
         if samples.ndim == 4:
-            return as_png(sample_sheet(samples[:SAMPLES]))
+            return sample_sheet(samples[:SAMPLES])
     if path := tracking.artifact(run_id, "manifold.png"):
         picture = Image.open(path)
         picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
-        return as_png(picture)
+        return picture
     return None

@@ -7,12 +7,7 @@ import pandas as pd
 
 from submanifold.common.device import choose_device
 from submanifold.data.groups import Groups, groups_of
-from submanifold.evaluation.dimension import (
-    ESTIMATORS,
-    advise,
-    intrinsic_dimensions,
-    spectrum_dimension,
-)
+from submanifold.evaluation import dimension
 from submanifold.evaluation.metrics import format_interval
 from submanifold.models import Model
 from submanifold.plots.pages import render
@@ -30,9 +25,9 @@ def estimate(
     """Estimate intrinsic dimensions of the data and the model, and recommend a dimension."""
     model = model.to(choose_device(device))
     return {
-        "estimates": intrinsic_dimensions(train),
-        "spectrum": spectrum_dimension(model, test, groups_of(groups, "test")),
-        "advice": advise(metrics["curve"], baselines, model.dim),
+        "estimates": dimension.intrinsic_dimensions(train),
+        "spectrum": dimension.spectrum_dimension(model, test, groups_of(groups, "test")),
+        "advice": dimension.advise(metrics["curve"], baselines, model.dim),
     }
 
 
@@ -41,29 +36,23 @@ def write_page(
 ) -> dict[str, Any]:
     """Write the page with the error by dimension, the estimates and the advice."""
     from submanifold.plots.dimensions import dimension_curves  # matplotlib is slow to import
-    from submanifold.plots.images import as_png
 
-    figure = dimension_curves(metrics["curve"], metrics["dims"][-1])
-    spectrum, estimates = found["spectrum"], found["estimates"]
+    curve, spectrum = metrics["curve"], found["spectrum"]
+    figure = dimension_curves(curve, metrics["dims"][-1])
     about = f"of {spectrum['directions']} directions, those that change an image by a grey level"
-    rows = [(name, text, estimates[name]) for name, text in ESTIMATORS.items()]
-    rows.append(("spectrum of JᵀJ", about, spectrum))
-    table = pd.DataFrame(
-        [(name, text, format_interval(each, ".1f")) for name, text, each in rows],
-        columns=["estimate", "of", "dimension"],
-    )
-    smallest = [
-        (psnr, "none" if dim is None else str(dim))
-        for psnr, dim in metrics["curve"]["smallest"].items()
-    ]
+    names = {**dimension.ESTIMATORS, "spectrum of JᵀJ": about}
+    values = [*found["estimates"].values(), spectrum]
+    dimensions = [format_interval(each, ".1f") for each in values]
+    smallest = ["none" if dim is None else str(dim) for dim in curve["smallest"].values()]
     page = render(
         "dimension.html",
         dataset=dataset,
         method=method,
         advice=found["advice"]["sentence"],
-        table=table,
-        smallest=pd.DataFrame(smallest, columns=["PSNR, dB", "smallest d"]),
-        curve=as_png(figure),
+        table=pd.DataFrame({"estimate": names.keys(), "of": names.values(),
+                            "dimension": dimensions}),
+        smallest=pd.DataFrame({"PSNR, dB": curve["smallest"].keys(), "smallest d": smallest}),
+        curve=figure,
         spectrum=spectrum,
-    )
+    )  # fmt: skip
     return {"page": page, "curve": figure}

@@ -7,9 +7,9 @@ from submanifold.pipelines.dimension.nodes import estimate, write_page
 
 def create_pipeline() -> Pipeline:
     """Build the pipeline that follows the evaluation of a model."""
-    estimated = {"model": "hierarchy", "train": "x_train", "test": "x_test",
-                 "device": "params:device",
-                 **{name: name for name in ("metrics", "baselines", "groups")}}  # fmt: skip
+    estimated = {"model": "hierarchy", "metrics": "metrics", "baselines": "baselines",
+                 "train": "x_train", "test": "x_test", "groups": "groups",
+                 "device": "params:device"}  # fmt: skip
     shown = {"found": "dimension_metrics", "metrics": "metrics", "dataset": "params:dataset",
              "method": "params:method"}  # fmt: skip
     written = {"page": "dimension_report", "curve": "dimension_figure"}

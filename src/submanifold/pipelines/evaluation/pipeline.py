@@ -22,7 +22,7 @@ def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pi
         histories: Dataset names of the training histories by phase.
         synthetic: Whether the data have a known density.
     """
-    fitted = DATA | {"valid": "x_valid", "path": "baselines_path"}
+    fitted = DATA | {"valid": "x_valid"}
     drawn = MODEL | {"count": "params:evaluation.samples", "seed": "params:seed"}
     measured = MODEL | DATA | {name: name for name in ("samples", "baselines", *histories)}
     measured |= {"launch": "params:launch", "folder": f"{list(histories)[-1]}.folder"}

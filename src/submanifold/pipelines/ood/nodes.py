@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from submanifold.common.device import choose_device
 from submanifold.common.errors import error_prefix
@@ -75,7 +76,7 @@ def write_page(
 ) -> dict[str, Any]:
     """Write the page with curves, histograms, and the most and the least anomalous images."""
     from submanifold.evaluation.ood import MEASURES, NORMAL, OOD, describe_scores, roc
-    from submanifold.plots.images import as_png, sample_sheet
+    from submanifold.plots.images import sample_sheet
     from submanifold.plots.ood import density_and_distance, roc_curves, score_histograms
 
     descriptions = describe_scores(measured["scores"])
@@ -94,17 +95,14 @@ def write_page(
         "histograms": score_histograms(by_score),
         "scatter": density_and_distance(points, label),
     }
-    rows = []
-    for name, text in descriptions.items():
-        accuracy = {
-            label: format_interval(measured["scores"][name][key], ".4f")
-            for key, label in MEASURES.items()
-        }
-        rows.append({"score": name, "description": text, **accuracy})
+    table = pd.DataFrame({"score": descriptions.keys(), "description": descriptions.values()})
+    for key, column in MEASURES.items():
+        values = (measured["scores"][name][key] for name in descriptions)
+        table[column] = [format_interval(value, ".4f") for value in values]
 
-    def sheet(images: np.ndarray, scores: np.ndarray) -> bytes:
+    def sheet(images: np.ndarray, scores: np.ndarray) -> Image.Image:
         order = np.argsort(scores, kind="stable")[:SHEET_IMAGES]
-        return as_png(sample_sheet(np.asarray(images)[order], columns=16))
+        return sample_sheet(np.asarray(images)[order], columns=16)
 
     scores = by_score["combination"]
     sheets = {
@@ -117,10 +115,10 @@ def write_page(
         dataset=dataset,
         ood=ood_name,
         method=method,
-        table=pd.DataFrame(rows),
+        table=table,
         counts=measured["counts"],
         groups=measured.get("groups"),
         sheets=sheets,
-        pictures={name: as_png(figure) for name, figure in figures.items()},
+        pictures=figures,
     )
     return {"page": page, **figures}

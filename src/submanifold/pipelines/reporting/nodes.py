@@ -29,7 +29,7 @@ def make_table(
     method: str,
     truth: Metrics | None = None,
 ) -> pd.DataFrame:
-    """Format the metrics of the model, the true density, the baselines and the paper as a table."""
+    """Format the metrics of the model, the truth, the baselines and the paper as a table."""
     dims, pca = metrics["dims"], metrics["baselines"]["pca"]
     model = f"{method}, {' → '.join(map(str, dims))}"
     measured: dict[str, Any] = {model: metrics}
@@ -41,7 +41,12 @@ def make_table(
     measured[f"PCA, d = {dims[-1]}"] = {"mse": pca.get("mse", pca)}
     measured["Gaussian, full covariance"] = metrics["baselines"]["gaussian"]
     measured["training images"] = metrics.get("training_images")
-    rows = [{"model": name, **_format(each)} for name, each in measured.items() if each]
+    rows = []
+    for label, values in measured.items():
+        if values:
+            found = {name: metric.read(values) for name, metric in METRICS.items()}
+            written = {n: METRICS[n].write(each) for n, each in found.items() if each is not None}
+            rows.append({"model": label, **written})
     rows += _paper_rows(dataset, method, dims, hierarchy)
     shown = [name for name in METRICS if any(name in row for row in rows) and name != PCA]
     table = pd.DataFrame(rows, columns=["model", *shown]).fillna(NONE)
@@ -70,15 +75,16 @@ def report_images(
     from submanifold.plots.images import image_grid
     from submanifold.plots.paper import rejection_blocks
 
-    rejection = rejection_blocks(np.asarray(test[: len(projections)]), projections, per_row=4)
-    figures = {"rejection": rejection}
-    for name, images in ("samples", samples), ("samples_cool", samples_cool):
-        title = f"Samples at temperature {TEMPERATURES[name]:g}"
-        figures[name] = image_grid(images[:64], columns=16, title=title)
     rotations = [each["rotation"] for each in about.values()
                  if isinstance(each, dict) and "rotation" in each]  # fmt: skip
     first_order = rotations[-1] if rotations else None
-    figures["dimensions"] = dimension_curves(metrics["curve"], metrics["dims"][-1], first_order)
+    figures = {
+        "rejection": rejection_blocks(np.asarray(test[: len(projections)]), projections, 4),
+        "dimensions": dimension_curves(metrics["curve"], metrics["dims"][-1], first_order),
+    }
+    for name, images in {"samples": samples, "samples_cool": samples_cool}.items():
+        title = f"Samples at temperature {TEMPERATURES[name]:g}"
+        figures[name] = image_grid(images[:64], columns=16, title=title)
     calibration = about["hierarchy"].calibration
     if "why" in calibration:
         text = f"not available. {calibration['why']}"
@@ -119,10 +125,8 @@ def _report(
     **histories: dict[str, Any],
 ) -> dict[str, Any]:
     from submanifold.plots.curves import training_curves
-    from submanifold.plots.images import as_png
 
-    phases = list(histories.values())
-    trainings = {each["name"]: each for each in phases if each["train"]}
+    trainings = {name: each for name, each in histories.items() if each["train"]}
     figures = {"curves": training_curves(trainings), **figures}
     page = render(
         "report.html",
@@ -135,17 +139,11 @@ def _report(
         manifest=manifest,
         stages=hierarchy.describe()["stages"],
         has_density=hierarchy.has_density,
-        histories=phases,
-        pictures={name: as_png(figure) for name, figure in figures.items()},
+        histories=histories.values(),
+        pictures=figures,
         value=lambda name, measured: METRICS[name].write(measured).partition(" [")[0],
     )
     return {"report": page, **figures}
-
-
-def _format(metrics: Metrics) -> dict[str, str]:
-    """Format the metrics that exist, by name."""
-    found = {name: metric.read(metrics) for name, metric in METRICS.items()}
-    return {name: METRICS[name].write(each) for name, each in found.items() if each is not None}
 
 
 def _paper_rows(

@@ -26,6 +26,7 @@ AFTER = ("seconds", "why", "run")
 DIED = "its process died"
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running",
           "WAITING": "waiting"}  # fmt: skip
+"""Words for Optuna's states, in the order of the page."""
 
 
 def import_optuna() -> Any:
@@ -118,14 +119,17 @@ def importances(study: "Study") -> dict[str, tuple[float, float]]:
 
     if sum(trial.state.name == "COMPLETE" for trial in trials_of(study)) < FEWEST_TRIALS:
         return {}
-    found = []
-    with warnings.catch_warnings():  # a reminder that small values are wanted
-        warnings.simplefilter("ignore")
-        for number in range(2):
-            evaluator = PedAnovaImportanceEvaluator()
-            target = lambda trial, n=number: trial.values[n]  # noqa: E731
-            found.append(get_param_importances(study, evaluator=evaluator, target=target))
-    return {name: (bits, found[1].get(name, 0.0)) for name, bits in found[0].items()}
+
+    def shares(number: int) -> dict[str, float]:
+        evaluator = PedAnovaImportanceEvaluator()
+        with warnings.catch_warnings():  # a reminder that smaller values are better
+            warnings.simplefilter("ignore")
+            return get_param_importances(
+                study, evaluator=evaluator, target=lambda trial: trial.values[number]
+            )
+
+    bits, errors = shares(0), shares(1)
+    return {name: (share, errors.get(name, 0.0)) for name, share in bits.items()}
 
 
 def _find(study: str | None, path: Path) -> "Study":

@@ -16,7 +16,8 @@ from submanifold.runs.tracking import watch
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings
 
-MOST_NORMAL = 10_000
+MAX_NORMAL = 10_000
+"""Validation images that calibrate anomaly scores."""
 
 
 def train(
@@ -62,17 +63,17 @@ def encode(
     seed: int,
     device: str,
     launch: LaunchSettings,
-    train_path: Path,
-    valid_path: Path,
+    u_train_path: Path,
+    u_valid_path: Path,
 ) -> dict[str, np.ndarray]:
     """Encode images as their coordinates u on the manifold that a phase begins at (Alg. 2, 6)."""
     outer = model.part(1, phase.stages[0] - 1)
     on = choose_device(device)
-
-    def encoded(rows: np.ndarray, path: Path) -> np.ndarray:
-        return call(launch, encode_rows, outer, rows, seed, on, path, folder=path.parent)
-
-    return {"u_train": encoded(train, train_path), "u_valid": encoded(valid, valid_path)}
+    parts = {"u_train": (train, u_train_path), "u_valid": (valid, u_valid_path)}
+    return {
+        name: call(launch, encode_rows, outer, x, seed, on, path, folder=path.parent)
+        for name, (x, path) in parts.items()
+    }
 
 
 def finish_images(
@@ -84,15 +85,15 @@ def finish_images(
     folder: Path,
     groups: Groups | None = None,
 ) -> Model:
-    """Tell the last phase's model what images it was trained on, and how others of them score."""
-    of_valid = groups_of(groups, "valid")
-    some = None if of_valid is None else of_valid[:MOST_NORMAL]
-    arguments = (model, valid[:MOST_NORMAL], choose_device(device), some)
+    """Add the facts about the training images and the calibration of anomaly scores."""
+    normal, numbers = valid[:MAX_NORMAL], groups_of(groups, "valid")
+    numbers = None if numbers is None else numbers[:MAX_NORMAL]
+    arguments = (model, normal, choose_device(device), numbers)
     model.data, model.calibration = data.facts, call(launch, calibrate, *arguments, folder=folder)
     return model
 
 
 def finish_points(model: Model, data: SyntheticSettings) -> Model:
-    """Tell the last phase's model what points it was trained on."""
+    """Add the facts about the training points."""
     model.data = data.facts
     return model

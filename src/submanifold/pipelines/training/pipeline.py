@@ -31,52 +31,46 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
             inputs[source] = f"{name}.u"
         phases += _training(name, inputs[source], before, name in experiment.trainings)
         before = name
-    model = {"model": f"{before}.model", "data": "params:data"}
-    images = {"valid": "x_valid", "folder": f"{before}.folder", "groups": "groups", **LAUNCHED}
-    finish = Node(
-        finish_points if experiment.synthetic else finish_images,
-        inputs=model if experiment.synthetic else {**model, **images},
-        outputs="hierarchy",
-        name="finish",
-    )
-    return data.create_pipeline(experiment.synthetic) + phases + Pipeline([finish])
+    finished = {"model": f"{before}.model", "data": "params:data"}
+    if not experiment.synthetic:
+        finished |= {"valid": "x_valid", "folder": f"{before}.folder", "groups": "groups"}
+        finished |= LAUNCHED
+    finish = finish_points if experiment.synthetic else finish_images
+    finishing = Pipeline([Node(finish, finished, "hierarchy", name="finish")])
+    return data.create_pipeline(experiment.synthetic) + phases + finishing
 
 
 def _training(name: str, source: str, before: str | None, trains: bool) -> Pipeline:
     """Build a phase: a training on the data or on coordinates u, or a rotation of latents."""
-    inputs = {"train": f"{source}_train"}
-    parameters = {"phase": f"params:{name}", **SHARED}
+    inputs, parameters = {"train": f"{source}_train"}, {"phase": f"params:{name}", **SHARED}
     if trains:
         inputs["valid"], parameters["model"] = f"{source}_valid", "params:model"
     if before is not None:
         inputs["before"] = f"{before}.model"
-    node = Node(
-        _named(train if trains else rotate, name),
-        inputs={**{each: each for each in (*inputs, "folder")}, **parameters},
-        outputs={"model": "model", "history": "history"},
-        name="train" if trains else "rotate",
-    )
-    return _phase(name, node, inputs, parameters)
+    function = train if trains else rotate
+    named = update_wrapper(partial(function, name=name), function)
+    return _phase(name, named, inputs, parameters, ["folder"], ["model", "history"])
 
 
 def _encoding(name: str, source: Source) -> Pipeline:
     """Build the encoding of a phase's input by the stages before it."""
     inputs = {"model": f"{source.phase}.model", "train": "x_train", "valid": "x_valid"}
-    paths = {"train_path": "u_train_path", "valid_path": "u_valid_path"}
     parameters = {"phase": f"params:{name}", **SHARED}
-    node = Node(
-        encode,
-        inputs={**{each: each for each in inputs}, **paths, **parameters},
-        outputs={"u_train": "u_train", "u_valid": "u_valid"},
-        name="encode",
+    return _phase(
+        name, encode, inputs, parameters, ["u_train_path", "u_valid_path"], ["u_train", "u_valid"]
     )
-    return _phase(name, node, inputs, parameters)
 
 
-def _phase(name: str, node: Node, inputs: dict[str, str], parameters: dict[str, str]) -> Pipeline:
-    """Put a node into the namespace of its phase."""
+def _phase(
+    name: str,
+    function: Callable[..., Any],
+    inputs: dict[str, str],
+    parameters: dict[str, str],
+    paths: list[str],
+    outputs: list[str],
+) -> Pipeline:
+    """Put a node into the namespace of its phase; its paths and outputs have the same names."""
+    arguments = {each: each for each in (*inputs, *paths)} | parameters
+    names = {each: each for each in outputs}
+    node = Node(function, arguments, names, name=function.__name__)
     return Pipeline([node], namespace=name, inputs=inputs, parameters=set(parameters.values()))
-
-
-def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    return update_wrapper(partial(function, name=name), function)
