@@ -1,4 +1,4 @@
-"""Projects to run Kedro in: a copy of conf/ and pyproject.toml in a temporary folder."""
+"""Fixtures: Kedro projects in temporary folders, and disks that are full or read-only."""
 
 import contextlib
 import logging
@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 
 @dataclass
 class Run:
-    """What one `kedro run` left behind."""
+    """A finished `kedro run`: its MLflow run and its outputs."""
 
     mlflow: MlflowRun
     project: "Project"
@@ -45,21 +45,30 @@ class Run:
 
     @property
     def steps(self):
-        """Steps that each training of this very run has made."""
+        """Steps that this run trained in each phase; 0 for phases from the cache."""
         ending = ".steps_trained"
-        figures = self.mlflow.data.metrics.items()
-        return {k.removesuffix(ending): int(v) for k, v in figures if k.endswith(ending)}
+        metrics = self.mlflow.data.metrics.items()
+        return {k.removesuffix(ending): int(v) for k, v in metrics if k.endswith(ending)}
+
+    @property
+    def artifacts(self):
+        """Names of the MLflow artifacts."""
+        return {a.path for a in self.project.mlflow_client.list_artifacts(self.mlflow.info.run_id)}
+
+    def curve(self, metric):
+        """Values of an MLflow metric by step."""
+        history = self.project.mlflow_client.get_metric_history(self.mlflow.info.run_id, metric)
+        return {point.step: point.value for point in history}
 
     def load(self, name):
         return self.catalog.load(name)
 
     def path(self, name):
-        dataset = self.catalog[name]
-        return Path(dataset._filepath)
+        return Path(self.catalog[name]._filepath)
 
 
 class Project:
-    """A Kedro project in a folder of its own."""
+    """A Kedro project: a copy of conf/ and pyproject.toml in a folder."""
 
     def __init__(self, path):
         self.path = path
@@ -72,7 +81,7 @@ class Project:
 
     @contextlib.contextmanager
     def session(self, env="test", **params):
-        """A session as `kedro run` makes it; what it changes in this process is put back."""
+        """Create a session as `kedro run` does; restore the state of this process at the end."""
         environment, path, folder = dict(os.environ), list(sys.path), Path.cwd()
         handler = signal.getsignal(signal.SIGTERM)
         os.chdir(self.path)
@@ -109,29 +118,28 @@ class Project:
             return session.load_context().catalog
 
     def start(self, *arguments):
-        """Type `kedro <arguments>` in another process."""
+        """Start `kedro <arguments>` in another process."""
         command = [sys.executable, "-m", "kedro", *arguments]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         environment = {**os.environ, "COLUMNS": "500"}
         del environment["KEDRO_LOGGING_CONFIG"]
         environment.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it in this process
 
-        def heed_interrupts():
-            # a shell's background job, such as a CI script may be, is started deaf to SIGINT
+        def allow_interrupts():  # background jobs of a shell ignore SIGINT
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         return subprocess.Popen(
-            command, cwd=self.path, env=environment, preexec_fn=heed_interrupts, **output
+            command, cwd=self.path, env=environment, preexec_fn=allow_interrupts, **output
         )
 
-    def typed(self, *arguments):
-        """What `kedro <arguments>` does, in this process: exit code and output."""
+    def invoke(self, *arguments):
+        """Run `kedro <arguments>` in this process; return the exit code and the output."""
         with self.session():
             result = CliRunner().invoke(cli.cli, arguments)
         return result.exit_code, result.output
 
     def kedro(self, *arguments):
-        """Type `kedro <arguments>`, and wait: exit code and output."""
+        """Run `kedro <arguments>` in another process; return the exit code and the output."""
         process = self.start(*arguments)
         output, _ = process.communicate(timeout=120)
         return process.returncode, output
@@ -141,16 +149,15 @@ class Project:
         return mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.path}/mlflow.db")
 
     def mlflow_runs(self):
-        """All runs so far, the oldest first."""
+        """All runs, the oldest first."""
         client = self.mlflow_client
-        experiment = client.get_experiment_by_name("submanifold")
-        order = ["attributes.start_time ASC"]
-        return list(client.search_runs([experiment.experiment_id], order_by=order))
+        experiment = client.get_experiment_by_name("submanifold").experiment_id
+        return list(client.search_runs([experiment], order_by=["attributes.start_time ASC"]))
 
 
 @pytest.fixture(autouse=True)
-def loggers_are_as_at_first(monkeypatch):
-    """Whatever configuration of logging an earlier test has brought about in this process."""
+def reset_loggers(monkeypatch):
+    """Undo the configuration of logging by earlier tests."""
     logging.disable(logging.NOTSET)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.partition(".")[0] == "submanifold" and isinstance(logger, logging.Logger):
@@ -160,7 +167,8 @@ def loggers_are_as_at_first(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def no_mlflow_run_is_left():
+def check_no_active_mlflow_run():
+    """Check that each test ends its MLflow runs."""
     yield
     assert mlflow.active_run() is None
 
@@ -168,12 +176,12 @@ def no_mlflow_run_is_left():
 def mount(*arguments):
     done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"only root may mount a disk: {done.stderr.strip()}")
+        pytest.skip(f"mounting a disk needs root: {done.stderr.strip()}")
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of two megabytes."""
+    """A folder on a disk of 2 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", folder)
@@ -183,7 +191,7 @@ def small_disk(tmp_path):
 
 @pytest.fixture
 def read_only():
-    """Make folders such that even root may only read them."""
+    """Return a function that makes a folder read-only, even for root."""
     made = []
 
     def make(folder):
@@ -198,7 +206,7 @@ def read_only():
 
 @pytest.fixture(scope="session")
 def new_project(tmp_path_factory):
-    """Make a project in a new folder, with an MLflow database that is set up but empty."""
+    """Return a function that creates a project with an empty MLflow database."""
     empty = tmp_path_factory.mktemp("mlflow")
     SqlAlchemyStore(f"sqlite:///{empty}/mlflow.db", str(empty / "unused"))
 
@@ -212,5 +220,5 @@ def new_project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def project(new_project):
-    """A project that the tests of one module share."""
+    """A project shared by the tests of a module."""
     return new_project()

@@ -1,0 +1,198 @@
+"""The default method for images, and the pipelines that use its model: ood and dimension."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from strategies import assert_close
+from submanifold.data.batches import Batches
+from submanifold.data.prepare import read_groups
+from submanifold.data.settings import ImageSettings
+from submanifold.evaluation.ood import measure_ood
+from submanifold.pipelines.ood.nodes import gather_ood
+
+PHASES = ("density", "rotation", "reconstruction", "rotation_2", "code_flow")
+METHOD = "nested-then-flow"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "explore.ipynb"
+CELLS = """
+import json, sys
+from IPython.terminal.interactiveshell import TerminalInteractiveShell
+shell = TerminalInteractiveShell.instance()
+for cell in json.load(open(sys.argv[1]))["cells"]:
+    if cell["cell_type"] == "code":
+        shell.run_cell("".join(cell["source"])).raise_error()
+"""
+
+
+@pytest.fixture(scope="module")
+def run(project):
+    return project.run("dimension", method=METHOD)
+
+
+@pytest.fixture(scope="module")
+def x(run):
+    return next(iter(Batches(run.load("x_test"), 64)))
+
+
+def test_it_is_the_default_for_images(project):
+    with project.session(env="base") as session:
+        assert session._get_config_loader().experiment.method == "density-first"
+    with project.session(env="base", dataset="circle") as session:
+        assert session._get_config_loader().experiment.method == "H-MM"
+
+
+def test_trainings_train_and_rotations_keep_the_density(run, x):
+    assert run.steps == {"density": 12, "reconstruction": 12, "code_flow": 12}
+    assert [run.load(f"{name}.history")["steps"] for name in PHASES] == [12, 0, 12, 0, 12]
+    for before, after in (PHASES[:2], PHASES[2:4]):
+        bits = [run.load(f"{name}.model").bits_per_dim(x) for name in (before, after)]
+        assert (bits[0] - bits[1]).abs().max() < 1e-5
+    model = run.load("hierarchy")
+    assert [each["type"] for each in model.config["stages"][0]["bijections"]] == [
+        *("glow", "rotation")
+    ]
+    assert [each["stages"] for each in model.notes["phases"]] == [[1]] * 4 + [[2]]
+
+
+def test_errors_are_measured_at_every_dimension(run):
+    metrics = run.load("metrics")
+    curve = metrics["curve"]
+    assert (curve["dims"][0], curve["dims"][-1]) == (1, 192)
+    assert curve["mse"][0] > curve["mse"][len(curve["mse"]) // 2] > curve["mse"][-1]
+    assert curve["mse"][-1] == pytest.approx(0, abs=1e-6)
+    smallest = [d for d in curve["smallest"].values() if d is not None]
+    assert smallest == sorted(smallest)
+    assert metrics["nearest_mse"]["value"] <= metrics["mse"]["value"]
+    by_dimension = dict(zip(curve["dims"], curve["mse"], strict=True))
+    assert run.curve("test.by_dimension.mse") == pytest.approx(by_dimension)
+    assert "dimensions.png" in run.artifacts
+    page = run.path("report").read_text()
+    assert "Reconstruction error by dimension" in page
+    assert "rotation from" in page
+    assert "MSE, nearest projection" in run.load("metrics_table").columns
+
+
+def test_dimension_pipeline_recommends_a_dimension(run):
+    found, page = run.load("dimension_metrics"), run.path("dimension_report").read_text()
+    assert found["advice"]["sentence"] in page
+    assert "TwoNN" in page
+    logged = run.mlflow.data.metrics["test.estimates.TwoNN"]
+    assert logged == pytest.approx(found["estimates"]["TwoNN"]["value"])
+
+
+def test_the_flow_on_the_coordinates_keeps_the_manifold(run, project, x):
+    other = project.run(until="hierarchy", method="nested")
+    assert not any(other.steps.values()), "it has the same first phases"
+    before, after = other.load("hierarchy"), run.load("hierarchy")
+    assert_close(after.project(x), before.project(x))
+    assert after.log_prob(x).mean() > before.log_prob(x).mean()
+    # the densities differ by that of the coordinates
+    (u, _), code_flow = before.encode(x), after.stages[1]
+    moved, log_det = code_flow.flow(u)
+    gained = log_det + 0.5 * (u.square() - moved.square()).sum(1)
+    assert (after.log_prob(x) - before.log_prob(x) - gained).abs().max() < 1e-3
+
+
+def test_a_target_psnr_increases_the_weight(run, project):
+    target = {"reconstruction": {"target": {"psnr": 45.0}}}
+    other = project.run(until="hierarchy", method="nested", reconstruction=target)
+    assert other.steps["reconstruction"] == 12
+    assert other.steps.get("density", 0) == 0
+    history = other.load("reconstruction.history")
+    assert history["train"][-1]["reconstruction_weight"] > 45.0
+    assert "reconstruction.target" in history["warnings"]["target"]  # 12 steps are too few
+
+
+def test_a_rotated_stage_can_follow_a_rotated_stage(project, x):
+    run = project.run(until="metrics", method="H-MM-rotated")
+    assert run.steps == {"stage_1": 12, "stage_2": 12}
+    model = run.load("hierarchy")
+    assert all(stage.rotation is not None for stage in model.stages)
+    bits = [run.load(f"{name}.model").bits_per_dim(x) for name in ("stage_2", "rotation_2")]
+    assert (bits[0] - bits[1]).abs().max() < 1e-5
+    assert np.isfinite(run.load("metrics")["nearest_mse"]["value"])
+    with torch.no_grad():
+        assert model.at_dim(20).project(x).shape == x.shape
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of images of noise, in nine folders."""
+    folder, rng = tmp_path_factory.mktemp("ood") / "my noise", np.random.default_rng(0)
+    for number in range(40):
+        path = folder / f"{number % 9}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ood(project, run, pictures):
+    return project.run("ood", method=METHOD, ood=str(pictures), only_missing_outputs=True)
+
+
+def test_ood_pipeline_scores_and_measures_every_image(ood):
+    assert set(ood.steps.values()) == {0}
+    assert ood.load("x_ood").shape == (40, 3, 8, 8)
+    scores, measured = ood.load("ood_scores"), ood.load("ood_metrics")
+    assert scores["part"].value_counts().to_dict() == {"normal": 64, "ood": 40}
+    for each in measured["scores"].values():
+        assert 0 <= each["auroc"]["low"] <= each["auroc"]["value"] <= each["auroc"]["high"] <= 1
+    auroc = measured["scores"]["combination"]["auroc"]["value"]
+    assert ood.mlflow.data.metrics["test.scores.combination.auroc"] == pytest.approx(auroc)
+    test = ood.load("groups")["test"]
+    assert scores["group"].tolist() == [*test, *range(40)]
+    assert measured["groups"] == {"normal": len(set(test)), "ood": 40}
+    assert measure_ood(scores) == measured
+    page = " ".join(ood.path("ood_report").read_text().split())
+    assert "my noise" in page
+    assert f"over groups of images ({len(set(test))} of photos and 40 of" in page
+    assert page.count("data:image/png") == 6
+
+
+def test_model_file_contains_the_calibration(run):
+    calibration, groups = run.load("hierarchy").calibration, len(set(run.load("groups")["valid"]))
+    assert (calibration["count"], calibration["groups"]) == (64, groups)
+    assert set(calibration["combined"]) <= calibration["quantiles"].keys()
+
+
+def test_ood_images_have_the_groups_of_their_source(pictures, tmp_path):
+    data = ImageSettings(source="folder", path=str(pictures), size=8, groups="folder")
+    found = gather_ood(data, tmp_path / "out", tmp_path / "raw")
+    known = read_groups(tmp_path / "out")
+    assert len(found["images"]) == 40
+    assert found["groups"] == {"ood": [*known["test"], *known["valid"], *known["train"]]}
+
+
+@pytest.mark.slow
+def test_model_without_a_density_detects_by_distance(project, pictures):
+    stages = {"stage_1": {"dim": 24}, "stage_2": {"dim": 24}}
+    run = project.run("ood", method="autoencoder", ood=str(pictures), **stages)
+    scores = run.load("ood_metrics")["scores"]
+    assert "density" not in scores
+    assert 0 <= scores["encoder_distance"]["auroc"]["value"] <= 1
+    assert run.path("ood_report").is_file()
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_notebook_runs(run, project):
+    project.run(method="nested")
+    parameters = project.path / "conf" / "test" / "parameters.yml"
+    before = parameters.read_text()
+    parameters.write_text(before.replace("method: H-MM", "method: nested"))
+    done = subprocess.run(
+        [sys.executable, "-c", CELLS, str(NOTEBOOK)],
+        cwd=project.path, env={**os.environ, "KEDRO_ENV": "test", "MPLBACKEND": "agg"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    parameters.write_text(before)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for text in ("bits per dimension, from", "nearest projection: mean squared", "AUROC", "TwoNN"):
+        assert text in done.stdout
+    assert "negative-0.png" in done.stdout
