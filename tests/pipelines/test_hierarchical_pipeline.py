@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,11 @@ from PIL import Image
 
 from submanifold import Hierarchy
 from submanifold.data.batches import Batches
+from submanifold.evaluation import paper
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, to_bits_per_dim
 from submanifold.evaluation.reconstruction import squared_errors
+from submanifold.pipelines.reporting.nodes import make_table
 
 FIGURES = ("samples_figure", "samples_cool_figure", "rejection_figure", "curves_figure")
 STEPS = 12
@@ -95,6 +98,22 @@ def test_table_lists_the_model_and_baselines_with_reasons_for_missing_values(run
     assert "evaluation.inception_weights" in metrics["fid"]["why"]
     assert metrics["features"] == "64 principal components of pixels"
     assert first["KID (pixels)"].startswith(f"{metrics['kid']['value']:.4f} [")
+
+
+GLOW = {"type": "glow", "shape": [3, 32, 32], "levels": 2, "steps": 2, "width": 8}
+
+
+@pytest.mark.parametrize(
+    ("flow", "note"), [(paper.PAPER_FLOW, ""), (GLOW, ", 3 x 32 steps of width 512")]
+)
+def test_table_contains_the_results_of_the_paper(run, flow, note):
+    model = SimpleNamespace(describe=lambda: {"stages": [{"bijections": [flow]}]})
+    metrics = run.load("metrics") | {"dims": [3072, 500], "bits_per_dim": {"value": None}}
+    table = make_table(metrics, model, "celeba", "PR-D").set_index("model")
+    row = table.loc[f"paper, table 1{note}"]
+    numbers = row["BPD"], row["MSE"], row["parameters"], row["FID"]
+    assert numbers == ("3.52 ± 0.04", "0.02 ± 0.001", "44,000,000", "–")
+    assert table["BPD"].iloc[0] == "–", "a missing value"
 
 
 class Links(HTMLParser):

@@ -1,9 +1,7 @@
-"""The pipelines as Kedro-Viz shows them: layers, stages, previews."""
+"""The pipelines in Kedro-Viz: layers, namespaces, previews."""
 
 import json
 import shutil
-
-import pytest
 
 from submanifold.pipeline_registry import register_pipelines
 
@@ -22,34 +20,20 @@ PREVIEWS = {
 }
 
 
-@pytest.fixture(scope="module")
-def site(new_project):
-    """The static site of a project after a run, built without a network."""
-    project = new_project()
-    # viz build has no --env, so the small sizes become the user's own
-    conf = project.path / "conf"
+def test_static_site_has_layers_namespaces_and_previews(project):
+    conf = project.path / "conf"  # viz build has no --env
     shutil.copy(conf / "test" / "parameters.yml", conf / "local" / "parameters.yml")
     project.run()
     code, output = project.kedro("viz", "build", "--include-hooks", "--include-previews")
     assert code == 0, output
-    return project.path / "build" / "api"
-
-
-def test_the_layers_stages_and_pipelines_are_there(site):
+    site = project.path / "build" / "api"
     shown = json.loads((site / "pipelines" / "hierarchical").read_text())
     layers = ["raw", "primary", "stage_1", "stage_2", "models", "model_output", "reporting"]
     assert shown["layers"] == layers
-    assert {each["id"] for each in shown["pipelines"]} == {
-        *("__default__", "data", "hierarchical", "joint", "compare", "sweep"),
-        *("study", "ood", "dimension"),
-    }
+    assert {each["id"] for each in shown["pipelines"]} >= {"__default__", "joint", "ood"}
     assert set(shown["modular_pipelines"]) == {"__root__", "stage_1", "stage_2"}
     tasks = {node["full_name"] for node in shown["nodes"] if node["type"] == "task"}
     assert {"stage_1.train", "stage_2.train", "finish", "write_report"} <= tasks
-
-
-def test_the_table_the_pictures_and_the_flows_have_previews(site):
-    shown = json.loads((site / "pipelines" / "hierarchical").read_text())
     previews = {}
     for node in shown["nodes"]:
         if node["type"] == "data":
@@ -59,7 +43,8 @@ def test_the_table_the_pictures_and_the_flows_have_previews(site):
     assert previews == PREVIEWS
 
 
-def test_without_hooks_the_pipelines_are_those_of_the_configuration(project, monkeypatch):
+def test_pipelines_without_a_session_are_those_of_the_configuration(new_project, monkeypatch):
+    project = new_project()
     monkeypatch.chdir(project.path)
     names = {node.name for node in register_pipelines()["hierarchical"].nodes}
     assert {"density.train", "rotation.rotate", "reconstruction.train", "code_flow.encode"} <= names

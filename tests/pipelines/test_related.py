@@ -1,4 +1,4 @@
-"""The settings of the related systems run up to metrics and report."""
+"""Methods of related systems: training, metrics and report."""
 
 import math
 import re
@@ -50,7 +50,7 @@ def test_related_systems_are_trained_and_reported(project, method, pipeline, cha
 
 
 @pytest.mark.parametrize("dim", [24, pytest.param(70, marks=slow)], ids=["exact", "estimated"])
-def test_a_rectangular_flow_is_trained_by_the_density_on_its_manifold(project, dim):
+def test_rectangular_flow_is_trained_by_the_density_on_its_manifold(project, dim):
     about = {"stage_1": {"dim": dim}, "phase_1": SHORT}
     run = project.run("joint", until="metrics", method="rectangular", **about)
     check(run)
@@ -68,13 +68,10 @@ def test_alternating_m_flow_trains_both_stages_twice(project):
 
 @pytest.mark.parametrize(("method", "changes", "message"), [
     ("H-MM", INNER | {"charts": 2}, "charts"),
-    ("nested", DIM | {"charts": 2}, "charts"),
-    ("rectangular", DIM | {"charts": 2}, "charts"),
     ("trumpet", INNER | {"phase_1": {"likelihood": {"weight": 1.0}}}, "closed form"),
     ("SoftFlow", {"phase_1": {"input_noise": 0}}, "input_noise"),
     ("NIF", INNER | {"stage_1": {"dim": 24, "noise": 0.1}}, "stage_1.noise"),
     ("conformal", INNER | {"stage_1": {"dim": 193}}, "stage_1.dim: expected 1 to 192"),
-    ("H-MM", INNER | {"stage_1": {"flow": {"type": "trumpet", "steps": 0}}}, "stage_1.flow.steps"),
 ])  # fmt: skip
 def test_invalid_combinations_are_rejected(project, method, changes, message):
     with pytest.raises(ClickException, match=re.escape(message)):

@@ -1,6 +1,6 @@
 """Runs of a scheduler, with one command for each task."""
 
-import itertools
+from itertools import pairwise
 
 import pytest
 from click import ClickException
@@ -13,10 +13,9 @@ AROUND = {"prepare_data", "fit_baselines", "finish", "draw_samples", "evaluate",
 
 
 @pytest.mark.parametrize(("params", "phases"), [
-    ({"method": "H-MM"}, ["stage_1", "stage_2"]),
-    ({"method": "nested"}, ["density", "rotation", "reconstruction", "rotation_2"]),
-    ({"method": "PR-D"}, ["stage_1"]),
-    ({"method": "H-MM", "dataset": "circle"}, ["stage_1", "stage_2"]),
+    ({"method": "density-first"},
+     ["density", "rotation", "reconstruction", "rotation_2", "code_flow"]),
+    ({"dataset": "circle"}, ["stage_1", "stage_2"]),
 ])  # fmt: skip
 def test_each_phase_is_a_task_and_all_intermediate_outputs_are_files(project, params, phases):
     from kedro.framework.project import pipelines
@@ -26,17 +25,16 @@ def test_each_phase_is_a_task_and_all_intermediate_outputs_are_files(project, pa
         pipeline = pipelines["hierarchical"]
     groups = {group.name: group for group in pipeline.group_nodes_by("namespace")}
     around = AROUND | ({"compare_with_truth"} if "dataset" in params else set())
-    assert groups.keys() == around | {*phases}
-    for before, phase in itertools.pairwise(phases):
-        assert before in groups[phase].dependencies
+    assert groups.keys() == around | set(phases)
+    for before, after in pairwise(phases):
+        assert before in groups[after].dependencies
     passed = pipeline.all_inputs() & pipeline.all_outputs()
     assert passed
     assert not [name for name in passed if isinstance(catalog.get(name), MemoryDataset | None)]
 
 
-def test_airflow_dag_is_rendered_and_compiles(new_project):
+def test_airflow_dag_is_rendered_and_compiles(project):
     pytest.importorskip("kedro_airflow")
-    project = new_project()
     code, output = project.kedro(
         *("airflow", "create", "--env=test", "--pipelines=hierarchical", "--group-by=namespace"),
         *("--jinja-file=conf/airflow.j2", "--target-dir=dags", "--params=schedule=0 6 * * *"),
@@ -54,13 +52,13 @@ def test_commands_of_a_job_share_one_mlflow_run(new_project, monkeypatch):
     monkeypatch.setenv("SUBMANIFOLD_JOB", "nightly/2026-01-01T00:00:00+00:00")
     first = project.run(until="x_train")
     client, run_id = project.mlflow_client, first.mlflow.info.run_id
-    # as a command leaves it that was killed, in a process that is gone by now
+    # the state of a run whose process was killed
     client.set_tag(run_id, "submanifold.pid", "999999999")
     client.update_run(run_id, "RUNNING")
     again = project.run(until="stage_1.model", device="auto")
     assert (again.mlflow.info.run_id, again.mlflow.info.status) == (run_id, "FINISHED")
     assert again.steps == {"stage_1": 12}
-    assert again.mlflow.data.params["device"] == "cpu", "as the job has begun"
+    assert again.mlflow.data.params["device"] == "cpu", "the value of the first command"
     assert len(project.mlflow_runs()) == 1
 
     other = project.run(until="x_train", seed=1).mlflow.info.run_id
@@ -75,8 +73,8 @@ def test_commands_of_a_job_share_one_mlflow_run(new_project, monkeypatch):
 
 def test_parameters_are_checked_in_the_environment_of_kedro_env(project, monkeypatch):
     monkeypatch.chdir(project.path)
-    monkeypatch.setenv("KEDRO_ENV", "none")
-    with pytest.raises(ClickException, match="expected one of base, local, paper, test"):
-        check_parameters({"env": None, "conf_source": None, "params": {}})
+    command = {"env": None, "conf_source": None, "params": {"stage_2": {"training": {"steps": 5}}}}
+    with pytest.raises(ClickException, match=r"stage_2\.training is not a setting"):
+        check_parameters(command)  # by default, phase 2 is a rotation
     monkeypatch.setenv("KEDRO_ENV", "test")
-    check_parameters({"env": None, "conf_source": None, "params": {}})
+    check_parameters(command)

@@ -1,4 +1,4 @@
-"""The table, the plot and the page of a study whose trials are known."""
+"""The table, the plot and the page of a study."""
 
 import pandas as pd
 import pytest
@@ -15,7 +15,7 @@ FRONT = [True, True, False, True, True, False]
 
 @pytest.fixture
 def known(tmp_path):
-    """A study of known trials, two of which have no values and one of which was made again."""
+    """A study of known trials: two without values, and one that was repeated."""
     path = tmp_path / "studies" / "known" / "trials.db"
     path.parent.mkdir(parents=True)
     study = nodes.open_study(path, "known")
@@ -48,7 +48,7 @@ def test_the_table_lists_each_trial_once_with_the_pareto_front(known):
     assert pd.isna(table["bpd"][6:]).all()
 
 
-def test_the_plot_shows_the_front_and_counts_trials_without_values(known):
+def test_plot_and_page_show_the_front_and_count_trials_without_values(known):
     table = nodes.collect_study("known", known[0])
     off, on = nodes.draw_study(table).data
     assert list(zip(on.y, on.x, strict=True)) == sorted(
@@ -57,10 +57,6 @@ def test_the_plot_shows_the_front_and_counts_trials_without_values(known):
     assert len(off.x) == 2
     nothing = nodes.draw_study(table[table["state"] != "complete"])
     assert nothing.layout.title.text == "Not shown: 1 pruned, 1 failed"
-
-
-def test_the_page_counts_trials_and_is_self_contained(known):
-    table = nodes.collect_study("known", known[0])
     page = nodes.write_study("known", known[0], table, nodes.draw_study(table))
     assert "<strong>9 trials:</strong>\n6 complete, 1 pruned, 1 failed, 1 waiting." in page
     assert "<li>Trial 6, pruned: at step &lt;8&gt;</li>" in page
