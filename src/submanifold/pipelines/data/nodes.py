@@ -14,7 +14,7 @@ PARTS = ("train", "valid", "test", "manifest")
 
 
 def prepare_images(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str, Any]:
-    """Download, crop, resize and split images, or find it done; see :func:`prepare`."""
+    """Download, crop, resize and split images; see :func:`.prepare`."""
     with error_prefix("data"):
         prepared = prepare(data, folder, raw_folder)
         if few := few_images(prepared[0]):
@@ -24,6 +24,6 @@ def prepare_images(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[
 
 
 def draw_points(data: SyntheticSettings, folder: Path) -> dict[str, Any]:
-    """Draw points from a manifold with a known density, or find it done; see :func:`draw`."""
+    """Draw points from a manifold with a known density; see :func:`.draw`."""
     with error_prefix("data"):
         return dict(zip(PARTS, draw(data, folder), strict=True))

@@ -19,12 +19,12 @@ def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pi
     """Build the evaluation pipeline.
 
     Args:
-        histories: Dataset names of the training histories by phase.
+        histories: Datasets of the training histories by phase, ``{"density": "density.history"}``.
         synthetic: Whether the data have a known density.
     """
     fitted = DATA | {"valid": "x_valid"}
     drawn = MODEL | {"count": "params:evaluation.samples", "seed": "params:seed"}
-    measured = MODEL | DATA | {name: name for name in ("samples", "baselines", *histories)}
+    measured = MODEL | DATA | dict(histories) | {"samples": "samples", "baselines": "baselines"}
     measured |= {"launch": "params:launch", "folder": f"{list(histories)[-1]}.folder"}
     measured["input_noise"] = "params:input_noise"
     compared = MODEL | {"test": "x_test", "samples": "samples", "data": "params:data"}
@@ -41,4 +41,4 @@ def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pi
     ]
     if synthetic:
         nodes.append(Node(compare_with_truth, compared, "truth", name="compare_with_truth"))
-    return Pipeline(nodes, inputs=dict(histories))
+    return Pipeline(nodes)

@@ -21,7 +21,7 @@ SHEET_IMAGES = 48
 
 
 def gather_ood(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str, Any]:
-    """Take images of another source, test images first; the model was trained on none of them.
+    """Load images of another source, test images first; none of them were used in training.
 
     Returns:
         ``images``, at most as many as are scored, and their ``groups`` as ``{"ood": [...]}``.

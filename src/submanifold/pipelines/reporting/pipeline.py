@@ -26,9 +26,7 @@ def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pi
         figures = ["curves", "samples", "samples_cool", "rejection", "dimensions"]
     report = report_points if synthetic else report_images
     outputs = {"report": "report", **{name: f"{name}_figure" for name in figures}}
-    return Pipeline(
-        [
-            Node(make_table, shared, "metrics_table", name="make_table"),
-            Node(report, shared | content, outputs, name="write_report"),
-        ]
-    )
+    return Pipeline([
+        Node(make_table, shared, "metrics_table", name="make_table"),
+        Node(report, shared | content, outputs, name="write_report"),
+    ])  # fmt: skip

@@ -137,8 +137,7 @@ def _find(study: str | None, path: Path) -> "Study":
         known = sorted(each.parent.name for each in path.parent.parent.glob("*/*.db"))
         raise UserError(
             f"study: expected one of {', '.join(known) or 'none'}, got {study}. Make one with: "
-            "kedro sweep --study=<name> stage_1.dim=50..500 "
-            "phase_1.reconstruction.weight=log:1.0..1000"
+            "kedro sweep --study=<name> stage_1.dim=50..500"
         )
     return open_study(path, study)
 

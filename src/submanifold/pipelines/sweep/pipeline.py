@@ -10,9 +10,7 @@ def create_pipeline() -> Pipeline:
     parameter = {"parameter": "params:sweep"}
     swept = {"dataset": "params:dataset", "method": "params:method"}
     drawn = {"table": "sweep_table", "baselines": "baselines"}
-    return Pipeline(
-        [
-            Node(collect_sweep, parameter | swept, "sweep_table", name="collect_sweep"),
-            Node(draw_sweep, parameter | drawn, "sweep_figure", name="draw_sweep"),
-        ]
-    )
+    return Pipeline([
+        Node(collect_sweep, parameter | swept, "sweep_table", name="collect_sweep"),
+        Node(draw_sweep, parameter | drawn, "sweep_figure", name="draw_sweep"),
+    ])  # fmt: skip

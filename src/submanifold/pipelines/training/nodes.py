@@ -32,7 +32,7 @@ def train(
     name: str,
     before: Hierarchy | None = None,
 ) -> dict[str, Any]:
-    """Train one phase's stages; see :func:`train_phase`."""
+    """Train the stages of a phase; see :func:`.train_phase`."""
     arguments = (phase, model, before, train, valid, seed, choose_device(device), folder, name,
                  launch.grad_accumulation_steps)  # fmt: skip
     trained, history = call(launch, train_phase, *arguments, folder=folder, on_log=watch())
@@ -49,7 +49,7 @@ def rotate(
     name: str,
     before: Hierarchy,
 ) -> dict[str, Any]:
-    """Rotate the latents of a stage into an order; see :func:`rotate_phase`."""
+    """Rotate the latents of a stage; see :func:`.rotate_phase`."""
     arguments = (phase, before, train, seed, choose_device(device), folder, name)
     rotated, history = call(launch, rotate_phase, *arguments, folder=folder, on_log=watch())
     return {"model": rotated, "history": history}
@@ -66,7 +66,7 @@ def encode(
     u_train_path: Path,
     u_valid_path: Path,
 ) -> dict[str, np.ndarray]:
-    """Encode images as their coordinates u on the manifold that a phase begins at (Alg. 2, 6)."""
+    """Encode the data as coordinates u, the input of a phase's first stage (Alg. 2, line 6)."""
     outer = model.part(1, phase.stages[0] - 1)
     on = choose_device(device)
     parts = {"u_train": (train, u_train_path), "u_valid": (valid, u_valid_path)}
