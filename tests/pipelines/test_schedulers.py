@@ -73,8 +73,8 @@ def test_commands_of_a_job_share_one_mlflow_run(new_project, monkeypatch):
 
 def test_parameters_are_checked_in_the_environment_of_kedro_env(project, monkeypatch):
     monkeypatch.chdir(project.path)
-    command = {"env": None, "conf_source": None, "params": {"stage_2": {"training": {"steps": 5}}}}
-    with pytest.raises(ClickException, match=r"stage_2\.training is not a setting"):
-        check_parameters(command)  # by default, phase 2 is a rotation
+    monkeypatch.setenv("KEDRO_ENV", "none")
+    with pytest.raises(ClickException, match="expected one of base, local, paper, test"):
+        check_parameters({"env": None, "conf_source": None, "params": {}})
     monkeypatch.setenv("KEDRO_ENV", "test")
-    check_parameters(command)
+    check_parameters({"env": None, "conf_source": None, "params": {}})

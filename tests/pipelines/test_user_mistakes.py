@@ -52,10 +52,3 @@ def test_unknown_name_is_reported(project, arguments, message):
     code, output = project.invoke("run", *arguments)
     assert code == 1
     assert message in output.splitlines()[-1]
-
-
-def test_pipelines_of_images_are_known_with_a_configured_dataset_of_points(project):
-    (project.path / "conf" / "local" / "parameters.yml").write_text("dataset: circle\n")
-    code, output = project.invoke("run", "--pipeline=ood", "--params=dataset=photos")
-    assert code == 1
-    assert "needs --params=ood=" in output.splitlines()[-1]

@@ -5,7 +5,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
-from mlflow.entities import Metric, Run
+import pandas as pd
+from mlflow.entities import Metric
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 
 from submanifold.common.errors import UserError
@@ -169,13 +169,17 @@ def tracking_uri() -> str:
     return without_password(mlflow.get_tracking_uri())
 
 
-def find_runs(where: str, experiment: str | None = None) -> list[Run]:
-    """Return the runs of an experiment, or of all, that match a filter; newest first."""
+def find_runs(where: str, experiment: str | None = None) -> pd.DataFrame:
+    """Return the runs of an experiment, or of all, that match a filter; newest first.
+
+    Returns:
+        The table of :func:`mlflow.search_runs`, with columns ``run_id``, ``params.<name>``,
+        ``metrics.<name>`` and others.
+    """
     return mlflow.search_runs(
         [experiment] if experiment else None,
         where,
         order_by=["attributes.start_time DESC"],
-        output_format="list",
         search_all_experiments=experiment is None,
     )
 
@@ -197,33 +201,34 @@ def run_of_job(job: str, key: str, experiment: str) -> str | None:
             "in the scheduler."
         )
     runs = find_runs(f"tags.`{JOB}` = '{job}' and params.`keys.run` = '{key}'", experiment)
-    return runs[0].info.run_id if runs else None
+    return None if runs.empty else runs["run_id"].iloc[0]
 
 
-def newest(runs: Sequence[Run]) -> list[Run]:
+def newest(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the first of all runs with equal model and evaluation settings."""
-    found: dict[tuple[str, ...], Run] = {}
-    for run in runs:
-        params = run.data.params
-        names = sorted(name for name in params if name.startswith("evaluation."))
-        settings = (f"{name}={params[name]}" for name in names)
-        found.setdefault((params["keys.model"], *settings), run)
-    return list(found.values())
+    settings = runs.filter(regex=r"^params\.(keys\.model$|evaluation\.)")
+    return runs[~settings.duplicated()].reset_index(drop=True)
 
 
-def logged(run: Run, metric: str, column: str) -> dict[str, float]:
-    """Return a metric of a run and its interval: ``<column>``, ``<column>_low``, ``<column>_high``.
+def measured(runs: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
+    """Return metrics of runs and their intervals; missing values are NaN.
 
-    Missing values are NaN.
+    Args:
+        runs: Table of :func:`find_runs`.
+        metrics: Name of the metric by column.
+
+    Returns:
+        Columns ``<column>``, ``<column>_low`` and ``<column>_high`` for each metric.
     """
-    names = {"": metric, "_low": f"{metric}.low", "_high": f"{metric}.high"}
-    values = run.data.metrics
-    return {f"{column}{end}": values.get(f"test.{name}", np.nan) for end, name in names.items()}
+    ends = {"": "", "_low": ".low", "_high": ".high"}
+    names = {f"{column}{end}": f"metrics.test.{name}{suffix}"
+             for column, name in metrics.items() for end, suffix in ends.items()}  # fmt: skip
+    return runs.reindex(columns=list(names.values())).set_axis(list(names), axis="columns")
 
 
-def metrics_of(run: Run) -> dict[str, Any]:
+def metrics_of(run_id: str) -> dict[str, Any]:
     """Return the content of a run's metrics.json, empty if it is missing."""
-    path = artifact(run.info.run_id, "metrics.json")
+    path = artifact(run_id, "metrics.json")
     return json.loads(path.read_text()) if path else {}
 
 

@@ -1,13 +1,10 @@
 """Nodes of the comparison pipeline."""
 
 import re
-from collections.abc import Hashable
-from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.entities import Run
 from PIL import Image
 
 from submanifold.common.errors import UserError
@@ -19,8 +16,6 @@ SAMPLES = 32
 PICTURE_SIZE = 1000
 NOT_COMPARED = re.compile(r"dataset|method|seed|stage_\d+\.dim|keys\..*|sweep")
 """Parameters with their own column, or without effect on the model."""
-
-Row = dict[Hashable, Any]
 
 
 def collect_runs(dataset: str) -> pd.DataFrame:
@@ -37,19 +32,31 @@ def collect_runs(dataset: str) -> pd.DataFrame:
         f"attributes.status = 'FINISHED' and {tracking.EVALUATED}",
         active.info.experiment_id if active else None,
     )
-    runs = tracking.newest([run for run in found if run.data.params["dataset"] == dataset])
-    if not runs:
-        known = ", ".join(sorted({run.data.params["dataset"] for run in found}))
+    known = sorted(set(found.get("params.dataset", [])))
+    if dataset not in known:
         raise UserError(
             f"dataset: expected one with finished runs in {tracking.tracking_uri()} "
-            f"({known or 'there are none'}), got {dataset}. Make a run with: kedro run "
+            f"({', '.join(known) or 'there are none'}), got {dataset}. Make a run with: kedro run "
             f"--pipeline=hierarchical --params=dataset={dataset}"
         )
-    table = pd.DataFrame(map(_row, runs))
-    settings = pd.DataFrame([run.data.params for run in runs])
-    table["differs"] = differing_settings(settings.assign(features=table["features"]))
-    table = table.dropna(axis="columns", how="all")
-    return table.sort_values(["method", "dims", "seed", "started"])
+    runs = tracking.newest(found[found["params.dataset"] == dataset])
+    contents = [tracking.metrics_of(run_id) for run_id in runs["run_id"]]
+    about = pd.DataFrame({
+        "method": runs["params.method"],
+        "dims": [" → ".join(map(str, each.get("dims", [NONE]))) for each in contents],
+        "seed": runs["params.seed"].astype(int),
+        "features": [each.get("features") for each in contents],
+        "started": runs["start_time"].dt.strftime("%Y-%m-%d %H:%M:%S"),
+        "key": runs["params.keys.run"],
+        "run_id": runs["run_id"],
+    })  # fmt: skip
+    settings = runs.filter(like="params.").rename(columns=lambda name: name.removeprefix("params."))
+    about["differs"] = differing_settings(settings.assign(features=about["features"]))
+    metrics = {metric.name: metric.name for metric in COMPARED.values()}
+    table = pd.concat([about, tracking.measured(runs, metrics)], axis="columns")
+    return table.dropna(axis="columns", how="all").sort_values(
+        ["method", "dims", "seed", "started"]
+    )
 
 
 def write_comparison(table: pd.DataFrame, dataset: str) -> str:
@@ -91,24 +98,6 @@ def differing_settings(settings: pd.DataFrame) -> list[str]:
         "; ".join(f"{name}={value}" for name, value in row.dropna().items())
         for _, row in values[varying].iterrows()
     ]
-
-
-def _row(run: Run) -> Row:
-    params, metrics = run.data.params, tracking.metrics_of(run)
-    row: Row = {
-        "method": params["method"],
-        "dims": " → ".join(map(str, metrics.get("dims", [NONE]))),
-        "seed": int(params["seed"]),
-    }
-    for metric in COMPARED.values():
-        row.update(tracking.logged(run, metric.name, metric.name))
-    return {
-        **row,
-        "features": metrics.get("features"),
-        "started": pd.Timestamp(run.info.start_time, unit="ms").isoformat(" ", "seconds"),
-        "key": params["keys.run"],
-        "run_id": run.info.run_id,
-    }
 
 
 def _normalized(text: str) -> str:

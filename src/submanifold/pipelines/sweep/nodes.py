@@ -6,18 +6,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from mlflow.entities import Run
 
 from submanifold.common.errors import UserError
 from submanifold.evaluation.metrics import COMPARED
-from submanifold.runs.tracking import (
-    EVALUATED,
-    find_runs,
-    logged,
-    metrics_of,
-    newest,
-    tracking_uri,
-)
+from submanifold.runs import tracking
 
 TAG = "submanifold.sweep"
 
@@ -33,13 +25,13 @@ def tag_run(key: str, sweep: str) -> None:
     Raises:
         UserError: There is no such run.
     """
-    runs = find_runs(f"params.`keys.run` = '{key}' AND {EVALUATED}")
-    if not runs:
+    runs = tracking.find_runs(f"params.`keys.run` = '{key}' AND {tracking.EVALUATED}")
+    if runs.empty:
         raise UserError(
-            f"MLflow store {tracking_uri()}: expected a run of {key}, which is finished, got "
-            "none. Delete its folder in data/07_model_output and repeat the sweep."
+            f"MLflow store {tracking.tracking_uri()}: expected a run of {key}, which is finished, "
+            "got none. Delete its folder in data/07_model_output and repeat the sweep."
         )
-    mlflow.MlflowClient().set_tag(runs[0].info.run_id, f"{TAG}.{sweep}", "true")
+    mlflow.MlflowClient().set_tag(runs["run_id"].iloc[0], f"{TAG}.{sweep}", "true")
 
 
 def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFrame:
@@ -47,24 +39,32 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
 
     Returns:
         Columns ``value`` (of the parameter), ``seed``, ``dim`` (of the innermost manifold),
-        ``bpd`` and ``mse`` with ``_low`` and ``_high``, and ``run``, the MLflow run ID, sorted by
+        ``run``, the MLflow run ID, and ``bpd`` and ``mse`` with ``_low`` and ``_high``, sorted by
         value. Missing measurements are NaN.
 
     Raises:
         UserError: There are no runs.
     """
-    runs = find_runs(f"tags.`{TAG}.{sweep_name(dataset, method, parameter)}` = 'true'")
-    if not runs or parameter is None:
+    name = sweep_name(dataset, method, parameter)
+    runs = tracking.newest(tracking.find_runs(f"tags.`{TAG}.{name}` = 'true'"))
+    if runs.empty:
         raise UserError(
-            f"MLflow store {tracking_uri()}: expected a sweep of {parameter} for {method} on "
-            f"{dataset}, got none. Make one with: kedro sweep stage_1.dim 100 300 1000 "
+            f"MLflow store {tracking.tracking_uri()}: expected a sweep of {parameter} for {method} "
+            f"on {dataset}, got none. Make one with: kedro sweep stage_1.dim 100 300 1000 "
             f"--params=dataset={dataset},method={method}"
         )
-    table = pd.DataFrame([_point(run, parameter) for run in newest(runs)])
+    about = pd.DataFrame({
+        "value": runs[f"params.{parameter}"],
+        "seed": runs["params.seed"].astype(int),
+        "dim": [tracking.metrics_of(each).get("dims", [np.nan])[-1] for each in runs["run_id"]],
+        "run": runs["run_id"],
+    })  # fmt: skip
     try:
-        table["value"] = table["value"].astype(float)
+        about["value"] = about["value"].astype(float)
     except ValueError:  # a CSV file cannot contain None
-        table["value"] = table["value"].replace("None", "none")
+        about["value"] = about["value"].replace("None", "none")
+    metrics = tracking.measured(runs, {"bpd": COMPARED["bpd"].name, "mse": COMPARED["mse"].name})
+    table = pd.concat([about, metrics], axis="columns")
     return table.sort_values(["value", "seed"], ignore_index=True)
 
 
@@ -75,15 +75,3 @@ def draw_sweep(table: pd.DataFrame, parameter: str, baselines: dict[str, Any]) -
     curve = baselines["pca_mse"]  # may lack large dimensions
     pca = [curve[int(dim)] if dim < len(curve) else np.nan for dim in table["dim"]]
     return sweep_figure(table, parameter, pca)
-
-
-def _point(run: Run, parameter: str) -> dict[str, Any]:
-    params = run.data.params
-    return {
-        "value": params[parameter],
-        "seed": int(params["seed"]),
-        "dim": metrics_of(run).get("dims", [np.nan])[-1],
-        **logged(run, COMPARED["bpd"].name, "bpd"),
-        **logged(run, COMPARED["mse"].name, "mse"),
-        "run": run.info.run_id,
-    }
