@@ -10,8 +10,7 @@ from source_files import write_folder, write_lmdb, write_zip
 
 from submanifold.common.errors import UserError
 from submanifold.data.settings import ImageSettings
-from submanifold.data.sources import fingerprint, fingerprints, open_source, stores
-from submanifold.data.sources import scan as scanning
+from submanifold.data.sources import fingerprint, open_source, stores
 
 
 @pytest.fixture
@@ -178,7 +177,7 @@ def reads(monkeypatch):
 
 
 def test_files_are_read_again_only_if_one_has_changed(mark, folder, reads, monkeypatch):
-    monkeypatch.setattr(fingerprints, "SETTLED", -(10**9))
+    monkeypatch.setattr(stores, "SETTLED", -(10**9))
     first = mark(folder)
     assert len(reads) == 10
     assert mark(folder) == first
@@ -196,7 +195,7 @@ def test_the_times_of_files_written_just_now_are_not_trusted(mark, folder, reads
 
 def test_the_times_of_older_files_are_trusted(mark, folder, reads, monkeypatch):
     mark(folder)
-    monkeypatch.setattr(fingerprints, "SETTLED", -(10**9))  # time goes by
+    monkeypatch.setattr(stores, "SETTLED", -(10**9))  # time goes by
     assert mark(folder) == mark(folder) == mark(folder)
     assert len(reads) == 20
 
@@ -220,27 +219,24 @@ def test_records_need_not_be_writable(mark, folder, tmp_path):
 
 def test_a_slow_scan_is_reused_for_as_long_as_it_took(folder, monkeypatch):
     now, second = time.time_ns(), 10**9
-    old = dataclasses.replace(scanning.scan(folder), began=now - 9 * second)
+    old = dataclasses.replace(stores.scan(folder), began=now - 9 * second)
     for ended, reused in ((now - second, True), (now - 5 * second, False), (now, True)):
-        monkeypatch.setattr(scanning, "_last_scan", {folder: (old, ended)})
-        assert (scanning.scan(folder) is old) == reused
-        assert scanning.scan(folder.parent) is not old
+        monkeypatch.setattr(stores, "_last_scan", {folder: (old, ended)})
+        assert (stores.scan(folder) is old) == reused
+        assert stores.scan(folder.parent) is not old
     quick = dataclasses.replace(old, began=now - second // 10)
-    monkeypatch.setattr(scanning, "_last_scan", {folder: (quick, now)})
-    assert scanning.scan(folder) is not quick
+    monkeypatch.setattr(stores, "_last_scan", {folder: (quick, now)})
+    assert stores.scan(folder) is not quick
 
 
-@pytest.mark.parametrize("many", [1, 20_000])
-def test_a_scan_is_sorted_and_has_a_stamp_for_each_file(folder, monkeypatch, many):
-    monkeypatch.setattr(scanning, "FILES_ALONE", many)
-    monkeypatch.setattr(scanning, "FOLDERS_PER_TASK", 1)
+def test_a_scan_is_sorted_and_has_a_stamp_for_each_file(folder):
     (folder / "deep.png").write_bytes(b"1")
     (folder / "a" / "b").mkdir(parents=True)
     (folder / "a" / "b" / "c.JPG").write_bytes(b"12")
-    files = scanning.scan(folder)
+    files = stores.scan(folder)
     assert files.names == sorted(files.names)
     assert len(files.names) == 12
-    found = [scanning.stamp((folder / name).stat()) for name in files.names]
+    found = [stores.stamp((folder / name).stat()) for name in files.names]
     assert files.stamps.tolist() == found
 
 

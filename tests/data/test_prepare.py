@@ -21,11 +21,10 @@ from submanifold.common.errors import UserError
 from submanifold.data import arrays as arrays_module
 from submanifold.data import prepare as module
 from submanifold.data.arrays import are_intact
-from submanifold.data.groups import groups_of
 from submanifold.data.prepare import allowed_broken, check, prepare, read_groups
 from submanifold.data.settings import Counts, ImageSettings
 from submanifold.data.sources import SPLITS
-from submanifold.data.splits import share_out
+from submanifold.data.splits import groups_of, share_out
 from submanifold.pipelines.data.nodes import prepare_images
 
 

@@ -13,8 +13,7 @@ from source_files import numbered, plain, write_celeba, write_folder, write_lmdb
 from submanifold.common.errors import UserError
 from submanifold.data.settings import ImageSettings
 from submanifold.data.sources import fingerprint, open_source
-from submanifold.data.sources.scan import cached_by_stamp
-from submanifold.data.sources.stores import open_store
+from submanifold.data.sources.stores import cached_by_stamp, open_store
 
 
 def test_a_folder_contains_images_of_all_suffixes(tmp_path):
@@ -126,7 +125,7 @@ def future_zip(path):
         (
             "a.zip",
             lambda path: write_zip(path, {"db/data.mdb": bytes(99)}),
-            "Run `unzip a.zip` and",
+            "the unpacked folder that contains an LMDB's data.mdb",
         ),
         ("in", lambda path: write_folder(path / "db", {"data.mdb": b"no"}), "contains an LMDB's"),
     ],

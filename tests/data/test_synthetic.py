@@ -26,7 +26,6 @@ from submanifold.data.synthetic import (
     MANIFOLDS,
     Circle,
     Paraboloid,
-    Shell,
     Sphere,
     SwissRoll,
     ThinSpiral,
@@ -108,7 +107,7 @@ def quadrature(m, n=600):
 def equation(m, p):
     """What is zero on the manifold, a unit normal at p, and whether p is off the edges."""
     inside = np.ones(len(p), bool)
-    if isinstance(m, Shell):
+    if isinstance(m, Sphere):
         length = np.linalg.norm(p, axis=1)
         return length - m.radius, p / length[:, None], inside
     if isinstance(m, Torus):

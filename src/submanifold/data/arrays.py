@@ -18,8 +18,8 @@ from submanifold.common.files import (
     read_json,
     sync_and_rename,
 )
-from submanifold.data.sources.base import SPLITS
-from submanifold.data.sources.scan import Stamp, stamp
+from submanifold.data.sources.stores import Stamp, stamp
+from submanifold.data.splits import SPLITS
 
 log = logging.getLogger(__name__)
 

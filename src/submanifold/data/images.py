@@ -52,9 +52,13 @@ def decode(
 
 
 def crop_and_resize(
-    image: Image.Image, size: int, channels: int, crop: str = "square", margin: int = 0
+    image: Image.Image | np.ndarray,
+    size: int,
+    channels: int,
+    crop: str = "square",
+    margin: int = 0,
 ) -> np.ndarray:
-    """Convert an image to a uint8 array (channels, size, size).
+    """Convert an image, or pixels as stored by PIL, to a uint8 array (channels, size, size).
 
     Transparent pixels are composited on white; 16-bit grey is scaled to 8 bits.
 
@@ -65,6 +69,7 @@ def crop_and_resize(
         crop: Side of the centre crop: `square` is min(w, h), `celeba` round(148/178 min(w, h)).
         margin: Black pixels on each side, within the size.
     """
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     side = min(image.width, image.height)
     side = max(1, round(148 / 178 * side)) if crop == "celeba" else side
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)

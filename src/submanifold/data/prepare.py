@@ -21,11 +21,10 @@ from submanifold.common.files import locked, printable, read_json, remove_files,
 from submanifold.common.processes import cores, process_pool
 from submanifold.common.progress import ProgressBar
 from submanifold.data.arrays import GrowingArray, are_intact, hash_arrays, map_npy, write_npy
-from submanifold.data.groups import Groups
 from submanifold.data.images import SUFFIXES
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.sources import SOURCES, SPLITS, Source, fingerprint, open_source
-from submanifold.data.splits import Pool, plan
+from submanifold.data.splits import Groups, Pool, plan
 
 log = logging.getLogger(__name__)
 
@@ -192,25 +191,33 @@ class State:
         """Write it to a file atomically."""
         write_json(path, vars(self))
 
+    def by_split(self, values: Mapping[str, Any], pools: list[Pool]) -> dict[str, list[Any]]:
+        """Values of the written images, by split, in the order of the arrays."""
+        broken, found = {each["name"] for each in self.broken}, {}
+        for pool, read in zip(pools, self.read, strict=True):
+            rest = [values[name] for name in pool.names[:read] if name not in broken]
+            for share in pool.shares:
+                count = self.written[share.split]
+                found[share.split], rest = rest[:count], rest[count:]
+        return found
+
 
 def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -> dict[str, Any]:
     began = time.monotonic()
     pools = plan(source, settings.counts, settings.seed)
-    key = _key(settings, identity)
-    arrays = {
-        split: GrowingArray(folder / f"{split}.npy", settings.event_shape) for split in SPLITS
-    }
+    shape, key = settings.event_shape, _key(settings, identity)
+    arrays = {split: GrowingArray(folder / f"{split}.npy", shape) for split in SPLITS}
     state = _resume(folder, key, arrays, len(pools))
     _decode_all(source, pools, arrays, state, folder / "state.json")
     for split, array in arrays.items():
         array.finish(state.written[split])
     if source.labels is not None:
-        write_json(folder / LABELS, _by_split(source.labels, pools, state))
+        write_json(folder / LABELS, state.by_split(source.labels, pools))
     group_counts = None
     if source.groups is not None:
         numbers = {group: n for n, group in enumerate(sorted(set(source.groups.values())))}
         numbered = {name: numbers[group] for name, group in source.groups.items()}
-        groups = _by_split(numbered, pools, state)
+        groups = state.by_split(numbered, pools)
         write_json(folder / GROUPS, groups)
         group_counts = {split: len(set(found)) for split, found in groups.items()}
     few = few_images(np.load(folder / "train.npy", mmap_mode="r"))
@@ -252,11 +259,9 @@ def _decode_all(
     shares = [share for pool in pools for share in pool.shares]
     total = sum(share.count for share in shares)
     limit = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(arrays["train"].shape)))
-    parallel = total >= PARALLEL_IMAGES
+    pool_of_processes = process_pool("decode images", cores())
     with (
-        process_pool("decode images", cores())
-        if parallel
-        else contextlib.nullcontext() as executor,
+        pool_of_processes if total >= PARALLEL_IMAGES else contextlib.nullcontext() as executor,
         ProgressBar("preparing images", "images", total, sum(state.written.values())) as progress,
     ):
         for index, pool in enumerate(pools):
@@ -267,7 +272,18 @@ def _decode_all(
                     break
                 results = list(_decode(source, names, executor))
                 images = [each for each in results if isinstance(each, np.ndarray)]
-                _count_broken(state, names, results, total)
+                state.broken += [
+                    {"name": name, "reason": each}
+                    for name, each in zip(names, results, strict=False)
+                    if isinstance(each, str)
+                ]
+                if len(state.broken) > (allowed := allowed_broken(total)):
+                    first = [f"{each['name']} ({each['reason']})" for each in state.broken[:3]]
+                    raise UserError(
+                        f"path: expected at most {allowed} broken images among {total}, got "
+                        f"{len(state.broken)} so far, such as {printable('; '.join(first))}. "
+                        "Repair or remove them, or set another path."
+                    )
                 progress.update(len(images))
                 for share in pool.shares:
                     start = state.written[share.split]
@@ -319,41 +335,15 @@ def _tasks(source: Source, names: Iterable[str]) -> Iterator[list[Any]]:
 
 
 def _decode_task(decode: Callable[[Any], np.ndarray], task: list[Any]) -> list[np.ndarray | str]:
-    return [_decode_one(decode, content) for content in task]
+    def decode_or_explain(content: Any) -> np.ndarray | str:
+        try:
+            if isinstance(content, Exception):
+                raise content
+            return decode(content)
+        except Exception as error:  # PIL's plugins raise many kinds of errors
+            return f"{type(error).__name__}: {error}"
 
-
-def _decode_one(decode: Callable[[Any], np.ndarray], content: Any) -> np.ndarray | str:
-    try:
-        if isinstance(content, Exception):
-            raise content
-        return decode(content)
-    except Exception as error:  # PIL's plugins raise many kinds of errors
-        return f"{type(error).__name__}: {error}"
-
-
-def _by_split(values: Mapping[str, Any], pools: list[Pool], state: State) -> dict[str, list[Any]]:
-    """Values of the images, by split, in the order of the arrays."""
-    broken, found = {each["name"] for each in state.broken}, {}
-    for pool, read in zip(pools, state.read, strict=True):
-        rest = [values[name] for name in pool.names[:read] if name not in broken]
-        for share in pool.shares:
-            count = state.written[share.split]
-            found[share.split], rest = rest[:count], rest[count:]
-    return found
-
-
-def _count_broken(
-    state: State, names: list[str], results: list[np.ndarray | str], total: int
-) -> None:
-    both = zip(names, results, strict=False)
-    state.broken += [{"name": name, "reason": each} for name, each in both if isinstance(each, str)]
-    if len(state.broken) > (allowed := allowed_broken(total)):
-        first = "; ".join(f"{each['name']} ({each['reason']})" for each in state.broken[:3])
-        raise UserError(
-            f"path: expected at most {allowed} broken images among {total}, got "
-            f"{len(state.broken)} so far, such as {printable(first)}. Repair or remove them, or "
-            "set another path."
-        )
+    return [decode_or_explain(content) for content in task]
 
 
 def allowed_broken(total: int) -> int:

@@ -144,8 +144,8 @@ MEANS: dict[int, Callable] = {
 
 
 @dataclass(frozen=True)
-class Shell(Manifold):
-    r"""A circle or sphere with a density :math:`\propto e^{\kappa \cos}` (method.md 5, 7 and 8).
+class Sphere(Manifold):
+    r"""A sphere or circle with a density :math:`\propto e^{\kappa \cos}` (method.md 5, 7 and 8).
 
     The angle is the one to the mean direction m: von Mises and von Mises-Fisher distributions. With
     noise, at a distance r from the centre, with M(k) the mean of :math:`e^{k \cos}` over all
@@ -213,20 +213,15 @@ class Shell(Manifold):
 
 
 @dataclass(frozen=True)
-class Sphere(Shell):
-    """A uniform sphere in space; see :class:`Shell`."""
-
-
-@dataclass(frozen=True)
-class VmfSphere(Shell):
-    """A von Mises-Fisher distribution on the sphere; see :class:`Shell`."""
+class VmfSphere(Sphere):
+    """A von Mises-Fisher distribution on the sphere; see :class:`Sphere`."""
 
     concentration: float = 10.0
 
 
 @dataclass(frozen=True)
-class Circle(Shell):
-    """A uniform circle in the plane; see :class:`Shell`."""
+class Circle(Sphere):
+    """A uniform circle in the plane; see :class:`Sphere`."""
 
     ambient_dim = 2
     dim = 1
@@ -236,7 +231,7 @@ class Circle(Shell):
 
 @dataclass(frozen=True)
 class VonMisesCircle(Circle):
-    """A von Mises distribution on a larger circle; see :class:`Shell`."""
+    """A von Mises distribution on a larger circle; see :class:`Sphere`."""
 
     radius: float = 3.0
     concentration: float = 8.0

@@ -9,7 +9,7 @@ import torch
 from submanifold.common.errors import UserError
 from submanifold.common.progress import track
 from submanifold.data.batches import Batches
-from submanifold.data.groups import Groups, groups_of
+from submanifold.data.splits import Groups, groups_of
 from submanifold.data.synthetic import Manifold
 from submanifold.evaluation.baselines import pca_error
 from submanifold.evaluation.intervals import GroupPair, mean_interval

@@ -16,7 +16,7 @@ from kedro.io import DataCatalog
 from submanifold.common.errors import UserError
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
 from submanifold.config.schema import Experiment
-from submanifold.data.groups import Groups
+from submanifold.data.splits import Groups
 
 log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from submanifold.data.sources.base import SPLITS, Source, SourceType
+from submanifold.data.sources.base import Source, SourceType
 from submanifold.data.sources.celeba import CELEBA
 from submanifold.data.sources.files import FILES
-from submanifold.data.sources.medmnist import MEDMNIST
+from submanifold.data.sources.labelled import MEDMNIST, torchvision_source
 from submanifold.data.sources.photos import PHOTOS
-from submanifold.data.sources.torchvision import torchvision_source
+from submanifold.data.splits import SPLITS
 
 if TYPE_CHECKING:
     from submanifold.data.settings import DataSettings, ImageSettings

@@ -13,8 +13,6 @@ import numpy as np
 if TYPE_CHECKING:
     from submanifold.data.settings import ImageSettings
 
-SPLITS = ("train", "valid", "test")
-
 
 @dataclass
 class Source:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import shutil
 import zipfile
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,15 @@ import pooch
 from submanifold.common.errors import UserError
 from submanifold.common.files import locked, read_json, sync_and_rename, write_json
 from submanifold.common.progress import ProgressBar
-from submanifold.data.sources.base import SPLITS, Source, SourceType
+from submanifold.data.sources.base import Source, SourceType
 from submanifold.data.sources.files import fingerprint_files, open_files, with_groups
-from submanifold.data.sources.scan import cached_by_stamp
-from submanifold.data.sources.stores import STORES, fingerprint_content, read_member
+from submanifold.data.sources.stores import (
+    STORES,
+    cached_by_stamp,
+    fingerprint_content,
+    read_member,
+)
+from submanifold.data.splits import SPLITS
 
 if TYPE_CHECKING:
     from submanifold.data.settings import ImageSettings
@@ -57,12 +63,26 @@ def _fingerprint(settings: ImageSettings, raw_folder: Path) -> str:
         return with_groups(settings, known)
     path = _locate(settings, raw_folder)
     assert path is not None, "the download has a fingerprint"
+    return fingerprint_files(settings, path, raw_folder, partial(_suffix, settings, path))
 
-    def suffix() -> str:
-        content = _find_partition(path) if settings.split == "official" else None
-        return f"+{_md5(content)}" if content else ""
 
-    return fingerprint_files(settings, path, raw_folder, suffix)
+def _fingerprint_download(settings: ImageSettings, folder: Path) -> str | None:
+    """Fingerprint of the download, the same before and after it; None if files are not from it."""
+    images = _find_images(folder)
+    if images is None:
+        official = settings.split == "official" and not settings.url
+        md5 = DRIVE[PARTITION][1]
+        return f"download:{_origin(settings)}" + (f"+{md5}" if official else "")
+    receipt = read_json(folder / RECEIPT)
+    if receipt is None or receipt.get("content") != _content(images):
+        return None
+    return f"download:{receipt['origin']}{_suffix(settings, images)}"
+
+
+def _suffix(settings: ImageSettings, images: Path) -> str:
+    """Identity of the official partition, if the split is official."""
+    content = _find_partition(images) if settings.split == "official" else None
+    return f"+{hashlib.md5(content, usedforsecurity=False).hexdigest()}" if content else ""
 
 
 def _locate(settings: ImageSettings, raw_folder: Path) -> Path | None:
@@ -101,34 +121,19 @@ def _partition_inside(images: Path) -> bytes | None:
 
 def _read_partition(content: bytes) -> dict[str, str]:
     """Map file names to train, valid or test, from lines such as `000001.jpg 0`."""
-    pairs = [line.split() for line in content.decode("utf-8", "replace").splitlines() if line]
-    for pair in pairs:
-        if len(pair) != 2 or pair[1] not in CODES:
+    splits = {}
+    for line in filter(None, content.decode("utf-8", "replace").splitlines()):
+        name, _, code = line.partition(" ")
+        if code.strip() not in CODES:
             raise UserError(
-                f"{PARTITION}: expected a file name and 0, 1 or 2 on each line, got "
-                f"{' '.join(pair)[:60]}. Fetch the official file again, or set split=random."
+                f"{PARTITION}: expected a file name and 0, 1 or 2 on each line, got {line[:60]}. "
+                "Fetch the official file again, or set split=random."
             )
-    return {name: CODES[code] for name, code in pairs}
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+        splits[name] = CODES[code.strip()]
+    return splits
 
 
 _content = cached_by_stamp(fingerprint_content)
-
-
-def _fingerprint_download(settings: ImageSettings, folder: Path) -> str | None:
-    """Fingerprint of the download, the same before and after it; None if files are not from it."""
-    images = _find_images(folder)
-    if images is None:
-        origin, md5 = _origin(settings), None if settings.url else DRIVE[PARTITION][1]
-    else:
-        receipt, partition = read_json(folder / RECEIPT), _find_partition(images)
-        if receipt is None or receipt.get("content") != _content(images):
-            return None
-        origin, md5 = receipt["origin"], _md5(partition) if partition else None
-    return f"download:{origin}" + (f"+{md5}" if settings.split == "official" and md5 else "")
 
 
 def _origin(settings: ImageSettings) -> str:
@@ -145,8 +150,11 @@ def _download(settings: ImageSettings, folder: Path) -> Path:
         partial.mkdir()
         try:
             _fetch(settings, partial)
-            for file in sorted(partial.iterdir(), key=lambda file: file.name == ARCHIVE):
-                sync_and_rename(file, folder / file.name)
+            content = fingerprint_content(partial / ARCHIVE)
+            write_json(partial / RECEIPT, {"origin": _origin(settings), "content": content})
+            for name in (RECEIPT, PARTITION, ARCHIVE):  # complete once the zip is there
+                if (partial / name).exists():
+                    sync_and_rename(partial / name, folder / name)
         except Exception as error:  # each kind of download raises other errors
             address = settings.url or "torchvision's address"
             raise UserError(
@@ -169,10 +177,6 @@ def _fetch(settings: ImageSettings, folder: Path) -> None:
 
         for name, (file_id, md5) in DRIVE.items():
             download_file_from_google_drive(file_id, folder, name, md5)
-    if not zipfile.is_zipfile(folder / ARCHIVE):
-        raise ValueError("a file that is not a zip")
-    receipt = {"origin": _origin(settings), "content": fingerprint_content(folder / ARCHIVE)}
-    write_json(folder / RECEIPT, receipt)
 
 
 CELEBA = SourceType(

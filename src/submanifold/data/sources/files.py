@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,17 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from submanifold.common.errors import UserError
-from submanifold.data.groups import check_groups, fingerprint_groups, group_images
 from submanifold.data.images import SUFFIXES, decode
 from submanifold.data.sources.base import Source, SourceType
-from submanifold.data.sources.fingerprints import fingerprint_store
-from submanifold.data.sources.scan import digest
-from submanifold.data.sources.stores import DATABASE, STORES, open_store
+from submanifold.data.sources.stores import (
+    DATABASE,
+    STORES,
+    digest,
+    fingerprint_store,
+    open_store,
+)
+from submanifold.data.splits import check_groups, fingerprint_groups, group_images
 
 if TYPE_CHECKING:
     from submanifold.data.settings import ImageSettings
-
-log = logging.getLogger(__name__)
 
 
 def open_files(
@@ -43,7 +44,7 @@ def open_files(
         raise UserError(
             f"path={path}: expected images{'' if official is None else ' of the official split'} "
             f"({', '.join(SUFFIXES)}; hidden files are ignored), got none. Set path to a folder of "
-            f"images, a zip of images, or the folder that contains an LMDB's {DATABASE}."
+            f"images, a zip of images, or the unpacked folder that contains an LMDB's {DATABASE}."
         )
     groups = None if settings.groups is None else group_images(settings.groups, names)
     if groups and splits:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.device import choose_device
-from submanifold.data.groups import Groups, groups_of
+from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation import dimension
 from submanifold.evaluation.metrics import format_interval
 from submanifold.models import Model

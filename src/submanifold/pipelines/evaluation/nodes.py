@@ -10,7 +10,7 @@ import torch
 from submanifold.common.device import choose_device
 from submanifold.config.schema import LaunchSettings
 from submanifold.data.batches import Batches
-from submanifold.data.groups import Groups, groups_of
+from submanifold.data.splits import Groups, groups_of
 from submanifold.data.settings import SyntheticSettings
 from submanifold.evaluation import baselines
 from submanifold.evaluation import samples as sampling

@@ -9,9 +9,9 @@ from PIL import Image
 
 from submanifold.common.device import choose_device
 from submanifold.common.errors import error_prefix
-from submanifold.data.groups import Groups, groups_of
 from submanifold.data.prepare import prepare, read_groups
 from submanifold.data.settings import ImageSettings
+from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.metrics import format_interval
 from submanifold.models import Model

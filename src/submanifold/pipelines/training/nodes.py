@@ -7,8 +7,8 @@ import numpy as np
 
 from submanifold.common.device import choose_device
 from submanifold.config.schema import LaunchSettings
-from submanifold.data.groups import Groups, groups_of
 from submanifold.data.settings import ImageSettings, SyntheticSettings
+from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.runs.launch import call

@@ -10,7 +10,7 @@ import torch
 from submanifold.common.device import choose_device
 from submanifold.common.files import read_json, write_json
 from submanifold.data.batches import Batches
-from submanifold.data.groups import groups_of
+from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.intervals import mean_interval, median_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, per_event, to_bits_per_dim

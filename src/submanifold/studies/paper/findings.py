@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from submanifold.data.batches import Batches
-from submanifold.data.groups import groups_of
+from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA
 from submanifold.evaluation.intervals import mean_interval, plus_minus
 from submanifold.evaluation.metrics import METRICS, is_missing
