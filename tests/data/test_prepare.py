@@ -374,7 +374,7 @@ def test_a_killed_run_is_resumed_with_the_same_result(
     decoded.clear()
 
     owner, name = {
-        "decode": (module, "_count_broken"),
+        "decode": (module, "_decode"),
         "write": (module.GrowingArray, "write"),
         "save": (module.State, "save"),
         "finish": (module.GrowingArray, "finish"),
