@@ -10,8 +10,8 @@ import torch
 from submanifold.common.device import choose_device
 from submanifold.config.schema import LaunchSettings
 from submanifold.data.batches import Batches
-from submanifold.data.splits import Groups, groups_of
 from submanifold.data.settings import SyntheticSettings
+from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation import baselines
 from submanifold.evaluation import samples as sampling
 from submanifold.evaluation.measure import against_truth, measure, sample_quality, warnings
