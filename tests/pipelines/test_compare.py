@@ -59,20 +59,20 @@ def test_table_contains_the_newest_finished_runs(runs, comparison):
             assert values == [metrics[name][end] for end in ("value", "low", "high")]
     assert "fid" not in table, "no run has it"
     assert table["differs"].tolist() == [
-        "stage_1.reconstruction.penalty=mse; stage_1.reconstruction.weight=30",
+        "stage_1.reconstruction.penalty=mse; stage_1.reconstruction.weight=30.0",
         "stage_1.reconstruction.delta=0.1; stage_1.reconstruction.penalty=huber; "
-        "stage_1.reconstruction.weight=300",
+        "stage_1.reconstruction.weight=300.0",
     ]
 
 
-def test_equal_numbers_and_missing_stages_or_phases_do_not_differ():
+def test_settings_of_missing_stages_or_phases_do_not_differ():
     settings = [
-        {"method": "a", "weight": "300", "rate": "1e-05", "stage_1.dim": "9", "data.size": "8"},
-        {"method": "b", "weight": "300.0", "rate": "1e-4", "stage_1.dim": "8", "stage_1.c": "0.5"},
-        {"method": "b", "weight": "3e2", "rate": "1e-4", "stage_1.dim": "8", "code_flow.c": "1"},
+        {"method": "a", "charts": "3", "stage_1.dim": "9"},
+        {"method": "b", "charts": "1", "stage_1.dim": "8", "stage_1.noise": "0.5"},
+        {"method": "b", "charts": "1", "stage_1.dim": "8", "code_flow.stages": "[2]"},
     ]
     assert differing_settings(pd.DataFrame(settings)) == [
-        *("rate=1e-05", "rate=0.0001; stage_1.c=0.5", "rate=0.0001")
+        *("charts=3", "charts=1; stage_1.noise=0.5", "charts=1")
     ]
 
 

@@ -86,26 +86,18 @@ def differing_settings(settings: pd.DataFrame) -> list[str]:
 
     Settings of a stage or phase are compared only between runs that have it.
     """
-    values = settings.map(_normalized, na_action="ignore")
     varying = []
-    for name in sorted(map(str, values)):
-        peers, group = values, name.split(".")[0]
+    for name in sorted(map(str, settings)):
+        peers, group = settings, name.split(".")[0]
         if group != name:
-            peers = values[values.filter(regex=rf"^{group}(\.|$)").notna().any(axis="columns")]
+            columns = settings.filter(regex=rf"^{group}(\.|$)")
+            peers = settings[columns.notna().any(axis="columns")]
         if not NOT_COMPARED.fullmatch(name) and peers[name].nunique(dropna=False) > 1:
             varying.append(name)
     return [
         "; ".join(f"{name}={value}" for name, value in row.dropna().items())
-        for _, row in values[varying].iterrows()
+        for _, row in settings[varying].iterrows()
     ]
-
-
-def _normalized(text: str) -> str:
-    """Write equal numbers, such as 300, 300.0 and 3e2, in one way."""
-    try:
-        return repr(float(text)).removesuffix(".0")
-    except ValueError:
-        return text
 
 
 def _picture(run_id: str) -> Image.Image | None:
