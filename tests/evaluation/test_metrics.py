@@ -10,14 +10,10 @@ from submanifold.data import dequantize
 from submanifold.data.synthetic import LinearGaussian
 from submanifold.evaluation import paper
 from submanifold.evaluation.baselines import fit_baselines
-from submanifold.evaluation.measure import (
-    against_truth,
-    measure,
-    objectives,
-    sample_quality,
-    warnings,
-)
+from submanifold.evaluation.measure import measure, objectives, warnings
 from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
+from submanifold.evaluation.sample_quality import sample_quality
+from submanifold.evaluation.truth import against_truth
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.models import Hierarchy, Stage
 

@@ -14,8 +14,7 @@ from submanifold.evaluation.feature_distances import (
     recall,
 )
 from submanifold.evaluation.features import MissingWeightsError, pixel_features
-from submanifold.evaluation.measure import sample_quality
-from submanifold.evaluation.sample_metrics import random_subset
+from submanifold.evaluation.sample_quality import random_subset, sample_quality
 from submanifold.evaluation.sliced_wasserstein import sliced_wasserstein
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

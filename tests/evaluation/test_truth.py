@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from submanifold.data.synthetic import LinearGaussian, manifold
-from submanifold.evaluation.measure import against_truth
+from submanifold.evaluation.truth import against_truth
 from submanifold.flows import Affine
 from submanifold.models import Hierarchy, Stage
 

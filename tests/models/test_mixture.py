@@ -9,7 +9,7 @@ from strategies import assert_close, perturb
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
 from submanifold.data.synthetic import Circle
-from submanifold.evaluation.measure import against_truth
+from submanifold.evaluation.truth import against_truth
 from submanifold.flows import RealNVP, initialize
 from submanifold.losses import ForwardPass, Objective
 from submanifold.losses.constraint import Target

@@ -1,39 +1,53 @@
-"""Evaluation of a model: all metrics of the table, and the diagnostics that accompany them."""
+"""Metrics of a model's density and reconstruction on test data, and warnings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from submanifold.common.errors import UserError
 from submanifold.common.progress import track
 from submanifold.data.batches import Batches
-from submanifold.data.splits import Groups, groups_of
-from submanifold.data.synthetic import Manifold
 from submanifold.evaluation.baselines import pca_error
-from submanifold.evaluation.intervals import GroupPair, mean_interval
-from submanifold.evaluation.likelihood import BATCH_SIZE, per_event, to_bits_per_dim
-from submanifold.evaluation.metrics import compute_metrics
-from submanifold.evaluation.model_metrics import NO_DENSITY, ModelEvaluation
-from submanifold.evaluation.reconstruction import error_curve, reconstruction, squared_errors
-from submanifold.evaluation.sample_metrics import (
-    MIN_IMAGES,
-    Features,
-    SampleComparison,
-    random_subset,
+from submanifold.evaluation.intervals import Interval, mean_interval
+from submanifold.evaluation.likelihood import (
+    BATCH_SIZE,
+    dequantized_log_probs,
+    importance_log_prob,
+    noisy_log_prob,
+    per_event,
+    to_bits_per_dim,
 )
-from submanifold.evaluation.truth import TruthComparison
-from submanifold.models import Model
-from submanifold.models.diagnostics import LARGEST_INVERSE_ERROR, inverse_error
-
-FID_ON_CPU = (
-    "not measured: on a CPU, Inception features take 0.1 s per image; set "
-    "evaluation.inception_weights to download, or to the path of the weights file"
+from submanifold.evaluation.reconstruction import (
+    NEAREST_BATCH_SIZE,
+    error_curve,
+    reconstruction,
+    squared_errors,
 )
+from submanifold.models import Hierarchy, Model, on_manifold
+from submanifold.models.diagnostics import (
+    LARGEST_INVERSE_ERROR,
+    inverse_error,
+    is_overfitted,
+    manifold_overfitting,
+)
+from submanifold.models.model import NEAREST_STEPS
 
-MAX_REFERENCE = 5000
-"""Images that the PCA of pixel features is fitted to."""
+VOLUME_IMAGES = 8
+NEAREST_EVENTS = 512
+OVERFITTING_EVENTS = 5000
+OVERFITTED = (
+    "not reported: the data are close to the manifold, and the residual is a smooth function of "
+    "the position on it. Data without noise have no density on all of space, and their likelihood "
+    "has no maximum (manifold overfitting)"
+)
+NO_DENSITY = (
+    "not available: a stage is not invertible, so there is a density on the manifold but not on "
+    "all of space"
+)
 
 Metrics = dict[str, Any]
 
@@ -49,8 +63,16 @@ def measure(
 ) -> Metrics:
     """Evaluate density and reconstruction on test data; the model is moved to the device.
 
-    For the arguments, see :class:`~submanifold.evaluation.model_metrics.ModelEvaluation`. Several
-    processes (:mod:`submanifold.common.distributed`) split the data.
+    Several processes (:mod:`submanifold.common.distributed`) split the data.
+
+    Args:
+        model: The model.
+        test: Test data, uint8 images or float points (N, ...).
+        baselines: The result of :func:`submanifold.evaluation.baselines.fit_baselines`.
+        input_noise: Standard deviation of the noise that the density was trained with.
+        dequantizations: Number of noise draws of the importance-weighted bound for images.
+        device: Device of the evaluation.
+        groups: Group numbers of test images, (N,).
 
     Returns:
         Metrics by name (:data:`~submanifold.evaluation.metrics.METRICS`), ``dims``,
@@ -58,116 +80,87 @@ def measure(
         :func:`~submanifold.evaluation.reconstruction.error_curve`; for points ``thickness`` and
         ``neighbour_correlation``, signs of manifold overfitting.
     """
-    evaluation = ModelEvaluation(
-        model.to(device), test, baselines, input_noise, dequantizations, device, groups
-    )  # fmt: skip
-    pca, gaussian = pca_error(baselines, model.dim), baselines.get("gaussian")
-    return {
-        **compute_metrics(evaluation),
-        **({"curve": error_curve(model, test, baselines, device)} if evaluation.of_images else {}),
-        **evaluation.overfitting,
-        "overflows": evaluation.reconstruction["overflows"],
+    batches = Batches(test, BATCH_SIZE, device=device)
+    first = next(iter(batches))
+    found = density(model.to(device), test, batches, input_noise, dequantizations, groups)
+    found |= reconstructions(model, test, batches, groups)
+    if not batches.is_continuous:
+        found |= volume(model, first[:VOLUME_IMAGES], groups)
+        found["curve"] = error_curve(model, test, baselines, device)
+    pca = pca_error(baselines, model.dim)
+    return found | {
+        "parameters": sum(each.numel() for each in model.parameters()),
         "dims": model.dims,
-        "inverse_error": inverse_error(model, next(iter(evaluation.batches))),
-        "baselines": {"pca": pca, "gaussian": gaussian},
+        "inverse_error": inverse_error(model, first),
+        "baselines": {"pca": pca, "gaussian": baselines.get("gaussian")},
     }
 
 
-def against_truth(model: Model, truth: Manifold, test: np.ndarray, samples: np.ndarray) -> Metrics:
-    """Compare a model of synthetic data with the known manifold and density.
+def density(
+    model: Model,
+    test: np.ndarray,
+    batches: Batches,
+    input_noise: float,
+    dequantizations: int,
+    groups: np.ndarray | None,
+) -> Metrics:
+    """Compute bits per dimension, and for points the signs of manifold overfitting."""
+    if not model.has_density:
+        return {"bits_per_dim": {"value": None, "why": NO_DENSITY}}
+    found: Metrics = {}
 
-    Returns:
-        Metrics by name, the ``noise`` of the data, and in nats: ``true_nll``, ``manifold_nll`` on
-        the learned manifold and ``manifold_entropy``, its true value; only those that exist.
-    """
-    comparison = TruthComparison(model, truth, test, samples)
-    found = compute_metrics(comparison)
-    found |= {"manifold_entropy": truth.manifold_entropy, "noise": truth.noise}
-    if comparison.manifold_log_prob is not None:
-        found["manifold_nll"] = mean_interval(-comparison.manifold_log_prob)
-    if comparison.has_densities:
-        found["true_nll"] = mean_interval(-truth.log_prob(test))
+    def interval(log_prob: np.ndarray) -> Interval:
+        return mean_interval(to_bits_per_dim(log_prob, test), groups)
+
+    if batches.is_continuous:
+        some = torch.cat(list(batches))[:OVERFITTING_EVENTS]
+        thickness, correlation = manifold_overfitting(model, some)
+        found = {"thickness": thickness, "neighbour_correlation": correlation}
+        if is_overfitted(thickness, correlation):
+            found["bits_per_dim"] = {"value": None, "why": OVERFITTED}
+        else:
+            tracked = track(batches, "bits per dimension", len(test))
+            found["bits_per_dim"] = interval(per_event(model.log_prob, tracked))
+    else:
+        log_probs = dequantized_log_probs(model, test, dequantizations, batches.device)
+        bound = interval(importance_log_prob(log_probs))
+        found["bits_per_dim"] = interval(log_probs[0])
+        found["bits_per_dim_importance"] = bound | {"draws": dequantizations}
+    if input_noise > 0:
+        found["bits_per_dim_noisy"] = interval(noisy_log_prob(model, batches, input_noise))
     return found
 
 
-def sample_quality(
-    train: np.ndarray,
-    test: np.ndarray,
-    samples: np.ndarray,
-    weights: str,
-    device: torch.device,
-    groups: Groups | None = None,
+def reconstructions(
+    model: Model, test: np.ndarray, batches: Batches, groups: np.ndarray | None
 ) -> Metrics:
-    """Compare samples, and as a reference training images, with test images.
-
-    FID uses all images. KID, precision and recall use equal numbers of samples and test images: the
-    first samples or a fixed random subset of the test images. All images are uint8 (n, channels,
-    height, width). `weights` is ``auto`` (Inception on a GPU only), ``download`` or a path.
-
-    Returns:
-        ``fid``, ``kid``, ``precision``, ``recall`` and ``sliced_wasserstein``, each with interval
-        and counts or the reason ``why`` it is missing; ``features``: "inception" or a number of
-        principal components of pixels; and ``training_images``: the same five for a random subset
-        of the training images, or None if these are fewer than the compared samples.
-
-    Raises:
-        UserError: `weights` is not the path of the standard file.
-    """
-    count = min(len(test), len(samples))
-    order = np.random.default_rng(0).permutation(len(train))  # neighbors can share a photograph
-    drawn = order[: len(samples)]
-    of_train, of_test = (groups_of(groups, part) for part in ("train", "test"))
-    fakes = [samples]
-    pairs: list[GroupPair] = [(of_test, None)]
-    if len(train) >= count:
-        fakes.append(train[drawn])
-        pairs.append((of_test, None if of_train is None else of_train[drawn]))
-    inception: Sequence[Any] = [""] * len(fakes)
-    features: Sequence[Any] = [None] * len(fakes)
-    subset, name = np.arange(0), "none"
-    if count >= MIN_IMAGES:
-        # PCA is fitted to other images than those compared, if there are enough
-        start = count if len(train) >= 2 * count else 0
-        reference = train[order[start : start + MAX_REFERENCE]]
-        subset = random_subset(len(test), count)
-        inception, features, name = _features(reference, test, fakes, subset, weights, device)
-    found, *others = [
-        compute_metrics(SampleComparison(test, *each, subset))
-        for each in zip(fakes, pairs, inception, features, strict=True)
-    ]
-    return found | {"features": name, "training_images": others[0] if others else None}
+    """Compute errors of encoder projections, nearest projections, and stage 1 of a hierarchy."""
+    summarize = partial(reconstruction, of_images=not batches.is_continuous, groups=groups)
+    tracked = track(batches, "projecting", len(test))
+    found = summarize(squared_errors(model.project, tracked))
+    if model.dim < model.event_dim:
+        some = Batches(test[:NEAREST_EVENTS], NEAREST_BATCH_SIZE, device=batches.device)
+        project = partial(model.project, steps=NEAREST_STEPS)
+        tracked = track(some, "nearest projections", len(some))
+        nearest = summarize(squared_errors(project, tracked))
+        found |= {f"nearest_{name}": nearest[name] for name in ("mse", "psnr") if name in nearest}
+    if isinstance(model, Hierarchy):
+        found["stage_1_mse"] = found["mse"]
+        if len(model.stages) > 1:
+            first = model.part(1, 1)
+            found["stage_1_mse"] = summarize(squared_errors(first.project, batches))["mse"]
+    return found
 
 
-def _features(
-    reference: np.ndarray,
-    test: np.ndarray,
-    fakes: list[np.ndarray],
-    subset: np.ndarray,
-    weights: str,
-    device: torch.device,
-) -> tuple[Sequence[Any], Sequence[Features], str]:
-    """Compute Inception features or the reason they are missing, features, and their name."""
-    # torch-fidelity and scikit-learn take seconds to import
-    from submanifold.evaluation.features import (
-        MissingWeightsError,
-        inception_features,
-        pixel_features,
-    )
-
-    count = len(subset)
-    inception: Sequence[Any]
-    try:
-        if weights == "auto" and device.type == "cpu":
-            raise MissingWeightsError(FID_ON_CPU)
-        path = None if weights in ("auto", "download") else weights
-        real, *of_fakes = inception_features([test, *fakes], path, device)
-        inception = [(real, each) for each in of_fakes]
-        real, name = real[subset], "inception"
-    except MissingWeightsError as error:
-        inception = [str(error)] * len(fakes)
-        real, *of_fakes = pixel_features(reference, test[subset], *(x[:count] for x in fakes))
-        name = f"{real.shape[1]} principal components of pixels"
-    return inception, [(real, each[:count]) for each in of_fakes], name
+def volume(model: Model, images: Tensor, groups: np.ndarray | None) -> Metrics:
+    """Compute the density on the manifold and, where it is exact, its non-orthogonality."""
+    result = on_manifold(model, images, generator=torch.Generator().manual_seed(0))
+    nll = mean_interval(-result.log_prob.double().cpu().numpy(), groups)
+    found: Metrics = {"manifold_nll": nll | {"estimate_error": float(result.error.mean())}}
+    values = result.non_orthogonality.double().cpu().numpy()
+    if np.isfinite(values).all():
+        found["non_orthogonality"] = mean_interval(values, groups)
+    return found
 
 
 def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[float, float]:

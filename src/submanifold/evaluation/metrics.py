@@ -1,22 +1,15 @@
-"""The table of metrics: their names, units and formats, and the functions that compute them.
+"""The table of metrics: their names, labels, units and formats.
 
-To add a metric, write a function of one of the input classes and add an entry to :data:`METRICS`.
+To add a metric, return it from :func:`~submanifold.evaluation.measure.measure`,
+:func:`~submanifold.evaluation.sample_quality.sample_quality` or
+:func:`~submanifold.evaluation.truth.against_truth`, and add an entry to :data:`METRICS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
-
-from submanifold.evaluation import model_metrics as model
-from submanifold.evaluation import sample_metrics as sample
-from submanifold.evaluation import truth
-from submanifold.evaluation.baselines import pca_error
-from submanifold.evaluation.feature_distances import kernel_distance, precision, recall
-from submanifold.evaluation.model_metrics import ModelEvaluation
-from submanifold.evaluation.sample_metrics import SampleComparison
-from submanifold.evaluation.truth import TruthComparison
 
 NONE = "–"
 
@@ -29,8 +22,6 @@ class Metric:
         name: Name in metrics.json or truth.json, with dots between nested keys.
         label: Column heading.
         format: Format specification of values.
-        inputs: Class of the input of `compute`; None for values that the pipeline records.
-        compute: Function that returns a number, an interval, or None where it does not apply.
         unit: Unit of values; empty for fractions and counts.
         better: Direction of improvement, or None.
         column: Name in files of results; by default `name`.
@@ -40,8 +31,6 @@ class Metric:
     name: str
     label: str
     format: str
-    inputs: type | None
-    compute: Callable[[Any], Any] | None
     unit: str = ""
     better: Literal["lower", "higher"] | None = "lower"
     column: str = ""
@@ -83,72 +72,40 @@ def is_missing(value: Any) -> bool:
     return value is None or pd.isna(value)
 
 
-def compute_metrics(inputs: Any) -> dict[str, Any]:
-    """Compute all metrics of one of the input classes, nested by name."""
-    found: dict[str, Any] = {}
-    for metric in METRICS.values():
-        if metric.compute and isinstance(inputs, metric.inputs or ()):
-            value = metric.compute(inputs)
-            if value is not None:
-                *outer, key = metric.name.split(".")
-                target = found
-                for each in outer:
-                    target = target.setdefault(each, {})
-                target[key] = value
-    return found
-
-
 BITS, NATS, DECIBELS = "bits per dimension", "nats", "dB"
 SQUARED_ERROR = "squared pixels in [0, 1], or the squared unit of the data"
 DISTANCE = "the unit of the data"
 
-# fmt: off
 _METRICS = (
-    Metric("bits_per_dim", "BPD", ".3f", ModelEvaluation, model.bits_per_dim, BITS, column="bpd"),
-    Metric("bits_per_dim_importance", "BPD, importance-weighted bound", ".3f", ModelEvaluation,
-           model.bits_per_dim_importance, BITS, compared=False),
-    Metric("bits_per_dim_noisy", "BPD, with DNF's noise", ".3f", ModelEvaluation,
-           model.bits_per_dim_noisy, BITS, compared=False),
-    Metric("nll", "NLL (nats)", ".4f", TruthComparison, truth.nll, NATS, compared=False),
-    Metric("divergence", "KL from the truth (nats)", ".4f", TruthComparison, truth.divergence,
-           NATS),
-    Metric("manifold_nll", "NLL on the manifold", ".4f", ModelEvaluation, model.manifold_nll, NATS,
-           better=None, compared=False),
-    Metric("manifold_divergence", "KL on the manifold (nats)", ".4f", TruthComparison,
-           truth.manifold_divergence, NATS, better=None, compared=False),
-    Metric("non_orthogonality", "non-orthogonality", ".3f", ModelEvaluation,
-           model.non_orthogonality, "bits per coordinate", compared=False),
-    Metric("mse", "MSE", ".5f", ModelEvaluation, lambda e: e.reconstruction["mse"], SQUARED_ERROR),
-    Metric("nearest_mse", "MSE, nearest projection", ".5f", ModelEvaluation,
-           lambda e: e.nearest_reconstruction.get("mse"), SQUARED_ERROR),
-    Metric("psnr", "PSNR (dB)", ".2f", ModelEvaluation, lambda e: e.reconstruction.get("psnr"),
-           DECIBELS, "higher", compared=False),
-    Metric("psnr_per_image", "mean image PSNR (dB)", ".2f", ModelEvaluation,
-           lambda e: e.reconstruction.get("psnr_per_image"), DECIBELS, "higher", compared=False),
-    Metric("nearest_psnr", "PSNR, nearest projection (dB)", ".2f", ModelEvaluation,
-           lambda e: e.nearest_reconstruction.get("psnr"), DECIBELS, "higher", compared=False),
-    Metric("stage_1_mse", "MSE, stage 1 alone", ".5f", ModelEvaluation, model.stage_1_mse,
-           SQUARED_ERROR),
-    Metric("baselines.pca.mse", "MSE of PCA", ".5f", ModelEvaluation,
-           lambda e: pca_error(e.baselines, e.model.dim).get("mse"), SQUARED_ERROR, better=None,
-           column="pca_mse"),
-    Metric("sliced_wasserstein", "sliced Wasserstein", ".0f", SampleComparison, sample.swd,
+    Metric("bits_per_dim", "BPD", ".3f", BITS, column="bpd"),
+    Metric("bits_per_dim_importance", "BPD, importance-weighted bound", ".3f", BITS,
+           compared=False),
+    Metric("bits_per_dim_noisy", "BPD, with DNF's noise", ".3f", BITS, compared=False),
+    Metric("nll", "NLL (nats)", ".4f", NATS, compared=False),
+    Metric("divergence", "KL from the truth (nats)", ".4f", NATS),
+    Metric("manifold_nll", "NLL on the manifold", ".4f", NATS, better=None, compared=False),
+    Metric("manifold_divergence", "KL on the manifold (nats)", ".4f", NATS, better=None,
+           compared=False),
+    Metric("non_orthogonality", "non-orthogonality", ".3f", "bits per coordinate", compared=False),
+    Metric("mse", "MSE", ".5f", SQUARED_ERROR),
+    Metric("nearest_mse", "MSE, nearest projection", ".5f", SQUARED_ERROR),
+    Metric("psnr", "PSNR (dB)", ".2f", DECIBELS, "higher", compared=False),
+    Metric("psnr_per_image", "mean image PSNR (dB)", ".2f", DECIBELS, "higher", compared=False),
+    Metric("nearest_psnr", "PSNR, nearest projection (dB)", ".2f", DECIBELS, "higher",
+           compared=False),
+    Metric("stage_1_mse", "MSE, stage 1 alone", ".5f", SQUARED_ERROR),
+    Metric("baselines.pca.mse", "MSE of PCA", ".5f", SQUARED_ERROR, better=None, column="pca_mse"),
+    Metric("sliced_wasserstein", "sliced Wasserstein", ".0f",
            "thousandths of a standard deviation"),
-    Metric("fid", "FID", ".1f", SampleComparison, sample.fid),
-    Metric("kid", "KID", ".4f", SampleComparison, sample.feature_metric(kernel_distance)),
-    Metric("precision", "precision", ".2f", SampleComparison, sample.feature_metric(precision),
-           better="higher"),
-    Metric("recall", "recall", ".2f", SampleComparison, sample.feature_metric(recall),
-           better="higher"),
-    Metric("projection_distance", "distance from the true projection", ".4f", TruthComparison,
-           truth.projection_distance, DISTANCE),
-    Metric("sample_distance", "distance of samples from the true manifold", ".4f", TruthComparison,
-           truth.sample_distance, DISTANCE),
-    Metric("parameters", "parameters", ",.0f", ModelEvaluation,
-           lambda e: sum(each.numel() for each in e.model.parameters()), better=None),
-    Metric("seconds.training", "training (s)", ",.0f", None, None, "s", better=None),
-)
-# fmt: on
+    Metric("fid", "FID", ".1f"),
+    Metric("kid", "KID", ".4f"),
+    Metric("precision", "precision", ".2f", better="higher"),
+    Metric("recall", "recall", ".2f", better="higher"),
+    Metric("projection_distance", "distance from the true projection", ".4f", DISTANCE),
+    Metric("sample_distance", "distance of samples from the true manifold", ".4f", DISTANCE),
+    Metric("parameters", "parameters", ",.0f", better=None),
+    Metric("seconds.training", "training (s)", ",.0f", "s", better=None),
+)  # fmt: skip
 
 METRICS = {metric.name: metric for metric in _METRICS}
 """Metrics by name, in the order of columns."""

@@ -14,7 +14,9 @@ from submanifold.data.settings import SyntheticSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation import baselines
 from submanifold.evaluation import samples as sampling
-from submanifold.evaluation.measure import against_truth, measure, sample_quality, warnings
+from submanifold.evaluation.measure import measure, warnings
+from submanifold.evaluation.sample_quality import sample_quality
+from submanifold.evaluation.truth import against_truth
 from submanifold.models import Model
 from submanifold.runs.launch import call
 

@@ -14,11 +14,12 @@ from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.intervals import mean_interval, median_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, per_event, to_bits_per_dim
-from submanifold.evaluation.measure import against_truth, sample_quality
 from submanifold.evaluation.ood import add_groups, measure_ood, score_parts
 from submanifold.evaluation.reconstruction import NEAREST_BATCH_SIZE, reconstruction, squared_errors
+from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import QUICK
+from submanifold.evaluation.truth import against_truth
 from submanifold.models import Model
 from submanifold.models.density import on_manifold
 from submanifold.models.model import NEAREST_STEPS
@@ -61,7 +62,7 @@ def measure_points(run: CachedRun) -> Measured:
     """Compare a model of points with the true manifold and density.
 
     Returns:
-        The measures of :func:`submanifold.evaluation.measure.against_truth`; ``nearest_distance``,
+        The measures of :func:`submanifold.evaluation.truth.against_truth`; ``nearest_distance``,
         of nearest projections to the true projections; ``data_distance`` and ``sample_median``,
         of test points (mean) and samples (median) to the true manifold; ``non_orthogonality``, if
         d > 1; ``seconds``. Projections are not measured if d = D.
