@@ -13,7 +13,7 @@ from source_files import numbered, plain, write_celeba, write_folder, write_lmdb
 from submanifold.common.errors import UserError
 from submanifold.data.settings import ImageSettings
 from submanifold.data.sources import fingerprint, open_source
-from submanifold.data.sources.stores import cached_by_stamp, open_store
+from submanifold.data.sources.stores import open_store
 
 
 def test_a_folder_contains_images_of_all_suffixes(tmp_path):
@@ -152,22 +152,3 @@ def test_files_of_other_formats_are_counted(tmp_path, write):
     assert source.other_files == {".heic": 2, ".svg": 1, "no suffix": 1}
     assert source.names == ["deep/1.png"]
     source.close()
-
-
-def test_functions_are_cached_until_the_file_changes(tmp_path):
-    path, calls = tmp_path / "a.zip", []
-
-    @cached_by_stamp
-    def read(given):
-        calls.append(given)
-        return given.read_bytes() if given.is_file() else len(calls)
-
-    path.write_bytes(b"one")
-    assert [read(path) for _ in range(3)] == [b"one"] * 3
-    assert len(calls) == 1
-    path.write_bytes(b"other")
-    assert read(path) == b"other"
-    path.write_bytes(b"OTHER")
-    os.utime(path, ns=(0, 0))
-    assert read(path) == b"OTHER"
-    assert read(tmp_path) < read(tmp_path)  # folders are not cached

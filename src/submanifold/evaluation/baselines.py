@@ -220,14 +220,13 @@ def fit_baselines(
     pca, n_train = fit_gaussian(train, valid)
     bits = to_bits_per_dim(per_event(pca.log_prob, pca_batches(test)), test)
     mse, half_width = pca.error_curve(pca_batches(test), groups)
-    counted = {} if groups is None else {"groups": len(np.unique(groups))}
-    return {
+    found = {
         "pca_mse": mse.tolist(),
         "pca_mse_half_width": None if half_width is None else half_width.tolist(),
-        **counted,
         "gaussian": {"bits_per_dim": mean_interval(bits, groups), "shrinkage": pca.shrinkage},
         "n_train": n_train,
     }
+    return found if groups is None else {**found, "groups": len(np.unique(groups))}
 
 
 def pca_error(baselines: Mapping[str, Any], dim: int) -> dict[str, Any]:
@@ -235,10 +234,8 @@ def pca_error(baselines: Mapping[str, Any], dim: int) -> dict[str, Any]:
     fitted = len(baselines["pca_mse"]) - 1
     if dim > fitted:
         return {"dim": dim, "why": f"only the {fitted:,} leading axes are fitted"}
-    mse, half_widths = baselines["pca_mse"][dim], baselines["pca_mse_half_width"]
-    if half_widths is None:
-        interval: dict[str, Any] = {"value": mse, "low": None, "high": None}
-    else:
-        interval = plus_minus(mse, half_widths[dim])
-    counted = {"groups": baselines["groups"]} if "groups" in baselines else {}
-    return {"dim": dim, "mse": {**interval, **counted}}
+    value, half_widths = baselines["pca_mse"][dim], baselines["pca_mse_half_width"]
+    mse: dict[str, Any] = {"value": value, "low": None, "high": None}
+    mse |= {} if half_widths is None else plus_minus(value, half_widths[dim])
+    mse |= {"groups": baselines["groups"]} if "groups" in baselines else {}
+    return {"dim": dim, "mse": mse}

@@ -47,10 +47,7 @@ def reconstruction(
     found = {"mse": mse, "overflows": int(over.sum())}
     if of_images:
         ends = {"value": mse["value"], "low": mse["high"], "high": mse["low"]}
-        decibels = {
-            end: None if error is None else float(psnr(error)) for end, error in ends.items()
-        }
-        found["psnr"] = {**mse, **decibels}
+        found["psnr"] = mse | {k: None if v is None else float(psnr(v)) for k, v in ends.items()}
         found["psnr_per_image"] = mean_interval(psnr(counted), groups)
     return found
 
@@ -82,49 +79,39 @@ def error_curve(
     some = Batches(test[:CURVE_IMAGES], NEAREST_BATCH_SIZE, device=device)
     few = Batches(test[:CURVE_NEAREST_IMAGES], NEAREST_BATCH_SIZE, device=device)
 
-    def errors_at(dim: int, events: Batches, steps: int) -> dict[str, Any]:
-        at = model.at_dim(dim) if isinstance(model, Hierarchy) else model
-        return reconstruction(squared_errors(partial(at.project, steps=steps), events))
-
     @cache
-    def encoder_errors(dim: int) -> dict[str, Any]:
-        return errors_at(dim, some, 0)
+    def mse(dim: int, events: Batches, steps: int = 0) -> float:
+        at = model.at_dim(dim) if isinstance(model, Hierarchy) else model
+        errors = squared_errors(partial(at.project, steps=steps), events)
+        return reconstruction(errors)["mse"]["value"]
 
-    smallest, largest = model.dim, model.dim
+    def smallest_dim(goal: float) -> int | None:
+        """Find the smallest dimension with a PSNR of at least `goal` dB by bisection, or None."""
+        low, high = dims[0] - 1, dims[-1]
+        if psnr(mse(high, some)) < goal:
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            reached = psnr(mse(middle, some)) >= goal
+            low, high = (low, middle) if reached else (middle, high)
+        return high
+
     dims = nearest_dims = [model.dim]
     if isinstance(model, Hierarchy):
-        smallest, largest = 1, model.max_dim
-        dims = _geometric(1, largest, CURVE_DIMS)
-        nearest_dims = _geometric(min(32, largest - 1), largest - 1, CURVE_NEAREST_DIMS)
-    for (dim,) in track([[d] for d in dims], "error by dimension", len(dims)):
-        encoder_errors(dim)
+        last = model.max_dim
+        dims = _geometric(1, last, CURVE_DIMS)
+        nearest_dims = _geometric(min(32, last - 1), last - 1, CURVE_NEAREST_DIMS)
+    tracked = track([[d] for d in dims], "error by dimension", len(dims))
     return {
         "dims": dims,
-        "mse": [encoder_errors(d)["mse"]["value"] for d in dims],
+        "mse": [mse(d, some) for (d,) in tracked],
         "pca_mse": [pca_error(baselines, d).get("mse", {}).get("value") for d in dims],
         "nearest_dims": nearest_dims,
-        "nearest_mse": [errors_at(d, few, NEAREST_STEPS)["mse"]["value"] for d in nearest_dims],
+        "nearest_mse": [mse(d, few, NEAREST_STEPS) for d in nearest_dims],
         "n": len(some),
         "n_nearest": len(few),
-        "smallest": {
-            str(goal): _smallest_dim(encoder_errors, goal, smallest, largest)
-            for goal in CURVE_PSNRS
-        },
+        "smallest": {str(goal): smallest_dim(goal) for goal in CURVE_PSNRS},
     }
-
-
-def _smallest_dim(
-    errors_at: Callable[[int], dict[str, Any]], goal: float, smallest: int, largest: int
-) -> int | None:
-    """Find the smallest dimension with a PSNR of at least `goal` dB by bisection, or None."""
-    if errors_at(largest)["psnr"]["value"] < goal:
-        return None
-    low, high = smallest - 1, largest
-    while high - low > 1:
-        middle = (low + high) // 2
-        reached = errors_at(middle)["psnr"]["value"] >= goal
-        low, high = (low, middle) if reached else (middle, high)
-    return high
 
 
 def _geometric(smallest: int, largest: int, count: int) -> list[int]:

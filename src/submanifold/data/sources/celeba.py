@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 import zipfile
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,10 @@ from submanifold.data.sources.base import Source, SourceType
 from submanifold.data.sources.files import fingerprint_files, open_files, with_groups
 from submanifold.data.sources.stores import (
     STORES,
-    cached_by_stamp,
+    Stamp,
     fingerprint_content,
     read_member,
+    stamp,
 )
 from submanifold.data.splits import SPLITS
 
@@ -74,7 +75,8 @@ def _fingerprint_download(settings: ImageSettings, folder: Path) -> str | None:
         md5 = DRIVE[PARTITION][1]
         return f"download:{_origin(settings)}" + (f"+{md5}" if official else "")
     receipt = read_json(folder / RECEIPT)
-    if receipt is None or receipt.get("content") != _content(images):
+    content = _content(images, stamp(images.stat())) if images.is_file() else None
+    if receipt is None or receipt.get("content") != content:
         return None
     return f"download:{receipt['origin']}{_suffix(settings, images)}"
 
@@ -105,12 +107,12 @@ def _find_partition(images: Path) -> bytes | None:
     for folder in (images, images.parent, images.parent / "Eval", images.parent.parent / "Eval"):
         if (folder / PARTITION).is_file():
             return (folder / PARTITION).read_bytes()
-    return _partition_inside(images)
+    return _partition_inside(images, stamp(images.stat())) if images.is_file() else None
 
 
-@cached_by_stamp  # reading the zip's directory takes a second
-def _partition_inside(images: Path) -> bytes | None:
-    if not images.is_file() or not zipfile.is_zipfile(images):
+@lru_cache(maxsize=16)  # reading the zip's directory takes a second
+def _partition_inside(images: Path, stamp: Stamp) -> bytes | None:
+    if not zipfile.is_zipfile(images):
         return None
     with zipfile.ZipFile(images) as archive:
         members = archive.infolist()
@@ -133,7 +135,9 @@ def _read_partition(content: bytes) -> dict[str, str]:
     return splits
 
 
-_content = cached_by_stamp(fingerprint_content)
+@lru_cache(maxsize=16)
+def _content(images: Path, stamp: Stamp) -> str:
+    return fingerprint_content(images)
 
 
 def _origin(settings: ImageSettings) -> str:

@@ -12,10 +12,8 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache, wraps
 from pathlib import Path, PureWindowsPath
 from stat import S_ISREG
-from typing import TypeVar
 
 import lmdb
 import numpy as np
@@ -25,8 +23,6 @@ from submanifold.common.files import read_json, write_json
 from submanifold.data.images import MAX_BYTES, NOT_A_FILE, SUFFIXES, read_file
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 DATABASE = "data.mdb"
 STORES = "a folder, a zip or an LMDB folder of images"
@@ -338,17 +334,3 @@ def _digest_file(path: Path, start: int = 0, size: int | None = None) -> str:
     except OSError as error:  # one broken image among good ones
         return f"unreadable {error.errno}"
     return content.hexdigest()
-
-
-def cached_by_stamp(function: Callable[[Path], T]) -> Callable[[Path], T]:
-    """Cache a function of a path as long as the path is a file with the same stamp."""
-
-    @lru_cache(maxsize=16)
-    def cached(path: Path, stamp: Stamp) -> T:
-        return function(path)
-
-    @wraps(function)
-    def wrapper(path: Path) -> T:
-        return cached(path, stamp(path.stat())) if path.is_file() else function(path)
-
-    return wrapper
