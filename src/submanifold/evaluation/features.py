@@ -51,13 +51,8 @@ def inception_features(
         images = torch.from_numpy(np.array(batch))  # a copy: torch warns of read-only memory maps
         return network(images.to(device).expand(-1, 3, -1, -1))[0].cpu().numpy()
 
-    return [
-        np.concatenate([
-            features(images[start : start + batch_size])
-            for start in range(0, len(images), batch_size)
-        ])
-        for images in sets
-    ]  # fmt: skip
+    batches = [np.split(x, range(batch_size, len(x), batch_size)) for x in sets]
+    return [np.concatenate([features(each) for each in of_set]) for of_set in batches]
 
 
 def check_weights(inception_weights: str) -> Path:
