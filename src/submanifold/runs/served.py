@@ -37,8 +37,8 @@ PARAM_TYPES = {"task": "string", "nearest": "boolean", "count": "long", "tempera
 LIMITS: dict[str, Any] = {"max_rows": 1024, "max_seconds": 60.0}
 """Default limits of a request; MLflow's server times out after 60 seconds."""
 REQUIREMENTS = [
-    "lmdb", "mlflow", "numpy", "pandas", "pillow", "pooch", "pydantic", "rich", "safetensors",
-    "scipy", "torch",
+    "filelock", "lmdb", "mlflow", "numpy", "pandas", "pillow", "pooch", "pydantic", "safetensors",
+    "scipy", "torch", "tqdm",
 ]  # fmt: skip
 
 
