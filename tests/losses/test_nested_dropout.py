@@ -8,7 +8,7 @@ import torch
 from strategies import perturb
 from submanifold.flows import Affine, RealNVP
 from submanifold.losses import ForwardPass, Objective
-from submanifold.losses.nested_dropout import LARGEST_WEIGHT
+from submanifold.losses.forward_pass import LARGEST_WEIGHT
 from submanifold.losses.terms import Squared
 from submanifold.models import Hierarchy, Stage
 

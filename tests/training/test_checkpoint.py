@@ -5,8 +5,7 @@ from torch import nn
 from submanifold.common.errors import UserError
 from submanifold.flows import Glow
 from submanifold.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from submanifold.training.ema import EMA
-from submanifold.training.optimizers import optimizers_for
+from submanifold.training.optimizers import EMA, optimizers_for
 
 
 def test_the_average_follows_its_formula():

@@ -19,7 +19,7 @@ from submanifold.models import Hierarchy, Stage
 from submanifold.models import io as model_file
 from submanifold.training import Trainer, TrainingSettings, fit
 from submanifold.training.monitor import divergence, is_far_above
-from submanifold.training.schedule import lr_factor
+from submanifold.training.settings import lr_factor
 from submanifold.training.trainer import validate
 
 

@@ -19,10 +19,9 @@ TOLERANCE = 0.02
 
 
 class Target(Settings):
-    """Largest mean squared error of the projected image, epsilon of Eq. 3; one of the two.
+    """Largest mean squared error of the projected image, epsilon of Eq. 3.
 
-    It is measured at the model's own dimension, whatever ``space`` and function of the residual
-    the penalty uses.
+    It is measured at the model's own dimension, in any ``space`` of the penalty. One of the two:
 
     Attributes:
         mse: Mean squared error, of pixels on [0, 1].
@@ -58,8 +57,7 @@ class DualAscent:
     of the image, :math:`\eta` = :data:`DUAL_LR` and the bracket clipped to [-1, 1].
 
     Args:
-        terms: Terms by name, of which those with a ``target`` are adjusted. Their ``weight`` is
-            the initial one.
+        terms: Terms by name; the ``weight`` of those with a ``target`` is the initial one.
     """
 
     def __init__(self, terms: Mapping[str, Any]):

@@ -6,10 +6,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from submanifold.common.distributed import WHOLE_BATCH, Shard
-from submanifold.losses.nested_dropout import nested_projection
+from submanifold.flows.orthogonal import tail_sums
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import ChartEncoding, Mixture
 from submanifold.models.model import Model
@@ -17,6 +18,8 @@ from submanifold.models.model import Model
 ALL_STAGES = 0
 """Value of ``through`` for the projection through all stages."""
 LEAST_RESPONSIBILITY = 1e-3
+LARGEST_WEIGHT = 10.0
+"""Largest weight of an event in :func:`nested_projection`."""
 
 
 @dataclass
@@ -45,15 +48,10 @@ class ForwardPass:
     def draw(
         self, sample: Callable[..., Tensor], *shape: int, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """Draw random numbers of shape (batch, *shape).
+        """Draw random numbers (batch, *shape) by ``torch.rand`` or ``torch.randn``.
 
         The numbers of the full training batch are drawn and the rows of this shard returned, so
         that results do not depend on the number of shards.
-
-        Args:
-            sample: ``torch.rand`` or ``torch.randn``.
-            *shape: Shape for each event.
-            dtype: Data type; None is torch's default.
         """
         count = self.shard.count * len(self.clean)
         options = {"generator": self.generator, "dtype": dtype, "device": self.clean.device}
@@ -65,8 +63,8 @@ class ForwardPass:
             return self.model.trace(
                 self.noisy, lambda h: self.draw(torch.randn, *h.shape[1:], dtype=h.dtype)
             )
-        if isinstance(self.model, Mixture) and self._charted is not None:
-            u, v, log_prob = self.model.select_chart(self._charted)
+        if self._charted is not None:
+            u, v, log_prob = self.model.select_chart(self._charted)  # type: ignore[operator]
         else:
             u, v, log_prob = self.model(self.noisy)
         return [u], [v], log_prob
@@ -96,15 +94,10 @@ class ForwardPass:
         return h if self.outer is None else self.outer.decode(h)
 
     def residual(self, through: int = ALL_STAGES, space: str = "latent") -> Tensor:
-        """Residual of the projection, (batch, ...).
+        """Residual of the projection, (batch, ...); see :class:`.Squared` for the arguments.
 
-        Args:
-            through: Number of stages in training that the projection uses, counted from the first;
-                :data:`ALL_STAGES` uses all.
-            space: ``latent``: h minus its projection. ``image``: the same after decoding both
-                through the outer stages. ``metric``: the image's residual to first order
-                (method.md 6.4), which is the latent residual times the roots of the outer
-                rotation's eigenvalues, scaled to the mean square of the image's residual.
+        In the space ``metric`` it is the latent residual times the roots of the outer rotation's
+        eigenvalues, scaled to the mean square of the image's residual.
         """
         if self.outer is None:
             space = "latent"  # h is the image
@@ -117,12 +110,11 @@ class ForwardPass:
     def weighted_residuals(
         self, through: int = ALL_STAGES, space: str = "latent", random_dim: float | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Residuals that a penalty is computed from, and the weight of each.
+        """Residuals that a penalty is computed from, and the weight of each; None if all are equal.
 
         A mixture has the residuals of all charts, (K batch, ...), weighted by responsibilities of
         at least :data:`LEAST_RESPONSIBILITY`. With ``random_dim`` each event is projected onto a
-        manifold of a random dimension (:func:`.nested_projection`). Otherwise these are
-        :meth:`residual` and None, which stands for equal weights.
+        manifold of a random dimension (:func:`nested_projection`).
         """
         if self._charted is None and random_dim is None:
             return self.residual(through, space), None
@@ -130,9 +122,8 @@ class ForwardPass:
         if key not in self._residuals:
             if self._charted is not None:
                 self._residuals[key] = self._chart_residuals(self._charted)
-            else:
-                assert random_dim is not None
-                u, v = self._trace[0][through - 1], self._trace[1][through - 1]
+            elif random_dim is not None:
+                u, v = (each[through - 1] for each in self._trace[:2])
                 stages: Any = self._stages(through)
                 drawn = self.draw(torch.rand)
                 projection, weight = nested_projection(stages, u, v, random_dim, drawn)
@@ -151,13 +142,10 @@ class ForwardPass:
         near = weights > LEAST_RESPONSIBILITY
         u = torch.where(near[:, :, None], charted.u, 0.0)
         charts: Any = self.model.charts
-        residuals = torch.stack(
-            [self.clean - chart.decode(at) for chart, at in zip(charts, u, strict=True)]
-        )
-        residuals = torch.where(
-            near.view(*near.shape, *[1] * (residuals.dim() - 2)), residuals, 0.0
-        )
-        return residuals.flatten(0, 1), len(u) * weights.flatten()
+        decoded = [chart.decode(at) for chart, at in zip(charts, u, strict=True)]
+        residuals = self.clean - torch.stack(decoded)
+        near = near.view(*near.shape, *[1] * (residuals.dim() - 2))
+        return torch.where(near, residuals, 0.0).flatten(0, 1), len(u) * weights.flatten()
 
     def _stages(self, through: int) -> Model:
         return self.model.part(1, through) if through else self.model  # type: ignore[operator]
@@ -175,3 +163,43 @@ class ForwardPass:
             root = (eigenvalues * len(eigenvalues) / self.outer.event_dim).sqrt()
             return root * (target - projection)
         return target - projection
+
+
+def nested_projection(
+    model: Hierarchy, u: Tensor, v: Tensor, random_dim: float, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Project each event onto a manifold of a random dimension, drawn log-uniformly.
+
+    This is nested dropout (Rippel et al. 2014; for flows: Bekasov & Murray 2020): the projection
+    keeps as many leading latents of the last stage.
+
+    Args:
+        model: The stages that project; the last one has d dimensions.
+        u: Coordinates on its manifold, (batch, d).
+        v: Off-manifold coordinates of its last stage, (batch, latent_dim - d).
+        random_dim: Dimensions range from d / random_dim to d * random_dim.
+        uniform: Random numbers in [0, 1), (batch,), which choose the dimensions.
+
+    Returns:
+        The projections, (batch, *event_shape), and weights (batch,): the first-order error at d
+        divided by the one at the drawn dimension, at most :data:`LARGEST_WEIGHT`; 1 without a
+        rotation.
+    """
+    *outside, last = model.stages
+    low = max(1, round(last.dim / random_dim))
+    high = min(last.latent_dim, round(last.dim * random_dim))
+    dims = (low * (high / low) ** uniform).round().long()
+    z = torch.cat([u, v], 1)[:, :high]
+    z = z * (torch.arange(high, device=u.device) < dims[:, None])
+    if high > last.dim:
+        z = F.pad(z, (0, last.latent_dim - high))
+        projection = last.decode(z[:, : last.dim], z[:, last.dim :])
+    else:
+        projection = last.decode(F.pad(z, (0, last.dim - high)))
+    for stage in reversed(outside):
+        projection = stage.decode(projection)
+    weight = torch.ones_like(uniform)
+    if last.rotation is not None:
+        tail = tail_sums(last.rotation.eigenvalues)
+        weight = tail[last.dim] / tail[dims].clamp_min(tail[last.dim] / LARGEST_WEIGHT)
+    return projection, weight

@@ -11,7 +11,7 @@ from submanifold.common.distributed import WHOLE_BATCH, Shard
 from submanifold.flows import is_noise_conditional, noise_conditioning
 from submanifold.losses.constraint import DualAscent
 from submanifold.losses.forward_pass import ForwardPass
-from submanifold.losses.terms import Huber, Likelihood, NoPenalty, Squared, Term
+from submanifold.losses.terms import NoPenalty, Term, Terms
 from submanifold.losses.terms.reconstruction import weighted_mean
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model
@@ -66,8 +66,8 @@ class Objective:
             h: Their input, (batch, *event_shape).
             generator: Source of random numbers, on the device of h.
             shard: Part of the training batch that h is.
-            training: Whether gradients are needed. Validation always reports ``mse``, at the
-                model's own dimension.
+            training: False for validation, which always reports ``mse``, at the model's own
+                dimension.
 
         Returns:
             Means over the batch. Weighted terms by name and their sum ``loss``; ``bits_per_dim`` of
@@ -121,8 +121,7 @@ def penalized_likelihood(
         outer: Likewise; with outer stages the penalty compares images.
         **settings: Those of the penalty: ``weight``, and ``delta`` for ``huber``.
     """
-    kind = {"none": NoPenalty, "mse": Squared, "huber": Huber}[penalty]
     if outer is not None:
         settings["space"] = "image"
-    terms = {"likelihood": Likelihood(), "reconstruction": kind(**settings)}
-    return Objective(terms, input_noise, outer)
+    terms = Terms.model_validate({"reconstruction": {"penalty": penalty, **settings}})
+    return Objective(terms.terms, input_noise, outer)

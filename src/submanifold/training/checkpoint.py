@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,49 @@ from torch.optim import Optimizer
 
 from submanifold.common.errors import UserError
 from submanifold.models.io import load_tensors, save_tensors
-from submanifold.training.ema import EMA
+from submanifold.training.optimizers import EMA
 
 log = logging.getLogger(__name__)
 
 LAST, EARLIER = "last.safetensors", "earlier.safetensors"
+
+Row = dict[str, float]
+
+
+@dataclass
+class TrainState:
+    """Progress of a training, apart from tensors.
+
+    Attributes:
+        step: Number of optimizer steps done.
+        train: Logged values of training, each row with its ``step``.
+        valid: The same of validations.
+        best_step: Step of the best validation.
+        rollbacks: How often the training went back to a checkpoint, halving the learning rates.
+        warnings: Messages by kind.
+        seconds: Time spent in training.
+        multipliers: State of :class:`.DualAscent`.
+    """
+
+    step: int = 0
+    train: list[Row] = field(default_factory=list)
+    valid: list[Row] = field(default_factory=list)
+    best_step: int = 0
+    rollbacks: int = 0
+    warnings: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    multipliers: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def best_row(self) -> Row | None:
+        """The best validation, if there was any."""
+        return next((row for row in self.valid if row["step"] == self.best_step), None)
+
+    def history(self) -> dict[str, Any]:
+        """What :func:`.fit` returns of it."""
+        history = asdict(self)
+        del history["step"], history["multipliers"]
+        return history
 
 
 class Checkpoint(NamedTuple):
@@ -37,16 +76,9 @@ def save_checkpoint(
     best: dict[str, Tensor],
     earlier: Path | None = None,
 ) -> None:
-    """Write a module's state, the average of its weights and the optimizers' states.
+    """Write a training's weights and state, and move an existing checkpoint to ``earlier``.
 
-    Args:
-        path: The file.
-        module: The module in training.
-        ema: Its average.
-        optimizers: Its optimizers, with disjoint weights.
-        state: JSON-able state of the training.
-        best: ``state_dict`` of the module at the best validation; empty before that.
-        earlier: Where an existing checkpoint is moved.
+    ``state`` is JSON-able, and ``best`` the ``state_dict`` at the best validation, or empty.
     """
     tensors = {f"model/{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
@@ -60,11 +92,7 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read what :func:`save_checkpoint` wrote.
-
-    Raises:
-        UserError: The file is missing, damaged, or not a checkpoint.
-    """
+    """Read what :func:`save_checkpoint` wrote, or raise a :class:`UserError`."""
     try:
         tensors, header = load_tensors(path)
         return Checkpoint(path, tensors, header["state"])
@@ -73,6 +101,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: expected a checkpoint, got a file that cannot be read ({error}). Delete its "
             "folder to train from the beginning."
         ) from error
+
+
+def first_intact(*paths: Path) -> Checkpoint | None:
+    """Read the first file that exists and is a checkpoint, if there is one."""
+    for path in paths:
+        if path.exists():
+            try:
+                return read_checkpoint(path)
+            except UserError as error:
+                log.warning("%s is damaged (%s)", path, error.__cause__)
+    return None
 
 
 @torch.no_grad()
@@ -96,34 +135,23 @@ def load_checkpoint(
             f"({error}). Delete its folder to train from the beginning, or restore the settings."
         ) from error
     best, averages = groups.pop("best", {}), groups.pop("average")
+    for average, (name, _) in zip(ema.average, module.named_parameters(), strict=True):
+        average.copy_(averages[name])
+    names = {weight: name for name, weight in module.named_parameters()}
     for optimizer in optimizers:
         optimizer.state.clear()
-    owners = {id(p): each for each in optimizers for g in each.param_groups for p in g["params"]}
-    for (name, weight), average in zip(module.named_parameters(), ema.average, strict=True):
-        average.copy_(averages[name])
-        moments = {kind: _with_layout_of(weight, values[name])
-                   for kind, values in groups.items() if name in values}  # fmt: skip
-        if moments:
-            owners[id(weight)].state[weight] = moments
+        for weight in [each for group in optimizer.param_groups for each in group["params"]]:
+            for kind, values in groups.items():
+                if names[weight] in values:
+                    value = _with_layout_of(weight, values[names[weight]])
+                    optimizer.state[weight][kind] = value
     return checkpoint.state, best
-
-
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Read the last checkpoint, or the one before it if the last is damaged."""
-    for path in (folder / LAST, folder / EARLIER):
-        if path.exists():
-            try:
-                return read_checkpoint(path)
-            except UserError as error:
-                log.warning("%s is damaged (%s)", path, error.__cause__)
-    return None
 
 
 def _with_layout_of(weight: Tensor, value: Tensor) -> Tensor:
     """Put an optimizer's moment on the weight's device with the weight's memory layout.
 
-    Fused Adam walks through weights and moments in memory order, and would apply moments of another
-    layout to other weights.
+    Fused Adam walks through weights and moments in memory order.
     """
     if not value.ndim:  # a count of steps
         return value.to(weight.device)

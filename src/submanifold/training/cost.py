@@ -1,16 +1,14 @@
 """Duration of a training, estimated by timing a few of its steps."""
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
 
 from submanifold.common.device import choose_device
 from submanifold.data.batches import Batches
-from submanifold.losses import Objective
 from submanifold.models import Hierarchy, ModelSettings
-from submanifold.training.phases import ROTATION_BATCH_SIZE, PhaseSettings
+from submanifold.training.phases import ROTATION_BATCH_SIZE, PhaseSettings, assemble
 from submanifold.training.rotation import PROBES_PER_AXIS, RotationSettings, fit_rotation
 from submanifold.training.trainer import Trainer
 
@@ -32,35 +30,31 @@ def training_seconds(
         shape: Shape of an event of the data.
         device: As in :func:`.choose_device`.
     """
-    seconds: Any = _rotation_seconds if isinstance(phase, RotationSettings) else _steps_seconds
-    return seconds(model, phase, shape, choose_device(device))
-
-
-def _steps_seconds(
-    model: ModelSettings, phase: PhaseSettings, shape: tuple[int, ...], device: torch.device
-) -> float:
-    settings, first, last = phase.training, phase.stages[0], phase.stages[-1]
-    full: Any = model.extend(None, shape, last)[0].to(device)
-    for stage in full.stages[: first - 1] if first > 1 else ():
+    chosen, first = choose_device(device), phase.stages[0]
+    outer = Hierarchy(model.build(shape, last=first - 1)).to(chosen) if first > 1 else None
+    if isinstance(phase, RotationSettings):
+        return _rotation_seconds(model, phase, outer, shape, chosen)
+    for stage in outer.stages if outer else ():
         stage.add_rotation()  # a penalty may use its eigenvalues
-    outer = full.part(1, first - 1).requires_grad_(False) if first > 1 else None
-    objective = Objective(phase.terms, phase.input_noise, outer)
-    trainer = Trainer(full if model.charts > 1 else full.part(first, last), objective, settings)
-    x = torch.rand(settings.batch_size, *trainer.model.event_shape, device=device) - 0.5
+    _, trained, _, objective = assemble(phase, model, outer, shape, chosen)
+    trainer = Trainer(trained, objective, phase.training)
+    x = torch.rand(phase.training.batch_size, *trained.event_shape, device=chosen) - 0.5
     times = []
     for _ in range(STEPS):
         started = time.perf_counter()
         trainer.step(x)["loss"].item()  # waits for the device
         times.append(time.perf_counter() - started)
-    return min(times) * settings.steps
+    return min(times) * phase.training.steps
 
 
 def _rotation_seconds(
-    model: ModelSettings, phase: RotationSettings, shape: tuple[int, ...], device: torch.device
+    model: ModelSettings,
+    phase: RotationSettings,
+    outer: Hierarchy | None,
+    shape: tuple[int, ...],
+    device: torch.device,
 ) -> float:
-    full = Hierarchy(model.build(shape, last=phase.rotate)).to(device)
-    stage = full.part(phase.rotate)
-    outer = full.part(1, phase.rotate - 1) if phase.rotate > 1 else None
+    stage = Hierarchy(model.build(shape, phase.rotate, phase.rotate)).to(device)
     rows = np.random.default_rng(0).normal(size=(ROTATION_BATCH_SIZE, *stage.event_shape))
     batches = Batches(rows.astype(np.float32), ROTATION_BATCH_SIZE, device=device)
     few, many = (fit_rotation(stage, batches, n, outer) for n in (FEW_PROBES, MANY_PROBES))

@@ -1,6 +1,5 @@
 """Checks of a training in progress: divergence, and validations that cannot be trusted."""
 
-import logging
 import math
 from collections.abc import Sequence
 
@@ -14,9 +13,7 @@ from submanifold.models.diagnostics import (
     is_overfitted,
     manifold_overfitting,
 )
-from submanifold.training.state import Row, TrainState
-
-log = logging.getLogger(__name__)
+from submanifold.training.checkpoint import Row
 
 
 def divergence(row: Row, earlier: Sequence[Row]) -> str | None:
@@ -29,18 +26,18 @@ def divergence(row: Row, earlier: Sequence[Row]) -> str | None:
     if not all(map(math.isfinite, row.values())):
         return "not finite"
     if earlier and is_far_above(row, earlier) and is_far_above(earlier[-1], earlier):
-        start = start_loss(row, earlier)
+        start = _start_loss(row, earlier)
         return f"{row['loss']:.3g}, far above the {start:.3g} of the start"
     return None
 
 
 def is_far_above(row: Row, earlier: Sequence[Row]) -> bool:
     """Whether a loss is far above that of the first row."""
-    start = start_loss(row, earlier)
+    start = _start_loss(row, earlier)
     return row["loss"] > start + max(1.0, abs(start))
 
 
-def start_loss(row: Row, earlier: Sequence[Row]) -> float:
+def _start_loss(row: Row, earlier: Sequence[Row]) -> float:
     """Loss of the first row with the weights of terms of this row, which dual ascent changes."""
     if not earlier:
         return math.inf
@@ -64,8 +61,8 @@ def diagnose(model: Model, valid: Batches) -> Row:
     return row
 
 
-def warn(state: TrainState, row: Row, name: str) -> None:
-    """Log and store a warning for what :func:`diagnose` measured, once for each kind."""
+def warnings(row: Row) -> dict[str, str]:
+    """Warnings about the results of :func:`diagnose`, by kind."""
     found, step = {}, int(row["step"])
     if not row["inverse_error"] <= LARGEST_INVERSE_ERROR:
         found["inverse"] = (
@@ -82,6 +79,4 @@ def warn(state: TrainState, row: Row, name: str) -> None:
             "no noise there. Their likelihood is unbounded and bits per dimension are meaningless. "
             "Add noise with data.noise or input_noise"
         )
-    for kind in found.keys() - state.warnings.keys():
-        state.warnings[kind] = found[kind]
-        log.warning("%s: %s", name, found[kind])
+    return found

@@ -1,4 +1,4 @@
-"""Optimizers: Adam, and Muon for the matrices of coupling nets."""
+"""Optimizers: Adam, Muon for the matrices of coupling nets, and the average of the weights."""
 
 import math
 from collections import defaultdict
@@ -18,13 +18,7 @@ QUINTIC = 3.4445, -4.7750, 2.0315
 
 
 def optimizers_for(model: nn.Module, lr: float, muon_lr: float | None) -> list[Optimizer]:
-    """Create Adam for all weights, or Muon for those of :func:`matrices_of` and Adam for the rest.
-
-    Args:
-        model: The module to train.
-        lr: Adam's learning rate.
-        muon_lr: Muon's learning rate; None does without Muon.
-    """
+    """Create Adam, or Muon for the weights of :func:`matrices_of` and Adam for the others."""
     weights = list(model.parameters())
     fused = supports_fused_optimizer(weights[0])
     if muon_lr is None:
@@ -45,17 +39,14 @@ def matrices_of(model: nn.Module) -> list[Tensor]:
     Large matrices of couplings of vectors are left out: they multiply one vector per event instead
     of one per pixel, so that orthogonalization would dominate the time of a step.
     """
-    couplings = [module for module in model.modules() if isinstance(module, Coupling)]
-    return [
-        layer.weight
-        for coupling in couplings
-        for layer in coupling.net.modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-        and not (
-            isinstance(coupling, MaskedAffineCoupling)
-            and min(layer.weight.shape) > LARGEST_VECTOR_MATRIX
-        )
-    ]
+    matrices: list[Tensor] = []
+    for coupling in [each for each in model.modules() if isinstance(each, Coupling)]:
+        largest = LARGEST_VECTOR_MATRIX if isinstance(coupling, MaskedAffineCoupling) else math.inf
+        layers = [
+            each for each in coupling.net.modules() if isinstance(each, nn.Linear | nn.Conv2d)
+        ]
+        matrices += [each.weight for each in layers if min(each.weight.shape) <= largest]
+    return matrices
 
 
 class Muon(Optimizer):
@@ -71,7 +62,7 @@ class Muon(Optimizer):
 
     Args:
         weights: Matrices or convolutions.
-        lr: The learning rate, eta: the length of the step in every direction.
+        lr: eta, the length of the step in every direction.
     """
 
     def __init__(self, weights: Iterable[Tensor], lr: float):
@@ -111,9 +102,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     .. math:: X \leftarrow a X + (b\, XX^T + c\, (XX^T)^2)\, X
 
     with the coefficients of Jordan et al. (2024), which raise small singular values fastest.
-    Singular values of at least 1/190 of the Frobenius norm end between 0.68 and 1.21. Smaller ones
-    end at 125 to 142 times their fraction of the norm, possibly near 0. Random 64 x 128 matrices
-    have none of these, square ones do: 3% at 64 x 64 and 8% at 512 x 512.
+    Singular values of at least 1/190 of the Frobenius norm end between 0.68 and 1.21. Smaller ones,
+    3% of those of random 64 x 64 matrices, end at 125 to 142 times their fraction of the norm.
     """
     a, b, c = QUINTIC
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
@@ -123,3 +113,39 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+class EMA:
+    """Exponential moving average of a module's parameters.
+
+    The decay grows as (1 + t) / (10 + t) up to its final value, so that the average of a short
+    training does not include its start. Unlike :class:`torch.optim.swa_utils.AveragedModel` it can
+    be exchanged with the weights in place.
+
+    Args:
+        module: The module in training.
+        decay: Final decay in [0, 1); 0 makes the average equal to the weights.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.weights: list[Tensor] = list(module.parameters())
+        self.decay = decay
+        self.reset()
+
+    def reset(self) -> None:
+        """Set the average to the current weights."""
+        self.average = [p.detach().clone() for p in self.weights]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average towards the weights after step ``step`` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.average, self.weights, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange weights and average in place; a second call undoes it."""
+        for weight, average in zip(self.weights, self.average, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)

@@ -1,4 +1,13 @@
-"""Phases of a training: which stages are trained, with which loss, and how (Alg. 1 and 2)."""
+"""Phases of a training: which stages are trained, with which loss, and how.
+
+:func:`train_phase` is the paper's Alg. 1, whose loop is :func:`.fit` and whose loss is
+:class:`.Objective`. Alg. 2 trains stage after stage, each on the coordinates of the one before::
+
+    model, x = None, images                                  # line 3
+    for phase in phases:                                     # line 4
+        model, _ = train_phase(phase, settings, model, x, ...)   # line 5
+        x = encode_rows(model, x, ...)                       # line 6
+"""
 
 import copy
 import logging
@@ -11,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import nn
 
 from submanifold.common import distributed
 from submanifold.common.files import locked
@@ -20,9 +29,9 @@ from submanifold.data.arrays import write_npy
 from submanifold.data.batches import Batches
 from submanifold.losses import Objective, Terms
 from submanifold.models import Hierarchy, Model, ModelSettings
+from submanifold.training.checkpoint import Row, TrainState
 from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.settings import TrainingSettings
-from submanifold.training.state import Row, TrainState
 from submanifold.training.trainer import fit, log_rows
 
 log = logging.getLogger(__name__)
@@ -61,12 +70,10 @@ def train_phase(
     grad_accumulation_steps: int = 1,
     on_log: Log | None = None,
 ) -> tuple[Model, dict[str, Any]]:
-    """Train the stages of one phase; resumes a training in the same folder (:func:`.fit`).
-
-    Stages before the phase's first one are frozen. New stages are initialized.
+    """Train the stages of one phase, or resume the training in the same folder (:func:`.fit`).
 
     Args:
-        phase: Settings of the phase.
+        phase: Settings of the phase; the stages before its first one are frozen.
         model: Settings of the stages.
         before: The model that the previous phase returned, if any.
         train: Input of the phase's first stage: images, or u of the stages before it.
@@ -82,23 +89,20 @@ def train_phase(
         The model with all stages trained so far, on the CPU, with a summary of each phase in its
         notes; and the history of :func:`.fit` with ``stages`` and the names of ``terms``.
     """
-    settings, first, last = phase.training, phase.stages[0], phase.stages[-1]
+    settings = phase.training
     done = [] if before is None else before.notes["phases"]
     torch.manual_seed(seed)
-    full: Any
-    full, fresh = model.extend(copy.deepcopy(before), train.shape[1:], last)
-    if settings.rotate_every and full.stages[last - 1].rotation is None:
-        full.stages[last - 1].add_rotation()
-    full = full.to(device)
-    outer = full.part(1, first - 1).requires_grad_(False) if first > 1 else None
-    trained = full if model.charts > 1 else full.part(first, last).requires_grad_(True)
-    objective = Objective(phase.terms, phase.input_noise, outer)
+    full, trained, fresh, objective = assemble(
+        phase, model, copy.deepcopy(before), train.shape[1:], device
+    )
     batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
     validation = Batches(valid[:VALIDATION_ROWS], settings.batch_size, seed, device)
 
     def rotate(step: int) -> None:
         probes = PROBES_PER_LATENT * trained.stages[-1].latent_dim
-        fit_rotation(trained, batches, probes, outer, first=step, name=f"{name}, rotation")
+        fit_rotation(
+            trained, batches, probes, objective.outer, first=step, name=f"{name}, rotation"
+        )
 
     with _locked_once(folder, name):
         history = fit(
@@ -110,6 +114,25 @@ def train_phase(
     full.notes = {"phases": [*done, {"stages": list(phase.stages), **trained.notes}]}
     _check_target(name, phase, history)
     return full.cpu(), {**history, "stages": list(phase.stages), "terms": list(objective.terms)}
+
+
+def assemble(
+    phase: PhaseSettings,
+    model: ModelSettings,
+    before: Model | None,
+    event_shape: tuple[int, ...],
+    device: torch.device,
+) -> tuple[Any, Any, list[nn.Module], Objective]:
+    """Return the model of a phase, its stages in training, its untrained modules and its loss."""
+    first, last = phase.stages[0], phase.stages[-1]
+    full: Any
+    full, fresh = model.extend(before, event_shape, last)
+    if phase.training.rotate_every and full.stages[last - 1].rotation is None:
+        full.stages[last - 1].add_rotation()
+    full = full.to(device)
+    outer = full.part(1, first - 1).requires_grad_(False) if first > 1 else None
+    trained = full if model.charts > 1 else full.part(first, last).requires_grad_(True)
+    return full, trained, fresh, Objective(phase.terms, phase.input_noise, outer)
 
 
 def rotate_phase(
@@ -124,12 +147,8 @@ def rotate_phase(
 ) -> tuple[Hierarchy, dict[str, Any]]:
     """Rotate the latents of the stage that was trained last (:func:`.fit_rotation`).
 
-    The arguments are those of :func:`train_phase`; ``on_log`` is called with the name, each
-    dimension, and its first-order error.
-
-    Returns:
-        The model, on the CPU, and a history as in :func:`train_phase` without steps and with the
-        result of :func:`.fit_rotation` in ``rotation``.
+    Arguments and results are those of :func:`train_phase`. The history has no steps, and the result
+    of :func:`.fit_rotation` as ``rotation``.
     """
     done = before.notes["phases"]
     full = copy.deepcopy(before).to(device).eval()
@@ -140,7 +159,6 @@ def rotate_phase(
             full.part(phase.rotate, phase.rotate), batches, phase.probes, outer,
             folder=folder, name=f"{name}, rotation",
         )  # fmt: skip
-    log.info("%s: stage %d rotated by %d probes", name, phase.rotate, fitted["probes"])
     last = done[-1] if done else {}
     full.notes = {"phases": [*done, {**last, "stages": [phase.rotate], "rotated": True}]}
     history = {
@@ -167,22 +185,17 @@ def replay(history: Mapping[str, Any], on_log: Log) -> None:
 def encode_rows(
     model: Model, array: np.ndarray, seed: int, device: torch.device, path: Path
 ) -> np.ndarray:
-    """Encode images or points (N, ...) as coordinates u on a model's manifold (Alg. 2, line 6).
+    """Encode events (N, ...) as coordinates u on a model's manifold (Alg. 2, line 6).
 
-    The seed is that of the dequantization noise. The first process writes the file, unless it
-    exists.
-
-    Returns:
-        (N, d) float32, a copy-on-write map of the file.
+    The seed is that of the dequantization noise. Returns (N, d) float32, a copy-on-write map of the
+    file, which the first process writes.
     """
     batches = Batches(array, batch_size=256, seed=seed, device=device)
     model = model.to(device).eval()
-
-    def encode(x: Tensor) -> Tensor:
-        return model.encode(x)[0]
-
     shown = track(batches, f"encoding {path.stem}", len(array))
-    encoded = (distributed.map_shards(encode, batch).cpu().numpy() for batch in shown)
+    encoded = (
+        distributed.map_shards(lambda x: model.encode(x)[0], batch).cpu().numpy() for batch in shown
+    )
     if distributed.rank() == 0:
         write_npy(path, encoded, (len(array), model.dim))
     if distributed.world_size() > 1:

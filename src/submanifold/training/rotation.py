@@ -4,14 +4,12 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from safetensors import SafetensorError
 from torch import Tensor
 
 from submanifold.common import distributed
@@ -23,7 +21,8 @@ from submanifold.flows import Rotation
 from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import Linearization
 from submanifold.models import Hierarchy
-from submanifold.models.io import load_tensors, save_tensors
+from submanifold.models.io import save_tensors
+from submanifold.training.checkpoint import first_intact
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +34,7 @@ SUBSPACE_ITERATIONS = 3
 OVERSAMPLING = 16
 SAVE_EVERY = 30.0  # seconds
 SPLITS = ("fitted", "held_out")
+CURVE_POINTS = 40
 
 
 class RotationSettings(Settings):
@@ -60,16 +60,6 @@ class RotationSettings(Settings):
         return {}
 
 
-@dataclass
-class _Progress:
-    """How many rounds of probes are done; saved as JSON."""
-
-    round: int = 0
-    probes: int = 0
-    left_out: int = 0
-    seconds: float = 0.0
-
-
 @torch.no_grad()
 def fit_rotation(
     model: Hierarchy,
@@ -92,9 +82,8 @@ def fit_rotation(
 
     One probe in eight is held out and chooses no axis. The eigenvalues that the rotation stores are
     the mean :math:`(q_i^T g)^2` of these, an unbiased estimate of the diagonal of C in the rotated
-    frame; a fit of one round holds nothing out. Those of the other probes are biased, the leading
-    ones upwards. The difference of the two errors after d latents bounds the cost of the sampling
-    error. Several processes (:mod:`submanifold.common.distributed`) share the images.
+    frame; those of the other probes are biased, the leading ones upwards. A fit of one round holds
+    nothing out. Several processes share the images.
 
     Args:
         model: The model on its device; its last stage gets a :class:`.Rotation` if it has none.
@@ -102,7 +91,7 @@ def fit_rotation(
         probes: Number of probes; None is 8 per axis that is chosen.
         outer: The frozen stages before it.
         first: The first training step whose batch is used.
-        folder: Where progress is saved, from which a killed fit resumes.
+        folder: Folder of a checkpoint, from which a killed fit resumes.
         name: Name in messages.
 
     Returns:
@@ -117,37 +106,40 @@ def fit_rotation(
     blocks = [slice(0, stage.latent_dim)]
     if stage.off_manifold_scale != 1:
         blocks = [slice(0, stage.dim), slice(stage.dim, stage.latent_dim)]
-    axes = (_AllAxes if rotation.is_dense else _LeadingAxes)(rotation, blocks, rounds)
+    axes = _Axes(rotation, blocks, rounds)
     compute = _probe_function(model, batches, outer, first)
     path = folder / "rotation.safetensors" if folder else None
-    progress = _restore(path, axes.sums, axes.device)
-    if progress.round:
-        log.info("%s: resuming at probe %d", name, progress.probes)
+    state: dict[str, Any] = {"round": 0, "left_out": 0, "seconds": 0.0}
+    if path and (checkpoint := first_intact(path)):
+        state = checkpoint.state
+        axes.sums = {key: each.to(axes.device) for key, each in checkpoint.tensors.items()}
+        log.info("%s: resuming at probe %d", name, state["round"] * per_round)
     distributed.barrier()  # before another process writes the file
     saved = time.monotonic()
-    started = saved - progress.seconds
-    with ProgressBar(name, "probes", axes.rounds * per_round, progress.probes) as meter:
-        for index in range(progress.round, axes.rounds):
+    started = saved - state["seconds"]
+    total = axes.rounds * per_round
+    with ProgressBar(name, "probes", total, state["round"] * per_round) as meter:
+        for index in range(state["round"], axes.rounds):
             drawn = compute(index).float()
             norms = drawn.square().sum(1)
             inliers = drawn[norms <= LARGEST_RATIO * norms.nanmedian()]
             axes.add(index, inliers)
-            progress.round, progress.probes = index + 1, progress.probes + len(drawn)
-            progress.left_out += len(drawn) - len(inliers)
-            progress.seconds = time.monotonic() - started
             meter.update(len(drawn))
+            state = {"round": index + 1, "seconds": time.monotonic() - started,
+                     "left_out": state["left_out"] + len(drawn) - len(inliers)}  # fmt: skip
             if path and distributed.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
                 saved = time.monotonic()
                 sums = {key: each.cpu() for key, each in axes.sums.items()}
-                save_tensors(sums, path, {"state": asdict(progress)})
+                save_tensors(sums, path, {"state": state})
     errors = axes.fit()
     if path and distributed.rank() == 0:
         path.unlink(missing_ok=True)
-    dims = [d for d in _log_spaced(stage.latent_dim) if d < len(errors["mse"])]
+    spaced = {round(stage.latent_dim ** (n / CURVE_POINTS)) for n in range(CURVE_POINTS + 1)}
+    dims = sorted(d for d in spaced if d < len(errors["mse"]))
     event_dim = (outer or model).event_dim
     return {
-        "probes": progress.probes - progress.left_out,
-        "left_out": progress.left_out,
+        "probes": total - state["left_out"],
+        "left_out": state["left_out"],
         "dims": dims,
         **{key: [float(each[d]) / event_dim for d in dims] for key, each in errors.items()},
         "seconds": time.monotonic() - started,
@@ -184,8 +176,11 @@ def _probe_function(
     return compute
 
 
-class _AllAxes:
-    """All axes of each block: eigenvectors of the sum of the probes' outer products.
+class _Axes:
+    """Principal axes of C, from sums over the probes.
+
+    All axes of each block are eigenvectors of the sum of the probes' outer products. The leading
+    axes of the first block are found by subspace iteration, with new probes in each iteration.
 
     Attributes:
         sums: The state that a killed fit resumes from.
@@ -193,113 +188,68 @@ class _AllAxes:
     """
 
     def __init__(self, rotation: Rotation, blocks: list[slice], rounds: int) -> None:
-        self.rotation, self.blocks, self.rounds = rotation, blocks, rounds
+        self.rotation, self.blocks = rotation, blocks
         self.device = rotation.eigenvalues.device
-        dim = rotation.event_shape[0]
-        self.sums = {name: torch.zeros(dim, dim, device=self.device) for name in SPLITS}
-        self.sums |= {f"{name}_count": torch.zeros((), device=self.device) for name in SPLITS}
-
-    def add(self, index: int, probes: Tensor) -> None:
-        """Add the probes (batch, D) of one round."""
-        for split in _splits(index, self.rounds):
-            self.sums[split].addmm_(probes.T, probes)
-            self.sums[f"{split}_count"] += len(probes)
-
-    def fit(self) -> dict[str, Tensor]:
-        """Set the rotation; returns both squared errors after the first d latents, (D + 1,)."""
-        fitted, held_out = (self.sums[each].div_(self.sums[f"{each}_count"]) for each in SPLITS)
-        axes, values, eigenvalues = torch.zeros_like(fitted), [], []
-        for block in self.blocks:
-            ascending, vectors = torch.linalg.eigh(fitted[block, block])
-            axes[block, block] = vectors = vectors.flip(1)
-            values.append(ascending.flip(0).clamp_min(0))
-            eigenvalues.append((vectors * (held_out[block, block] @ vectors)).sum(0).clamp_min(0))
-        self.rotation.fit(self.rotation.inverse(axes.T).T, torch.cat(eigenvalues))
-        return {
-            "mse": tail_sums(torch.cat(eigenvalues)),
-            "fitted_mse": tail_sums(torch.cat(values)),
-        }
-
-
-class _LeadingAxes:
-    """The leading axes of the first block, by subspace iteration with new probes in each iteration.
-
-    Attributes:
-        sums: The state that a killed fit resumes from.
-        rounds: Number of rounds.
-    """
-
-    def __init__(self, rotation: Rotation, blocks: list[slice], rounds: int) -> None:
-        self.rotation, self.block = rotation, blocks[0]
-        self.device = rotation.eigenvalues.device
-        self.per_iteration = max(1, rounds // SUBSPACE_ITERATIONS)
-        self.rounds = SUBSPACE_ITERATIONS * self.per_iteration
-        generator = torch.Generator().manual_seed(0)
-        size = min(rotation.directions + OVERSAMPLING, self.block.stop)
-        image = torch.zeros(rotation.event_shape[0], size)
-        image[self.block] = torch.randn(self.block.stop, size, generator=generator)
-        self.sums = {"image": image.to(self.device)}
+        iterations = 1 if rotation.is_dense else SUBSPACE_ITERATIONS
+        self.per_iteration = max(1, rounds // iterations)
+        self.rounds = iterations * self.per_iteration
+        self.sums: dict[str, Tensor] = {}
 
     def add(self, index: int, probes: Tensor) -> None:
         """Add the probes (batch, D) of one round."""
         sums, index = self.sums, index % self.per_iteration
         if index == 0:
-            sums["basis"] = torch.linalg.qr(sums["image"]).Q.contiguous()
-            sums["image"] = torch.zeros_like(sums["basis"])
-            size = sums["basis"].shape[1]
-            sums["held_out"] = torch.zeros(size, size, device=self.device)
-            for name in (f"{split}_{sum_}" for split in SPLITS for sum_ in ("total", "count")):
-                sums[name] = torch.zeros((), device=self.device)
-        projected = probes @ sums["basis"]
-        for split in _splits(index, self.per_iteration):
-            if split == "fitted":
-                sums["image"][self.block].addmm_(probes[:, self.block].T, projected)
-            else:
-                sums["held_out"].addmm_(projected.T, projected)
+            self._start_iteration()
+        block = slice(None) if self.rotation.is_dense else self.blocks[0]
+        projected = probes if self.rotation.is_dense else probes @ sums["basis"]
+        every = min(HELD_OUT_EVERY, self.per_iteration)
+        splits = SPLITS if every == 1 else (SPLITS[index % every == every - 1],)
+        if "fitted" in splits:
+            sums["fitted"][block].addmm_(probes[:, block].T, projected)
+        if "held_out" in splits:
+            sums["held_out"].addmm_(projected.T, projected)
+        for split in splits:
             sums[f"{split}_total"] += probes.square().sum()
             sums[f"{split}_count"] += len(probes)
 
+    def _start_iteration(self) -> None:
+        sums, dim = self.sums, self.rotation.event_shape[0]
+        size = dim
+        if not self.rotation.is_dense:
+            block = self.blocks[0]
+            size = min(self.rotation.directions + OVERSAMPLING, block.stop)
+            if not sums:
+                start = torch.zeros(dim, size)
+                generator = torch.Generator().manual_seed(0)
+                start[block] = torch.randn(block.stop, size, generator=generator)
+                sums["fitted"] = start.to(self.device)
+            sums["basis"] = torch.linalg.qr(sums["fitted"]).Q.contiguous()
+        sums["fitted"] = torch.zeros(dim, size, device=self.device)
+        sums["held_out"] = torch.zeros(size, size, device=self.device)
+        for name in (f"{split}_{sum_}" for split in SPLITS for sum_ in ("total", "count")):
+            sums[name] = torch.zeros((), device=self.device)
+
     def fit(self) -> dict[str, Tensor]:
         """Set the rotation; returns both squared errors after the first d latents, (k + 1,)."""
-        sums, count = self.sums, self.rotation.directions
-        dim = len(sums["basis"])
-        fitted = sums["basis"].T @ sums["image"] / sums["fitted_count"]
-        held_out = sums["held_out"] / sums["held_out_count"]
-        totals = {split: sums[f"{split}_total"] / sums[f"{split}_count"] for split in SPLITS}
-        values, vectors = torch.linalg.eigh(fitted)
-        values, vectors = values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
-        leading = (vectors * (held_out @ vectors)).sum(0).clamp_min(0)
-        rest = (totals["held_out"] - leading.sum()).clamp_min(0) / max(dim - count, 1)
-        axes = sums["basis"] @ vectors
-        eigenvalues = torch.cat([leading, rest.expand(dim - count)])
-        self.rotation.fit(self.rotation.inverse(axes.T).T, eigenvalues)
-        return {
-            "mse": tail_sums(eigenvalues)[: count + 1],
-            "fitted_mse": totals["fitted"] - F.pad(values.cumsum(0), (1, 0)),
-        }
-
-
-def _splits(index: int, rounds: int) -> tuple[str, ...]:
-    """Splits that a round's probes belong to: one of the two, or both if there is one round."""
-    if rounds == 1:
-        return SPLITS
-    every = min(HELD_OUT_EVERY, rounds)
-    return ("held_out",) if index % every == every - 1 else ("fitted",)
-
-
-def _restore(path: Path | None, sums: dict[str, Tensor], device: torch.device) -> _Progress:
-    """Load the sums of a killed fit, if there is a valid file."""
-    if path is None:
-        return _Progress()
-    try:
-        tensors, header = load_tensors(path)
-        progress = _Progress(**header["state"])
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
-        return _Progress()
-    sums.update({key: each.to(device) for key, each in tensors.items()})
-    return progress
-
-
-def _log_spaced(dim: int, points: int = 40) -> list[int]:
-    """Dimensions from 1 to D at equal ratios."""
-    return sorted({round(dim ** (n / points)) for n in range(points + 1)})
+        sums, count, basis = self.sums, self.rotation.directions, self.sums.get("basis")
+        fitted = sums["fitted"] if basis is None else basis.T @ sums["fitted"]
+        fitted.div_(sums["fitted_count"])
+        held_out = sums["held_out"].div_(sums["held_out_count"])
+        vectors, values, eigenvalues = [], [], []
+        for block in self.blocks if basis is None else [slice(0, len(fitted))]:
+            ascending, columns = torch.linalg.eigh(fitted[block, block])
+            columns = columns.flip(1)[:, :count]
+            vectors.append(columns)
+            values.append(ascending.flip(0)[:count].clamp_min(0))
+            eigenvalues.append((columns * (held_out[block, block] @ columns)).sum(0).clamp_min(0))
+        axes, found = torch.block_diag(*vectors), torch.cat(eigenvalues)
+        fitted_mse = tail_sums(torch.cat(values))
+        if basis is not None:
+            axes = basis @ axes
+            totals = {split: sums[f"{split}_total"] / sums[f"{split}_count"] for split in SPLITS}
+            fitted_mse = totals["fitted"] - F.pad(values[0].cumsum(0), (1, 0))
+            others = len(basis) - count
+            rest = (totals["held_out"] - found.sum()).clamp_min(0) / max(others, 1)
+            found = torch.cat([found, rest.expand(others)])
+        self.rotation.fit(self.rotation.inverse(axes.T).T, found)
+        return {"mse": tail_sums(found)[: count + 1], "fitted_mse": fitted_mse}

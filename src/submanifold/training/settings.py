@@ -1,4 +1,4 @@
-"""Settings of a training."""
+"""Settings of a training, and the learning-rate schedule that they define."""
 
 from typing import Literal
 
@@ -41,3 +41,11 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"]
     activation_checkpointing: bool = False
     rotate_every: int | None = Field(None, gt=0)
+
+
+def lr_factor(step: int, settings: TrainingSettings) -> float:
+    """Factor on the learning rates at a step: linear warmup, constant, linear cooldown to zero."""
+    warmup, cooldown = settings.warmup, settings.cooldown_fraction * settings.steps
+    rise = (step + 1) / warmup if warmup else 1.0
+    fall = (settings.steps - step) / cooldown if cooldown else 1.0
+    return settings.lr_scale * min(rise, 1.0, fall)

@@ -19,21 +19,20 @@ from submanifold.data.batches import Batches
 from submanifold.flows import initialize, set_activation_checkpointing
 from submanifold.losses import Objective
 from submanifold.models import Model
+from submanifold.training import monitor
 from submanifold.training.checkpoint import (
     EARLIER,
     LAST,
     Checkpoint,
+    Row,
+    TrainState,
+    first_intact,
     load_checkpoint,
-    newest_checkpoint,
     read_checkpoint,
     save_checkpoint,
 )
-from submanifold.training.ema import EMA
-from submanifold.training.monitor import diagnose, divergence, is_far_above, warn
-from submanifold.training.optimizers import optimizers_for
-from submanifold.training.schedule import lr_factor
-from submanifold.training.settings import TrainingSettings
-from submanifold.training.state import Row, TrainState
+from submanifold.training.optimizers import EMA, optimizers_for
+from submanifold.training.settings import TrainingSettings, lr_factor
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +49,7 @@ class Trainer:
         model: The stages in training, on their device.
         objective: The loss.
         settings: How to train.
-        grad_accumulation_steps: Parts in which this process computes its shard of a batch, to save
-            memory.
+        grad_accumulation_steps: Parts in which this process computes its shard, to save memory.
 
     Attributes:
         state: Progress.
@@ -78,12 +76,8 @@ class Trainer:
     def step(self, batch: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Make one step without waiting for the device.
 
-        Args:
-            batch: The full batch, of which each process computes its shards.
-            generator: Source of the objective's random numbers.
-
-        Returns:
-            The objective's values and ``gradient_norm``.
+        Each process computes its shards of the full batch. The objective draws its random numbers
+        from the generator. Returns the objective's values and ``gradient_norm``.
         """
         factor = lr_factor(self.state.step, self.settings) * 0.5**self.state.rollbacks
         for optimizer in self.optimizers:
@@ -121,12 +115,9 @@ class Trainer:
     def validate(self, valid: Batches) -> Row:
         """Append a validation of the averaged weights, and keep these weights if it is the best."""
         self.ema.swap()
-        row = validate(self.model, self.objective, valid) | diagnose(self.model, valid)
-        row, rank, best = (
-            {"step": self.state.step, **row},
-            self.objective.constraints.rank,
-            self.state.best_row,
-        )
+        row = {"step": self.state.step, **validate(self.model, self.objective, valid)}
+        row |= monitor.diagnose(self.model, valid)
+        rank, best = self.objective.constraints.rank, self.state.best_row
         if best is None or rank(row) < rank(best):
             self.state.best_step = self.state.step
             self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
@@ -145,21 +136,13 @@ class Trainer:
         distributed.barrier()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Restore a checkpoint.
-
-        Raises:
-            UserError: It belongs to another architecture.
-        """
+        """Restore a checkpoint, or raise a UserError if it belongs to another architecture."""
         state, self.best = load_checkpoint(checkpoint, self.model, self.ema, self.optimizers)
         self.state = TrainState(**state)
         self.objective.constraints.load_state_dict(self.state.multipliers)
 
     def roll_back(self, folder: Path, name: str, problem: str) -> None:
-        """Go back to the last checkpoint and halve the learning rates.
-
-        Raises:
-            UserError: They were halved :data:`MAX_ROLLBACKS` times already.
-        """
+        """Go back to the last checkpoint and halve the learning rates, at most 3 times."""
         step, rollbacks, warnings = self.state.step, self.state.rollbacks + 1, self.state.warnings
         if rollbacks > MAX_ROLLBACKS:
             settings = self.settings
@@ -193,35 +176,32 @@ def fit(
     rotate: Callable[[int], object] | None = None,
     grad_accumulation_steps: int = 1,
 ) -> dict[str, Any]:
-    """Train a model in place, and leave the averaged weights of the best validation in it.
+    """Train a model in place; it ends with the averaged weights of the best validation.
 
     The best validation has the lowest loss. With a target (:class:`.Target`) it has the lowest loss
     of the other terms among those that reach the target, or else the lowest error.
 
     The result is a function of the initial weights, the seed of ``train`` and the settings. A
-    killed training that is started again with the same folder resumes and ends with the same
-    weights, bit for bit. Several processes (:mod:`submanifold.common.distributed`) share the rows
-    of each batch; they and accumulation steps change the result by rounding only.
+    killed training resumes from its folder and ends with the same weights, bit for bit. Processes
+    (:mod:`submanifold.common.distributed`) and accumulation steps change it by rounding only.
 
     Args:
         model: The stages in training, on their device.
         objective: The loss.
         train: Training batches.
-        valid: Validation batches, with the same noise in every validation.
+        valid: Validation batches.
         settings: How to train.
-        folder: Where the last two checkpoints are kept.
+        folder: Folder of the last two checkpoints.
         name: Name in messages.
-        on_log: Called as (step, values) with values named ``train.*`` and ``valid.*``, the latter
-            after the checkpoint is written; a resumed training repeats earlier rows first. It may
-            raise to end the training, which can be resumed.
+        on_log: Called as (step, values) with values ``train.*`` and ``valid.*``; a resumed training
+            repeats earlier rows first. It may raise to interrupt the training.
         fresh: Untrained modules, which the first batch initializes; None is the entire model.
         rotate: Called with the step every ``rotate_every`` steps, to fit the model's rotation.
         grad_accumulation_steps: See :class:`Trainer`.
 
     Returns:
         The history: ``name``, rows by step in ``train`` and ``valid``, ``best_step``, ``steps``,
-        ``rollbacks``, ``warnings`` by kind, ``seconds`` of training, and ``steps_trained`` by this
-        call.
+        ``rollbacks``, ``warnings``, ``seconds``, and ``steps_trained`` by this call.
 
     Raises:
         UserError: The training diverged again after :data:`MAX_ROLLBACKS` rollbacks, the checkpoint
@@ -249,10 +229,10 @@ def fit(
                 continue
 
             row = {"step": step, **read(values)}
-            if (problem := divergence(row, state.train)) is not None:
+            if (problem := monitor.divergence(row, state.train)) is not None:
                 trainer.roll_back(folder, name, problem)
                 continue
-            doubtful = is_far_above(row, state.train) and step < settings.steps
+            doubtful = monitor.is_far_above(row, state.train) and step < settings.steps
             elapsed = time.monotonic() - started
             row["rows_per_second"] = (step - before) * train.batch_size / elapsed
             state.train.append(row)
@@ -261,7 +241,10 @@ def fit(
 
             if validates:
                 row = trainer.validate(valid)
-                warn(state, row, name)
+                for kind, text in monitor.warnings(row).items():
+                    if kind not in state.warnings:
+                        state.warnings[kind] = text
+                        log.warning("%s: %s", name, text)
                 state.seconds = seconds + time.monotonic() - started
                 if not doubtful:
                     trainer.save(folder)
@@ -280,7 +263,7 @@ def fit(
 def _restore_or_initialize(
     trainer: Trainer, train: Batches, folder: Path, name: str, fresh: Sequence[nn.Module] | None
 ) -> None:
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = first_intact(folder / LAST, folder / EARLIER)
     distributed.barrier()  # before another process writes a checkpoint
     if checkpoint is not None:
         trainer.restore(checkpoint)

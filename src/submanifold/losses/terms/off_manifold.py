@@ -1,6 +1,5 @@
 """Penalty on off-manifold coordinates."""
 
-from pydantic import Field
 from torch import Tensor
 
 from submanifold.losses.forward_pass import ForwardPass
@@ -8,13 +7,7 @@ from submanifold.losses.terms.term import Term
 
 
 class OffManifold(Term):
-    """Mean square of the off-manifold coordinates, as in DNF's published code (method.md 3.10).
-
-    Attributes:
-        weight: Weight; 0 omits the term.
-    """
-
-    weight: float = Field(default=0.0, ge=0)
+    """Mean square of the off-manifold coordinates, as in DNF's published code (method.md 3.10)."""
 
     def __call__(self, batch: ForwardPass) -> Tensor:
         """Mean over the batch and its off-manifold coordinates."""

@@ -29,10 +29,7 @@ class NoPenalty(Term):
 
 
 class Squared(Term):
-    r"""Squared error of the projection, :math:`\frac1D \sum_i (h_i - \tilde h_i)^2`.
-
-    With :math:`\tilde h = f^{-1}(u, 0)`. Pixels are on [0, 1] by default, so that a weight has the
-    same meaning at every image size (method.md 3.5).
+    r"""Squared error :math:`\frac1D \sum_i (h_i - \tilde h_i)^2`, :math:`\tilde h = f^{-1}(u, 0)`.
 
     Attributes:
         weight: lambda.
@@ -40,12 +37,12 @@ class Squared(Term):
             that both decode to (method.md 3.9); ``metric``, the same to first order behind a
             rotated stage (method.md 6.4). All are equal if h is the image.
         through: Number of the phase's stages that the projection uses; 0 is all.
+        pixel_range: Width of the interval of pixel values in the penalty: 1 (method.md 3.5), or 256
+            for bytes. Reported errors stay on [0, 1].
         random_dim: Each event draws a dimension log-uniformly from d / random_dim to
             d * random_dim, so that one model serves them all; None is the stage's own dimension d.
         target: Error for which lambda is found by dual ascent, starting at ``weight`` and within a
             factor of :data:`.LARGEST_FACTOR` of it; None keeps lambda constant.
-        pixel_range: Width of the interval of pixel values: 1, or 256 for bytes. Reported errors
-            stay on [0, 1].
     """
 
     penalty: Literal["mse"] = "mse"
@@ -67,17 +64,13 @@ class Squared(Term):
 
 
 class Huber(Squared):
-    """Huber's function H_delta (Eq. 2) instead of the square.
-
-    Attributes:
-        delta: Where it changes from square to linear, in the units of the residual.
-    """
+    """Huber's function H_delta (Eq. 2): half the square up to ``delta``, linear beyond."""
 
     penalty: Literal["huber"] = "huber"  # type: ignore[assignment]
     delta: float = Field(gt=0)
 
     def elementwise(self, residual: Tensor) -> Tensor:
-        """Half the square up to delta, linear beyond."""
+        """H_delta of each coordinate of a residual."""
         zeros = torch.zeros_like(residual)
         return F.huber_loss(residual, zeros, reduction="none", delta=self.delta)
 

@@ -24,14 +24,12 @@ class _VolumeTerm(Term):
     """A term of the Jacobian of the decoder.
 
     Attributes:
-        weight: Weight; 0 omits the term.
         exact_up_to: Largest dimension d for which the full Jacobian is computed; above it gradients
             are estimated.
     """
 
     about_volume: ClassVar[bool] = True
 
-    weight: float = Field(default=0.0, ge=0)
     exact_up_to: int = Field(default=64, ge=1)
 
     def _columns(self, batch: ForwardPass) -> Tensor:
@@ -54,8 +52,7 @@ class ManifoldLikelihood(_VolumeTerm):
 
     .. math:: -\log p_M = -\log N(u; 0, I) + \tfrac12 \log\det J^T J
 
-    in bits per dimension of the manifold. Above ``exact_up_to`` the value omits the volume, whose
-    gradient is estimated (:func:`log_volume_gradient`).
+    in bits per dimension of the manifold. Above ``exact_up_to`` the value omits the volume.
     """
 
     def __call__(self, batch: ForwardPass) -> Tensor:
@@ -69,9 +66,8 @@ class NonOrthogonality(_VolumeTerm):
 
     .. math:: \tfrac12 \sum_i \log (J^T J)_{ii} - \tfrac12 \log\det J^T J \;\ge\; 0
 
-    in bits per coordinate. It is 0 if and only if the columns of J are orthogonal (Hadamard's
-    inequality). Above ``exact_up_to`` the first sum is over that many random coordinates, and the
-    value omits the volume.
+    in bits per coordinate, 0 if and only if the columns of J are orthogonal (Hadamard). Above
+    ``exact_up_to`` the first sum is over that many random coordinates, without the volume.
     """
 
     def __call__(self, batch: ForwardPass) -> Tensor:
@@ -87,8 +83,7 @@ class OffDiagonal(_VolumeTerm):
 
     .. math:: \frac{1}{d (d - 1)} \sum_{i \ne j} |(J^T J)_{ij}|
 
-    Its minimum has orthogonal coordinates, as few of them as needed. Above ``exact_up_to`` the mean
-    is over that many random coordinates.
+    Above ``exact_up_to`` the mean is over that many random coordinates.
     """
 
     def __call__(self, batch: ForwardPass) -> Tensor:
