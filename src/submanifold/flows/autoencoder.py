@@ -23,12 +23,11 @@ class Autoencoder(Injection):
 
     A is an injective matrix, :math:`A^+` its pseudoinverse, and T the orthonormal cosine transform
     for images, the identity for vectors. The nets start at zero. Data-dependent initialization
-    makes the linear part the projection onto the principal components, the best linear autoencoder
-    (Bourlard & Kamp 1988).
+    makes the linear part the best linear autoencoder, PCA (Bourlard & Kamp 1988).
 
     The nets of images halve the sides by strided convolutions, as long as they are even and above
-    4, with twice the channels each time, and double them by pixel shuffles; those of vectors have
-    two hidden layers. Activations are smooth, as gradients of the volume require.
+    4, and double the channels; those of vectors have two hidden layers. Activations are smooth, as
+    gradients of the volume require.
 
     Args:
         event_shape: Shape of an image with even height and width, or of a vector.

@@ -62,9 +62,8 @@ class Injection(Flow):
 
     .. math:: \log p_M(g(u)) = \log p_U(u) - \tfrac12 \log\det J_g^T J_g
 
-    :meth:`forward` returns the second term, at u = e(x), as the log-determinant; it is NaN if it
-    has no closed form (``has_volume`` is False). The constructor's first two arguments are
-    ``event_shape`` and ``dim``, d.
+    The log-determinant of :meth:`forward` is the second term, at u = e(x), or NaN if ``has_volume``
+    is False. The constructor's first two arguments are ``event_shape`` and ``dim``, d.
     """
 
     has_volume: ClassVar[bool]

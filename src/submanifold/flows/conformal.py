@@ -25,9 +25,6 @@ class SpecialConformal(Bijection):
 
     (Ross & Cresswell 2021, with b = w / n.) It maps planes to spheres. :math:`\log|\det J|` is -n
     times the logarithm of the denominator, the inverse has -w, and w starts at 0.
-
-    Args:
-        dim: Number of coordinates, n.
     """
 
     def __init__(self, dim: int):
@@ -56,8 +53,7 @@ class ConditionalOrthogonal(Bijection):
     .. math:: z_i = \begin{cases} Q_1 x_i & |x_i|^2 < n \\ Q_2 x_i & \text{otherwise} \end{cases}
 
     (Ross & Cresswell 2021, with n for their 1.) Both keep the length, by which the inverse chooses
-    the matrix. The map is discontinuous at that length once the matrices, equal at the start,
-    differ.
+    the matrix. The matrices are equal at the start; once they differ, the map is discontinuous.
 
     Args:
         channels: n, the second axis of x: (batch, channels, ...).
@@ -92,8 +88,7 @@ class Conformal(Injection):
     .. math:: J_g^T J_g = \lambda(u)^2 I, \qquad
               -\tfrac12 \log\det J_g^T J_g = -d \log\lambda(u)
 
-    (Ross & Cresswell 2021, "Tractable Density Estimation on Learned Manifolds with Conformal
-    Embedding Flows".) g pads u with zeros and applies an orthogonal matrix, a
+    (Ross & Cresswell 2021.) g pads u with zeros and applies an orthogonal matrix, a
     :class:`SpecialConformal` map and layers of :class:`ConditionalOrthogonal` maps, with a
     :class:`Similarity` wherever the scale matters. On images each layer squeezes, as long as height
     and width are even, and acts as a 1x1 convolution.

@@ -17,8 +17,7 @@ MAX_LOG_SCALE = 2.0  # larger scales amplify rounding errors in the inverse of a
 class Coupling(Bijection):
     """Affine coupling: a net computes scale and shift of one part of x from the other part.
 
-    Subclasses implement :meth:`split` and :meth:`join`. The backward pass recomputes the net's
-    activations, to save memory, if ``activation_checkpointing`` is set.
+    With ``activation_checkpointing`` the backward pass recomputes the net's activations.
     """
 
     supports_checkpointing = True

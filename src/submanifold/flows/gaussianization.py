@@ -24,10 +24,6 @@ class MixtureOfLogistics(DataInitialized, Bijection):
     the components' quantiles; its first derivatives are those of the implicit function.
 
     It starts near the identity. Data-dependent initialization centres the components at quantiles.
-
-    Args:
-        dim: Number of coordinates.
-        components: Number of components of each mixture.
     """
 
     def __init__(self, dim: int, components: int):
@@ -99,7 +95,7 @@ class Gaussianization(Compose, Flow):
     """Layers of an orthogonal map and a Gaussianization of each coordinate.
 
     Each layer brings the density nearer to N(0, I) (Chen & Gopinath 2000), so that data-dependent
-    initialization already fits a density; then all layers are trained (Meng et al. 2020).
+    initialization already fits a density (Meng et al. 2020).
 
     Args:
         dim: Number of coordinates.
@@ -125,8 +121,10 @@ class Gaussianization(Compose, Flow):
     ):
         bijections: list[Bijection] = []
         for _ in range(layers):
-            bijections.append(Reflections(dim, reflections or dim))
-            bijections.append(MixtureOfLogistics(dim, components))
+            bijections += [
+                Reflections(dim, reflections or dim),
+                MixtureOfLogistics(dim, components),
+            ]
         super().__init__(bijections)
         self.event_shape = (dim,)
         self.config = {"dim": dim, "layers": layers, "components": components,

@@ -63,8 +63,10 @@ class Glow(Flow):
         self.latent_shapes: list[tuple[int, int, int]] = []
         for level, count in enumerate(counts, 1):
             channels, rows, columns = 4 * channels, rows // 2, columns // 2
-            first = [whiten] + [False] * (count - 1)
-            blocks.append(Level(flow_step(channels, width, each) for each in first))
+            linears = (Linear(channels, whiten and step == 0) for step in range(count))
+            blocks.append(
+                Level(Compose([each, affine_coupling(channels, width)]) for each in linears)
+            )
             if level < levels:
                 splits.append(Split(channels))
                 channels //= 2
@@ -143,11 +145,6 @@ def _can_fuse(x: Tensor, linears: Sequence[Linear], couplings: Sequence[AffineCo
     if any(linear.uninitialized for linear in linears) or any(hooked):
         return False
     return fast.supports_steps(x, [coupling.net for coupling in couplings])
-
-
-def flow_step(channels: int, width: int, whiten: bool = False) -> Compose:
-    """Build a step of Glow: actnorm, invertible 1x1 convolution, affine coupling (figure 2a)."""
-    return Compose([Linear(channels, whiten), affine_coupling(channels, width)])
 
 
 def affine_coupling(channels: int, width: int) -> AffineCoupling:

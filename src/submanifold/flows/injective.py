@@ -73,14 +73,9 @@ def principal_directions(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     .. math:: (1 - \lambda)\, S + \lambda\, \mathrm{diag}\, S, \qquad
               \lambda = \frac{\sum_{i \ne j} \mathrm{Var}(S_{ij})}{\sum_{i \ne j} S_{ij}^2}
 
-    Only the 2048 coordinates of largest variance are used if there are more.
-
-    Args:
-        x: (samples, coordinates).
-        count: Number of directions.
-
-    Returns:
-        Orthonormal columns (coordinates, count), and the standard deviations along them (count,).
+    Only the 2048 coordinates of largest variance are used if there are more. From x (samples,
+    coordinates) it returns orthonormal columns (coordinates, count), and the standard deviations
+    along them (count,).
     """
     n, coordinates = x.shape
     centred = (x - x.mean(0)).double()

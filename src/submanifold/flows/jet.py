@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Bijection, Compose, Flow
-from submanifold.flows.coupling import Coupling
+from submanifold.flows.coupling import Coupling, zero_initialized
 from submanifold.flows.orthogonal import dct
 from submanifold.flows.reshape import channels_to_space, check_divisible, space_to_channels
 
@@ -20,9 +20,9 @@ class Jet(Flow):
 
     Of five couplings, four split the channels of every patch into random halves, in complementary
     pairs; the fifth splits the patches by a checkerboard, by columns or by rows (Kolesnikov et al.
-    2024, arXiv 2412.15129; the defaults are those of their smaller model). Unlike in the paper, the
-    channels are the cosine coefficients of a patch (:class:`PatchDCT`), so that the first d latents
-    represent the smooth part of the image (method.md 3.6).
+    2024, arXiv 2412.15129, with the defaults of their smaller model). Unlike theirs, channels are
+    the cosine coefficients of a patch (:class:`PatchDCT`), so that the first d latents represent
+    the smooth part of the image (method.md 3.6).
 
     Args:
         shape: (channels, height, width) of an image; height and width divisible by ``patch``.
@@ -63,11 +63,9 @@ class Jet(Flow):
         }  # fmt: skip
         channels, rows, columns = shape
         self.grid = channels * patch**2, rows // patch, columns // patch
-        layers: list[Bijection] = [PatchDCT(channels, patch)]
-        for mask in patch_masks(self.grid, couplings):
-            net = VisionTransformer(self.grid, blocks, width, heads)
-            layers.append(PatchCoupling(mask, net))
-        self.layers = Compose(layers)
+        masks = patch_masks(self.grid, couplings)
+        nets = (VisionTransformer(self.grid, blocks, width, heads) for _ in range(couplings))
+        self.layers = Compose([PatchDCT(channels, patch), *map(PatchCoupling, masks, nets)])
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,12 +96,7 @@ def patch_masks(grid: tuple[int, int, int], count: int) -> Iterator[Tensor]:
 
 
 class PatchCoupling(Coupling):
-    """Coupling of patches: masked values pass unchanged and transform the others.
-
-    Args:
-        mask: (channels, rows, columns) of zeros and ones; values under ones pass unchanged.
-        net: Maps (batch, channels, rows, columns) to twice the channels: raw log-scales, shifts.
-    """
+    """Coupling of patches (channels, rows, columns): values under a mask of ones pass unchanged."""
 
     mask: Tensor
 
@@ -130,7 +123,7 @@ class VisionTransformer(nn.Module):
     """Vision transformer from patches (channels, rows, columns) to twice the channels.
 
     A 3x3 convolution embeds each patch with its neighbours (Xiao et al. 2021, "Early convolutions
-    help transformers see better"). The output starts at zero.
+    help transformers see better").
     """
 
     def __init__(self, grid: tuple[int, int, int], blocks: int, width: int, heads: int):
@@ -140,9 +133,7 @@ class VisionTransformer(nn.Module):
         self.position = nn.Parameter(torch.randn(math.prod(self.sides), width) / width**0.5)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, 2 * channels)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = zero_initialized(nn.Linear(width, 2 * channels))[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, channels, rows, columns) to (batch, 2 channels, rows, columns)."""
@@ -157,12 +148,8 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
-        self.perceptron = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 4 * width),
-            nn.GELU(),
-            nn.Linear(4 * width, width),
-        )
+        hidden = nn.Linear(width, 4 * width), nn.GELU()
+        self.perceptron = nn.Sequential(nn.LayerNorm(width), *hidden, nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, patches, width) to the same shape."""
@@ -196,16 +183,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class PatchDCT(Bijection):
     r"""Scaled cosine coefficients of the patches of an image, lowest frequencies first.
 
-    The orthonormal transform includes the colours, whose first coefficient is the luminance. The
-    coefficients of colour c and frequencies i and j are multiplied by the factor
+    The orthonormal transform includes the colours, whose first coefficient is the luminance. With p
+    the side of a patch, coefficients of colour c and frequencies i and j are multiplied by
 
     .. math:: \frac{10}{p}\, (1 + c) \left(\tfrac14 + \sqrt{i^2 + j^2}\right),
 
     by which they are sorted; those of photographs have standard deviations near 1.
-
-    Args:
-        channels: Colours of an image.
-        patch: Side p of a patch, in pixels.
     """
 
     order: Tensor

@@ -118,11 +118,10 @@ class Affine(Linear, Flow):
 
 
 def stack_maps(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
-    """Write n layers with equally many channels as z = matrix x + shift.
+    """Write n layers as z = matrix x + shift.
 
-    Returns:
-        Matrices (n, channels, channels), shifts (n, channels), and the log-determinants (n,) at one
-        position.
+    Returns matrices (n, channels, channels), shifts (n, channels), and log-determinants (n,) at one
+    position.
     """
     weight, log_scale, shift = _stack_parameters(layers)
     matrix = weight * log_scale.exp()[:, None]
@@ -139,11 +138,9 @@ def stack_inverses(layers: Sequence[Linear]) -> tuple[Tensor, Tensor]:
 
 
 def _stack_parameters(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.stack([layer.matrix for layer in layers]),
-        torch.stack([layer.norm.log_scale for layer in layers]),
-        torch.stack([layer.norm.shift for layer in layers]),
-    )
+    each = ((layer.matrix, layer.norm.log_scale, layer.norm.shift) for layer in layers)
+    weights, log_scales, shifts = map(torch.stack, zip(*each, strict=True))
+    return weights, log_scales, shifts
 
 
 def _at_each_position(matrix: Tensor, shift: Tensor, x: Tensor) -> Tensor:

@@ -25,11 +25,7 @@ class Reflections(Bijection):
 
     .. math:: z = H_n \cdots H_1 x, \qquad H_i = I - 2\, v_i v_i^T / |v_i|^2
 
-    The :math:`v_i` start at random (Meng et al. 2020).
-
-    Args:
-        dim: Number of coordinates.
-        count: n, at most ``dim``.
+    The ``count`` vectors :math:`v_i` start at random (Meng et al. 2020).
     """
 
     def __init__(self, dim: int, count: int):

@@ -43,12 +43,10 @@ def _settings_of(name: str, skip: int = 0) -> type[Settings]:
     hints = get_type_hints(FLOWS[name].__init__, include_extras=True)
     parameters = list(inspect.signature(FLOWS[name]).parameters.values())[skip:]
     fields: dict[str, Any] = {"type": (Literal[name], ...)}
-    fields |= {
-        each.name: (hints[each.name], ... if each.default is each.empty else each.default)
-        for each in parameters
-    }
-    class_name = f"{FLOWS[name].__name__}Settings"
-    return create_model(class_name, __base__=Settings, **fields)
+    for each in parameters:
+        default = ... if each.default is each.empty else each.default
+        fields[each.name] = hints[each.name], default
+    return create_model(f"{FLOWS[name].__name__}Settings", __base__=Settings, **fields)
 
 
 if TYPE_CHECKING:
@@ -62,12 +60,7 @@ else:
 
 
 def build_flow(settings: FlowSettings, event_shape: Sequence[int], dim: int) -> Flow:
-    """Build a flow from its settings.
-
-    Args:
-        settings: Type and arguments of the flow.
-        event_shape: Shape of its events.
-        dim: Dimension of the manifold, for injections.
+    """Build a flow from its settings for events of a shape; ``dim`` is that of injections.
 
     Raises:
         UserError: The flow does not accept events of this shape.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Bijection
+from submanifold.flows.coupling import zero_initialized
 
 
 class Squeeze(Bijection):
@@ -56,15 +57,13 @@ class Split(nn.Module):
 
     .. math:: v = (x_b - \mu(x_a))\, e^{-s(x_a)}
 
-    This makes the prior of Glow's split latents a part of the bijection: v is standard normal, and
+    The prior of Glow's split latents thus is a part of the bijection: v is standard normal, and
     v = 0 decodes to the conditional mean (method.md 3.6).
     """
 
     def __init__(self, channels: int):
         super().__init__()
-        self.prior = nn.Conv2d(channels // 2, channels, 3, padding=1)
-        nn.init.zeros_(self.prior.weight)
-        nn.init.zeros_(self.prior.bias)  # type: ignore[arg-type]
+        self.prior = zero_initialized(nn.Conv2d(channels // 2, channels, 3, padding=1))[0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split (batch, c, h, w) into (kept, latent), each (batch, c/2, h, w), and the log-det."""

@@ -53,12 +53,11 @@ def noise_conditioning(flow: nn.Module, scale: Tensor | None) -> Iterator[None]:
 
 
 class SoftRealNVP(RealNVP):
-    r"""Noise-conditional :class:`RealNVP`.
+    r"""Noise-conditional :class:`RealNVP`, with its arguments.
 
     Data on a manifold have no density, but :math:`x + s\,\sigma\,\epsilon` has one for every s > 0.
-    The flow is trained with s ~ U(0, 1) (Kim et al. 2020, "SoftFlow: Probabilistic Framework for
-    Normalizing Flow on Manifolds", section 3) and samples with s = 0, its value outside of
-    :func:`noise_conditioning`. Its arguments are those of :class:`RealNVP`.
+    The flow is trained with s ~ U(0, 1) (Kim et al. 2020, section 3) and samples with s = 0, its
+    value outside of :func:`noise_conditioning`.
 
     Example:
         >>> flow = SoftRealNVP(4)

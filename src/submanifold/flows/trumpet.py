@@ -52,16 +52,17 @@ class Trumpet(Injection):
                        "width": width}  # fmt: skip
         layers: list[Bijection | InjectiveLinear] = []
         self.inner_shape = self.event_shape
-        if len(self.event_shape) == 1:
+        narrows = len(self.event_shape) == 3
+        if narrows:
+            check_divisible(event_shape, 2, "type=trumpet")
+        else:
             couplings = RealNVP(*self.event_shape, steps, width).bijections
             layers += [Compose([Isotropic(*self.event_shape), each]) for each in couplings]
-        else:
-            check_divisible(event_shape, 2, "type=trumpet")
-        narrows = len(self.event_shape) == 3
         while narrows and all(side % 2 == 0 for side in self.inner_shape[1:]):
             channels, rows, columns = self.inner_shape
             channels, rows, columns = 4 * channels, rows // 2, columns // 2
-            layers.append(Level(_step(channels, width) for _ in range(steps)))
+            pairs = ((Isotropic(channels), affine_coupling(channels, width)) for _ in range(steps))
+            layers.append(Level(map(Compose, pairs)))
             narrows = channels * rows * columns >= 2 * MIN_EXPANSION * dim
             if narrows:
                 layers.append(InjectiveLinear(channels, channels // 2))
@@ -110,7 +111,3 @@ class Isotropic(Linear):
         self.norm(x)
         variance = (-2 * self.norm.log_scale).exp().mean()
         self.norm.log_scale.fill_(-0.5 * variance.log())
-
-
-def _step(channels: int, width: int) -> Compose:
-    return Compose([Isotropic(channels), affine_coupling(channels, width)])
