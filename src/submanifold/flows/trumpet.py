@@ -56,8 +56,9 @@ class Trumpet(Injection):
         if narrows:
             check_divisible(event_shape, 2, "type=trumpet")
         else:
-            couplings = RealNVP(*self.event_shape, steps, width).bijections
-            layers += [Compose([Isotropic(*self.event_shape), each]) for each in couplings]
+            (size,) = self.event_shape
+            couplings = RealNVP(size, steps, width).bijections
+            layers += [Compose([Isotropic(size), each]) for each in couplings]
         while narrows and all(side % 2 == 0 for side in self.inner_shape[1:]):
             channels, rows, columns = self.inner_shape
             channels, rows, columns = 4 * channels, rows // 2, columns // 2

@@ -1,12 +1,19 @@
 """Phases of a training: which stages are trained, with which loss, and how.
 
-:func:`train_phase` is the paper's Alg. 1, whose loop is :func:`.fit` and whose loss is
-:class:`.Objective`. Alg. 2 trains stage after stage, each on the coordinates of the one before::
+:func:`train_phase` is Alg. 1 of the paper. Its loop is :func:`.fit`, in outline::
+
+    for step in range(settings.steps):                       # line 3
+        x = batches.at(step)                                 # line 4
+        loss = objective(model, x)["loss"]                   # lines 5 to 8
+        loss.backward()                                      # line 9
+        optimizer.step()
+
+Alg. 2 trains stage after stage, each on the coordinates of the one before::
 
     model, x = None, images                                  # line 3
     for phase in phases:                                     # line 4
-        model, _ = train_phase(phase, settings, model, x, ...)   # line 5
-        x = encode_rows(model, x, ...)                       # line 6
+        model, _ = train_phase(phase, ..., model, x, ...)    # line 5
+        x = encode_rows(model, images, ...)                  # line 6
 """
 
 import copy
