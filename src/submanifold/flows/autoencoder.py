@@ -49,8 +49,12 @@ class Autoencoder(Injection):
         self.event_shape, self.dim = tuple(event_shape), dim
         self.config = {"event_shape": list(event_shape), "dim": dim, "width": width}
         self.linear = InjectiveLinear(math.prod(self.event_shape), dim, whiten=True)
-        build = _mlps if len(self.event_shape) == 1 else _convnets
-        self.encoder, self.decoder = build(self.event_shape, dim, width)
+        if len(self.event_shape) == 1:
+            (size,) = self.event_shape
+            self.encoder = mlp(size, width, dim, nn.SiLU)
+            self.decoder = mlp(dim, width, size, nn.SiLU)
+        else:
+            self.encoder, self.decoder = _convnets(self.event_shape, dim, width)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,11 +69,6 @@ class Autoencoder(Injection):
         x = self.linear.inverse(u).unflatten(1, self.event_shape)
         x = x if x.ndim == 2 else dct(x, inverse=True)
         return x + self.decoder(u).to(u.dtype)
-
-
-def _mlps(shape: tuple[int, ...], dim: int, width: int) -> tuple[nn.Sequential, nn.Sequential]:
-    (size,) = shape
-    return mlp(size, width, dim, nn.SiLU), mlp(dim, width, size, nn.SiLU)
 
 
 def _convnets(shape: tuple[int, ...], dim: int, width: int) -> tuple[nn.Sequential, nn.Sequential]:

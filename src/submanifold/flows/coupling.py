@@ -64,10 +64,8 @@ class Coupling(Bijection):
 class AffineCoupling(Coupling):
     r"""Coupling of the channels of images: :math:`z_a = x_a,\; z_b = x_b\, e^{s(x_a)} + t(x_a)`.
 
-    (Kingma & Dhariwal 2018, section 3.3.) :mod:`submanifold.flows.fast` computes it where it can.
-
-    Args:
-        net: Maps (batch, channels / 2, h, w) to (batch, channels, h, w): raw log-scales, shifts.
+    (Kingma & Dhariwal 2018, section 3.3.) The net maps half of the channels to all of them, raw
+    log-scales and shifts. :mod:`submanifold.flows.fast` computes the coupling where it can.
     """
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:

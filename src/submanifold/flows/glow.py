@@ -27,7 +27,7 @@ class Glow(Flow):
         steps: Flow steps of each level, or a list with one number per level, the finest first.
         width: Hidden channels of the coupling nets.
         whiten: Whether data-dependent initialization makes the first linear map of each level
-            whiten its input; otherwise it starts as a random rotation, as in the paper.
+            whiten its input; otherwise it stays a random rotation, as in the paper.
 
     Example:
         >>> flow = Glow((3, 8, 8), levels=2, steps=1, width=4)

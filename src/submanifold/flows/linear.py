@@ -106,8 +106,8 @@ class Linear(DataInitialized, Bijection):
 class Affine(Linear, Flow):
     """Affine bijection of vectors.
 
-    With a standard normal latent it is a Gaussian with full covariance, and in a stage of dimension
-    d probabilistic principal component analysis.
+    With a standard normal latent it is a Gaussian with full covariance; in a stage of dimension d,
+    probabilistic PCA.
     """
 
     axes = (1,)

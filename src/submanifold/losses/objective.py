@@ -59,15 +59,9 @@ class Objective:
         shard: Shard = WHOLE_BATCH,
         training: bool = True,
     ) -> dict[str, Tensor]:
-        """Compute the loss and its terms.
+        """Compute the loss and its terms at events h; arguments as in :class:`ForwardPass`.
 
-        Args:
-            model: The stages in training.
-            h: Their input, (batch, *event_shape).
-            generator: Source of random numbers, on the device of h.
-            shard: Part of the training batch that h is.
-            training: False for validation, which always reports ``mse``, at the model's own
-                dimension.
+        Validation (``training=False``) always reports ``mse``, at the model's own dimension.
 
         Returns:
             Means over the batch. Weighted terms by name and their sum ``loss``; ``bits_per_dim`` of
