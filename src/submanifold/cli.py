@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
-from submanifold.inference.command import COMMANDS, ErrorGroup
+from submanifold.inference.command import COMMANDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +31,19 @@ JOINT_METHOD = "EE-M"
 """Default method of ``--pipeline=joint``: the joint one with the lowest error (docs/beyond.md)."""
 
 
-class _Group(ErrorGroup):
-    """Creates ``run`` when it is needed: importing Kedro takes time and configures logging."""
+class _Group(click.Group):
+    """Prints errors of users as one line, and imports Kedro only for ``run``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # such as "submanifold info | head"; click exits silently
+            raise
+        except click.UsageError as error:
+            raise click.UsageError(printable(error.format_message()), error.ctx) from error
+        except (UserError, OSError) as error:
+            raise click.ClickException(printable(str(error))) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""

@@ -16,7 +16,6 @@ import torch
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import (
-    WriteError,
     atomic_write,
     explain_write_errors,
     is_locked,
@@ -74,15 +73,6 @@ def test_atomic_write_renames_on_success(tmp_path, name):
 def test_file_names_are_escaped_once(name, shown, in_table):
     assert (printable(name), table_name(name)) == (shown, in_table)
     assert (printable(shown), table_name(in_table)) == (shown, in_table)
-
-
-def test_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(TypeError), atomic_write(path) as partial:
-        partial.write_text(b"half of it")
-    assert path.read_text() == "old"
-    assert names_in(tmp_path) == ["a.txt"]
 
 
 def test_file_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
@@ -184,13 +174,6 @@ def test_lock_of_a_killed_process_is_released(tmp_path):
         assert time.monotonic() - begun < 5
 
 
-def test_is_locked_only_while_the_lock_is_held(tmp_path):
-    assert not is_locked(tmp_path / "new")
-    with locked(tmp_path, "it"):
-        assert is_locked(tmp_path)
-    assert not is_locked(tmp_path)
-
-
 def test_threads_hold_the_lock_one_at_a_time(tmp_path):
     inside, most, count = [], [], []
 
@@ -275,15 +258,6 @@ def test_read_only_folder_is_reported(tmp_path, read_only, writer):
     with pytest.raises(Exception, match=r".") as caught:
         WRITERS[writer](tmp_path / "new" / "it")
     assert f"{tmp_path} is read-only (Read-only file system)" in message(caught.value)
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_every_errno_of_a_full_disk_is_reported(tmp_path, number):
-    with (
-        pytest.raises(WriteError, match=r"a\.npy cannot be written: .* is full"),
-        explain_write_errors(tmp_path / "a.npy"),
-    ):
-        raise OSError(number, os.strerror(number))
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "a picture"), ValueError("x")])

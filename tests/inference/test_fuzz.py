@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from calibrated import calibrated_model
+from submanifold.cli import cli
 from submanifold.common import processes
 from submanifold.flows import RealNVP
-from submanifold.inference.command import main
 from submanifold.models import Hierarchy, Stage
 
 EXAMPLES = int(os.environ.get("SUBMANIFOLD_FUZZ_EXAMPLES", "150"))
@@ -206,7 +206,7 @@ def test_every_use_succeeds_or_reports_one_error(models, folder, data):
     os.chdir(folder / "here")
     arguments = data.draw(uses(models))
     before = snapshot()
-    result = CliRunner().invoke(main, arguments)
+    result = CliRunner().invoke(cli, arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     after = snapshot()
     assert {path: after.get(path) for path in before} == before, "changed an input"

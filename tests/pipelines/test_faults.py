@@ -164,7 +164,7 @@ def test_missing_server_ends_a_run_before_it_starts(new_project, monkeypatch):
     (project.path / "conf" / "test" / "mlflow.yml").write_text(
         f"server: {{mlflow_tracking_uri: {uri}}}"
     )
-    monkeypatch.setattr("submanifold.runs.hooks.faults.START_RETRIES", 0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     before = mlflow.get_tracking_uri()
     try:
         with pytest.raises(ClickException, match=rf"^mlflow\.uri={uri} cannot be used \(.*refused"):

@@ -12,7 +12,7 @@ from PIL import Image
 from submanifold.plots.comparisons import auroc_dots, frontier, number_grids
 from submanifold.plots.curves import training_curves
 from submanifold.plots.dimensions import dimension_curves, latent_histogram
-from submanifold.plots.images import as_png, image_grid, sample_sheet, tile
+from submanifold.plots.images import as_png, sample_sheet, tile
 from submanifold.plots.manifolds import manifold_figure
 from submanifold.plots.ood import density_and_distance, roc_curves, score_histograms
 from submanifold.plots.paper import delta_rows, rejection_blocks, sample_panels
@@ -49,15 +49,6 @@ def test_tiles_contain_the_images_in_order(count, columns, channels, size):
         part = grid[row : row + size, column : column + size]
         np.testing.assert_array_equal(part, np.broadcast_to(image.transpose(1, 2, 0), part.shape))
     assert grid.shape[1] == min(count, columns) * step - (step - size)
-
-
-def test_a_grid_shows_the_colors_of_the_images_and_its_title():
-    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
-    figure = image_grid(np.tile(colors[:, :, None, None], (1, 1, 8, 8)), 3, "Samples")
-    assert figure.axes[0].get_title() == "Samples"
-    pixels = rendered(figure)
-    middle = pixels[pixels.shape[0] * 2 // 3]
-    np.testing.assert_array_equal([middle[len(middle) * k // 6] for k in (1, 3, 5)], colors)
 
 
 @pytest.mark.parametrize(("size", "scale"), [(1, 64), (8, 8), (80, 1)])
@@ -309,13 +300,6 @@ def test_a_sweep_of_the_dimension_has_a_second_panel():
         trace = second[str(row.value)]
         assert (trace.x[0], trace.y[0], trace.showlegend) == (row.dim, row.mse, False)
     assert "bits per dimension" in figure.to_html()
-
-
-def test_seeds_of_a_value_share_a_trace():
-    table = swept(["H-MM", "DNF", "DNF"], [500] * 3, seed=[0, 0, 1])
-    dnf, hmm, _ = sweep_figure(table, "method").data
-    assert (dnf.name, hmm.name) == ("DNF", "H-MM")
-    assert (len(dnf.x), len(hmm.x)) == (2, 1)
 
 
 @pytest.mark.parametrize("rows", [[0], [0, 1, 2]])

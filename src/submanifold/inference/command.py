@@ -1,7 +1,6 @@
 """Commands that apply a trained model to images. They import torch only when they run."""
 
 import json
-import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,23 +24,6 @@ MAX_PNG = 10_000
 MAX_STEM = 50
 """Characters of an image's name in the name of the file of its projection."""
 
-Decorator = Callable[[Any], Any]
-
-
-class ErrorGroup(click.Group):
-    """Prints a :class:`UserError` or an :class:`OSError` as one line without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # such as "submanifold info | head"; click exits silently
-            raise
-        except click.UsageError as error:
-            raise click.UsageError(printable(error.format_message()), error.ctx) from error
-        except (UserError, OSError) as error:
-            raise click.ClickException(printable(str(error))) from error
-
 
 def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
     """Parse a false-positive rate such as 1% or 0.01."""
@@ -63,7 +45,7 @@ dim_option = click.option("--dim", type=int, metavar="N", help="Use only the fir
 
 
 def out_option(default: str | None, suffixes: tuple[str, ...], text: str,
-               name: str = "--out") -> Decorator:  # fmt: skip
+               name: str = "--out") -> Callable[[Any], Any]:  # fmt: skip
     """Add the path of an output, which is checked before the command runs."""
 
     def check(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
@@ -77,14 +59,13 @@ def out_option(default: str | None, suffixes: tuple[str, ...], text: str,
 
 def image_options(command: Any) -> Any:
     """Add the arguments and options of commands that read images."""
-    decorators = (
+    for decorator in (
         click.option("--batch-size", type=click.IntRange(1, 4096), default=64, show_default=True),
         device_option,
         click.option("--nearest", is_flag=True, help="Search the nearest projection (slower)."),
         click.argument("images", nargs=-1, required=True, type=click.Path()),
         model_argument,
-    )
-    for decorator in decorators:
+    ):
         command = decorator(command)
     return command
 
@@ -234,18 +215,6 @@ def info(model: Path) -> None:
 
 
 COMMANDS = [score, encode, project, sample, interpolate, info]
-
-
-@click.group(cls=ErrorGroup, commands=COMMANDS,
-             context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
-def main() -> None:
-    """Apply a trained model to images.
-
-    MODEL is the hierarchy.safetensors file of a run, or its folder. IMAGES are image files, folders
-    (searched recursively), and zips. Images are cropped and resized like the training images;
-    unreadable ones are skipped with a warning.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 
 def _model_file(path: Path) -> Path:

@@ -91,7 +91,6 @@ def manifold_figure(
 
 
 def _panels(points: Array) -> tuple[Figure, Any]:
-    """Create four panels with equal limits around nearly all points."""
     is_flat = points.shape[1] == 2
     ends = np.percentile(points, [0.3, 99.7], axis=0)
     half = max(0.58 * np.ptp(ends, axis=0).max(), 1e-9)

@@ -33,14 +33,13 @@ from kedro.utils import find_kedro_project
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from submanifold.common import distributed
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write, is_alive, read_json, write_json
 from submanifold.common.processes import cores, terminate_with_parent
 from submanifold.common.settings import Settings
 from submanifold.config.schema import LaunchSettings
 from submanifold.models import Model
-from submanifold.training.trainer import Row
+from submanifold.training.phases import Log
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +49,6 @@ JOINED = "joined"
 SECRET = Path("data/.join-secret")
 PACKAGE = "submanifold"
 FOLDER = f".processes-{socket.gethostname()}-"
-
-Log = Callable[[str, int, Row], None]
 
 
 def call(
@@ -95,7 +92,10 @@ def call(
         }  # fmt: skip
         (place / "job.json").write_text(_to_json(job, place))
         if launch.machines > 1:
-            job_board(launch, _project_of(folder)).post(place)
+            project = find_kedro_project(folder.absolute())
+            if project is None:
+                raise UserError(f"{folder}: expected a folder in a Kedro project, got another one.")
+            job_board(launch, Path(project)).post(place)
         _run_processes(place, launch.processes, 0, on_log)
         return _from_json(place / "result.json")
 
@@ -108,7 +108,6 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _run_processes(place: Path, processes: int, machine: int, on_log: Log | None = None) -> None:
-    """Run a job's processes on this machine until they have ended."""
     context = multiprocessing.get_context("spawn")
     rows = context.SimpleQueue()
     arguments = (str(place), machine, os.getpid(), rows)
@@ -141,7 +140,6 @@ def _run_processes(place: Path, processes: int, machine: int, on_log: Log | None
 
 
 def _work(local_rank: int, name: str, machine: int, parent: int, rows: SimpleQueue) -> None:
-    """Compute a job as one of its processes."""
     terminate_with_parent(parent)
     place = Path(name)
     job = _from_json(place / "job.json")
@@ -166,8 +164,13 @@ def _work(local_rank: int, name: str, machine: int, parent: int, rows: SimpleQue
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  no progress bar
     else:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = [
+        torch.device("cuda", local_rank) if isinstance(each, torch.device) and job["on_gpus"]
+        else each for each in job["arguments"]
+    ]  # fmt: skip
+    logs = {"on_log": (lambda *row: rows.put(row)) if rank == 0 else None} if job["logs"] else {}
     try:
-        result = _call(job, local_rank, lambda *row: rows.put(row) if rank == 0 else None)
+        result = _import(job["function"])(*arguments, **logs)
         if rank == 0:
             (place / "result.json").write_text(_to_json(result, place))
     except UserError as error:
@@ -175,15 +178,6 @@ def _work(local_rank: int, name: str, machine: int, parent: int, rows: SimpleQue
         raise SystemExit(1) from error
     finally:
         dist.destroy_process_group()
-
-
-def _call(job: dict[str, Any], local_rank: int, on_log: Log) -> Any:
-    arguments = [
-        torch.device("cuda", local_rank) if isinstance(each, torch.device) and job["on_gpus"]
-        else each for each in job["arguments"]
-    ]  # fmt: skip
-    logs = {"on_log": on_log if distributed.rank() == 0 else None} if job["logs"] else {}
-    return _import(job["function"])(*arguments, **logs)
 
 
 # ---- several machines
@@ -255,8 +249,10 @@ def join(address: str, project: Path) -> None:
             return
         place = _verified(announced, secret, number, project)
         job: dict[str, Any] = read_json(place / "job.json")
-        check_function(job["function"])
-        log.info("%s", job["function"].rpartition(":")[2])
+        module, _, name = job["function"].partition(":")
+        if module.partition(".")[0] != PACKAGE:
+            raise UserError(f"function: expected one of {PACKAGE}, got {job['function']}.")
+        log.info("%s", name)
         try:
             _run_processes(place, job["processes"], machine)
         except UserError as error:
@@ -297,47 +293,28 @@ def _verified(announced: str, secret: bytes, number: int, project: Path) -> Path
     return place
 
 
-def _project_of(folder: Path) -> Path:
-    project = find_kedro_project(folder.absolute())
-    if project is None:
-        raise UserError(f"{folder}: expected a folder in a Kedro project, which machines share.")
-    return Path(project)
-
-
-def check_function(name: str) -> None:
-    """Check that a function belongs to this package.
-
-    Raises:
-        UserError: It does not.
-    """
-    if name.partition(":")[0].partition(".")[0] != PACKAGE:
-        raise UserError(f"function: expected one of {PACKAGE}, got {name}. It was not called.")
-
-
 # ---- arguments and results as files
 
 
 def _to_json(value: Any, place: Path) -> str:
     """Return a value as JSON; models and arrays are saved to files in ``place``."""
 
-    def file(ending: str) -> Path:
-        return place / f"{len(list(place.iterdir()))}{ending}"
-
-    def encode(value: Any) -> dict[str, Any]:
+    def encode(value: Any) -> tuple[str, Any]:
+        number = len(list(place.iterdir()))
         if isinstance(value, Model):
-            path = file(".safetensors")
+            path = place / f"{number}.safetensors"
             value.save(path)
-            return {"model": str(path)}
+            return "model", str(path)
         if isinstance(value, np.ndarray):
-            return {"array": str(_mapped_file(value) or _save_array(file(".npy"), value))}
+            return "array", str(_array_file(value, place / f"{number}.npy"))
         if isinstance(value, Settings):
             kind = type(value)
             name = f"{kind.__module__}:{kind.__name__}"
-            return {"settings": [name, value.model_dump(mode="json")]}
+            return "settings", [name, value.model_dump(mode="json")]
         if isinstance(value, Path):
-            return {"path": str(value.absolute())}
+            return "path", str(value.absolute())
         if isinstance(value, torch.device):
-            return {"device": str(value)}
+            return "device", str(value)
         raise TypeError(f"{type(value)} cannot be passed to another process")
 
     return json.dumps(value, default=lambda each: {"__type__": encode(each)})
@@ -354,28 +331,22 @@ def _from_json(path: Path) -> Any:
     }
 
     def hook(value: dict[str, Any]) -> Any:
-        if "__type__" not in value:
-            return value
-        ((kind, content),) = value["__type__"].items()
-        return decode[kind](content)
+        kind, content = value.get("__type__", (None, value))
+        return decode[kind](content) if kind else content
 
     return json.loads(path.read_text(), object_hook=hook)
 
 
-def _save_array(path: Path, array: np.ndarray) -> Path:
+def _array_file(array: np.ndarray, path: Path) -> Path:
+    """Return the ``.npy`` file that an array is a map of; save any other array to ``path``."""
+    if isinstance(array, np.memmap) and str(array.filename).endswith(".npy"):
+        mapped = Path(str(array.filename)).absolute()
+        if np.load(mapped, mmap_mode="r").shape == array.shape:  # rather than a slice of it
+            return mapped
     np.save(path, array)
     return path
 
 
-def _mapped_file(array: np.ndarray) -> Path | None:
-    """Return the ``.npy`` file that an array is a map of, unless it is a part of the file."""
-    if not isinstance(array, np.memmap) or not str(array.filename).endswith(".npy"):
-        return None
-    path = Path(str(array.filename)).absolute()
-    return path if np.load(path, mmap_mode="r").shape == array.shape else None
-
-
 def _import(name: str) -> Any:
-    """Import a function or class by ``module:name``."""
     module, _, name = name.partition(":")
     return getattr(importlib.import_module(module), name)

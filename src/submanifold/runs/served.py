@@ -5,16 +5,14 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import infer_signature
 from mlflow.protos import databricks_pb2 as codes
-from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
 import submanifold
 from submanifold.common.errors import UserError
@@ -25,15 +23,8 @@ from submanifold.models import Model
 
 log = logging.getLogger(__name__)
 
-PARAMS: dict[str, Any] = {
-    "task": "score",
-    "nearest": False,
-    "count": 64,
-    "temperature": 1.0,
-    "seed": 0,
-}
-PARAM_TYPES = {"task": "string", "nearest": "boolean", "count": "long", "temperature": "double",
-               "seed": "long"}  # fmt: skip
+TASKS = ("score", "encode", "project", "sample")
+PARAMS = {"task": "score", "nearest": False, "count": 64, "temperature": 1.0, "seed": 0}
 LIMITS: dict[str, Any] = {"max_rows": 1024, "max_seconds": 60.0}
 """Default limits of a request; MLflow's server times out after 60 seconds."""
 REQUIREMENTS = [
@@ -87,7 +78,7 @@ class ServedModel:
 
         try:
             with cancellation_check(check):
-                return self._run(np.asarray(images), **PARAMS | (params or {}))
+                return self._run(np.asarray(images), PARAMS | (params or {}))
         except UserError as error:
             raise RequestError(str(error), codes.INVALID_PARAMETER_VALUE) from error
         except RequestError:
@@ -97,32 +88,24 @@ class ServedModel:
             reason = "The model failed. See the server's log."
             raise RequestError(reason, codes.INTERNAL_ERROR) from error
 
-    def _run(
-        self,
-        images: np.ndarray,
-        task: str,
-        nearest: bool,
-        count: int,
-        temperature: float,
-        seed: int,
-    ) -> Any:
-        tasks: dict[str, Callable[[], Any]] = {
-            "score": lambda: scoring.score_images(self.model, images, nearest),
-            "encode": lambda: dict(
-                zip("uv", scoring.encode_images(self.model, images, nearest), strict=True)
-            ),
-            "project": lambda: scoring.project_images(self.model, images, nearest)[0],
-            "sample": lambda: scoring.sample_images(self.model, count, temperature, seed),
-        }
-        if task not in tasks:
-            raise UserError(f"task: expected one of {', '.join(tasks)}, got {task}.")
+    def _run(self, images: np.ndarray, params: dict[str, Any]) -> Any:
+        task, count, nearest = params["task"], params["count"], params["nearest"]
+        if task not in TASKS:
+            raise UserError(f"task: expected one of {', '.join(TASKS)}, got {task}.")
         name, rows = ("count", count) if task == "sample" else ("images", len(images))
         if rows > self.max_rows:
             raise UserError(
                 f"{name}: expected at most max_rows={self.max_rows}, got {rows}. Send several "
                 "requests."
             )
-        return tasks[task]()
+        if task == "sample":
+            return scoring.sample_images(self.model, count, params["temperature"], params["seed"])
+        if task == "score":
+            return scoring.score_images(self.model, images, nearest)
+        if task == "project":
+            return scoring.project_images(self.model, images, nearest)[0]
+        u, v = scoring.encode_images(self.model, images, nearest)
+        return {"u": u, "v": v}
 
 
 def log_model(path: Path, register: str | None = None) -> None:
@@ -130,8 +113,7 @@ def log_model(path: Path, register: str | None = None) -> None:
 
     MLflow stores the safetensors file and the source of this package; nothing is pickled.
     """
-    shape = (-1, *Model.load(path).event_shape)
-    params = [ParamSpec(name, PARAM_TYPES[name], value) for name, value in PARAMS.items()]
+    images = np.zeros((1, *Model.load(path).event_shape), np.uint8)
     with warnings.catch_warnings():
         # MLflow would run the model on an input example, and store it
         warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
@@ -140,9 +122,7 @@ def log_model(path: Path, register: str | None = None) -> None:
             loader_module=__name__,
             data_path=str(path),
             code_paths=[str(Path(submanifold.__file__).parent)],
-            signature=ModelSignature(
-                inputs=Schema([TensorSpec(np.dtype(np.uint8), shape)]), params=ParamSchema(params)
-            ),
+            signature=infer_signature(images, params=PARAMS),
             model_config=LIMITS,
             pip_requirements=REQUIREMENTS,
             registered_model_name=register,

@@ -20,6 +20,7 @@ from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 
 from submanifold.common.errors import UserError
 from submanifold.runs.store import root_cause, without_password
+from submanifold.training.phases import Log
 from submanifold.training.trainer import Row
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,6 @@ JOB = "submanifold.job"
 
 EVALUATED = "metrics.`test.parameters` > 0"
 """Filter for runs whose model was evaluated."""
-
-Log = Callable[[str, int, Row], None]
 
 
 class Pruned(Exception):  # noqa: N818
@@ -60,27 +59,23 @@ class Observer:
     on_log: Log
 
 
-_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+"""Observer of the runs that are started in this context."""
 
 
 @contextmanager
 def observed(by: Observer) -> Iterator[None]:
     """Set the observer of runs that are started inside."""
-    token = _observer.set(by)
+    token = observer.set(by)
     try:
         yield
     finally:
-        _observer.reset(token)
-
-
-def observer() -> Observer | None:
-    """Return the current observer."""
-    return _observer.get()
+        observer.reset(token)
 
 
 def watch() -> Log | None:
     """Return the callback of trainings for the active MLflow run and the observer, if any."""
-    run, by = mlflow.active_run(), observer()
+    run, by = mlflow.active_run(), observer.get()
     callbacks: list[Log] = [curves_of(run.info.run_id).log] if run is not None else []
     callbacks += [by.on_log] if by is not None else []
 

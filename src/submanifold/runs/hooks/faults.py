@@ -10,7 +10,7 @@ from kedro.framework.hooks import hook_impl
 
 from submanifold.common.errors import UserError
 
-START_RETRIES, END_RETRIES = 2, 4  # some seconds; MLflow's default takes minutes
+RETRIES = "3"  # some seconds; MLflow's default takes minutes
 
 
 class FaultHooks:
@@ -19,6 +19,7 @@ class FaultHooks:
     @hook_impl(wrapper=True, tryfirst=True)
     def after_context_created(self) -> Generator[None]:
         """Raise one message if MLflow cannot be used."""
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
         with _mlflow_required():
             return (yield)
 
@@ -36,26 +37,20 @@ class FaultHooks:
 
     @hook_impl(wrapper=True, tryfirst=True)
     def on_pipeline_error(self, error: Exception) -> Generator[None]:
-        """Show the error that ended the run rather than one of MLflow after it."""
+        """Show a user's mistake without a traceback, and never an error of MLflow after it."""
         with mlflow_optional():
-            return (yield)
-        raise_user_error(error)
-
-
-def raise_user_error(error: Exception) -> None:
-    """Raise the message of a :class:`UserError` among the causes of an error, if there is one."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            raise ClickException(str(cause)) from error
-        cause = cause.__cause__
+            yield
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise ClickException(str(cause)) from error
+            cause = cause.__cause__
 
 
 @contextmanager
 def _mlflow_required() -> Iterator[None]:
     try:
-        with _retries(START_RETRIES):
-            yield
+        yield
     except Exception as error:
         import mlflow
 
@@ -72,8 +67,7 @@ def _mlflow_required() -> Iterator[None]:
 def mlflow_optional() -> Iterator[None]:
     """Continue with a warning if MLflow fails."""
     try:
-        with _retries(END_RETRIES):
-            yield
+        yield
     except Exception as error:
         from submanifold.runs.store import is_store_failure
         from submanifold.runs.tracking import warn_once
@@ -88,22 +82,6 @@ def _end_runs() -> None:
     """End all active MLflow runs of this process, even if MLflow cannot be reached."""
     import mlflow
 
-    with _retries(0):
-        while mlflow.active_run() is not None:
-            with contextlib.suppress(Exception):
-                mlflow.end_run("FAILED")
-
-
-@contextmanager
-def _retries(count: int) -> Iterator[None]:
-    """Set the number of MLflow's retries."""
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    before = os.environ.get(name)
-    os.environ[name] = str(count)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    while mlflow.active_run() is not None:
+        with contextlib.suppress(Exception):
+            mlflow.end_run("FAILED")

@@ -14,9 +14,7 @@ from kedro.pipeline import Pipeline
 
 from submanifold.common.errors import UserError, error_prefix
 from submanifold.config.loader import ExperimentConfigLoader, current_experiment
-from submanifold.runs.hooks.catalog import log_pages, path_of
-from submanifold.runs.hooks.faults import raise_user_error
-from submanifold.runs.hooks.tracking import SUMMARIES
+from submanifold.runs.hooks.tracking import SUMMARIES, log_pages, path_of
 
 if TYPE_CHECKING:
     from submanifold.config.schema import Experiment
@@ -97,14 +95,8 @@ class ExperimentHooks:
             key = self._loader.artifact_keys["run"]
             tracking.run.id = run_of_job(job, key, tracking.experiment._experiment.experiment_id)
 
-    @hook_impl(trylast=True)
-    def on_pipeline_error(self, error: Exception) -> None:
-        """Show a user's mistake without a traceback."""
-        raise_user_error(error)
-
 
 def _check_command(experiment: "Experiment", names: list[str]) -> None:
-    """Check that the parameters and the names of the pipelines fit."""
     for parameter in ("sweep", "study", "ood"):
         value = getattr(experiment, parameter)
         if value is not None and parameter not in names:
@@ -142,7 +134,6 @@ def _check_catalog(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
 
 
 def _check_images(experiment: "Experiment", pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-    """Check the images that the pipeline prepares."""
     from submanifold.data.prepare import check
     from submanifold.data.settings import ImageSettings
 

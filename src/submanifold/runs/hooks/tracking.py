@@ -1,11 +1,18 @@
-"""Completes the MLflow runs that kedro-mlflow opens and closes."""
+"""Completes the MLflow runs that kedro-mlflow opens and closes.
+
+``metadata: {mlflow: <kind>}`` of an entry of the catalog is ``artifact``, ``page`` (an artifact
+whose path is printed at the end of a run), ``metrics`` (an artifact whose numbers are logged),
+``model``, or ``history`` (of a training).
+"""
 
 import atexit
+import logging
 import os
 import signal
 import socket
 import threading
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kedro.framework.context import KedroContext
@@ -15,11 +22,12 @@ from kedro.pipeline import Node, Pipeline
 
 from submanifold.common.files import is_alive
 from submanifold.config.loader import ExperimentConfigLoader
-from submanifold.runs.hooks.catalog import log_pages, outputs_by_kind, path_of
 from submanifold.runs.hooks.faults import mlflow_optional
 
 if TYPE_CHECKING:
     from submanifold.runs.tracking import Curves
+
+log = logging.getLogger(__name__)
 
 SUMMARIES = (["compare"], ["sweep"], ["study"])
 """Pipelines that train nothing and summarize other runs."""
@@ -54,7 +62,7 @@ class TrackingHooks:
         self._run_id, self._computed = run.info.run_id, set()
         curves_of.cache_clear()  # an earlier command of the same job has closed its curves
         tags = {"submanifold.host": socket.gethostname(), "submanifold.pid": str(os.getpid())}
-        if (by := observer()) is not None:
+        if (by := observer.get()) is not None:
             tags |= by.tags
             by.on_run(self._run_id)
         mlflow.set_tags(tags)
@@ -112,7 +120,7 @@ class TrackingHooks:
 
                 curves = curves_of(run_id)
                 try:
-                    self._log_outputs(outputs_by_kind(pipeline, catalog), catalog, curves)
+                    self._log_outputs(_outputs_by_kind(pipeline, catalog), catalog, curves)
                 finally:
                     curves.close()
         finally:
@@ -204,3 +212,25 @@ def _log_curve(curve: dict[str, Any] | None, curves: "Curves") -> None:
         for dim, value in zip(curve[dims], curve[name], strict=True):
             if value is not None:
                 curves.add({f"test.by_dimension.{name}": value}, dim)
+
+
+def _outputs_by_kind(pipeline: Pipeline, catalog: CatalogProtocol) -> dict[str, str]:
+    """Return the kind of each output of a pipeline that exists and has one, sorted by name."""
+    kinds = {name: _kind(catalog, name) for name in sorted(pipeline.all_outputs())}
+    return {name: kind for name, kind in kinds.items() if kind and catalog.exists(name)}
+
+
+def _kind(catalog: CatalogProtocol, name: str) -> str | None:
+    return (getattr(catalog.get(name), "metadata", None) or {}).get("mlflow")
+
+
+def log_pages(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    """Log the paths of the pages that a pipeline writes."""
+    for name in sorted(pipeline.all_outputs()):
+        if _kind(catalog, name) == "page":
+            log.info("The %s is %s", name.replace("_", " "), path_of(catalog, name))
+
+
+def path_of(catalog: CatalogProtocol, name: str) -> Path:
+    """Return the path of an entry."""
+    return Path(catalog[name]._filepath)

@@ -1,23 +1,80 @@
-"""Datasets of arrays, models and paths."""
+"""Kedro datasets: arrays, models, paths, and Kedro's file datasets with atomic writes."""
 
 import base64
 import json
 import mmap
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from kedro.io import AbstractDataset, DatasetError
+from kedro_datasets import json as kedro_json
+from kedro_datasets import pandas, plotly, text
 from kedro_datasets._typing import ImagePreview, JSONPreview
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import atomic_write, make_folder
+from submanifold.common.files import atomic_write, make_folder, read_json
 from submanifold.data.arrays import are_intact, map_npy
 from submanifold.models import Model
 from submanifold.models.io import is_intact
 
 Saved = TypeVar("Saved")
 Loaded = TypeVar("Loaded")
+
+PNG_END = b"IEND\xaeB`\x82"
+
+
+class AtomicMixin:
+    """Makes ``save`` of a local, unversioned dataset of one file atomic.
+
+    Attributes:
+        end: The bytes at the end of every complete file.
+    """
+
+    end = b""
+    _filepath: PurePosixPath
+
+    def save(self, data: Any) -> None:
+        """Write a temporary file and rename it."""
+        with atomic_write(Path(self._filepath)) as partial:
+            copy = self._copy(_filepath=PurePosixPath(partial))  # type: ignore[attr-defined]
+            super(AtomicMixin, copy).save(data)  # type: ignore[misc]
+
+    def _exists(self) -> bool:
+        return _is_complete(Path(self._filepath), self.end)
+
+
+def _is_complete(path: Path, end: bytes) -> bool:
+    content = path.read_bytes() if path.is_file() else b""
+    return content != b"" and content.endswith(end)
+
+
+class CSVDataset(AtomicMixin, pandas.CSVDataset):
+    """A CSV file."""
+
+    end = b"\n"
+
+
+class TextDataset(AtomicMixin, text.TextDataset):
+    """A text file that is not empty."""
+
+
+class JSONDataset(AtomicMixin, kedro_json.JSONDataset):
+    """A JSON file."""
+
+    def save(self, data: Any) -> None:
+        """Write the file, unless it has this content."""
+        if data is None or read_json(Path(self._filepath)) != data:
+            super().save(data)
+
+    def _exists(self) -> bool:
+        return read_json(Path(self._filepath)) is not None
+
+
+class PlotlyDataset(AtomicMixin, plotly.JSONDataset):
+    """A plotly figure as a JSON file."""
+
+    _exists = JSONDataset._exists
 
 
 class LocalDataset(AbstractDataset[Saved, Loaded]):
@@ -50,6 +107,35 @@ class PathDataset(LocalDataset[NoReturn, Path]):
 
     def _exists(self) -> bool:
         return True
+
+
+class MatplotlibDataset(LocalDataset[Any, NoReturn]):
+    """A matplotlib figure as a PNG file; Kedro's dataset would import pyplot in every run.
+
+    Args:
+        save_args: Arguments of ``Figure.savefig``.
+        **arguments: Arguments of :class:`LocalDataset`.
+    """
+
+    def __init__(self, *, save_args: dict[str, Any] | None = None, **arguments: Any):
+        super().__init__(**arguments)
+        self._save_args = save_args or {}
+
+    def load(self) -> NoReturn:
+        """Raise an error: a figure is an output."""
+        raise DatasetError("Loading not supported for 'MatplotlibDataset'")
+
+    def save(self, data: Any) -> None:
+        """Write the figure."""
+        with atomic_write(self._filepath) as partial:
+            data.savefig(partial, format="png", **self._save_args)
+
+    def preview(self) -> ImagePreview:
+        """Return the image."""
+        return ImagePreview(base64.b64encode(self._filepath.read_bytes()).decode())
+
+    def _exists(self) -> bool:
+        return _is_complete(self._filepath, PNG_END)
 
 
 class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
