@@ -100,17 +100,15 @@ class Curves:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def add(self, values: Row, step: int) -> None:
-        """Queue the values of a step."""
+    def log(self, phase: str, step: int, values: Row) -> None:
+        """Queue the values of a step under the names ``<phase>.<name>``."""
         now = time.time_ns() // 10**6
-        self._waiting += [Metric(name, value, now, step) for name, value in values.items()]
+        self._waiting += [
+            Metric(f"{phase}.{name}", value, now, step) for name, value in values.items()
+        ]
         if self._thread is None:
             self._thread = threading.Thread(target=self._send_all, daemon=True)
             self._thread.start()
-
-    def log(self, phase: str, step: int, values: Row) -> None:
-        """Queue the values of a step under the names ``<phase>.<name>``."""
-        self.add({f"{phase}.{name}": value for name, value in values.items()}, step)
 
     def close(self) -> None:
         """Wait until all values are sent, for a minute at most."""

@@ -67,37 +67,28 @@ class TrackingHooks:
             by.on_run(self._run_id)
         mlflow.set_tags(tags)
         _close_orphans(run.info.experiment_id)
-        if run_params["pipeline_names"] in SUMMARIES:
-            self._log_summary_params(run_params["pipeline_names"][0], pipeline)
-        else:
-            self._log_params(run.data.params)
+        self._log_params(run.data.params, run_params["pipeline_names"], pipeline)
         # exit handlers run in reverse order: before MLflow's
         atexit.register(self._close_interrupted)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _exit_on_signal)
 
-    def _log_params(self, existing: dict[str, str]) -> None:
+    def _log_params(self, existing: dict[str, str], names: list[str], pipeline: Pipeline) -> None:
         import mlflow
 
         from submanifold.config.schema import flatten
         from submanifold.runs.tracking import JOB
 
-        if job := os.environ.get("SUBMANIFOLD_JOB"):
-            mlflow.set_tag(JOB, job)
-        keys = {f"keys.{name}": key for name, key in self._keys.items()}
-        params = flatten(self._experiment.parameters()) | keys
+        params = flatten(self._experiment.parameters())
+        if names in SUMMARIES:
+            mlflow.set_tag("mlflow.runName", f"{self._experiment.dataset}-{names[0]}")
+            params = {k: v for k, v in params.items() if f"params:{k}" in pipeline.inputs()}
+        else:
+            params |= {f"keys.{name}": key for name, key in self._keys.items()}
+            if job := os.environ.get("SUBMANIFOLD_JOB"):
+                mlflow.set_tag(JOB, job)
         # MLflow does not accept other values for a job that continues, such as its device
         mlflow.log_params({k: v for k, v in params.items() if k not in existing})
-
-    def _log_summary_params(self, name: str, pipeline: Pipeline) -> None:
-        import mlflow
-
-        from submanifold.config.schema import flatten
-
-        mlflow.set_tag("mlflow.runName", f"{self._experiment.dataset}-{name}")
-        params = flatten(self._experiment.parameters())
-        used = {k: v for k, v in params.items() if f"params:{k}" in pipeline.inputs()}
-        mlflow.log_params(used)
 
     @hook_impl(tryfirst=True)
     def before_node_run(self, inputs: dict[str, Any]) -> None:
@@ -211,7 +202,7 @@ def _log_curve(curve: dict[str, Any] | None, curves: "Curves") -> None:
     for name, dims in ("mse", "dims"), ("pca_mse", "dims"), ("nearest_mse", "nearest_dims"):
         for dim, value in zip(curve[dims], curve[name], strict=True):
             if value is not None:
-                curves.add({f"test.by_dimension.{name}": value}, dim)
+                curves.log("test.by_dimension", dim, {name: value})
 
 
 def _outputs_by_kind(pipeline: Pipeline, catalog: CatalogProtocol) -> dict[str, str]:
