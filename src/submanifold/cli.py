@@ -90,10 +90,10 @@ def _run_command() -> click.Command:
     from kedro.framework.project import PACKAGE_NAME, configure_project
 
     def run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
-        if PACKAGE_NAME is None:  # Kedro's own command line has configured the project
-            configure_project("submanifold")
         names = [pipeline] if pipeline else pipelines
         check_parameters(options, joint=names == ["joint"])  # before MLflow is imported
+        if PACKAGE_NAME is None:  # Kedro's own command line has configured the project
+            configure_project("submanifold")
         from submanifold.pipeline_registry import NAMES
 
         if unknown := [name for name in names if name not in (*NAMES, "__default__")]:

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
@@ -20,8 +20,10 @@ from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 
 from submanifold.common.errors import UserError
 from submanifold.runs.store import root_cause, without_password
-from submanifold.training.phases import Log
-from submanifold.training.trainer import Row
+
+if TYPE_CHECKING:
+    from submanifold.training.phases import Log
+    from submanifold.training.trainer import Row
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class Observer:
 
     tags: dict[str, str]
     on_run: Callable[[str], object]
-    on_log: Log
+    on_log: "Log"
 
 
 observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
@@ -73,13 +75,13 @@ def observed(by: Observer) -> Iterator[None]:
         observer.reset(token)
 
 
-def watch() -> Log | None:
+def watch() -> "Log | None":
     """Return the callback of trainings for the active MLflow run and the observer, if any."""
     run, by = mlflow.active_run(), observer.get()
     callbacks: list[Log] = [curves_of(run.info.run_id).log] if run is not None else []
     callbacks += [by.on_log] if by is not None else []
 
-    def log(phase: str, step: int, values: Row) -> None:
+    def log(phase: str, step: int, values: "Row") -> None:
         for callback in callbacks:
             callback(phase, step, values)
 
@@ -100,7 +102,7 @@ class Curves:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def log(self, phase: str, step: int, values: Row) -> None:
+    def log(self, phase: str, step: int, values: "Row") -> None:
         """Queue the values of a step under the names ``<phase>.<name>``."""
         now = time.time_ns() // 10**6
         self._waiting += [

@@ -1,7 +1,7 @@
 """Kedro hooks: checks and pipelines, MLflow tracking, and failures of MLflow.
 
-Every Kedro command imports this package, so torch and MLflow are imported in the functions that use
-them.
+Every Kedro command imports this package, so torch is imported in the functions that use it.
+kedro-mlflow imports MLflow in every command.
 """
 
 from submanifold.runs.hooks.faults import FaultHooks

@@ -5,10 +5,13 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
+import mlflow
 from click import ClickException
 from kedro.framework.hooks import hook_impl
 
 from submanifold.common.errors import UserError
+from submanifold.runs.store import is_store_failure, unusable_message
+from submanifold.runs.tracking import warn_once
 
 RETRIES = "3"  # some seconds; MLflow's default takes minutes
 
@@ -52,10 +55,6 @@ def _mlflow_required() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        import mlflow
-
-        from submanifold.runs.store import is_store_failure, unusable_message
-
         if isinstance(error, UserError) or not is_store_failure(error):
             raise
         _end_runs()
@@ -69,9 +68,6 @@ def mlflow_optional() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from submanifold.runs.store import is_store_failure
-        from submanifold.runs.tracking import warn_once
-
         if not is_store_failure(error):
             raise
         warn_once(error)
@@ -80,8 +76,6 @@ def mlflow_optional() -> Iterator[None]:
 
 def _end_runs() -> None:
     """End all active MLflow runs of this process, even if MLflow cannot be reached."""
-    import mlflow
-
     while mlflow.active_run() is not None:
         with contextlib.suppress(Exception):
             mlflow.end_run("FAILED")

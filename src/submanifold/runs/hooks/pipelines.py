@@ -15,6 +15,8 @@ from kedro.pipeline import Pipeline
 from submanifold.common.errors import UserError, error_prefix
 from submanifold.config.loader import ExperimentConfigLoader, current_experiment
 from submanifold.runs.hooks.tracking import SUMMARIES, log_pages, path_of
+from submanifold.runs.store import check_writable, prepare_store
+from submanifold.runs.tracking import run_of_job
 
 if TYPE_CHECKING:
     from submanifold.config.schema import Experiment
@@ -28,8 +30,6 @@ class ExperimentHooks:
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
         """Load the pipelines, and create MLflow's database before kedro-mlflow opens it."""
-        from submanifold.runs.store import prepare_store
-
         loader = cast(ExperimentConfigLoader, context.config_loader)
         self._context, self._loader = context, loader
         try:
@@ -74,7 +74,6 @@ class ExperimentHooks:
 
     def _check_machine(self) -> None:
         from submanifold.common.device import choose_device
-        from submanifold.runs.store import check_writable
 
         with error_prefix("mlflow"):
             check_writable(self._uri)
@@ -89,8 +88,6 @@ class ExperimentHooks:
     def _continue_job(self) -> None:
         """Let kedro-mlflow continue the run of the earlier commands of a scheduler's job."""
         if job := os.environ.get("SUBMANIFOLD_JOB"):
-            from submanifold.runs.tracking import run_of_job
-
             tracking = cast(Any, self._context).mlflow.tracking
             key = self._loader.artifact_keys["run"]
             tracking.run.id = run_of_job(job, key, tracking.experiment._experiment.experiment_id)

@@ -13,8 +13,9 @@ import socket
 import threading
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import mlflow
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
@@ -23,9 +24,7 @@ from kedro.pipeline import Node, Pipeline
 from submanifold.common.files import is_alive
 from submanifold.config.loader import ExperimentConfigLoader
 from submanifold.runs.hooks.faults import mlflow_optional
-
-if TYPE_CHECKING:
-    from submanifold.runs.tracking import Curves
+from submanifold.runs.tracking import JOB, Curves, Pruned, curves_of, observer
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +51,6 @@ class TrackingHooks:
     @hook_impl(trylast=True)
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
         """Log the parameters, and handle SIGTERM and exits."""
-        import mlflow
-
-        from submanifold.runs.tracking import curves_of, observer
-
         run = mlflow.active_run()
         if run is None:
             return
@@ -74,10 +69,7 @@ class TrackingHooks:
             signal.signal(signal.SIGTERM, _exit_on_signal)
 
     def _log_params(self, existing: dict[str, str], names: list[str], pipeline: Pipeline) -> None:
-        import mlflow
-
         from submanifold.config.schema import flatten
-        from submanifold.runs.tracking import JOB
 
         params = flatten(self._experiment.parameters())
         if names in SUMMARIES:
@@ -107,8 +99,6 @@ class TrackingHooks:
         run_id, self._run_id = self._run_id, None
         try:
             if run_id is not None:
-                from submanifold.runs.tracking import curves_of
-
                 curves = curves_of(run_id)
                 try:
                     self._log_outputs(_outputs_by_kind(pipeline, catalog), catalog, curves)
@@ -117,11 +107,7 @@ class TrackingHooks:
         finally:
             log_pages(pipeline, catalog)
 
-    def _log_outputs(
-        self, kinds: dict[str, str], catalog: CatalogProtocol, curves: "Curves"
-    ) -> None:
-        import mlflow
-
+    def _log_outputs(self, kinds: dict[str, str], catalog: CatalogProtocol, curves: Curves) -> None:
         from submanifold.training.phases import replay
 
         for name, kind in kinds.items():
@@ -148,10 +134,6 @@ class TrackingHooks:
         run_id, self._run_id = self._run_id, None
         if run_id is None:
             return
-        import mlflow
-
-        from submanifold.runs.tracking import Pruned, curves_of
-
         curves_of(run_id).close()
         if isinstance(error, Pruned):
             client = mlflow.MlflowClient()
@@ -159,10 +141,6 @@ class TrackingHooks:
             client.set_terminated(run_id, "KILLED")
 
     def _close_interrupted(self) -> None:
-        import mlflow
-
-        from submanifold.runs.tracking import curves_of
-
         if self._run_id is not None and mlflow.active_run() is not None:
             curves_of(self._run_id).close()
             with mlflow_optional():
@@ -175,8 +153,6 @@ def _exit_on_signal(number: int, frame: types.FrameType | None) -> None:
 
 def _close_orphans(experiment_id: str) -> None:
     """Mark RUNNING runs of this machine whose process was killed as KILLED."""
-    import mlflow
-
     running = mlflow.search_runs(
         [experiment_id],
         f"attributes.status = 'RUNNING' and tags.`submanifold.host` = '{socket.gethostname()}'",
@@ -195,7 +171,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {f"test.{k}": v for k, v in flat.items() if isinstance(v, int | float)}
 
 
-def _log_curve(curve: dict[str, Any] | None, curves: "Curves") -> None:
+def _log_curve(curve: dict[str, Any] | None, curves: Curves) -> None:
     """Log the projection error by dimension; the dimension is the step."""
     if curve is None:
         return
