@@ -22,7 +22,6 @@ from submanifold.common.files import (
     locked,
     printable,
     read_json,
-    sync_and_rename,
     table_name,
     write_json,
 )
@@ -96,19 +95,6 @@ def test_threads_write_to_different_temporary_paths(tmp_path):
         thread.join()
         assert (tmp_path / "a.txt").read_text() == "other"
     assert (tmp_path / "a.txt").read_text() == "mine"
-
-
-@pytest.mark.parametrize("hard_links", [True, False])
-def test_keep_does_not_replace_an_existing_file(tmp_path, monkeypatch, hard_links):
-    def refuse(*_):
-        raise PermissionError("no hard links")
-
-    if not hard_links:
-        monkeypatch.setattr(os, "link", refuse)
-    for text in ("first", "second"):
-        (tmp_path / f"partial {text}").write_text(text)
-        sync_and_rename(tmp_path / f"partial {text}", tmp_path / "a.txt", keep=True)
-    assert (tmp_path / "a.txt").read_text() == "first"
 
 
 def test_partial_files_of_killed_writers_are_removed_by_the_next_writer(tmp_path):

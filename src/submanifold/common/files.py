@@ -108,7 +108,7 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path, keep: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to ``path`` on success.
 
     Each process and thread gets its own temporary path. It is removed on failure; the next writer
@@ -116,7 +116,6 @@ def atomic_write(path: Path, keep: bool = False) -> Iterator[Path]:
 
     Args:
         path: The file. Its folder is created.
-        keep: Do not replace a file that another writer created in the meantime.
 
     Raises:
         WriteError: The disk is full or read-only.
@@ -132,7 +131,7 @@ def atomic_write(path: Path, keep: bool = False) -> Iterator[Path]:
     try:
         with explain_write_errors(path):
             yield partial
-            sync_and_rename(partial, path, keep)
+            sync_and_rename(partial, path)
     finally:
         remove_files([partial, partial.with_name(f"{partial.name}-journal")])
 
@@ -149,17 +148,11 @@ def remove_files(files: Iterable[Path]) -> None:
                 file.unlink(missing_ok=True)
 
 
-def sync_and_rename(partial: Path, path: Path, keep: bool = False) -> None:
-    """Flush a finished file to disk and rename it; ``keep`` as in :func:`atomic_write`."""
+def sync_and_rename(partial: Path, path: Path) -> None:
+    """Flush a finished file to disk and rename it."""
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
-    if keep:
-        try:
-            os.link(partial, path)
-        except OSError:  # the file exists, or the file system has no hard links
-            keep = path.exists()
-    if not keep:
-        os.replace(partial, path)
+    os.replace(partial, path)
 
 
 def write_json(path: Path, content: Any) -> None:

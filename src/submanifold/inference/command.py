@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
 from submanifold.inference.outputs import FOLDER, check_not_input, check_output, output
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from submanifold.models import Model
 
 MAX_SHEET = 32
@@ -38,7 +37,10 @@ def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float
     return value
 
 
-model_argument = click.argument("model", type=click.Path(path_type=Path))
+model_argument = click.argument(
+    "model", type=click.Path(path_type=Path),
+    callback=lambda _, __, path: path / "hierarchy.safetensors" if path.is_dir() else path,
+)  # fmt: skip
 device_option = click.option("--device", default="auto", show_default=True,
                              help="auto, cpu, cuda or cuda:<n>.")  # fmt: skip
 dim_option = click.option("--dim", type=int, metavar="N", help="Use only the first N coordinates.")
@@ -112,8 +114,6 @@ def encode(
     model: Path, images: tuple[str, ...], out: Path, nearest: bool, device: str, batch_size: int
 ) -> None:
     """Write the coordinates of IMAGES on the manifold (u) and off the manifold (v)."""
-    import numpy as np
-
     from submanifold.inference.scoring import encode_images
 
     loaded = _load(model, device)
@@ -136,8 +136,6 @@ def project(
     batch_size: int,
 ) -> None:  # fmt: skip
     """Project IMAGES onto the manifold: write originals, projections and differences."""
-    import numpy as np
-
     from submanifold.inference.scoring import project_images
 
     loaded = _load(model, device, dim)
@@ -173,7 +171,7 @@ def sample(
     from submanifold.inference.scoring import sample_images
 
     loaded = _load(model, device, dim)
-    check_not_input("--out", out, [_model_file(model)])
+    check_not_input("--out", out, [model])
     if out.suffix.lower() == ".png" and (count > MAX_PNG or len(loaded.event_shape) != 3):
         raise UserError(
             f"--out={printable(str(out))}: expected at most {MAX_PNG:,} images in a PNG file, got "
@@ -217,15 +215,11 @@ def info(model: Path) -> None:
 COMMANDS = [score, encode, project, sample, interpolate, info]
 
 
-def _model_file(path: Path) -> Path:
-    return path / "hierarchy.safetensors" if path.is_dir() else path
-
-
 def _load(path: Path, device: str, dim: int | None = None) -> "Model":
     from submanifold.common.device import choose_device
     from submanifold.models import Model
 
-    model: Any = Model.load(_model_file(path), choose_device(device))
+    model: Any = Model.load(path, choose_device(device))
     if dim is not None and not hasattr(model, "at_dim"):
         raise UserError(f"--dim: expected none for a {model.kind}, got {dim}. Omit it.")
     return model if dim is None else model.at_dim(dim)
@@ -234,24 +228,22 @@ def _load(path: Path, device: str, dim: int | None = None) -> "Model":
 def _read(
     model: "Model", model_path: Path, paths: tuple[str, ...], outputs: Mapping[str, Path | None],
     bytes_per_image: int = 0,
-) -> tuple[list[str], "np.ndarray"]:  # fmt: skip
+) -> tuple[list[str], np.ndarray]:  # fmt: skip
     """Read images; raise a UserError if an output would replace one of them or the model."""
     from submanifold.inference.image_files import ImageFiles
 
     files = ImageFiles(paths, model.data)
     for option, path in outputs.items():
         if path is not None:
-            check_not_input(option, path, [_model_file(model_path), *files.files])
+            check_not_input(option, path, [model_path, *files.files])
     names, pixels = files.read(bytes_per_image)
     if files.skipped:
         click.echo(f"Skipped {len(files.skipped)} unreadable images.", err=True)
     return names, pixels
 
 
-def _write(path: Path, arrays: "dict[str, np.ndarray]", columns: int = 8) -> None:
+def _write(path: Path, arrays: dict[str, np.ndarray], columns: int = 8) -> None:
     """Write arrays to an .npz file, or the images of a single array to a PNG file."""
-    import numpy as np
-
     with output("--out", path) as partial, partial.open("wb") as file:
         if path.suffix.lower() == ".png":
             (images,) = arrays.values()
@@ -261,9 +253,7 @@ def _write(path: Path, arrays: "dict[str, np.ndarray]", columns: int = 8) -> Non
     _echo(path)
 
 
-def _write_sheet(path: Path, images: "np.ndarray", order: "np.ndarray") -> None:
-    import numpy as np
-
+def _write_sheet(path: Path, images: np.ndarray, order: np.ndarray) -> None:
     count = max(1, min(MAX_SHEET, len(order) // 2))
     blank = np.full((-count % 8 + 8, *images.shape[1:]), 255, np.uint8)
     shown = np.concatenate([images[order[:count]], blank, images[order[::-1][:count]]])
@@ -271,7 +261,7 @@ def _write_sheet(path: Path, images: "np.ndarray", order: "np.ndarray") -> None:
         partial.write_bytes(_png(shown, columns=8))
 
 
-def _png(images: "np.ndarray", columns: int) -> bytes:
+def _png(images: np.ndarray, columns: int) -> bytes:
     from submanifold.plots.images import as_png, sample_sheet
 
     return as_png(sample_sheet(images, columns))

@@ -34,7 +34,7 @@ from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import atomic_write, is_alive, read_json, write_json
+from submanifold.common.files import atomic_write, is_alive, locked, read_json, write_json
 from submanifold.common.processes import cores, terminate_with_parent
 from submanifold.common.settings import Settings
 from submanifold.config.schema import LaunchSettings
@@ -267,11 +267,12 @@ def _connect(address: str, is_master: bool = False, **options: Any) -> dist.TCPS
 def _secret(project: Path) -> bytes:
     """Read the secret of a project; create it if it is missing."""
     path = project / SECRET
-    if not path.exists():
-        with atomic_write(path, keep=True) as partial:
-            partial.touch(mode=0o600)
-            partial.write_text(secrets.token_hex())
-    return path.read_bytes()
+    with locked(path.parent, "the secret"):
+        if not path.exists():
+            with atomic_write(path) as partial:
+                partial.touch(mode=0o600)
+                partial.write_text(secrets.token_hex())
+        return path.read_bytes()
 
 
 def _sign(secret: bytes, number: int, place: Path) -> str:

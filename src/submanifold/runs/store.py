@@ -33,7 +33,7 @@ def prepare_store(uri: str) -> None:
         if path is not None and not path.exists():
             with locked(path.parent, path.name):
                 if not path.exists():
-                    with atomic_write(path, keep=True) as partial:
+                    with atomic_write(path) as partial:
                         partial.touch()
                         check_writable(f"{SQLITE}{partial}")
                         mlflow.MlflowClient(tracking_uri=f"{SQLITE}{partial}").search_experiments()
