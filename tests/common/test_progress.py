@@ -28,15 +28,6 @@ def test_line_contains_rate_or_note_and_time_left(total, done, note, line):
     assert re.fullmatch(line, str(progress))
 
 
-def test_progress_can_go_back_and_be_reset():
-    progress = ProgressBar("training", "steps", 100)
-    progress.update(20)
-    progress.update(-10)
-    assert progress.n == 10
-    progress.reset()  # as pooch calls it
-    assert str(progress).startswith("training: 0/100 steps")
-
-
 def test_log_lines_are_written_at_intervals_without_a_terminal(caplog):
     with caplog.at_level(logging.INFO):
         with ProgressBar("reading", "rows", 4, every=0.05) as progress:

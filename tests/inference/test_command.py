@@ -14,14 +14,9 @@ from PIL import Image
 
 from calibrated import calibrated_model, png, smooth_images
 from submanifold.cli import cli
-from submanifold.common.errors import UserError
 from submanifold.flows import RealNVP
 from submanifold.inference.scoring import (
-    encode_images,
     interpolate_latents,
-    project_images,
-    sample_images,
-    score_images,
 )
 from submanifold.models import Hierarchy, Model, Stage
 
@@ -332,19 +327,3 @@ def test_samples_of_points_are_written_as_arrays_only(tmp_path):
     assert_rejected(result, "64 samples of shape (3,). Use an .npz file.")
     run("sample", file, "--out", tmp_path / "x.npz", "-n", 9)
     assert np.load(tmp_path / "x.npz")["samples"].shape == (9, 3)
-
-
-@pytest.mark.parametrize("function", [score_images, encode_images, project_images])
-@pytest.mark.parametrize(("images", "got"), [
-    (np.zeros((0, 3, 8, 8), np.uint8), r"got uint8 of shape \(0, 3, 8, 8\)"),
-    (np.zeros((2, 1, 8, 8), np.uint8), r"got uint8 of shape \(2, 1, 8, 8\)"),
-    (np.zeros((2, 3, 8, 8)), "got float64 of shape"),
-])  # fmt: skip
-def test_images_that_do_not_fit_the_model_are_rejected(model_file, function, images, got):
-    with pytest.raises(UserError, match=r"images: expected uint8 of shape \(N, 3, 8, 8\) .*" + got):
-        function(Model.load(model_file), images)
-
-
-def test_sampling_rejects_values_out_of_range(model_file):
-    with pytest.raises(UserError, match="temperature: expected 0 to 10, got nan"):
-        sample_images(Model.load(model_file), 1, float("nan"), 0)

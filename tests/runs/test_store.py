@@ -100,11 +100,13 @@ def test_creation_that_is_killed_is_repeated(tmp_path):
     log_a_run(path)
 
 
-def test_file_that_is_not_a_database_is_reported(tmp_path):
+def test_path_that_is_not_a_database_is_reported(tmp_path):
     path = tmp_path / "mlflow.db"
     path.write_bytes(b"something else" * 100)
     with pytest.raises(UserError, match=r"^uri=sqlite:.* \(file is not a database\)"):
         prepare_store(f"sqlite:///{path}")
+    with pytest.raises(UserError, match=r"cannot be used \(unable to open database file\)"):
+        prepare_store(f"sqlite:///{tmp_path}")
     assert os.listdir(tmp_path) == ["mlflow.db"]
 
 
@@ -150,11 +152,6 @@ def test_read_only_database_is_reported_when_it_is_written(database, tmp_path, r
         check_writable(f"sqlite:///{path}")
     with pytest.raises(UserError, match=r"other\.db cannot be written: .* is read-only"):
         prepare_store(f"sqlite:///{tmp_path / 'other.db'}")
-
-
-def test_folder_in_place_of_the_database_is_reported(tmp_path):
-    with pytest.raises(UserError, match=r"cannot be used \(unable to open database file\)"):
-        prepare_store(f"sqlite:///{tmp_path}")
 
 
 def test_missing_database_server_is_reported_without_the_password():

@@ -21,16 +21,12 @@ class FaultHooks:
 
     @hook_impl(wrapper=True, tryfirst=True)
     def after_context_created(self) -> Generator[None]:
-        """Raise one message if MLflow cannot be used."""
+        """Raise one message if MLflow cannot be used, or cannot start a run."""
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
         with _mlflow_required():
             return (yield)
 
-    @hook_impl(wrapper=True, tryfirst=True)
-    def before_pipeline_run(self) -> Generator[None]:
-        """Raise one message if MLflow cannot start a run."""
-        with _mlflow_required():
-            return (yield)
+    before_pipeline_run = after_context_created
 
     @hook_impl(wrapper=True, tryfirst=True)
     def after_pipeline_run(self) -> Generator[None]:
