@@ -103,7 +103,7 @@ def test_creation_that_is_killed_is_repeated(tmp_path):
 def test_path_that_is_not_a_database_is_reported(tmp_path):
     path = tmp_path / "mlflow.db"
     path.write_bytes(b"something else" * 100)
-    with pytest.raises(UserError, match=r"^uri=sqlite:.* \(file is not a database\)"):
+    with pytest.raises(UserError, match=r"^mlflow\.uri=sqlite:.* \(file is not a database\)"):
         prepare_store(f"sqlite:///{path}")
     with pytest.raises(UserError, match=r"cannot be used \(unable to open database file\)"):
         prepare_store(f"sqlite:///{tmp_path}")
@@ -116,7 +116,7 @@ def test_locked_database_is_reported(database, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "SQLITE_TIMEOUT", 0.1)
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
-    with pytest.raises(UserError, match=r"^uri=.*used \(database is locked\).*mlflow\.yml"):
+    with pytest.raises(UserError, match=r"^mlflow\.uri=.*used \(database is locked\).*mlflow\.yml"):
         check_writable(f"sqlite:///{path}")
     connection.close()
     check_writable(f"sqlite:///{path}")
@@ -156,7 +156,7 @@ def test_read_only_database_is_reported_when_it_is_written(database, tmp_path, r
 
 def test_missing_database_server_is_reported_without_the_password():
     with pytest.raises(
-        UserError, match=r"^uri=postgresql\S+flow:\*\*\*@\S+ cannot be used"
+        UserError, match=r"^mlflow\.uri=postgresql\S+flow:\*\*\*@\S+ cannot be used"
     ) as caught:
         prepare_store("postgresql+psycopg://flow:secret@127.0.0.1:9/mlflow")
     assert "secret" not in str(caught.value)

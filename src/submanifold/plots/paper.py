@@ -13,6 +13,7 @@ Array = np.ndarray
 
 WIDTH, MAX_PANEL = 7.0, 3.8
 """Width of a page, and largest width of a panel, in inches."""
+SAMPLE_ROWS = 2
 
 
 def sample_panels(panels: Mapping[str, Array], columns: int, per_row: int = 8) -> Figure:
@@ -42,23 +43,20 @@ def sample_panels(panels: Mapping[str, Array], columns: int, per_row: int = 8) -
     return figure
 
 
-def delta_rows(
-    originals: Array, by_delta: Mapping[float, tuple[Array, Array]], sample_rows: int = 2
-) -> Figure:
+def delta_rows(originals: Array, by_delta: Mapping[float, tuple[Array, Array]]) -> Figure:
     r"""Draw Figure 4: originals, then reconstructions and samples for each :math:`\delta`.
 
     Args:
         originals: uint8 (n, channels, height, width).
         by_delta: Projections of the originals, uint8 (n, ...), and samples, uint8 (m, ...), by the
             threshold of the Huber function.
-        sample_rows: Number of rows of samples.
     """
     columns = len(originals)
     rows = {"original": originals}
     for delta, (projections, samples) in by_delta.items():
         label = rf"$\delta = {delta:g}$".replace("inf", r"\infty")
         rows[f"{label}\nreconstructed"] = projections
-        rows[f"{label}\ngenerated"] = samples[: sample_rows * columns]
+        rows[f"{label}\ngenerated"] = samples[: SAMPLE_ROWS * columns]
     tiles = [tile(images, columns) for images in rows.values()]
     heights = [len(each) for each in tiles]
     height = sum(heights) / tiles[0].shape[1] * (WIDTH - 1) + 0.1 * len(rows)

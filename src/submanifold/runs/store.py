@@ -85,9 +85,9 @@ def is_store_failure(error: BaseException) -> bool:
 def unusable_message(uri: str, error: BaseException) -> str:
     """Return the message for a tracking URI that cannot be used."""
     return without_password(
-        f"uri={uri} cannot be used ({root_cause(error)}). Its server may not be running, another "
-        "program may lock its database, or its disk may be full or read-only. Fix this, or set "
-        "another URI in MLFLOW_TRACKING_URI or as server.mlflow_tracking_uri in "
+        f"mlflow.uri={uri} cannot be used ({root_cause(error)}). Its server may not be running, "
+        "another program may lock its database, or its disk may be full or read-only. Fix this, or "
+        "set another URI in MLFLOW_TRACKING_URI or as server.mlflow_tracking_uri in "
         "conf/base/mlflow.yml"
     )
 

@@ -54,8 +54,7 @@ def _mlflow_required() -> Iterator[None]:
         if isinstance(error, UserError) or not is_store_failure(error):
             raise
         _end_runs()
-        message = unusable_message(mlflow.get_tracking_uri(), error)
-        raise ClickException(f"mlflow.{message}") from error
+        raise ClickException(unusable_message(mlflow.get_tracking_uri(), error)) from error
 
 
 @contextmanager

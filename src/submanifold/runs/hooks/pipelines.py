@@ -34,9 +34,8 @@ class ExperimentHooks:
         self._context, self._loader = context, loader
         try:
             experiment, _ = loader.experiment, loader.artifact_keys
-            with error_prefix("mlflow"):
-                self._uri = loader["mlflow"]["server"]["mlflow_tracking_uri"]
-                prepare_store(self._uri)
+            self._uri = loader["mlflow"]["server"]["mlflow_tracking_uri"]
+            prepare_store(self._uri)
         except UserError as error:
             raise ClickException(str(error)) from error
         self._experiment = experiment
@@ -75,8 +74,7 @@ class ExperimentHooks:
     def _check_machine(self) -> None:
         from submanifold.common.device import choose_device
 
-        with error_prefix("mlflow"):
-            check_writable(self._uri)
+        check_writable(self._uri)
         choose_device(self._experiment.device)
         weights = self._experiment.evaluation.inception_weights
         if weights not in (None, "auto", "download"):
