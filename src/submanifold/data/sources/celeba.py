@@ -125,13 +125,13 @@ def _read_partition(content: bytes) -> dict[str, str]:
     """Map file names to train, valid or test, from lines such as `000001.jpg 0`."""
     splits = {}
     for line in filter(None, content.decode("utf-8", "replace").splitlines()):
-        name, _, code = line.partition(" ")
-        if code.strip() not in CODES:
+        parts = line.split()
+        if len(parts) != 2 or parts[1] not in CODES:
             raise UserError(
                 f"{PARTITION}: expected a file name and 0, 1 or 2 on each line, got {line[:60]}. "
                 "Fetch the official file again, or set split=random."
             )
-        splits[name] = CODES[code.strip()]
+        splits[parts[0]] = CODES[parts[1]]
     return splits
 
 
