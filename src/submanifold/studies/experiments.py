@@ -90,12 +90,7 @@ class CachedRun:
     @property
     def key(self) -> str:
         """Cache key of the run: equal for equal experiments, whatever their names."""
-        return self.configuration.artifact_keys["ood_run" if self._scores_ood else "run"]
-
-    @property
-    def _scores_ood(self) -> bool:
-        """Whether the run scores out-of-distribution images instead of evaluating the model."""
-        return self.settings.ood is not None
+        return self.configuration.artifact_keys["run" if self.settings.ood is None else "ood_run"]
 
     @cached_property
     def catalog(self) -> DataCatalog:
@@ -116,15 +111,9 @@ class CachedRun:
         """Groups of the images; empty where images are independent."""
         return self.load("groups") if self.catalog.exists("groups") else {}
 
-    @property
-    def trainings(self) -> dict[str, str]:
-        """Catalog names of the training histories, with the cache key of each training."""
-        keys = self.configuration.artifact_keys
-        return {f"{name}.history": keys[name] for name in self.settings.phases}
-
     def histories(self) -> list[dict[str, Any]]:
         """Load the training histories, in order."""
-        return [self.load(name) for name in self.trainings]
+        return [self.load(f"{name}.history") for name in self.settings.phases]
 
     @property
     def is_finished(self) -> bool:
@@ -133,7 +122,7 @@ class CachedRun:
 
     @property
     def _last(self) -> tuple[str, ...]:
-        if self._scores_ood:
+        if self.settings.ood is not None:
             return "ood_metrics", "ood_report"
         return ("metrics", "report") if self.evaluated else ("hierarchy",)
 
@@ -144,9 +133,9 @@ class CachedRun:
 
     def run(self, until: str | None = None) -> None:
         """Compute the missing artifacts, or those up to one artifact, in an MLflow run."""
+        name = self.settings.pipeline if self.settings.ood is None else "ood"
+        outputs = [until] if until else None if self.evaluated else list(self._last)
         with self.session() as session:
-            name = "ood" if self._scores_ood else self.settings.pipeline
-            outputs = [until] if until else None if self.evaluated else list(self._last)
             session.run(pipeline_names=[name], to_outputs=outputs, only_missing_outputs=True)
 
 

@@ -57,11 +57,9 @@ class Target:
 
     def content(self, runs: Runs, project: Path) -> Content:
         """Make the content of the page."""
-        if self.record is None:
+        if not self.has_record(project):
             return self.make(runs)
-        return self.make(
-            runs, pd.read_csv(project / self.record) if self.has_record(project) else None
-        )
+        return self.make(runs, pd.read_csv(project / str(self.record)))
 
     def has_record(self, project: Path) -> bool:
         """Whether there are recorded results."""
@@ -81,10 +79,10 @@ def write(name: str, title: str, content: Content, folder: Path) -> Path:
     for number, (caption, figure) in enumerate(content.figures.items(), start=1):
         file = f"{name}-{number}" if number > 1 else name
         pictures[caption] = as_png(figure, dpi=2 * DPI)
-        with atomic_write(folder / f"{file}.png") as png:
-            png.write_bytes(pictures[caption])
-        with atomic_write(folder / f"{file}.pdf") as pdf:
-            figure.savefig(pdf)
+        with atomic_write(folder / f"{file}.png") as partial:
+            partial.write_bytes(pictures[caption])
+        with atomic_write(folder / f"{file}.pdf") as partial:
+            figure.savefig(partial)
         lines += [f"![{caption}]({file}.png)", "", caption, ""]
     lines += [f"- {note}" for note in content.notes]
     about = {"heading": heading, "title": title, "content": content, "pictures": pictures}

@@ -1,7 +1,7 @@
 """Plan, run and write the targets of `kedro reproduce`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,10 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
     """
     every = _all_runs(planned)
     errors = {run.name: error for run in every if (error := run.error) is not None}
-    runs = _by_key([run for run in every if run.name not in errors])
+    runs = unique(run for run in every if run.name not in errors)
     seconds: dict[str, float] = {}
-    left: dict[str, list[str]] = {key: [] for key in runs}
     waiting: dict[str, tuple[Any, ...]] = {}
+    left: dict[str, list[str]] = {key: [] for key in runs}
     counted: set[str] = set()
     for key, run in runs.items():
         settings = run.settings
@@ -103,32 +103,26 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
             for kind in unknown:
                 seconds[kind] = training_seconds(*waiting[kind])
                 progress.update(1)
-    rows: list[tuple[str, str, float, int]] = []
+    rows = []
     for key, run in runs.items():
-        if run.is_finished:
-            rows.append((run.name, "finished", 0.0, 0))
-        else:
-            hours = sum(seconds.get(kind, math.nan) for kind in left[key]) / 3600
-            status = "to train" if left[key] else "trained, to evaluate"
-            rows.append((run.name, status, hours, sum(kind not in seconds for kind in left[key])))
+        kinds = [] if run.is_finished else left[key]
+        status = "to train" if kinds else "finished" if run.is_finished else "trained, to evaluate"
+        hours = sum(seconds.get(kind, math.nan) for kind in kinds) / 3600
+        rows.append((run.name, status, hours, sum(kind not in seconds for kind in kinds)))
     rows += [(name, error, math.nan, 0) for name, error in errors.items()]
     return pd.DataFrame(rows, columns=["experiment", "state", "hours", "unknown"])
-
-
-def unique(planned: Plan) -> dict[str, CachedRun]:
-    """Return the runs of a plan by cache key; evaluated if one target needs that.
-
-    Raises:
-        ClickException: The parameters of a run are invalid.
-    """
-    return _by_key(_all_runs(planned))
 
 
 def _all_runs(planned: Plan) -> list[CachedRun]:
     return [run for labels in planned.values() for runs in labels.values() for run in runs]
 
 
-def _by_key(runs: Sequence[CachedRun]) -> dict[str, CachedRun]:
+def unique(runs: Iterable[CachedRun]) -> dict[str, CachedRun]:
+    """Return runs by cache key; evaluated if one of equal runs is.
+
+    Raises:
+        ClickException: The parameters of a run are invalid.
+    """
     found: dict[str, CachedRun] = {}
     for run in runs:
         if run.key not in found or run.evaluated:
@@ -152,7 +146,7 @@ def finished(planned: Plan, project: Path) -> Plan:
 
 def reproduce(planned: Plan, project: Path, env: str | None = None) -> list[Path]:
     """Run what is missing, write every target, and log it to MLflow; returns the HTML pages."""
-    run_all(unique(planned).values())
+    run_all(unique(_all_runs(planned)).values())
     pages = []
     for name, runs in planned.items():
         target = TARGETS[name]

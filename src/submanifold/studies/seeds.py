@@ -7,7 +7,6 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from submanifold.evaluation.intervals import plus_minus
-from submanifold.evaluation.metrics import format_interval
 
 INTERVAL = ("value", "low", "high")
 EQUAL = 1e-5  # relative difference of equal numbers, one of which was read from a file
@@ -43,8 +42,3 @@ def interval_over_seeds(numbers: Sequence[float]) -> dict[str, float]:
 def count_seeds(count: int) -> str:
     """Return ``one seed``, ``2 seeds``, ..."""
     return "one seed" if count == 1 else f"{count} seeds"
-
-
-def written(measured: Any, form: str = ".4f") -> str:
-    """Format a value with its interval, ``0.912 [0.905, 0.919]``; a dash if it is missing."""
-    return format_interval(measured, form)

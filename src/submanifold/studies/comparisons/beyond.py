@@ -1,43 +1,25 @@
 """Density and reconstruction of all methods, trained for about equal seconds."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from submanifold.evaluation.metrics import format_interval
 from submanifold.evaluation.reconstruction import psnr
 from submanifold.evaluation.samples import stored
 from submanifold.models import Hierarchy
 from submanifold.plots.comparisons import frontier
 from submanifold.plots.paper import sample_panels
-from submanifold.studies.comparisons.measures import (
-    PROJECTED,
-    Measured,
-    bits_per_dim,
-    cached,
-    load_model,
-    measure_images,
-    measure_pca_flow,
-    training_seconds,
-)
-from submanifold.studies.comparisons.results import (
-    cell,
-    notes_on_rows,
-    read_page,
-    summarize,
-    table,
-    tradeoff,
-    value,
-    with_record,
-)
+from submanifold.studies.comparisons import measures, pca_flow, results
+from submanifold.studies.comparisons.measures import Measured
 from submanifold.studies.experiments import CachedRun
 from submanifold.studies.pages import Content, Need, Runs, Target
-from submanifold.studies.seeds import INTERVAL, over_seeds, written
+from submanifold.studies.seeds import over_seeds
 
 RECORD = "docs/beyond.csv"
-PAGE = read_page("beyond")
+PAGE = results.read_page("beyond")
 CONFIGS: dict[str, str] = PAGE["configs"]
 DIMS, MAIN_DIM = (100, 500, 1000), 500
 OURS = "nested-then-flow"
@@ -45,6 +27,7 @@ OF_PAPER = ("PR-M", "PR-D", "EE-M", "H-MM", "DNF", "DNF-code")
 OUTER_DIMS = {100: 1000, 1000: 2000}
 """Dimension of stage 1 by that of stage 2, other than the main one, in EE-M and H-MM."""
 ADAM = (("phase_1.training.muon_lr", None), ("phase_1.training.learning_rate", 0.005))
+SHOWN_DIMS, SHOWN_TEMPERATURES, SHOWN_PER_ROW = (50, 200, 500, 1000), (0.5, 0.7, 1.0), 5
 
 
 class Row(NamedTuple):
@@ -74,25 +57,6 @@ MAIN = next(row.name for row in ROWS if row.label == OURS)
 PCA_FLOW = "PCA, then a flow"
 NAMES = list(dict.fromkeys([*(row.name for row in ROWS), PCA_FLOW]))
 
-MEASURES = ("bpd", "pca", "precision", "recall", "kid", "encoder", "nearest")
-COLUMNS = {
-    "seeds": lambda row: row["seeds"]["value"],
-    "BPD": cell("bpd", ".3f"),
-    "MSE, encoder projection": cell("encoder", ".5f"),
-    "of PCA's": lambda row: f"{row['encoder']['value'] / row['pca']['value']:.2f}",
-    "MSE, nearest projection": cell("nearest", ".5f"),
-    "of PCA's ": lambda row: f"{row['nearest']['value'] / row['pca']['value']:.2f}",
-    "PSNR, encoder / nearest": lambda row: " / ".join(
-        f"{psnr(row[name]['value']):.1f}" for name in ("encoder", "nearest")
-    ),
-    "MSE of PCA": lambda row: f"{row['pca']['value']:.5f}",
-    "precision": cell("precision", ".2f"),
-    "recall": cell("recall", ".2f"),
-    "KID": cell("kid", ".3f"),
-    "seconds": cell("seconds", ".0f"),
-}
-SHOWN_DIMS, SHOWN_TEMPERATURES, SHOWN_PER_ROW = (50, 200, 500, 1000), (0.5, 0.7, 1.0), 5
-
 
 def needs() -> dict[str, Need]:
     """Return the experiments, by labels ``<data>: <label of a row>``."""
@@ -121,73 +85,67 @@ def measure(run: CachedRun, row: Row) -> dict[int, Measured]:
     """Measure the model of a row, by dimension of the manifold."""
 
     def measure_all() -> dict[int, Measured]:
-        model = load_model(run, "density.model" if row.density_only else "hierarchy")
+        model = measures.load_model(run, "density.model" if row.density_only else "hierarchy")
         dims = DIMS if row.nested else (model.dim,)
-        seconds = training_seconds(run, 1 if row.density_only else None)
-        shared = {"bpd": bits_per_dim(run, model), "seconds": seconds}
+        shared = {
+            "bits_per_dim": measures.bits_per_dim(run, model),
+            "seconds": measures.training_seconds(run, 1 if row.density_only else None),
+        }
         if row.label == OURS:  # bits per dimension before the penalty
-            bits = bits_per_dim(run, load_model(run, "density.model"))
-            shared["before"] = {"value": bits["value"]}
-        found = measure_images(run, [model.at_dim(dim) for dim in dims])
+            density = measures.load_model(run, "density.model")
+            shared["before"] = {"value": measures.bits_per_dim(run, density)["value"]}
+        found = measures.measure_images(run, [model.at_dim(dim) for dim in dims])
         return {dim: shared | each for dim, each in zip(dims, found, strict=True)}
 
-    name = "beyond-density" if row.density_only else "beyond"
-    return {int(dim): found for dim, found in cached(run, run.key, name, measure_all).items()}
+    name = "by-dim-density" if row.density_only else "by-dim"
+    found = measures.cached(run, run.key, name, measure_all)
+    return {int(dim): measured for dim, measured in found.items()}
 
 
 def measured_rows(runs: Runs) -> list[dict[str, Any]]:
     """Measure all runs; the rows have the columns of the record."""
-    found: list[dict[str, Any]] = []
-
-    def add(data: str, name: str, seed: int, run: CachedRun, dims: Mapping[int, Measured]) -> None:
-        test = len(run.load("x_test"))
-        for dim, each in dims.items():
-            row = {"data": data, "row": name, "seed": seed, "dim": dim}
-            row |= {"seconds": each["seconds"]["value"], "n": min(PROJECTED, test), "n_test": test}
-            for measure in MEASURES:
-                for end, suffix in zip(INTERVAL, ("", "_low", "_high"), strict=True):
-                    row[measure + suffix] = each[measure].get(end)
-            found.append(row | {"before": value(each, "before")})
-
-    for data in CONFIGS:
-        for row in ROWS:
-            for seed, run in enumerate(runs.get(f"{data}: {row.label}", ())):
-                add(data, row.name, seed, run, measure(run, row))
-        for seed, run in enumerate(runs.get(f"{data}: {OURS}", ())):
-            flows = {dim: dict(measure_pca_flow(run, dim, seed)) for dim in DIMS}
-            flows = {dim: each | {"bpd": each["bits_per_dim"]} for dim, each in flows.items()}
-            add(data, PCA_FLOW, seed, run, flows)
+    found = []
+    for label, seeds in runs.items():
+        data, _, method = label.partition(": ")
+        for seed, run in enumerate(seeds):
+            of_run = [(row.name, measure(run, row)) for row in ROWS if row.label == method]
+            if method == OURS:
+                flows = {dim: pca_flow.measure_pca_flow(run, dim, seed) for dim in DIMS}
+                of_run.append((PCA_FLOW, flows))
+            for name, by_dim in of_run:
+                for dim, measured in by_dim.items():
+                    keys = {"data": data, "row": name, "seed": seed, "dim": dim}
+                    found += results.as_rows(measured, **keys)
     return found
-
-
-def long_format(data: pd.DataFrame) -> pd.DataFrame:
-    """Reshape to one row for each measure: ``measure``, ``value``, ``low`` and ``high``."""
-    keys = data[["data", "row", "seed", "dim"]]
-    return pd.concat([
-        keys.assign(measure=name, value=data[name], low=data.get(f"{name}_low"),
-                    high=data.get(f"{name}_high"))
-        for name in (*MEASURES, "seconds")
-    ])  # fmt: skip
 
 
 def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
     """Make the page: for each data set a table, the goals, and figures."""
-    data = with_record(measured_rows(runs), record, NAMES, ("seed", "dim"))
+    data = results.with_record(measured_rows(runs), record, NAMES)
     tables, figures = {}, {}
-    for dataset in [name for name in CONFIGS if name in set(data["data"])]:
-        some = data[data["data"] == dataset]
-        rows = summarize(long_format(some), ("row", "dim"))
-        rows = {key: rows[key] for key in some.groupby(["row", "dim"], sort=False).groups}
-        tables[dataset] = table(rows, ("method", "d"), COLUMNS)
-        tables[f"{dataset}, the goals"] = goals(some)
-        at_main = {str(name): row for (name, dim), row in rows.items() if dim == MAIN_DIM}
-        caption = f"{dataset}: bits per dimension against squared error, d = {MAIN_DIM}"
-        figures[caption] = frontier(tradeoff(at_main, "bpd"))
-        if ours := runs.get(f"{dataset}: {OURS}"):
-            figures[f"{dataset}: samples of ours, by dimension and temperature"] = _samples(ours[0])
+    for name, rows in results.summarize(data, CONFIGS).items():
+        shown = {key: row | _relative_errors(row) for key, row in rows.items()}
+        tables[name] = results.table(shown, ("method", "d"), PAGE["columns"])
+        tables[f"{name}, the goals"] = goals(data[data["data"] == name])
+        at_main = {method: row for (method, dim), row in rows.items() if dim == MAIN_DIM}
+        caption = f"{name}: bits per dimension against squared error, d = {MAIN_DIM}"
+        figures[caption] = frontier(results.tradeoff(at_main))
+        if ours := runs.get(f"{name}: {OURS}"):
+            figures[f"{name}: samples of ours, by dimension and temperature"] = _samples(ours[0])
     wanted = [(name, row) for name in CONFIGS for row in NAMES
               if name == "celeba" or not row.endswith(", Adam")]  # fmt: skip
-    return Content(tables, figures, data, [*PAGE["notes"], *notes_on_rows(data, wanted, RECORD)])
+    notes = [*PAGE["notes"], *results.notes_on_rows(data, wanted, RECORD)]
+    return Content(tables, figures, data, notes)
+
+
+def _relative_errors(row: Measured) -> Measured:
+    """PSNR of both projections, and the ratio of their errors to that of PCA."""
+    pca = row["pca"]["value"]
+    found: Measured = {"pca": {"value": pca}}
+    for name in ("encoder", "nearest"):
+        error = row[name]["value"]
+        found |= {f"{name}_of_pca": {"value": error / pca}, f"{name}_psnr": {"value": psnr(error)}}
+    return found
 
 
 def goals(data: pd.DataFrame) -> pd.DataFrame:
@@ -196,32 +154,31 @@ def goals(data: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns ``goal``, ``at most``, ``reached``, ``seeds``, and whether the goal is met.
     """
+    values = data.pivot(index="seed", columns=["row", "dim", "measure"], values="value")
 
-    def at(name: str, dim: int, column: str) -> pd.Series:
-        rows = data[(data["row"] == name) & (data["dim"] == dim)]
-        return rows.set_index("seed")[column]
+    def at(name: str, dim: int, measure: str) -> pd.Series:
+        return values.get((name, dim, measure), pd.Series(dtype=float))
 
-    plain = at(PLAIN, MAIN_DIM, "bpd")
+    plain = at(PLAIN, MAIN_DIM, "bits_per_dim")
     wanted: list[tuple[str, float | None, pd.Series, str]] = [
-        ("BPD above the plain Glow's", 0.01, at(MAIN, MAIN_DIM, "bpd") - plain, "+.3f"),
+        ("BPD above the plain Glow's", 0.01, at(MAIN, MAIN_DIM, "bits_per_dim") - plain, "+.3f"),
         ("… before the penalty, for less time of likelihood", None,
          at(MAIN, MAIN_DIM, "before") - plain, "+.3f"),
     ]  # fmt: skip
-    for dim in sorted(set(data.loc[data["row"] == MAIN, "dim"])):
-        for column, goal in (("nearest", 1.0 if dim == 1000 else 0.8), ("encoder", 1.5)):
-            label = f"MSE of the {column} projection, of PCA's, d = {dim}"
-            ratio = at(MAIN, dim, column) / at(MAIN, dim, "pca")
-            wanted.append((label, goal, ratio, ".2f"))
+    for dim in DIMS:
+        for name, goal in (("nearest", 1.0 if dim == 1000 else 0.8), ("encoder", 1.5)):
+            label = f"MSE of the {name} projection, of PCA's, d = {dim}"
+            wanted.append((label, goal, at(MAIN, dim, name) / at(MAIN, dim, "pca"), ".2f"))
     rows = []
-    for name, most, reached, form in wanted:
+    for label, most, reached, form in wanted:
         of_seeds = reached.dropna().astype(float).tolist()
         if of_seeds:
             found = over_seeds(of_seeds)
             missed = found["value"] - (most or 0)
             verdict = "met" if missed <= 0 else f"missed by {missed:{form}}"
             rows.append({
-                "goal": name, "at most": "" if most is None else f"{most:{form}}",
-                "reached": written(found, form), "seeds": len(of_seeds),
+                "goal": label, "at most": "" if most is None else f"{most:{form}}",
+                "reached": format_interval(found, form), "seeds": len(of_seeds),
                 "": "" if most is None else verdict,
             })  # fmt: skip
     return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""Measurements of trained models, and of PCA followed by a flow, cached as JSON."""
+"""Measurements of trained models, cached as JSON."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +23,6 @@ from submanifold.evaluation.truth import against_truth
 from submanifold.models import Model
 from submanifold.models.density import on_manifold
 from submanifold.models.model import NEAREST_STEPS
-from submanifold.studies.comparisons.pca_flow import pca_flow
 from submanifold.studies.experiments import CachedRun
 
 POINT_SAMPLES, IMAGE_SAMPLES, SAMPLED_AT_ONCE = 2000, 1000, 250
@@ -116,70 +115,40 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
             for name, steps in {"encoder": 0, "nearest": NEAREST_STEPS}.items():
                 errors = squared_errors(partial(model.project, steps=steps), batches)
                 measured[name] = reconstruction(errors, groups=groups)["mse"]
-            measured["pca"] = _pca_error(pca, model.dim, batches, groups)
+            measured["pca"] = pca_error(pca, model.dim, batches, groups)
         generator = torch.Generator().manual_seed(0)
         samples = np.concatenate([
             stored(model.sample(SAMPLED_AT_ONCE, generator=generator))
             for _ in range(IMAGE_SAMPLES // SAMPLED_AT_ONCE)
         ])  # fmt: skip
-        found.append(measured | _sample_quality(run, samples, device))
+        found.append(measured | sample_metrics(run, samples, device))
     return found
-
-
-def measure_pca_flow(run: CachedRun, dim: int, seed: int, count: int | None = None) -> Measured:
-    """Measure PCA followed by a flow on the data of a run, as :func:`measure_images`.
-
-    Args:
-        run: The run whose data are used.
-        dim: Number of components.
-        seed: Seed of the flow's training and samples.
-        count: Number of test images for bits per dimension; None is all.
-    """
-
-    def measure() -> Measured:
-        train, valid, test = (run.load(f"x_{part}") for part in ("train", "valid", "test"))
-        groups = groups_of(run.groups, "test")
-        fitted = pca_flow(train, valid, test[:count], dim, seed, IMAGE_SAMPLES, groups)
-        batches = Batches(test[:PROJECTED], NEAREST_BATCH_SIZE)
-        error = _pca_error(PCA.fit(pca_batches(train)), dim, batches, groups)
-        return {
-            "bits_per_dim": fitted["bits_per_dim"],
-            **dict.fromkeys(("encoder", "nearest", "pca"), error),
-            "seconds": {"value": fitted["seconds"]},
-            **_sample_quality(run, fitted["samples"], choose_device("cpu")),
-        }
-
-    name = f"pca-flow-{dim}-{count or 'all'}-{seed}"
-    return cached(run, run.configuration.artifact_keys["data"], name, measure)
 
 
 def measure_aurocs(run: CachedRun, model: Model, ood: str) -> Measured:
     """AUROC of the quick scores, the linear scores, and their combinations, as ``auroc.<score>``.
 
-    Args:
-        run: The run of the model.
-        model: The model.
-        ood: Value of the parameter ``ood``: the out-of-distribution images.
+    The out-of-distribution images are those of the parameter ``ood``.
     """
     other = run.changed("ood", ood)
     if not other.catalog.exists("x_ood"):
         other.run("x_ood")
-    train, valid, test, others = (
-        *(run.load(f"x_{part}") for part in ("train", "valid", "test")), other.load("x_ood"),
-    )  # fmt: skip
+    train, valid, test = (run.load(f"x_{part}") for part in ("train", "valid", "test"))
     of_valid = groups_of(run.groups, "valid")
-    scored = score_parts(model, train, valid, test, others, QUICK, of_valid)
+    scored = score_parts(model, train, valid, test, other.load("x_ood"), QUICK, of_valid)
     ood_groups = other.load("ood_groups") if other.catalog.exists("ood_groups") else {}
     scored = add_groups(scored, groups_of(run.groups, "test"), groups_of(ood_groups, "ood"))
     scores = measure_ood(scored)["scores"]
     return {f"auroc.{name}": each["auroc"] for name, each in scores.items()}
 
 
-def _sample_quality(run: CachedRun, samples: np.ndarray, device: torch.device) -> Measured:
+def sample_metrics(run: CachedRun, samples: np.ndarray, device: torch.device) -> Measured:
+    """Precision, recall and KID of samples."""
     train, test = run.load("x_train"), run.load("x_test")
     quality = sample_quality(train, test, samples, "auto", device, run.groups)
     return {name: quality[name] for name in ("precision", "recall", "kid")}
 
 
-def _pca_error(pca: PCA, dim: int, batches: Batches, groups: np.ndarray | None) -> dict[str, Any]:
+def pca_error(pca: PCA, dim: int, batches: Batches, groups: np.ndarray | None) -> dict[str, Any]:
+    """Mean squared error of PCA with ``dim`` components, with its interval."""
     return mean_interval(per_event(lambda x: pca.squared_errors(x)[:, dim], batches), groups)

@@ -1,6 +1,6 @@
 """Related systems under one trainer: which of them find the manifold, and which the density."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -8,36 +8,15 @@ import pandas as pd
 from submanifold.data.synthetic import MANIFOLDS, manifold
 from submanifold.evaluation.metrics import NONE
 from submanifold.plots.comparisons import frontier, number_grids
-from submanifold.studies.comparisons.measures import (
-    Measured,
-    bits_per_dim,
-    cached,
-    load_model,
-    measure_aurocs,
-    measure_images,
-    measure_pca_flow,
-    measure_points,
-    training_seconds,
-)
-from submanifold.studies.comparisons.results import (
-    cell,
-    notes_on_rows,
-    published,
-    read_page,
-    summarize,
-    table,
-    tradeoff,
-    value,
-    with_record,
-)
+from submanifold.studies.comparisons import measures, results
+from submanifold.studies.comparisons.measures import Measured
+from submanifold.studies.comparisons.pca_flow import measure_pca_flow
+from submanifold.studies.comparisons.results import value
 from submanifold.studies.experiments import CachedRun
 from submanifold.studies.pages import Changes, Content, Need, Runs, Target
-from submanifold.studies.seeds import INTERVAL
 
 RECORD = "docs/related.csv"
-
-
-PAGE = read_page("related")
+PAGE = results.read_page("related")
 OURS, OURS_THEN_FLOW, PCA_FLOW = "nested (ours)", "nested, then a flow (ours)", "PCA, then a flow"
 
 
@@ -65,16 +44,9 @@ class System(NamedTuple):
     has_manifold: bool = True
 
 
-class Images(NamedTuple):
-    """A data set: its file in conf/runs, dimension d, and out-of-distribution images."""
-
-    config: str
-    dim: int
-    ood: str
-
-
 SYSTEMS = {name: System(**settings) for name, settings in PAGE["systems"].items()}
-IMAGES = {name: Images(**settings) for name, settings in PAGE["images"].items()}
+IMAGES: dict[str, dict[str, Any]] = PAGE["images"]
+"""Data sets of images: the file in conf/runs, the dimension, and the parameter ``ood``."""
 WEIGHTS: dict[str, float] = PAGE["weights"]
 POINTS_ONLY = ("four charts", "Gaussianization")
 BITS_IMAGES = 1000
@@ -84,6 +56,11 @@ VOLUME_SYSTEMS = ("rectangular flow", "canonical flow", "principal flow")
 """Systems trained with the volume of the manifold: a step computes one derivative per dimension."""
 LARGEST_VOLUME, VOLUME_DERIVATIVES = 64, 2000
 """Largest dimension of these, and derivatives per event in all of their steps."""
+LARGEST_SHARE, LARGEST_DIVERGENCE = 0.5, 0.1
+"""Thresholds for a manifold (relative to the data's distance) and for a density (nats)."""
+LINEAR = {"density": "mahalanobis", "encoder_distance": "pca_distance",
+          "combination": "linear_combination"}  # fmt: skip
+"""Linear scores that stand for the scores of PCA followed by a flow."""
 
 
 def point_changes(name: str, system: System) -> Changes:
@@ -107,13 +84,12 @@ def point_changes(name: str, system: System) -> Changes:
     return (*changes, *system.changes.items())
 
 
-def image_changes(images: Images, system: System) -> Changes:
-    """Return the changes that train a system on images."""
+def image_changes(dim: int, system: System) -> Changes:
+    """Return the changes that train a system on images, with a manifold of dimension ``dim``."""
     changes: list[tuple[str, Any]] = [("method", system.method)]
     changes += [(f"phase_{n}.training.steps", steps) for n, steps in system.image_steps.items()]
-    dims = {"SoftFlow": [], "H-MM": [2 * images.dim, images.dim]}
-    of_stages = dims.get(system.method, [images.dim] * system.stages)
-    changes += [(f"stage_{n}.dim", dim) for n, dim in enumerate(of_stages, start=1)]
+    dims = {"SoftFlow": [], "H-MM": [2 * dim, dim]}.get(system.method, [dim] * system.stages)
+    changes += [(f"stage_{n}.dim", each) for n, each in enumerate(dims, start=1)]
     return (*changes, *system.changes.items())
 
 
@@ -125,91 +101,52 @@ def needs() -> dict[str, Need]:
             if manifold(data).dim >= system.least_dim:
                 found[f"{data}: {name}"] = Need("circle", point_changes(data, system))
     for data, images in IMAGES.items():
+        dim = images["dim"]
         for name, system in SYSTEMS.items():
             if name in VOLUME_SYSTEMS:
-                system = system._replace(image_steps={1: VOLUME_DERIVATIVES // images.dim})
-                if images.dim > LARGEST_VOLUME:
-                    continue
-            if name not in (*POINTS_ONLY, PCA_FLOW):
-                found[f"{data}: {name}"] = Need(images.config, image_changes(images, system))
+                system = system._replace(image_steps={1: VOLUME_DERIVATIVES // dim})
+            is_too_slow = name in VOLUME_SYSTEMS and dim > LARGEST_VOLUME
+            if not is_too_slow and name not in (*POINTS_ONLY, PCA_FLOW):
+                found[f"{data}: {name}"] = Need(images["config"], image_changes(dim, system))
     return found
 
 
-LARGEST_SHARE, LARGEST_DIVERGENCE = 0.5, 0.1
-"""Thresholds for a manifold (relative to the data's distance) and for a density (nats)."""
-COLUMNS = {
-    "seeds": lambda row: row["seeds"]["value"],
-    "nats above the truth": cell("divergence", ".3f"),
-    "… on the manifold": cell("manifold_divergence", ".3f"),
-    "nearest projection to the true one": cell("nearest_distance", ".3g"),
-    "encoder projection to the true one": cell("projection_distance", ".3g"),
-    "sample to the manifold, median": cell("sample_median", ".3g"),
-    "non-orthogonality, bits": cell("non_orthogonality", ".3f"),
-    "BPD": cell("bits_per_dim", ".3f"),
-    "MSE, encoder projection": cell("encoder", ".5f"),
-    "MSE, nearest projection": cell("nearest", ".5f"),
-    "MSE of PCA": cell("pca", ".5f"),
-    "precision": cell("precision", ".2f"),
-    "recall": cell("recall", ".2f"),
-    "KID": cell("kid", ".3f"),
-    "AUROC, density": cell("auroc.density", ".3f"),
-    "AUROC, distance": cell("auroc.encoder_distance", ".3f"),
-    "AUROC, all scores": cell("auroc.combination", ".3f"),
-    "seconds": cell("seconds", ".0f"),
-}
-
-
-def measure_one(run: CachedRun, images: Images | None) -> Measured:
+def measure_one(run: CachedRun, images: Mapping[str, Any] | None) -> Measured:
     """Measure the model of a run, on points or on images."""
 
     def measure() -> Measured:
         if images is None:
-            return measure_points(run)
-        model = load_model(run)
-        bits = {"bits_per_dim": bits_per_dim(run, model, BITS_IMAGES)} if model.has_density else {}
-        (found,) = measure_images(run, [model])
-        return {
-            **bits, **found, **measure_aurocs(run, model, images.ood),
-            "seconds": training_seconds(run),
-        }  # fmt: skip
+            return measures.measure_points(run)
+        model = measures.load_model(run)
+        (found,) = measures.measure_images(run, [model])
+        if model.has_density:
+            found["bits_per_dim"] = measures.bits_per_dim(run, model, BITS_IMAGES)
+        aurocs = measures.measure_aurocs(run, model, images["ood"])
+        return {**found, **aurocs, "seconds": measures.training_seconds(run)}
 
-    return cached(run, run.key, "related", measure)
+    return measures.cached(run, run.key, "related", measure)
 
 
 def measured_rows(runs: Runs) -> list[dict[str, Any]]:
     """Measure all runs; the rows have the columns of the record."""
-    found: list[dict[str, Any]] = []
-
-    def add(data: str, system: str, seed: int, measured: Measured) -> None:
-        found.extend(
-            {"data": data, "row": system, "seed": seed, "measure": name,
-             **{end: each.get(end) for end in INTERVAL}}
-            for name, each in measured.items()
-        )  # fmt: skip
-
+    found = []
     for label, seeds in runs.items():
         data, _, system = label.partition(": ")
         images = IMAGES.get(data)
         for seed, run in enumerate(seeds):
             measured = measure_one(run, images)
-            add(data, system, seed, measured)
+            found += results.as_rows(measured, data=data, row=system, seed=seed)
             if images is not None and system == OURS:
-                linear = {"density": "mahalanobis", "encoder_distance": "pca_distance",
-                          "combination": "linear_combination"}  # fmt: skip
-                aurocs = {f"auroc.{name}": measured[f"auroc.{k}"] for name, k in linear.items()}
-                flow = measure_pca_flow(run, images.dim, seed, BITS_IMAGES)
-                add(data, PCA_FLOW, seed, flow | aurocs)
+                flow = measure_pca_flow(run, images["dim"], seed, BITS_IMAGES)
+                flow |= {f"auroc.{name}": measured[f"auroc.{k}"] for name, k in LINEAR.items()}
+                found += results.as_rows(flow, data=data, row=PCA_FLOW, seed=seed)
     return found
 
 
 def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
     """Make the page: what each system finds and its cost, then all measurements."""
-    data = with_record(measured_rows(runs), record, list(SYSTEMS), ("measure", "seed"))
-    means: dict[str, dict[str, Measured]] = {}
-    for name in (*MANIFOLDS, *IMAGES):
-        rows = summarize(data[data["data"] == name])
-        if rows:
-            means[name] = {system: rows[system] for system in SYSTEMS if system in rows}
+    data = results.with_record(measured_rows(runs), record, list(SYSTEMS))
+    means = results.summarize(data, (*MANIFOLDS, *IMAGES))
     points = {name: rows for name, rows in means.items() if name in MANIFOLDS}
     tables, figures, notes = {}, {}, [*PAGE["notes"]]
     if points:
@@ -222,25 +159,25 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
         ] = number_grids({"manifold: share of the noise": shares, "density: nats": nats}, (0.01, 1))
     tables["Which system to use"] = pd.DataFrame(PAGE["guide"])
     for name, rows in means.items():
-        tables[name] = table(rows, ("system",), COLUMNS)
+        tables[name] = results.table(rows, ("system",), PAGE["columns"])
         axes = ("bits_per_dim", "nearest") if name in IMAGES else ("divergence", "nearest_distance")
         notes += _dominated(name, rows, axes)
         if name in IMAGES:
             caption = f"{name}: bits per dimension against squared error"
-            figures[caption] = frontier(tradeoff(rows, "bits_per_dim"))
-    labels = (label.partition(": ") for label in needs())
-    wanted = [(name, system) for name, _, system in labels]
-    return Content(
-        tables | published("related"), figures, data, notes + notes_on_rows(data, wanted, RECORD)
-    )
+            figures[caption] = frontier(results.tradeoff(rows))
+    wanted = [(name, system) for name, _, system in (label.partition(": ") for label in needs())]
+    notes += results.notes_on_rows(data, wanted, RECORD)
+    return Content(tables | results.published("related"), figures, data, notes)
 
 
 def _share(row: Measured) -> float | None:
     nearest = value(row, "nearest_distance")
-    return None if nearest is None else nearest / row["data_distance"]["value"]
+    return None if nearest is None else nearest / value(row, "data_distance")
 
 
-def _grid(points: Mapping[str, Mapping[str, Measured]], read: Any) -> pd.DataFrame:
+def _grid(
+    points: Mapping[str, Mapping[str, Measured]], read: Callable[[Measured], float | None]
+) -> pd.DataFrame:
     """Numbers by system and data set."""
     numbers = {name: {system: read(row) for system, row in rows.items()}
                for name, rows in points.items()}  # fmt: skip
@@ -255,9 +192,7 @@ def _summary(
     rows = []
     for name in shares.index:
         system = SYSTEMS[name]
-        tried = [data for data, row in points.items() if name in row]
-        times = [row[name]["seconds"]["value"] / row[OURS]["seconds"]["value"]
-                 for row in points.values() if name in row and OURS in row]  # fmt: skip
+        tried = {data: rows for data, rows in points.items() if name in rows}
         counted = {"system": name}
         for kind, suffix, exists, grid, most in (
             ("manifolds", "", system.has_manifold, shares, LARGEST_SHARE),
@@ -267,6 +202,8 @@ def _summary(
             count = f"{len(tried) - len(missed)} of {len(tried)}" if exists else "not available"
             counted[f"{kind} found"] = count
             counted[f"not found{suffix}"] = ", ".join(missed) if exists else ""
+        times = [value(of[name], "seconds") / value(of[OURS], "seconds")
+                 for of in tried.values() if OURS in of]  # fmt: skip
         mean = f"{sum(times) / len(times):.1f}" if times else NONE
         rows.append({**counted, "seconds, ours = 1": mean})
     return pd.DataFrame(rows)

@@ -1,7 +1,7 @@
 """What the comparison pages share: recorded results, means over seeds, tables and notes."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, cast
 
@@ -9,27 +9,31 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from submanifold.evaluation.metrics import NONE
+from submanifold.evaluation.metrics import NONE, format_interval
 from submanifold.studies.comparisons.measures import Measured
-from submanifold.studies.seeds import INTERVAL, over_seeds, written
+from submanifold.studies.seeds import INTERVAL, over_seeds
 
-Columns = Mapping[str, Callable[[Measured], Any]]
-"""Columns of a table: how the text of a cell is made of the measures of a row."""
+KEYS = ("data", "row", "dim", "seed", "measure")
+"""Columns that identify a row of results; ``row`` is the system, and ``dim`` is optional."""
+
+
+def as_rows(measured: Measured, **keys: Any) -> list[dict[str, Any]]:
+    """Write measures as rows of results, with ``value``, ``low``, ``high`` and the count ``n``."""
+    return [
+        {**keys, "measure": name, **{k: each[k] for k in (*INTERVAL, "n") if k in each}}
+        for name, each in measured.items()
+    ]
 
 
 def with_record(
-    rows: Sequence[Mapping[str, Any]],
-    record: pd.DataFrame | None,
-    systems: Sequence[str],
-    keys: Sequence[str],
+    rows: Sequence[Mapping[str, Any]], record: pd.DataFrame | None, systems: Sequence[str]
 ) -> pd.DataFrame:
     """Merge rows measured on this machine with recorded ones, which fill in for missing runs.
 
     Args:
-        rows: Rows with ``data``, ``row`` (the system) and the keys.
+        rows: Rows of :func:`as_rows`.
         record: Recorded rows.
         systems: Names of the systems in order; recorded rows of others are left out.
-        keys: Columns that, with ``data`` and ``row``, identify a row.
 
     Returns:
         All rows, sorted by system and keys; ``attrs["recorded"]`` is the number of recorded rows.
@@ -37,66 +41,75 @@ def with_record(
     parts = [pd.DataFrame(rows)] if rows else []
     if record is not None:
         parts.append(record[record["row"].isin(systems)])
-    data = pd.concat(parts).drop_duplicates(["data", "row", *keys], ignore_index=True)
-    order = np.lexsort((*(data[key] for key in keys), data["row"].map(list(systems).index)))
-    data = data.iloc[order].reset_index(drop=True)
+    data = pd.concat(parts)
+    _, row, *keys = names = [name for name in KEYS if name in data]
+    data = data.drop_duplicates(names, ignore_index=True)
+    rank = data[row].map(list(systems).index)
+    data = data.iloc[np.lexsort((*(data[key] for key in reversed(keys)), rank))]
+    data = data.reset_index(drop=True)
     data.attrs["recorded"] = len(data) - len(rows)
     return data
 
 
-def summarize(data: pd.DataFrame, by: Sequence[str] = ("row",)) -> dict[Any, Measured]:
-    """Average the ``value``, ``low`` and ``high`` of each ``measure`` over seeds.
+def summarize(data: pd.DataFrame, names: Iterable[str]) -> dict[str, dict[Any, Measured]]:
+    """Average measures over seeds, by data set and system.
+
+    Args:
+        data: Results.
+        names: Names of data sets in order; those without results are left out.
 
     Returns:
-        The measures of each group. ``seconds`` are the smallest, since other work on the machine
-        only adds to them; ``seeds`` is the number of seeds.
+        The measures of each system, or of each system and dimension. ``seconds`` are the smallest,
+        since other work on the machine only adds to them; ``seeds`` is the number of seeds.
     """
-    found: defaultdict[Any, Measured] = defaultdict(dict)
+    found: dict[str, defaultdict[Any, Measured]] = {
+        name: defaultdict(dict) for name in names if name in set(data["data"])
+    }
     clean = data.astype(object).where(data.notna(), None)
-    for key, rows in clean.groupby([*by, "measure"], sort=False):
-        *group, measure = cast(tuple[str, ...], key)
-        summary = found[group[0] if len(group) == 1 else tuple(group)]
-        seeds = rows[list(INTERVAL)].to_dict("records")
+    keys = [name for name in KEYS if name in data and name != "seed"]
+    for key, rows in clean.groupby(keys, sort=False):
+        name, *system, measure = cast(tuple[str, ...], key)
+        summary = found[name][system[0] if len(system) == 1 else tuple(system)]
         if measure == "seconds":
-            summary[measure] = {"value": rows["value"].astype(float).min()}
+            summary[measure] = {"value": rows["value"].min()}
         else:
-            summary[measure] = over_seeds(seeds)
-        summary["seeds"] = {"value": max(len(seeds), summary.get("seeds", {"value": 0})["value"])}
-    return dict(found)
+            summary[measure] = over_seeds(rows[list(INTERVAL)].to_dict("records"))
+        summary["seeds"] = {"value": max(len(rows), value(summary, "seeds") or 0)}
+    return {name: dict(systems) for name, systems in found.items()}
 
 
-def value(measured: Measured, measure: str) -> float | None:
+def value(measured: Measured, measure: str) -> Any:
     """Return the value of a measure, None if it is missing."""
     return measured.get(measure, {}).get("value")
 
 
-def cell(measure: str, form: str) -> Callable[[Measured], str]:
-    """Return the function that formats a measure and its interval."""
-    return lambda measured: written(measured.get(measure), form)
-
-
-def table(rows: Mapping[Any, Measured], names: Sequence[str], columns: Columns) -> pd.DataFrame:
+def table(
+    rows: Mapping[Any, Measured], names: Sequence[str], columns: Mapping[str, str]
+) -> pd.DataFrame:
     """Format a table.
 
     Args:
         rows: Measures by system, or by a tuple that starts with the system.
         names: Names of the first columns, which contain the keys of the rows.
-        columns: The other columns; those without any value are left out.
+        columns: Measure and format of the other columns, such as ``"bits_per_dim .3f"``; columns
+            without any value are left out.
     """
-    keys = [key if isinstance(key, tuple) else (key,) for key in rows]
-    cells = [
-        dict(zip(names, key, strict=True)) | {name: text(row) for name, text in columns.items()}
-        for key, row in zip(keys, rows.values(), strict=True)
-    ]
+    cells = []
+    for key, measured in rows.items():
+        row = dict(zip(names, key if isinstance(key, tuple) else (key,), strict=True))
+        for label, column in columns.items():
+            measure, form = column.split()
+            row[label] = format_interval(measured.get(measure), form)
+        cells.append(row)
     frame = pd.DataFrame(cells)
     return frame.loc[:, (frame != NONE).any()]
 
 
-def tradeoff(rows: Mapping[str, Measured], bits: str) -> dict[str, tuple[float, float, float]]:
+def tradeoff(rows: Mapping[str, Measured]) -> dict[str, tuple[float, float, float]]:
     """Bits and both squared errors of each system, for :func:`submanifold.plots.frontier`."""
     points: dict[str, Any] = {}
     for name, row in rows.items():
-        point = tuple(value(row, measure) for measure in (bits, "encoder", "nearest"))
+        point = tuple(value(row, measure) for measure in ("bits_per_dim", "encoder", "nearest"))
         if None not in point:
             points[name] = point
     for pca in [row["pca"]["value"] for row in rows.values() if "pca" in row][-1:]:
@@ -118,7 +131,7 @@ def notes_on_rows(data: pd.DataFrame, wanted: Iterable[tuple[str, str]], record:
 
 
 def read_page(name: str) -> dict[str, Any]:
-    """Read ``<name>.yml``: systems, settings and notes of a page."""
+    """Read ``<name>.yml``: systems, settings, columns and notes of a page."""
     return yaml.safe_load((files(__package__) / f"{name}.yml").read_text(encoding="utf-8"))
 
 

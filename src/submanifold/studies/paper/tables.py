@@ -10,7 +10,7 @@ from submanifold.evaluation import paper
 from submanifold.evaluation.metrics import COMPARED, NONE
 from submanifold.studies.experiments import CachedRun
 from submanifold.studies.pages import Content, Need, Runs, Target
-from submanifold.studies.seeds import count_seeds, over_seeds
+from submanifold.studies.seeds import INTERVAL, count_seeds, over_seeds
 
 TITLES = {
     1: "Single-step methods on CelebA, manifolds of dimension 500",
@@ -65,34 +65,28 @@ def results_table(table: int, stage_dims: Mapping[str, str], runs: Runs) -> pd.D
         ``high``, ``paper``, ``paper_spread``, ``difference`` from the paper, ``seeds``,
         ``n_train``, ``n_test`` and ``n_samples``. Metrics that no run has are left out.
     """
-    results = paper.results()
-    columns = ["method", "stage_dims", "metric"]
-    printed = results[results["table"] == table].set_index(columns).to_dict("index")
     measured = {method: [run.load("metrics") for run in each] for method, each in runs.items()}
     first = next(iter(measured.values()))[0]
     if first["training_images"]:
         measured[FLOOR] = [{"counts": first["counts"], **first["training_images"]}]
-    every = [metrics for seeds in measured.values() for metrics in seeds]
-    shown = {
-        column: metric
+    rows = [
+        {
+            "method": method, "stage_dims": stage_dims.get(method, ""), "metric": column,
+            **over_seeds([metric.read(metrics) for metrics in seeds]), "seeds": len(seeds),
+            **{f"n_{name}": seeds[0]["counts"][name] for name in ("train", "test", "samples")},
+        }
+        for method, seeds in measured.items()
         for column, metric in COMPARED.items()
-        if any(metric.read(metrics) is not None for metrics in every)
-    }
-    rows = []
-    for method, seeds in measured.items():
-        dims = stage_dims.get(method, "")
-        counts = {f"n_{name}": seeds[0]["counts"][name] for name in ("train", "test", "samples")}
-        for column, metric in shown.items():
-            here = over_seeds([metric.read(metrics) for metrics in seeds])
-            there = printed.get((method, dims, column), {"value": None, "spread": None})
-            both = here["value"] is not None and there["value"] is not None
-            rows.append({
-                "method": method, "stage_dims": dims, "metric": column, **here,
-                "paper": there["value"], "paper_spread": there["spread"],
-                "difference": here["value"] - there["value"] if both else None,
-                "seeds": len(seeds), **counts,
-            })  # fmt: skip
-    return pd.DataFrame(rows)
+        if any(metric.read(metrics) is not None for each in measured.values() for metrics in each)
+    ]  # fmt: skip
+    results = paper.results()
+    printed = results[results["table"] == table].rename(
+        columns={"value": "paper", "spread": "paper_spread"}
+    )
+    keys = ["method", "stage_dims", "metric"]
+    found = pd.DataFrame(rows).astype(dict.fromkeys(INTERVAL, float))
+    found = found.merge(printed[[*keys, "paper", "paper_spread"]], "left", keys)
+    return found.assign(difference=found["value"] - found["paper"])
 
 
 def readable(results: pd.DataFrame) -> pd.DataFrame:
@@ -119,12 +113,12 @@ def readable(results: pd.DataFrame) -> pd.DataFrame:
     return table[[c for c in table if (table[c] != NONE).any() or c in kept]]
 
 
-def differing_settings(runs: Mapping[str, CachedRun]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Find the settings that differ from the paper's.
+def differing_settings(runs: Mapping[str, CachedRun]) -> dict[str, pd.DataFrame]:
+    """Find the settings that differ from the paper's, in all runs and in some runs.
 
     Returns:
-        The settings in which all runs differ, and those in which some do: columns ``setting``,
-        ``here``, ``paper`` and, in the second table, ``method``.
+        Tables by caption; their columns are ``setting``, ``here``, ``paper`` and, in the second
+        table, which exists if it has a row, ``method``.
     """
     rows = []
     for name, run in runs.items():
@@ -137,12 +131,16 @@ def differing_settings(runs: Mapping[str, CachedRun]) -> tuple[pd.DataFrame, pd.
             if here.get(setting) != there.get(setting):
                 values = (json.dumps(each.get(setting)) for each in (here, there))
                 rows.append((name, setting, *values))
-    table = pd.DataFrame(rows, columns=["method", "setting", "here", "paper"])
-    each = ["setting", "here", "paper"]
-    grouped = table.groupby(each, sort=False)["method"].agg([", ".join, "count"]).reset_index()
-    common = grouped["count"] == len(runs)
-    some = grouped[~common].rename(columns={"join": "method"})
-    return grouped.loc[common, each], some[[*each, "method"]]
+    columns = ["setting", "here", "paper"]
+    table = pd.DataFrame(rows, columns=["method", *columns])
+    grouped = table.groupby(columns, sort=False)["method"].agg([", ".join, "count"]).reset_index()
+    grouped = grouped.rename(columns={"join": "method"})
+    in_all = grouped["count"] == len(runs)
+    text = "Settings that differ from the paper's in"
+    found = {f"{text} all methods": grouped.loc[in_all, columns]}
+    if not in_all.all():
+        found[f"{text} some methods"] = grouped.loc[~in_all, [*columns, "method"]]
+    return found
 
 
 def _target(number: int) -> Target:
@@ -151,13 +149,8 @@ def _target(number: int) -> Target:
 
     def make(runs: Runs) -> Content:
         results = results_table(number, stage_dims, runs)
-        common, some = differing_settings({method: each[0] for method, each in runs.items()})
-        tables = {
-            TITLES[number]: readable(results),
-            "Settings that differ from the paper's in all methods": common,
-        }
-        if len(some):
-            tables["Settings that differ from the paper's in some methods"] = some
+        settings = differing_settings({method: each[0] for method, each in runs.items()})
+        tables = {TITLES[number]: readable(results), **settings}
         return Content(tables, data=results, notes=_notes(results, runs))
 
     return Target(TITLES[number], needs_of(cells), make, seeds=True)

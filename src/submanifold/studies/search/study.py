@@ -4,10 +4,12 @@ A trial is a `kedro run` with its own parameters. The whole state of a study is 
 database, so that several processes can work on it, and a killed one can be replaced.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from submanifold.pipelines import study as pipeline
 from submanifold.pipelines.study.nodes import open_study, trials_of
 from submanifold.runs.tracking import Observer, Pruned, observed
 from submanifold.studies.experiments import CachedRun
-from submanifold.studies.search.spaces import Search
+from submanifold.studies.search.spaces import read_space
 from submanifold.training.rotation import RotationSettings
 from submanifold.training.trainer import Row
 
@@ -55,29 +57,61 @@ Objectives = tuple[float, float]
 """Bits per dimension, and mean squared error."""
 
 
+@dataclass
 class Study:
-    """A study, opened by one process."""
+    """A study, opened by one process.
 
-    def __init__(self, search: Search):
-        self.search = search
-        self.results = search.base.changed("study", search.name)
+    Attributes:
+        name: Name of the study.
+        spaces: Search space of each parameter, as on the command line.
+        params: Nested runtime parameters of all trials.
+        project: Folder of the Kedro project.
+        env: Kedro environment.
+        trials: Total number of trials, including those of earlier calls.
+        sampler: One of :data:`SAMPLERS`.
+        prune: Whether dominated trainings end early (:func:`is_dominated`).
+    """
+
+    name: str
+    spaces: Mapping[str, str]
+    params: Mapping[str, Any]
+    project: Path
+    env: str | None = None
+    trials: int = 20
+    sampler: str = "tpe"
+    prune: bool = True
+
+    def __post_init__(self) -> None:
+        self.space = {name: read_space(name, text) for name, text in self.spaces.items()}
+        self.base = CachedRun(self.name, self.params, self.project, self.env)
+        self.results = self.base.changed("study", self.name)
         path = self.results.load("study_trials")
-        self.folder, self.space = path.parent, search.distributions
-        self.optuna = open_study(path, search.name)
+        self.folder = path.parent
+        self.optuna = open_study(path, self.name)
+
+    def experiment(self, chosen: Mapping[str, Any]) -> CachedRun:
+        """The experiment of a trial."""
+        run = self.base
+        for name, value in chosen.items():
+            is_list = isinstance(value, str) and value.startswith("[")
+            run = run.changed(name, json.loads(value) if is_list else value)
+        return run
 
     def store_search(self) -> None:
-        """Store the search and the experiment in the study.
+        """Validate and store the search and the experiment in a new study.
 
         Raises:
-            UserError: The study was created with another search or experiment.
+            UserError: All of some random combinations are invalid, or the study was created with
+                another search or experiment.
         """
-        base = self.search.base
-        excluded = tuple(f"{name}." for name in (*self.search.spaces, *NOT_SETTINGS))
-        settings = {name: value for name, value in flatten(base.settings.parameters()).items()
+        if "search" not in self.optuna.user_attrs:
+            self._check()
+        excluded = tuple(f"{name}." for name in (*self.spaces, *NOT_SETTINGS))
+        settings = {name: value for name, value in flatten(self.base.settings.parameters()).items()
                     if not f"{name}.".startswith(excluded)}  # fmt: skip
-        settings["data"] = base.configuration.artifact_keys["data"]
-        given = {"search": dict(self.search.spaces), "base": settings}
-        with locked(self.folder, self.search.name):
+        settings["data"] = self.base.configuration.artifact_keys["data"]
+        given = {"search": dict(self.spaces), "base": settings}
+        with locked(self.folder, self.name):
             stored = self.optuna.user_attrs
             for name in given.keys() - stored.keys():
                 self.optuna.set_user_attr(name, given[name])
@@ -90,24 +124,18 @@ class Study:
             ]
             if differences:
                 raise UserError(
-                    f"study={self.search.name}: expected {'; '.join(differences[:3])}. Use the "
-                    "settings of the study, or another name with --study."
+                    f"study={self.name}: expected {'; '.join(differences[:3])}. Use the settings "
+                    "of the study, or another name with --study."
                 )
 
-    def check(self) -> None:
-        """Validate random combinations of a new study; some may be invalid, with a warning.
-
-        Raises:
-            UserError: All of them are invalid.
-        """
-        if "search" in self.optuna.user_attrs:
-            return
+    def _check(self) -> None:
+        """Validate random combinations; some may be invalid, with a warning."""
         trials = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         drawn = [trials.ask(self.space).params for _ in range(CHECKED)]
         errors = [
             f"{format_params(chosen)}: {error}"
             for chosen in drawn
-            if (error := self.search.experiment(chosen).error)
+            if (error := self.experiment(chosen).error)
         ]
         if len(errors) == CHECKED:
             raise UserError(f"Search space: expected valid combinations, got none: {errors[0]}")
@@ -121,7 +149,7 @@ class Study:
     def is_finished(self) -> bool:
         """Whether all trials have ended."""
         trials = trials_of(self.optuna)
-        return len(trials) >= self.search.trials and all(t.state.is_finished() for t in trials)
+        return len(trials) >= self.trials and all(trial.state.is_finished() for trial in trials)
 
     def work(self) -> None:
         """Run trials until the study is finished.
@@ -139,8 +167,8 @@ class Study:
             self._write_page()
             if failures == MOST_FAILURES:
                 raise UserError(
-                    f"study={self.search.name}: {failures} trials in a row have failed. Give the "
-                    "command again to continue."
+                    f"study={self.name}: {failures} trials in a row have failed. Give the command "
+                    "again to continue."
                 )
 
     @contextmanager
@@ -150,16 +178,16 @@ class Study:
         A trial that is running but not locked has lost its process, and is repeated.
         """
         trial, resources = None, ExitStack()
-        with locked(self.folder, self.search.name):
+        with locked(self.folder, self.name):
             for each in trials_of(self.optuna):
                 if each.state == TrialState.RUNNING and not is_locked(self._lock_of(each)):
                     self._repeat(each, each.user_attrs.get("lives", ATTEMPTS) - 1)
             trials = trials_of(self.optuna)
             waiting = any(each.state == TrialState.WAITING for each in trials)
-            if waiting or len(trials) < self.search.trials:
+            if waiting or len(trials) < self.trials:
                 # a new seed for each trial, or two processes would sample the same parameters
                 seed = self.results.settings.seed + len(self.optuna.get_trials(deepcopy=False))
-                self.optuna.sampler = SAMPLERS[self.search.sampler](seed=seed % 2**32)
+                self.optuna.sampler = SAMPLERS[self.sampler](seed=seed % 2**32)
                 trial = self.optuna.ask(self.space)
                 resources.callback(self._lock_of(trial).rmdir)
                 resources.enter_context(locked(self._lock_of(trial), f"trial {trial.number}"))
@@ -180,41 +208,41 @@ class Study:
 
     def _run(self, trial: optuna.Trial) -> bool:
         """Run a trial. Return False on failure; invalid parameters count as success."""
-        run = self.search.experiment(trial.params)
-        if run.error is not None:
-            self._end(trial, TrialState.FAIL, run.error)
-            return True
-        tags = {"submanifold.study": self.search.name, "submanifold.trial": str(trial.number)}
-        on_run = partial(trial.set_user_attr, "run")
-        try:
-            with observed(Observer(tags, on_run, partial(self._prune, run, {}))):
-                run.run()
-            self.optuna.tell(trial, measure(trial, run))
-        except Pruned as reason:
-            self._end(trial, TrialState.PRUNED, str(reason))
-        except (SystemExit, KeyboardInterrupt):
-            with locked(self.folder, self.search.name):
-                self._repeat(trial, trial.user_attrs.get("lives", ATTEMPTS))
-            raise
-        except Exception as error:
-            is_defect = not isinstance(error, ClickException | UserError)
-            if is_defect:
+        run, state, is_success = self.experiment(trial.params), TrialState.FAIL, True
+        reason = run.error
+        if reason is None:
+            try:
+                self._train(trial, run)
+                return True
+            except Pruned as pruned:
+                state, reason = TrialState.PRUNED, str(pruned)
+            except (SystemExit, KeyboardInterrupt):
+                with locked(self.folder, self.name):
+                    self._repeat(trial, trial.user_attrs.get("lives", ATTEMPTS))
+                raise
+            except (ClickException, UserError) as error:
+                is_success, reason = False, str(error)
+            except Exception as error:
                 log.exception("Trial %d", trial.number)
-            name = f"{type(error).__name__}: " if is_defect else ""
-            self._end(trial, TrialState.FAIL, f"{name}{error}")
-            return False
-        return True
-
-    def _end(self, trial: optuna.Trial, state: TrialState, reason: str) -> None:
+                is_success, reason = False, f"{type(error).__name__}: {error}"
         trial.set_user_attr("why", reason)
         self.optuna.tell(trial, state=state)
+        return is_success
+
+    def _train(self, trial: optuna.Trial, run: CachedRun) -> None:
+        """Run the experiment of a trial, and store its objectives."""
+        tags = {"submanifold.study": self.name, "submanifold.trial": str(trial.number)}
+        on_run = partial(trial.set_user_attr, "run")
+        with observed(Observer(tags, on_run, partial(self._prune, run, {}))):
+            run.run()
+        self.optuna.tell(trial, measure(trial, run))
 
     def _prune(
         self, run: CachedRun, seen: dict[str, list[Objectives]], phase: str, step: int, row: Row
     ) -> None:
         """Raise :class:`Pruned` if validation shows that a training is dominated."""
         settings = _comparable(run).get(phase)
-        if not self.search.prune or settings is None or "valid.bits_per_dim" not in row:
+        if not self.prune or settings is None or "valid.bits_per_dim" not in row:
             return
         so_far = seen.setdefault(phase, [])
         so_far.append((row["valid.bits_per_dim"], row["valid.mse"]))
@@ -233,8 +261,8 @@ class Study:
 
     def _write_page(self) -> None:
         catalog = self.results.catalog
-        catalog["params:study"] = self.search.name
-        with locked(self.folder, self.search.name):
+        catalog["params:study"] = self.name
+        with locked(self.folder, self.name):
             SequentialRunner().run(pipeline.create_pipeline(), catalog)
 
 
@@ -265,13 +293,12 @@ def _comparable(run: CachedRun) -> dict[str, Any]:
 
 def measure(trial: optuna.Trial, run: CachedRun) -> Objectives:
     """Measure the objectives on validation data; store validations and test metrics."""
-    comparable = _comparable(run)
     validations = {
-        history["name"]: {
-            row["step"]: [row["bits_per_dim"], row["mse"]] for row in history["valid"]
+        name: {
+            row["step"]: [row["bits_per_dim"], row["mse"]]
+            for row in run.load(f"{name}.history")["valid"]
         }
-        for history in run.histories()
-        if history["name"] in comparable
+        for name in _comparable(run)
     }
     trial.set_user_attr("validations", validations)
     metrics = run.load("metrics")

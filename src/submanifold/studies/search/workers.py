@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from submanifold.common.errors import UserError
 from submanifold.common.processes import terminate_with_parent
 from submanifold.config.schema import flatten
 from submanifold.pipelines.study.nodes import DIED, trials_of
-from submanifold.studies.search.spaces import Search, read_spaces
+from submanifold.studies.search.spaces import read_spaces
 from submanifold.studies.search.study import POLL, Study, format_params
 
 log = logging.getLogger(__name__)
@@ -42,17 +43,8 @@ def search(
     """Run the missing trials of a study in worker processes, and write the page of all trials.
 
     The workers share the processor's threads. The trial of a worker that dies is repeated by
-    another one, or when the function is called again.
-
-    Args:
-        name: Name of the study.
-        spaces: Search spaces (:func:`~submanifold.studies.search.spaces.read_spaces`).
-        params: Nested runtime parameters of all trials.
-        project: Folder of the Kedro project.
-        env: Kedro environment.
-        workers: Number of worker processes.
-        **options: ``trials``, ``sampler`` and ``prune`` of
-            :class:`~submanifold.studies.search.spaces.Search`.
+    another one, or when the function is called again. The arguments are those of
+    :class:`~submanifold.studies.search.study.Study`, with spaces ``<parameter>=<space>``.
 
     Returns:
         Path of the page.
@@ -61,23 +53,22 @@ def search(
         UserError: The arguments are invalid or not those of the study, no trial is complete, or
             all workers ended early.
     """
-    what = Search(name, read_spaces(spaces), params, project, env, **options)
-    if twice := what.spaces.keys() & flatten(params).keys():
+    read = read_spaces(spaces)
+    if twice := read.keys() & flatten(params).keys():
         raise UserError(f"{twice.pop()}: expected a search space or --params, got both.")
-    study = Study(what)
-    study.check()
+    study = Study(name, read, params, project, env, **options)
     study.store_search()
     with study.results.session() as session:
         session.load_context()  # creates the MLflow experiment before the workers start
-        died = _supervise(study, workers)
-        trials = trials_of(study.optuna)
-        if not any(trial.state == TrialState.COMPLETE for trial in trials):
-            reasons = [trial.user_attrs["why"] for trial in trials if "why" in trial.user_attrs]
-            raise UserError(
-                f"study={name}: expected a complete trial, got none"
-                f"{f'; the last error: {reasons[-1]}' if reasons else '.'}"
-                + (f" The logs of the workers are in {study.folder}." if died else "")
-            )
+        if not study.is_finished:
+            _supervise(study, workers)
+    trials = trials_of(study.optuna)
+    if not any(trial.state == TrialState.COMPLETE for trial in trials):
+        reasons = [trial.user_attrs["why"] for trial in trials if "why" in trial.user_attrs]
+        raise UserError(
+            f"study={name}: expected a complete trial, got none; the last error: "
+            f"{reasons[-1] if reasons else DIED}. The logs of the workers are in {study.folder}."
+        )
     with study.results.session() as session:
         session.run(pipeline_names=["study"])
     if not study.is_finished:
@@ -88,74 +79,61 @@ def search(
     return project / "data/08_reporting/sweeps" / f"{name}.html"
 
 
-def _supervise(study: Study, count: int) -> bool:
-    """Run workers, and log ended trials. Return whether any worker died."""
+def _supervise(study: Study, count: int) -> None:
+    """Run workers until they end, and log trials that end; stop the workers on an interrupt."""
     logged = {trial.number for trial in trials_of(study.optuna) if trial.state.is_finished()}
-    count = 0 if study.is_finished else count
-    workers = [_Worker(study, number, count) for number in range(count)]
-    running, died = workers, False
-    handler = _on_term(_exit)
+    workers = [_start_worker(study, number, count) for number in range(count)]
+    running = list(workers)
+    handler = signal.signal(signal.SIGTERM, _exit)
     try:
         while running:
             time.sleep(POLL)
-            ended = [worker for worker in running if worker.process.poll() is not None]
-            running = [worker for worker in running if worker not in ended]
+            ended = [worker for worker in running if worker.poll() is not None]
             for trial in trials_of(study.optuna):
                 if trial.state.is_finished() and trial.number not in logged:
                     logged.add(trial.number)
-                    log.info("%s", _summary(trial, len(logged), study.search.trials))
+                    log.info("%s", _summary(trial, len(logged), study.trials))
             for worker in ended:
-                if code := worker.process.returncode:
-                    died = True
+                running.remove(worker)
+                if worker.returncode:
                     log.warning(
-                        "A worker ended with exit code %d (log: %s); %d of %d workers are running",
-                        code, worker.log, len(running), count,
+                        "A worker ended with exit code %d (logs: %s); %d of %d workers are running",
+                        worker.returncode, study.folder, len(running), count,
                     )  # fmt: skip
     finally:
         if running:
             log.info("Stopping. Give the command again to continue")
         for worker in running:
-            worker.process.terminate()
-        for worker in workers:
-            worker.end()
-        _on_term(handler)
-    return died
+            worker.terminate()
+        for worker in running:
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(PATIENCE)
+            worker.kill()
+        signal.signal(signal.SIGTERM, handler)
 
 
-class _Worker:
-    """A worker process with its own log file."""
-
-    def __init__(self, study: Study, number: int, count: int):
-        self.log = study.folder / f"worker-{os.getpid()}-{number + 1}.log"
-        threads = str(max(1, torch.get_num_threads() // count))
-        path = os.pathsep.join(filter(None, sys.path))
-        search = json.dumps({**vars(study.search), "project": str(study.search.project)})
-        with open(self.log, "wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name, search, str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C interrupts the supervisor only
-                env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path},
-            )  # fmt: skip
-
-    def end(self) -> None:
-        """Wait for the process to end; kill it after :data:`PATIENCE` seconds."""
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+def _start_worker(study: Study, number: int, count: int) -> subprocess.Popen[bytes]:
+    """Start a worker process with its own log file."""
+    threads = max(1, torch.get_num_threads() // count)
+    path = os.pathsep.join(filter(None, sys.path))
+    with open(study.folder / f"worker-{os.getpid()}-{number + 1}.log", "wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", __spec__.name, json.dumps(asdict(study), default=str),
+             str(os.getpid())],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C interrupts the supervisor only
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path},
+        )  # fmt: skip
 
 
-def _work(search: str, parent: int) -> None:
+def _work(settings: dict[str, Any], parent: int) -> None:
     """Work on a study: the main function of a worker."""
-    _on_term(_exit)
+    signal.signal(signal.SIGTERM, _exit)
     terminate_with_parent(parent)
-    settings = json.loads(search)
-    project = Path(settings.pop("project"))
-    bootstrap_project(project)
+    settings["project"] = Path(settings["project"])
+    bootstrap_project(settings["project"])
     try:
-        Study(Search(**settings, project=project)).work()
+        Study(**settings).work()
     except (UserError, ClickException) as error:
         log.error("%s", error)
         raise SystemExit(1) from error
@@ -163,13 +141,6 @@ def _work(search: str, parent: int) -> None:
 
 def _exit(number: int, frame: Any) -> None:
     raise SystemExit(128 + number)
-
-
-def _on_term(handler: Any) -> Any:
-    """Set the handler of SIGTERM, and return the previous one; only in the main thread."""
-    if threading.current_thread() is threading.main_thread():
-        return signal.signal(signal.SIGTERM, handler)
-    return None
 
 
 def _summary(trial: FrozenTrial, number: int, count: int) -> str:
@@ -181,4 +152,4 @@ def _summary(trial: FrozenTrial, number: int, count: int) -> str:
 
 
 if __name__ == "__main__":
-    _work(sys.argv[1], int(sys.argv[2]))
+    _work(json.loads(sys.argv[1]), int(sys.argv[2]))
