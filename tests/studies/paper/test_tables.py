@@ -107,8 +107,7 @@ def test_settings_that_differ_from_the_papers_are_found():
         for name in ("PR-D", "H-MM")
     }
     runs["PR-D"] = runs["PR-D"].changed("phase_1.reconstruction.delta", 0.7)
-    common, some = differing_settings(runs)
-    common, some = common.set_index("setting"), some.set_index("setting")
+    common, some = (each.set_index("setting") for each in differing_settings(runs).values())
     assert tuple(common.loc["stage_1.flow.steps"]) == ("[8, 4, 2]", "32")
     assert tuple(common.loc["stage_1.training.learning_rate"]) == ("0.01", "1e-05")
     assert tuple(some.loc["stage_2.flow.hidden"]) == ("512", "null", "H-MM")

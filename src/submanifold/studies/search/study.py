@@ -110,23 +110,22 @@ class Study:
         settings = {name: value for name, value in flatten(self.base.settings.parameters()).items()
                     if not f"{name}.".startswith(excluded)}  # fmt: skip
         settings["data"] = self.base.configuration.artifact_keys["data"]
-        given = {"search": dict(self.spaces), "base": settings}
+        given = {"base": settings, "search": dict(self.spaces)}
         with locked(self.folder, self.name):
             stored = self.optuna.user_attrs
-            for name in given.keys() - stored.keys():
-                self.optuna.set_user_attr(name, given[name])
-        for name, after in given.items():
-            before = stored.get(name, after)
-            differences = [
-                f"{key}={before.get(key)}, got {after.get(key)}"
-                for key in {**before, **after}
-                if before.get(key) != after.get(key)
-            ]
-            if differences:
-                raise UserError(
-                    f"study={self.name}: expected {'; '.join(differences[:3])}. Use the settings "
-                    "of the study, or another name with --study."
-                )
+            if "search" not in stored:
+                stored = given
+                for name, values in given.items():
+                    self.optuna.set_user_attr(name, values)
+        before, after = ({**each["base"], **each["search"]} for each in (stored, given))
+        differences = [f"{name}={before.get(name)}, got {after.get(name)}"
+                       for name in {**before, **after}
+                       if before.get(name) != after.get(name)]  # fmt: skip
+        if differences:
+            raise UserError(
+                f"study={self.name}: expected {'; '.join(differences[:3])}. Use the settings of "
+                "the study, or another name with --study."
+            )
 
     def _check(self) -> None:
         """Validate random combinations; some may be invalid, with a warning."""
