@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 
 from submanifold.common.files import atomic_write
@@ -64,6 +66,11 @@ class Target:
     def has_record(self, project: Path) -> bool:
         """Whether there are recorded results."""
         return self.record is not None and (project / self.record).is_file()
+
+
+def read_page(name: str) -> dict[str, Any]:
+    """Read ``<name>.yml`` in this package: settings, columns and notes of a page."""
+    return yaml.safe_load((files(__package__) / f"{name}.yml").read_text(encoding="utf-8"))
 
 
 def write(name: str, title: str, content: Content, folder: Path) -> Path:

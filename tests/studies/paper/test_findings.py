@@ -24,7 +24,7 @@ def runs(**by_method):
 
 
 def compare(one, other, metric="bits_per_dim", expected="less"):
-    return findings.compare(runs(A=one, B=other), "claim", metric, "A", "B", expected)
+    return findings.compare(runs(A=one, B=other), "claim", metric, "A", expected, "B")
 
 
 @pytest.mark.parametrize(("one", "other", "less", "equal"), [
@@ -54,7 +54,7 @@ def test_the_difference_is_shown_with_its_interval_and_number_of_seeds():
 def test_a_value_without_an_interval_is_not_decidable():
     few = runs(A=[1.0], B=[2.0])
     few["A"][0].load("metrics")["bits_per_dim"].update(low=None, high=None)
-    found = findings.compare(few, "claim", "bits_per_dim", "A", "B", "less")
+    found = findings.compare(few, "claim", "bits_per_dim", "A", "less", "B")
     assert (found.found, found.verdict) == ("-1.000 BPD", OPEN)
 
 

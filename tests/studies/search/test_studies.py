@@ -224,14 +224,12 @@ DIM = "stage_1.dim=4..24"
 @pytest.mark.parametrize(("arguments", "text"), [
     (("--study=new", "stage_1.delt=4..24"), "stage_1.delt is not a setting; known: flow"),
     (("--study=new", "stage_1.dim=193..199"), "expected valid combinations, got none: st"),
-    (("--study=new", "stage_1.dim=24..4"), "got 24..4. The `low` value must be smaller"),
     (("--study=new", "stage_1.dim"), "stage_1.dim: expected <parameter>=<space>"),
     (("--study=new", DIM, DIM), "stage_1.dim: expected one search space, got two"),
     (("--study=a/b", DIM), "study=a/b"),
     (("--study=new", DIM, "--params=stage_1.dim=9"), "expected a search space or --params"),
     (("--study=new", DIM, "--params=method=H-XX"), "got H-XX"),
     ((DIM, "--params=method=PR-D"), "--study=<name>"),
-    (("stage_1.dim", "4", "--workers=2"), "--study=<name>"),
     (("stage_1.dim",), "Missing argument 'VALUES...'"),
 ])  # fmt: skip
 def test_mistakes_are_reported_before_anything_is_trained(project, monkeypatch, arguments, text):
@@ -266,18 +264,17 @@ def test_invalid_spaces_are_rejected_with_the_reason(text, reason):
         read_space("stage_1.dim", text)
 
 
-def test_search_spaces_become_optuna_distributions():
-    for text, space in {
-        "50..500": IntDistribution(50, 500),
-        "log:1..64": IntDistribution(1, 64, log=True),
-        "0.1..5": FloatDistribution(0.1, 5),
-        "-1..1.0": FloatDistribution(-1, 1),
-        "log:1e-4..1e-2": FloatDistribution(1e-4, 1e-2, log=True),
-        "PR-D, EE-M": CategoricalDistribution(["PR-D", "EE-M"]),
-        "null,3,0.5,true": CategoricalDistribution([None, 3, 0.5, True]),
-        "[8, 4],[4]": CategoricalDistribution(["[8, 4]", "[4]"]),
-    }.items():
-        assert read_space("name", text) == space
+@pytest.mark.parametrize(("text", "space"), [
+    ("50..500", IntDistribution(50, 500)),
+    ("log:1..64", IntDistribution(1, 64, log=True)),
+    ("-1..1.0", FloatDistribution(-1, 1)),
+    ("log:1e-4..1e-2", FloatDistribution(1e-4, 1e-2, log=True)),
+    ("PR-D, EE-M", CategoricalDistribution(["PR-D", "EE-M"])),
+    ("null,3,0.5,true", CategoricalDistribution([None, 3, 0.5, True])),
+    ("[8, 4],[4]", CategoricalDistribution(["[8, 4]", "[4]"])),
+])  # fmt: skip
+def test_search_spaces_become_optuna_distributions(text, space):
+    assert read_space("name", text) == space
 
 
 def test_a_list_is_passed_to_the_experiment_as_a_list(study):

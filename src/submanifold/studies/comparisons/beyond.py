@@ -15,11 +15,11 @@ from submanifold.plots.paper import sample_panels
 from submanifold.studies.comparisons import measures, pca_flow, results
 from submanifold.studies.comparisons.measures import Measured
 from submanifold.studies.experiments import CachedRun
-from submanifold.studies.pages import Content, Need, Runs, Target
+from submanifold.studies.pages import Content, Need, Runs, Target, read_page
 from submanifold.studies.seeds import over_seeds
 
 RECORD = "docs/beyond.csv"
-PAGE = results.read_page("beyond")
+PAGE = read_page("comparisons/beyond")
 CONFIGS: dict[str, str] = PAGE["configs"]
 DIMS, MAIN_DIM = (100, 500, 1000), 500
 OURS = "nested-then-flow"

@@ -13,11 +13,11 @@ from submanifold.plots.comparisons import auroc_dots
 from submanifold.studies.comparisons import results
 from submanifold.studies.comparisons.measures import Measured
 from submanifold.studies.experiments import CachedRun
-from submanifold.studies.pages import Changes, Content, Need, Runs, Target
+from submanifold.studies.pages import Changes, Content, Need, Runs, Target, read_page
 from submanifold.studies.seeds import INTERVAL, count_seeds, over_seeds
 
 RECORD = "docs/ood.csv"
-PAGE = results.read_page("ood")
+PAGE = read_page("comparisons/ood")
 PAIRS: dict[str, dict[str, Any]] = PAGE["pairs"]
 """Normal and out-of-distribution images: the file in conf/runs whose model is used, the value of
 the parameter ``ood``, and the AUROC to reach, if it is not that of linear scores."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from submanifold.common.device import choose_device
 from submanifold.data.batches import Batches
-from submanifold.data.groups import groups_of
+from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event, to_bits_per_dim

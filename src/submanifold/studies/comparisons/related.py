@@ -1,6 +1,7 @@
 """Related systems under one trainer: which of them find the manifold, and which the density."""
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import lt
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -13,10 +14,10 @@ from submanifold.studies.comparisons.measures import Measured
 from submanifold.studies.comparisons.pca_flow import measure_pca_flow
 from submanifold.studies.comparisons.results import value
 from submanifold.studies.experiments import CachedRun
-from submanifold.studies.pages import Changes, Content, Need, Runs, Target
+from submanifold.studies.pages import Changes, Content, Need, Runs, Target, read_page
 
 RECORD = "docs/related.csv"
-PAGE = results.read_page("related")
+PAGE = read_page("comparisons/related")
 OURS, OURS_THEN_FLOW, PCA_FLOW = "nested (ours)", "nested, then a flow (ours)", "PCA, then a flow"
 
 
@@ -211,13 +212,10 @@ def _summary(
 
 def _dominated(data: str, rows: Mapping[str, Measured], axes: Sequence[str]) -> list[str]:
     """Note which of our systems are on the frontier of density and manifold, or what beats them."""
-
-    def is_better(a: Measured, b: Measured) -> bool:
-        pairs = [(value(a, axis), value(b, axis)) for axis in axes]
-        return all(x is not None and y is not None and x < y for x, y in pairs)
-
-    ours = [name for name in (OURS, OURS_THEN_FLOW) if name in rows]
-    better = {name: [other for other, row in rows.items() if is_better(row, rows[name])]
+    points = {name: [value(row, axis) for axis in axes] for name, row in rows.items()}
+    points = {name: point for name, point in points.items() if None not in point}
+    ours = [name for name in (OURS, OURS_THEN_FLOW) if name in points]
+    better = {name: [other for other, point in points.items() if all(map(lt, point, points[name]))]
               for name in ours}  # fmt: skip
     unbeaten = [name for name in ours if not better[name]]
     if not ours or unbeaten:

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from submanifold.evaluation.metrics import NONE, format_interval
 from submanifold.studies.comparisons.measures import Measured
@@ -128,11 +127,6 @@ def notes_on_rows(data: pd.DataFrame, wanted: Iterable[tuple[str, str]], record:
     if count := data.attrs["recorded"]:
         notes.append(f"{count} rows of the data were measured before, and are read from {record}.")
     return notes
-
-
-def read_page(name: str) -> dict[str, Any]:
-    """Read ``<name>.yml``: systems, settings, columns and notes of a page."""
-    return yaml.safe_load((files(__package__) / f"{name}.yml").read_text(encoding="utf-8"))
 
 
 def published(page: str) -> dict[str, pd.DataFrame]:

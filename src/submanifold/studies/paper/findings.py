@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.resources import files
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -14,7 +13,7 @@ from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA
 from submanifold.evaluation.intervals import Interval, mean_interval, plus_minus
 from submanifold.evaluation.metrics import METRICS, is_missing
-from submanifold.studies.pages import Content, Runs, Target
+from submanifold.studies.pages import Content, Runs, Target, read_page
 from submanifold.studies.paper.figures import BY_DELTA, DIM_100, by_delta
 from submanifold.studies.paper.tables import control_cells, needs_of, paper_cells
 from submanifold.studies.seeds import interval_over_seeds
@@ -46,30 +45,18 @@ class Finding(NamedTuple):
 
 def check_findings(runs: Runs) -> Content:
     """Check every claim of the paper; the table has one row for each comparison."""
-    with (files(__package__) / "claims.csv").open(encoding="utf-8") as file:
-        claims: list[Any] = pd.read_csv(file).to_dict("records")
+    page = read_page("paper/findings")
     table = pd.DataFrame([
-        *(compare(runs, **claim) for claim in claims),
+        *(compare(runs, claim, *pair) for claim, pairs in page["claims"].items() for pair in pairs),
         *smaller_delta_loses_outliers(runs),
         end_to_end_is_unstable(runs),
     ])  # fmt: skip
-    intervals = "Intervals are over test images, and ignore the variation between seeds."
-    if max(map(len, runs.values())) > 1:
-        intervals = (
-            "With three or more seeds the 95% interval of a difference is that of its mean over "
-            "seeds (Student's t; the same seeds and test images on both sides). With fewer, only "
-            "the first seed is used, with the two intervals over test images combined as if "
-            "independent; this interval is too wide and ignores the variation between seeds."
-        )
-    verdicts = (
-        f"A claim '{HOLDS}' if the interval lies on its side of zero, '{FAILS}' if it lies on the "
-        f"other, and is '{OPEN}' if the interval includes zero. Likelihoods within {MATCH} bits "
-        "per dimension count as equal."
-    )
-    return Content({"The paper's findings": table}, data=table, notes=[intervals, verdicts])
+    intervals = page["several_seeds" if max(map(len, runs.values())) > 1 else "one_seed"]
+    notes = [intervals, page["verdicts"]]
+    return Content({"The paper's findings": table}, data=table, notes=notes)
 
 
-def compare(runs: Runs, claim: str, metric: str, first: str, second: str, expected: str) -> Finding:
+def compare(runs: Runs, claim: str, metric: str, first: str, expected: str, second: str) -> Finding:
     """Judge the difference of a metric between the methods ``first`` and ``second``."""
     dataset = BEDROOMS if first.endswith(BEDROOMS) else ""
     comparison = f"{first.removesuffix(dataset)} against {second}"
