@@ -250,10 +250,10 @@ def test_studies_without_optuna_name_the_extra_to_install(project, monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "reason"), [
-    ("8..4", "smaller than or equal"),
+    ("8..4", "low"),
     ("4..many", "could not convert string to float"),
     ("0..inf", "finite"),
-    ("log:0..9", "larger than"),
+    ("log:0..9", "low"),
     ("log:4,8", "neither a range nor a list"),
     ("{a: 1},4", "neither a range nor a list"),
     ("[4,8]", "a single value"),
