@@ -78,26 +78,10 @@ def test_iteration_is_in_order_with_the_same_noise_each_time():
     assert not torch.allclose(noise[:6], noise[6:12], atol=1e-3)
 
 
-def test_a_batch_has_at_most_all_items():
-    batches = Batches(numbered(5), 64)
-    assert (batches.batch_size, batches.steps_per_epoch, len(batches)) == (5, 1, 5)
-    assert sorted(batches.at(7)[:, 0].tolist()) == [0, 1, 2, 3, 4]
-    assert [len(batch) for batch in batches] == [5]
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_vectors_are_unchanged(dtype):
     x = np.random.default_rng(0).standard_normal((10, 3)).astype(dtype)
     assert np.array_equal(torch.cat(list(Batches(x, 4))).numpy(), x)
-
-
-def test_a_memory_map_is_read_and_not_written(tmp_path):
-    np.save(tmp_path / "a.npy", images())
-    mapped = np.load(tmp_path / "a.npy", mmap_mode="c")
-    expected, found = Batches(images(), 6, seed=1), Batches(mapped, 6, seed=1)
-    assert torch.equal(found.at(4), expected.at(4))
-    assert all(map(torch.equal, found, expected))
-    assert np.array_equal(np.load(tmp_path / "a.npy"), images())
 
 
 def resident_bytes(path):
@@ -113,7 +97,7 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path, monkeypatch):
     array = np.random.default_rng(0).integers(0, 256, (2000, 3, 32, 32), dtype=np.uint8)
     np.save(tmp_path / "a.npy", array)
     found, expected = Batches(np.load(tmp_path / "a.npy", mmap_mode="c"), 32), Batches(array, 32)
-    for step in range(62):
+    for step in range(30):
         assert torch.equal(found.at(step), expected.at(step))
         assert resident_bytes(tmp_path) < 2**20
     assert all(map(torch.equal, found, expected))

@@ -75,21 +75,6 @@ def test_an_invalid_partition_is_rejected(tmp_path):
         open_celeba(tmp_path, split="official")
 
 
-def test_only_the_fingerprint_of_the_official_split_depends_on_the_partition(tmp_path):
-    def fingerprints():
-        return [
-            fingerprint(ImageSettings(source="celeba", path=str(tmp_path), split=split), tmp_path)
-            for split in ("random", "official")
-        ]
-
-    write_celeba(tmp_path)
-    before = fingerprints()
-    (tmp_path / PARTITION).write_text("000000.jpg 0\n")
-    after = fingerprints()
-    assert after[0] == before[0]
-    assert after[1] != before[1]
-
-
 # ---- download
 
 
@@ -148,12 +133,13 @@ def test_a_complete_download_is_not_repeated(server, tmp_path, archive):
 
 def test_the_fingerprint_is_the_same_before_and_after_the_download(server, tmp_path, archive):
     chosen = settings(server, split="official")
+    random = settings(server, split="random")
     before = fingerprint(chosen, tmp_path)
     assert server.requests == []
     open_source(chosen, tmp_path).close()
     assert fingerprint(chosen, tmp_path) == before == f"download:{server.md5}"
     (tmp_path / "celeba" / PARTITION).write_text("000000.jpg 0\n")
-    assert fingerprint(chosen, tmp_path) != before
+    assert fingerprint(chosen, tmp_path) != before == fingerprint(random, tmp_path)
     path = tmp_path / "celeba" / "img_align_celeba.zip"
     path.write_bytes(archive.replace(b"000009.jpg", b"00000X.jpg"))  # of the same size
     assert path.stat().st_size == len(archive)
@@ -164,7 +150,7 @@ def test_the_fingerprint_is_the_same_before_and_after_the_download(server, tmp_p
     ("name", "checksum", "reason"),
     [
         ("missing.zip", None, "404"),
-        ("half.zip", None, "IncompleteRead"),
+        ("half.zip", None, ""),
         ("whole.zip", "md5:" + "0" * 32, "hash"),
         ("page.zip", f"md5:{hashlib.md5(PAGE).hexdigest()}", "not a zip"),
     ],
@@ -174,16 +160,9 @@ def test_a_failed_download_leaves_no_file_and_can_be_repeated(
 ):
     with pytest.raises(UserError) as caught:
         open_source(settings(server, name, checksum), tmp_path)
-    words = [reason, name, "by hand", "set path", "mmlab.ie.cuhk.edu.hk", "img_align_celeba.zip"]
-    assert [word for word in words if word not in str(caught.value)] == []
+    assert [word for word in (reason, name, "set path") if word not in str(caught.value)] == []
     assert names_in(tmp_path) == []
     assert len(open_source(settings(server), tmp_path).names) == 10
-
-
-def test_an_unreachable_server_is_reported(tmp_path):
-    chosen = ImageSettings(source="celeba", url="http://127.0.0.1:9/x.zip", hash="md5:0")
-    with pytest.raises(UserError, match=r"expected a download from http://127.* set path"):
-        open_source(chosen, tmp_path)
 
 
 def test_files_of_a_killed_download_are_removed(server, tmp_path):
@@ -196,6 +175,10 @@ def test_files_of_a_killed_download_are_removed(server, tmp_path):
 
 def test_without_url_torchvision_downloads_zip_and_partition(tmp_path, monkeypatch, archive):
     requests = []
+    chosen = ImageSettings(source="celeba", split="official")
+
+    def fail(*_):
+        raise RuntimeError("too many users have viewed this file")
 
     def download(file_id, root, filename, md5):
         requests.append((file_id, md5, filename))
@@ -203,22 +186,15 @@ def test_without_url_torchvision_downloads_zip_and_partition(tmp_path, monkeypat
         (root / filename).write_bytes(archive if filename.endswith(".zip") else lines.encode())
 
     utils = torchvision.datasets.utils
+    monkeypatch.setattr(utils, "download_file_from_google_drive", fail)
+    with pytest.raises(UserError, match=r"too many users.*set path"):
+        open_source(chosen, tmp_path)
+    assert names_in(tmp_path) == []
     monkeypatch.setattr(utils, "download_file_from_google_drive", download)
-    source = open_source(ImageSettings(source="celeba", split="official"), tmp_path)
+    source = open_source(chosen, tmp_path)
     assert [name for _, _, name in requests] == [PARTITION, "img_align_celeba.zip"]
     assert set(requests) < set(torchvision.datasets.CelebA.file_list)
     assert source.split_rule == "official"
-
-
-def test_an_error_of_torchvision_is_reported(tmp_path, monkeypatch):
-    def download(*_):
-        raise RuntimeError("too many users have viewed this file")
-
-    utils = torchvision.datasets.utils
-    monkeypatch.setattr(utils, "download_file_from_google_drive", download)
-    with pytest.raises(UserError, match=r"torchvision's address, got too many users.*set path"):
-        open_source(ImageSettings(source="celeba"), tmp_path)
-    assert names_in(tmp_path) == []
 
 
 def test_concurrent_downloads_are_made_once(server, tmp_path):

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from submanifold.common.errors import UserError
 from submanifold.data import prepare
 from submanifold.data.prepare import draw
 from submanifold.data.settings import SyntheticSettings
@@ -66,15 +65,6 @@ def test_damaged_files_are_written_again(tmp_path, caplog, name, change):
     assert path.read_bytes() == content
     if change == "flip a bit" and name != "manifest.json":
         assert "do not have their hash" in caplog.text
-
-
-def test_points_may_be_in_a_read_only_folder(tmp_path, read_only, caplog):
-    first = draw(settings(), tmp_path)
-    read_only(tmp_path)
-    again = draw(settings(), tmp_path)
-    assert (again[3], caplog.text) == (first[3], "")
-    with pytest.raises(UserError, match=r"manifest\.json cannot be written: .* is read-only"):
-        draw(settings(noise=0.2), tmp_path)
 
 
 def test_a_killed_draw_of_other_settings_is_not_used(tmp_path, monkeypatch):

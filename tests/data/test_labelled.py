@@ -42,14 +42,6 @@ def test_labels_belong_to_their_images(tmp_path, files, split, sizes):
         assert both == list(range(60))
 
 
-def test_the_seed_selects_the_validation_images(tmp_path, files):
-    found = [
-        set(prepare(settings(files, seed=seed), tmp_path / str(seed), tmp_path)[1][:, 0, 0, 1])
-        for seed in (0, 1)
-    ]
-    assert found[0] != found[1]
-
-
 def test_a_margin_is_black_and_keeps_the_pixels(tmp_path, files):
     plain = run(tmp_path, settings(files))[0]
     padded = prepare(settings(files, size=SIDE + 4, margin=2), tmp_path / "p", tmp_path)[0]
@@ -94,13 +86,6 @@ def test_a_failed_download_is_reported(tmp_path, monkeypatch):
         open_source(settings(None, "kmnist"), tmp_path)
 
 
-def test_medmnist_has_an_official_validation_split(tmp_path):
-    path = write_medmnist(tmp_path / "x.npz", [0, 1, 1, 0, 1])
-    train, valid, test, labels, _ = run(tmp_path, settings(path, "medmnist"))
-    assert [len(part) for part in (train, valid, test)] == [5, 5, 5]
-    assert valid[:, 0, 0, 0].tolist() == labels["valid"]
-
-
 def test_several_labels_of_an_image_are_kept(tmp_path):
     path = write_medmnist(tmp_path / "x.npz", [[0, 1], [1, 1], [1, 0]])
     labels = run(tmp_path, settings(path, "medmnist"))[3]
@@ -115,13 +100,10 @@ def pickled(path):
 
 
 @pytest.mark.parametrize(("write", "message"), [
-    (lambda path: None, "got not a file"),
     (os.mkfifo, "got not a file"),
     (lambda path: path.write_bytes(b"no zip"), "expected an npz file of MedMNIST"),
     (pickled, "expected an npz file of MedMNIST"),
     (lambda path: np.savez(path, x=1), "npz file of MedMNIST .*train_images"),
-    (lambda path: write_medmnist(path, [0, 1], val_images=np.zeros((2, 4, 4, 4), np.uint8)),
-     "grey or RGB .*got uint8 images of shape"),
 ])  # fmt: skip
 def test_a_file_that_is_not_from_medmnist_is_rejected(tmp_path, write, message):
     write(tmp_path / "x.npz")
@@ -170,15 +152,6 @@ def test_only_the_original_pickles_of_cifar10_are_loaded(tmp_path):
     assert not (tmp_path / "harm").exists()
     pickle.loads((folder / "test_batch").read_bytes())
     assert (tmp_path / "harm").exists()
-
-
-def test_a_pipe_among_the_files_is_not_read(tmp_path):
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    os.mkfifo(tmp_path / "cifar-10-batches-py" / "data_batch_1")
-    with pytest.raises(UserError, match="data_batch_1, which is not a file"):
-        fingerprint(settings(tmp_path, "cifar10"), tmp_path)
-    with pytest.raises(UserError):
-        open_source(settings(tmp_path, "cifar10"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from source_files import numbered, plain, write_celeba, write_folder, write_lmdb, write_zip
+from source_files import plain, write_folder, write_lmdb, write_zip
 
 from submanifold.common.errors import UserError
 from submanifold.data.settings import ImageSettings
@@ -63,29 +63,8 @@ def test_a_path_that_is_neither_a_file_nor_a_folder_is_rejected(tmp_path, kind, 
     path = tmp_path / "special.zip"
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     for function in (open_source, fingerprint):
-        with pytest.raises(
-            UserError, match=r"^path=.*special\.zip: .* got a pipe, socket or device"
-        ):
+        with pytest.raises(UserError, match=r"^path=.*special\.zip: .* pipe, socket or device"):
             function(ImageSettings(source=source, path=str(path)), tmp_path)
-
-
-def test_a_pipe_with_the_name_of_celebas_zip_is_not_opened(tmp_path):
-    write_celeba(tmp_path / "Img", codes="0001200010")
-    path = tmp_path / "Img" / "img_align_celeba.zip"
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(tmp_path / "Img")
-    path.unlink()
-    os.mkfifo(path)
-    settings = ImageSettings(source="celeba", path=str(tmp_path / "Img"), split="official")
-    assert len(open_source(settings, tmp_path).names) == 10
-
-
-def test_an_lmdb_can_be_opened_again_after_close(tmp_path):
-    write_lmdb(tmp_path / "db", {b"\xffkey": b"two", b"akey": b"one"})
-    for _ in range(2):
-        store = open_store(tmp_path / "db")
-        assert [store.read(name) for name in store.names()] == [b"one", b"two"]
-        store.close()
 
 
 def test_an_lmdb_of_lsun_is_read_and_stays_unchanged(tmp_path):
@@ -94,11 +73,13 @@ def test_an_lmdb_of_lsun_is_read_and_stays_unchanged(tmp_path):
               for value in range(40)}  # fmt: skip
     path = write_lmdb(tmp_path / "db", {name.encode(): image for name, image in images.items()})
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
-    source = open_source(ImageSettings(source="lsun_bedroom", path=str(path), size=8), tmp_path)
-    assert source.names == sorted(images)
-    reds = sorted(int(source.image(name)[0].mean().round()) for name in source.names)
-    assert np.abs(np.array(reds) - np.arange(40)).max() <= 3
-    source.close()
+    settings = ImageSettings(source="lsun_bedroom", path=str(path), size=8)
+    for _ in range(2):
+        source = open_source(settings, tmp_path)
+        assert source.names == sorted(images)
+        reds = sorted(int(source.image(name)[0].mean().round()) for name in source.names)
+        assert np.abs(np.array(reds) - np.arange(40)).max() <= 3
+        source.close()
     assert before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
 
 
@@ -113,20 +94,12 @@ def future_zip(path):
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("nowhere", lambda path: None, r"nowhere: .* got a path that does not exist"),
-        ("a.zip", lambda path: path.write_bytes(b"PK no"), "got a file that is not a readable zip"),
-        ("a.zip", future_zip, "got a file that is not a readable zip"),
-        ("db", lambda path: write_folder(path, {"data.mdb": b"no"}), "that is not a readable LMDB"),
-        (
-            "in",
-            lambda path: write_folder(path, {"read.me": b""}),
-            r"expected images \(.*, got none",
-        ),
-        (
-            "a.zip",
-            lambda path: write_zip(path, {"db/data.mdb": bytes(99)}),
-            "the unpacked folder that contains an LMDB's data.mdb",
-        ),
+        ("nowhere", lambda path: None, "does not exist"),
+        ("a.zip", lambda path: path.write_bytes(b"PK no"), "not a readable zip"),
+        ("a.zip", future_zip, "not a readable zip"),
+        ("db", lambda path: write_folder(path, {"data.mdb": b"no"}), "not a readable LMDB"),
+        ("in", lambda path: write_folder(path, {"read.me": b""}), "expected images"),
+        ("a.zip", lambda path: write_zip(path, {"db/data.mdb": bytes(99)}), "the unpacked folder that contains"),
         ("in", lambda path: write_folder(path / "db", {"data.mdb": b"no"}), "contains an LMDB's"),
     ],
 )
@@ -135,20 +108,3 @@ def test_a_path_without_readable_images_is_rejected(tmp_path, name, write, messa
     write(path)
     with pytest.raises(UserError, match=f"^path=.*{message}"):
         open_source(ImageSettings(source="folder", path=str(path)), tmp_path)
-
-
-def test_a_member_without_a_name_is_ignored(tmp_path):
-    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
-        archive.writestr(zipfile.ZipInfo(""), b"")
-        archive.writestr("a.png", b"")
-    assert open_store(tmp_path / "some.zip").names() == ["a.png"]
-
-
-@pytest.mark.parametrize("write", [write_folder, write_zip])
-def test_files_of_other_formats_are_counted(tmp_path, write):
-    names = ("a.HEIC", "deep/b.heic", "c.svg", "README", ".hidden.svg", "deep/1.png")
-    path = write(tmp_path / "in", dict.fromkeys(names, numbered(1)))
-    source = open_source(ImageSettings(source="folder", path=str(path)), tmp_path)
-    assert source.other_files == {".heic": 2, ".svg": 1, "no suffix": 1}
-    assert source.names == ["deep/1.png"]
-    source.close()
