@@ -3,14 +3,11 @@
 import io
 
 import numpy as np
-import torch
 from PIL import Image
 
-from submanifold.data import dequantize
+from strategies import initialized_glow
 from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.scores import QUICK, score
-from submanifold.flows import Glow
-from submanifold.models import Hierarchy, Stage
 
 
 def smooth_images(count, seed, channels=3):
@@ -24,13 +21,8 @@ def smooth_images(count, seed, channels=3):
 
 def calibrated_model(channels=3):
     """A Glow initialized from smooth images and calibrated on 200 others."""
-    torch.manual_seed(0)
-    glow = Glow((channels, 8, 8), levels=2, steps=2, width=8, whiten=channels == 3)
-    model = Hierarchy([Stage(glow, 16)])
+    model = initialized_glow(smooth_images(256, 0, channels), 16, steps=2, whiten=channels == 3)
     model.stages[0].add_rotation()
-    with torch.no_grad():
-        model(dequantize(torch.from_numpy(smooth_images(256, 0, channels))))
-    model.eval()
     model.data = {"size": 8, "channels": channels, "crop": "square", "margin": 0}
     held_out = score(model, smooth_images(200, 1, channels))
     model.calibration = Calibration.fit(held_out, QUICK).to_dict()

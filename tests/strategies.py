@@ -5,6 +5,7 @@ import math
 import torch
 from hypothesis import strategies as st
 
+from submanifold.data import dequantize
 from submanifold.flows import Affine, Glow, Jet, RealNVP
 from submanifold.models import Hierarchy, Stage
 
@@ -17,6 +18,15 @@ def perturb(module, scale=0.2):
         for p in module.parameters():
             p.add_(scale / p[0].numel() ** 0.5 * torch.randn_like(p))
     return module
+
+
+def initialized_glow(images, dim, **settings):
+    """A Glow after data-dependent initialization from uint8 images (n, channels, height, width)."""
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(Glow(images.shape[1:], levels=2, width=8, **settings), dim)])
+    with torch.no_grad():
+        model(dequantize(torch.from_numpy(images)))
+    return model.eval()
 
 
 def assert_close(actual, expected):

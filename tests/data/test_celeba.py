@@ -112,7 +112,7 @@ def server(archive):
         thread.join()
 
 
-def settings(server, name="whole.zip", checksum=None, **others):
+def settings(server, name="complete.zip", checksum=None, **others):
     url = f"http://127.0.0.1:{server.server_port}/{name}"
     return ImageSettings(source="celeba", url=url, hash=checksum or server.md5, size=8, **others)
 
@@ -125,7 +125,7 @@ def test_a_complete_download_is_not_repeated(server, tmp_path, archive):
     for out in ("first", "second"):
         *arrays, manifest = prepare(settings(server), tmp_path / out, tmp_path / "raw")
         assert [len(array) for array in arrays] == [8, 1, 1]
-    assert server.requests == ["/whole.zip"]
+    assert server.requests == ["/complete.zip"]
     assert names_in(tmp_path / "raw") == ["celeba/downloaded.json", "celeba/img_align_celeba.zip"]
     assert (tmp_path / "raw/celeba/img_align_celeba.zip").read_bytes() == archive
     assert manifest["fingerprint"].startswith("download:")
@@ -151,7 +151,7 @@ def test_the_fingerprint_is_the_same_before_and_after_the_download(server, tmp_p
     [
         ("missing.zip", None, "404"),
         ("half.zip", None, ""),
-        ("whole.zip", "md5:" + "0" * 32, "hash"),
+        ("complete.zip", "md5:" + "0" * 32, "hash"),
         ("page.zip", f"md5:{hashlib.md5(PAGE).hexdigest()}", "not a zip"),
     ],
 )
@@ -210,4 +210,4 @@ def test_concurrent_downloads_are_made_once(server, tmp_path):
     for thread in threads:
         thread.join()
     assert found == [10, 10, 10]
-    assert server.requests == ["/whole.zip"]
+    assert server.requests == ["/complete.zip"]

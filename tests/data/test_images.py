@@ -74,9 +74,9 @@ def test_broken_images_raise():
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for kind in ("JPEG", "PNG"):
-        whole = encode(noise, kind)
+        content = encode(noise, kind)
         with pytest.raises(OSError, match=r"truncated|broken"):
-            decode(whole[: len(whole) // 2], 4, 3)
+            decode(content[: len(content) // 2], 4, 3)
     for content in (b"", b"not an image"):
         with pytest.raises(ValueError, match=r"^not an image$"):
             decode(content, 4, 3)

@@ -214,11 +214,6 @@ def test_names_of_broken_files_are_escaped(tmp_path, name, shown):
     *_, manifest = run(tmp_path)
     assert manifest["skipped"] == [{"name": shown, "reason": "ValueError: not an image"}]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
-    for number in range(20):
-        (tmp_path / "in" / f"{number}{os.fsdecode(name)}").write_bytes(b"no image")
-    with pytest.raises(UserError) as caught:
-        run(tmp_path)
-    assert f"{shown} (ValueError" in str(caught.value)
 
 
 # ---- again
@@ -268,7 +263,7 @@ def test_a_killed_run_is_resumed_with_the_same_result(
     tmp_path, small_chunks, decoded, monkeypatch, moment, after
 ):
     make_folder(tmp_path / "in", 100, broken=[3, 50])
-    whole = run(tmp_path, out="whole")
+    expected = run(tmp_path, out="uninterrupted")
     decoded.clear()
 
     owner, name = {
@@ -293,9 +288,9 @@ def test_a_killed_run_is_resumed_with_the_same_result(
     assert not (tmp_path / "out" / "manifest.json").exists()
     before = len(decoded)
     resumed = run(tmp_path)
-    assert all((a == b).all() for a, b in zip(whole[:3], resumed[:3], strict=True))
+    assert all((a == b).all() for a, b in zip(expected[:3], resumed[:3], strict=True))
     same = ("hash", "counts", "skipped", "skipped_count", "fingerprint")
-    assert all(resumed[3][name] == whole[3][name] for name in same)
+    assert all(resumed[3][name] == expected[3][name] for name in same)
     # At most the chunk at the time of the kill is decoded twice.
     assert len(decoded) <= 100 + 7
     if moment in ("finish", "manifest"):

@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,24 +29,6 @@ def test_pca_agrees_with_scikit_learn():
         np.testing.assert_allclose(pca.project(new, dim), expected, atol=1e-8)
 
 
-def test_squared_errors_are_those_of_projections_onto_each_dimension():
-    pca, x = PCA.fit([correlated(100)]), correlated(20, seed=1)
-    errors = pca.squared_errors(x)
-    assert errors.shape == (20, 7)
-    for dim in range(7):
-        expected = (x - pca.project(x, dim)).square().mean(1)
-        torch.testing.assert_close(errors[:, dim], expected, atol=1e-12, rtol=1e-9)
-    assert torch.equal(errors[:, 6], torch.zeros(20, dtype=torch.float64))
-
-
-def test_error_curve_is_a_mean_with_a_95_percent_interval():
-    pca, x = PCA.fit([correlated(100)]), correlated(300, seed=1)
-    errors = pca.squared_errors(x)
-    mean, half = pca.error_curve(x.split(128))
-    torch.testing.assert_close(mean, errors.mean(0))
-    torch.testing.assert_close(half, 1.96 * errors.std(0) / math.sqrt(300))
-
-
 def test_error_curve_of_groups_agrees_with_the_bootstrap_over_groups():
     rng = np.random.default_rng(0)
     pca, groups = PCA.fit([correlated(100)]), rng.permutation(np.repeat(np.arange(60), 5))
@@ -63,17 +44,6 @@ def test_error_curve_of_groups_agrees_with_the_bootstrap_over_groups():
         pca.error_curve([x], np.arange(300))[1], pca.error_curve([x])[1], rtol=0.01, atol=1e-9
     )
     assert pca.error_curve([x], groups % (MIN_GROUPS - 1))[1] is None
-
-
-@pytest.mark.parametrize("shrinkage", [0.0, 0.3])
-def test_density_is_that_of_the_shrunk_covariance(shrinkage):
-    x, new = correlated(400), correlated(30, seed=1)
-    pca = replace(PCA.fit([x]), shrinkage=shrinkage)
-    covariance = np.cov(x.numpy().T, bias=True)
-    isotropic = np.trace(covariance) / 6 * np.eye(6)
-    shrunk = (1 - shrinkage) * covariance + shrinkage * isotropic
-    expected = multivariate_normal(x.mean(0).numpy(), shrunk).logpdf(new.numpy())
-    np.testing.assert_allclose(pca.log_prob(new), expected, rtol=1e-8)
 
 
 def test_shrinkage_is_large_for_few_samples_and_small_for_many():

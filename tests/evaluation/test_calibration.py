@@ -7,11 +7,9 @@ import pytest
 import scipy
 import torch
 
+from strategies import initialized_glow
 from submanifold.common.errors import UserError
-from submanifold.data import dequantize
 from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, Calibration, calibrate
-from submanifold.flows import Glow
-from submanifold.models import Hierarchy, Stage
 
 NAMES = ("density", "off_manifold", "encoder_distance")
 
@@ -81,9 +79,7 @@ def test_too_few_images_are_rejected(count, groups, message):
 
 def test_calibration_of_a_model_has_the_reason_if_there_are_too_few_images():
     images = np.random.default_rng(0).integers(0, 256, (MIN_IMAGES, 1, 8, 8), dtype=np.uint8)
-    model = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=1, width=8), 6)]).eval()
-    with torch.no_grad():
-        model(dequantize(torch.from_numpy(images)))
+    model = initialized_glow(images, 6, steps=1)
     device = torch.device("cpu")
     assert Calibration.from_dict(calibrate(model, images, device)).count == MIN_IMAGES
     found = calibrate(model, images[1:], device)

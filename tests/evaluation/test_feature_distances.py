@@ -1,9 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.linalg import sqrtm
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_poly, mmd2
 
@@ -22,22 +19,6 @@ def normal(count, size=8, seed=0):
 
 def values(real, fake, **kwargs):
     return precision(real, fake, **kwargs)["value"], recall(real, fake, **kwargs)["value"]
-
-
-def exact_sample(mean, root, count=200, seed=0):
-    """Features with exactly this sample mean and the sample covariance root^T root."""
-    x = normal(count, len(mean), seed)
-    x -= x.mean(axis=0)
-    return mean + np.linalg.qr(x)[0] * np.sqrt(count - 1) @ root
-
-
-def test_frechet_distance_of_gaussians_whose_covariances_do_not_commute():
-    root_a, root_b = np.random.default_rng(1).standard_normal((2, 6, 6))
-    cov_a, cov_b = root_a.T @ root_a, root_b.T @ root_b
-    expected = np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
-    a, b = exact_sample(np.zeros(6), root_a), exact_sample(np.zeros(6), root_b, seed=1)
-    assert frechet_distance(a, b) == pytest.approx(expected)
-    assert frechet_distance(b, a) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("counts", [(30, 30), (30, 200), (300, 200)])
@@ -76,14 +57,6 @@ def test_precision_and_recall_of_equal_sets_are_one():
     assert values(constant, constant) == (1, 1)
 
 
-def test_collapsed_samples_have_high_precision_and_low_recall():
-    real = normal(500)
-    few = real[:5].repeat(100, axis=0) + 1e-3 * normal(500, seed=1)
-    found = values(real, few)
-    assert found[0] == 1
-    assert found[1] < 0.05
-
-
 def test_distant_samples_have_zero_precision_and_recall_with_wilson_intervals():
     real, fake = normal(200), 50 + normal(300, seed=1)
     assert precision(real, fake) == pytest.approx(
@@ -100,23 +73,6 @@ def test_precision_and_recall_agree_with_torch_fidelity(counts):
     real, fake = normal(counts[0], 40), 0.9 * normal(counts[1], 40, seed=1) + 0.1
     expected = prc.calculate_precision_recall_full(torch.from_numpy(fake), torch.from_numpy(real))
     assert values(real, fake) == pytest.approx(expected, abs=1e-6)
-
-
-def test_precision_interval_is_over_the_groups_of_the_fakes():
-    found = precision(normal(60), normal(60, seed=1), (None, np.arange(60) // 4))
-    assert found["groups"] == 15
-    assert found["low"] < found["value"] < found["high"]
-
-
-@given(st.integers(0, 1000), st.integers(4, 30), st.integers(4, 30), st.integers(1, 3))
-def test_precision_and_recall_are_invariant_to_similarity_transforms(seed, n, m, neighbors):
-    rng = np.random.default_rng(seed)
-    real, fake = rng.standard_normal((n, 3)), 1.5 * rng.standard_normal((m, 3))
-    expected = values(real, fake, neighbors=neighbors)
-    assert values(fake, real, neighbors=neighbors) == expected[::-1]
-    rotation = np.linalg.qr(rng.standard_normal((3, 3)))[0]
-    moved = [7 * x[rng.permutation(len(x))] @ rotation + 1 for x in (real, fake)]
-    assert values(*moved, neighbors=neighbors) == expected
 
 
 def test_kernel_distance_in_chunks_agrees_with_torch_fidelity():

@@ -48,11 +48,6 @@ def test_interval_over_groups_has_its_coverage(count):
     assert {draw["groups"] for draw in draws} == {count}
 
 
-def test_groups_of_more_events_are_cut():
-    values, groups = grouped(np.random.default_rng(0), 20)
-    assert mean_interval(values[:50], groups) == mean_interval(values[:50], groups[:50])
-
-
 @pytest.mark.parametrize(("values", "groups", "expected"), [
     ([], None, {"value": None, "low": None, "high": None, "n": 0}),
     ([2.0], None, {"value": 2.0, "low": None, "high": None, "n": 1}),

@@ -68,26 +68,18 @@ def test_all_metrics_on_features_use_one_pass_of_inception(weights, device, path
 
 
 @pytest.mark.parametrize("weights", ["auto", "download"])
-def test_intervals_are_over_groups(weights, inception):
+def test_groups_change_the_intervals_and_not_the_values(weights, inception):
     test, samples, train = images(60), images(40, seed=1), images(90, seed=2)
     groups = {"test": [n % 17 for n in range(60)], "train": [n % 23 for n in range(90)]}
+    alone = sample_quality(train, test, samples, weights, CPU)
     found = sample_quality(train, test, samples, weights, CPU, groups)
-    subset, copies = random_subset(60, 40), shuffled(90)[:40]
-    for compared, fake, of_fake in (
-        (found, samples, None), (found["training_images"], train[copies], copies % 23),
-    ):  # fmt: skip
-        of_all = np.arange(60) % 17, of_fake
-        if weights == "download":
-            real, of_fakes = channel_means(test, fake)
-            assert compared["fid"] == frechet_distance_with_interval(real, of_fakes, groups=of_all)
-            features = real[subset], of_fakes
-        else:
-            features = pixel_features(train[shuffled(90)[40:]], test[subset], fake)
-        for name, distance in ON_FEATURES.items():
-            assert compared[name] == distance(*features, groups=(subset % 17, of_fake))
-        assert compared["sliced_wasserstein"] == sliced_wasserstein(test, fake, groups=of_all)
-    assert found["recall"]["groups"] == len(set(subset % 17))
-    assert found["training_images"]["precision"]["groups"] == len(set(copies % 23))
+    for name in MEASURES:
+        assert found[name]["value"] == alone[name]["value"]
+    # the intervals of precision and recall may end at one
+    for name in ("kid", "sliced_wasserstein", *(["fid"] if inception else [])):
+        assert found[name]["high"] != alone[name]["high"], name
+    assert found["recall"]["groups"] == len(set(random_subset(60, 40) % 17))
+    assert found["training_images"]["precision"]["groups"] == len(set(shuffled(90)[:40] % 23))
 
 
 @pytest.mark.parametrize(("n_test", "n_samples"), [(100, 30), (30, 100)])
@@ -106,17 +98,6 @@ def test_all_metrics_except_fid_compare_equal_numbers(n_test, n_samples, weights
     for name, distance in ON_FEATURES.items():
         assert found[name] == distance(*features)
     assert found["training_images"]["kid"]["n_fake"] == 30
-
-
-@pytest.mark.parametrize("count", [40, 79, 80])
-def test_pca_is_fitted_to_other_images_than_those_compared_if_there_are_enough(count):
-    train, test, samples = images(count, seed=2), images(40), images(90, seed=1)
-    found = sample_quality(train, test, samples, "auto", CPU)
-    mixed = train[shuffled(count)]
-    reference = mixed[40:] if count == 80 else mixed
-    real, fake, copies = pixel_features(reference, test, samples[:40], mixed[:40])
-    assert found["kid"] == kernel_distance(real, fake)
-    assert found["training_images"]["kid"] == kernel_distance(real, copies)
 
 
 def test_training_images_are_a_random_subset():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from strategies import perturb
+from strategies import initialized_glow, perturb
 from submanifold.data import dequantize
 from submanifold.evaluation.scores import (
     GREY_LEVEL,
@@ -17,17 +17,13 @@ from submanifold.evaluation.scores import (
     score,
     score_batch,
 )
-from submanifold.flows import Autoencoder, Glow, RealNVP
+from submanifold.flows import Autoencoder, RealNVP
 from submanifold.models import Hierarchy, Mixture, Stage
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    found = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=2, width=8, whiten=False), 6)])
-    with torch.no_grad():
-        found(dequantize(torch.from_numpy(images(64))))
-    return found.double().eval()
+    return initialized_glow(images(64), 6, steps=2, whiten=False).double()
 
 
 def images(count, seed=0):

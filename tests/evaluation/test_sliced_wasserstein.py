@@ -44,24 +44,10 @@ def test_photographs_are_closer_to_photographs_than_to_noise_or_blur(halves):
     assert (same["n_real"], same["n_fake"]) == (1000, 1000)
 
 
-def test_wrong_contrast_increases_the_distance(halves):
-    real, other = halves
-    flat = (128 + (other.astype(float) - 128) / 2).astype(np.uint8)
-    same = sliced_wasserstein(real, other, **QUICK)
-    assert sliced_wasserstein(real, flat, **QUICK)["value"] > 3 * same["value"]
-
-
 def test_distance_of_equal_sets_is_exactly_zero(halves):
     result = sliced_wasserstein(halves[0], halves[0], **QUICK)
     assert result["value"] == 0
     assert result["low"] == 0
-
-
-def test_sets_can_differ_in_size(halves):
-    real, other = halves
-    result = sliced_wasserstein(real, other[:150], **QUICK)
-    assert (result["n_real"], result["n_fake"]) == (1000, 150)
-    assert result["value"] < sliced_wasserstein(real, blurred(other[:150], 1.5), **QUICK)["value"]
 
 
 def test_grey_and_rectangular_images_have_a_distance():

@@ -86,8 +86,8 @@ def test_only_inputs_and_nets_of_glow_are_supported(monkeypatch):
         assert not fast.supports(x, module.net)
     with torch.autocast("cpu", torch.bfloat16):
         assert fast.supports(x, module.net)
-        assert not fast.supports(x.double(), module.net)
-        assert not fast.supports(x[:, :, 0, 0], module.net)
+        for images in (x.double(), x[:, :, 0, 0], x[:, :3], x.repeat(1, 2, 1, 1)):
+            assert not fast.supports(images, module.net)
         for index, layer in [
             (0, nn.Conv2d(2, 8, 3)),  # without padding
             (0, nn.Conv2d(2, 8, 3, padding=1, bias=False)),
@@ -97,16 +97,9 @@ def test_only_inputs_and_nets_of_glow_are_supported(monkeypatch):
             other = copy.deepcopy(module.net)
             other[index] = layer
             assert not fast.supports(x, other)
-        for images in (x[:, :3], x.repeat(1, 2, 1, 1), x[:, :2]):  # other numbers of channels
-            assert not fast.supports(images, module.net)
         assert not fast.supports(x, copy.deepcopy(module.net).double())
-        other = copy.deepcopy(module.net)
-        other[2], other[4] = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 3, padding=1)
-        assert not fast.supports(x, other)
-        seen = []
-        monkeypatch.setattr(kernels, "library", lambda: seen.append(1))
+        monkeypatch.setattr(kernels, "library", lambda: None)
         assert not fast.supports(x, module.net)
-        assert seen
         module(x)
 
 

@@ -7,7 +7,7 @@ from scipy.fft import dctn
 from strategies import assert_close
 from submanifold.common.errors import UserError
 from submanifold.flows import Jet
-from submanifold.flows.jet import attend, patch_masks
+from submanifold.flows.jet import attend
 
 
 def small(shape=(3, 8, 8), patch=4, couplings=5, blocks=1, width=8, heads=2):
@@ -61,22 +61,6 @@ def test_first_latents_decode_to_the_smooth_part_of_an_image():
 
     assert missed(smooth, 5 * 16) < 0.01
     assert missed(torch.randn(1, 3, 16, 16), 5 * 16) > 0.8
-
-
-def test_masks_are_complementary_halves_and_alternate():
-    found = torch.stack([*patch_masks((48, 8, 8), 40)])
-    assert torch.equal(found.mean((1, 2, 3)), torch.full((40,), 0.5))
-    for turn in range(8):
-        first, second, third, fourth, across = found[5 * turn : 5 * turn + 5]
-        assert torch.equal(first + second, torch.ones(48, 8, 8))
-        assert torch.equal(third + fourth, torch.ones(48, 8, 8))
-        assert torch.equal(first, first[:, :1, :1].expand(48, 8, 8))
-        assert torch.equal(across, across[:1].expand(48, 8, 8))
-        assert not torch.equal(first, third)
-    across = found[4::5, 0]
-    assert torch.equal(across[:6:2] + across[1:6:2], torch.ones(3, 8, 8))
-    assert len({tuple(each.flatten().tolist()) for each in across}) == 6
-    assert len({tuple(each.flatten().tolist()) for each in found[::5]}) == 8
 
 
 def test_attention_equals_torch_attention():

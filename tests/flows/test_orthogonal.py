@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from strategies import perturb
 from submanifold.flows import Reflections, Rotation, initialize
-from submanifold.flows.orthogonal import BlockReflections, PrincipalReflections, dct, tail_sums
+from submanifold.flows.orthogonal import BlockReflections, PrincipalReflections
 
 both_forms = pytest.mark.parametrize("directions", [None, 3])
 
@@ -72,14 +72,3 @@ def test_principal_reflections_train_at_the_rate_of_random_ones():
     layer = PrincipalReflections(50, 6)
     initialize(layer, torch.randn(80, 50))
     torch.testing.assert_close(layer.vectors.norm(dim=1), torch.full((6,), 50**0.5))
-
-
-@pytest.mark.parametrize("shape", [(1, 2, 6), (3, 8, 8)])
-def test_dct_is_orthogonal(shape):
-    x = torch.randn(3, *shape, dtype=torch.float64)
-    torch.testing.assert_close(dct(dct(x), inverse=True), x)
-    torch.testing.assert_close(dct(x).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
-
-
-def test_tail_sums():
-    assert tail_sums(torch.tensor([4.0, 2.0, 1.0])).tolist() == [7.0, 3.0, 1.0, 0.0]

@@ -7,8 +7,7 @@ from torch.func import jvp as torch_jvp
 from torch.func import vjp as torch_vjp
 
 from strategies import perturb
-from submanifold.flows import Affine, Glow, RealNVP
-from submanifold.flows.fast import kernels
+from submanifold.flows import Glow, RealNVP
 from submanifold.geometry.linearization import Linearization, jvp
 from submanifold.models import Hierarchy, Stage
 
@@ -32,64 +31,6 @@ def test_products_equal_those_of_torch():
     assert torch.allclose(at.jvp(p), tangent, atol=1e-4)
     assert torch.allclose(at.vjp(w), pullback(w)[0], atol=1e-4)
     assert torch.allclose(at.vjp(w), pullback(w)[0], atol=1e-4)  # again
-
-
-@pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="no kernels on this machine")
-@pytest.mark.parametrize("inverse", [False, True])
-def test_compiled_kernels_have_the_derivatives_of_plain_modules(monkeypatch, inverse):
-    torch.manual_seed(0)
-    glow = perturb(Glow((3, 8, 8), levels=2, steps=3, width=20))
-    generator = torch.Generator().manual_seed(2)
-    x, p = (torch.randn(6, 3, 8, 8, generator=generator) for _ in range(2))
-    if inverse:
-        x, p = x.flatten(1), p.flatten(1)
-
-    def apply(x):
-        return glow.inverse(x) if inverse else torch.cat([glow(x)[0], glow(x)[1][:, None]], 1)
-
-    fast = Linearization(apply, x)
-    tangent, gradient = fast.jvp(p), fast.vjp(torch.ones_like(fast.image))
-    monkeypatch.setattr(kernels, "library", lambda: None)
-    plain = Linearization(apply, x)
-    assert torch.allclose(tangent, plain.jvp(p), rtol=1e-3, atol=1e-3)
-    assert torch.allclose(gradient, plain.vjp(torch.ones_like(plain.image)), rtol=1e-3, atol=1e-3)
-
-
-def test_jvp_is_the_adjoint_of_vjp():
-    flow = perturb(Affine(6)).double()
-    u, p, w = torch.randn(3, 4, 6, dtype=torch.float64)
-    at = Linearization(flow.inverse, u)
-    assert torch.allclose((at.jvp(p) * w).sum(1), (at.vjp(w) * p).sum(1))
-
-
-def test_weights_get_no_gradient():
-    model = hierarchy()
-    at = Linearization(model.decode, torch.randn(2, 12))
-    at.vjp(torch.ones(2, 3, 8, 8))
-    assert all(weight.grad is None for weight in model.parameters())
-
-
-@pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="no kernels on this machine")
-def test_compiled_kernels_skip_unneeded_gradients_of_weights(monkeypatch):
-    flow = perturb(Glow((3, 8, 8), levels=1, steps=2, width=8))
-    asked = []
-    backward = kernels.step_backward
-
-    def recorded(*arguments):
-        asked.append(not arguments[-1])
-        return backward(*arguments)
-
-    monkeypatch.setattr(kernels, "step_backward", recorded)
-    x, weights = torch.randn(2, 3, 8, 8, requires_grad=True), [*flow.parameters()]
-    loss = flow(x)[1].sum()
-    (by_x,) = torch.autograd.grad(loss, x, retain_graph=True)
-    assert asked == [False, False]
-    found = torch.autograd.grad(loss, [x, *weights], retain_graph=True)
-    assert asked[2:] == [True, True]
-    assert torch.allclose(by_x, found[0])
-    loss.backward()
-    assert asked[4:] == [True, True]
-    assert all(map(torch.allclose, found, [x.grad, *(weight.grad for weight in weights)]))
 
 
 def test_threads_share_the_level_of_forward_differentiation():

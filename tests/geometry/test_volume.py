@@ -3,7 +3,6 @@ from functools import partial
 
 import pytest
 import torch
-from scipy import special
 
 from strategies import perturb
 from submanifold.data.synthetic import (
@@ -11,9 +10,7 @@ from submanifold.data.synthetic import (
     Paraboloid,
     Sphere,
     SwissRoll,
-    Torus,
     VmfSphere,
-    VonMisesCircle,
 )
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.geometry.linearization import jacobian
@@ -95,51 +92,15 @@ def test_ill_conditioned_volumes_are_accurate():
     assert found == pytest.approx(math.log(1e-9 * math.sqrt(2)), abs=1e-6)
 
 
-def quantile(cdf, density, w):
-    """Invert a distribution function on (-pi, pi) by bisection, differentiably."""
-    low, high = torch.full_like(w, -math.pi).detach(), torch.full_like(w, math.pi).detach()
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = cdf(middle) < w.detach()
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    # a Newton step at the solution leaves the value and has the derivative of the inverse
-    return low + (w - cdf(low)) / density(low)
-
-
 def circle(w, radius=1.0):
     angle = 2 * math.pi * w
     return radius * angle.cos(), radius * angle.sin()
-
-
-def von_mises(w, kappa=8):
-    order = torch.arange(1, 60, dtype=torch.float64)
-    ratio = torch.from_numpy(special.ive(order.numpy(), kappa) / special.ive(0, kappa))
-
-    def cdf(angle):
-        sines = torch.sin(angle[..., None] * order) / order
-        return 0.5 + angle / (2 * math.pi) + (sines * ratio).sum(-1) / math.pi
-
-    def density(angle):
-        return torch.exp(kappa * (angle.cos() - 1)) / (2 * math.pi * special.ive(0, kappa))
-
-    angle = quantile(cdf, density, w)
-    return 3 * angle.cos(), 3 * angle.sin()
 
 
 def sphere(w1, w2, kappa=0):
     z = 2 * w1 - 1 if not kappa else 1 + torch.log(w1 + (1 - w1) * math.exp(-2 * kappa)) / kappa
     x, y = circle(w2)
     return (1 - z**2).sqrt() * x, (1 - z**2).sqrt() * y, z
-
-
-def torus(w1, w2):
-    angle = quantile(
-        lambda a: 0.5 + (2 * a + a.sin()) / (4 * math.pi),
-        lambda a: (2 + a.cos()) / (4 * math.pi),
-        w1,
-    )
-    x, y = circle(w2)
-    return (2 + angle.cos()) * x, (2 + angle.cos()) * y, angle.sin()
 
 
 def swiss_roll(w1, w2):
@@ -154,11 +115,9 @@ def paraboloid(w1, w2):
 
 KNOWN = {
     "circle": (circle, Circle(), math.log(2 * math.pi)),
-    "von Mises": (von_mises, VonMisesCircle(), 1.51271),
     "sphere": (sphere, Sphere(), 2.53102),
     "von Mises-Fisher, 5": (partial(sphere, kappa=5), VmfSphere(concentration=5.0), 1.22794),
     "von Mises-Fisher, 10": (partial(sphere, kappa=10), VmfSphere(), 0.53529),
-    "torus": (torus, Torus(), 4.36890),
     "Swiss roll": (swiss_roll, SwissRoll(), 7.49340),
     "paraboloid": (paraboloid, Paraboloid(), 3.29933),
 }
@@ -198,18 +157,6 @@ def test_estimates_are_unbiased_with_the_stated_standard_error():
     assert 0.85 < (deviation / error).square().mean().sqrt() < 1.4
 
 
-def test_truncation_biases_upwards_and_vanishes_with_more_nodes():
-    matrix, u = normal(24, 20), normal(6, 20)
-
-    def estimate(iterations):
-        generator = torch.Generator().manual_seed(0)
-        return estimate_log_volume(lambda u: u @ matrix.T, u, 4, iterations, generator)[0]
-
-    values = torch.stack([estimate(k) for k in (1, 2, 4, 8, 20)])
-    assert (values.diff(dim=0) < 0).all()
-    torch.testing.assert_close(estimate(100), values[-1], rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("iterations", [1, 2, 60])
 def test_an_invariant_subspace_ends_the_recurrence(dtype, iterations):
@@ -231,12 +178,6 @@ def test_the_quadrature_is_exact_with_a_node_for_each_eigenvalue(nodes):
     estimate, error = estimate_log_volume(lambda u: u * torch.exp(-log_scales), u, 3, nodes)
     assert estimate.numpy() == pytest.approx(-log_scales.sum().item(), abs=1e-8)
     assert error.numpy() == pytest.approx(0, abs=1e-8)
-
-
-def test_a_recurrence_without_rounding_errors_does_not_divide_by_zero():
-    estimate, error = estimate_log_volume(lambda u: 1 * u, normal(2, 64), 3)
-    assert not estimate.any()
-    assert not error.any()
 
 
 def test_large_dimensions_are_estimated_reproducibly():

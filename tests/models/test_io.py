@@ -1,16 +1,13 @@
 import functools
 import json
 import os
-import socket
 import stat
-import subprocess
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from strategies import perturb
 from submanifold.common.errors import UserError
 from submanifold.flows import Affine, Gaussianization, Glow, RealNVP
 from submanifold.models import Hierarchy, Mixture, Model, Stage
@@ -49,32 +46,6 @@ def test_files_respect_the_umask(tmp_path, mask):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o666 & ~mask
-
-
-def test_partial_files_of_a_killed_process_are_removed(tmp_path):
-    path = tmp_path / "flow.safetensors"
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    name = f".flow.{socket.gethostname()}-{ended.pid}-1.safetensors"
-    (tmp_path / name).write_bytes(b"half a file")
-    vectors().save(path)
-    assert Hierarchy.load(path).dim == 2
-    assert os.listdir(tmp_path) == ["flow.safetensors"]
-
-
-def test_a_failed_save_keeps_the_previous_file(tmp_path, monkeypatch):
-    path = tmp_path / "model"
-    vectors().save(path)
-    before = path.read_bytes()
-
-    def fail(tensors, filename, metadata):
-        filename.write_bytes(before[:100])
-        raise OSError("disk full")
-
-    monkeypatch.setattr("submanifold.models.io.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        perturb(vectors()).save(path)
-    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("device", ["cuda:99", torch.device("cuda:99"), "gpu", "meta"])
@@ -161,18 +132,13 @@ def config(**arguments):
         # architectures that this version does not have
         (vectors, lambda header: header.pop("model")),
         (vectors, lambda header: header.update(model="spline")),
-        (vectors, lambda header: header["config"].pop("stages")),
         (vectors, config(stages=[])),
-        (vectors, config(stages=[1])),
         (vectors, config(charts=2)),
         (vectors, stage(dim=9)),
         (vectors, stage(dim="four")),
-        (vectors, stage(dim=-1)),
         (vectors, stage(bijections=[{}])),
         (vectors, stage(unknown=1)),
         (vectors, flow(type="spline")),
-        (vectors, flow(dim=[4])),
-        (vectors, flow(couplings=-1)),
         (vectors, flow(couplings=5)),
         (vectors, flow(unknown=1)),
     ],

@@ -12,7 +12,6 @@ from submanifold.data.synthetic import Circle
 from submanifold.evaluation.truth import against_truth
 from submanifold.flows import RealNVP, initialize
 from submanifold.losses import ForwardPass, Objective
-from submanifold.losses.constraint import Target
 from submanifold.losses.forward_pass import LEAST_RESPONSIBILITY
 from submanifold.losses.terms import Likelihood, Squared
 from submanifold.models import Hierarchy, Mixture, Stage, on_manifold
@@ -111,14 +110,6 @@ def test_penalties_do_not_train_responsibilities():
     Squared(weight=1.0)(ForwardPass(made, x, x)).backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in made.charts.parameters())
     assert made.logits.grad is None  # which only responsibilities depend on
-
-
-def test_targets_apply_to_the_error_of_the_projection():
-    made, x = mixture(), torch.randn(20, 2).double()
-    penalty = Squared(weight=1.0, target=Target(mse=0.1))
-    values = Objective({"likelihood": Likelihood(), "reconstruction": penalty})(made, x)
-    expected = (x - made.project(x)).square().mean().item()
-    assert values["image_mse"].item() == pytest.approx(expected)
 
 
 def test_overflow_on_irrelevant_charts_leaves_the_penalty_finite():

@@ -32,15 +32,6 @@ def test_a_dimension_of_none_keeps_all_coordinates():
     assert [stage.dim for stage in hierarchy.stages] == [48, 7]
 
 
-def test_then_appends_flows():
-    (stage,) = build_hierarchy(
-        [read(GLOW, dim=7, then=[{"type": "affine"}, REALNVP])], (3, 4, 4)
-    ).stages
-    assert [type(flow) for flow in stage.flows] == [Glow, Affine, RealNVP]
-    z, log_det = stage.flow(torch.rand(2, 3, 4, 4))
-    assert (z.shape, log_det.shape) == ((2, 48), (2,))
-
-
 @pytest.mark.parametrize(
     ("changes", "names"),
     [

@@ -20,14 +20,6 @@ def test_the_average_follows_its_formula():
         assert ema.average[0].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_decay_of_zero_equals_the_weights():
-    weight = nn.Linear(3, 3)
-    ema = EMA(weight, 0.0)
-    nn.init.normal_(weight.weight)
-    ema.update(100)
-    assert torch.equal(ema.average[0], weight.weight)
-
-
 def test_swapping_twice_changes_nothing():
     weight = nn.Linear(3, 3)
     ema = EMA(weight, 0.9)

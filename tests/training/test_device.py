@@ -6,13 +6,11 @@ host on a GPU. Mixing devices raises too.
 
 import contextlib
 
-import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from submanifold.data import Batches
 from submanifold.flows import FLOWS, Injection
 from submanifold.geometry.linearization import Linearization
 from submanifold.losses import penalized_likelihood
@@ -93,18 +91,3 @@ def test_jacobian_products_stay_on_the_device(on_meta):
     u = torch.randn(4, 6, device=on_meta)
     at = Linearization(model.decode, u)
     assert at.vjp(at.jvp(u)).device.type == "meta"
-
-
-@pytest.mark.parametrize("mixed", [
-    lambda x: x @ torch.randn(4, 4),
-    lambda x: torch.nn.functional.linear(x, torch.randn(4, 4)),
-    lambda x: torch.cat([x, torch.randn(4, 4)]),
-])  # fmt: skip
-def test_the_check_finds_tensors_of_two_devices(on_meta, mixed):
-    with pytest.raises(RuntimeError, match="two devices"):
-        mixed(torch.randn(4, 4, device=on_meta))
-
-
-def test_batches_are_on_their_device():
-    images = np.zeros((8, 3, 4, 4), np.uint8)
-    assert Batches(images, 4, device=torch.device("cpu")).at(0).device.type == "cpu"

@@ -99,7 +99,7 @@ def with_target(**changes):
 
 @pytest.mark.parametrize("of", [phase, with_target])
 def test_gradient_accumulation_reproduces_the_loss_curve(tmp_path, of):
-    one, alone = train(ALONE, tmp_path, "whole", of=of())
+    one, alone = train(ALONE, tmp_path, "one", of=of())
     parts, history = train(LaunchSettings(grad_accumulation_steps=4), tmp_path, "parts", of=of())
     assert_same_losses(history, alone)
     assert_close(parts, one)
@@ -323,20 +323,3 @@ def test_exception_of_the_callback_ends_the_processes(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         train(TWO, tmp_path, "stopped", stop, validate_every=6, steps=5000)
     assert list((tmp_path / "stopped").glob("*.safetensors"))  # the last, or the one before
-
-
-def test_arguments_are_restored_from_files(tmp_path):
-    rows, _ = images(tmp_path)
-    values = {
-        "rows": rows,
-        "all": [1, None, 0.1, Path("/a"), CPU],
-        "settings": phase(),
-        "part": rows[3:9],
-    }
-    (tmp_path / "job.json").write_text(launch._to_json(values, tmp_path))
-    found = launch._from_json(tmp_path / "job.json")
-    assert found["settings"] == values["settings"]
-    assert found["all"] == values["all"]
-    assert found["rows"].filename == str(tmp_path / "train.npy")
-    assert np.array_equal(found["rows"], rows)
-    assert np.array_equal(found["part"], rows[3:9])

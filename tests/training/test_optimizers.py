@@ -66,9 +66,7 @@ def test_a_convolution_is_updated_as_a_matrix_in_any_memory_format():
     torch.testing.assert_close(other.flatten(1), flat)
 
 
-@pytest.mark.parametrize(
-    ("channels", "width"), [(3, 54), (3, 108), (3, 216), (1, 18), (1, 36), (1, 72)]
-)
+@pytest.mark.parametrize(("channels", "width"), [(3, 54), (1, 36)])
 def test_kernels_with_matrices_of_equal_shape_are_updated_independently(channels, width):
     """At these widths a 3x3 kernel of some level has as many numbers as a 1x1 kernel."""
     torch.manual_seed(0)

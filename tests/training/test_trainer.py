@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import resumable
 import torch
 from safetensors.torch import load_file
 
@@ -16,29 +17,26 @@ from submanifold.losses import Objective
 from submanifold.losses.constraint import Target
 from submanifold.losses.terms import Likelihood, Squared
 from submanifold.models import Hierarchy, Stage
-from submanifold.models import io as model_file
-from submanifold.training import Trainer, TrainingSettings, fit
+from submanifold.training import Trainer, fit
 from submanifold.training.monitor import divergence, is_far_above
 from submanifold.training.settings import lr_factor
 from submanifold.training.trainer import validate
 
+SETTINGS = {
+    "steps": 30,
+    "learning_rate": 0.01,
+    "muon_lr": None,
+    "warmup": 0,
+    "cooldown_fraction": 0.0,
+    "clip": 10.0,
+    "ema": 0.0,
+    "validate_every": 10,
+    "precision": "float32",
+}
+
 
 def settings(**changes):
-    return TrainingSettings(
-        **{
-            "steps": 30,
-            "batch_size": 16,
-            "learning_rate": 0.01,
-            "warmup": 0,
-            "cooldown_fraction": 0.0,
-            "clip": 10.0,
-            "ema": 0.0,
-            "validate_every": 10,
-            "precision": "float32",
-            "activation_checkpointing": False,
-            **changes,
-        }
-    )
+    return resumable.settings(**{**SETTINGS, **changes})
 
 
 def data(n=96, seed=0):
@@ -107,16 +105,16 @@ def test_training_lowers_the_loss_and_keeps_its_history(tmp_path):
 
 def test_a_callback_may_end_the_training_after_its_checkpoint(tmp_path):
     def stop(step, row):
-        heard.append((step, "valid.loss" in row))
-        if heard[-1] == (20, True):
+        logged.append((step, "valid.loss" in row))
+        if logged[-1] == (20, True):
             raise TimeoutError
 
-    heard = []
+    logged = []
     with pytest.raises(TimeoutError):
         run(tmp_path / "a", on_log=stop)
-    assert heard == [(10, False), (10, True), (20, False), (20, True)]
+    assert logged == [(10, False), (10, True), (20, False), (20, True)]
     hierarchy, history = run(tmp_path / "a")
-    assert history["steps_trained"] == 10, "the validation that was heard is in the checkpoint"
+    assert history["steps_trained"] == 10, "the validation that was logged is in the checkpoint"
     full, _ = run(tmp_path / "b")
     assert all(map(torch.equal, hierarchy.parameters(), full.parameters()))
 
@@ -231,19 +229,14 @@ def test_damaged_checkpoints_are_skipped(tmp_path, caplog, damage, damaged, step
     assert again["train"][-1]["loss"] == history["train"][-1]["loss"]
 
 
-def test_a_finished_training_is_restored_without_a_step(tmp_path, monkeypatch, caplog):
+def test_a_finished_training_is_restored_without_a_step(tmp_path, caplog):
     first, history = run(tmp_path)
-    rows, hashed = [], []
-    checksum = model_file._checksum
-    monkeypatch.setattr(
-        model_file, "_checksum", lambda *given: hashed.append(1) or checksum(*given)
-    )
+    rows = []
     caplog.clear()
     objective = Faulty(bad=())
     second, again = run(tmp_path, objective, on_log=lambda step, row: rows.append((step, row)))
     assert objective.calls == again["steps_trained"] == 0
     assert "resuming" not in caplog.text
-    assert len(hashed) == 1, "each checkpoint is hashed once"
     assert all(map(torch.equal, first.parameters(), second.parameters()))
     assert again == {**history, "steps_trained": 0}
     assert [step for step, _ in rows] == [10, 20, 30, 10, 20, 30]
@@ -257,15 +250,6 @@ def test_more_steps_resume_from_the_last_checkpoint(tmp_path):
     assert history["steps_trained"] == 20
     full, _ = run(tmp_path / "full", steps=40)
     assert all(map(torch.equal, further.parameters(), full.parameters()))
-
-
-def test_training_starts_with_data_dependent_initialization(tmp_path):
-    hierarchy = Hierarchy([Stage(Affine(4), 2)])
-    run(tmp_path, hierarchy=hierarchy, steps=1, learning_rate=1e-9)
-    actnorm = hierarchy.stages[0].flow.norm
-    batch = Batches(data(), 16, seed=1).at(0)
-    torch.testing.assert_close(actnorm.shift.detach(), batch.mean(0))
-    torch.testing.assert_close(actnorm.log_scale.exp().detach(), 1 / batch.std(0, correction=0))
 
 
 def test_a_loss_that_is_not_finite_rolls_back_and_halves_the_learning_rate(
@@ -283,7 +267,7 @@ def test_a_loss_that_is_not_finite_rolls_back_and_halves_the_learning_rate(
         hierarchy, history = run(tmp_path, objective)
     assert "stage_1: not finite at step 20; back to step 10" in caplog.text
     assert "learning rate halved (1 of 3)" in caplog.text
-    # ten good steps, ten that came to nothing, and the last twenty at half the rate
+    # ten good steps, ten before the rollback, and the last twenty at half the rate
     assert rates == [0.01] * 20 + [0.005] * 20
     assert objective.calls == 40
     assert (history["rollbacks"], history["steps_trained"]) == (1, 30)
@@ -296,7 +280,7 @@ def test_a_loss_that_stays_far_above_the_start_rolls_back(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "submanifold"):
         _, history = run(tmp_path, Faulty(range(20, 31), wrong=lambda loss: loss + 100), steps=40)
     assert re.search(r"stage_1: 10\d, far above the \S+ of the start at step 30", caplog.text)
-    # the checkpoint of step 20, whose loss was in doubt, was not kept
+    # the checkpoint of step 20, whose loss is suspicious, is not kept
     assert "back to step 10" in caplog.text
     assert (history["rollbacks"], history["steps_trained"]) == (1, 40)
     with pytest.raises(UserError, match=r"far above.*muon_lr \(now 0\.02\)"):
@@ -309,7 +293,7 @@ def test_a_single_spike_does_not_roll_back(tmp_path):
     assert [row["loss"] > 100 for row in history["train"]] == [False, True, False]
 
 
-@pytest.mark.parametrize("validate_every", [1, 4, 7, 15])
+@pytest.mark.parametrize("validate_every", [1, 7])
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, validate_every):
     hierarchy, history = run(tmp_path, Faulty(bad={12}), validate_every=validate_every)
     assert history["rollbacks"] == 1
@@ -317,23 +301,14 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, validate_every):
     assert all(torch.isfinite(p).all() for p in hierarchy.parameters())
 
 
-def test_the_training_fails_after_three_rollbacks(tmp_path):
+def test_the_training_fails_after_three_rollbacks_and_can_be_continued(tmp_path):
     objective = Faulty(bad=range(11, 1000))
-    with pytest.raises(UserError, match=r"stage_1: .*not finite at step 20") as caught:
+    with pytest.raises(UserError, match=r"stage_1: .*not finite at step 20.*learning_rate"):
         run(tmp_path, objective)
     assert objective.calls == 10 + 4 * 10
-    for name in ("training.learning_rate (now 0.01)", "training.clip", "reconstruction.weight"):
-        assert name in str(caught.value)
-
-
-def test_rollbacks_survive_a_restart(tmp_path):
-    with pytest.raises(UserError):
-        run(tmp_path, Faulty(bad=range(11, 1000)))
     objective = Faulty(bad=())
     _, history = run(tmp_path, objective)
-    assert (history["rollbacks"], objective.calls) == (3, 20)
-    with pytest.raises(UserError, match="3 times"):
-        run(tmp_path / "new", Faulty(bad=range(1, 1000)))
+    assert (history["rollbacks"], objective.calls) == (3, 20), "rollbacks survive a restart"
 
 
 def test_a_validation_that_is_not_finite_is_never_the_best(tmp_path):
@@ -383,17 +358,8 @@ def test_bfloat16_is_for_training_steps_only(tmp_path):
     assert seen == {True: {torch.bfloat16}, False: {torch.float32}}
 
 
-def test_activation_checkpointing_does_not_change_weights(tmp_path):
-    kept, _ = run(tmp_path / "kept", steps=5)
-    recomputed, _ = run(tmp_path / "recomputed", steps=5, activation_checkpointing=True)
-    assert all(map(torch.equal, kept.parameters(), recomputed.parameters()))
-    assert not any(
-        getattr(module, "activation_checkpointing", False) for module in recomputed.modules()
-    )
-
-
 class Unstable(RealNVP):
-    """A flow whose inverse is off."""
+    """A flow with a wrong inverse."""
 
     def inverse(self, z):
         return super().inverse(z) + 0.1
