@@ -142,7 +142,7 @@ class Trainer:
         self.objective.constraints.load_state_dict(self.state.multipliers)
 
     def roll_back(self, folder: Path, name: str, problem: str) -> None:
-        """Go back to the last checkpoint and halve the learning rates, at most 3 times."""
+        """Go back to the last checkpoint and halve the learning rates, or raise a UserError."""
         step, rollbacks, warnings = self.state.step, self.state.rollbacks + 1, self.state.warnings
         if rollbacks > MAX_ROLLBACKS:
             settings = self.settings
