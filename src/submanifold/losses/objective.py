@@ -38,7 +38,7 @@ class Objective:
 
     Example:
         >>> flow = Hierarchy([Stage(RealNVP(8), dim=4)])
-        >>> loss = Objective({"likelihood": Likelihood(), "reconstruction": Squared(weight=10.0)})
+        >>> loss = Objective(Terms(reconstruction={"penalty": "mse", "weight": 10.0}).terms)
         >>> sorted(loss(flow, torch.randn(3, 8)))
         ['bits_per_dim', 'likelihood', 'loss', 'mse', 'reconstruction']
     """
