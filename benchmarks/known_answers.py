@@ -123,7 +123,7 @@ def train(
         ema=0.98,
         validate_every=steps // 4,
         precision="float32",
-        recompute=False,
+        activation_checkpointing=False,
     )
     hierarchy = Hierarchy(stages).to(points.dtype)
     batches = [Batches(rows.numpy(), batch) for rows in (points, valid)]
