@@ -15,15 +15,17 @@ nflows``. Tables go to ``<folder>/quality.md``, curves to ``<folder>/quality.png
 """
 
 import argparse
+import gzip
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,16 +34,79 @@ from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from benchmarks.glows import PEERS, SIZES
-from benchmarks.images import Images, add_options, load
 from benchmarks.timing import interleave
 from submanifold.common.files import read_json, write_json
 from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import Batches
+from submanifold.data.prepare import prepare
+from submanifold.data.settings import ImageSettings
 from submanifold.flows import Flow, Glow, initialize
 from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, Stage
 from submanifold.training.optimizers import Muon, optimizers_for
 from submanifold.training.trainer import Trainer, TrainingSettings
+
+NAMES = ("celeba", "fashion-mnist", "photos")
+HELD_OUT = 2000  # images of Fashion-MNIST, whose other splits are larger than they need be
+
+
+class Images(NamedTuple):
+    """The splits of a data set, uint8 (N, channels, 32, 32)."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Let the user say where the data sets are."""
+    parser.add_argument("--data", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--celeba", help="img_align_celeba.zip, or its folder")
+    parser.add_argument("--fashion-mnist", help="the folder of its IDX files")
+    where = Path("data/08_reporting/quality")
+    kept = "where results are kept; what is there is not made again"
+    parser.add_argument("--folder", type=Path, default=where, help=kept)
+
+
+def load(name: str, options: argparse.Namespace) -> Images:
+    """Load a data set.
+
+    Raises:
+        SystemExit: The user has not said where it is.
+    """
+    if name == "fashion-mnist":
+        return _fashion_mnist(_given(options.fashion_mnist, "--fashion-mnist"))
+    settings: dict[str, str] = {"source": "photos"}
+    if name == "celeba":
+        path = _given(options.celeba, "--celeba")
+        settings = {"source": "celeba", "path": path, "split": "official"}
+    folder = options.folder / "arrays" / name
+    train, valid, test, _ = prepare(
+        ImageSettings.model_validate(settings), folder, Path(tempfile.gettempdir())
+    )
+    return Images(train, valid, test)
+
+
+def _given(path: str | None, option: str) -> str:
+    if path is None:
+        raise SystemExit(f"{option} PATH is missing; or leave this data set out with --data.")
+    return path
+
+
+def _fashion_mnist(folder: str) -> Images:
+    """Read the IDX files; 28x28 pixels get a black margin of two."""
+    parts = []
+    for part in ("train", "t10k"):
+        found = sorted(Path(folder).glob(f"{part}-images*idx3-ubyte*"))
+        if not found:
+            raise SystemExit(f"--fashion-mnist: {folder} has no {part}-images-idx3-ubyte file.")
+        with (gzip.open if found[0].suffix == ".gz" else open)(found[0], "rb") as file:
+            pixels = np.frombuffer(file.read(), np.uint8, offset=16)
+        margin = [(0, 0), (0, 0), (2, 2), (2, 2)]
+        parts.append(np.pad(pixels.reshape(-1, 1, 28, 28), margin))
+    train, test = parts
+    return Images(train[:-HELD_OUT], train[-HELD_OUT:], test[:HELD_OUT])
+
 
 SECONDS = 600.0
 PACKAGES = ("normflows", "FrEIA", "nflows")
@@ -54,7 +119,6 @@ PLAIN = {"steps": SIZES["S"][0], "width": SIZES["S"][1], "whiten": False}
 DEFAULT = {"steps": [8, 4, 2], "width": 64, "whiten": True}
 CPU = torch.device("cpu")
 
-ADAM = {"learning_rate": 0.005, "muon_lr": None, "clip": 1.0, "batch_size": 64}
 MUON = {"learning_rate": 0.01, "muon_lr": 0.02, "clip": 10.0, "batch_size": 32}
 
 
