@@ -17,6 +17,7 @@ import yaml
 from click.core import ParameterSource
 
 from submanifold.common.errors import UserError
+from submanifold.common.extras import import_extra
 from submanifold.common.files import printable
 from submanifold.inference.command import COMMANDS
 
@@ -246,15 +247,13 @@ def sweep(
     \b
       kedro sweep --study=first --trials=20 --workers=2
         stage_1.dim=50..500                              integers
-        density.reconstruction.weight=log:1.0..1000      numbers on a logarithmic scale
+        stage_1.reconstruction.weight=log:1.0..1000      numbers on a logarithmic scale
         method=PR-D,EE-M                                 choices
 
     The same command in another terminal joins the study; repeated later, it continues.
     """  # noqa: D301  \b keeps the lines
     if study is not None:
-        from submanifold.pipelines.study.nodes import import_optuna
-
-        import_optuna()
+        import_extra("optuna", "search")
         from submanifold.studies.search.workers import search
 
         click.echo(search(study, (parameter, *values), params, _project(), env, **options))

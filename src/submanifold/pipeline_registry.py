@@ -7,7 +7,6 @@ from click import ClickException
 from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 
-from submanifold.common.errors import UserError
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, current_experiment
 from submanifold.config.schema import Experiment
 from submanifold.pipelines import (
@@ -66,5 +65,5 @@ def _configured() -> Experiment | None:
     try:
         conf, env = str(Path(project) / "conf"), os.environ.get("KEDRO_ENV")
         return ExperimentConfigLoader(conf, env=env, **LOADER_ARGS).experiment
-    except (UserError, ClickException, OSError):  # a run reports the error
+    except (ValueError, ClickException, OSError):  # a run reports the error
         return None

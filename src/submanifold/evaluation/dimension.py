@@ -7,7 +7,7 @@ import numpy as np
 import scipy  # submodules load on first use
 import torch
 
-from submanifold.common.errors import UserError
+from submanifold.common.extras import import_extra
 from submanifold.common.progress import ProgressBar, track
 from submanifold.data.batches import Batches
 from submanifold.evaluation.intervals import Interval, mean_interval
@@ -42,13 +42,7 @@ def intrinsic_dimensions(images: np.ndarray) -> dict[str, Interval]:
     Raises:
         UserError: scikit-dimension is not installed.
     """
-    try:
-        import skdim  # optional, and slow to import
-    except ImportError as error:
-        raise UserError(
-            "Estimates of the intrinsic dimension: expected scikit-dimension, got no such package. "
-            "Install it with pip install 'submanifold[dimension]'."
-        ) from error
+    skdim = import_extra("skdim", "dimension")  # slow to import
     flat = images[:ESTIMATOR_IMAGES].reshape(min(ESTIMATOR_IMAGES, len(images)), -1) / 256
     rng = np.random.default_rng(0)
     halves = [flat[rng.permutation(len(flat))[: len(flat) // 2]] for _ in range(HALVES)]

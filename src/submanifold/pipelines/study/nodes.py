@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from submanifold.common.errors import UserError
+from submanifold.common.extras import import_extra
 from submanifold.common.files import locked
 from submanifold.plots.pages import render
 
@@ -29,24 +30,9 @@ STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING
 """Words for Optuna's states, in the order of the page."""
 
 
-def import_optuna() -> Any:
-    """Import Optuna.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError(
-            "Studies need Optuna. Install it with: pip install 'submanifold[search]'."
-        ) from error
-    return optuna
-
-
 def open_study(path: Path, name: str) -> "Study":
     """Open or create an Optuna study of bits per dimension and squared error."""
-    optuna = import_optuna()
+    optuna = import_extra("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with locked(path.parent, path.name):  # two processes cannot create the tables at once
         storage = optuna.storages.RDBStorage(
