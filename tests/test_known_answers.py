@@ -81,6 +81,13 @@ FORMULAS = {
 
 
 SURFACES = 8, 9, 10  # take half of the time: tests/test_known_surfaces.py
+SLOW = 6, 7, 8, 9
+
+
+def parameters(cases):
+    """Cases as parameters of a fixture; those that train for half a minute are marked slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(case, marks=slow if case in SLOW else ()) for case in cases]
 
 
 def answers_of(case):
@@ -91,7 +98,9 @@ def answers_of(case):
 
 
 @pytest.fixture(
-    scope="module", params=[case for case in CASES if case not in SURFACES], ids="case {}".format
+    scope="module",
+    params=parameters(case for case in CASES if case not in SURFACES),
+    ids="case {}".format,
 )
 def found(request):
     yield from answers_of(request.param)

@@ -5,6 +5,7 @@ import pytest
 from test_known_answers import (
     SURFACES,
     answers_of,
+    parameters,
     test_every_exact_value_follows_from_a_formula,
     test_every_value_is_in_its_interval,
     test_the_page_names_every_quantity_and_its_exact_value,
@@ -17,6 +18,6 @@ __all__ = [
 ]
 
 
-@pytest.fixture(scope="module", params=SURFACES, ids="case {}".format)
+@pytest.fixture(scope="module", params=parameters(SURFACES), ids="case {}".format)
 def found(request):
     yield from answers_of(request.param)

@@ -35,7 +35,7 @@ except SystemExit:
         assert "imported []" in output
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_each_command_has_a_help_page(name):
     result = CliRunner().invoke(cli.cli, [name, "--help"])
     assert result.exit_code == 0

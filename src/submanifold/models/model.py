@@ -229,7 +229,8 @@ class Model(nn.Module, ABC):
 
     def _check(self, name: str, given: Tensor, shape: tuple[int, ...]) -> None:
         """Raise :class:`UserError` for a wrong shape or dtype, without reading values."""
-        dtype = next(self.parameters()).dtype
+        weight = next(self.parameters(), None)  # a linear flow may have none
+        dtype = torch.get_default_dtype() if weight is None else weight.dtype
         if given.shape[1:] == shape and given.dtype == dtype:
             return
         fix = ""
