@@ -229,8 +229,8 @@ class Model(nn.Module, ABC):
 
     def _check(self, name: str, given: Tensor, shape: tuple[int, ...]) -> None:
         """Raise :class:`UserError` for a wrong shape or dtype, without reading values."""
-        weight = next(self.parameters(), None)  # a linear flow may have none
-        dtype = torch.get_default_dtype() if weight is None else weight.dtype
+        weight = next(self.parameters(), None)
+        dtype = given.dtype if weight is None else weight.dtype  # a flow may have no weights
         if given.shape[1:] == shape and given.dtype == dtype:
             return
         fix = ""
