@@ -1,4 +1,4 @@
-"""The known answers on surfaces, in a module of their own so that they run beside the others."""
+"""The known answers on surfaces, in their own module so that they run in parallel."""
 
 import pytest
 

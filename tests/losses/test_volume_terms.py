@@ -70,7 +70,7 @@ def test_estimated_gradients_are_unbiased(model, kind):
     deviations = (drawn.mean(0) - exact) / error.clamp_min(1e-12)
     moved = error > 1e-9
     assert moved.float().mean() > 0.3
-    # standard normal up to few degrees of freedom: the largest of so many is below 5
+    # standard normal up to few degrees of freedom: the largest of this many is below 5
     assert deviations[moved].abs().max() < 5
     assert 0.4 < deviations[moved].square().mean().sqrt() < 1.8
 

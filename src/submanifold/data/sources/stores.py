@@ -34,7 +34,7 @@ REUSED_AFTER = 10**9
 SETTLED = 2 * 10**9
 """Nanoseconds after which a second write of a file changes its times on every filesystem."""
 
-# Content beyond these limits is sampled: this many evenly spaced blocks of so many bytes.
+# Content beyond these limits is sampled: this number of evenly spaced blocks of this many bytes.
 HASHED_BYTES, HASHED_FILES = 2**32, 250_000
 BLOCKS, BLOCK_BYTES = 4096, 2**14
 
