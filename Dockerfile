@@ -1,4 +1,4 @@
-# The project with everything that it and MLflow's server need: docs/deploy.md.
+# The project with everything that it and MLflow's server need: docs/how-to/deploy.md.
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 

@@ -1,6 +1,6 @@
-"""The ten cases with a known answer, by the code that trains everything else (method.md 5).
+"""The ten cases with a known answer, by the code that trains everything else (docs/theory.md, section 5).
 
-``python -m benchmarks.known_answers`` computes them, prints a table, writes docs/known-answers.md,
+``python -m benchmarks.known_answers`` computes them, prints a table, writes docs/evidence/known-answers.md,
 and exits with 1 if a value is outside the interval that a correct program must land in.
 """
 
@@ -41,12 +41,12 @@ from submanifold.models.diagnostics import is_overfitted, manifold_overfitting
 from submanifold.models.stage import standard_normal_log_prob
 from submanifold.training.trainer import TrainingSettings, fit
 
-PAGE = Path(__file__).parents[1] / "docs" / "known-answers.md"
+PAGE = Path(__file__).parents[1] / "docs" / "evidence" / "known-answers.md"
 INTRODUCTION = """\
 # Known answers
 
 Written by `python -m benchmarks.known_answers`, in {seconds:.0f} s of CPU time on one thread. These
-are the cases of [section 5 of method.md](method.md). *Allowed* is where a correct program must
+are the cases of [section 5 of the theory](../theory.md). *Allowed* is where a correct program must
 land; `tests/test_known_answers.py` holds this one to it.
 
 How sampling error was removed:
@@ -67,7 +67,7 @@ class Answer:
     """A quantity with a known value.
 
     Attributes:
-        case: Number in method.md 5.
+        case: Number in docs/theory.md, section 5.
         quantity: In words, with its unit; no two are alike.
         exact: Its value, if it has one.
         reached: What this program gets.
@@ -378,7 +378,7 @@ def case_6() -> list[Answer]:
         rows = [jacobian(lambda e, h=h: torch.cat(h.encode(e[None]), 1)[0], event) for event in x]
         exact = torch.linalg.slogdet(torch.stack(rows).flatten(2)).logabsdet
         log_det_error, inverse_error = (log_det - exact).abs(), (h.decode(*h.encode(x)) - x).abs()
-        limit = "method.md's; double precision leaves far less"
+        limit = "the theory page's; double precision leaves far less"
         found += answers(
             6,
             (f"log-det less autograd's, {name}, nats", 0.0, log_det_error.max(), 0.0, 1e-6, limit),

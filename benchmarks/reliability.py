@@ -5,7 +5,7 @@
 Each trial is a `kedro run --env=test` of the default method's four phases in a project of its own,
 with the processor's own arithmetic, so that every undisturbed run has the same bits. It is
 disturbed, then given again as it was, and must end with the weights and the metrics of a run that
-nothing disturbed. The table goes to `docs/reliability.md`.
+nothing disturbed. The table goes to `docs/evidence/reliability.md`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import pandas as pd
 from submanifold.models.io import is_intact, load_tensors
 
 REPOSITORY = Path(__file__).parents[1]
-PAGE = REPOSITORY / "docs" / "reliability.md"
+PAGE = REPOSITORY / "docs" / "evidence" / "reliability.md"
 STEPS = 120
 PARAMS = (
     "method=nested,device=cpu,density.training.steps={steps},reconstruction.training.steps={steps}"
@@ -292,7 +292,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def slow_tests(report: Path) -> pd.DataFrame:
-    """Run the tests that are marked slow, but for those of docs/scaling.md, or find them run."""
+    """Run the tests that are marked slow, but for those of docs/evidence/scaling.md, or find them run."""
     if not report.exists():
         arguments = ["-m", "slow", "-n", "0", "--ignore=tests/test_scaling.py"]
         subprocess.run(

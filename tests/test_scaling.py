@@ -1,4 +1,4 @@
-"""What takes too long for every day: ``pytest -m slow -n 0``, which writes docs/scaling.md anew."""
+"""What takes too long for every day: ``pytest -m slow -n 0``, which writes docs/evidence/scaling.md anew."""
 
 from pathlib import Path
 

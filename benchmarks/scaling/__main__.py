@@ -4,7 +4,7 @@
     python -m benchmarks.scaling --parts names sizes
 
 Each part is measured and kept in ``--folder``, which takes some 25 GB; what is kept of the parts is
-written to `docs/scaling.md`. The synthetic pictures stay in the folder too, for the next time.
+written to `docs/evidence/scaling.md`. The synthetic pictures stay in the folder too, for the next time.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from submanifold.common.processes import cores
 
 PARTS = {"processes": processes, "million": million, "names": names, "sizes": sizes}
 """Modules with ``measure(folder)``, ``broken(found)`` and ``page(found)``."""
-PAGE = REPOSITORY / "docs" / "scaling.md"
+PAGE = REPOSITORY / "docs" / "evidence" / "scaling.md"
 FOLDER = Path("data/08_reporting/scaling")
 
 

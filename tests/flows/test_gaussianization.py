@@ -44,7 +44,7 @@ def test_initialization_fits_a_density_before_training():
 
 
 def test_trained_flow_has_the_density_of_a_circle():
-    """docs/known-answers.md: couplings of vectors stay 0.056 nats above."""
+    """docs/evidence/known-answers.md: couplings of vectors stay 0.056 nats above."""
     torch.manual_seed(0)
     ring, rng = Circle(noise=0.1), np.random.default_rng(0)
     x, test = (torch.from_numpy(ring.sample(n, rng)).float() for n in (150 * 512, 5000))

@@ -52,7 +52,7 @@ def estimate_log_volume(
     Each z is a vector of random signs; its quadratic form is computed by a Gauss rule with one node
     per iteration of a forward and a reverse derivative (Ubaru, Chen & Saad 2017, SIAM J. Matrix
     Anal. Appl. 38). Truncating the rule biases the estimate upwards, more so for a larger condition
-    number of J, which the standard error does not include (docs/performance.md).
+    number of J, which the standard error does not include (docs/evidence/performance.md).
 
     Args:
         decode: The decoder, (batch, d) to (batch, *event_shape).

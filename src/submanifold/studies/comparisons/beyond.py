@@ -18,7 +18,7 @@ from submanifold.studies.experiments import CachedRun
 from submanifold.studies.pages import Content, Need, Runs, Target, read_page
 from submanifold.studies.seeds import over_seeds
 
-RECORD = "docs/beyond.csv"
+RECORD = "docs/evidence/beyond.csv"
 PAGE = read_page("comparisons/beyond")
 CONFIGS: dict[str, str] = PAGE["configs"]
 DIMS, MAIN_DIM = (100, 500, 1000), 500

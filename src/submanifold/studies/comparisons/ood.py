@@ -16,7 +16,7 @@ from submanifold.studies.experiments import CachedRun
 from submanifold.studies.pages import Changes, Content, Need, Runs, Target, read_page
 from submanifold.studies.seeds import INTERVAL, count_seeds, over_seeds
 
-RECORD = "docs/ood.csv"
+RECORD = "docs/evidence/ood.csv"
 PAGE = read_page("comparisons/ood")
 PAIRS: dict[str, dict[str, Any]] = PAGE["pairs"]
 """Normal and out-of-distribution images: the file in conf/runs whose model is used, the value of

@@ -16,7 +16,7 @@ from submanifold.studies.comparisons.results import value
 from submanifold.studies.experiments import CachedRun
 from submanifold.studies.pages import Changes, Content, Need, Runs, Target, read_page
 
-RECORD = "docs/related.csv"
+RECORD = "docs/evidence/related.csv"
 PAGE = read_page("comparisons/related")
 OURS, OURS_THEN_FLOW, PCA_FLOW = "nested (ours)", "nested, then a flow (ours)", "PCA, then a flow"
 

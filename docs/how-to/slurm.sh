@@ -1,6 +1,6 @@
 #!/bin/bash
-# A run as a job of SLURM's, which docs/deploy.md explains. In the project's folder:
-#   sbatch docs/slurm.sh dataset=celeba
+# A run as a job of SLURM's, which docs/how-to/deploy.md explains. In the project's folder:
+#   sbatch docs/how-to/slurm.sh dataset=celeba
 #SBATCH --job-name=submanifold
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1         # it starts a process for each GPU
