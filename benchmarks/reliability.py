@@ -292,7 +292,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def slow_tests(report: Path) -> pd.DataFrame:
-    """Run the tests that are marked slow, but for those of docs/evidence/scaling.md, or find them run."""
+    """Run the slow tests, except those of docs/evidence/scaling.md, unless their report exists."""
     if not report.exists():
         arguments = ["-m", "slow", "-n", "0", "--ignore=tests/test_scaling.py"]
         subprocess.run(

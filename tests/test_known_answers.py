@@ -1,4 +1,4 @@
-"""Every known answer is in its interval, and docs/evidence/known-answers.md is about these answers."""
+"""Every known answer is in its interval, and docs/evidence/known-answers.md lists these answers."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What takes too long for every day: ``pytest -m slow -n 0``, which writes docs/evidence/scaling.md anew."""
+"""Slow tests of size: ``pytest -m slow -n 0`` rewrites docs/evidence/scaling.md."""
 
 from pathlib import Path
 

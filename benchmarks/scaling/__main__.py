@@ -3,8 +3,8 @@
     python -m benchmarks.scaling
     python -m benchmarks.scaling --parts names sizes
 
-Each part is measured and kept in ``--folder``, which takes some 25 GB; what is kept of the parts is
-written to `docs/evidence/scaling.md`. The synthetic pictures stay in the folder too, for the next time.
+Each part is measured and kept in ``--folder``, which takes some 25 GB; the results are
+written to `docs/evidence/scaling.md`. The synthetic pictures stay in the folder for the next time.
 """
 
 import argparse

@@ -29,7 +29,7 @@ NODE_OPTIONS = ("from_inputs", "from_nodes", "node_names", "tags", "namespaces")
 STUDY_OPTIONS = ("trials", "workers", "sampler", "prune")
 HIGH_LOAD = 0.3  # of the processors
 JOINT_METHOD = "EE-M"
-"""Default method of ``--pipeline=joint``: the joint one with the lowest error (docs/evidence/beyond.md)."""
+"""Default of ``--pipeline=joint``: the method with the lowest error (docs/evidence/beyond.md)."""
 
 
 class _Group(click.Group):

@@ -1,4 +1,4 @@
-"""Glow's affine couplings on CPUs, faster than by torch's modules (docs/evidence/performance.md)."""
+"""Glow's affine couplings on CPUs, faster than torch's modules (docs/evidence/performance.md)."""
 
 from submanifold.flows.fast.coupling import affine_coupling, flow_steps, supports, supports_steps
 
