@@ -1,7 +1,8 @@
 """The ten cases with a known answer (docs/theory.md, section 5), computed by the production code.
 
 ``python -m benchmarks.known_answers`` computes them, prints a table, writes
-docs/evidence/known-answers.md, and exits with 1 if a value is outside the interval that a correct program must land in.
+docs/evidence/known-answers.md, and exits with 1 if a value is outside the interval that a correct
+program must land in.
 """
 
 import inspect
