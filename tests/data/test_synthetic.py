@@ -1,4 +1,4 @@
-"""The contract of synthetic manifolds, and known values (method.md 5, cases 1, 7, 8 and 9)."""
+"""The contract of synthetic manifolds, and known values (docs/theory.md 5, cases 1, 7, 8 and 9)."""
 
 import math
 from dataclasses import replace

@@ -83,7 +83,7 @@ def test_training_draws_noise_for_each_event():
 
 
 def test_training_recovers_a_linear_gaussian():
-    """Case 1 of method.md 5, whose entropy is 2.44127 nats; the gap is that of the bound."""
+    """Case 1 of docs/theory.md 5, whose entropy is 2.44127 nats; the gap is that of the bound."""
     torch.manual_seed(0)
     variances = torch.tensor([4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025])
     stages = [Stage(Affine(8), 3, 0.1), Stage(RealNVP(3, 2, 16, mixing=True), 3, noise=0.1)]

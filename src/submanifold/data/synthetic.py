@@ -88,7 +88,7 @@ class Manifold(ABC):
 
 @dataclass(frozen=True)
 class LinearGaussian(Manifold):
-    """A normal density in R^8, and the span of its three longest axes (method.md 5, case 1).
+    """A normal density in R^8, and the span of its three longest axes (:ref:`theory-5`, case 1).
 
     It has a density in R^8 without noise; the density on the manifold is its marginal there.
 
@@ -145,7 +145,7 @@ MEANS: dict[int, Callable] = {
 
 @dataclass(frozen=True)
 class Sphere(Manifold):
-    r"""A sphere or circle with a density :math:`\propto e^{\kappa \cos}` (method.md 5, 7 and 8).
+    r"""A sphere or circle, density :math:`\propto e^{\kappa \cos}` (:ref:`theory-5`, cases 7, 8).
 
     The angle is the one to the mean direction m: von Mises and von Mises-Fisher distributions. With
     noise, at a distance r from the centre, with M(k) the mean of :math:`e^{k \cos}` over all
@@ -280,7 +280,7 @@ class CurveManifold(Manifold):
 
 @dataclass(frozen=True)
 class Torus(CurveManifold):
-    """A torus around the third axis, uniform in area (method.md 5, case 9).
+    """A torus around the third axis, uniform in area (:ref:`theory-5`, case 9).
 
     Attributes:
         major: Radius R of the circle in the middle of the tube.
@@ -319,7 +319,7 @@ class Torus(CurveManifold):
 
 @dataclass(frozen=True)
 class SwissRoll(CurveManifold):
-    r"""scikit-learn's swiss roll :math:`(t \cos t, h, t \sin t)` (method.md 5, case 9).
+    r"""scikit-learn's swiss roll :math:`(t \cos t, h, t \sin t)` (:ref:`theory-5`, case 9).
 
     Attributes:
         ends: Range of t, which is uniform.
@@ -433,7 +433,7 @@ class ThinSpiral(CurveManifold):
 
 @dataclass(frozen=True)
 class Paraboloid(CurveManifold):
-    """The paraboloid z = (x^2 + y^2) / 2 over a standard normal (x, y) (method.md 5, case 9)."""
+    """The paraboloid z = (x^2 + y^2) / 2 over a normal (x, y) (:ref:`theory-5`, case 9)."""
 
     @property
     def manifold_entropy(self) -> float:

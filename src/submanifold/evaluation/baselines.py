@@ -22,7 +22,7 @@ MOST_FITTED = 16384
 
 @dataclass(frozen=True)
 class PCA:
-    """Principal components of flattened events in R^D, fitted to batches (method.md 4).
+    """Principal components of flattened events in R^D, fitted to batches (:ref:`theory-4`).
 
     scikit-learn's PCA needs all data in memory as floats (4 GB for 160,000 images of 3,072 bytes);
     this class reads batches of memory-mapped bytes.

@@ -19,7 +19,7 @@ class Glow(Flow):
     """Multi-scale flow: each level consists of a squeeze, flow steps and a split.
 
     The latents are ordered from the coarsest level to the finest, so that the first d of them
-    represent the smooth part of the image (method.md 3.6).
+    represent the smooth part of the image (:ref:`theory-3-6`).
 
     Args:
         shape: (channels, height, width) of an image; height and width divisible by 2^levels.

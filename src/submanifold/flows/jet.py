@@ -22,7 +22,7 @@ class Jet(Flow):
     pairs; the fifth splits the patches by a checkerboard, by columns or by rows (Kolesnikov et al.
     2024, arXiv 2412.15129, with the defaults of their smaller model). Unlike theirs, channels are
     the cosine coefficients of a patch (:class:`PatchDCT`), so that the first d latents represent
-    the smooth part of the image (method.md 3.6).
+    the smooth part of the image (:ref:`theory-3-6`).
 
     Args:
         shape: (channels, height, width) of an image; height and width divisible by ``patch``.

@@ -85,7 +85,7 @@ class PrincipalReflections(DataInitialized, BlockReflections):
 class Rotation(Flow):
     r"""Orthogonal map of flat latents, :math:`z' = Q z` with :math:`Q Q^T = I`.
 
-    It keeps the density of a flow with standard normal latents (method.md 6). It starts as the
+    It keeps the density of a flow with standard normal latents (:ref:`theory-6`). It starts as the
     identity, is set by :meth:`fit` and has no trained parameters. Q is a dense matrix, or, to
     choose the first k axes only, given by :math:`Q^T = I - V T V^T` with V of shape (D, k) and
     upper triangular T of shape (k, k) (Schreiber & Van Loan 1989).

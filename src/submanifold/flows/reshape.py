@@ -58,7 +58,7 @@ class Split(nn.Module):
     .. math:: v = (x_b - \mu(x_a))\, e^{-s(x_a)}
 
     The prior of Glow's split latents thus is a part of the bijection: v is standard normal, and
-    v = 0 decodes to the conditional mean (method.md 3.6).
+    v = 0 decodes to the conditional mean (:ref:`theory-3-6`).
     """
 
     def __init__(self, channels: int):

@@ -21,7 +21,7 @@ def nearest_point(
     steps: int,
     eigenvalues: Tensor | None = None,
 ) -> Tensor:
-    r"""Reduce :math:`|x - g(u)|^2` over u by Gauss-Newton steps (method.md 6.2).
+    r"""Reduce :math:`|x - g(u)|^2` over u by Gauss-Newton steps (:ref:`theory-6-2`).
 
     .. math:: u \leftarrow u + s\,\delta, \qquad J^T J\, \delta = J^T (x - g(u))
 
@@ -38,7 +38,7 @@ def nearest_point(
             error is more than ten times that of u = 0 are replaced by 0.
         steps: Number of Gauss-Newton steps.
         eigenvalues: Approximate diagonal of :math:`J^T J`, (d,), not negative, as a preconditioner:
-            the eigenvalues of a rotation (method.md 6.1). It reduces the iterations to a third.
+            the eigenvalues of a rotation (:ref:`theory-6-1`). It reduces the iterations to a third.
 
     Returns:
         Coordinates of the nearest point that was tried, (batch, d).

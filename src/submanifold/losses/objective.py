@@ -23,10 +23,10 @@ class Objective:
     .. math:: \ell = c\, \frac{-\log p(h)}{D \log 2}
               + \lambda\, \frac1D \sum_i r(h_i - \tilde h_i), \qquad \tilde h = f^{-1}(u, 0)
 
-    with the signs of method.md 3.1. With input noise (the denoising flow, DNF) the density and u
-    are those of :math:`h + \sigma_x \epsilon`, and the projection is compared with the clean h
-    (method.md 3.10). A noise-conditional flow (SoftFlow) receives the scale of the noise, which is
-    a uniform random fraction of sigma_x for each event.
+    with the signs of :ref:`theory-3-1`. With input noise (the denoising flow, DNF) the density and
+    u are those of :math:`h + \sigma_x \epsilon`, and the projection is compared with the clean h
+    (:ref:`theory-3-10`). A noise-conditional flow (SoftFlow) receives the scale of the noise, which
+    is a uniform random fraction of sigma_x for each event.
 
     Args:
         terms: Terms by name; those of weight 0 are omitted.

@@ -39,7 +39,7 @@ def neighbour_correlation(u: Tensor, v: Tensor) -> float:
 
 @torch.no_grad()
 def manifold_overfitting(model: Model, x: Tensor) -> tuple[float, float]:
-    """Measure two signs of manifold overfitting on continuous data x (method.md 5.10).
+    """Measure two signs of manifold overfitting on continuous data x (:ref:`theory-5`, case 10).
 
     Noise-free data on a manifold have no density on R^D: a flow increases its likelihood without
     bound by making the manifold thinner (Loaiza-Ganem et al. 2022). The distance from the manifold

@@ -25,7 +25,7 @@ class Hierarchy(Model):
     .. math:: \log p(x) = \log N(u_M; 0, I) + \sum_m \log N(v_m; 0, \sigma_v^2 I)
               + \sum_m \log|\det J_{f_m}|
 
-    is an exact, normalized density on R^D (method.md 2), with :math:`u_0 = x` and
+    is an exact, normalized density on R^D (:ref:`theory-2`), with :math:`u_0 = x` and
     :math:`(u_m, v_m) = f_m(u_{m-1})`. If a stage is an injection, the density is on the manifold
     only, and the same sum is that density at the projection of x.
 

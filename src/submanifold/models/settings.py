@@ -16,7 +16,7 @@ from submanifold.models.stage import Stage, check_dim
 
 
 class StageSettings(Settings):
-    """Settings of one stage (method.md 1).
+    """Settings of one stage (:ref:`theory-1`).
 
     Attributes:
         flow: The flow.

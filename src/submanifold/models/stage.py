@@ -19,7 +19,7 @@ class Stage(nn.Module):
     r"""A flow f on R^D and a dimension d, :math:`f(h) = (u, v)`: u on the manifold, v off it.
 
     The manifold is the set of all :math:`f^{-1}(u, 0)`. Projecting onto it sets v to 0 (paper,
-    section 4.1; method.md 1). An :class:`Injection` has only d latents, all of them on the
+    section 4.1; :ref:`theory-1`). An :class:`Injection` has only d latents, all of them on the
     manifold.
 
     Args:

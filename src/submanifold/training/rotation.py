@@ -1,4 +1,4 @@
-r"""The rotation that orders latents by their contribution to the data (method.md 6.1)."""
+r"""The rotation that orders latents by their contribution to the data (:ref:`theory-6-1`)."""
 
 import logging
 import math

@@ -10,7 +10,7 @@ from submanifold.losses.terms.term import Term
 
 
 class Likelihood(Term):
-    r"""Negative log-density :math:`-\log p(h)` (method.md 3.5).
+    r"""Negative log-density :math:`-\log p(h)` (:ref:`theory-3-5`).
 
     With injective stages it is the density on the manifold, in bits per dimension of the manifold.
 

@@ -7,7 +7,7 @@ from submanifold.losses.terms.term import Term
 
 
 class OffManifold(Term):
-    """Mean square of the off-manifold coordinates, as in DNF's published code (method.md 3.10)."""
+    """Mean square of the off-manifold coordinates, as in DNF's code (:ref:`theory-3-10`)."""
 
     def __call__(self, batch: ForwardPass) -> Tensor:
         """Mean over the batch and its off-manifold coordinates."""

@@ -34,11 +34,11 @@ class Squared(Term):
     Attributes:
         weight: lambda.
         space: What is compared: ``latent`` (the paper), h and its projection; ``image``, the images
-            that both decode to (method.md 3.9); ``metric``, the same to first order behind a
-            rotated stage (method.md 6.4). All are equal if h is the image.
+            that both decode to (:ref:`theory-3-9`); ``metric``, the same to first order behind a
+            rotated stage (:ref:`theory-6-4`). All are equal if h is the image.
         through: Number of the phase's stages that the projection uses; 0 is all.
-        pixel_range: Width of the interval of pixel values in the penalty: 1 (method.md 3.5), or 256
-            for bytes. Reported errors stay on [0, 1].
+        pixel_range: Width of the interval of pixel values in the penalty: 1, or 256 for bytes
+            (:ref:`theory-3-5`). Reported errors stay on [0, 1].
         random_dim: Each event draws a dimension log-uniformly from d / random_dim to
             d * random_dim, so that one model serves them all; None is the stage's own dimension d.
         target: Error for which lambda is found by dual ascent, starting at ``weight`` and within a
