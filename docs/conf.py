@@ -1,0 +1,56 @@
+"""Configuration of the documentation: sphinx-build -W docs build/site."""
+
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "submanifold"
+author = "the authors of submanifold"
+version = release = installed_version("submanifold")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_click",
+    "sphinx_copybutton",
+    "mathml",
+]
+exclude_patterns = ["_ext", "guide.md"]
+pygments_style, pygments_dark_style = "friendly", "github-dark"
+
+# Markdown and notebooks. Notebooks are committed with their outputs.
+nb_execution_mode = "off"
+nb_merge_streams = True
+myst_enable_extensions = [
+    "amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist",
+]  # fmt: skip
+myst_heading_anchors = 4
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# The Python API
+autosummary_generate = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"show-inheritance": True}
+napoleon_google_docstring, napoleon_numpy_docstring = True, False
+napoleon_use_ivar = True
+add_module_names = False
+python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"
+
+# The theme; all of its files are local
+html_theme = "furo"
+html_title = f"submanifold {release}"
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b5c8a", "color-brand-content": "#0b5c8a"},
+    "dark_css_variables": {"color-brand-primary": "#6cb8e6", "color-brand-content": "#6cb8e6"},
+    "navigation_with_keys": True,
+}
+html_show_sphinx = False
+html_copy_source = False
