@@ -11,7 +11,9 @@ NUMBER = re.compile(r"\d+(\.\d+)?")
 def test_python_tutorial(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (TUTORIALS / "python.md").read_text()
-    page = re.sub(r"\bsteps(=|\": )\d{3}", r"steps\g<1>4", page)  # shorter trainings of fewer images
+    page = re.sub(
+        r"\bsteps(=|\": )\d{3}", r"steps\g<1>4", page
+    )  # shorter trainings of fewer images
     page = page.replace("load_digits().images", "load_digits().images[:300]")
     page = page.replace("[1300, 1550]", "[200, 250]")
     shown, scope = [], {"__name__": "__main__"}
@@ -27,4 +29,6 @@ def test_python_tutorial(tmp_path, monkeypatch, capsys):
 def shape(text):
     """Numbers as #, and lists of numbers as one."""
     text = NUMBER.sub("#", text)
-    return [" ".join(line.split()) for line in re.sub(r"#(, #)+\]", "#]", text).splitlines() if line]
+    return [
+        " ".join(line.split()) for line in re.sub(r"#(, #)+\]", "#]", text).splitlines() if line
+    ]
