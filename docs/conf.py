@@ -19,6 +19,7 @@ extensions = [
     "sphinx_click",
     "sphinx_copybutton",
     "mathml",
+    "reference",
 ]
 exclude_patterns = ["_ext", "guide.md"]
 pygments_style, pygments_dark_style = "friendly", "github-dark"

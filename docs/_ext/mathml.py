@@ -3,26 +3,34 @@
 import re
 
 from docutils import nodes
-from docutils.utils.math import latex2mathml
+from docutils.utils.math import MathError, latex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
+log = logging.getLogger(__name__)
 
-def to_mathml(tex: str, block: bool) -> str:
-    r"""Convert TeX; docutils reads the digits of ``\frac12`` as one number."""
-    tex = re.sub(r"(\\[dt]?frac)(\d)(\d)", r"\1{\2}{\3}", tex)
-    return latex2mathml.tex2mathml(tex, as_block=block)
+
+def to_mathml(node: nodes.Element, block: bool) -> str:
+    """Convert TeX; a command that docutils does not know gives a warning."""
+    tex = re.sub(r"\\dots(?![a-z])", r"\\ldots", node.astext())
+    tex = re.sub(r"(\\[dt]?frac)(\d)(\d)", r"\1{\2}{\3}", tex)  # docutils reads 12 as one number
+    try:
+        return latex2mathml.tex2mathml(tex, as_block=block)
+    except MathError as error:
+        log.warning("%s in %s", error, tex, location=node)
+        return ""
 
 
 def visit_math(self: HTML5Translator, node: nodes.math) -> None:
     """Inline math."""
-    self.body.append(to_mathml(node.astext(), block=False))
+    self.body.append(to_mathml(node, block=False))
     raise nodes.SkipNode
 
 
 def visit_displaymath(self: HTML5Translator, node: nodes.math_block) -> None:
     """Display math."""
-    self.body.append(f'<div class="math">{to_mathml(node.astext(), block=True)}</div>')
+    self.body.append(f'<div class="math">{to_mathml(node, block=True)}</div>')
     raise nodes.SkipNode
 
 

@@ -64,7 +64,11 @@ class Squared(Term):
 
 
 class Huber(Squared):
-    """Huber's function H_delta (Eq. 2): half the square up to ``delta``, linear beyond."""
+    """Huber's function H_delta (Eq. 2): half the square up to ``delta``, linear beyond.
+
+    Attributes:
+        delta: Size of a residual up to which the penalty is quadratic.
+    """
 
     penalty: Literal["huber"] = "huber"  # type: ignore[assignment]
     delta: float = Field(gt=0)

@@ -1,0 +1,313 @@
+"""Write reference pages from the code: ``% generated: <name>`` in a page is replaced by a text.
+
+Each text is the Markdown that a function of :data:`GENERATED` returns.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel
+from sphinx.application import Sphinx
+
+from submanifold.config.schema import Choices, EvaluationSettings, LaunchSettings
+from submanifold.data.settings import Counts, Draws, ImageSettings, SyntheticSettings
+from submanifold.data.sources import SOURCES
+from submanifold.data.synthetic import MANIFOLDS
+from submanifold.evaluation.metrics import METRICS
+from submanifold.flows import FLOWS, FlowSettings
+from submanifold.losses import Terms
+from submanifold.losses.constraint import Target
+from submanifold.losses.terms import term_types
+from submanifold.models import StageSettings
+from submanifold.training import PhaseSettings, RotationSettings, TrainingSettings
+
+PARAMETERS = Path(__file__).parents[2] / "conf/base/parameters.yml"
+CONF = yaml.safe_load(PARAMETERS.read_text())
+STAGES: dict[str, Any] = CONF["stage_defaults"]
+MISSING = object()
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<",
+          "minLength": None, "minItems": None, "pattern": None}  # fmt: skip
+
+
+def markdown(text: str) -> str:
+    """Convert a docstring's roles, code and line breaks to MyST."""
+    text = re.sub(r"(?<!`)``(?!`)", "`", " ".join(text.split()))
+    text = re.sub(r":(class|func|data|mod|meth|attr):`", r"{py:\1}`", text)
+    return re.sub(r":(ref|math):`", r"{\1}`", text).replace("\\*", "*")
+
+
+def summary(thing: Any) -> str:
+    """First paragraph of a docstring."""
+    return markdown(inspect.cleandoc(thing.__doc__).split("\n\n")[0])
+
+
+def meanings(thing: type) -> dict[str, str]:
+    """Descriptions of the attributes or arguments in the docstrings of a class and its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(thing.__mro__):
+        doc = inspect.cleandoc(base.__dict__.get("__doc__") or "")
+        for section in re.findall(r"^(?:Attributes|Args):\n((?:    .*\n?|\n(?=    ))+)", doc, re.M):
+            for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.M):
+                found[name] = markdown(re.sub(r"\bNone\b", "`null`", text))
+    return found
+
+
+def code(value: Any) -> str:
+    """A value as it is typed."""
+    text = json.dumps(value, default=str) if not isinstance(value, str) else value
+    return f"`{text}`"
+
+
+def allowed(schema: Mapping[str, Any]) -> str:
+    """Type and range of a JSON schema."""
+    if options := schema.get("anyOf"):
+        return " or ".join(allowed(each) for each in options)
+    if "const" in schema:
+        return code(schema["const"])
+    if "enum" in schema:
+        return ", ".join(code(each) for each in schema["enum"])
+    if "type" not in schema:
+        return "group of settings"
+    name = {"string": "text", "array": "list", "null": "`null`"}.get(schema["type"], schema["type"])
+    if "items" in schema:
+        item = allowed(schema["items"])
+        name = f"list of {item.replace('integer', 'integers', 1).replace('number', 'numbers', 1)}"
+    limits = [f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if sign and key in schema]
+    return " ".join([name, *limits[:1]]) + "".join(f" and {each}" for each in limits[1:])
+
+
+def by_flow(base: Any, values: Mapping[str, Any]) -> str:
+    """A default, and the flows that have another one."""
+    flows: dict[str, list[str]] = {}
+    for flow, value in values.items():
+        if value != base:
+            flows.setdefault(code(value), []).append(flow)
+    texts = [] if base is MISSING else [code(base)]
+    texts += [f"{value} for {', '.join(names)}" for value, names in flows.items()]
+    return "; ".join(texts)
+
+
+def entries(
+    model: type[BaseModel],
+    prefix: str = "",
+    base: Mapping[str, Any] | None = None,
+    values: Mapping[str, Mapping[str, Any]] | None = None,
+    described: type | None = None,
+    skip: tuple[str, ...] = (),
+    index: bool = True,
+) -> Iterator[str]:
+    """One ``confval`` for each field.
+
+    Args:
+        model: The settings.
+        prefix: What a user types before the name.
+        base: Defaults in the configuration.
+        values: Defaults of stages, by flow.
+        described: Class whose docstring describes the fields; by default the model.
+        skip: Fields without an entry.
+        index: Whether other pages can refer to the entries: names are unique.
+    """
+    texts, schemas = meanings(described or model), model.model_json_schema()["properties"]
+    for name, field in model.model_fields.items():
+        if name in skip:
+            continue
+        own = MISSING if field.is_required() else field.get_default()
+        own = (base or {}).get(name, own)
+        default = "group" if isinstance(own, BaseModel) else by_flow(
+            own, {flow: each[name] for flow, each in (values or {}).items() if name in each}
+        )  # fmt: skip
+        options = {"type": allowed(schemas[name]), "default": default}
+        lines = [f":{key}: {json.dumps(value, ensure_ascii=False)}"
+                 for key, value in options.items() if value and value != "group"]  # fmt: skip
+        lines += [] if index else [":no-index:"]
+        yield "\n".join([f"```{{confval}} {prefix}{name}", *lines, "", texts[name], "```", ""])
+
+
+def settings_top() -> Iterator[str]:
+    """Settings of the top level, and of launch."""
+    yield from entries(Choices, base=CONF, skip=("launch",))
+    yield "### Distributed training\n"
+    yield summary(LaunchSettings) + "\n"
+    yield from entries(LaunchSettings, "launch.", CONF["launch"])
+
+
+def settings_data() -> Iterator[str]:
+    """Settings of images and points."""
+    yield "### Images\n"
+    yield from entries(ImageSettings, "data.", skip=("counts",))
+    for name in Counts.model_fields:
+        yield _counts(Counts, name, f"Number of {SPLITS[name]} images; `null` uses the split rule.")
+    yield "### Points of a known manifold\n"
+    yield from entries(SyntheticSettings, "data.", skip=("counts",), index=False)
+    for name in Draws.model_fields:
+        yield _counts(Draws, name, f"Number of {SPLITS[name]} points.", ":no-index:")
+
+
+SPLITS = {"train": "training", "valid": "validation", "test": "test"}
+
+
+def _counts(model: type[BaseModel], name: str, text: str, *options: str) -> str:
+    field = model.model_fields[name]
+    schema = allowed(model.model_json_schema()["properties"][name])
+    lines = [f'```{{confval}} data.counts.{name}', f':type: "{schema}"',
+             f':default: "{code(field.default)}"', *options, "", text, "```", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def settings_stage() -> Iterator[str]:
+    """Settings of a stage, and of each flow."""
+    yield from entries(StageSettings, "stage_<n>.")
+    for settings in get_args(get_args(FlowSettings)[0]):
+        (name,) = get_args(settings.model_fields["type"].annotation)
+        yield f"### Flow `{name}`\n"
+        yield f"`stage_<n>.flow.type={name}`, {{py:class}}`~submanifold.flows.{FLOWS[name].__name__}`. "
+        yield summary(FLOWS[name]) + "\n"
+        base = STAGES.get(name, {}).get("flow", {})
+        yield from entries(
+            settings, "stage_<n>.flow.", base, described=FLOWS[name], skip=("type",), index=False
+        )
+
+
+def settings_phase() -> Iterator[str]:
+    """Settings of phases."""
+    skip = (*Terms.model_fields, "training")
+    yield from entries(PhaseSettings, "<phase>.", skip=skip)
+    yield from entries(RotationSettings, "<phase>.")
+
+
+def settings_terms() -> Iterator[str]:
+    """Settings of each term of the loss."""
+    for term, annotation in term_types().items():
+        yield f"### `{term}`\n"
+        kinds = get_args(get_args(annotation)[0]) if get_args(annotation) else (annotation,)
+        seen: set[str] = set()
+        defaults = {flow: each["phase"].get(term, {}) for flow, each in STAGES.items()}
+        for kind in kinds:
+            tag = kind.model_fields.get("penalty")
+            start = f"`penalty: {tag.default}`: " if tag else ""
+            yield f"{start}{summary(kind)}\n"
+            yield from entries(
+                kind, f"<phase>.{term}.", values=defaults, skip=(*seen, "penalty", "target")
+            )
+            seen |= {*kind.model_fields}
+        if "target" in seen:
+            yield f"`{term}.target`: {summary(Target)} {meanings(kinds[-1])['target']}\n"
+            yield from entries(Target, f"<phase>.{term}.target.")
+
+
+def settings_training() -> Iterator[str]:
+    """Settings of trainings."""
+    defaults = {flow: each["phase"]["training"] for flow, each in STAGES.items()}
+    yield from entries(TrainingSettings, "training.", CONF["training_defaults"], defaults)
+
+
+def settings_evaluation() -> Iterator[str]:
+    """Settings of the evaluation."""
+    yield from entries(EvaluationSettings, "evaluation.", CONF["evaluation_defaults"])
+
+
+def methods() -> Iterator[str]:
+    """The table of methods, with the comments of the configuration."""
+    block = re.search(r"^methods:\n(.*?)(?=^\S)", PARAMETERS.read_text(), re.M | re.S)
+    assert block is not None
+    groups: list[tuple[list[str], list[str]]] = []
+    for line in block[1].splitlines():
+        if comment := re.match(r"  # (.*)", line):
+            if not groups or groups[-1][1]:
+                groups.append(([], []))
+            groups[-1][0].append(comment[1])
+        elif key := re.match(r"  ([\w-]+):", line):
+            groups[-1][1].append(key[1])
+    for comments, names in groups:
+        yield " ".join(comments).replace("docs/theory.md", "[theory](../theory.md)") + "\n"
+        yield "| Method | Stages | Phases |\n| --- | --- | --- |"
+        for name in names:
+            yield f"| `{name}` | {_method(CONF['methods'][name])} |"
+        yield ""
+
+
+def _method(method: Any) -> str:
+    if isinstance(method, str):
+        return f"alias of `{method}` | "
+    stages = [value for key, value in method.items() if key.startswith("stage_")]
+    texts = [_stage(each) for each in stages]
+    if charts := method.get("charts"):
+        texts.append(f"{charts} charts")
+    phases = [f"`{name}`: {_phase(each, len(stages))}" for name, each in method["phases"].items()]
+    return f"{'; '.join(texts)} | {'; '.join(phases)}"
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    dim = "all coordinates" if stage["dim"] is None else f"d = {stage['dim']}"
+    return f"{stage['flow']['type']}, {dim}"
+
+
+def _phase(phase: Mapping[str, Any], count: int) -> str:
+    if "rotate" in phase:
+        return f"rotation of stage {phase['rotate']}"
+    penalty = phase["reconstruction"]["penalty"]
+    weights = {name: phase.get(name, {}).get("weight", 1.0 if name == "likelihood" else 0.0)
+               for name in Terms.model_fields if name != "reconstruction"}  # fmt: skip
+    terms = [name.replace("_", " ") for name, weight in weights.items() if weight]
+    terms += [{"mse": "squared error", "huber": "Huber"}[penalty]] if penalty != "none" else []
+    noise = ", with input noise" if phase.get("input_noise") else ""
+    stages = phase.get("stages", "all")
+    where = f" of stage {stages}" if count > 1 and stages != "all" else ""
+    return " + ".join(terms) + where + noise
+
+
+def metrics() -> Iterator[str]:
+    """The table of metrics."""
+    yield "| Name | Column heading | Unit | Better |\n| --- | --- | --- | --- |"
+    for metric in METRICS.values():
+        yield f"| `{metric.name}` | {metric.label} | {metric.unit} | {metric.better or ''} |"
+
+
+def datasets() -> Iterator[str]:
+    """The tables of image datasets and of known manifolds."""
+    yield "## Images\n"
+    yield "| `dataset` | `data.path` | Labels | Official test split | Default method |"
+    yield "| --- | --- | --- | --- | --- |"
+    chosen = {name: each for name, each in CONF["datasets"].items() if each["source"] in SOURCES}
+    for name, entry in chosen.items():
+        kind = SOURCES[entry["source"]]
+        need = "" if kind.path_required else "optional: "
+        cells = [f"{need}{kind.path}" if kind.path else "none", "yes" if kind.labels else "",
+                 "yes" if kind.official_split else "", f"`{entry['method']}`"]  # fmt: skip
+        yield f"| `{name}` | {' | '.join(cells)} |"
+    yield "\n## Points of known manifolds\n"
+    yield "| `dataset` | Points | Noise |\n| --- | --- | --- |"
+    for name in (name for name in CONF["datasets"] if name not in chosen):
+        yield f"| `{name}` | {summary(_manifold(name))} | {CONF['datasets'][name].get('noise', '')} |"
+
+
+def _manifold(name: str) -> type:
+    return MANIFOLDS[CONF["datasets"][name]["source"]]
+
+
+GENERATED: dict[str, Callable[[], Iterator[str]]] = {
+    each.__name__: each
+    for each in (settings_top, settings_data, settings_stage, settings_phase, settings_terms,
+                 settings_training, settings_evaluation, methods, metrics, datasets)
+}  # fmt: skip
+
+
+def fill(app: Sphinx, page: str, source: list[str]) -> None:
+    """Replace the marks of a page."""
+    source[0] = re.sub(
+        r"^% generated: (\w+)$", lambda mark: "\n".join(GENERATED[mark[1]]()), source[0], flags=re.M
+    )
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the replacement; pages with marks are read again at each build."""
+    app.connect("source-read", fill)
+    marked = [path for path in Path(app.srcdir).rglob("*.md") if "\n% generated: " in path.read_text()]
+    names = [str(path.relative_to(app.srcdir).with_suffix("")) for path in marked]
+    app.connect("env-get-outdated", lambda *_: names)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
