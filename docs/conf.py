@@ -7,7 +7,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "submanifold"
-author = "the authors of submanifold"
 version = release = installed_version("submanifold")
 
 extensions = [
@@ -53,5 +52,6 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#6cb8e6", "color-brand-content": "#6cb8e6"},
     "navigation_with_keys": True,
 }
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
+html_static_path, html_css_files = ["_static"], ["custom.css"]
 html_copy_source = False

@@ -165,8 +165,7 @@ def settings_stage() -> Iterator[str]:
     for settings in get_args(get_args(FlowSettings)[0]):
         (name,) = get_args(settings.model_fields["type"].annotation)
         yield f"### Flow `{name}`\n"
-        yield f"`stage_<n>.flow.type={name}`, {{py:class}}`~submanifold.flows.{FLOWS[name].__name__}`. "
-        yield summary(FLOWS[name]) + "\n"
+        yield f"{{py:class}}`~submanifold.flows.{FLOWS[name].__name__}`: {summary(FLOWS[name])}\n"
         base = STAGES.get(name, {}).get("flow", {})
         yield from entries(
             settings, "stage_<n>.flow.", base, described=FLOWS[name], skip=("type",), index=False
@@ -225,6 +224,7 @@ def methods() -> Iterator[str]:
             groups[-1][1].append(key[1])
     for comments, names in groups:
         yield " ".join(comments).replace("docs/theory.md", "[theory](../theory.md)") + "\n"
+        yield "{.wide}"
         yield "| Method | Stages | Phases |\n| --- | --- | --- |"
         for name in names:
             yield f"| `{name}` | {_method(CONF['methods'][name])} |"
@@ -283,11 +283,9 @@ def datasets() -> Iterator[str]:
     yield "\n## Points of known manifolds\n"
     yield "| `dataset` | Points | Noise |\n| --- | --- | --- |"
     for name in (name for name in CONF["datasets"] if name not in chosen):
-        yield f"| `{name}` | {summary(_manifold(name))} | {CONF['datasets'][name].get('noise', '')} |"
-
-
-def _manifold(name: str) -> type:
-    return MANIFOLDS[CONF["datasets"][name]["source"]]
+        entry = CONF["datasets"][name]
+        points = summary(MANIFOLDS[entry["source"]])
+        yield f"| `{name}` | {points} | {entry.get('noise', 0)} |"
 
 
 GENERATED: dict[str, Callable[[], Iterator[str]]] = {
@@ -307,7 +305,9 @@ def fill(app: Sphinx, page: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the replacement; pages with marks are read again at each build."""
     app.connect("source-read", fill)
-    marked = [path for path in Path(app.srcdir).rglob("*.md") if "\n% generated: " in path.read_text()]
+    marked = [
+        path for path in Path(app.srcdir).rglob("*.md") if "\n% generated: " in path.read_text()
+    ]
     names = [str(path.relative_to(app.srcdir).with_suffix("")) for path in marked]
     app.connect("env-get-outdated", lambda *_: names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
