@@ -1,5 +1,6 @@
 """Configuration of the documentation: sphinx-build -W docs build/site."""
 
+import re
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -55,3 +56,13 @@ html_theme_options = {
 html_show_sphinx = html_show_copyright = False
 html_static_path, html_css_files = ["_static"], ["custom.css"]
 html_copy_source = False
+
+
+def escape_stars(app, what, name, obj, options, lines) -> None:
+    """Shapes such as (batch, *event) in docstrings are no emphasis."""
+    lines[:] = [re.sub(r"(?<![\w*\\])\*(?=\w+\))", r"\\*", line) for line in lines]
+
+
+def setup(app) -> None:
+    """Connect the hook before napoleon's."""
+    app.connect("autodoc-process-docstring", escape_stars, priority=100)

@@ -1,12 +1,12 @@
 """Write reference pages from the code: ``% generated: <name>`` in a page is replaced by a text.
 
-Each text is the Markdown that a function of :data:`GENERATED` returns.
+Each function below that yields lines writes one text.
 """
 
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,6 +30,7 @@ PARAMETERS = Path(__file__).parents[2] / "conf/base/parameters.yml"
 CONF = yaml.safe_load(PARAMETERS.read_text())
 STAGES: dict[str, Any] = CONF["stage_defaults"]
 MISSING = object()
+MARK = re.compile(r"^% generated: (\w+)$", re.MULTILINE)
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<",
           "minLength": None, "minItems": None, "pattern": None}  # fmt: skip
 
@@ -288,8 +289,8 @@ def datasets() -> Iterator[str]:
         yield f"| `{name}` | {points} | {entry.get('noise', 0)} |"
 
 
-GENERATED: dict[str, Callable[[], Iterator[str]]] = {
-    each.__name__: each
+GENERATED = {
+    each.__name__: "\n".join(each())  # before autodoc changes annotations of pydantic's classes
     for each in (settings_top, settings_data, settings_stage, settings_phase, settings_terms,
                  settings_training, settings_evaluation, methods, metrics, datasets)
 }  # fmt: skip
@@ -297,17 +298,13 @@ GENERATED: dict[str, Callable[[], Iterator[str]]] = {
 
 def fill(app: Sphinx, page: str, source: list[str]) -> None:
     """Replace the marks of a page."""
-    source[0] = re.sub(
-        r"^% generated: (\w+)$", lambda mark: "\n".join(GENERATED[mark[1]]()), source[0], flags=re.M
-    )
+    source[0] = MARK.sub(lambda mark: GENERATED[mark[1]], source[0])
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the replacement; pages with marks are read again at each build."""
+    """Register the replacement; pages with marks are read again in each build."""
+    pages = Path(app.srcdir).glob("reference/*.md")
+    marked = [f"reference/{page.stem}" for page in pages if MARK.search(page.read_text())]
     app.connect("source-read", fill)
-    marked = [
-        path for path in Path(app.srcdir).rglob("*.md") if "\n% generated: " in path.read_text()
-    ]
-    names = [str(path.relative_to(app.srcdir).with_suffix("")) for path in marked]
-    app.connect("env-get-outdated", lambda *_: names)
+    app.connect("env-get-outdated", lambda *_: marked)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
