@@ -9,7 +9,7 @@ from submanifold.evaluation.metrics import METRICS
 from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION
 from submanifold.evaluation.scores import SCORES
 
-PAGE = (Path(__file__).parents[1] / "docs/concepts/metrics.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/concepts/metrics.md").read_text()
 
 
 @pytest.mark.parametrize("name", [*METRICS, *SCORES, *LINEAR, COMBINATION, LINEAR_COMBINATION])
