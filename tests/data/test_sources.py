@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,8 +105,8 @@ def test_the_fingerprint_depends_on_the_content_only(source, tmp_path):
     assert fingerprint(source, tmp_path / "raw") == first
     if source.path is None:
         return
-    copy = tmp_path / ("copy.npz" if source.path.endswith(".npz") else "copy")
-    (shutil.copy if source.path.endswith(".npz") else shutil.copytree)(source.path, copy)
+    copy = tmp_path / f"copy{Path(source.path).suffix}"
+    (shutil.copy if Path(source.path).is_file() else shutil.copytree)(source.path, copy)
     moved = source.model_copy(update={"path": str(copy)})
     assert fingerprint(moved, tmp_path / "raw") == first
     for file in [copy, *copy.rglob("*")]:
