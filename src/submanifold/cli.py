@@ -4,6 +4,7 @@ torch, MLflow and Kedro are imported by the commands that use them.
 """
 
 import copy
+import difflib
 import logging
 import os
 import traceback
@@ -19,7 +20,9 @@ from click.core import ParameterSource
 from submanifold.common.errors import UserError
 from submanifold.common.extras import import_extra
 from submanifold.common.files import printable
-from submanifold.inference.command import COMMANDS
+from submanifold.config.project import conf_source, configure, project_folder
+from submanifold.inference.command import COMMANDS as MODEL_COMMANDS
+from submanifold.runs.command import COMMANDS as RUN_COMMANDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,16 +57,31 @@ class _Group(click.Group):
         """Return a command by name."""
         return _run_command() if name == "run" else super().get_command(ctx, name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is reported with the closest name."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and (close := difflib.get_close_matches(args[0], known, 1)):
+            raise click.UsageError(f"No such command '{args[0]}'. Did you mean {close[0]}?", ctx)
+        return super().resolve_command(ctx, args)
+
 
 @click.group(cls=_Group, name="submanifold",
              context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+@click.version_option(package_name="submanifold", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Apply a trained model to images, run pipelines, and reproduce the paper.
+    """Train models, apply them to images, and reproduce the paper.
 
-    MODEL is the hierarchy.safetensors file of a run, or its folder. IMAGES are image files, folders
-    (searched recursively), and zips. Images are cropped and resized like the training images;
-    unreadable ones are skipped with a warning.
-    """
+    MODEL is the name of a run, its hierarchy.safetensors file, or the file's folder. IMAGES are
+    image files, folders (searched recursively), and zips. Images are cropped and resized like the
+    training images; unreadable ones are skipped with a warning.
+
+    \b
+      submanifold train pictures/ --name=holiday     train a model on a folder of images
+      submanifold runs                               list the runs and their figures
+      submanifold score holiday new.jpg --alpha=5%   find out-of-distribution images
+    """  # noqa: D301  \b keeps the lines
 
 
 def main() -> None:
@@ -87,14 +105,13 @@ def _print_user_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run_command() -> click.Command:
     """Return Kedro's ``run``, which checks the parameters first and skips existing outputs."""
+    configure(project_folder())  # before Kedro's command line configures logging
     from kedro.framework.cli.project import run as kedro_run
-    from kedro.framework.project import PACKAGE_NAME, configure_project
 
     def run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
         names = [pipeline] if pipeline else pipelines
+        options["conf_source"] = options["conf_source"] or str(conf_source(project_folder()))
         check_parameters(options, joint=names == ["joint"])  # before MLflow is imported
-        if PACKAGE_NAME is None:  # Kedro's own command line has configured the project
-            configure_project("submanifold")
         from submanifold.pipeline_registry import NAMES
 
         if unknown := [name for name in names if name not in (*NAMES, "__default__")]:
@@ -133,13 +150,10 @@ def check_parameters(options: dict[str, Any], joint: bool = False) -> None:
     Raises:
         ClickException: A parameter is invalid.
     """
-    from kedro.utils import find_kedro_project
-
     from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
 
-    project = find_kedro_project(Path.cwd())
-    conf = options["conf_source"] or (project and str(project / "conf"))
-    if conf is None or not Path(conf).is_dir():  # an archive, or an error that Kedro reports
+    conf = options["conf_source"]
+    if not Path(conf).is_dir():  # an archive, or an error that Kedro reports
         return
     env = options["env"] or os.environ.get("KEDRO_ENV")
     params = copy.deepcopy(options["params"])
@@ -295,17 +309,12 @@ def join(address: str) -> None:
 
 
 def _project() -> Path:
-    from kedro.framework.startup import bootstrap_project
-    from kedro.utils import find_kedro_project
-
-    project = find_kedro_project(Path.cwd())
-    if project is None:
-        raise UserError("Not a Kedro project directory. Change to one.")
-    bootstrap_project(Path(project))
-    return Path(project)
+    project = project_folder()
+    configure(project)
+    return project
 
 
-for _command in COMMANDS:
+for _command in (*MODEL_COMMANDS, *RUN_COMMANDS):
     cli.add_command(_command)
 for _command in cli.commands.values():
     if _command.callback is not None:

@@ -1,13 +1,12 @@
 """The project's pipelines, for the experiment that the parameters select."""
 
 import os
-from pathlib import Path
 
 from click import ClickException
 from kedro.pipeline import Pipeline
-from kedro.utils import find_kedro_project
 
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, current_experiment
+from submanifold.config.project import conf_source, project_folder
 from submanifold.config.schema import Experiment
 from submanifold.pipelines import (
     compare,
@@ -61,9 +60,8 @@ def register_pipelines() -> dict[str, Pipeline]:
 
 def _configured() -> Experiment | None:
     """Return the experiment of the project's configuration; None if it cannot be read."""
-    project = find_kedro_project(Path.cwd()) or Path()
     try:
-        conf, env = str(Path(project) / "conf"), os.environ.get("KEDRO_ENV")
+        conf, env = str(conf_source(project_folder())), os.environ.get("KEDRO_ENV")
         return ExperimentConfigLoader(conf, env=env, **LOADER_ARGS).experiment
     except (ValueError, ClickException, OSError):  # a run reports the error
         return None

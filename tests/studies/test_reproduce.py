@@ -173,7 +173,7 @@ def test_a_figure_of_samples_has_a_panel_for_each_temperature(table_4):
 
 def test_several_seeds_are_averaged_and_take_as_long_as_the_first(table_4, monkeypatch):
     project, _, _ = table_4
-    monkeypatch.setattr(reproduce, "training_seconds", None)
+    monkeypatch.setattr(reproduce, "phase_cost", None)
     with project.session():
         planned = reproduce.plan(["table-4"], project.path, "test", 2, SMALL)
         states = reproduce.state(planned, timed=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from submanifold.common.errors import UserError
+from submanifold.config.project import PACKAGED_CONF
+from submanifold.inference.records import RunRecord, choose_name
 
 if TYPE_CHECKING:
     from submanifold.config.schema import Experiment
@@ -61,7 +64,8 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             if key == "parameters":
                 experiment = self.experiment
                 settings = dict(experiment)
-                return settings | settings.pop("phases") | {"input_noise": experiment.input_noise}
+                derived = {"input_noise": experiment.input_noise, "run_name": self.run_name}
+                return settings | settings.pop("phases") | derived
             keys = self.artifact_keys  # first: a resolver would wrap the user's mistake
             config = self._read(key)
             if key == "catalog":
@@ -84,16 +88,58 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         return resolve(self._read("parameters"), self.runtime_params)
 
     @property
+    def tables(self) -> dict[str, Any]:
+        """The parameters before they are resolved, such as the tables of datasets and methods."""
+        return self._read("parameters")
+
+    @property
     def uses_default_method(self) -> bool:
         """Whether the method is the dataset's default."""
-        return self._read("parameters").get("method") == "auto"
+        return self.tables.get("method") == "auto"
 
     @cached_property
     def artifact_keys(self) -> dict[str, str]:
         """Cache key of each artifact (:func:`submanifold.config.artifact_keys`)."""
         from submanifold.config.cache_keys import artifact_keys
 
-        return artifact_keys(self.experiment, Path(self._project))
+        return artifact_keys(self.experiment, self.project)
+
+    @cached_property
+    def run_name(self) -> str:
+        """Name of the run (:func:`submanifold.inference.records.choose_name`).
+
+        Raises:
+            UserError: A run with other settings has the name that the user chose.
+        """
+        experiment = self.experiment
+        key = self.artifact_keys["model"]
+        return choose_name(self.project, experiment.name, key, experiment.method)
+
+    def record(self, request: dict[str, Any] | None = None) -> RunRecord:
+        """Describe the run of this configuration, which starts now.
+
+        Args:
+            request: The options from which its parameters were measured.
+        """
+        experiment, catalog = self.experiment, self["catalog"]
+        return RunRecord(
+            name=self.run_name,
+            key=self.artifact_keys["model"],
+            dataset=experiment.dataset,
+            method=experiment.method,
+            started=datetime.now().isoformat(timespec="seconds"),
+            model=catalog["hierarchy"]["filepath"],
+            metrics=catalog["metrics"]["filepath"],
+            report=catalog["report"]["filepath"],
+            request=request,
+            params=dict(self.runtime_params or {}),
+        )
+
+    @property
+    def project(self) -> Path:
+        """The folder of the artifacts: that of ``conf/``, or the current one (packaged conf)."""
+        source = Path(self.conf_source)
+        return Path.cwd() if source == PACKAGED_CONF else source.resolve().parent
 
     def _read(self, key: str) -> dict[str, Any]:
         """Read one kind of configuration.
@@ -102,7 +148,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             UserError: A file is not YAML or not a mapping, or there is no such environment.
         """
         try:
-            with _resolving(self._key, self._parameter, self._project):
+            with _resolving(self._key, self._parameter, str(self.project)):
                 if key == "parameters":
                     return self._merged_parameters()
                 return self._catalog_template() if key == "catalog" else super().__getitem__(key)
@@ -148,7 +194,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         """Read the catalog with ``{key:data}`` in place of ``${key:data}``."""
 
         def read(key: str) -> dict[str, Any]:
-            with _resolving("{{key:{}}}".format, "{{parameter:{}}}".format, self._project):
+            with _resolving("{{key:{}}}".format, "{{parameter:{}}}".format, str(self.project)):
                 return super(ExperimentConfigLoader, self).__getitem__(key)
 
         found = self._cached("catalog", "${runtime_params", read)
@@ -187,15 +233,11 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     def _environments(self) -> list[str]:
         return list(dict.fromkeys((self.base_env, self.env or self.default_run_env)))
 
-    @property
-    def _project(self) -> str:
-        return str(Path(self.conf_source).resolve().parent)
-
     def _key(self, name: str) -> str:
         return self.artifact_keys.get(name, "none")
 
     def _parameter(self, name: str) -> Any:
-        return getattr(self.experiment, name)
+        return self.run_name if name == "run_name" else getattr(self.experiment, name)
 
 
 def expand(

@@ -68,6 +68,7 @@ class Choices(Settings):
         dataset: Name of the dataset's entry.
         method: Name of the method's entry.
         seed: Seed of everything except the data.
+        name: Name of the run; None is that of an equal run, or date and method.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
         launch: Distributed training.
         charts: Number of charts; None is the method's number, or 1.
@@ -80,6 +81,7 @@ class Choices(Settings):
     dataset: Name
     method: Name
     seed: int = Field(ge=0, lt=2**32)
+    name: Name | None = None
     device: str
     launch: LaunchSettings = LaunchSettings()
     charts: int | None = Field(None, ge=1)

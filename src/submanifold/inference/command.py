@@ -12,6 +12,7 @@ import numpy as np
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
 from submanifold.inference.outputs import FOLDER, check_not_input, check_output, output
+from submanifold.inference.records import model_path
 
 if TYPE_CHECKING:
     from submanifold.models import Model
@@ -37,10 +38,7 @@ def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float
     return value
 
 
-model_argument = click.argument(
-    "model", type=click.Path(path_type=Path),
-    callback=lambda _, __, path: path / "hierarchy.safetensors" if path.is_dir() else path,
-)  # fmt: skip
+model_argument = click.argument("model", callback=lambda _, __, given: model_path(given))
 device_option = click.option("--device", default="auto", show_default=True,
                              help="auto, cpu, cuda or cuda:<n>.")  # fmt: skip
 dim_option = click.option("--dim", type=int, metavar="N", help="Use only the first N coordinates.")

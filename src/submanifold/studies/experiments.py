@@ -15,6 +15,7 @@ from kedro.io import DataCatalog
 
 from submanifold.common.errors import UserError
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
+from submanifold.config.project import conf_source
 from submanifold.config.schema import Experiment
 from submanifold.data.splits import Groups
 
@@ -46,7 +47,7 @@ class CachedRun:
         Raises:
             UserError: The file does not exist.
         """
-        path = project / "conf" / "runs" / f"{name}.yml"
+        path = conf_source(project) / "runs" / f"{name}.yml"
         if not path.is_file():
             known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yml")))
             raise UserError(f"{path}: expected one of {known}, got {name}.")
@@ -67,7 +68,7 @@ class CachedRun:
     def configuration(self) -> ExperimentConfigLoader:
         """The configuration with these parameters."""
         return ExperimentConfigLoader(
-            str(self.project / "conf"),
+            str(conf_source(self.project)),
             env=self.env,
             runtime_params=copy.deepcopy(dict(self.params)),
             **LOADER_ARGS,
@@ -129,7 +130,8 @@ class CachedRun:
     def session(self) -> Any:
         """Create a Kedro session, as `kedro run` does."""
         params = copy.deepcopy(dict(self.params))
-        return KedroSession.create(self.project, env=self.env, runtime_params=params)
+        conf = str(conf_source(self.project))
+        return KedroSession.create(self.project, True, self.env, params, conf)
 
     def run(self, until: str | None = None) -> None:
         """Compute the missing artifacts, or those up to one artifact, in an MLflow run."""

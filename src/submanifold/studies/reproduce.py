@@ -15,7 +15,7 @@ from submanifold.studies.comparisons import beyond, ood, related
 from submanifold.studies.experiments import CachedRun, run_all
 from submanifold.studies.pages import Need, Target, write
 from submanifold.studies.paper import figures, findings, tables
-from submanifold.training.cost import training_seconds
+from submanifold.training.cost import phase_cost
 
 TARGETS: dict[str, Target] = {
     **tables.TARGETS,
@@ -101,7 +101,7 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
         unknown = [kind for kind in waiting if kind not in seconds]
         with ProgressBar("timing", "trainings", len(unknown)) as progress:
             for kind in unknown:
-                seconds[kind] = training_seconds(*waiting[kind])
+                seconds[kind] = phase_cost(*waiting[kind]).seconds
                 progress.update(1)
     rows = []
     for key, run in runs.items():

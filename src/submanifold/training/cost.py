@@ -1,6 +1,10 @@
-"""Duration of a training, estimated by timing a few of its steps."""
+"""Duration of trainings, estimated by timing a few of their steps, and time budgets."""
 
+import statistics
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,17 +16,37 @@ from submanifold.training.phases import ROTATION_BATCH_SIZE, PhaseSettings, asse
 from submanifold.training.rotation import PROBES_PER_AXIS, RotationSettings, fit_rotation
 from submanifold.training.trainer import Trainer
 
-STEPS = 3
+STEPS = 5
 FEW_PROBES, MANY_PROBES = 1, 512
 
 
-def training_seconds(
-    model: ModelSettings,
-    phase: PhaseSettings | RotationSettings,
-    shape: tuple[int, ...],
-    device: str,
-) -> float:
-    """Estimate the seconds that a phase takes on this machine under its current load.
+Phase = PhaseSettings | RotationSettings
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """Duration of a phase on this machine under its current load.
+
+    Attributes:
+        fixed: Seconds that do not depend on the number of steps, such as an eigendecomposition.
+        per_step: Seconds of a step, or of a probe of a rotation.
+        steps: Number of steps, or of probes.
+    """
+
+    fixed: float
+    per_step: float
+    steps: int
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the phase."""
+        return self.fixed + self.per_step * self.steps
+
+
+def phase_cost(
+    model: ModelSettings, phase: Phase, shape: tuple[int, ...], device: str
+) -> PhaseCost:
+    """Time a few steps of a phase.
 
     Args:
         model: Settings of the stages.
@@ -33,7 +57,7 @@ def training_seconds(
     chosen, first = choose_device(device), phase.stages[0]
     outer = Hierarchy(model.build(shape, last=first - 1)).to(chosen) if first > 1 else None
     if isinstance(phase, RotationSettings):
-        return _rotation_seconds(model, phase, outer, shape, chosen)
+        return _rotation_cost(model, phase, outer, shape, chosen)
     for stage in outer.stages if outer else ():
         stage.add_rotation()  # a penalty may use its eigenvalues
     _, trained, _, objective = assemble(phase, model, outer, shape, chosen)
@@ -44,23 +68,55 @@ def training_seconds(
         started = time.perf_counter()
         trainer.step(x)["loss"].item()  # waits for the device
         times.append(time.perf_counter() - started)
-    return min(times) * phase.training.steps
+    return PhaseCost(0.0, statistics.median(times), phase.training.steps)
 
 
-def _rotation_seconds(
+def _rotation_cost(
     model: ModelSettings,
     phase: RotationSettings,
     outer: Hierarchy | None,
     shape: tuple[int, ...],
     device: torch.device,
-) -> float:
+) -> PhaseCost:
     stage = Hierarchy(model.build(shape, phase.rotate, phase.rotate)).to(device)
     rows = np.random.default_rng(0).normal(size=(ROTATION_BATCH_SIZE, *stage.event_shape))
     batches = Batches(rows.astype(np.float32), ROTATION_BATCH_SIZE, device=device)
     few, many = (fit_rotation(stage, batches, n, outer) for n in (FEW_PROBES, MANY_PROBES))
     rotation = stage.stages[-1].rotation
     assert rotation is not None
-    probes = phase.probes or PROBES_PER_AXIS * rotation.directions
     # the eigendecomposition takes the same time for any number of probes
     slope = max(many["seconds"] - few["seconds"], 0) / (many["probes"] - few["probes"])
-    return few["seconds"] + slope * (probes - few["probes"])
+    fixed = few["seconds"] - slope * few["probes"]
+    return PhaseCost(fixed, slope, phase.probes or PROBES_PER_AXIS * rotation.directions)
+
+
+def fit_budget(
+    seconds: float,
+    model: ModelSettings,
+    phases: Mapping[str, Phase],
+    shape: tuple[int, ...],
+    device: str,
+) -> dict[str, dict[str, Any]]:
+    """Scale the steps of all phases by one factor, so that training takes a given time.
+
+    Args:
+        seconds: Duration of all phases.
+        model: Settings of the stages.
+        phases: Settings of the phases by name.
+        shape: Shape of an event of the data.
+        device: As in :func:`.choose_device`.
+
+    Returns:
+        The settings to change by phase: ``{"density": {"training": {"steps": 800}}}``, or
+        ``{"probes": 2000}`` of a rotation. Every phase has at least one step.
+    """
+    costs = {name: phase_cost(model, phase, shape, device) for name, phase in phases.items()}
+    variable = sum(cost.per_step * cost.steps for cost in costs.values())
+    factor = max(seconds - sum(cost.fixed for cost in costs.values()), 0.0) / variable
+    steps = {name: max(1, round(factor * cost.steps)) for name, cost in costs.items()}
+    return {
+        name: {"probes": steps[name]}
+        if isinstance(phase, RotationSettings)
+        else {"training": {"steps": steps[name]}}
+        for name, phase in phases.items()
+    }

@@ -14,6 +14,7 @@ from kedro.pipeline import Pipeline
 
 from submanifold.common.errors import UserError, error_prefix
 from submanifold.config.loader import ExperimentConfigLoader, current_experiment
+from submanifold.inference.records import write_record
 from submanifold.runs.hooks.tracking import SUMMARIES, log_pages, path_of
 from submanifold.runs.store import check_writable, prepare_store
 from submanifold.runs.tracking import run_of_job
@@ -33,7 +34,7 @@ class ExperimentHooks:
         loader = cast(ExperimentConfigLoader, context.config_loader)
         self._context, self._loader = context, loader
         try:
-            experiment, _ = loader.experiment, loader.artifact_keys
+            experiment, _ = loader.experiment, loader.run_name
             self._uri = loader["mlflow"]["server"]["mlflow_tracking_uri"]
             prepare_store(self._uri)
         except UserError as error:
@@ -68,6 +69,8 @@ class ExperimentHooks:
                 from submanifold.runs.launch import job_board
 
                 job_board(experiment.launch, self._context.project_path)  # until the process ends
+            if "hierarchy" in pipeline.all_outputs():
+                write_record(self._loader.project, self._loader.record())
         except UserError as error:
             raise ClickException(str(error)) from error
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from click import ClickException
-from kedro.framework.startup import bootstrap_project
 from optuna.trial import FrozenTrial, TrialState
 
 from submanifold.common.errors import UserError
 from submanifold.common.processes import terminate_with_parent
+from submanifold.config.project import configure
 from submanifold.config.schema import flatten
 from submanifold.pipelines.study.nodes import DIED, trials_of
 from submanifold.studies.search.spaces import read_spaces
@@ -131,7 +131,7 @@ def _work(settings: dict[str, Any], parent: int) -> None:
     signal.signal(signal.SIGTERM, _exit)
     terminate_with_parent(parent)
     settings["project"] = Path(settings["project"])
-    bootstrap_project(settings["project"])
+    configure(settings["project"])
     try:
         Study(**settings).work()
     except (UserError, ClickException) as error:

@@ -1,0 +1,46 @@
+"""The folder of a project and its configuration: a checkout's own conf/, or the packaged one.
+
+Outside of a checkout every folder is a project: its artifacts are written below ``data/`` there,
+and its configuration is the one that is installed with the package.
+"""
+
+import os
+from pathlib import Path
+
+PACKAGE = "submanifold"
+PACKAGED_CONF = Path(__file__).parents[1] / "conf"
+"""The configuration that is installed with the package."""
+
+
+def find_checkout(folder: Path | None = None) -> Path | None:
+    """Return the checkout of this project that contains a folder, by default the current one."""
+    from kedro.utils import find_kedro_project
+
+    found = find_kedro_project((folder or Path.cwd()).absolute())
+    if found is None or PACKAGE not in Path(found, "pyproject.toml").read_text(encoding="utf-8"):
+        return None
+    return Path(found)
+
+
+def project_folder() -> Path:
+    """Return the checkout that contains the current folder, or the current folder."""
+    return find_checkout() or Path.cwd()
+
+
+def conf_source(project: Path) -> Path:
+    """Return the folder of a project's configuration."""
+    return project / "conf" if (project / "conf" / "base").is_dir() else PACKAGED_CONF
+
+
+def configure(project: Path) -> None:
+    """Configure Kedro for a project, once in a process."""
+    if find_checkout(project) == project:
+        from kedro.framework.startup import bootstrap_project
+
+        bootstrap_project(project)
+        return
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # kedro-telemetry asks only in checkouts
+    os.environ.setdefault("KEDRO_LOGGING_CONFIG", str(PACKAGED_CONF / "logging.yml"))
+    from kedro.framework.project import configure_project
+
+    configure_project(PACKAGE)

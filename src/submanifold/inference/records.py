@@ -1,0 +1,152 @@
+"""Named runs: ``data/runs/<name>.json`` records a run's settings and the paths of its outputs."""
+
+import difflib
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from submanifold.common.errors import UserError
+from submanifold.common.files import is_alive, printable, read_json, write_json
+
+FOLDER = Path("data/runs")
+MODEL_FILE = "hierarchy.safetensors"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run and where its outputs are.
+
+    Attributes:
+        name: Name of the run.
+        key: Cache key of its model: runs with equal settings have equal keys.
+        dataset: Name of the dataset.
+        method: Name of the method.
+        started: Local time of the last start, in ISO format.
+        model: Path of the model file, relative to the project, as all paths.
+        metrics: Path of the metrics.
+        report: Path of the report.
+        request: The options of ``submanifold train``, from which the settings were measured.
+        params: The parameters that the user set, and those that were measured.
+        host: Machine of the process.
+        pid: Number of the process.
+    """
+
+    name: str
+    key: str
+    dataset: str
+    method: str
+    started: str
+    model: str
+    metrics: str
+    report: str
+    request: dict[str, Any] | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+
+    def state(self, project: Path) -> str:
+        """Return ``finished``, ``running``, ``trained`` (not evaluated) or ``interrupted``."""
+        if (project / self.report).exists():
+            return "finished"
+        if self.host != socket.gethostname() or is_alive(self.pid):
+            return "running"
+        return "trained" if (project / self.model).exists() else "interrupted"
+
+
+def read_records(project: Path) -> list[RunRecord]:
+    """Read the records of a project's runs, the oldest first."""
+    found = [read_json(path) for path in sorted((project / FOLDER).glob("*.json"))]
+    return sorted((RunRecord(**each) for each in found if each), key=lambda each: each.started)
+
+
+def choose_name(project: Path, given: str | None, key: str, method: str) -> str:
+    """Return the name of a run: the given one, that of an equal run, or date and method.
+
+    Raises:
+        UserError: A run with other settings has the given name.
+    """
+    records = read_records(project)
+    taken = {each.name: each.key for each in records}
+    if given is not None:
+        if taken.get(given, key) != key:
+            raise UserError(
+                f"name: expected a name that no run with other settings has, got {given}. Choose "
+                f"another name, or delete {FOLDER / given}.json."
+            )
+        return given
+    if equal := [each.name for each in records if each.key == key]:
+        return equal[-1]
+    first = f"{datetime.now():%Y-%m-%d}-{method}"
+    return next(name for name in _numbered(first) if name not in taken)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    number = 2
+    while True:
+        yield f"{name}-{number}"
+        number += 1
+
+
+def write_record(project: Path, record: RunRecord) -> None:
+    """Write a record; that of an earlier start of the same run keeps its request."""
+    path = project / FOLDER / f"{record.name}.json"
+    before = read_json(path)
+    if before and record.request is None and before["key"] == record.key:
+        record = replace(record, request=before["request"])
+    write_json(path, asdict(record))
+
+
+def find_record(project: Path, name: str) -> RunRecord:
+    """Return the record of a run.
+
+    Raises:
+        UserError: There is no run of this name.
+    """
+    records = {each.name: each for each in read_records(project)}
+    if name not in records:
+        raise UserError(f"NAME: expected the name of a run, got {name}.{_hint(name, records)}")
+    return records[name]
+
+
+def model_path(given: str) -> Path:
+    """Find the model file that a user means by a path or by the name of a run.
+
+    Args:
+        given: A model file, a folder with one, or the name of a run of the project that contains
+            the current folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    if (path / MODEL_FILE).is_file():
+        return path / MODEL_FILE
+    project = next(
+        (each for each in (Path.cwd(), *Path.cwd().parents) if (each / FOLDER).is_dir()), Path.cwd()
+    )
+    records = {each.name: each for each in read_records(project)}
+    if given in records:
+        found = project / records[given].model
+        if not found.is_file():
+            raise UserError(
+                f"MODEL: expected a run whose training is finished, got {given}, which is "
+                f"{records[given].state(project)}. Start the run again: it continues."
+            )
+        return found
+    what = f"a folder without {MODEL_FILE}" if path.is_dir() else "neither"
+    raise UserError(
+        f"MODEL: expected a model file, its folder, or the name of a run, got "
+        f"{printable(given)}, {what}.{_hint(given, records)}"
+    )
+
+
+def _hint(name: str, records: Mapping[str, RunRecord]) -> str:
+    close = difflib.get_close_matches(name, records, 1)
+    return (f" Did you mean {close[0]}?" if close else "") + " `submanifold runs` lists the names."
