@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from submanifold import cli
 
-COMMANDS = {"encode", "info", "interpolate", "join", "project", "reproduce", "run", "sample",
-            "score", "sweep"}  # fmt: skip
+COMMANDS = {"encode", "info", "interpolate", "join", "project", "reproduce", "run", "runs",
+            "sample", "score", "sweep", "train"}  # fmt: skip
 
 
 def run_python(script, cwd=None):
@@ -46,7 +46,7 @@ def test_user_error_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.cli, ["join", "localhost:1"])
     assert (result.exit_code, result.output.count("\n")) == (1, 1)
-    assert "Not a Kedro project directory" in result.output
+    assert "expected the folder of the run" in result.output
 
 
 def test_run_imports_nothing_heavy_before_its_first_node(project):

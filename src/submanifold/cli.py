@@ -305,7 +305,10 @@ def join(address: str) -> None:
     """
     from submanifold.runs.launch import join as join_run
 
-    join_run(address, _project())
+    project = _project()
+    if not (project / "data").is_dir():
+        raise UserError(f"join: expected the folder of the run, which has data/, got {project}.")
+    join_run(address, project)
 
 
 def _project() -> Path:

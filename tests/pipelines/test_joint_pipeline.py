@@ -36,7 +36,7 @@ def test_pipelines_have_a_namespace_for_each_phase_and_catalog_entries(project):
 def test_joint_method_of_one_stage_is_trained_once_and_reported(project):
     run = project.run("joint", method="PR-D")
     assert run.steps == {"stage_1": 12}
-    assert run.mlflow.info.run_name == "photos-PR-D"
+    assert run.mlflow.info.run_name.endswith("-PR-D")
     metrics = run.load("metrics")
     assert metrics["dims"] == [192, 24]
     assert metrics["stage_1_mse"] == metrics["mse"]

@@ -120,7 +120,7 @@ def _option_names() -> Iterator[None]:
 def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
     path = Path(data).expanduser()
     if path.exists():
-        return {"dataset": "folder", "data": {"path": str(path.absolute())}}
+        return {"dataset": "folder", "data": {"path": str(path.resolve())}}
     if data in datasets:
         return {"dataset": data}
     close = difflib.get_close_matches(data, datasets, 1)

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from kedro.utils import find_kedro_project
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
@@ -92,10 +91,8 @@ def call(
         }  # fmt: skip
         (place / "job.json").write_text(_to_json(job, place))
         if launch.machines > 1:
-            project = find_kedro_project(folder.absolute())
-            if project is None:
-                raise UserError(f"{folder}: expected a folder in a Kedro project, got another one.")
-            job_board(launch, Path(project)).post(place)
+            data = next(each for each in folder.absolute().parents if each.name == "data")
+            job_board(launch, data.parent).post(place)
         _run_processes(place, launch.processes, 0, on_log)
         return _from_json(place / "result.json")
 

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,7 @@ from submanifold.training.rotation import PROBES_PER_AXIS, RotationSettings, fit
 from submanifold.training.trainer import Trainer
 
 STEPS = 5
-FEW_PROBES, MANY_PROBES = 1, 512
-
+PROBES = 512
 
 Phase = PhaseSettings | RotationSettings
 
@@ -81,13 +80,12 @@ def _rotation_cost(
     stage = Hierarchy(model.build(shape, phase.rotate, phase.rotate)).to(device)
     rows = np.random.default_rng(0).normal(size=(ROTATION_BATCH_SIZE, *stage.event_shape))
     batches = Batches(rows.astype(np.float32), ROTATION_BATCH_SIZE, device=device)
-    few, many = (fit_rotation(stage, batches, n, outer) for n in (FEW_PROBES, MANY_PROBES))
+    found = fit_rotation(stage, batches, PROBES, outer)
     rotation = stage.stages[-1].rotation
     assert rotation is not None
-    # the eigendecomposition takes the same time for any number of probes
-    slope = max(many["seconds"] - few["seconds"], 0) / (many["probes"] - few["probes"])
-    fixed = few["seconds"] - slope * few["probes"]
-    return PhaseCost(fixed, slope, phase.probes or PROBES_PER_AXIS * rotation.directions)
+    fixed = found["decomposition_seconds"]
+    per_probe = (found["seconds"] - fixed) / found["probes"]
+    return PhaseCost(fixed, per_probe, phase.probes or PROBES_PER_AXIS * rotation.directions)
 
 
 def fit_budget(
@@ -108,11 +106,23 @@ def fit_budget(
 
     Returns:
         The settings to change by phase: ``{"density": {"training": {"steps": 800}}}``, or
-        ``{"probes": 2000}`` of a rotation. Every phase has at least one step.
+        ``{"probes": 2000}`` of a rotation. Every phase has at least one step. If the time is short
+        for the rotations' decompositions, half of it is for the steps, and training takes longer.
     """
-    costs = {name: phase_cost(model, phase, shape, device) for name, phase in phases.items()}
+    costs: dict[str, PhaseCost] = {}
+    rotations: dict[int, PhaseCost] = {}
+    for name, phase in phases.items():
+        if not isinstance(phase, RotationSettings):
+            costs[name] = phase_cost(model, phase, shape, device)
+            continue
+        if phase.rotate not in rotations:
+            default = phase.model_copy(update={"probes": None})
+            rotations[phase.rotate] = phase_cost(model, default, shape, device)
+        cost = rotations[phase.rotate]
+        costs[name] = replace(cost, steps=phase.probes or cost.steps)
     variable = sum(cost.per_step * cost.steps for cost in costs.values())
-    factor = max(seconds - sum(cost.fixed for cost in costs.values()), 0.0) / variable
+    fixed = sum(cost.fixed for cost in costs.values())
+    factor = max(seconds - fixed, seconds / 2) / variable
     steps = {name: max(1, round(factor * cost.steps)) for name, cost in costs.items()}
     return {
         name: {"probes": steps[name]}

@@ -131,6 +131,7 @@ def fit_rotation(
                 saved = time.monotonic()
                 sums = {key: each.cpu() for key, each in axes.sums.items()}
                 save_tensors(sums, path, {"state": state})
+    decomposed = time.monotonic()
     errors = axes.fit()
     if path and distributed.rank() == 0:
         path.unlink(missing_ok=True)
@@ -143,6 +144,7 @@ def fit_rotation(
         "dims": dims,
         **{key: [float(each[d]) / event_dim for d in dims] for key, each in errors.items()},
         "seconds": time.monotonic() - started,
+        "decomposition_seconds": time.monotonic() - decomposed,
     }
 
 

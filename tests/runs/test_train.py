@@ -1,0 +1,169 @@
+"""`submanifold train` and `submanifold runs` in a folder that is no checkout."""
+
+import contextlib
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from calibrated import png, smooth_images
+from submanifold.cli import cli
+from submanifold.inference.records import RunRecord, choose_name, read_records, write_record
+from submanifold.training import cost
+
+SMALL = ["--size=8", "--device=cpu", "--set", "evaluation.samples=16"]
+FLOW = ["--set", "stage_1.flow.levels=1", "--set", "stage_1.flow.steps=[1]", "--set",
+        "stage_1.flow.width=8"]  # fmt: skip
+STEPS = ["--set", "density.training.steps=4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with pictures, an empty folder, and a text file."""
+    path = tmp_path_factory.mktemp("anywhere")
+    (path / "pictures").mkdir()
+    (path / "empty").mkdir()
+    (path / "notes.txt").write_text("no picture")
+    for number, image in enumerate(smooth_images(120, 0)):
+        (path / "pictures" / f"{number}.png").write_bytes(png(image))
+    return path
+
+
+def run(folder, *arguments):
+    """Run a command in a folder; restore the state of this process at the end."""
+    before, environment = os.getcwd(), dict(os.environ)
+    handler = signal.getsignal(signal.SIGTERM)
+    os.chdir(folder)
+    try:
+        return CliRunner().invoke(cli, [str(each) for each in arguments])
+    finally:
+        os.chdir(before)
+        signal.signal(signal.SIGTERM, handler)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    return run(folder, "train", "pictures", "--method=Glow", "--name=first", *SMALL, *FLOW, *STEPS)
+
+
+def test_train_works_in_any_folder_and_ends_with_the_commands_to_use_the_model(trained, folder):
+    assert trained.exit_code == 0, trained.output
+    (record,) = read_records(folder)
+    assert record.name == "first"
+    assert record.state(folder) == "finished"
+    last = trained.output.splitlines()[-7:]
+    assert last[0] == f"Report: {folder / record.report}"
+    assert (folder / record.report).is_file()
+    assert last[1] == f"Model:  {folder / record.model}"
+    assert (folder / record.model).is_file()
+    assert [line.split()[1:3] for line in last[4:]] == [
+        ["score", "first"], ["project", "first"], ["sample", "first"]]  # fmt: skip
+
+
+def test_printed_commands_work(trained, folder):
+    for line in trained.output.splitlines()[-3:]:
+        result = run(folder, *line.replace("--alpha=5%", "--alpha=50%").split()[1:])
+        assert result.exit_code == 0, result.output
+
+
+def test_runs_lists_the_run_and_its_figures(trained, folder):
+    (record,) = read_records(folder)
+    metrics = json.loads((folder / record.metrics).read_text())
+    header, _, row = run(folder, "runs").output.splitlines()
+    assert header.split()[:6] == ["name", "state", "started", "dataset", "method", "d"]
+    assert row.startswith("first")
+    assert f"{metrics['bits_per_dim']['value']:.3f}" in row
+    assert str(folder / record.model) in run(folder, "runs", "first").output
+
+
+def test_an_equal_command_computes_nothing(trained, folder):
+    (record,) = read_records(folder)
+    written = (folder / record.report).stat().st_mtime_ns
+    result = run(folder, "train", "pictures", "--method=Glow", *SMALL, *FLOW, *STEPS)
+    assert result.exit_code == 0, result.output
+    assert "submanifold score first" in result.output
+    assert (folder / record.report).stat().st_mtime_ns == written
+
+
+def mistakes(folder):
+    train = ("train", "pictures")
+    return {
+        "dataset": (("train", "mnits"), "Did you mean mnist?"),
+        "path": (("train", "pictrues/"), "DATA: expected an existing folder or zip"),
+        "method": ((*train, "--method=H-MN"), "Did you mean H-MM?"),
+        "setting": ((*train, "--set", "densiti.training.steps=3"), "Did you mean density?"),
+        "no pictures": (("train", "empty"), "expected images"),
+        "not a picture": (("train", "notes.txt"), "notes.txt"),
+        "dim": ((*train, "--method=Glow", "--dim=4"), "--dim: expected none with method=Glow"),
+        "large dim": ((*train, "--size=8", "--dim=400"), "192"),
+        "size": ((*train, "--size=33"), "--set data.size="),
+        "folder for a model": (("score", "pictures", "pictures"), "MODEL: expected a model file"),
+        "name": (("score", "frist", "pictures"), "Did you mean first?"),
+        "alpha": (("score", "first", "pictures", "--alpha=0.1%"), "--alpha"),
+        "name taken": ((*train, "--name=first", "--method=Glow"), "name: expected a name that no"),
+        "set": ((*train, "--set", "seed"), "expected <setting>=<value>, got seed"),
+        "set twice": ((*train, "--seed=1", "--set", "seed=2"), "another option sets it"),
+        "command": (("trian", "pictures"), "Did you mean train?"),
+        "outside": (("join", "localhost:1"), "Joined"),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(mistakes(None).keys() - {"outside"}))
+def test_a_mistake_ends_in_one_line_before_anything_is_computed(trained, folder, name):
+    arguments, message = mistakes(folder)[name]
+    result = run(folder, *arguments)
+    assert result.exit_code in (1, 2)
+    last = result.output.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert message in last
+    assert "Traceback" not in result.output
+    assert [each.name for each in read_records(folder)] == ["first"]
+
+
+def test_a_time_budget_scales_all_phases_and_is_measured_once(folder, monkeypatch):
+    measured = []
+
+    def measure(model, phase, shape, device):
+        measured.append(phase)
+        return cost.PhaseCost(fixed=0.0, per_step=0.01, steps=400)
+
+    monkeypatch.setattr(cost, "phase_cost", measure)
+    monkeypatch.setattr("submanifold.runs.command._run", lambda *arguments: None)
+    options = ["train", "pictures", "--name=timed", "--minutes=0.1", "--dim=4", *SMALL, *FLOW]
+    assert run(folder, *options).exit_code == 0
+    with contextlib.suppress(StopIteration):
+        record = next(each for each in read_records(folder) if each.name == "timed")
+    # 6 seconds of 0.01 s, in proportion to the steps of four phases and the probes of a rotation
+    assert record.params["density"]["training"]["steps"] == 120
+    assert record.params["rotation_2"] == {"probes": 120}
+    count = len(measured)
+    assert run(folder, *options).exit_code == 0
+    assert len(measured) == count
+    (folder / "data/runs/timed.json").unlink()
+
+
+def record(name, key):
+    empty = dict.fromkeys(("dataset", "method", "started", "model", "metrics", "report"), "")
+    return RunRecord(name=name, key=key, **empty)
+
+
+def test_runs_are_named_by_date_and_method_and_numbered(tmp_path):
+    first = choose_name(tmp_path, None, "a", "H-MM")
+    write_record(tmp_path, record(first, "a"))
+    second = choose_name(tmp_path, None, "b", "H-MM")
+    write_record(tmp_path, record(second, "b"))
+    assert second == f"{first}-2"
+    assert choose_name(tmp_path, None, "a", "H-MM") == first
+    assert choose_name(tmp_path, "mine", "c", "H-MM") == "mine"
+
+
+def test_a_later_start_keeps_the_request(tmp_path):
+    asked = replace(record("a", "k"), request={"minutes": 1.0})
+    write_record(tmp_path, asked)
+    write_record(tmp_path, record("a", "k"))
+    assert read_records(tmp_path) == [asked]
