@@ -39,6 +39,10 @@ current_experiment: ContextVar["Experiment | None"] = ContextVar("experiment", d
 """The experiment for which Kedro loads the pipelines; None outside of a session."""
 
 
+current_request: ContextVar[dict[str, Any] | None] = ContextVar("request", default=None)
+"""The options of ``submanifold train`` from which the parameters were measured."""
+
+
 class ExperimentConfigLoader(OmegaConfigLoader):
     """Kedro's loader whose parameters are one experiment and whose paths contain its cache keys.
 
@@ -115,12 +119,8 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         key = self.artifact_keys["model"]
         return choose_name(self.project, experiment.name, key, experiment.method)
 
-    def record(self, request: dict[str, Any] | None = None) -> RunRecord:
-        """Describe the run of this configuration, which starts now.
-
-        Args:
-            request: The options from which its parameters were measured.
-        """
+    def record(self) -> RunRecord:
+        """Describe the run of this configuration, which starts now."""
         experiment, catalog = self.experiment, self["catalog"]
         return RunRecord(
             name=self.run_name,
@@ -131,7 +131,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             model=catalog["hierarchy"]["filepath"],
             metrics=catalog["metrics"]["filepath"],
             report=catalog["report"]["filepath"],
-            request=request,
+            request=current_request.get(),
             params=dict(self.runtime_params or {}),
         )
 

@@ -48,7 +48,7 @@ def check_divisible(shape: Sequence[int], factor: int, setting: str) -> None:
     if height % factor or width % factor:
         raise UserError(
             f"{setting}: expected image sides divisible by {factor}, got {height}x{width} pixels. "
-            "Use another setting or another image size."
+            "Change the setting, or the size of the images: --params=data.size=32."
         )
 
 

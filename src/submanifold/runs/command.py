@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +15,18 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import printable, read_json
 from submanifold.config.merge import entry, merge
 from submanifold.config.project import conf_source, configure, project_folder
-from submanifold.inference.records import RunRecord, find_record, read_records, write_record
+from submanifold.inference.records import RunRecord, find_record, read_records
 
 if TYPE_CHECKING:
     from submanifold.config.loader import ExperimentConfigLoader
+    from submanifold.models import Model
 
 log = logging.getLogger(__name__)
 
 FIGURES = ("bits_per_dim", "nll", "mse", "nearest_mse")
 """Metrics in the list of runs."""
+USUAL_ALPHA = 5
+"""False-positive rate in percent of the command that is printed."""
 
 
 def _settings(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -82,11 +86,10 @@ def train(
             request = {**params, "minutes": minutes}
             params = merge(params, _steps_within(minutes, params, request, project))
         loader = _loader(project, params)
-        record = loader.record(request)
-        write_record(project, record)
+        record = loader.record()
         if record.state(project) != "finished":
             click.echo(f"Run {record.name}. If it is interrupted, the same command continues it.")
-        _run(loader, project, {**params, "name": record.name})
+        _run(loader, project, {**params, "name": record.name}, request)
     _echo_result(record, project, data)
 
 
@@ -97,14 +100,25 @@ def _loader(project: Path, params: Mapping[str, Any]) -> "ExperimentConfigLoader
     return ExperimentConfigLoader(conf, runtime_params=dict(params), **LOADER_ARGS)
 
 
-def _run(loader: "ExperimentConfigLoader", project: Path, params: dict[str, Any]) -> None:
+def _run(
+    loader: "ExperimentConfigLoader",
+    project: Path,
+    params: dict[str, Any],
+    request: dict[str, Any] | None,
+) -> None:
     from kedro.framework.session import KedroSession
 
+    from submanifold.config.loader import current_request
+
     conf = str(conf_source(project))
-    with KedroSession.create(project, runtime_params=params, conf_source=conf) as session:
-        session.run(  # type: ignore[call-arg]
-            pipeline_names=[loader.experiment.pipeline], only_missing_outputs=True
-        )
+    token = current_request.set(request)
+    try:
+        with KedroSession.create(project, runtime_params=params, conf_source=conf) as session:
+            session.run(  # type: ignore[call-arg]
+                pipeline_names=[loader.experiment.pipeline], only_missing_outputs=True
+            )
+    finally:
+        current_request.reset(token)
 
 
 @contextmanager
@@ -179,15 +193,34 @@ def _steps_within(
 
 
 def _echo_result(record: RunRecord, project: Path, data: str) -> None:
+    from submanifold.models import Model
+
+    model = project / record.model
     images = printable(data) if Path(data).expanduser().exists() else "PICTURES"
+    commands = _commands(Model.load(model), record.name, images)
     click.echo(
-        f"\nReport: {project / record.report}\n"
-        f"Model:  {project / record.model}\n\n"
-        f"Use the model:\n"
-        f"  submanifold score {record.name} {images} --alpha=5%\n"
-        f"  submanifold project {record.name} {images} --nearest\n"
-        f"  submanifold sample {record.name} -n 64"
+        "\n".join(
+            [
+                f"\nReport: {project / record.report}",
+                f"Model:  {model}",
+                "\nUse the model:",
+                *(f"  submanifold {command}" for command in commands),
+            ]
+        )
     )
+
+
+def _commands(model: "Model", name: str, images: str) -> list[str]:
+    """Return the commands that apply a model, with options that work for it."""
+    from submanifold.evaluation.calibration import Calibration
+
+    if "size" not in model.data:
+        return [f"info {name}", f"sample {name} -n 1000 --out=samples.npz"]
+    first = f"encode {name} {images}"
+    if "groups" in model.calibration:
+        least = Calibration.from_dict(model.calibration).smallest_p_value
+        first = f"score {name} {images} --alpha={max(USUAL_ALPHA, math.ceil(100 * least))}%"
+    return [first, f"project {name} {images} --nearest", f"sample {name} -n 64"]
 
 
 @click.command()
