@@ -1,11 +1,11 @@
-"""What is lost when a run is disturbed: killed, told to stop, run twice at once, its files damaged.
+"""Reliability of runs that are killed, interrupted, started twice, or whose files are damaged.
 
     python -m benchmarks.reliability --kills 50
 
-Each trial is a `kedro run --env=test` of the default method's four phases in a project of its own,
-with the processor's own arithmetic, so that every undisturbed run has the same bits. It is
-disturbed, then given again as it was, and must end with the weights and the metrics of a run that
-nothing disturbed. The table goes to `docs/evidence/reliability.md`.
+Each trial is a `kedro run --env=test` of four phases of the default method in a separate project
+on the CPU, so that undisturbed runs are equal bit for bit. The run is disturbed, the command is
+repeated, and must end with the weights and metrics of an undisturbed run. The results are written
+to `docs/evidence/reliability.md`.
 """
 
 import argparse
@@ -21,9 +21,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import mlflow
 import pandas as pd
@@ -46,20 +47,19 @@ PLACES = {  # the first of these that a disturbed run has not left is where it w
     "report": "data/08_reporting/photos-nested-*/report.html",
 }
 LOOK = 0.05  # seconds
-FAULTS = ("failure", "error", "skipped")
 CLOCKS = ("seconds", "rows_per_second", "steps_trained")
 
 
 @dataclass
 class Project:
-    """A project in a folder of its own."""
+    """A separate project."""
 
     path: Path
     env: dict[str, str] = field(default_factory=lambda: {**os.environ, "OMP_NUM_THREADS": "1"})
 
     @classmethod
     def make(cls, folder: Path, empty: Path | None = None) -> "Project":
-        """Copy what a project needs, and an empty database of MLflow's if there is one."""
+        """Copy the configuration, and an empty MLflow database if given."""
         folder.mkdir(parents=True)
         for name in ("conf", "pyproject.toml", ".telemetry"):
             copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
@@ -72,7 +72,7 @@ class Project:
         return cls(folder)
 
     def start(self) -> subprocess.Popen[str]:
-        """Give the command."""
+        """Start the command."""
         arguments = ["run", "--env=test", f"--params={PARAMS.format(steps=STEPS)}"]
         return subprocess.Popen(
             [sys.executable, "-m", "kedro", *arguments], cwd=self.path, env=self.env, text=True,
@@ -80,18 +80,18 @@ class Project:
         )  # fmt: skip
 
     def run(self) -> str:
-        """Give the command, and wait; returns what it said."""
+        """Run the command; returns its output."""
         process = self.start()
         said, _ = process.communicate(timeout=600)
         return said if process.returncode == 0 else f"FAILED\n{said}"
 
     def place(self) -> str:
-        """Where a run was when it ended."""
+        """Return the first part of the run that is not finished."""
         left = (name for name, pattern in PLACES.items() if not any(self.path.glob(pattern)))
         return next(left, "after the report")
 
     def result(self) -> dict[str, Any]:
-        """All weights and metrics, without what the clock decides."""
+        """Return all weights and metrics, without times."""
         found: dict[str, Any] = {}
         for path in sorted(self.path.glob("data/06_models/*/*.safetensors")):
             if path.name not in ("last.safetensors", "earlier.safetensors"):
@@ -104,7 +104,7 @@ class Project:
         return found
 
     def statuses(self) -> list[str]:
-        """Of MLflow's runs, the oldest first."""
+        """Return the states of the runs in MLflow, oldest first."""
         client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.path}/mlflow.db")
         experiment = client.get_experiment_by_name("submanifold")
         order = ["attributes.start_time ASC"]
@@ -112,7 +112,7 @@ class Project:
         return [run.info.status for run in runs]
 
     def torn(self) -> list[Path]:
-        """Model files in the catalog that are not whole."""
+        """Return model files that do not match their checksums."""
         found = self.path.glob("data/06_models/*/model.safetensors")
         return [path for path in found if not is_intact(path)]
 
@@ -124,14 +124,14 @@ def _timeless(value: Any) -> Any:
 
 
 Disturb = Callable[[Project], str]
-"""Start a run, disturb it, and say where it was; the run has ended."""
+"""Start a run, disturb it until it ends, and return where it was."""
 
 Seconds = Mapping[str, float]
-"""How long an undisturbed run was in each place."""
+"""Duration of each part of an undisturbed run."""
 
 
 def watched(project: Project) -> Seconds:
-    """Run to the end, and time each place."""
+    """Run to the end, and time each part."""
     process, seconds = project.start(), dict.fromkeys(PLACES, 0.0)
     with tempfile.TemporaryFile("w+") as said, process:
         reader = threading.Thread(target=lambda: said.write(process.communicate()[0]))
@@ -149,7 +149,7 @@ def watched(project: Project) -> Seconds:
 
 
 def random_moment(project: Project, process: subprocess.Popen[str], seconds: Seconds) -> str:
-    """Wait until a random moment of a random place; returns where that is."""
+    """Wait until a random moment of a random part; returns the part."""
     wanted = random.choice(list(PLACES))
     order = list(PLACES)
     while process.poll() is None and (
@@ -161,7 +161,7 @@ def random_moment(project: Project, process: subprocess.Popen[str], seconds: Sec
 
 
 def killed(how: int, seconds: Seconds, grace: float | None = None) -> Disturb:
-    """A signal at a random moment; with a grace, SIGKILL follows if it is not heeded."""
+    """Send a signal at a random moment; with ``grace``, send SIGKILL after so many seconds."""
 
     def disturb(project: Project) -> str:
         process = project.start()
@@ -181,7 +181,7 @@ def killed(how: int, seconds: Seconds, grace: float | None = None) -> Disturb:
 
 
 def damaged(pattern: str, change: Callable[[bytes], bytes], seconds: Seconds) -> Disturb:
-    """Kill a run at a random moment, and damage a file that it left."""
+    """Kill a run at a random moment, and damage a file."""
 
     def disturb(project: Project) -> str:
         place = killed(signal.SIGKILL, seconds)(project)
@@ -193,19 +193,19 @@ def damaged(pattern: str, change: Callable[[bytes], bytes], seconds: Seconds) ->
 
 
 def torn(content: bytes) -> bytes:
-    """Without its last quarter."""
+    """Remove the last quarter."""
     return content[: len(content) * 3 // 4]
 
 
 def flipped(content: bytes) -> bytes:
-    """With one random bit the other way."""
+    """Flip one random bit."""
     place = random.randrange(len(content))
     changed = content[place] ^ (1 << random.randrange(8))
     return content[:place] + bytes([changed]) + content[place + 1 :]
 
 
 def twice(seconds: Seconds) -> Disturb:
-    """Another run of the same at the same time, from a random moment on."""
+    """Start the same run a second time at a random moment."""
 
     def disturb(project: Project) -> str:
         first = project.start()
@@ -220,7 +220,7 @@ def twice(seconds: Seconds) -> Disturb:
 
 
 def trial(disturb: Disturb, project: Project, whole: dict[str, Any]) -> dict[str, Any]:
-    """Disturb a run, give it again, and hold what came of it against the whole one."""
+    """Disturb a run, repeat the command, and compare the result with the reference."""
     place = disturb(project)
     unfinished = [path.name for path in project.torn()]
     said = project.run()
@@ -235,7 +235,7 @@ def trial(disturb: Disturb, project: Project, whole: dict[str, Any]) -> dict[str
 
 
 def main() -> None:
-    """Try each fault so often, and write the page."""
+    """Run all trials, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--others", type=int, default=5, help="trials of each other fault")
@@ -244,7 +244,7 @@ def main() -> None:
         "--kept",
         type=Path,
         default=Path(tempfile.gettempdir()) / "reliability.jsonl",
-        help="where trials are kept: another call goes on",
+        help="file of finished trials, which are not repeated",
     )
     options = parser.parse_args()
     kept = read(options.kept)
@@ -258,7 +258,7 @@ def main() -> None:
             "SIGTERM with ten seconds of grace": (
                 options.others, killed(signal.SIGTERM, seconds, grace=10.0)),
             "Ctrl-C": (options.others, killed(signal.SIGINT, seconds)),
-            "killed, and the last checkpoint torn": (
+            "killed, and the last checkpoint truncated": (
                 options.others, damaged("data/06_models/*/last.safetensors", torn, seconds)),
             "killed, and a bit of the last checkpoint flipped": (
                 options.others, damaged("data/06_models/*/last.safetensors", flipped, seconds)),
@@ -266,14 +266,14 @@ def main() -> None:
                 options.others, damaged("data/06_models/*/model.safetensors", flipped, seconds)),
             "killed, and a bit of the prepared images flipped": (
                 options.others, damaged("data/03_primary/*/train.npy", flipped, seconds)),
-            "two runs of the same at once": (options.others, twice(seconds)),
+            "the same run started twice": (options.others, twice(seconds)),
         }  # fmt: skip
         order = [(fault, n) for fault, (count, _) in faults.items() for n in range(count)]
         for fault, number in order:
             if any((each["fault"], each["number"]) == (fault, number) for each in kept):
                 continue
             random.seed(f"{options.seed} {fault} {number}")
-            # a name of its own: MLflow keeps databases open by their names
+            # a unique name: MLflow keeps databases open by their names
             project = Project.make(folder / f"trial-{len(kept)}")
             kept.append({"fault": fault, "number": number, "seconds": sum(seconds.values()),
                          **trial(faults[fault][1], project, whole)})  # fmt: skip
@@ -281,123 +281,112 @@ def main() -> None:
             print(kept[-1], flush=True)
             with options.kept.open("a") as file:
                 file.write(json.dumps(kept[-1]) + "\n")
-    slow = slow_tests(options.kept.with_suffix(".xml"))
-    PAGE.write_text(page(pd.DataFrame(kept), slow), encoding="utf-8")
+    PAGE.write_text(page(pd.DataFrame(kept)), encoding="utf-8")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The trials that a file has kept."""
+    """Read the finished trials of a file."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
-def slow_tests(report: Path) -> pd.DataFrame:
-    """Run the slow tests, except those of docs/evidence/scaling.md, unless their report exists."""
-    if not report.exists():
-        arguments = ["-m", "slow", "-n", "0", "--ignore=tests/test_scaling.py"]
-        subprocess.run(
-            [sys.executable, "-m", "pytest", *arguments, f"--junitxml={report}"],
-            cwd=REPOSITORY, check=False,
-        )  # fmt: skip
-    return pd.DataFrame([
-        {"test": case.get("name", "").removeprefix("test_").replace("_", " "),
-         "seconds": round(float(case.get("time", "0"))),
-         "result": "; ".join(each.tag for each in case if each.tag in FAULTS) or "passed"}
-        for case in ElementTree.parse(report).iter("testcase")
-    ])  # fmt: skip
-
-
 SUITE = {
-    "the disk is full (a small one is mounted), for every kind of file": (
-        "one message; the old file stays, and nothing else",
-        "tests/test_files.py",
+    "full disk (a small one is mounted), for every kind of file": (
+        "one message; the old file stays, and no partial file",
+        "tests/common/test_files.py",
     ),
-    "a folder that may only be read": (
+    "read-only folder": (
         "one message; a finished experiment is found and shown",
         "tests/pipelines/test_faults.py",
     ),
-    "a bit of the prepared test images turned": (
-        "they are prepared anew; the metrics are the same",
+    "flipped bit of the prepared test images": (
+        "they are prepared again; the metrics are the same",
         "tests/pipelines/test_faults.py",
     ),
-    "MLflow's database locked, on a full disk, no database, of a killed process": (
-        "one message before anything starts, or it is mended",
-        "tests/pipelines/test_store.py",
+    "MLflow's database: locked, on a full disk, read-only, not a database, half-created": (
+        "one message before the run starts, or the database is created again",
+        "tests/runs/test_store.py",
     ),
-    "MLflow's server away while a model trains": (
-        "the training goes on, and its curves arrive later",
+    "MLflow's server unreachable during a training": (
+        "the training continues; its curves are sent when the server is back",
         "tests/pipelines/test_faults.py",
     ),
-    "MLflow's server never back": ("all files are there", "tests/pipelines/test_faults.py"),
-    "killed while MLflow's database is made": (
-        "the next run makes it",
-        "tests/pipelines/test_store.py",
-    ),
-    "a checkpoint of an earlier version": (
-        "the training starts anew, and says so",
-        "tests/training/test_trainer.py",
-    ),
-    "a model of an earlier version": ("it is read", "tests/manifold/test_hierarchy.py"),
-    "one of several processes that train is killed": (
-        "all end with a message; the checkpoint is kept",
+    "MLflow's server never back": ("all files are written", "tests/pipelines/test_faults.py"),
+    "one of several training processes is killed": (
+        "all processes end with a message; the checkpoint is kept",
         "tests/training/test_launch.py",
     ),
-    "one of several processes that decode is killed": (
-        "one message; what is prepared is kept",
-        "tests/data/test_decoding.py",
+    "one of several decoding processes is killed": (
+        "one message; the prepared images are kept",
+        "tests/data/test_prepare.py",
     ),
-    "another machine's run is gone": ("one message", "tests/training/test_launch.py"),
-    "a worker of a study is killed, and all of them are": (
-        "its trial is made again",
+    "another machine of the run disappears": ("one message", "tests/training/test_launch.py"),
+    "one or all workers of a study are killed": (
+        "their trials are repeated",
         "tests/studies/search/test_studies.py",
     ),
 }
-"""Faults that the test suite tries each time: what happens, and where."""
+"""Faults in the test suite: what happens, and the tests."""
+
+CONCLUSIONS = """\
+- {total} disturbed runs, {kills} of them killed at random moments, ended with the weights and
+  metrics of an undisturbed run, bit for bit, after the command was repeated{except_for}.
+- No interruption left a partial file under its final name. Damaged files are detected by checksums
+  and made again.
+- MLflow's record of runs was correct in every case{unclear}."""
 
 
-def page(trials: pd.DataFrame, slow: pd.DataFrame) -> str:
+def page(trials: pd.DataFrame) -> str:
     """Write the page."""
     trials["other weights or metrics"] = trials["lost"].map(bool)
-    trials["half-written artifacts"] = trials["unfinished"].map(bool)
-    trials["MLflow left unclear"] = ~trials["clear"].astype(bool)
+    trials["damaged models found"] = trials["unfinished"].map(bool)
+    trials["wrong state in MLflow"] = ~trials["clear"].astype(bool)
     faults = trials.groupby("fault", sort=False)
-    rows = faults.size().rename("tried").to_frame().join(
-        faults[["other weights or metrics", "half-written artifacts", "MLflow left unclear"]].sum()
-    )  # fmt: skip
-    where = trials.groupby(["fault", "place"], sort=False).size().rename("times").reset_index()
-    lost = trials[trials["other weights or metrics"] | trials["MLflow left unclear"]]
+    columns = ["other weights or metrics", "damaged models found", "wrong state in MLflow"]
+    rows = faults.size().rename("runs").to_frame().join(faults[columns].sum())
+    where = pd.crosstab(trials["fault"], trials["place"])
+    places = [place for place in (*PLACES, "after the report") if place in where]
+    others = [place for place in where if place not in places]
+    where = where.loc[rows.index, [*places, *others]]
+    wrong = trials[trials["other weights or metrics"] | trials["wrong state in MLflow"]]
     notes = "\n".join(
-        f"- {each.fault}, in {each.place}: {each.lost}, MLflow's runs {each.statuses}"
-        for each in lost.itertuples()
+        f"- {each.fault}, in {each.place}: {each.lost}, states in MLflow {each.statuses}"
+        for each in wrong.itertuples()
+    )
+    lost, unclear = (int(trials[column].sum()) for column in (columns[0], columns[2]))
+    conclusions = CONCLUSIONS.format(
+        total=len(trials),
+        kills=int(trials["fault"].str.startswith("SIGKILL").sum()),
+        except_for=f", except {lost}" * bool(lost),
+        unclear=f", except {unclear}" * bool(unclear),
     )
     seconds = trials["seconds"].median()
-    suite = pd.DataFrame([(fault, *told) for fault, told in SUITE.items()],
+    suite = pd.DataFrame([(fault, *found) for fault, found in SUITE.items()],
                          columns=["fault", "what happens", "tests"])  # fmt: skip
-    return f"""# What is lost when something goes wrong
+    return f"""# Reliability
 
-`python -m benchmarks.reliability` disturbs runs of the default method's four phases (small ones, of
-about {seconds:.0f} s with Kedro's start), gives the same command again, and holds all weights and
-metrics against those of a run that nothing disturbed, bit for bit. An artifact is half-written if
-its file is there under its name and not whole, before the command is given again: models are where
-the study itself turns their bits. MLflow is left clear if no run says that it is running, and the
-last has finished.
+{conclusions}
+
+Measured with version {version("submanifold")} on {date.today()}. Remake the page with
+`python -m benchmarks.reliability`. It interrupts small runs of the method `nested` (about
+{seconds:.0f} s each), repeats the command, and compares all weights and metrics with those of a
+run that was not interrupted. The column *damaged models found* counts the runs in which a model
+file did not match its checksum before the command was repeated; one of the faults flips bits of
+models. The state in MLflow is correct if no run is marked as running, and the last one as finished.
 
 {rows.reset_index().to_markdown(index=False)}
 
-Where the runs were when they were disturbed:
+{notes or "No run lost anything."}
 
-{where.to_markdown(index=False)}
+## Where the runs were interrupted
 
-{notes or "Nothing was lost."}
+{where.reset_index().to_markdown(index=False)}
 
-What the test suite tries each time that it runs:
+## Faults in the test suite
+
+These are tested in every run of the tests.
 
 {suite.to_markdown(index=False)}
-
-What takes longer and is tried by `pytest -m slow` alone, with what came of it when this page was
-written (its tests of size are in [scaling.md](scaling.md)):
-
-{slow.to_markdown(index=False)}
 """
 
 

@@ -3,13 +3,15 @@
     python -m benchmarks.scaling
     python -m benchmarks.scaling --parts names sizes
 
-Each part is measured and kept in ``--folder``, which takes some 25 GB; the results are
-written to `docs/evidence/scaling.md`. The synthetic pictures stay in the folder for the next time.
+The results of each part are kept in ``--folder``, which takes about 25 GB with the synthetic
+pictures, and are written to `docs/evidence/scaling.md`.
 """
 
 import argparse
 import os
 import platform
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ FOLDER = Path("data/08_reporting/scaling")
 
 
 def measure(part: str, folder: Path) -> dict[str, Any]:
-    """Measure a part, keep it, and write the page anew."""
+    """Measure a part, save the result, and write the page."""
     folder.mkdir(parents=True, exist_ok=True)
     before = os.getloadavg()[0]
     found = PARTS[part].measure(folder.absolute())
@@ -47,10 +49,17 @@ def write_page(folder: Path) -> None:
     machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     head = f"""# Scaling
 
-Written by `python -m benchmarks.scaling` ({machine}); the same is checked by
-`pytest -m slow`. Memory is what all processes of a command have together, what they share counted
-once (`smaps_rollup`, once a second); pages of files, which the system takes back when it needs
-them, are counted apart. GB are 10^9 bytes.
+- Preparing a million images takes 13 minutes on two cores and 0.74 GB of memory; a folder of three
+  million files takes half a minute per command.
+- Two processes train 1.8 times as fast as one. Gradient accumulation and activation checkpointing
+  reduce memory by up to 43%.
+- Images of 128x128 run through both pipelines in at most 4.2 GB, those of 64x64 in 6.0 GB. Several
+  GPUs were not measured.
+
+Measured with version {version("submanifold")} on {date.today()} ({machine}). Remake the page with
+`python -m benchmarks.scaling`; `pytest -m slow` checks the same limits. Memory is the total of all
+processes of a command, with shared pages counted once (`smaps_rollup`, every second). Pages of
+files, which the system can reclaim, are counted separately. A GB is 10^9 bytes.
 
 """
     PAGE.write_text(head + "\n".join(sections))
@@ -58,12 +67,12 @@ them, are counted apart. GB are 10^9 bytes.
 
 def _held(part: str, kept: dict[str, Any]) -> str:
     wrong = PARTS[part].broken(kept["found"])
-    verdict = f"What `pytest -m slow -k {part}` asks for: {'; '.join(wrong) or 'it holds'}."
-    return f"{verdict} {kept['cores']} cores, with a load of {kept['load']:.0f} by this and others."
+    verdict = f"Limits of `pytest -m slow -k {part}`: {'; '.join(wrong) or 'met'}."
+    return f"{verdict} {kept['cores']} cores, system load {kept['load']:.0f}."
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Measure the selected parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--folder", type=Path, default=FOLDER)

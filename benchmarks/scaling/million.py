@@ -129,27 +129,27 @@ def page(found: dict[str, Any]) -> str:
     loader = found["loader"]
     ratio = loader["loader"] / loader["training"]
     rows = {
-        "rate": f"{found['rate']:,.0f} images/s",
-        "the whole command": f"{found['seconds']:.0f} s, {found['cpu_seconds']:.0f} s of CPU",
-        f"memory of all {found['processes']} processes together, at most": _memory(found),
-        "the same command again, which finds it done": f"{found['again_seconds']:.0f} s",
-        "killed (SIGKILL) at a random moment, and given again": (
-            f"goes on after {found['had']:,} images; the arrays have "
+        "rate of the preparation": f"{found['rate']:,.0f} images/s",
+        "duration of the command": f"{found['seconds']:.0f} s, {found['cpu_seconds']:.0f} s of CPU",
+        f"memory of all {found['processes']} processes, peak": _memory(found),
+        "the same command again (nothing to do)": f"{found['again_seconds']:.0f} s",
+        "killed (SIGKILL) at a random moment, and repeated": (
+            f"continues after {found['had']:,} images; the arrays have "
             + ("the same hash" if found["same"] else "ANOTHER HASH")
         ),
-        "the loader, batches of 32 in random order": f"{loader['loader']:,.0f} images/s",
-        "training takes (the default Glow, likelihood alone), in turn with it": (
-            f"{loader['training']:,.0f} images/s: the loader gives {ratio:.0f} times as many"
+        "rate of the loader, batches of 32 in random order": f"{loader['loader']:,.0f} images/s",
+        "rate of training (the default Glow, likelihood only), alternating with the loader": (
+            f"{loader['training']:,.0f} images/s; the loader is {ratio:.0f} times as fast"
         ),
-        "the same by a second of CPU, whatever else is running": (
+        "images per second of CPU time, loader and training": (
             f"{loader['loader_of_cpu']:,.0f} and {loader['training_of_cpu']:,.0f} images"
         ),
-        "memory of the process that loads and trains": _memory(loader),
+        "memory of the loading and training process": _memory(loader),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""## {found["images"]:,} images of {SIZE}x{SIZE}
 
-A synthetic LMDB of {found["images"]:,} JPEGs ({found["bytes"] / 1e9:.1f} GB), laid out as LSUN's:
+A synthetic LMDB of {found["images"]:,} JPEGs ({found["bytes"] / 1e9:.1f} GB) in the layout of LSUN:
 `kedro run --pipeline=data --params=dataset=lsun_bedroom,data.path=<folder>`, on {found["cores"]}
 cores.
 
@@ -161,7 +161,7 @@ cores.
 
 def _memory(found: dict[str, Any]) -> str:
     memory, pages = found["memory"] / 1e9, found["file_pages"] / 1e9
-    return f"{memory:.2f} GB, and {pages:.2f} GB of files' pages"
+    return f"{memory:.2f} GB, and {pages:.2f} GB of pages of files"
 
 
 if __name__ == "__main__":

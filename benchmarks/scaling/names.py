@@ -1,4 +1,4 @@
-"""A folder of very many files: what a command costs that only has to know that none has changed."""
+"""A folder of millions of files: cost of a command that checks that nothing has changed."""
 
 import json
 import os
@@ -64,28 +64,28 @@ def page(found: dict[str, Any]) -> str:
     rows = "\n".join(
         f"| {name} | {row['seconds']:.0f} | {row['cpu_seconds']:.0f} | {row['memory'] / 1e9:.2f} |"
         for name, row in (
-            ("the first time", found["first"]),
-            ("the second time: nothing has changed", found["second"]),
+            ("first run", found["first"]),
+            ("second run, nothing changed", found["second"]),
             (
-                "after one file was overwritten in place, with its old size and time",
+                "one file overwritten in place, with equal size and time",
                 found["changed"],
             ),
         )
     )
     return f"""## A folder of {found["files"]:,} files
 
-A tree of {found["files"]:,} JPEGs, a thousand in each folder, of which 10,000 are prepared: the
-whole command, `kedro run --pipeline=data --params=dataset=folder,data.path=<folder>` and counts.
+A tree of {found["files"]:,} JPEGs, 1,000 in each folder, of which 10,000 are prepared by
+`kedro run --pipeline=data --params=dataset=folder,data.path=<folder>` with given `data.counts`.
 
-| | seconds | seconds of CPU | memory, GB |
+| | seconds | CPU seconds | memory, GB |
 | --- | --- | --- | --- |
 {rows}
 
-What is kept beside the data (`data/01_raw/.fingerprints/`) is a digest of all names, sizes, times
-and inodes, and the identity of the content that belonged to them. Every command lists the tree and
-looks at every file once, because a picture that is overwritten changes neither its folder's time
-nor, if somebody sets it back, its own: the time at which its inode changed tells. If nothing
-differs, no file is opened. If something does, they are read again: all of them, or of more than
-250,000 files or 4 GiB the 4,096 blocks of a sample, and then the data count as other data, whatever
-the sample says (in the last row they are prepared anew, under another key).
+The folder `data/01_raw/.fingerprints/` keeps a digest of all names, sizes, times and inodes, and
+the identity of their content. Every command lists the tree and reads the status of every file:
+overwriting a file in place changes neither the time of its folder nor, if it is restored, its own
+modification time; only the time of its inode changes. If nothing differs, no file is opened. If
+something differs, the files are read again: all of them, or, beyond 250,000 files or 4 GiB, a
+sample of 4,096 blocks. Beyond these limits any difference counts as a change of the data (in the
+last row the images are prepared again under another key).
 """

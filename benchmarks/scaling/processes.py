@@ -190,8 +190,8 @@ def _projection(found: dict[str, Any]) -> pd.DataFrame:
         for batch in (32, 256):
             step = max(batch * flops / (GPU_FLOPS * GPU_SHARE), calls * LAUNCH)
             row = {
-                "flow": size, "parameters": f"{parameters:,}", "images a GPU": batch,
-                "GFLOP an image": f"{flops / 1e9:.1f}", "operators": f"{calls:,}",
+                "flow": size, "parameters": f"{parameters:,}", "images per GPU": batch,
+                "GFLOP per image": f"{flops / 1e9:.1f}", "operators": f"{calls:,}",
                 "step": f"{step * 1e3:.0f} ms",
             }  # fmt: skip
             for name, rate in LINKS.items():
@@ -208,34 +208,33 @@ def page(found: dict[str, Any]) -> str:
     averaging = "; ".join(f"{size} {1e3 * each:.1f} ms"
                           for size, each in found["averaging"].items())  # fmt: skip
     links = " and ".join(f"{rate / 1e9:.0f} GB/s" for rate in LINKS.values())
-    return f"""## Several processes, and a batch in parts
+    return f"""## Several processes, and gradient accumulation
 
-`launch.processes=2` against one process, each of one thread: penalised steps of batches of {BATCH}
-images of 32x32, {ROUNDS} rounds in turn, the ratio with its range. Flows are those of
-[performance.md](performance.md).
+`launch.processes=2` compared with one process, each with one thread: penalized steps with batches
+of {BATCH} images of 32x32, in {ROUNDS} alternating rounds. The ratio has its range in brackets.
+The flows are those of [performance](performance.md).
 
 {speeds.to_markdown(index=False, disable_numparse=True)}
 
-Two processes average their gradients through gloo in (median of {AVERAGES} times): {averaging}.
+Averaging the gradients of two processes through gloo takes (median of {AVERAGES}): {averaging}.
 
-One process, the most memory that it had, the program's own 0.4 GB with it:
+Peak memory of one process, including 0.4 GB of the program itself:
 
 {_memory(found).to_markdown(index=False, disable_numparse=True)}
 
-**What to expect of 8 GPUs, and of 8 machines.** Once a step, after the last gradient, each process
-sends and receives 2 (n - 1) / n times 4 bytes a parameter; none of it while gradients are still
-computed. A step takes as long as its arithmetic with {GPU_SHARE:.0%} of a GPU's
-{GPU_FLOPS / 1e12:.0f} TFLOP/s, or as its operators with {LAUNCH * 1e6:.0f} microseconds each,
-whichever is longer; no GPU was at hand to confirm either. With these, and links of {links}, the
-exchange, and the share of the time that is left for computing:
+**Estimates for 8 GPUs, and for 8 machines** (not measured). Once per step, after the last gradient,
+each of n processes sends and receives 2 (n - 1) / n times 4 bytes per parameter. The estimates
+assume that a step takes the longer of two times: its arithmetic at {GPU_SHARE:.0%} of
+{GPU_FLOPS / 1e12:.0f} TFLOP/s, or its operators at {LAUNCH * 1e6:.0f} microseconds each. Links
+have {links}. The last columns are the time of the exchange, and the fraction of the time that is
+left for computing.
 
 {_projection(found).to_markdown(index=False, disable_numparse=True)}
 
-The operators' launches bound a step, not the arithmetic: a GPU takes 256 images in the time of 32.
-So 8 GPUs pay if the batch grows with them. The largest flow with its gradients, moments and
-averages takes {16 * found["work"]["P"][0] / 1e9:.1f} GB; FSDP2 would shard one that does not fit
-(`tests/training/test_sharded.py` holds two processes' sharded step against the whole one), and is
-no setting, because none of these needs it.
+Under these assumptions, launches of operators limit a step, not arithmetic: 256 images take as long
+as 32. Eight GPUs therefore pay off only with larger batches. The largest flow with its gradients,
+moments and averages takes {16 * found["work"]["P"][0] / 1e9:.1f} GB. Sharding by FSDP2 is tested
+(`tests/training/test_sharded.py`), but not a setting, because none of these flows needs it.
 """
 
 

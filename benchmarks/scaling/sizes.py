@@ -164,23 +164,22 @@ def page(found: dict[str, Any]) -> str:
 
 Synthetic pictures of {LARGEST}x{LARGEST} through both pipelines, `--pipeline=hierarchical` with
 `{METHODS["hierarchical"]}` and `--pipeline=joint` with `{METHODS["joint"]}`: {counts} images, a
-Glow of one step on each of three levels and width 16, eight training steps in a phase.
-All wrote their reports. Memory in GB, at most, of all processes together, without
-pages of files, during each node:
+Glow of one step on each of three levels and width 16, and eight training steps per phase.
+All wrote their reports. The table has the peak memory in GB of all processes during each node,
+without pages of files.
 
 {nodes}
 
-The default flow (steps 8, 4 and 2, width 64, d = 500) in pieces, each in a process of its own, with
-all its memory in GB, pages of files too:
+The default flow (steps 8, 4 and 2, width 64, d = 500) in parts, each in a separate
+process: memory in GB, including pages of files.
 
 {pieces}
 
-A training step, a probe and an evaluated batch take this much however many there are.
-`training.activation_checkpointing=true` takes less for training, and so does a smaller
-`training.batch_size`.
-Where images have more than 12,288 numbers (3x64x64) a rotation chooses the leading axes alone.
-Where they have more than 6,144, PCA and the Gaussian are fitted to at most 16,384 images by their
-2,048 leading axes, and are alike in all other directions. So nothing has a matrix of D x D at 128.
+The memory does not depend on the number of steps, probes or batches.
+`training.activation_checkpointing=true` and a smaller `training.batch_size` reduce it.
+For images of more than 12,288 numbers (3x64x64), a rotation chooses only the leading axes.
+For more than 6,144, PCA and the Gaussian are fitted to at most 16,384 images with
+2,048 leading axes, and are isotropic in the other directions. No matrix of D x D exists at 128.
 """
 
 

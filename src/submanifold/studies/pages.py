@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +31,23 @@ class Need(NamedTuple):
 
 @dataclass
 class Content:
-    """Tables and figures of a page by caption, the data behind them, and notes."""
+    """Content of a page.
+
+    Attributes:
+        tables: Tables by caption.
+        figures: Figures by caption.
+        data: The data behind them.
+        notes: Notes at the end.
+        conclusions: Sentences at the top.
+        measured: When and with which settings the results were measured, and the command.
+    """
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
     data: pd.DataFrame | None = None
     notes: list[str] = field(default_factory=list)
+    conclusions: list[str] = field(default_factory=list)
+    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,10 +92,18 @@ def write(name: str, title: str, content: Content, folder: Path) -> Path:
     Returns:
         Path of the HTML page.
     """
-    heading = name.replace("-", " ").capitalize()
-    lines, pictures = [f"# {heading}. {title}", ""], {}
+    numbered = name.startswith(("table-", "figure-"))
+    heading = f"{name.replace('-', ' ').capitalize()}. {title}" if numbered else title
+    lines, pictures = [f"# {heading}", ""], {}
+    measured = content.measured or (
+        f"Written on {date.today():%d %B %Y} by version {version('submanifold')}. "
+        f"Remake the page with `submanifold reproduce {name}`."
+    )
+    for paragraph in ("\n".join(f"- {line}" for line in content.conclusions), measured):
+        lines += [paragraph, ""] if paragraph else []
     for caption, table in content.tables.items():
-        lines += [f"**{caption}**", "", table.to_markdown(index=False, disable_numparse=True), ""]
+        lines += [f"## {caption}", "", table.to_markdown(index=False, disable_numparse=True), ""]
+    lines += ["## Figures", ""] if content.tables and content.figures else []
     for number, (caption, figure) in enumerate(content.figures.items(), start=1):
         file = f"{name}-{number}" if number > 1 else name
         pictures[caption] = as_png(figure, dpi=2 * DPI)
@@ -91,8 +112,10 @@ def write(name: str, title: str, content: Content, folder: Path) -> Path:
         with atomic_write(folder / f"{file}.pdf") as partial:
             figure.savefig(partial)
         lines += [f"![{caption}]({file}.png)", "", caption, ""]
+    lines += ["## Notes", ""] if content.notes else []
     lines += [f"- {note}" for note in content.notes]
-    about = {"heading": heading, "title": title, "content": content, "pictures": pictures}
+    about = {"heading": heading, "title": title, "content": content, "pictures": pictures,
+             "measured": measured}  # fmt: skip
     texts = {
         "md": "\n".join(lines).rstrip() + "\n",
         "html": render("target.html", **about),

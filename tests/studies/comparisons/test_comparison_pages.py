@@ -37,12 +37,12 @@ def point_measures(nearest=None, divergence=None):
 
 RELATED = {
     "circle: nested (ours)": point_measures(0.06, 0.09),
-    "circle: nested, then a flow (ours)": point_measures(0.05, 0.08),
+    "circle: density-first (ours)": point_measures(0.05, 0.08),
     "circle: two charts": point_measures(0.01, 0.02),
     "circle: Trumpet": point_measures(0.02),
     "circle: SoftFlow": point_measures(None, 0.01),
     "paraboloid: nested (ours)": point_measures(0.01, 0.02),
-    "paraboloid: nested, then a flow (ours)": point_measures(0.015, 0.03),
+    "paraboloid: density-first (ours)": point_measures(0.015, 0.03),
     "paraboloid: two charts": point_measures(0.02, 0.01),
 }
 

@@ -1,4 +1,4 @@
-"""Density and reconstruction of all methods, trained for about equal seconds."""
+"""Density and reconstruction of all methods, at about equal training time."""
 
 from typing import Any, NamedTuple
 
@@ -131,11 +131,14 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
         caption = f"{name}: bits per dimension against squared error, d = {MAIN_DIM}"
         figures[caption] = frontier(results.tradeoff(at_main))
         if ours := runs.get(f"{name}: {OURS}"):
-            figures[f"{name}: samples of ours, by dimension and temperature"] = _samples(ours[0])
+            figures[f"{name}: samples of density-first, by dimension and temperature"] = _samples(
+                ours[0]
+            )
     wanted = [(name, row) for name in CONFIGS for row in NAMES
               if name == "celeba" or not row.endswith(", Adam")]  # fmt: skip
-    notes = [*PAGE["notes"], *results.notes_on_rows(data, wanted, RECORD)]
-    return Content(tables, figures, data, notes)
+    about = results.about_record(PAGE, data)
+    about["notes"] += results.notes_on_rows(data, wanted, RECORD)
+    return Content(tables, figures, data, **about)
 
 
 def _relative_errors(row: Measured) -> Measured:
@@ -196,6 +199,6 @@ def _samples(run: CachedRun) -> Figure:
 
 
 TARGET = Target(
-    "Past the paper: density and reconstruction at equal seconds of training",
+    "Density and reconstruction at equal training time",
     needs(), make, seeds=True, evaluated=False, record=RECORD,
 )  # fmt: skip

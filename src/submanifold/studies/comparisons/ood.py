@@ -76,8 +76,9 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
     if bits := [_bits(label, runs[label]) for label in DENSITIES if label in runs]:
         tables["Bits per dimension of test images"] = pd.DataFrame(bits)
     missing = results.notes_on_rows(data, ((pair, COMBINATION) for pair in PAIRS), RECORD)
-    notes = [*PAGE["notes"], *reasons, *missing]
-    return Content(tables | results.published("ood"), figures, data, notes)
+    about = results.about_record(PAGE, data)
+    about["notes"] += [*reasons, *missing]
+    return Content(tables | results.published("ood"), figures, data, **about)
 
 
 def _clipped(row: Measured) -> Measured:

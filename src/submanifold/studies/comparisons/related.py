@@ -18,7 +18,7 @@ from submanifold.studies.pages import Changes, Content, Need, Runs, Target, read
 
 RECORD = "docs/evidence/related.csv"
 PAGE = read_page("comparisons/related")
-OURS, OURS_THEN_FLOW, PCA_FLOW = "nested (ours)", "nested, then a flow (ours)", "PCA, then a flow"
+OURS, OURS_THEN_FLOW, PCA_FLOW = "nested (ours)", "density-first (ours)", "PCA, then a flow"
 
 
 class System(NamedTuple):
@@ -149,7 +149,9 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
     data = results.with_record(measured_rows(runs), record, list(SYSTEMS))
     means = results.summarize(data, (*MANIFOLDS, *IMAGES))
     points = {name: rows for name, rows in means.items() if name in MANIFOLDS}
-    tables, figures, notes = {}, {}, [*PAGE["notes"]]
+    tables, figures = {}, {}
+    about = results.about_record(PAGE, data)
+    notes = about["notes"]
     if points:
         shares, nats = _grid(points, _share), _grid(points, lambda row: value(row, "divergence"))
         tables["What each system finds, and its cost"] = _summary(shares, nats, points)
@@ -168,7 +170,7 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
             figures[caption] = frontier(results.tradeoff(rows))
     wanted = [(name, system) for name, _, system in (label.partition(": ") for label in needs())]
     notes += results.notes_on_rows(data, wanted, RECORD)
-    return Content(tables | results.published("related"), figures, data, notes)
+    return Content(tables | results.published("related"), figures, data, **about)
 
 
 def _share(row: Measured) -> float | None:

@@ -125,8 +125,28 @@ def notes_on_rows(data: pd.DataFrame, wanted: Iterable[tuple[str, str]], record:
             missing[name][system] = None
     notes = [f"Not run on {name}: {'; '.join(systems)}." for name, systems in missing.items()]
     if count := data.attrs["recorded"]:
-        notes.append(f"{count} rows of the data were measured before, and are read from {record}.")
+        notes.append(f"{count:,} rows of results were measured earlier and are read from {record}.")
     return notes
+
+
+def about_record(page: Mapping[str, Any], data: pd.DataFrame) -> dict[str, Any]:
+    """Return the conclusions and the provenance of a page, if its recorded results are used.
+
+    Args:
+        page: The page's YAML file, with the entry ``recorded``.
+        data: Results of :func:`with_record`.
+
+    Returns:
+        The arguments ``conclusions``, ``measured`` and ``notes`` of :class:`.Content`.
+    """
+    if not data.attrs["recorded"]:
+        return {"notes": [*page["notes"]]}
+    recorded = page["recorded"]
+    return {
+        "conclusions": recorded["conclusions"],
+        "measured": recorded["measured"],
+        "notes": [*page["notes"], *recorded["notes"]],
+    }
 
 
 def published(page: str) -> dict[str, pd.DataFrame]:

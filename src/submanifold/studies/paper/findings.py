@@ -52,8 +52,24 @@ def check_findings(runs: Runs) -> Content:
         end_to_end_is_unstable(runs),
     ])  # fmt: skip
     intervals = page["several_seeds" if max(map(len, runs.values())) > 1 else "one_seed"]
-    notes = [intervals, page["verdicts"]]
-    return Content({"The paper's findings": table}, data=table, notes=notes)
+    notes = [page["data"], intervals, page["verdicts"]]
+    return Content({"Claims": table}, data=table, notes=notes, conclusions=summary(table))
+
+
+def summary(table: pd.DataFrame) -> list[str]:
+    """Count the verdicts, and list the claims whose comparisons all have the same one."""
+    tried = table[~table["verdict"].isin([NOT_RUN, NOT_REPORTED])]
+    counts = tried["verdict"].value_counts()
+    lines = [
+        f"Of {len(tried)} comparisons of methods, {counts.get(HOLDS, 0)} agree with the paper, "
+        f"{counts.get(FAILS, 0)} contradict it, and {counts.get(OPEN, 0)} are not decidable at "
+        "this size."
+    ]
+    verdicts = tried.groupby("claim", sort=False)["verdict"].agg(set)
+    for verdict, text in ((HOLDS, "Holds in every comparison"), (FAILS, "Fails in every one")):
+        claims = [str(claim) for claim, found in verdicts.items() if found == {verdict}]
+        lines += [f"{text}: {'; '.join(claims)}."] if claims else []
+    return lines
 
 
 def compare(runs: Runs, claim: str, metric: str, first: str, expected: str, second: str) -> Finding:
@@ -178,7 +194,7 @@ def _stability(histories: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
 
 
 TARGET = Target(
-    "The paper's findings, checked",
+    "The paper's findings, checked at the size of a laptop",
     {
         **needs_of([*paper_cells(1), *control_cells(1)[:1], *paper_cells(2)]),
         **BY_DELTA,
