@@ -1,5 +1,6 @@
 """Targets of `kedro reproduce`, and how their pages are written."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -114,8 +115,15 @@ def write(name: str, title: str, content: Content, folder: Path) -> Path:
         lines += [f"![{caption}]({file}.png)", "", caption, ""]
     lines += ["## Notes", ""] if content.notes else []
     lines += [f"- {note}" for note in content.notes]
-    about = {"heading": heading, "title": title, "content": content, "pictures": pictures,
-             "measured": measured}  # fmt: skip
+    about = {
+        "heading": heading,
+        "title": title,
+        "content": content,
+        "pictures": pictures,
+        "measured": _plain(measured),
+        "conclusions": [_plain(line) for line in content.conclusions],
+        "notes": [_plain(note) for note in content.notes],
+    }
     texts = {
         "md": "\n".join(lines).rstrip() + "\n",
         "html": render("target.html", **about),
@@ -126,3 +134,9 @@ def write(name: str, title: str, content: Content, folder: Path) -> Path:
             with atomic_write(folder / f"{name}.{ending}") as partial:
                 partial.write_text(text, encoding="utf-8")
     return folder / f"{name}.html"
+
+
+def _plain(text: str) -> str:
+    """Remove Markdown's links, roles and code quotes."""
+    text = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text)
+    return re.sub(r"(?:\{\w+\})?`([^`<]+?)(?: <[^>]+>)?`", r"\1", text)

@@ -6,6 +6,7 @@ import pytest
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.evaluation.calibration import COMBINATION
 from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION, MEASURES
+from submanifold.studies import pages
 from submanifold.studies.comparisons import beyond, ood, pca_flow, related
 from submanifold.studies.reproduce import TARGETS, plan
 
@@ -95,10 +96,10 @@ def test_records_fill_in_for_missing_runs_only(name, tmp_path):
     record = pd.read_csv(tmp_path / "record.csv")
     again = content(name, record.assign(value=9.9))
     pd.testing.assert_frame_equal(again.data, measured, check_dtype=False)
-    assert not any("measured before" in note for note in again.notes)
+    assert not any("measured earlier" in note for note in again.notes)
     more = content(name, record.assign(seed=record["seed"] + 5))
     assert len(more.data) == 2 * len(measured)
-    assert f"{len(measured)} rows of the data were measured before" in more.notes[-1]
+    assert f"{len(measured)} rows of results were measured earlier" in more.notes[-1]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -112,7 +113,7 @@ def test_pages_are_made_from_the_record_alone(name):
 
 
 @pytest.mark.parametrize(("name", "note"), [
-    ("beyond", "Not run on photos: Glow, by likelihood"),
+    ("beyond", "Not run on photos: Glow, coarsest"),
     ("related", "Not run on circle: PCA, then a flow"),
     ("ood", "Not run on CelebA → rooms"),
 ])  # fmt: skip
@@ -225,3 +226,16 @@ def test_ood_explains_better_linear_scores(linear, reason):
     notes = ood.make({HARD: [run(ood_metrics=scored(0.92, linear, density=0.96))]}).notes
     reasons = [note for note in notes if note.startswith(HARD)]
     assert [reason in each for each in reasons] == ([True] if reason else [])
+
+
+@pytest.mark.parametrize("name", ["beyond", "ood", "related"])
+def test_pages_of_recorded_results_open_with_conclusions(name, tmp_path):
+    target = TARGETS[name]
+    recorded = target.make({}, content(name).data)
+    page = pages.write(name, target.title, recorded, tmp_path)
+    lines = page.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == f"# {target.title}"
+    assert [line[:2] for line in lines[2:5]] == ["- "] * 3
+    assert lines[6].startswith("Measured on ")
+    assert "{term}" not in page.read_text(encoding="utf-8")
+    assert content(name).conclusions == []

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from submanifold.studies.paper import findings
@@ -124,3 +125,11 @@ def test_missing_runs_are_listed():
     assert verdicts["H-HH against EE-H on LSUN bedroom"] == FAILS
     for missing in ("PR-D against DNF", "two values of delta", "3072 → 500 → 100"):
         assert verdicts[missing] == NOT_RUN
+
+
+def test_the_summary_counts_verdicts_and_lists_claims_with_one_verdict():
+    rows = [("a", HOLDS), ("a", HOLDS), ("b", FAILS), ("c", HOLDS), ("c", OPEN), ("d", NOT_RUN)]
+    counts, holding, failing = findings.summary(pd.DataFrame(rows, columns=["claim", "verdict"]))
+    assert counts.startswith("Of 5 comparisons of methods, 3 agree with the paper, 1 contradict it")
+    assert holding.endswith(": a.")
+    assert failing.endswith(": b.")
