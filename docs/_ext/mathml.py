@@ -10,16 +10,20 @@ from sphinx.writers.html5 import HTML5Translator
 
 log = logging.getLogger(__name__)
 
+FUNCTION = r"<mo>&ApplyFunction;</mo>(?!\s*<mo[^>]*>[(\[{])"
+"""Between a function and an argument without brackets, where browsers leave no space."""
+
 
 def to_mathml(node: nodes.Element, block: bool) -> str:
     """Convert TeX; a command that docutils does not know gives a warning."""
     tex = re.sub(r"\\dots(?![a-z])", r"\\ldots", node.astext())
     tex = re.sub(r"(\\[dt]?frac)(\d)(\d)", r"\1{\2}{\3}", tex)  # docutils reads 12 as one number
     try:
-        return latex2mathml.tex2mathml(tex, as_block=block)
+        mathml = latex2mathml.tex2mathml(tex, as_block=block)
     except MathError as error:
         log.warning("%s in %s", error, tex, location=node)
         return ""
+    return re.sub(FUNCTION, '<mspace width="0.17em"></mspace>', mathml)
 
 
 def visit_math(self: HTML5Translator, node: nodes.math) -> None:

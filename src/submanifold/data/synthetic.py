@@ -21,8 +21,8 @@ class Manifold(ABC):
     length or area). Arrays are float64.
 
     Attributes:
-        ambient_dim: D.
-        dim: d.
+        ambient_dim: Dimension D of the space.
+        dim: Dimension d of the manifold.
         noise: Standard deviation sigma of the noise in each of the D directions.
     """
 
@@ -156,7 +156,7 @@ class Sphere(Manifold):
                M(|\kappa m + R x / \sigma^2|) / M(\kappa).
 
     Attributes:
-        radius: R.
+        radius: Radius R.
         concentration: kappa; 0 is uniform.
         mean: Direction of the largest density, of any length.
     """

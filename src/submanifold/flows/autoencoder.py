@@ -31,7 +31,7 @@ class Autoencoder(Injection):
 
     Args:
         event_shape: Shape of an image with even height and width, or of a vector.
-        dim: d.
+        dim: Dimension d of the manifold.
         width: Channels of the finest convolution, or hidden units for vectors.
 
     Example:

@@ -98,7 +98,7 @@ class Conformal(Injection):
 
     Args:
         event_shape: Shape of an image or of a vector.
-        dim: d.
+        dim: Dimension d of the manifold.
         layers: Number of conditional orthogonal maps.
         reflections: Reflections of each of their matrices; None is the number of channels.
 

@@ -29,7 +29,7 @@ class Trumpet(Injection):
 
     Args:
         event_shape: Shape of an image with even height and width, or of a vector.
-        dim: d.
+        dim: Dimension d of the manifold.
         steps: Steps of each level, or of a vector; each is a linear map and a coupling.
         width: Hidden channels of the coupling nets.
 

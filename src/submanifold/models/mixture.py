@@ -42,7 +42,7 @@ class Mixture(DataInitialized, Model):
         charts: Hierarchies with the same event shape and dimensions.
 
     Attributes:
-        dim: d.
+        dim: Dimension d of the manifold.
         logits: Log pi up to a constant, (K,).
 
     Example:

@@ -44,7 +44,7 @@ class Model(nn.Module, ABC):
 
     Args:
         event_shape: Shape of one event.
-        dim: d.
+        dim: Dimension d of the manifold.
         dims: Dimensions from the data space to the manifold; (D, d) by default.
         code_dims: Number of columns of u and of v; (d, D - d) by default.
         has_density: Whether the density is on R^D; otherwise it is on the manifold.

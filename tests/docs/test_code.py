@@ -1,0 +1,41 @@
+"""The Python code of the pages runs, with a small model in place of a trained one."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from submanifold import Hierarchy, Stage
+from submanifold.flows import Glow
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^ *```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+TESTED_ELSEWHERE = {"docs/tutorials/python.md", "docs/guide.md"}
+PAGES = sorted(
+    page
+    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+    if BLOCK.search(path.read_text())
+    and (page := str(path.relative_to(ROOT))) not in TESTED_ELSEWHERE
+)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(Glow((3, 32, 32), levels=2, steps=1, width=4), dim=4)])
+    model.data = {"size": 32, "channels": 3, "crop": "square", "margin": 0,
+                  "value_range": [-0.5, 0.5], "bits": 8}  # fmt: skip
+    return model.eval()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run(page, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Hierarchy, "load", lambda path: model)
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save("new.jpg")
+    scope = {"model": model, "x": torch.rand(2, 3, 32, 32) - 0.5}
+    for block in BLOCK.findall((ROOT / page).read_text()):
+        exec(compile(block, page, "exec"), scope)
