@@ -22,6 +22,8 @@ extensions = [
     "reference",
 ]
 exclude_patterns = ["_ext", "guide.md"]
+highlight_language = "bash"  # of indented blocks
+suppress_warnings = ["misc.highlighting_failure"]
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
 # Markdown and notebooks. Notebooks are committed with their outputs.
