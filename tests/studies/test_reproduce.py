@@ -147,7 +147,7 @@ def test_unfinished_runs_can_be_left_out(table_4, monkeypatch):
 def test_finished_only_shows_recorded_results(new_project):
     project = new_project()
     record = project.path / TARGETS["related"].record
-    record.parent.mkdir()
+    record.parent.mkdir(parents=True)
     columns = {"data": "circle", "row": "two charts", "seed": 0, "low": 1.0, "high": 2.0}
     pd.DataFrame([
         {**columns, "measure": name, "value": 1.5}
