@@ -49,11 +49,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "the paper's `H-MM`": {"method": "H-MM"},
 }
-DIMS, EVERY, STEPS, SAMPLES = (100, 500, 1000), 6, 3, 1000
+DIMS, EVERY, STEPS, SAMPLES = (100, 500, 1000), 8, 3, 1000
 
 
 def measure(run: CachedRun) -> dict[str, Any]:
-    """Measure bits of all test images, errors of every sixth, and the distance of samples."""
+    """Measure bits of all test images, errors of every eighth, and the distance of samples."""
     model = load_model(run)
     device = choose_device(run.settings.device)
     test = run.load("x_test")
