@@ -1,4 +1,4 @@
-"""Time a training step, sampling, and the memory they take, beside public implementations of Glow.
+"""Time a training step, sampling, and memory, for this and other implementations of Glow.
 
     python -m benchmarks.training_step                      # sizes S, M and P on the CPU
     python -m benchmarks.training_step --sizes S --rounds 20
@@ -38,7 +38,7 @@ RATE = 1e-5
 BATCHES = {"S": 64, "M": 64, "P": 16}
 GOALS = {"S": 2.5, "M": 3.3, "P": 4.5}  # times the fastest peer's PR step
 TASKS = ("NLL step", "PR step", "64 samples", "64 scores")
-OURS = ("submanifold", "submanifold, recompute", "submanifold, float32")
+OURS = ("submanifold", "submanifold, checkpointing", "submanifold, float32")
 
 
 class Peer(nn.Module):
@@ -50,12 +50,12 @@ class Peer(nn.Module):
         fused = device.type == "cuda"
         self.optimizer = torch.optim.Adam(self.parameters(), lr=RATE, fused=fused)
 
-    def step(self, x: Tensor, penalised: bool) -> None:
+    def step(self, x: Tensor, penalized: bool) -> None:
         """Lower the loss of a batch; Huber's penalty of what is left of it with v = 0."""
         z, log_det = self.flow(x)
         log_prob = log_det - 0.5 * z.square().sum(1)
         loss = -log_prob.mean() / (z.shape[1] * 0.6931)
-        if penalised:
+        if penalized:
             kept = torch.cat([z[:, :DIM], torch.zeros_like(z[:, DIM:])], 1)
             loss = loss + 300 * nn.functional.huber_loss(self.flow.inverse(kept), x, delta=0.1)
         loss.backward()
@@ -83,9 +83,9 @@ class Ours(nn.Module):
         nll, pr = penalized_likelihood(), penalized_likelihood("huber", weight=300.0, delta=0.1)
         self.trainers = [trainer_of(self.hierarchy, each, precision) for each in (nll, pr)]
 
-    def step(self, x: Tensor, penalised: bool) -> None:
+    def step(self, x: Tensor, penalized: bool) -> None:
         """Make a step of training."""
-        self.trainers[penalised].step(x)
+        self.trainers[penalized].step(x)
 
     @torch.no_grad()
     def sample(self, u: Tensor) -> Tensor:
@@ -136,8 +136,8 @@ def tasks_of(
     u = torch.randn(64, DIM, generator=generator).to(device)
     images = (torch.rand(64, *SHAPE, generator=generator) - 0.5).to(device)
     timed = (
-        partial(model.step, x, penalised=False),
-        partial(model.step, x, penalised=True),
+        partial(model.step, x, penalized=False),
+        partial(model.step, x, penalized=True),
         partial(model.sample, u),
         partial(model.score, images),
     )
@@ -145,12 +145,12 @@ def tasks_of(
 
 
 def peak_memory(name: str, size: str, batch: int, device: torch.device) -> float:
-    """Megabytes that a PR step takes beside weights, gradients and what the optimizer keeps."""
+    """Memory of a PR step in MB, without weights, gradients and optimizer state."""
     model = build(name, size, device)
     x = torch.rand(batch, *SHAPE, device=device) - 0.5
-    model.step(x[:1], penalised=True)  # what is set up once
+    model.step(x[:1], penalized=True)  # what is set up once
     held = _peak_memory(device, reset=True)
-    model.step(x, penalised=True)
+    model.step(x, penalized=True)
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     return (_peak_memory(device) - held - gradients) / 2**20
 

@@ -54,7 +54,7 @@ def broken(found: dict[str, Any]) -> list[str]:
     second, changed = found["second"], found["changed"]
     return [what for what, holds in {
         "the second time takes a minute or more": second["seconds"] < LIMIT,
-        "the second time prepares anew": second["prepared"] == 1,
+        "the second run prepares again": second["prepared"] == 1,
         "a changed file goes unseen": changed["prepared"] == 2,
     }.items() if not holds]  # fmt: skip
 

@@ -18,7 +18,7 @@ FILES_IN_FOLDER = 1000
 
 
 def pictures(first: int, count: int, size: int, kind: str = "JPEG") -> list[bytes]:
-    """Encode pictures; each is a function of its number, and no two are alike."""
+    """Encode pictures; each is a different function of its number."""
     return [_picture(number, size, kind) for number in range(first, first + count)]
 
 

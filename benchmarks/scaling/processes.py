@@ -110,7 +110,7 @@ def work(size: str) -> tuple[int, float, int]:
 
 
 def in_turn(configurations: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
-    """Measure each configuration once a round, in a process of its own."""
+    """Measure each configuration once a round, in a separate process."""
     rows = []
     for _ in range(rounds):
         for each in configurations:

@@ -135,7 +135,7 @@ PIECES: dict[str, Callable[[np.ndarray], object]] = {
 
 
 def piece(name: str, size: int, store: str) -> dict[str, float]:
-    """What a piece takes, in a process of its own."""
+    """What a piece takes, in a separate process."""
     settings = ImageSettings(source="lsun_bedroom", path=store, size=size)
     folder = Path(store).parent / f"pieces-{size}"
     images, *_ = prepare(settings, folder, folder)
