@@ -98,7 +98,7 @@ class Calls(TorchDispatchMode):
 
 
 def work(size: str) -> tuple[int, float, int]:
-    """Parameters of a flow, floating-point operations of a penalised step for an image, calls."""
+    """Parameters of a flow, floating-point operations of a penalized step for an image, calls."""
     model = Hierarchy([Stage(ours(*SIZES[size]), DIM)])  # type: ignore[arg-type]
     x = torch.rand(2, *SHAPE) - 0.5
     initialize(model, x)
