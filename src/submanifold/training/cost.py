@@ -17,7 +17,7 @@ from submanifold.training.rotation import PROBES_PER_AXIS, RotationSettings, fit
 from submanifold.training.trainer import Trainer
 
 STEPS = 5
-PROBES = 512
+PROBES = 128
 
 Phase = PhaseSettings | RotationSettings
 
