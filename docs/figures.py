@@ -27,7 +27,7 @@ WEIGHT = 0.1
 POINTS, MANIFOLD, ENCODER, NEAREST = "0.7", "#d62728", "#1f5fa8", "#2c8c3c"
 
 
-def train() -> Hierarchy:
+def train(steps: int = 2000) -> Hierarchy:
     """Train a flow of the plane with a manifold of dimension 1."""
     torch.manual_seed(0)
     model = Hierarchy([Stage(RealNVP(2, couplings=8, hidden=64, mixing=True), dim=1)])
@@ -36,7 +36,7 @@ def train() -> Hierarchy:
         for seed, count in enumerate((50_000, 2_000))
     ]
     settings = TrainingSettings(
-        steps=2000, batch_size=512, learning_rate=0.003, warmup=50, cooldown_fraction=0.5,
+        steps=steps, batch_size=512, learning_rate=0.003, warmup=50, cooldown_fraction=0.5,
         clip=1.0, ema=0.99, validate_every=250, precision="float32",
     )  # fmt: skip
     objective = penalized_likelihood("mse", weight=WEIGHT)

@@ -1,0 +1,36 @@
+"""Notebooks of the gallery: they have small outputs without errors, and import what exists."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LARGEST = 400_000  # bytes
+
+
+def source_of(cell):
+    lines = "".join(cell["source"]).splitlines()
+    return "\n".join(line for line in lines if not line.startswith("%"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_complete_and_in_the_gallery(path):
+    cells = json.loads(path.read_text())["cells"]
+    outputs = [each for cell in cells for each in cell.get("outputs", [])]
+    assert any("image/png" in each.get("data", {}) for each in outputs)
+    assert not [each for each in outputs if each["output_type"] == "error"]
+    assert path.stat().st_size < LARGEST
+    assert (ROOT / "docs/gallery" / path.name).resolve() == path
+    assert f"({path.name})" in (ROOT / "docs/gallery/index.md").read_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_imports_of_a_notebook_exist(path):
+    code = [each for each in json.loads(path.read_text())["cells"] if each["cell_type"] == "code"]
+    nodes = [node for cell in code for node in ast.walk(ast.parse(source_of(cell)))]
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports
+    exec(compile(ast.Module(imports, []), str(path), "exec"), {})
