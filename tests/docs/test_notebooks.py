@@ -24,7 +24,7 @@ def test_a_notebook_is_complete_and_in_the_gallery(path):
     assert not [each for each in outputs if each["output_type"] == "error"]
     assert path.stat().st_size < LARGEST
     assert (ROOT / "docs/gallery" / path.name).resolve() == path
-    assert f"({path.name})" in (ROOT / "docs/gallery/index.md").read_text()
+    assert f"<{path.stem}>" in (ROOT / "docs/gallery/index.md").read_text()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
