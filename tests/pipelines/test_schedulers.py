@@ -24,7 +24,8 @@ def test_each_phase_is_a_task_and_all_intermediate_outputs_are_files(project, pa
         catalog = session.load_context().catalog
         pipeline = pipelines["hierarchical"]
     groups = {group.name: group for group in pipeline.group_nodes_by("namespace")}
-    around = AROUND | ({"compare_with_truth"} if "dataset" in params else set())
+    images = {"score_images", "illustrate"}
+    around = AROUND | ({"compare_with_truth"} if "dataset" in params else images)
     assert groups.keys() == around | set(phases)
     for before, after in pairwise(phases):
         assert before in groups[after].dependencies
@@ -75,6 +76,6 @@ def test_parameters_are_checked_in_the_environment_of_kedro_env(project, monkeyp
     monkeypatch.chdir(project.path)
     monkeypatch.setenv("KEDRO_ENV", "none")
     with pytest.raises(ClickException, match="expected one of base, local, paper, test"):
-        check_parameters({"env": None, "conf_source": None, "params": {}})
+        check_parameters({"env": None, "conf_source": "conf", "params": {}})
     monkeypatch.setenv("KEDRO_ENV", "test")
-    check_parameters({"env": None, "conf_source": None, "params": {}})
+    check_parameters({"env": None, "conf_source": "conf", "params": {}})

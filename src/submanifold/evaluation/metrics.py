@@ -5,6 +5,7 @@ To add a metric, return it from :func:`~submanifold.evaluation.measure.measure`,
 :func:`~submanifold.evaluation.truth.against_truth`, and add an entry to :data:`METRICS`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,13 @@ from typing import Any, Literal
 import pandas as pd
 
 NONE = "–"
+DEFAULT_PROJECTION: Literal["encoder", "nearest"] = "encoder"
+"""The projection that ``submanifold project`` uses by default; the report compares it with PCA."""
+PROJECTION_ERRORS = {"encoder": "mse", "nearest": "nearest_mse"}
+"""Names of the mean squared errors of both projections."""
+MAX_DECIMALS = 6
+COMPARED_WITH_TEST = ("fid", "kid")
+"""Distances of images from the test images whose ideal value is zero."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Metric:
     Attributes:
         name: Name in metrics.json or truth.json, with dots between nested keys.
         label: Column heading.
-        format: Format specification of values.
+        format: Format specification of values without an interval.
         unit: Unit of values; empty for fractions and counts.
         better: Direction of improvement, or None.
         column: Name in files of results; by default `name`.
@@ -43,6 +51,11 @@ class Metric:
             found = found.get(key) if isinstance(found, Mapping) else None
         return found
 
+    @property
+    def help(self) -> str:
+        """Definition in one or two sentences, for tooltips and the reference."""
+        return _HELP[self.name]
+
     def write(self, measured: Any, signed: bool = False, label: bool = False) -> str:
         """Format a value as :func:`format_interval`, optionally with the label."""
         return format_interval(measured, self.format, signed, self.label if label else "")
@@ -51,20 +64,72 @@ class Metric:
 def format_interval(measured: Any, spec: str, signed: bool = False, label: str = "") -> str:
     """Format a number, or a mapping with ``value``, ``low`` and ``high``.
 
-    A missing value is a dash or the reason ``why`` up to its colon.
+    The interval determines the number of decimals (:func:`decimals`); the format specification
+    applies to values without an interval. A missing value is a dash or the reason ``why`` up to its
+    colon.
 
     Example:
-        >>> format_interval({"value": 3.74, "low": 3.72, "high": 3.761}, ".3f", label="BPD")
-        '3.740 BPD [3.720, 3.761]'
+        >>> format_interval({"value": 3.7411, "low": 3.72, "high": 3.761}, ".3f", label="BPD")
+        '3.741 BPD [3.720, 3.761]'
+        >>> format_interval({"value": 0.6139, "low": -0.41, "high": 1.63}, ".4f")
+        '0.6 [-0.4, 1.6]'
     """
     found = measured if isinstance(measured, Mapping) else {"value": measured}
-    if is_missing(found.get("value")):
+    value: Any = found.get("value")
+    low: Any = found.get("low")
+    high: Any = found.get("high")
+    if is_missing(value):
         return str(found.get("why", NONE)).split(":")[0]
-    spec = f"+{spec}" if signed else spec
-    text = format(found["value"], spec) + (f" {label}" if label else "")
-    if is_missing(found.get("low")) or is_missing(found.get("high")):
-        return text
-    return f"{text} [{found['low']:{spec}}, {found['high']:{spec}}]"
+    label, sign = f" {label}" if label else "", "+" if signed else ""
+    has_interval = not (is_missing(low) or is_missing(high))
+    if has_interval and (count := decimals((high - low) / 2)) is not None:
+        comma = "," if "," in spec else ""
+        spec = f"{comma}.{count}f" if count <= MAX_DECIMALS else ".1e"
+    spec = sign + spec
+    if not has_interval:
+        return f"{_format(value, spec)}{label}"
+    return f"{_format(value, spec)}{label} [{_format(low, spec)}, {_format(high, spec)}]"
+
+
+def _format(value: float, spec: str) -> str:
+    """Format a number; zero has no negative sign."""
+    text = format(value, spec)
+    return text if float(text.replace(",", "")) else format(0.0, spec)
+
+
+def decimals(half_width: float) -> int | None:
+    """Return the number of decimals of a value and its interval, given the half-width.
+
+    The half-width has two significant digits, as the Guide to the Expression of Uncertainty in
+    Measurement (7.2.6) recommends. None without a positive, finite half-width.
+
+    Example:
+        >>> [decimals(half_width) for half_width in (0.21, 0.04, 0.0123, 70)]
+        [2, 3, 3, 0]
+    """
+    if not (math.isfinite(half_width) and half_width > 0):
+        return None
+    exponent = int(f"{half_width:.1e}".partition("e")[2])
+    return max(0, 1 - exponent)
+
+
+def training_images_reach(metrics: Mapping[str, Any], name: str) -> str | None:
+    """Return a remark on a distance that training images have, too, or None.
+
+    If training images have at least half the distance of the samples from the test images, the
+    distance says more about the split and about noise than about the samples.
+
+    Args:
+        metrics: The metrics of a model.
+        name: One of :data:`COMPARED_WITH_TEST`, whose ideal value is zero.
+    """
+    own, of_training = metrics.get(name), (metrics.get("training_images") or {}).get(name)
+    if not own or not of_training or is_missing(own["value"]) or is_missing(of_training["value"]):
+        return None
+    if of_training["value"] < own["value"] / 2:
+        return None
+    written = METRICS[name].write(of_training).partition(" [")[0]
+    return f"says little here: training images themselves have {written}"
 
 
 def is_missing(value: Any) -> bool:
@@ -106,6 +171,88 @@ _METRICS = (
     Metric("parameters", "parameters", ",.0f", better=None),
     Metric("seconds.training", "training (s)", ",.0f", "s", better=None),
 )  # fmt: skip
+
+_HELP = {
+    "bits_per_dim": (
+        "Bits per dimension: the exact negative log-density of the dequantized image, in bits per "
+        "pixel and channel, including the part off the manifold. An upper bound of the bits that "
+        "code the image. Lower is better."
+    ),
+    "bits_per_dim_importance": (
+        "The average of the density over several dequantizations, a tighter bound of the bits per "
+        "dimension."
+    ),
+    "bits_per_dim_noisy": (
+        "Bits per dimension of images with the Gaussian noise that a denoising normalizing flow "
+        "(DNF) is trained with."
+    ),
+    "nll": "Negative log-density of the test points, in nats.",
+    "divergence": (
+        "Estimate of KL(true density || learned density): the difference of both negative "
+        "log-densities at the same test points."
+    ),
+    "manifold_nll": (
+        "Negative log-density with respect to the volume of the manifold, where samples lie. Not "
+        "comparable with the density on all of space, or between manifolds."
+    ),
+    "manifold_divergence": (
+        "Difference of the log-densities of the true and of the learned manifold at the test "
+        "points. The manifolds differ, so it is not a divergence and may be negative."
+    ),
+    "non_orthogonality": (
+        "0 if the coordinates on the manifold are orthogonal: log2 of the ratio between the "
+        "product of the lengths of the Jacobian's columns and their volume, per coordinate."
+    ),
+    "mse": (
+        "Mean squared error of encoder projections: encode, set all coordinates off the manifold "
+        "to zero, decode."
+    ),
+    "nearest_mse": (
+        "Mean squared error of projections that Gauss-Newton steps move towards the nearest point "
+        "of the manifold. An upper bound of the distance from the manifold."
+    ),
+    "psnr": "Peak signal-to-noise ratio, -10 log10 of the mean squared error. Higher is better.",
+    "psnr_per_image": (
+        "Mean over the PSNRs of the images. Larger than the PSNR of the mean squared error if "
+        "errors differ between images."
+    ),
+    "nearest_psnr": "Peak signal-to-noise ratio of nearest projections.",
+    "stage_1_mse": (
+        "Mean squared error of the projection onto the manifold of the first stage, before later "
+        "stages reduce the dimension."
+    ),
+    "baselines.pca.mse": (
+        "Mean squared error of the projection onto as many principal components of the training "
+        "data as the manifold has dimensions."
+    ),
+    "sliced_wasserstein": (
+        "Distance between the distributions of 7 x 7 patches of Laplacian pyramids of samples and "
+        "test images, times 1000."
+    ),
+    "fid": (
+        "Fréchet distance between Gaussians fitted to Inception features of samples and of test "
+        "images. Compare only values with equal numbers of images."
+    ),
+    "kid": (
+        "Squared maximum mean discrepancy of a cubic kernel between features of samples and of "
+        "test images. Zero on average for equal distributions, so it may be negative."
+    ),
+    "precision": (
+        "Quality: the fraction of samples that are at most as far from a test image as that "
+        "image's third nearest neighbor among the test images."
+    ),
+    "recall": (
+        "Diversity: the fraction of test images that are at most as far from a sample as that "
+        "sample's third nearest neighbor among the samples."
+    ),
+    "projection_distance": (
+        "Mean distance between the projections of a test point onto the learned and onto the true "
+        "manifold."
+    ),
+    "sample_distance": "Mean distance of samples from the true manifold.",
+    "parameters": "Number of trained weights.",
+    "seconds.training": "Duration of all phases of training.",
+}
 
 METRICS = {metric.name: metric for metric in _METRICS}
 """Metrics by name, in the order of columns."""
