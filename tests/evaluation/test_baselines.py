@@ -7,7 +7,7 @@ from scipy.stats import multivariate_normal
 from sklearn import decomposition
 
 from submanifold.evaluation import baselines
-from submanifold.evaluation.baselines import PCA, fit_baselines, pca_error
+from submanifold.evaluation.baselines import PCA, fit_baselines, pca_error, pca_projection
 from submanifold.evaluation.intervals import MIN_GROUPS, mean_interval
 
 
@@ -67,10 +67,13 @@ def test_shrunk_density_of_fewer_samples_than_dimensions_is_finite():
 
 def test_baselines_of_vectors_agree_with_scikit_learn_and_scipy():
     train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((500, 9, 70)))
-    found = fit_baselines(train, valid, test)
+    found, axes = fit_baselines(train, valid, test)
     for dim in range(1, 7):
         theirs = decomposition.PCA(dim).fit(train)
-        errors = np.square(test - theirs.inverse_transform(theirs.transform(test))).mean(1)
+        projected = theirs.inverse_transform(theirs.transform(test))
+        from_file = pca_projection(axes, torch.tensor(test), dim)
+        np.testing.assert_allclose(from_file, projected, atol=0.02)  # half precision
+        errors = np.square(test - projected).mean(1)
         error = pca_error(found, dim)
         assert error["dim"] == dim
         assert error["mse"]["value"] == pytest.approx(errors.mean(), rel=1e-6, abs=1e-12)
@@ -88,7 +91,7 @@ def test_baselines_of_vectors_agree_with_scikit_learn_and_scipy():
 def test_gaussian_of_bytes_includes_the_bits_of_a_byte():
     """Dequantized uniform bytes are uniform: a Gaussian needs 0.2546 bits more."""
     images = np.random.default_rng(0).integers(0, 256, (3000, 1, 2, 2), dtype=np.uint8)
-    found = fit_baselines(images[:2000], images[2000:2500], images[2500:])
+    found, _ = fit_baselines(images[:2000], images[2000:2500], images[2500:])
     bits = found["gaussian"]["bits_per_dim"]
     exact = 8 + 0.5 * math.log2(2 * math.pi * math.e / 12)
     assert bits["low"] - 0.01 < exact < bits["high"] + 0.01
@@ -126,7 +129,8 @@ def test_density_of_leading_axes_is_isotropic_in_the_other_directions():
 
 def test_baselines_of_many_dimensions_use_leading_axes(few_leading):
     train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((800, 9, 70)))
-    found = fit_baselines(train, valid, test)
+    found, axes = fit_baselines(train, valid, test)
+    assert pca_projection(axes, torch.tensor(test), 3) is None
     theirs = decomposition.PCA(2).fit(train[::2])
     errors = np.square(test - theirs.inverse_transform(theirs.transform(test))).mean()
     assert pca_error(found, 2)["mse"]["value"] == pytest.approx(errors, rel=1e-3)

@@ -2,6 +2,7 @@
 
 import math
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,20 @@ from submanifold.data.synthetic import LinearGaussian
 from submanifold.evaluation import paper
 from submanifold.evaluation.baselines import fit_baselines
 from submanifold.evaluation.measure import measure, objectives, warnings
-from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
+from submanifold.evaluation.metrics import (
+    COMPARED,
+    COMPARED_WITH_TEST,
+    DEFAULT_PROJECTION,
+    METRICS,
+    NONE,
+    PROJECTION_ERRORS,
+    format_interval,
+    training_images_reach,
+)
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
 from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.inference.command import project
 from submanifold.models import Hierarchy, Stage
 
 CPU = torch.device("cpu")
@@ -34,7 +45,7 @@ def results():
     train, valid, test = (images(n, seed) for seed, n in enumerate((60, 20, 30)))
     with torch.no_grad():
         model(dequantize(torch.from_numpy(train)))
-    baselines = fit_baselines(train, valid, test)
+    baselines, _ = fit_baselines(train, valid, test)
     points = LinearGaussian().sample(50, np.random.default_rng(0))
     linear = Hierarchy([Stage(Affine(8), 3)]).double()
     return {
@@ -48,6 +59,7 @@ def results():
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
 def test_every_metric_is_computed_and_written(metric, results):
     assert metric.label
+    assert metric.help.endswith(".")
     assert metric.better in ("lower", "higher", None)
     found = [value for each in results.values() if (value := metric.read(each)) is not None]
     assert found, "an evaluation returns it"
@@ -57,7 +69,7 @@ def test_every_metric_is_computed_and_written(metric, results):
             assert metric.write(interval) == interval["why"].split(":")[0]
         else:
             assert math.isfinite(interval["value"])
-            assert metric.write(interval).startswith(format(interval["value"], metric.format))
+            check_digits(metric.write(interval), interval)
         if interval.get("low") is not None:
             assert interval["low"] <= interval["value"] <= interval["high"]
     assert metric.read({}) is None
@@ -66,14 +78,62 @@ def test_every_metric_is_computed_and_written(metric, results):
     assert metric.write({"value": None, "why": "not measured: too slow"}) == "not measured"
 
 
+def check_digits(text, measured):
+    """Check that the half-width of the interval is 10 to 99 units of the last digit, or more."""
+    number = text.partition(" ")[0].replace(",", "")
+    if measured.get("low") is None or measured["low"] == measured["high"]:
+        assert float(number) == pytest.approx(measured["value"], rel=0.2, abs=1e-4)
+        return
+    half_width = (measured["high"] - measured["low"]) / 2
+    if "e" in number:
+        assert float(number) == pytest.approx(measured["value"], rel=0.06)
+        return
+    unit = 10.0 ** -len(number.partition(".")[2])
+    assert abs(float(number) - measured["value"]) <= unit / 2 * (1 + 1e-6)
+    assert 9.9 <= half_width / unit < 99.6 or unit == 1
+
+
+@pytest.mark.parametrize("half_width", [3.54e-4, 0.00996, 0.0994, 0.1, 0.5, 1.0, 30.0, 4e4])
+@pytest.mark.parametrize("value", [0.0, 3.14159265, -271.828, 31415.9])
+def test_a_value_has_as_many_digits_as_its_interval_allows(value, half_width):
+    measured = {"value": value, "low": value - half_width, "high": value + half_width}
+    for spec in (".3f", ".5f", ",.0f"):
+        text = format_interval(measured, spec)
+        check_digits(text, measured)
+        low, high = text.partition("[")[2].rstrip("]").replace(", ", " ").replace(",", "").split()
+        count = len(text.partition(" ")[0].partition(".")[2])
+        assert (len(low.partition(".")[2]), len(high.partition(".")[2])) == (count, count)
+
+
 def test_value_is_written_with_its_interval():
     bits = METRICS["bits_per_dim"]
-    measured = {"value": 3.74, "low": 3.72, "high": 3.7612, "n": 9}
-    assert bits.write(measured) == "3.740 [3.720, 3.761]"
-    assert bits.write(measured, signed=True, label=True) == "+3.740 BPD [+3.720, +3.761]"
-    assert bits.write({**measured, "low": None}) == "3.740"
-    assert bits.write({**measured, "high": math.nan}) == "3.740"
+    measured = {"value": 3.7408, "low": 3.72, "high": 3.7612, "n": 9}
+    assert bits.write(measured) == "3.741 [3.720, 3.761]"
+    assert bits.write(measured, signed=True, label=True) == "+3.741 BPD [+3.720, +3.761]"
+    assert bits.write({**measured, "low": 3.3}) == "3.74 [3.30, 3.76]"
+    assert bits.write({**measured, "low": None}) == "3.741"
+    assert bits.write({**measured, "high": math.nan}) == "3.741"
+    tiny = {"value": 3.21e-7, "low": 3.0e-7, "high": 3.5e-7}
+    assert METRICS["mse"].write(tiny) == "3.2e-07 [3.0e-07, 3.5e-07]"
     assert METRICS["parameters"].write(-1234567, signed=True) == "-1,234,567"
+
+
+def test_a_distance_that_training_images_have_too_is_marked():
+    def found(own, value):
+        kid = {"value": value, "low": value - 0.3, "high": value + 0.3}
+        metrics = {"kid": {"value": own}, "training_images": {"kid": kid}}
+        return training_images_reach(metrics, "kid")
+
+    assert found(0.6, 0.5432) == "says little here: training images themselves have 0.54"
+    assert found(0.6, 0.02) is None, "the samples are much farther away"
+    assert training_images_reach({"kid": {"value": 0.5}, "training_images": None}, "kid") is None
+
+
+def test_the_default_projection_is_that_of_the_command():
+    (option,) = (each for each in project.params if each.name == "nearest")
+    default = option.get_default(click.Context(project))
+    assert (default is True) == (DEFAULT_PROJECTION == "nearest")
+    assert METRICS.keys() >= {*PROJECTION_ERRORS.values(), *COMPARED_WITH_TEST}
 
 
 def test_metrics_of_the_paper_are_in_the_table():

@@ -14,7 +14,15 @@ from submanifold.data.prepare import draw
 from submanifold.data.settings import SyntheticSettings
 from submanifold.flows import RealNVP
 from submanifold.models import Hierarchy, Stage
-from submanifold.runs.datasets import ArrayDataset, ModelDataset, PathDataset, PreparedDataset
+from submanifold.runs import information
+from submanifold.runs.datasets import (
+    ArrayDataset,
+    ArraysDataset,
+    ModelDataset,
+    PathDataset,
+    PreparedDataset,
+    RunInformationDataset,
+)
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -123,3 +131,34 @@ def test_path_is_an_input_only(tmp_path):
     assert dataset.load().parent.is_dir()
     with pytest.raises(DatasetError, match="cannot be an output"):
         dataset.save(tmp_path)
+
+
+def test_named_arrays_are_saved_and_loaded(tmp_path):
+    dataset = ArraysDataset(filepath=str(tmp_path / "new" / "arrays.npz"))
+    assert not dataset.exists()
+    dataset.save(ARRAYS)
+    loaded = dataset.load()
+    assert loaded.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(loaded[name], array)
+    path = tmp_path / "new" / "arrays.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert not dataset.exists()
+
+
+def test_information_about_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["/bin/kedro", "run", "--params=data.path=my pictures"])
+    dataset = RunInformationDataset(filepath=str(tmp_path / "data" / "key" / "model.safetensors"))
+    assert dataset.exists()
+    found = dataset.load()
+    assert found["command"] == "kedro run '--params=data.path=my pictures'"
+    assert found["model"] == "data/key/model.safetensors"
+    assert found["name"] is found["mlflow_run"] is None
+    assert found["threads"] >= 1
+    with pytest.raises(DatasetError, match="cannot be an output"):
+        dataset.save({})
+    monkeypatch.setattr(information, "__file__", str(tmp_path / "site-packages" / "x.py"))
+    information._commit.cache_clear()
+    assert dataset.load()["commit"] is None
+    information._commit.cache_clear()

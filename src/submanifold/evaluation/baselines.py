@@ -208,10 +208,11 @@ def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:
 
 def fit_baselines(
     train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: np.ndarray | None = None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Fit PCA and the Gaussian to uint8 images or float vectors (N, ...) and evaluate them.
 
     Returns:
+        A dictionary, and the result of :func:`stored_axes`. The dictionary contains
         ``pca_mse``: mean squared error with the first 0, 1, ... axes, and ``pca_mse_half_width`` of
         its 95% interval (None for too few groups); with groups their number ``groups``;
         ``gaussian``: bits per dimension and ``shrinkage``; ``n_train``: number of events in the
@@ -226,7 +227,28 @@ def fit_baselines(
         "gaussian": {"bits_per_dim": mean_interval(bits, groups), "shrinkage": pca.shrinkage},
         "n_train": n_train,
     }
-    return found if groups is None else {**found, "groups": len(np.unique(groups))}
+    if groups is not None:
+        found["groups"] = len(np.unique(groups))
+    return found, stored_axes(pca)
+
+
+def stored_axes(pca: PCA) -> np.ndarray:
+    """Return the mean and up to 2,048 axes as rows, float16 (1 + axes, D), for a file."""
+    axes = pca.axes[:, :LEADING]
+    return torch.cat([pca.mean[:, None], axes], 1).T.half().cpu().numpy()
+
+
+def pca_projection(stored: np.ndarray, x: Tensor, dim: int) -> Tensor | None:
+    """Project x (batch, ...) onto `dim` axes of :func:`stored_axes`; None if there are fewer.
+
+    The projection onto D axes is x itself.
+    """
+    if dim >= stored.shape[1]:
+        return x
+    if dim >= len(stored):
+        return None
+    mean, axes = (torch.tensor(np.array(each)).to(x) for each in (stored[0], stored[1 : 1 + dim]))
+    return ((x.flatten(1) - mean) @ axes.T @ axes + mean).view(x.shape)
 
 
 def pca_error(baselines: Mapping[str, Any], dim: int) -> dict[str, Any]:

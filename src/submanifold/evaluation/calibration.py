@@ -9,6 +9,7 @@ import scipy
 import torch
 
 from submanifold.common.errors import UserError
+from submanifold.evaluation.intervals import proportion_interval
 from submanifold.evaluation.scores import QUICK, score
 from submanifold.models import Model
 
@@ -17,6 +18,7 @@ MAX_DEVIATIONS = 8.0
 RIDGE = 0.03
 TINY, HUGE = 1e-12, 1e30
 LEVELS = np.concatenate([[0.0], 1 / (1 + np.exp(np.linspace(9, -9, 361))), [1.0]])
+FALSE_ALARM_RATES = (0.1, 0.05, 0.01, 0.001)
 FOLDS = 10
 MIN_IMAGES = 20
 """With 20 images, nine of ten folds have 18, more than two for each of at most eight combined
@@ -39,6 +41,29 @@ def calibrate(
         return Calibration.fit(scores, QUICK, groups).to_dict()
     except UserError as error:
         return {"why": str(error)}
+
+
+def false_alarms(
+    p_values: np.ndarray, smallest: float, groups: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """Compare promised with observed rates of false alarms on normal images.
+
+    Args:
+        p_values: P-values (N,) of normal images that neither trained nor calibrated the model.
+        smallest: The smallest p-value of the calibration.
+        groups: Group numbers (N,); groups have equal weights, as in the calibration.
+
+    Returns:
+        For each rate of :data:`FALSE_ALARM_RATES` that the calibration supports: the ``rate``, the
+        number ``flagged`` of images, and the ``observed`` rate with its 95% interval.
+    """
+    found = []
+    for rate in FALSE_ALARM_RATES:
+        if rate >= smallest:
+            alarms = p_values <= rate
+            observed = proportion_interval(alarms, groups)
+            found.append({"rate": rate, "flagged": int(alarms.sum()), "observed": observed})
+    return found
 
 
 @dataclass(frozen=True)

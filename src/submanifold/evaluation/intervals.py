@@ -85,6 +85,42 @@ def _resampled_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.concatenate(means)
 
 
+def proportion_interval(events: np.ndarray, groups: np.ndarray | None = None) -> Interval:
+    r"""Compute a proportion of events (n,) of booleans and its exact 95% binomial interval.
+
+    With group numbers (n,) or longer, groups have equal weights, and the interval is that of
+    Clopper and Pearson for the effective number of events :math:`p (1 - p) / s^2`, at most n, where
+    :math:`s` is the standard error over groups (Korn & Graubard 1998). If fewer than 6 groups
+    contain a true event, or fewer than 6 a false one, s is unreliable, and the effective number is
+    at most the number of groups.
+
+    Returns:
+        ``value``, ``low``, ``high``, the count ``n``, and the number of ``groups``.
+
+    Example:
+        >>> found = proportion_interval(np.array([True, False, False, False]))
+        >>> [round(found[name], 3) for name in ("value", "low", "high")]
+        [0.25, 0.006, 0.806]
+    """
+    n, found = len(events), {}
+    values, effective = np.asarray(events, float), float(n)
+    if groups is not None:
+        _, members = np.unique(groups[:n], return_inverse=True)
+        counts = np.bincount(members)
+        values = np.bincount(members, values, len(counts)) / counts
+        found["groups"] = effective = len(counts)
+        variance = values.var(ddof=1) / len(counts) if len(counts) > 1 else 0.0
+        if variance > 0:
+            few = min((values > 0).sum(), (values < 1).sum()) < MIN_GROUPS
+            most = len(counts) if few else n
+            effective = min(float(most), values.mean() * (1 - values.mean()) / variance)
+    value = float(values.mean())
+    count, beta = value * effective, scipy.stats.beta.ppf
+    low = float(beta(0.025, count, effective - count + 1)) if count > 0 else 0.0
+    high = float(beta(0.975, count + 1, effective - count)) if count < effective else 1.0
+    return {"value": value, "low": low, "high": high, "n": n, **found}
+
+
 def median_interval(values: np.ndarray) -> Interval:
     """Compute the median over events (n,) and its exact 95% interval from order statistics."""
     interval: Any = scipy.stats.quantile_test(values, p=0.5).confidence_interval()

@@ -3,6 +3,7 @@
 import base64
 import json
 import mmap
+import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
@@ -17,6 +18,7 @@ from submanifold.common.files import atomic_write, make_folder, read_json
 from submanifold.data.arrays import are_intact, map_npy
 from submanifold.models import Model
 from submanifold.models.io import is_intact
+from submanifold.runs.information import information
 
 Saved = TypeVar("Saved")
 Loaded = TypeVar("Loaded")
@@ -164,6 +166,42 @@ class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
 
     def _exists(self) -> bool:
         return map_npy(self._filepath) is not None
+
+
+class ArraysDataset(LocalDataset[dict[str, np.ndarray], dict[str, np.ndarray]]):
+    """Named arrays in a compressed ``.npz`` file, written atomically."""
+
+    def load(self) -> dict[str, np.ndarray]:
+        """Read all arrays."""
+        with np.load(self._filepath) as arrays:
+            return dict(arrays)
+
+    def save(self, data: dict[str, np.ndarray]) -> None:
+        """Write the arrays."""
+        with atomic_write(self._filepath) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **data)  # type: ignore[arg-type]
+
+    def _exists(self) -> bool:
+        return zipfile.is_zipfile(self._filepath)
+
+
+class RunInformationDataset(LocalDataset[NoReturn, dict[str, Any]]):
+    """Loads as facts about the current run (:func:`submanifold.runs.information.information`).
+
+    It is an input of reports, which are cached: a report names the run that wrote it. The path is
+    that of the model.
+    """
+
+    def load(self) -> dict[str, Any]:
+        """Collect the facts."""
+        return information(self._filepath)
+
+    def save(self, data: NoReturn) -> None:
+        """Raise an error: the facts are an input."""
+        raise DatasetError("Facts about a run cannot be an output.")
+
+    def _exists(self) -> bool:
+        return True
 
 
 class PreparedDataset(ArrayDataset):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from submanifold.common.device import choose_device
@@ -12,22 +13,34 @@ from submanifold.config.schema import LaunchSettings
 from submanifold.data.batches import Batches
 from submanifold.data.settings import SyntheticSettings
 from submanifold.data.splits import Groups, groups_of
-from submanifold.evaluation import baselines
+from submanifold.evaluation import baselines, illustrations
 from submanifold.evaluation import samples as sampling
+from submanifold.evaluation.image_scores import as_table, score_splits
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
-from submanifold.models import Model
+from submanifold.inference.scoring import interpolate_images
+from submanifold.models import Hierarchy, Model
 from submanifold.runs.launch import call
 
 PROJECTIONS = 16
+"""Test images whose projections the report shows."""
+BY_DIM = 8
+"""The first of them are shown at every dimension, the last with all kinds of projections."""
+INTERPOLATED = 9
+"""Images of an interpolation between two test images."""
 
 
 def fit_baselines(
     train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups | None = None
 ) -> dict[str, Any]:
-    """Fit PCA and the Gaussian to the training data and evaluate them on the test data."""
-    return baselines.fit_baselines(train, valid, test, groups_of(groups, "test"))
+    """Fit PCA and the Gaussian to the training data and evaluate them on the test data.
+
+    Returns:
+        ``baselines``, and the axes of the ``pca``.
+    """
+    found, axes = baselines.fit_baselines(train, valid, test, groups_of(groups, "test"))
+    return {"baselines": found, "pca": axes}
 
 
 def draw_samples(hierarchy: Model, count: int, seed: int, device: str) -> dict[str, np.ndarray]:
@@ -71,6 +84,49 @@ def evaluate(
         first = next(iter(Batches(test[:PROJECTIONS], PROJECTIONS, device=on)))
         projected = hierarchy.to(on).project(first)
     return {"metrics": metrics, "projections": sampling.stored(projected)}
+
+
+def score_images(
+    hierarchy: Model,
+    train: np.ndarray,
+    valid: np.ndarray,
+    test: np.ndarray,
+    device: str,
+    launch: LaunchSettings,
+    folder: Path,
+    groups: Groups | None = None,
+) -> pd.DataFrame:
+    """Compute bits per dimension of images of each split, and p-values of test images."""
+    arguments = (hierarchy, train, valid, test, groups, choose_device(device))
+    return as_table(call(launch, score_splits, *arguments, folder=folder))
+
+
+def illustrate(
+    hierarchy: Model,
+    train: np.ndarray,
+    test: np.ndarray,
+    samples: np.ndarray,
+    pca: np.ndarray,
+    device: str,
+) -> dict[str, np.ndarray]:
+    """Compute the images of the report: projections, neighbors of samples, and paths."""
+    model = hierarchy.to(choose_device(device))
+    shown = np.asarray(test[:PROJECTIONS])
+    found = illustrations.project_all(model, shown[-BY_DIM:], pca)
+    if isinstance(model, Hierarchy):
+        by_dim = illustrations.project_by_dim(model, shown[:BY_DIM], pca)
+        found |= {f"by_dim_{name}": each for name, each in by_dim.items()}
+    compared = np.concatenate([samples[:PROJECTIONS], shown])
+    neighbors = train[illustrations.nearest_images(compared, train)]
+    count = len(samples[:PROJECTIONS])
+    return {
+        **found,
+        "originals": shown[-BY_DIM:],
+        "sample_neighbors": neighbors[:count],
+        "test_neighbors": neighbors[count:],
+        "interpolation": interpolate_images(model, shown[[0, -1]], INTERPOLATED),
+        "traversal": illustrations.traverse(model, test),
+    }
 
 
 def compare_with_truth(

@@ -1,4 +1,4 @@
-"""Pipeline: data -> baselines; model and data -> metrics, samples, projections."""
+"""Pipeline: data -> baselines; model and data -> metrics, scores, samples, illustrations."""
 
 from collections.abc import Mapping
 
@@ -9,6 +9,8 @@ from submanifold.pipelines.evaluation.nodes import (
     draw_samples,
     evaluate,
     fit_baselines,
+    illustrate,
+    score_images,
 )
 
 DATA = {"train": "x_train", "test": "x_test"}
@@ -34,11 +36,19 @@ def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pi
         measured |= {name: f"params:evaluation.{name}" for name in names}
     samples = {name: name for name in ("samples", "samples_cool")}
     found = {name: name for name in ("metrics", "projections")}
+    fits = {name: name for name in ("baselines", "pca")}
     nodes = [
-        Node(fit_baselines, fitted, "baselines", name="fit_baselines"),
+        Node(fit_baselines, fitted, fits, name="fit_baselines"),
         Node(draw_samples, drawn, samples, name="draw_samples"),
         Node(evaluate, measured, found, name="evaluate"),
     ]
     if synthetic:
         nodes.append(Node(compare_with_truth, compared, "truth", name="compare_with_truth"))
+    else:
+        scored = MODEL | fitted | {name: measured[name] for name in ("launch", "folder")}
+        illustrated = MODEL | DATA | {"samples": "samples", "pca": "pca"}
+        nodes += [
+            Node(score_images, scored, "image_scores", name="score_images"),
+            Node(illustrate, illustrated, "illustrations", name="illustrate"),
+        ]
     return Pipeline(nodes)

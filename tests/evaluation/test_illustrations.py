@@ -1,0 +1,89 @@
+"""The images of the report: projections by dimension, neighbors, and traversals."""
+
+import numpy as np
+import pytest
+import torch
+
+from submanifold.data import dequantize
+from submanifold.data.batches import Batches
+from submanifold.evaluation.baselines import PCA, pca_batches, stored_axes
+from submanifold.evaluation.illustrations import (
+    COORDINATES,
+    STEPS,
+    nearest_images,
+    pixel_errors,
+    project_all,
+    project_by_dim,
+    traverse,
+)
+from submanifold.flows import Glow, RealNVP
+from submanifold.models import Hierarchy, Mixture, Stage
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
+
+
+def hierarchy(code_flow=False):
+    torch.manual_seed(0)
+    last = Stage(RealNVP(16, 2), 16 if code_flow else 6)
+    model = Hierarchy([Stage(Glow((1, 8, 8), 2, 1, width=8), 16), last]).eval()
+    with torch.no_grad():
+        model(dequantize(torch.from_numpy(IMAGES)))
+    return model
+
+
+@pytest.fixture(scope="module")
+def pca():
+    return stored_axes(PCA.fit(pca_batches(IMAGES)))
+
+
+@pytest.mark.parametrize("code_flow", [False, True])
+def test_projections_by_dimension_are_those_of_the_slices(code_flow, pca):
+    model, some = hierarchy(code_flow), IMAGES[:4]
+    found = project_by_dim(model, some, pca)
+    largest = 64 if code_flow else 16
+    assert found["dims"].tolist() == sorted(
+        {2**k for k in range(7) if 2**k <= largest} | {model.dim}
+    )
+    x = next(iter(Batches(some, 4)))
+    for dim, projected in zip(found["dims"].tolist(), found["encoder"], strict=True):
+        with torch.no_grad():
+            expected = pixel_errors(some, some) if dim == 64 else None
+            own = model.at_dim(dim).project(x)
+        np.testing.assert_array_equal(projected, ((own + 0.5) * 256).floor().clip(0, 255).numpy())
+        if expected is not None:
+            np.testing.assert_allclose(pixel_errors(projected, some), expected, atol=1e-5)
+    assert model.dim in found["nearest_dims"]
+    assert max(found["nearest_dims"]) < 64
+    shown = dict(zip(found["dims"].tolist(), pixel_errors(found["encoder"], some), strict=True))
+    for dim, near in zip(found["nearest_dims"], found["nearest"], strict=True):
+        assert pixel_errors(near, some).mean() <= shown[dim].mean() * 1.01
+    errors = pixel_errors(found["pca"], some).mean(1)
+    assert (np.diff(errors) < 0).all()
+    single = project_all(model, some, pca)
+    index = found["dims"].tolist().index(model.dim)
+    for kind in ("encoder", "nearest", "pca"):
+        own = found.get(f"{kind}_dims", found["dims"]).tolist().index(model.dim)
+        np.testing.assert_array_equal(single[kind], found[kind][own])
+    assert index == found["dims"].tolist().index(model.dim)
+
+
+def test_the_nearest_image_is_the_nearest(monkeypatch):
+    monkeypatch.setattr("submanifold.evaluation.illustrations.CHUNK", 7)
+    candidates = RNG.integers(0, 256, (50, 3, 4, 4), dtype=np.uint8)
+    images = RNG.integers(0, 256, (9, 3, 4, 4), dtype=np.uint8)
+    images[0], candidates[49] = candidates[13], candidates[13]
+    distances = np.square(images[:, None].astype(float) - candidates).sum((2, 3, 4))
+    found = nearest_images(images, candidates)
+    assert found.tolist() == distances.argmin(1).tolist()
+    assert found[0] == 13
+
+
+@pytest.mark.parametrize(
+    "model", [hierarchy(), hierarchy(True), Mixture([hierarchy(), hierarchy()])]
+)
+def test_a_traversal_changes_one_coordinate_at_a_time(model):
+    images = traverse(model, IMAGES)
+    assert images.shape == (min(COORDINATES, model.dim), STEPS, 1, 8, 8)
+    assert images.dtype == np.uint8
+    assert all(len(np.unique(row.reshape(STEPS, -1), axis=0)) > 1 for row in images)

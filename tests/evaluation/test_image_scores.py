@@ -1,0 +1,57 @@
+"""Densities and p-values of single images, the gap between splits, and false alarms."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy
+
+from submanifold.evaluation.calibration import false_alarms
+from submanifold.evaluation.image_scores import generalization_gap, group_numbers, mean_bits
+from submanifold.evaluation.intervals import proportion_interval
+
+RNG = np.random.default_rng(0)
+
+
+def scored(shift, groups=200):
+    tables = []
+    for split, offset in (("train", 0.0), ("valid", shift), ("test", shift)):
+        group = np.repeat(np.arange(groups), 400 // groups)
+        bits = 3 + offset + 0.2 * RNG.standard_normal(groups)[group] + RNG.normal(0, 0.01, 400)
+        tables.append(pd.DataFrame({"split": split, "group": group, "bits_per_dim": bits}))
+    return pd.concat(tables)
+
+
+@pytest.mark.parametrize("groups", [400, 200, 40])
+def test_the_gap_has_an_interval_over_groups(groups):
+    assert (group_numbers(scored(0, groups)[:400]) is None) == (groups == 400)
+    gap = generalization_gap(mean_bits(scored(0.3, groups)))
+    error = 0.2 * np.sqrt(2 / groups)
+    assert gap["low"] < 0.3 < gap["high"]
+    assert (gap["high"] - gap["low"]) / 2 == pytest.approx(1.96 * error, rel=0.25)
+    few = generalization_gap(mean_bits(scored(0.3, 4)))
+    assert few["low"] is few["high"] is None
+
+
+def test_false_alarms_add_up():
+    p_values = np.linspace(0.004, 1, 250)
+    found = false_alarms(p_values, smallest=1 / 250)
+    assert [row["rate"] for row in found] == [0.1, 0.05, 0.01]
+    for row in found:
+        assert row["flagged"] == (p_values <= row["rate"]).sum()
+        assert row["observed"]["value"] == row["flagged"] / 250
+        exact = scipy.stats.binomtest(row["flagged"], 250).proportion_ci()
+        assert (row["observed"]["low"], row["observed"]["high"]) == pytest.approx(exact)
+
+
+def test_proportions_of_groups_have_equal_weights_and_wider_intervals():
+    group = np.repeat(np.arange(20), [1] * 10 + [19] * 10)
+    events = group < 5
+    found = proportion_interval(events, group)
+    assert found["value"] == 0.25
+    assert (found["n"], found["groups"]) == (200, 20)
+    exact = scipy.stats.binomtest(5, 20).proportion_ci()
+    assert (found["low"], found["high"]) == pytest.approx(exact, abs=0.02)
+    none = proportion_interval(np.zeros(200, bool), group)
+    assert (none["low"], none["high"]) == (0, pytest.approx(1 - 0.025 ** (1 / 20)))
+    single = proportion_interval(np.ones(3, bool), np.zeros(3))
+    assert (single["low"], single["high"]) == (pytest.approx(0.025), 1)
