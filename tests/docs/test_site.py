@@ -1,6 +1,5 @@
 """The site builds without warnings, and headless Chromium shows its pages without errors."""
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from browser import browse
+
 DOCS = Path(__file__).parents[2] / "docs"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PHONE_WIDTH = 390  # pixels
 ALL_PAGES = """<!doctype html><title>all pages</title><link rel="icon" href="data:,"><body><script>
 const load = (path) => new Promise((done) => {
@@ -61,18 +61,6 @@ def server(site):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://localhost:{server.server_port}", missing
         server.shutdown()
-
-
-def browse(address, profile):
-    """The document that the browser shows, and the lines of its console."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
-               "--enable-logging=stderr", "--v=0", "--virtual-time-budget=60000",
-               "--dump-dom"]  # fmt: skip
-    shown = subprocess.run([browser, *options, address], capture_output=True, text=True)
-    return shown.stdout, [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
 
 
 def test_pages_show_without_errors(server, tmp_path):

@@ -1,5 +1,6 @@
 """The default method for images, and the pipelines that use its model: ood and dimension."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from browser import browse
 from strategies import assert_close
 from submanifold.data.batches import Batches
 from submanifold.data.prepare import read_groups
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation.ood import measure_ood
+from submanifold.evaluation.reconstruction import psnr
 from submanifold.pipelines.ood.nodes import gather_ood
 
 PHASES = ("density", "rotation", "reconstruction", "rotation_2", "code_flow")
@@ -73,9 +76,72 @@ def test_errors_are_measured_at_every_dimension(run):
     assert run.curve("test.by_dimension.mse") == pytest.approx(by_dimension)
     assert "dimensions.png" in run.artifacts
     page = run.path("report").read_text()
-    assert "Reconstruction error by dimension" in page
+    assert "Error by dimension" in page
     assert "rotation from" in page
     assert "MSE, nearest projection" in run.load("metrics_table").columns
+
+
+def test_slider_shows_the_stated_errors(run, tmp_path):
+    arrays, test = run.load("illustrations"), run.load("x_test")[:8]
+    dims, page = arrays["by_dim_dims"].tolist(), tmp_path / "page.html"
+    assert dims == [1, 2, 4, 8, 16, 24, 32, 64, 128, 192]
+    script = """<script>
+    for (let k = 0; k < DIMS; k++) {
+      input = document.getElementById("dim");
+      input.value = k;
+      input.dispatchEvent(new Event("input"));
+      for (const row of document.querySelectorAll(".film:not([hidden])")) {
+        const text = name => row.querySelector(name).innerText.trim();
+        const each = [...row.querySelectorAll(".each span")].map(span => span.textContent);
+        const window = row.querySelector(".window").getBoundingClientRect();
+        const film = row.querySelector("img").getBoundingClientRect();
+        const frame = (window.top - film.top) / film.height;
+        const shown = [k, text("b"), text(".mean"), each, frame];
+        console.log("SHOWN" + JSON.stringify(shown) + "END");
+      }
+    }
+    </script>"""
+    page.write_text(run.path("report").read_text() + script.replace("DIMS", str(len(dims))))
+    _, console = browse(page.as_uri(), tmp_path / "profile")
+    shown = [json.loads(line.split("SHOWN")[1].split("END")[0].replace('\\"', '"'))
+             for line in console if "SHOWN" in line]  # fmt: skip
+    assert len(console) == len(shown), "there is no error"
+    kinds = {"encoder projection": "encoder", "nearest projection": "nearest", "PCA": "pca"}
+    counted = dict.fromkeys(kinds.values(), 0)
+    for k, name, mean, each, frame in shown:
+        kind = kinds[name]
+        own = arrays.get(f"by_dim_{kind}_dims", arrays["by_dim_dims"]).tolist()
+        index, counted[kind] = own.index(dims[k]), counted[kind] + 1
+        difference = arrays[f"by_dim_{kind}"][index].astype(float) - test
+        errors = np.square(difference / 255).mean((1, 2, 3))
+        if errors.mean() < 1e-9:
+            assert (mean, set(each)) == ("exact", {"exact"})
+        else:
+            assert mean == f"MSE {errors.mean():.2g}, PSNR {psnr(errors.mean()):.1f} dB"
+            assert each[3] == ("exact" if errors[3] < 1e-9 else f"{psnr(errors[3]):.1f}")
+        assert frame == pytest.approx(index / len(own), abs=0.01)
+    assert counted["encoder"] == counted["pca"] == len(dims)
+    assert counted["nearest"] == len(arrays["by_dim_nearest_dims"]) > 2
+
+
+def test_image_scores_agree_with_the_report(run):
+    scores, page = run.load("image_scores"), run.path("report").read_text()
+    test = scores[scores["split"] == "test"]
+    assert scores["split"].value_counts().to_dict() == {"train": 256, "valid": 64, "test": 64}
+    assert test["encoder_mse"].mean() == pytest.approx(
+        run.load("metrics")["mse"]["value"], rel=0.02
+    )
+    assert test["bits_per_dim"].mean() == pytest.approx(
+        run.load("metrics")["bits_per_dim"]["value"], abs=0.02
+    )
+    assert f"{(test['p_value'] <= 0.1).sum()} of 64" in page
+
+
+def test_report_is_kept_if_nothing_is_computed(run, project):
+    before = run.path("report").read_bytes()
+    again = project.run("dimension", method=METHOD, only_missing_outputs=True)
+    assert again.mlflow.info.run_id not in before.decode()
+    assert again.path("report").read_bytes() == before
 
 
 def test_dimension_pipeline_recommends_a_dimension(run):

@@ -17,6 +17,7 @@ from submanifold.data.batches import Batches
 from submanifold.evaluation import paper
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, to_bits_per_dim
+from submanifold.evaluation.metrics import METRICS
 from submanifold.evaluation.reconstruction import squared_errors
 from submanifold.pipelines.reporting.nodes import make_table
 
@@ -92,12 +93,13 @@ def test_table_lists_the_model_and_baselines_with_reasons_for_missing_values(run
         *("H-MM, 192 → 24 → 12", "PCA, d = 12", "Gaussian, full covariance", "training images")
     ]
     first, bpd = table.iloc[0], metrics["bits_per_dim"]
-    assert first["BPD"] == f"{bpd['value']:.3f} [{bpd['low']:.3f}, {bpd['high']:.3f}]"
+    assert first["BPD"] == METRICS["bits_per_dim"].write(bpd)
+    assert first["BPD"].endswith("]")
     assert (table.loc["PCA, d = 12"].drop("MSE") == "–").all()
     assert first["FID"] == "not measured"
     assert "evaluation.inception_weights" in metrics["fid"]["why"]
     assert metrics["features"] == "64 principal components of pixels"
-    assert first["KID (pixels)"].startswith(f"{metrics['kid']['value']:.4f} [")
+    assert first["KID (pixels)"] == METRICS["kid"].write(metrics["kid"])
 
 
 GLOW = {"type": "glow", "shape": [3, 32, 32], "levels": 2, "steps": 2, "width": 8}
@@ -141,14 +143,22 @@ def test_report_is_self_contained_and_shows_all_results(run):
     links = Links()
     links.feed(page)
     assert links.open == []
-    assert len(links.images) == 5
+    assert len(links.images) == 22
     assert all(link.startswith(("data:", "#")) for link in links.links)
     assert all(image["alt"] for image in links.images)
-    assert not re.search(r"https?:|url\(|@import|<script", page)
+    assert not re.search(r"https?:|url\(|@import|<script ", page)
+    assert len(page) < 5e6
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     for cell in run.load("metrics_table").to_numpy().ravel():
         assert cell in text
-    assert f"{metrics['mse']['value']:.5f} mean squared error" in text
+    value = METRICS["mse"].write(metrics["mse"]).partition(" [")[0]
+    assert f"{value} mean squared error of encoder projections; PCA:" in text
+    folder = run.path("hierarchy").parent
+    assert f"model data/06_models/{folder.name}/hierarchy.safetensors" in text
+    assert f"MLflow run {run.mlflow.info.run_id}" in text
+    assert f"submanifold project {run.mlflow.info.run_name} PICTURES" in text
+    for history in ("stage_1", "stage_2"):
+        assert f"{history} {run.load(f'{history}.history')['seconds']:,.0f} s" in text
     assert "256 training, 64 validation and 64 test images of 8 x 8 pixels, 3 channels" in text
     assert f"SHA-256 {run.load('manifest')['hash'].removeprefix('sha256:')[:16]} ." in text
     assert "None" not in text
@@ -181,7 +191,7 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
                 assert logged == {row["step"]: row[name] for row in history[kind]}
     assert run.artifacts >= {
         *("report.html", "metrics.json", "metrics.csv", "manifest.json", "hierarchy.safetensors"),
-        *("samples.png", "samples_cool.png", "rejection.png", "curves.png"),
+        *("samples.png", "samples_cool.png", "rejection.png", "curves.png", "image_scores.csv"),
     }
     assert (project.path / "mlartifacts").is_dir()
 

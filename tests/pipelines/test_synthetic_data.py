@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from submanifold.data.synthetic import MANIFOLDS
+from submanifold.evaluation.metrics import METRICS
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def test_report_shows_the_truth_and_the_manifold(run):
     ]
     assert table["NLL on the manifold"].iloc[1] == "7.4934"
     text = text_of(run)
-    assert f"{run.load('truth')['divergence']['value']:.3f} KL divergence in nats" in text
+    divergence = METRICS["divergence"].write(run.load("truth")["divergence"]).partition(" [")[0]
+    assert f"{divergence} KL divergence from the truth, in nats" in text
+    assert "Use this model submanifold sample" in text
     assert "512 training, 128 validation and 128 test points in 3 dimensions" in text
     assert "None" not in text
     for cell in table.to_numpy().ravel():

@@ -13,9 +13,12 @@ from submanifold.plots.comparisons import auroc_dots, frontier, number_grids
 from submanifold.plots.curves import training_curves
 from submanifold.plots.dimensions import dimension_curves, latent_histogram
 from submanifold.plots.images import as_png, sample_sheet, tile
+from submanifold.plots.likelihood import bits_histogram
 from submanifold.plots.manifolds import manifold_figure
 from submanifold.plots.ood import density_and_distance, roc_curves, score_histograms
 from submanifold.plots.paper import delta_rows, rejection_blocks, sample_panels
+from submanifold.plots.sparklines import sparkline
+from submanifold.plots.strips import film, spectrum
 from submanifold.plots.trials import study_figure, sweep_figure
 
 RNG = np.random.default_rng(0)
@@ -110,10 +113,23 @@ def test_training_curves_accept_any_value(keys, value):
     rendered(training_curves({"stage_1": history([*values], keys, values.get)}))
 
 
-def test_training_curves_have_one_row_per_training():
-    figure = training_curves({"phase_1": history([10, 20, 30]), "phase_2": history([5, 10])})
-    assert [axes.get_title() for axes in figure.axes[::3]] == ["phase_1: loss", "phase_2: loss"]
-    train, valid, best = figure.axes[0].lines
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes]
+
+
+def test_training_curves_are_drawn_without_repeated_and_exact_ones():
+    several = history([10, 20, 30], terms=["likelihood", "reconstruction"])
+    for entry in several["train"]:
+        entry["loss"] += 3 * entry["step"]
+    density = history([5, 10], ("loss", "bits_per_dim", "mse"), terms=["likelihood"])
+    density["train"] = density["valid"] = [{**each, "mse": 1e-14} for each in density["train"]]
+    mse = history([5, 10], ("loss", "mse"), terms=["reconstruction"])
+    figure = training_curves({"density": density, "nested": several, "last": mse})
+    assert titles(figure) == [
+        "density: bits per dimension", "nested: loss", "nested: bits per dimension",
+        "nested: squared error of the projection", "last: squared error of the projection",
+    ]  # fmt: skip
+    train, valid, best = figure.axes[2].lines
     np.testing.assert_allclose(train.get_xydata(), [[10, 1 / 10], [20, 1 / 20], [30, 1 / 30]])
     assert valid.get_xdata().tolist() == [10, 30]
     assert best.get_xdata() == [30, 30]
@@ -122,17 +138,50 @@ def test_training_curves_have_one_row_per_training():
 def test_the_loss_is_shown_with_its_terms_if_it_has_several():
     keys = ("loss", "likelihood", "twist")
     several = history([10, 20, 30], keys, terms=["likelihood", "twist"])
-    one = history([10, 20], ("loss", "likelihood"), terms=["likelihood"])
-    figure = training_curves({"phase_1": several, "phase_2": one})
-    assert labels(figure.axes[0]) == ["loss, train", "loss, valid", "likelihood", "twist"]
-    assert labels(figure.axes[3]) == ["loss, train", "loss, valid"]
+    figure = training_curves({"phase_1": several})
+    assert labels(figure.axes[0]) == ["train", "valid", "likelihood", "twist"]
 
 
 def test_the_start_of_the_loss_does_not_determine_the_range():
-    falling = history(list(range(10, 410, 10)), value=lambda step: 1.0)
+    falling = history(list(range(10, 410, 10)), ("loss",), value=lambda step: 1.0)
     falling["train"][0]["loss"], falling["train"][-1]["loss"] = 1e6, 0.5
     low, high = training_curves({"phase_1": falling}).axes[0].get_ylim()
     assert low < 0.5 < 1 < high < 2
+
+
+# ---- parts of the report
+
+
+def test_histograms_and_sparklines_accept_any_values():
+    bits = {"train": RNG.normal(3, 1, 50), "valid": np.array([2.5]), "test": np.array([])}
+    figure = bits_histogram(bits | {"diverged": np.array([np.inf, np.nan])})
+    rendered(figure)
+    assert labels(figure.axes[0]) == ["train (50 images)", "valid (1 images)"]
+    rendered(bits_histogram({"train": np.array([3.0])}))
+    assert sparkline([(1, 2.0)], "one") == ""
+    svg = sparkline([(1, 100.0), (10, 10.0), (100, 1.0)], "a <b>")
+    assert "&lt;b&gt;" in svg
+    assert 'points="2.0,2.0 55.0,15.0 108.0,28.0"' in svg
+
+
+def test_the_spectrum_sums_to_the_error():
+    rotation = {"dims": [0, 1, 4, 8], "mse": [1.0, 0.5, 0.2, 0.0]}
+    points = spectrum(rotation, event_dim=8)
+    widths = np.diff(rotation["dims"])
+    assert sum(value * width for (_, value), width in zip(points, widths, strict=True)) == 8.0
+
+
+@pytest.mark.parametrize(("size", "side"), [(8, 8), (128, 128), (200, 100)])
+def test_a_film_has_a_frame_of_equal_height_for_each_row(size, side):
+    frames = np.stack([np.full((3, 3, size, size), 10 * k, np.uint8) for k in range(5)])
+    picture, ratio = film(frames)
+    height = picture.height / 5
+    assert height == int(height)
+    pixels = np.asarray(picture)
+    for k in range(5):
+        frame = pixels[int(k * height) : int(k * height) + side]
+        assert (frame[:, :side] == 10 * k).all()
+    assert ratio == picture.width / side
 
 
 # ---- dimensions and comparisons

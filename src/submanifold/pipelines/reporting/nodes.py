@@ -6,17 +6,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from submanifold.common.device import choose_device
 from submanifold.data.settings import SyntheticSettings
 from submanifold.evaluation import paper
 from submanifold.evaluation.calibration import Calibration
-from submanifold.evaluation.metrics import COMPARED, METRICS, NONE
+from submanifold.evaluation.metrics import COMPARED, DEFAULT_PROJECTION, METRICS, NONE
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.truth import manifold_picture
 from submanifold.models import Model
 from submanifold.plots.pages import render
 
+INTERPOLATED = 9
 MAX_POINTS = 4000
-PCA = "baselines.pca.mse"
+PCA, STAGE_1 = "baselines.pca.mse", "stage_1_mse"
 NO_NOISE = {"why": "none without noise"}
 
 Metrics = dict[str, Any]
@@ -48,13 +50,11 @@ def make_table(
             written = {n: METRICS[n].write(each) for n, each in found.items() if each is not None}
             rows.append({"model": label, **written})
     rows += _paper_rows(dataset, method, dims, hierarchy)
-    shown = [name for name in METRICS if any(name in row for row in rows) and name != PCA]
+    alone, mse = (METRICS[name].write(metrics.get(name)) for name in (STAGE_1, "mse"))
+    hidden = {PCA, STAGE_1} if alone == mse else {PCA}  # later stages keep the manifold
+    shown = [name for name in METRICS if name not in hidden and any(name in row for row in rows)]
     table = pd.DataFrame(rows, columns=["model", *shown]).fillna(NONE)
-    labels = {name: METRICS[name].label for name in shown}
-    for name in {"precision", "recall", "kid"} & labels.keys():
-        on = "Inception" if metrics["features"] == "inception" else "pixels"
-        labels[name] = f"{labels[name]} ({on})"
-    return table.rename(columns=labels)
+    return table.rename(columns=_labels(metrics))
 
 
 def report_images(
@@ -62,7 +62,10 @@ def report_images(
     samples_cool: np.ndarray,
     test: np.ndarray,
     projections: np.ndarray,
+    illustrations: dict[str, np.ndarray],
+    image_scores: pd.DataFrame,
     metrics: Metrics,
+    hierarchy: Model,
     **about: Any,
 ) -> dict[str, Any]:
     """Draw the figures of a model of images, and render the report.
@@ -71,26 +74,48 @@ def report_images(
         ``report`` (HTML), and the figures ``curves``, ``samples``, ``samples_cool``,
         ``rejection`` and ``dimensions``.
     """
+    from submanifold.pipelines.reporting import sections
     from submanifold.plots.dimensions import dimension_curves
     from submanifold.plots.images import image_grid
     from submanifold.plots.paper import rejection_blocks
+    from submanifold.plots.strips import dimension_slider, strip
 
     rotations = [each["rotation"] for each in about.values()
                  if isinstance(each, dict) and "rotation" in each]  # fmt: skip
     first_order = rotations[-1] if rotations else None
+    dim = metrics["dims"][-1]
     figures = {
         "rejection": rejection_blocks(np.asarray(test[: len(projections)]), projections, 4),
-        "dimensions": dimension_curves(metrics["curve"], metrics["dims"][-1], first_order),
+        "dimensions": dimension_curves(metrics["curve"], dim, first_order),
     }
     for name, images in {"samples": samples, "samples_cool": samples_cool}.items():
         title = f"Samples at temperature {TEMPERATURES[name]:g}"
         figures[name] = image_grid(images[:64], columns=16, title=title)
-    calibration = about["hierarchy"].calibration
+    calibration = hierarchy.calibration
     if "why" in calibration:
         text = f"not available. {calibration['why']}"
     else:
         text = f"{Calibration.from_dict(calibration).basis} for validation."
-    return _report(figures, metrics=metrics, calibration=text, **about)
+    by_dim = {name.removeprefix("by_dim_"): each for name, each in illustrations.items()
+              if name.startswith("by_dim_")}  # fmt: skip
+    slider = None
+    if by_dim:
+        slider = dimension_slider(test[: by_dim["encoder"].shape[1]], by_dim, dim)
+    content = {
+        "tiles": sections.image_tiles(metrics),
+        "calibration": text,
+        "projections": sections.projections(illustrations),
+        "default_projection": DEFAULT_PROJECTION,
+        "dimension_slider": slider,
+        "nearest_dims": by_dim["nearest_dims"].tolist() if by_dim else [],
+        "likelihood": sections.likelihood(image_scores, test),
+        "alarms": sections.alarms(image_scores, calibration),
+        "samples": sections.sample_strips(samples, samples_cool),
+        "neighbors": sections.neighbors(samples, test, illustrations),
+        "interpolation": strip(illustrations["interpolation"], INTERPOLATED),
+        "traversal": sections.traversal(illustrations, bool(rotations)),
+    }
+    return _report(figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
 def report_points(
@@ -98,6 +123,8 @@ def report_points(
     samples: np.ndarray,
     test: np.ndarray,
     data: SyntheticSettings,
+    metrics: Metrics,
+    truth: Metrics,
     **about: Any,
 ) -> dict[str, Any]:
     """Draw the learned and the true manifold, and render the report.
@@ -105,45 +132,70 @@ def report_points(
     Returns:
         ``report`` (HTML), and the figures ``curves`` and ``manifold``.
     """
+    from submanifold.pipelines.reporting import sections
     from submanifold.plots.manifolds import manifold_figure
 
     points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
-    figure = manifold_figure(**points, grid=grid)
-    return _report({"manifold": figure}, hierarchy=hierarchy, **about)
+    figures = {"manifold": manifold_figure(**points, grid=grid)}
+    content = {"tiles": sections.point_tiles(metrics, truth)}
+    return _report(figures, content, metrics=metrics, hierarchy=hierarchy, truth=truth, **about)
 
 
 def _report(
     figures: dict[str, Any],
+    content: dict[str, Any],
     metrics: Metrics,
     table: pd.DataFrame,
     manifest: dict[str, Any],
     hierarchy: Model,
     dataset: str,
     method: str,
+    seed: int,
+    device: str,
+    run: dict[str, Any],
     truth: Metrics | None = None,
-    calibration: str | None = None,
     **histories: dict[str, Any],
 ) -> dict[str, Any]:
+    from submanifold.pipelines.reporting import sections
     from submanifold.plots.curves import training_curves
 
     trainings = {name: each for name, each in histories.items() if each["train"]}
     figures = {"curves": training_curves(trainings), **figures}
+    labels = _labels(metrics)
+    synthetic = truth is not None
+    usage, python = sections.usage(run["name"], run["model"], hierarchy, synthetic)
     page = render(
         "report.html",
+        name=run["name"] or f"{method} on {dataset}",
         dataset=dataset,
         method=method,
         metrics=metrics,
         truth=truth,
-        calibration=calibration,
         table=table,
+        help={labels[name]: METRICS[name].help for name in labels if labels[name] in table},
+        notes=sections.metric_notes(metrics, labels),
+        remarks=sections.remarks(metrics),
         manifest=manifest,
         stages=hierarchy.describe()["stages"],
         has_density=hierarchy.has_density,
-        histories=histories.values(),
+        about=sections.facts(run, metrics, histories, seed, str(choose_device(device))),
+        usage=usage,
+        python=python,
+        phases=sections.phases(histories, metrics["dims"][0]),
+        has_rotation=any("rotation" in each for each in histories.values()),
         pictures=figures,
-        value=lambda name, measured: METRICS[name].write(measured).partition(" [")[0],
+        **content,
     )
     return {"report": page, **figures}
+
+
+def _labels(metrics: Metrics) -> dict[str, str]:
+    """Return the column headings of metrics by name."""
+    labels = {name: metric.label for name, metric in METRICS.items()}
+    if "features" in metrics:
+        on = "Inception" if metrics["features"] == "inception" else "pixels"
+        labels |= {name: f"{labels[name]} ({on})" for name in ("precision", "recall", "kid")}
+    return labels
 
 
 def _paper_rows(

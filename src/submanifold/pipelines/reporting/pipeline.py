@@ -17,12 +17,14 @@ def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pi
     shared = {"metrics": "metrics", "hierarchy": "hierarchy"}
     shared |= {"dataset": "params:dataset", "method": "params:method"}
     content = {"table": "metrics_table", "manifest": "manifest", "samples": "samples"}
-    content |= {"test": "x_test", **histories}
+    content |= {"test": "x_test", "run": "run_information", **histories}
+    content |= {name: f"params:{name}" for name in ("seed", "device")}
     if synthetic:
         shared["truth"], content["data"] = "truth", "params:data"
         figures = ["curves", "manifold"]
     else:
-        content |= {name: name for name in ("samples_cool", "projections")}
+        names = ("samples_cool", "projections", "illustrations", "image_scores")
+        content |= {name: name for name in names}
         figures = ["curves", "samples", "samples_cool", "rejection", "dimensions"]
     report = report_points if synthetic else report_images
     outputs = {"report": "report", **{name: f"{name}_figure" for name in figures}}

@@ -1,0 +1,339 @@
+"""Sections of the report page: what its template shows, from metrics, scores and images."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from submanifold.evaluation.calibration import Calibration, false_alarms
+from submanifold.evaluation.illustrations import pixel_errors
+from submanifold.evaluation.image_scores import (
+    generalization_gap,
+    group_numbers,
+    mean_bits,
+)
+from submanifold.evaluation.metrics import (
+    COMPARED_WITH_TEST,
+    DEFAULT_PROJECTION,
+    METRICS,
+    PROJECTION_ERRORS,
+    format_interval,
+    training_images_reach,
+)
+from submanifold.evaluation.samples import TEMPERATURES
+from submanifold.models import Model
+from submanifold.plots.likelihood import bits_histogram
+from submanifold.plots.sparklines import sparkline
+from submanifold.plots.strips import side_by_side, spectrum, strip
+
+COLUMNS = 8
+SAMPLES = 64
+EXTREMES = 16
+
+Metrics = dict[str, Any]
+Arrays = Mapping[str, np.ndarray]
+
+
+def written(name: str, measured: Any) -> str:
+    """Write the value of a metric without its interval."""
+    return METRICS[name].write(measured).partition(" [")[0]
+
+
+def image_tiles(metrics: Metrics) -> list[dict[str, str]]:
+    """Return the key figures of a model of images."""
+    gaussian, pca = metrics["baselines"]["gaussian"], metrics["baselines"]["pca"].get("mse")
+    names = [
+        DEFAULT_PROJECTION,
+        *(kind for kind in PROJECTION_ERRORS if kind != DEFAULT_PROJECTION),
+    ]
+    text = "bits per dimension"
+    if gaussian:
+        text += f"; Gaussian: {written('bits_per_dim', gaussian['bits_per_dim'])}"
+    tiles = [{"value": written("bits_per_dim", metrics["bits_per_dim"]), "text": text}]
+    for kind in names:
+        name = PROJECTION_ERRORS[kind]
+        if name not in metrics:
+            continue
+        text = f"mean squared error of {kind} projections"
+        if kind == DEFAULT_PROJECTION and pca:
+            text += f"; PCA: {written('mse', pca)}"
+        if kind == "nearest":
+            text += " (upper bound)"
+        tiles.append({"value": written(name, metrics[name]), "text": text})
+    name = PROJECTION_ERRORS[DEFAULT_PROJECTION].replace("mse", "psnr")
+    value = f"{written(name, metrics[name])} dB"
+    tiles.append({"value": value, "text": f"PSNR of {DEFAULT_PROJECTION} projections"})
+    return [*tiles, _size_tile(metrics)]
+
+
+def point_tiles(metrics: Metrics, truth: Metrics) -> list[dict[str, str]]:
+    """Return the key figures of a model of points."""
+    divergence = {"value": "–", "text": "KL divergence from the truth, in nats"}
+    if "divergence" in truth:
+        divergence["value"] = written("divergence", truth["divergence"])
+    if "true_nll" in truth:
+        divergence["text"] += f"; the true NLL is {written('nll', truth['true_nll'])}"
+    projection, sample = (truth[f"{each}_distance"] for each in ("projection", "sample"))
+    return [
+        divergence,
+        {"value": written("projection_distance", projection),
+         "text": f"distance between learned and true projections; the noise is {truth['noise']}"},
+        {"value": written("sample_distance", sample),
+         "text": "distance of samples from the true manifold"},
+        _size_tile(metrics),
+    ]  # fmt: skip
+
+
+def _size_tile(metrics: Metrics) -> dict[str, str]:
+    text = f"parameters; training took {metrics['seconds']['training']:,.0f} s"
+    count = metrics["parameters"]
+    return {"value": f"{count / 1e6:.2g} M" if count >= 1e5 else f"{count:,}", "text": text}
+
+
+def facts(
+    run: Metrics, metrics: Metrics, histories: Mapping[str, Metrics], seed: int, device: str
+) -> list[tuple[str, Any]]:
+    """Return the facts about a run for the header; None for unknown ones."""
+    durations = [f"{each['name']} {each['seconds']:,.0f} s" for each in histories.values()]
+    durations.append(f"evaluation {metrics['seconds']['evaluation']:,.0f} s")
+    version = " ".join(
+        filter(None, [run["version"], run["commit"] and f"(commit {run['commit']})"])
+    )
+    return [
+        ("command", run["command"]),
+        ("submanifold", version or None),
+        ("date, seed", f"{run['date']}, seed {seed}"),
+        ("device", f"{device}, {run['threads']} thread{'s' if run['threads'] > 1 else ''}"),
+        ("durations", ", ".join(durations)),
+        ("model", run["model"]),
+        ("MLflow run", run["mlflow_run"]),
+    ]
+
+
+def usage(
+    name: str | None, path: str, hierarchy: Model, synthetic: bool
+) -> tuple[list[tuple[str, str]], str]:
+    """Return commands that use a model, with explanations, and the same in Python.
+
+    Args:
+        name: Name of the model's run, or None.
+        path: Path of the model.
+        hierarchy: The model.
+        synthetic: Whether the data are points.
+    """
+    command = "submanifold {} " + shlex.quote(name or str(Path(path).parent))
+    pairs = [(command.format("info"), "architecture, data and training")]
+    if synthetic:
+        pairs.insert(0, (f"{command.format('sample')} -n 1000 --out=samples.npz", "samples"))
+        read = 'x = torch.tensor(numpy.load("points.npy"))  # (N, D), float64'
+        imports = "import numpy\nimport torch\n"
+    else:
+        alpha = ""
+        if "groups" in hierarchy.calibration:
+            least = 100 * Calibration.from_dict(hierarchy.calibration).smallest_p_value
+            alpha = f" --alpha={max(5, math.ceil(least))}%"
+        pairs = [
+            (f"{command.format('score')} PICTURES{alpha}", "densities, p-values, anomalies"),
+            (f"{command.format('project')} PICTURES", "projections onto the manifold"),
+            (f"{command.format('encode')} PICTURES", "coordinates on and off the manifold"),
+            (f"{command.format('sample')} -n 64", "samples"),
+            (f"{command.format('interpolate')} a.jpg b.jpg", "a path on the manifold"),
+            *pairs,
+        ]
+        read = ("x = dequantize(torch.from_numpy(load_pictures([\"a.jpg\"], **model.data)))"
+                "  # in [-0.5, 0.5)")  # fmt: skip
+        imports = ("import torch\n\nfrom submanifold.data import dequantize\n"
+                   "from submanifold.data.images import load_pictures\n")  # fmt: skip
+    density = "model.log_prob(x)  # exact log-density, in nats"
+    if not hierarchy.has_density:
+        density = "on_manifold(model, x).log_prob  # log-density on the manifold, in nats"
+    names = "Model" if hierarchy.has_density else "Model, on_manifold"
+    python = (
+        f"{imports}from submanifold.models import {names}\n\n"
+        f'model = Model.load("{path}")\n{read}\n'
+        f"{density}\n"
+        "u, v = model.encode(x)  # coordinates on and off the manifold\n"
+        "model.project(x)  # encoder projection\n"
+        "model.project(x, steps=3)  # nearest projection\n"
+        "model.sample(64)"
+    )
+    return pairs, python
+
+
+def metric_notes(metrics: Metrics, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return remarks next to metrics that say little on these data, by label."""
+    found = {name: training_images_reach(metrics, name) for name in COMPARED_WITH_TEST}
+    return {labels[name]: text for name, text in found.items() if text and name in labels}
+
+
+def remarks(metrics: Metrics) -> list[tuple[str, str]]:
+    """Return remarks on the computation of the metrics."""
+    found = []
+    if metrics.get("overflows"):
+        count = f"{metrics['overflows']} projections overflowed"
+        found.append(("Overflows", f"{count} because the decoder is nearly singular there."))
+    if why := metrics["bits_per_dim"].get("why"):
+        found.append(("Missing bits per dimension", f"{why}."))
+    if "bits_per_dim_importance" in metrics:
+        draws = metrics["bits_per_dim_importance"]["draws"]
+        found.append(("Importance-weighted bound", f"{draws} dequantizations per image."))
+    if "manifold_nll" in metrics:
+        found.append(("NLL on the manifold", f"Measured on {metrics['manifold_nll']['n']} images."))
+    if gaussian := metrics["baselines"]["gaussian"]:
+        text = f"Shrinkage {gaussian['shrinkage']:.2g} of the covariance, from validation data."
+        found.append(("Gaussian", text))
+    if why := metrics.get("fid", {}).get("why"):
+        found.append(("Missing FID", f"{why}."))
+    if metrics.get("kid", {}).get("value") is not None:
+        features = "Inception features"
+        if metrics["features"] != "inception":
+            features = (f"{metrics['features']}, fitted to the training images; published values "
+                        "use a trained network and are not comparable")  # fmt: skip
+        text = (f"{metrics['kid']['n_real']:,} test images and as many samples, with {features}. "
+                "Compare only values with equal counts and features.")  # fmt: skip
+        found.append(("KID, precision, recall", text))
+    return found
+
+
+def projections(found: Arrays) -> list[dict[str, Any]]:
+    """Return test images next to their projections."""
+    return side_by_side(found["originals"], found)
+
+
+def likelihood(scored: pd.DataFrame, test: np.ndarray) -> dict[str, Any]:
+    """Return the histogram of bits per dimension, and the most and least likely test images."""
+    own = scored[scored["split"] == "test"]
+    has_density = bool(own["bits_per_dim"].notna().any())
+    column = "bits_per_dim" if has_density else "encoder_mse"
+    order = own.sort_values(column, kind="stable")
+    count = min(EXTREMES, len(order) // 2)
+    names = ("Most likely", "Least likely")
+    if not has_density:
+        names = ("Smallest encoder error", "Largest encoder error")
+    extremes = []
+    for name, rows in zip(names, (order[:count], order[::-1][:count]), strict=True):
+        if count:
+            low, high = rows[column].min(), rows[column].max()
+            text = f"{low:.2f} to {high:.2f} bits per dimension"
+            if not has_density:
+                text = f"mean squared error {low:.2g} to {high:.2g}"
+            images = strip(test[rows["number"].to_numpy()], COLUMNS)
+            extremes.append({"name": f"{name} test images", "strip": images, "text": text})
+    histogram = sentence = None
+    if has_density:
+        by_split = scored.groupby("split", sort=False)["bits_per_dim"]
+        histogram = bits_histogram({str(split): bits.to_numpy() for split, bits in by_split})
+        sentence = describe_gap(scored)
+    return {"histogram": histogram, "sentence": sentence, "extremes": extremes}
+
+
+def describe_gap(scored: pd.DataFrame) -> str:
+    """Say whether training images are more likely than test images."""
+    bits = mean_bits(scored)
+    means = {split: written("bits_per_dim", each) for split, each in bits.items()}
+    gap = generalization_gap(bits)
+    difference = format_interval(gap, ".3f", signed=True)
+    text = (
+        f"Training images have {means['train']}, validation images {means['valid']} and test "
+        f"images {means['test']} bits per dimension on average; test minus training: {difference}. "
+    )
+    if gap["low"] is None:
+        return text + "There are too few images for an interval of the difference."
+    if gap["low"] > 0:
+        return text + "The model fits training images better than new images: it overfits."
+    if gap["high"] < 0:
+        return text + "Test images are easier than training images: the splits differ."
+    return text + "The interval contains zero: no overfitting is visible."
+
+
+def alarms(scored: pd.DataFrame, calibration: Metrics) -> dict[str, Any] | None:
+    """Return promised and observed rates of false alarms on test images; None without p-values."""
+    if "p_value" not in scored or "groups" not in calibration:
+        return None
+    fitted = Calibration.from_dict(calibration)
+    own = scored[scored["split"] == "test"]
+    rows = false_alarms(own["p_value"].to_numpy(), fitted.smallest_p_value, group_numbers(own))
+    if not rows:
+        return None
+    table = pd.DataFrame({
+        "promised rate": [_percents([row["rate"]]) for row in rows],
+        "flagged": [f"{row['flagged']:,} of {len(own):,}" for row in rows],
+        "observed rate": [
+            "{value:.1%} [{low:.1%}, {high:.1%}]".format(**row["observed"]) for row in rows
+        ],
+    })  # fmt: skip
+    fewer = [row["rate"] for row in rows if row["observed"]["high"] < row["rate"]]
+    more = [row["rate"] for row in rows if row["observed"]["low"] > row["rate"]]
+    sentence = "All promised rates are inside the intervals of the observed rates."
+    if fewer or more:
+        parts = {"Fewer": fewer, "More": more}
+        sentence = " ".join(
+            f"{word} test images are flagged than promised at {_percents(rates)}."
+            for word, rates in parts.items() if rates
+        )  # fmt: skip
+    sentence += f" The calibration uses {fitted.basis} for validation; its smallest p-value is "
+    return {"table": table, "sentence": f"{sentence}{fitted.smallest_p_value:.2g}."}
+
+
+def _percents(rates: Sequence[float]) -> str:
+    return ", ".join(f"{100 * rate:g}%" for rate in rates)
+
+
+def sample_strips(samples: np.ndarray, samples_cool: np.ndarray) -> list[dict[str, Any]]:
+    """Return samples at both temperatures, the default one last."""
+    named = {"samples_cool": samples_cool, "samples": samples}
+    return [
+        {"name": f"Temperature {TEMPERATURES[name]:g}", "strip": strip(images[:SAMPLES], 16)}
+        for name, images in named.items()
+    ]
+
+
+def neighbors(samples: np.ndarray, test: np.ndarray, found: Arrays) -> dict[str, Any]:
+    """Return samples next to the training images with the smallest pixel distance."""
+    nearest, of_test = found["sample_neighbors"], found["test_neighbors"]
+    count = len(nearest)
+    blocks = []
+    for start in range(0, count, COLUMNS):
+        part = slice(start, start + COLUMNS)
+        named = {"samples": samples[part], "nearest training images": nearest[part]}
+        blocks.append([{"name": k, "strip": strip(v, COLUMNS)} for k, v in named.items()])
+    errors = {
+        "samples": pixel_errors(nearest, np.asarray(samples[:count])),
+        "test images": pixel_errors(of_test, np.asarray(test[: len(of_test)])),
+    }
+    means = {name: math.sqrt(each.mean()) for name, each in errors.items()}
+    text = (
+        "The nearest training image has the smallest Euclidean distance of pixels, which finds "
+        "copies but not similar content. The root mean square difference of pixels in [0, 1] is "
+        f"{means['samples']:.2f} for these samples and {means['test images']:.2f} for as many test "
+        "images; a model that copies training images has much smaller values for samples."
+    )
+    return {"blocks": blocks, "text": text}
+
+
+def traversal(found: Arrays, has_rotation: bool) -> dict[str, Any]:
+    """Return images with one changed coordinate per row."""
+    images = found["traversal"]
+    count, steps = images.shape[:2]
+    what = "first coordinates of the manifold"
+    if has_rotation:
+        what = "directions of the largest eigenvalues of E[JᵀJ] (the rotation's first axes)"
+    text = (f"of a test image along the {count} {what}, one per row, from -3 to 3 standard "
+            "deviations over test images")  # fmt: skip
+    return {"strip": strip(images.reshape(count * steps, *images.shape[2:]), steps), "text": text}
+
+
+def phases(histories: Mapping[str, Metrics], event_dim: int) -> list[dict[str, Any]]:
+    """Return the phases for the table of the training, rotations with their spectrum."""
+    found = []
+    for history in histories.values():
+        entry = dict(history)
+        if "rotation" in history:
+            points = spectrum(history["rotation"], event_dim)
+            entry["spectrum"] = sparkline(points, "Eigenvalues by dimension, logarithmic axes")
+        found.append(entry)
+    return found
