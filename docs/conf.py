@@ -21,7 +21,7 @@ extensions = [
     "mathml",
     "reference",
 ]
-exclude_patterns = ["_ext", "guide.md"]
+exclude_patterns = ["_ext"]
 highlight_language = "bash"  # of indented blocks
 suppress_warnings = ["misc.highlighting_failure"]
 pygments_style, pygments_dark_style = "friendly", "github-dark"
