@@ -41,9 +41,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "method": "density-first",
         "reconstruction.reconstruction.random_dim": None,
     },
-    "no rotations (`penalty-after`)": {"method": "penalty-after"},
+    "no rotations, no flow on the coordinates (`penalty-after`)": {"method": "penalty-after"},
     "no flow on the coordinates (`nested`)": {"method": "nested"},
-    "likelihood only, rotated (`Glow-rotated`)": {
+    "no penalty, no flow on the coordinates (`Glow-rotated`)": {
         "method": "Glow-rotated",
         "density.training.steps": 3600,
     },
