@@ -227,6 +227,6 @@ def _dominated(data: str, rows: Mapping[str, Measured], axes: Sequence[str]) -> 
 
 
 TARGET = Target(
-    "Related systems: which of them find the manifold, and which the density",
+    "Related systems",
     needs(), make, seeds=True, evaluated=False, record=RECORD,
 )  # fmt: skip
