@@ -20,6 +20,7 @@ from submanifold.data.sources import SOURCES
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.evaluation.metrics import METRICS
 from submanifold.flows import FLOWS, FlowSettings
+from submanifold.flows.registry import SELECTABLE
 from submanifold.losses import Terms
 from submanifold.losses.constraint import Target
 from submanifold.losses.terms import term_types
@@ -38,6 +39,7 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 def markdown(text: str) -> str:
     """Convert a docstring's roles, code and line breaks to MyST."""
     text = re.sub(r"(?<!`)``(?!`)", "`", " ".join(text.split()))
+    text = re.sub(r":(class|func|data|mod|meth|attr):`(?=\w+`)", r":\1:`.", text)  # in any module
     text = re.sub(r":(class|func|data|mod|meth|attr):`", r"{py:\1}`", text)
     return re.sub(r":(ref|math):`", r"{\1}`", text).replace("\\*", "*")
 
@@ -77,8 +79,12 @@ def allowed(schema: Mapping[str, Any]) -> str:
     name = {"string": "text", "array": "list", "null": "`null`"}.get(schema["type"], schema["type"])
     if "items" in schema:
         item = allowed(schema["items"])
-        name = f"list of {item.replace('integer', 'integers', 1).replace('number', 'numbers', 1)}"
-    limits = [f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if sign and key in schema]
+        name = "list of " + re.sub(r"^(integer|number|group)", r"\1s", item)
+    limits = [
+        f"{sign} {schema[key]}".replace(str(2**32), "2^32")
+        for key, sign in BOUNDS.items()
+        if sign and key in schema
+    ]
     return " ".join([name, *limits[:1]]) + "".join(f" and {each}" for each in limits[1:])
 
 
@@ -88,6 +94,8 @@ def by_flow(base: Any, values: Mapping[str, Any]) -> str:
     for flow, value in values.items():
         if value != base:
             flows.setdefault(code(value), []).append(flow)
+    if base is MISSING and len(flows) == 1:
+        return next(iter(flows))
     texts = [] if base is MISSING else [code(base)]
     texts += [f"{value} for {', '.join(names)}" for value, names in flows.items()]
     return "; ".join(texts)
@@ -119,21 +127,24 @@ def entries(
             continue
         own = MISSING if field.is_required() else field.get_default()
         own = (base or {}).get(name, own)
-        default = "group" if isinstance(own, BaseModel) else by_flow(
+        default = "" if isinstance(own, BaseModel) else by_flow(
             own, {flow: each[name] for flow, each in (values or {}).items() if name in each}
         )  # fmt: skip
         options = {"type": allowed(schemas[name]), "default": default}
-        lines = [f":{key}: {json.dumps(value, ensure_ascii=False)}"
-                 for key, value in options.items() if value and value != "group"]  # fmt: skip
-        lines += [] if index else [":no-index:"]
-        yield "\n".join([f"```{{confval}} {prefix}{name}", *lines, "", texts[name], "```", ""])
+        yield _entry(f"{prefix}{name}", options, texts[name], index)
+
+
+def _entry(name: str, options: Mapping[str, str], text: str, index: bool = True) -> str:
+    lines = [f":{key}: {json.dumps(value, ensure_ascii=False)}"
+             for key, value in options.items() if value]  # fmt: skip
+    lines += [] if index else [":no-index:"]
+    return "\n".join([f"```{{confval}} {name}", *lines, "", text, "```", ""])
 
 
 def settings_top() -> Iterator[str]:
     """Settings of the top level, and of launch."""
     yield from entries(Choices, base=CONF, skip=("launch",))
-    yield "### Distributed training\n"
-    yield summary(LaunchSettings) + "\n"
+    yield f"### Launch\n\n{summary(LaunchSettings)}\n"
     yield from entries(LaunchSettings, "launch.", CONF["launch"])
 
 
@@ -146,23 +157,22 @@ def settings_data() -> Iterator[str]:
     yield "### Points of a known manifold\n"
     yield from entries(SyntheticSettings, "data.", skip=("counts",), index=False)
     for name in Draws.model_fields:
-        yield _counts(Draws, name, f"Number of {SPLITS[name]} points.", ":no-index:")
+        yield _counts(Draws, name, f"Number of {SPLITS[name]} points.", index=False)
 
 
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 
 
-def _counts(model: type[BaseModel], name: str, text: str, *options: str) -> str:
-    field = model.model_fields[name]
+def _counts(model: type[BaseModel], name: str, text: str, index: bool = True) -> str:
     schema = allowed(model.model_json_schema()["properties"][name])
-    lines = [f'```{{confval}} data.counts.{name}', f':type: "{schema}"',
-             f':default: "{code(field.default)}"', *options, "", text, "```", ""]  # fmt: skip
-    return "\n".join(lines)
+    options = {"type": schema, "default": code(model.model_fields[name].default)}
+    return _entry(f"data.counts.{name}", options, text, index)
 
 
 def settings_stage() -> Iterator[str]:
     """Settings of a stage, and of each flow."""
     yield from entries(StageSettings, "stage_<n>.")
+    yield _entry("stage_<n>.flow.type", {"type": ", ".join(map(code, SELECTABLE))}, "The flow.")
     for settings in get_args(get_args(FlowSettings)[0]):
         (name,) = get_args(settings.model_fields["type"].annotation)
         yield f"### Flow `{name}`\n"
@@ -186,6 +196,10 @@ def settings_terms() -> Iterator[str]:
         yield f"### `{term}`\n"
         kinds = get_args(get_args(annotation)[0]) if get_args(annotation) else (annotation,)
         seen: set[str] = set()
+        if len(kinds) > 1:
+            tags = [code(each.model_fields["penalty"].default) for each in kinds]
+            options = {"type": ", ".join(tags), "default": "`mse`"}
+            yield _entry(f"<phase>.{term}.penalty", options, "Kind of the penalty.")
         defaults = {flow: each["phase"].get(term, {}) for flow, each in STAGES.items()}
         for kind in kinds:
             tag = kind.model_fields.get("penalty")

@@ -65,8 +65,8 @@ class Choices(Settings):
     """The parameters that are single values, and the launch settings.
 
     Attributes:
-        dataset: Name of the dataset's entry.
-        method: Name of the method's entry.
+        dataset: The data, by a name in the table ``datasets``.
+        method: Stages and phases, by a name in the table ``methods``; ``auto`` is the dataset's.
         seed: Seed of everything except the data.
         name: Name of the run; None is that of an equal run, or date and method.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.

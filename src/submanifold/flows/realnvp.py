@@ -16,7 +16,8 @@ class RealNVP(Compose, Flow):
     Args:
         dim: Number of coordinates. With dim 1 the flow is a learned scale and shift.
         couplings: Number of couplings (six in the paper).
-        hidden: Width of the two hidden layers of a coupling net; None is 2 dim, as in the paper.
+        hidden: Width of the two hidden layers of a coupling net; None is twice ``dim``, as in the
+            paper.
         mixing: Whether a :class:`Linear` map precedes each coupling: for few coordinates of
             different scales.
 

@@ -19,10 +19,10 @@ class StageSettings(Settings):
     """Settings of one stage (:ref:`theory-1`).
 
     Attributes:
-        flow: The flow.
+        flow: The flow, with its ``type`` and arguments.
         then: Further flows, each acting on the latents of the one before.
         dim: Dimension of the manifold; None keeps all coordinates.
-        off_manifold_scale: sigma_v.
+        off_manifold_scale: Standard deviation sigma_v of the coordinates off the manifold.
         noise: Standard deviation of the noise on the events of the stage; 0 except in noisy
             injective flows.
     """

@@ -55,7 +55,8 @@ class PhaseSettings(Terms):
 
     Attributes:
         stages: Numbers of the consecutive stages that are trained together.
-        input_noise: sigma_x, in the units of the first stage's input; 0 except in DNF.
+        input_noise: Standard deviation sigma_x of the noise on the input, in its units; 0 except in
+            DNF and SoftFlow.
         training: How they are trained.
     """
 

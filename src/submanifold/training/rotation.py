@@ -41,7 +41,7 @@ class RotationSettings(Settings):
     """A phase that rotates the latents of a stage, without training.
 
     Attributes:
-        rotate: Number of the stage.
+        rotate: Number of the stage whose latents are rotated.
         probes: Number of vector-Jacobian products that estimate E[J^T J]; None is 8 per axis that
             is chosen: all latents, or the leading axes if there are too many for a matrix.
     """

@@ -15,7 +15,7 @@ class Likelihood(Term):
     With injective stages it is the density on the manifold, in bits per dimension of the manifold.
 
     Attributes:
-        weight: c; 0.5 in the first phase of the starred methods.
+        weight: Factor c of the term; 0.5 in the first phase of the starred methods.
         unit: ``bits_per_dim``, or ``nats`` per event.
     """
 

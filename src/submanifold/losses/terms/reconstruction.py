@@ -32,7 +32,7 @@ class Squared(Term):
     r"""Squared error :math:`\frac1D \sum_i (h_i - \tilde h_i)^2`, :math:`\tilde h = f^{-1}(u, 0)`.
 
     Attributes:
-        weight: lambda.
+        weight: Factor lambda of the penalty.
         space: What is compared: ``latent`` (the paper), h and its projection; ``image``, the images
             that both decode to (:ref:`theory-3-9`); ``metric``, the same to first order behind a
             rotated stage (:ref:`theory-6-4`). All are equal if h is the image.
