@@ -46,6 +46,7 @@ napoleon_use_ivar = True
 add_module_names = False
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
+nitpick_ignore_regex = [("py:.*", r"(?!submanifold\.|\.).*")]  # other packages; there is no network
 
 # The theme; all of its files are local
 html_theme = "furo"
