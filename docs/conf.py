@@ -46,7 +46,12 @@ napoleon_use_ivar = True
 add_module_names = False
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
-nitpick_ignore_regex = [("py:.*", r"(?!submanifold\.|\.).*")]  # other packages; there is no network
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!submanifold\.|\.).*"),  # other packages: there is no network
+    ("py:.*", r"submanifold\.(plots|flows\.registry|flows\.fast|training\.checkpoint)\b.*"),
+    ("py:.*", r"submanifold\..*(\._\w+|ChartEncoding|[Mm]odel\.data|settings\.Model)"),
+]
 
 # The theme; all of its files are local
 html_theme = "furo"
