@@ -53,7 +53,7 @@ def test_results_are_next_to_the_papers_numbers():
     assert table.loc[("PR-D", "pca_mse"), "value"] == 0.001
     row = readable(results).iloc[0].to_dict()
     assert (row["method"], row["dimensions"]) == ("DNF", "3072 → 500 → 500")
-    assert row["BPD"] == "4.200 [4.100, 4.300]"
+    assert row["BPD"] == "4.20 [4.10, 4.30]"
     assert (row["BPD, paper"], row["BPD, difference"]) == ("3.98 ± 0.03", "+0.220")
     assert row["parameters, paper"] == "59,000,000"
     assert not {"recall", "seeds"} & set(row)
@@ -66,7 +66,7 @@ def test_training_images_as_samples_are_the_last_row():
     assert list(table["method"]) == ["DNF", "PR-D", "training images"]
     assert list(table["seeds"]) == ["2", "1", "–"]
     last = table.iloc[-1]
-    assert (last["precision"], last["KID"]) == ("0.95 [0.90, 0.97]", "0.0010")
+    assert (last["precision"], last["KID"]) == ("0.950 [0.900, 0.970]", "0.0010")
     assert last["BPD"] == last["MSE"] == last["MSE of PCA"] == "–"
 
 
