@@ -1,11 +1,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from strategies import initialized_glow
 from submanifold.evaluation import ood as module
-from submanifold.evaluation.calibration import COMBINATION
+from submanifold.evaluation.calibration import COMBINATION, calibrate
 from submanifold.evaluation.ood import (
+    ANOMALY,
     LINEAR,
     LINEAR_COMBINATION,
     MEASURES,
@@ -15,6 +17,7 @@ from submanifold.evaluation.ood import (
     score_parts,
 )
 from submanifold.evaluation.scores import SCORES
+from submanifold.inference.scoring import score_images
 
 
 def scored(normal, ood):
@@ -89,7 +92,9 @@ def ramps(count, seed):
 
 @pytest.fixture(scope="module")
 def model():
-    return initialized_glow(ramps(300, 0), 6, steps=2, whiten=True)
+    model = initialized_glow(ramps(300, 0), 6, steps=2, whiten=True)
+    model.calibration = calibrate(model, ramps(200, 1), torch.device("cpu"))
+    return model
 
 
 NOISE = np.random.default_rng(9).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
@@ -102,7 +107,7 @@ def table(model):
 
 def test_every_score_has_p_values_and_a_description(table, monkeypatch):
     monkeypatch.setattr(module, "RESAMPLES", 5)
-    names = [*SCORES, COMBINATION, *LINEAR, LINEAR_COMBINATION]
+    names = [*SCORES, COMBINATION, ANOMALY, *LINEAR, LINEAR_COMBINATION]
     for name in names:
         assert table[f"p_{name}"].between(1 / 201 - 1e-9, 1).all()
     found = measure_ood(table)
@@ -113,9 +118,29 @@ def test_every_score_has_p_values_and_a_description(table, monkeypatch):
 def test_noise_is_detected_with_few_false_positives(table):
     noise = table[table["part"] == "ood"]
     normal = table[table["part"] == "normal"]
-    for name in (COMBINATION, "density", "encoder_distance", LINEAR_COMBINATION):
+    for name in (COMBINATION, ANOMALY, "density", "encoder_distance", LINEAR_COMBINATION):
         assert noise[f"p_{name}"].tolist() == pytest.approx([1 / 201] * len(noise)), name
         assert (normal[f"p_{name}"] <= 0.05).mean() < 0.15, name
+
+
+def test_anomaly_score_is_that_of_the_command(table, model):
+    for part, images in (("normal", ramps(100, 2)), ("ood", NOISE)):
+        own = table[table["part"] == part]
+        found = score_images(model, images)
+        assert own[f"p_{ANOMALY}"].tolist() == pytest.approx(found["p_value"].tolist())
+        assert own[ANOMALY].tolist() == pytest.approx(found["anomaly_score"].tolist())
+
+
+def test_alarms_are_the_flagged_fractions_of_both_parts(table, model, monkeypatch):
+    monkeypatch.setattr(module, "RESAMPLES", 5)
+    alarms = measure_ood(table, model.calibration)["alarms"]
+    assert [row["rate"] for row in alarms] == [0.1, 0.05, 0.01]  # the smallest p-value is 1/201
+    p_values = table.loc[table["part"] == "normal", f"p_{ANOMALY}"]
+    for row in alarms:
+        assert row["false_alarms"]["value"] == pytest.approx((p_values <= row["rate"]).mean())
+        assert row["detected"]["value"] == 1
+        assert row["detected"]["low"] == pytest.approx(0.025 ** (1 / 30))  # Clopper & Pearson
+    assert "alarms" not in measure_ood(table, {"why": "too few images"})
 
 
 def test_p_values_count_groups_of_validation_images(model):

@@ -215,11 +215,13 @@ def test_ood_pipeline_scores_and_measures_every_image(ood):
     test = ood.load("groups")["test"]
     assert scores["group"].tolist() == [*test, *range(40)]
     assert measured["groups"] == {"normal": len(set(test)), "ood": 40}
-    assert measure_ood(scores) == measured
+    assert measure_ood(scores, ood.load("hierarchy").calibration) == measured
     page = " ".join(ood.path("ood_report").read_text().split())
     assert "my noise" in page
     assert f"over groups of images ({len(set(test))} of photos and 40 of" in page
-    assert page.count("data:image/png") == 6
+    assert page.count("data:image/png") == 7
+    rate = measured["alarms"][-1]["rate"]
+    assert f"With --alpha={rate:.0%}, submanifold score flags" in page
 
 
 def test_model_file_contains_the_calibration(run):

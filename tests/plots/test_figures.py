@@ -15,7 +15,12 @@ from submanifold.plots.dimensions import dimension_curves, latent_histogram
 from submanifold.plots.images import as_png, sample_sheet, tile
 from submanifold.plots.likelihood import bits_histogram
 from submanifold.plots.manifolds import manifold_figure
-from submanifold.plots.ood import density_and_distance, roc_curves, score_histograms
+from submanifold.plots.ood import (
+    density_and_distance,
+    roc_curves,
+    score_histograms,
+    threshold_histogram,
+)
 from submanifold.plots.paper import delta_rows, rejection_blocks, sample_panels
 from submanifold.plots.sparklines import sparkline
 from submanifold.plots.strips import film, spectrum
@@ -227,9 +232,14 @@ def test_ood_figures_show_normal_and_ood_images():
     figure = score_histograms({"density": scores, "constant": dict.fromkeys(scores, np.ones(9))})
     rendered(figure)
     assert [axes.get_title() for axes in figure.axes] == ["density", "constant"]
-    assert labels(figure.axes[0]) == ["normal", "ood"]
+    kinds = ["in-distribution", "out-of-distribution"]
+    assert labels(figure.axes[0]) == kinds
     figure = density_and_distance({kind: (each, np.exp(each)) for kind, each in scores.items()})
-    assert labels(figure.axes[0]) == ["normal", "ood"]
+    assert labels(figure.axes[0]) == kinds
+    figure = threshold_histogram(scores["ood"], np.exp(scores["ood"]), {"5%": 3.0, "1%": 4.0})
+    rendered(figure)
+    assert [line.get_xdata()[0] for line in figure.axes[0].lines] == [3.0, 4.0]
+    assert labels(figure.axes[0]) == kinds
     figure = roc_curves({"density": (np.array([0, 1.0]), np.array([0.5, 1]))})
     rendered(figure)
     np.testing.assert_allclose(figure.axes[0].lines[0].get_xydata(), [[1e-4, 0.5], [1, 1]])

@@ -18,7 +18,7 @@ MODEL_VERSION = 4
 """Version of the finished model's file, for equal phases."""
 EVALUATION_VERSION = 12
 """Version of metrics and report, for equal models."""
-OOD_VERSION = 6
+OOD_VERSION = 7
 """Version of the scores of out-of-distribution images, for equal models and images."""
 
 RAW_FOLDER = Path("data/01_raw")

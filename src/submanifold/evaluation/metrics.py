@@ -6,6 +6,7 @@ To add a metric, return it from :func:`~submanifold.evaluation.measure.measure`,
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -95,6 +96,18 @@ def _format(value: float, spec: str) -> str:
     """Format a number; zero has no negative sign."""
     text = format(value, spec)
     return text if float(text.replace(",", "")) else format(0.0, spec)
+
+
+def format_percent(measured: Mapping[str, Any]) -> str:
+    """Format a fraction with ``value``, ``low`` and ``high`` in percent.
+
+    Example:
+        >>> format_percent({"value": 0.9824, "low": 0.966, "high": 0.992})
+        '98.2% [96.6%, 99.2%]'
+    """
+    ends = {end: measured.get(end) for end in ("value", "low", "high")}
+    scaled = {end: None if is_missing(each) else 100 * each for end, each in ends.items()}
+    return re.sub(r"\d(?=[],]|$| \[)", r"\g<0>%", format_interval(scaled, ".1f"))
 
 
 def decimals(half_width: float) -> int | None:

@@ -8,7 +8,7 @@ import pandas as pd
 from sklearn.metrics import auc, average_precision_score, roc_curve
 
 from submanifold.evaluation.baselines import fit_gaussian, pca_batches
-from submanifold.evaluation.calibration import COMBINATION, Calibration
+from submanifold.evaluation.calibration import COMBINATION, Calibration, false_alarms
 from submanifold.evaluation.intervals import interval_level
 from submanifold.evaluation.likelihood import per_event
 from submanifold.evaluation.scores import SCORES, score
@@ -20,6 +20,8 @@ LINEAR = {
     "hotelling": "Hotelling's T^2 of the same coordinates",
     "mahalanobis": "-log density of a Gaussian, nats",
 }
+ANOMALY = "anomaly_score"
+"""The score of ``submanifold score``, by the calibration of the model's file."""
 EXPLAINED_VARIANCE = 0.9
 LINEAR_COMBINATION = "linear_combination"
 COMBINED = tuple(name for name in SCORES if name != "typicality")
@@ -46,7 +48,8 @@ def score_parts(
     """Score normal and out-of-distribution images; only normal images calibrate the scores.
 
     Linear scores are fitted to the training images. All images are uint8 (N, ...), of which the
-    first 500 of each part and of the validation images with their group numbers are used.
+    first 500 of each part and of the validation images with their group numbers are used. A
+    calibrated model adds :data:`ANOMALY`.
 
     Returns:
         One row per image: ``part`` ("normal" or "ood"), ``number`` in its array, scores by name and
@@ -60,6 +63,9 @@ def score_parts(
     for part, images in {NORMAL: test[:MAX_IMAGES], OOD: ood[:MAX_IMAGES]}.items():
         scores = calibration.complete(score(model, images, names))
         p_values = {f"p_{name}": calibration.p_values(name, scores[name]) for name in scores}
+        for known in _stored_calibration(model, names):
+            scores[ANOMALY] = known.complete(scores)[COMBINATION]
+            p_values[f"p_{ANOMALY}"] = known.p_values(COMBINATION, scores[ANOMALY])
         linear_scores = linear_calibration.complete(linear(images))
         for name in (*LINEAR, COMBINATION):
             column = LINEAR_COMBINATION if name == COMBINATION else name
@@ -68,6 +74,14 @@ def score_parts(
         index = {"part": part, "number": np.arange(len(images))}
         tables.append(pd.DataFrame({**index, **scores, **p_values}))
     return pd.concat(tables, ignore_index=True)
+
+
+def _stored_calibration(model: Model, names: Sequence[str]) -> list[Calibration]:
+    """Return the calibration of the model's file; none if it combines other or all scores."""
+    if "groups" not in model.calibration:
+        return []
+    found = Calibration.from_dict(model.calibration)
+    return [found] if {*found.combined} < {*names} else []
 
 
 def _linear_scores(
@@ -103,15 +117,24 @@ def add_groups(
     return scored.assign(group=np.concatenate(columns))
 
 
-def measure_ood(scored: pd.DataFrame) -> dict[str, Any]:
+def measure_ood(
+    scored: pd.DataFrame, calibration: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Measure how well each score of a table of :func:`score_parts` separates the parts.
+
+    Args:
+        scored: The table.
+        calibration: Calibration of the model's file.
 
     Returns:
         ``counts`` by part; ``scores`` by name: ``auroc``, ``average_precision`` of OOD images and
         ``false_positives``, the fraction of normal images above the threshold that 95% of the OOD
         images reach, each with its 95% bootstrap interval; with a column ``group``, the bootstrap
-        is over groups, and ``groups`` are their counts by part.
+        is over groups, and ``groups`` are their counts by part. With a calibration, ``alarms`` has,
+        for each promised ``rate`` of false alarms, the observed rate of ``false_alarms`` of normal
+        images and the rate of ``detected`` OOD images, each with its 95% interval.
     """
+    calibration = calibration or {}
     is_ood = (scored["part"] == OOD).to_numpy()
     rows = {NORMAL: np.flatnonzero(~is_ood), OOD: np.flatnonzero(is_ood)}
     numbers = scored["group"].to_numpy() if "group" in scored else np.arange(len(scored))
@@ -126,7 +149,24 @@ def measure_ood(scored: pd.DataFrame) -> dict[str, Any]:
         name: _measure_score(is_ood, scored[name].to_numpy(), [groups[OOD], groups[NORMAL]], level)
         for name in names
     }
+    if ANOMALY in found["scores"] and "groups" in calibration:
+        found["alarms"] = _alarms(scored, Calibration.from_dict(calibration))
     return found
+
+
+def _alarms(scored: pd.DataFrame, calibration: Calibration) -> list[dict[str, Any]]:
+    """Return the rates at which ``submanifold score`` flags the images of both parts."""
+    of_part = []
+    for part in (NORMAL, OOD):
+        own = scored[scored["part"] == part]
+        groups = own["group"].to_numpy() if "group" in own else None
+        of_part.append(
+            false_alarms(own[f"p_{ANOMALY}"].to_numpy(), calibration.smallest_p_value, groups)
+        )
+    return [
+        {"rate": normal["rate"], "false_alarms": normal["observed"], "detected": ood["observed"]}
+        for normal, ood in zip(*of_part, strict=True)
+    ]
 
 
 def _measure_score(
@@ -178,6 +218,8 @@ def describe_scores(scored: Mapping[str, Any]) -> dict[str, str]:
     known = {
         **SCORES,
         COMBINATION: "joint distribution of these scores on validation images",
+        ANOMALY: "joint distribution of the scores without nearest projections and Jacobians, as "
+        "in submanifold score",
         **LINEAR,
         LINEAR_COMBINATION: "joint distribution of the linear scores on validation images",
     }

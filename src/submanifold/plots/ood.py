@@ -8,6 +8,39 @@ from matplotlib.figure import Figure
 COLORS = {"normal": "C0", "ood": "C3"}
 
 
+LABELS = {"normal": "in-distribution", "ood": "out-of-distribution"}
+
+
+def threshold_histogram(
+    normal: np.ndarray, ood: np.ndarray, thresholds: Mapping[str, float]
+) -> Figure:
+    """Draw histograms of a score and the thresholds above which images are flagged.
+
+    Args:
+        normal: Non-negative scores of normal images.
+        ood: Scores of out-of-distribution images.
+        thresholds: Thresholds by label.
+    """
+    kinds = {"normal": normal, "ood": ood}
+    finite = {kind: values[np.isfinite(values) & (values > 0)] for kind, values in kinds.items()}
+    together = np.concatenate([*finite.values(), list(thresholds.values())])
+    ends = np.log10(together.min()), np.log10(together.max())
+    bins = np.logspace(ends[0], max(ends[1], ends[0] + 0.1), 50)
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for kind, values in finite.items():
+        weights = np.full(len(values), 1 / max(len(kinds[kind]), 1))
+        axes.hist(values, bins, weights=weights, color=COLORS[kind], alpha=0.55, label=LABELS[kind])
+    for number, (label, value) in enumerate(thresholds.items()):
+        axes.axvline(value, color="0.25", linestyle="--", linewidth=1)
+        axes.text(value, 0.98 - 0.08 * number, f" {label}", transform=axes.get_xaxis_transform(),
+                  va="top", fontsize=8)  # fmt: skip
+    axes.set(xscale="log", xlabel="anomaly score", ylabel="fraction of images")
+    axes.margins(x=0.01)
+    axes.legend(fontsize=8)
+    return figure
+
+
 def roc_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Draw ROC curves with a logarithmic false-positive rate.
 
@@ -41,7 +74,8 @@ def score_histograms(scores: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         low, high = np.quantile(np.concatenate(list(finite.values())), [0.005, 0.995])
         bins = np.linspace(low, high if high > low else low + 1, 50)
         for kind, values in finite.items():
-            axes.hist(values.clip(low, high), bins, color=COLORS[kind], alpha=0.55, label=kind)
+            axes.hist(values.clip(low, high), bins, color=COLORS[kind], alpha=0.55,
+                      label=LABELS[kind])  # fmt: skip
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.set_yticks([])
@@ -63,7 +97,7 @@ def density_and_distance(
     figure = Figure(figsize=(6.5, 5), layout="constrained")
     axes = figure.subplots()
     for kind, (bits, distance) in points.items():
-        axes.scatter(bits, distance, s=5, alpha=0.4, color=COLORS[kind], label=kind, lw=0)
+        axes.scatter(bits, distance, s=5, alpha=0.4, color=COLORS[kind], label=LABELS[kind], lw=0)
     finite = np.concatenate([bits[np.isfinite(bits)] for bits, _ in points.values()])
     axes.set(
         xlim=np.quantile(finite, [0.002, 0.998]),

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from submanifold.common.device import choose_device
 from submanifold.common.errors import error_prefix
@@ -13,11 +12,9 @@ from submanifold.data.prepare import prepare, read_groups
 from submanifold.data.settings import ImageSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.likelihood import to_bits_per_dim
-from submanifold.evaluation.metrics import format_interval
 from submanifold.models import Model
+from submanifold.pipelines.usage import run_facts
 from submanifold.plots.pages import render
-
-SHEET_IMAGES = 48
 
 
 def gather_ood(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str, Any]:
@@ -58,11 +55,11 @@ def score_ood(
     return add_groups(scored, groups_of(groups, "test"), groups_of(ood_groups, "ood"))
 
 
-def measure(scored: pd.DataFrame) -> dict[str, Any]:
+def measure(scored: pd.DataFrame, model: Model) -> dict[str, Any]:
     """Measure how well each score separates test images from OOD images."""
     from submanifold.evaluation.ood import measure_ood
 
-    return measure_ood(scored)
+    return measure_ood(scored, model.calibration)
 
 
 def write_page(
@@ -73,16 +70,23 @@ def write_page(
     dataset: str,
     ood_name: str,
     method: str,
+    model: Model,
+    run: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write the page with curves, histograms, and the most and the least anomalous images."""
-    from submanifold.evaluation.ood import MEASURES, NORMAL, OOD, describe_scores, roc
-    from submanifold.plots.images import sample_sheet
-    from submanifold.plots.ood import density_and_distance, roc_curves, score_histograms
+    """Write the page with rates, curves, and the images that are confused."""
+    from submanifold.evaluation.ood import NORMAL, OOD, roc
+    from submanifold.pipelines.ood import sections
+    from submanifold.plots.ood import (
+        density_and_distance,
+        roc_curves,
+        score_histograms,
+        threshold_histogram,
+    )
 
-    descriptions = describe_scores(measured["scores"])
     parts = {part: scored[scored["part"] == part] for part in (NORMAL, OOD)}
     by_score = {
-        name: {part: rows[name].to_numpy() for part, rows in parts.items()} for name in descriptions
+        name: {part: rows[name].to_numpy() for part, rows in parts.items()}
+        for name in measured["scores"]
     }
     if "density" in by_score:
         density = {part: to_bits_per_dim(-x, test) for part, x in by_score["density"].items()}
@@ -90,35 +94,34 @@ def write_page(
     else:
         density, label = by_score["on_manifold"], "-log N(u; 0, I), nats"
     points = {part: (density[part], by_score["encoder_distance"][part]) for part in parts}
+    main = sections.main_score(measured)
+    curves = {name: roc(**by_score[name]) for name in sections.CURVES if name in by_score}
     figures = {
-        "roc": roc_curves({name: roc(**values) for name, values in by_score.items()}),
+        "scores": threshold_histogram(
+            **by_score[main], thresholds=sections.thresholds(scored, measured)
+        ),
+        "roc": roc_curves(curves),
         "histograms": score_histograms(by_score),
         "scatter": density_and_distance(points, label),
     }
-    table = pd.DataFrame({"score": descriptions.keys(), "description": descriptions.values()})
-    for key, column in MEASURES.items():
-        values = (measured["scores"][name][key] for name in descriptions)
-        table[column] = [format_interval(value, ".4f") for value in values]
-
-    def sheet(images: np.ndarray, scores: np.ndarray) -> Image.Image:
-        order = np.argsort(scores, kind="stable")[:SHEET_IMAGES]
-        return sample_sheet(np.asarray(images)[order], columns=16)
-
-    scores = by_score["combination"]
-    sheets = {
-        f"{dataset}: most anomalous": sheet(test, -scores[NORMAL]),
-        f"{ood_name}: most anomalous": sheet(ood, -scores[OOD]),
-        f"{ood_name}: least anomalous": sheet(ood, scores[OOD]),
-    }
+    names = {NORMAL: dataset, OOD: ood_name}
     page = render(
         "ood.html",
         dataset=dataset,
         ood=ood_name,
         method=method,
-        table=table,
+        conclusion=sections.conclusion(measured, dataset, ood_name),
+        warnings=sections.warnings(measured, dataset, ood_name),
+        alarms=sections.alarm_table(measured),
+        rows=sections.score_rows(measured),
+        help=sections.HELP,
+        main=main,
+        calibration=model.calibration,
         counts=measured["counts"],
         groups=measured.get("groups"),
-        sheets=sheets,
+        strips=sections.image_rows(scored, measured, {NORMAL: test, OOD: ood}, names),
         pictures=figures,
+        about=run_facts(run),
+        usage=sections.usage(run, measured),
     )
     return {"page": page, **figures}

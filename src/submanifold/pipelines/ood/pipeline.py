@@ -12,14 +12,15 @@ def create_pipeline() -> Pipeline:
     scored = {"model": "hierarchy", "train": "x_train", "valid": "x_valid", "test": "x_test",
               "ood": "x_ood", "groups": "groups", "ood_groups": "ood_groups",
               "device": "params:device"}  # fmt: skip
+    measured = {"scored": "ood_scores", "model": "hierarchy"}
     shown = {"scored": "ood_scores", "measured": "ood_metrics", "test": "x_test", "ood": "x_ood",
-             "dataset": "params:dataset", "ood_name": "params:ood",
-             "method": "params:method"}  # fmt: skip
-    figures = {name: f"ood_{name}_figure" for name in ("roc", "histograms", "scatter")}
+             "dataset": "params:dataset", "ood_name": "params:ood", "method": "params:method",
+             "model": "hierarchy", "run": "run_information"}  # fmt: skip
+    figures = {name: f"ood_{name}_figure" for name in ("scores", "roc", "histograms", "scatter")}
     found = {"images": "x_ood", "groups": "ood_groups"}
     return Pipeline([
         Node(gather_ood, gathered, found, name="gather_ood"),
         Node(score_ood, scored, "ood_scores", name="score_ood"),
-        Node(measure, "ood_scores", "ood_metrics", name="measure_ood"),
+        Node(measure, measured, "ood_metrics", name="measure_ood"),
         Node(write_page, shown, {"page": "ood_report", **figures}, name="report_ood"),
     ])  # fmt: skip

@@ -7,7 +7,13 @@ import pandas as pd
 
 from submanifold.evaluation.calibration import COMBINATION
 from submanifold.evaluation.metrics import NONE, format_interval
-from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION, MEASURES, describe_scores
+from submanifold.evaluation.ood import (
+    ANOMALY,
+    LINEAR,
+    LINEAR_COMBINATION,
+    MEASURES,
+    describe_scores,
+)
 from submanifold.evaluation.scores import SCORES
 from submanifold.plots.comparisons import auroc_dots
 from submanifold.studies.comparisons import results
@@ -22,7 +28,7 @@ PAIRS: dict[str, dict[str, Any]] = PAGE["pairs"]
 """Normal and out-of-distribution images: the file in conf/runs whose model is used, the value of
 the parameter ``ood``, and the AUROC to reach, if it is not that of linear scores."""
 BASELINES = (*LINEAR, LINEAR_COMBINATION)
-ORDER = list(describe_scores(dict.fromkeys([*SCORES, COMBINATION, *BASELINES])))
+ORDER = list(describe_scores(dict.fromkeys([*SCORES, COMBINATION, ANOMALY, *BASELINES])))
 UNPADDED: Changes = (("data.size", 28), ("data.margin", 0), ("stage_1.flow.levels", 2),
                      ("stage_1.flow.steps", [8, 4]))  # fmt: skip
 DENSITIES = {

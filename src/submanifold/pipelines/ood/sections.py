@@ -1,0 +1,180 @@
+"""Sections of the page of out-of-distribution detection: sentences, tables and rows of images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from submanifold.evaluation.calibration import COMBINATION
+from submanifold.evaluation.metrics import format_interval, format_percent
+from submanifold.evaluation.ood import (
+    ANOMALY,
+    LINEAR,
+    LINEAR_COMBINATION,
+    MEASURES,
+    NORMAL,
+    OOD,
+    describe_scores,
+)
+from submanifold.pipelines.usage import model_command, repeated
+from submanifold.plots.strips import strip
+
+IMAGES, COLUMNS = 16, 8
+RATE = 0.05
+"""Promised rate of false alarms in the conclusion, if the calibration supports it."""
+CURVES = (ANOMALY, COMBINATION, "density", "nearest_distance", "mahalanobis", LINEAR_COMBINATION)
+HELP = {
+    "AUROC": "Probability that an out-of-distribution image has a higher score than an "
+    "in-distribution image. 1 is perfect, 0.5 is chance, and below 0.5 the score prefers the wrong "
+    "images.",
+    "average precision": "Mean precision over all recalls, 0 to 1, higher is better. It depends on "
+    "the ratio of the numbers of images; chance is the fraction of out-of-distribution images.",
+    "false positives at 95% recall": "Fraction of in-distribution images above the threshold that "
+    "95% of the out-of-distribution images reach. 0 to 1, lower is better.",
+    "promised rate": "Rate of false alarms that the user chooses with --alpha.",
+    "false alarms": "Fraction of in-distribution test images that are flagged. It should equal the "
+    "promised rate, on average over sets of validation images.",
+    "detected": "Fraction of out-of-distribution images that are flagged. Higher is better.",
+}
+
+Measured = Mapping[str, Any]
+
+
+def main_score(measured: Measured) -> str:
+    """Return the score of ``submanifold score``, or the combination if it is not available."""
+    return ANOMALY if ANOMALY in measured["scores"] else COMBINATION
+
+
+def conclusion(measured: Measured, dataset: str, ood: str) -> str:
+    """Return what the command detects, and how well its score separates the images."""
+    auroc = format_interval(measured["scores"][main_score(measured)]["auroc"], ".3f")
+    alarms = [row for row in measured.get("alarms", []) if row["rate"] >= RATE]
+    if not alarms:
+        return f"The AUROC of {ood} against {dataset} images is {auroc}."
+    row = alarms[-1]
+    rates = {name: format_percent(row[name]) for name in ("detected", "false_alarms")}
+    return (
+        f"With --alpha={row['rate']:.0%}, submanifold score flags {rates['detected']} of the {ood} "
+        f"images, and {rates['false_alarms']} of the {dataset} test images. The AUROC is {auroc}."
+    )
+
+
+def warnings(measured: Measured, dataset: str, ood: str) -> list[str]:
+    """Return sentences on failed detection, better linear scores, and false alarms."""
+    scores = measured["scores"]
+    auroc = scores[main_score(measured)]["auroc"]
+    found = []
+    if auroc["low"] is not None and auroc["high"] < 0.5:
+        found.append(
+            f"Detection fails: {ood} images have lower anomaly scores than {dataset} images. Do "
+            "not use this model to detect such images."
+        )
+    elif auroc["low"] is not None and auroc["low"] <= 0.5:
+        found.append(
+            "Detection fails: the interval of the AUROC includes 0.5, the value of a random score."
+        )
+    linear = {name: scores[name]["auroc"] for name in (*LINEAR, LINEAR_COMBINATION)}
+    best = max(linear, key=lambda name: linear[name]["value"])
+    if None not in (auroc["high"], low := linear[best]["low"]) and low > auroc["high"]:
+        found.append(
+            f"A linear score is better: {best} has an AUROC of "
+            f"{format_interval(linear[best], '.3f')}."
+        )
+    broken = [row for row in measured.get("alarms", [])
+              if row["false_alarms"]["low"] > row["rate"]]  # fmt: skip
+    if broken:
+        rates = ", ".join(f"{row['rate']:.1%}".replace(".0%", "%") for row in broken)
+        found.append(
+            f"There are more false alarms than promised at {rates}: test images and validation "
+            f"images of {dataset} differ."
+        )
+    return found
+
+
+def alarm_table(measured: Measured) -> pd.DataFrame | None:
+    """Return promised and observed rates; None without a calibration."""
+    rows = measured.get("alarms", [])
+    return pd.DataFrame({
+        "promised rate": [f"{100 * row['rate']:g}%" for row in rows],
+        "false alarms": [format_percent(row["false_alarms"]) for row in rows],
+        "detected": [format_percent(row["detected"]) for row in rows],
+    }) if rows else None  # fmt: skip
+
+
+def score_rows(measured: Measured) -> list[dict[str, Any]]:
+    """Return the rows of the table of scores, the highest AUROC first."""
+    scores, main = measured["scores"], main_score(measured)
+    rows = []
+    for name, text in describe_scores(scores).items():
+        auroc = scores[name]["auroc"]
+        high = auroc["value"] if auroc["high"] is None else auroc["high"]
+        rows.append({
+            "name": name,
+            "text": text,
+            "cells": [format_interval(_rounded(scores[name][key]), ".3f") for key in MEASURES],
+            "is_main": name == main,
+            "is_linear": name in (*LINEAR, LINEAR_COMBINATION),
+            "is_inverted": high < 0.5,
+            "auroc": auroc["value"],
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: -row["auroc"])
+
+
+def _rounded(interval: Measured) -> dict[str, Any]:
+    """Round the ends, which may differ by a rounding error where a score is perfect."""
+    return {end: value if value is None else round(value, 6) for end, value in interval.items()}
+
+
+def thresholds(scored: pd.DataFrame, measured: Measured) -> dict[str, float]:
+    """Return the lowest score that is flagged at each promised rate."""
+    found = {}
+    for row in measured.get("alarms", []):
+        flagged = scored.loc[scored[f"p_{ANOMALY}"] <= row["rate"], ANOMALY]
+        if len(flagged):
+            found[f"{100 * row['rate']:g}%"] = float(flagged.min())
+    return found
+
+
+def image_rows(
+    scored: pd.DataFrame, measured: Measured, images: Mapping[str, np.ndarray],
+    names: Mapping[str, str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return rows of the images that are most easily confused, and of those that are not.
+
+    Args:
+        scored: Scores of all images.
+        measured: Measures of the scores.
+        images: Images by part.
+        names: Names of the data by part.
+    """
+    main, rows = main_score(measured), []
+    for part, word, what in (
+        (NORMAL, "most", "the first false alarms"),
+        (OOD, "least", "missed first"),
+        (OOD, "most", "found first"),
+    ):
+        own = scored[scored["part"] == part]
+        order = np.argsort(own[main].to_numpy() * (-1 if word == "most" else 1), kind="stable")
+        shown = order[:IMAGES]
+        p_values = own[f"p_{main}"].to_numpy()[shown]
+        text = f"{what}; p-values {p_values.min():.2g} to {p_values.max():.2g}"
+        rows.append({
+            "name": f"{names[part]}, {word} anomalous",
+            "text": text,
+            "strip": strip(np.asarray(images[part])[shown], COLUMNS),
+        })  # fmt: skip
+    return rows
+
+
+def usage(run: Mapping[str, Any], measured: Measured) -> list[tuple[str, str]]:
+    """Return commands for the next steps, with explanations."""
+    rates = [row["rate"] for row in measured.get("alarms", [])]
+    found = [
+        (repeated(run, ood="PICTURES"), "this page for other images: a folder, zip or dataset")
+    ]
+    if rates:
+        alpha = RATE if RATE in rates else rates[-1]
+        rest = f"PICTURES --alpha={alpha:.0%} --sheet=most_anomalous.png"
+        found.insert(0, (model_command(run, "score", rest), "flags anomalies among new pictures"))
+    return found
