@@ -7,6 +7,8 @@ import pytest
 from click import ClickException
 from PIL import Image
 
+from submanifold.evaluation.metrics import METRICS
+from submanifold.pipelines.compare import sections
 from submanifold.pipelines.compare.nodes import differing_settings
 
 
@@ -79,14 +81,39 @@ def test_settings_of_missing_stages_or_phases_do_not_differ():
 def test_page_is_self_contained_and_shows_samples_by_seed(runs, comparison):
     page = comparison.load("comparison")
     assert not re.search(r"https?://|<link (?!rel=.icon)|<script src", page)
-    assert page.count("<tr id=") == page.count("<figure>") == 2
+    assert page.count("<tr id=") == page.count("(<a href=") == 2
     assert page.index("Samples, seed 0") < page.index("Samples, seed 1")
     bits = runs["PR-D"].load("metrics")["bits_per_dim"]
-    assert "{value:.3f}<small>[{low:.3f}, {high:.3f}]".format(**bits) in page
+    value, _, ends = METRICS["bits_per_dim"].write(bits).partition(" ")
+    assert f"{value}<small>{ends}</small>" in page
     run = comparison.mlflow
     assert (run.info.run_name, run.info.status) == ("photos-compare", "FINISHED")
     assert (run.data.params, run.data.metrics) == ({"dataset": "photos"}, {})
     assert comparison.artifacts == {"comparison.html", "runs.csv"}
+
+
+def test_conclusion_names_the_best_runs_overlaps_and_the_effect_of_seeds():
+    rows = [("a", 0, 3.0, 0.02), ("a", 1, 3.1, 0.02), ("b", 0, 3.5, 0.01)]
+    table = pd.DataFrame([
+        {"name": f"{method}-{seed}", "method": method, "dims": "9", "seed": seed, "differs": None,
+         "bits_per_dim": bits, "bits_per_dim_low": bits - 0.06, "bits_per_dim_high": bits + 0.06,
+         "mse": mse, "mse_low": mse - 0.001, "mse_high": mse + 0.001}
+        for method, seed, bits, mse in rows
+    ])  # fmt: skip
+    metrics = sections.headlines(table)
+    bits, error, seeds = sections.conclusion(table, metrics)
+    assert bits.startswith("a-0 has the best BPD, 3.00 [2.94, 3.06]; the intervals of a-1 overlap")
+    assert error == "b-0 has the best MSE, 0.0100 [0.0090, 0.0110]."
+    assert seeds == "Runs that differ only in the seed differ by up to 0.1 (BPD) and 0 (MSE)."
+    assert sections.sort_runs(table[::-1], metrics)["name"].tolist() == ["a-0", "a-1", "b-0"]
+    assert list(sections.points(table)) == ["1. a-0 (a)", "2. a-1 (a)", "3. b-0 (b)"]
+
+
+def test_finished_reports_are_linked(runs, comparison, project):
+    project.run("joint", method="PR-D")
+    key = runs["PR-D"].mlflow.data.params["keys.run"]
+    page = project.run("compare").load("comparison")
+    assert page.count(f'href="../{key}/report.html"') == 2
 
 
 def test_runs_without_artifacts_keep_their_numbers(project, comparison):

@@ -105,8 +105,11 @@ def format_percent(measured: Mapping[str, Any]) -> str:
         >>> format_percent({"value": 0.9824, "low": 0.966, "high": 0.992})
         '98.2% [96.6%, 99.2%]'
     """
-    ends = {end: measured.get(end) for end in ("value", "low", "high")}
-    scaled = {end: None if is_missing(each) else 100 * each for end, each in ends.items()}
+    scaled = {
+        end: 100 * measured[end]
+        for end in ("value", "low", "high")
+        if not is_missing(measured.get(end))
+    }
     return re.sub(r"\d(?=[],]|$| \[)", r"\g<0>%", format_interval(scaled, ".1f"))
 
 

@@ -8,14 +8,17 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 
-def frontier(points: Mapping[str, tuple[float, float, float]]) -> Figure:
+def frontier(
+    points: Mapping[str, tuple[float, float, float]], size: tuple[float, float] = (8.5, 5.5)
+) -> Figure:
     """Draw bits per dimension against the squared errors of encoder and nearest projections.
 
     Args:
         points: Bits per dimension, encoder error, and nearest error by name. If the bits are NaN,
             the encoder error is drawn as a vertical line.
+        size: Width and height in inches.
     """
-    figure = Figure(figsize=(8.5, 5.5), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for number, (name, (bits, encoder, nearest)) in enumerate(points.items()):
         color, marker = f"C{number % 10}", "s" if number < 10 else "D"

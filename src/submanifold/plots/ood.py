@@ -25,7 +25,7 @@ def threshold_histogram(
     finite = {kind: values[np.isfinite(values) & (values > 0)] for kind, values in kinds.items()}
     together = np.concatenate([*finite.values(), list(thresholds.values())])
     ends = np.log10(together.min()), np.log10(together.max())
-    bins = np.logspace(ends[0], max(ends[1], ends[0] + 0.1), 50)
+    bins = np.logspace(ends[0], max(ends[1], ends[0] + 0.1), 50).tolist()
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     axes = figure.subplots()
     for kind, values in finite.items():

@@ -1,6 +1,7 @@
 """Nodes of the comparison pipeline."""
 
 import re
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -8,7 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from submanifold.common.errors import UserError
-from submanifold.evaluation.metrics import COMPARED, NONE, is_missing
+from submanifold.evaluation.metrics import COMPARED, NONE
+from submanifold.pipelines.compare import sections
 from submanifold.plots.pages import render
 from submanifold.runs import tracking
 
@@ -42,12 +44,14 @@ def collect_runs(dataset: str) -> pd.DataFrame:
     runs = tracking.newest(found[found["params.dataset"] == dataset])
     contents = [tracking.metrics_of(run_id) for run_id in runs["run_id"]]
     about = pd.DataFrame({
+        "name": runs["tags.mlflow.runName"],
         "method": runs["params.method"],
         "dims": [" → ".join(map(str, each.get("dims", [NONE]))) for each in contents],
         "seed": runs["params.seed"].astype(int),
         "features": [each.get("features") for each in contents],
         "started": runs["start_time"].dt.strftime("%Y-%m-%d %H:%M:%S"),
         "key": runs["params.keys.run"],
+        "model": runs["params.keys.model"],
         "run_id": runs["run_id"],
     })  # fmt: skip
     settings = runs.filter(like="params.").rename(columns=lambda name: name.removeprefix("params."))
@@ -59,25 +63,46 @@ def collect_runs(dataset: str) -> pd.DataFrame:
     )
 
 
-def write_comparison(table: pd.DataFrame, dataset: str) -> str:
-    """Write the HTML page: a sortable table, and the samples of the runs by seed."""
-    rows = table.fillna({"differs": ""}).to_dict("records")
+def write_comparison(table: pd.DataFrame, dataset: str, reporting: Path) -> str:
+    """Write the HTML page: a conclusion, a sortable table, and the samples of the runs by seed.
+
+    Args:
+        table: Result of :func:`collect_runs`.
+        dataset: Name of the data set.
+        reporting: Folder of the reports, to which the page has links.
+    """
+    from submanifold.plots.comparisons import frontier
+
     metrics = [metric for metric in COMPARED.values() if metric.name in table]
-    for row in rows:
-        row["picture"] = _picture(row["run_id"])
-        row["cells"] = []
-        for metric in metrics:
-            value, low, high = (row.get(f"{metric.name}{end}") for end in ("", "_low", "_high"))
-            text = metric.write({"value": value, "low": low, "high": high})
-            row["cells"].append({"value": "" if is_missing(value) else value, "text": text})
+    headlines = sections.headlines(table)
+    table = sections.sort_runs(table, headlines)
+    points = sections.points(table)
+    best = sections.best_values(table, metrics)
+    rows = []
+    for _, row in table.fillna({"differs": ""}).iterrows():
+        cells = [sections.cell(row, metric, best.get(metric.name)) for metric in metrics]
+        report = reporting / row["key"] / "report.html"
+        link = f"../{row['key']}/report.html" if report.is_file() else None
+        rows.append({
+            **row,
+            "label": sections.label(row),
+            "cells": cells,
+            "link": link,
+            "picture": _picture(row["run_id"]),
+        })  # fmt: skip
     return render(
         "comparison.html",
         dataset=dataset,
+        conclusion=sections.conclusion(table, headlines),
         synthetic="sample_distance" in table,
         metrics=metrics,
+        sorted_by=headlines[0].name if headlines else None,
+        help={metric.label: metric.help for metric in metrics},
         rows=rows,
         seeds=sorted(set(table["seed"])),
         features=sorted(set(table["features"].dropna())) if "features" in table else [],
+        tradeoff=frontier(points, (6, 4.2)) if len(points) > 1 else None,
+        usage=sections.usage(table, dataset),
     )
 
 

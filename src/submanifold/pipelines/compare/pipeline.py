@@ -7,8 +7,9 @@ from submanifold.pipelines.compare.nodes import collect_runs, write_comparison
 
 def create_pipeline() -> Pipeline:
     """Build the pipeline that compares the finished runs of a data set."""
-    dataset, table = {"dataset": "params:dataset"}, {"table": "comparison_table"}
+    dataset = {"dataset": "params:dataset"}
+    shown = {"table": "comparison_table", "reporting": "reporting_folder"}
     return Pipeline([
         Node(collect_runs, dataset, "comparison_table", name="collect_runs"),
-        Node(write_comparison, dataset | table, "comparison", name="write_comparison"),
+        Node(write_comparison, dataset | shown, "comparison", name="write_comparison"),
     ])  # fmt: skip

@@ -1,0 +1,117 @@
+"""Sections of the comparison page: the conclusion, the order of runs, points of the figure."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from submanifold.evaluation.metrics import METRICS, Metric, is_missing
+from submanifold.pipelines.usage import model_command
+
+HEADLINES = ("bits_per_dim", "mse")
+OF_POINTS = ("divergence", "projection_distance")
+"""Metrics of the conclusion, for images and for points; the first one sorts the runs."""
+MAX_POINTS = 20
+
+
+def headlines(table: pd.DataFrame) -> list[Metric]:
+    """Return the metrics of the conclusion."""
+    names = OF_POINTS if "divergence" in table else HEADLINES
+    return [METRICS[name] for name in names if name in table]
+
+
+def sort_runs(table: pd.DataFrame, by: Sequence[Metric]) -> pd.DataFrame:
+    """Sort runs by the first metric, the best one first, and those without it last."""
+    names = [metric.name for metric in by[:1]]
+    return table.sort_values([*names, "method", "dims", "seed"], ignore_index=True)
+
+
+def cell(row: pd.Series, metric: Metric, best: float | None) -> dict[str, Any]:
+    """Return the text and the sort key of a metric of a run, and whether it has the best value."""
+    measured = interval(row, metric)
+    value = measured["value"]
+    text = metric.write(measured)
+    return {"value": "" if is_missing(value) else value, "text": text, "is_best": value == best}
+
+
+def interval(row: pd.Series, metric: Metric) -> dict[str, Any]:
+    """Return a metric of a run with its ends, which may be missing."""
+    ends = {"value": "", "low": "_low", "high": "_high"}
+    return {end: row.get(f"{metric.name}{suffix}") for end, suffix in ends.items()}
+
+
+def best_values(table: pd.DataFrame, metrics: Sequence[Metric]) -> dict[str, float]:
+    """Return the best value by metric, if there are several runs with different ones."""
+    found = {}
+    for metric in metrics:
+        values = table[metric.name].dropna()
+        if metric.better and values.nunique() > 1:
+            found[metric.name] = float(values.min() if metric.better == "lower" else values.max())
+    return found
+
+
+def conclusion(table: pd.DataFrame, metrics: Sequence[Metric]) -> list[str]:
+    """Return the best runs, those that their intervals do not separate, and the effect of seeds."""
+    if len(table) == 1:
+        return ["There is one finished run. Make another one to compare it with."]
+    found = []
+    for metric in metrics:
+        best = best_values(table, [metric]).get(metric.name)
+        if best is None:
+            continue
+        is_best = table[metric.name] == best
+        row, others = table[is_best].iloc[0], table[~is_best]
+        text = f"{label(row)} has the best {metric.label}, {metric.write(interval(row, metric))}"
+        high = interval(row, metric)["high"]
+        low = others.get(f"{metric.name}_low")
+        if low is not None and not is_missing(high):
+            near = [label(other) for _, other in others[low <= high].iterrows()]
+            if near:
+                text += f"; the intervals of {_listed(near)} overlap with it"
+        found.append(f"{text}.")
+    spread = [text for metric in metrics if (text := _seed_spread(table, metric))]
+    if spread:
+        found.append(f"Runs that differ only in the seed differ by up to {' and '.join(spread)}.")
+    return found
+
+
+def label(row: pd.Series) -> str:
+    """Return a short name of a run."""
+    name = row.get("name")
+    return str(row["run_id"])[:8] if is_missing(name) else str(name)
+
+
+def points(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
+    """Return bits and both squared errors of the best runs, for the figure."""
+    found = {}
+    for number, (_, row) in enumerate(table.head(MAX_POINTS).iterrows(), start=1):
+        names = (*HEADLINES, "nearest_mse")
+        bits, encoder, nearest = (float(row.get(name, math.nan)) for name in names)
+        if not math.isnan(bits) and not math.isnan(encoder):
+            found[f"{number}. {label(row)} ({row['method']})"] = (bits, encoder, nearest)
+    return found
+
+
+def usage(table: pd.DataFrame, dataset: str) -> list[tuple[str, str]]:
+    """Return commands for the next steps, with explanations."""
+    best = {"model": f"data/06_models/{table.iloc[0]['model']}"}
+    seed = int(table["seed"].max()) + 1
+    again = f"kedro run --pipeline=hierarchical --params=dataset={dataset}"
+    return [
+        (model_command(best, "score", "PICTURES"), "applies the first run of the table"),
+        (f"{again},method={table.iloc[0]['method']},seed={seed}", "the same method, another seed"),
+        (f"kedro run --pipeline=compare --params=dataset={dataset}", "this page, with new runs"),
+    ]
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    shown = list(names[:most])
+    return ", ".join(shown) + (f" and {len(names) - most} others" if len(names) > most else "")
+
+
+def _seed_spread(table: pd.DataFrame, metric: Metric) -> str:
+    """Return the largest difference of runs that differ only in the seed, as text."""
+    groups = table.fillna({"differs": ""}).groupby(["method", "dims", "differs"])[metric.name]
+    ranges = (groups.max() - groups.min())[groups.count() > 1]
+    return "" if ranges.empty else f"{ranges.max():.2g} ({metric.label})"
