@@ -67,10 +67,10 @@ CURVE = {"dims": [1, 10, 100], "mse": [0.1, 0.0015, 0.0001]}
 
 @pytest.mark.parametrize(("smallest", "baselines", "dim", "pca_dim", "texts"), [
     (10, {"pca_mse": np.linspace(0.1, 0, 101)}, 500, 99,
-     ["Use d = 10 (--params=stage_1.dim=10)", "d = 99"]),
-    (10, {"pca_mse": np.linspace(0.1, 0, 101)}, 10, 99, ["the current value"]),
-    (10, {"why": "too large"}, 500, None, ["Use d = 10"]),
-    (None, {}, 500, None, ["train longer"]),
+     ["d = 10 is the smallest", "d = 99"]),
+    (10, {"pca_mse": np.linspace(0.1, 0, 101)}, 10, 99, ["The model has this dimension."]),
+    (10, {"why": "too large"}, 500, None, ["d = 10 is"]),
+    (None, {}, 500, None, ["Train longer"]),
 ])  # fmt: skip
 def test_advice_is_the_smallest_dimension_of_30_decibels(smallest, baselines, dim, pca_dim, texts):
     found = advise({**CURVE, "smallest": {"30": smallest}}, baselines, dim)

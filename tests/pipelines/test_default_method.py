@@ -147,6 +147,9 @@ def test_report_is_kept_if_nothing_is_computed(run, project):
 def test_dimension_pipeline_recommends_a_dimension(run):
     found, page = run.load("dimension_metrics"), run.path("dimension_report").read_text()
     assert found["advice"]["sentence"] in page
+    if (dim := found["advice"]["dim"]) is not None:
+        assert f"PICTURES --dim={dim}" in page
+        assert f"stage_1.dim={dim}" in page
     assert "TwoNN" in page
     logged = run.mlflow.data.metrics["test.estimates.TwoNN"]
     assert logged == pytest.approx(found["estimates"]["TwoNN"]["value"])

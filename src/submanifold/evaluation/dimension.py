@@ -90,17 +90,25 @@ def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> 
     best = curve["smallest"][str(PSNR)]
     if best is None:
         return {"dim": None, "pca_dim": None, "sentence": (
-            f"No dimension reaches a PSNR of {PSNR} dB (of the mean squared error) on test images: "
-            "train longer, or increase the weight of the reconstruction term."
+            f"No dimension reaches a PSNR of {PSNR} dB (of the mean squared error) on test images. "
+            "Train longer, or increase the weight of the reconstruction term."
         )}  # fmt: skip
     # interpolate in log-log space; errors with all dimensions can be 0
     errors = np.log(np.maximum(curve["mse"], np.finfo(float).tiny))
     error = np.exp(np.interp(np.log(best), np.log(curve["dims"]), errors))
+    pca_dim = pca_dim_of(baselines, error)
+    sentence = (
+        f"d = {best} is the smallest dimension whose encoder projections of test images reach a "
+        f"PSNR of {PSNR} dB (of the mean squared error)."
+    )
+    if pca_dim is not None:
+        sentence += f" PCA needs d = {pca_dim} for the same error."
+    if best == dim:
+        sentence += " The model has this dimension."
+    return {"dim": best, "pca_dim": pca_dim, "sentence": sentence}
+
+
+def pca_dim_of(baselines: Mapping[str, Any], error: float) -> int | None:
+    """Return the number of principal components that reach a squared error, or None."""
     reached = np.array(baselines.get("pca_mse", [])) <= error
-    pca_dim = int(np.argmax(reached)) if reached.any() else None
-    pca = "" if pca_dim is None else f" PCA needs d = {pca_dim} for the same error."
-    change = "the current value" if best == dim else f"--params=stage_1.dim={best}"
-    return {"dim": best, "pca_dim": pca_dim, "sentence": (
-        f"Use d = {best} ({change}): the smallest dimension whose projections of test images reach "
-        f"a PSNR of {PSNR} dB (of the mean squared error).{pca}"
-    )}  # fmt: skip
+    return int(np.argmax(reached)) if reached.any() else None

@@ -9,7 +9,10 @@ from scipy.stats import norm
 
 
 def dimension_curves(
-    curve: Mapping[str, Any], dim: int, first_order: Mapping[str, Any] | None = None
+    curve: Mapping[str, Any],
+    dim: int,
+    first_order: Mapping[str, Any] | None = None,
+    advised: int | None = None,
 ) -> Figure:
     """Draw the squared error of projections over the dimension of the manifold.
 
@@ -17,6 +20,7 @@ def dimension_curves(
         curve: Result of :func:`submanifold.evaluation.reconstruction.error_curve`.
         dim: Dimension of the model, drawn as a vertical line.
         first_order: Result of :func:`submanifold.training.rotation.fit_rotation`.
+        advised: Dimension to mark.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -33,6 +37,8 @@ def dimension_curves(
         if points:
             axes.plot(*np.transpose(points), label=label, **look)
     axes.axvline(dim, color="0.6", linestyle=":", linewidth=1)
+    if advised is not None:
+        axes.axvline(advised, color="C3", linewidth=1, label=f"recommended: d = {advised}")
     smallest = min(curve["mse"][:-1], default=1e-6)  # all dimensions reconstruct exactly
     axes.set(xscale="log", yscale="log", xlabel="dimension of the manifold",
              ylabel="mean squared error, pixels in [0, 1]")  # fmt: skip

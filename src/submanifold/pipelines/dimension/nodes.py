@@ -10,6 +10,7 @@ from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation import dimension
 from submanifold.evaluation.metrics import format_interval
 from submanifold.models import Model
+from submanifold.pipelines.usage import model_command, repeated, run_facts
 from submanifold.plots.pages import render
 
 
@@ -32,27 +33,56 @@ def estimate(
 
 
 def write_page(
-    found: dict[str, Any], metrics: dict[str, Any], dataset: str, method: str
+    found: dict[str, Any],
+    metrics: dict[str, Any],
+    baselines: dict[str, Any],
+    dataset: str,
+    method: str,
+    run: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write the page with the error by dimension, the estimates and the advice."""
+    """Write the page with the advice, the error by dimension and the estimates."""
     from submanifold.plots.dimensions import dimension_curves  # matplotlib is slow to import
 
-    curve, spectrum = metrics["curve"], found["spectrum"]
-    figure = dimension_curves(curve, metrics["dims"][-1])
+    def listed(dims: list[int | None]) -> list[str]:
+        return ["none" if dim is None else str(dim) for dim in dims]
+
+    curve, spectrum, advice = metrics["curve"], found["spectrum"], found["advice"]
+    figure = dimension_curves(curve, metrics["dims"][-1], advised=advice["dim"])
     about = f"of {spectrum['directions']} directions, those that change an image by a grey level"
     names = {**dimension.ESTIMATORS, "spectrum of JᵀJ": about}
-    values = [*found["estimates"].values(), spectrum]
-    dimensions = [format_interval(each, ".1f") for each in values]
-    smallest = ["none" if dim is None else str(dim) for dim in curve["smallest"].values()]
+    estimates = [*found["estimates"].values(), spectrum]
+    pca = [dimension.pca_dim_of(baselines, 10 ** (-float(psnr) / 10)) for psnr in curve["smallest"]]
     page = render(
         "dimension.html",
         dataset=dataset,
         method=method,
-        advice=found["advice"]["sentence"],
-        table=pd.DataFrame({"estimate": names.keys(), "of": names.values(),
-                            "dimension": dimensions}),
-        smallest=pd.DataFrame({"PSNR, dB": curve["smallest"].keys(), "smallest d": smallest}),
+        advice=advice["sentence"],
+        estimates=pd.DataFrame({
+            "estimate": names.keys(),
+            "dimension": [format_interval(each, ".1f") for each in estimates],
+            "of": names.values(),
+        }),
+        smallest=pd.DataFrame({
+            "PSNR": [f"{psnr} dB" for psnr in curve["smallest"]],
+            "smallest d": listed([*curve["smallest"].values()]),
+            "PCA": listed(pca),
+        }),
+        dims=metrics["dims"],
+        images=curve["n"],
         curve=figure,
         spectrum=spectrum,
+        usage=usage(run, advice["dim"]),
+        about=run_facts(run),
     )  # fmt: skip
     return {"page": page, "curve": figure}
+
+
+def usage(run: dict[str, Any], dim: int | None) -> list[tuple[str, str]]:
+    """Return commands for the next steps, with explanations."""
+    if dim is None:
+        return []
+    chosen = {"stage_1.dim": str(dim)}
+    return [
+        (model_command(run, "project", f"PICTURES --dim={dim}"), "this model with the dimension"),
+        (repeated(run, **chosen), "a new model with the dimension"),
+    ]

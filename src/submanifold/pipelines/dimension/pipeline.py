@@ -10,8 +10,9 @@ def create_pipeline() -> Pipeline:
     estimated = {"model": "hierarchy", "metrics": "metrics", "baselines": "baselines",
                  "train": "x_train", "test": "x_test", "groups": "groups",
                  "device": "params:device"}  # fmt: skip
-    shown = {"found": "dimension_metrics", "metrics": "metrics", "dataset": "params:dataset",
-             "method": "params:method"}  # fmt: skip
+    shown = {"found": "dimension_metrics", "metrics": "metrics", "baselines": "baselines",
+             "dataset": "params:dataset", "method": "params:method",
+             "run": "run_information"}  # fmt: skip
     written = {"page": "dimension_report", "curve": "dimension_figure"}
     return Pipeline([
         Node(estimate, estimated, "dimension_metrics", name="estimate_dimension"),
