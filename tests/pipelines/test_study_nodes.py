@@ -1,5 +1,6 @@
 """The table, the plot and the page of a study."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -20,9 +21,11 @@ def known(tmp_path):
     path.parent.mkdir(parents=True)
     study = nodes.open_study(path, "known")
     study.set_user_attr("search", {"weight": "0.0..99", "method": "A,null"})
+    study.set_user_attr("params", {"dataset": "photos"})
     study.set_user_attr("base", {"dataset": "photos", "seed": 0})
     for number, values in enumerate(KNOWN):
-        about = {"test": [v + 0.5 for v in values], "run": f"run-{number}"}
+        about = {"test": [v + 0.5 for v in values], "run": f"run-{number}", "model": f"m-{number}"}
+        about["test_ends"] = {"test_bpd_low": values[0], "test_bpd_high": values[0] + 1}
         add(study, number, values=values, user_attrs=about)
     add(study, 6, state=TrialState.PRUNED, user_attrs={"why": "at step <8>"})
     add(study, 7, state=TrialState.FAIL, user_attrs={})
@@ -42,7 +45,8 @@ def test_the_table_lists_each_trial_once_with_the_pareto_front(known):
     assert table["state"].tolist() == ["complete"] * 6 + ["pruned", "failed", "waiting"]
     assert table["front"].tolist() == [*FRONT, False, False, False]
     assert list(zip(table["bpd"], table["mse"], strict=True))[:6] == KNOWN
-    assert table["test_bpd"][0] == 3.5
+    assert table.loc[0, ["test_bpd", "test_bpd_low", "test_bpd_high"]].tolist() == [3.5, 3.0, 4.0]
+    assert pd.isna(table["test_mse_low"]).all()
     assert table["method"][:2].tolist() == ["none", "A"]
     assert table["why"][6:8].tolist() == ["at step <8>", "its process died"]
     assert pd.isna(table["bpd"][6:]).all()
@@ -61,6 +65,12 @@ def test_plot_and_page_show_the_front_and_count_trials_without_values(known):
     assert "<strong>9 trials:</strong>\n6 complete, 1 pruned, 1 failed, 1 waiting." in page
     assert "<li>Trial 6, pruned: at step &lt;8&gt;</li>" in page
     assert "dataset photos, seed 0, search space:\n<code>weight=0.0..99</code>" in page
+    best = "Trial 0 (weight=0, method=none) has the best BPD on validation data; on test data it is"
+    assert f"{best} 3.5 [3.0, 4.0]. Trial 3 (weight=3, method=A) has the best MSE" in page
+    assert "4 of 6 complete trials are on the Pareto front" in page
+    assert "submanifold score data/06_models/m-3 PICTURES" in page
+    more = "submanifold sweep --study=known --trials=18 weight=0.0..99 method=A,null"
+    assert f"{more} --params=dataset=photos " in page
     assert "Importance of the parameters" not in page
     assert "<script src" not in page
 
@@ -69,12 +79,20 @@ def test_importances_follow_the_effect_of_parameters(known):
     path, study = known
     for weight in range(10, 40):
         add(study, weight, values=[float(weight), 0.1 + (weight % 2)])
-    shares = nodes.importances(study)
-    assert shares["weight"][0] > shares["method"][0]
-    assert shares["weight"][1] < shares["method"][1]
+    assert nodes.importances(study) == {
+        "weight": (pytest.approx(1, abs=0.2), None),
+        "method": (None, pytest.approx(1, abs=0.2)),
+    }
     table = nodes.collect_study("known", path)
     page = nodes.write_study("known", path, table, nodes.draw_study(table))
     assert "Importance of the parameters" in page
+
+
+def test_results_without_an_effect_have_no_importances(known):
+    rng = np.random.default_rng(1)
+    for weight in range(10, 40):
+        add(known[1], weight, values=rng.random(2).tolist())
+    assert nodes.importances(known[1]) == {}
 
 
 def test_a_missing_study_is_an_error(known):

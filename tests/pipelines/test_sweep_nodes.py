@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from submanifold.pipelines.sweep.nodes import draw_sweep, tag_run
+from submanifold.pipelines.sweep.nodes import draw_sweep, tag_run, write_sweep
 
 
 def collect(project, folder, parameter, *runs):
@@ -36,6 +36,9 @@ def test_missing_bits_are_nan(project, tmp_path):
     assert table["bpd_low"][0] == -2
     assert pd.isna(table["bpd_high"]).all()
     assert {"0.1", "0.3"} <= {trace.name for trace in figure.data}
+    page = write_sweep(table, figure, "stage_1.delta", "photos", "H-MM", tmp_path)
+    assert "There are too few different results" in page
+    assert "<script src" not in page
 
 
 def test_dimension_is_that_of_the_model(project, tmp_path):
@@ -45,3 +48,20 @@ def test_dimension_is_that_of_the_model(project, tmp_path):
     assert table["dim"].tolist() == [1, 2]
     assert table["value"].tolist() == ["1", "none"]
     assert {"1", "none"} <= {trace.name for trace in figure.data}
+
+
+def test_page_names_the_best_values_and_links_reports(project, tmp_path):
+    runs = [(number, [3, number], {"bits_per_dim": 4 - number, "mse": 0.1 * number,
+                                   "mse.low": 0.1 * number - 0.06, "mse.high": 0.1 * number + 0.06})
+            for number in (1, 2)]  # fmt: skip
+    table, figure = collect(project, tmp_path, "stage_2.dim", *runs)
+    report = tmp_path / "stage_2.dim-1" / "report.html"
+    report.parent.mkdir()
+    report.touch()
+    page = write_sweep(table, figure, "stage_2.dim", "photos", "H-MM", tmp_path)
+    assert (
+        "stage_2.dim = 2 has the best BPD, 2.000. stage_2.dim = 1 has the best MSE, 0.10 " in page
+    )
+    assert "the interval of stage_2.dim = 2 overlaps with it" in page
+    assert page.count('href="../stage_2.dim-1/report.html"') == page.count('href="../') == 1
+    assert "submanifold score data/06_models/stage_2.dim-0 PICTURES" in page

@@ -86,6 +86,12 @@ def study_figure(table: pd.DataFrame, parameters: Sequence[str]) -> go.Figure:
     return figure.update_xaxes(ERROR).update_yaxes(title_text=BITS)
 
 
+def as_html(figure: go.Figure) -> str:
+    """Return a plot as a part of a page, with its own copy of plotly."""
+    config = {"displaylogo": False, "responsive": True}
+    return figure.to_html(full_html=False, include_plotlyjs=True, config=config)
+
+
 def _style(figure: go.Figure, title: str, **size: int) -> None:
     figure.update_layout(
         template="simple_white",

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from submanifold.evaluation.metrics import METRICS, Metric, is_missing
+from submanifold.pipelines.conclusions import best_sentence, interval
 from submanifold.pipelines.usage import model_command
 
 HEADLINES = ("bits_per_dim", "mse")
@@ -29,16 +30,10 @@ def sort_runs(table: pd.DataFrame, by: Sequence[Metric]) -> pd.DataFrame:
 
 def cell(row: pd.Series, metric: Metric, best: float | None) -> dict[str, Any]:
     """Return the text and the sort key of a metric of a run, and whether it has the best value."""
-    measured = interval(row, metric)
+    measured = interval(row, metric.name)
     value = measured["value"]
     text = metric.write(measured)
     return {"value": "" if is_missing(value) else value, "text": text, "is_best": value == best}
-
-
-def interval(row: pd.Series, metric: Metric) -> dict[str, Any]:
-    """Return a metric of a run with its ends, which may be missing."""
-    ends = {"value": "", "low": "_low", "high": "_high"}
-    return {end: row.get(f"{metric.name}{suffix}") for end, suffix in ends.items()}
 
 
 def best_values(table: pd.DataFrame, metrics: Sequence[Metric]) -> dict[str, float]:
@@ -55,21 +50,8 @@ def conclusion(table: pd.DataFrame, metrics: Sequence[Metric]) -> list[str]:
     """Return the best runs, those that their intervals do not separate, and the effect of seeds."""
     if len(table) == 1:
         return ["There is one finished run. Make another one to compare it with."]
-    found = []
-    for metric in metrics:
-        best = best_values(table, [metric]).get(metric.name)
-        if best is None:
-            continue
-        is_best = table[metric.name] == best
-        row, others = table[is_best].iloc[0], table[~is_best]
-        text = f"{label(row)} has the best {metric.label}, {metric.write(interval(row, metric))}"
-        high = interval(row, metric)["high"]
-        low = others.get(f"{metric.name}_low")
-        if low is not None and not is_missing(high):
-            near = [label(other) for _, other in others[low <= high].iterrows()]
-            if near:
-                text += f"; the intervals of {_listed(near)} overlap with it"
-        found.append(f"{text}.")
+    best = [best_sentence(table, metric.name, metric, label) for metric in metrics]
+    found = [text for text in best if text]
     spread = [text for metric in metrics if (text := _seed_spread(table, metric))]
     if spread:
         found.append(f"Runs that differ only in the seed differ by up to {' and '.join(spread)}.")
@@ -103,11 +85,6 @@ def usage(table: pd.DataFrame, dataset: str) -> list[tuple[str, str]]:
         (f"{again},method={table.iloc[0]['method']},seed={seed}", "the same method, another seed"),
         (f"kedro run --pipeline=compare --params=dataset={dataset}", "this page, with new runs"),
     ]
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    shown = list(names[:most])
-    return ", ".join(shown) + (f" and {len(names) - most} others" if len(names) > most else "")
 
 
 def _seed_spread(table: pd.DataFrame, metric: Metric) -> str:

@@ -1,5 +1,6 @@
 """Nodes of the study pipeline."""
 
+import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ import plotly.graph_objects as go
 from submanifold.common.errors import UserError
 from submanifold.common.extras import import_extra
 from submanifold.common.files import locked
+from submanifold.evaluation.metrics import COMPARED
+from submanifold.pipelines.conclusions import interval
+from submanifold.pipelines.usage import model_command
 from submanifold.plots.pages import render
 
 if TYPE_CHECKING:  # an optional dependency that takes half a second to import
@@ -21,8 +25,11 @@ TIMEOUT = 60.0
 """Seconds to wait for the lock of the database."""
 FEWEST_TRIALS = 10
 """Complete trials below which parameters have no importance."""
-BEFORE = ("trial", "state", "front", "bpd", "mse", "test_bpd", "test_mse")
-AFTER = ("seconds", "why", "run")
+PERMUTATIONS = 19
+"""Random orders of the results; an importance that exceeds all of them has p = 1/20."""
+TEST = tuple(f"test_{name}{end}" for name in ("bpd", "mse") for end in ("", "_low", "_high"))
+BEFORE = ("trial", "state", "front", "bpd", "mse", *TEST)
+AFTER = ("seconds", "why", "run", "model")
 """Columns of the table before and after those of the parameters."""
 DIED = "its process died"
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running",
@@ -55,8 +62,9 @@ def collect_study(study: str | None, path: Path) -> pd.DataFrame:
 
     Returns:
         Columns ``trial``, ``state``, ``front`` (whether it is on the Pareto front), ``bpd`` and
-        ``mse`` on validation data, ``test_bpd`` and ``test_mse``, the parameters, ``seconds``,
-        ``why`` it has no values, and ``run``, the MLflow run ID.
+        ``mse`` on validation data, ``test_bpd`` and ``test_mse`` with ``_low`` and ``_high``, the
+        parameters, ``seconds``, ``why`` it has no values, ``run``, the MLflow run ID, and
+        ``model``, the key of the model.
 
     Raises:
         UserError: The study does not exist.
@@ -76,11 +84,12 @@ def draw_study(table: pd.DataFrame) -> go.Figure:
 
 
 def write_study(study: str, path: Path, table: pd.DataFrame, figure: go.Figure) -> str:
-    """Write the HTML page: the plot, the importance of the parameters, and the table."""
+    """Write the HTML page: a conclusion, the plot, the importance of parameters, and the table."""
+    from submanifold.plots.trials import as_html
+
     found = _find(study, path)
     base = found.user_attrs["base"]
     counts = table["state"].value_counts()
-    config = {"displaylogo": False, "responsive": True}
     shown = table.sort_values(["front", "state", "bpd"], ascending=[False, True, True])
     return render(
         "study.html",
@@ -88,34 +97,93 @@ def write_study(study: str, path: Path, table: pd.DataFrame, figure: go.Figure) 
         search=found.user_attrs["search"],
         about={name: base[name] for name in ("dataset", "method", "seed") if name in base},
         counts={state: int(counts[state]) for state in STATES.values() if state in counts},
-        plot=figure.to_html(full_html=False, include_plotlyjs=True, config=config),
+        conclusion=conclusion(table),
+        plot=as_html(figure),
         importances=importances(found),
         names=_parameters(table),
-        rows=shown.astype(object).where(shown.notna(), None).to_dict("records"),
-    )
+        metrics={column: COMPARED[column] for column in ("bpd", "mse")},
+        rows=[
+            {**row, "cells": [COMPARED[column].write(interval(pd.Series(row), f"test_{column}"))
+                              for column in ("bpd", "mse")]}
+            for row in shown.astype(object).where(shown.notna(), None).to_dict("records")
+        ],
+        usage=_usage(study, found.user_attrs, table),
+    )  # fmt: skip
 
 
-def importances(study: "Study") -> dict[str, tuple[float, float]]:
+def conclusion(table: pd.DataFrame) -> list[str]:
+    """Return the best trials on validation data with their test values, and the Pareto front."""
+    done = table[table["state"] == "complete"]
+    if done.empty:
+        return ["No trial is complete."]
+    found = []
+    for column in ("bpd", "mse"):
+        row, metric = done.iloc[done[column].argmin()], COMPARED[column]
+        chosen = ", ".join(f"{name}={written(row[name])}" for name in _parameters(table))
+        test = metric.write(interval(row, f"test_{column}"))
+        found.append(f"Trial {row['trial']} ({chosen}) has the best {metric.label} on validation "
+                     f"data; on test data it is {test}.")  # fmt: skip
+    front = int(done["front"].sum())
+    if front == 1:
+        found.append("No other trial is better in one of both.")
+    else:
+        found.append(f"{front} of {len(done)} complete trials are on the Pareto front: each has "
+                     "fewer bits or a smaller error than any other.")  # fmt: skip
+    return found
+
+
+def written(value: Any) -> str:
+    """Write the value of a parameter."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _usage(study: str, attributes: dict[str, Any], table: pd.DataFrame) -> list[tuple[str, str]]:
+    found = []
+    done = table[table["model"].notna() & (table["state"] == "complete")]
+    for column, text in {"mse": "error", "bpd": "number of bits"}.items():
+        if len(done):
+            model = {"model": f"data/06_models/{done.iloc[done[column].argmin()]['model']}"}
+            command = model_command(model, "score", "PICTURES")
+            found.append((command, f"applies the trial with the smallest {text}"))
+    spaces = [f"{name}={space}" for name, space in attributes["search"].items()]
+    params = ",".join(f"{name}={value}" for name, value in attributes.get("params", {}).items())
+    more = ["submanifold", "sweep", f"--study={study}", f"--trials={2 * len(table)}", *spaces]
+    more += [f"--params={params}"] if params else []
+    return [*found, (shlex.join(more), "continues with more trials")]
+
+
+def importances(study: "Study") -> dict[str, tuple[float | None, float | None]]:
     """Importance of each parameter (PED-ANOVA) for bits per dimension and for squared error.
 
     Returns:
-        Fractions that sum to 1 over the parameters; empty for fewer than 10 complete trials.
+        Fractions that sum to 1 over the parameters, or None where a fraction is not larger than
+        those after 19 random permutations of the results. Empty for one parameter, for fewer than
+        10 complete trials, and if no fraction is larger.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    if sum(trial.state.name == "COMPLETE" for trial in trials_of(study)) < FEWEST_TRIALS:
+    complete = [trial for trial in trials_of(study) if trial.state.name == "COMPLETE"]
+    if len(complete) < FEWEST_TRIALS or len(study.user_attrs["search"]) < 2:
         return {}
+    numbers = [trial.number for trial in complete]
 
-    def shares(number: int) -> dict[str, float]:
-        evaluator = PedAnovaImportanceEvaluator()
+    def shares(values: np.ndarray) -> dict[str, float]:
+        by_trial, evaluator = dict(zip(numbers, values, strict=True)), PedAnovaImportanceEvaluator()
         with warnings.catch_warnings():  # a reminder that smaller values are better
             warnings.simplefilter("ignore")
             return get_param_importances(
-                study, evaluator=evaluator, target=lambda trial: trial.values[number]
+                study, evaluator=evaluator, target=lambda trial: by_trial[trial.number]
             )
 
-    bits, errors = shares(0), shares(1)
-    return {name: (share, errors.get(name, 0.0)) for name, share in bits.items()}
+    found: list[dict[str, float]] = []
+    rng = np.random.default_rng(0)
+    for objective in range(2):
+        values = np.array([trial.values[objective] for trial in complete])
+        permuted = [shares(rng.permutation(values)) for _ in range(PERMUTATIONS)]
+        found.append({name: share for name, share in shares(values).items()
+                      if share > max(each.get(name, 0.0) for each in permuted)})  # fmt: skip
+    bits, errors = found
+    return {name: (bits.get(name), errors.get(name)) for name in {**bits, **errors}}
 
 
 def _find(study: str | None, path: Path) -> "Study":
@@ -136,12 +204,14 @@ def _row(trial: "FrozenTrial", names: list[str]) -> dict[str, Any]:
         "trial": trial.number,
         "state": STATES[trial.state.name],
         **dict(zip(("bpd", "mse"), objectives, strict=True)),
-        **dict(zip(("test_bpd", "test_mse"), attributes.get("test", [None, None]), strict=True)),
+        **dict(zip(TEST[::3], attributes.get("test", [None, None]), strict=True)),
+        **{name: attributes.get("test_ends", {}).get(name) for name in TEST if name.count("_") > 1},
         # a CSV file cannot contain None
         **{name: "none" if value is None else value for name, value in params.items()},
         "seconds": trial.duration.total_seconds() if trial.duration else None,
         "why": attributes.get("why", DIED if trial.state.name == "FAIL" else None),
         "run": attributes.get("run"),
+        "model": attributes.get("model"),
     }
 
 

@@ -1,5 +1,6 @@
 """Nodes of the sweep pipeline."""
 
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -9,6 +10,9 @@ import plotly.graph_objects as go
 
 from submanifold.common.errors import UserError
 from submanifold.evaluation.metrics import COMPARED
+from submanifold.pipelines.conclusions import best_sentence, interval
+from submanifold.pipelines.usage import model_command
+from submanifold.plots.pages import render
 from submanifold.runs import tracking
 
 TAG = "submanifold.sweep"
@@ -39,7 +43,8 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
 
     Returns:
         Columns ``value`` (of the parameter), ``seed``, ``dim`` (of the innermost manifold),
-        ``run``, the MLflow run ID, and ``bpd`` and ``mse`` with ``_low`` and ``_high``, sorted by
+        ``run``, the MLflow run ID, ``name`` and ``key`` of the run, ``model``, the key of its
+        model, and ``bpd`` and ``mse`` with ``_low`` and ``_high``, sorted by
         value. Missing measurements are NaN.
 
     Raises:
@@ -58,6 +63,9 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
         "seed": runs["params.seed"].astype(int),
         "dim": [tracking.metrics_of(each).get("dims", [np.nan])[-1] for each in runs["run_id"]],
         "run": runs["run_id"],
+        "name": runs["tags.mlflow.runName"],
+        "key": runs["params.keys.run"],
+        "model": runs["params.keys.model"],
     })  # fmt: skip
     try:
         about["value"] = about["value"].astype(float)
@@ -75,3 +83,58 @@ def draw_sweep(table: pd.DataFrame, parameter: str, baselines: dict[str, Any]) -
     curve = baselines["pca_mse"]  # may lack large dimensions
     pca = [curve[int(dim)] if dim < len(curve) else np.nan for dim in table["dim"]]
     return sweep_figure(table, parameter, pca)
+
+
+def write_sweep(
+    table: pd.DataFrame,
+    figure: go.Figure,
+    parameter: str,
+    dataset: str,
+    method: str,
+    reporting: Path,
+) -> str:
+    """Write the HTML page: a conclusion, the plot, and the table of runs."""
+    from submanifold.plots.trials import as_html
+
+    def label(row: pd.Series) -> str:
+        return f"{parameter} = {written(row['value'])}"
+
+    metrics = {column: COMPARED[column] for column in ("bpd", "mse")}
+    best = [best_sentence(table, column, metric, label) for column, metric in metrics.items()]
+    rows = [
+        {
+            **row,
+            "value": written(row["value"]),
+            "cells": [metric.write(interval(row, column)) for column, metric in metrics.items()],
+            "report": (reporting / row["key"] / "report.html").is_file(),
+        }
+        for _, row in table.iterrows()
+    ]
+    chosen = table.iloc[table["mse"].fillna(np.inf).argmin()]
+    model = {"model": f"data/06_models/{chosen['model']}"}
+    values = f"{parameter} VALUE VALUE --params=dataset={dataset},method={method}"
+    return render(
+        "sweep.html",
+        parameter=parameter,
+        dataset=dataset,
+        method=method,
+        conclusion=[text for text in best if text],
+        rows=rows,
+        metrics=[*metrics.values()],
+        has_seeds=table["seed"].nunique() > 1,
+        plot=as_html(figure),
+        usage=[
+            (model_command(model, "score", "PICTURES"), "applies the run with the lowest error"),
+            (f"submanifold sweep {values}", "adds values to this page"),
+        ],
+    )
+
+
+def written(value: object) -> str:
+    """Write the value of a parameter.
+
+    Example:
+        >>> written(20.0), written("none")
+        ('20', 'none')
+    """
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,8 +1,8 @@
-"""MLflow runs and baselines -> table and plot of a sweep."""
+"""MLflow runs and baselines -> table, plot and page of a sweep."""
 
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.pipelines.sweep.nodes import collect_sweep, draw_sweep
+from submanifold.pipelines.sweep.nodes import collect_sweep, draw_sweep, write_sweep
 
 
 def create_pipeline() -> Pipeline:
@@ -10,7 +10,9 @@ def create_pipeline() -> Pipeline:
     parameter = {"parameter": "params:sweep"}
     swept = {"dataset": "params:dataset", "method": "params:method"}
     drawn = {"table": "sweep_table", "baselines": "baselines"}
+    shown = {"table": "sweep_table", "figure": "sweep_figure", "reporting": "reporting_folder"}
     return Pipeline([
         Node(collect_sweep, parameter | swept, "sweep_table", name="collect_sweep"),
         Node(draw_sweep, parameter | drawn, "sweep_figure", name="draw_sweep"),
+        Node(write_sweep, parameter | swept | shown, "sweep_page", name="write_sweep"),
     ])  # fmt: skip

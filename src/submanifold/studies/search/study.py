@@ -110,7 +110,7 @@ class Study:
         settings = {name: value for name, value in flatten(self.base.settings.parameters()).items()
                     if not f"{name}.".startswith(excluded)}  # fmt: skip
         settings["data"] = self.base.configuration.artifact_keys["data"]
-        given = {"base": settings, "search": dict(self.spaces)}
+        given = {"base": settings, "search": dict(self.spaces), "params": flatten(self.params)}
         with locked(self.folder, self.name):
             stored = self.optuna.user_attrs
             if "search" not in stored:
@@ -291,7 +291,7 @@ def _comparable(run: CachedRun) -> dict[str, Any]:
 
 
 def measure(trial: optuna.Trial, run: CachedRun) -> Objectives:
-    """Measure the objectives on validation data; store validations and test metrics."""
+    """Measure the objectives on validation data; store validations, test metrics and model."""
     validations = {
         name: {
             row["step"]: [row["bits_per_dim"], row["mse"]]
@@ -304,7 +304,11 @@ def measure(trial: optuna.Trial, run: CachedRun) -> Objectives:
     bits = metrics["bits_per_dim"]
     if bits["value"] is None:
         raise UserError(f"bits per dimension: {bits['why']}.")
-    trial.set_user_attr("test", [bits["value"], metrics["mse"]["value"]])
+    test = {"test_bpd": bits, "test_mse": metrics["mse"]}
+    trial.set_user_attr("test", [each["value"] for each in test.values()])
+    ends = {f"{name}_{end}": each[end] for name, each in test.items() for end in ("low", "high")}
+    trial.set_user_attr("test_ends", ends)
+    trial.set_user_attr("model", run.configuration.artifact_keys["model"])
     device = choose_device(run.settings.device)
     return objectives(run.load("hierarchy").to(device), run.load("x_valid"), device)
 

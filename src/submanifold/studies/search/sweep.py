@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from submanifold.common.files import atomic_write
 from submanifold.pipelines.sweep.nodes import sweep_name, tag_run
 from submanifold.studies.experiments import CachedRun, run_all
 
@@ -21,7 +20,7 @@ def sweep(
     Finished runs are reused, and earlier values of the same sweep stay in the plot.
 
     Returns:
-        Path of the interactive plot.
+        Path of the page.
     """
     base = CachedRun("sweep", params, project, env)
     dataset, method = base.settings.dataset, base.settings.method
@@ -34,7 +33,4 @@ def sweep(
     last = changed[-1].changed("sweep", parameter)
     with last.session() as session:
         session.run(pipeline_names=["sweep"])
-    page = project / "data/08_reporting/sweeps" / f"{name}.html"
-    with atomic_write(page) as partial:
-        last.load("sweep_figure").write_html(partial, include_plotlyjs=True)
-    return page
+    return project / "data/08_reporting/sweeps" / f"{name}.html"
