@@ -62,12 +62,13 @@ def test_interval_has_the_width_of_the_standard_error(monkeypatch):
     assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(expected, rel=0.25)
 
 
-CURVE = {"dims": [1, 10, 100], "mse": [0.1, 0.0015, 0.0001]}
+CURVE = {"dims": [1, 10, 100], "mse": [0.1, 0.0015, 0.0001],
+         "nearest_dims": [2, 5, 99], "nearest_mse": [0.1, 0.001, 0.0]}  # fmt: skip
 
 
 @pytest.mark.parametrize(("smallest", "baselines", "dim", "pca_dim", "texts"), [
     (10, {"pca_mse": np.linspace(0.1, 0, 101)}, 500, 99,
-     ["d = 10 is the smallest", "d = 99"]),
+     ["d = 10 is the smallest", "d = 5 suffices", "more dimensions, d = 99"]),
     (10, {"pca_mse": np.linspace(0.1, 0, 101)}, 10, 99, ["The model has this dimension."]),
     (10, {"why": "too large"}, 500, None, ["d = 10 is"]),
     (None, {}, 500, None, ["Train longer"]),

@@ -71,28 +71,22 @@ def test_plot_and_page_show_the_front_and_count_trials_without_values(known):
     assert "submanifold score data/06_models/m-3 PICTURES" in page
     more = "submanifold sweep --study=known --trials=18 weight=0.0..99 method=A,null"
     assert f"{more} --params=dataset=photos " in page
-    assert "Importance of the parameters" not in page
+    assert "Effects of the parameters" not in page
     assert "<script src" not in page
 
 
-def test_importances_follow_the_effect_of_parameters(known):
+def test_effects_have_a_sign_and_those_of_chance_are_left_out(known):
     path, study = known
     for weight in range(10, 40):
-        add(study, weight, values=[float(weight), 0.1 + (weight % 2)])
-    assert nodes.importances(study) == {
-        "weight": (pytest.approx(1, abs=0.2), None),
-        "method": (None, pytest.approx(1, abs=0.2)),
-    }
+        add(study, weight, values=[-float(weight), 0.1 + (weight % 2) + weight % 3 / 100])
     table = nodes.collect_study("known", path)
+    done = table[table["trial"] > 9]
+    assert nodes.effects(done) == {"weight": ("-1.00", "–"), "method": ("–", "0.86")}
+    assert nodes.effects(done[:9]) == {}
+    chance = np.random.default_rng(1).random((len(done), 2))
+    assert nodes.effects(done.assign(bpd=chance[:, 0], mse=chance[:, 1])) == {}
     page = nodes.write_study("known", path, table, nodes.draw_study(table))
-    assert "Importance of the parameters" in page
-
-
-def test_results_without_an_effect_have_no_importances(known):
-    rng = np.random.default_rng(1)
-    for weight in range(10, 40):
-        add(known[1], weight, values=rng.random(2).tolist())
-    assert nodes.importances(known[1]) == {}
+    assert "Effects of the parameters" in page
 
 
 def test_a_missing_study_is_an_error(known):

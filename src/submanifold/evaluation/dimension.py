@@ -101,8 +101,14 @@ def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> 
         f"d = {best} is the smallest dimension whose encoder projections of test images reach a "
         f"PSNR of {PSNR} dB (of the mean squared error)."
     )
+    nearest = [dim for dim, error in zip(curve["nearest_dims"], curve["nearest_mse"], strict=True)
+               if error is not None and error <= 10 ** (-PSNR / 10) and dim < best]  # fmt: skip
+    if nearest:
+        sentence += f" For nearest projections, d = {nearest[0]} suffices."
     if pca_dim is not None:
-        sentence += f" PCA needs d = {pca_dim} for the same error."
+        fewer = "fewer dimensions" if pca_dim < best else "more dimensions"
+        amount = f"{fewer}, d = {pca_dim}," if pca_dim != best else f"d = {pca_dim}"
+        sentence += f" PCA needs {amount} for the same error."
     if best == dim:
         sentence += " The model has this dimension."
     return {"dim": best, "pca_dim": pca_dim, "sentence": sentence}

@@ -96,7 +96,8 @@ def _style(figure: go.Figure, title: str, **size: int) -> None:
     figure.update_layout(
         template="simple_white",
         height=460,
-        title={"text": title, "x": 0.5, "font_size": 12},
+        title={"text": title, "x": 0, "font_size": 12},
+        legend={"orientation": "h", "y": -0.25},
         **size,
     )
     figure.update_xaxes(showgrid=True).update_yaxes(showgrid=True)

@@ -1,18 +1,18 @@
 """Nodes of the study pipeline."""
 
 import shlex
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import scipy  # submodules load on first use
 
 from submanifold.common.errors import UserError
 from submanifold.common.extras import import_extra
 from submanifold.common.files import locked
-from submanifold.evaluation.metrics import COMPARED
+from submanifold.evaluation.metrics import COMPARED, NONE
 from submanifold.pipelines.conclusions import interval
 from submanifold.pipelines.usage import model_command
 from submanifold.plots.pages import render
@@ -24,9 +24,7 @@ if TYPE_CHECKING:  # an optional dependency that takes half a second to import
 TIMEOUT = 60.0
 """Seconds to wait for the lock of the database."""
 FEWEST_TRIALS = 10
-"""Complete trials below which parameters have no importance."""
-PERMUTATIONS = 19
-"""Random orders of the results; an importance that exceeds all of them has p = 1/20."""
+"""Complete trials below which effects of parameters are not measured."""
 TEST = tuple(f"test_{name}{end}" for name in ("bpd", "mse") for end in ("", "_low", "_high"))
 BEFORE = ("trial", "state", "front", "bpd", "mse", *TEST)
 AFTER = ("seconds", "why", "run", "model")
@@ -84,7 +82,7 @@ def draw_study(table: pd.DataFrame) -> go.Figure:
 
 
 def write_study(study: str, path: Path, table: pd.DataFrame, figure: go.Figure) -> str:
-    """Write the HTML page: a conclusion, the plot, the importance of parameters, and the table."""
+    """Write the HTML page: a conclusion, the plot, the effects of parameters, and the table."""
     from submanifold.plots.trials import as_html
 
     found = _find(study, path)
@@ -99,7 +97,7 @@ def write_study(study: str, path: Path, table: pd.DataFrame, figure: go.Figure) 
         counts={state: int(counts[state]) for state in STATES.values() if state in counts},
         conclusion=conclusion(table),
         plot=as_html(figure),
-        importances=importances(found),
+        effects=effects(table),
         names=_parameters(table),
         metrics={column: COMPARED[column] for column in ("bpd", "mse")},
         rows=[
@@ -152,38 +150,30 @@ def _usage(study: str, attributes: dict[str, Any], table: pd.DataFrame) -> list[
     return [*found, (shlex.join(more), "continues with more trials")]
 
 
-def importances(study: "Study") -> dict[str, tuple[float | None, float | None]]:
-    """Importance of each parameter (PED-ANOVA) for bits per dimension and for squared error.
+def effects(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Return the effect of each parameter on the ranks of bits per dimension and squared error.
 
     Returns:
-        Fractions that sum to 1 over the parameters, or None where a fraction is not larger than
-        those after 19 random permutations of the results. Empty for one parameter, for fewer than
-        10 complete trials, and if no fraction is larger.
+        Spearman's correlation (with its sign) of a number; for choices the square root of H / (n -
+        1), H the statistic of Kruskal and Wallis. A dash where p > 5% (Bonferroni's correction).
+        Parameters without effects are left out. Empty for fewer than 10 complete trials.
     """
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-
-    complete = [trial for trial in trials_of(study) if trial.state.name == "COMPLETE"]
-    if len(complete) < FEWEST_TRIALS or len(study.user_attrs["search"]) < 2:
+    done = table[table["state"] == "complete"]
+    names = _parameters(table)
+    if len(done) < FEWEST_TRIALS:
         return {}
-    numbers = [trial.number for trial in complete]
+    level = 0.05 / (2 * len(names))
+    found = {name: tuple(_effect(done[name], done[each], level) for each in ("bpd", "mse"))
+             for name in names if done[name].nunique() > 1}  # fmt: skip
+    return {name: (bits, mse) for name, (bits, mse) in found.items() if {bits, mse} != {NONE}}
 
-    def shares(values: np.ndarray) -> dict[str, float]:
-        by_trial, evaluator = dict(zip(numbers, values, strict=True)), PedAnovaImportanceEvaluator()
-        with warnings.catch_warnings():  # a reminder that smaller values are better
-            warnings.simplefilter("ignore")
-            return get_param_importances(
-                study, evaluator=evaluator, target=lambda trial: by_trial[trial.number]
-            )
 
-    found: list[dict[str, float]] = []
-    rng = np.random.default_rng(0)
-    for objective in range(2):
-        values = np.array([trial.values[objective] for trial in complete])
-        permuted = [shares(rng.permutation(values)) for _ in range(PERMUTATIONS)]
-        found.append({name: share for name, share in shares(values).items()
-                      if share > max(each.get(name, 0.0) for each in permuted)})  # fmt: skip
-    bits, errors = found
-    return {name: (bits.get(name), errors.get(name)) for name in {**bits, **errors}}
+def _effect(values: pd.Series, objective: pd.Series, level: float) -> str:
+    if pd.api.types.is_numeric_dtype(values):
+        correlation, p = scipy.stats.spearmanr(values, objective)
+        return f"{correlation:+.2f}" if p < level else NONE
+    statistic, p = scipy.stats.kruskal(*(each for _, each in objective.groupby(values.astype(str))))
+    return f"{np.sqrt(statistic / (len(values) - 1)):.2f}" if p < level else NONE
 
 
 def _find(study: str | None, path: Path) -> "Study":
