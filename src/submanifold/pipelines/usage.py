@@ -3,7 +3,10 @@
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from submanifold.inference.records import read_records
 
 Facts = list[tuple[str, Any]]
 
@@ -22,6 +25,17 @@ def run_facts(run: Mapping[str, Any]) -> Facts:
         ("model", run["model"]),
         ("MLflow run", run["mlflow_run"]),
     ]
+
+
+def run_of_model(key: str, project: Path) -> dict[str, str | None]:
+    """Return the newest name of the runs of a model, or None, and its folder.
+
+    Args:
+        key: Cache key of the model.
+        project: Folder of the project.
+    """
+    names = [each.name for each in read_records(project) if each.key == key]
+    return {"name": names[-1] if names else None, "model": f"data/06_models/{key}"}
 
 
 def model_command(run: Mapping[str, Any], name: str, rest: str = "") -> str:

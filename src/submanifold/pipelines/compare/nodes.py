@@ -102,7 +102,7 @@ def write_comparison(table: pd.DataFrame, dataset: str, reporting: Path) -> str:
         seeds=sorted(set(table["seed"])),
         features=sorted(set(table["features"].dropna())) if "features" in table else [],
         tradeoff=frontier(points, (6, 4.2)) if len(points) > 1 else None,
-        usage=sections.usage(table, dataset),
+        usage=sections.usage(table, dataset, reporting.parent.parent),
     )
 
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from submanifold.evaluation.metrics import METRICS, Metric, is_missing
 from submanifold.pipelines.conclusions import best_sentence, interval
-from submanifold.pipelines.usage import model_command
+from submanifold.pipelines.usage import model_command, run_of_model
 
 HEADLINES = ("bits_per_dim", "mse")
 OF_POINTS = ("divergence", "projection_distance")
@@ -75,9 +76,9 @@ def points(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def usage(table: pd.DataFrame, dataset: str) -> list[tuple[str, str]]:
+def usage(table: pd.DataFrame, dataset: str, project: Path) -> list[tuple[str, str]]:
     """Return commands for the next steps, with explanations."""
-    best = {"model": f"data/06_models/{table.iloc[0]['model']}"}
+    best = run_of_model(table.iloc[0]["model"], project)
     seed = int(table["seed"].max()) + 1
     again = f"kedro run --pipeline=hierarchical --params=dataset={dataset}"
     return [

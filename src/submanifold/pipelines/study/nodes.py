@@ -14,7 +14,7 @@ from submanifold.common.extras import import_extra
 from submanifold.common.files import locked
 from submanifold.evaluation.metrics import COMPARED, NONE
 from submanifold.pipelines.conclusions import interval
-from submanifold.pipelines.usage import model_command
+from submanifold.pipelines.usage import model_command, run_of_model
 from submanifold.plots.pages import render
 
 if TYPE_CHECKING:  # an optional dependency that takes half a second to import
@@ -105,7 +105,7 @@ def write_study(study: str, path: Path, table: pd.DataFrame, figure: go.Figure) 
                               for column in ("bpd", "mse")]}
             for row in shown.astype(object).where(shown.notna(), None).to_dict("records")
         ],
-        usage=_usage(study, found.user_attrs, table),
+        usage=_usage(study, found.user_attrs, table, path.parents[4]),
     )  # fmt: skip
 
 
@@ -135,12 +135,14 @@ def written(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _usage(study: str, attributes: dict[str, Any], table: pd.DataFrame) -> list[tuple[str, str]]:
+def _usage(
+    study: str, attributes: dict[str, Any], table: pd.DataFrame, project: Path
+) -> list[tuple[str, str]]:
     found = []
     done = table[table["model"].notna() & (table["state"] == "complete")]
     for column, text in {"mse": "error", "bpd": "number of bits"}.items():
         if len(done):
-            model = {"model": f"data/06_models/{done.iloc[done[column].argmin()]['model']}"}
+            model = run_of_model(done.iloc[done[column].argmin()]["model"], project)
             command = model_command(model, "score", "PICTURES")
             found.append((command, f"applies the trial with the smallest {text}"))
     spaces = [f"{name}={space}" for name, space in attributes["search"].items()]

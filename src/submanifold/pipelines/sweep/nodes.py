@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from submanifold.common.errors import UserError
 from submanifold.evaluation.metrics import COMPARED
 from submanifold.pipelines.conclusions import best_sentence, interval
-from submanifold.pipelines.usage import model_command
+from submanifold.pipelines.usage import model_command, run_of_model
 from submanifold.plots.pages import render
 from submanifold.runs import tracking
 
@@ -111,7 +111,7 @@ def write_sweep(
         for _, row in table.iterrows()
     ]
     chosen = table.iloc[table["mse"].fillna(np.inf).argmin()]
-    model = {"model": f"data/06_models/{chosen['model']}"}
+    model = run_of_model(chosen["model"], reporting.parent.parent)
     values = f"{parameter} VALUE VALUE --params=dataset={dataset},method={method}"
     return render(
         "sweep.html",
