@@ -76,7 +76,7 @@ def warnings(measured: Measured, dataset: str, ood: str) -> list[str]:
         )
     linear = {name: scores[name]["auroc"] for name in (*LINEAR, LINEAR_COMBINATION)}
     best = max(linear, key=lambda name: linear[name]["value"])
-    if None not in (auroc["high"], low := linear[best]["low"]) and low > auroc["high"]:
+    if None not in (auroc["high"], low := linear[best]["low"]) and low > max(0.5, auroc["high"]):
         found.append(
             f"A linear score is better: {best} has an AUROC of "
             f"{format_interval(linear[best], '.3f')}."
