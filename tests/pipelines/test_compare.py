@@ -102,7 +102,9 @@ def test_conclusion_names_the_best_runs_overlaps_and_the_effect_of_seeds():
     ])  # fmt: skip
     metrics = sections.headlines(table)
     bits, error, seeds = sections.conclusion(table, metrics)
-    assert bits.startswith("a-0 has the best BPD, 3.00 [2.94, 3.06]; the interval of a-1 overlaps")
+    assert bits.startswith(
+        "a-0 has the best BPD, 3.000 [2.940, 3.060]; the interval of a-1 overlaps"
+    )
     assert error == "b-0 has the best MSE, 0.0100 [0.0090, 0.0110]."
     assert seeds == "Runs that differ only in the seed differ by up to 0.1 (BPD) and 0 (MSE)."
     assert sections.sort_runs(table[::-1], metrics)["name"].tolist() == ["a-0", "a-1", "b-0"]

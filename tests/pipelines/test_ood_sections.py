@@ -40,7 +40,7 @@ def test_conclusion_and_tables_contain_rates_with_intervals():
     given = measured(0.9)
     text = sections.conclusion(given, "mnist", "noise")
     assert "--alpha=5%, submanifold score flags 90.0% [87.0%, 93.0%] of the noise images" in text
-    assert text.endswith("The AUROC is 0.90 [0.85, 0.95].")
+    assert text.endswith("The AUROC is 0.900 [0.850, 0.950].")
     assert sections.alarm_table(given)["promised rate"].tolist() == ["10%", "5%"]
     rows = sections.score_rows(given)
     assert [row["name"] for row in (rows[0], rows[-1])] == [ANOMALY, "density"]
