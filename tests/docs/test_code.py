@@ -13,7 +13,7 @@ from submanifold.flows import Glow
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^ *```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-TESTED_ELSEWHERE = {"docs/tutorials/python.md", "docs/guide.md"}
+TESTED_ELSEWHERE = {"docs/tutorials/python.md", "docs/how-to/deploy.md", "docs/guide.md"}
 FRAGMENTS = {"docs/how-to/extend.md"}
 """Pages on which only blocks that are whole files run."""
 PAGES = sorted(
@@ -37,7 +37,11 @@ def model():
 def test_blocks_run(page, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Hierarchy, "load", lambda path: model)
-    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save("new.jpg")
+    rng = np.random.default_rng(0)
+    for path in ["new.jpg", *(f"other-normal-pictures/{number}.png" for number in range(24))]:
+        Path(path).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
+    Path("scores.csv").write_text("picture,p_value\na.png,0.5\nb.png,0.01\n")
     scope = {"model": model, "x": torch.rand(2, 3, 32, 32) - 0.5}
     for block in BLOCK.findall((ROOT / page).read_text()):
         if page not in FRAGMENTS or block.startswith(('"""', 'r"""')):
