@@ -20,7 +20,7 @@ from click.core import ParameterSource
 from submanifold.common.errors import UserError
 from submanifold.common.extras import import_extra
 from submanifold.common.files import printable
-from submanifold.config.project import conf_source, configure, project_folder
+from submanifold.config.project import conf_source, configure, project_folder, set_kedro_defaults
 from submanifold.inference.command import COMMANDS as MODEL_COMMANDS
 from submanifold.runs.command import COMMANDS as RUN_COMMANDS
 
@@ -105,10 +105,11 @@ def _print_user_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run_command() -> click.Command:
     """Return Kedro's ``run``, which checks the parameters first and skips existing outputs."""
-    configure(project_folder())  # before Kedro's command line configures logging
+    set_kedro_defaults()
     from kedro.framework.cli.project import run as kedro_run
 
     def run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
+        configure(project_folder())
         names = [pipeline] if pipeline else pipelines
         options["conf_source"] = options["conf_source"] or str(conf_source(project_folder()))
         check_parameters(options, joint=names == ["joint"])  # before MLflow is imported

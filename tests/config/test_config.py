@@ -132,8 +132,8 @@ def test_loaders_in_turn_resolve_their_own_keys_and_parameters():
     dirs = [second["catalog"]["x_train"]["filepath"], first["catalog"]["x_train"]["filepath"]]
     assert "circle" in dirs[0]
     assert "photos" in dirs[1]
-    assert first["mlflow"]["tracking"]["run"]["name"].startswith("photos-")
-    assert second["mlflow"]["tracking"]["run"]["name"].startswith("circle-")
+    assert first["mlflow"]["tracking"]["run"]["name"].endswith("density-first")
+    assert second["mlflow"]["tracking"]["run"]["name"].endswith("H-MM")
 
 
 @pytest.fixture

@@ -124,9 +124,9 @@ def test_a_mistake_ends_in_one_line_before_anything_is_computed(trained, folder,
     assert [each.name for each in read_records(folder)] == ["first"]
 
 
-def start(loader, project, params, request):
+def start(selection, project):
     """Start a run that is interrupted at once."""
-    write_record(project, replace(loader.record(), request=request))
+    write_record(project, replace(selection.record, request=selection.request))
 
 
 def test_a_time_budget_scales_all_phases_and_is_measured_once(folder, monkeypatch):
@@ -137,7 +137,7 @@ def test_a_time_budget_scales_all_phases_and_is_measured_once(folder, monkeypatc
         return cost.PhaseCost(fixed=0.0, per_step=0.01, steps=400)
 
     monkeypatch.setattr(cost, "phase_cost", measure)
-    monkeypatch.setattr("submanifold.runs.command._run", start)
+    monkeypatch.setattr("submanifold.runs.train.run", start)
     monkeypatch.setattr("submanifold.runs.command._echo_result", lambda *arguments: None)
     options = ["train", "pictures", "--name=timed", "--minutes=0.8", "--dim=4", *SMALL, *FLOW]
     assert run(folder, *options).exit_code == 0

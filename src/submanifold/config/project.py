@@ -32,6 +32,13 @@ def conf_source(project: Path) -> Path:
     return project / "conf" if (project / "conf" / "base").is_dir() else PACKAGED_CONF
 
 
+def set_kedro_defaults() -> None:
+    """Set what Kedro reads when it is imported, unless the current folder is in a checkout."""
+    if find_checkout() is None:
+        os.environ.setdefault("DO_NOT_TRACK", "1")  # kedro-telemetry asks only in checkouts
+        os.environ.setdefault("KEDRO_LOGGING_CONFIG", str(PACKAGED_CONF / "logging.yml"))
+
+
 def configure(project: Path) -> None:
     """Configure Kedro for a project, once in a process."""
     if find_checkout(project) == project:
@@ -39,8 +46,7 @@ def configure(project: Path) -> None:
 
         bootstrap_project(project)
         return
-    os.environ.setdefault("DO_NOT_TRACK", "1")  # kedro-telemetry asks only in checkouts
-    os.environ.setdefault("KEDRO_LOGGING_CONFIG", str(PACKAGED_CONF / "logging.yml"))
+    set_kedro_defaults()
     from kedro.framework.project import configure_project
 
     configure_project(PACKAGE)

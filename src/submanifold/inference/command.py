@@ -38,7 +38,7 @@ def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float
     return value
 
 
-model_argument = click.argument("model", callback=lambda _, __, given: model_path(given))
+model_argument = click.argument("model")
 device_option = click.option("--device", default="auto", show_default=True,
                              help="auto, cpu, cuda or cuda:<n>.")  # fmt: skip
 dim_option = click.option("--dim", type=int, metavar="N", help="Use only the first N coordinates.")
@@ -77,7 +77,7 @@ def image_options(command: Any) -> Any:
 @click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images with a "
               "p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
 def score(
-    model: Path, images: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
+    model: str, images: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
     nearest: bool, device: str, batch_size: int,
 ) -> None:  # fmt: skip
     """Write the densities, distances from the manifold, and p-values of IMAGES.
@@ -86,9 +86,10 @@ def score(
     """
     from submanifold.inference.scoring import load_calibration, score_images
 
-    loaded = _load(model, device)
+    file = model_path(model)
+    loaded = _load(file, device)
     load_calibration(loaded, alpha)
-    names, pixels = _read(loaded, model, images, {"--out": out, "--sheet": sheet})
+    names, pixels = _read(loaded, file, images, {"--out": out, "--sheet": sheet})
     table = score_images(loaded, pixels, nearest, batch_size)
     order = table.pop("anomaly_score").sort_values(ascending=False, kind="stable").index.to_numpy()
     table.insert(0, "picture", names)
@@ -109,14 +110,15 @@ def score(
 @image_options
 @out_option("codes.npz", (".npz",), "File of the arrays names, u and v.")
 def encode(
-    model: Path, images: tuple[str, ...], out: Path, nearest: bool, device: str, batch_size: int
+    model: str, images: tuple[str, ...], out: Path, nearest: bool, device: str, batch_size: int
 ) -> None:
     """Write the coordinates of IMAGES on the manifold (u) and off the manifold (v)."""
     from submanifold.inference.scoring import encode_images
 
-    loaded = _load(model, device)
+    file = model_path(model)
+    loaded = _load(file, device)
     codes = 8 * loaded.event_dim  # float32; concatenation copies
-    names, pixels = _read(loaded, model, images, {"--out": out}, codes)
+    names, pixels = _read(loaded, file, images, {"--out": out}, codes)
     u, v = encode_images(loaded, pixels, nearest, batch_size)
     _write(out, {"names": np.array(names), "u": u, "v": v})
 
@@ -130,14 +132,15 @@ def encode(
     "Folder of PNG files, or .npz file of originals and projections.",
 )
 def project(
-    model: Path, images: tuple[str, ...], out: Path, nearest: bool, dim: int | None, device: str,
+    model: str, images: tuple[str, ...], out: Path, nearest: bool, dim: int | None, device: str,
     batch_size: int,
 ) -> None:  # fmt: skip
     """Project IMAGES onto the manifold: write originals, projections and differences."""
     from submanifold.inference.scoring import project_images
 
-    loaded = _load(model, device, dim)
-    names, pixels = _read(loaded, model, images, {"--out": out}, 2 * loaded.event_dim)
+    file = model_path(model)
+    loaded = _load(file, device, dim)
+    names, pixels = _read(loaded, file, images, {"--out": out}, 2 * loaded.event_dim)
     projections, errors = project_images(loaded, pixels, nearest, batch_size)
     click.echo(f"mean squared error {errors.mean():.6f}, pixels in [0, 1]")
     if out.suffix != FOLDER:
@@ -163,13 +166,14 @@ def project(
 )
 @device_option
 def sample(
-    model: Path, count: int, temperature: float, dim: int | None, seed: int, out: Path, device: str
+    model: str, count: int, temperature: float, dim: int | None, seed: int, out: Path, device: str
 ) -> None:
     """Draw samples from the manifold."""
     from submanifold.inference.scoring import sample_images
 
-    loaded = _load(model, device, dim)
-    check_not_input("--out", out, [model])
+    file = model_path(model)
+    loaded = _load(file, device, dim)
+    check_not_input("--out", out, [file])
     if out.suffix.lower() == ".png" and (count > MAX_PNG or len(loaded.event_shape) != 3):
         raise UserError(
             f"--out={printable(str(out))}: expected at most {MAX_PNG:,} images in a PNG file, got "
@@ -188,13 +192,14 @@ def sample(
 @dim_option
 @device_option
 def interpolate(
-    model: Path, a: str, b: str, steps: int, out: Path, dim: int | None, device: str
+    model: str, a: str, b: str, steps: int, out: Path, dim: int | None, device: str
 ) -> None:
     """Interpolate between images A and B on the manifold; the log-density changes linearly."""
     from submanifold.inference.scoring import interpolate_images
 
-    loaded = _load(model, device, dim)
-    _, pixels = _read(loaded, model, (a, b), {"--out": out})
+    file = model_path(model)
+    loaded = _load(file, device, dim)
+    _, pixels = _read(loaded, file, (a, b), {"--out": out})
     if len(pixels) != 2:
         raise UserError(f"A, B: expected one image each, got {len(pixels)} images.")
     _write(out, {"path": interpolate_images(loaded, pixels, steps)}, columns=9)
@@ -202,9 +207,10 @@ def interpolate(
 
 @click.command()
 @model_argument
-def info(model: Path) -> None:
+def info(model: str) -> None:
     """Print the architecture, the data and the calibration of a model as JSON."""
-    loaded = _load(model, "cpu")
+    file = model_path(model)
+    loaded = _load(file, "cpu")
     calibration = {"calibrated_on": loaded.calibration.get("count"),
                    "calibration_groups": loaded.calibration.get("groups")}  # fmt: skip
     click.echo(json.dumps({**loaded.describe(), **calibration}, indent=2))
@@ -224,7 +230,7 @@ def _load(path: Path, device: str, dim: int | None = None) -> "Model":
 
 
 def _read(
-    model: "Model", model_path: Path, paths: tuple[str, ...], outputs: Mapping[str, Path | None],
+    model: "Model", file: Path, paths: tuple[str, ...], outputs: Mapping[str, Path | None],
     bytes_per_image: int = 0,
 ) -> tuple[list[str], np.ndarray]:  # fmt: skip
     """Read images; raise a UserError if an output would replace one of them or the model."""
@@ -233,7 +239,7 @@ def _read(
     files = ImageFiles(paths, model.data)
     for option, path in outputs.items():
         if path is not None:
-            check_not_input(option, path, [model_path, *files.files])
+            check_not_input(option, path, [file, *files.files])
     names, pixels = files.read(bytes_per_image)
     if files.skipped:
         click.echo(f"Skipped {len(files.skipped)} unreadable images.", err=True)

@@ -1,49 +1,23 @@
 """Commands ``train`` and ``runs``: one experiment from a few options, and the list of all runs."""
 
-import difflib
-import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-import yaml
 
-from submanifold.common.errors import UserError
 from submanifold.common.files import printable, read_json
-from submanifold.config.merge import entry, merge
-from submanifold.config.project import conf_source, configure, project_folder
+from submanifold.config.project import configure, project_folder
 from submanifold.inference.records import RunRecord, find_record, read_records
 
 if TYPE_CHECKING:
-    from submanifold.config.loader import ExperimentConfigLoader
     from submanifold.models import Model
-
-log = logging.getLogger(__name__)
 
 FIGURES = ("bits_per_dim", "nll", "mse", "nearest_mse")
 """Metrics in the list of runs."""
 USUAL_ALPHA = 5
 """False-positive rate in percent of the command that is printed."""
-
-
-def _settings(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
-    """Parse ``stage_1.dim=300`` as nested settings."""
-    settings: dict[str, Any] = {}
-    for text in texts:
-        path, equals, value = text.partition("=")
-        if not equals or not all(path.split(".")):
-            raise click.BadParameter(f"expected <setting>=<value>, got {text}.")
-        try:
-            nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise click.BadParameter(f"expected a YAML value, got {text}.") from error
-        for name in reversed(path.split(".")):
-            nested = {name: nested}
-        settings = merge(settings, nested)
-    return settings
 
 
 @click.command()
@@ -58,11 +32,11 @@ def _settings(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
 @click.option("--name", help="Name of the run.  [default: date and method]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
 @click.option("--device", help="auto, cpu, cuda or cuda:<n>.  [default: auto]")
-@click.option("--set", "settings", multiple=True, callback=_settings, metavar="SETTING=VALUE",
+@click.option("--set", "settings", multiple=True, metavar="SETTING=VALUE",
               help="Any other setting, such as stage_1.flow.width=128; repeatable.")  # fmt: skip
 def train(
     data: str, method: str | None, dim: int | None, size: int | None, minutes: float | None,
-    name: str | None, seed: int | None, device: str | None, settings: dict[str, Any],
+    name: str | None, seed: int | None, device: str | None, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Train a model on DATA: a folder or zip of images, or a dataset such as fashion_mnist.
 
@@ -71,125 +45,16 @@ def train(
     """
     project = project_folder()
     configure(project)
-    with _option_names():
-        tables = _loader(project, {}).tables
-        chosen = {"method": method, "name": name, "seed": seed, "device": device}
-        params = {key: value for key, value in chosen.items() if value is not None}
-        params = merge(params, _data_settings(data, tables["datasets"]))
-        if size is not None:
-            params = merge(params, {"data": {"size": size}})
-        if dim is not None:
-            params = merge(params, _dim_settings(dim, params, tables))
-        params = _merge_settings(params, settings)
-        request = None
-        if minutes is not None:
-            request = {**params, "minutes": minutes}
-            params = merge(params, _steps_within(minutes, params, request, project))
-        loader = _loader(project, params)
-        record = loader.record()
-        if record.state(project) != "finished":
-            click.echo(f"Run {record.name}. If it is interrupted, the same command continues it.")
-        _run(loader, project, {**params, "name": record.name}, request)
+    from submanifold.runs.train import run, select
+
+    chosen = {"method": method, "name": name, "seed": seed, "device": device}
+    given = {key: value for key, value in chosen.items() if value is not None}
+    selected = select(project, data, given, dim, size, minutes, settings)
+    record = selected.record
+    if record.state(project) != "finished":
+        click.echo(f"Run {record.name}. If it is interrupted, the same command continues it.")
+    run(selected, project)
     _echo_result(record, project, data)
-
-
-def _loader(project: Path, params: Mapping[str, Any]) -> "ExperimentConfigLoader":
-    from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
-
-    conf = str(conf_source(project))
-    return ExperimentConfigLoader(conf, runtime_params=dict(params), **LOADER_ARGS)
-
-
-def _run(
-    loader: "ExperimentConfigLoader",
-    project: Path,
-    params: dict[str, Any],
-    request: dict[str, Any] | None,
-) -> None:
-    from kedro.framework.session import KedroSession
-
-    from submanifold.config.loader import current_request
-
-    conf = str(conf_source(project))
-    token = current_request.set(request)
-    try:
-        with KedroSession.create(project, runtime_params=params, conf_source=conf) as session:
-            session.run(  # type: ignore[call-arg]
-                pipeline_names=[loader.experiment.pipeline], only_missing_outputs=True
-            )
-    finally:
-        current_request.reset(token)
-
-
-@contextmanager
-def _option_names() -> Iterator[None]:
-    """Name settings in messages as this command takes them."""
-    try:
-        yield
-    except (UserError, click.ClickException) as error:
-        message = error.message if isinstance(error, click.ClickException) else str(error)
-        raise UserError(message.replace("--params=", "--set ")) from error
-
-
-def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
-    path = Path(data).expanduser()
-    if path.exists():
-        return {"dataset": "folder", "data": {"path": str(path.resolve())}}
-    if data in datasets:
-        return {"dataset": data}
-    close = difflib.get_close_matches(data, datasets, 1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise UserError(
-        f"DATA: expected an existing folder or zip of images, or one of the datasets "
-        f"{', '.join(datasets)}, got {printable(data)}.{hint}"
-    )
-
-
-def _dim_settings(dim: int, params: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Set the dimension of the last stage that has one, and of stages that keep it."""
-    dataset = entry(tables["datasets"], params["dataset"], "dataset")
-    method = entry(tables["methods"], params.get("method", dataset["method"]), "method")
-    dims = {name: {**method[name], **dataset.get(name, {})}.get("dim")
-            for name in method if name.startswith("stage_")}  # fmt: skip
-    last = [each for each in dims.values() if each is not None][-1:]
-    if not last:
-        raise UserError(
-            f"--dim: expected none with method={method['name']}, whose density is on all of space, "
-            f"got {dim}. Omit it, or choose another --method, such as density-first."
-        )
-    return {name: {"dim": dim} for name, each in dims.items() if each == last[0]}
-
-
-def _merge_settings(params: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Merge the settings of ``--set``; refuse those that another option has set."""
-    from submanifold.config.schema import flatten
-
-    if twice := flatten(params).keys() & flatten(settings).keys():
-        raise UserError(f"--set {min(twice)}: expected one value, but another option sets it.")
-    return merge(params, settings)
-
-
-def _steps_within(
-    minutes: float, params: dict[str, Any], request: dict[str, Any], project: Path
-) -> dict[str, Any]:
-    """Return the steps that fit a time: those of an equal request, or measured ones."""
-    from submanifold.training.cost import fit_budget
-
-    same = [each.params for each in read_records(project) if each.request == request]
-    experiment = _loader(project, params).experiment
-    phases = experiment.phases
-    if same:
-        return {name: same[-1][name] for name in phases}
-    if given := [name for name in phases
-                 if "steps" in params.get(name, {}).get("training", {})
-                 or "probes" in params.get(name, {})]:  # fmt: skip
-        raise UserError(
-            f"--minutes: expected no steps with it, got those of {', '.join(given)}. Omit either."
-        )
-    shape = experiment.data.event_shape
-    found = fit_budget(60 * minutes, experiment.model, phases, shape, experiment.device)
-    log.info("Training takes about %g minutes", minutes)
-    return {name: merge(params.get(name, {}), found[name]) for name in phases}
 
 
 def _echo_result(record: RunRecord, project: Path, data: str) -> None:

@@ -1,0 +1,191 @@
+"""Train one experiment that a few options select."""
+
+import difflib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from click import ClickException
+from kedro.framework.session import KedroSession
+
+from submanifold.common.errors import UserError
+from submanifold.common.files import printable
+from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, current_request
+from submanifold.config.merge import entry, merge
+from submanifold.config.project import conf_source
+from submanifold.config.schema import flatten
+from submanifold.inference.records import RunRecord, read_records
+from submanifold.training.cost import fit_budget
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The experiment that options select.
+
+    Attributes:
+        record: The record of its run.
+        pipeline: Name of its pipeline.
+        params: Kedro's runtime parameters.
+        request: The options from which the steps were measured, if there is a time budget.
+    """
+
+    record: RunRecord
+    pipeline: str
+    params: dict[str, Any]
+    request: dict[str, Any] | None
+
+
+def select(
+    project: Path,
+    data: str,
+    given: Mapping[str, Any],
+    dim: int | None = None,
+    size: int | None = None,
+    minutes: float | None = None,
+    settings: Sequence[str] = (),
+) -> Selection:
+    """Select and check an experiment.
+
+    Args:
+        project: Folder of the project.
+        data: Folder or zip of images, or the name of a dataset.
+        given: Parameters that are single values, such as the method.
+        dim: Dimension of the manifold.
+        size: Side of the images.
+        minutes: Time of training, to which the steps of all phases are scaled.
+        settings: Other settings, as ``stage_1.flow.width=128``.
+
+    Raises:
+        UserError: A name is unknown, or a value is not allowed.
+    """
+    with _named_as_options():
+        tables = _loader(project, {}).tables
+        params = merge(dict(given), _data_settings(data, tables["datasets"]))
+        if size is not None:
+            params = merge(params, {"data": {"size": size}})
+        if dim is not None:
+            params = merge(params, _dim_settings(dim, params, tables))
+        params = _merge_settings(params, _parse_settings(settings))
+        request = None if minutes is None else {**params, "minutes": minutes}
+        if minutes is not None and request is not None:
+            params = merge(params, _steps_within(minutes, params, request, project))
+        loader = _loader(project, params)
+        record, pipeline = loader.record(), loader.experiment.pipeline
+        return Selection(record, pipeline, {**params, "name": record.name}, request)
+
+
+def run(selection: Selection, project: Path) -> None:
+    """Compute what is missing of an experiment, in an MLflow run.
+
+    Raises:
+        UserError: The data or this machine do not fit.
+    """
+    conf = str(conf_source(project))
+    token = current_request.set(selection.request)
+    try:
+        with (
+            _named_as_options(),
+            KedroSession.create(
+                project, runtime_params=selection.params, conf_source=conf
+            ) as session,
+        ):
+            session.run(  # type: ignore[call-arg]
+                pipeline_names=[selection.pipeline], only_missing_outputs=True
+            )
+    finally:
+        current_request.reset(token)
+
+
+def _loader(project: Path, params: Mapping[str, Any]) -> ExperimentConfigLoader:
+    conf = str(conf_source(project))
+    return ExperimentConfigLoader(conf, runtime_params=dict(params), **LOADER_ARGS)
+
+
+@contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Name settings in messages as ``submanifold train`` takes them."""
+    try:
+        yield
+    except (UserError, ClickException) as error:
+        message = error.message if isinstance(error, ClickException) else str(error)
+        raise UserError(message.replace("--params=", "--set ")) from error
+
+
+def _parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Parse ``stage_1.dim=300`` as nested settings."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        if not equals or not all(path.split(".")):
+            raise UserError(f"--set: expected <setting>=<value>, got {printable(text)}.")
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set: expected a YAML value, got {printable(text)}.") from error
+        for name in reversed(path.split(".")):
+            nested = {name: nested}
+        settings = merge(settings, nested)
+    return settings
+
+
+def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
+    path = Path(data).expanduser()
+    if path.exists():
+        return {"dataset": "folder", "data": {"path": str(path.resolve())}}
+    if data in datasets:
+        return {"dataset": data}
+    close = difflib.get_close_matches(data, datasets, 1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise UserError(
+        f"DATA: expected an existing folder or zip of images, or one of the datasets "
+        f"{', '.join(datasets)}, got {printable(data)}.{hint}"
+    )
+
+
+def _dim_settings(dim: int, params: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Set the dimension of the last stage that has one, and of stages that keep it."""
+    dataset = entry(tables["datasets"], params["dataset"], "dataset")
+    method = entry(tables["methods"], params.get("method", dataset["method"]), "method")
+    dims = {name: {**method[name], **dataset.get(name, {})}.get("dim")
+            for name in method if name.startswith("stage_")}  # fmt: skip
+    last = [each for each in dims.values() if each is not None][-1:]
+    if not last:
+        raise UserError(
+            f"--dim: expected none with method={method['name']}, whose density is on all of space, "
+            f"got {dim}. Omit it, or choose another --method, such as density-first."
+        )
+    return {name: {"dim": dim} for name, each in dims.items() if each == last[0]}
+
+
+def _merge_settings(params: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Merge the settings of ``--set``; refuse those that another option has set."""
+    if twice := flatten(params).keys() & flatten(settings).keys():
+        raise UserError(f"--set {min(twice)}: expected one value, but another option sets it.")
+    return merge(params, settings)
+
+
+def _steps_within(
+    minutes: float, params: dict[str, Any], request: dict[str, Any], project: Path
+) -> dict[str, Any]:
+    """Return the steps that fit a time: those of an equal request, or measured ones."""
+    same = [each.params for each in read_records(project) if each.request == request]
+    experiment = _loader(project, params).experiment
+    phases = experiment.phases
+    if same:
+        return {name: same[-1][name] for name in phases}
+    if given := [name for name in phases
+                 if "steps" in params.get(name, {}).get("training", {})
+                 or "probes" in params.get(name, {})]:  # fmt: skip
+        raise UserError(
+            f"--minutes: expected no steps with it, got those of {', '.join(given)}. Omit either."
+        )
+    shape = experiment.data.event_shape
+    found = fit_budget(60 * minutes, experiment.model, phases, shape, experiment.device)
+    log.info("Training takes about %g minutes", minutes)
+    return {name: merge(params.get(name, {}), found[name]) for name in phases}
