@@ -253,7 +253,7 @@ def sweep(
 ) -> None:  # fmt: skip
     """Run an experiment for each of the VALUES of a PARAMETER, such as stage_1.dim.
 
-    Writes a table and an interactive plot of bits per dimension and squared error to
+    Writes a page with a table and an interactive plot of bits per dimension and squared error to
     data/08_reporting/sweeps/. The MLflow runs have the tag submanifold.sweep.
 
     With --study each argument is a parameter and its range, and Optuna searches all of them for few
