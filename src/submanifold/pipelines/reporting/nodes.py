@@ -16,7 +16,6 @@ from submanifold.evaluation.truth import manifold_picture
 from submanifold.models import Model
 from submanifold.plots.pages import render
 
-INTERPOLATED = 9
 MAX_POINTS = 4000
 PCA, STAGE_1 = "baselines.pca.mse", "stage_1_mse"
 NO_NOISE = {"why": "none without noise"}
@@ -98,7 +97,7 @@ def report_images(
         text = f"{Calibration.from_dict(calibration).basis} for validation."
     by_dim = {name.removeprefix("by_dim_"): each for name, each in illustrations.items()
               if name.startswith("by_dim_")}  # fmt: skip
-    slider = None
+    slider, path = None, illustrations["interpolation"]
     if by_dim:
         slider = dimension_slider(test[: by_dim["encoder"].shape[1]], by_dim, dim)
     content = {
@@ -112,7 +111,7 @@ def report_images(
         "alarms": sections.alarms(image_scores, calibration),
         "samples": sections.sample_strips(samples, samples_cool),
         "neighbors": sections.neighbors(samples, test, illustrations),
-        "interpolation": strip(illustrations["interpolation"], INTERPOLATED),
+        "interpolation": strip(path, len(path)),
         "traversal": sections.traversal(illustrations, bool(rotations)),
     }
     return _report(figures, content, metrics=metrics, hierarchy=hierarchy, **about)

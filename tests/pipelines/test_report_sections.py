@@ -1,0 +1,58 @@
+"""The sentences of the report that draw conclusions from numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from submanifold.evaluation.calibration import Calibration
+from submanifold.pipelines.reporting.sections import alarms, describe_gap, usage
+
+RNG = np.random.default_rng(0)
+SCORES = {"density": RNG.standard_normal(400)}
+CALIBRATION = Calibration.fit(SCORES, ("density",)).to_dict()
+
+
+def scored(shift=0.0, count=400, p_values=None):
+    tables = [
+        pd.DataFrame({"split": split, "group": range(count), "bits_per_dim": 3 + offset
+                      + 0.2 * RNG.standard_normal(count)})
+        for split, offset in (("train", 0.0), ("valid", shift), ("test", shift))
+    ]  # fmt: skip
+    tables[2]["p_value"] = np.linspace(0, 1, count) if p_values is None else p_values
+    return pd.concat(tables)
+
+
+@pytest.mark.parametrize(("shift", "count", "conclusion"), [
+    (0.3, 400, "it overfits"),
+    (0.0, 400, "no overfitting is visible"),
+    (-0.3, 400, "the splits differ"),
+    (0.3, 1, "too few images"),
+])  # fmt: skip
+def test_overfitting_is_concluded_from_the_interval(shift, count, conclusion):
+    assert conclusion in describe_gap(scored(shift, count))
+
+
+@pytest.mark.parametrize(("power", "sentence"), [
+    (1.0, "All promised rates are inside"),
+    (0.3, "Fewer test images are flagged than promised at 10%, 5%"),
+    (4.0, "More test images are flagged than promised at 10%, 5%, 1%"),
+])  # fmt: skip
+def test_false_alarms_are_compared_with_their_intervals(power, sentence):
+    found = alarms(scored(p_values=np.linspace(0.003, 1, 400) ** power), CALIBRATION)
+    assert sentence in found["sentence"]
+    assert list(found["table"]["promised rate"]) == ["10%", "5%", "1%"]
+    assert "400 images for validation" in found["sentence"]
+    assert alarms(scored(), {"why": "too few"}) is None
+    assert alarms(scored().drop(columns="p_value"), CALIBRATION) is None
+
+
+def test_the_threshold_of_the_command_is_possible():
+    class Model:
+        has_density, calibration = True, CALIBRATION
+
+    commands = dict(usage("my run", "data/m.safetensors", Model(), synthetic=False)[0])
+    assert "submanifold score 'my run' PICTURES --alpha=5%" in commands
+    Model.calibration = Calibration.fit({"density": SCORES["density"][:24]}, ("density",)).to_dict()
+    Model.calibration["groups"] = 12
+    commands = dict(usage(None, "data/m.safetensors", Model(), synthetic=False)[0])
+    assert "submanifold score data PICTURES --alpha=8%" in commands
