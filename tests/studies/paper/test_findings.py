@@ -47,7 +47,7 @@ def test_the_difference_is_shown_with_its_interval_and_number_of_seeds():
     assert compare([1.0], [2.0]).found == "-1.00 BPD [-1.14, -0.86]"
     three = compare([1.0, 2.0, 3.0], [1.9, 3.0, 4.1, 9.0])
     # 4.30265 times 0.1 / sqrt(3)
-    assert three.found == "-1.000 BPD [-1.248, -0.752]"
+    assert three.found == "-1.00 BPD [-1.25, -0.75]"
     assert three.comparison == "A against B, 3 seeds"
     assert compare([1.0], [2.0], "parameters").found == "-100 parameters"
 
