@@ -33,7 +33,6 @@ myst_enable_extensions = [
     "amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist",
 ]  # fmt: skip
 myst_heading_anchors = 4
-smartquotes = False  # -- in options
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -72,19 +71,23 @@ def escape_stars(app, what, name, obj, options, lines) -> None:
     lines[:] = [re.sub(r"(?<![\w*\\])\*(?=\w+\))", r"\\*", line) for line in lines]
 
 
-def literal_examples(app, ctx, lines) -> None:
-    """Show lines that click keeps as they are as a literal block."""
+def format_help(app, ctx, lines) -> None:
+    """Show options in the text as code, and lines that click keeps as they are as a code block."""
     shown: list[str] = []
     for line in lines:
         if line.startswith("| "):
             shown += [] if shown and shown[-1].startswith("    ") else ["::", ""]
-            line = "    " + line[2:]
-        shown.append(line)
+            shown.append("    " + line[2:])
+        elif line.startswith(".. "):
+            shown.append(line)
+        else:
+            shown.append(re.sub(r"(?<![\w`-])--[a-z][\w-]*", r"``\g<0>``", line))
     lines[:] = shown
 
 
 def setup(app) -> None:
     """Connect the hooks, that of docstrings before napoleon's."""
     app.connect("autodoc-process-docstring", escape_stars, priority=100)
-    app.connect("sphinx-click-process-description", literal_examples)
+    app.connect("sphinx-click-process-description", format_help)
+    app.connect("sphinx-click-process-options", format_help)
     app.connect("sphinx-click-process-arguments", lambda app, ctx, lines: lines.clear())

@@ -171,23 +171,23 @@ def _counts(model: type[BaseModel], name: str, text: str, index: bool = True) ->
 
 def settings_stage() -> Iterator[str]:
     """Settings of a stage, and of each flow."""
-    yield from entries(StageSettings, "stage_<n>.")
-    yield _entry("stage_<n>.flow.type", {"type": ", ".join(map(code, SELECTABLE))}, "The flow.")
+    yield from entries(StageSettings, "STAGE.")
+    yield _entry("STAGE.flow.type", {"type": ", ".join(map(code, SELECTABLE))}, "The flow.")
     for settings in get_args(get_args(FlowSettings)[0]):
         (name,) = get_args(settings.model_fields["type"].annotation)
         yield f"### Flow `{name}`\n"
         yield f"{{py:class}}`~submanifold.flows.{FLOWS[name].__name__}`: {summary(FLOWS[name])}\n"
         base = STAGES.get(name, {}).get("flow", {})
         yield from entries(
-            settings, "stage_<n>.flow.", base, described=FLOWS[name], skip=("type",), index=False
+            settings, "STAGE.flow.", base, described=FLOWS[name], skip=("type",), index=False
         )
 
 
 def settings_phase() -> Iterator[str]:
     """Settings of phases."""
     skip = (*Terms.model_fields, "training")
-    yield from entries(PhaseSettings, "<phase>.", skip=skip)
-    yield from entries(RotationSettings, "<phase>.")
+    yield from entries(PhaseSettings, "PHASE.", skip=skip)
+    yield from entries(RotationSettings, "PHASE.")
 
 
 def settings_terms() -> Iterator[str]:
@@ -199,19 +199,19 @@ def settings_terms() -> Iterator[str]:
         if len(kinds) > 1:
             tags = [code(each.model_fields["penalty"].default) for each in kinds]
             options = {"type": ", ".join(tags), "default": "`mse`"}
-            yield _entry(f"<phase>.{term}.penalty", options, "Kind of the penalty.")
+            yield _entry(f"PHASE.{term}.penalty", options, "Kind of the penalty.")
         defaults = {flow: each["phase"].get(term, {}) for flow, each in STAGES.items()}
         for kind in kinds:
             tag = kind.model_fields.get("penalty")
             start = f"`penalty: {tag.default}`: " if tag else ""
             yield f"{start}{summary(kind)}\n"
             yield from entries(
-                kind, f"<phase>.{term}.", values=defaults, skip=(*seen, "penalty", "target")
+                kind, f"PHASE.{term}.", values=defaults, skip=(*seen, "penalty", "target")
             )
             seen |= {*kind.model_fields}
         if "target" in seen:
             yield f"`{term}.target`: {summary(Target)} {meanings(kinds[-1])['target']}\n"
-            yield from entries(Target, f"<phase>.{term}.target.")
+            yield from entries(Target, f"PHASE.{term}.target.")
 
 
 def settings_training() -> Iterator[str]:
