@@ -13,7 +13,7 @@ from submanifold.flows import Glow
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^ *```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-TESTED_ELSEWHERE = {"docs/tutorials/python.md", "docs/how-to/deploy.md", "docs/guide.md"}
+TESTED_ELSEWHERE = {"docs/tutorials/python.md", "docs/how-to/deploy.md"}
 FRAGMENTS = {"docs/how-to/extend.md"}
 """Pages on which only blocks that are whole files run."""
 PAGES = sorted(
