@@ -81,7 +81,8 @@ def format_interval(measured: Any, spec: str, signed: bool = False, label: str =
     high: Any = found.get("high")
     if is_missing(value):
         return str(found.get("why", NONE)).split(":")[0]
-    label, sign = f" {label}" if label else "", "+" if signed else ""
+    label, sign = f" {label}" if label else "", "+" if signed or spec.startswith("+") else ""
+    spec = spec.removeprefix("+")
     has_interval = not (is_missing(low) or is_missing(high))
     if has_interval and (count := decimals((high - low) / 2)) is not None:
         comma = "," if "," in spec else ""
