@@ -206,7 +206,7 @@ def test_ood_compares_the_combination_with_its_goal_and_linear_scores():
     assert hard[""] == "at least 0.99: missed by 0.0200"
     assert hard["best linear score"].endswith(f"({LINEAR_COMBINATION})")
     assert hard["combination"] == "0.970 [0.843, 1.000]", "clipped at 1"
-    assert hard["best single score, picked with the labels"] == "0.3000 [0.2900, 0.3100] (density)"
+    assert hard["best single score, picked with the labels"] == "0.300 [0.290, 0.310] (density)"
     assert easy[""] == "met"
 
 
