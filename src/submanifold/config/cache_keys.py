@@ -16,7 +16,7 @@ TRAINING_VERSION = 6
 """Version of data and training: increased when equal settings no longer give equal artifacts."""
 MODEL_VERSION = 4
 """Version of the finished model's file, for equal phases."""
-EVALUATION_VERSION = 12
+EVALUATION_VERSION = 13
 """Version of metrics and report, for equal models."""
 OOD_VERSION = 7
 """Version of the scores of out-of-distribution images, for equal models and images."""

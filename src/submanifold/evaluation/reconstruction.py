@@ -67,8 +67,8 @@ def error_curve(
 ) -> dict[str, Any]:
     """Compute the squared error of the projection onto the first d latents as a function of d.
 
-    It uses the first 256 test images, uint8 (N, ...); only hierarchies have more than one
-    dimension.
+    It uses 256 test images, uint8 (N, ...), and 64 of them for nearest projections, at equal
+    distances: neighbours may belong to one group. Only hierarchies have more than one dimension.
 
     Returns:
         ``mse`` of the encoder projection and ``pca_mse`` (None where PCA was not fitted) at
@@ -76,8 +76,10 @@ def error_curve(
         images ``n`` and ``n_nearest``; and ``smallest``: by PSNR in dB, the smallest d that reaches
         it, or None.
     """
-    some = Batches(test[:CURVE_IMAGES], NEAREST_BATCH_SIZE, device=device)
-    few = Batches(test[:CURVE_NEAREST_IMAGES], NEAREST_BATCH_SIZE, device=device)
+    some, few = (
+        Batches(evenly_spaced(test, count), NEAREST_BATCH_SIZE, device=device)
+        for count in (CURVE_IMAGES, CURVE_NEAREST_IMAGES)
+    )
 
     @cache
     def mse(dim: int, events: Batches, steps: int = 0) -> float:
@@ -112,6 +114,16 @@ def error_curve(
         "n_nearest": len(few),
         "smallest": {str(goal): smallest_dim(goal) for goal in CURVE_PSNRS},
     }
+
+
+def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:
+    """Select at most ``count`` entries of an array at equal distances.
+
+    Example:
+        >>> evenly_spaced(np.arange(10), 4).tolist()
+        [0, 3, 6, 9]
+    """
+    return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
 
 
 def _geometric(smallest: int, largest: int, count: int) -> list[int]:

@@ -18,6 +18,8 @@ from submanifold.training.trainer import Trainer
 
 STEPS = 5
 PROBES = 128
+STEPS_SHARE = 0.85
+"""Of the time of a training; the rest is for validations and checkpoints."""
 
 Phase = PhaseSettings | RotationSettings
 
@@ -122,7 +124,7 @@ def fit_budget(
         costs[name] = replace(cost, steps=phase.probes or cost.steps)
     variable = sum(cost.per_step * cost.steps for cost in costs.values())
     fixed = sum(cost.fixed for cost in costs.values())
-    factor = max(seconds - fixed, seconds / 2) / variable
+    factor = STEPS_SHARE * max(seconds - fixed, seconds / 2) / variable
     steps = {name: max(1, round(factor * cost.steps)) for name, cost in costs.items()}
     return {
         name: {"probes": steps[name]}
