@@ -24,6 +24,7 @@ from submanifold.evaluation.likelihood import (
 from submanifold.evaluation.reconstruction import (
     NEAREST_BATCH_SIZE,
     error_curve,
+    evenly_spaced,
     reconstruction,
     squared_errors,
 )
@@ -135,20 +136,25 @@ def reconstructions(
     model: Model, test: np.ndarray, batches: Batches, groups: np.ndarray | None
 ) -> Metrics:
     """Compute errors of encoder projections, nearest projections, and stage 1 of a hierarchy."""
-    summarize = partial(reconstruction, of_images=not batches.is_continuous, groups=groups)
+    summarize = partial(reconstruction, of_images=not batches.is_continuous)
     tracked = track(batches, "projecting", len(test))
-    found = summarize(squared_errors(model.project, tracked))
+    found = summarize(squared_errors(model.project, tracked), groups=groups)
     if model.dim < model.event_dim:
-        some = Batches(test[:NEAREST_EVENTS], NEAREST_BATCH_SIZE, device=batches.device)
+        chosen = evenly_spaced(np.arange(len(test)), NEAREST_EVENTS)
+        some = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device)
         project = partial(model.project, steps=NEAREST_STEPS)
         tracked = track(some, "nearest projections", len(some))
-        nearest = summarize(squared_errors(project, tracked))
+        nearest = summarize(
+            squared_errors(project, tracked), groups=None if groups is None else groups[chosen]
+        )
         found |= {f"nearest_{name}": nearest[name] for name in ("mse", "psnr") if name in nearest}
     if isinstance(model, Hierarchy):
         found["stage_1_mse"] = found["mse"]
         if len(model.stages) > 1:
             first = model.part(1, 1)
-            found["stage_1_mse"] = summarize(squared_errors(first.project, batches))["mse"]
+            found["stage_1_mse"] = summarize(squared_errors(first.project, batches), groups=groups)[
+                "mse"
+            ]
     return found
 
 
