@@ -171,7 +171,9 @@ def _split_params(ctx: click.Context, param: click.Parameter, value: str) -> dic
     return split(ctx, param, value)
 
 
-env_option = click.option("--env", "-e", help="Kedro's environment, as in kedro run.")
+env_option = click.option(
+    "--env", "-e", envvar="KEDRO_ENV", help="Kedro's environment, as in kedro run."
+)
 params_option = click.option(
     "--params", type=str, default="", callback=_split_params, help="As in kedro run."
 )

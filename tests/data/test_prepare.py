@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from source_files import numbered, write_celeba, write_folder
 
 from submanifold.common.errors import UserError
@@ -532,3 +533,14 @@ def test_a_killed_process_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PARALLEL_IMAGES", 1)
     with pytest.raises(UserError, match=r"One of the \d+ processes that decode images was killed"):
         run(tmp_path)
+
+
+def test_the_check_warns_of_grey_images_in_three_channels(tmp_path, caplog):
+    for number in range(30):
+        image = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    for channels in 3, 1:
+        form = {"source": "folder", "path": str(tmp_path), "size": 8, "channels": channels}
+        caplog.clear()
+        check(ImageSettings(**form), tmp_path / "none", tmp_path)
+        assert ("data.channels=1" in caplog.text) == (channels == 3)

@@ -96,7 +96,7 @@ def mistakes(folder):
         "path": (("train", "pictrues/"), "DATA: expected an existing folder or zip"),
         "method": ((*train, "--method=H-MN"), "Did you mean H-MM?"),
         "setting": ((*train, "--set", "densiti.training.steps=3"), "Did you mean density?"),
-        "no pictures": (("train", "empty"), "expected images"),
+        "no pictures": (("train", "empty", "--minutes=60"), "expected images"),
         "not a picture": (("train", "notes.txt"), "notes.txt"),
         "dim": ((*train, "--method=Glow", "--dim=4"), "--dim: expected none with method=Glow"),
         "large dim": ((*train, "--size=8", "--dim=400"), "192"),

@@ -154,6 +154,11 @@ def check(settings: ImageSettings, folder: Path, raw_folder: Path, trained_on: b
             f"path={settings.path}: expected different images, got {len(images)} equal ones, which "
             "have no density. Set another path."
         )
+    if settings.channels == 3 and all((each == each[:1]).all() for each in images):
+        log.warning(
+            "data.channels: the images are grey, so that their three channels are equal and each "
+            "image is described three times. Use --params=data.channels=1."
+        )
 
 
 def few_images(train: np.ndarray) -> str | None:

@@ -12,12 +12,15 @@ import yaml
 from click import ClickException
 from kedro.framework.session import KedroSession
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, error_prefix
 from submanifold.common.files import printable
+from submanifold.config.cache_keys import RAW_FOLDER
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, current_request
 from submanifold.config.merge import entry, merge
 from submanifold.config.project import conf_source
 from submanifold.config.schema import flatten
+from submanifold.data.prepare import check
+from submanifold.data.settings import ImageSettings
 from submanifold.inference.records import RunRecord, read_records
 from submanifold.training.cost import fit_budget
 
@@ -134,6 +137,14 @@ def _parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def _check_images(loader: ExperimentConfigLoader, project: Path) -> None:
+    settings = loader.experiment.data
+    if isinstance(settings, ImageSettings):
+        folder = project / loader["catalog"]["data_folder"]["filepath"]
+        with error_prefix("data"):
+            check(settings, folder, project / RAW_FOLDER)
+
+
 def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
     path = Path(data).expanduser()
     if path.exists():
@@ -185,6 +196,7 @@ def _steps_within(
         raise UserError(
             f"--minutes: expected no steps with it, got those of {', '.join(given)}. Omit either."
         )
+    _check_images(_loader(project, params), project)  # before anything is timed
     shape = experiment.data.event_shape
     found = fit_budget(60 * minutes, experiment.model, phases, shape, experiment.device)
     log.info("Training takes about %g minutes", minutes)
