@@ -4,7 +4,6 @@ torch, MLflow and Kedro are imported by the commands that use them.
 """
 
 import copy
-import difflib
 import logging
 import os
 import traceback
@@ -17,7 +16,7 @@ import click
 import yaml
 from click.core import ParameterSource
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.extras import import_extra
 from submanifold.common.files import printable
 from submanifold.config.project import conf_source, configure, project_folder, set_kedro_defaults
@@ -62,8 +61,8 @@ class _Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; an unknown one is reported with the closest name."""
         known = self.list_commands(ctx)
-        if args[0] not in known and (close := difflib.get_close_matches(args[0], known, 1)):
-            raise click.UsageError(f"No such command '{args[0]}'. Did you mean {close[0]}?", ctx)
+        if args[0] not in known and (hint := did_you_mean(args[0], known)):
+            raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -117,8 +116,8 @@ def _run_command() -> click.Command:
 
         if unknown := [name for name in names if name not in (*NAMES, "__default__")]:
             raise click.ClickException(
-                f"pipeline={unknown[0]} is not known. Known: {', '.join(NAMES)}. Change it with "
-                "--pipeline=<name>."
+                f"pipeline={unknown[0]} is not known. Known: {', '.join(NAMES)}."
+                f"{did_you_mean(unknown[0], NAMES)} Change it with --pipeline=<name>."
             )
         summarizes = {*names} & {"compare", "sweep", "study"}
         if not summarizes and not any(options[name] for name in NODE_OPTIONS):

@@ -1,6 +1,7 @@
 """The exception for mistakes that a user can fix."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -18,6 +19,17 @@ class UserError(ValueError):
             ...
         submanifold.common.errors.UserError: stage_1.dim: expected at most 8, got 9.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a sentence with the known name that is closest to a name, empty if none is close.
+
+    Example:
+        >>> did_you_mean("mnits", ["mnist", "photos"])
+        ' Did you mean mnist?'
+    """
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Typed settings, and error messages for settings that fail validation."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, get_args
@@ -8,7 +7,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, did_you_mean
 
 MAX_NAME_BYTES = 100  # file names contain several names and a key, and are limited to 255 bytes
 
@@ -78,9 +77,8 @@ def _explain(problem: Any, model: type[BaseModel], where: str) -> str:
     name, context = ".".join([where, *names]).removeprefix("."), problem.get("ctx", {})
     match problem["type"]:
         case "extra_forbidden":
-            close = difflib.get_close_matches(names[-1], known, 1)
-            hint = f". Did you mean {close[0]}?" if close else ""
-            return f"{name} is not a setting; known: {', '.join(known)}{hint}"
+            hint = did_you_mean(names[-1], known)
+            return f"{name} is not a setting; known: {', '.join(known)}.{hint}".removesuffix(".")
         case "missing":
             return f"{name} is missing"
         case "literal_error":

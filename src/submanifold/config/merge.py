@@ -1,10 +1,9 @@
 """Entries of tables, and how settings are merged over each other."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, did_you_mean
 from submanifold.losses.terms import term_types
 
 Tree = dict[str, Any]
@@ -49,8 +48,7 @@ def entry(table: Mapping[str, Any], name: Any, what: str) -> Tree:
         UserError: There is no such entry.
     """
     if name not in list(table):
-        close = difflib.get_close_matches(str(name), list(table), 1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(str(name), table)
         raise UserError(
             f"{what}: expected one of {', '.join(table)}, got {name}.{hint} Change it with "
             f"--params={what}=<name>, or add an entry in conf/local/parameters.yml."

@@ -1,11 +1,10 @@
 """From the tables in conf/ and the user's settings to one typed experiment."""
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.settings import read_settings
 from submanifold.config.merge import (
     Tree,
@@ -125,8 +124,7 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
 def _check_names(given: Tree, phases: Collection[str]) -> None:
     if unknown := [str(name) for name in given if name not in Choices.model_fields]:
         known = [*Choices.model_fields, *SINGLE, "stage_<n>", *phases]
-        close = difflib.get_close_matches(unknown[0], known, 1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(unknown[0], known)
         raise UserError(
             f"{', '.join(unknown)}: expected one of {', '.join(dict.fromkeys(known))}.{hint} "
             "Change it in conf/, or with --params=<name>=<value>."

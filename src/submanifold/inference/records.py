@@ -1,6 +1,5 @@
 """Named runs: ``data/runs/<name>.json`` records a run's settings and the paths of its outputs."""
 
-import difflib
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -9,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.files import is_alive, printable, read_json, write_json
 
 FOLDER = Path("data/runs")
@@ -148,5 +147,4 @@ def model_path(given: str) -> Path:
 
 
 def _hint(name: str, records: Mapping[str, RunRecord]) -> str:
-    close = difflib.get_close_matches(name, records, 1)
-    return (f" Did you mean {close[0]}?" if close else "") + " `submanifold runs` lists the names."
+    return did_you_mean(name, records) + " `submanifold runs` lists the names."

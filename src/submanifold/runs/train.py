@@ -1,6 +1,5 @@
 """Train one experiment that a few options select."""
 
-import difflib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import yaml
 from click import ClickException
 from kedro.framework.session import KedroSession
 
-from submanifold.common.errors import UserError, error_prefix
+from submanifold.common.errors import UserError, did_you_mean, error_prefix
 from submanifold.common.files import printable
 from submanifold.config.cache_keys import RAW_FOLDER
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, current_request
@@ -151,11 +150,10 @@ def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
         return {"dataset": "folder", "data": {"path": str(path.resolve())}}
     if data in datasets:
         return {"dataset": data}
-    close = difflib.get_close_matches(data, datasets, 1)
-    hint = f" Did you mean {close[0]}?" if close else ""
     raise UserError(
         f"DATA: expected an existing folder or zip of images, or one of the datasets "
-        f"{', '.join(datasets)}, got {printable(data)}.{hint}"
+        f"{', '.join(datasets)}, got "
+        f"{printable(data)}.{did_you_mean(data, datasets)}"
     )
 
 

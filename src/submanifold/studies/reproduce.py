@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.progress import ProgressBar
 from submanifold.studies.comparisons import beyond, ood, related
 from submanifold.studies.experiments import CachedRun, run_all
@@ -50,7 +50,10 @@ def plan(
         UserError: A target does not exist.
     """
     if unknown := [name for name in names if name not in (*TARGETS, "all")]:
-        raise UserError(f"Targets: expected {', '.join(TARGETS)} or all, got {', '.join(unknown)}.")
+        raise UserError(
+            f"Targets: expected {', '.join(TARGETS)} or all, got {', '.join(unknown)}."
+            f"{did_you_mean(unknown[0], TARGETS)}"
+        )
 
     def runs(need: Need, target: Target) -> list[CachedRun]:
         run = replace(CachedRun.from_config(need.config, project, env), evaluated=target.evaluated)
