@@ -192,7 +192,9 @@ def reproduce(
     targets: tuple[str, ...], env: str | None, seeds: int, dry_run: bool, timed: bool,
     finished_only: bool, params: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Reproduce the paper: table-1 ... table-5, figure-1 ... figure-10, findings.
+    """Reproduce the paper: table-1 ... table-5, figures, findings, or all of it (paper).
+
+    Other TARGETS are the comparisons beyond, related and ood; "all" is every target.
 
     Runs what is missing, and writes each TARGET next to the paper's values to
     data/08_reporting/paper/. An interrupted command continues when it is repeated.
@@ -211,8 +213,13 @@ def reproduce(
     if dry_run:
         table = studies.state(planned, timed)
         hours = table["hours"].map("{:.2f}".format).replace("nan", "unknown")
-        shown = table[["experiment", "state"]].assign(hours=hours)
+        errors = [text for text in table["state"].unique() if text not in studies.STATES]
+        numbered = {text: f"error {number}" for number, text in enumerate(errors, start=1)}
+        states = table["state"].replace(numbered)
+        shown = table[["experiment"]].assign(state=states, hours=hours)
         click.echo(shown.to_markdown(index=False, tablefmt="plain", disable_numparse=True))
+        for text, name in numbered.items():
+            click.echo(f"{name}: {text}")
         click.echo(_time_left(table, timed))
         return
     for page in studies.reproduce(planned, project, env):
@@ -227,6 +234,8 @@ def _time_left(table: "pd.DataFrame", timed: bool) -> str:
         source += " and from a few steps timed now"
         source += f" at a processor load of {load:.0%}" if load > HIGH_LOAD else ""
     text = f"{hours:.1f} hours of training are left on this machine, {source}."
+    if unknown and not hours:
+        return f"{unknown} trainings have no recorded time: add --time to time a few steps of each."
     if unknown:
         text += f" {unknown} trainings have no recorded time: add --time to time them."
     return text

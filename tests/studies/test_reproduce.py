@@ -158,7 +158,7 @@ def test_finished_only_shows_recorded_results(new_project):
             reproduce.plan(["related"], project.path, "test"), project.path
         )
         (page,) = reproduce.reproduce(planned, project.path, "test")
-    assert "1.500 [1.000, 2.000]" in page.with_suffix(".md").read_text()
+    assert "1.50 [1.00, 2.00]" in page.with_suffix(".md").read_text()
 
 
 def test_a_figure_of_samples_has_a_panel_for_each_temperature(table_4):

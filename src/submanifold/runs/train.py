@@ -136,12 +136,17 @@ def _parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _check_images(loader: ExperimentConfigLoader, project: Path) -> None:
+def check_images(loader: ExperimentConfigLoader) -> None:
+    """Check the images of an experiment, within a second, unless they must be downloaded first.
+
+    Raises:
+        UserError: The images cannot be used.
+    """
     settings = loader.experiment.data
     if isinstance(settings, ImageSettings):
-        folder = project / loader["catalog"]["data_folder"]["filepath"]
+        folder = loader.project / loader["catalog"]["data_folder"]["filepath"]
         with error_prefix("data"):
-            check(settings, folder, project / RAW_FOLDER)
+            check(settings, folder, loader.project / RAW_FOLDER)
 
 
 def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def _steps_within(
         raise UserError(
             f"--minutes: expected no steps with it, got those of {', '.join(given)}. Omit either."
         )
-    _check_images(_loader(project, params), project)  # before anything is timed
+    check_images(_loader(project, params))  # before anything is timed
     shape = experiment.data.event_shape
     found = fit_budget(60 * minutes, experiment.model, phases, shape, experiment.device)
     log.info("Training takes about %g minutes", minutes)

@@ -160,5 +160,6 @@ def run_all(runs: Collection[CachedRun]) -> None:
             failed.append(f"{run.name}: {error.message}")
             log.error(failed[-1])
     if failed:
-        count = f"{len(failed)} of {len(waiting)} runs failed"
-        raise ClickException("\n".join([*failed, f"{count}. The others are finished."]))
+        count = f"{len(failed)} of {len(waiting)} runs failed."
+        others = " The others are finished." if len(failed) < len(waiting) else ""
+        raise ClickException("\n".join([*dict.fromkeys(failed), count + others]))

@@ -11,6 +11,7 @@ import pandas as pd
 
 from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.progress import ProgressBar
+from submanifold.runs.train import check_images
 from submanifold.studies.comparisons import beyond, ood, related
 from submanifold.studies.experiments import CachedRun, run_all
 from submanifold.studies.pages import Need, Target, write
@@ -26,6 +27,11 @@ TARGETS: dict[str, Target] = {
     "related": related.TARGET,
 }
 
+STATES = ("to train", "finished", "trained, to evaluate")
+"""States of a run without errors."""
+GROUPS = {"paper": [*tables.TARGETS, *figures.TARGETS, "findings"], "all": [*TARGETS]}
+"""Names that stand for several targets."""
+
 Plan = dict[str, dict[str, list[CachedRun]]]
 """Runs by target and label, one for each seed."""
 
@@ -40,7 +46,7 @@ def plan(
     """List the runs of targets.
 
     Args:
-        names: Names of targets; ``all`` is every target.
+        names: Names of targets; ``paper`` are those of the paper, ``all`` is every target.
         project: Folder of the Kedro project.
         env: Kedro environment.
         seeds: Number of seeds of the targets that use several.
@@ -49,11 +55,12 @@ def plan(
     Raises:
         UserError: A target does not exist.
     """
-    if unknown := [name for name in names if name not in (*TARGETS, "all")]:
+    if unknown := [name for name in names if name not in (*TARGETS, *GROUPS)]:
         raise UserError(
-            f"Targets: expected {', '.join(TARGETS)} or all, got {', '.join(unknown)}."
+            f"TARGETS: expected {', '.join(TARGETS)}, paper or all, got {', '.join(unknown)}."
             f"{did_you_mean(unknown[0], TARGETS)}"
         )
+    chosen = {name for given in names for name in GROUPS.get(given, [given])}
 
     def runs(need: Need, target: Target) -> list[CachedRun]:
         run = replace(CachedRun.from_config(need.config, project, env), evaluated=target.evaluated)
@@ -64,7 +71,7 @@ def plan(
     return {
         name: {label: runs(need, target) for label, need in target.needs.items()}
         for name, target in TARGETS.items()
-        if name in names or "all" in names
+        if name in chosen
     }
 
 
@@ -84,6 +91,14 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
     """
     every = _all_runs(planned)
     errors = {run.name: error for run in every if (error := run.error) is not None}
+    by_data: dict[str, str | None] = {}
+    for run in every:
+        if run.name not in errors:
+            key = run.configuration.artifact_keys["data"]
+            if key not in by_data:
+                by_data[key] = None if run.is_finished else _data_error(run)
+            if (error := by_data[key]) is not None:
+                errors[run.name] = error
     runs = unique(run for run in every if run.name not in errors)
     seconds: dict[str, float] = {}
     waiting: dict[str, tuple[Any, ...]] = {}
@@ -109,11 +124,20 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
     rows = []
     for key, run in runs.items():
         kinds = [] if run.is_finished else left[key]
-        status = "to train" if kinds else "finished" if run.is_finished else "trained, to evaluate"
+        to_train, finished, to_evaluate = STATES
+        status = to_train if kinds else finished if run.is_finished else to_evaluate
         hours = sum(seconds.get(kind, math.nan) for kind in kinds) / 3600
         rows.append((run.name, status, hours, sum(kind not in seconds for kind in kinds)))
     rows += [(name, error, math.nan, 0) for name, error in errors.items()]
     return pd.DataFrame(rows, columns=["experiment", "state", "hours", "unknown"])
+
+
+def _data_error(run: CachedRun) -> str | None:
+    try:
+        check_images(run.configuration)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _all_runs(planned: Plan) -> list[CachedRun]:
