@@ -54,10 +54,10 @@ INTRODUCTION = """\
 - It does not close manifolds, because one chart cannot: it loses 0.06 to 0.56 nats on the circle,
   the sphere and the torus.
 
-Computed by version {version} on {date}. Remake the page with `python -m benchmarks.known_answers`
-({seconds:.0f} s of CPU time on one thread). The cases are those of
-[section 5 of the theory](../theory.md). *Allowed* is the interval for a correct program, which
-`tests/test_known_answers.py` checks; *source* says where it comes from.
+Computed by version {version} on {date}. Regenerate this page with
+`python -m benchmarks.known_answers` ({seconds:.0f} s of CPU time on one thread). The cases are those of
+[section 5 of the theory](../theory.md). A correct program has a value in the interval
+*allowed*, which `tests/test_known_answers.py` checks. The column *source* explains the interval.
 
 How sampling errors are avoided:
 
@@ -65,8 +65,8 @@ How sampling errors are avoided:
   of an affine flow depend on nothing else, so that at these points they equal their expectations,
   in training and in evaluation. Only input noise is random.
 - On curved manifolds, the density of the model and the true density are compared at the same 20,000
-  test points. *Reached* is the exact value plus the mean difference, and "standard errors" are
-  those of this mean. No point is used twice in training, so that no flow overfits.
+  test points. The column *reached* is the exact value plus the mean difference, and "standard
+  errors" are those of this mean. No point is used twice in training, so that no flow overfits.
 - The noise smooths the density along the manifold on the scale sigma. This cancels to first order
   in paired differences. Unless noted, the rest is below (sigma / radius of curvature)^2.
 """
@@ -531,7 +531,7 @@ def case_9() -> list[Answer]:
 
     A bent plane cannot close a torus, and has to unroll the one and a half turns of a swiss roll.
     On both, most of the divergence is due to the short training. The paraboloid is the graph of a
-    function, and is reached.
+    function, which one chart can represent.
     """
     torus = learned(Torus(), 0.0, muon_lr=0.02)
     roll = learned(SwissRoll(), 1.0, muon_lr=0.02)

@@ -367,7 +367,7 @@ def page(trials: pd.DataFrame) -> str:
 
 {conclusions}
 
-Measured with version {version("submanifold")} on {date.today()}. Remake the page with
+Measured with version {version("submanifold")} on {date.today()}. Regenerate this page with
 `python -m benchmarks.reliability`. It interrupts small runs of the method `nested` (about
 {seconds:.0f} s each), repeats the command, and compares all weights and metrics with those of a
 run that was not interrupted. The column *damaged models found* counts the runs in which a model

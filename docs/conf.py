@@ -24,6 +24,7 @@ extensions = [
 exclude_patterns = ["_ext"]
 highlight_language = "bash"  # of indented blocks
 suppress_warnings = ["misc.highlighting_failure"]
+smartquotes = False  # options such as --params stay as they are typed
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
 # Markdown and notebooks. Notebooks are committed with their outputs.

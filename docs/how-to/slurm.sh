@@ -1,5 +1,5 @@
 #!/bin/bash
-# A run as a job of SLURM's, which docs/how-to/deploy.md explains. In the project's folder:
+# Slurm job: one run. docs/how-to/deploy.md explains it. In the project's folder:
 #   sbatch docs/how-to/slurm.sh dataset=celeba
 #SBATCH --job-name=submanifold
 #SBATCH --nodes=1

@@ -18,7 +18,7 @@ from submanifold.models.model import Model
 
 
 class Objective:
-    r"""The loss :math:`\sum_k w_k\, t_k(h)`; Alg. 1's has a likelihood and a reconstruction.
+    r"""The loss :math:`\sum_k w_k\, t_k(h)`; in Algorithm 1, two terms.
 
     .. math:: \ell = c\, \frac{-\log p(h)}{D \log 2}
               + \lambda\, \frac1D \sum_i r(h_i - \tilde h_i), \qquad \tilde h = f^{-1}(u, 0)
@@ -107,12 +107,12 @@ def penalized_likelihood(
     outer: Hierarchy | None = None,
     **settings: Any,
 ) -> Objective:
-    """Alg. 1's objective, with the likelihood in bits per dimension.
+    """Return the objective of Algorithm 1, with the likelihood in bits per dimension.
 
     Args:
         penalty: ``mse``, ``huber`` or ``none``.
         input_noise: See :class:`Objective`.
-        outer: Likewise; with outer stages the penalty compares images.
+        outer: See :class:`Objective`; with outer stages the penalty compares images.
         **settings: Those of the penalty: ``weight``, and ``delta`` for ``huber``.
     """
     if outer is not None:

@@ -98,7 +98,7 @@ def write(name: str, title: str, content: Content, folder: Path) -> Path:
     lines, pictures = [f"# {heading}", ""], {}
     measured = content.measured or (
         f"Written on {date.today():%d %B %Y} by version {version('submanifold')}. "
-        f"Remake the page with `submanifold reproduce {name}`."
+        f"Regenerate this page with `submanifold reproduce {name}`."
     )
     for paragraph in ("\n".join(f"- {line}" for line in content.conclusions), measured):
         lines += [paragraph, ""] if paragraph else []

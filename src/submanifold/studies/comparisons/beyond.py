@@ -165,12 +165,12 @@ def goals(data: pd.DataFrame) -> pd.DataFrame:
     plain = at(PLAIN, MAIN_DIM, "bits_per_dim")
     wanted: list[tuple[str, float | None, pd.Series, str]] = [
         ("BPD above the plain Glow's", 0.01, at(MAIN, MAIN_DIM, "bits_per_dim") - plain, "+.3f"),
-        ("… before the penalty, for less time of likelihood", None,
+        ("… before the penalty, after less likelihood training", None,
          at(MAIN, MAIN_DIM, "before") - plain, "+.3f"),
     ]  # fmt: skip
     for dim in DIMS:
         for name, goal in (("nearest", 1.0 if dim == 1000 else 0.8), ("encoder", 1.5)):
-            label = f"MSE of the {name} projection, of PCA's, d = {dim}"
+            label = f"MSE / MSE of PCA, {name} projection, d = {dim}"
             wanted.append((label, goal, at(MAIN, dim, name) / at(MAIN, dim, "pca"), ".2f"))
     rows = []
     for label, most, reached, form in wanted:

@@ -125,7 +125,7 @@ def notes_on_rows(data: pd.DataFrame, wanted: Iterable[tuple[str, str]], record:
             missing[name][system] = None
     notes = [f"Not run on {name}: {'; '.join(systems)}." for name, systems in missing.items()]
     if count := data.attrs["recorded"]:
-        notes.append(f"{count:,} rows of results were measured earlier and are read from {record}.")
+        notes.append(f"{count:,} results were measured earlier and are read from {record}.")
     return notes
 
 
