@@ -55,8 +55,8 @@ INTRODUCTION = """\
   the sphere and the torus.
 
 Computed by version {version} on {date}. Regenerate this page with
-`python -m benchmarks.known_answers` ({seconds:.0f} s of CPU time on one thread). The cases are those of
-[section 5 of the theory](../theory.md). A correct program has a value in the interval
+`python -m benchmarks.known_answers` ({seconds:.0f} s of CPU time on one thread). The cases are
+those of [section 5 of the theory](../theory.md). A correct program has a value in the interval
 *allowed*, which `tests/test_known_answers.py` checks. The column *source* explains the interval.
 
 How sampling errors are avoided:

@@ -56,9 +56,9 @@ def write_page(folder: Path) -> None:
 - Images of 128x128 run through both pipelines in at most 4.2 GB, those of 64x64 in 6.0 GB. Several
   GPUs were not measured.
 
-Measured with version {version("submanifold")} on {date.today()} ({machine}). Regenerate this page with
-`python -m benchmarks.scaling`; `pytest -m slow` checks the same limits. Memory is the total of all
-processes of a command, with shared pages counted once (`smaps_rollup`, every second). Pages of
+Measured with version {version("submanifold")} on {date.today()} ({machine}). Regenerate this page
+with `python -m benchmarks.scaling`; `pytest -m slow` checks the same limits. Memory is the total of
+all processes of a command, with shared pages counted once (`smaps_rollup`, every second). Pages of
 files, which the system can reclaim, are counted separately. A GB is 10^9 bytes.
 
 """
