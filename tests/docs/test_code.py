@@ -10,6 +10,7 @@ from PIL import Image
 
 from submanifold import Hierarchy, Stage
 from submanifold.flows import Glow
+from submanifold.models import Model
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^ *```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -36,7 +37,7 @@ def model():
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_run(page, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Hierarchy, "load", lambda path: model)
+    monkeypatch.setattr(Model, "load", lambda path: model)
     rng = np.random.default_rng(0)
     for path in ["new.jpg", *(f"other-normal-pictures/{number}.png" for number in range(24))]:
         Path(path).parent.mkdir(exist_ok=True)
