@@ -107,8 +107,8 @@ def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> 
         sentence += f" For nearest projections, d = {nearest[0]} suffices."
     if pca_dim is not None:
         fewer = "fewer dimensions" if pca_dim < best else "more dimensions"
-        amount = f"{fewer}, d = {pca_dim}," if pca_dim != best else f"d = {pca_dim}"
-        sentence += f" PCA needs {amount} for the same error."
+        amount = f"{fewer}, d = {pca_dim}" if pca_dim != best else f"d = {pca_dim}"
+        sentence += f" PCA reaches the same error with {amount}."
     if best == dim:
         sentence += " The model has this dimension."
     return {"dim": best, "pca_dim": pca_dim, "sentence": sentence}
