@@ -66,7 +66,7 @@ def test_score_finds_the_anomalous_image_and_skips_unreadable_files(
     paths = [*images, tmp_path / "pipe.png"]
     result = run("score", model_file, *paths, "--alpha", "1%", "--out", out, "--sheet", sheet)
     assert result.exit_code == 0, result.output
-    assert "1 of 5 are out-of-distribution at 0.01" in result.output
+    assert "1 of 5 images are flagged (p-value at most 0.01)" in result.output
     assert "Skipped 3 unreadable images" in result.output
     for path in (images[0] / "broken.png", images[0] / "pipe.png", tmp_path / "pipe.png"):
         assert f"skipped {path} (" in caplog.text
@@ -327,3 +327,17 @@ def test_samples_of_points_are_written_as_arrays_only(tmp_path):
     assert_rejected(result, "64 samples of shape (3,). Use an .npz file.")
     run("sample", file, "--out", tmp_path / "x.npz", "-n", 9)
     assert np.load(tmp_path / "x.npz")["samples"].shape == (9, 3)
+
+
+def test_scores_of_an_image_do_not_depend_on_the_others(tmp_path, model_file):
+    images = smooth_images(70, 5)
+    for number, image in enumerate(images):
+        (tmp_path / f"{number:02d}.png").write_bytes(png(image))
+    tables = []
+    for paths in ([tmp_path], sorted(tmp_path.glob("*.png"), reverse=True)[:3]):
+        out = tmp_path / "scores.csv"
+        run("score", model_file, *paths, "--out", out)
+        tables.append(pd.read_csv(out).set_index("picture"))
+        out.unlink()
+    both = tables[0].loc[tables[1].index]
+    pd.testing.assert_frame_equal(both, tables[1], rtol=1e-4)

@@ -66,8 +66,8 @@ def read_settings(model: type[Model], mapping: Mapping[str, Any], where: str) ->
         problems = "; ".join(_explain(problem, model, where) for problem in error.errors())
         group = f"{where}." if where else ""
         raise UserError(
-            f"{problems}. Change it in conf/base/parameters.yml, or with "
-            f"kedro run --params={group}<name>=<value>."
+            f"{problems}{'' if problems.endswith('?') else '.'} Change it with "
+            f"--params={group}<name>=<value>, or in conf/local/parameters.yml."
         ) from None
 
 

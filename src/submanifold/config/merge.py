@@ -26,6 +26,10 @@ RENAMED = {
 """Settings of earlier versions, and their names since."""
 
 
+_ADD = "add an entry in conf/local/parameters.yml"
+_REGISTER = {"type": "register a flow in flows/registry.py (see CONTRIBUTING.md)"}
+
+
 def refuse_renamed(tree: Mapping[str, Any], where: str = "") -> None:
     """Refuse a setting under its earlier name.
 
@@ -51,7 +55,7 @@ def entry(table: Mapping[str, Any], name: Any, what: str) -> Tree:
         hint = did_you_mean(str(name), table)
         raise UserError(
             f"{what}: expected one of {', '.join(table)}, got {name}.{hint} Change it with "
-            f"--params={what}=<name>, or add an entry in conf/local/parameters.yml."
+            f"--params={what}=<name>, or {_REGISTER.get(what.rpartition('.')[2], _ADD)}."
         )
     if isinstance(table[name], str):
         return entry(table, table[name], what)

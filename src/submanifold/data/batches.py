@@ -1,6 +1,7 @@
 """Reproducible batches of images or vectors, and dequantization."""
 
 import mmap
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -104,9 +105,36 @@ def dequantize(pixels: Tensor, generator: torch.Generator | None = None, bits: i
     Returns:
         float32 values in [-0.5, 0.5).
     """
+    noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
+    return _add_noise(pixels, noise, bits)
+
+
+def dequantize_by_content(pixels: np.ndarray) -> Tensor:
+    """Dequantize images with noise that each image determines, whatever else is in the batch.
+
+    Args:
+        pixels: uint8 (N, ...).
+
+    Returns:
+        float32 (N, ...) on the CPU, as of :func:`dequantize`; equal images have equal noise.
+    """
+    generators = (np.random.default_rng(zlib.crc32(each.tobytes())) for each in pixels)
+    noise = [rng.random(pixels.shape[1:], dtype=np.float32) for rng in generators]
+    stacked = torch.from_numpy(np.stack(noise)) if noise else torch.zeros(pixels.shape)
+    return _add_noise(torch.from_numpy(np.array(pixels)), stacked, 8)
+
+
+def fixed_batches(
+    pixels: np.ndarray, batch_size: int, device: str | torch.device = "cpu"
+) -> Iterator[Tensor]:
+    """Iterate over images in order, dequantized by :func:`dequantize_by_content`."""
+    for start in range(0, len(pixels), batch_size):
+        yield dequantize_by_content(pixels[start : start + batch_size]).to(device)
+
+
+def _add_noise(pixels: Tensor, noise: Tensor, bits: int) -> Tensor:
     levels = 2**bits
     kept = (pixels // (256 // levels)).float()
-    noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
     # the largest byte plus the largest noise rounds up to 0.5 in float32
     return ((kept + noise) / levels - 0.5).clamp_max(0.5 - 2**-25)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from submanifold.common import distributed
 from submanifold.common.progress import track
-from submanifold.data.batches import Batches
+from submanifold.data.batches import fixed_batches
 from submanifold.geometry.linearization import jacobian
 from submanifold.models import Model
 from submanifold.models.model import NEAREST_STEPS, bits_per_dim
@@ -40,12 +40,15 @@ def score(
     names: Collection[str] = QUICK,
     batch_size: int = SCORE_BATCH_SIZE,
 ) -> dict[str, np.ndarray]:
-    """Score uint8 images (N, channels, height, width), with one dequantization draw.
+    """Score uint8 images (N, channels, height, width).
+
+    The noise of the dequantization depends on the image only: an image has the same scores whatever
+    is scored with it, within rounding errors.
 
     Returns:
         Float64 (N,) by name, see :func:`score_batch`.
     """
-    batches = Batches(images, batch_size, device=next(model.parameters()).device)
+    batches = fixed_batches(images, batch_size, next(model.parameters()).device)
     found, start = [], 0
     columns: list[str] = []
     for x in track(batches, "scoring", len(images)):

@@ -97,10 +97,14 @@ def score(
         table["ood"] = table["p_value"] <= alpha
     with output("--out", out) as partial:
         table.to_csv(partial, index=False)
+    click.echo(" p-value  picture, the most anomalous first")
     for index in order[:5]:
         click.echo(f"{table['p_value'][index]:8.4f}  {names[index]}")
     if alpha is not None:
-        click.echo(f"{table['ood'].sum()} of {len(table)} are out-of-distribution at {alpha:g}.")
+        click.echo(
+            f"{table['ood'].sum()} of {len(table)} images are flagged (p-value at most {alpha:g}); "
+            f"about {alpha * len(table):.0f} would be if all were like the training images."
+        )
     if sheet is not None:
         _write_sheet(sheet, pixels, order)
     _echo(out)

@@ -24,7 +24,7 @@ class RunRecord:
         key: Cache key of its model: runs with equal settings have equal keys.
         dataset: Name of the dataset.
         method: Name of the method.
-        started: Local time of the last start, in ISO format.
+        started: Local time of the first start, in ISO format.
         model: Path of the model file, relative to the project, as all paths.
         metrics: Path of the metrics.
         report: Path of the report.
@@ -92,11 +92,12 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def write_record(project: Path, record: RunRecord) -> None:
-    """Write a record; that of an earlier start of the same run keeps its request."""
+    """Write a record; of a run that started before, its start and its request are kept."""
     path = project / FOLDER / f"{record.name}.json"
     before = read_json(path)
-    if before and record.request is None and before["key"] == record.key:
-        record = replace(record, request=before["request"])
+    if before and before["key"] == record.key:
+        request = record.request or before["request"]
+        record = replace(record, request=request, started=before["started"])
     write_json(path, asdict(record))
 
 
@@ -110,6 +111,12 @@ def find_record(project: Path, name: str) -> RunRecord:
     if name not in records:
         raise UserError(f"NAME: expected the name of a run, got {name}.{_hint(name, records)}")
     return records[name]
+
+
+def records_folder() -> Path:
+    """Return the closest parent of the current folder with runs, or the current folder."""
+    folders = (Path.cwd(), *Path.cwd().parents)
+    return next((each for each in folders if (each / FOLDER).is_dir()), Path.cwd())
 
 
 def model_path(given: str) -> Path:
@@ -127,9 +134,7 @@ def model_path(given: str) -> Path:
         return path
     if (path / MODEL_FILE).is_file():
         return path / MODEL_FILE
-    project = next(
-        (each for each in (Path.cwd(), *Path.cwd().parents) if (each / FOLDER).is_dir()), Path.cwd()
-    )
+    project = records_folder()
     records = {each.name: each for each in read_records(project)}
     if given in records:
         found = project / records[given].model
@@ -139,10 +144,10 @@ def model_path(given: str) -> Path:
                 f"{records[given].state(project)}. Start the run again: it continues."
             )
         return found
-    what = f"a folder without {MODEL_FILE}" if path.is_dir() else "neither"
+    what = f", a folder without {MODEL_FILE}" if path.is_dir() else ""
     raise UserError(
         f"MODEL: expected a model file, its folder, or the name of a run, got "
-        f"{printable(given)}, {what}.{_hint(given, records)}"
+        f"{printable(given)}{what}.{_hint(given, records)}"
     )
 
 

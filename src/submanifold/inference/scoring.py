@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from submanifold.common.errors import UserError
 from submanifold.common.processes import check_memory
 from submanifold.common.progress import ProgressBar, track
-from submanifold.data.batches import Batches
+from submanifold.data.batches import fixed_batches
 from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.samples import stored
@@ -42,6 +42,8 @@ def load_calibration(model: Model, alpha: float | None = None) -> Calibration:
             "Its file was written by an earlier version or by a single phase. Run the experiment "
             "again: trained phases are reused, and hierarchy.safetensors gets a calibration."
         )
+        if "size" not in model.data:
+            reason = "It is a model of points, not of images."
         raise UserError(f"The model has no calibration of p-values. {reason}")
     calibration = Calibration.from_dict(model.calibration)
     least = calibration.smallest_p_value
@@ -187,5 +189,5 @@ def _bytes_per_sample(model: Model) -> int:
 
 
 def _batches(model: Model, images: np.ndarray, size: int, description: str) -> Iterator[Tensor]:
-    batches = Batches(images, size, device=next(model.parameters()).device)
+    batches = fixed_batches(images, size, next(model.parameters()).device)
     return track(batches, description, len(images))

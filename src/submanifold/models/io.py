@@ -77,7 +77,10 @@ def load_model(path: Path, kinds: Mapping[str, type["Model"]]) -> "Model":
         UserError: The file does not exist, is not a model file or does not match this version.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file. Pass a file written by Model.save.")
+        raise UserError(
+            f"{path}: no such file. Pass a file of Model.save; `submanifold runs NAME` prints the "
+            "path of a run's model."
+        )
     try:
         return _build(*load_tensors(path), kinds)
     except (SafetensorError, OSError, ValueError) as error:

@@ -9,7 +9,7 @@ import click
 
 from submanifold.common.files import printable, read_json
 from submanifold.config.project import configure, project_folder
-from submanifold.inference.records import RunRecord, find_record, read_records
+from submanifold.inference.records import RunRecord, find_record, read_records, records_folder
 
 if TYPE_CHECKING:
     from submanifold.models import Model
@@ -92,7 +92,7 @@ def _commands(model: "Model", name: str, images: str) -> list[str]:
 @click.argument("name", required=False)
 def runs(name: str | None) -> None:
     """List the runs of this folder with their figures, or show the files of the run NAME."""
-    project = project_folder()
+    project = records_folder()
     if name is not None:
         record = find_record(project, name)
         lines = {

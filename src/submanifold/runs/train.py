@@ -22,8 +22,12 @@ from submanifold.data.prepare import check
 from submanifold.data.settings import ImageSettings
 from submanifold.inference.records import RunRecord, read_records
 from submanifold.training.cost import fit_budget
+from submanifold.training.phases import PhaseSettings
 
 log = logging.getLogger(__name__)
+
+SHORT = 0.5
+"""Fraction of the default steps below which a time budget is called short."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,20 @@ def _parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def _steps(change: Mapping[str, Any]) -> int:
+    return int(change["probes"] if "probes" in change else change["training"]["steps"])
+
+
+def _summary(changes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_steps(change):,}" for name, change in changes.items())
+
+
+def _usual(phases: Mapping[str, Any]) -> dict[str, int]:
+    """Return the steps of the trainings before they are scaled."""
+    return {name: phase.training.steps for name, phase in phases.items()
+            if isinstance(phase, PhaseSettings)}  # fmt: skip
+
+
 def check_images(loader: ExperimentConfigLoader) -> None:
     """Check the images of an experiment, within a second, unless they must be downloaded first.
 
@@ -155,10 +173,11 @@ def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
         return {"dataset": "folder", "data": {"path": str(path.resolve())}}
     if data in datasets:
         return {"dataset": data}
+    known = [*datasets, *(each.name for each in Path.cwd().iterdir())]
     raise UserError(
         f"DATA: expected an existing folder or zip of images, or one of the datasets "
         f"{', '.join(datasets)}, got "
-        f"{printable(data)}.{did_you_mean(data, datasets)}"
+        f"{printable(data)}.{did_you_mean(data.rstrip('/'), known)}"
     )
 
 
@@ -193,6 +212,11 @@ def _steps_within(
     phases = experiment.phases
     if same:
         return {name: same[-1][name] for name in phases}
+    if params.get("name") in {each.name for each in read_records(project)}:
+        raise UserError(
+            f"--name: expected a name that no other run has, got {params['name']}. Choose another "
+            "name; `submanifold runs` lists the names."
+        )
     if given := [name for name in phases
                  if "steps" in params.get(name, {}).get("training", {})
                  or "probes" in params.get(name, {})]:  # fmt: skip
@@ -201,6 +225,12 @@ def _steps_within(
         )
     check_images(_loader(project, params))  # before anything is timed
     shape = experiment.data.event_shape
+    log.info("Timing a few steps of each phase")
     found = fit_budget(60 * minutes, experiment.model, phases, shape, experiment.device)
-    log.info("Training takes about %g minutes", minutes)
+    log.info("Training for %g min: %s. The evaluation follows", minutes, _summary(found))
+    if all(_steps(found[name]) < SHORT * steps for name, steps in _usual(phases).items()):
+        log.warning(
+            "The steps are less than %.0f%% of the default. Such a model shows that everything "
+            "works; for good projections and samples use more --minutes", 100 * SHORT
+        )  # fmt: skip
     return {name: merge(params.get(name, {}), found[name]) for name in phases}
