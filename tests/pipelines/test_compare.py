@@ -69,7 +69,7 @@ def test_table_contains_the_newest_finished_runs(runs, comparison):
 
 def test_settings_of_missing_stages_or_phases_do_not_differ():
     settings = [
-        {"method": "a", "charts": "3", "stage_1.dim": "9"},
+        {"method": "a", "charts": "3", "stage_1.dim": "9", "name": "first"},
         {"method": "b", "charts": "1", "stage_1.dim": "8", "stage_1.noise": "0.5"},
         {"method": "b", "charts": "1", "stage_1.dim": "8", "code_flow.stages": "[2]"},
     ]
@@ -78,8 +78,15 @@ def test_settings_of_missing_stages_or_phases_do_not_differ():
     ]
 
 
+def test_flows_are_the_first_differing_settings():
+    settings = [{"charts": str(n), "stage_1.flow.type": f"flow {n}"} for n in (1, 2)]
+    assert differing_settings(pd.DataFrame(settings))[0] == "stage_1.flow.type=flow 1; charts=1"
+
+
 def test_page_is_self_contained_and_shows_samples_by_seed(runs, comparison):
     page = comparison.load("comparison")
+    weight = "stage_1.reconstruction.weight=30"
+    assert re.search(rf"submanifold run --pipeline=hierarchical --params=seed=2,.*{weight}", page)
     assert not re.search(r"https?://|<link (?!rel=.icon)|<script src", page)
     assert page.count("<tr id=") == page.count("(<a href=") == 2
     assert page.index("Samples, seed 0") < page.index("Samples, seed 1")

@@ -7,7 +7,7 @@ from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEAS
 from submanifold.pipelines.ood import sections
 
 
-def measured(auroc, linear=0.5, false_alarms=0.05):
+def measured(auroc, linear=0.5, false_alarms=0.05, detected=0.9):
     """Measures of scores with an interval of +- 0.05."""
     values = {
         "density": 0.4,
@@ -17,7 +17,7 @@ def measured(auroc, linear=0.5, false_alarms=0.05):
     scores = {
         name: dict.fromkeys(MEASURES, plus_minus(value, 0.05)) for name, value in values.items()
     }
-    rates = {"false_alarms": plus_minus(false_alarms, 0.02), "detected": plus_minus(0.9, 0.03)}
+    rates = {"false_alarms": plus_minus(false_alarms, 0.02), "detected": plus_minus(detected, 0.03)}
     return {"scores": scores, "alarms": [{"rate": rate, **rates} for rate in (0.1, 0.05)]}
 
 
@@ -28,6 +28,7 @@ def measured(auroc, linear=0.5, false_alarms=0.05):
     (measured(0.3, linear=0.6), ["have lower anomaly scores", "A linear score is better"]),
     (measured(0.8, linear=0.95), ["A linear score is better: pca_distance has an AUROC of 0.95"]),
     (measured(0.8, linear=0.85), []),
+    (measured(0.9, detected=0.3), ["70% of the “noise” images are missed at --alpha=5%."]),
     (measured(0.9, false_alarms=0.08), ["more false alarms than promised at 5%"]),
 ])  # fmt: skip
 def test_warnings_follow_from_the_intervals(given, expected):
@@ -39,7 +40,7 @@ def test_warnings_follow_from_the_intervals(given, expected):
 def test_conclusion_and_tables_contain_rates_with_intervals():
     given = measured(0.9)
     text = sections.conclusion(given, "mnist", "noise")
-    assert "--alpha=5%, submanifold score flags 90.0% [87.0%, 93.0%] of the noise images" in text
+    assert "--alpha=5%, submanifold score flags 90.0% [87.0%, 93.0%] of the “noise” images" in text
     assert text.endswith("The AUROC is 0.900 [0.850, 0.950].")
     assert sections.alarm_table(given)["promised rate"].tolist() == ["10%", "5%"]
     rows = sections.score_rows(given)

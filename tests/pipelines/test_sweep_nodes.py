@@ -19,6 +19,9 @@ def collect(project, folder, parameter, *runs):
             params = {"keys.run": key, "keys.model": key, "seed": 0, parameter: value}
             for name, each in params.items():
                 client.log_param(run, name, each)
+            given = {"stage_1": {"flow": {"layers": 2}}, "training": {"steps": 9}, "name": "a"}
+            client.set_tag(run, "kedro_command", "kedro run --pipeline=hierarchical")
+            client.set_tag(run, "runtime_params", str(given | {parameter: value}))
             for name, each in {"parameters": 9, "mse": 0.1, **metrics}.items():
                 client.log_metric(run, f"test.{name}", each)
             (folder / "metrics.json").write_text(json.dumps({"dims": dims}))
@@ -65,3 +68,9 @@ def test_page_names_the_best_values_and_links_reports(project, tmp_path):
     assert "the interval of stage_2.dim = 2 overlaps with it" in page
     assert page.count('href="../stage_2.dim-1/report.html"') == page.count('href="../') == 1
     assert "submanifold score data/06_models/stage_2.dim-0 PICTURES" in page
+    params = "stage_1.flow.layers=2,training.steps=9"
+    assert f"submanifold sweep stage_2.dim VALUE VALUE --params={params}" in page
+    page = write_sweep(
+        table.assign(points=True, command=None), figure, "stage_2.dim", "a", "b", tmp_path
+    )
+    assert "Next steps" not in page

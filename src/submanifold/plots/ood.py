@@ -55,7 +55,7 @@ def roc_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         xscale="log", xlim=(1e-4, 1), xlabel="false-positive rate", ylabel="true-positive rate"
     )
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=7, loc="lower right")
+    figure.legend(fontsize=7, loc="outside lower center", ncols=2)
     return figure
 
 

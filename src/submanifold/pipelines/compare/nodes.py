@@ -11,13 +11,16 @@ from PIL import Image
 from submanifold.common.errors import UserError
 from submanifold.evaluation.metrics import COMPARED, NONE
 from submanifold.pipelines.compare import sections
+from submanifold.pipelines.usage import training_command
 from submanifold.plots.pages import render
 from submanifold.runs import tracking
 
 SAMPLES = 32
 PICTURE_SIZE = 1000
-NOT_COMPARED = re.compile(r"dataset|method|seed|stage_\d+\.dim|keys\..*|sweep")
+NOT_COMPARED = re.compile(r"dataset|method|seed|name|stage_\d+\.dim|keys\..*|sweep")
 """Parameters with their own column, or without effect on the model."""
+FIRST = re.compile(r"stage_\d+\.flow\.type")
+"""Settings that are listed before the others."""
 
 
 def collect_runs(dataset: str) -> pd.DataFrame:
@@ -53,6 +56,7 @@ def collect_runs(dataset: str) -> pd.DataFrame:
         "key": runs["params.keys.run"],
         "model": runs["params.keys.model"],
         "run_id": runs["run_id"],
+        "command": [training_command(row) for row in runs.to_dict("records")],
     })  # fmt: skip
     settings = runs.filter(like="params.").rename(columns=lambda name: name.removeprefix("params."))
     about["differs"] = differing_settings(settings.assign(features=about["features"]))
@@ -119,6 +123,7 @@ def differing_settings(settings: pd.DataFrame) -> list[str]:
             peers = settings[columns.notna().any(axis="columns")]
         if not NOT_COMPARED.fullmatch(name) and peers[name].nunique(dropna=False) > 1:
             varying.append(name)
+    varying.sort(key=lambda name: not FIRST.fullmatch(name))
     return [
         "; ".join(f"{name}={value}" for name, value in row.dropna().items())
         for _, row in settings[varying].iterrows()

@@ -1,6 +1,7 @@
 """Sections of the comparison page: the conclusion, the order of runs, points of the figure."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import pandas as pd
 
 from submanifold.evaluation.metrics import METRICS, Metric, is_missing
 from submanifold.pipelines.conclusions import best_sentence, interval
-from submanifold.pipelines.usage import model_command, run_of_model
+from submanifold.pipelines.usage import model_command, repeated, run_of_model
 
 HEADLINES = ("bits_per_dim", "mse")
 OF_POINTS = ("divergence", "projection_distance")
 """Metrics of the conclusion, for images and for points; the first one sorts the runs."""
 MAX_POINTS = 20
+FLOW = re.compile(r"stage_\d+\.flow\.type=([^;]*)")
 
 
 def headlines(table: pd.DataFrame) -> list[Metric]:
@@ -72,20 +74,22 @@ def points(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
         names = (*HEADLINES, "nearest_mse")
         bits, encoder, nearest = (float(row.get(name, math.nan)) for name in names)
         if not math.isnan(bits) and not math.isnan(encoder):
-            found[f"{number}. {label(row)} ({row['method']})"] = (bits, encoder, nearest)
+            about = [row["method"], *FLOW.findall(str(row.get("differs")))]
+            found[f"{number}. {label(row)} ({', '.join(about)})"] = (bits, encoder, nearest)
     return found
 
 
 def usage(table: pd.DataFrame, dataset: str, project: Path) -> list[tuple[str, str]]:
     """Return commands for the next steps, with explanations."""
-    best = run_of_model(table.iloc[0]["model"], project)
-    seed = int(table["seed"].max()) + 1
-    again = f"kedro run --pipeline=hierarchical --params=dataset={dataset}"
-    return [
-        (model_command(best, "score", "PICTURES"), "applies the first run of the table"),
-        (f"{again},method={table.iloc[0]['method']},seed={seed}", "the same method, another seed"),
-        (f"kedro run --pipeline=compare --params=dataset={dataset}", "this page, with new runs"),
-    ]
+    first, found = table.iloc[0], []
+    if "sample_distance" not in table:  # images
+        best = run_of_model(first["model"], project)
+        found.append((model_command(best, "score", "PICTURES"), "applies the table's first run"))
+    if not is_missing(first.get("command")):
+        again = repeated({"command": first["command"]}, seed=str(int(table["seed"].max()) + 1))
+        found.append((again, "the settings of the first run with another seed"))
+    page = f"submanifold run --pipeline=compare --params=dataset={dataset}"
+    return [*found, (page, "this page with new runs")]
 
 
 def _seed_spread(table: pd.DataFrame, metric: Metric) -> str:

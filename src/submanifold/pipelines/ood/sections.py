@@ -51,12 +51,13 @@ def conclusion(measured: Measured, dataset: str, ood: str) -> str:
     auroc = format_interval(measured["scores"][main_score(measured)]["auroc"], ".3f")
     alarms = [row for row in measured.get("alarms", []) if row["rate"] >= RATE]
     if not alarms:
-        return f"The AUROC of {ood} against {dataset} images is {auroc}."
+        return f"The AUROC of “{ood}” against “{dataset}” images is {auroc}."
     row = alarms[-1]
     rates = {name: format_percent(row[name]) for name in ("detected", "false_alarms")}
     return (
-        f"With --alpha={row['rate']:.0%}, submanifold score flags {rates['detected']} of the {ood} "
-        f"images, and {rates['false_alarms']} of the {dataset} test images. The AUROC is {auroc}."
+        f"With --alpha={row['rate']:.0%}, submanifold score flags {rates['detected']} of the "
+        f"“{ood}” images, and {rates['false_alarms']} of the “{dataset}” test images. The AUROC is "
+        f"{auroc}."
     )
 
 
@@ -65,10 +66,13 @@ def warnings(measured: Measured, dataset: str, ood: str) -> list[str]:
     scores = measured["scores"]
     auroc = scores[main_score(measured)]["auroc"]
     found = []
+    missed = {row["rate"]: 1 - row["detected"]["value"] for row in measured.get("alarms", [])}
+    if missed.get(RATE, 0) > 0.5:
+        found.append(f"{missed[RATE]:.0%} of the “{ood}” images are missed at --alpha={RATE:.0%}.")
     if auroc["low"] is not None and auroc["high"] < 0.5:
         found.append(
-            f"Detection fails: {ood} images have lower anomaly scores than {dataset} images. Do "
-            "not use this model to detect such images."
+            f"Detection fails: “{ood}” images have lower anomaly scores than “{dataset}” images. "
+            "Do not use this model to detect such images."
         )
     elif auroc["low"] is not None and auroc["low"] <= 0.5:
         found.append(
@@ -87,7 +91,7 @@ def warnings(measured: Measured, dataset: str, ood: str) -> list[str]:
         rates = ", ".join(f"{row['rate']:.1%}".replace(".0%", "%") for row in broken)
         found.append(
             f"There are more false alarms than promised at {rates}: test images and validation "
-            f"images of {dataset} differ."
+            f"images of “{dataset}” differ."
         )
     return found
 
@@ -150,17 +154,19 @@ def image_rows(
     """
     main, rows = main_score(measured), []
     for part, word, what in (
-        (NORMAL, "most", "the first false alarms"),
-        (OOD, "least", "missed first"),
-        (OOD, "most", "found first"),
+        (NORMAL, "most", "false alarms"),
+        (OOD, "least", "missed"),
+        (OOD, "most", "detected"),
     ):
         own = scored[scored["part"] == part]
         order = np.argsort(own[main].to_numpy() * (-1 if word == "most" else 1), kind="stable")
         shown = order[:IMAGES]
         p_values = own[f"p_{main}"].to_numpy()[shown]
-        text = f"{what}; p-values {p_values.min():.2g} to {p_values.max():.2g}"
+        is_counted = (p_values > RATE) if what == "missed" else (p_values <= RATE)
+        text = (f"p-values {p_values.min():.2g} to {p_values.max():.2g}; "
+                f"{is_counted.sum()} of these {len(shown)} are {what} at {RATE:.0%}")  # fmt: skip
         rows.append({
-            "name": f"{names[part]}, {word} anomalous",
+            "name": f"“{names[part]}”, {word} anomalous",
             "text": text,
             "strip": strip(np.asarray(images[part])[shown], COLUMNS),
         })  # fmt: skip

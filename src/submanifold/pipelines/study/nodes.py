@@ -12,6 +12,7 @@ import scipy  # submodules load on first use
 from submanifold.common.errors import UserError
 from submanifold.common.extras import import_extra
 from submanifold.common.files import locked
+from submanifold.data.synthetic import MANIFOLDS
 from submanifold.evaluation.metrics import COMPARED, NONE
 from submanifold.pipelines.conclusions import interval
 from submanifold.pipelines.usage import model_command, run_of_model
@@ -140,8 +141,9 @@ def _usage(
 ) -> list[tuple[str, str]]:
     found = []
     done = table[table["model"].notna() & (table["state"] == "complete")]
+    synthetic = attributes["base"].get("dataset") in MANIFOLDS
     for column, text in {"mse": "error", "bpd": "number of bits"}.items():
-        if len(done):
+        if len(done) and not synthetic:
             model = run_of_model(done.iloc[done[column].argmin()]["model"], project)
             command = model_command(model, "score", "PICTURES")
             found.append((command, f"applies the trial with the smallest {text}"))

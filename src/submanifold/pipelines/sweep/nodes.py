@@ -1,5 +1,6 @@
 """Nodes of the sweep pipeline."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from submanifold.common.errors import UserError
-from submanifold.evaluation.metrics import COMPARED
+from submanifold.evaluation.metrics import COMPARED, is_missing
 from submanifold.pipelines.conclusions import best_sentence, interval
-from submanifold.pipelines.usage import model_command, run_of_model
+from submanifold.pipelines.usage import model_command, run_of_model, training_command
 from submanifold.plots.pages import render
 from submanifold.runs import tracking
 
@@ -44,8 +45,8 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
     Returns:
         Columns ``value`` (of the parameter), ``seed``, ``dim`` (of the innermost manifold),
         ``run``, the MLflow run ID, ``name`` and ``key`` of the run, ``model``, the key of its
-        model, and ``bpd`` and ``mse`` with ``_low`` and ``_high``, sorted by
-        value. Missing measurements are NaN.
+        model, the ``command`` without the parameter, whether the data are ``points``, and ``bpd``
+        and ``mse`` with ``_low`` and ``_high``, sorted by value. Missing measurements are NaN.
 
     Raises:
         UserError: There are no runs.
@@ -66,6 +67,8 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
         "name": runs["tags.mlflow.runName"],
         "key": runs["params.keys.run"],
         "model": runs["params.keys.model"],
+        "command": [training_command(row, str(parameter)) for row in runs.to_dict("records")],
+        "points": "metrics.test.sample_distance" in runs,
     })  # fmt: skip
     try:
         about["value"] = about["value"].astype(float)
@@ -111,8 +114,15 @@ def write_sweep(
         for _, row in table.iterrows()
     ]
     chosen = table.iloc[table["mse"].fillna(np.inf).argmin()]
-    model = run_of_model(chosen["model"], reporting.parent.parent)
-    values = f"{parameter} VALUE VALUE --params=dataset={dataset},method={method}"
+    usage = []
+    if not chosen["points"]:
+        model = run_of_model(chosen["model"], reporting.parent.parent)
+        command = model_command(model, "score", "PICTURES")
+        usage.append((command, "applies the run with the lowest error"))
+    if not is_missing(chosen["command"]):
+        rest = re.sub(r"^.*?(?= --env=| --params=|$)", "", chosen["command"])
+        again = f"submanifold sweep {parameter} VALUE VALUE{rest}"
+        usage.append((again, "adds values to this page"))
     return render(
         "sweep.html",
         parameter=parameter,
@@ -123,10 +133,7 @@ def write_sweep(
         metrics=[*metrics.values()],
         has_seeds=table["seed"].nunique() > 1,
         plot=as_html(figure),
-        usage=[
-            (model_command(model, "score", "PICTURES"), "applies the run with the lowest error"),
-            (f"submanifold sweep {values}", "adds values to this page"),
-        ],
+        usage=usage,
     )
 
 
