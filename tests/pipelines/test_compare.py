@@ -85,8 +85,9 @@ def test_flows_are_the_first_differing_settings():
 
 def test_page_is_self_contained_and_shows_samples_by_seed(runs, comparison):
     page = comparison.load("comparison")
-    weight = "stage_1.reconstruction.weight=30"
-    assert re.search(rf"submanifold run --pipeline=hierarchical --params=seed=2,.*{weight}", page)
+    joint, hierarchical = ".*method=PR-D", "[^<]*stage_1.reconstruction.weight=30"
+    command = rf"submanifold run --pipeline=(joint{joint}|hierarchical{hierarchical})"
+    assert re.search(command, page), re.findall("submanifold run.*", page)
     assert not re.search(r"https?://|<link (?!rel=.icon)|<script src", page)
     assert page.count("<tr id=") == page.count("(<a href=") == 2
     assert page.index("Samples, seed 0") < page.index("Samples, seed 1")

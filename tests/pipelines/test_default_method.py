@@ -90,7 +90,7 @@ def test_slider_shows_the_stated_errors(run, tmp_path):
       input = document.getElementById("dim");
       input.value = k;
       input.dispatchEvent(new Event("input"));
-      for (const row of document.querySelectorAll(".film:not([hidden])")) {
+      for (const row of document.querySelectorAll(".film:not(.absent)")) {
         const text = name => row.querySelector(name).innerText.trim();
         const each = [...row.querySelectorAll(".each span")].map(span => span.textContent);
         const window = row.querySelector(".window").getBoundingClientRect();

@@ -5,7 +5,12 @@ import pandas as pd
 import pytest
 
 from submanifold.evaluation.calibration import Calibration
-from submanifold.pipelines.reporting.sections import alarms, describe_gap, usage
+from submanifold.pipelines.reporting.sections import (
+    against_pca,
+    alarms,
+    describe_gap,
+    usage,
+)
 
 RNG = np.random.default_rng(0)
 SCORES = {"density": RNG.standard_normal(400)}
@@ -24,7 +29,7 @@ def scored(shift=0.0, count=400, p_values=None):
 
 @pytest.mark.parametrize(("shift", "count", "conclusion"), [
     (0.3, 400, "it overfits"),
-    (0.0, 400, "no overfitting is visible"),
+    (0.0, 400, "The interval contains zero."),
     (-0.3, 400, "the splits differ"),
     (0.3, 1, "too few images"),
 ])  # fmt: skip
@@ -44,6 +49,25 @@ def test_false_alarms_are_compared_with_their_intervals(power, sentence):
     assert "400 images for validation" in found["sentence"]
     assert alarms(scored(), {"why": "too few"}) is None
     assert alarms(scored().drop(columns="p_value"), CALIBRATION) is None
+
+
+def test_few_images_do_not_distinguish_rates():
+    found = alarms(scored(count=40, p_values=np.linspace(0.003, 1, 40)), CALIBRATION)
+    assert "With 40 images, rates between 0.1% and" in found["sentence"]
+
+
+@pytest.mark.parametrize(("encoder", "nearest", "warns"), [
+    (0.5, 0.4, False),
+    (3.0, 0.9, False),
+    (3.0, 1.5, True),
+])  # fmt: skip
+def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns):
+    metrics = {"mse": {"value": encoder}, "nearest_mse": {"value": nearest}}
+    sentence, warning = against_pca({**metrics, "baselines": {"pca": {"mse": {"value": 1.0}}}})
+    assert f"encoder projections {encoder:.2g} times" in sentence
+    assert f"nearest projections {nearest:.2g} times" in sentence
+    assert (warning is not None) == warns
+    assert against_pca({**metrics, "baselines": {"pca": {"why": "too few"}}}) == (None, None)
 
 
 def test_the_threshold_of_the_command_is_possible():

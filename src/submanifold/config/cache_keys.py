@@ -16,9 +16,9 @@ TRAINING_VERSION = 6
 """Version of data and training: increased when equal settings no longer give equal artifacts."""
 MODEL_VERSION = 4
 """Version of the finished model's file, for equal phases."""
-EVALUATION_VERSION = 13
+EVALUATION_VERSION = 14
 """Version of metrics and report, for equal models."""
-OOD_VERSION = 7
+OOD_VERSION = 8
 """Version of the scores of out-of-distribution images, for equal models and images."""
 
 RAW_FOLDER = Path("data/01_raw")

@@ -191,9 +191,9 @@ _METRICS = (
 
 _HELP = {
     "bits_per_dim": (
-        "Bits per dimension: the exact negative log-density of the dequantized image, in bits per "
-        "pixel and channel, including the part off the manifold. An upper bound of the bits that "
-        "code the image. Lower is better."
+        "Bits per dimension: the exact negative log-density, in bits per coordinate, including the "
+        "part off the manifold. The coordinates of an image are its dequantized pixels in each "
+        "channel; the value is an upper bound of the bits that code it. Lower is better."
     ),
     "bits_per_dim_importance": (
         "The average of the density over several dequantizations, a tighter bound of the bits per "

@@ -9,7 +9,6 @@ import pandas as pd
 from submanifold.common.device import choose_device
 from submanifold.data.settings import SyntheticSettings
 from submanifold.evaluation import paper
-from submanifold.evaluation.calibration import Calibration
 from submanifold.evaluation.metrics import COMPARED, DEFAULT_PROJECTION, METRICS, NONE
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.truth import manifold_picture
@@ -39,7 +38,9 @@ def make_table(
         measured[model] = {**metrics, "nll": none, "divergence": none, **truth}
         true = {"nll": truth.get("true_nll", NO_NOISE), "manifold_nll": truth["manifold_entropy"]}
         measured[f"truth, noise {truth['noise']:g}"] = true
-    measured[f"PCA, d = {dims[-1]}"] = {"mse": pca.get("mse", pca)}
+    measured[f"PCA, d = {dims[-1]}"] = dict.fromkeys(
+        {"mse", "nearest_mse"} & metrics.keys(), pca.get("mse", pca)
+    )
     measured["Gaussian, full covariance"] = metrics["baselines"]["gaussian"]
     measured["training images"] = metrics.get("training_images")
     rows = []
@@ -90,11 +91,7 @@ def report_images(
     for name, images in {"samples": samples, "samples_cool": samples_cool}.items():
         title = f"Samples at temperature {TEMPERATURES[name]:g}"
         figures[name] = image_grid(images[:64], columns=16, title=title)
-    calibration = hierarchy.calibration
-    if "why" in calibration:
-        text = f"not available. {calibration['why']}"
-    else:
-        text = f"{Calibration.from_dict(calibration).basis} for validation."
+    comparison, warning = sections.against_pca(metrics)
     by_dim = {name.removeprefix("by_dim_"): each for name, each in illustrations.items()
               if name.startswith("by_dim_")}  # fmt: skip
     slider, path = None, illustrations["interpolation"]
@@ -102,13 +99,15 @@ def report_images(
         slider = dimension_slider(test[: by_dim["encoder"].shape[1]], by_dim, dim)
     content = {
         "tiles": sections.image_tiles(metrics),
-        "calibration": text,
+        "comparison": comparison,
+        "warnings": [warning] if warning else [],
+        "calibration": sections.describe_calibration(hierarchy.calibration),
         "projections": sections.projections(illustrations),
         "default_projection": DEFAULT_PROJECTION,
         "dimension_slider": slider,
         "nearest_dims": by_dim["nearest_dims"].tolist() if by_dim else [],
         "likelihood": sections.likelihood(image_scores, test),
-        "alarms": sections.alarms(image_scores, calibration),
+        "alarms": sections.alarms(image_scores, hierarchy.calibration),
         "samples": sections.sample_strips(samples, samples_cool),
         "neighbors": sections.neighbors(samples, test, illustrations),
         "interpolation": strip(path, len(path)),
@@ -136,7 +135,7 @@ def report_points(
 
     points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
     figures = {"manifold": manifold_figure(**points, grid=grid)}
-    content = {"tiles": sections.point_tiles(metrics, truth)}
+    content = {"tiles": sections.point_tiles(metrics, truth), "warnings": [], "comparison": None}
     return _report(figures, content, metrics=metrics, hierarchy=hierarchy, truth=truth, **about)
 
 

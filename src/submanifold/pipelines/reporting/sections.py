@@ -33,6 +33,10 @@ from submanifold.plots.strips import side_by_side, spectrum, strip
 COLUMNS = 8
 SAMPLES = 64
 EXTREMES = 16
+TOO_LARGE = 2.0
+"""Ratio of the encoder projection's error to PCA's above which the report warns."""
+WIDE = 0.1
+"""Width of the interval of an observed rate above which the report remarks on it."""
 
 Metrics = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -59,7 +63,7 @@ def image_tiles(metrics: Metrics) -> list[dict[str, str]]:
         if name not in metrics:
             continue
         text = f"mean squared error of {kind} projections"
-        if kind == DEFAULT_PROJECTION and pca:
+        if pca:
             text += f"; PCA: {written('mse', pca)}"
         if kind == "nearest":
             text += " (upper bound)"
@@ -68,6 +72,24 @@ def image_tiles(metrics: Metrics) -> list[dict[str, str]]:
     value = f"{written(name, metrics[name])} dB"
     tiles.append({"value": value, "text": f"PSNR of {DEFAULT_PROJECTION} projections"})
     return [*tiles, _size_tile(metrics)]
+
+
+def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
+    """Compare the errors of both projections with PCA's.
+
+    Returns:
+        A sentence with their ratios, and a warning if the training was probably too short.
+    """
+    pca = metrics["baselines"]["pca"].get("mse")
+    if not pca or not pca["value"]:
+        return None, None
+    ratios = {kind: metrics[name]["value"] / pca["value"]
+              for kind, name in PROJECTION_ERRORS.items() if name in metrics}  # fmt: skip
+    parts = [f"{kind} projections {ratio:.2g} times" for kind, ratio in ratios.items()]
+    sentence = f"Error relative to PCA with as many dimensions: {', '.join(parts)}."
+    if ratios[DEFAULT_PROJECTION] > TOO_LARGE and min(ratios.values()) > 1:
+        return sentence, "The errors are larger than PCA's: train for more steps"
+    return sentence, None
 
 
 def point_tiles(metrics: Metrics, truth: Metrics) -> list[dict[str, str]]:
@@ -247,7 +269,7 @@ def describe_gap(scored: pd.DataFrame) -> str:
         return text + "The model fits training images better than new images: it overfits."
     if gap["high"] < 0:
         return text + "Test images are easier than training images: the splits differ."
-    return text + "The interval contains zero: no overfitting is visible."
+    return text + "The interval contains zero."
 
 
 def alarms(scored: pd.DataFrame, calibration: Metrics) -> dict[str, Any] | None:
@@ -275,8 +297,22 @@ def alarms(scored: pd.DataFrame, calibration: Metrics) -> dict[str, Any] | None:
             f"{word} test images are flagged than promised at {_percents(rates)}."
             for word, rates in parts.items() if rates
         )  # fmt: skip
-    sentence += f" The calibration uses {fitted.basis} for validation; its smallest p-value is "
-    return {"table": table, "sentence": f"{sentence}{fitted.smallest_p_value:.2g}."}
+    ends = rows[-1]["observed"]
+    if ends["high"] - ends["low"] > WIDE:
+        sentence += (f" With {len(own):,} images, rates between {ends['low']:.1%} and "
+                     f"{ends['high']:.1%} cannot be distinguished.")  # fmt: skip
+    return {"table": table, "sentence": f"{sentence} {describe_calibration(calibration)}"}
+
+
+def describe_calibration(calibration: Metrics) -> str:
+    """Say what the p-values are based on, or why there are none."""
+    if "why" in calibration:
+        return f"The model has no p-values. {calibration['why']}"
+    fitted = Calibration.from_dict(calibration)
+    smallest = f"{fitted.smallest_p_value:.2g}"
+    return (
+        f"The calibration uses {fitted.basis} for validation; its smallest p-value is {smallest}."
+    )
 
 
 def _percents(rates: Sequence[float]) -> str:
