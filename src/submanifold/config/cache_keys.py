@@ -14,7 +14,7 @@ from submanifold.data.sources import fingerprint
 
 TRAINING_VERSION = 6
 """Version of data and training: increased when equal settings no longer give equal artifacts."""
-MODEL_VERSION = 4
+MODEL_VERSION = 5
 """Version of the finished model's file, for equal phases."""
 EVALUATION_VERSION = 14
 """Version of metrics and report, for equal models."""
