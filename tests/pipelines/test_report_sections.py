@@ -64,8 +64,8 @@ def test_few_images_do_not_distinguish_rates():
 def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns):
     metrics = {"mse": {"value": encoder}, "nearest_mse": {"value": nearest}}
     sentence, warning = against_pca({**metrics, "baselines": {"pca": {"mse": {"value": 1.0}}}})
-    assert f"encoder projections {encoder:.2g} times" in sentence
-    assert f"nearest projections {nearest:.2g} times" in sentence
+    assert f"{encoder:.2g} times that of PCA (encoder projections)" in sentence
+    assert f"{nearest:.2g} times that of PCA (nearest projections)" in sentence
     assert (warning is not None) == warns
     assert against_pca({**metrics, "baselines": {"pca": {"why": "too few"}}}) == (None, None)
 

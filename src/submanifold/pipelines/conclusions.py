@@ -1,6 +1,6 @@
 """Sentences that name the best of several runs, with what their intervals do not separate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -8,6 +8,7 @@ import pandas as pd
 from submanifold.evaluation.metrics import Metric, is_missing
 
 MAX_NAMES = 3
+BEST = " has the best "
 
 
 def interval(row: pd.Series, column: str) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def best_sentence(
         return None
     is_best = table[column] == table[column].min()
     row, others = table[is_best].iloc[0], table[~is_best]
-    text = f"{label(row)} has the best {metric.label}, {metric.write(interval(row, column))}"
+    text = f"{label(row)}{BEST}{metric.label}, {metric.write(interval(row, column))}"
     high, low = row.get(f"{column}_high"), others.get(f"{column}_low")
     if low is not None and not is_missing(high):
         near = [label(other) for _, other in others[low <= high].iterrows()]
@@ -42,6 +43,23 @@ def best_sentence(
             text += f"; the interval{'s' if len(near) > 1 else ''} of {_listed(near)} "
             text += f"overlap{'' if len(near) > 1 else 's'} with it"
     return f"{text}."
+
+
+def joined(sentences: Iterable[str | None]) -> list[str]:
+    """Join sentences of :func:`best_sentence` about the same run; None is left out.
+
+    Example:
+        >>> joined(["a has the best BPD, 3.", "a has the best MSE, 1.", None])
+        ['a has the best BPD, 3, and the best MSE, 1.']
+    """
+    found: list[str] = []
+    for text in filter(None, sentences):
+        subject = f"{text.partition(BEST)[0]}{BEST}"
+        if found and found[-1].startswith(subject) and "; the interval" not in found[-1]:
+            found[-1] = f"{found[-1][:-1]}, and the best {text.removeprefix(subject)}"
+        else:
+            found.append(text)
+    return found
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from submanifold.evaluation.metrics import METRICS, Metric, is_missing
-from submanifold.pipelines.conclusions import best_sentence, interval
+from submanifold.pipelines.conclusions import best_sentence, interval, joined
 from submanifold.pipelines.usage import model_command, repeated, run_of_model
 
 HEADLINES = ("bits_per_dim", "mse")
@@ -53,8 +53,7 @@ def conclusion(table: pd.DataFrame, metrics: Sequence[Metric]) -> list[str]:
     """Return the best runs, those that their intervals do not separate, and the effect of seeds."""
     if len(table) == 1:
         return ["There is one finished run. Make another one to compare it with."]
-    best = [best_sentence(table, metric.name, metric, label) for metric in metrics]
-    found = [text for text in best if text]
+    found = joined(best_sentence(table, metric.name, metric, label) for metric in metrics)
     spread = [text for metric in metrics if (text := _seed_spread(table, metric))]
     if spread:
         found.append(f"Runs that differ only in the seed differ by up to {' and '.join(spread)}.")

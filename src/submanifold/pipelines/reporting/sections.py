@@ -63,10 +63,10 @@ def image_tiles(metrics: Metrics) -> list[dict[str, str]]:
         if name not in metrics:
             continue
         text = f"mean squared error of {kind} projections"
-        if pca:
-            text += f"; PCA: {written('mse', pca)}"
         if kind == "nearest":
             text += " (upper bound)"
+        if pca:
+            text += f"; PCA: {written('mse', pca)}"
         tiles.append({"value": written(name, metrics[name]), "text": text})
     name = PROJECTION_ERRORS[DEFAULT_PROJECTION].replace("mse", "psnr")
     value = f"{written(name, metrics[name])} dB"
@@ -85,8 +85,10 @@ def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
         return None, None
     ratios = {kind: metrics[name]["value"] / pca["value"]
               for kind, name in PROJECTION_ERRORS.items() if name in metrics}  # fmt: skip
-    parts = [f"{kind} projections {ratio:.2g} times" for kind, ratio in ratios.items()]
-    sentence = f"Error relative to PCA with as many dimensions: {', '.join(parts)}."
+    parts = [
+        f"{ratio:.2g} times that of PCA ({kind} projections)" for kind, ratio in ratios.items()
+    ]
+    sentence = f"The mean squared error is {' and '.join(parts)}."
     if ratios[DEFAULT_PROJECTION] > TOO_LARGE and min(ratios.values()) > 1:
         return sentence, "The errors are larger than PCA's: train for more steps"
     return sentence, None

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from submanifold.common.errors import UserError
 from submanifold.evaluation.metrics import COMPARED, is_missing
-from submanifold.pipelines.conclusions import best_sentence, interval
+from submanifold.pipelines.conclusions import best_sentence, interval, joined
 from submanifold.pipelines.usage import model_command, run_of_model, training_command
 from submanifold.plots.pages import render
 from submanifold.runs import tracking
@@ -128,7 +128,7 @@ def write_sweep(
         parameter=parameter,
         dataset=dataset,
         method=method,
-        conclusion=[text for text in best if text],
+        conclusion=joined(best),
         rows=rows,
         metrics=[*metrics.values()],
         has_seeds=table["seed"].nunique() > 1,
