@@ -317,7 +317,10 @@ def test_a_folder_of_few_gray_images_can_be_moved_but_not_changed(project, tmp_p
     assert metrics["bits_per_dim"]["low"] is None
     for name in ("fid", "kid", "precision", "recall"):
         assert metrics[name]["why"].startswith("not measured: there are fewer than 4 test images")
-    assert "The model has no p-values. Validation images for a calibration: expected at least 20" in report
+    assert (
+        "The model has no p-values. Validation images for a calibration: expected at least 20"
+        in report
+    )
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert from_folder(tmp_path / "there", until="hierarchy").steps == NONE
     write_images(tmp_path / "there", [40])
