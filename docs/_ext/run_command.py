@@ -1,7 +1,5 @@
 """The command ``run``, which ``submanifold`` loads when it is used, for the page of commands."""
 
-import click
+from submanifold.cli import run_command
 
-from submanifold.cli import cli
-
-run = cli.get_command(click.Context(cli), "run")
+run = run_command()

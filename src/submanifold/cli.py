@@ -34,8 +34,19 @@ JOINT_METHOD = "EE-M"
 """Default of ``--pipeline=joint``: the method with the lowest error (docs/evidence/beyond.md)."""
 
 
+class _Run(click.Command):
+    """Kedro's ``run``, which is imported when it is used."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Create the context of the imported command, with its options."""
+        return run_command().make_context(*args, **kwargs)
+
+
+RUN = _Run("run", help="Run the pipeline.")
+
+
 class _Group(click.Group):
-    """Prints errors of users as one line, and imports Kedro only for ``run``."""
+    """Prints errors of users as one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -54,7 +65,7 @@ class _Group(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Return a command by name."""
-        return _run_command() if name == "run" else super().get_command(ctx, name)
+        return RUN if name == "run" else super().get_command(ctx, name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -102,7 +113,7 @@ def _print_user_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _run_command() -> click.Command:
+def run_command() -> click.Command:
     """Return Kedro's ``run``, which checks the parameters first and skips existing outputs."""
     set_kedro_defaults()
     from kedro.framework.cli.project import run as kedro_run

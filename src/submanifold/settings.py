@@ -1,8 +1,9 @@
 """Kedro's settings of this project."""
 
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
-from submanifold.runs.hooks import ExperimentHooks, FaultHooks, TrackingHooks
+from submanifold.runs.hooks import ExperimentHooks, TrackingHooks
 
-HOOKS = (ExperimentHooks(), TrackingHooks(), FaultHooks())
+HOOKS = (ExperimentHooks(), TrackingHooks())
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro-mlflow",)  # installed for an earlier version
 CONFIG_LOADER_CLASS = ExperimentConfigLoader
 CONFIG_LOADER_ARGS = LOADER_ARGS

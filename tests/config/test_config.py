@@ -106,34 +106,26 @@ def test_the_paper_environment_is_the_papers():
     assert parameters["evaluation"]["samples"] == 10000
 
 
-SERVER = "http://localhost:5000"
-
-
-@pytest.mark.parametrize(("variable", "uri", "artifacts"), [
-    (None, f"sqlite:///{CONF.parent}/mlflow.db", f"{CONF.parent}/mlartifacts"),
-    ("sqlite:////elsewhere.db", "sqlite:////elsewhere.db", f"{CONF.parent}/mlartifacts"),
-    (SERVER, SERVER, None),
+@pytest.mark.parametrize(("variable", "uri"), [
+    (None, f"sqlite:///{CONF.parent}/mlflow.db"),
+    ("sqlite:////elsewhere.db", "sqlite:////elsewhere.db"),
 ])  # fmt: skip
-def test_the_environment_names_mlflow_and_a_server_keeps_artifacts_itself(
-    variable, uri, artifacts, monkeypatch
-):
+def test_the_environment_names_mlflow(variable, uri, monkeypatch):
     monkeypatch.setattr("submanifold.config.loader.TRACKING_URI", variable)
     settings = ExperimentConfigLoader(str(CONF), env="test", **LOADER_ARGS)["mlflow"]
-    assert settings["server"]["mlflow_tracking_uri"] == uri
-    created = settings["tracking"]["experiment"]["create_experiment_kwargs"]
-    assert created["artifact_location"] == artifacts
+    assert settings["uri"] == uri
+    assert settings["artifact_location"] == f"{CONF.parent}/mlartifacts"
 
 
 def test_loaders_in_turn_resolve_their_own_keys_and_parameters():
     """OmegaConf's resolvers belong to the process: the last loader's values must not be taken."""
     first, second = loader("local", seed=1), loader("local", seed=2, dataset="circle")
-    for each in first, second:
-        each.config_patterns["mlflow"] = ["mlflow*"]  # as kedro-mlflow adds it
     dirs = [second["catalog"]["x_train"]["filepath"], first["catalog"]["x_train"]["filepath"]]
     assert "circle" in dirs[0]
     assert "photos" in dirs[1]
-    assert first["mlflow"]["tracking"]["run"]["name"].endswith("density-first")
-    assert second["mlflow"]["tracking"]["run"]["name"].endswith("H-MM")
+    names = [each["parameters"]["run_name"] for each in (second, first)]
+    assert names[0].endswith("H-MM")
+    assert names[1].endswith("density-first")
 
 
 @pytest.fixture

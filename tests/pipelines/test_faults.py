@@ -161,9 +161,7 @@ def test_locked_database_ends_a_run_before_it_starts(project, finished, monkeypa
 def test_missing_server_ends_a_run_before_it_starts(new_project, monkeypatch):
     project = new_project()
     uri = "http://127.0.0.1:9"
-    (project.path / "conf" / "test" / "mlflow.yml").write_text(
-        f"server: {{mlflow_tracking_uri: {uri}}}"
-    )
+    (project.path / "conf" / "test" / "mlflow.yml").write_text(f"uri: {uri}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     before = mlflow.get_tracking_uri()
     try:

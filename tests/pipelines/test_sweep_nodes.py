@@ -6,13 +6,14 @@ import pandas as pd
 import pytest
 
 from submanifold.pipelines.sweep.nodes import draw_sweep, tag_run, write_sweep
+from submanifold.runs.store import connect
 
 
 def collect(project, folder, parameter, *runs):
     """Log runs of a sweep in MLflow, and return their table and plot."""
     client = project.mlflow_client
     with project.session() as session:
-        session.load_context()  # creates the MLflow experiment
+        connect(session.load_context().config_loader["mlflow"])
         experiment = client.get_experiment_by_name("submanifold").experiment_id
         for number, (value, dims, metrics) in enumerate(runs):
             run, key = client.create_run(experiment).info.run_id, f"{parameter}-{number}"

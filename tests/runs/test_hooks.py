@@ -11,7 +11,7 @@ from click import ClickException
 from kedro.pipeline import Node, Pipeline
 
 from submanifold.runs.hooks.pipelines import _check_catalog
-from submanifold.runs.hooks.tracking import _close_orphans, _exit_on_signal, _numbers
+from submanifold.runs.mlflow_run import _close_orphans, _exit_on_signal, _numbers
 
 
 def test_only_numbers_of_the_metrics_are_logged():

@@ -52,8 +52,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
     - ``${key:data}``, ``${key:model}`` and ``${key:run}`` are hashes of everything that an artifact
       depends on: a changed setting gives another path, and the earlier setting finds its artifacts
       again. ``${parameter:name}`` is a parameter's value.
-    - ``${tracking_uri:default}`` is MLFLOW_TRACKING_URI or the default, and
-      ``${artifact_location:uri,folder}`` a server's own location of artifacts, or the folder.
+    - ``${tracking_uri:default}`` is MLFLOW_TRACKING_URI or the default.
     - A catalog entry named ``{phase}.<name>`` stands for one entry of every phase: ``{phase}`` is
     its
       name, ``{key}`` its cache key, and ``{u}`` the key of its input. Entries with ``{u}`` are left
@@ -297,4 +296,3 @@ _register("key", lambda name: _resolvers.get()["key"](name))
 _register("parameter", lambda name: _resolvers.get()["parameter"](name))
 _register("project_path", lambda: _resolvers.get()["project_path"]())
 _register("tracking_uri", lambda default: TRACKING_URI or default)
-_register("artifact_location", lambda uri, folder: None if uri.startswith("http") else folder)

@@ -1,4 +1,4 @@
-"""Commands that apply a trained model to images. They import torch only when they run."""
+"""Commands that apply a trained model to images. They import NumPy and torch when they run."""
 
 import json
 import re

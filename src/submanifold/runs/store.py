@@ -1,9 +1,12 @@
 """MLflow's tracking store: creation, checks, and messages if it cannot be used."""
 
+import os
 import re
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -13,9 +16,58 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import DISK_FULL, READ_ONLY, atomic_write, locked
+from submanifold.common.settings import Settings, read_settings
 
 SQLITE = "sqlite:///"
 SQLITE_TIMEOUT = 20.0  # seconds to wait for a locked database
+RETRIES = "3"  # of a request, some seconds; MLflow's default takes minutes
+
+
+class MlflowSettings(Settings):
+    """The settings in ``conf/base/mlflow.yml``.
+
+    Attributes:
+        uri: Tracking URI.
+        experiment: Name of the experiment.
+        artifact_location: Where a new experiment stores its artifacts, unless a server does.
+        tags: Tags of a new experiment.
+    """
+
+    uri: str
+    experiment: str
+    artifact_location: str
+    tags: dict[str, str] | None = None
+
+
+def connect(settings: Mapping[str, Any]) -> None:
+    """Let MLflow use the store and the experiment of a project, which are created if missing.
+
+    Args:
+        settings: The content of ``mlflow.yml``.
+
+    Raises:
+        UserError: The settings are invalid, or the store cannot be used.
+    """
+    chosen = read_settings(MlflowSettings, settings, "mlflow")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
+    prepare_store(chosen.uri)
+    with required():
+        mlflow.set_tracking_uri(chosen.uri)
+        if mlflow.get_experiment_by_name(chosen.experiment) is None:
+            location = None if chosen.uri.startswith("http") else chosen.artifact_location
+            mlflow.create_experiment(chosen.experiment, location, chosen.tags)
+        mlflow.set_experiment(chosen.experiment)
+
+
+@contextmanager
+def required() -> Iterator[None]:
+    """Raise a :class:`UserError` if MLflow fails."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_store_failure(error):
+            raise
+        raise UserError(unusable_message(mlflow.get_tracking_uri(), error)) from error
 
 
 def prepare_store(uri: str) -> None:
@@ -87,8 +139,7 @@ def unusable_message(uri: str, error: BaseException) -> str:
     return without_password(
         f"mlflow.uri={uri} cannot be used ({root_cause(error)}). Its server may not be running, "
         "another program may lock its database, or its disk may be full or read-only. Fix this, or "
-        "set another URI in MLFLOW_TRACKING_URI or as server.mlflow_tracking_uri in "
-        "conf/base/mlflow.yml"
+        "set another URI in MLFLOW_TRACKING_URI or as uri in conf/base/mlflow.yml"
     )
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.progress import ProgressBar
+from submanifold.runs.store import connect
 from submanifold.runs.train import check_images
 from submanifold.studies.comparisons import beyond, ood, related
 from submanifold.studies.experiments import CachedRun, run_all
@@ -180,7 +181,7 @@ def reproduce(planned: Plan, project: Path, env: str | None = None) -> list[Path
         folder = project / "data/08_reporting/paper" / (env or "base") / name
         pages.append(write(name, target.title, target.content(runs, project), folder))
         with CachedRun(name, {}, project, env).session() as session:
-            session.load_context()  # kedro-mlflow sets the store and the experiment
+            connect(session.load_context().config_loader["mlflow"])
         with mlflow.start_run(run_name=name):
             mlflow.set_tag("submanifold.target", name)
             mlflow.log_artifacts(str(folder))

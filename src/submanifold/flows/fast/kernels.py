@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import cpp_extension
 
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILE = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-std=c++17", "-fPIC"]
 # not linked with an OpenMP library: the kernels share the threads of the one that torch has loaded
-LINK = ["-shared", "-Wl,--no-as-needed", *(f"-L{path}" for path in cpp_extension.library_paths())]
+LINK = ["-shared", "-Wl,--no-as-needed", f"-L{Path(torch.__file__).parent / 'lib'}"]
+CACHE = "~/.cache/torch_extensions"  # where torch.utils.cpp_extension builds
 LANES = 16  # as in kernels.cpp
 
 
@@ -32,14 +32,15 @@ LANES = 16  # as in kernels.cpp
 def library() -> ctypes.CDLL | None:
     """Compile the kernels, once for each type of processor, and load them.
 
-    Returns None if the compilation fails. The loader of :mod:`torch.utils.cpp_extension` is not
-    used: a process that is killed while it compiles leaves a lock that blocks all later ones.
+    Returns None if the compilation fails. :mod:`torch.utils.cpp_extension` is not used: its import
+    takes a tenth of a second, and a process that is killed while it compiles leaves a lock that
+    blocks all later ones.
     """
     compiler = os.environ.get("CXX", "c++")
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    root = Path(os.path.expanduser(os.environ.get("TORCH_EXTENSIONS_DIR") or CACHE))
     try:
         key = hashlib.sha256(repr([SOURCE.read_bytes(), COMPILE, LINK, _processor()]).encode())
-        path = Path(root, "submanifold", f"kernels-{key.hexdigest()[:16]}.so")
+        path = root / "submanifold" / f"kernels-{key.hexdigest()[:16]}.so"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:

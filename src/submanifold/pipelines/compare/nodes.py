@@ -32,7 +32,7 @@ def collect_runs(dataset: str) -> pd.DataFrame:
     Raises:
         UserError: There are no runs.
     """
-    active = mlflow.active_run()  # None if conf/<env>/mlflow.yml disables tracking
+    active = mlflow.active_run()
     found = tracking.find_runs(
         f"attributes.status = 'FINISHED' and {tracking.EVALUATED}",
         active.info.experiment_id if active else None,

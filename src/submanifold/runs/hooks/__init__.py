@@ -1,11 +1,10 @@
-"""Kedro hooks: checks and pipelines, MLflow tracking, and failures of MLflow.
+"""Kedro hooks: checks and pipelines, and the MLflow run of a pipeline.
 
-Every Kedro command imports this package, so torch is imported in the functions that use it.
-kedro-mlflow imports MLflow in every command.
+Every Kedro command imports this package, so torch and MLflow are imported in the functions that use
+them.
 """
 
-from submanifold.runs.hooks.faults import FaultHooks
 from submanifold.runs.hooks.pipelines import ExperimentHooks
 from submanifold.runs.hooks.tracking import TrackingHooks
 
-__all__ = ["ExperimentHooks", "FaultHooks", "TrackingHooks"]
+__all__ = ["ExperimentHooks", "TrackingHooks"]

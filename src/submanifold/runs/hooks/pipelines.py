@@ -15,9 +15,7 @@ from kedro.pipeline import Pipeline
 from submanifold.common.errors import UserError, error_prefix
 from submanifold.config.loader import ExperimentConfigLoader, current_experiment
 from submanifold.inference.records import write_record
-from submanifold.runs.hooks.tracking import SUMMARIES, log_pages, path_of
-from submanifold.runs.store import check_writable, prepare_store
-from submanifold.runs.tracking import run_of_job
+from submanifold.runs.entries import SUMMARIES, log_pages, path_of
 
 if TYPE_CHECKING:
     from submanifold.config.schema import Experiment
@@ -30,13 +28,11 @@ class ExperimentHooks:
 
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
-        """Load the pipelines, and create MLflow's database before kedro-mlflow opens it."""
+        """Load the pipelines."""
         loader = cast(ExperimentConfigLoader, context.config_loader)
         self._context, self._loader = context, loader
         try:
             experiment, _ = loader.experiment, loader.run_name
-            self._uri = loader["mlflow"]["server"]["mlflow_tracking_uri"]
-            prepare_store(self._uri)
         except UserError as error:
             raise ClickException(str(error)) from error
         self._experiment = experiment
@@ -54,17 +50,19 @@ class ExperimentHooks:
         """Check the command, the data and this machine."""
         experiment = self._experiment
         _check_catalog(pipeline, catalog)
-        _check_command(experiment, run_params["pipeline_names"] or ["__default__"])
-        if run_params["pipeline_names"] in SUMMARIES:
-            return
-        if _is_complete_and_read_only(pipeline, catalog):
+        names = run_params["pipeline_names"]
+        _check_command(experiment, names or ["__default__"])
+        if names not in SUMMARIES and _is_complete_and_read_only(pipeline, catalog):
             log.info("All outputs exist and are read-only: nothing to do")
             log_pages(pipeline, catalog)
             raise Exit(0)
         try:
-            self._check_machine()
-            _check_images(experiment, pipeline, catalog)
-            self._continue_job()
+            if names not in SUMMARIES:
+                self._check_device()
+                _check_images(experiment, pipeline, catalog)
+            self._connect()
+            if names in SUMMARIES:
+                return
             if experiment.launch.machines > 1:
                 from submanifold.runs.launch import job_board
 
@@ -74,10 +72,9 @@ class ExperimentHooks:
         except UserError as error:
             raise ClickException(str(error)) from error
 
-    def _check_machine(self) -> None:
+    def _check_device(self) -> None:
         from submanifold.common.device import choose_device
 
-        check_writable(self._uri)
         choose_device(self._experiment.device)
         weights = self._experiment.evaluation.inception_weights
         if weights not in (None, "auto", "download"):
@@ -86,12 +83,12 @@ class ExperimentHooks:
             with error_prefix("evaluation"):
                 check_weights(weights)
 
-    def _continue_job(self) -> None:
-        """Let kedro-mlflow continue the run of the earlier commands of a scheduler's job."""
-        if job := os.environ.get("SUBMANIFOLD_JOB"):
-            tracking = cast(Any, self._context).mlflow.tracking
-            key = self._loader.artifact_keys["run"]
-            tracking.run.id = run_of_job(job, key, tracking.experiment._experiment.experiment_id)
+    def _connect(self) -> None:
+        from submanifold.runs.store import check_writable, connect
+
+        settings = self._loader["mlflow"]
+        connect(settings)
+        check_writable(settings["uri"])
 
 
 def _check_command(experiment: "Experiment", names: list[str]) -> None:

@@ -22,6 +22,7 @@ from submanifold.common.processes import terminate_with_parent
 from submanifold.config.project import configure
 from submanifold.config.schema import flatten
 from submanifold.pipelines.study.nodes import DIED, trials_of
+from submanifold.runs.store import connect
 from submanifold.studies.search.spaces import read_spaces
 from submanifold.studies.search.study import POLL, Study, format_params
 
@@ -59,7 +60,8 @@ def search(
     study = Study(name, read, params, project, env, **options)
     study.store_search()
     with study.results.session() as session:
-        session.load_context()  # creates the MLflow experiment before the workers start
+        context = session.load_context()
+        connect(context.config_loader["mlflow"])  # creates the experiment before the workers start
         if not study.is_finished:
             _supervise(study, workers)
     trials = trials_of(study.optuna)
