@@ -19,20 +19,40 @@ def run_python(script, cwd=None):
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["submanifold", "kedro"])
-def test_help_lists_the_commands_without_heavy_imports(project, module):
-    script = f"""
+HEAVY = ("torch", "mlflow", "matplotlib", "pandas", "scipy.special", "sklearn")
+
+
+def script_of(module, *arguments):
+    """Return a script that runs a command and prints the names in HEAVY that it has imported."""
+    return f"""
 import runpy, sys
-sys.argv = ["{module}", "--help"]
+sys.argv = {[module, *map(str, arguments)]}
 try:
     runpy.run_module("{module}", run_name="__main__")
 except SystemExit:
-    print("imported", [name for name in ("torch", "mlflow") if name in sys.modules])
+    print("imported", *[name for name in {HEAVY} if name in sys.modules])
 """
-    output = run_python(script, project.path)
+
+
+@pytest.mark.parametrize("module", ["submanifold", "kedro"])
+def test_help_lists_the_commands_without_heavy_imports(project, module):
+    output = run_python(script_of(module, "--help"), project.path)
     assert all(f"\n  {name} " in output for name in COMMANDS)
-    if module == "submanifold":  # kedro-mlflow, a plugin of Kedro's command line, imports mlflow
-        assert "imported []" in output
+    assert output.endswith("imported\n")
+
+
+@pytest.mark.parametrize(("command", "imported"), [
+    (["runs", "nothing"], ""),
+    (["score", "nothing", "a.png"], ""),
+    (["train", "nothing"], " torch"),
+    (["run", "--params=traning.steps=5"], " torch"),
+    (["run", "--params=training.steps=0"], " torch"),
+    (["train", "photos", "--set", "training.stepss=5"], " torch"),
+])  # fmt: skip
+def test_a_mistake_is_reported_without_heavy_imports(project, command, imported):
+    """Settings are checked against the constructors of flows, which need torch."""
+    output = run_python(script_of("submanifold", *command), project.path)
+    assert output == f"imported{imported}\n"
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -63,9 +83,9 @@ bootstrap_project(Path.cwd())
 loaded("torch", "submanifold.settings")
 with KedroSession.create(env="test", runtime_params={"device": "cpu"}) as session:
     catalog = session.load_context().catalog
-    list(catalog.items())  # as kedro-mlflow does, which creates each dataset
-loaded("matplotlib", "scipy.special", "scipy.stats", "sklearn", "sympy", "torch", "torch._dynamo",
-       "torchvision")
+    list(catalog.items())  # creates each dataset
+loaded("matplotlib", "scipy.special", "scipy.stats", "sklearn", "sympy", "torch",
+       "torch._dynamo", "torchvision")
 """
     lines = run_python(script, project.path).splitlines()
     assert lines[-2:] == ["submanifold.settings", "torch"]

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
 
 from submanifold.common.errors import UserError
@@ -175,7 +174,8 @@ class Calibration:
     def _normal_scores(self, scores: Scores) -> np.ndarray:
         """Return z of the combined scores, (N, scores)."""
         half = 0.5 / self.count
-        normal_quantiles = scipy.special.ndtri(LEVELS.clip(half, 1 - half))
+        levels = torch.from_numpy(LEVELS.clip(half, 1 - half))
+        normal_quantiles = torch.special.ndtri(levels).numpy()
         found = []
         for name in self.combined:
             quantiles, values = self.quantiles[name], _finite(scores[name])

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
@@ -15,6 +14,9 @@ from submanifold.inference.outputs import FOLDER, check_not_input, check_output,
 from submanifold.inference.records import model_path
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from submanifold.inference.image_files import ImageFiles
     from submanifold.models import Model
 
 MAX_SHEET = 32
@@ -76,37 +78,43 @@ def image_options(command: Any) -> Any:
 @out_option(None, (".png",), "PNG file of the most and the least anomalous images.", "--sheet")
 @click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images with a "
               "p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Continue an interrupted command after the last "
+              "batch in its file <out>.part.")  # fmt: skip
 def score(
     model: str, images: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
-    nearest: bool, device: str, batch_size: int,
+    resume: bool, nearest: bool, device: str, batch_size: int,
 ) -> None:  # fmt: skip
     """Write the densities, distances from the manifold, and p-values of IMAGES.
 
     The p-value is the fraction of held-out training-like images that score at least as high.
     """
-    from submanifold.inference.scoring import load_calibration, score_images
-
     file = model_path(model)
+    from submanifold.inference.score_file import ScoreFile, score_files
+    from submanifold.inference.scoring import load_calibration
+
     loaded = _load(file, device)
     load_calibration(loaded, alpha)
-    names, pixels = _read(loaded, file, images, {"--out": out, "--sheet": sheet})
-    table = score_images(loaded, pixels, nearest, batch_size)
-    order = table.pop("anomaly_score").sort_values(ascending=False, kind="stable").index.to_numpy()
-    table.insert(0, "picture", names)
-    if alpha is not None:
-        table["ood"] = table["p_value"] <= alpha
-    with output("--out", out) as partial:
-        table.to_csv(partial, index=False)
+    files = _find(loaded, file, images, {"--out": out, "--sheet": sheet})
+    stat = file.stat()
+    settings = {"model": [str(file.resolve()), stat.st_size, stat.st_mtime_ns], "alpha": alpha,
+                "nearest": nearest, "batch_size": batch_size}  # fmt: skip
+    unlisted = len(files.skipped)
+    table = ScoreFile(out, files, settings, resume)
+    score_files(loaded, files, table, alpha, nearest, batch_size)
+    _echo_skipped(unlisted + len(files) - len(table.numbers))
+    order = sorted(range(len(table.scores)), key=lambda row: -table.scores[row])
     click.echo(" p-value  picture, the most anomalous first")
-    for index in order[:5]:
-        click.echo(f"{table['p_value'][index]:8.4f}  {names[index]}")
+    for row in order[:5]:
+        click.echo(f"{table.p_values[row]:8.4f}  {files.names[table.numbers[row]]}")
     if alpha is not None:
+        count = len(table.p_values)
+        flagged = sum(p_value <= alpha for p_value in table.p_values)
         click.echo(
-            f"{table['ood'].sum()} of {len(table)} images are flagged (p-value at most {alpha:g}); "
-            f"about {alpha * len(table):.0f} would be if all were like the training images."
+            f"{flagged} of {count} images are flagged (p-value at most {alpha:g}); "
+            f"about {alpha * count:.0f} would be if all were like the training images."
         )
     if sheet is not None:
-        _write_sheet(sheet, pixels, order)
+        _write_sheet(sheet, files, [table.numbers[row] for row in order])
     _echo(out)
 
 
@@ -117,9 +125,11 @@ def encode(
     model: str, images: tuple[str, ...], out: Path, nearest: bool, device: str, batch_size: int
 ) -> None:
     """Write the coordinates of IMAGES on the manifold (u) and off the manifold (v)."""
+    file = model_path(model)
+    import numpy as np
+
     from submanifold.inference.scoring import encode_images
 
-    file = model_path(model)
     loaded = _load(file, device)
     codes = 8 * loaded.event_dim  # float32; concatenation copies
     names, pixels = _read(loaded, file, images, {"--out": out}, codes)
@@ -140,9 +150,11 @@ def project(
     batch_size: int,
 ) -> None:  # fmt: skip
     """Project IMAGES onto the manifold: write originals, projections and differences."""
+    file = model_path(model)
+    import numpy as np
+
     from submanifold.inference.scoring import project_images
 
-    file = model_path(model)
     loaded = _load(file, device, dim)
     names, pixels = _read(loaded, file, images, {"--out": out}, 2 * loaded.event_dim)
     projections, errors = project_images(loaded, pixels, nearest, batch_size)
@@ -173,9 +185,9 @@ def sample(
     model: str, count: int, temperature: float, dim: int | None, seed: int, out: Path, device: str
 ) -> None:
     """Draw samples from the manifold."""
+    file = model_path(model)
     from submanifold.inference.scoring import sample_images
 
-    file = model_path(model)
     loaded = _load(file, device, dim)
     check_not_input("--out", out, [file])
     if out.suffix.lower() == ".png" and (count > MAX_PNG or len(loaded.event_shape) != 3):
@@ -199,9 +211,9 @@ def interpolate(
     model: str, a: str, b: str, steps: int, out: Path, dim: int | None, device: str
 ) -> None:
     """Interpolate between images A and B on the manifold; the log-density changes linearly."""
+    file = model_path(model)
     from submanifold.inference.scoring import interpolate_images
 
-    file = model_path(model)
     loaded = _load(file, device, dim)
     _, pixels = _read(loaded, file, (a, b), {"--out": out})
     if len(pixels) != 2:
@@ -233,25 +245,39 @@ def _load(path: Path, device: str, dim: int | None = None) -> "Model":
     return model if dim is None else model.at_dim(dim)
 
 
-def _read(
-    model: "Model", file: Path, paths: tuple[str, ...], outputs: Mapping[str, Path | None],
-    bytes_per_image: int = 0,
-) -> tuple[list[str], np.ndarray]:  # fmt: skip
-    """Read images; raise a UserError if an output would replace one of them or the model."""
+def _find(
+    model: "Model", file: Path, paths: tuple[str, ...], outputs: Mapping[str, Path | None]
+) -> "ImageFiles":
+    """Find images; raise a UserError if an output would replace one of them or the model."""
     from submanifold.inference.image_files import ImageFiles
 
     files = ImageFiles(paths, model.data)
     for option, path in outputs.items():
         if path is not None:
             check_not_input(option, path, [file, *files.files])
+    return files
+
+
+def _read(
+    model: "Model", file: Path, paths: tuple[str, ...], outputs: Mapping[str, Path | None],
+    bytes_per_image: int = 0,
+) -> "tuple[list[str], np.ndarray]":  # fmt: skip
+    """Read the images that :func:`_find` finds."""
+    files = _find(model, file, paths, outputs)
     names, pixels = files.read(bytes_per_image)
-    if files.skipped:
-        click.echo(f"Skipped {len(files.skipped)} unreadable images.", err=True)
+    _echo_skipped(len(files.skipped))
     return names, pixels
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray], columns: int = 8) -> None:
+def _echo_skipped(count: int) -> None:
+    if count:
+        click.echo(f"Skipped {count} unreadable images.", err=True)
+
+
+def _write(path: Path, arrays: "dict[str, np.ndarray]", columns: int = 8) -> None:
     """Write arrays to an .npz file, or the images of a single array to a PNG file."""
+    import numpy as np
+
     with output("--out", path) as partial, partial.open("wb") as file:
         if path.suffix.lower() == ".png":
             (images,) = arrays.values()
@@ -261,15 +287,21 @@ def _write(path: Path, arrays: dict[str, np.ndarray], columns: int = 8) -> None:
     _echo(path)
 
 
-def _write_sheet(path: Path, images: np.ndarray, order: np.ndarray) -> None:
+def _write_sheet(path: Path, files: "ImageFiles", order: list[int]) -> None:
+    """Draw the first and the last images of an order of numbers."""
+    import numpy as np
+
     count = max(1, min(MAX_SHEET, len(order) // 2))
-    blank = np.full((-count % 8 + 8, *images.shape[1:]), 255, np.uint8)
-    shown = np.concatenate([images[order[:count]], blank, images[order[::-1][:count]]])
+    blank = np.full((-count % 8 + 8, *files.shape), 255, np.uint8)
+    first, last = (
+        np.stack([image for _, image in files.decoded(numbers)])
+        for numbers in (order[:count], order[::-1][:count])
+    )
     with output("--sheet", path) as partial:
-        partial.write_bytes(_png(shown, columns=8))
+        partial.write_bytes(_png(np.concatenate([first, blank, last]), columns=8))
 
 
-def _png(images: np.ndarray, columns: int) -> bytes:
+def _png(images: "np.ndarray", columns: int) -> bytes:
     from submanifold.plots.images import as_png, sample_sheet
 
     return as_png(sample_sheet(images, columns))

@@ -2,8 +2,11 @@
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +14,25 @@ import numpy as np
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable, table_name
-from submanifold.common.processes import check_memory
+from submanifold.common.processes import check_memory, cores
 from submanifold.data.images import SUFFIXES, decode, read_file
 from submanifold.data.sources.stores import DATABASE, open_store
 
 log = logging.getLogger(__name__)
 
+CHUNK = 16
+"""Number of images that a thread decodes at a time."""
+
 
 class ImageFiles:
-    """Images at some paths. Unreadable ones are skipped with a warning.
+    """Images at some paths, decoded in threads. Unreadable ones are skipped with a warning.
 
     Args:
         paths: Image files, folders (searched recursively), zips, or LMDB folders.
         data: Format of the images, :attr:`submanifold.models.Model.data`.
 
     Attributes:
+        names: Names of the images, escaped for messages and tables, including unreadable ones.
         skipped: ``{"name", "reason"}`` of each image that could not be read so far.
         files: The files that contain the images.
 
@@ -47,11 +54,18 @@ class ImageFiles:
         self.format = {key: data[key] for key in keys if key in data}
         self.skipped: list[dict[str, str]] = []
         self.files: list[Path] = []
-        self._images = [image for path in paths for image in self._find(Path(path))]
+        found = [image for path in paths for image in self._find(Path(path))]
+        self.names = [name for name, _ in found]
+        self._readers = [read for _, read in found]
 
     def __len__(self) -> int:
         """Return the number of images, including unreadable ones."""
-        return len(self._images)
+        return len(self.names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (channels, size, size) of an image."""
+        return self.format["channels"], self.format["size"], self.format["size"]
 
     def read(self, bytes_per_image: int = 0) -> tuple[list[str], np.ndarray]:
         """Read all images.
@@ -60,26 +74,74 @@ class ImageFiles:
             bytes_per_image: Memory per image needed later, in addition to its pixels.
 
         Returns:
-            Names, escaped for messages and tables, and uint8 images (N, channels, size, size).
+            Names and uint8 images (N, channels, size, size) of the readable images.
 
         Raises:
             UserError: No image can be read, or the images do not fit in memory.
         """
-        shape = (self.format["channels"], self.format["size"], self.format["size"])
-        check_memory("images", len(self), math.prod(shape) + bytes_per_image)
+        check_memory("images", len(self), math.prod(self.shape) + bytes_per_image)
         names: list[str] = []
-        images = np.empty((len(self), *shape), np.uint8)
-        for name, read in self._images:
-            try:
-                images[len(names)] = decode(read(), **self.format)
-            except Exception as error:  # noqa: PERF203  # Pillow raises nearly anything
-                self._skip(name, f"{type(error).__name__}: {error}")
-            else:
-                names.append(name)
-        if not names:
+        images = np.empty((len(self), *self.shape), np.uint8)
+        for number, image in self.decoded():
+            images[len(names)] = image
+            names.append(self.names[number])
+        self.check_readable(len(names))
+        return names, images[: len(names)]
+
+    def check_readable(self, count: int) -> None:
+        """Raise a UserError if ``count``, the number of images that were read, is 0."""
+        if not count:
             first = self.skipped[0] if self.skipped else {"name": "no paths", "reason": "empty"}
             raise UserError(f"No image could be read: {first['name']} ({first['reason']}).")
-        return names, images[: len(names)]
+
+    def batches(self, size: int, first: int = 0) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Read the images from number ``first`` on in batches, while the caller uses the last one.
+
+        Yields:
+            Numbers of ``size`` readable images, and the images, uint8 (size, channels, size, size);
+            fewer in the last batch.
+        """
+        images = self.decoded(range(first, len(self)), ahead=2 * size)
+        while batch := list(islice(images, size)):
+            numbers, pixels = zip(*batch, strict=True)
+            yield list(numbers), np.stack(pixels)
+
+    def decoded(
+        self, numbers: Sequence[int] | None = None, ahead: int = 0
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode images in threads, at least ``ahead`` images before they are used.
+
+        Args:
+            numbers: Numbers of the images; all by default.
+            ahead: Number of images.
+
+        Yields:
+            Number and pixels of each readable image, in the given order.
+        """
+        numbers = range(len(self)) if numbers is None else numbers
+        chunks = (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
+        window = max(2 * cores(), -(-ahead // CHUNK))
+        executor = ThreadPoolExecutor(cores())
+        try:
+            waiting = deque(executor.submit(self._decode, each) for each in islice(chunks, window))
+            while waiting:
+                for number, image in waiting.popleft().result():
+                    if isinstance(image, Exception):
+                        self._skip(self.names[number], f"{type(image).__name__}: {image}")
+                    else:
+                        yield number, image
+                waiting.extend(executor.submit(self._decode, each) for each in islice(chunks, 1))
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def _decode(self, numbers: Sequence[int]) -> list[tuple[int, np.ndarray | Exception]]:
+        found: list[tuple[int, np.ndarray | Exception]] = []
+        for number in numbers:
+            try:
+                found.append((number, decode(self._readers[number](), **self.format)))
+            except Exception as error:  # noqa: PERF203  # Pillow raises nearly anything
+                found.append((number, error))
+        return found
 
     def _find(self, path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         shown = printable(str(path))

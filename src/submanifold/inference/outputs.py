@@ -31,7 +31,7 @@ def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
         suffix = printable(path.suffix) or "no suffix"
         raise UserError(f"{given}: expected {' or '.join(allowed)}, got {suffix}.")
     is_folder = path.suffix == FOLDER
-    with _explain(option, path):
+    with explain_output(option, path):
         if path.exists() and not (path.is_dir() if is_folder else path.is_file()):
             kind = "folder" if is_folder else "file"
             raise UserError(f"{given}: expected a {kind}, got something else. Use another path.")
@@ -67,7 +67,7 @@ def output(option: str, path: Path) -> Iterator[Path]:
     Raises:
         UserError: The output cannot be written; nothing is left behind.
     """
-    with _explain(option, path):
+    with explain_output(option, path):
         if path.suffix != FOLDER:
             with atomic_write(path) as partial:
                 yield partial
@@ -88,7 +88,8 @@ def output(option: str, path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _explain(option: str, path: Path) -> Iterator[None]:
+def explain_output(option: str, path: Path) -> Iterator[None]:
+    """Convert an OSError inside to a UserError that names the option and the path."""
     try:
         yield
     except OSError as error:

@@ -6,9 +6,9 @@ do not fit the model, or do not fit in memory.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,13 +16,16 @@ from torch.nn import functional as F
 from submanifold.common.errors import UserError
 from submanifold.common.processes import check_memory
 from submanifold.common.progress import ProgressBar, track
-from submanifold.data.batches import fixed_batches
+from submanifold.data.batches import dequantize_by_content, fixed_batches
 from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.samples import stored
-from submanifold.evaluation.scores import QUICK, SCORE_BATCH_SIZE, score
+from submanifold.evaluation.scores import QUICK, SCORE_BATCH_SIZE, score, score_batch
 from submanifold.models import Model
 from submanifold.models.model import NEAREST_STEPS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_TEMPERATURE = 10.0
 
@@ -58,7 +61,7 @@ def load_calibration(model: Model, alpha: float | None = None) -> Calibration:
 
 def score_images(
     model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = SCORE_BATCH_SIZE
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Score images: densities, distances from the manifold, and p-values.
 
     Args:
@@ -74,10 +77,32 @@ def score_images(
         ``nearest_mse`` if ``nearest`` (pixels in [0, 1]), ``anomaly_score``, and ``p_value``, the
         fraction of held-out training-like images that score at least as high.
     """
+    import pandas as pd
+
     _check_images(model, images)
-    calibration = load_calibration(model)
-    names = (*QUICK, "nearest_distance") if nearest else QUICK
-    scores = calibration.complete(score(model, images, names, batch_size))
+    scores = score(model, images, _score_names(nearest), batch_size)
+    return pd.DataFrame(_columns(model, load_calibration(model), images, scores))
+
+
+def score_image_batch(
+    model: Model, calibration: Calibration, images: np.ndarray, nearest: bool = False
+) -> dict[str, np.ndarray]:
+    """Score a batch of images: the columns of :func:`score_images` by name."""
+    _check_images(model, images)
+    x = dequantize_by_content(images).to(next(model.parameters()).device)
+    found = score_batch(model, x, images, _score_names(nearest))
+    scores = {name: values.cpu().numpy() for name, values in found.items()}
+    return _columns(model, calibration, images, scores)
+
+
+def _score_names(nearest: bool) -> tuple[str, ...]:
+    return (*QUICK, "nearest_distance") if nearest else QUICK
+
+
+def _columns(
+    model: Model, calibration: Calibration, images: np.ndarray, scores: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    scores = calibration.complete(scores)
     columns = {}
     if model.has_density:
         constant = (model.event_dim - model.dim) / 2 * np.log(2 * np.pi)
@@ -93,9 +118,9 @@ def score_images(
         "p_value": calibration.p_values(COMBINATION, scores[COMBINATION]),
         "anomaly_score": scores[COMBINATION],
     }
-    if nearest:
+    if "nearest_distance" in scores:
         columns["nearest_mse"] = scores["nearest_distance"]
-    return pd.DataFrame(columns)
+    return columns
 
 
 def encode_images(

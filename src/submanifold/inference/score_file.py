@@ -1,0 +1,170 @@
+"""Scores of image files in a CSV file, written batch by batch; interrupted commands are resumed."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from submanifold.common.errors import UserError
+from submanifold.common.files import printable
+from submanifold.common.progress import ProgressBar
+from submanifold.inference.image_files import ImageFiles
+from submanifold.inference.outputs import explain_output, output
+from submanifold.inference.scoring import load_calibration, score_image_batch
+from submanifold.models import Model
+
+ORDER = "anomaly_score"
+"""The last column of the partial file, which the finished file does not have."""
+
+
+class ScoreFile:
+    """A CSV file with one row per image. Its rows are in ``<file>.part`` until it is complete.
+
+    The first line of the partial file has the settings, the others are the table. A continued table
+    starts at the end of the last complete batch, so that it equals one without an interruption.
+
+    Args:
+        out: The file.
+        settings: JSON-able settings on which the rows depend.
+        resume: Whether to continue a partial file; otherwise it is replaced.
+
+    Attributes:
+        numbers: Numbers of the images in :class:`.ImageFiles`, by row.
+        p_values: P-values by row.
+        scores: Anomaly scores by row.
+
+    Raises:
+        UserError: The partial file was written with other settings or for other images, or cannot
+            be written.
+    """
+
+    def __init__(
+        self, out: Path, files: ImageFiles, settings: Mapping[str, Any], resume: bool
+    ) -> None:
+        self.out, self.part = out, out.with_name(f"{out.name}.part")
+        self._files = files
+        self.numbers: list[int] = []
+        self.p_values: list[float] = []
+        self.scores: list[float] = []
+        first = json.dumps(settings) + "\n"
+        kept = self._read(first, settings["batch_size"]) if resume and self.part.exists() else 0
+        with explain_output("--out", out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            # unbuffered, so that closing the file writes nothing after an error
+            self._file = self.part.open("r+b" if kept else "wb", buffering=0)
+            self._file.truncate(kept)
+            self._file.seek(kept)
+            if not kept:
+                self._write(first)
+
+    def _read(self, first: str, batch_size: int) -> int:
+        """Read the complete batches of the partial file, and return their length in bytes."""
+        name = printable(str(self.part))
+        with self.part.open(encoding="utf-8", newline="") as file:
+            lines = [line for line in file if line.endswith("\n")]
+        if lines[:1] != [first]:
+            raise UserError(
+                f"--resume: expected the model and the options of the interrupted command ({name}),"
+                " got others. Repeat that command, or omit --resume to start again."
+            )
+        rows = list(csv.reader(lines[1:]))
+        kept = (len(rows) - 1) // batch_size * batch_size  # equal batches give equal rows
+        numbers = iter(range(len(self._files)))
+        for row in rows[1 : 1 + kept]:
+            found = (each for each in numbers if self._files.names[each] == row[0])
+            if (number := next(found, None)) is None:
+                raise UserError(
+                    f"--resume: expected the images of the interrupted command ({name}), got "
+                    f"others: {row[0]} is missing. Omit --resume to start again."
+                )
+            self._append(number, float(row[rows[0].index("p_value")]), float(row[-1]))
+        return sum(len(line.encode()) for line in lines[: 2 + kept]) if self.numbers else 0
+
+    @property
+    def next_number(self) -> int:
+        """Number of the image after the last row."""
+        return self.numbers[-1] + 1 if self.numbers else 0
+
+    def append(self, numbers: Sequence[int], columns: Mapping[str, np.ndarray]) -> None:
+        """Write the rows of a batch.
+
+        Args:
+            numbers: Numbers of the images.
+            columns: Values by column, including the p-values and the anomaly scores.
+        """
+        ordered = {name: columns[name] for name in columns if name != ORDER} | {
+            ORDER: columns[ORDER]
+        }
+        values = zip(*(each.tolist() for each in ordered.values()), strict=True)
+        names = (self._files.names[number] for number in numbers)
+        rows: list[Sequence[Any]] = [] if self.numbers else [["picture", *ordered]]
+        rows += [[name, *map(_text, each)] for name, each in zip(names, values, strict=True)]
+        with explain_output("--out", self.out):
+            csv.writer(text := io.StringIO(), lineterminator="\n").writerows(rows)
+            self._write(text.getvalue())
+        for number, p_value, score in zip(numbers, columns["p_value"], columns[ORDER], strict=True):
+            self._append(number, float(p_value), float(score))
+
+    def finish(self) -> None:
+        """Write the finished file, unless there are no rows, and remove the partial one."""
+        self._file.close()
+        if not self.numbers:
+            self.part.unlink()
+            return
+        with (
+            output("--out", self.out) as partial,
+            self.part.open(encoding="utf-8") as lines,
+            partial.open("w", encoding="utf-8") as file,
+        ):
+            next(lines)  # the settings
+            file.writelines(line.rpartition(",")[0] + "\n" for line in lines)
+        self.part.unlink()
+
+    def _write(self, text: str) -> None:
+        left = memoryview(text.encode())
+        while left:
+            left = left[self._file.write(left) :]
+
+    def _append(self, number: int, p_value: float, score: float) -> None:
+        self.numbers.append(number)
+        self.p_values.append(p_value)
+        self.scores.append(score)
+
+
+def _text(value: Any) -> Any:
+    return "" if value != value else value  # NaN, as pandas writes it
+
+
+def score_files(
+    model: Model, files: ImageFiles, table: ScoreFile, alpha: float | None, nearest: bool,
+    batch_size: int,
+) -> None:  # fmt: skip
+    """Score the images that are not in a table yet, and finish it.
+
+    Args:
+        model: A calibrated model.
+        files: The images.
+        table: The file of the scores.
+        alpha: False-positive rate of the column ``ood``; None omits the column.
+        nearest: Whether to compute the nearest projections as well.
+        batch_size: Number of images per batch.
+
+    Raises:
+        UserError: No image can be read, or the file cannot be written.
+    """
+    calibration = load_calibration(model, alpha)
+    first = table.next_number
+    with ProgressBar("scoring", "images", len(files), first) as progress:
+        for numbers, images in files.batches(batch_size, first):
+            columns = score_image_batch(model, calibration, images, nearest)
+            if alpha is not None:
+                columns["ood"] = columns["p_value"] <= alpha
+            table.append(numbers, columns)
+            progress.update(numbers[-1] + 1 - first)
+            first = numbers[-1] + 1
+    table.finish()
+    files.check_readable(len(table.numbers))
