@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 from sphinx.application import Sphinx
 
-from submanifold.config.schema import Choices, EvaluationSettings, LaunchSettings
+from submanifold.config.schema import Choices, EvaluationSettings, LaunchSettings, TimeBudget
 from submanifold.data.settings import Counts, Draws, ImageSettings, SyntheticSettings
 from submanifold.data.sources import SOURCES
 from submanifold.data.synthetic import MANIFOLDS
@@ -216,6 +216,7 @@ def settings_terms() -> Iterator[str]:
 
 def settings_training() -> Iterator[str]:
     """Settings of trainings."""
+    yield from entries(TimeBudget, "training.", {"minutes": None}, {})
     defaults = {flow: each["phase"]["training"] for flow, each in STAGES.items()}
     yield from entries(TrainingSettings, "training.", CONF["training_defaults"], defaults)
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from submanifold.common.errors import UserError
 from submanifold.config.cache_keys import artifact_keys
 from submanifold.config.resolve import resolve
-from submanifold.config.schema import Choices, EvaluationSettings
+from submanifold.config.schema import Choices, EvaluationSettings, flatten
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.losses import Terms
 from submanifold.models import StageSettings
@@ -597,6 +597,37 @@ def test_methods_share_the_keys_of_equal_first_phases(tables):
     assert {k for k in plain if plain[k] != middle[k]} == {
         "second", "third", "third.u", "model", "run",
     }  # fmt: skip
+
+
+def test_a_time_budget_changes_the_keys_of_all_phases_but_not_with_the_seed(tables):
+    def resolved(**given):
+        return resolve({**tables, **given})
+
+    plain = resolved()
+    timed, other = (resolved(training={"minutes": minutes}) for minutes in (4, 5))
+    assert (plain.minutes, timed.minutes) == (None, 4)
+    assert timed.phases == plain.phases, "their steps are proportions"
+    assert timed.parameters()["training"] == {"minutes": 4}
+    assert "steps" not in timed.parameters()["first"]["training"]
+    keys, changed = artifact_keys(timed, Path()), artifact_keys(other, Path())
+    assert {k for k in keys if keys[k] == changed[k]} == {"data"}
+    seeded = artifact_keys(resolved(training={"minutes": 4}, seed=9), Path())
+    assert {k for k in keys if keys[k] == seeded[k]} == {"data", "budget"}
+    changes = {"first": {"training": {"steps": 3}}}
+    assert (
+        artifact_keys(resolved(training={"minutes": 4}, **changes), Path())["budget"]
+        != (keys["budget"])
+    )
+    assert "budget" not in artifact_keys(plain, Path())
+
+
+@pytest.mark.parametrize("typed", [
+    {"training": {"steps": 5}}, {"first": {"training": {"steps": 5}}}, {"rotation": {"probes": 5}},
+])  # fmt: skip
+def test_a_time_budget_and_steps_on_the_command_line_are_refused(tables, typed):
+    (name,) = flatten(typed)
+    with pytest.raises(UserError, match=f"^training.minutes: expected no steps .* got {name}: "):
+        resolve({**tables, **typed, "training": {"minutes": 4, **typed.get("training", {})}}, typed)
 
 
 def test_the_key_of_u_depends_on_the_encoding_stages(tables):

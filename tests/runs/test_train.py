@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from dataclasses import replace
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
@@ -105,6 +105,10 @@ def mistakes(folder):
         "name": (("score", "frist", "pictures"), "Did you mean first?"),
         "alpha": (("score", "first", "pictures", "--alpha=0.1%"), "--alpha"),
         "name taken": ((*train, "--name=first", "--method=Glow"), "name: expected a name that no"),
+        "steps and minutes": (
+            (*train, "--minutes=1", "--set", "density.training.steps=3"),
+            "training.minutes: expected no steps with it, got density.training.steps",
+        ),
         "set": ((*train, "--set", "seed"), "expected <setting>=<value>, got seed"),
         "set twice": ((*train, "--seed=1", "--set", "seed=2"), "another option sets it"),
         "command": (("trian", "pictures"), "Did you mean train?"),
@@ -124,32 +128,38 @@ def test_a_mistake_ends_in_one_line_before_anything_is_computed(trained, folder,
     assert [each.name for each in read_records(folder)] == ["first"]
 
 
-def start(selection, project):
-    """Start a run that is interrupted at once."""
-    write_record(project, replace(selection.record, request=selection.request))
-
-
-def test_a_time_budget_scales_all_phases_and_is_measured_once(folder, monkeypatch):
+def test_a_time_budget_is_measured_once_and_a_resumed_run_keeps_its_steps(folder, monkeypatch):
     measured = []
 
-    def measure(model, phase, shape, device):
+    def measure(model, phase, shape, device, per_step=0.01):
         measured.append(phase)
-        return cost.PhaseCost(fixed=0.0, per_step=0.01, steps=400)
+        return cost.PhaseCost(fixed=1.0, per_step=per_step, steps=400)
+
+    def train(*options):
+        flow = [*FLOW, "--set", "charts=1", "--set", "evaluation.samples=16"]
+        given = ["--minutes=0.1", "--method=PR-D", "--dim=4", "--size=8", "--device=cpu"]
+        return run(folder, "train", "pictures", "--name=timed", *given, *flow, *options)
 
     monkeypatch.setattr(cost, "phase_cost", measure)
-    monkeypatch.setattr("submanifold.runs.train.run", start)
-    monkeypatch.setattr("submanifold.runs.command._echo_result", lambda *arguments: None)
-    options = ["train", "pictures", "--name=timed", "--minutes=0.8", "--dim=4", *SMALL, *FLOW]
-    assert run(folder, *options).exit_code == 0
-    (record,) = (each for each in read_records(folder) if each.name == "timed")
-    # 85% of 48 s for 4 x 400 steps or probes, and the first rotation's 8,000 probes, of 0.01 s each
-    assert record.params["density"]["training"]["steps"] == 170
-    assert record.params["rotation"] == {"probes": 3400}
-    assert record.params["rotation_2"] == {"probes": 170}
-    count = len(measured)
-    assert run(folder, *options).exit_code == 0
-    assert len(measured) == count
+    with monkeypatch.context() as patch:
+        patch.setattr("submanifold.pipelines.training.nodes.train_phase", _interrupt)
+        assert train().exit_code != 0
+    assert len(measured) == 1
+    monkeypatch.setattr(cost, "phase_cost", partial(measure, per_step=0.02))
+    assert train().exit_code == 0
+    assert len(measured) == 1
+    (timed,) = (each for each in read_records(folder) if each.name == "timed")
+    assert timed.params["training"] == {"minutes": 0.1}
+    (history,) = (folder / "data/06_models").glob("folder-stage_1-*/history.json")
+    # 85% of the 5 s without the fixed second, for steps of 0.01 s
+    assert json.loads(history.read_text())["steps"] == 425
+    assert "a time budget of 0.1 minutes" in (folder / timed.report).read_text()
+    assert train("--set", "stage_1.training.steps=5").exit_code == 1
     (folder / "data/runs/timed.json").unlink()
+
+
+def _interrupt(*arguments, **options):
+    raise RuntimeError("killed")
 
 
 def record(name, key):
@@ -167,8 +177,8 @@ def test_runs_are_named_by_date_and_method_and_numbered(tmp_path):
     assert choose_name(tmp_path, "mine", "c", "H-MM") == "mine"
 
 
-def test_a_later_start_keeps_the_request(tmp_path):
-    asked = replace(record("a", "k"), request={"minutes": 1.0})
-    write_record(tmp_path, asked)
+def test_records_of_earlier_versions_are_read(tmp_path):
     write_record(tmp_path, record("a", "k"))
-    assert read_records(tmp_path) == [asked]
+    path = tmp_path / "data/runs/a.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "request": {"minutes": 1.0}}))
+    assert read_records(tmp_path) == [record("a", "k")]

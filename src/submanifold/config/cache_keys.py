@@ -31,6 +31,8 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     - ``<phase>``: the data, the seed, the number of charts, and the phases up to this one with the
       stages that they train.
     - ``<phase>.u``, if the phase does not start at the data: its input.
+    - ``budget``, if there is a time budget: it, the shape of the data, and all phases. The keys of
+      phases contain it rather than the measured steps.
     - ``model``, ``run``: all phases; ``run`` also the evaluation.
     - ``ood_data``, ``ood_run``, if there are out-of-distribution images: their data; also the
     model.
@@ -42,8 +44,14 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
         content = fingerprint(experiment.data, project / RAW_FOLDER)
     digest = _digest(TRAINING_VERSION, content, experiment.data.content)
     keys = {"data": f"{experiment.dataset}-{digest}"}
-    digest = _digest(digest, experiment.seed, experiment.model.charts)
     stages = [stage.model_dump(mode="json") for stage in experiment.model.stages]
+    budget = []
+    if experiment.minutes is not None:
+        phases = {name: effective(phase) for name, phase in experiment.phases.items()}
+        shape, charts = experiment.data.event_shape, experiment.model.charts
+        budget = [_digest(TRAINING_VERSION, experiment.minutes, shape, charts, stages, phases)]
+        keys["budget"] = f"{experiment.dataset}-budget-{budget[0]}"
+    digest = _digest(digest, experiment.seed, experiment.model.charts, *budget)
     for name, source in experiment.sources.items():
         phase = experiment.phases[name]
         digest = _digest(digest, [stages[n - 1] for n in phase.stages], effective(phase))

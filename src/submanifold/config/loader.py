@@ -39,10 +39,6 @@ current_experiment: ContextVar["Experiment | None"] = ContextVar("experiment", d
 """The experiment for which Kedro loads the pipelines; None outside of a session."""
 
 
-current_request: ContextVar[dict[str, Any] | None] = ContextVar("request", default=None)
-"""The options of ``submanifold train`` from which the parameters were measured."""
-
-
 class ExperimentConfigLoader(OmegaConfigLoader):
     """Kedro's loader whose parameters are one experiment and whose paths contain its cache keys.
 
@@ -130,7 +126,6 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             model=catalog["hierarchy"]["filepath"],
             metrics=catalog["metrics"]["filepath"],
             report=catalog["report"]["filepath"],
-            request=current_request.get(),
             params=dict(self.runtime_params or {}),
         )
 

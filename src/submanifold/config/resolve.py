@@ -15,7 +15,13 @@ from submanifold.config.merge import (
     refuse_renamed,
     without_overridden,
 )
-from submanifold.config.schema import Choices, EvaluationSettings, Experiment, flatten
+from submanifold.config.schema import (
+    Choices,
+    EvaluationSettings,
+    Experiment,
+    TimeBudget,
+    flatten,
+)
 from submanifold.config.validate import refuse_idle, validate
 from submanifold.data.settings import DataSettings, ImageSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
@@ -40,6 +46,9 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
     command line. ``training`` overrides the training of every phase, and ``<phase>.training``
     overrides ``training`` of the same place. A stage beyond the method's last one is added together
     with a phase that trains it.
+
+    ``training.minutes`` is a time budget (:attr:`.Experiment.minutes`), for which the steps of the
+    phases are proportions. The command line may not set both.
 
     Defaults that do not apply, such as Huber's delta for a squared penalty, are dropped. A setting
     of the user that has no effect is an error.
@@ -69,6 +78,7 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
     single = {name: given.pop(name, {}) for name in SINGLE}
     for name, value in single.items():
         check_group(name, value)
+    single["training"], minutes = _take_minutes(single["training"], typed or {})
     data_entry = {name: value for name, value in dataset.items()
                 if name != "method" and not name.startswith("stage_")}  # fmt: skip
     data = read_data_settings(merge(data_entry, single["data"], "data"))
@@ -116,9 +126,26 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
         },
         evaluation=read_settings(EvaluationSettings, evaluation, "evaluation"),
         ood_data=ood_data,
+        minutes=minutes,
     )
     validate(experiment, method, {**single, **stages}, phases)
     return experiment
+
+
+def _take_minutes(training: Tree, typed: Mapping[str, Any]) -> tuple[Tree, float | None]:
+    """Take the time budget out of the settings of all trainings; refuse steps beside it."""
+    minutes = training.get("minutes")
+    rest = {name: value for name, value in training.items() if name != "minutes"}
+    if minutes is None:
+        return rest, None
+    budget = read_settings(TimeBudget, {"minutes": minutes}, "training")
+    for name in flatten(typed):
+        if name.endswith((".probes", "training.steps")):
+            raise UserError(
+                f"training.minutes: expected no steps with it, got {name}: a time budget sets the "
+                "steps of all phases. Omit either."
+            )
+    return rest, budget.minutes
 
 
 def _check_names(given: Tree, phases: Collection[str]) -> None:

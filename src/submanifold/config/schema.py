@@ -28,6 +28,16 @@ class EvaluationSettings(Settings):
     inception_weights: str | None = None
 
 
+class TimeBudget(Settings):
+    """The part of ``training`` that concerns all phases together.
+
+    Attributes:
+        minutes: Time of all phases.
+    """
+
+    minutes: float = Field(gt=0)
+
+
 class LaunchSettings(Settings):
     """Distributed training. Results are the same for all settings, within rounding errors.
 
@@ -112,6 +122,8 @@ class Experiment(Choices):
         phases: The phases by name, in the order of training.
         evaluation: The measurements.
         ood_data: The out-of-distribution images.
+        minutes: Time of training, to which the steps of all phases are scaled (``training.minutes``
+            of the user); None trains with the steps of the phases.
     """
 
     data: DataSettings
@@ -119,6 +131,7 @@ class Experiment(Choices):
     phases: dict[str, Phase] = Field(min_length=1)
     evaluation: EvaluationSettings
     ood_data: ImageSettings | None = None
+    minutes: float | None = Field(None, gt=0)
 
     @property
     def synthetic(self) -> bool:
@@ -167,6 +180,10 @@ class Experiment(Choices):
             groups[f"stage_{number}"] = stage.model_dump(mode="json", exclude=unset)
         for name, phase in self.phases.items():
             groups[name] = groups.get(name, {}) | effective(phase)
+        if self.minutes is not None:
+            groups["training"] = {"minutes": self.minutes}
+            for name in self.trainings:
+                del groups[name]["training"]["steps"]
         return {**single, "charts": self.model.charts, **groups}
 
 

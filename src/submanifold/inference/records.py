@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,7 @@ class RunRecord:
         model: Path of the model file, relative to the project, as all paths.
         metrics: Path of the metrics.
         report: Path of the report.
-        request: The options of ``submanifold train``, from which the settings were measured.
-        params: The parameters that the user set, and those that were measured.
+        params: The parameters that the user set.
         host: Machine of the process.
         pid: Number of the process.
     """
@@ -42,7 +41,6 @@ class RunRecord:
     model: str
     metrics: str
     report: str
-    request: dict[str, Any] | None = None
     params: dict[str, Any] = field(default_factory=dict)
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
@@ -59,7 +57,9 @@ class RunRecord:
 def read_records(project: Path) -> list[RunRecord]:
     """Read the records of a project's runs, the oldest first."""
     found = [read_json(path) for path in sorted((project / FOLDER).glob("*.json"))]
-    return sorted((RunRecord(**each) for each in found if each), key=lambda each: each.started)
+    names = {each.name for each in fields(RunRecord)}  # earlier versions have written others
+    records = (RunRecord(**{k: v for k, v in each.items() if k in names}) for each in found if each)
+    return sorted(records, key=lambda each: each.started)
 
 
 def choose_name(project: Path, given: str | None, key: str, method: str) -> str:
@@ -92,12 +92,11 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def write_record(project: Path, record: RunRecord) -> None:
-    """Write a record; of a run that started before, its start and its request are kept."""
+    """Write a record; of a run that started before, its start is kept."""
     path = project / FOLDER / f"{record.name}.json"
     before = read_json(path)
     if before and before["key"] == record.key:
-        request = record.request or before["request"]
-        record = replace(record, request=request, started=before["started"])
+        record = replace(record, started=before["started"])
     write_json(path, asdict(record))
 
 

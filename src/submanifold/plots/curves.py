@@ -22,6 +22,8 @@ STYLES: dict[str, dict[str, Any]] = {"train": {"alpha": 0.4}, "valid": {"marker"
 def training_curves(histories: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw loss, bits per dimension, and squared error over the steps of each training.
 
+    Bits per dimension are also shown against the seconds of the training, on the axis at the top.
+
     If the loss has several terms, its panel also shows each weighted term. A panel is left out if
     it would repeat another one (the loss of a single term) or if all projections are exact (errors
     below :data:`EXACT`). All values refer to the input of the training: images, or the coordinates
@@ -49,11 +51,23 @@ def training_curves(histories: Mapping[str, Mapping[str, Any]]) -> Figure:
             _limit(axes)
         elif any(each.get(key, 0) > 0 for each in history["valid"]):
             axes.set_yscale("log")
+        if key == "bits_per_dim":
+            _add_seconds(axes, history)
         axes.axvline(history["best_step"], color="0.6", linestyle=":", linewidth=1)
         axes.legend(fontsize=7)
     for axes in grid[len(panels) :]:
         axes.remove()
     return figure
+
+
+def _add_seconds(axes: Axes, history: Mapping[str, Any]) -> None:
+    """Add an axis of the seconds since the start of the training."""
+    seconds, steps = history.get("seconds", 0), history.get("steps", 0)
+    if seconds > 0 and steps > 0:
+        rate = seconds / steps
+        top = axes.secondary_xaxis("top", functions=(lambda x: x * rate, lambda x: x / rate))
+        top.set_xlabel("seconds", fontsize=8)
+        top.tick_params(labelsize=8)
 
 
 def _panels(history: Mapping[str, Any]) -> list[str]:

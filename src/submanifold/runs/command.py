@@ -28,7 +28,7 @@ USUAL_ALPHA = 5
 @click.option("--size", type=click.IntRange(min=1), metavar="PIXELS",
               help="Side of the images after cropping and resizing.  [default: 32]")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True),
-              help="Time of training: scales the steps of all phases.")  # fmt: skip
+              help="Time of training: scales all steps (training.minutes).")  # fmt: skip
 @click.option("--name", help="Name of the run.  [default: date and method]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
 @click.option("--device", help="auto, cpu, cuda or cuda:<n>.  [default: auto]")

@@ -1,6 +1,5 @@
 """Train one experiment that a few options select."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,20 +13,13 @@ from kedro.framework.session import KedroSession
 from submanifold.common.errors import UserError, did_you_mean, error_prefix
 from submanifold.common.files import printable
 from submanifold.config.cache_keys import RAW_FOLDER
-from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, current_request
+from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
 from submanifold.config.merge import entry, merge
 from submanifold.config.project import conf_source
 from submanifold.config.schema import flatten
 from submanifold.data.prepare import check
 from submanifold.data.settings import ImageSettings
-from submanifold.inference.records import RunRecord, read_records
-from submanifold.training.cost import fit_budget
-from submanifold.training.phases import PhaseSettings
-
-log = logging.getLogger(__name__)
-
-SHORT = 0.5
-"""Fraction of the default steps below which a time budget is called short."""
+from submanifold.inference.records import RunRecord
 
 
 @dataclass(frozen=True)
@@ -38,13 +30,11 @@ class Selection:
         record: The record of its run.
         pipeline: Name of its pipeline.
         params: Kedro's runtime parameters.
-        request: The options from which the steps were measured, if there is a time budget.
     """
 
     record: RunRecord
     pipeline: str
     params: dict[str, Any]
-    request: dict[str, Any] | None
 
 
 def select(
@@ -77,13 +67,12 @@ def select(
             params = merge(params, {"data": {"size": size}})
         if dim is not None:
             params = merge(params, _dim_settings(dim, params, tables))
+        if minutes is not None:
+            params = merge(params, {"training": {"minutes": minutes}})
         params = _merge_settings(params, _parse_settings(settings))
-        request = None if minutes is None else {**params, "minutes": minutes}
-        if minutes is not None and request is not None:
-            params = merge(params, _steps_within(minutes, params, request, project))
         loader = _loader(project, params)
         record, pipeline = loader.record(), loader.experiment.pipeline
-        return Selection(record, pipeline, {**params, "name": record.name}, request)
+        return Selection(record, pipeline, {**params, "name": record.name})
 
 
 def run(selection: Selection, project: Path) -> None:
@@ -93,19 +82,13 @@ def run(selection: Selection, project: Path) -> None:
         UserError: The data or this machine do not fit.
     """
     conf = str(conf_source(project))
-    token = current_request.set(selection.request)
-    try:
-        with (
-            _named_as_options(),
-            KedroSession.create(
-                project, runtime_params=selection.params, conf_source=conf
-            ) as session,
-        ):
-            session.run(  # type: ignore[call-arg]
-                pipeline_names=[selection.pipeline], only_missing_outputs=True
-            )
-    finally:
-        current_request.reset(token)
+    with (
+        _named_as_options(),
+        KedroSession.create(project, runtime_params=selection.params, conf_source=conf) as session,
+    ):
+        session.run(  # type: ignore[call-arg]
+            pipeline_names=[selection.pipeline], only_missing_outputs=True
+        )
 
 
 def _loader(project: Path, params: Mapping[str, Any]) -> ExperimentConfigLoader:
@@ -138,20 +121,6 @@ def _parse_settings(texts: Sequence[str]) -> dict[str, Any]:
             nested = {name: nested}
         settings = merge(settings, nested)
     return settings
-
-
-def _steps(change: Mapping[str, Any]) -> int:
-    return int(change["probes"] if "probes" in change else change["training"]["steps"])
-
-
-def _summary(changes: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_steps(change):,}" for name, change in changes.items())
-
-
-def _usual(phases: Mapping[str, Any]) -> dict[str, int]:
-    """Return the steps of the trainings before they are scaled."""
-    return {name: phase.training.steps for name, phase in phases.items()
-            if isinstance(phase, PhaseSettings)}  # fmt: skip
 
 
 def check_images(loader: ExperimentConfigLoader) -> None:
@@ -201,36 +170,3 @@ def _merge_settings(params: dict[str, Any], settings: dict[str, Any]) -> dict[st
     if twice := flatten(params).keys() & flatten(settings).keys():
         raise UserError(f"--set {min(twice)}: expected one value, but another option sets it.")
     return merge(params, settings)
-
-
-def _steps_within(
-    minutes: float, params: dict[str, Any], request: dict[str, Any], project: Path
-) -> dict[str, Any]:
-    """Return the steps that fit a time: those of an equal request, or measured ones."""
-    same = [each.params for each in read_records(project) if each.request == request]
-    experiment = _loader(project, params).experiment
-    phases = experiment.phases
-    if same:
-        return {name: same[-1][name] for name in phases}
-    if params.get("name") in {each.name for each in read_records(project)}:
-        raise UserError(
-            f"--name: expected a name that no other run has, got {params['name']}. Choose another "
-            "name; `submanifold runs` lists the names."
-        )
-    if given := [name for name in phases
-                 if "steps" in params.get(name, {}).get("training", {})
-                 or "probes" in params.get(name, {})]:  # fmt: skip
-        raise UserError(
-            f"--minutes: expected no steps with it, got those of {', '.join(given)}. Omit either."
-        )
-    check_images(_loader(project, params))  # before anything is timed
-    shape = experiment.data.event_shape
-    log.info("Timing a few steps of each phase")
-    found = fit_budget(60 * minutes, experiment.model, phases, shape, experiment.device)
-    log.info("Training for %g min: %s. The evaluation follows", minutes, _summary(found))
-    if all(_steps(found[name]) < SHORT * steps for name, steps in _usual(phases).items()):
-        log.warning(
-            "The steps are less than %.0f%% of the default. Such a model shows that everything "
-            "works; for good projections and samples use more --minutes", 100 * SHORT
-        )  # fmt: skip
-    return {name: merge(params.get(name, {}), found[name]) for name in phases}

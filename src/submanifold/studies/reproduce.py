@@ -109,7 +109,10 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
         settings = run.settings
         for name, phase in settings.phases.items():
             cost = settings.model, phase, settings.data.event_shape, settings.device
-            kind, training = repr(cost), run.configuration.artifact_keys[name]
+            kind = repr((*cost, settings.minutes))
+            training = run.configuration.artifact_keys[name]
+            if settings.minutes is not None:
+                seconds[kind] = 60 * settings.minutes / len(settings.phases)
             if run.catalog.exists(f"{name}.history"):
                 seconds[kind] = run.load(f"{name}.history")["seconds"]
             elif training not in counted:

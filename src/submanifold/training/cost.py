@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +44,7 @@ class PhaseCost:
 
 
 def phase_cost(
-    model: ModelSettings, phase: Phase, shape: tuple[int, ...], device: str
+    model: ModelSettings, phase: Phase, shape: tuple[int, ...], device: str | torch.device
 ) -> PhaseCost:
     """Time a few steps of a phase.
 
@@ -55,7 +54,7 @@ def phase_cost(
         shape: Shape of an event of the data.
         device: As in :func:`.choose_device`.
     """
-    chosen, first = choose_device(device), phase.stages[0]
+    chosen, first = choose_device(str(device)), phase.stages[0]
     outer = Hierarchy(model.build(shape, last=first - 1)).to(chosen) if first > 1 else None
     if isinstance(phase, RotationSettings):
         return _rotation_cost(model, phase, outer, shape, chosen)
@@ -95,8 +94,8 @@ def fit_budget(
     model: ModelSettings,
     phases: Mapping[str, Phase],
     shape: tuple[int, ...],
-    device: str,
-) -> dict[str, dict[str, Any]]:
+    device: str | torch.device,
+) -> dict[str, int]:
     """Scale the steps of all phases by one factor, so that training takes a given time.
 
     Args:
@@ -107,9 +106,9 @@ def fit_budget(
         device: As in :func:`.choose_device`.
 
     Returns:
-        The settings to change by phase: ``{"density": {"training": {"steps": 800}}}``, or
-        ``{"probes": 2000}`` of a rotation. Every phase has at least one step. If the time is short
-        for the rotations' decompositions, half of it is for the steps, and training takes longer.
+        Steps by phase, or probes of a rotation. Every phase has at least one step. If the time is
+        short for the rotations' decompositions, half of it is for the steps, and training takes
+        longer.
     """
     costs: dict[str, PhaseCost] = {}
     rotations: dict[int, PhaseCost] = {}
@@ -125,10 +124,17 @@ def fit_budget(
     variable = sum(cost.per_step * cost.steps for cost in costs.values())
     fixed = sum(cost.fixed for cost in costs.values())
     factor = STEPS_SHARE * max(seconds - fixed, seconds / 2) / variable
-    steps = {name: max(1, round(factor * cost.steps)) for name, cost in costs.items()}
-    return {
-        name: {"probes": steps[name]}
-        if isinstance(phase, RotationSettings)
-        else {"training": {"steps": steps[name]}}
-        for name, phase in phases.items()
-    }
+    return {name: max(1, round(factor * cost.steps)) for name, cost in costs.items()}
+
+
+def with_steps(phase: Phase, steps: int) -> Phase:
+    """Return the settings of a phase with other steps, or probes of a rotation.
+
+    With fewer steps the warmup is shorter in proportion; the cooldown always is.
+    """
+    if isinstance(phase, RotationSettings):
+        return phase.model_copy(update={"probes": steps})
+    training = phase.training
+    warmup = min(training.warmup, round(training.warmup * steps / training.steps))
+    changed = training.model_copy(update={"steps": steps, "warmup": warmup})
+    return phase.model_copy(update={"training": changed})

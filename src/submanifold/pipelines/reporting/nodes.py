@@ -179,6 +179,7 @@ def _report(
         about=sections.facts(run, metrics, histories, seed, str(choose_device(device))),
         usage=usage,
         python=python,
+        minutes=next((each["minutes"] for each in histories.values() if "minutes" in each), None),
         phases=sections.phases(histories, metrics["dims"][0]),
         has_rotation=any("rotation" in each for each in histories.values()),
         pictures=figures,

@@ -1,5 +1,6 @@
 """Nodes of the training pipeline."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,47 @@ from submanifold.evaluation.calibration import calibrate
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.runs.launch import call
 from submanifold.runs.tracking import watch
+from submanifold.training.cost import fit_budget, with_steps
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings
 
+log = logging.getLogger(__name__)
+
 MAX_NORMAL = 10_000
 """Validation images that calibrate anomaly scores."""
+SHORT = 0.5
+"""Fraction of the usual steps below which a time budget is called short."""
+
+Budget = dict[str, Any]
+"""The ``minutes`` of a training, and the ``steps`` of each phase, or probes of a rotation."""
+
+
+def measure_budget(
+    minutes: float,
+    model: ModelSettings,
+    data: Any,
+    device: str,
+    launch: LaunchSettings,
+    folder: Path,
+    **phases: Any,
+) -> Budget:
+    """Scale the steps of all phases to a time of training; see :func:`.fit_budget`.
+
+    ``data`` are :class:`.ImageSettings` or :class:`.SyntheticSettings`; Kedro warns about unions.
+    """
+    log.info("Timing a few steps of each phase")
+    arguments = 60 * minutes, model, phases, data.event_shape, choose_device(device)
+    steps = call(launch, fit_budget, *arguments, folder=folder)
+    shown = ", ".join(f"{name} {count:,}" for name, count in steps.items())
+    log.info("Training for %g min: %s. The evaluation follows", minutes, shown)
+    usual = {name: phase.training.steps for name, phase in phases.items()
+             if isinstance(phase, PhaseSettings)}  # fmt: skip
+    if all(steps[name] < SHORT * count for name, count in usual.items()):
+        log.warning(
+            "The steps are less than %.0f%% of the default. Such a model shows that everything "
+            "works; for good projections and samples use more minutes", 100 * SHORT
+        )  # fmt: skip
+    return {"minutes": minutes, "steps": steps}
 
 
 def train(
@@ -31,12 +68,14 @@ def train(
     folder: Path,
     name: str,
     before: Hierarchy | None = None,
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
     """Train the stages of a phase; see :func:`.train_phase`."""
+    phase, note = _apply(budget, phase, name)
     arguments = (phase, model, before, train, valid, seed, choose_device(device), folder, name,
                  launch.grad_accumulation_steps)  # fmt: skip
     trained, history = call(launch, train_phase, *arguments, folder=folder, on_log=watch())
-    return {"model": trained, "history": history}
+    return {"model": trained, "history": {**history, **note}}
 
 
 def rotate(
@@ -48,11 +87,20 @@ def rotate(
     folder: Path,
     name: str,
     before: Hierarchy,
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
     """Rotate the latents of a stage; see :func:`.rotate_phase`."""
+    phase, note = _apply(budget, phase, name)
     arguments = (phase, before, train, seed, choose_device(device), folder, name)
     rotated, history = call(launch, rotate_phase, *arguments, folder=folder, on_log=watch())
-    return {"model": rotated, "history": history}
+    return {"model": rotated, "history": {**history, **note}}
+
+
+def _apply(budget: Budget | None, phase: Any, name: str) -> tuple[Any, dict[str, Any]]:
+    """Set the steps of a phase to those of a budget; also return a note for its history."""
+    if budget is None:
+        return phase, {}
+    return with_steps(phase, budget["steps"][name]), {"minutes": budget["minutes"]}
 
 
 def encode(

@@ -12,6 +12,7 @@ from submanifold.pipelines.training.nodes import (
     encode,
     finish_images,
     finish_points,
+    measure_budget,
     rotate,
     train,
 )
@@ -23,13 +24,15 @@ SHARED = {"seed": "params:seed", **LAUNCHED}
 def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the pipeline from the source of the data to the trained model."""
     inputs: dict[Source | None, str] = {None: "x"}
-    phases = Pipeline([])
+    budgeted = experiment.minutes is not None
+    phases = _budget(experiment) if budgeted else Pipeline([])
     before: str | None = None
     for name, source in experiment.sources.items():
         if source is not None and source not in inputs:
             phases += _encoding(name, source)
             inputs[source] = f"{name}.u"
-        phases += _training(name, inputs[source], before, name in experiment.trainings)
+        trains = name in experiment.trainings
+        phases += _training(name, inputs[source], before, trains, budgeted)
         before = name
     finished = {"model": f"{before}.model", "data": "params:data"}
     if not experiment.synthetic:
@@ -40,13 +43,23 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
     return data.create_pipeline(experiment.synthetic) + phases + finishing
 
 
-def _training(name: str, source: str, before: str | None, trains: bool) -> Pipeline:
+def _budget(experiment: Experiment) -> Pipeline:
+    """Build the measurement of the steps that fit a time budget."""
+    shared = {name: f"params:{name}" for name in ("minutes", "model", "data")} | LAUNCHED
+    phases = {name: f"params:{name}" for name in experiment.phases}
+    inputs = shared | {"folder": "budget_folder"} | phases
+    return Pipeline([Node(measure_budget, inputs, "budget", name="measure_budget")])
+
+
+def _training(name: str, source: str, before: str | None, trains: bool, budgeted: bool) -> Pipeline:
     """Build a phase: a training on the data or on coordinates u, or a rotation of latents."""
     inputs, parameters = {"train": f"{source}_train"}, {"phase": f"params:{name}", **SHARED}
     if trains:
         inputs["valid"], parameters["model"] = f"{source}_valid", "params:model"
     if before is not None:
         inputs["before"] = f"{before}.model"
+    if budgeted:
+        inputs["budget"] = "budget"
     function = train if trains else rotate
     named = update_wrapper(partial(function, name=name), function)
     return _phase(name, named, inputs, parameters, ["folder"], ["model", "history"])
