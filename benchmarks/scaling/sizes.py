@@ -177,7 +177,7 @@ process: memory in GB, including pages of files.
 
 The memory does not depend on the number of steps, probes or batches.
 `training.activation_checkpointing=true` and a smaller `training.batch_size` reduce it.
-For images of more than 12,288 numbers (3x64x64), a rotation chooses only the leading axes.
+For images of more than 4,096 numbers, a rotation chooses only the leading 2 d axes.
 For more than 6,144, PCA and the Gaussian are fitted to at most 16,384 images with
 2,048 leading axes, and are isotropic in the other directions. No matrix of D x D exists at 128.
 """

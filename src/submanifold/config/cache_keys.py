@@ -12,7 +12,7 @@ from submanifold.common.errors import error_prefix
 from submanifold.config.schema import Experiment, effective
 from submanifold.data.sources import fingerprint
 
-TRAINING_VERSION = 6
+TRAINING_VERSION = 7
 """Version of data and training: increased when equal settings no longer give equal artifacts."""
 MODEL_VERSION = 5
 """Version of the finished model's file, for equal phases."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from submanifold.flows.bijection import Bijection, Flow, full_precision
 from submanifold.flows.initialization import DataInitialized
 
-LARGEST_MATRIX = 12288  # rows of the largest dense rotation: 576 MiB in float32
+LARGEST_MATRIX = 4096  # rows of the largest matrix of which all axes are chosen
 
 
 def random_orthonormal(rows: int, columns: int) -> Tensor:

@@ -177,7 +177,8 @@ def nested_projection(
         model: The stages that project; the last one has d dimensions.
         u: Coordinates on its manifold, (batch, d).
         v: Off-manifold coordinates of its last stage, (batch, latent_dim - d).
-        random_dim: Dimensions range from d / random_dim to d * random_dim.
+        random_dim: Dimensions range from d / random_dim to d * random_dim, or to the number of axes
+            that the rotation has chosen, if that is less.
         uniform: Random numbers in [0, 1), (batch,), which choose the dimensions.
 
     Returns:
@@ -187,7 +188,8 @@ def nested_projection(
     """
     *outside, last = model.stages
     low = max(1, round(last.dim / random_dim))
-    high = min(last.latent_dim, round(last.dim * random_dim))
+    ordered = last.latent_dim if last.rotation is None else last.rotation.directions
+    high = min(ordered, round(last.dim * random_dim))
     dims = (low * (high / low) ** uniform).round().long()
     z = torch.cat([u, v], 1)[:, :high]
     z = z * (torch.arange(high, device=u.device) < dims[:, None])

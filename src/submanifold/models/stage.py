@@ -14,6 +14,8 @@ from submanifold.common.errors import UserError
 from submanifold.flows import FLOWS, Bijection, Compose, Flow, Injection, Rotation, rebuild_flow
 from submanifold.flows.orthogonal import LARGEST_MATRIX
 
+LEADING = 2
+"""Axes of a rotation of many latents, as a multiple of d."""
 
 class Stage(nn.Module):
     r"""A flow f on R^D and a dimension d, :math:`f(h) = (u, v)`: u on the manifold, v off it.
@@ -95,10 +97,12 @@ class Stage(nn.Module):
         return self.dim == self.event_dim and self.rotation is None
 
     def add_rotation(self) -> Rotation:
-        """Append a rotation, at first the identity, of all latents, or to d axes if D is large."""
-        leading = None if self.latent_dim <= LARGEST_MATRIX else self.dim
+        """Append a rotation, first the identity, of all latents, or to 2 d axes if D is large."""
+        leading = LEADING * self.dim
+        is_dense = self.latent_dim <= max(LARGEST_MATRIX, 2 * leading)
         weight = next(self.parameters())
-        rotation = Rotation(self.latent_dim, leading).to(weight.device, weight.dtype)
+        rotation = Rotation(self.latent_dim, None if is_dense else leading)
+        rotation = rotation.to(weight.device, weight.dtype)
         self.flow = Compose([*self.flows, rotation])
         return rotation
 

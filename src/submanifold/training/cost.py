@@ -12,11 +12,11 @@ from submanifold.common.device import choose_device
 from submanifold.data.batches import Batches
 from submanifold.models import Hierarchy, ModelSettings
 from submanifold.training.phases import ROTATION_BATCH_SIZE, PhaseSettings, assemble
-from submanifold.training.rotation import PROBES_PER_AXIS, RotationSettings, fit_rotation
+from submanifold.training.rotation import RotationSettings, default_probes, fit_rotation
 from submanifold.training.trainer import Trainer
 
 STEPS = 5
-PROBES = 128
+PROBES = 256, 768
 STEPS_SHARE = 0.85
 """Of the time of a training; the rest is for validations and checkpoints."""
 
@@ -81,12 +81,12 @@ def _rotation_cost(
     stage = Hierarchy(model.build(shape, phase.rotate, phase.rotate)).to(device)
     rows = np.random.default_rng(0).normal(size=(ROTATION_BATCH_SIZE, *stage.event_shape))
     batches = Batches(rows.astype(np.float32), ROTATION_BATCH_SIZE, device=device)
-    found = fit_rotation(stage, batches, PROBES, outer)
-    rotation = stage.stages[-1].rotation
-    assert rotation is not None
-    fixed = found["decomposition_seconds"]
-    per_probe = (found["seconds"] - fixed) / found["probes"]
-    return PhaseCost(fixed, per_probe, phase.probes or PROBES_PER_AXIS * rotation.directions)
+    few, many = (fit_rotation(stage, batches, count, outer) for count in PROBES)
+    per_probe = (many["seconds"] - few["seconds"]) / (many["probes"] - few["probes"])
+    if per_probe <= 0:  # disturbed by other processes
+        per_probe = many["seconds"] / many["probes"]
+    fixed = max(0.0, many["seconds"] - per_probe * many["probes"])
+    return PhaseCost(fixed, per_probe, phase.probes or default_probes(stage.stages[-1]))
 
 
 def fit_budget(

@@ -3,12 +3,12 @@ r"""The rotation that orders latents by their contribution to the data (:ref:`th
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -20,18 +20,22 @@ from submanifold.data.batches import Batches
 from submanifold.flows import Rotation
 from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import Linearization
-from submanifold.models import Hierarchy
+from submanifold.models import Hierarchy, Stage
 from submanifold.models.io import save_tensors
+from submanifold.models.stage import LEADING
 from submanifold.training.checkpoint import first_intact
 
 log = logging.getLogger(__name__)
 
-PROBES_PER_AXIS = 8
+PROBES_PER_AXIS = 16
+FEWEST_AXES = 512
 PROBES_PER_EVENT = 4
 HELD_OUT_EVERY = 8
 LARGEST_RATIO = 16.0  # of a probe's squared norm to the median
-SUBSPACE_ITERATIONS = 3
-OVERSAMPLING = 16
+BAND_SAMPLE = 256
+SUBSPACE_ITERATIONS = 2
+OVERSAMPLING = 64
+CHUNK = 1024  # probes that are converted to float32 at once
 SAVE_EVERY = 30.0  # seconds
 SPLITS = ("fitted", "held_out")
 CURVE_POINTS = 40
@@ -42,8 +46,8 @@ class RotationSettings(Settings):
 
     Attributes:
         rotate: Number of the stage whose latents are rotated.
-        probes: Number of vector-Jacobian products that estimate E[J^T J]; None is 8 per axis that
-            is chosen: all latents, or the leading axes if there are too many for a matrix.
+        probes: Number of vector-Jacobian products that estimate E[J^T J]; None is 16 for each of
+            2 d axes, at least 8,192, and at most 16 for each latent.
     """
 
     rotate: int = Field(gt=0)
@@ -80,6 +84,10 @@ def fit_rotation(
     out, as a few decoders are nearly singular. If sigma_v is not 1, the axes of u and of v are
     chosen separately, because a joint rotation would change the density.
 
+    An earlier rotation is the start: :func:`principal_axes` needs fewer probes in its frame. Of at
+    most 4,096 latents all axes are chosen. Of more latents, the leading 2 d axes are chosen; the
+    others span the rest in any order, and their eigenvalues are equal.
+
     One probe in eight is held out and chooses no axis. The eigenvalues that the rotation stores are
     the mean :math:`(q_i^T g)^2` of these, an unbiased estimate of the diagonal of C in the rotated
     frame; those of the other probes are biased, the leading ones upwards. A fit of one round holds
@@ -88,64 +96,74 @@ def fit_rotation(
     Args:
         model: The model on its device; its last stage gets a :class:`.Rotation` if it has none.
         batches: Input of its first stage.
-        probes: Number of probes; None is 8 per axis that is chosen.
+        probes: Number of probes; None is :func:`default_probes`.
         outer: The frozen stages before it.
         first: The first training step whose batch is used.
         folder: Folder of a checkpoint, from which a killed fit resumes.
         name: Name in messages.
 
     Returns:
-        ``probes``, ``left_out``, ``seconds``, and by d in ``dims`` the first-order mean squared
-        error: ``mse`` on the held-out probes (sums of the eigenvalues) and ``fitted_mse`` on the
-        others.
+        ``probes``, ``left_out``, ``seconds``, ``decomposition_seconds``, and by d in ``dims`` the
+        first-order mean squared error ``mse`` on the held-out probes (sums of the eigenvalues).
     """
     stage = model.stages[-1]
     rotation = stage.rotation or stage.add_rotation()
     per_round = PROBES_PER_EVENT * batches.batch_size
-    rounds = math.ceil((probes or PROBES_PER_AXIS * rotation.directions) / per_round)
+    rounds = math.ceil((probes or default_probes(stage)) / per_round)
+    every = min(HELD_OUT_EVERY, rounds)
     blocks = [slice(0, stage.latent_dim)]
     if stage.off_manifold_scale != 1:
         blocks = [slice(0, stage.dim), slice(stage.dim, stage.latent_dim)]
-    axes = _Axes(rotation, blocks, rounds)
     compute = _probe_function(model, batches, outer, first)
+    precision = torch.float32 if rotation.is_dense else torch.bfloat16
+    drawn: dict[str, list[Tensor]] = {split: [] for split in SPLITS}
     path = folder / "rotation.safetensors" if folder else None
     state: dict[str, Any] = {"round": 0, "left_out": 0, "seconds": 0.0}
     if path and (checkpoint := first_intact(path)):
         state = checkpoint.state
-        axes.sums = {key: each.to(axes.device) for key, each in checkpoint.tensors.items()}
+        device = rotation.eigenvalues.device
+        drawn |= {split: [each.to(device)] for split, each in checkpoint.tensors.items()}
         log.info("%s: resuming at probe %d", name, state["round"] * per_round)
     distributed.barrier()  # before another process writes the file
     saved = time.monotonic()
     started = saved - state["seconds"]
-    total = axes.rounds * per_round
+    total = rounds * per_round
     with ProgressBar(name, "probes", total, state["round"] * per_round) as meter:
-        for index in range(state["round"], axes.rounds):
-            drawn = compute(index).float()
-            norms = drawn.square().sum(1)
-            inliers = drawn[norms <= LARGEST_RATIO * norms.nanmedian()]
-            axes.add(index, inliers)
-            meter.update(len(drawn))
+        for index in range(state["round"], rounds):
+            computed = compute(index).float()
+            norms = computed.square().sum(1)
+            inliers = computed[norms <= LARGEST_RATIO * norms.nanmedian()]
+            split = SPLITS[index % every == every - 1]
+            drawn[split].append(inliers.to(precision))
+            meter.update(len(computed))
             state = {"round": index + 1, "seconds": time.monotonic() - started,
-                     "left_out": state["left_out"] + len(drawn) - len(inliers)}  # fmt: skip
+                     "left_out": state["left_out"] + len(computed) - len(inliers)}  # fmt: skip
             if path and distributed.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
                 saved = time.monotonic()
-                sums = {key: each.cpu() for key, each in axes.sums.items()}
-                save_tensors(sums, path, {"state": state})
+                tensors = {split: torch.cat(each).cpu() for split, each in drawn.items() if each}
+                save_tensors(tensors, path, {"state": state})
     decomposed = time.monotonic()
-    errors = axes.fit()
+    fitted, held_out = (torch.cat(drawn[split] or drawn["held_out"]) for split in SPLITS)
+    mse = _set_rotation(rotation, blocks, fitted, held_out)
     if path and distributed.rank() == 0:
         path.unlink(missing_ok=True)
     spaced = {round(stage.latent_dim ** (n / CURVE_POINTS)) for n in range(CURVE_POINTS + 1)}
-    dims = sorted(d for d in spaced if d < len(errors["mse"]))
+    dims = sorted(d for d in spaced if d < len(mse))
     event_dim = (outer or model).event_dim
     return {
         "probes": total - state["left_out"],
         "left_out": state["left_out"],
         "dims": dims,
-        **{key: [float(each[d]) / event_dim for d in dims] for key, each in errors.items()},
+        "mse": [float(mse[d]) / event_dim for d in dims],
         "seconds": time.monotonic() - started,
         "decomposition_seconds": time.monotonic() - decomposed,
     }
+
+
+def default_probes(stage: Stage) -> int:
+    """Number of probes of a fit of a stage's rotation: 16 for each of the leading axes."""
+    leading = max(LEADING * stage.dim, FEWEST_AXES)
+    return PROBES_PER_AXIS * min(leading, stage.latent_dim)
 
 
 def _probe_function(
@@ -178,80 +196,97 @@ def _probe_function(
     return compute
 
 
-class _Axes:
-    """Principal axes of C, from sums over the probes.
+def _set_rotation(
+    rotation: Rotation, blocks: Sequence[slice], fitted: Tensor, held_out: Tensor
+) -> Tensor:
+    """Set a rotation from probes (n, D); returns the errors after the first d latents, (k + 1,).
 
-    All axes of each block are eigenvectors of the sum of the probes' outer products. The leading
-    axes of the first block are found by subspace iteration, with new probes in each iteration.
-
-    Attributes:
-        sums: The state that a killed fit resumes from.
-        rounds: Number of rounds.
+    A dense rotation gets all axes of each block, another one the leading axes of the first block.
     """
+    count = rotation.directions
+    if rotation.is_dense:
+        axes = torch.block_diag(*(principal_axes(fitted[:, block]) for block in blocks))
+    else:
+        axes = torch.zeros(fitted.shape[1], count, device=fitted.device)
+        axes[blocks[0]] = principal_axes(fitted[:, blocks[0]], count)
+    coordinates = torch.cat([some.float() @ axes for some in held_out.split(CHUNK)])
+    eigenvalues = coordinates.square().mean(0)
+    others = len(axes) - count
+    if others:
+        rest = _mean_square(held_out).sum() - eigenvalues.sum()
+        eigenvalues = torch.cat([eigenvalues, (rest.clamp_min(0) / others).expand(others)])
+    rotation.fit(rotation.inverse(axes.T).T, eigenvalues)
+    return tail_sums(eigenvalues)[: count + 1]
 
-    def __init__(self, rotation: Rotation, blocks: list[slice], rounds: int) -> None:
-        self.rotation, self.blocks = rotation, blocks
-        self.device = rotation.eigenvalues.device
-        iterations = 1 if rotation.is_dense else SUBSPACE_ITERATIONS
-        self.per_iteration = max(1, rounds // iterations)
-        self.rounds = iterations * self.per_iteration
-        self.sums: dict[str, Tensor] = {}
 
-    def add(self, index: int, probes: Tensor) -> None:
-        """Add the probes (batch, D) of one round."""
-        sums, index = self.sums, index % self.per_iteration
-        if index == 0:
-            self._start_iteration()
-        block = slice(None) if self.rotation.is_dense else self.blocks[0]
-        projected = probes if self.rotation.is_dense else probes @ sums["basis"]
-        every = min(HELD_OUT_EVERY, self.per_iteration)
-        splits = SPLITS if every == 1 else (SPLITS[index % every == every - 1],)
-        if "fitted" in splits:
-            sums["fitted"][block].addmm_(probes[:, block].T, projected)
-        if "held_out" in splits:
-            sums["held_out"].addmm_(projected.T, projected)
-        for split in splits:
-            sums[f"{split}_total"] += probes.square().sum()
-            sums[f"{split}_count"] += len(probes)
+def principal_axes(probes: Tensor, count: int | None = None) -> Tensor:
+    r"""Estimate the eigenvectors of C with the largest eigenvalues from probes.
 
-    def _start_iteration(self) -> None:
-        sums, dim = self.sums, self.rotation.event_shape[0]
-        size = dim
-        if not self.rotation.is_dense:
-            block = self.blocks[0]
-            size = min(self.rotation.directions + OVERSAMPLING, block.stop)
-            if not sums:
-                start = torch.zeros(dim, size)
-                generator = torch.Generator().manual_seed(0)
-                start[block] = torch.randn(block.stop, size, generator=generator)
-                sums["fitted"] = start.to(self.device)
-            sums["basis"] = torch.linalg.qr(sums["fitted"]).Q.contiguous()
-        sums["fitted"] = torch.zeros(dim, size, device=self.device)
-        sums["held_out"] = torch.zeros(size, size, device=self.device)
-        for name in (f"{split}_{sum_}" for split in SPLITS for sum_ in ("total", "count")):
-            sums[name] = torch.zeros((), device=self.device)
+    The sample covariance S of n probes has large errors where n is not much larger than D. Its
+    entries off the diagonal are therefore multiplied by :math:`r_i r_j`, with r by
+    :func:`_signal_shares`. In a frame in which C is nearly diagonal, such as that of an earlier
+    rotation, this needs a third to a half of the probes for an equal error.
 
-    def fit(self) -> dict[str, Tensor]:
-        """Set the rotation; returns both squared errors after the first d latents, (k + 1,)."""
-        sums, count, basis = self.sums, self.rotation.directions, self.sums.get("basis")
-        fitted = sums["fitted"] if basis is None else basis.T @ sums["fitted"]
-        fitted.div_(sums["fitted_count"])
-        held_out = sums["held_out"].div_(sums["held_out_count"])
-        vectors, values, eigenvalues = [], [], []
-        for block in self.blocks if basis is None else [slice(0, len(fitted))]:
-            ascending, columns = torch.linalg.eigh(fitted[block, block])
-            columns = columns.flip(1)[:, :count]
-            vectors.append(columns)
-            values.append(ascending.flip(0)[:count].clamp_min(0))
-            eigenvalues.append((columns * (held_out[block, block] @ columns)).sum(0).clamp_min(0))
-        axes, found = torch.block_diag(*vectors), torch.cat(eigenvalues)
-        fitted_mse = tail_sums(torch.cat(values))
-        if basis is not None:
-            axes = basis @ axes
-            totals = {split: sums[f"{split}_total"] / sums[f"{split}_count"] for split in SPLITS}
-            fitted_mse = totals["fitted"] - F.pad(values[0].cumsum(0), (1, 0))
-            others = len(basis) - count
-            rest = (totals["held_out"] - found.sum()).clamp_min(0) / max(others, 1)
-            found = torch.cat([found, rest.expand(others)])
-        self.rotation.fit(self.rotation.inverse(axes.T).T, found)
-        return {"mse": tail_sums(found)[: count + 1], "fitted_mse": fitted_mse}
+    Args:
+        probes: (n, D), in the current frame.
+        count: k; None is D. Fewer axes are found by subspace iteration, without a matrix (D, D),
+            from the coordinates with the largest diagonal entries.
+
+    Returns:
+        Orthonormal axes (D, k), in the order of decreasing eigenvalues.
+    """
+    diagonal = _mean_square(probes)
+    roots = _signal_shares(probes, diagonal).sqrt()
+    rest = (1 - roots.square()) * diagonal
+
+    def multiply(columns: Tensor) -> Tensor:
+        scaled, product = roots[:, None] * columns, torch.zeros_like(columns)
+        for some in probes.split(CHUNK):
+            product.addmm_(some.float().T, some.float() @ scaled)
+        return (roots / len(probes))[:, None] * product + rest[:, None] * columns
+
+    dim = len(diagonal)
+    if count is None:
+        covariance = torch.zeros(dim, dim, device=probes.device)
+        for some in probes.split(CHUNK):
+            covariance.addmm_(some.float().T, some.float())
+        covariance *= roots[:, None] * roots / len(probes)
+        covariance.diagonal().add_(rest)
+        return torch.linalg.eigh(covariance).eigenvectors.flip(1)
+    size = min(count + OVERSAMPLING, dim)
+    basis = torch.zeros(dim, size, device=probes.device)
+    basis[diagonal.argsort(descending=True)[:size], torch.arange(size)] = 1
+    for _ in range(SUBSPACE_ITERATIONS - 1):
+        basis = torch.linalg.qr(multiply(basis)).Q
+    restricted = basis.T @ multiply(basis)
+    return basis @ torch.linalg.eigh(restricted).eigenvectors.flip(1)[:, :count]
+
+
+def _signal_shares(probes: Tensor, diagonal: Tensor) -> Tensor:
+    r"""Share (D,) of the squared sample correlations that is not sampling error, by coordinate.
+
+    The mean product of the correlations of both halves of the probes estimates the mean square of
+    the true ones; the mean square of the correlations of all probes includes their errors. The
+    ratio minimizes the mean squared error of scaled correlations, as in Ledoit & Wolf (2004). Bands
+    of coordinates of similar variance have their own ratios, each from a sample of
+    :data:`BAND_SAMPLE` coordinates.
+    """
+    dim, half = len(diagonal), len(probes) // 2
+    order, shares = diagonal.argsort(descending=True), torch.zeros_like(diagonal)
+    edges = [0, *(2**n for n in range(4, 32) if 2 ** (n + 1) <= dim), dim]
+    for start, stop in pairwise(edges):
+        band = order[start:stop]
+        some = band[:: math.ceil(len(band) / BAND_SAMPLE)]
+        scaled = probes[:, some].float() * diagonal[some].clamp_min(1e-30).rsqrt()
+        first, second = (each.T @ each for each in scaled.split((half, len(scaled) - half)))
+        both = first + second
+        for each in (first, second, both):
+            each.fill_diagonal_(0)
+        signal = (first * second).sum() * (len(probes) ** 2 / (half * (len(probes) - half)))
+        shares[band] = (signal / both.square().sum()).nan_to_num(0, 0, 0).clamp(0, 1)
+    return shares
+
+
+def _mean_square(probes: Tensor) -> Tensor:
+    sums = [some.float().square().sum(0) for some in probes.split(CHUNK)]
+    return torch.stack(sums).sum(0) / len(probes)
