@@ -17,6 +17,7 @@ from submanifold.flows.orthogonal import LARGEST_MATRIX
 LEADING = 2
 """Axes of a rotation of many latents, as a multiple of d."""
 
+
 class Stage(nn.Module):
     r"""A flow f on R^D and a dimension d, :math:`f(h) = (u, v)`: u on the manifold, v off it.
 
