@@ -168,3 +168,25 @@ def test_kernels_are_compiled_once(tmp_path):
     assert compile_with("c++", tmp_path).stdout.strip() == "True"
     assert len(list(tmp_path.rglob("*.so"))) == 1
     assert compile_with("no-such-compiler", tmp_path).stdout.strip() == "True"
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [4, 32])
+def test_gradients_do_not_depend_on_the_number_of_threads(dtype, size):
+    """Bit for bit, so that a resumed training may use another number."""
+    torch.manual_seed(0)
+    net, x = coupling(12, 16), torch.randn(12, 12, size, size)
+
+    def found(threads):
+        torch.set_num_threads(threads)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            return run(lambda x: fast.affine_coupling(x, net, False, False), x, net)
+
+    if not kernels.has_steps(dtype):
+        pytest.skip("unsupported processor")
+    try:
+        for one, several in zip(found(1), found(3), strict=True):
+            assert torch.equal(one, several)
+    finally:
+        torch.set_num_threads(1)

@@ -155,7 +155,6 @@ def test_information_about_a_run(tmp_path, monkeypatch):
     assert found["command"] == "kedro run '--params=data.path=my pictures'"
     assert found["model"] == "data/key/model.safetensors"
     assert found["name"] is found["mlflow_run"] is None
-    assert found["threads"] >= 1
     with pytest.raises(DatasetError, match="cannot be an output"):
         dataset.save({})
     monkeypatch.setattr(information, "__file__", str(tmp_path / "site-packages" / "x.py"))

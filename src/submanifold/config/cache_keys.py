@@ -37,8 +37,8 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     - ``ood_data``, ``ood_run``, if there are out-of-distribution images: their data; also the
     model.
 
-    The location of files, logging and the device do not matter, with one exception: whether FID is
-    measured if ``evaluation.inception_weights`` is ``auto``, which changes ``run``.
+    The location of files, logging, the device and the number of threads do not matter, except for
+    ``run`` if ``evaluation.inception_weights`` is ``auto``: whether FID is measured changes it.
     """
     with error_prefix("data"):
         content = fingerprint(experiment.data, project / RAW_FOLDER)

@@ -1,9 +1,9 @@
 """The typed settings of one experiment: data, model, phases, evaluation, and how it is launched."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from submanifold.common.settings import Name, Settings
 from submanifold.data.settings import DataSettings, ImageSettings, SyntheticSettings
@@ -80,6 +80,8 @@ class Choices(Settings):
         seed: Seed of everything except the data.
         name: Name of the run; None is that of an equal run, or date and method.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
+        threads: Number of threads of torch; ``auto`` chooses it by measurement, and results differ
+            by rounding.
         launch: Distributed training.
         charts: Number of charts; None is the method's number, or 1.
         sweep: The parameter whose sweep is plotted.
@@ -93,6 +95,7 @@ class Choices(Settings):
     seed: int = Field(ge=0, lt=2**32)
     name: Name | None = None
     device: str
+    threads: Literal["auto"] | PositiveInt = "auto"
     launch: LaunchSettings = LaunchSettings()
     charts: int | None = Field(None, ge=1)
     sweep: Name | None = None

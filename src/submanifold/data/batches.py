@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from submanifold.common.threads import tuned
+
 DEVICE_BYTES = 4 * 2**30
 # Reading one page of a memory map also maps neighbouring pages. All pages are released when this
 # estimate exceeds MAPPED_BYTES.
@@ -66,8 +68,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Iterate over all items in order, with the same noise each time."""
-        for start in range(0, len(self), self.batch_size):
-            yield self._prepare(self.rows[start : start + self.batch_size], salt=-1 - start)
+        batches = (
+            self._prepare(self.rows[start : start + self.batch_size], salt=-1 - start)
+            for start in range(0, len(self), self.batch_size)
+        )
+        return tuned(batches) if self.device.type == "cpu" else batches
 
     def at(self, step: int) -> Tensor:
         """Shuffled batch of a training step, (batch_size, ...)."""

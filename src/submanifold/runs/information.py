@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import torch
 
 from submanifold.inference.records import read_records
 
@@ -23,8 +22,8 @@ def information(model: Path) -> dict[str, Any]:
 
     Returns:
         ``command``; ``version`` and ``commit`` of this package, the latter None outside of a git
-        checkout; ``date`` in UTC; ``threads`` of torch; ``model``, relative to the current folder
-        if it is inside; ``name``, that of the newest run with this model, or None; and the id
+        checkout; ``date`` in UTC; ``model``, relative to the current folder if it is inside;
+        ``name``, that of the newest run with this model, or None; and the id
         ``mlflow_run``, or None.
     """
     run = mlflow.active_run()
@@ -35,7 +34,6 @@ def information(model: Path) -> dict[str, Any]:
         "version": _version(),
         "commit": _commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "threads": torch.get_num_threads(),
         "model": str(model.relative_to(folder) if model.is_relative_to(folder) else model),
         "name": names[-1] if names else None,
         "mlflow_run": None if run is None else run.info.run_id,

@@ -36,6 +36,7 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write, is_alive, locked, read_json, write_json
 from submanifold.common.processes import cores, terminate_with_parent
 from submanifold.common.settings import Settings
+from submanifold.common.threads import threads_setting, use_threads
 from submanifold.config.schema import LaunchSettings
 from submanifold.models import Model
 from submanifold.training.phases import Log
@@ -86,7 +87,7 @@ def call(
         place = Path(name)
         job = {
             "function": f"{function.__module__}:{function.__qualname__}", "arguments": arguments,
-            "on_gpus": on_gpus, "logs": on_log is not None,
+            "threads": threads_setting(), "on_gpus": on_gpus, "logs": on_log is not None,
             **launch.model_dump(include={"processes", "machines", "address"}),
         }  # fmt: skip
         (place / "job.json").write_text(_to_json(job, place))
@@ -145,6 +146,7 @@ def _work(local_rank: int, name: str, machine: int, parent: int, rows: SimpleQue
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // job["processes"]))
+    use_threads(job["threads"])
     store: dist.Store
     if job["machines"] == 1:
         store = dist.FileStore(str(place / "store"), size)

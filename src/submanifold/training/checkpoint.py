@@ -35,6 +35,8 @@ class TrainState:
         rollbacks: How often the training went back to a checkpoint, halving the learning rates.
         warnings: Messages by kind.
         seconds: Time spent in training.
+        threads: Number of steps by number of threads. Steps with different numbers differ by
+            rounding.
         multipliers: State of :class:`.DualAscent`.
     """
 
@@ -45,6 +47,7 @@ class TrainState:
     rollbacks: int = 0
     warnings: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    threads: dict[str, int] = field(default_factory=dict)
     multipliers: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -16,6 +16,7 @@ from submanifold.common import distributed
 from submanifold.common.device import autocast, choose_precision
 from submanifold.common.progress import ProgressBar
 from submanifold.common.settings import Settings
+from submanifold.common.threads import ThreadTuner
 from submanifold.data.batches import Batches
 from submanifold.flows import Rotation
 from submanifold.flows.orthogonal import tail_sums
@@ -127,10 +128,11 @@ def fit_rotation(
     distributed.barrier()  # before another process writes the file
     saved = time.monotonic()
     started = saved - state["seconds"]
-    total = rounds * per_round
+    total, tuner = rounds * per_round, ThreadTuner(batches.device)
     with ProgressBar(name, "probes", total, state["round"] * per_round) as meter:
         for index in range(state["round"], rounds):
-            computed = compute(index).float()
+            with tuner.unit():
+                computed = compute(index).float()
             norms = computed.square().sum(1)
             inliers = computed[norms <= LARGEST_RATIO * norms.nanmedian()]
             split = SPLITS[index % every == every - 1]

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from submanifold.common import distributed
 from submanifold.common.device import autocast, choose_precision
 from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
+from submanifold.common.threads import ThreadTuner
 from submanifold.data.batches import Batches
 from submanifold.flows import initialize, set_activation_checkpointing
 from submanifold.losses import Objective
@@ -217,12 +219,15 @@ def fit(
     _restore_or_initialize(trainer, train, folder, name, fresh)
     log_rows(vars(trainer.state), on_log)
     before, seconds, started = trainer.state.step, trainer.state.seconds, time.monotonic()
+    tuner, threads = ThreadTuner(train.device), Counter(trainer.state.threads)
     model.train()
     with ProgressBar(name, "steps", settings.steps, done=before) as meter:
         while (step := trainer.state.step) < settings.steps:
             if rotate and settings.rotate_every and step and step % settings.rotate_every == 0:
                 rotate(step)
-            values = trainer.step(train.at(step), train.generator)
+            batch = train.at(step)
+            with tuner.unit():
+                values = trainer.step(batch, train.generator)
             step, state = trainer.state.step, trainer.state
             validates = step % settings.validate_every == 0 or step == settings.steps
             if step % LOG_EVERY != 0 and not validates:
@@ -246,6 +251,7 @@ def fit(
                         state.warnings[kind] = text
                         log.warning("%s: %s", name, text)
                 state.seconds = seconds + time.monotonic() - started
+                state.threads = dict(threads + tuner.used)
                 if not doubtful:
                     trainer.save(folder)
                 _log_row("valid", row, on_log)

@@ -586,16 +586,21 @@ inline const bf16* pair_rows(const bf16* x, bf16* to, long K, long N) {
 // Sizes of a coupling: B images of H x W pixels and C channels, `width` hidden channels. Rows are
 // padded with zeros to multiples of 16.
 struct Sizes {
-    long B, H, W, C, width, parts;
+    long B, H, W, C, width;
+    // parts of a batch with separate sums of weight gradients. It does not depend on the number of
+    // threads, so that the sums do not; many parts of few pixels would take time to add.
+    long parts() const {
+        return std::max(std::min({std::max(B * pixels() / 1024, 4L), 16L, B}), 1L);
+    }
     long half() const { return C / 2; }
     long pixels() const { return H * W; }
     long size() const { return H * W * C; }
     long hidden() const { return round_up(width, LANES); }
     long inputs() const { return round_up(9 * half(), LANES); }  // of the first matrix
     long outputs() const { return round_up(9 * C, LANES); }       // of the last matrix
-    // images in a tile, at least one: few enough for the cache and for all threads
+    // images in a tile, at least one: few enough for the cache and for all parts
     long images() const {
-        const long fit = 255 / std::max(pixels(), 1L) + 1, share = (B + parts - 1) / parts;
+        const long fit = 255 / std::max(pixels(), 1L) + 1, share = (B + parts() - 1) / parts();
         return std::max(std::min(fit, share), 1L);
     }
     // floats in the gradient of a net and a linear map
@@ -700,12 +705,12 @@ template <typename T> struct Hidden {
 };
 
 // Calls f(part, first image, images) for every tile; the tiles of a part run one after the other
-template <typename F> void over_tiles(const Sizes& s, F f) {
+template <typename F> void over_tiles(const Sizes& s, long parts, F f) {
     const long size = s.images(), tiles = (s.B + size - 1) / size;
     bool full = false;  // exceptions must not leave a parallel region
-#pragma omp parallel for schedule(static) reduction(|| : full)
-    for (long part = 0; part < s.parts; part++) try {
-            for (long t = tiles * part / s.parts; t < tiles * (part + 1) / s.parts; t++)
+#pragma omp parallel for schedule(dynamic) reduction(|| : full)
+    for (long part = 0; part < parts; part++) try {
+            for (long t = tiles * part / parts; t < tiles * (part + 1) / parts; t++)
                 f(part, t * size, t * size + size < s.B ? size : s.B - t * size);
         } catch (const std::bad_alloc&) {
             full = true;
@@ -738,7 +743,7 @@ void step(const Sizes& s, const Net<const float>& net, const float* x, float* t,
     if (net.matrix) pair_up(matrix, net.matrix, C, C, identity, [=](long n) { return n * C; });
     float* zeros = scratch<float, 28>(C);
     std::memset(zeros, 0, C * sizeof(float));
-    over_tiles(s, [&](long, long first, long images) {
+    over_tiles(s, s.B, [&](long, long first, long images) {
         const long P = images * s.pixels(), p = first * s.pixels();
         T* u = scratch<T, 0>(P * inputs);
         T* h1 = h ? h + p * N : scratch<T, 1>(P * N);
@@ -810,11 +815,13 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
     float *zeros = scratch<float, 28>(C);
     if (net.matrix) pair_up(matrix, net.matrix, C, C, [=](long k) { return k * C; }, identity);
     std::memset(zeros, 0, C * sizeof(float));
-    float* sums = scratch<float, 29>(s.parts * s.gradient());
-    std::memset(sums, 0, s.parts * s.gradient() * sizeof(float));
-    over_tiles(s, [&](long part, long first, long images) {
+    const long parts = s.parts();
+    float* sums = scratch<float, 29>(g ? parts * s.gradient() : 0);
+    if (g) std::memset(sums, 0, parts * s.gradient() * sizeof(float));
+    over_tiles(s, parts, [&](long part, long first, long images) {
         const long P = images * s.pixels(), p = first * s.pixels();
-        float *g3 = sums + part * s.gradient(), *g2 = g3 + 9 * C * N, *g1 = g2 + N * N;
+        // without g, biases are summed where nobody reads them
+        float *g3 = g ? sums + part * s.gradient() : scratch<float, 30>(s.gradient()), *g2 = g3 + 9 * C * N, *g1 = g2 + N * N;
         float *gb1 = g1 + K * N, *gb2 = gb1 + N, *gb3 = gb2 + N, *gm = gb3 + C, *gs = gm + square;
         T *u = scratch<T, 0>(P * inputs), *h1, *h2;
         neighbours(s, t + p * C, u, images, half, C, inputs);
@@ -876,7 +883,7 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
     // sum over the parts
 #pragma omp parallel for schedule(static) if (s.gradient() > 100000)
     for (long n = 0; n < s.gradient(); n++)
-        for (long part = 1; part < s.parts; part++) sums[n] += sums[part * s.gradient() + n];
+        for (long part = 1; part < parts; part++) sums[n] += sums[part * s.gradient() + n];
     const float *g3 = sums, *g2 = g3 + 9 * C * N, *g1 = g2 + N * N, *gb1 = g1 + K * N;
     const float *gb2 = gb1 + N, *gb3 = gb2 + N, *gm = gb3 + C, *gs = gm + square;
     for (long k = 0; k < 9 * C; k++)

@@ -26,6 +26,7 @@ COMPILE = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-st
 LINK = ["-shared", "-Wl,--no-as-needed", f"-L{Path(torch.__file__).parent / 'lib'}"]
 CACHE = "~/.cache/torch_extensions"  # where torch.utils.cpp_extension builds
 LANES = 16  # as in kernels.cpp
+PARTS = 16  # of the pixels, whose sums are computed in parallel
 
 
 @cache
@@ -166,7 +167,8 @@ def fold_onto(du: Tensor, dy: Tensor) -> None:
 def relu_backward(dh: Tensor, h: Tensor) -> Tensor:
     """Set dh to zero where h is, in place; return its sum over the first axis in float32."""
     pixels, width = dh.shape
-    sums = dh.new_empty((torch.get_num_threads(), width), dtype=torch.float32)
+    # not the number of threads, which would change the sum
+    sums = dh.new_empty((PARTS, width), dtype=torch.float32)
     _call("relu_backward", dh.dtype, dh, h, sums, pixels, width, len(sums))
     return sums.sum(0)
 
@@ -191,7 +193,7 @@ Argument = Tensor | ctypes.Array | int | None
 def _call_step(
     name: str, dtype: torch.dtype, x: Tensor, weights: Sequence[Tensor], *arguments: Argument
 ) -> None:
-    sizes = (ctypes.c_long * 6)(*x.shape, len(weights[0]), torch.get_num_threads())
+    sizes = (ctypes.c_long * 5)(*x.shape, len(weights[0]))
     if not _call(name, dtype, sizes, _pointers(weights), *arguments):
         raise MemoryError(f"Not enough memory for a coupling of images of shape {(*x.shape,)}.")
 

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,23 @@ def facts(
         ("command", run["command"]),
         ("submanifold", version or None),
         ("date, seed", f"{run['date']}, seed {seed}"),
-        ("device", f"{device}, {run['threads']} thread{'s' if run['threads'] > 1 else ''}"),
+        ("device", ", ".join([device, *_threads(histories)])),
         ("durations", ", ".join(durations)),
         ("model", run["model"]),
         ("MLflow run", run["mlflow_run"]),
+    ]
+
+
+def _threads(histories: Mapping[str, Metrics]) -> list[str]:
+    """Describe the numbers of threads of the training steps, the most frequent first."""
+    used: Counter[str] = Counter()
+    for history in histories.values():
+        used.update(history.get("threads", {}))
+    total, several = used.total(), len(used) > 1
+    return [
+        f"{count} thread{'' if count == '1' else 's'}"
+        + (f" in {100 * steps / total:.0f}% of the steps" if several else "")
+        for count, steps in used.most_common()
     ]
 
 

@@ -58,7 +58,7 @@ class ExperimentHooks:
             raise Exit(0)
         try:
             if names not in SUMMARIES:
-                self._check_device()
+                self._prepare_machine()
                 _check_images(experiment, pipeline, catalog)
             self._connect()
             if names in SUMMARIES:
@@ -72,9 +72,11 @@ class ExperimentHooks:
         except UserError as error:
             raise ClickException(str(error)) from error
 
-    def _check_device(self) -> None:
+    def _prepare_machine(self) -> None:
         from submanifold.common.device import choose_device
+        from submanifold.common.threads import use_threads
 
+        use_threads(self._experiment.threads)
         choose_device(self._experiment.device)
         weights = self._experiment.evaluation.inception_weights
         if weights not in (None, "auto", "download"):

@@ -20,7 +20,8 @@ TITLES = {
     5: "Hierarchical structure and DNF on LSUN bedroom, manifolds of dimension 700",
 }
 FLOOR = "training images"
-NOT_COMPARED = {"dataset", "method", "seed", "data.path", "data.url", "data.hash", "device"}
+NOT_COMPARED = {"dataset", "method", "seed", "data.path", "data.url", "data.hash", "device",
+                "threads"}  # fmt: skip
 """Settings that are expected to differ from the paper's."""
 
 Cell = tuple[str, str, str]

@@ -51,7 +51,7 @@ CHECKED = 16
 """Random combinations that are validated before the first training."""
 POLL = 1.0
 """Seconds between looks at the trials of other processes."""
-NOT_SETTINGS = ("device", "launch", "register_as", "sweep", "study")
+NOT_SETTINGS = ("device", "threads", "launch", "register_as", "sweep", "study")
 
 Objectives = tuple[float, float]
 """Bits per dimension, and mean squared error."""
