@@ -1,4 +1,5 @@
 import random
+import time
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ IDLE, BUSY = {1: 0.034, 2: 0.023}, {1: 0.036, 2: 0.15}
 def restored(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr(threads, "_most", lambda: 2)
-    monkeypatch.setattr(threads, "_started", None)
     yield
     use_threads("auto")
     torch.set_num_threads(before)
@@ -44,9 +44,11 @@ def test_units_of_seconds_are_tried_once():
 
 def test_choice_follows_the_load():
     cost, last = simulate(lambda index: IDLE if index < 500 else BUSY, 2000)
-    assert cost < 1 and last == 1
+    assert cost < 1
+    assert last == 1
     cost, last = simulate(lambda index: BUSY if index < 500 else IDLE, 4000, start=1)
-    assert cost < 1 and last == 2
+    assert cost < 1
+    assert last == 2
 
 
 def test_many_cores_are_climbed():
@@ -61,7 +63,8 @@ def test_tuner_sets_the_number_and_counts_units(monkeypatch):
     for _ in range(50):
         with tuner.unit():
             assert torch.get_num_threads() in (1, 2)
-    assert set(tuner.used) == {"1", "2"} and tuner.used.total() == 50
+    assert set(tuner.used) == {"1", "2"}
+    assert tuner.used.total() == 50
 
 
 def test_fixed_number_is_never_changed():
@@ -84,17 +87,34 @@ def test_another_device_is_not_measured():
     assert tuner.used == {"2": 40}
 
 
-def test_first_tuner_starts_with_the_idle_cores(monkeypatch):
+def test_more_threads_are_only_tried_on_idle_cores():
+    for idle, tried in ((1.2, {1}), (1.6, {1, 2})):
+        choice = choose_threads([1, 2], 1, lambda idle=idle: idle)
+        assert {next(choice), *(choice.send((0.05, 1)) for _ in range(100))} == tried
+
+
+@pytest.mark.parametrize(("others", "expected"), [(0.0, 2), (1.0, 1), (2.0, 1)])
+def test_auto_starts_with_the_idle_cores(monkeypatch, others, expected):
+    load = threads._Load()
+    load.last = (20.0, 8.0, 100.0)  # within ten seconds this process worked for one
+    monkeypatch.setattr(load, "_read", lambda: (20.0 + 1.0 + 10 * others, 9.0, 110.0))
     monkeypatch.setattr(threads, "cores", lambda: 2)
-    monkeypatch.setattr(threads, "_busy_seconds", lambda: 11.0)
-    monkeypatch.setattr(threads, "_own_seconds", lambda: 4.0)
-    monkeypatch.setattr(threads.time, "monotonic", lambda: 10.0)
-    torch.set_num_threads(2)
-    for others, expected in ((0.0, 2), (1.0, 1), (2.0, 1)):
-        # within ten seconds this process worked for one
-        monkeypatch.setattr(threads, "_started", (11.0 - 1.0 - 10 * others, 3.0, 0.0))
-        assert threads._first_count() == expected
-    assert threads._first_count() == 2  # later tuners start with the present number
+    monkeypatch.setattr(threads, "_load", load)
+    use_threads("auto")
+    assert torch.get_num_threads() == expected
+
+
+def test_load_counts_the_work_of_other_processes():
+    load = threads._Load()
+    busy, own, now = load._read()
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline:  # own work is not that of others
+        pass
+    later = load._read()
+    assert later[1] - own > 0.1
+    assert later[0] - busy > 0.1
+    assert later[2] > now
+    assert load.idle_cores() <= threads.cores() + 0.2
 
 
 def test_batches_are_tuned(monkeypatch):

@@ -4,10 +4,11 @@ The threads of an operation wait for the slowest one at its end. On an idle mach
 faster; where other processes use the cores, fewer are.
 """
 
+import math
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -34,12 +35,14 @@ def use_threads(setting: Threads) -> None:
     """Use a fixed number of threads, or ``auto``, the default, which measures and chooses it.
 
     ``auto`` uses at most as many threads as torch does: one for each core, or the number in the
-    environment variable OMP_NUM_THREADS.
+    environment variable OMP_NUM_THREADS. It starts with the number of cores that other processes
+    have left idle since this module was imported.
     """
     global _setting
     most = _most()
     _setting = setting
-    torch.set_num_threads(most if setting == "auto" else setting)
+    idle = max(1, round(_load.idle_cores()))
+    torch.set_num_threads(min(idle, most) if setting == "auto" else setting)
 
 
 def threads_setting() -> Threads:
@@ -50,9 +53,8 @@ def threads_setting() -> Threads:
 class ThreadTuner:
     """Chooses torch's number of threads while units of equal work are computed on the CPU.
 
-    It starts with the present number, and in a new process with the number of cores that other
-    processes leave idle. On another device, or with a fixed number, it changes nothing. The
-    processes of a group compute a unit together and choose the same number.
+    It starts with the present number. On another device, or with a fixed number, it changes
+    nothing. The processes of a group compute a unit together and choose the same number.
 
     Args:
         device: Device of the units.
@@ -64,7 +66,8 @@ class ThreadTuner:
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.used: Counter[str] = Counter()
         counts = _counts() if torch.device(device).type == "cpu" else [torch.get_num_threads()]
-        self._choice = choose_threads(counts, _first_count()) if len(counts) > 1 else None
+        present, several = torch.get_num_threads(), len(counts) > 1
+        self._choice = choose_threads(counts, present, _Load().idle_cores) if several else None
         self._count = next(self._choice) if self._choice else counts[0]
 
     @contextmanager
@@ -95,15 +98,20 @@ def tuned(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def choose_threads(counts: Sequence[int], start: int) -> Generator[int, tuple[float, int], None]:
+def choose_threads(
+    counts: Sequence[int], start: float, idle_cores: Callable[[], float] = lambda: math.inf
+) -> Generator[int, tuple[float, int], None]:
     """Yield the number of threads of each unit of work, and receive its seconds and items.
 
     The next smaller and the next larger number are tried from time to time, less often as long as
-    neither is faster, and at once if units become slower.
+    neither is faster; the smaller one at once if units become slower, the larger one only if there
+    are idle cores for it.
 
     Args:
         counts: Numbers of threads to choose from, in increasing order.
         start: The first one, or the nearest of ``counts``.
+        idle_cores: Returns the number of cores that other processes have left idle since its last
+            call.
 
     Example:
         >>> choice = choose_threads([1, 2], start=2)
@@ -115,22 +123,23 @@ def choose_threads(counts: Sequence[int], start: int) -> Generator[int, tuple[fl
     """
     index, wait = min(range(len(counts)), key=lambda n: abs(counts[n] - start)), FIRST_WAIT
     while True:
-        shortest = float("inf")
+        shortest = math.inf
         for _ in range(wait):
             duration = yield from _measure(counts[index])
             shortest = min(shortest, duration)
             if index > 0 and duration > SLOWER * shortest:
                 break
-        wait = min(2 * wait, LONGEST_WAIT)
+        wait, idle = min(2 * wait, LONGEST_WAIT), idle_cores()
         for other in (index - 1, index + 1):
-            if 0 <= other < len(counts):
-                of_other = yield from _measure(counts[other], TOO_SLOW * duration)
-                if of_other < FASTER * duration:
-                    index, wait = other, FIRST_WAIT
-                    break
+            if not 0 <= other < len(counts) or (other > index and counts[other] > idle + 0.5):
+                continue
+            of_other = yield from _measure(counts[other], TOO_SLOW * duration)
+            if of_other < FASTER * duration:
+                index, wait = other, FIRST_WAIT
+                break
 
 
-def _measure(count: int, longest: float = float("inf")) -> Generator[int, tuple[float, int], float]:
+def _measure(count: int, longest: float = math.inf) -> Generator[int, tuple[float, int], float]:
     """Use a number of threads for a few units, one if it is too slow; returns seconds by item."""
     seconds, items, units = 0.0, 0, 0
     while (units < LEAST_UNITS or seconds < LEAST_SECONDS) and seconds < ENOUGH_SECONDS:
@@ -153,30 +162,31 @@ def _most() -> int:
     return torch.get_num_threads()
 
 
-def _first_count() -> int:
-    """The present number of threads, and at the first call that of the idle cores."""
-    global _started
-    present = torch.get_num_threads()
-    if _started is None or _setting != "auto":
-        return present
-    (before, used_before, at), _started = _started, None
-    now, used, then = _busy_seconds(), _own_seconds(), time.monotonic()
-    others = (now - before - (used - used_before)) / max(then - at, 1e-3)
-    return max(1, min(present, round(cores() - others)))
+class _Load:
+    """The work of other processes on the cores of this one, from Linux's counters of their time."""
+
+    def __init__(self) -> None:
+        self.last = self._read()
+
+    def idle_cores(self) -> float:
+        """Cores that other processes left idle since the last call, on average."""
+        then, self.last = self.last, self._read()
+        busy, own, seconds = (now - before for now, before in zip(self.last, then, strict=True))
+        return cores() - (busy - own) / max(seconds, 0.01)
+
+    def _read(self) -> tuple[float, float, float]:
+        """Seconds that the cores have worked, that this process has worked, and of the clock."""
+        times = os.times()
+        own = times.user + times.system + times.children_user + times.children_system
+        busy = own  # if the system has no such counters
+        with suppress(OSError, ValueError):
+            lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+            names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+            by_core = [[int(each) for each in line[1:9]] for line in lines if line[0] in names]
+            idle = (3, 4)  # columns of idle time
+            ticks = sum(sum(row) - sum(row[n] for n in idle) for row in by_core)
+            busy = ticks / os.sysconf("SC_CLK_TCK")
+        return busy, own, time.monotonic()
 
 
-def _own_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
-def _busy_seconds() -> float:
-    """Seconds that all cores have worked; on systems that do not tell, this process."""
-    with suppress(OSError, ValueError):
-        fields = Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
-        user, nice, system, _, _, irq, softirq, steal = map(int, fields)
-        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-    return _own_seconds()
-
-
-_started: tuple[float, float, float] | None = _busy_seconds(), _own_seconds(), time.monotonic()
+_load = _Load()
