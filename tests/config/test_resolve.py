@@ -97,7 +97,7 @@ def test_entries_are_selected_from_the_tables(tables):
     assert tables == before
     chosen = experiment.parameters()
     assert set(chosen) == {
-        *("dataset", "method", "seed", "name", "device", "launch", "sweep", "study"),
+        *("dataset", "method", "seed", "name", "device", "threads", "launch", "sweep", "study"),
         *("register_as", "ood", "charts"),
         *("data", "evaluation"),
         *("stage_1", "stage_2", "first", "second"),

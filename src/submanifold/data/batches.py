@@ -133,8 +133,11 @@ def fixed_batches(
     pixels: np.ndarray, batch_size: int, device: str | torch.device = "cpu"
 ) -> Iterator[Tensor]:
     """Iterate over images in order, dequantized by :func:`dequantize_by_content`."""
-    for start in range(0, len(pixels), batch_size):
-        yield dequantize_by_content(pixels[start : start + batch_size]).to(device)
+    batches = (
+        dequantize_by_content(pixels[start : start + batch_size]).to(device)
+        for start in range(0, len(pixels), batch_size)
+    )
+    return tuned(batches) if torch.device(device).type == "cpu" else batches
 
 
 def _add_noise(pixels: Tensor, noise: Tensor, bits: int) -> Tensor:

@@ -237,8 +237,10 @@ COMMANDS = [score, encode, project, sample, interpolate, info]
 
 def _load(path: Path, device: str, dim: int | None = None) -> "Model":
     from submanifold.common.device import choose_device
+    from submanifold.common.threads import use_threads
     from submanifold.models import Model
 
+    use_threads("auto")
     model: Any = Model.load(path, choose_device(device))
     if dim is not None and not hasattr(model, "at_dim"):
         raise UserError(f"--dim: expected none for a {model.kind}, got {dim}. Omit it.")

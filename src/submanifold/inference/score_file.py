@@ -12,6 +12,7 @@ import numpy as np
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
 from submanifold.common.progress import ProgressBar
+from submanifold.common.threads import ThreadTuner
 from submanifold.inference.image_files import ImageFiles
 from submanifold.inference.outputs import explain_output, output
 from submanifold.inference.scoring import load_calibration, score_image_batch
@@ -157,10 +158,11 @@ def score_files(
         UserError: No image can be read, or the file cannot be written.
     """
     calibration = load_calibration(model, alpha)
-    first = table.next_number
+    first, tuner = table.next_number, ThreadTuner(next(model.parameters()).device)
     with ProgressBar("scoring", "images", len(files), first) as progress:
         for numbers, images in files.batches(batch_size, first):
-            columns = score_image_batch(model, calibration, images, nearest)
+            with tuner.unit(len(images)):
+                columns = score_image_batch(model, calibration, images, nearest)
             if alpha is not None:
                 columns["ood"] = columns["p_value"] <= alpha
             table.append(numbers, columns)
