@@ -184,9 +184,10 @@ def fit(
     of the other terms among those that reach the target, or else the lowest error.
 
     The result is a function of the initial weights, the seed of ``train`` and the settings. A
-    killed training resumes from its folder and ends with the same weights, bit for bit if the number
-    of threads is fixed (:func:`.use_threads`). Processes (:mod:`submanifold.common.distributed`),
-    accumulation steps and numbers of threads change it by rounding only.
+    killed training resumes from its folder and ends with the same weights, bit for bit if the
+    number of threads is fixed (:func:`.use_threads`). Processes
+    (:mod:`submanifold.common.distributed`), accumulation steps and numbers of threads change it by
+    rounding only.
 
     Args:
         model: The stages in training, on their device.
