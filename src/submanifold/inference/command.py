@@ -62,7 +62,7 @@ def out_option(default: str | None, suffixes: tuple[str, ...], text: str,
 def image_options(command: Any) -> Any:
     """Add the arguments and options of commands that read images."""
     for decorator in (
-        click.option("--batch-size", type=click.IntRange(1, 4096), default=64, show_default=True),
+        click.option("--batch-size", type=click.IntRange(1, 4096), default=128, show_default=True),
         device_option,
         click.option("--nearest", is_flag=True, help="Search the nearest projection (slower)."),
         click.argument("images", nargs=-1, required=True, type=click.Path()),
