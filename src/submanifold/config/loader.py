@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from submanifold.common.errors import UserError
+from submanifold.common.imports import without_garbage_collection
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.inference.records import RunRecord, choose_name
 
@@ -80,9 +81,8 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         Raises:
             UserError: A parameter is not allowed.
         """
-        from submanifold.config.resolve import (
-            resolve,  # imports torch, which most commands do not need
-        )
+        with without_garbage_collection():  # imports torch, which most commands do not need
+            from submanifold.config.resolve import resolve
 
         return resolve(self._read("parameters"), self.runtime_params)
 

@@ -10,6 +10,7 @@ import click
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
+from submanifold.common.imports import without_garbage_collection
 from submanifold.inference.outputs import FOLDER, check_not_input, check_output, output
 from submanifold.inference.records import model_path
 
@@ -89,10 +90,10 @@ def score(
     The p-value is the fraction of held-out training-like images that score at least as high.
     """
     file = model_path(model)
+    loaded = _load(file, device)
     from submanifold.inference.score_file import ScoreFile, score_files
     from submanifold.inference.scoring import load_calibration
 
-    loaded = _load(file, device)
     load_calibration(loaded, alpha)
     files = _find(loaded, file, images, {"--out": out, "--sheet": sheet})
     stat = file.stat()
@@ -126,11 +127,11 @@ def encode(
 ) -> None:
     """Write the coordinates of IMAGES on the manifold (u) and off the manifold (v)."""
     file = model_path(model)
+    loaded = _load(file, device)
     import numpy as np
 
     from submanifold.inference.scoring import encode_images
 
-    loaded = _load(file, device)
     codes = 8 * loaded.event_dim  # float32; concatenation copies
     names, pixels = _read(loaded, file, images, {"--out": out}, codes)
     u, v = encode_images(loaded, pixels, nearest, batch_size)
@@ -151,11 +152,11 @@ def project(
 ) -> None:  # fmt: skip
     """Project IMAGES onto the manifold: write originals, projections and differences."""
     file = model_path(model)
+    loaded = _load(file, device, dim)
     import numpy as np
 
     from submanifold.inference.scoring import project_images
 
-    loaded = _load(file, device, dim)
     names, pixels = _read(loaded, file, images, {"--out": out}, 2 * loaded.event_dim)
     projections, errors = project_images(loaded, pixels, nearest, batch_size)
     click.echo(f"mean squared error {errors.mean():.6f}, pixels in [0, 1]")
@@ -186,9 +187,9 @@ def sample(
 ) -> None:
     """Draw samples from the manifold."""
     file = model_path(model)
+    loaded = _load(file, device, dim)
     from submanifold.inference.scoring import sample_images
 
-    loaded = _load(file, device, dim)
     check_not_input("--out", out, [file])
     if out.suffix.lower() == ".png" and (count > MAX_PNG or len(loaded.event_shape) != 3):
         raise UserError(
@@ -212,9 +213,9 @@ def interpolate(
 ) -> None:
     """Interpolate between images A and B on the manifold; the log-density changes linearly."""
     file = model_path(model)
+    loaded = _load(file, device, dim)
     from submanifold.inference.scoring import interpolate_images
 
-    loaded = _load(file, device, dim)
     _, pixels = _read(loaded, file, (a, b), {"--out": out})
     if len(pixels) != 2:
         raise UserError(f"A, B: expected one image each, got {len(pixels)} images.")
@@ -236,9 +237,11 @@ COMMANDS = [score, encode, project, sample, interpolate, info]
 
 
 def _load(path: Path, device: str, dim: int | None = None) -> "Model":
-    from submanifold.common.device import choose_device
-    from submanifold.common.threads import use_threads
-    from submanifold.models import Model
+    with without_garbage_collection():
+        from submanifold.common.device import choose_device
+        from submanifold.common.threads import use_threads
+        from submanifold.inference import scoring  # noqa: F401  # for the command
+        from submanifold.models import Model
 
     use_threads("auto")
     model: Any = Model.load(path, choose_device(device))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from submanifold.common.files import printable, read_json
+from submanifold.common.imports import without_garbage_collection
 from submanifold.config.project import configure, project_folder
 from submanifold.inference.records import RunRecord, find_record, read_records, records_folder
 
@@ -45,7 +46,8 @@ def train(
     """
     project = project_folder()
     configure(project)
-    from submanifold.runs.train import run, select
+    with without_garbage_collection():
+        from submanifold.runs.train import run, select
 
     chosen = {"method": method, "name": name, "seed": seed, "device": device}
     given = {key: value for key, value in chosen.items() if value is not None}

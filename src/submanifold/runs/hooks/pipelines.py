@@ -13,6 +13,7 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from submanifold.common.errors import UserError, error_prefix
+from submanifold.common.imports import without_garbage_collection
 from submanifold.config.loader import ExperimentConfigLoader, current_experiment
 from submanifold.inference.records import write_record
 from submanifold.runs.entries import SUMMARIES, log_pages, path_of
@@ -39,7 +40,8 @@ class ExperimentHooks:
         token = current_experiment.set(experiment)
         try:
             pipelines.configure("submanifold.pipeline_registry")
-            dict(pipelines)  # loads them
+            with without_garbage_collection():
+                dict(pipelines)  # loads them
         finally:
             current_experiment.reset(token)
 
