@@ -29,7 +29,7 @@ from submanifold.studies.experiments import CachedRun
 DEFAULT = "**density-first, the default**"
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULT: {"method": "density-first"},
-    "penalty of weight 20 instead of 45": {
+    "penalty of weight 20 instead of 35": {
         "method": "density-first",
         "reconstruction.reconstruction.weight": 20,
     },
@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no flow on the coordinates (`nested`)": {"method": "nested"},
     "no penalty, no flow on the coordinates (`Glow-rotated`)": {
         "method": "Glow-rotated",
-        "density.training.steps": 3600,
+        "density.training.steps": 4540,
     },
     "the paper's `H-MM`": {"method": "H-MM"},
 }

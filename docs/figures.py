@@ -176,9 +176,9 @@ def stages() -> Figure:
         arrow(start, end)
     axes.text(0, 4.5, "The training: five phases of density-first", fontsize=10, weight="bold")
     phases = (
-        ("density", "likelihood\n3,600 steps", flow),
+        ("density", "likelihood\n2,800 steps", flow),
         ("rotation", "order latents\nno training", on),
-        ("reconstruction", "error at random d\n400 steps", flow),
+        ("reconstruction", "error at random d\n800 steps", flow),
         ("rotation_2", "order latents\nno training", on),
         ("code_flow", "likelihood of u\n200 steps", flow),
     )

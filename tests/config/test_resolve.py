@@ -106,7 +106,12 @@ def test_entries_are_selected_from_the_tables(tables):
     assert (chosen["data"]["source"], chosen["data"]["size"]) == ("photos", 8)
     assert chosen["stage_1"]["flow"] == tables["stage_defaults"]["glow"]["flow"]
     assert chosen["stage_2"]["flow"]["type"] == "realnvp"
-    later = {"activation_checkpointing": False, "lr_scale": 1.0, "rotate_every": None}
+    later = {
+        "activation_checkpointing": False,
+        "end_factor": 0.0,
+        "lr_scale": 1.0,
+        "rotate_every": None,
+    }
     training = {**tables["training_defaults"], **later}
     assert chosen["first"]["training"] == {**training, "steps": 7, "learning_rate": 1e-3}
     assert chosen["second"]["training"]["steps"] == 9

@@ -327,6 +327,7 @@ def test_a_validation_that_is_not_finite_is_never_the_best(tmp_path):
         ({"warmup": 10, "cooldown_fraction": 0.4}, {0: 0.1, 9: 1.0, 60: 1.0, 80: 0.5, 99: 0.025}),
         ({"warmup": 10, "lr_scale": 0.5}, {0: 0.05, 9: 0.5, 99: 0.5}),
         ({"warmup": 80, "cooldown_fraction": 1.0}, {39: 0.5, 43: 0.55, 44: 0.56, 99: 0.01}),
+        ({"cooldown_fraction": 0.4, "end_factor": 0.5}, {0: 1.0, 60: 1.0, 80: 0.75, 100: 0.5}),
     ],
     ids=str,
 )
