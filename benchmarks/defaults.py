@@ -29,7 +29,7 @@ from submanifold.studies.experiments import CachedRun
 DEFAULT = "**density-first, the default**"
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULT: {"method": "density-first"},
-    "penalty of weight 20 instead of 35": {
+    "penalty of weight 20 instead of 40": {
         "method": "density-first",
         "reconstruction.reconstruction.weight": 20,
     },

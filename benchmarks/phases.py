@@ -26,7 +26,7 @@ from submanifold.flows import initialize
 from submanifold.models import Hierarchy
 from submanifold.studies.experiments import CachedRun
 from submanifold.training.phases import ROTATION_BATCH_SIZE, PhaseSettings, assemble
-from submanifold.training.rotation import default_probes, fit_rotation
+from submanifold.training.rotation import PROBES_PER_AXIS, fit_rotation
 from submanifold.training.trainer import Trainer
 
 SIZES = "32,64,128"
@@ -92,8 +92,9 @@ def _measure(size: int, name: str) -> dict[str, Any]:
             times.append(time.process_time() - started)
         seconds, count = statistics.median(times) * phase.training.steps, phase.training.steps
     else:
+        rotation = model.stages[0].rotation or model.stages[0].add_rotation()
+        count = phase.probes or PROBES_PER_AXIS * rotation.directions
         started = time.process_time()
-        count = phase.probes or default_probes(model.stages[0])
         fit_rotation(model, rows, count)
         seconds = time.process_time() - started
     memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

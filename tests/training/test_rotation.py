@@ -12,7 +12,11 @@ from submanifold.geometry.linearization import jvp
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import rotation
 from submanifold.training.phases import rotate_phase, train_phase
-from submanifold.training.rotation import RotationSettings, fit_rotation, principal_axes
+from submanifold.training.rotation import (
+    RotationSettings,
+    fit_rotation,
+    principal_axes,
+)
 
 IMAGES = smooth_images(120)
 CPU = torch.device("cpu")

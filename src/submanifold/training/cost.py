@@ -12,7 +12,7 @@ from submanifold.common.device import choose_device
 from submanifold.data.batches import Batches
 from submanifold.models import Hierarchy, ModelSettings
 from submanifold.training.phases import ROTATION_BATCH_SIZE, PhaseSettings, assemble
-from submanifold.training.rotation import RotationSettings, default_probes, fit_rotation
+from submanifold.training.rotation import PROBES_PER_AXIS, RotationSettings, fit_rotation
 from submanifold.training.trainer import Trainer
 
 STEPS = 5
@@ -86,7 +86,9 @@ def _rotation_cost(
     if per_probe <= 0:  # disturbed by other processes
         per_probe = many["seconds"] / many["probes"]
     fixed = max(0.0, many["seconds"] - per_probe * many["probes"])
-    return PhaseCost(fixed, per_probe, phase.probes or default_probes(stage.stages[-1]))
+    rotation = stage.stages[-1].rotation
+    assert rotation is not None
+    return PhaseCost(fixed, per_probe, phase.probes or PROBES_PER_AXIS * rotation.directions)
 
 
 def fit_budget(

@@ -37,7 +37,7 @@ from submanifold.data.batches import Batches
 from submanifold.losses import Objective, Terms
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.training.checkpoint import Row, TrainState
-from submanifold.training.rotation import RotationSettings, default_probes, fit_rotation
+from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.settings import TrainingSettings
 from submanifold.training.trainer import fit, log_rows
 
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 VALIDATION_ROWS = 512
 ROTATION_BATCH_SIZE = 64
-REFIT_FRACTION = 1 / 4  # of the probes, for a rotation that is fitted repeatedly in a training
+PROBES_PER_AXIS = 2  # of a rotation that is fitted repeatedly during a training
 
 Log = Callable[[str, int, Row], None]
 
@@ -107,7 +107,8 @@ def train_phase(
     validation = Batches(valid[:VALIDATION_ROWS], settings.batch_size, seed, device)
 
     def rotate(step: int) -> None:
-        probes = round(REFIT_FRACTION * default_probes(trained.stages[-1]))
+        rotation = trained.stages[-1].rotation
+        probes = PROBES_PER_AXIS * rotation.directions
         fit_rotation(
             trained, batches, probes, objective.outer, first=step, name=f"{name}, rotation"
         )
