@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from click.testing import CliRunner
@@ -38,6 +39,8 @@ except SystemExit:
 def test_help_lists_the_commands_without_heavy_imports(project, module):
     output = run_python(script_of(module, "--help"), project.path)
     assert all(f"\n  {name} " in output for name in COMMANDS)
+    if module == "kedro" and find_spec("kedro_mlflow"):
+        pytest.skip("kedro-mlflow, which an earlier version has installed, imports MLflow")
     assert output.endswith("imported\n")
 
 
