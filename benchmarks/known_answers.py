@@ -177,7 +177,7 @@ def train_on_all(
 
 @torch.no_grad()
 def squared_error(hierarchy: Hierarchy, x: Tensor) -> float:
-    return hierarchy.rejection_map(x).square().mean().item()
+    return (x - hierarchy.encoder_projection(x)).square().mean().item()
 
 
 def case_1() -> list[Answer]:
@@ -232,7 +232,7 @@ def case_2() -> list[Answer]:
     x = gaussian(z[:, :8])
     noisy = x + 0.1 * torch.from_numpy(z[:, 8:])
     of_noisy, of_clean = (h.bits_per_dim(points).mean() for points in (noisy, x))
-    mse = (h.project(noisy) - x).square().mean()
+    mse = (h.encoder_projection(noisy) - x).square().mean()
     generator = torch.Generator().manual_seed(0)
     drawn = np.array([float(objective(h, x, generator)["mse"]) for _ in range(100)])
     error = 4 * drawn.std() / math.sqrt(len(drawn))

@@ -208,7 +208,9 @@ def scores(hierarchy: Hierarchy, images: Images) -> dict[str, float]:
         batches = Batches(getattr(images, part), 256)
         row[part] = torch.cat([hierarchy.bits_per_dim(x) for x in batches]).mean().item()
     if hierarchy.dim < math.prod(hierarchy.event_shape):
-        errors = [hierarchy.rejection_map(x).square().flatten(1).mean(1) for x in batches]
+        errors = [
+            (x - hierarchy.encoder_projection(x)).square().flatten(1).mean(1) for x in batches
+        ]
         row["mse"] = torch.cat(errors).mean().item()
     hierarchy.train()
     return row

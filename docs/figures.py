@@ -4,6 +4,7 @@ The pictures of the manifold are those of a flow that this script trains on nois
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,16 +97,18 @@ def projections(model: Hierarchy, points: Tensor) -> Figure:
     some = order[torch.linspace(0, len(order) - 1, 9).long()]
     x = points[some]
     line = torch.linspace(-2.6, 2.6, 400)
-    titles = ("Encoder projection, decode(u, 0)", "Nearest projection, steps=3")
-    for axes, color, steps, title in zip(
-        figure.subplots(1, 2, sharey=True), (ENCODER, NEAREST), (0, 3), titles, strict=True
+    titles = ("Encoder projection, decode(u, 0)", "Nearest projection, exact=True")
+    for axes, color, title in zip(
+        figure.subplots(1, 2, sharey=True), (ENCODER, NEAREST), titles, strict=True
     ):
-        projected = model.project(x, steps=steps)
-        error = (points - model.project(points, steps=steps)).square().sum(1).mean()
+        is_nearest = color == NEAREST
+        project = partial(model.project, exact=True) if is_nearest else model.encoder_projection
+        projected = project(x)
+        error = (points - project(points)).square().sum(1).mean()
         axes.scatter(*points.T, s=2, color="0.85", zorder=0)
         axes.plot(*curve(model, line, 0.0).T, color=MANIFOLD, lw=2)
         for n, (start, end) in enumerate(zip(x, projected, strict=True)):
-            if steps:
+            if is_nearest:
                 path = torch.stack([start, end]).numpy()
             else:
                 off = torch.linspace(float(v[some[n], 0]), 0, 50)

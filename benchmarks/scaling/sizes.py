@@ -112,12 +112,12 @@ def rotate(images: np.ndarray) -> None:
 
 
 def evaluate(images: np.ndarray) -> None:
-    """Density and projection of a batch, a step to nearest points, the density on the manifold."""
+    """Density and projection of a batch, its default projection, the density on the manifold."""
     model, x = model_of(images), next(iter(Batches(images, BATCH_SIZE)))
     with torch.no_grad():
         model.log_prob(x)
-        model.project(x)
-    model.project(x[:NEAREST_BATCH_SIZE], steps=1)
+        model.encoder_projection(x)
+    model.project(x[:NEAREST_BATCH_SIZE])
     on_manifold(model, x[:2])
 
 

@@ -49,7 +49,7 @@ def test_projections_by_dimension_are_those_of_the_slices(code_flow, pca):
     for dim, projected in zip(found["dims"].tolist(), found["encoder"], strict=True):
         with torch.no_grad():
             expected = pixel_errors(some, some) if dim == 64 else None
-            own = model.at_dim(dim).project(x)
+            own = model.at_dim(dim).encoder_projection(x)
         np.testing.assert_array_equal(projected, ((own + 0.5) * 256).floor().clip(0, 255).numpy())
         if expected is not None:
             np.testing.assert_allclose(pixel_errors(projected, some), expected, atol=1e-5)

@@ -15,7 +15,6 @@ from submanifold.evaluation.measure import measure, objectives, warnings
 from submanifold.evaluation.metrics import (
     COMPARED,
     COMPARED_WITH_TEST,
-    DEFAULT_PROJECTION,
     METRICS,
     NONE,
     PROJECTION_ERRORS,
@@ -129,10 +128,10 @@ def test_a_distance_that_training_images_have_too_is_marked():
     assert training_images_reach({"kid": {"value": 0.5}, "training_images": None}, "kid") is None
 
 
-def test_the_default_projection_is_that_of_the_command():
-    (option,) = (each for each in project.params if each.name == "nearest")
-    default = option.get_default(click.Context(project))
-    assert (default is True) == (DEFAULT_PROJECTION == "nearest")
+def test_the_first_projection_is_the_default_of_the_command():
+    (option,) = (each for each in project.params if each.name == "exact")
+    is_exact = option.get_default(click.Context(project)) is True
+    assert (next(iter(PROJECTION_ERRORS)) == "default") == (not is_exact)
     assert METRICS.keys() >= {*PROJECTION_ERRORS.values(), *COMPARED_WITH_TEST}
 
 

@@ -39,7 +39,7 @@ def test_scores_agree_with_their_definitions(model):
     torch.testing.assert_close(found["density"], -log_prob.detach())
     torch.testing.assert_close(found["on_manifold"], -normal.log_prob(u).sum(1).detach())
     torch.testing.assert_close(found["off_manifold"], v.square().sum(1).detach() / 2)
-    errors = (x - model.project(x)).square().mean((1, 2, 3)).detach()
+    errors = (x - model.encoder_projection(x)).square().mean((1, 2, 3)).detach()
     torch.testing.assert_close(found["encoder_distance"], errors)
     assert (found["nearest_distance"] <= errors * (1 + 1e-6)).all()
     bits = 64 * 8 - log_prob.detach() / np.log(2)

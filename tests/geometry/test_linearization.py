@@ -61,7 +61,7 @@ def test_threads_share_a_model():
     together = threading.Barrier(8, timeout=10)
 
     def project(events):
-        return model.project(events, steps=1)
+        return model.project(events)
 
     def gradient(events):
         found = torch.autograd.grad(model.log_prob(events).sum(), weights)

@@ -79,7 +79,7 @@ def test_score_finds_the_anomalous_image_and_skips_unreadable_files(
 
 def test_scores_agree_with_codes(model_file, images, tmp_path):
     out = tmp_path / "scores.csv"
-    run("score", model_file, images[0], "--out", out, "--nearest")
+    run("score", model_file, images[0], "--out", out, "--exact")
     run("encode", model_file, images[0], "--out", tmp_path / "codes.npz")
     table, codes = pd.read_csv(out), np.load(tmp_path / "codes.npz")
     for part, name in (("on", "u"), ("off", "v")):
@@ -104,7 +104,7 @@ def test_project_writes_images_or_arrays(model_file, images, tmp_path):
     run("project", model_file, images[0], "--out", tmp_path / "folder", "--dim", 40)
     files = sorted(os.listdir(tmp_path / "folder"))
     assert files == [f"0000{number}-{number}.png" for number in range(4)]
-    run("project", model_file, images[0], "--out", tmp_path / "p.npz", "--nearest")
+    run("project", model_file, images[0], "--out", tmp_path / "p.npz", "--exact")
     arrays = np.load(tmp_path / "p.npz")
     np.testing.assert_array_equal(arrays["originals"], smooth_images(4, 2))
     assert arrays["projections"].shape == (4, 3, 8, 8)

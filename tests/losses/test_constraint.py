@@ -46,7 +46,7 @@ def test_the_target_bounds_the_images_squared_error_for_every_penalty(penalty, i
     if inner:
         outer, model, h = model, Hierarchy([second]), first(h)[0].detach()
     decode = outer.decode if inner else lambda x: x
-    error = (decode(h) - decode(model.project(h))).square().mean().item()
+    error = (decode(h) - decode(model.encoder_projection(h))).square().mean().item()
     objective = with_target(Target(mse=2 * error), outer=outer, **penalty)
     values = objective(model, h, torch.Generator().manual_seed(0))
     assert values["reconstruction_weight"].item() == pytest.approx(2.0)

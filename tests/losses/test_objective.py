@@ -73,11 +73,13 @@ def test_a_penalty_on_images_trains_the_inner_stage_only():
             p.add_(0.1 * torch.randn_like(p))
     u = torch.randn(5, 6)
     terms = penalised("mse", 2.0, outer=outer)(inner, u)
-    images = outer.decode(u) - outer.decode(inner.project(u))
+    images = outer.decode(u) - outer.decode(inner.encoder_projection(u))
     assert terms["mse"].item() == pytest.approx(images.square().mean().item(), rel=1e-5)
     assert terms["bits_per_dim"].item() == pytest.approx(inner.bits_per_dim(u).mean().item())
     latent = penalised("mse", 2.0)(inner, u)
-    assert latent["mse"].item() == pytest.approx((u - inner.project(u)).square().mean().item())
+    assert latent["mse"].item() == pytest.approx(
+        (u - inner.encoder_projection(u)).square().mean().item()
+    )
     assert latent["mse"].item() != pytest.approx(terms["mse"].item(), rel=0.01)
     terms["reconstruction"].backward()
     assert all(p.grad is None for p in outer.parameters())
@@ -107,7 +109,7 @@ def test_input_noise_changes_the_density_but_not_the_target():
         hierarchy, BATCH, torch.Generator().manual_seed(3)
     )
     bits = hierarchy.bits_per_dim(noisy).mean()
-    mse = (BATCH - hierarchy.project(noisy)).square().mean()
+    mse = (BATCH - hierarchy.encoder_projection(noisy)).square().mean()
     assert terms["bits_per_dim"].item() == pytest.approx(bits.item(), rel=1e-6)
     assert terms["mse"].item() == pytest.approx(mse.item(), rel=1e-6)
     assert terms["loss"].item() == pytest.approx((bits + 3 * mse).item(), rel=1e-6)
@@ -132,7 +134,10 @@ def test_the_off_manifold_penalty_averages_over_all_stages():
 def test_a_projection_through_the_first_stages():
     torch.manual_seed(0)
     hierarchy, x = Hierarchy([Stage(Affine(6), 4), Stage(Affine(4), 1)]), torch.randn(7, 6)
-    for through, projected in ((1, hierarchy.part(1, 1).project(x)), (0, hierarchy.project(x))):
+    for through, projected in (
+        (1, hierarchy.part(1, 1).encoder_projection(x)),
+        (0, hierarchy.encoder_projection(x)),
+    ):
         term = Squared(weight=3.0, through=through)
         terms = Objective({"likelihood": Likelihood(), "reconstruction": term})(hierarchy, x)
         error = (x - projected).square().mean().item()

@@ -89,7 +89,7 @@ def test_a_rectangular_flow_learns_the_plane_of_the_data_and_their_entropy():
         loss(model, x)["loss"].backward()
         optimizer.step()
     with torch.no_grad():
-        assert (x - model.project(x)).square().mean() < 1e-4
+        assert (x - model.encoder_projection(x)).square().mean() < 1e-4
         batch = ForwardPass(model, x, x)
         variances = torch.linalg.eigvalsh(torch.cov(x.T, correction=0))[-2:]
         entropy = 0.5 * (torch.log(2 * math.pi * variances) + 1).sum().item()

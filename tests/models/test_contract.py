@@ -74,9 +74,10 @@ OF_EVENTS = {
     "log_prob": lambda model, x: model.log_prob(x),
     "bits_per_dim": lambda model, x: model.bits_per_dim(x),
     "encode": lambda model, x: model.encode(x),
-    "nearest code": lambda model, x: model.encode(x, nearest=True),
+    "nearest code": lambda model, x: model.encode(x, exact=True),
     "project": lambda model, x: model.project(x),
-    "nearest projection": lambda model, x: model.project(x, steps=1),
+    "nearest projection": lambda model, x: model.project(x, exact=True),
+    "encoder projection": lambda model, x: model.encoder_projection(x),
     "rejection_map": lambda model, x: model.rejection_map(x),
 }
 VOLUMES = [lambda model, x: on_manifold(model, x),
@@ -124,7 +125,8 @@ def test_results_have_the_documented_shapes(model):
     assert log_prob.shape == (3,)
     assert model.dims[0] == model.event_dim
     assert model.dims[-1] == model.dim
-    for each in (model.decode(u), model.decode(u, v), model.project(x), model.project(x, steps=1)):
+    projected = model.encoder_projection(x), model.project(x), model.project(x, exact=True)
+    for each in (model.decode(u), model.decode(u, v), *projected):
         assert each.shape == x.shape
         assert each.dtype == x.dtype
     assert torch.equal(model.rejection_map(x), x - model.project(x))
@@ -147,7 +149,9 @@ def test_encoding_and_decoding_are_inverse_and_projections_are_idempotent(model)
     u, v = model.encode(x)
     assert_close(model.decode(u, v), x)
     if not isinstance(model, Mixture):
-        assert_close(torch.cat(model.encode(model.project(x)), 1), torch.cat([u, 0 * v], 1))
+        assert_close(
+            torch.cat(model.encode(model.encoder_projection(x)), 1), torch.cat([u, 0 * v], 1)
+        )
 
 
 def test_results_do_not_depend_on_the_rest_of_the_batch(model):

@@ -48,16 +48,16 @@ def test_events_are_encoded_by_the_responsible_chart():
         inside, outside = chart.encode(x[own])
         assert torch.equal(u[own, :-1], inside)
         assert torch.equal(v[own], outside)
-        assert_close(made.project(x[own]), chart.project(x[own]))
+        assert_close(made.encoder_projection(x[own]), chart.encoder_projection(x[own]))
         assert torch.equal(made.encode_on_charts(x[own]).responsibilities.argmax(0), number[own])
 
 
 def test_the_nearest_projection_stays_on_the_chart():
     made, x = mixture(), 2 * torch.randn(50, 2).double()
-    coded, _ = made.encode(x, nearest=True)
+    coded, _ = made.encode(x, exact=True)
     assert torch.equal(coded[:, -1], made.encode(x)[0][:, -1])
-    near = (x - made.project(x, steps=3)).norm(dim=1)
-    assert (near <= (x - made.project(x)).norm(dim=1) + 1e-12).all()
+    near = (x - made.project(x, exact=True)).norm(dim=1)
+    assert (near <= (x - made.encoder_projection(x)).norm(dim=1) + 1e-12).all()
 
 
 def test_samples_come_from_charts_in_proportion_to_pi():
@@ -98,7 +98,7 @@ def test_penalties_are_weighted_by_responsibilities():
     batch = ForwardPass(made, x, x)
     shares = made.encode_on_charts(x).responsibilities
     shares = shares * (shares > LEAST_RESPONSIBILITY)
-    errors = torch.stack([(x - c.project(x)).square().mean(1) for c in made.charts])
+    errors = torch.stack([(x - c.encoder_projection(x)).square().mean(1) for c in made.charts])
     assert_close(Squared(weight=1.0)(batch), (shares * errors).sum(0).mean())
     values = Objective({"likelihood": Likelihood(), "reconstruction": Squared(weight=2.0)})(made, x)
     assert_close(values["mse"], (shares * errors).sum(0).mean())

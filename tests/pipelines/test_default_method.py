@@ -71,7 +71,8 @@ def test_errors_are_measured_at_every_dimension(run):
     assert curve["mse"][-1] == pytest.approx(0, abs=1e-6)
     smallest = [d for d in curve["smallest"].values() if d is not None]
     assert smallest == sorted(smallest)
-    assert metrics["nearest_mse"]["value"] <= metrics["mse"]["value"]
+    errors = [metrics[name]["value"] for name in ("nearest_mse", "projection_mse", "mse")]
+    assert errors == sorted(errors)
     by_dimension = dict(zip(curve["dims"], curve["mse"], strict=True))
     assert run.curve("test.by_dimension.mse") == pytest.approx(by_dimension)
     assert "dimensions.png" in run.artifacts
@@ -106,7 +107,12 @@ def test_slider_shows_the_stated_errors(run, tmp_path):
     shown = [json.loads(line.split("SHOWN")[1].split("END")[0].replace('\\"', '"'))
              for line in console if "SHOWN" in line]  # fmt: skip
     assert len(console) == len(shown), "there is no error"
-    kinds = {"encoder projection": "encoder", "nearest projection": "nearest", "PCA": "pca"}
+    kinds = {
+        "default projection": "default",
+        "encoder projection": "encoder",
+        "nearest projection": "nearest",
+        "PCA": "pca",
+    }
     counted = dict.fromkeys(kinds.values(), 0)
     for k, name, mean, each, frame in shown:
         kind = kinds[name]
@@ -120,7 +126,7 @@ def test_slider_shows_the_stated_errors(run, tmp_path):
             assert mean == f"MSE {errors.mean():.2g}, PSNR {psnr(errors.mean()):.1f} dB"
             assert each[3] == ("exact" if errors[3] < 1e-9 else f"{psnr(errors[3]):.1f}")
         assert frame == pytest.approx(index / len(own), abs=0.01)
-    assert counted["encoder"] == counted["pca"] == len(dims)
+    assert counted["encoder"] == counted["default"] == counted["pca"] == len(dims)
     assert counted["nearest"] == len(arrays["by_dim_nearest_dims"]) > 2
 
 
@@ -159,7 +165,7 @@ def test_the_flow_on_the_coordinates_keeps_the_manifold(run, project, x):
     other = project.run(until="hierarchy", method="nested")
     assert not any(other.steps.values()), "it has the same first phases"
     before, after = other.load("hierarchy"), run.load("hierarchy")
-    assert_close(after.project(x), before.project(x))
+    assert_close(after.encoder_projection(x), before.encoder_projection(x))
     assert after.log_prob(x).mean() > before.log_prob(x).mean()
     # the densities differ by that of the coordinates
     (u, _), code_flow = before.encode(x), after.stages[1]

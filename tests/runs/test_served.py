@@ -56,7 +56,7 @@ def test_a_loaded_model_runs_each_task(model, loaded):
     np.testing.assert_array_equal(loaded.predict(images(5)), expected)
     codes = loaded.predict(images(5), params={"task": "encode"})
     assert (codes["u"].shape, codes["v"].shape) == ((5, 16), (5, 48))
-    projected = loaded.predict(images(5), params={"task": "project", "nearest": True})
+    projected = loaded.predict(images(5), params={"task": "project", "exact": True})
     assert projected.shape == (5, 1, 8, 8)
     status, found = request(loaded, task="sample", count=3, seed=7)
     assert (status, np.shape(found["predictions"])) == (200, (3, 1, 8, 8))

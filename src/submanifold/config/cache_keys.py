@@ -16,7 +16,7 @@ TRAINING_VERSION = 7
 """Version of data and training: increased when equal settings no longer give equal artifacts."""
 MODEL_VERSION = 5
 """Version of the finished model's file, for equal phases."""
-EVALUATION_VERSION = 14
+EVALUATION_VERSION = 15
 """Version of metrics and report, for equal models."""
 OOD_VERSION = 8
 """Version of the scores of out-of-distribution images, for equal models and images."""

@@ -10,7 +10,6 @@ from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import pca_projection
 from submanifold.evaluation.samples import stored
 from submanifold.models import Hierarchy, Model, Slice
-from submanifold.models.model import NEAREST_STEPS
 
 NEAREST_DIMS = 4
 COORDINATES, STEPS, DEVIATIONS = 8, 7, 3.0
@@ -23,7 +22,7 @@ Arrays = dict[str, np.ndarray]
 
 @torch.no_grad()
 def project_all(model: Model, images: np.ndarray, pca: np.ndarray) -> Arrays:
-    """Project images onto the manifold, by encoder and nearest projection, and by PCA.
+    """Project images onto the manifold, by encoder, default and nearest projection, and by PCA.
 
     Args:
         model: The model.
@@ -31,13 +30,15 @@ def project_all(model: Model, images: np.ndarray, pca: np.ndarray) -> Arrays:
         pca: The result of :func:`~submanifold.evaluation.baselines.stored_axes`.
 
     Returns:
-        uint8 arrays like the images: ``encoder``; ``nearest``, if the dimension is smaller than
+        uint8 arrays like the images: ``encoder``; ``default`` and ``nearest``, if the dimension is
+        smaller than
         that of the images; and ``pca`` with as many axes, if they are stored.
     """
     x = _batch(model, images)
-    found = {"encoder": stored(model.project(x))}
+    found = {"encoder": stored(model.encoder_projection(x))}
     if model.dim < model.event_dim:
-        found["nearest"] = stored(model.project(x, steps=NEAREST_STEPS))
+        found["default"] = stored(model.project(x))
+        found["nearest"] = stored(model.project(x, exact=True))
     if (projected := pca_projection(pca, x, model.dim)) is not None:
         found["pca"] = stored(projected)
     return found
@@ -54,20 +55,21 @@ def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arr
 
     Returns:
         ``dims``: the powers of two, the model's and the largest dimension. ``encoder``: the
-        projections, uint8 (dims, N, ...). ``nearest`` at ``nearest_dims``, and ``pca`` at
-        ``pca_dims``, which are some of the dimensions.
+        projections, uint8 (dims, N, ...), and ``default``. ``nearest`` at ``nearest_dims``, and
+        ``pca`` at ``pca_dims``, which are some of the dimensions.
     """
     x, largest = _batch(model, images), model.max_dim
     dims = sorted({2**k for k in range(largest.bit_length())} | {model.dim, largest})
     smaller = [dim for dim in dims if dim < model.event_dim]
     every = -(-len(smaller) // NEAREST_DIMS)
     nearest_dims = sorted({*smaller[::-every], model.dim} & {*smaller})
-    nearest = (model.at_dim(dim).project(x, steps=NEAREST_STEPS) for dim in nearest_dims)
+    nearest = (model.at_dim(dim).project(x, exact=True) for dim in nearest_dims)
     by_pca = {dim: pca_projection(pca, x, dim) for dim in dims}
     known = {dim: projected for dim, projected in by_pca.items() if projected is not None}
     return {
         "dims": np.array(dims),
-        "encoder": _stack(model.at_dim(dim).project(x) for dim in dims),
+        "encoder": _stack(model.at_dim(dim).encoder_projection(x) for dim in dims),
+        "default": _stack(model.at_dim(dim).project(x) for dim in dims),
         "nearest_dims": np.array(nearest_dims, int),
         "nearest": _stack(nearest),
         "pca_dims": np.array([*known]),

@@ -35,7 +35,6 @@ from submanifold.models.diagnostics import (
     is_overfitted,
     manifold_overfitting,
 )
-from submanifold.models.model import NEAREST_STEPS
 
 VOLUME_IMAGES = 8
 NEAREST_EVENTS = 512
@@ -135,26 +134,28 @@ def density(
 def reconstructions(
     model: Model, test: np.ndarray, batches: Batches, groups: np.ndarray | None
 ) -> Metrics:
-    """Compute errors of encoder projections, nearest projections, and stage 1 of a hierarchy."""
+    """Compute errors of encoder, default and nearest projections, and stage 1 of a hierarchy."""
     summarize = partial(reconstruction, of_images=not batches.is_continuous)
     tracked = track(batches, "projecting", len(test))
-    found = summarize(squared_errors(model.project, tracked), groups=groups)
+    found = summarize(squared_errors(model.encoder_projection, tracked), groups=groups)
     if model.dim < model.event_dim:
         chosen = evenly_spaced(np.arange(len(test)), NEAREST_EVENTS)
         some = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device)
-        project = partial(model.project, steps=NEAREST_STEPS)
-        tracked = track(some, "nearest projections", len(some))
-        nearest = summarize(
-            squared_errors(project, tracked), groups=None if groups is None else groups[chosen]
-        )
-        found |= {f"nearest_{name}": nearest[name] for name in ("mse", "psnr") if name in nearest}
+        of_chosen = None if groups is None else groups[chosen]
+        for kind, exact in (("projection", False), ("nearest", True)):
+            tracked = track(some, f"{'nearest' if exact else 'default'} projections", len(some))
+            errors = squared_errors(partial(model.project, exact=exact), tracked)
+            by_name = summarize(errors, groups=of_chosen)
+            found |= {
+                f"{kind}_{name}": by_name[name] for name in ("mse", "psnr") if name in by_name
+            }
     if isinstance(model, Hierarchy):
         found["stage_1_mse"] = found["mse"]
         if len(model.stages) > 1:
             first = model.part(1, 1)
-            found["stage_1_mse"] = summarize(squared_errors(first.project, batches), groups=groups)[
-                "mse"
-            ]
+            found["stage_1_mse"] = summarize(
+                squared_errors(first.encoder_projection, batches), groups=groups
+            )["mse"]
     return found
 
 
@@ -170,7 +171,7 @@ def volume(model: Model, images: Tensor, groups: np.ndarray | None) -> Metrics:
 
 
 def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[float, float]:
-    """Compute bits per dimension and squared error, the objectives of a search.
+    """Compute bits per dimension and error of encoder projections, the objectives of a search.
 
     Raises:
         UserError: The model has no density on all of space.
@@ -179,7 +180,7 @@ def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[
         raise UserError(f"Bits per dimension as an objective: {NO_DENSITY}.")
     batches = Batches(events, BATCH_SIZE, device=device)
     log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
-    errors = squared_errors(model.project, track(batches, "projecting", len(batches)))
+    errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(batches)))
     mse = reconstruction(errors, of_images=not batches.is_continuous)["mse"]
     return float(to_bits_per_dim(log_prob, events).mean()), mse["value"]
 

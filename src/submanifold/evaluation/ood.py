@@ -33,7 +33,7 @@ MEASURES = {
 NORMAL, OOD = "normal", "ood"
 RESAMPLES = 200
 MAX_IMAGES = 500
-"""Images of each part, because a nearest projection costs about a hundred encodings."""
+"""Images of each part, because a nearest projection costs about twenty encodings."""
 
 
 def score_parts(

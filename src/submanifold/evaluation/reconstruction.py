@@ -14,10 +14,9 @@ from submanifold.evaluation.baselines import pca_error
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
 from submanifold.models import Hierarchy, Model
-from submanifold.models.model import NEAREST_STEPS
 
 NEAREST_BATCH_SIZE = 64
-"""Events in a batch of nearest projections, each of which costs about a hundred encodings."""
+"""Events in a batch of nearest projections, each of which costs about twenty encodings."""
 CURVE_IMAGES, CURVE_NEAREST_IMAGES = 256, 64
 CURVE_DIMS, CURVE_NEAREST_DIMS = 20, 7
 CURVE_PSNRS = (20, 25, 30, 35)
@@ -82,9 +81,10 @@ def error_curve(
     )
 
     @cache
-    def mse(dim: int, events: Batches, steps: int = 0) -> float:
+    def mse(dim: int, events: Batches, exact: bool = False) -> float:
         at = model.at_dim(dim) if isinstance(model, Hierarchy) else model
-        errors = squared_errors(partial(at.project, steps=steps), events)
+        project = partial(at.project, exact=True) if exact else at.encoder_projection
+        errors = squared_errors(project, events)
         return reconstruction(errors)["mse"]["value"]
 
     def smallest_dim(goal: float) -> int | None:
@@ -109,7 +109,7 @@ def error_curve(
         "mse": [mse(d, some) for (d,) in tracked],
         "pca_mse": [pca_error(baselines, d).get("mse", {}).get("value") for d in dims],
         "nearest_dims": nearest_dims,
-        "nearest_mse": [mse(d, few, NEAREST_STEPS) for d in nearest_dims],
+        "nearest_mse": [mse(d, few, exact=True) for d in nearest_dims],
         "n": len(some),
         "n_nearest": len(few),
         "smallest": {str(goal): smallest_dim(goal) for goal in CURVE_PSNRS},

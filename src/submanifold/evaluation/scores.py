@@ -13,7 +13,7 @@ from submanifold.common.progress import track
 from submanifold.data.batches import fixed_batches
 from submanifold.geometry.linearization import jacobian
 from submanifold.models import Model
-from submanifold.models.model import NEAREST_STEPS, bits_per_dim
+from submanifold.models.model import bits_per_dim
 from submanifold.models.stage import standard_normal_log_prob
 
 SCORES = {
@@ -82,7 +82,7 @@ def score_batch(
         if "encoder_distance" in names:
             found["encoder_distance"] = (x - model.decode(u)).square().flatten(1).mean(1)
     if "nearest_distance" in names:
-        nearest = model.project(x, steps=NEAREST_STEPS)
+        nearest = model.project(x, exact=True)
         found["nearest_distance"] = (x - nearest).square().flatten(1).mean(1)
     if "complexity" in names and model.has_density:
         bits = model.event_dim * bits_per_dim(log_prob.double(), model.event_dim, 8)

@@ -25,7 +25,7 @@ def against_truth(
         samples: Samples of the model (M, D).
 
     Returns:
-        Intervals of the distances ``projection_distance`` of the learned from the true projection
+        Intervals of the distances ``projection_distance`` of the encoder from the true projection
         and ``sample_distance`` of samples from the manifold; and in nats, for densities on R^D, of
         ``nll``, ``true_nll`` and their difference ``divergence``; for equal dimensions, of
         ``manifold_nll`` on the learned manifold and ``manifold_divergence``. Also the ``noise`` of
@@ -84,7 +84,7 @@ def manifold_picture(
 
 @torch.no_grad()
 def _project(model: Model, x: torch.Tensor) -> np.ndarray:
-    return model.project(x).double().cpu().numpy()
+    return model.encoder_projection(x).double().cpu().numpy()
 
 
 @torch.no_grad()

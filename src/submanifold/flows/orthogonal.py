@@ -132,6 +132,13 @@ class Rotation(Flow):
             z = x @ self.matrix.T if self.is_dense else self._reflect(x, self.triangle)
             return z, x.new_zeros(len(x))
 
+    def leading(self, x: Tensor, count: int) -> Tensor:
+        """Compute the first coordinates (batch, count) of :meth:`forward`."""
+        if not self.is_dense:
+            return self(x)[0][:, :count]
+        with full_precision(x):
+            return x @ self.matrix[:count].T
+
     def inverse(self, z: Tensor) -> Tensor:
         """Rotate back (batch, D), or (batch, d) with d < D, whose other latents are zero."""
         with full_precision(z):

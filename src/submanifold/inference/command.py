@@ -65,7 +65,7 @@ def image_options(command: Any) -> Any:
     for decorator in (
         click.option("--batch-size", type=click.IntRange(1, 4096), default=128, show_default=True),
         device_option,
-        click.option("--nearest", is_flag=True, help="Search the nearest projection (slower)."),
+        click.option("--exact", is_flag=True, help="Search the nearest projection (slower)."),
         click.argument("images", nargs=-1, required=True, type=click.Path()),
         model_argument,
     ):
@@ -83,7 +83,7 @@ def image_options(command: Any) -> Any:
               "batch in its file <out>.part.")  # fmt: skip
 def score(
     model: str, images: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
-    resume: bool, nearest: bool, device: str, batch_size: int,
+    resume: bool, exact: bool, device: str, batch_size: int,
 ) -> None:  # fmt: skip
     """Write the densities, distances from the manifold, and p-values of IMAGES.
 
@@ -98,10 +98,10 @@ def score(
     files = _find(loaded, file, images, {"--out": out, "--sheet": sheet})
     stat = file.stat()
     settings = {"model": [str(file.resolve()), stat.st_size, stat.st_mtime_ns], "alpha": alpha,
-                "nearest": nearest, "batch_size": batch_size}  # fmt: skip
+                "exact": exact, "batch_size": batch_size}  # fmt: skip
     unlisted = len(files.skipped)
     table = ScoreFile(out, files, settings, resume)
-    score_files(loaded, files, table, alpha, nearest, batch_size)
+    score_files(loaded, files, table, alpha, exact, batch_size)
     _echo_skipped(unlisted + len(files) - len(table.numbers))
     order = sorted(range(len(table.scores)), key=lambda row: -table.scores[row])
     click.echo(" p-value  picture, the most anomalous first")
@@ -123,7 +123,7 @@ def score(
 @image_options
 @out_option("codes.npz", (".npz",), "File of the arrays names, u and v.")
 def encode(
-    model: str, images: tuple[str, ...], out: Path, nearest: bool, device: str, batch_size: int
+    model: str, images: tuple[str, ...], out: Path, exact: bool, device: str, batch_size: int
 ) -> None:
     """Write the coordinates of IMAGES on the manifold (u) and off the manifold (v)."""
     file = model_path(model)
@@ -134,7 +134,7 @@ def encode(
 
     codes = 8 * loaded.event_dim  # float32; concatenation copies
     names, pixels = _read(loaded, file, images, {"--out": out}, codes)
-    u, v = encode_images(loaded, pixels, nearest, batch_size)
+    u, v = encode_images(loaded, pixels, exact, batch_size)
     _write(out, {"names": np.array(names), "u": u, "v": v})
 
 
@@ -147,7 +147,7 @@ def encode(
     "Folder of PNG files, or .npz file of originals and projections.",
 )
 def project(
-    model: str, images: tuple[str, ...], out: Path, nearest: bool, dim: int | None, device: str,
+    model: str, images: tuple[str, ...], out: Path, exact: bool, dim: int | None, device: str,
     batch_size: int,
 ) -> None:  # fmt: skip
     """Project IMAGES onto the manifold: write originals, projections and differences."""
@@ -158,7 +158,7 @@ def project(
     from submanifold.inference.scoring import project_images
 
     names, pixels = _read(loaded, file, images, {"--out": out}, 2 * loaded.event_dim)
-    projections, errors = project_images(loaded, pixels, nearest, batch_size)
+    projections, errors = project_images(loaded, pixels, exact, batch_size)
     click.echo(f"mean squared error {errors.mean():.6f}, pixels in [0, 1]")
     if out.suffix != FOLDER:
         arrays = {"originals": pixels, "projections": projections, "mse": errors}

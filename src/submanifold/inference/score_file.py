@@ -141,7 +141,7 @@ def _text(value: Any) -> Any:
 
 
 def score_files(
-    model: Model, files: ImageFiles, table: ScoreFile, alpha: float | None, nearest: bool,
+    model: Model, files: ImageFiles, table: ScoreFile, alpha: float | None, exact: bool,
     batch_size: int,
 ) -> None:  # fmt: skip
     """Score the images that are not in a table yet, and finish it.
@@ -151,7 +151,7 @@ def score_files(
         files: The images.
         table: The file of the scores.
         alpha: False-positive rate of the column ``ood``; None omits the column.
-        nearest: Whether to compute the nearest projections as well.
+        exact: Whether to compute the nearest projections as well.
         batch_size: Number of images per batch.
 
     Raises:
@@ -162,7 +162,7 @@ def score_files(
     with ProgressBar("scoring", "images", len(files), first) as progress:
         for numbers, images in files.batches(batch_size, first):
             with tuner.unit(len(images)):
-                columns = score_image_batch(model, calibration, images, nearest)
+                columns = score_image_batch(model, calibration, images, exact)
             if alpha is not None:
                 columns["ood"] = columns["p_value"] <= alpha
             table.append(numbers, columns)

@@ -22,7 +22,6 @@ from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import QUICK, SCORE_BATCH_SIZE, score, score_batch
 from submanifold.models import Model
-from submanifold.models.model import NEAREST_STEPS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,43 +59,43 @@ def load_calibration(model: Model, alpha: float | None = None) -> Calibration:
 
 
 def score_images(
-    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = SCORE_BATCH_SIZE
+    model: Model, images: np.ndarray, exact: bool = False, batch_size: int = SCORE_BATCH_SIZE
 ) -> "pd.DataFrame":
     """Score images: densities, distances from the manifold, and p-values.
 
     Args:
         model: A calibrated model.
         images: The images.
-        nearest: Whether to compute the nearest projections as well, which takes longer.
+        exact: Whether to compute the nearest projections as well, which takes longer.
         batch_size: Number of images per batch.
 
     Returns:
         One row per image. If the model has a density on the whole space: ``log_prob`` (nats),
         ``bits_per_dim``, ``log_prob_off_manifold`` (nats, of v under N(0, I)), and ``complexity``
         (bits). Always: ``log_prob_on_manifold`` (nats, of u under N(0, I)), ``encoder_mse``,
-        ``nearest_mse`` if ``nearest`` (pixels in [0, 1]), ``anomaly_score``, and ``p_value``, the
+        ``nearest_mse`` if ``exact`` (pixels in [0, 1]), ``anomaly_score``, and ``p_value``, the
         fraction of held-out training-like images that score at least as high.
     """
     import pandas as pd
 
     _check_images(model, images)
-    scores = score(model, images, _score_names(nearest), batch_size)
+    scores = score(model, images, _score_names(exact), batch_size)
     return pd.DataFrame(_columns(model, load_calibration(model), images, scores))
 
 
 def score_image_batch(
-    model: Model, calibration: Calibration, images: np.ndarray, nearest: bool = False
+    model: Model, calibration: Calibration, images: np.ndarray, exact: bool = False
 ) -> dict[str, np.ndarray]:
     """Score a batch of images: the columns of :func:`score_images` by name."""
     _check_images(model, images)
     x = dequantize_by_content(images).to(next(model.parameters()).device)
-    found = score_batch(model, x, images, _score_names(nearest))
+    found = score_batch(model, x, images, _score_names(exact))
     scores = {name: values.cpu().numpy() for name, values in found.items()}
     return _columns(model, calibration, images, scores)
 
 
-def _score_names(nearest: bool) -> tuple[str, ...]:
-    return (*QUICK, "nearest_distance") if nearest else QUICK
+def _score_names(exact: bool) -> tuple[str, ...]:
+    return (*QUICK, "nearest_distance") if exact else QUICK
 
 
 def _columns(
@@ -124,25 +123,29 @@ def _columns(
 
 
 def encode_images(
-    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = SCORE_BATCH_SIZE
+    model: Model, images: np.ndarray, exact: bool = False, batch_size: int = SCORE_BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the coordinates of images on the manifold, u (N, d), and off it, v (N, D - d)."""
+    """Return the coordinates of images on the manifold, u (N, d), and off it, v (N, D - d).
+
+    With ``exact``, u is that of the nearest projection; otherwise (u, v) decodes to the image.
+    """
     _check_images(model, images)
     with torch.no_grad():
-        both = [model.encode(x, nearest) for x in _batches(model, images, batch_size, "encoding")]
+        batches = _batches(model, images, batch_size, "encoding")
+        both = [model.encode(x, exact or None) for x in batches]
     u, v = (torch.cat(each).cpu().numpy() for each in zip(*both, strict=True))
     return u, v
 
 
 def project_images(
-    model: Model, images: np.ndarray, nearest: bool = False, batch_size: int = SCORE_BATCH_SIZE
+    model: Model, images: np.ndarray, exact: bool = False, batch_size: int = SCORE_BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the projections (uint8) of images, and their squared errors (N,), pixels in [0, 1]."""
     _check_images(model, images)
-    steps, projections, errors = NEAREST_STEPS if nearest else 0, [], []
+    projections, errors = [], []
     with torch.no_grad():
         for x in _batches(model, images, batch_size, "projecting"):
-            projected = model.project(x, steps)
+            projected = model.project(x, exact)
             projections.append(stored(projected))
             errors.append((x - projected).square().flatten(1).mean(1))
     return np.concatenate(projections), torch.cat(errors).cpu().numpy()

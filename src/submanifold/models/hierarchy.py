@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from submanifold.common.errors import UserError
+from submanifold.geometry.nearest import Nearest
 from submanifold.models.model import Model
 from submanifold.models.stage import Stage, standard_normal_log_prob
 
@@ -122,6 +123,27 @@ class Hierarchy(Model):
             u = stage.decode(u, part)
         return u
 
+    def encode(self, x: Tensor, exact: bool | None = None) -> tuple[Tensor, Tensor]:
+        """See :meth:`Model.encode`."""
+        last = self.manifold_stage
+        if exact is None or last == len(self.stages):
+            return super().encode(x, exact)
+        u = self.part(1, last).encode(x, exact)[0]
+        return self.part(last + 1).encode(u)[0], self(x)[1]
+
+    def project(self, x: Tensor, exact: bool = False) -> Tensor:
+        """See :meth:`Model.project`."""
+        # the search converges faster without the reparametrizations
+        last = self.manifold_stage
+        manifold = self if last == len(self.stages) else self.part(1, last)
+        return super(Hierarchy, manifold).project(x, exact)
+
+    def _coordinates_of(self, x: Tensor) -> Tensor:
+        self._check_events(x)
+        for stage in self.stages:
+            x = stage.coordinates(x)
+        return x
+
     @property
     def eigenvalues(self) -> Tensor | None:
         """Eigenvalues of the last stage's rotation, (d,); None without a rotation."""
@@ -176,15 +198,6 @@ class Hierarchy(Model):
             "device) on validation images."
         )}  # fmt: skip
         return model.train(self.training)
-
-    @torch.no_grad()
-    def _nearest(self, x: Tensor, u: Tensor, steps: int) -> Tensor:
-        # Gauss-Newton steps converge faster without the reparametrizations
-        last = self.manifold_stage
-        if last == len(self.stages):
-            return super()._nearest(x, u, steps)
-        inner = self.part(last + 1)
-        return inner.encode(self.part(1, last)._nearest(x, inner.decode(u), steps))[0]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -243,6 +256,9 @@ class Slice(Model):
     def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         """Map (u, v) to events; v = 0, a point on the manifold, by default."""
         return self._views[0].decode(u, v)
+
+    def _nearest(self, x: Tensor, exact: bool) -> Nearest:
+        return self._views[0]._nearest(x, exact)  # without the code of the hierarchy
 
     @property
     def eigenvalues(self) -> Tensor | None:

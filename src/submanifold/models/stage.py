@@ -112,6 +112,14 @@ class Stage(nn.Module):
         z, log_det = self.flow(h)
         return z[:, : self.dim], z[:, self.dim :], log_det
 
+    def coordinates(self, h: Tensor) -> Tensor:
+        """Compute u only, (batch, d), which saves the products of a rotation for v."""
+        if self.rotation is None:
+            return self(h)[0]
+        for flow in self.flows[:-1]:
+            h = flow(h)[0]
+        return self.rotation.leading(h, self.dim)
+
     def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         """Map (u, v) to events; v = 0, a point on the manifold, by default."""
         if v is None and self.rotation is not None:

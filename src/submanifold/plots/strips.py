@@ -77,6 +77,7 @@ def dimension_slider(originals: np.ndarray, found: Mapping[str, np.ndarray], dim
 
 
 KINDS = {
+    "default": "default projection",
     "encoder": "encoder projection",
     "nearest": "nearest projection",
     "pca": "PCA",

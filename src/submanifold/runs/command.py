@@ -15,7 +15,7 @@ from submanifold.inference.records import RunRecord, find_record, read_records, 
 if TYPE_CHECKING:
     from submanifold.models import Model
 
-FIGURES = ("bits_per_dim", "nll", "mse", "nearest_mse")
+FIGURES = ("bits_per_dim", "nll", "mse", "projection_mse", "nearest_mse")
 """Metrics in the list of runs."""
 USUAL_ALPHA = 5
 """False-positive rate in percent of the command that is printed."""
@@ -87,7 +87,7 @@ def _commands(model: "Model", name: str, images: str) -> list[str]:
     if "groups" in model.calibration:
         least = Calibration.from_dict(model.calibration).smallest_p_value
         first = f"score {name} {images} --alpha={max(USUAL_ALPHA, math.ceil(100 * least))}%"
-    return [first, f"project {name} {images} --nearest", f"sample {name} -n 64"]
+    return [first, f"project {name} {images}", f"sample {name} -n 64"]
 
 
 @click.command()

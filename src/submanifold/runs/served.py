@@ -24,7 +24,7 @@ from submanifold.models import Model
 log = logging.getLogger(__name__)
 
 TASKS = ("score", "encode", "project", "sample")
-PARAMS = {"task": "score", "nearest": False, "count": 64, "temperature": 1.0, "seed": 0}
+PARAMS = {"task": "score", "exact": False, "count": 64, "temperature": 1.0, "seed": 0}
 LIMITS: dict[str, Any] = {"max_rows": 1024, "max_seconds": 60.0}
 """Default limits of a request; MLflow's server times out after 60 seconds."""
 REQUIREMENTS = [
@@ -44,11 +44,12 @@ class RequestError(MlflowException):
 class ServedModel:
     """The Python model that MLflow calls with uint8 images (N, channels, height, width).
 
-    The parameter ``task`` selects the result:
+    The parameter ``task`` selects the result; with ``exact``, scores contain ``nearest_mse``, and u
+    and projections are those of the nearest projection:
 
     - ``score``: the table of :func:`submanifold.inference.scoring.score_images`.
     - ``encode``: arrays ``u`` (N, d) and ``v`` (N, D - d).
-    - ``project``: projections of the images.
+    - ``project``: default projections of the images.
     - ``sample``: ``count`` samples at a ``temperature`` from a ``seed``; the images are ignored.
 
     Args:
@@ -89,7 +90,7 @@ class ServedModel:
             raise RequestError(reason, codes.INTERNAL_ERROR) from error
 
     def _run(self, images: np.ndarray, params: dict[str, Any]) -> Any:
-        task, count, nearest = params["task"], params["count"], params["nearest"]
+        task, count, exact = params["task"], params["count"], params["exact"]
         if task not in TASKS:
             raise UserError(f"task: expected one of {', '.join(TASKS)}, got {task}.")
         name, rows = ("count", count) if task == "sample" else ("images", len(images))
@@ -101,10 +102,10 @@ class ServedModel:
         if task == "sample":
             return scoring.sample_images(self.model, count, params["temperature"], params["seed"])
         if task == "score":
-            return scoring.score_images(self.model, images, nearest)
+            return scoring.score_images(self.model, images, exact)
         if task == "project":
-            return scoring.project_images(self.model, images, nearest)[0]
-        u, v = scoring.encode_images(self.model, images, nearest)
+            return scoring.project_images(self.model, images, exact)[0]
+        u, v = scoring.encode_images(self.model, images, exact)
         return {"u": u, "v": v}
 
 

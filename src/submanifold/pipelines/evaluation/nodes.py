@@ -82,7 +82,7 @@ def evaluate(
     metrics["seconds"] = {"training": training, "evaluation": time.monotonic() - started}
     with torch.no_grad():
         first = next(iter(Batches(test[:PROJECTIONS], PROJECTIONS, device=on)))
-        projected = hierarchy.to(on).project(first)
+        projected = hierarchy.to(on).encoder_projection(first)
     return {"metrics": metrics, "projections": sampling.stored(projected)}
 
 

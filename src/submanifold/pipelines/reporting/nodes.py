@@ -9,7 +9,7 @@ import pandas as pd
 from submanifold.common.device import choose_device
 from submanifold.data.settings import SyntheticSettings
 from submanifold.evaluation import paper
-from submanifold.evaluation.metrics import COMPARED, DEFAULT_PROJECTION, METRICS, NONE
+from submanifold.evaluation.metrics import COMPARED, METRICS, NONE, PROJECTION_ERRORS
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.truth import manifold_picture
 from submanifold.models import Model
@@ -39,7 +39,7 @@ def make_table(
         true = {"nll": truth.get("true_nll", NO_NOISE), "manifold_nll": truth["manifold_entropy"]}
         measured[f"truth, noise {truth['noise']:g}"] = true
     measured[f"PCA, d = {dims[-1]}"] = dict.fromkeys(
-        {"mse", "nearest_mse"} & metrics.keys(), pca.get("mse", pca)
+        {*PROJECTION_ERRORS.values()} & metrics.keys(), pca.get("mse", pca)
     )
     measured["Gaussian, full covariance"] = metrics["baselines"]["gaussian"]
     measured["training images"] = metrics.get("training_images")
@@ -103,7 +103,6 @@ def report_images(
         "warnings": [warning] if warning else [],
         "calibration": sections.describe_calibration(hierarchy.calibration),
         "projections": sections.projections(illustrations),
-        "default_projection": DEFAULT_PROJECTION,
         "dimension_slider": slider,
         "nearest_dims": by_dim["nearest_dims"].tolist() if by_dim else [],
         "likelihood": sections.likelihood(image_scores, test),

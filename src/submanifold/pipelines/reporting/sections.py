@@ -19,7 +19,6 @@ from submanifold.evaluation.image_scores import (
 )
 from submanifold.evaluation.metrics import (
     COMPARED_WITH_TEST,
-    DEFAULT_PROJECTION,
     METRICS,
     PROJECTION_ERRORS,
     format_interval,
@@ -51,32 +50,27 @@ def written(name: str, measured: Any) -> str:
 def image_tiles(metrics: Metrics) -> list[dict[str, str]]:
     """Return the key figures of a model of images."""
     gaussian, pca = metrics["baselines"]["gaussian"], metrics["baselines"]["pca"].get("mse")
-    names = [
-        DEFAULT_PROJECTION,
-        *(kind for kind in PROJECTION_ERRORS if kind != DEFAULT_PROJECTION),
-    ]
+    errors = {kind: name for kind, name in PROJECTION_ERRORS.items() if name in metrics}
     text = "bits per dimension"
     if gaussian:
         text += f"; Gaussian: {written('bits_per_dim', gaussian['bits_per_dim'])}"
     tiles = [{"value": written("bits_per_dim", metrics["bits_per_dim"]), "text": text}]
-    for kind in names:
-        name = PROJECTION_ERRORS[kind]
-        if name not in metrics:
-            continue
+    for kind, name in errors.items():
         text = f"mean squared error of {kind} projections"
         if kind == "nearest":
             text += " (upper bound)"
         if pca:
             text += f"; PCA: {written('mse', pca)}"
         tiles.append({"value": written(name, metrics[name]), "text": text})
-    name = PROJECTION_ERRORS[DEFAULT_PROJECTION].replace("mse", "psnr")
+    kind, name = next(iter(errors.items()))
+    name = name.replace("mse", "psnr")
     value = f"{written(name, metrics[name])} dB"
-    tiles.append({"value": value, "text": f"PSNR of {DEFAULT_PROJECTION} projections"})
+    tiles.append({"value": value, "text": f"PSNR of {kind} projections"})
     return [*tiles, _size_tile(metrics)]
 
 
 def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
-    """Compare the errors of both projections with PCA's.
+    """Compare the errors of projections with PCA's.
 
     Returns:
         A sentence with their ratios, and a warning if the training was probably too short.
@@ -89,8 +83,8 @@ def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
     parts = [
         f"{ratio:.2g} times that of PCA ({kind} projections)" for kind, ratio in ratios.items()
     ]
-    sentence = f"The mean squared error is {' and '.join(parts)}."
-    if ratios[DEFAULT_PROJECTION] > TOO_LARGE and min(ratios.values()) > 1:
+    sentence = f"The mean squared error is {', '.join(parts)}."
+    if ratios["encoder"] > TOO_LARGE and min(ratios.values()) > 1:
         return sentence, "The errors are larger than PCA's: train for more steps"
     return sentence, None
 
@@ -106,7 +100,7 @@ def point_tiles(metrics: Metrics, truth: Metrics) -> list[dict[str, str]]:
     return [
         divergence,
         {"value": written("projection_distance", projection),
-         "text": f"distance between learned and true projections; the noise is {truth['noise']}"},
+         "text": f"distance between encoder and true projections; the noise is {truth['noise']}"},
         {"value": written("sample_distance", sample),
          "text": "distance of samples from the true manifold"},
         _size_tile(metrics),
@@ -176,7 +170,7 @@ def usage(
             alpha = f" --alpha={max(5, math.ceil(least))}%"
         pairs = [
             (f"{command.format('score')} PICTURES{alpha}", "densities, p-values, anomalies"),
-            (f"{command.format('project')} PICTURES", "projections onto the manifold"),
+            (f"{command.format('project')} PICTURES", "default projections onto the manifold"),
             (f"{command.format('encode')} PICTURES", "coordinates on and off the manifold"),
             (f"{command.format('sample')} -n 64", "samples"),
             (f"{command.format('interpolate')} a.jpg b.jpg", "a path on the manifold"),
@@ -195,8 +189,9 @@ def usage(
         f'model = Model.load("{path}")\n{read}\n'
         f"{density}\n"
         "u, v = model.encode(x)  # coordinates on and off the manifold\n"
-        "model.project(x)  # encoder projection\n"
-        "model.project(x, steps=3)  # nearest projection\n"
+        "model.project(x)  # default projection\n"
+        "model.project(x, exact=True)  # nearest projection\n"
+        "model.encoder_projection(x)\n"
         "model.sample(64)"
     )
     return pairs, python

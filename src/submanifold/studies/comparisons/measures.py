@@ -22,7 +22,6 @@ from submanifold.evaluation.scores import QUICK
 from submanifold.evaluation.truth import against_truth
 from submanifold.models import Model
 from submanifold.models.density import on_manifold
-from submanifold.models.model import NEAREST_STEPS
 from submanifold.studies.experiments import CachedRun
 
 POINT_SAMPLES, IMAGE_SAMPLES, SAMPLED_AT_ONCE = 2000, 1000, 250
@@ -74,7 +73,7 @@ def measure_points(run: CachedRun) -> Measured:
     found = against_truth(model, truth, test, samples)
     x, true = torch.from_numpy(np.asarray(test)), truth.project(test)
     if model.dim < model.event_dim:
-        nearest = model.project(x, steps=NEAREST_STEPS).double().numpy()
+        nearest = model.project(x, exact=True).double().numpy()
         found["nearest_distance"] = mean_interval(np.linalg.norm(nearest - true, axis=1))
     else:
         del found["projection_distance"]
@@ -112,8 +111,12 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
     for model in models:
         measured: Measured = {}
         if model.dim < model.event_dim:
-            for name, steps in {"encoder": 0, "nearest": NEAREST_STEPS}.items():
-                errors = squared_errors(partial(model.project, steps=steps), batches)
+            projections: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+                "encoder": model.encoder_projection,
+                "nearest": partial(model.project, exact=True),
+            }
+            for name, project in projections.items():
+                errors = squared_errors(project, batches)
                 measured[name] = reconstruction(errors, groups=groups)["mse"]
             measured["pca"] = pca_error(pca, model.dim, batches, groups)
         generator = torch.Generator().manual_seed(0)

@@ -139,7 +139,7 @@ def smaller_delta_loses_outliers(runs: Runs) -> Iterator[Finding]:
     def errors(model: Any) -> np.ndarray:
         """Mean squared error of each image on its outlier pixels, NaN if it has none."""
         with np.errstate(invalid="ignore"):
-            return (_squares(model.project, test) * outliers).sum(1) / outliers.sum(1)
+            return (_squares(model.encoder_projection, test) * outliers).sum(1) / outliers.sum(1)
 
     *smaller, (largest, reference) = (
         (delta, [errors(run.load("hierarchy")) for run in seeds])
