@@ -133,11 +133,14 @@ def plot(table: pd.DataFrame) -> None:
         for number, (data, rows) in enumerate(table[table["d"] == dim].groupby("data", sort=False)):
             color, by_name = f"C{number}", rows.set_index("projection")
             lowered = [f"{n}, bfloat16" for n in LOWERED]
-            curve = by_name.loc[[ENCODER, *lowered, DEFAULT]].sort_values("cost")
+            curve = by_name.reindex([ENCODER, *lowered, DEFAULT]).dropna().sort_values("cost")
             axes.plot(curve["cost"], curve["error"], color=color, label=data)
-            full = by_name.loc[[f"{n}, float32" for n in FULL] + [EXACT]].sort_values("cost")
+            named = [f"{n}, float32" for n in FULL]
+            full = by_name.reindex([*named, EXACT]).dropna().sort_values("cost")
             axes.plot(full["cost"], full["error"], color=color, linestyle="--")
             for name, marker in {ENCODER: "o", DEFAULT: "D", EXACT: "s", BEFORE: "x"}.items():
+                if name not in by_name.index:
+                    continue
                 axes.plot(*by_name.loc[name, ["cost", "error"]], marker, color=color)
         axes.axhline(1, color="0.5", linestyle=":")
         axes.set(xscale="log", yscale="log", title=f"d = {dim}", xlabel="cost, encoder passes")

@@ -69,7 +69,7 @@ def workloads() -> dict[str, Callable[[], object]]:
         "likelihood step": lambda: trainer.step(x),
         "penalized step": lambda: penalized.step(x),
         "log-density": score,
-        "nearest projection": lambda: model.project(x, steps=3),
+        "nearest projection": lambda: model.project(x, exact=True),
     }
 
 

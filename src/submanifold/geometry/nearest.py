@@ -21,7 +21,7 @@ REGULARIZATION = 1e-6
 FAILED, SHORTER = 4.0, 0.1
 """Ratio of errors above which a step has failed, and the factor that shortens it."""
 RESTART_FACTOR = 10.0
-ROUNDING = 0.97, 3e-4
+ROUNDING = 0.97, 1e-3
 """Relative and absolute margin for root mean squared errors in bfloat16, in units of pixels."""
 
 
