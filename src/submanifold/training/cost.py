@@ -16,7 +16,7 @@ from submanifold.training.rotation import PROBES_PER_AXIS, RotationSettings, fit
 from submanifold.training.trainer import Trainer
 
 STEPS = 5
-PROBES = 256, 768
+PROBES = 512
 STEPS_SHARE = 0.85
 """Of the time of a training; the rest is for validations and checkpoints."""
 
@@ -81,11 +81,10 @@ def _rotation_cost(
     stage = Hierarchy(model.build(shape, phase.rotate, phase.rotate)).to(device)
     rows = np.random.default_rng(0).normal(size=(ROTATION_BATCH_SIZE, *stage.event_shape))
     batches = Batches(rows.astype(np.float32), ROTATION_BATCH_SIZE, device=device)
-    few, many = (fit_rotation(stage, batches, count, outer) for count in PROBES)
-    per_probe = (many["seconds"] - few["seconds"]) / (many["probes"] - few["probes"])
-    if per_probe <= 0:  # disturbed by other processes
-        per_probe = many["seconds"] / many["probes"]
-    fixed = max(0.0, many["seconds"] - per_probe * many["probes"])
+    found = fit_rotation(stage, batches, PROBES, outer)
+    # sums over the probes are a small part of a decomposition
+    fixed = found["decomposition_seconds"]
+    per_probe = (found["seconds"] - fixed) / found["probes"]
     rotation = stage.stages[-1].rotation
     assert rotation is not None
     return PhaseCost(fixed, per_probe, phase.probes or PROBES_PER_AXIS * rotation.directions)
