@@ -76,7 +76,9 @@ def test_metrics_have_counts_and_intervals(run):
 
 def test_intervals_are_over_groups_of_images(run):
     metrics, groups = run.load("metrics"), np.array(run.load("groups")["test"])
-    errors = squared_errors(run.load("hierarchy").encoder_projection, Batches(run.load("x_test"), 64))
+    errors = squared_errors(
+        run.load("hierarchy").encoder_projection, Batches(run.load("x_test"), 64)
+    )
     assert metrics["mse"] == pytest.approx(mean_interval(errors, groups), rel=1e-4)
     (log_prob,) = dequantized_log_probs(run.load("hierarchy"), run.load("x_test"), 1, "cpu")
     bits = mean_interval(to_bits_per_dim(log_prob, run.load("x_test")), groups)
