@@ -77,7 +77,7 @@ def test_errors_on_outlier_pixels_are_compared_between_deltas(errors, verdict, s
             "x_train": images[:60],
             "x_test": images[60:],
             "metrics": {"dims": [48, 10]},
-            "hierarchy": SimpleNamespace(project=lambda x: x + error),
+            "hierarchy": SimpleNamespace(encoder_projection=lambda x: x + error),
         }
         return SimpleNamespace(load=artifacts.get, groups=None)
 
