@@ -1,4 +1,4 @@
-"""Rows a second of ``submanifold score`` on JPEG files, beside the model alone on decoded arrays.
+"""Rows a second of ``submanifold score`` on JPEG files, relative to the model on decoded arrays.
 
     python -m benchmarks.scoring                        # 10,000 files, one thread
     python -m benchmarks.scoring --threads 2 --count 2000

@@ -133,7 +133,7 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
 
 
 def _take_minutes(training: Tree, typed: Mapping[str, Any]) -> tuple[Tree, float | None]:
-    """Take the time budget out of the settings of all trainings; refuse steps beside it."""
+    """Take the time budget out of the settings of all trainings; refuse steps together with it."""
     minutes = training.get("minutes")
     rest = {name: value for name, value in training.items() if name != "minutes"}
     if minutes is None:
