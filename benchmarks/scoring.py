@@ -28,7 +28,7 @@ from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import initialize
 from submanifold.inference.image_files import ImageFiles
 from submanifold.inference.score_file import ScoreFile, score_files
-from submanifold.inference.scoring import score_images
+from submanifold.inference.scoring import score_events
 from submanifold.models import Hierarchy
 
 SIDES = (96, 160)  # pixels of a file
@@ -102,7 +102,7 @@ def compare(model: Hierarchy, folder: Path, batch_size: int) -> dict[str, list[t
 
     tasks: dict[str, Task] = {
         "`log_prob` of decoded images": log_prob,
-        "`score_images` of decoded images": lambda images, part: score_images(
+        "`score_events` of decoded images": lambda images, part: score_events(
             model, images, batch_size=batch_size
         ),
         "`submanifold score` of files": command,
@@ -113,7 +113,7 @@ def compare(model: Hierarchy, folder: Path, batch_size: int) -> dict[str, list[t
 def compare_batch_sizes(model: Hierarchy, folder: Path) -> dict[str, list[tuple[float, ...]]]:
     """Time the scores of decoded images for several sizes of batches."""
     tasks: dict[str, Task] = {
-        f"batches of {size}": lambda images, part, size=size: score_images(  # type: ignore[misc]
+        f"batches of {size}": lambda images, part, size=size: score_events(  # type: ignore[misc]
             model, images, batch_size=size
         )
         for size in BATCH_SIZES

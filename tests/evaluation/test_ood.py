@@ -17,7 +17,7 @@ from submanifold.evaluation.ood import (
     score_parts,
 )
 from submanifold.evaluation.scores import SCORES
-from submanifold.inference.scoring import score_images
+from submanifold.inference.scoring import score_events
 
 
 def scored(normal, ood):
@@ -126,7 +126,7 @@ def test_noise_is_detected_with_few_false_positives(table):
 def test_anomaly_score_is_that_of_the_command(table, model):
     for part, images in (("normal", ramps(100, 2)), ("ood", NOISE)):
         own = table[table["part"] == part]
-        found = score_images(model, images)
+        found = score_events(model, images)
         assert own[f"p_{ANOMALY}"].tolist() == pytest.approx(found["p_value"].tolist())
         assert own[ANOMALY].tolist() == pytest.approx(found["anomaly_score"].tolist())
 

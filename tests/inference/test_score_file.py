@@ -47,7 +47,7 @@ def expected(model_file, folder, tmp_path_factory):
 def interrupt(monkeypatch):
     """Return a function that lets the scoring of batch number `batch` fail."""
 
-    def set_up(batch, original=score_file.score_image_batch):
+    def set_up(batch, original=score_file.score_event_batch):
         calls = itertools.count()
 
         def fail(*arguments):
@@ -55,7 +55,7 @@ def interrupt(monkeypatch):
                 raise KeyboardInterrupt
             return original(*arguments)
 
-        monkeypatch.setattr(score_file, "score_image_batch", fail)
+        monkeypatch.setattr(score_file, "score_event_batch", fail)
 
     return set_up
 

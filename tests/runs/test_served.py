@@ -8,7 +8,7 @@ import uvicorn
 from mlflow.pyfunc import scoring_server
 
 from calibrated import calibrated_model
-from submanifold.inference.scoring import score_images
+from submanifold.inference.scoring import score_events
 from submanifold.runs.served import ServedModel, log_model
 from submanifold.runs.store import prepare_store
 
@@ -52,7 +52,7 @@ def request(loaded, inputs=None, **params):
 
 
 def test_a_loaded_model_runs_each_task(model, loaded):
-    expected = score_images(model, images(5))
+    expected = score_events(model, images(5))
     np.testing.assert_array_equal(loaded.predict(images(5)), expected)
     codes = loaded.predict(images(5), params={"task": "encode"})
     assert (codes["u"].shape, codes["v"].shape) == ((5, 16), (5, 48))
@@ -99,7 +99,7 @@ def test_a_defect_is_logged_and_not_sent(loaded, monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError("in /a/path")
 
-    monkeypatch.setattr("submanifold.inference.scoring.sample_images", fail)
+    monkeypatch.setattr("submanifold.inference.scoring.sample_events", fail)
     status, found = request(loaded, task="sample")
     assert (status, found["message"]) == (500, "The model failed. See the server's log.")
     assert "RuntimeError: in /a/path" in caplog.text

@@ -14,7 +14,7 @@ from submanifold.data.sources import fingerprint
 
 TRAINING_VERSION = 7
 """Version of data and training: increased when equal settings no longer give equal artifacts."""
-MODEL_VERSION = 5
+MODEL_VERSION = 6
 """Version of the finished model's file, for equal phases."""
 EVALUATION_VERSION = 15
 """Version of metrics and report, for equal models."""

@@ -129,13 +129,19 @@ def dequantize_by_content(pixels: np.ndarray) -> Tensor:
     return _add_noise(torch.from_numpy(np.array(pixels)), stacked, 8)
 
 
+def as_input(events: np.ndarray) -> Tensor:
+    """Convert events to floats: images by :func:`dequantize_by_content`, vectors as they are."""
+    is_image = events.dtype == np.uint8
+    return dequantize_by_content(events) if is_image else torch.from_numpy(np.array(events))
+
+
 def fixed_batches(
-    pixels: np.ndarray, batch_size: int, device: str | torch.device = "cpu"
+    events: np.ndarray, batch_size: int, device: str | torch.device = "cpu"
 ) -> Iterator[Tensor]:
-    """Iterate over images in order, dequantized by :func:`dequantize_by_content`."""
+    """Iterate over events (N, ...) in order, as :func:`as_input` converts them."""
     batches = (
-        dequantize_by_content(pixels[start : start + batch_size]).to(device)
-        for start in range(0, len(pixels), batch_size)
+        as_input(events[start : start + batch_size]).to(device)
+        for start in range(0, len(events), batch_size)
     )
     return tuned(batches) if torch.device(device).type == "cpu" else batches
 

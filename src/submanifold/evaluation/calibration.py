@@ -1,4 +1,4 @@
-"""Conformal calibration of anomaly scores on normal images: p-values and a combined score."""
+"""Conformal calibration of anomaly scores on normal events: p-values and a combined score."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,14 +28,14 @@ Scores = Mapping[str, np.ndarray]
 
 
 def calibrate(
-    model: Model, images: np.ndarray, device: torch.device, groups: np.ndarray | None = None
+    model: Model, events: np.ndarray, device: torch.device, groups: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Fit a :class:`Calibration` to the quick scores of validation images, uint8 (N, ...).
+    """Fit a :class:`Calibration` to the quick scores of validation data, (N, ...).
 
     Returns:
-        The calibration as a JSON-able dict, or the reason ``why`` there are too few images.
+        The calibration as a JSON-able dict, or the reason ``why`` there are too few events.
     """
-    scores = score(model.to(device), images)
+    scores = score(model.to(device), events)
     try:
         return Calibration.fit(scores, QUICK, groups).to_dict()
     except UserError as error:

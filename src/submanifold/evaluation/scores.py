@@ -1,4 +1,4 @@
-"""Anomaly scores of images under a model; larger values are more anomalous."""
+"""Anomaly scores of events under a model; larger values are more anomalous."""
 
 import io
 from collections.abc import Collection
@@ -36,25 +36,25 @@ SCORE_BATCH_SIZE = 64
 
 def score(
     model: Model,
-    images: np.ndarray,
+    events: np.ndarray,
     names: Collection[str] = QUICK,
     batch_size: int = SCORE_BATCH_SIZE,
 ) -> dict[str, np.ndarray]:
-    """Score uint8 images (N, channels, height, width).
+    """Score uint8 images (N, channels, height, width) or float vectors (N, D).
 
-    The noise of the dequantization depends on the image only: an image has the same scores whatever
+    The noise of the dequantization depends on the image only: an event has the same scores whatever
     is scored with it, within rounding errors.
 
     Returns:
         Float64 (N,) by name, see :func:`score_batch`.
     """
-    batches = fixed_batches(images, batch_size, next(model.parameters()).device)
+    batches = fixed_batches(events, batch_size, next(model.parameters()).device)
     found, start = [], 0
     columns: list[str] = []
-    for x in track(batches, "scoring", len(images)):
+    for x in track(batches, "scoring", len(events)):
 
         def score_rows(rows: Tensor, x: Tensor = x, start: int = start) -> Tensor:
-            by_name = score_batch(model, x[rows], images[start + rows.cpu().numpy()], names)
+            by_name = score_batch(model, x[rows], events[start + rows.cpu().numpy()], names)
             columns[:] = by_name
             return torch.stack(list(by_name.values()), 1)
 
@@ -64,13 +64,14 @@ def score(
 
 
 def score_batch(
-    model: Model, x: Tensor, images: np.ndarray, names: Collection[str]
+    model: Model, x: Tensor, events: np.ndarray, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Score dequantized images x (batch, ...) in [-0.5, 0.5), which are also given as uint8.
+    """Score a batch x (batch, ...), which is also given before its dequantization.
 
     Returns:
         Float64 (batch,) for names of :data:`SCORES` except ``typicality``; ``density`` and
-        ``complexity`` are missing for models without a density on all of space.
+        ``complexity`` are missing for models without a density on all of space, and ``complexity``
+        for vectors. Errors of vectors are in the units of the model's input.
     """
     found: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -84,9 +85,9 @@ def score_batch(
     if "nearest_distance" in names:
         nearest = model.project(x, exact=True)
         found["nearest_distance"] = (x - nearest).square().flatten(1).mean(1)
-    if "complexity" in names and model.has_density:
+    if "complexity" in names and model.has_density and events.dtype == np.uint8:
         bits = model.event_dim * bits_per_dim(log_prob.double(), model.event_dim, 8)
-        found["complexity"] = bits - torch.tensor(png_bits(images), device=bits.device)
+        found["complexity"] = bits - torch.tensor(png_bits(events), device=bits.device)
     if "manifold_density" in names or "dimension" in names:
         eigenvalues = leading_spectrum(model, u)
         volume = eigenvalues.clamp_min(1e-12).log().sum(1) / 2

@@ -130,11 +130,11 @@ def encode(
     loaded = _load(file, device)
     import numpy as np
 
-    from submanifold.inference.scoring import encode_images
+    from submanifold.inference.scoring import encode_events
 
     codes = 8 * loaded.event_dim  # float32; concatenation copies
     names, pixels = _read(loaded, file, images, {"--out": out}, codes)
-    u, v = encode_images(loaded, pixels, exact, batch_size)
+    u, v = encode_events(loaded, pixels, exact, batch_size)
     _write(out, {"names": np.array(names), "u": u, "v": v})
 
 
@@ -155,10 +155,10 @@ def project(
     loaded = _load(file, device, dim)
     import numpy as np
 
-    from submanifold.inference.scoring import project_images
+    from submanifold.inference.scoring import project_events
 
     names, pixels = _read(loaded, file, images, {"--out": out}, 2 * loaded.event_dim)
-    projections, errors = project_images(loaded, pixels, exact, batch_size)
+    projections, errors = project_events(loaded, pixels, exact, batch_size)
     click.echo(f"mean squared error {errors.mean():.6f}, pixels in [0, 1]")
     if out.suffix != FOLDER:
         arrays = {"originals": pixels, "projections": projections, "mse": errors}
@@ -188,7 +188,7 @@ def sample(
     """Draw samples from the manifold."""
     file = model_path(model)
     loaded = _load(file, device, dim)
-    from submanifold.inference.scoring import sample_images
+    from submanifold.inference.scoring import sample_events
 
     check_not_input("--out", out, [file])
     if out.suffix.lower() == ".png" and (count > MAX_PNG or len(loaded.event_shape) != 3):
@@ -196,7 +196,7 @@ def sample(
             f"--out={printable(str(out))}: expected at most {MAX_PNG:,} images in a PNG file, got "
             f"{count:,} samples of shape {tuple(loaded.event_shape)}. Use an .npz file."
         )
-    _write(out, {"samples": sample_images(loaded, count, temperature, seed)})
+    _write(out, {"samples": sample_events(loaded, count, temperature, seed)})
 
 
 @click.command()
@@ -214,12 +214,12 @@ def interpolate(
     """Interpolate between images A and B on the manifold; the log-density changes linearly."""
     file = model_path(model)
     loaded = _load(file, device, dim)
-    from submanifold.inference.scoring import interpolate_images
+    from submanifold.inference.scoring import interpolate_events
 
     _, pixels = _read(loaded, file, (a, b), {"--out": out})
     if len(pixels) != 2:
         raise UserError(f"A, B: expected one image each, got {len(pixels)} images.")
-    _write(out, {"path": interpolate_images(loaded, pixels, steps)}, columns=9)
+    _write(out, {"path": interpolate_events(loaded, pixels, steps)}, columns=9)
 
 
 @click.command()

@@ -15,7 +15,7 @@ from submanifold.common.progress import ProgressBar
 from submanifold.common.threads import ThreadTuner
 from submanifold.inference.image_files import ImageFiles
 from submanifold.inference.outputs import explain_output, output
-from submanifold.inference.scoring import load_calibration, score_image_batch
+from submanifold.inference.scoring import load_calibration, score_event_batch
 from submanifold.models import Model
 
 ORDER = "anomaly_score"
@@ -162,7 +162,7 @@ def score_files(
     with ProgressBar("scoring", "images", len(files), first) as progress:
         for numbers, images in files.batches(batch_size, first):
             with tuner.unit(len(images)):
-                columns = score_image_batch(model, calibration, images, exact)
+                columns = score_event_batch(model, calibration, images, exact)
             if alpha is not None:
                 columns["ood"] = columns["p_value"] <= alpha
             table.append(numbers, columns)

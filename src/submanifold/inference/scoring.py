@@ -1,8 +1,8 @@
-"""Score, encode, project, sample, and interpolate images with a trained model.
+"""Score, encode, project, sample, and interpolate events with a trained model.
 
-Images are uint8 arrays (N, channels, height, width) in the format of the training images. All
-functions raise a :class:`~submanifold.common.errors.UserError` for arguments that are out of range,
-do not fit the model, or do not fit in memory.
+Events are images, uint8 (N, channels, height, width) in the format of the training images, or
+vectors, float32 (N, D). All functions raise a :class:`~submanifold.common.errors.UserError` for
+arguments that are out of range, do not fit the model, or do not fit in memory.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from submanifold.common.errors import UserError
 from submanifold.common.processes import check_memory
 from submanifold.common.progress import ProgressBar, track
-from submanifold.data.batches import dequantize_by_content, fixed_batches
+from submanifold.data.batches import as_input, fixed_batches
 from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.samples import stored
@@ -44,8 +44,6 @@ def load_calibration(model: Model, alpha: float | None = None) -> Calibration:
             "Its file was written by an earlier version or by a single phase. Run the experiment "
             "again: trained phases are reused, and hierarchy.safetensors gets a calibration."
         )
-        if "size" not in model.data:
-            reason = "It is a model of points, not of images."
         raise UserError(f"The model has no calibration of p-values. {reason}")
     calibration = Calibration.from_dict(model.calibration)
     least = calibration.smallest_p_value
@@ -58,40 +56,41 @@ def load_calibration(model: Model, alpha: float | None = None) -> Calibration:
     return calibration
 
 
-def score_images(
-    model: Model, images: np.ndarray, exact: bool = False, batch_size: int = SCORE_BATCH_SIZE
+def score_events(
+    model: Model, events: np.ndarray, exact: bool = False, batch_size: int = SCORE_BATCH_SIZE
 ) -> "pd.DataFrame":
-    """Score images: densities, distances from the manifold, and p-values.
+    """Score events: densities, distances from the manifold, and p-values.
 
     Args:
         model: A calibrated model.
-        images: The images.
+        events: The events.
         exact: Whether to compute the nearest projections as well, which takes longer.
-        batch_size: Number of images per batch.
+        batch_size: Number of events per batch.
 
     Returns:
-        One row per image. If the model has a density on the whole space: ``log_prob`` (nats),
+        One row per event. If the model has a density on the whole space: ``log_prob`` (nats),
         ``bits_per_dim``, ``log_prob_off_manifold`` (nats, of v under N(0, I)), and ``complexity``
-        (bits). Always: ``log_prob_on_manifold`` (nats, of u under N(0, I)), ``encoder_mse``,
-        ``nearest_mse`` if ``exact`` (pixels in [0, 1]), ``anomaly_score``, and ``p_value``, the
-        fraction of held-out training-like images that score at least as high.
+        (bits) of images. Always: ``log_prob_on_manifold`` (nats, of u under N(0, I)),
+        ``encoder_mse``, ``nearest_mse`` if ``exact`` (pixels in [0, 1], or squared units of
+        vectors), ``anomaly_score``, and ``p_value``, the fraction of held-out training-like events
+        that score at least as high.
     """
     import pandas as pd
 
-    _check_images(model, images)
-    scores = score(model, images, _score_names(exact), batch_size)
-    return pd.DataFrame(_columns(model, load_calibration(model), images, scores))
+    _check_events(model, events)
+    scores = score(model, events, _score_names(exact), batch_size)
+    return pd.DataFrame(_columns(model, load_calibration(model), events, scores))
 
 
-def score_image_batch(
-    model: Model, calibration: Calibration, images: np.ndarray, exact: bool = False
+def score_event_batch(
+    model: Model, calibration: Calibration, events: np.ndarray, exact: bool = False
 ) -> dict[str, np.ndarray]:
-    """Score a batch of images: the columns of :func:`score_images` by name."""
-    _check_images(model, images)
-    x = dequantize_by_content(images).to(next(model.parameters()).device)
-    found = score_batch(model, x, images, _score_names(exact))
+    """Score a batch of events: the columns of :func:`score_events` by name."""
+    _check_events(model, events)
+    x = as_input(events).to(next(model.parameters()).device)
+    found = score_batch(model, x, events, _score_names(exact))
     scores = {name: values.cpu().numpy() for name, values in found.items()}
-    return _columns(model, calibration, images, scores)
+    return _columns(model, calibration, events, scores)
 
 
 def _score_names(exact: bool) -> tuple[str, ...]:
@@ -99,7 +98,7 @@ def _score_names(exact: bool) -> tuple[str, ...]:
 
 
 def _columns(
-    model: Model, calibration: Calibration, images: np.ndarray, scores: dict[str, np.ndarray]
+    model: Model, calibration: Calibration, events: np.ndarray, scores: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     scores = calibration.complete(scores)
     columns = {}
@@ -107,10 +106,11 @@ def _columns(
         constant = (model.event_dim - model.dim) / 2 * np.log(2 * np.pi)
         columns = {
             "log_prob": -scores["density"],
-            "bits_per_dim": to_bits_per_dim(-scores["density"], images),
+            "bits_per_dim": to_bits_per_dim(-scores["density"], events),
             "log_prob_off_manifold": -scores["off_manifold"] - constant,
-            "complexity": scores["complexity"],
         }
+        if "complexity" in scores:
+            columns["complexity"] = scores["complexity"]
     columns |= {
         "log_prob_on_manifold": -scores["on_manifold"],
         "encoder_mse": scores["encoder_distance"],
@@ -122,37 +122,37 @@ def _columns(
     return columns
 
 
-def encode_images(
-    model: Model, images: np.ndarray, exact: bool = False, batch_size: int = SCORE_BATCH_SIZE
+def encode_events(
+    model: Model, events: np.ndarray, exact: bool = False, batch_size: int = SCORE_BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the coordinates of images on the manifold, u (N, d), and off it, v (N, D - d).
+    """Return the coordinates of events on the manifold, u (N, d), and off it, v (N, D - d).
 
-    With ``exact``, u is that of the nearest projection; otherwise (u, v) decodes to the image.
+    With ``exact``, u is that of the nearest projection; otherwise (u, v) decodes to the event.
     """
-    _check_images(model, images)
+    _check_events(model, events)
     with torch.no_grad():
-        batches = _batches(model, images, batch_size, "encoding")
+        batches = _batches(model, events, batch_size, "encoding")
         both = [model.encode(x, exact or None) for x in batches]
     u, v = (torch.cat(each).cpu().numpy() for each in zip(*both, strict=True))
     return u, v
 
 
-def project_images(
-    model: Model, images: np.ndarray, exact: bool = False, batch_size: int = SCORE_BATCH_SIZE
+def project_events(
+    model: Model, events: np.ndarray, exact: bool = False, batch_size: int = SCORE_BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the projections (uint8) of images, and their squared errors (N,), pixels in [0, 1]."""
-    _check_images(model, images)
+    """Return the projections of events, and their mean squared errors (N,), pixels in [0, 1]."""
+    _check_events(model, events)
     projections, errors = [], []
     with torch.no_grad():
-        for x in _batches(model, images, batch_size, "projecting"):
+        for x in _batches(model, events, batch_size, "projecting"):
             projected = model.project(x, exact)
             projections.append(stored(projected))
             errors.append((x - projected).square().flatten(1).mean(1))
     return np.concatenate(projections), torch.cat(errors).cpu().numpy()
 
 
-def sample_images(model: Model, count: int, temperature: float, seed: int) -> np.ndarray:
-    """Sample images (count, channels, height, width) or points (count, D) on the manifold."""
+def sample_events(model: Model, count: int, temperature: float, seed: int) -> np.ndarray:
+    """Sample images (count, channels, height, width) or vectors (count, D) on the manifold."""
     if count < 1:
         raise UserError(f"count: expected 1 or more, got {count}.")
     if not 0 <= temperature <= MAX_TEMPERATURE:
@@ -169,16 +169,16 @@ def sample_images(model: Model, count: int, temperature: float, seed: int) -> np
     return np.concatenate(samples)
 
 
-def interpolate_images(model: Model, images: np.ndarray, steps: int) -> np.ndarray:
-    """Interpolate between two uint8 images on the manifold (:func:`interpolate_latents`).
+def interpolate_events(model: Model, events: np.ndarray, steps: int) -> np.ndarray:
+    """Interpolate between two events on the manifold (:func:`interpolate_latents`).
 
     Returns:
-        uint8 (steps, channels, height, width), starting and ending with the projections.
+        Events (steps, ...), starting and ending with the projections.
     """
-    _check_images(model, images)
+    _check_events(model, events)
     check_memory("steps", steps, 2 * _bytes_per_sample(model) + 12 * model.dim)
     with torch.no_grad():
-        (x,) = _batches(model, images, 2, "encoding")
+        (x,) = _batches(model, events, 2, "encoding")
         first, last = model.encode(x)[0]
         points = interpolate_latents(first, last, steps).split(SCORE_BATCH_SIZE)
         return np.concatenate([stored(model.decode(u)) for u in points])
@@ -199,23 +199,24 @@ def interpolate_latents(a: Tensor, b: Tensor, steps: int) -> Tensor:
     return F.normalize(ends, dim=1) * squared_norm.sqrt()
 
 
-def _check_images(model: Model, images: np.ndarray) -> None:
+def _check_events(model: Model, events: np.ndarray) -> None:
     shape = tuple(model.event_shape)
-    if len(shape) != 3:
-        raise UserError(f"model: expected a model of images, got one of points of shape {shape}.")
-    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+    dtype = np.dtype(np.uint8 if len(shape) == 3 else np.float32)
+    if events.dtype != dtype or events.shape[1:] != shape or not len(events):
+        fix = "Convert vectors with astype(numpy.float32)."
+        if len(shape) == 3:
+            fix = "Read files with submanifold.inference.image_files.ImageFiles."
         raise UserError(
-            f"images: expected uint8 of shape (N, {', '.join(map(str, shape))}) with N at least 1, "
-            f"got {images.dtype} of shape {images.shape}. Read files with "
-            "submanifold.inference.image_files.ImageFiles."
+            f"events: expected {dtype} of shape (N, {', '.join(map(str, shape))}) with N at least "
+            f"1, got {events.dtype} of shape {events.shape}. {fix}"
         )
 
 
 def _bytes_per_sample(model: Model) -> int:
-    """Return the size of a sample in an array: uint8 for images, float32 for points."""
+    """Return the size of a sample in an array: uint8 for images, float32 for vectors."""
     return model.event_dim * (1 if len(model.event_shape) == 3 else 4)
 
 
-def _batches(model: Model, images: np.ndarray, size: int, description: str) -> Iterator[Tensor]:
-    batches = fixed_batches(images, size, next(model.parameters()).device)
-    return track(batches, description, len(images))
+def _batches(model: Model, events: np.ndarray, size: int, description: str) -> Iterator[Tensor]:
+    batches = fixed_batches(events, size, next(model.parameters()).device)
+    return track(batches, description, len(events))

@@ -194,7 +194,7 @@ class Hierarchy(Model):
         model.calibration = {"why": (
             f"The calibration is for dimension {self.dim}, not {dim}. Score with the model as it "
             f"was trained, train one with stage_{self.manifold_stage}.dim={dim}, or set "
-            "model.calibration to submanifold.evaluation.calibration.calibrate(model, images, "
+            "model.calibration to submanifold.evaluation.calibration.calibrate(model, events, "
             "device) on validation images."
         )}  # fmt: skip
         return model.train(self.training)

@@ -47,7 +47,7 @@ class ServedModel:
     The parameter ``task`` selects the result; with ``exact``, scores contain ``nearest_mse``, and u
     and projections are those of the nearest projection:
 
-    - ``score``: the table of :func:`submanifold.inference.scoring.score_images`.
+    - ``score``: the table of :func:`submanifold.inference.scoring.score_events`.
     - ``encode``: arrays ``u`` (N, d) and ``v`` (N, D - d).
     - ``project``: default projections of the images.
     - ``sample``: ``count`` samples at a ``temperature`` from a ``seed``; the images are ignored.
@@ -100,12 +100,12 @@ class ServedModel:
                 "requests."
             )
         if task == "sample":
-            return scoring.sample_images(self.model, count, params["temperature"], params["seed"])
+            return scoring.sample_events(self.model, count, params["temperature"], params["seed"])
         if task == "score":
-            return scoring.score_images(self.model, images, exact)
+            return scoring.score_events(self.model, images, exact)
         if task == "project":
-            return scoring.project_images(self.model, images, exact)[0]
-        u, v = scoring.encode_images(self.model, images, exact)
+            return scoring.project_events(self.model, images, exact)[0]
+        u, v = scoring.encode_events(self.model, images, exact)
         return {"u": u, "v": v}
 
 

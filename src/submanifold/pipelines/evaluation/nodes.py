@@ -19,7 +19,7 @@ from submanifold.evaluation.image_scores import as_table, score_splits
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
-from submanifold.inference.scoring import interpolate_images
+from submanifold.inference.scoring import interpolate_events
 from submanifold.models import Hierarchy, Model
 from submanifold.runs.launch import call
 
@@ -124,7 +124,7 @@ def illustrate(
         "originals": shown[-BY_DIM:],
         "sample_neighbors": neighbors[:count],
         "test_neighbors": neighbors[count:],
-        "interpolation": interpolate_images(model, shown[[0, -1]], INTERPOLATED),
+        "interpolation": interpolate_events(model, shown[[0, -1]], INTERPOLATED),
         "traversal": illustrations.traverse(model, test),
     }
 

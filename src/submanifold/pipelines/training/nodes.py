@@ -8,7 +8,6 @@ import numpy as np
 
 from submanifold.common.device import choose_device
 from submanifold.config.schema import LaunchSettings
-from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
 from submanifold.models import Hierarchy, Model, ModelSettings
@@ -21,7 +20,7 @@ from submanifold.training.rotation import RotationSettings
 log = logging.getLogger(__name__)
 
 MAX_NORMAL = 10_000
-"""Validation images that calibrate anomaly scores."""
+"""Validation events that calibrate anomaly scores."""
 SHORT = 0.5
 """Fraction of the usual steps below which a time budget is called short."""
 
@@ -124,24 +123,22 @@ def encode(
     }
 
 
-def finish_images(
+def finish(
     model: Model,
-    data: ImageSettings,
+    data: Any,
     valid: np.ndarray,
     device: str,
     launch: LaunchSettings,
     folder: Path,
     groups: Groups | None = None,
 ) -> Model:
-    """Add the facts about the training images and the calibration of anomaly scores."""
+    """Add the facts about the training data and the calibration of anomaly scores.
+
+    ``data`` are :class:`.ImageSettings` or :class:`.SyntheticSettings`, as in
+    :func:`measure_budget`.
+    """
     normal, numbers = valid[:MAX_NORMAL], groups_of(groups, "valid")
     numbers = None if numbers is None else numbers[:MAX_NORMAL]
     arguments = (model, normal, choose_device(device), numbers)
     model.data, model.calibration = data.facts, call(launch, calibrate, *arguments, folder=folder)
-    return model
-
-
-def finish_points(model: Model, data: SyntheticSettings) -> Model:
-    """Add the facts about the training points."""
-    model.data = data.facts
     return model

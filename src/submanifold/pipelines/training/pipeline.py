@@ -10,8 +10,7 @@ from submanifold.config.schema import Experiment, Source
 from submanifold.pipelines import data
 from submanifold.pipelines.training.nodes import (
     encode,
-    finish_images,
-    finish_points,
+    finish,
     measure_budget,
     rotate,
     train,
@@ -34,11 +33,10 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
         trains = name in experiment.trainings
         phases += _training(name, inputs[source], before, trains, budgeted)
         before = name
-    finished = {"model": f"{before}.model", "data": "params:data"}
+    finished = {"model": f"{before}.model", "data": "params:data", "valid": "x_valid"}
+    finished |= {"folder": f"{before}.folder", **LAUNCHED}
     if not experiment.synthetic:
-        finished |= {"valid": "x_valid", "folder": f"{before}.folder", "groups": "groups"}
-        finished |= LAUNCHED
-    finish = finish_points if experiment.synthetic else finish_images
+        finished["groups"] = "groups"
     finishing = Pipeline([Node(finish, finished, "hierarchy", name="finish")])
     return data.create_pipeline(experiment.synthetic) + phases + finishing
 
