@@ -1,0 +1,6 @@
+"""Tables: columns of any kind as standardized vectors, and back."""
+
+from submanifold.data.tables.columns import Column
+from submanifold.data.tables.preprocessor import Preprocessor
+
+__all__ = ["Column", "Preprocessor"]

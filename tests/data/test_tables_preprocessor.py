@@ -1,0 +1,281 @@
+"""The preprocessor of tables: kinds of columns, exact round trips, densities, and mistakes."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from submanifold.common.errors import UserError
+from submanifold.data.tables import Preprocessor
+from submanifold.data.tables.preprocessor import uniform_by_content
+from submanifold.data.tables.statistics import Statistics
+
+RNG = np.random.default_rng(0)
+N = 500
+NORMAL = RNG.normal(size=N)
+KINDS = {
+    "normal": (NORMAL, "continuous", None),
+    "float32": (NORMAL.astype(np.float32), "continuous", None),
+    "timestamps": (1.7e9 + NORMAL * 1e-3, "continuous", None),
+    "large integers": (RNG.integers(0, 10**7, N), "continuous", None),
+    "nanoseconds": (1_700_000_000_000_000_000 + RNG.integers(0, 10**14, N), "continuous", None),
+    "zeros and others": (np.where(RNG.random(N) < 0.9, 0, NORMAL), "continuous", None),
+    "integers": (RNG.integers(-5, 90, N), "quantized", 1),
+    "even integers": (2 * RNG.integers(0, 9, N) + 1, "quantized", 2),
+    "counts as floats": (RNG.integers(0, 255, N).astype(float), "quantized", 1),
+    "tenths": (RNG.integers(0, 900, N) / 10, "quantized", 0.1),
+    "float32 hundredths": ((RNG.integers(0, 900, N) / 100).astype(np.float32), "quantized", 0.01),
+    "quarters": (RNG.integers(0, 90, N) / 4, "quantized", 0.25),
+    "small steps": (np.round(7e-6 * RNG.integers(0, 90, N), 6), "quantized", 7e-6),
+    "booleans": (RNG.random(N) < 0.3, "quantized", 1),
+    "two values": (np.where(RNG.random(N) < 0.3, -1 / 3, math.pi), "quantized", math.pi + 1 / 3),
+    "three values": (RNG.choice([-1.3, math.pi, 9.0], N), "quantized", math.pi + 1.3),
+    "sorted": (np.repeat([1.5, 2.0], [2000, 3000]), "quantized", 0.5),
+    "float32 of large values": ((1e6 + 3 * NORMAL).astype(np.float32), "quantized", 2**-4),
+    "rounding errors": (1000 + 1e-13 * NORMAL, "constant", None),
+    "one value": (np.full(N, 3.25), "constant", None),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_and_steps_are_found(name):
+    values, kind, step = KINDS[name]
+    (column,) = Preprocessor.fit(pd.DataFrame({"a": values})).columns
+    assert column.kind == kind
+    assert column.step == pytest.approx(step)
+
+
+@pytest.mark.parametrize("scale", ["standard", "quantile", "none"])
+@pytest.mark.parametrize("name", KINDS)
+def test_rows_come_back_with_their_type(name, scale):
+    frame = pd.DataFrame({"a": KINDS[name][0], "b": np.arange(len(KINDS[name][0]))})
+    if scale == "none" and name in ("timestamps", "nanoseconds", "float32 of large values"):
+        with pytest.raises(UserError, match="scale: expected standard or quantile, got none"):
+            Preprocessor.fit(frame, scale=scale)
+        return
+    preprocessor = Preprocessor.fit(frame, scale=scale)
+    found = preprocessor.inverse_transform(preprocessor.transform(frame))
+    assert (found.dtypes == frame.dtypes).all()
+    if KINDS[name][1] == "continuous":
+        spread = float(np.std(frame["a"].astype(float)))
+        assert np.allclose(found["a"] - frame["a"].iloc[0], frame["a"] - frame["a"].iloc[0],
+                           atol=1e-5 * spread)  # fmt: skip
+    else:
+        rounding = 1e-15 if name == "rounding errors" else 0
+        assert np.allclose(found["a"].astype(float), frame["a"].astype(float), rounding, 0)
+    assert (found["b"] == frame["b"]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    start=st.integers(-(10**6), 10**6),
+    decimals=st.integers(0, 6),
+    steps=st.lists(st.integers(0, 65_000), min_size=3, max_size=60, unique=True),
+    scale=st.sampled_from(["standard", "quantile", "none"]),
+)
+def test_numbers_with_decimals_come_back_exactly(start, decimals, steps, scale):
+    """Printing and reading a number gives the float nearest to the decimal; so must the inverse."""
+    values = [float(f"{(start + each) / 10**decimals:.{decimals}f}") for each in steps]
+    frame = pd.DataFrame({"a": values})
+    try:
+        preprocessor = Preprocessor.fit(frame, scale=scale)
+    except UserError as error:
+        assert (scale, "float32" in str(error)) == ("none", True)  # noqa: PT017
+        return
+    x = preprocessor.transform(frame)
+    if preprocessor.columns[0].kind == "quantized":
+        assert list(preprocessor.inverse_transform(x)["a"]) == values
+
+
+def test_standardized_columns_have_mean_0_and_deviation_1():
+    frame = pd.DataFrame({name: values for name, (values, _, _) in KINDS.items()
+                          if len(values) == N and name != "one value"})  # fmt: skip
+    x = Preprocessor.fit(frame).transform(frame).astype(float)
+    assert x.mean(0) == pytest.approx(0, abs=0.1)
+    assert x.std(0) == pytest.approx(1, abs=0.05)
+    x = Preprocessor.fit(frame[["normal"]] ** 3, scale="quantile").transform(frame[["normal"]] ** 3)
+    assert abs(np.sort(x[:, 0]) - np.sort(NORMAL)).max() < 1
+    assert x.std() == pytest.approx(1, abs=0.02)
+
+
+def test_the_log_determinant_is_that_of_the_transformation():
+    """Of a normal variable in its own units, log-density = standard log-density + log_det."""
+    values = 1e6 + 250 * RNG.normal(size=(4000, 2))
+    preprocessor = Preprocessor.fit(values)
+    log_det = preprocessor.log_det(values)
+    assert log_det == pytest.approx(-2 * math.log(250), abs=0.05)
+    frame = pd.DataFrame({"a": np.exp(values[:, 0] / 1e6), "b": RNG.integers(0, 9, 4000)})
+    preprocessor = Preprocessor.fit(frame, scale="quantile")
+    step = np.array([1e-9, 0])
+    up, down = (preprocessor._values(frame) + sign * step for sign in (1, -1))
+    a = preprocessor.columns[0]
+    slope = (a.standardize(a.snap(up[:, 0])) - a.standardize(a.snap(down[:, 0]))) / 2e-9
+    b = preprocessor.columns[1]
+    shifted = preprocessor._dequantized(frame, None)[:, 1]
+    wanted = np.log(slope) + b.log_slope(shifted)
+    close = np.isclose(preprocessor.log_det(frame), wanted, atol=1e-3)
+    assert close.mean() > 0.97  # all but rows at a knot
+
+
+def test_the_density_of_a_quantized_column_bounds_its_probability():
+    """A uniform density over the dequantized values of a fair die gives each face 1/6."""
+    die = pd.DataFrame({"a": RNG.integers(1, 7, 6000)})
+    preprocessor = Preprocessor.fit(die)
+    (column,) = preprocessor.columns
+    assert column.bits == pytest.approx(math.log2(6))
+    x = preprocessor.transform(die, salt=np.arange(6000))[:, 0]
+    ends = column.standardize(np.array([0.0, 6.0]))
+    assert x.min() == pytest.approx(ends[0], abs=0.01)
+    assert x.max() == pytest.approx(ends[1], abs=0.01)
+    log_density = -math.log(ends[1] - ends[0]) + preprocessor.log_det(die)
+    assert np.exp(log_density) == pytest.approx(1 / 6)
+
+
+def test_noise_is_uniform_and_determined_by_the_row():
+    values = RNG.integers(0, 3, (3000, 4)).astype(float)
+    noise = uniform_by_content(values, np.arange(3000))
+    assert abs(np.sort(noise, axis=0) - np.linspace(0, 1, 3000)[:, None]).max() < 0.04
+    assert abs(np.corrcoef(noise.T) - np.eye(4)).max() < 0.06
+    assert np.array_equal(uniform_by_content(values[7:9], np.arange(7, 9)), noise[7:9])
+    without = uniform_by_content(values)
+    assert len(np.unique(without)) == without.shape[1] * len(np.unique(values, axis=0))
+    frame = pd.DataFrame(values, columns=list("abcd"))
+    preprocessor = Preprocessor.fit(frame)
+    x = preprocessor.transform(frame)
+    assert np.array_equal(preprocessor.transform(frame[5:6]), x[5:6])
+    assert np.array_equal(preprocessor.transform(frame.astype("int8")[5:6]), x[5:6])
+
+
+def test_columns_are_found_by_name(caplog):
+    frame = pd.DataFrame({"a": NORMAL, "b": NORMAL**2, "c": RNG.integers(0, 9, N)})
+    preprocessor = Preprocessor.fit(frame)
+    x = preprocessor.transform(frame)
+    assert np.array_equal(preprocessor.transform(frame[["c", "a", "b"]]), x)
+    assert not caplog.messages
+    assert np.array_equal(preprocessor.transform(frame.assign(d=1)), x)
+    assert "columns d are unknown to the model" in caplog.text
+    assert np.array_equal(preprocessor.transform(frame.astype(str)), x)
+    assert np.array_equal(preprocessor.transform(frame.to_numpy()), x)
+    with pytest.raises(UserError, match="got none named b"):
+        preprocessor.transform(frame[["a", "c"]])
+    with pytest.raises(UserError, match=r"none named width. Did you mean widht\?"):
+        Preprocessor.fit(pd.DataFrame({"width": NORMAL})).transform(pd.DataFrame({"widht": [1]}))
+    with pytest.raises(UserError, match="expected 3 columns"):
+        preprocessor.transform(frame.to_numpy()[:, :2])
+
+
+def test_categories_become_indicators(caplog):
+    frame = pd.DataFrame({"city": RNG.choice(["Rome", "Oslo", "Lima"], N), "a": NORMAL})
+    preprocessor = Preprocessor.fit(frame, categorical="onehot")
+    assert preprocessor.features == ("city=Lima", "city=Oslo", "city=Rome", "a")
+    x = preprocessor.transform(frame)
+    assert x.std(0) == pytest.approx(1, abs=0.05)
+    assert (preprocessor.inverse_transform(x)["city"] == frame["city"]).all()
+    unknown = preprocessor.transform(frame.assign(city="Bonn"))
+    assert "no category Bonn" in caplog.text
+    assert (unknown[:, :3] < x[:, :3].max(0)).all()
+    numbers = pd.DataFrame({"zip": RNG.choice([101, 205], N), "a": NORMAL})
+    found = Preprocessor.fit(numbers, categorical="onehot", kinds={"zip": "categorical"})
+    assert found.features == ("zip=101", "zip=205", "a")
+    assert (found.inverse_transform(found.transform(numbers))["zip"] == numbers["zip"]).all()
+
+
+def test_missing_values_are_refused_dropped_or_filled():
+    frame = pd.DataFrame({"a": [1.0, np.nan, 3.0, 5.0], "b": ["x", "x", None, "y"]})
+    with pytest.raises(UserError, match=r"missing: .* got some in a \(1\), b \(1\)"):
+        Preprocessor.fit(frame, categorical="onehot")
+    dropped = Preprocessor.fit(frame, categorical="onehot", missing="drop")
+    assert dropped.columns[0].center == pytest.approx(5)  # of 1 and 5, with noise up to 4
+    filled = Preprocessor.fit(frame, categorical="onehot", missing="median")
+    found = filled.inverse_transform(filled.transform(frame))
+    assert list(found["a"]) == [1, 3, 3, 5]
+    assert list(found["b"]) == ["x", "x", "x", "y"]
+    with pytest.raises(UserError, match=r"missing values, got some in a \(1\)"):
+        Preprocessor.fit(frame[["a"]], missing="drop").transform(frame[["a"]])
+
+
+def test_a_constant_column_is_no_coordinate_and_comes_back(caplog):
+    frame = pd.DataFrame({"a": NORMAL, "b": 7, "c": "one"})
+    preprocessor = Preprocessor.fit(frame, categorical="onehot")
+    assert preprocessor.features == ("a",)
+    found = preprocessor.inverse_transform(preprocessor.transform(frame[["a"]]))
+    assert (found[["b", "c"]] == frame[["b", "c"]]).all(axis=None)
+    preprocessor.transform(frame.assign(b=8))
+    assert "columns b are constant in the training data but not here" in caplog.text
+
+
+def test_chunks_of_rows_give_the_same_columns():
+    frame = pd.DataFrame({name: values for name, (values, _, _) in KINDS.items()
+                          if len(values) == N})  # fmt: skip
+    statistics = Statistics()
+    for start in range(0, N, 77):
+        statistics.update(frame[start : start + 77])
+    for column, whole in zip(statistics.columns(), Preprocessor.fit(frame).columns, strict=True):
+        assert column.kind == whole.kind
+        assert column.step == pytest.approx(whole.step)
+        assert column.center == pytest.approx(whole.center)
+        assert column.scale == pytest.approx(whole.scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["standard", "quantile"])
+def test_json_keeps_everything(scale):
+    frame = pd.DataFrame({"a": NORMAL, "b": KINDS["three values"][0], "c": KINDS["tenths"][0],
+                          "d": RNG.choice(["x", "y"], N), "e": 1})  # fmt: skip
+    preprocessor = Preprocessor.fit(frame, categorical="onehot", scale=scale, missing="median")
+    again = Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
+    assert again == preprocessor
+    assert np.array_equal(again.transform(frame), preprocessor.transform(frame))
+
+
+FEW = {"a": [1, 2], "b": [np.nan, np.nan]}
+MISTAKES = {
+    "text in a number column": (
+        {"a": [1, 2, "three", 4]}, {},
+        r"column a: expected numbers, got 1 other values, such as 'three' in row 3",
+    ),
+    "categories": (
+        {"a": list("xyzx"), "b": 1}, {}, "categorical: .* got categories in a. .*onehot",
+    ),
+    "infinity": ({"a": [1, 2, np.inf]}, {}, r"expected no infinities, got some in a \(1\)"),
+    "all missing": (FEW, {}, r"got none in b. Leave them out with drop=\[b\]"),
+    "all missing, rows dropped": (FEW, {"missing": "drop"}, "got none in b"),
+    "one row": ({"a": [1.5]}, {}, "at least 2 rows, got 1"),
+    "no rows": ({"a": []}, {}, "at least 2 rows, got 0"),
+    "one complete row": (
+        {"a": [1.5, np.nan]}, {"missing": "drop"}, r"got 1 \(1 others have missing",
+    ),
+    "no columns": ({}, {}, "expected columns, got none"),
+    "dates": ({"a": pd.date_range("2020", periods=4)}, {}, "column a: .* got dates"),
+    "complex": ({"a": [1j, 2]}, {}, "column a: expected real numbers"),
+    "lists": ({"a": [[1], [2]]}, {}, "column a: .* got nested values"),
+    "huge": ({"a": [1e200, 1.5, 2]}, {}, "column a: expected values up to 1e.150"),
+    "unknown kind": (
+        {"age": [1, 2]}, {"kinds": {"agee": "continuous"}}, r"kinds.agee: .* Did you mean age\?",
+    ),
+    "no step": ({"a": NORMAL}, {"kinds": {"a": "quantized"}}, "kinds.a: .*got quantized"),
+    "many categories": (
+        {"a": [f"name {i}" for i in range(999)]}, {"categorical": "onehot"},
+        "at most 256 categories",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_named(name):
+    values, options, message = MISTAKES[name]
+    with pytest.raises(UserError, match=message):
+        Preprocessor.fit(pd.DataFrame(values), **options)
+
+
+def test_equal_names_and_other_shapes_are_refused():
+    frame = pd.DataFrame(np.zeros((3, 2)), columns=["a", "a"])
+    with pytest.raises(UserError, match="different names of columns, got a more than once"):
+        Preprocessor.fit(frame)
+    with pytest.raises(UserError, match=r"expected a DataFrame or an array \(rows, columns\)"):
+        Preprocessor.fit(np.zeros(3))
+    with pytest.raises(UserError, match=r"expected an array \(N, 1\), got one of shape \(3, 2\)"):
+        Preprocessor.fit(pd.DataFrame({"a": NORMAL})).inverse_transform(np.zeros((3, 2)))
