@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import math
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -60,6 +61,10 @@ def flows(draw, name):
             values["dim"] = draw(st.integers(1, min(5, math.prod(shape))))
         elif isinstance(each.default, bool):
             values[each.name] = draw(st.booleans())
+        elif isinstance(each.default, str):
+            values[each.name] = draw(
+                st.sampled_from(get_args(get_type_hints(flow.__init__)[each.name]))
+            )
         else:
             none = st.none() if each.default is None else st.nothing()
             values[each.name] = draw(none | st.integers(1, 2))
@@ -258,6 +263,10 @@ def test_settings_build_the_flow(name, data):
         ({"type": "glow", "shape": [3, 8]}, "another event shape"),
         ({"type": "affine", "dim": 2, "width": 3}, "width"),
         ({"type": "affine", "dim": "many"}, "dim"),
+        ({"type": "zuko", "dim": 3, "name": "CNF"}, "name"),
+        ({"type": "zuko", "dim": 3, "name": "MAF", "bins": 4}, "bins: expected null with name=MAF"),
+        ({"type": "zuko", "dim": 3, "passes": 1}, "passes: expected at least 2"),
+        ({"type": "zuko", "dim": 10**5}, "at most 1,073,741,824 weights"),
     ],
 )
 def test_invalid_configs_raise(config, message):

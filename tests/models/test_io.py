@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from submanifold.common.errors import UserError
-from submanifold.flows import Affine, Gaussianization, Glow, RealNVP
+from submanifold.flows import Affine, Gaussianization, Glow, RealNVP, Zuko
 from submanifold.models import Hierarchy, Mixture, Model, Stage
 from submanifold.models.io import is_intact, load_tensors, save_tensors
 
@@ -129,6 +129,8 @@ def config(**arguments):
         (images, flow(shape=[10**9, 4, 4])),
         (rotated, flow(1, dim=10**7)),
         (lambda: Hierarchy([Stage(Gaussianization(4, 1, 2), 2)]), flow(layers=500)),
+        (lambda: Hierarchy([Stage(Zuko(4), 2)]), flow(hidden=10**5)),
+        (lambda: Hierarchy([Stage(Zuko(4), 2)]), flow(transforms=10**6)),
         # architectures that this version does not have
         (vectors, lambda header: header.pop("model")),
         (vectors, lambda header: header.update(model="spline")),

@@ -18,7 +18,8 @@ from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
 FLOAT_BYTES = 4
-LOOPED, MAX_LOOPED, MAX_NUMBER = ("couplings", "steps", "layers", "blocks"), 1000, 2**24
+LOOPED = ("couplings", "steps", "layers", "blocks", "transforms")
+MAX_LOOPED, MAX_NUMBER = 1000, 2**24
 """Settings of flows that are built in a loop, their bound, and the bound of all others."""
 
 

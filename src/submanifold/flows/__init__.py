@@ -25,12 +25,13 @@ from submanifold.flows.softflow import (
     noise_conditioning,
 )
 from submanifold.flows.trumpet import Trumpet
+from submanifold.flows.zuko import Zuko
 
 __all__ = [
     "FLOWS", "ActNorm", "Affine", "AffineCoupling", "Autoencoder", "Bijection", "Compose",
     "Conformal", "Coupling", "DataInitialized", "Flow", "FlowSettings", "Gaussianization", "Glow",
     "Injection", "Jet", "Linear", "MaskedAffineCoupling", "MixtureOfLogistics", "RealNVP",
-    "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Trumpet",
+    "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Trumpet", "Zuko",
     "build_flow", "initialize", "is_noise_conditional", "noise_conditioning", "rebuild_flow",
     "set_activation_checkpointing",
 ]  # fmt: skip

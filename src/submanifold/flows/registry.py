@@ -19,6 +19,7 @@ from submanifold.flows.orthogonal import Rotation
 from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.softflow import SoftGlow, SoftRealNVP
 from submanifold.flows.trumpet import Trumpet
+from submanifold.flows.zuko import Zuko
 
 FLOWS: dict[str, type[Flow]] = {
     "glow": Glow,
@@ -26,6 +27,7 @@ FLOWS: dict[str, type[Flow]] = {
     "realnvp": RealNVP,
     "affine": Affine,
     "gaussianization": Gaussianization,
+    "zuko": Zuko,
     "conformal": Conformal,
     "soft_glow": SoftGlow,
     "soft_realnvp": SoftRealNVP,

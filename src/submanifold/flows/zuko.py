@@ -1,0 +1,126 @@
+"""Flows of vectors from the library zuko (https://zuko.readthedocs.io)."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor
+
+from submanifold.common.errors import UserError
+from submanifold.flows.bijection import Flow, full_precision
+
+Name = Literal["NSF", "MAF", "NICE", "BPF", "NAF", "UNAF"]
+EXPLICIT_INVERSE = ("NSF", "MAF", "NICE")
+MAX_ENTRIES = 2**30
+"""Upper bound for the numbers in masks and weights, so that a model file cannot exhaust memory."""
+
+
+class Zuko(Flow):
+    r"""A flow of zuko by the name of its class in :mod:`zuko.flows`.
+
+    ``NSF`` is a neural spline flow (Durkan et al. 2019), ``MAF`` a masked autoregressive flow
+    (Papamakarios et al. 2017), ``NICE`` consists of affine couplings (Dinh et al. 2017), ``BPF`` is
+    a Bernstein polynomial flow (Sick et al. 2020), and ``NAF`` and ``UNAF`` are neural
+    autoregressive flows (Huang et al. 2018; Wehenkel & Louppe 2019).
+
+    Splines and polynomials are the identity outside of [-5, 5], and neural autoregressive flows
+    are inverted only within [-10, 10], so standardize the data. The inverse takes one pass for each
+    coordinate; with ``passes=2``, and for ``NICE``, two. Flows without a formula for their inverse
+    are inverted by bisection and two Newton steps with the whole Jacobian; the first derivatives
+    of their inverse are those of the implicit function.
+
+    Other classes are left out: the inverses of ``SOSPF`` and ``GF`` do not exist for all latents,
+    ``CNF`` is exact only up to the tolerance of a differential equation, and ``NCSF`` is on a box.
+
+    Args:
+        dim: Number of coordinates.
+        name: Name of the class.
+        transforms: Number of transforms; None is zuko's default, 3.
+        hidden: Width of the two hidden layers of each network; None is zuko's default, 64.
+        passes: Number of groups of coordinates that an autoregressive transform takes one after the
+            other, at least 2, which makes it a coupling; None is ``dim``.
+        bins: Number of bins of the splines of ``NSF``; None is zuko's default, 8.
+
+    Raises:
+        UserError: The class has no such argument, or the flow is too large.
+
+    Example:
+        >>> flow = Zuko(5, "NSF", transforms=2, passes=2)
+        >>> z, log_det = flow(torch.randn(3, 5))
+        >>> z.shape, log_det.shape
+        (torch.Size([3, 5]), torch.Size([3]))
+    """
+
+    axes = (1,)
+
+    def __init__(
+        self,
+        dim: int,
+        name: Name = "NSF",
+        transforms: PositiveInt | None = None,
+        hidden: PositiveInt | None = None,
+        passes: PositiveInt | None = None,
+        bins: PositiveInt | None = None,
+    ):
+        super().__init__()
+        given = {"transforms": transforms, "hidden": hidden, "passes": passes, "bins": bins}
+        self.event_shape, self.config = (dim,), {"dim": dim, "name": name, **given}
+        entries = (transforms or 3) * (dim + (hidden or 64)) ** 2 * 3 * (bins or 8)
+        if entries > MAX_ENTRIES:
+            raise UserError(
+                f"dim: expected a flow of at most {MAX_ENTRIES:,} weights, got {entries:,}. "
+                "Decrease transforms, hidden or bins, or use another flow, such as realnvp."
+            )
+        device = torch.empty(0).device
+        # the masks depend on the values of tensors, which those of the meta device do not have
+        with torch.device("cpu"):
+            self.transform = _build(name, dim, given).to(device)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform (batch, dim)."""
+        if not len(x):  # which torch.distributions cannot sum over
+            z, log_det = self.forward(F.pad(x, (0, 0, 0, 1)))
+            return z[:0], log_det[:0]
+        with full_precision(x):
+            return self.transform().call_and_ladj(x)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Invert the transforms."""
+        if not len(z):
+            return self.inverse(F.pad(z, (0, 0, 0, 1)))[:0]
+        with full_precision(z):
+            transform = self.transform()
+            if self.config["name"] in EXPLICIT_INVERSE:
+                return transform.inv(z)
+            with torch.no_grad():
+                x = transform.inv(z.detach())
+            x = _newton_step(transform, x, z.detach()).detach()
+            return _newton_step(transform, x, z)
+
+
+def _build(name: str, dim: int, given: dict[str, Any]) -> Any:
+    """Build the lazy transform of a flow of zuko from the arguments that are not None."""
+    import zuko
+
+    given = {each: value for each, value in given.items() if value is not None}
+    for each, is_idle in {"passes": name == "NICE", "bins": name != "NSF"}.items():
+        if is_idle and each in given:
+            raise UserError(f"{each}: expected null with name={name}, got {given[each]}. Omit it.")
+    if given.get("passes") == 1 and dim > 1:
+        raise UserError("passes: expected at least 2, got 1. Set passes=2, or omit it.")
+    if "hidden" in given:
+        given["hidden_features"] = (given.pop("hidden"),) * 2
+    return getattr(zuko.flows, name)(dim, **given).transform
+
+
+def _newton_step(transform: Any, x: Tensor, z: Tensor) -> Tensor:
+    """Improve x, (batch, dim), as a solution of f(x) = z; differentiable in z and the weights."""
+    count, dim = x.shape
+    with torch.enable_grad():
+        # event i of each group gives row i of its Jacobian
+        copies = x.detach().repeat_interleave(dim, 0).requires_grad_()
+        outputs = transform(copies).view(count, dim, dim)
+        (rows,) = torch.autograd.grad(outputs.diagonal(dim1=1, dim2=2).sum(), copies)
+    residual = (z - transform(x))[:, :, None]
+    return x + torch.linalg.solve_ex(rows.view(count, dim, dim), residual).result[:, :, 0]
