@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from objectives import penalised
-from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.flows import Affine, Glow, RealNVP, SoftRealNVP
 from submanifold.losses import Objective
+from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms import Huber, Likelihood, Squared
 from submanifold.models import Hierarchy, Stage
 
@@ -143,3 +144,34 @@ def test_a_projection_through_the_first_stages():
         error = (x - projected).square().mean().item()
         assert terms["mse"].item() == pytest.approx(error, rel=1e-5)
         assert terms["reconstruction"].item() == pytest.approx(3 * error, rel=1e-5)
+
+
+def test_noise_scales_are_log_uniform_between_the_smallest_and_the_largest(monkeypatch):
+    objective = Objective({"likelihood": Likelihood()}, 2.0, input_noise_min=0.02)
+    seen = []
+    monkeypatch.setattr(objective, "_evaluate", lambda batch: seen.append(batch) or {})
+    model = Hierarchy([Stage(SoftRealNVP(400, couplings=1, hidden=2), 400)])
+    objective(model, torch.zeros(500, 400), torch.Generator().manual_seed(0))
+    scale, sigma = seen[0].noise_scale, seen[0].noisy.std(1)
+    assert scale.min() < 0.02
+    assert scale.max() > 0.98
+    torch.testing.assert_close(sigma, 0.02 * 100**scale, rtol=0.15, atol=0)
+
+
+def test_a_trimmed_likelihood_leaves_out_the_events_of_the_lowest_density():
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    x[:8] += 100
+    kept = penalised("none")(halving(), x[8:])["bits_per_dim"].item()
+    trimmed = Objective({"likelihood": Likelihood(trim=0.2)})
+    assert trimmed(halving(), x)["likelihood"].item() == pytest.approx(kept, rel=1e-6)
+
+
+def test_a_trimmed_likelihood_compares_events_of_similar_noise_scales():
+    """At large scales the density is lower; the outliers are at small scales."""
+    model = halving()
+    scale = torch.linspace(0, 1, 50)
+    x = torch.stack([100 * scale, torch.zeros(50)], 1)
+    x[:5] = 40.0
+    batch = ForwardPass(model, x, x, noise_scale=scale)
+    expected = model.to_bits_per_dim(model.log_prob(x[5:])).mean()
+    torch.testing.assert_close(Likelihood(trim=0.1)(batch), expected)

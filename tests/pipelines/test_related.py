@@ -70,6 +70,8 @@ def test_alternating_m_flow_trains_both_stages_twice(project):
     ("H-MM", INNER | {"charts": 2}, "charts"),
     ("trumpet", INNER | {"phase_1": {"likelihood": {"weight": 1.0}}}, "closed form"),
     ("SoftFlow", {"phase_1": {"input_noise": 0}}, "input_noise"),
+    ("SoftFlow", {"phase_1": {"input_noise_min": 0.5}}, "input_noise_min: expected less than"),
+    ("PR-M", INNER | {"phase_1": {"input_noise_min": 0.1}}, "input_noise_min: expected null"),
     ("NIF", INNER | {"stage_1": {"dim": 24, "noise": 0.1}}, "stage_1.noise"),
     ("conformal", INNER | {"stage_1": {"dim": 193}}, "stage_1.dim: expected 1 to 192"),
 ])  # fmt: skip

@@ -196,7 +196,11 @@ def effective(phase: Phase) -> dict[str, Any]:
         return phase.model_dump(mode="json")
     idle: dict[str, Any] = {name: True for name, term in phase.terms.items() if not term.weight > 0}
     if "likelihood" in idle:
-        idle["likelihood"] = {"unit": True}  # its weight is shown: by default it is 1
+        idle["likelihood"] = {"unit": True, "trim": True}  # its weight is shown: by default it is 1
+    elif not phase.likelihood.trim:
+        idle["likelihood"] = {"trim": True}
+    if phase.input_noise_min is None:
+        idle["input_noise_min"] = True
     if phase.stages[0] == 1:
         idle.setdefault("reconstruction", {"space": True})
     return phase.model_dump(mode="json", exclude=idle)

@@ -198,6 +198,12 @@ def _check_training(
             f"of stage_{conditional[-1]}, which must be the phase's first stage, got "
             f"{phase.input_noise:g}. Set it, or choose another flow such as glow or realnvp."
         )
+    if (low := phase.input_noise_min) is not None and not (conditional and low < phase.input_noise):
+        expected = f"less than input_noise={phase.input_noise:g}" if conditional else "null"
+        raise UserError(
+            f"{name}.input_noise_min: expected {expected}, got {low:g}: it is the smallest noise "
+            "scale of a noise-conditional flow. Change it."
+        )
 
 
 def _idle_terms(phase: PhaseSettings) -> dict[str, str]:

@@ -34,6 +34,7 @@ class ForwardPass:
         generator: Source of random numbers, on the device of ``clean``.
         shard: Part of the training batch that ``clean`` is.
         training: Whether gradients are needed; terms may skip work in validation.
+        noise_scale: The scale that a noise-conditional model receives, (batch,) in [0, 1].
     """
 
     model: Model
@@ -43,6 +44,7 @@ class ForwardPass:
     generator: torch.Generator | None = None
     shard: Shard = WHOLE_BATCH
     training: bool = True
+    noise_scale: Tensor | None = None
     _residuals: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def draw(

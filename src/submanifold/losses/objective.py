@@ -25,13 +25,16 @@ class Objective:
 
     with the signs of :ref:`theory-3-1`. With input noise (the denoising flow, DNF) the density and
     u are those of :math:`h + \sigma_x \epsilon`, and the projection is compared with the clean h
-    (:ref:`theory-3-10`). A noise-conditional flow (SoftFlow) receives the scale of the noise, which
-    is a uniform random fraction of sigma_x for each event.
+    (:ref:`theory-3-10`). A noise-conditional flow receives the scale of the noise, which is random
+    for each event: a uniform fraction of sigma_x (SoftFlow), or log-uniform between a smallest
+    scale and sigma_x.
 
     Args:
         terms: Terms by name; those of weight 0 are omitted.
         input_noise: sigma_x, in the units of h.
         outer: The frozen stages before those in training.
+        input_noise_min: Smallest noise scale of a noise-conditional flow; None is 0, with uniform
+            scales.
 
     Attributes:
         constraints: Weights of the terms with a target, which dual ascent adjusts.
@@ -44,11 +47,15 @@ class Objective:
     """
 
     def __init__(
-        self, terms: Mapping[str, Term], input_noise: float = 0.0, outer: Hierarchy | None = None
+        self,
+        terms: Mapping[str, Term],
+        input_noise: float = 0.0,
+        outer: Hierarchy | None = None,
+        input_noise_min: float | None = None,
     ):
         self.terms = {name: term for name, term in terms.items() if term.weight > 0}
         self.reconstruction: Any = terms.get("reconstruction", NoPenalty())
-        self.input_noise, self.outer = input_noise, outer
+        self.input_noise, self.outer, self.input_noise_min = input_noise, outer, input_noise_min
         self.constraints = DualAscent(self.terms)
 
     def __call__(
@@ -75,8 +82,11 @@ class Objective:
             noise = batch.draw(torch.randn, *h.shape[1:], dtype=h.dtype)
             if is_noise_conditional(model):
                 scale = batch.draw(torch.rand)
-                noise = scale.view(-1, *(1 for _ in h.shape[1:])).to(h.dtype) * noise
-            batch = replace(batch, noisy=h + self.input_noise * noise)
+                fraction = scale
+                if self.input_noise_min is not None:
+                    fraction = (self.input_noise_min / self.input_noise) ** (1 - scale)
+                noise = fraction.view(-1, *(1 for _ in h.shape[1:])).to(h.dtype) * noise
+            batch = replace(batch, noisy=h + self.input_noise * noise, noise_scale=scale)
         with noise_conditioning(model, scale):
             return self._evaluate(batch)
 

@@ -56,12 +56,15 @@ class PhaseSettings(Terms):
     Attributes:
         stages: Numbers of the consecutive stages that are trained together.
         input_noise: Standard deviation sigma_x of the noise on the input, in its units; 0 except in
-            DNF and SoftFlow.
+            DNF, and the largest scale in noise-conditional flows.
+        input_noise_min: Smallest scale of the noise of a noise-conditional flow, whose scales are
+            log-uniform between the two; None uses uniform scales from 0 (SoftFlow).
         training: How they are trained.
     """
 
     stages: tuple[int, ...] = Field(min_length=1)
     input_noise: float = Field(default=0.0, ge=0)
+    input_noise_min: float | None = Field(default=None, gt=0)
     training: TrainingSettings
 
 
@@ -141,7 +144,8 @@ def assemble(
     full = full.to(device)
     outer = full.part(1, first - 1).requires_grad_(False) if first > 1 else None
     trained = full if model.charts > 1 else full.part(first, last).requires_grad_(True)
-    return full, trained, fresh, Objective(phase.terms, phase.input_noise, outer)
+    objective = Objective(phase.terms, phase.input_noise, outer, phase.input_noise_min)
+    return full, trained, fresh, objective
 
 
 def rotate_phase(
