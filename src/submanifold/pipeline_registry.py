@@ -39,17 +39,15 @@ def register_pipelines() -> dict[str, Pipeline]:
         return {**shown, "__default__": Pipeline([])}
     trained = training.create_pipeline(experiment)
     histories = {name: f"{name}.history" for name in experiment.phases}
-    full = (
-        trained
-        + evaluation.create_pipeline(histories, experiment.synthetic)
-        + reporting.create_pipeline(histories, experiment.synthetic)
-    )
+    full = trained + evaluation.create_pipeline(histories, experiment.kind)
+    if experiment.kind != "table":
+        full += reporting.create_pipeline(histories, experiment.kind)
     images = {}
-    if not experiment.synthetic:
+    if experiment.kind == "images":
         scored = ood.create_pipeline() if experiment.ood is not None else Pipeline([])
         images = {"ood": trained + scored, "dimension": full + dimension.create_pipeline()}
     return {
-        "data": data.create_pipeline(experiment.synthetic),
+        "data": data.create_pipeline(experiment.kind),
         "hierarchical": full,
         "joint": full,
         **shown,

@@ -10,7 +10,6 @@ import torch
 
 from submanifold.common.errors import error_prefix
 from submanifold.config.schema import Experiment, effective
-from submanifold.data.sources import fingerprint
 
 TRAINING_VERSION = 7
 """Version of data and training: increased when equal settings no longer give equal artifacts."""
@@ -41,7 +40,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     ``run`` if ``evaluation.inception_weights`` is ``auto``: whether FID is measured changes it.
     """
     with error_prefix("data"):
-        content = fingerprint(experiment.data, project / RAW_FOLDER)
+        content = experiment.data.fingerprint(project / RAW_FOLDER)
     digest = _digest(TRAINING_VERSION, content, experiment.data.content)
     keys = {"data": f"{experiment.dataset}-{digest}"}
     stages = [stage.model_dump(mode="json") for stage in experiment.model.stages]
@@ -62,7 +61,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     keys["model"] = f"{experiment.dataset}-{experiment.method}-{digest}"
     if experiment.ood_data is not None:
         with error_prefix("ood"):
-            content = fingerprint(experiment.ood_data, project / RAW_FOLDER)
+            content = experiment.ood_data.fingerprint(project / RAW_FOLDER)
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(str(experiment.ood)).name)
         ood_digest = _digest(TRAINING_VERSION, content, experiment.ood_data.content)
         keys["ood_data"] = f"{name}-{ood_digest}"

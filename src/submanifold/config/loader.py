@@ -82,9 +82,10 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             UserError: A parameter is not allowed.
         """
         with without_garbage_collection():  # imports torch, which most commands do not need
+            from submanifold.config.cache_keys import RAW_FOLDER
             from submanifold.config.resolve import resolve
 
-        return resolve(self._read("parameters"), self.runtime_params)
+        return resolve(self._read("parameters"), self.runtime_params, self.project / RAW_FOLDER)
 
     @property
     def tables(self) -> dict[str, Any]:

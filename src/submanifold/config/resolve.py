@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from submanifold.common.errors import UserError, did_you_mean
+from submanifold.common.errors import UserError, did_you_mean, error_prefix
 from submanifold.common.settings import read_settings
 from submanifold.config.merge import (
     Tree,
@@ -23,7 +23,7 @@ from submanifold.config.schema import (
     flatten,
 )
 from submanifold.config.validate import refuse_idle, validate
-from submanifold.data.settings import DataSettings, ImageSettings, read_data_settings
+from submanifold.data.settings import DataSettings, ImageSettings, TableSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.flows import FLOWS
 from submanifold.models import ModelSettings, StageSettings
@@ -38,7 +38,11 @@ VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}
 SINGLE = ("data", "training", "evaluation")
 
 
-def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = None) -> Experiment:
+def resolve(
+    parameters: Mapping[str, Any],
+    typed: Mapping[str, Any] | None = None,
+    raw_folder: Path | None = None,
+) -> Experiment:
     """Select one experiment from the tables and check it.
 
     Precedence, from low to high: the defaults of a stage (by its flow) and of a phase (by the first
@@ -56,6 +60,7 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
     Args:
         parameters: The tables and the user's settings, from files and the command line.
         typed: The settings from the command line alone.
+        raw_folder: Folder in which the scans of tables are recorded.
 
     Raises:
         UserError: A name is unknown, or a value is not allowed.
@@ -82,6 +87,10 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
     data_entry = {name: value for name, value in dataset.items()
                 if name != "method" and not name.startswith("stage_")}  # fmt: skip
     data = read_data_settings(merge(data_entry, single["data"], "data"))
+    if isinstance(data, TableSettings):
+        with error_prefix("data"):
+            data.read(raw_folder)
+        stage_settings = {name: _half(stage, data) for name, stage in stage_settings.items()}
     if isinstance(data, ImageSettings) and data.size < SMALLEST_IMAGE:
         raise UserError(
             f"data.size: expected at least {SMALLEST_IMAGE}, got {data.size}. Change it with "
@@ -130,6 +139,11 @@ def resolve(parameters: Mapping[str, Any], typed: Mapping[str, Any] | None = Non
     )
     validate(experiment, method, {**single, **stages}, phases)
     return experiment
+
+
+def _half(stage: Tree, data: TableSettings) -> Tree:
+    """Replace the dimension ``half`` by half of the columns."""
+    return {**stage, "dim": data.event_shape[0] // 2} if stage.get("dim") == "half" else stage
 
 
 def _take_minutes(training: Tree, typed: Mapping[str, Any]) -> tuple[Tree, float | None]:

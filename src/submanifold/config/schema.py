@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from pydantic import Field, PositiveInt, model_validator
 
 from submanifold.common.settings import Name, Settings
-from submanifold.data.settings import DataSettings, ImageSettings, SyntheticSettings
+from submanifold.data.settings import DataSettings, ImageSettings, Kind
 from submanifold.models import ModelSettings
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
@@ -137,9 +137,9 @@ class Experiment(Choices):
     minutes: float | None = Field(None, gt=0)
 
     @property
-    def synthetic(self) -> bool:
-        """Whether the data are points with a known density."""
-        return isinstance(self.data, SyntheticSettings)
+    def kind(self) -> Kind:
+        """Kind of the data: images, points with a known density, or rows of a table."""
+        return self.data.kind
 
     @property
     def trainings(self) -> dict[str, PhaseSettings]:

@@ -4,8 +4,10 @@ import hashlib
 import io
 import logging
 import math
+import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -58,6 +60,34 @@ def write_npy(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...]) 
             if file.tell() != end:
                 raise ValueError(f"chunks: expected {end} bytes for {shape}, got {file.tell()}.")
         return np.load(path, mmap_mode="c")
+
+
+@contextmanager
+def scatter_npy(
+    path: Path, shape: tuple[int, ...]
+) -> Iterator[Callable[[np.ndarray, np.ndarray], None]]:
+    """Yield a function of indices (n,) and items (n, ...) that writes items of a float32 array.
+
+    The file is renamed at the end, when all items must be written. Memory is bounded.
+
+    Raises:
+        WriteError: The disk is full or read-only.
+    """
+    with atomic_write(path) as partial:
+        with open(partial, "wb") as file:
+            start = file.write(_header(shape, np.float32))
+            # a full disk would kill a process that writes to a memory map
+            os.posix_fallocate(file.fileno(), 0, start + 4 * math.prod(shape))
+        array = np.memmap(partial, np.float32, "r+", start, shape)
+        memory: mmap.mmap = array._mmap  # type: ignore[attr-defined]
+
+        def write(indices: np.ndarray, items: np.ndarray) -> None:
+            order = indices.argsort()
+            array[indices[order]] = items[order]
+            memory.madvise(mmap.MADV_DONTNEED)  # the pages stay in the cache of the disk
+
+        yield write
+        array.flush()
 
 
 class GrowingArray:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    PrivateAttr,
+    model_validator,
+)
 
 from submanifold.common.errors import UserError
 from submanifold.common.settings import Settings, read_settings
-from submanifold.data.sources import SOURCES, SourceType
+from submanifold.data.sources import SOURCES, SourceType, fingerprint
 from submanifold.data.synthetic import MANIFOLDS, Manifold, manifold
+from submanifold.data.tables import scan as tables
+from submanifold.data.tables.statistics import Categorical, GivenKind, Missing, Scale
 
 LABELLED = [name for name, kind in SOURCES.items() if kind.labels]
 GROUPED = [name for name, kind in SOURCES.items() if kind.image_files]
+TABLES = ("table", *tables.INSTALLED)
+
+Kind = Literal["images", "points", "table"]
+"""Kind of data: images, points of a manifold with a known density, or rows of a table."""
 
 
 class Counts(Settings):
-    """Number of images in each split; `None` leaves it to the split rule."""
+    """Number of images or rows in each split; `None` leaves it to the split rule."""
 
     train: PositiveInt | None = None
     valid: PositiveInt | None = None
@@ -52,6 +66,7 @@ class ImageSettings(Settings):
             compared on the same images.
     """
 
+    kind: ClassVar[Kind] = "images"
     source: Literal[tuple(SOURCES)] = "photos"  # type: ignore[valid-type]
     path: str | None = None
     url: str | None = Field(None, pattern=r"^https?://")
@@ -103,6 +118,10 @@ class ImageSettings(Settings):
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one image: (channels, size, size)."""
         return self.channels, self.size, self.size
+
+    def fingerprint(self, raw_folder: Path) -> str:
+        """Identity of the source's content; see :func:`.sources.fingerprint`."""
+        return fingerprint(self, raw_folder)
 
 
 class Rule(NamedTuple):
@@ -163,6 +182,7 @@ class SyntheticSettings(Settings):
         seed: Seed of the draws.
     """
 
+    kind: ClassVar[Kind] = "points"
     source: Literal[tuple(MANIFOLDS)]  # type: ignore[valid-type]
     noise: float | None = Field(None, ge=0)
     counts: Draws = Draws()
@@ -188,21 +208,128 @@ class SyntheticSettings(Settings):
         """Description of the points in a model's file."""
         return {"dim": self.manifold.ambient_dim, "noise": self.manifold.noise}
 
+    def fingerprint(self, raw_folder: Path) -> str:
+        """Identity of the points: they are determined by the name and the settings."""
+        return self.source
 
-DataSettings = ImageSettings | SyntheticSettings
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+
+
+class TableSettings(Settings):
+    """Rows of a table.
+
+    Attributes:
+        source: `table` (files at `path`), or a table that is installed with scikit-learn:
+            `breast_cancer`, `diabetes`, `digits` or `wine`.
+        path: A CSV, Parquet, Feather, NPY or NPZ file, a folder of them, or a list of files. All
+            files have the same columns.
+        columns: Names or patterns (`pixel_*`) of the columns that the model describes; None: all.
+        drop: Names or patterns of columns that it does not describe.
+        label: Column that is kept beside the rows and is no input of the model.
+        kinds: Kinds of columns by name, instead of those that are found: `continuous`, `quantized`
+            (noise over the step is added) or `categorical`.
+        categorical: `refuse` text, or make each category an indicator (`onehot`).
+        missing: `refuse` missing values, `drop` their rows, or replace them by the column's
+            `median`.
+        scale: `standard` (mean 0, standard deviation 1), `quantile` (normal scores), or `none`.
+        split: `random`, or the name of a column with the values train, valid and test.
+        groups: Column of groups of rows that are not independent of each other. No group is in two
+            splits, and confidence intervals are over groups. None: all rows are independent.
+        counts: Number of rows in each split; by default a tenth for validation and test, at most
+            100,000.
+        seed: Seed of the split.
+    """
+
+    kind: ClassVar[Kind] = "table"
+    source: Literal[TABLES] = "table"  # type: ignore[valid-type]
+    path: Names | None = None
+    columns: Names | None = None
+    drop: Names = ()
+    label: str | None = Field(None, min_length=1)
+    kinds: dict[str, GivenKind] = Field(default_factory=dict)
+    categorical: Categorical = "refuse"
+    missing: Missing = "refuse"
+    scale: Scale = "standard"
+    split: str = Field("random", min_length=1)
+    groups: str | None = Field(None, min_length=1)
+    counts: Counts = Counts()
+    seed: int = Field(0, ge=0, lt=2**32)
+    _scan: tables.Scan | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _check_path(self) -> TableSettings:
+        if (self.source == "table") != (self.path is not None):
+            expected = "the path of a table" if self.path is None else "none"
+            got = "none" if self.path is None else ", ".join(self.path)
+            fix = "Set it" if self.path is None else "Omit it, or set source=table"
+            raise ValueError(
+                f"path: expected {expected} with source={self.source}, got {got}. {fix}"
+            )
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files and folders of the table."""
+        return self.path or ()
+
+    @property
+    def label_column(self) -> str | None:
+        """The label, with the default of installed tables."""
+        installed = self.source != "table"
+        return tables.INSTALLED_LABEL if installed and self.label is None else self.label
+
+    @property
+    def split_column(self) -> str | None:
+        """The column that names the split of each row."""
+        return None if self.split == "random" else self.split
+
+    def read(self, raw_folder: Path | None = None) -> tables.Scan:
+        """Find the columns and the splits, once; see :func:`.tables.scan.scan`."""
+        if self._scan is None:
+            self._scan = tables.scan(self, raw_folder)
+        return self._scan
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one row: (coordinates,); constant columns are none, and categories one each."""
+        return (len(self.read().preprocessor.varying),)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The settings on which the rows depend, besides the content of the files."""
+        return self.model_dump(mode="json", exclude={"path"})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Description of the rows in a model's file: the preprocessor, and the label."""
+        return {"table": self.read().preprocessor.to_dict(), "label": self.label_column}
+
+    def fingerprint(self, raw_folder: Path) -> str:
+        """Identity of the content of the files."""
+        return tables.fingerprint(self, raw_folder)
+
+
+DataSettings = ImageSettings | SyntheticSettings | TableSettings
 
 
 def read_data_settings(mapping: Mapping[str, Any], name: str = "data") -> DataSettings:
-    """Validate the settings of images or points, by their `source`.
+    """Validate the settings of images, points or a table, by their `source`.
 
     Raises:
         UserError: Naming every setting that is not allowed.
     """
-    source, known = mapping.get("source", "photos"), [*SOURCES, *MANIFOLDS]
+    source, known = mapping.get("source", "photos"), [*SOURCES, *MANIFOLDS, *TABLES]
     if source not in known:
         raise UserError(
             f"data.source: expected one of {', '.join(known)}, got {source}. Change it in "
             "conf/base/parameters.yml, or with --params=dataset=<name>."
         )
     model: type[DataSettings] = SyntheticSettings if source in MANIFOLDS else ImageSettings
+    if source in TABLES:
+        model = TableSettings
     return read_settings(model, mapping, name)

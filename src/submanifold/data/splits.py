@@ -153,7 +153,15 @@ def split_groups(groups: Mapping[str, str], shares: list[Share], seed: int) -> d
 
     Returns the split of each name.
     """
-    sizes = Counter(groups.values())
+    assigned = assign_groups(Counter(groups.values()), shares, seed)
+    return {name: assigned[group] for name, group in groups.items()}
+
+
+def assign_groups(sizes: Mapping[str, int], shares: list[Share], seed: int) -> dict[str, str]:
+    """Assign shuffled groups of these sizes to splits; see :func:`split_groups`.
+
+    Returns the split of each group.
+    """
     if len(sizes) < len(shares):
         raise UserError(
             f"groups: expected at least {len(shares)} groups, one for each split, got {len(sizes)}."
@@ -165,14 +173,14 @@ def split_groups(groups: Mapping[str, str], shares: list[Share], seed: int) -> d
         while len(remaining) > splits_left and (count < share.count or not splits_left):
             group = remaining.pop()
             splits[group], count = share.split, count + sizes[group]
-    return {name: splits[group] for name, group in groups.items()}
+    return splits
 
 
-def share_out(total: int, counts: Counts) -> list[Share]:
+def share_out(total: int, counts: Counts, what: str = "images") -> list[Share]:
     """Sizes of a random split: given counts exactly, else 10% for valid and test, the rest train.
 
     If train is given and test is not, test is the rest. The rest comes last, because broken files
-    reduce the last share.
+    reduce the last share. `what` names the items in messages.
     """
     given = {split: count for split in SPLITS if (count := getattr(counts, split)) is not None}
     missing = [split for split in SPLITS if split not in given]
@@ -180,8 +188,8 @@ def share_out(total: int, counts: Counts) -> list[Share]:
     if spare < len(missing):
         asked = ", ".join(f"counts.{split}={count}" for split, count in given.items())
         raise UserError(
-            f"counts: expected at most {total} images in three splits, each with at least one, got "
-            f"{asked or 'too few images'}. Decrease the counts, or set path to more images."
+            f"counts: expected at most {total} {what} in three splits, each with at least one, got "
+            f"{asked or f'too few {what}'}. Decrease the counts, or set path to more {what}."
         )
     rest = next((split for split in ("train", "test") if split in missing), None)
     tenth = max(1, min(total // 10, spare // max(1, len(missing))))

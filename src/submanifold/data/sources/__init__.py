@@ -13,7 +13,7 @@ from submanifold.data.sources.photos import PHOTOS
 from submanifold.data.splits import SPLITS
 
 if TYPE_CHECKING:
-    from submanifold.data.settings import DataSettings, ImageSettings
+    from submanifold.data.settings import ImageSettings
 
 __all__ = ["SOURCES", "SPLITS", "Source", "SourceType", "fingerprint", "open_source"]
 
@@ -41,19 +41,17 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
     return SOURCES[settings.source].open(settings, raw_folder)
 
 
-def fingerprint(settings: DataSettings, raw_folder: Path) -> str:
+def fingerprint(settings: ImageSettings, raw_folder: Path) -> str:
     """Identity of the source's content, for cache keys; decodes nothing and needs no network.
 
     It changes with any byte and is the same for a copy, and for data before and after their
     download.
 
     Args:
-        settings: Settings of images or points.
+        settings: Settings of images.
         raw_folder: Folder of downloads and of recorded fingerprints.
 
     Raises:
         UserError: If the files cannot be read.
     """
-    source = SOURCES.get(settings.source)
-    # points of a synthetic manifold are determined by its name and the settings
-    return source.fingerprint(settings, raw_folder) if source else settings.source  # type: ignore[arg-type]
+    return SOURCES[settings.source].fingerprint(settings, raw_folder)

@@ -189,7 +189,7 @@ def open_store(path: Path) -> Store:
     return Store(
         names=lambda: files.names,
         read=lambda name: read_file(path / name),
-        fingerprint=lambda: f"folder:{_digest_files(path, files)}",
+        fingerprint=lambda: f"folder:{digest_files(path, files)}",
         skipped=files.skipped,
         others=files.others,
     )
@@ -253,7 +253,7 @@ def _open_lmdb(path: Path) -> Store:
             return reader.get(name.encode("latin-1")) or b""
 
     def fingerprint() -> str:  # each commit changes the pages at the start of the file
-        return f"lmdb:{_digest_files(path, files_of(path))}"
+        return f"lmdb:{digest_files(path, files_of(path))}"
 
     return Store(names, read, fingerprint, database.close)
 
@@ -272,7 +272,12 @@ def fingerprint_content(path: Path) -> str:
         return store.fingerprint()
 
 
-def fingerprint_store(path: Path, record: Path, suffix: str = "") -> str:
+def fingerprint_store(
+    path: Path,
+    record: Path | None,
+    suffix: str = "",
+    content_of: Callable[[Path], str] = fingerprint_content,
+) -> str:
     """Fingerprint of a store's content: changes with any byte, and is the same for a copy.
 
     The result is recorded (in a JSON file) with the sizes, times and inodes of the files, which are
@@ -280,10 +285,16 @@ def fingerprint_store(path: Path, record: Path, suffix: str = "") -> str:
     written since then, its fingerprint changes even if the samples do not. A path that does not
     exist has its recorded fingerprint, or one of the path itself.
 
+    Args:
+        path: The store, or a file.
+        record: The JSON file; None records nothing.
+        suffix: Text that is appended.
+        content_of: Function that returns the fingerprint of the content at a path.
+
     Raises:
         UserError, OSError: If it cannot be read.
     """
-    last = read_json(record) or {}
+    last = (None if record is None else read_json(record)) or {}
     if not path.exists():
         if not last:
             return f"missing:{path.absolute()}"
@@ -294,18 +305,18 @@ def fingerprint_store(path: Path, record: Path, suffix: str = "") -> str:
     settled = bool((files.stamps["ctime"] < files.began - SETTLED).all())
     content = last.get("content", "")
     if last.get("files") != seen or not last.get("settled"):
-        known, content = content, fingerprint_content(path)
+        known, content = content, content_of(path)
         if ":sampled:" in content and known.startswith(content):
             content = known if last.get("files") == seen else f"{content}+{seen}"
     now = {"path": str(path), "fingerprint": content + suffix, "content": content, "files": seen,
            "settled": settled}  # fmt: skip
-    if now != last:
+    if record is not None and now != last:
         with contextlib.suppress(OSError):
             write_json(record, now)
     return content + suffix
 
 
-def _digest_files(folder: Path, files: Files) -> str:
+def digest_files(folder: Path, files: Files) -> str:
     """Hash of the names and contents of files.
 
     Of more than 4 GiB or 250,000 files only names, sizes and 4,096 evenly spaced blocks of 16 KiB

@@ -152,12 +152,13 @@ def to_numbers(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     dtype = values.dtype
     if types.is_datetime64_any_dtype(dtype) or types.is_timedelta64_dtype(dtype):
         raise UserError(
-            f"column {printable(str(values.name))}: expected numbers or text, got dates ({dtype}). "
-            "Convert them to numbers, such as days since the first date, or drop the column."
+            f"columns.{printable(str(values.name))}: expected numbers or text, got dates "
+            f"({dtype}). Convert them to numbers, such as days since the first date, or drop the "
+            "column."
         )
     if types.is_complex_dtype(dtype):
         raise UserError(
-            f"column {printable(str(values.name))}: expected real numbers, got complex ones. "
+            f"columns.{printable(str(values.name))}: expected real numbers, got complex ones. "
             "Store real and imaginary parts as two columns."
         )
     if types.is_bool_dtype(dtype) or types.is_numeric_dtype(dtype):
@@ -168,7 +169,7 @@ def to_numbers(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     text = np.isnan(numbers) & values.notna().to_numpy()
     if text.any() and types.is_list_like(first := values.iloc[int(text.argmax())]):
         raise UserError(
-            f"column {printable(str(values.name))}: expected numbers or text, got nested values "
+            f"columns.{printable(str(values.name))}: expected numbers or text, got nested values "
             f"({type(first).__name__}). Write one column for each element, or drop the column."
         )
     return numbers, text

@@ -170,9 +170,13 @@ class Preprocessor:
         Returns:
             float64 (N,).
         """
-        shifted = self._dequantized(table, salt)
-        slopes = (each.log_slope(shifted[:, j]) for j, each in enumerate(self.varying))
-        return np.sum([*slopes], axis=0) if self.varying else np.zeros(len(shifted))
+        return self._log_slopes(self._dequantized(table, salt))
+
+    def log_det_at(self, x: np.ndarray) -> np.ndarray:
+        """Compute the log-determinants of :meth:`log_det` from transformed rows x, (N, D)."""
+        x = np.asarray(x, np.float64)
+        shifted = [each.restore(x[:, j]) for j, each in enumerate(self.varying)]
+        return self._log_slopes(np.column_stack(shifted))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable description."""
@@ -196,6 +200,12 @@ class Preprocessor:
                 found["knots"] = tuple((float(v), float(s)) for v, s in found["knots"])
             columns.append(Column(**found))
         return cls(tuple(columns))
+
+    def _log_slopes(self, shifted: np.ndarray) -> np.ndarray:
+        total = np.zeros(len(shifted))
+        for j, column in enumerate(self.varying):
+            total += column.log_slope(shifted[:, j])
+        return total
 
     def _dequantized(self, table: Table, salt: np.ndarray | None) -> np.ndarray:
         """Return dequantized values minus the origins, float64 (N, D)."""
@@ -240,11 +250,11 @@ class Preprocessor:
         needed = list(dict.fromkeys(each.name for each in self.varying))
         if missing := [name for name in needed if name not in names]:
             raise UserError(
-                f"table: expected the columns {named(needed)}, got none named {named(missing)}."
+                f"columns: expected {named(needed)}, got none named {named(missing)}."
                 f"{did_you_mean(missing[0], map(str, names))}"
             )
         if twice := [name for name in self.inputs if names.count(name) > 1]:
-            raise UserError(f"table: expected one column {named(twice[:1])}, got several.")
+            raise UserError(f"columns: expected one column {named(twice[:1])}, got several.")
         if extra := [name for name in names if name not in self.inputs]:
             log.warning("columns %s are unknown to the model; they are ignored", named(extra))
         return frame
@@ -254,7 +264,7 @@ class Preprocessor:
         if text.any():
             row = int(text.argmax())
             raise UserError(
-                f"column {named([column.name])}: expected numbers, got {int(text.sum()):,} other "
+                f"columns.{named([column.name])}: expected numbers, got {int(text.sum()):,} other "
                 f"values, such as {named([str(values.iloc[row])])} in row {row + 1}. Correct them."
             )
         return numbers if column.fill is None else np.where(np.isnan(numbers), column.fill, numbers)
@@ -263,7 +273,7 @@ class Preprocessor:
         missing = values.isna()
         if missing.any() and column.fill is None:
             raise UserError(
-                f"column {named([column.name])}: expected categories, got {int(missing.sum()):,} "
+                f"columns.{named([column.name])}: expected categories, got {int(missing.sum()):,} "
                 "missing values. Fill them, leave these rows out, or train with "
                 "data.missing=median."
             )
@@ -287,7 +297,7 @@ class Preprocessor:
     ) -> None:  # fmt: skip
         counts = {name: int(is_wrong(each).sum()) for name, each in numbers.items()}
         if found := [f"{name} ({count:,})" for name, count in counts.items() if count]:
-            raise UserError(f"table: expected no {what}, got some in {named(found)}. {fix}.")
+            raise UserError(f"columns: expected no {what}, got some in {named(found)}. {fix}.")
 
 
 def as_frame(table: Table, names: Sequence[str] | None = None) -> pd.DataFrame:
@@ -311,7 +321,7 @@ def as_frame(table: Table, names: Sequence[str] | None = None) -> pd.DataFrame:
         names = [f"x{index}" for index in range(array.shape[1])]
     if array.shape[1] != len(names):
         raise UserError(
-            f"table: expected {len(names)} columns ({named(names)}), got {array.shape[1]}."
+            f"columns: expected {len(names)} columns ({named(names)}), got {array.shape[1]}."
         )
     return pd.DataFrame(array, columns=list(names))
 

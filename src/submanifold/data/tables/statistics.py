@@ -324,10 +324,10 @@ class Statistics:
 
     def _start(self, names: list[str]) -> None:
         if not names:
-            raise UserError("table: expected columns, got none. Choose columns with data.columns.")
+            raise UserError("columns: expected some, got none. Choose columns with data.columns.")
         if twice := duplicates(names):
             raise UserError(
-                f"table: expected different names of columns, got {named(twice)} more than once. "
+                f"columns: expected different names of columns, got {named(twice)} more than once. "
                 "Rename the columns."
             )
         if unknown := [name for name in self.kinds if name not in names]:
@@ -355,20 +355,19 @@ class Statistics:
         tallies, total = self._tallies.values(), self.rows + self.dropped
         if empty := [each.name for each in tallies if total and each.missing == total]:
             raise UserError(
-                f"table: expected values in every column, got none in {named(empty)}. "
+                f"columns: expected values in every column, got none in {named(empty)}. "
                 f"Leave them out with drop=[{named(empty)}]."
             )
         if self.rows < MIN_ROWS:
             why = f" ({self.dropped:,} others have missing values)" if self.dropped else ""
             raise UserError(
-                f"table: expected at least {MIN_ROWS} rows, got {self.rows}{why}. Use a larger "
-                "table."
+                f"rows: expected at least {MIN_ROWS}, got {self.rows}{why}. Use a larger table."
             )
         for each in tallies:
             if each.text and not each.is_categorical:
                 row, value = each.first_text
                 raise UserError(
-                    f"column {printable(each.name)}: expected numbers, got {each.text:,} other "
+                    f"columns.{printable(each.name)}: expected numbers, got {each.text:,} other "
                     f"values, such as {printable(value)!r} in row {row + 1}. Correct them, leave "
                     f"them empty with missing=median or drop, or leave the column out with "
                     f"drop=[{printable(each.name)}]."
@@ -376,7 +375,7 @@ class Statistics:
         if self.missing == "refuse":
             self._refuse({each.name: each.missing for each in tallies}, "missing", "missing values",
                          "Set missing=drop (leaves out rows) or missing=median")  # fmt: skip
-        self._refuse({each.name: each.infinite for each in tallies}, "table", "infinities",
+        self._refuse({each.name: each.infinite for each in tallies}, "columns", "infinities",
                      "Correct them, or leave the columns out with drop")  # fmt: skip
         texts = [each for each in tallies if each.is_categorical]
         if texts and self.categorical == "refuse":
@@ -398,7 +397,7 @@ class Statistics:
         name, largest = printable(each.name), max(abs(each.low), abs(each.high))
         if largest > MAX_VALUE:
             raise UserError(
-                f"column {name}: expected values up to {MAX_VALUE:g}, got {largest:g}. Use "
+                f"columns.{name}: expected values up to {MAX_VALUE:g}, got {largest:g}. Use "
                 "logarithms, or another unit."
             )
         if each.given == "quantized" and each.step is None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from submanifold.common.errors import error_prefix
 from submanifold.data.prepare import draw, few_images, prepare, read_groups, read_labels
-from submanifold.data.settings import ImageSettings, SyntheticSettings
+from submanifold.data.prepare_table import prepare_table
+from submanifold.data.settings import ImageSettings, SyntheticSettings, TableSettings
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,13 @@ def prepare_images(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[
         if few := few_images(prepared[0]):
             log.warning("%s", few)
         found = dict(zip(PARTS, prepared, strict=True))
+        return {**found, "labels": read_labels(folder), "groups": read_groups(folder)}
+
+
+def prepare_rows(data: TableSettings, folder: Path, raw_folder: Path) -> dict[str, Any]:
+    """Split, dequantize and standardize the rows of a table; see :func:`.prepare_table`."""
+    with error_prefix("data"):
+        found = dict(zip(PARTS, prepare_table(data, folder, raw_folder), strict=True))
         return {**found, "labels": read_labels(folder), "groups": read_groups(folder)}
 
 

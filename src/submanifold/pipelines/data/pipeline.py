@@ -2,15 +2,17 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.pipelines.data.nodes import draw_points, prepare_images
+from submanifold.config.schema import Kind
+from submanifold.pipelines.data.nodes import draw_points, prepare_images, prepare_rows
 
 
-def create_pipeline(synthetic: bool = False) -> Pipeline:
-    """Build the data pipeline, of images or of points with a known density."""
+def create_pipeline(kind: Kind = "images") -> Pipeline:
+    """Build the data pipeline of a kind of data."""
     inputs = {"data": "params:data", "folder": "data_folder"}
     outputs = {"train": "x_train", "valid": "x_valid", "test": "x_test", "manifest": "manifest"}
-    if synthetic:
+    if kind == "points":
         return Pipeline([Node(draw_points, inputs, outputs, name="prepare_data")])
     inputs["raw_folder"] = "raw_folder"
     outputs |= {"labels": "labels", "groups": "groups"}
-    return Pipeline([Node(prepare_images, inputs, outputs, name="prepare_data")])
+    function = prepare_rows if kind == "table" else prepare_images
+    return Pipeline([Node(function, inputs, outputs, name="prepare_data")])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from kedro.pipeline import Node, Pipeline
 
+from submanifold.config.schema import Kind
 from submanifold.pipelines.evaluation.nodes import (
     compare_with_truth,
     draw_samples,
@@ -17,12 +18,12 @@ DATA = {"train": "x_train", "test": "x_test"}
 MODEL = {"hierarchy": "hierarchy", "device": "params:device"}
 
 
-def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pipeline:
+def create_pipeline(histories: Mapping[str, str], kind: Kind = "images") -> Pipeline:
     """Build the evaluation pipeline.
 
     Args:
         histories: Datasets of the training histories by phase, ``{"density": "density.history"}``.
-        synthetic: Whether the data have a known density.
+        kind: Kind of the data.
     """
     fitted = DATA | {"valid": "x_valid"}
     drawn = MODEL | {"count": "params:evaluation.samples", "seed": "params:seed"}
@@ -30,8 +31,9 @@ def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pi
     measured |= {"launch": "params:launch", "folder": f"{list(histories)[-1]}.folder"}
     measured["input_noise"] = "params:input_noise"
     compared = MODEL | {"test": "x_test", "samples": "samples", "data": "params:data"}
-    if not synthetic:
+    if kind != "points":
         fitted["groups"] = measured["groups"] = "groups"
+    if kind == "images":
         names = ("dequantizations", "inception_weights")
         measured |= {name: f"params:evaluation.{name}" for name in names}
     samples = {name: name for name in ("samples", "samples_cool")}
@@ -42,9 +44,9 @@ def create_pipeline(histories: Mapping[str, str], synthetic: bool = False) -> Pi
         Node(draw_samples, drawn, samples, name="draw_samples"),
         Node(evaluate, measured, found, name="evaluate"),
     ]
-    if synthetic:
+    if kind == "points":
         nodes.append(Node(compare_with_truth, compared, "truth", name="compare_with_truth"))
-    else:
+    if kind == "images":
         scored = MODEL | fitted | {name: measured[name] for name in ("launch", "folder")}
         illustrated = MODEL | DATA | {"samples": "samples", "pca": "pca"}
         nodes += [

@@ -39,7 +39,7 @@ def measure_budget(
 ) -> Budget:
     """Scale the steps of all phases to a time of training; see :func:`.fit_budget`.
 
-    ``data`` are :class:`.ImageSettings` or :class:`.SyntheticSettings`; Kedro warns about unions.
+    ``data`` are any :data:`.DataSettings`; Kedro warns about unions.
     """
     log.info("Timing a few steps of each phase")
     arguments = 60 * minutes, model, phases, data.event_shape, choose_device(device)
@@ -134,8 +134,7 @@ def finish(
 ) -> Model:
     """Add the facts about the training data and the calibration of anomaly scores.
 
-    ``data`` are :class:`.ImageSettings` or :class:`.SyntheticSettings`, as in
-    :func:`measure_budget`.
+    ``data`` are any :data:`.DataSettings`, as in :func:`measure_budget`.
     """
     normal, numbers = valid[:MAX_NORMAL], groups_of(groups, "valid")
     numbers = None if numbers is None else numbers[:MAX_NORMAL]

@@ -35,10 +35,10 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
         before = name
     finished = {"model": f"{before}.model", "data": "params:data", "valid": "x_valid"}
     finished |= {"folder": f"{before}.folder", **LAUNCHED}
-    if not experiment.synthetic:
+    if experiment.kind != "points":
         finished["groups"] = "groups"
     finishing = Pipeline([Node(finish, finished, "hierarchy", name="finish")])
-    return data.create_pipeline(experiment.synthetic) + phases + finishing
+    return data.create_pipeline(experiment.kind) + phases + finishing
 
 
 def _budget(experiment: Experiment) -> Pipeline:

@@ -103,10 +103,11 @@ def _check_command(experiment: "Experiment", names: list[str]) -> None:
                 f"{parameter}={value} would have no effect: only --pipeline={parameter} uses it. "
                 "Leave it out, or run that pipeline."
             )
-    if experiment.synthetic and (wrong := {"ood", "dimension"} & {*names}):
+    if experiment.kind != "images" and (wrong := {"ood", "dimension"} & {*names}):
+        what = "points" if experiment.kind == "points" else "rows of a table"
         raise ClickException(
             f"--pipeline={wrong.pop()} needs images, and dataset={experiment.dataset} consists of "
-            "points. Choose a dataset of images with --params=dataset=<name>."
+            f"{what}. Choose a dataset of images with --params=dataset=<name>."
         )
     if experiment.ood is None and "ood" in names:
         raise ClickException(

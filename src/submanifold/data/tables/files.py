@@ -1,0 +1,305 @@
+"""Files of tables: names of columns, and rows in chunks."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import feather, parquet
+
+from submanifold.common.errors import UserError
+from submanifold.common.files import printable
+from submanifold.data.sources.stores import is_hidden
+from submanifold.data.tables.columns import duplicates, named
+
+log = logging.getLogger(__name__)
+
+CHUNK_VALUES = 2**21
+"""Values of a chunk of rows."""
+SNIFFED_LINES = 50
+SEPARATORS = ",;\t|"
+DECIMAL_COMMA, DECIMAL_POINT = re.compile(r"-?\d+,\d+"), re.compile(r"-?\d+\.\d+")
+TABLES = "a CSV, Parquet, Feather, NPY or NPZ file"
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One file of rows.
+
+    Attributes:
+        path: The file.
+        columns: Names of its columns.
+        chunks: Function of names of columns that yields rows in order; memory is bounded.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    chunks: Callable[[Sequence[str]], Iterator[pd.DataFrame]]
+
+
+def list_files(path: str | Sequence[str]) -> list[Path]:
+    """Return the files at a path, the files of a folder by name, or the files of a list.
+
+    Raises:
+        UserError: There are none.
+    """
+    paths = [Path(each).expanduser() for each in ([path] if isinstance(path, str) else path)]
+    files: list[Path] = []
+    for each in paths:
+        if not each.is_dir():
+            files.append(each)
+            continue
+        found = sorted(file for file in each.iterdir()
+                       if not is_hidden(file.name) and _reader(file) is not None)  # fmt: skip
+        if not found:
+            raise UserError(
+                f"path={each}: expected {TABLES}, or a folder of them, got a folder without any "
+                f"({', '.join(READERS)}). Set another path."
+            )
+        files += found
+    return files
+
+
+def open_files(files: Sequence[Path]) -> list[TableFile]:
+    """Open the files of a table, which must have the same columns.
+
+    Raises:
+        UserError: A file cannot be read, or has other columns than the first one.
+    """
+    tables = [open_file(path) for path in files]
+    first = tables[0]
+    for each in tables[1:]:
+        if missing := [name for name in first.columns if name not in each.columns]:
+            raise UserError(
+                f"path={each.path}: expected the columns of {first.path.name}, got none named "
+                f"{named(missing)}. Give all files the same columns."
+            )
+        if extra := [name for name in each.columns if name not in first.columns]:
+            raise UserError(
+                f"path={each.path}: expected the columns of {first.path.name}, got also "
+                f"{named(extra)}. Give all files the same columns."
+            )
+    return tables
+
+
+def open_file(path: Path) -> TableFile:
+    """Open a file by its suffix.
+
+    Raises:
+        UserError: The file cannot be read, or names of columns are not unique.
+    """
+    reader = _reader(path)
+    if reader is None:
+        raise UserError(
+            f"path={path}: expected {TABLES} ({', '.join(READERS)}), got the suffix "
+            f"{path.suffix or 'none'}. Convert it, for example with pandas."
+        )
+    if not path.is_file():
+        raise UserError(
+            f"path={path}: expected {TABLES}, got a path that does not exist (current folder: "
+            f"{Path.cwd()}). Correct it."
+        )
+    with explained(path):
+        if not path.stat().st_size:
+            raise UserError(f"path={path}: expected a table, got an empty file. Write it again.")
+        table = reader(path)
+    if twice := duplicates(table.columns):
+        raise UserError(
+            f"path={path}: expected different names of columns, got {named(twice)} more than once. "
+            "Rename the columns."
+        )
+    return table
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Convert errors of a file that is damaged or not of its format to a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError, EOFError, csv.Error) as error:  # pa.ArrowInvalid is a ValueError
+        reason = printable(str(error).partition("\n")[0]).removesuffix(".")
+        raise UserError(
+            f"path={path}: expected a readable {path.suffix.lstrip('.')} file, got an error: "
+            f"{reason}. Write or copy the file again."
+        ) from error
+
+
+def _rows(columns: Sequence[str]) -> int:
+    return max(1, CHUNK_VALUES // max(1, len(columns)))
+
+
+def _read_csv(path: Path) -> TableFile:
+    lines = _first_lines(path)
+    rows = {each: list(csv.reader(lines, delimiter=each)) for each in SEPARATORS}
+    separator = max(SEPARATORS, key=lambda each: len(rows[each][0]))
+    header, fields = rows[separator][0], [each for row in rows[separator][1:] for each in row]
+    has_header = not all(map(_is_number, header))
+    if not has_header:
+        log.warning("%s: the first line contains numbers; the columns are x0, x1, ...", path.name)
+        header = [f"x{index}" for index in range(len(header))]
+    names = [name.strip() for name in header]
+    has_index = names[0] == ""  # of pandas.DataFrame.to_csv
+    comma = separator == ";" and any(map(DECIMAL_COMMA.fullmatch, fields)) and not any(
+        map(DECIMAL_POINT.fullmatch, fields)
+    )  # fmt: skip
+    if "" in names[1:]:
+        raise UserError(
+            f"path={path}: expected a name of every column in the first line, got none for column "
+            f"{names.index('', 1) + 1}. Correct the first line."
+        )
+
+    def chunks(columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+        options: dict[str, Any] = {
+            "sep": separator, "decimal": "," if comma else ".", "names": names, "index_col": False,
+            "header": 0 if has_header else None, "usecols": list(columns),
+            "skipinitialspace": True, "chunksize": _rows(columns), "low_memory": False,
+        }  # fmt: skip
+        with pd.read_csv(path, **options) as reader:
+            for chunk in reader:
+                yield chunk[list(columns)]
+
+    return TableFile(path, tuple(names[1:] if has_index else names), chunks)
+
+
+def _first_lines(path: Path) -> list[str]:
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        lines = [line for _, line in zip(range(SNIFFED_LINES), file, strict=False)]
+    if not any(line.strip() for line in lines):
+        raise UserError(f"path={path}: expected a table, got an empty file. Write it again.")
+    return lines
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path) -> TableFile:
+    with parquet.ParquetFile(path) as file:
+        names = _without_index(file.schema_arrow)
+
+    def chunks(columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_rows(columns), columns=list(columns)):
+                yield _to_pandas(batch)[list(columns)]
+
+    return TableFile(path, names, chunks)
+
+
+def _read_feather(path: Path) -> TableFile:
+    with pa.memory_map(str(path)) as source:
+        if source.read(4) == b"FEA1":  # the format before 2020
+            frame = feather.read_feather(path)
+            return TableFile(
+                path, tuple(map(str, frame.columns)), lambda names: _parts(frame, names)
+            )
+    with pa.memory_map(str(path)) as source:
+        names = _without_index(pa.ipc.open_file(source).schema)
+
+    def chunks(columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+        with pa.memory_map(str(path)) as source:
+            file = pa.ipc.open_file(source)
+            for index in range(file.num_record_batches):
+                batch, size = file.get_batch(index).select(list(columns)), _rows(columns)
+                for start in range(0, len(batch), size):
+                    yield _to_pandas(batch.slice(start, size))
+
+    return TableFile(path, names, chunks)
+
+
+def _without_index(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the names of columns except for pandas' index."""
+    index = (schema.pandas_metadata or {}).get("index_columns", [])
+    return tuple(name for name in schema.names
+                 if name not in index or not name.startswith("__index_level_"))  # fmt: skip
+
+
+def _to_pandas(batch: pa.RecordBatch) -> pd.DataFrame:
+    return batch.replace_schema_metadata(None).to_pandas()
+
+
+def _read_npy(path: Path) -> TableFile:
+    array = np.load(path, mmap_mode="r")
+    if array.dtype.names:
+        parts = {name: array[name] for name in array.dtype.names}
+    elif array.ndim == 2:
+        parts = {f"x{index}": array[:, index] for index in range(array.shape[1])}
+    else:
+        raise UserError(
+            f"path={path}: expected an array (rows, columns), got shape {array.shape}. Images need "
+            "dataset=folder and image files."
+        )
+    return TableFile(path, tuple(parts), lambda names: _slices(parts, names))
+
+
+def _read_npz(path: Path) -> TableFile:
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    parts: dict[str, np.ndarray] = {}
+    matrices = [name for name, each in arrays.items() if each.ndim == 2]
+    for name, each in arrays.items():
+        if each.ndim == 1:
+            parts[name] = each
+        elif each.ndim == 2:
+            prefix = "x" if len(matrices) == 1 else name
+            parts |= {f"{prefix}{index}": each[:, index] for index in range(each.shape[1])}
+    lengths = {len(each) for each in arrays.values() if each.ndim}
+    if not parts or len(lengths) > 1 or any(each.ndim not in (1, 2) for each in arrays.values()):
+        shapes = ", ".join(f"{name} {each.shape}" for name, each in arrays.items())
+        raise UserError(
+            f"path={path}: expected arrays (rows, columns) and (rows,) with one number of rows, "
+            f"got {shapes or 'none'}. Write another file."
+        )
+    return TableFile(path, tuple(parts), lambda names: _slices(parts, names))
+
+
+def _slices(parts: dict[str, np.ndarray], names: Sequence[str]) -> Iterator[pd.DataFrame]:
+    size = _rows(names)
+    for start in range(0, len(next(iter(parts.values()))), size):
+        yield pd.DataFrame({name: np.array(parts[name][start : start + size]) for name in names})
+
+
+def _parts(frame: pd.DataFrame, names: Sequence[str]) -> Iterator[pd.DataFrame]:
+    size = _rows(names)
+    for start in range(0, len(frame), size):
+        yield frame[start : start + size][list(names)]
+
+
+def frame_file(frame: pd.DataFrame, name: str) -> TableFile:
+    """Return a table in memory as a file."""
+    return TableFile(Path(name), tuple(frame.columns), lambda names: _parts(frame, names))
+
+
+READERS: dict[str, Callable[[Path], TableFile]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".parquet": _read_parquet,
+    ".pq": _read_parquet,
+    ".feather": _read_feather,
+    ".arrow": _read_feather,
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+}
+"""Readers by suffix."""
+
+
+def _reader(path: Path) -> Callable[[Path], TableFile] | None:
+    name = path.name.lower()
+    return next((read for suffix, read in READERS.items() if name.endswith(suffix)), None)
