@@ -235,7 +235,7 @@ FEW = {"a": [1, 2], "b": [np.nan, np.nan]}
 MISTAKES = {
     "text in a number column": (
         {"a": [1, 2, "three", 4]}, {},
-        r"column a: expected numbers, got 1 other values, such as 'three' in row 3",
+        r"columns.a: expected numbers, got 1 other values, such as 'three' in row 3",
     ),
     "categories": (
         {"a": list("xyzx"), "b": 1}, {}, "categorical: .* got categories in a. .*onehot",
@@ -243,16 +243,16 @@ MISTAKES = {
     "infinity": ({"a": [1, 2, np.inf]}, {}, r"expected no infinities, got some in a \(1\)"),
     "all missing": (FEW, {}, r"got none in b. Leave them out with drop=\[b\]"),
     "all missing, rows dropped": (FEW, {"missing": "drop"}, "got none in b"),
-    "one row": ({"a": [1.5]}, {}, "at least 2 rows, got 1"),
-    "no rows": ({"a": []}, {}, "at least 2 rows, got 0"),
+    "one row": ({"a": [1.5]}, {}, "rows: expected at least 2, got 1"),
+    "no rows": ({"a": []}, {}, "rows: expected at least 2, got 0"),
     "one complete row": (
         {"a": [1.5, np.nan]}, {"missing": "drop"}, r"got 1 \(1 others have missing",
     ),
-    "no columns": ({}, {}, "expected columns, got none"),
-    "dates": ({"a": pd.date_range("2020", periods=4)}, {}, "column a: .* got dates"),
-    "complex": ({"a": [1j, 2]}, {}, "column a: expected real numbers"),
-    "lists": ({"a": [[1], [2]]}, {}, "column a: .* got nested values"),
-    "huge": ({"a": [1e200, 1.5, 2]}, {}, "column a: expected values up to 1e.150"),
+    "no columns": ({}, {}, "columns: expected at least one, got none"),
+    "dates": ({"a": pd.date_range("2020", periods=4)}, {}, "columns.a: .* got dates"),
+    "complex": ({"a": [1j, 2]}, {}, "columns.a: expected real numbers"),
+    "lists": ({"a": [[1], [2]]}, {}, "columns.a: .* got nested values"),
+    "huge": ({"a": [1e200, 1.5, 2]}, {}, "columns.a: expected values up to 1e.150"),
     "unknown kind": (
         {"age": [1, 2]}, {"kinds": {"agee": "continuous"}}, r"kinds.agee: .* Did you mean age\?",
     ),

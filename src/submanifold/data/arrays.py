@@ -142,7 +142,7 @@ def are_intact(folder: Path) -> bool:
     expected = (read_json(folder / "manifest.json") or {}).get("hash")
     try:
         return expected is None or expected == hash_arrays(folder)
-    except (OSError, ValueError):  # a bad block of the disk, or a truncated header
+    except (OSError, ValueError, EOFError):  # a bad block of the disk, or a truncated header
         return False
 
 

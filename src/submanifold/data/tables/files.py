@@ -145,11 +145,18 @@ def _read_csv(path: Path) -> TableFile:
     rows = {each: list(csv.reader(lines, delimiter=each)) for each in SEPARATORS}
     separator = max(SEPARATORS, key=lambda each: len(rows[each][0]))
     header, fields = rows[separator][0], [each for row in rows[separator][1:] for each in row]
-    has_header = not all(map(_is_number, header))
+    numbered = header == [*map(str, range(len(header)))]  # by pandas
+    has_header = numbered or not all(map(_is_number, header))
     if not has_header:
         log.warning("%s: the first line contains numbers; the columns are x0, x1, ...", path.name)
         header = [f"x{index}" for index in range(len(header))]
     names = [name.strip() for name in header]
+    for number, row in enumerate(rows[separator][1:], start=2):
+        if any(row[len(names) :]):
+            raise UserError(
+                f"path={path}: expected {len(names)} values in each line, got {len(row)} in line "
+                f"{number}. Correct the first line or the file."
+            )
     has_index = names[0] == ""  # of pandas.DataFrame.to_csv
     comma = separator == ";" and any(map(DECIMAL_COMMA.fullmatch, fields)) and not any(
         map(DECIMAL_POINT.fullmatch, fields)
@@ -163,8 +170,8 @@ def _read_csv(path: Path) -> TableFile:
     def chunks(columns: Sequence[str]) -> Iterator[pd.DataFrame]:
         options: dict[str, Any] = {
             "sep": separator, "decimal": "," if comma else ".", "names": names, "index_col": False,
-            "header": 0 if has_header else None, "usecols": list(columns),
-            "skipinitialspace": True, "chunksize": _rows(columns), "low_memory": False,
+            "header": 0 if has_header else None,
+            "skipinitialspace": True, "chunksize": _rows(names), "low_memory": False,
         }  # fmt: skip
         with pd.read_csv(path, **options) as reader:
             for chunk in reader:
@@ -176,8 +183,9 @@ def _read_csv(path: Path) -> TableFile:
 def _first_lines(path: Path) -> list[str]:
     opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        lines = [line for _, line in zip(range(SNIFFED_LINES), file, strict=False)]
-    if not any(line.strip() for line in lines):
+        first = zip(range(SNIFFED_LINES), file, strict=False)
+        lines = [line for _, line in first if line.strip()]
+    if not lines:
         raise UserError(f"path={path}: expected a table, got an empty file. Write it again.")
     return lines
 

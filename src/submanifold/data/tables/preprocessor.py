@@ -331,6 +331,8 @@ def uniform_by_content(values: np.ndarray, salt: np.ndarray | None = None) -> np
 
     The generator is SplitMix64 (Steele, Lea & Flood 2014), seeded by a hash of the row.
 
+    Values are rounded to float32, so that a copy of a row in another type has the same noise.
+
     Args:
         values: float64 (N, D).
         salt: Integers (N,).
@@ -339,8 +341,9 @@ def uniform_by_content(values: np.ndarray, salt: np.ndarray | None = None) -> np
         float64 (N, D).
     """
     state = np.zeros(len(values), np.uint64) if salt is None else np.asarray(salt).astype(np.uint64)
-    bits = np.ascontiguousarray(values + 0.0).view(np.uint64)  # + 0.0: equal bits of 0 and -0
-    for column in bits.T:
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32) + np.float32(0)  # equal bits of 0 and -0
+    for column in rounded.view(np.uint32).T:
         state = _mix(state ^ column)
     steps = np.arange(1, values.shape[1] + 1, dtype=np.uint64) * GOLDEN
     return ((_mix(state[:, None] + steps) >> np.uint64(12)) + 0.5) * 2.0**-52

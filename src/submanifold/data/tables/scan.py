@@ -142,7 +142,7 @@ def fingerprint(settings: TableSettings, raw_folder: Path | None) -> str:
 
 
 def _content(path: Path) -> str:
-    return digest_files(path.parent, Files([path.name], files_of(path).stamps, 0))
+    return digest_files(path, Files([""], files_of(path).stamps, 0))  # not of its name
 
 
 def _keep(key: str, result: Scan) -> Scan:
@@ -262,9 +262,9 @@ class Survey:
                 self._frames.append(chunk)
             if memory > CACHED_BYTES:
                 self._frames = None
-        if not hashes:
+        self._hashes = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+        if not len(self._hashes):
             raise UserError(f"{self._where}: expected rows, got none. Use a larger table.")
-        self._hashes = np.concatenate(hashes)
         drops = self.settings.missing == "drop"
         self.incomplete = np.concatenate(incomplete) & drops
         found = {name: np.concatenate(values) for name, values in beside.items()}

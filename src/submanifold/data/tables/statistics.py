@@ -324,7 +324,7 @@ class Statistics:
 
     def _start(self, names: list[str]) -> None:
         if not names:
-            raise UserError("columns: expected some, got none. Choose columns with data.columns.")
+            raise UserError("columns: expected at least one, got none. Choose others.")
         if twice := duplicates(names):
             raise UserError(
                 f"columns: expected different names of columns, got {named(twice)} more than once. "
