@@ -16,7 +16,10 @@ URL, HASH = {"url": "http://x"}, {"hash": "md5:0"}
     ("settings", "message"),
     [
         ({"sise": 32}, r"data\.sise is not a setting; known: source, path"),
-        ({"source": "celebs"}, r"data\.source: expected one of photos, .*thin_spiral, .*wine, got celebs"),
+        (
+            {"source": "celebs"},
+            r"data\.source: expected one of photos, .*thin_spiral, .*wine, got celebs",
+        ),
         ({"channels": 2}, r"data\.channels=2 is not known; known: 1 or 3"),
         ({"counts": {"train": -1}}, r"data\.counts\.train=-1 .*greater than 0"),
         ({"split": "halves"}, r"data\.split=halves .*official"),
