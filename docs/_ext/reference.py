@@ -15,9 +15,10 @@ from pydantic import BaseModel
 from sphinx.application import Sphinx
 
 from submanifold.config.schema import Choices, EvaluationSettings, LaunchSettings, TimeBudget
-from submanifold.data.settings import Counts, Draws, ImageSettings, SyntheticSettings
+from submanifold.data.settings import Counts, Draws, ImageSettings, SyntheticSettings, TableSettings
 from submanifold.data.sources import SOURCES
 from submanifold.data.synthetic import MANIFOLDS
+from submanifold.data.tables.scan import INSTALLED
 from submanifold.evaluation.metrics import METRICS
 from submanifold.flows import FLOWS, FlowSettings
 from submanifold.flows.registry import SELECTABLE
@@ -125,7 +126,7 @@ def entries(
     for name, field in model.model_fields.items():
         if name in skip:
             continue
-        own = MISSING if field.is_required() else field.get_default()
+        own = MISSING if field.is_required() else field.get_default(call_default_factory=True)
         own = (base or {}).get(name, own)
         default = "" if isinstance(own, BaseModel) else by_flow(
             own, {flow: each[name] for flow, each in (values or {}).items() if name in each}
@@ -149,11 +150,16 @@ def settings_top() -> Iterator[str]:
 
 
 def settings_data() -> Iterator[str]:
-    """Settings of images and points."""
+    """Settings of images, tables and points."""
     yield "### Images\n"
     yield from entries(ImageSettings, "data.", skip=("counts",))
     for name in Counts.model_fields:
         yield _counts(Counts, name, f"Number of {SPLITS[name]} images; `null` uses the split rule.")
+    yield "### Tables\n"
+    yield from entries(TableSettings, "data.", skip=("counts",), index=False)
+    for name in Counts.model_fields:
+        text = f"Number of {SPLITS[name]} rows; `null` uses the split rule."
+        yield _counts(Counts, name, text, index=False)
     yield "### Points of a known manifold\n"
     yield from entries(SyntheticSettings, "data.", skip=("counts",), index=False)
     for name in Draws.model_fields:
@@ -285,7 +291,7 @@ def metrics() -> Iterator[str]:
 
 
 def datasets() -> Iterator[str]:
-    """The tables of image datasets and of known manifolds."""
+    """The lists of image datasets, tables and known manifolds."""
     yield "## Images\n"
     yield "| `dataset` | `data.path` | Labels | Official test split | Default method |"
     yield "| --- | --- | --- | --- | --- |"
@@ -296,9 +302,17 @@ def datasets() -> Iterator[str]:
         cells = [f"{need}{kind.path}" if kind.path else "none", "yes" if kind.labels else "",
                  "yes" if kind.official_split else "", f"`{entry['method']}`"]  # fmt: skip
         yield f"| `{name}` | {' | '.join(cells)} |"
+    yield "\n## Tables\n"
+    yield "| `dataset` | `data.path` | Rows | Default method |\n| --- | --- | --- | --- |"
+    tables = {name: each for name, each in CONF["datasets"].items()
+              if each["source"] in ("table", *INSTALLED)}  # fmt: skip
+    for name, entry in tables.items():
+        rows = INSTALLED.get(entry["source"], "your own: [tables](../how-to/tables.md)")
+        path = "none" if entry["source"] in INSTALLED else "a file, a folder or a list of files"
+        yield f"| `{name}` | {path} | {rows} | `{entry['method']}` |"
     yield "\n## Points of known manifolds\n"
     yield "| `dataset` | Points | Noise |\n| --- | --- | --- |"
-    for name in (name for name in CONF["datasets"] if name not in chosen):
+    for name in (name for name in CONF["datasets"] if name not in {**chosen, **tables}):
         entry = CONF["datasets"][name]
         points = summary(MANIFOLDS[entry["source"]])
         yield f"| `{name}` | {points} | {entry.get('noise', 0)} |"

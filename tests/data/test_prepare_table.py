@@ -146,7 +146,12 @@ def test_a_column_names_the_splits(tmp_path):
 
 def test_patterns_choose_columns(tmp_path):
     frame = pd.DataFrame(RNG.normal(size=(50, 4)), columns=["id", "x_1", "x_2", "y"])
-    for choice in ({"columns": "x_*"}, {"drop": ["id", "y"]}, {"columns": "[xy]*", "drop": "y"}):
+    for choice in (
+        {"columns": "x_*"},
+        {"drop": ["id", "y"]},
+        {"drop": "id|y"},
+        {"columns": "[xy]*", "drop": "y"},
+    ):
         _, manifest, _ = prepared(tmp_path, frame, **choice)
         assert [each["name"] for each in manifest["columns"]] == ["x_1", "x_2"]
 

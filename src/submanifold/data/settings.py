@@ -217,7 +217,13 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+def _split(value: Any) -> Any:
+    return tuple(value.split("|")) if isinstance(value, str) else value
+
+
+Texts = tuple[Annotated[str, Field(min_length=1)], ...]
+Paths = Annotated[Texts, BeforeValidator(_as_tuple)]
+Patterns = Annotated[Texts, BeforeValidator(_split)]
 
 
 class TableSettings(Settings):
@@ -228,7 +234,8 @@ class TableSettings(Settings):
             `breast_cancer`, `diabetes`, `digits` or `wine`.
         path: A CSV, Parquet, Feather, NPY or NPZ file, a folder of them, or a list of files. All
             files have the same columns.
-        columns: Names or patterns (`pixel_*`) of the columns that the model describes; None: all.
+        columns: Names or patterns of the columns that the model describes, as a list or as text
+            (`age|pixel_*`); None: all.
         drop: Names or patterns of columns that it does not describe.
         label: Column that is kept beside the rows and is no input of the model.
         kinds: Kinds of columns by name, instead of those that are found: `continuous`, `quantized`
@@ -247,9 +254,9 @@ class TableSettings(Settings):
 
     kind: ClassVar[Kind] = "table"
     source: Literal[TABLES] = "table"  # type: ignore[valid-type]
-    path: Names | None = None
-    columns: Names | None = None
-    drop: Names = ()
+    path: Paths | None = None
+    columns: Patterns | None = None
+    drop: Patterns = ()
     label: str | None = Field(None, min_length=1)
     kinds: dict[str, GivenKind] = Field(default_factory=dict)
     categorical: Categorical = "refuse"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -180,6 +180,12 @@ def named(columns: Iterable[str]) -> str:
     names = [printable(str(each)) for each in columns]
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[:MAX_NAMED]) + more
+
+
+def dropping(columns: Sequence[str]) -> str:
+    """Write the setting that leaves columns out."""
+    more = "|..." if len(columns) > MAX_NAMED else ""
+    return f"drop='{'|'.join(map(printable, columns[:MAX_NAMED]))}{more}'"
 
 
 def duplicates(names: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from pandas.api import types
 
 from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.files import printable
-from submanifold.data.tables.columns import Column, duplicates, named, to_numbers
+from submanifold.data.tables.columns import Column, dropping, duplicates, named, to_numbers
 
 Categorical = Literal["refuse", "onehot"]
 Missing = Literal["refuse", "drop", "median"]
@@ -356,7 +356,7 @@ class Statistics:
         if empty := [each.name for each in tallies if total and each.missing == total]:
             raise UserError(
                 f"columns: expected values in every column, got none in {named(empty)}. "
-                f"Leave them out with drop=[{named(empty)}]."
+                f"Leave them out with {dropping(empty)}."
             )
         if self.rows < MIN_ROWS:
             why = f" ({self.dropped:,} others have missing values)" if self.dropped else ""
@@ -370,7 +370,7 @@ class Statistics:
                     f"columns.{printable(each.name)}: expected numbers, got {each.text:,} other "
                     f"values, such as {printable(value)!r} in row {row + 1}. Correct them, leave "
                     f"them empty with missing=median or drop, or leave the column out with "
-                    f"drop=[{printable(each.name)}]."
+                    f"{dropping([each.name])}."
                 )
         if self.missing == "refuse":
             self._refuse({each.name: each.missing for each in tallies}, "missing", "missing values",
@@ -379,15 +379,15 @@ class Statistics:
                      "Correct them, or leave the columns out with drop")  # fmt: skip
         texts = [each for each in tallies if each.is_categorical]
         if texts and self.categorical == "refuse":
-            names = named(each.name for each in texts)
+            names = [each.name for each in texts]
             raise UserError(
-                f"categorical: expected numbers in every column, got categories in {names}. Leave "
-                f"them out with drop=[{names}], or set categorical=onehot."
+                f"categorical: expected numbers in every column, got categories in {named(names)}. "
+                f"Leave them out with {dropping(names)}, or set categorical=onehot."
             )
         if many := [each.name for each in texts if each.categories is None]:
             raise UserError(
                 f"categorical: expected at most {MAX_CATEGORIES} categories in a column, got more "
-                f"in {named(many)}. Leave it out with drop=[{named(many)}]."
+                f"in {named(many)}. Leave them out with {dropping(many)}."
             )
         for each in tallies:
             if not each.is_categorical:
