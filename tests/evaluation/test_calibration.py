@@ -1,6 +1,7 @@
 """Known answers of p-values and combined scores."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,10 @@ import torch
 from strategies import initialized_glow
 from submanifold.common.errors import UserError
 from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, Calibration, calibrate
+from submanifold.evaluation.scores import score
+from submanifold.flows.bijection import Flow
+from submanifold.flows.softflow import NoiseConditional
+from submanifold.models import Hierarchy, Stage
 
 NAMES = ("density", "off_manifold", "encoder_distance")
 
@@ -151,3 +156,53 @@ def test_missing_scores_are_not_combined():
     calibration = Calibration.fit(scores, ("density", *scores, "complexity"))
     assert calibration.combined == tuple(scores)
     assert list(calibration.complete(scores)) == [*scores, COMBINATION]
+
+
+def test_a_single_score_is_its_own_combination():
+    calibration = Calibration.fit({"density": normal_scores(100, 0)["density"]}, ("density",))
+    new = {"density": np.array([-9.0, 0.0, 9.0])}
+    found = calibration.complete(new)[COMBINATION]
+    assert found.tolist() == new["density"].tolist()
+    p_values = calibration.p_values(COMBINATION, found)
+    assert p_values[0] == 1
+    assert p_values[2] == calibration.smallest_p_value
+
+
+def test_a_noise_conditional_model_is_scored_at_the_scale_that_fits_held_out_data():
+    """The flow is the identity times e^(3 s - 3/2), so that data of scale 1 prefer s = 1/2."""
+    model = noise_conditional_scaling()
+    events = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)
+    found = calibrate(model, events, torch.device("cpu"))
+    assert found["noise_scale"] == 0.5
+    assert found["combined"] == ["smoothed_density"]
+    model.calibration = found
+    scores = score(model, events[:5], ["density", "smoothed_density"])
+    squares = (events[:5].astype(float) ** 2).sum(1)
+    expected = squares / 2 + math.log(2 * math.pi)
+    np.testing.assert_allclose(scores["smoothed_density"], expected, rtol=1e-5)
+    expected = squares * math.exp(-3) / 2 + math.log(2 * math.pi) + 3
+    np.testing.assert_allclose(scores["density"], expected, rtol=1e-5)
+
+
+class _Scaling(Flow):
+    axes = (1,)
+
+    def __init__(self):
+        super().__init__()
+        self.event_shape, self.config = (2,), {}
+        self.layer = NoiseConditional(torch.nn.Linear(1, 1))
+        with torch.no_grad():
+            self.layer.layer.weight.zero_()
+            self.layer.layer.bias.fill_(-1.5)
+            self.layer.weight.fill_(3.0)
+
+    def forward(self, x):
+        log_scale = self.layer(x[:, :1])
+        return x * log_scale.exp(), 2 * log_scale[:, 0]
+
+    def inverse(self, z):
+        return z * (-self.layer(z[:, :1])).exp()
+
+
+def noise_conditional_scaling():
+    return Hierarchy([Stage(_Scaling(), 2)])

@@ -9,7 +9,14 @@ import torch
 
 from submanifold.common.errors import UserError
 from submanifold.evaluation.intervals import proportion_interval
-from submanifold.evaluation.scores import QUICK, score
+from submanifold.evaluation.scores import (
+    NOISE_SCALE,
+    QUICK,
+    SMOOTHED_DENSITY,
+    best_noise_scale,
+    score,
+)
+from submanifold.flows import is_noise_conditional
 from submanifold.models import Model
 
 COMBINATION = "combination"
@@ -35,9 +42,14 @@ def calibrate(
     Returns:
         The calibration as a JSON-able dict, or the reason ``why`` there are too few events.
     """
-    scores = score(model.to(device), events)
+    model = model.to(device)
+    combined, scale = QUICK, None
+    if is_noise_conditional(model) and model.has_density and len(events):
+        combined, scale = (SMOOTHED_DENSITY,), best_noise_scale(model, events)
+    model.calibration = {NOISE_SCALE: scale}  # for the scores
+    scores = score(model, events)
     try:
-        return Calibration.fit(scores, QUICK, groups).to_dict()
+        return replace(Calibration.fit(scores, combined, groups), noise_scale=scale).to_dict()
     except UserError as error:
         return {"why": str(error)}
 
@@ -76,7 +88,7 @@ class Calibration:
 
     with mean and covariance over the normal images, so that a score that is too small given the
     others is anomalous, too (compare Morningstar et al. 2021). Outside the range of normal scores,
-    z is extrapolated by standard deviations up to 8.
+    z is extrapolated by standard deviations up to 8. A single score is its own combination.
 
     Combination and typicality of the normal images are cross-fitted in ten folds, and new images
     are compared with the pooled values (cross-conformal prediction: Vovk 2015), so that about a
@@ -92,6 +104,7 @@ class Calibration:
         quantiles: Quantiles at :data:`LEVELS` by score, including the combination.
         mean: Mean of z, (scores,).
         precision: Inverse of C, (scores, scores).
+        noise_scale: The noise scale of ``smoothed_density``; None without this score.
     """
 
     count: int
@@ -101,6 +114,7 @@ class Calibration:
     quantiles: Scores
     mean: np.ndarray
     precision: np.ndarray
+    noise_scale: float | None = None
 
     @classmethod
     def fit(
@@ -161,6 +175,8 @@ class Calibration:
         found = dict(scores)
         if self.median is not None:
             found["typicality"] = np.abs(scores["density"] + self.median)
+        if len(self.combined) == 1:
+            return {**found, COMBINATION: found[self.combined[0]]}
         z = self._normal_scores(found) - self.mean
         return {**found, COMBINATION: np.einsum("ni,ij,nj->n", z, self.precision, z)}
 

@@ -1,6 +1,7 @@
 """Anomaly scores of events under a model; larger values are more anomalous."""
 
 import io
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from submanifold.common import distributed
 from submanifold.common.progress import track
 from submanifold.data.batches import fixed_batches
+from submanifold.flows import is_noise_conditional, noise_conditioning
 from submanifold.geometry.linearization import jacobian
 from submanifold.models import Model
 from submanifold.models.model import bits_per_dim
@@ -22,16 +24,25 @@ SCORES = {
     "off_manifold": "half the squared norm of v, nats",
     "encoder_distance": "mean squared error of the encoder projection, pixels in [0, 1]",
     "nearest_distance": "mean squared error of the nearest projection, pixels in [0, 1]",
+    "smoothed_density": "-log p(x) of noise-conditional models at their best noise scale, nats",
     "complexity": "-log2 p(x) minus the bits of the image as a PNG",
     "manifold_density": "-log density on the manifold of the leading coordinates, nats",
     "dimension": "minus the local dimension, from the spectrum of J^T J",
     "typicality": "distance of log p(x) from its median over normal images, nats",
 }
 """Descriptions by name; ``typicality`` is added by a calibration."""
-QUICK = ("density", "on_manifold", "off_manifold", "encoder_distance", "complexity")
+QUICK = (
+    "density", "on_manifold", "off_manifold", "encoder_distance", "complexity", "smoothed_density"
+)  # fmt: skip
+SMOOTHED_DENSITY = "smoothed_density"
+NOISE_SCALES = 9
+"""Noise scales among which :func:`best_noise_scale` chooses, evenly spaced from 0 to 1."""
 GREY_LEVEL = 1 / 256
 LEADING = 64
 SCORE_BATCH_SIZE = 64
+SCALE_BATCH_SIZE = 1024
+NOISE_SCALE = "noise_scale"
+"""Key of the best noise scale in the calibration of a noise-conditional model."""
 
 
 def score(
@@ -70,8 +81,9 @@ def score_batch(
 
     Returns:
         Float64 (batch,) for names of :data:`SCORES` except ``typicality``; ``density`` and
-        ``complexity`` are missing for models without a density on all of space, and ``complexity``
-        for vectors. Errors of vectors are in the units of the model's input.
+        ``complexity`` are missing for models without a density on all of space, ``complexity`` for
+        vectors, and ``smoothed_density`` for models that are not noise-conditional. Errors of
+        vectors are in the units of the model's input.
     """
     found: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -80,6 +92,9 @@ def score_batch(
         found["off_manifold"] = v.square().sum(1) / 2
         if model.has_density:
             found["density"] = -log_prob
+        if SMOOTHED_DENSITY in names and model.has_density and is_noise_conditional(model):
+            scale = model.calibration.get(NOISE_SCALE) or 0.0
+            found[SMOOTHED_DENSITY] = -log_prob_at(model, x, scale)
         if "encoder_distance" in names:
             found["encoder_distance"] = (x - model.decode(u)).square().flatten(1).mean(1)
     if "nearest_distance" in names:
@@ -98,6 +113,37 @@ def score_batch(
     return {
         name: found[name].double().detach() for name in SCORES if name in names and name in found
     }
+
+
+def log_prob_at(model: Model, x: Tensor, scale: float) -> Tensor:
+    """Compute the log-density of a noise-conditional model at a noise scale between 0 and 1."""
+    with noise_conditioning(model, x.new_full((len(x),), scale)):
+        return model.log_prob(x)
+
+
+@torch.no_grad()
+def best_noise_scale(model: Model, events: np.ndarray) -> float:
+    """Find the noise scale at which held-out events have the largest density, without their noise.
+
+    Like the bandwidth of a kernel density estimate it smooths more, the fewer the training data
+    are. The tenth of the events with the lowest density is left out, so that anomalies among them
+    do not determine the scale.
+
+    Args:
+        model: A noise-conditional model.
+        events: Events (N, ...) that the model was not trained on.
+
+    Returns:
+        The scale, between 0 (the smallest noise) and 1 (the largest).
+    """
+    device = next(model.parameters()).device
+    means = {}
+    for scale in np.linspace(0, 1, NOISE_SCALES).tolist():
+        batches = fixed_batches(events, SCALE_BATCH_SIZE, device)
+        log_probs = torch.cat([log_prob_at(model, x, scale) for x in batches]).double()
+        kept = log_probs.nan_to_num(-math.inf).sort().values[len(events) // 10 :]
+        means[scale] = kept.mean().item()
+    return max(means, key=means.__getitem__)
 
 
 def leading_spectrum(model: Model, u: Tensor, count: int = LEADING) -> Tensor:

@@ -77,18 +77,28 @@ class Objective:
             ``<term>_weight`` and ``image_mse``, the error that the target bounds.
         """
         batch = ForwardPass(model, h, h, self.outer, generator, shard, training)
-        scale = None
-        if self.input_noise > 0:
-            noise = batch.draw(torch.randn, *h.shape[1:], dtype=h.dtype)
-            if is_noise_conditional(model):
-                scale = batch.draw(torch.rand)
-                fraction = scale
-                if self.input_noise_min is not None:
-                    fraction = (self.input_noise_min / self.input_noise) ** (1 - scale)
-                noise = fraction.view(-1, *(1 for _ in h.shape[1:])).to(h.dtype) * noise
-            batch = replace(batch, noisy=h + self.input_noise * noise, noise_scale=scale)
+        noisy, scale = self.add_noise(batch)
+        batch = replace(batch, noisy=noisy, noise_scale=scale)
         with noise_conditioning(model, scale):
             return self._evaluate(batch)
+
+    def add_noise(self, batch: ForwardPass) -> tuple[Tensor, Tensor | None]:
+        """Draw the noise of a batch's input.
+
+        Returns:
+            The noisy input, and for a noise-conditional model the scale that it receives, (batch,).
+        """
+        h = batch.clean
+        if self.input_noise == 0:
+            return h, None
+        noise = batch.draw(torch.randn, *h.shape[1:], dtype=h.dtype)
+        if not is_noise_conditional(batch.model):
+            return h + self.input_noise * noise, None
+        scale = fraction = batch.draw(torch.rand)
+        if self.input_noise_min is not None:
+            fraction = (self.input_noise_min / self.input_noise) ** (1 - scale)
+        noise = fraction.view(-1, *(1 for _ in h.shape[1:])).to(h.dtype) * noise
+        return h + self.input_noise * noise, scale
 
     def _evaluate(self, batch: ForwardPass) -> dict[str, Tensor]:
         terms = {name: term(batch) for name, term in self.terms.items()}

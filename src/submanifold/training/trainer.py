@@ -18,8 +18,9 @@ from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
 from submanifold.common.threads import ThreadTuner
 from submanifold.data.batches import Batches
-from submanifold.flows import initialize, set_activation_checkpointing
+from submanifold.flows import initialize, noise_conditioning, set_activation_checkpointing
 from submanifold.losses import Objective
+from submanifold.losses.forward_pass import ForwardPass
 from submanifold.models import Model
 from submanifold.training import monitor
 from submanifold.training.checkpoint import (
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 LOG_EVERY = 10
 MAX_ROLLBACKS = 3
+INITIAL_ROWS = 8192
+"""Rows that initialize a flow with log-uniform noise scales."""
 
 Log = Callable[[int, Row], None]
 
@@ -281,9 +284,25 @@ def _restore_or_initialize(
         return
     if (folder / LAST).exists():
         log.warning("%s: training restarts from the beginning", name)
-    initialize(trainer.model, train.at(0), fresh)
+    _initialize(trainer, train, fresh)
     trainer.ema.reset()
     trainer.save(folder)
+
+
+@torch.no_grad()
+def _initialize(trainer: Trainer, train: Batches, fresh: Sequence[nn.Module] | None) -> None:
+    """Initialize from the first batch, or for log-uniform noise scales from noisy batches."""
+    objective = trainer.objective
+    if objective.input_noise_min is None:
+        initialize(trainer.model, train.at(0), fresh)
+        return
+    # at the small scales one batch would determine the widths of narrow columns badly
+    count = max(1, min(train.steps_per_epoch, INITIAL_ROWS // train.batch_size))
+    clean = torch.cat([train.at(step) for step in range(count)])
+    batch = ForwardPass(trainer.model, clean, clean, generator=train.generator)
+    noisy, scale = objective.add_noise(batch)
+    with noise_conditioning(trainer.model, scale):
+        initialize(trainer.model, noisy, fresh)
 
 
 @torch.no_grad()
