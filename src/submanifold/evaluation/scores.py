@@ -31,7 +31,7 @@ SCORES = {
     "typicality": "distance of log p(x) from its median over normal images, nats",
 }
 """Descriptions by name; ``typicality`` is added by a calibration."""
-QUICK = (
+QUICK: tuple[str, ...] = (
     "density", "on_manifold", "off_manifold", "encoder_distance", "complexity", "smoothed_density"
 )  # fmt: skip
 SMOOTHED_DENSITY = "smoothed_density"
