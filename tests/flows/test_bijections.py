@@ -27,6 +27,7 @@ from submanifold.flows import (
     Linear,
     MaskedAffineCoupling,
     MixtureOfLogistics,
+    QuantileSpline,
     Reflections,
     Split,
     Squeeze,
@@ -130,6 +131,7 @@ LAYERS = {
     BlockReflections: of_vectors(BlockReflections, few),
     SpecialConformal: of_vectors(SpecialConformal),
     MixtureOfLogistics: of_vectors(MixtureOfLogistics, few),
+    QuantileSpline: of_vectors(QuantileSpline, few),
 }
 BIJECTIONS = {name: flow for name, flow in FLOWS.items() if not issubclass(flow, Injection)}
 INJECTIONS = FLOWS.keys() - BIJECTIONS.keys()

@@ -18,6 +18,7 @@ SMALL = {
     "realnvp": {"couplings": 2},
     "soft_realnvp": {"couplings": 2},
     "gaussianization": {"layers": 1},
+    "tabular": {"couplings": 2, "hidden": 8, "bins": 4},
     "zuko": {"transforms": 1, "hidden": 8},
     "conformal": {"layers": 1},
     "jet": {"couplings": 2, "blocks": 1, "width": 8, "heads": 2},

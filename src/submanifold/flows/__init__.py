@@ -24,14 +24,15 @@ from submanifold.flows.softflow import (
     is_noise_conditional,
     noise_conditioning,
 )
+from submanifold.flows.tabular import QuantileSpline, Tabular
 from submanifold.flows.trumpet import Trumpet
 from submanifold.flows.zuko import Zuko
 
 __all__ = [
     "FLOWS", "ActNorm", "Affine", "AffineCoupling", "Autoencoder", "Bijection", "Compose",
     "Conformal", "Coupling", "DataInitialized", "Flow", "FlowSettings", "Gaussianization", "Glow",
-    "Injection", "Jet", "Linear", "MaskedAffineCoupling", "MixtureOfLogistics", "RealNVP",
-    "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Trumpet", "Zuko",
+    "Injection", "Jet", "Linear", "MaskedAffineCoupling", "MixtureOfLogistics", "QuantileSpline",
+    "RealNVP", "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Tabular", "Trumpet", "Zuko",
     "build_flow", "initialize", "is_noise_conditional", "noise_conditioning", "rebuild_flow",
     "set_activation_checkpointing",
 ]  # fmt: skip

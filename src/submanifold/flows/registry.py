@@ -18,6 +18,7 @@ from submanifold.flows.linear import Affine
 from submanifold.flows.orthogonal import Rotation
 from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.softflow import SoftGlow, SoftRealNVP
+from submanifold.flows.tabular import Tabular
 from submanifold.flows.trumpet import Trumpet
 from submanifold.flows.zuko import Zuko
 
@@ -27,6 +28,7 @@ FLOWS: dict[str, type[Flow]] = {
     "realnvp": RealNVP,
     "affine": Affine,
     "gaussianization": Gaussianization,
+    "tabular": Tabular,
     "zuko": Zuko,
     "conformal": Conformal,
     "soft_glow": SoftGlow,

@@ -1,0 +1,52 @@
+"""Data-dependent initialization and noise conditioning of flows of tables."""
+
+import torch
+
+from submanifold.flows import QuantileSpline, Tabular, initialize, noise_conditioning
+from submanifold.flows.tabular import LARGEST_MIXED
+
+
+def skewed(rows):
+    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(0)).exp() - 1
+
+
+def test_splines_start_at_the_quantiles_of_the_data():
+    x = skewed(4000)
+    spline = QuantileSpline(3, 16)
+    initialize(spline, x)
+    z, log_det = spline(x)
+    quantiles = torch.tensor([0.02, 0.1, 0.5, 0.9, 0.98])
+    found = torch.quantile(z, quantiles, dim=0)
+    expected = torch.special.ndtri(quantiles)[:, None].expand(-1, 3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.08)
+    # z is log(1 + x), whose derivative is 1 / (1 + x)
+    assert (log_det + (1 + x).log().sum(1)).mean().abs() < 0.05
+
+
+def test_splines_of_few_rows_start_as_the_identity():
+    x = skewed(1000)
+    spline = QuantileSpline(3, 16)
+    initialize(spline, x)
+    z, log_det = spline(x)
+    torch.testing.assert_close(z, x, rtol=0, atol=1e-4)
+    assert log_det.abs().max() < 1e-4
+
+
+def test_density_depends_on_the_noise_scale_of_each_row():
+    flow = Tabular(3)
+    x = skewed(2)
+    for parameter in flow.parameters():  # the last layer of a net starts at zero
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    default = flow(x)[0]
+    with noise_conditioning(flow, torch.tensor([0.0, 1.0])):
+        z = flow(x)[0]
+    torch.testing.assert_close(z[0], default[0])
+    assert (z[1] - default[1]).abs().max() > 1e-3
+
+
+def test_flows_of_many_columns_have_no_square_matrices():
+    dim = LARGEST_MIXED + 1
+    flow = Tabular(dim, couplings=2, hidden=8)
+    assert all(w.shape != (dim, dim) for w in flow.parameters())
+    x = torch.randn(4, dim)
+    torch.testing.assert_close(flow.inverse(flow(x)[0]), x, rtol=1e-4, atol=1e-4)
