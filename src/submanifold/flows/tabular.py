@@ -173,7 +173,7 @@ class Tabular(Compose, Flow):
     initialization already fits a Gaussian copula. The noise scale of
     :func:`.noise_conditioning` is an input of the coupling nets.
 
-    Above 256 columns no matrices are learned. Couplings transform the halves of the columns in turn.
+    Above 256 columns no matrices are learned. Couplings transform both halves in turn.
 
     Args:
         dim: Number of columns.
