@@ -32,7 +32,7 @@ __all__ = [
     "FLOWS", "ActNorm", "Affine", "AffineCoupling", "Autoencoder", "Bijection", "Compose",
     "Conformal", "Coupling", "DataInitialized", "Flow", "FlowSettings", "Gaussianization", "Glow",
     "Injection", "Jet", "Linear", "MaskedAffineCoupling", "MixtureOfLogistics", "QuantileSpline",
-    "RealNVP", "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Tabular", "Trumpet",
-    "Zuko", "build_flow", "initialize", "is_noise_conditional", "noise_conditioning", "rebuild_flow",
-    "set_activation_checkpointing",
+    "RealNVP", "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Tabular",
+    "Trumpet", "Zuko", "build_flow", "initialize", "is_noise_conditional", "noise_conditioning",
+    "rebuild_flow", "set_activation_checkpointing",
 ]  # fmt: skip
