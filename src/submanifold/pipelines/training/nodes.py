@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from submanifold.common.device import choose_device
+from submanifold.common.files import locked, read_json, write_json
 from submanifold.config.schema import LaunchSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
@@ -39,11 +40,19 @@ def measure_budget(
 ) -> Budget:
     """Scale the steps of all phases to a time of training; see :func:`.fit_budget`.
 
-    ``data`` are any :data:`.DataSettings`; Kedro warns about unions.
+    If several runs measure the same budget at once, all use the steps of the first. ``data`` are
+    any :data:`.DataSettings`; Kedro warns about unions.
     """
-    log.info("Timing a few steps of each phase")
-    arguments = 60 * minutes, model, phases, data.event_shape, choose_device(device)
-    steps = call(launch, fit_budget, *arguments, folder=folder)
+    path = folder / "budget.json"
+    with locked(folder, "the measurement of the steps"):
+        budget: Budget | None = read_json(path)
+        if budget is None:
+            log.info("Timing a few steps of each phase")
+            arguments = 60 * minutes, model, phases, data.event_shape, choose_device(device)
+            steps = call(launch, fit_budget, *arguments, folder=folder)
+            budget = {"minutes": minutes, "steps": steps}
+            write_json(path, budget)  # before the lock is released; the catalog writes it again
+    steps = budget["steps"]
     shown = ", ".join(f"{name} {count:,}" for name, count in steps.items())
     log.info("Training for %g min: %s. The evaluation follows", minutes, shown)
     usual = {name: phase.training.steps for name, phase in phases.items()
@@ -53,7 +62,7 @@ def measure_budget(
             "The steps are less than %.0f%% of the default. Such a model shows that everything "
             "works; for good projections and samples use more minutes", 100 * SHORT
         )  # fmt: skip
-    return {"minutes": minutes, "steps": steps}
+    return budget
 
 
 def train(
