@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from submanifold.data import dequantize
+from submanifold.data.batches import Batches
 from submanifold.data.synthetic import LinearGaussian
+from submanifold.evaluation import baselines as baselines_module
+from submanifold.evaluation import measure as measure_module
 from submanifold.evaluation import paper
-from submanifold.evaluation.baselines import fit_baselines
+from submanifold.evaluation.baselines import PCA, evenly_spaced, fit_baselines, pca_batches
 from submanifold.evaluation.measure import measure, objectives, warnings
 from submanifold.evaluation.metrics import (
     COMPARED,
@@ -21,6 +24,7 @@ from submanifold.evaluation.metrics import (
     format_interval,
     training_images_reach,
 )
+from submanifold.evaluation.reconstruction import squared_errors
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
 from submanifold.flows import Affine, Glow, RealNVP
@@ -75,6 +79,37 @@ def test_every_metric_is_computed_and_written(metric, results):
     for missing in (None, math.nan, {}, {"value": None}, {"value": math.nan}):
         assert metric.write(missing) == NONE
     assert metric.write({"value": None, "why": "not measured: too slow"}) == "not measured"
+
+
+def test_projections_and_pca_are_compared_on_the_same_images(monkeypatch):
+    """Four of nine images, which are brighter one after the other: a subset has other means."""
+    for module in (baselines_module, measure_module):
+        monkeypatch.setattr(module, "COMPARED_EVENTS", 4)
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(RealNVP(12, 2), 3), Stage(RealNVP(3, 2), 3)]).eval()
+    rng = np.random.default_rng(0)
+    train, test = (rng.normal(size=(n, 12)).astype(np.float32) for n in (50, 9))
+    test *= np.geomspace(1, 100, 9, dtype=np.float32)[:, None]
+    groups = np.arange(9) // 2
+    found = measure(model, test, fit_baselines(train, train, test, groups)[0], 0.0, 1, CPU, groups)
+    some, chosen = evenly_spaced(test, 4), [0, 3, 5, 8]
+    assert (some == test[chosen]).all()
+    pca = PCA.fit(pca_batches(train))
+    projections = {
+        "encoder_mse": model.encoder_projection,
+        "projection_mse": model.project,
+        "nearest_mse": lambda x: model.project(x, exact=True),
+    }
+    for name, projection in projections.items():
+        errors = squared_errors(projection, Batches(some, 4))
+        assert found[name]["value"] == pytest.approx(errors.mean(), rel=1e-4)
+        assert (found[name]["n"], found[name]["groups"]) == (4, 4)
+    mse = found["baselines"]["pca_subset"]["mse"]
+    errors = squared_errors(lambda x: pca.project(x, 3), Batches(some, 4))
+    assert mse["value"] == pytest.approx(errors.mean(), rel=1e-4)
+    assert mse["groups"] == 4
+    assert abs(found["baselines"]["pca"]["mse"]["value"] / mse["value"] - 1) > 0.05
+    assert found["mse"]["n"] == 9
 
 
 def check_digits(text, measured):

@@ -4,9 +4,9 @@ import torch
 
 from submanifold.data.batches import Batches
 from submanifold.evaluation import reconstruction as module
+from submanifold.evaluation.baselines import evenly_spaced
 from submanifold.evaluation.reconstruction import (
     error_curve,
-    evenly_spaced,
     psnr,
     reconstruction,
     squared_errors,
@@ -16,7 +16,8 @@ from submanifold.losses.constraint import Target
 from submanifold.models import Hierarchy, Stage
 
 LARGEST = 16
-BASELINES = {"pca_mse": [0.1] * (LARGEST + 1), "pca_mse_half_width": [0.0] * (LARGEST + 1)}
+PCA = {"pca_mse": [0.1] * (LARGEST + 1), "pca_mse_half_width": [0.0] * (LARGEST + 1)}
+BASELINES = {"subsets": {"128": PCA}}
 PSNRS = range(18, 31)
 
 
@@ -91,22 +92,23 @@ def error(project, images):
 
 
 def test_error_curve_has_the_errors_of_each_dimension(curve, model, images):
-    assert (curve["n"], curve["n_nearest"]) == (256, 64)
+    few = evenly_spaced(images, 128)
+    assert curve["n"] == len(few) == 128
     assert (curve["dims"][0], curve["dims"][-1]) == (1, LARGEST)
     for dim, mse in zip(curve["dims"], curve["mse"], strict=True):
-        expected = error(model.at_dim(dim).encoder_projection, evenly_spaced(images, 256))
+        expected = error(model.at_dim(dim).encoder_projection, few)
         assert mse == pytest.approx(expected, rel=1e-4, abs=1e-9)
     assert curve["pca_mse"] == [0.1] * len(curve["dims"])
     for dim, mse in zip(curve["nearest_dims"], curve["nearest_mse"], strict=True):
         at = model.at_dim(dim)
-        nearest = error(lambda x, at=at: at.project(x, exact=True), evenly_spaced(images, 64))
+        nearest = error(lambda x, at=at: at.project(x, exact=True), few)
         assert mse == pytest.approx(nearest, rel=1e-5)
-        assert mse < 0.999 * error(at.encoder_projection, evenly_spaced(images, 64))
+        assert mse < 0.999 * error(at.encoder_projection, few)
 
 
 def test_error_curve_finds_the_smallest_dimension_of_each_psnr(curve, model, images):
     decibels = [
-        psnr(error(model.at_dim(d).encoder_projection, evenly_spaced(images, 256)))
+        psnr(error(model.at_dim(d).encoder_projection, evenly_spaced(images, 128)))
         for d in range(1, LARGEST + 1)
     ]
     assert decibels == sorted(decibels)

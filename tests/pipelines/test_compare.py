@@ -105,7 +105,8 @@ def test_conclusion_names_the_best_runs_overlaps_and_the_effect_of_seeds():
     table = pd.DataFrame([
         {"name": f"{method}-{seed}", "method": method, "dims": "9", "seed": seed, "differs": None,
          "bits_per_dim": bits, "bits_per_dim_low": bits - 0.06, "bits_per_dim_high": bits + 0.06,
-         "mse": mse, "mse_low": mse - 0.001, "mse_high": mse + 0.001}
+         "mse": mse, "mse_low": mse - 0.001, "mse_high": mse + 0.001,
+         "encoder_mse": mse}
         for method, seed, bits, mse in rows
     ])  # fmt: skip
     metrics = sections.headlines(table)
@@ -113,8 +114,9 @@ def test_conclusion_names_the_best_runs_overlaps_and_the_effect_of_seeds():
     assert bits.startswith(
         "a-0 has the best BPD, 3.000 [2.940, 3.060]; the interval of a-1 overlaps"
     )
-    assert error == "b-0 has the best MSE, 0.0100 [0.0090, 0.0110]."
-    assert seeds == "Runs that differ only in the seed differ by up to 0.1 (BPD) and 0 (MSE)."
+    assert error == "b-0 has the best MSE of encoder projections, 0.0100 [0.0090, 0.0110]."
+    differ = "differ by up to 0.1 (BPD) and 0 (MSE of encoder projections)"
+    assert seeds == f"Runs that differ only in the seed {differ}."
     assert sections.sort_runs(table[::-1], metrics)["name"].tolist() == ["a-0", "a-1", "b-0"]
     assert list(sections.points(table)) == ["1. a-0 (a)", "2. a-1 (a)", "3. b-0 (b)"]
 

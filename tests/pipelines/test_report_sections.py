@@ -62,12 +62,19 @@ def test_few_images_do_not_distinguish_rates():
     (3.0, 1.5, True),
 ])  # fmt: skip
 def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns):
-    metrics = {"mse": {"value": encoder}, "nearest_mse": {"value": nearest}}
-    sentence, warning = against_pca({**metrics, "baselines": {"pca": {"mse": {"value": 1.0}}}})
+    metrics = {"encoder_mse": {"value": encoder, "n": 512}, "nearest_mse": {"value": nearest},
+               "counts": {"test": 512}}  # fmt: skip
+    baselines = {"pca": {"mse": {"value": 9.0}}, "pca_subset": {"mse": {"value": 1.0}}}
+    sentence, warning = against_pca({**metrics, "baselines": baselines})
     assert f"{encoder:.2g} times that of PCA (encoder projections)" in sentence
     assert f"{nearest:.2g} times that of PCA (nearest projections)" in sentence
     assert (warning is not None) == warns
-    assert against_pca({**metrics, "baselines": {"pca": {"why": "too few"}}}) == (None, None)
+    assert "512" not in sentence
+    more = against_pca({**metrics, "baselines": baselines, "counts": {"test": 776}})
+    assert more == (f"{sentence} These errors and those above are of 512 evenly spaced test "
+                    "images.", warning)  # fmt: skip
+    missing = {"pca_subset": {"why": "too few"}}
+    assert against_pca({**metrics, "baselines": missing}) == (None, None)
 
 
 def test_the_threshold_of_the_command_is_possible():

@@ -66,7 +66,8 @@ def test_plot_and_page_show_the_front_and_count_trials_without_values(known):
     assert "<li>Trial 6, pruned: at step &lt;8&gt;</li>" in page
     assert "dataset photos, seed 0, search space:\n<code>weight=0.0..99</code>" in page
     best = "Trial 0 (weight=0, method=none) has the best BPD on validation data; on test data it is"
-    assert f"{best} 3.50 [3.00, 4.00]. Trial 3 (weight=3, method=A) has the best MSE" in page
+    error = "Trial 3 (weight=3, method=A) has the best MSE of encoder projections"
+    assert f"{best} 3.50 [3.00, 4.00]. {error}" in page
     assert "4 of 6 complete trials are on the Pareto front" in page
     assert "submanifold score data/06_models/m-3 PICTURES" in page
     more = "submanifold sweep --study=known --trials=18 weight=0.0..99 method=A,null"

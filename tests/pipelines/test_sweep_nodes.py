@@ -63,9 +63,8 @@ def test_page_names_the_best_values_and_links_reports(project, tmp_path):
     report.parent.mkdir()
     report.touch()
     page = write_sweep(table, figure, "stage_2.dim", "photos", "H-MM", tmp_path)
-    assert (
-        "stage_2.dim = 2 has the best BPD, 2.000. stage_2.dim = 1 has the best MSE, 0.100 [" in page
-    )
+    best = "stage_2.dim = 2 has the best BPD, 2.000. stage_2.dim = 1 has the best MSE of encoder"
+    assert f"{best} projections, 0.100 [" in page
     assert "the interval of stage_2.dim = 2 overlaps with it" in page
     assert page.count('href="../stage_2.dim-1/report.html"') == page.count('href="../') == 1
     assert "submanifold score data/06_models/stage_2.dim-0 PICTURES" in page

@@ -121,7 +121,8 @@ def use(model, rows, others, device, folder):
     """Fit a rotation, and encode and measure without it, as axes may depend on rounding."""
     folder.mkdir(exist_ok=True)  # by all processes
     encoded = encode_rows(model, rows[:61], 7, device, folder / "u.npy")
-    baselines = {"pca_mse": [0.1] * 193, "pca_mse_half_width": [0.0] * 193, "gaussian": None}
+    pca = {"pca_mse": [0.1] * 193, "pca_mse_half_width": [0.0] * 193}
+    baselines = {**pca, "subsets": {"512": pca, "128": pca}, "gaussian": None}
     measured = measure(model, others, baselines, 0.01, 2, device)
     calibrated = calibrate(model, others, device)
     rotated, _ = rotate_phase(

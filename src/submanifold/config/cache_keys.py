@@ -15,7 +15,7 @@ TRAINING_VERSION = 7
 """Version of data and training: increased when equal settings no longer give equal artifacts."""
 MODEL_VERSION = 6
 """Version of the finished model's file, for equal phases."""
-EVALUATION_VERSION = 15
+EVALUATION_VERSION = 16
 """Version of metrics and report, for equal models."""
 OOD_VERSION = 8
 """Version of the scores of out-of-distribution images, for equal models and images."""
@@ -27,6 +27,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     """Hash what each artifact depends on, as readable names for files.
 
     - ``data``: the source's fingerprint and the data settings.
+    - ``baselines``: the data.
     - ``<phase>``: the data, the seed, the number of charts, and the phases up to this one with the
       stages that they train.
     - ``<phase>.u``, if the phase does not start at the data: its input.
@@ -43,6 +44,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
         content = experiment.data.fingerprint(project / RAW_FOLDER)
     digest = _digest(TRAINING_VERSION, content, experiment.data.content)
     keys = {"data": f"{experiment.dataset}-{digest}"}
+    keys["baselines"] = f"{experiment.dataset}-{_digest(EVALUATION_VERSION, digest)}"
     stages = [stage.model_dump(mode="json") for stage in experiment.model.stages]
     budget = []
     if experiment.minutes is not None:

@@ -18,6 +18,8 @@ PCA_BATCH_SIZE, MAX_BATCH_NUMBERS = 1024, 2**23
 LARGEST_COVARIANCE = 6144
 LEADING, OVERSAMPLING, ITERATIONS = 2048, 16, 4
 MOST_FITTED = 16384
+COMPARED_EVENTS, CURVE_EVENTS = 512, 128
+"""Evenly spaced test events on which all projections are compared: once, and by dimension."""
 
 
 @dataclass(frozen=True)
@@ -215,21 +217,39 @@ def fit_baselines(
         A dictionary, and the result of :func:`stored_axes`. The dictionary contains
         ``pca_mse``: mean squared error with the first 0, 1, ... axes, and ``pca_mse_half_width`` of
         its 95% interval (None for too few groups); with groups their number ``groups``;
-        ``gaussian``: bits per dimension and ``shrinkage``; ``n_train``: number of events in the
-        fit.
+        ``subsets``: the same of 512 and of 128 evenly spaced test events, on which projections are
+        compared, by number; ``gaussian``: bits per dimension and ``shrinkage``; ``n_train``: number
+        of events in the fit.
     """
     pca, n_train = fit_gaussian(train, valid)
     bits = to_bits_per_dim(per_event(pca.log_prob, pca_batches(test)), test)
-    mse, half_width = pca.error_curve(pca_batches(test), groups)
-    found = {
-        "pca_mse": mse.tolist(),
-        "pca_mse_half_width": None if half_width is None else half_width.tolist(),
+
+    def errors(chosen: Any = slice(None)) -> dict[str, Any]:
+        of_chosen = None if groups is None else groups[chosen]
+        mse, half_width = pca.error_curve(pca_batches(test[chosen]), of_chosen)
+        half_widths = None if half_width is None else half_width.tolist()
+        found = {"pca_mse": mse.tolist(), "pca_mse_half_width": half_widths}
+        return found if of_chosen is None else found | {"groups": len(np.unique(of_chosen))}
+
+    sizes = (COMPARED_EVENTS, CURVE_EVENTS)
+    found = errors() | {
+        "subsets": {str(n): errors(evenly_spaced(np.arange(len(test)), n)) for n in sizes},
         "gaussian": {"bits_per_dim": mean_interval(bits, groups), "shrinkage": pca.shrinkage},
         "n_train": n_train,
     }
-    if groups is not None:
-        found["groups"] = len(np.unique(groups))
     return found, stored_axes(pca)
+
+
+def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:
+    """Select at most ``count`` entries of an array at equal distances.
+
+    Neighbours may belong to one group.
+
+    Example:
+        >>> evenly_spaced(np.arange(10), 4).tolist()
+        [0, 3, 6, 9]
+    """
+    return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
 
 
 def stored_axes(pca: PCA) -> np.ndarray:
@@ -251,8 +271,13 @@ def pca_projection(stored: np.ndarray, x: Tensor, dim: int) -> Tensor | None:
     return ((x.flatten(1) - mean) @ axes.T @ axes + mean).view(x.shape)
 
 
-def pca_error(baselines: Mapping[str, Any], dim: int) -> dict[str, Any]:
-    """Look up the ``mse`` of PCA with `dim` axes, or ``why`` it is missing, in `baselines`."""
+def pca_error(baselines: Mapping[str, Any], dim: int, subset: int | None = None) -> dict[str, Any]:
+    """Look up the ``mse`` of PCA with `dim` axes, or ``why`` it is missing, in `baselines`.
+
+    It is that of all test events, or of a subset of :func:`fit_baselines`.
+    """
+    if subset is not None:
+        baselines = baselines["subsets"][str(subset)]
     fitted = len(baselines["pca_mse"]) - 1
     if dim > fitted:
         return {"dim": dim, "why": f"only the {fitted:,} leading axes are fitted"}

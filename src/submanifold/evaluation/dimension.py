@@ -10,6 +10,7 @@ import torch
 from submanifold.common.extras import import_extra
 from submanifold.common.progress import ProgressBar, track
 from submanifold.data.batches import Batches
+from submanifold.evaluation.baselines import CURVE_EVENTS
 from submanifold.evaluation.intervals import Interval, mean_interval
 from submanifold.evaluation.scores import leading_spectrum, local_dimension
 from submanifold.models import Model
@@ -115,6 +116,9 @@ def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> 
 
 
 def pca_dim_of(baselines: Mapping[str, Any], error: float) -> int | None:
-    """Return the number of principal components that reach a squared error, or None."""
-    reached = np.array(baselines.get("pca_mse", [])) <= error
+    """Return the number of principal components that reach a squared error, or None.
+
+    It is that on the images of :func:`submanifold.evaluation.reconstruction.error_curve`.
+    """
+    reached = np.array(baselines["subsets"][str(CURVE_EVENTS)]["pca_mse"]) <= error
     return int(np.argmax(reached)) if reached.any() else None

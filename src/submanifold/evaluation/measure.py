@@ -11,7 +11,7 @@ from torch import Tensor
 from submanifold.common.errors import UserError
 from submanifold.common.progress import track
 from submanifold.data.batches import Batches
-from submanifold.evaluation.baselines import pca_error
+from submanifold.evaluation.baselines import COMPARED_EVENTS, evenly_spaced, pca_error
 from submanifold.evaluation.intervals import Interval, mean_interval
 from submanifold.evaluation.likelihood import (
     BATCH_SIZE,
@@ -24,7 +24,6 @@ from submanifold.evaluation.likelihood import (
 from submanifold.evaluation.reconstruction import (
     NEAREST_BATCH_SIZE,
     error_curve,
-    evenly_spaced,
     reconstruction,
     squared_errors,
 )
@@ -37,7 +36,6 @@ from submanifold.models.diagnostics import (
 )
 
 VOLUME_IMAGES = 8
-NEAREST_EVENTS = 512
 OVERFITTING_EVENTS = 5000
 OVERFITTED = (
     "not reported: the data are close to the manifold, and the residual is a smooth function of "
@@ -87,12 +85,15 @@ def measure(
     if not batches.is_continuous:
         found |= volume(model, first[:VOLUME_IMAGES], groups)
         found["curve"] = error_curve(model, test, baselines, device)
-    pca = pca_error(baselines, model.dim)
     return found | {
         "parameters": sum(each.numel() for each in model.parameters()),
         "dims": model.dims,
         "inverse_error": inverse_error(model, first),
-        "baselines": {"pca": pca, "gaussian": baselines.get("gaussian")},
+        "baselines": {
+            "pca": pca_error(baselines, model.dim),
+            "pca_subset": pca_error(baselines, model.dim, COMPARED_EVENTS),
+            "gaussian": baselines.get("gaussian"),
+        },
     }
 
 
@@ -134,21 +135,23 @@ def density(
 def reconstructions(
     model: Model, test: np.ndarray, batches: Batches, groups: np.ndarray | None
 ) -> Metrics:
-    """Compute errors of encoder, default and nearest projections, and stage 1 of a hierarchy."""
+    """Compute errors of projections, and of stage 1 of a hierarchy.
+
+    Encoder projections are of all test data, and those that are compared of a subset.
+    """
     summarize = partial(reconstruction, of_images=not batches.is_continuous)
-    tracked = track(batches, "projecting", len(test))
-    found = summarize(squared_errors(model.encoder_projection, tracked), groups=groups)
+    errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(test)))
+    found = summarize(errors, groups=groups)
+    chosen = evenly_spaced(np.arange(len(test)), COMPARED_EVENTS)
+    compared = {"encoder": errors[chosen]}
     if model.dim < model.event_dim:
-        chosen = evenly_spaced(np.arange(len(test)), NEAREST_EVENTS)
         some = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device)
-        of_chosen = None if groups is None else groups[chosen]
         for kind, exact in (("projection", False), ("nearest", True)):
             tracked = track(some, f"{'nearest' if exact else 'default'} projections", len(some))
-            errors = squared_errors(partial(model.project, exact=exact), tracked)
-            by_name = summarize(errors, groups=of_chosen)
-            found |= {
-                f"{kind}_{name}": by_name[name] for name in ("mse", "psnr") if name in by_name
-            }
+            compared[kind] = squared_errors(partial(model.project, exact=exact), tracked)
+    for kind, values in compared.items():
+        by_name = summarize(values, groups=None if groups is None else groups[chosen])
+        found |= {f"{kind}_{name}": by_name[name] for name in ("mse", "psnr") if name in by_name}
     if isinstance(model, Hierarchy):
         found["stage_1_mse"] = found["mse"]
         if len(model.stages) > 1:

@@ -14,8 +14,14 @@ from typing import Any, Literal
 import pandas as pd
 
 NONE = "–"
-PROJECTION_ERRORS = {"default": "projection_mse", "encoder": "mse", "nearest": "nearest_mse"}
-"""Names of the mean squared errors of the projections; the report compares the first with PCA."""
+PROJECTION_ERRORS = {
+    "default": "projection_mse",
+    "encoder": "encoder_mse",
+    "nearest": "nearest_mse",
+}
+"""Names of the mean squared errors of the projections, all of the same test data."""
+SUBSET = " (subset)"
+"""End of the labels of metrics of at most 512 evenly spaced test images or points."""
 MAX_DECIMALS = 6
 COMPARED_WITH_TEST = ("fid", "kid")
 """Distances of images from the test images whose ideal value is zero."""
@@ -54,6 +60,11 @@ class Metric:
     def help(self) -> str:
         """Definition in one or two sentences, for tooltips and the reference."""
         return _HELP[self.name]
+
+    @property
+    def phrase(self) -> str:
+        """Label for a sentence, such as ``MSE of encoder projections``."""
+        return re.sub(r", (\w+ projection)", r" of \1s", self.label)
 
     def write(self, measured: Any, signed: bool = False, label: bool = False) -> str:
         """Format a value as :func:`format_interval`, optionally with the label."""
@@ -167,17 +178,22 @@ _METRICS = (
     Metric("manifold_divergence", "KL on the manifold (nats)", ".4f", NATS, better=None,
            compared=False),
     Metric("non_orthogonality", "non-orthogonality", ".3f", "bits per coordinate", compared=False),
-    Metric("mse", "MSE", ".5f", SQUARED_ERROR),
-    Metric("projection_mse", "MSE, default projection", ".5f", SQUARED_ERROR),
-    Metric("nearest_mse", "MSE, nearest projection", ".5f", SQUARED_ERROR),
-    Metric("psnr", "PSNR (dB)", ".2f", DECIBELS, "higher", compared=False),
-    Metric("psnr_per_image", "mean image PSNR (dB)", ".2f", DECIBELS, "higher", compared=False),
-    Metric("projection_psnr", "PSNR, default projection (dB)", ".2f", DECIBELS, "higher",
-           compared=False),
-    Metric("nearest_psnr", "PSNR, nearest projection (dB)", ".2f", DECIBELS, "higher",
-           compared=False),
+    Metric("mse", "MSE, encoder projection", ".5f", SQUARED_ERROR),
+    Metric("psnr", "PSNR, encoder projection, dB", ".2f", DECIBELS, "higher", compared=False),
+    Metric("psnr_per_image", "mean image PSNR, dB", ".2f", DECIBELS, "higher", compared=False),
     Metric("stage_1_mse", "MSE, stage 1 alone", ".5f", SQUARED_ERROR),
     Metric("baselines.pca.mse", "MSE of PCA", ".5f", SQUARED_ERROR, better=None, column="pca_mse"),
+    Metric("encoder_mse", f"MSE, encoder projection{SUBSET}", ".5f", SQUARED_ERROR),
+    Metric("projection_mse", f"MSE, default projection{SUBSET}", ".5f", SQUARED_ERROR),
+    Metric("nearest_mse", f"MSE, nearest projection{SUBSET}", ".5f", SQUARED_ERROR),
+    Metric("baselines.pca_subset.mse", f"MSE of PCA{SUBSET}", ".5f", SQUARED_ERROR, better=None,
+           column="pca_subset_mse"),
+    Metric("encoder_psnr", f"PSNR, encoder projection, dB{SUBSET}", ".2f", DECIBELS, "higher",
+           compared=False),
+    Metric("projection_psnr", f"PSNR, default projection, dB{SUBSET}", ".2f", DECIBELS, "higher",
+           compared=False),
+    Metric("nearest_psnr", f"PSNR, nearest projection, dB{SUBSET}", ".2f", DECIBELS, "higher",
+           compared=False),
     Metric("sliced_wasserstein", "sliced Wasserstein", ".0f",
            "thousandths of a standard deviation"),
     Metric("fid", "FID", ".1f"),
@@ -225,6 +241,10 @@ _HELP = {
         "Mean squared error of encoder projections: encode, set all coordinates off the manifold "
         "to zero, decode."
     ),
+    "encoder_mse": (
+        "Mean squared error of encoder projections of the images whose default and nearest "
+        "projections are computed."
+    ),
     "projection_mse": (
         "Mean squared error of default projections, which four gradients move from the encoder "
         "projection towards the nearest point of the manifold."
@@ -241,6 +261,7 @@ _HELP = {
         "Mean over the PSNRs of the images. Larger than the PSNR of the mean squared error if "
         "errors differ between images."
     ),
+    "encoder_psnr": "Peak signal-to-noise ratio of encoder projections of the same images.",
     "projection_psnr": "Peak signal-to-noise ratio of default projections.",
     "nearest_psnr": "Peak signal-to-noise ratio of nearest projections.",
     "stage_1_mse": (
@@ -250,6 +271,10 @@ _HELP = {
     "baselines.pca.mse": (
         "Mean squared error of the projection onto as many principal components of the training "
         "data as the manifold has dimensions."
+    ),
+    "baselines.pca_subset.mse": (
+        "Mean squared error of PCA on the images whose default and nearest projections are "
+        "computed."
     ),
     "sliced_wasserstein": (
         "Distance between the distributions of 7 x 7 patches of Laplacian pyramids of samples and "

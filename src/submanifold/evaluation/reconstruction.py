@@ -10,14 +10,13 @@ from torch import Tensor
 
 from submanifold.common.progress import track
 from submanifold.data.batches import Batches
-from submanifold.evaluation.baselines import pca_error
+from submanifold.evaluation.baselines import CURVE_EVENTS, evenly_spaced, pca_error
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
 from submanifold.models import Hierarchy, Model
 
 NEAREST_BATCH_SIZE = 64
 """Events in a batch of nearest projections, each of which costs about twenty encodings."""
-CURVE_IMAGES, CURVE_NEAREST_IMAGES = 256, 64
 CURVE_DIMS, CURVE_NEAREST_DIMS = 20, 7
 CURVE_PSNRS = (20, 25, 30, 35)
 
@@ -66,35 +65,32 @@ def error_curve(
 ) -> dict[str, Any]:
     """Compute the squared error of the projection onto the first d latents as a function of d.
 
-    It uses 256 test images, uint8 (N, ...), and 64 of them for nearest projections, at equal
-    distances: neighbours may belong to one group. Only hierarchies have more than one dimension.
+    All errors are those of the same 128 evenly spaced test images, uint8 (N, ...). Only hierarchies
+    have more than one dimension.
 
     Returns:
         ``mse`` of the encoder projection and ``pca_mse`` (None where PCA was not fitted) at
-        ``dims``; ``nearest_mse`` of the nearest projection at ``nearest_dims``; the numbers of
-        images ``n`` and ``n_nearest``; and ``smallest``: by PSNR in dB, the smallest d that reaches
-        it, or None.
+        ``dims``; ``nearest_mse`` of the nearest projection at ``nearest_dims``; the number of
+        images ``n``; and ``smallest``: by PSNR in dB, the smallest d at which the encoder
+        projection reaches it, or None.
     """
-    some, few = (
-        Batches(evenly_spaced(test, count), NEAREST_BATCH_SIZE, device=device)
-        for count in (CURVE_IMAGES, CURVE_NEAREST_IMAGES)
-    )
+    some = Batches(evenly_spaced(test, CURVE_EVENTS), NEAREST_BATCH_SIZE, device=device)
 
     @cache
-    def mse(dim: int, events: Batches, exact: bool = False) -> float:
+    def mse(dim: int, exact: bool = False) -> float:
         at = model.at_dim(dim) if isinstance(model, Hierarchy) else model
         project = partial(at.project, exact=True) if exact else at.encoder_projection
-        errors = squared_errors(project, events)
+        errors = squared_errors(project, some)
         return reconstruction(errors)["mse"]["value"]
 
     def smallest_dim(goal: float) -> int | None:
         """Find the smallest dimension with a PSNR of at least `goal` dB by bisection, or None."""
         low, high = dims[0] - 1, dims[-1]
-        if psnr(mse(high, some)) < goal:
+        if psnr(mse(high)) < goal:
             return None
         while high - low > 1:
             middle = (low + high) // 2
-            reached = psnr(mse(middle, some)) >= goal
+            reached = psnr(mse(middle)) >= goal
             low, high = (low, middle) if reached else (middle, high)
         return high
 
@@ -106,24 +102,15 @@ def error_curve(
     tracked = track([[d] for d in dims], "error by dimension", len(dims))
     return {
         "dims": dims,
-        "mse": [mse(d, some) for (d,) in tracked],
-        "pca_mse": [pca_error(baselines, d).get("mse", {}).get("value") for d in dims],
+        "mse": [mse(d) for (d,) in tracked],
+        "pca_mse": [
+            pca_error(baselines, d, CURVE_EVENTS).get("mse", {}).get("value") for d in dims
+        ],
         "nearest_dims": nearest_dims,
-        "nearest_mse": [mse(d, few, exact=True) for d in nearest_dims],
+        "nearest_mse": [mse(d, exact=True) for d in nearest_dims],
         "n": len(some),
-        "n_nearest": len(few),
         "smallest": {str(goal): smallest_dim(goal) for goal in CURVE_PSNRS},
     }
-
-
-def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:
-    """Select at most ``count`` entries of an array at equal distances.
-
-    Example:
-        >>> evenly_spaced(np.arange(10), 4).tolist()
-        [0, 3, 6, 9]
-    """
-    return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
 
 
 def _geometric(smallest: int, largest: int, count: int) -> list[int]:

@@ -35,7 +35,7 @@ def best_sentence(
         return None
     is_best = table[column] == table[column].min()
     row, others = table[is_best].iloc[0], table[~is_best]
-    text = f"{label(row)}{BEST}{metric.label}, {metric.write(interval(row, column))}"
+    text = f"{label(row)}{BEST}{metric.phrase}, {metric.write(interval(row, column))}"
     high, low = row.get(f"{column}_high"), others.get(f"{column}_low")
     if low is not None and not is_missing(high):
         near = [label(other) for _, other in others[low <= high].iterrows()]

@@ -15,7 +15,7 @@ from submanifold.inference.records import RunRecord, find_record, read_records, 
 if TYPE_CHECKING:
     from submanifold.models import Model
 
-FIGURES = ("bits_per_dim", "nll", "mse", "projection_mse", "nearest_mse")
+FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse")
 """Metrics in the list of runs."""
 USUAL_ALPHA = 5
 """False-positive rate in percent of the command that is printed."""
@@ -119,7 +119,7 @@ def runs(name: str | None) -> None:
 
 
 def _row(record: RunRecord, project: Path) -> dict[str, str]:
-    from submanifold.evaluation.metrics import METRICS
+    from submanifold.evaluation.metrics import METRICS, SUBSET
 
     metrics = read_json(project / record.metrics) or {}
     row = {
@@ -134,7 +134,7 @@ def _row(record: RunRecord, project: Path) -> dict[str, str]:
         found = metric.read(metrics)
         value = found.get("value") if isinstance(found, Mapping) else found
         if value is not None:
-            row[metric.label] = metric.write(value)
+            row[metric.label.removesuffix(SUBSET)] = metric.write(value)
     return row
 
 

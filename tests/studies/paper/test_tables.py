@@ -67,7 +67,7 @@ def test_training_images_as_samples_are_the_last_row():
     assert list(table["seeds"]) == ["2", "1", "–"]
     last = table.iloc[-1]
     assert (last["precision"], last["KID"]) == ("0.950 [0.900, 0.970]", "0.0010")
-    assert last["BPD"] == last["MSE"] == last["MSE of PCA"] == "–"
+    assert last["BPD"] == last["MSE, encoder projection"] == last["MSE of PCA"] == "–"
 
 
 def test_over_seeds_computes_a_t_interval_of_different_values():

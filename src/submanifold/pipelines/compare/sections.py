@@ -70,7 +70,7 @@ def points(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     """Return bits and both squared errors of the best runs, for the figure."""
     found = {}
     for number, (_, row) in enumerate(table.head(MAX_POINTS).iterrows(), start=1):
-        names = (*HEADLINES, "nearest_mse")
+        names = ("bits_per_dim", "encoder_mse", "nearest_mse")
         bits, encoder, nearest = (float(row.get(name, math.nan)) for name in names)
         if not math.isnan(bits) and not math.isnan(encoder):
             about = [row["method"], *FLOW.findall(str(row.get("differs")))]
@@ -95,4 +95,4 @@ def _seed_spread(table: pd.DataFrame, metric: Metric) -> str:
     """Return the largest difference of runs that differ only in the seed, as text."""
     groups = table.fillna({"differs": ""}).groupby(["method", "dims", "differs"])[metric.name]
     ranges = (groups.max() - groups.min())[groups.count() > 1]
-    return "" if ranges.empty else f"{ranges.max():.2g} ({metric.label})"
+    return "" if ranges.empty else f"{ranges.max():.2g} ({metric.phrase})"

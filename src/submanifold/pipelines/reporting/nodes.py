@@ -9,14 +9,15 @@ import pandas as pd
 from submanifold.common.device import choose_device
 from submanifold.data.settings import SyntheticSettings
 from submanifold.evaluation import paper
-from submanifold.evaluation.metrics import COMPARED, METRICS, NONE, PROJECTION_ERRORS
+from submanifold.evaluation.metrics import COMPARED, METRICS, NONE, PROJECTION_ERRORS, SUBSET
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.truth import manifold_picture
 from submanifold.models import Model
 from submanifold.plots.pages import render
 
 MAX_POINTS = 4000
-PCA, STAGE_1 = "baselines.pca.mse", "stage_1_mse"
+PCA = {"baselines.pca.mse", "baselines.pca_subset.mse"}
+STAGE_1 = "stage_1_mse"
 NO_NOISE = {"why": "none without noise"}
 
 Metrics = dict[str, Any]
@@ -30,7 +31,8 @@ def make_table(
     truth: Metrics | None = None,
 ) -> pd.DataFrame:
     """Format the metrics of the model, the truth, the baselines and the paper as a table."""
-    dims, pca = metrics["dims"], metrics["baselines"]["pca"]
+    dims, baselines = metrics["dims"], metrics["baselines"]
+    pca, of_subset = (each.get("mse", each) for each in (baselines["pca"], baselines["pca_subset"]))
     model = f"{method}, {' → '.join(map(str, dims))}"
     measured: dict[str, Any] = {model: metrics}
     if truth is not None:
@@ -38,10 +40,9 @@ def make_table(
         measured[model] = {**metrics, "nll": none, "divergence": none, **truth}
         true = {"nll": truth.get("true_nll", NO_NOISE), "manifold_nll": truth["manifold_entropy"]}
         measured[f"truth, noise {truth['noise']:g}"] = true
-    measured[f"PCA, d = {dims[-1]}"] = dict.fromkeys(
-        {*PROJECTION_ERRORS.values()} & metrics.keys(), pca.get("mse", pca)
-    )
-    measured["Gaussian, full covariance"] = metrics["baselines"]["gaussian"]
+    compared = {*PROJECTION_ERRORS.values()} & metrics.keys()
+    measured[f"PCA, d = {dims[-1]}"] = {"mse": pca, **dict.fromkeys(compared, of_subset)}
+    measured["Gaussian, full covariance"] = baselines["gaussian"]
     measured["training images"] = metrics.get("training_images")
     rows = []
     for label, values in measured.items():
@@ -51,7 +52,9 @@ def make_table(
             rows.append({"model": label, **written})
     rows += _paper_rows(dataset, method, dims, hierarchy)
     alone, mse = (METRICS[name].write(metrics.get(name)) for name in (STAGE_1, "mse"))
-    hidden = {PCA, STAGE_1} if alone == mse else {PCA}  # later stages keep the manifold
+    hidden = {*PCA, STAGE_1} if alone == mse else PCA  # later stages keep the manifold
+    if not _has_subset(metrics):
+        hidden = {*hidden, "encoder_mse", "encoder_psnr"}  # those of all test data
     shown = [name for name in METRICS if name not in hidden and any(name in row for row in rows)]
     table = pd.DataFrame(rows, columns=["model", *shown]).fillna(NONE)
     return table.rename(columns=_labels(metrics))
@@ -187,9 +190,15 @@ def _report(
     return {"report": page, **figures}
 
 
+def _has_subset(metrics: Metrics) -> bool:
+    return bool(metrics["encoder_mse"]["n"] < metrics["counts"]["test"])
+
+
 def _labels(metrics: Metrics) -> dict[str, str]:
-    """Return the column headings of metrics by name."""
-    labels = {name: metric.label for name, metric in METRICS.items()}
+    """Return the column headings of metrics by name; those of a subset have its size."""
+    events = "images" if "curve" in metrics else "points"
+    size = f" ({metrics['encoder_mse']['n']:,} {events})" if _has_subset(metrics) else ""
+    labels = {name: metric.label.replace(SUBSET, size) for name, metric in METRICS.items()}
     if "features" in metrics:
         on = "Inception" if metrics["features"] == "inception" else "pixels"
         labels |= {name: f"{labels[name]} ({on})" for name in ("precision", "recall", "kid")}

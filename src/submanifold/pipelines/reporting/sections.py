@@ -49,7 +49,7 @@ def written(name: str, measured: Any) -> str:
 
 def image_tiles(metrics: Metrics) -> list[dict[str, str]]:
     """Return the key figures of a model of images."""
-    gaussian, pca = metrics["baselines"]["gaussian"], metrics["baselines"]["pca"].get("mse")
+    gaussian, pca = (metrics["baselines"][name] for name in ("gaussian", "pca_subset"))
     errors = {kind: name for kind, name in PROJECTION_ERRORS.items() if name in metrics}
     text = "bits per dimension"
     if gaussian:
@@ -59,8 +59,8 @@ def image_tiles(metrics: Metrics) -> list[dict[str, str]]:
         text = f"mean squared error of {kind} projections"
         if kind == "nearest":
             text += " (upper bound)"
-        if pca:
-            text += f"; PCA: {written('mse', pca)}"
+        if "mse" in pca:
+            text += f"; PCA: {written('mse', pca['mse'])}"
         tiles.append({"value": written(name, metrics[name]), "text": text})
     kind, name = next(iter(errors.items()))
     name = name.replace("mse", "psnr")
@@ -75,7 +75,7 @@ def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
     Returns:
         A sentence with their ratios, and a warning if the training was probably too short.
     """
-    pca = metrics["baselines"]["pca"].get("mse")
+    pca = metrics["baselines"]["pca_subset"].get("mse")
     if not pca or not pca["value"]:
         return None, None
     ratios = {kind: metrics[name]["value"] / pca["value"]
@@ -83,7 +83,10 @@ def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
     parts = [
         f"{ratio:.2g} times that of PCA ({kind} projections)" for kind, ratio in ratios.items()
     ]
+    count = metrics["encoder_mse"]["n"]
     sentence = f"The mean squared error is {', '.join(parts)}."
+    if count < metrics["counts"]["test"]:
+        sentence += f" These errors and those above are of {count} evenly spaced test images."
     if ratios["encoder"] > TOO_LARGE and min(ratios.values()) > 1:
         return sentence, "The errors are larger than PCA's: train for more steps"
     return sentence, None

@@ -120,7 +120,7 @@ def conclusion(table: pd.DataFrame) -> list[str]:
         row, metric = done.iloc[done[column].argmin()], COMPARED[column]
         chosen = ", ".join(f"{name}={written(row[name])}" for name in _parameters(table))
         test = metric.write(interval(row, f"test_{column}"))
-        found.append(f"Trial {row['trial']} ({chosen}) has the best {metric.label} on validation "
+        found.append(f"Trial {row['trial']} ({chosen}) has the best {metric.phrase} on validation "
                      f"data; on test data it is {test}.")  # fmt: skip
     front = int(done["front"].sum())
     if front == 1:
