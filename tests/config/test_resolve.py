@@ -492,7 +492,7 @@ CHANGES = {
     "seed": ({"seed": 4}, {"first", "second", "second.u", "model", "run"}),
     "data": (
         {"data": {"channels": 1}},
-        {"data", "first", "second", "second.u", "model", "run"},
+        {"data", "baselines", "first", "second", "second.u", "model", "run"},
     ),
 }
 
@@ -579,7 +579,7 @@ def test_methods_share_the_keys_of_the_phases_they_share(tables):
         artifact_keys(resolve({**tables, "method": method}), Path()) for method in ("two", "other")
     )
     same = {name for name in mine if mine[name] == other[name]}
-    assert same == {"data", "first", "second.u"}
+    assert same == {"data", "baselines", "first", "second.u"}
     assert mine["model"].startswith("photos-two-")
     assert other["model"].startswith("photos-other-")
 
@@ -615,9 +615,9 @@ def test_a_time_budget_changes_the_keys_of_all_phases_but_not_with_the_seed(tabl
     assert timed.parameters()["training"] == {"minutes": 4}
     assert "steps" not in timed.parameters()["first"]["training"]
     keys, changed = artifact_keys(timed, Path()), artifact_keys(other, Path())
-    assert {k for k in keys if keys[k] == changed[k]} == {"data"}
+    assert {k for k in keys if keys[k] == changed[k]} == {"data", "baselines"}
     seeded = artifact_keys(resolved(training={"minutes": 4}, seed=9), Path())
-    assert {k for k in keys if keys[k] == seeded[k]} == {"data", "budget"}
+    assert {k for k in keys if keys[k] == seeded[k]} == {"data", "baselines", "budget"}
     changes = {"first": {"training": {"steps": 3}}}
     assert (
         artifact_keys(resolved(training={"minutes": 4}, **changes), Path())["budget"]
