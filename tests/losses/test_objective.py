@@ -149,13 +149,26 @@ def test_a_projection_through_the_first_stages():
 def test_noise_scales_are_log_uniform_between_the_smallest_and_the_largest(monkeypatch):
     objective = Objective({"likelihood": Likelihood()}, 2.0, input_noise_min=0.02)
     seen = []
-    monkeypatch.setattr(objective, "_evaluate", lambda batch: seen.append(batch) or {})
+    monkeypatch.setattr(objective, "_evaluate", lambda batch, _: seen.append(batch) or {})
     model = Hierarchy([Stage(SoftRealNVP(400, couplings=1, hidden=2), 400)])
     objective(model, torch.zeros(500, 400), torch.Generator().manual_seed(0))
     scale, sigma = seen[0].noise_scale, seen[0].noisy.std(1)
     assert scale.min() < 0.02
     assert scale.max() > 0.98
     torch.testing.assert_close(sigma, 0.02 * 100**scale, rtol=0.15, atol=0)
+
+
+def test_log_uniform_noise_scales_penalize_the_projection_of_clean_events():
+    model = Hierarchy([Stage(SoftRealNVP(4, couplings=2, hidden=8), 2)])
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    terms = {"likelihood": Likelihood(), "reconstruction": Squared(weight=3.0)}
+    x = torch.randn(5, 4)
+    found = Objective(terms, 1.0, input_noise_min=0.1)(model, x)
+    mse = (x - model.encoder_projection(x)).square().mean().item()
+    assert found["mse"].item() == pytest.approx(mse, rel=1e-6)
+    assert found["reconstruction"].item() == pytest.approx(3 * mse, rel=1e-6)
+    assert found["bits_per_dim"].item() != pytest.approx(model.bits_per_dim(x).mean().item())
 
 
 def test_a_trimmed_likelihood_leaves_out_the_events_of_the_lowest_density():

@@ -27,7 +27,8 @@ class Objective:
     u are those of :math:`h + \sigma_x \epsilon`, and the projection is compared with the clean h
     (:ref:`theory-3-10`). A noise-conditional flow receives the scale of the noise, which is random
     for each event: a uniform fraction of sigma_x (SoftFlow), or log-uniform between a smallest
-    scale and sigma_x.
+    scale and sigma_x. With log-uniform scales, other terms than the likelihood are those of the
+    clean h at the smallest scale.
 
     Args:
         terms: Terms by name; those of weight 0 are omitted.
@@ -79,8 +80,9 @@ class Objective:
         batch = ForwardPass(model, h, h, self.outer, generator, shard, training)
         noisy, scale = self.add_noise(batch)
         batch = replace(batch, noisy=noisy, noise_scale=scale)
-        with noise_conditioning(model, scale):
-            return self._evaluate(batch)
+        if self.input_noise_min is None:
+            return self._evaluate(batch, batch)
+        return self._evaluate(batch, replace(batch, noisy=h, noise_scale=None, _residuals={}))
 
     def add_noise(self, batch: ForwardPass) -> tuple[Tensor, Tensor | None]:
         """Draw the noise of a batch's input.
@@ -100,14 +102,29 @@ class Objective:
         noise = fraction.view(-1, *(1 for _ in h.shape[1:])).to(h.dtype) * noise
         return h + self.input_noise * noise, scale
 
-    def _evaluate(self, batch: ForwardPass) -> dict[str, Tensor]:
-        terms = {name: term(batch) for name, term in self.terms.items()}
+    def _evaluate(self, batch: ForwardPass, projected: ForwardPass) -> dict[str, Tensor]:
+        """Compute the likelihood from ``batch``, and other terms from ``projected``."""
+        terms, bits = {}, None
+        with noise_conditioning(batch.model, batch.noise_scale):
+            if "likelihood" in self.terms:
+                terms["likelihood"] = self.terms["likelihood"](batch)
+            if batch.model.has_density:
+                bits = batch.model.to_bits_per_dim(batch.log_prob).mean()
+        with noise_conditioning(batch.model, projected.noise_scale):
+            for name, term in self.terms.items():
+                if name != "likelihood":
+                    terms[name] = term(projected)
+            return self._weighted(terms, bits, projected)
+
+    def _weighted(
+        self, terms: dict[str, Tensor], bits: Tensor | None, batch: ForwardPass
+    ) -> dict[str, Tensor]:
         adjusted = self.constraints.weights(next(iter(terms.values())))
         terms = {n: adjusted.get(n, self.terms[n].weight) * value for n, value in terms.items()}
         values: dict[str, Tensor] = {"loss": sum(terms.values()), **terms}  # type: ignore[dict-item]
         values |= {f"{name}_weight": weight for name, weight in adjusted.items()}
-        if batch.model.has_density:
-            values["bits_per_dim"] = batch.model.to_bits_per_dim(batch.log_prob).mean()
+        if bits is not None:
+            values["bits_per_dim"] = bits
         if "reconstruction" in terms or not batch.training:
             penalty = self.reconstruction
             random_dim = penalty.random_dim if batch.training else None
