@@ -49,6 +49,8 @@ def prepared(folder, table, name="table.csv", **changes):
     path = folder / name
     if isinstance(table, str | bytes):
         path.write_bytes(table if isinstance(table, bytes) else table.encode())
+    elif isinstance(table, np.ndarray):
+        np.save(path, table)
     elif table is not None:
         WRITE[name.partition(".")[2]](path, table)
     settings = read_settings(TableSettings, {"path": str(path), **changes}, "data")
@@ -255,6 +257,8 @@ MISTAKES = {
     "text as npy": (NUMBERS, {"name": "t.npy"}, "readable npy file, got an error"),
     "text as npz": (NUMBERS, {"name": "t.npz"}, "readable npz file, got an error"),
     "excel": (NUMBERS, {"name": "t.xlsx"}, "expected a CSV, .* got the suffix .xlsx"),
+    "images": (b"PK", {"name": "pictures.zip"}, "the suffix .zip. .*images need dataset=folder"),
+    "an image as npy": (np.zeros((2, 3, 8, 8)), {"name": "t.npy"}, "Images need dataset=folder"),
     "no such column": (ROWS, {"columns": ["numbr"]}, "columns: .* Did you mean number"),
     "no such dropped column": (ROWS, {"drop": ["x*"]}, r"drop: .* got x\*, which matches none"),
     "everything dropped": (ROWS, {"drop": ["*"]}, "columns: expected columns .* got none"),

@@ -199,9 +199,10 @@ def _open_zip(path: Path) -> Store:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # zipfile raises many kinds of errors for a broken file
+        fix = "Fetch it again" if suffix(path.name) == ".zip" else "A table needs dataset=table"
         raise UserError(
             f"path={path}: expected {STORES}, got a file that is not a readable zip ({error}). "
-            "Fetch it again."
+            f"{fix}."
         ) from None
     members = {info.filename: info for info in archive.infolist()
                if info.filename and not info.is_dir()}  # fmt: skip

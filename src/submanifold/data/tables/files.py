@@ -64,7 +64,7 @@ def list_files(path: str | Sequence[str]) -> list[Path]:
         if not found:
             raise UserError(
                 f"path={each}: expected {TABLES}, or a folder of them, got a folder without any "
-                f"({', '.join(READERS)}). Set another path."
+                f"({', '.join(READERS)}). Set another path; images need dataset=folder."
             )
         files += found
     return files
@@ -102,7 +102,8 @@ def open_file(path: Path) -> TableFile:
     if reader is None:
         raise UserError(
             f"path={path}: expected {TABLES} ({', '.join(READERS)}), got the suffix "
-            f"{path.suffix or 'none'}. Convert it, for example with pandas."
+            f"{path.suffix or 'none'}. Convert it, for example with pandas; images need "
+            "dataset=folder."
         )
     if not path.is_file():
         raise UserError(
