@@ -15,10 +15,16 @@ from pydantic import BaseModel
 from sphinx.application import Sphinx
 
 from submanifold.config.schema import Choices, EvaluationSettings, LaunchSettings, TimeBudget
-from submanifold.data.settings import Counts, Draws, ImageSettings, SyntheticSettings, TableSettings
+from submanifold.data.settings import (
+    INSTALLED,
+    Counts,
+    Draws,
+    ImageSettings,
+    SyntheticSettings,
+    TableSettings,
+)
 from submanifold.data.sources import SOURCES
 from submanifold.data.synthetic import MANIFOLDS
-from submanifold.data.tables.scan import INSTALLED
 from submanifold.evaluation.metrics import METRICS
 from submanifold.flows import FLOWS, FlowSettings
 from submanifold.flows.registry import SELECTABLE

@@ -10,7 +10,7 @@ from submanifold.common.errors import UserError
 from submanifold.common.settings import read_settings
 from submanifold.data.prepare import read_groups, read_labels
 from submanifold.data.prepare_table import prepare_table
-from submanifold.data.settings import TableSettings, read_data_settings
+from submanifold.data.settings import INSTALLED, TableSettings, read_data_settings
 from submanifold.data.tables import files, scan
 from submanifold.data.tables.preprocessor import Preprocessor
 
@@ -183,7 +183,7 @@ def test_a_folder_and_a_list_of_files_are_one_table(tmp_path):
         assert np.allclose(train, whole["train"], atol=1e-5)
 
 
-@pytest.mark.parametrize("source", scan.INSTALLED)
+@pytest.mark.parametrize("source", INSTALLED)
 def test_installed_tables(tmp_path, source):
     settings = read_data_settings({"source": source})
     train, valid, test, manifest = prepare_table(settings, tmp_path / "out", tmp_path / "raw")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import (
     BeforeValidator,
@@ -19,15 +19,28 @@ from submanifold.common.errors import UserError
 from submanifold.common.settings import Settings, read_settings
 from submanifold.data.sources import SOURCES, SourceType, fingerprint
 from submanifold.data.synthetic import MANIFOLDS, Manifold, manifold
-from submanifold.data.tables import scan as tables
-from submanifold.data.tables.statistics import Categorical, GivenKind, Missing, Scale
+
+if TYPE_CHECKING:
+    from submanifold.data.tables.scan import Scan
 
 LABELLED = [name for name, kind in SOURCES.items() if kind.labels]
 GROUPED = [name for name, kind in SOURCES.items() if kind.image_files]
-TABLES = ("table", *tables.INSTALLED)
+INSTALLED = {
+    "breast_cancer": "569 tumors, 30 measurements of cell nuclei; the label is benign or malignant",
+    "diabetes": "442 patients, 10 measurements; the label is the progression of the disease",
+    "digits": "1,797 handwritten digits, 64 pixels of 17 grey levels; the label is the digit",
+    "wine": "178 wines, 13 chemical measurements; the label is the cultivar",
+}
+"""Tables that are installed with scikit-learn, with descriptions."""
+TABLES = ("table", *INSTALLED)
 
 Kind = Literal["images", "points", "table"]
 """Kind of data: images, points of a manifold with a known density, or rows of a table."""
+Categorical = Literal["refuse", "onehot"]
+Missing = Literal["refuse", "drop", "median"]
+Scale = Literal["standard", "quantile", "none"]
+GivenKind = Literal["continuous", "quantized", "categorical"]
+"""Kind of a column that a user sets."""
 
 
 class Counts(Settings):
@@ -266,7 +279,7 @@ class TableSettings(Settings):
     groups: str | None = Field(None, min_length=1)
     counts: Counts = Counts()
     seed: int = Field(0, ge=0, lt=2**32)
-    _scan: tables.Scan | None = PrivateAttr(None)
+    _scan: Any = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _check_path(self) -> TableSettings:
@@ -288,18 +301,21 @@ class TableSettings(Settings):
     def label_column(self) -> str | None:
         """The label, with the default of installed tables."""
         installed = self.source != "table"
-        return tables.INSTALLED_LABEL if installed and self.label is None else self.label
+        return "target" if installed and self.label is None else self.label
 
     @property
     def split_column(self) -> str | None:
         """The column that names the split of each row."""
         return None if self.split == "random" else self.split
 
-    def read(self, raw_folder: Path | None = None) -> tables.Scan:
+    def read(self, raw_folder: Path | None = None) -> Scan:
         """Find the columns and the splits, once; see :func:`.tables.scan.scan`."""
         if self._scan is None:
-            self._scan = tables.scan(self, raw_folder)
-        return self._scan
+            from submanifold.data.tables.scan import scan  # imports pandas
+
+            self._scan = scan(self, raw_folder)
+        found: Scan = self._scan
+        return found
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -318,7 +334,9 @@ class TableSettings(Settings):
 
     def fingerprint(self, raw_folder: Path) -> str:
         """Identity of the content of the files."""
-        return tables.fingerprint(self, raw_folder)
+        from submanifold.data.tables.scan import fingerprint as of_table
+
+        return of_table(self, raw_folder)
 
 
 DataSettings = ImageSettings | SyntheticSettings | TableSettings

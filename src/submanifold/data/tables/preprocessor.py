@@ -6,20 +6,17 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from submanifold.common.errors import UserError, did_you_mean
 from submanifold.data.tables.columns import Column, named, to_numbers
-from submanifold.data.tables.statistics import (
-    Categorical,
-    GivenKind,
-    Missing,
-    Scale,
-    Statistics,
-)
+from submanifold.data.tables.statistics import Statistics
+
+if TYPE_CHECKING:
+    from submanifold.data.settings import Categorical, GivenKind, Missing, Scale
 
 log = logging.getLogger(__name__)
 

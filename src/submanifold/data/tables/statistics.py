@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,10 +17,8 @@ from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.files import printable
 from submanifold.data.tables.columns import Column, dropping, duplicates, named, to_numbers
 
-Categorical = Literal["refuse", "onehot"]
-Missing = Literal["refuse", "drop", "median"]
-Scale = Literal["standard", "quantile", "none"]
-GivenKind = Literal["continuous", "quantized", "categorical"]
+if TYPE_CHECKING:
+    from submanifold.data.settings import Categorical, GivenKind, Missing, Scale
 
 MAX_STEPS = 2**16
 """Columns of more steps count as continuous: the noise of the dequantization would be invisible."""
