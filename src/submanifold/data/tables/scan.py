@@ -20,7 +20,14 @@ from submanifold.common.files import printable, read_json, write_json
 from submanifold.data.sources.stores import Files, digest, digest_files, files_of, fingerprint_store
 from submanifold.data.splits import SPLITS, assign_groups, share_out
 from submanifold.data.tables.columns import Column, named
-from submanifold.data.tables.files import TableFile, explained, frame_file, list_files, open_files
+from submanifold.data.tables.files import (
+    CHUNK_VALUES,
+    TableFile,
+    explained,
+    frame_file,
+    list_files,
+    open_files,
+)
 from submanifold.data.tables.preprocessor import Preprocessor
 from submanifold.data.tables.statistics import Statistics
 
@@ -33,7 +40,7 @@ SCAN_VERSION = 1
 """Increase it if the same table and settings would give another preprocessor or other splits."""
 MAX_DEFAULT = 100_000
 """Rows of the validation and of the test data, unless data.counts sets more."""
-CACHED_BYTES = 2**28
+CACHED_BYTES = 2**27
 """Tables up to this size are read once, and kept in memory until they are prepared."""
 LABEL_NAMES = ("class", "label", "labels", "target", "y", "anomaly", "outlier", "is_anomaly")
 FEW_LABELS = 20
@@ -286,35 +293,34 @@ class Survey:
 
     def _assign(self) -> None:
         """Assign rows to splits, in a random order."""
-        kept = np.flatnonzero(~self.incomplete)
-        rng = np.random.default_rng(self.settings.seed)
-        order = kept[rng.permutation(len(kept))]
+        order = np.flatnonzero(~self.incomplete).astype(np.uint32)
+        np.random.default_rng(self.settings.seed).shuffle(order)
         self.split = np.full(len(self.incomplete), -1, np.int8)
         if self._given is not None:
             self._assign_given()
         else:
             counts, cap = self.settings.counts, {}
             for name in ("valid", "test"):
-                if getattr(counts, name) is None and len(kept) // 10 > MAX_DEFAULT:
+                if getattr(counts, name) is None and len(order) // 10 > MAX_DEFAULT:
                     cap[name] = MAX_DEFAULT
             if counts.train is None:
                 counts = counts.model_copy(update=cap)
-            shares = share_out(len(kept), counts, "rows")
+            shares = share_out(len(order), counts, "rows")
             if self.groups is None:
                 start = 0
                 for share in shares:
                     self.split[order[start : start + share.count]] = SPLITS.index(share.split)
                     start += share.count
             else:
-                numbers, sizes = np.unique(self.groups[kept], return_counts=True)
+                numbers, sizes = np.unique(self.groups[order], return_counts=True)
                 named_sizes = {str(n): int(s) for n, s in zip(numbers, sizes, strict=True)}
                 assigned = assign_groups(named_sizes, shares, self.settings.seed)
                 split = np.zeros(int(self.groups.max()) + 1, np.int8)
                 for number in numbers:
                     split[number] = SPLITS.index(assigned[str(number)])
-                self.split[kept] = split[self.groups[kept]]
+                self.split[order] = split[self.groups[order]]
         self.split[self.incomplete] = -1
-        self.position = np.empty(len(self.split), np.int64)
+        self.position = np.zeros(len(self.split), np.uint32)
         for number, name in enumerate(SPLITS):
             own = order[self.split[order] == number]
             wanted = getattr(self.settings.counts, name)
@@ -350,8 +356,16 @@ class Survey:
             )
 
     def _duplicates(self) -> dict[str, int]:
-        training = np.unique(self._hashes[self.split == 0])
-        return {name: int(np.isin(self._hashes[self.split == SPLITS.index(name)], training).sum())
+        hashes = np.unique(self._hashes[self.split > 0])
+        found = np.zeros(len(hashes), bool)
+        size = CHUNK_VALUES
+        for start in range(0, len(self._hashes), size):  # in parts, to save memory
+            part = slice(start, start + size)
+            training = self._hashes[part][self.split[part] == 0]
+            index = np.searchsorted(hashes, training).clip(max=len(hashes) - 1)
+            found[index[hashes[index] == training]] = True
+        equal = hashes[found]
+        return {name: int(np.isin(self._hashes[self.split == SPLITS.index(name)], equal).sum())
                 for name in ("valid", "test")}  # fmt: skip
 
 
