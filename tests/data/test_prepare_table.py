@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from submanifold.common.errors import UserError
@@ -89,6 +90,15 @@ def test_chunks_and_a_table_larger_than_the_cache_give_the_same(tmp_path, monkey
         chunked, *_ = prepared(tmp_path / name, FRAME, name, **BESIDE)
         for split, array in whole.items():
             assert np.allclose(chunked[split], array, atol=1e-5)
+
+
+def test_a_parquet_file_is_read_in_the_memory_of_a_row_group(tmp_path, monkeypatch):
+    frame = pd.DataFrame(RNG.normal(size=(100_000, 8))).rename(columns=str)
+    frame.to_parquet(tmp_path / "t.parquet", row_group_size=5000)
+    monkeypatch.setattr(files, "CHUNK_VALUES", 8000)
+    table = files.open_file(tmp_path / "t.parquet")
+    allocated = [pa.total_allocated_bytes() for chunk in table.chunks(table.columns) if len(chunk)]
+    assert max(allocated) < 0.3 * (tmp_path / "t.parquet").stat().st_size
 
 
 def test_prepared_rows_are_found_again(tmp_path, monkeypatch):

@@ -205,8 +205,10 @@ def _read_parquet(path: Path) -> TableFile:
 
     def chunks(columns: Sequence[str]) -> Iterator[pd.DataFrame]:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(_rows(columns), columns=list(columns)):
-                yield _to_pandas(batch)[list(columns)]
+            size = _rows(columns)
+            for group in range(file.num_row_groups):  # all at once would keep the whole file
+                for batch in file.iter_batches(size, [group], list(columns)):
+                    yield _to_pandas(batch)[list(columns)]
 
     return TableFile(path, names, chunks)
 
