@@ -1,0 +1,398 @@
+"""Detection of anomalies in the tables of ADBench, compared with detectors of scikit-learn.
+
+    python -m benchmarks.adbench FOLDER                      # measure what is missing, print the page
+    python -m benchmarks.adbench FOLDER --seeds 0 --sets wine pendigits --protocols semi
+    python -m benchmarks.adbench --page                      # print the page of earlier results
+
+FOLDER has the npz files of ADBench (Han et al. 2022), with X and y (1: anomaly). Each set and seed
+is a row of ``data/08_reporting/adbench.csv`` for each detector; existing rows are not measured again.
+
+Protocols, those of Livernoche et al. (2023) except for the points below:
+
+- ``semi``: half of the normal rows train; the others and all anomalies are the test.
+- ``unsup``: all rows train, without their labels, and are scored.
+
+Columns are standardized by the training rows. Sets of more than ``--rows`` rows are subsampled, to
+10,000 (theirs: 50,000). Splits are random for each seed. Sets of fewer than 1,000 rows are not
+enlarged by copies, which would put training rows into the test. A row is not its own neighbor.
+"""
+
+import argparse
+import csv
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy
+import torch
+import yaml
+from sklearn.covariance import MinCovDet
+from sklearn.ensemble import IsolationForest
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
+
+from submanifold.common.progress import hidden_progress
+from submanifold.common.threads import fixed_threads
+from submanifold.config.project import PACKAGED_CONF
+from submanifold.config.resolve import resolve
+from submanifold.config.schema import Experiment
+from submanifold.data.settings import TableSettings
+from submanifold.data.tables import Column, Preprocessor
+from submanifold.data.tables.scan import Scan
+from submanifold.evaluation.scores import best_noise_scale, log_prob_at
+from submanifold.models import Model
+from submanifold.training.phases import train_phases
+
+RESULTS = Path("data/08_reporting/adbench.csv")
+FIELDS = ("set", "protocol", "seed", "rows", "columns", "anomalies", "detector", "auroc", "ap",
+          "alarms_1", "alarms_5", "normal", "seconds")  # fmt: skip
+PROTOCOLS = ("semi", "unsup")
+NEIGHBORS = 5
+FEW, FOLDS = 1000, 3
+"""Below this number of rows, three models are trained, each on two thirds of the rows."""
+HELD_OUT = 0.2
+TRIM = 0.2
+"""Fraction of each batch that the likelihood leaves out in the unsupervised protocol."""
+FLOW, FLOW_KNN = "flow", "flow + kNN"
+SCORE_BATCH, REFERENCE = 4096, 1000
+LARGEST_MCD = 300
+"""Largest number of columns of MCD, whose time is cubic; beyond, all rows determine the covariance."""
+
+
+class Split(NamedTuple):
+    """Standardized rows; ``same`` if the test rows are the training rows."""
+
+    train: np.ndarray
+    test: np.ndarray
+    anomaly: np.ndarray
+    same: bool
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--protocols", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS)
+    parser.add_argument("--sets", nargs="+", help="parts of the names of files")
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", action="store_true", help="print the page without measuring")
+    options = parser.parse_args()
+    if not options.page:
+        if options.folder is None:
+            parser.error("folder: expected the folder of ADBench's npz files, got none")
+        with fixed_threads(), hidden_progress():
+            measure_all(options)
+    print(page(pd.read_csv(options.results)))
+
+
+def measure_all(options: Any) -> None:
+    """Append the rows that are missing to the file of results."""
+    files = [
+        path for path in options.folder.glob("*.npz")
+        if not options.sets or any(part in path.stem for part in options.sets)
+    ]  # fmt: skip
+    files.sort(key=lambda path: path.stat().st_size)
+    path: Path = options.results
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = set()
+    if path.exists():
+        found = pd.read_csv(path)
+        done = set(zip(found["set"], found["protocol"], found["seed"], strict=True))
+    for seed in options.seeds:
+        for file in files:
+            for protocol in options.protocols:
+                name = file.stem.partition("_")[2]
+                if (name, protocol, seed) in done:
+                    continue
+                with np.load(file, allow_pickle=True) as arrays:
+                    split = make_split(arrays["X"], arrays["y"], protocol, seed, options.rows)
+                known = {"set": name, "protocol": protocol, "seed": seed,
+                         "rows": len(split.train), "columns": split.train.shape[1],
+                         "anomalies": int(split.anomaly.sum())}  # fmt: skip
+                rows = [{**known, **row} for row in measure(split, seed)]
+                is_new = not path.exists()
+                with path.open("a", newline="") as opened:
+                    writer = csv.DictWriter(opened, FIELDS)
+                    if is_new:
+                        writer.writeheader()
+                    writer.writerows(rows)
+
+
+def make_split(x: np.ndarray, y: np.ndarray, protocol: str, seed: int, rows: int) -> Split:
+    """Draw the rows of a protocol."""
+    rng = np.random.default_rng([seed, 17])
+    chosen = rng.permutation(len(y))[:rows]
+    x, y = x[chosen].astype(np.float64), y[chosen].astype(bool)
+    train = np.ones(len(y), bool)
+    if protocol == "semi":
+        normal = np.flatnonzero(~y)  # in random order
+        train = np.zeros(len(y), bool)
+        train[normal[: round(len(normal) / 2)]] = True
+    mean, std = x[train].mean(0), x[train].std(0)
+    x = ((x - mean) / np.where(std > 0, std, 1)).astype(np.float32)
+    same = protocol == "unsup"
+    test = train if same else ~train
+    return Split(x[train], x[test], y[test], same)
+
+
+def measure(split: Split, seed: int) -> Iterator[dict[str, Any]]:
+    """Apply all detectors to a split."""
+    for name, detector in DETECTORS.items():
+        start = time.process_time()
+        scores = detector(split, seed)
+        yield evaluate(name, split, scores, None, time.process_time() - start)
+    start = time.process_time()
+    scores, p_values, held_out = detect_by_flow(split, seed)
+    yield evaluate(FLOW, split, scores, p_values, time.process_time() - start)
+    some = np.random.default_rng(seed).permutation(len(split.train))[:REFERENCE]
+    distances = neighbors(split.train, split.train[some], same=True).mean(1)
+    combined = standardize(scores, held_out)
+    combined += standardize(neighbors(split.train, split.test, split.same).mean(1), distances)
+    yield evaluate(FLOW_KNN, split, combined, None, time.process_time() - start)
+
+
+def evaluate(
+    name: str, split: Split, scores: np.ndarray, p_values: np.ndarray | None, seconds: float
+) -> dict[str, Any]:
+    """Compute the measures of one detector."""
+    scores = np.nan_to_num(scores, nan=1e30, posinf=1e30).clip(-1e30, 1e30)
+    found: dict[str, Any] = {
+        "detector": name,
+        "auroc": round(100 * roc_auc_score(split.anomaly, scores), 4),
+        "ap": round(100 * average_precision_score(split.anomaly, scores), 4),
+        "normal": int((~split.anomaly).sum()), "seconds": round(seconds, 2),
+    }  # fmt: skip
+    if p_values is not None:
+        normal = p_values[~split.anomaly]
+        found |= {f"alarms_{100 * rate:.0f}": int((normal <= rate).sum()) for rate in (0.01, 0.05)}
+    return found
+
+
+def standardize(scores: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Put scores on a common scale: the logarithm of the distance from the median in quartiles."""
+    low, middle, high = np.quantile(training, [0.25, 0.5, 0.75])
+    z = (scores - middle) / max(high - low, 1e-12)
+    return np.sign(z) * np.log1p(abs(z))
+
+
+def detect_by_flow(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Train the method of tables.
+
+    Returns anomaly scores and p-values of the test rows, and the scores of held-out training rows.
+    The p-values are those of cross-conformal prediction (Vovk 2015), or of one held-out part.
+    """
+    count = len(split.train)
+    order = np.random.default_rng(seed).permutation(count)
+    if count < FEW:
+        parts = [order[number::FOLDS] for number in range(FOLDS)]
+    else:
+        parts = [order[: int(HELD_OUT * count)]]
+    experiment = make_experiment(split, len(parts))
+    models = []
+    for number, held_out in enumerate(parts):
+        rest = np.setdiff1d(order, held_out)
+        with TemporaryDirectory() as folder:
+            models.append(train_phases(
+                experiment.phases, experiment.model, split.train[rest], split.train[held_out],
+                100 * seed + number, torch.device("cpu"), Path(folder),
+            ).eval())  # fmt: skip
+    scales = [best_noise_scale(model, split.train[held_out])
+              for model, held_out in zip(models, parts, strict=True)]  # fmt: skip
+    scale = float(np.mean(scales))
+    scores = [score(model, split.test, scale) for model in models]
+    above, calibration = np.ones(len(split.test)), []
+    for model, held_out, own in zip(models, parts, scores, strict=True):
+        normal = np.sort(score(model, split.train[held_out], scale))
+        above += len(normal) - np.searchsorted(normal, own, "left")
+        calibration.append(normal)
+    pooled = np.concatenate(calibration)
+    return np.mean(scores, axis=0), above / (1 + len(pooled)), pooled
+
+
+def make_experiment(split: Split, models: int) -> Experiment:
+    """Resolve the method of tables, with the steps of one training for all models."""
+    text = (PACKAGED_CONF / "base" / "parameters.yml").read_text(encoding="utf-8")
+    changes: dict[str, Any] = {"dataset": "table", "method": "noise-conditional"}
+    if split.same:
+        changes["density"] = {"likelihood": {"trim": TRIM}}
+    columns = [Column(f"x{number}", "continuous", "float64")
+               for number in range(split.train.shape[1])]  # fmt: skip
+    data = TableSettings(path="X")
+    counts = {"train": len(split.train), "valid": len(split.train)}
+    data._scan = Scan(Preprocessor(tuple(columns)), counts, None, 0, {}, [])
+    experiment = resolve(yaml.safe_load(text) | changes, data=data)
+    # the rotation does not change the density
+    phase = experiment.trainings["density"]
+    training = phase.training.model_copy(update={"steps": phase.training.steps // models})
+    return experiment.model_copy(
+        update={"phases": {"density": phase.model_copy(update={"training": training})}}
+    )
+
+
+@torch.no_grad()
+def score(model: Model, x: np.ndarray, scale: float) -> np.ndarray:
+    """Return minus the log-density at a noise scale, (N,)."""
+    found = [-log_prob_at(model, each, scale) for each in torch.from_numpy(x).split(SCORE_BATCH)]
+    return np.nan_to_num(torch.cat(found).double().numpy(), nan=1e30)
+
+
+def neighbors(train: np.ndarray, test: np.ndarray, same: bool) -> np.ndarray:
+    """Return distances to the five nearest training rows, (N, 5); ``same`` omits the nearest."""
+    algorithm = "kd_tree" if train.shape[1] < 12 else "brute"
+    fitted = NearestNeighbors(n_neighbors=NEIGHBORS + same, algorithm=algorithm).fit(train)
+    return fitted.kneighbors(test)[0][:, int(same) :]
+
+
+def local_outlier_factor(split: Split, seed: int) -> np.ndarray:
+    """Local outlier factor of 20 neighbors."""
+    if split.same:
+        return -LocalOutlierFactor().fit(split.train).negative_outlier_factor_
+    return -LocalOutlierFactor(novelty=True).fit(split.train).score_samples(split.test)
+
+
+def isolation_forest(split: Split, seed: int) -> np.ndarray:
+    """Isolation forest of 100 trees."""
+    return -IsolationForest(random_state=seed).fit(split.train).score_samples(split.test)
+
+
+def principal_components(split: Split, seed: int) -> np.ndarray:
+    """Sum of distances to the principal axes, each divided by its explained variance (PyOD)."""
+    _, values, axes = np.linalg.svd(split.train.astype(np.float64), full_matrices=False)
+    kept = values > 1e-6 * values[0]
+    ratios = values[kept] ** 2 / (values[kept] ** 2).sum()
+    return (scipy.spatial.distance.cdist(split.test, axes[kept]) / ratios).sum(1)
+
+
+def mahalanobis(split: Split, seed: int) -> np.ndarray:
+    """Squared Mahalanobis distance, within the span of the training rows."""
+    _, values, axes = np.linalg.svd(split.train.astype(np.float64), full_matrices=False)
+    kept = values > 1e-6 * values[0]
+    return (split.test @ (axes[kept] / values[kept, None]).T) ** 2 @ np.ones(kept.sum())
+
+
+def robust_covariance(split: Split, seed: int) -> np.ndarray:
+    """Mahalanobis distance of the minimum covariance determinant, or of all rows if it fails."""
+    if split.train.shape[1] > LARGEST_MCD:
+        return mahalanobis(split, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return MinCovDet(random_state=seed).fit(split.train).mahalanobis(split.test)
+        except ValueError:
+            return mahalanobis(split, seed)
+
+
+def tails(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return -log of both empirical tails of each value, and the skewness of the columns.
+
+    As in PyOD, the test rows belong to the sample.
+    """
+    pool = split.train if split.same else np.concatenate([split.train, split.test])
+    ordered = np.sort(pool, axis=0)
+    low, high = (np.empty(split.test.shape) for _ in range(2))
+    for column in range(ordered.shape[1]):
+        values = ordered[:, column], split.test[:, column]
+        low[:, column] = np.searchsorted(*values, "right") / len(pool)
+        high[:, column] = 1 - np.searchsorted(*values, "left") / len(pool)
+    least = 0.5 / len(pool)
+    skewness = np.sign(np.nan_to_num(scipy.stats.skew(pool)))
+    return -np.log(low.clip(least)), -np.log(high.clip(least)), skewness
+
+
+def ecod(split: Split, seed: int) -> np.ndarray:
+    """Empirical cumulative distributions (Li et al. 2022)."""
+    low, high, skewness = tails(split)
+    skewed = np.where(skewness < 0, low, np.where(skewness > 0, high, low + high))
+    return np.max([low.sum(1), high.sum(1), skewed.sum(1)], axis=0)
+
+
+def copod(split: Split, seed: int) -> np.ndarray:
+    """Copula of empirical tails (Li et al. 2020)."""
+    low, high, skewness = tails(split)
+    skewed = np.where(skewness < 0, low, np.where(skewness > 0, high, low + high))
+    return np.maximum((low + high) / 2, skewed).sum(1)
+
+
+Detector = Callable[[Split, int], np.ndarray]
+DETECTORS: dict[str, Detector] = {
+    "kNN": lambda split, seed: neighbors(split.train, split.test, split.same)[:, -1],
+    "kNN, mean of 5": lambda split, seed: neighbors(split.train, split.test, split.same).mean(1),
+    "LOF": local_outlier_factor,
+    "isolation forest": isolation_forest,
+    "PCA": principal_components,
+    "Mahalanobis": mahalanobis,
+    "MCD": robust_covariance,
+    "ECOD": ecod,
+    "COPOD": copod,
+}
+
+
+def page(found: pd.DataFrame) -> str:
+    """Write the tables as Markdown."""
+    parts = []
+    for protocol, rows in found.groupby("protocol"):
+        parts += [f"### Protocol {protocol}", summary(rows), alarms(rows), by_set(rows)]
+    return "\n\n".join(parts)
+
+
+def summary(rows: pd.DataFrame) -> str:
+    """Compare the detectors: means over sets and seeds, ranks, wins over kNN, seconds."""
+    auroc = rows.groupby(["set", "detector"])["auroc"].mean().unstack()
+    by_seed = rows.groupby(["seed", "detector"])["auroc"].mean().unstack()
+    own = rows.groupby("detector")
+    table = pd.DataFrame({
+        "AUROC": auroc.mean(),
+        "minus kNN": (auroc.sub(auroc["kNN"], axis=0)).mean(),
+        "lowest seed": by_seed.sub(by_seed["kNN"], axis=0).min(),
+        "highest seed": by_seed.sub(by_seed["kNN"], axis=0).max(),
+        "sets above kNN": (auroc.sub(auroc["kNN"], axis=0) > 0).sum(),
+        "mean rank": auroc.rank(axis=1, ascending=False).mean(),
+        "average precision": own["ap"].mean(),
+        "median seconds": own["seconds"].median(),
+    }).sort_values("AUROC", ascending=False)  # fmt: skip
+    return _markdown(table, ("", ".2f", ".2f", ".2f", ".2f", ".0f", ".1f", ".2f", ".1f"))
+
+
+def alarms(rows: pd.DataFrame) -> str:
+    """Compare false alarms of the flow with what they should be.
+
+    A set's alarms are in their interval if a binomial test of the promised rate, one seed, does not
+    reject it at 1%.
+    """
+    own = rows[rows["detector"] == FLOW]
+    lines = []
+    for rate, column in ((0.01, "alarms_1"), (0.05, "alarms_5")):
+        tests = [
+            scipy.stats.binomtest(int(count), int(normal), rate).pvalue >= 0.01
+            for count, normal in zip(own[column], own["normal"], strict=True)
+        ]
+        observed = 100 * (own[column] / own["normal"]).mean()
+        pooled = 100 * own[column].sum() / own["normal"].sum()
+        lines.append(
+            f"- At {rate:.0%}: {observed:.2f}% of the normal test rows in the mean over sets and "
+            f"seeds, {pooled:.2f}% of all; within the interval in {sum(tests)} of {len(tests)}."
+        )
+    return "\n".join(lines)
+
+
+def by_set(rows: pd.DataFrame) -> str:
+    """List the sets."""
+    shown = [FLOW, FLOW_KNN, "kNN", "LOF", "isolation forest", "PCA", "MCD", "ECOD", "COPOD"]
+    auroc = rows.groupby(["set", "detector"])["auroc"].mean().unstack()[shown]
+    sizes = rows.groupby("set")[["rows", "columns"]].first()
+    return _markdown(sizes.join(auroc), ("", ".0f", ".0f", *[".1f"] * len(shown)))
+
+
+def _markdown(table: pd.DataFrame, formats: Sequence[str]) -> str:
+    return table.to_markdown(floatfmt=formats)
+
+
+if __name__ == "__main__":
+    main()
