@@ -36,17 +36,12 @@ from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
-from submanifold.common.progress import hidden_progress
-from submanifold.common.threads import fixed_threads
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.config.resolve import resolve
 from submanifold.config.schema import Experiment
-from submanifold.data.settings import TableSettings
-from submanifold.data.tables import Column, Preprocessor
-from submanifold.data.tables.scan import Scan
 from submanifold.evaluation.scores import best_noise_scale, log_prob_at
 from submanifold.models import Model
-from submanifold.training.phases import train_phases
+from submanifold.training.phases import train_phase
 
 RESULTS = Path("data/08_reporting/adbench.csv")
 FIELDS = ("set", "protocol", "seed", "rows", "columns", "anomalies", "detector", "auroc", "ap",
@@ -87,8 +82,8 @@ def main() -> None:
     if not options.page:
         if options.folder is None:
             parser.error("folder: expected the folder of ADBench's npz files, got none")
-        with fixed_threads(), hidden_progress():
-            measure_all(options)
+        torch.set_num_threads(1)
+        measure_all(options)
     print(page(pd.read_csv(options.results)))
 
 
@@ -194,15 +189,17 @@ def detect_by_flow(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray, np.
         parts = [order[number::FOLDS] for number in range(FOLDS)]
     else:
         parts = [order[: int(HELD_OUT * count)]]
-    experiment = make_experiment(split, len(parts))
+    experiment = make_experiment(TRIM if split.same else 0.0, len(parts))
     models = []
     for number, held_out in enumerate(parts):
         rest = np.setdiff1d(order, held_out)
         with TemporaryDirectory() as folder:
-            models.append(train_phases(
-                experiment.phases, experiment.model, split.train[rest], split.train[held_out],
-                100 * seed + number, torch.device("cpu"), Path(folder),
-            ).eval())  # fmt: skip
+            model, _ = train_phase(
+                experiment.trainings["density"], experiment.model, None, split.train[rest],
+                split.train[held_out], 100 * seed + number, torch.device("cpu"), Path(folder),
+                "density",
+            )  # fmt: skip
+            models.append(model.eval())
     scales = [best_noise_scale(model, split.train[held_out])
               for model, held_out in zip(models, parts, strict=True)]  # fmt: skip
     scale = float(np.mean(scales))
@@ -216,19 +213,15 @@ def detect_by_flow(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray, np.
     return np.mean(scores, axis=0), above / (1 + len(pooled)), pooled
 
 
-def make_experiment(split: Split, models: int) -> Experiment:
+def make_experiment(trim: float, models: int) -> Experiment:
     """Resolve the method of tables, with the steps of one training for all models."""
     text = (PACKAGED_CONF / "base" / "parameters.yml").read_text(encoding="utf-8")
-    changes: dict[str, Any] = {"dataset": "table", "method": "noise-conditional"}
-    if split.same:
-        changes["density"] = {"likelihood": {"trim": TRIM}}
-    columns = [Column(f"x{number}", "continuous", "float64")
-               for number in range(split.train.shape[1])]  # fmt: skip
-    data = TableSettings(path="X")
-    counts = {"train": len(split.train), "valid": len(split.train)}
-    data._scan = Scan(Preprocessor(tuple(columns)), counts, None, 0, {}, [])
-    experiment = resolve(yaml.safe_load(text) | changes, data=data)
-    # the rotation does not change the density
+    # any vectors: data and manifold do not matter for the training of the density
+    changes: dict[str, Any] = {
+        "dataset": "sphere", "method": "noise-conditional", "stage_1": {"dim": None},
+        "density": {"likelihood": {"trim": trim}},
+    }  # fmt: skip
+    experiment = resolve(yaml.safe_load(text) | changes)
     phase = experiment.trainings["density"]
     training = phase.training.model_copy(update={"steps": phase.training.steps // models})
     return experiment.model_copy(
