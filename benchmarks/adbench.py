@@ -1,11 +1,11 @@
 """Detection of anomalies in the tables of ADBench, compared with detectors of scikit-learn.
 
-    python -m benchmarks.adbench FOLDER                      # measure what is missing, print the page
+    python -m benchmarks.adbench FOLDER     # measure what is missing, print the page
     python -m benchmarks.adbench FOLDER --seeds 0 --sets wine pendigits --protocols semi
     python -m benchmarks.adbench --page                      # print the page of earlier results
 
 FOLDER has the npz files of ADBench (Han et al. 2022), with X and y (1: anomaly). Each set and seed
-is a row of ``data/08_reporting/adbench.csv`` for each detector; existing rows are not measured again.
+is a row of ``data/08_reporting/adbench.csv`` for each detector; existing rows are kept.
 
 Protocols, those of Livernoche et al. (2023) except for the points below:
 
@@ -56,7 +56,7 @@ TRIM = 0.2
 FLOW, FLOW_KNN = "flow", "flow + kNN"
 SCORE_BATCH, REFERENCE = 4096, 1000
 LARGEST_MCD = 300
-"""Largest number of columns of MCD, whose time is cubic; beyond, all rows determine the covariance."""
+"""Largest number of columns of MCD, whose time is cubic; beyond, all rows are used."""
 
 
 class Split(NamedTuple):
