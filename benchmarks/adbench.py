@@ -218,7 +218,7 @@ def make_experiment(trim: float, models: int) -> Experiment:
     text = (PACKAGED_CONF / "base" / "parameters.yml").read_text(encoding="utf-8")
     # any vectors: data and manifold do not matter for the training of the density
     changes: dict[str, Any] = {
-        "dataset": "sphere", "method": "noise-conditional", "stage_1": {"dim": None},
+        "dataset": "sphere", "method": "noise-conditional",
         "density": {"likelihood": {"trim": trim}},
     }  # fmt: skip
     experiment = resolve(yaml.safe_load(text) | changes)

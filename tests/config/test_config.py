@@ -56,16 +56,18 @@ def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
 @pytest.mark.parametrize("env", ["local", "paper"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_tables_is_valid(env, method):
-    experiment = loader(env, method=method).experiment
+    dataset = {"noise-conditional": "wine"}.get(method, "photos")
+    experiment = loader(env, method=method, dataset=dataset).experiment
     several = method.startswith(("H-", "density", "nested", "penalty", "M-flow")) or method in (
         "PR-M-rotated", "PR-H-rotated", "DNF-rotated", "DNF-code-rotated", "trumpet", "autoencoder"
     )  # fmt: skip
     assert experiment.pipeline == ("hierarchical" if several else "joint")
     flow = {"SoftFlow": "soft_glow", "trumpet": "trumpet", "autoencoder": "autoencoder",
-            "conformal": "conformal"}.get(method, "glow")  # fmt: skip
+            "conformal": "conformal", "noise-conditional": "tabular"}.get(method, "glow")  # fmt: skip
     assert experiment.model.stages[0].flow.type == flow
     rotates = len(experiment.trainings) < len(experiment.phases)
-    assert rotates == (method.endswith("rotated") or method.startswith(("nested", "density")))
+    names = ("nested", "density", "noise-conditional")
+    assert rotates == (method.endswith("rotated") or method.startswith(names))
     family, _, letters = method.removesuffix("-rotated").removesuffix("-star").partition("-")
     if family in ("PR", "EE", "H"):
         penalties = {"M": "mse", "H": "huber", "D": "huber"}
