@@ -59,7 +59,8 @@ def test_every_method_of_the_tables_is_valid(env, method):
     dataset = {"noise-conditional": "wine"}.get(method, "photos")
     experiment = loader(env, method=method, dataset=dataset).experiment
     several = method.startswith(("H-", "density", "nested", "penalty", "M-flow")) or method in (
-        "PR-M-rotated", "PR-H-rotated", "DNF-rotated", "DNF-code-rotated", "trumpet", "autoencoder"
+        "PR-M-rotated", "PR-H-rotated", "DNF-rotated", "DNF-code-rotated", "trumpet", "autoencoder",
+        "noise-conditional",
     )  # fmt: skip
     assert experiment.pipeline == ("hierarchical" if several else "joint")
     flow = {"SoftFlow": "soft_glow", "trumpet": "trumpet", "autoencoder": "autoencoder",
