@@ -64,7 +64,8 @@ def test_every_method_of_the_tables_is_valid(env, method):
     )  # fmt: skip
     assert experiment.pipeline == ("hierarchical" if several else "joint")
     flow = {"SoftFlow": "soft_glow", "trumpet": "trumpet", "autoencoder": "autoencoder",
-            "conformal": "conformal", "noise-conditional": "tabular"}.get(method, "glow")  # fmt: skip
+            "conformal": "conformal", "noise-conditional": "tabular",
+            }.get(method, "glow")  # fmt: skip
     assert experiment.model.stages[0].flow.type == flow
     rotates = len(experiment.trainings) < len(experiment.phases)
     names = ("nested", "density", "noise-conditional")
