@@ -208,6 +208,7 @@ NUMBERS = "a,b\n" + "".join(f"{i},{i * i % 17}.5\n" for i in range(40))
 RIGHT = {
     "wrong separator": (NUMBERS.replace(",", ";"), {}),
     "tabs in a csv": (NUMBERS.replace(",", "\t"), {}),
+    "spaces as separators": (NUMBERS.replace(",", "  "), {}),
     "decimal comma": (NUMBERS.replace(",", ";").replace(".", ","), {}),
     "byte order mark": ("\ufeff" + NUMBERS, {}),
     "windows line ends": (NUMBERS.replace("\n", "\r\n"), {}),

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 CHUNK_VALUES = 2**21
 """Values of a chunk of rows."""
 SNIFFED_LINES = 50
-SEPARATORS = ",;\t|"
+SEPARATORS, WHITESPACE = ",;\t|", r"\s+"
 DECIMAL_COMMA, DECIMAL_POINT = re.compile(r"-?\d+,\d+"), re.compile(r"-?\d+\.\d+")
 TABLES = "a CSV, Parquet, Feather, NPY or NPZ file"
 
@@ -145,6 +145,9 @@ def _read_csv(path: Path) -> TableFile:
     lines = _first_lines(path)
     rows = {each: list(csv.reader(lines, delimiter=each)) for each in SEPARATORS}
     separator = max(SEPARATORS, key=lambda each: len(rows[each][0]))
+    words = [line.split() for line in lines]
+    if len(rows[separator][0]) == 1 < len(words[0]) and len({*map(len, words)}) == 1:
+        separator, rows[WHITESPACE] = WHITESPACE, words
     header, fields = rows[separator][0], [each for row in rows[separator][1:] for each in row]
     numbered = header == [*map(str, range(len(header)))]  # by pandas
     has_header = numbered or not all(map(_is_number, header))
