@@ -251,10 +251,13 @@ MISTAKES = {
     "one column": ("a\n" + "1.5\n2\n" * 20, {}, "at least 2 columns with different values, got 1"),
     "all equal": ("a,b\n" + "1,2\n" * 20, {}, "different values, got 0 of 2"),
     "text in a number column": (
-        NUMBERS.replace("\n7,", "\nseven,"), {}, "columns.a: expected numbers, got 1 .*'seven'",
+        NUMBERS.replace("\n7,", "\nseven,"), {}, "columns.a: .* numbers, got 1 .*'seven' in row 8",
     ),
     "categories": (FRAME, {}, "categorical: .* class, patient, part. .*categorical=onehot"),
-    "missing values": (NUMBERS.replace("\n7,", "\n,"), {}, r"missing: .* got some in a \(1\)"),
+    "missing values": (
+        NUMBERS.replace("\n7,", "\n,").replace("\n8,", "\n,").replace("\n9,", "\n,"), {},
+        r"missing: .* got some in a \(3\)",  # in all splits
+    ),
     "infinities": (NUMBERS.replace("\n7,", "\ninf,"), {}, r"no infinities, got some in a \(1\)"),
     "duplicate names": (NUMBERS.replace("a,b", "a,a"), {}, "got a more than once"),
     "a name is missing": ("a,,b\n" + "1,2,3\n" * 9, {}, "got none for column 2"),

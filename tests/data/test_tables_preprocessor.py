@@ -235,7 +235,7 @@ FEW = {"a": [1, 2], "b": [np.nan, np.nan]}
 MISTAKES = {
     "text in a number column": (
         {"a": [1, 2, "three", 4]}, {},
-        r"columns.a: expected numbers, got 1 other values, such as 'three' in row 3",
+        r"columns.a: expected numbers, got 1 other values, such as 'three' in row 2",
     ),
     "categories": (
         {"a": list("xyzx"), "b": 1}, {}, "categorical: .* got categories in a. .*onehot",

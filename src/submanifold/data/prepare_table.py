@@ -45,6 +45,7 @@ def prepare_table(settings: TableSettings, folder: Path, raw_folder: Path) -> Pr
         manifest = _finished(folder, key)
         if manifest is None:
             _write_rows(Survey.of(settings, raw_folder), found, folder)
+            Survey.forget()
             manifest = {
                 "key": key,
                 "source": ", ".join(settings.paths) or settings.source,

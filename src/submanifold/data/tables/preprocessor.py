@@ -260,9 +260,10 @@ class Preprocessor:
         numbers, text = to_numbers(values)
         if text.any():
             row = int(text.argmax())
+            first = named([str(values.iloc[row])])
             raise UserError(
                 f"columns.{named([column.name])}: expected numbers, got {int(text.sum()):,} other "
-                f"values, such as {named([str(values.iloc[row])])} in row {row + 1}. Correct them."
+                f"values, such as {first} in row {values.index[row]}. Correct them."
             )
         return numbers if column.fill is None else np.where(np.isnan(numbers), column.fill, numbers)
 

@@ -29,7 +29,7 @@ from submanifold.data.tables.files import (
     open_files,
 )
 from submanifold.data.tables.preprocessor import Preprocessor
-from submanifold.data.tables.statistics import Statistics
+from submanifold.data.tables.statistics import Statistics, refuse_missing
 
 if TYPE_CHECKING:
     from submanifold.data.settings import TableSettings
@@ -131,12 +131,11 @@ def fingerprint(settings: TableSettings, raw_folder: Path | None) -> str:
         return f"scikit-learn {version('scikit-learn')}:{settings.source}"
     found = []
     for path in list_files(settings.paths):
-        record = Path() if raw_folder is None else raw_folder / ".fingerprints"
-        name = f"table-{digest([str(path.absolute())])}.json"
+        record = None
+        if raw_folder is not None:
+            record = raw_folder / ".fingerprints" / f"table-{digest([str(path.absolute())])}.json"
         try:
-            found.append(fingerprint_store(
-                path, record / name if raw_folder is not None else None, content_of=_content
-            ))  # fmt: skip
+            found.append(fingerprint_store(path, record, content_of=_content))
         except OSError as error:
             raise UserError(
                 f"path={path}: expected a file that can be read, got an error ({error}). Correct "
@@ -176,7 +175,6 @@ class Survey:
         self.files = _open(settings)
         self.inputs = _select(settings, self.files[0].columns)
         self._frames: list[pd.DataFrame] | None = []
-        self.notes: list[str] = []
         beside = [settings.label_column, settings.groups, settings.split_column]
         self._beside = list(dict.fromkeys(each for each in beside if each is not None))
         known = self.files[0].columns
@@ -195,16 +193,22 @@ class Survey:
         """Return the survey of a table; the last one is kept, with small tables in memory."""
         key = scan_key(settings, raw_folder)
         if key not in _surveys:
-            _surveys.clear()
+            cls.forget()
             _surveys[key] = cls(settings)
         return _surveys[key]
+
+    @staticmethod
+    def forget() -> None:
+        """Free the memory of the last survey."""
+        _surveys.clear()
 
     def frames(self) -> Iterator[tuple[int, pd.DataFrame]]:
         """Yield chunks of rows, with the number of the first row of each."""
         first = 0
         for chunk in self._chunks():
-            yield first, chunk
-            first += len(chunk)
+            end = first + len(chunk)
+            yield first, chunk.set_axis(pd.RangeIndex(first + 1, end + 1))  # rows of messages
+            first = end
 
     def _chunks(self) -> Iterator[pd.DataFrame]:
         if self._frames:
@@ -237,7 +241,7 @@ class Survey:
                             for n, name in enumerate(SPLITS)}  # fmt: skip
         duplicates = self._duplicates()
         dropped = int(self.incomplete.sum())
-        notes = [*self.notes, *_notes(preprocessor, counts, duplicates, dropped, settings)]
+        notes = _notes(preprocessor, counts, duplicates, dropped, settings)
         return Scan(preprocessor, counts, group_counts, dropped, duplicates, notes)
 
     def by_split(self, values: np.ndarray) -> dict[str, list[Any]]:
@@ -253,12 +257,14 @@ class Survey:
 
     def _read_rows(self) -> None:
         """Read hashes, labels, groups and splits of all rows; keep a small table in memory."""
-        hashes, incomplete, memory = [], [], 0
+        hashes, incomplete, memory, missing = [], [], 0, pd.Series(0, self.inputs)
         beside: dict[str, list[np.ndarray]] = {name: [] for name in self._beside}
         for chunk in self._chunks():
             own = chunk[self.inputs]
             hashes.append(_hash_rows(own))
-            incomplete.append(own.isna().any(axis=1).to_numpy())
+            absent = own.isna()
+            incomplete.append(absent.any(axis=1).to_numpy())
+            missing += absent.sum()
             for name, values in beside.items():
                 values.append(chunk[name].to_numpy(object))
             memory += int(chunk.memory_usage(deep=True).sum())
@@ -269,16 +275,17 @@ class Survey:
         self._hashes = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
         if not len(self._hashes):
             raise UserError(f"{self._where}: expected rows, got none. Use a larger table.")
-        drops = self.settings.missing == "drop"
-        self.incomplete = np.concatenate(incomplete) & drops
+        if self.settings.missing == "refuse":
+            refuse_missing({str(name): int(count) for name, count in missing.items()})
+        self.incomplete = np.concatenate(incomplete) & (self.settings.missing == "drop")
         found = {name: np.concatenate(values) for name, values in beside.items()}
         label, groups = self.settings.label_column, self.settings.groups
         self.labels = None if label is None else found[label]
         self.groups = None
         if groups is not None:
-            if missing := int(pd.isna(found[groups]).sum()):
+            if without := int(pd.isna(found[groups]).sum()):
                 raise UserError(
-                    f"groups={groups}: expected a group of every row, got none for {missing:,}. "
+                    f"groups={groups}: expected a group of every row, got none for {without:,}. "
                     "Fill them, or leave groups out."
                 )
             self.groups = pd.factorize(pd.Series(found[groups]).astype(str), sort=True)[0]
@@ -333,6 +340,11 @@ class Survey:
                 self.split[own[wanted:]] = -1
                 own = own[:wanted]
             self.position[own] = np.arange(len(own))
+            if not len(own):
+                raise UserError(
+                    f"missing: expected complete rows in every split, got none in {name}. Set "
+                    "missing=median."
+                )
 
     def _assign_given(self) -> None:
         assert self._given is not None

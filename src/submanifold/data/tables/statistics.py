@@ -97,7 +97,7 @@ class Tally:
     missing: int = 0
     infinite: int = 0
     text: int = 0
-    first_text: tuple[int, str] = (0, "")
+    first_text: tuple[str, str] = ("", "")
     shift: float = 0.0
     total: float = 0.0
     squares: float = 0.0
@@ -108,14 +108,9 @@ class Tally:
     levels: np.ndarray | None = field(default_factory=lambda: np.empty(0))
     categories: Counter[str] | None = field(default_factory=Counter)
 
-    def update(self, values: pd.Series, before: int) -> np.ndarray:
-        """Add the values of a chunk of rows; return them as numbers.
-
-        Args:
-            values: Values (n,).
-            before: Number of rows before the chunk.
-        """
-        self.dtype = _common_dtype(self.dtype, str(values.dtype)) if before else str(values.dtype)
+    def update(self, values: pd.Series) -> np.ndarray:
+        """Add the values of a chunk of rows (n,); return them as numbers."""
+        self.dtype = _common_dtype(self.dtype or str(values.dtype), str(values.dtype))
         if isinstance(values.dtype, pd.CategoricalDtype):
             self.given = self.given or "categorical"
         if self.given == "categorical":
@@ -126,7 +121,7 @@ class Tally:
         if text.any():
             if not self.text:
                 row = int(text.argmax())
-                self.first_text = before + row, str(values.iloc[row])
+                self.first_text = str(values.index[row]), str(values.iloc[row])
             self.text += int(text.sum())
         if not types.is_numeric_dtype(values.dtype):
             self._count_categories(values)
@@ -297,7 +292,7 @@ class Statistics:
             kept = frame.notna().all(axis=1).to_numpy()
             self.dropped += int((~kept).sum())
             frame = frame if kept.all() else frame[kept]
-        numbers = [self._tallies[name].update(frame.iloc[:, index], self.rows)
+        numbers = [self._tallies[name].update(frame.iloc[:, index])
                    for index, name in enumerate(names)]  # fmt: skip
         self.rows += len(frame)
         if self.scale == "quantile" or self.missing == "median":
@@ -366,15 +361,14 @@ class Statistics:
                 row, value = each.first_text
                 raise UserError(
                     f"columns.{printable(each.name)}: expected numbers, got {each.text:,} other "
-                    f"values, such as {printable(value)!r} in row {row + 1}. Correct them, leave "
+                    f"values, such as {printable(value)!r} in row {row}. Correct them, leave "
                     f"them empty with missing=median or drop, or leave the column out with "
                     f"{dropping([each.name])}."
                 )
         if self.missing == "refuse":
-            self._refuse({each.name: each.missing for each in tallies}, "missing", "missing values",
-                         "Set missing=drop (leaves out rows) or missing=median")  # fmt: skip
-        self._refuse({each.name: each.infinite for each in tallies}, "columns", "infinities",
-                     "Correct them, or leave the columns out with drop")  # fmt: skip
+            refuse_missing({each.name: each.missing for each in tallies})
+        fix = "Correct them, or leave the columns out with drop"
+        _refuse({each.name: each.infinite for each in tallies}, "columns", "infinities", fix)
         texts = [each for each in tallies if each.is_categorical]
         if texts and self.categorical == "refuse":
             names = [each.name for each in texts]
@@ -414,10 +408,17 @@ class Statistics:
                 f"{largest:g})."
             )
 
-    def _refuse(self, counts: Mapping[str, int], setting: str, what: str, fix: str) -> None:
-        if found := {name: count for name, count in counts.items() if count}:
-            listed = named(f"{name} ({count:,})" for name, count in found.items())
-            raise UserError(f"{setting}: expected no {what}, got some in {listed}. {fix}.")
+
+def refuse_missing(counts: Mapping[str, int]) -> None:
+    """Raise a :class:`.UserError` if values are missing, from their numbers by column."""
+    fix = "Set missing=drop (leaves out rows) or missing=median"
+    _refuse(counts, "missing", "missing values", fix)
+
+
+def _refuse(counts: Mapping[str, int], setting: str, what: str, fix: str) -> None:
+    if found := {name: count for name, count in counts.items() if count}:
+        listed = named(f"{name} ({count:,})" for name, count in found.items())
+        raise UserError(f"{setting}: expected no {what}, got some in {listed}. {fix}.")
 
 
 def _precision(dtype: object) -> float:
