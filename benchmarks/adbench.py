@@ -47,11 +47,12 @@ RESULTS = Path("data/08_reporting/adbench.csv")
 FIELDS = ("set", "protocol", "seed", "rows", "columns", "anomalies", "detector", "auroc", "ap",
           "alarms_1", "alarms_5", "normal", "seconds")  # fmt: skip
 PROTOCOLS = ("semi", "unsup")
-NEIGHBORS = 5
+NEIGHBORS, MANY_NEIGHBORS = 5, 50
+"""Anomalies in the training data form clusters: a row has more neighbors than such a cluster."""
 FEW, FOLDS = 1000, 3
 """Below this number of rows, three models are trained, each on two thirds of the rows."""
 HELD_OUT = 0.2
-TRIM = 0.2
+TRIM = 0.4
 """Fraction of each batch that the likelihood leaves out in the unsupervised protocol."""
 FLOW, FLOW_KNN = "flow", "flow + kNN"
 SCORE_BATCH, REFERENCE = 4096, 1000
@@ -146,10 +147,11 @@ def measure(split: Split, seed: int) -> Iterator[dict[str, Any]]:
     start = time.process_time()
     scores, p_values, held_out = detect_by_flow(split, seed)
     yield evaluate(FLOW, split, scores, p_values, time.process_time() - start)
-    some = np.random.default_rng(seed).permutation(len(split.train))[:REFERENCE]
-    distances = neighbors(split.train, split.train[some], same=True).mean(1)
+    count = MANY_NEIGHBORS if split.same else NEIGHBORS
+    some = split.train[np.random.default_rng(seed).permutation(len(split.train))[:REFERENCE]]
+    distances = neighbors(Split(split.train, some, split.anomaly, True), count).mean(1)
     combined = standardize(scores, held_out)
-    combined += standardize(neighbors(split.train, split.test, split.same).mean(1), distances)
+    combined += standardize(neighbors(split, count).mean(1), distances)
     yield evaluate(FLOW_KNN, split, combined, None, time.process_time() - start)
 
 
@@ -236,11 +238,12 @@ def score(model: Model, x: np.ndarray, scale: float) -> np.ndarray:
     return np.nan_to_num(torch.cat(found).double().numpy(), nan=1e30)
 
 
-def neighbors(train: np.ndarray, test: np.ndarray, same: bool) -> np.ndarray:
-    """Return distances to the five nearest training rows, (N, 5); ``same`` omits the nearest."""
-    algorithm = "kd_tree" if train.shape[1] < 12 else "brute"
-    fitted = NearestNeighbors(n_neighbors=NEIGHBORS + same, algorithm=algorithm).fit(train)
-    return fitted.kneighbors(test)[0][:, int(same) :]
+def neighbors(split: Split, count: int) -> np.ndarray:
+    """Return distances to the nearest other training rows, (N, count)."""
+    count = min(count, len(split.train) - 1)
+    algorithm = "kd_tree" if split.train.shape[1] < 12 else "brute"
+    fitted = NearestNeighbors(n_neighbors=count + split.same, algorithm=algorithm).fit(split.train)
+    return fitted.kneighbors(split.test)[0][:, int(split.same) :]
 
 
 def local_outlier_factor(split: Split, seed: int) -> np.ndarray:
@@ -315,8 +318,9 @@ def copod(split: Split, seed: int) -> np.ndarray:
 
 Detector = Callable[[Split, int], np.ndarray]
 DETECTORS: dict[str, Detector] = {
-    "kNN": lambda split, seed: neighbors(split.train, split.test, split.same)[:, -1],
-    "kNN, mean of 5": lambda split, seed: neighbors(split.train, split.test, split.same).mean(1),
+    "kNN": lambda split, seed: neighbors(split, NEIGHBORS)[:, -1],
+    "kNN, mean of 5": lambda split, seed: neighbors(split, NEIGHBORS).mean(1),
+    "kNN, mean of 50": lambda split, seed: neighbors(split, MANY_NEIGHBORS).mean(1),
     "LOF": local_outlier_factor,
     "isolation forest": isolation_forest,
     "PCA": principal_components,
