@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.errors import UserError, did_you_mean
-from submanifold.data.tables.columns import Column, named, to_numbers
+from submanifold.data.tables.columns import Column, duplicates, named, to_numbers
 from submanifold.data.tables.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -83,7 +83,15 @@ class Preprocessor:
     @cached_property
     def inputs(self) -> tuple[str, ...]:
         """Names of the table's columns, including constant ones."""
-        return tuple(dict.fromkeys(each.name for each in self.columns))
+        return tuple(self._by_name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Column]]:
+        """The columns by name; those with indicators have several entries."""
+        found: dict[str, list[Column]] = {}
+        for each in self.columns:
+            found.setdefault(each.name, []).append(each)
+        return found
 
     @cached_property
     def varying(self) -> tuple[Column, ...]:
@@ -138,8 +146,7 @@ class Preprocessor:
             )
         shifted = {each.feature: each.restore(x[:, j]) for j, each in enumerate(self.varying)}
         found: dict[str, Any] = {}
-        for name in self.inputs:
-            own = [each for each in self.columns if each.name == name]
+        for name, own in self._by_name.items():
             column = own[0]
             if column.kind == "constant":
                 value = column.origin if column.category is None else column.category
@@ -243,16 +250,16 @@ class Preprocessor:
         return values
 
     def _check_names(self, frame: pd.DataFrame) -> pd.DataFrame:
-        names = list(frame.columns)
-        needed = list(dict.fromkeys(each.name for each in self.varying))
+        names = dict.fromkeys(frame.columns)
+        needed = dict.fromkeys(each.name for each in self.varying)
         if missing := [name for name in needed if name not in names]:
             raise UserError(
                 f"columns: expected {named(needed)}, got none named {named(missing)}."
                 f"{did_you_mean(missing[0], map(str, names))}"
             )
-        if twice := [name for name in self.inputs if names.count(name) > 1]:
+        if twice := [name for name in duplicates(frame.columns) if name in self._by_name]:
             raise UserError(f"columns: expected one column {named(twice[:1])}, got several.")
-        if extra := [name for name in names if name not in self.inputs]:
+        if extra := [name for name in names if name not in self._by_name]:
             log.warning("columns %s are unknown to the model; they are ignored", named(extra))
         return frame
 
@@ -279,8 +286,8 @@ class Preprocessor:
         return (texts == column.category).to_numpy(np.float64)
 
     def _warn_unknown(self, frame: pd.DataFrame) -> None:
-        for name in self.inputs:
-            known = {each.category for each in self.varying if each.name == name} - {None}
+        for name, own in self._by_name.items():
+            known = {each.category for each in own if each.kind == "indicator"}
             found = set(frame[name].dropna().astype(str).unique()) if known else set()
             if found - known:
                 log.warning(
