@@ -81,11 +81,12 @@ class _Group(click.Group):
              context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 @click.version_option(package_name="submanifold", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Train models, apply them to images, and reproduce the paper.
+    """Train models, apply them to images and tables, and reproduce the paper.
 
-    MODEL is the name of a run, its hierarchy.safetensors file, or the file's folder. IMAGES are
-    image files, folders (searched recursively), and zips. Images are cropped and resized like the
-    training images; unreadable ones are skipped with a warning.
+    MODEL is the name of a run, its hierarchy.safetensors file, or the file's folder. INPUTS of a
+    model of images are image files, folders (searched recursively), and zips. Images are cropped
+    and resized like the training images; unreadable ones are skipped with a warning. INPUTS of a
+    model of a table are CSV, Parquet, Feather, NPY or NPZ files; columns are found by name.
 
     \b
       submanifold train pictures/ --name=holiday     train a model on a folder of images

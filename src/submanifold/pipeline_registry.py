@@ -22,7 +22,7 @@ from submanifold.pipelines import (
 
 NAMES = (
     *("data", "hierarchical", "joint", "compare", "sweep", "study"),
-    *("ood", "dimension"),  # of images only
+    *("ood", "dimension"),  # not of points
 )
 """All pipelines that an experiment may have."""
 
@@ -39,19 +39,23 @@ def register_pipelines() -> dict[str, Pipeline]:
         return {**shown, "__default__": Pipeline([])}
     trained = training.create_pipeline(experiment)
     histories = {name: f"{name}.history" for name in experiment.phases}
-    full = trained + evaluation.create_pipeline(histories, experiment.kind)
-    if experiment.kind != "table":
-        full += reporting.create_pipeline(histories, experiment.kind)
-    images = {}
-    if experiment.kind == "images":
-        scored = ood.create_pipeline() if experiment.ood is not None else Pipeline([])
-        images = {"ood": trained + scored, "dimension": full + dimension.create_pipeline()}
+    full = (
+        trained
+        + evaluation.create_pipeline(histories, experiment.kind)
+        + reporting.create_pipeline(histories, experiment.kind)
+    )
+    more = {}
+    if experiment.kind != "points":
+        scored = Pipeline([])
+        if experiment.ood is not None:
+            scored = ood.create_pipeline(experiment.kind)
+        more = {"ood": trained + scored, "dimension": full + dimension.create_pipeline()}
     return {
         "data": data.create_pipeline(experiment.kind),
         "hierarchical": full,
         "joint": full,
         **shown,
-        **images,
+        **more,
         "__default__": full,
     }
 

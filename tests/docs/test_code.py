@@ -4,12 +4,15 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from submanifold import Hierarchy, Stage
-from submanifold.flows import Glow
+from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.calibration import calibrate
+from submanifold.flows import Glow, RealNVP
 from submanifold.models import Model
 
 ROOT = Path(__file__).parents[2]
@@ -34,8 +37,21 @@ def model():
     return model.eval()
 
 
+def model_of_a_table():
+    """A calibrated model of the columns in docs/how-to/tables.md."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"height": rng.normal(170, 9, 100), "children": rng.integers(0, 4, 100)})
+    preprocessor = Preprocessor.fit(table)
+    model = Hierarchy([Stage(RealNVP(2), dim=1)]).eval()
+    model.data = {"table": preprocessor.to_dict(), "label": None}
+    model.calibration = calibrate(model, preprocessor.transform(table), torch.device("cpu"))
+    return model
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_run(page, model, tmp_path, monkeypatch):
+    if page == "docs/how-to/tables.md":
+        model = model_of_a_table()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Model, "load", lambda path: model)
     rng = np.random.default_rng(0)

@@ -75,7 +75,8 @@ CURVE = {"dims": [1, 10, 100], "mse": [0.1, 0.0015, 0.0001],
 ])  # fmt: skip
 def test_advice_is_the_smallest_dimension_of_30_decibels(smallest, pca_mse, dim, pca_dim, texts):
     baselines = {"subsets": {"128": {"pca_mse": pca_mse}}}
-    found = advise({**CURVE, "smallest": {"30": smallest}}, baselines, dim)
+    goal = {"goals": {"30 dB": 0.001}, "smallest": {"30 dB": smallest}}
+    found = advise({**CURVE, **goal}, baselines, dim)
     assert (found["dim"], found["pca_dim"]) == (smallest, pca_dim)
     assert all(text in found["sentence"] for text in texts)
     assert ("PCA" in found["sentence"]) == (pca_dim is not None)

@@ -11,7 +11,7 @@ from submanifold.evaluation.reconstruction import (
     reconstruction,
     squared_errors,
 )
-from submanifold.flows import Glow
+from submanifold.flows import Affine, Glow
 from submanifold.losses.constraint import Target
 from submanifold.models import Hierarchy, Stage
 
@@ -113,8 +113,23 @@ def test_error_curve_finds_the_smallest_dimension_of_each_psnr(curve, model, ima
     ]
     assert decibels == sorted(decibels)
     expected = {
-        str(goal): next(d for d, reached in enumerate(decibels, start=1) if reached >= goal)
+        f"{goal} dB": next(d for d, reached in enumerate(decibels, start=1) if reached >= goal)
         for goal in PSNRS
     }
     assert len(set(expected.values())) > 4
     assert curve["smallest"] == expected
+
+
+def test_error_curve_of_vectors_has_goals_in_the_variance():
+    """With orthogonal axes of known variances, d axes explain a known share."""
+    scales = np.sqrt([6.0, 2.2, 1.4, 0.4], dtype=np.float32)
+    rows = np.random.default_rng(0).choice([-1, 1], (400, 4)).astype(np.float32) * scales
+    identity = Affine(4)
+    identity.load_state_dict({**identity.state_dict(), "weight": torch.eye(4)})
+    model = Hierarchy([Stage(identity, 2)]).eval()
+    pca = {"subsets": {"128": {"pca_mse": [0.0] * 5, "pca_mse_half_width": None}}}
+    found = error_curve(model, rows, pca, torch.device("cpu"))
+    assert found["goals"]["explained variance 0.9"] == pytest.approx(0.25, rel=0.02)
+    assert [*found["smallest"].values()] == [1, 2, 3, 3, 4]
+    assert found["nearest_dims"] == [1, 2, 3]
+    assert found["mse"][:3] == pytest.approx([1.0, 0.45, 0.1], rel=1e-5)

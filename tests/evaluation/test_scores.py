@@ -11,6 +11,7 @@ from submanifold.data import dequantize
 from submanifold.evaluation.scores import (
     GREY_LEVEL,
     SCORES,
+    SMALL_CHANGE,
     leading_spectrum,
     local_dimension,
     png_bits,
@@ -86,7 +87,7 @@ def test_scores_of_a_mixture_ignore_the_chart_number():
         expected = {
             "on_manifold": -on_chart,
             "manifold_density": metric.slogdet()[1] / 2 - on_chart - others[0],
-            "dimension": -local_dimension(torch.linalg.eigvalsh(metric)[None], 4)[0],
+            "dimension": -local_dimension(torch.linalg.eigvalsh(metric)[None], 4, SMALL_CHANGE)[0],
         }
         for name, value in expected.items():
             assert found[name][at].item() == pytest.approx(value.item(), rel=1e-6), name

@@ -230,9 +230,7 @@ def test_names_in_messages_are_escaped(tmp_path):
     assert r"new\nline" in run("info", "new\nline").stderr
     assert r"unexpected extra argument (new\nline)" in run("info", "a", "new\nline").stderr
     folder = tmp_path / os.fsdecode(b"\n\xff")
-    assert r"\n\udcff/file.csv" in run("score", "a", "b", "--out", folder / "file.csv").stderr + (
-        run("sample", "a", "--out", folder / "file.csv").stderr
-    )
+    assert r"\n\udcff/file.txt" in run("sample", "a", "--out", folder / "file.txt").stderr
 
 
 # ---- outputs
@@ -270,7 +268,7 @@ def test_outputs_are_checked_before_the_model_is_read(
 
 
 @pytest.mark.parametrize(("command", "out"), [
-    ("encode", "codes.csv"), ("score", "scores"), ("sample", "samples.jpg"),
+    ("encode", "codes.png"), ("score", "scores"), ("sample", "samples.jpg"),
     ("interpolate", "path"), ("project", "projections.tar.gz"),
 ])  # fmt: skip
 def test_outputs_have_a_supported_suffix(tmp_path, command, out):

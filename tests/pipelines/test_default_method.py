@@ -130,8 +130,8 @@ def test_slider_shows_the_stated_errors(run, tmp_path):
     assert counted["nearest"] == len(arrays["by_dim_nearest_dims"]) > 2
 
 
-def test_image_scores_agree_with_the_report(run):
-    scores, page = run.load("image_scores"), run.path("report").read_text()
+def test_split_scores_agree_with_the_report(run):
+    scores, page = run.load("split_scores"), run.path("report").read_text()
     test = scores[scores["split"] == "test"]
     assert scores["split"].value_counts().to_dict() == {"train": 256, "valid": 64, "test": 64}
     assert test["encoder_mse"].mean() == pytest.approx(

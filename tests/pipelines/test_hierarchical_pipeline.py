@@ -197,7 +197,7 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
                 assert logged == {row["step"]: row[name] for row in history[kind]}
     assert run.artifacts >= {
         *("report.html", "metrics.json", "metrics.csv", "manifest.json", "hierarchy.safetensors"),
-        *("samples.png", "samples_cool.png", "rejection.png", "curves.png", "image_scores.csv"),
+        *("samples.png", "samples_cool.png", "rejection.png", "curves.png", "split_scores.csv"),
     }
     assert (project.path / "mlartifacts").is_dir()
 

@@ -16,7 +16,7 @@ PREVIEWS = {
         *("manifest", "baselines", "metrics", "hierarchy"),
         *("stage_1.model", "stage_1.history", "stage_2.model", "stage_2.history"),
     },
-    "TablePreview": {"metrics_table", "image_scores"},
+    "TablePreview": {"metrics_table", "split_scores"},
 }
 
 

@@ -8,6 +8,7 @@ from submanifold.evaluation.calibration import Calibration
 from submanifold.pipelines.reporting.sections import (
     against_pca,
     alarms,
+    anomalies,
     describe_gap,
     usage,
 )
@@ -35,6 +36,33 @@ def scored(shift=0.0, count=400, p_values=None):
 ])  # fmt: skip
 def test_overfitting_is_concluded_from_the_interval(shift, count, conclusion):
     assert conclusion in describe_gap(scored(shift, count))
+
+
+def test_rows_of_a_table_are_compared_by_their_log_density():
+    table = scored(0.3).assign(nll=lambda table: 2 * table["bits_per_dim"])
+    text = describe_gap(table)
+    assert "Training rows have 6.0" in text
+    assert "nats (negative log-density) on average; test minus training: +0." in text
+    assert "The model fits training rows better than new rows: it overfits." in text
+
+
+def test_anomalous_rows_are_listed_with_their_columns():
+    about = {"number": 1234, "p_value": 0.0051, "nll": 12.3456}
+    explained = pd.DataFrame([
+        {**about, "column": "age", "value": "93", "contribution": 12.34, "usual": "41"},
+        {**about, "column": "city", "value": "Rome", "contribution": 0.5, "usual": "Bern"},
+        {**about, "column": "x", "value": "1", "contribution": 0.0, "usual": "1"},
+        {**about, "number": 7, "column": "age", "value": "30", "contribution": 0.0, "usual": "30"},
+    ])  # fmt: skip
+    found = anomalies(explained)
+    assert found.to_dict("records") == [
+        {"test row": "1,234", "p-value": "0.0051", "log-density": "-12.35",
+         "columns": "age = 93 (+12.3 with 41); city = Rome (+0.5 with Bern)"},
+        {"test row": "7", "p-value": "0.0051", "log-density": "-12.35",
+         "columns": "no single column"},
+    ]  # fmt: skip
+    assert "p-value" not in anomalies(explained.assign(p_value=np.nan))
+    assert anomalies(explained[:0]) is None
 
 
 @pytest.mark.parametrize(("power", "sentence"), [
@@ -81,9 +109,9 @@ def test_the_threshold_of_the_command_is_possible():
     class Model:
         has_density, calibration = True, CALIBRATION
 
-    commands = dict(usage("my run", "data/m.safetensors", Model(), synthetic=False)[0])
+    commands = dict(usage("my run", "data/m.safetensors", Model(), "images")[0])
     assert "submanifold score 'my run' PICTURES --alpha=5%" in commands
     Model.calibration = Calibration.fit({"density": SCORES["density"][:24]}, ("density",)).to_dict()
     Model.calibration["groups"] = 12
-    commands = dict(usage(None, "data/m.safetensors", Model(), synthetic=False)[0])
+    commands = dict(usage(None, "data/m.safetensors", Model(), "images")[0])
     assert "submanifold score data PICTURES --alpha=8%" in commands

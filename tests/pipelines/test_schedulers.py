@@ -24,7 +24,7 @@ def test_each_phase_is_a_task_and_all_intermediate_outputs_are_files(project, pa
         catalog = session.load_context().catalog
         pipeline = pipelines["hierarchical"]
     groups = {group.name: group for group in pipeline.group_nodes_by("namespace")}
-    images = {"score_images", "illustrate"}
+    images = {"score_splits", "illustrate"}
     around = AROUND | ({"compare_with_truth"} if "dataset" in params else images)
     assert groups.keys() == around | set(phases)
     for before, after in pairwise(phases):

@@ -74,7 +74,7 @@ MISTAKES = {
     "dimension": ({"data": {"drop": "kind"}, "stage_1": {"dim": 7}}, "dim"),
     "images": ({"data": {"size": 32}}, r"data\.size is not a setting"),
     "a table as images": ({"dataset": "folder"}, r"data\.path=.*\. A table needs dataset=table"),
-    "ood": ({"data": {"drop": "kind"}, "ood": "mnist"}, "ood: expected null"),
+    "ood": ({"data": {"drop": "kind"}, "ood": "mnist"}, "ood: expected the path of a table"),
 }
 
 

@@ -13,7 +13,7 @@ from submanifold.plots.comparisons import auroc_dots, frontier, number_grids
 from submanifold.plots.curves import training_curves
 from submanifold.plots.dimensions import dimension_curves, latent_histogram
 from submanifold.plots.images import as_png, sample_sheet, tile
-from submanifold.plots.likelihood import bits_histogram
+from submanifold.plots.likelihood import density_histogram
 from submanifold.plots.manifolds import manifold_figure
 from submanifold.plots.ood import (
     density_and_distance,
@@ -24,6 +24,7 @@ from submanifold.plots.ood import (
 from submanifold.plots.paper import delta_rows, rejection_blocks, sample_panels
 from submanifold.plots.sparklines import sparkline
 from submanifold.plots.strips import film, spectrum
+from submanifold.plots.tables import marginals, most_correlated, pairs
 from submanifold.plots.trials import study_figure, sweep_figure
 
 RNG = np.random.default_rng(0)
@@ -159,10 +160,10 @@ def test_the_start_of_the_loss_does_not_determine_the_range():
 
 def test_histograms_and_sparklines_accept_any_values():
     bits = {"train": RNG.normal(3, 1, 50), "valid": np.array([2.5]), "test": np.array([])}
-    figure = bits_histogram(bits | {"diverged": np.array([np.inf, np.nan])})
+    figure = density_histogram(bits | {"diverged": np.array([np.inf, np.nan])})
     rendered(figure)
     assert labels(figure.axes[0]) == ["train (50 images)", "valid (1 images)"]
-    rendered(bits_histogram({"train": np.array([3.0])}))
+    rendered(density_histogram({"train": np.array([3.0])}))
     assert sparkline([(1, 2.0)], "one") == ""
     svg = sparkline([(1, 100.0), (10, 10.0), (100, 1.0)], "a <b>")
     assert "&lt;b&gt;" in svg
@@ -380,3 +381,51 @@ def test_a_study_shows_its_pareto_front_and_counts_trials_without_values():
     assert (others.name, front.name) == ("other trials (1)", "Pareto front (2)")
     assert (list(front.x), list(front.y)) == ([0.001, 0.01], [3.0, 2.5])
     assert figure.layout.title.text == "Not shown: 1 pruned, 1 failed"
+
+
+# ---- tables
+
+
+def columns(count, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=count)
+    return pd.DataFrame({"x": x, "y": x + 0.1 * rng.normal(size=count), "z": rng.normal(size=count),
+                         "dice": rng.integers(1, 7, count),
+                         "city": rng.choice(["Bern", "Rome"], count)})  # fmt: skip
+
+
+def test_marginals_have_a_panel_for_each_column_and_the_categories_of_the_data():
+    samples = columns(50, 1)
+    samples.loc[0, "x"] = 1e9
+    figure = marginals({"test rows": columns(400, 0), "samples": samples})
+    rendered(figure)
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert list(panels) == ["x", "y", "z", "dice", "city"]
+    assert [text.get_text() for text in panels["city"].get_xticklabels()] == ["Bern", "Rome"]
+    assert panels["x"].get_xlim()[1] < 10
+    for axes in panels.values():  # fractions of two tables
+        heights = [patch.get_height() for patch in axes.patches if hasattr(patch, "get_height")]
+        assert sum(heights) == pytest.approx(2 if heights else 0)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["test rows", "samples"]
+
+
+def test_pairs_show_the_correlated_columns_with_data_below_the_diagonal():
+    data = columns(400, 0)
+    assert most_correlated(data, 2) == ["x", "y"]
+    figure = pairs(data, columns(50, 1))
+    rendered(figure)
+    size = 4  # without the categories
+    assert len(figure.axes) == size**2
+    counts = [len(axes.collections[0].get_offsets()) if axes.collections else 0
+              for axes in figure.axes]  # fmt: skip
+    assert counts[size] == 400
+    assert counts[1] == 50
+    assert [axes.get_xlabel() for axes in figure.axes[-size:]] == ["x", "y", "z", "dice"]
+
+
+def test_tables_of_one_constant_or_missing_value_have_figures():
+    table = pd.DataFrame({"a": [1.0, 1.0], "b": [np.nan, 2.0], "c": [0.5, 1.5]})
+    rendered(marginals({"test rows": table, "samples": table}))
+    rendered(pairs(table, table))
+    categories = pd.DataFrame({"city": ["a", "b"]})
+    rendered(pairs(categories, categories))

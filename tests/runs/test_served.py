@@ -3,12 +3,19 @@ import signal
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 import uvicorn
 from mlflow.pyfunc import scoring_server
 
 from calibrated import calibrated_model
+from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.calibration import calibrate
+from submanifold.flows import RealNVP
 from submanifold.inference.scoring import score_events
+from submanifold.inference.tables import score_table
+from submanifold.models import Hierarchy, Stage
 from submanifold.runs.served import ServedModel, log_model
 from submanifold.runs.store import prepare_store
 
@@ -85,7 +92,7 @@ def test_inputs_that_mlflow_rejects_have_status_400(loaded, inputs, params):
 
 @pytest.mark.parametrize("task", ["score", "encode", "project"])
 @pytest.mark.parametrize(("given", "message"), [
-    (np.zeros((2, 3, 8, 8), np.uint8), "images: expected uint8 of shape"),
+    (np.zeros((2, 3, 8, 8), np.uint8), "events: expected uint8 of shape"),
     (np.zeros((0, 1, 8, 8), np.uint8), "with N at least 1, got uint8 of shape"),
     (np.zeros((5, 1, 8, 8), np.uint8), "images: expected at most max_rows=4, got 5"),
 ])  # fmt: skip
@@ -129,3 +136,58 @@ def test_the_limits_of_a_request_can_be_changed(loaded):
     status, found = request(changed, images(3).tolist())
     assert (status, found["message"][:40]) == (400, "images: expected at most max_rows=2, got")
     assert request(loaded, images(3).tolist())[0] == 200
+
+
+# ---- tables
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    return pd.DataFrame({"age": rng.integers(18, 80, 300), "weight": rng.normal(70, 10, 300),
+                         "city": rng.choice(["Bern", "Rome"], 300)})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def of_table(rows, loaded, tmp_path_factory):
+    """A model of a table and how MLflow loads it."""
+    preprocessor = Preprocessor.fit(rows, categorical="onehot")
+    model = Hierarchy([Stage(RealNVP(4), dim=2)]).eval()
+    model.data = {"table": preprocessor.to_dict(), "label": None}
+    model.calibration = calibrate(model, preprocessor.transform(rows[:100]), torch.device("cpu"))
+    path = tmp_path_factory.mktemp("table") / "hierarchy.safetensors"
+    model.save(path)
+    with mlflow.start_run():
+        log_model(path, "people")
+    return model, mlflow.pyfunc.load_model("models:/people/1")
+
+
+def test_a_model_of_a_table_has_a_signature_of_named_columns(of_table, rows):
+    model, served = of_table
+    schema = served.metadata.get_input_schema()
+    assert schema.input_names() == ["age", "weight", "city"]
+    found = served.predict(rows[["city", "weight", "age"]][:5])
+    pd.testing.assert_frame_equal(found, score_table(model, rows[:5]))
+    codes = served.predict(rows[:5], params={"task": "encode"})
+    assert list(codes) == ["u0", "u1", "v0", "v1"]
+    projected = served.predict(rows[:5], params={"task": "project"})
+    assert list(projected) == ["age", "weight", "city"]
+    sampled = served.predict(rows[:1], params={"task": "sample", "count": 4})
+    assert set(sampled["city"]) <= {"Bern", "Rome"}
+
+
+def test_rows_are_served_over_http(of_table, rows):
+    model, served = of_table
+    schema = served.metadata.get_input_schema()
+
+    def answer(body):
+        content = json.dumps(body).encode()
+        found = scoring_server.invocations(content, "application/json", served, schema)
+        return json.loads(found.response)["predictions"]
+
+    scores = answer({"dataframe_split": rows[:3].to_dict("split")})
+    assert [each["p_value"] for each in scores] == pytest.approx(
+        score_table(model, rows[:3])["p_value"].tolist()
+    )
+    with pytest.raises(mlflow.MlflowException, match="weight"):
+        answer({"dataframe_split": rows[["age", "city"]][:3].to_dict("split")})

@@ -80,8 +80,10 @@ class ProgressBar(tqdm):
 
 
 def track(batches: Iterable[Batch], description: str, total: int) -> Iterator[Batch]:
-    """Yield the batches and show the progress in images."""
+    """Yield the batches and show the progress in images, or in rows of vectors (batch, D)."""
     with ProgressBar(description, "images", total) as progress:
         for batch in batches:
+            if getattr(batch, "ndim", None) == 2:
+                progress.unit = "rows"
             yield batch
             progress.update(len(batch))

@@ -17,7 +17,7 @@ MODEL_VERSION = 6
 """Version of the finished model's file, for equal phases."""
 EVALUATION_VERSION = 16
 """Version of metrics and report, for equal models."""
-OOD_VERSION = 8
+OOD_VERSION = 9
 """Version of the scores of out-of-distribution images, for equal models and images."""
 
 RAW_FOLDER = Path("data/01_raw")
@@ -34,8 +34,8 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     - ``budget``, if there is a time budget: it, the shape of the data, and all phases. The keys of
       phases contain it rather than the measured steps.
     - ``model``, ``run``: all phases; ``run`` also the evaluation.
-    - ``ood_data``, ``ood_run``, if there are out-of-distribution images: their data; also the
-    model.
+    - ``ood_data``, ``ood_run``, if there are out-of-distribution data: these, and for tables the
+      training data; also the model.
 
     The location of files, logging, the device and the number of threads do not matter, except for
     ``run`` if ``evaluation.inception_weights`` is ``auto``: whether FID is measured changes it.
@@ -65,7 +65,10 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
         with error_prefix("ood"):
             content = experiment.ood_data.fingerprint(project / RAW_FOLDER)
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(str(experiment.ood)).name)
-        ood_digest = _digest(TRAINING_VERSION, content, experiment.ood_data.content)
+        parts = [content, experiment.ood_data.content]
+        if experiment.kind == "table":  # standardized like the training data
+            parts.append(keys["data"])
+        ood_digest = _digest(TRAINING_VERSION, *parts)
         keys["ood_data"] = f"{name}-{ood_digest}"
         run_digest = _digest(OOD_VERSION, digest, keys["ood_data"])
         keys["ood_run"] = f"{experiment.dataset}-{name}-{run_digest}"

@@ -114,10 +114,10 @@ def resolve(
     evaluation = merge(evaluation, single["evaluation"], "evaluation")
     _check_names(given, phase_settings)
     choices = read_settings(Choices, given, "")
-    if choices.register_as is not None and not isinstance(data, ImageSettings):
+    if choices.register_as is not None and data.kind == "points":
         raise UserError(
-            f"register_as: expected null for data that are not images, got {choices.register_as}. "
-            "Leave it out, or choose a dataset of images."
+            f"register_as: expected null for points, got {choices.register_as}. Leave it out, or "
+            "choose a dataset of images or a table."
         )
     charts = choices.charts or method.get("charts", 1)
     settings = tuple(
@@ -379,18 +379,25 @@ def _stage_numbers(stages: Any, everything: list[int], name: str) -> list[int]:
     return numbers
 
 
-def _ood(datasets: Tree, given: Tree, data: DataSettings) -> ImageSettings | None:
-    """Return the source of out-of-distribution images, prepared like the model's images.
+def _ood(datasets: Tree, given: Tree, data: DataSettings) -> ImageSettings | TableSettings | None:
+    """Return the source of out-of-distribution images or rows, prepared like the model's data.
 
     For the model's own dataset these are the images with other labels than ``data.labels``.
     """
     chosen = given.get("ood")
     if chosen is None:
         return None
+    if isinstance(data, TableSettings):
+        if not Path(str(chosen)).expanduser().exists():
+            raise UserError(
+                f"ood: expected the path of a table with the columns of the model's, got {chosen}. "
+                "Change it with --params=ood=<path>."
+            )
+        return read_settings(TableSettings, {"path": str(chosen)}, "ood")
     if not isinstance(data, ImageSettings):
         raise UserError(
-            f"ood: expected null for data that are not images, got {chosen}. Leave it out, or "
-            "choose a dataset of images."
+            f"ood: expected null for points, got {chosen}. Leave it out, or choose a dataset of "
+            "images or a table."
         )
     if chosen == given["dataset"]:
         if data.labels is None:

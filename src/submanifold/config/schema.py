@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from pydantic import Field, PositiveInt, model_validator
 
 from submanifold.common.settings import Name, Settings
-from submanifold.data.settings import DataSettings, ImageSettings, Kind
+from submanifold.data.settings import DataSettings, ImageSettings, Kind, TableSettings
 from submanifold.models import ModelSettings
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
@@ -87,7 +87,7 @@ class Choices(Settings):
         sweep: The parameter whose sweep is plotted.
         study: Name of the study that is plotted.
         register_as: Name of the model in MLflow's registry; None does not register it.
-        ood: Dataset, folder or zip with out-of-distribution images.
+        ood: Dataset, folder or zip with out-of-distribution images, or a table of such rows.
     """
 
     dataset: Name
@@ -124,7 +124,7 @@ class Experiment(Choices):
         model: The stages.
         phases: The phases by name, in the order of training.
         evaluation: The measurements.
-        ood_data: The out-of-distribution images.
+        ood_data: The out-of-distribution images or rows.
         minutes: Time of training, to which the steps of all phases are scaled (``training.minutes``
             of the user); None trains with the steps of the phases.
     """
@@ -133,7 +133,7 @@ class Experiment(Choices):
     model: ModelSettings
     phases: dict[str, Phase] = Field(min_length=1)
     evaluation: EvaluationSettings
-    ood_data: ImageSettings | None = None
+    ood_data: ImageSettings | TableSettings | None = None
     minutes: float | None = Field(None, gt=0)
 
     @property

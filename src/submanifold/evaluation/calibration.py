@@ -49,7 +49,9 @@ def calibrate(
     model.calibration = {NOISE_SCALE: scale}  # for the scores
     scores = score(model, events)
     try:
-        return replace(Calibration.fit(scores, combined, groups), noise_scale=scale).to_dict()
+        kind = "images" if events.dtype == np.uint8 else "rows"
+        fitted = Calibration.fit(scores, combined, groups, kind)
+        return replace(fitted, noise_scale=scale).to_dict()
     except UserError as error:
         return {"why": str(error)}
 
@@ -105,6 +107,7 @@ class Calibration:
         mean: Mean of z, (scores,).
         precision: Inverse of C, (scores, scores).
         noise_scale: The noise scale of ``smoothed_density``; None without this score.
+        events: What is scored, in messages: ``images`` or ``rows``.
     """
 
     count: int
@@ -115,29 +118,37 @@ class Calibration:
     mean: np.ndarray
     precision: np.ndarray
     noise_scale: float | None = None
+    events: str = "images"
 
     @classmethod
     def fit(
-        cls, scores: Scores, combined: Sequence[str], groups: np.ndarray | None = None
+        cls,
+        scores: Scores,
+        combined: Sequence[str],
+        groups: np.ndarray | None = None,
+        events: str = "images",
     ) -> "Calibration":
         """Fit to scores (N,) by name of normal images that the model was not trained on.
 
-        `combined` are the names to combine, as far as they are among the scores; `groups` is (N,).
+        `combined` are the names to combine, as far as they are among the scores; `groups` is (N,);
+        `events` names them in messages.
 
         Raises:
-            UserError: There are fewer than 20 images, or nearly all are of one group.
+            UserError: There are fewer than 20 events, or nearly all are of one group.
         """
         combined = tuple(name for name in combined if name in scores)
         numbers = np.arange(len(scores[combined[0]])) if groups is None else groups
         _, group, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
         fold = np.random.default_rng(0).permutation(len(sizes))[group] % FOLDS
         folds = [fold == number for number in range(min(FOLDS, len(sizes)))]
-        empty = cls(len(numbers), len(sizes), None, combined, {}, np.zeros(0), np.eye(0))
+        empty = cls(
+            len(numbers), len(sizes), None, combined, {}, np.zeros(0), np.eye(0), events=events
+        )
         if min((~each).sum() for each in folds) < MIN_IMAGES * (1 - 1 / FOLDS):
             raise UserError(
-                f"Validation images for a calibration: expected at least {MIN_IMAGES}, of which "
+                f"Validation {events} for a calibration: expected at least {MIN_IMAGES}, of which "
                 f"nine tenths are outside any one group, got {empty.basis}. Increase "
-                "data.counts.valid or use a larger folder."
+                "data.counts.valid or use more data."
             )
         weights = 1 / sizes[group]
         held_out: dict[str, np.ndarray] = {}
@@ -161,9 +172,9 @@ class Calibration:
 
     @property
     def basis(self) -> str:
-        """Numbers of images and groups, as text."""
+        """Numbers of events and groups, as text."""
         in_groups = "" if self.groups == self.count else f" in {self.groups:,} groups"
-        return f"{self.count:,} images{in_groups}"
+        return f"{self.count:,} {self.events}{in_groups}"
 
     @property
     def smallest_p_value(self) -> float:

@@ -12,7 +12,7 @@ from submanifold.common.progress import ProgressBar, track
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import CURVE_EVENTS
 from submanifold.evaluation.intervals import Interval, mean_interval
-from submanifold.evaluation.scores import leading_spectrum, local_dimension
+from submanifold.evaluation.scores import leading_spectrum, local_dimension, smallest_change
 from submanifold.models import Model
 
 ESTIMATORS = {
@@ -26,12 +26,16 @@ ESTIMATORS = {
 """Estimators of scikit-dimension, with its default settings."""
 ESTIMATOR_IMAGES, HALVES = 2000, 5
 SPECTRUM_IMAGES, DIRECTIONS, SPECTRUM_BATCH_SIZE = 64, 256, 32
-PSNR = 30
-"""PSNR in dB above which a reconstruction is hard to distinguish from the image."""
+ENOUGH = {
+    "30 dB": "reach a PSNR of 30 dB (of the mean squared error)",
+    "explained variance 0.9": "explain 90% of the variance",
+}
+"""Goals of a reconstruction, of images and of vectors: with a PSNR of 30 dB, an image is hard to
+distinguish from the original."""
 
 
 def intrinsic_dimensions(images: np.ndarray) -> dict[str, Interval]:
-    """Estimate the intrinsic dimension of images (N, ...), at most 2,000, without a model.
+    """Estimate the intrinsic dimension of images or rows (N, ...), at most 2,000, without a model.
 
     The 95% interval is by the delete-half jackknife (Shao & Wu 1989), whose standard error is the
     standard deviation over random halves. It does not cover the bias of an estimator. A bootstrap
@@ -76,22 +80,24 @@ def spectrum_dimension(
     dimensions = []
     for x in track(batches, "spectra", len(batches)):
         eigenvalues = leading_spectrum(model, model.encode(x)[0].detach(), DIRECTIONS)
-        dimensions.append(local_dimension(eigenvalues, model.event_dim))
+        change = smallest_change(model)
+        dimensions.append(local_dimension(eigenvalues, model.event_dim, change))
     interval = mean_interval(torch.cat(dimensions).cpu().numpy(), groups)
     return {**interval, "directions": min(model.dim, DIRECTIONS)}
 
 
 def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> dict[str, Any]:
-    """Recommend the smallest dimension whose projections reach a PSNR of 30 dB.
+    """Recommend the smallest dimension whose projections reach the goal of :data:`ENOUGH`.
 
     Returns:
         The recommended ``dim``, ``pca_dim``, with which PCA has the same error, (or None) and a
         ``sentence``.
     """
-    best = curve["smallest"][str(PSNR)]
+    goal = next(name for name in ENOUGH if name in curve["goals"])
+    best, enough = curve["smallest"][goal], curve["goals"][goal]
     if best is None:
         return {"dim": None, "pca_dim": None, "sentence": (
-            f"No dimension reaches a PSNR of {PSNR} dB (of the mean squared error) on test images. "
+            f"No dimension has encoder projections of test data that {ENOUGH[goal]}. "
             "Train longer, or increase the weight of the reconstruction term."
         )}  # fmt: skip
     # interpolate in log-log space; errors with all dimensions can be 0
@@ -99,11 +105,11 @@ def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> 
     error = np.exp(np.interp(np.log(best), np.log(curve["dims"]), errors))
     pca_dim = pca_dim_of(baselines, error)
     sentence = (
-        f"d = {best} is the smallest dimension whose encoder projections of test images reach a "
-        f"PSNR of {PSNR} dB (of the mean squared error)."
+        f"d = {best} is the smallest dimension whose encoder projections of test data "
+        f"{ENOUGH[goal]}."
     )
     nearest = [dim for dim, error in zip(curve["nearest_dims"], curve["nearest_mse"], strict=True)
-               if error is not None and error <= 10 ** (-PSNR / 10) and dim < best]  # fmt: skip
+               if error is not None and error <= enough and dim < best]  # fmt: skip
     if nearest:
         sentence += f" For nearest projections, d = {nearest[0]} suffices."
     if pca_dim is not None:

@@ -1,5 +1,6 @@
 """Metrics of a model's density and reconstruction on test data, and warnings."""
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -58,6 +59,7 @@ def measure(
     dequantizations: int,
     device: torch.device,
     groups: np.ndarray | None = None,
+    log_det: np.ndarray | None = None,
 ) -> Metrics:
     """Evaluate density and reconstruction on test data; the model is moved to the device.
 
@@ -70,21 +72,27 @@ def measure(
         input_noise: Standard deviation of the noise that the density was trained with.
         dequantizations: Number of noise draws of the importance-weighted bound for images.
         device: Device of the evaluation.
-        groups: Group numbers of test images, (N,).
+        groups: Group numbers of test data, (N,).
+        log_det: Log-determinants of the preprocessing of the rows of a table, (N,), for the
+            ``nll`` in its units.
 
     Returns:
         Metrics by name (:data:`~submanifold.evaluation.metrics.METRICS`), ``dims``,
-        ``inverse_error``, ``overflows``, ``baselines``; for images the ``curve`` of
-        :func:`~submanifold.evaluation.reconstruction.error_curve`; for points ``thickness`` and
+        ``inverse_error``, ``overflows``, ``baselines``, and the ``curve`` of
+        :func:`~submanifold.evaluation.reconstruction.error_curve`; for vectors ``thickness`` and
         ``neighbour_correlation``, signs of manifold overfitting.
     """
     batches = Batches(test, BATCH_SIZE, device=device)
     first = next(iter(batches))
-    found = density(model.to(device), test, batches, input_noise, dequantizations, groups)
+    found = density(model.to(device), test, batches, input_noise, dequantizations, groups, log_det)
     found |= reconstructions(model, test, batches, groups)
     if not batches.is_continuous:
         found |= volume(model, first[:VOLUME_IMAGES], groups)
-        found["curve"] = error_curve(model, test, baselines, device)
+    found["curve"] = error_curve(model, test, baselines, device)
+    gaussian = baselines.get("gaussian")
+    if gaussian and log_det is not None:
+        nats = gaussian["bits_per_dim"]["value"] * model.event_dim * math.log(2)
+        gaussian = {**gaussian, "nll": {"value": nats - float(log_det.mean())}}
     return found | {
         "parameters": sum(each.numel() for each in model.parameters()),
         "dims": model.dims,
@@ -92,7 +100,7 @@ def measure(
         "baselines": {
             "pca": pca_error(baselines, model.dim),
             "pca_subset": pca_error(baselines, model.dim, COMPARED_EVENTS),
-            "gaussian": baselines.get("gaussian"),
+            "gaussian": gaussian,
         },
     }
 
@@ -104,10 +112,12 @@ def density(
     input_noise: float,
     dequantizations: int,
     groups: np.ndarray | None,
+    log_det: np.ndarray | None,
 ) -> Metrics:
-    """Compute bits per dimension, and for points the signs of manifold overfitting."""
+    """Compute bits per dimension, and for vectors the signs of manifold overfitting."""
     if not model.has_density:
-        return {"bits_per_dim": {"value": None, "why": NO_DENSITY}}
+        none = {"value": None, "why": NO_DENSITY}
+        return {"bits_per_dim": none} | ({} if log_det is None else {"nll": none})
     found: Metrics = {}
 
     def interval(log_prob: np.ndarray) -> Interval:
@@ -121,7 +131,12 @@ def density(
             found["bits_per_dim"] = {"value": None, "why": OVERFITTED}
         else:
             tracked = track(batches, "bits per dimension", len(test))
-            found["bits_per_dim"] = interval(per_event(model.log_prob, tracked))
+            log_prob = per_event(model.log_prob, tracked)
+            found["bits_per_dim"] = interval(log_prob)
+        if log_det is not None:
+            found["nll"] = found["bits_per_dim"]
+            if found["nll"]["value"] is not None:
+                found["nll"] = mean_interval(-(log_prob + log_det), groups)
     else:
         log_probs = dequantized_log_probs(model, test, dequantizations, batches.device)
         bound = interval(importance_log_prob(log_probs))

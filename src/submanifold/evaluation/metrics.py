@@ -139,6 +139,13 @@ def decimals(half_width: float) -> int | None:
     return max(0, 1 - exponent)
 
 
+def events_of(metrics: Mapping[str, Any]) -> str:
+    """Return what the metrics of a model are of: ``images``, ``rows`` of a table, or ``points``."""
+    if metrics.get("curve", {}).get("variance") is None:
+        return "images"
+    return "rows" if "nll" in metrics else "points"
+
+
 def training_images_reach(metrics: Mapping[str, Any], name: str) -> str | None:
     """Return a remark on a distance that training images have, too, or None.
 
@@ -209,8 +216,9 @@ _METRICS = (
 _HELP = {
     "bits_per_dim": (
         "Bits per dimension: the exact negative log-density, in bits per coordinate, including the "
-        "part off the manifold. The coordinates of an image are its dequantized pixels in each "
-        "channel; the value is an upper bound of the bits that code it. Lower is better."
+        "part off the manifold. The coordinates are dequantized pixels in each channel, for which "
+        "the value is an upper bound of the bits that code them, or the standardized columns of a "
+        "table. Lower is better."
     ),
     "bits_per_dim_importance": (
         "The average of the density over several dequantizations, a tighter bound of the bits per "
@@ -220,7 +228,10 @@ _HELP = {
         "Bits per dimension of images with the Gaussian noise that a denoising normalizing flow "
         "(DNF) is trained with."
     ),
-    "nll": "Negative log-density of the test points, in nats.",
+    "nll": (
+        "Mean negative log-density in nats, of test points, or of test rows in the units of the "
+        "table."
+    ),
     "divergence": (
         "Estimate of KL(true density || learned density): the difference of both negative "
         "log-densities at the same test points."

@@ -32,8 +32,8 @@ MEASURES = {
 }
 NORMAL, OOD = "normal", "ood"
 RESAMPLES = 200
-MAX_IMAGES = 500
-"""Images of each part, because a nearest projection costs about twenty encodings."""
+MAX_IMAGES, MAX_ROWS = 500, 2000
+"""Events of each part, because a nearest projection costs about twenty encodings."""
 
 
 def score_parts(
@@ -45,22 +45,23 @@ def score_parts(
     names: Sequence[str] = COMBINED,
     groups: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Score normal and out-of-distribution images; only normal images calibrate the scores.
+    """Score normal and out-of-distribution events; only normal events calibrate the scores.
 
-    Linear scores are fitted to the training images. All images are uint8 (N, ...), of which the
-    first 500 of each part and of the validation images with their group numbers are used. A
-    calibrated model adds :data:`ANOMALY`.
+    Linear scores are fitted to the training data. Events are uint8 images or float vectors
+    (N, ...), of which the first 500 or 2,000 of each part and of the validation data with their
+    group numbers are used. A calibrated model adds :data:`ANOMALY`.
 
     Returns:
-        One row per image: ``part`` ("normal" or "ood"), ``number`` in its array, scores by name and
+        One row per event: ``part`` ("normal" or "ood"), ``number`` in its array, scores by name and
         their p-values as ``p_<name>``.
     """
     linear = _linear_scores(model.dim, train, valid)
-    valid, groups = valid[:MAX_IMAGES], None if groups is None else groups[:MAX_IMAGES]
+    most = MAX_IMAGES if test.dtype == np.uint8 else MAX_ROWS
+    valid, groups = valid[:most], None if groups is None else groups[:most]
     calibration = Calibration.fit(score(model, valid, names), names, groups)
     linear_calibration = Calibration.fit(linear(valid), tuple(LINEAR), groups)
     tables = []
-    for part, images in {NORMAL: test[:MAX_IMAGES], OOD: ood[:MAX_IMAGES]}.items():
+    for part, images in {NORMAL: test[:most], OOD: ood[:most]}.items():
         scores = calibration.complete(score(model, images, names))
         p_values = {f"p_{name}": calibration.p_values(name, scores[name]) for name in scores}
         for known in _stored_calibration(model, names):

@@ -18,7 +18,10 @@ from submanifold.models import Hierarchy, Model
 NEAREST_BATCH_SIZE = 64
 """Events in a batch of nearest projections, each of which costs about twenty encodings."""
 CURVE_DIMS, CURVE_NEAREST_DIMS = 20, 7
-CURVE_PSNRS = (20, 25, 30, 35)
+SMALLEST_NEAREST_DIM = 32
+"""Smallest dimension of nearest projections of images in the curve."""
+CURVE_PSNRS, CURVE_SHARES = (20, 25, 30, 35), (0.5, 0.8, 0.9, 0.95, 0.99)
+"""Goals for images, in dB, and for vectors, as shares of the variance of the test data."""
 
 
 def squared_errors(project: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> np.ndarray:
@@ -65,15 +68,22 @@ def error_curve(
 ) -> dict[str, Any]:
     """Compute the squared error of the projection onto the first d latents as a function of d.
 
-    All errors are those of the same 128 evenly spaced test images, uint8 (N, ...). Only hierarchies
-    have more than one dimension.
+    All errors are those of the same 128 evenly spaced test events, uint8 images or float vectors
+    (N, ...). Only hierarchies have more than one dimension.
 
     Returns:
         ``mse`` of the encoder projection and ``pca_mse`` (None where PCA was not fitted) at
         ``dims``; ``nearest_mse`` of the nearest projection at ``nearest_dims``; the number of
-        images ``n``; and ``smallest``: by PSNR in dB, the smallest d at which the encoder
-        projection reaches it, or None.
+        events ``n``; ``goals``: errors by name, such as ``30 dB`` or ``explained variance 0.9``;
+        ``smallest``: by the same names, the smallest d at which the encoder projection reaches it,
+        or None; and for vectors the mean ``variance`` of their coordinates.
     """
+    of_images = test.dtype == np.uint8
+    goals = {f"{goal} dB": 10 ** (-goal / 10) for goal in CURVE_PSNRS}
+    variance = None
+    if not of_images:
+        variance = float(np.var(test, axis=0, dtype=np.float64).mean())
+        goals = {f"explained variance {goal}": (1 - goal) * variance for goal in CURVE_SHARES}
     some = Batches(evenly_spaced(test, CURVE_EVENTS), NEAREST_BATCH_SIZE, device=device)
 
     @cache
@@ -81,24 +91,28 @@ def error_curve(
         at = model.at_dim(dim) if isinstance(model, Hierarchy) else model
         project = partial(at.project, exact=True) if exact else at.encoder_projection
         errors = squared_errors(project, some)
-        return reconstruction(errors)["mse"]["value"]
+        return reconstruction(errors, of_images)["mse"]["value"]
 
     def smallest_dim(goal: float) -> int | None:
-        """Find the smallest dimension with a PSNR of at least `goal` dB by bisection, or None."""
+        """Find the smallest dimension with an error of at most `goal` by bisection, or None."""
         low, high = dims[0] - 1, dims[-1]
-        if psnr(mse(high)) < goal:
+        if not reaches(high, goal):
             return None
         while high - low > 1:
             middle = (low + high) // 2
-            reached = psnr(mse(middle)) >= goal
-            low, high = (low, middle) if reached else (middle, high)
+            low, high = (low, middle) if reaches(middle, goal) else (middle, high)
         return high
+
+    def reaches(dim: int, goal: float) -> bool:
+        error = mse(dim)  # None if all projections overflow
+        return error is not None and error <= goal
 
     dims = nearest_dims = [model.dim]
     if isinstance(model, Hierarchy):
         last = model.max_dim
         dims = _geometric(1, last, CURVE_DIMS)
-        nearest_dims = _geometric(min(32, last - 1), last - 1, CURVE_NEAREST_DIMS)
+        first = min(SMALLEST_NEAREST_DIM if of_images else 1, last - 1)
+        nearest_dims = _geometric(first, last - 1, CURVE_NEAREST_DIMS) if last > 1 else []
     tracked = track([[d] for d in dims], "error by dimension", len(dims))
     return {
         "dims": dims,
@@ -109,7 +123,9 @@ def error_curve(
         "nearest_dims": nearest_dims,
         "nearest_mse": [mse(d, exact=True) for d in nearest_dims],
         "n": len(some),
-        "smallest": {str(goal): smallest_dim(goal) for goal in CURVE_PSNRS},
+        "variance": variance,
+        "goals": goals,
+        "smallest": {name: smallest_dim(goal) for name, goal in goals.items()},
     }
 
 

@@ -37,7 +37,8 @@ QUICK: tuple[str, ...] = (
 SMOOTHED_DENSITY = "smoothed_density"
 NOISE_SCALES = 9
 """Noise scales among which :func:`best_noise_scale` chooses, evenly spaced from 0 to 1."""
-GREY_LEVEL = 1 / 256
+GREY_LEVEL, SMALL_CHANGE = 1 / 256, 0.1
+"""Changes of an image, and of the standardized columns of a row, that count as one half."""
 LEADING = 64
 SCORE_BATCH_SIZE = 64
 SCALE_BATCH_SIZE = 1024
@@ -109,7 +110,7 @@ def score_batch(
         leading = model.coordinates(u)[:, : eigenvalues.shape[1]]
         log_prob = standard_normal_log_prob(leading) + model.overlap(u)
         found["manifold_density"] = volume - log_prob
-        found["dimension"] = -local_dimension(eigenvalues, model.event_dim)
+        found["dimension"] = -local_dimension(eigenvalues, model.event_dim, smallest_change(model))
     return {
         name: found[name].double().detach() for name in SCORES if name in names and name in found
     }
@@ -159,15 +160,20 @@ def leading_spectrum(model: Model, u: Tensor, count: int = LEADING) -> Tensor:
     return torch.linalg.eigvalsh(columns.mT @ columns).clamp_min(0)
 
 
-def local_dimension(eigenvalues: Tensor, event_dim: int) -> Tensor:
-    r"""Count the directions in which an image changes visibly, with soft weights.
+def smallest_change(model: Model) -> float:
+    """Return the change of an event that counts as one half in :func:`local_dimension`."""
+    return GREY_LEVEL if len(model.event_shape) == 3 else SMALL_CHANGE
+
+
+def local_dimension(eigenvalues: Tensor, event_dim: int, change: float = GREY_LEVEL) -> Tensor:
+    r"""Count the directions in which an event changes visibly, with soft weights.
 
     .. math:: \sum_i \frac{\lambda_i}{\lambda_i + D \tau^2}
 
-    for eigenvalues (batch, d) of J^T J and one grey level :math:`\tau`: a direction that changes
-    the image by one grey level (root mean square) counts as one half.
+    for eigenvalues (batch, d) of J^T J and a change :math:`\tau`, one grey level of images: a
+    direction that changes the event by :math:`\tau` (root mean square) counts as one half.
     """
-    return (eigenvalues / (eigenvalues + event_dim * GREY_LEVEL**2)).sum(1)
+    return (eigenvalues / (eigenvalues + event_dim * change**2)).sum(1)
 
 
 def png_bits(images: np.ndarray) -> np.ndarray:

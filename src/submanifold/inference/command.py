@@ -1,29 +1,42 @@
-"""Commands that apply a trained model to images. They import NumPy and torch when they run."""
+"""Commands that apply a trained model to images or tables.
+
+They import NumPy and torch when they run.
+"""
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
 from submanifold.common.imports import without_garbage_collection
-from submanifold.inference.outputs import FOLDER, check_not_input, check_output, output
+from submanifold.inference.outputs import (
+    FOLDER,
+    TABLES,
+    TableWriter,
+    check_not_input,
+    check_output,
+    output,
+)
 from submanifold.inference.records import model_path
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
     from submanifold.inference.image_files import ImageFiles
+    from submanifold.inference.inputs import Inputs
     from submanifold.models import Model
 
 MAX_SHEET = 32
 """Number of most and of least anomalous images on a sheet."""
 MAX_PNG = 10_000
 """Number of images in a PNG file."""
+IMAGE_BATCH, ROW_BATCH = 128, 4096
 MAX_STEM = 50
 """Characters of an image's name in the name of the file of its projection."""
 
@@ -60,13 +73,17 @@ def out_option(default: str | None, suffixes: tuple[str, ...], text: str,
                         show_default=True, callback=check)  # fmt: skip
 
 
-def image_options(command: Any) -> Any:
-    """Add the arguments and options of commands that read images."""
+def input_options(command: Any) -> Any:
+    """Add the arguments and options of commands that read images or tables."""
     for decorator in (
-        click.option("--batch-size", type=click.IntRange(1, 4096), default=128, show_default=True),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(1, 4096),
+            help=f"[default: {IMAGE_BATCH} images or {ROW_BATCH} rows]",
+        ),
         device_option,
         click.option("--exact", is_flag=True, help="Search the nearest projection (slower)."),
-        click.argument("images", nargs=-1, required=True, type=click.Path()),
+        click.argument("inputs", nargs=-1, required=True, type=click.Path()),
         model_argument,
     ):
         command = decorator(command)
@@ -74,28 +91,33 @@ def image_options(command: Any) -> Any:
 
 
 @click.command()
-@image_options
-@out_option("scores.csv", (".csv",), "CSV file of the scores.")
+@input_options
+@out_option("scores.csv", TABLES, "CSV or Parquet file of the scores.")
 @out_option(None, (".png",), "PNG file of the most and the least anomalous images.", "--sheet")
-@click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images with a "
-              "p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
+@click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images or rows "
+              "with a p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an interrupted command after the last "
               "batch in its file <out>.part.")  # fmt: skip
 def score(
-    model: str, images: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
-    resume: bool, exact: bool, device: str, batch_size: int,
+    model: str, inputs: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
+    resume: bool, exact: bool, device: str, batch_size: int | None,
 ) -> None:  # fmt: skip
-    """Write the densities, distances from the manifold, and p-values of IMAGES.
+    """Write the densities, distances from the manifold, and p-values of INPUTS.
 
-    The p-value is the fraction of held-out training-like images that score at least as high.
+    The p-value is the fraction of held-out training-like images or rows that score at least as
+    high. The log-density of rows is in the units of the table.
     """
     file = model_path(model)
     loaded = _load(file, device)
+    from submanifold.inference.inputs import is_table
     from submanifold.inference.score_file import ScoreFile, score_files
     from submanifold.inference.scoring import load_calibration
 
     load_calibration(loaded, alpha)
-    files = _find(loaded, file, images, {"--out": out, "--sheet": sheet})
+    if sheet is not None and is_table(loaded):
+        raise UserError("--sheet: expected none for a model of a table. Omit it.")
+    files = _find(loaded, file, inputs, {"--out": out, "--sheet": sheet})
+    batch_size = batch_size or _batch_size(loaded)
     stat = file.stat()
     settings = {"model": [str(file.resolve()), stat.st_size, stat.st_mtime_ns], "alpha": alpha,
                 "exact": exact, "batch_size": batch_size}  # fmt: skip
@@ -103,61 +125,92 @@ def score(
     table = ScoreFile(out, files, settings, resume)
     score_files(loaded, files, table, alpha, exact, batch_size)
     _echo_skipped(unlisted + len(files) - len(table.numbers))
-    order = sorted(range(len(table.scores)), key=lambda row: -table.scores[row])
-    click.echo(" p-value  picture, the most anomalous first")
+    import numpy as np
+
+    order = np.argsort(-np.array(table.scores), kind="stable")
+    click.echo(f" p-value  {files.label}, the most anomalous first")
     for row in order[:5]:
         click.echo(f"{table.p_values[row]:8.4f}  {files.names[table.numbers[row]]}")
     if alpha is not None:
         count = len(table.p_values)
-        flagged = sum(p_value <= alpha for p_value in table.p_values)
+        flagged = int((np.array(table.p_values) <= alpha).sum())
         click.echo(
-            f"{flagged} of {count} images are flagged (p-value at most {alpha:g}); "
-            f"about {alpha * count:.0f} would be if all were like the training images."
+            f"{flagged} of {count} {files.unit} are flagged (p-value at most {alpha:g}); "
+            f"about {alpha * count:.0f} would be if all were like the training {files.unit}."
         )
     if sheet is not None:
-        _write_sheet(sheet, files, [table.numbers[row] for row in order])
+        _write_sheet(sheet, cast("ImageFiles", files), [table.numbers[row] for row in order])
     _echo(out)
 
 
 @click.command()
-@image_options
-@out_option("codes.npz", (".npz",), "File of the arrays names, u and v.")
+@input_options
+@out_option(
+    None,
+    (".npz", *TABLES),
+    "File of the arrays names, u and v, or CSV or Parquet file of the columns u0, ..., v0, ...  "
+    "[default: codes.npz; for rows codes.csv]",
+)
 def encode(
-    model: str, images: tuple[str, ...], out: Path, exact: bool, device: str, batch_size: int
-) -> None:
-    """Write the coordinates of IMAGES on the manifold (u) and off the manifold (v)."""
+    model: str, inputs: tuple[str, ...], out: Path | None, exact: bool, device: str,
+    batch_size: int | None,
+) -> None:  # fmt: skip
+    """Write the coordinates of INPUTS on the manifold (u) and off the manifold (v)."""
     file = model_path(model)
     loaded = _load(file, device)
     import numpy as np
 
     from submanifold.inference.scoring import encode_events
 
-    codes = 8 * loaded.event_dim  # float32; concatenation copies
-    names, pixels = _read(loaded, file, images, {"--out": out}, codes)
-    u, v = encode_events(loaded, pixels, exact, batch_size)
-    _write(out, {"names": np.array(names), "u": u, "v": v})
+    batch_size = batch_size or _batch_size(loaded)
+    out = _default(out, loaded, "codes.csv", "codes.npz")
+    if out.suffix.lower() not in TABLES:
+        codes = 8 * loaded.event_dim  # float32; concatenation copies
+        names, events = _read(loaded, file, inputs, {"--out": out}, codes)
+        u, v = encode_events(loaded, events, exact, batch_size)
+        return _write(out, {"names": np.array(names), "u": u, "v": v})
+    from submanifold.inference.tables import code_frame, to_events
+
+    files = _find(loaded, file, inputs, {"--out": out})
+    with output("--out", out) as partial, TableWriter(partial, out.suffix.lower()) as writer:
+        for labels, batch in _labeled_batches(files, batch_size, "encoding"):
+            frame = code_frame(*encode_events(loaded, to_events(loaded, batch), exact, batch_size))
+            frame.insert(0, files.label, labels)
+            writer.write(frame)
+    return _echo(out)
 
 
 @click.command()
-@image_options
+@input_options
 @dim_option
 @out_option(
-    "projections",
-    (".npz", FOLDER),
-    "Folder of PNG files, or .npz file of originals and projections.",
+    None,
+    (".npz", FOLDER, *TABLES),
+    "Folder of PNG files, or .npz file of originals and projections; for rows, CSV or Parquet file "
+    "of projections.  [default: projections; for rows projections.csv]",
 )
 def project(
-    model: str, images: tuple[str, ...], out: Path, exact: bool, dim: int | None, device: str,
-    batch_size: int,
+    model: str, inputs: tuple[str, ...], out: Path | None, exact: bool, dim: int | None,
+    device: str, batch_size: int | None,
 ) -> None:  # fmt: skip
-    """Project IMAGES onto the manifold: write originals, projections and differences."""
+    """Project INPUTS onto the manifold.
+
+    Writes originals, projections and differences of images, or projections of rows in the units of
+    the table.
+    """
     file = model_path(model)
     loaded = _load(file, device, dim)
     import numpy as np
 
+    from submanifold.inference.inputs import is_table
     from submanifold.inference.scoring import project_events
 
-    names, pixels = _read(loaded, file, images, {"--out": out}, 2 * loaded.event_dim)
+    batch_size = batch_size or _batch_size(loaded)
+    out = _default(out, loaded, "projections.csv", "projections")
+    _check_format(out, loaded, "a folder or an .npz file")
+    if is_table(loaded):
+        return _project_rows(loaded, file, inputs, out, exact, batch_size)
+    names, pixels = _read(loaded, file, inputs, {"--out": out}, 2 * loaded.event_dim)
     projections, errors = project_events(loaded, pixels, exact, batch_size)
     click.echo(f"mean squared error {errors.mean():.6f}, pixels in [0, 1]")
     if out.suffix != FOLDER:
@@ -168,8 +221,24 @@ def project(
             difference = np.clip(pair[0].astype(int) - pair[1] + 128, 0, 255).astype(np.uint8)
             file = folder / f"{number:05d}-{Path(name).stem[:MAX_STEM]}.png"
             file.write_bytes(_png(np.stack([*pair, difference]), columns=3))
+    return _echo(out)
+
+
+def _project_rows(
+    model: "Model", file: Path, inputs: tuple[str, ...], out: Path, exact: bool, batch_size: int
+) -> None:
+    from submanifold.inference.tables import project_table
+
+    files, total, count = _find(model, file, inputs, {"--out": out}), 0.0, 0
+    with output("--out", out) as partial, TableWriter(partial, out.suffix.lower()) as writer:
+        for labels, batch in _labeled_batches(files, batch_size, "projecting"):
+            frame, errors = project_table(model, batch, exact)
+            frame.insert(0, _unused(files.label, frame), labels)
+            frame[_unused("mse", frame)] = errors
+            writer.write(frame)
+            total, count = total + float(errors.sum()), count + len(errors)
+    click.echo(f"mean squared error {total / count:.6f}, standardized columns")
     _echo(out)
-    return None
 
 
 @click.command()
@@ -179,24 +248,38 @@ def project(
 @click.option("--seed", type=int, default=0, show_default=True)
 @dim_option
 @out_option(
-    "samples.png", (".png", ".npz"), "PNG file of all samples, or .npz file of the array samples."
+    None,
+    (".png", ".npz", *TABLES),
+    "PNG file of all samples, or .npz file of the array samples; for rows, CSV or Parquet file.  "
+    "[default: samples.png; for rows samples.csv]",
 )
 @device_option
 def sample(
-    model: str, count: int, temperature: float, dim: int | None, seed: int, out: Path, device: str
-) -> None:
+    model: str, count: int, temperature: float, dim: int | None, seed: int, out: Path | None,
+    device: str,
+) -> None:  # fmt: skip
     """Draw samples from the manifold."""
     file = model_path(model)
     loaded = _load(file, device, dim)
+    from submanifold.inference.inputs import is_table
     from submanifold.inference.scoring import sample_events
 
+    out = _default(out, loaded, "samples.csv", "samples.png")
+    _check_format(out, loaded, "a .png or .npz file")
     check_not_input("--out", out, [file])
+    if is_table(loaded):
+        from submanifold.inference.tables import sample_table
+
+        table = sample_table(loaded, count, temperature, seed)
+        with output("--out", out) as partial, TableWriter(partial, out.suffix.lower()) as writer:
+            writer.write(table)
+        return _echo(out)
     if out.suffix.lower() == ".png" and (count > MAX_PNG or len(loaded.event_shape) != 3):
         raise UserError(
             f"--out={printable(str(out))}: expected at most {MAX_PNG:,} images in a PNG file, got "
             f"{count:,} samples of shape {tuple(loaded.event_shape)}. Use an .npz file."
         )
-    _write(out, {"samples": sample_events(loaded, count, temperature, seed)})
+    return _write(out, {"samples": sample_events(loaded, count, temperature, seed)})
 
 
 @click.command()
@@ -214,8 +297,14 @@ def interpolate(
     """Interpolate between images A and B on the manifold; the log-density changes linearly."""
     file = model_path(model)
     loaded = _load(file, device, dim)
+    from submanifold.inference.inputs import is_table
     from submanifold.inference.scoring import interpolate_events
 
+    if is_table(loaded):
+        raise UserError(
+            "MODEL: expected a model of images, got one of a table. Interpolate rows with "
+            "submanifold.inference.scoring.interpolate_events."
+        )
     _, pixels = _read(loaded, file, (a, b), {"--out": out})
     if len(pixels) != 2:
         raise UserError(f"A, B: expected one image each, got {len(pixels)} images.")
@@ -252,22 +341,68 @@ def _load(path: Path, device: str, dim: int | None = None) -> "Model":
 
 def _find(
     model: "Model", file: Path, paths: tuple[str, ...], outputs: Mapping[str, Path | None]
-) -> "ImageFiles":
-    """Find images; raise a UserError if an output would replace one of them or the model."""
-    from submanifold.inference.image_files import ImageFiles
+) -> "Inputs":
+    """Find images or rows; raise a UserError if an output would replace one or the model."""
+    from submanifold.inference.inputs import find_inputs
 
-    files = ImageFiles(paths, model.data)
-    for option, path in outputs.items():
-        if path is not None:
-            check_not_input(option, path, [file, *files.files])
-    return files
+    return find_inputs(model, file, paths, outputs)
+
+
+def _batch_size(model: "Model") -> int:
+    return IMAGE_BATCH if len(model.event_shape) == 3 else ROW_BATCH
+
+
+def _default(out: Path | None, model: "Model", rows: str, others: str) -> Path:
+    """Return the path of an output, by default one of two names."""
+    from submanifold.inference.inputs import is_table
+
+    if out is None:
+        out = Path(rows if is_table(model) else others)
+        check_output("--out", out, (out.suffix,))
+    return out
+
+
+def _check_format(out: Path, model: "Model", others: str) -> None:
+    """Refuse tables of images or points, and other formats of rows."""
+    from submanifold.inference.inputs import is_table
+
+    if is_table(model) != (out.suffix.lower() in TABLES):
+        what, expected = ("rows", "a .csv or .parquet file") if is_table(model) else (
+            "images or points", others)  # fmt: skip
+        raise UserError(
+            f"--out={printable(str(out))}: expected {expected} for {what}, got "
+            f"{out.suffix or 'a folder'}. Use another path."
+        )
+
+
+def _labeled_batches(
+    files: "Inputs", batch_size: int, description: str
+) -> Iterator[tuple[list[Any], Any]]:
+    """Read batches with their labels, and show the progress."""
+    from submanifold.common.progress import ProgressBar
+
+    count = 0
+    with ProgressBar(description, files.unit, len(files)) as progress:
+        for numbers, batch in files.batches(batch_size):
+            yield [files.names[number] for number in numbers], batch
+            progress.update(len(batch))
+            count += len(batch)
+    files.check_readable(count)
+    _echo_skipped(len(files.skipped))
+
+
+def _unused(name: str, frame: "pd.DataFrame") -> str:
+    """Return a name that no column of a table has."""
+    while name in frame:
+        name += "_"
+    return name
 
 
 def _read(
     model: "Model", file: Path, paths: tuple[str, ...], outputs: Mapping[str, Path | None],
     bytes_per_image: int = 0,
 ) -> "tuple[list[str], np.ndarray]":  # fmt: skip
-    """Read the images that :func:`_find` finds."""
+    """Read the images or rows that :func:`_find` finds."""
     files = _find(model, file, paths, outputs)
     names, pixels = files.read(bytes_per_image)
     _echo_skipped(len(files.skipped))
@@ -292,7 +427,7 @@ def _write(path: Path, arrays: "dict[str, np.ndarray]", columns: int = 8) -> Non
     _echo(path)
 
 
-def _write_sheet(path: Path, files: "ImageFiles", order: list[int]) -> None:
+def _write_sheet(path: Path, files: "ImageFiles", order: Sequence[int]) -> None:
     """Draw the first and the last images of an order of numbers."""
     import numpy as np
 

@@ -32,24 +32,23 @@ class ImageFiles:
         data: Format of the images, :attr:`submanifold.models.Model.data`.
 
     Attributes:
+        unit: What is counted, ``images``.
+        label: Name of the column of names in tables: ``picture``.
         names: Names of the images, escaped for messages and tables, including unreadable ones.
         skipped: ``{"name", "reason"}`` of each image that could not be read so far.
         files: The files that contain the images.
 
     Raises:
-        UserError: A path contains no images, or the model was not trained on images.
+        UserError: A path contains no images.
 
     Example:
         >>> len(ImageFiles([], {"size": 32, "channels": 3, "crop": "square"}))
         0
     """
 
+    unit, label = "images", "picture"
+
     def __init__(self, paths: Sequence[str | Path], data: Mapping[str, Any]) -> None:
-        if "size" not in data:
-            raise UserError(
-                "model: expected a model of images, got one without an image size. Use the "
-                "hierarchy.safetensors of a run on images."
-            )
         keys = ("size", "channels", "crop", "margin")
         self.format = {key: data[key] for key in keys if key in data}
         self.skipped: list[dict[str, str]] = []
@@ -152,6 +151,7 @@ class ImageFiles:
                 yield table_name(shown), partial(read_file, path)
                 return
             if path.is_file() and path.suffix.lower() != ".zip":
+                _refuse_table(path)
                 raise UserError(
                     f"{shown}: expected a folder, a zip, or a file with one of "
                     f"{', '.join(SUFFIXES)}, got another file."
@@ -176,3 +176,13 @@ class ImageFiles:
     def _skip(self, name: str, reason: str) -> None:
         log.warning("skipped %s (%s)", name, printable(reason))
         self.skipped.append({"name": name, "reason": printable(reason)})
+
+
+def _refuse_table(path: Path) -> None:
+    from submanifold.data.tables.files import is_table  # imports pandas
+
+    if is_table(path):
+        raise UserError(
+            f"{printable(str(path))}: expected images, got a table: the model was trained on "
+            "images. Use a model of a table."
+        )

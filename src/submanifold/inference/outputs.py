@@ -5,12 +5,18 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write, printable
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FOLDER = ""
 """Suffix of a path that is a folder."""
+CSV, PARQUET = ".csv", ".parquet"
+TABLES = (CSV, PARQUET)
 
 
 def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
@@ -85,6 +91,43 @@ def output(option: str, path: Path) -> Iterator[Path]:
                 with suppress(OSError):
                     path.rmdir()
             raise
+
+
+class TableWriter:
+    """Writes a table to a new file in parts, as Parquet or CSV by its suffix.
+
+    Args:
+        path: The file.
+        suffix: ``.csv`` or ``.parquet``.
+    """
+
+    def __init__(self, path: Path, suffix: str = PARQUET) -> None:
+        self.path, self.suffix = path, suffix
+        self._file: Any = None
+
+    def __enter__(self) -> "TableWriter":
+        """Return the writer."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, part: "pd.DataFrame") -> None:
+        """Append rows; all parts have the same columns."""
+        if self.suffix == CSV:
+            first = self._file is None
+            self._file = self._file or self.path.open("w", encoding="utf-8", newline="")
+            part.to_csv(self._file, index=False, header=first)
+            return
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        table = pa.Table.from_pandas(part, preserve_index=False)
+        if self._file is None:
+            self._file = parquet.ParquetWriter(self.path, table.schema)
+        self._file.write_table(table.cast(self._file.schema))
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""Scores of image files in a CSV file, written batch by batch; interrupted commands are resumed."""
+"""Scores of images or rows in a file, written batch by batch; interrupted commands are resumed."""
 
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +15,31 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import printable
 from submanifold.common.progress import ProgressBar
 from submanifold.common.threads import ThreadTuner
-from submanifold.inference.image_files import ImageFiles
-from submanifold.inference.outputs import explain_output, output
+from submanifold.inference.inputs import Inputs, is_table
+from submanifold.inference.outputs import PARQUET, TableWriter, explain_output, output
 from submanifold.inference.scoring import load_calibration, score_event_batch
 from submanifold.models import Model
 
 ORDER = "anomaly_score"
 """The last column of the partial file, which the finished file does not have."""
+CHUNK = 2**16
+"""Rows that are converted at a time."""
 
 
 class ScoreFile:
-    """A CSV file with one row per image. Its rows are in ``<file>.part`` until it is complete.
+    """A table with one row per image or row. It is in ``<file>.part`` until it is complete.
 
     The first line of the partial file has the settings, the others are the table. A continued table
     starts at the end of the last complete batch, so that it equals one without an interruption.
 
     Args:
-        out: The file.
+        out: The file, CSV or Parquet.
+        files: The images or rows.
         settings: JSON-able settings on which the rows depend.
         resume: Whether to continue a partial file; otherwise it is replaced.
 
     Attributes:
-        numbers: Numbers of the images in :class:`.ImageFiles`, by row.
+        numbers: Numbers of the images or rows in the files, by row.
         p_values: P-values by row.
         scores: Anomaly scores by row.
 
@@ -43,14 +48,10 @@ class ScoreFile:
             be written.
     """
 
-    def __init__(
-        self, out: Path, files: ImageFiles, settings: Mapping[str, Any], resume: bool
-    ) -> None:
+    def __init__(self, out: Path, files: Inputs, settings: Mapping[str, Any], resume: bool) -> None:
         self.out, self.part = out, out.with_name(f"{out.name}.part")
         self._files = files
-        self.numbers: list[int] = []
-        self.p_values: list[float] = []
-        self.scores: list[float] = []
+        self.numbers, self.p_values, self.scores = array("q"), array("d"), array("d")
         first = json.dumps(settings) + "\n"
         kept = self._read(first, settings["batch_size"]) if resume and self.part.exists() else 0
         with explain_output("--out", out):
@@ -66,35 +67,42 @@ class ScoreFile:
         """Read the complete batches of the partial file, and return their length in bytes."""
         name = printable(str(self.part))
         with self.part.open(encoding="utf-8", newline="") as file:
-            lines = [line for line in file if line.endswith("\n")]
-        if lines[:1] != [first]:
-            raise UserError(
-                f"--resume: expected the model and the options of the interrupted command ({name}),"
-                " got others. Repeat that command, or omit --resume to start again."
-            )
-        rows = list(csv.reader(lines[1:]))
-        kept = (len(rows) - 1) // batch_size * batch_size  # equal batches give equal rows
-        numbers = iter(range(len(self._files)))
-        for row in rows[1 : 1 + kept]:
-            found = (each for each in numbers if self._files.names[each] == row[0])
-            if (number := next(found, None)) is None:
+            complete = sum(line.endswith("\n") for line in file)
+            kept = (complete - 2) // batch_size * batch_size  # equal batches give equal rows
+            file.seek(0)
+            if next(file, None) != first:
                 raise UserError(
-                    f"--resume: expected the images of the interrupted command ({name}), got "
-                    f"others: {row[0]} is missing. Omit --resume to start again."
+                    "--resume: expected the model and the options of the interrupted command "
+                    f"({name}), got others. Repeat that command, or omit --resume to start again."
                 )
-            self._append(number, float(row[rows[0].index("p_value")]), float(row[-1]))
-        return sum(len(line.encode()) for line in lines[: 2 + kept]) if self.numbers else 0
+            if kept <= 0:
+                return 0
+            header = next(file)
+            size = len(first.encode()) + len(header.encode())
+            column = next(csv.reader([header])).index("p_value")
+            numbers = iter(range(len(self._files)))
+            for line in islice(file, kept):
+                size += len(line.encode())
+                row = next(csv.reader([line]))
+                found = (each for each in numbers if str(self._files.names[each]) == row[0])
+                if (number := next(found, None)) is None:
+                    raise UserError(
+                        f"--resume: expected the {self._files.unit} of the interrupted command "
+                        f"({name}), got others: {row[0]} is missing. Omit --resume to start again."
+                    )
+                self._append(number, float(row[column]), float(row[-1]))
+        return size
 
     @property
     def next_number(self) -> int:
-        """Number of the image after the last row."""
+        """Number of the image or row after the last one."""
         return self.numbers[-1] + 1 if self.numbers else 0
 
     def append(self, numbers: Sequence[int], columns: Mapping[str, np.ndarray]) -> None:
         """Write the rows of a batch.
 
         Args:
-            numbers: Numbers of the images.
+            numbers: Numbers of the images or rows.
             columns: Values by column, including the p-values and the anomaly scores.
         """
         ordered = {name: columns[name] for name in columns if name != ORDER} | {
@@ -102,7 +110,7 @@ class ScoreFile:
         }
         values = zip(*(each.tolist() for each in ordered.values()), strict=True)
         names = (self._files.names[number] for number in numbers)
-        rows: list[Sequence[Any]] = [] if self.numbers else [["picture", *ordered]]
+        rows: list[Sequence[Any]] = [] if self.numbers else [[self._files.label, *ordered]]
         rows += [[name, *map(_text, each)] for name, each in zip(names, values, strict=True)]
         with explain_output("--out", self.out):
             csv.writer(text := io.StringIO(), lineterminator="\n").writerows(rows)
@@ -116,14 +124,38 @@ class ScoreFile:
         if not self.numbers:
             self.part.unlink()
             return
-        with (
-            output("--out", self.out) as partial,
-            self.part.open(encoding="utf-8") as lines,
-            partial.open("w", encoding="utf-8") as file,
-        ):
-            next(lines)  # the settings
-            file.writelines(line.rpartition(",")[0] + "\n" for line in lines)
+        with output("--out", self.out) as partial:
+            if self.out.suffix == PARQUET:
+                self._write_parquet(partial)
+            else:
+                with (
+                    self.part.open(encoding="utf-8") as lines,
+                    partial.open("w", encoding="utf-8") as file,
+                ):
+                    next(lines)  # the settings
+                    file.writelines(line.rpartition(",")[0] + "\n" for line in lines)
         self.part.unlink()
+
+    def _write_parquet(self, path: Path) -> None:
+        """Convert the partial file."""
+        import pandas as pd  # slow to import
+
+        with self.part.open("rb") as lines:
+            next(lines)  # the settings
+            label, *others = next(lines).decode().strip().split(",")
+            options: dict[str, Any] = {
+                "names": [label, *others], "chunksize": CHUNK, "keep_default_na": False,
+                "na_values": {name: [""] for name in others},
+                "dtype": {label: "int64" if self._has_numbers else "string"},
+            }  # fmt: skip
+            with pd.read_csv(lines, **options) as parts, TableWriter(path) as writer:
+                for part in parts:
+                    writer.write(part.drop(columns=ORDER))
+
+    @property
+    def _has_numbers(self) -> bool:
+        names = self._files.names
+        return isinstance(names, range) or getattr(names, "dtype", np.dtype(object)).kind in "iu"
 
     def _write(self, text: str) -> None:
         left = memoryview(text.encode())
@@ -141,28 +173,33 @@ def _text(value: Any) -> Any:
 
 
 def score_files(
-    model: Model, files: ImageFiles, table: ScoreFile, alpha: float | None, exact: bool,
+    model: Model, files: Inputs, table: ScoreFile, alpha: float | None, exact: bool,
     batch_size: int,
 ) -> None:  # fmt: skip
-    """Score the images that are not in a table yet, and finish it.
+    """Score the images or rows that are not in a table yet, and finish it.
 
     Args:
         model: A calibrated model.
-        files: The images.
+        files: The images or rows.
         table: The file of the scores.
         alpha: False-positive rate of the column ``ood``; None omits the column.
         exact: Whether to compute the nearest projections as well.
-        batch_size: Number of images per batch.
+        batch_size: Number of images or rows per batch.
 
     Raises:
-        UserError: No image can be read, or the file cannot be written.
+        UserError: None of them can be read, or the file cannot be written.
     """
     calibration = load_calibration(model, alpha)
+    score: Callable[..., dict[str, np.ndarray]] = score_event_batch
+    if is_table(model):
+        from submanifold.inference.tables import score_rows  # imports pandas
+
+        score = score_rows
     first, tuner = table.next_number, ThreadTuner(next(model.parameters()).device)
-    with ProgressBar("scoring", "images", len(files), first) as progress:
-        for numbers, images in files.batches(batch_size, first):
-            with tuner.unit(len(images)):
-                columns = score_event_batch(model, calibration, images, exact)
+    with ProgressBar("scoring", files.unit, len(files), first) as progress:
+        for numbers, batch in files.batches(batch_size, first):
+            with tuner.unit(len(batch)):
+                columns = score(model, calibration, batch, exact)
             if alpha is not None:
                 columns["ood"] = columns["p_value"] <= alpha
             table.append(numbers, columns)

@@ -30,6 +30,15 @@ def run_facts(run: Mapping[str, Any]) -> Facts:
     ]
 
 
+def of_rows(text: str) -> str:
+    """Replace the words for images in a text by those for rows of a table."""
+    changes = {", pixels in [0, 1]": ", standardized columns", "an image": "a row",
+               "images": "rows", "image": "row"}  # fmt: skip
+    for word, other in changes.items():
+        text = text.replace(word, other)
+    return text
+
+
 def run_of_model(key: str, project: Path) -> dict[str, str | None]:
     """Return the newest name of the runs of a model, or None, and its folder.
 

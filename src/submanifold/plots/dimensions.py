@@ -13,6 +13,7 @@ def dimension_curves(
     dim: int,
     first_order: Mapping[str, Any] | None = None,
     advised: int | None = None,
+    unit: str = "pixels in [0, 1]",
 ) -> Figure:
     """Draw the squared error of projections over the dimension of the manifold.
 
@@ -21,6 +22,7 @@ def dimension_curves(
         dim: Dimension of the model, drawn as a vertical line.
         first_order: Result of :func:`submanifold.training.rotation.fit_rotation`.
         advised: Dimension to mark.
+        unit: Unit of the data.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -41,7 +43,7 @@ def dimension_curves(
         axes.axvline(advised, color="C3", linewidth=1, label=f"recommended: d = {advised}")
     smallest = min(curve["mse"][:-1], default=1e-6)  # all dimensions reconstruct exactly
     axes.set(xscale="log", yscale="log", xlabel="dimension of the manifold",
-             ylabel="mean squared error, pixels in [0, 1]")  # fmt: skip
+             ylabel=f"mean squared error, {unit}")  # fmt: skip
     axes.set_ylim(bottom=max(smallest / 10, 1e-7))
     axes.grid(alpha=0.25, which="both")
     axes.legend()

@@ -35,7 +35,7 @@ def threshold_histogram(
         axes.axvline(value, color="0.25", linestyle="--", linewidth=1)
         axes.text(value, 0.98 - 0.08 * number, f" {label}", transform=axes.get_xaxis_transform(),
                   va="top", fontsize=8)  # fmt: skip
-    axes.set(xscale="log", xlabel="anomaly score", ylabel="fraction of images")
+    axes.set(xscale="log", xlabel="anomaly score", ylabel="fraction")
     axes.margins(x=0.01)
     axes.legend(fontsize=8)
     return figure

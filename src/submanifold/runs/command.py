@@ -39,7 +39,9 @@ def train(
     data: str, method: str | None, dim: int | None, size: int | None, minutes: float | None,
     name: str | None, seed: int | None, device: str | None, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Train a model on DATA: a folder or zip of images, or a dataset such as fashion_mnist.
+    """Train a model on DATA: a folder or zip of images, a table, or a dataset such as mnist.
+
+    Tables are CSV, Parquet, Feather, NPY or NPZ files, or a folder of them.
 
     Writes the model and its report below data/ in the current folder. An interrupted command
     continues when it is repeated.
@@ -63,8 +65,8 @@ def _echo_result(record: RunRecord, project: Path, data: str) -> None:
     from submanifold.models import Model
 
     model = project / record.model
-    images = printable(data) if Path(data).expanduser().exists() else "PICTURES"
-    commands = _commands(Model.load(model), record.name, images)
+    inputs = printable(data) if Path(data).expanduser().exists() else None
+    commands = _commands(Model.load(model), record.name, inputs)
     click.echo(
         "\n".join(
             [
@@ -77,17 +79,19 @@ def _echo_result(record: RunRecord, project: Path, data: str) -> None:
     )
 
 
-def _commands(model: "Model", name: str, images: str) -> list[str]:
+def _commands(model: "Model", name: str, inputs: str | None) -> list[str]:
     """Return the commands that apply a model, with options that work for it."""
     from submanifold.evaluation.calibration import Calibration
 
-    if "size" not in model.data:
+    of_table = "table" in model.data
+    if "size" not in model.data and not of_table:
         return [f"info {name}", f"sample {name} -n 1000 --out=samples.npz"]
-    first = f"encode {name} {images}"
+    inputs = inputs or ("TABLE" if of_table else "PICTURES")
+    first = f"encode {name} {inputs}"
     if "groups" in model.calibration:
         least = Calibration.from_dict(model.calibration).smallest_p_value
-        first = f"score {name} {images} --alpha={max(USUAL_ALPHA, math.ceil(100 * least))}%"
-    return [first, f"project {name} {images}", f"sample {name} -n 64"]
+        first = f"score {name} {inputs} --alpha={max(USUAL_ALPHA, math.ceil(100 * least))}%"
+    return [first, f"project {name} {inputs}", f"sample {name} -n {1000 if of_table else 64}"]
 
 
 @click.command()

@@ -129,7 +129,7 @@ class MlflowRun:
                 metrics = catalog.load(name)
                 mlflow.log_metrics(_numbers(metrics))
                 _log_curve(metrics.get("curve"), curves)
-            if kind == "model" and self._experiment.kind == "images":
+            if kind == "model" and self._experiment.kind != "points":
                 from submanifold.runs.served import log_model
 
                 log_model(path_of(catalog, name), self._experiment.register_as)

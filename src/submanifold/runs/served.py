@@ -10,6 +10,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.protos import databricks_pb2 as codes
@@ -18,7 +19,9 @@ import submanifold
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
 from submanifold.common.progress import cancellation_check
-from submanifold.inference import scoring
+from submanifold.data.tables import Preprocessor
+from submanifold.inference import scoring, tables
+from submanifold.inference.inputs import is_table
 from submanifold.models import Model
 
 log = logging.getLogger(__name__)
@@ -28,13 +31,13 @@ PARAMS = {"task": "score", "exact": False, "count": 64, "temperature": 1.0, "see
 LIMITS: dict[str, Any] = {"max_rows": 1024, "max_seconds": 60.0}
 """Default limits of a request; MLflow's server times out after 60 seconds."""
 REQUIREMENTS = [
-    "filelock", "lmdb", "mlflow", "numpy", "pandas", "pillow", "pooch", "pydantic", "safetensors",
-    "scipy", "torch", "tqdm",
+    "filelock", "lmdb", "mlflow", "numpy", "pandas", "pillow", "pooch", "pyarrow", "pydantic",
+    "safetensors", "scipy", "torch", "tqdm",
 ]  # fmt: skip
 
 
 class RequestError(MlflowException):
-    """A rejected request. The response contains the reason, but not the images of the request."""
+    """A rejected request. The response contains the reason, but not the inputs of the request."""
 
     def serialize_as_json(self) -> str:
         """Return the body of the response; MLflow's server adds the request to ``self.message``."""
@@ -42,26 +45,30 @@ class RequestError(MlflowException):
 
 
 class ServedModel:
-    """The Python model that MLflow calls with uint8 images (N, channels, height, width).
+    """The Python model that MLflow calls.
+
+    The inputs are uint8 images (N, channels, height, width), or a DataFrame with the columns of the
+    table on which the model was trained.
 
     The parameter ``task`` selects the result; with ``exact``, scores contain ``nearest_mse``, and u
     and projections are those of the nearest projection:
 
-    - ``score``: the table of :func:`submanifold.inference.scoring.score_events`.
-    - ``encode``: arrays ``u`` (N, d) and ``v`` (N, D - d).
-    - ``project``: default projections of the images.
-    - ``sample``: ``count`` samples at a ``temperature`` from a ``seed``; the images are ignored.
+    - ``score``: the table of :func:`submanifold.inference.scoring.score_events`, of rows that of
+      :func:`submanifold.inference.tables.score_table`.
+    - ``encode``: arrays ``u`` (N, d) and ``v`` (N, D - d), of rows one table of their columns.
+    - ``project``: default projections of the images or rows.
+    - ``sample``: ``count`` samples at a ``temperature`` from a ``seed``; the inputs are ignored.
 
     Args:
         model: The model.
-        max_rows: Maximum number of images or samples of a request.
+        max_rows: Maximum number of images, rows or samples of a request.
         max_seconds: Time after which a request is canceled, between two batches.
     """
 
     def __init__(self, model: Model, max_rows: int, max_seconds: float) -> None:
         self.model, self.max_rows, self.max_seconds = model, max_rows, max_seconds
 
-    def predict(self, images: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> Any:
         """Run a task.
 
         Raises:
@@ -79,7 +86,7 @@ class ServedModel:
 
         try:
             with cancellation_check(check):
-                return self._run(np.asarray(images), PARAMS | (params or {}))
+                return self._run(inputs, PARAMS | (params or {}))
         except UserError as error:
             raise RequestError(str(error), codes.INVALID_PARAMETER_VALUE) from error
         except RequestError:
@@ -89,24 +96,41 @@ class ServedModel:
             reason = "The model failed. See the server's log."
             raise RequestError(reason, codes.INTERNAL_ERROR) from error
 
-    def _run(self, images: np.ndarray, params: dict[str, Any]) -> Any:
+    def _run(self, inputs: Any, params: dict[str, Any]) -> Any:
         task, count, exact = params["task"], params["count"], params["exact"]
         if task not in TASKS:
             raise UserError(f"task: expected one of {', '.join(TASKS)}, got {task}.")
-        name, rows = ("count", count) if task == "sample" else ("images", len(images))
+        of_table = is_table(self.model)
+        inputs = inputs if of_table else np.asarray(inputs)
+        given = ("rows" if of_table else "images", len(inputs))
+        name, rows = ("count", count) if task == "sample" else given
         if rows > self.max_rows:
             raise UserError(
                 f"{name}: expected at most max_rows={self.max_rows}, got {rows}. Send several "
                 "requests."
             )
+        if of_table:
+            return self._run_table(inputs, params)
         if task == "sample":
             return scoring.sample_events(self.model, count, params["temperature"], params["seed"])
         if task == "score":
-            return scoring.score_events(self.model, images, exact)
+            return scoring.score_events(self.model, inputs, exact)
         if task == "project":
-            return scoring.project_events(self.model, images, exact)[0]
-        u, v = scoring.encode_events(self.model, images, exact)
+            return scoring.project_events(self.model, inputs, exact)[0]
+        u, v = scoring.encode_events(self.model, inputs, exact)
         return {"u": u, "v": v}
+
+    def _run_table(self, table: Any, params: dict[str, Any]) -> pd.DataFrame:
+        task, exact = params["task"], params["exact"]
+        if task == "sample":
+            return tables.sample_table(
+                self.model, params["count"], params["temperature"], params["seed"]
+            )
+        if task == "score":
+            return tables.score_table(self.model, table, exact)
+        if task == "project":
+            return tables.project_table(self.model, table, exact)[0]
+        return tables.encode_table(self.model, table, exact)
 
 
 def log_model(path: Path, register: str | None = None) -> None:
@@ -114,20 +138,32 @@ def log_model(path: Path, register: str | None = None) -> None:
 
     MLflow stores the safetensors file and the source of this package; nothing is pickled.
     """
-    images = np.zeros((1, *Model.load(path).event_shape), np.uint8)
     with warnings.catch_warnings():
         # MLflow would run the model on an input example, and store it
         warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
+        warnings.filterwarnings("ignore", ".*integer column", UserWarning)
         mlflow.pyfunc.log_model(
             name="model",
             loader_module=__name__,
             data_path=str(path),
             code_paths=[str(Path(submanifold.__file__).parent)],
-            signature=infer_signature(images, params=PARAMS),
+            signature=infer_signature(_example(Model.load(path)), params=PARAMS),
             model_config=LIMITS,
             pip_requirements=REQUIREMENTS,
             registered_model_name=register,
         )
+
+
+def _example(model: Model) -> np.ndarray | pd.DataFrame:
+    """Return an input: an image, or a row of the table without its constant columns."""
+    if not is_table(model):
+        return np.zeros((1, *model.event_shape), np.uint8)
+    preprocessor = Preprocessor.from_dict(model.data["table"])
+    row = preprocessor.inverse_transform(np.zeros((1, model.event_dim)))
+    row = row[list(dict.fromkeys(each.name for each in preprocessor.varying))]
+    wide = {"i": "int64", "u": "int64", "f": "float64"}  # MLflow converts to no narrower type
+    return row.astype({name: wide[each.kind] for name, each in row.dtypes.items()
+                       if each.kind in wide})  # fmt: skip
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ServedModel:

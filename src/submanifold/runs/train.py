@@ -19,6 +19,7 @@ from submanifold.config.project import conf_source
 from submanifold.config.schema import flatten
 from submanifold.data.prepare import check
 from submanifold.data.settings import ImageSettings
+from submanifold.data.tables.files import is_table
 from submanifold.inference.records import RunRecord
 
 
@@ -50,7 +51,7 @@ def select(
 
     Args:
         project: Folder of the project.
-        data: Folder or zip of images, or the name of a dataset.
+        data: Folder or zip of images, a table, or the name of a dataset.
         given: Parameters that are single values, such as the method.
         dim: Dimension of the manifold.
         size: Side of the images.
@@ -138,13 +139,15 @@ def check_images(loader: ExperimentConfigLoader) -> None:
 
 def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
     path = Path(data).expanduser()
+    if is_table(path):
+        return {"dataset": "table", "data": {"path": str(path.resolve())}}
     if path.exists():
         return {"dataset": "folder", "data": {"path": str(path.resolve())}}
     if data in datasets:
         return {"dataset": data}
     known = [*datasets, *(each.name for each in Path.cwd().iterdir())]
     raise UserError(
-        f"DATA: expected an existing folder or zip of images, or one of the datasets "
+        f"DATA: expected an existing folder or zip of images, a table, or one of the datasets "
         f"{', '.join(datasets)}, got "
         f"{printable(data)}.{did_you_mean(data.rstrip('/'), known)}"
     )

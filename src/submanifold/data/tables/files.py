@@ -29,6 +29,8 @@ CHUNK_VALUES = 2**21
 SNIFFED_LINES = 50
 SEPARATORS, WHITESPACE = ",;\t|", r"\s+"
 DECIMAL_COMMA, DECIMAL_POINT = re.compile(r"-?\d+,\d+"), re.compile(r"-?\d+\.\d+")
+UNNAMED = "__index_level_"
+"""Prefix of the name that pandas gives an index without one in Parquet and Feather files."""
 TABLES = "a CSV, Parquet, Feather, NPY or NPZ file"
 
 
@@ -40,11 +42,14 @@ class TableFile:
         path: The file.
         columns: Names of its columns.
         chunks: Function of names of columns that yields rows in order; memory is bounded.
+        index: Name of the column that pandas wrote as the index, for :attr:`chunks`; None if there
+            is none.
     """
 
     path: Path
     columns: tuple[str, ...]
     chunks: Callable[[Sequence[str]], Iterator[pd.DataFrame]]
+    index: str | None = None
 
 
 def list_files(path: str | Sequence[str]) -> list[Path]:
@@ -181,7 +186,8 @@ def _read_csv(path: Path) -> TableFile:
             for chunk in reader:
                 yield chunk[list(columns)]
 
-    return TableFile(path, tuple(names[1:] if has_index else names), chunks)
+    columns, index = (tuple(names[1:]), "") if has_index else (tuple(names), None)
+    return TableFile(path, columns, chunks, index)
 
 
 def _first_lines(path: Path) -> list[str]:
@@ -204,7 +210,7 @@ def _is_number(text: str) -> bool:
 
 def _read_parquet(path: Path) -> TableFile:
     with parquet.ParquetFile(path) as file:
-        names = _without_index(file.schema_arrow)
+        names, index = _names(file.schema_arrow)
 
     def chunks(columns: Sequence[str]) -> Iterator[pd.DataFrame]:
         with parquet.ParquetFile(path) as file:
@@ -213,7 +219,7 @@ def _read_parquet(path: Path) -> TableFile:
                 for batch in file.iter_batches(size, [group], list(columns)):
                     yield _to_pandas(batch)[list(columns)]
 
-    return TableFile(path, names, chunks)
+    return TableFile(path, names, chunks, index)
 
 
 def _read_feather(path: Path) -> TableFile:
@@ -224,24 +230,26 @@ def _read_feather(path: Path) -> TableFile:
                 path, tuple(map(str, frame.columns)), lambda names: _parts(frame, names)
             )
     with pa.memory_map(str(path)) as source:
-        names = _without_index(pa.ipc.open_file(source).schema)
+        names, index = _names(pa.ipc.open_file(source).schema)
 
     def chunks(columns: Sequence[str]) -> Iterator[pd.DataFrame]:
         with pa.memory_map(str(path)) as source:
             file = pa.ipc.open_file(source)
-            for index in range(file.num_record_batches):
-                batch, size = file.get_batch(index).select(list(columns)), _rows(columns)
+            for number in range(file.num_record_batches):
+                batch, size = file.get_batch(number).select(list(columns)), _rows(columns)
                 for start in range(0, len(batch), size):
                     yield _to_pandas(batch.slice(start, size))
 
-    return TableFile(path, names, chunks)
+    return TableFile(path, names, chunks, index)
 
 
-def _without_index(schema: pa.Schema) -> tuple[str, ...]:
-    """Return the names of columns except for pandas' index."""
-    index = (schema.pandas_metadata or {}).get("index_columns", [])
-    return tuple(name for name in schema.names
-                 if name not in index or not name.startswith("__index_level_"))  # fmt: skip
+def _names(schema: pa.Schema) -> tuple[tuple[str, ...], str | None]:
+    """Return the names of columns without pandas' unnamed index, and the name of the index."""
+    written = (schema.pandas_metadata or {}).get("index_columns", [])
+    index = [name for name in schema.names if name in written]
+    unnamed = {name for name in index if name.startswith(UNNAMED)}
+    names = tuple(name for name in schema.names if name not in unnamed)
+    return names, index[0] if len(index) == 1 else None
 
 
 def _to_pandas(batch: pa.RecordBatch) -> pd.DataFrame:
@@ -312,6 +320,14 @@ READERS: dict[str, Callable[[Path], TableFile]] = {
     ".npz": _read_npz,
 }
 """Readers by suffix."""
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a path is a table file, or a folder that contains only table files."""
+    if not path.is_dir():
+        return path.is_file() and _reader(path) is not None
+    names = [each for each in path.iterdir() if not is_hidden(each.name)]
+    return bool(names) and all(_reader(each) is not None for each in names)
 
 
 def _reader(path: Path) -> Callable[[Path], TableFile] | None:

@@ -56,6 +56,7 @@ def collect_runs(dataset: str) -> pd.DataFrame:
         "key": runs["params.keys.run"],
         "model": runs["params.keys.model"],
         "run_id": runs["run_id"],
+        "source": runs.get("params.data.source"),
         "command": [training_command(row) for row in runs.to_dict("records")],
     })  # fmt: skip
     settings = runs.filter(like="params.").rename(columns=lambda name: name.removeprefix("params."))
@@ -98,7 +99,7 @@ def write_comparison(table: pd.DataFrame, dataset: str, reporting: Path) -> str:
         "comparison.html",
         dataset=dataset,
         conclusion=sections.conclusion(table, headlines),
-        synthetic="sample_distance" in table,
+        events=sections.events(table),
         metrics=metrics,
         sorted_by=headlines[0].name if headlines else None,
         help={metric.label: metric.help for metric in metrics},
@@ -131,15 +132,16 @@ def differing_settings(settings: pd.DataFrame) -> list[str]:
 
 
 def _picture(run_id: str) -> Image.Image | None:
-    """Draw the first samples of a run, or load the figure of its manifold of points."""
+    """Draw the first samples of a run, or load the figure of its points or columns."""
     from submanifold.plots.images import sample_sheet
 
     if path := tracking.artifact(run_id, "samples.npy"):
         samples = np.load(path, mmap_mode="r")
         if samples.ndim == 4:
             return sample_sheet(samples[:SAMPLES])
-    if path := tracking.artifact(run_id, "manifold.png"):
-        picture = Image.open(path)
-        picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
-        return picture
+    for name in ("manifold.png", "marginals.png"):
+        if path := tracking.artifact(run_id, name):
+            picture = Image.open(path)
+            picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+            return picture
     return None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from submanifold.data.settings import TABLES
 from submanifold.evaluation.metrics import METRICS, Metric, is_missing
 from submanifold.pipelines.conclusions import best_sentence, interval, joined
 from submanifold.pipelines.usage import model_command, repeated, run_of_model
@@ -15,6 +16,7 @@ from submanifold.pipelines.usage import model_command, repeated, run_of_model
 HEADLINES = ("bits_per_dim", "mse")
 OF_POINTS = ("divergence", "projection_distance")
 """Metrics of the conclusion, for images and for points; the first one sorts the runs."""
+INPUTS = {"images": "PICTURES", "rows": "TABLE"}
 MAX_POINTS = 20
 FLOW = re.compile(r"stage_\d+\.flow\.type=([^;]*)")
 
@@ -23,6 +25,13 @@ def headlines(table: pd.DataFrame) -> list[Metric]:
     """Return the metrics of the conclusion."""
     names = OF_POINTS if "divergence" in table else HEADLINES
     return [METRICS[name] for name in names if name in table]
+
+
+def events(table: pd.DataFrame) -> str:
+    """Return what the runs describe: ``images``, ``points`` or ``rows``."""
+    if "sample_distance" in table:
+        return "points"
+    return "rows" if table.get("source", pd.Series()).isin(TABLES).any() else "images"
 
 
 def sort_runs(table: pd.DataFrame, by: Sequence[Metric]) -> pd.DataFrame:
@@ -81,9 +90,9 @@ def points(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
 def usage(table: pd.DataFrame, dataset: str, project: Path) -> list[tuple[str, str]]:
     """Return commands for the next steps, with explanations."""
     first, found = table.iloc[0], []
-    if "sample_distance" not in table:  # images
-        best = run_of_model(first["model"], project)
-        found.append((model_command(best, "score", "PICTURES"), "applies the table's first run"))
+    if (kind := events(table)) != "points":
+        best, inputs = run_of_model(first["model"], project), INPUTS[kind]
+        found.append((model_command(best, "score", inputs), "applies the table's first run"))
     if not is_missing(first.get("command")):
         again = repeated({"command": first["command"]}, seed=str(int(table["seed"].max()) + 1))
         found.append((again, "the settings of the first run with another seed"))

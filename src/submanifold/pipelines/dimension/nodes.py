@@ -47,11 +47,15 @@ def write_page(
         return ["none" if dim is None else str(dim) for dim in dims]
 
     curve, spectrum, advice = metrics["curve"], found["spectrum"], found["advice"]
-    figure = dimension_curves(curve, metrics["dims"][-1], advised=advice["dim"])
-    about = f"of {spectrum['directions']} directions, those that change an image by a grey level"
+    of_images = curve["variance"] is None
+    change, unit = "an image by a grey level", "pixels in [0, 1]"
+    if not of_images:
+        change, unit = "a row by a tenth of a standard deviation", "standardized columns"
+    figure = dimension_curves(curve, metrics["dims"][-1], advised=advice["dim"], unit=unit)
+    about = f"of {spectrum['directions']} directions, those that change {change}"
     names = {**dimension.ESTIMATORS, "spectrum of JᵀJ": about}
     estimates = [*found["estimates"].values(), spectrum]
-    pca = [dimension.pca_dim_of(baselines, 10 ** (-float(psnr) / 10)) for psnr in curve["smallest"]]
+    pca = [dimension.pca_dim_of(baselines, error) for error in curve["goals"].values()]
     page = render(
         "dimension.html",
         dataset=dataset,
@@ -63,26 +67,27 @@ def write_page(
             "of": names.values(),
         }),
         smallest=pd.DataFrame({
-            "PSNR": [f"{psnr} dB" for psnr in curve["smallest"]],
+            "goal": [*curve["smallest"]],
             "smallest d": listed([*curve["smallest"].values()]),
             "PCA": listed(pca),
         }),
         dims=metrics["dims"],
-        images=curve["n"],
+        count=curve["n"],
+        events="images" if of_images else "rows",
         curve=figure,
         spectrum=spectrum,
-        usage=usage(run, advice["dim"]),
+        usage=usage(run, advice["dim"], "PICTURES" if of_images else "TABLE"),
         about=run_facts(run),
     )  # fmt: skip
     return {"page": page, "curve": figure}
 
 
-def usage(run: dict[str, Any], dim: int | None) -> list[tuple[str, str]]:
+def usage(run: dict[str, Any], dim: int | None, inputs: str) -> list[tuple[str, str]]:
     """Return commands for the next steps, with explanations."""
     if dim is None:
         return []
     chosen = {"stage_1.dim": str(dim)}
     return [
-        (model_command(run, "project", f"PICTURES --dim={dim}"), "this model with the dimension"),
+        (model_command(run, "project", f"{inputs} --dim={dim}"), "this model with the dimension"),
         (repeated(run, **chosen), "a new model with the dimension"),
     ]

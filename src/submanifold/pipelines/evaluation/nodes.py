@@ -1,5 +1,6 @@
 """Nodes of the evaluation pipeline."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from submanifold.config.schema import LaunchSettings
 from submanifold.data.batches import Batches
 from submanifold.data.settings import SyntheticSettings
 from submanifold.data.splits import Groups, groups_of
+from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import baselines, illustrations
 from submanifold.evaluation import samples as sampling
-from submanifold.evaluation.image_scores import as_table, score_splits
+from submanifold.evaluation.attribution import explain_rows
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.sample_quality import sample_quality
+from submanifold.evaluation.split_scores import NLL, as_table, score_splits
 from submanifold.evaluation.truth import against_truth
 from submanifold.inference.scoring import interpolate_events
 from submanifold.models import Hierarchy, Model
@@ -27,6 +30,8 @@ PROJECTIONS = 16
 """Test images whose projections the report shows."""
 BY_DIM = 8
 """The first of them are shown at every dimension, the last with all kinds of projections."""
+CHUNK_VALUES = 2**21
+"""Values of a table that are converted at a time."""
 INTERPOLATED = 9
 """Images of an interpolation between two test images."""
 
@@ -66,11 +71,12 @@ def evaluate(
     """Evaluate the model and its samples on the test data.
 
     Returns:
-        ``metrics``, and ``projections`` of the first 16 test images (as uint8) or points.
+        ``metrics``, and ``projections`` of the first 16 test images (as uint8) or vectors.
     """
     started, on = time.monotonic(), choose_device(device)
     test_groups = groups_of(groups, "test")
-    arguments = (hierarchy, test, baselines, input_noise, dequantizations, on, test_groups)
+    log_det = _log_det(hierarchy, test)
+    arguments = (hierarchy, test, baselines, input_noise, dequantizations, on, test_groups, log_det)
     metrics = call(launch, measure, *arguments, folder=folder)
     if test.dtype == np.uint8:
         metrics |= sample_quality(train, test, samples, inception_weights, on, groups)
@@ -86,7 +92,7 @@ def evaluate(
     return {"metrics": metrics, "projections": sampling.stored(projected)}
 
 
-def score_images(
+def score_events(
     hierarchy: Model,
     train: np.ndarray,
     valid: np.ndarray,
@@ -96,9 +102,41 @@ def score_images(
     folder: Path,
     groups: Groups | None = None,
 ) -> pd.DataFrame:
-    """Compute bits per dimension of images of each split, and p-values of test images."""
+    """Compute densities of events of each split, and p-values of test data.
+
+    Rows of a table get the column ``nll``, the negative log-density in the units of the table.
+    """
     arguments = (hierarchy, train, valid, test, groups, choose_device(device))
-    return as_table(call(launch, score_splits, *arguments, folder=folder))
+    scored = as_table(call(launch, score_splits, *arguments, folder=folder))
+    if "table" not in hierarchy.data:
+        return scored
+    arrays = {"train": train, "valid": valid, "test": test}
+    log_det = np.concatenate([
+        _log_det(hierarchy, arrays[str(split)][own["number"].to_numpy()])
+        for split, own in scored.groupby("split", sort=False)
+    ])  # fmt: skip
+    nats = scored["bits_per_dim"] * hierarchy.event_dim * math.log(2)
+    return scored.assign(**{NLL: nats - log_det})
+
+
+def _log_det(model: Model, x: np.ndarray) -> np.ndarray | None:
+    """Compute the log-determinants of the preprocessing of a table's rows, given as vectors x."""
+    if "table" not in model.data:
+        return None
+    preprocessor = Preprocessor.from_dict(model.data["table"])
+    parts = np.array_split(x, -(-x.size // CHUNK_VALUES))
+    return np.concatenate([
+        preprocessor.log_det(preprocessor.inverse_transform(each)) for each in parts
+    ])  # fmt: skip
+
+
+def explain(
+    hierarchy: Model, train: np.ndarray, test: np.ndarray, split_scores: pd.DataFrame, device: str
+) -> pd.DataFrame:
+    """Find the columns that contribute most to the most anomalous test rows."""
+    own = split_scores[split_scores["split"] == "test"]
+    preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
+    return explain_rows(hierarchy.to(choose_device(device)), preprocessor, test, own, train)
 
 
 def illustrate(

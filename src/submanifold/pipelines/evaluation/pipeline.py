@@ -9,9 +9,10 @@ from submanifold.pipelines.evaluation.nodes import (
     compare_with_truth,
     draw_samples,
     evaluate,
+    explain,
     fit_baselines,
     illustrate,
-    score_images,
+    score_events,
 )
 
 DATA = {"train": "x_train", "test": "x_test"}
@@ -46,11 +47,13 @@ def create_pipeline(histories: Mapping[str, str], kind: Kind = "images") -> Pipe
     ]
     if kind == "points":
         nodes.append(Node(compare_with_truth, compared, "truth", name="compare_with_truth"))
-    if kind == "images":
+    else:
         scored = MODEL | fitted | {name: measured[name] for name in ("launch", "folder")}
+        nodes.append(Node(score_events, scored, "split_scores", name="score_splits"))
+    if kind == "images":
         illustrated = MODEL | DATA | {"samples": "samples", "pca": "pca"}
-        nodes += [
-            Node(score_images, scored, "image_scores", name="score_images"),
-            Node(illustrate, illustrated, "illustrations", name="illustrate"),
-        ]
+        nodes.append(Node(illustrate, illustrated, "illustrations", name="illustrate"))
+    if kind == "table":
+        explained = MODEL | DATA | {"split_scores": "split_scores"}
+        nodes.append(Node(explain, explained, "anomalies", name="explain"))
     return Pipeline(nodes)

@@ -9,11 +9,13 @@ import pandas as pd
 from submanifold.common.device import choose_device
 from submanifold.common.errors import error_prefix
 from submanifold.data.prepare import prepare, read_groups
-from submanifold.data.settings import ImageSettings
+from submanifold.data.settings import ImageSettings, TableSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.likelihood import to_bits_per_dim
+from submanifold.inference.table_files import TableFiles
+from submanifold.inference.tables import preprocessor_of, to_events
 from submanifold.models import Model
-from submanifold.pipelines.usage import run_facts
+from submanifold.pipelines.usage import of_rows, run_facts
 from submanifold.plots.pages import render
 
 
@@ -34,6 +36,21 @@ def gather_ood(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str,
     return {"images": images, "groups": {"ood": numbers[:MAX_IMAGES]}}
 
 
+def gather_rows(data: TableSettings, model: Model) -> dict[str, Any]:
+    """Read rows of another table, at most as many as are scored, standardized as by the model.
+
+    Returns:
+        ``images``, the rows, and no ``groups``.
+    """
+    from submanifold.evaluation.ood import MAX_ROWS
+
+    with error_prefix("ood"):
+        files = TableFiles(data.paths, preprocessor_of(model))
+        files.check_readable(len(files))
+        _, rows = next(files.batches(MAX_ROWS))
+        return {"images": to_events(model, rows), "groups": {}}
+
+
 def score_ood(
     model: Model,
     train: np.ndarray,
@@ -44,7 +61,7 @@ def score_ood(
     ood_groups: Groups,
     device: str,
 ) -> pd.DataFrame:
-    """Score test images and OOD images, see :func:`submanifold.evaluation.ood.score_parts`.
+    """Score test data and OOD data, see :func:`submanifold.evaluation.ood.score_parts`.
 
     The column ``group`` has the groups of images, if there are any.
     """
@@ -56,7 +73,7 @@ def score_ood(
 
 
 def measure(scored: pd.DataFrame, model: Model) -> dict[str, Any]:
-    """Measure how well each score separates test images from OOD images."""
+    """Measure how well each score separates test data from OOD data."""
     from submanifold.evaluation.ood import measure_ood
 
     return measure_ood(scored, model.calibration)
@@ -73,7 +90,7 @@ def write_page(
     model: Model,
     run: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write the page with rates, curves, and the images that are confused."""
+    """Write the page with rates, curves, and the images or rows that are confused."""
     from submanifold.evaluation.ood import NORMAL, OOD, roc
     from submanifold.pipelines.ood import sections
     from submanifold.plots.ood import (
@@ -96,6 +113,7 @@ def write_page(
     points = {part: (density[part], by_score["encoder_distance"][part]) for part in parts}
     main = sections.main_score(measured)
     curves = {name: roc(**by_score[name]) for name in sections.CURVES if name in by_score}
+    conclusion = sections.conclusion(measured, dataset, ood_name)
     figures = {
         "scores": threshold_histogram(
             **by_score[main], thresholds=sections.thresholds(scored, measured)
@@ -104,24 +122,38 @@ def write_page(
         "histograms": score_histograms(by_score),
         "scatter": density_and_distance(points, label),
     }
-    names = {NORMAL: dataset, OOD: ood_name}
+    names, of_images = {NORMAL: dataset, OOD: ood_name}, test.dtype == np.uint8
+    rows = {}
+    if not of_images:
+        preprocessor = preprocessor_of(model)
+        rows = {part: preprocessor.inverse_transform(x) for part, x in ((NORMAL, test), (OOD, ood))}
     page = render(
         "ood.html",
         dataset=dataset,
         ood=ood_name,
         method=method,
-        conclusion=sections.conclusion(measured, dataset, ood_name),
-        warnings=sections.warnings(measured, dataset, ood_name),
+        conclusion=conclusion if of_images else of_rows(conclusion),
+        warnings=[
+            each if of_images else of_rows(each)
+            for each in sections.warnings(measured, dataset, ood_name)
+        ],
+        events="images" if of_images else "rows",
         alarms=sections.alarm_table(measured),
-        rows=sections.score_rows(measured),
-        help=sections.HELP,
+        rows=[
+            row | ({} if of_images else {"text": of_rows(row["text"])})
+            for row in sections.score_rows(measured)
+        ],
+        help={name: text if of_images else of_rows(text) for name, text in sections.HELP.items()},
         main=main,
         calibration=model.calibration,
         counts=measured["counts"],
         groups=measured.get("groups"),
-        strips=sections.image_rows(scored, measured, {NORMAL: test, OOD: ood}, names),
+        strips=sections.image_rows(scored, measured, {NORMAL: test, OOD: ood}, names)
+        if of_images
+        else [],
+        tables=[] if of_images else sections.table_rows(scored, measured, rows, names),
         pictures=figures,
         about=run_facts(run),
-        usage=sections.usage(run, measured),
+        usage=sections.usage(run, measured, of_images),
     )
     return {"page": page, **figures}

@@ -152,6 +152,20 @@ def image_rows(
         images: Images by part.
         names: Names of the data by part.
     """
+    return [
+        {
+            "name": each["name"],
+            "text": each["text"],
+            "strip": strip(np.asarray(images[each["part"]])[each["shown"]], COLUMNS),
+        }
+        for each in _chosen(scored, measured, names)
+    ]
+
+
+def _chosen(
+    scored: pd.DataFrame, measured: Measured, names: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Choose the most anomalous events of both parts and the least anomalous OOD events."""
     main, rows = main_score(measured), []
     for part, word, what in (
         (NORMAL, "most", "false alarms"),
@@ -168,19 +182,47 @@ def image_rows(
         rows.append({
             "name": f"“{names[part]}”, {word} anomalous",
             "text": text,
-            "strip": strip(np.asarray(images[part])[shown], COLUMNS),
+            "part": part,
+            "shown": shown,
+            "p_values": p_values,
         })  # fmt: skip
     return rows
 
 
-def usage(run: Mapping[str, Any], measured: Measured) -> list[tuple[str, str]]:
+def table_rows(
+    scored: pd.DataFrame, measured: Measured, tables: Mapping[str, pd.DataFrame],
+    names: Mapping[str, str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return the rows of tables that are most easily confused, and of those that are not.
+
+    Args:
+        scored: Scores of all rows.
+        measured: Measures of the scores.
+        tables: Rows by part, in the units of the table; up to 8 columns are shown.
+        names: Names of the data by part.
+    """
+    found = []
+    for each in _chosen(scored, measured, names):
+        rows = tables[each["part"]].iloc[each["shown"], :COLUMNS]
+        texts = rows.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
+        texts.insert(0, "p-value", [f"{value:.4f}" for value in each["p_values"]])
+        found.append({"name": each["name"], "text": each["text"], "table": texts})
+    return found
+
+
+def usage(
+    run: Mapping[str, Any], measured: Measured, of_images: bool = True
+) -> list[tuple[str, str]]:
     """Return commands for the next steps, with explanations."""
     rates = [row["rate"] for row in measured.get("alarms", [])]
-    found = [
-        (repeated(run, ood="PICTURES"), "this page for other images: a folder, zip or dataset")
-    ]
+    inputs, what = "PICTURES", "this page for other images: a folder, zip or dataset"
+    sheet = " --sheet=most_anomalous.png"
+    if not of_images:
+        inputs, what, sheet = "TABLE", "this page for another table", ""
+    found = [(repeated(run, ood=inputs), what)]
     if rates:
         alpha = RATE if RATE in rates else rates[-1]
-        rest = f"PICTURES --alpha={alpha:.0%} --sheet=most_anomalous.png"
-        found.insert(0, (model_command(run, "score", rest), "flags anomalies among new pictures"))
+        rest = f"{inputs} --alpha={alpha:.0%}{sheet}"
+        new = "pictures" if of_images else "rows"
+        found.insert(0, (model_command(run, "score", rest), f"flags anomalies among new {new}"))
     return found

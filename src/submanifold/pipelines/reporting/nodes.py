@@ -1,18 +1,28 @@
 """Nodes of the reporting pipeline. They import plots lazily, because matplotlib loads slowly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from submanifold.common.device import choose_device
+from submanifold.config.schema import Kind
 from submanifold.data.settings import SyntheticSettings
+from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import paper
-from submanifold.evaluation.metrics import COMPARED, METRICS, NONE, PROJECTION_ERRORS, SUBSET
+from submanifold.evaluation.metrics import (
+    COMPARED,
+    METRICS,
+    NONE,
+    PROJECTION_ERRORS,
+    SUBSET,
+    events_of,
+)
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.truth import manifold_picture
 from submanifold.models import Model
+from submanifold.pipelines.usage import of_rows
 from submanifold.plots.pages import render
 
 MAX_POINTS = 4000
@@ -66,7 +76,7 @@ def report_images(
     test: np.ndarray,
     projections: np.ndarray,
     illustrations: dict[str, np.ndarray],
-    image_scores: pd.DataFrame,
+    split_scores: pd.DataFrame,
     metrics: Metrics,
     hierarchy: Model,
     **about: Any,
@@ -83,10 +93,7 @@ def report_images(
     from submanifold.plots.paper import rejection_blocks
     from submanifold.plots.strips import dimension_slider, strip
 
-    rotations = [each["rotation"] for each in about.values()
-                 if isinstance(each, dict) and "rotation" in each]  # fmt: skip
-    first_order = rotations[-1] if rotations else None
-    dim = metrics["dims"][-1]
+    first_order, dim = _first_order(about), metrics["dims"][-1]
     figures = {
         "rejection": rejection_blocks(np.asarray(test[: len(projections)]), projections, 4),
         "dimensions": dimension_curves(metrics["curve"], dim, first_order),
@@ -108,14 +115,57 @@ def report_images(
         "projections": sections.projections(illustrations),
         "dimension_slider": slider,
         "nearest_dims": by_dim["nearest_dims"].tolist() if by_dim else [],
-        "likelihood": sections.likelihood(image_scores, test),
-        "alarms": sections.alarms(image_scores, hierarchy.calibration),
+        "likelihood": sections.likelihood(split_scores),
+        "extremes": sections.extremes(split_scores, test),
+        "alarms": sections.alarms(split_scores, hierarchy.calibration),
         "samples": sections.sample_strips(samples, samples_cool),
         "neighbors": sections.neighbors(samples, test, illustrations),
         "interpolation": strip(path, len(path)),
-        "traversal": sections.traversal(illustrations, bool(rotations)),
+        "traversal": sections.traversal(illustrations, first_order is not None),
     }
-    return _report(figures, content, metrics=metrics, hierarchy=hierarchy, **about)
+    return _report("images", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
+
+
+def report_table(
+    samples: np.ndarray,
+    test: np.ndarray,
+    split_scores: pd.DataFrame,
+    anomalies: pd.DataFrame,
+    metrics: Metrics,
+    hierarchy: Model,
+    **about: Any,
+) -> dict[str, Any]:
+    """Draw the figures of a model of a table, and render the report.
+
+    Returns:
+        ``report`` (HTML), and the figures ``curves``, ``marginals``, ``pairs`` and ``dimensions``.
+    """
+    from submanifold.pipelines.reporting import sections
+    from submanifold.plots.dimensions import dimension_curves
+    from submanifold.plots.tables import marginals, pairs
+
+    preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
+    names = list(dict.fromkeys(each.name for each in preprocessor.varying))
+    data, drawn = (preprocessor.inverse_transform(x[:MAX_POINTS])[names] for x in (test, samples))
+    figures = {
+        "marginals": marginals({"test rows": data, "samples": drawn}),
+        "pairs": pairs(data, drawn),
+        "dimensions": dimension_curves(
+            metrics["curve"], metrics["dims"][-1], _first_order(about), unit="standardized columns"
+        ),
+    }
+    comparison, warning = sections.against_pca(metrics)
+    content = {
+        "tiles": sections.row_tiles(metrics),
+        "comparison": comparison,
+        "warnings": [warning] if warning else [],
+        "calibration": sections.describe_calibration(hierarchy.calibration),
+        "columns": sections.columns(preprocessor),
+        "likelihood": sections.likelihood(split_scores),
+        "alarms": sections.alarms(split_scores, hierarchy.calibration),
+        "anomalies": sections.anomalies(anomalies),
+    }
+    return _report("table", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
 def report_points(
@@ -138,10 +188,18 @@ def report_points(
     points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
     figures = {"manifold": manifold_figure(**points, grid=grid)}
     content = {"tiles": sections.point_tiles(metrics, truth), "warnings": [], "comparison": None}
-    return _report(figures, content, metrics=metrics, hierarchy=hierarchy, truth=truth, **about)
+    return _report("points", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
+
+
+def _first_order(about: Mapping[str, Any]) -> Metrics | None:
+    """Return the errors by dimension that the last rotation predicts, if there is one."""
+    found = [each["rotation"] for each in about.values()
+             if isinstance(each, dict) and "rotation" in each]  # fmt: skip
+    return found[-1] if found else None
 
 
 def _report(
+    kind: Kind,
     figures: dict[str, Any],
     content: dict[str, Any],
     metrics: Metrics,
@@ -153,7 +211,6 @@ def _report(
     seed: int,
     device: str,
     run: dict[str, Any],
-    truth: Metrics | None = None,
     **histories: dict[str, Any],
 ) -> dict[str, Any]:
     from submanifold.pipelines.reporting import sections
@@ -162,19 +219,19 @@ def _report(
     trainings = {name: each for name, each in histories.items() if each["train"]}
     figures = {"curves": training_curves(trainings), **figures}
     labels = _labels(metrics)
-    synthetic = truth is not None
-    usage, python = sections.usage(run["name"], run["model"], hierarchy, synthetic)
+    word = of_rows if kind == "table" else str
+    usage, python = sections.usage(run["name"], run["model"], hierarchy, kind)
     page = render(
-        "report.html",
+        f"report_{kind}.html",
+        events="rows" if kind == "table" else kind,
         name=run["name"] or f"{method} on {dataset}",
         dataset=dataset,
         method=method,
         metrics=metrics,
-        truth=truth,
         table=table,
-        help={labels[name]: METRICS[name].help for name in labels if labels[name] in table},
+        help={labels[n]: word(METRICS[n].help) for n in labels if labels[n] in table},
         notes=sections.metric_notes(metrics, labels),
-        remarks=sections.remarks(metrics),
+        remarks=[(label, word(text)) for label, text in sections.remarks(metrics)],
         manifest=manifest,
         stages=hierarchy.describe()["stages"],
         has_density=hierarchy.has_density,
@@ -196,8 +253,9 @@ def _has_subset(metrics: Metrics) -> bool:
 
 def _labels(metrics: Metrics) -> dict[str, str]:
     """Return the column headings of metrics by name; those of a subset have its size."""
-    events = "images" if "curve" in metrics else "points"
-    size = f" ({metrics['encoder_mse']['n']:,} {events})" if _has_subset(metrics) else ""
+    size = (
+        f" ({metrics['encoder_mse']['n']:,} {events_of(metrics)})" if _has_subset(metrics) else ""
+    )
     labels = {name: metric.label.replace(SUBSET, size) for name, metric in METRICS.items()}
     if "features" in metrics:
         on = "Inception" if metrics["features"] == "inception" else "pixels"

@@ -10,23 +10,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from submanifold.config.schema import Kind
+from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration, false_alarms
 from submanifold.evaluation.illustrations import pixel_errors
-from submanifold.evaluation.image_scores import (
-    generalization_gap,
-    group_numbers,
-    mean_bits,
-)
 from submanifold.evaluation.metrics import (
     COMPARED_WITH_TEST,
     METRICS,
     PROJECTION_ERRORS,
+    events_of,
     format_interval,
     training_images_reach,
 )
 from submanifold.evaluation.samples import TEMPERATURES
+from submanifold.evaluation.split_scores import (
+    NLL,
+    density_column,
+    generalization_gap,
+    group_numbers,
+    split_means,
+)
 from submanifold.models import Model
-from submanifold.plots.likelihood import bits_histogram
+from submanifold.plots.likelihood import density_histogram
 from submanifold.plots.sparklines import sparkline
 from submanifold.plots.strips import side_by_side, spectrum, strip
 
@@ -37,6 +42,9 @@ TOO_LARGE = 2.0
 """Ratio of the encoder projection's error to PCA's above which the report warns."""
 WIDE = 0.1
 """Width of the interval of an observed rate above which the report remarks on it."""
+
+HUGE = 1e20
+"""Contribution above which a row has no density without the change of a column."""
 
 Metrics = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -49,24 +57,48 @@ def written(name: str, measured: Any) -> str:
 
 def image_tiles(metrics: Metrics) -> list[dict[str, str]]:
     """Return the key figures of a model of images."""
-    gaussian, pca = (metrics["baselines"][name] for name in ("gaussian", "pca_subset"))
-    errors = {kind: name for kind, name in PROJECTION_ERRORS.items() if name in metrics}
-    text = "bits per dimension"
-    if gaussian:
-        text += f"; Gaussian: {written('bits_per_dim', gaussian['bits_per_dim'])}"
-    tiles = [{"value": written("bits_per_dim", metrics["bits_per_dim"]), "text": text}]
-    for kind, name in errors.items():
-        text = f"mean squared error of {kind} projections"
-        if kind == "nearest":
-            text += " (upper bound)"
-        if "mse" in pca:
-            text += f"; PCA: {written('mse', pca['mse'])}"
-        tiles.append({"value": written(name, metrics[name]), "text": text})
-    kind, name = next(iter(errors.items()))
+    tiles = [_density_tile(metrics, "bits_per_dim", "bits per dimension"), *_error_tiles(metrics)]
+    kind, name = _first_error(metrics)
     name = name.replace("mse", "psnr")
     value = f"{written(name, metrics[name])} dB"
     tiles.append({"value": value, "text": f"PSNR of {kind} projections"})
     return [*tiles, _size_tile(metrics)]
+
+
+def row_tiles(metrics: Metrics) -> list[dict[str, str]]:
+    """Return the key figures of a model of a table."""
+    text = "nats per row, the negative log-density in the units of the table"
+    tiles = [_density_tile(metrics, NLL, text), *_error_tiles(metrics)]
+    kind, name = _first_error(metrics)
+    error, variance = metrics[name]["value"], metrics["curve"]["variance"]
+    share = "–" if error is None or not variance else f"{1 - error / variance:.1%}"
+    tiles.append({"value": share, "text": f"of the variance is explained by {kind} projections"})
+    return [*tiles, _size_tile(metrics)]
+
+
+def _density_tile(metrics: Metrics, name: str, text: str) -> dict[str, str]:
+    gaussian = (metrics["baselines"]["gaussian"] or {}).get(name)
+    if gaussian:
+        text += f"; Gaussian: {written(name, gaussian)}"
+    return {"value": written(name, metrics[name]), "text": text}
+
+
+def _error_tiles(metrics: Metrics) -> list[dict[str, str]]:
+    pca, tiles = metrics["baselines"]["pca_subset"].get("mse"), []
+    for kind, name in PROJECTION_ERRORS.items():
+        if name in metrics:
+            text = f"mean squared error of {kind} projections"
+            if kind == "nearest":
+                text += " (upper bound)"
+            if pca:
+                text += f"; PCA: {written('mse', pca)}"
+            tiles.append({"value": written(name, metrics[name]), "text": text})
+    return tiles
+
+
+def _first_error(metrics: Metrics) -> tuple[str, str]:
+    """Return the kind and the name of the first error among the metrics."""
+    return next(item for item in PROJECTION_ERRORS.items() if item[1] in metrics)
 
 
 def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
@@ -86,7 +118,9 @@ def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
     count = metrics["encoder_mse"]["n"]
     sentence = f"The mean squared error is {', '.join(parts)}."
     if count < metrics["counts"]["test"]:
-        sentence += f" These errors and those above are of {count} evenly spaced test images."
+        sentence += (
+            f" These errors and those above are of {count} evenly spaced test {events_of(metrics)}."
+        )
     if ratios["encoder"] > TOO_LARGE and min(ratios.values()) > 1:
         return sentence, "The errors are larger than PCA's: train for more steps"
     return sentence, None
@@ -108,6 +142,28 @@ def point_tiles(metrics: Metrics, truth: Metrics) -> list[dict[str, str]]:
          "text": "distance of samples from the true manifold"},
         _size_tile(metrics),
     ]  # fmt: skip
+
+
+def columns(preprocessor: Preprocessor) -> pd.DataFrame:
+    """Return the columns of a table with their kinds and ranges, as text."""
+    rows = []
+    for name in preprocessor.inputs:
+        own = [each for each in preprocessor.columns if each.name == name]
+        first = own[0]
+        text = {
+            "continuous": f"{first.low:.5g} to {first.high:.5g}",
+            "quantized": f"{first.low:.5g} to {first.high:.5g} in steps of {first.step or 0:.5g}",
+            "constant": f"{first.category or f'{first.low:.5g}'}, not used",
+            "indicator": ", ".join(str(each.category) for each in own),
+        }[first.kind]
+        bits = "–" if first.bits is None else f"{first.bits:.1f}"
+        rows.append({
+            "column": name,
+            "kind": "categorical" if first.category is not None else first.kind,
+            "values": text,
+            "bits": bits if first.kind == "quantized" else "–",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _size_tile(metrics: Metrics) -> dict[str, str]:
@@ -150,7 +206,7 @@ def _threads(histories: Mapping[str, Metrics]) -> list[str]:
 
 
 def usage(
-    name: str | None, path: str, hierarchy: Model, synthetic: bool
+    name: str | None, path: str, hierarchy: Model, kind: Kind
 ) -> tuple[list[tuple[str, str]], str]:
     """Return commands that use a model, with explanations, and the same in Python.
 
@@ -158,32 +214,47 @@ def usage(
         name: Name of the model's run, or None.
         path: Path of the model.
         hierarchy: The model.
-        synthetic: Whether the data are points.
+        kind: Kind of the data.
     """
     command = "submanifold {} " + shlex.quote(name or str(Path(path).parent))
     pairs = [(command.format("info"), "architecture, data and training")]
-    if synthetic:
+    if kind == "points":
         pairs.insert(0, (f"{command.format('sample')} -n 1000 --out=samples.npz", "samples"))
         read = 'x = torch.tensor(numpy.load("points.npy"))  # (N, D), float64'
         imports = "import numpy\nimport torch\n"
     else:
-        alpha = ""
+        alpha, file = "", "TABLE" if kind == "table" else "PICTURES"
         if "groups" in hierarchy.calibration:
             least = 100 * Calibration.from_dict(hierarchy.calibration).smallest_p_value
             alpha = f" --alpha={max(5, math.ceil(least))}%"
         pairs = [
-            (f"{command.format('score')} PICTURES{alpha}", "densities, p-values, anomalies"),
-            (f"{command.format('project')} PICTURES", "default projections onto the manifold"),
-            (f"{command.format('encode')} PICTURES", "coordinates on and off the manifold"),
+            (f"{command.format('score')} {file}{alpha}", "densities, p-values, anomalies"),
+            (f"{command.format('project')} {file}", "default projections onto the manifold"),
+            (f"{command.format('encode')} {file}", "coordinates on and off the manifold"),
+            *pairs,
+        ]
+    if kind == "table":
+        pairs.insert(3, (f"{command.format('sample')} -n 1000", "samples"))
+        read = (
+            'preprocessor = Preprocessor.from_dict(model.data["table"])\n'
+            'table = pandas.read_csv("table.csv")\n'
+            "x = torch.from_numpy(preprocessor.transform(table))  # standardized, (N, D)"
+        )
+        imports = ("import pandas\nimport torch\n\n"
+                   "from submanifold.data.tables import Preprocessor\n")  # fmt: skip
+    if kind == "images":
+        pairs[3:3] = [
             (f"{command.format('sample')} -n 64", "samples"),
             (f"{command.format('interpolate')} a.jpg b.jpg", "a path on the manifold"),
-            *pairs,
         ]
         read = ("x = dequantize(torch.from_numpy(load_pictures([\"a.jpg\"], **model.data)))"
                 "  # in [-0.5, 0.5)")  # fmt: skip
         imports = ("import torch\n\nfrom submanifold.data import dequantize\n"
                    "from submanifold.data.images import load_pictures\n")  # fmt: skip
     density = "model.log_prob(x)  # exact log-density, in nats"
+    if kind == "table":
+        density = ("model.log_prob(x) + torch.from_numpy(preprocessor.log_det(table))"
+                   "  # in nats, in the units of the table")  # fmt: skip
     if not hierarchy.has_density:
         density = "on_manifold(model, x).log_prob  # log-density on the manifold, in nats"
     names = "Model" if hierarchy.has_density else "Model, on_manifold"
@@ -240,8 +311,23 @@ def projections(found: Arrays) -> list[dict[str, Any]]:
     return side_by_side(found["originals"], found)
 
 
-def likelihood(scored: pd.DataFrame, test: np.ndarray) -> dict[str, Any]:
-    """Return the histogram of bits per dimension, and the most and least likely test images."""
+def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
+    """Return the histogram of densities and a sentence on their means; None without a density."""
+    column = density_column(scored)
+    if not scored[column].notna().any():
+        return {"histogram": None, "sentence": None}
+    by_split = scored.groupby("split", sort=False)[column]
+    values = {str(split): each.to_numpy() for split, each in by_split}
+    if column == NLL:
+        values = {split: -each for split, each in values.items()}
+        histogram = density_histogram(values, "log-density, nats", "rows")
+    else:
+        histogram = density_histogram(values)
+    return {"histogram": histogram, "sentence": describe_gap(scored)}
+
+
+def extremes(scored: pd.DataFrame, test: np.ndarray) -> list[dict[str, Any]]:
+    """Return the most and the least likely test images."""
     own = scored[scored["split"] == "test"]
     has_density = bool(own["bits_per_dim"].notna().any())
     column = "bits_per_dim" if has_density else "encoder_mse"
@@ -250,7 +336,7 @@ def likelihood(scored: pd.DataFrame, test: np.ndarray) -> dict[str, Any]:
     names = ("Most likely", "Least likely")
     if not has_density:
         names = ("Smallest encoder error", "Largest encoder error")
-    extremes = []
+    found = []
     for name, rows in zip(names, (order[:count], order[::-1][:count]), strict=True):
         if count:
             low, high = rows[column].min(), rows[column].max()
@@ -258,32 +344,64 @@ def likelihood(scored: pd.DataFrame, test: np.ndarray) -> dict[str, Any]:
             if not has_density:
                 text = f"mean squared error {low:.2g} to {high:.2g}"
             images = strip(test[rows["number"].to_numpy()], COLUMNS)
-            extremes.append({"name": f"{name} test images", "strip": images, "text": text})
-    histogram = sentence = None
-    if has_density:
-        by_split = scored.groupby("split", sort=False)["bits_per_dim"]
-        histogram = bits_histogram({str(split): bits.to_numpy() for split, bits in by_split})
-        sentence = describe_gap(scored)
-    return {"histogram": histogram, "sentence": sentence, "extremes": extremes}
+            found.append({"name": f"{name} test images", "strip": images, "text": text})
+    return found
 
 
 def describe_gap(scored: pd.DataFrame) -> str:
-    """Say whether training images are more likely than test images."""
-    bits = mean_bits(scored)
-    means = {split: written("bits_per_dim", each) for split, each in bits.items()}
-    gap = generalization_gap(bits)
+    """Say whether training data are more likely than test data."""
+    column = density_column(scored)
+    events, unit = "images", "bits per dimension"
+    if column == NLL:
+        events, unit = "rows", "nats (negative log-density)"
+    by_split = split_means(scored)
+    means = {split: written(column, each) for split, each in by_split.items()}
+    gap = generalization_gap(by_split)
     difference = format_interval(gap, ".3f", signed=True)
     text = (
-        f"Training images have {means['train']}, validation images {means['valid']} and test "
-        f"images {means['test']} bits per dimension on average; test minus training: {difference}. "
+        f"Training {events} have {means['train']}, validation {events} {means['valid']} and test "
+        f"{events} {means['test']} {unit} on average; test minus training: {difference}. "
     )
     if gap["low"] is None:
-        return text + "There are too few images for an interval of the difference."
+        return text + f"There are too few {events} for an interval of the difference."
     if gap["low"] > 0:
-        return text + "The model fits training images better than new images: it overfits."
+        return text + f"The model fits training {events} better than new {events}: it overfits."
     if gap["high"] < 0:
-        return text + "Test images are easier than training images: the splits differ."
+        return text + f"Test {events} are easier than training {events}: the splits differ."
     return text + "The interval contains zero."
+
+
+def anomalies(explained: pd.DataFrame) -> pd.DataFrame | None:
+    """Return the most anomalous test rows with the columns that contribute most, as text.
+
+    Args:
+        explained: Result of :func:`submanifold.evaluation.attribution.explain_rows`.
+    """
+    if explained.empty:
+        return None
+    rows = []
+    for number, own in explained.groupby("number", sort=False):
+        parts = [
+            f"{each['column']} = {each['value']} ({_gain(each['contribution'])} with "
+            f"{each['usual']})"
+            for each in own.to_dict("records")
+            if each["contribution"] > 0
+        ]
+        first = own.iloc[0]
+        rows.append({
+            "test row": f"{number:,}",
+            "p-value": f"{first['p_value']:.4f}",
+            "log-density": f"{-first['nll']:.4g}",
+            "columns": "; ".join(parts) or "no single column",
+        })  # fmt: skip
+    table = pd.DataFrame(rows)
+    kept = [name for name in table if not table[name].str.contains("nan").all()]
+    return table[kept]
+
+
+def _gain(contribution: float) -> str:
+    """Write an increase of the log-density; non-finite ones are huge."""
+    return "possible only" if contribution > HUGE else f"+{contribution:.3g}"
 
 
 def alarms(scored: pd.DataFrame, calibration: Metrics) -> dict[str, Any] | None:
@@ -304,16 +422,17 @@ def alarms(scored: pd.DataFrame, calibration: Metrics) -> dict[str, Any] | None:
     })  # fmt: skip
     fewer = [row["rate"] for row in rows if row["observed"]["high"] < row["rate"]]
     more = [row["rate"] for row in rows if row["observed"]["low"] > row["rate"]]
+    events = fitted.events
     sentence = "All promised rates are inside the intervals of the observed rates."
     if fewer or more:
         parts = {"Fewer": fewer, "More": more}
         sentence = " ".join(
-            f"{word} test images are flagged than promised at {_percents(rates)}."
+            f"{word} test {events} are flagged than promised at {_percents(rates)}."
             for word, rates in parts.items() if rates
         )  # fmt: skip
     ends = rows[-1]["observed"]
     if ends["high"] - ends["low"] > WIDE:
-        sentence += (f" With {len(own):,} images, rates between {ends['low']:.1%} and "
+        sentence += (f" With {len(own):,} {events}, rates between {ends['low']:.1%} and "
                      f"{ends['high']:.1%} cannot be distinguished.")  # fmt: skip
     return {"table": table, "sentence": f"{sentence} {describe_calibration(calibration)}"}
 

@@ -12,6 +12,7 @@ import scipy  # submodules load on first use
 from submanifold.common.errors import UserError
 from submanifold.common.extras import import_extra
 from submanifold.common.files import locked
+from submanifold.data.settings import TABLES
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.evaluation.metrics import COMPARED, NONE
 from submanifold.pipelines.conclusions import interval
@@ -141,11 +142,11 @@ def _usage(
 ) -> list[tuple[str, str]]:
     found = []
     done = table[table["model"].notna() & (table["state"] == "complete")]
-    synthetic = attributes["base"].get("dataset") in MANIFOLDS
+    dataset = attributes["base"].get("dataset")
     for column, text in {"mse": "error", "bpd": "number of bits"}.items():
-        if len(done) and not synthetic:
+        if len(done) and dataset not in MANIFOLDS:
             model = run_of_model(done.iloc[done[column].argmin()]["model"], project)
-            command = model_command(model, "score", "PICTURES")
+            command = model_command(model, "score", "TABLE" if dataset in TABLES else "PICTURES")
             found.append((command, f"applies the trial with the smallest {text}"))
     spaces = [f"{name}={space}" for name, space in attributes["search"].items()]
     params = ",".join(f"{name}={value}" for name, value in attributes.get("params", {}).items())

@@ -103,16 +103,15 @@ def _check_command(experiment: "Experiment", names: list[str]) -> None:
                 f"{parameter}={value} would have no effect: only --pipeline={parameter} uses it. "
                 "Leave it out, or run that pipeline."
             )
-    if experiment.kind != "images" and (wrong := {"ood", "dimension"} & {*names}):
-        what = "points" if experiment.kind == "points" else "rows of a table"
+    if experiment.kind == "points" and (wrong := {"ood", "dimension"} & {*names}):
         raise ClickException(
-            f"--pipeline={wrong.pop()} needs images, and dataset={experiment.dataset} consists of "
-            f"{what}. Choose a dataset of images with --params=dataset=<name>."
+            f"--pipeline={wrong.pop()} needs images or a table, and dataset={experiment.dataset} "
+            "consists of points. Choose another dataset with --params=dataset=<name>."
         )
     if experiment.ood is None and "ood" in names:
         raise ClickException(
             "--pipeline=ood needs --params=ood=<dataset>: a name in conf/base/parameters.yml, or a "
-            "folder or zip of images, such as ood=mnist."
+            "folder or zip of images, such as ood=mnist; for a table, another table."
         )
     for name in ["hierarchical" if name == "__default__" else name for name in names]:
         if name in ("hierarchical", "joint") and name != experiment.pipeline:

@@ -6,8 +6,8 @@ import pytest
 import scipy
 
 from submanifold.evaluation.calibration import false_alarms
-from submanifold.evaluation.image_scores import generalization_gap, group_numbers, mean_bits
 from submanifold.evaluation.intervals import proportion_interval
+from submanifold.evaluation.split_scores import generalization_gap, group_numbers, split_means
 
 RNG = np.random.default_rng(0)
 
@@ -24,11 +24,11 @@ def scored(shift, groups=200):
 @pytest.mark.parametrize("groups", [400, 200, 40])
 def test_the_gap_has_an_interval_over_groups(groups):
     assert (group_numbers(scored(0, groups)[:400]) is None) == (groups == 400)
-    gap = generalization_gap(mean_bits(scored(0.3, groups)))
+    gap = generalization_gap(split_means(scored(0.3, groups)))
     error = 0.2 * np.sqrt(2 / groups)
     assert gap["low"] < 0.3 < gap["high"]
     assert (gap["high"] - gap["low"]) / 2 == pytest.approx(1.96 * error, rel=0.25)
-    few = generalization_gap(mean_bits(scored(0.3, 4)))
+    few = generalization_gap(split_means(scored(0.3, 4)))
     assert few["low"] is few["high"] is None
 
 

@@ -1,4 +1,4 @@
-"""Densities and p-values of single images of each split, and how the splits differ."""
+"""Densities and p-values of single events of each split, and how the splits differ."""
 
 import math
 from collections.abc import Mapping
@@ -17,8 +17,11 @@ from submanifold.evaluation.scores import QUICK, score
 from submanifold.models import Model
 
 MAX_IMAGES = {"train": 500, "valid": 500, "test": 1000}
-"""Images of each split; the test images also get p-values."""
+MAX_ROWS = {"train": 5000, "valid": 5000, "test": 10_000}
+"""Events of each split; the test data also get p-values."""
 SEED = 0
+NLL = "nll"
+"""Column of the negative log-density in the units of a table; images have bits per dimension."""
 
 
 def score_splits(
@@ -29,19 +32,20 @@ def score_splits(
     groups: Groups | None,
     device: torch.device,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Score a fixed random subset of each split's images, uint8 (N, ...).
+    """Score a fixed random subset of each split, uint8 images or float vectors (N, ...).
 
     Returns:
-        Columns (n,) by split: ``number`` in the array, ``group`` (the number, if images are
-        independent), and with a density ``bits_per_dim``; for test images also ``encoder_mse``, and
+        Columns (n,) by split: ``number`` in the array, ``group`` (the number, if events are
+        independent), and with a density ``bits_per_dim``; for test data also ``encoder_mse``, and
         with a calibration ``anomaly_score`` and ``p_value``.
     """
     model = model.to(device)
     scored: dict[str, dict[str, np.ndarray]] = {}
-    for split, images in {"train": train, "valid": valid, "test": test}.items():
+    for split, events in {"train": train, "valid": valid, "test": test}.items():
         rng = np.random.default_rng(SEED)
-        numbers = np.sort(rng.permutation(len(images))[: MAX_IMAGES[split]])
-        members, some = groups_of(groups, split), images[numbers]
+        most = MAX_IMAGES if events.dtype == np.uint8 else MAX_ROWS
+        numbers = np.sort(rng.permutation(len(events))[: most[split]])
+        members, some = groups_of(groups, split), events[numbers]
         group = numbers if members is None else members[numbers]
         found = {"number": numbers, "group": group}
         if split == "test":
@@ -64,11 +68,11 @@ def as_table(scored: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
     return table if "bits_per_dim" in table else table.assign(bits_per_dim=math.nan)
 
 
-def _score_test(model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
-    scores = score(model, images, QUICK)
+def _score_test(model: Model, events: np.ndarray) -> dict[str, np.ndarray]:
+    scores = score(model, events, QUICK)
     found = {"encoder_mse": scores["encoder_distance"]}
     if "density" in scores:
-        found["bits_per_dim"] = to_bits_per_dim(-scores["density"], images)
+        found["bits_per_dim"] = to_bits_per_dim(-scores["density"], events)
     if "groups" in model.calibration:
         calibration = Calibration.from_dict(model.calibration)
         combination = calibration.complete(scores)[COMBINATION]
@@ -77,26 +81,32 @@ def _score_test(model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-def mean_bits(scored: pd.DataFrame) -> dict[str, Interval]:
-    """Average the bits per dimension of each split, with 95% intervals over groups.
+def density_column(scored: pd.DataFrame) -> str:
+    """Return the column of densities: ``nll`` of rows of a table, else ``bits_per_dim``."""
+    return NLL if NLL in scored else "bits_per_dim"
+
+
+def split_means(scored: pd.DataFrame) -> dict[str, Interval]:
+    """Average the :func:`density_column` of each split, with 95% intervals over groups.
 
     Args:
         scored: The table of :func:`as_table` of a model with a density.
     """
+    column = density_column(scored)
     return {
-        str(split): mean_interval(table["bits_per_dim"].to_numpy(), group_numbers(table))
+        str(split): mean_interval(table[column].to_numpy(), group_numbers(table))
         for split, table in scored.groupby("split", sort=False)
     }
 
 
-def generalization_gap(bits: Mapping[str, Interval]) -> Interval:
-    """Subtract the mean bits of training images from those of test images, with a 95% interval.
+def generalization_gap(means: Mapping[str, Interval]) -> Interval:
+    """Subtract the mean of the training data from that of the test data, with a 95% interval.
 
     Args:
-        bits: The result of :func:`mean_bits`. The splits are independent, so that the squares of
+        means: The result of :func:`split_means`. The splits are independent, so that the squares of
             the half-widths add up.
     """
-    test, train = bits["test"], bits["train"]
+    test, train = means["test"], means["train"]
     found: Interval = {"value": test["value"] - train["value"], "low": None, "high": None}
     if test["low"] is not None and train["low"] is not None:
         below = math.hypot(test["value"] - test["low"], train["high"] - train["value"])
@@ -106,6 +116,6 @@ def generalization_gap(bits: Mapping[str, Interval]) -> Interval:
 
 
 def group_numbers(table: pd.DataFrame) -> np.ndarray | None:
-    """Return the group numbers of a split, or None if each image is a group."""
+    """Return the group numbers of a split, or None if each event is a group."""
     groups = table["group"].to_numpy()
     return None if len(np.unique(groups)) == len(groups) else groups

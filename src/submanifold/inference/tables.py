@@ -1,0 +1,112 @@
+"""Score, encode, project, and sample the rows of a table with a trained model.
+
+Rows are DataFrames with the columns of the training table, in any order, and results are in the
+units of the table. All functions raise a :class:`~submanifold.common.errors.UserError` for tables
+that do not fit the model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from submanifold.common.errors import UserError
+from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.calibration import Calibration
+from submanifold.inference import scoring
+from submanifold.models import Model
+
+BATCH_SIZE = 4096
+
+
+def preprocessor_of(model: Model) -> Preprocessor:
+    """Return the preprocessor of a model of a table.
+
+    Raises:
+        UserError: The model was not trained on a table.
+    """
+    if "table" not in model.data:
+        kind = "images" if "size" in model.data else "points"
+        raise UserError(f"model: expected a model of a table, got one of {kind}.")
+    return Preprocessor.from_dict(model.data["table"])
+
+
+def score_table(model: Model, table: pd.DataFrame, exact: bool = False) -> pd.DataFrame:
+    """Score rows: densities, distances from the manifold, and p-values.
+
+    Args:
+        model: A calibrated model of a table.
+        table: The rows.
+        exact: Whether to compute the nearest projections as well, which takes longer.
+
+    Returns:
+        The columns of :func:`.scoring.score_events` by row, with the index of the table;
+        ``log_prob`` is the log-density in nats in the units of the table. Squared errors are in
+        standardized units.
+    """
+    calibration = scoring.load_calibration(model)
+    parts = [pd.DataFrame(score_rows(model, calibration, rows, exact)) for rows in _split(table)]
+    return pd.concat(parts, ignore_index=True).set_axis(table.index)
+
+
+def score_rows(
+    model: Model, calibration: Calibration, table: pd.DataFrame, exact: bool = False
+) -> dict[str, np.ndarray]:
+    """Score a batch of rows: the columns of :func:`score_table` by name."""
+    preprocessor = preprocessor_of(model)
+    x = preprocessor.transform(table)
+    columns = scoring.score_event_batch(model, calibration, x, exact)
+    if "log_prob" in columns:
+        columns["log_prob"] = columns["log_prob"] + preprocessor.log_det(table)
+        del columns["bits_per_dim"]  # of standardized columns
+    return columns
+
+
+def encode_table(model: Model, table: pd.DataFrame, exact: bool = False) -> pd.DataFrame:
+    """Encode rows as coordinates on the manifold, ``u0``, ..., and off the manifold, ``v0``, ...
+
+    With ``exact``, u is that of the nearest projection. The result has the index of the table.
+    """
+    x = preprocessor_of(model).transform(table)
+    return code_frame(*scoring.encode_events(model, x, exact, BATCH_SIZE)).set_axis(table.index)
+
+
+def code_frame(u: np.ndarray, v: np.ndarray) -> pd.DataFrame:
+    """Return coordinates u (N, d) and v (N, D - d) as columns ``u0``, ..., ``v0``, ..."""
+    names = [f"{name}{number}" for name, each in (("u", u), ("v", v))
+             for number in range(each.shape[1])]  # fmt: skip
+    return pd.DataFrame(np.concatenate([u, v], 1), columns=names)
+
+
+def project_table(
+    model: Model, table: pd.DataFrame, exact: bool = False
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Project rows onto the manifold.
+
+    Returns:
+        The projections, with the columns and the index of the table, and their mean squared errors
+        (N,) in standardized units.
+    """
+    preprocessor = preprocessor_of(model)
+    x = preprocessor.transform(table)
+    projections, errors = scoring.project_events(model, x, exact, BATCH_SIZE)
+    return preprocessor.inverse_transform(projections).set_axis(table.index), errors
+
+
+def sample_table(model: Model, count: int, temperature: float, seed: int) -> pd.DataFrame:
+    """Sample rows on the manifold; see :func:`.scoring.sample_events`."""
+    samples = scoring.sample_events(model, count, temperature, seed)
+    return preprocessor_of(model).inverse_transform(samples)
+
+
+def to_events(model: Model, batch: np.ndarray | pd.DataFrame) -> np.ndarray:
+    """Convert rows of a table to standardized vectors; images and vectors stay as they are."""
+    if isinstance(batch, pd.DataFrame):
+        return preprocessor_of(model).transform(batch)
+    return batch
+
+
+def _split(table: pd.DataFrame) -> list[pd.DataFrame]:
+    if table.empty:
+        raise UserError("table: expected at least one row, got none.")
+    return [table.iloc[start : start + BATCH_SIZE] for start in range(0, len(table), BATCH_SIZE)]

@@ -1,0 +1,141 @@
+"""Figures of tables: columns of the data and of samples, in their own units."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+MAX_COLUMNS, PER_ROW = 24, 6
+"""Columns of a figure of marginals, and panels in one of its rows."""
+MAX_PAIRED, MAX_POINTS = 5, 1000
+"""Columns of a figure of pairs, and points of one of its panels."""
+BINS, MAX_VALUES = 40, 20
+"""Bins of a histogram; a column with at most so many different values has bars instead."""
+ENDS = 0.005, 0.995
+"""Quantiles of the data between which values are shown."""
+
+
+def marginals(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw a histogram of each column for each table; the first 24 columns are shown.
+
+    Args:
+        tables: Tables with equal columns by name, the data first. The data determine the range of a
+            panel; its outermost bins include values beyond.
+    """
+    data = next(iter(tables.values()))
+    names = list(data)[:MAX_COLUMNS]
+    columns = min(PER_ROW, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(1.9 * columns, 1.6 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, name in zip(grid, names, strict=False):
+        _marginal(axes, {label: table[name] for label, table in tables.items()})
+        axes.set_title(_short(name), fontsize=8)
+    for axes in grid[len(names) :]:
+        axes.remove()
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside upper right", ncols=len(labels))
+    return figure
+
+
+def pairs(data: pd.DataFrame, samples: pd.DataFrame) -> Figure:
+    """Draw pairs of the most correlated columns: data below the diagonal, samples above it.
+
+    Args:
+        data: The data; the first 1,000 rows are shown.
+        samples: Samples with the same columns.
+    """
+    names = most_correlated(data, MAX_PAIRED)
+    size = max(len(names), 1)
+    figure = Figure(figsize=(1.8 * size + 0.4, 1.8 * size), layout="constrained")
+    grid = figure.subplots(size, size, squeeze=False)
+    ranges = {name: _range(data[name]) for name in names}
+    for row, y in enumerate(names):
+        for column, x in enumerate(names):
+            axes = grid[row, column]
+            if row == column:
+                _histogram(axes, {"data": data[x], "samples": samples[x]})
+            else:
+                table = data if row > column else samples
+                some = table[[x, y]].iloc[:MAX_POINTS].to_numpy(float)
+                color = "C0" if row > column else "C1"
+                axes.scatter(*some.T, s=4, alpha=0.35, lw=0, color=color)
+                axes.set(xlim=ranges[x], ylim=ranges[y])
+            axes.tick_params(labelsize=6, labelbottom=row == size - 1, labelleft=column == 0)
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.yaxis.set_major_locator(MaxNLocator(3))
+            if row == size - 1:
+                axes.set_xlabel(_short(x), fontsize=8)
+            if column == 0:
+                axes.set_ylabel(_short(y), fontsize=8)
+    return figure
+
+
+def most_correlated(table: pd.DataFrame, count: int) -> list[str]:
+    """Return the numeric columns with the largest mean absolute rank correlation, in their order.
+
+    Example:
+        >>> x = np.arange(8.0)
+        >>> most_correlated(pd.DataFrame({"a": x, "b": x % 2, "c": x**2}), 2)
+        ['a', 'c']
+    """
+    numeric = table.iloc[:MAX_POINTS].select_dtypes("number")
+    varying = numeric.loc[:, numeric.nunique() > 1]
+    strength = varying.rank().corr().abs().fillna(0).mean()
+    chosen = set(strength.sort_values(ascending=False, kind="stable").index[:count])
+    return [str(name) for name in varying if name in chosen]
+
+
+def _marginal(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
+    """Draw one column for each table: bars for few values or categories, else histograms."""
+    first = next(iter(columns.values()))
+    if first.nunique() > MAX_VALUES and pd.api.types.is_numeric_dtype(first):
+        _histogram(axes, columns)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        return
+    axes.tick_params(labelsize=6)
+    axes.set_yticks([])
+    values = sorted(first.value_counts().index[:MAX_VALUES])
+    width = 0.8 / len(columns)
+    places = np.arange(len(values))
+    for number, (label, column) in enumerate(columns.items()):
+        share = column.value_counts(normalize=True).reindex(values).fillna(0)
+        axes.bar(places + number * width, share, width, label=label, color=f"C{number}")
+    step = -(-len(values) // 6)
+    middle = (places[::step] + (len(columns) - 1) * width / 2).tolist()
+    axes.set_xticks(middle, [_short(_text(value), 8) for value in values[::step]])
+
+
+def _histogram(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
+    """Draw the histogram of a column of numbers for each table."""
+    axes.tick_params(labelsize=6)
+    axes.set_yticks([])
+    low, high = _range(next(iter(columns.values())))
+    edges = np.linspace(low, high, BINS + 1).tolist()
+    for number, (label, column) in enumerate(columns.items()):
+        numbers = column.to_numpy(float)
+        numbers = numbers[np.isfinite(numbers)].clip(low, high)
+        weights = np.full(len(numbers), 1 / max(len(numbers), 1))
+        axes.hist(numbers, edges, weights=weights, histtype="step", label=label, lw=1.2,
+                  color=f"C{number}")  # fmt: skip
+
+
+def _range(column: pd.Series) -> tuple[float, float]:
+    """Return the ends of a panel."""
+    values = column.to_numpy(float)
+    low, high = np.quantile(values[np.isfinite(values)], ENDS)
+    margin = 0.05 * (high - low) or 0.5
+    return float(low - margin), float(high + margin)
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+
+
+def _short(name: object, length: int = 22) -> str:
+    """Shorten a name to the width of a panel."""
+    text = str(name)
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,0 +1,280 @@
+"""Commands of a model of a table: results by row and in the units of the table."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy
+import torch
+from click.testing import CliRunner
+
+from calibrated import png, smooth_images
+from strategies import perturb
+from submanifold.cli import cli
+from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.calibration import calibrate
+from submanifold.flows import RealNVP
+from submanifold.inference import tables
+from submanifold.inference.tables import project_table, score_table
+from submanifold.models import Hierarchy, Model, Stage
+
+ROWS = 90
+
+
+def rows(count, seed):
+    """Rows of continuous, quantized and categorical columns of different scales."""
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame({
+        "weight": rng.normal(70, 12, count),
+        "income": rng.lognormal(8, 1, count),
+        "age": rng.integers(18, 80, count),
+        "city": rng.choice(["Bern", "Rome"], count),
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    preprocessor = Preprocessor.fit(rows(500, 0), categorical="onehot", scale="quantile")
+    model = perturb(Hierarchy([Stage(RealNVP(5), dim=3)]), 0.1).eval()
+    model.data = {"table": preprocessor.to_dict(), "label": None}
+    held_out = preprocessor.transform(rows(200, 1))
+    model.calibration = calibrate(model, held_out, torch.device("cpu"))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model_file(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "hierarchy.safetensors"
+    model.save(path)
+    return path
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.csv"
+    rows(ROWS, 2).to_csv(path, index=False)
+    return path
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli, [str(each) for each in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_log_prob_is_a_density_in_the_units_of_the_table(model):
+    """A probability is an integral over the table's own units: here over one column and its steps.
+
+    The density of rows that differ in one continuous column only, times the width of a step of that
+    column, is the probability of the step given by the standardized density.
+    """
+    table = rows(1, 3).loc[[0] * 2001].reset_index(drop=True)
+    table["weight"] = np.linspace(20, 120, 2001)
+    found = score_table(model, table)
+    preprocessor = Preprocessor.from_dict(model.data["table"])
+    x = preprocessor.transform(table)[:, 0].astype(np.float64)
+    with torch.no_grad():
+        standard = model.log_prob(torch.from_numpy(preprocessor.transform(table))).numpy()
+    own = scipy.integrate.trapezoid(np.exp(found["log_prob"]), table["weight"])
+    others = preprocessor.log_det(table) - np.log(np.gradient(x, table["weight"]))
+    expected = scipy.integrate.trapezoid(np.exp(standard + others), x)
+    assert own == pytest.approx(expected, rel=0.02)
+
+
+def test_scores_of_files_are_those_of_the_frame(model, model_file, table, tmp_path):
+    output = succeed("score", model_file, table, "--alpha=10%", "--out", tmp_path / "scores.csv")
+    found = pd.read_csv(tmp_path / "scores.csv")
+    expected = score_table(model, rows(ROWS, 2))
+    assert list(found)[:2] == ["row", "log_prob"]
+    assert found["row"].tolist() == list(range(ROWS))
+    for name in ("log_prob", "log_prob_on_manifold", "encoder_mse", "p_value"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    assert "rows are flagged" in output
+    assert "p-value  row, the most anomalous first" in output
+    assert (found["ood"] == (found["p_value"] <= 0.1)).all()
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather", "csv"])
+def test_columns_are_found_by_name_in_any_order_type_and_format(
+    model_file, table, tmp_path, suffix, caplog
+):
+    succeed("score", model_file, table, "--out", tmp_path / "a.csv")
+    other = rows(ROWS, 2)[["city", "age", "weight", "income"]].assign(
+        note="x", age=lambda t: t["age"] * 1.0
+    )
+    path = tmp_path / f"other.{suffix}"
+    getattr(other, f"to_{suffix}")(path, **({"index": False} if suffix == "csv" else {}))
+    succeed("score", model_file, path, "--out", tmp_path / "b.parquet")
+    a, b = pd.read_csv(tmp_path / "a.csv"), pd.read_parquet(tmp_path / "b.parquet")
+    pd.testing.assert_frame_equal(a, b, rtol=1e-5)
+    assert caplog.text.count("columns note are unknown to the model; they are ignored") == 1
+
+
+def test_several_files_have_their_names_in_the_rows(model_file, table, tmp_path):
+    second = tmp_path / "zwei.csv"
+    rows(3, 5).to_csv(second, index=False)
+    succeed("score", model_file, table, second, "--out", tmp_path / "scores.csv")
+    labels = pd.read_csv(tmp_path / "scores.csv")["row"]
+    assert labels.iloc[0] == f"{table}:0"
+    assert labels.iloc[-1] == f"{second}:2"
+    assert len(labels) == ROWS + 3
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(("index", "label"), [
+    (pd.Index([7, 5, 9]), "row"), (pd.Index(["a", "b\nc", "ü"], name="id"), "id"),
+])  # fmt: skip
+def test_results_have_the_index_of_the_table(model_file, tmp_path, suffix, index, label):
+    table = rows(3, 2).set_axis(index)
+    path = tmp_path / f"table.{suffix}"
+    getattr(table, f"to_{suffix}")(path)
+    expected = [str(each).replace("\n", r"\n") for each in index]
+    label = label if suffix != "csv" or index.name is None else "row"  # CSV: a column like others
+    expected = expected if label == (index.name or "row") else ["0", "1", "2"]
+    for command, name in (("score", "s.parquet"), ("encode", "c.csv"), ("project", "p.parquet")):
+        succeed(command, model_file, path, "--out", tmp_path / name)
+        read = pd.read_csv if name.endswith("csv") else pd.read_parquet
+        assert read(tmp_path / name)[label].astype(str).tolist() == expected
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_an_interrupted_scoring_is_resumed_with_the_same_result(
+    model_file, table, tmp_path, monkeypatch, suffix
+):
+    out, options = tmp_path / f"scores.{suffix}", ["--batch-size=16"]
+    succeed("score", model_file, table, "--out", out, *options)
+    expected = out.read_bytes()
+    calls, original = itertools.count(), tables.score_rows
+
+    def fail(*arguments):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(tables, "score_rows", fail)
+    assert run("score", model_file, table, "--out", out, *options).exit_code != 0
+    monkeypatch.setattr(tables, "score_rows", original)
+    assert (tmp_path / f"scores.{suffix}.part").read_text().count("\n") == 2 + 3 * 16
+    succeed("score", model_file, table, "--out", out, "--resume", *options)
+    assert out.read_bytes() == expected
+
+
+def test_codes_decode_to_the_rows(model, model_file, table, tmp_path):
+    for name in ("codes.csv", "codes.parquet"):
+        succeed("encode", model_file, table, "--out", tmp_path / name)
+    codes = pd.read_csv(tmp_path / "codes.csv")
+    assert list(codes) == ["row", "u0", "u1", "u2", "v0", "v1"]
+    pd.testing.assert_frame_equal(codes, pd.read_parquet(tmp_path / "codes.parquet"),
+                                  check_dtype=False)  # fmt: skip
+    succeed("encode", model_file, table, "--out", tmp_path / "codes.npz")
+    arrays = np.load(tmp_path / "codes.npz")
+    u, v = (torch.tensor(arrays[name]) for name in "uv")
+    np.testing.assert_allclose(codes[["u0", "u1", "u2"]], u, rtol=1e-5)
+    with torch.no_grad():
+        x = model.decode(u, v).numpy()
+    decoded = Preprocessor.from_dict(model.data["table"]).inverse_transform(x)
+    given = rows(ROWS, 2)
+    np.testing.assert_allclose(decoded["weight"], given["weight"], rtol=1e-3)
+    assert (decoded["city"] == given["city"]).mean() > 0.99
+
+
+def test_projections_have_the_columns_of_the_table(model, model_file, table, tmp_path):
+    output = succeed("project", model_file, table, "--out", tmp_path / "p.csv", "--exact")
+    found = pd.read_csv(tmp_path / "p.csv")
+    expected, errors = project_table(model, rows(ROWS, 2), exact=True)
+    assert list(found) == ["row", "weight", "income", "age", "city", "mse"]
+    np.testing.assert_allclose(found["mse"], errors, rtol=1e-3)
+    assert found["city"].tolist() == expected["city"].tolist()
+    printed = re.search(r"mean squared error ([0-9.]+), standardized columns", output)
+    assert float(printed[1]) == pytest.approx(errors.mean(), rel=1e-2)
+
+
+def test_samples_are_rows_of_the_table(model_file, tmp_path):
+    succeed("sample", model_file, "-n", 50, "--out", tmp_path / "s.parquet")
+    found = pd.read_parquet(tmp_path / "s.parquet")
+    assert list(found) == ["weight", "income", "age", "city"]
+    assert set(found["city"]) == {"Bern", "Rome"}
+    assert found["age"].dtype == np.int64
+    assert 40 < found["weight"].median() < 100
+
+
+def test_arrays_are_matched_by_position(tmp_path):
+    numbers = rows(300, 0)[["weight", "income"]]
+    preprocessor = Preprocessor.fit(numbers)
+    model = Hierarchy([Stage(RealNVP(2), dim=1)])
+    model.data = {"table": preprocessor.to_dict(), "label": None}
+    model.calibration = calibrate(model, preprocessor.transform(numbers), torch.device("cpu"))
+    model.save(tmp_path / "m.safetensors")
+    np.save(tmp_path / "rows.npy", numbers.to_numpy())
+    numbers.to_csv(tmp_path / "rows.csv", index=False)
+    tables = []
+    for name in ("rows.npy", "rows.csv"):
+        succeed("score", tmp_path / "m.safetensors", tmp_path / name, "--out", tmp_path / "s.csv")
+        tables.append(pd.read_csv(tmp_path / "s.csv"))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-6)
+
+
+def test_info_describes_the_columns(model_file):
+    about = json.loads(run("info", model_file).output)
+    assert [each["name"] for each in about["data"]["table"]["columns"]][:3] == [
+        "weight",
+        "income",
+        "age",
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["score", "{model}", "{folder}/image.png"], "expected a table, got an image"),
+    (["score", "{images}", "{table}"], "expected images, got a table: the model was trained on"),
+    (["score", "{points}", "{table}"], "a model of images or of a table, got one of points"),
+    (["score", "{model}", "{folder}/missing.csv"], "got none named age"),
+    (["score", "{model}", "{folder}/typo.csv"], "got none named income. Did you mean Income?"),
+    (["encode", "{model}", "{folder}/text.csv"], "weight: expected numbers, got 1 other"),
+    (["project", "{model}", "{folder}/nan.csv"], "no missing values, got some in weight (1)"),
+    (["score", "{model}", "{folder}/empty.csv"], "expected a table, got an empty file"),
+    (["score", "{model}", "{folder}/header.csv"], "expected rows, got none"),
+    (["encode", "{model}", "{folder}/header.csv"], "expected rows, got none"),
+    (["score", "{model}", "nowhere.csv"], "a path that does not exist"),
+    (["score", "{model}", "{table}", "--sheet", "{folder}/s.png"], "--sheet: expected none"),
+    (["score", "{model}", "{table}", "--out", "{table}"], "a path other than the inputs"),
+    (["project", "{model}", "{table}", "--out", "{folder}/p.npz"], "expected a .csv or .parquet"),
+    (["sample", "{model}", "--out", "{folder}/s.png"], "a .csv or .parquet file for rows"),
+    (["sample", "{points}", "--out", "{folder}/s.csv"], "expected a .png or .npz file for images"),
+    (["interpolate", "{model}", "{table}", "{table}"], "a model of images, got one of a table"),
+])  # fmt: skip
+def test_mistakes_are_reported_in_one_line(
+    model_file, table, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    given = rows(20, 2)
+    given.drop(columns="age").to_csv("missing.csv", index=False)
+    given.rename(columns={"income": "Income"}).to_csv("typo.csv", index=False)
+    given.astype({"weight": object}).replace({"weight": {given["weight"][3]: "heavy"}}).to_csv(
+        "text.csv", index=False
+    )
+    given.replace({"weight": {given["weight"][3]: np.nan}}).to_csv("nan.csv", index=False)
+    given[:0].to_csv("header.csv", index=False)
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "image.png").write_bytes(png(smooth_images(1, 0)[0]))
+    places = {"model": model_file, "table": table, "folder": tmp_path}
+    for name, data in (("points", {}), ("images", {"size": 8, "channels": 3, "crop": "square"})):
+        model = Model.load(model_file)
+        model.data = data
+        places[name] = tmp_path / f"{name}.safetensors"
+        model.save(places[name])
+    before = sorted(tmp_path.iterdir())
+    result = run(*(each.format(**places) for each in arguments))
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,120 @@
+"""A table in all pipelines that follow the training: report, ood, dimension, compare, commands."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from submanifold.data.tables import Preprocessor
+from submanifold.inference.tables import score_table
+from submanifold.models import Model
+
+RNG = np.random.default_rng(0)
+METHOD = "density-first"
+
+
+@pytest.fixture(scope="module")
+def table(project):
+    """400 rows of two factors in columns of different kinds, and 60 without the factors."""
+    factors = RNG.normal(size=(460, 2))
+    frame = pd.DataFrame(factors @ RNG.normal(size=(2, 5)), columns=list("abcde"))
+    frame += 0.1 * RNG.normal(size=frame.shape)
+    frame["e"] = frame["e"].round(1)
+    frame["city"] = np.where(factors[:, 0] > 0, "Bern", "Rome")
+    frame.iloc[400:, :5] = RNG.permuted(frame.iloc[400:, :5].to_numpy(), axis=0) * 3
+    frame[:400].to_csv(project.path / "rows.csv", index=False)
+    frame[400:].to_parquet(project.path / "other.parquet")
+    return project.path / "rows.csv"
+
+
+@pytest.fixture(scope="module")
+def params(table):
+    data = {"path": str(table), "categorical": "onehot"}
+    return {"dataset": "table", "method": METHOD, "data": data}
+
+
+@pytest.fixture(scope="module")
+def run(project, params):
+    return project.run(**params)
+
+
+def text_of(page):
+    page = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+def test_the_report_is_in_the_units_of_the_table(run):
+    text, metrics = text_of(run.load("report")), run.load("metrics")
+    model = Model.load(run.path("hierarchy"))
+    rows = Preprocessor.from_dict(model.data["table"]).inverse_transform(run.load("x_test"))
+    nll = -score_table(model, rows)["log_prob"]
+    # the noise of the quantized column differs
+    assert metrics["nll"]["value"] == pytest.approx(nll.mean(), abs=0.5)
+    assert metrics["curve"]["dims"] == [1, 2, 3, 4, 5, 6, 7]
+    for part in ("nats per row, the negative log-density in the units of the table; Gaussian:",
+                 "of the variance is explained by", "Smallest d whose encoder projections explain",
+                 "Training rows have", "320 training, 40 validation and 40 test rows",
+                 "Most anomalous rows", "e quantized", "city categorical Bern, Rome",
+                 "submanifold score", "TABLE --alpha=5%"):  # fmt: skip
+        assert part in text, part
+    text = text.replace(
+        "The coordinates of an image are its dequantized pixels in each channel", ""
+    )
+    assert not re.search(r"\b(images|pictures|pixels)\b", text.lower())
+    assert run.artifacts >= {"marginals.png", "pairs.png", "anomalies.csv", "split_scores.csv"}
+
+
+def test_the_most_anomalous_rows_have_contributions_of_columns(run):
+    found, scored = run.load("anomalies"), run.load("split_scores")
+    own = scored[scored["split"] == "test"]
+    assert found["number"].iloc[0] == own["number"][own["anomaly_score"].idxmax()]
+    assert set(found["column"]) <= set("abcde") | {"city"}
+    assert found.groupby("number").size().max() == 3
+    assert (found["contribution"] >= 0).all()
+    first = found[found["number"] == found["number"].iloc[0]]
+    assert first["contribution"].is_monotonic_decreasing
+
+
+def test_rows_of_another_table_are_out_of_distribution(project, params, run):
+    found = project.run("ood", only_missing_outputs=True, ood=str(project.path / "other.parquet"),
+                        **params)  # fmt: skip
+    assert not any(found.steps.values())
+    measured = found.load("ood_metrics")
+    assert measured["counts"] == {"normal": 40, "ood": 60}
+    assert measured["scores"]["anomaly_score"]["auroc"]["value"] > 0.8
+    text = text_of(found.load("ood_report"))
+    assert "flags" in text
+    assert "TABLE is a file with the columns of the training table" in text
+    assert not re.search(r"\b(images?|pictures?|pixels?)\b", text.lower())
+
+
+def test_the_dimension_of_a_table(project, params, run):
+    pytest.importorskip("skdim")
+    found = project.run("dimension", only_missing_outputs=True, **params)
+    assert not any(found.steps.values())
+    text = text_of(found.load("dimension_report"))
+    assert "explain 90% of the variance" in text
+    assert "standardized training rows" in text
+    assert 1 <= found.load("dimension_metrics")["estimates"]["lPCA"]["value"] <= 5
+
+
+def test_runs_on_a_table_are_compared(project, params, run):
+    project.run("compare", **params)
+    text = text_of(
+        (project.path / "data/08_reporting/comparison-table/comparison.html").read_text()
+    )
+    assert "over the test rows (or their groups)" in text
+    assert "TABLE" in text
+    assert "No samples in MLflow" not in text
+
+
+def test_the_model_of_mlflow_takes_named_columns(project, run):
+    import mlflow
+
+    client = project.mlflow_client
+    mlflow.set_tracking_uri(f"sqlite:///{project.path}/mlflow.db")
+    logged = client.search_logged_models([run.mlflow.info.experiment_id])[0]
+    assert logged.model_type is None
+    signature = mlflow.models.get_model_info(f"models:/{logged.model_id}").signature
+    assert signature.inputs.input_names() == ["a", "b", "c", "d", "e", "city"]
