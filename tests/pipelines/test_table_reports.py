@@ -58,10 +58,7 @@ def test_the_report_is_in_the_units_of_the_table(run):
                  "Most anomalous rows", "e quantized", "city categorical Bern, Rome",
                  "submanifold score", "TABLE --alpha=5%"):  # fmt: skip
         assert part in text, part
-    text = text.replace(
-        "The coordinates of an image are its dequantized pixels in each channel", ""
-    )
-    assert not re.search(r"\b(images|pictures|pixels)\b", text.lower())
+    assert not re.search(r"\b(images?|pictures?)\b", text.lower())
     assert run.artifacts >= {"marginals.png", "pairs.png", "anomalies.csv", "split_scores.csv"}
 
 
