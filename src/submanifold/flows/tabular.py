@@ -12,7 +12,8 @@ from submanifold.flows.linear import ActNorm, Linear
 from submanifold.flows.softflow import NoiseConditional
 
 LARGEST_MIXED = 256
-"""Columns above which no matrices are learned: their determinants take cubic time."""
+"""Columns above which there are no splines, which are slow, and no learned matrices, whose
+determinants take cubic time."""
 ENOUGH_ROWS = 1500
 """Rows below which splines at the quantiles would overfit, so that they start as the identity."""
 SMALLEST_TAIL = 2e-4
@@ -114,7 +115,8 @@ class QuantileSpline(DataInitialized, Bijection):
 
 def _bins_of(x: Tensor, sought: Tensor, *knots: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Values (batch, dim) at both ends of the bins of x among the sought knots."""
-    bins = (sought[:, 1:-1] <= x[:, :, None]).sum(2)
+    inner = sought.detach()[:, 1:-1].contiguous()
+    bins = torch.searchsorted(inner, x.detach().T.contiguous(), right=True).T
     ends = torch.stack([bins, bins + 1], 2)
     found = (each.expand(len(x), -1, -1).gather(2, ends).unbind(2) for each in knots)
     return [(first, second) for first, second in found]
@@ -173,7 +175,7 @@ class Tabular(Compose, Flow):
     initialization already fits a Gaussian copula. The noise scale of
     :func:`.noise_conditioning` is an input of the coupling nets.
 
-    Above 256 columns no matrices are learned. Couplings transform both halves in turn.
+    Above 256 columns there are no splines and no learned matrices. Couplings transform both halves in turn.
 
     Args:
         dim: Number of columns.
@@ -198,7 +200,7 @@ class Tabular(Compose, Flow):
         bins: NonNegativeInt = 32,
     ):
         mixes = dim <= LARGEST_MIXED
-        layers: list[Bijection] = [QuantileSpline(dim, bins)] if bins else []
+        layers: list[Bijection] = [QuantileSpline(dim, bins)] if bins and mixes else []
         for index in range(couplings):
             layers.append(Linear(dim, whiten=index == 0) if mixes else ActNorm(dim))
             layers.append(NoiseConditionalCoupling(dim, hidden, swap=index % 2 == 1))
