@@ -175,7 +175,8 @@ class Tabular(Compose, Flow):
     initialization already fits a Gaussian copula. The noise scale of
     :func:`.noise_conditioning` is an input of the coupling nets.
 
-    Above 256 columns there are no splines and no learned matrices. Couplings transform both halves in turn.
+    Above 256 columns there are no splines and no learned matrices. Couplings transform both halves
+    in turn.
 
     Args:
         dim: Number of columns.
