@@ -19,7 +19,6 @@ from submanifold.config.project import conf_source
 from submanifold.config.schema import flatten
 from submanifold.data.prepare import check
 from submanifold.data.settings import ImageSettings
-from submanifold.data.tables.files import is_table
 from submanifold.inference.records import RunRecord
 
 
@@ -139,10 +138,11 @@ def check_images(loader: ExperimentConfigLoader) -> None:
 
 def _data_settings(data: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
     path = Path(data).expanduser()
-    if is_table(path):
-        return {"dataset": "table", "data": {"path": str(path.resolve())}}
     if path.exists():
-        return {"dataset": "folder", "data": {"path": str(path.resolve())}}
+        from submanifold.data.tables.files import is_table  # imports pandas
+
+        dataset = "table" if is_table(path) else "folder"
+        return {"dataset": dataset, "data": {"path": str(path.resolve())}}
     if data in datasets:
         return {"dataset": data}
     known = [*datasets, *(each.name for each in Path.cwd().iterdir())]
