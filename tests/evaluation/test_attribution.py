@@ -51,3 +51,15 @@ def test_infinite_scores_have_a_large_contribution():
     found, _ = column_contributions(score, np.array([[9.0, 0.0]]), USUAL[:, :2], [[0], [1]])
     assert found[0, 0] > 1e20
     assert found[0, 1] == 0
+
+
+def test_values_that_are_equal_to_the_user_are_not_tried():
+    """A dequantized integer is not replaced by another dequantization of the same integer."""
+    rows = np.array([[0.9, 1.5]])
+    found, values = column_contributions(
+        lambda x: np.square(x).sum(1), rows, np.random.default_rng(0).uniform(0, 2, (500, 2)),
+        [[0], [1]], lambda a, b: np.floor(a) == np.floor(b),
+    )  # fmt: skip
+    assert found[0, 0] == 0
+    assert values[0, 0] == 0.9
+    assert np.floor(values[0, 1]) == 0

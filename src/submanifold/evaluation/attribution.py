@@ -30,6 +30,7 @@ def column_contributions(
     rows: np.ndarray,
     reference: np.ndarray,
     columns: Sequence[Sequence[int]],
+    is_equal: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""Compute how much the score of a row decreases if a single column changes.
 
@@ -48,6 +49,8 @@ def column_contributions(
         reference: Usual rows (M, D), such as training data; at most 10,000 are used.
         columns: The coordinates of each column. Columns with several coordinates, such as the
             indicators of categories, take the values of ten rows.
+        is_equal: Whether the values of columns are equal to the user, (n, columns) for rows (n, D)
+            and (n, D). Equal values, such as other dequantizations of an integer, are not tried.
 
     Returns:
         The contributions (N, columns), at least 0, and the values (N, D) that attain them.
@@ -72,6 +75,10 @@ def column_contributions(
             scores = function(np.concatenate([row[None], changed.reshape(-1, len(row))]))
             scores = np.nan_to_num(scores, nan=LARGEST, posinf=LARGEST)
             by_level = scores[1:].reshape(len(columns), len(LEVELS))
+            if is_equal is not None:
+                for number, tried in enumerate(changed):
+                    equal = is_equal(np.broadcast_to(row, tried.shape), tried)[:, number]
+                    by_level[number, equal] = scores[0]
             contributions[index] = (scores[0] - by_level.min(1)).clip(0)
             for number, own in enumerate(columns):
                 if contributions[index, number] > 0:
@@ -123,7 +130,13 @@ def explain_rows(
                   for each in parts)  # fmt: skip
         return torch.cat(list(scores)).cpu().numpy()
 
-    contributions, usual = column_contributions(anomaly, rows, np.asarray(reference), coordinates)
+    def is_equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        both = (preprocessor.inverse_transform(each)[names].astype(str) for each in (a, b))
+        return np.equal(*(each.to_numpy() for each in both))
+
+    contributions, usual = column_contributions(
+        anomaly, rows, np.asarray(reference), coordinates, is_equal
+    )
     given, replaced = map(preprocessor.inverse_transform, (rows, usual))
     found = []
     for index, (_, row) in enumerate(worst.iterrows()):

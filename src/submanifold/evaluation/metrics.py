@@ -178,8 +178,8 @@ _METRICS = (
     Metric("bits_per_dim", "BPD", ".3f", BITS, column="bpd"),
     Metric("bits_per_dim_importance", "BPD, importance-weighted bound", ".3f", BITS,
            compared=False),
-    Metric("bits_per_dim_noisy", "BPD, with DNF's noise", ".3f", BITS, compared=False),
-    Metric("nll", "NLL (nats)", ".4f", NATS, compared=False),
+    Metric("bits_per_dim_noisy", "BPD, noisy input", ".3f", BITS, compared=False),
+    Metric("nll", "NLL (nats)", ".3f", NATS, compared=False),
     Metric("divergence", "KL from the truth (nats)", ".4f", NATS),
     Metric("manifold_nll", "NLL on the manifold", ".4f", NATS, better=None, compared=False),
     Metric("manifold_divergence", "KL on the manifold (nats)", ".4f", NATS, better=None,
@@ -225,8 +225,8 @@ _HELP = {
         "dimension."
     ),
     "bits_per_dim_noisy": (
-        "Bits per dimension of images with the Gaussian noise that a denoising normalizing flow "
-        "(DNF) is trained with."
+        "Bits per dimension of data with the largest Gaussian noise of the training, for denoising "
+        "and noise-conditional normalizing flows."
     ),
     "nll": (
         "Mean negative log-density in nats, of test points, or of test rows in the units of the "

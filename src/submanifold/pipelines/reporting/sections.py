@@ -391,7 +391,7 @@ def anomalies(explained: pd.DataFrame) -> pd.DataFrame | None:
         rows.append({
             "test row": f"{number:,}",
             "p-value": f"{first['p_value']:.4f}",
-            "log-density": f"{-first['nll']:.4g}",
+            "log-density": f"{-first['nll']:.2f}",
             "columns": "; ".join(parts) or "no single column",
         })  # fmt: skip
     table = pd.DataFrame(rows)
