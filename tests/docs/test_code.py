@@ -14,6 +14,7 @@ from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import Glow, RealNVP
 from submanifold.models import Model
+from submanifold.sklearn import ManifoldFlow
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^ *```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -54,6 +55,7 @@ def test_blocks_run(page, model, tmp_path, monkeypatch):
         model = model_of_a_table()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Model, "load", lambda path: model)
+    monkeypatch.setitem(ManifoldFlow.__init__.__kwdefaults__, "steps", 6)
     rng = np.random.default_rng(0)
     for path in ["new.jpg", *(f"other-normal-pictures/{number}.png" for number in range(24))]:
         Path(path).parent.mkdir(exist_ok=True)

@@ -48,6 +48,15 @@ def test_weights_of_large_dimensions_are_capped():
     assert batch.weighted_residuals(random_dim=2.0)[1].max().item() == pytest.approx(LARGEST_WEIGHT)
 
 
+@pytest.mark.parametrize("dim", [1, 6])
+def test_weights_are_finite_if_the_manifold_has_all_dimensions(dim):
+    x = torch.randn(200, dim)
+    batch = ForwardPass(hierarchy(dim, dim, torch.logspace(0, -1, dim)), x, x)
+    weight = batch.weighted_residuals(random_dim=2.0)[1]
+    assert weight.isfinite().all()
+    assert weight.max() == pytest.approx(LARGEST_WEIGHT)
+
+
 def test_validation_reports_the_error_at_the_models_own_dimension():
     model, x = hierarchy(12, 4), torch.randn(20, 12)
     objective = Objective({"reconstruction": Squared(weight=2.0, random_dim=3.0)})

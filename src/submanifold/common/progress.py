@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch", bound=Sized)
 
+_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 _check: ContextVar[Callable[[], None] | None] = ContextVar("check", default=None)
 
 LINE = "{desc}: {n_fmt}/{total_fmt} {unit}, {note}{left}"
@@ -27,6 +28,16 @@ def cancellation_check(check: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _check.reset(token)
+
+
+@contextmanager
+def hidden_progress(hidden: bool = True) -> Iterator[None]:
+    """Show no progress of the work inside."""
+    token = _hidden.set(hidden)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
 
 
 class ProgressBar(tqdm):
@@ -51,6 +62,7 @@ class ProgressBar(tqdm):
             desc=description, unit=unit, total=total or None, initial=done, smoothing=0,
             mininterval=0.1 if self.on_terminal else every, miniters=1,
             delay=0 if self.on_terminal else every, bar_format=BAR if self.on_terminal else LINE,
+            disable=_hidden.get(),
         )  # fmt: skip
 
     def __bool__(self) -> bool:  # tqdm's raises for an unknown total, and pooch calls it

@@ -45,6 +45,17 @@ def use_threads(setting: Threads) -> None:
     torch.set_num_threads(min(idle, most) if setting == "auto" else setting)
 
 
+@contextmanager
+def fixed_threads() -> Iterator[None]:
+    """Keep the present number of threads, so that equal work has bitwise equal results."""
+    global _setting
+    before, _setting = _setting, torch.get_num_threads()
+    try:
+        yield
+    finally:
+        _setting = before
+
+
 def threads_setting() -> Threads:
     """Return the setting of :func:`use_threads`."""
     return _setting

@@ -75,6 +75,18 @@ def entry(table: Mapping[str, Any], name: Any, what: str) -> Tree:
     return found
 
 
+def manifold_stages(method: Tree, dataset: Tree) -> tuple[list[str], Any]:
+    """Return the stages that have the dimension of the manifold, and this dimension.
+
+    These are the last stage of a method that has a dimension, and others with the same one. A
+    method with a density on all of space has none.
+    """
+    dims = {name: {**method[name], **dataset.get(name, {})}.get("dim")
+            for name in method if name.startswith("stage_")}  # fmt: skip
+    last = [each for each in dims.values() if each is not None][-1:]
+    return [name for name, each in dims.items() if [each] == last], last[0] if last else None
+
+
 def check_group(name: str, value: Any) -> None:
     """Raise :class:`UserError` for a single value where a group of settings is expected."""
     if not isinstance(value, Mapping):

@@ -42,6 +42,7 @@ def resolve(
     parameters: Mapping[str, Any],
     typed: Mapping[str, Any] | None = None,
     raw_folder: Path | None = None,
+    data: DataSettings | None = None,
 ) -> Experiment:
     """Select one experiment from the tables and check it.
 
@@ -61,6 +62,7 @@ def resolve(
         parameters: The tables and the user's settings, from files and the command line.
         typed: The settings from the command line alone.
         raw_folder: Folder in which the scans of tables are recorded.
+        data: The data, in place of the settings; for callers from Python.
 
     Raises:
         UserError: A name is unknown, or a value is not allowed.
@@ -86,7 +88,7 @@ def resolve(
     single["training"], minutes = _take_minutes(single["training"], typed or {})
     data_entry = {name: value for name, value in dataset.items()
                 if name != "method" and not name.startswith("stage_")}  # fmt: skip
-    data = read_data_settings(merge(data_entry, single["data"], "data"))
+    data = data or read_data_settings(merge(data_entry, single["data"], "data"))
     if isinstance(data, TableSettings):
         with error_prefix("data"):
             data.read(raw_folder)

@@ -185,8 +185,8 @@ def nested_projection(
 
     Returns:
         The projections, (batch, *event_shape), and weights (batch,): the first-order error at d
-        divided by the one at the drawn dimension, at most :data:`LARGEST_WEIGHT`; 1 without a
-        rotation.
+        (at most one less than the number of latents) divided by the one at the drawn dimension, at
+        most :data:`LARGEST_WEIGHT`; 1 without a rotation.
     """
     *outside, last = model.stages
     low = max(1, round(last.dim / random_dim))
@@ -205,5 +205,6 @@ def nested_projection(
     weight = torch.ones_like(uniform)
     if last.rotation is not None:
         tail = tail_sums(last.rotation.eigenvalues)
-        weight = tail[last.dim] / tail[dims].clamp_min(tail[last.dim] / LARGEST_WEIGHT)
+        error = tail[min(last.dim, last.latent_dim - 1)]  # with all latents there is none
+        weight = error / tail[dims].clamp_min(error / LARGEST_WEIGHT)
     return projection, weight

@@ -14,7 +14,7 @@ from submanifold.common.errors import UserError, did_you_mean, error_prefix
 from submanifold.common.files import printable
 from submanifold.config.cache_keys import RAW_FOLDER
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
-from submanifold.config.merge import entry, merge
+from submanifold.config.merge import entry, manifold_stages, merge
 from submanifold.config.project import conf_source
 from submanifold.config.schema import flatten
 from submanifold.data.prepare import check
@@ -157,15 +157,13 @@ def _dim_settings(dim: int, params: Mapping[str, Any], tables: Mapping[str, Any]
     """Set the dimension of the last stage that has one, and of stages that keep it."""
     dataset = entry(tables["datasets"], params["dataset"], "dataset")
     method = entry(tables["methods"], params.get("method", dataset["method"]), "method")
-    dims = {name: {**method[name], **dataset.get(name, {})}.get("dim")
-            for name in method if name.startswith("stage_")}  # fmt: skip
-    last = [each for each in dims.values() if each is not None][-1:]
-    if not last:
+    stages, _ = manifold_stages(method, dataset)
+    if not stages:
         raise UserError(
             f"--dim: expected none with method={method['name']}, whose density is on all of space, "
             f"got {dim}. Omit it, or choose another --method, such as density-first."
         )
-    return {name: {"dim": dim} for name, each in dims.items() if each == last[0]}
+    return {name: {"dim": dim} for name in stages}
 
 
 def _merge_settings(params: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

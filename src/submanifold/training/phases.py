@@ -183,6 +183,43 @@ def rotate_phase(
     return full.cpu(), history
 
 
+def train_phases(
+    phases: Mapping[str, PhaseSettings | RotationSettings],
+    model: ModelSettings,
+    train: np.ndarray,
+    valid: np.ndarray,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+) -> Model:
+    """Train a model in phases, as the pipelines do, in one process (Alg. 2).
+
+    Args:
+        phases: Settings of the phases by name, in order.
+        model: Settings of the stages.
+        train: Training data, (N, ...).
+        valid: Validation data.
+        seed: See :func:`train_phase`.
+        device: Device of the training.
+        folder: Folder of checkpoints and of the inputs of later stages.
+    """
+    trained: Any = None
+    for name, phase in phases.items():
+        inputs = {"train": train, "valid": valid}
+        if phase.stages[0] > 1:
+            outer = trained.part(1, phase.stages[0] - 1)
+            inputs = {split: encode_rows(outer, each, seed, device, folder / f"{name}-{split}.npy")
+                      for split, each in inputs.items()}  # fmt: skip
+        if isinstance(phase, RotationSettings):
+            trained, _ = rotate_phase(phase, trained, inputs["train"], seed, device, folder, name)
+        else:
+            trained, _ = train_phase(
+                phase, model, trained, inputs["train"], inputs["valid"], seed, device,
+                folder / name, name,
+            )  # fmt: skip
+    return trained
+
+
 def replay(history: Mapping[str, Any], on_log: Log) -> None:
     """Repeat the log of a finished phase from its history."""
     name = history["name"]

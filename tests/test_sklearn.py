@@ -1,0 +1,237 @@
+"""The estimator as scikit-learn's users use it."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.datasets import load_digits, load_iris, make_blobs
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from submanifold.common.errors import UserError
+from submanifold.evaluation.scores import log_prob_at
+from submanifold.inference.scoring import score_events
+from submanifold.models import Model
+from submanifold.sklearn import ManifoldFlow
+
+FEW = {"steps": 6, "random_state": 0}
+
+
+@parametrize_with_checks([ManifoldFlow(steps=FEW["steps"])])
+def test_checks_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+def normal(count, *scales):
+    return np.random.default_rng(0).normal(size=(count, len(scales))) * scales
+
+
+@pytest.fixture(scope="module")
+def plane():
+    return ManifoldFlow(n_components=1, steps=60, random_state=0).fit(normal(400, 1.0, 100.0) + 7)
+
+
+@pytest.fixture(scope="module")
+def flowers():
+    return load_iris(as_frame=True).data
+
+
+@pytest.fixture(scope="module")
+def of_flowers(flowers):
+    return ManifoldFlow(n_components=2, **FEW).fit(flowers)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return (15 * load_digits().images[:220, None]).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def of_digits(digits):
+    return ManifoldFlow(n_components=5, **FEW).fit(digits)
+
+
+def test_densities_in_the_units_of_the_data_integrate_to_one(plane):
+    x, y = np.meshgrid(7 + np.linspace(-12, 12, 241), 7 + np.linspace(-1200, 1200, 241))
+    density = np.exp(plane.score_samples(np.column_stack([x.ravel(), y.ravel()])))
+    assert density.sum() * 0.1 * 10 == pytest.approx(1, abs=0.01)
+
+
+def test_log_densities_of_normal_rows_are_near_the_truth(plane):
+    new = np.random.default_rng(1).normal(size=(2000, 2)) * [1, 100] + 7
+    truth = -np.log(2 * np.pi) - np.log(100) - 1
+    assert plane.score(new) == pytest.approx(truth, abs=0.2)
+
+
+def test_projections_are_nearest_points_of_the_manifold(plane):
+    rows = normal(50, 1.0, 100.0) + 7
+    projected = plane.project(rows)
+    assert projected.shape == rows.shape
+    assert np.array_equal(plane.inverse_transform(plane.transform(rows)), projected)
+    scale = rows.std(0)
+    others = [plane.project(rows, exact=False), plane.sample(50), projected[::-1]]
+    error, *errors = (np.square((each - rows) / scale).sum(1) for each in (projected, *others))
+    for other in errors:
+        assert (error <= other + 1e-2).all()
+    samples = plane.sample(30, random_state=1)
+    np.testing.assert_allclose(plane.project(samples), samples, atol=1e-2, rtol=1e-3)
+    assert np.array_equal(samples, plane.sample(30, random_state=1))
+
+
+def test_distant_rows_are_outliers():
+    rows, _ = make_blobs(200, 3, centers=2, random_state=0)
+    rows[:5] += 50
+    labels = ManifoldFlow(steps=100, contamination=0.025, random_state=0).fit_predict(rows)
+    assert (labels[:5] == -1).all()
+    assert (labels == -1).sum() == 5
+
+
+def test_automatic_contamination_is_a_false_alarm_rate(plane):
+    new = np.random.default_rng(1).normal(size=(2000, 2)) * [1, 100] + 7
+    assert 0.005 < (plane.predict(new) == -1).mean() < 0.12
+
+
+def test_outputs_are_data_frames_on_request(flowers, of_flowers):
+    rows = flowers.sample(20, random_state=0)
+    table = of_flowers.set_output(transform="pandas").transform(rows)
+    of_flowers.set_output(transform="default")
+    assert list(table.columns) == ["manifoldflow0", "manifoldflow1"]
+    assert table.index.equals(rows.index)
+    assert np.array_equal(table, of_flowers.transform(rows))
+
+
+def test_columns_are_known_by_name(flowers, of_flowers):
+    assert list(of_flowers.feature_names_in_) == list(flowers)
+    assert [each.name for each in of_flowers.preprocessor_.columns] == list(flowers)
+    with pytest.raises(ValueError, match="feature names should match"):
+        of_flowers.predict(flowers[list(flowers)[::-1]])
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        of_flowers.predict(flowers.to_numpy())
+
+
+def test_pipelines_and_searches_accept_it(flowers):
+    model = make_pipeline(StandardScaler(), ManifoldFlow(**FEW))
+    assert model.fit_transform(flowers).shape == (150, 2)
+    assert cross_val_score(model, flowers, cv=2).shape == (2,)
+    search = GridSearchCV(ManifoldFlow(**FEW), {"n_components": [1, 3]}, cv=2).fit(flowers)
+    assert search.transform(flowers).shape == (150, search.best_params_["n_components"])
+
+
+def test_images_are_rows(digits, of_digits):
+    assert of_digits.transform(digits).shape == (220, 5)
+    for images in (of_digits.project(digits), of_digits.sample(3),
+                   of_digits.inverse_transform(of_digits.transform(digits))):  # fmt: skip
+        assert images.dtype == np.uint8
+        assert images.shape[1:] == (1, 8, 8)
+    bits = -of_digits.score_samples(digits) / (64 * np.log(2))
+    scored = score_events(of_digits.model_, digits)
+    np.testing.assert_allclose(bits, scored["bits_per_dim"], rtol=1e-4)
+    assert set(of_digits.predict(digits)) <= {-1, 1}
+    again = pickle.loads(pickle.dumps(of_digits))
+    assert np.array_equal(again.transform(digits), of_digits.transform(digits))
+
+
+def test_the_file_is_that_of_a_model(flowers, of_flowers, tmp_path):
+    of_flowers.save(tmp_path / "model")
+    loaded = ManifoldFlow.load(tmp_path / "model")
+    assert loaded.get_params() == of_flowers.get_params()
+    assert loaded.offset_ == of_flowers.offset_
+    for method in ("transform", "score_samples", "predict", "project"):
+        found, expected = (getattr(each, method)(flowers) for each in (loaded, of_flowers))
+        assert np.array_equal(found, expected)
+    model = Model.load(tmp_path / "model")
+    x = loaded.preprocessor_.transform(flowers)
+    log_det = loaded.preprocessor_.log_det(flowers)
+    with torch.no_grad():
+        log_prob = (
+            log_prob_at(model, torch.from_numpy(x), of_flowers.noise_scale_).numpy() + log_det
+        )
+    np.testing.assert_allclose(of_flowers.score_samples(flowers), log_prob, rtol=1e-3, atol=1e-3)
+
+
+def test_it_opens_models_of_pipelines(plane, tmp_path):
+    rows = normal(50, 1.0, 100.0) + 7
+    model = Model.load(_saved(plane, tmp_path / "model"))
+    del model.notes["estimator"]
+    loaded = ManifoldFlow.load(_saved_model(model, tmp_path / "other"))
+    rows = pd.DataFrame(rows, columns=["x0", "x1"])
+    np.testing.assert_array_equal(loaded.score_samples(rows), plane.score_samples(rows.to_numpy()))
+    assert loaded.n_components == 1
+    assert loaded.offset_ == pytest.approx(plane.offset_, abs=1)
+
+
+def _saved(estimator, path):
+    estimator.save(path)
+    return path
+
+
+def _saved_model(model, path):
+    model.save(path)
+    return path
+
+
+def test_models_of_points_are_refused(tmp_path, plane):
+    model = Model.load(_saved(plane, tmp_path / "model"))
+    model.data = {}
+    with pytest.raises(UserError, match="expected a model of a table or of images"):
+        ManifoldFlow.load(_saved_model(model, tmp_path / "points"))
+
+
+def test_the_global_generator_is_left_alone(flowers):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    ManifoldFlow(**FEW).fit(flowers)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_kedro_and_mlflow_are_not_imported():
+    code = """
+import sys
+from sklearn.datasets import load_iris
+from submanifold.sklearn import ManifoldFlow
+ManifoldFlow(steps=2).fit(load_iris().data).predict(load_iris().data)
+print([name for name in ("kedro", "mlflow", "omegaconf", "click") if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+    assert found.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_components": 0}, "n_components"),
+        (
+            {"n_components": 5},
+            r"^n_components: expected at most 4, the number of columns that vary",
+        ),
+        ({"method": "PCA"}, "^method: expected one of .*, got PCA"),
+        ({"contamination": 0.7}, "contamination"),
+        ({"scale": "minmax"}, "scale"),
+        ({"device": "gpu"}, "^device: expected auto, cpu"),
+        ({"steps": 3, "minutes": 1}, "^minutes: expected None with steps"),
+    ],
+)
+def test_mistakes_are_refused_before_training(flowers, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ManifoldFlow(**settings).fit(flowers)
+
+
+def test_data_that_are_no_rows_are_refused(digits, of_digits, of_flowers):
+    for rows in (digits.astype(float), digits[..., :7], digits[:1]):
+        with pytest.raises(UserError, match=r"^X: expected at least 2 images, uint8 \(n, 1 or 3"):
+            ManifoldFlow().fit(rows)
+    with pytest.raises(UserError, match=r"^X: expected at least 1 images, uint8 \(n, 1, 8, 8\)"):
+        of_digits.transform(digits[..., :4, :4])
+    with pytest.raises(UserError, match=r"^X: expected images"):
+        of_digits.transform(np.zeros((3, 64)))
+    with pytest.raises(UserError, match=r"^X: expected a table"):
+        of_flowers.transform(digits)
+    with pytest.raises(ValueError, match=r"^X: expected a column with several values"):
+        ManifoldFlow().fit(np.ones((30, 3)))
