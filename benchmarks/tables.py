@@ -407,7 +407,8 @@ def main() -> None:
 @seeds_option
 @only_option
 @steps_option
-def tables(data: Path, seeds: int, only: str | None, steps: int | None) -> None:
+@click.option("--measured", is_flag=True, help="Print existing results, and measure nothing.")
+def tables(data: Path, seeds: int, only: str | None, steps: int | None, measured: bool) -> None:
     """Density and manifold of the ten largest tables."""
     bootstrap_project(Path.cwd())
     paths = largest_tables(data)
@@ -415,8 +416,16 @@ def tables(data: Path, seeds: int, only: str | None, steps: int | None) -> None:
         table, seed = only.split(",")
         compare(paths[table], table, int(seed), steps)
         return
-    found = {table: [compare(path, table, seed, steps) for seed in range(seeds)]
-             for table, path in paths.items()}  # fmt: skip
+    found = {}
+    for table, path in paths.items():
+        exist = [seed for seed in range(seeds) if (RESULTS / f"{table}-{seed}.json").exists()]
+        if runs := [
+            json.loads((RESULTS / f"{table}-{seed}.json").read_text())
+            if measured
+            else compare(path, table, seed, steps)
+            for seed in (exist if measured else range(seeds))
+        ]:
+            found[table] = runs
     click.echo("Log-likelihood of test rows, nats per row\n")
     density_table(found, paths)
     for share in SHARES:
@@ -451,15 +460,18 @@ def manifold_table(found: dict[str, list[Found]], paths: dict[str, Path], share:
     for table, runs in found.items():
         columns = split_rows(paths[table], 0)[0].shape[1]
         means = {name: [float(np.mean(run[name][share])) for run in runs]
-                 for name in (OURS, PLAIN, *MANIFOLDS)}  # fmt: skip
+                 for name in (OURS, PLAIN, *MANIFOLDS) if name in runs[0]}  # fmt: skip
         best = min(MANIFOLDS, key=lambda name: np.mean(means[name]))
         first += paired(runs, share, best)["value"] < 0
-        bits = paired(runs, "log_prob", PLAIN)["value"] / columns / math.log(2)
+        lost = "not measured"
+        if PLAIN in runs[0]:
+            bits = paired(runs, "log_prob", PLAIN)["value"] / columns / math.log(2)
+            lost = f"{-bits:.3f}"
         rows.append({
             "table": table,
             "d": f"{dims_of(columns)[share]} of {columns}",
             **{name: over_seeds(values, ".4f") for name, values in means.items()},
-            "bits per dimension lost": f"{-bits:.3f}",
+            "bits per dimension lost": lost,
         })  # fmt: skip
     print_table(rows)
     click.echo(f"First on {first} of {len(rows)} tables.\n")
