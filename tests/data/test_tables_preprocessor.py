@@ -241,7 +241,7 @@ MISTAKES = {
         {"a": list("xyzx"), "b": 1}, {}, "categorical: .* got categories in a. .*onehot",
     ),
     "infinity": ({"a": [1, 2, np.inf]}, {}, r"expected no infinities, got some in a \(1\)"),
-    "all missing": (FEW, {}, "got none in b. Leave them out with drop='b'"),
+    "all missing": (FEW, {}, "got none in b. Leave them out with data.drop=b"),
     "all missing, rows dropped": (FEW, {"missing": "drop"}, "got none in b"),
     "one row": ({"a": [1.5]}, {}, "rows: expected at least 2, got 1"),
     "no rows": ({"a": []}, {}, "rows: expected at least 2, got 0"),

@@ -185,7 +185,8 @@ def named(columns: Iterable[str]) -> str:
 def dropping(columns: Sequence[str]) -> str:
     """Write the setting that leaves columns out."""
     more = "|..." if len(columns) > MAX_NAMED else ""
-    return f"drop='{'|'.join(map(printable, columns[:MAX_NAMED]))}{more}'"
+    names = "|".join(map(printable, columns[:MAX_NAMED])) + more
+    return f"data.drop={names}" if names.isalnum() else f"data.drop='{names}'"
 
 
 def duplicates(names: Iterable[str]) -> list[str]:

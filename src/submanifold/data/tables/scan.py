@@ -343,7 +343,7 @@ class Survey:
             if not len(own):
                 raise UserError(
                     f"missing: expected complete rows in every split, got none in {name}. Set "
-                    "missing=median."
+                    "data.missing=median."
                 )
 
     def _assign_given(self) -> None:

@@ -362,19 +362,20 @@ class Statistics:
                 raise UserError(
                     f"columns.{printable(each.name)}: expected numbers, got {each.text:,} other "
                     f"values, such as {printable(value)!r} in row {row}. Correct them, leave "
-                    f"them empty with missing=median or drop, or leave the column out with "
+                    f"them empty with data.missing=median or drop, or leave the column out with "
                     f"{dropping([each.name])}."
                 )
         if self.missing == "refuse":
             refuse_missing({each.name: each.missing for each in tallies})
-        fix = "Correct them, or leave the columns out with drop"
+        fix = "Correct them, or leave the columns out with data.drop"
         _refuse({each.name: each.infinite for each in tallies}, "columns", "infinities", fix)
         texts = [each for each in tallies if each.is_categorical]
         if texts and self.categorical == "refuse":
             names = [each.name for each in texts]
             raise UserError(
                 f"categorical: expected numbers in every column, got categories in {named(names)}. "
-                f"Leave them out with {dropping(names)}, or set categorical=onehot."
+                f"Leave them out with {dropping(names)}, set data.categorical=onehot, or make "
+                "one of them the label with data.label."
             )
         if many := [each.name for each in texts if each.categories is None]:
             raise UserError(
@@ -411,7 +412,7 @@ class Statistics:
 
 def refuse_missing(counts: Mapping[str, int]) -> None:
     """Raise a :class:`.UserError` if values are missing, from their numbers by column."""
-    fix = "Set missing=drop (leaves out rows) or missing=median"
+    fix = "Set data.missing=drop (leaves out rows) or data.missing=median"
     _refuse(counts, "missing", "missing values", fix)
 
 
