@@ -250,7 +250,7 @@ class TableSettings(Settings):
         columns: Names or patterns of the columns that the model describes, as a list or as text
             (`age|pixel_*`); None: all.
         drop: Names or patterns of columns that it does not describe.
-        label: Column that is kept beside the rows and is no input of the model.
+        label: Column that is kept with the rows and is no input of the model.
         kinds: Kinds of columns by name, instead of those that are found: `continuous`, `quantized`
             (noise over the step is added) or `categorical`.
         categorical: `refuse` text, or make each category an indicator (`onehot`).

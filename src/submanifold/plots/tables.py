@@ -13,7 +13,7 @@ MAX_COLUMNS, PER_ROW = 24, 6
 MAX_PAIRED, MAX_POINTS = 5, 1000
 """Columns of a figure of pairs, and points of one of its panels."""
 BINS, MAX_VALUES = 40, 20
-"""Bins of a histogram; a column with at most so many different values has bars instead."""
+"""Bins of a histogram; a column with at most this many different values has bars instead."""
 ENDS = 0.005, 0.995
 """Quantiles of the data between which values are shown."""
 

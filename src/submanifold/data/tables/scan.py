@@ -175,8 +175,8 @@ class Survey:
         self.files = _open(settings)
         self.inputs = _select(settings, self.files[0].columns)
         self._frames: list[pd.DataFrame] | None = []
-        beside = [settings.label_column, settings.groups, settings.split_column]
-        self._beside = list(dict.fromkeys(each for each in beside if each is not None))
+        metadata = [settings.label_column, settings.groups, settings.split_column]
+        self._metadata = list(dict.fromkeys(each for each in metadata if each is not None))
         known = self.files[0].columns
         for setting, name in (("label", settings.label), ("groups", settings.groups),
                               ("split", settings.split_column)):  # fmt: skip
@@ -214,7 +214,7 @@ class Survey:
         if self._frames:
             yield from self._frames
             return
-        columns = list(dict.fromkeys([*self.inputs, *self._beside]))
+        columns = list(dict.fromkeys([*self.inputs, *self._metadata]))
         for file in self.files:
             yield from _explained_chunks(file, columns)
 
@@ -258,14 +258,14 @@ class Survey:
     def _read_rows(self) -> None:
         """Read hashes, labels, groups and splits of all rows; keep a small table in memory."""
         hashes, incomplete, memory, missing = [], [], 0, pd.Series(0, self.inputs)
-        beside: dict[str, list[np.ndarray]] = {name: [] for name in self._beside}
+        metadata: dict[str, list[np.ndarray]] = {name: [] for name in self._metadata}
         for chunk in self._chunks():
             own = chunk[self.inputs]
             hashes.append(_hash_rows(own))
             absent = own.isna()
             incomplete.append(absent.any(axis=1).to_numpy())
             missing += absent.sum()
-            for name, values in beside.items():
+            for name, values in metadata.items():
                 values.append(chunk[name].to_numpy(object))
             memory += int(chunk.memory_usage(deep=True).sum())
             if self._frames is not None:
@@ -278,7 +278,7 @@ class Survey:
         if self.settings.missing == "refuse":
             refuse_missing({str(name): int(count) for name, count in missing.items()})
         self.incomplete = np.concatenate(incomplete) & (self.settings.missing == "drop")
-        found = {name: np.concatenate(values) for name, values in beside.items()}
+        found = {name: np.concatenate(values) for name, values in metadata.items()}
         label, groups = self.settings.label_column, self.settings.groups
         self.labels = None if label is None else found[label]
         self.groups = None
@@ -398,12 +398,12 @@ def _explained_chunks(file: TableFile, columns: Sequence[str]) -> Iterator[pd.Da
 
 def _select(settings: TableSettings, columns: Sequence[str]) -> list[str]:
     """Return the names of the columns that the model describes, in the table's order."""
-    beside = {settings.label_column, settings.groups, settings.split_column}
+    metadata = {settings.label_column, settings.groups, settings.split_column}
     chosen = set(columns)
     if settings.columns is not None:
         chosen = _matching("columns", settings.columns, columns)
     chosen -= _matching("drop", settings.drop, columns)
-    selected = [name for name in columns if name in chosen and name not in beside]
+    selected = [name for name in columns if name in chosen and name not in metadata]
     if not selected:
         raise UserError(
             f"columns: expected columns of the table ({named(columns)}), got none. Change columns "
@@ -452,7 +452,7 @@ def _notes(
         name = likely[0].name
         notes.append(
             f"column {name} looks like a label, but is an input of the model; set label={name} to "
-            "keep it beside the rows"
+            "keep it with the rows"
         )
     if counts["train"] < len(preprocessor.varying):
         notes.append(
