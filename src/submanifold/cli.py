@@ -6,6 +6,7 @@ torch, MLflow and Kedro are imported by the commands that use them.
 import copy
 import logging
 import os
+import re
 import traceback
 from collections.abc import Callable
 from functools import wraps
@@ -55,7 +56,11 @@ class _Group(click.Group):
         except BrokenPipeError:  # such as "submanifold info | head"; click exits silently
             raise
         except click.UsageError as error:
-            raise click.UsageError(printable(error.format_message()), error.ctx) from error
+            message = printable(error.format_message())
+            name = error.ctx.command.name if error.ctx else None
+            if name == "train" and re.search(r"extra argument.*=", message):
+                message += ". Settings need an option: --set <setting>=<value>."
+            raise click.UsageError(message, error.ctx) from error
         except (UserError, OSError) as error:
             raise click.ClickException(printable(str(error))) from error
 

@@ -307,7 +307,7 @@ def test_two_files_with_other_columns(tmp_path):
     WRITE["csv"](tmp_path / "1.csv", ROWS)
     WRITE["csv"](tmp_path / "2.csv", ROWS.drop(columns="count"))
     WRITE["csv"](tmp_path / "3.csv", ROWS.assign(more=1))
-    for name, message in (("2.csv", "got none named count"), ("3.csv", "got also more")):
+    for name, message in (("2.csv", "got a file without count"), ("3.csv", "got also more")):
         paths = [str(tmp_path / "1.csv"), str(tmp_path / name)]
         with pytest.raises(UserError, match=f"{name}: expected the columns of 1.csv, {message}"):
             prepare_table(TableSettings(path=paths), tmp_path / "out", tmp_path)

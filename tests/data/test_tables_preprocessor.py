@@ -160,9 +160,9 @@ def test_columns_are_found_by_name(caplog):
     assert "columns d are unknown to the model" in caplog.text
     assert np.array_equal(preprocessor.transform(frame.astype(str)), x)
     assert np.array_equal(preprocessor.transform(frame.to_numpy()), x)
-    with pytest.raises(UserError, match="got none named b"):
+    with pytest.raises(UserError, match="got a table without b"):
         preprocessor.transform(frame[["a", "c"]])
-    with pytest.raises(UserError, match=r"none named width. Did you mean widht\?"):
+    with pytest.raises(UserError, match=r"table without width. Did you mean widht\?"):
         Preprocessor.fit(pd.DataFrame({"width": NORMAL})).transform(pd.DataFrame({"widht": [1]}))
     with pytest.raises(UserError, match="expected 3 columns"):
         preprocessor.transform(frame.to_numpy()[:, :2])

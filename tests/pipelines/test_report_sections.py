@@ -47,18 +47,18 @@ def test_rows_of_a_table_are_compared_by_their_log_density():
 
 
 def test_anomalous_rows_are_listed_with_their_columns():
-    about = {"number": 1234, "p_value": 0.0051, "nll": 12.3456}
+    about = {"row": 1234, "p_value": 0.0051, "nll": 12.3456}
     explained = pd.DataFrame([
         {**about, "column": "age", "value": "93", "contribution": 12.34, "usual": "41"},
         {**about, "column": "city", "value": "Rome", "contribution": 0.5, "usual": "Bern"},
         {**about, "column": "x", "value": "1", "contribution": 0.0, "usual": "1"},
-        {**about, "number": 7, "column": "age", "value": "30", "contribution": 0.0, "usual": "30"},
+        {**about, "row": 7, "column": "age", "value": "30", "contribution": 0.0, "usual": "30"},
     ])  # fmt: skip
     found = anomalies(explained)
     assert found.to_dict("records") == [
-        {"test row": "1,234", "p-value": "0.0051", "log-density": "-12.35",
+        {"row": "1234", "p-value": "0.0051", "log-density": "-12.35",
          "columns": "age = 93 (+12.3 with 41); city = Rome (+0.5 with Bern)"},
-        {"test row": "7", "p-value": "0.0051", "log-density": "-12.35",
+        {"row": "7", "p-value": "0.0051", "log-density": "-12.35",
          "columns": "no single column"},
     ]  # fmt: skip
     assert "p-value" not in anomalies(explained.assign(p_value=np.nan))

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from click import ClickException
 
 from submanifold.data.tables import Preprocessor
 from submanifold.inference.tables import score_table
@@ -62,14 +63,18 @@ def test_the_report_is_in_the_units_of_the_table(run):
     assert run.artifacts >= {"marginals.png", "pairs.png", "anomalies.csv", "split_scores.csv"}
 
 
-def test_the_most_anomalous_rows_have_contributions_of_columns(run):
+def test_the_most_anomalous_rows_have_contributions_of_columns(run, table):
     found, scored = run.load("anomalies"), run.load("split_scores")
     own = scored[scored["split"] == "test"]
-    assert found["number"].iloc[0] == own["number"][own["anomaly_score"].idxmax()]
+    worst = run.load("x_test")[own["number"][own["anomaly_score"].idxmax()]]
+    model = Model.load(run.path("hierarchy"))
+    rows = pd.read_csv(table).iloc[[found["row"].iloc[0]]]
+    again = Preprocessor.from_dict(model.data["table"]).transform(rows)[0]
+    assert again[[0, 1, 2, 3]] == pytest.approx(worst[[0, 1, 2, 3]], abs=1e-5)
     assert set(found["column"]) <= set("abcde") | {"city"}
-    assert found.groupby("number").size().max() == 3
+    assert found.groupby("row").size().max() == 3
     assert (found["contribution"] >= 0).all()
-    first = found[found["number"] == found["number"].iloc[0]]
+    first = found[found["row"] == found["row"].iloc[0]]
     assert first["contribution"].is_monotonic_decreasing
 
 
@@ -82,6 +87,7 @@ def test_rows_of_another_table_are_out_of_distribution(project, params, run):
     assert measured["scores"]["anomaly_score"]["auroc"]["value"] > 0.8
     text = text_of(found.load("ood_report"))
     assert "flags" in text
+    assert "by a model of “rows.csv”" in text
     assert "TABLE is a file with the columns of the training table" in text
     assert not re.search(r"\b(images?|pictures?|pixels?)\b", text.lower())
 
@@ -97,13 +103,19 @@ def test_the_dimension_of_a_table(project, params, run):
 
 
 def test_runs_on_a_table_are_compared(project, params, run):
-    project.run("compare", **params)
-    text = text_of(
-        (project.path / "data/08_reporting/comparison-table/comparison.html").read_text()
-    )
+    text = text_of(project.run("compare", **params).load("comparison"))
+    assert text.count("Runs on rows.csv") == 2
+    assert "1 finished training run;" in text
     assert "over the test rows (or their groups)" in text
     assert "TABLE" in text
     assert "No samples in MLflow" not in text
+
+
+def test_runs_on_other_files_are_not_compared(project, params, run):
+    other = params | {"data": {"path": str(project.path / "other.parquet")}}
+    other["data"]["categorical"] = "onehot"
+    with pytest.raises(ClickException, match=r"files of finished runs in .* got .*other.parquet\. Make"):
+        project.run("compare", **other)
 
 
 def test_the_model_of_mlflow_takes_named_columns(project, run):

@@ -409,6 +409,12 @@ def test_marginals_have_a_panel_for_each_column_and_the_categories_of_the_data()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["test rows", "samples"]
 
 
+def test_marginals_of_few_rows_show_samples_between_their_values():
+    rows = pd.DataFrame({"x": [0.5, 1.5, 2.5]})
+    figure = marginals({"test rows": rows, "samples": pd.DataFrame({"x": np.linspace(0.6, 2, 50)})})
+    assert len(figure.axes[0].patches) == 2, "outlines of histograms, not bars"
+
+
 def test_pairs_show_the_correlated_columns_with_data_below_the_diagonal():
     data = columns(400, 0)
     assert most_correlated(data, 2) == ["x", "y"]

@@ -26,6 +26,7 @@ def folder(tmp_path_factory):
     (path / "pictures").mkdir()
     (path / "empty").mkdir()
     (path / "notes.txt").write_text("no picture")
+    (path / "text.csv").write_text("a,b\n" + "1,x\n2,y\n3,x\n" * 9)
     for number, image in enumerate(smooth_images(200, 0)):
         (path / "pictures" / f"{number}.png").write_bytes(png(image))
     return path
@@ -95,7 +96,7 @@ def mistakes(folder):
         "dataset": (("train", "mnits"), "Did you mean mnist?"),
         "path": (("train", "pictrues/"), "DATA: expected an existing folder or zip"),
         "method": ((*train, "--method=H-MN"), "Did you mean H-MM?"),
-        "setting": ((*train, "--set", "densiti.training.steps=3"), "Did you mean density?"),
+        "unknown setting": ((*train, "--set", "densiti.training.steps=3"), "Did you mean density?"),
         "no pictures": (("train", "empty", "--minutes=60"), "expected images"),
         "not a picture": (("train", "notes.txt"), "notes.txt"),
         "dim": ((*train, "--method=Glow", "--dim=4"), "--dim: expected none with method=Glow"),
@@ -110,6 +111,8 @@ def mistakes(folder):
             "training.minutes: expected no steps with it, got density.training.steps",
         ),
         "set": ((*train, "--set", "seed"), "expected <setting>=<value>, got seed"),
+        "setting": ((*train, "seed=1"), "unexpected extra argument (seed=1). Settings need an option"),
+        "text": (("train", "text.csv"), "In this command, use --set data.categorical=<value>."),
         "set twice": ((*train, "--seed=1", "--set", "seed=2"), "another option sets it"),
         "command": (("trian", "pictures"), "Did you mean train?"),
         "outside": (("join", "localhost:1"), "Joined"),

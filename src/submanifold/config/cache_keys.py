@@ -15,9 +15,9 @@ TRAINING_VERSION = 7
 """Version of data and training: increased when equal settings no longer give equal artifacts."""
 MODEL_VERSION = 6
 """Version of the finished model's file, for equal phases."""
-EVALUATION_VERSION = 16
+EVALUATION_VERSION = 17
 """Version of metrics and report, for equal models."""
-OOD_VERSION = 9
+OOD_VERSION = 10
 """Version of the scores of out-of-distribution images, for equal models and images."""
 
 RAW_FOLDER = Path("data/01_raw")
@@ -34,6 +34,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     - ``budget``, if there is a time budget: it, the shape of the data, and all phases. The keys of
       phases contain it rather than the measured steps.
     - ``model``, ``run``: all phases; ``run`` also the evaluation.
+    - ``comparison``: the name of the dataset, or the paths of the user's files.
     - ``ood_data``, ``ood_run``, if there are out-of-distribution data: these, and for tables the
       training data; also the model.
 
@@ -43,7 +44,9 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     with error_prefix("data"):
         content = experiment.data.fingerprint(project / RAW_FOLDER)
     digest = _digest(TRAINING_VERSION, content, experiment.data.content)
-    keys = {"data": f"{experiment.dataset}-{digest}"}
+    keys = {"data": f"{experiment.dataset}-{digest}", "comparison": experiment.dataset}
+    if paths := experiment.own_paths:
+        keys["comparison"] = f"{_file_name(paths[0])}-{_digest(*map(str, paths))}"
     keys["baselines"] = f"{experiment.dataset}-{_digest(EVALUATION_VERSION, digest)}"
     stages = [stage.model_dump(mode="json") for stage in experiment.model.stages]
     budget = []
@@ -64,7 +67,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     if experiment.ood_data is not None:
         with error_prefix("ood"):
             content = experiment.ood_data.fingerprint(project / RAW_FOLDER)
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(str(experiment.ood)).name)
+        name = _file_name(Path(str(experiment.ood)))
         parts = [content, experiment.ood_data.content]
         if experiment.kind == "table":  # standardized like the training data
             parts.append(keys["data"])
@@ -82,6 +85,11 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
 
 def _on_gpu(device: str) -> bool:
     return device != "cpu" and torch.cuda.is_available()
+
+
+def _file_name(path: Path) -> str:
+    """Return the name of a path without characters that need quotes."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", path.name)
 
 
 def _digest(*values: Any) -> str:

@@ -64,7 +64,9 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             if key == "parameters":
                 experiment = self.experiment
                 settings = dict(experiment)
-                derived = {"input_noise": experiment.input_noise, "run_name": self.run_name}
+                names = ("input_noise", "data_name", "own_paths")
+                derived = {name: getattr(experiment, name) for name in names}
+                derived["run_name"] = self.run_name
                 return settings | settings.pop("phases") | derived
             keys = self.artifact_keys  # first: a resolver would wrap the user's mistake
             config = self._read(key)
@@ -121,7 +123,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         return RunRecord(
             name=self.run_name,
             key=self.artifact_keys["model"],
-            dataset=experiment.dataset,
+            dataset=experiment.data_name,
             method=experiment.method,
             started=datetime.now().isoformat(timespec="seconds"),
             model=catalog["hierarchy"]["filepath"],

@@ -1,10 +1,12 @@
 """The typed settings of one experiment: data, model, phases, evaluation, and how it is launched."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, PositiveInt, model_validator
 
+from submanifold.common.files import printable
 from submanifold.common.settings import Name, Settings
 from submanifold.data.settings import DataSettings, ImageSettings, Kind, TableSettings
 from submanifold.models import ModelSettings
@@ -12,6 +14,9 @@ from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
 Phase: TypeAlias = PhaseSettings | RotationSettings
+
+OWN_FILES = ("folder", "table")
+"""Datasets that are the user's files."""
 
 
 class EvaluationSettings(Settings):
@@ -142,6 +147,20 @@ class Experiment(Choices):
         return self.data.kind
 
     @property
+    def data_name(self) -> str:
+        """Name of the data on pages: that of the user's files, or the dataset."""
+        paths = self.own_paths
+        if not paths:
+            return self.dataset
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        return printable(paths[0].name) + more
+
+    @property
+    def own_paths(self) -> tuple[Path, ...]:
+        """The user's files and folders, absolute; empty for datasets by name."""
+        return own_paths(self.dataset, getattr(self.data, "path", None))
+
+    @property
     def trainings(self) -> dict[str, PhaseSettings]:
         """The phases that minimize a loss, by name."""
         return {name: phase for name, phase in self.phases.items()
@@ -188,6 +207,19 @@ class Experiment(Choices):
             for name in self.trainings:
                 del groups[name]["training"]["steps"]
         return {**single, "charts": self.model.charts, **groups}
+
+
+def own_paths(dataset: str, path: Any) -> tuple[Path, ...]:
+    """Return the absolute paths of a user's files and folders; empty for datasets by name.
+
+    Args:
+        dataset: Name of the dataset.
+        path: Its ``data.path``, one path or several.
+    """
+    if dataset not in OWN_FILES or not path:
+        return ()
+    paths = [path] if isinstance(path, str) else path
+    return tuple(Path(each).expanduser().absolute() for each in paths)
 
 
 def effective(phase: Phase) -> dict[str, Any]:

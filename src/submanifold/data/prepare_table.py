@@ -16,6 +16,8 @@ from submanifold.data.settings import TableSettings
 from submanifold.data.splits import SPLITS
 from submanifold.data.tables.scan import Scan, Survey, scan_key
 
+ROWS = "rows.json"
+
 log = logging.getLogger(__name__)
 
 
@@ -26,8 +28,8 @@ def prepare_table(settings: TableSettings, folder: Path, raw_folder: Path) -> Pr
 
     Args:
         settings: The table and its columns.
-        folder: Gets train.npy, valid.npy, test.npy, labels.json and groups.json if there are any,
-            and finally manifest.json.
+        folder: Gets train.npy, valid.npy, test.npy, rows.json with the numbers of the test rows in
+            the table, labels.json and groups.json if there are any, and finally manifest.json.
         raw_folder: Folder of recorded fingerprints and scans.
 
     Returns:
@@ -68,13 +70,19 @@ def prepare_table(settings: TableSettings, folder: Path, raw_folder: Path) -> Pr
     return train, valid, test, manifest
 
 
+def read_rows(folder: Path) -> dict[str, list[int]]:
+    """Read the numbers from 0 of prepared test rows in their table, ``{"test": [...]}``."""
+    return read_json(folder / ROWS) or {}
+
+
 def _finished(folder: Path, key: str) -> dict[str, Any] | None:
     manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
     if manifest.get("key") == key:
-        if are_intact(folder) and bool(read_groups(folder)) == (manifest["groups"] is not None):
+        has_groups = bool(read_groups(folder)) == (manifest["groups"] is not None)
+        if are_intact(folder) and has_groups and read_rows(folder):
             return manifest
-        log.warning("the rows in %s do not have their hash; preparing them again", folder)
-    names = ("manifest.json", LABELS, GROUPS)
+        log.warning("the rows in %s are incomplete or changed; preparing them again", folder)
+    names = ("manifest.json", ROWS, LABELS, GROUPS)
     remove_files([*(folder / name for name in names), *folder.glob("*.npy")])
     return None
 
@@ -96,6 +104,10 @@ def _write_rows(survey: Survey, found: Scan, folder: Path) -> None:
                 own = survey.split[rows[used]] == number
                 write(survey.position[rows[used][own]], x[own])
             progress.update(len(chunk))
+    own = survey.split == SPLITS.index("test")
+    numbers = np.empty(found.counts["test"], np.int64)
+    numbers[survey.position[own]] = np.flatnonzero(own)
+    write_json(folder / ROWS, {"test": numbers.tolist()})
     for name, values in ((LABELS, survey.labels), (GROUPS, survey.groups)):
         if values is not None:
             write_json(folder / name, survey.by_split(values))

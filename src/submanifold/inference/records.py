@@ -22,7 +22,7 @@ class RunRecord:
     Attributes:
         name: Name of the run.
         key: Cache key of its model: runs with equal settings have equal keys.
-        dataset: Name of the dataset.
+        dataset: Name of the dataset, or of the user's files.
         method: Name of the method.
         started: Local time of the first start, in ISO format.
         model: Path of the model file, relative to the project, as all paths.

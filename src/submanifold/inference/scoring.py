@@ -48,10 +48,11 @@ def load_calibration(model: Model, alpha: float | None = None) -> Calibration:
     calibration = Calibration.from_dict(model.calibration)
     least = calibration.smallest_p_value
     if alpha is not None and alpha < least:
+        unit = "rows" if "table" in model.data else "images"
         raise UserError(
             f"--alpha: expected at least 1/{calibration.groups + 1:,} ({least:.3%}), the smallest "
             f"p-value of a calibration on {calibration.basis}, got {alpha:.3%}. Use a larger "
-            "value, or train with more validation images (data.counts.valid)."
+            f"value, or train with more validation {unit} (data.counts.valid)."
         )
     return calibration
 

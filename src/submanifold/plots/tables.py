@@ -92,7 +92,7 @@ def most_correlated(table: pd.DataFrame, count: int) -> list[str]:
 def _marginal(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
     """Draw one column for each table: bars for few values or categories, else histograms."""
     first = next(iter(columns.values()))
-    if first.nunique() > MAX_VALUES and pd.api.types.is_numeric_dtype(first):
+    if pd.concat(columns.values()).nunique() > MAX_VALUES and pd.api.types.is_numeric_dtype(first):
         _histogram(axes, columns)
         axes.xaxis.set_major_locator(MaxNLocator(3))
         return

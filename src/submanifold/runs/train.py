@@ -1,5 +1,6 @@
 """Train one experiment that a few options select."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,7 +104,10 @@ def _named_as_options() -> Iterator[None]:
         yield
     except (UserError, ClickException) as error:
         message = error.message if isinstance(error, ClickException) else str(error)
-        raise UserError(message.replace("--params=", "--set ")) from error
+        message = message.replace("--params=", "--set ")
+        if "--" not in message and (fixes := re.findall(r"\bdata\.[\w.]+=", message)):
+            message += f" In this command, use --set {fixes[-1]}<value>."
+        raise UserError(message) from error
 
 
 def _parse_settings(texts: Sequence[str]) -> dict[str, Any]:

@@ -153,8 +153,8 @@ def to_numbers(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     if types.is_datetime64_any_dtype(dtype) or types.is_timedelta64_dtype(dtype):
         raise UserError(
             f"columns.{printable(str(values.name))}: expected numbers or text, got dates "
-            f"({dtype}). Convert them to numbers, such as days since the first date, or drop the "
-            "column."
+            f"({dtype}). Convert them to numbers, such as days since the first date, or leave "
+            f"the column out with {dropping([str(values.name)])}."
         )
     if types.is_complex_dtype(dtype):
         raise UserError(

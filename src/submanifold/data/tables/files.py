@@ -86,8 +86,8 @@ def open_files(files: Sequence[Path]) -> list[TableFile]:
     for each in tables[1:]:
         if missing := [name for name in first.columns if name not in each.columns]:
             raise UserError(
-                f"path={each.path}: expected the columns of {first.path.name}, got none named "
-                f"{named(missing)}. Give all files the same columns."
+                f"path={each.path}: expected the columns of {first.path.name}, got a file "
+                f"without {named(missing)}. Give all files the same columns."
             )
         if extra := [name for name in each.columns if name not in first.columns]:
             raise UserError(

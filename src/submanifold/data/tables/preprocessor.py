@@ -254,7 +254,8 @@ class Preprocessor:
         needed = dict.fromkeys(each.name for each in self.varying)
         if missing := [name for name in needed if name not in names]:
             raise UserError(
-                f"columns: expected {named(needed)}, got none named {named(missing)}."
+                f"columns: expected the columns of the training table ({named(needed)}), got a "
+                f"table without {named(missing)}."
                 f"{did_you_mean(missing[0], map(str, names))}"
             )
         if twice := [name for name in duplicates(frame.columns) if name in self._by_name]:

@@ -1,14 +1,18 @@
 """Nodes of the comparison pipeline."""
 
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
+import yaml
 from PIL import Image
 
 from submanifold.common.errors import UserError
+from submanifold.config.schema import own_paths
 from submanifold.evaluation.metrics import COMPARED, NONE
 from submanifold.pipelines.compare import sections
 from submanifold.pipelines.usage import training_command
@@ -23,8 +27,12 @@ FIRST = re.compile(r"stage_\d+\.flow\.type")
 """Settings that are listed before the others."""
 
 
-def collect_runs(dataset: str) -> pd.DataFrame:
+def collect_runs(dataset: str, paths: Sequence[Path] = ()) -> pd.DataFrame:
     """Collect the finished runs of a data set, the newest of each experiment.
+
+    Args:
+        dataset: Name of the data set.
+        paths: The user's files and folders, if these are the data set: other runs are left out.
 
     Returns:
         One row for each run. Columns without any value are left out.
@@ -44,7 +52,19 @@ def collect_runs(dataset: str) -> pd.DataFrame:
             f"({', '.join(known) or 'there are none'}), got {dataset}. Make a run with: kedro run "
             f"--pipeline=hierarchical --params=dataset={dataset}"
         )
-    runs = tracking.newest(found[found["params.dataset"] == dataset])
+    found = found[found["params.dataset"] == dataset]
+    if paths:
+        found = found[[
+            own_paths(dataset, yaml.safe_load(path)) == tuple(paths)
+            for path in found["params.data.path"]
+        ]]  # fmt: skip
+        if found.empty:
+            name = ", ".join(map(str, paths))
+            raise UserError(
+                f"data.path: expected the files of finished runs in {tracking.tracking_uri()}, got "
+                f"{name}. Make a run with: submanifold train {shlex.quote(str(paths[0]))}"
+            )
+    runs = tracking.newest(found)
     contents = [tracking.metrics_of(run_id) for run_id in runs["run_id"]]
     about = pd.DataFrame({
         "name": runs["tags.mlflow.runName"],
@@ -68,12 +88,16 @@ def collect_runs(dataset: str) -> pd.DataFrame:
     )
 
 
-def write_comparison(table: pd.DataFrame, dataset: str, reporting: Path) -> str:
+def write_comparison(
+    table: pd.DataFrame, dataset: str, paths: Sequence[Path], data_name: str, reporting: Path
+) -> str:
     """Write the HTML page: a conclusion, a sortable table, and the samples of the runs by seed.
 
     Args:
         table: Result of :func:`collect_runs`.
         dataset: Name of the data set.
+        paths: The user's files and folders, if these are the data set.
+        data_name: Name of the data on the page.
         reporting: Folder of the reports, to which the page has links.
     """
     from submanifold.plots.comparisons import frontier
@@ -97,7 +121,7 @@ def write_comparison(table: pd.DataFrame, dataset: str, reporting: Path) -> str:
         })  # fmt: skip
     return render(
         "comparison.html",
-        dataset=dataset,
+        dataset=data_name,
         conclusion=sections.conclusion(table, headlines),
         events=sections.events(table),
         metrics=metrics,
@@ -107,7 +131,7 @@ def write_comparison(table: pd.DataFrame, dataset: str, reporting: Path) -> str:
         seeds=sorted(set(table["seed"])),
         features=sorted(set(table["features"].dropna())) if "features" in table else [],
         tradeoff=frontier(points, (6, 4.2)) if len(points) > 1 else None,
-        usage=sections.usage(table, dataset, reporting.parent.parent),
+        usage=sections.usage(table, dataset, paths, reporting.parent.parent),
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def points(table: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def usage(table: pd.DataFrame, dataset: str, project: Path) -> list[tuple[str, str]]:
+def usage(
+    table: pd.DataFrame, dataset: str, paths: Sequence[Path], project: Path
+) -> list[tuple[str, str]]:
     """Return commands for the next steps, with explanations."""
     first, found = table.iloc[0], []
     if (kind := events(table)) != "points":
@@ -96,7 +99,10 @@ def usage(table: pd.DataFrame, dataset: str, project: Path) -> list[tuple[str, s
     if not is_missing(first.get("command")):
         again = repeated({"command": first["command"]}, seed=str(int(table["seed"].max()) + 1))
         found.append((again, "the settings of the first run with another seed"))
-    page = f"submanifold run --pipeline=compare --params=dataset={dataset}"
+    params = f"dataset={dataset}"
+    if len(paths) == 1:
+        params += f",data.path={paths[0]}"
+    page = f"submanifold run --pipeline=compare --params={shlex.quote(params)}"
     return [*found, (page, "this page with new runs")]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from submanifold.common.errors import error_prefix
 from submanifold.data.prepare import draw, few_images, prepare, read_groups, read_labels
-from submanifold.data.prepare_table import prepare_table
+from submanifold.data.prepare_table import prepare_table, read_rows
 from submanifold.data.settings import ImageSettings, SyntheticSettings, TableSettings
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ def prepare_rows(data: TableSettings, folder: Path, raw_folder: Path) -> dict[st
     """Split, dequantize and standardize the rows of a table; see :func:`.prepare_table`."""
     with error_prefix("data"):
         found = dict(zip(PARTS, prepare_table(data, folder, raw_folder), strict=True))
-        return {**found, "labels": read_labels(folder), "groups": read_groups(folder)}
+        beside = {"labels": read_labels(folder), "groups": read_groups(folder)}
+        return {**found, **beside, "rows": read_rows(folder)}
 
 
 def draw_points(data: SyntheticSettings, folder: Path) -> dict[str, Any]:

@@ -14,5 +14,7 @@ def create_pipeline(kind: Kind = "images") -> Pipeline:
         return Pipeline([Node(draw_points, inputs, outputs, name="prepare_data")])
     inputs["raw_folder"] = "raw_folder"
     outputs |= {"labels": "labels", "groups": "groups"}
+    if kind == "table":
+        outputs["rows"] = "rows"
     function = prepare_rows if kind == "table" else prepare_images
     return Pipeline([Node(function, inputs, outputs, name="prepare_data")])

@@ -11,7 +11,7 @@ def create_pipeline() -> Pipeline:
                  "train": "x_train", "test": "x_test", "groups": "groups",
                  "device": "params:device"}  # fmt: skip
     shown = {"found": "dimension_metrics", "metrics": "metrics", "baselines": "baselines",
-             "dataset": "params:dataset", "method": "params:method",
+             "dataset": "params:data_name", "method": "params:method",
              "run": "run_information"}  # fmt: skip
     written = {"page": "dimension_report", "curve": "dimension_figure"}
     return Pipeline([

@@ -131,12 +131,23 @@ def _log_det(model: Model, x: np.ndarray) -> np.ndarray | None:
 
 
 def explain(
-    hierarchy: Model, train: np.ndarray, test: np.ndarray, split_scores: pd.DataFrame, device: str
+    hierarchy: Model,
+    train: np.ndarray,
+    test: np.ndarray,
+    split_scores: pd.DataFrame,
+    rows: dict[str, list[int]],
+    device: str,
 ) -> pd.DataFrame:
-    """Find the columns that contribute most to the most anomalous test rows."""
+    """Find the columns that contribute most to the most anomalous test rows.
+
+    The column ``row`` has the numbers of the rows in the table.
+    """
     own = split_scores[split_scores["split"] == "test"]
     preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
-    return explain_rows(hierarchy.to(choose_device(device)), preprocessor, test, own, train)
+    found = explain_rows(hierarchy.to(choose_device(device)), preprocessor, test, own, train)
+    numbers = np.array(rows["test"])[found.pop("number")]
+    found.insert(0, "row", numbers)
+    return found
 
 
 def illustrate(

@@ -54,6 +54,6 @@ def create_pipeline(histories: Mapping[str, str], kind: Kind = "images") -> Pipe
         illustrated = MODEL | DATA | {"samples": "samples", "pca": "pca"}
         nodes.append(Node(illustrate, illustrated, "illustrations", name="illustrate"))
     if kind == "table":
-        explained = MODEL | DATA | {"split_scores": "split_scores"}
+        explained = MODEL | DATA | {"split_scores": "split_scores", "rows": "rows"}
         nodes.append(Node(explain, explained, "anomalies", name="explain"))
     return Pipeline(nodes)

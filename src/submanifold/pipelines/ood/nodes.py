@@ -89,6 +89,7 @@ def write_page(
     method: str,
     model: Model,
     run: dict[str, Any],
+    numbers: dict[str, list[int]] | None = None,
 ) -> dict[str, Any]:
     """Write the page with rates, curves, and the images or rows that are confused."""
     from submanifold.evaluation.ood import NORMAL, OOD, roc
@@ -127,6 +128,8 @@ def write_page(
     if not of_images:
         preprocessor = preprocessor_of(model)
         rows = {part: preprocessor.inverse_transform(x) for part, x in ((NORMAL, test), (OOD, ood))}
+        if numbers is not None:
+            rows[NORMAL].index = pd.Index(numbers["test"])
     page = render(
         "ood.html",
         dataset=dataset,

@@ -25,8 +25,10 @@ def create_pipeline(kind: Kind = "images") -> Pipeline:
               "device": "params:device"}  # fmt: skip
     measured = {"scored": "ood_scores", "model": "hierarchy"}
     shown = {"scored": "ood_scores", "measured": "ood_metrics", "test": "x_test", "ood": "x_ood",
-             "dataset": "params:dataset", "ood_name": "params:ood", "method": "params:method",
+             "dataset": "params:data_name", "ood_name": "params:ood", "method": "params:method",
              "model": "hierarchy", "run": "run_information"}  # fmt: skip
+    if kind == "table":
+        shown["numbers"] = "rows"
     figures = {name: f"ood_{name}_figure" for name in ("scores", "roc", "histograms", "scatter")}
     found = {"images": "x_ood", "groups": "ood_groups"}
     return Pipeline([

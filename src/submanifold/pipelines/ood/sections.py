@@ -198,14 +198,16 @@ def table_rows(
     Args:
         scored: Scores of all rows.
         measured: Measures of the scores.
-        tables: Rows by part, in the units of the table; up to 8 columns are shown.
+        tables: Rows by part, in the units of the table, with their numbers as the index; up to 8
+            columns are shown.
         names: Names of the data by part.
     """
     found = []
     for each in _chosen(scored, measured, names):
         rows = tables[each["part"]].iloc[each["shown"], :COLUMNS]
         texts = rows.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
-        texts.insert(0, "p-value", [f"{value:.4f}" for value in each["p_values"]])
+        texts.insert(0, "row", rows.index.astype(str))
+        texts.insert(1, "p-value", [f"{value:.4f}" for value in each["p_values"]])
         found.append({"name": each["name"], "text": each["text"], "table": texts})
     return found
 

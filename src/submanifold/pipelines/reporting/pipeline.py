@@ -39,7 +39,7 @@ def create_pipeline(histories: Mapping[str, str], kind: Kind = "images") -> Pipe
         kind: Kind of the data.
     """
     shared = {"metrics": "metrics", "hierarchy": "hierarchy"}
-    shared |= {"dataset": "params:dataset", "method": "params:method"}
+    shared |= {"dataset": "params:data_name", "method": "params:method"}
     content = {"table": "metrics_table", "manifest": "manifest", "samples": "samples"}
     content |= {"test": "x_test", "run": "run_information", **histories}
     content |= {name: f"params:{name}" for name in ("seed", "device")}

@@ -375,12 +375,12 @@ def anomalies(explained: pd.DataFrame) -> pd.DataFrame | None:
     """Return the most anomalous test rows with the columns that contribute most, as text.
 
     Args:
-        explained: Result of :func:`submanifold.evaluation.attribution.explain_rows`.
+        explained: Result of :func:`submanifold.pipelines.evaluation.nodes.explain`.
     """
     if explained.empty:
         return None
     rows = []
-    for number, own in explained.groupby("number", sort=False):
+    for number, own in explained.groupby("row", sort=False):
         parts = [
             f"{each['column']} = {each['value']} ({_gain(each['contribution'])} with "
             f"{each['usual']})"
@@ -389,7 +389,7 @@ def anomalies(explained: pd.DataFrame) -> pd.DataFrame | None:
         ]
         first = own.iloc[0]
         rows.append({
-            "test row": f"{number:,}",
+            "row": str(number),
             "p-value": f"{first['p_value']:.4f}",
             "log-density": f"{-first['nll']:.2f}",
             "columns": "; ".join(parts) or "no single column",
