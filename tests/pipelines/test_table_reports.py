@@ -114,7 +114,9 @@ def test_runs_on_a_table_are_compared(project, params, run):
 def test_runs_on_other_files_are_not_compared(project, params, run):
     other = params | {"data": {"path": str(project.path / "other.parquet")}}
     other["data"]["categorical"] = "onehot"
-    with pytest.raises(ClickException, match=r"files of finished runs in .* got .*other.parquet\. Make"):
+    with pytest.raises(
+        ClickException, match=r"files of finished runs in .* got .*other.parquet\. Make"
+    ):
         project.run("compare", **other)
 
 

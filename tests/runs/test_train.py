@@ -111,7 +111,10 @@ def mistakes(folder):
             "training.minutes: expected no steps with it, got density.training.steps",
         ),
         "set": ((*train, "--set", "seed"), "expected <setting>=<value>, got seed"),
-        "setting": ((*train, "seed=1"), "unexpected extra argument (seed=1). Settings need an option"),
+        "setting": (
+            (*train, "seed=1"),
+            "unexpected extra argument (seed=1). Settings need an option",
+        ),
         "text": (("train", "text.csv"), "In this command, use --set data.categorical=<value>."),
         "set twice": ((*train, "--seed=1", "--set", "seed=2"), "another option sets it"),
         "command": (("trian", "pictures"), "Did you mean train?"),
