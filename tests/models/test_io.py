@@ -83,7 +83,7 @@ def test_a_new_kind_of_model_is_registered_by_its_definition(tmp_path):
             normal = torch.distributions.Normal(0, self.scale)
             return x[:, :1], x[:, 1:], normal.log_prob(x).sum(1)
 
-        def decode(self, u, v=None):
+        def _decode(self, u, v):
             return torch.cat([u, torch.zeros(len(u), 2) if v is None else v], 1)
 
     try:

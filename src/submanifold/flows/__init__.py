@@ -2,6 +2,12 @@
 
 from submanifold.flows.autoencoder import Autoencoder
 from submanifold.flows.bijection import Bijection, Compose, Flow, Injection
+from submanifold.flows.conditional import (
+    conditioning,
+    context_of,
+    is_conditional,
+    make_conditional,
+)
 from submanifold.flows.conformal import Conformal
 from submanifold.flows.coupling import (
     AffineCoupling,
@@ -33,6 +39,7 @@ __all__ = [
     "Conformal", "Coupling", "DataInitialized", "Flow", "FlowSettings", "Gaussianization", "Glow",
     "Injection", "Jet", "Linear", "MaskedAffineCoupling", "MixtureOfLogistics", "QuantileSpline",
     "RealNVP", "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Tabular",
-    "Trumpet", "Zuko", "build_flow", "initialize", "is_noise_conditional", "noise_conditioning",
-    "rebuild_flow", "set_activation_checkpointing",
+    "Trumpet", "Zuko", "build_flow", "conditioning", "context_of", "initialize", "is_conditional",
+    "is_noise_conditional", "make_conditional", "noise_conditioning", "rebuild_flow",
+    "set_activation_checkpointing",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Injection
-from submanifold.flows.coupling import mlp, zero_initialized
+from submanifold.flows.coupling import add_context, mlp, zero_initialized
 from submanifold.flows.injective import InjectiveLinear
 from submanifold.flows.orthogonal import dct
 from submanifold.flows.reshape import channels_to_space, check_divisible
@@ -56,6 +56,11 @@ class Autoencoder(Injection):
         else:
             self.encoder, self.decoder = _convnets(self.event_shape, dim, width)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def add_context(self, size: int) -> None:
+        """See :meth:`.Flow.add_context`."""
+        for net in (self.encoder, self.decoder):
+            add_context(net, size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map events (batch, ...) to u (batch, d); the log-determinant is NaN."""

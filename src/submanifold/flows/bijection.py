@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from submanifold.common.errors import UserError
+
 
 class Bijection(nn.Module):
     r"""Invertible, differentiable map f with a tractable Jacobian determinant.
@@ -52,6 +54,19 @@ class Flow(Bijection):
     def latent_dim(self) -> int:
         """Number of latents."""
         return math.prod(self.event_shape)
+
+    def add_context(self, size: int) -> None:
+        """Add inputs for an embedding of ``size`` numbers (:func:`.make_conditional`)."""
+        parts: list[Any] = [each for each in self.modules() if each is not self]
+        parts = [each for each in parts if hasattr(each, "add_context")]
+        if not parts:
+            raise UserError(
+                f"flow: expected a flow that can depend on a context, got "
+                f"{type(self).__name__.lower()}. Use glow, jet, realnvp, affine, gaussianization, "
+                "tabular, zuko, trumpet or autoencoder, or omit data.condition."
+            )
+        for each in parts:
+            each.add_context(size)
 
 
 class Injection(Flow):

@@ -1,6 +1,7 @@
 """Affine couplings: on halves of the channels (Glow) and on masked vectors (RealNVP)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from submanifold.common.errors import UserError
 from submanifold.flows import fast
 from submanifold.flows.bijection import Bijection
+from submanifold.flows.conditional import ConditionalLayer, ContextLayer
 
 MAX_LOG_SCALE = 2.0  # larger scales amplify rounding errors in the inverse of a deep flow
 
@@ -46,6 +48,11 @@ class Coupling(Bijection):
         a, b = self.split(z)
         log_scale, shift = self.scale_and_shift(a)
         return self.join(z, a, (b - shift) * (-log_scale).exp())
+
+    def add_context(self, size: int) -> None:
+        """Add an input for an embedding of the context to the second layer of the net."""
+        add_context(self.net, size)
+        self.supports_checkpointing = False  # the context is reset before the backward pass
 
     def outputs(self, a: Tensor) -> Tensor:
         """Apply the net."""
@@ -136,10 +143,17 @@ def set_activation_checkpointing(flow: nn.Module, enabled: bool) -> None:
         if isinstance(module, Coupling):
             if enabled and not module.supports_checkpointing:
                 raise UserError(
-                    "training.activation_checkpointing: expected false for noise-conditional flows,"
-                    " got true. Set it to false, or use flow.type=glow or realnvp."
+                    "training.activation_checkpointing: expected false for conditional and noise-"
+                    "conditional flows, got true. Set it to false."
                 )
             module.activation_checkpointing = enabled
+
+
+def add_context(net: Any, size: int) -> None:
+    """Replace the second layer of a chain of layers by a :class:`ContextLayer`."""
+    kinds = nn.Linear, nn.Conv2d, ConditionalLayer
+    second = [index for index, layer in enumerate(net) if isinstance(layer, kinds)][1]
+    net[second] = ContextLayer(net[second], size)
 
 
 def zero_initialized(*layers: nn.Module) -> nn.Sequential:

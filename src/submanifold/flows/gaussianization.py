@@ -1,11 +1,14 @@
 """Gaussianization flows (Meng et al. 2020) on vectors."""
 
+from itertools import chain
+
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
+from submanifold.flows.conditional import ContextAffine
 from submanifold.flows.initialization import DataInitialized
 from submanifold.flows.orthogonal import Reflections
 
@@ -111,6 +114,13 @@ class Gaussianization(Compose, Flow):
     """
 
     axes = (1,)
+
+    def add_context(self, size: int) -> None:
+        """Scale and shift the coordinates before each mixture (:meth:`.Flow.add_context`)."""
+        (dim,) = self.event_shape
+        layers = ([each, ContextAffine(dim, size)] if isinstance(each, Reflections) else [each]
+                  for each in self.bijections)  # fmt: skip
+        self.bijections = nn.ModuleList(chain.from_iterable(layers))  # type: ignore[assignment]
 
     def __init__(
         self,

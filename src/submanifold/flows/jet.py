@@ -1,5 +1,7 @@
 """Jet (Kolesnikov et al. 2024): affine couplings whose nets are vision transformers."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Bijection, Compose, Flow
+from submanifold.flows.conditional import ContextLayer
 from submanifold.flows.coupling import Coupling, zero_initialized
 from submanifold.flows.orthogonal import dct
 from submanifold.flows.reshape import channels_to_space, check_divisible, space_to_channels
@@ -100,9 +103,16 @@ class PatchCoupling(Coupling):
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor, net: nn.Module):
+    net: VisionTransformer
+
+    def __init__(self, mask: Tensor, net: VisionTransformer):
         super().__init__(net)
         self.register_buffer("mask", mask, persistent=False)
+
+    def add_context(self, size: int) -> None:
+        """Add an input for an embedding of the context to that of the patches."""
+        self.net.embed = ContextLayer(self.net.embed, size)
+        self.supports_checkpointing = False
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mask x; the identity transforms the masked values."""
@@ -129,7 +139,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, grid: tuple[int, int, int], blocks: int, width: int, heads: int):
         super().__init__()
         channels, *self.sides = grid
-        self.embed = nn.Conv2d(channels, width, 3, padding=1)
+        self.embed: nn.Module = nn.Conv2d(channels, width, 3, padding=1)
         self.position = nn.Parameter(torch.randn(math.prod(self.sides), width) / width**0.5)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, Flow, full_precision
+from submanifold.flows.conditional import ContextAffine
 from submanifold.flows.initialization import DataInitialized
 from submanifold.flows.orthogonal import random_orthonormal
 
@@ -107,7 +108,7 @@ class Affine(Linear, Flow):
     """Affine bijection of vectors.
 
     With a standard normal latent it is a Gaussian with full covariance; in a stage of dimension d,
-    probabilistic PCA.
+    probabilistic PCA. A context changes the mean, and the variances in the coordinates z.
     """
 
     axes = (1,)
@@ -115,6 +116,22 @@ class Affine(Linear, Flow):
     def __init__(self, dim: int):
         super().__init__(dim)
         self.event_shape, self.config = (dim,), {"dim": dim}
+
+    def add_context(self, size: int) -> None:
+        """Scale and shift the latents (:meth:`.Flow.add_context`)."""
+        self.of_context = ContextAffine(self.event_shape[0], size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (batch, dim)."""
+        z, log_det = super().forward(x)
+        if "context" not in self.config:
+            return z, log_det
+        z, of_context = self.of_context(z)
+        return z, log_det + of_context
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Undo the map."""
+        return super().inverse(self.of_context.inverse(z) if "context" in self.config else z)
 
 
 def stack_maps(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from submanifold.common.errors import UserError
 from submanifold.common.settings import Settings
 from submanifold.flows.autoencoder import Autoencoder
 from submanifold.flows.bijection import Flow, Injection
+from submanifold.flows.conditional import make_conditional
 from submanifold.flows.conformal import Conformal
 from submanifold.flows.gaussianization import Gaussianization
 from submanifold.flows.glow import Glow
@@ -92,9 +93,16 @@ def rebuild_flow(config: Mapping[str, Any]) -> Flow:
     name = config.get("type")
     if not isinstance(name, str) or name not in FLOWS:
         raise UserError(f"type: expected one of {', '.join(FLOWS)}, got {name}")
-    arguments = _settings_of(name)(**config).model_dump(exclude={"type"})
+    context = config.get("context")
+    own = {key: value for key, value in config.items() if key != "context"}
+    arguments = _settings_of(name)(**own).model_dump(exclude={"type"})
     events = next(iter(arguments.values()))
     shape = [events] if isinstance(events, int) else events
     if len(shape) not in FLOWS[name].axes or min(shape) < 1:
         raise UserError(f"type={name}: expected another event shape, got {tuple(shape)}")
-    return FLOWS[name](**arguments)
+    flow = FLOWS[name](**arguments)
+    if context is None:
+        return flow
+    if not isinstance(context, dict) or not context.keys() <= {"classes", "columns"}:
+        raise UserError(f"context: expected classes or columns, got {context}")
+    return make_conditional(flow, **context)

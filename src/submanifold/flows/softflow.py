@@ -5,33 +5,24 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from submanifold.flows.conditional import ConditionalLayer, holding
 from submanifold.flows.coupling import Coupling
 from submanifold.flows.glow import Glow
 from submanifold.flows.realnvp import RealNVP
 
 
-class NoiseConditional(nn.Module):
-    r"""Linear or convolutional layer with the noise scale as an input, :math:`W a + b + w\, s`.
+class NoiseConditional(ConditionalLayer):
+    """:class:`.ConditionalLayer` that receives the noise scale s of each event, (batch,)."""
 
-    It starts as the unconditional layer, w = 0. ``scale`` is s of each event, (batch,); None is 0.
-    """
+    def __init__(self, layer: nn.Module):
+        super().__init__(layer, ())
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d):
-        super().__init__()
-        self.layer = layer
-        self.weight = nn.Parameter(torch.zeros(len(layer.weight)))
-        self.scale: Tensor | None = None
-
-    def forward(self, a: Tensor) -> Tensor:
-        """Apply the layer to (batch, ...)."""
-        out = self.layer(a)
-        if self.scale is None:
-            return out
-        bias = self.scale[:, None] * self.weight
-        return out + bias.view(*bias.shape, *(1 for _ in out.shape[2:]))
+    def bias_of(self, a: Tensor) -> Tensor | None:
+        """See :meth:`.ConditionalLayer.bias_of`; without a scale it is 0."""
+        scale = self.condition_of(a)
+        return None if scale is None else scale[:, None] * self.weight
 
 
 def is_noise_conditional(flow: nn.Module) -> bool:
@@ -43,13 +34,8 @@ def is_noise_conditional(flow: nn.Module) -> bool:
 def noise_conditioning(flow: nn.Module, scale: Tensor | None) -> Iterator[None]:
     """Condition a flow on the noise scale s of each event, (batch,), between 0 and 1; None is 0."""
     layers = [each for each in flow.modules() if isinstance(each, NoiseConditional)]
-    for layer in layers:
-        layer.scale = scale
-    try:
+    with holding(layers, [scale] * len(layers)):
         yield
-    finally:
-        for layer in layers:
-            layer.scale = None
 
 
 class SoftRealNVP(RealNVP):

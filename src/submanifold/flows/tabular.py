@@ -125,17 +125,16 @@ def _bins_of(x: Tensor, sought: Tensor, *knots: Tensor) -> list[tuple[Tensor, Te
 class NoiseFeatures(NoiseConditional):
     r"""Append functions of the noise scale s to vectors: r = 2 s - 1 and :math:`r^2 - 1`.
 
-    ``scale`` is s of each event, (batch,); None is 0.
+    Without a scale s is 0.
     """
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.scale = None
 
     def forward(self, a: Tensor) -> Tensor:
         """Map (batch, n) to (batch, n + 2)."""
-        scale = a.new_zeros(len(a)) if self.scale is None else self.scale.to(a.dtype)
-        r = 2 * scale.expand(len(a)) - 1
+        scale = self.condition_of(a)
+        r = 2 * (a.new_zeros(len(a)) if scale is None else scale.to(a.dtype)) - 1
         return torch.cat([a, r[:, None], r[:, None].square() - 1], 1)
 
 

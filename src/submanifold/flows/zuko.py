@@ -9,6 +9,7 @@ from torch import Tensor
 
 from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Flow, full_precision
+from submanifold.flows.conditional import ContextModule
 
 Name = Literal["NSF", "MAF", "NICE", "BPF", "NAF", "UNAF"]
 EXPLICIT_INVERSE = ("NSF", "MAF", "NICE")
@@ -16,7 +17,7 @@ MAX_ENTRIES = 2**30
 """Upper bound for the numbers in masks and weights, so that a model file cannot exhaust memory."""
 
 
-class Zuko(Flow):
+class Zuko(ContextModule, Flow):
     r"""A flow of zuko by the name of its class in :mod:`zuko.flows`.
 
     ``NSF`` is a neural spline flow (Durkan et al. 2019), ``MAF`` a masked autoregressive flow
@@ -72,36 +73,62 @@ class Zuko(Flow):
                 f"dim: expected a flow of at most {MAX_ENTRIES:,} weights, got {entries:,}. "
                 "Decrease transforms, hidden or bins, or use another flow, such as realnvp."
             )
-        device = torch.empty(0).device
-        # the masks depend on the values of tensors, which those of the meta device do not have
-        with torch.device("cpu"):
-            self.transform = _build(name, dim, given).to(device)
+        self.transform = _build(name, dim, given)
+
+    def add_context(self, size: int) -> None:
+        """See :meth:`.Flow.add_context`; the networks of zuko receive the embedding."""
+        arguments = dict(self.config)
+        dim, name = arguments.pop("dim"), arguments.pop("name")
+        self.transform = _build(name, dim, arguments, size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform (batch, dim)."""
         if not len(x):  # which torch.distributions cannot sum over
+            if "context" in self.config:
+                return x, x.sum(1)
             z, log_det = self.forward(F.pad(x, (0, 0, 0, 1)))
             return z[:0], log_det[:0]
         with full_precision(x):
-            return self.transform().call_and_ladj(x)
+            return self._transform(x).call_and_ladj(x)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Invert the transforms."""
         if not len(z):
+            if "context" in self.config:
+                return z
             return self.inverse(F.pad(z, (0, 0, 0, 1)))[:0]
         with full_precision(z):
-            transform = self.transform()
+            transform = self._transform(z)
             if self.config["name"] in EXPLICIT_INVERSE:
                 return transform.inv(z)
             with torch.no_grad():
                 x = transform.inv(z.detach())
-            x = _newton_step(transform, x, z.detach()).detach()
-            return _newton_step(transform, x, z)
+            x = self._newton_step(x, z.detach()).detach()
+            return self._newton_step(x, z)
+
+    def _transform(self, x: Tensor, copies: int = 1) -> Any:
+        """Return the transform of events x, or of ``copies`` adjacent copies of each."""
+        if "context" not in self.config:
+            return self.transform()
+        return self.transform(self.embedding_of(x).repeat_interleave(copies, 0))
+
+    def _newton_step(self, x: Tensor, z: Tensor) -> Tensor:
+        """Improve x, (batch, dim), as a solution of f(x) = z; differentiable in z and weights."""
+        count, dim = x.shape
+        with torch.enable_grad():
+            # event i of each group gives row i of its Jacobian
+            copies = x.detach().repeat_interleave(dim, 0).requires_grad_()
+            outputs = self._transform(x, dim)(copies).view(count, dim, dim)
+            (rows,) = torch.autograd.grad(outputs.diagonal(dim1=1, dim2=2).sum(), copies)
+        residual = (z - self._transform(x)(x))[:, :, None]
+        return x + torch.linalg.solve_ex(rows.view(count, dim, dim), residual).result[:, :, 0]
 
 
-def _build(name: str, dim: int, given: dict[str, Any]) -> Any:
+def _build(name: str, dim: int, given: dict[str, Any], context: int = 0) -> Any:
     """Build the lazy transform of a flow of zuko from the arguments that are not None."""
     import zuko
+
+    device = torch.empty(0).device
 
     given = {each: value for each, value in given.items() if value is not None}
     for each, is_idle in {"passes": name == "NICE", "bins": name != "NSF"}.items():
@@ -111,16 +138,6 @@ def _build(name: str, dim: int, given: dict[str, Any]) -> Any:
         raise UserError("passes: expected at least 2, got 1. Set passes=2, or omit it.")
     if "hidden" in given:
         given["hidden_features"] = (given.pop("hidden"),) * 2
-    return getattr(zuko.flows, name)(dim, **given).transform
-
-
-def _newton_step(transform: Any, x: Tensor, z: Tensor) -> Tensor:
-    """Improve x, (batch, dim), as a solution of f(x) = z; differentiable in z and the weights."""
-    count, dim = x.shape
-    with torch.enable_grad():
-        # event i of each group gives row i of its Jacobian
-        copies = x.detach().repeat_interleave(dim, 0).requires_grad_()
-        outputs = transform(copies).view(count, dim, dim)
-        (rows,) = torch.autograd.grad(outputs.diagonal(dim1=1, dim2=2).sum(), copies)
-    residual = (z - transform(x))[:, :, None]
-    return x + torch.linalg.solve_ex(rows.view(count, dim, dim), residual).result[:, :, 0]
+    # the masks depend on the values of tensors, which those of the meta device do not have
+    with torch.device("cpu"):
+        return getattr(zuko.flows, name)(dim, context, **given).transform.to(device)

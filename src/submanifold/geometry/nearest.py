@@ -40,6 +40,7 @@ def nearest_point(
     gradients: int,
     eigenvalues: Tensor | None = None,
     precision: torch.dtype | None = None,
+    whole_batch: bool = False,
 ) -> Nearest:
     r"""Reduce :math:`|x - g(u)|^2` over u by nonlinear conjugate gradients (:ref:`theory-6-2`).
 
@@ -61,6 +62,8 @@ def nearest_point(
         eigenvalues: Approximate diagonal of :math:`J^T J`, (d,), not negative, as a preconditioner:
             the eigenvalues of a rotation (:ref:`theory-6-1`).
         precision: Precision of gradients; that of x by default. Errors are compared in that of x.
+        whole_batch: Whether the decoder needs all points of the batch at once, because it has a
+            condition for each of them.
 
     Returns:
         The nearest points that were found.
@@ -87,7 +90,7 @@ def nearest_point(
 
     at, image, start_error = linearize(u)
     error = start_error
-    lost = _is_lost(decode, x, u, error)
+    lost = _is_lost(decode, x, u, error, whole_batch)
     if lost.any():
         u = torch.where(lost[:, None], 0.0, u)
         at, image, error = linearize(u)
@@ -137,18 +140,22 @@ def nearest_point(
         best_error = torch.where(better, tried_error, best_error)
     found = decode(tried)
     found_error = _squared_error(x, found)
-    doubtful = (~is_smaller(found_error, start_error) | (found_error > best_error)).nonzero()[:, 0]
-    if len(doubtful):
-        other = torch.where(is_smaller(best_error, start_error)[:, None], best, start)[doubtful]
+    doubtful = ~is_smaller(found_error, start_error) | (found_error > best_error)
+    if doubtful.any():
+        rows = (torch.ones_like(doubtful) if whole_batch else doubtful).nonzero()[:, 0]
+        other = torch.where(is_smaller(best_error, start_error)[:, None], best, start)[rows]
         other_image = decode(other)
-        nearer = _squared_error(x[doubtful], other_image) <= found_error[doubtful]
-        tried[doubtful[nearer]] = other[nearer]
-        found[doubtful[nearer]] = other_image[nearer]
+        nearer = _squared_error(x[rows], other_image) <= found_error[rows]
+        nearer &= doubtful[rows]
+        tried[rows[nearer]] = other[nearer]
+        found[rows[nearer]] = other_image[nearer]
     return Nearest(tried, found)
 
 
 @torch.no_grad()
-def gauss_newton(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, steps: int) -> Nearest:
+def gauss_newton(
+    decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, steps: int, whole_batch: bool = False
+) -> Nearest:
     """Reduce the distance by Gauss-Newton steps with all columns of J, for few coordinates.
 
     Arguments and results are those of :func:`nearest_point`. A step is halved, at most four times,
@@ -156,7 +163,7 @@ def gauss_newton(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, steps
     """
     image = decode(u)
     error = _squared_error(x, image)
-    if (lost := _is_lost(decode, x, u, error)).any():
+    if (lost := _is_lost(decode, x, u, error, whole_batch)).any():
         u = torch.where(lost[:, None], 0.0, u)
         image = decode(u)
         error = _squared_error(x, image)
@@ -177,14 +184,18 @@ def gauss_newton(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, steps
     return Nearest(u, image)
 
 
-def _is_lost(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, error: Tensor) -> Tensor:
+def _is_lost(
+    decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, error: Tensor, whole_batch: bool
+) -> Tensor:
     """Whether points are so far from their events that u = 0 is a better start.
 
     A nearly singular decoder can put the encoder's point where no step helps.
     """
     lost = error > RESTART_FACTOR * x.flatten(1).square().sum(1)
     if lost.any():
-        lost &= error > RESTART_FACTOR * _squared_error(x, decode(torch.zeros_like(u[:1])))
+        lost &= error > RESTART_FACTOR * _squared_error(
+            x, decode(torch.zeros_like(u if whole_batch else u[:1]))
+        )
     return lost
 
 

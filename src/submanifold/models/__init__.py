@@ -1,5 +1,6 @@
 """Models: a manifold and an exact density, composed of stages of flows."""
 
+from submanifold.models.classifier import classify
 from submanifold.models.density import on_manifold
 from submanifold.models.hierarchy import Hierarchy, Slice
 from submanifold.models.mixture import Mixture
@@ -15,5 +16,6 @@ __all__ = [
     "Slice",
     "Stage",
     "StageSettings",
+    "classify",
     "on_manifold",
 ]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from submanifold.flows.conditional import conditioning
 from submanifold.geometry.linearization import jacobian
 from submanifold.geometry.volume import (
     POINTS_PER_DECODING,
@@ -38,6 +39,7 @@ def on_manifold(
     x: Tensor,
     exact_up_to: int = 600,
     generator: torch.Generator | None = None,
+    context: Tensor | None = None,
 ) -> OnManifold:
     r"""Compute the log-density of the projection of x with respect to the manifold's volume.
 
@@ -52,7 +54,15 @@ def on_manifold(
         x: Events, (batch, *event_shape).
         exact_up_to: Largest dimension d at which the volume is exact; it is estimated above.
         generator: Source of the estimate's probes, on the CPU.
+        context: See :class:`Model`.
     """
+    with conditioning(model, context):
+        return _on_manifold(model, x, exact_up_to, generator)
+
+
+def _on_manifold(
+    model: Model, x: Tensor, exact_up_to: int, generator: torch.Generator | None
+) -> OnManifold:
     if isinstance(model, Mixture):
         return _on_charts(model, x, exact_up_to, generator)
     error, unknown = x.new_zeros(len(x)), x.new_full((len(x),), torch.nan)

@@ -114,8 +114,7 @@ class Hierarchy(Model):
             off.append(v)
         return on[1:], off, log_prob + standard_normal_log_prob(on[-1])
 
-    def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
-        """Map (u, v) to events; v = 0, a point on the manifold, by default (Alg. 2)."""
+    def _decode(self, u: Tensor, v: Tensor | None) -> Tensor:
         self._check_coordinates(u, v)
         sizes = [stage.latent_dim - stage.dim for stage in reversed(self.stages)]
         parts = [None] * len(sizes) if v is None else v.split(sizes, 1)
@@ -123,20 +122,18 @@ class Hierarchy(Model):
             u = stage.decode(u, part)
         return u
 
-    def encode(self, x: Tensor, exact: bool | None = None) -> tuple[Tensor, Tensor]:
-        """See :meth:`Model.encode`."""
+    def _encode(self, x: Tensor, exact: bool | None) -> tuple[Tensor, Tensor]:
         last = self.manifold_stage
         if exact is None or last == len(self.stages):
-            return super().encode(x, exact)
+            return super()._encode(x, exact)
         u = self.part(1, last).encode(x, exact)[0]
         return self.part(last + 1).encode(u)[0], self(x)[1]
 
-    def project(self, x: Tensor, exact: bool = False) -> Tensor:
-        """See :meth:`Model.project`."""
+    def _project(self, x: Tensor, exact: bool) -> Tensor:
         # the search converges faster without the reparametrizations
         last = self.manifold_stage
         manifold = self if last == len(self.stages) else self.part(1, last)
-        return super(Hierarchy, manifold).project(x, exact)
+        return super(Hierarchy, manifold)._project(x, exact)
 
     def _coordinates_of(self, x: Tensor) -> Tensor:
         self._check_events(x)
@@ -253,8 +250,7 @@ class Slice(Model):
         v = torch.cat([z[:, self.dim :], *off[:index][::-1]], 1)
         return z[:, : self.dim], v, log_prob
 
-    def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
-        """Map (u, v) to events; v = 0, a point on the manifold, by default."""
+    def _decode(self, u: Tensor, v: Tensor | None) -> Tensor:
         return self._views[0].decode(u, v)
 
     def _nearest(self, x: Tensor, exact: bool) -> Nearest:

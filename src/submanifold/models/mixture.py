@@ -89,8 +89,7 @@ class Mixture(DataInitialized, Model):
         """See :meth:`Model.forward`."""
         return self.select_chart(self.encode_on_charts(x))
 
-    def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
-        """See :meth:`Model.decode`."""
+    def _decode(self, u: Tensor, v: Tensor | None) -> Tensor:
         self._check_coordinates(u, v)
         coordinates = self.coordinates(u)
         decoded = torch.stack([chart.decode(coordinates, v) for chart in self.charts])

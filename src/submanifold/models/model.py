@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from submanifold.common.device import choose_device, choose_precision
 from submanifold.common.errors import UserError
+from submanifold.flows.conditional import conditioning, is_conditional
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
 from submanifold.models.io import load_model, save_tensors
 from submanifold.models.stage import standard_normal_log_prob
@@ -39,10 +40,12 @@ def bits_per_dim(log_prob: Values, dim: int, bits: int = 0) -> Values:
 class Model(nn.Module, ABC):
     """A manifold of dimension d in R^D, and an exact density on R^D or on the manifold.
 
-    Subclasses define ``kind``, by which they are registered, and the abstract members. Images are
+    Subclasses define ``kind``, by which they are registered, and the abstract members. The methods
+    of a conditional model need the ``context`` of each event: classes (batch,), or standardized
+    variables (batch, columns); one row holds for all events. Images are
     floats (batch, channels, height, width) in [-0.5, 0.5), as :func:`submanifold.data.dequantize`
     returns them; vectors are (batch, D). All methods raise :class:`UserError` for tensors of a
-    wrong shape or dtype.
+    wrong shape or dtype, and for a missing or superfluous context.
 
     Args:
         event_shape: Shape of one event.
@@ -86,6 +89,11 @@ class Model(nn.Module, ABC):
         self.data: dict[str, Any] = {}
         self.calibration: dict[str, Any] = {}
 
+    def __call__(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Call :meth:`forward`, given the context of the events."""
+        with conditioning(self, context):
+            return super().__call__(x)
+
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode x (batch, *event_shape) and compute its log-density in one pass.
@@ -96,9 +104,14 @@ class Model(nn.Module, ABC):
             that on the manifold at the projection of x, or NaN if unknown.
         """
 
+    def decode(self, u: Tensor, v: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """Map (u, v) to events; v = 0, a point on the manifold, by default (Alg. 2)."""
+        with conditioning(self, context):
+            return self._decode(u, v)
+
     @abstractmethod
-    def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
-        """Map (u, v) to events; v = 0, a point on the manifold, by default."""
+    def _decode(self, u: Tensor, v: Tensor | None) -> Tensor:
+        """Compute :meth:`decode`."""
 
     @property
     @abstractmethod
@@ -115,14 +128,14 @@ class Model(nn.Module, ABC):
         """An estimate of the diagonal of E[J^T J] of the decoder, (d,); None if unknown."""
         return None
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Compute the exact log-density of x in nats, (batch,), if there is one on R^D."""
         if not self.has_density:
             raise UserError(
                 "log_prob: expected a model with a density on R^D, got one with an injection and a "
                 "density on the manifold. Use submanifold.models.on_manifold."
             )
-        return self(x)[2]
+        return self(x, context)[2]
 
     def coordinates(self, u: Tensor) -> Tensor:
         """Return the continuous coordinates among the columns of u, (batch, d)."""
@@ -137,9 +150,11 @@ class Model(nn.Module, ABC):
         self._check_coordinates(u)
         return standard_normal_log_prob(self.coordinates(u)) + self.overlap(u)
 
-    def bits_per_dim(self, x: Tensor, bits: int | None = None) -> Tensor:
+    def bits_per_dim(
+        self, x: Tensor, bits: int | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """Compute :func:`bits_per_dim` of x, (batch,); see :meth:`to_bits_per_dim`."""
-        return self.to_bits_per_dim(self.log_prob(x), bits)
+        return self.to_bits_per_dim(self.log_prob(x, context), bits)
 
     def to_bits_per_dim(self, log_prob: Tensor, bits: int | None = None) -> Tensor:
         """Convert nats per event to bits per dimension, of the manifold if the density is on it.
@@ -153,24 +168,31 @@ class Model(nn.Module, ABC):
             bits = 8 if len(self.event_shape) == 3 else 0
         return bits_per_dim(log_prob, self.event_dim, bits)
 
-    def encode(self, x: Tensor, exact: bool | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, x: Tensor, exact: bool | None = None, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Map x to coordinates on the manifold, u (batch, d), and off it, v (batch, D - d).
 
         By default (u, v) decodes to x. With ``exact`` True or False, u is that of
         ``project(x, exact)``; v remains the encoder's, so that (u, v) no longer decodes to x.
         """
+        with conditioning(self, context):
+            return self._encode(x, exact)
+
+    def _encode(self, x: Tensor, exact: bool | None) -> tuple[Tensor, Tensor]:
         u, v, _ = self(x)
         return (u if exact is None else self._nearest(x, exact).u), v
 
-    def encoder_projection(self, x: Tensor) -> Tensor:
+    def encoder_projection(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Encode x and decode u with v = 0, the projection of the paper (section 4.1).
 
         It is differentiable, and fast, but not the nearest point of the manifold. For samples and
         other points of the manifold, all projections are equal.
         """
-        return self.decode(self.encode(x)[0])
+        with conditioning(self, context):
+            return self.decode(self.encode(x)[0])
 
-    def project(self, x: Tensor, exact: bool = False) -> Tensor:
+    def project(self, x: Tensor, exact: bool = False, context: Tensor | None = None) -> Tensor:
         """Project x onto the manifold, in the shape of x.
 
         The default projection improves the :meth:`encoder_projection` by four gradients
@@ -184,23 +206,31 @@ class Model(nn.Module, ABC):
         Gradients of the default projection of images are in bfloat16 where the hardware is faster,
         errors in float32. The result has no derivative.
         """
+        with conditioning(self, context):
+            return self._project(x, exact)
+
+    def _project(self, x: Tensor, exact: bool) -> Tensor:
         return self._nearest(x, exact).image
 
-    def rejection_map(self, x: Tensor) -> Tensor:
+    def rejection_map(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Compute x - project(x), the part of x that is off the manifold.
 
         Figure 7 of the paper shows x - encoder_projection(x).
         """
-        return x - self.project(x)
+        return x - self.project(x, context=context)
 
     def sample(
-        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+        self,
+        n: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
         """Draw n events on the manifold: u ~ N(0, temperature^2 I), v = 0 (Alg. 1 and 2).
 
         The generator is on the CPU, so that all devices draw the same.
         """
-        with torch.no_grad():
+        with torch.no_grad(), conditioning(self, context):
             codes = self._draw_codes(n, temperature, generator)
             return self.decode(codes.to(next(self.parameters()).device))
 
@@ -238,12 +268,13 @@ class Model(nn.Module, ABC):
     @torch.no_grad()
     def _nearest(self, x: Tensor, exact: bool) -> Nearest:
         u = self._coordinates_of(x)
+        whole = is_conditional(self)
         if exact and self.dim <= FEW:
-            return gauss_newton(self.decode, x, u, EXACT_STEPS)
-        if exact:
-            return nearest_point(self.decode, x, u, EXACT_GRADIENTS, self.eigenvalues)
-        precision = choose_precision("auto", u) if len(self.event_shape) == 3 else None
-        return nearest_point(self.decode, x, u, GRADIENTS, self.eigenvalues, precision)
+            return gauss_newton(self.decode, x, u, EXACT_STEPS, whole)
+        gradients, precision = EXACT_GRADIENTS if exact else GRADIENTS, None
+        if not exact and len(self.event_shape) == 3:
+            precision = choose_precision("auto", u)
+        return nearest_point(self.decode, x, u, gradients, self.eigenvalues, precision, whole)
 
     def _coordinates_of(self, x: Tensor) -> Tensor:
         return self(x)[0]

@@ -1,18 +1,21 @@
 """Settings of a model: ``stage_<n>`` of the parameters."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 from torch import nn
 
-from submanifold.common.errors import error_prefix
+from submanifold.common.errors import UserError, error_prefix
 from submanifold.common.settings import Settings
-from submanifold.flows import FlowSettings, build_flow
+from submanifold.flows import FlowSettings, build_flow, make_conditional
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import Mixture
 from submanifold.models.model import Model
 from submanifold.models.stage import Stage, check_dim
+
+Context = Mapping[str, int] | None
+"""The number of ``classes`` or ``columns`` that a model is conditional on; None without any."""
 
 
 class StageSettings(Settings):
@@ -37,7 +40,7 @@ class StageSettings(Settings):
         """Return the dimension of the manifold for events of a shape."""
         return math.prod(event_shape) if self.dim is None else self.dim
 
-    def build(self, event_shape: Sequence[int]) -> Stage:
+    def build(self, event_shape: Sequence[int], context: Context = None) -> Stage:
         """Build the untrained stage for events of a shape; a UserError names what does not fit."""
         dim = self.manifold_dim(event_shape)
         check_dim(dim, math.prod(event_shape))  # an injection accepts any dimension
@@ -45,6 +48,8 @@ class StageSettings(Settings):
             flows = [build_flow(self.flow, event_shape, dim)]
         with error_prefix("then"):
             flows += [build_flow(each, (flows[0].latent_dim,), dim) for each in self.then]
+        if context:
+            flows = [make_conditional(each, **context) for each in flows]
         return Stage(flows, dim, self.off_manifold_scale, self.noise)
 
 
@@ -60,24 +65,35 @@ class ModelSettings(Settings):
     charts: int = Field(default=1, ge=1)
 
     def build(
-        self, event_shape: Sequence[int], first: int = 1, last: int | None = None
+        self,
+        event_shape: Sequence[int],
+        first: int = 1,
+        last: int | None = None,
+        context: Context = None,
     ) -> list[Stage]:
-        """Build the untrained stages ``first`` to ``last``, counted from 1; all by default."""
+        """Build the untrained stages ``first`` to ``last``, counted from 1; all by default.
+
+        ``context`` are the arguments of :func:`.make_conditional` of conditional flows.
+        """
         stages = []
         for number, settings in enumerate(self.stages[:last], start=1):
             with error_prefix(f"stage_{number}"):
                 if number >= first:
-                    stages.append(settings.build(event_shape))
+                    stages.append(settings.build(event_shape, context))
                 event_shape = (settings.manifold_dim(event_shape),)
         return stages
 
     def extend(
-        self, model: Model | None, event_shape: Sequence[int], last: int | None = None
+        self,
+        model: Model | None,
+        event_shape: Sequence[int],
+        last: int | None = None,
+        context: Context = None,
     ) -> tuple[Model, list[nn.Module]]:
         """Append untrained stages, up to number ``last``, to a model of the first stages.
 
         Without a model all stages are built, for events of the given shape. A mixture is built at
-        once.
+        once, and cannot be conditional.
 
         Returns:
             The extended model, and its untrained modules.
@@ -85,10 +101,14 @@ class ModelSettings(Settings):
         if self.charts > 1:
             if model is not None:
                 return model, []
+            if context:
+                raise UserError(
+                    f"charts: expected 1 for a conditional model, got {self.charts}. Set charts=1."
+                )
             mixture = Mixture([Hierarchy(self.build(event_shape)) for _ in range(self.charts)])
             return mixture, [mixture]
         stages: list[Stage] = []
         if isinstance(model, Hierarchy):
             stages, event_shape = list(model.stages), model.event_shape
-        new = self.build(event_shape, len(stages) + 1, last)
+        new = self.build(event_shape, len(stages) + 1, last, context)
         return Hierarchy([*stages, *new]), list(new)

@@ -1,0 +1,253 @@
+"""Flows that depend on a context: the class, or real variables, of each event."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from submanifold.common.errors import UserError
+from submanifold.flows.bijection import Bijection, Flow, full_precision
+
+AnyFlow = TypeVar("AnyFlow", bound=Flow)
+
+EMBEDDING_SIZE, HIDDEN = 32, 64
+MAX_LOG_SCALE = 4.0
+MISSING = (
+    "context: expected one row for each event of a conditional model, got none. Pass context=..., "
+    "or enter submanifold.flows.conditioning(model, context)."
+)
+
+
+class Conditional(nn.Module):
+    """Module with an input that is set before the call: the condition of each event, (batch, ...).
+
+    A call with k times as many events, k copies of the batch one after the other, repeats it.
+    """
+
+    condition: Tensor | None = None
+
+    def condition_of(self, x: Tensor) -> Tensor | None:
+        """Return the condition of each event of x (n, ...), or None if it is not set."""
+        condition = self.condition
+        if condition is None or len(condition) == len(x):
+            return condition
+        copies, rest = divmod(len(x), max(1, len(condition)))
+        if rest or not len(condition):
+            raise UserError(
+                f"context: expected one row for each of {len(x)} events, got {len(condition)} "
+                "rows. Pass as many rows as events, or one row for all of them."
+            )
+        return condition.repeat(copies, *(1 for _ in condition.shape[1:]))
+
+
+class ConditionalLayer(Conditional):
+    r"""Linear or convolutional layer with the condition c as an input, :math:`W a + b + V c`.
+
+    It starts as the unconditional layer, V = 0.
+
+    Args:
+        layer: The layer.
+        shape: Shape of c for one event: (size,), or () for a number.
+    """
+
+    def __init__(self, layer: nn.Module, shape: tuple[int, ...]):
+        super().__init__()
+        self.layer = layer
+        inner: Any = layer.layer if isinstance(layer, ConditionalLayer) else layer
+        self.weight = nn.Parameter(torch.zeros(len(inner.weight), *shape))
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Apply the layer to (batch, ...)."""
+        out = self.layer(a)
+        bias = self.bias_of(a)
+        return out if bias is None else out + bias.view(*bias.shape, *(1 for _ in out.shape[2:]))
+
+    def bias_of(self, a: Tensor) -> Tensor | None:
+        """Compute V c of each event, (batch, outputs); None without a condition."""
+        raise NotImplementedError
+
+
+class ContextModule(Conditional):
+    """Module whose condition is the embedding of the context."""
+
+    def embedding_of(self, x: Tensor) -> Tensor:
+        """Return the embedding for each event of x, (n, size), or raise UserError without one."""
+        condition = self.condition_of(x)
+        if condition is None:
+            raise UserError(MISSING)
+        return condition.to(x.dtype)
+
+
+class ContextLayer(ContextModule, ConditionalLayer):
+    """:class:`ConditionalLayer` that receives the embedding of the context."""
+
+    def __init__(self, layer: nn.Module, size: int):
+        super().__init__(layer, (size,))
+
+    def bias_of(self, a: Tensor) -> Tensor:
+        """See :meth:`ConditionalLayer.bias_of`; a missing context is an error."""
+        with full_precision(a):
+            return F.linear(self.embedding_of(a).to(self.weight.dtype), self.weight)
+
+
+class ContextAffine(ContextModule, Bijection):
+    r"""Scale and shift of vectors that depend on the context, :math:`z = x\, e^{s(c)} + t(c)`.
+
+    Both are linear in the embedding, and log-scales are bounded. It starts as the identity.
+    """
+
+    def __init__(self, dim: int, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2 * dim, size))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform (batch, dim)."""
+        log_scale, shift = self._scale_and_shift(x)
+        return x * log_scale.exp() + shift, log_scale.sum(1)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Undo the transformation."""
+        log_scale, shift = self._scale_and_shift(z)
+        return (z - shift) * (-log_scale).exp()
+
+    def _scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with full_precision(x):
+            raw, shift = F.linear(self.embedding_of(x), self.weight).chunk(2, 1)
+            return MAX_LOG_SCALE * torch.tanh(raw / MAX_LOG_SCALE), shift
+
+
+class ContextEmbedding(nn.Module):
+    """Embedding of a context: of one of several classes, or of real variables by a perceptron.
+
+    Args:
+        classes: Number of classes; the context is (batch,) integers from 0.
+        columns: Number of variables, which should be standardized; the context is (batch, columns).
+    """
+
+    def __init__(self, classes: int | None = None, columns: int | None = None):
+        super().__init__()
+        if (classes is None) == (columns is None) or (classes or columns or 0) < 1:
+            raise UserError(
+                "context: expected a positive number of classes or of columns, got "
+                f"classes={classes}, columns={columns}. Set one of them."
+            )
+        self.classes, self.columns = classes, columns
+        self.net: nn.Module
+        if classes is not None:
+            self.net = nn.Embedding(classes, EMBEDDING_SIZE)
+        else:
+            hidden = nn.Linear(columns or 0, HIDDEN)
+            self.net = nn.Sequential(hidden, nn.SiLU(), nn.Linear(HIDDEN, EMBEDDING_SIZE))
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Map a context to (batch, :data:`EMBEDDING_SIZE`), or raise UserError if it is invalid."""
+        weight = next(self.net.parameters())
+        with full_precision(weight):
+            if self.classes is None:
+                if context.shape[1:] != (self.columns,) or not context.is_floating_point():
+                    self._refuse(context, f"floats of shape (batch, {self.columns})")
+                return self.net(context.to(weight))
+            if context.ndim != 1 or context.dtype.is_floating_point:
+                self._refuse(context, "integers of shape (batch,)")
+            # elsewhere the check would wait for the device
+            if context.device.type == "cpu" and len(context):
+                low, high = context.aminmax()
+                if low < 0 or high >= self.classes:
+                    raise UserError(
+                        f"context: expected classes from 0 to {self.classes - 1}, got "
+                        f"{int(low)} to {int(high)}. Correct them."
+                    )
+            return self.net(context.to(weight.device, torch.long))
+
+    def _refuse(self, context: Tensor, expected: str) -> None:
+        raise UserError(
+            f"context: expected {expected}, got {context.dtype} of shape {tuple(context.shape)}. "
+            "Correct it."
+        )
+
+
+def make_conditional(flow: AnyFlow, **context: int) -> AnyFlow:
+    """Make an untrained flow depend on a context, in place.
+
+    An embedding of the context is added to the second layer of its networks with weights of 0, so
+    that it starts as the unconditional flow; flows of zuko use their own mechanism.
+
+    Args:
+        flow: The flow.
+        **context: Arguments of :class:`ContextEmbedding`: ``classes`` or ``columns``.
+
+    Raises:
+        UserError: The flow cannot depend on a context.
+    """
+    flow.embedding = ContextEmbedding(**context)
+    flow.add_context(EMBEDDING_SIZE)
+    flow.config = {**flow.config, "context": context}
+    return flow
+
+
+def embeddings_of(model: nn.Module) -> list[tuple[nn.Module, ContextEmbedding]]:
+    """Find the conditional flows of a model, and their embeddings."""
+    found = ((each, getattr(each, "embedding", None)) for each in model.modules())
+    return [(flow, each) for flow, each in found if isinstance(each, ContextEmbedding)]
+
+
+def is_conditional(model: nn.Module) -> bool:
+    """Whether a flow or a model depends on a context."""
+    return bool(embeddings_of(model))
+
+
+def context_of(model: nn.Module) -> dict[str, int]:
+    """Return the number of ``classes`` or ``columns`` of a model's context; empty without one."""
+    for _, each in embeddings_of(model):
+        return {"columns": each.columns} if each.classes is None else {"classes": each.classes}  # type: ignore[dict-item]
+    return {}
+
+
+@contextmanager
+def conditioning(model: nn.Module, context: Tensor | None) -> Iterator[None]:
+    """Condition a flow or a model on the context of each event, for all calls inside.
+
+    Args:
+        model: The flow or the model.
+        context: Classes (batch,), or variables (batch, columns); one row holds for all events. None
+            keeps the context of an outer call.
+
+    Raises:
+        UserError: The model has no context, or another one.
+
+    Example:
+        >>> from submanifold.flows import RealNVP, make_conditional
+        >>> flow = make_conditional(RealNVP(4), classes=3)
+        >>> with conditioning(flow, torch.tensor([0, 2])):
+        ...     z, log_det = flow(torch.randn(2, 4))
+    """
+    if context is None:
+        yield
+        return
+    flows = embeddings_of(model)
+    if not flows:
+        raise UserError(
+            f"context: expected none for an unconditional model, got {context.dtype} of shape "
+            f"{tuple(context.shape)}. Omit it, or train a model with data.condition."
+        )
+    held = [(each, embedding(context)) for flow, embedding in flows
+            for each in flow.modules() if isinstance(each, ContextModule)]  # fmt: skip
+    with holding(*zip(*held, strict=True)):
+        yield
+
+
+@contextmanager
+def holding(modules: Iterable[Conditional], conditions: Iterable[Tensor | None]) -> Iterator[None]:
+    """Set the condition of modules, and restore the one before at the end."""
+    before = []
+    for module, condition in zip(modules, conditions, strict=True):
+        before.append((module, module.condition))
+        module.condition = condition
+    try:
+        yield
+    finally:
+        for module, condition in reversed(before):
+            module.condition = condition

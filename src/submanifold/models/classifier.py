@@ -1,0 +1,44 @@
+"""The Bayes classifier of a model that is conditional on the class."""
+
+import torch
+from torch import Tensor
+
+from submanifold.common.errors import UserError
+from submanifold.flows import context_of
+from submanifold.models.model import Model
+
+
+@torch.no_grad()
+def classify(model: Model, x: Tensor, prior: Tensor | None = None) -> Tensor:
+    r"""Compute the posterior probability of each class by Bayes' theorem.
+
+    .. math:: p(y \mid x) = \frac{\pi_y\, p(x \mid y)}{\sum_k \pi_k\, p(x \mid k)}
+
+    Args:
+        model: Model that is conditional on a class, with a density on R^D.
+        x: Events, (batch, *event_shape).
+        prior: Probability :math:`\pi` of each class, (classes,); equal ones by default.
+
+    Returns:
+        Probabilities, (batch, classes).
+
+    Raises:
+        UserError: The model is not conditional on a class, or has no density on R^D.
+
+    Example:
+        >>> from submanifold.flows import Affine, make_conditional
+        >>> from submanifold.models import Hierarchy, Stage
+        >>> model = Hierarchy([Stage(make_conditional(Affine(2), classes=3), dim=1)])
+        >>> classify(model, torch.randn(4, 2)).shape
+        torch.Size([4, 3])
+    """
+    classes = context_of(model).get("classes")
+    if classes is None:
+        raise UserError(
+            "model: expected one that is conditional on a class, got another one. Train it with "
+            "data.condition=label."
+        )
+    log_probs = [model.log_prob(x, torch.tensor([label], device=x.device))
+                 for label in range(classes)]  # fmt: skip
+    log_joint = torch.stack(log_probs, 1)
+    return (log_joint if prior is None else log_joint + prior.to(log_joint).log()).softmax(1)

@@ -1,0 +1,256 @@
+"""Every flow that can depend on a context: contract, start, refusals; and the compiled kernels."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from strategies import assert_close, perturb, slogdet
+from submanifold.common.errors import UserError
+from submanifold.flows import (
+    FLOWS,
+    Affine,
+    Conformal,
+    Glow,
+    Injection,
+    RealNVP,
+    conditioning,
+    context_of,
+    fast,
+    initialize,
+    is_conditional,
+    make_conditional,
+    noise_conditioning,
+    rebuild_flow,
+    set_activation_checkpointing,
+)
+from submanifold.geometry.linearization import jacobian
+
+IMAGE = (2, 4, 4)
+ARGUMENTS = {
+    "glow": {"shape": IMAGE, "levels": 2, "steps": 2, "width": 5},
+    "soft_glow": {"shape": IMAGE, "levels": 1, "steps": 1, "width": 5},
+    "jet": {"shape": IMAGE, "patch": 2, "couplings": 3, "blocks": 1, "width": 4, "heads": 2},
+    "realnvp": {"dim": 4, "couplings": 2},
+    "soft_realnvp": {"dim": 4, "couplings": 2},
+    "affine": {"dim": 4},
+    "gaussianization": {"dim": 4, "layers": 2},
+    "tabular": {"dim": 4, "couplings": 2, "hidden": 8, "bins": 4},
+    "zuko": {"dim": 4, "name": "NAF", "transforms": 1, "hidden": 8},
+    "trumpet": {"event_shape": IMAGE, "dim": 3, "steps": 1, "width": 4},
+    "autoencoder": {"event_shape": IMAGE, "dim": 3, "width": 4},
+}
+CONTEXTS = {"classes": lambda n: torch.arange(n) % 3, "columns": lambda n: torch.randn(n, 3)}
+
+every_flow = pytest.mark.parametrize("name", ARGUMENTS)
+every_bijection = pytest.mark.parametrize(
+    "name", [name for name in ARGUMENTS if not issubclass(FLOWS[name], Injection)]
+)
+every_context = pytest.mark.parametrize("kind", CONTEXTS)
+
+
+def build(name, kind="classes"):
+    torch.manual_seed(0)
+    return make_conditional(FLOWS[name](**ARGUMENTS[name]), **{kind: 3})
+
+
+def test_all_flows_but_two_can_depend_on_a_context():
+    assert FLOWS.keys() - ARGUMENTS.keys() == {"conformal", "rotation"}
+    with pytest.raises(UserError, match="expected a flow that can depend on a context, got confor"):
+        make_conditional(Conformal((4,), 2), classes=2)
+
+
+@every_flow
+@every_context
+def test_the_flow_depends_on_the_context_of_each_event(name, kind):
+    flow, context = perturb(build(name, kind)), CONTEXTS[kind](4)
+    x = torch.randn(4, *flow.event_shape)
+    with conditioning(flow, context):
+        z, log_det = flow(x)
+        back = flow.inverse(z)
+    for n in range(4):
+        with conditioning(flow, context[n : n + 1]):
+            assert_close(flow(x[n : n + 1])[0], z[n : n + 1])
+            assert_close(flow.inverse(z)[n], back[n])
+    with conditioning(flow, context.flip(0)):
+        assert not torch.allclose(flow(x)[0], z, atol=1e-3)
+    if name != "autoencoder" and not isinstance(flow, Injection):
+        assert_close(back, x)
+        assert log_det.isfinite().all()
+
+
+@every_bijection
+def test_log_det_is_that_of_the_autograd_jacobian(name):
+    flow = perturb(build(name)).double()
+    x = torch.randn(2, *flow.event_shape, dtype=torch.float64)
+    for label in range(3):
+        with conditioning(flow, torch.tensor([label])):
+            assert_close(flow(x)[1], slogdet(lambda x: flow(x)[0], x))
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS.keys() - {"zuko"}))
+def test_it_starts_as_the_unconditional_flow(name):
+    plain = perturb(FLOWS[name](**ARGUMENTS[name]))
+    flow = make_conditional(copy.deepcopy(plain), classes=3)
+    x = torch.randn(3, *flow.event_shape)
+    with conditioning(flow, torch.tensor([0, 1, 2])):
+        found = flow(x)
+    for each, expected in zip(found, plain(x), strict=True):
+        torch.testing.assert_close(each, expected, equal_nan=True)
+    assert plain.config == {key: each for key, each in flow.config.items() if key != "context"}
+
+
+@every_flow
+@every_context
+def test_initialized_flows_have_gradients_of_all_parameters(name, kind):
+    flow = build(name, kind)
+    x = torch.randn(16, *flow.event_shape)
+    with conditioning(flow, CONTEXTS[kind](16)), noise_conditioning(flow, torch.rand(16)):
+        initialize(flow, x)
+    perturb(flow, 0.05)
+    with conditioning(flow, CONTEXTS[kind](16)), noise_conditioning(flow, torch.rand(16)):
+        z, log_det = flow(x)
+        back = flow.inverse(z)
+    (z.square().sum() - log_det.nan_to_num().sum() + back.sin().sum()).backward()
+    for p in flow.parameters():
+        assert p.grad is not None
+        assert p.grad.isfinite().all()
+
+
+@every_flow
+@every_context
+def test_config_rebuilds_the_flow(name, kind):
+    flow = perturb(build(name, kind))
+    with torch.device("meta"):
+        meta = rebuild_flow(json.loads(json.dumps({"type": name, **flow.config})))
+    assert meta.state_dict().keys() == flow.state_dict().keys()
+    rebuilt = rebuild_flow({"type": name, **flow.config})
+    rebuilt.load_state_dict(flow.state_dict())
+    assert rebuilt.config == flow.config
+    assert context_of(rebuilt) == {kind: 3}
+    u = torch.randn(2, flow.latent_dim)
+    with conditioning(flow, context := CONTEXTS[kind](2)), conditioning(rebuilt, context):
+        assert torch.equal(rebuilt.inverse(u), flow.inverse(u))
+
+
+@pytest.mark.parametrize("name", ["glow", "jet", "realnvp", "tabular", "zuko", "affine"])
+def test_jacobians_repeat_the_context(name):
+    flow = perturb(build(name)).double()
+    u, context = torch.randn(2, flow.latent_dim, dtype=torch.float64), torch.tensor([0, 2])
+    with conditioning(flow, context):
+        together = jacobian(flow.inverse, u)
+    for n in range(2):
+        with conditioning(flow, context[n : n + 1]):
+            assert_close(jacobian(flow.inverse, u[n : n + 1]), together[n : n + 1])
+
+
+@every_flow
+def test_missing_and_wrong_contexts_are_refused(name):
+    flow = perturb(build(name))
+    x = torch.randn(3, *flow.event_shape)
+    with pytest.raises(UserError, match=r"^context: expected one row for each event of a cond"):
+        flow(x)
+    for context, message in [
+        (torch.tensor([0, 1]), "expected one row for each of 3 events, got 2"),
+        (torch.tensor([0, 1, 3]), "expected classes from 0 to 2, got 0 to 3"),
+        (torch.rand(3), "expected integers of shape"),
+        (torch.zeros(3, 1, dtype=torch.long), r"expected integers of shape \(batch,\), got"),
+    ]:
+        with pytest.raises(UserError, match=message), conditioning(flow, context):
+            flow(x)
+    columns = build(name, "columns")
+    for context in (torch.rand(3, 2), torch.tensor([0, 1, 2])):
+        with pytest.raises(UserError, match=r"expected floats of shape \(batch, 3\)"):
+            conditioning(columns, context).__enter__()
+
+
+def test_an_unconditional_flow_has_no_context():
+    flow = RealNVP(4)
+    assert not is_conditional(flow)
+    assert context_of(flow) == {}
+    with pytest.raises(UserError, match="expected none for an unconditional model"):
+        conditioning(flow, torch.tensor([0])).__enter__()
+    with conditioning(flow, None):
+        flow(torch.randn(2, 4))
+
+
+def test_the_context_of_an_outer_call_is_restored():
+    flow, x = perturb(build("realnvp")), torch.randn(2, 4)
+    with conditioning(flow, torch.tensor([1])):
+        first = flow(x)[0]
+        with conditioning(flow, torch.tensor([2])), conditioning(flow, None):
+            assert not torch.allclose(flow(x)[0], first, atol=1e-3)
+        assert torch.equal(flow(x)[0], first)
+    with pytest.raises(UserError, match="context"):
+        flow(x)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [{}, {"classes": 0}, {"classes": 2, "columns": 1}, {"labels": 3}, [3], {"classes": "a"}],
+)
+def test_invalid_contexts_of_a_config_raise(context):
+    with pytest.raises((UserError, ValueError, TypeError)):
+        rebuild_flow({"type": "affine", "dim": 2, "context": context})
+
+
+def test_activation_checkpointing_is_refused():
+    with pytest.raises(UserError, match="expected false for conditional"):
+        set_activation_checkpointing(build("glow"), True)
+
+
+def test_a_conditional_gaussian_is_exact():
+    """Log-densities of two Gaussians of different means and variances, in closed form."""
+    flow = make_conditional(Affine(2), classes=2).double()
+    mean = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
+    log_std = torch.tensor([[0.3, -0.5], [-1.0, 0.2]], dtype=torch.float64)
+    with torch.no_grad():
+        flow.weight.copy_(torch.eye(2))
+        flow.embedding.net.weight.zero_()
+        flow.embedding.net.weight[:, :2] = torch.eye(2)
+        # z = (x - mean) / std; log-scales pass through 4 tanh(s / 4)
+        raw = 4 * torch.atanh(-log_std / 4)
+        flow.of_context.weight[:, :2] = torch.cat([raw, -mean * (-log_std).exp()], 1).T
+    x, labels = torch.randn(6, 2, dtype=torch.float64), torch.arange(6) % 2
+    with conditioning(flow, labels):
+        z, log_det = flow(x)
+    normal = torch.distributions.Normal(mean[labels], log_std[labels].exp())
+    standard = torch.distributions.Normal(0, torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close(standard.log_prob(z).sum(1) + log_det, normal.log_prob(x).sum(1))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (33, 3, 4, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_add_the_context_as_torch_does(inverse, shape, dtype):
+    if not fast.kernels.has_steps(dtype):
+        pytest.skip("no kernels")
+    torch.manual_seed(0)
+    flow = perturb(make_conditional(Glow(shape[1:], levels=1, steps=2, width=19), classes=3), 0.5)
+    couplings = [step.bijections[1] for step in flow.levels[0].bijections[1:]]
+    x = torch.randn(shape)
+    x, context = (x.flatten(1) if inverse else x).requires_grad_(), torch.arange(shape[0]) % 3
+
+    def results():
+        flow.zero_grad()
+        x.grad = None
+        with conditioning(flow, context), torch.autocast("cpu", torch.bfloat16, dtype != x.dtype):
+            out = flow.inverse(x) if inverse else flow(x)[0] + flow(x)[1][:, None]
+        out.sin().sum().backward()
+        return [out.detach(), x.grad, *(p.grad.clone() for p in flow.parameters())]
+
+    found = [results()]
+    for each in couplings:
+        each.activation_checkpointing = True
+    found.append(results())
+    for each in couplings:
+        each.activation_checkpointing = False
+        each.net.register_forward_hook(lambda *_: None)  # which the kernels do not support
+        each.register_forward_hook(lambda *_: None)
+    expected = results()
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    for each in found:
+        for value, other in zip(each, expected, strict=True):
+            error = (value - other).norm() / other.norm()
+            assert error < tolerance
