@@ -15,6 +15,7 @@ from submanifold.pipelines import (
     evaluation,
     ood,
     reporting,
+    restore,
     study,
     sweep,
     training,
@@ -23,6 +24,7 @@ from submanifold.pipelines import (
 NAMES = (
     *("data", "hierarchical", "joint", "compare", "sweep", "study"),
     *("ood", "dimension"),  # not of points
+    "restore",  # of images
 )
 """All pipelines that an experiment may have."""
 
@@ -50,6 +52,8 @@ def register_pipelines() -> dict[str, Pipeline]:
         if experiment.ood is not None:
             scored = ood.create_pipeline(experiment.kind)
         more = {"ood": trained + scored, "dimension": full + dimension.create_pipeline()}
+    if experiment.kind == "images":
+        more["restore"] = trained + restore.create_pipeline()
     return {
         "data": data.create_pipeline(experiment.kind),
         "hierarchical": full,

@@ -338,3 +338,48 @@ def test_scores_of_an_image_do_not_depend_on_the_others(tmp_path, model_file):
         out.unlink()
     both = tables[0].loc[tables[1].index]
     pd.testing.assert_frame_equal(both, tables[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["denoise:0.1", "inpaint:3", "superresolve:2", "sense:40"])
+def test_restore_simulates_observations_and_measures_errors(model_file, images, tmp_path, task):
+    out = tmp_path / "restored"
+    result = run("restore", model_file, images[0], "--simulate", "--task", task, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "PSNR" in result.output
+    assert "Skipped 1 unreadable images" in result.stderr
+    table = pd.read_csv(out / "restorations.csv")
+    assert [*table] == ["picture", "std", "residual", "acceptance", "psnr", "coverage"]
+    assert len(table) == 4
+    assert table["coverage"].between(0, 1).all()
+    restored = np.asarray(Image.open(out / "00002-2.png")).transpose(2, 0, 1) / 255.0
+    original = smooth_images(4, 2)[2] / 255
+    psnr = -10 * np.log10(np.mean((restored - original) ** 2))
+    assert psnr == pytest.approx(table["psnr"][2], abs=0.3)
+    assert Image.open(out / "00002-2-std.png").size == (8, 8)
+
+
+def test_restore_takes_pictures_in_the_size_of_the_observations(model_file, tmp_path):
+    small = tmp_path / "small.png"
+    small.write_bytes(png(smooth_images(1, 0)[0][:, ::2, ::2]))
+    out = tmp_path / "large"
+    result = run("restore", model_file, small, "--task=superresolve:2", "--dim=5", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "PSNR" not in result.output
+    assert Image.open(out / "00000-small.png").size == (8, 8)
+    assert [*pd.read_csv(out / "restorations.csv")] == ["picture", "std", "residual", "acceptance"]
+    hole = tmp_path / "hole.png"
+    hole.write_bytes(png(smooth_images(1, 0)[0]))
+    result = run("restore", model_file, hole, "--task=inpaint:3", "--out", tmp_path / "filled")
+    assert result.exit_code == 0, result.output
+
+
+def test_restore_refuses_what_does_not_fit(model_file, images, tmp_path):
+    def restore(*options):
+        return run("restore", model_file, images[0], "--out", tmp_path / "out", *options)
+
+    assert_rejected(restore("--task=superresolve:2"), "0.png", "of 4 x 4 pixels, got 8 x 8")
+    assert_rejected(restore("--task=sense:40"), "--task=sense:40: expected --simulate")
+    assert_rejected(restore("--task=blur:1"), "task=blur:1", "Did you mean deblur?")
+    assert_rejected(restore("--task=denoise:1", "--dim=999"), "dim: expected 1 to 192")
+    assert_rejected(restore("--task=denoise:1", "--noise=0"), "noise: expected a number above 0")
+    assert not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ def test_pipelines_have_a_namespace_for_each_phase_and_catalog_entries(project):
     pipelines, catalog = registered(project, **params), project.catalog(**params)
     assert set(pipelines) == {
         *("__default__", "data", "hierarchical", "joint", "compare", "sweep"),
-        *("study", "ood", "dimension"),
+        *("study", "ood", "dimension", "restore"),
     }
     assert [n.name for n in pipelines["__default__"].nodes if n.name.startswith("stage_")] == [
         *("stage_1.train", "stage_2.encode", "stage_2.train", "stage_3.encode", "stage_3.train"),

@@ -40,6 +40,15 @@ def decode(
         OSError, ValueError, ...: If the image is broken, or its header claims more pixels than
             PIL's limit (89 million). PIL's plugins raise many kinds of errors.
     """
+    return crop_and_resize(_open(content), size, channels, crop, margin)
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """Return the width and the height of an image file; errors are those of :func:`decode`."""
+    return _open(content).size
+
+
+def _open(content: bytes) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:  # its message has a memory address, which changes
@@ -48,7 +57,7 @@ def decode(
     if limit and pixels > limit:
         raise ValueError(f"{pixels} pixels exceed PIL's limit of {limit}")
     ImageOps.exif_transpose(image, in_place=True)
-    return crop_and_resize(image, size, channels, crop, margin)
+    return image
 
 
 def crop_and_resize(

@@ -313,6 +313,90 @@ def interpolate(
 
 @click.command()
 @model_argument
+@click.argument("pictures", nargs=-1, required=True, type=click.Path())
+@click.option("--task", required=True, help="denoise:0.1 (standard deviation of the noise), "
+              "inpaint:mask.png (black pixels are missing) or inpaint:12 (a square hole), "
+              "superresolve:4 (factor), deblur:1.5 (standard deviation of the kernel, pixels), or "
+              "sense:600 (number of random measurements).")  # fmt: skip
+@click.option("--noise", type=float, help="Standard deviation of the noise of the observations, "
+              "pixels in [0, 1].  [default: 0.01, or that of denoise]")  # fmt: skip
+@click.option("--simulate", is_flag=True, help="PICTURES are clean: make the observations from "
+              "them, and measure the errors.")  # fmt: skip
+@dim_option
+@out_option("restorations", (FOLDER,), "Folder of PNG files and restorations.csv.")
+@device_option
+def restore(
+    model: str, pictures: tuple[str, ...], task: str, noise: float | None, simulate: bool,
+    dim: int | None, out: Path, device: str,
+) -> None:  # fmt: skip
+    """Restore PICTURES: denoise, inpaint, superresolve or deblur them, with the model as the prior.
+
+    PICTURES are the observations, in the size of the model's images, or smaller by the factor of
+    superresolve. With --simulate they are clean images of any size.
+
+    Writes the restorations (posterior means), and maps of their errors (four times the posterior
+    standard deviations).
+    """
+    file = model_path(model)
+    loaded = _load(file, device)
+    import pandas as pd
+    import torch
+    from PIL import Image
+
+    from submanifold.evaluation.samples import stored
+    from submanifold.inverse.comparison import LEVEL, coverage, image_psnr
+    from submanifold.inverse.latents import latents_of
+    from submanifold.inverse.operators import parse
+    from submanifold.inverse.restoration import ITERATIONS, Restoration, as_pixels
+    from submanifold.inverse.restoration import restore as restore_observations
+
+    if len(loaded.event_shape) != 3 or "size" not in loaded.data:
+        raise UserError("MODEL: expected a model of images, got another one. Use another model.")
+    problem = parse(task, loaded.event_shape, noise)
+    latents_of(loaded, dim)  # checks the arguments
+    if not simulate and problem.kind == "sense":
+        raise UserError(
+            f"--task={task}: expected --simulate, because random measurements are not pictures. "
+            "Add --simulate."
+        )
+    files = _find(loaded, file, pictures, {"--out": out}) if simulate else (
+        _find_observations(loaded, file, pictures, out, problem.operator))  # fmt: skip
+    names, pixels = files.read(4 * (ITERATIONS + 4) * loaded.event_dim)
+    _echo_skipped(len(files.skipped))
+    x = as_pixels(pixels)
+    if simulate:
+        y = problem.observe(x, torch.Generator().manual_seed(1))
+    else:
+        y = problem.operator(x) if problem.kind == "inpaint" else x
+    generator = torch.Generator().manual_seed(0)
+    restored = restore_observations(
+        loaded, y, problem.operator, problem.noise, dim=dim, generator=generator
+    )
+    restored = Restoration(*(each.cpu() for each in restored[:4]))
+    residual = (problem.operator(restored.image) - y).flatten(1).square().mean(1).sqrt()
+    table = pd.DataFrame({
+        "picture": names,
+        "std": restored.std.flatten(1).square().mean(1).sqrt(),
+        "residual": residual / problem.noise,
+        "acceptance": restored.acceptance,
+    })  # fmt: skip
+    if simulate:
+        table = table.assign(psnr=image_psnr(restored.image, x), coverage=coverage(restored, x))
+    with output("--out", out) as folder:
+        shown = (stored(each - 0.5) for each in (restored.image, 4 * restored.std))
+        for number, (name, *both) in enumerate(zip(names, *shown, strict=True)):
+            for end, picture in zip(("", "-std"), both, strict=True):
+                path = folder / f"{number:05d}-{Path(name).stem[:MAX_STEM]}{end}.png"
+                Image.fromarray(picture.transpose(1, 2, 0).squeeze()).save(path)
+        table.to_csv(folder / "restorations.csv", index=False)
+    if simulate:
+        click.echo(f"PSNR {table['psnr'].mean():.2f} dB; {table['coverage'].mean():.1%} of the "
+                   f"pixels are inside the posterior's intervals of {LEVEL:.0%}")  # fmt: skip
+    _echo(out)
+
+
+@click.command()
+@model_argument
 def info(model: str) -> None:
     """Print the architecture, the data and the calibration of a model as JSON."""
     file = model_path(model)
@@ -322,7 +406,7 @@ def info(model: str) -> None:
     click.echo(json.dumps({**loaded.describe(), **calibration}, indent=2))
 
 
-COMMANDS = [score, encode, project, sample, interpolate, info]
+COMMANDS = [score, encode, project, sample, interpolate, restore, info]
 
 
 def _load(path: Path, device: str, dim: int | None = None) -> "Model":
@@ -346,6 +430,27 @@ def _find(
     from submanifold.inference.inputs import find_inputs
 
     return find_inputs(model, file, paths, outputs)
+
+
+def _find_observations(
+    model: "Model", file: Path, paths: tuple[str, ...], out: Path, operator: Any
+) -> "ImageFiles":
+    """Find pictures in the size of the observations by an operator, which are not resized."""
+    from submanifold.inference.image_files import ImageFiles
+    from submanifold.inverse.operators import Superresolve
+
+    channels, side, _ = model.event_shape
+    side //= operator.factor if isinstance(operator, Superresolve) else 1
+    files = ImageFiles(paths, {"size": side, "channels": channels, "crop": "square"})
+    check_not_input("--out", out, [file, *files.files])
+    for name, size in files.sizes():
+        if size != (side, side):
+            raise UserError(
+                f"{name}: expected an observation of {side} x {side} pixels, got {size[0]} x "
+                f"{size[1]}. Resize it, or add --simulate to restore simulated observations of "
+                "pictures of any size."
+            )
+    return files
 
 
 def _batch_size(model: "Model") -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable, table_name
 from submanifold.common.processes import check_memory, cores
-from submanifold.data.images import SUFFIXES, decode, read_file
+from submanifold.data.images import SUFFIXES, decode, image_size, read_file
 from submanifold.data.sources.stores import DATABASE, open_store
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,15 @@ class ImageFiles:
                 waiting.extend(executor.submit(self._decode, each) for each in islice(chunks, 1))
         finally:
             executor.shutdown(cancel_futures=True)
+
+    def sizes(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Read the names and sizes (width, height) of the readable images."""
+        for name, read in zip(self.names, self._readers, strict=True):
+            try:
+                size = image_size(read())
+            except Exception:  # Pillow raises nearly anything
+                continue
+            yield name, size
 
     def _decode(self, numbers: Sequence[int]) -> list[tuple[int, np.ndarray | Exception]]:
         found: list[tuple[int, np.ndarray | Exception]] = []

@@ -108,6 +108,16 @@ def _check_command(experiment: "Experiment", names: list[str]) -> None:
             f"--pipeline={wrong.pop()} needs images or a table, and dataset={experiment.dataset} "
             "consists of points. Choose another dataset with --params=dataset=<name>."
         )
+    if experiment.kind != "images" and "restore" in names:
+        raise ClickException(
+            f"--pipeline=restore needs images, got dataset={experiment.dataset}. Choose a dataset "
+            "of images with --params=dataset=<name>."
+        )
+    if experiment.model.charts > 1 and "restore" in names:
+        raise ClickException(
+            f"--pipeline=restore needs a model without charts, got charts={experiment.model.charts}. "
+            "Set --params=charts=1."
+        )
     if experiment.ood is None and "ood" in names:
         raise ClickException(
             "--pipeline=ood needs --params=ood=<dataset>: a name in conf/base/parameters.yml, or a "

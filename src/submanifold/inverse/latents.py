@@ -1,0 +1,71 @@
+"""Latents of a model: coordinates with a standard normal density."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from submanifold.common.errors import UserError
+from submanifold.models import Hierarchy, Model, Slice
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Coordinates z (batch, dim) of events x, with the density N(0, I).
+
+    Attributes:
+        dim: Number of coordinates.
+        decode: Map from z to x, pixels in [0, 1] of images, or vectors.
+        encode: Map from x to z; its inverse, or the encoder of a manifold.
+    """
+
+    dim: int
+    decode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor]
+
+
+def latents_of(model: Model, dim: int | None = None) -> Latents:
+    """Return the latents of a model, before the flow on the coordinates if there is one.
+
+    Args:
+        model: A hierarchy or a slice of one.
+        dim: Dimension of a manifold, whose coordinates are the latents; by default all of space.
+
+    Raises:
+        UserError: The model has charts, no density on all of space, or no such dimension.
+    """
+    if isinstance(model, Slice):
+        model = model.hierarchy
+    if not isinstance(model, Hierarchy):
+        raise UserError(
+            f"model: expected a hierarchy, got a {model.kind}. Use one of its charts, "
+            "or train with charts=1."
+        )
+    manifold = model.part(1, model.manifold_stage)
+    shift = 0.5 if len(model.event_shape) == 3 else 0.0
+    if dim is not None:
+        at = manifold.at_dim(dim)
+        return Latents(
+            dim, lambda z: at.decode(z) + shift, lambda x: at.encode(x - shift)[0][:, :dim]
+        )
+    if not model.has_density:
+        raise UserError(
+            "dim: expected the dimension of the manifold for a model without a density on all of "
+            f"space, got None. Use dim={model.dim}."
+        )
+    off_manifold = [
+        torch.full((stage.latent_dim - stage.dim,), stage.off_manifold_scale)
+        for stage in reversed(manifold.stages)
+    ]
+    d = manifold.dim
+    scale = torch.cat([torch.ones(d), *off_manifold])
+
+    def decode(z: Tensor) -> Tensor:
+        z = z * scale.to(z)
+        return manifold.decode(z[:, :d], z[:, d:]) + shift
+
+    def encode(x: Tensor) -> Tensor:
+        return torch.cat(manifold.encode(x - shift), 1) / scale.to(x)
+
+    return Latents(len(scale), decode, encode)

@@ -1,0 +1,274 @@
+r"""The posterior of events, given observations of them: its mode and samples.
+
+In latents z with the density N(0, I), which a decoder g maps to events, the negative log-density of
+the posterior given :math:`y = A(x) + \sigma \epsilon` is, up to a constant,
+
+.. math:: U(z) = \frac{|A(g(z)) - y|^2}{2 \sigma^2} + \frac{|z|^2}{2}
+
+without a determinant: decoded samples of z are samples of the posterior of x.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from submanifold.common.device import autocast, choose_precision
+from submanifold.geometry.linearization import Linearization, jvp
+from submanifold.inverse.latents import Latents
+
+ENSEMBLE, ENSEMBLE_BATCH = 4096, 128
+FARTHEST = 4.0
+"""Samples of the model whose norm exceeds the median norm by this factor are left out."""
+GAUSS_NEWTON_STEPS, CG_STEPS, HALVINGS = 12, 10, 4
+SMALLEST_DECREASE = 0.005
+"""Relative decrease of U below which the search for the mode ends."""
+LEAPFROG_STEPS = 16
+BURN_IN = 1 / 3
+"""Share of the iterations that adapt the sampler and whose samples are discarded."""
+TARGET_ACCEPTANCE, SHRINKAGE = 0.7, 0.1
+FIRST_STEP_SIZE, JITTER = 0.08, 0.2
+LARGEST_CURVATURE = 1e8
+PROBES, BLOCK = 4, 32
+"""Random probes of an estimate of the metric, and neighboring coordinates that share a scale."""
+ADAPT_EVERY, ESTIMATES = 5, 3
+"""Iterations between estimates of the metric, and number of estimates that are averaged."""
+COARSE_NOISE = 0.04
+"""Noise from which on gradients are in bfloat16 where it is faster, and the mode is not used.
+
+With much noise the mode in latents is a worse restoration than the linear estimate.
+"""
+
+
+class Ensemble:
+    """Samples of a model and of its noise-free observations, for linear estimates.
+
+    Args:
+        latents: Latents of the model.
+        operator: The operator A.
+        noise: Standard deviation of the noise.
+        like: A tensor on the device and with the dtype of the model.
+        generator: Generator on the CPU.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        latents: Latents,
+        operator: Callable[[Tensor], Tensor],
+        noise: float,
+        like: Tensor,
+        generator: torch.Generator | None,
+    ) -> None:
+        events, observed = [], []
+        for _ in range(0, ENSEMBLE, ENSEMBLE_BATCH):
+            x = latents.decode(_draw((ENSEMBLE_BATCH, latents.dim), generator, like))
+            events.append(x.flatten(1))
+            observed.append(operator(x).flatten(1))
+        self.shape = x.shape[1:]
+        x, y = torch.cat(events), torch.cat(observed)
+        norms = x.norm(dim=1)
+        kept = (norms < FARTHEST * norms.nanmedian()) & y.isfinite().all(1)
+        x, y = x[kept], y[kept]
+        self._mean, self._center = x.mean(0), y.mean(0)
+        root = math.sqrt(len(x))
+        self._x, self._y = (x - self._mean) / root, (y - self._center) / root
+        # whichever matrix is smaller: (Y^T Y + s^2 I)^-1 Y^T = Y^T (Y Y^T + s^2 I)^-1
+        self._by_observation = y.shape[1] <= len(y)
+        gram = self._y.T @ self._y if self._by_observation else self._y @ self._y.T
+        gram.diagonal().add_(noise**2)
+        self._factor = torch.linalg.cholesky(gram)
+
+    def estimate(self, y: Tensor) -> Tensor:
+        """Return the best linear estimates of events, given observations (batch, m).
+
+        They are the means of an ensemble Kalman update (Evensen 1994).
+        """
+        residual = (y - self._center).T
+        if self._by_observation:
+            weights = self._y @ torch.cholesky_solve(residual, self._factor)
+        else:
+            weights = torch.cholesky_solve(self._y @ residual, self._factor)
+        return (self._mean + weights.T @ self._x).view(-1, *self.shape)
+
+
+class Posterior:
+    """The posterior of a batch of events in latents z (batch, n).
+
+    Args:
+        latents: Latents of the model.
+        operator: The operator A.
+        y: Observations, (batch, ...).
+        noise: Standard deviation of their noise.
+        generator: Generator on the CPU.
+    """
+
+    def __init__(
+        self,
+        latents: Latents,
+        operator: Callable[[Tensor], Tensor],
+        y: Tensor,
+        noise: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.latents, self.operator, self.noise = latents, operator, noise
+        self.y, self.generator = y.flatten(1), generator
+        # with any gradient the leapfrog steps are reversible and preserve volume
+        self.precision = choose_precision("auto", y) if noise >= COARSE_NOISE else y.dtype
+
+    def observe(self, z: Tensor) -> Tensor:
+        """Compute A(g(z)), (batch, m)."""
+        return self.operator(self.latents.decode(z)).flatten(1)
+
+    @torch.no_grad()
+    def energy(self, z: Tensor) -> Tensor:
+        """Compute U(z), (batch,), infinite where it is not finite."""
+        residual = (self.y - self.observe(z)) / self.noise
+        return ((residual.square().sum(1) + z.square().sum(1)) / 2).nan_to_num(nan=torch.inf)
+
+    def gradient(self, z: Tensor) -> Tensor:
+        """Compute the gradient of U, (batch, n)."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            with autocast(z.device, self.precision):
+                x = self.latents.decode(z)
+            residual = (self.y - self.operator(x.to(z.dtype)).flatten(1)) / self.noise
+            (gradient,) = torch.autograd.grad(residual.square().sum() / 2, z)
+        return (gradient + z).detach().nan_to_num(0.0, 0.0, 0.0)
+
+    def curvature(self, z: Tensor) -> Tensor:
+        r"""Estimate the diagonal of :math:`J^T A^T A J / \sigma^2` by random probes, (batch, n)."""
+        at, squares = Linearization(self.observe, z), torch.zeros_like(z)
+        for _ in range(PROBES):
+            product = at.vjp(self.draw(self.y.shape))
+            squares += product.square().nan_to_num(0.0, 0.0).clamp_max(LARGEST_CURVATURE)
+        return squares / (PROBES * self.noise**2)
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """Draw standard normal numbers."""
+        return _draw(shape, self.generator, self.y)
+
+    @torch.no_grad()
+    def mode(self, z: Tensor) -> Tensor:
+        """Reduce U by Gauss-Newton steps, each by preconditioned conjugate gradients.
+
+        A step is halved, at most four times, until U decreases.
+        """
+        energy = self.energy(z)
+        moving = torch.ones_like(energy, dtype=torch.bool)
+        for _ in range(GAUSS_NEWTON_STEPS):
+            step, start, previous = self._gauss_newton_step(z), z, energy
+            for _ in range(1 + HALVINGS):
+                tried = start + step
+                tried_energy = self.energy(tried)
+                better = moving & (tried_energy < energy)
+                z = torch.where(better[:, None], tried, z)
+                energy = torch.where(better, tried_energy, energy)
+                searching = moving & (energy >= previous)
+                step = torch.where(searching[:, None], step / 2, 0.0)
+                if not searching.any():
+                    break
+            moving = moving & (energy < (1 - SMALLEST_DECREASE) * previous)
+            if not moving.any():
+                break
+        return z
+
+    def _gauss_newton_step(self, z: Tensor) -> Tensor:
+        """Solve (J^T A^T A J / sigma^2 + I) p = -grad U approximately."""
+        scale = 1 / _metric(self.curvature(z))
+        at = Linearization(self.observe, z)
+        right = at.vjp((self.y - at.image) / self.noise**2) - z
+        step, direction = torch.zeros_like(z), scale * right
+        product = (right * direction).sum(1, keepdim=True)
+        for _ in range(CG_STEPS):
+            curved = at.vjp(at.jvp(direction)) / self.noise**2 + direction
+            length = product / (direction * curved).sum(1, keepdim=True)
+            step, right = step + length * direction, right - length * curved
+            scaled = scale * right
+            new = (right * scaled).sum(1, keepdim=True)
+            direction, product = scaled + new / product * direction, new
+        return step.nan_to_num(0.0, 0.0, 0.0)
+
+    @torch.no_grad()
+    def sample(
+        self, z: Tensor, iterations: int, progress: Callable[[int], Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples by Hamiltonian Monte Carlo (Neal 2011).
+
+        The first third of the iterations is the burn-in, in which dual averaging (Hoffman & Gelman
+        2014, section 3.2) adapts the step size of each event to an acceptance rate of 0.7, and the
+        metric is estimated. The events of a batch share the relative metric of blocks of
+        coordinates, so that samples depend slightly on the other events.
+
+        Args:
+            z: Start, (batch, n).
+            iterations: Number of iterations, each of 16 leapfrog steps.
+            progress: Called with 1 after each iteration.
+
+        Returns:
+            Decoded samples after the burn-in, (samples, batch, ...), and acceptance rates (batch,).
+        """
+        burn_in = math.ceil(BURN_IN * iterations)
+        estimates = [self.curvature(z)]
+        mass = _metric(estimates[0])
+        energy, gradient = self.energy(z), self.gradient(z)
+        center = math.log(10 * FIRST_STEP_SIZE)
+        log_step = torch.full_like(energy, math.log(FIRST_STEP_SIZE))
+        averaged, deficit = log_step, torch.zeros_like(energy)
+        acceptance, samples = torch.zeros_like(energy), []
+        for iteration in range(iterations):
+            size = (log_step if iteration < burn_in else averaged).exp()
+            uniform = torch.rand(2, len(z), generator=self.generator).to(z)
+            size = (size * (1 + JITTER * (2 * uniform[0] - 1)))[:, None]
+            momentum = self.draw(z.shape) * mass.sqrt()
+            before = energy + (momentum.square() / mass).sum(1) / 2
+            new, new_gradient = z, gradient
+            for _ in range(LEAPFROG_STEPS):
+                momentum = momentum - size / 2 * new_gradient
+                new = new + size * momentum / mass
+                new_gradient = self.gradient(new)
+                momentum = momentum - size / 2 * new_gradient
+            new_energy = self.energy(new)
+            after = new_energy + (momentum.square() / mass).sum(1) / 2
+            rate = (before - after).exp().nan_to_num(0.0).clamp_max(1.0)
+            accepted = uniform[1] < rate
+            z = torch.where(accepted[:, None], new, z)
+            gradient = torch.where(accepted[:, None], new_gradient, gradient)
+            energy = torch.where(accepted, new_energy, energy)
+            if iteration >= burn_in:
+                acceptance = acceptance + rate / (iterations - burn_in)
+                samples.append(self.latents.decode(z))
+            else:
+                count = iteration + 1
+                deficit = deficit + TARGET_ACCEPTANCE - rate
+                log_step = center - math.sqrt(count) / SHRINKAGE * deficit / (count + 10)
+                averaged = averaged + count**-0.75 * (log_step - averaged)
+                if count % ADAPT_EVERY == 0 and count < burn_in - ADAPT_EVERY:
+                    estimates = [*estimates, self.curvature(z)][-ESTIMATES:]
+                    mass = _metric(torch.stack(estimates).mean(0))
+            if progress is not None:
+                progress(1)
+        return torch.stack(samples), acceptance
+
+
+def has_forward_mode(operator: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Return whether an operator has derivatives by forward mode, which the mode needs."""
+    try:
+        jvp(operator, x, torch.zeros_like(x))
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+def _metric(curvature: Tensor) -> Tensor:
+    """Smooth estimates (batch, n) of the curvature: the batch's mean times scales of blocks."""
+    pooled = curvature.mean(0).clamp_min(1e-12)
+    blocks = (curvature / pooled).split(BLOCK, 1)
+    scales = [each.mean(1, keepdim=True).expand_as(each) for each in blocks]
+    return 1 + pooled * torch.cat(scales, 1)
+
+
+def _draw(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)

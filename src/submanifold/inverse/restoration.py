@@ -1,0 +1,153 @@
+"""Restoration: the posterior of an image, given an observation of it and a model of images."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from submanifold.common.errors import UserError
+from submanifold.common.progress import ProgressBar
+from submanifold.inverse.latents import latents_of
+from submanifold.inverse.operators import Operator
+from submanifold.inverse.posterior import COARSE_NOISE, Ensemble, Posterior, has_forward_mode
+from submanifold.models import Model
+
+BATCH = 32
+"""Images that are restored at a time."""
+ITERATIONS = 60
+"""Default number of iterations of the sampler."""
+
+
+class Restoration(NamedTuple):
+    """The posterior of images, pixels in [0, 1].
+
+    Attributes:
+        image: Posterior mean, (batch, channels, height, width), in [0, 1].
+        std: Posterior standard deviation of each pixel, in the shape of the image.
+        acceptance: Acceptance rate of the sampler for each image, (batch,).
+        samples: Samples of the posterior, (samples, batch, channels, height, width), in [0, 1].
+        mode: Mode of the posterior in the model's latents, from which the sampler starts, in the
+            shape of the image; None if the noise is 0.04 or more, or if the operator has no
+            forward-mode derivative.
+    """
+
+    image: Tensor
+    std: Tensor
+    acceptance: Tensor
+    samples: Tensor
+    mode: Tensor | None = None
+
+
+def restore(
+    model: Model,
+    y: Tensor,
+    operator: Operator | Any,
+    noise: float | None = None,
+    *,
+    dim: int | None = None,
+    iterations: int = ITERATIONS,
+    generator: torch.Generator | None = None,
+) -> Restoration:
+    r"""Sample the posterior of images x, given observations :math:`y = A(x) + \sigma \epsilon`.
+
+    The prior is the density of a trained model without a flow on its coordinates, and
+    :math:`\epsilon \sim N(0, I)`. Hamiltonian Monte Carlo starts at the best linear estimate, or,
+    for noise below 0.04, at the mode, which Gauss-Newton steps find
+    (:class:`submanifold.inverse.posterior.Posterior`). A model of vectors works in the same way; x
+    and y are then vectors in the units of the model.
+
+    Args:
+        model: A model of images.
+        y: Observations, in the shape of A(x).
+        operator: A differentiable function A of images (batch, channels, height, width) in [0, 1],
+            such as those of :mod:`submanifold.inverse.operators`, or an object of
+            ``deepinv.physics``.
+        noise: Standard deviation :math:`\sigma`, in the units of y; by default that of the noise
+            model of a deepinv object.
+        dim: Restrict the images to the manifold of this dimension. By default the prior is the
+            density on all of space.
+        iterations: Iterations of the sampler; the first third is discarded.
+        generator: Generator on the CPU. Images are restored in batches of 32; the samples of an
+            image depend slightly on the others of its batch.
+
+    Returns:
+        The posterior mean, standard deviations, acceptance rates and samples, on the device of the
+        model.
+
+    Raises:
+        UserError: An argument does not fit the model.
+
+    Example:
+        >>> from submanifold.flows import Glow
+        >>> from submanifold.inverse import Superresolve
+        >>> from submanifold.models import Hierarchy, Stage
+        >>> model = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=1, width=4), dim=9)]).eval()
+        >>> y = torch.rand(2, 1, 4, 4)
+        >>> restored = restore(model, y, Superresolve(2), noise=0.05, iterations=6)
+        >>> restored.image.shape, restored.std.shape
+        (torch.Size([2, 1, 8, 8]), torch.Size([2, 1, 8, 8]))
+    """
+    latents = latents_of(model, dim)
+    operator, noise = _resolve(operator, noise)
+    if iterations < 3:
+        raise UserError(f"iterations: expected 3 or more, got {iterations}. Use such as 60.")
+    weight = next(model.parameters())
+    with torch.no_grad():
+        x = latents.decode(weight.new_zeros(1, latents.dim))
+        shape = operator(x).shape[1:]
+    if y.shape[1:] != shape or not len(y) or y.dtype != weight.dtype:
+        expected = ", ".join(map(str, ["batch", *shape]))
+        raise UserError(
+            f"y: expected {weight.dtype} of shape ({expected}), that of operator(x), got {y.dtype} "
+            f"of shape {tuple(y.shape)}. Pass observations of this operator."
+        )
+    of_images = len(model.event_shape) == 3
+    uses_mode = noise < COARSE_NOISE and has_forward_mode(operator, x)
+    ensemble = Ensemble(latents, operator, noise, weight, generator)
+    parts = []
+    batches = y.to(weight.device).split(BATCH)
+    with ProgressBar("restoring", "iterations", iterations * len(batches)) as progress:
+        for batch in batches:
+            posterior = Posterior(latents, operator, batch, noise, generator)
+            with torch.no_grad():
+                start = ensemble.estimate(posterior.y)
+                start = start.clamp(0, 1) if of_images else start
+                z = latents.encode(start).nan_to_num(0.0, 0.0, 0.0)
+            z = posterior.mode(z) if uses_mode else z
+            samples, acceptance = posterior.sample(z, iterations, progress.update)
+            with torch.no_grad():
+                mode = latents.decode(z)
+            if of_images:
+                samples, mode = samples.clamp(0, 1), mode.clamp(0, 1)
+            parts.append((samples.mean(0), samples.std(0), acceptance, samples, mode))
+    image, std, rates, drawn, modes = zip(*parts, strict=True)
+    return Restoration(
+        torch.cat(image), torch.cat(std), torch.cat(rates), torch.cat(drawn, 1),
+        torch.cat(modes) if uses_mode else None,
+    )  # fmt: skip
+
+
+def as_pixels(images: np.ndarray) -> Tensor:
+    """Convert bytes to pixels in [0, 1], the centres of their intervals.
+
+    Example:
+        >>> as_pixels(np.array([0, 255], np.uint8)).tolist()
+        [0.001953125, 0.998046875]
+    """
+    return (torch.from_numpy(np.array(images)).float() + 0.5) / 256
+
+
+def _resolve(operator: Any, noise: Any) -> tuple[Operator, float]:
+    """Return an operator and the noise; those of an object of deepinv.physics are its parts."""
+    if hasattr(operator, "A") and hasattr(operator, "noise_model"):
+        noise = getattr(operator.noise_model, "sigma", None) if noise is None else noise
+        operator = operator.A
+    if not callable(operator):
+        raise UserError(
+            f"operator: expected a function of images, got {type(operator).__name__}. Use one of "
+            "submanifold.inverse.operators."
+        )
+    if noise is None or not 0 < float(noise) < float("inf"):
+        raise UserError(f"noise: expected a number above 0, got {noise}. Use such as 0.01.")
+    return operator, float(noise)

@@ -1,0 +1,103 @@
+"""Operators and tasks, against simple formulas."""
+
+import numpy as np
+import pytest
+import scipy
+import torch
+from PIL import Image
+
+from submanifold.common.errors import UserError
+from submanifold.inverse import (
+    Deblur,
+    Inpaint,
+    Sense,
+    Superresolve,
+    parse,
+    standard_tasks,
+)
+
+SHAPE = (3, 8, 8)
+
+
+@pytest.fixture
+def x():
+    return torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def test_deblur_is_the_filter_of_scipy(x):
+    expected = scipy.ndimage.gaussian_filter(x.numpy(), (0, 0, 1.5, 1.5), mode="mirror")
+    np.testing.assert_allclose(Deblur(1.5)(x), expected, atol=1e-6)
+
+
+def test_deblur_takes_a_kernel_of_any_odd_sides(x):
+    kernel = torch.zeros(3, 5)
+    kernel[0, 4] = 1
+    padded = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (2, 2)), mode="reflect")
+    np.testing.assert_allclose(Deblur(kernel)(x), padded[..., :8, 4:])
+
+
+def test_inpaint_selects_the_observed_pixels_of_all_channels(x):
+    mask = torch.ones(8, 8, dtype=torch.bool)
+    mask[2:5, 3] = False
+    expected = x.numpy()[:, :, mask.numpy()].reshape(2, -1)
+    np.testing.assert_array_equal(Inpaint(mask)(x), expected)
+    assert not torch.equal(Inpaint(mask)(x), Inpaint(~mask)(x))
+
+
+def test_sense_keeps_the_norm_and_depends_on_the_seed(x):
+    measured = Sense(5000)(x)
+    np.testing.assert_allclose(measured.norm(dim=1), x.flatten(1).norm(dim=1), rtol=0.05)
+    assert torch.equal(measured, Sense(5000)(x))
+    assert not torch.equal(Sense(5)(x), Sense(5, seed=1)(x))
+
+
+def test_observations_have_the_noise_of_the_task(x):
+    task = parse("superresolve:2", SHAPE, noise=0.3)
+    y = task.observe(x.expand(2, *SHAPE).repeat(500, 1, 1, 1), torch.Generator().manual_seed(0))
+    noise = y - Superresolve(2)(x).repeat(500, 1, 1, 1)
+    assert noise.std() == pytest.approx(0.3, rel=0.02)
+    assert parse("denoise:0.2", SHAPE).noise == 0.2
+    assert parse("denoise:0.2", SHAPE, noise=0.1).noise == 0.1
+
+
+def test_masks_are_pictures(x, tmp_path):
+    picture = np.full((8, 8), 255, np.uint8)
+    picture[:2] = 0
+    Image.fromarray(picture).save(tmp_path / "mask.png")
+    task = parse(f"inpaint:{tmp_path}/mask.png", SHAPE)
+    assert torch.equal(task.operator(x), x[:, :, 2:].flatten(1))
+    assert torch.equal(parse("inpaint:4", SHAPE).operator(x)[0, :16], x[0, 0, :2].flatten())
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("denoize:0.1", "expected one of denoise, .* Did you mean denoise"),
+    ("denoise", "expected a number above 0, got nothing"),
+    ("denoise:inf", "expected a number above 0, got inf"),
+    ("inpaint:8", "expected a side from 1 to 7 pixels, got 8"),
+    ("inpaint:mask.png", "expected a picture whose black pixels are missing, got"),
+    ("superresolve:3", "expected a divisor of the sides 8 and 8, got 3"),
+    ("superresolve:2.5", "expected a divisor"),
+    ("deblur:3", "expected a number above 0 and up to 1.75, got 3"),
+    ("sense:0", "expected a positive integer, got 0"),
+])  # fmt: skip
+def test_mistakes_in_tasks(text, message):
+    with pytest.raises(UserError, match=f"^task={text}: {message}"):
+        parse(text, SHAPE)
+
+
+def test_mistakes_in_masks_and_noise(tmp_path):
+    for name, pixels, message in (
+        ("small", np.full((4, 8), 255), "expected 8 x 8 pixels.*8 x 4"),
+        ("black", np.zeros((8, 8)), "expected pixels that are not"),
+    ):
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{name}.png")
+        with pytest.raises(UserError, match=message):
+            parse(f"inpaint:{tmp_path}/{name}.png", SHAPE)
+    with pytest.raises(UserError, match="noise: expected a number above 0, got -1"):
+        parse("sense:5", SHAPE, noise=-1)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64), (3, 8, 8), (1, 7, 7)])
+def test_standard_tasks_fit_images_of_any_size(shape):
+    for task in standard_tasks(shape):
+        assert task.observe(torch.rand(2, *shape)).shape[0] == 2

@@ -1,0 +1,59 @@
+"""The pipeline that restores test images."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from click import ClickException
+
+from submanifold.inverse import baselines, comparison, restore
+from submanifold.inverse.comparison import MODE, OURS
+from submanifold.pipelines.restore import nodes
+
+
+@pytest.fixture(scope="module")
+def run(project):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "ITERATIONS", 2)
+        patch.setattr(baselines, "WEIGHTS", (0.5, 1.0))
+        patch.setattr(comparison, "VALID", 4)
+        patch.setattr(comparison, "restore", partial(restore, iterations=6))
+        patch.setattr(nodes, "IMAGES", 8)
+        return project.run("restore")
+
+
+def test_all_methods_restore_the_same_observations(run):
+    found = run.load("restore_metrics")
+    assert {each["task"] for each in found.values()} == {
+        *("denoise:0.1", "inpaint:3", "superresolve:4", "sense:37"),
+    }
+    for kind, each in found.items():
+        assert {OURS, "lmmse", "pca", "total_variation", "lasso"} <= {*each["psnr"]}
+        assert (MODE in each["psnr"]) == (kind != "denoise")
+        assert each["psnr"][OURS]["n"] == 8
+        assert each["gain"][OURS]["value"] == pytest.approx(
+            each["psnr"][OURS]["value"] - each["psnr"][each["best"]]["value"]
+        )
+        assert 0 < each["acceptance"] <= 1
+        shares = [each["coverage"][level]["value"] for level in ("0.5", "0.8", "0.9", "0.95")]
+        assert shares == sorted(shares)
+    logged = run.mlflow.data.metrics["test.superresolve.psnr.lmmse"]
+    assert logged == pytest.approx(found["superresolve"]["psnr"]["lmmse"]["value"])
+
+
+def test_page_shows_the_images_and_commands(run):
+    page, images = run.path("restore_report").read_text(), run.load("restored")
+    assert images["inpaint/original"].dtype == np.uint8
+    np.testing.assert_array_equal(images["inpaint/observation"][0, :, 3:5, 3:5], 0)
+    for text in ("PICTURES --simulate --task=inpaint:3", "LMMSE", "error map", "Coverage"):
+        assert text in page
+    assert page.count("<img") == 2 + 4 * 5
+
+
+def test_points_and_charts_are_refused(project):
+    for params, message in (
+        ({"dataset": "circle"}, "needs images, got dataset=circle"),
+        ({"charts": 2}, "needs a model without charts, got charts=2"),
+    ):
+        with pytest.raises(ClickException, match=f"--pipeline=restore {message}"):
+            project.run("restore", **params)
