@@ -27,8 +27,6 @@ class Prior(Base):
         model: A model of images with a density on all of space.
 
     Example:
-        >>> from deepinv.optim import L2, optim_builder
-        >>> from deepinv.physics import Denoising, GaussianNoise
         >>> from submanifold.flows import Glow
         >>> from submanifold.models import Hierarchy, Stage
         >>> model = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=1, width=4), dim=9)]).eval()

@@ -113,10 +113,10 @@ def _check_command(experiment: "Experiment", names: list[str]) -> None:
             f"--pipeline=restore needs images, got dataset={experiment.dataset}. Choose a dataset "
             "of images with --params=dataset=<name>."
         )
-    if experiment.model.charts > 1 and "restore" in names:
+    if (charts := experiment.model.charts) > 1 and "restore" in names:
         raise ClickException(
-            f"--pipeline=restore needs a model without charts, got charts={experiment.model.charts}. "
-            "Set --params=charts=1."
+            f"--pipeline=restore needs a model without charts, got charts={charts}. Set "
+            "--params=charts=1."
         )
     if experiment.ood is None and "ood" in names:
         raise ClickException(
