@@ -46,12 +46,12 @@ def register_pipelines() -> dict[str, Pipeline]:
         + evaluation.create_pipeline(histories, experiment.kind)
         + reporting.create_pipeline(histories, experiment.kind)
     )
-    more = {}
+    # a hook refuses those that need another kind of data
+    more = {"ood": trained, "dimension": full, "restore": trained}
     if experiment.kind != "points":
-        scored = Pipeline([])
+        more["dimension"] = full + dimension.create_pipeline()
         if experiment.ood is not None:
-            scored = ood.create_pipeline(experiment.kind)
-        more = {"ood": trained + scored, "dimension": full + dimension.create_pipeline()}
+            more["ood"] = trained + ood.create_pipeline(experiment.kind)
     if experiment.kind == "images":
         more["restore"] = trained + restore.create_pipeline()
     return {

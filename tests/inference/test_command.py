@@ -340,6 +340,13 @@ def test_scores_of_an_image_do_not_depend_on_the_others(tmp_path, model_file):
     pd.testing.assert_frame_equal(both, tables[1], rtol=1e-4)
 
 
+@pytest.fixture
+def short_sampler(monkeypatch):
+    for name, value in {"LEAPFROG_STEPS": 1, "GAUSS_NEWTON_STEPS": 1, "ENSEMBLE": 256}.items():
+        monkeypatch.setattr(f"submanifold.inverse.posterior.{name}", value)
+
+
+@pytest.mark.usefixtures("short_sampler")
 @pytest.mark.parametrize("task", ["denoise:0.1", "inpaint:3", "superresolve:2", "sense:40"])
 def test_restore_simulates_observations_and_measures_errors(model_file, images, tmp_path, task):
     out = tmp_path / "restored"
@@ -358,6 +365,7 @@ def test_restore_simulates_observations_and_measures_errors(model_file, images, 
     assert Image.open(out / "00002-2-std.png").size == (8, 8)
 
 
+@pytest.mark.usefixtures("short_sampler")
 def test_restore_takes_pictures_in_the_size_of_the_observations(model_file, tmp_path):
     small = tmp_path / "small.png"
     small.write_bytes(png(smooth_images(1, 0)[0][:, ::2, ::2]))

@@ -64,7 +64,7 @@ def test_principal_components_restore_images_in_their_span(gaussian):
     coordinates = torch.rand(3, 6, dtype=torch.double)
     x = (pca.mean + coordinates @ pca.axes[:, :6].T).view(-1, *SHAPE).float()
     task = parse("sense:9", SHAPE)
-    restorer = baselines.principal_components(pca, task, SHAPE, 6)
+    restorer = baselines.principal_components(pca, task, SHAPE)(6)
     torch.testing.assert_close(restorer(task.operator(x)), x, atol=1e-4, rtol=0)
 
 

@@ -4,9 +4,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from click import ClickException
 
-from submanifold.inverse import baselines, comparison, restore
+from submanifold.inverse import baselines, comparison, posterior, restore
 from submanifold.inverse.comparison import MODE, OURS
 from submanifold.pipelines.restore import nodes
 
@@ -19,6 +18,8 @@ def run(project):
         patch.setattr(comparison, "VALID", 4)
         patch.setattr(comparison, "restore", partial(restore, iterations=6))
         patch.setattr(nodes, "IMAGES", 8)
+        patch.setattr(posterior, "LEAPFROG_STEPS", 2)
+        patch.setattr(posterior, "ENSEMBLE", 256)
         return project.run("restore")
 
 
@@ -34,7 +35,7 @@ def test_all_methods_restore_the_same_observations(run):
         assert each["gain"][OURS]["value"] == pytest.approx(
             each["psnr"][OURS]["value"] - each["psnr"][each["best"]]["value"]
         )
-        assert 0 < each["acceptance"] <= 1
+        assert 0 <= each["acceptance"] <= 1
         shares = [each["coverage"][level]["value"] for level in ("0.5", "0.8", "0.9", "0.95")]
         assert shares == sorted(shares)
     logged = run.mlflow.data.metrics["test.superresolve.psnr.lmmse"]
@@ -48,12 +49,3 @@ def test_page_shows_the_images_and_commands(run):
     for text in ("PICTURES --simulate --task=inpaint:3", "LMMSE", "error map", "Coverage"):
         assert text in page
     assert page.count("<img") == 2 + 4 * 5
-
-
-def test_points_and_charts_are_refused(project):
-    for params, message in (
-        ({"dataset": "circle"}, "needs images, got dataset=circle"),
-        ({"charts": 2}, "needs a model without charts, got charts=2"),
-    ):
-        with pytest.raises(ClickException, match=f"--pipeline=restore {message}"):
-            project.run("restore", **params)

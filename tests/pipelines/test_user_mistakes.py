@@ -17,6 +17,9 @@ from PIL import Image
     ("ood", {}, "needs --params=ood="),
     ("ood", {"ood": "circle"}, "ood: expected images, got the points circle"),
     ("ood", {"ood": "photos"}, "ood: expected another dataset"),
+    ("dimension", {"dataset": "circle"}, "--pipeline=dimension needs images or a table"),
+    ("restore", {"dataset": "circle"}, "--pipeline=restore needs images, got dataset=circle"),
+    ("restore", {"method": "EE-M", "charts": 2}, "needs a model without charts, got charts=2"),
 ])  # fmt: skip
 def test_invalid_parameter_ends_a_run_before_it_starts(project, pipeline, params, message):
     with pytest.raises(ClickException, match=re.escape(message)):

@@ -85,17 +85,25 @@ def lmmse(pca: PCA, task: Task, shape: Sequence[int]) -> Restorer:
     return restorer
 
 
-def principal_components(pca: PCA, task: Task, shape: Sequence[int], dim: int) -> Restorer:
-    """Least squares in the span of the first principal components, as many as `dim`."""
-    axes = pca.axes[:, :dim]
+def principal_components(pca: PCA, task: Task, shape: Sequence[int]) -> Callable[[int], Restorer]:
+    """Return a function of d: least squares in the span of the first d principal components.
+
+    d is at most the number of elements of an observation.
+    """
     matrix = matrix_of(task.operator, shape).double()
-    inverse, offset = torch.linalg.pinv(matrix @ axes), matrix @ pca.mean
+    offset = matrix @ pca.mean
+    axes = pca.axes[:, : len(matrix)]
+    q, r = torch.linalg.qr(matrix @ axes)  # its leading columns are those for any d
 
-    def restorer(y: Tensor) -> Tensor:
-        coordinates = (y.flatten(1).double() - offset) @ inverse.T
-        return (pca.mean + coordinates @ axes.T).view(-1, *shape).to(y)
+    def build(dim: int) -> Restorer:
+        def restorer(y: Tensor) -> Tensor:
+            right = q[:, :dim].T @ (y.flatten(1).double() - offset).T
+            coordinates = torch.linalg.solve_triangular(r[:dim, :dim], right, upper=True)
+            return (pca.mean + (axes[:, :dim] @ coordinates).T).view(-1, *shape).to(y)
 
-    return restorer
+        return restorer
+
+    return build
 
 
 def regularized(

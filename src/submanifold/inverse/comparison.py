@@ -87,9 +87,9 @@ class Baselines:
         fit = partial(self._choose, observed)
         size = len(observed[0].flatten())
         dims = [dim for dim in baselines.DIMS if dim <= min(size, self.pca.axes.shape[1])]
-        components = partial(baselines.principal_components, self.pca, task, self.shape)
+        components = baselines.principal_components(self.pca, task, self.shape)
         found = {"lmmse": (baselines.lmmse(self.pca, task, self.shape), None),
-                 "pca": fit(components, dims or [size])}  # fmt: skip
+                 "pca": fit(components, dims or [1])}  # fmt: skip
         regularizers = {"total_variation": baselines.total_variation,
                         "wavelets": baselines.wavelet_sparsity,
                         "lasso": baselines.cosine_sparsity}  # fmt: skip

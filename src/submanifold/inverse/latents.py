@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from submanifold.common.errors import UserError
+from submanifold.flows.conditional import is_conditional
 from submanifold.models import Hierarchy, Model, Slice
 
 
@@ -33,7 +34,8 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
         dim: Dimension of a manifold, whose coordinates are the latents; by default all of space.
 
     Raises:
-        UserError: The model has charts, no density on all of space, or no such dimension.
+        UserError: The model has charts, a condition, no density on all of space, or not the
+            dimension.
     """
     if isinstance(model, Slice):
         model = model.hierarchy
@@ -41,6 +43,11 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
         raise UserError(
             f"model: expected a hierarchy, got a {model.kind}. Use one of its charts, "
             "or train with charts=1."
+        )
+    if is_conditional(model):
+        raise UserError(
+            "model: expected one without a condition, got a conditional model. Train one without "
+            "data.condition."
         )
     manifold = model.part(1, model.manifold_stage)
     shift = 0.5 if len(model.event_shape) == 3 else 0.0
