@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy  # submodules load on first use
 import torch
-from scipy.stats import norm
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -170,7 +170,7 @@ def coverage(posterior: Restoration, x: Tensor, level: float = LEVEL) -> np.ndar
 
     The interval is that of a normal distribution with the posterior mean and standard deviation.
     """
-    half_width = float(norm.ppf((1 + level) / 2)) * posterior.std.cpu()
+    half_width = float(scipy.stats.norm.ppf((1 + level) / 2)) * posterior.std.cpu()
     return ((posterior.image.cpu() - x).abs() <= half_width).flatten(1).double().mean(1).numpy()
 
 

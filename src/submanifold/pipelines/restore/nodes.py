@@ -15,7 +15,6 @@ from submanifold.inverse.operators import standard_tasks
 from submanifold.models import Model
 from submanifold.pipelines.usage import model_command, run_facts
 from submanifold.plots.pages import render
-from submanifold.plots.strips import strip
 
 IMAGES = 32
 """Test images that are restored."""
@@ -128,6 +127,8 @@ def image_rows(
     found: Mapping[str, Any], images: Mapping[str, np.ndarray], kind: str
 ) -> list[dict[str, Any]]:
     """Return the rows of images of a task: name, remark and strip."""
+    from submanifold.plots.strips import strip  # matplotlib is slow to import
+
     best = found["best"]
     rows = {
         "original": ("original", ""),
