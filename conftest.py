@@ -10,9 +10,7 @@ from submanifold import data, flows, models
 from submanifold.losses import objective
 
 # not importable without its optional package
-collect_ignore = (
-    [] if importlib.util.find_spec("deepinv") else ["src/submanifold/inverse/prior.py"]
-)
+collect_ignore = [] if importlib.util.find_spec("deepinv") else ["src/submanifold/inverse/prior.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")
