@@ -1,5 +1,6 @@
-"""Inverse problems: restore images with a trained model as the prior."""
+"""Inverse problems: restoration with a trained model as the prior, and counterfactuals."""
 
+from submanifold.inverse.counterfactual import Counterfactual, counterfactual
 from submanifold.inverse.operators import (
     Deblur,
     Denoise,
@@ -14,6 +15,7 @@ from submanifold.inverse.operators import (
 from submanifold.inverse.restoration import Restoration, restore
 
 __all__ = [
+    "Counterfactual",
     "Deblur",
     "Denoise",
     "Inpaint",
@@ -22,6 +24,7 @@ __all__ = [
     "Sense",
     "Superresolve",
     "Task",
+    "counterfactual",
     "parse",
     "restore",
     "standard_tasks",
