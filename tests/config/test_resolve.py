@@ -581,7 +581,7 @@ def test_methods_share_the_keys_of_the_phases_they_share(tables):
         artifact_keys(resolve({**tables, "method": method}), Path()) for method in ("two", "other")
     )
     same = {name for name in mine if mine[name] == other[name]}
-    assert same == {"data", "baselines", "first", "second.u"}
+    assert same == {"data", "baselines", "comparison", "first", "second.u"}
     assert mine["model"].startswith("photos-two-")
     assert other["model"].startswith("photos-other-")
 
@@ -617,9 +617,10 @@ def test_a_time_budget_changes_the_keys_of_all_phases_but_not_with_the_seed(tabl
     assert timed.parameters()["training"] == {"minutes": 4}
     assert "steps" not in timed.parameters()["first"]["training"]
     keys, changed = artifact_keys(timed, Path()), artifact_keys(other, Path())
-    assert {k for k in keys if keys[k] == changed[k]} == {"data", "baselines"}
+    assert {k for k in keys if keys[k] == changed[k]} == {"data", "baselines", "comparison"}
     seeded = artifact_keys(resolved(training={"minutes": 4}, seed=9), Path())
-    assert {k for k in keys if keys[k] == seeded[k]} == {"data", "baselines", "budget"}
+    unseeded = {"data", "baselines", "budget", "comparison"}
+    assert {k for k in keys if keys[k] == seeded[k]} == unseeded
     changes = {"first": {"training": {"steps": 3}}}
     assert (
         artifact_keys(resolved(training={"minutes": 4}, **changes), Path())["budget"]

@@ -10,6 +10,7 @@ from click import ClickException
 from submanifold.data.tables import Preprocessor
 from submanifold.inference.tables import score_table
 from submanifold.models import Model
+from submanifold.sklearn import ManifoldFlow
 
 RNG = np.random.default_rng(0)
 METHOD = "density-first"
@@ -90,6 +91,19 @@ def test_rows_of_another_table_are_out_of_distribution(project, params, run):
     assert "by a model of “rows.csv”" in text
     assert "TABLE is a file with the columns of the training table" in text
     assert not re.search(r"\b(images?|pictures?|pixels?)\b", text.lower())
+
+
+def test_the_estimator_opens_a_model_of_a_table_with_categories(run, table):
+    rows = pd.read_csv(table)[:50]
+    estimator = ManifoldFlow.load(run.path("hierarchy"))
+    assert list(estimator.feature_names_in_) == [*"abcde", "city"]
+    expected = score_table(estimator.model_, rows)["log_prob"]
+    np.testing.assert_allclose(estimator.score_samples(rows), expected, rtol=1e-3, atol=1e-3)
+    assert (estimator.predict(rows) == 1).mean() > 0.8
+    far = rows.assign(a=rows["a"] + 50)
+    assert (estimator.predict(far) == -1).all()
+    u = estimator.transform(rows)
+    assert u.shape == (50, estimator.n_components)
 
 
 def test_the_dimension_of_a_table(project, params, run):

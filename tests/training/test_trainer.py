@@ -406,6 +406,21 @@ def test_manifold_overfitting_is_a_warning(tmp_path, caplog, noise, warned):
         assert all(abs(row["neighbour_correlation"]) < 0.5 for row in history["valid"])
 
 
+@pytest.mark.parametrize(("shift", "warned"), [(0.0, False), (20.0, True)])
+def test_memorized_training_data_are_a_warning(tmp_path, shift, warned):
+    x = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)
+    history = fit(
+        Hierarchy([Stage(RealNVP(2, 2, 8), 1)]),
+        penalised("none", 1.0),
+        Batches(x, 32),
+        Batches(x + np.float32(shift), 32),
+        settings(steps=4, validate_every=2),
+        tmp_path,
+        "stage_1",
+    )
+    assert ("memorized" in history["warnings"]) == warned
+
+
 def test_dual_ascent_reaches_its_target_and_resumes(tmp_path):
     """Eq. 3's constraint, by dual ascent; killed it goes on with the same lambda."""
     rng = np.random.default_rng(0)

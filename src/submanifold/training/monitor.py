@@ -16,6 +16,10 @@ from submanifold.models.diagnostics import (
 from submanifold.training.checkpoint import Row
 
 
+LARGEST_GAP = 10.0
+"""Bits per dimension between validation and training data above which the training warns."""
+
+
 def divergence(row: Row, earlier: Sequence[Row]) -> str | None:
     """Describe why a training has diverged, or return None.
 
@@ -61,8 +65,13 @@ def diagnose(model: Model, valid: Batches) -> Row:
     return row
 
 
-def warnings(row: Row) -> dict[str, str]:
-    """Warnings about the results of :func:`diagnose`, by kind."""
+def warnings(row: Row, trained: Row | None = None) -> dict[str, str]:
+    """Warnings about the results of :func:`diagnose`, by kind.
+
+    Args:
+        row: The results, with the losses of the validation data.
+        trained: The last losses of the training data.
+    """
     found, step = {}, int(row["step"])
     if not row["inverse_error"] <= LARGEST_INVERSE_ERROR:
         found["inverse"] = (
@@ -78,5 +87,13 @@ def warnings(row: Row) -> dict[str, str]:
             f"of neighbours correlate ({row['neighbour_correlation']:.2f}), so that the data have "
             "no noise there. Their likelihood is unbounded and bits per dimension are meaningless. "
             "Add noise with data.noise or input_noise"
+        )
+    name = "bits_per_dim"
+    if trained is not None and name in trained and row[name] - trained[name] > LARGEST_GAP:
+        found["memorized"] = (
+            f"at step {step} validation data have {row[name]:.3g} bits per dimension and training "
+            f"data {trained[name]:.3g}: the model memorizes the training data, and projections of "
+            "other data diverge. Use fewer steps or couplings, set input_noise, or for tables "
+            "method=noise-conditional, their default"
         )
     return found

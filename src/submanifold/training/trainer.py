@@ -158,7 +158,7 @@ class Trainer:
                 f"{name}: the loss or its gradient was {problem} at step {step}, after the "
                 f"learning rate had been halved {MAX_ROLLBACKS} times. Lower "
                 f"{' or '.join(lower)}, set training.clip (now {settings.clip or 'null'}), or "
-                "lower reconstruction.weight."
+                "lower reconstruction.weight. Warnings of earlier phases may name the cause."
             )
         self.model.zero_grad()
         self.restore(read_checkpoint(folder / LAST))
@@ -251,7 +251,7 @@ def fit(
 
             if validates:
                 row = trainer.validate(valid)
-                for kind, text in monitor.warnings(row).items():
+                for kind, text in monitor.warnings(row, state.train[-1] if state.train else None).items():
                     if kind not in state.warnings:
                         state.warnings[kind] = text
                         log.warning("%s: %s", name, text)
