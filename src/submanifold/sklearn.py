@@ -46,10 +46,8 @@ from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import (
     NOISE_SCALE,
     SMOOTHED_DENSITY,
-    best_noise_scale,
     log_prob_at,
 )
-from submanifold.flows import is_noise_conditional
 from submanifold.models import Model
 from submanifold.training.cost import fit_budget, with_steps
 from submanifold.training.phases import train_phases
@@ -198,9 +196,7 @@ class ManifoldFlow(
             self.model_.data = experiment.data.facts
             calibrated = copy.deepcopy(self.model_)
             self.model_.calibration = calibrate(calibrated, valid, device)
-            self.noise_scale_ = None
-            if is_noise_conditional(calibrated) and calibrated.has_density:
-                self.noise_scale_ = best_noise_scale(calibrated, valid)
+            self.noise_scale_ = calibrated.calibration[NOISE_SCALE]
         self._set_offset(rows, rows[held_out])
         return self
 

@@ -1,4 +1,4 @@
-"""A table in all pipelines that follow the training: report, ood, dimension, compare, commands."""
+"""Tables in all pipelines: training, report, ood, dimension, compare, cache keys and mistakes."""
 
 import re
 
@@ -18,13 +18,17 @@ METHOD = "density-first"
 
 @pytest.fixture(scope="module")
 def table(project):
-    """400 rows of two factors in columns of different kinds, and 60 without the factors."""
+    """400 rows of two factors in columns of different kinds, and 60 without the factors.
+
+    The column kind is a label.
+    """
     factors = RNG.normal(size=(460, 2))
     frame = pd.DataFrame(factors @ RNG.normal(size=(2, 5)), columns=list("abcde"))
     frame += 0.1 * RNG.normal(size=frame.shape)
     frame["e"] = frame["e"].round(1)
     frame["city"] = np.where(factors[:, 0] > 0, "Bern", "Rome")
     frame.iloc[400:, :5] = RNG.permuted(frame.iloc[400:, :5].to_numpy(), axis=0) * 3
+    frame["kind"] = RNG.choice(["x", "y"], 460)
     frame[:400].to_csv(project.path / "rows.csv", index=False)
     frame[400:].to_parquet(project.path / "other.parquet")
     return project.path / "rows.csv"
@@ -32,8 +36,10 @@ def table(project):
 
 @pytest.fixture(scope="module")
 def params(table):
-    data = {"path": str(table), "categorical": "onehot"}
-    return {"dataset": "table", "method": METHOD, "data": data}
+    data = {"path": str(table), "categorical": "onehot", "label": "kind"}
+    steps = {"density": 30, "reconstruction": 12}
+    training = {name: {"training": {"steps": count}} for name, count in steps.items()}
+    return {"dataset": "table", "method": "noise-conditional", "data": data, **training}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,22 @@ def run(project, params):
 def text_of(page):
     page = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+def test_a_csv_file_is_trained_on_and_evaluated(run):
+    assert run.load("x_train").shape == (320, 7)
+    assert set(run.load("labels")["test"]) == {"x", "y"}
+    model = Model.load(run.path("hierarchy"))
+    assert model.dims == [7, 3]
+    preprocessor = Preprocessor.from_dict(model.data["table"])
+    assert preprocessor.inputs == (*"abcde", "city")
+    steps = {each.name: each.step for each in preprocessor.columns if each.step}
+    assert steps == {"e": 0.1, "city": 1}
+    assert model.data["label"] == "kind"
+    assert "quantiles" in model.calibration
+    metrics = run.load("metrics")
+    assert np.isfinite([metrics["bits_per_dim"]["value"], metrics["mse"]["value"]]).all()
+    assert run.load("manifest")["counts"] == {"train": 320, "valid": 40, "test": 40}
 
 
 def test_the_report_is_in_the_units_of_the_table(run):
@@ -127,7 +149,7 @@ def test_runs_on_a_table_are_compared(project, params, run):
 
 def test_runs_on_other_files_are_not_compared(project, params, run):
     other = params | {"data": {"path": str(project.path / "other.parquet")}}
-    other["data"]["categorical"] = "onehot"
+    other["data"] |= {"categorical": "onehot", "label": "kind"}
     with pytest.raises(
         ClickException, match=r"files of finished runs in .* got .*other.parquet\. Make"
     ):
@@ -143,3 +165,48 @@ def test_the_model_of_mlflow_takes_named_columns(project, run):
     assert logged.model_type is None
     signature = mlflow.models.get_model_info(f"models:/{logged.model_id}").signature
     assert signature.inputs.input_names() == ["a", "b", "c", "d", "e", "city"]
+
+
+def test_an_installed_table_by_name(project):
+    with project.session(dataset="wine", method="auto") as session:
+        experiment = session.load_context().config_loader.experiment
+    assert experiment.kind == "table"
+    assert [stage.dim for stage in experiment.model.stages] == [6]
+
+
+def test_cache_keys_follow_content_and_settings(project, table):
+    def keys(**data):
+        data = {"path": str(table), "label": "kind", "categorical": "onehot", **data}
+        with project.session(dataset="table", method=METHOD, data=data) as session:
+            found = session.load_context().config_loader.artifact_keys
+        return {name: key for name, key in found.items() if name != "comparison"}  # of the path
+
+    first = keys()
+    copy = table.with_name("copy.csv")
+    copy.write_bytes(table.read_bytes())
+    assert keys(path=str(copy)) == first
+    copy.write_bytes(table.read_bytes().replace(b",x\n", b",z\n", 1))
+    assert keys(path=str(copy))["data"] != first["data"]
+    assert keys(seed=1)["density"] != first["density"]
+
+
+MISTAKES = {
+    "no path": ({"dataset": "table"}, r"data\.path: expected the path of a table"),
+    "no file": ({"data": {"path": "none.csv"}}, r"data\.path=none\.csv: .* does not exist"),
+    "categories": ({}, r"data\.categorical: .* got categories in city, kind"),
+    "no such column": ({"data": {"drop": "knd"}}, r"data\.drop: .* Did you mean kind\?"),
+    "dimension": ({"data": {"drop": "kind|city"}, "stage_1": {"dim": 6}}, "dim"),
+    "images": ({"data": {"size": 32}}, r"data\.size is not a setting"),
+    "a table as images": ({"dataset": "folder"}, r"data\.path=.*\. A table needs dataset=table"),
+    "ood": ({"data": {"drop": "kind|city"}, "ood": "mnist"}, "ood: expected the path of a table"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_named_before_training(project, table, name):
+    params, message = MISTAKES[name]
+    params = {"dataset": "table", "method": METHOD, **params}
+    if name != "no path":
+        params["data"] = {"path": str(table), **params.get("data", {})}
+    with project.session(**params) as session, pytest.raises(ClickException, match=message):
+        session.load_context()

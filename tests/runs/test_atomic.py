@@ -14,6 +14,7 @@ from kedro_datasets import matplotlib, pandas, plotly, text
 from matplotlib.figure import Figure
 from plotly import graph_objects
 
+from submanifold.plots.images import DPI
 from submanifold.runs import datasets
 
 
@@ -53,7 +54,8 @@ def test_file_has_the_bytes_of_kedros_dataset(kind, dataset, tmp_path):
     _, parent, make = KINDS[kind]
     dataset.save(make())
     assert dataset.exists()
-    parent(filepath=str(tmp_path / "kedro")).save(make())
+    options = {"save_args": {"dpi": DPI}} if kind == "png" else {}
+    parent(filepath=str(tmp_path / "kedro"), **options).save(make())
     path = tmp_path / "new" / f"file.{kind}"
     assert path.read_bytes() == (tmp_path / "kedro").read_bytes()
     assert [file.name for file in path.parent.iterdir()] == [path.name]

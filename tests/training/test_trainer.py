@@ -388,11 +388,11 @@ def test_manifold_overfitting_is_a_warning(tmp_path, caplog, noise, warned):
     torch.manual_seed(0)
     with caplog.at_level(logging.WARNING, "submanifold"):
         history = fit(
-            Hierarchy([Stage(RealNVP(2, 6, 32), 1)]),
+            Hierarchy([Stage(RealNVP(2, 4, 32), 1)]),
             penalised("mse", 10.0),
-            Batches(curve(4000, noise, 0), 256),
+            Batches(curve(2000, noise, 0), 128),
             Batches(curve(1000, noise, 1), 256),
-            settings(steps=400, learning_rate=0.005, clip=1.0, ema=0.9, validate_every=100),
+            settings(steps=250, learning_rate=0.005, clip=1.0, ema=0.9, validate_every=125),
             tmp_path,
             "stage_1",
         )
@@ -435,7 +435,7 @@ def test_dual_ascent_reaches_its_target_and_resumes(tmp_path):
             "reconstruction": Squared(weight=0.01, target=Target(mse=wanted)),
         }
         batches = Batches(data, 50, seed=1), Batches(data, 400, seed=2)
-        how = settings(steps=300, validate_every=50, cooldown_fraction=0.3, learning_rate=0.01)
+        how = settings(steps=150, validate_every=25, cooldown_fraction=0.3, learning_rate=0.01)
         return model, fit(model, Objective(terms), *batches, how, folder, on_log=on_log)
 
     model, history = run(tmp_path / "full")
@@ -444,7 +444,7 @@ def test_dual_ascent_reaches_its_target_and_resumes(tmp_path):
     assert history["valid"][-1]["mse"] < 1.3 * wanted
 
     def kill(step, row):
-        if step == 160:
+        if step == 80:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

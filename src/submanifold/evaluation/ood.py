@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import auc, average_precision_score, roc_curve
+from sklearn.metrics import roc_curve
 
 from submanifold.evaluation.baselines import fit_gaussian, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, Calibration, false_alarms
@@ -147,7 +147,7 @@ def measure_ood(
         found["groups"], level = counts, interval_level(min(counts.values()))
     names = [str(column) for column in scored if f"p_{column}" in scored]
     found["scores"] = {
-        name: _measure_score(is_ood, scored[name].to_numpy(), [groups[OOD], groups[NORMAL]], level)
+        name: _measure_score(scored[name].to_numpy(), [groups[OOD], groups[NORMAL]], level)
         for name in names
     }
     if ANOMALY in found["scores"] and "groups" in calibration:
@@ -171,19 +171,31 @@ def _alarms(scored: pd.DataFrame, calibration: Calibration) -> list[dict[str, An
 
 
 def _measure_score(
-    is_ood: np.ndarray, values: np.ndarray, groups: list[list[np.ndarray]], level: float | None
+    values: np.ndarray, groups: list[list[np.ndarray]], level: float | None
 ) -> dict[str, Any]:
     """Compute :data:`MEASURES` with intervals by resampling the groups of each part."""
     ranks = _ranks(values)
+    rows = [np.concatenate(part) for part in groups]
+    members = [np.repeat(np.arange(len(part)), [len(each) for each in part]) for part in groups]
+
+    def measures(weights: list[np.ndarray]) -> tuple[float, float, float]:
+        """Compute the measures with weights of the groups."""
+        by_rank = (
+            np.bincount(ranks[own], weight[group], ranks.max() + 1)[::-1]
+            for own, group, weight in zip(rows, members, weights, strict=True)
+        )
+        return _measures(*by_rank)
+
     ends = np.full((2, len(MEASURES)), None)
     if level is not None:
-        rng, resampled = np.random.default_rng(0), []
-        for _ in range(RESAMPLES):
-            drawn = [part[i] for part in groups for i in rng.integers(len(part), size=len(part))]
-            rows = np.concatenate(drawn)
-            resampled.append(_measures(is_ood[rows], ranks[rows]))
+        rng, counts = np.random.default_rng(0), [len(part) for part in groups]
+        resampled = [
+            measures([np.bincount(rng.integers(n, size=n), minlength=n) for n in counts])
+            for _ in range(RESAMPLES)
+        ]
         ends = np.quantile(resampled, [level, 1 - level], axis=0)
-    columns = zip(MEASURES, _measures(is_ood, ranks), *ends.tolist(), strict=True)
+    found = measures([np.ones(len(part)) for part in groups])
+    columns = zip(MEASURES, found, *ends.tolist(), strict=True)
     return {
         name: {"value": value, "low": low, "high": high, "n": len(values)}
         for name, value, low, high in columns
@@ -205,13 +217,16 @@ def roc(normal: np.ndarray, ood: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Return ranks from 0, equal for equal values; NaN and infinity have the highest rank."""
     finite = np.nan_to_num(values, nan=np.finfo(np.float64).max)
-    return np.unique(finite, return_inverse=True)[1].astype(np.float64)
+    return np.unique(finite, return_inverse=True)[1]
 
 
-def _measures(is_ood: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
-    false, true, _ = roc_curve(is_ood, values, drop_intermediate=False)
-    at_recall = float(false[np.argmax(true >= 0.95)])
-    return float(auc(false, true)), float(average_precision_score(is_ood, values)), at_recall
+def _measures(ood: np.ndarray, normal: np.ndarray) -> tuple[float, float, float]:
+    """Compute :data:`MEASURES` from numbers of OOD and normal events by rank, the highest first."""
+    true, false = ood.cumsum(), normal.cumsum()
+    auroc = (normal * (true - ood / 2)).sum() / (true[-1] * false[-1])
+    average = (ood * true / np.maximum(true + false, 1)).sum() / true[-1]
+    at_recall = false[np.argmax(true / true[-1] >= 0.95)] / false[-1]
+    return float(auroc), float(average), float(at_recall)
 
 
 def describe_scores(scored: Mapping[str, Any]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Grids of images, as arrays, PNG files, and figures."""
 
 import io
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 DPI = 150
+_rendered: WeakKeyDictionary[Figure, dict[int, bytes]] = WeakKeyDictionary()
 MIN_WIDTH = 64
 """Smallest width in pixels of an image on a sheet; smaller images are enlarged."""
 
@@ -63,10 +65,13 @@ def sample_sheet(images: np.ndarray, columns: int = 8) -> Image.Image:
 
 
 def as_png(picture: Figure | Image.Image, dpi: int = DPI) -> bytes:
-    """Render a figure, or encode an image, as a PNG file."""
+    """Render a figure, or encode an image, as a PNG file. A figure is rendered once."""
     buffer = io.BytesIO()
     if isinstance(picture, Image.Image):
         picture.save(buffer, "png", optimize=True)
-    else:
+        return buffer.getvalue()
+    known = _rendered.setdefault(picture, {})
+    if dpi not in known:
         picture.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
+        known[dpi] = buffer.getvalue()
+    return known[dpi]

@@ -112,16 +112,7 @@ class PathDataset(LocalDataset[NoReturn, Path]):
 
 
 class MatplotlibDataset(LocalDataset[Any, NoReturn]):
-    """A matplotlib figure as a PNG file; Kedro's dataset would import pyplot in every run.
-
-    Args:
-        save_args: Arguments of ``Figure.savefig``.
-        **arguments: Arguments of :class:`LocalDataset`.
-    """
-
-    def __init__(self, *, save_args: dict[str, Any] | None = None, **arguments: Any):
-        super().__init__(**arguments)
-        self._save_args = save_args or {}
+    """A matplotlib figure as a PNG file; Kedro's dataset would import pyplot in every run."""
 
     def load(self) -> NoReturn:
         """Raise an error: a figure is an output."""
@@ -129,8 +120,10 @@ class MatplotlibDataset(LocalDataset[Any, NoReturn]):
 
     def save(self, data: Any) -> None:
         """Write the figure."""
+        from submanifold.plots.images import as_png  # matplotlib is slow to import
+
         with atomic_write(self._filepath) as partial:
-            data.savefig(partial, format="png", **self._save_args)
+            partial.write_bytes(as_png(data))
 
     def preview(self) -> ImagePreview:
         """Return the image."""

@@ -15,7 +15,6 @@ from submanifold.models.diagnostics import (
 )
 from submanifold.training.checkpoint import Row
 
-
 LARGEST_GAP = 10.0
 """Bits per dimension between validation and training data above which the training warns."""
 

@@ -251,7 +251,9 @@ def fit(
 
             if validates:
                 row = trainer.validate(valid)
-                for kind, text in monitor.warnings(row, state.train[-1] if state.train else None).items():
+                for kind, text in monitor.warnings(
+                    row, state.train[-1] if state.train else None
+                ).items():
                     if kind not in state.warnings:
                         state.warnings[kind] = text
                         log.warning("%s: %s", name, text)
