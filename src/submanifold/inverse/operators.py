@@ -123,15 +123,16 @@ class Sense:
 
     def __init__(self, count: int, seed: int = 0) -> None:
         self.count, self.seed = count, seed
-        self._rows = torch.empty(count, 0)
+        self._rows = torch.empty(count, 0, dtype=torch.double)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return measurements, (batch, count)."""
         flat = x.flatten(1)
         if self._rows.shape[1] != flat.shape[1]:
-            generator = torch.Generator().manual_seed(self.seed)
-            rows = torch.randn(self.count, flat.shape[1], generator=generator)
-            self._rows = rows / math.sqrt(self.count)
+            # NumPy's numbers are independent of noise that torch draws with the same seed
+            rng = np.random.default_rng(self.seed)
+            rows = rng.standard_normal((self.count, flat.shape[1]))
+            self._rows = torch.from_numpy(rows) / math.sqrt(self.count)
         return flat @ self._rows.to(flat).T
 
 
