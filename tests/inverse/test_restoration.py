@@ -7,11 +7,13 @@ import torch
 from calibrated import smooth_images
 from strategies import initialized_glow
 from submanifold.common.errors import UserError
+from submanifold.data import Batches
 from submanifold.flows import Affine
 from submanifold.inverse import Denoise, Superresolve, restore
 from submanifold.inverse.latents import latents_of
 from submanifold.inverse.posterior import Ensemble, Posterior
 from submanifold.models import Hierarchy, Mixture, Stage
+from submanifold.training import fit_rotation
 
 DIM = 6
 
@@ -135,6 +137,26 @@ def test_batches_are_restored_reproducibly(model):
     assert found.samples.min() >= 0
     assert found.samples.max() <= 1
     assert torch.equal(found.image, again.image)
+
+
+def test_the_start_is_a_projection_if_its_posterior_density_is_larger():
+    torch.manual_seed(0)
+    std = torch.tensor([1.0] * 16 + [0.05] * 48)
+    data = torch.randn(2000, 64) * std
+    model = Hierarchy([Stage(Affine(64), dim=16)])
+    with torch.no_grad():
+        model.stages[0].flow.weight.copy_(torch.diag(1 / std))
+        model.stages[0].flow.uninitialized = False
+    fit_rotation(model, Batches(data.numpy(), 500))
+    clean = data[:8]
+    y = clean + 0.5 * torch.randn(clean.shape)
+    latents = latents_of(model.eval())
+    start = Posterior(latents, Denoise(), y, 0.5).best_start(y)
+    torch.testing.assert_close(start, model.project(y))
+    start = Posterior(latents, Denoise(), clean, 0.01).best_start(clean)
+    assert torch.equal(start, clean), "the projection does not explain the observation"
+    on_manifold = Posterior(latents_of(model, 16), Denoise(), y, 0.5)
+    assert torch.equal(on_manifold.best_start(y), y)
 
 
 def test_restorations_with_a_dimension_are_on_the_manifold(model):

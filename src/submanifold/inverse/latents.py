@@ -19,11 +19,15 @@ class Latents:
         dim: Number of coordinates.
         decode: Map from z to x, pixels in [0, 1] of images, or vectors.
         encode: Map from x to z; its inverse, or the encoder of a manifold.
+        log_prob: Log-density of x in nats, (batch,); None if z are coordinates of a manifold.
+        project: Projection of x onto the manifold of a dimension.
     """
 
     dim: int
     decode: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor]
+    log_prob: Callable[[Tensor], Tensor] | None
+    project: Callable[[Tensor, int], Tensor]
 
 
 def latents_of(model: Model, dim: int | None = None) -> Latents:
@@ -51,11 +55,16 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
         )
     manifold = model.part(1, model.manifold_stage)
     shift = 0.5 if len(model.event_shape) == 3 else 0.0
+
+    def project(x: Tensor, dim: int) -> Tensor:
+        return manifold.at_dim(dim).project(x - shift) + shift
+
     if dim is not None:
         at = manifold.at_dim(dim)
         return Latents(
-            dim, lambda z: at.decode(z) + shift, lambda x: at.encode(x - shift)[0][:, :dim]
-        )
+            dim, lambda z: at.decode(z) + shift, lambda x: at.encode(x - shift)[0][:, :dim],
+            None, project,
+        )  # fmt: skip
     if not model.has_density:
         raise UserError(
             "dim: expected the dimension of the manifold for a model without a density on all of "
@@ -75,4 +84,7 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
     def encode(x: Tensor) -> Tensor:
         return torch.cat(manifold.encode(x - shift), 1) / scale.to(x)
 
-    return Latents(len(scale), decode, encode)
+    def log_prob(x: Tensor) -> Tensor:
+        return manifold.log_prob(x - shift)
+
+    return Latents(len(scale), decode, encode, log_prob, project)

@@ -151,6 +151,26 @@ class Posterior:
         return _draw(shape, self.generator, self.y)
 
     @torch.no_grad()
+    def best_start(self, x: Tensor) -> Tensor:
+        """Choose among x and its projections the one of the largest posterior density.
+
+        A linear estimate leaves as much noise in smooth images as in others; projections onto few
+        dimensions have less. The dimensions are powers of 2 from 16 to a third of all.
+        """
+        if self.latents.log_prob is None:
+            return x
+        dims = [2**power for power in range(4, 32) if 2**power <= self.latents.dim // 3]
+        tried = torch.stack([x, *(self.latents.project(x, dim) for dim in dims)])
+        density = torch.stack([self._log_density(each) for each in tried])
+        chosen = density.nan_to_num(-torch.inf, -torch.inf, -torch.inf).argmax(0)
+        return tried[chosen, torch.arange(len(x), device=x.device)]
+
+    def _log_density(self, x: Tensor) -> Tensor:
+        """Log-density of events given the observations, up to a constant, (batch,)."""
+        residual = (self.y - self.operator(x).flatten(1)) / self.noise
+        return self.latents.log_prob(x) - residual.square().sum(1) / 2  # type: ignore[misc]
+
+    @torch.no_grad()
     def mode(self, z: Tensor) -> Tensor:
         """Reduce U by Gauss-Newton steps, each by preconditioned conjugate gradients.
 

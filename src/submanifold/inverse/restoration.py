@@ -52,8 +52,8 @@ def restore(
     r"""Sample the posterior of images x, given observations :math:`y = A(x) + \sigma \epsilon`.
 
     The prior is the density of a trained model without a flow on its coordinates, and
-    :math:`\epsilon \sim N(0, I)`. Hamiltonian Monte Carlo starts at the best linear estimate, or,
-    for noise below 0.04, at the mode, which Gauss-Newton steps find
+    :math:`\epsilon \sim N(0, I)`. Hamiltonian Monte Carlo starts at the best linear estimate or one
+    of its projections, or, for noise below 0.04, at the mode, which Gauss-Newton steps find
     (:class:`submanifold.inverse.posterior.Posterior`). A model of vectors works in the same way; x
     and y are then vectors in the units of the model.
 
@@ -111,9 +111,9 @@ def restore(
         for batch in batches:
             posterior = Posterior(latents, operator, batch, noise, generator)
             with torch.no_grad():
-                start = ensemble.estimate(posterior.y)
-                start = start.clamp(0, 1) if of_images else start
-                z = latents.encode(start).nan_to_num(0.0, 0.0, 0.0)
+                x = ensemble.estimate(posterior.y)
+                x = x.clamp(0, 1) if of_images else x
+                z = latents.encode(posterior.best_start(x)).nan_to_num(0.0, 0.0, 0.0)
             z = posterior.mode(z) if uses_mode else z
             samples, acceptance = posterior.sample(z, iterations, progress.update)
             with torch.no_grad():
