@@ -21,7 +21,7 @@ ITERATIONS = 100
 DUAL_ITERATIONS = 30
 """Iterations of the proximal operator of total variation."""
 POWER_ITERATIONS = 20
-WEIGHTS = tuple(np.geomspace(0.05, 10, 8).tolist())
+WEIGHTS = tuple(np.geomspace(0.02, 10, 9).tolist())
 """Weights of regularizers that are tried, relative to the noise."""
 DIMS = tuple(round(2 ** (exponent / 2)) for exponent in range(4, 23))
 """Numbers of principal components that are tried."""
