@@ -43,7 +43,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     histories = {name: f"{name}.history" for name in experiment.phases}
     full = (
         trained
-        + evaluation.create_pipeline(histories, experiment.kind)
+        + evaluation.create_pipeline(histories, experiment.kind, experiment.is_conditional)
         + reporting.create_pipeline(histories, experiment.kind)
     )
     # a hook refuses those that need another kind of data

@@ -161,6 +161,11 @@ class Experiment(Choices):
         return own_paths(self.dataset, getattr(self.data, "path", None))
 
     @property
+    def is_conditional(self) -> bool:
+        """Whether the density is conditional on a label or on columns."""
+        return getattr(self.data, "condition", None) is not None
+
+    @property
     def trainings(self) -> dict[str, PhaseSettings]:
         """The phases that minimize a loss, by name."""
         return {name: phase for name, phase in self.phases.items()

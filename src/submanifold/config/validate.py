@@ -39,7 +39,9 @@ def validate(
     """
     _check_memory(experiment)
     _check_sizes(experiment)
-    stages = _build(experiment.model.model_dump_json(), experiment.data.event_shape)
+    _check_condition(experiment)
+    arguments = experiment.model.model_dump_json(), experiment.data.event_shape
+    stages = _build(*arguments, experiment.is_conditional)
     _check_weights(experiment, stages)
     for number, stage in enumerate(stages, start=1):
         if stage.dim == stage.latent_dim:
@@ -68,10 +70,34 @@ def validate(
 
 
 @lru_cache(maxsize=64)
-def _build(model: str, shape: tuple[int, ...]) -> list[Stage]:
+def _build(model: str, shape: tuple[int, ...], is_conditional: bool) -> list[Stage]:
     """Build a model's stages on the meta device, once for all experiments with this model."""
+    context = {"classes": 2} if is_conditional else None  # their number changes little
     with torch.device("meta"):
-        return ModelSettings.model_validate_json(model).build(shape)
+        return ModelSettings.model_validate_json(model).build(shape, context=context)
+
+
+def _check_condition(experiment: Experiment) -> None:
+    """Refuse what conditional models do not support."""
+    if not experiment.is_conditional:
+        return
+    wrong = {
+        "launch.processes": (1, experiment.launch.processes),
+        "launch.machines": (1, experiment.launch.machines),
+        "charts": (1, experiment.model.charts),
+        "ood": ("null", experiment.ood),
+        **{
+            f"{name}.training.activation_checkpointing": (
+                "false", phase.training.activation_checkpointing
+            )
+            for name, phase in experiment.trainings.items()
+        },
+    }  # fmt: skip
+    for name, (expected, found) in wrong.items():
+        if found not in (1, None, False):
+            raise UserError(
+                f"{name}: expected {expected} with data.condition, got {found}. Change either."
+            )
 
 
 def _check_memory(experiment: Experiment) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,62 @@ from submanifold.data.splits import SPLITS
 log = logging.getLogger(__name__)
 
 READ_BYTES = 2**20
+
+
+class ConditionalArray(np.ndarray):
+    """Events (N, ...) with the ``context`` of each; indexing the first axis selects both.
+
+    Example:
+        >>> events = with_context(np.zeros((3, 2)), np.array([5, 6, 7]))
+        >>> events[1:].context, events.mean(0).context
+        (array([6, 7]), None)
+    """
+
+    context: np.ndarray | None
+
+    def __array_finalize__(self, other: object) -> None:
+        """Results of computations have no context."""
+        self.context = None
+
+    def __getitem__(self, index: Any) -> Any:
+        """Select events and their contexts; a single event has none."""
+        found = super().__getitem__(index)
+        rows = index[0] if isinstance(index, tuple) else index
+        is_single = isinstance(rows, int | np.integer)
+        if isinstance(found, ConditionalArray) and self.context is not None and not is_single:
+            found.context = self.context[rows]
+        return found
+
+
+def with_context(events: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+    """Return events (N, ...) as a :class:`ConditionalArray`, unless the context is None."""
+    if context is None:
+        return events
+    found = events.view(ConditionalArray)
+    found.context = context
+    return found
+
+
+def context_of_array(events: np.ndarray) -> np.ndarray | None:
+    """Return the context of events, or None."""
+    return getattr(events, "context", None)
+
+
+def context_path(path: Path) -> Path:
+    """Return the path of the contexts of the events in a ``.npy`` file."""
+    return path.with_name(f"{path.stem}-context.npy")
+
+
+def load_npy(path: Path) -> np.ndarray:
+    """Memory-map a ``.npy`` file copy-on-write, with the context of its events if there is one."""
+    file = context_path(path)
+    return with_context(np.load(path, mmap_mode="c"), np.load(file) if file.exists() else None)
+
+
+def save_context(path: Path, context: np.ndarray) -> None:
+    """Write the contexts of the events in a ``.npy`` file, for :func:`load_npy`."""
+    with atomic_write(context_path(path)) as partial, open(partial, "wb") as file:
+        np.save(file, context)
 
 
 def map_npy(path: Path) -> np.memmap | None:

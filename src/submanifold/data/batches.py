@@ -2,18 +2,23 @@
 
 import mmap
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from submanifold.common.threads import tuned
+from submanifold.data.arrays import context_of_array
 
 DEVICE_BYTES = 4 * 2**30
 # Reading one page of a memory map also maps neighbouring pages. All pages are released when this
 # estimate exceeds MAPPED_BYTES.
 READAHEAD_BYTES, MAPPED_BYTES = 2**21, 2**28
+
+Given = Callable[[Tensor | None], AbstractContextManager[Any]]
 
 
 class Batches:
@@ -28,8 +33,11 @@ class Batches:
         batch_size: Items in a batch, at most N.
         seed: Seed of the order and of the noise.
         device: Device of the batches. Arrays up to 4 GiB are copied to it once.
+        given: Context manager that is entered with the context of each batch of an iteration while
+            the batch is used, such as ``partial(conditioning, model)``.
 
     Attributes:
+        context: Context of each event of the last batch; None if the array has none.
         generator: Generator on the device, seeded for each batch; draw all other random numbers
             that belong to the batch from it.
 
@@ -45,6 +53,7 @@ class Batches:
         batch_size: int,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        given: Given = nullcontext,
     ):
         self.device = torch.device(device)
         self.seed = seed
@@ -53,6 +62,9 @@ class Batches:
         self.rows = torch.from_numpy(array)
         if array.nbytes <= DEVICE_BYTES:
             self.rows = self.rows.to(self.device)
+        self.given, self.context = given, cast(Tensor | None, None)
+        contexts = context_of_array(array)
+        self.contexts = None if contexts is None else torch.from_numpy(contexts).to(self.device)
         self._map, self._mapped_bytes = _large_map(array), 0
         self._order, self._epoch = torch.empty(0, dtype=torch.long), -1
         self.generator = torch.Generator(self.device)
@@ -68,11 +80,15 @@ class Batches:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Iterate over all items in order, with the same noise each time."""
-        batches = (
-            self._prepare(self.rows[start : start + self.batch_size], salt=-1 - start)
-            for start in range(0, len(self), self.batch_size)
-        )
-        return tuned(batches) if self.device.type == "cpu" else batches
+        return tuned(self._in_order()) if self.device.type == "cpu" else self._in_order()
+
+    def _in_order(self) -> Iterator[Tensor]:
+        for start in range(0, len(self), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            batch = self._prepare(self.rows[part], salt=-1 - start)
+            self.context = None if self.contexts is None else self.contexts[part]
+            with self.given(self.context):
+                yield batch
 
     def at(self, step: int) -> Tensor:
         """Shuffled batch of a training step, (batch_size, ...)."""
@@ -83,6 +99,8 @@ class Batches:
             self._order = order.to(self.rows.device, non_blocking=True)
             self._epoch = epoch
         chosen = self._order[position * self.batch_size :][: self.batch_size]
+        if self.contexts is not None:
+            self.context = self.contexts[chosen.to(self.device)]
         return self._prepare(self.rows[chosen], salt=step)
 
     def _prepare(self, rows: Tensor, salt: int) -> Tensor:
@@ -136,14 +154,29 @@ def as_input(events: np.ndarray) -> Tensor:
 
 
 def fixed_batches(
-    events: np.ndarray, batch_size: int, device: str | torch.device = "cpu"
+    events: np.ndarray,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    given: Given = nullcontext,
 ) -> Iterator[Tensor]:
-    """Iterate over events (N, ...) in order, as :func:`as_input` converts them."""
-    batches = (
-        as_input(events[start : start + batch_size]).to(device)
-        for start in range(0, len(events), batch_size)
-    )
-    return tuned(batches) if torch.device(device).type == "cpu" else batches
+    """Iterate over events (N, ...) in order, as :func:`as_input` converts them.
+
+    ``given`` is that of :class:`Batches`.
+    """
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(events), batch_size):
+            some = events[start : start + batch_size]
+            with given(context_tensor(some, device)):
+                yield as_input(some).to(device)
+
+    return tuned(batches()) if torch.device(device).type == "cpu" else batches()
+
+
+def context_tensor(events: np.ndarray, device: str | torch.device = "cpu") -> Tensor | None:
+    """Return the context of events as a tensor; None if they have none."""
+    context = context_of_array(events)
+    return None if context is None else torch.from_numpy(np.array(context)).to(device)
 
 
 def _add_noise(pixels: Tensor, noise: Tensor, bits: int) -> Tensor:

@@ -20,7 +20,15 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import locked, printable, read_json, remove_files, write_json
 from submanifold.common.processes import cores, process_pool
 from submanifold.common.progress import ProgressBar
-from submanifold.data.arrays import GrowingArray, are_intact, hash_arrays, map_npy, write_npy
+from submanifold.data.arrays import (
+    GrowingArray,
+    are_intact,
+    context_path,
+    hash_arrays,
+    map_npy,
+    save_context,
+    write_npy,
+)
 from submanifold.data.images import SUFFIXES
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.sources import SOURCES, SPLITS, Source, fingerprint, open_source
@@ -42,7 +50,7 @@ PARALLEL_IMAGES = 256
 MAX_LISTED = 1000
 LABELS, GROUPS = "labels.json", "groups.json"
 BROKEN_PERCENT, BROKEN_FILES = 1, 10
-MIN_IMAGES, FEW_IMAGES, CHECKED_IMAGES = 2, 100, 32
+MIN_IMAGES, FEW_IMAGES, CHECKED_IMAGES, MIN_CLASSES = 2, 100, 32, 2
 
 
 def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared:
@@ -54,7 +62,7 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
     Args:
         settings: The source and the shape of the images.
         folder: Gets train.npy, valid.npy, test.npy, labels.json and groups.json if there are any,
-            and finally manifest.json.
+            and finally manifest.json; with a condition also files of the contexts.
         raw_folder: Folder of downloads.
 
     Returns:
@@ -72,6 +80,8 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
         if manifest is None:
             with closing(open_source(settings, raw_folder)) as source:
                 manifest = _run(source, settings, folder, identity)
+        if settings.condition:
+            _write_classes(folder)
     train, valid, test = (np.load(folder / f"{split}.npy", mmap_mode="c") for split in SPLITS)
     if manifest["skipped_count"]:
         reasons = [f"{each['name']} ({each['reason']})" for each in manifest["skipped"][:3]]
@@ -80,6 +90,27 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
             "; ".join(reasons), folder / "manifest.json",
         )  # fmt: skip
     return train, valid, test, manifest
+
+
+def _write_classes(folder: Path) -> None:
+    """Write the labels of images as their contexts, which are classes from 0."""
+    labels = read_labels(folder)
+    classes = {each for each in labels["train"] if isinstance(each, int)}
+    if classes != set(range(len(classes))) or len(classes) < MIN_CLASSES:
+        found = sorted(map(str, labels["train"][:MAX_LISTED]))
+        raise UserError(
+            f"condition=label: expected training images of all labels from 0 to a largest one, got "
+            f"{', '.join(dict.fromkeys(found))}. Omit labels, other_labels or condition."
+        )
+    for split, own in labels.items():
+        if not set(own) <= classes:
+            raise UserError(
+                f"condition=label: expected labels of training images in {split}, got "
+                f"{sorted(set(own) - classes)}. Omit condition."
+            )
+        path = folder / f"{split}.npy"
+        if not context_path(path).exists():
+            save_context(path, np.array(own, np.int64))
 
 
 def draw(settings: SyntheticSettings, folder: Path) -> Prepared:

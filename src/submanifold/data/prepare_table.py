@@ -10,7 +10,7 @@ import numpy as np
 
 from submanifold.common.files import locked, read_json, remove_files, write_json
 from submanifold.common.progress import ProgressBar
-from submanifold.data.arrays import are_intact, hash_arrays, scatter_npy
+from submanifold.data.arrays import are_intact, context_path, hash_arrays, scatter_npy
 from submanifold.data.prepare import GROUPS, LABELS, Prepared, read_groups
 from submanifold.data.settings import TableSettings
 from submanifold.data.splits import SPLITS
@@ -29,7 +29,8 @@ def prepare_table(settings: TableSettings, folder: Path, raw_folder: Path) -> Pr
     Args:
         settings: The table and its columns.
         folder: Gets train.npy, valid.npy, test.npy, rows.json with the numbers of the test rows in
-            the table, labels.json and groups.json if there are any, and finally manifest.json.
+            the table, labels.json and groups.json if there are any, and finally manifest.json;
+            with a condition also files of the contexts.
         raw_folder: Folder of recorded fingerprints and scans.
 
     Returns:
@@ -53,7 +54,7 @@ def prepare_table(settings: TableSettings, folder: Path, raw_folder: Path) -> Pr
                 "source": ", ".join(settings.paths) or settings.source,
                 "counts": found.counts,
                 "columns": found.describe(),
-                "dim": len(found.preprocessor.varying),
+                "dim": len(found.inputs.varying),
                 "split": "random" if settings.split_column is None else settings.split_column,
                 "split_note": "; ".join(found.notes) or None,
                 "groups": found.groups,
@@ -89,20 +90,29 @@ def _finished(folder: Path, key: str) -> dict[str, Any] | None:
 
 def _write_rows(survey: Survey, found: Scan, folder: Path) -> None:
     total = len(survey.split)
+    files = {split: folder / f"{split}.npy" for split in SPLITS}
+    outputs = [(found.inputs, files)]
+    if found.context is not None:
+        outputs.append((found.context, {s: context_path(path) for s, path in files.items()}))
     with contextlib.ExitStack() as stack:
         writers = [
-            stack.enter_context(scatter_npy(folder / f"{split}.npy",
-                                            (found.counts[split], len(found.preprocessor.varying))))
-            for split in SPLITS
+            (preprocessor, [
+                stack.enter_context(
+                    scatter_npy(path, (found.counts[split], len(preprocessor.varying)))
+                )
+                for split, path in paths.items()
+            ])
+            for preprocessor, paths in outputs
         ]  # fmt: skip
         progress = stack.enter_context(ProgressBar("preparing rows", "rows", total))
         for first, chunk in survey.frames():
             rows = np.arange(first, first + len(chunk))
             used = survey.split[rows] >= 0
-            x = found.preprocessor.transform(chunk.loc[used, survey.inputs], rows[used])
-            for number, write in enumerate(writers):
-                own = survey.split[rows[used]] == number
-                write(survey.position[rows[used][own]], x[own])
+            for preprocessor, writes in writers:
+                x = preprocessor.transform(chunk.loc[used, [*preprocessor.inputs]], rows[used])
+                for number, write in enumerate(writes):
+                    own = survey.split[rows[used]] == number
+                    write(survey.position[rows[used][own]], x[own])
             progress.update(len(chunk))
     own = survey.split == SPLITS.index("test")
     numbers = np.empty(found.counts["test"], np.int64)

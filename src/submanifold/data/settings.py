@@ -72,6 +72,7 @@ class ImageSettings(Settings):
             are a tenth of its training images.
         labels: Use only images with one of these labels.
         other_labels: Use only images with none of these labels.
+        condition: `label`: the density of an image is given its label; None: not conditional.
         groups: Groups of images that are not independent of each other: `folder` makes each folder
             a group; or the path of a text file with lines `name group`. No group is in two splits,
             and confidence intervals are over groups. None: all images are independent.
@@ -92,6 +93,7 @@ class ImageSettings(Settings):
     counts: Counts = Counts()
     labels: tuple[int, ...] | None = Field(None, min_length=1)
     other_labels: tuple[int, ...] | None = Field(None, min_length=1)
+    condition: Literal["label"] | None = None
     groups: str | None = Field(None, min_length=1)
     seed: int = Field(0, ge=0, lt=2**32)
 
@@ -120,12 +122,14 @@ class ImageSettings(Settings):
     @property
     def facts(self) -> dict[str, Any]:
         """Description of the images in a model's file, for :func:`.images.load_pictures`."""
-        return {**self.form, "value_range": [-0.5, 0.5], "bits": 8}
+        condition = {"condition": self.condition} if self.condition else {}
+        return {**self.form, "value_range": [-0.5, 0.5], "bits": 8, **condition}
 
     @property
     def content(self) -> dict[str, Any]:
         """The settings on which the images depend, besides the source's fingerprint."""
-        return self.model_dump(exclude={"path", "url", "hash", "groups"})
+        idle = {"condition"} if self.condition is None else set()
+        return self.model_dump(exclude={"path", "url", "hash", "groups"} | idle)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -163,6 +167,8 @@ RULES = (
          "none with source={source}", f"Omit it, or set source to one of {', '.join(LABELLED)}"),
     Rule("other_labels", lambda s, kind: s.other_labels and s.labels,
          "none together with labels", "Omit one of them"),
+    Rule("condition", lambda s, kind: s.condition and not kind.labels,
+         "none with source={source}", f"Omit it, or set source to one of {', '.join(LABELLED)}"),
     Rule("groups", lambda s, kind: s.groups is not None and not kind.image_files,
          "none with source={source}", f"Omit it, or set source to one of {', '.join(GROUPED)}"),
     Rule("split", lambda s, kind: s.split == "official" and not kind.official_split,
@@ -251,6 +257,7 @@ class TableSettings(Settings):
             (`age|pixel_*`); None: all.
         drop: Names or patterns of columns that it does not describe.
         label: Column that is kept with the rows and is no input of the model.
+        condition: Names or patterns of columns that the density of the others is given.
         kinds: Kinds of columns by name, instead of those that are found: `continuous`, `quantized`
             (noise over the step is added) or `categorical`.
         categorical: `refuse` text, or make each category an indicator (`onehot`).
@@ -271,6 +278,7 @@ class TableSettings(Settings):
     columns: Patterns | None = None
     drop: Patterns = ()
     label: str | None = Field(None, min_length=1)
+    condition: Patterns | None = None
     kinds: dict[str, GivenKind] = Field(default_factory=dict)
     categorical: Categorical = "refuse"
     missing: Missing = "refuse"
@@ -320,17 +328,20 @@ class TableSettings(Settings):
     @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one row: (coordinates,); constant columns are none, and categories one each."""
-        return (len(self.read().preprocessor.varying),)
+        return (len(self.read().inputs.varying),)
 
     @property
     def content(self) -> dict[str, Any]:
         """The settings on which the rows depend, besides the content of the files."""
-        return self.model_dump(mode="json", exclude={"path"})
+        idle = {"condition"} if self.condition is None else set()
+        return self.model_dump(mode="json", exclude={"path"} | idle)
 
     @property
     def facts(self) -> dict[str, Any]:
         """Description of the rows in a model's file: the preprocessor, and the label."""
-        return {"table": self.read().preprocessor.to_dict(), "label": self.label_column}
+        found = self.read()
+        condition = {"condition": found.context.to_dict()} if found.context else {}
+        return {"table": found.inputs.to_dict(), "label": self.label_column, **condition}
 
     def fingerprint(self, raw_folder: Path) -> str:
         """Identity of the content of the files."""

@@ -1,16 +1,17 @@
 """Contributions of columns to the anomaly of a row."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
 from submanifold.common.progress import ProgressBar
-from submanifold.data.batches import as_input
+from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.scores import SMOOTHED_DENSITY, score_batch
-from submanifold.flows import is_noise_conditional
+from submanifold.flows import conditioning, is_noise_conditional
 from submanifold.models import Model
 
 EXPLAINED_ROWS, EXPLAINED_COLUMNS = 16, 3
@@ -117,7 +118,8 @@ def explain_rows(
         quantity = SMOOTHED_DENSITY
     order = "anomaly_score" if "anomaly_score" in scored else "nll"
     worst = scored.sort_values(order, ascending=False, kind="stable")[:EXPLAINED_ROWS]
-    rows = np.asarray(test[worst["number"].to_numpy()])
+    chosen = test[worst["number"].to_numpy()]
+    rows = np.asarray(chosen)
     names = list(dict.fromkeys(each.name for each in preprocessor.varying))
     coordinates = [
         [j for j, each in enumerate(preprocessor.varying) if each.name == name] for name in names
@@ -134,9 +136,18 @@ def explain_rows(
         both = (preprocessor.inverse_transform(each)[names].astype(str) for each in (a, b))
         return np.equal(*(each.to_numpy() for each in both))
 
-    contributions, usual = column_contributions(
-        anomaly, rows, np.asarray(reference), coordinates, is_equal
-    )
+    explain = partial(
+        column_contributions, anomaly, reference=np.asarray(reference), columns=coordinates,
+        is_equal=is_equal,
+    )  # fmt: skip
+    if (contexts := context_tensor(chosen, device)) is None:
+        contributions, usual = explain(rows)
+    else:
+        explained = []
+        for row, context in zip(rows, contexts, strict=True):
+            with conditioning(model, context[None]):
+                explained.append(explain(row[None]))
+        contributions, usual = map(np.concatenate, zip(*explained, strict=True))
     given, replaced = map(preprocessor.inverse_transform, (rows, usual))
     found = []
     for index, (_, row) in enumerate(worst.iterrows()):

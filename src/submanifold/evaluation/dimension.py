@@ -1,6 +1,7 @@
 """Choice of the manifold's dimension: estimators without a model, a model's spectrum, advice."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import CURVE_EVENTS
 from submanifold.evaluation.intervals import Interval, mean_interval
 from submanifold.evaluation.scores import leading_spectrum, local_dimension, smallest_change
+from submanifold.flows import conditioning
 from submanifold.models import Model
 
 ESTIMATORS = {
@@ -76,7 +78,8 @@ def spectrum_dimension(
         The mean with its interval, and the number of ``directions``, at most 256.
     """
     device = next(model.parameters()).device
-    batches = Batches(test[:SPECTRUM_IMAGES], SPECTRUM_BATCH_SIZE, device=device)
+    images, given = test[:SPECTRUM_IMAGES], partial(conditioning, model)
+    batches = Batches(images, SPECTRUM_BATCH_SIZE, device=device, given=given)
     dimensions = []
     for x in track(batches, "spectra", len(batches)):
         eigenvalues = leading_spectrum(model, model.encode(x)[0].detach(), DIRECTIONS)

@@ -1,18 +1,20 @@
 """Images that show what a model has learned: projections, neighbors of samples, traversals."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from submanifold.data.batches import Batches
+from submanifold.data.batches import Batches, context_tensor
 from submanifold.evaluation.baselines import pca_projection
 from submanifold.evaluation.samples import stored
+from submanifold.flows import conditioning
 from submanifold.models import Hierarchy, Model, Slice
 
 NEAREST_DIMS = 4
-COORDINATES, STEPS, DEVIATIONS = 8, 7, 3.0
+COORDINATES, STEPS, DEVIATIONS, OF_CLASS = 8, 7, 3.0, 8
 MEASURED = 256
 """Images that measure the mean and the standard deviation of coordinates."""
 CHUNK = 1024
@@ -35,10 +37,11 @@ def project_all(model: Model, images: np.ndarray, pca: np.ndarray) -> Arrays:
         that of the images; and ``pca`` with as many axes, if they are stored.
     """
     x = _batch(model, images)
-    found = {"encoder": stored(model.encoder_projection(x))}
-    if model.dim < model.event_dim:
-        found["default"] = stored(model.project(x))
-        found["nearest"] = stored(model.project(x, exact=True))
+    with _context(model, images):
+        found = {"encoder": stored(model.encoder_projection(x))}
+        if model.dim < model.event_dim:
+            found["default"] = stored(model.project(x))
+            found["nearest"] = stored(model.project(x, exact=True))
     if (projected := pca_projection(pca, x, model.dim)) is not None:
         found["pca"] = stored(projected)
     return found
@@ -63,15 +66,18 @@ def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arr
     smaller = [dim for dim in dims if dim < model.event_dim]
     every = -(-len(smaller) // NEAREST_DIMS)
     nearest_dims = sorted({*smaller[::-every], model.dim} & {*smaller})
-    nearest = (model.at_dim(dim).project(x, exact=True) for dim in nearest_dims)
     by_pca = {dim: pca_projection(pca, x, dim) for dim in dims}
     known = {dim: projected for dim, projected in by_pca.items() if projected is not None}
+    with _context(model, images):
+        nearest = _stack(model.at_dim(dim).project(x, exact=True) for dim in nearest_dims)
+        encoder = _stack(model.at_dim(dim).encoder_projection(x) for dim in dims)
+        default = _stack(model.at_dim(dim).project(x) for dim in dims)
     return {
         "dims": np.array(dims),
-        "encoder": _stack(model.at_dim(dim).encoder_projection(x) for dim in dims),
-        "default": _stack(model.at_dim(dim).project(x) for dim in dims),
+        "encoder": encoder,
+        "default": default,
         "nearest_dims": np.array(nearest_dims, int),
-        "nearest": _stack(nearest),
+        "nearest": nearest,
         "pca_dims": np.array([*known]),
         "pca": _stack(known.values()),
     }
@@ -94,7 +100,8 @@ def traverse(model: Model, images: np.ndarray) -> np.ndarray:
     """
     if isinstance(model, Hierarchy) and model.manifold_stage < len(model.stages):
         model = Slice(model, model.dim)
-    u = model.encode(_batch(model, images[:MEASURED]))[0]
+    with _context(model, images[:MEASURED]):
+        u = model.encode(_batch(model, images[:MEASURED]))[0]
     coordinates = model.coordinates(u)
     mean, deviation = coordinates.mean(0), coordinates.std(0, correction=0)
     count = min(COORDINATES, coordinates.shape[1])
@@ -102,8 +109,23 @@ def traverse(model: Model, images: np.ndarray) -> np.ndarray:
     steps = torch.linspace(-DEVIATIONS, DEVIATIONS, STEPS).to(u)
     for index in range(count):
         changed[index, :, index] = mean[index] + deviation[index] * steps
-    decoded = stored(model.decode(changed.flatten(0, 1)))
+    with _context(model, images[:1]):
+        decoded = stored(model.decode(changed.flatten(0, 1)))
     return decoded.reshape(count, STEPS, *decoded.shape[1:])
+
+
+def sample_by_class(model: Model, classes: int) -> np.ndarray:
+    """Draw samples of each class, with the same coordinates u for all classes.
+
+    Returns:
+        uint8 (classes, 8, channels, height, width).
+    """
+    device = next(model.parameters()).device
+    drawn = []
+    for label in range(classes):
+        generator, context = torch.Generator().manual_seed(0), torch.tensor([label], device=device)
+        drawn.append(stored(model.sample(OF_CLASS, generator=generator, context=context)))
+    return np.stack(drawn)
 
 
 def nearest_images(images: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -135,6 +157,11 @@ def pixel_errors(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
     """
     difference = images.astype(np.float32) - originals.astype(np.float32)
     return np.square(difference / 255).mean(axis=(-3, -2, -1))
+
+
+def _context(model: Model, images: np.ndarray) -> AbstractContextManager[None]:
+    """Condition the model on the context of the images, if they have one."""
+    return conditioning(model, context_tensor(images, next(model.parameters()).device))
 
 
 def _batch(model: Model, images: np.ndarray) -> Tensor:

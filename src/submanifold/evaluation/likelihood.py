@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import scipy
@@ -11,7 +12,7 @@ from torch import Tensor
 from submanifold.common import distributed
 from submanifold.common.progress import track
 from submanifold.data.batches import Batches
-from submanifold.flows import noise_conditioning
+from submanifold.flows import conditioning, noise_conditioning
 from submanifold.models import Model
 from submanifold.models.model import bits_per_dim
 
@@ -50,7 +51,7 @@ def dequantized_log_probs(
     """
     log_probs = []
     for seed in range(draws):
-        batches = Batches(images, BATCH_SIZE, seed, device)
+        batches = Batches(images, BATCH_SIZE, seed, device, partial(conditioning, model))
         title = f"bits per dimension, {seed + 1} of {draws}"
         log_probs.append(per_event(model.log_prob, track(batches, title, len(batches))))
     return np.stack(log_probs)

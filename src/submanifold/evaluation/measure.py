@@ -11,9 +11,10 @@ from torch import Tensor
 
 from submanifold.common.errors import UserError
 from submanifold.common.progress import track
+from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import COMPARED_EVENTS, evenly_spaced, pca_error
-from submanifold.evaluation.intervals import Interval, mean_interval
+from submanifold.evaluation.intervals import Interval, mean_interval, proportion_interval
 from submanifold.evaluation.likelihood import (
     BATCH_SIZE,
     dequantized_log_probs,
@@ -28,7 +29,8 @@ from submanifold.evaluation.reconstruction import (
     reconstruction,
     squared_errors,
 )
-from submanifold.models import Hierarchy, Model, on_manifold
+from submanifold.flows import conditioning, context_of
+from submanifold.models import Hierarchy, Model, classify, on_manifold
 from submanifold.models.diagnostics import (
     LARGEST_INVERSE_ERROR,
     inverse_error,
@@ -36,7 +38,7 @@ from submanifold.models.diagnostics import (
     manifold_overfitting,
 )
 
-VOLUME_IMAGES = 8
+VOLUME_IMAGES, CLASSIFIED_IMAGES, CALIBRATION_BINS = 8, 2000, 15
 OVERFITTING_EVENTS = 5000
 OVERFITTED = (
     "not reported: the data are close to the manifold, and the residual is a smooth function of "
@@ -82,21 +84,29 @@ def measure(
         :func:`~submanifold.evaluation.reconstruction.error_curve`; for vectors ``thickness`` and
         ``neighbour_correlation``, signs of manifold overfitting.
     """
-    batches = Batches(test, BATCH_SIZE, device=device)
+    given = partial(conditioning, model)
+    batches = Batches(test, BATCH_SIZE, device=device, given=given)
     first = next(iter(batches))
+    context = batches.context
     found = density(model.to(device), test, batches, input_noise, dequantizations, groups, log_det)
     found |= reconstructions(model, test, batches, groups)
     if not batches.is_continuous:
-        found |= volume(model, first[:VOLUME_IMAGES], groups)
+        of_images = None if context is None else context[:VOLUME_IMAGES]
+        with given(of_images):
+            found |= volume(model, first[:VOLUME_IMAGES], groups)
+        if "classes" in context_of(model):
+            found |= classification(model, test, device, groups)
     found["curve"] = error_curve(model, test, baselines, device)
     gaussian = baselines.get("gaussian")
     if gaussian and log_det is not None:
         nats = gaussian["bits_per_dim"]["value"] * model.event_dim * math.log(2)
         gaussian = {**gaussian, "nll": {"value": nats - float(log_det.mean())}}
+    with given(context):
+        error = inverse_error(model, first)
     return found | {
         "parameters": sum(each.numel() for each in model.parameters()),
         "dims": model.dims,
-        "inverse_error": inverse_error(model, first),
+        "inverse_error": error,
         "baselines": {
             "pca": pca_error(baselines, model.dim),
             "pca_subset": pca_error(baselines, model.dim, COMPARED_EVENTS),
@@ -124,8 +134,9 @@ def density(
         return mean_interval(to_bits_per_dim(log_prob, test), groups)
 
     if batches.is_continuous:
-        some = torch.cat(list(batches))[:OVERFITTING_EVENTS]
-        thickness, correlation = manifold_overfitting(model, some)
+        some, contexts = torch.cat(list(batches))[:OVERFITTING_EVENTS], batches.contexts
+        with batches.given(None if contexts is None else contexts[:OVERFITTING_EVENTS]):
+            thickness, correlation = manifold_overfitting(model, some)
         found = {"thickness": thickness, "neighbour_correlation": correlation}
         if is_overfitted(thickness, correlation):
             found["bits_per_dim"] = {"value": None, "why": OVERFITTED}
@@ -160,7 +171,7 @@ def reconstructions(
     chosen = evenly_spaced(np.arange(len(test)), COMPARED_EVENTS)
     compared = {"encoder": errors[chosen]}
     if model.dim < model.event_dim:
-        some = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device)
+        some = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device, given=batches.given)
         for kind, exact in (("projection", False), ("nearest", True)):
             tracked = track(some, f"{'nearest' if exact else 'default'} projections", len(some))
             compared[kind] = squared_errors(partial(model.project, exact=exact), tracked)
@@ -188,6 +199,51 @@ def volume(model: Model, images: Tensor, groups: np.ndarray | None) -> Metrics:
     return found
 
 
+def classification(
+    model: Model, images: np.ndarray, device: torch.device, groups: np.ndarray | None
+) -> Metrics:
+    """Evaluate the Bayes classifier of a class-conditional model, for equal class frequencies.
+
+    Returns:
+        ``accuracy`` and the expected ``calibration_error`` on at most 2,000 evenly spaced test
+        images, which are given with their classes; empty without a density on all of space.
+    """
+    if not model.has_density:
+        return {}
+    chosen = evenly_spaced(np.arange(len(images)), CLASSIFIED_IMAGES)
+    some, own = images[chosen], None if groups is None else groups[chosen]
+    batches = Batches(np.asarray(some), BATCH_SIZE, device=device)
+    tracked = track(batches, "classifying", len(batches))
+    probabilities = torch.cat([classify(model, x).cpu() for x in tracked]).numpy()
+    is_right = probabilities.argmax(1) == context_of_array(some)
+    return {
+        "accuracy": proportion_interval(is_right, own),
+        "calibration_error": {
+            "value": calibration_error(probabilities.max(1), is_right), "n": len(some)
+        },
+    }  # fmt: skip
+
+
+def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
+    r"""Compute the expected calibration error (Guo et al. 2017).
+
+    .. math:: \sum_b \frac{n_b}{n}\, |\mathrm{accuracy}_b - \mathrm{confidence}_b|
+
+    over 15 bins b of equal width.
+
+    Args:
+        confidence: Probability of the predicted class, (n,).
+        is_right: Whether the prediction is right, (n,).
+
+    Example:
+        >>> calibration_error(np.array([0.9, 0.9, 0.7]), np.array([True, True, False]))
+        0.3
+    """
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, is_right - confidence, CALIBRATION_BINS)
+    return round(float(np.abs(gaps).sum() / len(confidence)), 12)
+
+
 def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[float, float]:
     """Compute bits per dimension and error of encoder projections, the objectives of a search.
 
@@ -196,7 +252,7 @@ def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[
     """
     if not model.has_density:
         raise UserError(f"Bits per dimension as an objective: {NO_DENSITY}.")
-    batches = Batches(events, BATCH_SIZE, device=device)
+    batches = Batches(events, BATCH_SIZE, device=device, given=partial(conditioning, model))
     log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
     errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(batches)))
     mse = reconstruction(errors, of_images=not batches.is_continuous)["mse"]

@@ -209,6 +209,8 @@ _METRICS = (
     Metric("recall", "recall", ".2f", better="higher"),
     Metric("projection_distance", "distance from the true projection", ".4f", DISTANCE),
     Metric("sample_distance", "distance of samples from the true manifold", ".4f", DISTANCE),
+    Metric("accuracy", "accuracy", ".3f", better="higher", compared=False),
+    Metric("calibration_error", "calibration error", ".3f", compared=False),
     Metric("parameters", "parameters", ",.0f", better=None),
     Metric("seconds.training", "training (s)", ",.0f", "s", better=None),
 )  # fmt: skip
@@ -312,6 +314,14 @@ _HELP = {
         "manifold."
     ),
     "sample_distance": "Mean distance of samples from the true manifold.",
+    "accuracy": (
+        "Fraction of test images whose label has the largest probability by Bayes' theorem, of a "
+        "model that is conditional on the label."
+    ),
+    "calibration_error": (
+        "Expected calibration error of these probabilities: the mean difference between accuracy "
+        "and confidence over 15 bins of the confidence."
+    ),
     "parameters": "Number of trained weights.",
     "seconds.training": "Duration of all phases of training.",
 }

@@ -13,6 +13,7 @@ from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import CURVE_EVENTS, evenly_spaced, pca_error
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
+from submanifold.flows import conditioning
 from submanifold.models import Hierarchy, Model
 
 NEAREST_BATCH_SIZE = 64
@@ -84,7 +85,8 @@ def error_curve(
     if not of_images:
         variance = float(np.var(test, axis=0, dtype=np.float64).mean())
         goals = {f"explained variance {goal}": (1 - goal) * variance for goal in CURVE_SHARES}
-    some = Batches(evenly_spaced(test, CURVE_EVENTS), NEAREST_BATCH_SIZE, device=device)
+    events, given = evenly_spaced(test, CURVE_EVENTS), partial(conditioning, model)
+    some = Batches(events, NEAREST_BATCH_SIZE, device=device, given=given)
 
     @cache
     def mse(dim: int, exact: bool = False) -> float:

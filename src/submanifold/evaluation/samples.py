@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.batches import quantize
 from submanifold.evaluation.likelihood import BATCH_SIZE
 from submanifold.models import Model
@@ -12,18 +13,35 @@ TEMPERATURES = {"samples": 1.0, "samples_cool": 0.7}
 COOL_SAMPLES = 64
 
 
-def draw_samples(model: Model, count: int, seed: int) -> dict[str, np.ndarray]:
+def draw_samples(
+    model: Model, count: int, seed: int, events: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Draw samples on the manifold at the temperatures of :data:`TEMPERATURES`, with the same u.
 
+    Args:
+        model: The model.
+        count: Number of samples.
+        seed: Seed of the samples.
+        events: Events (N, ...), of which a conditional model's samples have random contexts.
+
     Returns:
-        ``count`` ``samples``, and 64 ``samples_cool`` for a figure; see :func:`stored`.
+        ``count`` ``samples``, and 64 ``samples_cool`` for a figure; see :func:`stored`. Those of a
+        conditional model are arrays with their context.
     """
-    samples = {}
+    contexts = None if events is None else context_of_array(events)
+    samples, device = {}, next(model.parameters()).device
     for name, n in {"samples": count, "samples_cool": COOL_SAMPLES}.items():
         generator = torch.Generator().manual_seed(seed)
         sizes = [min(BATCH_SIZE, n - start) for start in range(0, n, BATCH_SIZE)]
-        drawn = [model.sample(size, TEMPERATURES[name], generator) for size in sizes]
-        samples[name] = np.concatenate([stored(each) for each in drawn])
+        given = None
+        if contexts is not None:
+            given = contexts[np.random.default_rng(seed).integers(len(contexts), size=n)]
+        drawn = []
+        for index, size in enumerate(sizes):
+            rows = slice(index * BATCH_SIZE, index * BATCH_SIZE + size)
+            context = None if given is None else torch.from_numpy(given[rows]).to(device)
+            drawn.append(stored(model.sample(size, TEMPERATURES[name], generator, context)))
+        samples[name] = with_context(np.concatenate(drawn), given)
     return samples
 
 

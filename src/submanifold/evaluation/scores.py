@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from submanifold.common import distributed
 from submanifold.common.progress import track
 from submanifold.data.batches import fixed_batches
-from submanifold.flows import is_noise_conditional, noise_conditioning
+from submanifold.flows import conditioning, is_noise_conditional, noise_conditioning
 from submanifold.geometry.linearization import jacobian
 from submanifold.models import Model
 from submanifold.models.model import bits_per_dim
@@ -60,7 +61,8 @@ def score(
     Returns:
         Float64 (N,) by name, see :func:`score_batch`.
     """
-    batches = fixed_batches(events, batch_size, next(model.parameters()).device)
+    device, given = next(model.parameters()).device, partial(conditioning, model)
+    batches = fixed_batches(events, batch_size, device, given)
     found, start = [], 0
     columns: list[str] = []
     for x in track(batches, "scoring", len(events)):
@@ -140,7 +142,7 @@ def best_noise_scale(model: Model, events: np.ndarray) -> float:
     device = next(model.parameters()).device
     means = {}
     for scale in np.linspace(0, 1, NOISE_SCALES).tolist():
-        batches = fixed_batches(events, SCALE_BATCH_SIZE, device)
+        batches = fixed_batches(events, SCALE_BATCH_SIZE, device, partial(conditioning, model))
         log_probs = torch.cat([log_prob_at(model, x, scale) for x in batches]).double()
         kept = log_probs.nan_to_num(-math.inf).sort().values[len(events) // 10 :]
         means[scale] = kept.mean().item()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.intervals import Interval, mean_interval
 from submanifold.evaluation.likelihood import BATCH_SIZE, per_event, to_bits_per_dim
 from submanifold.evaluation.scores import QUICK, score
+from submanifold.flows import conditioning
 from submanifold.models import Model
 
 MAX_IMAGES = {"train": 500, "valid": 500, "test": 1000}
@@ -51,7 +53,8 @@ def score_splits(
         if split == "test":
             found |= _score_test(model, some)
         elif model.has_density:
-            batches = Batches(some, BATCH_SIZE, device=device)
+            given = partial(conditioning, model)
+            batches = Batches(some, BATCH_SIZE, device=device, given=given)
             tracked = track(batches, f"bits per dimension, {split}", len(some))
             found["bits_per_dim"] = to_bits_per_dim(per_event(model.log_prob, tracked), some)
         scored[split] = found

@@ -57,6 +57,8 @@ def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float
 model_argument = click.argument("model")
 device_option = click.option("--device", default="auto", show_default=True,
                              help="auto, cpu, cuda or cuda:<n>.")  # fmt: skip
+label_option = click.option("--label", type=int, metavar="LABEL", help="Label of all inputs or "
+                            "samples, for a model that is conditional on it.")  # fmt: skip
 dim_option = click.option("--dim", type=int, metavar="N", help="Use only the first N coordinates.")
 
 
@@ -82,6 +84,7 @@ def input_options(command: Any) -> Any:
             help=f"[default: {IMAGE_BATCH} images or {ROW_BATCH} rows]",
         ),
         device_option,
+        label_option,
         click.option("--exact", is_flag=True, help="Search the nearest projection (slower)."),
         click.argument("inputs", nargs=-1, required=True, type=click.Path()),
         model_argument,
@@ -100,7 +103,7 @@ def input_options(command: Any) -> Any:
               "batch in its file <out>.part.")  # fmt: skip
 def score(
     model: str, inputs: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
-    resume: bool, exact: bool, device: str, batch_size: int | None,
+    resume: bool, exact: bool, label: int | None, device: str, batch_size: int | None,
 ) -> None:  # fmt: skip
     """Write the densities, distances from the manifold, and p-values of INPUTS.
 
@@ -109,21 +112,24 @@ def score(
     """
     file = model_path(model)
     loaded = _load(file, device)
-    from submanifold.inference.inputs import is_table
+    from submanifold.inference.inputs import given_label, is_table
     from submanifold.inference.score_file import ScoreFile, score_files
     from submanifold.inference.scoring import load_calibration
 
     load_calibration(loaded, alpha)
+    given = given_label(loaded, label)
     if sheet is not None and is_table(loaded):
         raise UserError("--sheet: expected none for a model of a table. Omit it.")
     files = _find(loaded, file, inputs, {"--out": out, "--sheet": sheet})
     batch_size = batch_size or _batch_size(loaded)
     stat = file.stat()
     settings = {"model": [str(file.resolve()), stat.st_size, stat.st_mtime_ns], "alpha": alpha,
-                "exact": exact, "batch_size": batch_size}  # fmt: skip
+                "exact": exact, "batch_size": batch_size,
+                **({} if label is None else {"label": label})}  # fmt: skip
     unlisted = len(files.skipped)
     table = ScoreFile(out, files, settings, resume)
-    score_files(loaded, files, table, alpha, exact, batch_size)
+    with given:
+        score_files(loaded, files, table, alpha, exact, batch_size)
     _echo_skipped(unlisted + len(files) - len(table.numbers))
     import numpy as np
 
@@ -152,27 +158,30 @@ def score(
     "[default: codes.npz; for rows codes.csv]",
 )
 def encode(
-    model: str, inputs: tuple[str, ...], out: Path | None, exact: bool, device: str,
-    batch_size: int | None,
+    model: str, inputs: tuple[str, ...], out: Path | None, exact: bool, label: int | None,
+    device: str, batch_size: int | None,
 ) -> None:  # fmt: skip
     """Write the coordinates of INPUTS on the manifold (u) and off the manifold (v)."""
     file = model_path(model)
     loaded = _load(file, device)
     import numpy as np
 
+    from submanifold.inference.inputs import given_label
     from submanifold.inference.scoring import encode_events
 
-    batch_size = batch_size or _batch_size(loaded)
+    given, batch_size = given_label(loaded, label), batch_size or _batch_size(loaded)
     out = _default(out, loaded, "codes.csv", "codes.npz")
     if out.suffix.lower() not in TABLES:
         codes = 8 * loaded.event_dim  # float32; concatenation copies
         names, events = _read(loaded, file, inputs, {"--out": out}, codes)
-        u, v = encode_events(loaded, events, exact, batch_size)
+        with given:
+            u, v = encode_events(loaded, events, exact, batch_size)
         return _write(out, {"names": np.array(names), "u": u, "v": v})
     from submanifold.inference.tables import code_frame, to_events
 
     files = _find(loaded, file, inputs, {"--out": out})
-    with output("--out", out) as partial, TableWriter(partial, out.suffix.lower()) as writer:
+    suffix = out.suffix.lower()
+    with given, output("--out", out) as partial, TableWriter(partial, suffix) as writer:
         for labels, batch in _labeled_batches(files, batch_size, "encoding"):
             frame = code_frame(*encode_events(loaded, to_events(loaded, batch), exact, batch_size))
             frame.insert(0, files.label, labels)
@@ -191,7 +200,7 @@ def encode(
 )
 def project(
     model: str, inputs: tuple[str, ...], out: Path | None, exact: bool, dim: int | None,
-    device: str, batch_size: int | None,
+    label: int | None, device: str, batch_size: int | None,
 ) -> None:  # fmt: skip
     """Project INPUTS onto the manifold.
 
@@ -202,16 +211,17 @@ def project(
     loaded = _load(file, device, dim)
     import numpy as np
 
-    from submanifold.inference.inputs import is_table
+    from submanifold.inference.inputs import given_label, is_table
     from submanifold.inference.scoring import project_events
 
-    batch_size = batch_size or _batch_size(loaded)
+    given, batch_size = given_label(loaded, label), batch_size or _batch_size(loaded)
     out = _default(out, loaded, "projections.csv", "projections")
     _check_format(out, loaded, "a folder or an .npz file")
     if is_table(loaded):
         return _project_rows(loaded, file, inputs, out, exact, batch_size)
     names, pixels = _read(loaded, file, inputs, {"--out": out}, 2 * loaded.event_dim)
-    projections, errors = project_events(loaded, pixels, exact, batch_size)
+    with given:
+        projections, errors = project_events(loaded, pixels, exact, batch_size)
     click.echo(f"mean squared error {errors.mean():.6f}, pixels in [0, 1]")
     if out.suffix != FOLDER:
         arrays = {"originals": pixels, "projections": projections, "mse": errors}
@@ -247,6 +257,7 @@ def _project_rows(
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 to 10.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @dim_option
+@label_option
 @out_option(
     None,
     (".png", ".npz", *TABLES),
@@ -255,15 +266,16 @@ def _project_rows(
 )
 @device_option
 def sample(
-    model: str, count: int, temperature: float, dim: int | None, seed: int, out: Path | None,
-    device: str,
+    model: str, count: int, temperature: float, dim: int | None, label: int | None, seed: int,
+    out: Path | None, device: str,
 ) -> None:  # fmt: skip
     """Draw samples from the manifold."""
     file = model_path(model)
     loaded = _load(file, device, dim)
-    from submanifold.inference.inputs import is_table
+    from submanifold.inference.inputs import given_label, is_table
     from submanifold.inference.scoring import sample_events
 
+    given = given_label(loaded, label)
     out = _default(out, loaded, "samples.csv", "samples.png")
     _check_format(out, loaded, "a .png or .npz file")
     check_not_input("--out", out, [file])
@@ -279,7 +291,9 @@ def sample(
             f"--out={printable(str(out))}: expected at most {MAX_PNG:,} images in a PNG file, got "
             f"{count:,} samples of shape {tuple(loaded.event_shape)}. Use an .npz file."
         )
-    return _write(out, {"samples": sample_events(loaded, count, temperature, seed)})
+    with given:
+        samples = sample_events(loaded, count, temperature, seed)
+    return _write(out, {"samples": samples})
 
 
 @click.command()
@@ -290,16 +304,19 @@ def sample(
               help="Number of images, including both ends.")  # fmt: skip
 @out_option("path.png", (".png", ".npz"), "PNG file of the path, or .npz file of the array path.")
 @dim_option
+@label_option
 @device_option
 def interpolate(
-    model: str, a: str, b: str, steps: int, out: Path, dim: int | None, device: str
-) -> None:
+    model: str, a: str, b: str, steps: int, out: Path, dim: int | None, label: int | None,
+    device: str,
+) -> None:  # fmt: skip
     """Interpolate between images A and B on the manifold; the log-density changes linearly."""
     file = model_path(model)
     loaded = _load(file, device, dim)
-    from submanifold.inference.inputs import is_table
+    from submanifold.inference.inputs import given_label, is_table
     from submanifold.inference.scoring import interpolate_events
 
+    given = given_label(loaded, label)
     if is_table(loaded):
         raise UserError(
             "MODEL: expected a model of images, got one of a table. Interpolate rows with "
@@ -308,7 +325,9 @@ def interpolate(
     _, pixels = _read(loaded, file, (a, b), {"--out": out})
     if len(pixels) != 2:
         raise UserError(f"A, B: expected one image each, got {len(pixels)} images.")
-    _write(out, {"path": interpolate_events(loaded, pixels, steps)}, columns=9)
+    with given:
+        path = interpolate_events(loaded, pixels, steps)
+    _write(out, {"path": path}, columns=9)
 
 
 @click.command()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from submanifold.common.errors import UserError
+from submanifold.flows import conditioning, context_of
 from submanifold.inference.image_files import ImageFiles
 from submanifold.inference.outputs import check_not_input
 from submanifold.models import Model
@@ -42,6 +45,36 @@ class Inputs(Protocol):
 def is_table(model: Model) -> bool:
     """Return whether a model was trained on a table."""
     return "table" in model.data
+
+
+def given_label(model: Model, label: int | None) -> AbstractContextManager[None]:
+    """Condition a model on one label of all events; an unconditional model needs none.
+
+    Raises:
+        UserError: The label is missing, superfluous or unknown, or the model is conditional on the
+            columns of a table.
+    """
+    context = context_of(model)
+    if "columns" in context:
+        raise UserError(
+            "MODEL: expected a model that is unconditional or conditional on a label, got one that "
+            "is conditional on columns. Use submanifold.models.Model in Python (how-to/conditions)."
+        )
+    classes = context.get("classes")
+    if label is None and classes is None:
+        return nullcontext()
+    if classes is None:
+        raise UserError(
+            f"--label: expected none for a model that is not conditional on a label, got {label}. "
+            "Omit it."
+        )
+    if label is None or not 0 <= label < classes:
+        got = "none" if label is None else label
+        raise UserError(
+            f"--label: expected a label from 0 to {classes - 1}, on which the density is "
+            f"conditional, got {got}. Set it."
+        )
+    return conditioning(model, torch.tensor([label], device=next(model.parameters()).device))
 
 
 def find_inputs(

@@ -6,6 +6,7 @@ arguments that are out of range, do not fit the model, or do not fit in memory.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +17,12 @@ from torch.nn import functional as F
 from submanifold.common.errors import UserError
 from submanifold.common.processes import check_memory
 from submanifold.common.progress import ProgressBar, track
-from submanifold.data.batches import as_input, fixed_batches
+from submanifold.data.batches import as_input, context_tensor, fixed_batches
 from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import QUICK, SCORE_BATCH_SIZE, score, score_batch
+from submanifold.flows import conditioning
 from submanifold.models import Model
 
 if TYPE_CHECKING:
@@ -173,16 +175,18 @@ def sample_events(model: Model, count: int, temperature: float, seed: int) -> np
 def interpolate_events(model: Model, events: np.ndarray, steps: int) -> np.ndarray:
     """Interpolate between two events on the manifold (:func:`interpolate_latents`).
 
+    A conditional model decodes all points given the context of the first event.
+
     Returns:
         Events (steps, ...), starting and ending with the projections.
     """
     _check_events(model, events)
     check_memory("steps", steps, 2 * _bytes_per_sample(model) + 12 * model.dim)
     with torch.no_grad():
-        (x,) = _batches(model, events, 2, "encoding")
-        first, last = model.encode(x)[0]
+        ((first, last),) = [model.encode(x)[0] for x in _batches(model, events, 2, "encoding")]
         points = interpolate_latents(first, last, steps).split(SCORE_BATCH_SIZE)
-        return np.concatenate([stored(model.decode(u)) for u in points])
+        context = context_tensor(events[:1], first.device)
+        return np.concatenate([stored(model.decode(u, context=context)) for u in points])
 
 
 def interpolate_latents(a: Tensor, b: Tensor, steps: int) -> Tensor:
@@ -219,5 +223,6 @@ def _bytes_per_sample(model: Model) -> int:
 
 
 def _batches(model: Model, events: np.ndarray, size: int, description: str) -> Iterator[Tensor]:
-    batches = fixed_batches(events, size, next(model.parameters()).device)
+    device, given = next(model.parameters()).device, partial(conditioning, model)
+    batches = fixed_batches(events, size, device, given)
     return track(batches, description, len(events))

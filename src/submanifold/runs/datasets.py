@@ -15,7 +15,13 @@ from kedro_datasets._typing import ImagePreview, JSONPreview
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write, make_folder, read_json
-from submanifold.data.arrays import are_intact, map_npy
+from submanifold.data.arrays import (
+    are_intact,
+    context_of_array,
+    load_npy,
+    map_npy,
+    save_context,
+)
 from submanifold.models import Model
 from submanifold.models.io import is_intact
 from submanifold.runs.information import information
@@ -138,7 +144,7 @@ class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
 
     def load(self) -> np.ndarray:
         """Map the file; changes stay in memory."""
-        return np.load(self._filepath, mmap_mode="c")
+        return load_npy(self._filepath)
 
     def save(self, data: np.ndarray) -> None:
         """Write the array, unless it is a map of this file."""
@@ -147,6 +153,8 @@ class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
             return
         with atomic_write(self._filepath) as partial, partial.open("wb") as file:
             np.save(file, data)
+        if (context := context_of_array(data)) is not None:
+            save_context(self._filepath, context)
 
     def preview(self) -> ImagePreview:
         """Draw the first images, or a histogram of latents."""

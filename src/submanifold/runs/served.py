@@ -3,8 +3,10 @@
 import json
 import logging
 import signal
+import threading
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import printable
 from submanifold.common.progress import cancellation_check
 from submanifold.data.tables import Preprocessor
+from submanifold.flows import context_of, is_conditional
 from submanifold.inference import scoring, tables
-from submanifold.inference.inputs import is_table
+from submanifold.inference.inputs import given_label, is_table
 from submanifold.models import Model
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,8 @@ class ServedModel:
     - ``project``: default projections of the images or rows.
     - ``sample``: ``count`` samples at a ``temperature`` from a ``seed``; the inputs are ignored.
 
+    Of a model that is conditional on the label, ``label`` is that of all images.
+
     Args:
         model: The model.
         max_rows: Maximum number of images, rows or samples of a request.
@@ -67,6 +72,7 @@ class ServedModel:
 
     def __init__(self, model: Model, max_rows: int, max_seconds: float) -> None:
         self.model, self.max_rows, self.max_seconds = model, max_rows, max_seconds
+        self._lock = threading.Lock()
 
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> Any:
         """Run a task.
@@ -97,7 +103,7 @@ class ServedModel:
             raise RequestError(reason, codes.INTERNAL_ERROR) from error
 
     def _run(self, inputs: Any, params: dict[str, Any]) -> Any:
-        task, count, exact = params["task"], params["count"], params["exact"]
+        task, count = params["task"], params["count"]
         if task not in TASKS:
             raise UserError(f"task: expected one of {', '.join(TASKS)}, got {task}.")
         of_table = is_table(self.model)
@@ -109,8 +115,15 @@ class ServedModel:
                 f"{name}: expected at most max_rows={self.max_rows}, got {rows}. Send several "
                 "requests."
             )
+        # a context is a state of the model, which the threads of a server share
+        lock = self._lock if is_conditional(self.model) else nullcontext()
+        with lock, given_label(self.model, params.get("label")):
+            return self._compute(inputs, params, of_table)
+
+    def _compute(self, inputs: Any, params: dict[str, Any], of_table: bool) -> Any:
         if of_table:
             return self._run_table(inputs, params)
+        task, count, exact = params["task"], params["count"], params["exact"]
         if task == "sample":
             return scoring.sample_events(self.model, count, params["temperature"], params["seed"])
         if task == "score":
@@ -138,6 +151,8 @@ def log_model(path: Path, register: str | None = None) -> None:
 
     MLflow stores the safetensors file and the source of this package; nothing is pickled.
     """
+    model = Model.load(path)
+    params = PARAMS | ({"label": 0} if "classes" in context_of(model) else {})
     with warnings.catch_warnings():
         # MLflow would run the model on an input example, and store it
         warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
@@ -147,7 +162,7 @@ def log_model(path: Path, register: str | None = None) -> None:
             loader_module=__name__,
             data_path=str(path),
             code_paths=[str(Path(submanifold.__file__).parent)],
-            signature=infer_signature(_example(Model.load(path)), params=PARAMS),
+            signature=infer_signature(_example(model), params=params),
             model_config=LIMITS,
             pip_requirements=REQUIREMENTS,
             registered_model_name=register,

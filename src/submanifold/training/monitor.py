@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from submanifold.data.batches import Batches
+from submanifold.flows import conditioning
 from submanifold.models import Model
 from submanifold.models.diagnostics import (
     LARGEST_INVERSE_ERROR,
@@ -57,9 +58,13 @@ def diagnose(model: Model, valid: Batches) -> Row:
         ``inverse_error`` on the first batch; for continuous data, which can lack noise, also
         ``thickness`` and ``neighbour_correlation`` of all data (:func:`.manifold_overfitting`).
     """
-    row = {"inverse_error": inverse_error(model, next(iter(valid)))}
+    batch = next(iter(valid))
+    with conditioning(model, valid.context):
+        row = {"inverse_error": inverse_error(model, batch)}
     if valid.is_continuous:
-        thickness, correlation = manifold_overfitting(model, torch.cat(list(valid)))
+        events = torch.cat(list(valid))
+        with conditioning(model, valid.contexts):
+            thickness, correlation = manifold_overfitting(model, events)
         row |= {"thickness": thickness, "neighbour_correlation": correlation}
     return row
 

@@ -32,10 +32,12 @@ from torch import nn
 from submanifold.common import distributed
 from submanifold.common.files import locked
 from submanifold.common.progress import track
-from submanifold.data.arrays import write_npy
+from submanifold.data.arrays import context_of_array, load_npy, save_context, write_npy
 from submanifold.data.batches import Batches
+from submanifold.flows import conditioning
 from submanifold.losses import Objective, Terms
 from submanifold.models import Hierarchy, Model, ModelSettings
+from submanifold.models.settings import Context
 from submanifold.training.checkpoint import Row, TrainState
 from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.settings import TrainingSettings
@@ -87,7 +89,8 @@ def train_phase(
         phase: Settings of the phase; the stages before its first one are frozen.
         model: Settings of the stages.
         before: The model that the previous phase returned, if any.
-        train: Input of the phase's first stage: images, or u of the stages before it.
+        train: Input of the phase's first stage: images, or u of the stages before it. If they have
+            a context (:class:`.ConditionalArray`), the model is conditional on it.
         valid: The same of the validation images.
         seed: Seed of new weights, of the order of batches and of their noise.
         device: Device of the training.
@@ -103,8 +106,9 @@ def train_phase(
     settings = phase.training
     done = [] if before is None else before.notes["phases"]
     torch.manual_seed(seed)
+    context = describe_context(context_of_array(train))
     full, trained, fresh, objective = assemble(
-        phase, model, copy.deepcopy(before), train.shape[1:], device
+        phase, model, copy.deepcopy(before), train.shape[1:], device, context
     )
     batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
     validation = Batches(valid[:VALIDATION_ROWS], settings.batch_size, seed, device)
@@ -134,11 +138,12 @@ def assemble(
     before: Model | None,
     event_shape: tuple[int, ...],
     device: torch.device,
+    context: Context = None,
 ) -> tuple[Any, Any, list[nn.Module], Objective]:
     """Return the model of a phase, its stages in training, its untrained modules and its loss."""
     first, last = phase.stages[0], phase.stages[-1]
     full: Any
-    full, fresh = model.extend(before, event_shape, last)
+    full, fresh = model.extend(before, event_shape, last, context)
     if phase.training.rotate_every and full.stages[last - 1].rotation is None:
         full.stages[last - 1].add_rotation()
     full = full.to(device)
@@ -146,6 +151,15 @@ def assemble(
     trained = full if model.charts > 1 else full.part(first, last).requires_grad_(True)
     objective = Objective(phase.terms, phase.input_noise, outer, phase.input_noise_min)
     return full, trained, fresh, objective
+
+
+def describe_context(context: np.ndarray | None) -> Context:
+    """Return the number of classes of integers (N,), or of columns of floats (N, columns)."""
+    if context is None:
+        return None
+    if context.ndim == 1:
+        return {"classes": int(context.max()) + 1}
+    return {"columns": context.shape[1]}
 
 
 def rotate_phase(
@@ -238,21 +252,25 @@ def encode_rows(
     """Encode events (N, ...) as coordinates u on a model's manifold (Alg. 2, line 6).
 
     The seed is that of the dequantization noise. Returns (N, d) float32, a copy-on-write map of the
-    file, which the first process writes.
+    file, which the first process writes, with the context of the events.
     """
-    batches = Batches(array, batch_size=256, seed=seed, device=device)
     model = model.to(device).eval()
+    batches = Batches(
+        array, batch_size=256, seed=seed, device=device, given=partial(conditioning, model)
+    )
     shown = track(batches, f"encoding {path.stem}", len(array))
     encoded = (
         distributed.map_shards(lambda x: model.encode(x)[0], batch).cpu().numpy() for batch in shown
     )
     if distributed.rank() == 0:
         write_npy(path, encoded, (len(array), model.dim))
+        if (context := context_of_array(array)) is not None:
+            save_context(path, context)
     if distributed.world_size() > 1:
         for _ in encoded:  # the collective operations need all processes
             pass
         distributed.barrier()
-    return np.load(path, mmap_mode="c")
+    return load_npy(path)
 
 
 def _locked_once(folder: Path, name: str) -> AbstractContextManager[None]:

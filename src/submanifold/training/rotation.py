@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from submanifold.common import distributed
 from submanifold.common.device import autocast, choose_precision
@@ -18,7 +18,7 @@ from submanifold.common.progress import ProgressBar
 from submanifold.common.settings import Settings
 from submanifold.common.threads import ThreadTuner
 from submanifold.data.batches import Batches
-from submanifold.flows import Rotation
+from submanifold.flows import Rotation, conditioning
 from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import Linearization
 from submanifold.models import Hierarchy
@@ -169,6 +169,7 @@ def _probe_function(
     inner = model.part(1, len(model.stages) - 1) if len(model.stages) > 1 else None
     weight = next(model.parameters())
     precision = choose_precision("auto", weight)
+    parts = nn.ModuleList([model] if outer is None else [outer, model])
     image_shape = (outer or model).event_shape
 
     def encode(h: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ def _probe_function(
         h = batches.at(first + index)
         signs = [torch.randint(2, (len(h), *image_shape), generator=batches.generator,
                                device=h.device) for _ in range(PROBES_PER_EVENT)]  # fmt: skip
-        with autocast(weight.device, precision):
+        with autocast(weight.device, precision), conditioning(parts, batches.context):
             at = Linearization(decode, encode(distributed.shard(h)))
             probes = [at.vjp(2 * distributed.shard(each).to(h.dtype) - 1) for each in signs]
         return distributed.all_gather(torch.cat(probes))

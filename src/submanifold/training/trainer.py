@@ -18,7 +18,12 @@ from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
 from submanifold.common.threads import ThreadTuner
 from submanifold.data.batches import Batches
-from submanifold.flows import initialize, noise_conditioning, set_activation_checkpointing
+from submanifold.flows import (
+    conditioning,
+    initialize,
+    noise_conditioning,
+    set_activation_checkpointing,
+)
 from submanifold.losses import Objective
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.models import Model
@@ -78,17 +83,23 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.state = TrainState()
 
-    def step(self, batch: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def step(
+        self,
+        batch: Tensor,
+        generator: torch.Generator | None = None,
+        context: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Make one step without waiting for the device.
 
         Each process computes its shards of the full batch. The objective draws its random numbers
-        from the generator. Returns the objective's values and ``gradient_norm``.
+        from the generator. A conditional model receives the context of each event of the batch.
+        Returns the objective's values and ``gradient_norm``.
         """
         factor = lr_factor(self.state.step, self.settings) * 0.5**self.state.rollbacks
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = factor * optimizer.defaults["lr"]
-        values = self._backward(batch, generator)
+        values = self._backward(batch, generator, context)
         self.objective.constraints.step(values)
         distributed.average([w.grad for w in self.weights if w.grad is not None])
         largest = self.settings.clip or math.inf
@@ -100,7 +111,9 @@ class Trainer:
         self.state.step += 1
         return {**values, "gradient_norm": norm}
 
-    def _backward(self, batch: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+    def _backward(
+        self, batch: Tensor, generator: torch.Generator | None, context: Tensor | None
+    ) -> dict[str, Tensor]:
         """Accumulate gradients over this process's shards; returns the means of the values."""
         several = len(self.shards) > 1
         random_state = generator.get_state() if generator is not None and several else None
@@ -109,7 +122,10 @@ class Trainer:
             if generator is not None and random_state is not None:
                 generator.set_state(random_state)  # each shard takes its rows of the same draws
             with autocast(self.weights[0].device, self.precision):
-                values = self.objective(self.model, shard.rows(batch), generator, shard)
+                own = None if context is None else shard.rows(context)
+                values = self.objective(
+                    self.model, shard.rows(batch), generator, shard, context=own
+                )
             (values["loss"] / len(self.shards)).backward()
             results.append({name: value.detach() for name, value in values.items()})
         if not several:
@@ -232,7 +248,7 @@ def fit(
                 rotate(step)
             batch = train.at(step)
             with tuner.unit():
-                values = trainer.step(batch, train.generator)
+                values = trainer.step(batch, train.generator, train.context)
             step, state = trainer.state.step, trainer.state
             validates = step % settings.validate_every == 0 or step == settings.steps
             if step % LOG_EVERY != 0 and not validates:
@@ -296,14 +312,19 @@ def _initialize(trainer: Trainer, train: Batches, fresh: Sequence[nn.Module] | N
     """Initialize from the first batch, or for log-uniform noise scales from noisy batches."""
     objective = trainer.objective
     if objective.input_noise_min is None:
-        initialize(trainer.model, train.at(0), fresh)
+        first = train.at(0)
+        with conditioning(trainer.model, train.context):
+            initialize(trainer.model, first, fresh)
         return
     # at the small scales one batch would determine the widths of narrow columns badly
     count = max(1, min(train.steps_per_epoch, INITIAL_ROWS // train.batch_size))
-    clean = torch.cat([train.at(step) for step in range(count)])
+    drawn = [(train.at(step), train.context) for step in range(count)]
+    clean = torch.cat([events for events, _ in drawn])
+    contexts = [context for _, context in drawn if context is not None]
     batch = ForwardPass(trainer.model, clean, clean, generator=train.generator)
     noisy, scale = objective.add_noise(batch)
-    with noise_conditioning(trainer.model, scale):
+    given = torch.cat(contexts) if contexts else None
+    with conditioning(trainer.model, given), noise_conditioning(trainer.model, scale):
         initialize(trainer.model, noisy, fresh)
 
 
@@ -315,7 +336,8 @@ def validate(model: Model, objective: Objective, valid: Batches) -> Row:
     count = count if len(valid) >= count * valid.batch_size else 1
     for number, batch in enumerate(valid):
         if number % count == distributed.rank() % count:
-            for key, value in objective(model, batch, valid.generator, training=False).items():
+            values = objective(model, batch, valid.generator, training=False, context=valid.context)
+            for key, value in values.items():
                 sums[key] = sums.get(key, 0) + value * len(batch)
     return {key: value * count / len(valid) for key, value in read(sums).items()}
 

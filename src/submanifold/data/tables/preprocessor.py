@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -102,6 +102,15 @@ class Preprocessor:
     def features(self) -> tuple[str, ...]:
         """Names of the model's coordinates, (D,)."""
         return tuple(each.feature for each in self.varying)
+
+    def split(self, names: Collection[str]) -> tuple[Preprocessor, Preprocessor]:
+        """Return preprocessors of the other columns, and of those with these names.
+
+        The latter does not dequantize.
+        """
+        chosen = [replace(each, step=None) for each in self.columns if each.name in names]
+        others = [each for each in self.columns if each.name not in names]
+        return Preprocessor(tuple(others)), Preprocessor(tuple(chosen))
 
     def transform(self, table: Table, salt: np.ndarray | None = None) -> np.ndarray:
         """Dequantize and standardize rows.

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,7 @@ class Scan:
         dropped: Number of rows with missing values that are left out.
         duplicates: Numbers of validation and test rows that equal a training row.
         notes: Remarks for the user.
+        condition: Names of the columns that the density of the others is given.
     """
 
     preprocessor: Preprocessor
@@ -66,6 +67,17 @@ class Scan:
     dropped: int
     duplicates: dict[str, int]
     notes: list[str]
+    condition: list[str] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> Preprocessor:
+        """The preprocessor of the columns that the model describes."""
+        return self.preprocessor.split(self.condition)[0]
+
+    @property
+    def context(self) -> Preprocessor | None:
+        """The preprocessor of the columns of the condition, if there are any."""
+        return self.preprocessor.split(self.condition)[1] if self.condition else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable description."""
@@ -228,11 +240,18 @@ class Survey:
             training = self.split[first : first + len(chunk)] == 0
             statistics.update(chunk.loc[training, self.inputs])
         preprocessor = Preprocessor(statistics.columns())
-        varying = len(preprocessor.varying)
-        if varying < MIN_FEATURES:
+        condition = _condition(settings, self.inputs)
+        varying = len(preprocessor.split(condition)[0].varying)
+        least = 1 if condition else MIN_FEATURES
+        if varying < least:
             raise UserError(
-                f"columns: expected at least {MIN_FEATURES} columns with different values, got "
+                f"columns: expected at least {least} columns with different values, got "
                 f"{varying} of {len(self.inputs)}. A manifold needs several; use a table with more."
+            )
+        if condition and not preprocessor.split(condition)[1].varying:
+            raise UserError(
+                f"condition: expected columns with different values, got {named(condition)}. "
+                "Omit it, or name others."
             )
         counts = {name: int((self.split == n).sum()) for n, name in enumerate(SPLITS)}
         group_counts = None
@@ -242,7 +261,7 @@ class Survey:
         duplicates = self._duplicates()
         dropped = int(self.incomplete.sum())
         notes = _notes(preprocessor, counts, duplicates, dropped, settings)
-        return Scan(preprocessor, counts, group_counts, dropped, duplicates, notes)
+        return Scan(preprocessor, counts, group_counts, dropped, duplicates, notes, condition)
 
     def by_split(self, values: np.ndarray) -> dict[str, list[Any]]:
         """Return JSON-serializable values (N,) by split, in the order of the arrays."""
@@ -410,6 +429,14 @@ def _select(settings: TableSettings, columns: Sequence[str]) -> list[str]:
             "or drop."
         )
     return selected
+
+
+def _condition(settings: TableSettings, columns: Sequence[str]) -> list[str]:
+    """Return the names of the columns of the condition among those that are chosen."""
+    if settings.condition is None:
+        return []
+    chosen = _matching("condition", settings.condition, columns)
+    return [name for name in columns if name in chosen]
 
 
 def _matching(setting: str, patterns: Sequence[str], columns: Sequence[str]) -> set[str]:

@@ -11,6 +11,7 @@ import torch
 
 from submanifold.common.device import choose_device
 from submanifold.config.schema import LaunchSettings
+from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
 from submanifold.data.settings import SyntheticSettings
 from submanifold.data.splits import Groups, groups_of
@@ -22,6 +23,7 @@ from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.split_scores import NLL, as_table, score_splits
 from submanifold.evaluation.truth import against_truth
+from submanifold.flows import context_of
 from submanifold.inference.scoring import interpolate_events
 from submanifold.models import Hierarchy, Model
 from submanifold.runs.launch import call
@@ -32,6 +34,8 @@ BY_DIM = 8
 """The first of them are shown at every dimension, the last with all kinds of projections."""
 CHUNK_VALUES = 2**21
 """Values of a table that are converted at a time."""
+CANDIDATES = 256
+"""Test images among which the last one of the class of the first is found for an interpolation."""
 INTERPOLATED = 9
 """Images of an interpolation between two test images."""
 
@@ -48,9 +52,14 @@ def fit_baselines(
     return {"baselines": found, "pca": axes}
 
 
-def draw_samples(hierarchy: Model, count: int, seed: int, device: str) -> dict[str, np.ndarray]:
-    """Sample from the learned manifold at temperatures 1 and 0.7; images are uint8."""
-    return sampling.draw_samples(hierarchy.to(choose_device(device)), count, seed)
+def draw_samples(
+    hierarchy: Model, count: int, seed: int, device: str, test: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Sample from the learned manifold at temperatures 1 and 0.7; images are uint8.
+
+    Samples of a conditional model have contexts of test data.
+    """
+    return sampling.draw_samples(hierarchy.to(choose_device(device)), count, seed, test)
 
 
 def evaluate(
@@ -87,8 +96,9 @@ def evaluate(
     training = sum(history["seconds"] for history in histories.values())
     metrics["seconds"] = {"training": training, "evaluation": time.monotonic() - started}
     with torch.no_grad():
-        first = next(iter(Batches(test[:PROJECTIONS], PROJECTIONS, device=on)))
-        projected = hierarchy.to(on).encoder_projection(first)
+        batches = Batches(test[:PROJECTIONS], PROJECTIONS, device=on)
+        first = next(iter(batches))
+        projected = hierarchy.to(on).encoder_projection(first, batches.context)
     return {"metrics": metrics, "projections": sampling.stored(projected)}
 
 
@@ -160,11 +170,16 @@ def illustrate(
 ) -> dict[str, np.ndarray]:
     """Compute the images of the report: projections, neighbors of samples, and paths."""
     model = hierarchy.to(choose_device(device))
-    shown = np.asarray(test[:PROJECTIONS])
+    shown = test[:PROJECTIONS]
+    ends = shown[[0, -1]]
+    if (labels := context_of_array(test[:CANDIDATES])) is not None:  # of one class
+        ends = test[np.flatnonzero(labels == labels[0])[[0, -1]]]
     found = illustrations.project_all(model, shown[-BY_DIM:], pca)
     if isinstance(model, Hierarchy):
         by_dim = illustrations.project_by_dim(model, shown[:BY_DIM], pca)
         found |= {f"by_dim_{name}": each for name, each in by_dim.items()}
+    if classes := context_of(model).get("classes"):
+        found["by_class"] = illustrations.sample_by_class(model, classes)
     compared = np.concatenate([samples[:PROJECTIONS], shown])
     neighbors = train[illustrations.nearest_images(compared, train)]
     count = len(samples[:PROJECTIONS])
@@ -173,7 +188,7 @@ def illustrate(
         "originals": shown[-BY_DIM:],
         "sample_neighbors": neighbors[:count],
         "test_neighbors": neighbors[count:],
-        "interpolation": interpolate_events(model, shown[[0, -1]], INTERPOLATED),
+        "interpolation": interpolate_events(model, ends, INTERPOLATED),
         "traversal": illustrations.traverse(model, test),
     }
 

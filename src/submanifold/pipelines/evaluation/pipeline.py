@@ -19,15 +19,20 @@ DATA = {"train": "x_train", "test": "x_test"}
 MODEL = {"hierarchy": "hierarchy", "device": "params:device"}
 
 
-def create_pipeline(histories: Mapping[str, str], kind: Kind = "images") -> Pipeline:
+def create_pipeline(
+    histories: Mapping[str, str], kind: Kind = "images", conditional: bool = False
+) -> Pipeline:
     """Build the evaluation pipeline.
 
     Args:
         histories: Datasets of the training histories by phase, ``{"density": "density.history"}``.
         kind: Kind of the data.
+        conditional: Whether the model is conditional; samples then have contexts of test data.
     """
     fitted = DATA | {"valid": "x_valid"}
     drawn = MODEL | {"count": "params:evaluation.samples", "seed": "params:seed"}
+    if conditional:
+        drawn["test"] = "x_test"
     measured = MODEL | DATA | dict(histories) | {"samples": "samples", "baselines": "baselines"}
     measured |= {"launch": "params:launch", "folder": f"{list(histories)[-1]}.folder"}
     measured["input_noise"] = "params:input_noise"

@@ -120,6 +120,7 @@ def report_images(
         "alarms": sections.alarms(split_scores, hierarchy.calibration),
         "samples": sections.sample_strips(samples, samples_cool),
         "neighbors": sections.neighbors(samples, test, illustrations),
+        "by_class": sections.by_class(illustrations),
         "interpolation": strip(path, len(path)),
         "traversal": sections.traversal(illustrations, first_order is not None),
     }

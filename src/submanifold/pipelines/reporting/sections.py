@@ -461,6 +461,12 @@ def sample_strips(samples: np.ndarray, samples_cool: np.ndarray) -> list[dict[st
     ]
 
 
+def by_class(found: Arrays) -> list[dict[str, Any]]:
+    """Return samples of each label; empty for models that are not conditional on a label."""
+    rows = enumerate(found.get("by_class", ()))
+    return [{"name": f"Label {label}", "strip": strip(row, len(row))} for label, row in rows]
+
+
 def neighbors(samples: np.ndarray, test: np.ndarray, found: Arrays) -> dict[str, Any]:
     """Return samples next to the training images with the smallest pixel distance."""
     nearest, of_test = found["sample_neighbors"], found["test_neighbors"]
