@@ -48,6 +48,7 @@ from submanifold.evaluation.scores import (
     SMOOTHED_DENSITY,
     log_prob_at,
 )
+from submanifold.flows import is_conditional
 from submanifold.models import Model
 from submanifold.training.cost import fit_budget, with_steps
 from submanifold.training.phases import train_phases
@@ -285,9 +286,11 @@ class ManifoldFlow(
             UserError: It is not a model of a table or of images.
         """
         model = Model.load(path, "cpu")
-        if len(model.event_shape) != 3 and "table" not in model.data:
+        is_point = len(model.event_shape) != 3 and "table" not in model.data
+        if is_point or is_conditional(model):
+            kind = "one of points" if is_point else "a conditional one"
             raise UserError(
-                f"{path}: expected a model of a table or of images, got one of points. Use "
+                f"{path}: expected a model of a table or of images, got {kind}. Use "
                 "submanifold.models.Model.load."
             )
         notes = model.notes.get("estimator", {})

@@ -9,10 +9,12 @@ from click.testing import CliRunner
 
 from data.source_files import write_idx
 from submanifold import cli
+from submanifold.common.errors import UserError
 from submanifold.data.tables import Preprocessor
 from submanifold.flows import context_of
 from submanifold.models import Model
 from submanifold.runs.served import RequestError, ServedModel
+from submanifold.sklearn import ManifoldFlow
 
 LABELS = [n % 3 for n in range(60)]
 
@@ -44,6 +46,9 @@ def test_every_part_of_a_labelled_run_is_given_the_label(run):
     assert 0 <= metrics["calibration_error"]["value"] <= 1
     assert np.isfinite(metrics["bits_per_dim"]["value"])
     assert "Samples by class" in run.load("report")
+    assert "--label=0" in run.load("report")
+    with pytest.raises(UserError, match="got a conditional one"):
+        ManifoldFlow.load(run.path("hierarchy"))
     assert run.load("illustrations")["by_class"].shape == (3, 8, 1, 8, 8)
 
 

@@ -58,7 +58,7 @@ def given_label(model: Model, label: int | None) -> AbstractContextManager[None]
     if "columns" in context:
         raise UserError(
             "MODEL: expected a model that is unconditional or conditional on a label, got one that "
-            "is conditional on columns. Use submanifold.models.Model in Python (how-to/conditions)."
+            "is conditional on columns. Use Model.log_prob(x, context) in Python, for example."
         )
     classes = context.get("classes")
     if label is None and classes is None:

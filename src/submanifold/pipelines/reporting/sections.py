@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from submanifold.evaluation.split_scores import (
     group_numbers,
     split_means,
 )
+from submanifold.flows import context_of
 from submanifold.models import Model
 from submanifold.plots.likelihood import density_histogram
 from submanifold.plots.sparklines import sparkline
@@ -258,15 +260,31 @@ def usage(
     if not hierarchy.has_density:
         density = "on_manifold(model, x).log_prob  # log-density on the manifold, in nats"
     names = "Model" if hierarchy.has_density else "Model, on_manifold"
-    python = (
-        f"{imports}from submanifold.models import {names}\n\n"
-        f'model = Model.load("{path}")\n{read}\n'
+    calls = (
         f"{density}\n"
         "u, v = model.encode(x)  # coordinates on and off the manifold\n"
         "model.project(x)  # default projection\n"
         "model.project(x, exact=True)  # nearest projection\n"
         "model.encoder_projection(x)\n"
         "model.sample(64)"
+    )
+    if context := context_of(hierarchy):
+        imports += "from submanifold.flows import conditioning\n"
+        calls = calls.replace("64", "len(x)")
+        calls = "with conditioning(model, context):\n" + textwrap.indent(calls, "    ")
+        if "classes" in context:
+            pairs = [(line if line == command.format("info") else f"{line} --label=0", text)
+                     for line, text in pairs]  # fmt: skip
+            read += "\ncontext = torch.tensor([0])  # the label of all images"
+        else:
+            pairs = [pair for pair in pairs if pair[0] == command.format("info")]
+            read += (
+                '\ncondition = Preprocessor.from_dict(model.data["condition"])\n'
+                "context = torch.from_numpy(condition.transform(table))"
+            )
+    python = (
+        f"{imports}from submanifold.models import {names}\n\n"
+        f'model = Model.load("{path}")\n{read}\n{calls}'
     )
     return pairs, python
 
