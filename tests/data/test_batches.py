@@ -1,5 +1,6 @@
 """Batches and dequantization."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from submanifold.data import batches as batches_module
+from submanifold.data.arrays import load_npy, save_context, with_context
 from submanifold.data.batches import Batches, dequantize, quantize
 
 EVERY_BYTE = torch.arange(256, dtype=torch.uint8).repeat(400, 1)
@@ -141,3 +143,35 @@ def test_the_largest_noise_stays_below_one_half(monkeypatch):
 def test_quantize_clips_values():
     x = torch.tensor([-9.0, -0.5, 0.0, 0.49999, 0.5, 9.0])
     assert quantize(x).tolist() == [0, 0, 128, 255, 255, 255]
+
+
+def test_contexts_follow_their_events():
+    rows = np.arange(10, dtype=np.float32)[:, None]
+    given, held = [], []
+
+    @contextlib.contextmanager
+    def record(context):
+        given.append(context.tolist())
+        held.append(True)
+        yield
+        held.pop()
+
+    batches = Batches(with_context(rows, np.arange(10)), 4, given=record)
+    for batch in batches:
+        assert held
+        assert batch[:, 0].tolist() == batches.context.tolist() == given[-1]
+    assert not held
+    for step in range(4):
+        batch = batches.at(step)
+        assert batch[:, 0].tolist() == batches.context.tolist()
+    assert Batches(rows, 4).context is None
+
+
+def test_files_and_selections_keep_the_context(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(6.0).reshape(3, 2))
+    save_context(tmp_path / "x.npy", np.array([5, 6, 7]))
+    events = load_npy(tmp_path / "x.npy")
+    assert events[[2, 0]].context.tolist() == [7, 5]
+    assert events[1:, 0].context.tolist() == [6, 7]
+    assert events[0].context is None
+    assert (events + 1).context is None
