@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from submanifold.data import dequantize
+from submanifold.data.arrays import with_context
 from submanifold.data.batches import Batches
 from submanifold.data.synthetic import LinearGaussian
 from submanifold.evaluation import baselines as baselines_module
@@ -27,7 +28,7 @@ from submanifold.evaluation.metrics import (
 from submanifold.evaluation.reconstruction import squared_errors
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.truth import against_truth
-from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.flows import Affine, Glow, RealNVP, make_conditional
 from submanifold.inference.command import project
 from submanifold.models import Hierarchy, Stage
 
@@ -49,10 +50,13 @@ def results():
     with torch.no_grad():
         model(dequantize(torch.from_numpy(train)))
     baselines, _ = fit_baselines(train, valid, test)
+    conditional = Hierarchy([Stage(make_conditional(Glow((1, 8, 8), 2, 1, width=8), classes=3), 6)])
+    labelled = with_context(test, np.arange(len(test)) % 3)
     points = LinearGaussian().sample(50, np.random.default_rng(0))
     linear = Hierarchy([Stage(Affine(8), 3)]).double()
     return {
         "model": measure(model, test, baselines, 0.01, 2, CPU),
+        "conditional": measure(conditional.eval(), labelled, baselines, 0.0, 2, CPU),
         "samples": sample_quality(train, test, images(30, 3), "auto", CPU),
         "truth": against_truth(linear, LinearGaussian(), points, points[:20]),
         "pipeline": {"seconds": {"training": 3.5}},
