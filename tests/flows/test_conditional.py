@@ -37,7 +37,7 @@ ARGUMENTS = {
     "affine": {"dim": 4},
     "gaussianization": {"dim": 4, "layers": 2},
     "tabular": {"dim": 4, "couplings": 2, "hidden": 8, "bins": 4},
-    "zuko": {"dim": 4, "name": "NAF", "transforms": 1, "hidden": 8},
+    "zuko": {"dim": 4, "name": "NAF", "transforms": 1, "hidden": 16},
     "trumpet": {"event_shape": IMAGE, "dim": 3, "steps": 1, "width": 4},
     "autoencoder": {"event_shape": IMAGE, "dim": 3, "width": 4},
 }
@@ -74,7 +74,7 @@ def test_the_flow_depends_on_the_context_of_each_event(name, kind):
             assert_close(flow(x[n : n + 1])[0], z[n : n + 1])
             assert_close(flow.inverse(z)[n], back[n])
     with conditioning(flow, context.flip(0)):
-        assert not torch.allclose(flow(x)[0], z, atol=1e-3)
+        assert not torch.allclose(flow(x)[0], z, atol=1e-5)
     if name != "autoencoder" and not isinstance(flow, Injection):
         assert_close(back, x)
         assert log_det.isfinite().all()
@@ -207,11 +207,9 @@ def test_a_conditional_gaussian_is_exact():
     log_std = torch.tensor([[0.3, -0.5], [-1.0, 0.2]], dtype=torch.float64)
     with torch.no_grad():
         flow.weight.copy_(torch.eye(2))
-        flow.embedding.net.weight.zero_()
-        flow.embedding.net.weight[:, :2] = torch.eye(2)
         # z = (x - mean) / std; log-scales pass through 4 tanh(s / 4)
         raw = 4 * torch.atanh(-log_std / 4)
-        flow.of_context.weight[:, :2] = torch.cat([raw, -mean * (-log_std).exp()], 1).T
+        flow.of_context.weight[:] = torch.cat([raw, -mean * (-log_std).exp()], 1).T
     x, labels = torch.randn(6, 2, dtype=torch.float64), torch.arange(6) % 2
     with conditioning(flow, labels):
         z, log_det = flow(x)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
 from submanifold.evaluation.calibration import Calibration
 from submanifold.pipelines.reporting.sections import (
@@ -106,7 +107,7 @@ def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns):
 
 
 def test_the_threshold_of_the_command_is_possible():
-    class Model:
+    class Model(nn.Module):
         has_density, calibration = True, CALIBRATION
 
     commands = dict(usage("my run", "data/m.safetensors", Model(), "images")[0])

@@ -120,11 +120,14 @@ class ContextAffine(ContextModule, Bijection):
 
 
 class ContextEmbedding(nn.Module):
-    """Embedding of a context: of one of several classes, or of real variables by a perceptron.
+    """Embedding of a context: indicators of classes, or a perceptron of real variables.
 
     Args:
         classes: Number of classes; the context is (batch,) integers from 0.
         columns: Number of variables, which should be standardized; the context is (batch, columns).
+
+    Attributes:
+        size: Numbers in the embedding of one event.
     """
 
     def __init__(self, classes: int | None = None, columns: int | None = None):
@@ -135,32 +138,31 @@ class ContextEmbedding(nn.Module):
                 f"classes={classes}, columns={columns}. Set one of them."
             )
         self.classes, self.columns = classes, columns
-        self.net: nn.Module
-        if classes is not None:
-            self.net = nn.Embedding(classes, EMBEDDING_SIZE)
-        else:
-            hidden = nn.Linear(columns or 0, HIDDEN)
+        self.size = classes or EMBEDDING_SIZE
+        if columns is not None:
+            hidden = nn.Linear(columns, HIDDEN)
             self.net = nn.Sequential(hidden, nn.SiLU(), nn.Linear(HIDDEN, EMBEDDING_SIZE))
 
     def forward(self, context: Tensor) -> Tensor:
-        """Map a context to (batch, :data:`EMBEDDING_SIZE`), or raise UserError if it is invalid."""
-        weight = next(self.net.parameters())
-        with full_precision(weight):
-            if self.classes is None:
-                if context.shape[1:] != (self.columns,) or not context.is_floating_point():
-                    self._refuse(context, f"floats of shape (batch, {self.columns})")
-                return self.net(context.to(weight))
-            if context.ndim != 1 or context.dtype.is_floating_point:
-                self._refuse(context, "integers of shape (batch,)")
-            # elsewhere the check would wait for the device
-            if context.device.type == "cpu" and len(context):
-                low, high = context.aminmax()
-                if low < 0 or high >= self.classes:
-                    raise UserError(
-                        f"context: expected classes from 0 to {self.classes - 1}, got "
-                        f"{int(low)} to {int(high)}. Correct them."
-                    )
-            return self.net(context.to(weight.device, torch.long))
+        """Map a context to (batch, size), or raise UserError if it is invalid."""
+        if self.classes is None:
+            weight = next(self.net.parameters())
+            if context.shape[1:] != (self.columns,) or not context.is_floating_point():
+                self._refuse(context, f"floats of shape (batch, {self.columns})")
+            with full_precision(weight):
+                # a sum of this many steps of the optimizer should not be a large one
+                return self.net(context.to(weight)) / EMBEDDING_SIZE**0.5
+        if context.ndim != 1 or context.dtype.is_floating_point:
+            self._refuse(context, "integers of shape (batch,)")
+        # elsewhere the check would wait for the device
+        if context.device.type == "cpu" and len(context):
+            low, high = context.aminmax()
+            if low < 0 or high >= self.classes:
+                raise UserError(
+                    f"context: expected classes from 0 to {self.classes - 1}, got "
+                    f"{int(low)} to {int(high)}. Correct them."
+                )
+        return F.one_hot(context.long(), self.classes).float()
 
     def _refuse(self, context: Tensor, expected: str) -> None:
         raise UserError(
@@ -183,7 +185,7 @@ def make_conditional(flow: AnyFlow, **context: int) -> AnyFlow:
         UserError: The flow cannot depend on a context.
     """
     flow.embedding = ContextEmbedding(**context)
-    flow.add_context(EMBEDDING_SIZE)
+    flow.add_context(flow.embedding.size)
     flow.config = {**flow.config, "context": context}
     return flow
 
