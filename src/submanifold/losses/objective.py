@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from submanifold.common.distributed import WHOLE_BATCH, Shard
-from submanifold.flows import conditioning, is_noise_conditional, noise_conditioning
+from submanifold.flows import is_noise_conditional, noise_conditioning
 from submanifold.losses.constraint import DualAscent
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms import NoPenalty, Term, Terms
@@ -66,11 +66,8 @@ class Objective:
         generator: torch.Generator | None = None,
         shard: Shard = WHOLE_BATCH,
         training: bool = True,
-        context: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute the loss and its terms at events h; arguments as in :class:`ForwardPass`.
-
-        Conditional models receive the ``context`` of each event.
 
         Validation (``training=False``) always reports ``mse``, at the model's own dimension.
 
@@ -80,17 +77,12 @@ class Objective:
             in the penalty's space, if it is computed. For a term with a target also
             ``<term>_weight`` and ``image_mse``, the error that the target bounds.
         """
-        parts = model if self.outer is None else nn.ModuleList([self.outer, model])
-        with conditioning(parts, context):
-            return self._compute(ForwardPass(model, h, h, self.outer, generator, shard, training))
-
-    def _compute(self, batch: ForwardPass) -> dict[str, Tensor]:
+        batch = ForwardPass(model, h, h, self.outer, generator, shard, training)
         noisy, scale = self.add_noise(batch)
         batch = replace(batch, noisy=noisy, noise_scale=scale)
         if self.input_noise_min is None:
             return self._evaluate(batch, batch)
-        clean = replace(batch, noisy=batch.clean, noise_scale=None, _residuals={})
-        return self._evaluate(batch, clean)
+        return self._evaluate(batch, replace(batch, noisy=h, noise_scale=None, _residuals={}))
 
     def add_noise(self, batch: ForwardPass) -> tuple[Tensor, Tensor | None]:
         """Draw the noise of a batch's input.

@@ -121,11 +121,12 @@ class Trainer:
         for shard in self.shards:
             if generator is not None and random_state is not None:
                 generator.set_state(random_state)  # each shard takes its rows of the same draws
-            with autocast(self.weights[0].device, self.precision):
-                own = None if context is None else shard.rows(context)
-                values = self.objective(
-                    self.model, shard.rows(batch), generator, shard, context=own
-                )
+            own = None if context is None else shard.rows(context)
+            with (
+                autocast(self.weights[0].device, self.precision),
+                conditioning(all_stages(self.model, self.objective.outer), own),
+            ):
+                values = self.objective(self.model, shard.rows(batch), generator, shard)
             (values["loss"] / len(self.shards)).backward()
             results.append({name: value.detach() for name, value in values.items()})
         if not several:
@@ -328,6 +329,11 @@ def _initialize(trainer: Trainer, train: Batches, fresh: Sequence[nn.Module] | N
         initialize(trainer.model, noisy, fresh)
 
 
+def all_stages(model: Model, outer: Model | None) -> nn.Module:
+    """Return a module of the stages in training and those before them, which are conditioned."""
+    return model if outer is None else nn.ModuleList([outer, model])
+
+
 @torch.no_grad()
 def validate(model: Model, objective: Objective, valid: Batches) -> Row:
     """Average the objective's values over all rows, in the precision of the weights."""
@@ -336,7 +342,8 @@ def validate(model: Model, objective: Objective, valid: Batches) -> Row:
     count = count if len(valid) >= count * valid.batch_size else 1
     for number, batch in enumerate(valid):
         if number % count == distributed.rank() % count:
-            values = objective(model, batch, valid.generator, training=False, context=valid.context)
+            with conditioning(all_stages(model, objective.outer), valid.context):
+                values = objective(model, batch, valid.generator, training=False)
             for key, value in values.items():
                 sums[key] = sums.get(key, 0) + value * len(batch)
     return {key: value * count / len(valid) for key, value in read(sums).items()}
