@@ -159,6 +159,13 @@ def test_the_start_is_a_projection_if_its_posterior_density_is_larger():
     assert torch.equal(on_manifold.best_start(y), y)
 
 
+def test_projections_of_a_later_stage_have_at_most_its_dimension():
+    torch.manual_seed(0)
+    model = Hierarchy([Stage(Affine(60), dim=17), Stage(Affine(17), dim=2)]).eval()
+    found = restore(model, torch.zeros(2, 60), Denoise(), 0.1, iterations=6)
+    assert found.image.shape == (2, 60)
+
+
 def test_restorations_with_a_dimension_are_on_the_manifold(model):
     y = Superresolve(2)(torch.from_numpy(smooth_images(2, 1)).float() / 256)
     found = restore(model, y, Superresolve(2), 0.01, dim=5, iterations=6)

@@ -21,6 +21,7 @@ class Latents:
         encode: Map from x to z; its inverse, or the encoder of a manifold.
         log_prob: Log-density of x in nats, (batch,); None if z are coordinates of a manifold.
         project: Projection of x onto the manifold of a dimension.
+        max_dim: Largest dimension of these manifolds.
     """
 
     dim: int
@@ -28,6 +29,7 @@ class Latents:
     encode: Callable[[Tensor], Tensor]
     log_prob: Callable[[Tensor], Tensor] | None
     project: Callable[[Tensor, int], Tensor]
+    max_dim: int
 
 
 def latents_of(model: Model, dim: int | None = None) -> Latents:
@@ -63,7 +65,7 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
         at = manifold.at_dim(dim)
         return Latents(
             dim, lambda z: at.decode(z) + shift, lambda x: at.encode(x - shift)[0][:, :dim],
-            None, project,
+            None, project, manifold.max_dim,
         )  # fmt: skip
     if not model.has_density:
         raise UserError(
@@ -87,4 +89,4 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
     def log_prob(x: Tensor) -> Tensor:
         return manifold.log_prob(x - shift)
 
-    return Latents(len(scale), decode, encode, log_prob, project)
+    return Latents(len(scale), decode, encode, log_prob, project, manifold.max_dim)

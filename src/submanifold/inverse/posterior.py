@@ -159,7 +159,8 @@ class Posterior:
         """
         if self.latents.log_prob is None:
             return x
-        dims = [2**power for power in range(4, 32) if 2**power <= self.latents.dim // 3]
+        largest = min(self.latents.max_dim, self.latents.dim // 3)
+        dims = [2**power for power in range(4, 32) if 2**power <= largest]
         tried = torch.stack([x, *(self.latents.project(x, dim) for dim in dims)])
         density = torch.stack([self._log_density(each) for each in tried])
         chosen = density.nan_to_num(-torch.inf, -torch.inf, -torch.inf).argmax(0)
