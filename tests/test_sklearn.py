@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_digits, load_iris, make_blobs
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -87,7 +87,7 @@ def test_projections_are_nearest_points_of_the_manifold(plane):
 def test_distant_rows_are_outliers():
     rows, _ = make_blobs(200, 3, centers=2, random_state=0)
     rows[:5] += 50
-    labels = ManifoldFlow(steps=100, contamination=0.025, random_state=0).fit_predict(rows)
+    labels = ManifoldFlow(steps=50, contamination=0.025, random_state=0).fit_predict(rows)
     assert (labels[:5] == -1).all()
     assert (labels == -1).sum() == 5
 
@@ -117,10 +117,10 @@ def test_columns_are_known_by_name(flowers, of_flowers):
 
 def test_pipelines_and_searches_accept_it(flowers):
     model = make_pipeline(StandardScaler(), ManifoldFlow(**FEW))
-    assert model.fit_transform(flowers).shape == (150, 2)
-    assert cross_val_score(model, flowers, cv=2).shape == (2,)
-    search = GridSearchCV(ManifoldFlow(**FEW), {"n_components": [1, 3]}, cv=2).fit(flowers)
-    assert search.transform(flowers).shape == (150, search.best_params_["n_components"])
+    name = "manifoldflow__n_components"
+    search = GridSearchCV(model, {name: [1, 3]}, cv=2).fit(flowers)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.transform(flowers).shape == (150, search.best_params_[name])
 
 
 def test_images_are_rows(digits, of_digits):
@@ -183,10 +183,10 @@ def test_models_of_points_are_refused(tmp_path, plane):
         ManifoldFlow.load(_saved_model(model, tmp_path / "points"))
 
 
-def test_the_global_generator_is_left_alone(flowers):
+def test_the_global_generator_is_left_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    ManifoldFlow(**FEW).fit(flowers)
+    ManifoldFlow(**FEW).fit(normal(40, *range(1, 8)))  # the first fit of seven columns
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -73,7 +73,7 @@ def validate(
 def _build(model: str, shape: tuple[int, ...], is_conditional: bool) -> list[Stage]:
     """Build a model's stages on the meta device, once for all experiments with this model."""
     context = {"classes": 2} if is_conditional else None  # their number changes little
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng([]):  # the global generator is the user's
         return ModelSettings.model_validate_json(model).build(shape, context=context)
 
 
