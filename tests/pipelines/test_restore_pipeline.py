@@ -4,7 +4,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+from click import ClickException
 
+from data.source_files import write_idx
 from submanifold.inverse import baselines, comparison, posterior, restore
 from submanifold.inverse.comparison import MODE, OURS
 from submanifold.pipelines.restore import nodes
@@ -49,3 +51,12 @@ def test_page_shows_the_images_and_commands(run):
     for text in ("PICTURES --simulate --task=inpaint:3", "LMMSE", "error map", "Coverage"):
         assert text in page
     assert page.count("<img") == 2 + 4 * 5
+
+
+def test_conditional_models_are_refused_before_training(project, tmp_path):
+    labels = [number % 3 for number in range(60)]
+    folder = write_idx(tmp_path / "idx", train=labels, test=labels)
+    data = {"path": str(folder), "size": 8, "margin": 0, "condition": "label",
+            "counts": {"valid": 24}}  # fmt: skip
+    with pytest.raises(ClickException, match="needs a model without a condition"):
+        project.run("restore", dataset="mnist", method="H-MM", data=data)
