@@ -10,7 +10,6 @@ from torch.optim import Adam, Optimizer
 
 from submanifold.common.device import supports_fused_optimizer
 from submanifold.flows import Coupling, MaskedAffineCoupling
-from submanifold.flows.conditional import ContextLayer
 
 MOMENTUM = 0.95
 ITERATIONS = 4
@@ -35,7 +34,7 @@ def optimizers_for(model: nn.Module, lr: float, muon_lr: float | None) -> list[O
 
 
 def matrices_of(model: nn.Module) -> list[Tensor]:
-    """Weights of linear layers, convolutions and contexts in the model's coupling networks.
+    """Weights of the linear layers and convolutions in the model's coupling networks.
 
     Large matrices of couplings of vectors are left out: they multiply one vector per event instead
     of one per pixel, so that orthogonalization would dominate the time of a step.
@@ -43,8 +42,9 @@ def matrices_of(model: nn.Module) -> list[Tensor]:
     matrices: list[Tensor] = []
     for coupling in [each for each in model.modules() if isinstance(each, Coupling)]:
         largest = LARGEST_VECTOR_MATRIX if isinstance(coupling, MaskedAffineCoupling) else math.inf
-        kinds = nn.Linear | nn.Conv2d | ContextLayer
-        layers = [each for each in coupling.net.modules() if isinstance(each, kinds)]
+        layers = [
+            each for each in coupling.net.modules() if isinstance(each, nn.Linear | nn.Conv2d)
+        ]
         matrices += [each.weight for each in layers if min(each.weight.shape) <= largest]
     return matrices
 
