@@ -51,6 +51,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!submanifold\.|\.).*"),  # other packages: there is no network
     ("py:.*", r"submanifold\.(plots|flows\.registry|flows\.fast|training\.checkpoint)\b.*"),
+    ("py:.*", r"submanifold\.flows\.conditional\b.*"),
     ("py:.*", r"submanifold\..*(\._\w+|ChartEncoding|[Mm]odel\.data|settings\.Model)"),
 ]
 
