@@ -35,6 +35,14 @@ def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=tolerance)
 
 
+def assert_finite_gradients(flow, z, log_det, back):
+    """Every parameter has a finite gradient by latents, log-determinants and inverses."""
+    (z.square().sum() - log_det.nan_to_num().sum() + back.sin().sum()).backward()
+    for p in flow.parameters():
+        assert p.grad is not None
+        assert p.grad.isfinite().all()
+
+
 def slogdet(function, x):
     """log|det| of a function's Jacobian at each event, from autograd alone."""
 

@@ -28,8 +28,8 @@ def prepare_rows(data: TableSettings, folder: Path, raw_folder: Path) -> dict[st
     """Split, dequantize and standardize the rows of a table; see :func:`.prepare_table`."""
     with error_prefix("data"):
         found = dict(zip(PARTS, prepare_table(data, folder, raw_folder), strict=True))
-        beside = {"labels": read_labels(folder), "groups": read_groups(folder)}
-        return {**found, **beside, "rows": read_rows(folder)}
+        recorded = {"labels": read_labels(folder), "groups": read_groups(folder)}
+        return {**found, **recorded, "rows": read_rows(folder)}
 
 
 def draw_points(data: SyntheticSettings, folder: Path) -> dict[str, Any]:
