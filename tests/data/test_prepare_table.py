@@ -148,6 +148,22 @@ def test_labels_and_groups_are_kept_beside_the_rows(tmp_path):
     assert not rows["train"] & rows["test"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "counts", "expected"),
+    [
+        (300, {}, (240, 30, 30)),
+        (178, {}, (138, 20, 20)),  # p-values need 20 validation rows
+        (40, {}, (20, 10, 10)),
+        (40, {"valid": 25}, (8, 25, 7)),
+        (178, {"train": 150}, (150, 14, 14)),
+    ],
+)
+def test_default_sizes_of_the_splits(tmp_path, rows, counts, expected):
+    frame = pd.DataFrame(RNG.normal(size=(rows, 2))).rename(columns=str)
+    arrays, *_ = prepared(tmp_path, frame, counts=counts)
+    assert tuple(len(arrays[split]) for split in ("train", "valid", "test")) == expected
+
+
 def test_a_column_names_the_splits(tmp_path):
     arrays, *_ = prepared(tmp_path, FRAME, split="part", drop=["class", "patient"])
     assert [len(each) for each in arrays.values()] == [100, 60, 40]
@@ -336,5 +352,5 @@ def test_a_forgotten_label_is_noted(tmp_path):
 def test_more_columns_than_rows_are_noted(tmp_path):
     frame = pd.DataFrame(RNG.normal(size=(30, 60))).rename(columns=str)
     arrays, manifest, _ = prepared(tmp_path, frame)
-    assert arrays["train"].shape == (24, 60)
-    assert "fewer training rows (24) than columns (60)" in manifest["split_note"]
+    assert arrays["train"].shape == (16, 60)
+    assert "fewer training rows (16) than columns (60)" in manifest["split_note"]

@@ -267,8 +267,8 @@ class TableSettings(Settings):
         split: `random`, or the name of a column with the values train, valid and test.
         groups: Column of groups of rows that are not independent of each other. No group is in two
             splits, and confidence intervals are over groups. None: all rows are independent.
-        counts: Number of rows in each split; by default a tenth for validation and test, at most
-            100,000.
+        counts: Number of rows in each split; by default a tenth for validation and test, 20 to
+            100,000 but at most a quarter.
         seed: Seed of the split.
     """
 

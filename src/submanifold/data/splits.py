@@ -176,11 +176,19 @@ def assign_groups(sizes: Mapping[str, int], shares: list[Share], seed: int) -> d
     return splits
 
 
-def share_out(total: int, counts: Counts, what: str = "images") -> list[Share]:
-    """Sizes of a random split: given counts exactly, else 10% for valid and test, the rest train.
+def share_out(
+    total: int, counts: Counts, what: str = "images", held_out: int | None = None
+) -> list[Share]:
+    """Sizes of a random split: given counts exactly, else those of valid and test, the rest train.
 
     If train is given and test is not, test is the rest. The rest comes last, because broken files
-    reduce the last share. `what` names the items in messages.
+    reduce the last share.
+
+    Args:
+        total: Number of items.
+        counts: The given counts.
+        what: Name of the items in messages.
+        held_out: Default for valid and for test; None: a tenth of all.
     """
     given = {split: count for split in SPLITS if (count := getattr(counts, split)) is not None}
     missing = [split for split in SPLITS if split not in given]
@@ -192,9 +200,10 @@ def share_out(total: int, counts: Counts, what: str = "images") -> list[Share]:
             f"{asked or f'too few {what}'}. Decrease the counts, or set path to more {what}."
         )
     rest = next((split for split in ("train", "test") if split in missing), None)
-    tenth = max(1, min(total // 10, spare // max(1, len(missing))))
+    wanted = total // 10 if held_out is None else held_out
+    size = max(1, min(wanted, spare // max(1, len(missing))))
     shares = [Share(split, count) for split, count in given.items()]
-    shares += [Share(split, tenth) for split in missing if split != rest]
+    shares += [Share(split, size) for split in missing if split != rest]
     if rest:
         shares.append(Share(rest, total - sum(share.count for share in shares), exact=False))
     return shares

@@ -97,7 +97,7 @@ def warnings(row: Row, trained: Row | None = None) -> dict[str, str]:
         found["memorized"] = (
             f"at step {step} validation data have {row[name]:.3g} bits per dimension and training "
             f"data {trained[name]:.3g}: the model memorizes the training data, and projections of "
-            "other data diverge. Use fewer steps or couplings, set input_noise, or for tables "
-            "method=noise-conditional, their default"
+            "other data diverge. Use fewer steps or couplings, or a larger input_noise; for tables "
+            "the default method, noise-conditional, has one"
         )
     return found

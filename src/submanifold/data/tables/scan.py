@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 SCAN_VERSION = 1
 """Increase it if the same table and settings would give another preprocessor or other splits."""
-MAX_DEFAULT = 100_000
-"""Rows of the validation and of the test data, unless data.counts sets more."""
+MIN_DEFAULT, MAX_DEFAULT = 20, 100_000
+"""Rows of the validation and of the test data without data.counts. P-values need 20 rows."""
 CACHED_BYTES = 2**27
 """Tables up to this size are read once, and kept in memory until they are prepared."""
 LABEL_NAMES = ("class", "label", "labels", "target", "y", "anomaly", "outlier", "is_anomaly")
@@ -325,13 +325,9 @@ class Survey:
         if self._given is not None:
             self._assign_given()
         else:
-            counts, cap = self.settings.counts, {}
-            for name in ("valid", "test"):
-                if getattr(counts, name) is None and len(order) // 10 > MAX_DEFAULT:
-                    cap[name] = MAX_DEFAULT
-            if counts.train is None:
-                counts = counts.model_copy(update=cap)
-            shares = share_out(len(order), counts, "rows")
+            count = len(order)
+            held_out = min(max(count // 10, min(MIN_DEFAULT, count // 4)), MAX_DEFAULT)
+            shares = share_out(count, self.settings.counts, "rows", held_out)
             if self.groups is None:
                 start = 0
                 for share in shares:
