@@ -23,6 +23,14 @@ OOD_VERSION = 10
 RAW_FOLDER = Path("data/01_raw")
 
 
+def comparison_key(experiment: Experiment) -> str:
+    """Name the data of runs that are compared: the data set, or the user's files."""
+    paths = experiment.own_paths
+    if not paths:
+        return experiment.dataset
+    return f"{_file_name(paths[0])}-{_digest(*map(str, paths))}"
+
+
 def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     """Hash what each artifact depends on, as readable names for files.
 
@@ -44,9 +52,7 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     with error_prefix("data"):
         content = experiment.data.fingerprint(project / RAW_FOLDER)
     digest = _digest(TRAINING_VERSION, content, experiment.data.content)
-    keys = {"data": f"{experiment.dataset}-{digest}", "comparison": experiment.dataset}
-    if paths := experiment.own_paths:
-        keys["comparison"] = f"{_file_name(paths[0])}-{_digest(*map(str, paths))}"
+    keys = {"data": f"{experiment.dataset}-{digest}", "comparison": comparison_key(experiment)}
     keys["baselines"] = f"{experiment.dataset}-{_digest(EVALUATION_VERSION, digest)}"
     stages = [stage.model_dump(mode="json") for stage in experiment.model.stages]
     budget = []

@@ -62,10 +62,13 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             return super().__getitem__(key)
         try:
             if key == "parameters":
+                from submanifold.config.cache_keys import comparison_key
+
                 experiment = self.experiment
                 settings = dict(experiment)
                 names = ("input_noise", "data_name", "own_paths")
                 derived = {name: getattr(experiment, name) for name in names}
+                derived["comparison_key"] = comparison_key(experiment)
                 derived["run_name"] = self.run_name
                 return settings | settings.pop("phases") | derived
             keys = self.artifact_keys  # first: a resolver would wrap the user's mistake

@@ -50,6 +50,17 @@ def test_a_continued_sweep_runs_only_new_values(swept):
     assert list(sweep_table(project)["value"]) == [12, 24, 48]
 
 
+def test_sweeps_of_other_files_are_separate(project):
+    rows = "x,y\n" + "".join(f"{n},{n * n}\n" for n in range(99))
+    paths = [project.path / name for name in ("a.csv", "b.csv")]
+    for path in paths:
+        path.write_text(rows)
+    given = {"sweep": "stage_1.dim", "dataset": "table"}
+    files = [project.catalog(**given, data={"path": str(path)})["sweep_table"]._filepath
+             for path in paths]  # fmt: skip
+    assert files[0] != files[1]
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["stage_1.delt", "1"], "stage_1.delt is not a setting"),
     (["stage_1.dim", "12", "999"], "999"),

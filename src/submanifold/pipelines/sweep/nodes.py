@@ -19,9 +19,9 @@ from submanifold.runs import tracking
 TAG = "submanifold.sweep"
 
 
-def sweep_name(dataset: str, method: str, parameter: str | None) -> str:
+def sweep_name(data_key: str, method: str, parameter: str | None) -> str:
     """Name of a sweep in tags and file names."""
-    return f"{dataset}-{method}-{parameter}"
+    return f"{data_key}-{method}-{parameter}"
 
 
 def tag_run(key: str, sweep: str) -> None:
@@ -39,7 +39,7 @@ def tag_run(key: str, sweep: str) -> None:
     mlflow.MlflowClient().set_tag(runs["run_id"].iloc[0], f"{TAG}.{sweep}", "true")
 
 
-def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFrame:
+def collect_sweep(data_key: str, dataset: str, method: str, parameter: str | None) -> pd.DataFrame:
     """Collect the runs of a sweep, the newest of each experiment.
 
     Returns:
@@ -51,7 +51,7 @@ def collect_sweep(dataset: str, method: str, parameter: str | None) -> pd.DataFr
     Raises:
         UserError: There are no runs.
     """
-    name = sweep_name(dataset, method, parameter)
+    name = sweep_name(data_key, method, parameter)
     runs = tracking.newest(tracking.find_runs(f"tags.`{TAG}.{name}` = 'true'"))
     if runs.empty:
         raise UserError(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from submanifold.config.cache_keys import comparison_key
 from submanifold.pipelines.sweep.nodes import sweep_name, tag_run
 from submanifold.studies.experiments import CachedRun, run_all
 
@@ -23,8 +24,7 @@ def sweep(
         Path of the page.
     """
     base = CachedRun("sweep", params, project, env)
-    dataset, method = base.settings.dataset, base.settings.method
-    name = sweep_name(dataset, method, parameter)
+    name = sweep_name(comparison_key(base.settings), base.settings.method, parameter)
     changed = [base.changed(parameter, value) for value in values]
     runs = {run.key: run for run in changed}
     run_all(runs.values())
