@@ -1,13 +1,23 @@
-"""A small calibrated model of images, for tests of inference."""
+"""Small calibrated models of images and of a table, for tests of inference."""
 
 import io
 
 import numpy as np
+import pandas as pd
+import torch
 from PIL import Image
+from scipy import stats
 
-from strategies import initialized_glow
-from submanifold.evaluation.calibration import Calibration
+from strategies import initialized_glow, linear_gaussian
+from submanifold.data.arrays import with_context
+from submanifold.data.tables import Preprocessor
+from submanifold.evaluation.calibration import Calibration, calibrate
 from submanifold.evaluation.scores import QUICK, score
+from submanifold.models import Hierarchy, Stage
+
+MATRIX = np.array([[2.0, 0.5], [-1.0, 3.0]])
+MEAN = np.array([10.0, -4.0])
+COVARIANCE = np.array([[1.0, 0.6], [0.6, 2.0]])
 
 
 def smooth_images(count, seed, channels=3):
@@ -34,3 +44,41 @@ def png(image):
     buffer = io.BytesIO()
     Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "png")
     return buffer.getvalue()
+
+
+def conditional_rows(count, seed):
+    """Rows of weight and height, whose means are linear in age and dose."""
+    rng = np.random.default_rng(seed)
+    given = np.stack([rng.uniform(20, 80, count), rng.normal(3, 2, count)], 1)
+    y = MEAN + given @ MATRIX.T + rng.multivariate_normal([0, 0], COVARIANCE, count)
+    return pd.DataFrame({"weight": y[:, 0], "age": given[:, 0], "height": y[:, 1],
+                         "dose": given[:, 1]})  # fmt: skip
+
+
+def conditional_log_prob(table):
+    """Exact log-density of weight and height given age and dose."""
+    mean = MEAN + table[["age", "dose"]].to_numpy() @ MATRIX.T
+    residual = table[["weight", "height"]].to_numpy() - mean
+    return stats.multivariate_normal([0, 0], COVARIANCE).logpdf(residual)
+
+
+def conditional_table_model():
+    """The exact density of weight and height given age and dose, with a manifold of dimension 1."""
+    inputs, given = Preprocessor.fit(conditional_rows(500, 0)).split(["age", "dose"])
+    (m, s), (mc, sc) = (
+        (
+            np.array([each.center for each in p.columns]),
+            np.array([each.scale for each in p.columns]),
+        )
+        for p in (inputs, given)
+    )
+    a, b = MATRIX * sc / s[:, None], (MEAN + MATRIX @ mc - m) / s
+    scale_tril = np.linalg.cholesky(COVARIANCE) / s[:, None]
+    flow = linear_gaussian(*map(torch.from_numpy, (a, b, scale_tril))).float()
+    model = Hierarchy([Stage(flow, dim=1)]).eval()
+    model.data = {"table": inputs.to_dict(), "label": None, "condition": given.to_dict()}
+    table = conditional_rows(200, 1)
+    held_out = with_context(inputs.transform(table[["weight", "height"]]),
+                            given.transform(table[["age", "dose"]]))  # fmt: skip
+    model.calibration = calibrate(model, held_out, torch.device("cpu"))
+    return model

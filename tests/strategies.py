@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from submanifold.data import dequantize
-from submanifold.flows import Affine, Glow, Jet, RealNVP
+from submanifold.flows import Affine, Glow, Jet, RealNVP, make_conditional
 from submanifold.models import Hierarchy, Stage
 
 DTYPES = (torch.float32, torch.float64)
@@ -27,6 +27,26 @@ def initialized_glow(images, dim, **settings):
     with torch.no_grad():
         model(dequantize(torch.from_numpy(images)))
     return model.eval()
+
+
+def linear_gaussian(a, b, scale_tril):
+    """A flow of x = A c + b + L e, e ~ N(0, I), given columns c: A (D, k), b (D,), L (D, D)."""
+    dim, columns = a.shape
+    flow = make_conditional(Affine(dim), columns=columns).double()
+    hidden, _, last = flow.embedding.net
+    identity, whiten = torch.eye(columns).double(), torch.linalg.inv(scale_tril)
+    with torch.no_grad():
+        for each in (*flow.parameters(),):
+            each.zero_()
+        # the embedding is (c, 1): silu(a) - silu(-a) = a
+        hidden.weight[: 2 * columns] = torch.cat([identity, -identity])
+        last.weight[:columns, : 2 * columns] = torch.cat([identity, -identity], 1)
+        last.bias[columns] = 1.0
+        for each in last.parameters():
+            each.mul_(flow.embedding.size**0.5)
+        flow.weight.copy_(whiten)
+        flow.of_context.weight[dim:, : columns + 1] = -whiten @ torch.cat([a, b[:, None]], 1)
+    return flow
 
 
 def assert_close(actual, expected):

@@ -6,7 +6,13 @@ import json
 import pytest
 import torch
 
-from strategies import assert_close, assert_finite_gradients, perturb, slogdet
+from strategies import (
+    assert_close,
+    assert_finite_gradients,
+    linear_gaussian,
+    perturb,
+    slogdet,
+)
 from submanifold.common.errors import UserError
 from submanifold.flows import (
     FLOWS,
@@ -213,6 +219,21 @@ def test_a_conditional_gaussian_is_exact():
     normal = torch.distributions.Normal(mean[labels], log_std[labels].exp())
     standard = torch.distributions.Normal(0, torch.tensor(1.0, dtype=torch.float64))
     torch.testing.assert_close(standard.log_prob(z).sum(1) + log_det, normal.log_prob(x).sum(1))
+
+
+def test_a_gaussian_whose_mean_is_linear_in_columns_is_exact():
+    """Log-densities of x = A c + b + L e with e ~ N(0, I), in closed form."""
+    torch.manual_seed(0)
+    a, b = torch.randn(3, 2).double(), torch.randn(3).double()
+    scale_tril = torch.linalg.cholesky(torch.cov(torch.randn(3, 9).double()))
+    flow = linear_gaussian(a, b, scale_tril)
+    c, x = torch.randn(20, 2).double(), torch.randn(20, 3).double()
+    with conditioning(flow, c):
+        z, log_det = flow(x)
+        torch.testing.assert_close(flow.inverse(z), x)
+    found = torch.distributions.Normal(0, torch.ones(3).double()).log_prob(z).sum(1) + log_det
+    exact = torch.distributions.MultivariateNormal(c @ a.T + b, scale_tril=scale_tril).log_prob(x)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("inverse", [False, True])

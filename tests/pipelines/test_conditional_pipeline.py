@@ -12,6 +12,7 @@ from submanifold import cli
 from submanifold.common.errors import UserError
 from submanifold.data.tables import Preprocessor
 from submanifold.flows import context_of
+from submanifold.inference.tables import score_table
 from submanifold.models import Model
 from submanifold.runs.served import RequestError, ServedModel
 from submanifold.sklearn import ManifoldFlow
@@ -119,5 +120,32 @@ def test_a_table_is_given_columns(project):
     x, context = (torch.from_numpy(np.array(each)) for each in (train, train.context))
     assert model.log_prob(x, context).mean() > model.log_prob(x, context.flip(0)).mean()
     assert run.load("anomalies").column.isin(["y1", "y2", "y3"]).all()
+    out = project.path / "given-scores.csv"
+    result = CliRunner().invoke(
+        cli.cli, ["score", str(run.path("hierarchy")), str(path), "--out", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    # rows of c and of their y are more likely than the same y with another c
+    shuffled = frame.assign(c1=frame["c1"].to_numpy()[::-1])
+    assert pd.read_csv(out)["log_prob"].mean() > score_table(model, shuffled)["log_prob"].mean()
+    assert "sample" in run.load("report")
     with pytest.raises(ClickException, match="condition: expected names or patterns of columns"):
         project.run("data", dataset="table", data={"path": str(path), "condition": "c3"})
+
+
+def test_one_column_is_described_given_the_others(project):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2))
+    frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "y": x[:, 0] + 0.1 * rng.normal(size=300)})
+    path = project.path / "one.csv"
+    frame.to_csv(path, index=False)
+    steps = {"training": {"steps": 40}}
+    run = project.run(dataset="table", method="noise-conditional", stage_1={"dim": "half"},
+                      data={"path": str(path), "condition": "a|b"},
+                      density=steps, reconstruction=steps)  # fmt: skip
+    model = Model.load(run.path("hierarchy"))
+    assert (model.event_shape, model.dim) == ((1,), 1)
+    assert np.isfinite(run.load("metrics")["bits_per_dim"]["value"])
+    scores = score_table(model, frame)
+    assert np.isfinite(scores["log_prob"]).all()
+    assert scores["p_value"].between(0, 1).all()

@@ -9,12 +9,12 @@ import torch
 import uvicorn
 from mlflow.pyfunc import scoring_server
 
-from calibrated import calibrated_model
+from calibrated import calibrated_model, conditional_rows, conditional_table_model
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import RealNVP
 from submanifold.inference.scoring import score_events
-from submanifold.inference.tables import score_table
+from submanifold.inference.tables import sample_table, score_table
 from submanifold.models import Hierarchy, Stage
 from submanifold.runs.served import ServedModel, log_model
 from submanifold.runs.store import prepare_store
@@ -191,3 +191,52 @@ def test_rows_are_served_over_http(of_table, rows):
     )
     with pytest.raises(mlflow.MlflowException, match="weight"):
         answer({"dataframe_split": rows[["age", "city"]][:3].to_dict("split")})
+
+
+# ---- tables with a condition
+
+
+@pytest.fixture(scope="module")
+def given_columns(loaded, tmp_path_factory):
+    """A model that is conditional on age and dose, and how MLflow loads it."""
+    model = conditional_table_model()
+    path = tmp_path_factory.mktemp("given") / "hierarchy.safetensors"
+    model.save(path)
+    with mlflow.start_run():
+        log_model(path, "given")
+    return model, mlflow.pyfunc.load_model("models:/given/1")
+
+
+def test_the_signature_requires_the_condition(given_columns):
+    model, served = given_columns
+    schema, table = served.metadata.get_input_schema(), conditional_rows(5, 2)
+    assert schema.required_input_names() == ["age", "dose"]
+    assert set(schema.optional_input_names()) == {"weight", "height"}
+    pd.testing.assert_frame_equal(served.predict(table), score_table(model, table))
+    given = table[["age", "dose"]]
+    for params in ({"task": "sample"}, {"task": "sample", "count": 3}):
+        found = served.predict(given, params=params)
+        expected = sample_table(model, params.get("count", 1), 1.0, 0, given)
+        pd.testing.assert_frame_equal(found, expected)
+    for wrong, params, message in [
+        (table.drop(columns="dose"), {}, "dose"),
+        (given, {}, "without weight, height"),
+        (
+            given,
+            {"task": "sample", "count": 300},
+            "count: expected at most max_rows=1024, got 1500",
+        ),
+        (table.assign(age="old"), {}, "age"),
+    ]:
+        with pytest.raises(mlflow.MlflowException, match=message):
+            served.predict(wrong, params=params)
+
+
+def test_conditions_are_served_over_http(given_columns):
+    _, served = given_columns
+    body = {"dataframe_split": conditional_rows(3, 2)[["age", "dose"]].to_dict("split"),
+            "params": {"task": "sample", "count": 2}}  # fmt: skip
+    schema = served.metadata.get_input_schema()
+    content = json.dumps(body).encode()
+    found = scoring_server.invocations(content, "application/json", served, schema)
+    assert len(json.loads(found.response)["predictions"]) == 6

@@ -144,8 +144,9 @@ def resolve(
 
 
 def _half(stage: Tree, data: TableSettings) -> Tree:
-    """Replace the dimension ``half`` by half of the columns."""
-    return {**stage, "dim": data.event_shape[0] // 2} if stage.get("dim") == "half" else stage
+    """Replace the dimension ``half`` by half of the columns, at least 1."""
+    half = max(1, data.event_shape[0] // 2)
+    return {**stage, "dim": half} if stage.get("dim") == "half" else stage
 
 
 def _take_minutes(training: Tree, typed: Mapping[str, Any]) -> tuple[Tree, float | None]:

@@ -253,7 +253,9 @@ def _project_rows(
 
 @click.command()
 @model_argument
-@click.option("-n", "count", type=int, default=64, show_default=True, help="Number of samples.")
+@click.argument("table", nargs=-1, type=click.Path())
+@click.option("-n", "count", type=int, help="Number of samples.  [default: 64; for each row of "
+              "TABLE 1]")  # fmt: skip
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 to 10.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @dim_option
@@ -266,26 +268,33 @@ def _project_rows(
 )
 @device_option
 def sample(
-    model: str, count: int, temperature: float, dim: int | None, label: int | None, seed: int,
-    out: Path | None, device: str,
+    model: str, table: tuple[str, ...], count: int | None, temperature: float, dim: int | None,
+    label: int | None, seed: int, out: Path | None, device: str,
 ) -> None:  # fmt: skip
-    """Draw samples from the manifold."""
+    """Draw samples from the manifold.
+
+    A model that is conditional on columns needs a TABLE with them, and draws samples for each of
+    its rows. Other models need none.
+    """
     file = model_path(model)
     loaded = _load(file, device, dim)
+    from submanifold.flows import context_of
     from submanifold.inference.inputs import given_label, is_table
     from submanifold.inference.scoring import sample_events
 
+    of_columns = is_table(loaded) and "columns" in context_of(loaded)
+    if table and not of_columns:
+        raise UserError(
+            "TABLE: expected none for a model that is not conditional on columns, got "
+            f"{printable(table[0])}. Omit it."
+        )
+    count = (1 if of_columns else 64) if count is None else count
     given = given_label(loaded, label)
     out = _default(out, loaded, "samples.csv", "samples.png")
     _check_format(out, loaded, "a .png or .npz file")
     check_not_input("--out", out, [file])
     if is_table(loaded):
-        from submanifold.inference.tables import sample_table
-
-        table = sample_table(loaded, count, temperature, seed)
-        with output("--out", out) as partial, TableWriter(partial, out.suffix.lower()) as writer:
-            writer.write(table)
-        return _echo(out)
+        return _sample_rows(loaded, file, table, count, temperature, seed, out)
     if out.suffix.lower() == ".png" and (count > MAX_PNG or len(loaded.event_shape) != 3):
         raise UserError(
             f"--out={printable(str(out))}: expected at most {MAX_PNG:,} images in a PNG file, got "
@@ -294,6 +303,30 @@ def sample(
     with given:
         samples = sample_events(loaded, count, temperature, seed)
     return _write(out, {"samples": samples})
+
+
+def _sample_rows(
+    model: "Model", file: Path, inputs: tuple[str, ...], count: int, temperature: float, seed: int,
+    out: Path,
+) -> None:  # fmt: skip
+    from submanifold.inference.tables import sample_table
+
+    if inputs:
+        import pandas as pd
+
+        from submanifold.inference.table_files import TableFiles
+
+        files = TableFiles(inputs, model, only_condition=True)
+        check_not_input("--out", out, [file, *files.files])
+        files.check_readable(len(files))
+        condition = pd.concat([batch for _, batch in files.batches(ROW_BATCH)], ignore_index=True)
+        frame = sample_table(model, count, temperature, seed, condition)
+        frame.insert(0, _unused(files.label, frame), [files.names[row] for row in frame.index])
+    else:
+        frame = sample_table(model, count, temperature, seed)
+    with output("--out", out) as partial, TableWriter(partial, out.suffix.lower()) as writer:
+        writer.write(frame)
+    _echo(out)
 
 
 @click.command()

@@ -48,19 +48,12 @@ def is_table(model: Model) -> bool:
 
 
 def given_label(model: Model, label: int | None) -> AbstractContextManager[None]:
-    """Condition a model on one label of all events; an unconditional model needs none.
+    """Condition a model on one label of all events; other models need none.
 
     Raises:
-        UserError: The label is missing, superfluous or unknown, or the model is conditional on the
-            columns of a table.
+        UserError: The label is missing, superfluous or unknown.
     """
-    context = context_of(model)
-    if "columns" in context:
-        raise UserError(
-            "MODEL: expected a model that is unconditional or conditional on a label, got one that "
-            "is conditional on columns. Use Model.log_prob(x, context) in Python, for example."
-        )
-    classes = context.get("classes")
+    classes = context_of(model).get("classes")
     if label is None and classes is None:
         return nullcontext()
     if classes is None:
@@ -94,9 +87,8 @@ def find_inputs(
     """
     if is_table(model):
         from submanifold.inference.table_files import TableFiles
-        from submanifold.inference.tables import preprocessor_of
 
-        files: Inputs = TableFiles(paths, preprocessor_of(model))
+        files: Inputs = TableFiles(paths, model)
     elif "size" in model.data:
         files = ImageFiles(paths, model.data)
     else:

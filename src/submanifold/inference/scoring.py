@@ -90,8 +90,10 @@ def score_event_batch(
 ) -> dict[str, np.ndarray]:
     """Score a batch of events: the columns of :func:`score_events` by name."""
     _check_events(model, events)
-    x = as_input(events).to(next(model.parameters()).device)
-    found = score_batch(model, x, events, _score_names(exact))
+    device = next(model.parameters()).device
+    x = as_input(events).to(device)
+    with conditioning(model, context_tensor(events, device)):
+        found = score_batch(model, x, events, _score_names(exact))
     scores = {name: values.cpu().numpy() for name, values in found.items()}
     return _columns(model, calibration, events, scores)
 
@@ -154,20 +156,31 @@ def project_events(
     return np.concatenate(projections), torch.cat(errors).cpu().numpy()
 
 
-def sample_events(model: Model, count: int, temperature: float, seed: int) -> np.ndarray:
-    """Sample images (count, channels, height, width) or vectors (count, D) on the manifold."""
+def sample_events(
+    model: Model, count: int, temperature: float, seed: int, context: np.ndarray | None = None
+) -> np.ndarray:
+    """Sample images (count, channels, height, width) or vectors (count, D) on the manifold.
+
+    Given contexts (N, ...), there are ``count`` samples for each, one context after the other.
+    """
     if count < 1:
         raise UserError(f"count: expected 1 or more, got {count}.")
     if not 0 <= temperature <= MAX_TEMPERATURE:
         raise UserError(f"temperature: expected 0 to {MAX_TEMPERATURE:g}, got {temperature}.")
     if not -(2**63) <= seed < 2**63:
         raise UserError(f"seed: expected an integer from -2^63 to 2^63 - 1, got {seed}.")
-    check_memory("count", count, 2 * _bytes_per_sample(model))  # concatenation copies
+    total = count if context is None else count * len(context)
+    check_memory("count", total, 2 * _bytes_per_sample(model))  # concatenation copies
     generator, samples = torch.Generator().manual_seed(seed), []
-    with ProgressBar("sampling", "samples", count) as progress:
-        for start in range(0, count, SCORE_BATCH_SIZE):
-            size = min(SCORE_BATCH_SIZE, count - start)
-            samples.append(stored(model.sample(size, temperature, generator)))
+    device = next(model.parameters()).device
+    with ProgressBar("sampling", "samples", total) as progress:
+        for start in range(0, total, SCORE_BATCH_SIZE):
+            size = min(SCORE_BATCH_SIZE, total - start)
+            given = None
+            if context is not None:
+                rows = np.arange(start, start + size) // count
+                given = torch.from_numpy(context[rows]).to(device)
+            samples.append(stored(model.sample(size, temperature, generator, given)))
             progress.update(size)
     return np.concatenate(samples)
 

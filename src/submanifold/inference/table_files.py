@@ -12,9 +12,11 @@ import pandas as pd
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
 from submanifold.common.processes import check_memory
+from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.images import SUFFIXES
-from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.files import UNNAMED, TableFile, explained, list_files, open_files
+from submanifold.inference.tables import columns_of, condition_of, preprocessor_of, to_events
+from submanifold.models import Model
 
 
 class TableFiles:
@@ -22,7 +24,8 @@ class TableFiles:
 
     Args:
         paths: CSV, Parquet, Feather, NPY or NPZ files, or folders of them.
-        preprocessor: The transformation of the model, :func:`.tables.preprocessor_of`.
+        model: A model of a table.
+        only_condition: Whether to read only the columns of a model's condition.
 
     Attributes:
         unit: What is counted, ``rows``.
@@ -38,14 +41,17 @@ class TableFiles:
 
     unit = "rows"
 
-    def __init__(self, paths: Sequence[str | Path], preprocessor: Preprocessor) -> None:
+    def __init__(
+        self, paths: Sequence[str | Path], model: Model, only_condition: bool = False
+    ) -> None:
         for path in paths:
             if Path(path).suffix.lower() in SUFFIXES:
                 raise UserError(
                     f"{printable(str(path))}: expected a table, got an image: the model was "
                     "trained on a table. Use a model of images."
                 )
-        self.preprocessor = preprocessor
+        self.model, self._condition = model, condition_of(model)
+        self._only_condition = only_condition
         self.files = list_files([str(path) for path in paths])
         self.tables = open_files(self.files)
         self.skipped: list[dict[str, str]] = []
@@ -91,10 +97,14 @@ class TableFiles:
         Returns:
             Labels and float32 vectors (N, D).
         """
-        dim = len(self.preprocessor.varying)
+        dim = self.model.event_dim
         check_memory("rows", len(self), 4 * dim + bytes_per_row)
-        parts = [self.preprocessor.transform(chunk) for chunk in self._chunks()]
-        return list(self.names), np.concatenate(parts) if parts else np.empty((0, dim), np.float32)
+        parts = [to_events(self.model, chunk) for chunk in self._chunks()]
+        if not parts:
+            return list(self.names), np.empty((0, dim), np.float32)
+        contexts = [each for part in parts if (each := context_of_array(part)) is not None]
+        context = np.concatenate(contexts) if contexts else None
+        return list(self.names), with_context(np.concatenate(parts), context)
 
     def check_readable(self, count: int) -> None:
         """Raise a UserError if ``count``, the number of rows that were read, is 0."""
@@ -104,12 +114,18 @@ class TableFiles:
     def _choose(self) -> dict[str, str]:
         """Map the columns to read to those of the model; check them before long work.
 
-        Columns without names, those of arrays, are matched by position.
+        Columns without names, those of arrays, are matched by position, but not if the model has a
+        condition, whose positions it does not know.
         """
-        known, inputs = self.tables[0].columns, self.preprocessor.inputs
-        if len(known) == len(inputs) and list(known) == [f"x{n}" for n in range(len(known))]:
+        known, columns = self.tables[0].columns, columns_of(self.model)
+        if self._only_condition and self._condition is not None:
+            described = preprocessor_of(self.model).inputs
+            known = tuple(name for name in known if name not in described)
+            columns = self._condition
+        inputs, is_unnamed = columns.inputs, list(known) == [f"x{n}" for n in range(len(known))]
+        if is_unnamed and len(known) == len(inputs) and self._condition is None:
             return dict(zip(known, inputs, strict=True))
-        self.preprocessor.transform(pd.DataFrame({name: [] for name in known}, dtype=float))
+        columns.check_names(pd.DataFrame({name: [] for name in known}, dtype=float))
         return {name: name for name in known if name in inputs}
 
     def _chunks(self) -> Iterator[pd.DataFrame]:

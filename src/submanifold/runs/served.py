@@ -14,8 +14,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.models import infer_signature
+from mlflow.models import ModelSignature, infer_signature
 from mlflow.protos import databricks_pb2 as codes
+from mlflow.types import ColSpec, Schema
 
 import submanifold
 from submanifold.common.errors import UserError
@@ -62,7 +63,9 @@ class ServedModel:
     - ``project``: default projections of the images or rows.
     - ``sample``: ``count`` samples at a ``temperature`` from a ``seed``; the inputs are ignored.
 
-    Of a model that is conditional on the label, ``label`` is that of all images.
+    Of a model that is conditional on the label, ``label`` is that of all images. A model that is
+    conditional on columns finds them in the inputs; there are ``count`` samples, 1 by default, for
+    each row, which needs no other columns.
 
     Args:
         model: The model.
@@ -92,7 +95,7 @@ class ServedModel:
 
         try:
             with cancellation_check(check):
-                return self._run(inputs, PARAMS | (params or {}))
+                return self._run(inputs, _defaults(self.model) | (params or {}))
         except UserError as error:
             raise RequestError(str(error), codes.INVALID_PARAMETER_VALUE) from error
         except RequestError:
@@ -109,7 +112,10 @@ class ServedModel:
         of_table = is_table(self.model)
         inputs = inputs if of_table else np.asarray(inputs)
         given = ("rows" if of_table else "images", len(inputs))
-        name, rows = ("count", count) if task == "sample" else given
+        if task == "sample":
+            name, rows = "count", count * (len(inputs) if _has_columns(self.model) else 1)
+        else:
+            name, rows = given
         if rows > self.max_rows:
             raise UserError(
                 f"{name}: expected at most max_rows={self.max_rows}, got {rows}. Send several "
@@ -136,8 +142,9 @@ class ServedModel:
     def _run_table(self, table: Any, params: dict[str, Any]) -> pd.DataFrame:
         task, exact = params["task"], params["exact"]
         if task == "sample":
+            condition = table if _has_columns(self.model) else None
             return tables.sample_table(
-                self.model, params["count"], params["temperature"], params["seed"]
+                self.model, params["count"], params["temperature"], params["seed"], condition
             )
         if task == "score":
             return tables.score_table(self.model, table, exact)
@@ -152,7 +159,6 @@ def log_model(path: Path, register: str | None = None) -> None:
     MLflow stores the safetensors file and the source of this package; nothing is pickled.
     """
     model = Model.load(path)
-    params = PARAMS | ({"label": 0} if "classes" in context_of(model) else {})
     with warnings.catch_warnings():
         # MLflow would run the model on an input example, and store it
         warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
@@ -162,19 +168,42 @@ def log_model(path: Path, register: str | None = None) -> None:
             loader_module=__name__,
             data_path=str(path),
             code_paths=[str(Path(submanifold.__file__).parent)],
-            signature=infer_signature(_example(model), params=params),
+            signature=_signature(model),
             model_config=LIMITS,
             pip_requirements=REQUIREMENTS,
             registered_model_name=register,
         )
 
 
-def _example(model: Model) -> np.ndarray | pd.DataFrame:
-    """Return an input: an image, or a row of the table without its constant columns."""
-    if not is_table(model):
-        return np.zeros((1, *model.event_shape), np.uint8)
-    preprocessor = Preprocessor.from_dict(model.data["table"])
-    row = preprocessor.inverse_transform(np.zeros((1, model.event_dim)))
+def _has_columns(model: Model) -> bool:
+    """Return whether a model of a table is conditional on columns."""
+    return tables.condition_of(model) is not None
+
+
+def _defaults(model: Model) -> dict[str, Any]:
+    """Return the parameters of a model that have a default."""
+    return PARAMS | ({"count": 1} if _has_columns(model) else {})
+
+
+def _signature(model: Model) -> ModelSignature:
+    """Return MLflow's signature; for samples given columns, the other columns are optional."""
+    example: np.ndarray | pd.DataFrame = np.zeros((1, *model.event_shape), np.uint8)
+    condition = None
+    if is_table(model):
+        condition = tables.condition_of(model)
+        example = _row(tables.preprocessor_of(model))
+    label = {"label": 0} if "classes" in context_of(model) else {}
+    found = infer_signature(example, params=_defaults(model) | label)
+    if condition is not None:
+        given = infer_signature(_row(condition)).inputs.inputs
+        optional = [ColSpec(each.type, each.name, required=False) for each in found.inputs.inputs]
+        found.inputs = Schema([*given, *optional])
+    return found
+
+
+def _row(preprocessor: Preprocessor) -> pd.DataFrame:
+    """Return a row of the table, without its constant columns, in the types of MLflow."""
+    row = preprocessor.inverse_transform(np.zeros((1, len(preprocessor.varying))))
     row = row[list(dict.fromkeys(each.name for each in preprocessor.varying))]
     wide = {"i": "int64", "u": "int64", "f": "float64"}  # MLflow converts to no narrower type
     return row.astype({name: wide[each.kind] for name, each in row.dtypes.items()

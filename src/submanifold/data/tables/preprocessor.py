@@ -233,7 +233,7 @@ class Preprocessor:
 
     def _values(self, table: Table) -> np.ndarray:
         """Check the columns of a table and return their numbers, float64 (N, D)."""
-        frame = self._check_names(as_frame(table, self.inputs))
+        frame = self.check_names(as_frame(table, self.inputs))
         values, other = np.empty((len(frame), len(self.varying))), []
         numbers: dict[str, np.ndarray] = {}
         j = 0
@@ -258,7 +258,8 @@ class Preprocessor:
         self._warn_unknown(frame)
         return values
 
-    def _check_names(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def check_names(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return a table, with a warning of unknown columns; raise UserError for missing ones."""
         names = dict.fromkeys(frame.columns)
         needed = dict.fromkeys(each.name for each in self.varying)
         if missing := [name for name in needed if name not in names]:

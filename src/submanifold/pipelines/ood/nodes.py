@@ -45,7 +45,7 @@ def gather_rows(data: TableSettings, model: Model) -> dict[str, Any]:
     from submanifold.evaluation.ood import MAX_ROWS
 
     with error_prefix("ood"):
-        files = TableFiles(data.paths, preprocessor_of(model))
+        files = TableFiles(data.paths, model)
         files.check_readable(len(files))
         _, rows = next(files.batches(MAX_ROWS))
         return {"images": to_events(model, rows), "groups": {}}

@@ -277,7 +277,13 @@ def usage(
                      for line, text in pairs]  # fmt: skip
             read += "\ncontext = torch.tensor([0])  # the label of all images"
         else:
-            pairs = [pair for pair in pairs if pair[0] == command.format("info")]
+            sample = command.format("sample")
+            pairs = [
+                (f"{sample} TABLE", "one sample for each row")
+                if line.startswith(sample)
+                else (line, text)
+                for line, text in pairs
+            ]
             read += (
                 '\ncondition = Preprocessor.from_dict(model.data["condition"])\n'
                 "context = torch.from_numpy(condition.transform(table))"

@@ -1,0 +1,162 @@
+"""Commands and functions of a model of a table that is conditional on other columns."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from calibrated import (
+    COVARIANCE,
+    MATRIX,
+    MEAN,
+    conditional_log_prob,
+    conditional_rows,
+    conditional_table_model,
+)
+from submanifold.cli import cli
+from submanifold.common.errors import UserError
+from submanifold.inference import tables
+
+ROWS = 40
+
+
+@pytest.fixture(scope="module")
+def model():
+    return conditional_table_model()
+
+
+@pytest.fixture(scope="module")
+def model_file(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "hierarchy.safetensors"
+    model.save(path)
+    return path
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.csv"
+    conditional_rows(ROWS, 2).to_csv(path, index=False)
+    return path
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli, [str(each) for each in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments):
+    result = run(*arguments)
+    assert result.exit_code
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_the_density_is_exact_and_conditional_in_the_units_of_the_table(model, caplog):
+    table = conditional_rows(ROWS, 2).set_axis(range(5, ROWS + 5))
+    shuffled = table[["dose", "weight", "age", "height"]].assign(note="x")
+    found = tables.score_table(model, shuffled)
+    np.testing.assert_allclose(found["log_prob"], conditional_log_prob(table), atol=1e-4)
+    assert found.index.tolist() == table.index.tolist()
+    assert caplog.text.count("columns note are unknown to the model; they are ignored") == 1
+    assert (
+        stats.kstest(
+            tables.score_table(model, conditional_rows(500, 3))["p_value"], "uniform"
+        ).pvalue
+        > 1e-3
+    )
+
+
+def test_codes_and_projections_are_given_the_condition(model):
+    table = conditional_rows(ROWS, 2)
+    codes = tables.encode_table(model, table)
+    residual = table[["weight", "height"]] - MEAN - table[["age", "dose"]].to_numpy() @ MATRIX.T
+    whitened = np.linalg.solve(np.linalg.cholesky(COVARIANCE), residual.T).T
+    np.testing.assert_allclose(codes, whitened, atol=1e-4)
+    projected, errors = tables.project_table(model, table)
+    assert list(projected) == ["weight", "height"]
+    v = tables.encode_table(model, projected.join(table[["age", "dose"]]))["v0"]
+    np.testing.assert_allclose(v, 0, atol=1e-4)
+    assert (errors > 0).all()
+
+
+def test_samples_are_drawn_for_each_row_of_the_condition(model):
+    given = pd.DataFrame({"dose": [1.0, 5.0], "age": [30.0, 60.0]}, index=["a", "b"])
+    found = tables.sample_table(model, 2000, 1.0, 0, given)
+    assert list(found) == ["dose", "age", "weight", "height"]
+    assert found.index.tolist() == ["a"] * 2000 + ["b"] * 2000
+    assert (found.loc["b", ["dose", "age"]] == [5, 60]).all(axis=None)
+    expected = MEAN + given[["age", "dose"]].to_numpy() @ MATRIX.T
+    for name, mean in zip("ab", expected, strict=True):
+        own = found.loc[name, ["weight", "height"]]
+        np.testing.assert_allclose(own.mean(), mean, atol=0.1)
+        assert np.linalg.matrix_rank(own - mean, tol=0.1) == 1  # on the manifold
+    again = tables.sample_table(model, 2000, 1.0, 0, found[::2000].assign(weight=0.0))
+    pd.testing.assert_frame_equal(again, found)
+
+
+def test_commands_find_the_condition_in_the_table(model, model_file, table, tmp_path):
+    succeed("score", model_file, table, "--out", tmp_path / "scores.csv")
+    scores = pd.read_csv(tmp_path / "scores.csv")
+    np.testing.assert_allclose(
+        scores["log_prob"], conditional_log_prob(conditional_rows(ROWS, 2)), atol=1e-4
+    )
+    for name in ("codes.csv", "codes.npz"):
+        succeed("encode", model_file, table, table, "--out", tmp_path / name)
+    codes, arrays = pd.read_csv(tmp_path / "codes.csv"), np.load(tmp_path / "codes.npz")
+    expected = tables.encode_table(model, conditional_rows(ROWS, 2)).to_numpy()
+    for found in (codes[["u0", "v0"]], np.concatenate([arrays["u"], arrays["v"]], 1)):
+        np.testing.assert_allclose(found, np.tile(expected, (2, 1)), atol=1e-5)
+    succeed("project", model_file, table, "--out", tmp_path / "projections.csv")
+    projections = pd.read_csv(tmp_path / "projections.csv")
+    assert list(projections) == ["row", "weight", "height", "mse"]
+    np.testing.assert_allclose(
+        projections[["weight", "height"]],
+        tables.project_table(model, conditional_rows(ROWS, 2))[0],
+        rtol=1e-5,
+    )
+
+
+def test_the_command_sample_reads_only_the_condition(model, model_file, table, tmp_path, caplog):
+    given, out = tmp_path / "given.csv", tmp_path / "samples.csv"
+    conditional_rows(ROWS, 2)[["age", "dose"]].to_csv(given)
+    succeed("sample", model_file, given, "--out", out)
+    found = pd.read_csv(out)
+    assert list(found) == ["row", "age", "dose", "weight", "height"]
+    np.testing.assert_allclose(found[["age", "dose"]], conditional_rows(ROWS, 2)[["age", "dose"]])
+    succeed("sample", model_file, table, "-n", 3, "--seed=1", "--out", out)
+    found = pd.read_csv(out)
+    assert found["row"].tolist() == [n // 3 for n in range(3 * ROWS)]
+    expected = tables.sample_table(model, 3, 1.0, 1, conditional_rows(ROWS, 2)).reset_index(
+        drop=True
+    )
+    pd.testing.assert_frame_equal(found.drop(columns="row"), expected)
+    assert "unknown" not in caplog.text
+    succeed("score", model_file, out, "--out", tmp_path / "scores.csv")
+
+
+def test_mistakes_have_one_message(model, model_file, table, tmp_path):
+    bad = tmp_path / "bad.csv"
+    conditional_rows(ROWS, 2).drop(columns="dose").to_csv(bad, index=False)
+    for command in ("score", "encode", "project", "sample"):
+        output = refused(command, model_file, bad)
+        assert "got a table without dose" in output
+    conditional_rows(ROWS, 2).assign(age="old").to_csv(bad, index=False)
+    for command in ("score", "encode", "project", "sample"):
+        output = refused(command, model_file, bad, "--out", tmp_path / "out.csv")
+        assert "columns.age: expected numbers, got 40 other values, such as old" in output
+    assert "conditional on (age, dose), got none" in refused("sample", model_file)
+    assert "--label: expected none" in refused("score", model_file, table, "--label=1")
+    np.save(tmp_path / "rows.npy", conditional_rows(ROWS, 2).to_numpy())
+    assert "got a table without weight" in refused("score", model_file, tmp_path / "rows.npy")
+    (tmp_path / "empty.csv").write_text("age,dose\n")
+    assert "expected rows, got none" in refused("sample", model_file, tmp_path / "empty.csv")
+    with pytest.raises(UserError, match="without age"):
+        tables.sample_table(model, 2, 1.0, 0, pd.DataFrame({"dose": [1.0]}))
