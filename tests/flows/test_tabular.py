@@ -2,7 +2,14 @@
 
 import torch
 
-from submanifold.flows import QuantileSpline, Tabular, initialize, noise_conditioning
+from submanifold.flows import (
+    QuantileSpline,
+    Tabular,
+    conditioning,
+    initialize,
+    make_conditional,
+    noise_conditioning,
+)
 from submanifold.flows.tabular import LARGEST_MIXED
 
 
@@ -50,3 +57,19 @@ def test_flows_of_many_columns_have_no_square_matrices():
     assert all(w.shape != (dim, dim) for w in flow.parameters())
     x = torch.randn(4, dim)
     torch.testing.assert_close(flow.inverse(flow(x)[0]), x, rtol=1e-4, atol=1e-4)
+
+
+def test_the_density_of_one_column_has_a_shape_that_depends_on_the_context():
+    """Couplings of one column are affine: without the spline z would be affine in x."""
+    torch.manual_seed(0)
+    flow = make_conditional(Tabular(1, couplings=2, hidden=8, bins=0), columns=1)
+    torch.nn.init.normal_(flow.bijections[-1].weight)
+    x = torch.linspace(-2, 2, 50)[:, None]
+    powers = x ** torch.arange(2)
+    residuals = []
+    for c in (-1.0, 1.0):
+        with conditioning(flow, torch.tensor([[c]])):
+            z = flow(x)[0]
+        residuals.append((z - powers @ torch.linalg.lstsq(powers, z).solution).detach())
+    assert residuals[0].std() > 0.01
+    assert (residuals[0] - residuals[1]).std() > 0.01

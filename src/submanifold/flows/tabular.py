@@ -6,6 +6,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
+from submanifold.flows.conditional import ContextModule
 from submanifold.flows.coupling import Coupling, mlp
 from submanifold.flows.initialization import DataInitialized
 from submanifold.flows.linear import ActNorm, Linear
@@ -20,6 +21,8 @@ SMALLEST_TAIL = 2e-4
 """Smallest probability beyond the outer knots."""
 SMALLEST_BIN = 1e-3
 """Smallest width of a bin in standard deviations."""
+CONTEXT_BINS, MAX_SHIFT = 8, 3.0
+"""Bins of the spline that depends on a context, and bound of the changes of its parameters."""
 
 
 class QuantileSpline(DataInitialized, Bijection):
@@ -52,7 +55,7 @@ class QuantileSpline(DataInitialized, Bijection):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Transform (batch, dim)."""
         with full_precision(x):
-            xs, ys, slopes = self._knots()
+            xs, ys, slopes = self._knots(x)
             (x0, x1), (y0, y1), (d0, d1) = _bins_of(x, xs, xs, ys, slopes)
             slope = (y1 - y0) / (x1 - x0)
             xi = ((x - x0) / (x1 - x0)).clamp(0, 1)
@@ -68,7 +71,7 @@ class QuantileSpline(DataInitialized, Bijection):
     def inverse(self, z: Tensor) -> Tensor:
         """Solve the quadratic equation of each bin."""
         with full_precision(z):
-            xs, ys, slopes = self._knots()
+            xs, ys, slopes = self._knots(z)
             (x0, x1), (y0, y1), (d0, d1) = _bins_of(z, ys, xs, ys, slopes)
             slope = (y1 - y0) / (x1 - x0)
             y = ((z - y0) / (y1 - y0)).clamp(0, 1)
@@ -102,21 +105,32 @@ class QuantileSpline(DataInitialized, Bijection):
         padded = F.pad(log_slopes, (1, 1), mode="replicate")
         self.log_slopes.copy_((padded[:, 1:] + padded[:, :-1]) / 2)
 
-    def _knots(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _knots(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Positions, values and derivatives at the knots, each (dim, bins + 1)."""
-        xs, ys = (
-            torch.cat([start[:, None], start[:, None] + lengths.exp().cumsum(1)], 1)
-            for start, lengths in zip(
-                self.starts.unbind(1), (self.log_widths, self.log_heights), strict=True
-            )
-        )
-        return xs, ys, self.log_slopes.exp()
+        return _add_up(self.starts, self.log_widths, self.log_heights, self.log_slopes)
+
+
+def _add_up(
+    starts: Tensor, log_widths: Tensor, log_heights: Tensor, log_slopes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute positions, values and derivatives at the knots, (..., bins + 1), from parameters."""
+    xs, ys = (
+        torch.cat([start[..., None], start[..., None] + lengths.exp().cumsum(-1)], -1)
+        for start, lengths in zip(starts.unbind(-1), (log_widths, log_heights), strict=True)
+    )
+    return xs, ys, log_slopes.exp()
 
 
 def _bins_of(x: Tensor, sought: Tensor, *knots: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Values (batch, dim) at both ends of the bins of x among the sought knots."""
-    inner = sought.detach()[:, 1:-1].contiguous()
-    bins = torch.searchsorted(inner, x.detach().T.contiguous(), right=True).T
+    """Values (batch, dim) at both ends of the bins of x among the sought knots.
+
+    Knots are (dim, bins + 1), or (batch, dim, bins + 1).
+    """
+    inner = sought.detach()[..., 1:-1].contiguous()
+    if sought.ndim == 2:
+        bins = torch.searchsorted(inner, x.detach().T.contiguous(), right=True).T
+    else:
+        bins = torch.searchsorted(inner, x.detach()[..., None].contiguous(), right=True)[..., 0]
     ends = torch.stack([bins, bins + 1], 2)
     found = (each.expand(len(x), -1, -1).gather(2, ends).unbind(2) for each in knots)
     return [(first, second) for first, second in found]
@@ -136,6 +150,35 @@ class NoiseFeatures(NoiseConditional):
         scale = self.condition_of(a)
         r = 2 * (a.new_zeros(len(a)) if scale is None else scale.to(a.dtype)) - 1
         return torch.cat([a, r[:, None], r[:, None].square() - 1], 1)
+
+
+class ContextSpline(ContextModule, QuantileSpline):
+    r"""Spline of each coordinate whose knots depend on the context and on the noise scale.
+
+    The parameters of :class:`QuantileSpline` are shifted by a linear function of the embedding of
+    the context and of the :class:`NoiseFeatures`. It starts as the identity.
+
+    Args:
+        dim: Number of coordinates.
+        bins: Number of bins.
+        size: Numbers in the embedding.
+    """
+
+    def __init__(self, dim: int, bins: int, size: int):
+        super().__init__(dim, bins)
+        self.noise = NoiseFeatures()
+        self.weight = nn.Parameter(torch.zeros(dim * (3 * bins + 3), size + 2))
+
+    def initialize_from(self, x: Tensor) -> None:
+        """Keep the identity."""
+
+    def _knots(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions, values and derivatives at the knots, each (batch, dim, bins + 1)."""
+        parameters = (self.starts, self.log_widths, self.log_heights, self.log_slopes)
+        raw = F.linear(self.noise(self.embedding_of(x)), self.weight)
+        shifts = (MAX_SHIFT * torch.tanh(raw / MAX_SHIFT)).view(len(x), x.shape[1], -1)
+        sizes = [each.shape[1] for each in parameters]
+        return _add_up(*map(torch.add, parameters, shifts.split(sizes, 2)))
 
 
 class NoiseConditionalCoupling(Coupling):
@@ -175,7 +218,7 @@ class Tabular(Compose, Flow):
     :func:`.noise_conditioning` is an input of the coupling nets.
 
     Above 256 columns there are no splines and no learned matrices. Couplings transform both halves
-    in turn.
+    in turn. Given a context, the last layer is a spline whose knots depend on it.
 
     Args:
         dim: Number of columns.
@@ -208,3 +251,14 @@ class Tabular(Compose, Flow):
         super().__init__(layers)
         self.event_shape = (dim,)
         self.config = {"dim": dim, "couplings": couplings, "hidden": hidden, "bins": bins}
+
+    def add_context(self, size: int) -> None:
+        """Add the context to the couplings, and a spline that depends on it as the last layer.
+
+        Couplings of one column are affine; the spline makes its density more than a Gaussian of a
+        transformed column. Above 256 columns there is no spline.
+        """
+        super().add_context(size)
+        (dim,) = self.event_shape
+        if dim <= LARGEST_MIXED:
+            self.bijections.append(ContextSpline(dim, CONTEXT_BINS, size))  # type: ignore[attr-defined]
