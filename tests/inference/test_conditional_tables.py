@@ -17,6 +17,7 @@ from calibrated import (
 from submanifold.cli import cli
 from submanifold.common.errors import UserError
 from submanifold.inference import tables
+from submanifold.runs.command import usage_commands
 
 ROWS = 40
 
@@ -122,6 +123,12 @@ def test_commands_find_the_condition_in_the_table(model, model_file, table, tmp_
         tables.project_table(model, conditional_rows(ROWS, 2))[0],
         rtol=1e-5,
     )
+
+
+def test_commands_at_the_end_of_a_training_work(model, model_file, table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in usage_commands(model, str(model_file), str(table)):
+        succeed(*command.split())
 
 
 def test_the_command_sample_reads_only_the_condition(model, model_file, table, tmp_path, caplog):

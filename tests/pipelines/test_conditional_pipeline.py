@@ -14,6 +14,7 @@ from submanifold.data.tables import Preprocessor
 from submanifold.flows import context_of
 from submanifold.inference.tables import score_table
 from submanifold.models import Model
+from submanifold.runs.command import usage_commands
 from submanifold.runs.served import RequestError, ServedModel
 from submanifold.sklearn import ManifoldFlow
 
@@ -67,6 +68,8 @@ def test_commands_take_a_label(run, project):
     ]
     assert len(found) == 2
     assert not np.array_equal(*found)
+    usage = usage_commands(Model.load(file), file, "PICTURES")
+    assert all(command.endswith("--label=0") for command in usage)
     for arguments, message in [
         (("sample", file), "from 0 to 2, on which"),
         (("sample", file, "--label", 3), "got 3"),

@@ -135,7 +135,8 @@ def sample_table(
         needed = dict.fromkeys(each.name for each in given.varying)
         raise UserError(
             "condition: expected a table with the columns that the density is conditional on "
-            f"({named(needed)}), got none. Add one."
+            f"({named(needed)}), got none. Pass one, "
+            "or on the command line: submanifold sample MODEL table.csv."
         )
     condition = condition.drop(columns=[*preprocessor.inputs], errors="ignore")
     context = given.transform(condition)

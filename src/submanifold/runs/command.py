@@ -66,7 +66,7 @@ def _echo_result(record: RunRecord, project: Path, data: str) -> None:
 
     model = project / record.model
     inputs = printable(data) if Path(data).expanduser().exists() else None
-    commands = _commands(Model.load(model), record.name, inputs)
+    commands = usage_commands(Model.load(model), record.name, inputs)
     click.echo(
         "\n".join(
             [
@@ -79,9 +79,10 @@ def _echo_result(record: RunRecord, project: Path, data: str) -> None:
     )
 
 
-def _commands(model: "Model", name: str, inputs: str | None) -> list[str]:
+def usage_commands(model: "Model", name: str, inputs: str | None) -> list[str]:
     """Return the commands that apply a model, with options that work for it."""
     from submanifold.evaluation.calibration import Calibration
+    from submanifold.flows import context_of
 
     of_table = "table" in model.data
     if "size" not in model.data and not of_table:
@@ -91,7 +92,12 @@ def _commands(model: "Model", name: str, inputs: str | None) -> list[str]:
     if "groups" in model.calibration:
         least = Calibration.from_dict(model.calibration).smallest_p_value
         first = f"score {name} {inputs} --alpha={max(USUAL_ALPHA, math.ceil(100 * least))}%"
-    return [first, f"project {name} {inputs}", f"sample {name} -n {1000 if of_table else 64}"]
+    sample = f"sample {name} -n {1000 if of_table else 64}"
+    context = context_of(model)
+    if "columns" in context:
+        sample = f"sample {name} {inputs}"
+    label = " --label=0" if "classes" in context else ""
+    return [each + label for each in (first, f"project {name} {inputs}", sample)]
 
 
 @click.command()
