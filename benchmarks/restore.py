@@ -55,7 +55,7 @@ def table(found: list[dict[str, Any]]) -> str:
     names = [name for name in LABELS if any(name in each["psnr"] for each in found)]
     columns: dict[str, list[str]] = {
         "PSNR, dB": [*(LABELS[name] for name in names), "gain", "gain, mode",
-                     f"coverage at {LEVEL:.0%}", "acceptance rate"]
+                     f"coverage at {LEVEL:.0%}", "acceptance rate", "R-hat"]
     }  # fmt: skip
     for each in found:
         columns[each["task"]] = [
@@ -64,6 +64,7 @@ def table(found: list[dict[str, Any]]) -> str:
             format_interval(each["gain"].get(MODE), "+.2f"),
             format_percent(each["coverage"][f"{LEVEL:g}"]),
             f"{each['acceptance']:.2f}",
+            f"{each['r_hat']:.1f}",
         ]
     return pd.DataFrame(columns).to_markdown(index=False, disable_numparse=True)
 

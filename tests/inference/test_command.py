@@ -355,7 +355,7 @@ def test_restore_simulates_observations_and_measures_errors(model_file, images, 
     assert "PSNR" in result.output
     assert "Skipped 1 unreadable images" in result.stderr
     table = pd.read_csv(out / "restorations.csv")
-    assert [*table] == ["picture", "std", "residual", "acceptance", "psnr", "coverage"]
+    assert [*table] == ["picture", "std", "residual", "acceptance", "r_hat", "psnr", "coverage"]
     assert len(table) == 4
     assert table["coverage"].between(0, 1).all()
     restored = np.asarray(Image.open(out / "00002-2.png")).transpose(2, 0, 1) / 255.0
@@ -374,7 +374,8 @@ def test_restore_takes_pictures_in_the_size_of_the_observations(model_file, tmp_
     assert result.exit_code == 0, result.output
     assert "PSNR" not in result.output
     assert Image.open(out / "00000-small.png").size == (8, 8)
-    assert [*pd.read_csv(out / "restorations.csv")] == ["picture", "std", "residual", "acceptance"]
+    columns = ["picture", "std", "residual", "acceptance", "r_hat"]
+    assert [*pd.read_csv(out / "restorations.csv")] == columns
     hole = tmp_path / "hole.png"
     hole.write_bytes(png(smooth_images(1, 0)[0]))
     result = run("restore", model_file, hole, "--task=inpaint:3", "--out", tmp_path / "filled")

@@ -10,8 +10,9 @@ from submanifold.common.errors import UserError
 from submanifold.data import Batches
 from submanifold.flows import Affine
 from submanifold.inverse import Denoise, Superresolve, restore
+from submanifold.inverse import posterior as posterior_module
 from submanifold.inverse.latents import latents_of
-from submanifold.inverse.posterior import Ensemble, Posterior
+from submanifold.inverse.posterior import Ensemble, Posterior, r_hat
 from submanifold.models import Hierarchy, Mixture, Stage
 from submanifold.training import fit_rotation
 
@@ -56,22 +57,52 @@ def test_latents_have_the_density_of_the_model(gaussian):
 
 
 @pytest.mark.parametrize("dim", [None, 3])
-def test_mode_and_samples_of_a_gaussian_model_are_those_of_the_closed_form(gaussian, dim):
+def test_mode_and_mean_of_a_gaussian_model_are_those_of_the_closed_form(gaussian, dim):
     matrix, noise = torch.randn(4, DIM).double(), 0.03
+    y = gaussian.sample(9).double() @ matrix.T
+    found = restore(gaussian, y, lambda x: x @ matrix.T, noise, dim=dim, iterations=30)
+    mean, _ = closed_form(gaussian, matrix, y, noise, dim)
+    torch.testing.assert_close(found.mode, mean, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.image, mean, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dim", [None, 3])
+def test_samples_of_a_gaussian_model_are_those_of_the_closed_form(gaussian, dim):
+    matrix, noise = torch.randn(4, DIM).double(), 0.3
     x = gaussian.sample(2).double()
     y = (x @ matrix.T)[[0] * 16 + [1] * 16]
-    found = restore(gaussian, y, lambda x: x @ matrix.T, noise, dim=dim, iterations=450,
+    found = restore(gaussian, y, lambda x: x @ matrix.T, noise, dim=dim, iterations=90,
                     generator=torch.Generator().manual_seed(0))  # fmt: skip
     mean, covariance = closed_form(gaussian, matrix, y, noise, dim)
-    torch.testing.assert_close(found.mode, mean, atol=1e-4, rtol=0)
     assert 0.5 < found.acceptance.mean() < 0.95
+    assert found.r_hat.max() < 1.3
     deviations = (found.samples - mean).flatten(0, 1)
     std = covariance.diagonal().sqrt()
-    # 9,600 samples, about half as many effective ones
+    # 7,680 samples
     assert (deviations.mean(0).abs() <= 0.06 * std + 1e-6).all()
     np.testing.assert_allclose(deviations.T.cov(), covariance, atol=0.08 * float(std.max()) ** 2)
     torch.testing.assert_close(found.image, found.samples.mean(0))
     torch.testing.assert_close(found.std, found.samples.std(0))
+
+
+@pytest.mark.parametrize("dim", [None, 3])
+def test_the_covariance_of_laplace_is_that_of_the_closed_form(gaussian, dim):
+    matrix, noise = torch.randn(4, DIM).double(), 0.3
+    y = torch.randn(DIM, 4).double()
+    posterior = Posterior(latents_of(gaussian, dim), lambda x: x @ matrix.T, y, noise)
+    z = torch.randn(DIM, dim or DIM).double()
+    found = posterior.covariance_product(z, torch.eye(DIM).double())
+    _, covariance = closed_form(gaussian, matrix, y, noise, dim)
+    torch.testing.assert_close(found, covariance, atol=1e-4, rtol=0)
+
+
+def test_r_hat_compares_chains():
+    samples = torch.randn(50, 4, 3, 1000, generator=torch.Generator().manual_seed(0))
+    samples[:, :2, 1] += 1
+    samples[:, ::2, 2] += 3
+    # the variance between means of two pairs that differ by s is s^2 / 3
+    expected = torch.tensor([1.0, 4 / 3, 4.0]).sqrt()
+    torch.testing.assert_close(r_hat(samples), expected, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("count", [3, 2000])
@@ -83,6 +114,16 @@ def test_linear_estimate_approaches_the_closed_form(gaussian, count):
     expected, _ = closed_form(gaussian, matrix, y, noise)
     scale = prior(gaussian)[1].diagonal().max().sqrt()
     assert (ensemble.estimate(y) - expected).abs().max() < 0.15 * scale
+
+
+@pytest.mark.parametrize("count", [3, 1100])
+def test_deviations_have_the_covariance_of_the_closed_form(gaussian, count, monkeypatch):
+    monkeypatch.setattr(posterior_module, "ENSEMBLE", 1024)
+    matrix, noise = torch.randn(count, DIM).double(), 0.5
+    ensemble = Ensemble(latents_of(gaussian), lambda x: x @ matrix.T, noise, matrix, None)
+    found = ensemble.deviations(4000, None)
+    _, expected = closed_form(gaussian, matrix, torch.zeros(1, count).double(), noise)
+    torch.testing.assert_close(found.T.cov(), expected, atol=0.1 * float(expected.max()), rtol=0)
 
 
 def test_gradient_is_that_of_the_energy(gaussian):
@@ -118,7 +159,7 @@ class NoForwardMode(torch.autograd.Function):
 def test_operators_without_forward_mode_have_samples_but_no_mode(gaussian):
     found = restore(gaussian, torch.zeros(1, DIM).double(), NoForwardMode.apply, 0.01, iterations=6)
     assert found.mode is None
-    assert found.samples.shape == (4, 1, DIM)
+    assert found.samples.shape == (16, 1, DIM)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +174,7 @@ def test_batches_are_restored_reproducibly(model):
                 generator=torch.Generator().manual_seed(0)) for _ in range(2)
     )  # fmt: skip
     assert found.image.shape == found.std.shape == y.shape
-    assert found.samples.shape == (4, *y.shape), "40 images are two batches"
+    assert found.samples.shape == (16, *y.shape), "40 images are two batches"
     assert found.samples.min() >= 0
     assert found.samples.max() <= 1
     assert torch.equal(found.image, again.image)
@@ -155,6 +196,8 @@ def test_the_start_is_a_projection_if_its_posterior_density_is_larger():
     torch.testing.assert_close(start, model.project(y))
     start = Posterior(latents, Denoise(), clean, 0.01).best_start(clean)
     assert torch.equal(start, clean), "the projection does not explain the observation"
+    start = Posterior(latents, Denoise(), clean, 10.0).best_start(clean)
+    assert torch.equal(start, clean), "its energy is typical"
     on_manifold = Posterior(latents_of(model, 16), Denoise(), y, 0.5)
     assert torch.equal(on_manifold.best_start(y), y)
 

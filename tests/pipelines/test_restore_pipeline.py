@@ -38,6 +38,7 @@ def test_all_methods_restore_the_same_observations(run):
             each["psnr"][OURS]["value"] - each["psnr"][each["best"]]["value"]
         )
         assert 0 <= each["acceptance"] <= 1
+        assert each["r_hat"] >= 1
         shares = [each["coverage"][level]["value"] for level in ("0.5", "0.8", "0.9", "0.95")]
         assert shares == sorted(shares)
     logged = run.mlflow.data.metrics["test.superresolve.psnr.lmmse"]

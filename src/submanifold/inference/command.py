@@ -374,12 +374,14 @@ def interpolate(
               "pixels in [0, 1].  [default: 0.01, or that of denoise]")  # fmt: skip
 @click.option("--simulate", is_flag=True, help="PICTURES are clean: make the observations from "
               "them, and measure the errors.")  # fmt: skip
+@click.option("--iterations", type=click.IntRange(3), help="Iterations of the sampler.  "
+              "[default: 20]")  # fmt: skip
 @dim_option
 @out_option("restorations", (FOLDER,), "Folder of PNG files and restorations.csv.")
 @device_option
 def restore(
     model: str, pictures: tuple[str, ...], task: str, noise: float | None, simulate: bool,
-    dim: int | None, out: Path, device: str,
+    iterations: int | None, dim: int | None, out: Path, device: str,
 ) -> None:  # fmt: skip
     """Restore PICTURES: denoise, inpaint, superresolve or deblur them, with the model as the prior.
 
@@ -399,13 +401,14 @@ def restore(
     from submanifold.inverse.comparison import LEVEL, coverage, image_psnr
     from submanifold.inverse.latents import latents_of
     from submanifold.inverse.operators import parse
-    from submanifold.inverse.restoration import ITERATIONS, Restoration, as_pixels
+    from submanifold.inverse.restoration import CHAINS, ITERATIONS, Restoration, as_pixels
     from submanifold.inverse.restoration import restore as restore_observations
 
     if len(loaded.event_shape) != 3 or "size" not in loaded.data:
         raise UserError("MODEL: expected a model of images, got another one. Use another model.")
     problem = parse(task, loaded.event_shape, noise)
     latents_of(loaded, dim)  # checks the arguments
+    iterations = iterations or ITERATIONS
     if not simulate and problem.kind == "sense":
         raise UserError(
             f"--task={task}: expected --simulate, because random measurements are not pictures. "
@@ -413,7 +416,7 @@ def restore(
         )
     files = _find(loaded, file, pictures, {"--out": out}) if simulate else (
         _find_observations(loaded, file, pictures, out, problem.operator))  # fmt: skip
-    names, pixels = files.read(4 * (ITERATIONS + 4) * loaded.event_dim)
+    names, pixels = files.read(4 * (CHAINS * iterations + 4) * loaded.event_dim)
     _echo_skipped(len(files.skipped))
     x = as_pixels(pixels)
     if simulate:
@@ -422,15 +425,22 @@ def restore(
         y = problem.operator(x) if problem.kind == "inpaint" else x
     generator = torch.Generator().manual_seed(0)
     restored = restore_observations(
-        loaded, y, problem.operator, problem.noise, dim=dim, generator=generator
+        loaded,
+        y,
+        problem.operator,
+        problem.noise,
+        dim=dim,
+        iterations=iterations,
+        generator=generator,
     )
-    restored = Restoration(*(each.cpu() for each in restored[:4]))
+    restored = Restoration(*(each.cpu() for each in restored[:5]))
     residual = (problem.operator(restored.image) - y).flatten(1).square().mean(1).sqrt()
     table = pd.DataFrame({
         "picture": names,
         "std": restored.std.flatten(1).square().mean(1).sqrt(),
         "residual": residual / problem.noise,
         "acceptance": restored.acceptance,
+        "r_hat": restored.r_hat,
     })  # fmt: skip
     if simulate:
         table = table.assign(psnr=image_psnr(restored.image, x), coverage=coverage(restored, x))

@@ -134,10 +134,11 @@ def compare(
     Returns:
         Measures and images. The measures are ``psnr`` by method, and the ``gain``, its difference
         from that of the ``best`` baseline, of the posterior mean and the mode, in dB; the
-        ``coverage`` by the posterior's intervals by level; the mean ``acceptance`` rate; the
-        ``parameters`` of the baselines; ``task`` and ``noise``. PSNR, gain and coverage have 95%
-        intervals over images. The images are uint8, the first ones: ``original``, ``observation``,
-        a picture for each method, and ``std``, four times the posterior standard deviation.
+        ``coverage`` by the posterior's intervals by level; the mean ``acceptance`` rate, and the
+        median ``r_hat``; the ``parameters`` of the baselines; ``task`` and ``noise``. PSNR, gain
+        and coverage have 95% intervals over images. The images are uint8, the first ones:
+        ``original``, ``observation``, a picture for each method, and ``std``, four times the
+        posterior standard deviation.
     """
     x = as_pixels(images)
     y = task.observe(x, torch.Generator().manual_seed(2))
@@ -159,6 +160,7 @@ def compare(
         "coverage": {f"{level:g}": mean_interval(coverage(posterior, x, level), groups)
                      for level in LEVELS},
         "acceptance": float(posterior.acceptance.mean()),
+        "r_hat": float(posterior.r_hat.median()),
         "parameters": {
             name: value for name, (_, value) in restorers.items() if value is not None
         },

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from submanifold.common.device import autocast, choose_precision
 from submanifold.geometry.linearization import Linearization, jvp
 from submanifold.inverse.latents import Latents
 
@@ -29,14 +28,14 @@ LEAPFROG_STEPS = 16
 BURN_IN = 1 / 3
 """Share of the iterations that adapt the sampler and whose samples are discarded."""
 TARGET_ACCEPTANCE, SHRINKAGE = 0.7, 0.1
-FIRST_STEP_SIZE, JITTER = 0.08, 0.2
+FIRST_STEP_SIZE, LARGEST_FIRST_STEP_SIZE, JITTER = 0.01, 0.12, 0.2
 LARGEST_CURVATURE = 1e8
-PROBES, BLOCK = 4, 32
+PROBES, BLOCK = 8, 32
 """Random probes of an estimate of the metric, and neighboring coordinates that share a scale."""
-ADAPT_EVERY, ESTIMATES = 5, 3
+ADAPT_EVERY, ESTIMATES = 3, 3
 """Iterations between estimates of the metric, and number of estimates that are averaged."""
 COARSE_NOISE = 0.04
-"""Noise from which on gradients are in bfloat16 where it is faster, and the mode is not used.
+"""Noise from which on the mode is not used.
 
 With much noise the mode in latents is a worse restoration than the linear estimate.
 """
@@ -76,7 +75,7 @@ class Ensemble:
         root = math.sqrt(len(x))
         self._x, self._y = (x - self._mean) / root, (y - self._center) / root
         # whichever matrix is smaller: (Y^T Y + s^2 I)^-1 Y^T = Y^T (Y Y^T + s^2 I)^-1
-        self._by_observation = y.shape[1] <= len(y)
+        self.noise, self._by_observation = noise, y.shape[1] <= len(y)
         gram = self._y.T @ self._y if self._by_observation else self._y @ self._y.T
         gram.diagonal().add_(noise**2)
         self._factor = torch.linalg.cholesky(gram)
@@ -86,16 +85,29 @@ class Ensemble:
 
         They are the means of an ensemble Kalman update (Evensen 1994).
         """
-        residual = (y - self._center).T
+        return (self._mean + self._weights(y - self._center) @ self._x).view(-1, *self.shape)
+
+    def deviations(self, count: int, generator: torch.Generator | None) -> Tensor:
+        """Draw deviations from estimates, (count, ...), with the covariance of their errors.
+
+        They are those of an ensemble Kalman update of events with the ensemble's covariance.
+        """
+        prior = _draw((count, len(self._x)), generator, self._x)
+        noise = self.noise * _draw((count, self._y.shape[1]), generator, self._x)
+        weights = prior - self._weights(prior @ self._y + noise)
+        return (weights @ self._x).view(-1, *self.shape)
+
+    def _weights(self, y: Tensor) -> Tensor:
+        """Weights (batch, events of the ensemble) of the estimates of deviations y (batch, m)."""
         if self._by_observation:
-            weights = self._y @ torch.cholesky_solve(residual, self._factor)
-        else:
-            weights = torch.cholesky_solve(self._y @ residual, self._factor)
-        return (self._mean + weights.T @ self._x).view(-1, *self.shape)
+            return torch.cholesky_solve(y.T, self._factor).T @ self._y.T
+        return torch.cholesky_solve(self._y @ y.T, self._factor).T
 
 
 class Posterior:
     """The posterior of a batch of events in latents z (batch, n).
+
+    All functions of z accept k copies of the batch, one after the other, (k * batch, n).
 
     Args:
         latents: Latents of the model.
@@ -115,8 +127,6 @@ class Posterior:
     ) -> None:
         self.latents, self.operator, self.noise = latents, operator, noise
         self.y, self.generator = y.flatten(1), generator
-        # with any gradient the leapfrog steps are reversible and preserve volume
-        self.precision = choose_precision("auto", y) if noise >= COARSE_NOISE else y.dtype
 
     def observe(self, z: Tensor) -> Tensor:
         """Compute A(g(z)), (batch, m)."""
@@ -125,16 +135,14 @@ class Posterior:
     @torch.no_grad()
     def energy(self, z: Tensor) -> Tensor:
         """Compute U(z), (batch,), infinite where it is not finite."""
-        residual = (self.y - self.observe(z)) / self.noise
+        residual = self._residual(self.observe(z))
         return ((residual.square().sum(1) + z.square().sum(1)) / 2).nan_to_num(nan=torch.inf)
 
     def gradient(self, z: Tensor) -> Tensor:
         """Compute the gradient of U, (batch, n)."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            with autocast(z.device, self.precision):
-                x = self.latents.decode(z)
-            residual = (self.y - self.operator(x.to(z.dtype)).flatten(1)) / self.noise
+            residual = self._residual(self.observe(z))
             (gradient,) = torch.autograd.grad(residual.square().sum() / 2, z)
         return (gradient + z).detach().nan_to_num(0.0, 0.0, 0.0)
 
@@ -142,7 +150,7 @@ class Posterior:
         r"""Estimate the diagonal of :math:`J^T A^T A J / \sigma^2` by random probes, (batch, n)."""
         at, squares = Linearization(self.observe, z), torch.zeros_like(z)
         for _ in range(PROBES):
-            product = at.vjp(self.draw(self.y.shape))
+            product = at.vjp(self.draw(at.image.shape))
             squares += product.square().nan_to_num(0.0, 0.0).clamp_max(LARGEST_CURVATURE)
         return squares / (PROBES * self.noise**2)
 
@@ -150,25 +158,34 @@ class Posterior:
         """Draw standard normal numbers."""
         return _draw(shape, self.generator, self.y)
 
+    def _residual(self, observed: Tensor) -> Tensor:
+        """Compute y - A(g(z)) in units of the noise, (k * batch, m)."""
+        return (self.y.repeat(len(observed) // len(self.y), 1) - observed) / self.noise
+
     @torch.no_grad()
     def best_start(self, x: Tensor) -> Tensor:
-        """Choose among x and its projections the one of the largest posterior density.
+        """Replace estimates x of an untypical energy by a projection.
 
-        A linear estimate leaves as much noise in smooth images as in others; projections onto few
-        dimensions have less. The dimensions are powers of 2 from 16 to a third of all.
+        A linear estimate leaves as much noise in smooth images as in others. If its energy exceeds
+        (n + m) / 2, the mean for events of the model, the start is the one of its projections that
+        has the largest posterior density. The dimensions are powers of 2 from 16 to a third of all.
         """
         if self.latents.log_prob is None:
+            return x
+        typical = self.energy(self.latents.encode(x)) <= (self.latents.dim + self.y.shape[1]) / 2
+        if typical.all():
             return x
         largest = min(self.latents.max_dim, self.latents.dim // 3)
         dims = [2**power for power in range(4, 32) if 2**power <= largest]
         tried = torch.stack([x, *(self.latents.project(x, dim) for dim in dims)])
         density = torch.stack([self._log_density(each) for each in tried])
         chosen = density.nan_to_num(-torch.inf, -torch.inf, -torch.inf).argmax(0)
+        chosen = torch.where(typical, 0, chosen)
         return tried[chosen, torch.arange(len(x), device=x.device)]
 
     def _log_density(self, x: Tensor) -> Tensor:
         """Log-density of events given the observations, up to a constant, (batch,)."""
-        residual = (self.y - self.operator(x).flatten(1)) / self.noise
+        residual = self._residual(self.operator(x).flatten(1))
         return self.latents.log_prob(x) - residual.square().sum(1) / 2  # type: ignore[misc]
 
     @torch.no_grad()
@@ -198,10 +215,13 @@ class Posterior:
 
     def _gauss_newton_step(self, z: Tensor) -> Tensor:
         """Solve (J^T A^T A J / sigma^2 + I) p = -grad U approximately."""
-        scale = 1 / _metric(self.curvature(z))
         at = Linearization(self.observe, z)
-        right = at.vjp((self.y - at.image) / self.noise**2) - z
-        step, direction = torch.zeros_like(z), scale * right
+        return self._solve(at, at.vjp(self._residual(at.image) / self.noise) - z)
+
+    def _solve(self, at: Linearization, right: Tensor) -> Tensor:
+        """Solve (J^T A^T A J / sigma^2 + I) p = right approximately."""
+        scale = 1 / _metric(self.curvature(at.u.detach()))
+        step, direction = torch.zeros_like(right), scale * right
         product = (right * direction).sum(1, keepdim=True)
         for _ in range(CG_STEPS):
             curved = at.vjp(at.jvp(direction)) / self.noise**2 + direction
@@ -213,37 +233,55 @@ class Posterior:
         return step.nan_to_num(0.0, 0.0, 0.0)
 
     @torch.no_grad()
+    def covariance_product(self, z: Tensor, weights: Tensor) -> Tensor:
+        r"""Multiply weights in the shape of x by the covariance of Laplace's approximation at z.
+
+        The covariance of x is :math:`J (J^T A^T A J / \sigma^2 + I)^{-1} J^T`, J the Jacobian of
+        the decoder; it is exact for a linear-Gaussian model.
+        """
+        image = Linearization(self.latents.decode, z)
+        return image.jvp(self._solve(Linearization(self.observe, z), image.vjp(weights)))
+
+    @torch.no_grad()
     def sample(
         self, z: Tensor, iterations: int, progress: Callable[[int], Any] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw samples by Hamiltonian Monte Carlo (Neal 2011).
+        """Draw samples by Hamiltonian Monte Carlo (Neal 2011) in several chains for each event.
 
         The first third of the iterations is the burn-in, in which dual averaging (Hoffman & Gelman
-        2014, section 3.2) adapts the step size of each event to an acceptance rate of 0.7, and the
-        metric is estimated. The events of a batch share the relative metric of blocks of
+        2014, section 3.2) adapts the step size of each pair of chains to an acceptance rate of 0.7,
+        and the metric is estimated. The events of a batch share the relative metric of blocks of
         coordinates, so that samples depend slightly on the other events.
 
+        The momenta of the second half of the chains are those of the first with the opposite sign.
+        If their starts are symmetric about the mean of a linear-Gaussian posterior, so are their
+        samples, whose mean is exact.
+
         Args:
-            z: Start, (batch, n).
+            z: Starts, an even number of copies of the batch, (chains * batch, n).
             iterations: Number of iterations, each of 16 leapfrog steps.
             progress: Called with 1 after each iteration.
 
         Returns:
-            Decoded samples after the burn-in, (samples, batch, ...), and acceptance rates (batch,).
+            Decoded samples after the burn-in, (samples, chains, batch, ...), and acceptance rates
+            (batch,).
         """
+        batch = len(self.y)
+        chains = len(z) // batch
         burn_in = math.ceil(BURN_IN * iterations)
-        estimates = [self.curvature(z)]
-        mass = _metric(estimates[0])
+        estimates = [self.curvature(z).view(chains, batch, -1).mean(0)]
+        mass = _metric(estimates[0]).repeat(chains, 1)
         energy, gradient = self.energy(z), self.gradient(z)
-        center = math.log(10 * FIRST_STEP_SIZE)
+        center = math.log(LARGEST_FIRST_STEP_SIZE)
         log_step = torch.full_like(energy, math.log(FIRST_STEP_SIZE))
         averaged, deficit = log_step, torch.zeros_like(energy)
         acceptance, samples = torch.zeros_like(energy), []
         for iteration in range(iterations):
             size = (log_step if iteration < burn_in else averaged).exp()
-            uniform = torch.rand(2, len(z), generator=self.generator).to(z)
+            uniform = torch.rand(2, len(z) // 2, generator=self.generator).to(z).repeat(1, 2)
             size = (size * (1 + JITTER * (2 * uniform[0] - 1)))[:, None]
-            momentum = self.draw(z.shape) * mass.sqrt()
+            drawn = self.draw((len(z) // 2, z.shape[1]))
+            momentum = torch.cat([drawn, -drawn]) * mass.sqrt()
             before = energy + (momentum.square() / mass).sum(1) / 2
             new, new_gradient = z, gradient
             for _ in range(LEAPFROG_STEPS):
@@ -260,18 +298,37 @@ class Posterior:
             energy = torch.where(accepted, new_energy, energy)
             if iteration >= burn_in:
                 acceptance = acceptance + rate / (iterations - burn_in)
-                samples.append(self.latents.decode(z))
+                x = self.latents.decode(z)
+                samples.append(x.reshape(chains, batch, *x.shape[1:]))
             else:
                 count = iteration + 1
-                deficit = deficit + TARGET_ACCEPTANCE - rate
+                # the same for both chains of a pair, so that rounding errors do not grow
+                shared = rate.view(2, -1).mean(0).repeat(2)
+                deficit = deficit + TARGET_ACCEPTANCE - shared
                 log_step = center - math.sqrt(count) / SHRINKAGE * deficit / (count + 10)
                 averaged = averaged + count**-0.75 * (log_step - averaged)
-                if count % ADAPT_EVERY == 0 and count < burn_in - ADAPT_EVERY:
-                    estimates = [*estimates, self.curvature(z)][-ESTIMATES:]
-                    mass = _metric(torch.stack(estimates).mean(0))
+                if count % ADAPT_EVERY == 0 and count < burn_in - 1:
+                    estimate = self.curvature(z).view(chains, batch, -1).mean(0)
+                    estimates = [*estimates, estimate][-ESTIMATES:]
+                    mass = _metric(torch.stack(estimates).mean(0)).repeat(chains, 1)
             if progress is not None:
                 progress(1)
-        return torch.stack(samples), acceptance
+        return torch.stack(samples), acceptance.view(chains, batch).mean(0)
+
+
+def r_hat(samples: Tensor) -> Tensor:
+    r"""Compute the potential scale reduction (Gelman & Rubin 1992) of each event, (batch,).
+
+    It is :math:`\sqrt{(W + B) / W}`, about 1 for chains that have converged: B is the variance
+    between the means of the chains, W that within the chains, both averaged over the elements of an
+    event.
+
+    Args:
+        samples: (samples, chains, batch, ...).
+    """
+    flat = samples.flatten(3)
+    within, between = flat.var(0).mean((0, 2)), flat.mean(0).var(0).mean(1)
+    return (1 + between / within).sqrt()
 
 
 def has_forward_mode(operator: Callable[[Tensor], Tensor], x: Tensor) -> bool:

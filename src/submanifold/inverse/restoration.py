@@ -10,13 +10,19 @@ from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
 from submanifold.inverse.latents import latents_of
 from submanifold.inverse.operators import Operator
-from submanifold.inverse.posterior import COARSE_NOISE, Ensemble, Posterior, has_forward_mode
+from submanifold.inverse.posterior import (
+    COARSE_NOISE,
+    Ensemble,
+    Posterior,
+    has_forward_mode,
+    r_hat,
+)
 from submanifold.models import Model
 
 BATCH = 32
 """Images that are restored at a time."""
-ITERATIONS = 60
-"""Default number of iterations of the sampler."""
+ITERATIONS, CHAINS = 20, 4
+"""Default number of iterations of the sampler, and chains for each image."""
 
 
 class Restoration(NamedTuple):
@@ -27,7 +33,10 @@ class Restoration(NamedTuple):
         std: Posterior standard deviation of each pixel, in the shape of the image.
         acceptance: Acceptance rate of the sampler for each image, (batch,).
         samples: Samples of the posterior, (samples, batch, channels, height, width), in [0, 1].
-        mode: Mode of the posterior in the model's latents, from which the sampler starts, in the
+        r_hat: Potential scale reduction for each image, (batch,): about 1 if the chains of the
+            sampler have converged. Far above, the standard deviations are mostly those of the
+            starts.
+        mode: Mode of the posterior in the model's latents, around which the sampler starts, in the
             shape of the image; None if the noise is 0.04 or more, or if the operator has no
             forward-mode derivative.
     """
@@ -36,6 +45,7 @@ class Restoration(NamedTuple):
     std: Tensor
     acceptance: Tensor
     samples: Tensor
+    r_hat: Tensor
     mode: Tensor | None = None
 
 
@@ -52,8 +62,9 @@ def restore(
     r"""Sample the posterior of images x, given observations :math:`y = A(x) + \sigma \epsilon`.
 
     The prior is the density of a trained model without a flow on its coordinates, and
-    :math:`\epsilon \sim N(0, I)`. Hamiltonian Monte Carlo starts at the best linear estimate or one
-    of its projections, or, for noise below 0.04, at the mode, which Gauss-Newton steps find
+    :math:`\epsilon \sim N(0, I)`. A first estimate is the best linear one or one of its
+    projections, or, for noise below 0.04, the mode, which Gauss-Newton steps find. Four chains of
+    Hamiltonian Monte Carlo start around it, with the covariance of the errors of linear estimates
     (:class:`submanifold.inverse.posterior.Posterior`). A model of vectors works in the same way; x
     and y are then vectors in the units of the model.
 
@@ -67,7 +78,7 @@ def restore(
             model of a deepinv object.
         dim: Restrict the images to the manifold of this dimension. By default the prior is the
             density on all of space.
-        iterations: Iterations of the sampler; the first third is discarded.
+        iterations: Iterations of each chain; the first third is discarded.
         generator: Generator on the CPU. Images are restored in batches of 32; the samples of an
             image depend slightly on the others of its batch.
 
@@ -91,7 +102,9 @@ def restore(
     latents = latents_of(model, dim)
     operator, noise = _resolve(operator, noise)
     if iterations < 3:
-        raise UserError(f"iterations: expected 3 or more, got {iterations}. Use such as 60.")
+        raise UserError(
+            f"iterations: expected 3 or more, got {iterations}. Use such as {ITERATIONS}."
+        )
     weight = next(model.parameters())
     with torch.no_grad():
         x = latents.decode(weight.new_zeros(1, latents.dim))
@@ -115,16 +128,22 @@ def restore(
                 x = x.clamp(0, 1) if of_images else x
                 z = latents.encode(posterior.best_start(x)).nan_to_num(0.0, 0.0, 0.0)
             z = posterior.mode(z) if uses_mode else z
-            samples, acceptance = posterior.sample(z, iterations, progress.update)
             with torch.no_grad():
                 mode = latents.decode(z)
-            if of_images:
-                samples, mode = samples.clamp(0, 1), mode.clamp(0, 1)
-            parts.append((samples.mean(0), samples.std(0), acceptance, samples, mode))
-    image, std, rates, drawn, modes = zip(*parts, strict=True)
+                mode = mode.clamp(0, 1) if of_images else mode
+                deviations = ensemble.deviations(CHAINS // 2 * len(batch), generator)
+                starts = mode.repeat(CHAINS, *(1 for _ in x.shape[1:]))
+                starts = starts + torch.cat([deviations, -deviations])
+                starts = starts.clamp(0, 1) if of_images else starts
+                z = latents.encode(starts).nan_to_num(0.0, 0.0, 0.0)
+            samples, acceptance = posterior.sample(z, iterations, progress.update)
+            samples = samples.clamp(0, 1) if of_images else samples
+            reduction, samples = r_hat(samples), samples.flatten(0, 1)
+            parts.append((samples.mean(0), samples.std(0), acceptance, samples, reduction, mode))
+    image, std, rates, drawn, reductions, modes = zip(*parts, strict=True)
     return Restoration(
         torch.cat(image), torch.cat(std), torch.cat(rates), torch.cat(drawn, 1),
-        torch.cat(modes) if uses_mode else None,
+        torch.cat(reductions), torch.cat(modes) if uses_mode else None,
     )  # fmt: skip
 
 

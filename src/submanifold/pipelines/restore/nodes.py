@@ -113,13 +113,14 @@ def quality_table(measured: Mapping[str, Any], names: Mapping[str, str]) -> pd.D
 
 
 def coverage_table(measured: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the coverage by the posterior's intervals, and the acceptance rate, by task."""
+    """Return the coverage by the posterior's intervals, the acceptance rate and R-hat, by task."""
     levels = [*next(iter(measured.values()))["coverage"]]
     return pd.DataFrame({
         "task": [found["task"] for found in measured.values()],
         **{f"{float(level):.0%}": [format_percent(found["coverage"][level])
                                    for found in measured.values()] for level in levels},
         "acceptance rate": [f"{found['acceptance']:.2f}" for found in measured.values()],
+        "R-hat": [f"{found['r_hat']:.1f}" for found in measured.values()],
     })  # fmt: skip
 
 
