@@ -8,7 +8,7 @@ from calibrated import smooth_images
 from strategies import initialized_glow
 from submanifold.common.errors import UserError
 from submanifold.data import Batches
-from submanifold.flows import Affine
+from submanifold.flows import Affine, conditioning, make_conditional
 from submanifold.inverse import Denoise, Superresolve, restore
 from submanifold.inverse import posterior as posterior_module
 from submanifold.inverse.latents import latents_of
@@ -94,6 +94,25 @@ def test_the_covariance_of_laplace_is_that_of_the_closed_form(gaussian, dim):
     found = posterior.covariance_product(z, torch.eye(DIM).double())
     _, covariance = closed_form(gaussian, matrix, y, noise, dim)
     torch.testing.assert_close(found, covariance, atol=1e-4, rtol=0)
+
+
+def test_conditional_models_restore_events_of_their_context():
+    torch.manual_seed(0)
+    flow = make_conditional(Affine(DIM), classes=2)
+    for parameter in flow.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    model = Hierarchy([Stage(flow, dim=2)]).double().eval()
+    y = torch.zeros(2, 3).double()
+    matrix = torch.eye(DIM)[:3].double()
+    means = []
+    for label in range(2):
+        with conditioning(model, torch.tensor([label])):
+            found = restore(model, y, lambda x: x[:, :3], 0.03, iterations=6)
+            means.append(closed_form(model, matrix, y, 0.03)[0])
+        torch.testing.assert_close(found.image, means[-1], atol=1e-4, rtol=0)
+    assert (means[0] - means[1]).abs().max() > 0.1
+    with pytest.raises(UserError, match="context: expected one row for each event"):
+        restore(model, y, lambda x: x[:, :3], 0.03)
 
 
 def test_r_hat_compares_chains():

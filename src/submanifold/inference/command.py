@@ -377,11 +377,12 @@ def interpolate(
 @click.option("--iterations", type=click.IntRange(3), help="Iterations of the sampler.  "
               "[default: 20]")  # fmt: skip
 @dim_option
+@label_option
 @out_option("restorations", (FOLDER,), "Folder of PNG files and restorations.csv.")
 @device_option
 def restore(
     model: str, pictures: tuple[str, ...], task: str, noise: float | None, simulate: bool,
-    iterations: int | None, dim: int | None, out: Path, device: str,
+    iterations: int | None, dim: int | None, label: int | None, out: Path, device: str,
 ) -> None:  # fmt: skip
     """Restore PICTURES: denoise, inpaint, superresolve or deblur them, with the model as the prior.
 
@@ -398,6 +399,7 @@ def restore(
     from PIL import Image
 
     from submanifold.evaluation.samples import stored
+    from submanifold.inference.inputs import given_label
     from submanifold.inverse.comparison import LEVEL, coverage, image_psnr
     from submanifold.inverse.latents import latents_of
     from submanifold.inverse.operators import parse
@@ -407,7 +409,8 @@ def restore(
     if len(loaded.event_shape) != 3 or "size" not in loaded.data:
         raise UserError("MODEL: expected a model of images, got another one. Use another model.")
     problem = parse(task, loaded.event_shape, noise)
-    latents_of(loaded, dim)  # checks the arguments
+    with given_label(loaded, label):
+        latents_of(loaded, dim)  # checks the arguments
     iterations = iterations or ITERATIONS
     if not simulate and problem.kind == "sense":
         raise UserError(
@@ -424,15 +427,11 @@ def restore(
     else:
         y = problem.operator(x) if problem.kind == "inpaint" else x
     generator = torch.Generator().manual_seed(0)
-    restored = restore_observations(
-        loaded,
-        y,
-        problem.operator,
-        problem.noise,
-        dim=dim,
-        iterations=iterations,
-        generator=generator,
-    )
+    with given_label(loaded, label):
+        restored = restore_observations(
+            loaded, y, problem.operator, problem.noise, dim=dim, iterations=iterations,
+            generator=generator,
+        )  # fmt: skip
     restored = Restoration(*(each.cpu() for each in restored[:5]))
     residual = (problem.operator(restored.image) - y).flatten(1).square().mean(1).sqrt()
     table = pd.DataFrame({

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from submanifold.common.errors import UserError
-from submanifold.flows.conditional import is_conditional
+from submanifold.flows.conditional import MISSING, ContextModule, is_conditional
 from submanifold.models import Hierarchy, Model, Slice
 
 
@@ -40,7 +40,7 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
         dim: Dimension of a manifold, whose coordinates are the latents; by default all of space.
 
     Raises:
-        UserError: The model has charts, a condition, no density on all of space, or not the
+        UserError: The model has charts, a missing context, no density on all of space, or not the
             dimension.
     """
     if isinstance(model, Slice):
@@ -50,11 +50,9 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
             f"model: expected a hierarchy, got a {model.kind}. Use one of its charts, "
             "or train with charts=1."
         )
-    if is_conditional(model):
-        raise UserError(
-            "model: expected one without a condition, got a conditional model. Train one without "
-            "data.condition."
-        )
+    conditions = [each.condition for each in model.modules() if isinstance(each, ContextModule)]
+    if is_conditional(model) and all(each is None for each in conditions):
+        raise UserError(MISSING)
     manifold = model.part(1, model.manifold_stage)
     shift = 0.5 if len(model.event_shape) == 3 else 0.0
 

@@ -66,7 +66,8 @@ def restore(
     projections, or, for noise below 0.04, the mode, which Gauss-Newton steps find. Four chains of
     Hamiltonian Monte Carlo start around it, with the covariance of the errors of linear estimates
     (:class:`submanifold.inverse.posterior.Posterior`). A model of vectors works in the same way; x
-    and y are then vectors in the units of the model.
+    and y are then vectors in the units of the model. A conditional model is used inside of
+    :func:`submanifold.flows.conditioning`, with one context for all images.
 
     Args:
         model: A model of images.
