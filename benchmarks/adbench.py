@@ -220,7 +220,7 @@ def make_experiment(trim: float, models: int) -> Experiment:
     text = (PACKAGED_CONF / "base" / "parameters.yml").read_text(encoding="utf-8")
     # any vectors: data and manifold do not matter for the training of the density
     changes: dict[str, Any] = {
-        "dataset": "sphere", "method": "noise-conditional",
+        "dataset": "sphere", "method": "noise-conditional", "stage_1": {"dim": None},
         "density": {"likelihood": {"trim": trim}},
     }  # fmt: skip
     experiment = resolve(yaml.safe_load(text) | changes)
