@@ -222,20 +222,20 @@ def page(scores: pd.DataFrame) -> str:
     lines = []
     for name, own in scores.groupby("set", sort=False):
         wide = own.pivot_table(index=["row", "seed"], columns="method", values="score")
-        line: dict[str, Any] = {"set": name, "rows": own["training_rows"].iloc[0],
+        line: dict[str, Any] = {"set": name, "seeds": own["seed"].nunique(),
+                                "rows": own["training_rows"].iloc[0],
                                 "columns": own["columns"].iloc[0]}  # fmt: skip
         for method in METHODS:
-            line[method] = f"{wide[method].mean():.3f}"
+            line[method] = f"{wide[method].mean():.3f}".replace("-", "−")
         for method in METHODS:
             if method != FLOW:
                 line[f"minus {method}"] = _difference(wide[FLOW] - wide[method])
         lines.append(line)
     table = pd.DataFrame(lines)
-    first = ["set", *METHODS]
     seconds = scores.groupby(["set", "method", "seed"], sort=False)["seconds"].first()
     medians = seconds.groupby(["set", "method"], sort=False).mean().unstack()[list(METHODS)]
     return "\n\n".join([
-        table[[first[0], "rows", "columns", *first[1:]]].to_markdown(index=False),
+        table[["set", "seeds", "rows", "columns", *METHODS]].to_markdown(index=False),
         table[["set", *[each for each in table if each.startswith("minus")]]].to_markdown(
             index=False
         ),

@@ -189,12 +189,11 @@ def page(rows: pd.DataFrame, published: pd.DataFrame | None) -> str:
     lines = []
     for (task, count), own in rows.groupby(["task", "simulations"], sort=False):
         by_observation = own.groupby("observation")["c2st"].mean()
-        by_seed = own.groupby("seed")["c2st"].mean()
         line = {
             "task": task, "simulations": f"{count:,}", "flow": by_observation.mean(),
-            "lowest seed": by_seed.min(), "highest seed": by_seed.max(),
+            "seeds": own["seed"].nunique(),
             "observations": f"{by_observation.min():.3f} to {by_observation.max():.3f}",
-            "training, s": own.groupby("seed")["training_seconds"].first().mean(),
+            "training, s": round(own.groupby("seed")["training_seconds"].first().mean()),
         }  # fmt: skip
         if published is not None:
             same = (published["task"] == task) & (published["num_simulations"] == POWERS.get(count))
