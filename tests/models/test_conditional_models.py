@@ -5,10 +5,11 @@ import torch
 
 from strategies import assert_close, perturb
 from submanifold.common.errors import UserError
-from submanifold.flows import Affine, RealNVP, conditioning, context_of, make_conditional
-from submanifold.flows.conditional import ContextLayer
+from submanifold.flows import Affine, Glow, RealNVP, conditioning, context_of, make_conditional
+from submanifold.flows.conditional import ContextAffine, ContextLayer
 from submanifold.geometry import nearest
 from submanifold.models import Hierarchy, Model, ModelSettings, Stage, classify, on_manifold
+from submanifold.models.classifier import class_log_probs
 
 SMALL = {"type": "glow", "levels": 2, "steps": 1, "width": 4}
 STAGES = {
@@ -140,6 +141,25 @@ def test_the_bayes_classifier_of_two_gaussians_is_logistic():
         torch.testing.assert_close(classify(model, x, prior)[:, 1], expected)
 
 
+@pytest.fixture
+def passes(monkeypatch):
+    """List that grows with every pass through a Glow."""
+    calls, latents = [], Glow.latents
+    monkeypatch.setattr(Glow, "latents", lambda flow, x: calls.append(0) or latents(flow, x))
+    return calls
+
+
+def test_densities_of_all_classes_take_one_pass_of_the_flow(passes):
+    model = build("two stages")
+    for _ in range(2):  # events of one call are not taken for those of another
+        x = torch.rand(4, 3, 8, 8) - 0.5
+        expected = [model.log_prob(x, torch.tensor([label])) for label in range(3)]
+        passes.clear()
+        assert torch.equal(class_log_probs(model, x), torch.stack(expected, 1))
+        assert len(passes) == 1
+    assert model.stages[0].flow.shared is None
+
+
 def test_only_models_of_classes_classify():
     for model in (Hierarchy([Stage(RealNVP(6), 2)]), build("table", columns=2)):
         with pytest.raises(UserError, match="expected one that is conditional on a class"):
@@ -150,8 +170,8 @@ def test_gradients_reach_the_weights_of_the_classes_in_a_batch():
     model = build("two stages")
     log_prob = model.log_prob(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 1, 0]))
     (-log_prob.mean()).backward()
-    layers = [each for each in model.modules() if isinstance(each, ContextLayer)]
-    assert len(layers) == 4
+    layers = [each for each in model.modules() if isinstance(each, ContextLayer | ContextAffine)]
+    assert len(layers) == 3
     for layer in layers:
         assert layer.weight.grad[:, :2].abs().sum() > 0
         assert layer.weight.grad[:, 2].abs().sum() == 0

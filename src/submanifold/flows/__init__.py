@@ -7,6 +7,7 @@ from submanifold.flows.conditional import (
     context_of,
     is_conditional,
     make_conditional,
+    shared_latents,
 )
 from submanifold.flows.conformal import Conformal
 from submanifold.flows.coupling import (
@@ -41,5 +42,5 @@ __all__ = [
     "RealNVP", "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Tabular",
     "Trumpet", "Zuko", "build_flow", "conditioning", "context_of", "initialize", "is_conditional",
     "is_noise_conditional", "make_conditional", "noise_conditioning", "rebuild_flow",
-    "set_activation_checkpointing",
+    "set_activation_checkpointing", "shared_latents",
 ]  # fmt: skip

@@ -119,6 +119,64 @@ class ContextAffine(ContextModule, Bijection):
             return MAX_LOG_SCALE * torch.tanh(raw / MAX_LOG_SCALE), shift
 
 
+class ConditionalLatents(Flow):
+    r"""Flow whose context scales and shifts its latents, :math:`z = f(x)\, e^{s(c)} + t(c)`.
+
+    f does not depend on the context, so that the density is computed for all classes with one pass
+    through f, and f(x) is a mixture of normal distributions with one component for each class, as
+    in Izmailov et al. (2020). Subclasses implement :meth:`latents` and :meth:`events`, which are f
+    and its inverse.
+    """
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.of_context: ContextAffine | None = None
+        self.shares = False
+        self.shared: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+
+    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute f(x) (batch, latent_dim) and its log-determinant (batch,)."""
+        raise NotImplementedError
+
+    def events(self, z: Tensor) -> Tensor:
+        """Invert f."""
+        raise NotImplementedError
+
+    def add_context(self, size: int) -> None:
+        """Scale and shift the latents (:meth:`.Flow.add_context`)."""
+        self.of_context = ContextAffine(self.latent_dim, size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map events (batch, *event_shape) to latents (batch, latent_dim)."""
+        if not self.shares:
+            z, log_det = self.latents(x)
+        else:
+            if self.shared is None or self.shared[0] is not x:
+                self.shared = x, self.latents(x)
+            z, log_det = self.shared[1]
+        if self.of_context is None:
+            return z, log_det
+        z, of_context = self.of_context(z)
+        return z, log_det + of_context
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Map latents to events."""
+        return self.events(z if self.of_context is None else self.of_context.inverse(z))
+
+
+@contextmanager
+def shared_latents(model: nn.Module) -> Iterator[None]:
+    """Compute f of :class:`ConditionalLatents` once for several contexts of the same tensor x."""
+    flows = [each for each in model.modules() if isinstance(each, ConditionalLatents)]
+    for each in flows:
+        each.shares = True
+    try:
+        yield
+    finally:
+        for each in flows:
+            each.shares, each.shared = False, None
+
+
 class ContextEmbedding(nn.Module):
     """Embedding of a context: indicators of classes, or a perceptron of real variables.
 
@@ -174,8 +232,9 @@ class ContextEmbedding(nn.Module):
 def make_conditional(flow: AnyFlow, **context: int) -> AnyFlow:
     """Make an untrained flow depend on a context, in place.
 
-    An embedding of the context is added to the second layer of its networks with weights of 0, so
-    that it starts as the unconditional flow; flows of zuko use their own mechanism.
+    Flows of images and affine ones scale and shift their latents; in others, networks receive an
+    embedding of the context. The weights of the embedding start at 0, so that the flow starts as
+    the unconditional one; flows of zuko use their own mechanism.
 
     Args:
         flow: The flow.

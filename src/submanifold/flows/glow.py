@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
 from submanifold.flows import fast
-from submanifold.flows.bijection import Compose, Flow, full_precision
+from submanifold.flows.bijection import Compose, full_precision
+from submanifold.flows.conditional import ConditionalLatents
 from submanifold.flows.coupling import AffineCoupling, zero_initialized
 from submanifold.flows.linear import Linear, stack_inverses, stack_maps
 from submanifold.flows.reshape import Split, Squeeze, check_divisible
 
 
-class Glow(Flow):
+class Glow(ConditionalLatents):
     """Multi-scale flow: each level consists of a squeeze, flow steps and a split.
 
     The latents are ordered from the coarsest level to the finest, so that the first d of them
@@ -75,7 +76,7 @@ class Glow(Flow):
         self.splits: Sequence[Split] = nn.ModuleList(splits)  # type: ignore[assignment]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map images (batch, c, h, w) to latents (batch, c h w), coarsest first."""
         x = x.contiguous(memory_format=torch.channels_last)
         log_det, latents = x.new_zeros(len(x)), []
@@ -88,7 +89,7 @@ class Glow(Flow):
                 latents.append(latent)
         return torch.cat([z.flatten(1) for z in (x, *reversed(latents))], 1), log_det
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def events(self, z: Tensor) -> Tensor:
         """Map latents (batch, c h w) to images."""
         shapes = self.latent_shapes[::-1]
         x, *latents = (

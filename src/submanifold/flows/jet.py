@@ -11,14 +11,14 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
-from submanifold.flows.bijection import Bijection, Compose, Flow
-from submanifold.flows.conditional import ContextLayer
+from submanifold.flows.bijection import Bijection, Compose
+from submanifold.flows.conditional import ConditionalLatents
 from submanifold.flows.coupling import Coupling, zero_initialized
 from submanifold.flows.orthogonal import dct
 from submanifold.flows.reshape import channels_to_space, check_divisible, space_to_channels
 
 
-class Jet(Flow):
+class Jet(ConditionalLatents):
     """Couplings of the patches of an image, all at one resolution.
 
     Of five couplings, four split the channels of every patch into random halves, in complementary
@@ -71,12 +71,12 @@ class Jet(Flow):
         self.layers = Compose([PatchDCT(channels, patch), *map(PatchCoupling, masks, nets)])
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map images (batch, c, h, w) to latents (batch, c h w), lowest frequencies first."""
         z, log_det = self.layers(x)
         return z.flatten(1), log_det
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def events(self, z: Tensor) -> Tensor:
         """Map latents (batch, c h w) to images."""
         z = z.unflatten(1, self.grid).contiguous(memory_format=torch.channels_last)
         return self.layers.inverse(z)
@@ -109,11 +109,6 @@ class PatchCoupling(Coupling):
         super().__init__(net)
         self.register_buffer("mask", mask, persistent=False)
 
-    def add_context(self, size: int) -> None:
-        """Add an input for an embedding of the context to that of the patches."""
-        self.net.embed = ContextLayer(self.net.embed, size)
-        self.supports_checkpointing = False
-
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mask x; the identity transforms the masked values."""
         return x * self.mask, x
@@ -139,7 +134,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, grid: tuple[int, int, int], blocks: int, width: int, heads: int):
         super().__init__()
         channels, *self.sides = grid
-        self.embed: nn.Module = nn.Conv2d(channels, width, 3, padding=1)
+        self.embed = nn.Conv2d(channels, width, 3, padding=1)
         self.position = nn.Parameter(torch.randn(math.prod(self.sides), width) / width**0.5)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)

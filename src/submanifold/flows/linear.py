@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from submanifold.flows.bijection import Bijection, Flow, full_precision
-from submanifold.flows.conditional import ContextAffine
+from submanifold.flows.bijection import Bijection, full_precision
+from submanifold.flows.conditional import ConditionalLatents
 from submanifold.flows.initialization import DataInitialized
 from submanifold.flows.orthogonal import random_orthonormal
 
@@ -104,7 +104,7 @@ class Linear(DataInitialized, Bijection):
             self.weight.copy_(whitening.flip(0))
 
 
-class Affine(Linear, Flow):
+class Affine(ConditionalLatents, Linear):
     """Affine bijection of vectors.
 
     With a standard normal latent it is a Gaussian with full covariance; in a stage of dimension d,
@@ -117,21 +117,13 @@ class Affine(Linear, Flow):
         super().__init__(dim)
         self.event_shape, self.config = (dim,), {"dim": dim}
 
-    def add_context(self, size: int) -> None:
-        """Scale and shift the latents (:meth:`.Flow.add_context`)."""
-        self.of_context = ContextAffine(self.event_shape[0], size)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (batch, dim)."""
-        z, log_det = super().forward(x)
-        if "context" not in self.config:
-            return z, log_det
-        z, of_context = self.of_context(z)
-        return z, log_det + of_context
+        return Linear.forward(self, x)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def events(self, z: Tensor) -> Tensor:
         """Undo the map."""
-        return super().inverse(self.of_context.inverse(z) if "context" in self.config else z)
+        return Linear.inverse(self, z)
 
 
 def stack_maps(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, Compose, Injection
+from submanifold.flows.conditional import ConditionalLatents
 from submanifold.flows.glow import Level, affine_coupling
 from submanifold.flows.injective import InjectiveLinear
 from submanifold.flows.linear import Linear
@@ -17,13 +18,13 @@ from submanifold.flows.reshape import check_divisible
 MIN_EXPANSION = 2  # coordinates that the last linear map receives, per latent
 
 
-class Trumpet(Injection):
+class Trumpet(ConditionalLatents, Injection):
     """Steps of Glow and injective 1x1 convolutions, which halve the channels.
 
     Each level squeezes an image, applies steps and halves the channels, as long as at least twice
     ``dim`` coordinates remain; the last linear map reduces them to ``dim`` (Kothari et al. 2021,
     arXiv 2102.10461). A vector passes through steps of RealNVP and one linear map. The left inverse
-    is exact, but the determinant of J^T J has no closed form.
+    is exact, but the determinant of J^T J has no closed form. All contexts have one manifold.
 
     Data-dependent initialization keeps the principal directions of the input of each linear map.
 
@@ -74,16 +75,16 @@ class Trumpet(Injection):
         self.last = InjectiveLinear(math.prod(self.inner_shape), dim, whiten=True)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map events (batch, ...) to u (batch, d); the log-determinant is NaN."""
         h = x
         for layer in self.layers:
             h = layer(h)[0] if isinstance(layer, Bijection) else layer(h)
         return self.last(h.flatten(1)), x.new_full((len(x),), torch.nan)
 
-    def inverse(self, u: Tensor) -> Tensor:
-        """Map u (batch, d) to events on the manifold."""
-        x = self.last.inverse(u).unflatten(1, self.inner_shape)
+    def events(self, z: Tensor) -> Tensor:
+        """Map latents (batch, d) to events on the manifold."""
+        x = self.last.inverse(z).unflatten(1, self.inner_shape)
         for layer in reversed(self.layers):
             x = layer.inverse(x)
         return x

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from submanifold.common.errors import UserError
-from submanifold.flows import context_of
+from submanifold.flows import context_of, shared_latents
 from submanifold.models.model import Model
 
 
@@ -32,13 +32,24 @@ def classify(model: Model, x: Tensor, prior: Tensor | None = None) -> Tensor:
         >>> classify(model, torch.randn(4, 2)).shape
         torch.Size([4, 3])
     """
+    log_joint = class_log_probs(model, x)
+    return (log_joint if prior is None else log_joint + prior.to(log_joint).log()).softmax(1)
+
+
+def class_log_probs(model: Model, x: Tensor) -> Tensor:
+    """Compute log p(x | y) of every class y, (batch, classes).
+
+    A flow that depends on the class in its latents only is computed once.
+
+    Raises:
+        UserError: The model is not conditional on a class, or has no density on R^D.
+    """
     classes = context_of(model).get("classes")
     if classes is None:
         raise UserError(
             "model: expected one that is conditional on a class, got another one. Train it with "
             "data.condition=label."
         )
-    log_probs = [model.log_prob(x, torch.tensor([label], device=x.device))
-                 for label in range(classes)]  # fmt: skip
-    log_joint = torch.stack(log_probs, 1)
-    return (log_joint if prior is None else log_joint + prior.to(log_joint).log()).softmax(1)
+    with shared_latents(model):
+        labels = torch.arange(classes, device=x.device)
+        return torch.stack([model.log_prob(x, label) for label in labels.split(1)], 1)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.autograd.function import once_differentiable
 
-from submanifold.flows.conditional import ContextLayer
 from submanifold.flows.fast import kernels
 
 
@@ -33,10 +32,7 @@ def supports(x: Tensor, net: nn.Module) -> bool:
         # tangents have no gradient
         and not (torch.is_grad_enabled() and _is_dual(x))
         # products by torch are slower than its convolutions, except in bfloat16
-        and (
-            kernels.has_steps(_dtype())
-            or (_dtype() is torch.bfloat16 and not _is_dual(x) and not _context_layers([net]))
-        )
+        and (kernels.has_steps(_dtype()) or (_dtype() is torch.bfloat16 and not _is_dual(x)))
     )
 
 
@@ -50,14 +46,14 @@ def affine_coupling(
 ) -> tuple[Tensor, Tensor]:
     """Compute an affine coupling of the channels of images (B, C, H, W), or its inverse.
 
-    The net has convolutions of 3x3, 1x1 and 3x3 with ReLUs between them; the second one may be
-    inside of a :class:`.ContextLayer`. Under autocast its products are in bfloat16; images and
-    log-determinants are float32. With ``checkpointing`` the backward pass recomputes the hidden
-    layers. Returns the output, and the log-determinant (B,) of the computed direction.
+    The net has convolutions of 3x3, 1x1 and 3x3 with ReLUs between them. Under autocast its
+    products are in bfloat16; images and log-determinants are float32. With ``checkpointing`` the
+    backward pass recomputes the hidden layers. Returns the output, and the log-determinant (B,) of
+    the computed direction.
     """
     if kernels.has_steps(_dtype()):
         return flow_steps(x, [net], inverse, checkpointing)
-    return Coupling.apply(x, *_parameters(net), _dtype(), inverse, checkpointing)
+    return Coupling.apply(x, *net.parameters(), _dtype(), inverse, checkpointing)
 
 
 def flow_steps(
@@ -74,14 +70,12 @@ def flow_steps(
     ``shifts`` (steps, C) are the linear maps, None the identity. Other arguments and the results
     are those of :func:`affine_coupling`.
     """
-    parameters = [each for net in nets for each in _parameters(net)]
-    layers = _context_layers(nets)
-    contexts = torch.stack([each.bias_of(x) for each in layers]).float() if layers else None
+    parameters = [each for net in nets for each in net.parameters()]
     if _is_dual(x):
-        return _dual_steps(x, _by_step(parameters, matrices, shifts), inverse, contexts)
+        return _dual_steps(x, _by_step(parameters, matrices, shifts), inverse)
     save = torch.is_grad_enabled()
     options = _dtype(), inverse, checkpointing, save
-    return Steps.apply(x, matrices, shifts, contexts, *options, *parameters)
+    return Steps.apply(x, matrices, shifts, *options, *parameters)
 
 
 class Coupling(torch.autograd.Function):
@@ -144,15 +138,14 @@ class Steps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         """Compute the steps."""
-        matrices, shifts, contexts, dtype, inverse, checkpointing, save, *parameters = arguments
+        matrices, shifts, dtype, inverse, checkpointing, save, *parameters = arguments
         y, log_det = x.permute(0, 2, 3, 1).contiguous(), x.new_zeros(len(x))
         ctx.steps = []
-        for index, weights in enumerate(_by_step(parameters, matrices, shifts)):
-            context = None if contexts is None else contexts[index]
-            y, ld, saved = kernels.step(y, weights, dtype, inverse, save, checkpointing, context)
+        for weights in _by_step(parameters, matrices, shifts):
+            y, ld, saved = kernels.step(y, weights, dtype, inverse, save, checkpointing)
             log_det += ld
             ctx.steps.append(saved)
-        ctx.save_for_backward(matrices, shifts, contexts, *parameters)
+        ctx.save_for_backward(matrices, shifts, *parameters)
         ctx.dtype, ctx.inverse = dtype, inverse
         return y.permute(0, 3, 1, 2), log_det
 
@@ -161,40 +154,34 @@ class Steps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of the input, the linear maps and the parameters."""
         dz, dlog_det = gradients[0].permute(0, 2, 3, 1).contiguous(), gradients[1].contiguous()
-        matrices, shifts, contexts, *parameters = ctx.saved_tensors
+        matrices, shifts, *parameters = ctx.saved_tensors
         by_step: list[list[Tensor]] = []
-        dcontexts: list[Tensor] = []
         only_x = not any(_needs_gradient(node) for node, _ in ctx.next_functions[1:])
         for index, weights in reversed([*enumerate(_by_step(parameters, matrices, shifts))]):
             saved = ctx.steps[index]
-            context = None if contexts is None else contexts[index]
-            dz, dweights, dcontext = kernels.step_backward(
-                dz, dlog_det, saved, weights, ctx.dtype, ctx.inverse, only_x, context
+            dz, dweights = kernels.step_backward(
+                dz, dlog_det, saved, weights, ctx.dtype, ctx.inverse, only_x
             )
             if not only_x:  # rows of a Jacobian call this many times
                 ctx.steps[index] = saved._replace(hidden=None)
             by_step.insert(0, dweights)
-            if dcontext is not None:
-                dcontexts.insert(0, dcontext)
         dx = dz.permute(0, 3, 1, 2)
         if only_x:
-            return (dx, *[None] * (7 + len(parameters)))
+            return (dx, *[None] * (6 + len(parameters)))
         of_nets = [each for dweights in by_step for each in dweights[:6]]
         of_maps = [torch.stack(each) for each in [*zip(*by_step, strict=True)][6:]]
-        of_contexts = torch.stack(dcontexts) if dcontexts else None
-        return dx, *(of_maps or (None, None)), of_contexts, None, None, None, None, *of_nets
+        return dx, *(of_maps or (None, None)), None, None, None, None, *of_nets
 
 
 @torch.no_grad()
 def _dual_steps(
-    x: Tensor, by_step: Sequence[Sequence[Tensor]], inverse: bool, contexts: Tensor | None
+    x: Tensor, by_step: Sequence[Sequence[Tensor]], inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """:func:`flow_steps` of a dual tensor; the weights and the context have no tangents."""
+    """:func:`flow_steps` of a dual tensor; the weights have no tangents."""
     y, dy = (part.permute(0, 2, 3, 1).contiguous() for part in unpack_dual(x))
     log_det, dlog_det = x.new_zeros(len(x)), x.new_zeros(len(x))
-    for index, weights in enumerate(by_step):
-        context = None if contexts is None else contexts[index]
-        y, dy, ld, dld = kernels.dual_step(y, dy, weights, _dtype(), inverse, context)
+    for weights in by_step:
+        y, dy, ld, dld = kernels.dual_step(y, dy, weights, _dtype(), inverse)
         log_det, dlog_det = log_det + ld, dlog_det + dld
     y, dy = y.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2)
     return make_dual(y, dy), make_dual(log_det, dlog_det)
@@ -231,14 +218,13 @@ def _as_matrices(parameters: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tens
 
 def _is_glow_net(net: nn.Sequential, x: Tensor) -> bool:
     """Whether the net has the layers, the shapes and the dtype that the kernels do not check."""
-    layers = [layer.layer if type(layer) is ContextLayer else layer for layer in net]
-    if [type(layer) for layer in layers] != [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Conv2d]:
+    if [type(layer) for layer in net] != [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Conv2d]:
         return False
-    convolutions: list[Any] = layers[::2]
+    convolutions: list[Any] = [*net][::2]
     channels, width = x.shape[1], len(convolutions[0].weight)
     shapes = [(width, channels // 2, 3, 3), (width,), (width, width, 1, 1), (width,),
               (channels, width, 3, 3), (channels,)]  # fmt: skip
-    weights = _parameters(net)
+    weights = [*net.parameters()]
     return (
         channels % 2 == 0
         and [weight.shape for weight in weights] == shapes
@@ -247,16 +233,6 @@ def _is_glow_net(net: nn.Sequential, x: Tensor) -> bool:
         and all(conv.stride == conv.dilation == (1, 1) for conv in convolutions)
         and all(conv.padding_mode == "zeros" for conv in convolutions)
     )
-
-
-def _parameters(net: nn.Module) -> list[Tensor]:
-    """Return the parameters of the convolutions of a net."""
-    convolutions = (each for each in net.modules() if isinstance(each, nn.Conv2d))
-    return [weight for each in convolutions for weight in each.parameters()]
-
-
-def _context_layers(nets: Iterable[nn.Module]) -> list[ContextLayer]:
-    return [each for net in nets for each in net.modules() if isinstance(each, ContextLayer)]
 
 
 def _is_dual(x: Tensor) -> bool:

@@ -641,10 +641,9 @@ void neighbours(const Sizes& s, const float* x, T* to, long images, long C, long
 }
 
 // Weights of convolutions, channels last: [width, 9, half], [width, width], [C, 9, width]. The linear
-// map precedes the coupling, or follows its inverse; there is none if matrix is null. If context is
-// not null, it is added to the second bias of each image, [B, width].
+// map precedes the coupling, or follows its inverse; there is none if matrix is null.
 template <typename F> struct Net {
-    F *w1, *b1, *w2, *b2, *w3, *b3, *matrix, *shift, *context;
+    F *w1, *b1, *w2, *b2, *w3, *b3, *matrix, *shift;
 };
 
 // to = matrix from + shift for P pixels; the matrix is transposed and paired
@@ -671,15 +670,13 @@ inline void mix_backward(const float* d, const float* from, float* dmatrix, floa
 
 // The first two layers of a net
 template <typename T> struct Hidden {
-    long N, inputs, K, width, pixels;
+    long N, inputs, K;
     T *w1, *w2;
     float *b1, *b2;
-    const float* context;
 
     Hidden() = default;
     Hidden(const Sizes& s, const Net<const float>& net)
-        : N(s.hidden()), inputs(s.inputs()), K(9 * s.half()), width(s.width), pixels(s.pixels()),
-          context(net.context) {
+        : N(s.hidden()), inputs(s.inputs()), K(9 * s.half()) {
         const long width = s.width, K = this->K;
         w1 = scratch<T, 10>(inputs * N), w2 = scratch<T, 11>(N * N);
         const auto identity = [](long k) { return k; };
@@ -694,16 +691,10 @@ template <typename T> struct Hidden {
         }
     }
 
-    // h1 and h2 of P pixels, from image `first` on, with the neighbours u
-    void operator()(const T* u, T* h1, T* h2, long P, long first) const {
+    // h1 and h2 of P pixels with the neighbours u
+    void operator()(const T* u, T* h1, T* h2, long P) const {
         multiply_relu(u, inputs, w1, P, N, round_up(K, PAIR<T>), b1, h1);
-        if (!context) return multiply_relu(h1, N, w2, P, N, N, b2, h2);
-        float* bias = scratch<float, 31>(N);
-        std::memcpy(bias, b2, N * sizeof(float));
-        for (long p = 0; p < P; p += pixels, first++) {
-            for (long n = 0; n < width; n++) bias[n] = b2[n] + context[first * width + n];
-            multiply_relu(h1 + p * N, N, w2, pixels, N, N, bias, h2 + p * N);
-        }
+        multiply_relu(h1, N, w2, P, N, N, b2, h2);
     }
 
     // Their tangents along du
@@ -768,7 +759,7 @@ void step(const Sizes& s, const Net<const float>& net, const float* x, float* t,
             from = between;
         }
         neighbours(s, from, u, images, half, C, inputs);
-        layers(u, h1, h2, P, first);
+        layers(u, h1, h2, P);
         multiply(h2, N, w3, P, outputs, N, v);
         with_channels(C, [=, &s, &net](auto channels) {
             for (long b = 0; b < images; b++)
@@ -837,7 +828,7 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         if (h)
             h1 = h + p * N, h2 = h + (s.B * s.pixels() + p) * N;
         else
-            layers(u, h1 = scratch<T, 1>(P * N), h2 = scratch<T, 2>(P * N), P, first);
+            layers(u, h1 = scratch<T, 1>(P * N), h2 = scratch<T, 2>(P * N), P);
 
         // dt is the gradient between the linear map and the coupling
         const float* d = dz + p * C;
@@ -863,16 +854,7 @@ void step_backward(const Sizes& s, const Net<const float>& net, const float* dz,
         add_rows(dnet, P, C, gb3);
 
         T *dh2 = scratch<T, 4>(P * N), *dh1 = scratch<T, 5>(P * N);
-        const long M = g && g->context ? s.pixels() : P;  // rows with a common sum
-        for (long p = 0; p < P; p += M) {
-            float* sum = g && g->context ? scratch<float, 31>(N) : gb2;
-            if (sum != gb2) std::memset(sum, 0, N * sizeof(float));
-            multiply_relu_backward(dv + p * outputs, outputs, w3, M, N, round_up(9 * C, PAIR<T>),
-                                   h2 + p * N, dh2 + p * N, sum);
-            if (sum == gb2) continue;
-            for (long n = 0; n < N; n++) gb2[n] += sum[n];
-            std::memcpy(g->context + (first + p / M) * width, sum, width * sizeof(float));
-        }
+        multiply_relu_backward(dv, outputs, w3, P, N, round_up(9 * C, PAIR<T>), h2, dh2, gb2);
         multiply_relu_backward(dh2, N, w2, P, N, N, h1, dh1, gb1);
         float* du = scratch<float, 22>(P * inputs);
         multiply(dh1, N, w1, P, inputs, N, du);

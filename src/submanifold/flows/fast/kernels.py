@@ -79,14 +79,13 @@ class Saved(NamedTuple):
 
 def step(
     x: Tensor, weights: Sequence[Tensor], dtype: torch.dtype, inverse: bool, save: bool,
-    checkpointing: bool, context: Tensor | None = None,
+    checkpointing: bool,
 ) -> tuple[Tensor, Tensor, Saved | None]:  # fmt: skip
     """Apply a linear map to the channels and then a coupling, or the inverse coupling first.
 
     ``weights`` are the six parameters of the coupling's net and, if there is a linear map, its
-    matrix (C, C) and shift (C,); ``context`` (B, width) is added to the bias of the second layer of
-    each image. Returns images, the log-determinant (B,) of the coupling, and with ``save`` what the
-    gradient needs.
+    matrix (C, C) and shift (C,). Returns images, the log-determinant (B,) of the coupling, and with
+    ``save`` what the gradient needs.
     """
     b, h, w, c = x.shape
     z, log_det, saved = torch.empty_like(x), x.new_empty(b), None
@@ -97,35 +96,32 @@ def step(
         saved = Saved(x, between, x.new_empty((b, h, w, c // 2)), hidden)
     _, to_between, to_log_scale, to_hidden = saved or (None,) * 4
     outputs = to_between, z, to_log_scale, log_det, to_hidden
-    given = _in_order(weights), _detached(context)
-    _call_step("step", dtype, x, *given, x, *outputs, None, None, None, inverse)
+    _call_step("step", dtype, x, _in_order(weights), x, *outputs, None, None, None, inverse)
     return z, log_det, saved
 
 
 def dual_step(
-    x: Tensor, dx: Tensor, weights: Sequence[Tensor], dtype: torch.dtype, inverse: bool,
-    context: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor, dx: Tensor, weights: Sequence[Tensor], dtype: torch.dtype, inverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute :func:`step` and its tangents along dx: z, dz, log_det, dlog_det."""
     z, dz = torch.empty_like(x), torch.empty_like(x)
     log_det, dlog_det = x.new_empty(len(x)), x.new_empty(len(x))
     outputs = None, z, None, log_det, None, dx, dz, dlog_det
-    _call_step("step", dtype, x, _in_order(weights), _detached(context), x, *outputs, inverse)
+    _call_step("step", dtype, x, _in_order(weights), x, *outputs, inverse)
     return z, dz, log_det, dlog_det
 
 
 def step_backward(
     dz: Tensor, dlog_det: Tensor, saved: Saved, weights: Sequence[Tensor], dtype: torch.dtype,
-    inverse: bool, only_x: bool, context: Tensor | None = None,
-) -> tuple[Tensor, list[Tensor], Tensor | None]:  # fmt: skip
-    """Compute the gradients of :func:`step`: of x, and unless ``only_x`` of weights and context."""
-    weights, context = _in_order(weights), _detached(context)
+    inverse: bool, only_x: bool,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Compute the gradients of :func:`step`: of x, and of the weights unless ``only_x``."""
+    weights = _in_order(weights)
     gradients = [] if only_x else [torch.empty_like(each) for each in weights]
     dx = torch.empty_like(dz)
-    dcontext = None if only_x or context is None else torch.empty_like(context)
-    tensors = dz, dlog_det, *saved, dx, None if only_x else _pointers(gradients, dcontext)
-    _call_step("step_backward", dtype, dz, weights, context, *tensors, inverse)
-    return dx, gradients, dcontext
+    tensors = dz, dlog_det, *saved, dx, None if only_x else _pointers(gradients)
+    _call_step("step_backward", dtype, dz, weights, *tensors, inverse)
+    return dx, gradients
 
 
 def unfold(x: Tensor, channels: int, dtype: torch.dtype, mirror: bool = False) -> Tensor:
@@ -186,26 +182,19 @@ def _in_order(weights: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _detached(context: Tensor | None) -> Tensor | None:
-    return None if context is None else context.detach().contiguous()
-
-
-def _pointers(tensors: Sequence[Tensor], context: Tensor | None) -> ctypes.Array:
-    """Create the struct ``Net`` of kernels.cpp; a missing linear map or context is null."""
-    net = (ctypes.c_void_p * 9)(*(each.data_ptr() for each in tensors))
-    net[8] = None if context is None else context.data_ptr()
-    return net
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
+    """Create the struct ``Net`` of kernels.cpp; a missing linear map is null."""
+    return (ctypes.c_void_p * 8)(*(each.data_ptr() for each in tensors))
 
 
 Argument = Tensor | ctypes.Array | int | None
 
 
 def _call_step(
-    name: str, dtype: torch.dtype, x: Tensor, weights: Sequence[Tensor], context: Tensor | None,
-    *arguments: Argument,
-) -> None:  # fmt: skip
+    name: str, dtype: torch.dtype, x: Tensor, weights: Sequence[Tensor], *arguments: Argument
+) -> None:
     sizes = (ctypes.c_long * 5)(*x.shape, len(weights[0]))
-    if not _call(name, dtype, sizes, _pointers(weights, context), *arguments):
+    if not _call(name, dtype, sizes, _pointers(weights), *arguments):
         raise MemoryError(f"Not enough memory for a coupling of images of shape {(*x.shape,)}.")
 
 
