@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from scipy import stats
 
 from calibrated import (
@@ -14,7 +13,7 @@ from calibrated import (
     conditional_rows,
     conditional_table_model,
 )
-from submanifold.cli import cli
+from commands import run, succeed
 from submanifold.common.errors import UserError
 from submanifold.inference import tables
 from submanifold.runs.command import usage_commands
@@ -39,18 +38,6 @@ def table(tmp_path):
     path = tmp_path / "table.csv"
     conditional_rows(ROWS, 2).to_csv(path, index=False)
     return path
-
-
-def run(*arguments):
-    result = CliRunner().invoke(cli, [str(each) for each in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def succeed(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def refused(*arguments):

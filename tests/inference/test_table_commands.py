@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 import scipy
 import torch
-from click.testing import CliRunner
 
 from calibrated import png, smooth_images
+from commands import run, succeed
 from strategies import perturb
-from submanifold.cli import cli
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import RealNVP
@@ -58,18 +57,6 @@ def table(tmp_path):
     path = tmp_path / "table.csv"
     rows(ROWS, 2).to_csv(path, index=False)
     return path
-
-
-def run(*arguments):
-    result = CliRunner().invoke(cli, [str(each) for each in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def succeed(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def test_log_prob_is_a_density_in_the_units_of_the_table(model):

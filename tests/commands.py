@@ -1,0 +1,17 @@
+"""Commands of the program, run in this process."""
+
+from click.testing import CliRunner
+
+from submanifold.cli import cli
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli, [str(each) for each in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
