@@ -1,5 +1,7 @@
 """Restorations, against the closed form of a linear-Gaussian model."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from submanifold.data import Batches
 from submanifold.flows import Affine, conditioning, make_conditional
 from submanifold.inverse import Denoise, Superresolve, restore
 from submanifold.inverse import posterior as posterior_module
+from submanifold.inverse.gaussian import Gaussian
 from submanifold.inverse.latents import latents_of
-from submanifold.inverse.posterior import Ensemble, Posterior, r_hat
+from submanifold.inverse.posterior import Ensemble, Posterior
+from submanifold.inverse.sampler import r_hat
 from submanifold.models import Hierarchy, Mixture, Stage
 from submanifold.training import fit_rotation
 
@@ -39,6 +43,13 @@ def prior(model, dim=None):
     return mean, factor @ factor.T
 
 
+def without_gaussian(model):
+    """A copy of a model without the covariance of its data."""
+    copied = copy.deepcopy(model)
+    copied.gaussian = {}
+    return copied
+
+
 def closed_form(model, matrix, y, noise, dim=None):
     """Mean (batch, D) and covariance (D, D) of the posterior of a linear-Gaussian model."""
     mean, covariance = prior(model, dim)
@@ -54,6 +65,40 @@ def test_latents_have_the_density_of_the_model(gaussian):
     torch.testing.assert_close(gaussian.log_prob(x), expected)
     latents = latents_of(gaussian)
     torch.testing.assert_close(latents.decode(latents.encode(x)), x)
+
+
+@pytest.fixture
+def fitted(gaussian):
+    """The linear-Gaussian model with a rough covariance of its data, which is used as metric."""
+    latents, generator = latents_of(gaussian), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        x = latents.decode(torch.randn(60, DIM, generator=generator).double()).numpy()
+    gaussian.gaussian = Gaussian.fit(x[:40], x[40:]).to_tensors()
+    return gaussian
+
+
+def test_samples_in_events_are_those_of_the_closed_form(fitted):
+    matrix, noise = torch.randn(4, DIM).double(), 0.03
+    x = fitted.sample(2).double()
+    y = (x @ matrix.T)[[0] * 16 + [1] * 16]
+    found = restore(fitted, y, lambda x: x @ matrix.T, noise, iterations=90,
+                    generator=torch.Generator().manual_seed(0))  # fmt: skip
+    mean, covariance = closed_form(fitted, matrix, y, noise)
+    torch.testing.assert_close(found.image, mean, atol=1e-4, rtol=0)
+    assert 0.5 < found.acceptance.mean() < 0.95
+    assert found.r_hat.max() < 1.3
+    deviations = (found.samples - mean).flatten(0, 1)
+    std = covariance.diagonal().sqrt()
+    np.testing.assert_allclose(deviations.T.cov(), covariance, atol=0.08 * float(std.max()) ** 2)
+
+
+def test_nonlinear_operators_are_sampled_in_latents(fitted):
+    expected, found = (
+        restore(model, torch.full((2, DIM), 0.1).double(), lambda x: x.sin(), 0.03, iterations=6,
+                generator=torch.Generator().manual_seed(0))
+        for model in (fitted, without_gaussian(fitted))
+    )  # fmt: skip
+    assert torch.equal(found.image, expected.image)
 
 
 @pytest.mark.parametrize("dim", [None, 3])
@@ -140,7 +185,7 @@ def test_deviations_have_the_covariance_of_the_closed_form(gaussian, count, monk
     monkeypatch.setattr(posterior_module, "ENSEMBLE", 1024)
     matrix, noise = torch.randn(count, DIM).double(), 0.5
     ensemble = Ensemble(latents_of(gaussian), lambda x: x @ matrix.T, noise, matrix, None)
-    found = ensemble.deviations(4000, None)
+    found = ensemble.draw(4000)
     _, expected = closed_form(gaussian, matrix, torch.zeros(1, count).double(), noise)
     torch.testing.assert_close(found.T.cov(), expected, atol=0.1 * float(expected.max()), rtol=0)
 

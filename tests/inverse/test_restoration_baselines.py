@@ -36,29 +36,6 @@ def test_the_adjoint_and_the_matrix_agree(text):
     torch.testing.assert_close(adjoint_of(operator, SHAPE)(y).flatten(1), y.flatten(1) @ matrix)
 
 
-@pytest.mark.parametrize("text", ["denoise:0.1", "inpaint:2", "superresolve:2", "sense:5"])
-def test_lmmse_is_the_conditional_mean_of_a_gaussian(gaussian, text):
-    mean, covariance, pca = gaussian
-    task = parse(text, SHAPE)
-    matrix = matrix_of(task.operator, SHAPE).double().numpy()
-    y = task.observe(torch.rand(3, *SHAPE))
-    # by the precision of x given y rather than by the covariance of y
-    precision = np.linalg.inv(covariance) + matrix.T @ matrix / task.noise**2
-    residual = y.flatten(1).double().numpy() - matrix @ mean
-    expected = mean + np.linalg.solve(precision, matrix.T @ residual.T / task.noise**2).T
-    restored = baselines.lmmse(pca, task, SHAPE)(y)
-    np.testing.assert_allclose(restored.flatten(1), expected, atol=1e-4)
-
-
-def test_lmmse_with_few_axes_uses_an_isotropic_rest(gaussian):
-    _, _, pca = gaussian
-    variances = torch.cat([pca.variances[:5], torch.full((DIM - 5,), 0.01)]).double()
-    full, few = (PCA(pca.mean, pca.axes[:, :k], variances) for k in (DIM, 5))
-    task, y = parse("sense:7", SHAPE), torch.rand(3, 7)
-    expected = baselines.lmmse(full, task, SHAPE)(y)
-    torch.testing.assert_close(baselines.lmmse(few, task, SHAPE)(y), expected)
-
-
 def test_principal_components_restore_images_in_their_span(gaussian):
     _, _, pca = gaussian
     coordinates = torch.rand(3, 6, dtype=torch.double)

@@ -1,4 +1,4 @@
-"""Restoration without a flow, for linear operators: LMMSE, PCA, sparsity, total variation, BM3D.
+"""Restoration without a flow, for linear operators: PCA, sparsity, total variation, BM3D.
 
 All but BM3D use the training images or have a parameter that is chosen on validation images.
 Images are (batch, channels, height, width), pixels in [0, 1].
@@ -33,15 +33,23 @@ Restorer = Callable[[Tensor], Tensor]
 """A function of observations that returns images."""
 
 
-def matrix_of(operator: Operator, shape: Sequence[int]) -> Tensor:
-    """Return the matrix (observations, D) of a linear operator on images of a shape.
+def matrix_of(operator: Operator, shape: Sequence[int], like: Tensor | None = None) -> Tensor:
+    """Return the matrix (observations, D) of an affine operator on events of a shape.
+
+    Args:
+        operator: The operator.
+        shape: Shape of an event, of D elements.
+        like: A tensor with the dtype and device of events; single precision on the CPU by default.
 
     Example:
-        >>> matrix_of(lambda x: x.mean(1), (2, 1, 1)).tolist()
+        >>> matrix_of(lambda x: x.mean(1) + 3, (2, 1, 1)).tolist()
         [[0.5, 0.5]]
     """
-    basis = torch.eye(math.prod(shape)).split(BASIS_BATCH)
-    return torch.cat([operator(each.view(-1, *shape)).flatten(1) for each in basis]).T.contiguous()
+    basis = torch.eye(math.prod(shape))
+    basis = basis if like is None else basis.to(like)
+    offset = operator(torch.zeros_like(basis[:1]).view(1, *shape)).flatten(1)
+    images = (operator(each.view(-1, *shape)).flatten(1) for each in basis.split(BASIS_BATCH))
+    return torch.cat([image - offset for image in images]).T.contiguous()
 
 
 def adjoint_of(operator: Operator, shape: Sequence[int]) -> Restorer:
@@ -59,30 +67,6 @@ def adjoint_of(operator: Operator, shape: Sequence[int]) -> Restorer:
         return found
 
     return adjoint
-
-
-def lmmse(pca: PCA, task: Task, shape: Sequence[int]) -> Restorer:
-    r"""Linear minimum mean squared error estimator: the posterior mean of a Gaussian prior.
-
-    :math:`\hat x = \mu + C A^T (A C A^T + \sigma^2 I)^{-1} (y - A \mu)`, where the mean and the
-    covariance are those of :func:`.fit_gaussian`.
-    """
-    matrix = matrix_of(task.operator, shape).double()
-    variances = pca.shrunk_variances()
-    rest = float(variances[-1]) if pca.axes.shape[1] < len(variances) else 0.0
-    leading = variances[: pca.axes.shape[1]] - rest
-    along = matrix @ pca.axes  # A V
-    cross = pca.axes @ (leading[:, None] * along.T) + rest * matrix.T  # C A^T
-    inner = matrix @ cross
-    inner.diagonal().add_(task.noise**2)
-    gain = torch.linalg.solve(inner, cross.T, left=True).T
-    offset = matrix @ pca.mean
-
-    def restorer(y: Tensor) -> Tensor:
-        flat = pca.mean + (y.flatten(1).double() - offset) @ gain.T
-        return flat.view(-1, *shape).to(y)
-
-    return restorer
 
 
 def principal_components(pca: PCA, task: Task, shape: Sequence[int]) -> Callable[[int], Restorer]:

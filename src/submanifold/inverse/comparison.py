@@ -22,6 +22,7 @@ from submanifold.evaluation.reconstruction import evenly_spaced, psnr
 from submanifold.evaluation.samples import stored
 from submanifold.inverse import baselines
 from submanifold.inverse.baselines import Restorer
+from submanifold.inverse.gaussian import Gaussian, GaussianPosterior
 from submanifold.inverse.operators import Task
 from submanifold.inverse.restoration import Restoration, as_pixels, restore
 from submanifold.models import Model
@@ -32,7 +33,8 @@ OURS, MODE = "restore", "mode"
 METHODS = {
     OURS: "posterior mean with the model's density as the prior",
     MODE: "mode of the same posterior in the model's latents, for noise below 0.04",
-    "lmmse": "best linear estimator of a Gaussian with the covariance of the training images",
+    "lmmse": "best linear estimator for the covariance of the training images, shrunk toward a "
+    "nearly stationary one",
     "pca": "least squares in the span of principal components",
     "total_variation": "least squares with a penalty on the total variation",
     "wavelets": "least squares with a penalty on wavelet coefficients (sym4, cycle spinning)",
@@ -72,6 +74,8 @@ class Baselines:
 
     def __init__(self, train: np.ndarray, valid: np.ndarray) -> None:
         pca, _ = fit_gaussian(train, valid)
+        gaussian = Gaussian.fit(train, valid, rank=None).to(torch.empty(0))
+        self.gaussian = replace(gaussian, mean=gaussian.mean + 0.5)
         self.pca = replace(pca, mean=pca.mean + 0.5)  # pixels in [0, 1]
         self.valid = as_pixels(evenly_spaced(valid, VALID))
         self.shape = tuple(train.shape[1:])
@@ -88,7 +92,8 @@ class Baselines:
         size = len(observed[0].flatten())
         dims = [dim for dim in baselines.DIMS if dim <= min(size, self.pca.axes.shape[1])]
         components = baselines.principal_components(self.pca, task, self.shape)
-        found = {"lmmse": (baselines.lmmse(self.pca, task, self.shape), None),
+        linear = GaussianPosterior(self.gaussian, task.operator, task.noise)
+        found = {"lmmse": (lambda y: linear.estimate(y.flatten(1)), None),
                  "pca": fit(components, dims or [1])}  # fmt: skip
         regularizers = {"total_variation": baselines.total_variation,
                         "wavelets": baselines.wavelet_sparsity,

@@ -1,13 +1,14 @@
 """Latents of a model: coordinates with a standard normal density."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from submanifold.common.errors import UserError
 from submanifold.flows.conditional import MISSING, ContextModule, is_conditional
+from submanifold.inverse.gaussian import Gaussian
 from submanifold.models import Hierarchy, Model, Slice
 
 
@@ -22,6 +23,7 @@ class Latents:
         log_prob: Log-density of x in nats, (batch,); None if z are coordinates of a manifold.
         project: Projection of x onto the manifold of a dimension.
         max_dim: Largest dimension of these manifolds.
+        gaussian: A Gaussian of x with the covariance of the training data, if the model has one.
     """
 
     dim: int
@@ -30,6 +32,7 @@ class Latents:
     log_prob: Callable[[Tensor], Tensor] | None
     project: Callable[[Tensor, int], Tensor]
     max_dim: int
+    gaussian: Gaussian | None = None
 
 
 def latents_of(model: Model, dim: int | None = None) -> Latents:
@@ -55,6 +58,10 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
         raise UserError(MISSING)
     manifold = model.part(1, model.manifold_stage)
     shift = 0.5 if len(model.event_shape) == 3 else 0.0
+    gaussian = None
+    if model.gaussian:
+        fitted = Gaussian.from_tensors(model.gaussian)
+        gaussian = replace(fitted, mean=fitted.mean + shift).to(next(model.parameters()))
 
     def project(x: Tensor, dim: int) -> Tensor:
         return manifold.at_dim(dim).project(x - shift) + shift
@@ -63,7 +70,7 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
         at = manifold.at_dim(dim)
         return Latents(
             dim, lambda z: at.decode(z) + shift, lambda x: at.encode(x - shift)[0][:, :dim],
-            None, project, manifold.max_dim,
+            None, project, manifold.max_dim, gaussian,
         )  # fmt: skip
     if not model.has_density:
         raise UserError(
@@ -87,4 +94,4 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
     def log_prob(x: Tensor) -> Tensor:
         return manifold.log_prob(x - shift)
 
-    return Latents(len(scale), decode, encode, log_prob, project, manifold.max_dim)
+    return Latents(len(scale), decode, encode, log_prob, project, manifold.max_dim, gaussian)

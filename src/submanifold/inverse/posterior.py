@@ -10,12 +10,12 @@ without a determinant: decoded samples of z are samples of the posterior of x.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from submanifold.geometry.linearization import Linearization, jvp
+from submanifold.inverse.gaussian import GaussianPosterior
 from submanifold.inverse.latents import Latents
 
 ENSEMBLE, ENSEMBLE_BATCH = 4096, 128
@@ -24,16 +24,11 @@ FARTHEST = 4.0
 GAUSS_NEWTON_STEPS, CG_STEPS, HALVINGS = 12, 10, 4
 SMALLEST_DECREASE = 0.005
 """Relative decrease of U below which the search for the mode ends."""
-LEAPFROG_STEPS = 16
-BURN_IN = 1 / 3
-"""Share of the iterations that adapt the sampler and whose samples are discarded."""
-TARGET_ACCEPTANCE, SHRINKAGE = 0.7, 0.1
-FIRST_STEP_SIZE, LARGEST_FIRST_STEP_SIZE, JITTER = 0.01, 0.12, 0.2
 LARGEST_CURVATURE = 1e8
 PROBES, BLOCK = 8, 32
 """Random probes of an estimate of the metric, and neighboring coordinates that share a scale."""
-ADAPT_EVERY, ESTIMATES = 3, 3
-"""Iterations between estimates of the metric, and number of estimates that are averaged."""
+ESTIMATES = 3
+"""Number of estimates of the metric that are averaged."""
 COARSE_NOISE = 0.04
 """Noise from which on the mode is not used.
 
@@ -75,7 +70,7 @@ class Ensemble:
         root = math.sqrt(len(x))
         self._x, self._y = (x - self._mean) / root, (y - self._center) / root
         # whichever matrix is smaller: (Y^T Y + s^2 I)^-1 Y^T = Y^T (Y Y^T + s^2 I)^-1
-        self.noise, self._by_observation = noise, y.shape[1] <= len(y)
+        self.noise, self.generator, self._by_observation = noise, generator, y.shape[1] <= len(y)
         gram = self._y.T @ self._y if self._by_observation else self._y @ self._y.T
         gram.diagonal().add_(noise**2)
         self._factor = torch.linalg.cholesky(gram)
@@ -87,13 +82,13 @@ class Ensemble:
         """
         return (self._mean + self._weights(y - self._center) @ self._x).view(-1, *self.shape)
 
-    def deviations(self, count: int, generator: torch.Generator | None) -> Tensor:
+    def draw(self, count: int) -> Tensor:
         """Draw deviations from estimates, (count, ...), with the covariance of their errors.
 
         They are those of an ensemble Kalman update of events with the ensemble's covariance.
         """
-        prior = _draw((count, len(self._x)), generator, self._x)
-        noise = self.noise * _draw((count, self._y.shape[1]), generator, self._x)
+        prior = _draw((count, len(self._x)), self.generator, self._x)
+        noise = self.noise * _draw((count, self._y.shape[1]), self.generator, self._x)
         weights = prior - self._weights(prior @ self._y + noise)
         return (weights @ self._x).view(-1, *self.shape)
 
@@ -127,6 +122,11 @@ class Posterior:
     ) -> None:
         self.latents, self.operator, self.noise = latents, operator, noise
         self.y, self.generator = y.flatten(1), generator
+        self._estimates: list[Tensor] = []
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Compute g(z), (batch, ...)."""
+        return self.latents.decode(z)
 
     def observe(self, z: Tensor) -> Tensor:
         """Compute A(g(z)), (batch, m)."""
@@ -153,6 +153,17 @@ class Posterior:
             product = at.vjp(self.draw(at.image.shape))
             squares += product.square().nan_to_num(0.0, 0.0).clamp_max(LARGEST_CURVATURE)
         return squares / (PROBES * self.noise**2)
+
+    def metric(self, z: Tensor) -> "DiagonalMetric":
+        """Return the inverse of the mean of the curvature at z and of up to two estimates before.
+
+        The events of a batch share the relative curvature of blocks of coordinates, so that samples
+        depend slightly on the other events.
+        """
+        curvature = self.curvature(z).view(-1, len(self.y), z.shape[1])
+        self._estimates = [*self._estimates, curvature.mean(0)][-ESTIMATES:]
+        precision = _smooth(torch.stack(self._estimates).mean(0))
+        return DiagonalMetric(precision.repeat(len(curvature), 1), self.generator)
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """Draw standard normal numbers."""
@@ -220,7 +231,7 @@ class Posterior:
 
     def _solve(self, at: Linearization, right: Tensor) -> Tensor:
         """Solve (J^T A^T A J / sigma^2 + I) p = right approximately."""
-        scale = 1 / _metric(self.curvature(at.u.detach()))
+        scale = 1 / _smooth(self.curvature(at.u.detach()))
         step, direction = torch.zeros_like(right), scale * right
         product = (right * direction).sum(1, keepdim=True)
         for _ in range(CG_STEPS):
@@ -242,93 +253,86 @@ class Posterior:
         image = Linearization(self.latents.decode, z)
         return image.jvp(self._solve(Linearization(self.observe, z), image.vjp(weights)))
 
-    @torch.no_grad()
-    def sample(
-        self, z: Tensor, iterations: int, progress: Callable[[int], Any] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Draw samples by Hamiltonian Monte Carlo (Neal 2011) in several chains for each event.
 
-        The first third of the iterations is the burn-in, in which dual averaging (Hoffman & Gelman
-        2014, section 3.2) adapts the step size of each pair of chains to an acceptance rate of 0.7,
-        and the metric is estimated. The events of a batch share the relative metric of blocks of
-        coordinates, so that samples depend slightly on the other events.
+class DiagonalMetric:
+    """A diagonal covariance of latents with given precisions (chains * batch, n)."""
 
-        The momenta of the second half of the chains are those of the first with the opposite sign.
-        If their starts are symmetric about the mean of a linear-Gaussian posterior, so are their
-        samples, whose mean is exact.
+    def __init__(self, precision: Tensor, generator: torch.Generator | None) -> None:
+        self.precision, self.generator = precision, generator
 
-        Args:
-            z: Starts, an even number of copies of the batch, (chains * batch, n).
-            iterations: Number of iterations, each of 16 leapfrog steps.
-            progress: Called with 1 after each iteration.
+    def draw(self, count: int) -> Tensor:
+        """Draw velocities of the first chains, (count, n)."""
+        shape = (count, self.precision.shape[1])
+        return _draw(shape, self.generator, self.precision) / self.precision[:count].sqrt()
 
-        Returns:
-            Decoded samples after the burn-in, (samples, chains, batch, ...), and acceptance rates
-            (batch,).
-        """
-        batch = len(self.y)
-        chains = len(z) // batch
-        burn_in = math.ceil(BURN_IN * iterations)
-        estimates = [self.curvature(z).view(chains, batch, -1).mean(0)]
-        mass = _metric(estimates[0]).repeat(chains, 1)
-        energy, gradient = self.energy(z), self.gradient(z)
-        center = math.log(LARGEST_FIRST_STEP_SIZE)
-        log_step = torch.full_like(energy, math.log(FIRST_STEP_SIZE))
-        averaged, deficit = log_step, torch.zeros_like(energy)
-        acceptance, samples = torch.zeros_like(energy), []
-        for iteration in range(iterations):
-            size = (log_step if iteration < burn_in else averaged).exp()
-            uniform = torch.rand(2, len(z) // 2, generator=self.generator).to(z).repeat(1, 2)
-            size = (size * (1 + JITTER * (2 * uniform[0] - 1)))[:, None]
-            drawn = self.draw((len(z) // 2, z.shape[1]))
-            momentum = torch.cat([drawn, -drawn]) * mass.sqrt()
-            before = energy + (momentum.square() / mass).sum(1) / 2
-            new, new_gradient = z, gradient
-            for _ in range(LEAPFROG_STEPS):
-                momentum = momentum - size / 2 * new_gradient
-                new = new + size * momentum / mass
-                new_gradient = self.gradient(new)
-                momentum = momentum - size / 2 * new_gradient
-            new_energy = self.energy(new)
-            after = new_energy + (momentum.square() / mass).sum(1) / 2
-            rate = (before - after).exp().nan_to_num(0.0).clamp_max(1.0)
-            accepted = uniform[1] < rate
-            z = torch.where(accepted[:, None], new, z)
-            gradient = torch.where(accepted[:, None], new_gradient, gradient)
-            energy = torch.where(accepted, new_energy, energy)
-            if iteration >= burn_in:
-                acceptance = acceptance + rate / (iterations - burn_in)
-                x = self.latents.decode(z)
-                samples.append(x.reshape(chains, batch, *x.shape[1:]))
-            else:
-                count = iteration + 1
-                # the same for both chains of a pair, so that rounding errors do not grow
-                shared = rate.view(2, -1).mean(0).repeat(2)
-                deficit = deficit + TARGET_ACCEPTANCE - shared
-                log_step = center - math.sqrt(count) / SHRINKAGE * deficit / (count + 10)
-                averaged = averaged + count**-0.75 * (log_step - averaged)
-                if count % ADAPT_EVERY == 0 and count < burn_in - 1:
-                    estimate = self.curvature(z).view(chains, batch, -1).mean(0)
-                    estimates = [*estimates, estimate][-ESTIMATES:]
-                    mass = _metric(torch.stack(estimates).mean(0)).repeat(chains, 1)
-            if progress is not None:
-                progress(1)
-        return torch.stack(samples), acceptance.view(chains, batch).mean(0)
+    def covariance_product(self, v: Tensor) -> Tensor:
+        """Multiply v (chains * batch, n) by the covariance."""
+        return v / self.precision
+
+    def precision_product(self, v: Tensor) -> Tensor:
+        """Compute the squared norm of v, (chains * batch,)."""
+        return (v.square() * self.precision).sum(1)
 
 
-def r_hat(samples: Tensor) -> Tensor:
-    r"""Compute the potential scale reduction (Gelman & Rubin 1992) of each event, (batch,).
+class EventPosterior:
+    r"""The posterior in events x.
 
-    It is :math:`\sqrt{(W + B) / W}`, about 1 for chains that have converged: B is the variance
-    between the means of the chains, W that within the chains, both averaged over the elements of an
-    event.
+    Its energy, the negative log-density up to a constant, is
+
+    .. math:: U(x) = \frac{|A(x) - y|^2}{2 \sigma^2} - \log p(x)
+
+    With little noise it is sampled faster than that in latents: the first term, the stiff one, is
+    quadratic for a linear operator, so that the posterior of a Gaussian is a good metric.
 
     Args:
-        samples: (samples, chains, batch, ...).
+        latents: Latents of a model with a density on all of space.
+        operator: The operator A.
+        y: Observations, (batch, ...).
+        gaussian: The posterior of a Gaussian with this operator.
     """
-    flat = samples.flatten(3)
-    within, between = flat.var(0).mean((0, 2)), flat.mean(0).var(0).mean(1)
-    return (1 + between / within).sqrt()
+
+    def __init__(
+        self,
+        latents: Latents,
+        operator: Callable[[Tensor], Tensor],
+        y: Tensor,
+        gaussian: GaussianPosterior,
+    ) -> None:
+        self.latents, self.operator, self.gaussian = latents, operator, gaussian
+        self.y, self.generator = y.flatten(1), gaussian.generator
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    @torch.no_grad()
+    def energy(self, x: Tensor) -> Tensor:
+        """Compute U(x), (chains * batch,), infinite where it is not finite."""
+        return self._energy(x).nan_to_num(nan=torch.inf)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Compute the gradient of U, in the shape of x."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self._energy(x).sum(), x)
+        return gradient.nan_to_num(0.0, 0.0, 0.0)
+
+    def metric(self, x: Tensor) -> GaussianPosterior:
+        """Return the posterior of the Gaussian."""
+        return self.gaussian
+
+    def _energy(self, x: Tensor) -> Tensor:
+        observed = self.operator(x).flatten(1)
+        y = self.y.repeat(len(observed) // len(self.y), 1)
+        residual = (y - observed) / self.gaussian.noise
+        return residual.square().sum(1) / 2 - self.latents.log_prob(x)  # type: ignore[misc]
+
+
+def is_affine(operator: Callable[[Tensor], Tensor], like: Tensor) -> bool:
+    """Return whether an operator on events like those given, (1, ...), is affine."""
+    first, second = _draw((2, *like.shape), torch.Generator().manual_seed(0), like)
+    mean = operator((first + second) / 2)
+    return torch.allclose(mean, (operator(first) + operator(second)) / 2, rtol=1e-3, atol=1e-4)
 
 
 def has_forward_mode(operator: Callable[[Tensor], Tensor], x: Tensor) -> bool:
@@ -340,8 +344,11 @@ def has_forward_mode(operator: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     return True
 
 
-def _metric(curvature: Tensor) -> Tensor:
-    """Smooth estimates (batch, n) of the curvature: the batch's mean times scales of blocks."""
+def _smooth(curvature: Tensor) -> Tensor:
+    """Smooth estimates (batch, n) of the curvature, and add that of the prior, 1.
+
+    They become the mean of the batch times scales of blocks.
+    """
     pooled = curvature.mean(0).clamp_min(1e-12)
     blocks = (curvature / pooled).split(BLOCK, 1)
     scales = [each.mean(1, keepdim=True).expand_as(each) for each in blocks]

@@ -8,20 +8,23 @@ from torch import Tensor
 
 from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
+from submanifold.inverse.gaussian import LARGEST_OBSERVATION, GaussianPosterior
 from submanifold.inverse.latents import latents_of
 from submanifold.inverse.operators import Operator
 from submanifold.inverse.posterior import (
     COARSE_NOISE,
     Ensemble,
+    EventPosterior,
     Posterior,
     has_forward_mode,
-    r_hat,
+    is_affine,
 )
+from submanifold.inverse.sampler import Target, r_hat, sample
 from submanifold.models import Model
 
 BATCH = 32
 """Images that are restored at a time."""
-ITERATIONS, CHAINS = 20, 4
+ITERATIONS, CHAINS = 30, 4
 """Default number of iterations of the sampler, and chains for each image."""
 
 
@@ -118,26 +121,35 @@ def restore(
         )
     of_images = len(model.event_shape) == 3
     uses_mode = noise < COARSE_NOISE and has_forward_mode(operator, x)
-    ensemble = Ensemble(latents, operator, noise, weight, generator)
+    linear: Ensemble | GaussianPosterior
+    if latents.gaussian is None or y[0].numel() > LARGEST_OBSERVATION or not is_affine(operator, x):
+        linear = Ensemble(latents, operator, noise, weight, generator)
+    else:
+        linear = GaussianPosterior(latents.gaussian, operator, noise, generator)
+    has_fine_noise = latents.log_prob is not None and noise < COARSE_NOISE
     parts = []
     batches = y.to(weight.device).split(BATCH)
     with ProgressBar("restoring", "iterations", iterations * len(batches)) as progress:
         for batch in batches:
             posterior = Posterior(latents, operator, batch, noise, generator)
             with torch.no_grad():
-                x = ensemble.estimate(posterior.y)
+                x = linear.estimate(posterior.y)
                 x = x.clamp(0, 1) if of_images else x
                 z = latents.encode(posterior.best_start(x)).nan_to_num(0.0, 0.0, 0.0)
             z = posterior.mode(z) if uses_mode else z
             with torch.no_grad():
                 mode = latents.decode(z)
                 mode = mode.clamp(0, 1) if of_images else mode
-                deviations = ensemble.deviations(CHAINS // 2 * len(batch), generator)
+                deviations = linear.draw(CHAINS // 2 * len(batch))
                 starts = mode.repeat(CHAINS, *(1 for _ in x.shape[1:]))
                 starts = starts + torch.cat([deviations, -deviations])
+            target: Target = posterior
+            if has_fine_noise and isinstance(linear, GaussianPosterior):
+                target = EventPosterior(latents, operator, batch, linear)
+            else:
                 starts = starts.clamp(0, 1) if of_images else starts
-                z = latents.encode(starts).nan_to_num(0.0, 0.0, 0.0)
-            samples, acceptance = posterior.sample(z, iterations, progress.update)
+                starts = latents.encode(starts).nan_to_num(0.0, 0.0, 0.0)
+            samples, acceptance = sample(target, starts, CHAINS, iterations, progress.update)
             samples = samples.clamp(0, 1) if of_images else samples
             reduction, samples = r_hat(samples), samples.flatten(0, 1)
             parts.append((samples.mean(0), samples.std(0), acceptance, samples, reduction, mode))

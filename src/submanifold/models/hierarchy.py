@@ -187,7 +187,7 @@ class Hierarchy(Model):
             *outer, last = self.stages
             inner = Stage(last.flows, dim, last.off_manifold_scale, last.noise)
             model = Hierarchy([*outer, inner])
-        model.notes, model.data = self.notes, self.data
+        model.notes, model.data, model.gaussian = self.notes, self.data, self.gaussian
         model.calibration = {"why": (
             f"The calibration is for dimension {self.dim}, not {dim}. Score with the model as it "
             f"was trained, train one with stage_{self.manifold_stage}.dim={dim}, or set "

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from submanifold.models.model import Model
 
 CHECKSUM = "checksum"
+GAUSSIAN = "gaussian."
+"""Prefix of the names of tensors of :attr:`Model.gaussian`."""
 MIN_SIZE_LIMIT = 2**24
 
 
@@ -96,6 +98,9 @@ def _build(
     if header.get("model") not in kinds:
         raise UserError(f"model: expected one of {', '.join(kinds)}, got {header.get('model')}")
     kind, config = kinds[header["model"]], header["config"]
+    gaussian = {name.removeprefix(GAUSSIAN): tensor for name, tensor in tensors.items()
+                if name.startswith(GAUSSIAN)}  # fmt: skip
+    tensors = {name: each for name, each in tensors.items() if not name.startswith(GAUSSIAN)}
     largest = max(MIN_SIZE_LIMIT, sum(t.numel() for t in tensors.values()))
     integers = re.findall(r"(?<![\w.+-])\d+(?![\w.])", json.dumps(config))
     if any(int(each) > largest for each in integers):
@@ -112,7 +117,7 @@ def _build(
     model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     model.load_state_dict(tensors)
     model.notes, model.data = header["notes"], header["data"]
-    model.calibration = header["calibration"]
+    model.calibration, model.gaussian = header["calibration"], gaussian
     return model
 
 

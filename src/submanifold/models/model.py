@@ -14,7 +14,7 @@ from submanifold.common.device import choose_device, choose_precision
 from submanifold.common.errors import UserError
 from submanifold.flows.conditional import conditioning, is_conditional
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
-from submanifold.models.io import load_model, save_tensors
+from submanifold.models.io import GAUSSIAN, load_model, save_tensors
 from submanifold.models.stage import standard_normal_log_prob
 
 GRADIENTS, EXACT_GRADIENTS = 4, 16
@@ -63,6 +63,8 @@ class Model(nn.Module, ABC):
         calibration: JSON-serializable quantiles of anomaly scores on held-out data
             (:class:`submanifold.evaluation.calibration.Calibration`). Without a calibration it is
             empty or contains the reason as ``why``.
+        gaussian: Tensors of a Gaussian with the covariance of the training data, for restoration
+            (:class:`submanifold.inverse.gaussian.Gaussian`). Empty without one.
     """
 
     kinds: ClassVar[dict[str, type["Model"]]] = {}
@@ -88,6 +90,7 @@ class Model(nn.Module, ABC):
         self.notes: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
         self.calibration: dict[str, Any] = {}
+        self.gaussian: dict[str, Tensor] = {}
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Call :meth:`forward`, given the context of the events."""
@@ -248,7 +251,9 @@ class Model(nn.Module, ABC):
         """Write the model to a safetensors file, atomically."""
         header = {"model": self.kind, "config": self.config, "notes": self.notes,
                   "data": self.data, "calibration": self.calibration}  # fmt: skip
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        gaussian = {f"{GAUSSIAN}{name}": tensor for name, tensor in self.gaussian.items()}
+        tensors = {name: tensor.detach().cpu().contiguous()
+                   for name, tensor in (self.state_dict() | gaussian).items()}  # fmt: skip
         save_tensors(tensors, Path(path), header)
 
     @classmethod

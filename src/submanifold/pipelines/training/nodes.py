@@ -11,6 +11,7 @@ from submanifold.common.files import locked, read_json, write_json
 from submanifold.config.schema import LaunchSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
+from submanifold.inverse.gaussian import Gaussian
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.runs.launch import call
 from submanifold.runs.tracking import watch
@@ -135,13 +136,14 @@ def encode(
 def finish(
     model: Model,
     data: Any,
+    train: np.ndarray,
     valid: np.ndarray,
     device: str,
     launch: LaunchSettings,
     folder: Path,
     groups: Groups | None = None,
 ) -> Model:
-    """Add the facts about the training data and the calibration of anomaly scores.
+    """Add facts about the training data, their covariance and a calibration of anomaly scores.
 
     ``data`` are any :data:`.DataSettings`, as in :func:`measure_budget`.
     """
@@ -149,4 +151,6 @@ def finish(
     numbers = None if numbers is None else numbers[:MAX_NORMAL]
     arguments = (model, normal, choose_device(device), numbers)
     model.data, model.calibration = data.facts, call(launch, calibrate, *arguments, folder=folder)
+    if len(model.event_shape) == 3:
+        model.gaussian = Gaussian.fit(train, valid).to_tensors()
     return model

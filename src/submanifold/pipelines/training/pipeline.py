@@ -33,8 +33,8 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
         trains = name in experiment.trainings
         phases += _training(name, inputs[source], before, trains, budgeted)
         before = name
-    finished = {"model": f"{before}.model", "data": "params:data", "valid": "x_valid"}
-    finished |= {"folder": f"{before}.folder", **LAUNCHED}
+    finished = {"model": f"{before}.model", "data": "params:data", "train": "x_train"}
+    finished |= {"valid": "x_valid", "folder": f"{before}.folder", **LAUNCHED}
     if experiment.kind != "points":
         finished["groups"] = "groups"
     finishing = Pipeline([Node(finish, finished, "hierarchy", name="finish")])

@@ -1,0 +1,236 @@
+"""A Gaussian with the covariance of training data, and its posterior given observations."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy  # submodules load on first use
+import torch
+from torch import Tensor
+
+from submanifold.evaluation.baselines import (
+    LARGEST_COVARIANCE,
+    LEADING,
+    MOST_FITTED,
+    PCA,
+    pca_batches,
+)
+from submanifold.inverse.baselines import matrix_of
+
+RANK = 1024
+"""Axes of a Gaussian in the file of a model."""
+SMALLEST_SCALE = 1e-4
+"""Smallest standard deviation of a coordinate, relative to the largest."""
+LARGEST_OBSERVATION = 12_288
+"""Elements of an observation up to which the posterior is computed."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    r"""A normal density N(m, C) of events, :math:`C = B (U (\Lambda - r) U^T + r I) B^T`.
+
+    :math:`B^{-1}` standardizes coordinates: those of vectors, and of images the coefficients of
+    their cosine transform after a rotation of the channels. There the covariance of training events
+    is shrunk toward the identity, for images toward a nearly stationary covariance, which needs few
+    images. The axes U have shrunk eigenvalues, all others the eigenvalue r.
+
+    Attributes:
+        mean: m, in the shape of an event.
+        channels: Orthogonal matrix (channels, channels) of images; (0, 0) for vectors.
+        scale: Standard deviations of the coordinates, in the shape of an event.
+        axes: U, (D, k).
+        eigenvalues: Those of the axes, and r, (k + 1,).
+    """
+
+    mean: Tensor
+    channels: Tensor
+    scale: Tensor
+    axes: Tensor
+    eigenvalues: Tensor
+
+    @classmethod
+    def fit(cls, train: np.ndarray, valid: np.ndarray, rank: int | None = RANK) -> "Gaussian":
+        """Fit uint8 images or float vectors (N, ...), at most 16,384 of them.
+
+        Args:
+            train: Training events.
+            valid: Validation events, whose likelihood determines the shrinkage.
+            rank: Number of axes; None for all up to 6,144, and 2,048 of more.
+
+        Example:
+            >>> events = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+            >>> Gaussian.fit(events[:80], events[80:]).axes.shape
+            torch.Size([3, 3])
+        """
+        batches = pca_batches(train[:: math.ceil(len(train) / MOST_FITTED)])
+        dim = math.prod(train.shape[1:])
+        rank = dim if rank is None else min(rank, dim)
+        zero = torch.zeros(train.shape[1:], dtype=torch.double)
+        mean = sum((batch.double().sum(0) for batch in batches), zero) / len(batches)
+        channels = torch.zeros(0, 0, dtype=torch.double)
+        if mean.ndim == 3:
+            centered = (batch.double() - mean for batch in batches)
+            moments = torch.stack([torch.einsum("nchw,ndhw->cd", x, x) for x in centered])
+            channels = torch.linalg.eigh(moments.sum(0)).eigenvectors
+        ones = torch.ones_like(mean)
+        unscaled = cls(mean, channels, ones, torch.zeros(dim, 0), torch.ones(1).double())
+        squares = sum(
+            (unscaled.standardize(x.double() - mean).square().sum(0) for x in batches),
+            zero.flatten(),
+        )
+        scale = (squares / len(batches)).sqrt().view_as(mean)
+        scale = scale.clamp_min(max(float(scale.max()), 1e-12) * SMALLEST_SCALE)
+        standard = cls(mean, channels, scale, unscaled.axes, unscaled.eigenvalues)
+        whitened, held_out = (_Standardized(standard, x) for x in (batches, pca_batches(valid)))
+        if dim <= LARGEST_COVARIANCE:
+            pca = PCA.fit(whitened)
+        else:
+            pca = PCA.fit_leading(whitened, min(rank, LEADING, len(batches) - 1))
+        pca = pca.shrink(held_out)
+        axes, variances = pca.axes[:, :rank], pca.shrunk_variances()
+        rest = variances[min(axes.shape[1], dim - 1) :].mean()
+        eigenvalues = torch.cat([variances[: axes.shape[1]], rest[None]])
+        return cls(mean, channels, scale, axes, eigenvalues)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Gaussian":
+        """Build it from the result of :meth:`to_tensors`."""
+        return cls(**{name: tensor.double() for name, tensor in tensors.items()})
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return tensors by name: the axes in half precision, the others in single precision."""
+        tensors = {field.name: getattr(self, field.name).float() for field in fields(self)}
+        return {**tensors, "axes": self.axes.half()}
+
+    def to(self, like: Tensor) -> "Gaussian":
+        """Return it with the dtype and on the device of a tensor."""
+        return Gaussian(*(getattr(self, field.name).to(like) for field in fields(self)))
+
+    def standardize(self, deviations: Tensor) -> Tensor:
+        r"""Compute :math:`B^{-1} v` of deviations v from the mean, (batch, ...); (batch, D)."""
+        return (self._transform(deviations) / self.scale).flatten(1)
+
+    def covariance_product(self, v: Tensor) -> Tensor:
+        """Compute C v, in the shape of v (batch, ...)."""
+        c = (self._transform(v) * self.scale).flatten(1)  # B^T v
+        c = self.eigenvalues[-1] * c + c @ self.axes * self._above_rest @ self.axes.T
+        return self._inverse(c)
+
+    def precision_product(self, v: Tensor) -> Tensor:
+        r"""Compute :math:`v^T C^{-1} v`, (batch,)."""
+        c = self.standardize(v)
+        rest, leading = self.eigenvalues[-1], self.eigenvalues[:-1]
+        along = (c @ self.axes).square()
+        return c.square().sum(1) / rest + (along * (1 / leading - 1 / rest)).sum(1)
+
+    def draw(self, standard: Tensor) -> Tensor:
+        """Map standard normal numbers (batch, D) to deviations from the mean with covariance C."""
+        root = self.eigenvalues.sqrt()
+        along = standard @ self.axes * (root[:-1] - root[-1])
+        return self._inverse(root[-1] * standard + along @ self.axes.T)
+
+    def _inverse(self, c: Tensor) -> Tensor:
+        """Compute B c, in the shape of events, for coordinates (batch, D)."""
+        x = c.view(-1, *self.mean.shape) * self.scale
+        if len(self.channels):
+            columns, rows = self._cosines
+            x = torch.einsum("dc,ndhw->nchw", self.channels.T, columns.T @ x @ rows)
+        return x
+
+    def _transform(self, x: Tensor) -> Tensor:
+        """Compute the coordinates of events before they are divided by their scale."""
+        if len(self.channels):
+            columns, rows = self._cosines
+            x = columns @ torch.einsum("cd,nchw->ndhw", self.channels, x) @ rows.T
+        return x
+
+    @property
+    def _above_rest(self) -> Tensor:
+        return self.eigenvalues[:-1] - self.eigenvalues[-1]
+
+    @cached_property
+    def _cosines(self) -> tuple[Tensor, Tensor]:
+        height, width = self.mean.shape[1:]
+        return tuple(  # type: ignore[return-value]
+            torch.from_numpy(scipy.fft.dct(np.eye(side), norm="ortho", axis=0)).to(self.mean)
+            for side in (height, width)
+        )
+
+
+class _Standardized:
+    """Batches of standardized events."""
+
+    def __init__(self, gaussian: Gaussian, batches: Any) -> None:
+        self.gaussian, self.batches = gaussian, batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.batches:
+            yield self.gaussian.standardize(batch.double() - self.gaussian.mean)
+
+
+class GaussianPosterior:
+    r"""The posterior of events x with a normal density, given :math:`y = M x + \sigma \epsilon`.
+
+    It is normal, with the covariance :math:`P = C - K M C`, :math:`K = C M^T (M C M^T + \sigma^2
+    I)^{-1}`.
+
+    Args:
+        gaussian: The density of x.
+        operator: An affine operator with the matrix M, a function of events (batch, ...).
+        noise: Standard deviation :math:`\sigma`.
+        generator: Generator on the CPU.
+    """
+
+    def __init__(
+        self,
+        gaussian: Gaussian,
+        operator: Callable[[Tensor], Tensor],
+        noise: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.gaussian, self.noise, self.generator = gaussian, noise, generator
+        self.shape = gaussian.mean.shape
+        mean = gaussian.mean[None]
+        self.observed = operator(mean).flatten(1)
+        self.matrix = matrix_of(operator, self.shape, mean)
+        # in double precision, because posterior variances are small differences of large ones
+        precise = gaussian.to(torch.empty((), dtype=torch.double, device=mean.device))
+        matrix = self.matrix.double()
+        cross = precise.covariance_product(matrix.view(-1, *self.shape)).flatten(1)  # M C
+        inner = cross @ matrix.T
+        inner.diagonal().add_(noise**2)
+        factor = torch.linalg.cholesky(inner)
+        self.gain = torch.cholesky_solve(cross, factor).T.to(mean).contiguous()  # K, (D, m)
+
+    def estimate(self, y: Tensor) -> Tensor:
+        """Return the posterior means of events, given observations (batch, m)."""
+        return self.gaussian.mean + self._as_events((y - self.observed) @ self.gain.T)
+
+    def draw(self, count: int) -> Tensor:
+        """Draw deviations from the posterior mean, (count, ...)."""
+        standard = self._normal(count, self.gain.shape[0])
+        noise = self.noise * self._normal(count, self.gain.shape[1])
+        return self._corrected(self.gaussian.draw(standard), noise)
+
+    def covariance_product(self, v: Tensor) -> Tensor:
+        """Compute P v, in the shape of v (batch, ...)."""
+        return self._corrected(self.gaussian.covariance_product(v), 0.0)
+
+    def precision_product(self, v: Tensor) -> Tensor:
+        r"""Compute :math:`v^T P^{-1} v = v^T C^{-1} v + |M v|^2 / \sigma^2`, (batch,)."""
+        observed = v.flatten(1) @ self.matrix.T
+        return self.gaussian.precision_product(v) + observed.square().sum(1) / self.noise**2
+
+    def _corrected(self, v: Tensor, noise: Tensor | float) -> Tensor:
+        observed = v.flatten(1) @ self.matrix.T + noise
+        return v - self._as_events(observed @ self.gain.T)
+
+    def _as_events(self, x: Tensor) -> Tensor:
+        return x.view(-1, *self.shape)
+
+    def _normal(self, *shape: int) -> Tensor:
+        drawn = torch.randn(shape, generator=self.generator, dtype=self.gain.dtype)
+        return drawn.to(self.gain.device)

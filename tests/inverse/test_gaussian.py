@@ -1,0 +1,107 @@
+"""The Gaussian with the covariance of training data, against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from strategies import initialized_glow
+from submanifold.inverse import parse
+from submanifold.inverse.baselines import matrix_of
+from submanifold.inverse.gaussian import Gaussian, GaussianPosterior
+from submanifold.models import Model
+
+SHAPES = [(2, 4, 4), (3, 2, 6), (9,)]
+
+
+def texture(count, seed, shape=(2, 8, 8)):
+    """Stationary images: averages of neighbors in noise."""
+    noise = np.random.default_rng(seed).normal(size=(count, *shape)).cumsum(1)
+    mixed = noise + np.roll(noise, 1, 2) + np.roll(noise, 1, 3)
+    return (128 + 20 * mixed).clip(0, 255).astype(np.uint8)
+
+
+def fitted(shape, rank=4):
+    """A Gaussian in double precision with random axes, and its dense covariance."""
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(math.prod(shape),) * 2) / 10
+    events = (rng.normal(size=(400, math.prod(shape))) @ mixing).reshape(400, *shape)
+    found = Gaussian.fit(events[:300].astype(np.float32), events[300:].astype(np.float32), rank)
+    basis = torch.eye(math.prod(shape)).double().view(-1, *shape)
+    return found, found.covariance_product(basis).flatten(1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_and_draws_have_one_covariance(shape):
+    gaussian, covariance = fitted(shape)
+    torch.testing.assert_close(covariance, covariance.T)
+    v = torch.randn(5, *shape).double()
+    expected = (v.flatten(1) @ torch.linalg.inv(covariance) * v.flatten(1)).sum(1)
+    torch.testing.assert_close(gaussian.precision_product(v), expected)
+    factor = gaussian.draw(torch.eye(math.prod(shape)).double()).flatten(1)
+    torch.testing.assert_close(factor.T @ factor, covariance)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_fit_has_the_variances_of_the_data(shape):
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(math.prod(shape),) * 2)
+    events = (rng.normal(size=(4000, math.prod(shape))) @ mixing).reshape(-1, *shape)
+    events = events.astype(np.float32)
+    gaussian = Gaussian.fit(events[:3000], events[3000:], rank=None)
+    basis = torch.eye(math.prod(shape)).double().view(-1, *shape)
+    expected = np.cov(events.reshape(len(events), -1).T)
+    found = gaussian.covariance_product(basis).flatten(1)
+    np.testing.assert_allclose(found, expected, atol=0.1 * expected.max())
+
+
+def test_few_stationary_images_have_a_likely_covariance():
+    """The covariance of 40 images is singular; shrunk, it predicts others like that of many."""
+    train, valid, test = texture(40, 0), texture(40, 1), texture(2000, 2)
+    few, many = (Gaussian.fit(train, valid, None), Gaussian.fit(test[:1500], valid, None))
+    events = torch.from_numpy(test[1500:]).double() / 256 - 0.5
+
+    def distance(gaussian):
+        return float(gaussian.precision_product(events - gaussian.mean).mean()) / 128
+
+    assert distance(many) == pytest.approx(1, abs=0.1)
+    assert distance(few) == pytest.approx(1, abs=0.5)
+
+
+@pytest.mark.parametrize("text", ["denoise:0.1", "inpaint:2", "superresolve:2", "sense:5"])
+def test_the_posterior_is_the_closed_form(text):
+    shape = (2, 4, 4)
+    gaussian, covariance = fitted(shape)
+    task = parse(text, shape)
+    noise = task.noise / 5
+    posterior = GaussianPosterior(gaussian, lambda x: task.operator(x) + 1, noise)
+    matrix = matrix_of(task.operator, shape, gaussian.mean)
+    precision = torch.linalg.inv(covariance) + matrix.T @ matrix / noise**2
+    y = torch.randn(3, len(matrix)).double()
+    mean = gaussian.mean.flatten()
+    residual = y - 1 - matrix @ mean
+    expected = mean + torch.linalg.solve(precision, matrix.T @ residual.T / noise**2).T
+    torch.testing.assert_close(posterior.estimate(y).flatten(1), expected)
+    v = torch.randn(4, *shape).double()
+    found = posterior.precision_product(v)
+    torch.testing.assert_close(found, (v.flatten(1) @ precision * v.flatten(1)).sum(1))
+    product = posterior.covariance_product(v).flatten(1)
+    torch.testing.assert_close(product @ precision, v.flatten(1), rtol=1e-5, atol=1e-5)
+    drawn = posterior.draw(20_000).flatten(1)
+    expected = torch.linalg.inv(precision)
+    np.testing.assert_allclose(drawn.T.cov(), expected, atol=0.05 * float(expected.max()))
+
+
+def test_the_file_of_a_model_keeps_it(tmp_path):
+    images = texture(200, 0)
+    model = initialized_glow(images, 5)
+    model.gaussian = Gaussian.fit(images[:150], images[150:], rank=7).to_tensors()
+    model.save(tmp_path / "model.safetensors")
+    loaded = Model.load(tmp_path / "model.safetensors")
+    expected, found = (Gaussian.from_tensors(each.gaussian) for each in (model, loaded))
+    assert found.axes.shape == (128, 7)
+    for name, tensor in vars(expected).items():
+        torch.testing.assert_close(getattr(found, name), tensor, rtol=0, atol=0)
+    at_dim = loaded.at_dim(3)
+    assert at_dim.gaussian.keys() == loaded.gaussian.keys()
