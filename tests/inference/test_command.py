@@ -342,8 +342,9 @@ def test_scores_of_an_image_do_not_depend_on_the_others(tmp_path, model_file):
 
 @pytest.fixture
 def short_sampler(monkeypatch):
-    for name, value in {"LEAPFROG_STEPS": 1, "GAUSS_NEWTON_STEPS": 1, "ENSEMBLE": 256}.items():
-        monkeypatch.setattr(f"submanifold.inverse.posterior.{name}", value)
+    monkeypatch.setattr("submanifold.inverse.sampler.LEAPFROG_STEPS", 1)
+    monkeypatch.setattr("submanifold.inverse.posterior.GAUSS_NEWTON_STEPS", 1)
+    monkeypatch.setattr("submanifold.inverse.posterior.ENSEMBLE", 256)
 
 
 @pytest.mark.usefixtures("short_sampler")

@@ -11,8 +11,9 @@ from strategies import initialized_glow
 from submanifold.common.errors import UserError
 from submanifold.data import Batches
 from submanifold.flows import Affine, conditioning, make_conditional
-from submanifold.inverse import Denoise, Superresolve, restore
+from submanifold.inverse import Denoise, Superresolve, Task, restore
 from submanifold.inverse import posterior as posterior_module
+from submanifold.inverse.comparison import restore_by_label
 from submanifold.inverse.gaussian import Gaussian
 from submanifold.inverse.latents import latents_of
 from submanifold.inverse.posterior import Ensemble, Posterior
@@ -158,6 +159,23 @@ def test_conditional_models_restore_events_of_their_context():
     assert (means[0] - means[1]).abs().max() > 0.1
     with pytest.raises(UserError, match="context: expected one row for each event"):
         restore(model, y, lambda x: x[:, :3], 0.03)
+
+
+def test_observations_are_restored_given_their_labels():
+    torch.manual_seed(0)
+    flow = make_conditional(Affine(DIM), classes=3)
+    for parameter in flow.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    model = Hierarchy([Stage(flow, dim=2)]).double().eval()
+    y, labels = torch.randn(5, 3).double(), np.array([2, 0, 2, 1, 0])
+    matrix = torch.eye(DIM)[:3].double()
+    task = Task("first", lambda x: x[:, :3], 0.03)
+    found = restore_by_label(model, y, task, labels)
+    for number, label in enumerate(labels):
+        with conditioning(model, torch.tensor([label])):
+            mean, _ = closed_form(model, matrix, y[number : number + 1], 0.03)
+        torch.testing.assert_close(found.image[number], mean[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.samples[:, number].mean(0), found.image[number])
 
 
 def test_r_hat_compares_chains():

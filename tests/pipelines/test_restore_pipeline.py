@@ -4,25 +4,28 @@ from functools import partial
 
 import numpy as np
 import pytest
-from click import ClickException
 
 from data.source_files import write_idx
-from submanifold.inverse import baselines, comparison, posterior, restore
+from submanifold.inverse import baselines, comparison, restore, sampler
 from submanifold.inverse.comparison import MODE, OURS
 from submanifold.pipelines.restore import nodes
 
 
-@pytest.fixture(scope="module")
-def run(project):
+@pytest.fixture(scope="module", autouse=True)
+def short():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "ITERATIONS", 2)
         patch.setattr(baselines, "WEIGHTS", (0.5, 1.0))
         patch.setattr(comparison, "VALID", 4)
         patch.setattr(comparison, "restore", partial(restore, iterations=6))
         patch.setattr(nodes, "IMAGES", 8)
-        patch.setattr(posterior, "LEAPFROG_STEPS", 2)
-        patch.setattr(posterior, "ENSEMBLE", 256)
-        return project.run("restore")
+        patch.setattr(sampler, "LEAPFROG_STEPS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(project):
+    return project.run("restore")
 
 
 def test_all_methods_restore_the_same_observations(run):
@@ -54,10 +57,10 @@ def test_page_shows_the_images_and_commands(run):
     assert page.count("<img") == 2 + 4 * 5
 
 
-def test_conditional_models_are_refused_before_training(project, tmp_path):
+def test_images_of_a_conditional_model_are_restored_given_their_labels(project, tmp_path):
     labels = [number % 3 for number in range(60)]
     folder = write_idx(tmp_path / "idx", train=labels, test=labels)
     data = {"path": str(folder), "size": 8, "margin": 0, "condition": "label",
             "counts": {"valid": 24}}  # fmt: skip
-    with pytest.raises(ClickException, match="needs a model without a condition"):
-        project.run("restore", dataset="mnist", method="H-MM", data=data)
+    found = project.run("restore", dataset="mnist", method="H-MM", data=data)
+    assert found.load("restore_metrics")["denoise"]["psnr"][OURS]["n"] == 8

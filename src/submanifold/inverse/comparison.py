@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from submanifold.data.arrays import context_of_array
 from submanifold.evaluation.baselines import fit_gaussian
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.reconstruction import evenly_spaced, psnr
 from submanifold.evaluation.samples import stored
+from submanifold.flows import conditioning
 from submanifold.inverse import baselines
 from submanifold.inverse.baselines import Restorer
 from submanifold.inverse.gaussian import Gaussian, GaussianPosterior
@@ -150,10 +152,9 @@ def compare(
     with torch.no_grad():
         restorers = fitted.restorers(task)
         found = {name: restorer(y).clamp(0, 1) for name, (restorer, _) in restorers.items()}
-    generator = torch.Generator().manual_seed(0)
-    posterior = restore(model, y, task.operator, task.noise, dim=dim, generator=generator)
+    posterior = restore_by_label(model, y, task, context_of_array(images), dim)
     ours = {OURS: posterior.image, **({} if posterior.mode is None else {MODE: posterior.mode})}
-    found = {name: image.cpu() for name, image in ours.items()} | found
+    found = ours | found
     ratings = {name: image_psnr(image, x) for name, image in found.items()}
     best = max(restorers, key=lambda name: ratings[name].mean())
     measures = {
@@ -173,6 +174,33 @@ def compare(
     shown = {"original": x, "observation": observed_picture(task, y, x.shape[1:]), **found,
              "std": 4 * posterior.std}  # fmt: skip
     return measures, {name: stored(each[:SHOWN] - 0.5) for name, each in shown.items()}
+
+
+def restore_by_label(
+    model: Model, y: Tensor, task: Task, labels: np.ndarray | None = None, dim: int | None = None
+) -> Restoration:
+    """Call :func:`.restore` for observations (N, ...), and for each label (N,) if there are some.
+
+    The result is in the order of the observations.
+    """
+    groups = [np.arange(len(y))]
+    if labels is not None:
+        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    parts = []
+    for rows in groups:
+        generator = torch.Generator().manual_seed(0)
+        context = None if labels is None else torch.from_numpy(labels[rows[:1]])
+        with conditioning(model, context):
+            parts.append(restore(model, y[rows], task.operator, task.noise, dim=dim,
+                                 generator=generator))  # fmt: skip
+    order = torch.from_numpy(np.argsort(np.concatenate(groups)))
+
+    def joined(name: str) -> Tensor | None:
+        tensors = [getattr(part, name).cpu() for part in parts if getattr(part, name) is not None]
+        axis = 1 if name == "samples" else 0
+        return torch.cat(tensors, axis).index_select(axis, order) if tensors else None
+
+    return Restoration(*(joined(name) for name in Restoration._fields))  # type: ignore[arg-type]
 
 
 def coverage(posterior: Restoration, x: Tensor, level: float = LEVEL) -> np.ndarray:

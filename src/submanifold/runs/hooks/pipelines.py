@@ -118,11 +118,6 @@ def _check_command(experiment: "Experiment", names: list[str]) -> None:
             f"--pipeline=restore needs a model without charts, got charts={charts}. Set "
             "--params=charts=1."
         )
-    if experiment.is_conditional and "restore" in names:
-        raise ClickException(
-            "--pipeline=restore needs a model without a condition, got a conditional one. Leave "
-            "data.condition out."
-        )
     if experiment.ood is None and "ood" in names:
         raise ClickException(
             "--pipeline=ood needs --params=ood=<dataset>: a name in conf/base/parameters.yml, or a "
