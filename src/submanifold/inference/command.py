@@ -375,7 +375,7 @@ def interpolate(
 @click.option("--simulate", is_flag=True, help="PICTURES are clean: make the observations from "
               "them, and measure the errors.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(3), help="Iterations of the sampler.  "
-              "[default: 20]")  # fmt: skip
+              "[default: 30]")  # fmt: skip
 @dim_option
 @label_option
 @out_option("restorations", (FOLDER,), "Folder of PNG files and restorations.csv.")
