@@ -19,7 +19,7 @@ from submanifold.inverse.posterior import (
     has_forward_mode,
     is_affine,
 )
-from submanifold.inverse.sampler import Target, r_hat, sample
+from submanifold.inverse.sampler import TargetDensity, r_hat, sample
 from submanifold.models import Model
 
 BATCH = 32
@@ -143,7 +143,7 @@ def restore(
                 deviations = linear.draw(CHAINS // 2 * len(batch))
                 starts = mode.repeat(CHAINS, *(1 for _ in x.shape[1:]))
                 starts = starts + torch.cat([deviations, -deviations])
-            target: Target = posterior
+            target: TargetDensity = posterior
             if has_fine_noise and isinstance(linear, GaussianPosterior):
                 target = EventPosterior(latents, operator, batch, linear)
             else:

@@ -29,7 +29,7 @@ class Metric(Protocol):
         r"""Compute :math:`v^T P^{-1} v`, (batch,)."""
 
 
-class Target(Protocol):
+class TargetDensity(Protocol):
     """A posterior of a batch of points."""
 
     generator: torch.Generator | None
@@ -49,7 +49,7 @@ class Target(Protocol):
 
 @torch.no_grad()
 def sample(
-    target: Target,
+    target: TargetDensity,
     x: Tensor,
     chains: int,
     iterations: int,
