@@ -30,9 +30,10 @@ PROBES, BLOCK = 8, 32
 ESTIMATES = 3
 """Number of estimates of the metric that are averaged."""
 COARSE_NOISE = 0.04
-"""Noise from which on the mode is not used.
+"""Noise from which on the mode is not used, and samples are drawn in latents.
 
-With much noise the mode in latents is a worse restoration than the linear estimate.
+With much noise the mode in latents is a worse restoration than the linear estimate. With little
+noise a sampler in images is faster (docs/evidence/restore.md).
 """
 
 

@@ -67,7 +67,10 @@ def restore(
     The prior is the density of a trained model without a flow on its coordinates, and
     :math:`\epsilon \sim N(0, I)`. A first estimate is the best linear one or one of its
     projections, or, for noise below 0.04, the mode, which Gauss-Newton steps find. Four chains of
-    Hamiltonian Monte Carlo start around it, with the covariance of the errors of linear estimates
+    Hamiltonian Monte Carlo start around it, with the covariance of the errors of linear estimates:
+    in images if the noise is below 0.04, the operator is affine and the model has the covariance of
+    its training data, ``model.gaussian``
+    (:class:`submanifold.inverse.posterior.EventPosterior`), otherwise in latents
     (:class:`submanifold.inverse.posterior.Posterior`). A model of vectors works in the same way; x
     and y are then vectors in the units of the model. A conditional model is used inside of
     :func:`submanifold.flows.conditioning`, with one context for all images.
