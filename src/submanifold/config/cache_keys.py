@@ -13,7 +13,7 @@ from submanifold.config.schema import Experiment, effective
 
 TRAINING_VERSION = 7
 """Version of data and training: increased when equal settings no longer give equal artifacts."""
-MODEL_VERSION = 6
+MODEL_VERSION = 7
 """Version of the finished model's file, for equal phases."""
 EVALUATION_VERSION = 17
 """Version of metrics and report, for equal models."""
