@@ -101,6 +101,7 @@ def test_the_file_of_a_model_keeps_it(tmp_path):
     loaded = Model.load(tmp_path / "model.safetensors")
     expected, found = (Gaussian.from_tensors(each.gaussian) for each in (model, loaded))
     assert found.axes.shape == (128, 7)
+    torch.testing.assert_close(found.axes.T @ found.axes, torch.eye(7).double())
     for name, tensor in vars(expected).items():
         torch.testing.assert_close(getattr(found, name), tensor, rtol=0, atol=0)
     at_dim = loaded.at_dim(3)

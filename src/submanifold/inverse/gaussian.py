@@ -98,7 +98,9 @@ class Gaussian:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Gaussian":
         """Build it from the result of :meth:`to_tensors`."""
-        return cls(**{name: tensor.double() for name, tensor in tensors.items()})
+        precise = {name: tensor.double() for name, tensor in tensors.items()}
+        # half precision is not enough for orthogonal axes, which the precision assumes
+        return cls(**{**precise, "axes": torch.linalg.qr(precise["axes"]).Q})
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return tensors by name: the axes in half precision, the others in single precision."""
