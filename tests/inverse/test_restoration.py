@@ -44,6 +44,15 @@ def prior(model, dim=None):
     return mean, factor @ factor.T
 
 
+def conditional(classes):
+    """A linear-Gaussian model in double precision that is conditional on a label."""
+    torch.manual_seed(0)
+    flow = make_conditional(Affine(DIM), classes=classes)
+    for parameter in flow.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return Hierarchy([Stage(flow, dim=2)]).double().eval()
+
+
 def without_gaussian(model):
     """A copy of a model without the covariance of its data."""
     copied = copy.deepcopy(model)
@@ -143,11 +152,7 @@ def test_the_covariance_of_laplace_is_that_of_the_closed_form(gaussian, dim):
 
 
 def test_conditional_models_restore_events_of_their_context():
-    torch.manual_seed(0)
-    flow = make_conditional(Affine(DIM), classes=2)
-    for parameter in flow.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    model = Hierarchy([Stage(flow, dim=2)]).double().eval()
+    model = conditional(2)
     y = torch.zeros(2, 3).double()
     matrix = torch.eye(DIM)[:3].double()
     means = []
@@ -162,11 +167,7 @@ def test_conditional_models_restore_events_of_their_context():
 
 
 def test_observations_are_restored_given_their_labels():
-    torch.manual_seed(0)
-    flow = make_conditional(Affine(DIM), classes=3)
-    for parameter in flow.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    model = Hierarchy([Stage(flow, dim=2)]).double().eval()
+    model = conditional(3)
     y, labels = torch.randn(5, 3).double(), np.array([2, 0, 2, 1, 0])
     matrix = torch.eye(DIM)[:3].double()
     task = Task("first", lambda x: x[:, :3], 0.03)
