@@ -9,7 +9,8 @@ import torch
 from strategies import initialized_glow
 from submanifold.inverse import parse
 from submanifold.inverse.baselines import matrix_of
-from submanifold.inverse.gaussian import Gaussian, GaussianPosterior
+from submanifold.inverse.gaussian import Gaussian
+from submanifold.inverse.linear import GaussianPosterior
 from submanifold.models import Model
 
 SHAPES = [(2, 4, 4), (3, 2, 6), (9,)]
@@ -70,27 +71,52 @@ def test_few_stationary_images_have_a_likely_covariance():
 
 
 @pytest.mark.parametrize("text", ["denoise:0.1", "inpaint:2", "superresolve:2", "sense:5"])
-def test_the_posterior_is_the_closed_form(text):
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_the_posterior_is_the_closed_form(text, scale):
     shape = (2, 4, 4)
     gaussian, covariance = fitted(shape)
+    covariance = scale**2 * covariance
     task = parse(text, shape)
     noise = task.noise / 5
     posterior = GaussianPosterior(gaussian, lambda x: task.operator(x) + 1, noise)
     matrix = matrix_of(task.operator, shape, gaussian.mean)
     precision = torch.linalg.inv(covariance) + matrix.T @ matrix / noise**2
     y = torch.randn(3, len(matrix)).double()
+    posterior.scale = torch.full((3, 1), scale).double()
     mean = gaussian.mean.flatten()
     residual = y - 1 - matrix @ mean
     expected = mean + torch.linalg.solve(precision, matrix.T @ residual.T / noise**2).T
     torch.testing.assert_close(posterior.estimate(y).flatten(1), expected)
-    v = torch.randn(4, *shape).double()
+    v = torch.randn(6, *shape).double()
     found = posterior.precision_product(v)
     torch.testing.assert_close(found, (v.flatten(1) @ precision * v.flatten(1)).sum(1))
     product = posterior.covariance_product(v).flatten(1)
     torch.testing.assert_close(product @ precision, v.flatten(1), rtol=1e-5, atol=1e-5)
-    drawn = posterior.draw(20_000).flatten(1)
+    drawn = posterior.draw(21_000).flatten(1)
     expected = torch.linalg.inv(precision)
     np.testing.assert_allclose(drawn.T.cov(), expected, atol=0.05 * float(expected.max()))
+
+
+def test_observations_have_the_scale_of_their_events():
+    gaussian, _ = fitted((2, 8, 8))
+    scales = torch.tensor([1.0, 0.5, 0.125]).double()[:, None]
+    generator = torch.Generator().manual_seed(1)
+    deviations = scales * torch.randn(3, 128, generator=generator).double()
+    x = gaussian.mean + gaussian.draw(deviations)
+    posterior = GaussianPosterior(gaussian, lambda x: x[:, :1], 1e-3)
+    scaled = posterior.scaled(x[:, :1].flatten(1))
+    torch.testing.assert_close(scaled.scale, scales, rtol=1e-6, atol=0)
+    copies = torch.arange(6).double().view(6, 1, 1, 1) * torch.ones(2, 8, 8).double()
+    for number, scale in enumerate(scales):
+        posterior.scale = scale[None]
+        y = x[number : number + 1, :1].flatten(1)
+        torch.testing.assert_close(
+            scaled.estimate(x[:, :1].flatten(1))[number], posterior.estimate(y)[0]
+        )
+        torch.testing.assert_close(
+            scaled.covariance_product(copies)[number::3],
+            posterior.covariance_product(copies)[number::3],
+        )
 
 
 def test_the_file_of_a_model_keeps_it(tmp_path):

@@ -9,17 +9,15 @@ import torch
 from calibrated import smooth_images
 from strategies import initialized_glow
 from submanifold.common.errors import UserError
-from submanifold.data import Batches
 from submanifold.flows import Affine, conditioning, make_conditional
-from submanifold.inverse import Denoise, Superresolve, Task, restore
-from submanifold.inverse import posterior as posterior_module
+from submanifold.inverse import Denoise, Superresolve, Task, linear, restore
 from submanifold.inverse.comparison import restore_by_label
 from submanifold.inverse.gaussian import Gaussian
 from submanifold.inverse.latents import latents_of
-from submanifold.inverse.posterior import Ensemble, Posterior
+from submanifold.inverse.linear import Ensemble
+from submanifold.inverse.posterior import Posterior
 from submanifold.inverse.sampler import r_hat
 from submanifold.models import Hierarchy, Mixture, Stage
-from submanifold.training import fit_rotation
 
 DIM = 6
 
@@ -201,7 +199,7 @@ def test_linear_estimate_approaches_the_closed_form(gaussian, count):
 
 @pytest.mark.parametrize("count", [3, 1100])
 def test_deviations_have_the_covariance_of_the_closed_form(gaussian, count, monkeypatch):
-    monkeypatch.setattr(posterior_module, "ENSEMBLE", 1024)
+    monkeypatch.setattr(linear, "ENSEMBLE", 1024)
     matrix, noise = torch.randn(count, DIM).double(), 0.5
     ensemble = Ensemble(latents_of(gaussian), lambda x: x @ matrix.T, noise, matrix, None)
     found = ensemble.draw(4000)
@@ -261,37 +259,6 @@ def test_batches_are_restored_reproducibly(model):
     assert found.samples.min() >= 0
     assert found.samples.max() <= 1
     assert torch.equal(found.image, again.image)
-
-
-def test_the_start_is_a_projection_if_its_posterior_density_is_larger():
-    torch.manual_seed(0)
-    std = torch.tensor([1.0] * 16 + [0.05] * 48)
-    data = torch.randn(2000, 64) * std
-    model = Hierarchy([Stage(Affine(64), dim=16)])
-    with torch.no_grad():
-        model.stages[0].flow.weight.copy_(torch.diag(1 / std))
-        model.stages[0].flow.uninitialized = False
-    fit_rotation(model, Batches(data.numpy(), 500))
-    clean = data[:8]
-    y = clean + 0.5 * torch.randn(clean.shape)
-    latents = latents_of(model.eval())
-    start = Posterior(latents, Denoise(), y, 0.5).best_start(y)
-    torch.testing.assert_close(start, model.project(y))
-    start = Posterior(latents, Denoise(), clean, 0.01).best_start(clean)
-    assert torch.equal(start, clean), "the projection does not explain the observation"
-    mixed = torch.cat([y[:4], clean[4:]])
-    start = Posterior(latents, Denoise(), mixed, 0.5).best_start(mixed)
-    torch.testing.assert_close(start[:4], model.project(y[:4]))
-    assert torch.equal(start[4:], clean[4:]), "their energy is typical"
-    on_manifold = Posterior(latents_of(model, 16), Denoise(), y, 0.5)
-    assert torch.equal(on_manifold.best_start(y), y)
-
-
-def test_projections_of_a_later_stage_have_at_most_its_dimension():
-    torch.manual_seed(0)
-    model = Hierarchy([Stage(Affine(60), dim=17), Stage(Affine(17), dim=2)]).eval()
-    found = restore(model, torch.zeros(2, 60), Denoise(), 0.1, iterations=6)
-    assert found.image.shape == (2, 60)
 
 
 def test_restorations_with_a_dimension_are_on_the_manifold(model):

@@ -24,7 +24,8 @@ from submanifold.evaluation.samples import stored
 from submanifold.flows import conditioning
 from submanifold.inverse import baselines
 from submanifold.inverse.baselines import Restorer
-from submanifold.inverse.gaussian import Gaussian, GaussianPosterior
+from submanifold.inverse.gaussian import Gaussian
+from submanifold.inverse.linear import GaussianPosterior
 from submanifold.inverse.operators import Task
 from submanifold.inverse.restoration import Restoration, as_pixels, restore
 from submanifold.models import Model
@@ -48,6 +49,7 @@ LABELS = {
     OURS: "submanifold",
     MODE: "submanifold, mode",
     "lmmse": "LMMSE",
+    "scaled_lmmse": "LMMSE, contrast of each image",
     "pca": "PCA",
     "total_variation": "total variation",
     "wavelets": "wavelets",
@@ -95,7 +97,12 @@ class Baselines:
         dims = [dim for dim in baselines.DIMS if dim <= min(size, self.pca.axes.shape[1])]
         components = baselines.principal_components(self.pca, task, self.shape)
         linear = GaussianPosterior(self.gaussian, task.operator, task.noise)
+
+        def scaled(y: Tensor) -> Tensor:
+            return linear.scaled(y.flatten(1)).estimate(y.flatten(1))
+
         found = {"lmmse": (lambda y: linear.estimate(y.flatten(1)), None),
+                 "scaled_lmmse": (scaled, None),
                  "pca": fit(components, dims or [1])}  # fmt: skip
         regularizers = {"total_variation": baselines.total_variation,
                         "wavelets": baselines.wavelet_sparsity,

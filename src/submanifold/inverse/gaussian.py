@@ -1,7 +1,7 @@
-"""A Gaussian with the covariance of training data, and its posterior given observations."""
+"""A Gaussian with the covariance of training data."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -18,14 +18,11 @@ from submanifold.evaluation.baselines import (
     PCA,
     pca_batches,
 )
-from submanifold.inverse.baselines import matrix_of
 
 RANK = 1024
 """Axes of a Gaussian in the file of a model."""
 SMALLEST_SCALE = 1e-4
 """Smallest standard deviation of a coordinate, relative to the largest."""
-LARGEST_OBSERVATION = 12_288
-"""Elements of an observation up to which the posterior is computed."""
 
 
 @dataclass(frozen=True)
@@ -171,68 +168,3 @@ class _Standardized:
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches:
             yield self.gaussian.standardize(batch.double() - self.gaussian.mean)
-
-
-class GaussianPosterior:
-    r"""The posterior of events x with a normal density, given :math:`y = M x + \sigma \epsilon`.
-
-    It is normal, with the covariance :math:`P = C - K M C`, :math:`K = C M^T (M C M^T + \sigma^2
-    I)^{-1}`.
-
-    Args:
-        gaussian: The density of x.
-        operator: An affine operator with the matrix M, a function of events (batch, ...).
-        noise: Standard deviation :math:`\sigma`.
-        generator: Generator on the CPU.
-    """
-
-    def __init__(
-        self,
-        gaussian: Gaussian,
-        operator: Callable[[Tensor], Tensor],
-        noise: float,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        self.gaussian, self.noise, self.generator = gaussian, noise, generator
-        self.shape = gaussian.mean.shape
-        mean = gaussian.mean[None]
-        self.observed = operator(mean).flatten(1)
-        self.matrix = matrix_of(operator, self.shape, mean)
-        # in double precision, because posterior variances are small differences of large ones
-        precise = gaussian.to(torch.empty((), dtype=torch.double, device=mean.device))
-        matrix = self.matrix.double()
-        cross = precise.covariance_product(matrix.view(-1, *self.shape)).flatten(1)  # M C
-        inner = cross @ matrix.T
-        inner.diagonal().add_(noise**2)
-        factor = torch.linalg.cholesky(inner)
-        self.gain = torch.cholesky_solve(cross, factor).T.to(mean).contiguous()  # K, (D, m)
-
-    def estimate(self, y: Tensor) -> Tensor:
-        """Return the posterior means of events, given observations (batch, m)."""
-        return self.gaussian.mean + self._as_events((y - self.observed) @ self.gain.T)
-
-    def draw(self, count: int) -> Tensor:
-        """Draw deviations from the posterior mean, (count, ...)."""
-        standard = self._normal(count, self.gain.shape[0])
-        noise = self.noise * self._normal(count, self.gain.shape[1])
-        return self._corrected(self.gaussian.draw(standard), noise)
-
-    def covariance_product(self, v: Tensor) -> Tensor:
-        """Compute P v, in the shape of v (batch, ...)."""
-        return self._corrected(self.gaussian.covariance_product(v), 0.0)
-
-    def precision_product(self, v: Tensor) -> Tensor:
-        r"""Compute :math:`v^T P^{-1} v = v^T C^{-1} v + |M v|^2 / \sigma^2`, (batch,)."""
-        observed = v.flatten(1) @ self.matrix.T
-        return self.gaussian.precision_product(v) + observed.square().sum(1) / self.noise**2
-
-    def _corrected(self, v: Tensor, noise: Tensor | float) -> Tensor:
-        observed = v.flatten(1) @ self.matrix.T + noise
-        return v - self._as_events(observed @ self.gain.T)
-
-    def _as_events(self, x: Tensor) -> Tensor:
-        return x.view(-1, *self.shape)
-
-    def _normal(self, *shape: int) -> Tensor:
-        drawn = torch.randn(shape, generator=self.generator, dtype=self.gain.dtype)
-        return drawn.to(self.gain.device)

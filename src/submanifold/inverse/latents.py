@@ -21,8 +21,6 @@ class Latents:
         decode: Map from z to x, pixels in [0, 1] of images, or vectors.
         encode: Map from x to z; its inverse, or the encoder of a manifold.
         log_prob: Log-density of x in nats, (batch,); None if z are coordinates of a manifold.
-        project: Projection of x onto the manifold of a dimension.
-        max_dim: Largest dimension of these manifolds.
         gaussian: A Gaussian of x with the covariance of the training data, if the model has one.
     """
 
@@ -30,8 +28,6 @@ class Latents:
     decode: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor]
     log_prob: Callable[[Tensor], Tensor] | None
-    project: Callable[[Tensor, int], Tensor]
-    max_dim: int
     gaussian: Gaussian | None = None
 
 
@@ -63,14 +59,11 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
         fitted = Gaussian.from_tensors(model.gaussian)
         gaussian = replace(fitted, mean=fitted.mean + shift).to(next(model.parameters()))
 
-    def project(x: Tensor, dim: int) -> Tensor:
-        return manifold.at_dim(dim).project(x - shift) + shift
-
     if dim is not None:
         at = manifold.at_dim(dim)
         return Latents(
             dim, lambda z: at.decode(z) + shift, lambda x: at.encode(x - shift)[0][:, :dim],
-            None, project, manifold.max_dim, gaussian,
+            None, gaussian,
         )  # fmt: skip
     if not model.has_density:
         raise UserError(
@@ -94,4 +87,4 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
     def log_prob(x: Tensor) -> Tensor:
         return manifold.log_prob(x - shift)
 
-    return Latents(len(scale), decode, encode, log_prob, project, manifold.max_dim, gaussian)
+    return Latents(len(scale), decode, encode, log_prob, gaussian)

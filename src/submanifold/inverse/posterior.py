@@ -8,19 +8,15 @@ the posterior given :math:`y = A(x) + \sigma \epsilon` is, up to a constant,
 without a determinant: decoded samples of z are samples of the posterior of x.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from submanifold.geometry.linearization import Linearization, jvp
-from submanifold.inverse.gaussian import GaussianPosterior
 from submanifold.inverse.latents import Latents
+from submanifold.inverse.linear import GaussianPosterior
 
-ENSEMBLE, ENSEMBLE_BATCH = 4096, 128
-FARTHEST = 4.0
-"""Samples of the model whose norm exceeds the median norm by this factor are left out."""
 GAUSS_NEWTON_STEPS, CG_STEPS, HALVINGS = 12, 10, 4
 SMALLEST_DECREASE = 0.005
 """Relative decrease of U below which the search for the mode ends."""
@@ -35,69 +31,6 @@ COARSE_NOISE = 0.04
 With much noise the mode in latents is a worse restoration than the linear estimate. With little
 noise a sampler in images is faster (docs/evidence/restore.md).
 """
-
-
-class Ensemble:
-    """Samples of a model and of its noise-free observations, for linear estimates.
-
-    Args:
-        latents: Latents of the model.
-        operator: The operator A.
-        noise: Standard deviation of the noise.
-        like: A tensor on the device and with the dtype of the model.
-        generator: Generator on the CPU.
-    """
-
-    @torch.no_grad()
-    def __init__(
-        self,
-        latents: Latents,
-        operator: Callable[[Tensor], Tensor],
-        noise: float,
-        like: Tensor,
-        generator: torch.Generator | None,
-    ) -> None:
-        events, observed = [], []
-        for _ in range(0, ENSEMBLE, ENSEMBLE_BATCH):
-            x = latents.decode(_draw((ENSEMBLE_BATCH, latents.dim), generator, like))
-            events.append(x.flatten(1))
-            observed.append(operator(x).flatten(1))
-        self.shape = x.shape[1:]
-        x, y = torch.cat(events), torch.cat(observed)
-        norms = x.norm(dim=1)
-        kept = (norms < FARTHEST * norms.nanmedian()) & y.isfinite().all(1)
-        x, y = x[kept], y[kept]
-        self._mean, self._center = x.mean(0), y.mean(0)
-        root = math.sqrt(len(x))
-        self._x, self._y = (x - self._mean) / root, (y - self._center) / root
-        # whichever matrix is smaller: (Y^T Y + s^2 I)^-1 Y^T = Y^T (Y Y^T + s^2 I)^-1
-        self.noise, self.generator, self._by_observation = noise, generator, y.shape[1] <= len(y)
-        gram = self._y.T @ self._y if self._by_observation else self._y @ self._y.T
-        gram.diagonal().add_(noise**2)
-        self._factor = torch.linalg.cholesky(gram)
-
-    def estimate(self, y: Tensor) -> Tensor:
-        """Return the best linear estimates of events, given observations (batch, m).
-
-        They are the means of an ensemble Kalman update (Evensen 1994).
-        """
-        return (self._mean + self._weights(y - self._center) @ self._x).view(-1, *self.shape)
-
-    def draw(self, count: int) -> Tensor:
-        """Draw deviations from estimates, (count, ...), with the covariance of their errors.
-
-        They are those of an ensemble Kalman update of events with the ensemble's covariance.
-        """
-        prior = _draw((count, len(self._x)), self.generator, self._x)
-        noise = self.noise * _draw((count, self._y.shape[1]), self.generator, self._x)
-        weights = prior - self._weights(prior @ self._y + noise)
-        return (weights @ self._x).view(-1, *self.shape)
-
-    def _weights(self, y: Tensor) -> Tensor:
-        """Weights (batch, events of the ensemble) of the estimates of deviations y (batch, m)."""
-        if self._by_observation:
-            return torch.cholesky_solve(y.T, self._factor).T @ self._y.T
-        return torch.cholesky_solve(self._y @ y.T, self._factor).T
 
 
 class Posterior:
@@ -173,32 +106,6 @@ class Posterior:
     def _residual(self, observed: Tensor) -> Tensor:
         """Compute y - A(g(z)) in units of the noise, (k * batch, m)."""
         return (self.y.repeat(len(observed) // len(self.y), 1) - observed) / self.noise
-
-    @torch.no_grad()
-    def best_start(self, x: Tensor) -> Tensor:
-        """Replace estimates x of an untypical energy by a projection.
-
-        A linear estimate leaves as much noise in smooth images as in others. If its energy exceeds
-        (n + m) / 2, the mean for events of the model, the start is the one of its projections that
-        has the largest posterior density. The dimensions are powers of 2 from 16 to a third of all.
-        """
-        if self.latents.log_prob is None:
-            return x
-        typical = self.energy(self.latents.encode(x)) <= (self.latents.dim + self.y.shape[1]) / 2
-        if typical.all():
-            return x
-        largest = min(self.latents.max_dim, self.latents.dim // 3)
-        dims = [2**power for power in range(4, 32) if 2**power <= largest]
-        tried = torch.stack([x, *(self.latents.project(x, dim) for dim in dims)])
-        density = torch.stack([self._log_density(each) for each in tried])
-        chosen = density.nan_to_num(-torch.inf, -torch.inf, -torch.inf).argmax(0)
-        chosen = torch.where(typical, 0, chosen)
-        return tried[chosen, torch.arange(len(x), device=x.device)]
-
-    def _log_density(self, x: Tensor) -> Tensor:
-        """Log-density of events given the observations, up to a constant, (batch,)."""
-        residual = self._residual(self.operator(x).flatten(1))
-        return self.latents.log_prob(x) - residual.square().sum(1) / 2  # type: ignore[misc]
 
     @torch.no_grad()
     def mode(self, z: Tensor) -> Tensor:

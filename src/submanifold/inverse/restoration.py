@@ -8,12 +8,15 @@ from torch import Tensor
 
 from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
-from submanifold.inverse.gaussian import LARGEST_OBSERVATION, GaussianPosterior
 from submanifold.inverse.latents import latents_of
+from submanifold.inverse.linear import (
+    LARGEST_OBSERVATION,
+    Ensemble,
+    GaussianPosterior,
+)
 from submanifold.inverse.operators import Operator
 from submanifold.inverse.posterior import (
     COARSE_NOISE,
-    Ensemble,
     EventPosterior,
     Posterior,
     has_forward_mode,
@@ -123,22 +126,29 @@ def restore(
             f"of shape {tuple(y.shape)}. Pass observations of this operator."
         )
     of_images = len(model.event_shape) == 3
-    uses_mode = noise < COARSE_NOISE and has_forward_mode(operator, x)
+    has_fine_noise = noise < COARSE_NOISE
+    uses_mode = has_fine_noise and has_forward_mode(operator, x)
     linear: Ensemble | GaussianPosterior
-    if latents.gaussian is None or y[0].numel() > LARGEST_OBSERVATION or not is_affine(operator, x):
-        linear = Ensemble(latents, operator, noise, weight, generator)
-    else:
+    if (
+        has_fine_noise
+        and latents.log_prob is not None
+        and latents.gaussian is not None
+        and y[0].numel() <= LARGEST_OBSERVATION
+        and is_affine(operator, x)
+    ):
         linear = GaussianPosterior(latents.gaussian, operator, noise, generator)
-    has_fine_noise = latents.log_prob is not None and noise < COARSE_NOISE
+    else:
+        linear = Ensemble(latents, operator, noise, weight, generator)
     parts = []
     batches = y.to(weight.device).split(BATCH)
     with ProgressBar("restoring", "iterations", iterations * len(batches)) as progress:
         for batch in batches:
             posterior = Posterior(latents, operator, batch, noise, generator)
+            linear = linear.scaled(posterior.y)
             with torch.no_grad():
                 x = linear.estimate(posterior.y)
                 x = x.clamp(0, 1) if of_images else x
-                z = latents.encode(posterior.best_start(x)).nan_to_num(0.0, 0.0, 0.0)
+                z = latents.encode(x).nan_to_num(0.0, 0.0, 0.0)
             z = posterior.mode(z) if uses_mode else z
             with torch.no_grad():
                 mode = latents.decode(z)
@@ -147,7 +157,7 @@ def restore(
                 starts = mode.repeat(CHAINS, *(1 for _ in x.shape[1:]))
                 starts = starts + torch.cat([deviations, -deviations])
             target: TargetDensity = posterior
-            if has_fine_noise and isinstance(linear, GaussianPosterior):
+            if isinstance(linear, GaussianPosterior):
                 target = EventPosterior(latents, operator, batch, linear)
             else:
                 starts = starts.clamp(0, 1) if of_images else starts
