@@ -10,7 +10,7 @@ from calibrated import smooth_images
 from strategies import initialized_glow
 from submanifold.common.errors import UserError
 from submanifold.flows import Affine, conditioning, make_conditional
-from submanifold.inverse import Denoise, Superresolve, Task, linear, restore
+from submanifold.inverse import Denoise, Superresolve, Task, linear, restoration, restore
 from submanifold.inverse.comparison import restore_by_label
 from submanifold.inverse.gaussian import Gaussian
 from submanifold.inverse.latents import latents_of
@@ -98,6 +98,25 @@ def test_samples_in_events_are_those_of_the_closed_form(fitted):
     deviations = (found.samples - mean).flatten(0, 1)
     std = covariance.diagonal().sqrt()
     np.testing.assert_allclose(deviations.T.cov(), covariance, atol=0.08 * float(std.max()) ** 2)
+
+
+@pytest.mark.parametrize("noise", [0.001, 0.05])
+def test_chains_start_with_the_contrast_of_the_observation(fitted, monkeypatch, noise):
+    starts = []
+
+    def sampler(target, x, chains, *_):
+        starts.append(target.decode(x).view(chains, -1, DIM))
+        return sample(target, x, chains, *_)
+
+    sample = restoration.sample
+    monkeypatch.setattr(restoration, "sample", sampler)
+    mean, _ = prior(fitted)
+    deviation = 2 * prior(fitted)[1].diagonal().sqrt()[None]
+    y = (mean + torch.cat([deviation, deviation / 64]))[:, :4]
+    generator = torch.Generator().manual_seed(0)
+    restore(fitted, y, lambda x: x[:, :4], noise, iterations=3, generator=generator)
+    std = starts[0][..., 4:].std(0).mean(1)
+    assert std[1] < std[0] / 3
 
 
 def test_nonlinear_operators_are_sampled_in_latents(fitted):

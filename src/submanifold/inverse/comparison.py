@@ -38,6 +38,7 @@ METHODS = {
     MODE: "mode of the same posterior in the model's latents, for noise below 0.04",
     "lmmse": "best linear estimator for the covariance of the training images, shrunk toward a "
     "nearly stationary one",
+    "scaled_lmmse": "the same with the most likely contrast of each image",
     "pca": "least squares in the span of principal components",
     "total_variation": "least squares with a penalty on the total variation",
     "wavelets": "least squares with a penalty on wavelet coefficients (sym4, cycle spinning)",
@@ -49,7 +50,7 @@ LABELS = {
     OURS: "submanifold",
     MODE: "submanifold, mode",
     "lmmse": "LMMSE",
-    "scaled_lmmse": "LMMSE, contrast of each image",
+    "scaled_lmmse": "LMMSE, scaled",
     "pca": "PCA",
     "total_variation": "total variation",
     "wavelets": "wavelets",

@@ -20,7 +20,6 @@ SMALLEST_VARIANCE = 1e-10
 """Smallest variance of an ensemble along an axis, relative to the largest."""
 SCALES = tuple(2 ** (-power / 2) for power in range(13))
 """Scales that the deviations of an event from the mean may have: 1 to 1/64."""
-
 LARGEST_OBSERVATION = 12_288
 """Elements of an observation up to which a Gaussian's posterior is computed."""
 

@@ -9,11 +9,7 @@ from torch import Tensor
 from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
 from submanifold.inverse.latents import latents_of
-from submanifold.inverse.linear import (
-    LARGEST_OBSERVATION,
-    Ensemble,
-    GaussianPosterior,
-)
+from submanifold.inverse.linear import LARGEST_OBSERVATION, Ensemble, GaussianPosterior
 from submanifold.inverse.operators import Operator
 from submanifold.inverse.posterior import (
     COARSE_NOISE,
@@ -68,11 +64,11 @@ def restore(
     r"""Sample the posterior of images x, given observations :math:`y = A(x) + \sigma \epsilon`.
 
     The prior is the density of a trained model without a flow on its coordinates, and
-    :math:`\epsilon \sim N(0, I)`. A first estimate is the best linear one or one of its
-    projections, or, for noise below 0.04, the mode, which Gauss-Newton steps find. Four chains of
-    Hamiltonian Monte Carlo start around it, with the covariance of the errors of linear estimates:
-    in images if the noise is below 0.04, the operator is affine and the model has the covariance of
-    its training data, ``model.gaussian``
+    :math:`\epsilon \sim N(0, I)`. A first estimate is the best linear one for the contrast of each
+    image (:class:`submanifold.inverse.linear.LinearEstimator`), or, for noise below 0.04, the mode,
+    which Gauss-Newton steps find. Four chains of Hamiltonian Monte Carlo start around it, with the
+    covariance of the errors of linear estimates: in images if the noise is below 0.04, the operator
+    is affine and the model has the covariance of its training data, ``model.gaussian``
     (:class:`submanifold.inverse.posterior.EventPosterior`), otherwise in latents
     (:class:`submanifold.inverse.posterior.Posterior`). A model of vectors works in the same way; x
     and y are then vectors in the units of the model. A conditional model is used inside of
