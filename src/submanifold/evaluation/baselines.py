@@ -141,7 +141,8 @@ class PCA:
             variances = shrunk.shrunk_variances()
             return float((square / variances + variances.log()).sum())
 
-        candidates = [0.0, *(10 ** (-exponent / 4) for exponent in range(24, 0, -1))]
+        small = (10 ** (-exponent / 4) for exponent in range(24, 0, -1))
+        candidates = [0.0, *small, 0.75, 0.9, 1.0]
         return min((replace(self, shrinkage=each) for each in candidates), key=loss)
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
