@@ -344,7 +344,7 @@ def test_scores_of_an_image_do_not_depend_on_the_others(tmp_path, model_file):
 def short_sampler(monkeypatch):
     monkeypatch.setattr("submanifold.inverse.sampler.LEAPFROG_STEPS", 1)
     monkeypatch.setattr("submanifold.inverse.posterior.GAUSS_NEWTON_STEPS", 1)
-    monkeypatch.setattr("submanifold.inverse.posterior.ENSEMBLE", 256)
+    monkeypatch.setattr("submanifold.inverse.linear.ENSEMBLE", 256)
 
 
 @pytest.mark.usefixtures("short_sampler")
