@@ -28,6 +28,13 @@ def test_line_contains_rate_or_note_and_time_left(total, done, note, line):
     assert re.fullmatch(line, str(progress))
 
 
+def test_rates_below_one_are_shown():
+    progress = ProgressBar("reading", "images", 10)
+    progress.start_t -= 8
+    progress.update(2)
+    assert str(progress) == "reading: 2/10 images, 0.25 images/s, 32 s left"
+
+
 def test_log_lines_are_written_at_intervals_without_a_terminal(caplog):
     with caplog.at_level(logging.INFO):
         with ProgressBar("reading", "rows", 4, every=0.05) as progress:

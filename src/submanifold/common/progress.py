@@ -74,7 +74,8 @@ class ProgressBar(tqdm):
         fields = super().format_dict
         rate = (self.n - self.initial) / max(fields["elapsed"], 1e-9)
         left = f", {max(self.total - self.n, 0) / rate:.0f} s left" if self.total and rate else ""
-        return {**fields, "note": self.note or f"{rate:.0f} {self.unit}/s", "left": left}
+        shown = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+        return {**fields, "note": self.note or f"{shown} {self.unit}/s", "left": left}
 
     def update(self, n: int = 1, note: str = "") -> None:
         """Add ``n`` to the units done; a note replaces the displayed rate."""
