@@ -106,9 +106,12 @@ class LinearEstimator(ABC):
 
 
 class Ensemble(LinearEstimator):
-    """Estimates with the covariances of a model's samples and of their observations.
+    """Estimates with the covariances of samples and of their observations.
 
-    They are those of an ensemble Kalman update (Evensen 1994).
+    They are those of an ensemble Kalman update (Evensen 1994). The samples are those of the
+    Gaussian with the covariance of the training data if the model has one and its latents are those
+    of all of space, because a few samples of a flow can be far from all data; otherwise those of
+    the model.
 
     Args:
         latents: Latents of the model.
@@ -127,11 +130,14 @@ class Ensemble(LinearEstimator):
         like: Tensor,
         generator: torch.Generator | None,
     ) -> None:
+        gaussian = None if latents.log_prob is None else latents.gaussian
         events, observations = [], []
         for _ in range(0, ENSEMBLE, ENSEMBLE_BATCH):
             z = torch.randn(ENSEMBLE_BATCH, latents.dim, generator=generator, dtype=like.dtype)
-            events.append(latents.decode(z.to(like.device)))
-            observations.append(operator(events[-1]).flatten(1))
+            z = z.to(like.device)
+            x = latents.decode(z) if gaussian is None else gaussian.mean + gaussian.draw(z)
+            events.append(x)
+            observations.append(operator(x).flatten(1))
         x, y = torch.cat(events), torch.cat(observations)
         shape, x = x.shape[1:], x.flatten(1)
         norms = x.norm(dim=1)
