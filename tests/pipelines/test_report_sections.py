@@ -6,6 +6,8 @@ import pytest
 from torch import nn
 
 from submanifold.evaluation.calibration import Calibration
+from submanifold.flows import Glow, Trumpet
+from submanifold.models import Hierarchy, Stage
 from submanifold.pipelines.reporting.sections import (
     against_pca,
     alarms,
@@ -116,3 +118,12 @@ def test_the_threshold_of_the_command_is_possible():
     Model.calibration["groups"] = 12
     commands = dict(usage(None, "data/m.safetensors", Model(), "images")[0])
     assert "submanifold score data PICTURES --alpha=8%" in commands
+
+
+def test_the_command_to_restore_has_the_dimension_of_a_model_without_a_density():
+    density = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=1, width=4), dim=9)])
+    lines = [line for line, _ in usage("a", "data/m.safetensors", density, "images")[0]]
+    assert "submanifold restore a PICTURES --simulate --task=denoise:0.1" in lines
+    manifold = Hierarchy([Stage(Trumpet((1, 8, 8), 9, steps=1, width=4), dim=9)])
+    lines = [line for line, _ in usage("a", "data/m.safetensors", manifold, "images")[0]]
+    assert "submanifold restore a PICTURES --simulate --task=denoise:0.1 --dim=9" in lines

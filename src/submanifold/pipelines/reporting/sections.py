@@ -32,7 +32,7 @@ from submanifold.evaluation.split_scores import (
     split_means,
 )
 from submanifold.flows import context_of
-from submanifold.models import Model
+from submanifold.models import Hierarchy, Model
 from submanifold.plots.likelihood import density_histogram
 from submanifold.plots.sparklines import sparkline
 from submanifold.plots.strips import side_by_side, spectrum, strip
@@ -249,6 +249,10 @@ def usage(
             (f"{command.format('sample')} -n 64", "samples"),
             (f"{command.format('interpolate')} a.jpg b.jpg", "a path on the manifold"),
         ]
+        if isinstance(hierarchy, Hierarchy):
+            dim = "" if hierarchy.has_density else f" --dim={hierarchy.dim}"
+            restore = f"{command.format('restore')} PICTURES --simulate --task=denoise:0.1{dim}"
+            pairs.insert(5, (restore, "noise is added to pictures and removed"))
         read = ("x = dequantize(torch.from_numpy(load_pictures([\"a.jpg\"], **model.data)))"
                 "  # in [-0.5, 0.5)")  # fmt: skip
         imports = ("import torch\n\nfrom submanifold.data import dequantize\n"
