@@ -1,5 +1,6 @@
 """Linear estimates of events, given observations, and the covariance of their errors."""
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from submanifold.inverse.baselines import matrix_of
 from submanifold.inverse.gaussian import Gaussian
 from submanifold.inverse.latents import Latents
 
+log = logging.getLogger(__name__)
+
 ENSEMBLE, ENSEMBLE_BATCH = 4096, 128
 FARTHEST = 4.0
 """Samples of the model whose norm exceeds the median norm by this factor are left out."""
@@ -22,6 +25,8 @@ SCALES = tuple(2 ** (-power / 2) for power in range(13))
 """Scales that the deviations of an event from the mean may have: 1 to 1/64."""
 LARGEST_OBSERVATION = 12_288
 """Elements of an observation up to which a Gaussian's posterior is computed."""
+SLOW_OBSERVATION = 4096
+"""Elements of an observation above which its covariance takes more than ten seconds."""
 
 
 class LinearEstimator(ABC):
@@ -190,6 +195,8 @@ class GaussianPosterior(LinearEstimator):
         # in double precision, because posterior variances are small differences of large ones
         precise = gaussian.to(torch.empty((), dtype=torch.double, device=mean.device))
         matrix = matrix_of(operator, mean.shape[1:], mean).double()
+        if len(matrix) > SLOW_OBSERVATION:
+            log.info("linear estimate: eigenvectors of the covariance of %d numbers", len(matrix))
         cross = precise.covariance_product(matrix.view(-1, *mean.shape[1:])).flatten(1)  # M C
         variances, axes = torch.linalg.eigh(cross @ matrix.T)
         self.matrix = (axes.T @ matrix).to(mean)
