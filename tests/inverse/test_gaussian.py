@@ -82,7 +82,7 @@ def test_the_posterior_is_the_closed_form(text, scale):
     covariance = scale**2 * covariance
     task = parse(text, shape)
     noise = task.noise / 5
-    posterior = GaussianPosterior(gaussian, lambda x: task.operator(x) + 1, noise)
+    posterior = GaussianPosterior(gaussian, lambda x: task.operator(x) + 1, 2.0).at_noise(noise)
     matrix = matrix_of(task.operator, shape, gaussian.mean)
     precision = torch.linalg.inv(covariance) + matrix.T @ matrix / noise**2
     y = torch.randn(3, len(matrix)).double()

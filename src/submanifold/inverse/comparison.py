@@ -7,7 +7,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from submanifold.inverse import baselines
 from submanifold.inverse.baselines import Restorer
 from submanifold.inverse.gaussian import Gaussian
 from submanifold.inverse.linear import GaussianPosterior
-from submanifold.inverse.operators import Task
+from submanifold.inverse.operators import Denoise, Task
 from submanifold.inverse.restoration import Restoration, as_pixels, restore
 from submanifold.models import Model
 
@@ -97,7 +97,8 @@ class Baselines:
         size = len(observed[0].flatten())
         dims = [dim for dim in baselines.DIMS if dim <= min(size, self.pca.axes.shape[1])]
         components = baselines.principal_components(self.pca, task, self.shape)
-        linear = GaussianPosterior(self.gaussian, task.operator, task.noise)
+        linear = self._denoiser.at_noise(task.noise) if task.kind == "denoise" else (
+            GaussianPosterior(self.gaussian, task.operator, task.noise))  # fmt: skip
 
         def scaled(y: Tensor) -> Tensor:
             return linear.scaled(y.flatten(1)).estimate(y.flatten(1))
@@ -116,6 +117,11 @@ class Baselines:
         if task.kind == "denoise" and is_large and "bm3d" not in self.skipped:
             found["bm3d"] = baselines.bm3d(task.noise), None
         return found
+
+    @cached_property
+    def _denoiser(self) -> GaussianPosterior:
+        """The linear estimator of images with noise; its decomposition serves all noises."""
+        return GaussianPosterior(self.gaussian, Denoise(), noise=1.0)
 
     def _choose(
         self, observed: Tensor, build: Callable[[Any], Restorer], values: Iterable[float]

@@ -77,6 +77,12 @@ class LinearEstimator(ABC):
         found.scale = self.mean.new_tensor(SCALES)[torch.stack(evidence).argmax(0), None]
         return found
 
+    def at_noise(self, noise: float) -> Self:
+        """Return it for observations with another noise; the decomposition is shared."""
+        other = copy(self)
+        other.noise = noise
+        return other
+
     def estimate(self, y: Tensor) -> Tensor:
         """Return estimates of events, (batch, ...), given observations (batch, m)."""
         return self.mean + self._gain_product(self._coordinates(y))
