@@ -1,5 +1,6 @@
 """The estimator as scikit-learn's users use it."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from submanifold import sklearn
 from submanifold.common.errors import UserError
 from submanifold.evaluation.scores import log_prob_at
 from submanifold.inference.scoring import score_events
@@ -21,6 +23,18 @@ from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
 
 FEW = {"steps": 6, "random_state": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_probes():
+    """Rotations of few probes, which otherwise take half of the time of these short trainings."""
+    parameters = copy.deepcopy(sklearn._parameters())
+    for phase in parameters["methods"]["noise-conditional"]["phases"].values():
+        if "probes" in phase:
+            phase["probes"] = 100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn, "_parameters", lambda: parameters)
+        yield
 
 
 @parametrize_with_checks([ManifoldFlow(steps=FEW["steps"])])
