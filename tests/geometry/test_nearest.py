@@ -179,3 +179,19 @@ def test_events_with_an_overflowing_decoder_stay_at_their_starting_point(search)
     u = search(lambda u: u + torch.tensor([[float("inf")], [0.0]])[: len(u)], x, start, 4).u
     assert u[0].isinf().all()
     assert torch.allclose(u[1], x[1])
+
+
+def test_gauss_newton_ends_when_no_point_moves():
+    matrix = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    calls = []
+
+    def decode(u):
+        calls.append(len(u))
+        return u @ matrix.T
+
+    for count, steps in ((3, 20), (0, 20)):
+        calls.clear()
+        found = gauss_newton(decode, torch.ones(count, 5), torch.zeros(count, 2), steps)
+        expected = torch.ones(count, 5) @ torch.linalg.pinv(matrix).T
+        torch.testing.assert_close(found.u, expected)
+        assert len(calls) < 2 * steps

@@ -177,8 +177,7 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         """Read the parameters' files and merge the runtime parameters over them.
 
         Files without interpolations do not depend on the runtime parameters, so they are parsed
-        once
-        in a process: OmegaConf takes a tenth of a second.
+        once in a process: OmegaConf takes a tenth of a second.
         """
         given = self.runtime_params
         try:
@@ -208,13 +207,13 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         paths = [path for folder in folders for path in sorted(folder.rglob(f"{key}*"))]
         files = [path for path in paths if path.is_file()]
         stamps = tuple((path, (at := path.stat()).st_mtime_ns, at.st_size) for path in files)
-        state = key, tuple(folders), stamps
-        if self._files.get(key, (None,))[0] != state:
+        place = key, *folders
+        if self._files.get(place, (None,))[0] != stamps:
             varies = any(varying in path.read_text(errors="replace") for path in files)
-            self._files[key] = state, None if varies else read(key)
-        return self._files[key][1]
+            self._files[place] = stamps, None if varies else read(key)
+        return self._files[place][1]
 
-    _files: ClassVar[dict[str, tuple[Any, dict[str, Any] | None]]] = {}
+    _files: ClassVar[dict[tuple[str | Path, ...], tuple[Any, dict[str, Any] | None]]] = {}
 
     @staticmethod
     def _soft_merge(

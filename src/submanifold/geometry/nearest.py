@@ -159,7 +159,7 @@ def gauss_newton(
     """Reduce the distance by Gauss-Newton steps with all columns of J, for few coordinates.
 
     Arguments and results are those of :func:`nearest_point`. A step is halved, at most four times,
-    until the distance decreases.
+    until the distance decreases. The search ends when no distance does.
     """
     image = decode(u)
     error = _squared_error(x, image)
@@ -168,6 +168,7 @@ def gauss_newton(
         image = decode(u)
         error = _squared_error(x, image)
     for _ in range(steps):
+        before = error
         columns = jacobian(decode, u).mT
         step = _least_squares(columns, (x - image).flatten(1))
         for _ in range(1 + HALVINGS):
@@ -181,6 +182,8 @@ def gauss_newton(
             if better.all():
                 break
             step = torch.where(better[:, None], 0.0, step / 2)
+        if torch.equal(error, before):  # no point moves any more
+            break
     return Nearest(u, image)
 
 
