@@ -207,13 +207,13 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         paths = [path for folder in folders for path in sorted(folder.rglob(f"{key}*"))]
         files = [path for path in paths if path.is_file()]
         stamps = tuple((path, (at := path.stat()).st_mtime_ns, at.st_size) for path in files)
-        place = key, *folders
-        if self._files.get(place, (None,))[0] != stamps:
+        place = key, tuple(folders)
+        if self._files.get(place, (None, None))[0] != stamps:
             varies = any(varying in path.read_text(errors="replace") for path in files)
             self._files[place] = stamps, None if varies else read(key)
         return self._files[place][1]
 
-    _files: ClassVar[dict[tuple[str | Path, ...], tuple[Any, dict[str, Any] | None]]] = {}
+    _files: ClassVar[dict[tuple[str, tuple[Path, ...]], tuple[Any, dict[str, Any] | None]]] = {}
 
     @staticmethod
     def _soft_merge(
