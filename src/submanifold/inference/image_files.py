@@ -147,7 +147,7 @@ class ImageFiles:
         for number in numbers:
             try:
                 found.append((number, decode(self._readers[number](), **self.format)))
-            except Exception as error:  # noqa: PERF203  # Pillow raises nearly anything
+            except Exception as error:  # Pillow raises nearly anything
                 found.append((number, error))
         return found
 

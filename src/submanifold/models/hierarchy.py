@@ -3,12 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import PositiveInt, validate_call
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from submanifold.common.errors import UserError
 from submanifold.geometry.nearest import Nearest

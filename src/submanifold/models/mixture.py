@@ -1,13 +1,12 @@
 """A mixture of hierarchies, which are the charts of one manifold."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import scipy  # its submodules are imported lazily
 import torch
 from pydantic import PositiveInt, validate_call
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from submanifold.common.errors import UserError
 from submanifold.flows import DataInitialized

@@ -4,11 +4,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from submanifold.common.device import choose_device, choose_precision
 from submanifold.common.errors import UserError

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, validate_call
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from submanifold.common.errors import UserError
 from submanifold.flows import FLOWS, Bijection, Compose, Flow, Injection, Rotation, rebuild_flow

@@ -3,7 +3,7 @@
 import shlex
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +33,7 @@ def information(model: Path) -> dict[str, Any]:
         "command": _command(sys.argv),
         "version": _version(),
         "commit": _commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "model": str(model.relative_to(folder) if model.is_relative_to(folder) else model),
         "name": names[-1] if names else None,
         "mlflow_run": None if run is None else run.info.run_id,
