@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, expand
+from submanifold.config.project import PACKAGED_CONF, conf_source, find_checkout
 from submanifold.data.synthetic import MANIFOLDS
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -150,6 +151,29 @@ def test_a_changed_file_is_read_again_and_runtime_parameters_lie_over_it(own_con
     assert own_loader(own_conf)["parameters"]["seed"] == 12
     assert own_loader(own_conf, seed=3)["parameters"]["seed"] == 3
     assert own_loader(own_conf)["parameters"]["seed"] == 12
+
+
+def test_outside_of_a_checkout_its_own_settings_do_not_apply(own_conf, monkeypatch):
+    (own_conf / "local" / "parameters.yml").write_text("seed: 12\n")
+    monkeypatch.setattr("submanifold.config.loader.PACKAGED_CONF", own_conf)
+    assert own_loader(own_conf)["parameters"]["seed"] == 0
+
+
+@pytest.mark.parametrize("metadata", [
+    None,
+    '[project]\ndependencies = ["submanifold"]\n[tool.kedro]\npackage_name = "other"\n',
+    '[tool.kedro]\npackage_name = "submanifold',
+])  # fmt: skip
+def test_only_the_project_itself_is_taken_for_its_checkout(tmp_path, metadata):
+    """Other Kedro projects have a folder conf/base too, and may depend on this package."""
+    (tmp_path / "conf" / "base").mkdir(parents=True)
+    if metadata is not None:
+        (tmp_path / "pyproject.toml").write_text(metadata)
+    assert find_checkout(tmp_path / "conf") is None
+    assert conf_source(tmp_path) == PACKAGED_CONF
+    shutil.copy(CONF.parent / "pyproject.toml", tmp_path)
+    assert find_checkout(tmp_path / "conf") == tmp_path
+    assert conf_source(tmp_path) == tmp_path / "conf"
 
 
 def test_parameters_may_interpolate_runtime_parameters(own_conf):

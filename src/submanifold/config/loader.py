@@ -56,6 +56,11 @@ class ExperimentConfigLoader(OmegaConfigLoader):
       out for phases that start at the data.
     """
 
+    def __init__(self, conf_source: str, *args: Any, **options: Any) -> None:
+        if Path(conf_source) == PACKAGED_CONF:  # may be a checkout, whose conf/local is its own
+            options["default_run_env"] = options["base_env"]
+        super().__init__(conf_source, *args, **options)
+
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Load one kind of configuration."""
         if key in self or key == "globals":

@@ -5,6 +5,8 @@ and its configuration is the one that is installed with the package.
 """
 
 import os
+import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 PACKAGE = "submanifold"
@@ -16,10 +18,11 @@ def find_checkout(folder: Path | None = None) -> Path | None:
     """Return the checkout of this project that contains a folder, by default the current one."""
     from kedro.utils import find_kedro_project
 
-    found = find_kedro_project((folder or Path.cwd()).absolute())
-    if found is None or PACKAGE not in Path(found, "pyproject.toml").read_text(encoding="utf-8"):
-        return None
-    return Path(found)
+    project = find_kedro_project((folder or Path.cwd()).absolute())
+    with suppress(TypeError, ValueError, KeyError):  # no project, or one of something else
+        metadata = tomllib.loads(Path(project, "pyproject.toml").read_text(encoding="utf-8"))
+        return project if metadata["tool"]["kedro"]["package_name"] == PACKAGE else None
+    return None
 
 
 def project_folder() -> Path:
@@ -29,7 +32,7 @@ def project_folder() -> Path:
 
 def conf_source(project: Path) -> Path:
     """Return the folder of a project's configuration."""
-    return project / "conf" if (project / "conf" / "base").is_dir() else PACKAGED_CONF
+    return project / "conf" if find_checkout(project) == project else PACKAGED_CONF
 
 
 def set_kedro_defaults() -> None:
