@@ -22,7 +22,7 @@ RUN mkdir -p data mlartifacts .viz && chown -R 10001 data mlartifacts .viz
 USER 10001
 VOLUME ["/app/data", "/app/mlartifacts"]
 # the image has no git history, which MLflow would look for
-ENV MLFLOW_TRACKING_URI=sqlite:////app/data/mlflow.db GIT_PYTHON_REFRESH=quiet
+ENV GIT_PYTHON_REFRESH=quiet
 
 ENTRYPOINT ["kedro"]
 CMD ["run", "--pipeline=hierarchical"]

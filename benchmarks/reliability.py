@@ -68,7 +68,8 @@ class Project:
         for name in ("conf/local", "src"):
             (folder / name).mkdir()
         if empty is not None:
-            shutil.copy(empty, folder / "mlflow.db")
+            (folder / "data").mkdir()
+            shutil.copy(empty, folder / "data" / "mlflow.db")
         return cls(folder)
 
     def start(self) -> subprocess.Popen[str]:
@@ -105,7 +106,7 @@ class Project:
 
     def statuses(self) -> list[str]:
         """Return the states of the runs in MLflow, oldest first."""
-        client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.path}/mlflow.db")
+        client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.path}/data/mlflow.db")
         experiment = client.get_experiment_by_name("submanifold")
         order = ["attributes.start_time ASC"]
         runs = client.search_runs([experiment.experiment_id], order_by=order) if experiment else []

@@ -150,7 +150,7 @@ class Project:
 
     @property
     def mlflow_client(self):
-        return mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.path}/mlflow.db")
+        return mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.path}/data/mlflow.db")
 
     def mlflow_runs(self):
         """All runs, the oldest first."""
@@ -216,7 +216,8 @@ def new_project(tmp_path_factory):
 
     def make():
         path = tmp_path_factory.mktemp("project")
-        shutil.copy(empty / "mlflow.db", path)
+        (path / "data").mkdir()
+        shutil.copy(empty / "mlflow.db", path / "data")
         return Project(path)
 
     return make

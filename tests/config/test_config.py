@@ -112,14 +112,14 @@ def test_the_paper_environment_is_the_papers():
 
 
 @pytest.mark.parametrize(("variable", "uri"), [
-    (None, f"sqlite:///{CONF.parent}/mlflow.db"),
+    (None, f"sqlite:///{CONF.parent}/data/mlflow.db"),
     ("sqlite:////elsewhere.db", "sqlite:////elsewhere.db"),
 ])  # fmt: skip
 def test_the_environment_names_mlflow(variable, uri, monkeypatch):
     monkeypatch.setattr("submanifold.config.loader.TRACKING_URI", variable)
     settings = ExperimentConfigLoader(str(CONF), env="test", **LOADER_ARGS)["mlflow"]
     assert settings["uri"] == uri
-    assert settings["artifact_location"] == f"{CONF.parent}/mlartifacts"
+    assert settings["artifact_location"] == f"{CONF.parent}/data/mlartifacts"
 
 
 def test_loaders_in_turn_resolve_their_own_keys_and_parameters():

@@ -130,7 +130,7 @@ def test_finished_reports_are_linked(runs, comparison, project):
 
 def test_runs_without_artifacts_keep_their_numbers(project, comparison):
     before = comparison.load("comparison_table")
-    artifacts = project.path / "mlartifacts"
+    artifacts = project.path / "data" / "mlartifacts"
     try:
         moved = artifacts.rename(project.path / "moved")
         # settings of trainings have no effect

@@ -199,7 +199,8 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
         *("report.html", "metrics.json", "metrics.csv", "manifest.json", "hierarchy.safetensors"),
         *("samples.png", "samples_cool.png", "rejection.png", "curves.png", "split_scores.csv"),
     }
-    assert (project.path / "mlartifacts").is_dir()
+    beside = {"conf", "pyproject.toml", "src", ".telemetry", ".viz"}
+    assert {path.name for path in project.path.iterdir()} - beside == {"data"}
 
 
 def test_repeated_run_trains_nothing_and_logs_everything(run, project):

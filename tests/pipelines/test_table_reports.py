@@ -160,7 +160,7 @@ def test_the_model_of_mlflow_takes_named_columns(project, run):
     import mlflow
 
     client = project.mlflow_client
-    mlflow.set_tracking_uri(f"sqlite:///{project.path}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{project.path}/data/mlflow.db")
     logged = client.search_logged_models([run.mlflow.info.experiment_id])[0]
     assert logged.model_type is None
     signature = mlflow.models.get_model_info(f"models:/{logged.model_id}").signature
