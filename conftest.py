@@ -1,6 +1,7 @@
 """Names that examples in docstrings use without importing them."""
 
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -11,6 +12,15 @@ from submanifold.losses import objective
 
 # not importable without its optional package
 collect_ignore = [] if importlib.util.find_spec("deepinv") else ["src/submanifold/inverse/prior.py"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def empty_folder(tmp_path_factory):
+    """Leave the checkout, whose data/ and conf/local differ between users."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("current"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(autouse=True, scope="session")

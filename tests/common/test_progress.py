@@ -2,7 +2,6 @@ import io
 import logging
 import re
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -23,7 +22,7 @@ class Terminal(io.StringIO):
 ])  # fmt: skip
 def test_line_contains_rate_or_note_and_time_left(total, done, note, line):
     progress = ProgressBar("reading", "images", total, done)
-    time.sleep(0.05)
+    progress.start_t -= 0.05
     progress.update(20, note)
     assert re.fullmatch(line, str(progress))
 
@@ -35,11 +34,13 @@ def test_rates_below_one_are_shown():
     assert str(progress) == "reading: 2/10 images, 0.25 images/s, 32 s left"
 
 
-def test_log_lines_are_written_at_intervals_without_a_terminal(caplog):
+def test_log_lines_are_written_at_intervals_without_a_terminal(caplog, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
     with caplog.at_level(logging.INFO):
-        with ProgressBar("reading", "rows", 4, every=0.05) as progress:
+        with ProgressBar("reading", "rows", 4, every=5) as progress:
             for _ in range(4):
-                time.sleep(0.03)
+                now += 3
                 progress.update(1)
         list(track([[1], [2]], "short", 2))
     lines = [record.message.split(",")[0] for record in caplog.records]

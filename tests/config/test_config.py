@@ -16,14 +16,9 @@ DATASETS = ("photos", "celeba", "lsun_bedroom", "folder", *MANIFOLDS)
 
 
 def loader(env, **params):
-    return ExperimentConfigLoader(
-        str(CONF),
-        env=env,
-        base_env="base",
-        default_run_env="local",
-        runtime_params=params,
-        merge_strategy={"parameters": "soft", "catalog": "soft"},
-    )
+    """The packaged configuration, of a project in the current folder, which is empty."""
+    conf = str(PACKAGED_CONF)
+    return ExperimentConfigLoader(conf, env=env, runtime_params=params, **LOADER_ARGS)
 
 
 def load(env, **params):
@@ -48,13 +43,13 @@ def test_catalog_entries_are_written_out_for_every_phase():
 
 def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
     stages = {f"stage_{n}": {"dim": 1000 - n} for n in range(1, 13)}
-    catalog = loader("local", method="H-MM", **stages)["catalog"]
+    catalog = loader(None, method="H-MM", **stages)["catalog"]
     models = [f"stage_{n}.model" for n in range(1, 13)]
     assert [name for name in catalog if name.endswith(".model")] == models
     assert len({catalog[name]["filepath"] for name in models}) == 12
 
 
-@pytest.mark.parametrize("env", ["local", "paper"])
+@pytest.mark.parametrize("env", [None, "paper"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_tables_is_valid(env, method):
     dataset = {"noise-conditional": "wine"}.get(method, "photos")
@@ -81,7 +76,7 @@ def test_every_method_of_the_tables_is_valid(env, method):
     assert weight == (0.0 if without else 0.5 if "-star" in method else 1.0)
 
 
-@pytest.mark.parametrize("env", ["local", "paper"])
+@pytest.mark.parametrize("env", [None, "paper"])
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_dataset_of_the_tables_is_valid(env, dataset):
     placed = ("folder", "lsun_bedroom", "medmnist")
@@ -112,19 +107,19 @@ def test_the_paper_environment_is_the_papers():
 
 
 @pytest.mark.parametrize(("variable", "uri"), [
-    (None, f"sqlite:///{CONF.parent}/data/mlflow.db"),
+    (None, "sqlite:///{project}/data/mlflow.db"),
     ("sqlite:////elsewhere.db", "sqlite:////elsewhere.db"),
 ])  # fmt: skip
 def test_the_environment_names_mlflow(variable, uri, monkeypatch):
     monkeypatch.setattr("submanifold.config.loader.TRACKING_URI", variable)
-    settings = ExperimentConfigLoader(str(CONF), env="test", **LOADER_ARGS)["mlflow"]
-    assert settings["uri"] == uri
-    assert settings["artifact_location"] == f"{CONF.parent}/data/mlartifacts"
+    settings, project = loader(None)["mlflow"], Path.cwd()
+    assert settings["uri"] == uri.format(project=project)
+    assert settings["artifact_location"] == f"{project}/data/mlartifacts"
 
 
 def test_loaders_in_turn_resolve_their_own_keys_and_parameters():
     """OmegaConf's resolvers belong to the process: the last loader's values must not be taken."""
-    first, second = loader("local", seed=1), loader("local", seed=2, dataset="circle")
+    first, second = loader(None, seed=1), loader(None, seed=2, dataset="circle")
     dirs = [second["catalog"]["x_train"]["filepath"], first["catalog"]["x_train"]["filepath"]]
     assert "circle" in dirs[0]
     assert "photos" in dirs[1]
@@ -135,8 +130,8 @@ def test_loaders_in_turn_resolve_their_own_keys_and_parameters():
 
 @pytest.fixture
 def own_conf(tmp_path):
-    shutil.copytree(CONF, tmp_path / "conf")
-    (tmp_path / "conf" / "local").mkdir(exist_ok=True)
+    shutil.copytree(CONF, tmp_path / "conf", ignore=shutil.ignore_patterns("local"))
+    (tmp_path / "conf" / "local").mkdir()
     return tmp_path / "conf"
 
 

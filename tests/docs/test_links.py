@@ -17,7 +17,7 @@ def test_links_of_root_pages(page):
 
 
 def test_paths_in_code_and_configuration():
-    files = [ROOT / "pyproject.toml", *ROOT.glob("conf/**/*.yml"), *ROOT.glob("src/**/*.py"),
+    files = [ROOT / "pyproject.toml", *ROOT.glob("conf/base/*.yml"), *ROOT.glob("src/**/*.py"),
              *ROOT.glob("src/**/*.html"), *ROOT.glob("benchmarks/**/*.py")]  # fmt: skip
     named = {(path.name, page) for path in files for page in PAGE.findall(path.read_text())}
     assert {each for each in named if not (ROOT / each[1]).exists()} == set()

@@ -130,7 +130,7 @@ def test_silent_server_is_a_timeout(begun, empty_cache, monkeypatch):
     started = time.monotonic()
     with serving(monkeypatch, fall_silent):
         assert_not_measured("timed out")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     release.set()
     assert not list(empty_cache.iterdir())
 

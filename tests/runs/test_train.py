@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+from datetime import datetime
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -173,8 +175,11 @@ def record(name, key):
     return RunRecord(name=name, key=key, **empty)
 
 
-def test_runs_are_named_by_date_and_method_and_numbered(tmp_path):
+def test_runs_are_named_by_date_and_method_and_numbered(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=lambda: datetime(2026, 1, 2))
+    monkeypatch.setattr("submanifold.inference.records.datetime", clock)
     first = choose_name(tmp_path, None, "a", "H-MM")
+    assert first == "2026-01-02-H-MM"
     write_record(tmp_path, record(first, "a"))
     second = choose_name(tmp_path, None, "b", "H-MM")
     write_record(tmp_path, record(second, "b"))

@@ -15,7 +15,6 @@ from submanifold.studies.paper.tables import (
 )
 from submanifold.studies.seeds import over_seeds
 
-REPOSITORY = Path(__file__).parents[3]
 DIMS = {"DNF": "3072-500-500", "PR-D": "3072-500"}
 
 
@@ -85,7 +84,7 @@ def test_over_seeds_computes_a_t_interval_of_different_values():
 @pytest.mark.parametrize("table", range(1, 6))
 def test_every_cell_of_the_papers_tables_has_a_config_with_its_dimensions(table):
     for dataset, method, dims in paper_cells(table) + control_cells(table):
-        each = CachedRun.from_config(config_name(dataset, method, dims), REPOSITORY)
+        each = CachedRun.from_config(config_name(dataset, method, dims), Path.cwd())
         parameters = each.changed("data.path", "somewhere" if table > 2 else None)
         parameters = parameters.settings.parameters()
         assert parameters["dataset"] == dataset
@@ -97,7 +96,7 @@ def test_every_cell_of_the_papers_tables_has_a_config_with_its_dimensions(table)
 
 def test_settings_that_differ_from_the_papers_are_found():
     runs = {
-        name: CachedRun(name, {"dataset": "photos", "method": name}, REPOSITORY)
+        name: CachedRun(name, {"dataset": "photos", "method": name}, Path.cwd())
         for name in ("PR-D", "H-MM")
     }
     runs["PR-D"] = runs["PR-D"].changed("phase_1.reconstruction.delta", 0.7)
