@@ -1,5 +1,6 @@
 import json
 import signal
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import uvicorn
 from mlflow.pyfunc import scoring_server
 
+import submanifold
 from calibrated import calibrated_model, conditional_rows, conditional_table_model
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import calibrate
@@ -56,6 +58,24 @@ def request(loaded, inputs=None, **params):
     except mlflow.MlflowException as error:  # as the server does
         return error.get_http_status_code(), json.loads(error.serialize_as_json())
     return found.status, json.loads(found.response)
+
+
+def test_a_logged_model_contains_no_configuration(loaded, model, tmp_path, monkeypatch):
+    """src/submanifold/conf is a link to conf/ of the checkout, where the user has credentials."""
+    package = tmp_path / "src" / "submanifold"
+    package.mkdir(parents=True)
+    (package / "code.py").touch()
+    (tmp_path / "conf" / "local").mkdir(parents=True)
+    (tmp_path / "conf" / "local" / "credentials.yml").write_text("password: secret")
+    (package / "conf").symlink_to(tmp_path / "conf")
+    monkeypatch.setattr(submanifold, "__file__", str(package / "__init__.py"))
+    model.save(tmp_path / "hierarchy.safetensors")
+    with mlflow.start_run():
+        log_model(tmp_path / "hierarchy.safetensors")
+    uri = mlflow.last_logged_model().model_uri
+    logged = Path(mlflow.artifacts.download_artifacts(uri))
+    assert (logged / "code" / "submanifold" / "code.py").is_file()
+    assert not list(logged.rglob("*credentials*"))
 
 
 def test_a_loaded_model_runs_each_task(model, loaded):

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import shutil
 import signal
 import threading
 import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
@@ -158,8 +160,10 @@ def log_model(path: Path, register: str | None = None) -> None:
 
     MLflow stores the safetensors file and the source of this package; nothing is pickled.
     """
-    model = Model.load(path)
-    with warnings.catch_warnings():
+    model, package = Model.load(path), Path(submanifold.__file__).parent
+    # conf is not needed, and in a checkout it is a link to the user's, which has credentials
+    ignored = shutil.ignore_patterns("conf", "__pycache__")
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
         # MLflow would run the model on an input example, and store it
         warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
         warnings.filterwarnings("ignore", ".*integer column", UserWarning)
@@ -167,7 +171,7 @@ def log_model(path: Path, register: str | None = None) -> None:
             name="model",
             loader_module=__name__,
             data_path=str(path),
-            code_paths=[str(Path(submanifold.__file__).parent)],
+            code_paths=[shutil.copytree(package, f"{folder}/{package.name}", ignore=ignored)],
             signature=_signature(model),
             model_config=LIMITS,
             pip_requirements=REQUIREMENTS,
