@@ -46,6 +46,22 @@ def test_invalid_settings_are_rejected(settings, message):
         read_data_settings(settings)
 
 
+@pytest.mark.parametrize("url", [
+    "https://me:hidden@host/a.zip", "https://hidden@host/a.zip", "ftp://me:hidden@host/a.zip",
+    "https://host/a.zip?part=1&X-Amz-Signature=hidden", "https://host/a.zip?access_token=hidden",
+])  # fmt: skip
+def test_an_address_with_credentials_is_refused_and_not_shown(url):
+    """The settings are stored with the run and in MLflow."""
+    with pytest.raises(UserError, match=r"data\.url: expected an address .*netrc") as caught:
+        read_data_settings(CELEBA | {"url": url, "hash": "md5:0"})
+    assert "hidden" not in str(caught.value)
+
+
+def test_an_address_may_have_a_query():
+    url = "https://host/a.zip?download=1&file=me@b:c"
+    assert read_data_settings(CELEBA | HASH | {"url": url}).url == url
+
+
 @pytest.mark.parametrize("name", [name for name, kind in SOURCES.items() if kind.path_required])
 def test_a_path_is_required(name):
     with pytest.raises(UserError, match=rf"data\.path: expected an? .* source={name}, got none"):

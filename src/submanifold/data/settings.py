@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
@@ -34,6 +35,12 @@ INSTALLED = {
 """Tables that are installed with scikit-learn, with descriptions."""
 TABLES = ("table", *INSTALLED)
 
+CREDENTIALS = re.compile(
+    r"^\w+://[^/?#]*@|[?&][^=&]*(token|key|secret|sig|password|auth|credential)[^=&]*=",
+    re.IGNORECASE,
+)
+"""In an address: a user, or a parameter that looks like a secret."""
+
 Kind = Literal["images", "points", "table"]
 """Kind of data: images, points of a manifold with a known density, or rows of a table."""
 Categorical = Literal["refuse", "onehot"]
@@ -60,7 +67,8 @@ class ImageSettings(Settings):
         path: A folder, a zip or an LMDB folder of images; of torchvision's data sets the folder of
             their files, which are downloaded if it is omitted; of MedMNIST an npz file.
         url: Address of the download of `celeba` if it is neither at a path nor in the raw folder;
-            `None` uses torchvision's. Needs `hash`, which makes http as safe as https.
+            `None` uses torchvision's. Needs `hash`, which makes http as safe as https. A user and
+            a password are read from `~/.netrc`.
         hash: Checksum of the file at `url`, such as `"md5:..."` or `"sha256:..."`.
         size: Side of the square images, pixels.
         margin: Black pixels on each side, within the size: 2 pads MNIST's 28 pixels to 32.
@@ -96,6 +104,17 @@ class ImageSettings(Settings):
     condition: Literal["label"] | None = None
     groups: str | None = Field(None, min_length=1)
     seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_credentials(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and CREDENTIALS.search(str(values.get("url"))):
+            raise ValueError(
+                "url: expected an address without user, password and token, because it is stored "
+                "with the run. Put user and password into ~/.netrc, or download the file and set "
+                "path"
+            )
+        return values
 
     @model_validator(mode="after")
     def _check_rules(self) -> ImageSettings:
