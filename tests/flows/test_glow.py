@@ -1,7 +1,11 @@
 import pytest
 import torch
+import yaml
 from torch import nn
+from torch.autograd.forward_ad import make_dual
 
+from conftest import REPOSITORY
+from objectives import penalised
 from strategies import perturb
 from submanifold.common.errors import UserError
 from submanifold.flows import (
@@ -10,8 +14,15 @@ from submanifold.flows import (
     Glow,
     Linear,
     RealNVP,
+    fast,
     initialize,
+    set_activation_checkpointing,
 )
+from submanifold.flows.fast import kernels
+from submanifold.geometry.linearization import Linearization, dual_level, jacobian
+from submanifold.models import Hierarchy, Stage
+from submanifold.training import Trainer
+from submanifold.training.settings import TrainingSettings
 
 
 def parameter_count(module):
@@ -139,3 +150,68 @@ def test_coupling_bounds_the_log_scale():
     nn.init.constant_(net.bias, 1e4)
     _, log_det = AffineCoupling(net)(torch.zeros(1, 2, 1, 1))
     assert log_det.item() == pytest.approx(2)
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """The numbers of flow steps in the calls of the fused function, in their order."""
+    if not kernels.has_steps(torch.float32):
+        pytest.skip("no kernels for this processor")
+    calls, flow_steps = [], fast.flow_steps
+
+    def recorded(x, nets, *arguments):
+        calls.append(len(nets))
+        return flow_steps(x, nets, *arguments)
+
+    monkeypatch.setattr(fast, "flow_steps", recorded)
+    return calls
+
+
+def test_the_default_glow_fuses_all_steps_of_a_level_in_both_directions(fused):
+    parameters = yaml.safe_load((REPOSITORY / "conf/base/parameters.yml").read_text())
+    settings = parameters["stage_defaults"]["glow"]["flow"]
+    settings.pop("type")
+    flow, x = Glow((3, 32, 32), **settings), torch.rand(2, 3, 32, 32) - 0.5
+    z, _ = flow(x)
+    flow.inverse(z)
+    both = [*settings["steps"], *reversed(settings["steps"])]
+    assert fused == both
+    fused.clear()
+    training = {"steps": 10, "batch_size": 2, "learning_rate": 0.01, "warmup": 0, "ema": 0.9,
+                "cooldown_fraction": 0.5, "validate_every": 10, "precision": "float32"}  # fmt: skip
+    trainer = Trainer(Hierarchy([Stage(flow, 50)]), penalised("mse"), TrainingSettings(**training))
+    trainer.step(x)
+    assert fused == both
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ((1, 4, 2), {"levels": 1, "steps": 1, "width": 1}),
+        ((3, 8, 16), {"levels": 3, "steps": [1, 3, 2], "width": 17}),
+        ((2, 12, 4), {"levels": 2, "steps": 2, "width": 33, "whiten": False}),
+    ],
+)
+def test_no_glow_computes_its_steps_one_by_one(monkeypatch, fused, shape, settings, precision):
+    if not kernels.has_steps(precision):
+        pytest.skip("torch's products are faster on this processor")
+    flow, x, u = Glow(shape, **settings), torch.rand(2, *shape) - 0.5, torch.randn(2, 4)
+    model = Hierarchy([Stage(flow, 4)])
+    view = model.at_dim(2)
+    initialize(flow, x)
+    for name in ("forward", "inverse"):
+        monkeypatch.setattr(AffineCoupling, name, None)
+    with torch.autocast("cpu", precision, precision != x.dtype):
+        for checkpointing in (False, True):
+            set_activation_checkpointing(flow, checkpointing)
+            model(x)[2].sum().backward()
+            model.decode(u).sum().backward()
+        at = Linearization(view.decode, u[:, :2])
+        with torch.no_grad():
+            at.jvp(at.vjp(x))
+            jacobian(model.decode, u)
+            view.project(x)
+            with dual_level():
+                flow(make_dual(x, x))
+    assert fused

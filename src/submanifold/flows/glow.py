@@ -113,9 +113,12 @@ class Level(Compose):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Squeeze, and apply the steps."""
         linears, couplings = self._layers()
+        x, log_det = self.bijections[0](x)
         if not _can_fuse(x, linears, couplings):
-            return super().forward(x)
-        x, _ = self.bijections[0](x)
+            for step in self.bijections[1:]:
+                x, ld = step(x)
+                log_det = log_det + ld
+            return x, log_det
         with full_precision(x):
             matrices, shifts, log_dets = stack_maps(linears)
         nets = [coupling.net for coupling in couplings]
