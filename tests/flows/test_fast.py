@@ -11,7 +11,7 @@ from strategies import assert_close, perturb
 from submanifold.flows import Glow, fast, set_activation_checkpointing
 from submanifold.flows.fast import kernels
 from submanifold.flows.glow import affine_coupling
-from submanifold.geometry.linearization import jacobian
+from submanifold.geometry.linearization import Linearization, jacobian
 from submanifold.geometry.volume import jacobian_log_volume
 from submanifold.models import Hierarchy, Stage
 
@@ -130,6 +130,26 @@ def test_glow_has_the_gradients_of_torch_modules(monkeypatch, checkpointing):
     assert fast_loss.item() == pytest.approx(loss.item(), rel=2e-3)
     assert (found - exact).norm() <= 1.5 * (rounded - exact).norm()
     assert torch.cosine_similarity(found, exact, dim=0) > 0.999
+
+
+@needs_kernels
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_products_with_a_jacobian_compute_no_gradients_of_weights(monkeypatch, direction):
+    if not kernels.has_steps(torch.float32):
+        pytest.skip("unsupported processor")
+    flow, computed, step_backward = Glow((3, 8, 8), 2, 2, 8), [], kernels.step_backward
+
+    def recorded(*arguments):
+        computed.append(not arguments[-1])
+        return step_backward(*arguments)
+
+    monkeypatch.setattr(kernels, "step_backward", recorded)
+    decode = flow.inverse if direction == "inverse" else lambda x: flow(x.view(-1, 3, 8, 8))[0]
+    at = Linearization(decode, torch.randn(2, 192))
+    at.vjp(at.image)
+    assert computed == [False] * 4
+    decode(torch.randn(2, 192)).sum().backward()
+    assert computed == [False] * 4 + [True] * 4
 
 
 @needs_kernels

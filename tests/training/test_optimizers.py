@@ -6,6 +6,7 @@ from torch import nn
 
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.models import Hierarchy, Stage
+from submanifold.training import optimizers
 from submanifold.training.optimizers import (
     ITERATIONS,
     Muon,
@@ -102,6 +103,18 @@ def test_muon_updates_matrices_of_coupling_networks_and_adam_the_rest():
     assert {id(p) for p in held[0] + held[1]} == {id(p) for p in model.parameters()}
     assert all(p.ndim > 1 for p in held[0])
     assert (muon.defaults["lr"], adam.defaults["lr"]) == (0.02, 0.01)
+
+
+def test_a_step_orthogonalizes_each_shape_at_once_and_adam_is_fused(monkeypatch):
+    model, batches = Hierarchy([Stage(Glow((3, 8, 8), 2, 3, 8), 20)]), []
+    monkeypatch.setattr(
+        optimizers, "orthogonalize", lambda x: batches.append(len(x)) or orthogonalize(x)
+    )
+    muon, adam = optimizers_for(model, 0.01, 0.02)
+    model(torch.rand(2, 3, 8, 8) - 0.5)[2].sum().backward()
+    muon.step()
+    assert sorted(batches) == [3, 3, 3, 3, 6]  # 3x3 kernels of two levels, and 1x1 kernels
+    assert adam.defaults["fused"]
 
 
 @pytest.mark.parametrize(("hidden", "matrices"), [(128, 3), (129, 2)])
