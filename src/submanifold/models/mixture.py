@@ -129,14 +129,22 @@ class Mixture(DataInitialized, Model):
 
     @property
     def config(self) -> dict[str, Any]:
-        """See :attr:`Model.config`."""
-        return {"charts": len(self.charts), **self.charts[0].config}
+        """See :attr:`Model.config`; ``stages`` are those of all charts, or else of the first."""
+        by_chart = [chart.config["stages"] for chart in self.charts]
+        config = {"charts": len(by_chart), "stages": by_chart[0]}
+        equal = all(stages == by_chart[0] for stages in by_chart)
+        return config if equal else {**config, "stages_by_chart": by_chart}
 
     @classmethod
     @validate_call
-    def from_config(cls, charts: PositiveInt, stages: list[dict[str, Any]]) -> Self:
+    def from_config(
+        cls,
+        charts: PositiveInt,
+        stages: list[dict[str, Any]],
+        stages_by_chart: list[list[dict[str, Any]]] | None = None,
+    ) -> Self:
         """Build an untrained mixture from its :attr:`config`."""
-        return cls([Hierarchy.from_config(stages) for _ in range(charts)])
+        return cls([*map(Hierarchy.from_config, stages_by_chart or [stages] * charts)])
 
 
 def _select(stacked: Tensor, index: Tensor) -> Tensor:
