@@ -101,6 +101,9 @@ def test_only_the_stages_of_a_phase_are_trained(tmp_path, first):
     moved = [not torch.equal(p, q) for p, q in zip(three.stages[0].parameters(), glow, strict=True)]
     assert all(moved)
     assert [each["stages"] for each in three.notes["phases"]] == [[1], [2], [1]]
+    for model in (two, three):  # for its next user nothing is frozen or in training mode
+        assert all(weight.requires_grad for weight in model.parameters())
+        assert not any(module.training for module in model.modules())
 
 
 def test_new_stages_are_a_function_of_the_seed(tmp_path, first):

@@ -129,7 +129,8 @@ def train_phase(
         on_log(name, settings.steps, {"steps_trained": history["steps_trained"]})
     full.notes = {"phases": [*done, {"stages": list(phase.stages), **trained.notes}]}
     _check_target(name, phase, history)
-    return full.cpu(), {**history, "stages": list(phase.stages), "terms": list(objective.terms)}
+    full = full.requires_grad_(True).eval().cpu()
+    return full, {**history, "stages": list(phase.stages), "terms": list(objective.terms)}
 
 
 def assemble(
