@@ -111,6 +111,7 @@ def test_entries_are_selected_from_the_tables(tables):
         "end_factor": 0.0,
         "lr_scale": 1.0,
         "rotate_every": None,
+        "validation_rows": 512,
     }
     training = {**tables["training_defaults"], **later}
     assert chosen["first"]["training"] == {**training, "steps": 7, "learning_rate": 1e-3}

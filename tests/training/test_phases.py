@@ -57,6 +57,16 @@ def test_a_phase_starts_with_the_weights_of_the_previous_one(tmp_path, first):
     assert history["train"][-1]["loss"] == pytest.approx(terms["loss"].item(), rel=1e-6)
 
 
+def test_a_setting_is_the_number_of_rows_of_a_validation(tmp_path, first):
+    x = torch.from_numpy(IMAGES)
+    error = (x - first.encoder_projection(x)).square().mean((1, 2, 3))
+    for rows, count in ((8, 8), (512, 20)):  # there are 20
+        settings = phase(1, validation_rows=rows, **FROZEN)
+        _, history = run(settings, first, tmp_path / str(rows))
+        expected = error[:count].mean().item()
+        assert history["valid"][-1]["mse"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_second_phase_reduces_the_projection_error(tmp_path, first):
     def error(model):
         x = torch.from_numpy(IMAGES)

@@ -45,7 +45,6 @@ from submanifold.training.trainer import fit, log_rows
 
 log = logging.getLogger(__name__)
 
-VALIDATION_ROWS = 512
 ROTATION_BATCH_SIZE = 64
 PROBES_PER_AXIS = 2  # of a rotation that is fitted repeatedly during a training
 
@@ -111,7 +110,7 @@ def train_phase(
         phase, model, copy.deepcopy(before), train.shape[1:], device, context
     )
     batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
-    validation = Batches(valid[:VALIDATION_ROWS], settings.batch_size, seed, device)
+    validation = Batches(valid[: settings.validation_rows], settings.batch_size, seed, device)
 
     def rotate(step: int) -> None:
         rotation = trained.stages[-1].rotation

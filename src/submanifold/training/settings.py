@@ -23,6 +23,7 @@ class TrainingSettings(Settings):
         clip: Largest norm of the gradient; None does not clip.
         ema: Decay of the exponential moving average of the weights, which is what is kept.
         validate_every: Steps between validations, each with a checkpoint.
+        validation_rows: Events of a validation, the first of the validation data.
         precision: Precision of matrix products; ``auto`` is bfloat16 where the hardware is faster
             with it.
         activation_checkpointing: Recompute hidden activations in the backward pass to save memory.
@@ -40,6 +41,7 @@ class TrainingSettings(Settings):
     clip: float | None = Field(None, gt=0)
     ema: float = Field(ge=0, lt=1)
     validate_every: int = Field(gt=0)
+    validation_rows: int = Field(512, gt=0)
     precision: Literal["auto", "float32", "bfloat16"]
     activation_checkpointing: bool = False
     rotate_every: int | None = Field(None, gt=0)
