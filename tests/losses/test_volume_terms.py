@@ -1,6 +1,7 @@
 """Terms of the volume and the metric: exact values, and estimates of their gradients."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,28 @@ def test_non_orthogonality_is_zero_for_orthogonal_columns():
     batch = ForwardPass(model, *(2 * [torch.randn(2, 5).double()]))
     assert NonOrthogonality()(batch).item() == pytest.approx(0, abs=1e-6)
     assert OffDiagonal()(batch).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [ManifoldLikelihood, NonOrthogonality])
+def test_validations_contain_an_estimate_of_the_volume(kind):
+    """Without it, the model of the smallest codes would be the best one."""
+    values = {}
+    for scale in (0.3, 1.0, 3.0):
+        model = Hierarchy([Stage(Affine(6), 5)]).double()  # a rotation at first
+        torch.nn.init.constant_(model.stages[0].flow.norm.log_scale, math.log(scale))
+        batch = replace(forward(model), training=False)
+        values[scale] = kind(exact_up_to=4)(batch).item()
+        assert values[scale] == pytest.approx(kind()(batch).item(), abs=1e-6)
+    if kind is ManifoldLikelihood:
+        assert min(values, key=values.get) == 1.0
+
+
+def test_validations_estimate_the_volume_with_the_same_probes(model):
+    values = [ManifoldLikelihood(exact_up_to=2)(replace(forward(model, seed), training=False))
+              for seed in (0, 1)]  # fmt: skip
+    assert values[0] == values[1]
+    exact = ManifoldLikelihood()(forward(model))
+    assert values[0].item() == pytest.approx(exact.item(), abs=0.2)
 
 
 def gradient(term, model, seed):

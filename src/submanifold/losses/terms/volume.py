@@ -11,13 +11,15 @@ from torch import Tensor
 from submanifold.common.linalg import conjugate_gradients
 from submanifold.flows.bijection import full_precision
 from submanifold.geometry.linearization import Linearization, jacobian
-from submanifold.geometry.volume import jacobian_log_volume
+from submanifold.geometry.volume import estimate_log_volume, jacobian_log_volume
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms.term import Term
 from submanifold.models.stage import standard_normal_log_prob
 
 CG_ITERATIONS = 100
 CG_TOLERANCE = 1e-3
+PROBES = 2
+"""Probes of each event's volume in a validation, which averages over events."""
 
 
 class _VolumeTerm(Term):
@@ -25,7 +27,7 @@ class _VolumeTerm(Term):
 
     Attributes:
         exact_up_to: Largest dimension d for which the full Jacobian is computed; above it gradients
-            are estimated.
+            are estimated, and validations estimate the volume.
     """
 
     about_volume: ClassVar[bool] = True
@@ -41,7 +43,11 @@ class _VolumeTerm(Term):
         return jacobian(batch.decode, batch.u, F.one_hot(chosen, dim))
 
     def _log_volume(self, batch: ForwardPass, jacobians: Tensor | None = None) -> Tensor:
-        """Log-volume in nats, (batch,), or zeros with the gradient of its estimate."""
+        """Log-volume in nats, (batch,), or an estimate; in training zeros with its gradient."""
+        if batch.u.shape[1] > self.exact_up_to and not batch.training:
+            probes = torch.Generator().manual_seed(0)  # the same in all validations
+            with full_precision(batch.u):
+                return estimate_log_volume(batch.decode, batch.u, PROBES, generator=probes)[0]
         if batch.u.shape[1] > self.exact_up_to:
             return log_volume_gradient(batch)
         return jacobian_log_volume(self._columns(batch) if jacobians is None else jacobians)
@@ -52,7 +58,8 @@ class ManifoldLikelihood(_VolumeTerm):
 
     .. math:: -\log p_M = -\log N(u; 0, I) + \tfrac12 \log\det J^T J
 
-    in bits per dimension of the manifold. Above ``exact_up_to`` the value omits the volume.
+    in bits per dimension of the manifold. Above ``exact_up_to`` values of training steps omit the
+    volume, and validations estimate it (:func:`.estimate_log_volume`).
     """
 
     def __call__(self, batch: ForwardPass) -> Tensor:
@@ -67,7 +74,8 @@ class NonOrthogonality(_VolumeTerm):
     .. math:: \tfrac12 \sum_i \log (J^T J)_{ii} - \tfrac12 \log\det J^T J \;\ge\; 0
 
     in bits per coordinate, 0 if and only if the columns of J are orthogonal (Hadamard). Above
-    ``exact_up_to`` the first sum is over that many random coordinates, without the volume.
+    ``exact_up_to`` the first sum is over that many random coordinates, and the second term as in
+    :class:`ManifoldLikelihood`.
     """
 
     def __call__(self, batch: ForwardPass) -> Tensor:
@@ -105,8 +113,6 @@ def log_volume_gradient(batch: ForwardPass) -> Tensor:
     with :math:`A^{-1}\epsilon` by conjugate gradients (Caterini et al. 2021).
     """
     u = batch.u
-    if not batch.training:
-        return u.new_zeros(len(u))
     noise = batch.draw(torch.randn, u.shape[1], dtype=u.dtype)
     with full_precision(u):
         at = Linearization(batch.decode, u)
