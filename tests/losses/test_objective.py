@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from objectives import penalised
+from submanifold.common.distributed import Shard
+from submanifold.common.errors import UserError
 from submanifold.flows import Affine, Glow, RealNVP, SoftRealNVP
 from submanifold.losses import Objective
 from submanifold.losses.forward_pass import ForwardPass
@@ -177,6 +179,12 @@ def test_a_trimmed_likelihood_leaves_out_the_events_of_the_lowest_density():
     kept = penalised("none")(halving(), x[8:])["bits_per_dim"].item()
     trimmed = Objective({"likelihood": Likelihood(trim=0.2)})
     assert trimmed(halving(), x)["likelihood"].item() == pytest.approx(kept, rel=1e-6)
+
+
+def test_a_trimmed_likelihood_is_of_the_whole_batch():
+    batch = ForwardPass(halving(), BATCH, BATCH, shard=Shard(0, 4))
+    with pytest.raises(UserError, match=r"likelihood\.trim: expected 0 with batches in 4 parts"):
+        Likelihood(trim=0.4)(batch)
 
 
 def test_a_trimmed_likelihood_compares_events_of_similar_noise_scales():

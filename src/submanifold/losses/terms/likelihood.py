@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from submanifold.common.errors import UserError
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms.term import Term
 
@@ -21,7 +22,8 @@ class Likelihood(Term):
         trim: Fraction of the events of a batch that the mean leaves out, those of the lowest
             density: for training data with anomalies, whose number this fraction should exceed. In
             a noise-conditional flow they are the lowest for their noise scale, compared with a
-            quadratic fit of the log-density to the logarithm of the scale.
+            quadratic fit of the log-density to the logarithm of the scale. Batches must not be in
+            parts.
     """
 
     weight: float = Field(default=1.0, ge=0)
@@ -31,6 +33,12 @@ class Likelihood(Term):
     def __call__(self, batch: ForwardPass) -> Tensor:
         """Mean over the batch."""
         log_prob = batch.log_prob
+        if self.trim and batch.shard.count > 1:
+            raise UserError(
+                f"likelihood.trim: expected 0 with batches in {batch.shard.count} parts, got "
+                f"{self.trim}: it compares all events of a batch. Set launch.processes, "
+                "launch.machines and launch.grad_accumulation_steps to 1."
+            )
         if self.trim:
             kept = len(log_prob) - int(self.trim * len(log_prob))
             log_prob = log_prob[_residuals(log_prob.detach(), batch.noise_scale).topk(kept).indices]
