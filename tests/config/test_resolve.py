@@ -82,6 +82,15 @@ def trained(experiment):
     return [phase.stages for phase in experiment.phases.values()]
 
 
+def test_the_input_noise_is_that_of_the_last_training_that_starts_at_the_data(tables):
+    tables["methods"]["two"]["phases"] = {
+        "first": {"stages": 1, "input_noise": 0.1},
+        "again": {"stages": [1, 2], "input_noise": 0.2},
+        "second": {"stages": 2, "input_noise": 0.3},
+    }
+    assert resolve(tables).input_noise == 0.2
+
+
 def test_a_flow_of_another_kind_takes_its_own_defaults(tables):
     tables["methods"]["two"]["stage_2"]["flow"] = {"type": "realnvp", "couplings": 8}
     tables["stage_2"] = {"flow": {"type": "affine"}}

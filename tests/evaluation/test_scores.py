@@ -8,6 +8,7 @@ from PIL import Image
 
 from strategies import initialized_glow, perturb
 from submanifold.data import dequantize
+from submanifold.evaluation import scores
 from submanifold.evaluation.scores import (
     GREY_LEVEL,
     SCORES,
@@ -29,6 +30,20 @@ def model():
 
 def images(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
+
+
+def test_the_best_noise_scale_ignores_the_tenth_of_the_lowest_density(monkeypatch):
+    """Of normal rows with a standard deviation of 0.25, and anomalies far away."""
+
+    def log_prob_at(model, x, scale):
+        return torch.distributions.Normal(0.0, 0.01 + scale).log_prob(x[:, 0])
+
+    monkeypatch.setattr(scores, "log_prob_at", log_prob_at)
+    rows = 0.25 * np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32)
+    flow = Hierarchy([Stage(RealNVP(2), 1)])
+    for anomalies, expected in ((0, 0.25), (50, 0.25), (60, 1.0)):
+        rows[:anomalies] = 100.0
+        assert scores.best_noise_scale(flow, rows) == pytest.approx(expected, abs=0.13)
 
 
 def test_scores_agree_with_their_definitions(model):
