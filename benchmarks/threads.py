@@ -77,12 +77,12 @@ def units_per_second(work: Callable[[], object], setting: Threads, seconds: floa
     """Work for some seconds; ``auto`` starts as in a new process."""
     threads._load = threads._Load()
     time.sleep(1)  # a process measures the load while it starts
-    use_threads(setting)
-    tuner, units, started = ThreadTuner(), 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds or not units:
-        with tuner.unit():
-            work()
-        units += 1
+    with use_threads(setting):
+        tuner, units, started = ThreadTuner(), 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < seconds or not units:
+            with tuner.unit():
+                work()
+            units += 1
     return units / elapsed
 
 

@@ -20,6 +20,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from submanifold import cli
+from submanifold.common.threads import threads_setting
 
 REPOSITORY = Path(__file__).parents[1]
 LOGGING = str(REPOSITORY / "tests" / "pipelines" / "logging.yml")
@@ -115,6 +116,7 @@ class Project:
                 only_missing_outputs=only_missing_outputs,
             )
         assert mlflow.active_run() is None
+        assert threads_setting() is None
         return Run(self.mlflow_runs()[-1], self, params)
 
     def catalog(self, **params):

@@ -16,11 +16,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from submanifold import sklearn
+from submanifold.common import threads
 from submanifold.common.errors import UserError
 from submanifold.evaluation.scores import log_prob_at
 from submanifold.inference.scoring import score_events
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
+from submanifold.training import Trainer
 
 FEW = {"steps": 6, "random_state": 0}
 
@@ -202,6 +204,24 @@ def test_the_global_generator_is_left_alone():
     before = torch.get_rng_state()
     ManifoldFlow(**FEW).fit(normal(40, *range(1, 8)))  # the first fit of seven columns
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_the_number_of_threads_is_left_alone(monkeypatch, flowers, seed):
+    """Also while it trains: other threads of the process may need their own number."""
+    changes, settings, step = [], set(), Trainer.step
+
+    def watched_step(*args):
+        settings.add(threads.threads_setting())
+        return step(*args)
+
+    monkeypatch.setattr(threads, "_most", lambda: 2)
+    monkeypatch.setattr(threads, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(threads._Load, "idle_cores", lambda load: 2.0)
+    monkeypatch.setattr(torch, "set_num_threads", changes.append)
+    monkeypatch.setattr(Trainer, "step", watched_step)
+    ManifoldFlow(steps=20, random_state=seed).fit(flowers)
+    assert (changes, settings) == ([], {None})
 
 
 def test_kedro_and_mlflow_are_not_imported():

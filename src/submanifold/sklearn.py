@@ -31,7 +31,6 @@ from submanifold.common.device import choose_device
 from submanifold.common.errors import UserError
 from submanifold.common.progress import hidden_progress
 from submanifold.common.settings import read_settings
-from submanifold.common.threads import fixed_threads
 from submanifold.config.merge import entry, manifold_stages
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.config.resolve import resolve
@@ -175,12 +174,10 @@ class ManifoldFlow(
         train = order if len(rows) < MIN_ROWS else order[len(held_out) :]
         train, valid, shape = events[train], events[held_out], events.shape[1:]
         experiment = self._experiment(shape, {"train": len(train), "valid": len(valid)})
-        repeatable = nullcontext() if self.random_state is None else fixed_threads()
         # torch's global generator is the user's
         devices = [device] if device.type == "cuda" else []
         with (
             hidden_progress(not self.verbose),
-            repeatable,
             torch.random.fork_rng(devices),
             TemporaryDirectory() as folder,
         ):

@@ -16,7 +16,6 @@ def restored(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr(threads, "_most", lambda: 2)
     yield
-    use_threads("auto")
     torch.set_num_threads(before)
 
 
@@ -56,27 +55,46 @@ def test_many_cores_are_climbed():
     assert simulate(lambda index: durations, 300, [*durations], 1)[1] == 16
 
 
-def test_tuner_sets_the_number_and_counts_units(monkeypatch):
-    times = iter(range(1000))
-    monkeypatch.setattr(threads.time, "perf_counter", lambda: next(times) * 0.05)
-    torch.set_num_threads(2)  # more would be tried only on idle cores
+def work(units=50):
+    """Compute units of a duration that makes a tuner try other numbers; count them by number."""
     tuner = ThreadTuner()
-    for _ in range(50):
+    for _ in range(units):
         with tuner.unit():
             assert torch.get_num_threads() in (1, 2)
-    assert set(tuner.used) == {"1", "2"}
-    assert tuner.used.total() == 50
+    return tuner.used
 
 
-def test_fixed_number_is_never_changed():
-    use_threads(2)
-    tuner = ThreadTuner()
-    for _ in tuned(torch.zeros(40, 1)):
-        assert torch.get_num_threads() == 2
-    for _ in range(40):
-        with tuner.unit():
+@pytest.fixture
+def clock(monkeypatch):
+    times = iter(range(1000))
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: next(times) * 0.05)
+    monkeypatch.setattr(threads._Load, "idle_cores", lambda self: 2.0)  # not that of this machine
+
+
+def test_tuner_sets_the_number_and_counts_units(clock):
+    with use_threads("auto"):
+        used = work()
+    assert set(used) == {"1", "2"}
+    assert used.total() == 50
+
+
+def test_fixed_number_is_never_changed(clock):
+    with use_threads(2):
+        for _ in tuned(torch.zeros(40, 1)):
             assert torch.get_num_threads() == 2
-    assert tuner.used == {"2": 40}
+        assert work() == {"2": 50}
+
+
+@pytest.mark.parametrize("present", [1, 2])
+def test_threads_are_chosen_in_commands_only_and_restored(clock, present):
+    torch.set_num_threads(present)
+    assert work() == {str(present): 50}
+    for setting in ("auto", 1, 2):
+        with pytest.raises(KeyboardInterrupt), use_threads(setting):
+            work()
+            raise KeyboardInterrupt
+        assert torch.get_num_threads() == present
+        assert work() == {str(present): 50}
 
 
 def test_another_device_is_not_measured():
@@ -101,15 +119,15 @@ def test_auto_starts_with_the_idle_cores(monkeypatch, others, expected):
     monkeypatch.setattr(load, "_read", lambda: (20.0 + 1.0 + 10 * others, 9.0, 110.0))
     monkeypatch.setattr(threads, "cores", lambda: 2)
     monkeypatch.setattr(threads, "_load", load)
-    use_threads("auto")
-    assert torch.get_num_threads() == expected
+    with use_threads("auto"):
+        assert torch.get_num_threads() == expected
 
 
 def test_load_counts_the_work_of_other_processes():
     load = threads._Load()
     busy, own, now = load._read()
-    started = time.process_time()
-    while time.process_time() < started + 0.3:  # own work is not that of others
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline:  # own work is not that of others
         pass
     later = load._read()
     assert later[1] - own > 0.1

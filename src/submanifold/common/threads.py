@@ -28,44 +28,41 @@ FIRST_WAIT, LONGEST_WAIT = 2, 256  # measurements between trials
 Batch = TypeVar("Batch", bound=Sized)
 Threads = int | Literal["auto"]
 
-_setting: Threads = "auto"
-
-
-def use_threads(setting: Threads) -> None:
-    """Use a fixed number of threads, or ``auto``, the default, which measures and chooses it.
-
-    ``auto`` uses at most as many threads as torch does: one for each core, or the number in the
-    environment variable OMP_NUM_THREADS. It starts with the number of cores that other processes
-    have left idle since this module was imported.
-    """
-    global _setting
-    most = _most()
-    _setting = setting
-    idle = max(1, round(_load.idle_cores()))
-    torch.set_num_threads(min(idle, most) if setting == "auto" else setting)
+_setting: Threads | None = None
 
 
 @contextmanager
-def fixed_threads() -> Iterator[None]:
-    """Keep the present number of threads, so that equal work has bitwise equal results."""
+def use_threads(setting: Threads | None) -> Iterator[None]:
+    """Use a fixed number of threads in a command, or ``auto``, which measures and chooses it.
+
+    ``auto`` uses at most as many threads as torch does: one for each core, or the number in the
+    environment variable OMP_NUM_THREADS. It starts with the number of cores that other processes
+    have left idle since this module was imported. None, as outside of this context, keeps torch's
+    number. The end of the context restores it.
+    """
     global _setting
-    before, _setting = _setting, torch.get_num_threads()
+    before, present, most = _setting, torch.get_num_threads(), _most()
+    _setting = setting
+    if setting is not None:
+        idle = max(1, round(_load.idle_cores()))
+        torch.set_num_threads(min(idle, most) if setting == "auto" else setting)
     try:
         yield
     finally:
         _setting = before
+        torch.set_num_threads(present)
 
 
-def threads_setting() -> Threads:
-    """Return the setting of :func:`use_threads`."""
+def threads_setting() -> Threads | None:
+    """Return the setting of :func:`use_threads`; None outside of it."""
     return _setting
 
 
 class ThreadTuner:
     """Chooses torch's number of threads while units of equal work are computed on the CPU.
 
-    It starts with the present number. On another device, or with a fixed number, it changes
-    nothing. The processes of a group compute a unit together and choose the same number.
+    It starts with the present number. It changes nothing on another device, with a fixed number, or
+    outside of :func:`use_threads`. The processes of a group compute a unit together and choose the same number.
 
     Args:
         device: Device of the units.
@@ -84,7 +81,7 @@ class ThreadTuner:
     @contextmanager
     def unit(self, items: int = 1) -> Iterator[None]:
         """Compute a unit of ``items`` items of equal work inside of this context."""
-        if torch.get_num_threads() != self._count:
+        if self._choice and torch.get_num_threads() != self._count:
             torch.set_num_threads(self._count)
         started = time.perf_counter()
         yield
@@ -162,9 +159,9 @@ def _measure(count: int, longest: float = math.inf) -> Generator[int, tuple[floa
 
 
 def _counts() -> list[int]:
-    most = _most()
     if _setting != "auto":
-        return [_setting]
+        return [torch.get_num_threads()]
+    most = _most()
     return sorted({1, most // 4, most // 2, 3 * most // 4, most - 1, most} - {0})
 
 

@@ -477,7 +477,7 @@ def _load(path: Path, device: str, dim: int | None = None) -> "Model":
         from submanifold.inference import scoring  # noqa: F401  # for the command
         from submanifold.models import Model
 
-    use_threads("auto")
+    click.get_current_context().with_resource(use_threads("auto"))
     model: Any = Model.load(path, choose_device(device))
     if dim is not None and not hasattr(model, "at_dim"):
         raise UserError(f"--dim: expected none for a {model.kind}, got {dim}. Omit it.")

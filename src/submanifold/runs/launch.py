@@ -146,7 +146,6 @@ def _work(local_rank: int, name: str, machine: int, parent: int, rows: SimpleQue
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // job["processes"]))
-    use_threads(job["threads"])
     store: dist.Store
     if job["machines"] == 1:
         store = dist.FileStore(str(place / "store"), size)
@@ -169,7 +168,8 @@ def _work(local_rank: int, name: str, machine: int, parent: int, rows: SimpleQue
     ]  # fmt: skip
     logs = {"on_log": (lambda *row: rows.put(row)) if rank == 0 else None} if job["logs"] else {}
     try:
-        result = _import(job["function"])(*arguments, **logs)
+        with use_threads(job["threads"]):
+            result = _import(job["function"])(*arguments, **logs)
         if rank == 0:
             (place / "result.json").write_text(_to_json(result, place))
     except UserError as error:

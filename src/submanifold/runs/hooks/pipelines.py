@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 from click import ClickException
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 class ExperimentHooks:
     """Loads the pipelines of an experiment, and rejects commands that cannot succeed."""
+
+    def __init__(self) -> None:
+        self._threads = ExitStack()
 
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
@@ -74,11 +78,18 @@ class ExperimentHooks:
         except UserError as error:
             raise ClickException(str(error)) from error
 
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """Restore the number of threads."""
+        self._threads.close()
+
+    on_pipeline_error = after_pipeline_run
+
     def _prepare_machine(self) -> None:
         from submanifold.common.device import choose_device
         from submanifold.common.threads import use_threads
 
-        use_threads(self._experiment.threads)
+        self._threads.enter_context(use_threads(self._experiment.threads))
         choose_device(self._experiment.device)
         weights = self._experiment.evaluation.inception_weights
         if weights not in (None, "auto", "download"):
