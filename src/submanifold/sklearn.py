@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path

@@ -61,8 +61,9 @@ def threads_setting() -> Threads | None:
 class ThreadTuner:
     """Chooses torch's number of threads while units of equal work are computed on the CPU.
 
-    It starts with the present number. It changes nothing on another device, with a fixed number, or
-    outside of :func:`use_threads`. The processes of a group compute a unit together and choose the same number.
+    It starts with the present number. On another device, with a fixed number or outside of
+    :func:`use_threads` it changes nothing. The processes of a group compute a unit together and
+    choose the same number.
 
     Args:
         device: Device of the units.
