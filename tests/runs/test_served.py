@@ -1,5 +1,7 @@
 import json
 import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -12,9 +14,10 @@ from mlflow.pyfunc import scoring_server
 
 import submanifold
 from calibrated import calibrated_model, conditional_rows, conditional_table_model
+from strategies import perturb
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import calibrate
-from submanifold.flows import RealNVP
+from submanifold.flows import Glow, RealNVP, SoftRealNVP, make_conditional
 from submanifold.inference.scoring import score_events
 from submanifold.inference.tables import sample_table, score_table
 from submanifold.models import Hierarchy, Stage
@@ -122,6 +125,15 @@ def test_images_that_do_not_fit_are_rejected(model, task, given, message):
     assert caught.value.get_http_status_code() == 400
 
 
+@pytest.mark.parametrize("label", ["x", "1", [1], 1.0, True, 3, None])
+def test_a_label_that_is_none_of_the_model_is_rejected(label):
+    flow = make_conditional(Glow((1, 8, 8), levels=2, steps=1, width=4), classes=3)
+    served = ServedModel(Hierarchy([Stage(flow, dim=9)]).eval(), max_rows=4, max_seconds=60)
+    with pytest.raises(mlflow.MlflowException, match="expected a label from 0 to 2") as caught:
+        served.predict(images(1), {"task": "encode", "label": label})
+    assert caught.value.get_http_status_code() == 400
+
+
 def test_a_defect_is_logged_and_not_sent(loaded, monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError("in /a/path")
@@ -211,6 +223,26 @@ def test_rows_are_served_over_http(of_table, rows):
     )
     with pytest.raises(mlflow.MlflowException, match="weight"):
         answer({"dataframe_split": rows[["age", "city"]][:3].to_dict("split")})
+
+
+def test_concurrent_requests_have_the_answers_of_single_ones(rows):
+    preprocessor = Preprocessor.fit(rows, categorical="onehot")
+    model = perturb(Hierarchy([Stage(SoftRealNVP(4), dim=2)]), 0.3).eval()
+    model.data = {"table": preprocessor.to_dict()}
+    model.calibration = calibrate(model, preprocessor.transform(rows[:100]), torch.device("cpu"))
+    model.calibration["noise_scale"] = 0.5
+    parts = [rows[start : start + 1 + start % 7] for start in range(60)]
+    expected = [score_table(model, part) for part in parts]
+    served, interval = ServedModel(model, 1024, 60), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as clients:
+            answers = list(clients.map(served.predict, parts))
+    finally:
+        sys.setswitchinterval(interval)
+    for answer, scores in zip(answers, expected, strict=True):
+        pd.testing.assert_frame_equal(answer, scores, check_exact=False, rtol=1e-5)
+    pd.testing.assert_frame_equal(served.predict(parts[0]), expected[0])
 
 
 # ---- tables with a condition

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,7 +62,7 @@ def given_label(model: Model, label: int | None) -> AbstractContextManager[None]
             f"--label: expected none for a model that is not conditional on a label, got {label}. "
             "Omit it."
         )
-    if label is None or not 0 <= label < classes:
+    if type(label) is bool or not isinstance(label, Integral) or not 0 <= label < classes:
         got = "none" if label is None else label
         raise UserError(
             f"--label: expected a label from 0 to {classes - 1}, on which the density is "

@@ -25,7 +25,7 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import printable
 from submanifold.common.progress import cancellation_check
 from submanifold.data.tables import Preprocessor
-from submanifold.flows import context_of, is_conditional
+from submanifold.flows import context_of, is_conditional, is_noise_conditional
 from submanifold.inference import scoring, tables
 from submanifold.inference.inputs import given_label, is_table
 from submanifold.models import Model
@@ -123,8 +123,9 @@ class ServedModel:
                 f"{name}: expected at most max_rows={self.max_rows}, got {rows}. Send several "
                 "requests."
             )
-        # a context is a state of the model, which the threads of a server share
-        lock = self._lock if is_conditional(self.model) else nullcontext()
+        # a context or noise scale is a state of the model, which the threads of a server share
+        has_state = is_conditional(self.model) or is_noise_conditional(self.model)
+        lock = self._lock if has_state else nullcontext()
         with lock, given_label(self.model, params.get("label")):
             return self._compute(inputs, params, of_table)
 
