@@ -18,7 +18,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from submanifold import sklearn
 from submanifold.common import threads
 from submanifold.common.errors import UserError
-from submanifold.evaluation.scores import log_prob_at
+from submanifold.evaluation.calibration import Calibration, calibrate
+from submanifold.evaluation.scores import SMOOTHED_DENSITY, log_prob_at, score
 from submanifold.inference.scoring import score_events
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
@@ -179,7 +180,30 @@ def test_it_opens_models_of_pipelines(plane, tmp_path):
     rows = pd.DataFrame(rows, columns=["x0", "x1"])
     np.testing.assert_array_equal(loaded.score_samples(rows), plane.score_samples(rows.to_numpy()))
     assert loaded.n_components == 1
-    assert loaded.offset_ == pytest.approx(plane.offset_, abs=1)
+
+
+@pytest.mark.parametrize("count", [20, 145])
+def test_outliers_of_models_of_pipelines_have_a_p_value_of_at_most_5_percent(
+    plane, tmp_path, count
+):
+    model, preprocessor = Model.load(_saved(plane, tmp_path / "model")), plane.preprocessor_
+    del model.notes["estimator"]
+    rows = np.random.default_rng(1).normal(size=(2000 + count, 2)) * [1, 100] + 7
+    rows = pd.DataFrame(rows, columns=["x0", "x1"])
+    held_out, new = map(preprocessor.transform, (rows[:count], rows[count:]))
+    model.calibration = calibrate(model, held_out, torch.device("cpu"))
+    scores = score(model, new)[SMOOTHED_DENSITY]
+    p_values = Calibration.from_dict(model.calibration).p_values(SMOOTHED_DENSITY, scores)
+    loaded = ManifoldFlow.load(_saved_model(model, tmp_path / "other"))
+    assert np.array_equal(loaded.predict(rows[count:]) == -1, p_values <= 0.05)
+
+
+def test_rows_without_a_finite_score_are_outliers(plane):
+    rows = np.array([[1e300, 7.0], [7.0, -1e300], [7.0, 7.0]])
+    with np.errstate(over="ignore"):
+        assert plane.predict(rows).tolist() == [-1, -1, 1]
+        assert (plane.decision_function(rows) >= 0).tolist() == [False, False, True]
+        assert plane.score_samples(rows)[:2].tolist() == [-np.inf, -np.inf]
 
 
 def _saved(estimator, path):

@@ -38,7 +38,7 @@ from submanifold.data.batches import fixed_batches
 from submanifold.data.settings import Scale, TableSettings
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.scan import Scan
-from submanifold.evaluation.calibration import LEVELS, Calibration, calibrate
+from submanifold.evaluation.calibration import Calibration, calibrate
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import (
     NOISE_SCALE,
@@ -224,7 +224,7 @@ class ManifoldFlow(
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return 1 for inliers and -1 for outliers, (n,)."""
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def transform(self, X: Any) -> np.ndarray:  # noqa: N803
         """Compute the coordinates of :meth:`project` on the manifold, (n, n_components).
@@ -420,6 +420,7 @@ class ManifoldFlow(
             return model.log_prob(x) if scale is None else log_prob_at(model, x, scale)
 
         log_prob = self._apply(log_prob_of, rows).double().numpy()
+        log_prob[np.isnan(log_prob)] = -np.inf  # rows beyond the range of floats
         if self.preprocessor_ is None:
             return log_prob - self.model_.event_dim * np.log(256)
         return log_prob + self.preprocessor_.log_det(self._table(rows))
@@ -448,8 +449,8 @@ class ManifoldFlow(
         name = "density" if self.noise_scale_ is None else SMOOTHED_DENSITY
         if name not in model.calibration.get("quantiles", {}):
             return None
-        quantiles = Calibration.from_dict(model.calibration).quantiles[name]
-        in_model_units = -float(np.interp(1 - FALSE_ALARM_RATE, LEVELS, quantiles))
+        calibration = Calibration.from_dict(model.calibration)
+        in_model_units = -calibration.threshold(name, FALSE_ALARM_RATE)
         if preprocessor is None:
             return in_model_units - model.event_dim * np.log(256)
         if any(column.knots is not None for column in preprocessor.varying):

@@ -198,6 +198,11 @@ class Calibration:
         above = np.interp(-_finite(values), -quantiles[::-1], 1 - LEVELS[::-1], left=0.0, right=1.0)
         return (1 + self.groups * above) / (self.groups + 1)
 
+    def threshold(self, name: str, alpha: float) -> float:
+        """Return the value of a score above which p-values are below `alpha`, or its largest."""
+        above = (alpha * (self.groups + 1) - 1) / self.groups
+        return float(np.interp(1 - above, LEVELS, self.quantiles[name]))
+
     def _normal_scores(self, scores: Scores) -> np.ndarray:
         """Return z of the combined scores, (N, scores)."""
         half = 0.5 / self.count
