@@ -6,7 +6,7 @@ import pytest
 import scipy
 
 from submanifold.evaluation.calibration import false_alarms
-from submanifold.evaluation.intervals import proportion_interval
+from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
 from submanifold.evaluation.split_scores import generalization_gap, group_numbers, split_means
 
 RNG = np.random.default_rng(0)
@@ -34,13 +34,36 @@ def test_the_gap_has_an_interval_over_groups(groups):
 
 def test_false_alarms_add_up():
     p_values = np.linspace(0.004, 1, 250)
-    found = false_alarms(p_values, smallest=1 / 250)
+    found = false_alarms(p_values, calibrated=249)
     assert [row["rate"] for row in found] == [0.1, 0.05, 0.01]
     for row in found:
         assert row["flagged"] == (p_values <= row["rate"]).sum()
         assert row["observed"]["value"] == row["flagged"] / 250
         exact = scipy.stats.binomtest(row["flagged"], 250).proportion_ci()
         assert (row["observed"]["low"], row["observed"]["high"]) == pytest.approx(exact)
+        low, high = false_alarm_range(row["rate"], 250, 249)
+        assert row["expected"] == {"low": low, "high": high}
+    groups = np.arange(250) // 5
+    for row in false_alarms(p_values, 249, groups):
+        low, high = false_alarm_range(row["rate"], 50, 249)
+        assert row["expected"] == {"low": low, "high": high}
+
+
+@pytest.mark.parametrize(("calibrated", "count", "rate"), [(20, 1000, 0.1), (99, 500, 0.05),
+                                                           (999, 50, 0.01)])  # fmt: skip
+def test_false_alarms_of_normal_events_are_in_their_range(calibrated, count, rate):
+    rng = np.random.default_rng(0)
+    fractions = []
+    for _ in range(1000):
+        normal, new = rng.normal(size=calibrated), rng.normal(size=count)
+        above = calibrated - np.searchsorted(np.sort(normal), new)
+        fractions.append(((1 + above) / (calibrated + 1) <= rate).mean())
+    low, high = false_alarm_range(rate, count, calibrated)
+    inside = np.mean([low <= fraction <= high for fraction in fractions])
+    assert inside > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 1000)
+    assert np.mean(np.array(fractions) > high) < 0.025 + 3 * np.sqrt(0.025 / 1000)
+    narrower = np.mean([low + 1 / count <= each <= high - 1 / count for each in fractions])
+    assert narrower < 0.95 or count * rate < 1, "not wider than necessary"
 
 
 def test_proportions_of_groups_have_equal_weights_and_wider_intervals():

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from submanifold.common.errors import UserError
-from submanifold.evaluation.intervals import proportion_interval
+from submanifold.evaluation.intervals import false_alarm_range, proportion_interval
 from submanifold.evaluation.scores import (
     NOISE_SCALE,
     QUICK,
@@ -57,26 +57,30 @@ def calibrate(
 
 
 def false_alarms(
-    p_values: np.ndarray, smallest: float, groups: np.ndarray | None = None
+    p_values: np.ndarray, calibrated: int, groups: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
     """Compare promised with observed rates of false alarms on normal images.
 
     Args:
         p_values: P-values (N,) of normal images that neither trained nor calibrated the model.
-        smallest: The smallest p-value of the calibration.
+        calibrated: Number of events or groups of the calibration.
         groups: Group numbers (N,); groups have equal weights, as in the calibration.
 
     Returns:
         For each rate of :data:`FALSE_ALARM_RATES` that the calibration supports: the ``rate``, the
-        number ``flagged`` of images, and the ``observed`` rate with its 95% interval.
+        number ``flagged`` of images, the ``observed`` rate with its 95% interval, and the ends
+        ``low`` and ``high`` of the ``expected`` rate (:func:`.false_alarm_range`).
     """
-    found = []
+    rows = []
     for rate in FALSE_ALARM_RATES:
-        if rate >= smallest:
+        if rate * (calibrated + 1) >= 1:
             alarms = p_values <= rate
             observed = proportion_interval(alarms, groups)
-            found.append({"rate": rate, "flagged": int(alarms.sum()), "observed": observed})
-    return found
+            count = observed.get("groups", observed["n"])
+            ends = zip(("low", "high"), false_alarm_range(rate, count, calibrated), strict=True)
+            rows.append({"rate": rate, "flagged": int(alarms.sum()), "observed": observed,
+                         "expected": dict(ends)})  # fmt: skip
+    return rows
 
 
 @dataclass(frozen=True)

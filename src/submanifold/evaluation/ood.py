@@ -133,7 +133,8 @@ def measure_ood(
         images reach, each with its 95% bootstrap interval; with a column ``group``, the bootstrap
         is over groups, and ``groups`` are their counts by part. With a calibration, ``alarms`` has,
         for each promised ``rate`` of false alarms, the observed rate of ``false_alarms`` of normal
-        images and the rate of ``detected`` OOD images, each with its 95% interval.
+        images and the rate of ``detected`` OOD images, each with its 95% interval, and the range
+        of the ``expected`` rate of false alarms.
     """
     calibration = calibration or {}
     is_ood = (scored["part"] == OOD).to_numpy()
@@ -162,12 +163,13 @@ def _alarms(scored: pd.DataFrame, calibration: Calibration) -> list[dict[str, An
         own = scored[scored["part"] == part]
         groups = own["group"].to_numpy() if "group" in own else None
         of_part.append(
-            false_alarms(own[f"p_{ANOMALY}"].to_numpy(), calibration.smallest_p_value, groups)
+            false_alarms(own[f"p_{ANOMALY}"].to_numpy(), calibration.groups, groups)
         )
     return [
-        {"rate": normal["rate"], "false_alarms": normal["observed"], "detected": ood["observed"]}
+        {"rate": normal["rate"], "false_alarms": normal["observed"],
+         "expected": normal["expected"], "detected": ood["observed"]}
         for normal, ood in zip(*of_part, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def _measure_score(

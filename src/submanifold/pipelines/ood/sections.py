@@ -86,7 +86,7 @@ def warnings(measured: Measured, dataset: str, ood: str) -> list[str]:
             f"{format_interval(linear[best], '.3f')}."
         )
     broken = [row for row in measured.get("alarms", [])
-              if row["false_alarms"]["low"] > row["rate"]]  # fmt: skip
+              if row["false_alarms"]["value"] > row["expected"]["high"]]  # fmt: skip
     if broken:
         rates = ", ".join(f"{row['rate']:.1%}".replace(".0%", "%") for row in broken)
         found.append(

@@ -42,9 +42,6 @@ SAMPLES = 64
 EXTREMES = 16
 TOO_LARGE = 2.0
 """Ratio of the encoder projection's error to PCA's above which the report warns."""
-WIDE = 0.1
-"""Width of the interval of an observed rate above which the report remarks on it."""
-
 HUGE = 1e20
 """Contribution above which a row has no density without the change of a column."""
 
@@ -438,30 +435,25 @@ def alarms(scored: pd.DataFrame, calibration: Metrics) -> dict[str, Any] | None:
         return None
     fitted = Calibration.from_dict(calibration)
     own = scored[scored["split"] == "test"]
-    rows = false_alarms(own["p_value"].to_numpy(), fitted.smallest_p_value, group_numbers(own))
+    rows = false_alarms(own["p_value"].to_numpy(), fitted.groups, group_numbers(own))
     if not rows:
         return None
     table = pd.DataFrame({
         "promised rate": [_percents([row["rate"]]) for row in rows],
         "flagged": [f"{row['flagged']:,} of {len(own):,}" for row in rows],
-        "observed rate": [
-            "{value:.1%} [{low:.1%}, {high:.1%}]".format(**row["observed"]) for row in rows
-        ],
+        "observed rate": [f"{row['observed']['value']:.1%}" for row in rows],
+        "range if normal": ["{low:.1%} to {high:.1%}".format(**row["expected"]) for row in rows],
     })  # fmt: skip
-    fewer = [row["rate"] for row in rows if row["observed"]["high"] < row["rate"]]
-    more = [row["rate"] for row in rows if row["observed"]["low"] > row["rate"]]
+    fewer = [row["rate"] for row in rows if row["observed"]["value"] < row["expected"]["low"]]
+    more = [row["rate"] for row in rows if row["observed"]["value"] > row["expected"]["high"]]
     events = fitted.events
-    sentence = "All promised rates are inside the intervals of the observed rates."
+    sentence = f"All observed rates are in the ranges of normal {events}."
     if fewer or more:
         parts = {"Fewer": fewer, "More": more}
         sentence = " ".join(
             f"{word} test {events} are flagged than promised at {_percents(rates)}."
             for word, rates in parts.items() if rates
         )  # fmt: skip
-    ends = rows[-1]["observed"]
-    if ends["high"] - ends["low"] > WIDE:
-        sentence += (f" With {len(own):,} {events}, rates between {ends['low']:.1%} and "
-                     f"{ends['high']:.1%} cannot be distinguished.")  # fmt: skip
     return {"table": table, "sentence": f"{sentence} {describe_calibration(calibration)}"}
 
 
