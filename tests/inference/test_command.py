@@ -67,6 +67,7 @@ def test_score_finds_the_anomalous_image_and_skips_unreadable_files(
     result = run("score", model_file, *paths, "--alpha", "1%", "--out", out, "--sheet", sheet)
     assert result.exit_code == 0, result.output
     assert "1 of 5 images are flagged (p-value at most 0.01)" in result.output
+    assert "if all were like the training images, 0 to 1 would be in 95% of cases" in result.output
     assert "Skipped 3 unreadable images" in result.output
     for path in (images[0] / "broken.png", images[0] / "pipe.png", tmp_path / "pipe.png"):
         assert f"skipped {path} (" in caplog.text

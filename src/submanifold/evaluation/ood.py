@@ -162,9 +162,7 @@ def _alarms(scored: pd.DataFrame, calibration: Calibration) -> list[dict[str, An
     for part in (NORMAL, OOD):
         own = scored[scored["part"] == part]
         groups = own["group"].to_numpy() if "group" in own else None
-        of_part.append(
-            false_alarms(own[f"p_{ANOMALY}"].to_numpy(), calibration.groups, groups)
-        )
+        of_part.append(false_alarms(own[f"p_{ANOMALY}"].to_numpy(), calibration.groups, groups))
     return [
         {"rate": normal["rate"], "false_alarms": normal["observed"],
          "expected": normal["expected"], "detected": ood["observed"]}

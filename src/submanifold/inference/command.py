@@ -116,7 +116,7 @@ def score(
     from submanifold.inference.score_file import ScoreFile, score_files
     from submanifold.inference.scoring import load_calibration
 
-    load_calibration(loaded, alpha)
+    calibration = load_calibration(loaded, alpha)
     given = given_label(loaded, label)
     if sheet is not None and is_table(loaded):
         raise UserError("--sheet: expected none for a model of a table. Omit it.")
@@ -138,11 +138,15 @@ def score(
     for row in order[:5]:
         click.echo(f"{table.p_values[row]:8.4f}  {files.names[table.numbers[row]]}")
     if alpha is not None:
+        from submanifold.evaluation.intervals import false_alarm_range
+
         count = len(table.p_values)
+        low, high = false_alarm_range(alpha, count, calibration.groups)
         flagged = int((np.array(table.p_values) <= alpha).sum())
         click.echo(
             f"{flagged} of {count} {files.unit} are flagged (p-value at most {alpha:g}); "
-            f"about {alpha * count:.0f} would be if all were like the training {files.unit}."
+            f"if all were like the training {files.unit}, {count * low:.0f} to {count * high:.0f} "
+            "would be in 95% of cases."
         )
     if sheet is not None:
         _write_sheet(sheet, cast("ImageFiles", files), [table.numbers[row] for row in order])
