@@ -78,7 +78,7 @@ class ManifoldFlow(
 
     Args:
         n_components: Dimension d of the manifold; None is half of the columns, or of images the
-            method's default and at most half of the pixels.
+            method's default and at most half of the pixels; and at most half of the training rows.
         method: Name of a method of the configuration; None is the default for tables or images.
         minutes: Time of training, to which the steps are scaled by measurement.
         steps: Steps of training, of all phases together; None uses those of the method.
@@ -379,7 +379,8 @@ class ManifoldFlow(
         method = entry(methods, self.method or dataset["method"], "method")
         stages, dim = manifold_stages(method, dataset)
         if stages:
-            parameters |= {name: {"dim": self._dim(shape, dim)} for name in stages}
+            dim = self._dim(shape, dim, counts["train"])
+            parameters |= {name: {"dim": dim} for name in stages}
         elif self.n_components is not None:
             raise UserError(
                 f"n_components: expected None with method={method['name']}, whose density is on "
@@ -387,11 +388,12 @@ class ManifoldFlow(
             )
         return resolve(parameters, data=data)
 
-    def _dim(self, shape: tuple[int, ...], usual: Any) -> int:
+    def _dim(self, shape: tuple[int, ...], usual: Any, count: int) -> int:
         """Return the dimension of the manifold."""
         size = int(np.prod(shape))
         if self.n_components is None:
-            return min(usual, max(1, size // 2)) if isinstance(usual, int) else max(1, size // 2)
+            half = max(1, min(size, count) // 2)
+            return min(usual, half) if isinstance(usual, int) else half
         if self.n_components > size:
             raise UserError(
                 f"n_components: expected at most {size}, the number of columns that vary, got "

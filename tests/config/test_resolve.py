@@ -462,6 +462,11 @@ def test_a_loss_without_a_term_is_refused(tables):
         resolve({**tables, "first": nothing})
 
 
+def test_a_dimension_that_nobody_chose_is_a_default(tables):
+    stages = resolve({**tables, "stage_2": {"dim": 9}}).model.stages
+    assert [stage.default_dim for stage in stages] == [True, False]
+
+
 def test_a_dimension_cannot_grow_from_stage_to_stage(tables):
     with pytest.raises(UserError, match=r"^stage_2\.dim: expected 1 to 20"):
         resolve({**tables, "stage_2": {"dim": 21}})

@@ -56,6 +56,20 @@ def test_shrinkage_is_large_for_few_samples_and_small_for_many():
     assert PCA.fit([correlated(100_000)]).shrink([new]).shrinkage < 1e-4
 
 
+def test_fewer_events_than_dimensions_have_one_axis_less_than_events():
+    train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((4, 9, 70)))
+    found, axes = fit_baselines(train, valid, test)
+    assert (len(found["pca_mse"]), len(axes)) == (4, 4)
+    assert pca_error(found, 4) == {"dim": 4, "why": "only the 3 leading axes are fitted"}
+    assert pca_projection(axes, torch.tensor(test), 4) is None
+    covariance = np.cov(train.T, bias=True)
+    kept = found["gaussian"]["shrinkage"]
+    mixed = (1 - kept) * covariance + kept * np.trace(covariance) / 6 * np.eye(6)
+    nats = multivariate_normal(train.mean(0), mixed).logpdf(test).mean()
+    value = found["gaussian"]["bits_per_dim"]["value"]
+    assert value == pytest.approx(-nats / (6 * math.log(2)), rel=1e-6)
+
+
 @pytest.mark.filterwarnings("error")
 def test_shrunk_density_of_fewer_samples_than_dimensions_is_finite():
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))

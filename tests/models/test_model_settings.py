@@ -32,6 +32,12 @@ def test_a_dimension_of_none_keeps_all_coordinates():
     assert [stage.dim for stage in hierarchy.stages] == [48, 7]
 
 
+def test_few_events_limit_dimensions_and_defaults_to_half():
+    stages = [read(GLOW, dim=None), read(dim=200), read(dim=150, default_dim=True), read(dim=9)]
+    limited = ModelSettings(stages=stages).limited(120)
+    assert [stage.dim for stage in limited.stages] == [None, 119, 60, 9]
+
+
 @pytest.mark.parametrize(
     ("changes", "names"),
     [

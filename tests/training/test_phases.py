@@ -77,6 +77,17 @@ def test_a_second_phase_reduces_the_projection_error(tmp_path, first):
     assert [each["stages"] for each in again.notes["phases"]] == [[1], [1]]
 
 
+def test_few_images_limit_the_dimension_with_a_warning(tmp_path, caplog):
+    few = IMAGES[:35]  # 15 for training
+    model, history = run(phase(1, **FROZEN), None, tmp_path / "first", few)
+    assert model.dims == [192, 14]
+    text = "stage_1.dim: expected at most 14 with 15 training events, got 24; trained with 14"
+    assert history["warnings"]["dim"].startswith(text)
+    assert text in caplog.text
+    _, history = run(phase(1, **FROZEN), model, tmp_path / "second", few)
+    assert not history["warnings"]
+
+
 @pytest.mark.parametrize(("mse", "reached"), [(1e-9, False), (1.0, True)])
 def test_a_missed_target_is_a_warning_of_the_history(tmp_path, first, mse, reached):
     _, history = run(phase(1, target={"mse": mse}, weight=2.0, **FROZEN), first, tmp_path)

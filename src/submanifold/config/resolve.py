@@ -259,7 +259,8 @@ def _stages(
                 _flow_defaults(defaults, flow.get("type"), f"{name}.then")["flow"] | flow
                 for flow in stage["then"]
             ]
-        stages[name] = merge({"flow": found["flow"]}, stage, name)
+        base = {"flow": found["flow"], "default_dim": "dim" not in user}
+        stages[name] = merge(base, stage, name)
         phase_defaults.append(merge(found["phase"], own_phase))
     return stages, phase_defaults
 

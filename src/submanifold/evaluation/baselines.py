@@ -31,7 +31,8 @@ class PCA:
 
     Attributes:
         mean: (D,).
-        axes: Principal axes as columns by decreasing variance, (D, k) with k at most D.
+        axes: Principal axes as columns by decreasing variance, (D, k) with k at most D and less
+            than the number of events.
         variances: (D,), decreasing. Those beyond the first k are all equal to the mean of the rest
             (probabilistic PCA, Tipping & Bishop 1999).
         shrinkage: Weight of the isotropic covariance in the Gaussian, in [0, 1].
@@ -49,7 +50,7 @@ class PCA:
 
     @classmethod
     def fit(cls, batches: Iterable[Tensor]) -> "PCA":
-        """Fit all D axes to batches (batch, ...) in one pass, in double precision."""
+        """Fit all axes to batches (batch, ...) in one pass, in double precision."""
         count, total, moment = 0, torch.zeros(()), torch.zeros(())
         for batch in batches:
             flat = batch.flatten(1).double()
@@ -58,7 +59,8 @@ class PCA:
             moment = moment + flat.T @ flat
         mean = total / count
         variances, axes = torch.linalg.eigh(moment / count - mean.outer(mean))
-        return cls(mean, axes.flip(1), variances.flip(0).clamp_min(0))
+        # deviations from the mean of n events span at most n - 1 dimensions
+        return cls(mean, axes.flip(1)[:, : count - 1], variances.flip(0).clamp_min(0))
 
     @classmethod
     def fit_leading(cls, batches: Iterable[Tensor], count: int) -> "PCA":
@@ -205,7 +207,7 @@ def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:
     if dim <= LARGEST_COVARIANCE:
         return PCA.fit(pca_batches(train)).shrink(pca_batches(valid)), len(train)
     some = train[:: math.ceil(len(train) / MOST_FITTED)]
-    pca = PCA.fit_leading(pca_batches(some), min(LEADING, len(some)))
+    pca = PCA.fit_leading(pca_batches(some), min(LEADING, len(some) - 1))
     return pca.shrink(pca_batches(valid)), len(some)
 
 

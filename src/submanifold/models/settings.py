@@ -25,6 +25,7 @@ class StageSettings(Settings):
         flow: The flow, with its ``type`` and arguments.
         then: Further flows, each acting on the latents of the one before.
         dim: Dimension of the manifold; None keeps all coordinates.
+        default_dim: Whether nobody chose ``dim``.
         off_manifold_scale: Standard deviation sigma_v of the coordinates off the manifold.
         noise: Standard deviation of the noise on the events of the stage; 0 except in noisy
             injective flows.
@@ -33,6 +34,7 @@ class StageSettings(Settings):
     flow: FlowSettings
     then: tuple[FlowSettings, ...] = ()
     dim: int | None = Field(gt=0)
+    default_dim: bool = False
     off_manifold_scale: float = Field(default=1.0, gt=0)
     noise: float = Field(default=0.0, ge=0)
 
@@ -63,6 +65,18 @@ class ModelSettings(Settings):
 
     stages: tuple[StageSettings, ...] = Field(min_length=1)
     charts: int = Field(default=1, ge=1)
+
+    def limited(self, count: int) -> "ModelSettings":
+        """Return it with dimensions that ``count`` training events can determine.
+
+        Their deviations from the mean span ``count - 1`` dimensions; a default is at most half.
+        """
+        limits = [count // 2 if stage.default_dim else count - 1 for stage in self.stages]
+        stages = [
+            stage.model_copy(update={"dim": stage.dim and min(stage.dim, max(1, limit))})
+            for stage, limit in zip(self.stages, limits, strict=True)
+        ]
+        return self.model_copy(update={"stages": tuple(stages)})
 
     def build(
         self,

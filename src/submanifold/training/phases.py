@@ -106,8 +106,10 @@ def train_phase(
     done = [] if before is None else before.notes["phases"]
     torch.manual_seed(seed)
     context = describe_context(context_of_array(train))
+    limited = model.limited(len(train))
+    warned = _warn_of_few(phase, model, limited, before, len(train))
     full, trained, fresh, objective = assemble(
-        phase, model, copy.deepcopy(before), train.shape[1:], device, context
+        phase, limited, copy.deepcopy(before), train.shape[1:], device, context
     )
     batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
     validation = Batches(valid[: settings.validation_rows], settings.batch_size, seed, device)
@@ -127,6 +129,7 @@ def train_phase(
     if on_log:
         on_log(name, settings.steps, {"steps_trained": history["steps_trained"]})
     full.notes = {"phases": [*done, {"stages": list(phase.stages), **trained.notes}]}
+    history["warnings"] |= warned
     _check_target(name, phase, history)
     full = full.requires_grad_(True).eval().cpu()
     return full, {**history, "stages": list(phase.stages), "terms": list(objective.terms)}
@@ -280,6 +283,22 @@ def _locked_once(folder: Path, name: str) -> AbstractContextManager[None]:
 def _phase_seed(seed: int, number: int) -> int:
     """A seed for each phase, so that stages that are trained again see other noise."""
     return seed + 2**32 * number
+
+
+def _warn_of_few(
+    phase: PhaseSettings, model: ModelSettings, limited: ModelSettings, before: Any, count: int
+) -> dict[str, str]:
+    """Log which new stages have a smaller dimension than in the settings; return the warning."""
+    first = len(before.stages) + 1 if isinstance(before, Hierarchy) else 1
+    found = [
+        f"stage_{n}.dim: expected at most {new.dim} with {count} training events, got {old.dim}; "
+        f"trained with {new.dim}. Add training events, or set a smaller stage_{n}.dim"
+        for n, (old, new) in enumerate(zip(model.stages, limited.stages, strict=True), 1)
+        if n >= first and n in phase.stages and new.dim != old.dim
+    ]
+    if found and distributed.rank() == 0:
+        log.warning("%s", ". ".join(found))
+    return {"dim": ". ".join(found)} if found else {}
 
 
 def _check_target(name: str, phase: Any, history: dict[str, Any]) -> None:
