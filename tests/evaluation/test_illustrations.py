@@ -68,6 +68,14 @@ def test_projections_by_dimension_are_those_of_the_slices(code_flow, pca):
     assert index == found["dims"].tolist().index(model.dim)
 
 
+def test_pixel_errors_are_those_of_dequantized_pixels():
+    first, second = IMAGES[:9], IMAGES[9:18]
+    x, y = (dequantize(torch.from_numpy(images), torch.Generator().manual_seed(0))
+            for images in (first, second))  # fmt: skip
+    expected = (x - y).square().flatten(1).mean(1)
+    np.testing.assert_allclose(pixel_errors(first, second), expected, rtol=1e-5)
+
+
 def test_the_nearest_image_is_the_nearest(monkeypatch):
     monkeypatch.setattr("submanifold.evaluation.illustrations.CHUNK", 7)
     candidates = RNG.integers(0, 256, (50, 3, 4, 4), dtype=np.uint8)

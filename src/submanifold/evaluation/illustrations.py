@@ -156,7 +156,7 @@ def pixel_errors(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
     Pixels are in [0, 1].
     """
     difference = images.astype(np.float32) - originals.astype(np.float32)
-    return np.square(difference / 255).mean(axis=(-3, -2, -1))
+    return np.square(difference / 256).mean(axis=(-3, -2, -1))
 
 
 def _context(model: Model, images: np.ndarray) -> AbstractContextManager[None]:
