@@ -163,17 +163,6 @@ def test_samples_of_a_gaussian_model_are_those_of_the_closed_form(gaussian, dim)
     torch.testing.assert_close(found.std, found.samples.std(0))
 
 
-@pytest.mark.parametrize("dim", [None, 3])
-def test_the_covariance_of_laplace_is_that_of_the_closed_form(gaussian, dim):
-    matrix, noise = torch.randn(4, DIM).double(), 0.3
-    y = torch.randn(DIM, 4).double()
-    posterior = Posterior(latents_of(gaussian, dim), lambda x: x @ matrix.T, y, noise)
-    z = torch.randn(DIM, dim or DIM).double()
-    found = posterior.covariance_product(z, torch.eye(DIM).double())
-    _, covariance = closed_form(gaussian, matrix, y, noise, dim)
-    torch.testing.assert_close(found, covariance, atol=1e-4, rtol=0)
-
-
 def test_conditional_models_restore_events_of_their_context():
     model = conditional(2)
     y = torch.zeros(2, 3).double()

@@ -135,11 +135,8 @@ class Posterior:
     def _gauss_newton_step(self, z: Tensor) -> Tensor:
         """Solve (J^T A^T A J / sigma^2 + I) p = -grad U approximately."""
         at = Linearization(self.observe, z)
-        return self._solve(at, at.vjp(self._residual(at.image) / self.noise) - z)
-
-    def _solve(self, at: Linearization, right: Tensor) -> Tensor:
-        """Solve (J^T A^T A J / sigma^2 + I) p = right approximately."""
-        scale = 1 / _smooth(self.curvature(at.u.detach()))
+        right = at.vjp(self._residual(at.image) / self.noise) - z
+        scale = 1 / _smooth(self.curvature(z))
         step, direction = torch.zeros_like(right), scale * right
         product = (right * direction).sum(1, keepdim=True)
         for _ in range(CG_STEPS):
@@ -150,16 +147,6 @@ class Posterior:
             new = (right * scaled).sum(1, keepdim=True)
             direction, product = scaled + new / product * direction, new
         return step.nan_to_num(0.0, 0.0, 0.0)
-
-    @torch.no_grad()
-    def covariance_product(self, z: Tensor, weights: Tensor) -> Tensor:
-        r"""Multiply weights in the shape of x by the covariance of Laplace's approximation at z.
-
-        The covariance of x is :math:`J (J^T A^T A J / \sigma^2 + I)^{-1} J^T`, J the Jacobian of
-        the decoder; it is exact for a linear-Gaussian model.
-        """
-        image = Linearization(self.latents.decode, z)
-        return image.jvp(self._solve(Linearization(self.observe, z), image.vjp(weights)))
 
 
 class DiagonalMetric:
