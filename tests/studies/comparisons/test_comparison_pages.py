@@ -166,6 +166,14 @@ def test_related_counts_manifolds_and_densities_below_the_thresholds():
     assert circle.loc["Trumpet", "nats above the truth"] == "–"
 
 
+def test_what_has_no_measurement_is_not_found(monkeypatch):
+    monkeypatch.setitem(RELATED, "circle: PIE", point_measures())
+    runs = RELATED_RUNS | {"circle: PIE": [run("circle: PIE")]}
+    table = TARGETS["related"].make(runs).tables["What each system finds, and its cost"]
+    counts = table.set_index("system").loc["PIE", ["manifolds found", "densities found"]]
+    assert counts.tolist() == ["0 of 1", "0 of 1"]
+
+
 def test_related_notes_the_systems_that_dominate_ours():
     notes = content("related").notes
     assert "circle: nested (ours) is not on the frontier; better in both: two charts." in notes
