@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from submanifold import cli
 
-COMMANDS = {"encode", "info", "interpolate", "join", "project", "reproduce", "restore", "run",
-            "runs", "sample", "score", "sweep", "train"}  # fmt: skip
+COMMANDS = {"encode", "info", "join", "project", "reproduce", "restore", "run", "runs", "sample",
+            "score", "sweep", "train"}  # fmt: skip
 
 
 def run_python(script, cwd=None):

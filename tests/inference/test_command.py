@@ -16,6 +16,7 @@ from calibrated import calibrated_model, png, smooth_images
 from submanifold.cli import cli
 from submanifold.flows import RealNVP
 from submanifold.inference.scoring import (
+    interpolate_events,
     interpolate_latents,
 )
 from submanifold.models import Hierarchy, Model, Stage
@@ -128,15 +129,16 @@ def test_samples_depend_only_on_the_seed(model_file, tmp_path):
 
 def test_interpolation_ends_at_the_projections(model_file, images, tmp_path):
     ends = [images[0] / "0.png", images[0] / "1.png"]
-    run("interpolate", model_file, *ends, "--steps", 5, "--out", tmp_path / "path.npz")
     run("project", model_file, *ends, "--out", tmp_path / "p.npz")
-    path, ends = np.load(tmp_path / "path.npz")["path"], np.load(tmp_path / "p.npz")["projections"]
+    arrays = np.load(tmp_path / "p.npz")
+    path = interpolate_events(Model.load(model_file), arrays["originals"], 5)
+    ends = arrays["projections"]
     assert len(path) == 5
     assert np.abs(path[[0, -1]].astype(int) - ends).max() <= 1
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0, -1.0, 0.0])
-def test_log_density_changes_linearly_along_an_interpolation(factor):
+def test_squared_norm_changes_linearly_along_an_interpolation(factor):
     """A factor of 0 interpolates between equal points."""
     a, b = torch.randn(2, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     b = factor * b * a.norm() / b.norm() if factor else a
@@ -172,8 +174,6 @@ def test_info_describes_the_model(model_file):
     (["sample", "{model}", "-n", "0"], "count: expected 1 or more, got 0"),
     (["sample", "{model}", "-n", "20000"], "expected at most 10,000 images in a PNG file"),
     (["sample", "{model}", "-n", "9" * 50, "--out", "{empty}/a.npz"], "count: expected at most"),
-    (["interpolate", "{model}", "{images}", "{images}"], "A, B: expected one image each"),
-    (["interpolate", "{model}", "{images}", "{images}", "--steps", "1000000000"], "10000"),
 ])  # fmt: skip
 def test_mistakes_are_reported_in_one_message(
     model_file, images, tmp_path, monkeypatch, arguments, message
@@ -238,9 +238,9 @@ def test_names_in_messages_are_escaped(tmp_path):
 
 OUTPUTS = [
     ("score", "{out}.csv"), ("encode", "{out}.npz"), ("project", "{out}.npz"), ("project", "{out}"),
-    ("sample", "{out}.npz"), ("sample", "{out}.png"), ("interpolate", "{out}.png"),
+    ("sample", "{out}.npz"), ("sample", "{out}.png"),
 ]  # fmt: skip
-INPUTS = {"score": 1, "encode": 1, "project": 1, "sample": 0, "interpolate": 2}
+INPUTS = {"score": 1, "encode": 1, "project": 1, "sample": 0}
 
 
 def arguments(command, model="nowhere", image="nowhere"):
@@ -270,7 +270,7 @@ def test_outputs_are_checked_before_the_model_is_read(
 
 @pytest.mark.parametrize(("command", "out"), [
     ("encode", "codes.png"), ("score", "scores"), ("sample", "samples.jpg"),
-    ("interpolate", "path"), ("project", "projections.tar.gz"),
+    ("project", "projections.tar.gz"),
 ])  # fmt: skip
 def test_outputs_have_a_supported_suffix(tmp_path, command, out):
     result = run(*arguments(command), "--out", tmp_path / out)
@@ -278,9 +278,8 @@ def test_outputs_have_a_supported_suffix(tmp_path, command, out):
 
 
 @pytest.mark.parametrize(("command", "option", "name"), [
-    ("score", "--sheet", "image.png"), ("interpolate", "--out", "image.png"),
-    ("score", "--sheet", "link.png"), ("sample", "--out", "model.png"),
-    ("encode", "--out", "model.npz"),
+    ("score", "--sheet", "image.png"), ("score", "--sheet", "link.png"),
+    ("sample", "--out", "model.png"), ("encode", "--out", "model.npz"),
 ])  # fmt: skip
 def test_inputs_and_models_are_not_overwritten(
     model_file, tmp_path, monkeypatch, command, option, name
@@ -304,7 +303,7 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(
 ):  # fmt: skip
     image = images[0] / "0.png"
     (small_disk / "rest").write_bytes(bytes(2**21 - 2 * 4096))
-    more = {"sample": ["-n", 200], "interpolate": ["--steps", 200]}.get(command, [image] * 100)
+    more = ["-n", 200] if command == "sample" else [image] * 100
     path = out.format(out=small_disk / "new" / "it")
     result = run(*arguments(command, model_file, image), *more, "--out", path)
     assert_rejected(result, f"--out={path} cannot be written (No space left on device)")

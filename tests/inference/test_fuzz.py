@@ -42,10 +42,9 @@ OPTIONS = {
     "encode": ("--exact", "--batch-size", "--device"),
     "project": ("--exact", "--batch-size", "--device", "--dim"),
     "sample": ("-n", "--temperature", "--seed", "--dim", "--device"),
-    "interpolate": ("--steps", "--dim", "--device"),
     "info": (),
 }
-INPUTS = {"interpolate": (2, 2), "sample": (0, 0), "info": (0, 0)}
+INPUTS = {"sample": (0, 0), "info": (0, 0)}
 
 names = st.builds(
     lambda letters, suffix: (

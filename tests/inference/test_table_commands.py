@@ -237,7 +237,6 @@ def test_info_describes_the_columns(model_file):
     (["project", "{model}", "{table}", "--out", "{folder}/p.npz"], "expected a .csv or .parquet"),
     (["sample", "{model}", "--out", "{folder}/s.png"], "a .csv or .parquet file for rows"),
     (["sample", "{points}", "--out", "{folder}/s.csv"], "expected a .png or .npz file for images"),
-    (["interpolate", "{model}", "{table}", "{table}"], "a model of images, got one of a table"),
     (["restore", "{model}", "{table}", "--task=denoise:1"], "MODEL: expected a model of images"),
 ])  # fmt: skip
 def test_mistakes_are_reported_in_one_line(

@@ -1,1 +1,1 @@
-"""Apply a trained model to image files: score, encode, project, sample, and interpolate."""
+"""Apply a trained model to image files: score, encode, project and sample."""

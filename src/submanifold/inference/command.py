@@ -335,40 +335,6 @@ def _sample_rows(
 
 @click.command()
 @model_argument
-@click.argument("a", type=click.Path())
-@click.argument("b", type=click.Path())
-@click.option("--steps", type=click.IntRange(2, MAX_PNG), default=9, show_default=True,
-              help="Number of images, including both ends.")  # fmt: skip
-@out_option("path.png", (".png", ".npz"), "PNG file of the path, or .npz file of the array path.")
-@dim_option
-@label_option
-@device_option
-def interpolate(
-    model: str, a: str, b: str, steps: int, out: Path, dim: int | None, label: int | None,
-    device: str,
-) -> None:  # fmt: skip
-    """Interpolate between images A and B on the manifold; the log-density changes linearly."""
-    file = model_path(model)
-    loaded = _load(file, device, dim)
-    from submanifold.inference.inputs import given_label, is_table
-    from submanifold.inference.scoring import interpolate_events
-
-    given = given_label(loaded, label)
-    if is_table(loaded):
-        raise UserError(
-            "MODEL: expected a model of images, got one of a table. Interpolate rows with "
-            "submanifold.inference.scoring.interpolate_events."
-        )
-    _, pixels = _read(loaded, file, (a, b), {"--out": out})
-    if len(pixels) != 2:
-        raise UserError(f"A, B: expected one image each, got {len(pixels)} images.")
-    with given:
-        path = interpolate_events(loaded, pixels, steps)
-    _write(out, {"path": path}, columns=9)
-
-
-@click.command()
-@model_argument
 @click.argument("pictures", nargs=-1, required=True, type=click.Path())
 @click.option("--task", required=True, help="denoise:0.1 (standard deviation of the noise), "
               "inpaint:mask.png (black pixels are missing) or inpaint:12 (a square hole), "
@@ -471,7 +437,7 @@ def info(model: str) -> None:
     click.echo(json.dumps({**loaded.describe(), **calibration}, indent=2))
 
 
-COMMANDS = [score, encode, project, sample, interpolate, restore, info]
+COMMANDS = [score, encode, project, sample, restore, info]
 
 
 def _load(path: Path, device: str, dim: int | None = None) -> "Model":

@@ -203,9 +203,9 @@ def interpolate_events(model: Model, events: np.ndarray, steps: int) -> np.ndarr
 
 
 def interpolate_latents(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    r"""Interpolate from a (d,) to b (d,) such that :math:`\log N(u; 0, I)` changes linearly.
+    r"""Interpolate from a (d,) to b (d,) along the great circle of directions.
 
-    Directions follow the great circle from a to b, and :math:`\|u\|^2` changes linearly.
+    :math:`\|u\|^2` changes linearly, and with it :math:`\log N(u; 0, I)`, but no other density.
 
     Returns:
         Points (steps, d), including both ends.

@@ -244,12 +244,11 @@ def usage(
     if kind == "images":
         pairs[3:3] = [
             (f"{command.format('sample')} -n 64", "samples"),
-            (f"{command.format('interpolate')} a.jpg b.jpg", "a path on the manifold"),
         ]
         if isinstance(hierarchy, Hierarchy):
             dim = "" if hierarchy.has_density else f" --dim={hierarchy.dim}"
             restore = f"{command.format('restore')} PICTURES --simulate --task=denoise:0.1{dim}"
-            pairs.insert(5, (restore, "noise is added to pictures and removed"))
+            pairs.insert(4, (restore, "noise is added to pictures and removed"))
         read = ("x = dequantize(torch.from_numpy(load_pictures([\"a.jpg\"], **model.data)))"
                 "  # in [-0.5, 0.5)")  # fmt: skip
         imports = ("import torch\n\nfrom submanifold.data import dequantize\n"
