@@ -149,11 +149,15 @@ def test_jacobians_repeat_the_context(name):
 @every_flow
 def test_missing_and_wrong_contexts_are_refused(name):
     flow = perturb(build(name))
-    x = torch.randn(3, *flow.event_shape)
+    x = torch.randn(4, *flow.event_shape)
     with pytest.raises(UserError, match=r"^context: expected one row for each event of a cond"):
         flow(x)
     for context, message in [
-        (torch.tensor([0, 1]), "expected one row for each of 3 events, got 2"),
+        (torch.tensor([0, 1]), "expected one row for each of 4 events, got 2"),
+        (torch.tensor([0, 1, 2]), "expected one row for each of 4 events, got 3"),
+        (torch.arange(8) % 3, "expected one row for each of 4 events, got 8"),
+        (torch.tensor([], dtype=torch.long), "expected one row for each of 4 events, got 0"),
+        (torch.tensor([True, False, True, True]), r"expected integers of shape \(batch,\), got"),
         (torch.tensor([0, 1, 3]), "expected classes from 0 to 2, got 0 to 3"),
         (torch.rand(3), "expected integers of shape"),
         (torch.zeros(3, 1, dtype=torch.long), r"expected integers of shape \(batch,\), got"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -21,10 +22,23 @@ MISSING = (
 )
 
 
+_copies: ContextVar[int] = ContextVar("copies", default=1)
+
+
+@contextmanager
+def repeated_conditions(copies: int) -> Iterator[None]:
+    """Repeat conditions for calls with copies of the conditioned batch, one after the other."""
+    token = _copies.set(copies)
+    try:
+        yield
+    finally:
+        _copies.reset(token)
+
+
 class Conditional(nn.Module):
     """Module with an input that is set before the call: the condition of each event, (batch, ...).
 
-    A call with k times as many events, k copies of the batch one after the other, repeats it.
+    One row is the condition of all events.
     """
 
     condition: Tensor | None = None
@@ -34,8 +48,8 @@ class Conditional(nn.Module):
         condition = self.condition
         if condition is None or len(condition) == len(x):
             return condition
-        copies, rest = divmod(len(x), max(1, len(condition)))
-        if rest or not len(condition):
+        copies = len(x) if len(condition) == 1 else _copies.get()
+        if len(x) != copies * len(condition):
             raise UserError(
                 f"context: expected one row for each of {len(x)} events, got {len(condition)} "
                 "rows. Pass as many rows as events, or one row for all of them."
@@ -210,7 +224,7 @@ class ContextEmbedding(nn.Module):
             with full_precision(weight):
                 # a sum of this many steps of the optimizer should not be a large one
                 return self.net(context.to(weight)) / EMBEDDING_SIZE**0.5
-        if context.ndim != 1 or context.dtype.is_floating_point:
+        if context.ndim != 1 or context.is_floating_point() or context.dtype == torch.bool:
             self._refuse(context, "integers of shape (batch,)")
         # elsewhere the check would wait for the device
         if context.device.type == "cpu" and len(context):

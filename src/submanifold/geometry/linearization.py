@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from submanifold.flows.conditional import repeated_conditions
+
 _lock = threading.Lock()
 _threads: set[int] = set()  # threads inside dual_level
 
@@ -87,7 +89,8 @@ def jacobian(
     columns = []
     with torch.autocast(u.device.type, enabled=False):
         for some in directions.to(u.dtype).transpose(0, 1).split(count):
-            tangents = jvp(decode, u.repeat(len(some), 1), some.flatten(0, 1))
+            with repeated_conditions(len(some)):
+                tangents = jvp(decode, u.repeat(len(some), 1), some.flatten(0, 1))
             columns.append(tangents.flatten(1).unflatten(0, (len(some), batch)))
     return torch.cat(columns).permute(1, 2, 0)
 
