@@ -1,6 +1,8 @@
 """From tables and choices to one experiment."""
 
+import ast
 import re
+import shutil
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from submanifold.common.errors import UserError
+from submanifold.config import cache_keys
 from submanifold.config.cache_keys import artifact_keys
 from submanifold.config.resolve import resolve
 from submanifold.config.schema import Choices, EvaluationSettings, flatten
@@ -520,6 +523,44 @@ def test_a_key_changes_with_what_its_artifact_depends_on_and_nothing_else(tables
     before = artifact_keys(resolve(tables), Path())
     after = artifact_keys(resolve({**tables, **given}), Path())
     assert {name for name in before if before[name] != after[name]} == changed
+
+
+MODELS = {"first", "second", "second.u", "model", "run"}
+EDITS = {
+    # what is edited: (file, text before, text after, changed keys)
+    "a flow": ("flows/coupling.py", "torch.tanh(", "torch.atan(", MODELS),
+    "a kernel": ("flows/fast/kernels.cpp", "1e-", "2e-", MODELS),
+    "a string": ("data/prepare.py", '"condition', '"the condition', {*MODELS, "data", "baselines"}),
+    "a metric": ("evaluation/metrics.py", ".3f", ".4f", {"baselines", "model", "run"}),
+    "a template": ("plots/templates/base.html", "<body", "<body id=x", {"run"}),
+    "docstrings": ("flows/coupling.py", '."""', """. See `x["y"]`, '#'.\"\"\"""", set()),
+    "a new docstring": ("flows/coupling.py", "__()\n", '__()\n        """Note."""\n', set()),
+    "a comment": ("flows/coupling.py", "\n\n", "  # torch.atan\n    # a note\n\n\n", set()),
+}
+
+
+@pytest.mark.parametrize("what", EDITS)
+def test_keys_change_with_the_code_but_not_with_comments(tables, tmp_path, monkeypatch, what):
+    file, old, new, changed = EDITS[what]
+    before = artifact_keys(resolve(tables), Path())
+    ignored = shutil.ignore_patterns("__pycache__")
+    package = shutil.copytree(cache_keys.PACKAGE, tmp_path / "package", ignore=ignored)
+    monkeypatch.setattr(cache_keys, "PACKAGE", package)
+    text = (package / file).read_text()
+    assert old in text
+    (package / file).write_text(text.replace(old, new))
+    after = artifact_keys(resolve(tables), Path())
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_all_docstrings_are_left_out_of_keys():
+    """And no other strings: the pattern finds as many as there are in the syntax trees."""
+    names = cache_keys.DATA + cache_keys.TRAINING + cache_keys.MEASURES + cache_keys.REPORTS
+    for file in (file for name in names for file in (cache_keys.PACKAGE / name).rglob("*.py")):
+        nodes = (n.value for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Expr))
+        expected = sum(isinstance(getattr(node, "value", None), str) for node in nodes)
+        matches = cache_keys._COMMENT_OR_STRING.finditer(file.read_bytes())
+        assert sum(m[1] is None and not m[0].startswith(b"#") for m in matches) == expected, file
 
 
 def test_the_key_of_a_run_depends_on_whether_fid_is_measured(tables, monkeypatch):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ import torch
 from submanifold.common.errors import error_prefix
 from submanifold.config.schema import Experiment, effective
 
-TRAINING_VERSION = 7
-"""Version of data and training: increased when equal settings no longer give equal artifacts."""
-MODEL_VERSION = 7
-"""Version of the finished model's file, for equal phases."""
-EVALUATION_VERSION = 17
-"""Version of metrics and report, for equal models."""
-OOD_VERSION = 10
-"""Version of the scores of out-of-distribution images, for equal models and images."""
+PACKAGE = Path(__file__).parents[1]
+DATA = ("data",)
+TRAINING = ("common", "flows", "geometry", "losses", "models", "training")
+MEASURES = ("evaluation", "inverse")
+REPORTS = ("inference", "pipelines", "plots")
+"""Packages that compute the artifacts; each list is used together with those before it."""
+_COMMENT_OR_STRING = re.compile(
+    rb'#[^\n]*|^[ \t]*r?"""(?:\\.|[^\\])*?"""(?=[ \t]*[#\n])'  # comments, docstrings
+    rb'|("""(?:\\.|[^\\])*?"""|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')',  # other strings
+    re.MULTILINE | re.DOTALL,
+)
 
 RAW_FOLDER = Path("data/01_raw")
 
@@ -34,6 +38,7 @@ def comparison_key(experiment: Experiment) -> str:
 def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     """Hash what each artifact depends on, as readable names for files.
 
+    - All: the code that computes it (:func:`source_hash`).
     - ``data``: the source's fingerprint and the data settings.
     - ``baselines``: the data.
     - ``<phase>``: the data, the seed, the number of charts, and the phases up to this one with the
@@ -51,24 +56,25 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     """
     with error_prefix("data"):
         content = experiment.data.fingerprint(project / RAW_FOLDER)
-    digest = _digest(TRAINING_VERSION, content, experiment.data.content)
+    digest = _digest(*_sources(DATA), content, experiment.data.content)
     keys = {"data": f"{experiment.dataset}-{digest}", "comparison": comparison_key(experiment)}
-    keys["baselines"] = f"{experiment.dataset}-{_digest(EVALUATION_VERSION, digest)}"
+    keys["baselines"] = f"{experiment.dataset}-{_digest(*_sources(MEASURES), digest)}"
+    training = _sources(TRAINING)
     stages = [stage.model_dump(mode="json") for stage in experiment.model.stages]
     budget = []
     if experiment.minutes is not None:
         phases = {name: effective(phase) for name, phase in experiment.phases.items()}
         shape, charts = experiment.data.event_shape, experiment.model.charts
-        budget = [_digest(TRAINING_VERSION, experiment.minutes, shape, charts, stages, phases)]
+        budget = [_digest(*training, experiment.minutes, shape, charts, stages, phases)]
         keys["budget"] = f"{experiment.dataset}-budget-{budget[0]}"
-    digest = _digest(digest, experiment.seed, experiment.model.charts, *budget)
+    digest = _digest(*training, digest, experiment.seed, experiment.model.charts, *budget)
     for name, source in experiment.sources.items():
         phase = experiment.phases[name]
         digest = _digest(digest, [stages[n - 1] for n in phase.stages], effective(phase))
         keys[name] = f"{experiment.dataset}-{name}-{digest}"
         if source is not None:
             keys[f"{name}.u"] = f"{keys[source.phase]}-u{source.through}"
-    digest = _digest(MODEL_VERSION, digest)
+    digest = _digest(*_sources(MEASURES), digest)
     keys["model"] = f"{experiment.dataset}-{experiment.method}-{digest}"
     if experiment.ood_data is not None:
         with error_prefix("ood"):
@@ -77,16 +83,37 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
         parts = [content, experiment.ood_data.content]
         if experiment.kind == "table":  # standardized like the training data
             parts.append(keys["data"])
-        ood_digest = _digest(TRAINING_VERSION, *parts)
+        ood_digest = _digest(*_sources(DATA), *parts)
         keys["ood_data"] = f"{name}-{ood_digest}"
-        run_digest = _digest(OOD_VERSION, digest, keys["ood_data"])
+        run_digest = _digest(*_sources(REPORTS), digest, keys["ood_data"])
         keys["ood_run"] = f"{experiment.dataset}-{name}-{run_digest}"
     evaluation = experiment.evaluation.model_dump(mode="json", exclude_none=True)
     if evaluation.get("inception_weights") == "auto" and _on_gpu(experiment.device):
         evaluation["inception_weights"] = "download"
-    digest = _digest(EVALUATION_VERSION, digest, evaluation)
+    digest = _digest(*_sources(REPORTS), digest, evaluation)
     keys["run"] = f"{experiment.dataset}-{experiment.method}-{digest}"
     return keys
+
+
+def _sources(names: tuple[str, ...]) -> list[str]:
+    return [source_hash(PACKAGE / name) for name in names]
+
+
+@cache
+def source_hash(folder: Path) -> str:
+    """Hash the files of a package, without comments, docstrings and empty lines of Python.
+
+    It is that of their syntax trees, which would take ten times as long.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.*")):
+        if path.suffix != ".pyc" and path.is_file():
+            content = path.read_bytes()
+            if path.suffix == ".py":
+                content = _COMMENT_OR_STRING.sub(lambda match: match[1] or b"", content)
+                content = b"\n".join(filter(None, map(bytes.rstrip, content.splitlines())))
+            digest.update(f"\n{path.relative_to(folder).as_posix()}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _on_gpu(device: str) -> bool:
