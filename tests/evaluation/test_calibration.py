@@ -11,7 +11,7 @@ import torch
 from strategies import initialized_glow
 from submanifold.common.errors import UserError
 from submanifold.evaluation.calibration import COMBINATION, MIN_IMAGES, Calibration, calibrate
-from submanifold.evaluation.scores import score
+from submanifold.evaluation.scores import best_noise_scale, score
 from submanifold.flows.bijection import Flow
 from submanifold.flows.softflow import NoiseConditional
 from submanifold.models import Hierarchy, Stage
@@ -88,7 +88,7 @@ def test_calibration_of_a_model_has_the_reason_if_there_are_too_few_images():
     device = torch.device("cpu")
     assert Calibration.from_dict(calibrate(model, images, device)).count == MIN_IMAGES
     found = calibrate(model, images[1:], device)
-    assert list(found) == ["why"]
+    assert found.keys() == {"noise_scale", "why"}
     assert "got 19 images" in found["why"]
 
 
@@ -175,6 +175,9 @@ def test_a_noise_conditional_model_is_scored_at_the_scale_that_fits_held_out_dat
     found = calibrate(model, events, torch.device("cpu"))
     assert found["noise_scale"] == 0.5
     assert found["combined"] == ["smoothed_density"]
+    few = calibrate(model, events[:19], torch.device("cpu"))  # too few for p-values
+    assert few.keys() == {"noise_scale", "why"}
+    assert few["noise_scale"] == best_noise_scale(model, events[:19])
     model.calibration = found
     scores = score(model, events[:5], ["density", "smoothed_density"])
     squares = (events[:5].astype(float) ** 2).sum(1)

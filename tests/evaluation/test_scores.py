@@ -9,6 +9,7 @@ from PIL import Image
 from strategies import initialized_glow, perturb
 from submanifold.data import dequantize
 from submanifold.evaluation import scores
+from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.scores import (
     GREY_LEVEL,
     SCORES,
@@ -19,7 +20,7 @@ from submanifold.evaluation.scores import (
     score,
     score_batch,
 )
-from submanifold.flows import Autoencoder, RealNVP
+from submanifold.flows import Autoencoder, RealNVP, SoftRealNVP
 from submanifold.models import Hierarchy, Mixture, Stage
 
 
@@ -107,6 +108,21 @@ def test_scores_of_a_mixture_ignore_the_chart_number():
         for name, value in expected.items():
             assert found[name][at].item() == pytest.approx(value.item(), rel=1e-6), name
     assert leading_spectrum(mixture, mixture.encode(x)[0].detach(), count=2).shape == (12, 2)
+
+
+@pytest.mark.parametrize("code_flow", [[], [Stage(RealNVP(3), 3)]])
+def test_views_at_another_dimension_keep_the_noise_scale_but_no_p_values(code_flow):
+    torch.manual_seed(0)
+    model = perturb(Hierarchy([Stage(SoftRealNVP(5), 3), *code_flow]), 0.5)
+    rows = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+    model.calibration = calibrate(model, rows, torch.device("cpu"))
+    model.calibration["noise_scale"] = 0.7
+    view, names = model.at_dim(2), ["density", "smoothed_density"]
+    found, expected = score(view, rows[:9], names), score(model, rows[:9], names)
+    np.testing.assert_allclose(found["smoothed_density"], expected["smoothed_density"], rtol=1e-5)
+    assert not np.allclose(found["smoothed_density"], found["density"], rtol=0.01)
+    assert view.calibration.keys() == {"noise_scale", "why"}
+    assert {"quantiles", "groups"} < model.calibration.keys()
 
 
 def test_local_dimension_counts_directions_above_a_grey_level():

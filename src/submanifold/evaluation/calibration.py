@@ -53,7 +53,7 @@ def calibrate(
         fitted = Calibration.fit(scores, combined, groups, kind)
         return replace(fitted, noise_scale=scale).to_dict()
     except UserError as error:
-        return {"why": str(error)}
+        return {NOISE_SCALE: scale, "why": str(error)}
 
 
 def false_alarms(

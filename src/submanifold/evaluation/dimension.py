@@ -74,6 +74,9 @@ def spectrum_dimension(
 ) -> Interval:
     """Average :func:`~submanifold.evaluation.scores.local_dimension` over 64 test images.
 
+    The directions are those of the leading latents, on the manifold of a hierarchy and off it; of
+    other models, those on the manifold.
+
     Returns:
         The mean with its interval, and the number of ``directions``, at most 256.
     """
@@ -82,11 +85,13 @@ def spectrum_dimension(
     batches = Batches(images, SPECTRUM_BATCH_SIZE, device=device, given=given)
     dimensions = []
     for x in track(batches, "spectra", len(batches)):
-        eigenvalues = leading_spectrum(model, model.encode(x)[0].detach(), DIRECTIONS)
+        with torch.no_grad():
+            u, v = model.encode(x)
+        eigenvalues = leading_spectrum(model, u, DIRECTIONS, v)
         change = smallest_change(model)
         dimensions.append(local_dimension(eigenvalues, model.event_dim, change))
     interval = mean_interval(torch.cat(dimensions).cpu().numpy(), groups)
-    return {**interval, "directions": min(model.dim, DIRECTIONS)}
+    return {**interval, "directions": eigenvalues.shape[1]}
 
 
 def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from submanifold.common.progress import track
 from submanifold.data.batches import fixed_batches
 from submanifold.flows import conditioning, is_noise_conditional, noise_conditioning
 from submanifold.geometry.linearization import jacobian
-from submanifold.models import Model
+from submanifold.models import Hierarchy, Model
 from submanifold.models.model import bits_per_dim
 from submanifold.models.stage import standard_normal_log_prob
 
@@ -149,16 +149,29 @@ def best_noise_scale(model: Model, events: np.ndarray) -> float:
     return max(means, key=means.__getitem__)
 
 
-def leading_spectrum(model: Model, u: Tensor, count: int = LEADING) -> Tensor:
+def leading_spectrum(
+    model: Model, u: Tensor, count: int = LEADING, v: Tensor | None = None
+) -> Tensor:
     """Compute eigenvalues (batch, min(d, count)) of J^T J at u for the leading coordinates.
 
     J is the derivative of the decoder. The coordinates of a rotated model are sorted by importance,
-    behind a flow on the code only roughly (:meth:`Hierarchy.at_dim`).
+    behind a flow on the code only roughly (:meth:`Hierarchy.at_dim`). With the off-manifold
+    coordinates v of a hierarchy, the spectrum is that at (u, v), and coordinates of v, in units of
+    their standard deviation, follow those of u.
     """
-    count = min(model.coordinates(u).shape[1], count)
-    axes = torch.eye(count, u.shape[1], device=u.device).expand(len(u), -1, -1)
+    z, available = u, model.coordinates(u).shape[1]
+    scale = None
+    if v is not None and isinstance(model, Hierarchy):
+        scale = model.off_manifold_scales
+        z, available = torch.cat([u, v / scale], 1), sum(model.code_dims)
+
+    def decode(z: Tensor) -> Tensor:
+        u, v = z[:, : model.code_dims[0]], z[:, model.code_dims[0] :]
+        return model.decode(u, None if scale is None else v * scale)
+
+    axes = torch.eye(min(available, count), z.shape[1], device=u.device).expand(len(u), -1, -1)
     with torch.no_grad():
-        columns = jacobian(model.decode, u, axes, batch_size=len(u)).double()
+        columns = jacobian(decode, z, axes, batch_size=len(u)).double()
     return torch.linalg.eigvalsh(columns.mT @ columns).clamp_min(0)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from submanifold.common.errors import UserError
@@ -70,19 +71,15 @@ def latents_of(model: Model, dim: int | None = None) -> Latents:
             "dim: expected the dimension of the manifold for a model without a density on all of "
             f"space, got None. Use dim={model.dim}."
         )
-    off_manifold = [
-        torch.full((stage.latent_dim - stage.dim,), stage.off_manifold_scale)
-        for stage in reversed(manifold.stages)
-    ]
     d = manifold.dim
-    scale = torch.cat([torch.ones(d), *off_manifold])
+    scale = F.pad(manifold.off_manifold_scales, (d, 0), value=1.0)
 
     def decode(z: Tensor) -> Tensor:
-        z = z * scale.to(z)
+        z = z * scale
         return manifold.decode(z[:, :d], z[:, d:]) + shift
 
     def encode(x: Tensor) -> Tensor:
-        return torch.cat(manifold.encode(x - shift), 1) / scale.to(x)
+        return torch.cat(manifold.encode(x - shift), 1) / scale
 
     def log_prob(x: Tensor) -> Tensor:
         return manifold.log_prob(x - shift)

@@ -147,6 +147,13 @@ class Hierarchy(Model):
         return None if rotation is None else rotation.eigenvalues[: self.dim]
 
     @property
+    def off_manifold_scales(self) -> Tensor:
+        """Standard deviations sigma_v of the coordinates v of :meth:`forward`."""
+        scales = [torch.full((stage.latent_dim - stage.dim,), stage.off_manifold_scale)
+                  for stage in reversed(self.stages)]  # fmt: skip
+        return torch.cat(scales).to(next(self.parameters()))
+
+    @property
     def manifold_stage(self) -> int:
         """Number of the last stage that is not a reparametrization of the manifold, from 1."""
         number = len(self.stages)
@@ -187,7 +194,8 @@ class Hierarchy(Model):
             inner = Stage(last.flows, dim, last.off_manifold_scale, last.noise)
             model = Hierarchy([*outer, inner])
         model.notes, model.data, model.gaussian = self.notes, self.data, self.gaussian
-        model.calibration = {"why": (
+        scale = self.calibration.get("noise_scale")  # the density at it is the same
+        model.calibration = {"noise_scale": scale, "why": (
             f"The calibration is for dimension {self.dim}, not {dim}. Score with the model as it "
             f"was trained, train one with stage_{self.manifold_stage}.dim={dim}, or set "
             "model.calibration to submanifold.evaluation.calibration.calibrate(model, events, "
