@@ -38,7 +38,7 @@ def test_a_truncated_file_is_written_again(tmp_path, caplog, length):
     assert map_npy(path) is None
     with caplog.at_level(logging.WARNING, "submanifold"):
         assert np.array_equal(write_npy(path, chunks(), (6, 2)), ARRAY)
-    assert "u.npy is truncated" in caplog.text
+    assert "u.npy is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("other", [ARRAY[:3], ARRAY.astype(np.float64)])

@@ -5,11 +5,13 @@ import io
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from kedro.io import DatasetError
 from PIL import Image
 
+from submanifold.data.arrays import write_npy
 from submanifold.data.prepare import draw
 from submanifold.data.settings import SyntheticSettings
 from submanifold.flows import RealNVP
@@ -18,6 +20,8 @@ from submanifold.runs import information
 from submanifold.runs.datasets import (
     ArrayDataset,
     ArraysDataset,
+    CSVDataset,
+    JSONDataset,
     ModelDataset,
     PathDataset,
     PreparedDataset,
@@ -94,6 +98,56 @@ def test_changed_prepared_array_does_not_exist_and_is_not_loaded(tmp_path):
     assert not dataset.exists()
     with pytest.raises(DatasetError, match=r"do not match the hash.*kedro run --pipeline=data"):
         dataset.load()
+
+
+WRITTEN = {
+    "u_train.npy": (ArrayDataset, ARRAYS["latents"]),
+    "baselines.json": (JSONDataset, {"gaussian": {"bits_per_dim": 3.25}}),
+    "scores.csv": (CSVDataset, pd.DataFrame({"score": [1.5, 2.5]})),
+}
+
+
+def flip(path):
+    """Change one digit or bit near the end of a file, which stays readable."""
+    content = bytearray(path.read_bytes())
+    content[-4 if path.suffix == ".csv" else -2 if path.suffix == ".npy" else -7] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_changed_file_does_not_exist_and_is_not_loaded_until_it_is_saved_again(tmp_path, name):
+    kind, data = WRITTEN[name]
+    dataset, path = kind(filepath=str(tmp_path / name)), tmp_path / name
+    dataset.save(data)
+    before = path.read_bytes()
+    dataset.load()
+    assert dataset.exists()
+    flip(path)
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match=f"{name}: expected the content that was written"):
+        dataset.load()
+    dataset.save(data)
+    assert path.read_bytes() == before
+    assert dataset.exists()
+    dataset.load()
+
+
+def test_saving_again_does_not_vouch_for_a_changed_file(tmp_path):
+    """Nodes return what they find in a folder; what has changed there must be made again."""
+    path = tmp_path / "u_train.npy"
+    dataset = ArrayDataset(filepath=str(path))
+    rows = ARRAYS["latents"]
+    dataset.save(write_npy(path, [rows], rows.shape))
+    flip(path)
+    dataset.save(write_npy(path, [rows], rows.shape))
+    np.testing.assert_array_equal(dataset.load(), rows)
+    settings = SyntheticSettings(source="circle", counts={"train": 8, "valid": 4, "test": 2})
+    manifest = JSONDataset(filepath=str(tmp_path / "manifest.json"))
+    manifest.save(draw(settings, tmp_path)[3])
+    before = manifest.load()
+    flip(tmp_path / "manifest.json")
+    manifest.save(draw(settings, tmp_path)[3])
+    assert manifest.load() == before
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Atomic writes, folder locks, and clear errors for full or read-only disks."""
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -9,7 +10,8 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         with explain_write_errors(path):
             yield partial
+            with suppress(OSError):
+                _checksum_path(path).unlink()  # of the content before
             sync_and_rename(partial, path)
     finally:
         remove_files([partial, partial.with_name(f"{partial.name}-journal")])
@@ -155,6 +159,31 @@ def sync_and_rename(partial: Path, path: Path) -> None:
     os.replace(partial, path)
 
 
+def write_checksum(path: Path) -> None:
+    """Write the checksum of a new file next to it, for :func:`is_unchanged`."""
+    if not _checksum_path(path).exists():
+        with atomic_write(_checksum_path(path)) as partial:
+            partial.write_text(_checksum(path, path.stat().st_mtime_ns))
+
+
+def is_unchanged(path: Path) -> bool:
+    """Whether a file has its checksum, if one was written."""
+    try:
+        return _checksum_path(path).read_text() == _checksum(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return True
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
+@lru_cache
+def _checksum(path: Path, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically."""
     text = json.dumps(content, indent=2)
@@ -163,9 +192,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None if it is missing or incomplete."""
+    """Read a JSON file; None if it is missing, incomplete or does not have its checksum."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text()) if is_unchanged(path) else None
     except (OSError, ValueError):
         return None
 

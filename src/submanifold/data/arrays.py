@@ -17,6 +17,7 @@ import numpy as np
 from submanifold.common.files import (
     atomic_write,
     explain_write_errors,
+    is_unchanged,
     locked,
     read_json,
     sync_and_rename,
@@ -86,9 +87,9 @@ def save_context(path: Path, context: np.ndarray) -> None:
 
 
 def map_npy(path: Path) -> np.memmap | None:
-    """Memory-map a ``.npy`` file copy-on-write; None if it is missing or truncated."""
+    """Memory-map a ``.npy`` file copy-on-write; None if it is missing, truncated or changed."""
     try:
-        array = np.load(path, mmap_mode="c")
+        array = np.load(path, mmap_mode="c") if is_unchanged(path) else None
     except (OSError, ValueError, EOFError):
         return None
     return array if isinstance(array, np.memmap) else None
@@ -108,7 +109,7 @@ def write_npy(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...]) 
         if array is not None and (array.shape, array.dtype) == (shape, np.float32):
             return array
         if path.exists():
-            log.warning("%s is truncated or has another shape; writing it again", path)
+            log.warning("%s is damaged or has another shape; writing it again", path)
         # not through a memory map: a full disk kills a process that writes to one
         with atomic_write(path) as partial, open(partial, "wb") as file:
             end = file.write(_header(shape, np.float32)) + 4 * math.prod(shape)

@@ -14,7 +14,13 @@ from kedro_datasets import pandas, plotly, text
 from kedro_datasets._typing import ImagePreview, JSONPreview
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import atomic_write, make_folder, read_json
+from submanifold.common.files import (
+    atomic_write,
+    is_unchanged,
+    make_folder,
+    read_json,
+    write_checksum,
+)
 from submanifold.data.arrays import (
     are_intact,
     context_of_array,
@@ -42,14 +48,29 @@ class AtomicMixin:
     end = b""
     _filepath: PurePosixPath
 
+    def load(self) -> Any:
+        """Read the file, which must have its checksum."""
+        _check_unchanged(Path(self._filepath))
+        return super().load()  # type: ignore[misc]
+
     def save(self, data: Any) -> None:
-        """Write a temporary file and rename it."""
+        """Write a temporary file and rename it; write its checksum."""
         with atomic_write(Path(self._filepath)) as partial:
             copy = self._copy(_filepath=PurePosixPath(partial))  # type: ignore[attr-defined]
             super(AtomicMixin, copy).save(data)  # type: ignore[misc]
+        write_checksum(Path(self._filepath))
 
     def _exists(self) -> bool:
-        return _is_complete(Path(self._filepath), self.end)
+        path = Path(self._filepath)
+        return _is_complete(path, self.end) and is_unchanged(path)
+
+
+def _check_unchanged(path: Path) -> None:
+    if not is_unchanged(path):
+        raise UserError(
+            f"{path}: expected the content that was written, got another one. Delete it and repeat "
+            "the command, which makes it again."
+        )
 
 
 def _is_complete(path: Path, end: bytes) -> bool:
@@ -74,6 +95,8 @@ class JSONDataset(AtomicMixin, kedro_json.JSONDataset):
         """Write the file, unless it has this content."""
         if data is None or read_json(Path(self._filepath)) != data:
             super().save(data)
+        else:
+            write_checksum(Path(self._filepath))
 
     def _exists(self) -> bool:
         return read_json(Path(self._filepath)) is not None
@@ -142,19 +165,24 @@ class MatplotlibDataset(LocalDataset[Any, NoReturn]):
 class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
     """A ``.npy`` file, loaded as a copy-on-write memory map and written atomically."""
 
+    has_checksum = True
+
     def load(self) -> np.ndarray:
-        """Map the file; changes stay in memory."""
+        """Map the file, which must have its checksum; changes stay in memory."""
+        _check_unchanged(self._filepath)
         return load_npy(self._filepath)
 
     def save(self, data: np.ndarray) -> None:
         """Write the array, unless it is a map of this file."""
         whole_file = isinstance(data.base, mmap.mmap)  # rather than a slice of it
-        if whole_file and isinstance(data, np.memmap) and data.filename == self._filepath.resolve():
-            return
-        with atomic_write(self._filepath) as partial, partial.open("wb") as file:
-            np.save(file, data)
-        if (context := context_of_array(data)) is not None:
-            save_context(self._filepath, context)
+        path = data.filename if whole_file and isinstance(data, np.memmap) else None
+        if path != self._filepath.resolve():
+            with atomic_write(self._filepath) as partial, partial.open("wb") as file:
+                np.save(file, data)
+            if (context := context_of_array(data)) is not None:
+                save_context(self._filepath, context)
+        if self.has_checksum:
+            write_checksum(self._filepath)
 
     def preview(self) -> ImagePreview:
         """Draw the first images, or a histogram of latents."""
@@ -207,6 +235,8 @@ class RunInformationDataset(LocalDataset[NoReturn, dict[str, Any]]):
 
 class PreparedDataset(ArrayDataset):
     """An array of a prepared dataset, which exists only if the manifest's hash matches."""
+
+    has_checksum = False  # but a hash in the manifest
 
     def load(self) -> np.ndarray:
         """Map the file.
