@@ -1,5 +1,6 @@
 """The command line: its commands, and what it imports."""
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -56,6 +57,16 @@ def test_a_mistake_is_reported_without_heavy_imports(project, command, imported)
     """Settings are checked against the constructors of flows, which need torch."""
     output = run_python(script_of("submanifold", *command), project.path)
     assert output == f"imported{imported}\n"
+
+
+def test_a_dry_run_outside_of_a_checkout_prints_only_its_table(tmp_path):
+    """Kedro must be told how to log before it is imported: its own way shows deprecations."""
+    environment = {name: os.environ[name] for name in os.environ if name != "KEDRO_LOGGING_CONFIG"}
+    command = [sys.executable, "-m", "submanifold", "reproduce", "table-1", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("\n") < 12
+    assert "celeba-Glow              to download and train  unknown" in done.stdout
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -185,6 +185,7 @@ def check_parameters(options: dict[str, Any], joint: bool = False) -> None:
 
 
 def _split_params(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
+    set_kedro_defaults()  # before Kedro is imported, which configures its logging then
     from kedro.framework.cli.utils import _split_params as split
 
     return split(ctx, param, value)
@@ -240,6 +241,8 @@ def reproduce(
         click.echo(shown.to_markdown(index=False, tablefmt="plain", disable_numparse=True))
         for text, name in numbered.items():
             click.echo(f"{name}: {text}")
+        if (table["state"] == studies.DOWNLOAD).any():
+            click.echo(f"{studies.DOWNLOAD}: its images are not at data.path or in data/01_raw.")
         click.echo(_time_left(table, timed))
         return
     for page in studies.reproduce(planned, project, env):

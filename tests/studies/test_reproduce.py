@@ -126,7 +126,7 @@ def test_a_dry_run_shows_the_error_of_runs_with_missing_data(project):
         assert reproduce.finished(planned, project.path) == {}
     rooms = states.index.str.startswith("lsun_bedroom")
     assert states[rooms].str.contains("path").all()
-    assert set(states[~rooms]) == {"to train"}
+    assert set(states[~rooms]) == {"to download and train"}
 
 
 def test_unfinished_runs_can_be_left_out(table_4, monkeypatch):
@@ -201,21 +201,23 @@ def test_invalid_parameters_are_reported_before_any_run(project):
     assert not (project.path / "data/06_models").exists()
 
 
-def test_a_failed_run_does_not_stop_the_others():
+def test_failed_runs_do_not_stop_the_others_and_a_common_reason_is_printed_once(caplog):
     ran = []
 
     def run(name):
         ran.append(name)
-        if name == "second":
-            raise ClickException("it diverged")
+        if name != "third":
+            raise ClickException("no CelebA" if name == "second" else "it diverged")
 
     runs = [
         SimpleNamespace(name=name, settings=None, is_finished=False, run=partial(run, name))
-        for name in ("first", "second", "third")
+        for name in ("first", "second", "third", "fourth")
     ]
-    with pytest.raises(ClickException, match="second: it diverged\n1 of 3 runs failed"):
+    expected = "first, fourth: it diverged\nsecond: no CelebA\n3 of 4 runs failed. The others are"
+    with pytest.raises(ClickException, match=expected):
         run_all(runs)
-    assert ran == ["first", "second", "third"]
+    assert ran == ["first", "second", "third", "fourth"]
+    assert "diverged" not in caplog.text
 
 
 def test_a_changed_run_leaves_the_original_unchanged(tmp_path):

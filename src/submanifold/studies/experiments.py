@@ -151,15 +151,17 @@ def run_all(runs: Collection[CachedRun]) -> None:
     for run in runs:
         run.settings  # noqa: B018
     waiting = [run for run in runs if not run.is_finished]
-    failed = []
+    failed: dict[str, list[str]] = {}
     for number, run in enumerate(waiting, start=1):
         log.info("Run %d of %d: %s", number, len(waiting), run.name)
         try:
             run.run()
         except ClickException as error:
-            failed.append(f"{run.name}: {error.message}")
-            log.error(failed[-1])
+            failed.setdefault(error.message, []).append(run.name)
+            log.error("%s failed", run.name)
     if failed:
-        count = f"{len(failed)} of {len(waiting)} runs failed."
-        others = " The others are finished." if len(failed) < len(waiting) else ""
-        raise ClickException("\n".join([*dict.fromkeys(failed), count + others]))
+        reasons = [f"{', '.join(names)}: {reason}" for reason, names in failed.items()]
+        number = sum(map(len, failed.values()))
+        others = " The others are finished." if number < len(waiting) else ""
+        reasons.append(f"{number} of {len(waiting)} runs failed.{others}")
+        raise ClickException("\n".join(reasons))

@@ -11,6 +11,9 @@ import pandas as pd
 
 from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.progress import ProgressBar
+from submanifold.config.cache_keys import RAW_FOLDER
+from submanifold.data.settings import ImageSettings
+from submanifold.data.sources import SOURCES
 from submanifold.runs.store import connect
 from submanifold.runs.train import check_images
 from submanifold.studies.comparisons import beyond, ood, related
@@ -28,7 +31,8 @@ TARGETS: dict[str, Target] = {
     "related": related.TARGET,
 }
 
-STATES = ("to train", "finished", "trained, to evaluate")
+DOWNLOAD = "to download and train"
+STATES = ("to train", "finished", "trained, to evaluate", DOWNLOAD)
 """States of a run without errors."""
 GROUPS = {"paper": [*tables.TARGETS, *figures.TARGETS, "findings"], "all": [*TARGETS]}
 """Names that stand for several targets."""
@@ -128,12 +132,22 @@ def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
     rows = []
     for key, run in runs.items():
         kinds = [] if run.is_finished else left[key]
-        to_train, finished, to_evaluate = STATES
+        to_train, finished, to_evaluate = STATES[:3]
+        to_train = DOWNLOAD if _must_download(run) else to_train
         status = to_train if kinds else finished if run.is_finished else to_evaluate
         hours = sum(seconds.get(kind, math.nan) for kind in kinds) / 3600
         rows.append((run.name, status, hours, sum(kind not in seconds for kind in kinds)))
     rows += [(name, error, math.nan, 0) for name, error in errors.items()]
     return pd.DataFrame(rows, columns=["experiment", "state", "hours", "unknown"])
+
+
+def _must_download(run: CachedRun) -> bool:
+    data = run.settings.data
+    return (
+        isinstance(data, ImageSettings)
+        and SOURCES[data.source].must_download(data, run.project / RAW_FOLDER)
+        and not run.catalog.exists("x_train")
+    )
 
 
 def _data_error(run: CachedRun) -> str | None:
