@@ -128,6 +128,11 @@ def run_command() -> click.Command:
     from kedro.framework.cli.project import run as kedro_run
 
     def run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
+        if "ParallelRunner" in (options["runner"] or ""):  # datasets refuse other processes
+            raise click.ClickException(
+                "--runner: expected SequentialRunner or ThreadRunner, got ParallelRunner. Leave it "
+                "out."
+            )
         configure(project_folder())
         names = [pipeline] if pipeline else pipelines
         options["conf_source"] = options["conf_source"] or str(conf_source(project_folder()))

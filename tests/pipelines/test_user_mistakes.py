@@ -50,6 +50,7 @@ def test_command_line_prints_only_the_message(project):
     (["--env=test", "--params=method=H-XX"], "got H-XX. Change it with --params=method=<name>"),
     (["--env=tset"], "got tset. Change it with --env=<name>"),
     (["--env=test", "--pipeline=hierarchicl"], "pipeline=hierarchicl is not known. Known: data, "),
+    (["--runner=ParallelRunner"], "--runner: expected SequentialRunner or ThreadRunner, got Par"),
     (["--env=test", "--nodes=phase_9.train"], "does not contain nodes named ['phase_9.train']"),
 ])  # fmt: skip
 def test_unknown_name_is_reported(project, arguments, message):
