@@ -240,7 +240,7 @@ def huber(delta):
 @pytest.mark.parametrize(("params", "steps"), [
     ({"stage_2": {"dim": 10}}, ONLY_2),
     ({"stage_2": {"reconstruction": {"space": "latent"}}}, ONLY_2),
-    ({"method": "H-MH", "stage_1": {"dim": 24}, "stage_2": {"dim": 12}}, ONLY_2),
+    ({"method": "H-MH"}, ONLY_2),
     (huber(0.1), BOTH),
     (huber(0.2), BOTH),
     (huber(0.1), NONE),
