@@ -114,7 +114,8 @@ def test_commands_find_the_condition_in_the_table(model, model_file, table, tmp_
 
 def test_commands_at_the_end_of_a_training_work(model, model_file, table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for command in usage_commands(model, str(model_file), str(table)):
+    table.rename("new.csv")
+    for command in usage_commands(model, str(model_file)):
         succeed(*command.split())
 
 

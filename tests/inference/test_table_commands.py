@@ -1,5 +1,6 @@
 """Commands of a model of a table: results by row and in the units of the table."""
 
+import copy
 import itertools
 import json
 import re
@@ -17,7 +18,8 @@ from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import RealNVP
 from submanifold.inference import tables
-from submanifold.inference.tables import project_table, score_table
+from submanifold.inference.tables import preprocessor_of, project_table, score_table
+from submanifold.inference.training_events import training_hashes
 from submanifold.models import Hierarchy, Model, Stage
 
 ROWS = 90
@@ -105,6 +107,32 @@ def test_columns_are_found_by_name_in_any_order_type_and_format(
     a, b = pd.read_csv(tmp_path / "a.csv"), pd.read_parquet(tmp_path / "b.parquet")
     pd.testing.assert_frame_equal(a, b, rtol=1e-5)
     assert caplog.text.count("columns note are unknown to the model; they are ignored") == 1
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_scored_training_rows_are_a_warning(model, tmp_path, caplog, share):
+    preprocessor, train = preprocessor_of(model), rows(2000, 5)
+    x = preprocessor.transform(train, salt=np.arange(2000))
+    trained = copy.deepcopy(model)
+    trained.calibration["training"] = training_hashes(model, x, preprocessor.transform(rows(99, 6)))
+    assert len(trained.calibration["training"]) == 1024
+    trained.save(tmp_path / "model")
+    count = round(400 * share)
+    scored = pd.concat([rows(400 - count, 7), train[-count:] if count else train[:0]])
+    scored.astype({"age": float}).to_parquet(tmp_path / "some.parquet")
+    succeed("score", tmp_path / "model", tmp_path / "some.parquet", "--out", tmp_path / "out.csv")
+    percent = re.findall(r"got about (\d+)% training rows", caplog.text)
+    assert [int(each) for each in percent] == pytest.approx([100 * share][: share > 0], abs=10)
+
+
+def test_rows_that_equal_training_rows_by_chance_are_no_warning():
+    preprocessor = Preprocessor.fit(table := pd.DataFrame({"a": range(100), "b": [0, 1] * 50}))
+    discrete = Hierarchy([Stage(RealNVP(2), dim=1)])
+    discrete.data = {"table": preprocessor.to_dict()}
+    rng = np.random.default_rng(0)
+    train, valid = (preprocessor.transform(table.iloc[rng.integers(100, size=n)], np.arange(n))
+                    for n in (900, 100))  # fmt: skip
+    assert training_hashes(discrete, train, valid) == []
 
 
 def test_several_files_have_their_names_in_the_rows(model_file, table, tmp_path):

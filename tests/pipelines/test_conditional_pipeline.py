@@ -68,7 +68,7 @@ def test_commands_take_a_label(run, project):
     ]
     assert len(found) == 2
     assert not np.array_equal(*found)
-    usage = usage_commands(Model.load(file), file, "PICTURES")
+    usage = usage_commands(Model.load(file), file)
     assert all(command.endswith("--label=0") for command in usage)
     for arguments, message in [
         (("sample", file), "from 0 to 2, on which"),

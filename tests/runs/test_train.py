@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from datetime import datetime
 from functools import partial
@@ -67,10 +68,21 @@ def test_train_works_in_any_folder_and_ends_with_the_commands_to_use_the_model(t
         ["score", "first"], ["project", "first"], ["sample", "first"]]  # fmt: skip
 
 
-def test_printed_commands_work(trained, folder):
+def test_printed_commands_work_on_a_new_image(trained, folder):
+    (folder / "new.jpg").write_bytes(png(smooth_images(1, 5)[0]))
     for line in trained.output.splitlines()[-3:]:
+        assert "pictures" not in line
         result = run(folder, *line.split()[1:])
         assert result.exit_code == 0, result.output
+
+
+def test_scored_training_images_are_a_warning(trained, folder, caplog):
+    for inputs, warns in (("new.jpg", False), ("pictures", True), ("copy", True)):
+        if inputs == "copy":
+            shutil.copytree(folder / "pictures", folder / "copy")
+        caplog.clear()
+        assert run(folder, "score", "first", inputs).exit_code == 0
+        assert ("got about 80% training images" in caplog.text) == warns
 
 
 def test_runs_lists_the_run_and_its_figures(trained, folder):

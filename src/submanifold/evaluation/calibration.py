@@ -76,10 +76,9 @@ def false_alarms(
         if rate * (calibrated + 1) >= 1:
             alarms = p_values <= rate
             observed = proportion_interval(alarms, groups)
-            count = observed.get("groups", observed["n"])
-            ends = zip(("low", "high"), false_alarm_range(rate, count, calibrated), strict=True)
+            low, high = false_alarm_range(rate, observed.get("groups", len(alarms)), calibrated)
             rows.append({"rate": rate, "flagged": int(alarms.sum()), "observed": observed,
-                         "expected": dict(ends)})  # fmt: skip
+                         "expected": {"low": low, "high": high}})  # fmt: skip
     return rows
 
 
@@ -112,6 +111,7 @@ class Calibration:
         precision: Inverse of C, (scores, scores).
         noise_scale: The noise scale of ``smoothed_density``; None without this score.
         events: What is scored, in messages: ``images`` or ``rows``.
+        training: Hashes of training events (:func:`.training_hashes`).
     """
 
     count: int
@@ -123,6 +123,7 @@ class Calibration:
     precision: np.ndarray
     noise_scale: float | None = None
     events: str = "images"
+    training: Sequence[int] = ()
 
     @classmethod
     def fit(

@@ -124,20 +124,11 @@ def proportion_interval(events: np.ndarray, groups: np.ndarray | None = None) ->
 def false_alarm_range(rate: float, count: int, calibrated: int) -> tuple[float, float]:
     r"""Compute the central 95% range of the fraction of false alarms among normal events.
 
-    A p-value from n calibration events is at most :math:`\alpha` with a probability that depends on
-    them and is :math:`\mathrm{Beta}(\alpha (n + 1), (1 - \alpha)(n + 1))` (Vovk 2012). The
-    number of false alarms among m new events is therefore beta-binomial.
-
-    Args:
-        rate: The promised rate :math:`\alpha`, at least 1/(n + 1).
-        count: Number m of independent events or groups; more than 100,000 count as so many.
-        calibrated: Number n of independent events or groups of the calibration.
-
-    Example:
-        >>> false_alarm_range(0.05, count=500, calibrated=100), false_alarm_range(0.05, 500, 10**6)
-        ((0.014, 0.104), (0.032, 0.07))
+    A p-value from n calibration events is at most the rate :math:`\alpha` with a probability that
+    depends on them and is :math:`\mathrm{Beta}(\alpha (n + 1), (1 - \alpha)(n + 1))` (Vovk 2012).
+    The number of false alarms among `count` new events is therefore beta-binomial.
     """
-    count = min(count, 100_000)  # its time is linear
+    count = min(count, 100_000)  # the time of the next line is linear
     a, b = rate * (calibrated + 1), (1 - rate) * (calibrated + 1)
     low, high = scipy.stats.betabinom.interval(0.95, count, a, b)
     return float(low / count), float(high / count)

@@ -163,11 +163,9 @@ def _alarms(scored: pd.DataFrame, calibration: Calibration) -> list[dict[str, An
         own = scored[scored["part"] == part]
         groups = own["group"].to_numpy() if "group" in own else None
         of_part.append(false_alarms(own[f"p_{ANOMALY}"].to_numpy(), calibration.groups, groups))
-    return [
-        {"rate": normal["rate"], "false_alarms": normal["observed"],
-         "expected": normal["expected"], "detected": ood["observed"]}
-        for normal, ood in zip(*of_part, strict=True)
-    ]  # fmt: skip
+    return [{"rate": normal["rate"], "false_alarms": normal["observed"],
+             "expected": normal["expected"], "detected": ood["observed"]}
+            for normal, ood in zip(*of_part, strict=True)]  # fmt: skip
 
 
 def _measure_score(

@@ -112,6 +112,7 @@ def score(
     """
     file = model_path(model)
     loaded = _load(file, device)
+    from submanifold.evaluation.intervals import false_alarm_range
     from submanifold.inference.inputs import given_label, is_table
     from submanifold.inference.score_file import ScoreFile, score_files
     from submanifold.inference.scoring import load_calibration
@@ -138,8 +139,6 @@ def score(
     for row in order[:5]:
         click.echo(f"{table.p_values[row]:8.4f}  {files.names[table.numbers[row]]}")
     if alpha is not None:
-        from submanifold.evaluation.intervals import false_alarm_range
-
         count = len(table.p_values)
         low, high = false_alarm_range(alpha, count, calibration.groups)
         flagged = int((np.array(table.p_values) <= alpha).sum())

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -18,8 +19,10 @@ from submanifold.common.threads import ThreadTuner
 from submanifold.inference.inputs import Inputs, is_table
 from submanifold.inference.outputs import PARQUET, TableWriter, explain_output, output
 from submanifold.inference.scoring import load_calibration, score_event_batch
+from submanifold.inference.training_events import training_share
 from submanifold.models import Model
 
+log = logging.getLogger(__name__)
 ORDER = "anomaly_score"
 """The last column of the partial file, which the finished file does not have."""
 CHUNK = 2**16
@@ -195,11 +198,12 @@ def score_files(
         from submanifold.inference.tables import score_rows  # imports pandas
 
         score = score_rows
+    hashes = [np.empty(0, np.uint64)]
     first, tuner = table.next_number, ThreadTuner(next(model.parameters()).device)
     with ProgressBar("scoring", files.unit, len(files), first) as progress:
         for numbers, batch in files.batches(batch_size, first):
             with tuner.unit(len(batch)):
-                columns = score(model, calibration, batch, exact)
+                columns = score(model, calibration, batch, exact, hashes)
             if alpha is not None:
                 columns["ood"] = columns["p_value"] <= alpha
             table.append(numbers, columns)
@@ -207,3 +211,7 @@ def score_files(
             first = numbers[-1] + 1
     table.finish()
     files.check_readable(len(table.numbers))
+    share = training_share([*calibration.training], np.concatenate(hashes))
+    if share > 0.1:
+        log.warning("INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are too "
+                    "large. Score others.", files.unit, 100 * share, files.unit)  # fmt: skip

@@ -23,6 +23,7 @@ from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import QUICK, SCORE_BATCH_SIZE, score, score_batch
 from submanifold.flows import conditioning
+from submanifold.inference.training_events import hash_events
 from submanifold.models import Model
 
 if TYPE_CHECKING:
@@ -86,15 +87,18 @@ def score_events(
 
 
 def score_event_batch(
-    model: Model, calibration: Calibration, events: np.ndarray, exact: bool = False
-) -> dict[str, np.ndarray]:
-    """Score a batch of events: the columns of :func:`score_events` by name."""
+    model: Model, calibration: Calibration, events: np.ndarray, exact: bool = False,
+    hashes: list[np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Score a batch of events: the columns of :func:`score_events`. Append their ``hashes``."""
     _check_events(model, events)
     device = next(model.parameters()).device
     x = as_input(events).to(device)
     with conditioning(model, context_tensor(events, device)):
         found = score_batch(model, x, events, _score_names(exact))
     scores = {name: values.cpu().numpy() for name, values in found.items()}
+    if hashes is not None:
+        hashes.append(hash_events(model, events))
     return _columns(model, calibration, events, scores)
 
 

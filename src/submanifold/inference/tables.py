@@ -68,10 +68,11 @@ def score_table(model: Model, table: pd.DataFrame, exact: bool = False) -> pd.Da
 
 
 def score_rows(
-    model: Model, calibration: Calibration, table: pd.DataFrame, exact: bool = False
-) -> dict[str, np.ndarray]:
-    """Score a batch of rows: the columns of :func:`score_table` by name."""
-    columns = scoring.score_event_batch(model, calibration, to_events(model, table), exact)
+    model: Model, calibration: Calibration, table: pd.DataFrame, exact: bool = False,
+    hashes: list[np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Score a batch of rows: the columns of :func:`score_table`; see :func:`.score_event_batch`."""
+    columns = scoring.score_event_batch(model, calibration, to_events(model, table), exact, hashes)
     if "log_prob" in columns:
         preprocessor = preprocessor_of(model)
         rows = table if condition_of(model) is None else _select(table, preprocessor)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from submanifold.common.files import printable, read_json
+from submanifold.common.files import read_json
 from submanifold.common.imports import without_garbage_collection
 from submanifold.config.project import configure, project_folder
 from submanifold.inference.records import RunRecord, find_record, read_records, records_folder
@@ -58,28 +58,15 @@ def train(
     if record.state(project) != "finished":
         click.echo(f"Run {record.name}. If it is interrupted, the same command continues it.")
     run(selected, project)
-    _echo_result(record, project, data)
-
-
-def _echo_result(record: RunRecord, project: Path, data: str) -> None:
     from submanifold.models import Model
 
     model = project / record.model
-    inputs = printable(data) if Path(data).expanduser().exists() else None
-    commands = usage_commands(Model.load(model), record.name, inputs)
-    click.echo(
-        "\n".join(
-            [
-                f"\nReport: {project / record.report}",
-                f"Model:  {model}",
-                "\nUse the model:",
-                *(f"  submanifold {command}" for command in commands),
-            ]
-        )
-    )
+    click.echo(f"\nReport: {project / record.report}\nModel:  {model}\n\nUse the model:")
+    for command in usage_commands(Model.load(model), record.name):
+        click.echo(f"  submanifold {command}")
 
 
-def usage_commands(model: "Model", name: str, inputs: str | None) -> list[str]:
+def usage_commands(model: "Model", name: str) -> list[str]:
     """Return the commands that apply a model, with options that work for it."""
     from submanifold.evaluation.calibration import Calibration
     from submanifold.flows import context_of
@@ -87,7 +74,7 @@ def usage_commands(model: "Model", name: str, inputs: str | None) -> list[str]:
     of_table = "table" in model.data
     if "size" not in model.data and not of_table:
         return [f"info {name}", f"sample {name} -n 1000 --out=samples.npz"]
-    inputs = inputs or ("TABLE" if of_table else "PICTURES")
+    inputs = "new.csv" if of_table else "new.jpg"
     first = f"encode {name} {inputs}"
     if "groups" in model.calibration:
         least = Calibration.from_dict(model.calibration).smallest_p_value

@@ -11,6 +11,7 @@ from submanifold.common.files import locked, read_json, write_json
 from submanifold.config.schema import LaunchSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
+from submanifold.inference.training_events import training_hashes
 from submanifold.inverse.gaussian import Gaussian
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.runs.launch import call
@@ -151,6 +152,7 @@ def finish(
     numbers = None if numbers is None else numbers[:MAX_NORMAL]
     arguments = (model, normal, choose_device(device), numbers)
     model.data, model.calibration = data.facts, call(launch, calibrate, *arguments, folder=folder)
+    model.calibration["training"] = training_hashes(model, train, normal)
     if len(model.event_shape) == 3:
         model.gaussian = Gaussian.fit(train, valid).to_tensors()
     return model
