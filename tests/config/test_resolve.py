@@ -122,7 +122,6 @@ def test_entries_are_selected_from_the_tables(tables):
         "activation_checkpointing": False,
         "end_factor": 0.0,
         "lr_scale": 1.0,
-        "rotate_every": None,
         "validation_rows": 512,
     }
     training = {**tables["training_defaults"], **later}
@@ -599,7 +598,7 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
         },
     }
     terms |= {name: {"weight": 0.1} for name in Terms.model_fields if name not in terms}
-    later = {"lr_scale": 0.5, "rotate_every": 7}
+    later = {"lr_scale": 0.5}
     full = {**tables, "second": {"input_noise": 0.1, "training": later, **terms}}
     plain = resolve(full)
     before = artifact_keys(plain, Path())
@@ -815,7 +814,6 @@ def test_a_method_with_one_training_is_joint_however_often_it_is_rotated(tables)
             {"third": {"stages": 2, "reconstruction": {"target": {"mse": 1.0, "psnr": 2.0}}}},
             "needs mse or psnr",
         ),
-        ({"third": {"stages": 2, "training": {"rotate_every": 0}}}, "rotate_every=0"),
     ],
 )
 def test_invalid_rotations_are_refused(tables, changes, message):

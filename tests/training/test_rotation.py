@@ -288,31 +288,3 @@ def test_a_second_stage_trains_in_the_metric_of_the_first(trained, tmp_path):
     assert final.eigenvalues.shape == (6,)
     assert (final.bits_per_dim(x) - full.bits_per_dim(x)).abs().max() < 1e-5
     assert history["rotation"]["mse"][-1] == 0
-
-
-def nested(**changes):
-    found = phase(1, weight=5.0, rotate_every=8, **changes)
-    penalty = found.reconstruction.model_copy(update={"random_dim": 3.0})
-    return found.model_copy(update={"reconstruction": penalty})
-
-
-def test_a_training_that_rotates_resumes_bit_for_bit(trained, tmp_path):
-    def train(folder, on_log=None):
-        rows = IMAGES[20:], IMAGES[:20]
-        return train_phase(
-            nested(), MODEL, trained, *rows, 7, CPU, folder, "phase_2", on_log=on_log
-        )
-
-    expected, history = train(tmp_path / "full")
-    assert expected.stages[0].rotation.eigenvalues.std() > 0
-
-    def kill(name, step, row):
-        if step == 20:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "killed", kill)
-    model, again = train(tmp_path / "killed")
-    assert again["steps_trained"] < history["steps_trained"]
-    state = expected.state_dict()
-    assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())

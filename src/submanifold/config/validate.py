@@ -62,8 +62,6 @@ def validate(
             continue
         _check_training(name, phase, experiment, stages, trained, rotated)
         trained = max(trained, phase.stages[-1])
-        if phase.training.rotate_every:
-            rotated.add(phase.stages[-1])
         entry = method["phases"].get(name, {})
         refuse_idle(entry, f"methods.{experiment.method}.phases.{name}", _idle_terms(phase))
         refuse_idle(phases.get(name, {}), name, _idle_terms(phase) | _idle_manifold(phase, stages))
@@ -159,7 +157,7 @@ def _check_charts(experiment: Experiment) -> None:
     charts, stages = experiment.model.charts, len(experiment.model.stages)
     for name, phase in experiment.phases.items() if charts > 1 else ():
         wrong = None
-        if isinstance(phase, RotationSettings) or phase.training.rotate_every:
+        if isinstance(phase, RotationSettings):
             wrong = "rotates latents"
         elif phase.stages != tuple(range(1, stages + 1)):
             wrong = f"trains only stages {', '.join(map(str, phase.stages))}"

@@ -46,7 +46,6 @@ from submanifold.training.trainer import fit, log_rows
 log = logging.getLogger(__name__)
 
 ROTATION_BATCH_SIZE = 64
-PROBES_PER_AXIS = 2  # of a rotation that is fitted repeatedly during a training
 
 Log = Callable[[str, int, Row], None]
 
@@ -113,18 +112,10 @@ def train_phase(
     )
     batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
     validation = Batches(valid[: settings.validation_rows], settings.batch_size, seed, device)
-
-    def rotate(step: int) -> None:
-        rotation = trained.stages[-1].rotation
-        probes = PROBES_PER_AXIS * rotation.directions
-        fit_rotation(
-            trained, batches, probes, objective.outer, first=step, name=f"{name}, rotation"
-        )
-
     with _locked_once(folder, name):
         history = fit(
             trained, objective, batches, validation, settings, folder, name,
-            on_log and partial(on_log, name), fresh, rotate, grad_accumulation_steps,
+            on_log and partial(on_log, name), fresh, grad_accumulation_steps,
         )  # fmt: skip
     if on_log:
         on_log(name, settings.steps, {"steps_trained": history["steps_trained"]})
@@ -147,8 +138,6 @@ def assemble(
     first, last = phase.stages[0], phase.stages[-1]
     full: Any
     full, fresh = model.extend(before, event_shape, last, context)
-    if phase.training.rotate_every and full.stages[last - 1].rotation is None:
-        full.stages[last - 1].add_rotation()
     full = full.to(device)
     outer = full.part(1, first - 1).requires_grad_(False) if first > 1 else None
     trained = full if model.charts > 1 else full.part(first, last).requires_grad_(True)

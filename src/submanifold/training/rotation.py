@@ -70,7 +70,6 @@ def fit_rotation(
     batches: Batches,
     probes: int | None = None,
     outer: Hierarchy | None = None,
-    first: int = 0,
     folder: Path | None = None,
     name: str = "rotation",
 ) -> dict[str, Any]:
@@ -98,7 +97,6 @@ def fit_rotation(
         batches: Input of its first stage.
         probes: Number of probes; None is 8 for each axis that is chosen.
         outer: The frozen stages before it.
-        first: The first training step whose batch is used.
         folder: Folder of a checkpoint, from which a killed fit resumes.
         name: Name in messages.
 
@@ -114,7 +112,7 @@ def fit_rotation(
     blocks = [slice(0, stage.latent_dim)]
     if stage.off_manifold_scale != 1:
         blocks = [slice(0, stage.dim), slice(stage.dim, stage.latent_dim)]
-    compute = _probe_function(model, batches, outer, first)
+    compute = _probe_function(model, batches, outer)
     precision = torch.float32 if rotation.is_dense else torch.bfloat16
     drawn: dict[str, list[Tensor]] = {split: [] for split in SPLITS}
     path = folder / "rotation.safetensors" if folder else None
@@ -162,7 +160,7 @@ def fit_rotation(
 
 
 def _probe_function(
-    model: Hierarchy, batches: Batches, outer: Hierarchy | None, first: int
+    model: Hierarchy, batches: Batches, outer: Hierarchy | None
 ) -> Callable[[int], Tensor]:
     """Return a function that computes the probes of a round, (probes, latent_dim)."""
     flow = model.stages[-1].flow
@@ -181,7 +179,7 @@ def _probe_function(
         return x if outer is None else outer.decode(x)
 
     def compute(index: int) -> Tensor:
-        h = batches.at(first + index)
+        h = batches.at(index)
         signs = [torch.randint(2, (len(h), *image_shape), generator=batches.generator,
                                device=h.device) for _ in range(PROBES_PER_EVENT)]  # fmt: skip
         with autocast(weight.device, precision), conditioning(parts, batches.context):

@@ -27,7 +27,6 @@ class TrainingSettings(Settings):
         precision: Precision of matrix products; ``auto`` is bfloat16 where the hardware is faster
             with it.
         activation_checkpointing: Recompute hidden activations in the backward pass to save memory.
-        rotate_every: Steps between fits of the last stage's rotation; None does not fit it.
     """
 
     steps: int = Field(gt=0)
@@ -44,7 +43,6 @@ class TrainingSettings(Settings):
     validation_rows: int = Field(512, gt=0)
     precision: Literal["auto", "float32", "bfloat16"]
     activation_checkpointing: bool = False
-    rotate_every: int | None = Field(None, gt=0)
 
 
 def lr_factor(step: int, settings: TrainingSettings) -> float:

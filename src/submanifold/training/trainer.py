@@ -195,7 +195,6 @@ def fit(
     name: str = "training",
     on_log: Log | None = None,
     fresh: Sequence[nn.Module] | None = None,
-    rotate: Callable[[int], object] | None = None,
     grad_accumulation_steps: int = 1,
 ) -> dict[str, Any]:
     """Train a model in place; it ends with the averaged weights of the best validation.
@@ -220,7 +219,6 @@ def fit(
         on_log: Called as (step, values) with values ``train.*`` and ``valid.*``; a resumed training
             repeats earlier rows first. It may raise to interrupt the training.
         fresh: Untrained modules, which the first batch initializes; None is the entire model.
-        rotate: Called with the step every ``rotate_every`` steps, to fit the model's rotation.
         grad_accumulation_steps: See :class:`Trainer`.
 
     Returns:
@@ -245,8 +243,6 @@ def fit(
     model.train()
     with ProgressBar(name, "steps", settings.steps, done=before) as meter:
         while (step := trainer.state.step) < settings.steps:
-            if rotate and settings.rotate_every and step and step % settings.rotate_every == 0:
-                rotate(step)
             batch = train.at(step)
             with tuner.unit():
                 values = trainer.step(batch, train.generator, train.context)
