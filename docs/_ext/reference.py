@@ -29,7 +29,6 @@ from submanifold.evaluation.metrics import METRICS
 from submanifold.flows import FLOWS, FlowSettings
 from submanifold.flows.registry import SELECTABLE
 from submanifold.losses import Terms
-from submanifold.losses.constraint import Target
 from submanifold.losses.terms import term_types
 from submanifold.models import StageSettings
 from submanifold.training import PhaseSettings, RotationSettings, TrainingSettings
@@ -217,13 +216,9 @@ def settings_terms() -> Iterator[str]:
             tag = kind.model_fields.get("penalty")
             start = f"`penalty: {tag.default}`: " if tag else ""
             yield f"{start}{summary(kind)}\n"
-            yield from entries(
-                kind, f"PHASE.{term}.", values=defaults, skip=(*seen, "penalty", "target")
-            )
+            skip = (*seen, "penalty")
+            yield from entries(kind, f"PHASE.{term}.", values=defaults, skip=skip)
             seen |= {*kind.model_fields}
-        if "target" in seen:
-            yield f"`{term}.target`: {summary(Target)} {meanings(kinds[-1])['target']}\n"
-            yield from entries(Target, f"PHASE.{term}.target.")
 
 
 def settings_training() -> Iterator[str]:

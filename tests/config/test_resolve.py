@@ -594,7 +594,6 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
             "space": "image",
             "delta": 0.2,
             "random_dim": 2.5,
-            "target": {"mse": 0.1},
         },
     }
     terms |= {name: {"weight": 0.1} for name in Terms.model_fields if name not in terms}
@@ -608,8 +607,7 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
     for group in ("stage_2", "second"):
         for path, value in leaves(plain.parameters()[group]):
             if path in {("stages",), ("flow", "type"), ("then",), ("reconstruction", "penalty"),
-                        ("reconstruction", "through"), ("flow", "hidden"),
-                        ("reconstruction", "target", "psnr")}:  # fmt: skip
+                        ("reconstruction", "through"), ("flow", "hidden")}:  # fmt: skip
                 continue
             new = other[value] if isinstance(value, str) else not value
             if not isinstance(value, bool | str):
@@ -809,11 +807,6 @@ def test_a_method_with_one_training_is_joint_however_often_it_is_rotated(tables)
         ({"second": {"rotate": 1, "training": {"steps": 3}}}, "training is not a setting"),
         ({"second": {"stages": 1}}, "no phase before rotates stage 1"),
         ({"third": {"stages": 2, "reconstruction": {"random_dim": 1.0}}}, "random_dim=1.0"),
-        ({"third": {"stages": 2, "reconstruction": {"target": {}}}}, "needs mse or psnr"),
-        (
-            {"third": {"stages": 2, "reconstruction": {"target": {"mse": 1.0, "psnr": 2.0}}}},
-            "needs mse or psnr",
-        ),
     ],
 )
 def test_invalid_rotations_are_refused(tables, changes, message):

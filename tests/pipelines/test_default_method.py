@@ -174,16 +174,6 @@ def test_the_flow_on_the_coordinates_keeps_the_manifold(run, project, x):
     assert (after.log_prob(x) - before.log_prob(x) - gained).abs().max() < 1e-3
 
 
-def test_a_target_psnr_increases_the_weight(run, project):
-    target = {"reconstruction": {"target": {"psnr": 45.0}}}
-    other = project.run(until="hierarchy", method="nested", reconstruction=target)
-    assert other.steps["reconstruction"] == 12
-    assert other.steps.get("density", 0) == 0
-    history = other.load("reconstruction.history")
-    assert history["train"][-1]["reconstruction_weight"] > 40.0
-    assert "reconstruction.target" in history["warnings"]["target"]  # 12 steps are too few
-
-
 def test_a_rotated_stage_can_follow_a_rotated_stage(project, x):
     run = project.run(until="metrics", method="H-MM-rotated")
     assert run.steps == {"stage_1": 12, "stage_2": 12}

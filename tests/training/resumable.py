@@ -79,9 +79,9 @@ MODEL = ModelSettings(
 )
 
 
-def phase(*stages, weight=1.0, space="latent", target=None, **changes):
+def phase(*stages, weight=1.0, space="latent", **changes):
     """A phase in single precision; the squared error has a weight."""
-    reconstruction = {"penalty": "mse", "weight": weight, "space": space, "target": target}
+    reconstruction = {"penalty": "mse", "weight": weight, "space": space}
     if not weight:
         reconstruction = {"penalty": "none"}
     how = settings(precision="float32", **changes)

@@ -12,13 +12,10 @@ from objectives import penalised
 from submanifold.common.distributed import WHOLE_BATCH
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
-from submanifold.flows import FLOWS, Affine, RealNVP
+from submanifold.flows import FLOWS, RealNVP
 from submanifold.losses import Objective
-from submanifold.losses.constraint import Target
-from submanifold.losses.terms import Likelihood, Squared
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import Trainer, fit
-from submanifold.training.monitor import divergence, is_far_above
 from submanifold.training.settings import lr_factor
 from submanifold.training.trainer import validate
 
@@ -419,81 +416,3 @@ def test_memorized_training_data_are_a_warning(tmp_path, shift, warned):
         "stage_1",
     )
     assert ("memorized" in history["warnings"]) == warned
-
-
-def test_dual_ascent_reaches_its_target_and_resumes(tmp_path):
-    """Eq. 3's constraint, by dual ascent; killed it goes on with the same lambda."""
-    rng = np.random.default_rng(0)
-    data = (rng.standard_normal((400, 4)) * [2.0, 1.5, 0.6, 0.5]).astype(np.float32)
-    wanted = 0.18
-
-    def run(folder, on_log=None):
-        torch.manual_seed(0)
-        model = Hierarchy([Stage(RealNVP(4, 4, mixing=True), 2)])
-        terms = {
-            "likelihood": Likelihood(),
-            "reconstruction": Squared(weight=0.01, target=Target(mse=wanted)),
-        }
-        batches = Batches(data, 50, seed=1), Batches(data, 400, seed=2)
-        how = settings(steps=150, validate_every=25, cooldown_fraction=0.3, learning_rate=0.01)
-        return model, fit(model, Objective(terms), *batches, how, folder, on_log=on_log)
-
-    model, history = run(tmp_path / "full")
-    weights = [row["reconstruction_weight"] for row in history["train"]]
-    assert weights[0] < weights[-1]
-    assert history["valid"][-1]["mse"] < 1.3 * wanted
-
-    def kill(step, row):
-        if step == 80:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", kill)
-    again, resumed = run(tmp_path / "killed")
-    assert [row["reconstruction_weight"] for row in resumed["train"]] == weights
-    assert all(map(torch.equal, again.parameters(), model.parameters()))
-
-
-def with_target(mse, weight=10.0):
-    penalty = Squared(weight=weight, target=Target(mse=mse))
-    return Objective({"likelihood": Likelihood(), "reconstruction": penalty})
-
-
-def test_an_unreachable_target_keeps_the_lowest_error(tmp_path):
-    model = Hierarchy([Stage(Affine(4), 2)])
-    how = {"hierarchy": model, "validate_every": 25, "learning_rate": 0.03}
-    run(tmp_path / "before", penalised("mse", 10.0), steps=50, **how)
-    how["learning_rate"] = 0.003
-    _, history = run(tmp_path / "after", with_target(1e-6), steps=100, **how)
-    train, valid = history["train"], history["valid"]
-    assert history["rollbacks"] == 0
-    # the weight raises the loss as a divergence would
-    assert train[-1]["loss"] > 2 * train[0]["loss"] + 1
-    kept = next(row for row in valid if row["step"] == history["best_step"])
-    assert kept["image_mse"] == min(row["image_mse"] for row in valid)
-    assert kept["loss"] > min(row["loss"] for row in valid)
-
-
-def row(likelihood, error, weight=None):
-    """A row of a history; with a weight, of dual ascent."""
-    part = error * (10.0 if weight is None else weight)
-    found = {"loss": likelihood + part, "likelihood": likelihood, "reconstruction": part,
-             "image_mse": error}  # fmt: skip
-    return found if weight is None else {**found, "reconstruction_weight": weight}
-
-
-@pytest.mark.parametrize(
-    ("start", "later", "diverged"),
-    [
-        (row(2.0, 0.1, 1.0), row(2.5, 0.05, 1000.0), False),
-        (row(2.0, 0.1, 1.0), row(9.0, 0.1, 1.0), True),
-        (row(2.0, 0.1, 1000.0), row(9.0, 0.1, 1.0), True),
-        (row(2.0, 0.1, 1.0), row(2.0, 0.5, 1000.0), True),
-        (row(2.0, 0.1), row(2.0, 0.2), False),
-        (row(2.0, 0.1), row(2.0, 0.9), True),
-    ],
-)
-def test_a_larger_weight_of_a_term_is_not_divergence(start, later, diverged):
-    message = divergence(later, [start, later])
-    assert (message is not None) == diverged
-    assert is_far_above(later, [start]) == diverged

@@ -132,11 +132,6 @@ class ForwardPass:
                 self._residuals[key] = self._residual(projection, space), weight
         return self._residuals[key]
 
-    @torch.no_grad()
-    def image_mse(self, through: int = ALL_STAGES) -> Tensor:
-        """Mean squared error of the projected image at the model's own dimension."""
-        return self.residual(through, "image").square().mean()
-
     def _chart_residuals(self, charted: ChartEncoding) -> tuple[Tensor, Tensor]:
         # detached: the penalty moves the charts but not their responsibilities
         weights = charted.responsibilities.detach()

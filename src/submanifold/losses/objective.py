@@ -9,7 +9,6 @@ from torch import Tensor
 
 from submanifold.common.distributed import WHOLE_BATCH, Shard
 from submanifold.flows import is_noise_conditional, noise_conditioning
-from submanifold.losses.constraint import DualAscent
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms import NoPenalty, Term, Terms
 from submanifold.losses.terms.reconstruction import weighted_mean
@@ -37,9 +36,6 @@ class Objective:
         input_noise_min: Smallest noise scale of a noise-conditional flow; None is 0, with uniform
             scales.
 
-    Attributes:
-        constraints: Weights of the terms with a target, which dual ascent adjusts.
-
     Example:
         >>> flow = Hierarchy([Stage(RealNVP(8), dim=4)])
         >>> loss = Objective(Terms(reconstruction={"penalty": "mse", "weight": 10.0}).terms)
@@ -57,7 +53,6 @@ class Objective:
         self.terms = {name: term for name, term in terms.items() if term.weight > 0}
         self.reconstruction: Any = terms.get("reconstruction", NoPenalty())
         self.input_noise, self.outer, self.input_noise_min = input_noise, outer, input_noise_min
-        self.constraints = DualAscent(self.terms)
 
     def __call__(
         self,
@@ -74,8 +69,7 @@ class Objective:
         Returns:
             Means over the batch. Weighted terms by name and their sum ``loss``; ``bits_per_dim`` of
             the noisy input, if the model has a density on all of space; ``mse`` of the projection
-            in the penalty's space, if it is computed. For a term with a target also
-            ``<term>_weight`` and ``image_mse``, the error that the target bounds.
+            in the penalty's space, if it is computed.
         """
         batch = ForwardPass(model, h, h, self.outer, generator, shard, training)
         noisy, scale = self.add_noise(batch)
@@ -119,10 +113,8 @@ class Objective:
     def _weighted(
         self, terms: dict[str, Tensor], bits: Tensor | None, batch: ForwardPass
     ) -> dict[str, Tensor]:
-        adjusted = self.constraints.weights(next(iter(terms.values())))
-        terms = {n: adjusted.get(n, self.terms[n].weight) * value for n, value in terms.items()}
+        terms = {name: self.terms[name].weight * value for name, value in terms.items()}
         values: dict[str, Tensor] = {"loss": sum(terms.values()), **terms}  # type: ignore[dict-item]
-        values |= {f"{name}_weight": weight for name, weight in adjusted.items()}
         if bits is not None:
             values["bits_per_dim"] = bits
         if "reconstruction" in terms or not batch.training:
@@ -133,8 +125,6 @@ class Objective:
             )
             weights = weights if random_dim is None else None
             values["mse"] = weighted_mean(residuals.square(), weights)
-            if self.constraints.terms:
-                values["image_mse"] = batch.image_mse(penalty.through)
         return values
 
 

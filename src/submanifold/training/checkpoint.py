@@ -37,7 +37,6 @@ class TrainState:
         seconds: Time spent in training.
         threads: Number of steps by number of threads. Steps with different numbers differ by
             rounding.
-        multipliers: State of :class:`.DualAscent`.
     """
 
     step: int = 0
@@ -48,7 +47,6 @@ class TrainState:
     warnings: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     threads: dict[str, int] = field(default_factory=dict)
-    multipliers: dict[str, float] = field(default_factory=dict)
 
     @property
     def best_row(self) -> Row | None:
@@ -58,7 +56,7 @@ class TrainState:
     def history(self) -> dict[str, Any]:
         """What :func:`.fit` returns of it."""
         history = asdict(self)
-        del history["step"], history["multipliers"]
+        del history["step"]
         return history
 
 

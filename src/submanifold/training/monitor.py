@@ -30,25 +30,14 @@ def divergence(row: Row, earlier: Sequence[Row]) -> str | None:
     if not all(map(math.isfinite, row.values())):
         return "not finite"
     if earlier and is_far_above(row, earlier) and is_far_above(earlier[-1], earlier):
-        start = _start_loss(row, earlier)
-        return f"{row['loss']:.3g}, far above the {start:.3g} of the start"
+        return f"{row['loss']:.3g}, far above the {earlier[0]['loss']:.3g} of the start"
     return None
 
 
 def is_far_above(row: Row, earlier: Sequence[Row]) -> bool:
     """Whether a loss is far above that of the first row."""
-    start = _start_loss(row, earlier)
+    start = earlier[0]["loss"] if earlier else math.inf
     return row["loss"] > start + max(1.0, abs(start))
-
-
-def _start_loss(row: Row, earlier: Sequence[Row]) -> float:
-    """Loss of the first row with the weights of terms of this row, which dual ascent changes."""
-    if not earlier:
-        return math.inf
-    start = earlier[0]
-    ratios = {name: row[f"{name}_weight"] / start[f"{name}_weight"]
-              for name in start if f"{name}_weight" in start}  # fmt: skip
-    return start["loss"] + sum((ratio - 1) * start[name] for name, ratio in ratios.items())
 
 
 def diagnose(model: Model, valid: Batches) -> Row:

@@ -121,7 +121,6 @@ def train_phase(
         on_log(name, settings.steps, {"steps_trained": history["steps_trained"]})
     full.notes = {"phases": [*done, {"stages": list(phase.stages), **trained.notes}]}
     history["warnings"] |= warned
-    _check_target(name, phase, history)
     full = full.requires_grad_(True).eval().cpu()
     return full, {**history, "stages": list(phase.stages), "terms": list(objective.terms)}
 
@@ -288,22 +287,3 @@ def _warn_of_few(
     if found and distributed.rank() == 0:
         log.warning("%s", ". ".join(found))
     return {"dim": ". ".join(found)} if found else {}
-
-
-def _check_target(name: str, phase: Any, history: dict[str, Any]) -> None:
-    """Log the error of a phase with a target; a missed target is a warning of the history."""
-    target = phase.reconstruction.target
-    if target is None:
-        return
-    row = next(row for row in history["valid"] if row["step"] == history["best_step"])
-    weight = row["reconstruction_weight"]
-    log.info("%s: mean squared error %.3g, target %.3g, lambda %.3g",
-             name, row["image_mse"], target.error, weight)  # fmt: skip
-    if target.excess(row):
-        history["warnings"]["target"] = warning = (
-            f"reconstruction.target: expected a mean squared error of at most {target.error:.3g} "
-            f"on validation data, got {row['image_mse']:.3g} (lambda {weight:.3g}; it started at "
-            f"{phase.reconstruction.weight:g}). Increase training.steps, reconstruction.weight or "
-            "the dim of the stage, or choose a larger error"
-        )
-        log.warning("%s: %s", name, warning)

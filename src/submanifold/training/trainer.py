@@ -100,7 +100,6 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = factor * optimizer.defaults["lr"]
         values = self._backward(batch, generator, context)
-        self.objective.constraints.step(values)
         distributed.average([w.grad for w in self.weights if w.grad is not None])
         largest = self.settings.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.weights, largest, foreach=True)
@@ -139,8 +138,9 @@ class Trainer:
         self.ema.swap()
         row = {"step": self.state.step, **validate(self.model, self.objective, valid)}
         row |= monitor.diagnose(self.model, valid)
-        rank, best = self.objective.constraints.rank, self.state.best_row
-        if best is None or rank(row) < rank(best):
+        best = self.state.best_row
+        # a loss that is not a number is the worst
+        if best is None or row["loss"] < best["loss"] or math.isnan(best["loss"]):
             self.state.best_step = self.state.step
             self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         self.ema.swap()
@@ -149,7 +149,6 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint for :meth:`restore`, and keep the one before it."""
-        self.state.multipliers = self.objective.constraints.state_dict()
         distributed.barrier()  # other processes may still read the last one
         if distributed.rank() == 0:
             state = asdict(self.state)
@@ -161,7 +160,6 @@ class Trainer:
         """Restore a checkpoint, or raise a UserError if it belongs to another architecture."""
         state, self.best = load_checkpoint(checkpoint, self.model, self.ema, self.optimizers)
         self.state = TrainState(**state)
-        self.objective.constraints.load_state_dict(self.state.multipliers)
 
     def roll_back(self, folder: Path, name: str, problem: str) -> None:
         """Go back to the last checkpoint and halve the learning rates, or raise a UserError."""
@@ -199,8 +197,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train a model in place; it ends with the averaged weights of the best validation.
 
-    The best validation has the lowest loss. With a target (:class:`.Target`) it has the lowest loss
-    of the other terms among those that reach the target, or else the lowest error.
+    The best validation has the lowest loss.
 
     The result is a function of the initial weights, the seed of ``train`` and the settings. A
     killed training resumes from its folder and ends with the same weights, bit for bit if the

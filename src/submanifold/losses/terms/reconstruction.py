@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from submanifold.losses.constraint import Target
 from submanifold.losses.forward_pass import ALL_STAGES, ForwardPass
 from submanifold.losses.terms.term import Term
 
@@ -21,7 +20,6 @@ class NoPenalty(Term):
     space: ClassVar[str] = "latent"
     through: ClassVar[int] = ALL_STAGES
     random_dim: ClassVar[None] = None
-    target: ClassVar[None] = None
 
     def __call__(self, batch: ForwardPass) -> Tensor:
         """Zero."""
@@ -41,8 +39,6 @@ class Squared(Term):
             (:ref:`theory-3-5`). Reported errors stay on [0, 1].
         random_dim: Each event draws a dimension log-uniformly from d / random_dim to
             d * random_dim, so that one model serves them all; None is the stage's own dimension d.
-        target: Error for which lambda is found by dual ascent, starting at ``weight`` and within a
-            factor of :data:`.LARGEST_FACTOR` of it; None keeps lambda constant.
     """
 
     penalty: Literal["mse"] = "mse"
@@ -51,7 +47,6 @@ class Squared(Term):
     through: int = Field(default=ALL_STAGES, ge=0)
     pixel_range: float = Field(default=1.0, gt=0)
     random_dim: float | None = Field(default=None, gt=1)
-    target: Target | None = None
 
     def __call__(self, batch: ForwardPass) -> Tensor:
         """Mean over the batch and its coordinates, weighted if dimensions are random."""
