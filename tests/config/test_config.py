@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from submanifold.common.errors import UserError
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, expand
 from submanifold.config.project import PACKAGED_CONF, conf_source, find_checkout
 from submanifold.data.synthetic import MANIFOLDS
@@ -169,6 +170,14 @@ def test_only_the_project_itself_is_taken_for_its_checkout(tmp_path, metadata):
     shutil.copy(CONF.parent / "pyproject.toml", tmp_path)
     assert find_checkout(tmp_path / "conf") == tmp_path
     assert conf_source(tmp_path) == tmp_path / "conf"
+
+
+def test_parameters_have_no_cache_keys(own_conf):
+    """A key depends on all parameters."""
+    (own_conf / "local" / "parameters.yml").write_text("seed: ${key:data}\n")
+    with pytest.raises(UserError, match=r"^seed: expected .* fails: KeyError raised") as caught:
+        own_loader(own_conf).record()
+    assert str(caught.value).count("expected") == 1
 
 
 def test_parameters_may_interpolate_runtime_parameters(own_conf):

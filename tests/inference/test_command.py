@@ -14,7 +14,9 @@ from PIL import Image
 
 from calibrated import calibrated_model, png, smooth_images
 from submanifold.cli import cli
+from submanifold.common.errors import UserError
 from submanifold.flows import RealNVP
+from submanifold.inference.outputs import output
 from submanifold.inference.scoring import (
     interpolate_events,
     interpolate_latents,
@@ -197,6 +199,19 @@ def test_mistakes_are_reported_in_one_message(
     assert result.exit_code != 0
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_two_commands_do_not_mix_their_files_in_a_folder(tmp_path):
+    out = tmp_path / "restorations"
+
+    def write(name, meanwhile=lambda: None):
+        with output("--out", out) as folder:
+            (folder / name).touch()
+            meanwhile()
+
+    with pytest.raises(UserError, match=r"^--out=.*restorations: expected an empty folder"):
+        write("slow.png", lambda: write("fast.png"))
+    assert os.listdir(out) == ["fast.png"]
 
 
 # ---- file names

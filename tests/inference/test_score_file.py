@@ -88,8 +88,10 @@ def test_other_options_or_images_are_not_resumed(model_file, folder, tmp_path, i
     interrupt(2)
     score(model_file, folder, out)
     before = (tmp_path / "scores.csv.part").read_bytes()
-    result = score(model_file, folder, out, "--resume", "--exact")
-    assert "--resume: expected the model and the options of the interrupted" in result.output
+    for content in (b"binary\xff\xfe\n" * 20, before):
+        (tmp_path / "scores.csv.part").write_bytes(content)
+        result = score(model_file, folder, out, "--resume", "--exact")
+        assert "--resume: expected the model and the options of the interrupted" in result.output
     result = score(model_file, folder / "10.png", out, "--resume")
     assert f"got others: {folder}/00.png is missing" in result.output
     assert (tmp_path / "scores.csv.part").read_bytes() == before

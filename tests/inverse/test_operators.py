@@ -71,14 +71,16 @@ def test_masks_are_pictures(x, tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("denoize:0.1", "expected one of denoise, .* Did you mean denoise"),
-    ("denoise", "expected a number above 0, got nothing"),
-    ("denoise:inf", "expected a number above 0, got inf"),
+    ("denoise", "expected a number above 0 and up to 100, got nothing"),
+    ("denoise:inf", "expected a number above 0 and up to 100, got inf"),
+    ("denoise:1e300", "expected a number above 0 and up to 100, got 1e300"),
     ("inpaint:8", "expected a side from 1 to 7 pixels, got 8"),
     ("inpaint:mask.png", "expected a picture whose black pixels are missing, got"),
     ("superresolve:3", "expected a divisor of the sides 8 and 8, got 3"),
     ("superresolve:2.5", "expected a divisor"),
     ("deblur:3", "expected a number above 0 and up to 1.75, got 3"),
     ("sense:0", "expected a positive integer, got 0"),
+    ("sense:10000000000", "expected at most .* got 10,000,000,000: each takes .* bytes"),
 ])  # fmt: skip
 def test_mistakes_in_tasks(text, message):
     with pytest.raises(UserError, match=f"^task={text}: {message}"):
@@ -93,8 +95,9 @@ def test_mistakes_in_masks_and_noise(tmp_path):
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{name}.png")
         with pytest.raises(UserError, match=message):
             parse(f"inpaint:{tmp_path}/{name}.png", SHAPE)
-    with pytest.raises(UserError, match="noise: expected a number above 0, got -1"):
-        parse("sense:5", SHAPE, noise=-1)
+    for noise in (-1.0, 1e300):
+        with pytest.raises(UserError, match=r"^noise: expected a number above 0 and up to 100"):
+            parse("sense:5", SHAPE, noise=noise)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64), (3, 8, 8), (1, 7, 7)])

@@ -152,8 +152,9 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         Raises:
             UserError: A file is not YAML or not a mapping, or there is no such environment.
         """
+        unknown: Any = {}.__getitem__ if key == "parameters" else None  # keys depend on them
         try:
-            with _resolving(self._key, self._parameter, str(self.project)):
+            with _resolving(unknown or self._key, unknown or self._parameter, str(self.project)):
                 if key == "parameters":
                     return self._merged_parameters()
                 return self._catalog_template() if key == "catalog" else super().__getitem__(key)

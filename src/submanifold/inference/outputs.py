@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import atomic_write, printable
+from submanifold.common.files import atomic_write, locked, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,8 +84,10 @@ def output(option: str, path: Path) -> Iterator[Path]:
             # inside the folder, which may be the working directory or the root of a file system
             with tempfile.TemporaryDirectory(prefix=".", dir=path) as folder:
                 yield Path(folder)
-                for file in sorted(Path(folder).iterdir()):
-                    os.replace(file, path / file.name)
+                with locked(path, option):
+                    check_output(option, path, (FOLDER,))  # another command may write there, too
+                    for file in sorted(Path(folder).iterdir()):
+                        os.replace(file, path / file.name)
         except BaseException:
             if is_new:
                 with suppress(OSError):

@@ -69,7 +69,7 @@ class ScoreFile:
     def _read(self, first: str, batch_size: int) -> int:
         """Read the complete batches of the partial file, and return their length in bytes."""
         name = printable(str(self.part))
-        with self.part.open(encoding="utf-8", newline="") as file:
+        with self.part.open(encoding="utf-8", errors="replace", newline="") as file:
             complete = sum(line.endswith("\n") for line in file)
             kept = (complete - 2) // batch_size * batch_size  # equal batches give equal rows
             file.seek(0)

@@ -17,10 +17,12 @@ from torch.nn import functional as F
 
 from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.files import printable
+from submanifold.common.processes import check_memory
 
 Operator: TypeAlias = Callable[[Tensor], Tensor]
 """A function from images (batch, channels, height, width) to observations (batch, ...)."""
 
+MAX_NOISE = 100
 NOISE = 0.01
 """Standard deviation of the noise of all tasks but denoising, pixels in [0, 1]."""
 TRUNCATION = 4.0
@@ -194,8 +196,9 @@ def parse(text: str, shape: tuple[int, ...], noise: float | None = None) -> Task
             f"{shown}: expected one of {', '.join(TASKS)}, got {printable(kind) or 'nothing'}."
             f"{did_you_mean(kind, TASKS)} Use such as {'; '.join(TASKS.values())}."
         )
-    if noise is not None and not 0 < noise < math.inf:
-        raise UserError(f"noise: expected a number above 0, got {noise:g}. Use such as {NOISE}.")
+    positive = f"a number above 0 and up to {MAX_NOISE}"
+    if noise is not None and not 0 < noise <= MAX_NOISE:
+        raise UserError(f"noise: expected {positive}, got {noise:g}. Use such as {NOISE}.")
     if kind == "inpaint" and not value.isdecimal():
         return Task(text, Inpaint(read_mask(Path(value), shape)), noise or NOISE)
     sides = shape[1:]
@@ -203,7 +206,7 @@ def parse(text: str, shape: tuple[int, ...], noise: float | None = None) -> Task
     number, expected = _number(value), "a positive integer"
     fits = number > 0 and number.is_integer()
     if kind == "denoise":
-        expected, fits = "a number above 0", number > 0
+        expected, fits = positive, 0 < number <= MAX_NOISE
     elif kind == "deblur":
         largest = (side - 1) / TRUNCATION
         expected, fits = f"a number above 0 and up to {largest:g}", 0 < number <= largest
@@ -217,6 +220,8 @@ def parse(text: str, shape: tuple[int, ...], noise: float | None = None) -> Task
             f"{shown}: expected {expected}, got {printable(value) or 'nothing'}. Use such as "
             f"{TASKS[kind]}."
         )
+    if kind == "sense":  # normal numbers in double precision, and a copy
+        check_memory(shown, int(number), 2 * 8 * math.prod(shape))
     operators: dict[str, Callable[[], Operator]] = {
         "denoise": Denoise,
         "inpaint": lambda: Inpaint(square_hole(sides, int(number))),
