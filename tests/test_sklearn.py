@@ -248,6 +248,28 @@ def test_the_number_of_threads_is_left_alone(monkeypatch, flowers, seed):
     assert (changes, settings) == ([], {None})
 
 
+def test_held_out_rows_validate_and_calibrate(monkeypatch):
+    splits = []
+    train_phases, calibrate = sklearn.train_phases, sklearn.calibrate
+
+    def train(phases, model, train, valid, *arguments):
+        splits.extend([train, valid])
+        return train_phases(phases, model, train, valid, *arguments)
+
+    def calibrate_on(model, events, device):
+        splits.append(events)
+        return calibrate(model, events, device)
+
+    monkeypatch.setattr(sklearn, "train_phases", train)
+    monkeypatch.setattr(sklearn, "calibrate", calibrate_on)
+    rows = normal(300, 1.0, 2.0, 3.0).astype(np.float32)
+    ManifoldFlow(scale="none", **FEW).fit(rows)
+    trained, validated, calibrated = ({tuple(row) for row in split.tolist()} for split in splits)
+    assert validated == calibrated
+    assert (len(trained), len(validated)) == (270, 30)
+    assert trained | validated == {tuple(row) for row in rows.tolist()}
+
+
 def test_kedro_and_mlflow_are_not_imported():
     code = """
 import sys

@@ -79,6 +79,19 @@ def test_shrunk_density_of_fewer_samples_than_dimensions_is_finite():
     assert shrunk.log_prob(valid).mean() > -100
 
 
+def test_baselines_are_fitted_to_training_data_shrunk_on_validation_data_and_tested():
+    train, valid, test = (correlated(n, seed=n).float().numpy() for n in (10, 200, 300))
+    found, axes = fit_baselines(train, valid, test + 1)
+    pca = PCA.fit([torch.from_numpy(train)]).shrink([torch.from_numpy(valid)])
+    assert pca.shrinkage > 0
+    assert found["gaussian"]["shrinkage"] == pytest.approx(pca.shrinkage)
+    assert found["gaussian"]["bits_per_dim"]["n"] == 300
+    np.testing.assert_allclose(axes[0], train.mean(0), rtol=1e-2, atol=1e-2)
+    errors = pca.squared_errors(torch.from_numpy(test + 1)).mean(0)
+    np.testing.assert_allclose(found["pca_mse"], errors, rtol=1e-5, atol=1e-9)
+    assert found["n_train"] == 10
+
+
 def test_baselines_of_vectors_agree_with_scikit_learn_and_scipy():
     train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((500, 9, 70)))
     found, axes = fit_baselines(train, valid, test)

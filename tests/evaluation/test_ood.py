@@ -5,6 +5,7 @@ import torch
 
 from strategies import initialized_glow
 from submanifold.evaluation import ood as module
+from submanifold.evaluation.baselines import fit_gaussian, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, calibrate
 from submanifold.evaluation.ood import (
     ANOMALY,
@@ -122,6 +123,19 @@ def test_noise_is_detected_with_few_false_positives(table):
     for name in (COMBINATION, ANOMALY, "density", "encoder_distance", LINEAR_COMBINATION):
         assert noise[f"p_{name}"].tolist() == pytest.approx([1 / 201] * len(noise)), name
         assert (normal[f"p_{name}"] <= 0.05).mean() < 0.15, name
+
+
+def test_training_data_fit_linear_scores_and_validation_data_calibrate_all(model):
+    """Of three kinds of images, so that exchanged splits give other scores and p-values."""
+    train, test = ramps(300, 0), ramps(60, 2)[:, :, ::-1].copy()
+    valid = np.random.default_rng(3).integers(0, 256, (100, 1, 8, 8), dtype=np.uint8)
+    table = score_parts(model, train, valid, test, NOISE)
+    noise = table[table["part"] == "ood"]
+    for name in ("density", "encoder_distance", COMBINATION, *LINEAR):
+        assert 0.2 < noise[f"p_{name}"].mean() < 0.8, name
+    pca, _ = fit_gaussian(train, valid)
+    expected = [-pca.log_prob(x).numpy() for x in pca_batches(NOISE)]
+    np.testing.assert_allclose(noise["mahalanobis"], np.concatenate(expected))
 
 
 def test_anomaly_score_is_that_of_the_command(table, model):

@@ -67,6 +67,24 @@ def test_all_metrics_on_features_use_one_pass_of_inception(weights, device, path
     assert found["training_images"] == {name: reference[name] for name in MEASURES}
 
 
+def test_pca_of_pixels_is_fitted_to_training_images_that_are_not_compared(monkeypatch):
+    compared, pixels = [], module.pixel_features
+
+    def features(reference, *images):
+        compared.append((reference, *images))
+        return pixels(reference, *images)
+
+    monkeypatch.setattr(module, "pixel_features", features)
+    test, samples, train = images(40), images(30, seed=1), images(90, seed=2)
+    sample_quality(train, test, samples, "auto", CPU)
+    ((reference, *others),) = compared
+    rows = [{image.tobytes() for image in each} for each in (reference, *others)]
+    assert rows[0] == {image.tobytes() for image in train} - rows[3]
+    assert (rows[1] <= {image.tobytes() for image in test}, len(rows[1])) == (True, 30)
+    assert rows[2] == {image.tobytes() for image in samples}
+    assert (rows[3] < {image.tobytes() for image in train}, len(rows[3])) == (True, 30)
+
+
 @pytest.mark.parametrize("weights", ["auto", "download"])
 def test_groups_change_the_intervals_and_not_the_values(weights, inception):
     test, samples, train = images(60), images(40, seed=1), images(90, seed=2)

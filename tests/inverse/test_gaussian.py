@@ -57,6 +57,18 @@ def test_the_fit_has_the_variances_of_the_data(shape):
     np.testing.assert_allclose(found, expected, atol=0.1 * expected.max())
 
 
+def test_the_covariance_is_of_training_data_and_its_shrinkage_of_validation_data():
+    rng = np.random.default_rng(0)
+    train, valid = (rng.normal(size=(n, 6)).astype(np.float32) for n in (10, 500))
+    small = Gaussian.fit(train, 0.1 * valid + 5)
+    torch.testing.assert_close(small.mean, torch.from_numpy(train).double().mean(0))
+    axes = torch.eye(6).double()
+    variances = small.covariance_product(axes).diagonal()
+    np.testing.assert_allclose(variances, train.var(0), rtol=1e-4)
+    held_out, memorized = (Gaussian.fit(train, data).eigenvalues for data in (valid, train))
+    assert held_out.max() / held_out.min() < 0.5 * memorized.max() / memorized.min()
+
+
 @pytest.mark.parametrize("count", [10, 40])
 def test_few_stationary_images_have_a_likely_covariance(count):
     """The covariance of so few images is singular; shrunk, it predicts others like that of many."""

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from browser import browse
+from splits import checked_splits
 from strategies import assert_close
 from submanifold.data.batches import Batches
 from submanifold.data.prepare import read_groups
@@ -35,7 +36,11 @@ for cell in json.load(open(sys.argv[1]))["cells"]:
 
 @pytest.fixture(scope="module")
 def run(project):
-    return project.run("dimension", method=METHOD)
+    with checked_splits() as checked:
+        finished = project.run("dimension", method=METHOD)
+    assert {"train_phase: train", "rotate_phase: train", "fit: valid", "score_splits: test",
+            "sample_quality: train", "estimate: train"} <= checked  # fmt: skip
+    return finished
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +138,7 @@ def test_slider_shows_the_stated_errors(run, tmp_path):
 def test_split_scores_agree_with_the_report(run):
     scores, page = run.load("split_scores"), run.path("report").read_text()
     test = scores[scores["split"] == "test"]
-    assert scores["split"].value_counts().to_dict() == {"train": 256, "valid": 64, "test": 64}
+    assert scores["split"].value_counts().to_dict() == {"train": 256, "valid": 48, "test": 64}
     assert test["encoder_mse"].mean() == pytest.approx(
         run.load("metrics")["mse"]["value"], rel=0.02
     )
@@ -141,6 +146,19 @@ def test_split_scores_agree_with_the_report(run):
         run.load("metrics")["bits_per_dim"]["value"], abs=0.02
     )
     assert f"{(test['p_value'] <= 0.1).sum()} of 64" in page
+
+
+def test_neighbors_are_training_images_and_the_others_test_images(run):
+    images = run.load("illustrations")
+    train, test = ({each.tobytes() for each in run.load(f"x_{s}")} for s in ("train", "test"))
+    for name, known in (
+        ("sample_neighbors", train),
+        ("test_neighbors", train),
+        ("originals", test),
+    ):
+        assert {each.tobytes() for each in images[name]} <= known
+    np.testing.assert_allclose(run.load("pca")[0], run.load("x_train").mean(0).ravel() / 256 - 0.5,
+                               atol=5e-3)  # fmt: skip
 
 
 def test_report_is_kept_if_nothing_is_computed(run, project):
@@ -199,7 +217,10 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ood(project, run, pictures):
-    return project.run("ood", method=METHOD, ood=str(pictures), only_missing_outputs=True)
+    with checked_splits() as checked:
+        finished = project.run("ood", method=METHOD, ood=str(pictures), only_missing_outputs=True)
+    assert {"score_parts: train", "score_parts: valid", "score_parts: test"} <= checked
+    return finished
 
 
 def test_ood_pipeline_scores_and_measures_every_image(ood):
@@ -225,7 +246,7 @@ def test_ood_pipeline_scores_and_measures_every_image(ood):
 
 def test_model_file_contains_the_calibration(run):
     calibration, groups = run.load("hierarchy").calibration, len(set(run.load("groups")["valid"]))
-    assert (calibration["count"], calibration["groups"]) == (64, groups)
+    assert (calibration["count"], calibration["groups"]) == (48, groups)
     assert set(calibration["combined"]) <= calibration["quantiles"].keys()
 
 

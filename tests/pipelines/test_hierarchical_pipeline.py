@@ -165,7 +165,7 @@ def test_report_is_self_contained_and_shows_all_results(run):
     assert f"submanifold project {run.mlflow.info.run_name} PICTURES" in text
     for history in ("stage_1", "stage_2"):
         assert f"{history} {run.load(f'{history}.history')['seconds']:,.0f} s" in text
-    assert "256 training, 64 validation and 64 test images of 8 x 8 pixels, 3 channels" in text
+    assert "256 training, 48 validation and 64 test images of 8 x 8 pixels, 3 channels" in text
     assert f"SHA-256 {run.load('manifest')['hash'].removeprefix('sha256:')[:16]} ." in text
     assert "None" not in text
     for name in FIGURES:

@@ -1,5 +1,7 @@
 """The joint pipeline, and the pipelines that are registered for an experiment."""
 
+import re
+
 import pytest
 from click import ClickException
 
@@ -31,6 +33,33 @@ def test_pipelines_have_a_namespace_for_each_phase_and_catalog_entries(project):
     for name, pipeline in pipelines.items():
         for dataset in pipeline.datasets():
             assert dataset.startswith("param") or dataset in catalog, f"{dataset} of {name}"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"method": "density-first", "ood": "mnist", "training": {"minutes": 1}},
+        {"dataset": "mnist", "data": {"condition": "label"}, "method": "H-MM"},
+        {"dataset": "wine", "ood": __file__},
+        {"dataset": "circle"},
+    ],
+)
+def test_arguments_receive_the_split_that_they_are_named_after(project, params):
+    """And outputs are written to the dataset of their split."""
+    split, checked = re.compile(r"(?:.*[._])?(train|valid|test)(_path)?"), set()
+    for pipeline in registered(project, **params).values():
+        for node in pipeline.nodes:
+            for datasets in (node._inputs, node._outputs):
+                named = datasets if isinstance(datasets, dict) else {str(datasets): str(datasets)}
+                for argument, dataset in named.items():
+                    splits = [split.fullmatch(name) for name in (argument, dataset)]
+                    if any(splits):
+                        assert all(splits), f"{argument} of {node.name} is {dataset}"
+                        assert splits[0][1] == splits[1][1], (
+                            f"{argument} of {node.name} is {dataset}"
+                        )
+                        checked.add(argument)
+    assert checked >= {"train", "valid", "test"}
 
 
 def test_joint_method_of_one_stage_is_trained_once_and_reported(project):

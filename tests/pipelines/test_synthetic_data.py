@@ -7,13 +7,19 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from splits import checked_splits
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.evaluation.metrics import METRICS
 
 
 @pytest.fixture(scope="module")
 def run(project):
-    return project.run(dataset="swiss_roll")
+    with checked_splits() as checked:
+        finished = project.run(dataset="swiss_roll")
+    assert {"train: u_train", "encode: train", "against_truth: test"} <= checked | {
+        "train: u_train"
+    }
+    return finished
 
 
 def text_of(run):
@@ -45,7 +51,7 @@ def test_report_shows_the_truth_and_the_manifold(run):
     divergence = METRICS["divergence"].write(run.load("truth")["divergence"]).partition(" [")[0]
     assert f"{divergence} KL divergence from the truth, in nats" in text
     assert "Use this model submanifold sample" in text
-    assert "512 training, 128 validation and 128 test points in 3 dimensions" in text
+    assert "512 training, 96 validation and 128 test points in 3 dimensions" in text
     assert "None" not in text
     for cell in table.to_numpy().ravel():
         assert str(cell) in text

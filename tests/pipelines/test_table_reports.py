@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from click import ClickException
 
+from splits import checked_splits
 from submanifold.data.tables import Preprocessor
 from submanifold.inference.tables import score_table
 from submanifold.models import Model
@@ -44,7 +45,10 @@ def params(table):
 
 @pytest.fixture(scope="module")
 def run(project, params):
-    return project.run(**params)
+    with checked_splits() as checked:
+        finished = project.run(**params)
+    assert {"explain_rows: train", "explain_rows: test", "score_splits: valid"} <= checked
+    return finished
 
 
 def text_of(page):
@@ -102,8 +106,10 @@ def test_the_most_anomalous_rows_have_contributions_of_columns(run, table):
 
 
 def test_rows_of_another_table_are_out_of_distribution(project, params, run):
-    found = project.run("ood", only_missing_outputs=True, ood=str(project.path / "other.parquet"),
-                        **params)  # fmt: skip
+    with checked_splits() as checked:
+        found = project.run("ood", only_missing_outputs=True,
+                            ood=str(project.path / "other.parquet"), **params)  # fmt: skip
+    assert {"score_parts: train", "score_parts: valid", "score_parts: test"} <= checked
     assert not any(found.steps.values())
     measured = found.load("ood_metrics")
     assert measured["counts"] == {"normal": 40, "ood": 60}

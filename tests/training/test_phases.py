@@ -1,12 +1,15 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from resumable import MODEL, phase, smooth_images
 
+from splits import as_maps, checked_splits
 from submanifold.data.batches import Batches
 from submanifold.losses import Objective
-from submanifold.training.phases import train_phase
+from submanifold.training import RotationSettings
+from submanifold.training.phases import train_phase, train_phases
 
 IMAGES = smooth_images(100)
 FROZEN = {"learning_rate": 1e-12, "muon_lr": None, "steps": 4, "validate_every": 4}
@@ -125,6 +128,17 @@ def test_only_the_stages_of_a_phase_are_trained(tmp_path, first):
     for model in (two, three):  # for its next user nothing is frozen or in training mode
         assert all(weight.requires_grad for weight in model.parameters())
         assert not any(module.training for module in model.modules())
+
+
+def test_all_phases_train_on_training_data_and_validate_on_validation_data(tmp_path):
+    phases = {"density": phase(1, **FROZEN), "rotation": RotationSettings(rotate=1, probes=64),
+              "code": phase(2, **FROZEN)}  # fmt: skip
+    data = as_maps(tmp_path, train=IMAGES[20:], valid=IMAGES[:20])
+    with checked_splits() as checked:
+        train_phases(phases, MODEL, **data, seed=7, device=torch.device("cpu"), folder=tmp_path)
+    assert {"train_phase: train", "train_phase: valid", "rotate_phase: train"} <= checked
+    assert len(np.load(tmp_path / "code-train.npy")) == len(IMAGES) - 20
+    assert len(np.load(tmp_path / "code-valid.npy")) == 20
 
 
 def test_new_stages_are_a_function_of_the_seed(tmp_path, first):

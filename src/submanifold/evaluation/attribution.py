@@ -93,7 +93,7 @@ def explain_rows(
     preprocessor: Preprocessor,
     test: np.ndarray,
     scored: pd.DataFrame,
-    reference: np.ndarray,
+    train: np.ndarray,
 ) -> pd.DataFrame:
     """Find the columns that contribute most to the most anomalous rows.
 
@@ -106,7 +106,7 @@ def explain_rows(
         test: Test rows (N, D).
         scored: Their scores, a table with ``number``, ``nll``, and with a calibration
             ``anomaly_score`` and ``p_value``.
-        reference: Training rows (M, D).
+        train: Training rows (M, D).
 
     Returns:
         A table with up to 3 entries for each of 16 rows, in decreasing order of the anomaly score:
@@ -137,7 +137,7 @@ def explain_rows(
         return np.equal(*(each.to_numpy() for each in both))
 
     explain = partial(
-        column_contributions, anomaly, reference=np.asarray(reference), columns=coordinates,
+        column_contributions, anomaly, reference=np.asarray(train), columns=coordinates,
         is_equal=is_equal,
     )  # fmt: skip
     if (contexts := context_tensor(chosen, device)) is None:

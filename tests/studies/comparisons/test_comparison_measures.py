@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from splits import as_maps, checked_splits
 from submanifold.data.synthetic import Circle
+from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.flows import Glow, RealNVP
 from submanifold.models import Hierarchy, Stage
 from submanifold.studies.comparisons import measures, pca_flow
@@ -57,8 +59,15 @@ def test_images_are_measured_and_scored_against_ood_images(tmp_path, images):
     with torch.no_grad():
         flow(torch.from_numpy(images["x_train"]) / 256 - 0.5)  # data-dependent initialization
     model = Hierarchy([Stage(flow, 6)]).eval()
-    about = run(tmp_path, model, images)
-    wide, narrow = measures.measure_images(about, [model, model.at_dim(3)])
+    about = run(tmp_path, model, as_maps(tmp_path, **images))
+    with checked_splits() as checked:
+        wide, narrow = measures.measure_images(about, [model, model.at_dim(3)])
+        measures.measure_aurocs(about, model, "noise")
+    assert {"sample_quality: train", "sample_quality: test", "score_parts: train"} <= checked
+    pca = PCA.fit(pca_batches(images["x_train"]))
+    errors = torch.cat([pca.squared_errors(x)[:, 6] for x in pca_batches(images["x_test"])])
+    assert wide["pca"]["value"] == pytest.approx(errors.mean().item(), rel=1e-3)
+    assert wide["encoder"]["n"] == len(images["x_test"])
     assert wide["nearest"]["value"] <= wide["encoder"]["value"]
     assert wide["pca"]["value"] < narrow["pca"]["value"]
     assert np.isfinite(wide["kid"]["value"])
@@ -78,9 +87,21 @@ def test_measurements_are_cached_by_key(tmp_path, key, count):
 def test_pca_flow_has_the_projection_error_of_pca(tmp_path, images, monkeypatch):
     short = pca_flow.TRAINING.model_copy(update={"steps": 20, "validate_every": 10})
     monkeypatch.setattr(pca_flow, "TRAINING", short)
+    sizes, fit = [], pca_flow.fit
+
+    def counted_fit(model, objective, train, valid, *arguments):
+        sizes.extend([len(train), len(valid)])
+        return fit(model, objective, train, valid, *arguments)
+
+    monkeypatch.setattr(pca_flow, "fit", counted_fit)
     about = run(
         tmp_path, None, images, configuration=SimpleNamespace(artifact_keys={"data": "data"})
     )
     found = pca_flow.measure_pca_flow(about, 6, seed=0)
     assert found["encoder"] == found["nearest"] == found["pca"]
     assert np.log2(50) < found["bits_per_dim"]["value"] < 8, "more than the entropy of the data"
+    assert found["bits_per_dim"]["n"] == len(images["x_test"])
+    assert sizes == [len(images["x_train"]), len(images["x_valid"])]
+    pca = PCA.fit(pca_batches(images["x_train"]))
+    errors = torch.cat([pca.squared_errors(x)[:, 6] for x in pca_batches(images["x_test"])])
+    assert found["pca"]["value"] == pytest.approx(errors.mean().item(), rel=1e-3)

@@ -1,0 +1,60 @@
+"""Finds arguments that receive another split of the data than they are named after."""
+
+import re
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+import submanifold
+
+PACKAGE = str(Path(submanifold.__file__).parent)
+SPLIT = re.compile(r"(?:.*[_-])?(train|valid|test)")
+
+
+@contextmanager
+def checked_splits():
+    """Check all calls of functions of the package whose arguments are maps of files.
+
+    An argument `train`, `u_train`, ... must be a map of `train.npy`, `u_train.npy`, ... Yields the
+    checked arguments as `<function>: <argument>`, to which calls add.
+    """
+    checked, wrong, names = set(), [], {}
+
+    def check(frame, event, _):
+        code = frame.f_code
+        if event == "call" and code not in names:
+            arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            inside = code.co_filename.startswith(PACKAGE)
+            names[code] = [name for name in arguments if inside and SPLIT.fullmatch(name)]
+        for name in names[code] if event == "call" else ():
+            if (file := file_of(frame.f_locals[name])) is not None:
+                checked.add(f"{code.co_name}: {name}")
+                split = SPLIT.fullmatch(file.stem)
+                if split is None or split[1] != SPLIT.fullmatch(name)[1]:
+                    wrong.append(f"{code.co_name}: {name} is {file.name}")
+
+    threading.setprofile(check)
+    sys.setprofile(check)
+    try:
+        yield checked
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    assert wrong == []
+
+
+def file_of(array):
+    """The file that an array is a map of, or None."""
+    while array is not None and not hasattr(array, "filename"):
+        array = getattr(array, "base", None)
+    return None if array is None or array.filename is None else Path(array.filename)
+
+
+def as_maps(folder, **arrays):
+    """Write arrays to files of their names, and map them."""
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in arrays}
