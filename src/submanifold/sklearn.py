@@ -354,8 +354,7 @@ class ManifoldFlow(
 
     @property
     def _has_categories(self) -> bool:
-        columns = [] if self.preprocessor_ is None else self.preprocessor_.columns
-        return any(column.category is not None for column in columns)
+        return self.preprocessor_ is not None and bool(self.preprocessor_.categories)
 
     def _table(self, rows: Any) -> pd.DataFrame:
         if isinstance(rows, pd.DataFrame):
@@ -457,8 +456,7 @@ class ManifoldFlow(
             return in_model_units - model.event_dim * np.log(256)
         if any(column.knots is not None for column in preprocessor.varying):
             return None  # the log-determinant depends on the row
-        zero = preprocessor.inverse_transform(np.zeros((1, model.event_dim)))
-        return in_model_units + float(preprocessor.log_det(zero)[0])
+        return in_model_units + float(preprocessor.log_det_at(np.zeros((1, model.event_dim)))[0])
 
     def _model(self) -> Model:
         """Return a copy of the model on the device, for vectors in double precision.

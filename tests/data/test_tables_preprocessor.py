@@ -168,31 +168,72 @@ def test_columns_are_found_by_name(caplog):
         preprocessor.transform(frame.to_numpy()[:, :2])
 
 
-def test_categories_become_indicators(caplog):
-    frame = pd.DataFrame({"city": RNG.choice(["Rome", "Oslo", "Lima"], N), "a": NORMAL})
-    preprocessor = Preprocessor.fit(frame, categorical="onehot")
-    assert preprocessor.features == ("city=Lima", "city=Oslo", "city=Rome", "a")
+def test_categories_become_intervals_of_one_coordinate():
+    """The most frequent one is the first; the intervals cover the line."""
+    city = RNG.choice(["Rome", "Oslo", "Lima"], N, p=[0.2, 0.5, 0.3])
+    frame = pd.DataFrame({"city": city, "a": NORMAL})
+    preprocessor = Preprocessor.fit(frame, categorical="intervals")
+    assert preprocessor.features == ("city", "a")
     x = preprocessor.transform(frame)
-    assert x.std(0) == pytest.approx(1, abs=0.05)
+    assert x.mean(0) == pytest.approx(0, abs=0.1)
+    assert x.std(0) == pytest.approx(1, abs=0.1)
     assert (preprocessor.inverse_transform(x)["city"] == frame["city"]).all()
-    unknown = preprocessor.transform(frame.assign(city="Bonn"))
-    assert "no category Bonn" in caplog.text
-    assert (unknown[:, :3] < x[:, :3].max(0)).all()
+    line = np.stack([np.linspace(-20, 20, 9), np.zeros(9)], 1)
+    cities = list(preprocessor.inverse_transform(line)["city"])
+    assert list(dict.fromkeys(cities)) == ["Oslo", "Lima", "Rome"]
     numbers = pd.DataFrame({"zip": RNG.choice([101, 205], N), "a": NORMAL})
-    found = Preprocessor.fit(numbers, categorical="onehot", kinds={"zip": "categorical"})
-    assert found.features == ("zip=101", "zip=205", "a")
+    found = Preprocessor.fit(numbers, categorical="intervals", kinds={"zip": "categorical"})
+    assert found.features == ("zip", "a")
     assert (found.inverse_transform(found.transform(numbers))["zip"] == numbers["zip"]).all()
 
 
+def test_the_log_determinant_of_categories_is_that_of_their_noise():
+    frame = pd.DataFrame({"city": ["a"] * 3 + ["b"] * 2 + ["c"]})
+    (column,) = Preprocessor.fit(frame, categorical="intervals").columns
+    noise = np.concatenate([np.linspace(1e-9, 1 - 1e-9, 1001), [0.1999, 0.2001]])
+    for category in range(3):
+        start, end = (
+            column.standardize(column.dequantize(np.full(len(noise), category), noise + change))
+            for change in (-1e-10, 1e-10)
+        )
+        slope = column.log_slope(column.dequantize(np.full(len(noise), category), noise))
+        np.testing.assert_allclose(np.log((end - start) / 2e-10), slope, atol=1e-2)
+        assert (column.cell(column.restore((start + end) / 2)) == category).all()
+
+
+def test_categories_of_a_condition_are_indicators():
+    frame = pd.DataFrame({"city": RNG.choice(["Rome", "Oslo"], N, p=[0.2, 0.8]), "a": NORMAL})
+    inputs, given = Preprocessor.fit(frame, categorical="intervals").split(["city"])
+    assert (inputs.features, given.features) == (("a",), ("city=Oslo", "city=Rome"))
+    x = given.transform(frame[["city"]])
+    assert x.std(0) == pytest.approx(1, abs=1e-3)
+    assert x.mean(0) == pytest.approx(0, abs=1e-3)
+    assert (given.inverse_transform(x)["city"] == frame["city"]).all()
+
+
+def test_unknown_categories_have_no_density(caplog):
+    frame = pd.DataFrame({"city": RNG.choice(["Rome", "Oslo"], N), "country": "IT", "a": NORMAL})
+    preprocessor = Preprocessor.fit(frame, categorical="intervals", missing="median")
+    assert not preprocessor.unknown(frame).any()
+    rows = frame[:4].assign(city=["Rome", "Bonn", None, "Oslo"], country=["IT", "IT", "IT", "FR"])
+    assert preprocessor.unknown(rows).tolist() == [False, True, False, True]
+    assert np.isneginf(preprocessor.log_det(rows)).tolist() == [False, True, False, True]
+    assert np.isfinite(preprocessor.transform(rows)).all()
+    assert "column city: the training data have no category Bonn" in caplog.text
+    assert "column country: the training data have no category FR" in caplog.text
+    given = preprocessor.split(["city"])[1]
+    assert given.unknown(rows[["city"]]).tolist() == [False, True, False, False]
+
+
 def test_missing_values_are_refused_dropped_or_filled():
-    frame = pd.DataFrame({"a": [1.0, np.nan, 3.0, 5.0], "b": ["x", "x", None, "y"]})
+    frame = pd.DataFrame({"a": [1.0, np.nan, 3.0, 11.0], "b": ["x", "x", None, "y"]})
     with pytest.raises(UserError, match=r"missing: .* got some in a \(1\), b \(1\)"):
-        Preprocessor.fit(frame, categorical="onehot")
-    dropped = Preprocessor.fit(frame, categorical="onehot", missing="drop")
-    assert dropped.columns[0].center == pytest.approx(5)  # of 1 and 5, with noise up to 4
-    filled = Preprocessor.fit(frame, categorical="onehot", missing="median")
+        Preprocessor.fit(frame, categorical="intervals")
+    dropped = Preprocessor.fit(frame, categorical="intervals", missing="drop")
+    assert dropped.columns[0].center == pytest.approx(11)  # of 1 and 11, with noise up to 10
+    filled = Preprocessor.fit(frame, categorical="intervals", missing="median")
     found = filled.inverse_transform(filled.transform(frame))
-    assert list(found["a"]) == [1, 3, 3, 5]
+    assert list(found["a"]) == [1, 3, 3, 11]
     assert list(found["b"]) == ["x", "x", "x", "y"]
     with pytest.raises(UserError, match=r"missing values, got some in a \(1\)"):
         Preprocessor.fit(frame[["a"]], missing="drop").transform(frame[["a"]])
@@ -200,7 +241,7 @@ def test_missing_values_are_refused_dropped_or_filled():
 
 def test_a_constant_column_is_no_coordinate_and_comes_back(caplog):
     frame = pd.DataFrame({"a": NORMAL, "b": 7, "c": "one"})
-    preprocessor = Preprocessor.fit(frame, categorical="onehot")
+    preprocessor = Preprocessor.fit(frame, categorical="intervals")
     assert preprocessor.features == ("a",)
     found = preprocessor.inverse_transform(preprocessor.transform(frame[["a"]]))
     assert (found[["b", "c"]] == frame[["b", "c"]]).all(axis=None)
@@ -225,7 +266,7 @@ def test_chunks_of_rows_give_the_same_columns():
 def test_json_keeps_everything(scale):
     frame = pd.DataFrame({"a": NORMAL, "b": KINDS["three values"][0], "c": KINDS["tenths"][0],
                           "d": RNG.choice(["x", "y"], N), "e": 1})  # fmt: skip
-    preprocessor = Preprocessor.fit(frame, categorical="onehot", scale=scale, missing="median")
+    preprocessor = Preprocessor.fit(frame, categorical="intervals", scale=scale, missing="median")
     again = Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
     assert again == preprocessor
     assert np.array_equal(again.transform(frame), preprocessor.transform(frame))
@@ -238,7 +279,7 @@ MISTAKES = {
         r"columns.a: expected numbers, got 1 other values, such as 'three' in row 2",
     ),
     "categories": (
-        {"a": list("xyzx"), "b": 1}, {}, "categorical: .* got categories in a. .*onehot",
+        {"a": list("xyzx"), "b": 1}, {}, "categorical: .* got categories in a. .*intervals",
     ),
     "infinity": ({"a": [1, 2, np.inf]}, {}, r"expected no infinities, got some in a \(1\)"),
     "all missing": (FEW, {}, "got none in b. Leave them out with data.drop=b"),
@@ -253,12 +294,13 @@ MISTAKES = {
     "complex": ({"a": [1j, 2]}, {}, "columns.a: expected real numbers"),
     "lists": ({"a": [[1], [2]]}, {}, "columns.a: .* got nested values"),
     "huge": ({"a": [1e200, 1.5, 2]}, {}, "columns.a: expected values up to 1e.150"),
+    "tiny": ({"a": NORMAL * 1e-310}, {}, "columns.a: expected a range of at least 1e-150"),
     "unknown kind": (
         {"age": [1, 2]}, {"kinds": {"agee": "continuous"}}, r"kinds.agee: .* Did you mean age\?",
     ),
     "no step": ({"a": NORMAL}, {"kinds": {"a": "quantized"}}, "kinds.a: .*got quantized"),
     "many categories": (
-        {"a": [f"name {i}" for i in range(999)]}, {"categorical": "onehot"},
+        {"a": [f"name {i}" for i in range(999)]}, {"categorical": "intervals"},
         "at most 256 categories",
     ),
 }  # fmt: skip

@@ -43,7 +43,7 @@ CREDENTIALS = re.compile(
 
 Kind = Literal["images", "points", "table"]
 """Kind of data: images, points of a manifold with a known density, or rows of a table."""
-Categorical = Literal["refuse", "onehot"]
+Categorical = Literal["refuse", "intervals"]
 Missing = Literal["refuse", "drop", "median"]
 Scale = Literal["standard", "quantile", "none"]
 GivenKind = Literal["continuous", "quantized", "categorical"]
@@ -279,7 +279,7 @@ class TableSettings(Settings):
         condition: Names or patterns of columns that the density of the others is given.
         kinds: Kinds of columns by name, instead of those that are found: `continuous`, `quantized`
             (noise over the step is added) or `categorical`.
-        categorical: `refuse` text, or make each category an indicator (`onehot`).
+        categorical: `refuse` text, or map categories to numbers (`intervals`).
         missing: `refuse` missing values, `drop` their rows, or replace them by the column's
             `median`.
         scale: `standard` (mean 0, standard deviation 1), `quantile` (normal scores), or `none`.
@@ -346,7 +346,7 @@ class TableSettings(Settings):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one row: (coordinates,); constant columns are none, and categories one each."""
+        """Shape of one row: (coordinates,); constant columns are none."""
         return (len(self.read().inputs.varying),)
 
     @property

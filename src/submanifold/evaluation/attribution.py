@@ -1,6 +1,6 @@
 """Contributions of columns to the anomaly of a row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -30,7 +30,6 @@ def column_contributions(
     function: Callable[[np.ndarray], np.ndarray],
     rows: np.ndarray,
     reference: np.ndarray,
-    columns: Sequence[Sequence[int]],
     is_equal: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""Compute how much the score of a row decreases if a single column changes.
@@ -48,31 +47,25 @@ def column_contributions(
         function: Function from rows (n, D) to scores (n,); larger scores are more anomalous.
         rows: The rows to explain (N, D).
         reference: Usual rows (M, D), such as training data; at most 10,000 are used.
-        columns: The coordinates of each column. Columns with several coordinates, such as the
-            indicators of categories, take the values of ten rows.
-        is_equal: Whether the values of columns are equal to the user, (n, columns) for rows (n, D)
-            and (n, D). Equal values, such as other dequantizations of an integer, are not tried.
+        is_equal: Whether the values of columns are equal to the user, (n, D) for rows (n, D) and
+            (n, D). Equal values, such as other dequantizations of an integer, are not tried.
 
     Returns:
-        The contributions (N, columns), at least 0, and the values (N, D) that attain them.
+        The contributions (N, D), at least 0, and the values (N, D) that attain them.
 
     Example:
         >>> rows, usual = np.array([[9.0, 0.1]]), np.random.default_rng(0).normal(size=(500, 2))
-        >>> found, values = column_contributions(
-        ...     lambda x: np.square(x).sum(1), rows, usual, [[0], [1]]
-        ... )
+        >>> found, values = column_contributions(lambda x: np.square(x).sum(1), rows, usual)
         >>> bool(found[0, 0] > 80), bool(found[0, 1] < 0.02)
         (True, True)
     """
     some = reference[:: -(-len(reference) // MAX_REFERENCE)]
-    quantiles = np.quantile(some, LEVELS, axis=0)
-    spread = some[np.linspace(0, len(some) - 1, len(LEVELS)).astype(int)]
-    contributions, values = np.zeros((len(rows), len(columns))), rows.copy()
+    quantiles, columns = np.quantile(some, LEVELS, axis=0), np.arange(rows.shape[1])
+    contributions, values = np.zeros(rows.shape), rows.copy()
     with ProgressBar("contributions of columns", "rows", len(rows)) as progress:
         for index, row in enumerate(rows):
             changed = np.tile(row, (len(columns), len(LEVELS), 1))
-            for number, own in enumerate(columns):
-                changed[number][:, own] = (quantiles if len(own) == 1 else spread)[:, own]
+            changed[columns, :, columns] = quantiles.T
             scores = function(np.concatenate([row[None], changed.reshape(-1, len(row))]))
             scores = np.nan_to_num(scores, nan=LARGEST, posinf=LARGEST)
             by_level = scores[1:].reshape(len(columns), len(LEVELS))
@@ -81,9 +74,8 @@ def column_contributions(
                     equal = is_equal(np.broadcast_to(row, tried.shape), tried)[:, number]
                     by_level[number, equal] = scores[0]
             contributions[index] = (scores[0] - by_level.min(1)).clip(0)
-            for number, own in enumerate(columns):
-                if contributions[index, number] > 0:
-                    values[index, own] = changed[number, by_level[number].argmin()][own]
+            best = changed[columns, by_level.argmin(1), columns]
+            values[index] = np.where(contributions[index] > 0, best, row)
             progress.update(1)
     return contributions, values
 
@@ -120,10 +112,7 @@ def explain_rows(
     worst = scored.sort_values(order, ascending=False, kind="stable")[:EXPLAINED_ROWS]
     chosen = test[worst["number"].to_numpy()]
     rows = np.asarray(chosen)
-    names = list(dict.fromkeys(each.name for each in preprocessor.varying))
-    coordinates = [
-        [j for j, each in enumerate(preprocessor.varying) if each.name == name] for name in names
-    ]
+    names = [each.name for each in preprocessor.varying]
     device = next(model.parameters()).device
 
     def anomaly(x: np.ndarray) -> np.ndarray:
@@ -137,9 +126,8 @@ def explain_rows(
         return np.equal(*(each.to_numpy() for each in both))
 
     explain = partial(
-        column_contributions, anomaly, reference=np.asarray(train), columns=coordinates,
-        is_equal=is_equal,
-    )  # fmt: skip
+        column_contributions, anomaly, reference=np.asarray(train), is_equal=is_equal
+    )
     if (contexts := context_tensor(chosen, device)) is None:
         contributions, usual = explain(rows)
     else:

@@ -15,7 +15,7 @@ from submanifold.common.errors import UserError
 from submanifold.data.arrays import with_context
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import named
-from submanifold.evaluation.calibration import Calibration
+from submanifold.evaluation.calibration import HUGE, Calibration
 from submanifold.inference import scoring
 from submanifold.models import Model
 
@@ -60,7 +60,8 @@ def score_table(model: Model, table: pd.DataFrame, exact: bool = False) -> pd.Da
     Returns:
         The columns of :func:`.scoring.score_events` by row, with the index of the table;
         ``log_prob`` is the log-density in nats in the units of the table. Squared errors are in
-        standardized units.
+        standardized units. With columns of categories also ``unknown_category``: rows with a
+        category that the training data do not have get the smallest p-value.
     """
     calibration = scoring.load_calibration(model)
     parts = [pd.DataFrame(score_rows(model, calibration, rows, exact)) for rows in _split(table)]
@@ -78,6 +79,11 @@ def score_rows(
         rows = table if condition_of(model) is None else _select(table, preprocessor)
         columns["log_prob"] = columns["log_prob"] + preprocessor.log_det(rows)
         del columns["bits_per_dim"]  # of standardized columns
+    known = columns_of(model)
+    if known.categories:
+        unknown = columns["unknown_category"] = known.unknown(table)
+        columns["p_value"] = np.where(unknown, calibration.smallest_p_value, columns["p_value"])
+        columns["anomaly_score"] = np.where(unknown, HUGE, columns["anomaly_score"])
     return columns
 
 

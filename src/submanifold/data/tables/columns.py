@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,8 +13,9 @@ from pandas.api import types
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
+from submanifold.data.tables.categories import from_line, log_slope, to_line
 
-Kind = Literal["continuous", "quantized", "constant", "indicator"]
+Kind = Literal["continuous", "quantized", "constant", "categorical", "indicator"]
 
 MAX_NAMED = 5
 """Number of columns that a message names."""
@@ -24,17 +25,18 @@ SNAP = 1e-3
 
 @dataclass(frozen=True)
 class Column:
-    r"""A column of the table, or one category of it, and its standardization.
+    r"""A column of the table, or one category of a condition, and its standardization.
 
     A value v becomes :math:`x = (v - \text{origin} + \text{step} \cdot w - \text{offset}) /
-    \text{scale}`, where w is uniform in [0, 1) for quantized columns and indicators, and absent for
-    continuous ones. The origin is subtracted first, in float64, so that small differences of large
-    values are kept.
+    \text{scale}`, where w is uniform in [0, 1) for quantized columns, and absent for continuous
+    ones. The origin is subtracted first, in float64, so that small differences of large values are
+    kept. Categories become numbers by :mod:`.categories`.
 
     Attributes:
         name: Name of the table's column.
         kind: ``continuous``; ``quantized``: multiples of a step; ``constant``: not a coordinate of
-            the model; ``indicator``: 1 for rows of a category, and 0 for others.
+            the model; ``categorical``: names; ``indicator``: 1 for rows of a category, and 0 for
+            others, in a condition.
         dtype: Type of the table's column.
         low: Smallest training value.
         high: Largest training value.
@@ -47,6 +49,7 @@ class Column:
             smallest difference.
         knots: Pairs of a value minus the origin and its normal score, increasing, between which the
             transformation is linear (``scale=quantile``).
+        categories: Names of categories and their shares of the training rows, the largest first.
         category: The category of an indicator.
         fill: Replaces missing values; None refuses them.
     """
@@ -63,6 +66,7 @@ class Column:
     decimals: int | None = None
     levels: tuple[float, ...] | None = None
     knots: tuple[tuple[float, float], ...] | None = None
+    categories: tuple[tuple[str, float], ...] | None = None
     category: str | None = None
     fill: float | str | None = None
 
@@ -83,6 +87,21 @@ class Column:
             return None
         return math.log2(len(self.levels or ()) or round((self.high - self.low) / self.step) + 1)
 
+    @property
+    def as_condition(self) -> list[Column]:
+        """The columns of a condition: without dequantization, an indicator for each category."""
+        if self.categories is None:
+            return [replace(self, step=None)]
+        return [Column(self.name, "indicator", self.dtype, category=name, offset=share,
+                       scale=math.sqrt(share * (1 - share)), fill=self.fill)
+                for name, share in self.categories]  # fmt: skip
+
+    def dequantize(self, shifted: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Add noise in (0, 1) to the values minus the origin."""
+        if self.categories is not None:
+            return to_line(shifted, noise, len(self.categories))
+        return shifted if self.step is None else shifted + self.step * noise
+
     def standardize(self, shifted: np.ndarray) -> np.ndarray:
         """Map dequantized values minus the origin to standard units."""
         if self.knots is None:
@@ -100,7 +119,9 @@ class Column:
         return np.interp(x, scores, values) + below / left + above / right
 
     def log_slope(self, shifted: np.ndarray) -> np.ndarray:
-        """Log-derivative of :meth:`standardize`."""
+        """Log-derivative of :meth:`standardize`, and by the noise of categories."""
+        if self.categories is not None:
+            return log_slope(shifted, len(self.categories)) - math.log(self.scale)
         if self.knots is None:
             return np.full(len(shifted), -math.log(self.scale))
         (values, scores), (left, right) = np.array(self.knots).T, self._outer_slopes
@@ -126,6 +147,8 @@ class Column:
     def cell(self, shifted: np.ndarray) -> np.ndarray:
         """Return the index of the grid's value below each value minus the origin."""
         assert self.step is not None
+        if self.categories is not None:
+            return from_line(shifted, len(self.categories))
         if self.levels is None:
             return np.floor(shifted / self.step)
         found = np.searchsorted(np.array(self.levels) - self.origin, shifted, "right") - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -35,16 +35,16 @@ class Preprocessor:
     not depend on other rows.
 
     Attributes:
-        columns: The columns; each category of a column of text is one.
+        columns: The columns; of a condition also each category.
 
     Example:
         >>> table = pd.DataFrame({"age": [31, 45, 45, 27], "city": ["A", "B", "A", "A"]})
-        >>> preprocessor = Preprocessor.fit(table, categorical="onehot")
+        >>> preprocessor = Preprocessor.fit(table, categorical="intervals")
         >>> preprocessor.features
-        ('age', 'city=A', 'city=B')
+        ('age', 'city')
         >>> x = preprocessor.transform(table)
         >>> x.shape, x.dtype
-        ((4, 3), dtype('float32'))
+        ((4, 2), dtype('float32'))
         >>> bool((preprocessor.inverse_transform(x) == table).all(axis=None))
         True
     """
@@ -87,11 +87,21 @@ class Preprocessor:
 
     @cached_property
     def _by_name(self) -> dict[str, list[Column]]:
-        """The columns by name; those with indicators have several entries."""
+        """The columns by name; categories of a condition have several entries."""
         found: dict[str, list[Column]] = {}
         for each in self.columns:
             found.setdefault(each.name, []).append(each)
         return found
+
+    @cached_property
+    def categories(self) -> dict[str, set[str]]:
+        """The categories of the training data by column."""
+        known: dict[str, set[str]] = {}
+        for column in self.columns:
+            names = known.setdefault(column.name, set())
+            names.update(name for name, _ in column.categories or ())
+            names.update([] if column.category is None else [column.category])
+        return {name: names for name, names in known.items() if names}
 
     @cached_property
     def varying(self) -> tuple[Column, ...]:
@@ -106,9 +116,9 @@ class Preprocessor:
     def split(self, names: Collection[str]) -> tuple[Preprocessor, Preprocessor]:
         """Return preprocessors of the other columns, and of those with these names.
 
-        The latter does not dequantize.
+        The latter does not dequantize, and has an indicator of each category.
         """
-        chosen = [replace(each, step=None) for each in self.columns if each.name in names]
+        chosen = [part for each in self.columns if each.name in names for part in each.as_condition]
         others = [each for each in self.columns if each.name not in names]
         return Preprocessor(tuple(others)), Preprocessor(tuple(chosen))
 
@@ -142,8 +152,7 @@ class Preprocessor:
     def inverse_transform(self, x: np.ndarray) -> pd.DataFrame:
         """Map vectors to rows of the table, with its names, units and types.
 
-        Quantized columns are rounded down to their grid; of several indicators the largest is the
-        category; constant columns have their value.
+        Quantized columns are rounded down to their grid; constant columns have their value.
 
         Args:
             x: Vectors (N, D).
@@ -163,6 +172,9 @@ class Preprocessor:
             elif column.kind == "indicator":
                 stacked = np.column_stack([shifted[each.feature] for each in own])
                 values = np.array([each.category for each in own])[stacked.argmax(1)]
+            elif column.categories is not None:
+                index = column.cell(shifted[name]).astype(int)
+                values = np.array([name for name, _ in column.categories])[index]
             elif column.step is not None:
                 values = column.cell_start(column.cell(shifted[name]))
             else:
@@ -170,11 +182,17 @@ class Preprocessor:
             found[name] = _restore_dtype(values, column.dtype)
         return pd.DataFrame(found)
 
+    def unknown(self, table: Table) -> np.ndarray:
+        """Return whether rows have a category that the training data do not have, bool (N,)."""
+        frame = as_frame(table, self.inputs)
+        return np.any([np.zeros(len(frame), bool), *self._unknown(frame).values()], axis=0)
+
     def log_det(self, table: Table, salt: np.ndarray | None = None) -> np.ndarray:
         """Compute the log-determinant of :meth:`transform` of each row.
 
         Added to the model's log-density of the transformed rows it gives the log-density in the
-        units of the table: of its dequantized values, and of indicators between 0 and 2.
+        units of the table: of its dequantized values, and of categories their probability. It is
+        -inf for rows with unknown categories.
 
         Args:
             table: See :meth:`transform`.
@@ -183,7 +201,8 @@ class Preprocessor:
         Returns:
             float64 (N,).
         """
-        return self._log_slopes(self._dequantized(table, salt))
+        log_det = self._log_slopes(self._dequantized(table, salt))
+        return np.where(self.unknown(table), -np.inf, log_det)
 
     def log_det_at(self, x: np.ndarray) -> np.ndarray:
         """Compute the log-determinants of :meth:`log_det` from transformed rows x, (N, D)."""
@@ -209,6 +228,8 @@ class Preprocessor:
             found = dict(each)
             if found.get("levels") is not None:
                 found["levels"] = tuple(found["levels"])
+            if found.get("categories") is not None:
+                found["categories"] = tuple(map(tuple, found["categories"]))
             if found.get("knots") is not None:
                 found["knots"] = tuple((float(v), float(s)) for v, s in found["knots"])
             columns.append(Column(**found))
@@ -225,10 +246,7 @@ class Preprocessor:
         values = self._values(table)
         noise = uniform_by_content(values, salt)
         for j, column in enumerate(self.varying):
-            shifted = column.snap(values[:, j])
-            if column.step is not None:
-                shifted += column.step * noise[:, j]
-            values[:, j] = shifted
+            values[:, j] = column.dequantize(column.snap(values[:, j]), noise[:, j])
         return values
 
     def _values(self, table: Table) -> np.ndarray:
@@ -239,11 +257,15 @@ class Preprocessor:
         j = 0
         for column in self.columns:
             if column.kind == "constant":
-                if column.name in frame.columns and _differs(frame[column.name], column):
+                if (
+                    column.name in frame.columns
+                    and column.category is None
+                    and _differs(frame[column.name], column)
+                ):
                     other.append(column.name)
                 continue
-            if column.kind == "indicator":
-                values[:, j] = self._indicator(frame[column.name], column)
+            if column.kind in ("categorical", "indicator"):
+                values[:, j] = self._category(frame[column.name], column)
             else:
                 numbers[column.name] = values[:, j] = self._numbers(frame[column.name], column)
             j += 1
@@ -285,7 +307,8 @@ class Preprocessor:
             )
         return numbers if column.fill is None else np.where(np.isnan(numbers), column.fill, numbers)
 
-    def _indicator(self, values: pd.Series, column: Column) -> np.ndarray:
+    def _category(self, values: pd.Series, column: Column) -> np.ndarray:
+        """Return the numbers of categories, unknown ones as the last, or an indicator."""
         missing = values.isna()
         if missing.any() and column.fill is None:
             raise UserError(
@@ -294,17 +317,25 @@ class Preprocessor:
                 "data.missing=median."
             )
         texts = values.astype(object).where(~missing, column.fill).astype(str)
-        return (texts == column.category).to_numpy(np.float64)
+        if column.categories is None:
+            return (texts == column.category).to_numpy(np.float64)
+        index = pd.Index([name for name, _ in column.categories]).get_indexer(pd.Index(texts))
+        return np.where(index < 0, column.high, index)
 
     def _warn_unknown(self, frame: pd.DataFrame) -> None:
-        for name, own in self._by_name.items():
-            known = {each.category for each in own if each.kind == "indicator"}
-            found = set(frame[name].dropna().astype(str).unique()) if known else set()
-            if found - known:
+        for name, unknown in self._unknown(frame).items():
+            if unknown.any():
                 log.warning(
-                    "column %s: the training data have no category %s; its indicators are 0",
-                    named([name]), named(sorted(found - known)),
+                    "column %s: the training data have no category %s; its rows are anomalies",
+                    named([name]), named(sorted(set(frame[name][unknown].astype(str)))),
                 )  # fmt: skip
+
+    def _unknown(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Return which values are unknown categories by column, (N,) each."""
+        return {
+            name: (frame[name].notna() & ~frame[name].astype(str).isin(known)).to_numpy()
+            for name, known in self.categories.items() if name in frame
+        }  # fmt: skip
 
     @staticmethod
     def _refuse(
@@ -373,10 +404,7 @@ def _mix(state: np.ndarray) -> np.ndarray:
 
 
 def _differs(values: pd.Series, column: Column) -> bool:
-    present = values.dropna()
-    if column.category is not None:
-        return bool((present.astype(str) != column.category).any())
-    numbers = to_numbers(present)[0]
+    numbers = to_numbers(values.dropna())[0]
     return not bool(((numbers >= column.low) & (numbers <= column.high)).all())
 
 

@@ -89,7 +89,7 @@ class Scan:
         for each in self.preprocessor.columns:
             bits = None if each.bits is None else round(each.bits, 2)
             found = {"name": each.feature, "kind": each.kind, "step": each.step, "bits": bits}
-            if each.kind != "indicator" and each.category is None:
+            if each.categories is None and each.category is None:
                 found |= {"low": each.low, "high": each.high}
             described.append({name: value for name, value in found.items() if value is not None})
         return described
@@ -486,7 +486,7 @@ def _notes(
 
 
 def _is_label(column: Column) -> bool:
-    few = column.kind == "indicator" or (
+    few = column.kind == "categorical" or (
         column.bits is not None and 2**column.bits < FEW_LABELS + 1
     )
     return few and column.name.lower() in LABEL_NAMES

@@ -233,24 +233,24 @@ class Tally:
             return replace(found, knots=_knots(found, sample[np.isfinite(sample)]))
         return found
 
-    def indicators(self, scale: Scale, fills: bool) -> list[Column]:
-        """Describe the categories of a column."""
+    def categorical_column(self, scale: Scale, fills: bool) -> Column:
+        """Describe a column of names; the most frequent one is the first."""
         counts = self.categories or Counter()
-        fill = counts.most_common(1)[0][0] if fills else None
-        if len(counts) == 1:
-            only = next(iter(counts))
-            return [Column(self.name, "constant", self.dtype, category=only, fill=fill)]
-        total, columns = sum(counts.values()), []
-        for category in sorted(counts):
-            mean = counts[category] / total
-            center, deviation = mean + 0.5, math.sqrt(mean * (1 - mean) + 1 / 12)
-            if scale == "none":
-                center, deviation = 0.0, 1.0
-            columns.append(
-                Column(self.name, "indicator", self.dtype, high=1.0, offset=center,
-                       scale=deviation, step=1.0, decimals=0, category=category, fill=fill)
-            )  # fmt: skip
-        return columns
+        names = sorted(counts, key=lambda name: (-counts[name], name))
+        found = Column(self.name, "categorical", self.dtype, fill=names[0] if fills else None)
+        if len(names) == 1:
+            return replace(found, kind="constant", category=names[0])
+        shares = np.array([counts[name] for name in names]) / counts.total()
+        ranks = np.arange(len(names))
+        mean = float(shares @ ranks)
+        found = replace(
+            found, high=len(names) - 1.0, step=1.0,
+            categories=tuple(zip(names, shares.tolist(), strict=True)),
+        )  # fmt: skip
+        if scale == "none":
+            return found
+        variance = float(shares @ (ranks - mean) ** 2) + 1 / 12
+        return replace(found, offset=mean + 0.5, scale=math.sqrt(variance))
 
 
 class Statistics:
@@ -259,8 +259,8 @@ class Statistics:
     Args:
         kinds: Kinds of columns by name, instead of those found: ``continuous``, ``quantized`` or
             ``categorical``.
-        categorical: ``refuse`` raises an error if a column contains text; ``onehot`` makes each
-            category an indicator.
+        categorical: ``refuse`` raises an error if a column contains text; ``intervals`` maps
+            categories to numbers (:mod:`.categories`).
         missing: ``refuse`` raises an error if values are missing; ``drop`` leaves out their rows;
             ``median`` replaces them by the median of the column, or its most frequent category.
         scale: ``standard``, ``quantile`` (normal scores), or ``none``.
@@ -309,7 +309,7 @@ class Statistics:
         for index, tally in enumerate(self._tallies.values()):
             fills = self.missing == "median"
             if tally.is_categorical:
-                columns += tally.indicators(self.scale, fills)
+                columns.append(tally.categorical_column(self.scale, fills))
             else:
                 sample = self._sample[:, index] if len(self._sample) else None
                 columns.append(tally.column(self.scale, sample, fills))
@@ -374,7 +374,7 @@ class Statistics:
             names = [each.name for each in texts]
             raise UserError(
                 f"categorical: expected numbers in every column, got categories in {named(names)}. "
-                f"Leave them out with {dropping(names)}, set data.categorical=onehot, or make "
+                f"Leave them out with {dropping(names)}, set data.categorical=intervals, or make "
                 "one of them the label with data.label."
             )
         if many := [each.name for each in texts if each.categories is None]:
@@ -392,6 +392,11 @@ class Statistics:
             raise UserError(
                 f"columns.{name}: expected values up to {MAX_VALUE:g}, got {largest:g}. Use "
                 "logarithms, or another unit."
+            )
+        if not each.is_constant and each.high - each.low < 1 / MAX_VALUE:
+            raise UserError(
+                f"columns.{name}: expected a range of at least {1 / MAX_VALUE:g}, got "
+                f"{each.high - each.low:g}. Use another unit."
             )
         if each.given == "quantized" and each.step is None:
             raise UserError(

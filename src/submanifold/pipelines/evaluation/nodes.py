@@ -135,9 +135,7 @@ def _log_det(model: Model, x: np.ndarray) -> np.ndarray | None:
         return None
     preprocessor = Preprocessor.from_dict(model.data["table"])
     parts = np.array_split(x, -(-x.size // CHUNK_VALUES))
-    return np.concatenate([
-        preprocessor.log_det(preprocessor.inverse_transform(each)) for each in parts
-    ])  # fmt: skip
+    return np.concatenate([preprocessor.log_det_at(each) for each in parts])
 
 
 def explain(

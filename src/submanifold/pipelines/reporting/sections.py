@@ -146,21 +146,20 @@ def point_tiles(metrics: Metrics, truth: Metrics) -> list[dict[str, str]]:
 def columns(preprocessor: Preprocessor) -> pd.DataFrame:
     """Return the columns of a table with their kinds and ranges, as text."""
     rows = []
-    for name in preprocessor.inputs:
-        own = [each for each in preprocessor.columns if each.name == name]
-        first = own[0]
+    for column in preprocessor.columns:
+        ends = f"{column.low:.5g} to {column.high:.5g}"
         text = {
-            "continuous": f"{first.low:.5g} to {first.high:.5g}",
-            "quantized": f"{first.low:.5g} to {first.high:.5g} in steps of {first.step or 0:.5g}",
-            "constant": f"{first.category or f'{first.low:.5g}'}, not used",
-            "indicator": ", ".join(str(each.category) for each in own),
-        }[first.kind]
-        bits = "–" if first.bits is None else f"{first.bits:.1f}"
+            "continuous": ends,
+            "quantized": f"{ends} in steps of {column.step or 0:.5g}",
+            "constant": f"{column.category or f'{column.low:.5g}'}, not used",
+            "categorical": ", ".join(name for name, _ in column.categories or ()),
+        }[column.kind]
+        bits = "–" if column.bits is None else f"{column.bits:.1f}"
         rows.append({
-            "column": name,
-            "kind": "categorical" if first.category is not None else first.kind,
+            "column": column.name,
+            "kind": "categorical" if column.category is not None else column.kind,
             "values": text,
-            "bits": bits if first.kind == "quantized" else "–",
+            "bits": bits if column.kind == "quantized" else "–",
         })  # fmt: skip
     return pd.DataFrame(rows)
 
