@@ -21,12 +21,12 @@ from submanifold.inference.outputs import (
     check_not_input,
     check_output,
     output,
+    unused,
 )
 from submanifold.inference.records import model_path
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
     from submanifold.inference.image_files import ImageFiles
     from submanifold.inference.inputs import Inputs
@@ -187,7 +187,7 @@ def encode(
     with given, output("--out", out) as partial, TableWriter(partial, suffix) as writer:
         for labels, batch in _labeled_batches(files, batch_size, "encoding"):
             frame = code_frame(*encode_events(loaded, to_events(loaded, batch), exact, batch_size))
-            frame.insert(0, files.label, labels)
+            frame.insert(0, unused(files.label, frame), labels)
             writer.write(frame)
     return _echo(out)
 
@@ -246,8 +246,8 @@ def _project_rows(
     with output("--out", out) as partial, TableWriter(partial, out.suffix.lower()) as writer:
         for labels, batch in _labeled_batches(files, batch_size, "projecting"):
             frame, errors = project_table(model, batch, exact)
-            frame.insert(0, _unused(files.label, frame), labels)
-            frame[_unused("mse", frame)] = errors
+            frame.insert(0, unused(files.label, frame), labels)
+            frame[unused("mse", frame)] = errors
             writer.write(frame)
             total, count = total + float(errors.sum()), count + len(errors)
     click.echo(f"mean squared error {total / count:.6f}, standardized columns")
@@ -324,7 +324,7 @@ def _sample_rows(
         files.check_readable(len(files))
         condition = pd.concat([batch for _, batch in files.batches(ROW_BATCH)], ignore_index=True)
         frame = sample_table(model, count, temperature, seed, condition)
-        frame.insert(0, _unused(files.label, frame), [files.names[row] for row in frame.index])
+        frame.insert(0, unused(files.label, frame), [files.names[row] for row in frame.index])
     else:
         frame = sample_table(model, count, temperature, seed)
     with output("--out", out) as partial, TableWriter(partial, out.suffix.lower()) as writer:
@@ -524,13 +524,6 @@ def _labeled_batches(
             count += len(batch)
     files.check_readable(count)
     _echo_skipped(len(files.skipped))
-
-
-def _unused(name: str, frame: "pd.DataFrame") -> str:
-    """Return a name that no column of a table has."""
-    while name in frame:
-        name += "_"
-    return name
 
 
 def _read(

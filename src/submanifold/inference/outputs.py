@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +130,13 @@ class TableWriter:
         if self._file is None:
             self._file = parquet.ParquetWriter(self.path, table.schema)
         self._file.write_table(table.cast(self._file.schema))
+
+
+def unused(name: str, names: Container[str]) -> str:
+    """Return a name for a column of labels that no other column has."""
+    while name in names:
+        name += "_"
+    return name
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from submanifold.common.files import printable
 from submanifold.common.progress import ProgressBar
 from submanifold.common.threads import ThreadTuner
 from submanifold.inference.inputs import Inputs, is_table
-from submanifold.inference.outputs import PARQUET, TableWriter, explain_output, output
+from submanifold.inference.outputs import PARQUET, TableWriter, explain_output, output, unused
 from submanifold.inference.scoring import load_calibration, score_event_batch
 from submanifold.inference.training_events import training_share
 from submanifold.models import Model
@@ -113,7 +113,8 @@ class ScoreFile:
         }
         values = zip(*(each.tolist() for each in ordered.values()), strict=True)
         names = (self._files.names[number] for number in numbers)
-        rows: list[Sequence[Any]] = [] if self.numbers else [[self._files.label, *ordered]]
+        label = unused(self._files.label, ordered)
+        rows: list[Sequence[Any]] = [] if self.numbers else [[label, *ordered]]
         rows += [[name, *map(_text, each)] for name, each in zip(names, values, strict=True)]
         with explain_output("--out", self.out):
             csv.writer(text := io.StringIO(), lineterminator="\n").writerows(rows)
@@ -128,7 +129,7 @@ class ScoreFile:
             self.part.unlink()
             return
         with output("--out", self.out) as partial:
-            if self.out.suffix == PARQUET:
+            if self.out.suffix.lower() == PARQUET:
                 self._write_parquet(partial)
             else:
                 with (
@@ -145,7 +146,7 @@ class ScoreFile:
 
         with self.part.open("rb") as lines:
             next(lines)  # the settings
-            label, *others = next(lines).decode().strip().split(",")
+            label, *others = next(csv.reader([next(lines).decode()]))
             options: dict[str, Any] = {
                 "names": [label, *others], "chunksize": CHUNK, "keep_default_na": False,
                 "na_values": {name: [""] for name in others},

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import printable
+from submanifold.common.files import printable, table_name
 from submanifold.common.processes import check_memory
 from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.images import SUFFIXES
@@ -61,7 +61,7 @@ class TableFiles:
         self.label = "row"
         index = self.tables[0].index
         if len(labels) == 1 and index and not index.startswith(UNNAMED):
-            self.label = printable(index)
+            self.label = table_name(index)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -147,7 +147,7 @@ class _Names(Sequence[str]):
     def __getitem__(self, index: Any) -> Any:
         file = int(np.searchsorted(self._ends, index, "right"))
         first = self._ends[file - 1] if file else 0
-        return f"{printable(str(self._files[file]))}:{self._labels[file][index - first]}"
+        return f"{table_name(str(self._files[file]))}:{self._labels[file][index - first]}"
 
 
 def _labels(table: TableFile) -> Any:
@@ -158,5 +158,7 @@ def _labels(table: TableFile) -> Any:
         parts = [chunk[table.index].to_numpy() for chunk in table.chunks([table.index])]
     labels = np.concatenate(parts) if parts else np.empty(0, int)
     if labels.dtype.kind not in "iu":
-        labels = np.array([printable(str(each)) for each in labels], object)
+        texts = (table_name(each) if isinstance(each, str) else printable(str(each))
+                 for each in labels)  # fmt: skip
+        labels = np.array([*texts], object)
     return labels
