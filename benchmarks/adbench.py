@@ -13,8 +13,9 @@ Protocols, those of Livernoche et al. (2023) except for the points below:
 - ``unsup``: all rows train, without their labels, and are scored.
 
 Columns are standardized by the training rows. Sets of more than ``--rows`` rows are subsampled, to
-10,000 (theirs: 50,000). Splits are random for each seed. Sets of fewer than 1,000 rows are not
-enlarged by copies, which would put training rows into the test. A row is not its own neighbor.
+10,000 (theirs: 50,000), with at least ten anomalies. Splits are random for each seed. Sets of fewer
+than 1,000 rows are not enlarged by copies, which would put training rows into the test. A row is
+not its own neighbor.
 """
 
 import argparse
@@ -51,6 +52,8 @@ NEIGHBORS, MANY_NEIGHBORS = 5, 50
 """Anomalies in the training data form clusters: a row has more neighbors than such a cluster."""
 FEW, FOLDS = 1000, 3
 """Below this number of rows, three models are trained, each on two thirds of the rows."""
+FEWEST = 10
+"""A subsample has at least this number of anomalies, or all that there are."""
 HELD_OUT = 0.2
 TRIM = 0.4
 """Fraction of each batch that the likelihood leaves out in the unsupervised protocol."""
@@ -124,7 +127,11 @@ def measure_all(options: Any) -> None:
 def make_split(x: np.ndarray, y: np.ndarray, protocol: str, seed: int, rows: int) -> Split:
     """Draw the rows of a protocol."""
     rng = np.random.default_rng([seed, 17])
-    chosen = rng.permutation(len(y))[:rows]
+    order = rng.permutation(len(y))
+    chosen, anomalies = order[:rows], order[y[order].astype(bool)][:FEWEST]
+    if y[chosen].sum() < len(anomalies):
+        normal = chosen[~y[chosen].astype(bool)]
+        chosen = np.concatenate([anomalies, normal[: rows - len(anomalies)]])
     x, y = x[chosen].astype(np.float64), y[chosen].astype(bool)
     train = np.ones(len(y), bool)
     if protocol == "semi":
