@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -812,6 +813,21 @@ def test_a_method_with_one_training_is_joint_however_often_it_is_rotated(tables)
 def test_invalid_rotations_are_refused(tables, changes, message):
     with pytest.raises(UserError, match=re.escape(message)):
         resolve(with_method(tables, **changes))
+
+
+def test_rows_of_another_table_depend_on_the_training_data_that_standardize_them(tmp_path):
+    for name in ("rows", "other"):
+        rows = np.random.default_rng(0).normal(size=(100, 3))
+        np.savetxt(tmp_path / f"{name}.csv", rows, delimiter=",", header="a,b,c", comments="")
+
+    def keys(**data):
+        given = {"dataset": "table", "ood": str(tmp_path / "other.csv")}
+        data = {"path": str(tmp_path / "rows.csv"), **data}
+        return artifact_keys(resolve({**BASE, **given, "data": data}), tmp_path)
+
+    before, after = keys(), keys(seed=5)
+    assert before == keys()
+    assert before["ood_data"] != after["ood_data"]
 
 
 def test_a_dataset_has_a_default_method(tables):

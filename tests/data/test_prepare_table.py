@@ -153,6 +153,8 @@ def test_labels_and_groups_are_kept_beside_the_rows(tmp_path):
     [
         (300, {}, (240, 30, 30)),
         (178, {}, (138, 20, 20)),  # p-values need 20 validation rows
+        (80, {}, (40, 20, 20)),
+        (79, {}, (41, 19, 19)),
         (40, {}, (20, 10, 10)),
         (40, {"valid": 25}, (8, 25, 7)),
         (178, {"train": 150}, (150, 14, 14)),
@@ -269,7 +271,7 @@ MISTAKES = {
     "text in a number column": (
         NUMBERS.replace("\n7,", "\nseven,"), {}, "columns.a: .* numbers, got 1 .*'seven' in row 8",
     ),
-    "categories": (FRAME, {}, "categorical: .* class, patient, part. .*categorical=onehot"),
+    "categories": (FRAME, {}, "categorical: .* class, patient, part. .*categorical=intervals"),
     "missing values": (
         NUMBERS.replace("\n7,", "\n,").replace("\n8,", "\n,").replace("\n9,", "\n,"), {},
         r"missing: .* got some in a \(3\)",  # in all splits

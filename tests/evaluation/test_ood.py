@@ -19,6 +19,7 @@ from submanifold.evaluation.ood import (
 )
 from submanifold.evaluation.scores import SCORES, SMOOTHED_DENSITY
 from submanifold.inference.scoring import score_events
+from submanifold.pipelines.ood.nodes import score_ood
 
 
 def scored(normal, ood):
@@ -156,6 +157,16 @@ def test_alarms_are_the_flagged_fractions_of_both_parts(table, model, monkeypatc
         assert row["detected"]["value"] == 1
         assert row["detected"]["low"] == pytest.approx(0.025 ** (1 / 30))  # Clopper & Pearson
     assert "alarms" not in measure_ood(table, {"why": "too few images"})
+
+
+def test_the_node_passes_the_groups_of_each_part(model):
+    groups = {"valid": (np.arange(60) // 2).tolist(), "test": [7, 7, 1, 1, 2]}
+    table = score_ood(
+        model, ramps(300, 0), ramps(60, 1), ramps(5, 2), NOISE[:4], groups,
+        {"ood": [3, 3, 4, 4]}, "cpu",
+    )  # fmt: skip
+    assert table["group"].tolist() == [7, 7, 1, 1, 2, 3, 3, 4, 4]
+    assert table["p_density"].min() == pytest.approx(1 / 31)
 
 
 def test_p_values_count_groups_of_validation_images(model):

@@ -30,6 +30,24 @@ def test_splines_start_at_the_quantiles_of_the_data():
     assert (log_det + (1 + x).log().sum(1)).mean().abs() < 0.05
 
 
+def test_splines_are_linear_beyond_the_outermost_rows():
+    spline = QuantileSpline(3, 16)
+    initialize(spline, skewed(4000))
+    xs, ys, slopes = (knots[:, [0, 1, -2, -1]] for knots in spline._knots(torch.empty(0)))
+    secants = (ys.diff(dim=1) / xs.diff(dim=1))[:, [0, 2]]
+    torch.testing.assert_close(slopes[:, [0, 3]], secants)
+    ordered = skewed(4000).sort(0).values
+    outer = spline(torch.stack([ordered[2], ordered[-3]]))[0]  # of 2 / 4000 of the rows
+    torch.testing.assert_close(outer.abs(), torch.full((2, 3), 3.29), rtol=0, atol=0.05)
+    for ends in (ordered[0] - torch.tensor([[1.0], [2.0]]), ordered[-1] + torch.ones(2, 1)):
+        x = ends.clone().requires_grad_()
+        z, log_det = spline(x)
+        (slopes,) = torch.autograd.grad(z.sum(), x)
+        torch.testing.assert_close(slopes.log().sum(1), log_det)
+        torch.testing.assert_close(spline(x + 1)[0] - z, slopes.expand_as(z), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(spline.inverse(z), x, rtol=1e-3, atol=1e-3)
+
+
 def test_splines_of_few_rows_start_as_the_identity():
     x = skewed(1000)
     spline = QuantileSpline(3, 16)
