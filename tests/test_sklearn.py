@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from strategies import perturb
 from submanifold import sklearn
 from submanifold.common import threads
 from submanifold.common.errors import UserError
@@ -99,6 +100,35 @@ def test_projections_are_nearest_points_of_the_manifold(plane):
     samples = plane.sample(30, random_state=1)
     np.testing.assert_allclose(plane.project(samples), samples, atol=1e-2, rtol=1e-3)
     assert np.array_equal(samples, plane.sample(30, random_state=1))
+
+
+def test_densities_are_those_at_the_noise_scale(plane):
+    assert plane.noise_scale_ == plane.model_.calibration["noise_scale"]
+    assert plane.noise_scale_ is not None
+    other, rows = copy.deepcopy(plane), normal(50, 1.0, 100.0) + 7
+    perturb(other.model_, 0.1)
+    x = torch.from_numpy(other.preprocessor_.transform(rows))
+    scores = []
+    for scale in (0.25, 0.75):
+        other.noise_scale_ = scale
+        with torch.no_grad():
+            log_prob = log_prob_at(other.model_, x, scale) + other.preprocessor_.log_det(rows)
+        np.testing.assert_allclose(other.score_samples(rows), log_prob, rtol=1e-4)
+        scores.append(other.score_samples(rows))
+    assert np.abs(scores[1] - scores[0]).max() > 0.1
+
+
+def test_equal_training_rows_have_different_noise(monkeypatch):
+    trained = []
+
+    def record(phases, model, train, *rest):
+        trained.append(train)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sklearn, "train_phases", record)
+    with pytest.raises(KeyboardInterrupt):
+        ManifoldFlow(**FEW).fit(np.repeat([[0, 1], [1, 0], [1, 1]], 20, axis=0))
+    assert len(np.unique(trained[0], axis=0)) == len(trained[0])
 
 
 def test_distant_rows_are_outliers():

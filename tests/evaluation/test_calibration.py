@@ -99,6 +99,21 @@ def test_p_value_counts_equal_scores(value, p_value):
     assert found == pytest.approx(p_value, abs=0.02)  # between two levels
 
 
+def test_p_values_count_the_new_image():
+    calibration = Calibration.fit({"density": np.arange(20.0)}, ("density",))
+    found = calibration.p_values("density", np.array([-1, 9.5, 20]))
+    assert found == pytest.approx([1, 11 / 21, 1 / 21], abs=1e-3)
+
+
+def test_groups_have_equal_weights_in_p_values():
+    """Of 20 groups, ten have nine images of score 0 and ten have one of score 1."""
+    scores = {"density": np.repeat([0.0, 1.0], [90, 10])}
+    groups = np.concatenate([np.arange(90) // 9, np.arange(10, 20)])
+    calibration = Calibration.fit(scores, ("density",), groups)
+    found = calibration.p_values("density", np.array([0.5]))
+    assert found == pytest.approx(11 / 21, abs=0.03)  # between two groups
+
+
 def test_typicality_is_the_distance_from_the_median():
     scores = normal_scores(501, 0)
     calibration = Calibration.fit(scores, NAMES)

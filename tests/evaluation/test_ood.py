@@ -7,6 +7,7 @@ from strategies import initialized_glow
 from submanifold.evaluation import ood as module
 from submanifold.evaluation.baselines import fit_gaussian, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, calibrate
+from submanifold.evaluation.intervals import false_alarm_range
 from submanifold.evaluation.ood import (
     ANOMALY,
     LINEAR,
@@ -41,6 +42,12 @@ def test_separating_score_is_perfect():
 def test_auroc_is_the_fraction_of_ordered_pairs():
     normal, ood = [1, 2, 3, 6], [2.5, 4, 5]
     pairs = np.mean([o > n for o in ood for n in normal])
+    assert measured(normal, ood)["auroc"]["value"] == pytest.approx(pairs)
+
+
+def test_equal_scores_are_half_an_ordered_pair():
+    normal, ood = [1, 2, 2, 2, 3], [2, 2, 3, 4]
+    pairs = np.mean([(o > n) + (o == n) / 2 for o in ood for n in normal])
     assert measured(normal, ood)["auroc"]["value"] == pytest.approx(pairs)
 
 
@@ -154,9 +161,28 @@ def test_alarms_are_the_flagged_fractions_of_both_parts(table, model, monkeypatc
     p_values = table.loc[table["part"] == "normal", f"p_{ANOMALY}"]
     for row in alarms:
         assert row["false_alarms"]["value"] == pytest.approx((p_values <= row["rate"]).mean())
+        low, high = false_alarm_range(row["rate"], 100, 200)
+        assert row["expected"] == {"low": low, "high": high}
         assert row["detected"]["value"] == 1
         assert row["detected"]["low"] == pytest.approx(0.025 ** (1 / 30))  # Clopper & Pearson
     assert "alarms" not in measure_ood(table, {"why": "too few images"})
+    grouped = table.assign(group=table["number"] // 10)
+    row = measure_ood(grouped, model.calibration)["alarms"][0]
+    assert (row["false_alarms"]["groups"], row["detected"]["groups"]) == (10, 3)
+
+
+def test_validation_and_test_images_have_their_own_groups(model, monkeypatch):
+    passed = []
+
+    def record(*arrays, groups):
+        passed.append(groups)
+        return scored([1, 2], [3])
+
+    monkeypatch.setattr(module, "score_parts", record)
+    groups = {"train": [1, 1], "valid": [4, 5, 5], "test": [2, 2]}
+    found = score_ood(model, *[NOISE] * 4, groups, {"ood": [8]}, "cpu")
+    assert [each.tolist() for each in passed] == [[4, 5, 5]]
+    assert found["group"].tolist() == [2, 2, 8]
 
 
 def test_the_node_passes_the_groups_of_each_part(model):

@@ -1,6 +1,7 @@
 """Baselines of restoration, against closed forms and other libraries."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from calibrated import smooth_images
 from submanifold.evaluation.baselines import PCA
 from submanifold.inverse import baselines, parse
 from submanifold.inverse.baselines import adjoint_of, matrix_of
+from submanifold.inverse.comparison import coverage
 
 SHAPE = (2, 4, 4)
 DIM = math.prod(SHAPE)
@@ -91,3 +93,13 @@ def test_bm3d_denoises(channels):
     restored = baselines.bm3d(0.1)(y)
     assert restored.shape == x.shape
     assert (restored - x).square().mean() < (y - x).square().mean() / 4
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_intervals_of_normal_errors_have_the_coverage_of_their_level(level):
+    error = torch.randn(2, 1, 100, 100, generator=torch.Generator().manual_seed(0))
+    posterior = SimpleNamespace(
+        image=torch.full(error.shape, 0.5), std=0.1 * torch.ones(2, 1, 1, 1)
+    )
+    found = coverage(posterior, 0.5 + 0.1 * error, level)
+    assert found == pytest.approx([level, level], abs=0.02)
