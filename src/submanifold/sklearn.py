@@ -324,7 +324,8 @@ class ManifoldFlow(
         if not reset and self.preprocessor_ is None:
             shape = ", ".join(map(str, self.model_.event_shape))
             raise UserError(f"X: expected images, uint8 (n, {shape}), got {type(X).__name__}.")
-        if not reset and isinstance(X, pd.DataFrame) and self._has_categories:
+        known = {} if reset or self.preprocessor_ is None else self.preprocessor_.categories
+        if known and isinstance(X, pd.DataFrame):
             return X  # of a pipeline's model; the preprocessor checks it
         return validate_data(self, X, reset=reset, ensure_min_samples=2 if reset else 1)
 
@@ -351,10 +352,6 @@ class ManifoldFlow(
     def _checked(self, X: Any) -> Any:  # noqa: N803
         check_is_fitted(self)
         return self._validated(X, reset=False)
-
-    @property
-    def _has_categories(self) -> bool:
-        return self.preprocessor_ is not None and bool(self.preprocessor_.categories)
 
     def _table(self, rows: Any) -> pd.DataFrame:
         if isinstance(rows, pd.DataFrame):

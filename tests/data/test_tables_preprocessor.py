@@ -214,15 +214,15 @@ def test_categories_of_a_condition_are_indicators():
 def test_unknown_categories_have_no_density(caplog):
     frame = pd.DataFrame({"city": RNG.choice(["Rome", "Oslo"], N), "country": "IT", "a": NORMAL})
     preprocessor = Preprocessor.fit(frame, categorical="intervals", missing="median")
-    assert not preprocessor.unknown(frame).any()
+    assert not preprocessor.unknown(frame).any(axis=None)
     rows = frame[:4].assign(city=["Rome", "Bonn", None, "Oslo"], country=["IT", "IT", "IT", "FR"])
-    assert preprocessor.unknown(rows).tolist() == [False, True, False, True]
+    assert preprocessor.unknown(rows).any(axis=1).tolist() == [False, True, False, True]
     assert np.isneginf(preprocessor.log_det(rows)).tolist() == [False, True, False, True]
     assert np.isfinite(preprocessor.transform(rows)).all()
     assert "column city: the training data have no category Bonn" in caplog.text
     assert "column country: the training data have no category FR" in caplog.text
     given = preprocessor.split(["city"])[1]
-    assert given.unknown(rows[["city"]]).tolist() == [False, True, False, False]
+    assert given.unknown(rows[["city"]])["city"].tolist() == [False, True, False, False]
 
 
 def test_missing_values_are_refused_dropped_or_filled():

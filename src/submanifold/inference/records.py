@@ -2,9 +2,10 @@
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,8 @@ def choose_name(project: Path, given: str | None, key: str, method: str) -> str:
     if equal := [each.name for each in records if each.key == key]:
         return equal[-1]
     first = f"{datetime.now():%Y-%m-%d}-{method}"
-    return next(name for name in _numbered(first) if name not in taken)
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    number = 2
-    while True:
-        yield f"{name}-{number}"
-        number += 1
+    names = chain([first], (f"{first}-{number}" for number in count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def write_record(project: Path, record: RunRecord) -> None:

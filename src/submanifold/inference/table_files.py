@@ -158,7 +158,6 @@ def _labels(table: TableFile) -> Any:
         parts = [chunk[table.index].to_numpy() for chunk in table.chunks([table.index])]
     labels = np.concatenate(parts) if parts else np.empty(0, int)
     if labels.dtype.kind not in "iu":
-        texts = (table_name(each) if isinstance(each, str) else printable(str(each))
-                 for each in labels)  # fmt: skip
-        labels = np.array([*texts], object)
+        escape = table_name if labels.dtype.kind == "O" else printable  # -1.5 is no formula
+        labels = np.array([escape(str(each)) for each in labels], object)
     return labels

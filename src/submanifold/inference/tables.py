@@ -81,9 +81,9 @@ def score_rows(
         del columns["bits_per_dim"]  # of standardized columns
     known = columns_of(model)
     if known.categories:
-        unknown = columns["unknown_category"] = known.unknown(table)
-        columns["p_value"] = np.where(unknown, calibration.smallest_p_value, columns["p_value"])
-        columns["anomaly_score"] = np.where(unknown, HUGE, columns["anomaly_score"])
+        unknown = columns["unknown_category"] = known.unknown(table).any(axis=1).to_numpy()
+        columns["p_value"][unknown] = calibration.smallest_p_value
+        columns["anomaly_score"][unknown] = HUGE
     return columns
 
 

@@ -1,7 +1,7 @@
 r"""Categories as intervals that cover the real line, so that their probabilities sum to one.
 
 Category k of K becomes a number of :math:`[k, k + 1)`, uniform noise of the dequantization. The
-first and the last interval extend to infinity: the noise beyond the outer :math:`\tau` is mapped
+first and the last interval extend to infinity: their outer :math:`\tau` (:data:`TAIL`) is mapped
 to an exponential tail. With the density q of this number, a density p on the line gives
 
 .. math:: E_q[p(z) / q(z)] = \int_{I_k} p(z)\, dz,
@@ -13,9 +13,7 @@ et al. 2021, which need a coordinate for each category).
 import numpy as np
 
 TAIL = 0.2
-"""Part of the outer intervals that is an exponential tail; the density is constant elsewhere."""
-SMALLEST = 2.0**-40
-"""Distances from the outer end that rounding makes smaller are this."""
+"""Part of the outer intervals that becomes an exponential tail; the others are uniform."""
 
 
 def to_line(category: np.ndarray, noise: np.ndarray, count: int) -> np.ndarray:
@@ -41,5 +39,5 @@ def log_slope(z: np.ndarray, count: int) -> np.ndarray:
 
 def _beyond(distance: np.ndarray) -> np.ndarray:
     """Return how far a distance from the outer end is moved outwards; 0 outside of the tail."""
-    inside = distance.clip(SMALLEST, TAIL)
+    inside = distance.clip(2.0**-40, TAIL)  # rounding may make it 0
     return inside - TAIL * (1 + np.log(inside / TAIL))

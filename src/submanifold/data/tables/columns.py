@@ -49,8 +49,8 @@ class Column:
             smallest difference.
         knots: Pairs of a value minus the origin and its normal score, increasing, between which the
             transformation is linear (``scale=quantile``).
-        categories: Names of categories and their shares of the training rows, the largest first.
-        category: The category of an indicator.
+        categories: Names of categories and their shares of the training rows, the largest first;
+            of an indicator one.
         fill: Replaces missing values; None refuses them.
     """
 
@@ -67,13 +67,17 @@ class Column:
     levels: tuple[float, ...] | None = None
     knots: tuple[tuple[float, float], ...] | None = None
     categories: tuple[tuple[str, float], ...] | None = None
-    category: str | None = None
     fill: float | str | None = None
 
     @property
     def feature(self) -> str:
         """Name of the model's coordinate: ``age``, or ``city=Paris`` for an indicator."""
-        return self.name if self.category is None else f"{self.name}={self.category}"
+        return f"{self.name}={self.names[0]}" if self.kind == "indicator" else self.name
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the categories."""
+        return [name for name, _ in self.categories or ()]
 
     @property
     def center(self) -> float:
@@ -90,16 +94,16 @@ class Column:
     @property
     def as_condition(self) -> list[Column]:
         """The columns of a condition: without dequantization, an indicator for each category."""
-        if self.categories is None:
+        if self.kind != "categorical":
             return [replace(self, step=None)]
-        return [Column(self.name, "indicator", self.dtype, category=name, offset=share,
-                       scale=math.sqrt(share * (1 - share)), fill=self.fill)
-                for name, share in self.categories]  # fmt: skip
+        return [replace(self, kind="indicator", step=None, categories=((name, share),),
+                        offset=share, scale=math.sqrt(share * (1 - share)))
+                for name, share in self.categories or ()]  # fmt: skip
 
     def dequantize(self, shifted: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Add noise in (0, 1) to the values minus the origin."""
-        if self.categories is not None:
-            return to_line(shifted, noise, len(self.categories))
+        if self.kind == "categorical":
+            return to_line(shifted, noise, len(self.names))
         return shifted if self.step is None else shifted + self.step * noise
 
     def standardize(self, shifted: np.ndarray) -> np.ndarray:
@@ -120,8 +124,8 @@ class Column:
 
     def log_slope(self, shifted: np.ndarray) -> np.ndarray:
         """Log-derivative of :meth:`standardize`, and by the noise of categories."""
-        if self.categories is not None:
-            return log_slope(shifted, len(self.categories)) - math.log(self.scale)
+        if self.kind == "categorical":
+            return log_slope(shifted, len(self.names)) - math.log(self.scale)
         if self.knots is None:
             return np.full(len(shifted), -math.log(self.scale))
         (values, scores), (left, right) = np.array(self.knots).T, self._outer_slopes
@@ -147,8 +151,8 @@ class Column:
     def cell(self, shifted: np.ndarray) -> np.ndarray:
         """Return the index of the grid's value below each value minus the origin."""
         assert self.step is not None
-        if self.categories is not None:
-            return from_line(shifted, len(self.categories))
+        if self.kind == "categorical":
+            return from_line(shifted, len(self.names))
         if self.levels is None:
             return np.floor(shifted / self.step)
         found = np.searchsorted(np.array(self.levels) - self.origin, shifted, "right") - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,7 +13,7 @@ import pandas as pd
 
 from submanifold.common.errors import UserError, did_you_mean
 from submanifold.data.tables.columns import Column, duplicates, named, to_numbers
-from submanifold.data.tables.statistics import Statistics
+from submanifold.data.tables.statistics import Statistics, refuse
 
 if TYPE_CHECKING:
     from submanifold.data.settings import Categorical, GivenKind, Missing, Scale
@@ -96,12 +96,8 @@ class Preprocessor:
     @cached_property
     def categories(self) -> dict[str, set[str]]:
         """The categories of the training data by column."""
-        known: dict[str, set[str]] = {}
-        for column in self.columns:
-            names = known.setdefault(column.name, set())
-            names.update(name for name, _ in column.categories or ())
-            names.update([] if column.category is None else [column.category])
-        return {name: names for name, names in known.items() if names}
+        return {name: known for name, columns in self._by_name.items()
+                if (known := {text for column in columns for text in column.names})}  # fmt: skip
 
     @cached_property
     def varying(self) -> tuple[Column, ...]:
@@ -167,14 +163,12 @@ class Preprocessor:
         for name, own in self._by_name.items():
             column = own[0]
             if column.kind == "constant":
-                value = column.origin if column.category is None else column.category
-                values: Any = np.full(len(x), value)
+                values: Any = np.full(len(x), column.names[0] if column.names else column.origin)
             elif column.kind == "indicator":
                 stacked = np.column_stack([shifted[each.feature] for each in own])
-                values = np.array([each.category for each in own])[stacked.argmax(1)]
-            elif column.categories is not None:
-                index = column.cell(shifted[name]).astype(int)
-                values = np.array([name for name, _ in column.categories])[index]
+                values = np.concatenate([each.names for each in own])[stacked.argmax(1)]
+            elif column.kind == "categorical":
+                values = np.array(column.names)[column.cell(shifted[name]).astype(int)]
             elif column.step is not None:
                 values = column.cell_start(column.cell(shifted[name]))
             else:
@@ -182,10 +176,13 @@ class Preprocessor:
             found[name] = _restore_dtype(values, column.dtype)
         return pd.DataFrame(found)
 
-    def unknown(self, table: Table) -> np.ndarray:
-        """Return whether rows have a category that the training data do not have, bool (N,)."""
-        frame = as_frame(table, self.inputs)
-        return np.any([np.zeros(len(frame), bool), *self._unknown(frame).values()], axis=0)
+    def unknown(self, table: Table) -> pd.DataFrame:
+        """Return which values of a table are categories that the training data do not have."""
+        frame = as_frame(table, self.inputs).reset_index(drop=True)
+        return pd.DataFrame({
+            name: frame[name].notna() & ~frame[name].astype(str).isin(known)
+            for name, known in self.categories.items() if name in frame
+        }, frame.index)  # fmt: skip
 
     def log_det(self, table: Table, salt: np.ndarray | None = None) -> np.ndarray:
         """Compute the log-determinant of :meth:`transform` of each row.
@@ -202,7 +199,7 @@ class Preprocessor:
             float64 (N,).
         """
         log_det = self._log_slopes(self._dequantized(table, salt))
-        return np.where(self.unknown(table), -np.inf, log_det)
+        return np.where(self.unknown(table).any(axis=1), -np.inf, log_det)
 
     def log_det_at(self, x: np.ndarray) -> np.ndarray:
         """Compute the log-determinants of :meth:`log_det` from transformed rows x, (N, D)."""
@@ -257,11 +254,7 @@ class Preprocessor:
         j = 0
         for column in self.columns:
             if column.kind == "constant":
-                if (
-                    column.name in frame.columns
-                    and column.category is None
-                    and _differs(frame[column.name], column)
-                ):
+                if _differs(frame, column):
                     other.append(column.name)
                 continue
             if column.kind in ("categorical", "indicator"):
@@ -270,14 +263,20 @@ class Preprocessor:
                 numbers[column.name] = values[:, j] = self._numbers(frame[column.name], column)
             j += 1
         fix = "Fill them, leave these rows out, or train with data.missing=median"
-        self._refuse(numbers, np.isnan, "missing values", fix)
-        self._refuse(numbers, np.isinf, "infinities", "Correct them, or leave these rows out")
+        counts = {name: int(np.isnan(column).sum()) for name, column in numbers.items()}
+        refuse(counts, "columns", "missing values", fix)
+        counts = {name: int(np.isinf(column).sum()) for name, column in numbers.items()}
+        refuse(counts, "columns", "infinities", "Correct them, or leave these rows out")
         if other:
             log.warning(
                 "columns %s are constant in the training data but not here; they are ignored",
                 named(other),
             )
-        self._warn_unknown(frame)
+        for name, unknown in self.unknown(frame).items():
+            if unknown.any():
+                names = sorted(set(frame[str(name)][unknown.to_numpy()].astype(str)))
+                log.warning("column %s: the training data have no category %s; its rows are "
+                            "anomalies", named([str(name)]), named(names))  # fmt: skip
         return values
 
     def check_names(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -317,34 +316,10 @@ class Preprocessor:
                 "data.missing=median."
             )
         texts = values.astype(object).where(~missing, column.fill).astype(str)
-        if column.categories is None:
-            return (texts == column.category).to_numpy(np.float64)
-        index = pd.Index([name for name, _ in column.categories]).get_indexer(pd.Index(texts))
+        if column.kind == "indicator":
+            return (texts == column.names[0]).to_numpy(np.float64)
+        index = pd.Index(column.names).get_indexer(pd.Index(texts))
         return np.where(index < 0, column.high, index)
-
-    def _warn_unknown(self, frame: pd.DataFrame) -> None:
-        for name, unknown in self._unknown(frame).items():
-            if unknown.any():
-                log.warning(
-                    "column %s: the training data have no category %s; its rows are anomalies",
-                    named([name]), named(sorted(set(frame[name][unknown].astype(str)))),
-                )  # fmt: skip
-
-    def _unknown(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Return which values are unknown categories by column, (N,) each."""
-        return {
-            name: (frame[name].notna() & ~frame[name].astype(str).isin(known)).to_numpy()
-            for name, known in self.categories.items() if name in frame
-        }  # fmt: skip
-
-    @staticmethod
-    def _refuse(
-        numbers: Mapping[str, np.ndarray], is_wrong: Callable[[np.ndarray], np.ndarray], what: str,
-        fix: str,
-    ) -> None:  # fmt: skip
-        counts = {name: int(is_wrong(each).sum()) for name, each in numbers.items()}
-        if found := [f"{name} ({count:,})" for name, count in counts.items() if count]:
-            raise UserError(f"columns: expected no {what}, got some in {named(found)}. {fix}.")
 
 
 def as_frame(table: Table, names: Sequence[str] | None = None) -> pd.DataFrame:
@@ -403,8 +378,10 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return state ^ (state >> np.uint64(31))
 
 
-def _differs(values: pd.Series, column: Column) -> bool:
-    numbers = to_numbers(values.dropna())[0]
+def _differs(frame: pd.DataFrame, column: Column) -> bool:
+    if column.names or column.name not in frame:
+        return False
+    numbers = to_numbers(frame[column.name].dropna())[0]
     return not bool(((numbers >= column.low) & (numbers <= column.high)).all())
 
 

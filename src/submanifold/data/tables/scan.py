@@ -89,7 +89,7 @@ class Scan:
         for each in self.preprocessor.columns:
             bits = None if each.bits is None else round(each.bits, 2)
             found = {"name": each.feature, "kind": each.kind, "step": each.step, "bits": bits}
-            if each.categories is None and each.category is None:
+            if not each.names:
                 found |= {"low": each.low, "high": each.high}
             described.append({name: value for name, value in found.items() if value is not None})
         return described

@@ -233,24 +233,20 @@ class Tally:
             return replace(found, knots=_knots(found, sample[np.isfinite(sample)]))
         return found
 
-    def categorical_column(self, scale: Scale, fills: bool) -> Column:
+    def categorical_column(self, fills: bool) -> Column:
         """Describe a column of names; the most frequent one is the first."""
         counts = self.categories or Counter()
         names = sorted(counts, key=lambda name: (-counts[name], name))
-        found = Column(self.name, "categorical", self.dtype, fill=names[0] if fills else None)
-        if len(names) == 1:
-            return replace(found, kind="constant", category=names[0])
         shares = np.array([counts[name] for name in names]) / counts.total()
-        ranks = np.arange(len(names))
-        mean = float(shares @ ranks)
-        found = replace(
-            found, high=len(names) - 1.0, step=1.0,
-            categories=tuple(zip(names, shares.tolist(), strict=True)),
-        )  # fmt: skip
-        if scale == "none":
+        categories = tuple(zip(names, shares.tolist(), strict=True))
+        fill, ranks = names[0] if fills else None, np.arange(len(names))
+        found = Column(self.name, "constant", self.dtype, categories=categories, fill=fill)
+        if len(names) == 1:
             return found
-        variance = float(shares @ (ranks - mean) ** 2) + 1 / 12
-        return replace(found, offset=mean + 0.5, scale=math.sqrt(variance))
+        mean = float(shares @ ranks)
+        scale = math.sqrt(float(shares @ (ranks - mean) ** 2) + 1 / 12)
+        return replace(found, kind="categorical", high=float(ranks[-1]), offset=mean + 0.5,
+                       scale=scale, step=1.0)  # fmt: skip
 
 
 class Statistics:
@@ -309,7 +305,7 @@ class Statistics:
         for index, tally in enumerate(self._tallies.values()):
             fills = self.missing == "median"
             if tally.is_categorical:
-                columns.append(tally.categorical_column(self.scale, fills))
+                columns.append(tally.categorical_column(fills))
             else:
                 sample = self._sample[:, index] if len(self._sample) else None
                 columns.append(tally.column(self.scale, sample, fills))
@@ -368,7 +364,7 @@ class Statistics:
         if self.missing == "refuse":
             refuse_missing({each.name: each.missing for each in tallies})
         fix = "Correct them, or leave the columns out with data.drop"
-        _refuse({each.name: each.infinite for each in tallies}, "columns", "infinities", fix)
+        refuse({each.name: each.infinite for each in tallies}, "columns", "infinities", fix)
         texts = [each for each in tallies if each.is_categorical]
         if texts and self.categorical == "refuse":
             names = [each.name for each in texts]
@@ -418,10 +414,11 @@ class Statistics:
 def refuse_missing(counts: Mapping[str, int]) -> None:
     """Raise a :class:`.UserError` if values are missing, from their numbers by column."""
     fix = "Set data.missing=drop (leaves out rows) or data.missing=median"
-    _refuse(counts, "missing", "missing values", fix)
+    refuse(counts, "missing", "missing values", fix)
 
 
-def _refuse(counts: Mapping[str, int], setting: str, what: str, fix: str) -> None:
+def refuse(counts: Mapping[str, int], setting: str, what: str, fix: str) -> None:
+    """Raise a :class:`.UserError` that names the columns with a number above 0."""
     if found := {name: count for name, count in counts.items() if count}:
         listed = named(f"{name} ({count:,})" for name, count in found.items())
         raise UserError(f"{setting}: expected no {what}, got some in {listed}. {fix}.")

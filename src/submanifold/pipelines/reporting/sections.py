@@ -151,15 +151,14 @@ def columns(preprocessor: Preprocessor) -> pd.DataFrame:
         text = {
             "continuous": ends,
             "quantized": f"{ends} in steps of {column.step or 0:.5g}",
-            "constant": f"{column.category or f'{column.low:.5g}'}, not used",
-            "categorical": ", ".join(name for name, _ in column.categories or ()),
+            "constant": f"{column.names[0] if column.names else f'{column.low:.5g}'}, not used",
+            "categorical": ", ".join(column.names),
         }[column.kind]
-        bits = "–" if column.bits is None else f"{column.bits:.1f}"
         rows.append({
             "column": column.name,
-            "kind": "categorical" if column.category is not None else column.kind,
+            "kind": "categorical" if column.names else column.kind,
             "values": text,
-            "bits": bits if column.kind == "quantized" else "–",
+            "bits": f"{column.bits:.1f}" if column.kind == "quantized" else "–",
         })  # fmt: skip
     return pd.DataFrame(rows)
 
