@@ -226,8 +226,8 @@ def test_rows_are_served_over_http(of_table, rows):
 
 
 def test_concurrent_requests_have_the_answers_of_single_ones(rows):
-    preprocessor = Preprocessor.fit(rows, categorical="onehot")
-    model = perturb(Hierarchy([Stage(SoftRealNVP(4), dim=2)]), 0.3).eval()
+    preprocessor = Preprocessor.fit(rows, categorical="intervals")
+    model = perturb(Hierarchy([Stage(SoftRealNVP(len(preprocessor.varying)), dim=2)]), 0.3).eval()
     model.data = {"table": preprocessor.to_dict()}
     model.calibration = calibrate(model, preprocessor.transform(rows[:100]), torch.device("cpu"))
     model.calibration["noise_scale"] = 0.5
