@@ -166,7 +166,9 @@ def test_results_do_not_depend_on_the_rest_of_the_batch(model):
 
 
 def test_a_saved_model_loads_as_the_same_model(model, tmp_path):
-    model.notes, model.data, model.calibration = {"a": [1, None]}, {"size": 8}, {"why": "ä"}
+    of_images = len(model.event_shape) == 3
+    model.data = {"size": 8, "channels": 3} if of_images else {"dim": 6}
+    model.notes, model.calibration = {"a": [1, None]}, {"why": "ä"}
     model.save(tmp_path / "model")
     x, loaded = events(model), Model.load(tmp_path / "model")
     assert type(loaded) is type(model)

@@ -118,6 +118,10 @@ def config(**arguments):
     return lambda header: header["config"].update(arguments)
 
 
+def data(**facts):
+    return lambda header: header.update(data=facts)
+
+
 @pytest.mark.parametrize(
     ("build", "change"),
     [
@@ -127,10 +131,29 @@ def config(**arguments):
         (vectors, stage(dim=10**9)),
         (images, flow(width=10**6)),
         (images, flow(shape=[10**9, 4, 4])),
+        (images, flow(shape=[3, 2**14, 2**14])),
+        (lambda: Hierarchy([Stage(Affine(4), 2)]), flow(dim=10**6)),
         (rotated, flow(1, dim=10**7)),
         (lambda: Hierarchy([Stage(Gaussianization(4, 1, 2), 2)]), flow(layers=500)),
         (lambda: Hierarchy([Stage(Zuko(4), 2)]), flow(hidden=10**5)),
         (lambda: Hierarchy([Stage(Zuko(4), 2)]), flow(transforms=10**6)),
+        (images, flow(steps=10**6)),
+        (images, flow(steps=[10**6])),
+        (vectors, flow(couplings=10**6)),
+        (lambda: Hierarchy([Stage(Zuko(2, hidden=1), 2)]), flow(transforms=20_000)),
+        (lambda: Mixture([vectors()]), config(charts=10**6)),
+        (images, data(size=10**6, channels=3)),
+        (images, data(size=8, channels=3)),
+        (images, data(size=4, channels=3, margin=-(10**6))),
+        (images, data(size=4, channels=3, margin=2)),
+        (images, data(size=4, channels=3, margin="wide")),
+        (images, data(size="large", channels=3)),
+        (vectors, data(size=10**6, channels=3)),
+        # no mappings
+        (vectors, lambda header: header.update(data=None)),
+        (vectors, lambda header: header.update(notes=[])),
+        (vectors, lambda header: header.update(config=None)),
+        (vectors, lambda header: header.pop("calibration")),
         # architectures that this version does not have
         (vectors, lambda header: header.pop("model")),
         (vectors, lambda header: header.update(model="spline")),
@@ -139,6 +162,7 @@ def config(**arguments):
         (vectors, stage(dim=9)),
         (vectors, stage(dim="four")),
         (vectors, stage(bijections=[{}])),
+        (vectors, stage(bijections=[])),
         (vectors, stage(unknown=1)),
         (vectors, flow(type="spline")),
         (vectors, flow(couplings=5)),

@@ -1,10 +1,11 @@
 """Affine couplings: on halves of the channels (Glow) and on masked vectors (RealNVP)."""
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -114,10 +115,10 @@ class MaskedAffineCoupling(Coupling):
     given: Tensor
     free: Tensor
 
-    def __init__(self, mask: Sequence[bool], net: nn.Sequential):
+    def __init__(self, mask: ArrayLike, net: nn.Sequential):
         super().__init__(net)
         for name, kept in (("given", True), ("free", False)):
-            where = [index for index, each in enumerate(mask) if each == kept]
+            where = np.flatnonzero(np.asarray(mask) == kept)
             self.register_buffer(name, torch.tensor(where, dtype=torch.long), persistent=False)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:

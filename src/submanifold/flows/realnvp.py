@@ -1,5 +1,6 @@
 """RealNVP (Dinh et al. 2017) on vectors."""
 
+import numpy as np
 from pydantic import PositiveInt
 from torch import nn
 
@@ -41,7 +42,7 @@ class RealNVP(Compose, Flow):
         layers: list[Bijection] = []
         for index in range(couplings):
             layers += [Linear(dim)] if mixing else []
-            mask = [(coordinate + index) % 2 == 1 for coordinate in range(dim)]
+            mask = (np.arange(dim) + index) % 2 == 1
             layers.append(MaskedAffineCoupling(mask, mlp(dim, width, 2 * dim, nn.ReLU)))
         super().__init__(layers)
         self.event_shape = (dim,)

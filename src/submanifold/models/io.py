@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
 CHECKSUM = "checksum"
 GAUSSIAN = "gaussian."
 """Prefix of the names of tensors of :attr:`Model.gaussian`."""
-MIN_SIZE_LIMIT = 2**24
+MIN_SIZE_LIMIT, LAYERS_LIMIT = 2**24, 64
 
 
 def save_tensors(
@@ -97,28 +104,58 @@ def _build(
 ) -> "Model":
     if header.get("model") not in kinds:
         raise UserError(f"model: expected one of {', '.join(kinds)}, got {header.get('model')}")
-    kind, config = kinds[header["model"]], header["config"]
+    for name in ("config", "notes", "data", "calibration"):
+        if not isinstance(header.get(name), dict):
+            raise UserError(f"no mapping as its {name}")
+    kind, config, data = kinds[header["model"]], header["config"], header["data"]
     gaussian = {name.removeprefix(GAUSSIAN): tensor for name, tensor in tensors.items()
                 if name.startswith(GAUSSIAN)}  # fmt: skip
     tensors = {name: each for name, each in tensors.items() if not name.startswith(GAUSSIAN)}
     largest = max(MIN_SIZE_LIMIT, sum(t.numel() for t in tensors.values()))
-    integers = re.findall(r"(?<![\w.+-])\d+(?![\w.])", json.dumps(config))
-    if any(int(each) > largest for each in integers):
+    text = json.dumps(config)
+    sizes = [int(each) for each in re.findall(r"(?<![\w.+-])\d+(?![\w.])", text)]
+    shapes = (each.split(", ") for each in re.findall(r'shape": \[([\d, ]+)\]', text))
+    if max([*sizes, *(math.prod(map(int, shape)) for shape in shapes)], default=0) > largest:
         raise UserError(f"a config with sizes above {largest}, more than its tensors have")
     # on the meta device first, so that a config cannot allocate more than its tensors
     try:
-        with torch.device("meta"):
-            expected = {n: t.shape for n, t in kind.from_config(**config).state_dict().items()}
+        with torch.device("meta"), _limited_layers(LAYERS_LIMIT + 4 * len(tensors)):
+            planned = kind.from_config(**config)
     except RuntimeError as error:
         raise UserError(f"a config of impossible sizes ({_first_line(error)})") from error
+    expected = {name: t.shape for name, t in planned.state_dict().items()}
     if expected != {name: t.shape for name, t in tensors.items()}:
         raise UserError("tensors whose names or shapes do not match the config")
+    if "size" in data:
+        size, margin, shape = data["size"], data.get("margin", 0), planned.event_shape
+        if shape != (data.get("channels"), size, size) or margin not in range((size + 1) // 2):
+            raise UserError(f"images of size {size}, margin {margin}, for events of shape {shape}")
     model = kind.from_config(**config)
     model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     model.load_state_dict(tensors)
-    model.notes, model.data = header["notes"], header["data"]
+    model.notes, model.data = header["notes"], data
     model.calibration, model.gaussian = header["calibration"], gaussian
     return model
+
+
+@contextmanager
+def _limited_layers(most: int) -> Iterator[None]:
+    """Raise UserError if this thread gives modules more than this number of parameters."""
+    count, thread = 0, threading.get_ident()
+
+    def register(*_: object) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > most:
+            raise UserError("a config of more layers than its tensors have")
+
+    handles = [register_module_parameter_registration_hook(register),
+               register_module_buffer_registration_hook(register)]  # fmt: skip
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _first_line(error: Exception) -> str:

@@ -54,6 +54,8 @@ class Stage(nn.Module):
     ):
         super().__init__()
         flows = [flow] if isinstance(flow, Flow) else list(flow)
+        if not flows:
+            raise UserError("flow: expected at least one, got none.")
         for outer, inner in pairwise(flows):
             if inner.event_shape != (outer.latent_dim,):
                 raise UserError(
