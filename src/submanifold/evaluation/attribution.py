@@ -125,9 +125,7 @@ def explain_rows(
         both = (preprocessor.inverse_transform(each)[names].astype(str) for each in (a, b))
         return np.equal(*(each.to_numpy() for each in both))
 
-    explain = partial(
-        column_contributions, anomaly, reference=np.asarray(train), is_equal=is_equal
-    )
+    explain = partial(column_contributions, anomaly, reference=np.asarray(train), is_equal=is_equal)
     if (contexts := context_tensor(chosen, device)) is None:
         contributions, usual = explain(rows)
     else:
