@@ -28,6 +28,7 @@ from submanifold.flows import (
     noise_conditioning,
     rebuild_flow,
     set_activation_checkpointing,
+    shared_latents,
 )
 from submanifold.geometry.linearization import jacobian
 
@@ -133,6 +134,20 @@ def test_config_rebuilds_the_flow(name, kind):
     u = torch.randn(2, flow.latent_dim)
     with conditioning(flow, context := CONTEXTS[kind](2)), conditioning(rebuilt, context):
         assert torch.equal(rebuilt.inverse(u), flow.inverse(u))
+
+
+def test_shared_latents_are_those_of_the_events():
+    flow, contexts = perturb(build("glow")), (torch.tensor([0]), torch.tensor([1]))
+    batches = torch.rand(3, 2, *flow.event_shape)
+
+    def latents(x, context):
+        with conditioning(flow, context):
+            return flow(x)[0]
+
+    expected = [latents(x, context) for x in batches for context in contexts]
+    with shared_latents(flow):
+        found = [latents(x, context) for x in batches for context in contexts]
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("name", ["glow", "jet", "realnvp", "tabular", "zuko", "affine"])

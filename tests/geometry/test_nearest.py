@@ -172,6 +172,14 @@ def test_eigenvalues_accelerate_convergence():
     assert (x - decode(plain)).square().mean() > 0.1
 
 
+def test_conjugate_directions_accelerate_convergence():
+    """Thirty gradients leave 40 times the error if each direction is that of the gradient."""
+    scale = torch.logspace(0, -1, 40, dtype=torch.float64)
+    x = torch.randn(50, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = nearest_point(lambda u: u * scale, x, torch.zeros_like(x), 30)
+    assert (x - found.image).square().sum(1).mean() < 5e-4
+
+
 @pytest.mark.parametrize("search", [nearest_point, gauss_newton])
 def test_events_with_an_overflowing_decoder_stay_at_their_starting_point(search):
     x = torch.tensor([[1.0], [1.0]])

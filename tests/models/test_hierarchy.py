@@ -11,7 +11,7 @@ from scipy.stats import norm
 from strategies import assert_close, hierarchies, perturb, slogdet
 from submanifold.common.errors import UserError
 from submanifold.data.batches import dequantize
-from submanifold.flows import Flow, Glow, RealNVP
+from submanifold.flows import Conformal, Flow, Glow, RealNVP
 from submanifold.models import Hierarchy, Stage
 from submanifold.models.model import bits_per_dim
 
@@ -138,3 +138,10 @@ def test_images_add_eight_bits_by_default_and_vectors_none():
     assert images.bits_per_dim(x).item() == pytest.approx(8 + zero)
     assert vectors.bits_per_dim(x.flatten(1)).item() == pytest.approx(zero)
     assert bits_per_dim(-12 * math.log(2), 12, 5) == pytest.approx(6)
+
+
+def test_bits_of_an_injection_are_those_of_its_coordinates():
+    images = Hierarchy([Stage(Conformal((3, 2, 2), 5), 5)])
+    log_prob = math.log(2) * torch.tensor([-5.0, 10.0])
+    for bits in (None, 8):
+        assert images.to_bits_per_dim(log_prob, bits).tolist() == pytest.approx([1, -2])
