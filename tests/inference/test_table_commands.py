@@ -16,7 +16,7 @@ from commands import run, succeed
 from strategies import perturb
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import calibrate
-from submanifold.flows import RealNVP
+from submanifold.flows import Glow, RealNVP
 from submanifold.inference import tables
 from submanifold.inference.tables import preprocessor_of, project_table, sample_table, score_table
 from submanifold.inference.training_events import training_hashes
@@ -332,9 +332,10 @@ def test_mistakes_are_reported_in_one_line(
     (tmp_path / "empty.csv").touch()
     (tmp_path / "image.png").write_bytes(png(smooth_images(1, 0)[0]))
     places = {"model": model_file, "table": table, "folder": tmp_path}
-    for name, data in (("points", {}), ("images", {"size": 8, "channels": 3, "crop": "square"})):
-        model = Model.load(model_file)
-        model.data = data
+    points = Model.load(model_file)
+    images = Hierarchy([Stage(Glow((3, 8, 8), levels=1, steps=1, width=4), dim=10)])
+    points.data, images.data = {}, {"size": 8, "channels": 3, "crop": "square"}
+    for name, model in (("points", points), ("images", images)):
         places[name] = tmp_path / f"{name}.safetensors"
         model.save(places[name])
     before = sorted(tmp_path.iterdir())
