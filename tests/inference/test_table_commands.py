@@ -335,6 +335,7 @@ def test_mistakes_are_reported_in_one_line(
     points = Model.load(model_file)
     images = Hierarchy([Stage(Glow((3, 8, 8), levels=1, steps=1, width=4), dim=10)])
     points.data, images.data = {}, {"size": 8, "channels": 3, "crop": "square"}
+    images.calibration = points.calibration
     for name, model in (("points", points), ("images", images)):
         places[name] = tmp_path / f"{name}.safetensors"
         model.save(places[name])
