@@ -124,7 +124,7 @@ def test_slider_shows_the_stated_errors(run, tmp_path):
         own = arrays.get(f"by_dim_{kind}_dims", arrays["by_dim_dims"]).tolist()
         index, counted[kind] = own.index(dims[k]), counted[kind] + 1
         difference = arrays[f"by_dim_{kind}"][index].astype(float) - test
-        errors = np.square(difference / 255).mean((1, 2, 3))
+        errors = np.square(difference / 256).mean((1, 2, 3))
         if errors.mean() < 1e-9:
             assert (mean, set(each)) == ("exact", {"exact"})
         else:

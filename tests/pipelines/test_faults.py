@@ -50,7 +50,7 @@ def last_step(project):
     for folder in project.path.glob("data/06_models/photos-stage_2-*"):
         for name in (LAST, EARLIER):
             with (
-                contextlib.suppress(OSError, SafetensorError),
+                contextlib.suppress(OSError, RuntimeError, SafetensorError),
                 safe_open(folder / name, "pt") as file,
             ):
                 steps.append(json.loads(file.metadata()["state"])["step"])

@@ -91,15 +91,6 @@ def test_few_images_limit_the_dimension_with_a_warning(tmp_path, caplog):
     assert not history["warnings"]
 
 
-@pytest.mark.parametrize(("mse", "reached"), [(1e-9, False), (1.0, True)])
-def test_a_missed_target_is_a_warning_of_the_history(tmp_path, first, mse, reached):
-    _, history = run(phase(1, target={"mse": mse}, weight=2.0, **FROZEN), first, tmp_path)
-    assert set(history["warnings"]) == (set() if reached else {"target"})
-    if not reached:
-        error = history["valid"][-1]["image_mse"]
-        assert f"at most 1e-09 on validation data, got {error:.3g}" in history["warnings"]["target"]
-
-
 def test_only_new_stages_are_initialized_from_data(tmp_path, first):
     both, _ = run(phase(1, 2, **FROZEN), first, tmp_path)
     assert_unchanged(both.stages[0], weights(first))
