@@ -170,7 +170,7 @@ def is_unchanged(path: Path) -> bool:
     """Whether a file has its checksum, if one was written."""
     try:
         return _checksum_path(path).read_text() == _checksum(path, path.stat().st_mtime_ns)
-    except FileNotFoundError:
+    except OSError:
         return True
 
 
