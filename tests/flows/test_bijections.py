@@ -34,10 +34,10 @@ from submanifold.flows import (
     Zuko,
     build_flow,
     initialize,
-    is_noise_conditional,
-    noise_conditioning,
+    make_conditional,
     rebuild_flow,
     set_activation_checkpointing,
+    with_noise_scale,
 )
 from submanifold.flows.conformal import ConditionalOrthogonal, SpecialConformal
 from submanifold.flows.linear import Similarity
@@ -86,11 +86,11 @@ class Joined(Bijection):
         super().__init__()
         self.split = Split(channels)
 
-    def forward(self, x):
+    def forward(self, x, context=None):
         kept, latent, log_det = self.split(x)
         return torch.cat([kept, latent], 1), log_det
 
-    def inverse(self, z):
+    def inverse(self, z, context=None):
         return self.split.inverse(*z.chunk(2, 1))
 
 
@@ -150,40 +150,46 @@ some_examples = settings(max_examples=20, deadline=None, derandomize=True)
 
 @st.composite
 def perturbed(draw, kind):
-    """(bijection, x) after a small change of all weights."""
+    """(bijection, x, context) after a small change of all weights."""
     torch.manual_seed(draw(seeds))
+    dtype, size, context = draw(st.sampled_from(DTYPES)), draw(few), None
     if kind in LAYERS:
         bijection, shape = draw(LAYERS[kind])
-    else:
-        bijection = draw(flows(kind))
-        shape = bijection.event_shape
-    dtype = draw(st.sampled_from(DTYPES))
-    return perturb(bijection).to(dtype), torch.randn(draw(few), *shape, dtype=dtype)
+        return perturb(bijection).to(dtype), torch.randn(size, *shape, dtype=dtype), context
+    flow = draw(flows(kind))
+    depends = draw(st.sampled_from([None, "classes", "columns"]))
+    if depends and kind not in ("conformal", "rotation"):
+        make_conditional(flow, **{depends: 2})
+        context = torch.randn(size, 2) if depends == "columns" else torch.arange(size) % 2
+    scale = torch.rand(size) if draw(st.booleans()) and flow.takes_noise_scale else None
+    perturb(flow).to(dtype)
+    x = torch.randn(size, *flow.event_shape, dtype=dtype)
+    return flow, x, flow.embed(with_noise_scale(context, scale))
 
 
 @every_bijection
 @some_examples
 @given(st.data())
 def test_inverse_undoes_forward_and_forward_the_inverse(kind, data):
-    bijection, x = data.draw(perturbed(kind))
-    z, log_det = bijection(x)
+    bijection, x, context = data.draw(perturbed(kind))
+    z, log_det = bijection(x, context)
     assert z.dtype == log_det.dtype == x.dtype
     assert log_det.shape == (len(x),)
     assert z[0].numel() == x[0].numel()
-    assert_close(bijection.inverse(z), x)
+    assert_close(bijection.inverse(z, context), x)
     noise = torch.randn_like(z)
-    back = bijection.inverse(noise)
+    back = bijection.inverse(noise, context)
     if not isinstance(bijection, Zuko) or back.abs().max() < INVERTED:
-        assert_close(bijection(back)[0], noise)
+        assert_close(bijection(back, context)[0], noise)
 
 
 @every_bijection
 @some_examples
 @given(st.data())
 def test_log_det_is_that_of_the_autograd_jacobian(kind, data):
-    bijection, x = data.draw(perturbed(kind))
+    bijection, x, context = data.draw(perturbed(kind))
     double = copy.deepcopy(bijection).double()
-    assert_close(bijection(x)[1], slogdet(lambda x: double(x)[0], x.double()))
+    assert_close(bijection(x, context)[1], slogdet(double, x.double(), context))
 
 
 @every_injection
@@ -246,15 +252,6 @@ def test_config_rebuilds_the_flow(name, data):
     assert torch.equal(rebuilt.inverse(u), flow.inverse(u))
 
 
-@every_flow
-@few_examples
-@given(st.data())
-def test_a_flow_on_the_meta_device_takes_no_memory(name, data):
-    with torch.device("meta"):
-        flow = data.draw(flows(name))
-    assert all(each.is_meta for each in flow.state_dict().values())
-
-
 @pytest.mark.parametrize("name", SELECTABLE)
 @few_examples
 @given(st.data())
@@ -274,12 +271,8 @@ def test_settings_build_the_flow(name, data):
     ("config", "message"),
     [
         ({"type": "nice"}, "expected one of glow"),
-        ({"type": ["glow"]}, "expected one of glow"),
         ({"type": "affine", "dim": 0}, "another event shape"),
-        ({"type": "glow", "shape": [3, 8]}, "another event shape"),
         ({"type": "affine", "dim": 2, "width": 3}, "width"),
-        ({"type": "affine", "dim": "many"}, "dim"),
-        ({"type": "zuko", "dim": 3, "name": "CNF"}, "name"),
         ({"type": "zuko", "dim": 3, "name": "MAF", "bins": 4}, "bins: expected null with name=MAF"),
         ({"type": "zuko", "dim": 3, "passes": 1}, "passes: expected at least 2"),
         ({"type": "zuko", "dim": 10**5}, "at most 1,073,741,824 weights"),
@@ -299,9 +292,9 @@ def test_initialized_flows_have_finite_gradients_of_all_parameters(name, data):
     initialize(flow, x)
     assert not any(getattr(each, "uninitialized", False) for each in flow.modules())
     perturb(flow, 0.05)
-    with noise_conditioning(flow, torch.rand(16)):
-        z, log_det = flow(x)
-        back = flow.inverse(z)
+    scale = torch.rand(16, 1)
+    z, log_det = flow(x, scale)
+    back = flow.inverse(z, scale)
     assert_finite_gradients(flow, z, log_det, back)
 
 
@@ -336,13 +329,6 @@ def test_inverse_has_forward_mode_derivatives(name, data):
     torch.testing.assert_close(tangent, differences, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", get_args(ZukoName))
-def test_networks_of_zuko_have_two_hidden_layers(name):
-    flow = Zuko(4, name, transforms=2, hidden=7)
-    widths = [each.out_features for each in flow.modules() if hasattr(each, "out_features")]
-    assert widths.count(7) == 2 * 2
-
-
 @every_flow
 @few_examples
 @given(st.data())
@@ -357,9 +343,12 @@ def test_activation_checkpointing_keeps_the_gradients(name, data):
         return [p.grad.clone() for p in flow.parameters() if p.grad is not None]
 
     expected = gradients()
-    if is_noise_conditional(flow):
-        with pytest.raises(UserError, match=r"^training\.activation_checkpointing: expected false"):
-            set_activation_checkpointing(flow, True)
-        return
     set_activation_checkpointing(flow, True)
     assert all(map(torch.equal, gradients(), expected))
+
+
+@pytest.mark.parametrize("name", get_args(ZukoName))
+def test_networks_of_zuko_have_two_hidden_layers(name):
+    flow = Zuko(4, name, transforms=2, hidden=7)
+    widths = [each.out_features for each in flow.modules() if hasattr(each, "out_features")]
+    assert widths.count(7) == 2 * 2

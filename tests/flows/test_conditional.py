@@ -11,7 +11,6 @@ from strategies import (
     assert_finite_gradients,
     linear_gaussian,
     perturb,
-    slogdet,
 )
 from submanifold.common.errors import UserError
 from submanifold.flows import (
@@ -20,15 +19,13 @@ from submanifold.flows import (
     Conformal,
     Injection,
     RealNVP,
-    conditioning,
+    SoftRealNVP,
     context_of,
     initialize,
-    is_conditional,
     make_conditional,
-    noise_conditioning,
     rebuild_flow,
     set_activation_checkpointing,
-    shared_latents,
+    with_noise_scale,
 )
 from submanifold.geometry.linearization import jacobian
 
@@ -49,9 +46,6 @@ ARGUMENTS = {
 CONTEXTS = {"classes": lambda n: torch.arange(n) % 3, "columns": lambda n: torch.randn(n, 3)}
 
 every_flow = pytest.mark.parametrize("name", ARGUMENTS)
-every_bijection = pytest.mark.parametrize(
-    "name", [name for name in ARGUMENTS if not issubclass(FLOWS[name], Injection)]
-)
 every_context = pytest.mark.parametrize("kind", CONTEXTS)
 
 
@@ -71,27 +65,17 @@ def test_all_flows_but_two_can_depend_on_a_context():
 def test_the_flow_depends_on_the_context_of_each_event(name, kind):
     flow, context = perturb(build(name, kind)), CONTEXTS[kind](4)
     x = torch.randn(4, *flow.event_shape)
-    with conditioning(flow, context):
-        z, log_det = flow(x)
-        back = flow.inverse(z)
+    embedded = flow.embed(context)
+    z, log_det = flow(x, embedded)
+    back = flow.inverse(z, embedded)
     for n in range(4):
-        with conditioning(flow, context[n : n + 1]):
-            assert_close(flow(x[n : n + 1])[0], z[n : n + 1])
-            assert_close(flow.inverse(z)[n], back[n])
-    with conditioning(flow, context.flip(0)):
-        assert not torch.allclose(flow(x)[0], z, atol=1e-5)
+        row = embedded[n : n + 1]
+        assert_close(flow(x[n : n + 1], row)[0], z[n : n + 1])
+        assert_close(flow.inverse(z[n : n + 1], row), back[n : n + 1])
+    assert not torch.allclose(flow(x, embedded.flip(0))[0], z, atol=1e-5)
     if name != "autoencoder" and not isinstance(flow, Injection):
         assert_close(back, x)
         assert log_det.isfinite().all()
-
-
-@every_bijection
-def test_log_det_is_that_of_the_autograd_jacobian(name):
-    flow = perturb(build(name)).double()
-    x = torch.randn(2, *flow.event_shape, dtype=torch.float64)
-    for label in range(3):
-        with conditioning(flow, torch.tensor([label])):
-            assert_close(flow(x)[1], slogdet(lambda x: flow(x)[0], x))
 
 
 @pytest.mark.parametrize("name", sorted(ARGUMENTS.keys() - {"zuko"}))
@@ -99,8 +83,7 @@ def test_it_starts_as_the_unconditional_flow(name):
     plain = perturb(FLOWS[name](**ARGUMENTS[name]))
     flow = make_conditional(copy.deepcopy(plain), classes=3)
     x = torch.randn(3, *flow.event_shape)
-    with conditioning(flow, torch.tensor([0, 1, 2])):
-        found = flow(x)
+    found = flow(x, flow.embed(torch.tensor([0, 1, 2])))
     for each, expected in zip(found, plain(x), strict=True):
         torch.testing.assert_close(each, expected, equal_nan=True)
     assert plain.config == {key: each for key, each in flow.config.items() if key != "context"}
@@ -111,12 +94,12 @@ def test_it_starts_as_the_unconditional_flow(name):
 def test_initialized_flows_have_gradients_of_all_parameters(name, kind):
     flow = build(name, kind)
     x = torch.randn(16, *flow.event_shape)
-    with conditioning(flow, CONTEXTS[kind](16)), noise_conditioning(flow, torch.rand(16)):
-        initialize(flow, x)
+    embedded = flow.embed(with_noise_scale(CONTEXTS[kind](16), torch.rand(16)))
+    initialize(flow, x, context=embedded)
     perturb(flow, 0.05)
-    with conditioning(flow, CONTEXTS[kind](16)), noise_conditioning(flow, torch.rand(16)):
-        z, log_det = flow(x)
-        back = flow.inverse(z)
+    embedded = flow.embed(with_noise_scale(CONTEXTS[kind](16), torch.rand(16)))
+    z, log_det = flow(x, embedded)
+    back = flow.inverse(z, embedded)
     assert_finite_gradients(flow, z, log_det, back)
 
 
@@ -132,44 +115,31 @@ def test_config_rebuilds_the_flow(name, kind):
     assert rebuilt.config == flow.config
     assert context_of(rebuilt) == {kind: 3}
     u = torch.randn(2, flow.latent_dim)
-    with conditioning(flow, context := CONTEXTS[kind](2)), conditioning(rebuilt, context):
-        assert torch.equal(rebuilt.inverse(u), flow.inverse(u))
-
-
-def test_shared_latents_are_those_of_the_events():
-    flow, contexts = perturb(build("glow")), (torch.tensor([0]), torch.tensor([1]))
-    batches = torch.rand(3, 2, *flow.event_shape)
-
-    def latents(x, context):
-        with conditioning(flow, context):
-            return flow(x)[0]
-
-    expected = [latents(x, context) for x in batches for context in contexts]
-    with shared_latents(flow):
-        found = [latents(x, context) for x in batches for context in contexts]
-    assert all(map(torch.equal, found, expected))
+    context = CONTEXTS[kind](2)
+    expected = flow.inverse(u, flow.embed(context))
+    assert torch.equal(rebuilt.inverse(u, rebuilt.embed(context)), expected)
 
 
 @pytest.mark.parametrize("name", ["glow", "jet", "realnvp", "tabular", "zuko", "affine"])
 def test_jacobians_repeat_the_context(name):
     flow = perturb(build(name)).double()
     u, context = torch.randn(2, flow.latent_dim, dtype=torch.float64), torch.tensor([0, 2])
-    with conditioning(flow, context):
-        together = jacobian(flow.inverse, u)
+    embedded = flow.embed(context)
+    together = jacobian(flow.inverse, u, context=embedded)
     for n in range(2):
-        with conditioning(flow, context[n : n + 1]):
-            assert_close(jacobian(flow.inverse, u[n : n + 1]), together[n : n + 1])
+        row = slice(n, n + 1)
+        assert_close(jacobian(flow.inverse, u[row], context=embedded[row]), together[row])
 
 
 @every_flow
 def test_missing_and_wrong_contexts_are_refused(name):
     flow = perturb(build(name))
     x = torch.randn(4, *flow.event_shape)
-    with pytest.raises(UserError, match=r"^context: expected one row for each event of a cond"):
+    with pytest.raises(UserError, match=r"^context: expected one row for each of 4 events, got no"):
         flow(x)
     for context, message in [
+        (torch.tensor([0]), "expected one row for each of 4 events, got 1"),
         (torch.tensor([0, 1]), "expected one row for each of 4 events, got 2"),
-        (torch.tensor([0, 1, 2]), "expected one row for each of 4 events, got 3"),
         (torch.arange(8) % 3, "expected one row for each of 4 events, got 8"),
         (torch.tensor([], dtype=torch.long), "expected one row for each of 4 events, got 0"),
         (torch.tensor([True, False, True, True]), r"expected integers of shape \(batch,\), got"),
@@ -177,33 +147,32 @@ def test_missing_and_wrong_contexts_are_refused(name):
         (torch.rand(3), "expected integers of shape"),
         (torch.zeros(3, 1, dtype=torch.long), r"expected integers of shape \(batch,\), got"),
     ]:
-        with pytest.raises(UserError, match=message), conditioning(flow, context):
-            flow(x)
+        with pytest.raises(UserError, match=message):
+            flow(x, flow.embed(context))
+        with pytest.raises(UserError, match=message):
+            flow.inverse(torch.randn(4, flow.latent_dim), flow.embed(context))
     columns = build(name, "columns")
     for context in (torch.rand(3, 2), torch.tensor([0, 1, 2])):
         with pytest.raises(UserError, match=r"expected floats of shape \(batch, 3\)"):
-            conditioning(columns, context).__enter__()
+            columns.embed(context)
 
 
 def test_an_unconditional_flow_has_no_context():
     flow = RealNVP(4)
-    assert not is_conditional(flow)
     assert context_of(flow) == {}
-    with pytest.raises(UserError, match="expected none for an unconditional model"):
-        conditioning(flow, torch.tensor([0])).__enter__()
-    with conditioning(flow, None):
-        flow(torch.randn(2, 4))
+    assert flow.embed(torch.tensor([0, 1])) is None
+    with pytest.raises(UserError, match=r"expected a noise scale, floats of shape \(batch, 1\)"):
+        SoftRealNVP(4).embed(torch.tensor([0, 1]))
 
 
-def test_the_context_of_an_outer_call_is_restored():
-    flow, x = perturb(build("realnvp")), torch.randn(2, 4)
-    with conditioning(flow, torch.tensor([1])):
-        first = flow(x)[0]
-        with conditioning(flow, torch.tensor([2])), conditioning(flow, None):
-            assert not torch.allclose(flow(x)[0], first, atol=1e-3)
-        assert torch.equal(flow(x)[0], first)
-    with pytest.raises(UserError, match="context"):
-        flow(x)
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_the_noise_scale_is_the_last_column_and_zero_by_default(kind):
+    flow, context = perturb(build("soft_realnvp", kind)), CONTEXTS[kind](3)
+    embedded = flow.embed(with_noise_scale(context, torch.tensor([0.1, 0.2, 0.3])))
+    torch.testing.assert_close(embedded[:, -1], torch.tensor([0.1, 0.2, 0.3]))
+    assert torch.equal(embedded[:, :-1], flow.embedding(context))
+    default = flow.embed(with_noise_scale(context, torch.zeros(3)))
+    assert torch.equal(flow.embed(context), default)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +184,22 @@ def test_invalid_contexts_of_a_config_raise(context):
         rebuild_flow({"type": "affine", "dim": 2, "context": context})
 
 
-def test_activation_checkpointing_of_conditional_networks_is_refused():
-    with pytest.raises(UserError, match="expected false for conditional"):
-        set_activation_checkpointing(build("realnvp"), True)
-    set_activation_checkpointing(build("glow"), True)  # the context is not in its networks
+@every_flow
+def test_activation_checkpointing_keeps_the_gradients(name):
+    flow = perturb(build(name, "columns"))
+    x, context = torch.randn(4, *flow.event_shape), torch.randn(4, 3)
+
+    def gradients():
+        flow.zero_grad()
+        embedded = flow.embed(with_noise_scale(context, torch.linspace(0, 1, 4)))
+        z, log_det = flow(x, embedded)
+        loss = z.square().sum() - log_det.nan_to_num().sum() + flow.inverse(z, embedded).sin().sum()
+        loss.backward()
+        return [p.grad.clone() for p in flow.parameters() if p.grad is not None]
+
+    expected = gradients()
+    set_activation_checkpointing(flow, True)
+    assert all(map(torch.equal, gradients(), expected))
 
 
 def test_a_conditional_gaussian_is_exact():
@@ -232,8 +213,7 @@ def test_a_conditional_gaussian_is_exact():
         raw = 4 * torch.atanh(-log_std / 4)
         flow.of_context.weight[:] = torch.cat([raw, -mean * (-log_std).exp()], 1).T
     x, labels = torch.randn(6, 2, dtype=torch.float64), torch.arange(6) % 2
-    with conditioning(flow, labels):
-        z, log_det = flow(x)
+    z, log_det = flow(x, flow.embed(labels))
     normal = torch.distributions.Normal(mean[labels], log_std[labels].exp())
     standard = torch.distributions.Normal(0, torch.tensor(1.0, dtype=torch.float64))
     torch.testing.assert_close(standard.log_prob(z).sum(1) + log_det, normal.log_prob(x).sum(1))
@@ -246,9 +226,8 @@ def test_a_gaussian_whose_mean_is_linear_in_columns_is_exact():
     scale_tril = torch.linalg.cholesky(torch.cov(torch.randn(3, 9).double()))
     flow = linear_gaussian(a, b, scale_tril)
     c, x = torch.randn(20, 2).double(), torch.randn(20, 3).double()
-    with conditioning(flow, c):
-        z, log_det = flow(x)
-        torch.testing.assert_close(flow.inverse(z), x)
+    z, log_det = flow(x, flow.embed(c))
+    torch.testing.assert_close(flow.inverse(z, flow.embed(c)), x)
     found = torch.distributions.Normal(0, torch.ones(3).double()).log_prob(z).sum(1) + log_det
     exact = torch.distributions.MultivariateNormal(c @ a.T + b, scale_tril=scale_tril).log_prob(x)
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-10)

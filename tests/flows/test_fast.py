@@ -175,10 +175,9 @@ def compile_with(compiler, folder):
 
 
 def test_missing_compiler_is_logged_and_disables_the_kernels(tmp_path):
-    for compiler in ("no-such-compiler", "false"):
-        ran = compile_with(compiler, tmp_path)
-        assert ran.stdout.strip() == "False"
-        assert "Couplings run as torch modules" in ran.stderr
+    ran = compile_with("no-such-compiler", tmp_path)
+    assert ran.stdout.strip() == "False"
+    assert "Couplings run as torch modules" in ran.stderr
     assert not list(tmp_path.rglob("*.so"))
 
 

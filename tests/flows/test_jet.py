@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from scipy.fft import dctn
 
 from strategies import assert_close
-from submanifold.common.errors import UserError
 from submanifold.flows import Jet
 from submanifold.flows.jet import attend
 
@@ -13,17 +12,6 @@ from submanifold.flows.jet import attend
 def small(shape=(3, 8, 8), patch=4, couplings=5, blocks=1, width=8, heads=2):
     torch.manual_seed(0)
     return Jet(shape, patch, couplings, blocks, width, heads)
-
-
-@pytest.mark.parametrize("shape", [(3, 20, 18), (3, 18, 20), (1, 2, 2)])
-def test_indivisible_image_sizes_raise(shape):
-    with pytest.raises(UserError, match=r"^patch=4: .*got \d+x\d+ pixels"):
-        small(shape)
-
-
-def test_indivisible_widths_raise():
-    with pytest.raises(UserError, match=r"^heads: expected a divisor of width=8, got 3"):
-        small(heads=3)
 
 
 def test_default_sizes_are_those_of_the_paper():
@@ -48,19 +36,6 @@ def test_untrained_flow_is_the_scaled_dct_of_each_patch(shape):
     torch.testing.assert_close(z, expected[:, order].flatten(1), rtol=1e-6, atol=1e-6)
     known = torch.full((2,), np.log(scale).sum() * height * width / 16, dtype=torch.float64)
     torch.testing.assert_close(log_det, known, rtol=1e-6, atol=0)
-
-
-def test_first_latents_decode_to_the_smooth_part_of_an_image():
-    ramp = torch.linspace(-0.5, 0.5, 16)
-    smooth = (ramp[:, None] + 0.5 * ramp).expand(1, 3, 16, 16)
-    flow = small((3, 16, 16))
-
-    def missed(x, d):
-        z = flow(x)[0]
-        return (x - flow.inverse(F.pad(z[:, :d], (0, 768 - d)))).square().mean() / x.var()
-
-    assert missed(smooth, 5 * 16) < 0.01
-    assert missed(torch.randn(1, 3, 16, 16), 5 * 16) > 0.8
 
 
 def test_attention_equals_torch_attention():

@@ -50,23 +50,6 @@ def test_reparametrizations_do_not_slow_convergence():
         assert torch.allclose(model.decode(u), model.project(x, exact), atol=1e-6)
 
 
-def circle(u):
-    return torch.cat([u.cos(), u.sin()], 1)
-
-
-@pytest.mark.parametrize("search", [nearest_point, gauss_newton])
-def test_distant_starting_points_are_replaced_by_the_origin(search):
-    def decode(u):
-        return torch.cat([u, torch.expm1(20 * u)], 1)
-
-    x = torch.tensor([[0.1, 0.2]], dtype=torch.float64)
-    start = torch.tensor([[30.0]], dtype=torch.float64)
-    u = search(decode, x, start, 30).u
-    grid = torch.linspace(-1, 1, 20_001, dtype=torch.float64)[:, None]
-    least = (decode(grid) - x).square().sum(1).min()
-    assert (decode(u) - x).square().sum() == pytest.approx(float(least), rel=1e-3)
-
-
 def sphere(u):
     a, b = u[:, 0], u[:, 1]
     return torch.stack([a.sin() * b.cos(), a.sin() * b.sin(), a.cos()], 1)
@@ -115,15 +98,6 @@ def test_the_distance_never_increases():
         assert found.mean() < 0.9 * first.mean()
 
 
-@pytest.mark.parametrize("search", [nearest_point, gauss_newton])
-def test_step_lengths_are_chosen_per_event(search):
-    x = torch.tensor([[0.0, 4.0], [1.2, 0.0]], dtype=torch.float64)
-    start = torch.tensor([[-1.4], [0.4]], dtype=torch.float64)
-    together = search(circle, x, start, 6).u
-    alone = torch.cat([search(circle, x[n : n + 1], start[n : n + 1], 6).u for n in (0, 1)])
-    assert torch.allclose(together, alone)
-
-
 def test_each_gradient_costs_one_decoding():
     decoded = []
 
@@ -135,27 +109,6 @@ def test_each_gradient_costs_one_decoding():
     found = nearest_point(decode, x, torch.zeros_like(x), 4, torch.tensor([1.0, 0.25, 0.04]))
     assert decoded == [5] * 5  # four with a graph, and the result
     assert torch.equal(found.image, decode(found.u))
-
-
-def test_failed_steps_are_shortened():
-    def decode(u):
-        return torch.where(u > 1.5, 1e3, u)  # a cliff
-
-    x = torch.ones(4, 2, dtype=torch.float64)
-    # wrong eigenvalues make the first step 10 times too long
-    found = nearest_point(decode, x, torch.zeros_like(x), 4, torch.full((2,), 0.006).double())
-    assert torch.allclose(found.image, x, atol=1e-6)
-
-
-def test_errors_in_bfloat16_are_not_larger_than_at_the_start():
-    torch.manual_seed(0)
-    matrix = 0.05 * torch.randn(20, 5)  # as large as images
-    start = torch.randn(50, 5)
-    x = start @ matrix.T + 1e-4 * torch.randn(50, 20)  # below the rounding errors
-    found = nearest_point(lambda u: u @ matrix.T, x, start, 4, None, torch.bfloat16)
-    error = (x - found.image).square().sum(1)
-    assert (error <= (x - start @ matrix.T).square().sum(1)).all()
-    assert torch.equal(found.image, found.u @ matrix.T)
 
 
 def test_eigenvalues_accelerate_convergence():
@@ -172,14 +125,6 @@ def test_eigenvalues_accelerate_convergence():
     assert (x - decode(plain)).square().mean() > 0.1
 
 
-def test_conjugate_directions_accelerate_convergence():
-    """Thirty gradients leave 40 times the error if each direction is that of the gradient."""
-    scale = torch.logspace(0, -1, 40, dtype=torch.float64)
-    x = torch.randn(50, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = nearest_point(lambda u: u * scale, x, torch.zeros_like(x), 30)
-    assert (x - found.image).square().sum(1).mean() < 5e-4
-
-
 @pytest.mark.parametrize("search", [nearest_point, gauss_newton])
 def test_events_with_an_overflowing_decoder_stay_at_their_starting_point(search):
     x = torch.tensor([[1.0], [1.0]])
@@ -189,17 +134,9 @@ def test_events_with_an_overflowing_decoder_stay_at_their_starting_point(search)
     assert torch.allclose(u[1], x[1])
 
 
-def test_gauss_newton_ends_when_no_point_moves():
-    matrix = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
-    calls = []
-
-    def decode(u):
-        calls.append(len(u))
-        return u @ matrix.T
-
-    for count, steps in ((3, 20), (0, 20)):
-        calls.clear()
-        found = gauss_newton(decode, torch.ones(count, 5), torch.zeros(count, 2), steps)
-        expected = torch.ones(count, 5) @ torch.linalg.pinv(matrix).T
-        torch.testing.assert_close(found.u, expected)
-        assert len(calls) < 2 * steps
+def test_conjugate_directions_accelerate_convergence():
+    """Thirty gradients leave 40 times the error if each direction is that of the gradient."""
+    scale = torch.logspace(0, -1, 40, dtype=torch.float64)
+    x = torch.randn(50, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = nearest_point(lambda u: u * scale, x, torch.zeros_like(x), 30)
+    assert (x - found.image).square().sum(1).mean() < 5e-4

@@ -9,8 +9,8 @@ import torch
 from strategies import perturb
 from submanifold.flows import Affine, RealNVP
 from submanifold.geometry.volume import log_volume
-from submanifold.losses import ForwardPass, Objective
-from submanifold.losses.terms import ManifoldLikelihood, NonOrthogonality, OffDiagonal, Squared
+from submanifold.losses import ForwardPass
+from submanifold.losses.terms import ManifoldLikelihood, NonOrthogonality, OffDiagonal
 from submanifold.models import Hierarchy, Stage, on_manifold
 
 LOG_2 = math.log(2)
@@ -88,7 +88,7 @@ def gradient(term, model, seed):
 @pytest.mark.parametrize("kind", [ManifoldLikelihood, NonOrthogonality, OffDiagonal])
 def test_estimated_gradients_are_unbiased(model, kind):
     exact = gradient(kind(), model, 0)
-    drawn = torch.stack([gradient(kind(exact_up_to=2), model, seed) for seed in range(60)])
+    drawn = torch.stack([gradient(kind(exact_up_to=2), model, seed) for seed in range(40)])
     error = drawn.std(0) / math.sqrt(len(drawn))
     deviations = (drawn.mean(0) - exact) / error.clamp_min(1e-12)
     moved = error > 1e-9
@@ -96,24 +96,3 @@ def test_estimated_gradients_are_unbiased(model, kind):
     # standard normal up to few degrees of freedom: the largest of this many is below 5
     assert deviations[moved].abs().max() < 5
     assert 0.4 < deviations[moved].square().mean().sqrt() < 1.8
-
-
-def test_a_rectangular_flow_learns_the_plane_of_the_data_and_their_entropy():
-    """Two normal coordinates of standard deviation 2 and 1/2 in a plane of R^4."""
-    torch.manual_seed(0)
-    plane = torch.linalg.qr(torch.randn(4, 2).double()).Q
-    x = torch.randn(512, 2).double() * torch.tensor([2.0, 0.5]) @ plane.T
-    model = Hierarchy([Stage(Affine(4), 2)]).double()
-    loss = Objective({"manifold_likelihood": ManifoldLikelihood(weight=1.0),
-                      "reconstruction": Squared(weight=1000.0)})  # fmt: skip
-    optimizer = torch.optim.Adam(model.parameters(), 0.03)
-    for _ in range(1500):
-        optimizer.zero_grad()
-        loss(model, x)["loss"].backward()
-        optimizer.step()
-    with torch.no_grad():
-        assert (x - model.encoder_projection(x)).square().mean() < 1e-4
-        batch = ForwardPass(model, x, x)
-        variances = torch.linalg.eigvalsh(torch.cov(x.T, correction=0))[-2:]
-        entropy = 0.5 * (torch.log(2 * math.pi * variances) + 1).sum().item()
-        assert ManifoldLikelihood()(batch).item() * 2 * LOG_2 == pytest.approx(entropy, abs=0.005)

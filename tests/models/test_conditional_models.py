@@ -1,11 +1,21 @@
 """Conditional models: each method given a context, refusals, files and the Bayes classifier."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from strategies import assert_close, perturb
 from submanifold.common.errors import UserError
-from submanifold.flows import Affine, Glow, RealNVP, conditioning, context_of, make_conditional
+from submanifold.flows import (
+    Affine,
+    Glow,
+    RealNVP,
+    SoftRealNVP,
+    context_of,
+    make_conditional,
+    with_noise_scale,
+)
 from submanifold.flows.conditional import ContextAffine, ContextLayer
 from submanifold.geometry import nearest
 from submanifold.models import Hierarchy, Model, ModelSettings, Stage, classify, on_manifold
@@ -32,7 +42,6 @@ METHODS = {
     "project": lambda m, x, c: m.project(x, context=c),
     "nearest projection": lambda m, x, c: m.project(x, exact=True, context=c),
     "encoder projection": lambda m, x, c: m.encoder_projection(x, c),
-    "rejection_map": lambda m, x, c: m.rejection_map(x, c),
     "on_manifold": lambda m, x, c: on_manifold(m, x, context=c),
     "decode": lambda m, x, c: m.decode(torch.ones(len(x), m.dim), context=c),
     "sample": lambda m, x, c: m.sample(len(x), 0.0, context=c),
@@ -60,16 +69,14 @@ def test_each_event_has_its_own_context(name, method):
             run(model, x, labels)
         return
     found = tensors(run(model, x, labels))
-    with conditioning(model, labels):
-        for each, other in zip(found, tensors(run(model, x, None)), strict=True):
-            torch.testing.assert_close(each, other, equal_nan=True)
     for n in range(3):
         alone = tensors(run(model, x[n : n + 1], labels[n : n + 1]))
         for each, other in zip(found, alone, strict=True):
             # searches of projections multiply rounding errors
             torch.testing.assert_close(each[n : n + 1], other, rtol=0.02, atol=0.02, equal_nan=True)
-    with pytest.raises(UserError, match="context: expected one row for each event"):
-        run(model, x, None)
+    for wrong in (None, labels[:1], labels[:2], torch.arange(6) % 3):
+        with pytest.raises(UserError, match="context: expected one row for each of 3 events"):
+            run(model, x, wrong)
 
 
 def test_slices_and_parts_share_the_context():
@@ -84,20 +91,21 @@ def test_slices_and_parts_share_the_context():
     assert hierarchy.part(1, 1).encode(x, context=labels)[0].shape == (3, 3)
 
 
-def test_doubtful_projections_keep_their_contexts(monkeypatch):
+@pytest.mark.parametrize("kind", ["classes", "noise scale"])
+def test_doubtful_projections_keep_their_contexts(kind, monkeypatch):
     """Events whose last step is worse than the one before are decoded a second time."""
     monkeypatch.setattr(nearest, "FIRST_LENGTH", 1e3)
     monkeypatch.setattr(nearest, "GROWTH", (1e3, 1e3))
-    model = build("table")
-    x, labels = 3 * torch.randn(8, 6), torch.arange(8) % 3
-    with conditioning(model, labels):
-        u = model(x)[0]
-        found = nearest.nearest_point(
-            model.decode, x, u, 4, eigenvalues=torch.ones(3), whole_batch=True
-        )
-        errors = (x - found.image).square().sum(1)
-        assert (errors <= (x - model.decode(u)).square().sum(1) + 1e-5).all()
-        assert_close(model.decode(found.u), found.image)
+    model, context = build("table"), torch.arange(8) % 3
+    if kind == "noise scale":
+        model, context = perturb(Hierarchy([Stage(SoftRealNVP(6), 3)])), torch.rand(8, 1)
+    x = 3 * torch.randn(8, 6)
+    u = model(x, context)[0]
+    found = nearest.nearest_point(model.decode, x, u, 4, torch.ones(3), context=context)
+    errors = (x - found.image).square().sum(1)
+    encoder_errors = (x - model.decode(u, context=context)).square().sum(1)
+    assert (errors <= encoder_errors + 1e-5).all()
+    assert_close(model.decode(found.u, context=context), found.image)
 
 
 def test_files_keep_the_context(tmp_path):
@@ -114,6 +122,52 @@ def test_an_unconditional_model_refuses_a_context():
     assert "context" not in str(model.config)
     with pytest.raises(UserError, match="expected none for an unconditional model"):
         model.log_prob(torch.randn(2, 4), torch.tensor([0, 1]))
+
+
+def test_a_model_without_a_noise_scale_refuses_one():
+    for context in ({"classes": 3}, {"columns": 2}):
+        model = build("code flow", **context)
+        columns = torch.tensor([0, 1]) if "classes" in context else torch.randn(2, 2)
+        with pytest.raises(UserError, match=r"context: expected (integers|floats) of"):
+            model.log_prob(torch.randn(2, 6), with_noise_scale(columns, torch.rand(2)))
+    assert build("table").log_prob(
+        torch.randn(2, 6), with_noise_scale(torch.tensor([0, 1]), torch.rand(2))
+    ).shape == (2,)
+
+
+def test_stages_without_a_noise_scale_ignore_that_of_others():
+    model = perturb(Hierarchy([Stage(RealNVP(4), 3), Stage(SoftRealNVP(3), 3)]))
+    x, scale = torch.randn(5, 4), torch.linspace(0, 1, 5)[:, None]
+    u, v = model.encode(x, context=scale)
+    assert_close(model.decode(u, v, scale), x)
+    outer = model.part(1, 1).encode(x)[0]
+    assert_close(model.part(2).encode(outer, context=scale)[0], u)
+    for exact in (False, True):
+        assert_close(model.project(x, exact, scale), model.part(1, 1).project(x, exact))
+
+
+def test_threads_share_a_model():
+    """Eight threads, with two contexts and two noise scales, compute what single calls do."""
+    model = build("table")
+    x, labels = torch.randn(6, 6), torch.arange(6) % 3
+    contexts = [
+        with_noise_scale(c, torch.full((6,), scale))
+        for c in (labels, labels.flip(0)) for scale in (0.2, 0.9)
+    ] * 2  # fmt: skip
+
+    def run(context):
+        with torch.no_grad():
+            u, v = model.encode(x, context=context)
+            return torch.cat([
+                u, v, model.log_prob(x, context)[:, None], model.decode(u, v, context),
+                model.project(x, context=context), model.sample(6, 0.0, context=context),
+            ], 1)  # fmt: skip
+
+    expected = [run(context) for context in contexts]
+    assert not torch.allclose(expected[0], expected[1], atol=1e-3)
+    with ThreadPoolExecutor(8) as pool:
+        for found, value in zip(pool.map(run, contexts), expected, strict=True):
+            torch.testing.assert_close(found, value)
 
 
 def test_charts_cannot_be_conditional():
@@ -144,20 +198,26 @@ def test_the_bayes_classifier_of_two_gaussians_is_logistic():
 @pytest.fixture
 def passes(monkeypatch):
     """List that grows with every pass through a Glow."""
-    calls, latents = [], Glow.latents
-    monkeypatch.setattr(Glow, "latents", lambda flow, x: calls.append(0) or latents(flow, x))
+    calls, forward = [], Glow._forward
+    monkeypatch.setattr(Glow, "_forward", lambda *args: calls.append(0) or forward(*args))
     return calls
 
 
 def test_densities_of_all_classes_take_one_pass_of_the_flow(passes):
     model = build("two stages")
-    for _ in range(2):  # events of one call are not taken for those of another
-        x = torch.rand(4, 3, 8, 8) - 0.5
-        expected = [model.log_prob(x, torch.tensor([label])) for label in range(3)]
-        passes.clear()
-        assert torch.equal(class_log_probs(model, x), torch.stack(expected, 1))
-        assert len(passes) == 1
-    assert model.stages[0].flow.shared is None
+    x = torch.rand(4, 3, 8, 8) - 0.5
+    expected = [model.log_prob(x, torch.full((4,), label)) for label in range(3)]
+    passes.clear()
+    torch.testing.assert_close(class_log_probs(model, x), torch.stack(expected, 1))
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("name", ["two stages", "code flow", "noisy", "table"])
+def test_densities_of_all_classes_are_those_of_single_classes(name):
+    model = build(name)
+    x = torch.rand(4, *model.event_shape) - 0.5
+    expected = [model.log_prob(x, torch.full((4,), label)) for label in range(3)]
+    torch.testing.assert_close(class_log_probs(model, x), torch.stack(expected, 1))
 
 
 def test_only_models_of_classes_classify():

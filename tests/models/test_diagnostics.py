@@ -15,10 +15,10 @@ from submanifold.models.diagnostics import (
 class Lossy(Affine):
     """A map whose inverse has an error of 0.1 in one element."""
 
-    def forward(self, x):
+    def forward(self, x, context=None):
         return x, x.new_zeros(len(x))
 
-    def inverse(self, z):
+    def inverse(self, z, context=None):
         z = z.clone()
         z[3, 1] -= 0.1
         return z
@@ -40,13 +40,6 @@ def test_neighbour_correlation_detects_smooth_functions_but_not_noise():
     assert abs(neighbour_correlation(u, noise)) < 4 / 2000**0.5
     half = neighbour_correlation(u, torch.sin(9 * u) + noise[:, :1] * 0.5**0.5)
     assert half == pytest.approx(0.5, abs=0.1)
-
-
-def test_neighbour_correlation_is_robust_to_outliers():
-    u = torch.linspace(-1, 1, 1000).double()[:, None]
-    v = torch.sin(9 * u)
-    v[::100] = 1e6
-    assert neighbour_correlation(u, v) > 0.9
 
 
 @pytest.mark.parametrize(("noise", "overfitted"), [(0.0, True), (0.01, False), (0.1, False)])
@@ -74,7 +67,3 @@ def test_a_poor_fit_is_not_overfitting():
     found = manifold_overfitting(Hierarchy([Stage(flow, 1)]).double(), x)
     assert found[1] > 0.5
     assert not is_overfitted(*found)
-
-
-def test_a_manifold_of_full_dimension_is_never_overfitted():
-    assert manifold_overfitting(Hierarchy([Stage(Affine(2), 2)]), torch.randn(9, 2)) == (0, 0)

@@ -1,15 +1,12 @@
 import functools
 import json
-import os
-import stat
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from submanifold.common.errors import UserError
-from submanifold.flows import Affine, Gaussianization, Glow, RealNVP, Zuko
+from submanifold.flows import Affine, Glow, RealNVP, Zuko
 from submanifold.models import Hierarchy, Mixture, Model, Stage
 from submanifold.models.io import is_intact, load_tensors, save_tensors
 
@@ -22,76 +19,11 @@ def images():
     return Hierarchy([Stage(Glow((3, 4, 4), 1, 1, 4), 20), Stage(RealNVP(20), 6)])
 
 
-def rotated():
-    hierarchy = Hierarchy([Stage(RealNVP(8), 4)])
-    hierarchy.stages[0].add_rotation()
-    return hierarchy
-
-
-def test_equal_models_have_equal_files(tmp_path):
-    model = images()
-    model.notes = {"text": 'ä "quoted" \\ \n'}
-    for number in range(5):
-        model.save(tmp_path / str(number))
-    assert len({(tmp_path / str(number)).read_bytes() for number in range(5)}) == 1
-    with safe_open(tmp_path / "0", framework="pt") as file:
-        assert {"model", "config", "notes", "data"} < file.metadata().keys()
-
-
-@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_files_respect_the_umask(tmp_path, mask):
-    before = os.umask(mask)
-    try:
-        vectors().save(tmp_path / "model")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o666 & ~mask
-
-
 @pytest.mark.parametrize("device", ["cuda:99", torch.device("cuda:99"), "gpu", "meta"])
 def test_an_unknown_device_is_refused(tmp_path, device):
     vectors().save(tmp_path / "model")
     with pytest.raises(UserError, match=f"^device: expected .*, got {device} "):
         Model.load(tmp_path / "model", device)
-
-
-def test_a_model_of_another_kind_is_refused(tmp_path):
-    vectors().save(tmp_path / "model")
-    with pytest.raises(UserError, match=r"expected a mixture, got a hierarchy\. Use Model\.load"):
-        Mixture.load(tmp_path / "model")
-
-
-def test_a_new_kind_of_model_is_registered_by_its_definition(tmp_path):
-    class Scaled(Model):
-        """A normal density with a scale."""
-
-        kind = "scaled"
-
-        def __init__(self, size):
-            super().__init__((size,), 1)
-            self.scale = torch.nn.Parameter(torch.ones(()))
-
-        @property
-        def config(self):
-            return {"size": self.event_dim}
-
-        @classmethod
-        def from_config(cls, size):
-            return cls(size)
-
-        def forward(self, x):
-            normal = torch.distributions.Normal(0, self.scale)
-            return x[:, :1], x[:, 1:], normal.log_prob(x).sum(1)
-
-        def _decode(self, u, v):
-            return torch.cat([u, torch.zeros(len(u), 2) if v is None else v], 1)
-
-    try:
-        Scaled(3).save(tmp_path / "model")
-        assert isinstance(Model.load(tmp_path / "model"), Scaled)
-        assert Model.load(tmp_path / "model").project(torch.ones(2, 3)).sum() == 2
-    finally:
-        del Model.kinds["scaled"]
 
 
 def test_a_defect_of_the_program_is_not_reported_as_a_bad_file(tmp_path, monkeypatch):
@@ -127,44 +59,28 @@ def data(**facts):
     [
         # sizes that do not fit into memory
         (vectors, flow(dim=10**9)),
-        (vectors, flow(hidden=10**7)),
         (vectors, stage(dim=10**9)),
         (images, flow(width=10**6)),
-        (images, flow(shape=[10**9, 4, 4])),
         (images, flow(shape=[3, 2**14, 2**14])),
         (lambda: Hierarchy([Stage(Affine(4), 2)]), flow(dim=10**6)),
-        (rotated, flow(1, dim=10**7)),
-        (lambda: Hierarchy([Stage(Gaussianization(4, 1, 2), 2)]), flow(layers=500)),
-        (lambda: Hierarchy([Stage(Zuko(4), 2)]), flow(hidden=10**5)),
         (lambda: Hierarchy([Stage(Zuko(4), 2)]), flow(transforms=10**6)),
-        (images, flow(steps=10**6)),
         (images, flow(steps=[10**6])),
         (vectors, flow(couplings=10**6)),
         (lambda: Hierarchy([Stage(Zuko(2, hidden=1), 2)]), flow(transforms=20_000)),
         (lambda: Mixture([vectors()]), config(charts=10**6)),
         (images, data(size=10**6, channels=3)),
-        (images, data(size=8, channels=3)),
         (images, data(size=4, channels=3, margin=-(10**6))),
-        (images, data(size=4, channels=3, margin=2)),
-        (images, data(size=4, channels=3, margin="wide")),
-        (images, data(size="large", channels=3)),
         (vectors, data(size=10**6, channels=3)),
         # no mappings
         (vectors, lambda header: header.update(data=None)),
-        (vectors, lambda header: header.update(notes=[])),
         (vectors, lambda header: header.update(config=None)),
         (vectors, lambda header: header.pop("calibration")),
         # architectures that this version does not have
         (vectors, lambda header: header.pop("model")),
         (vectors, lambda header: header.update(model="spline")),
         (vectors, config(stages=[])),
-        (vectors, config(charts=2)),
         (vectors, stage(dim=9)),
-        (vectors, stage(dim="four")),
-        (vectors, stage(bijections=[{}])),
         (vectors, stage(bijections=[])),
-        (vectors, stage(unknown=1)),
-        (vectors, flow(type="spline")),
         (vectors, flow(couplings=5)),
         (vectors, flow(unknown=1)),
     ],

@@ -1,21 +1,14 @@
 import math
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from strategies import assert_close, perturb
-from submanifold.common.errors import UserError
-from submanifold.data.batches import Batches
-from submanifold.data.synthetic import Circle
-from submanifold.evaluation.truth import against_truth
 from submanifold.flows import Affine, RealNVP, initialize
 from submanifold.losses import ForwardPass, Objective
 from submanifold.losses.forward_pass import LEAST_RESPONSIBILITY
 from submanifold.losses.terms import Likelihood, Squared
-from submanifold.models import Hierarchy, Mixture, Stage, on_manifold
-from submanifold.training.trainer import TrainingSettings, fit
+from submanifold.models import Hierarchy, Mixture, Stage
 
 
 def mixture(charts=3, dim=2, inner=1, scale=0.3, mixing=True):
@@ -66,14 +59,6 @@ def test_events_are_encoded_by_the_responsible_chart():
         assert torch.equal(made.encode_on_charts(x[own]).responsibilities.argmax(0), number[own])
 
 
-def test_the_nearest_projection_stays_on_the_chart():
-    made, x = mixture(), 2 * torch.randn(50, 2).double()
-    coded, _ = made.encode(x, exact=True)
-    assert torch.equal(coded[:, -1], made.encode(x)[0][:, -1])
-    near = (x - made.project(x, exact=True)).norm(dim=1)
-    assert (near <= (x - made.encoder_projection(x)).norm(dim=1) + 1e-12).all()
-
-
 def test_samples_come_from_charts_in_proportion_to_pi():
     made = mixture(charts=2)
     with torch.no_grad():
@@ -85,15 +70,6 @@ def test_samples_come_from_charts_in_proportion_to_pi():
     missed = torch.stack([(chart.project(drawn) - drawn).norm(dim=1) for chart in made.charts])
     share = (missed.argmin(0) == 1).double().mean().item()
     assert share == pytest.approx(0.75, abs=0.04)
-
-
-def test_equal_charts_are_equivalent_to_one():
-    made = mixture(charts=2)
-    made.charts[1].load_state_dict(made.charts[0].state_dict())
-    one, x = made.charts[0], torch.randn(20, 2).double()
-    assert_close(made.log_prob(x), one.log_prob(x))
-    assert_close(on_manifold(made, x).log_prob, on_manifold(one, x).log_prob)
-    assert_close(made.project(x), one.project(x))
 
 
 def test_charts_are_initialized_from_clusters():
@@ -117,60 +93,3 @@ def test_penalties_are_weighted_by_responsibilities():
     values = Objective({"likelihood": Likelihood(), "reconstruction": Squared(weight=2.0)})(made, x)
     assert_close(values["mse"], (shares * errors).sum(0).mean())
     assert_close(values["loss"], made.bits_per_dim(x).mean() + 2 * values["mse"])
-
-
-def test_penalties_do_not_train_responsibilities():
-    made, x = mixture(), torch.randn(20, 2).double()
-    Squared(weight=1.0)(ForwardPass(made, x, x)).backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in made.charts.parameters())
-    assert made.logits.grad is None  # which only responsibilities depend on
-
-
-def test_overflow_on_irrelevant_charts_leaves_the_penalty_finite():
-    made = mixture(charts=2)
-    x = torch.randn(16, 2).double()
-    with torch.no_grad():
-        made.logits.copy_(torch.tensor([0.0, -60.0]))  # all events are the first's
-    decode = made.charts[1].decode
-    made.charts[1].decode = lambda u: decode(u) / (u == 0).double().mean(1, keepdim=True)
-    residual, weight = ForwardPass(made, x, x).weighted_residuals()
-    (weight * residual.square().mean(1)).mean().backward()
-    assert residual.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in made.charts.parameters() if p.grad is not None)
-
-
-def test_charts_of_different_dimensions_are_refused():
-    one, other = (Hierarchy([Stage(RealNVP(3), dim)]) for dim in (1, 2))
-    with pytest.raises(UserError, match="expected equal dimensions"):
-        Mixture([one, other])
-    with pytest.raises(UserError, match="expected at least one"):
-        Mixture([])
-
-
-def trained_on_the_circle(folder, charts, steps=500):
-    truth, rng = Circle(noise=0.1), np.random.default_rng(0)
-    train, valid, test = (
-        truth.sample(n, rng).astype(np.float32) for n in (10_000, 512, 4000)
-    )  # fmt: skip
-    torch.manual_seed(0)
-    flow = {"couplings": 6, "hidden": 32, "mixing": True}
-    model = Mixture([Hierarchy([Stage(RealNVP(2, **flow), 1)]) for _ in range(charts)])
-    settings = TrainingSettings(
-        steps=steps, batch_size=256, learning_rate=0.01, clip=1.0, warmup=20,
-        cooldown_fraction=0.5, ema=0.98,
-        validate_every=steps, precision="float32",
-    )  # fmt: skip
-    terms = {"likelihood": Likelihood(), "reconstruction": Squared(weight=20.0)}
-    fit(model, Objective(terms), Batches(train, 256, 0), Batches(valid, 512, 0), settings, folder)
-    samples = model.sample(2000, generator=torch.Generator().manual_seed(0)).numpy()
-    return SimpleNamespace(**against_truth(model, truth, test, samples))
-
-
-@pytest.mark.slow
-def test_two_charts_model_a_circle_better_than_one(tmp_path):
-    cut, closed = (trained_on_the_circle(tmp_path / str(charts), charts) for charts in (1, 2))
-    assert cut.divergence["value"] > 0.05
-    assert closed.divergence["value"] < 0.01
-    assert closed.projection_distance["value"] < 0.03
-    assert closed.sample_distance["value"] < 0.03
-    assert closed.manifold_nll["value"] == pytest.approx(closed.manifold_entropy, abs=0.03)

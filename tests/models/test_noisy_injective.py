@@ -6,7 +6,7 @@ from torch.distributions import MultivariateNormal
 
 from strategies import assert_close, perturb
 from submanifold.flows import Affine, RealNVP
-from submanifold.losses import ForwardPass, Objective
+from submanifold.losses import Objective
 from submanifold.losses.terms import Likelihood
 from submanifold.models import Hierarchy, Stage, hierarchy
 
@@ -40,22 +40,6 @@ def test_the_density_is_the_mean_over_the_noise(monkeypatch):
     assert affine(0.0).log_prob(x).sub(exact(model, x)).abs().max() > 0.2, "noise matters here"
 
 
-def test_the_estimate_is_a_lower_bound_on_average():
-    model, x = affine(), torch.randn(2000, 5).double()
-    with torch.no_grad():
-        gap = exact(model, x) - model.log_prob(x)
-    assert 0 < gap.mean() < 0.5
-
-
-def test_log_prob_is_deterministic_and_codes_have_no_noise():
-    model, x = affine(), torch.randn(6, 5).double()
-    assert torch.equal(model.log_prob(x), model.log_prob(x))
-    u, v = model.encode(x)
-    quiet, _ = affine(0.0).encode(x)
-    assert torch.equal(u, quiet)
-    assert_close(model.decode(u, v), x)
-
-
 @pytest.mark.parametrize("dim", [1, 3])
 def test_at_dim_keeps_the_noise(dim):
     torch.manual_seed(0)
@@ -75,11 +59,6 @@ def test_training_draws_the_noise_from_its_generator():
         for seed in (1, 1, 2)
     ]
     assert losses[0] == losses[1] != losses[2]
-
-
-def test_training_draws_noise_for_each_event():
-    model, x = affine(), torch.randn(1, 5).double().expand(6, 5)
-    assert len(ForwardPass(model, x, x, generator=torch.Generator()).log_prob.unique()) == 6
 
 
 def test_training_recovers_a_linear_gaussian():

@@ -47,16 +47,6 @@ def test_slices_have_the_manifolds_of_the_first_stage_and_the_density_of_the_hie
     assert not torch.allclose(found.log_prob(x), alone.log_prob(x), atol=0.1)
 
 
-@pytest.mark.parametrize("dim", [2, 3, 5])
-def test_slices_order_the_off_manifold_coordinates_of_several_outer_stages(dim):
-    ordered = stage(6, 4, eigenvalues=torch.logspace(0, -2, 6))
-    model = Hierarchy([stage(10, 9), stage(9, 6), ordered, stage(4, 4)])
-    x = torch.randn(20, 10).double()
-    u, v = model.at_dim(dim).encode(x)
-    assert_close(model.at_dim(dim).decode(u, v), x)
-    assert torch.equal(v[:, -4:], model.encode(x)[1][:, -4:])
-
-
 def test_samples_of_larger_slices_have_the_off_manifold_scale():
     _, model = reparametrized()
     model.stages[0].off_manifold_scale = 0.3

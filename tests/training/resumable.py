@@ -11,17 +11,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script too
 
 from objectives import penalised
 from submanifold.data.batches import Batches
-from submanifold.evaluation.calibration import calibrate
-from submanifold.evaluation.measure import measure
 from submanifold.flows import Glow, RealNVP
 from submanifold.models import Hierarchy, ModelSettings, Stage
 from submanifold.training import (
     PhaseSettings,
-    RotationSettings,
     TrainingSettings,
     encode_rows,
     fit,
-    rotate_phase,
     train_phase,
 )
 
@@ -70,10 +66,7 @@ def train(kind, folder, on_log=None):
 MODEL = ModelSettings(
     stages=[
         # a rotation at first, whose small numbers show a rounding error
-        {
-            "flow": {"type": "glow", "levels": 2, "steps": 1, "width": 8, "whiten": False},
-            "dim": 24,
-        },
+        {"flow": {"type": "glow", "levels": 2, "steps": 1, "width": 8, "whiten": False}, "dim": 24},
         {"flow": {"type": "realnvp", "couplings": 2, "mixing": True}, "dim": 6},
     ]
 )
@@ -109,31 +102,9 @@ def train_phases(folder, on_log=None, device="cpu", **changes):
         )
 
     model, first = one(1, phase(1, **changes), None, train, valid)
-    u = [
-        encode_rows(model, rows, 7, device, folder / f"{name}.npy")
-        for name, rows in (("train", train), ("valid", valid))
-    ]
+    u = [encode_rows(model, rows, 7, device) for rows in (train, valid)]
     model, second = one(2, phase(2, space="image", **changes), model.cpu(), *u)
     return model, [first, second]
-
-
-def use(model, rows, others, device, folder):
-    """Fit a rotation, and encode and measure without it, as axes may depend on rounding."""
-    folder.mkdir(exist_ok=True)  # by all processes
-    encoded = encode_rows(model, rows[:61], 7, device, folder / "u.npy")
-    pca = {"pca_mse": [0.1] * 193, "pca_mse_half_width": [0.0] * 193}
-    baselines = {**pca, "subsets": {"512": pca, "128": pca}, "gaussian": None}
-    measured = measure(model, others, baselines, 0.01, 2, device)
-    calibrated = calibrate(model, others, device)
-    rotated, _ = rotate_phase(
-        RotationSettings(rotate=1), model, rows, 5, device, folder, "rotation"
-    )
-    return {
-        "eigenvalues": rotated.stages[0].rotation.eigenvalues.numpy(),
-        "encoded": encoded,
-        "measured": measured,
-        "calibrated": calibrated,
-    }
 
 
 def slow_log(*row):

@@ -56,9 +56,8 @@ def test_shards_have_their_rows_of_the_context(parts):
     model = Hierarchy([Stage(flow, 2)])
     events = clusters(12)
     x, labels = torch.from_numpy(np.asarray(events)), torch.from_numpy(np.array(events.context))
-    trainer = Trainer(
-        model, penalized_likelihood(), TrainingSettings(**TRAINING | {"batch_size": 12}), parts
-    )
+    settings = TRAINING | {"batch_size": 12, "grad_accumulation_steps": parts}
+    trainer = Trainer(model, penalized_likelihood(), TrainingSettings(**settings))
     with torch.no_grad():
         expected = model.bits_per_dim(x, context=labels).mean()
     found = trainer.step(x, None, labels)["bits_per_dim"]

@@ -23,6 +23,9 @@ SMALL = {
     "trumpet": {"steps": 1, "width": 4},
     "autoencoder": {"width": 4},
     "jet": {"couplings": 2, "width": 8},
+    "gaussianization": {"layers": 1, "components": 2},
+    "zuko": {"transforms": 1, "hidden": 4},
+    "tabular": {"couplings": 1, "hidden": 4, "bins": 4},
 }
 
 

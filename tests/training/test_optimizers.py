@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from submanifold.flows import Affine, Glow, RealNVP
+from submanifold.flows import Glow, RealNVP
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import optimizers
 from submanifold.training.optimizers import (
@@ -67,29 +67,6 @@ def test_a_convolution_is_updated_as_a_matrix_in_any_memory_format():
     torch.testing.assert_close(other.flatten(1), flat)
 
 
-@pytest.mark.parametrize(("channels", "width"), [(3, 54), (1, 36)])
-def test_kernels_with_matrices_of_equal_shape_are_updated_independently(channels, width):
-    """At these widths a 3x3 kernel of some level has as many numbers as a 1x1 kernel."""
-    torch.manual_seed(0)
-    flow = Glow((channels, 8, 8), levels=3, steps=1, width=width)
-    weights = [*matrices_of(flow)]
-    assert len({(len(w), w[0].numel()) for w in weights}) < len({w.shape for w in weights})
-    alone = [weight.detach().clone() for weight in weights]
-    descend(lambda w: Muon(w, 0.1), weights, steps=1)
-    for weight, other in zip(weights, alone, strict=True):
-        other.grad = weight.grad.clone()
-        Muon([other], 0.1).step()
-        torch.testing.assert_close(weight.data, other)
-
-
-def test_a_weight_without_a_gradient_is_unchanged():
-    weights = [nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
-    weights[0].grad = torch.eye(3)
-    Muon(weights, 0.1).step()
-    assert not torch.equal(weights[0], torch.ones(3, 3))
-    assert torch.equal(weights[1], torch.ones(3, 3))
-
-
 def hierarchy():
     return Hierarchy([Stage(Glow((3, 8, 8), 2, 2, 8), 20), Stage(RealNVP(20, 2), 10)])
 
@@ -123,10 +100,3 @@ def test_adam_updates_large_matrices_of_vector_couplings(hidden, matrices):
     left = {tuple(weight.shape) for weight in matrices_of(coupling)}
     assert len(matrices_of(coupling)) == matrices
     assert ((hidden, hidden) in left) == (hidden <= 128)
-
-
-@pytest.mark.parametrize(("model", "rate"), [(hierarchy(), None), (Affine(4), 0.02)])
-def test_adam_alone_without_muon_or_matrices(model, rate):
-    (adam,) = optimizers_for(model, 0.01, rate)
-    assert isinstance(adam, torch.optim.Adam)
-    assert len(adam.param_groups[0]["params"]) == len([*model.parameters()])

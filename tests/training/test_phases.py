@@ -1,6 +1,5 @@
 import copy
 
-import numpy as np
 import pytest
 import torch
 from resumable import MODEL, phase, smooth_images
@@ -9,6 +8,7 @@ from splits import as_maps, checked_splits
 from submanifold.data.batches import Batches
 from submanifold.losses import Objective
 from submanifold.training import RotationSettings
+from submanifold.training import phases as module
 from submanifold.training.phases import train_phase, train_phases
 
 IMAGES = smooth_images(100)
@@ -56,7 +56,7 @@ def test_a_phase_starts_with_the_weights_of_the_previous_one(tmp_path, first):
     assert_unchanged(again, weights(first))
     assert (history["steps_trained"], history["best_step"]) == (4, 4)
     assert (history["stages"], history["terms"]) == ([1], ["likelihood", "reconstruction"])
-    terms = Objective(phase(1).terms)(first, Batches(IMAGES[20:], 16, 8 + 2**32).at(3))
+    terms = Objective(phase(1).terms)(first, Batches(IMAGES[20:], 16, 8 + 2**32).at(3)[0])
     assert history["train"][-1]["loss"] == pytest.approx(terms["loss"].item(), rel=1e-6)
 
 
@@ -68,16 +68,6 @@ def test_a_setting_is_the_number_of_rows_of_a_validation(tmp_path, first):
         _, history = run(settings, first, tmp_path / str(rows))
         expected = error[:count].mean().item()
         assert history["valid"][-1]["mse"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_second_phase_reduces_the_projection_error(tmp_path, first):
-    def error(model):
-        x = torch.from_numpy(IMAGES)
-        return (x - model.encoder_projection(x)).square().mean().item()
-
-    again, _ = run(phase(1, weight=30.0, steps=60), first, tmp_path)
-    assert error(again) < 0.7 * error(first)
-    assert [each["stages"] for each in again.notes["phases"]] == [[1], [1]]
 
 
 def test_few_images_limit_the_dimension_with_a_warning(tmp_path, caplog):
@@ -96,7 +86,7 @@ def test_only_new_stages_are_initialized_from_data(tmp_path, first):
     assert_unchanged(both.stages[0], weights(first))
     norm = both.stages[1].flow.bijections[0].norm
     with torch.no_grad():
-        u = first.encode(Batches(IMAGES[20:], 16, 7 + 2**32).at(0))[0]
+        u = first.encode(Batches(IMAGES[20:], 16, 7 + 2**32).at(0)[0])[0]
     assert u.mean(0).abs().max() > 0.1
     torch.testing.assert_close(norm.shift.detach(), u.mean(0), rtol=0, atol=1e-5)
 
@@ -122,21 +112,18 @@ def test_only_the_stages_of_a_phase_are_trained(tmp_path, first):
 
 
 def test_all_phases_train_on_training_data_and_validate_on_validation_data(tmp_path):
+    sizes = []
     phases = {"density": phase(1, **FROZEN), "rotation": RotationSettings(rotate=1, probes=64),
               "code": phase(2, **FROZEN)}  # fmt: skip
     data = as_maps(tmp_path, train=IMAGES[20:], valid=IMAGES[:20])
-    with checked_splits() as checked:
+    with checked_splits() as checked, pytest.MonkeyPatch.context() as patch:
+        train = module.train_phase
+
+        def recorded(phase, model, before, train_rows, valid_rows, *rest):
+            sizes.append((len(train_rows), len(valid_rows)))
+            return train(phase, model, before, train_rows, valid_rows, *rest)
+
+        patch.setattr(module, "train_phase", recorded)
         train_phases(phases, MODEL, **data, seed=7, device=torch.device("cpu"), folder=tmp_path)
     assert {"train_phase: train", "train_phase: valid", "rotate_phase: train"} <= checked
-    assert len(np.load(tmp_path / "code-train.npy")) == len(IMAGES) - 20
-    assert len(np.load(tmp_path / "code-valid.npy")) == 20
-
-
-def test_new_stages_are_a_function_of_the_seed(tmp_path, first):
-    u = encode(first)
-    one, other, third = (
-        run(phase(2, **FROZEN), first, tmp_path / name, u, seed)[0]
-        for name, seed in (("a", 7), ("b", 7), ("c", 9))
-    )
-    assert same(one, weights(other))
-    assert not same(one.stages[1], weights(third.stages[1]))
+    assert sizes == 2 * [(len(IMAGES) - 20, 20)]

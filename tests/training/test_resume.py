@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from submanifold.models import Model
 from submanifold.training.checkpoint import EARLIER
 
+pytestmark = pytest.mark.fault
+
 SCRIPT = [sys.executable, resumable.__file__]
 CLOCKS = {"seconds", "rows_per_second", "steps_trained"}
 
@@ -87,12 +89,9 @@ def test_a_killed_second_phase_resumes_bit_for_bit(tmp_path):
     assert all(map(torch.equal, again.parameters(), uninterrupted.parameters()))
     assert timeless(resumed) == timeless(histories)
     assert timeless(again.notes) == timeless(uninterrupted.notes)
-    logged = [
-        (name, step) for name, step, row in rows if "train.loss" in row or "steps_trained" in row
-    ]
-    assert logged == [
-        (name, step) for name in ("phase_1", "phase_2") for step in (6, 10, 12, 18, 20, 24, 24)
-    ]
+    steps = (6, 10, 12, 18, 20, 24)
+    logged = [(name, step) for name, step, row in rows if "train.loss" in row]
+    assert logged == [(name, step) for name in ("phase_1", "phase_2") for step in steps]
 
 
 def test_a_second_run_waits_for_the_first_and_reuses_its_result(tmp_path, caplog):

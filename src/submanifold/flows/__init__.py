@@ -2,13 +2,7 @@
 
 from submanifold.flows.autoencoder import Autoencoder
 from submanifold.flows.bijection import Bijection, Compose, Flow, Injection
-from submanifold.flows.conditional import (
-    conditioning,
-    context_of,
-    is_conditional,
-    make_conditional,
-    shared_latents,
-)
+from submanifold.flows.conditional import context_of, make_conditional
 from submanifold.flows.conformal import Conformal
 from submanifold.flows.coupling import (
     AffineCoupling,
@@ -25,12 +19,7 @@ from submanifold.flows.orthogonal import Reflections, Rotation
 from submanifold.flows.realnvp import RealNVP
 from submanifold.flows.registry import FLOWS, FlowSettings, build_flow, rebuild_flow
 from submanifold.flows.reshape import Split, Squeeze
-from submanifold.flows.softflow import (
-    SoftGlow,
-    SoftRealNVP,
-    is_noise_conditional,
-    noise_conditioning,
-)
+from submanifold.flows.softflow import SoftGlow, SoftRealNVP, is_noise_conditional, with_noise_scale
 from submanifold.flows.tabular import QuantileSpline, Tabular
 from submanifold.flows.trumpet import Trumpet
 from submanifold.flows.zuko import Zuko
@@ -40,7 +29,7 @@ __all__ = [
     "Conformal", "Coupling", "DataInitialized", "Flow", "FlowSettings", "Gaussianization", "Glow",
     "Injection", "Jet", "Linear", "MaskedAffineCoupling", "MixtureOfLogistics", "QuantileSpline",
     "RealNVP", "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Tabular",
-    "Trumpet", "Zuko", "build_flow", "conditioning", "context_of", "initialize", "is_conditional",
-    "is_noise_conditional", "make_conditional", "noise_conditioning", "rebuild_flow",
-    "set_activation_checkpointing", "shared_latents",
+    "Trumpet", "Zuko", "build_flow", "context_of", "initialize",
+    "is_noise_conditional", "make_conditional", "rebuild_flow",
+    "set_activation_checkpointing", "with_noise_scale",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Injection
+from submanifold.flows.conditional import apply
 from submanifold.flows.coupling import add_context, mlp, zero_initialized
 from submanifold.flows.injective import InjectiveLinear
 from submanifold.flows.orthogonal import dct
@@ -62,18 +63,18 @@ class Autoencoder(Injection):
         for net in (self.encoder, self.decoder):
             add_context(net, size)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map events (batch, ...) to u (batch, d); the log-determinant is NaN."""
         # few images determine the variances of DCT coefficients better than pixel covariances
         coefficients = x if x.ndim == 2 else dct(x).flatten(1)
-        u = self.linear(coefficients) + self.encoder(x).to(x.dtype)
+        u = self.linear(coefficients) + apply(self.encoder, x, context).to(x.dtype)
         return u, x.new_full((len(x),), torch.nan)
 
-    def inverse(self, u: Tensor) -> Tensor:
+    def inverse(self, u: Tensor, context: Tensor | None = None) -> Tensor:
         """Map u (batch, d) to events on the manifold."""
         x = self.linear.inverse(u).unflatten(1, self.event_shape)
         x = x if x.ndim == 2 else dct(x, inverse=True)
-        return x + self.decoder(u).to(u.dtype)
+        return x + apply(self.decoder, u, context).to(u.dtype)
 
 
 def _convnets(shape: tuple[int, ...], dim: int, width: int) -> tuple[nn.Sequential, nn.Sequential]:

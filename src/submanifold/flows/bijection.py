@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
 
+Context = Tensor | None
+"""The context of each event of a batch, with one row for each: see :meth:`Flow.embed`."""
+
 
 class Bijection(nn.Module):
     r"""Invertible, differentiable map f with a tractable Jacobian determinant.
@@ -17,20 +20,21 @@ class Bijection(nn.Module):
     .. math:: \log p_X(x) = \log p_Z(f(x)) + \log|\det J_f(x)|
 
     Subclasses implement :meth:`forward` and :meth:`inverse`. The log-determinant is in nats and has
-    the dtype of x, also under autocast.
+    the dtype of x, also under autocast. The context of each event is floats (batch, columns), as
+    :meth:`Flow.embed` returns them; most bijections do not depend on it.
     """
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map x of shape (batch, ...) to (z, log|det J| of shape (batch,))."""
         raise NotImplementedError
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map z back to x."""
         raise NotImplementedError
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Call :meth:`forward`; overridden for its type annotation."""
-        return super().__call__(x)
+        return super().__call__(x, context)
 
 
 class Flow(Bijection):
@@ -44,9 +48,11 @@ class Flow(Bijection):
         axes: Allowed numbers of axes of an event: 3 for images, 1 for vectors.
         event_shape: Shape of an event: (channels, height, width), or (D,).
         config: Arguments of the constructor, as JSON: ``type(flow)(**flow.config)``.
+        takes_noise_scale: Whether the flow depends on the scale of the noise in its input.
     """
 
     axes: ClassVar[tuple[int, ...]]
+    takes_noise_scale: ClassVar[bool] = False
     event_shape: tuple[int, ...]
     config: dict[str, Any]
 
@@ -54,6 +60,29 @@ class Flow(Bijection):
     def latent_dim(self) -> int:
         """Number of latents."""
         return math.prod(self.event_shape)
+
+    def embed(self, context: Tensor | None) -> Tensor | None:
+        """Map the context of a model to that of this flow's layers, floats (batch, size).
+
+        The context of a model is classes (batch,), or variables (batch, columns), and in one more
+        column the noise scale between 0 and 1 (:func:`.with_noise_scale`), by default 0. That of
+        layers is the embedding (:func:`.make_conditional`) and the noise scale, as the flow needs.
+        """
+        embedding: Any = getattr(self, "embedding", None)
+        if context is None or not (embedding or self.takes_noise_scale):
+            return None
+        columns = embedding.columns or 1 if embedding else 0
+        values, scale = context, context.new_zeros(len(context), 1)
+        if context.shape[1:] == (columns + 1,):
+            values, scale = context.split([columns, 1], 1)
+            values = values[:, 0].long() if embedding and embedding.classes else values
+        elif not embedding:
+            raise UserError(
+                "context: expected a noise scale, floats of shape (batch, 1), for an unconditional "
+                f"flow, got {context.dtype} of shape {tuple(context.shape)}. Correct it."
+            )
+        embedded = embedding(values) if embedding else values
+        return torch.cat([embedded, scale], 1) if self.takes_noise_scale else embedded
 
     def add_context(self, size: int) -> None:
         """Add inputs for an embedding of ``size`` numbers (:func:`.make_conditional`)."""
@@ -97,18 +126,18 @@ class Compose(Bijection):
         super().__init__()
         self.bijections: Sequence[Bijection] = nn.ModuleList(bijections)  # type: ignore[assignment]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the bijections in order."""
         log_det = x.new_zeros(len(x))
         for bijection in self.bijections:
-            x, ld = bijection(x)
+            x, ld = bijection(x, context)
             log_det = log_det + ld
         return x, log_det
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Apply the inverses in reverse order."""
         for bijection in reversed(self.bijections):
-            z = bijection.inverse(z)
+            z = bijection.inverse(z, context)
         return z
 
 

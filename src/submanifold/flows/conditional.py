@@ -1,8 +1,6 @@
 """Flows that depend on a context: the class, or real variables, of each event."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -16,49 +14,21 @@ AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
 EMBEDDING_SIZE, HIDDEN = 32, 64
 MAX_LOG_SCALE = 4.0
-MISSING = (
-    "context: expected one row for each event of a conditional model, got none. Pass context=..., "
-    "or enter submanifold.flows.conditioning(model, context)."
-)
 
 
-_copies: ContextVar[int] = ContextVar("copies", default=1)
+def rows_of(context: Tensor | None, x: Tensor) -> Tensor:
+    """Return the context in the dtype of x, or raise UserError if x has another number of rows."""
+    if context is None or len(context) != len(x):
+        got = "none" if context is None else f"{len(context)} rows"
+        raise UserError(
+            f"context: expected one row for each of {len(x)} events, got {got}. Pass context=..., "
+            "with as many rows as events."
+        )
+    return context.to(x.dtype)
 
 
-@contextmanager
-def repeated_conditions(copies: int) -> Iterator[None]:
-    """Repeat conditions for calls with copies of the conditioned batch, one after the other."""
-    token = _copies.set(copies)
-    try:
-        yield
-    finally:
-        _copies.reset(token)
-
-
-class Conditional(nn.Module):
-    """Module with an input that is set before the call: the condition of each event, (batch, ...).
-
-    One row is the condition of all events.
-    """
-
-    condition: Tensor | None = None
-
-    def condition_of(self, x: Tensor) -> Tensor | None:
-        """Return the condition of each event of x (n, ...), or None if it is not set."""
-        condition = self.condition
-        if condition is None or len(condition) == len(x):
-            return condition
-        copies = len(x) if len(condition) == 1 else _copies.get()
-        if len(x) != copies * len(condition):
-            raise UserError(
-                f"context: expected one row for each of {len(x)} events, got {len(condition)} "
-                "rows. Pass as many rows as events, or one row for all of them."
-            )
-        return condition.repeat(copies, *(1 for _ in condition.shape[1:]))
-
-
-class ConditionalLayer(Conditional):
-    r"""Linear or convolutional layer with the condition c as an input, :math:`W a + b + V c`.
+class ConditionalLayer(nn.Module):
+    r"""Linear or convolutional layer with the context c as an input, :math:`W a + b + V c`.
 
     It starts as the unconditional layer, V = 0.
 
@@ -73,41 +43,41 @@ class ConditionalLayer(Conditional):
         inner: Any = layer.layer if isinstance(layer, ConditionalLayer) else layer
         self.weight = nn.Parameter(torch.zeros(len(inner.weight), *shape))
 
-    def forward(self, a: Tensor) -> Tensor:
+    def forward(self, a: Tensor, context: Tensor | None) -> Tensor:
         """Apply the layer to (batch, ...)."""
-        out = self.layer(a)
-        bias = self.bias_of(a)
+        out, bias = apply(self.layer, a, context), self.bias_of(a, context)
         return out if bias is None else out + bias.view(*bias.shape, *(1 for _ in out.shape[2:]))
 
-    def bias_of(self, a: Tensor) -> Tensor | None:
-        """Compute V c of each event, (batch, outputs); None without a condition."""
+    def bias_of(self, a: Tensor, context: Tensor | None) -> Tensor | None:
+        """Compute V c of each event, (batch, outputs); None is 0."""
         raise NotImplementedError
 
 
-class ContextModule(Conditional):
-    """Module whose condition is the embedding of the context."""
-
-    def embedding_of(self, x: Tensor) -> Tensor:
-        """Return the embedding for each event of x, (n, size), or raise UserError without one."""
-        condition = self.condition_of(x)
-        if condition is None:
-            raise UserError(MISSING)
-        return condition.to(x.dtype)
-
-
-class ContextLayer(ContextModule, ConditionalLayer):
-    """:class:`ConditionalLayer` that receives the embedding of the context."""
+class ContextLayer(ConditionalLayer):
+    """:class:`ConditionalLayer` of the embedding, the first columns of the context."""
 
     def __init__(self, layer: nn.Module, size: int):
         super().__init__(layer, (size,))
 
-    def bias_of(self, a: Tensor) -> Tensor:
+    def bias_of(self, a: Tensor, context: Tensor | None) -> Tensor:
         """See :meth:`ConditionalLayer.bias_of`; a missing context is an error."""
         with full_precision(a):
-            return F.linear(self.embedding_of(a).to(self.weight.dtype), self.weight)
+            embedding = rows_of(context, a)[:, : self.weight.shape[1]]
+            return F.linear(embedding.to(self.weight.dtype), self.weight)
 
 
-class ContextAffine(ContextModule, Bijection):
+def apply(net: Callable[..., Tensor], a: Tensor, context: Tensor | None) -> Tensor:
+    """Apply a net, or a layer, to a; conditional layers also receive the context."""
+    if isinstance(net, ConditionalLayer):
+        return net(a, context)
+    if not isinstance(net, nn.Sequential):
+        return net(a)
+    for layer in net:
+        a = apply(layer, a, context)
+    return a
+
+
+class ContextAffine(Bijection):
     r"""Scale and shift of vectors that depend on the context, :math:`z = x\, e^{s(c)} + t(c)`.
 
     Both are linear in the embedding, and log-scales are bounded. It starts as the identity.
@@ -117,42 +87,41 @@ class ContextAffine(ContextModule, Bijection):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2 * dim, size))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform (batch, dim)."""
-        log_scale, shift = self._scale_and_shift(x)
+        log_scale, shift = self._scale_and_shift(x, context)
         return x * log_scale.exp() + shift, log_scale.sum(1)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Undo the transformation."""
-        log_scale, shift = self._scale_and_shift(z)
+        log_scale, shift = self._scale_and_shift(z, context)
         return (z - shift) * (-log_scale).exp()
 
-    def _scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _scale_and_shift(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         with full_precision(x):
-            raw, shift = F.linear(self.embedding_of(x), self.weight).chunk(2, 1)
+            embedding = rows_of(context, x)[:, : self.weight.shape[1]]
+            raw, shift = F.linear(embedding, self.weight).chunk(2, 1)
             return MAX_LOG_SCALE * torch.tanh(raw / MAX_LOG_SCALE), shift
 
 
 class ConditionalLatents(Flow):
     r"""Flow whose context scales and shifts its latents, :math:`z = f(x)\, e^{s(c)} + t(c)`.
 
-    f does not depend on the context, so that the density is computed for all classes with one pass
-    through f, and f(x) is a mixture of normal distributions with one component for each class, as
-    in Izmailov et al. (2020). Subclasses implement :meth:`latents` and :meth:`events`, which are f
-    and its inverse.
+    f does not depend on the class, so that the density is computed for all classes with one pass
+    through f (:func:`.class_log_probs`), and f(x) is a mixture of normal distributions with one
+    component for each class, as in Izmailov et al. (2020). Subclasses implement :meth:`_forward`
+    and :meth:`_inverse`, which are f and its inverse.
     """
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.of_context: ContextAffine | None = None
-        self.shares = False
-        self.shared: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
-    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute f(x) (batch, latent_dim) and its log-determinant (batch,)."""
         raise NotImplementedError
 
-    def events(self, z: Tensor) -> Tensor:
+    def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Invert f."""
         raise NotImplementedError
 
@@ -160,35 +129,18 @@ class ConditionalLatents(Flow):
         """Scale and shift the latents (:meth:`.Flow.add_context`)."""
         self.of_context = ContextAffine(self.latent_dim, size)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map events (batch, *event_shape) to latents (batch, latent_dim)."""
-        if not self.shares:
-            z, log_det = self.latents(x)
-        else:
-            if self.shared is None or self.shared[0] is not x:
-                self.shared = x, self.latents(x)
-            z, log_det = self.shared[1]
+        z, log_det = self._forward(x, context)
         if self.of_context is None:
             return z, log_det
-        z, of_context = self.of_context(z)
+        z, of_context = self.of_context(z, context)
         return z, log_det + of_context
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map latents to events."""
-        return self.events(z if self.of_context is None else self.of_context.inverse(z))
-
-
-@contextmanager
-def shared_latents(model: nn.Module) -> Iterator[None]:
-    """Compute f of :class:`ConditionalLatents` once for several contexts of the same tensor x."""
-    flows = [each for each in model.modules() if isinstance(each, ConditionalLatents)]
-    for each in flows:
-        each.shares = True
-    try:
-        yield
-    finally:
-        for each in flows:
-            each.shares, each.shared = False, None
+        z = z if self.of_context is None else self.of_context.inverse(z, context)
+        return self._inverse(z, context)
 
 
 class ContextEmbedding(nn.Module):
@@ -256,6 +208,11 @@ def make_conditional(flow: AnyFlow, **context: int) -> AnyFlow:
 
     Raises:
         UserError: The flow cannot depend on a context.
+
+    Example:
+        >>> from submanifold.flows import RealNVP
+        >>> flow = make_conditional(RealNVP(4), classes=3)
+        >>> z, log_det = flow(torch.randn(2, 4), flow.embed(torch.tensor([0, 2])))
     """
     flow.embedding = ContextEmbedding(**context)
     flow.add_context(flow.embedding.size)
@@ -263,66 +220,15 @@ def make_conditional(flow: AnyFlow, **context: int) -> AnyFlow:
     return flow
 
 
-def embeddings_of(model: nn.Module) -> list[tuple[nn.Module, ContextEmbedding]]:
-    """Find the conditional flows of a model, and their embeddings."""
-    found = ((each, getattr(each, "embedding", None)) for each in model.modules())
-    return [(flow, each) for flow, each in found if isinstance(each, ContextEmbedding)]
-
-
-def is_conditional(model: nn.Module) -> bool:
-    """Whether a flow or a model depends on a context."""
-    return bool(embeddings_of(model))
+def embedding_of(model: nn.Module) -> ContextEmbedding | None:
+    """Return the embedding of a flow, or of the first conditional flow of a model, if any."""
+    return next((each for each in model.modules() if isinstance(each, ContextEmbedding)), None)
 
 
 def context_of(model: nn.Module) -> dict[str, int]:
     """Return the number of ``classes`` or ``columns`` of a model's context; empty without one."""
-    for _, each in embeddings_of(model):
-        return {"columns": each.columns} if each.classes is None else {"classes": each.classes}  # type: ignore[dict-item]
-    return {}
-
-
-@contextmanager
-def conditioning(model: nn.Module, context: Tensor | None) -> Iterator[None]:
-    """Condition a flow or a model on the context of each event, for all calls inside.
-
-    Args:
-        model: The flow or the model.
-        context: Classes (batch,), or variables (batch, columns); one row holds for all events. None
-            keeps the context of an outer call.
-
-    Raises:
-        UserError: The model has no context, or another one.
-
-    Example:
-        >>> from submanifold.flows import RealNVP, make_conditional
-        >>> flow = make_conditional(RealNVP(4), classes=3)
-        >>> with conditioning(flow, torch.tensor([0, 2])):
-        ...     z, log_det = flow(torch.randn(2, 4))
-    """
-    if context is None:
-        yield
-        return
-    flows = embeddings_of(model)
-    if not flows:
-        raise UserError(
-            f"context: expected none for an unconditional model, got {context.dtype} of shape "
-            f"{tuple(context.shape)}. Omit it, or train a model with data.condition."
-        )
-    held = [(each, embedding(context)) for flow, embedding in flows
-            for each in flow.modules() if isinstance(each, ContextModule)]  # fmt: skip
-    with holding(*zip(*held, strict=True)):
-        yield
-
-
-@contextmanager
-def holding(modules: Iterable[Conditional], conditions: Iterable[Tensor | None]) -> Iterator[None]:
-    """Set the condition of modules, and restore the one before at the end."""
-    before = []
-    for module, condition in zip(modules, conditions, strict=True):
-        before.append((module, module.condition))
-        module.condition = condition
-    try:
-        yield
-    finally:
-        for module, condition in reversed(before):
-            module.condition = condition
+    embedding = embedding_of(model)
+    if embedding is None:
+        return {}
+    sizes = {"classes": embedding.classes, "columns": embedding.columns}
+    return {name: size for name, size in sizes.items() if size is not None}

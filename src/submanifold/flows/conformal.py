@@ -31,11 +31,11 @@ class SpecialConformal(Bijection):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform (batch, dim)."""
         return self._transform(x, self.weight)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Invert the transformation."""
         return self._transform(z, -self.weight)[0]
 
@@ -65,11 +65,11 @@ class ConditionalOrthogonal(Bijection):
         self.short = BlockReflections(channels, count)
         self.long = deepcopy(self.short)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rotate the channels of (batch, channels, ...)."""
         return self._rotate(x, inverse=False), x.new_zeros(len(x))
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Rotate the channels back."""
         return self._rotate(z, inverse=True)
 
@@ -143,7 +143,7 @@ class Conformal(Injection):
         self.axes_of_plane = PrincipalReflections(size, dim)
         self.latent_norm = Similarity(dim)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map events to latents (batch, d), and -d log lambda at them."""
         with full_precision(x):
             h, layers = self.layers(x)
@@ -156,7 +156,7 @@ class Conformal(Injection):
             share = self.dim / math.prod(self.event_shape)
             return u, share * (layers + norm + special_conformal) + latent_norm
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map latents (batch, d) to events on the manifold."""
         with full_precision(z):
             h = self.norm.inverse(self.special_conformal.inverse(self._plane(z)))

@@ -9,10 +9,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from submanifold.common.errors import UserError
 from submanifold.flows import fast
 from submanifold.flows.bijection import Bijection
-from submanifold.flows.conditional import ConditionalLayer, ContextLayer
+from submanifold.flows.conditional import ConditionalLayer, ContextLayer, apply
 
 MAX_LOG_SCALE = 2.0  # larger scales amplify rounding errors in the inverse of a deep flow
 
@@ -22,8 +21,6 @@ class Coupling(Bijection):
 
     With ``activation_checkpointing`` the backward pass recomputes the net's activations.
     """
-
-    supports_checkpointing = True
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -38,33 +35,32 @@ class Coupling(Bijection):
         """Return x, of which :meth:`split` returned a, with the other part b."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform the second part."""
         a, b = self.split(x)
-        log_scale, shift = self.scale_and_shift(a)
+        log_scale, shift = self.scale_and_shift(a, context)
         return self.join(x, a, b * log_scale.exp() + shift), log_scale.flatten(1).sum(1)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Restore the second part."""
         a, b = self.split(z)
-        log_scale, shift = self.scale_and_shift(a)
+        log_scale, shift = self.scale_and_shift(a, context)
         return self.join(z, a, (b - shift) * (-log_scale).exp())
 
     def add_context(self, size: int) -> None:
         """Add an input for an embedding of the context to the second layer of the net."""
         add_context(self.net, size)
-        self.supports_checkpointing = False  # the context is reset before the backward pass
 
-    def outputs(self, a: Tensor) -> Tensor:
+    def outputs(self, a: Tensor, context: Tensor | None) -> Tensor:
         """Apply the net."""
-        return self.net(a)
+        return apply(self.net, a, context)
 
-    def scale_and_shift(self, a: Tensor) -> tuple[Tensor, Tensor]:
+    def scale_and_shift(self, a: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute log-scale and shift in the dtype of a, also under autocast."""
         if self.activation_checkpointing and torch.is_grad_enabled():
-            out = checkpoint(self.outputs, a, use_reentrant=False)
+            out = checkpoint(self.outputs, a, context, use_reentrant=False)
         else:
-            out = self.outputs(a)
+            out = self.outputs(a, context)
         raw, shift = out.to(a.dtype).chunk(2, dim=1)
         return MAX_LOG_SCALE * torch.tanh(raw / MAX_LOG_SCALE), shift
 
@@ -85,17 +81,17 @@ class AffineCoupling(Coupling):
         """Join the halves."""
         return torch.cat([a, b], 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform the second half of the channels."""
         if fast.supports(x, self.net):
             return fast.affine_coupling(x, self.net, False, self.activation_checkpointing)
-        return super().forward(x)
+        return super().forward(x, context)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Restore the second half of the channels."""
         if fast.supports(z, self.net):
             return fast.affine_coupling(z, self.net, True, self.activation_checkpointing)[0]
-        return super().inverse(z)
+        return super().inverse(z, context)
 
 
 class MaskedAffineCoupling(Coupling):
@@ -129,24 +125,19 @@ class MaskedAffineCoupling(Coupling):
         """Replace the unmasked coordinates."""
         return x.index_copy(1, self.free, b)
 
-    def outputs(self, a: Tensor) -> Tensor:
+    def outputs(self, a: Tensor, context: Tensor | None) -> Tensor:
         """Apply the net to the given coordinates, for the free coordinates."""
         first, *middle, last = self.net.children()
         rows = torch.cat([self.free, self.free + len(self.given) + len(self.free)])
         h = F.linear(a, first.weight.index_select(1, self.given), first.bias)  # type: ignore
         weight, bias = (each.index_select(0, rows) for each in last.parameters())
-        return F.linear(nn.Sequential(*middle)(h), weight, bias)
+        return F.linear(apply(nn.Sequential(*middle), h, context), weight, bias)
 
 
 def set_activation_checkpointing(flow: nn.Module, enabled: bool) -> None:
-    """Set ``activation_checkpointing`` of all couplings, or raise UserError if one lacks it."""
+    """Set ``activation_checkpointing`` of all couplings."""
     for module in flow.modules():
         if isinstance(module, Coupling):
-            if enabled and not module.supports_checkpointing:
-                raise UserError(
-                    "training.activation_checkpointing: expected false for conditional and noise-"
-                    "conditional flows, got true. Set it to false."
-                )
             module.activation_checkpointing = enabled
 
 

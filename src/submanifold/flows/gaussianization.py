@@ -36,7 +36,7 @@ class MixtureOfLogistics(DataInitialized, Bijection):
         self.log_scales = nn.Parameter(torch.full((dim, components), -0.75))
         self.logits = nn.Parameter(torch.zeros(dim, components))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Gaussianize (batch, dim)."""
         with full_precision(x):
             log_cdf, log_sf, log_density = self._distribution(x.double())
@@ -45,7 +45,7 @@ class MixtureOfLogistics(DataInitialized, Bijection):
             log_det = log_density + 0.5 * (z.square() + torch.log(2 * z.new_tensor(torch.pi)))
             return z.to(x.dtype), log_det.sum(1).to(x.dtype)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map normal (batch, dim) to quantiles of the mixtures."""
         with full_precision(z):
             normal = z.double()

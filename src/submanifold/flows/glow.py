@@ -76,12 +76,12 @@ class Glow(ConditionalLatents):
         self.splits: Sequence[Split] = nn.ModuleList(splits)  # type: ignore[assignment]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images (batch, c, h, w) to latents (batch, c h w), coarsest first."""
         x = x.contiguous(memory_format=torch.channels_last)
         log_det, latents = x.new_zeros(len(x)), []
         for level, split in zip(self.levels, [*self.splits, None], strict=True):
-            x, ld = level(x)
+            x, ld = level(x, context)
             log_det = log_det + ld
             if split is not None:
                 x, latent, ld = split(x)
@@ -89,18 +89,18 @@ class Glow(ConditionalLatents):
                 latents.append(latent)
         return torch.cat([z.flatten(1) for z in (x, *reversed(latents))], 1), log_det
 
-    def events(self, z: Tensor) -> Tensor:
+    def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map latents (batch, c h w) to images."""
         shapes = self.latent_shapes[::-1]
         x, *latents = (
             part.view(-1, *shape).contiguous(memory_format=torch.channels_last)
             for part, shape in zip(z.split([*map(math.prod, shapes)], 1), shapes, strict=True)
         )
-        x = self.levels[-1].inverse(x)
+        x = self.levels[-1].inverse(x, context)
         for level, split, latent in zip(
             reversed(self.levels[:-1]), reversed(self.splits), latents, strict=True
         ):
-            x = level.inverse(split.inverse(x, latent))
+            x = level.inverse(split.inverse(x, latent), context)
         return x
 
 
@@ -110,13 +110,13 @@ class Level(Compose):
     def __init__(self, steps: Iterable[Compose]):
         super().__init__([Squeeze(), *steps])
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Squeeze, and apply the steps."""
         linears, couplings = self._layers()
         x, log_det = self.bijections[0](x)
         if not _can_fuse(x, linears, couplings):
             for step in self.bijections[1:]:
-                x, ld = step(x)
+                x, ld = step(x, context)
                 log_det = log_det + ld
             return x, log_det
         with full_precision(x):
@@ -126,11 +126,11 @@ class Level(Compose):
         z, log_det = fast.flow_steps(x, nets, False, checkpointing, matrices, shifts)
         return z, log_det + log_dets.sum() * x.shape[2:].numel()
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Undo the steps and the squeeze."""
         linears, couplings = self._layers()
         if not _can_fuse(z, linears, couplings):
-            return super().inverse(z)
+            return super().inverse(z, context)
         with full_precision(z):
             matrices, shifts = stack_inverses(linears[::-1])
         nets = [coupling.net for coupling in reversed(couplings)]

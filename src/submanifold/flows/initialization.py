@@ -27,7 +27,12 @@ class DataInitialized(nn.Module):
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, batch: Tensor, modules: Iterable[nn.Module] | None = None) -> None:
+def initialize(
+    model: nn.Module,
+    batch: Tensor,
+    modules: Iterable[nn.Module] | None = None,
+    context: Tensor | None = None,
+) -> None:
     """Initialize the layers of a model, or of some of its modules, from one batch of its inputs.
 
     Example:
@@ -41,4 +46,4 @@ def initialize(model: nn.Module, batch: Tensor, modules: Iterable[nn.Module] | N
         for module in part.modules():
             if isinstance(module, DataInitialized):
                 module.uninitialized = True
-    model(batch)
+    model(batch) if context is None else model(batch, context)

@@ -71,12 +71,12 @@ class Jet(ConditionalLatents):
         self.layers = Compose([PatchDCT(channels, patch), *map(PatchCoupling, masks, nets)])
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images (batch, c, h, w) to latents (batch, c h w), lowest frequencies first."""
         z, log_det = self.layers(x)
         return z.flatten(1), log_det
 
-    def events(self, z: Tensor) -> Tensor:
+    def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map latents (batch, c h w) to images."""
         z = z.unflatten(1, self.grid).contiguous(memory_format=torch.channels_last)
         return self.layers.inverse(z)
@@ -117,9 +117,9 @@ class PatchCoupling(Coupling):
         """Return all values."""
         return b
 
-    def scale_and_shift(self, a: Tensor) -> tuple[Tensor, Tensor]:
+    def scale_and_shift(self, a: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute log-scale and shift, 0 for masked values."""
-        log_scale, shift = super().scale_and_shift(a)
+        log_scale, shift = super().scale_and_shift(a, context)
         free = 1 - self.mask
         return log_scale * free, shift * free
 
@@ -208,13 +208,13 @@ class PatchDCT(Bijection):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map (batch, c, h, w) to (batch, c p^2, h / p, w / p)."""
         z = self._transform(space_to_channels(x, self.sizes[1]))[:, self.order]
         z = z.contiguous(memory_format=torch.channels_last) * self.scale[:, None, None]
         return z, (self.scale.log().sum() * z.shape[2:].numel()).expand(len(x))
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map coefficients to images."""
         coefficients = (z / self.scale[:, None, None])[:, self.order.argsort()]
         return channels_to_space(self._transform(coefficients, inverse=True), self.sizes[1])

@@ -26,13 +26,13 @@ class ActNorm(DataInitialized, Bijection):
         self.shift = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalize (batch, channels, ...)."""
         z = (x - _per_channel(self.shift, x)) * _per_channel(self.log_scale.exp(), x)
         elements_per_scale = x.shape[1:].numel() // len(self.log_scale)
         return z, (self.log_scale.sum() * elements_per_scale).expand(len(x))
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Undo the normalization."""
         return z * _per_channel((-self.log_scale).exp(), z) + _per_channel(self.shift, z)
 
@@ -81,14 +81,14 @@ class Linear(DataInitialized, Bijection):
         """W, (channels, channels)."""
         return self.weight
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalize and mix the channels of (batch, channels) or (batch, channels, h, w)."""
         with full_precision(x):
             (matrix,), (shift,), (log_det,) = stack_maps([self])
             z = _at_each_position(matrix, shift, x)
             return z, (log_det * x.shape[2:].numel()).expand(len(x))
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Undo the mixing and the normalization."""
         with full_precision(z):
             (matrix,), (shift,) = stack_inverses([self])
@@ -117,11 +117,11 @@ class Affine(ConditionalLatents, Linear):
         super().__init__(dim)
         self.event_shape, self.config = (dim,), {"dim": dim}
 
-    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map (batch, dim)."""
         return Linear.forward(self, x)
 
-    def events(self, z: Tensor) -> Tensor:
+    def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Undo the map."""
         return Linear.inverse(self, z)
 

@@ -33,11 +33,11 @@ class Reflections(Bijection):
         super().__init__()
         self.vectors = nn.Parameter(torch.randn(count, dim))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Multiply (batch, dim) by the matrix."""
         return self._reflect(x, self.vectors), x.new_zeros(len(x))
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Multiply by the transposed matrix."""
         return self._reflect(z, self.vectors.flip(0))
 
@@ -127,7 +127,7 @@ class Rotation(Flow):
             self.register_buffer("reflectors", torch.zeros(dim, self.directions))
             self.register_buffer("triangle", torch.zeros(self.directions, self.directions))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rotate (batch, D); the log-determinant is 0."""
         with full_precision(x):
             z = x @ self.matrix.T if self.is_dense else self._reflect(x, self.triangle)
@@ -140,7 +140,7 @@ class Rotation(Flow):
         with full_precision(x):
             return x @ self.matrix[:count].T
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Rotate back (batch, D), or (batch, d) with d < D, whose other latents are zero."""
         with full_precision(z):
             if self.is_dense:

@@ -1,41 +1,46 @@
 """SoftFlow (Kim et al. 2020): flows conditioned on the scale of the noise in their input."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from submanifold.flows.conditional import ConditionalLayer, holding
+from submanifold.flows.bijection import Flow
+from submanifold.flows.conditional import ConditionalLayer, rows_of
 from submanifold.flows.coupling import Coupling
 from submanifold.flows.glow import Glow
 from submanifold.flows.realnvp import RealNVP
 
 
 class NoiseConditional(ConditionalLayer):
-    """:class:`.ConditionalLayer` that receives the noise scale s of each event, (batch,)."""
+    """:class:`.ConditionalLayer` of the noise scale, the last column of the context."""
 
     def __init__(self, layer: nn.Module):
         super().__init__(layer, ())
 
-    def bias_of(self, a: Tensor) -> Tensor | None:
-        """See :meth:`.ConditionalLayer.bias_of`; without a scale it is 0."""
-        scale = self.condition_of(a)
-        return None if scale is None else scale[:, None] * self.weight
+    def bias_of(self, a: Tensor, context: Tensor | None) -> Tensor | None:
+        """See :meth:`.ConditionalLayer.bias_of`; without a context the scale is 0."""
+        return None if context is None else rows_of(context, a)[:, -1:] * self.weight
 
 
-def is_noise_conditional(flow: nn.Module) -> bool:
-    """Whether a flow depends on the noise scale."""
-    return any(isinstance(each, NoiseConditional) for each in flow.modules())
+def is_noise_conditional(model: nn.Module) -> bool:
+    """Whether a flow or a model depends on the noise scale."""
+    return any(isinstance(flow, Flow) and flow.takes_noise_scale for flow in model.modules())
 
 
-@contextmanager
-def noise_conditioning(flow: nn.Module, scale: Tensor | None) -> Iterator[None]:
-    """Condition a flow on the noise scale s of each event, (batch,), between 0 and 1; None is 0."""
-    layers = [each for each in flow.modules() if isinstance(each, NoiseConditional)]
-    with holding(layers, [scale] * len(layers)):
-        yield
+def with_noise_scale(context: Tensor | None, scale: Tensor | None) -> Tensor | None:
+    """Append the noise scale of each event, (batch,), to the context of a model (:meth:`.embed`).
+
+    Example:
+        >>> with_noise_scale(torch.tensor([2, 0]), torch.tensor([0.5, 1.0]))
+        tensor([[2.0000, 0.5000],
+                [0.0000, 1.0000]])
+    """
+    if context is None or scale is None:
+        return context if scale is None else scale[:, None]
+    columns = context[:, None] if context.ndim == 1 else context
+    return torch.cat([columns.to(scale.dtype), scale[:, None]], 1)
 
 
 class SoftRealNVP(RealNVP):
@@ -43,13 +48,14 @@ class SoftRealNVP(RealNVP):
 
     Data on a manifold have no density, but :math:`x + s\,\sigma\,\epsilon` has one for every s > 0.
     The flow is trained with s ~ U(0, 1) (Kim et al. 2020, section 3) and samples with s = 0, its
-    value outside of :func:`noise_conditioning`.
+    value without a context.
 
     Example:
         >>> flow = SoftRealNVP(4)
-        >>> with noise_conditioning(flow, torch.rand(3)):
-        ...     z, log_det = flow(torch.randn(3, 4))
+        >>> z, log_det = flow(torch.randn(3, 4), torch.rand(3, 1))
     """
+
+    takes_noise_scale = True
 
     @wraps(RealNVP.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **settings: Any):
@@ -60,6 +66,8 @@ class SoftRealNVP(RealNVP):
 class SoftGlow(Glow):
     """Noise-conditional :class:`Glow`, with its arguments; see :class:`SoftRealNVP`."""
 
+    takes_noise_scale = True
+
     @wraps(Glow.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
@@ -69,4 +77,3 @@ class SoftGlow(Glow):
 def _condition_on_noise(flow: nn.Module) -> None:
     for coupling in [each for each in flow.modules() if isinstance(each, Coupling)]:
         coupling.net[2] = NoiseConditional(coupling.net[2])  # type: ignore[index, operator]
-        coupling.supports_checkpointing = False  # the scale is reset before the backward pass

@@ -6,11 +6,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
-from submanifold.flows.conditional import ContextModule
+from submanifold.flows.conditional import ConditionalLayer, rows_of
 from submanifold.flows.coupling import Coupling, mlp
 from submanifold.flows.initialization import DataInitialized
 from submanifold.flows.linear import ActNorm, Linear
-from submanifold.flows.softflow import NoiseConditional
 
 LARGEST_MIXED = 256
 """Columns above which there are no splines, which are slow, and no learned matrices, whose
@@ -52,10 +51,10 @@ class QuantileSpline(DataInitialized, Bijection):
         self.log_heights = nn.Parameter(torch.full((dim, bins), width).log())
         self.log_slopes = nn.Parameter(torch.zeros(dim, bins + 1))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform (batch, dim)."""
         with full_precision(x):
-            xs, ys, slopes = self._knots(x)
+            xs, ys, slopes = self._knots(x, context)
             (x0, x1), (y0, y1), (d0, d1) = _bins_of(x, xs, xs, ys, slopes)
             slope = (y1 - y0) / (x1 - x0)
             xi = ((x - x0) / (x1 - x0)).clamp(0, 1)
@@ -68,10 +67,10 @@ class QuantileSpline(DataInitialized, Bijection):
             z = z + d0 * (x - x0).clamp_max(0) + d1 * (x - x1).clamp_min(0)
             return z, log_det.sum(1)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Solve the quadratic equation of each bin."""
         with full_precision(z):
-            xs, ys, slopes = self._knots(z)
+            xs, ys, slopes = self._knots(z, context)
             (x0, x1), (y0, y1), (d0, d1) = _bins_of(z, ys, xs, ys, slopes)
             slope = (y1 - y0) / (x1 - x0)
             y = ((z - y0) / (y1 - y0)).clamp(0, 1)
@@ -105,7 +104,7 @@ class QuantileSpline(DataInitialized, Bijection):
         padded = F.pad(log_slopes, (1, 1), mode="replicate")
         self.log_slopes.copy_((padded[:, 1:] + padded[:, :-1]) / 2)
 
-    def _knots(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _knots(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Positions, values and derivatives at the knots, each (dim, bins + 1)."""
         return _add_up(self.starts, self.log_widths, self.log_heights, self.log_slopes)
 
@@ -136,7 +135,7 @@ def _bins_of(x: Tensor, sought: Tensor, *knots: Tensor) -> list[tuple[Tensor, Te
     return [(first, second) for first, second in found]
 
 
-class NoiseFeatures(NoiseConditional):
+class NoiseFeatures(ConditionalLayer):
     r"""Append functions of the noise scale s to vectors: r = 2 s - 1 and :math:`r^2 - 1`.
 
     Without a scale s is 0.
@@ -145,14 +144,14 @@ class NoiseFeatures(NoiseConditional):
     def __init__(self) -> None:
         nn.Module.__init__(self)
 
-    def forward(self, a: Tensor) -> Tensor:
+    def forward(self, a: Tensor, context: Tensor | None) -> Tensor:
         """Map (batch, n) to (batch, n + 2)."""
-        scale = self.condition_of(a)
-        r = 2 * (a.new_zeros(len(a)) if scale is None else scale.to(a.dtype)) - 1
-        return torch.cat([a, r[:, None], r[:, None].square() - 1], 1)
+        scale = a.new_zeros(len(a), 1) if context is None else rows_of(context, a)[:, -1:]
+        r = 2 * scale - 1
+        return torch.cat([a, r, r.square() - 1], 1)
 
 
-class ContextSpline(ContextModule, QuantileSpline):
+class ContextSpline(QuantileSpline):
     r"""Spline of each coordinate whose knots depend on the context and on the noise scale.
 
     The parameters of :class:`QuantileSpline` are shifted by a linear function of the embedding of
@@ -172,11 +171,12 @@ class ContextSpline(ContextModule, QuantileSpline):
     def initialize_from(self, x: Tensor) -> None:
         """Keep the identity."""
 
-    def _knots(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _knots(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Positions, values and derivatives at the knots, each (batch, dim, bins + 1)."""
         parameters = (self.starts, self.log_widths, self.log_heights, self.log_slopes)
-        raw = F.linear(self.noise(self.embedding_of(x)), self.weight)
-        shifts = (MAX_SHIFT * torch.tanh(raw / MAX_SHIFT)).view(len(x), x.shape[1], -1)
+        context = rows_of(context, x)
+        raw = F.linear(self.noise(context[:, :-1], context), self.weight)
+        shifts = (MAX_SHIFT * torch.tanh(raw / MAX_SHIFT)).view(len(raw), len(self.starts), -1)
         sizes = [each.shape[1] for each in parameters]
         return _add_up(*map(torch.add, parameters, shifts.split(sizes, 2)))
 
@@ -189,8 +189,6 @@ class NoiseConditionalCoupling(Coupling):
         hidden: Width of the two hidden layers of the net.
         swap: Whether the first half is transformed instead of the second one.
     """
-
-    supports_checkpointing = False  # the scale is reset before the backward pass
 
     def __init__(self, dim: int, hidden: int, swap: bool):
         free = (dim + 1) // 2
@@ -214,8 +212,8 @@ class Tabular(Compose, Flow):
 
     The first layer maps the quantiles of each column to those of the normal distribution, and the
     second one whitens; then couplings and learned linear maps alternate. So data-dependent
-    initialization already fits a Gaussian copula. The noise scale of
-    :func:`.noise_conditioning` is an input of the coupling nets.
+    initialization already fits a Gaussian copula. The noise scale (:func:`.with_noise_scale`) is an
+    input of the coupling nets.
 
     Above 256 columns there are no splines and no learned matrices. Couplings transform both halves
     in turn. Given a context, the last layer is a spline whose knots depend on it.
@@ -234,6 +232,7 @@ class Tabular(Compose, Flow):
     """
 
     axes = (1,)
+    takes_noise_scale = True
 
     def __init__(
         self,

@@ -3,13 +3,12 @@
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
 from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Flow, full_precision
-from submanifold.flows.conditional import ContextModule
+from submanifold.flows.conditional import rows_of
 
 Name = Literal["NSF", "MAF", "NICE", "BPF", "NAF", "UNAF"]
 EXPLICIT_INVERSE = ("NSF", "MAF", "NICE")
@@ -17,7 +16,7 @@ MAX_ENTRIES = 2**30
 """Upper bound for the numbers in masks and weights, so that a model file cannot exhaust memory."""
 
 
-class Zuko(ContextModule, Flow):
+class Zuko(Flow):
     r"""A flow of zuko by the name of its class in :mod:`zuko.flows`.
 
     ``NSF`` is a neural spline flow (Durkan et al. 2019), ``MAF`` a masked autoregressive flow
@@ -81,46 +80,40 @@ class Zuko(ContextModule, Flow):
         dim, name = arguments.pop("dim"), arguments.pop("name")
         self.transform = _build(name, dim, arguments, size)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform (batch, dim)."""
         if not len(x):  # which torch.distributions cannot sum over
-            if "context" in self.config:
-                return x, x.sum(1)
-            z, log_det = self.forward(F.pad(x, (0, 0, 0, 1)))
-            return z[:0], log_det[:0]
+            return x, x.sum(1)
         with full_precision(x):
-            return self._transform(x).call_and_ladj(x)
+            return self._transform(x, context).call_and_ladj(x)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Invert the transforms."""
         if not len(z):
-            if "context" in self.config:
-                return z
-            return self.inverse(F.pad(z, (0, 0, 0, 1)))[:0]
+            return z
         with full_precision(z):
-            transform = self._transform(z)
+            transform = self._transform(z, context)
             if self.config["name"] in EXPLICIT_INVERSE:
                 return transform.inv(z)
             with torch.no_grad():
                 x = transform.inv(z.detach())
-            x = self._newton_step(x, z.detach()).detach()
-            return self._newton_step(x, z)
+            x = self._newton_step(x, z.detach(), context).detach()
+            return self._newton_step(x, z, context)
 
-    def _transform(self, x: Tensor, copies: int = 1) -> Any:
-        """Return the transform of events x, or of ``copies`` adjacent copies of each."""
-        if "context" not in self.config:
-            return self.transform()
-        return self.transform(self.embedding_of(x).repeat_interleave(copies, 0))
+    def _transform(self, x: Tensor, context: Tensor | None) -> Any:
+        """Return the transform of events x."""
+        return self.transform(rows_of(context, x) if "context" in self.config else None)
 
-    def _newton_step(self, x: Tensor, z: Tensor) -> Tensor:
+    def _newton_step(self, x: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
         """Improve x, (batch, dim), as a solution of f(x) = z; differentiable in z and weights."""
         count, dim = x.shape
         with torch.enable_grad():
             # event i of each group gives row i of its Jacobian
             copies = x.detach().repeat_interleave(dim, 0).requires_grad_()
-            outputs = self._transform(x, dim)(copies).view(count, dim, dim)
+            repeated = None if context is None else context.repeat_interleave(dim, 0)
+            outputs = self._transform(copies, repeated)(copies).view(count, dim, dim)
             (rows,) = torch.autograd.grad(outputs.diagonal(dim1=1, dim2=2).sum(), copies)
-        residual = (z - self._transform(x)(x))[:, :, None]
+        residual = (z - self._transform(x, context)(x))[:, :, None]
         return x + torch.linalg.solve_ex(rows.view(count, dim, dim), residual).result[:, :, 0]
 
 

@@ -1,18 +1,18 @@
 """Derivatives of a decoder by automatic differentiation: Jacobians and products with them.
 
 A decoder is a function from coordinates (batch, d) to events (batch, *event_shape) that maps each
-point of the batch independently of the others.
+point of the batch independently of the others. With a context, it receives that of its points as
+the keyword argument ``context``.
 """
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
-from submanifold.flows.conditional import repeated_conditions
 
 _lock = threading.Lock()
 _threads: set[int] = set()  # threads inside dual_level
@@ -59,10 +59,11 @@ def jvp(decode: Callable[[Tensor], Tensor], u: Tensor, directions: Tensor) -> Te
 
 
 def jacobian(
-    decode: Callable[[Tensor], Tensor],
+    decode: Callable[..., Tensor],
     u: Tensor,
     directions: Tensor | None = None,
     batch_size: int | None = None,
+    context: Tensor | None = None,
 ) -> Tensor:
     r"""Compute the Jacobian of a decoder, or its products with k directions, by forward mode.
 
@@ -73,6 +74,7 @@ def jacobian(
         u: Points, (batch, d).
         directions: (batch, k, d); the coordinate axes by default.
         batch_size: Maximum number of points that are decoded at once; unlimited by default.
+        context: Context of each point, (batch, ...).
 
     Returns:
         (batch, D, k), D the number of elements of an event.
@@ -89,10 +91,21 @@ def jacobian(
     columns = []
     with torch.autocast(u.device.type, enabled=False):
         for some in directions.to(u.dtype).transpose(0, 1).split(count):
-            with repeated_conditions(len(some)):
-                tangents = jvp(decode, u.repeat(len(some), 1), some.flatten(0, 1))
+            copies = torch.arange(len(u), device=u.device).repeat(len(some))
+            tangents = jvp(
+                select(decode, context, copies), u.repeat(len(some), 1), some.flatten(0, 1)
+            )
             columns.append(tangents.flatten(1).unflatten(0, (len(some), batch)))
     return torch.cat(columns).permute(1, 2, 0)
+
+
+def select(
+    decode: Callable[..., Tensor], context: Tensor | None, rows: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Bind a decoder to the context, or to some of its rows, if there is one."""
+    if context is None:
+        return decode
+    return partial(decode, context=context if rows is None else context[rows])
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from submanifold.common.device import autocast
-from submanifold.geometry.linearization import Linearization, jacobian
+from submanifold.flows.bijection import Context
+from submanifold.geometry.linearization import Linearization, jacobian, select
 
 FIRST_LENGTH = 0.06
 """First step length with eigenvalues; 0.03 to 0.1 give equal errors after three gradients."""
@@ -34,13 +35,13 @@ class Nearest(NamedTuple):
 
 @torch.no_grad()
 def nearest_point(
-    decode: Callable[[Tensor], Tensor],
+    decode: Callable[..., Tensor],
     x: Tensor,
     u: Tensor,
     gradients: int,
     eigenvalues: Tensor | None = None,
     precision: torch.dtype | None = None,
-    whole_batch: bool = False,
+    context: Context = None,
 ) -> Nearest:
     r"""Reduce :math:`|x - g(u)|^2` over u by nonlinear conjugate gradients (:ref:`theory-6-2`).
 
@@ -62,13 +63,12 @@ def nearest_point(
         eigenvalues: Approximate diagonal of :math:`J^T J`, (d,), not negative, as a preconditioner:
             the eigenvalues of a rotation (:ref:`theory-6-1`).
         precision: Precision of gradients; that of x by default. Errors are compared in that of x.
-        whole_batch: Whether the decoder needs all points of the batch at once, because it has a
-            condition for each of them.
+        context: Context of each event, which the decoder receives as ``context``.
 
     Returns:
         The nearest points that were found.
     """
-    target, start = x.flatten(1), u
+    target, start, decode_all = x.flatten(1), u, select(decode, context)
     rounds = precision is not None and precision != x.dtype
     scale = (
         u.new_ones(u.shape[1])
@@ -78,7 +78,7 @@ def nearest_point(
 
     def linearize(u: Tensor) -> tuple[Linearization, Tensor, Tensor]:
         with autocast(x.device, precision or x.dtype):
-            at = Linearization(decode, u)
+            at = Linearization(decode_all, u)
         return at, at.image.to(x).flatten(1), _squared_error(x, at.image)
 
     def is_smaller(error: Tensor, other: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def nearest_point(
 
     at, image, start_error = linearize(u)
     error = start_error
-    lost = _is_lost(decode, x, u, error, whole_batch)
+    lost = _is_lost(decode_all, x, u, error)
     if lost.any():
         u = torch.where(lost[:, None], 0.0, u)
         at, image, error = linearize(u)
@@ -138,15 +138,14 @@ def nearest_point(
         better = tried_error < best_error
         best = torch.where(better[:, None], tried, best)
         best_error = torch.where(better, tried_error, best_error)
-    found = decode(tried)
+    found = decode_all(tried)
     found_error = _squared_error(x, found)
     doubtful = ~is_smaller(found_error, start_error) | (found_error > best_error)
     if doubtful.any():
-        rows = (torch.ones_like(doubtful) if whole_batch else doubtful).nonzero()[:, 0]
+        rows = doubtful.nonzero()[:, 0]
         other = torch.where(is_smaller(best_error, start_error)[:, None], best, start)[rows]
-        other_image = decode(other)
+        other_image = select(decode, context, rows)(other)
         nearer = _squared_error(x[rows], other_image) <= found_error[rows]
-        nearer &= doubtful[rows]
         tried[rows[nearer]] = other[nearer]
         found[rows[nearer]] = other_image[nearer]
     return Nearest(tried, found)
@@ -154,26 +153,27 @@ def nearest_point(
 
 @torch.no_grad()
 def gauss_newton(
-    decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, steps: int, whole_batch: bool = False
+    decode: Callable[..., Tensor], x: Tensor, u: Tensor, steps: int, context: Context = None
 ) -> Nearest:
     """Reduce the distance by Gauss-Newton steps with all columns of J, for few coordinates.
 
     Arguments and results are those of :func:`nearest_point`. A step is halved, at most four times,
     until the distance decreases. The search ends when no distance does.
     """
-    image = decode(u)
+    decode_all = select(decode, context)
+    image = decode_all(u)
     error = _squared_error(x, image)
-    if (lost := _is_lost(decode, x, u, error, whole_batch)).any():
+    if (lost := _is_lost(decode_all, x, u, error)).any():
         u = torch.where(lost[:, None], 0.0, u)
-        image = decode(u)
+        image = decode_all(u)
         error = _squared_error(x, image)
     for _ in range(steps):
         before = error
-        columns = jacobian(decode, u).mT
+        columns = jacobian(decode, u, context=context).mT
         step = _least_squares(columns, (x - image).flatten(1))
         for _ in range(1 + HALVINGS):
             tried = u + step
-            tried_image = decode(tried)
+            tried_image = decode_all(tried)
             tried_error = _squared_error(x, tried_image)
             better = tried_error < error
             u = torch.where(better[:, None], tried, u)
@@ -187,18 +187,14 @@ def gauss_newton(
     return Nearest(u, image)
 
 
-def _is_lost(
-    decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, error: Tensor, whole_batch: bool
-) -> Tensor:
+def _is_lost(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, error: Tensor) -> Tensor:
     """Whether points are so far from their events that u = 0 is a better start.
 
     A nearly singular decoder can put the encoder's point where no step helps.
     """
     lost = error > RESTART_FACTOR * x.flatten(1).square().sum(1)
     if lost.any():
-        lost &= error > RESTART_FACTOR * _squared_error(
-            x, decode(torch.zeros_like(u if whole_batch else u[:1]))
-        )
+        lost &= error > RESTART_FACTOR * _squared_error(x, decode(torch.zeros_like(u)))
     return lost
 
 

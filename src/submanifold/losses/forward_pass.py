@@ -11,6 +11,7 @@ from torch import Tensor
 
 from submanifold.common.distributed import WHOLE_BATCH, Shard
 from submanifold.flows.orthogonal import tail_sums
+from submanifold.geometry.linearization import jacobian, select
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import ChartEncoding, Mixture
 from submanifold.models.model import Model
@@ -35,6 +36,8 @@ class ForwardPass:
         shard: Part of the training batch that ``clean`` is.
         training: Whether gradients are needed; terms may skip work in validation.
         noise_scale: The scale that a noise-conditional model receives, (batch,) in [0, 1].
+        outer_context: Context of each event for ``outer``.
+        context: The same for ``model``, with the noise scale of a noise-conditional one.
     """
 
     model: Model
@@ -45,7 +48,9 @@ class ForwardPass:
     shard: Shard = WHOLE_BATCH
     training: bool = True
     noise_scale: Tensor | None = None
-    _residuals: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    outer_context: Tensor | None = None
+    context: Tensor | None = None
+    _residuals: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False)
 
     def draw(
         self, sample: Callable[..., Tensor], *shape: int, dtype: torch.dtype | None = None
@@ -63,17 +68,21 @@ class ForwardPass:
     def _trace(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
         if isinstance(self.model, Hierarchy):
             return self.model.trace(
-                self.noisy, lambda h: self.draw(torch.randn, *h.shape[1:], dtype=h.dtype)
+                self.noisy,
+                lambda h: self.draw(torch.randn, *h.shape[1:], dtype=h.dtype),
+                self.context,
             )
         if self._charted is not None:
             u, v, log_prob = self.model.select_chart(self._charted)  # type: ignore[operator]
         else:
-            u, v, log_prob = self.model(self.noisy)
+            u, v, log_prob = self.model(self.noisy, self.context)
         return [u], [v], log_prob
 
     @cached_property
     def _charted(self) -> ChartEncoding | None:
-        return self.model.encode_on_charts(self.noisy) if isinstance(self.model, Mixture) else None
+        if not isinstance(self.model, Mixture):
+            return None
+        return self.model.encode_on_charts(self.noisy, self.context)
 
     @property
     def u(self) -> Tensor:
@@ -90,10 +99,18 @@ class ForwardPass:
         """Log-density of the noisy h in nats, (batch,)."""
         return self._trace[2]
 
-    def decode(self, u: Tensor) -> Tensor:
-        """Decode u (batch, d) through the model and the outer stages."""
-        h = self.model.decode(u)
-        return h if self.outer is None else self.outer.decode(h)
+    def decode(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Decode u (batch, d) through the model and the outer stages.
+
+        With ``rows``, u are coordinates of the events with these numbers, instead of all.
+        """
+        h = select(self.model.decode, self.context, rows)(u)
+        return h if self.outer is None else select(self.outer.decode, self.outer_context, rows)(h)
+
+    def jacobian(self, directions: Tensor | None = None) -> Tensor:
+        """Compute the :func:`~.linearization.jacobian` of :meth:`decode` at u."""
+        rows = torch.arange(len(self.u), device=self.u.device)
+        return jacobian(lambda u, context: self.decode(u, context), self.u, directions, None, rows)
 
     def residual(self, through: int = ALL_STAGES, space: str = "latent") -> Tensor:
         """Residual of the projection, (batch, ...); see :class:`.Squared` for the arguments.
@@ -105,7 +122,8 @@ class ForwardPass:
             space = "latent"  # h is the image
         key = through, space
         if key not in self._residuals:
-            projection = self._stages(through).decode(self._trace[0][through - 1])
+            u = self._trace[0][through - 1]
+            projection = self._stages(through)._decode(u, None, self.context)
             self._residuals[key] = self._residual(projection, space)
         return self._residuals[key]
 
@@ -128,7 +146,9 @@ class ForwardPass:
                 u, v = (each[through - 1] for each in self._trace[:2])
                 stages: Any = self._stages(through)
                 drawn = self.draw(torch.rand)
-                projection, weight = nested_projection(stages, u, v, random_dim, drawn)
+                projection, weight = nested_projection(
+                    stages, u, v, random_dim, drawn, self.context
+                )
                 self._residuals[key] = self._residual(projection, space), weight
         return self._residuals[key]
 
@@ -139,7 +159,8 @@ class ForwardPass:
         near = weights > LEAST_RESPONSIBILITY
         u = torch.where(near[:, :, None], charted.u, 0.0)
         charts: Any = self.model.charts
-        decoded = [chart.decode(at) for chart, at in zip(charts, u, strict=True)]
+        pairs = zip(charts, u, strict=True)
+        decoded = [chart.decode(at, context=self.context) for chart, at in pairs]
         residuals = self.clean - torch.stack(decoded)
         near = near.view(*near.shape, *[1] * (residuals.dim() - 2))
         return torch.where(near, residuals, 0.0).flatten(0, 1), len(u) * weights.flatten()
@@ -151,8 +172,8 @@ class ForwardPass:
         target = self.clean
         if self.outer is not None and space == "image":
             with torch.no_grad():
-                target = self.outer.decode(target)
-            projection = self.outer.decode(projection)
+                target = self.outer.decode(target, context=self.outer_context)
+            projection = self.outer.decode(projection, context=self.outer_context)
         if self.outer is not None and space == "metric":
             eigenvalues = self.outer.eigenvalues
             if eigenvalues is None:
@@ -163,7 +184,12 @@ class ForwardPass:
 
 
 def nested_projection(
-    model: Hierarchy, u: Tensor, v: Tensor, random_dim: float, uniform: Tensor
+    model: Hierarchy,
+    u: Tensor,
+    v: Tensor,
+    random_dim: float,
+    uniform: Tensor,
+    context: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Project each event onto a manifold of a random dimension, drawn log-uniformly.
 
@@ -177,6 +203,7 @@ def nested_projection(
         random_dim: Dimensions range from d / random_dim to d * random_dim, or to the number of axes
             that the rotation has chosen, if that is less.
         uniform: Random numbers in [0, 1), (batch,), which choose the dimensions.
+        context: See :class:`.Model`.
 
     Returns:
         The projections, (batch, *event_shape), and weights (batch,): the first-order error at d
@@ -192,11 +219,11 @@ def nested_projection(
     z = z * (torch.arange(high, device=u.device) < dims[:, None])
     if high > last.dim:
         z = F.pad(z, (0, last.latent_dim - high))
-        projection = last.decode(z[:, : last.dim], z[:, last.dim :])
+        projection = last.decode(z[:, : last.dim], z[:, last.dim :], context)
     else:
-        projection = last.decode(F.pad(z, (0, last.dim - high)))
+        projection = last.decode(F.pad(z, (0, last.dim - high)), context=context)
     for stage in reversed(outside):
-        projection = stage.decode(projection)
+        projection = stage.decode(projection, context=context)
     weight = torch.ones_like(uniform)
     if last.rotation is not None:
         tail = tail_sums(last.rotation.eigenvalues)

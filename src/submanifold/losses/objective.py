@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from submanifold.common.distributed import WHOLE_BATCH, Shard
-from submanifold.flows import is_noise_conditional, noise_conditioning
+from submanifold.flows import is_noise_conditional, with_noise_scale
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms import NoPenalty, Term, Terms
 from submanifold.losses.terms.reconstruction import weighted_mean
@@ -61,6 +61,7 @@ class Objective:
         generator: torch.Generator | None = None,
         shard: Shard = WHOLE_BATCH,
         training: bool = True,
+        context: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute the loss and its terms at events h; arguments as in :class:`ForwardPass`.
 
@@ -71,12 +72,13 @@ class Objective:
             the noisy input, if the model has a density on all of space; ``mse`` of the projection
             in the penalty's space, if it is computed.
         """
-        batch = ForwardPass(model, h, h, self.outer, generator, shard, training)
-        noisy, scale = self.add_noise(batch)
-        batch = replace(batch, noisy=noisy, noise_scale=scale)
-        if self.input_noise_min is None:
-            return self._evaluate(batch, batch)
-        return self._evaluate(batch, replace(batch, noisy=h, noise_scale=None, _residuals={}))
+        clean = ForwardPass(
+            model, h, h, self.outer, generator, shard, training, None, context, context
+        )
+        noisy, scale = self.add_noise(clean)
+        noisy_context = with_noise_scale(context, scale)
+        batch = replace(clean, noisy=noisy, noise_scale=scale, context=noisy_context)
+        return self._evaluate(batch, batch if self.input_noise_min is None else clean)
 
     def add_noise(self, batch: ForwardPass) -> tuple[Tensor, Tensor | None]:
         """Draw the noise of a batch's input.
@@ -99,16 +101,14 @@ class Objective:
     def _evaluate(self, batch: ForwardPass, projected: ForwardPass) -> dict[str, Tensor]:
         """Compute the likelihood from ``batch``, and other terms from ``projected``."""
         terms, bits = {}, None
-        with noise_conditioning(batch.model, batch.noise_scale):
-            if "likelihood" in self.terms:
-                terms["likelihood"] = self.terms["likelihood"](batch)
-            if batch.model.has_density:
-                bits = batch.model.to_bits_per_dim(batch.log_prob).mean()
-        with noise_conditioning(batch.model, projected.noise_scale):
-            for name, term in self.terms.items():
-                if name != "likelihood":
-                    terms[name] = term(projected)
-            return self._weighted(terms, bits, projected)
+        if "likelihood" in self.terms:
+            terms["likelihood"] = self.terms["likelihood"](batch)
+        if batch.model.has_density:
+            bits = batch.model.to_bits_per_dim(batch.log_prob).mean()
+        for name, term in self.terms.items():
+            if name != "likelihood":
+                terms[name] = term(projected)
+        return self._weighted(terms, bits, projected)
 
     def _weighted(
         self, terms: dict[str, Tensor], bits: Tensor | None, batch: ForwardPass

@@ -1,11 +1,16 @@
 """The Bayes classifier of a model that is conditional on the class."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from submanifold.common.errors import UserError
-from submanifold.flows import context_of, shared_latents
+from submanifold.flows import Flow, context_of
+from submanifold.flows.conditional import ConditionalLatents
+from submanifold.models.hierarchy import Hierarchy, Slice
 from submanifold.models.model import Model
+from submanifold.models.stage import Stage
 
 
 @torch.no_grad()
@@ -50,6 +55,27 @@ def class_log_probs(model: Model, x: Tensor) -> Tensor:
             "model: expected one that is conditional on a class, got another one. Train it with "
             "data.condition=label."
         )
-    with shared_latents(model):
-        labels = torch.arange(classes, device=x.device)
-        return torch.stack([model.log_prob(x, label) for label in labels.split(1)], 1)
+    log_det = x.new_zeros(len(x))
+    hierarchy = model.hierarchy if isinstance(model, Slice) else model
+    if isinstance(hierarchy, Hierarchy) and model.has_density:
+        first, *later = hierarchy.stages
+        flow, *flows = first.flows
+        if isinstance(flow, ConditionalLatents) and flow.of_context and not first.noise:
+            hierarchy._check_events(x)
+            x, log_det = flow._forward(x)
+            stage = Stage([_OfLatents(flow), *flows], first.dim, first.off_manifold_scale)
+            model = Hierarchy([stage, *later])
+    labels = torch.arange(classes, device=x.device)[:, None].expand(-1, len(x))
+    return torch.stack([model.log_prob(x, label) + log_det for label in labels], 1)
+
+
+class _OfLatents(Flow):
+    """The part of a :class:`.ConditionalLatents` that depends on the class."""
+
+    def __init__(self, flow: Any):
+        super().__init__()
+        self.event_shape = (flow.latent_dim,)
+        self.embedding, self.of_context = flow.embedding, flow.of_context
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.of_context(x, context)

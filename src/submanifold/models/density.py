@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from submanifold.flows.conditional import conditioning
-from submanifold.geometry.linearization import jacobian
+from submanifold.geometry.linearization import jacobian, select
 from submanifold.geometry.volume import (
     POINTS_PER_DECODING,
     estimate_log_volume,
@@ -56,47 +55,43 @@ def on_manifold(
         generator: Source of the estimate's probes, on the CPU.
         context: See :class:`Model`.
     """
-    with conditioning(model, context):
-        return _on_manifold(model, x, exact_up_to, generator)
-
-
-def _on_manifold(
-    model: Model, x: Tensor, exact_up_to: int, generator: torch.Generator | None
-) -> OnManifold:
-    if isinstance(model, Mixture):
-        return _on_charts(model, x, exact_up_to, generator)
     error, unknown = x.new_zeros(len(x)), x.new_full((len(x),), torch.nan)
+    if isinstance(model, Mixture):
+        return _on_charts(model, x, exact_up_to, generator, context)
     if model.dim == model.event_dim:  # the manifold is the entire space
-        return OnManifold(model.log_prob(x), error, unknown)
-    u = model.encode(x)[0]
+        return OnManifold(model.log_prob(x, context), error, unknown)
+    u = model.encode(x, context=context)[0]
+    log_prob = model.code_log_prob(u, context)
     if model.dim > exact_up_to:
-        volume, error = estimate_log_volume(model.decode, u, generator=generator)
-        return OnManifold(model.code_log_prob(u) - volume, error, unknown)
-    columns = jacobian(model.decode, u, batch_size=POINTS_PER_DECODING).double()
+        decode = select(model.decode, context)
+        volume, error = estimate_log_volume(decode, u, generator=generator)
+        return OnManifold(log_prob - volume, error, unknown)
+    columns = jacobian(model.decode, u, None, POINTS_PER_DECODING, context).double()
     volume = jacobian_log_volume(columns)
-    excess = columns.square().sum(1).log().sum(1) / 2 - volume
-    return OnManifold(
-        model.code_log_prob(u) - volume.to(u.dtype),
-        error,
-        (excess / (model.dim * math.log(2))).to(u.dtype),
-    )
+    excess = (columns.square().sum(1).log().sum(1) / 2 - volume) / (model.dim * math.log(2))
+    return OnManifold(log_prob - volume.to(u.dtype), error, excess.to(u.dtype))
 
 
 def _on_charts(
-    mixture: Mixture, x: Tensor, exact_up_to: int, generator: torch.Generator | None
+    mixture: Mixture,
+    x: Tensor,
+    exact_up_to: int,
+    generator: torch.Generator | None,
+    context: Tensor | None,
 ) -> OnManifold:
     r"""On the responsible chart k, :math:`\pi_k\, p_M^k(y) / r_k(y)` at y = g_k(u).
 
     See :meth:`Mixture.overlap`.
     """
-    u = mixture.encode(x)[0]
+    u = mixture.encode(x, context=context)[0]
     index = u[:, -1].long()
     found = OnManifold(*(torch.full_like(x.flatten(1)[:, 0], torch.nan) for _ in range(3)))
     for k, chart in enumerate(mixture.charts):
         members = index == k
         if not members.any():
             continue
-        on_chart = on_manifold(chart, x[members], exact_up_to, generator)
+        of_members = None if context is None else context[members]
+        on_chart = on_manifold(chart, x[members], exact_up_to, generator, of_members)
         for values, new in zip(found, on_chart, strict=True):
             values[members] = new
-    return found._replace(log_prob=found.log_prob + mixture.overlap(u))
+    return found._replace(log_prob=found.log_prob + mixture.overlap(u, context))

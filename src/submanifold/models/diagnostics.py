@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from submanifold.flows.bijection import Context
 from submanifold.models.model import Model
 
 LARGEST_INVERSE_ERROR = 0.01
@@ -10,7 +11,7 @@ THIN, SMOOTH = 0.1, 0.5
 
 
 @torch.no_grad()
-def inverse_error(model: Model, x: Tensor) -> float:
+def inverse_error(model: Model, x: Tensor, context: Context = None) -> float:
     """Compute the largest error of x after encoding and decoding, in standard deviations of x.
 
     Above :data:`LARGEST_INVERSE_ERROR`, samples and projections are not those of the density. The
@@ -18,8 +19,8 @@ def inverse_error(model: Model, x: Tensor) -> float:
     """
     if not model.has_density:
         return 0.0
-    u, v = model.encode(x)
-    return ((model.decode(u, v) - x).abs().max() / x.std()).item()
+    u, v = model.encode(x, context=context)
+    return ((model.decode(u, v, context) - x).abs().max() / x.std()).item()
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def neighbour_correlation(u: Tensor, v: Tensor) -> float:
 
 
 @torch.no_grad()
-def manifold_overfitting(model: Model, x: Tensor) -> tuple[float, float]:
+def manifold_overfitting(model: Model, x: Tensor, context: Context = None) -> tuple[float, float]:
     """Measure two signs of manifold overfitting on continuous data x (:ref:`theory-5`, case 10).
 
     Noise-free data on a manifold have no density on R^D: a flow increases its likelihood without
@@ -49,10 +50,10 @@ def manifold_overfitting(model: Model, x: Tensor) -> tuple[float, float]:
         Median distance of x (n, *event_shape) from its projection in units of the standard
         deviation of x, and :func:`neighbour_correlation`; 0, 0 if d = D.
     """
-    u, v = model.encode(x)
+    u, v = model.encode(x, context=context)
     if v.shape[1] == 0:
         return 0.0, 0.0
-    distances = (x - model.decode(u)).flatten(1).norm(dim=1)
+    distances = (x - model.decode(u, context=context)).flatten(1).norm(dim=1)
     return (distances.median() / x.std()).item(), neighbour_correlation(u, v)
 
 

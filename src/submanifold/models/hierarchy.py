@@ -10,6 +10,7 @@ from pydantic import PositiveInt, validate_call
 from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
+from submanifold.flows.bijection import Context
 from submanifold.geometry.nearest import Nearest
 from submanifold.models.model import Model
 from submanifold.models.stage import Stage, standard_normal_log_prob
@@ -69,14 +70,16 @@ class Hierarchy(Model):
         )
         self.stages: Sequence[Stage] = nn.ModuleList(stages)  # type: ignore[assignment]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Model.forward`; v starts with the last stage's coordinates, the coarsest."""
-        on, off, log_prob = self._encode_stages(x)
+        on, off, log_prob = self._encode_stages(x, context)
         return on[-1], torch.cat(off[::-1], 1), log_prob
 
-    def _encode_stages(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    def _encode_stages(
+        self, x: Tensor, context: Context
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Like :meth:`trace` without noise, but with the density as a mean over the noise."""
-        on, off, log_prob = self.trace(x)
+        on, off, log_prob = self.trace(x, context=context)
         if any(stage.noise for stage in self.stages):
             generator = torch.Generator().manual_seed(0)
 
@@ -85,12 +88,12 @@ class Hierarchy(Model):
                 noise = torch.randn(1, *h.shape[1:], generator=generator, dtype=h.dtype)
                 return noise.to(h.device)
 
-            drawn = torch.stack([self.trace(x, draw)[2] for _ in range(NOISE_DRAWS)])
+            drawn = torch.stack([self.trace(x, draw, context)[2] for _ in range(NOISE_DRAWS)])
             log_prob = drawn.logsumexp(0) - math.log(NOISE_DRAWS)
         return on, off, log_prob
 
     def trace(
-        self, x: Tensor, draw: Callable[[Tensor], Tensor] | None = None
+        self, x: Tensor, draw: Callable[[Tensor], Tensor] | None = None, context: Context = None
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Encode x stage by stage.
 
@@ -98,6 +101,7 @@ class Hierarchy(Model):
             x: Events, (batch, *event_shape).
             draw: Draws standard normal noise, broadcastable to its argument, for stages with noise;
                 None for no noise.
+            context: See :class:`Model`.
 
         Returns:
             u_m (batch, d_m) and v_m (batch, d_{m-1} - d_m) of every stage, and log p(x) (batch,) in
@@ -107,37 +111,32 @@ class Hierarchy(Model):
         on, off, log_prob = [x], [], x.new_zeros(len(x))
         for stage in self.stages:
             h = on[-1] if draw is None or not stage.noise else on[-1] + stage.noise * draw(on[-1])
-            u, v, log_det = stage(h)
+            u, v, log_det = stage(h, context)
             log_prob = log_prob + log_det + stage.off_manifold_log_prob(v)
             on.append(u)
             off.append(v)
         return on[1:], off, log_prob + standard_normal_log_prob(on[-1])
 
-    def _decode(self, u: Tensor, v: Tensor | None) -> Tensor:
+    def _decode(self, u: Tensor, v: Tensor | None, context: Context) -> Tensor:
         self._check_coordinates(u, v)
         sizes = [stage.latent_dim - stage.dim for stage in reversed(self.stages)]
         parts = [None] * len(sizes) if v is None else v.split(sizes, 1)
         for stage, part in zip(reversed(self.stages), parts, strict=True):
-            u = stage.decode(u, part)
+            u = stage.decode(u, part, context)
         return u
 
-    def _encode(self, x: Tensor, exact: bool | None) -> tuple[Tensor, Tensor]:
+    def _nearest(self, x: Tensor, exact: bool, context: Context) -> Nearest:
         last = self.manifold_stage
-        if exact is None or last == len(self.stages):
-            return super()._encode(x, exact)
-        u = self.part(1, last).encode(x, exact)[0]
-        return self.part(last + 1).encode(u)[0], self(x)[1]
-
-    def _project(self, x: Tensor, exact: bool) -> Tensor:
+        if last == len(self.stages):
+            return super()._nearest(x, exact, context)
         # the search converges faster without the reparametrizations
-        last = self.manifold_stage
-        manifold = self if last == len(self.stages) else self.part(1, last)
-        return super(Hierarchy, manifold)._project(x, exact)
+        u, image = self.part(1, last)._nearest(x, exact, context)
+        return Nearest(self.part(last + 1)._coordinates_of(u, context), image)
 
-    def _coordinates_of(self, x: Tensor) -> Tensor:
+    def _coordinates_of(self, x: Tensor, context: Context) -> Tensor:
         self._check_events(x)
         for stage in self.stages:
-            x = stage.coordinates(x)
+            x = stage.coordinates(x, context)
         return x
 
     @property
@@ -249,26 +248,26 @@ class Slice(Model):
         # tuples are not registered as submodules: the weights are those of the hierarchy
         self._views = manifold, hierarchy.part(number + 1), last
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Model.forward`."""
-        on, off, log_prob = self.hierarchy._encode_stages(x)
+        on, off, log_prob = self.hierarchy._encode_stages(x, context)
         index = self.hierarchy.manifold_stage - 1
         z = torch.cat([on[index], off[index]], 1)
         v = torch.cat([z[:, self.dim :], *off[:index][::-1]], 1)
         return z[:, : self.dim], v, log_prob
 
-    def _decode(self, u: Tensor, v: Tensor | None) -> Tensor:
-        return self._views[0].decode(u, v)
+    def _decode(self, u: Tensor, v: Tensor | None, context: Context) -> Tensor:
+        return self._views[0]._decode(u, v, context)
 
-    def _nearest(self, x: Tensor, exact: bool) -> Nearest:
-        return self._views[0]._nearest(x, exact)  # without the code of the hierarchy
+    def _nearest(self, x: Tensor, exact: bool, context: Context) -> Nearest:
+        return self._views[0]._nearest(x, exact, context)  # without the code of the hierarchy
 
     @property
     def eigenvalues(self) -> Tensor | None:
         """See :attr:`Hierarchy.eigenvalues`."""
         return self._views[0].eigenvalues
 
-    def code_log_prob(self, u: Tensor) -> Tensor:
+    def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
         """See :meth:`Model.code_log_prob`; known only for dimensions from the hierarchy's on."""
         if self.dim < self.hierarchy.dim:
             raise UserError(
@@ -278,14 +277,16 @@ class Slice(Model):
         self._check_coordinates(u)
         _, code_flow, stage = self._views
         z, rest = u[:, : self.hierarchy.dim], u[:, self.hierarchy.dim :]
-        return code_flow.log_prob(z) + stage.off_manifold_log_prob(rest)
+        return code_flow.log_prob(z, context) + stage.off_manifold_log_prob(rest)
 
-    def _draw_codes(self, n: int, temperature: float, generator: torch.Generator | None) -> Tensor:
+    def _draw_codes(
+        self, n: int, temperature: float, generator: torch.Generator | None, context: Context
+    ) -> Tensor:
         _, code_flow, stage = self._views
         weight, code_dim = next(self.parameters()), self.hierarchy.dim
         noise = torch.randn(n, max(code_dim, self.dim), generator=generator, dtype=weight.dtype)
         noise = temperature * noise.to(weight.device)
-        z = code_flow.decode(noise[:, :code_dim])
+        z = code_flow.decode(noise[:, :code_dim], context=context)
         rest = stage.off_manifold_scale * noise[:, code_dim:]
         return torch.cat([z, rest], 1)[:, : self.dim]
 

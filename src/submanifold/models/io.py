@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 import threading
@@ -16,10 +15,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
+from torch.nn.modules import module as hooks
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write
@@ -112,10 +108,8 @@ def _build(
                 if name.startswith(GAUSSIAN)}  # fmt: skip
     tensors = {name: each for name, each in tensors.items() if not name.startswith(GAUSSIAN)}
     largest = max(MIN_SIZE_LIMIT, sum(t.numel() for t in tensors.values()))
-    text = json.dumps(config)
-    sizes = [int(each) for each in re.findall(r"(?<![\w.+-])\d+(?![\w.])", text)]
-    shapes = (each.split(", ") for each in re.findall(r'shape": \[([\d, ]+)\]', text))
-    if max([*sizes, *(math.prod(map(int, shape)) for shape in shapes)], default=0) > largest:
+    integers = re.findall(r"(?<![\w.+-])\d+(?![\w.])", json.dumps(config))
+    if any(int(each) > largest for each in integers):
         raise UserError(f"a config with sizes above {largest}, more than its tensors have")
     # on the meta device first, so that a config cannot allocate more than its tensors
     try:
@@ -124,7 +118,8 @@ def _build(
     except RuntimeError as error:
         raise UserError(f"a config of impossible sizes ({_first_line(error)})") from error
     expected = {name: t.shape for name, t in planned.state_dict().items()}
-    if expected != {name: t.shape for name, t in tensors.items()}:
+    found = {name: t.shape for name, t in tensors.items()}
+    if expected != found or planned.event_dim > largest:
         raise UserError("tensors whose names or shapes do not match the config")
     if "size" in data:
         size, margin, shape = data["size"], data.get("margin", 0), planned.event_shape
@@ -149,13 +144,9 @@ def _limited_layers(most: int) -> Iterator[None]:
         if count > most:
             raise UserError("a config of more layers than its tensors have")
 
-    handles = [register_module_parameter_registration_hook(register),
-               register_module_buffer_registration_hook(register)]  # fmt: skip
-    try:
+    of_parameters = hooks.register_module_parameter_registration_hook(register)
+    with of_parameters, hooks.register_module_buffer_registration_hook(register):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _first_line(error: Exception) -> str:

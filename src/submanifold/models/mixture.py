@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
 from submanifold.flows import DataInitialized
+from submanifold.flows.bijection import Context
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model
+
+Stages = list[dict[str, Any]]
 
 
 class ChartEncoding(NamedTuple):
@@ -71,10 +74,10 @@ class Mixture(DataInitialized, Model):
         self.charts: Sequence[Hierarchy] = nn.ModuleList(charts)  # type: ignore[assignment]
         self.logits = nn.Parameter(torch.zeros(len(charts)))
 
-    def encode_on_charts(self, x: Tensor) -> ChartEncoding:
+    def encode_on_charts(self, x: Tensor, context: Context = None) -> ChartEncoding:
         """Encode x (batch, ...) by every chart."""
         self._check_events(x)
-        encoded = [chart(x) for chart in self.charts]
+        encoded = [chart(x, context) for chart in self.charts]
         u, v, log_prob = (torch.stack(each) for each in zip(*encoded, strict=True))
         return ChartEncoding(u, v, self.logits.log_softmax(0)[:, None] + log_prob)
 
@@ -84,14 +87,14 @@ class Mixture(DataInitialized, Model):
         u = torch.cat([_select(encoded.u, index), index[:, None].to(encoded.u.dtype)], 1)
         return u, _select(encoded.v, index), encoded.joint.logsumexp(0)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Model.forward`."""
-        return self.select_chart(self.encode_on_charts(x))
+        return self.select_chart(self.encode_on_charts(x, context))
 
-    def _decode(self, u: Tensor, v: Tensor | None) -> Tensor:
+    def _decode(self, u: Tensor, v: Tensor | None, context: Context) -> Tensor:
         self._check_coordinates(u, v)
         coordinates = self.coordinates(u)
-        decoded = torch.stack([chart.decode(coordinates, v) for chart in self.charts])
+        decoded = torch.stack([chart.decode(coordinates, v, context) for chart in self.charts])
         return _select(decoded, self._chart_index(u))
 
     def coordinates(self, u: Tensor) -> Tensor:
@@ -102,15 +105,18 @@ class Mixture(DataInitialized, Model):
         return u[:, self.dim].detach().round().long().clamp(0, len(self.charts) - 1)
 
     @torch.no_grad()
-    def overlap(self, u: Tensor) -> Tensor:
+    def overlap(self, u: Tensor, context: Context = None) -> Tensor:
         r"""Compute :math:`\log \pi_k - \log r_k(y)` at y = g_k(u) on the chart k of u, (batch,).
 
         Densities on overlapping charts add up in the same proportions as densities on R^D.
         """
-        joint, index = self.encode_on_charts(self.decode(u)).joint, self._chart_index(u)
+        y, index = self.decode(u, context=context), self._chart_index(u)
+        joint = self.encode_on_charts(y, context).joint
         return joint.logsumexp(0) - _select(joint, index) + self.logits.log_softmax(0)[index]
 
-    def _draw_codes(self, n: int, temperature: float, generator: torch.Generator | None) -> Tensor:
+    def _draw_codes(
+        self, n: int, temperature: float, generator: torch.Generator | None, context: Context
+    ) -> Tensor:
         probabilities = self.logits.detach().cpu().softmax(0)
         # torch.multinomial cannot draw 0 samples
         index = torch.multinomial(probabilities, max(n, 1), replacement=True, generator=generator)
@@ -138,10 +144,7 @@ class Mixture(DataInitialized, Model):
     @classmethod
     @validate_call
     def from_config(
-        cls,
-        charts: PositiveInt,
-        stages: list[dict[str, Any]],
-        stages_by_chart: list[list[dict[str, Any]]] | None = None,
+        cls, charts: PositiveInt, stages: Stages, stages_by_chart: list[Stages] | None = None
     ) -> Self:
         """Build an untrained mixture from its :attr:`config`."""
         return cls([*map(Hierarchy.from_config, stages_by_chart or [stages] * charts)])

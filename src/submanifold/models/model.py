@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from submanifold.common.device import choose_device, choose_precision
 from submanifold.common.errors import UserError
-from submanifold.flows.conditional import conditioning, is_conditional
+from submanifold.flows.bijection import Context
+from submanifold.flows.conditional import embedding_of
+from submanifold.flows.softflow import is_noise_conditional
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
 from submanifold.models.io import GAUSSIAN, load_model, save_tensors
 from submanifold.models.stage import standard_normal_log_prob
@@ -41,10 +43,11 @@ class Model(nn.Module, ABC):
 
     Subclasses define ``kind``, by which they are registered, and the abstract members. The methods
     of a conditional model need the ``context`` of each event: classes (batch,), or standardized
-    variables (batch, columns); one row holds for all events. Images are
+    variables (batch, columns), to which :func:`.with_noise_scale` appends a noise scale. Images are
     floats (batch, channels, height, width) in [-0.5, 0.5), as :func:`submanifold.data.dequantize`
     returns them; vectors are (batch, D). All methods raise :class:`UserError` for tensors of a
-    wrong shape or dtype, and for a missing or superfluous context.
+    wrong shape or dtype, and for a missing or superfluous context. A model has no other state than
+    its weights, so that threads can share it.
 
     Args:
         event_shape: Shape of one event.
@@ -63,7 +66,7 @@ class Model(nn.Module, ABC):
             (:class:`submanifold.evaluation.calibration.Calibration`). Without a calibration it is
             empty or contains the reason as ``why``.
         gaussian: Tensors of a Gaussian with the covariance of the training data, for restoration
-            (:class:`submanifold.inverse.gaussian.Gaussian`). Empty without one.
+            (:class:`submanifold.evaluation.gaussian.Gaussian`). Empty without one.
     """
 
     kinds: ClassVar[dict[str, type["Model"]]] = {}
@@ -91,13 +94,13 @@ class Model(nn.Module, ABC):
         self.calibration: dict[str, Any] = {}
         self.gaussian: dict[str, Tensor] = {}
 
-    def __call__(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Call :meth:`forward`, given the context of the events."""
-        with conditioning(self, context):
-            return super().__call__(x)
+    def __call__(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Call :meth:`forward`, after a check of the context."""
+        self._check_context(context)
+        return super().__call__(x, context)
 
     @abstractmethod
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
         """Encode x (batch, *event_shape) and compute its log-density in one pass.
 
         Returns:
@@ -106,13 +109,13 @@ class Model(nn.Module, ABC):
             that on the manifold at the projection of x, or NaN if unknown.
         """
 
-    def decode(self, u: Tensor, v: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
         """Map (u, v) to events; v = 0, a point on the manifold, by default (Alg. 2)."""
-        with conditioning(self, context):
-            return self._decode(u, v)
+        self._check_context(context)
+        return self._decode(u, v, context)
 
     @abstractmethod
-    def _decode(self, u: Tensor, v: Tensor | None) -> Tensor:
+    def _decode(self, u: Tensor, v: Tensor | None, context: Context) -> Tensor:
         """Compute :meth:`decode`."""
 
     @property
@@ -130,7 +133,7 @@ class Model(nn.Module, ABC):
         """An estimate of the diagonal of E[J^T J] of the decoder, (d,); None if unknown."""
         return None
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
         """Compute the exact log-density of x in nats, (batch,), if there is one on R^D."""
         if not self.has_density:
             raise UserError(
@@ -143,18 +146,16 @@ class Model(nn.Module, ABC):
         """Return the continuous coordinates among the columns of u, (batch, d)."""
         return u
 
-    def overlap(self, u: Tensor) -> Tensor:
+    def overlap(self, u: Tensor, context: Context = None) -> Tensor:
         """Log of the factor by which charts change the density at u, (batch,): 0 without charts."""
         return u.new_zeros(len(u))
 
-    def code_log_prob(self, u: Tensor) -> Tensor:
+    def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
         """Log-density of codes of samples: that on the manifold plus the log volume, (batch,)."""
         self._check_coordinates(u)
-        return standard_normal_log_prob(self.coordinates(u)) + self.overlap(u)
+        return standard_normal_log_prob(self.coordinates(u)) + self.overlap(u, context)
 
-    def bits_per_dim(
-        self, x: Tensor, bits: int | None = None, context: Tensor | None = None
-    ) -> Tensor:
+    def bits_per_dim(self, x: Tensor, bits: int | None = None, context: Context = None) -> Tensor:
         """Compute :func:`bits_per_dim` of x, (batch,); see :meth:`to_bits_per_dim`."""
         return self.to_bits_per_dim(self.log_prob(x, context), bits)
 
@@ -171,30 +172,25 @@ class Model(nn.Module, ABC):
         return bits_per_dim(log_prob, self.event_dim, bits)
 
     def encode(
-        self, x: Tensor, exact: bool | None = None, context: Tensor | None = None
+        self, x: Tensor, exact: bool | None = None, context: Context = None
     ) -> tuple[Tensor, Tensor]:
         """Map x to coordinates on the manifold, u (batch, d), and off it, v (batch, D - d).
 
         By default (u, v) decodes to x. With ``exact`` True or False, u is that of
         ``project(x, exact)``; v remains the encoder's, so that (u, v) no longer decodes to x.
         """
-        with conditioning(self, context):
-            return self._encode(x, exact)
+        u, v, _ = self(x, context)
+        return (u if exact is None else self._nearest(x, exact, context).u), v
 
-    def _encode(self, x: Tensor, exact: bool | None) -> tuple[Tensor, Tensor]:
-        u, v, _ = self(x)
-        return (u if exact is None else self._nearest(x, exact).u), v
-
-    def encoder_projection(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def encoder_projection(self, x: Tensor, context: Context = None) -> Tensor:
         """Encode x and decode u with v = 0, the projection of the paper (section 4.1).
 
         It is differentiable, and fast, but not the nearest point of the manifold. For samples and
         other points of the manifold, all projections are equal.
         """
-        with conditioning(self, context):
-            return self.decode(self.encode(x)[0])
+        return self.decode(self.encode(x, context=context)[0], context=context)
 
-    def project(self, x: Tensor, exact: bool = False, context: Tensor | None = None) -> Tensor:
+    def project(self, x: Tensor, exact: bool = False, context: Context = None) -> Tensor:
         """Project x onto the manifold, in the shape of x.
 
         The default projection improves the :meth:`encoder_projection` by four gradients
@@ -208,35 +204,27 @@ class Model(nn.Module, ABC):
         Gradients of the default projection of images are in bfloat16 where the hardware is faster,
         errors in float32. The result has no derivative.
         """
-        with conditioning(self, context):
-            return self._project(x, exact)
-
-    def _project(self, x: Tensor, exact: bool) -> Tensor:
-        return self._nearest(x, exact).image
-
-    def rejection_map(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Compute x - project(x), the part of x that is off the manifold.
-
-        Figure 7 of the paper shows x - encoder_projection(x).
-        """
-        return x - self.project(x, context=context)
+        self._check_context(context)
+        return self._nearest(x, exact, context).image
 
     def sample(
         self,
         n: int,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
-        context: Tensor | None = None,
+        context: Context = None,
     ) -> Tensor:
         """Draw n events on the manifold: u ~ N(0, temperature^2 I), v = 0 (Alg. 1 and 2).
 
         The generator is on the CPU, so that all devices draw the same.
         """
-        with torch.no_grad(), conditioning(self, context):
-            codes = self._draw_codes(n, temperature, generator)
-            return self.decode(codes.to(next(self.parameters()).device))
+        with torch.no_grad():
+            codes = self._draw_codes(n, temperature, generator, context)
+            return self.decode(codes.to(next(self.parameters()).device), context=context)
 
-    def _draw_codes(self, n: int, temperature: float, generator: torch.Generator | None) -> Tensor:
+    def _draw_codes(
+        self, n: int, temperature: float, generator: torch.Generator | None, context: Context
+    ) -> Tensor:
         weight = next(self.parameters())
         return temperature * torch.randn(n, self.dim, generator=generator, dtype=weight.dtype)
 
@@ -270,18 +258,33 @@ class Model(nn.Module, ABC):
         return model.to(target).eval()
 
     @torch.no_grad()
-    def _nearest(self, x: Tensor, exact: bool) -> Nearest:
-        u = self._coordinates_of(x)
-        whole = is_conditional(self)
+    def _nearest(self, x: Tensor, exact: bool, context: Context) -> Nearest:
+        u = self._coordinates_of(x, context)
+
+        def decode(u: Tensor, context: Context = None) -> Tensor:
+            return self._decode(u, None, context)
+
         if exact and self.dim <= FEW:
-            return gauss_newton(self.decode, x, u, EXACT_STEPS, whole)
+            return gauss_newton(decode, x, u, EXACT_STEPS, context)
         gradients, precision = EXACT_GRADIENTS if exact else GRADIENTS, None
         if not exact and len(self.event_shape) == 3:
             precision = choose_precision("auto", u)
-        return nearest_point(self.decode, x, u, gradients, self.eigenvalues, precision, whole)
+        return nearest_point(decode, x, u, gradients, self.eigenvalues, precision, context)
 
-    def _coordinates_of(self, x: Tensor) -> Tensor:
-        return self(x)[0]
+    def _coordinates_of(self, x: Tensor, context: Context) -> Tensor:
+        return self.forward(x, context)[0]
+
+    def _check_context(self, context: Context) -> None:
+        """Raise :class:`UserError` for a context, or columns of it, that no flow would use."""
+        if context is None or is_noise_conditional(self):
+            return  # flows check the rest
+        embedding = embedding_of(self)
+        if embedding is None:
+            raise UserError(
+                f"context: expected none for an unconditional model, got {context.dtype} of shape "
+                f"{tuple(context.shape)}. Omit it, or train a model with data.condition."
+            )
+        embedding(context)
 
     def _check_coordinates(self, u: Tensor, v: Tensor | None = None) -> None:
         self._check("u", u, self.code_dims[:1])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
 from submanifold.flows import FLOWS, Bijection, Compose, Flow, Injection, Rotation, rebuild_flow
+from submanifold.flows.bijection import Context
 from submanifold.flows.orthogonal import LARGEST_MATRIX
 
 LEADING = 2
@@ -108,26 +109,40 @@ class Stage(nn.Module):
         self.flow = Compose([*self.flows, rotation])
         return rotation
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
         """Map events (batch, ...) to u (batch, d), v (batch, D - d) and log|det J_f| (batch,)."""
-        z, log_det = self.flow(h)
+        z, log_det = self.transform(h, context)
         return z[:, : self.dim], z[:, self.dim :], log_det
 
-    def coordinates(self, h: Tensor) -> Tensor:
+    def transform(self, h: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        """Apply the flows, given the context of a model (:meth:`.Flow.embed`)."""
+        log_det = h.new_zeros(len(h))
+        for flow in self.flows:
+            h, ld = flow(h, flow.embed(context))
+            log_det = log_det + ld
+        return h, log_det
+
+    def inverse(self, z: Tensor, context: Context = None) -> Tensor:
+        """Apply the inverses of the flows."""
+        for flow in reversed(self.flows):
+            z = flow.inverse(z, flow.embed(context))
+        return z
+
+    def coordinates(self, h: Tensor, context: Context = None) -> Tensor:
         """Compute u only, (batch, d), which saves the products of a rotation for v."""
         if self.rotation is None:
-            return self(h)[0]
+            return self(h, context)[0]
         for flow in self.flows[:-1]:
-            h = flow(h)[0]
+            h = flow(h, flow.embed(context))[0]
         return self.rotation.leading(h, self.dim)
 
-    def decode(self, u: Tensor, v: Tensor | None = None) -> Tensor:
+    def decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
         """Map (u, v) to events; v = 0, a point on the manifold, by default."""
         if v is None and self.rotation is not None:
-            return self.flow.inverse(u)  # saves the products with zeros
+            return self.inverse(u, context)  # saves the products with zeros
         if v is None:
             v = u.new_zeros(len(u), self.latent_dim - self.dim)
-        return self.flow.inverse(torch.cat([u, v], 1))
+        return self.inverse(torch.cat([u, v], 1), context)
 
     def off_manifold_log_prob(self, v: Tensor) -> Tensor:
         """Compute the log-density of v under N(0, sigma_v^2 I) in nats, (batch,)."""

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ def fit_budget(
     return {name: max(1, round(factor * cost.steps)) for name, cost in costs.items()}
 
 
-def with_steps(phase: Phase, steps: int) -> Phase:
+def with_steps(phase: Any, steps: int | None) -> Any:
     """Return the settings of a phase with other steps, or probes of a rotation.
 
     With fewer steps the warmup is shorter in proportion; the cooldown always is.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 
 from submanifold.data.batches import Batches
-from submanifold.flows import conditioning
 from submanifold.models import Model
 from submanifold.models.diagnostics import (
     LARGEST_INVERSE_ERROR,
@@ -47,13 +46,10 @@ def diagnose(model: Model, valid: Batches) -> Row:
         ``inverse_error`` on the first batch; for continuous data, which can lack noise, also
         ``thickness`` and ``neighbour_correlation`` of all data (:func:`.manifold_overfitting`).
     """
-    batch = next(iter(valid))
-    with conditioning(model, valid.context):
-        row = {"inverse_error": inverse_error(model, batch)}
+    row = {"inverse_error": inverse_error(model, *next(iter(valid)))}
     if valid.is_continuous:
-        events = torch.cat(list(valid))
-        with conditioning(model, valid.contexts):
-            thickness, correlation = manifold_overfitting(model, events)
+        events = torch.cat([x for x, _ in valid])
+        thickness, correlation = manifold_overfitting(model, events, valid.contexts)
         row |= {"thickness": thickness, "neighbour_correlation": correlation}
     return row
 

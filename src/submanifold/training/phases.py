@@ -3,7 +3,7 @@
 :func:`train_phase` is Alg. 1 of the paper. Its loop is :func:`.fit`, in outline::
 
     for step in range(settings.steps):                       # line 3
-        x = batches.at(step)                                 # line 4
+        x, _ = batches.at(step)                              # line 4
         loss = objective(model, x)["loss"]                   # lines 5 to 8
         loss.backward()                                      # line 9
         optimizer.step()
@@ -27,21 +27,20 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from submanifold.common import distributed
 from submanifold.common.files import locked
 from submanifold.common.progress import track
-from submanifold.data.arrays import context_of_array, load_npy, save_context, write_npy
+from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.batches import Batches
-from submanifold.flows import conditioning
 from submanifold.losses import Objective, Terms
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.models.settings import Context
 from submanifold.training.checkpoint import Row, TrainState
 from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.settings import TrainingSettings
-from submanifold.training.trainer import fit, log_rows
+from submanifold.training.trainer import fit
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,6 @@ def train_phase(
     device: torch.device,
     folder: Path,
     name: str,
-    grad_accumulation_steps: int = 1,
     on_log: Log | None = None,
 ) -> tuple[Model, dict[str, Any]]:
     """Train the stages of one phase, or resume the training in the same folder (:func:`.fit`).
@@ -94,7 +92,6 @@ def train_phase(
         device: Device of the training.
         folder: Folder of checkpoints.
         name: Name of the phase in messages and logs.
-        grad_accumulation_steps: See :class:`.Trainer`.
         on_log: Called with the name, and as in :func:`.fit`.
 
     Returns:
@@ -115,10 +112,8 @@ def train_phase(
     with _locked_once(folder, name):
         history = fit(
             trained, objective, batches, validation, settings, folder, name,
-            on_log and partial(on_log, name), fresh, grad_accumulation_steps,
+            on_log and partial(on_log, name), fresh,
         )  # fmt: skip
-    if on_log:
-        on_log(name, settings.steps, {"steps_trained": history["steps_trained"]})
     full.notes = {"phases": [*done, {"stages": list(phase.stages), **trained.notes}]}
     history["warnings"] |= warned
     full = full.requires_grad_(True).eval().cpu()
@@ -161,7 +156,6 @@ def rotate_phase(
     device: torch.device,
     folder: Path,
     name: str,
-    on_log: Log | None = None,
 ) -> tuple[Hierarchy, dict[str, Any]]:
     """Rotate the latents of the stage that was trained last (:func:`.fit_rotation`).
 
@@ -183,8 +177,6 @@ def rotate_phase(
         "name": name, **TrainState(seconds=fitted["seconds"]).history(), "steps": 0,
         "steps_trained": 0, "stages": [phase.rotate], "terms": [], "rotation": fitted,
     }  # fmt: skip
-    if on_log:
-        replay(history, on_log)
     return full.cpu(), history
 
 
@@ -213,7 +205,7 @@ def train_phases(
         inputs = {"train": train, "valid": valid}
         if phase.stages[0] > 1:
             outer = trained.part(1, phase.stages[0] - 1)
-            inputs = {split: encode_rows(outer, each, seed, device, folder / f"{name}-{split}.npy")
+            inputs = {split: encode_rows(outer, each, seed, device)
                       for split, each in inputs.items()}  # fmt: skip
         if isinstance(phase, RotationSettings):
             trained, _ = rotate_phase(phase, trained, inputs["train"], seed, device, folder, name)
@@ -225,43 +217,24 @@ def train_phases(
     return trained
 
 
-def replay(history: Mapping[str, Any], on_log: Log) -> None:
-    """Repeat the log of a finished phase from its history."""
-    name = history["name"]
-    log_rows(history, partial(on_log, name))
-    if rotation := history.get("rotation"):
-        for d, error in zip(rotation["dims"], rotation["mse"], strict=True):
-            on_log(name, d, {"first_order_mse": error})
-    else:
-        on_log(name, history["steps"], {"steps_trained": 0})
-
-
 @torch.no_grad()
-def encode_rows(
-    model: Model, array: np.ndarray, seed: int, device: torch.device, path: Path
-) -> np.ndarray:
+def encode_rows(model: Model, array: np.ndarray, seed: int, device: torch.device) -> np.ndarray:
     """Encode events (N, ...) as coordinates u on a model's manifold (Alg. 2, line 6).
 
-    The seed is that of the dequantization noise. Returns (N, d) float32, a copy-on-write map of the
-    file, which the first process writes, with the context of the events.
+    The seed is that of the dequantization noise. Returns (N, d) float32 with the context of the
+    events.
     """
     model = model.to(device).eval()
-    batches = Batches(
-        array, batch_size=256, seed=seed, device=device, given=partial(conditioning, model)
-    )
-    shown = track(batches, f"encoding {path.stem}", len(array))
-    encoded = (
-        distributed.map_shards(lambda x: model.encode(x)[0], batch).cpu().numpy() for batch in shown
-    )
-    if distributed.rank() == 0:
-        write_npy(path, encoded, (len(array), model.dim))
-        if (context := context_of_array(array)) is not None:
-            save_context(path, context)
-    if distributed.world_size() > 1:
-        for _ in encoded:  # the collective operations need all processes
-            pass
-        distributed.barrier()
-    return load_npy(path)
+    batches = Batches(array, batch_size=256, seed=seed, device=device)
+
+    def encode(x: Tensor, context: Tensor | None) -> Tensor:
+        return model.encode(x, context=context)[0]
+
+    encoded = [
+        distributed.map_shards(encode, *batch).cpu().numpy()
+        for batch in track(batches, "encoding", len(array))
+    ]
+    return with_context(np.concatenate(encoded), context_of_array(array))
 
 
 def _locked_once(folder: Path, name: str) -> AbstractContextManager[None]:

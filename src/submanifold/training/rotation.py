@@ -4,13 +4,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from submanifold.common import distributed
 from submanifold.common.device import autocast, choose_precision
@@ -18,7 +19,7 @@ from submanifold.common.progress import ProgressBar
 from submanifold.common.settings import Settings
 from submanifold.common.threads import ThreadTuner
 from submanifold.data.batches import Batches
-from submanifold.flows import Rotation, conditioning
+from submanifold.flows import Rotation
 from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import Linearization
 from submanifold.models import Hierarchy
@@ -163,27 +164,30 @@ def _probe_function(
     model: Hierarchy, batches: Batches, outer: Hierarchy | None
 ) -> Callable[[int], Tensor]:
     """Return a function that computes the probes of a round, (probes, latent_dim)."""
-    flow = model.stages[-1].flow
+    stage = model.stages[-1]
     inner = model.part(1, len(model.stages) - 1) if len(model.stages) > 1 else None
     weight = next(model.parameters())
     precision = choose_precision("auto", weight)
-    parts = nn.ModuleList([model] if outer is None else [outer, model])
     image_shape = (outer or model).event_shape
 
-    def encode(h: Tensor) -> Tensor:
-        return flow(h if inner is None else inner.encode(h)[0])[0]
+    def encode(h: Tensor, context: Tensor | None) -> Tensor:
+        u = h if inner is None else inner.encode(h, context=context)[0]
+        return stage.transform(u, context)[0]
 
-    def decode(z: Tensor) -> Tensor:
-        x = flow.inverse(z)
-        x = x if inner is None else inner.decode(x)
-        return x if outer is None else outer.decode(x)
+    def decode(z: Tensor, context: Tensor | None) -> Tensor:
+        x = stage.inverse(z, context)
+        x = x if inner is None else inner.decode(x, context=context)
+        return x if outer is None else outer.decode(x, context=context)
 
     def compute(index: int) -> Tensor:
-        h = batches.at(index)
-        signs = [torch.randint(2, (len(h), *image_shape), generator=batches.generator,
+        generator = torch.Generator(batches.device)
+        h, context = batches.at(index, generator)
+        signs = [torch.randint(2, (len(h), *image_shape), generator=generator,
                                device=h.device) for _ in range(PROBES_PER_EVENT)]  # fmt: skip
-        with autocast(weight.device, precision), conditioning(parts, batches.context):
-            at = Linearization(decode, encode(distributed.shard(h)))
+        context = None if context is None else distributed.shard(context)
+        with autocast(weight.device, precision):
+            z = encode(distributed.shard(h), context)
+            at = Linearization(partial(decode, context=context), z)
             probes = [at.vjp(2 * distributed.shard(each).to(h.dtype) - 1) for each in signs]
         return distributed.all_gather(torch.cat(probes))
 

@@ -27,6 +27,8 @@ class TrainingSettings(Settings):
         precision: Precision of matrix products; ``auto`` is bfloat16 where the hardware is faster
             with it.
         activation_checkpointing: Recompute hidden activations in the backward pass to save memory.
+        grad_accumulation_steps: Parts in which a process computes its shard of a batch, to save
+            memory.
     """
 
     steps: int = Field(gt=0)
@@ -43,6 +45,7 @@ class TrainingSettings(Settings):
     validation_rows: int = Field(512, gt=0)
     precision: Literal["auto", "float32", "bfloat16"]
     activation_checkpointing: bool = False
+    grad_accumulation_steps: int = Field(1, gt=0)
 
 
 def lr_factor(step: int, settings: TrainingSettings) -> float:

@@ -18,12 +18,7 @@ from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
 from submanifold.common.threads import ThreadTuner
 from submanifold.data.batches import Batches
-from submanifold.flows import (
-    conditioning,
-    initialize,
-    noise_conditioning,
-    set_activation_checkpointing,
-)
+from submanifold.flows import initialize, set_activation_checkpointing, with_noise_scale
 from submanifold.losses import Objective
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.models import Model
@@ -59,7 +54,6 @@ class Trainer:
         model: The stages in training, on their device.
         objective: The loss.
         settings: How to train.
-        grad_accumulation_steps: Parts in which this process computes its shard, to save memory.
 
     Attributes:
         state: Progress.
@@ -71,10 +65,9 @@ class Trainer:
         model: Model,
         objective: Objective,
         settings: TrainingSettings,
-        grad_accumulation_steps: int = 1,
     ):
         self.model, self.objective, self.settings = model, objective, settings
-        self.shards = distributed.shards(grad_accumulation_steps)
+        self.shards = distributed.shards(settings.grad_accumulation_steps)
         self.weights = list(model.parameters())
         set_activation_checkpointing(model, settings.activation_checkpointing)
         self.optimizers = optimizers_for(model, settings.learning_rate, settings.muon_lr)
@@ -120,12 +113,11 @@ class Trainer:
         for shard in self.shards:
             if generator is not None and random_state is not None:
                 generator.set_state(random_state)  # each shard takes its rows of the same draws
-            own = None if context is None else shard.rows(context)
-            with (
-                autocast(self.weights[0].device, self.precision),
-                conditioning(all_stages(self.model, self.objective.outer), own),
-            ):
-                values = self.objective(self.model, shard.rows(batch), generator, shard)
+            of_shard = None if context is None else shard.rows(context)
+            with autocast(self.weights[0].device, self.precision):
+                values = self.objective(
+                    self.model, shard.rows(batch), generator, shard, context=of_shard
+                )
             (values["loss"] / len(self.shards)).backward()
             results.append({name: value.detach() for name, value in values.items()})
         if not several:
@@ -193,7 +185,6 @@ def fit(
     name: str = "training",
     on_log: Log | None = None,
     fresh: Sequence[nn.Module] | None = None,
-    grad_accumulation_steps: int = 1,
 ) -> dict[str, Any]:
     """Train a model in place; it ends with the averaged weights of the best validation.
 
@@ -216,7 +207,6 @@ def fit(
         on_log: Called as (step, values) with values ``train.*`` and ``valid.*``; a resumed training
             repeats earlier rows first. It may raise to interrupt the training.
         fresh: Untrained modules, which the first batch initializes; None is the entire model.
-        grad_accumulation_steps: See :class:`Trainer`.
 
     Returns:
         The history: ``name``, rows by step in ``train`` and ``valid``, ``best_step``, ``steps``,
@@ -226,23 +216,24 @@ def fit(
         UserError: The training diverged again after :data:`MAX_ROLLBACKS` rollbacks, the checkpoint
             has another architecture, or the batch size is not divisible by the number of shards.
     """
-    trainer = Trainer(model, objective, settings, grad_accumulation_steps)
+    trainer = Trainer(model, objective, settings)
     if train.batch_size % trainer.shards[0].count:
         raise UserError(
-            f"{name}: training.batch_size: expected a multiple of processes x machines x "
-            f"grad_accumulation_steps = {trainer.shards[0].count}, at most the number of training "
-            f"images, got {train.batch_size}. Change it or launch."
+            f"{name}.training.batch_size: expected a multiple of {trainer.shards[0].count} (ranks "
+            "times training.grad_accumulation_steps), at most the number of training images, got "
+            f"{train.batch_size}. Change either."
         )
     _restore_or_initialize(trainer, train, folder, name, fresh)
     log_rows(vars(trainer.state), on_log)
     before, seconds, started = trainer.state.step, trainer.state.seconds, time.monotonic()
     tuner, threads = ThreadTuner(train.device), Counter(trainer.state.threads)
+    generator = torch.Generator(train.device)
     model.train()
     with ProgressBar(name, "steps", settings.steps, done=before) as meter:
         while (step := trainer.state.step) < settings.steps:
-            batch = train.at(step)
+            x, context = train.at(step, generator)
             with tuner.unit():
-                values = trainer.step(batch, train.generator, train.context)
+                values = trainer.step(x, generator, context)
             step, state = trainer.state.step, trainer.state
             validates = step % settings.validate_every == 0 or step == settings.steps
             if step % LOG_EVERY != 0 and not validates:
@@ -271,7 +262,7 @@ def fit(
                 state.threads = dict(threads + tuner.used)
                 if not doubtful:
                     trainer.save(folder)
-                _log_row("valid", row, on_log)
+                _log_row("valid", row | {"seconds": state.seconds}, on_log)
 
     if distributed.rank() == 0:
         (folder / EARLIER).unlink(missing_ok=True)
@@ -304,27 +295,21 @@ def _restore_or_initialize(
 @torch.no_grad()
 def _initialize(trainer: Trainer, train: Batches, fresh: Sequence[nn.Module] | None) -> None:
     """Initialize from the first batch, or for log-uniform noise scales from noisy batches."""
-    objective = trainer.objective
+    objective, generator = trainer.objective, torch.Generator(train.device)
     if objective.input_noise_min is None:
-        first = train.at(0)
-        with conditioning(trainer.model, train.context):
-            initialize(trainer.model, first, fresh)
+        x, context = train.at(0, generator)
+        initialize(trainer.model, x, fresh, context)
         return
     # at the small scales one batch would determine the widths of narrow columns badly
     count = max(1, min(train.steps_per_epoch, INITIAL_ROWS // train.batch_size))
-    drawn = [(train.at(step), train.context) for step in range(count)]
-    clean = torch.cat([events for events, _ in drawn])
+    drawn = [train.at(step, generator) for step in range(count)]
+    clean = torch.cat([x for x, _ in drawn])
     contexts = [context for _, context in drawn if context is not None]
-    batch = ForwardPass(trainer.model, clean, clean, generator=train.generator)
-    noisy, scale = objective.add_noise(batch)
-    given = torch.cat(contexts) if contexts else None
-    with conditioning(trainer.model, given), noise_conditioning(trainer.model, scale):
-        initialize(trainer.model, noisy, fresh)
-
-
-def all_stages(model: Model, outer: Model | None) -> nn.Module:
-    """Return a module of the stages in training and those before them, which are conditioned."""
-    return model if outer is None else nn.ModuleList([outer, model])
+    noisy, scale = objective.add_noise(
+        ForwardPass(trainer.model, clean, clean, generator=generator)
+    )
+    context = with_noise_scale(torch.cat(contexts) if contexts else None, scale)
+    initialize(trainer.model, noisy, fresh, context)
 
 
 @torch.no_grad()
@@ -333,12 +318,12 @@ def validate(model: Model, objective: Objective, valid: Batches) -> Row:
     sums: dict[str, Tensor] = {}
     count = distributed.world_size()
     count = count if len(valid) >= count * valid.batch_size else 1
-    for number, batch in enumerate(valid):
+    generator = torch.Generator(valid.device)
+    for number, (x, context) in enumerate(valid.in_order(generator)):
         if number % count == distributed.rank() % count:
-            with conditioning(all_stages(model, objective.outer), valid.context):
-                values = objective(model, batch, valid.generator, training=False)
+            values = objective(model, x, generator, training=False, context=context)
             for key, value in values.items():
-                sums[key] = sums.get(key, 0) + value * len(batch)
+                sums[key] = sums.get(key, 0) + value * len(x)
     return {key: value * count / len(valid) for key, value in read(sums).items()}
 
 

@@ -36,8 +36,8 @@ class Likelihood(Term):
         if self.trim and batch.shard.count > 1:
             raise UserError(
                 f"likelihood.trim: expected 0 with batches in {batch.shard.count} parts, got "
-                f"{self.trim}: it compares all events of a batch. Set launch.processes, "
-                "launch.machines and launch.grad_accumulation_steps to 1."
+                f"{self.trim}: it compares all events of a batch. Use one process, "
+                "and training.grad_accumulation_steps=1."
             )
         if self.trim:
             kept = len(log_prob) - int(self.trim * len(log_prob))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from submanifold.common.linalg import conjugate_gradients
 from submanifold.flows.bijection import full_precision
-from submanifold.geometry.linearization import Linearization, jacobian
+from submanifold.geometry.linearization import Linearization
 from submanifold.geometry.volume import estimate_log_volume, jacobian_log_volume
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms.term import Term
@@ -38,9 +38,9 @@ class _VolumeTerm(Term):
         """All columns of the Jacobian, or ``exact_up_to`` random ones per event, (batch, D, k)."""
         dim = batch.u.shape[1]
         if dim <= self.exact_up_to:
-            return jacobian(batch.decode, batch.u)
+            return batch.jacobian()
         chosen = batch.draw(torch.rand, dim).argsort(1)[:, : self.exact_up_to]
-        return jacobian(batch.decode, batch.u, F.one_hot(chosen, dim))
+        return batch.jacobian(F.one_hot(chosen, dim))
 
     def _log_volume(self, batch: ForwardPass, jacobians: Tensor | None = None) -> Tensor:
         """Log-volume in nats, (batch,), or an estimate; in training zeros with its gradient."""
@@ -117,6 +117,6 @@ def log_volume_gradient(batch: ForwardPass) -> Tensor:
     with full_precision(u):
         at = Linearization(batch.decode, u)
         solved = conjugate_gradients(at.jvp, at.vjp, noise, CG_ITERATIONS, CG_TOLERANCE)
-    products = jacobian(batch.decode, u, torch.stack([solved, noise], 1))
+    products = batch.jacobian(torch.stack([solved, noise], 1))
     product = 0.5 * (products[:, :, 0] * products[:, :, 1]).sum(1)
     return product - product.detach()
