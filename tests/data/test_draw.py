@@ -3,9 +3,7 @@
 import json
 
 import numpy as np
-import pytest
 
-from submanifold.data import prepare
 from submanifold.data.prepare import draw
 from submanifold.data.settings import SyntheticSettings
 
@@ -41,40 +39,3 @@ def test_each_split_has_its_own_stream(tmp_path):
         assert np.array_equal(array, points.astype(np.float32))
     more = arrays(tmp_path / "b", counts={"train": 99, "valid": 9, "test": 10})
     assert np.array_equal(more[2], found[2])
-
-
-@pytest.mark.parametrize("changes", [{"noise": 0.2}, {"seed": 1}, {"source": "sphere"}])
-def test_other_settings_in_the_same_folder_draw_other_points(tmp_path, changes):
-    first = arrays(tmp_path)
-    assert not np.array_equal(arrays(tmp_path, **changes)[0], first[0])
-
-
-@pytest.mark.parametrize("change", ["truncate", "remove", "flip a bit"])
-@pytest.mark.parametrize("name", ["manifest.json", "train.npy", "test.npy"])
-def test_damaged_files_are_written_again(tmp_path, caplog, name, change):
-    first = arrays(tmp_path)
-    path = tmp_path / name
-    content = path.read_bytes()
-    if change == "remove":
-        path.unlink()
-    elif change == "truncate":
-        path.write_bytes(content[:-3])
-    else:
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert all(map(np.array_equal, arrays(tmp_path), first))
-    assert path.read_bytes() == content
-    if change == "flip a bit" and name != "manifest.json":
-        assert "do not have their hash" in caplog.text
-
-
-def test_a_killed_draw_of_other_settings_is_not_used(tmp_path, monkeypatch):
-    first = arrays(tmp_path)
-
-    def kill(path, content):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare, "write_json", kill)
-        with pytest.raises(KeyboardInterrupt):
-            draw(settings(noise=0.5), tmp_path)
-    assert all(map(np.array_equal, arrays(tmp_path), first))

@@ -5,16 +5,15 @@ import pytest
 from scipy import ndimage
 
 from submanifold.data.settings import ImageSettings
-from submanifold.data.sources.photos import GAP, open_photos, read_photos
+from submanifold.data.sources.photos import GAP, open_photos
 
 
 def photos(seed=0, pictures=None, **settings):
     return open_photos(ImageSettings(seed=seed, **settings), pictures)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_there_are_about_8000_patches_in_proportions_80_10_10(channels):
-    source = photos(channels=channels)
+def test_there_are_about_8000_patches_in_proportions_80_10_10():
+    source = photos(channels=1)
     parts = source.splits
     names = source.names
     assert 7600 < len(names) < 8400
@@ -25,10 +24,10 @@ def test_there_are_about_8000_patches_in_proportions_80_10_10(channels):
         assert len({name.split("/")[0] for name in mine}) >= 5
         assert {name.split("/")[2] for name in mine} == {"full", "half"}
     image = source.image(names[0])
-    assert (image.shape, image.dtype) == ((channels, 32, 32), np.uint8)
+    assert (image.shape, image.dtype) == ((1, 32, 32), np.uint8)
 
 
-@pytest.mark.parametrize(("size", "fewest"), [(8, 50), (32, 30), (64, 12), (128, 4)])
+@pytest.mark.parametrize(("size", "fewest"), [(32, 30), (128, 4)])
 def test_groups_are_cells_and_each_is_in_one_split(size, fewest):
     source = photos(size=size)
     assert len(source.names) == pytest.approx(8000, rel=0.08)
@@ -41,23 +40,14 @@ def test_groups_are_cells_and_each_is_in_one_split(size, fewest):
     assert min(len(cells["valid"]), len(cells["test"])) >= fewest
 
 
-def test_a_patch_is_a_window_of_its_photo():
-    source = photos()
-    pixels = read_photos(3)["coffee"]
-    windows = np.lib.stride_tricks.sliding_window_view(pixels[:, :, 0], (32, 32))
-    name = next(name for name in source.names if name.startswith("coffee/017/full"))
-    assert (windows == source.image(name)[0]).all(axis=(2, 3)).any()
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_splits_share_no_pixel_and_are_separated_by_gaps(seed):
+def test_splits_share_no_pixel_and_are_separated_by_gaps():
     # Each pixel stores its row and column, so that a patch shows its origin.
     shapes = {"a": (301, 451), "b": (512, 512), "c": (427, 641)}
     pictures = {
         name: np.stack(np.mgrid[:height, :width], axis=-1)
         for name, (height, width) in shapes.items()
     }
-    source = photos(seed, pictures)
+    source = photos(0, pictures)
     owner = {name: np.full(shape, "", dtype="<U5") for name, shape in shapes.items()}
     parts = source.splits
     halves = 0

@@ -21,18 +21,32 @@ def test_a_folder_contains_images_of_all_suffixes(tmp_path):
     others = ["notes.txt", ".hidden.png", ".git/x.png", "__MACOSX/a.jpg", "b/Thumbs.db"]
     write_folder(tmp_path, {name: name.encode() for name in images + others})
     store = open_store(tmp_path)
-    assert store.names() == sorted(images)
+    assert store.names == sorted(images)
+    assert store.others == {".txt": 1, ".db": 1}
     assert store.read("b/c.jpeg") == b"b/c.jpeg"
 
 
-def test_members_of_a_zip_that_point_outside_are_never_read(tmp_path):
-    unsafe = ["../up.png", "in/../../up.png", "/root.png", "C:/drive.png", "C:drive.png",
-              "..\\back.png"]  # fmt: skip
-    names = ["in/a.png", "__MACOSX/in/a.png", "in/.b.png", "in/read.me", *unsafe]
-    store = open_store(write_zip(tmp_path / "images.zip", {name: name for name in names}))
-    assert store.names() == ["in/a.png"]
-    assert store.read("in/a.png") == b"in/a.png"
-    assert store.skipped == [{"name": n, "reason": "unsafe path"} for n in sorted(unsafe)]
+def names(folder):
+    store = open_store(folder)
+    return store.names, [item["name"] for item in store.skipped]
+
+
+def test_broken_links_and_special_files_are_skipped(tmp_path):
+    folder = write_folder(tmp_path / "in", {"deep/a.png": b"x"})
+    (folder / "link.png").symlink_to(tmp_path / "nothing.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "folder.png").symlink_to(folder / "deep")
+    assert names(folder) == (["deep/a.png"], ["folder.png", "link.png", "pipe.png"])
+    assert open_store(folder).skipped[1]["reason"] == "No such file or directory"
+
+
+@pytest.mark.parametrize(("target", "expected"), [("in", "deep/self"), ("other", "deep/self/back")])
+def test_a_cycle_of_links_ends(tmp_path, target, expected):
+    folder = write_folder(tmp_path / "in", {"deep/a.png": b"x"})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "back").symlink_to(folder)
+    (folder / "deep" / "self").symlink_to(tmp_path / target)
+    assert names(folder) == (["deep/a.png"], [expected])
 
 
 def test_a_member_of_a_zip_takes_no_more_memory_than_its_declared_size(tmp_path):
@@ -48,30 +62,22 @@ def test_a_member_of_a_zip_takes_no_more_memory_than_its_declared_size(tmp_path)
     assert peak < 2**21
 
 
-def test_files_larger_than_256_mib_are_not_read(tmp_path):
-    with open(tmp_path / "a.png", "wb") as file:
-        file.truncate(2**28 + 1)
-    zipped = write_zip(tmp_path / "a.zip", {"a.png": bytes(2**28 + 1)})
-    for path in (tmp_path, zipped):
-        with pytest.raises(ValueError, match="268435457 bytes exceed the limit of 268435456"):
-            open_store(path).read("a.png")
-
-
-@pytest.mark.parametrize("kind", ["pipe", "device"])
-@pytest.mark.parametrize("source", ["folder", "celeba", "lsun_bedroom"])
+@pytest.mark.parametrize(("kind", "source"), [("pipe", "folder"), ("device", "lsun_bedroom")])
 def test_a_path_that_is_neither_a_file_nor_a_folder_is_rejected(tmp_path, kind, source):
     path = tmp_path / "special.zip"
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
-    for function in (open_source, fingerprint):
-        with pytest.raises(UserError, match=r"^path=.*special\.zip: .* pipe, socket or device"):
-            function(ImageSettings(source=source, path=str(path)), tmp_path)
+    settings = ImageSettings(source=source, path=str(path))
+    fingerprint(settings, tmp_path)  # does not wait for the pipe
+    with pytest.raises(UserError, match=r"^path=.*special\.zip: .* pipe, socket or device"):
+        open_source(settings, tmp_path)
 
 
-def test_an_lmdb_of_lsun_is_read_and_stays_unchanged(tmp_path):
+def test_an_lmdb_of_lsun_is_read_and_nothing_is_written(tmp_path, monkeypatch):
     """Keys are hashes, values are webp."""
     images = {hashlib.sha1(bytes([value])).hexdigest(): plain((value, 0, 0), (20, 12), "WEBP")
               for value in range(40)}  # fmt: skip
     path = write_lmdb(tmp_path / "db", {name.encode(): image for name, image in images.items()})
+    monkeypatch.chdir(tmp_path)
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
     settings = ImageSettings(source="lsun_bedroom", path=str(path), size=8)
     for _ in range(2):
@@ -81,6 +87,7 @@ def test_an_lmdb_of_lsun_is_read_and_stays_unchanged(tmp_path):
         assert np.abs(np.array(reds) - np.arange(40)).max() <= 3
         source.close()
     assert before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
+    assert [file.name for file in tmp_path.iterdir()] == ["db"]
 
 
 def future_zip(path):
@@ -95,11 +102,8 @@ def future_zip(path):
     ("name", "write", "message"),
     [
         ("nowhere", lambda path: None, "does not exist"),
-        ("a.zip", lambda path: path.write_bytes(b"PK no"), "not a readable zip"),
-        ("a.zip", future_zip, "not a readable zip"),
-        ("db", lambda path: write_folder(path, {"data.mdb": b"no"}), "not a readable LMDB"),
-        ("in", lambda path: write_folder(path, {"read.me": b""}), "expected images"),
-        ("a.zip", lambda path: write_zip(path, {"db/data.mdb": bytes(99)}), "the unpacked folder"),
+        ("a.zip", future_zip, "cannot be read"),
+        ("db", lambda path: write_folder(path, {"data.mdb": b"no"}), "cannot be read"),
         ("in", lambda path: write_folder(path / "db", {"data.mdb": b"no"}), "contains an LMDB's"),
     ],
 )

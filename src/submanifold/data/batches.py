@@ -2,9 +2,7 @@
 
 import mmap
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -18,14 +16,16 @@ DEVICE_BYTES = 4 * 2**30
 # estimate exceeds MAPPED_BYTES.
 READAHEAD_BYTES, MAPPED_BYTES = 2**21, 2**28
 
-Given = Callable[[Tensor | None], AbstractContextManager[Any]]
+Batch = tuple[Tensor, Tensor | None]
+"""Events (batch, ...), and the context of each; None if the array has none."""
 
 
 class Batches:
     """Batches of an array on a device; uint8 images are dequantized.
 
     The batch of a training step and its noise depend only on (seed, step), so that a resumed run
-    gets the same batches without a stored random state.
+    gets the same batches without a stored random state. A generator on the device, which the caller
+    passes, is seeded for each batch; all other random numbers that belong to it are drawn from it.
 
     Args:
         array: (N, ...) uint8 images or float vectors. A memory map is read on demand, in bounded
@@ -33,17 +33,13 @@ class Batches:
         batch_size: Items in a batch, at most N.
         seed: Seed of the order and of the noise.
         device: Device of the batches. Arrays up to 4 GiB are copied to it once.
-        given: Context manager that is entered with the context of each batch of an iteration while
-            the batch is used, such as ``partial(conditioning, model)``.
 
     Attributes:
-        context: Context of each event of the last batch; None if the array has none.
-        generator: Generator on the device, seeded for each batch; draw all other random numbers
-            that belong to the batch from it.
+        contexts: Contexts of all events (N, ...); None if the array has none.
 
     Example:
         >>> batches = Batches(np.zeros((10, 3), np.float32), batch_size=4)
-        >>> batches.at(step=0).shape, [len(batch) for batch in batches]
+        >>> batches.at(step=0)[0].shape, [len(x) for x, context in batches]
         (torch.Size([4, 3]), [4, 4, 2])
     """
 
@@ -53,7 +49,6 @@ class Batches:
         batch_size: int,
         seed: int = 0,
         device: str | torch.device = "cpu",
-        given: Given = nullcontext,
     ):
         self.device = torch.device(device)
         self.seed = seed
@@ -62,12 +57,10 @@ class Batches:
         self.rows = torch.from_numpy(array)
         if array.nbytes <= DEVICE_BYTES:
             self.rows = self.rows.to(self.device)
-        self.given, self.context = given, cast(Tensor | None, None)
         contexts = context_of_array(array)
         self.contexts = None if contexts is None else torch.from_numpy(contexts).to(self.device)
         self._map, self._mapped_bytes = _large_map(array), 0
         self._order, self._epoch = torch.empty(0, dtype=torch.long), -1
-        self.generator = torch.Generator(self.device)
 
     def __len__(self) -> int:
         """Number of items N."""
@@ -78,19 +71,22 @@ class Batches:
         """Whether items are float vectors, which are not dequantized."""
         return self.rows.dtype != torch.uint8
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         """Iterate over all items in order, with the same noise each time."""
-        return tuned(self._in_order()) if self.device.type == "cpu" else self._in_order()
+        return self.in_order()
 
-    def _in_order(self) -> Iterator[Tensor]:
+    def in_order(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Iterate over all items in order, with the same noise each time."""
+        batches = self._in_order(generator or torch.Generator(self.device))
+        return tuned(batches) if self.device.type == "cpu" else batches
+
+    def _in_order(self, generator: torch.Generator) -> Iterator[Batch]:
         for start in range(0, len(self), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            batch = self._prepare(self.rows[part], salt=-1 - start)
-            self.context = None if self.contexts is None else self.contexts[part]
-            with self.given(self.context):
-                yield batch
+            rows = slice(start, start + self.batch_size)
+            x = self._prepare(self.rows[rows], generator, salt=-1 - start)
+            yield x, None if self.contexts is None else self.contexts[rows]
 
-    def at(self, step: int) -> Tensor:
+    def at(self, step: int, generator: torch.Generator | None = None) -> Batch:
         """Shuffled batch of a training step, (batch_size, ...)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
@@ -99,16 +95,15 @@ class Batches:
             self._order = order.to(self.rows.device, non_blocking=True)
             self._epoch = epoch
         chosen = self._order[position * self.batch_size :][: self.batch_size]
-        if self.contexts is not None:
-            self.context = self.contexts[chosen.to(self.device)]
-        return self._prepare(self.rows[chosen], salt=step)
+        x = self._prepare(self.rows[chosen], generator or torch.Generator(self.device), salt=step)
+        return x, None if self.contexts is None else self.contexts[chosen.to(self.device)]
 
-    def _prepare(self, rows: Tensor, salt: int) -> Tensor:
+    def _prepare(self, rows: Tensor, generator: torch.Generator, salt: int) -> Tensor:
         if rows.device != self.device:
             rows = rows.pin_memory().to(self.device, non_blocking=True)
-        self.generator.manual_seed(_mix(self.seed, salt))
+        generator.manual_seed(_mix(self.seed, salt))
         self._release_pages(rows)
-        return rows if self.is_continuous else dequantize(rows, self.generator)
+        return rows if self.is_continuous else dequantize(rows, generator)
 
     def _release_pages(self, rows: Tensor) -> None:
         self._mapped_bytes += len(rows) * (READAHEAD_BYTES + rows[0].nbytes)
@@ -141,7 +136,7 @@ def dequantize_by_content(pixels: np.ndarray) -> Tensor:
     Returns:
         float32 (N, ...) on the CPU, as of :func:`dequantize`; equal images have equal noise.
     """
-    generators = (np.random.default_rng(zlib.crc32(each.tobytes())) for each in pixels)
+    generators = (np.random.default_rng(zlib.crc32(image.tobytes())) for image in pixels)
     noise = [rng.random(pixels.shape[1:], dtype=np.float32) for rng in generators]
     stacked = torch.from_numpy(np.stack(noise)) if noise else torch.zeros(pixels.shape)
     return _add_noise(torch.from_numpy(np.array(pixels)), stacked, 8)
@@ -154,21 +149,14 @@ def as_input(events: np.ndarray) -> Tensor:
 
 
 def fixed_batches(
-    events: np.ndarray,
-    batch_size: int,
-    device: str | torch.device = "cpu",
-    given: Given = nullcontext,
-) -> Iterator[Tensor]:
-    """Iterate over events (N, ...) in order, as :func:`as_input` converts them.
+    events: np.ndarray, batch_size: int, device: str | torch.device = "cpu"
+) -> Iterator[Batch]:
+    """Iterate over events (N, ...) in order, as :func:`as_input` converts them."""
 
-    ``given`` is that of :class:`Batches`.
-    """
-
-    def batches() -> Iterator[Tensor]:
+    def batches() -> Iterator[Batch]:
         for start in range(0, len(events), batch_size):
             some = events[start : start + batch_size]
-            with given(context_tensor(some, device)):
-                yield as_input(some).to(device)
+            yield as_input(some).to(device), context_tensor(some, device)
 
     return tuned(batches()) if torch.device(device).type == "cpu" else batches()
 

@@ -82,8 +82,9 @@ def crop_and_resize(
     side = min(image.width, image.height)
     side = max(1, round(148 / 178 * side)) if crop == "celeba" else side
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)
-    image = image.crop((left, top, left + side, top + side))
-    image = _convert(image, "RGB" if channels == 3 else "L")
+    image = _convert(
+        image.crop((left, top, left + side, top + side)), "RGB" if channels == 3 else "L"
+    )
     inner = size - 2 * margin
     image = image.resize((inner, inner), Image.Resampling.BILINEAR)
     pixels = np.asarray(image).reshape(inner, inner, channels).transpose(2, 0, 1)
@@ -102,14 +103,8 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def load_pictures(
-    paths: Iterable[str | Path],
-    size: int,
-    channels: int,
-    crop: str = "square",
-    margin: int = 0,
-    **_: Any,
-) -> np.ndarray:
+def load_pictures(paths: Iterable[str | Path], size: int, channels: int, crop: str = "square",
+                  margin: int = 0, **_: Any) -> np.ndarray:  # fmt: skip
     """Read image files as a model's training images: ``load_pictures(paths, **model.data)``.
 
     Returns:
@@ -118,12 +113,10 @@ def load_pictures(
     Raises:
         UserError: Naming the first file that cannot be read.
     """
-
-    def load(path: Path) -> np.ndarray:
+    pictures = []
+    for path in paths:
         try:
-            return decode(read_file(path), size, channels, crop, margin)
+            pictures.append(decode(read_file(Path(path)), size, channels, crop, margin))
         except Exception as error:  # PIL's plugins raise many kinds of errors
             raise UserError(f"{path}: expected an image file, got {error}. Replace it.") from error
-
-    pictures = [load(Path(path)) for path in paths]
     return np.array(pictures, np.uint8).reshape(len(pictures), channels, size, size)

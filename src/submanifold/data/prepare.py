@@ -1,16 +1,11 @@
 """Preparation of a source: one array on disk for each split, and a manifest."""
 
-import contextlib
-import hashlib
-import json
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +13,18 @@ import numpy as np
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import locked, printable, read_json, remove_files, write_json
-from submanifold.common.processes import cores, process_pool
+from submanifold.common.processes import map_in_threads
 from submanifold.common.progress import ProgressBar
 from submanifold.data.arrays import (
-    GrowingArray,
     are_intact,
-    context_path,
     hash_arrays,
     map_npy,
     save_context,
-    write_npy,
+    write_chunks,
 )
 from submanifold.data.images import SUFFIXES
 from submanifold.data.settings import ImageSettings, SyntheticSettings
-from submanifold.data.sources import SOURCES, SPLITS, Source, fingerprint, open_source
+from submanifold.data.sources import SOURCES, SPLITS, Source, open_source
 from submanifold.data.splits import Groups, Pool, plan
 
 log = logging.getLogger(__name__)
@@ -39,14 +32,8 @@ log = logging.getLogger(__name__)
 Prepared = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 """Copy-on-write memory maps of train, valid and test, and the manifest."""
 
-FORMAT_VERSION = 1
-"""Increase it if the same source and settings would give other arrays."""
-CHUNK_IMAGES, CHUNK_BYTES = 8192, 2**25
-"""Most images, and bytes of images, between two saved states."""
-TASK_IMAGES, TASK_BYTES, QUEUED = 64, 2**22, 3
-"""Size of a task of a process, and the number of tasks queued for each."""
-PARALLEL_IMAGES = 256
-"""For fewer images, starting processes takes longer than decoding."""
+CHUNK_IMAGES, CHUNK_BYTES = 64, 2**22
+"""Most images, and bytes of images, that a thread decodes at a time."""
 MAX_LISTED = 1000
 LABELS, GROUPS = "labels.json", "groups.json"
 BROKEN_PERCENT, BROKEN_FILES = 1, 10
@@ -56,8 +43,8 @@ MIN_IMAGES, FEW_IMAGES, CHECKED_IMAGES, MIN_CLASSES = 2, 100, 32, 2
 def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared:
     """Crop, resize and split the images of a source, in bounded memory.
 
-    Finished work is returned; interrupted work is resumed, with the same result. Arrays that no
-    longer have the hash in the manifest (after a disk error) are prepared again, with a warning.
+    Finished work is returned. Arrays that no longer have the hash in the manifest (after a disk
+    error) are prepared again, with a warning.
 
     Args:
         settings: The source and the shape of the images.
@@ -74,43 +61,17 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
         UserError: If the source cannot be read or split, or too many images are broken
             (:func:`allowed_broken`).
     """
-    identity = fingerprint(settings, raw_folder)
-    with locked(folder, f"the arrays of {settings.source}"):
-        manifest = _finished(folder, settings, identity)
-        if manifest is None:
-            with closing(open_source(settings, raw_folder)) as source:
-                manifest = _run(source, settings, folder, identity)
-        if settings.condition:
-            _write_classes(folder)
-    train, valid, test = (np.load(folder / f"{split}.npy", mmap_mode="c") for split in SPLITS)
+    key = {"settings": settings.content, "fingerprint": settings.fingerprint(raw_folder)}
+
+    def write() -> dict[str, Any]:
+        with closing(open_source(settings, raw_folder)) as source:
+            return _write(source, settings, folder)
+
+    *arrays, manifest = prepare_once(folder, f"the arrays of {settings.source}", key, write)
     if manifest["skipped_count"]:
-        reasons = [f"{each['name']} ({each['reason']})" for each in manifest["skipped"][:3]]
-        log.warning(
-            "skipped %d files, such as %s; see %s", manifest["skipped_count"],
-            "; ".join(reasons), folder / "manifest.json",
-        )  # fmt: skip
-    return train, valid, test, manifest
-
-
-def _write_classes(folder: Path) -> None:
-    """Write the labels of images as their contexts, which are classes from 0."""
-    labels = read_labels(folder)
-    classes = {each for each in labels["train"] if isinstance(each, int)}
-    if classes != set(range(len(classes))) or len(classes) < MIN_CLASSES:
-        found = sorted(map(str, labels["train"][:MAX_LISTED]))
-        raise UserError(
-            f"condition=label: expected training images of all labels from 0 to a largest one, got "
-            f"{', '.join(dict.fromkeys(found))}. Omit labels, other_labels or condition."
-        )
-    for split, own in labels.items():
-        if not set(own) <= classes:
-            raise UserError(
-                f"condition=label: expected labels of training images in {split}, got "
-                f"{sorted(set(own) - classes)}. Omit condition."
-            )
-        path = folder / f"{split}.npy"
-        if not context_path(path).exists():
-            save_context(path, np.array(own, np.int64))
+        log.warning("skipped %d files, such as %s; see %s", manifest["skipped_count"],
+                    _list(manifest["skipped"]), folder / "manifest.json")  # fmt: skip
+    return arrays[0], arrays[1], arrays[2], manifest
 
 
 def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
@@ -123,69 +84,84 @@ def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
     Returns:
         Three float32 arrays (N, D), and the manifest.
     """
-    manifold = settings.manifold
-    manifest: dict[str, Any] = {
-        "source": settings.source,
-        "noise": manifold.noise,
-        "counts": settings.counts.model_dump(),
-        "dim": manifold.ambient_dim,
-        "seed": settings.seed,
-        "split": "independent draws",
-    }
-    path = folder / "manifest.json"
-    with locked(folder, f"the points of {settings.source}"):
-        found = read_json(path) or {}
-        if not are_intact(folder):
-            log.warning("the points in %s do not have their hash; drawing them again", folder)
-            found = {}
-        if {name: value for name, value in found.items() if name != "hash"} != manifest:
-            remove_files([path, *folder.glob("*.npy")])
-        arrays = []
-        for index, split in enumerate(SPLITS):
-            count = getattr(settings.counts, split)
+
+    def write() -> dict[str, Any]:
+        remove_old(folder)
+        manifold, counts = settings.manifold, settings.counts.model_dump()
+        for index, (split, count) in enumerate(counts.items()):
             points = manifold.sample(count, np.random.default_rng([settings.seed, index]))
-            arrays.append(write_npy(folder / f"{split}.npy", [points], points.shape))
-        manifest["hash"] = hash_arrays(folder)
-        if manifest != found:
-            write_json(path, manifest)
-    return arrays[0], arrays[1], arrays[2], manifest
+            write_chunks(folder / f"{split}.npy", [points], points.shape[1:], np.float32)
+        return {"source": settings.source, "noise": manifold.noise, "counts": counts,
+                "dim": manifold.ambient_dim, "seed": settings.seed,
+                "split": "independent draws"}  # fmt: skip
+
+    key = {"settings": settings.content}
+    return prepare_once(folder, f"the points of {settings.source}", key, write)
+
+
+def prepare_once(
+    folder: Path, what: str, key: dict[str, Any], write: Callable[[], dict[str, Any]]
+) -> Prepared:
+    """Write arrays and a manifest, unless intact ones of this key exist."""
+    with locked(folder, what):
+        manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
+        arrays = {split: map_npy(folder / f"{split}.npy") for split in SPLITS}
+        counts = {split: len(array) for split, array in arrays.items() if array is not None}
+        same = all(manifest.get(name) == value for name, value in key.items())
+        has_groups = bool(read_groups(folder)) == bool(manifest.get("groups"))
+        if not same or manifest["counts"] != counts or not has_groups or not are_intact(folder):
+            if manifest or counts:
+                log.warning(
+                    "the arrays in %s are of other data, or damaged; preparing them again", folder
+                )
+            manifest = {**write(), "hash": hash_arrays(folder), **key}
+            write_json(folder / "manifest.json", manifest)
+    train, valid, test = (np.load(folder / f"{split}.npy", mmap_mode="c") for split in SPLITS)
+    return train, valid, test, manifest
+
+
+def remove_old(folder: Path) -> None:
+    """Remove the files of other data."""
+    old = (folder / name for name in ("manifest.json", LABELS, GROUPS))
+    remove_files([*old, *folder.glob("*.npy")])
 
 
 def check(settings: ImageSettings, folder: Path, raw_folder: Path, trained_on: bool = True) -> None:
     """Detect within a second what would make :func:`prepare` fail after minutes.
 
-    Opens and splits the source and decodes the first 32 images, unless it is prepared or must be
-    downloaded first. If a model is trained on them, they must not be equal.
+    Opens and splits the source and decodes the first 32 images, unless it is prepared or a
+    download. If a model is trained on them, they must not be equal.
 
     Raises:
         UserError: If the images cannot be used.
     """
-    if (folder / "manifest.json").is_file():
-        return
-    if SOURCES[settings.source].must_download(settings, raw_folder):
+    is_download = settings.path is None and SOURCES[settings.source].path is not None
+    if is_download or (folder / "manifest.json").is_file():
         return
     with closing(open_source(settings, raw_folder)) as source:
         pools = plan(source, settings.counts, settings.seed)
-        count = sum(each.count for pool in pools for each in pool.shares if each.split == "train")
+        count = sum(
+            share.count for pool in pools for share in pool.shares if share.split == "train"
+        )
         if trained_on and count < MIN_IMAGES:
             raise UserError(
                 f"counts.train: expected {MIN_IMAGES} images or more, got {count}. Decrease the "
                 "counts of valid and test, or set path to more images."
             )
         names = [name for pool in pools for name in pool.names[:CHECKED_IMAGES]][:CHECKED_IMAGES]
-        results = list(_decode(source, names, None))
-    images = [each for each in results if isinstance(each, np.ndarray)]
+        results = [_read(source, name)[1] for name in names]
+    images = [image for image in results if isinstance(image, np.ndarray)]
     if not images:
         raise UserError(
             f"path={settings.path}: expected images, got {len(names)} files that cannot be decoded,"
             f" such as {names[0]} ({results[0]}). Set another path."
         )
-    if trained_on and len(images) > 1 and all((each == images[0]).all() for each in images):
+    if trained_on and len(images) > 1 and all((image == images[0]).all() for image in images):
         raise UserError(
             f"path={settings.path}: expected different images, got {len(images)} equal ones, which "
             "have no density. Set another path."
         )
-    if settings.channels == 3 and all((each == each[:1]).all() for each in images):
+    if settings.channels == 3 and all((image == image[:1]).all() for image in images):
         log.warning(
             "data.channels: the images are grey, so that their three channels are equal and each "
             "image is described three times. Use --params=data.channels=1."
@@ -195,7 +171,7 @@ def check(settings: ImageSettings, folder: Path, raw_folder: Path, trained_on: b
 def few_images(train: np.ndarray) -> str | None:
     """A warning if fewer than 100 of the first 200 training images are different, or None."""
     first = train[: 2 * FEW_IMAGES]
-    different = len({each.tobytes() for each in first})
+    different = len({image.tobytes() for image in first})
     if different >= FEW_IMAGES:
         return None
     return (
@@ -214,204 +190,117 @@ def read_groups(folder: Path) -> Groups:
     return read_json(folder / GROUPS) or {}
 
 
-@dataclass
-class State:
-    """Progress: names read of each pool, images written of each split, broken images."""
-
-    key: str
-    read: list[int]
-    written: dict[str, int]
-    broken: list[dict[str, str]]
-
-    def save(self, path: Path) -> None:
-        """Write it to a file atomically."""
-        write_json(path, vars(self))
-
-    def by_split(self, values: Mapping[str, Any], pools: list[Pool]) -> dict[str, list[Any]]:
-        """Values of the written images, by split, in the order of the arrays."""
-        broken, found = {each["name"] for each in self.broken}, {}
-        for pool, read in zip(pools, self.read, strict=True):
-            rest = [values[name] for name in pool.names[:read] if name not in broken]
-            for share in pool.shares:
-                count = self.written[share.split]
-                found[share.split], rest = rest[:count], rest[count:]
-        return found
-
-
-def _run(source: Source, settings: ImageSettings, folder: Path, identity: str) -> dict[str, Any]:
+def _write(source: Source, settings: ImageSettings, folder: Path) -> dict[str, Any]:
+    """Write the arrays, labels, groups and contexts of a source, and return the manifest."""
     began = time.monotonic()
-    pools = plan(source, settings.counts, settings.seed)
-    shape, key = settings.event_shape, _key(settings, identity)
-    arrays = {split: GrowingArray(folder / f"{split}.npy", shape) for split in SPLITS}
-    state = _resume(folder, key, arrays, len(pools))
-    _decode_all(source, pools, arrays, state, folder / "state.json")
-    for split, array in arrays.items():
-        array.finish(state.written[split])
+    names, broken = _write_arrays(source, settings, folder)
     if source.labels is not None:
-        write_json(folder / LABELS, state.by_split(source.labels, pools))
-    group_counts = None
+        labels = {split: [source.labels[name] for name in names[split]] for split in SPLITS}
+        write_json(folder / LABELS, labels)
+        if settings.condition:
+            _write_classes(folder, labels)
+    groups = None
     if source.groups is not None:
         numbers = {group: n for n, group in enumerate(sorted(set(source.groups.values())))}
-        numbered = {name: numbers[group] for name, group in source.groups.items()}
-        groups = state.by_split(numbered, pools)
+        groups = {split: [numbers[source.groups[name]] for name in names[split]]
+                  for split in SPLITS}  # fmt: skip
         write_json(folder / GROUPS, groups)
-        group_counts = {split: len(set(found)) for split, found in groups.items()}
     few = few_images(np.load(folder / "train.npy", mmap_mode="r"))
     others = [{"name": f"*{suffix}" if suffix.startswith(".") else suffix,
                "reason": f"{count} files that are not {', '.join(SUFFIXES)}"}
               for suffix, count in source.other_files.most_common()]  # fmt: skip
-    skipped = others + source.skipped + state.broken
-    manifest: dict[str, Any] = {
-        "key": key,
+    skipped = [*others, *source.skipped, *broken][:MAX_LISTED]
+    return {
         "source": settings.source,
         "path": settings.path,
-        "counts": state.written,
-        "crop": source.crop,
+        "counts": {split: len(names[split]) for split in SPLITS},
+        "crop": settings.crop_rule,
         "size": settings.size,
         "channels": settings.channels,
         "split": source.split_rule,
-        "split_note": "; ".join(note for note in (source.note, few) if note) or None,
-        "groups": group_counts,
+        "split_note": "; ".join(filter(None, [source.note, few])) or None,
+        "groups": groups and {split: len(set(groups[split])) for split in SPLITS},
         "seed": settings.seed,
-        "hash": hash_arrays(folder),
-        "fingerprint": identity,
-        "skipped": [{k: printable(v) for k, v in each.items()} for each in skipped[:MAX_LISTED]],
-        "skipped_count": source.other_files.total() + len(source.skipped) + len(state.broken),
+        "skipped": [{k: printable(v) for k, v in item.items()} for item in skipped],
+        "skipped_count": source.other_files.total() + len(source.skipped) + len(broken),
         "seconds": round(time.monotonic() - began, 2),
     }
-    write_json(folder / "manifest.json", manifest)
-    (folder / "state.json").unlink(missing_ok=True)
-    return manifest
 
 
-def _decode_all(
-    source: Source,
-    pools: list[Pool],
-    arrays: Mapping[str, GrowingArray],
-    state: State,
-    state_file: Path,
-) -> None:
-    """Decode images into the arrays, from the state on."""
+def _write_classes(folder: Path, labels: Mapping[str, list[Any]]) -> None:
+    """Write the labels of images as their contexts, which are classes from 0."""
+    classes = {label for label in labels["train"] if isinstance(label, int)}
+    if classes != set(range(len(classes))) or len(classes) < MIN_CLASSES:
+        first = sorted(map(str, labels["train"][:MAX_LISTED]))
+        raise UserError(
+            f"condition=label: expected training images of all labels from 0 to a largest one, got "
+            f"{', '.join(dict.fromkeys(first))}. Omit labels, other_labels or condition."
+        )
+    for split, values in labels.items():
+        if unknown := set(values) - classes:
+            raise UserError(
+                f"condition=label: expected labels of training images in {split}, got "
+                f"{sorted(unknown)}. Omit condition."
+            )
+        save_context(folder / f"{split}.npy", np.array(values, np.int64))
+
+
+def _write_arrays(
+    source: Source, settings: ImageSettings, folder: Path
+) -> tuple[dict[str, list[str]], list[dict[str, str]]]:
+    """Write the arrays; return the names of their images, by split, and the broken images."""
+    pools = plan(source, settings.counts, settings.seed)
+    remove_old(folder)
     shares = [share for pool in pools for share in pool.shares]
     total = sum(share.count for share in shares)
-    limit = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(arrays["train"].shape)))
-    pool_of_processes = process_pool("decode images", cores())
-    with (
-        pool_of_processes if total >= PARALLEL_IMAGES else contextlib.nullcontext() as executor,
-        ProgressBar("preparing images", "images", total, sum(state.written.values())) as progress,
-    ):
-        for index, pool in enumerate(pools):
-            while wanted := sum(share.count - state.written[share.split] for share in pool.shares):
-                start = state.read[index]
-                names = pool.names[start : start + min(wanted, limit)]
-                if not names:
-                    break
-                results = list(_decode(source, names, executor))
-                images = [each for each in results if isinstance(each, np.ndarray)]
-                state.broken += [
-                    {"name": name, "reason": each}
-                    for name, each in zip(names, results, strict=False)
-                    if isinstance(each, str)
-                ]
-                if len(state.broken) > (allowed := allowed_broken(total)):
-                    first = [f"{each['name']} ({each['reason']})" for each in state.broken[:3]]
-                    raise UserError(
-                        f"path: expected at most {allowed} broken images among {total}, got "
-                        f"{len(state.broken)} so far, such as {printable('; '.join(first))}. "
-                        "Repair or remove them, or set another path."
-                    )
-                progress.update(len(images))
+    names, read, broken = dict[str, list[str]](), list[str](), list[dict[str, str]]()
+    chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(settings.event_shape)))
+
+    def readable(pool: Pool) -> Generator[np.ndarray]:
+        for name, image in map_in_threads(lambda name: _read(source, name), pool.names, 0, chunk):
+            if isinstance(image, np.ndarray):
+                progress.update()
+                read.append(name)
+                yield image
+                continue
+            broken.append({"name": name, "reason": image})
+            if len(broken) > (allowed := allowed_broken(total)):
+                raise UserError(
+                    f"path: expected at most {allowed} broken images among {total}, got "
+                    f"{len(broken)} so far, such as {_list(broken)}. Repair or remove them, or set "
+                    "another path."
+                )
+
+    with ProgressBar("preparing images", "images", total) as progress:
+        for pool in pools:
+            with closing(readable(pool)) as images:
                 for share in pool.shares:
-                    start = state.written[share.split]
-                    batch, images = images[: share.count - start], images[share.count - start :]
-                    if batch:
-                        arrays[share.split].write(start, np.stack(batch))
-                        state.written[share.split] += len(batch)
-                state.read[index] += len(results)
-                state.save(state_file)
+                    first, path = len(read), folder / f"{share.split}.npy"
+                    write_chunks(path, islice(images, share.count), settings.event_shape, np.uint8)
+                    names[share.split] = read[first:]
     log.info("%s", progress)
     for share in shares:
-        written = state.written[share.split]
+        written = len(names[share.split])
         if written < (share.count if share.exact else 1):
             raise UserError(
                 f"counts.{share.split}: expected at most {written} readable images "
-                f"({len(state.broken)} are broken), got {share.count}. Decrease it."
+                f"({len(broken)} are broken), got {share.count}. Decrease it."
             )
+    return names, broken
 
 
-def _decode(
-    source: Source, names: Iterable[str], executor: Executor | None
-) -> Iterator[np.ndarray | str]:
-    """Decode images in order, in queued tasks of a bounded size, to an image or an error each."""
-    queue: deque[Future[list[np.ndarray | str]]] = deque()
-    for task in _tasks(source, names):
-        if executor is None:
-            yield from _decode_task(source.decode, task)
-            continue
-        queue.append(executor.submit(_decode_task, source.decode, task))
-        if len(queue) > QUEUED * cores():
-            yield from queue.popleft().result()
-    while queue:
-        yield from queue.popleft().result()
+def _list(skipped: list[dict[str, str]]) -> str:
+    return printable("; ".join(f"{item['name']} ({item['reason']})" for item in skipped[:3]))
 
 
-def _tasks(source: Source, names: Iterable[str]) -> Iterator[list[Any]]:
-    task: list[Any] = []
-    size = 0
-    for name in names:
-        try:
-            task.append(source.read(name))
-            size += len(task[-1])
-        except Exception as error:  # zips and disks raise many kinds of errors
-            task.append(error)
-        if len(task) == TASK_IMAGES or size >= TASK_BYTES:
-            yield task
-            task, size = [], 0
-    yield task
-
-
-def _decode_task(decode: Callable[[Any], np.ndarray], task: list[Any]) -> list[np.ndarray | str]:
-    def decode_or_explain(content: Any) -> np.ndarray | str:
-        try:
-            if isinstance(content, Exception):
-                raise content
-            return decode(content)
-        except Exception as error:  # PIL's plugins raise many kinds of errors
-            return f"{type(error).__name__}: {error}"
-
-    return [decode_or_explain(content) for content in task]
+def _read(source: Source, name: str) -> tuple[str, np.ndarray | str]:
+    """The name, and the image or an error."""
+    try:
+        return name, source.image(name)
+    except Exception as error:  # zips, disks and PIL's plugins raise many kinds of errors
+        return name, f"{type(error).__name__}: {error}"
 
 
 def allowed_broken(total: int) -> int:
     """Number of images that may be broken: 1% or 10, whichever is more, at most half."""
     return min(max(total * BROKEN_PERCENT // 100, BROKEN_FILES), total // 2)
-
-
-def _resume(folder: Path, key: str, arrays: Mapping[str, GrowingArray], pools: int) -> State:
-    with contextlib.suppress(TypeError, KeyError):
-        state = State(**(read_json(folder / "state.json") or {}))
-        if state.key == key and all(arrays[s].has(state.written[s]) for s in SPLITS):
-            log.info("resuming after %d images", sum(state.read))
-            return state
-    old = [folder / name for name in ("manifest.json", "state.json", LABELS, GROUPS)]
-    remove_files([*old, *folder.glob("*.npy*")])
-    return State(key, [0] * pools, dict.fromkeys(SPLITS, 0), [])
-
-
-def _finished(folder: Path, settings: ImageSettings, identity: str) -> dict[str, Any] | None:
-    """The manifest, if it and intact arrays are of these settings and data."""
-    manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
-    arrays = {split: map_npy(folder / f"{split}.npy") for split in SPLITS}
-    counts = {split: len(array) for split, array in arrays.items() if array is not None}
-    if manifest.get("key") == _key(settings, identity) and manifest["counts"] == counts:
-        if are_intact(folder) and bool(read_groups(folder)) == (manifest["groups"] is not None):
-            return manifest
-        log.warning("the arrays in %s do not have their hash; preparing them again", folder)
-    elif manifest or counts:
-        log.info("the arrays in %s are of other data, or truncated; preparing them again", folder)
-    return None
-
-
-def _key(settings: ImageSettings, identity: str) -> str:
-    content = json.dumps([FORMAT_VERSION, settings.content, identity], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,28 +1,28 @@
 """Preparation of a table: one array on disk for each split, and a manifest."""
 
-import contextlib
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from submanifold.common.files import locked, read_json, remove_files, write_json
-from submanifold.common.progress import ProgressBar
-from submanifold.data.arrays import are_intact, context_path, hash_arrays, scatter_npy
-from submanifold.data.prepare import GROUPS, LABELS, Prepared, read_groups
+from submanifold.common.files import read_json, write_json
+from submanifold.data.arrays import context_path, write_chunks
+from submanifold.data.prepare import GROUPS, LABELS, Prepared, prepare_once, remove_old
 from submanifold.data.settings import TableSettings
-from submanifold.data.splits import SPLITS
-from submanifold.data.tables.scan import Scan, Survey, scan_key
+from submanifold.data.tables import Preprocessor
+from submanifold.data.tables.schema import group_numbers, load_rows, schema_key
 
 ROWS = "rows.json"
+CHUNK_VALUES = 2**21
 
 log = logging.getLogger(__name__)
 
 
 def prepare_table(settings: TableSettings, folder: Path, raw_folder: Path) -> Prepared:
-    """Split, dequantize and standardize the rows of a table, in bounded memory.
+    """Split, dequantize and standardize the rows of a table.
 
     Finished work is returned. The training rows are in a random order, too.
 
@@ -31,44 +31,51 @@ def prepare_table(settings: TableSettings, folder: Path, raw_folder: Path) -> Pr
         folder: Gets train.npy, valid.npy, test.npy, rows.json with the numbers of the test rows in
             the table, labels.json and groups.json if there are any, and finally manifest.json;
             with a condition also files of the contexts.
-        raw_folder: Folder of recorded fingerprints and scans.
+        raw_folder: Folder in which the columns of tables are recorded.
 
     Returns:
-        Three float32 arrays (N, D), and the manifest, with the ``columns``, the numbers of
-        ``duplicates`` (validation and test rows that equal a training row), and the numbers of
-        ``groups`` by split (None if rows are independent).
+        Three float32 arrays (N, D), and the manifest.
 
     Raises:
         UserError: If the table cannot be read or split, or a column cannot be used.
     """
-    began = time.monotonic()
-    found = settings.read(raw_folder)
-    key = scan_key(settings, raw_folder)
-    with locked(folder, f"the rows of {settings.source}"):
-        manifest = _finished(folder, key)
-        if manifest is None:
-            _write_rows(Survey.of(settings, raw_folder), found, folder)
-            Survey.forget()
-            manifest = {
-                "key": key,
-                "source": ", ".join(settings.paths) or settings.source,
-                "counts": found.counts,
-                "columns": found.describe(),
-                "dim": len(found.inputs.varying),
-                "split": "random" if settings.split_column is None else settings.split_column,
-                "split_note": "; ".join(found.notes) or None,
-                "groups": found.groups,
-                "dropped": found.dropped,
-                "duplicates": found.duplicates,
-                "seed": settings.seed,
-                "hash": hash_arrays(folder),
-                "seconds": round(time.monotonic() - began, 2),
-            }
-            write_json(folder / "manifest.json", manifest)
-    for note in found.notes:
+    schema = settings.read(raw_folder)
+
+    def write() -> dict[str, Any]:
+        began, (frame, order) = time.monotonic(), load_rows(settings)
+        remove_old(folder)
+        for split, rows in order.items():
+            path = folder / f"{split}.npy"
+            _write(path, frame, schema.inputs, rows)
+            if schema.context is not None:
+                _write(context_path(path), frame, schema.context, rows)
+        write_json(folder / ROWS, {"test": order["test"].tolist()})
+        label, groups = settings.label_column, group_numbers(settings, frame)
+        for name, values in ((LABELS, frame.get(label)), (GROUPS, groups)):
+            if values is not None:
+                items = {split: _to_json(pd.Series(values).iloc[rows])
+                         for split, rows in order.items()}  # fmt: skip
+                write_json(folder / name, items)
+        return {
+            "source": ", ".join(settings.paths) or settings.source,
+            "counts": schema.counts,
+            "columns": schema.describe(),
+            "dim": len(schema.inputs.varying),
+            "split": settings.split,
+            "split_note": "; ".join(schema.notes) or None,
+            "groups": schema.groups,
+            "dropped": schema.dropped,
+            "duplicates": schema.duplicates,
+            "seed": settings.seed,
+            "seconds": round(time.monotonic() - began, 2),
+        }
+
+    key = {"key": schema_key(settings)}
+    prepared = prepare_once(folder, f"the rows of {settings.source}", key, write)
+    log.info("columns: %s", schema.summary)
+    for note in schema.notes:
         log.warning("%s", note)
-    train, valid, test = (np.load(folder / f"{split}.npy", mmap_mode="c") for split in SPLITS)
-    return train, valid, test, manifest
+    return prepared
 
 
 def read_rows(folder: Path) -> dict[str, list[int]]:
@@ -76,48 +83,16 @@ def read_rows(folder: Path) -> dict[str, list[int]]:
     return read_json(folder / ROWS) or {}
 
 
-def _finished(folder: Path, key: str) -> dict[str, Any] | None:
-    manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
-    if manifest.get("key") == key:
-        has_groups = bool(read_groups(folder)) == (manifest["groups"] is not None)
-        if are_intact(folder) and has_groups and read_rows(folder):
-            return manifest
-        log.warning("the rows in %s are incomplete or changed; preparing them again", folder)
-    names = ("manifest.json", ROWS, LABELS, GROUPS)
-    remove_files([*(folder / name for name in names), *folder.glob("*.npy")])
-    return None
+def _write(path: Path, frame: pd.DataFrame, preprocessor: Preprocessor, rows: np.ndarray) -> None:
+    """Write transformed rows of a table; the noise depends on their numbers."""
+    size = max(1, CHUNK_VALUES // len(preprocessor.inputs))
+    parts = (rows[start : start + size] for start in range(0, len(rows), size))
+    chunks = (preprocessor.transform(frame.iloc[part][[*preprocessor.inputs]], part)
+              for part in parts)  # fmt: skip
+    write_chunks(path, chunks, (len(preprocessor.varying),), np.float32, len(rows))
 
 
-def _write_rows(survey: Survey, found: Scan, folder: Path) -> None:
-    total = len(survey.split)
-    files = {split: folder / f"{split}.npy" for split in SPLITS}
-    outputs = [(found.inputs, files)]
-    if found.context is not None:
-        outputs.append((found.context, {s: context_path(path) for s, path in files.items()}))
-    with contextlib.ExitStack() as stack:
-        writers = [
-            (preprocessor, [
-                stack.enter_context(
-                    scatter_npy(path, (found.counts[split], len(preprocessor.varying)))
-                )
-                for split, path in paths.items()
-            ])
-            for preprocessor, paths in outputs
-        ]  # fmt: skip
-        progress = stack.enter_context(ProgressBar("preparing rows", "rows", total))
-        for first, chunk in survey.frames():
-            rows = np.arange(first, first + len(chunk))
-            used = survey.split[rows] >= 0
-            for preprocessor, writes in writers:
-                x = preprocessor.transform(chunk.loc[used, [*preprocessor.inputs]], rows[used])
-                for number, write in enumerate(writes):
-                    own = survey.split[rows[used]] == number
-                    write(survey.position[rows[used][own]], x[own])
-            progress.update(len(chunk))
-    own = survey.split == SPLITS.index("test")
-    numbers = np.empty(found.counts["test"], np.int64)
-    numbers[survey.position[own]] = np.flatnonzero(own)
-    write_json(folder / ROWS, {"test": numbers.tolist()})
-    for name, values in ((LABELS, survey.labels), (GROUPS, survey.groups)):
-        if values is not None:
-            write_json(folder / name, survey.by_split(values))
+def _to_json(values: pd.Series) -> list[Any]:
+    """Return numbers and booleans as they are, None for missing values, and text of others."""
+    items = values.astype(object).where(values.notna(), None)
+    return [item if isinstance(item, bool | int | float | None) else str(item) for item in items]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -16,13 +16,13 @@ from pydantic import (
     model_validator,
 )
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.settings import Settings, read_settings
-from submanifold.data.sources import SOURCES, SourceType, fingerprint
+from submanifold.data.sources import SOURCES, fingerprint
 from submanifold.data.synthetic import MANIFOLDS, Manifold, manifold
 
 if TYPE_CHECKING:
-    from submanifold.data.tables.scan import Scan
+    from submanifold.data.tables.schema import TableSchema
 
 LABELLED = [name for name, kind in SOURCES.items() if kind.labels]
 GROUPED = [name for name, kind in SOURCES.items() if kind.image_files]
@@ -46,7 +46,7 @@ Kind = Literal["images", "points", "table"]
 Categorical = Literal["refuse", "intervals"]
 Missing = Literal["refuse", "drop", "median"]
 Scale = Literal["standard", "quantile", "none"]
-GivenKind = Literal["continuous", "quantized", "categorical"]
+ColumnKind = Literal["integer", "number", "category", "ignore"]
 """Kind of a column that a user sets."""
 
 
@@ -118,14 +118,45 @@ class ImageSettings(Settings):
 
     @model_validator(mode="after")
     def _check_rules(self) -> ImageSettings:
-        kind = SOURCES[self.source]
-        for rule in RULES:
-            value = getattr(self, rule.setting)
-            if rule.is_violated(self, kind):
-                expected = rule.expected.format(source=self.source, size=self.size, path=kind.path)
+        """Each setting either has an effect or is rejected; the first violated rule is reported."""
+        kind, source = SOURCES[self.source], f"with source={self.source}"
+        omit, no_files = "Omit it", not kind.image_files
+        labelled = f"Omit it, or set source to one of {', '.join(LABELLED)}"
+        grouped = f"Omit it, or set source to one of {', '.join(GROUPED)}"
+        is_download = kind.url and self.path is None
+        rules: tuple[tuple[str, object, str, str], ...] = (
+            ("path", self.path is not None and kind.path is None, f"none {source}",
+             "Omit it, or set source=folder"),
+            ("path", self.path is None and kind.path_required, f"{kind.path} {source}", "Set it"),
+            ("crop", self.crop != "auto" and no_files, f"auto {source}", omit),
+            ("margin", self.margin and kind.path is None, f"0 {source}", omit),
+            ("margin", 2 * self.margin >= self.size, f"less than half of size={self.size}",
+             "Decrease it"),
+            ("labels", self.labels and not kind.labels, f"none {source}", labelled),
+            ("other_labels", self.other_labels and not kind.labels, f"none {source}", labelled),
+            ("other_labels", self.other_labels and self.labels, "none together with labels",
+             "Omit one of them"),
+            ("condition", self.condition and not kind.labels, f"none {source}", labelled),
+            ("groups", self.groups is not None and no_files, f"none {source}", grouped),
+            ("split", self.split == "official" and not kind.official_split,
+             f"random {source}, which has no official partition", omit),
+            ("url", self.url and not is_download, "none without a download of celeba",
+             "Omit it, or set source=celeba and omit path"),
+            ("hash", self.hash and not self.url, "none without url", "Omit it, or set url"),
+            ("hash", self.url and not self.hash, "the checksum of the file at url",
+             "Set it to sha256:<output of `sha256sum`>"),
+        )  # fmt: skip
+        for setting, is_violated, expected, fix in rules:
+            if is_violated:
+                value = getattr(self, setting)
                 got = "none" if value is None else list(value) if type(value) is tuple else value
-                raise ValueError(f"{rule.setting}: expected {expected}, got {got}. {rule.fix}")
+                raise ValueError(f"{setting}: expected {expected}, got {got}. {fix}")
         return self
+
+    @property
+    def file(self) -> Path:
+        """The file or folder at `path`."""
+        return Path(str(self.path)).expanduser()
 
     @property
     def crop_rule(self) -> str:
@@ -148,7 +179,7 @@ class ImageSettings(Settings):
     def content(self) -> dict[str, Any]:
         """The settings on which the images depend, besides the source's fingerprint."""
         idle = {"condition"} if self.condition is None else set()
-        return self.model_dump(exclude={"path", "url", "hash", "groups"} | idle)
+        return self.model_dump(mode="json", exclude={"path", "url", "hash", "groups"} | idle)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -158,48 +189,6 @@ class ImageSettings(Settings):
     def fingerprint(self, raw_folder: Path) -> str:
         """Identity of the source's content; see :func:`.sources.fingerprint`."""
         return fingerprint(self, raw_folder)
-
-
-class Rule(NamedTuple):
-    """A rejected combination; `{source}`, `{size}` and `{path}` are filled into `expected`."""
-
-    setting: str
-    is_violated: Callable[[ImageSettings, SourceType], object]
-    expected: str
-    fix: str
-
-
-RULES = (
-    Rule("path", lambda s, kind: s.path is not None and kind.path is None,
-         "none with source={source}", "Omit it, or set source=folder"),
-    Rule("path", lambda s, kind: s.path is None and kind.path_required,
-         "{path} with source={source}", "Set it"),
-    Rule("crop", lambda s, kind: s.crop != "auto" and not kind.image_files,
-         "auto with source={source}", "Omit it"),
-    Rule("margin", lambda s, kind: s.margin and kind.path is None,
-         "0 with source={source}", "Omit it"),
-    Rule("margin", lambda s, kind: 2 * s.margin >= s.size,
-         "less than half of size={size}", "Decrease it"),
-    Rule("labels", lambda s, kind: s.labels and not kind.labels,
-         "none with source={source}", f"Omit it, or set source to one of {', '.join(LABELLED)}"),
-    Rule("other_labels", lambda s, kind: s.other_labels and not kind.labels,
-         "none with source={source}", f"Omit it, or set source to one of {', '.join(LABELLED)}"),
-    Rule("other_labels", lambda s, kind: s.other_labels and s.labels,
-         "none together with labels", "Omit one of them"),
-    Rule("condition", lambda s, kind: s.condition and not kind.labels,
-         "none with source={source}", f"Omit it, or set source to one of {', '.join(LABELLED)}"),
-    Rule("groups", lambda s, kind: s.groups is not None and not kind.image_files,
-         "none with source={source}", f"Omit it, or set source to one of {', '.join(GROUPED)}"),
-    Rule("split", lambda s, kind: s.split == "official" and not kind.official_split,
-         "random with source={source}, which has no official partition", "Omit it"),
-    Rule("url", lambda s, kind: s.url and (s.path is not None or not kind.url),
-         "none without a download of celeba", "Omit it, or set source=celeba and omit path"),
-    Rule("hash", lambda s, kind: s.hash and not s.url,
-         "none without url", "Omit it, or set url"),
-    Rule("hash", lambda s, kind: s.url and not s.hash,
-         "the checksum of the file at url", "Set it to sha256:<output of `sha256sum`>"),
-)  # fmt: skip
-"""Each setting either has an effect or is rejected; the first violated rule is reported."""
 
 
 class Draws(Settings):
@@ -272,13 +261,13 @@ class TableSettings(Settings):
             `breast_cancer`, `diabetes`, `digits` or `wine`.
         path: A CSV, Parquet, Feather, NPY or NPZ file, a folder of them, or a list of files. All
             files have the same columns.
-        columns: Names or patterns of the columns that the model describes, as a list or as text
+        inputs: Names or patterns of the columns that the model describes, as a list or as text
             (`age|pixel_*`); None: all.
         drop: Names or patterns of columns that it does not describe.
         label: Column that is kept with the rows and is no input of the model.
         condition: Names or patterns of columns that the density of the others is given.
-        kinds: Kinds of columns by name, instead of those that are found: `continuous`, `quantized`
-            (noise over the step is added) or `categorical`.
+        columns: Kinds of columns by name or pattern, instead of those that are found: `integer`
+            (noise over the step is added), `number`, `category`, or `ignore`, which is like `drop`.
         categorical: `refuse` text, or map categories to numbers (`intervals`).
         missing: `refuse` missing values, `drop` their rows, or replace them by the column's
             `median`.
@@ -294,11 +283,11 @@ class TableSettings(Settings):
     kind: ClassVar[Kind] = "table"
     source: Literal[TABLES] = "table"  # type: ignore[valid-type]
     path: Paths | None = None
-    columns: Patterns | None = None
+    inputs: Patterns | None = None
     drop: Patterns = ()
     label: str | None = Field(None, min_length=1)
     condition: Patterns | None = None
-    kinds: dict[str, GivenKind] = Field(default_factory=dict)
+    columns: dict[str, ColumnKind] = Field(default_factory=dict)
     categorical: Categorical = "refuse"
     missing: Missing = "refuse"
     scale: Scale = "standard"
@@ -306,7 +295,7 @@ class TableSettings(Settings):
     groups: str | None = Field(None, min_length=1)
     counts: Counts = Counts()
     seed: int = Field(0, ge=0, lt=2**32)
-    _scan: Any = PrivateAttr(None)
+    _schema: Any = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _check_path(self) -> TableSettings:
@@ -335,14 +324,14 @@ class TableSettings(Settings):
         """The column that names the split of each row."""
         return None if self.split == "random" else self.split
 
-    def read(self, raw_folder: Path | None = None) -> Scan:
-        """Find the columns and the splits, once; see :func:`.tables.scan.scan`."""
-        if self._scan is None:
-            from submanifold.data.tables.scan import scan  # imports pandas
+    def read(self, raw_folder: Path | None = None) -> TableSchema:
+        """Find the columns and the splits, once; see :func:`.tables.schema.read_schema`."""
+        if self._schema is None:
+            from submanifold.data.tables.schema import read_schema  # imports pandas
 
-            self._scan = scan(self, raw_folder)
-        found: Scan = self._scan
-        return found
+            self._schema = read_schema(self, raw_folder)
+        schema: TableSchema = self._schema
+        return schema
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -363,10 +352,10 @@ class TableSettings(Settings):
         return {"table": found.inputs.to_dict(), "label": self.label_column, **condition}
 
     def fingerprint(self, raw_folder: Path) -> str:
-        """Identity of the content of the files."""
-        from submanifold.data.tables.scan import fingerprint as of_table
+        """Identity of the files; see :func:`.tables.schema.fingerprint`."""
+        from submanifold.data.tables.schema import fingerprint as of_table
 
-        return of_table(self, raw_folder)
+        return of_table(self)
 
 
 DataSettings = ImageSettings | SyntheticSettings | TableSettings
@@ -378,13 +367,16 @@ def read_data_settings(mapping: Mapping[str, Any], name: str = "data") -> DataSe
     Raises:
         UserError: Naming every setting that is not allowed.
     """
-    source, known = mapping.get("source", "photos"), [*SOURCES, *MANIFOLDS, *TABLES]
-    if source not in known:
+    source = mapping.get("source", "photos")
+    kinds: dict[str, type[DataSettings]] = {
+        **dict.fromkeys(SOURCES, ImageSettings),
+        **dict.fromkeys(MANIFOLDS, SyntheticSettings),
+        **dict.fromkeys(TABLES, TableSettings),
+    }
+    if source not in kinds:
         raise UserError(
-            f"data.source: expected one of {', '.join(known)}, got {source}. Change it in "
-            "conf/base/parameters.yml, or with --params=dataset=<name>."
+            f"data.source: expected the name of a source, got {source}."
+            f"{did_you_mean(str(source), kinds)} Change it in conf/base/parameters.yml, or with "
+            "--params=dataset=<name>."
         )
-    model: type[DataSettings] = SyntheticSettings if source in MANIFOLDS else ImageSettings
-    if source in TABLES:
-        model = TableSettings
-    return read_settings(model, mapping, name)
+    return read_settings(kinds[source], mapping, name)

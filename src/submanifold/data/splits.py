@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -32,12 +31,9 @@ def groups_of(groups: Groups | None, split: str) -> np.ndarray | None:
 
 
 def group_images(groups: str, names: Iterable[str]) -> dict[str, str]:
-    """Look up the group of each image.
+    """Look up the group of each image by the setting `groups`.
 
-    Args:
-        groups: `folder`, or the path of a text file with lines `name group`, such as CelebA's
-            identity_CelebA.txt.
-        names: Image names, including folders. The file may list them without folders.
+    A file may list the images without their folders, as CelebA's identity_CelebA.txt does.
 
     Raises:
         UserError: If the file cannot be read or does not list an image.
@@ -45,46 +41,35 @@ def group_images(groups: str, names: Iterable[str]) -> dict[str, str]:
     if groups == FOLDER:
         return {name: name.rpartition("/")[0] for name in names}
     listed = _read(groups)
-    found = {name: listed.get(name) or listed.get(name.rpartition("/")[2], "") for name in names}
-    if missing := [name for name, group in found.items() if not group]:
+    group_of = {name: listed.get(name) or listed.get(name.rpartition("/")[2], "") for name in names}
+    if missing := [name for name, group in group_of.items() if not group]:
         raise UserError(
             f"groups={groups}: expected a line for each image, got none for {len(missing)}, such "
             f"as {missing[0]}. Add these lines, or omit groups."
         )
-    return found
-
-
-def fingerprint_groups(groups: str) -> str:
-    """Identity of the setting `groups`: `folder`, or a hash of the file's content."""
-    return groups if groups == FOLDER else hashlib.sha256(_content(groups)).hexdigest()[:32]
+    return group_of
 
 
 def check_groups(groups: Mapping[str, str], splits: Mapping[str, str]) -> None:
     """Raise a UserError if a group is in two splits."""
-    splits_of = defaultdict(set)
-    for name, group in groups.items():
-        splits_of[group].add(splits[name])
-    divided = sorted(group for group, found in splits_of.items() if len(found) > 1)
-    if divided:
+    pairs = Counter(group for group, _ in {(groups[name], splits[name]) for name in groups})
+    if divided := sorted(group for group, count in pairs.items() if count > 1):
         raise UserError(
             f"groups: expected each group in one part of the official split, got {len(divided)} in "
             f"several, such as {divided[0]}. Set split=random, which keeps groups together."
         )
 
 
-def _content(path: str) -> bytes:
+def _read(path: str) -> dict[str, str]:
     try:
-        return Path(path).expanduser().read_bytes()
+        content = Path(path).expanduser().read_bytes()
     except OSError as error:
         raise UserError(
             f"groups={path}: expected folder or the path of a text file, got a path that cannot be "
             f"read ({error.strerror}; current folder: {Path.cwd()}). Correct it."
         ) from error
-
-
-def _read(path: str) -> dict[str, str]:
     listed = {}
-    for number, line in enumerate(_content(path).decode("utf-8", "surrogateescape").splitlines()):
+    for number, line in enumerate(content.decode("utf-8", "surrogateescape").splitlines()):
         parts = line.rsplit(maxsplit=1)
         if len(parts) == 1:
             raise UserError(
@@ -105,8 +90,7 @@ class Share:
     exact: bool = True
 
 
-@dataclass
-class Pool:
+class Pool(NamedTuple):
     """Names in the order in which they are read, and the splits that they fill in turn."""
 
     names: list[str]
@@ -124,7 +108,8 @@ def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
         shares = share_out(len(source.names), counts)
         if source.groups is None:
             return [Pool(_shuffled(source.names, seed), shares)]
-        splits = split_groups(source.groups, shares, seed)
+        assigned = assign_groups(Counter(source.groups.values()), shares, seed)
+        splits = {name: assigned[group] for name, group in source.groups.items()}
     pools = []
     for index, split in enumerate(SPLITS):
         names = [name for name in source.names if splits[name] == split]
@@ -148,19 +133,10 @@ def _shuffled(names: list[str], seed: int | list[int]) -> list[str]:
     return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
 
 
-def split_groups(groups: Mapping[str, str], shares: list[Share], seed: int) -> dict[str, str]:
-    """Assign shuffled groups to splits until each has its share; the last gets the remaining ones.
-
-    Returns the split of each name.
-    """
-    assigned = assign_groups(Counter(groups.values()), shares, seed)
-    return {name: assigned[group] for name, group in groups.items()}
-
-
 def assign_groups(sizes: Mapping[str, int], shares: list[Share], seed: int) -> dict[str, str]:
-    """Assign shuffled groups of these sizes to splits; see :func:`split_groups`.
+    """Assign shuffled groups of these sizes to splits until each has its share of items.
 
-    Returns the split of each group.
+    The last split gets the remaining groups. Returns the split of each group.
     """
     if len(sizes) < len(shares):
         raise UserError(
@@ -190,11 +166,11 @@ def share_out(
         what: Name of the items in messages.
         held_out: Default for valid and for test; None: a tenth of all.
     """
-    given = {split: count for split in SPLITS if (count := getattr(counts, split)) is not None}
-    missing = [split for split in SPLITS if split not in given]
-    spare = total - sum(given.values())
+    exact = {split: count for split in SPLITS if (count := getattr(counts, split)) is not None}
+    missing = [split for split in SPLITS if split not in exact]
+    spare = total - sum(exact.values())
     if spare < len(missing):
-        asked = ", ".join(f"counts.{split}={count}" for split, count in given.items())
+        asked = ", ".join(f"counts.{split}={count}" for split, count in exact.items())
         raise UserError(
             f"counts: expected at most {total} {what} in three splits, each with at least one, got "
             f"{asked or f'too few {what}'}. Decrease the counts, or set path to more {what}."
@@ -202,7 +178,7 @@ def share_out(
     rest = next((split for split in ("train", "test") if split in missing), None)
     wanted = total // 10 if held_out is None else held_out
     size = max(1, min(wanted, spare // max(1, len(missing))))
-    shares = [Share(split, count) for split, count in given.items()]
+    shares = [Share(split, count) for split, count in exact.items()]
     shares += [Share(split, size) for split in missing if split != rest]
     if rest:
         shares.append(Share(rest, total - sum(share.count for share in shares), exact=False))

@@ -272,9 +272,9 @@ class CurveManifold(Manifold):
         y, _ = self._split(x)
         octave = np.ceil(np.log2(1 + abs(y)))
         result = np.empty(len(y))
-        for each in np.unique(octave):
-            some = octave == each
-            result[some] = self._curve(y[some]).log_prob(y[some], self.noise)
+        for power in np.unique(octave):
+            rows = octave == power
+            result[rows] = self._curve(y[rows]).log_prob(y[rows], self.noise)
         return result
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from submanifold.common.errors import UserError
 from submanifold.data.sources.base import Source, SourceType
 from submanifold.data.sources.celeba import CELEBA
-from submanifold.data.sources.files import FILES
 from submanifold.data.sources.labelled import MEDMNIST, torchvision_source
 from submanifold.data.sources.photos import PHOTOS
-from submanifold.data.splits import SPLITS
+from submanifold.data.sources.stores import FILES, identify
+from submanifold.data.splits import FOLDER, SPLITS
 
 if TYPE_CHECKING:
     from submanifold.data.settings import ImageSettings
@@ -42,16 +43,21 @@ def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
 
 
 def fingerprint(settings: ImageSettings, raw_folder: Path) -> str:
-    """Identity of the source's content, for cache keys; decodes nothing and needs no network.
+    """Identity of the source's files, for cache keys: their names, sizes and times of change.
 
-    It changes with any byte and is the same for a copy, and for data before and after their
-    download.
-
-    Args:
-        settings: Settings of images.
-        raw_folder: Folder of downloads and of recorded fingerprints.
+    It does not depend on their folder, and is the same before and after a download.
 
     Raises:
-        UserError: If the files cannot be read.
+        UserError: If a folder cannot be read.
     """
-    return SOURCES[settings.source].fingerprint(settings, raw_folder)
+    files = SOURCES[settings.source].files(settings, raw_folder)
+    try:
+        images = f"standard:{settings.hash}" if files is None else identify(*files)
+        if settings.groups in (None, FOLDER):
+            return f"{images}+groups:{settings.groups}" if settings.groups else images
+        return f"{images}+groups:{identify(Path(str(settings.groups)).expanduser())}"
+    except OSError as error:
+        raise UserError(
+            f"path={settings.path}: expected files that can be read, got an error ({error}). "
+            "Correct it."
+        ) from error

@@ -20,13 +20,11 @@ class Source:
 
     Attributes:
         names: Sorted names of all images.
-        read: Function of a name that returns the stored bytes or pixels.
-        decode: Function of stored data that returns the image, uint8 (channels, size, size). It can
-            be pickled, and raises any kind of error for a broken file.
+        image: Function of a name that reads an image, uint8 (channels, size, size). It is called in
+            threads, and raises any kind of error for a broken file.
         splits: The split of each name, or None if any image may be in any split.
         split_rule: `cells`, `groups`, `official` or `random`.
-        crop: The part of each image that is kept.
-        note: A remark on the split for the user, or None.
+        note: A remark on the split for the user.
         labels: JSON-able label of each name, or None.
         groups: Group of each name, or None if all images are independent. No group is in two
             splits.
@@ -36,21 +34,15 @@ class Source:
     """
 
     names: list[str]
-    read: Callable[[str], Any]
-    decode: Callable[[Any], np.ndarray]
-    splits: Mapping[str, str] | None
-    split_rule: str
-    crop: str
-    note: str | None = None
+    image: Callable[[str], np.ndarray]
+    splits: Mapping[str, str] | None = None
+    split_rule: str = "random"
+    note: str = ""
     labels: Mapping[str, Any] | None = None
     groups: Mapping[str, str] | None = None
     skipped: list[dict[str, str]] = field(default_factory=list)
     other_files: Counter[str] = field(default_factory=Counter)
     close: Callable[[], None] = lambda: None
-
-    def image(self, name: str) -> np.ndarray:
-        """Read and decode an image."""
-        return self.decode(self.read(name))
 
 
 @dataclass(frozen=True)
@@ -59,21 +51,19 @@ class SourceType:
 
     Attributes:
         open: Opens the source; downloads it first if necessary.
-        fingerprint: Returns an identity of the source's content without decoding it.
-        must_download: Whether `open` may have to download the source.
+        files: Returns the files and folders that determine the images; None if they are installed
+            or downloaded, always the same.
         path: Description of the setting `path`, or None if it is not accepted.
-        path_required: Whether `path` must be set.
+        path_required: Whether `path` must be set; otherwise the source is downloaded without it.
         url: Whether the setting `url` is accepted.
-        image_files: Whether images are files of any shape, for which `crop` and `groups` are
-            accepted.
+        image_files: Whether images are files of any shape, with the settings `crop` and `groups`.
         labels: Whether images have labels, by which they can be selected.
         official_split: Whether there is an official split.
         crop: The crop of `crop=auto`.
     """
 
     open: Callable[[ImageSettings, Path], Source]
-    fingerprint: Callable[[ImageSettings, Path], str]
-    must_download: Callable[[ImageSettings, Path], bool] = lambda settings, raw_folder: False
+    files: Callable[[ImageSettings, Path], list[Path] | None] = lambda settings, raw_folder: None
     path: str | None = None
     path_required: bool = False
     url: bool = False

@@ -33,7 +33,6 @@ GAP = 8
 """Pixels between cells: no 8 x 8 block of a JPEG is in two cells."""
 TARGET = 8000
 LARGEST = 128
-FINGERPRINT = "photos:2"
 
 
 def open_photos(settings: ImageSettings, photos: Mapping[str, np.ndarray] | None = None) -> Source:
@@ -65,9 +64,9 @@ def open_photos(settings: ImageSettings, photos: Mapping[str, np.ndarray] | None
     shapes = Counter(tile.shape[:2] for tile in tiles.values())
 
     def error(stride: float) -> int:
-        each = (tiles_of * math.prod(_count(extent, size, stride) for extent in shape)
-                for shape, tiles_of in shapes.items())  # fmt: skip
-        return abs(sum(each) - TARGET)
+        patches = (tiles_of * math.prod(_count(extent, size, stride) for extent in shape)
+                   for shape, tiles_of in shapes.items())  # fmt: skip
+        return abs(sum(patches) - TARGET)
 
     # fractions of a pixel: one pixel more may reduce the number of patches by a third
     stride = min(np.arange(4, size + PLAY, 0.25).tolist(), key=error)
@@ -81,11 +80,9 @@ def open_photos(settings: ImageSettings, photos: Mapping[str, np.ndarray] | None
             splits[name], groups[name] = split_of[photo, cell], f"{photo}/{cell:03d}"
     return Source(
         names=sorted(patches),
-        read=patches.__getitem__,
-        decode=np.asarray,
+        image=patches.__getitem__,
         splits=splits,
         split_rule="cells",
-        crop=f"patches inside cells of at least {size + PLAY} x {size + PLAY} pixels",
         groups=groups,
     )
 
@@ -141,7 +138,4 @@ def _assign(cells: list[tuple[str, int]], seed: int) -> dict[tuple[str, int], st
     return {cell: {4: "valid", 9: "test"}.get(i % 10, "train") for i, cell in enumerate(order)}
 
 
-PHOTOS = SourceType(
-    open=lambda settings, raw_folder: open_photos(settings),
-    fingerprint=lambda settings, raw_folder: FINGERPRINT,
-)
+PHOTOS = SourceType(open=lambda settings, raw_folder: open_photos(settings))

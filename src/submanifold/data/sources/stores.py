@@ -1,137 +1,144 @@
-"""Encoded images by name in a folder, a zip or an LMDB, and fingerprints of their content."""
+"""Encoded images by name in a folder, a zip or an LMDB: stores, their identity, and sources."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import os
-import struct
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from stat import S_ISREG
+from typing import TYPE_CHECKING
 
 import lmdb
-import numpy as np
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import read_json, write_json
-from submanifold.data.images import MAX_BYTES, NOT_A_FILE, SUFFIXES, read_file
+from submanifold.data.images import MAX_BYTES, NOT_A_FILE, SUFFIXES, decode, read_file
+from submanifold.data.sources.base import Source, SourceType
+from submanifold.data.splits import check_groups, group_images
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from submanifold.data.settings import ImageSettings
 
 DATABASE = "data.mdb"
 STORES = "a folder, a zip or an LMDB folder of images"
 
-STAMP = np.dtype([("size", "i8"), ("mtime", "i8"), ("ctime", "i8"), ("inode", "u8")])
-PACK = struct.Struct("=qqqQ").pack
-REUSED_AFTER = 10**9
-"""Nanoseconds that a scan must have taken to be reused."""
-SETTLED = 2 * 10**9
-"""Nanoseconds after which a second write of a file changes its times on every filesystem."""
 
-# Content beyond these limits is sampled: this number of evenly spaced blocks of this many bytes.
-HASHED_BYTES, HASHED_FILES = 2**32, 250_000
-BLOCKS, BLOCK_BYTES = 4096, 2**14
-
-Stamp = tuple[int, int, int, int]
-
-
-def stamp(stat: os.stat_result) -> Stamp:
-    """What changes when a file is written: bytes, times in nanoseconds, inode number."""
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files at one moment; about a hundred bytes of memory each.
+@dataclass
+class Store:
+    """Encoded images by name.
 
     Attributes:
-        names: Sorted relative names, with forward slashes.
-        stamps: A stamp of each, (n,) of dtype :data:`STAMP`.
-        began: Start of the scan, nanoseconds since 1970.
-        skipped: `{"name", "reason"}` of entries with the name of an image that are not files, and
-            of links to folders that were not followed.
-        others: Numbers of files with other suffixes.
+        names: Sorted names; of files in a folder relative to it, with forward slashes.
+        read: Function of a name that returns the stored bytes; thread-safe.
+        close: Function that closes open files.
+        skipped: `{"name", "reason"}` of members that are never read.
+        others: Numbers of files in other formats, by suffix.
+        identity: Of a folder, a hash of the names, sizes and times of change of its images.
     """
 
     names: list[str]
-    stamps: np.ndarray
-    began: int
+    read: Callable[[str], bytes]
+    close: Callable[[], None] = lambda: None
     skipped: list[dict[str, str]] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
+    identity: str = ""
+
+    def is_image(self, name: str) -> bool:
+        """Whether a member has the suffix of an image; otherwise it is counted."""
+        if is_image := name.lower().endswith(SUFFIXES):
+            return is_image
+        self.others[PureWindowsPath(name).suffix.lower() or "no suffix"] += 1
+        return False
 
 
-def scan(path: Path) -> Files:
+def open_store(path: Path) -> Store:
+    """Open a folder, a zip or an LMDB of images, or raise a UserError."""
+    try:
+        if path.is_file():
+            return _open_zip(path)
+        if (path / DATABASE).is_file():
+            return _open_lmdb(path)
+        if path.is_dir():
+            return open_folder(path)
+        problem = "a pipe, socket or device" if path.exists() else "a path that does not exist"
+    except Exception as error:  # zipfile and lmdb raise many kinds of errors for a broken file
+        problem = f"one that cannot be read ({error})"
+    raise UserError(
+        f"path={path}: expected {STORES}, got {problem} (current folder: {Path.cwd()}). Correct it "
+        "or fetch it again; a table needs dataset=table."
+    )
+
+
+def open_folder(path: Path) -> Store:
     """List the images in a folder and all folders below it; hidden files are ignored.
 
-    Links to folders are followed, except to folders that contain, or are inside of, a folder that
-    is read already: no image is listed twice, and cycles end. A scan that took more than a second
-    is reused by this process for as long as it took.
+    A list that took more than a second is reused by this process for as long as it took.
 
     Raises:
         OSError: If a folder cannot be listed.
     """
-    global _last_scan
-    path, now = path.absolute(), time.time_ns()
-    last, ended = _last_scan.get(path, (None, 0))
-    if last is not None and now - ended < ended - last.began > REUSED_AFTER:
+    began = time.monotonic()
+    last, listed, ended = _last.get(path.absolute(), (None, 0.0, 0.0))
+    if last is not None and began - ended < ended - listed > 1:
         return last
-    root, names, stamps = path.resolve(), list[str](), bytearray()
-    visited, ancestors = {root}, set(root.parents)
-    skipped, others = list[dict[str, str]](), Counter[str]()
-    folders, links = [""], list[str]()
-    while folders:
-        parent = folders.pop()
-        with os.scandir(path / parent) as entries:
-            for entry in entries:
-                name = parent + entry.name
-                if is_hidden(entry.name):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{name}/")
-                elif entry.is_symlink() and os.path.isdir(entry):
-                    links.append(name)
-                elif not name.lower().endswith(SUFFIXES):
-                    others[suffix(name)] += 1
-                elif isinstance(found := _stamp_or_reason(entry), str):
-                    skipped.append({"name": name, "reason": found})
-                else:
-                    names.append(name)
-                    stamps += PACK(*found)
-        if not folders:
-            for link in sorted(links):
-                target = (path / link).resolve()
-                if target in ancestors or visited & {target, *target.parents}:
-                    reason = "a link to a folder that is read already"
-                    skipped.append({"name": link, "reason": reason})
-                else:
-                    visited.add(target)
-                    ancestors |= set(target.parents)
-                    folders.append(f"{link}/")
-            links = []
-    order = sorted(range(len(names)), key=names.__getitem__)
-    skipped.sort(key=lambda each: each["name"])
-    sorted_stamps = np.frombuffer(stamps, STAMP)[order]
-    files = Files([names[i] for i in order], sorted_stamps, now, skipped, others)
-    _last_scan = {path: (files, time.time_ns())}
-    return files
+    store = Store([], lambda name: read_file(path / name))
+    start, digest = len(os.path.join(path, "")), hashlib.sha256()
+    for file in _files_below(path, store.skipped):
+        name = file[start:]
+        if not store.is_image(name):
+            continue
+        try:
+            stat = os.stat(file)
+            reason = None if S_ISREG(stat.st_mode) else NOT_A_FILE
+        except OSError as error:  # usually a broken link
+            reason = str(error.strerror)
+        if reason:
+            store.skipped.append({"name": name, "reason": reason})
+            continue
+        store.names.append(name)
+        digest.update(_identity(name, stat).encode("utf-8", "surrogateescape"))
+    store.names.sort()
+    store.skipped.sort(key=lambda skipped: skipped["name"])
+    store.identity = digest.hexdigest()
+    _last.clear()
+    _last[path.absolute()] = store, began, time.monotonic()
+    return store
 
 
-_last_scan: dict[Path, tuple[Files, int]] = {}
+_last: dict[Path, tuple[Store, float, float]] = {}
 
 
-def _stamp_or_reason(entry: os.DirEntry[str]) -> Stamp | str:
-    """The stamp of a regular file, or why there is none."""
-    try:
-        stat = entry.stat()
-    except OSError as error:  # usually a broken link
-        return str(error.strerror)
-    return stamp(stat) if S_ISREG(stat.st_mode) else NOT_A_FILE
+def _files_below(root: Path, skipped: list[dict[str, str]]) -> Iterator[str]:
+    """Files that are not hidden, in an order that depends on their names only.
+
+    Links to folders are followed at the end, except to folders that contain, or are inside of, a
+    folder that is read already: no image is listed twice, and cycles end.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    visited, ancestors, starts = {root.resolve()}, {*root.resolve().parents}, [str(root)]
+    for start in starts:
+        links = []
+        for folder, folders, files in os.walk(start, onerror=fail):
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            paths = (os.path.join(folder, name) for name in folders)
+            links += [path for path in paths if os.path.islink(path)]
+            yield from (os.path.join(folder, name) for name in sorted(files) if not is_hidden(name))
+        for link in sorted(links):
+            target = Path(link).resolve()
+            if target in ancestors or visited & {target, *target.parents}:
+                reason = "a link to a folder that is read already"
+                skipped.append({"name": os.path.relpath(link, root), "reason": reason})
+            else:
+                visited.add(target)
+                ancestors |= {*target.parents}
+                starts.append(link)
 
 
 def is_hidden(part: str) -> bool:
@@ -139,93 +146,13 @@ def is_hidden(part: str) -> bool:
     return part.startswith(".") or part == "__MACOSX"
 
 
-def suffix(name: str) -> str:
-    """Suffix of a file in lower case."""
-    return PureWindowsPath(name).suffix.lower() or "no suffix"
-
-
-def digest(lines: Iterable[str]) -> str:
-    """Hash of lines of text, 32 hexadecimal digits."""
-    result = hashlib.sha256()
-    for line in lines:
-        result.update(line.encode("utf-8", "surrogateescape") + b"\n")
-    return result.hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class Store:
-    """Encoded images by name.
-
-    Attributes:
-        names: Function that returns the sorted names.
-        read: Function of a name that returns the stored bytes; thread-safe.
-        fingerprint: Function that returns an identity of the content, the same for a copy.
-        close: Function that closes open files.
-        skipped: `{"name", "reason"}` of members that are never read.
-        others: Numbers of files in other formats, by suffix.
-    """
-
-    names: Callable[[], list[str]]
-    read: Callable[[str], bytes]
-    fingerprint: Callable[[], str]
-    close: Callable[[], None] = lambda: None
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-
-
-def open_store(path: Path) -> Store:
-    """Open a folder, a zip or an LMDB of images, or raise a UserError."""
-    if path.is_file():
-        return _open_zip(path)
-    if not path.is_dir():
-        found = "a pipe, socket or device" if path.exists() else "a path that does not exist"
-        raise UserError(
-            f"path={path}: expected {STORES}, got {found} (current folder: {Path.cwd()}). Correct "
-            "it."
-        )
-    if (path / DATABASE).is_file():
-        return _open_lmdb(path)
-    files = scan(path)
-    return Store(
-        names=lambda: files.names,
-        read=lambda name: read_file(path / name),
-        fingerprint=lambda: f"folder:{digest_files(path, files)}",
-        skipped=files.skipped,
-        others=files.others,
-    )
-
-
 def _open_zip(path: Path) -> Store:
-    try:
-        archive = zipfile.ZipFile(path)
-    except Exception as error:  # zipfile raises many kinds of errors for a broken file
-        fix = "Fetch it again" if suffix(path.name) == ".zip" else "A table needs dataset=table"
-        raise UserError(
-            f"path={path}: expected {STORES}, got a file that is not a readable zip ({error}). "
-            f"{fix}."
-        ) from None
-    members = {info.filename: info for info in archive.infolist()
-               if info.filename and not info.is_dir()}  # fmt: skip
-    names, unsafe, others = [], [], Counter[str]()
-    for name in sorted(members):
-        inside = PureWindowsPath(name)  # splits at / and \: safe on both systems
-        if inside.drive or inside.root or ".." in inside.parts:
-            unsafe.append({"name": name, "reason": "unsafe path"})
-        elif any(map(is_hidden, inside.parts)):
-            continue
-        elif name.lower().endswith(SUFFIXES):
-            names.append(name)
-        else:
-            others[suffix(name)] += 1
-
-    def fingerprint() -> str:  # of the central directory: names, sizes and CRCs
-        lines = (f"{name}\0{each.file_size}\0{each.CRC}" for name, each in sorted(members.items()))
-        return f"zip:{path.stat().st_size}:{digest(lines)}"
-
-    def read(name: str) -> bytes:
-        return read_member(archive, members[name])
-
-    return Store(lambda: names, read, fingerprint, archive.close, unsafe, others)
+    archive = zipfile.ZipFile(path)
+    store = Store([], lambda name: read_member(archive, archive.getinfo(name)), archive.close)
+    for name in sorted({name for name in archive.namelist() if name and name[-1] != "/"}):
+        if not any(map(is_hidden, PureWindowsPath(name).parts)) and store.is_image(name):
+            store.names.append(name)
+    return store
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
@@ -237,112 +164,80 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 
 def _open_lmdb(path: Path) -> Store:
-    try:
-        database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise UserError(
-            f"path={path}: expected {STORES}, got a {DATABASE} that is not a readable LMDB "
-            f"({error}). Fetch it again."
-        ) from None
-
-    def names() -> list[str]:  # latin-1 maps each byte to one character
-        with database.begin() as reader:
-            return sorted(key.decode("latin-1") for key in reader.cursor().iternext(values=False))
+    # torchvision's LSUN writes the keys to the current folder, and reads them from a file there
+    # that another database may have written
+    database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
 
     def read(name: str) -> bytes:
         with database.begin() as reader:
             return reader.get(name.encode("latin-1")) or b""
 
-    def fingerprint() -> str:  # each commit changes the pages at the start of the file
-        return f"lmdb:{digest_files(path, files_of(path))}"
-
-    return Store(names, read, fingerprint, database.close)
-
-
-def files_of(path: Path) -> Files:
-    """The files of a store."""
-    if path.is_dir() and not (path / DATABASE).is_file():
-        return scan(path)
-    began, name = time.time_ns(), DATABASE if path.is_dir() else ""
-    return Files([name], np.array([stamp((path / name).stat())], STAMP), began)
+    with database.begin() as reader:  # latin-1 maps each byte to one character
+        names = [key.decode("latin-1") for key in reader.cursor().iternext(values=False)]
+    return Store(names, read, database.close)
 
 
-def fingerprint_content(path: Path) -> str:
-    """Fingerprint of the store at a path."""
-    with contextlib.closing(open_store(path)) as store:
-        return store.fingerprint()
-
-
-def fingerprint_store(
-    path: Path,
-    record: Path | None,
-    suffix: str = "",
-    content_of: Callable[[Path], str] = fingerprint_content,
-) -> str:
-    """Fingerprint of a store's content: changes with any byte, and is the same for a copy.
-
-    The result is recorded (in a JSON file) with the sizes, times and inodes of the files, which are
-    read again only if one of these has changed. A very large store is sampled; if its files were
-    written since then, its fingerprint changes even if the samples do not. A path that does not
-    exist has its recorded fingerprint, or one of the path itself.
-
-    Args:
-        path: The store, or a file.
-        record: The JSON file; None records nothing.
-        suffix: Text that is appended.
-        content_of: Function that returns the fingerprint of the content at a path.
+def identify(*paths: Path) -> str:
+    """Identity of files and folders of images: names, sizes and times of change; not the location.
 
     Raises:
-        UserError, OSError: If it cannot be read.
+        OSError: If a folder cannot be listed.
     """
-    last = (None if record is None else read_json(record)) or {}
-    if not path.exists():
-        if not last:
-            return f"missing:{path.absolute()}"
-        log.info("path=%s does not exist; using its last fingerprint", path)
-        return str(last["fingerprint"])
-    files = files_of(path)
-    seen = digest([*files.names, hashlib.sha256(files.stamps.tobytes()).hexdigest()])
-    settled = bool((files.stamps["ctime"] < files.began - SETTLED).all())
-    content = last.get("content", "")
-    if last.get("files") != seen or not last.get("settled"):
-        known, content = content, content_of(path)
-        if ":sampled:" in content and known.startswith(content):
-            content = known if last.get("files") == seen else f"{content}+{seen}"
-    now = {"path": str(path), "fingerprint": content + suffix, "content": content, "files": seen,
-           "settled": settled}  # fmt: skip
-    if record is not None and now != last:
-        with contextlib.suppress(OSError):
-            write_json(record, now)
-    return content + suffix
+    digest = hashlib.sha256()
+    for path in paths:
+        file = path / DATABASE if (path / DATABASE).is_file() else path
+        if file.is_dir():
+            identity = open_folder(file).identity
+        else:
+            identity = _identity(file.name, file.stat()) if file.exists() else f"missing {file}"
+        digest.update(identity.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
 
 
-def digest_files(folder: Path, files: Files) -> str:
-    """Hash of the names and contents of files.
+def _identity(name: str, stat: os.stat_result) -> str:
+    return f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
 
-    Of more than 4 GiB or 250,000 files only names, sizes and 4,096 evenly spaced blocks of 16 KiB
-    are read, which takes seconds; the result then begins with ``sampled:``.
+
+def open_files(
+    settings: ImageSettings, path: Path, official: Mapping[str, str] | None = None
+) -> Source:
+    """Open the images in a folder, a zip or an LMDB.
+
+    With an official split of file names (without folders), other images are skipped.
     """
-    names, ends = files.names, np.cumsum(files.stamps["size"])
-    total = int(ends[-1]) if names else 0
-    if total <= HASHED_BYTES and len(names) <= HASHED_FILES:
-        return digest(f"{name}\0{_digest_file(folder / name)}" for name in names)
-    sizes = files.stamps["size"].tolist()
-    lines = [f"{name}\0{size}" for name, size in zip(names, sizes, strict=True)]
-    for start in np.linspace(0, max(0, total - BLOCK_BYTES), BLOCKS).astype(np.int64):
-        i = np.searchsorted(ends[:-1], start, side="right")
-        offset = int(start - ends[i] + sizes[i])
-        lines.append(_digest_file(folder / names[i], offset, BLOCK_BYTES))
-    return f"sampled:{digest(lines)}"
+    store = open_store(path)
+    names, skipped, splits = store.names, [*store.skipped], None
+    if official is not None:
+        listed = {name: official.get(name.rpartition("/")[2]) for name in names}
+        splits = {name: split for name, split in listed.items() if split}
+        names = list(splits)
+        reason = "not in the official partition"
+        skipped += [{"name": name, "reason": reason} for name in listed if name not in splits]
+    if not names:
+        raise UserError(
+            f"path={path}: expected images{'' if official is None else ' of the official split'} "
+            f"({', '.join(SUFFIXES)}; hidden files are ignored), got none. Set path to a folder of "
+            f"images, a zip of images, or the unpacked folder that contains an LMDB's {DATABASE}."
+        )
+    groups = None if settings.groups is None else group_images(settings.groups, names)
+    if groups and splits:
+        check_groups(groups, splits)
+    return Source(
+        names=names,
+        image=lambda name: decode(store.read(name), **settings.form),
+        splits=splits,
+        split_rule="official" if splits else "groups" if groups else "random",
+        groups=groups,
+        skipped=skipped,
+        other_files=store.others,
+        close=store.close,
+    )
 
 
-def _digest_file(path: Path, start: int = 0, size: int | None = None) -> str:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            file.seek(start)
-            content = hashlib.sha256(file.read(size or 2**20))
-            while not size and (block := file.read(2**20)):
-                content.update(block)
-    except OSError as error:  # one broken image among good ones
-        return f"unreadable {error.errno}"
-    return content.hexdigest()
+FILES = SourceType(
+    open=lambda settings, raw_folder: open_files(settings, settings.file),
+    files=lambda settings, raw_folder: [settings.file],
+    path=STORES,
+    path_required=True,
+    image_files=True,
+)

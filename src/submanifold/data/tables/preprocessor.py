@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from submanifold.common.errors import UserError, did_you_mean
-from submanifold.data.tables.columns import Column, duplicates, named, to_numbers
-from submanifold.data.tables.statistics import Statistics, refuse
+from submanifold.common.files import printable
+from submanifold.data.tables.columns import Column, ColumnProblem, check_finite, named, to_numbers
+from submanifold.data.tables.fitting import fit_columns
 
 if TYPE_CHECKING:
-    from submanifold.data.settings import Categorical, GivenKind, Missing, Scale
+    from submanifold.data.settings import Categorical, ColumnKind, Missing, Scale
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,7 @@ class Preprocessor:
 
     Quantized columns are dequantized: uniform noise over their step is added, as it is for the
     bytes of images. The noise is determined by the row's values, so that the result for a row does
-    not depend on other rows.
-
-    Attributes:
-        columns: The columns; of a condition also each category.
+    not depend on other rows. Of a condition, each category is one of the ``columns``.
 
     Example:
         >>> table = pd.DataFrame({"age": [31, 45, 45, 27], "city": ["A", "B", "A", "A"]})
@@ -56,29 +54,29 @@ class Preprocessor:
         cls,
         table: Table,
         *,
-        kinds: Mapping[str, GivenKind] | None = None,
+        columns: Mapping[str, ColumnKind] | None = None,
         categorical: Categorical = "refuse",
         missing: Missing = "refuse",
         scale: Scale = "standard",
+        training: np.ndarray | None = None,
     ) -> Preprocessor:
         """Find the kind and the standardization of each column.
 
-        For tables larger than memory see :class:`.Statistics`.
-
         Args:
-            table: Training rows: a DataFrame, or an array (N, columns), whose columns are named
-                x0, x1, ...
-            kinds: See :class:`.Statistics`.
-            categorical: See :class:`.Statistics`.
-            missing: See :class:`.Statistics`.
-            scale: See :class:`.Statistics`.
+            table: A DataFrame, or an array (N, columns), whose columns are named x0, x1, ...
+            columns: Kinds of columns by name, instead of those that the rules of :mod:`.fitting`
+                find: ``integer``, ``number``, ``category``, or ``ignore``.
+            categorical: ``refuse`` text, or map categories to ``intervals`` of the real line.
+            missing: ``refuse`` missing values, ``drop`` their rows, or replace them by the
+                ``median`` of the column, or its most frequent category.
+            scale: ``standard``, ``quantile`` (normal scores), or ``none``.
+            training: Mask (N,) of the rows that determine the result; all rows are checked.
 
         Raises:
-            UserError: The table has fewer than two rows, or a column cannot be used.
+            UserError: There are fewer than two rows, or columns cannot be used.
         """
-        statistics = Statistics(kinds, categorical, missing, scale)
-        statistics.update(as_frame(table))
-        return cls(statistics.columns())
+        frame = as_frame(table)
+        return cls(fit_columns(frame, columns or {}, categorical, missing, scale, training))
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -87,11 +85,10 @@ class Preprocessor:
 
     @cached_property
     def _by_name(self) -> dict[str, list[Column]]:
-        """The columns by name; categories of a condition have several entries."""
-        found: dict[str, list[Column]] = {}
-        for each in self.columns:
-            found.setdefault(each.name, []).append(each)
-        return found
+        by_name: dict[str, list[Column]] = {}
+        for column in self.columns:
+            by_name.setdefault(column.name, []).append(column)
+        return by_name
 
     @cached_property
     def categories(self) -> dict[str, set[str]]:
@@ -102,21 +99,22 @@ class Preprocessor:
     @cached_property
     def varying(self) -> tuple[Column, ...]:
         """The columns that are coordinates of the model."""
-        return tuple(each for each in self.columns if each.kind != "constant")
+        return tuple(column for column in self.columns if column.kind != "constant")
 
     @property
     def features(self) -> tuple[str, ...]:
         """Names of the model's coordinates, (D,)."""
-        return tuple(each.feature for each in self.varying)
+        return tuple(column.feature for column in self.varying)
 
     def split(self, names: Collection[str]) -> tuple[Preprocessor, Preprocessor]:
         """Return preprocessors of the other columns, and of those with these names.
 
         The latter does not dequantize, and has an indicator of each category.
         """
-        chosen = [part for each in self.columns if each.name in names for part in each.as_condition]
-        others = [each for each in self.columns if each.name not in names]
-        return Preprocessor(tuple(others)), Preprocessor(tuple(chosen))
+        others = [column for column in self.columns if column.name not in names]
+        chosen = [column for column in self.columns if column.name in names]
+        condition = [part for column in chosen for part in column.as_condition]
+        return Preprocessor(tuple(others)), Preprocessor(tuple(condition))
 
     def transform(self, table: Table, salt: np.ndarray | None = None) -> np.ndarray:
         """Dequantize and standardize rows.
@@ -124,8 +122,8 @@ class Preprocessor:
         Args:
             table: A DataFrame, whose columns are found by name, or an array with as many columns as
                 the training table. Columns that the model does not know are ignored with a warning.
-            salt: Integers (N,) that the noise also depends on. Without it equal rows have equal
-                noise; training rows need different noise, so pass their numbers.
+            salt: Integers (N,) that the noise also depends on, to give equal training rows
+                different noise.
 
         Returns:
             float32 (N, D).
@@ -149,32 +147,29 @@ class Preprocessor:
         """Map vectors to rows of the table, with its names, units and types.
 
         Quantized columns are rounded down to their grid; constant columns have their value.
-
-        Args:
-            x: Vectors (N, D).
         """
         x = np.asarray(x, np.float64)
         if x.ndim != 2 or x.shape[1] != len(self.varying):
             raise UserError(
                 f"x: expected an array (N, {len(self.varying)}), got one of shape {x.shape}."
             )
-        shifted = {each.feature: each.restore(x[:, j]) for j, each in enumerate(self.varying)}
-        found: dict[str, Any] = {}
-        for name, own in self._by_name.items():
-            column = own[0]
+        shifted = {column.feature: column.restore(x[:, j]) for j, column in enumerate(self.varying)}
+        frame: dict[str, Any] = {}
+        for name, (column, *more) in self._by_name.items():
             if column.kind == "constant":
                 values: Any = np.full(len(x), column.names[0] if column.names else column.origin)
             elif column.kind == "indicator":
-                stacked = np.column_stack([shifted[each.feature] for each in own])
-                values = np.concatenate([each.names for each in own])[stacked.argmax(1)]
+                indicators = [column, *more]
+                largest = np.argmax([shifted[column.feature] for column in indicators], axis=0)
+                values = np.array([column.names[0] for column in indicators])[largest]
             elif column.kind == "categorical":
                 values = np.array(column.names)[column.cell(shifted[name]).astype(int)]
             elif column.step is not None:
                 values = column.cell_start(column.cell(shifted[name]))
             else:
                 values = column.origin + shifted[name]
-            found[name] = _restore_dtype(values, column.dtype)
-        return pd.DataFrame(found)
+            frame[name] = _restore_dtype(values, column.dtype)
+        return pd.DataFrame(frame)
 
     def unknown(self, table: Table) -> pd.DataFrame:
         """Return which values of a table are categories that the training data do not have."""
@@ -190,13 +185,6 @@ class Preprocessor:
         Added to the model's log-density of the transformed rows it gives the log-density in the
         units of the table: of its dequantized values, and of categories their probability. It is
         -inf for rows with unknown categories.
-
-        Args:
-            table: See :meth:`transform`.
-            salt: See :meth:`transform`.
-
-        Returns:
-            float64 (N,).
         """
         log_det = self._log_slopes(self._dequantized(table, salt))
         return np.where(self.unknown(table).any(axis=1), -np.inf, log_det)
@@ -204,39 +192,32 @@ class Preprocessor:
     def log_det_at(self, x: np.ndarray) -> np.ndarray:
         """Compute the log-determinants of :meth:`log_det` from transformed rows x, (N, D)."""
         x = np.asarray(x, np.float64)
-        shifted = [each.restore(x[:, j]) for j, each in enumerate(self.varying)]
+        shifted = [column.restore(x[:, j]) for j, column in enumerate(self.varying)]
         return self._log_slopes(np.column_stack(shifted))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable description."""
         default = vars(Column("", "constant", ""))
-        described = [
-            {name: value for name, value in vars(each).items()
+        return {"columns": [
+            {name: value for name, value in vars(column).items()
              if name in ("name", "kind", "dtype") or value != default[name]}
-            for each in self.columns
-        ]  # fmt: skip
-        return {"columns": described}
+            for column in self.columns
+        ]}  # fmt: skip
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> Preprocessor:
         """Rebuild a preprocessor from :meth:`to_dict`."""
-        columns = []
-        for each in description["columns"]:
-            found = dict(each)
-            if found.get("levels") is not None:
-                found["levels"] = tuple(found["levels"])
-            if found.get("categories") is not None:
-                found["categories"] = tuple(map(tuple, found["categories"]))
-            if found.get("knots") is not None:
-                found["knots"] = tuple((float(v), float(s)) for v, s in found["knots"])
-            columns.append(Column(**found))
-        return cls(tuple(columns))
+
+        def as_tuple(value: Any) -> Any:
+            return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+
+        columns = [{name: as_tuple(value) for name, value in column.items()}
+                   for column in description["columns"]]  # fmt: skip
+        return cls(tuple(Column(**column) for column in columns))
 
     def _log_slopes(self, shifted: np.ndarray) -> np.ndarray:
-        total = np.zeros(len(shifted))
-        for j, column in enumerate(self.varying):
-            total += column.log_slope(shifted[:, j])
-        return total
+        slopes = (column.log_slope(shifted[:, j]) for j, column in enumerate(self.varying))
+        return sum(slopes, np.zeros(len(shifted)))
 
     def _dequantized(self, table: Table, salt: np.ndarray | None) -> np.ndarray:
         """Return dequantized values minus the origins, float64 (N, D)."""
@@ -249,29 +230,26 @@ class Preprocessor:
     def _values(self, table: Table) -> np.ndarray:
         """Check the columns of a table and return their numbers, float64 (N, D)."""
         frame = self.check_names(as_frame(table, self.inputs))
-        values, other = np.empty((len(frame), len(self.varying))), []
-        numbers: dict[str, np.ndarray] = {}
-        j = 0
-        for column in self.columns:
-            if column.kind == "constant":
-                if _differs(frame, column):
-                    other.append(column.name)
-                continue
-            if column.kind in ("categorical", "indicator"):
-                values[:, j] = self._category(frame[column.name], column)
-            else:
-                numbers[column.name] = values[:, j] = self._numbers(frame[column.name], column)
-            j += 1
-        fix = "Fill them, leave these rows out, or train with data.missing=median"
-        counts = {name: int(np.isnan(column).sum()) for name, column in numbers.items()}
-        refuse(counts, "columns", "missing values", fix)
-        counts = {name: int(np.isinf(column).sum()) for name, column in numbers.items()}
-        refuse(counts, "columns", "infinities", "Correct them, or leave these rows out")
-        if other:
-            log.warning(
-                "columns %s are constant in the training data but not here; they are ignored",
-                named(other),
+        values, problems = np.empty((len(frame), len(self.varying))), []
+        for j, column in enumerate(self.varying):
+            try:
+                values[:, j] = _values_of(frame[column.name], column)
+            except ColumnProblem as problem:
+                what, *detail = problem.args
+                problems.append(f"{what} in {printable(column.name)}{''.join(detail)}")
+        if problems:
+            listed = "; ".join(dict.fromkeys(problems))
+            raise UserError(
+                f"columns: expected values like those of the training table, got {listed}. Correct "
+                "them, leave these rows out, or for missing values train with data.missing=median."
             )
+        numeric = [column for column in self.columns if column.kind == "constant"
+                   and column.name in frame and not column.names]  # fmt: skip
+        for column in numeric:
+            numbers = pd.to_numeric(frame[column.name], errors="coerce").dropna()
+            if not numbers.between(column.low, column.high).all():
+                log.warning("column %s is constant in the training data but not here; it is "
+                            "ignored", named([column.name]))  # fmt: skip
         for name, unknown in self.unknown(frame).items():
             if unknown.any():
                 names = sorted(set(frame[str(name)][unknown.to_numpy()].astype(str)))
@@ -280,58 +258,40 @@ class Preprocessor:
         return values
 
     def check_names(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return a table, with a warning of unknown columns; raise UserError for missing ones."""
-        names = dict.fromkeys(frame.columns)
-        needed = dict.fromkeys(each.name for each in self.varying)
-        if missing := [name for name in needed if name not in names]:
+        """Return the known columns, with a warning of others; raise UserError for missing ones."""
+        needed = dict.fromkeys(column.name for column in self.varying)
+        if missing := [name for name in needed if name not in frame]:
             raise UserError(
                 f"columns: expected the columns of the training table ({named(needed)}), got a "
-                f"table without {named(missing)}."
-                f"{did_you_mean(missing[0], map(str, names))}"
+                f"table without {named(missing)}.{did_you_mean(missing[0], map(str, frame))}"
             )
-        if twice := [name for name in duplicates(frame.columns) if name in self._by_name]:
-            raise UserError(f"columns: expected one column {named(twice[:1])}, got several.")
-        if extra := [name for name in names if name not in self._by_name]:
+        is_known = frame.columns.isin(self.inputs)
+        if extra := [*dict.fromkeys(frame.columns[~is_known])]:
             log.warning("columns %s are unknown to the model; they are ignored", named(extra))
+        frame = frame.loc[:, is_known]
+        if (twice := frame.columns[frame.columns.duplicated()]).any():
+            raise UserError(f"columns: expected one column {named(twice[:1])}, got several.")
         return frame
 
-    def _numbers(self, values: pd.Series, column: Column) -> np.ndarray:
-        numbers, text = to_numbers(values)
-        if text.any():
-            row = int(text.argmax())
-            first = named([str(values.iloc[row])])
-            raise UserError(
-                f"columns.{named([column.name])}: expected numbers, got {int(text.sum()):,} other "
-                f"values, such as {first} in row {values.index[row]}. Correct them."
-            )
-        return numbers if column.fill is None else np.where(np.isnan(numbers), column.fill, numbers)
 
-    def _category(self, values: pd.Series, column: Column) -> np.ndarray:
-        """Return the numbers of categories, unknown ones as the last, or an indicator."""
-        missing = values.isna()
-        if missing.any() and column.fill is None:
-            raise UserError(
-                f"columns.{named([column.name])}: expected categories, got {int(missing.sum()):,} "
-                "missing values. Fill them, leave these rows out, or train with "
-                "data.missing=median."
-            )
+def _values_of(values: pd.Series, column: Column) -> np.ndarray:
+    """Return numbers, the numbers of categories (of unknown ones the last), or an indicator."""
+    missing = values.isna().to_numpy()
+    if missing.any() and column.fill is None:
+        raise ColumnProblem("missing values", f" ({missing.sum():,})")
+    if column.categories is not None:
         texts = values.astype(object).where(~missing, column.fill).astype(str)
         if column.kind == "indicator":
             return (texts == column.names[0]).to_numpy(np.float64)
         index = pd.Index(column.names).get_indexer(pd.Index(texts))
         return np.where(index < 0, column.high, index)
+    numbers, text = to_numbers(values)
+    check_finite(values, numbers, text)
+    return numbers if column.fill is None else np.where(missing, column.fill, numbers)
 
 
 def as_frame(table: Table, names: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a DataFrame whose columns have text as names; those of arrays are x0, x1, ...
-
-    Args:
-        table: A DataFrame, or an array (N, columns).
-        names: Names of an array's columns; their number must match.
-
-    Raises:
-        UserError: The array has other dimensions, or another number of columns.
-    """
+    """Return a DataFrame whose columns have text as names, for arrays the given ones or x0, ..."""
     if isinstance(table, pd.DataFrame):
         return table.set_axis(table.columns.map(str), axis=1)
     array = np.asarray(table)
@@ -351,16 +311,8 @@ def as_frame(table: Table, names: Sequence[str] | None = None) -> pd.DataFrame:
 def uniform_by_content(values: np.ndarray, salt: np.ndarray | None = None) -> np.ndarray:
     """Draw numbers in (0, 1) that only the values in the same row and its salt determine.
 
-    The generator is SplitMix64 (Steele, Lea & Flood 2014), seeded by a hash of the row.
-
-    Values are rounded to float32, so that a copy of a row in another type has the same noise.
-
-    Args:
-        values: float64 (N, D).
-        salt: Integers (N,).
-
-    Returns:
-        float64 (N, D).
+    The generator is SplitMix64 (Steele, Lea & Flood 2014), seeded by a hash of the row. Values are
+    rounded to float32, so that a copy of a row in another type has the same noise.
     """
     state = np.zeros(len(values), np.uint64) if salt is None else np.asarray(salt).astype(np.uint64)
     with np.errstate(over="ignore"):
@@ -376,13 +328,6 @@ def _mix(state: np.ndarray) -> np.ndarray:
     state = (state ^ (state >> np.uint64(30))) * MIX[0]
     state = (state ^ (state >> np.uint64(27))) * MIX[1]
     return state ^ (state >> np.uint64(31))
-
-
-def _differs(frame: pd.DataFrame, column: Column) -> bool:
-    if column.names or column.name not in frame:
-        return False
-    numbers = to_numbers(frame[column.name].dropna())[0]
-    return not bool(((numbers >= column.low) & (numbers <= column.high)).all())
 
 
 def _restore_dtype(values: np.ndarray, dtype: str) -> Any:
