@@ -6,7 +6,6 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn import decomposition
 
-from submanifold.evaluation import baselines
 from submanifold.evaluation.baselines import PCA, fit_baselines, pca_error, pca_projection
 from submanifold.evaluation.intervals import MIN_GROUPS, mean_interval
 
@@ -15,18 +14,6 @@ def correlated(n, seed=0, dim=6):
     rng = np.random.default_rng(seed)
     mixing = np.random.default_rng(9).standard_normal((dim, dim)) * np.linspace(2, 0.1, dim)
     return torch.from_numpy(rng.standard_normal((n, dim)) @ mixing.T + np.arange(dim))
-
-
-def test_pca_agrees_with_scikit_learn():
-    x, new = correlated(500), correlated(50, seed=1)
-    pca, other = PCA.fit(x.split(64)), decomposition.PCA().fit(x.numpy())
-    np.testing.assert_allclose(pca.mean, other.mean_, atol=1e-10)
-    np.testing.assert_allclose(pca.variances, other.explained_variance_ * 499 / 500, rtol=1e-8)
-    np.testing.assert_allclose(abs(np.diag(other.components_ @ pca.axes.numpy())), 1, atol=1e-8)
-    for dim in range(1, 7):
-        theirs = decomposition.PCA(dim).fit(x.numpy())
-        expected = theirs.inverse_transform(theirs.transform(new.numpy()))
-        np.testing.assert_allclose(pca.project(new, dim), expected, atol=1e-8)
 
 
 def test_error_curve_of_groups_agrees_with_the_bootstrap_over_groups():
@@ -46,16 +33,6 @@ def test_error_curve_of_groups_agrees_with_the_bootstrap_over_groups():
     assert pca.error_curve([x], groups % (MIN_GROUPS - 1))[1] is None
 
 
-def test_shrinkage_is_large_for_few_samples_and_small_for_many():
-    new = correlated(2000, seed=2)
-    few = PCA.fit([correlated(8)])
-    shrunk = few.shrink(correlated(100, seed=1).split(32))
-    assert shrunk.shrinkage > 0
-    assert shrunk.log_prob(new).mean() > few.log_prob(new).mean() + 0.1
-    assert torch.equal(shrunk.axes, few.axes)
-    assert PCA.fit([correlated(100_000)]).shrink([new]).shrinkage < 1e-4
-
-
 def test_fewer_events_than_dimensions_have_one_axis_less_than_events():
     train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((4, 9, 70)))
     found, axes = fit_baselines(train, valid, test)
@@ -68,15 +45,6 @@ def test_fewer_events_than_dimensions_have_one_axis_less_than_events():
     nats = multivariate_normal(train.mean(0), mixed).logpdf(test).mean()
     value = found["gaussian"]["bits_per_dim"]["value"]
     assert value == pytest.approx(-nats / (6 * math.log(2)), rel=1e-6)
-
-
-@pytest.mark.filterwarnings("error")
-def test_shrunk_density_of_fewer_samples_than_dimensions_is_finite():
-    x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
-    valid = torch.randn(20, 12, generator=torch.Generator().manual_seed(1))
-    shrunk = PCA.fit([x]).shrink([valid])
-    assert torch.isfinite(shrunk.log_prob(valid)).all()
-    assert shrunk.log_prob(valid).mean() > -100
 
 
 def test_baselines_are_fitted_to_training_data_shrunk_on_validation_data_and_tested():
@@ -116,23 +84,6 @@ def test_baselines_of_vectors_agree_with_scikit_learn_and_scipy():
     assert (bits["n"], found["n_train"]) == (70, 500)
 
 
-def test_gaussian_of_bytes_includes_the_bits_of_a_byte():
-    """Dequantized uniform bytes are uniform: a Gaussian needs 0.2546 bits more."""
-    images = np.random.default_rng(0).integers(0, 256, (3000, 1, 2, 2), dtype=np.uint8)
-    found, _ = fit_baselines(images[:2000], images[2000:2500], images[2500:])
-    bits = found["gaussian"]["bits_per_dim"]
-    exact = 8 + 0.5 * math.log2(2 * math.pi * math.e / 12)
-    assert bits["low"] - 0.01 < exact < bits["high"] + 0.01
-
-
-@pytest.fixture
-def few_leading(monkeypatch):
-    """Make six dimensions too many for a covariance; two axes are fitted to 400 events."""
-    for name, value in (("LARGEST_COVARIANCE", 5), ("LEADING", 2), ("OVERSAMPLING", 1)):
-        monkeypatch.setattr(baselines, name, value)
-    monkeypatch.setattr(baselines, "MOST_FITTED", 400)
-
-
 def test_leading_axes_agree_with_all_axes():
     x, new = correlated(500), correlated(50, seed=1)
     full, leading = PCA.fit([x]), PCA.fit_leading(x.split(64), 2)
@@ -144,27 +95,6 @@ def test_leading_axes_agree_with_all_axes():
         leading.squared_errors(new), full.squared_errors(new)[:, :3], rtol=1e-3, atol=1e-4
     )
     torch.testing.assert_close(leading.project(new, 2), full.project(new, 2), rtol=0, atol=0.02)
-
-
-def test_density_of_leading_axes_is_isotropic_in_the_other_directions():
-    x, new = correlated(400), correlated(30, seed=1)
-    pca = PCA.fit_leading([x], 2)
-    inside = pca.axes @ torch.diag(pca.variances[:2]) @ pca.axes.T
-    covariance = inside + pca.variances[5] * (torch.eye(6) - pca.axes @ pca.axes.T)
-    expected = multivariate_normal(pca.mean.numpy(), covariance.numpy()).logpdf(new.numpy())
-    np.testing.assert_allclose(pca.log_prob(new), expected, rtol=1e-6)
-
-
-def test_baselines_of_many_dimensions_use_leading_axes(few_leading):
-    train, valid, test = (correlated(n, seed).numpy() for seed, n in enumerate((800, 9, 70)))
-    found, axes = fit_baselines(train, valid, test)
-    assert pca_projection(axes, torch.tensor(test), 3) is None
-    theirs = decomposition.PCA(2).fit(train[::2])
-    errors = np.square(test - theirs.inverse_transform(theirs.transform(test))).mean()
-    assert pca_error(found, 2)["mse"]["value"] == pytest.approx(errors, rel=1e-3)
-    assert found["n_train"] == 400
-    assert math.isfinite(found["gaussian"]["bits_per_dim"]["value"])
-    assert pca_error(found, 3) == {"dim": 3, "why": "only the 2 leading axes are fitted"}
 
 
 def test_hotelling_statistic_of_normal_data_is_chi_squared():

@@ -5,19 +5,19 @@ import pytest
 import torch
 
 from submanifold.data import dequantize
-from submanifold.data.batches import Batches
+from submanifold.data.batches import Batches, as_input
 from submanifold.evaluation.baselines import PCA, pca_batches, stored_axes
 from submanifold.evaluation.illustrations import (
-    COORDINATES,
-    STEPS,
+    interpolate,
+    interpolate_latents,
     nearest_images,
     pixel_errors,
     project_all,
     project_by_dim,
-    traverse,
 )
+from submanifold.evaluation.samples import stored
 from submanifold.flows import Glow, RealNVP
-from submanifold.models import Hierarchy, Mixture, Stage
+from submanifold.models import Hierarchy, Stage
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
@@ -45,7 +45,7 @@ def test_projections_by_dimension_are_those_of_the_slices(code_flow, pca):
     assert found["dims"].tolist() == sorted(
         {2**k for k in range(7) if 2**k <= largest} | {model.dim}
     )
-    x = next(iter(Batches(some, 4)))
+    x, _ = next(iter(Batches(some, 4)))
     for dim, projected in zip(found["dims"].tolist(), found["encoder"], strict=True):
         with torch.no_grad():
             expected = pixel_errors(some, some) if dim == 64 else None
@@ -87,11 +87,22 @@ def test_the_nearest_image_is_the_nearest(monkeypatch):
     assert found[0] == 13
 
 
-@pytest.mark.parametrize(
-    "model", [hierarchy(), hierarchy(True), Mixture([hierarchy(), hierarchy()])]
-)
-def test_a_traversal_changes_one_coordinate_at_a_time(model):
-    images = traverse(model, IMAGES)
-    assert images.shape == (min(COORDINATES, model.dim), STEPS, 1, 8, 8)
-    assert images.dtype == np.uint8
-    assert all(len(np.unique(row.reshape(STEPS, -1), axis=0)) > 1 for row in images)
+def test_interpolation_ends_at_the_encoder_projections():
+    model = hierarchy()
+    path = interpolate(model, IMAGES[:2], 5)
+    x = as_input(IMAGES[:2])
+    with torch.no_grad():
+        ends = stored(model.encoder_projection(x))
+    assert len(path) == 5
+    assert np.abs(path[[0, -1]].astype(int) - ends).max() <= 1
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0, -1.0, 0.0])
+def test_squared_norm_changes_linearly_along_an_interpolation(factor):
+    """A factor of 0 interpolates between equal points."""
+    a, b = torch.randn(2, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    b = factor * b * a.norm() / b.norm() if factor else a
+    points = interpolate_latents(a, b, 7)
+    steps = points.square().sum(1).diff()
+    torch.testing.assert_close(steps, steps.mean().expand(6), rtol=0, atol=1e-9)
+    torch.testing.assert_close(points[[0, -1]], torch.stack([a, b]))

@@ -11,20 +11,10 @@ from submanifold.evaluation.likelihood import (
     dequantized_log_probs,
     importance_log_prob,
     noisy_log_prob,
-    per_event,
-    to_bits_per_dim,
 )
-from submanifold.flows import Affine, SoftRealNVP, noise_conditioning
+from submanifold.flows import Affine, SoftRealNVP
 from submanifold.flows.softflow import NoiseConditional
 from submanifold.models import Hierarchy, Stage
-
-
-def test_per_event_returns_double_precision_in_order_without_gradients():
-    rows = np.arange(10, dtype=np.float32)[:, None]
-    weight = torch.ones(1, requires_grad=True)
-    values = per_event(lambda x: weight * x.square().sum(1), Batches(rows, 3))
-    assert values.tolist() == [i**2 for i in range(10)]
-    assert values.dtype == np.float64
 
 
 def test_importance_weighted_bound_converges_to_the_exact_probability():
@@ -91,17 +81,11 @@ def test_a_noise_conditional_model_receives_the_scale_of_its_training():
     rows = torch.randn(10, 4).double()
 
     def of_scale(scale):
-        with noise_conditioning(model, None if scale is None else rows.new_full((10,), scale)):
-            return model.log_prob(rows).detach()
+        return model.log_prob(
+            rows, None if scale is None else rows.new_full((10, 1), scale)
+        ).detach()
 
     found = noisy_log_prob(model, Batches(rows.numpy(), 3), 0.0)
     assert found == pytest.approx(of_scale(1.0).numpy(), rel=1e-12)
     for other in (None, 0.0, 0.5):
         assert (of_scale(other) - of_scale(1.0)).abs().max() > 0.01
-
-
-def test_bits_per_dimension_of_vectors_and_of_bytes():
-    vectors, images = np.zeros((2, 4), np.float32), np.zeros((2, 1, 2, 2), np.uint8)
-    log_prob = np.log([2.0**4, 2.0**-8])
-    assert to_bits_per_dim(log_prob, vectors) == pytest.approx([-1, 2])
-    assert to_bits_per_dim(log_prob, images) == pytest.approx([7, 10])

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-import torch
 
-from submanifold.evaluation.samples import draw_samples, stored
+from submanifold.evaluation.samples import draw_samples
 from submanifold.flows import Affine
 from submanifold.models import Hierarchy, Stage
 
@@ -20,10 +19,3 @@ def test_samples_have_the_width_of_their_temperature_and_depend_on_the_seed():
     assert len(np.unique(samples["samples"], axis=0)) == 600
     assert np.array_equal(draw_samples(model, 600, seed=3)["samples"], samples["samples"])
     assert not np.array_equal(draw_samples(model, 600, seed=4)["samples"], samples["samples"])
-
-
-def test_images_are_stored_as_bytes_and_vectors_unchanged():
-    images = torch.tensor([-0.5, 0.0, 0.499, 2.0]).view(1, 1, 2, 2)
-    assert stored(images).tolist() == [[[[0, 128], [255, 255]]]]
-    vectors = torch.tensor([[-0.5, 2.0]])
-    assert stored(vectors).tolist() == [[-0.5, 2.0]]

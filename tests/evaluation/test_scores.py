@@ -1,10 +1,8 @@
 import copy
-import io
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from strategies import initialized_glow, perturb
 from submanifold.data import dequantize
@@ -20,7 +18,7 @@ from submanifold.evaluation.scores import (
     score,
     score_batch,
 )
-from submanifold.flows import Autoencoder, RealNVP, SoftRealNVP
+from submanifold.flows import RealNVP, SoftRealNVP
 from submanifold.models import Hierarchy, Mixture, Stage
 
 
@@ -36,7 +34,7 @@ def images(count, seed=0):
 def test_the_best_noise_scale_ignores_the_tenth_of_the_lowest_density(monkeypatch):
     """Of normal rows with a standard deviation of 0.25, and anomalies far away."""
 
-    def log_prob_at(model, x, scale):
+    def log_prob_at(model, x, scale, context):
         return torch.distributions.Normal(0.0, 0.01 + scale).log_prob(x[:, 0])
 
     monkeypatch.setattr(scores, "log_prob_at", log_prob_at)
@@ -128,21 +126,3 @@ def test_views_at_another_dimension_keep_the_noise_scale_but_no_p_values(code_fl
 def test_local_dimension_counts_directions_above_a_grey_level():
     values = torch.tensor([[1e-12, GREY_LEVEL**2, 1.0, 9.0]], dtype=torch.float64)
     assert local_dimension(values, 1).item() == pytest.approx(2.5, abs=1e-3)
-
-
-def test_png_bits_are_the_size_of_files():
-    array = np.concatenate([images(1), np.zeros((1, 1, 8, 8), np.uint8)])
-    bits = png_bits(array)
-    buffer = io.BytesIO()
-    Image.fromarray(array[0, 0]).save(buffer, "png", optimize=True)
-    assert bits[0] == 8 * len(buffer.getvalue())
-    assert bits[1] < bits[0]
-    assert png_bits(np.repeat(array, 3, 1))[1] < png_bits(np.repeat(array, 3, 1))[0]
-
-
-def test_model_without_a_density_has_the_other_scores():
-    torch.manual_seed(0)
-    model = Hierarchy([Stage(Autoencoder((1, 8, 8), 6, width=4), 6)]).eval()
-    with torch.no_grad():
-        model(dequantize(torch.from_numpy(images(64))))
-    assert list(score(model, images(50))) == ["on_manifold", "off_manifold", "encoder_distance"]

@@ -32,14 +32,6 @@ def test_the_gap_has_an_interval_over_groups(groups):
     assert few["low"] is few["high"] is None
 
 
-def test_the_interval_of_the_gap_is_that_of_a_difference():
-    train = {"value": 1.0, "low": 0.7, "high": 1.1}
-    test = {"value": 3.0, "low": 2.6, "high": 3.05}
-    gap = generalization_gap({"train": train, "test": test})
-    assert gap["value"] - gap["low"] == pytest.approx(np.hypot(0.4, 0.1))
-    assert gap["high"] - gap["value"] == pytest.approx(np.hypot(0.05, 0.3))
-
-
 def test_false_alarms_add_up():
     p_values = np.linspace(0.004, 1, 250)
     found = false_alarms(p_values, calibrated=249)
@@ -86,3 +78,11 @@ def test_proportions_of_groups_have_equal_weights_and_wider_intervals():
     assert (none["low"], none["high"]) == (0, pytest.approx(1 - 0.025 ** (1 / 20)))
     single = proportion_interval(np.ones(3, bool), np.zeros(3))
     assert (single["low"], single["high"]) == (pytest.approx(0.025), 1)
+
+
+def test_the_interval_of_the_gap_is_that_of_a_difference():
+    train = {"value": 1.0, "low": 0.7, "high": 1.1}
+    test = {"value": 3.0, "low": 2.6, "high": 3.05}
+    gap = generalization_gap({"train": train, "test": test})
+    assert gap["value"] - gap["low"] == pytest.approx(np.hypot(0.4, 0.1))
+    assert gap["high"] - gap["value"] == pytest.approx(np.hypot(0.05, 0.3))

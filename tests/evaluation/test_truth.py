@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from submanifold.data.synthetic import LinearGaussian, manifold
+from submanifold.data.synthetic import LinearGaussian
 from submanifold.evaluation.truth import against_truth
 from submanifold.flows import Affine
 from submanifold.models import Hierarchy, Stage
@@ -57,18 +57,3 @@ def test_manifold_divergence_of_another_width_is_the_exact_one(test_points, scal
     assert divergence["high"] - divergence["low"] < exact / 2
     above = found["manifold_nll"]["value"] - found["manifold_entropy"]
     assert divergence["value"] == pytest.approx(above, abs=0.1)
-
-
-def test_other_dimension_has_no_manifold_divergence(test_points):
-    found = against_truth(whitening(dim=2), LinearGaussian(), test_points, test_points)
-    assert "manifold_nll" not in found
-    assert "nll" in found
-
-
-def test_data_without_noise_have_no_divergence():
-    circle = manifold("circle", 0.0)
-    x = circle.sample(50, np.random.default_rng(0))
-    found = against_truth(Hierarchy([Stage(Affine(2), 1)]).double(), circle, x, x)
-    assert "nll" not in found
-    assert "divergence" not in found
-    assert found["manifold_entropy"] == pytest.approx(np.log(2 * np.pi))

@@ -1,7 +1,7 @@
 """Baselines: PCA and a Gaussian with full, shrunk covariance."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -189,10 +189,17 @@ def _mean_over_groups(
     return mean, float(scipy.stats.t.ppf(0.975, number - 1)) * error
 
 
-def pca_batches(events: np.ndarray) -> Batches:
+class EventBatches(Batches):
+    """Batches of events without their context."""
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        return (x for x, _ in self.in_order())
+
+
+def pca_batches(events: np.ndarray) -> "EventBatches":
     """Split events (N, ...) into batches of at most 64 MB in double precision."""
     size = max(1, MAX_BATCH_NUMBERS // math.prod(events.shape[1:]))
-    return Batches(events, min(PCA_BATCH_SIZE, size))
+    return EventBatches(events, min(PCA_BATCH_SIZE, size))
 
 
 def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:

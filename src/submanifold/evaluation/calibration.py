@@ -59,12 +59,10 @@ def calibrate(
 def false_alarms(
     p_values: np.ndarray, calibrated: int, groups: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
-    """Compare promised with observed rates of false alarms on normal images.
+    """Compare promised with observed rates of false alarms.
 
-    Args:
-        p_values: P-values (N,) of normal images that neither trained nor calibrated the model.
-        calibrated: Number of events or groups of the calibration.
-        groups: Group numbers (N,); groups have equal weights, as in the calibration.
+    The p-values (N,) are of normal images that neither trained nor calibrated the model; groups of
+    them have equal weights, as those that are ``calibrated``.
 
     Returns:
         For each rate of :data:`FALSE_ALARM_RATES` that the calibration supports: the ``rate``, the
@@ -127,12 +125,9 @@ class Calibration:
 
     @classmethod
     def fit(
-        cls,
-        scores: Scores,
-        combined: Sequence[str],
-        groups: np.ndarray | None = None,
+        cls, scores: Scores, combined: Sequence[str], groups: np.ndarray | None = None,
         events: str = "images",
-    ) -> "Calibration":
+    ) -> "Calibration":  # fmt: skip
         """Fit to scores (N,) by name of normal images that the model was not trained on.
 
         `combined` are the names to combine, as far as they are among the scores; `groups` is (N,);
@@ -146,9 +141,8 @@ class Calibration:
         _, group, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
         fold = np.random.default_rng(0).permutation(len(sizes))[group] % FOLDS
         folds = [fold == number for number in range(min(FOLDS, len(sizes)))]
-        empty = cls(
-            len(numbers), len(sizes), None, combined, {}, np.zeros(0), np.eye(0), events=events
-        )
+        none, count = np.zeros(0), len(numbers)
+        empty = cls(count, len(sizes), None, combined, {}, none, np.eye(0), events=events)
         if min((~each).sum() for each in folds) < MIN_IMAGES * (1 - 1 / FOLDS):
             raise UserError(
                 f"Validation {events} for a calibration: expected at least {MIN_IMAGES}, of which "

@@ -1,7 +1,6 @@
 """Choice of the manifold's dimension: estimators without a model, a model's spectrum, advice."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import CURVE_EVENTS
 from submanifold.evaluation.intervals import Interval, mean_interval
 from submanifold.evaluation.scores import leading_spectrum, local_dimension, smallest_change
-from submanifold.flows import conditioning
 from submanifold.models import Model
 
 ESTIMATORS = {
@@ -74,20 +72,16 @@ def spectrum_dimension(
 ) -> Interval:
     """Average :func:`~submanifold.evaluation.scores.local_dimension` over 64 test images.
 
-    The directions are those of the leading latents, on the manifold of a hierarchy and off it; of
-    other models, those on the manifold.
-
     Returns:
-        The mean with its interval, and the number of ``directions``, at most 256.
+        The mean with its interval, and the number of ``directions``, at most 256: those of the
+        leading latents, on the manifold and, of a hierarchy, off it.
     """
     device = next(model.parameters()).device
-    images, given = test[:SPECTRUM_IMAGES], partial(conditioning, model)
-    batches = Batches(images, SPECTRUM_BATCH_SIZE, device=device, given=given)
+    batches = Batches(test[:SPECTRUM_IMAGES], SPECTRUM_BATCH_SIZE, device=device)
     dimensions = []
-    for x in track(batches, "spectra", len(batches)):
-        with torch.no_grad():
-            u, v = model.encode(x)
-        eigenvalues = leading_spectrum(model, u, DIRECTIONS, v)
+    for x, context in track(batches, "spectra", len(batches)):
+        u, v = (part.detach() for part in model.encode(x, context=context))
+        eigenvalues = leading_spectrum(model, u, DIRECTIONS, v, context)
         change = smallest_change(model)
         dimensions.append(local_dimension(eigenvalues, model.event_dim, change))
     interval = mean_interval(torch.cat(dimensions).cpu().numpy(), groups)

@@ -1,16 +1,15 @@
 """Images that show what a model has learned: projections, neighbors of samples, traversals."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from submanifold.data.batches import Batches, context_tensor
+from submanifold.data.batches import Batch, Batches, fixed_batches
 from submanifold.evaluation.baselines import pca_projection
 from submanifold.evaluation.samples import stored
-from submanifold.flows import conditioning
 from submanifold.models import Hierarchy, Model, Slice
 
 NEAREST_DIMS = 4
@@ -33,18 +32,47 @@ def project_all(model: Model, images: np.ndarray, pca: np.ndarray) -> Arrays:
 
     Returns:
         uint8 arrays like the images: ``encoder``; ``default`` and ``nearest``, if the dimension is
-        smaller than
-        that of the images; and ``pca`` with as many axes, if they are stored.
+        smaller than that of the images; and ``pca`` with as many axes, if they are stored.
     """
-    x = _batch(model, images)
-    with _context(model, images):
-        found = {"encoder": stored(model.encoder_projection(x))}
-        if model.dim < model.event_dim:
-            found["default"] = stored(model.project(x))
-            found["nearest"] = stored(model.project(x, exact=True))
+    x, context = _batch(model, images)
+    found = {"encoder": stored(model.encoder_projection(x, context))}
+    if model.dim < model.event_dim:
+        found["default"] = stored(model.project(x, context=context))
+        found["nearest"] = stored(model.project(x, exact=True, context=context))
     if (projected := pca_projection(pca, x, model.dim)) is not None:
         found["pca"] = stored(projected)
     return found
+
+
+@torch.no_grad()
+def interpolate(model: Model, images: np.ndarray, steps: int) -> np.ndarray:
+    """Interpolate between two images on the manifold (:func:`interpolate_latents`).
+
+    A conditional model decodes all points given the context of the first image.
+
+    Returns:
+        Images (steps, ...), starting and ending with the encoder projections.
+    """
+    x, context = next(fixed_batches(images, 2, next(model.parameters()).device))
+    first, last = model.encode(x, context=context)[0]
+    u = interpolate_latents(first, last, steps)
+    of_first = None if context is None else context[:1].repeat_interleave(steps, 0)
+    return stored(model.decode(u, context=of_first))
+
+
+def interpolate_latents(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    r"""Interpolate from a (d,) to b (d,) along the great circle of directions.
+
+    :math:`\|u\|^2` changes linearly, and with it :math:`\log N(u; 0, I)`, but no other density.
+
+    Returns:
+        Points (steps, d), including both ends.
+    """
+    weight = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device)[:, None]
+    angle = torch.arccos((a @ b / (a.norm() * b.norm())).clamp(-1, 1)).clamp(1e-4, np.pi - 1e-4)
+    ends = ((1 - weight) * angle).sin() * a / a.norm() + (weight * angle).sin() * b / b.norm()
+    squared_norm = (1 - weight) * a.square().sum() + weight * b.square().sum()
+    return F.normalize(ends, dim=1) * squared_norm.sqrt()
 
 
 @torch.no_grad()
@@ -61,23 +89,21 @@ def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arr
         projections, uint8 (dims, N, ...), and ``default``. ``nearest`` at ``nearest_dims``, and
         ``pca`` at ``pca_dims``, which are some of the dimensions.
     """
-    x, largest = _batch(model, images), model.max_dim
+    (x, context), largest = _batch(model, images), model.max_dim
     dims = sorted({2**k for k in range(largest.bit_length())} | {model.dim, largest})
     smaller = [dim for dim in dims if dim < model.event_dim]
     every = -(-len(smaller) // NEAREST_DIMS)
     nearest_dims = sorted({*smaller[::-every], model.dim} & {*smaller})
     by_pca = {dim: pca_projection(pca, x, dim) for dim in dims}
     known = {dim: projected for dim, projected in by_pca.items() if projected is not None}
-    with _context(model, images):
-        nearest = _stack(model.at_dim(dim).project(x, exact=True) for dim in nearest_dims)
-        encoder = _stack(model.at_dim(dim).encoder_projection(x) for dim in dims)
-        default = _stack(model.at_dim(dim).project(x) for dim in dims)
     return {
         "dims": np.array(dims),
-        "encoder": encoder,
-        "default": default,
+        "encoder": _stack(model.at_dim(dim).encoder_projection(x, context) for dim in dims),
+        "default": _stack(model.at_dim(dim).project(x, context=context) for dim in dims),
         "nearest_dims": np.array(nearest_dims, int),
-        "nearest": nearest,
+        "nearest": _stack(
+            model.at_dim(dim).project(x, exact=True, context=context) for dim in nearest_dims
+        ),
         "pca_dims": np.array([*known]),
         "pca": _stack(known.values()),
     }
@@ -100,8 +126,8 @@ def traverse(model: Model, images: np.ndarray) -> np.ndarray:
     """
     if isinstance(model, Hierarchy) and model.manifold_stage < len(model.stages):
         model = Slice(model, model.dim)
-    with _context(model, images[:MEASURED]):
-        u = model.encode(_batch(model, images[:MEASURED]))[0]
+    x, context = _batch(model, images[:MEASURED])
+    u = model.encode(x, context=context)[0]
     coordinates = model.coordinates(u)
     mean, deviation = coordinates.mean(0), coordinates.std(0, correction=0)
     count = min(COORDINATES, coordinates.shape[1])
@@ -109,8 +135,8 @@ def traverse(model: Model, images: np.ndarray) -> np.ndarray:
     steps = torch.linspace(-DEVIATIONS, DEVIATIONS, STEPS).to(u)
     for index in range(count):
         changed[index, :, index] = mean[index] + deviation[index] * steps
-    with _context(model, images[:1]):
-        decoded = stored(model.decode(changed.flatten(0, 1)))
+    of_first = None if context is None else context[:1].repeat_interleave(count * STEPS, 0)
+    decoded = stored(model.decode(changed.flatten(0, 1), context=of_first))
     return decoded.reshape(count, STEPS, *decoded.shape[1:])
 
 
@@ -123,20 +149,16 @@ def sample_by_class(model: Model, classes: int) -> np.ndarray:
     device = next(model.parameters()).device
     drawn = []
     for label in range(classes):
-        generator, context = torch.Generator().manual_seed(0), torch.tensor([label], device=device)
+        generator = torch.Generator().manual_seed(0)
+        context = torch.full((OF_CLASS,), label, device=device)
         drawn.append(stored(model.sample(OF_CLASS, generator=generator, context=context)))
     return np.stack(drawn)
 
 
 def nearest_images(images: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Find the candidate with the smallest squared pixel distance from each image.
+    """Return the numbers (n,) of the candidates with the smallest squared distance from images.
 
-    Args:
-        images: uint8 (n, ...).
-        candidates: uint8 (N, ...), read in chunks.
-
-    Returns:
-        The numbers (n,) of the candidates.
+    Both are uint8 (n or N, ...); candidates are read in chunks.
     """
     flat = images.reshape(len(images), -1).astype(np.float64)
     best, numbers = np.full(len(flat), np.inf), np.zeros(len(flat), int)
@@ -159,12 +181,7 @@ def pixel_errors(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
     return np.square(difference / 256).mean(axis=(-3, -2, -1))
 
 
-def _context(model: Model, images: np.ndarray) -> AbstractContextManager[None]:
-    """Condition the model on the context of the images, if they have one."""
-    return conditioning(model, context_tensor(images, next(model.parameters()).device))
-
-
-def _batch(model: Model, images: np.ndarray) -> Tensor:
+def _batch(model: Model, images: np.ndarray) -> Batch:
     device = next(model.parameters()).device
     return next(iter(Batches(images, len(images), device=device)))
 

@@ -4,7 +4,7 @@ Events may come in groups, such as patches of one photograph, that are not indep
 other. Intervals are then computed over groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ MIN_GROUPS = 6
 """Intervals over fewer groups would cover the true mean less than 92% of the time."""
 RESAMPLES = 2000
 MAX_RESAMPLED_VALUES = 10**7
+
+EQUAL = 1e-5  # relative difference of equal numbers, one of which was read from a file
+ENDS = ("value", "low", "high")
 
 Interval = dict[str, Any]
 """``value``, ``low`` and ``high``, mostly with counts such as ``n``."""
@@ -51,13 +54,9 @@ def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Inter
             found["low"], found["high"] = np.quantile(means, [level, 1 - level]).tolist()
     elif n > 1:
         resampled = scipy.stats.bootstrap(
-            (values,),
-            np.mean,
-            n_resamples=RESAMPLES,
-            batch=max(1, MAX_RESAMPLED_VALUES // n),
-            method="percentile",
-            random_state=0,
-        )
+            (values,), np.mean, n_resamples=RESAMPLES, batch=max(1, MAX_RESAMPLED_VALUES // n),
+            method="percentile", random_state=0,
+        )  # fmt: skip
         found["low"], found["high"] = map(float, resampled.confidence_interval)
     return found
 
@@ -185,3 +184,25 @@ def jackknife_interval(value: float, left_out: Sequence[float], minimum: float =
     error = np.std(left_out) * np.sqrt(count - 1)
     half_width = float(scipy.stats.t.ppf(0.975, count - 1) * error)
     return {"value": value, "low": max(minimum, value - half_width), "high": value + half_width}
+
+
+def over_seeds(values: Sequence[Any]) -> dict[str, Any]:
+    """Average the values of several seeds, numbers or mappings with ``value``, ``low``, ``high``.
+
+    With one seed, or equal values, the interval is that of the first seed, over test images;
+    otherwise it is that of the mean over seeds. All are None if a seed has no value.
+    """
+    measured = [each if isinstance(each, Mapping) else {"value": each} for each in values]
+    numbers: list[Any] = [each.get("value") for each in measured]
+    if None in numbers:
+        return dict.fromkeys(ENDS)
+    if np.allclose(numbers, numbers[0], rtol=EQUAL, atol=0):
+        return {name: measured[0].get(name) for name in ENDS}
+    return interval_over_seeds(numbers)
+
+
+def interval_over_seeds(numbers: Sequence[float]) -> dict[str, float]:
+    """Mean of two or more seeds with its 95% interval by Student's t."""
+    n = len(numbers)
+    error = np.std(numbers, ddof=1) / np.sqrt(n)
+    return plus_minus(float(np.mean(numbers)), float(scipy.stats.t.ppf(0.975, n - 1) * error))

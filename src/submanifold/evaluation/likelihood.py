@@ -1,8 +1,7 @@
 """Log-densities of held-out data and the importance-weighted bound on bits per dimension."""
 
 import math
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import scipy
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from submanifold.common import distributed
 from submanifold.common.progress import track
-from submanifold.data.batches import Batches
-from submanifold.flows import conditioning, noise_conditioning
+from submanifold.data.batches import Batch, Batches
+from submanifold.flows import is_noise_conditional, with_noise_scale
 from submanifold.models import Model
 from submanifold.models.model import bits_per_dim
 
@@ -21,12 +20,20 @@ BATCH_SIZE = 256
 
 
 @torch.no_grad()
-def per_event(function: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> np.ndarray:
+def per_event(
+    function: Callable[..., Tensor], batches: Iterable[Tensor] | Iterable[Batch]
+) -> np.ndarray:
     """Apply a function (batch, ...) -> (batch,) to every batch; return (N,) float64.
 
-    Several processes (:mod:`submanifold.common.distributed`) split each batch.
+    It receives the context of a batch, if there is one, as the argument ``context``. Several
+    processes (:mod:`submanifold.common.distributed`) split each batch.
     """
-    values = [distributed.map_shards(function, batch).double() for batch in batches]
+
+    def call(x: Tensor, context: Tensor | None = None) -> Tensor:
+        return function(x) if context is None else function(x, context=context)
+
+    parts = ((batch,) if isinstance(batch, Tensor) else batch for batch in batches)
+    values = [distributed.map_shards(call, *part).double() for part in parts]
     return torch.cat(values).cpu().numpy()
 
 
@@ -51,7 +58,7 @@ def dequantized_log_probs(
     """
     log_probs = []
     for seed in range(draws):
-        batches = Batches(images, BATCH_SIZE, seed, device, partial(conditioning, model))
+        batches = Batches(images, BATCH_SIZE, seed, device)
         title = f"bits per dimension, {seed + 1} of {draws}"
         log_probs.append(per_event(model.log_prob, track(batches, title, len(batches))))
     return np.stack(log_probs)
@@ -60,19 +67,17 @@ def dequantized_log_probs(
 def noisy_log_prob(model: Model, batches: Batches, input_noise: float) -> np.ndarray:
     """Compute log-densities in nats, (N,), of inputs with the Gaussian noise of a DNF.
 
-    The generator of the batches draws the noise; `input_noise` is its standard deviation.
-    Noise-conditional models receive the noise scale.
+    `input_noise` is its standard deviation. Noise-conditional models receive the noise scale.
     """
-    noisy = (
-        x + input_noise * torch.randn(x.shape, generator=batches.generator, device=x.device)
-        for x in batches
-    )
+    generator, has_scale = torch.Generator(batches.device), is_noise_conditional(model)
 
-    def log_prob(x: Tensor) -> Tensor:
-        with noise_conditioning(model, x.new_ones(len(x))):
-            return model.log_prob(x)
+    def noisy() -> Iterator[Batch]:
+        for x, context in batches.in_order(generator):
+            noise = torch.randn(x.shape, generator=generator, device=x.device)
+            scale = x.new_ones(len(x)) if has_scale else None
+            yield x + input_noise * noise, with_noise_scale(context, scale)
 
-    return per_event(log_prob, noisy)
+    return per_event(model.log_prob, noisy())
 
 
 def to_bits_per_dim(log_prob: np.ndarray, events: np.ndarray) -> np.ndarray:

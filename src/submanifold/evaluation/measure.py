@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from submanifold.common.errors import UserError
 from submanifold.common.progress import track
 from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
@@ -29,7 +28,7 @@ from submanifold.evaluation.reconstruction import (
     reconstruction,
     squared_errors,
 )
-from submanifold.flows import conditioning, context_of
+from submanifold.flows import context_of
 from submanifold.models import Hierarchy, Model, classify, on_manifold
 from submanifold.models.diagnostics import (
     LARGEST_INVERSE_ERROR,
@@ -84,16 +83,13 @@ def measure(
         :func:`~submanifold.evaluation.reconstruction.error_curve`; for vectors ``thickness`` and
         ``neighbour_correlation``, signs of manifold overfitting.
     """
-    given = partial(conditioning, model)
-    batches = Batches(test, BATCH_SIZE, device=device, given=given)
-    first = next(iter(batches))
-    context = batches.context
+    batches = Batches(test, BATCH_SIZE, device=device)
+    first, context = next(iter(batches))
     found = density(model.to(device), test, batches, input_noise, dequantizations, groups, log_det)
     found |= reconstructions(model, test, batches, groups)
     if not batches.is_continuous:
         of_images = None if context is None else context[:VOLUME_IMAGES]
-        with given(of_images):
-            found |= volume(model, first[:VOLUME_IMAGES], groups)
+        found |= volume(model, first[:VOLUME_IMAGES], groups, of_images)
         if "classes" in context_of(model):
             found |= classification(model, test, device, groups)
     found["curve"] = error_curve(model, test, baselines, device)
@@ -101,12 +97,10 @@ def measure(
     if gaussian and log_det is not None:
         nats = gaussian["bits_per_dim"]["value"] * model.event_dim * math.log(2)
         gaussian = {**gaussian, "nll": {"value": nats - float(log_det.mean())}}
-    with given(context):
-        error = inverse_error(model, first)
     return found | {
         "parameters": sum(each.numel() for each in model.parameters()),
         "dims": model.dims,
-        "inverse_error": error,
+        "inverse_error": inverse_error(model, first, context),
         "baselines": {
             "pca": pca_error(baselines, model.dim),
             "pca_subset": pca_error(baselines, model.dim, COMPARED_EVENTS),
@@ -116,14 +110,9 @@ def measure(
 
 
 def density(
-    model: Model,
-    test: np.ndarray,
-    batches: Batches,
-    input_noise: float,
-    dequantizations: int,
-    groups: np.ndarray | None,
-    log_det: np.ndarray | None,
-) -> Metrics:
+    model: Model, test: np.ndarray, batches: Batches, input_noise: float, dequantizations: int,
+    groups: np.ndarray | None, log_det: np.ndarray | None,
+) -> Metrics:  # fmt: skip
     """Compute bits per dimension, and for vectors the signs of manifold overfitting."""
     if not model.has_density:
         none = {"value": None, "why": NO_DENSITY}
@@ -134,9 +123,9 @@ def density(
         return mean_interval(to_bits_per_dim(log_prob, test), groups)
 
     if batches.is_continuous:
-        some, contexts = torch.cat(list(batches))[:OVERFITTING_EVENTS], batches.contexts
-        with batches.given(None if contexts is None else contexts[:OVERFITTING_EVENTS]):
-            thickness, correlation = manifold_overfitting(model, some)
+        some, contexts = torch.cat([x for x, _ in batches]), batches.contexts
+        context = None if contexts is None else contexts[:OVERFITTING_EVENTS]
+        thickness, correlation = manifold_overfitting(model, some[:OVERFITTING_EVENTS], context)
         found = {"thickness": thickness, "neighbour_correlation": correlation}
         if is_overfitted(thickness, correlation):
             found["bits_per_dim"] = {"value": None, "why": OVERFITTED}
@@ -171,7 +160,7 @@ def reconstructions(
     chosen = evenly_spaced(np.arange(len(test)), COMPARED_EVENTS)
     compared = {"encoder": errors[chosen]}
     if model.dim < model.event_dim:
-        some = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device, given=batches.given)
+        some = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device)
         for kind, exact in (("projection", False), ("nearest", True)):
             tracked = track(some, f"{'nearest' if exact else 'default'} projections", len(some))
             compared[kind] = squared_errors(partial(model.project, exact=exact), tracked)
@@ -188,9 +177,12 @@ def reconstructions(
     return found
 
 
-def volume(model: Model, images: Tensor, groups: np.ndarray | None) -> Metrics:
+def volume(
+    model: Model, images: Tensor, groups: np.ndarray | None, context: Tensor | None = None
+) -> Metrics:
     """Compute the density on the manifold and, where it is exact, its non-orthogonality."""
-    result = on_manifold(model, images, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    result = on_manifold(model, images, generator=generator, context=context)
     nll = mean_interval(-result.log_prob.double().cpu().numpy(), groups)
     found: Metrics = {"manifold_nll": nll | {"estimate_error": float(result.error.mean())}}
     values = result.non_orthogonality.double().cpu().numpy()
@@ -214,7 +206,7 @@ def classification(
     some, own = images[chosen], None if groups is None else groups[chosen]
     batches = Batches(np.asarray(some), BATCH_SIZE, device=device)
     tracked = track(batches, "classifying", len(batches))
-    probabilities = torch.cat([classify(model, x).cpu() for x in tracked]).numpy()
+    probabilities = torch.cat([classify(model, x).cpu() for x, _ in tracked]).numpy()
     is_right = probabilities.argmax(1) == context_of_array(some)
     return {
         "accuracy": proportion_interval(is_right, own),
@@ -244,28 +236,25 @@ def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
     return round(float(np.abs(gaps).sum() / len(confidence)), 12)
 
 
-def objectives(model: Model, events: np.ndarray, device: torch.device) -> tuple[float, float]:
-    """Compute bits per dimension and error of encoder projections, the objectives of a search.
+def objectives(model: Model, events: np.ndarray, device: torch.device) -> dict[str, float]:
+    """Compute the objectives of a search.
 
-    Raises:
-        UserError: The model has no density on all of space.
+    Returns:
+        ``bits_per_dim``, NaN without a density on all of space, and ``mse`` of encoder projections.
     """
-    if not model.has_density:
-        raise UserError(f"Bits per dimension as an objective: {NO_DENSITY}.")
-    batches = Batches(events, BATCH_SIZE, device=device, given=partial(conditioning, model))
-    log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
+    batches = Batches(events, BATCH_SIZE, device=device)
     errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(batches)))
-    mse = reconstruction(errors, of_images=not batches.is_continuous)["mse"]
-    return float(to_bits_per_dim(log_prob, events).mean()), mse["value"]
+    mse = reconstruction(errors, of_images=not batches.is_continuous)["mse"]["value"]
+    if not model.has_density:
+        return {"bits_per_dim": math.nan, "mse": mse}
+    log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
+    return {"bits_per_dim": float(to_bits_per_dim(log_prob, events).mean()), "mse": mse}
 
 
 def warnings(metrics: Metrics, histories: Mapping[str, Any]) -> list[str]:
     """Collect the warnings of trainings and of the evaluation."""
-    found = [
-        f"{name}: {text}"
-        for name, history in sorted(histories.items(), key=lambda item: (len(item[0]), item[0]))
-        for text in history["warnings"].values()
-    ]
+    found = [f"{name}: {text}" for name in sorted(histories, key=lambda name: (len(name), name))
+             for text in histories[name]["warnings"].values()]  # fmt: skip
     if not metrics["inverse_error"] <= LARGEST_INVERSE_ERROR:
         found.append(
             "The inverse is inaccurate: on test data, decode(encode(x)) differs from x by up to "

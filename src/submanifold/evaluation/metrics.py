@@ -39,6 +39,7 @@ class Metric:
         better: Direction of improvement, or None.
         column: Name in files of results; by default `name`.
         compared: Whether comparisons of runs show the metric.
+        help: Definition in one or two sentences, for tooltips and the reference.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Metric:
     better: Literal["lower", "higher"] | None = "lower"
     column: str = ""
     compared: bool = True
+    help: str = ""
 
     def read(self, metrics: Mapping[str, Any]) -> Any:
         """Look up the metric in the nested mapping of metrics.json, or None."""
@@ -55,16 +57,6 @@ class Metric:
         for key in self.name.split("."):
             found = found.get(key) if isinstance(found, Mapping) else None
         return found
-
-    @property
-    def help(self) -> str:
-        """Definition in one or two sentences, for tooltips and the reference."""
-        return _HELP[self.name]
-
-    @property
-    def phrase(self) -> str:
-        """Label for a sentence, such as ``MSE of encoder projections``."""
-        return re.sub(r", (\w+ projection)", r" of \1s", self.label)
 
     def write(self, measured: Any, signed: bool = False, label: bool = False) -> str:
         """Format a value as :func:`format_interval`, optionally with the label."""
@@ -175,159 +167,118 @@ SQUARED_ERROR = "squared pixels in [0, 1], or the squared unit of the data"
 DISTANCE = "the unit of the data"
 
 _METRICS = (
-    Metric("bits_per_dim", "BPD", ".3f", BITS, column="bpd"),
-    Metric("bits_per_dim_importance", "BPD, importance-weighted bound", ".3f", BITS,
-           compared=False),
-    Metric("bits_per_dim_noisy", "BPD, noisy input", ".3f", BITS, compared=False),
-    Metric("nll", "NLL (nats)", ".3f", NATS, compared=False),
-    Metric("divergence", "KL from the truth (nats)", ".4f", NATS),
-    Metric("manifold_nll", "NLL on the manifold", ".4f", NATS, better=None, compared=False),
+    Metric("bits_per_dim", "BPD", ".3f", BITS, column="bpd",
+           help="Bits per dimension: the exact negative log-density, in bits per coordinate, "
+           "including the part off the manifold. The coordinates are dequantized pixels in "
+           "each channel, for which the value is an upper bound of the bits that code them, "
+           "or the standardized columns of a table. Lower is better."),
+    Metric("bits_per_dim_importance", "BPD, importance-weighted bound", ".3f", BITS, compared=False,
+           help="The average of the density over several dequantizations, a tighter bound of the "
+           "bits per dimension."),
+    Metric("bits_per_dim_noisy", "BPD, noisy input", ".3f", BITS, compared=False,
+           help="Bits per dimension of data with the largest Gaussian noise of the training, for "
+           "denoising and noise-conditional normalizing flows."),
+    Metric("nll", "NLL (nats)", ".3f", NATS, compared=False,
+           help="Mean negative log-density in nats, of test points, or of test rows in the units "
+           "of the table."),
+    Metric("divergence", "KL from the truth (nats)", ".4f", NATS,
+           help="Estimate of KL(true density || learned density): the difference of both negative"
+           " log-densities at the same test points."),
+    Metric("manifold_nll", "NLL on the manifold", ".4f", NATS, better=None, compared=False,
+           help="Negative log-density with respect to the volume of the manifold, where samples "
+           "lie. Not comparable with the density on all of space, or between manifolds."),
     Metric("manifold_divergence", "KL on the manifold (nats)", ".4f", NATS, better=None,
-           compared=False),
-    Metric("non_orthogonality", "non-orthogonality", ".3f", "bits per coordinate", compared=False),
-    Metric("mse", "MSE, encoder projection", ".5f", SQUARED_ERROR),
-    Metric("psnr", "PSNR, encoder projection, dB", ".2f", DECIBELS, "higher", compared=False),
-    Metric("psnr_per_image", "mean image PSNR, dB", ".2f", DECIBELS, "higher", compared=False),
-    Metric("stage_1_mse", "MSE, stage 1 alone", ".5f", SQUARED_ERROR),
-    Metric("baselines.pca.mse", "MSE of PCA", ".5f", SQUARED_ERROR, better=None, column="pca_mse"),
-    Metric("encoder_mse", f"MSE, encoder projection{SUBSET}", ".5f", SQUARED_ERROR),
-    Metric("projection_mse", f"MSE, default projection{SUBSET}", ".5f", SQUARED_ERROR),
-    Metric("nearest_mse", f"MSE, nearest projection{SUBSET}", ".5f", SQUARED_ERROR),
+           compared=False,
+           help="Difference of the log-densities of the true and of the learned manifold at the "
+           "test points. The manifolds differ, so it is not a divergence and may be "
+           "negative."),
+    Metric("non_orthogonality", "non-orthogonality", ".3f", "bits per coordinate", compared=False,
+           help="0 if the coordinates on the manifold are orthogonal: log2 of the ratio between "
+           "the product of the lengths of the Jacobian's columns and their volume, per "
+           "coordinate."),
+    Metric("mse", "MSE, encoder projection", ".5f", SQUARED_ERROR,
+           help="Mean squared error of encoder projections: encode, set all coordinates off the "
+           "manifold to zero, decode."),
+    Metric("psnr", "PSNR, encoder projection, dB", ".2f", DECIBELS, better="higher", compared=False,
+           help="Peak signal-to-noise ratio of encoder projections, -10 log10 of the mean squared"
+           " error. Higher is better."),
+    Metric("psnr_per_image", "mean image PSNR, dB", ".2f", DECIBELS, better="higher",
+           compared=False,
+           help="Mean over the PSNRs of the images. Larger than the PSNR of the mean squared "
+           "error if errors differ between images."),
+    Metric("stage_1_mse", "MSE, stage 1 alone", ".5f", SQUARED_ERROR,
+           help="Mean squared error of the projection onto the manifold of the first stage, "
+           "before later stages reduce the dimension."),
+    Metric("baselines.pca.mse", "MSE of PCA", ".5f", SQUARED_ERROR, better=None, column="pca_mse",
+           help="Mean squared error of the projection onto as many principal components of the "
+           "training data as the manifold has dimensions."),
+    Metric("encoder_mse", f"MSE, encoder projection{SUBSET}", ".5f", SQUARED_ERROR,
+           help="Mean squared error of encoder projections of the images whose default and "
+           "nearest projections are computed."),
+    Metric("projection_mse", f"MSE, default projection{SUBSET}", ".5f", SQUARED_ERROR,
+           help="Mean squared error of default projections, which four gradients move from the "
+           "encoder projection towards the nearest point of the manifold."),
+    Metric("nearest_mse", f"MSE, nearest projection{SUBSET}", ".5f", SQUARED_ERROR,
+           help="Mean squared error of projections that 16 gradients move towards the nearest "
+           "point of the manifold. An upper bound of the distance from the manifold."),
     Metric("baselines.pca_subset.mse", f"MSE of PCA{SUBSET}", ".5f", SQUARED_ERROR, better=None,
-           column="pca_subset_mse"),
-    Metric("encoder_psnr", f"PSNR, encoder projection, dB{SUBSET}", ".2f", DECIBELS, "higher",
-           compared=False),
-    Metric("projection_psnr", f"PSNR, default projection, dB{SUBSET}", ".2f", DECIBELS, "higher",
-           compared=False),
-    Metric("nearest_psnr", f"PSNR, nearest projection, dB{SUBSET}", ".2f", DECIBELS, "higher",
-           compared=False),
-    Metric("sliced_wasserstein", "sliced Wasserstein", ".0f",
-           "thousandths of a standard deviation"),
-    Metric("fid", "FID", ".1f"),
-    Metric("kid", "KID", ".4f"),
-    Metric("precision", "precision", ".2f", better="higher"),
-    Metric("recall", "recall", ".2f", better="higher"),
-    Metric("projection_distance", "distance from the true projection", ".4f", DISTANCE),
-    Metric("sample_distance", "distance of samples from the true manifold", ".4f", DISTANCE),
-    Metric("accuracy", "accuracy", ".3f", better="higher", compared=False),
-    Metric("calibration_error", "calibration error", ".3f", compared=False),
-    Metric("parameters", "parameters", ",.0f", better=None),
-    Metric("seconds.training", "training (s)", ",.0f", "s", better=None),
+           column="pca_subset_mse",
+           help="Mean squared error of PCA on the images whose default and nearest projections "
+           "are computed."),
+    Metric("encoder_psnr", f"PSNR, encoder projection, dB{SUBSET}", ".2f", DECIBELS,
+           better="higher", compared=False,
+           help="Peak signal-to-noise ratio of encoder projections of the same images."),
+    Metric("projection_psnr", f"PSNR, default projection, dB{SUBSET}", ".2f", DECIBELS,
+           better="higher", compared=False,
+           help="Peak signal-to-noise ratio of default projections."),
+    Metric("nearest_psnr", f"PSNR, nearest projection, dB{SUBSET}", ".2f", DECIBELS,
+           better="higher", compared=False,
+           help="Peak signal-to-noise ratio of nearest projections."),
+    Metric("fid", "FID", ".1f",
+           help="Fréchet distance between Gaussians fitted to Inception features of samples and "
+           "of test images. Compare only values with equal numbers of images."),
+    Metric("kid", "KID", ".4f",
+           help="Squared maximum mean discrepancy of a cubic kernel between features of samples "
+           "and of test images. Zero on average for equal distributions, so it may be "
+           "negative."),
+    Metric("precision", "precision", ".2f", better="higher",
+           help="Quality: the fraction of samples that are at most as far from a test image as "
+           "that image's third nearest neighbor among the test images."),
+    Metric("recall", "recall", ".2f", better="higher",
+           help="Diversity: the fraction of test images that are at most as far from a sample as "
+           "that sample's third nearest neighbor among the samples."),
+    Metric("projection_distance", "distance from the true projection", ".4f", DISTANCE,
+           help="Mean distance between the projections of a test point onto the learned and onto "
+           "the true manifold."),
+    Metric("sample_distance", "distance of samples from the true manifold", ".4f", DISTANCE,
+           help="Mean distance of samples from the true manifold."),
+    Metric("accuracy", "accuracy", ".3f", better="higher", compared=False,
+           help="Fraction of test images whose label has the largest probability by Bayes' "
+           "theorem, of a model that is conditional on the label."),
+    Metric("calibration_error", "calibration error", ".3f", compared=False,
+           help="Expected calibration error of these probabilities: the mean difference between "
+           "accuracy and confidence over 15 bins of the confidence."),
+    Metric("parameters", "parameters", ",.0f", better=None,
+           help="Number of trained weights."),
+    Metric("seconds.training", "training (s)", ",.0f", "s", better=None,
+           help="Duration of all phases of training."),
 )  # fmt: skip
-
-_HELP = {
-    "bits_per_dim": (
-        "Bits per dimension: the exact negative log-density, in bits per coordinate, including the "
-        "part off the manifold. The coordinates are dequantized pixels in each channel, for which "
-        "the value is an upper bound of the bits that code them, or the standardized columns of a "
-        "table. Lower is better."
-    ),
-    "bits_per_dim_importance": (
-        "The average of the density over several dequantizations, a tighter bound of the bits per "
-        "dimension."
-    ),
-    "bits_per_dim_noisy": (
-        "Bits per dimension of data with the largest Gaussian noise of the training, for denoising "
-        "and noise-conditional normalizing flows."
-    ),
-    "nll": (
-        "Mean negative log-density in nats, of test points, or of test rows in the units of the "
-        "table."
-    ),
-    "divergence": (
-        "Estimate of KL(true density || learned density): the difference of both negative "
-        "log-densities at the same test points."
-    ),
-    "manifold_nll": (
-        "Negative log-density with respect to the volume of the manifold, where samples lie. Not "
-        "comparable with the density on all of space, or between manifolds."
-    ),
-    "manifold_divergence": (
-        "Difference of the log-densities of the true and of the learned manifold at the test "
-        "points. The manifolds differ, so it is not a divergence and may be negative."
-    ),
-    "non_orthogonality": (
-        "0 if the coordinates on the manifold are orthogonal: log2 of the ratio between the "
-        "product of the lengths of the Jacobian's columns and their volume, per coordinate."
-    ),
-    "mse": (
-        "Mean squared error of encoder projections: encode, set all coordinates off the manifold "
-        "to zero, decode."
-    ),
-    "encoder_mse": (
-        "Mean squared error of encoder projections of the images whose default and nearest "
-        "projections are computed."
-    ),
-    "projection_mse": (
-        "Mean squared error of default projections, which four gradients move from the encoder "
-        "projection towards the nearest point of the manifold."
-    ),
-    "nearest_mse": (
-        "Mean squared error of projections that 16 gradients move towards the nearest point of the "
-        "manifold. An upper bound of the distance from the manifold."
-    ),
-    "psnr": (
-        "Peak signal-to-noise ratio of encoder projections, -10 log10 of the mean squared error. "
-        "Higher is better."
-    ),
-    "psnr_per_image": (
-        "Mean over the PSNRs of the images. Larger than the PSNR of the mean squared error if "
-        "errors differ between images."
-    ),
-    "encoder_psnr": "Peak signal-to-noise ratio of encoder projections of the same images.",
-    "projection_psnr": "Peak signal-to-noise ratio of default projections.",
-    "nearest_psnr": "Peak signal-to-noise ratio of nearest projections.",
-    "stage_1_mse": (
-        "Mean squared error of the projection onto the manifold of the first stage, before later "
-        "stages reduce the dimension."
-    ),
-    "baselines.pca.mse": (
-        "Mean squared error of the projection onto as many principal components of the training "
-        "data as the manifold has dimensions."
-    ),
-    "baselines.pca_subset.mse": (
-        "Mean squared error of PCA on the images whose default and nearest projections are "
-        "computed."
-    ),
-    "sliced_wasserstein": (
-        "Distance between the distributions of 7 x 7 patches of Laplacian pyramids of samples and "
-        "test images, times 1000."
-    ),
-    "fid": (
-        "Fréchet distance between Gaussians fitted to Inception features of samples and of test "
-        "images. Compare only values with equal numbers of images."
-    ),
-    "kid": (
-        "Squared maximum mean discrepancy of a cubic kernel between features of samples and of "
-        "test images. Zero on average for equal distributions, so it may be negative."
-    ),
-    "precision": (
-        "Quality: the fraction of samples that are at most as far from a test image as that "
-        "image's third nearest neighbor among the test images."
-    ),
-    "recall": (
-        "Diversity: the fraction of test images that are at most as far from a sample as that "
-        "sample's third nearest neighbor among the samples."
-    ),
-    "projection_distance": (
-        "Mean distance between the projections of a test point onto the learned and onto the true "
-        "manifold."
-    ),
-    "sample_distance": "Mean distance of samples from the true manifold.",
-    "accuracy": (
-        "Fraction of test images whose label has the largest probability by Bayes' theorem, of a "
-        "model that is conditional on the label."
-    ),
-    "calibration_error": (
-        "Expected calibration error of these probabilities: the mean difference between accuracy "
-        "and confidence over 15 bins of the confidence."
-    ),
-    "parameters": "Number of trained weights.",
-    "seconds.training": "Duration of all phases of training.",
-}
 
 METRICS = {metric.name: metric for metric in _METRICS}
 """Metrics by name, in the order of columns."""
 
 COMPARED = {metric.column or name: metric for name, metric in METRICS.items() if metric.compared}
 """Metrics that comparisons of runs show, by their column in files of results."""
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values of the table's metrics, of AUROCs and of dimensions, without intervals."""
+    read = {name: metric.read(metrics) for name, metric in METRICS.items()}
+    scores, estimates = metrics.get("scores", {}), metrics.get("estimates", {})
+    read |= {f"auroc.{name}": score["auroc"] for name, score in scores.items()}
+    read |= {f"dimension.{name}": estimate for name, estimate in estimates.items()}
+    values: dict[str, Any] = {
+        name: value.get("value") if isinstance(value, Mapping) else value
+        for name, value in read.items()
+    }
+    return {name: float(value) for name, value in values.items() if not is_missing(value)}

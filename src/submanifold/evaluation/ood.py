@@ -37,14 +37,9 @@ MAX_IMAGES, MAX_ROWS = 500, 2000
 
 
 def score_parts(
-    model: Model,
-    train: np.ndarray,
-    valid: np.ndarray,
-    test: np.ndarray,
-    ood: np.ndarray,
-    names: Sequence[str] = COMBINED,
-    groups: np.ndarray | None = None,
-) -> pd.DataFrame:
+    model: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, ood: np.ndarray,
+    names: Sequence[str] = COMBINED, groups: np.ndarray | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Score normal and out-of-distribution events; only normal events calibrate the scores.
 
     Linear scores are fitted to the training data. Events are uint8 images or float vectors
@@ -123,9 +118,7 @@ def measure_ood(
 ) -> dict[str, Any]:
     """Measure how well each score of a table of :func:`score_parts` separates the parts.
 
-    Args:
-        scored: The table.
-        calibration: Calibration of the model's file.
+    The calibration is that of the model's file.
 
     Returns:
         ``counts`` by part; ``scores`` by name: ``auroc``, ``average_precision`` of OOD images and

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from submanifold.common.progress import track
-from submanifold.data.batches import Batches
+from submanifold.data.batches import Batch, Batches
 from submanifold.evaluation.baselines import CURVE_EVENTS, evenly_spaced, pca_error
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
-from submanifold.flows import conditioning
 from submanifold.models import Hierarchy, Model
 
 NEAREST_BATCH_SIZE = 64
@@ -25,9 +24,15 @@ CURVE_PSNRS, CURVE_SHARES = (20, 25, 30, 35), (0.5, 0.8, 0.9, 0.95, 0.99)
 """Goals for images, in dB, and for vectors, as shares of the variance of the test data."""
 
 
-def squared_errors(project: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> np.ndarray:
-    """Compute mean squared errors (N,) of projections; pixels are in [0, 1]."""
-    return per_event(lambda x: (x - project(x)).square().flatten(1).mean(1), batches)
+def squared_errors(
+    project: Callable[..., Tensor], batches: Iterable[Tensor] | Iterable[Batch]
+) -> np.ndarray:
+    """Compute mean squared errors (N,) of projections (:func:`.per_event`); pixels in [0, 1]."""
+
+    def errors(x: Tensor, **context: Tensor) -> Tensor:
+        return (x - project(x, **context)).square().flatten(1).mean(1)
+
+    return per_event(errors, batches)
 
 
 def reconstruction(
@@ -85,8 +90,7 @@ def error_curve(
     if not of_images:
         variance = float(np.var(test, axis=0, dtype=np.float64).mean())
         goals = {f"explained variance {goal}": (1 - goal) * variance for goal in CURVE_SHARES}
-    events, given = evenly_spaced(test, CURVE_EVENTS), partial(conditioning, model)
-    some = Batches(events, NEAREST_BATCH_SIZE, device=device, given=given)
+    some = Batches(evenly_spaced(test, CURVE_EVENTS), NEAREST_BATCH_SIZE, device=device)
 
     @cache
     def mse(dim: int, exact: bool = False) -> float:

@@ -15,7 +15,6 @@ from submanifold.evaluation.feature_distances import (
     recall,
 )
 from submanifold.evaluation.intervals import GroupPair
-from submanifold.evaluation.sliced_wasserstein import sliced_wasserstein
 
 MIN_IMAGES = NEIGHBORS + 1
 TOO_FEW = {
@@ -35,13 +34,9 @@ Features = tuple[np.ndarray, np.ndarray]
 
 
 def sample_quality(
-    train: np.ndarray,
-    test: np.ndarray,
-    samples: np.ndarray,
-    weights: str,
-    device: torch.device,
+    train: np.ndarray, test: np.ndarray, samples: np.ndarray, weights: str, device: torch.device,
     groups: Groups | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Compare samples, and as a reference training images, with test images.
 
     FID uses all images. KID, precision and recall use equal numbers of samples and test images: the
@@ -49,10 +44,10 @@ def sample_quality(
     height, width). `weights` is ``auto`` (Inception on a GPU only), ``download`` or a path.
 
     Returns:
-        ``fid``, ``kid``, ``precision``, ``recall`` and ``sliced_wasserstein``, each with interval
-        and counts or the reason ``why`` it is missing; ``features``: "inception" or a number of
-        principal components of pixels; and ``training_images``: the same five for a random subset
-        of the training images, or None if these are fewer than the compared samples.
+        ``fid``, ``kid``, ``precision`` and ``recall``, each with interval and counts or the reason
+        ``why`` it is missing; ``features``: "inception" or a number of principal components of
+        pixels; and ``training_images``: the same four for a random subset of the training images,
+        or None if these are fewer than the compared samples.
 
     Raises:
         UserError: `weights` is not the path of the standard file.
@@ -66,14 +61,9 @@ def sample_quality(
     if len(train) >= count:
         fakes.append(train[drawn])
         pairs.append((of_test, None if of_train is None else of_train[drawn]))
-    found = [
-        {"sliced_wasserstein": sliced_wasserstein(test, fake[: len(test)], groups=pair)}
-        for fake, pair in zip(fakes, pairs, strict=True)
-    ]
+    found: list[dict[str, Any]] = [dict.fromkeys(("fid", *ON_FEATURES), TOO_FEW) for _ in fakes]
     name = "none"
-    if count < MIN_IMAGES:
-        found = [each | dict.fromkeys(("fid", *ON_FEATURES), TOO_FEW) for each in found]
-    else:
+    if count >= MIN_IMAGES:
         # PCA is fitted to other images than those compared, if there are enough
         start = count if len(train) >= 2 * count else 0
         reference = train[order[start : start + MAX_REFERENCE]]
@@ -97,13 +87,9 @@ def random_subset(count: int, size: int) -> np.ndarray:
 
 
 def _features(
-    reference: np.ndarray,
-    test: np.ndarray,
-    fakes: list[np.ndarray],
-    subset: np.ndarray,
-    weights: str,
-    device: torch.device,
-) -> tuple[Sequence[Features | str], Sequence[Features], str]:
+    reference: np.ndarray, test: np.ndarray, fakes: list[np.ndarray], subset: np.ndarray,
+    weights: str, device: torch.device,
+) -> tuple[Sequence[Features | str], Sequence[Features], str]:  # fmt: skip
     """Compute Inception features or the reason they are missing, features, and their name."""
     # torch-fidelity and scikit-learn take seconds to import
     from submanifold.evaluation.features import (

@@ -3,7 +3,6 @@
 import io
 import math
 from collections.abc import Collection
-from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 from submanifold.common import distributed
 from submanifold.common.progress import track
 from submanifold.data.batches import fixed_batches
-from submanifold.flows import conditioning, is_noise_conditional, noise_conditioning
+from submanifold.flows import is_noise_conditional, with_noise_scale
+from submanifold.flows.bijection import Context
 from submanifold.geometry.linearization import jacobian
 from submanifold.models import Hierarchy, Model
 from submanifold.models.model import bits_per_dim
@@ -61,24 +61,24 @@ def score(
     Returns:
         Float64 (N,) by name, see :func:`score_batch`.
     """
-    device, given = next(model.parameters()).device, partial(conditioning, model)
-    batches = fixed_batches(events, batch_size, device, given)
+    device = next(model.parameters()).device
     found, start = [], 0
     columns: list[str] = []
-    for x in track(batches, "scoring", len(events)):
 
-        def score_rows(rows: Tensor, x: Tensor = x, start: int = start) -> Tensor:
-            by_name = score_batch(model, x[rows], events[start + rows.cpu().numpy()], names)
-            columns[:] = by_name
-            return torch.stack(list(by_name.values()), 1)
+    def score_rows(numbers: Tensor, x: Tensor, context: Context) -> Tensor:
+        by_name = score_batch(model, x, events[numbers.cpu().numpy()], names, context)
+        columns[:] = by_name
+        return torch.stack(list(by_name.values()), 1)
 
-        found.append(distributed.map_shards(score_rows, torch.arange(len(x), device=x.device)))
+    for x, context in track(fixed_batches(events, batch_size, device), "scoring", len(events)):
+        numbers = torch.arange(start, start + len(x), device=device)
+        found.append(distributed.map_shards(score_rows, numbers, x, context))
         start += len(x)
     return dict(zip(columns, torch.cat(found).cpu().numpy().T, strict=True))
 
 
 def score_batch(
-    model: Model, x: Tensor, events: np.ndarray, names: Collection[str]
+    model: Model, x: Tensor, events: np.ndarray, names: Collection[str], context: Context = None
 ) -> dict[str, Tensor]:
     """Score a batch x (batch, ...), which is also given before its dequantization.
 
@@ -90,27 +90,28 @@ def score_batch(
     """
     found: dict[str, Tensor] = {}
     with torch.no_grad():
-        u, v, log_prob = model(x)
+        u, v, log_prob = model(x, context)
         found["on_manifold"] = -standard_normal_log_prob(model.coordinates(u))
         found["off_manifold"] = v.square().sum(1) / 2
         if model.has_density:
             found["density"] = -log_prob
         if SMOOTHED_DENSITY in names and model.has_density and is_noise_conditional(model):
             scale = model.calibration.get(NOISE_SCALE) or 0.0
-            found[SMOOTHED_DENSITY] = -log_prob_at(model, x, scale)
+            found[SMOOTHED_DENSITY] = -log_prob_at(model, x, scale, context)
         if "encoder_distance" in names:
-            found["encoder_distance"] = (x - model.decode(u)).square().flatten(1).mean(1)
+            projection = model.decode(u, context=context)
+            found["encoder_distance"] = (x - projection).square().flatten(1).mean(1)
     if "nearest_distance" in names:
-        nearest = model.project(x, exact=True)
+        nearest = model.project(x, exact=True, context=context)
         found["nearest_distance"] = (x - nearest).square().flatten(1).mean(1)
     if "complexity" in names and model.has_density and events.dtype == np.uint8:
         bits = model.event_dim * bits_per_dim(log_prob.double(), model.event_dim, 8)
         found["complexity"] = bits - torch.tensor(png_bits(events), device=bits.device)
     if "manifold_density" in names or "dimension" in names:
-        eigenvalues = leading_spectrum(model, u)
+        eigenvalues = leading_spectrum(model, u, context=context)
         volume = eigenvalues.clamp_min(1e-12).log().sum(1) / 2
         leading = model.coordinates(u)[:, : eigenvalues.shape[1]]
-        log_prob = standard_normal_log_prob(leading) + model.overlap(u)
+        log_prob = standard_normal_log_prob(leading) + model.overlap(u, context)
         found["manifold_density"] = volume - log_prob
         found["dimension"] = -local_dimension(eigenvalues, model.event_dim, smallest_change(model))
     return {
@@ -118,10 +119,9 @@ def score_batch(
     }
 
 
-def log_prob_at(model: Model, x: Tensor, scale: float) -> Tensor:
+def log_prob_at(model: Model, x: Tensor, scale: float, context: Context = None) -> Tensor:
     """Compute the log-density of a noise-conditional model at a noise scale between 0 and 1."""
-    with noise_conditioning(model, x.new_full((len(x),), scale)):
-        return model.log_prob(x)
+    return model.log_prob(x, with_noise_scale(context, x.new_full((len(x),), scale)))
 
 
 @torch.no_grad()
@@ -142,36 +142,36 @@ def best_noise_scale(model: Model, events: np.ndarray) -> float:
     device = next(model.parameters()).device
     means = {}
     for scale in np.linspace(0, 1, NOISE_SCALES).tolist():
-        batches = fixed_batches(events, SCALE_BATCH_SIZE, device, partial(conditioning, model))
-        log_probs = torch.cat([log_prob_at(model, x, scale) for x in batches]).double()
+        batches = fixed_batches(events, SCALE_BATCH_SIZE, device)
+        log_probs = torch.cat([log_prob_at(model, x, scale, c) for x, c in batches]).double()
         kept = log_probs.nan_to_num(-math.inf).sort().values[len(events) // 10 :]
         means[scale] = kept.mean().item()
     return max(means, key=means.__getitem__)
 
 
 def leading_spectrum(
-    model: Model, u: Tensor, count: int = LEADING, v: Tensor | None = None
+    model: Model, u: Tensor, count: int = LEADING, v: Tensor | None = None, context: Context = None
 ) -> Tensor:
     """Compute eigenvalues (batch, min(d, count)) of J^T J at u for the leading coordinates.
 
     J is the derivative of the decoder. The coordinates of a rotated model are sorted by importance,
-    behind a flow on the code only roughly (:meth:`Hierarchy.at_dim`). With the off-manifold
-    coordinates v of a hierarchy, the spectrum is that at (u, v), and coordinates of v, in units of
-    their standard deviation, follow those of u.
+    behind a flow on the code only roughly (:meth:`Hierarchy.at_dim`). Given the coordinates v of a
+    hierarchy, they follow those of u, in units of their standard deviations.
     """
-    z, available = u, model.coordinates(u).shape[1]
-    scale = None
+    parts, scales = [u], u.new_ones(model.coordinates(u).shape[1])
     if v is not None and isinstance(model, Hierarchy):
-        scale = model.off_manifold_scales
-        z, available = torch.cat([u, v / scale], 1), sum(model.code_dims)
+        parts, scales = [u, v], torch.cat([scales, model.off_manifold_scales])
+    sizes, scales = [part.shape[1] for part in parts], scales[:count]
+    axes = scales[:, None] * torch.eye(len(scales), sum(sizes), device=u.device)
 
-    def decode(z: Tensor) -> Tensor:
-        u, v = z[:, : model.code_dims[0]], z[:, model.code_dims[0] :]
-        return model.decode(u, None if scale is None else v * scale)
+    def decode(z: Tensor, context: Context = None) -> Tensor:
+        u, v = z.tensor_split(sizes[:1], 1)
+        return model.decode(u, v if len(sizes) > 1 else None, context)
 
-    axes = torch.eye(min(available, count), z.shape[1], device=u.device).expand(len(u), -1, -1)
     with torch.no_grad():
-        columns = jacobian(decode, z, axes, batch_size=len(u)).double()
+        directions = axes.expand(len(u), -1, -1)
+        z = torch.cat(parts, 1)
+        columns = jacobian(decode, z, directions, len(u), context).double()
     return torch.linalg.eigvalsh(columns.mT @ columns).clamp_min(0)
 
 

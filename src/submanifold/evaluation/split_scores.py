@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,6 @@ from submanifold.evaluation.calibration import COMBINATION, Calibration
 from submanifold.evaluation.intervals import Interval, mean_interval
 from submanifold.evaluation.likelihood import BATCH_SIZE, per_event, to_bits_per_dim
 from submanifold.evaluation.scores import QUICK, score
-from submanifold.flows import conditioning
 from submanifold.models import Model
 
 MAX_IMAGES = {"train": 500, "valid": 500, "test": 1000}
@@ -27,13 +25,9 @@ NLL = "nll"
 
 
 def score_splits(
-    model: Model,
-    train: np.ndarray,
-    valid: np.ndarray,
-    test: np.ndarray,
-    groups: Groups | None,
+    model: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups | None,
     device: torch.device,
-) -> dict[str, dict[str, np.ndarray]]:
+) -> dict[str, dict[str, np.ndarray]]:  # fmt: skip
     """Score a fixed random subset of each split, uint8 images or float vectors (N, ...).
 
     Returns:
@@ -53,8 +47,7 @@ def score_splits(
         if split == "test":
             found |= _score_test(model, some)
         elif model.has_density:
-            given = partial(conditioning, model)
-            batches = Batches(some, BATCH_SIZE, device=device, given=given)
+            batches = Batches(some, BATCH_SIZE, device=device)
             tracked = track(batches, f"bits per dimension, {split}", len(some))
             found["bits_per_dim"] = to_bits_per_dim(per_event(model.log_prob, tracked), some)
         scored[split] = found
@@ -90,11 +83,7 @@ def density_column(scored: pd.DataFrame) -> str:
 
 
 def split_means(scored: pd.DataFrame) -> dict[str, Interval]:
-    """Average the :func:`density_column` of each split, with 95% intervals over groups.
-
-    Args:
-        scored: The table of :func:`as_table` of a model with a density.
-    """
+    """Average the :func:`density_column` of each split, with 95% intervals over groups."""
     column = density_column(scored)
     return {
         str(split): mean_interval(table[column].to_numpy(), group_numbers(table))
@@ -105,9 +94,7 @@ def split_means(scored: pd.DataFrame) -> dict[str, Interval]:
 def generalization_gap(means: Mapping[str, Interval]) -> Interval:
     """Subtract the mean of the training data from that of the test data, with a 95% interval.
 
-    Args:
-        means: The result of :func:`split_means`. The splits are independent, so that the squares of
-            the half-widths add up.
+    The splits are independent, so that the squares of the half-widths add up.
     """
     test, train = means["test"], means["train"]
     found: Interval = {"value": test["value"] - train["value"], "low": None, "high": None}

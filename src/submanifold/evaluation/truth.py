@@ -16,13 +16,9 @@ GRID = 161
 def against_truth(
     model: Model, truth: Manifold, test: np.ndarray, samples: np.ndarray
 ) -> dict[str, Any]:
-    """Compare a model of synthetic data with the known manifold and density.
+    """Compare a model in double precision with the known manifold and density of synthetic data.
 
-    Args:
-        model: The model, in double precision.
-        truth: The known manifold.
-        test: Test points (N, D).
-        samples: Samples of the model (M, D).
+    The test points are (N, D), and the samples of the model (M, D).
 
     Returns:
         Intervals of the distances ``projection_distance`` of the encoder from the true projection
@@ -61,13 +57,8 @@ def manifold_picture(
     """
     x = torch.from_numpy(test).to(next(model.parameters()))
     projected = _project(model, x)
-    points = {
-        "true_points": truth.project(test),
-        "learned_points": projected,
-        "samples": samples,
-        "points": test,
-        "projections": projected,
-    }
+    points = {"true_points": truth.project(test), "learned_points": projected, "samples": samples,
+              "points": test, "projections": projected}  # fmt: skip
     picture: dict[str, Any] = {name: each @ truth.view for name, each in points.items()}
     picture["true_density"] = truth.manifold_log_prob(test)
     picture["learned_density"] = _manifold_log_prob(model, truth, x)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 DPI = 150
-_rendered: WeakKeyDictionary[Figure, dict[int, bytes]] = WeakKeyDictionary()
+_rendered: WeakKeyDictionary[Figure, bytes] = WeakKeyDictionary()
 MIN_WIDTH = 64
 """Smallest width in pixels of an image on a sheet; smaller images are enlarged."""
 
@@ -64,14 +64,13 @@ def sample_sheet(images: np.ndarray, columns: int = 8) -> Image.Image:
     return sheet.resize((scale * sheet.width, scale * sheet.height), Image.Resampling.NEAREST)
 
 
-def as_png(picture: Figure | Image.Image, dpi: int = DPI) -> bytes:
+def as_png(picture: Figure | Image.Image) -> bytes:
     """Render a figure, or encode an image, as a PNG file. A figure is rendered once."""
     buffer = io.BytesIO()
     if isinstance(picture, Image.Image):
         picture.save(buffer, "png", optimize=True)
         return buffer.getvalue()
-    known = _rendered.setdefault(picture, {})
-    if dpi not in known:
-        picture.savefig(buffer, format="png", dpi=dpi)
-        known[dpi] = buffer.getvalue()
-    return known[dpi]
+    if picture not in _rendered:
+        picture.savefig(buffer, format="png", dpi=DPI)
+        _rendered[picture] = buffer.getvalue()
+    return _rendered[picture]
