@@ -32,28 +32,6 @@ def test_prior_is_minus_the_log_density(model, x):
     torch.testing.assert_close(prior.score(x), -prior.grad(x))
 
 
-def test_optimizers_and_samplers_of_deepinv_use_the_prior(model, x):
-    from submanifold.inverse.prior import Prior
-
-    prior = Prior(model)
-    physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.05))
-    y = physics(x)
-    data = deepinv.optim.data_fidelity.L2(sigma=0.05)
-    algorithm = deepinv.optim.optim_builder(
-        "GD", data_fidelity=data, prior=prior, max_iter=20, custom_init=lambda y, _: y,
-        params_algo={"stepsize": 1e-6, "lambda": 1.0},
-    )  # fmt: skip
-    found = algorithm(y, physics)
-
-    def objective(each):
-        return data(each, y, physics) + prior(each)
-
-    assert (objective(found) < objective(y)).all()
-    sampler = deepinv.sampling.ULA(prior, data, step_size=1e-7, max_iter=5, clip=(0, 1))
-    mean, _ = sampler(y, physics)
-    assert mean.shape == x.shape
-
-
 def test_physics_of_deepinv_are_operators(model, x):
     from submanifold.inverse import restore
 

@@ -1,6 +1,5 @@
-"""Inverse problems: restoration with a trained model as the prior, and counterfactuals."""
+"""Inverse problems: restoration with a trained model as the prior."""
 
-from submanifold.inverse.counterfactual import Counterfactual, counterfactual
 from submanifold.inverse.operators import (
     Deblur,
     Denoise,
@@ -10,22 +9,8 @@ from submanifold.inverse.operators import (
     Superresolve,
     Task,
     parse,
-    standard_tasks,
 )
 from submanifold.inverse.restoration import Restoration, restore
 
-__all__ = [
-    "Counterfactual",
-    "Deblur",
-    "Denoise",
-    "Inpaint",
-    "Operator",
-    "Restoration",
-    "Sense",
-    "Superresolve",
-    "Task",
-    "counterfactual",
-    "parse",
-    "restore",
-    "standard_tasks",
-]
+__all__ = ["Deblur", "Denoise", "Inpaint", "Operator", "Restoration", "Sense", "Superresolve",
+           "Task", "parse", "restore"]  # fmt: skip

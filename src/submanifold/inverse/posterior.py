@@ -1,4 +1,4 @@
-r"""The posterior of events, given observations of them: its mode and samples.
+r"""The posterior of events, given observations of them: its mode, and what samples of it need.
 
 In latents z with the density N(0, I), which a decoder g maps to events, the negative log-density of
 the posterior given :math:`y = A(x) + \sigma \epsilon` is, up to a constant,
@@ -9,110 +9,145 @@ without a determinant: decoded samples of z are samples of the posterior of x.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from submanifold.common.errors import UserError
+from submanifold.evaluation.gaussian import Gaussian
 from submanifold.geometry.linearization import Linearization, jvp
-from submanifold.inverse.latents import Latents
-from submanifold.inverse.linear import GaussianPosterior
+from submanifold.inverse.operators import Operator
+from submanifold.models import Hierarchy, Model, Slice
 
 GAUSS_NEWTON_STEPS, CG_STEPS, HALVINGS = 12, 10, 4
-SMALLEST_DECREASE = 0.005
-"""Relative decrease of U below which the search for the mode ends."""
+SMALLEST_DECREASE = 0.005  # relative, of U, below which the search for the mode ends
 LARGEST_CURVATURE = 1e8
-PROBES, BLOCK = 8, 32
-"""Random probes of an estimate of the metric, and neighboring coordinates that share a scale."""
-ESTIMATES = 3
-"""Number of estimates of the metric that are averaged."""
-COARSE_NOISE = 0.04
-"""Noise from which on the mode is not used, and samples are drawn in latents.
-
-With much noise the mode in latents is a worse restoration than the linear estimate. With little
-noise a sampler in images is faster (docs/evidence/restore.md).
-"""
+PROBES, ESTIMATES = 8, 3  # random probes of an estimate of the metric, and estimates in a mean
+BLOCK = 32  # neighboring coordinates that share a scale
 
 
+@dataclass(frozen=True)
+class Latents:
+    """Coordinates z (batch, dim) of events x, with the density N(0, I)."""
+
+    dim: int
+    decode: Callable[[Tensor], Tensor]  # from z to x, pixels in [0, 1] of images, or vectors
+    encode: Callable[[Tensor], Tensor]  # its inverse, or the encoder of a manifold
+    log_prob: Callable[[Tensor], Tensor] | None = None  # of x; None on a manifold
+    gaussian: Gaussian | None = None  # of x, with the covariance of the training data
+
+
+def latents_of(model: Model, dim: int | None = None, context: Tensor | None = None) -> Latents:
+    """Return the latents of a model, before the flow on the coordinates if there is one.
+
+    With ``dim``, they are the coordinates of the manifold; otherwise those of all of space. All
+    events have one context (1, ...).
+    """
+    if isinstance(model, Slice):
+        model = model.hierarchy
+    if not isinstance(model, Hierarchy):
+        raise UserError(f"model: expected a hierarchy, got a {model.kind}. Train with charts=1.")
+    manifold = model.part(1, model.manifold_stage)
+    shift = 0.5 if len(model.event_shape) == 3 else 0.0
+    context = None if context is None else context.to(next(model.parameters()).device)
+
+    def of_events(x: Tensor) -> Any:
+        return {} if context is None else {"context": context.repeat_interleave(len(x), 0)}
+
+    if dim is not None:
+        at = manifold.at_dim(dim)
+        return Latents(
+            dim,
+            lambda z: at.decode(z, **of_events(z)) + shift,
+            lambda x: at.encode(x - shift, **of_events(x))[0][:, :dim],
+        )
+    if not model.has_density:
+        raise UserError(
+            "dim: expected the dimension of the manifold for a model without a density on all of "
+            f"space, got None. Use dim={model.dim}."
+        )
+    gaussian = None
+    if model.gaussian:
+        gaussian = Gaussian.from_tensors(model.gaussian)
+        gaussian = replace(gaussian, mean=gaussian.mean + shift).to(next(model.parameters()))
+    d, stages = manifold.dim, reversed(manifold.stages)
+    scale = torch.cat([torch.ones(d), *(
+        torch.full((stage.latent_dim - stage.dim,), stage.off_manifold_scale) for stage in stages
+    )])  # fmt: skip
+    return Latents(
+        len(scale),
+        lambda z: manifold.decode(*(z * scale.to(z)).tensor_split([d], 1), **of_events(z)) + shift,
+        lambda x: torch.cat(manifold.encode(x - shift, **of_events(x)), 1) / scale.to(x),
+        lambda x: manifold.log_prob(x - shift, **of_events(x)),
+        gaussian,
+    )
+
+
+@dataclass(eq=False)
 class Posterior:
-    """The posterior of a batch of events in latents z (batch, n).
+    r"""The posterior of a batch of events, in latents z (batch, n), or in the events themselves.
 
-    All functions of z accept k copies of the batch, one after the other, (k * batch, n).
+    With ``gaussian``, the posterior of a Gaussian, it is in events, with the energy
+    :math:`|A(x) - y|^2 / 2 \sigma^2 - \log p(x)`. With little noise it is sampled faster than that
+    in latents: the first term, the stiff one, is quadratic for a linear operator, so that the
+    Gaussian's posterior is a good metric.
 
-    Args:
-        latents: Latents of the model.
-        operator: The operator A.
-        y: Observations, (batch, ...).
-        noise: Standard deviation of their noise.
-        generator: Generator on the CPU.
+    All functions accept k copies of the batch of observations y (batch, m), one after the other.
+    The generator is on the CPU.
     """
 
-    def __init__(
-        self,
-        latents: Latents,
-        operator: Callable[[Tensor], Tensor],
-        y: Tensor,
-        noise: float,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        self.latents, self.operator, self.noise = latents, operator, noise
-        self.y, self.generator = y.flatten(1), generator
-        self._estimates: list[Tensor] = []
+    latents: Latents
+    operator: Operator
+    y: Tensor
+    noise: float
+    generator: torch.Generator | None = None
+    gaussian: Any = None
+    _estimates: list[Tensor] = field(default_factory=list)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Compute g(z), (batch, ...)."""
-        return self.latents.decode(z)
+        """Return events, (batch, ...)."""
+        return self.latents.decode(z) if self.gaussian is None else z
 
     def observe(self, z: Tensor) -> Tensor:
         """Compute A(g(z)), (batch, m)."""
-        return self.operator(self.latents.decode(z)).flatten(1)
+        return self.operator(self.decode(z)).flatten(1)
 
-    @torch.no_grad()
     def energy(self, z: Tensor) -> Tensor:
-        """Compute U(z), (batch,), infinite where it is not finite."""
-        residual = self._residual(self.observe(z))
-        return ((residual.square().sum(1) + z.square().sum(1)) / 2).nan_to_num(nan=torch.inf)
+        """Compute U, (batch,), infinite where it is not finite."""
+        return self._energy(z).nan_to_num(nan=torch.inf)
 
     def gradient(self, z: Tensor) -> Tensor:
-        """Compute the gradient of U, (batch, n)."""
+        """Compute the gradient of U, in the shape of z."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            residual = self._residual(self.observe(z))
-            (gradient,) = torch.autograd.grad(residual.square().sum() / 2, z)
-        return (gradient + z).detach().nan_to_num(0.0, 0.0, 0.0)
+            (gradient,) = torch.autograd.grad(self._energy(z).sum(), z)
+        return gradient.nan_to_num(0.0, 0.0, 0.0)
+
+    def metric(self, z: Tensor) -> Any:
+        """Return the Gaussian's posterior, or a diagonal metric of chains that are at z.
+
+        The latter averages the curvature at z and up to two estimates before. The events of a batch
+        share the relative curvature of blocks, so samples depend slightly on the other events.
+        """
+        if self.gaussian is not None:
+            return self.gaussian
+        curvature = self.curvature(z).view(-1, len(self.y), z.shape[1])
+        self._estimates = [*self._estimates, curvature.mean(0)][-ESTIMATES:]
+        precision = _smooth(torch.stack(self._estimates).mean(0))
+        return _DiagonalMetric(precision.repeat(len(curvature), 1), self.generator)
 
     def curvature(self, z: Tensor) -> Tensor:
         r"""Estimate the diagonal of :math:`J^T A^T A J / \sigma^2` by random probes, (batch, n)."""
         at, squares = Linearization(self.observe, z), torch.zeros_like(z)
         for _ in range(PROBES):
-            product = at.vjp(self.draw(at.image.shape))
+            product = at.vjp(draw_normal(at.image.shape, self.generator, self.y))
             squares += product.square().nan_to_num(0.0, 0.0).clamp_max(LARGEST_CURVATURE)
         return squares / (PROBES * self.noise**2)
 
-    def metric(self, z: Tensor) -> "DiagonalMetric":
-        """Return the inverse of the mean of the curvature at z and of up to two estimates before.
-
-        The events of a batch share the relative curvature of blocks of coordinates, so that samples
-        depend slightly on the other events.
-        """
-        curvature = self.curvature(z).view(-1, len(self.y), z.shape[1])
-        self._estimates = [*self._estimates, curvature.mean(0)][-ESTIMATES:]
-        precision = _smooth(torch.stack(self._estimates).mean(0))
-        return DiagonalMetric(precision.repeat(len(curvature), 1), self.generator)
-
-    def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw standard normal numbers."""
-        return _draw(shape, self.generator, self.y)
-
-    def _residual(self, observed: Tensor) -> Tensor:
-        """Compute y - A(g(z)) in units of the noise, (k * batch, m)."""
-        return (self.y.repeat(len(observed) // len(self.y), 1) - observed) / self.noise
-
-    @torch.no_grad()
     def mode(self, z: Tensor) -> Tensor:
-        """Reduce U by Gauss-Newton steps, each by preconditioned conjugate gradients.
-
-        A step is halved, at most four times, until U decreases.
-        """
+        """Reduce U by Gauss-Newton steps, which are halved up to four times until U decreases."""
         energy = self.energy(z)
         moving = torch.ones_like(energy, dtype=torch.bool)
         for _ in range(GAUSS_NEWTON_STEPS):
@@ -133,7 +168,7 @@ class Posterior:
         return z
 
     def _gauss_newton_step(self, z: Tensor) -> Tensor:
-        """Solve (J^T A^T A J / sigma^2 + I) p = -grad U approximately."""
+        """Solve (J^T A^T A J / sigma^2 + I) p = -grad U by preconditioned conjugate gradients."""
         at = Linearization(self.observe, z)
         right = at.vjp(self._residual(at.image) / self.noise) - z
         scale = 1 / _smooth(self.curvature(z))
@@ -148,89 +183,43 @@ class Posterior:
             direction, product = scaled + new / product * direction, new
         return step.nan_to_num(0.0, 0.0, 0.0)
 
+    def _residual(self, observed: Tensor) -> Tensor:
+        """Compute y - A(g(z)) in units of the noise, (k * batch, m)."""
+        return (self.y.repeat(len(observed) // len(self.y), 1) - observed) / self.noise
 
-class DiagonalMetric:
-    """A diagonal covariance of latents with given precisions (chains * batch, n)."""
+    def _energy(self, z: Tensor) -> Tensor:
+        squares = self._residual(self.observe(z)).square().sum(1) / 2
+        if self.gaussian is None:
+            return squares + z.square().sum(1) / 2
+        return squares - self.latents.log_prob(z)  # type: ignore[misc]
 
-    def __init__(self, precision: Tensor, generator: torch.Generator | None) -> None:
-        self.precision, self.generator = precision, generator
+
+@dataclass(frozen=True)
+class _DiagonalMetric:
+    """A diagonal covariance of latents with precisions (chains * batch, n)."""
+
+    precision: Tensor
+    generator: torch.Generator | None
 
     def draw(self, count: int) -> Tensor:
-        """Draw velocities of the first chains, (count, n)."""
-        shape = (count, self.precision.shape[1])
-        return _draw(shape, self.generator, self.precision) / self.precision[:count].sqrt()
+        first = self.precision[:count]
+        return draw_normal(first.shape, self.generator, first) / first.sqrt()
 
     def covariance_product(self, v: Tensor) -> Tensor:
-        """Multiply v (chains * batch, n) by the covariance."""
         return v / self.precision
 
     def precision_product(self, v: Tensor) -> Tensor:
-        """Compute the squared norm of v, (chains * batch,)."""
         return (v.square() * self.precision).sum(1)
 
 
-class EventPosterior:
-    r"""The posterior in events x.
-
-    Its energy, the negative log-density up to a constant, is
-
-    .. math:: U(x) = \frac{|A(x) - y|^2}{2 \sigma^2} - \log p(x)
-
-    With little noise it is sampled faster than that in latents: the first term, the stiff one, is
-    quadratic for a linear operator, so that the posterior of a Gaussian is a good metric.
-
-    Args:
-        latents: Latents of a model with a density on all of space.
-        operator: The operator A.
-        y: Observations, (batch, ...).
-        gaussian: The posterior of a Gaussian with this operator.
-    """
-
-    def __init__(
-        self,
-        latents: Latents,
-        operator: Callable[[Tensor], Tensor],
-        y: Tensor,
-        gaussian: GaussianPosterior,
-    ) -> None:
-        self.latents, self.operator, self.gaussian = latents, operator, gaussian
-        self.y, self.generator = y.flatten(1), gaussian.generator
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Return x."""
-        return x
-
-    @torch.no_grad()
-    def energy(self, x: Tensor) -> Tensor:
-        """Compute U(x), (chains * batch,), infinite where it is not finite."""
-        return self._energy(x).nan_to_num(nan=torch.inf)
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """Compute the gradient of U, in the shape of x."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self._energy(x).sum(), x)
-        return gradient.nan_to_num(0.0, 0.0, 0.0)
-
-    def metric(self, x: Tensor) -> GaussianPosterior:
-        """Return the posterior of the Gaussian."""
-        return self.gaussian
-
-    def _energy(self, x: Tensor) -> Tensor:
-        observed = self.operator(x).flatten(1)
-        y = self.y.repeat(len(observed) // len(self.y), 1)
-        residual = (y - observed) / self.gaussian.noise
-        return residual.square().sum(1) / 2 - self.latents.log_prob(x)  # type: ignore[misc]
-
-
-def is_affine(operator: Callable[[Tensor], Tensor], like: Tensor) -> bool:
+def is_affine(operator: Operator, like: Tensor) -> bool:
     """Return whether an operator on events like those given, (1, ...), is affine."""
-    first, second = _draw((2, *like.shape), torch.Generator().manual_seed(0), like)
+    first, second = draw_normal((2, *like.shape), torch.Generator().manual_seed(0), like)
     mean = operator((first + second) / 2)
     return torch.allclose(mean, (operator(first) + operator(second)) / 2, rtol=1e-3, atol=1e-4)
 
 
-def has_forward_mode(operator: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+def has_forward_mode(operator: Operator, x: Tensor) -> bool:
     """Return whether an operator has derivatives by forward mode, which the mode needs."""
     try:
         jvp(operator, x, torch.zeros_like(x))
@@ -240,15 +229,13 @@ def has_forward_mode(operator: Callable[[Tensor], Tensor], x: Tensor) -> bool:
 
 
 def _smooth(curvature: Tensor) -> Tensor:
-    """Smooth estimates (batch, n) of the curvature, and add that of the prior, 1.
-
-    They become the mean of the batch times scales of blocks.
-    """
+    """Replace curvatures (batch, n) by their mean times scales of blocks; add the prior's, 1."""
     pooled = curvature.mean(0).clamp_min(1e-12)
     blocks = (curvature / pooled).split(BLOCK, 1)
-    scales = [each.mean(1, keepdim=True).expand_as(each) for each in blocks]
+    scales = [block.mean(1, keepdim=True).expand_as(block) for block in blocks]
     return 1 + pooled * torch.cat(scales, 1)
 
 
-def _draw(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
+def draw_normal(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """Draw standard normal numbers with the dtype and on the device of a tensor."""
     return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)

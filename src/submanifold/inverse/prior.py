@@ -1,37 +1,24 @@
 """A model as a prior of the library deepinv, which is an optional dependency."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from submanifold.common.extras import import_extra
 from submanifold.inverse.operators import Denoise
 from submanifold.inverse.restoration import restore
 from submanifold.models import Model
 
-if TYPE_CHECKING:
-    Base = nn.Module
-else:
-    Base = import_extra("deepinv", "deepinv").optim.Prior
+Base: Any = import_extra("deepinv", "deepinv").optim.Prior
 
 
 class Prior(Base):
     r"""The negative log-density of a model, :math:`g(x) = -\log p(x)`, for ``deepinv.optim``.
 
-    Iterations that need the proximal operator use a denoiser in its place ("plug and play"): the
-    posterior mean of an image with noise of variance gamma. Samplers of ``deepinv.sampling`` use
-    the gradient; their argument ``sigma`` has no effect, because the density is not smoothed.
-
-    Args:
-        model: A model of images with a density on all of space.
-
-    Example:
-        >>> from submanifold.flows import Glow
-        >>> from submanifold.models import Hierarchy, Stage
-        >>> model = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=1, width=4), dim=9)]).eval()
-        >>> Prior(model).score(torch.rand(2, 1, 8, 8)).shape
-        torch.Size([2, 1, 8, 8])
+    The model has images and a density on all of space. In place of the proximal operator is a
+    denoiser ("plug and play"): the posterior mean of an image with noise of variance gamma. The
+    argument ``sigma`` of samplers has no effect, because the density is not smoothed.
     """
 
     def __init__(self, model: Model) -> None:

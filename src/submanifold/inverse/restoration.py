@@ -3,54 +3,43 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # submodules load on first use
 import torch
 from torch import Tensor
 
 from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
-from submanifold.inverse.latents import latents_of
 from submanifold.inverse.linear import LARGEST_OBSERVATION, Ensemble, GaussianPosterior
 from submanifold.inverse.operators import Operator
-from submanifold.inverse.posterior import (
-    COARSE_NOISE,
-    EventPosterior,
-    Posterior,
-    has_forward_mode,
-    is_affine,
-)
-from submanifold.inverse.sampler import TargetDensity, r_hat, sample
+from submanifold.inverse.posterior import Posterior, has_forward_mode, is_affine, latents_of
+from submanifold.inverse.sampler import r_hat, sample
 from submanifold.models import Model
 
-BATCH = 32
-"""Images that are restored at a time."""
-ITERATIONS, CHAINS = 30, 4
-"""Default number of iterations of the sampler, and chains for each image."""
+BATCH = 32  # images that are restored at a time
+ITERATIONS, CHAINS = 30, 4  # of the sampler for each image
+LEVEL = 0.9  # of the posterior's intervals whose coverage is measured
+# With more noise the mode in latents is a worse restoration than the linear estimate. With less
+# noise a sampler in images is faster (docs/evidence/restore.md).
+COARSE_NOISE = 0.04
 
 
 class Restoration(NamedTuple):
-    """The posterior of images, pixels in [0, 1].
+    """The posterior of images (batch, channels, height, width), pixels in [0, 1].
 
-    Attributes:
-        image: Posterior mean, (batch, channels, height, width), in [0, 1].
-        std: Posterior standard deviation of each pixel, in the shape of the image.
-        acceptance: Acceptance rate of the sampler for each image, (batch,).
-        samples: Samples of the posterior, (samples, batch, channels, height, width), in [0, 1].
-        r_hat: Potential scale reduction for each image, (batch,): about 1 if the chains of the
-            sampler have converged. Far above, the standard deviations are mostly those of the
-            starts.
-        mode: Mode of the posterior in the model's latents, around which the sampler starts, in the
-            shape of the image; None if the noise is 0.04 or more, or if the operator has no
-            forward-mode derivative.
+    ``r_hat`` is about 1 if the chains of the sampler have converged. Far above, the standard
+    deviations are mostly those of the starts. ``mode`` is that of the posterior in latents, None if
+    the noise is 0.04 or more, or if the operator has no forward-mode derivative.
     """
 
-    image: Tensor
-    std: Tensor
-    acceptance: Tensor
-    samples: Tensor
-    r_hat: Tensor
+    image: Tensor  # posterior mean
+    std: Tensor  # posterior standard deviation of each pixel
+    acceptance: Tensor  # acceptance rate of the sampler, (batch,)
+    samples: Tensor  # (samples, batch, channels, height, width)
+    r_hat: Tensor  # potential scale reduction, (batch,)
     mode: Tensor | None = None
 
 
+@torch.no_grad()
 def restore(
     model: Model,
     y: Tensor,
@@ -60,123 +49,91 @@ def restore(
     dim: int | None = None,
     iterations: int = ITERATIONS,
     generator: torch.Generator | None = None,
+    context: Tensor | None = None,
 ) -> Restoration:
     r"""Sample the posterior of images x, given observations :math:`y = A(x) + \sigma \epsilon`.
 
     The prior is the density of a trained model without a flow on its coordinates, and
     :math:`\epsilon \sim N(0, I)`. A first estimate is the best linear one for the contrast of each
-    image (:class:`submanifold.inverse.linear.LinearEstimator`), or, for noise below 0.04, the mode,
-    which Gauss-Newton steps find. Four chains of Hamiltonian Monte Carlo start around it, with the
-    covariance of the errors of linear estimates: in images if the noise is below 0.04, the operator
-    is affine and the model has the covariance of its training data, ``model.gaussian``
-    (:class:`submanifold.inverse.posterior.EventPosterior`), otherwise in latents
-    (:class:`submanifold.inverse.posterior.Posterior`). A model of vectors works in the same way; x
-    and y are then vectors in the units of the model. A conditional model is used inside of
-    :func:`submanifold.flows.conditioning`, with one context for all images.
+    image (:class:`.LinearEstimator`), or, for noise below 0.04, the mode, which Gauss-Newton steps
+    find. Four chains of Hamiltonian Monte Carlo start around it, with the covariance of the errors
+    of linear estimates: in images if the noise is below 0.04, the operator is affine and the model
+    has the covariance of its training data, ``model.gaussian``, otherwise in latents
+    (:class:`.Posterior`). A model of vectors works in the same way; x and y are then vectors in the
+    units of the model.
 
     Args:
         model: A model of images.
-        y: Observations, in the shape of A(x).
+        y: Observations A(x).
         operator: A differentiable function A of images (batch, channels, height, width) in [0, 1],
             such as those of :mod:`submanifold.inverse.operators`, or an object of
             ``deepinv.physics``.
         noise: Standard deviation :math:`\sigma`, in the units of y; by default that of the noise
             model of a deepinv object.
-        dim: Restrict the images to the manifold of this dimension. By default the prior is the
-            density on all of space.
+        dim: Restrict the images to the manifold of this dimension.
         iterations: Iterations of each chain; the first third is discarded.
         generator: Generator on the CPU. Images are restored in batches of 32; the samples of an
             image depend slightly on the others of its batch.
-
-    Returns:
-        The posterior mean, standard deviations, acceptance rates and samples, on the device of the
-        model.
+        context: The context (1, ...) of all images, for a conditional model.
 
     Raises:
         UserError: An argument does not fit the model.
-
-    Example:
-        >>> from submanifold.flows import Glow
-        >>> from submanifold.inverse import Superresolve
-        >>> from submanifold.models import Hierarchy, Stage
-        >>> model = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=1, width=4), dim=9)]).eval()
-        >>> y = torch.rand(2, 1, 4, 4)
-        >>> restored = restore(model, y, Superresolve(2), noise=0.05, iterations=6)
-        >>> restored.image.shape, restored.std.shape
-        (torch.Size([2, 1, 8, 8]), torch.Size([2, 1, 8, 8]))
     """
-    latents = latents_of(model, dim)
+    latents = latents_of(model, dim, context)
     operator, noise = _resolve(operator, noise)
     if iterations < 3:
-        raise UserError(
-            f"iterations: expected 3 or more, got {iterations}. Use such as {ITERATIONS}."
-        )
+        raise UserError(f"iterations: expected 3 or more, got {iterations}. Use {ITERATIONS}.")
     weight = next(model.parameters())
-    with torch.no_grad():
-        x = latents.decode(weight.new_zeros(1, latents.dim))
-        shape = operator(x).shape[1:]
+    x = latents.decode(weight.new_zeros(1, latents.dim))
+    shape = operator(x).shape[1:]
     if y.shape[1:] != shape or not len(y) or y.dtype != weight.dtype:
         expected = ", ".join(map(str, ["batch", *shape]))
         raise UserError(
             f"y: expected {weight.dtype} of shape ({expected}), that of operator(x), got {y.dtype} "
             f"of shape {tuple(y.shape)}. Pass observations of this operator."
         )
-    of_images = len(model.event_shape) == 3
-    has_fine_noise = noise < COARSE_NOISE
-    uses_mode = has_fine_noise and has_forward_mode(operator, x)
+    bounds = (0.0, 1.0) if len(model.event_shape) == 3 else (-torch.inf, torch.inf)
+    has_mode = noise < COARSE_NOISE and has_forward_mode(operator, x)
+    is_small = noise < COARSE_NOISE and y[0].numel() <= LARGEST_OBSERVATION
     linear: Ensemble | GaussianPosterior
-    if (
-        has_fine_noise
-        and latents.log_prob is not None
-        and latents.gaussian is not None
-        and y[0].numel() <= LARGEST_OBSERVATION
-        and is_affine(operator, x)
-    ):
+    if is_small and latents.gaussian is not None and is_affine(operator, x):
         linear = GaussianPosterior(latents.gaussian, operator, noise, generator)
     else:
         linear = Ensemble(latents, operator, noise, weight, generator)
+
+    def encode(x: Tensor) -> Tensor:
+        return latents.encode(x.clamp(*bounds)).nan_to_num(0.0, 0.0, 0.0)
+
     parts = []
-    batches = y.to(weight.device).split(BATCH)
+    batches = y.to(weight.device).flatten(1).split(BATCH)
     with ProgressBar("restoring", "iterations", iterations * len(batches)) as progress:
         for batch in batches:
             posterior = Posterior(latents, operator, batch, noise, generator)
-            linear = linear.scaled(posterior.y)
-            with torch.no_grad():
-                x = linear.estimate(posterior.y)
-                x = x.clamp(0, 1) if of_images else x
-                z = latents.encode(x).nan_to_num(0.0, 0.0, 0.0)
-            z = posterior.mode(z) if uses_mode else z
-            with torch.no_grad():
-                mode = latents.decode(z)
-                mode = mode.clamp(0, 1) if of_images else mode
-                deviations = linear.draw(CHAINS // 2 * len(batch))
-                starts = mode.repeat(CHAINS, *(1 for _ in x.shape[1:]))
-                starts = starts + torch.cat([deviations, -deviations])
-            target: TargetDensity = posterior
+            linear = linear.scaled(batch)
+            z = encode(linear.estimate(batch))
+            mode = latents.decode(posterior.mode(z) if has_mode else z).clamp(*bounds)
+            deviations = linear.draw(CHAINS // 2 * len(batch))
+            starts = mode.repeat(CHAINS, *(1 for _ in mode.shape[1:]))
+            starts = starts + torch.cat([deviations, -deviations])
             if isinstance(linear, GaussianPosterior):
-                target = EventPosterior(latents, operator, batch, linear)
+                posterior = Posterior(latents, operator, batch, noise, generator, linear)
             else:
-                starts = starts.clamp(0, 1) if of_images else starts
-                starts = latents.encode(starts).nan_to_num(0.0, 0.0, 0.0)
-            samples, acceptance = sample(target, starts, CHAINS, iterations, progress.update)
-            samples = samples.clamp(0, 1) if of_images else samples
+                starts = encode(starts)
+            samples, acceptance = sample(posterior, starts, CHAINS, iterations, progress.update)
+            samples = samples.clamp(*bounds)
             reduction, samples = r_hat(samples), samples.flatten(0, 1)
             parts.append((samples.mean(0), samples.std(0), acceptance, samples, reduction, mode))
     image, std, rates, drawn, reductions, modes = zip(*parts, strict=True)
     return Restoration(
         torch.cat(image), torch.cat(std), torch.cat(rates), torch.cat(drawn, 1),
-        torch.cat(reductions), torch.cat(modes) if uses_mode else None,
+        torch.cat(reductions), torch.cat(modes) if has_mode else None,
     )  # fmt: skip
 
 
-def as_pixels(images: np.ndarray) -> Tensor:
-    """Convert bytes to pixels in [0, 1], the centres of their intervals.
-
-    Example:
-        >>> as_pixels(np.array([0, 255], np.uint8)).tolist()
-        [0.001953125, 0.998046875]
-    """
-    return (torch.from_numpy(np.array(images)).float() + 0.5) / 256
+def coverage(restored: Restoration, x: Tensor, level: float = LEVEL) -> np.ndarray:
+    """Share of the pixels of each image x inside the normal interval of a level, (batch,)."""
+    half_width = float(scipy.stats.norm.ppf((1 + level) / 2)) * restored.std.cpu()
+    return ((restored.image.cpu() - x).abs() <= half_width).flatten(1).double().mean(1).numpy()
 
 
 def _resolve(operator: Any, noise: Any) -> tuple[Operator, float]:

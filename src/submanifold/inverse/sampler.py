@@ -2,60 +2,25 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from submanifold.inverse.posterior import Posterior
+
 LEAPFROG_STEPS = 16
-BURN_IN = 1 / 3
-"""Share of the iterations that adapt the sampler and whose samples are discarded."""
+BURN_IN = 1 / 3  # share of the iterations whose samples are discarded
 TARGET_ACCEPTANCE, SHRINKAGE = 0.7, 0.1
 FIRST_STEP_SIZE, LARGEST_FIRST_STEP_SIZE, JITTER = 0.01, 0.12, 0.2
-ADAPT_EVERY = 3
-"""Iterations between adaptations of the metric."""
-
-
-class Metric(Protocol):
-    """An approximate covariance P of the posterior; velocities are drawn from N(0, P)."""
-
-    def draw(self, count: int) -> Tensor:
-        """Draw velocities, (count, ...)."""
-
-    def covariance_product(self, v: Tensor) -> Tensor:
-        """Compute P v."""
-
-    def precision_product(self, v: Tensor) -> Tensor:
-        r"""Compute :math:`v^T P^{-1} v`, (batch,)."""
-
-
-class TargetDensity(Protocol):
-    """A posterior of a batch of points."""
-
-    generator: torch.Generator | None
-
-    def energy(self, x: Tensor) -> Tensor:
-        """Compute the negative log-density U(x) up to a constant, (batch,)."""
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """Compute the gradient of U, in the shape of x."""
-
-    def metric(self, x: Tensor) -> Metric:
-        """Return a metric for chains that are at x."""
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Map points to events."""
+ADAPT_EVERY = 3  # iterations between adaptations of the metric
 
 
 @torch.no_grad()
 def sample(
-    target: TargetDensity,
-    x: Tensor,
-    chains: int,
-    iterations: int,
-    progress: Callable[[int], Any] | None = None,
+    target: Posterior, x: Tensor, chains: int, iterations: int, progress: Callable[[int], Any]
 ) -> tuple[Tensor, Tensor]:
-    """Draw samples by Hamiltonian Monte Carlo (Neal 2011).
+    """Draw samples by Hamiltonian Monte Carlo (Neal 2011), with 16 leapfrog steps an iteration.
 
     The first third of the iterations is the burn-in, in which dual averaging (Hoffman & Gelman
     2014, section 3.2) adapts the step size of each pair of chains to an acceptance rate of 0.7, and
@@ -65,12 +30,8 @@ def sample(
     If their starts are symmetric about the mean of a Gaussian, so are their samples, whose mean is
     exact.
 
-    Args:
-        target: The density.
-        x: Starts, an even number of copies of a batch, (chains * batch, ...).
-        chains: Number of copies.
-        iterations: Number of iterations, each of 16 leapfrog steps.
-        progress: Called with 1 after each iteration.
+    The starts x are an even number of copies of a batch, (chains * batch, ...). ``progress`` is
+    called with 1 after each iteration.
 
     Returns:
         Decoded samples after the burn-in, (samples, chains, batch, ...), and acceptance rates
@@ -119,8 +80,7 @@ def sample(
             averaged = averaged + count**-0.75 * (log_step - averaged)
             if count % ADAPT_EVERY == 0 and count < burn_in - 1:
                 metric = target.metric(x)
-        if progress is not None:
-            progress(1)
+        progress(1)
     return torch.stack(samples), acceptance.view(chains, -1).mean(0)
 
 
@@ -129,10 +89,7 @@ def r_hat(samples: Tensor) -> Tensor:
 
     It is :math:`\sqrt{(W + B) / W}`, about 1 for chains that have converged: B is the variance
     between the means of the chains, W that within the chains, both averaged over the elements of an
-    event.
-
-    Args:
-        samples: (samples, chains, batch, ...).
+    event. The samples are (samples, chains, batch, ...).
     """
     flat = samples.flatten(3)
     within, between = flat.var(0).mean((0, 2)), flat.mean(0).var(0).mean(1)
