@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +23,6 @@ from sklearn.base import (
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
 
 from submanifold.common.device import choose_device
 from submanifold.common.errors import UserError
@@ -34,18 +32,13 @@ from submanifold.config.merge import entry, manifold_stages
 from submanifold.config.project import PACKAGED_CONF
 from submanifold.config.resolve import resolve
 from submanifold.config.schema import Experiment
-from submanifold.data.batches import fixed_batches
 from submanifold.data.settings import Scale, TableSettings
 from submanifold.data.tables import Preprocessor
-from submanifold.data.tables.scan import Scan
-from submanifold.evaluation.calibration import Calibration, calibrate
-from submanifold.evaluation.samples import stored
-from submanifold.evaluation.scores import (
-    NOISE_SCALE,
-    SMOOTHED_DENSITY,
-    log_prob_at,
-)
-from submanifold.flows import is_conditional
+from submanifold.data.tables.schema import TableSchema
+from submanifold.evaluation.calibration import calibrate
+from submanifold.evaluation.scores import NOISE_SCALE
+from submanifold.flows import context_of
+from submanifold.inference.predictor import Predictor
 from submanifold.models import Model
 from submanifold.training.cost import fit_budget, with_steps
 from submanifold.training.phases import train_phases
@@ -55,7 +48,6 @@ HELD_OUT = 0.1
 MIN_ROWS = 20
 """With fewer rows all of them train the model and validate it."""
 FALSE_ALARM_RATE = 0.05
-ROW_BATCH, IMAGE_BATCH = 4096, 64
 
 
 class ManifoldFlow(
@@ -144,12 +136,8 @@ class ManifoldFlow(
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803
         """Train the model.
 
-        Args:
-            X: Rows, see the class.
-            y: Ignored.
-
-        Raises:
-            ValueError: A parameter or the data cannot be used.
+        X are rows, see the class; y is ignored. A parameter or data that cannot be used raise a
+        ValueError.
         """
         self._validate_params()
         if self.minutes is not None and self.steps is not None:
@@ -158,41 +146,33 @@ class ManifoldFlow(
             )
         device = choose_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        rows = self._validated(X, reset=True)
+        rows = events = self._validated(X, reset=True)
         self.preprocessor_ = None
         if rows.ndim == 2:
-            table = self._table(rows)
+            names = getattr(self, "feature_names_in_", [f"x{n}" for n in range(rows.shape[1])])
+            table = pd.DataFrame(rows, columns=list(names))
             self.preprocessor_ = Preprocessor.fit(table, scale=self.scale)
             if not self.preprocessor_.varying:
                 raise UserError("X: expected a column with several values, got constant columns.")
             events = self.preprocessor_.transform(table, salt=np.arange(len(rows)))
-        else:
-            events = rows
         order = np.random.default_rng(seed).permutation(len(rows))
-        held_out = order if len(rows) < MIN_ROWS else order[: round(HELD_OUT * len(rows))]
-        train = order if len(rows) < MIN_ROWS else order[len(held_out) :]
-        train, valid, shape = events[train], events[held_out], events.shape[1:]
+        count = round(HELD_OUT * len(rows))
+        held_out, train = (order, order) if len(rows) < MIN_ROWS else (order[:count], order[count:])
+        shape, valid = events.shape[1:], events[held_out]
         experiment = self._experiment(shape, {"train": len(train), "valid": len(valid)})
+        phases = self._phases(experiment, shape, device)
         # torch's global generator is the user's
-        devices = [device] if device.type == "cuda" else []
         with (
             hidden_progress(not self.verbose),
-            torch.random.fork_rng(devices),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
             TemporaryDirectory() as folder,
         ):
-            self.model_ = train_phases(
-                self._phases(experiment, shape, device),
-                experiment.model,
-                train,
-                valid,
-                seed,
-                device,
-                Path(folder),
+            model = train_phases(
+                phases, experiment.model, events[train], valid, seed, device, Path(folder)
             )
-            self.model_.data = experiment.data.facts
-            calibrated = copy.deepcopy(self.model_)
-            self.model_.calibration = calibrate(calibrated, valid, device)
-            self.noise_scale_ = calibrated.calibration[NOISE_SCALE]
+            model.data = experiment.data.facts
+            model.calibration = calibrate(model, valid, device)
+        self.model_, self.noise_scale_ = model.cpu(), model.calibration[NOISE_SCALE]
         self._set_offset(rows, rows[held_out])
         return self
 
@@ -206,7 +186,7 @@ class ManifoldFlow(
         normal noise of the scale that fits held-out rows best (``noise_scale_``), like the
         bandwidth of a kernel density estimate.
         """
-        return self._score(self._checked(X))
+        return self._log_prob(self._checked(X))
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
         """Compute the mean of :meth:`score_samples`; larger is better."""
@@ -232,38 +212,30 @@ class ManifoldFlow(
         They are in the order of their contribution to the data.
         """
         rows = self._checked(X)
-        exact = self.preprocessor_ is not None
-        u = self._apply(lambda model, x: model.encode(x, exact)[0], rows).numpy()
+        u, _ = self._predictor.encode(rows, "default" if self.preprocessor_ is None else "nearest")
         single = getattr(rows, "dtype", None) == np.float32
         return u.astype(np.float32 if single else np.float64)
 
     def inverse_transform(self, X: Any) -> np.ndarray:  # noqa: N803
         """Map coordinates u (n, n_components) to rows on the manifold, in the units of the data."""
         check_is_fitted(self)
-        u = check_array(X, dtype=np.float32 if self.preprocessor_ is None else np.float64)
-        return self._rows(self._batched(lambda model, u: model.decode(u), u))
+        return np.asarray(self._predictor.decode(check_array(X, dtype=np.float64)))
 
     def project(self, X: Any, exact: bool | None = None) -> np.ndarray:  # noqa: N803
         """Project rows onto the manifold: the points of the manifold that are nearest to them.
 
         Distances are in standardized units, and rows of the result in the units of the data.
-
-        Args:
-            X: Rows, see the class.
-            exact: Whether to compute the nearest projection (:meth:`.Model.project`), which is
-                slower. None does it for tables, so that the result is
-                ``inverse_transform(transform(X))``.
+        ``exact`` computes the nearest projection (:meth:`.Model.project`), which is slower. None
+        does it for tables, so that the result is ``inverse_transform(transform(X))``.
         """
-        rows = self._checked(X)
         exact = self.preprocessor_ is not None if exact is None else exact
-        return self._rows(self._apply(lambda model, x: model.project(x, exact), rows))
+        return np.asarray(self._predictor.project(self._checked(X), exact)[0])
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
         """Draw rows on the manifold, in the units of the data."""
         check_is_fitted(self)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
-        model = self._model()
-        return self._rows(model.sample(n_samples, 1.0, torch.Generator().manual_seed(seed)))
+        return np.asarray(self._predictor.sample(n_samples, seed=seed))
 
     def save(self, path: str | Path) -> None:
         """Write the model to a file, which :meth:`load` and the command line read."""
@@ -282,27 +254,24 @@ class ManifoldFlow(
         """
         model = Model.load(path, "cpu")
         is_point = len(model.event_shape) != 3 and "table" not in model.data
-        if is_point or is_conditional(model):
+        if is_point or context_of(model):
             kind = "one of points" if is_point else "a conditional one"
             raise UserError(
                 f"{path}: expected a model of a table or of images, got {kind}. Use "
                 "submanifold.models.Model.load."
             )
-        notes = model.notes.get("estimator", {})
-        found = cls(**{"n_components": model.dim, **notes.get("parameters", {}), "device": device})
-        found.model_ = model
-        found.preprocessor_ = None
-        if "table" in model.data:
-            found.preprocessor_ = Preprocessor.from_dict(model.data["table"])
-            names = found.preprocessor_.inputs
-            found.n_features_in_ = len(names)
+        notes, predictor = model.notes.get("estimator", {}), Predictor(model)
+        flow = cls(**{"n_components": model.dim, **notes.get("parameters", {}), "device": device})
+        flow.model_, flow.preprocessor_ = model, predictor.preprocessor
+        flow.n_features_in_ = model.event_dim
+        if flow.preprocessor_ is not None:
+            names = flow.preprocessor_.inputs
+            flow.n_features_in_ = len(names)
             if notes.get("named", True):
-                found.feature_names_in_ = np.array(names, object)
-        else:
-            found.n_features_in_ = model.event_dim
-        found.noise_scale_ = notes.get("noise_scale", model.calibration.get(NOISE_SCALE))
-        found.offset_ = notes["offset"] if notes else found._calibrated_offset()
-        return found
+                flow.feature_names_in_ = np.array(names, object)
+        flow.noise_scale_ = notes.get("noise_scale", model.calibration.get(NOISE_SCALE))
+        flow.offset_ = notes["offset"] if notes else predictor.threshold(FALSE_ALARM_RATE)
+        return flow
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return manifoldflow0, manifoldflow1, ...; the names of the columns are not used."""
@@ -319,45 +288,35 @@ class ManifoldFlow(
 
     def _validated(self, X: Any, reset: bool) -> Any:  # noqa: N803
         """Check rows as scikit-learn does: an array (n, columns), or images."""
-        if getattr(X, "ndim", 0) == 4:
-            return self._validated_images(np.asarray(X), reset)
-        if not reset and self.preprocessor_ is None:
-            shape = ", ".join(map(str, self.model_.event_shape))
-            raise UserError(f"X: expected images, uint8 (n, {shape}), got {type(X).__name__}.")
-        known = {} if reset or self.preprocessor_ is None else self.preprocessor_.categories
-        if known and isinstance(X, pd.DataFrame):
-            return X  # of a pipeline's model; the preprocessor checks it
-        return validate_data(self, X, reset=reset, ensure_min_samples=2 if reset else 1)
-
-    def _validated_images(self, images: np.ndarray, reset: bool) -> np.ndarray:
-        expected = "(n, 1 or 3 channels, size, size)"
-        fits = images.shape[1] in (1, 3) and images.shape[2] == images.shape[3]
-        if not reset:
-            if self.preprocessor_ is not None:
-                raise UserError(f"X: expected a table (n, columns), got shape {images.shape}.")
-            shape = self.model_.event_shape
-            expected, fits = f"(n, {', '.join(map(str, shape))})", images.shape[1:] == shape
-        least = 2 if reset else 1
-        if images.dtype != np.uint8 or not fits or len(images) < least:
-            raise UserError(
-                f"X: expected at least {least} images, uint8 {expected}, or a table, got "
-                f"{images.dtype} {images.shape}."
-            )
-        if reset:
+        if reset and getattr(X, "ndim", 0) == 4:
+            images = np.asarray(X)
+            is_square = images.shape[1] in (1, 3) and images.shape[2] == images.shape[3]
+            if images.dtype != np.uint8 or not is_square or len(images) < 2:
+                raise UserError(
+                    "X: expected at least 2 images, uint8 (n, 1 or 3 channels, size, size), or a "
+                    f"table, got {images.dtype} {images.shape}."
+                )
             self.n_features_in_ = int(np.prod(images.shape[1:]))
             if hasattr(self, "feature_names_in_"):
                 del self.feature_names_in_
-        return images
+            return images
+        if not reset:
+            known = self.preprocessor_
+            if known is None or (known.categories and isinstance(X, pd.DataFrame)):
+                return X  # images, or rows for a pipeline's model, which the predictor checks
+        return validate_data(self, X, reset=reset, ensure_min_samples=2 if reset else 1)
 
     def _checked(self, X: Any) -> Any:  # noqa: N803
         check_is_fitted(self)
         return self._validated(X, reset=False)
 
-    def _table(self, rows: Any) -> pd.DataFrame:
-        if isinstance(rows, pd.DataFrame):
-            return rows
-        names = getattr(self, "feature_names_in_", [f"x{n}" for n in range(rows.shape[1])])
-        return pd.DataFrame(rows, columns=list(names))
+    @property
+    def _predictor(self) -> Predictor:
+        check_is_fitted(self)
+        return _predictor(self.model_, choose_device(self.device))
+
+    def _log_prob(self, rows: Any) -> np.ndarray:
+        return self._predictor.log_prob(rows, self.noise_scale_)
 
     def _experiment(self, shape: tuple[int, ...], counts: dict[str, int]) -> Experiment:
         """Select the model and its training from the configuration."""
@@ -369,33 +328,26 @@ class ManifoldFlow(
             parameters["dataset"] = "table"
             settings = {"source": "table", "path": "X", "scale": self.scale}
             data = read_settings(TableSettings, settings, "data")
-            data._scan = Scan(self.preprocessor_, counts, None, 0, {}, [])
-        datasets, methods = parameters["datasets"], parameters["methods"]
-        dataset = entry(datasets, parameters["dataset"], "dataset")
-        method = entry(methods, self.method or dataset["method"], "method")
+            data._schema = TableSchema(self.preprocessor_, counts)
+        dataset = entry(parameters["datasets"], parameters["dataset"], "dataset")
+        method = entry(parameters["methods"], self.method or dataset["method"], "method")
         stages, dim = manifold_stages(method, dataset)
-        if stages:
-            dim = self._dim(shape, dim, counts["train"])
-            parameters |= {name: {"dim": dim} for name in stages}
-        elif self.n_components is not None:
+        size, chosen = int(np.prod(shape)), self.n_components
+        if not stages and chosen is not None:
             raise UserError(
                 f"n_components: expected None with method={method['name']}, whose density is on "
-                f"all of space, got {self.n_components}. Omit it, or choose another method."
+                f"all of space, got {chosen}. Omit it, or choose another method."
             )
-        return resolve(parameters, data=data)
-
-    def _dim(self, shape: tuple[int, ...], usual: Any, count: int) -> int:
-        """Return the dimension of the manifold."""
-        size = int(np.prod(shape))
-        if self.n_components is None:
-            half = max(1, min(size, count) // 2)
-            return min(usual, half) if isinstance(usual, int) else half
-        if self.n_components > size:
+        if chosen is not None and chosen > size:
             raise UserError(
                 f"n_components: expected at most {size}, the number of columns that vary, got "
-                f"{self.n_components}. Decrease it."
+                f"{chosen}. Decrease it."
             )
-        return int(self.n_components)
+        if chosen is None:
+            half = max(1, min(size, counts["train"]) // 2)
+            chosen = min(dim, half) if isinstance(dim, int) else half
+        parameters |= {name: {"dim": int(chosen)} for name in stages}
+        return resolve(parameters, data=data)
 
     def _phases(self, experiment: Experiment, shape: tuple[int, ...], device: torch.device) -> Any:
         """Return the phases, with the steps that the parameters ask for."""
@@ -410,28 +362,14 @@ class ManifoldFlow(
         return {name: with_steps(phase, counts[name]) if name in counts else phase
                 for name, phase in phases.items()}  # fmt: skip
 
-    def _score(self, rows: Any) -> np.ndarray:
-        """Compute the log-density of checked rows."""
-        scale = self.noise_scale_
-
-        def log_prob_of(model: Model, x: Tensor) -> Tensor:
-            return model.log_prob(x) if scale is None else log_prob_at(model, x, scale)
-
-        log_prob = self._apply(log_prob_of, rows).double().numpy()
-        log_prob[np.isnan(log_prob)] = -np.inf  # rows beyond the range of floats
-        if self.preprocessor_ is None:
-            return log_prob - self.model_.event_dim * np.log(256)
-        return log_prob + self.preprocessor_.log_det(self._table(rows))
-
     def _set_offset(self, rows: np.ndarray, held_out: np.ndarray) -> None:
         """Set the threshold of outliers, and note it in the model's file."""
         if self.contamination == "auto":
-            scores = np.sort(self._score(held_out))
-            allowed = int(FALSE_ALARM_RATE * (len(scores) + 1))
-            threshold = float(scores[max(allowed, 1) - 1])
+            scores = np.sort(self._log_prob(held_out))
+            threshold = float(scores[max(int(FALSE_ALARM_RATE * (len(scores) + 1)), 1) - 1])
         else:
             share = 100 * float(self.contamination)
-            threshold = float(np.percentile(self._score(rows), share))
+            threshold = float(np.percentile(self._log_prob(rows), share))
         # below the row of that score, whose score varies by rounding
         self.offset_: float | None = threshold - 1e-9 * max(1.0, abs(threshold))
         parameters = {name: value for name, value in self.get_params().items()
@@ -441,48 +379,15 @@ class ManifoldFlow(
             "named": hasattr(self, "feature_names_in_"),
         }  # fmt: skip
 
-    def _calibrated_offset(self) -> float | None:
-        """Return the threshold of a pipeline's model; None without one."""
-        model, preprocessor = self.model_, self.preprocessor_
-        name = "density" if self.noise_scale_ is None else SMOOTHED_DENSITY
-        if name not in model.calibration.get("quantiles", {}):
-            return None
-        calibration = Calibration.from_dict(model.calibration)
-        in_model_units = -calibration.threshold(name, FALSE_ALARM_RATE)
-        if preprocessor is None:
-            return in_model_units - model.event_dim * np.log(256)
-        if any(column.knots is not None for column in preprocessor.varying):
-            return None  # the log-determinant depends on the row
-        return in_model_units + float(preprocessor.log_det_at(np.zeros((1, model.event_dim)))[0])
 
-    def _model(self) -> Model:
-        """Return a copy of the model on the device, for vectors in double precision.
+@lru_cache(maxsize=4)
+def _predictor(model: Model, device: torch.device) -> Predictor:
+    """Copy a model to a device, for rows in double precision.
 
-        Results in single precision depend on the size of the batch.
-        """
-        model = copy.deepcopy(self.model_).to(choose_device(self.device))
-        return model.double() if self.preprocessor_ is not None else model
-
-    def _apply(self, function: Callable[[Model, Tensor], Tensor], rows: Any) -> Tensor:
-        """Apply a function of the model to batches of rows."""
-        if self.preprocessor_ is None:
-            return self._batched(function, rows)
-        events = self.preprocessor_.transform(self._table(rows))
-        return self._batched(function, events.astype(np.float64))
-
-    def _batched(self, function: Callable[[Model, Tensor], Tensor], events: np.ndarray) -> Tensor:
-        model = self._model()
-        device = next(model.parameters()).device
-        size = IMAGE_BATCH if self.preprocessor_ is None else ROW_BATCH
-        with torch.no_grad():
-            batches = fixed_batches(events, size, device)
-            return torch.cat([function(model, x).cpu() for x in batches])
-
-    def _rows(self, x: Tensor) -> np.ndarray:
-        """Convert events of the model to rows in the units of the data."""
-        if self.preprocessor_ is None:
-            return stored(x)
-        return self.preprocessor_.inverse_transform(x.cpu().numpy()).to_numpy()
+    Results in single precision depend on the size of the batch.
+    """
+    copied = copy.deepcopy(model).to(device)
+    return Predictor(copied.double() if "table" in model.data else copied)
 
 
 @cache

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import scipy
-import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -17,10 +15,6 @@ from submanifold.cli import cli
 from submanifold.common.errors import UserError
 from submanifold.flows import RealNVP
 from submanifold.inference.outputs import output
-from submanifold.inference.scoring import (
-    interpolate_events,
-    interpolate_latents,
-)
 from submanifold.models import Hierarchy, Model, Stage
 
 
@@ -81,29 +75,6 @@ def test_score_finds_the_anomalous_image_and_skips_unreadable_files(
     Image.open(sheet).load()
 
 
-def test_scores_agree_with_codes(model_file, images, tmp_path):
-    out = tmp_path / "scores.csv"
-    run("score", model_file, images[0], "--out", out, "--exact")
-    run("encode", model_file, images[0], "--out", tmp_path / "codes.npz")
-    table, codes = pd.read_csv(out), np.load(tmp_path / "codes.npz")
-    for part, name in (("on", "u"), ("off", "v")):
-        expected = scipy.stats.norm.logpdf(codes[name]).sum(1)
-        np.testing.assert_allclose(table[f"log_prob_{part}_manifold"], expected, rtol=1e-5)
-    bits = 8 - table["log_prob"] / (192 * np.log(2))
-    np.testing.assert_allclose(table["bits_per_dim"], bits, rtol=1e-6)
-    assert (table["nearest_mse"] <= table["encoder_mse"] * (1 + 1e-5)).all()
-
-
-def test_codes_decode_to_the_images(model_file, images, tmp_path):
-    run("encode", model_file, images[0], "--out", tmp_path / "codes.npz")
-    codes = np.load(tmp_path / "codes.npz")
-    assert codes["u"].shape == (4, 16)
-    with torch.no_grad():
-        x = Model.load(model_file).decode(torch.tensor(codes["u"]), torch.tensor(codes["v"]))
-    pixels = ((x.numpy() + 0.5) * 256).clip(0, 255).astype(int)
-    assert np.abs(pixels - smooth_images(4, 2)).max() <= 1
-
-
 def test_project_writes_images_or_arrays(model_file, images, tmp_path):
     run("project", model_file, images[0], "--out", tmp_path / "folder", "--dim", 40)
     files = sorted(os.listdir(tmp_path / "folder"))
@@ -127,27 +98,6 @@ def test_samples_depend_only_on_the_seed(model_file, tmp_path):
     assert (arrays[0] != arrays[2]).any()
     run("sample", model_file, "-n", 5, "--out", tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").size[0] > 5 * 8
-
-
-def test_interpolation_ends_at_the_projections(model_file, images, tmp_path):
-    ends = [images[0] / "0.png", images[0] / "1.png"]
-    run("project", model_file, *ends, "--out", tmp_path / "p.npz")
-    arrays = np.load(tmp_path / "p.npz")
-    path = interpolate_events(Model.load(model_file), arrays["originals"], 5)
-    ends = arrays["projections"]
-    assert len(path) == 5
-    assert np.abs(path[[0, -1]].astype(int) - ends).max() <= 1
-
-
-@pytest.mark.parametrize("factor", [1.0, 3.0, -1.0, 0.0])
-def test_squared_norm_changes_linearly_along_an_interpolation(factor):
-    """A factor of 0 interpolates between equal points."""
-    a, b = torch.randn(2, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    b = factor * b * a.norm() / b.norm() if factor else a
-    points = interpolate_latents(a, b, 7)
-    steps = points.square().sum(1).diff()
-    torch.testing.assert_close(steps, steps.mean().expand(6), rtol=0, atol=1e-9)
-    torch.testing.assert_close(points[[0, -1]], torch.stack([a, b]))
 
 
 def test_info_describes_the_model(model_file):
@@ -312,7 +262,7 @@ def test_inputs_and_models_are_not_overwritten(
     assert {path: path.read_bytes() for path in Path("folder").iterdir()} == before
 
 
-@pytest.mark.parametrize(("command", "out"), OUTPUTS[1:])
+@pytest.mark.parametrize(("command", "out"), OUTPUTS)
 def test_a_full_disk_is_reported_and_leaves_no_partial_file(
     model_file, images, small_disk, command, out
 ):  # fmt: skip
@@ -321,7 +271,7 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(
     more = ["-n", 200] if command == "sample" else [image] * 100
     path = out.format(out=small_disk / "new" / "it")
     result = run(*arguments(command, model_file, image), *more, "--out", path)
-    assert_rejected(result, f"--out={path} cannot be written (No space left on device)")
+    assert_rejected(result, "No space left on device")
     assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["rest"]
 
 
@@ -339,20 +289,6 @@ def test_samples_of_points_are_written_as_arrays_only(tmp_path):
     assert_rejected(result, "64 samples of shape (3,). Use an .npz file.")
     run("sample", file, "--out", tmp_path / "x.npz", "-n", 9)
     assert np.load(tmp_path / "x.npz")["samples"].shape == (9, 3)
-
-
-def test_scores_of_an_image_do_not_depend_on_the_others(tmp_path, model_file):
-    images = smooth_images(70, 5)
-    for number, image in enumerate(images):
-        (tmp_path / f"{number:02d}.png").write_bytes(png(image))
-    tables = []
-    for paths in ([tmp_path], sorted(tmp_path.glob("*.png"), reverse=True)[:3]):
-        out = tmp_path / "scores.csv"
-        run("score", model_file, *paths, "--out", out)
-        tables.append(pd.read_csv(out).set_index("picture"))
-        out.unlink()
-    both = tables[0].loc[tables[1].index]
-    pd.testing.assert_frame_equal(both, tables[1], rtol=1e-4)
 
 
 @pytest.fixture

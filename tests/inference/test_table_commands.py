@@ -1,7 +1,6 @@
 """Commands of a model of a table: results by row and in the units of the table."""
 
 import copy
-import itertools
 import json
 import re
 
@@ -14,11 +13,10 @@ import torch
 from calibrated import png, smooth_images
 from commands import run, succeed
 from strategies import perturb
+from submanifold import Predictor
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import calibrate
 from submanifold.flows import Glow, RealNVP
-from submanifold.inference import tables
-from submanifold.inference.tables import preprocessor_of, project_table, sample_table, score_table
 from submanifold.inference.training_events import training_hashes
 from submanifold.models import Hierarchy, Model, Stage
 
@@ -69,7 +67,7 @@ def test_log_prob_is_a_density_in_the_units_of_the_table(model):
     """
     table = rows(1, 3).loc[[0] * 2001].reset_index(drop=True)
     table["weight"] = np.linspace(20, 120, 2001)
-    found = score_table(model, table)
+    found = Predictor(model).score(table)
     preprocessor = Preprocessor.from_dict(model.data["table"])
     x = preprocessor.transform(table)[:, 0].astype(np.float64)
     with torch.no_grad():
@@ -91,17 +89,17 @@ def test_densities_of_categories_sum_to_one_and_are_frequencies_of_samples():
     model.calibration = calibrate(model, preprocessor.transform(table), torch.device("cpu"))
     weights = np.linspace(-60, 200, 5001)  # each has another noise of the category
     grid = pd.DataFrame({"weight": np.tile(weights, 3), "city": np.repeat(names, len(weights))})
-    density = np.exp(score_table(model, grid)["log_prob"].to_numpy()).reshape(3, -1)
+    density = np.exp(Predictor(model).score(grid)["log_prob"].to_numpy()).reshape(3, -1)
     shares = scipy.integrate.trapezoid(density, weights)
     assert shares.sum() == pytest.approx(1, abs=0.01)
-    drawn = sample_table(model, 5000, 1.0, 0)["city"].value_counts(normalize=True)
+    drawn = Predictor(model).sample(5000)["city"].value_counts(normalize=True)
     np.testing.assert_allclose(shares, drawn[names], atol=0.02)
 
 
 def test_unknown_categories_are_flagged(model, model_file, tmp_path):
     table = rows(40, 2).assign(city=lambda t: t["city"].replace("Rome", "Oslo"))
     unknown, least = table["city"] == "Oslo", 1 / 201
-    scores = score_table(model, table)
+    scores = Predictor(model).score(table)
     assert (scores["unknown_category"] == unknown).all()
     assert scores["p_value"][unknown].to_numpy() == pytest.approx(least)
     assert scores["p_value"][~unknown].median() > 0.1
@@ -118,7 +116,7 @@ def test_unknown_categories_are_flagged(model, model_file, tmp_path):
 def test_scores_of_files_are_those_of_the_frame(model, model_file, table, tmp_path):
     output = succeed("score", model_file, table, "--alpha=10%", "--out", tmp_path / "scores.csv")
     found = pd.read_csv(tmp_path / "scores.csv")
-    expected = score_table(model, rows(ROWS, 2))
+    expected = Predictor(model).score(rows(ROWS, 2))
     assert list(found)[:2] == ["row", "log_prob"]
     assert found["row"].tolist() == list(range(ROWS))
     for name in ("log_prob", "log_prob_on_manifold", "encoder_mse", "p_value"):
@@ -146,7 +144,7 @@ def test_columns_are_found_by_name_in_any_order_type_and_format(
 
 @pytest.mark.parametrize("share", [0, 0.3, 1])
 def test_scored_training_rows_are_a_warning(model, tmp_path, caplog, share):
-    preprocessor, train = preprocessor_of(model), rows(2000, 5)
+    preprocessor, train = Predictor(model).preprocessor, rows(2000, 5)
     x = preprocessor.transform(train, salt=np.arange(2000))
     trained = copy.deepcopy(model)
     trained.calibration["training"] = training_hashes(model, x, preprocessor.transform(rows(99, 6)))
@@ -212,29 +210,7 @@ def test_the_name_of_an_index_is_that_of_one_column(model_file, tmp_path, name):
             assert found["p_value"].between(0, 1).all()
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_an_interrupted_scoring_is_resumed_with_the_same_result(
-    model_file, table, tmp_path, monkeypatch, suffix
-):
-    out, options = tmp_path / f"scores.{suffix}", ["--batch-size=16"]
-    succeed("score", model_file, table, "--out", out, *options)
-    expected = out.read_bytes()
-    calls, original = itertools.count(), tables.score_rows
-
-    def fail(*arguments):
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(tables, "score_rows", fail)
-    assert run("score", model_file, table, "--out", out, *options).exit_code != 0
-    monkeypatch.setattr(tables, "score_rows", original)
-    assert (tmp_path / f"scores.{suffix}.part").read_text().count("\n") == 2 + 3 * 16
-    succeed("score", model_file, table, "--out", out, "--resume", *options)
-    assert out.read_bytes() == expected
-
-
-def test_codes_decode_to_the_rows(model, model_file, table, tmp_path):
+def test_codes_are_columns_or_arrays(model_file, table, tmp_path):
     for name in ("codes.csv", "codes.parquet"):
         succeed("encode", model_file, table, "--out", tmp_path / name)
     codes = pd.read_csv(tmp_path / "codes.csv")
@@ -243,20 +219,13 @@ def test_codes_decode_to_the_rows(model, model_file, table, tmp_path):
                                   check_dtype=False)  # fmt: skip
     succeed("encode", model_file, table, "--out", tmp_path / "codes.npz")
     arrays = np.load(tmp_path / "codes.npz")
-    u, v = (torch.tensor(arrays[name]) for name in "uv")
-    np.testing.assert_allclose(codes[["u0", "u1", "u2"]], u, rtol=1e-5)
-    with torch.no_grad():
-        x = model.decode(u, v).numpy()
-    decoded = Preprocessor.from_dict(model.data["table"]).inverse_transform(x)
-    given = rows(ROWS, 2)
-    np.testing.assert_allclose(decoded["weight"], given["weight"], rtol=1e-3)
-    assert (decoded["city"] == given["city"]).mean() > 0.99
+    np.testing.assert_allclose(codes[["u0", "u1", "u2"]], arrays["u"], rtol=1e-5)
 
 
 def test_projections_have_the_columns_of_the_table(model, model_file, table, tmp_path):
     output = succeed("project", model_file, table, "--out", tmp_path / "p.csv", "--exact")
     found = pd.read_csv(tmp_path / "p.csv")
-    expected, errors = project_table(model, rows(ROWS, 2), exact=True)
+    expected, errors = Predictor(model).project(rows(ROWS, 2), nearest=True)
     assert list(found) == ["row", "weight", "income", "age", "city", "mse"]
     np.testing.assert_allclose(found["mse"], errors, rtol=1e-3)
     assert found["city"].tolist() == expected["city"].tolist()
@@ -299,14 +268,14 @@ def test_info_describes_the_columns(model_file):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["score", "{model}", "{folder}/image.png"], "expected a table, got an image"),
-    (["score", "{images}", "{table}"], "expected images, got a table: the model was trained on"),
+    (["score", "{model}", "{folder}/image.png"], "image.png: expected a CSV, Parquet, Feather"),
+    (["score", "{images}", "{table}"], "table.csv: expected a folder, a zip, or a file with"),
     (["score", "{points}", "{table}"], "a model of images or of a table, got one of points"),
     (["score", "{model}", "{folder}/missing.csv"], "got a table without age"),
     (["score", "{model}", "{folder}/typo.csv"], "got a table without income. Did you mean Income?"),
-    (["encode", "{model}", "{folder}/text.csv"], "weight: expected numbers, got 1 other"),
-    (["project", "{model}", "{folder}/nan.csv"], "no missing values, got some in weight (1)"),
-    (["score", "{model}", "{folder}/empty.csv"], "expected a table, got an empty file"),
+    (["encode", "{model}", "{folder}/text.csv"], "numbers in weight (1, such as 'heavy'"),
+    (["project", "{model}", "{folder}/nan.csv"], "got missing values in weight (1)"),
+    (["score", "{model}", "{folder}/empty.csv"], "got an error: the file is empty"),
     (["score", "{model}", "{folder}/header.csv"], "expected rows, got none"),
     (["encode", "{model}", "{folder}/header.csv"], "expected rows, got none"),
     (["score", "{model}", "nowhere.csv"], "a path that does not exist"),

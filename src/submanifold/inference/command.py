@@ -4,10 +4,11 @@ They import NumPy and torch when they run.
 """
 
 import json
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -17,20 +18,25 @@ from submanifold.common.imports import without_garbage_collection
 from submanifold.inference.outputs import (
     FOLDER,
     TABLES,
-    TableWriter,
     check_not_input,
     check_output,
     output,
     unused,
+    write_table,
 )
 from submanifold.inference.records import model_path
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
     from submanifold.inference.image_files import ImageFiles
-    from submanifold.inference.inputs import Inputs
-    from submanifold.models import Model
+    from submanifold.inference.predictor import Predictor
+    from submanifold.inference.table_files import TableFiles
+
+    Inputs: TypeAlias = ImageFiles | TableFiles
+
+log = logging.getLogger(__name__)
 
 MAX_SHEET = 32
 """Number of most and of least anomalous images on a sheet."""
@@ -39,6 +45,8 @@ MAX_PNG = 10_000
 IMAGE_BATCH, ROW_BATCH = 128, 4096
 MAX_STEM = 50
 """Characters of an image's name in the name of the file of its projection."""
+ORDER = "anomaly_score"
+"""A column of scores that the file does not have."""
 
 
 def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
@@ -99,56 +107,56 @@ def input_options(command: Any) -> Any:
 @out_option(None, (".png",), "PNG file of the most and the least anomalous images.", "--sheet")
 @click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images or rows "
               "with a p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Continue an interrupted command after the last "
-              "batch in its file <out>.part.")  # fmt: skip
 def score(
     model: str, inputs: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
-    resume: bool, exact: bool, label: int | None, device: str, batch_size: int | None,
+    exact: bool, label: int | None, device: str, batch_size: int | None,
 ) -> None:  # fmt: skip
     """Write the densities, distances from the manifold, and p-values of INPUTS.
 
     The p-value is the fraction of held-out training-like images or rows that score at least as
     high. The log-density of rows is in the units of the table.
     """
-    file = model_path(model)
-    loaded = _load(file, device)
+    file, predictor = _load(model, device, batch_size=batch_size)
+    import pandas as pd
+
     from submanifold.evaluation.intervals import false_alarm_range
-    from submanifold.inference.inputs import given_label, is_table
-    from submanifold.inference.score_file import ScoreFile, score_files
-    from submanifold.inference.scoring import load_calibration
+    from submanifold.inference.training_events import hash_events, training_share
 
-    calibration = load_calibration(loaded, alpha)
-    given = given_label(loaded, label)
-    if sheet is not None and is_table(loaded):
+    calibration = predictor.calibrated(alpha)
+    if sheet is not None and predictor.is_table:
         raise UserError("--sheet: expected none for a model of a table. Omit it.")
-    files = _find(loaded, file, inputs, {"--out": out, "--sheet": sheet})
-    batch_size = batch_size or _batch_size(loaded)
-    stat = file.stat()
-    settings = {"model": [str(file.resolve()), stat.st_size, stat.st_mtime_ns], "alpha": alpha,
-                "exact": exact, "batch_size": batch_size,
-                **({} if label is None else {"label": label})}  # fmt: skip
-    unlisted = len(files.skipped)
-    table = ScoreFile(out, files, settings, resume)
-    with given:
-        score_files(loaded, files, table, alpha, exact, batch_size)
-    _echo_skipped(unlisted + len(files) - len(table.numbers))
-    import numpy as np
+    files = _find(predictor, inputs, [file], out, sheet)
+    unlisted, kept, hashes = len(files.skipped), [], []
 
-    order = np.argsort(-np.array(table.scores), kind="stable")
+    def hash_batch(events: Any) -> None:
+        hashes.append(hash_events(predictor.model, events))
+
+    on_events = hash_batch if calibration.training else None
+
+    def compute(batch: Any) -> pd.DataFrame:
+        scores = predictor.score(batch, exact, alpha=alpha, label=label, on_events=on_events)
+        kept.append(scores[["p_value", ORDER]])
+        return scores.drop(columns=ORDER)
+
+    numbers = _write_rows(predictor, files, out, "scoring", compute)
+    _echo_skipped(unlisted + len(files) - len(numbers))
+    if (share := training_share(calibration.training, hashes)) > 0.1:
+        log.warning("INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are too "
+                    "large. Score others.", files.unit, 100 * share, files.unit)  # fmt: skip
+    table = pd.concat(kept).set_axis(numbers).sort_values(ORDER, ascending=False, kind="stable")
     click.echo(f" p-value  {files.label}, the most anomalous first")
-    for row in order[:5]:
-        click.echo(f"{table.p_values[row]:8.4f}  {files.names[table.numbers[row]]}")
+    for number in table.index[:5]:
+        click.echo(f"{table['p_value'][number]:8.4f}  {files.names[number]}")
     if alpha is not None:
-        count = len(table.p_values)
+        count, flagged = len(table), int((table["p_value"] <= alpha).sum())
         low, high = false_alarm_range(alpha, count, calibration.groups)
-        flagged = int((np.array(table.p_values) <= alpha).sum())
         click.echo(
             f"{flagged} of {count} {files.unit} are flagged (p-value at most {alpha:g}); "
             f"if all were like the training {files.unit}, {count * low:.0f} to {count * high:.0f} "
             "would be in 95% of cases."
         )
     if sheet is not None:
-        _write_sheet(sheet, cast("ImageFiles", files), [table.numbers[row] for row in order])
+        _write_sheet(sheet, files, [*table.index])
     _echo(out)
 
 
@@ -165,31 +173,21 @@ def encode(
     device: str, batch_size: int | None,
 ) -> None:  # fmt: skip
     """Write the coordinates of INPUTS on the manifold (u) and off the manifold (v)."""
-    file = model_path(model)
-    loaded = _load(file, device)
-    import numpy as np
+    file, predictor = _load(model, device, batch_size=batch_size)
+    from submanifold.inference.predictor import code_frame
 
-    from submanifold.inference.inputs import given_label
-    from submanifold.inference.scoring import encode_events
+    def compute(batch: Any) -> Any:
+        return predictor.encode(batch, "nearest" if exact else "encoder", label=label)
 
-    given, batch_size = given_label(loaded, label), batch_size or _batch_size(loaded)
-    out = _default(out, loaded, "codes.csv", "codes.npz")
-    if out.suffix.lower() not in TABLES:
-        codes = 8 * loaded.event_dim  # float32; concatenation copies
-        names, events = _read(loaded, file, inputs, {"--out": out}, codes)
-        with given:
-            u, v = encode_events(loaded, events, exact, batch_size)
-        return _write(out, {"names": np.array(names), "u": u, "v": v})
-    from submanifold.inference.tables import code_frame, to_events
-
-    files = _find(loaded, file, inputs, {"--out": out})
-    suffix = out.suffix.lower()
-    with given, output("--out", out) as partial, TableWriter(partial, suffix) as writer:
-        for labels, batch in _labeled_batches(files, batch_size, "encoding"):
-            frame = code_frame(*encode_events(loaded, to_events(loaded, batch), exact, batch_size))
-            frame.insert(0, unused(files.label, frame), labels)
-            writer.write(frame)
-    return _echo(out)
+    out = _choose(out, predictor, "codes.csv", "codes.npz")
+    files = _find(predictor, inputs, [file], out)
+    if out.suffix.lower() in TABLES:
+        _write_rows(predictor, files, out, "encoding", lambda batch: code_frame(*compute(batch)))
+        _echo_skipped(len(files.skipped))
+        return _echo(out)
+    size = 8 * predictor.model.event_dim  # float32; concatenation copies
+    names, u, v = _collect(predictor, files, "encoding", compute, size)
+    return _write(out, {"names": names, "u": u, "v": v})
 
 
 @click.command()
@@ -210,48 +208,35 @@ def project(
     Writes originals, projections and differences of images, or projections of rows in the units of
     the table.
     """
-    file = model_path(model)
-    loaded = _load(file, device, dim)
+    file, predictor = _load(model, device, dim, batch_size)
     import numpy as np
 
-    from submanifold.inference.inputs import given_label, is_table
-    from submanifold.inference.scoring import project_events
+    def compute(batch: Any) -> Any:
+        projections, mse = predictor.project(batch, exact, label=label)
+        if not predictor.is_table:
+            return batch, projections, mse
+        errors.append(mse)
+        return projections.assign(**{unused("mse", projections): mse})
 
-    given, batch_size = given_label(loaded, label), batch_size or _batch_size(loaded)
-    out = _default(out, loaded, "projections.csv", "projections")
-    _check_format(out, loaded, "a folder or an .npz file")
-    if is_table(loaded):
-        return _project_rows(loaded, file, inputs, out, exact, batch_size)
-    names, pixels = _read(loaded, file, inputs, {"--out": out}, 2 * loaded.event_dim)
-    with given:
-        projections, errors = project_events(loaded, pixels, exact, batch_size)
+    errors: Any = []
+    out = _choose(out, predictor, "projections.csv", "projections", "a folder or an .npz file")
+    files = _find(predictor, inputs, [file], out)
+    if predictor.is_table:
+        _write_rows(predictor, files, out, "projecting", compute)
+        mean = np.concatenate(errors).mean()
+        click.echo(f"mean squared error {mean:.6f}, standardized columns")
+        return _echo(out)
+    size = 4 * predictor.event_bytes  # originals and projections; concatenation copies
+    names, pixels, projections, errors = _collect(predictor, files, "projecting", compute, size)
     click.echo(f"mean squared error {errors.mean():.6f}, pixels in [0, 1]")
     if out.suffix != FOLDER:
         arrays = {"originals": pixels, "projections": projections, "mse": errors}
-        return _write(out, {"names": np.array(names), **arrays})
+        return _write(out, {"names": names, **arrays})
     with output("--out", out) as folder:
         for number, (name, *pair) in enumerate(zip(names, pixels, projections, strict=True)):
             difference = np.clip(pair[0].astype(int) - pair[1] + 128, 0, 255).astype(np.uint8)
-            file = folder / f"{number:05d}-{Path(name).stem[:MAX_STEM]}.png"
-            file.write_bytes(_png(np.stack([*pair, difference]), columns=3))
+            (folder / _picture(number, name)).write_bytes(_png(np.stack([*pair, difference]), 3))
     return _echo(out)
-
-
-def _project_rows(
-    model: "Model", file: Path, inputs: tuple[str, ...], out: Path, exact: bool, batch_size: int
-) -> None:
-    from submanifold.inference.tables import project_table
-
-    files, total, count = _find(model, file, inputs, {"--out": out}), 0.0, 0
-    with output("--out", out) as partial, TableWriter(partial, out.suffix.lower()) as writer:
-        for labels, batch in _labeled_batches(files, batch_size, "projecting"):
-            frame, errors = project_table(model, batch, exact)
-            frame.insert(0, unused(files.label, frame), labels)
-            frame[unused("mse", frame)] = errors
-            writer.write(frame)
-            total, count = total + float(errors.sum()), count + len(errors)
-    click.echo(f"mean squared error {total / count:.6f}, standardized columns")
-    _echo(out)
 
 
 @click.command()
@@ -279,57 +264,36 @@ def sample(
     A model that is conditional on columns needs a TABLE with them, and draws samples for each of
     its rows. Other models need none.
     """
-    file = model_path(model)
-    loaded = _load(file, device, dim)
-    from submanifold.flows import context_of
-    from submanifold.inference.inputs import given_label, is_table
-    from submanifold.inference.scoring import sample_events
-
-    of_columns = is_table(loaded) and "columns" in context_of(loaded)
-    if table and not of_columns:
+    file, predictor = _load(model, device, dim)
+    if table and predictor.condition is None:
         raise UserError(
             "TABLE: expected none for a model that is not conditional on columns, got "
             f"{printable(table[0])}. Omit it."
         )
-    count = (1 if of_columns else 64) if count is None else count
-    given = given_label(loaded, label)
-    out = _default(out, loaded, "samples.csv", "samples.png")
-    _check_format(out, loaded, "a .png or .npz file")
+    count = (64 if predictor.condition is None else 1) if count is None else count
+    out = _choose(out, predictor, "samples.csv", "samples.png", "a .png or .npz file")
     check_not_input("--out", out, [file])
-    if is_table(loaded):
-        return _sample_rows(loaded, file, table, count, temperature, seed, out)
-    if out.suffix.lower() == ".png" and (count > MAX_PNG or len(loaded.event_shape) != 3):
+    if out.suffix.lower() == ".png" and (count > MAX_PNG or not predictor.is_image):
         raise UserError(
             f"--out={printable(str(out))}: expected at most {MAX_PNG:,} images in a PNG file, got "
-            f"{count:,} samples of shape {tuple(loaded.event_shape)}. Use an .npz file."
+            f"{count:,} samples of shape {predictor.model.event_shape}. Use an .npz file."
         )
-    with given:
-        samples = sample_events(loaded, count, temperature, seed)
-    return _write(out, {"samples": samples})
-
-
-def _sample_rows(
-    model: "Model", file: Path, inputs: tuple[str, ...], count: int, temperature: float, seed: int,
-    out: Path,
-) -> None:  # fmt: skip
-    from submanifold.inference.tables import sample_table
-
-    if inputs:
-        import pandas as pd
-
+    files = None
+    if table:
         from submanifold.inference.table_files import TableFiles
 
-        files = TableFiles(inputs, model, only_condition=True)
-        check_not_input("--out", out, [file, *files.files])
+        files = TableFiles(table, predictor, only_condition=True)
+        check_not_input("--out", out, files.files)
         files.check_readable(len(files))
-        condition = pd.concat([batch for _, batch in files.batches(ROW_BATCH)], ignore_index=True)
-        frame = sample_table(model, count, temperature, seed, condition)
-        frame.insert(0, unused(files.label, frame), [files.names[row] for row in frame.index])
-    else:
-        frame = sample_table(model, count, temperature, seed)
-    with output("--out", out) as partial, TableWriter(partial, out.suffix.lower()) as writer:
-        writer.write(frame)
-    _echo(out)
+    condition = None if files is None else files.frame
+    samples = predictor.sample(count, temperature, seed, label=label, condition=condition)
+    if not predictor.is_table:
+        return _write(out, {"samples": samples})
+    if files is not None:
+        samples = _with_names(samples, files, samples.index)
+    with output("--out", out) as partial:
+        write_table(partial, [samples], out.suffix.lower())
+    return _echo(out)
 
 
 @click.command()
@@ -361,47 +325,43 @@ def restore(
     Writes the restorations (posterior means), and maps of their errors (four times the posterior
     standard deviations).
     """
-    file = model_path(model)
-    loaded = _load(file, device)
+    file, predictor = _load(model, device)
     import pandas as pd
     import torch
     from PIL import Image
 
+    from submanifold.evaluation.reconstruction import psnr
     from submanifold.evaluation.samples import stored
-    from submanifold.inference.inputs import given_label
-    from submanifold.inverse.comparison import LEVEL, coverage, image_psnr
-    from submanifold.inverse.latents import latents_of
-    from submanifold.inverse.operators import parse
-    from submanifold.inverse.restoration import CHAINS, ITERATIONS, Restoration, as_pixels
-    from submanifold.inverse.restoration import restore as restore_observations
+    from submanifold.inference.image_files import ImageFiles
+    from submanifold.inverse.operators import Inpaint, Sense, Superresolve, parse
+    from submanifold.inverse.restoration import CHAINS, ITERATIONS, LEVEL, coverage
 
-    if len(loaded.event_shape) != 3 or "size" not in loaded.data:
+    if not predictor.is_image or "size" not in predictor.model.data:
         raise UserError("MODEL: expected a model of images, got another one. Use another model.")
-    problem = parse(task, loaded.event_shape, noise)
-    with given_label(loaded, label):
-        latents_of(loaded, dim)  # checks the arguments
+    problem = parse(task, predictor.model.event_shape, noise)
     iterations = iterations or ITERATIONS
-    if not simulate and problem.kind == "sense":
+    if not simulate and isinstance(problem.operator, Sense):
         raise UserError(
             f"--task={task}: expected --simulate, because random measurements are not pictures. "
             "Add --simulate."
         )
-    files = _find(loaded, file, pictures, {"--out": out}) if simulate else (
-        _find_observations(loaded, file, pictures, out, problem.operator))  # fmt: skip
-    names, pixels = files.read(4 * (CHAINS * iterations + 4) * loaded.event_dim)
-    _echo_skipped(len(files.skipped))
-    x = as_pixels(pixels)
+    form = predictor.model.data
+    if not simulate:  # pictures in the size of the observations
+        channels, side, _ = predictor.model.event_shape
+        factor = problem.operator.factor if isinstance(problem.operator, Superresolve) else 1
+        form = {"size": side // factor, "channels": channels, "crop": "square"}
+    files = ImageFiles(pictures, form, resize=simulate)
+    check_not_input("--out", out, [file, *files.files])
+    names, pixels = files.read(4 * (CHAINS * iterations + 4) * predictor.model.event_dim)
+    x = (torch.from_numpy(pixels).float() + 0.5) / 256
     if simulate:
         y = problem.observe(x, torch.Generator().manual_seed(1))
     else:
-        y = problem.operator(x) if problem.kind == "inpaint" else x
-    generator = torch.Generator().manual_seed(0)
-    with given_label(loaded, label):
-        restored = restore_observations(
-            loaded, y, problem.operator, problem.noise, dim=dim, iterations=iterations,
-            generator=generator,
-        )  # fmt: skip
-    restored = Restoration(*(each.cpu() for each in restored[:5]))
+        y = problem.operator(x) if isinstance(problem.operator, Inpaint) else x
+    restored = predictor.restore(
+        y, problem.operator, problem.noise, dim=dim, iterations=iterations, label=label
+    )
+    _echo_skipped(len(files.skipped))
     residual = (problem.operator(restored.image) - y).flatten(1).square().mean(1).sqrt()
     table = pd.DataFrame({
         "picture": names,
@@ -411,13 +371,13 @@ def restore(
         "r_hat": restored.r_hat,
     })  # fmt: skip
     if simulate:
-        table = table.assign(psnr=image_psnr(restored.image, x), coverage=coverage(restored, x))
+        errors = (restored.image - x).square().flatten(1).mean(1).double().numpy()
+        table = table.assign(psnr=psnr(errors), coverage=coverage(restored, x))
     with output("--out", out) as folder:
-        shown = (stored(each - 0.5) for each in (restored.image, 4 * restored.std))
-        for number, (name, *both) in enumerate(zip(names, *shown, strict=True)):
-            for end, picture in zip(("", "-std"), both, strict=True):
-                path = folder / f"{number:05d}-{Path(name).stem[:MAX_STEM]}{end}.png"
-                Image.fromarray(picture.transpose(1, 2, 0).squeeze()).save(path)
+        for end, images in (("", restored.image), ("-std", 4 * restored.std)):
+            for number, (name, image) in enumerate(zip(names, stored(images - 0.5), strict=True)):
+                picture = Image.fromarray(image.transpose(1, 2, 0).squeeze())
+                picture.save(folder / _picture(number, name, end))
         table.to_csv(folder / "restorations.csv", index=False)
     if simulate:
         click.echo(f"PSNR {table['psnr'].mean():.2f} dB; {table['coverage'].mean():.1%} of the "
@@ -429,8 +389,7 @@ def restore(
 @model_argument
 def info(model: str) -> None:
     """Print the architecture, the data and the calibration of a model as JSON."""
-    file = model_path(model)
-    loaded = _load(file, "cpu")
+    loaded = _load(model, "cpu")[1].model
     calibration = {"calibrated_on": loaded.calibration.get("count"),
                    "calibration_groups": loaded.calibration.get("groups")}  # fmt: skip
     click.echo(json.dumps({**loaded.describe(), **calibration}, indent=2))
@@ -439,102 +398,124 @@ def info(model: str) -> None:
 COMMANDS = [score, encode, project, sample, restore, info]
 
 
-def _load(path: Path, device: str, dim: int | None = None) -> "Model":
+def _load(
+    name: str, device: str, dim: int | None = None, batch_size: int | None = None
+) -> "tuple[Path, Predictor]":
+    """Return the file of a model, and its predictor."""
+    path = model_path(name)
     with without_garbage_collection():
         from submanifold.common.device import choose_device
         from submanifold.common.threads import use_threads
-        from submanifold.inference import scoring  # noqa: F401  # for the command
+        from submanifold.inference.predictor import Predictor
         from submanifold.models import Model
 
     click.get_current_context().with_resource(use_threads("auto"))
     model: Any = Model.load(path, choose_device(device))
     if dim is not None and not hasattr(model, "at_dim"):
         raise UserError(f"--dim: expected none for a {model.kind}, got {dim}. Omit it.")
-    return model if dim is None else model.at_dim(dim)
+    model = model if dim is None else model.at_dim(dim)
+    usual = IMAGE_BATCH if len(model.event_shape) == 3 else ROW_BATCH
+    return path, Predictor(model, batch_size or usual)
 
 
 def _find(
-    model: "Model", file: Path, paths: tuple[str, ...], outputs: Mapping[str, Path | None]
-) -> "Inputs":
-    """Find images or rows; raise a UserError if an output would replace one or the model."""
-    from submanifold.inference.inputs import find_inputs
+    predictor: "Predictor", paths: Sequence[str], inputs: list[Path], out: Path,
+    sheet: Path | None = None,
+) -> "Inputs":  # fmt: skip
+    """Find images or rows; raise a UserError if an output would replace one or another input."""
+    files: Inputs
+    if predictor.is_table:
+        from submanifold.inference.table_files import TableFiles
 
-    return find_inputs(model, file, paths, outputs)
+        files = TableFiles(paths, predictor)
+    elif "size" in predictor.model.data:
+        from submanifold.inference.image_files import ImageFiles
 
-
-def _find_observations(
-    model: "Model", file: Path, paths: tuple[str, ...], out: Path, operator: Any
-) -> "ImageFiles":
-    """Find pictures in the size of the observations by an operator, which are not resized."""
-    from submanifold.inference.image_files import ImageFiles
-    from submanifold.inverse.operators import Superresolve
-
-    channels, side, _ = model.event_shape
-    side //= operator.factor if isinstance(operator, Superresolve) else 1
-    files = ImageFiles(paths, {"size": side, "channels": channels, "crop": "square"})
-    check_not_input("--out", out, [file, *files.files])
-    for name, size in files.sizes():
-        if size != (side, side):
-            raise UserError(
-                f"{name}: expected an observation of {side} x {side} pixels, got {size[0]} x "
-                f"{size[1]}. Resize it, or add --simulate to restore simulated observations of "
-                "pictures of any size."
-            )
+        files = ImageFiles(paths, predictor.model.data)
+    else:
+        raise UserError(
+            "model: expected a model of images or of a table, got one of points. Use the "
+            "hierarchy.safetensors of a run on images or on a table."
+        )
+    check_not_input("--out", out, [*inputs, *files.files])
+    if sheet is not None:
+        check_not_input("--sheet", sheet, [*inputs, *files.files])
     return files
 
 
-def _batch_size(model: "Model") -> int:
-    return IMAGE_BATCH if len(model.event_shape) == 3 else ROW_BATCH
+def _compute(
+    predictor: "Predictor", files: "Inputs", verb: str,
+    function: Callable[[Any], Any],
+) -> Iterator[tuple[Sequence[int], Any]]:  # fmt: skip
+    """Yield the numbers of the images or rows of each batch, and a function of the batch."""
+    from submanifold.common.progress import ProgressBar, hidden_progress
+    from submanifold.common.threads import ThreadTuner
 
-
-def _default(out: Path | None, model: "Model", rows: str, others: str) -> Path:
-    """Return the path of an output, by default one of two names."""
-    from submanifold.inference.inputs import is_table
-
-    if out is None:
-        out = Path(rows if is_table(model) else others)
-        check_output("--out", out, (out.suffix,))
-    return out
-
-
-def _check_format(out: Path, model: "Model", others: str) -> None:
-    """Refuse tables of images or points, and other formats of rows."""
-    from submanifold.inference.inputs import is_table
-
-    if is_table(model) != (out.suffix.lower() in TABLES):
-        what, expected = ("rows", "a .csv or .parquet file") if is_table(model) else (
-            "images or points", others)  # fmt: skip
-        raise UserError(
-            f"--out={printable(str(out))}: expected {expected} for {what}, got "
-            f"{out.suffix or 'a folder'}. Use another path."
-        )
-
-
-def _labeled_batches(
-    files: "Inputs", batch_size: int, description: str
-) -> Iterator[tuple[list[Any], Any]]:
-    """Read batches with their labels, and show the progress."""
-    from submanifold.common.progress import ProgressBar
-
-    count = 0
-    with ProgressBar(description, files.unit, len(files)) as progress:
-        for numbers, batch in files.batches(batch_size):
-            yield [files.names[number] for number in numbers], batch
+    tuner, count = ThreadTuner(predictor.device), 0
+    with ProgressBar(verb, files.unit, len(files)) as progress:
+        for numbers, batch in files.batches(predictor.size):
+            with tuner.unit(len(batch)), hidden_progress():
+                result = function(batch)
+            yield numbers, result
             progress.update(len(batch))
             count += len(batch)
     files.check_readable(count)
-    _echo_skipped(len(files.skipped))
 
 
-def _read(
-    model: "Model", file: Path, paths: tuple[str, ...], outputs: Mapping[str, Path | None],
-    bytes_per_image: int = 0,
-) -> "tuple[list[str], np.ndarray]":  # fmt: skip
-    """Read the images or rows that :func:`_find` finds."""
-    files = _find(model, file, paths, outputs)
-    names, pixels = files.read(bytes_per_image)
+def _write_rows(
+    predictor: "Predictor", files: "Inputs", out: Path, verb: str,
+    function: "Callable[[Any], pd.DataFrame]",
+) -> list[int]:  # fmt: skip
+    """Write a function of each batch to a CSV or Parquet file, after the names; return numbers."""
+    read: list[int] = []
+
+    def frames() -> "Iterator[pd.DataFrame]":
+        for numbers, frame in _compute(predictor, files, verb, function):
+            read.extend(numbers)
+            yield _with_names(frame, files, numbers)
+
+    with output("--out", out) as partial:
+        write_table(partial, frames(), out.suffix.lower())
+    return read
+
+
+def _with_names(frame: "pd.DataFrame", files: "Inputs", numbers: Sequence[int]) -> "pd.DataFrame":
+    frame.insert(0, unused(files.label, frame), [files.names[number] for number in numbers])
+    return frame
+
+
+def _collect(
+    predictor: "Predictor", files: "Inputs", verb: str,
+    function: Callable[[Any], Any], bytes_per_event: int,
+) -> "tuple[np.ndarray, ...]":  # fmt: skip
+    """Return names, and the arrays that a function returns for each batch."""
+    import numpy as np
+
+    from submanifold.common.processes import check_memory
+
+    check_memory(files.unit, len(files), bytes_per_event)
+    numbers, results = zip(*_compute(predictor, files, verb, function), strict=True)
     _echo_skipped(len(files.skipped))
-    return names, pixels
+    names = [files.names[number] for batch in numbers for number in batch]
+    return np.array(names), *map(np.concatenate, zip(*results, strict=True))
+
+
+def _choose(
+    out: Path | None, predictor: "Predictor", rows: str, others: str, formats: str = ""
+) -> Path:
+    """Return the path of an output, by default one of two names, if its format fits the model."""
+    if out is None:
+        out = Path(rows if predictor.is_table else others)
+        check_output("--out", out, (out.suffix,))
+    if formats and predictor.is_table != (out.suffix.lower() in TABLES):
+        expected = f"{formats} for images or points"
+        if predictor.is_table:
+            expected = "a .csv or .parquet file for rows"
+        raise UserError(
+            f"--out={printable(str(out))}: expected {expected}, got {out.suffix or 'a folder'}. "
+            "Use another path."
+        )
+    return out
 
 
 def _echo_skipped(count: int) -> None:
@@ -555,7 +536,7 @@ def _write(path: Path, arrays: "dict[str, np.ndarray]", columns: int = 8) -> Non
     _echo(path)
 
 
-def _write_sheet(path: Path, files: "ImageFiles", order: Sequence[int]) -> None:
+def _write_sheet(path: Path, files: Any, order: Sequence[int]) -> None:
     """Draw the first and the last images of an order of numbers."""
     import numpy as np
 
@@ -573,6 +554,11 @@ def _png(images: "np.ndarray", columns: int) -> bytes:
     from submanifold.plots.images import as_png, sample_sheet
 
     return as_png(sample_sheet(images, columns))
+
+
+def _picture(number: int, name: str, end: str = "") -> str:
+    """Return the name of the file of a picture."""
+    return f"{number:05d}-{Path(name).stem[:MAX_STEM]}{end}.png"
 
 
 def _echo(path: Path) -> None:

@@ -18,20 +18,12 @@ MODEL_FILE = "hierarchy.safetensors"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run and where its outputs are.
+    """A run and where its outputs are; paths are relative to the project.
 
     Attributes:
-        name: Name of the run.
         key: Cache key of its model: runs with equal settings have equal keys.
-        dataset: Name of the dataset, or of the user's files.
-        method: Name of the method.
         started: Local time of the first start, in ISO format.
-        model: Path of the model file, relative to the project, as all paths.
-        metrics: Path of the metrics.
-        report: Path of the report.
         params: The parameters that the user set.
-        host: Machine of the process.
-        pid: Number of the process.
     """
 
     name: str

@@ -1,0 +1,485 @@
+"""One predictor: a trained model, the preprocessing of its inputs, and its calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from submanifold.common.errors import UserError
+from submanifold.common.processes import check_memory
+from submanifold.common.progress import ProgressBar, track
+from submanifold.common.threads import tuned
+from submanifold.data.arrays import context_of_array, with_context
+from submanifold.data.batches import as_input, context_tensor
+from submanifold.data.images import crop_and_resize
+from submanifold.data.tables import Preprocessor
+from submanifold.data.tables.columns import named
+from submanifold.data.tables.preprocessor import as_frame
+from submanifold.evaluation.calibration import COMBINATION, HUGE, Calibration
+from submanifold.evaluation.likelihood import to_bits_per_dim
+from submanifold.evaluation.samples import stored
+from submanifold.evaluation.scores import QUICK, SMOOTHED_DENSITY, log_prob_at, score_batch
+from submanifold.flows import context_of
+from submanifold.inverse.restoration import ITERATIONS, Restoration, restore
+from submanifold.models import Model
+
+MAX_TEMPERATURE = 10.0
+IMAGE_BATCH, ROW_BATCH = 64, 4096
+PROJECTIONS = {"encoder": None, "default": False, "nearest": True}
+
+Label = int | np.ndarray | None
+"""A label from 0 for all events, or one for each (N,)."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Applies a trained model to images, rows of a table or vectors, in the user's units.
+
+    Images are uint8 (N, channels, size, size) in the format of the training images; or of any size
+    as files are decoded, (N, height, width) or (N, height, width, channels), uint8 or floats in
+    [0, 1], which are cropped and resized like the training images. Results are uint8 (N, channels,
+    size, size).
+
+    Rows are a DataFrame with the columns of the training table in any order, or an array
+    (N, columns) with all of them in their order, and results are of the same type, in the units of
+    the table. A model that is conditional on columns finds them in the same table; its densities
+    and coordinates are those of the other columns. Models of other vectors take float32 (N, D).
+
+    A predictor does not change, so that threads can share it. All methods raise a
+    :class:`.UserError` for arguments that are out of range, do not fit the model, or do not fit in
+    memory. The ``label`` is that of all images, or an array (N,), for a model that is conditional
+    on it. ``nearest`` projections take longer (:meth:`.Model.project`).
+
+    Args:
+        model: The model, with its ``data`` and ``calibration``.
+        batch_size: Events in a batch; by default 64 images or 4,096 rows or vectors.
+
+    Example:
+        >>> from submanifold.flows import RealNVP
+        >>> from submanifold.models import Hierarchy, Stage
+        >>> table = pd.DataFrame({"age": [31, 45, 45, 27], "weight": [70.5, 81.2, 64.9, 59.0]})
+        >>> model = Hierarchy([Stage(RealNVP(2), dim=1)])
+        >>> model.data = {"table": Preprocessor.fit(table).to_dict()}
+        >>> predictor = Predictor(model)  # of a file: Predictor.load("hierarchy.safetensors")
+        >>> predictor.log_prob(table).shape, predictor.encode(table)[0].shape
+        ((4,), (4, 1))
+        >>> projected, squared_errors = predictor.project(table)
+        >>> list(projected), list(predictor.sample(3))
+        (['age', 'weight'], ['age', 'weight'])
+    """
+
+    model: Model
+    batch_size: int | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Self:
+        """Read a model file onto ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``."""
+        return cls(Model.load(path, device))
+
+    @cached_property
+    def preprocessor(self) -> Preprocessor | None:
+        """The preprocessor of the columns that the model describes; None without a table."""
+        return Preprocessor.from_dict(self.model.data["table"]) if self.is_table else None
+
+    @cached_property
+    def condition(self) -> Preprocessor | None:
+        """The preprocessor of the columns that the model is conditional on, if any."""
+        has_columns = self.is_table and "condition" in self.model.data
+        return Preprocessor.from_dict(self.model.data["condition"]) if has_columns else None
+
+    @cached_property
+    def columns(self) -> Preprocessor:
+        """The preprocessor of all columns: those that the model describes, and the condition."""
+        if self.preprocessor is None:
+            kind = "images" if "size" in self.model.data else "points"
+            raise UserError(f"model: expected a model of a table, got one of {kind}.")
+        condition = () if self.condition is None else self.condition.columns
+        return Preprocessor(self.preprocessor.columns + condition)
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """The calibration of the p-values, if there is one."""
+        has_groups = "groups" in self.model.calibration
+        return Calibration.from_dict(self.model.calibration) if has_groups else None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the model was trained on a table."""
+        return "table" in self.model.data
+
+    @property
+    def is_image(self) -> bool:
+        """Whether events are images."""
+        return len(self.model.event_shape) == 3
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(self.model.parameters()).device
+
+    def calibrated(self, alpha: float | None = None) -> Calibration:
+        """Return the calibration; raise a UserError without one that supports ``alpha``."""
+        if self.calibration is None:
+            reason = self.model.calibration.get("why") or (
+                "Its file was written by an earlier version or by a single phase. Run the "
+                "experiment again."
+            )
+            raise UserError(f"The model has no calibration of p-values. {reason}")
+        least = self.calibration.smallest_p_value
+        if alpha is not None and alpha < least:
+            raise UserError(
+                f"alpha: expected at least 1/{self.calibration.groups + 1:,} ({least:.3%}), the "
+                f"smallest p-value of a calibration on {self.calibration.basis}, got {alpha:.3%}. "
+                f"Use a larger value, or train with more validation "
+                f"{'rows' if self.is_table else 'images'} (data.counts.valid)."
+            )
+        return self.calibration
+
+    def score(
+        self, x: Any, nearest: bool = False, *, alpha: float | None = None, label: Label = None,
+        on_events: Callable[[np.ndarray], Any] | None = None,
+    ) -> pd.DataFrame:  # fmt: skip
+        """Compute densities, distances from the manifold, and p-values.
+
+        ``on_events`` is called with the :meth:`events` of each batch.
+
+        Returns:
+            One row per event. If the model has a density on the whole space: ``log_prob`` (nats, in
+            the units of the table, or of pixels in [0, 1]), ``bits_per_dim`` except of tables,
+            ``log_prob_off_manifold`` (nats, of v under N(0, I)), and ``complexity`` (bits) of
+            images. Always: ``log_prob_on_manifold`` (nats, of u under N(0, I)), ``encoder_mse``,
+            ``nearest_mse`` if ``nearest`` (of pixels in [0, 1] or standardized columns),
+            ``anomaly_score``, and ``p_value``, the fraction of held-out training-like events that
+            score at least as high. With columns of categories ``unknown_category``: rows with a
+            category that the training data do not have get the smallest p-value. With a
+            false-positive rate ``alpha`` also ``ood``: whether the p-value is at most alpha.
+        """
+        calibration, model = self.calibrated(alpha), self.model
+        names = (*QUICK, "nearest_distance") if nearest else QUICK
+
+        def score(x: Tensor, context: Tensor | None, events: np.ndarray, rows: Any) -> pd.DataFrame:
+            if on_events is not None:
+                on_events(events)
+            tensors = score_batch(model, x, events, names, context)
+            scores = calibration.complete({k: v.cpu().numpy() for k, v in tensors.items()})
+            columns = {}
+            if model.has_density:
+                columns["log_prob"] = -scores["density"]
+                if self.is_table:
+                    columns["log_prob"] += self._log_det(rows)
+                else:
+                    columns["bits_per_dim"] = to_bits_per_dim(-scores["density"], events)
+                constant = (model.event_dim - model.dim) / 2 * np.log(2 * np.pi)
+                columns["log_prob_off_manifold"] = -scores["off_manifold"] - constant
+                if "complexity" in scores:
+                    columns["complexity"] = scores["complexity"]
+            columns["log_prob_on_manifold"] = -scores["on_manifold"]
+            columns["encoder_mse"] = scores["encoder_distance"]
+            columns["p_value"] = calibration.p_values(COMBINATION, scores[COMBINATION])
+            columns["anomaly_score"] = scores[COMBINATION]
+            if nearest:
+                columns["nearest_mse"] = scores["nearest_distance"]
+            frame = pd.DataFrame(columns)
+            if self.is_table and self.columns.categories:
+                unknown = self.columns.unknown(rows).any(axis=1).to_numpy()
+                frame["unknown_category"] = unknown
+                frame.loc[unknown, "p_value"] = calibration.smallest_p_value
+                frame.loc[unknown, "anomaly_score"] = HUGE
+            if alpha is not None:
+                frame["ood"] = frame["p_value"] <= alpha
+            return frame
+
+        scores = pd.concat(self._apply(score, x, label, "scoring"), ignore_index=True)
+        return scores.set_axis(x.index) if isinstance(x, pd.DataFrame) else scores
+
+    def log_prob(
+        self, x: Any, noise_scale: float | None = None, *, label: Label = None
+    ) -> np.ndarray:
+        """Compute log-densities in the units of x, (N,) in nats; -inf beyond the range of floats.
+
+        It is the density of the dequantized values: of images that of bytes plus uniform noise in
+        [0, 1). A noise-conditional model smooths it at a ``noise_scale`` from 0 (the smallest of
+        the training) to 1.
+        """
+
+        def log_prob_of(x: Tensor, context: Tensor | None, _: np.ndarray, rows: Any) -> np.ndarray:
+            if noise_scale is None:
+                log_prob = self.model.log_prob(x, context)
+            else:
+                log_prob = log_prob_at(self.model, x, noise_scale, context)
+            values = log_prob.double().cpu().numpy()
+            return np.where(np.isnan(values), -np.inf, values) + self._log_det(rows)
+
+        return np.concatenate(self._apply(log_prob_of, x, label, "scoring"))
+
+    def threshold(self, alpha: float) -> float | None:
+        """Return the :meth:`log_prob`, at the best noise scale, of the p-value ``alpha``.
+
+        None without a calibration of the density, or if the preprocessing is not affine.
+        """
+        calibration, preprocessor = self.calibration, self.preprocessor
+        is_noisy = calibration is not None and calibration.noise_scale is not None
+        name = SMOOTHED_DENSITY if is_noisy else "density"
+        if calibration is None or name not in calibration.quantiles:
+            return None
+        if preprocessor and any(column.knots is not None for column in preprocessor.varying):
+            return None
+        return -calibration.threshold(name, alpha) + float(self._log_det(None))
+
+    def _log_det(self, rows: Any) -> Any:
+        """Log-determinants of the preprocessing, of each row, or where it is constant of any."""
+        if self.preprocessor is None:
+            return -self.model.event_dim * np.log(256) if self.is_image else 0.0
+        if rows is None:
+            return self.preprocessor.log_det_at(np.zeros((1, self.model.event_dim)))[0]
+        return self.preprocessor.log_det(_select(rows, self.preprocessor))
+
+    def encode(
+        self,
+        x: Any,
+        projection: Literal["encoder", "default", "nearest"] = "encoder",
+        *,
+        label: Label = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Compute the coordinates on the manifold, u (N, d), and off it, v (N, D - d).
+
+        By default (u, v) decodes to x; otherwise u is that of the ``default`` or the ``nearest``
+        projection.
+        """
+
+        def encode(x: Tensor, context: Tensor | None, *_: Any) -> tuple[np.ndarray, ...]:
+            codes = self.model.encode(x, PROJECTIONS[projection], context)
+            return tuple(code.cpu().numpy() for code in codes)
+
+        u, v = zip(*self._apply(encode, x, label, "encoding"), strict=True)
+        return np.concatenate(u), np.concatenate(v)
+
+    def decode(self, u: np.ndarray) -> Any:
+        """Map coordinates u (N, d) of an unconditional model to points of the manifold."""
+        codes = torch.from_numpy(np.array(u)).to(next(self.model.parameters())).split(self.size)
+        with torch.no_grad():
+            return self._in_units(np.concatenate([stored(self.model.decode(u)) for u in codes]))
+
+    def project(
+        self, x: Any, nearest: bool = False, *, label: Label = None
+    ) -> tuple[Any, np.ndarray]:
+        """Project onto the manifold: by a few gradients, or to the nearest point.
+
+        Returns:
+            Projections in the type and units of x, without a condition, and their mean squared
+            errors (N,), of pixels in [0, 1] or standardized columns.
+        """
+
+        def project(x: Tensor, context: Tensor | None, *_: Any) -> tuple[np.ndarray, np.ndarray]:
+            projected = self.model.project(x, nearest, context)
+            errors = (x - projected).square().flatten(1).mean(1)
+            return stored(projected), errors.cpu().numpy()
+
+        parts = zip(*self._apply(project, x, label, "projecting"), strict=True)
+        projections, errors = map(np.concatenate, parts)
+        frame = self._in_units(projections)
+        if isinstance(x, pd.DataFrame):
+            return frame.set_axis(x.index), errors
+        return (frame.to_numpy() if self.is_table else frame), errors
+
+    def sample(
+        self,
+        count: int = 1,
+        temperature: float = 1.0,
+        seed: int = 0,
+        *,
+        label: Label = None,
+        condition: Any = None,
+    ) -> Any:
+        """Draw samples on the manifold: images, a DataFrame of rows, or vectors.
+
+        A conditional model draws ``count`` samples for each of the labels, or for each row of a
+        table with the columns of the ``condition``, which precede those of the samples.
+        """
+        if count < 1:
+            raise UserError(f"count: expected 1 or more, got {count}.")
+        if not 0 <= temperature <= MAX_TEMPERATURE:
+            raise UserError(f"temperature: expected 0 to {MAX_TEMPERATURE:g}, got {temperature}.")
+        if not -(2**63) <= seed < 2**63:
+            raise UserError(f"seed: expected an integer from -2^63 to 2^63 - 1, got {seed}.")
+        context, rows = self._given(label, condition)
+        total = count * (1 if context is None else len(context))
+        check_memory("count", total, 2 * self.event_bytes)  # concatenation copies
+        generator, samples = torch.Generator().manual_seed(seed), []
+        with ProgressBar("sampling", "samples", total) as progress:
+            for start in range(0, total, IMAGE_BATCH):
+                size, given = min(IMAGE_BATCH, total - start), None
+                if context is not None:
+                    numbers = np.arange(start, start + size) // count
+                    given = torch.from_numpy(context[numbers]).to(self.device)
+                samples.append(stored(self.model.sample(size, temperature, generator, given)))
+                progress.update(size)
+        if rows is not None:
+            rows = rows.iloc[np.arange(len(rows)).repeat(count)]
+        return self._in_units(np.concatenate(samples), rows)
+
+    def restore(
+        self,
+        y: Tensor,
+        operator: Any,
+        noise: float | None = None,
+        *,
+        dim: int | None = None,
+        iterations: int = ITERATIONS,
+        seed: int = 0,
+        label: Label = None,
+    ) -> Restoration:
+        """Restore images from observations y = A(x) + noise of pixels in [0, 1].
+
+        The arguments are those of :func:`submanifold.inverse.restoration.restore`, whose result is
+        on the CPU.
+        """
+        context, _ = self._given(label, None)
+        restored = restore(
+            self.model, y, operator, noise, dim=dim, iterations=iterations,
+            generator=torch.Generator().manual_seed(seed),
+            context=None if context is None else torch.from_numpy(context),
+        )  # fmt: skip
+        return Restoration._make(None if part is None else part.cpu() for part in restored)
+
+    def events(self, x: Any, label: Label = None) -> np.ndarray:
+        """Return the arrays that the model describes: uint8 images, or standardized vectors.
+
+        Those of a conditional model have their context (:func:`.with_context`).
+        """
+        return self._standardized(self._checked(x, label))
+
+    @property
+    def event_bytes(self) -> int:
+        """The size of an event in an array: uint8 for images, float32 for vectors."""
+        return self.model.event_dim * (1 if self.is_image else 4)
+
+    @property
+    def size(self) -> int:
+        """The number of events in a batch."""
+        return self.batch_size or (IMAGE_BATCH if self.is_image else ROW_BATCH)
+
+    def _apply(
+        self, function: Callable[..., Any], x: Any, label: Label, description: str
+    ) -> list[Any]:
+        """Apply a function to x, context, events before dequantization, and rows of each batch."""
+        checked, weight = self._checked(x, label), next(self.model.parameters())
+
+        def batches() -> Iterator[Any]:
+            for start in range(0, len(checked), self.size):
+                rows = checked[start : start + self.size]
+                events = self._standardized(rows)
+                context = context_tensor(events, weight.device)
+                yield as_input(events).to(weight), context, events, rows
+
+        prepared = tuned(batches()) if weight.device.type == "cpu" else batches()
+        with torch.no_grad():
+            return [function(*batch) for batch in track(prepared, description, len(checked))]
+
+    def _checked(self, x: Any, label: Label) -> Any:
+        """Return rows with the known columns, or images or vectors with their labels as context."""
+        if self.is_table:
+            self._labels(label, len(x))
+            rows = self.columns.check_names(as_frame(x, self.columns.inputs)).reset_index(drop=True)
+            if rows.empty:
+                raise UserError("table: expected at least one row, got none.")
+            return rows
+        shape, dtype = self.model.event_shape, np.dtype(np.uint8 if self.is_image else np.float32)
+        events, fix = np.asanyarray(x), "Convert vectors with astype(numpy.float32)."
+        if self.is_image:
+            events = self._images(events)
+            fix = "Or pass images (N, height, width, channels), uint8 or floats in [0, 1]."
+        if events.dtype != dtype or events.shape[1:] != shape or not len(events):
+            raise UserError(
+                f"events: expected {dtype} of shape (N, {', '.join(map(str, shape))}) with N at "
+                f"least 1, got {events.dtype} of shape {events.shape}. {fix}"
+            )
+        if label is None and context_of_array(events) is not None:
+            return events
+        return with_context(events, self._labels(label, len(events)))
+
+    def _images(self, images: np.ndarray) -> np.ndarray:
+        """Convert images as files are decoded to the format of the training images."""
+        if images.dtype.kind == "f" and images.size and 0 <= images.min() <= images.max() <= 1:
+            images = np.rint(255 * images).astype(np.uint8)
+        is_last = images.shape[3:] in ((1,), (3,), (4,)) and images.shape[1] > 4
+        is_decoded = images.dtype == np.uint8 and images.size and (images.ndim == 3 or is_last)
+        fits = images.shape[1:] == self.model.event_shape
+        if fits or not is_decoded or "size" not in self.model.data:
+            return images
+        form = {name: self.model.data[name] for name in ("size", "channels", "crop", "margin")
+                if name in self.model.data}  # fmt: skip
+        squeezed = images[..., 0] if images.shape[3:] == (1,) else images
+        return np.stack([crop_and_resize(image, **form) for image in squeezed])
+
+    def _standardized(self, rows: Any) -> np.ndarray:
+        if self.preprocessor is None:
+            return rows
+        events = self.preprocessor.transform(_select(rows, self.preprocessor))
+        if self.condition is None:
+            return events
+        return with_context(events, self.condition.transform(_select(rows, self.condition)))
+
+    def _in_units(self, events: np.ndarray, given: pd.DataFrame | None = None) -> Any:
+        """Convert events to the user's units, after the columns that are given."""
+        if self.preprocessor is None:
+            return events
+        rows = self.preprocessor.inverse_transform(events)
+        return rows if given is None else pd.concat([given, rows.set_axis(given.index)], axis=1)
+
+    def _labels(self, label: Label, count: int) -> np.ndarray | None:
+        """Return the label of each of the events; None for a model without labels."""
+        classes = context_of(self.model).get("classes")
+        if classes is None:
+            if label is None:
+                return None
+            raise UserError(
+                "label: expected none for a model that is not conditional on a label, got "
+                f"{label}. Omit it."
+            )
+        labels = np.asarray(label)
+        fits = labels.dtype.kind in "iu" and labels.shape in ((), (count,))
+        if not fits or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
+            got = "none" if label is None else label
+            raise UserError(
+                f"label: expected a label from 0 to {classes - 1}, on which the density is "
+                f"conditional, got {got}. Set it."
+            )
+        return np.full(count, labels, np.int64)
+
+    def _given(self, label: Label, condition: Any) -> tuple[np.ndarray | None, Any]:
+        """Return the contexts (n, ...) of labels or of rows of the condition, and these rows."""
+        if self.condition is None or self.preprocessor is None:
+            if condition is not None:
+                raise UserError("condition: expected none for this model, got one. Omit it.")
+            return self._labels(label, np.asarray(label).size), None
+        self._labels(label, 1)
+        if condition is None:
+            names = named(dict.fromkeys(column.name for column in self.condition.varying))
+            raise UserError(
+                f"condition: expected a table with the columns that the density is conditional on "
+                f"({names}), got none. Pass one, or on the command line: submanifold sample MODEL "
+                "table.csv."
+            )
+        rows = as_frame(condition, self.condition.inputs)
+        rows = rows.drop(columns=[*self.preprocessor.inputs], errors="ignore")
+        return self.condition.transform(rows), _select(rows, self.condition)
+
+
+def code_frame(u: np.ndarray, v: np.ndarray) -> pd.DataFrame:
+    """Return coordinates u (N, d) and v (N, D - d) as columns ``u0``, ..., ``v0``, ..."""
+    names = [f"u{n}" for n in range(u.shape[1])] + [f"v{n}" for n in range(v.shape[1])]
+    return pd.DataFrame(np.concatenate([u, v], 1), columns=names)
+
+
+def _select(table: pd.DataFrame, preprocessor: Preprocessor) -> pd.DataFrame:
+    """Return the columns of a table that a preprocessor knows."""
+    return table.loc[:, table.columns.map(str).isin(preprocessor.inputs)]
