@@ -1,17 +1,18 @@
 """Learn the sub-manifold that data lives on, and an exact density on it, with flows."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from submanifold.inference.predictor import Predictor
     from submanifold.models import Hierarchy, Stage
 
-__all__ = ["Hierarchy", "Stage"]
+__all__ = ["Hierarchy", "Predictor", "Stage"]
 
 
 def __getattr__(name: str) -> Any:
     """Load torch with the first use of a model: every command of Kedro's imports this package."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from submanifold import models
-
-    return getattr(models, name)
+    module = "inference.predictor" if name == "Predictor" else "models"
+    return getattr(import_module(f"submanifold.{module}"), name)

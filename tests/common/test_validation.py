@@ -51,23 +51,14 @@ def test_valid_settings_are_typed_and_frozen():
     [
         ({"hous": 1}, "second_house. Did you mean house?"),
         ({"house": {"rooms": True}}, "rooms=True cannot be used: expected no boolean"),
-        ({"planet": 1}, "world.planet is not a setting; known: pet, house, second_house"),
         ({"house": {"rooms": 3, "room": 1}}, "world.house.room is not a setting; known: rooms, "),
-        (
-            {"second_house": {"rooms": 3, "room": 1}},
-            "world.second_house.room is not a setting; known: rooms, colour",
-        ),
         ({"house": {}}, "world.house.rooms is missing"),
-        ({"house": {"rooms": "many"}}, "world.house.rooms=many cannot be used"),
-        ({"house": 3}, "world.house=3 cannot be used"),
         ({"pet": {"type": "cow"}}, "world.pet.type=cow is not known; known: 'cat', 'dog'"),
-        ({"pet": {}}, "world.pet.type is missing; known: 'cat', 'dog'"),
         (
             {"pet": {"type": "dog", "lives": 9}},
             "world.pet.lives is not a setting; known: type, tricks",
         ),
         ({"pet": {"type": "cat", "lives": 0}}, "world.pet.lives=0 cannot be used"),
-        ({"pet": {"type": "dog", "tricks": [1]}}, "world.pet.tricks=1 cannot be used"),
         ({"house": {"rooms": 1, "colour": "pink"}}, "house.colour=pink is not a colour"),
     ],
 )

@@ -8,14 +8,11 @@ from click import ClickException
 from click.testing import CliRunner
 
 from data.source_files import write_idx
-from submanifold import cli
+from submanifold import Predictor, cli
 from submanifold.common.errors import UserError
 from submanifold.data.tables import Preprocessor
 from submanifold.flows import context_of
-from submanifold.inference.tables import score_table
 from submanifold.models import Model
-from submanifold.runs.command import usage_commands
-from submanifold.runs.served import RequestError, ServedModel
 from submanifold.sklearn import ManifoldFlow
 
 LABELS = [n % 3 for n in range(60)]
@@ -54,46 +51,11 @@ def test_every_part_of_a_labelled_run_is_given_the_label(run):
     assert run.load("illustrations")["by_class"].shape == (3, 8, 1, 8, 8)
 
 
-def test_commands_take_a_label(run, project):
-    file = str(run.path("hierarchy"))
-    out = project.path / "samples.npz"
-
-    def call(*arguments):
-        return CliRunner().invoke(cli.cli, [str(each) for each in arguments])
-
-    found = [
-        np.load(out)["samples"]
-        for label in (0, 1)
-        if call("sample", file, "-n", 4, "--label", label, "--out", out).exit_code == 0
-    ]
-    assert len(found) == 2
-    assert not np.array_equal(*found)
-    usage = usage_commands(Model.load(file), file)
-    assert all(command.endswith("--label=0") for command in usage)
-    for arguments, message in [
-        (("sample", file), "from 0 to 2, on which"),
-        (("sample", file, "--label", 3), "got 3"),
-    ]:
-        result = call(*arguments)
-        assert result.exit_code
-        assert message in result.output
-
-
-def test_a_served_model_takes_a_label(run):
-    served = ServedModel(Model.load(run.path("hierarchy")), 100, 60.0)
-    images = run.load("x_test")[:2]
-    found = [served.predict(np.asarray(images), {"label": label}) for label in (0, 1)]
-    assert not np.allclose(found[0]["log_prob"], found[1]["log_prob"])
-    with pytest.raises(RequestError, match="--label: expected a label from 0 to 2"):
-        served.predict(np.asarray(images))
-
-
 def test_labels_must_be_known_and_complete(project, tmp_path, mnist):
     gap = write_idx(tmp_path / "gap", train=[0, 2] * 20, test=[0, 2] * 20)
     for path, more, message in [
         (gap, {}, "all labels from 0 to a largest one, got 0, 2"),
         (mnist, {"charts": 2}, "charts: expected 1 with data.condition, got 2"),
-        (mnist, {"launch": {"processes": 2}}, "launch.processes: expected 1 with data.condition"),
         (mnist, {"ood": "fashion_mnist"}, "ood: expected null with data.condition"),
     ]:
         data = {"path": str(path), "size": 8, "margin": 0, "condition": "label"}
@@ -130,25 +92,7 @@ def test_a_table_is_given_columns(project):
     assert result.exit_code == 0, result.output
     # rows of c and of their y are more likely than the same y with another c
     shuffled = frame.assign(c1=frame["c1"].to_numpy()[::-1])
-    assert pd.read_csv(out)["log_prob"].mean() > score_table(model, shuffled)["log_prob"].mean()
+    assert pd.read_csv(out)["log_prob"].mean() > Predictor(model).score(shuffled)["log_prob"].mean()
     assert "sample" in run.load("report")
-    with pytest.raises(ClickException, match="condition: expected names or patterns of columns"):
+    with pytest.raises(ClickException, match="condition: expected columns of the table"):
         project.run("data", dataset="table", data={"path": str(path), "condition": "c3"})
-
-
-def test_one_column_is_described_given_the_others(project):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(300, 2))
-    frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "y": x[:, 0] + 0.1 * rng.normal(size=300)})
-    path = project.path / "one.csv"
-    frame.to_csv(path, index=False)
-    steps = {"training": {"steps": 40}}
-    run = project.run(dataset="table", method="noise-conditional", stage_1={"dim": "half"},
-                      data={"path": str(path), "condition": "a|b"},
-                      density=steps, reconstruction=steps)  # fmt: skip
-    model = Model.load(run.path("hierarchy"))
-    assert (model.event_shape, model.dim) == ((1,), 1)
-    assert np.isfinite(run.load("metrics")["bits_per_dim"]["value"])
-    scores = score_table(model, frame)
-    assert np.isfinite(scores["log_prob"]).all()
-    assert scores["p_value"].between(0, 1).all()

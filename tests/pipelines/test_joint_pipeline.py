@@ -1,34 +1,26 @@
-"""The joint pipeline, and the pipelines that are registered for an experiment."""
+"""Joint methods, and the pipelines that are registered for an experiment."""
 
 import re
 
 import pytest
-from click import ClickException
 
-from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader, current_experiment
+from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
 from submanifold.pipeline_registry import register_pipelines
 
 
 def registered(project, **params):
     """The pipelines of an experiment."""
     conf = str(project.path / "conf")
-    loader = ExperimentConfigLoader(conf, env="test", runtime_params=params, **LOADER_ARGS)
-    token = current_experiment.set(loader.experiment)
-    try:
-        return register_pipelines()
-    finally:
-        current_experiment.reset(token)
+    ExperimentConfigLoader(conf, env="test", runtime_params=params, **LOADER_ARGS)
+    return register_pipelines()
 
 
 def test_pipelines_have_a_namespace_for_each_phase_and_catalog_entries(project):
     params = {"method": "H-MM", "stage_3": {"dim": 6}}
     pipelines, catalog = registered(project, **params), project.catalog(**params)
-    assert set(pipelines) == {
-        *("__default__", "data", "hierarchical", "joint", "compare", "sweep"),
-        *("study", "ood", "dimension", "restore"),
-    }
+    assert set(pipelines) == {*("__default__", "data", "hierarchical", "joint", "ood", "dimension")}
     assert [n.name for n in pipelines["__default__"].nodes if n.name.startswith("stage_")] == [
-        *("stage_1.train", "stage_2.encode", "stage_2.train", "stage_3.encode", "stage_3.train"),
+        *("stage_1.train", "stage_2.encode", "stage_2.train", "stage_3.encode", "stage_3.train")
     ]
     for name, pipeline in pipelines.items():
         for dataset in pipeline.datasets():
@@ -46,7 +38,7 @@ def test_pipelines_have_a_namespace_for_each_phase_and_catalog_entries(project):
 )
 def test_arguments_receive_the_split_that_they_are_named_after(project, params):
     """And outputs are written to the dataset of their split."""
-    split, checked = re.compile(r"(?:.*[._])?(train|valid|test)(_path)?"), set()
+    split, checked = re.compile(r"(?:.*[._])?(train|valid|test)"), set()
     for pipeline in registered(project, **params).values():
         for node in pipeline.nodes:
             for datasets in (node._inputs, node._outputs):
@@ -62,18 +54,6 @@ def test_arguments_receive_the_split_that_they_are_named_after(project, params):
     assert checked >= {"train", "valid", "test"}
 
 
-def test_joint_method_of_one_stage_is_trained_once_and_reported(project):
-    run = project.run("joint", method="PR-D")
-    assert run.steps == {"stage_1": 12}
-    assert run.mlflow.info.run_name.endswith("-PR-D")
-    metrics = run.load("metrics")
-    assert metrics["dims"] == [192, 24]
-    assert metrics["stage_1_mse"] == metrics["mse"]
-    assert "PR-D, 192 → 24" in run.load("report")
-    assert run.mlflow.data.metrics["stage_1.best_step"] == run.load("stage_1.history")["best_step"]
-    assert project.run("joint", until="hierarchy", method="PR-D").steps == {"stage_1": 0}
-
-
 def test_joint_method_of_two_stages_trains_them_together(project):
     run = project.run("joint", until="metrics", method="EE-M")
     assert run.steps == {"joint": 12}
@@ -85,15 +65,3 @@ def test_joint_method_of_two_stages_trains_them_together(project):
         path.parent.name for path in (run.path("hierarchy"), hierarchical["hierarchy"]._filepath)
     ]
     assert keys[0][-10:] != keys[1][-10:], "keys of equal settings differ by the phases"
-
-
-@pytest.mark.parametrize(("pipeline", "method", "other"), [
-    ("hierarchical", "PR-D", "joint"),
-    ("__default__", "PR-D", "joint"),
-    ("joint", "H-MM", "hierarchical"),
-])  # fmt: skip
-def test_method_of_the_other_pipeline_is_rejected(project, pipeline, method, other):
-    with pytest.raises(
-        ClickException, match=f"does not train method={method}. Use --pipeline={other}"
-    ):
-        project.run(pipeline, method=method)

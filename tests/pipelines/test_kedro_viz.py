@@ -3,6 +3,10 @@
 import json
 import shutil
 
+import pytest
+from click import ClickException
+
+from submanifold.config.loader import ExperimentConfigLoader
 from submanifold.pipeline_registry import register_pipelines
 
 PREVIEWS = {
@@ -13,7 +17,7 @@ PREVIEWS = {
         "dimensions_figure",
     },
     "JSONPreview": {
-        *("manifest", "baselines", "metrics", "hierarchy"),
+        *("manifest", "schedule", "baselines", "metrics", "hierarchy"),
         *("stage_1.model", "stage_1.history", "stage_2.model", "stage_2.history"),
     },
     "TablePreview": {"metrics_table", "split_scores"},
@@ -24,16 +28,18 @@ def test_static_site_has_layers_namespaces_and_previews(project):
     conf = project.path / "conf"  # viz build has no --env
     shutil.copy(conf / "test" / "parameters.yml", conf / "local" / "parameters.yml")
     project.run()
-    code, output = project.kedro("viz", "build", "--include-hooks", "--include-previews")
+    code, output = project.kedro("viz", "build", "--include-previews")
     assert code == 0, output
     site = project.path / "build" / "api"
     shown = json.loads((site / "pipelines" / "hierarchical").read_text())
     layers = ["raw", "primary", "stage_1", "stage_2", "models", "model_output", "reporting"]
     assert shown["layers"] == layers
     assert {each["id"] for each in shown["pipelines"]} >= {"__default__", "joint", "ood"}
-    assert set(shown["modular_pipelines"]) == {"__root__", "stage_1", "stage_2"}
+    assert set(shown["modular_pipelines"]) == {
+        "__root__", "data", "stage_1", "stage_2", "evaluation", "report",
+    }  # fmt: skip
     tasks = {node["full_name"] for node in shown["nodes"] if node["type"] == "task"}
-    assert {"stage_1.train", "stage_2.train", "finish", "write_report"} <= tasks
+    assert {"stage_1.train", "stage_2.train", "calibrate", "report.write_report"} <= tasks
     previews = {}
     for node in shown["nodes"]:
         if node["type"] == "data":
@@ -46,7 +52,10 @@ def test_static_site_has_layers_namespaces_and_previews(project):
 def test_pipelines_without_a_session_are_those_of_the_configuration(new_project, monkeypatch):
     project = new_project()
     monkeypatch.chdir(project.path)
+    monkeypatch.setattr(ExperimentConfigLoader, "latest", None)
     names = {node.name for node in register_pipelines()["hierarchical"].nodes}
     assert {"density.train", "rotation.rotate", "reconstruction.train", "code_flow.encode"} <= names
     (project.path / "conf" / "local" / "parameters.yml").write_text("method: [\n")
-    assert {*register_pipelines()} == {"__default__", "compare", "sweep", "study"}
+    monkeypatch.setattr(ExperimentConfigLoader, "latest", None)
+    with pytest.raises(ClickException, match="expected YAML files"):
+        register_pipelines()

@@ -23,12 +23,9 @@ def measured(auroc, linear=0.5, false_alarms=0.05, detected=0.9, expected=0.02):
 
 
 @pytest.mark.parametrize(("given", "expected"), [
-    (measured(0.9), []),
     (measured(0.52), ["includes 0.5"]),
-    (measured(0.3, linear=0.5), ["have lower anomaly scores"]),
     (measured(0.3, linear=0.6), ["have lower anomaly scores", "A linear score is better"]),
     (measured(0.8, linear=0.95), ["A linear score is better: pca_distance has an AUROC of 0.95"]),
-    (measured(0.8, linear=0.85), []),
     (measured(0.9, detected=0.3), ["70% of the “noise” images are missed at --alpha=5%."]),
     (measured(0.9, false_alarms=0.08), ["more false alarms than promised at 10%, 5%"]),
     (measured(0.9, false_alarms=0.08, expected=0.04), []),
@@ -37,26 +34,3 @@ def test_warnings_follow_from_the_intervals(given, expected):
     found = sections.warnings(given, "mnist", "noise")
     assert len(found) == len(expected)
     assert all(text in warning for text, warning in zip(expected, found, strict=True))
-
-
-def test_conclusion_and_tables_contain_rates_with_intervals():
-    given = measured(0.9)
-    text = sections.conclusion(given, "mnist", "noise")
-    assert "--alpha=5%, submanifold score flags 90.0% [87.0%, 93.0%] of the “noise” images" in text
-    assert text.endswith("The AUROC is 0.900 [0.850, 0.950].")
-    assert sections.alarm_table(given)["promised rate"].tolist() == ["10%", "5%"]
-    rows = sections.score_rows(given)
-    assert [row["name"] for row in (rows[0], rows[-1])] == [ANOMALY, "density"]
-    assert [row["is_inverted"] for row in (rows[0], rows[-1])] == [False, True]
-
-
-def test_next_steps_are_complete_commands():
-    run = {
-        "command": "kedro run --pipeline=ood --params=ood=noise,dataset=mnist",
-        "name": "holiday",
-    }
-    commands = [command for command, _ in sections.usage(run, measured(0.9))]
-    assert commands == [
-        "submanifold score holiday PICTURES --alpha=5% --sheet=most_anomalous.png",
-        "kedro run --pipeline=ood --params=ood=PICTURES,dataset=mnist",
-    ]

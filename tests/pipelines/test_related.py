@@ -51,7 +51,7 @@ def test_related_systems_are_trained_and_reported(project, method, pipeline, cha
 
 @pytest.mark.parametrize("dim", [24, pytest.param(70, marks=slow)], ids=["exact", "estimated"])
 def test_rectangular_flow_is_trained_by_the_density_on_its_manifold(project, dim):
-    about = {"stage_1": {"dim": dim}, "phase_1": SHORT}
+    about = {"stage_1": {"dim": dim}, "joint": SHORT}
     run = project.run("joint", until="metrics", method="rectangular", **about)
     check(run)
     (history,) = [run.load(name) for name in run.catalog if name.endswith(".history")]
@@ -59,21 +59,10 @@ def test_rectangular_flow_is_trained_by_the_density_on_its_manifold(project, dim
     assert "likelihood" not in history["train"][0]
 
 
-@slow
-def test_alternating_m_flow_trains_both_stages_twice(project):
-    phases = {f"phase_{n}": SHORT for n in (1, 2, 3, 4)}
-    run = project.run(until="hierarchy", method="M-flow-alternating", **INNER, **phases)
-    assert [each["stages"] for each in run.load("hierarchy").notes["phases"]] == [[1], [2]] * 2
-
-
 @pytest.mark.parametrize(("method", "changes", "message"), [
     ("H-MM", INNER | {"charts": 2}, "charts"),
-    ("trumpet", INNER | {"phase_1": {"likelihood": {"weight": 1.0}}}, "closed form"),
-    ("SoftFlow", {"phase_1": {"input_noise": 0}}, "input_noise"),
-    ("SoftFlow", {"phase_1": {"input_noise_min": 0.5}}, "input_noise_min: expected less than"),
-    ("PR-M", INNER | {"phase_1": {"input_noise_min": 0.1}}, "input_noise_min: expected null"),
+    ("SoftFlow", {"density": {"input_noise_min": 0.5}}, "input_noise_min: expected less than"),
     ("NIF", INNER | {"stage_1": {"dim": 24, "noise": 0.1}}, "stage_1.noise"),
-    ("conformal", INNER | {"stage_1": {"dim": 193}}, "stage_1.dim: expected 1 to 192"),
 ])  # fmt: skip
 def test_invalid_combinations_are_rejected(project, method, changes, message):
     with pytest.raises(ClickException, match=re.escape(message)):

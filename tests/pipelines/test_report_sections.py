@@ -3,18 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from torch import nn
 
 from submanifold.evaluation.calibration import Calibration
-from submanifold.flows import Glow, Trumpet
-from submanifold.models import Hierarchy, Stage
-from submanifold.pipelines.reporting.sections import (
-    against_pca,
-    alarms,
-    anomalies,
-    describe_gap,
-    usage,
-)
+from submanifold.pipelines.reporting.sections import against_pca, alarms, anomalies, describe_gap
 
 RNG = np.random.default_rng(0)
 SCORES = {"density": RNG.standard_normal(400)}
@@ -33,20 +24,11 @@ def scored(shift=0.0, count=400, p_values=None):
 
 @pytest.mark.parametrize(("shift", "count", "conclusion"), [
     (0.3, 400, "it overfits"),
-    (0.0, 400, "The interval contains zero."),
     (-0.3, 400, "the splits differ"),
     (0.3, 1, "too few images"),
 ])  # fmt: skip
 def test_overfitting_is_concluded_from_the_interval(shift, count, conclusion):
     assert conclusion in describe_gap(scored(shift, count))
-
-
-def test_rows_of_a_table_are_compared_by_their_log_density():
-    table = scored(0.3).assign(nll=lambda table: 2 * table["bits_per_dim"])
-    text = describe_gap(table)
-    assert "Training rows have 6.0" in text
-    assert "nats (negative log-density) on average; test minus training: +0." in text
-    assert "The model fits training rows better than new rows: it overfits." in text
 
 
 def test_anomalous_rows_are_listed_with_their_columns():
@@ -70,7 +52,6 @@ def test_anomalous_rows_are_listed_with_their_columns():
 
 @pytest.mark.parametrize(("power", "sentence"), [
     (1.0, "All observed rates are in the ranges of normal images."),
-    (1.18, "All observed rates are in the ranges of normal images."),  # 7.5% at 5%
     (0.3, "Fewer test images are flagged than promised at 10%, 5%"),
     (4.0, "More test images are flagged than promised at 10%, 5%, 1%"),
 ])  # fmt: skip
@@ -103,24 +84,3 @@ def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns):
                     "images.", warning)  # fmt: skip
     missing = {"pca_subset": {"why": "too few"}}
     assert against_pca({**metrics, "baselines": missing}) == (None, None)
-
-
-def test_the_threshold_of_the_command_is_possible():
-    class Model(nn.Module):
-        has_density, calibration = True, CALIBRATION
-
-    commands = dict(usage("my run", "data/m.safetensors", Model(), "images")[0])
-    assert "submanifold score 'my run' PICTURES --alpha=5%" in commands
-    Model.calibration = Calibration.fit({"density": SCORES["density"][:24]}, ("density",)).to_dict()
-    Model.calibration["groups"] = 12
-    commands = dict(usage(None, "data/m.safetensors", Model(), "images")[0])
-    assert "submanifold score data PICTURES --alpha=8%" in commands
-
-
-def test_the_command_to_restore_has_the_dimension_of_a_model_without_a_density():
-    density = Hierarchy([Stage(Glow((1, 8, 8), levels=2, steps=1, width=4), dim=9)])
-    lines = [line for line, _ in usage("a", "data/m.safetensors", density, "images")[0]]
-    assert "submanifold restore a PICTURES --simulate --task=denoise:0.1" in lines
-    manifold = Hierarchy([Stage(Trumpet((1, 8, 8), 9, steps=1, width=4), dim=9)])
-    lines = [line for line, _ in usage("a", "data/m.safetensors", manifold, "images")[0]]
-    assert "submanifold restore a PICTURES --simulate --task=denoise:0.1 --dim=9" in lines

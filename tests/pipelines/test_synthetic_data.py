@@ -3,13 +3,9 @@
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
 from splits import checked_splits
-from submanifold.data.synthetic import MANIFOLDS
-from submanifold.evaluation.metrics import METRICS
 
 
 @pytest.fixture(scope="module")
@@ -41,30 +37,6 @@ def test_model_is_compared_with_the_true_density(run):
     assert run.mlflow.data.metrics["test.divergence"] == truth["divergence"]["value"]
 
 
-def test_report_shows_the_truth_and_the_manifold(run):
-    table = pd.read_csv(run.path("metrics_table")).set_index("model")
-    assert list(table.index) == [
-        *("H-MM, 3 → 2 → 2", "truth, noise 0.3", "PCA, d = 2", "Gaussian, full covariance"),
-    ]
-    assert table["NLL on the manifold"].iloc[1] == "7.4934"
-    text = text_of(run)
-    divergence = METRICS["divergence"].write(run.load("truth")["divergence"]).partition(" [")[0]
-    assert f"{divergence} KL divergence from the truth, in nats" in text
-    assert "Use this model submanifold sample" in text
-    assert "512 training, 96 validation and 128 test points in 3 dimensions" in text
-    assert "None" not in text
-    for cell in table.to_numpy().ravel():
-        assert str(cell) in text
-    assert Image.open(run.path("manifold_figure")).format == "PNG"
-    assert run.artifacts >= {"manifold.png", "truth.json", "report.html"}
-
-
-def test_joint_method_learns_noisy_points_in_the_plane(project):
-    run = project.run("joint", dataset="circle", method="PR-D")
-    assert run.load("metrics")["dims"] == [2, 1]
-    assert "PR-D on circle" in text_of(run)
-
-
 def test_eight_dimensions_are_shown_in_three(project):
     run = project.run(dataset="linear_gaussian")
     assert run.load("metrics")["dims"] == [8, 4, 3]
@@ -76,13 +48,3 @@ def test_points_without_noise_have_no_bits(project):
     run = project.run(dataset="circle", data={"noise": 0.0})
     assert "nll" not in run.load("truth")
     assert "none without noise" in text_of(run)
-
-
-@pytest.mark.parametrize("name", MANIFOLDS)
-def test_every_manifold_has_default_stages(project, name):
-    with project.session(env="base", dataset=name) as session:
-        parameters = session.load_context().params
-    assert parameters["data"].source == name
-    stages = parameters["model"].stages
-    assert stages[1].dim == MANIFOLDS[name].dim
-    assert [stage.flow.type for stage in stages] == ["realnvp", "realnvp"]

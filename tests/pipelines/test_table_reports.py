@@ -1,6 +1,8 @@
-"""Tables in all pipelines: training, report, ood, dimension, compare, cache keys and mistakes."""
+"""Tables in all pipelines: training, report, ood, dimension, cache keys and mistakes."""
 
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,9 +10,10 @@ import pytest
 from click import ClickException
 
 from splits import checked_splits
+from submanifold import Predictor
 from submanifold.data.tables import Preprocessor
-from submanifold.inference.tables import score_table
 from submanifold.models import Model
+from submanifold.runs.runner import RankRunner
 from submanifold.sklearn import ManifoldFlow
 
 RNG = np.random.default_rng(0)
@@ -76,7 +79,7 @@ def test_the_report_is_in_the_units_of_the_table(run):
     text, metrics = text_of(run.load("report")), run.load("metrics")
     model = Model.load(run.path("hierarchy"))
     rows = Preprocessor.from_dict(model.data["table"]).inverse_transform(run.load("x_test"))
-    nll = -score_table(model, rows)["log_prob"]
+    nll = -Predictor(model).score(rows)["log_prob"]
     # the noise of the quantized column differs
     assert metrics["nll"]["value"] == pytest.approx(nll.mean(), abs=0.5)
     assert metrics["curve"]["dims"] == [1, 2, 3, 4, 5, 6]
@@ -125,7 +128,7 @@ def test_the_estimator_opens_a_model_of_a_table_with_categories(run, table):
     rows = pd.read_csv(table)[:50]
     estimator = ManifoldFlow.load(run.path("hierarchy"))
     assert list(estimator.feature_names_in_) == [*"abcde", "city"]
-    expected = score_table(estimator.model_, rows)["log_prob"]
+    expected = Predictor(estimator.model_).score(rows)["log_prob"]
     scale, estimator.noise_scale_ = estimator.noise_scale_, 0.0  # of log_prob
     np.testing.assert_allclose(estimator.score_samples(rows), expected, rtol=1e-3, atol=1e-3)
     estimator.noise_scale_ = scale
@@ -137,62 +140,15 @@ def test_the_estimator_opens_a_model_of_a_table_with_categories(run, table):
     assert u.shape == (50, estimator.n_components)
 
 
-def test_the_dimension_of_a_table(project, params, run):
-    pytest.importorskip("skdim")
-    found = project.run("dimension", only_missing_outputs=True, **params)
-    assert not any(found.steps.values())
-    text = text_of(found.load("dimension_report"))
-    assert "explain 90% of the variance" in text
-    assert "standardized training rows" in text
-    assert 1 <= found.load("dimension_metrics")["estimates"]["lPCA"]["value"] <= 5
-
-
-def test_runs_on_a_table_are_compared(project, params, run):
-    text = text_of(project.run("compare", **params).load("comparison"))
-    assert text.count("Runs on rows.csv") == 2
-    assert "1 finished training run;" in text
-    assert "over the test rows (or their groups)" in text
-    assert "TABLE" in text
-    assert "No samples in MLflow" not in text
-
-
-def test_runs_on_other_files_are_not_compared(project, params, run):
-    other = params | {"data": {"path": str(project.path / "other.parquet")}}
-    other["data"] |= {"categorical": "intervals", "label": "kind"}
-    with pytest.raises(
-        ClickException, match=r"files of finished runs in .* got .*other.parquet\. Make"
-    ):
-        project.run("compare", **other)
-
-
-def test_the_model_of_mlflow_takes_named_columns(project, run):
-    import mlflow
-
-    client = project.mlflow_client
-    mlflow.set_tracking_uri(f"sqlite:///{project.path}/data/mlflow.db")
-    logged = client.search_logged_models([run.mlflow.info.experiment_id])[0]
-    assert logged.model_type is None
-    signature = mlflow.models.get_model_info(f"models:/{logged.model_id}").signature
-    assert signature.inputs.input_names() == ["a", "b", "c", "d", "e", "city"]
-
-
-def test_an_installed_table_by_name(project):
-    with project.session(dataset="wine", method="auto") as session:
-        experiment = session.load_context().config_loader.experiment
-    assert experiment.kind == "table"
-    assert [stage.dim for stage in experiment.model.stages] == [6]
-
-
 def test_cache_keys_follow_content_and_settings(project, table):
     def keys(**data):
         data = {"path": str(table), "label": "kind", "categorical": "intervals", **data}
         with project.session(dataset="table", method=METHOD, data=data) as session:
-            found = session.load_context().config_loader.artifact_keys
-        return {name: key for name, key in found.items() if name != "comparison"}  # of the path
+            return session.load_context().config_loader.artifact_keys
 
     first = keys()
-    copy = table.with_name("copy.csv")
-    copy.write_bytes(table.read_bytes())
+    (table.parent / "moved").mkdir()
+    copy = Path(shutil.copy2(table, table.parent / "moved"))
     assert keys(path=str(copy)) == first
     copy.write_bytes(table.read_bytes().replace(b",x\n", b",z\n", 1))
     assert keys(path=str(copy))["data"] != first["data"]
@@ -202,11 +158,11 @@ def test_cache_keys_follow_content_and_settings(project, table):
 MISTAKES = {
     "no path": ({"dataset": "table"}, r"data\.path: expected the path of a table"),
     "no file": ({"data": {"path": "none.csv"}}, r"data\.path=none\.csv: .* does not exist"),
-    "categories": ({}, r"data\.categorical: .* got categories in city, kind"),
+    "categories": ({}, r"data\.columns: .* got text in city, kind"),
     "no such column": ({"data": {"drop": "knd"}}, r"data\.drop: .* Did you mean kind\?"),
     "dimension": ({"data": {"drop": "kind|city"}, "stage_1": {"dim": 6}}, "dim"),
     "images": ({"data": {"size": 32}}, r"data\.size is not a setting"),
-    "a table as images": ({"dataset": "folder"}, r"data\.path=.*\. A table needs dataset=table"),
+    "a table as images": ({"dataset": "folder"}, r"data\.path=.* a table needs dataset=table"),
     "ood": ({"data": {"drop": "kind|city"}, "ood": "mnist"}, "ood: expected the path of a table"),
 }
 
@@ -218,4 +174,4 @@ def test_mistakes_are_named_before_training(project, table, name):
     if name != "no path":
         params["data"] = {"path": str(table), **params.get("data", {})}
     with project.session(**params) as session, pytest.raises(ClickException, match=message):
-        session.load_context()
+        session.run(pipeline_names=["data"], runner=RankRunner())

@@ -1,80 +1,16 @@
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 
-import mlflow
+import numpy as np
+import pandas as pd
 import pytest
-from click import ClickException
+from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.runs.hooks.pipelines import _check_catalog
-from submanifold.runs.mlflow_run import _close_orphans, _exit_on_signal, _numbers
-
-
-def test_only_numbers_of_the_metrics_are_logged():
-    metrics = {
-        "bits_per_dim": {"value": 4.5, "low": 4.4, "high": 4.6, "n": 10},
-        "fid": {"value": None, "why": "not measured: no GPU"},
-        "dims": [192, 24],
-        "baselines": {"pca": {"mse": {"value": 0.1}}, "gaussian": None},
-    }
-    assert _numbers(metrics) == {
-        "test.bits_per_dim": 4.5,
-        "test.bits_per_dim.low": 4.4,
-        "test.bits_per_dim.high": 4.6,
-        "test.bits_per_dim.n": 10,
-        "test.baselines.pca.mse": 0.1,
-    }
-
-
-def test_missing_catalog_entries_are_reported_in_one_line():
-    pipeline = Pipeline([Node(lambda *x: x, list("abcd"), "e", name="any")])
-    entries = pipeline.datasets()
-    _check_catalog(pipeline, entries)
-    with pytest.raises(ClickException, match=r"^conf/base/catalog\.yml: .* none for c\. Res"):
-        _check_catalog(pipeline, entries - {"c"})
-    with pytest.raises(ClickException, match=r"none for \S+, \S+, \S+ and \d+ more\. Restore"):
-        _check_catalog(pipeline, set())
-
-
-@pytest.fixture
-def tracking(tmp_path, monkeypatch):
-    before = mlflow.get_tracking_uri()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    yield mlflow.MlflowClient()
-    mlflow.set_tracking_uri(before)
-
-
-def test_only_runs_of_dead_processes_of_this_machine_are_marked_killed(tracking):
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    here, elsewhere, dead, alive = socket.gethostname(), "elsewhere", child.pid, os.getpid()
-    experiment = tracking.create_experiment("some")
-
-    def running(**owner):
-        tags = {f"submanifold.{name}": str(value) for name, value in owner.items()}
-        return tracking.create_run(experiment, tags=tags).info.run_id
-
-    runs = {
-        "dead": running(host=here, pid=dead),
-        "alive": running(host=here, pid=alive),
-        "elsewhere": running(host=elsewhere, pid=dead),
-        "another program's": running(),
-        "done": running(host=here, pid=dead),
-    }
-    tracking.set_terminated(runs["done"], "FINISHED")
-    _close_orphans(experiment)
-    assert {name: tracking.get_run(run).info.status for name, run in runs.items()} == {
-        "dead": "KILLED",
-        "alive": "RUNNING",
-        "elsewhere": "RUNNING",
-        "another program's": "RUNNING",
-        "done": "FINISHED",
-    }
+from submanifold.common.errors import UserError
+from submanifold.runs.datasets import ArrayDataset
+from submanifold.runs.file_hooks import FileHooks
+from submanifold.runs.hooks import _exit
 
 
 def test_run_in_a_thread_does_not_set_signal_handlers(project):
@@ -97,8 +33,76 @@ def test_sigterm_ends_a_run_with_an_exit_code(project):
     before = signal.getsignal(signal.SIGTERM)
     with project.session() as session:
         session.run(pipeline_names=["data"])
-        assert signal.getsignal(signal.SIGTERM) is _exit_on_signal
+        assert signal.getsignal(signal.SIGTERM) is _exit
     assert signal.getsignal(signal.SIGTERM) is before
     with pytest.raises(SystemExit) as caught:
-        _exit_on_signal(15, None)
+        _exit(15, None)
     assert caught.value.code == 143
+
+
+WRITTEN = {
+    "u_train.npy": np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32),
+    "baselines.json": {"gaussian": {"bits_per_dim": 3.25}},
+    "scores.csv": pd.DataFrame({"score": [1.5, 2.5]}),
+}
+TYPES = {"json": "json.JSONDataset", "csv": "pandas.CSVDataset"}
+
+
+class Files:
+    """A catalog whose datasets are saved and loaded with the hooks, as in a node."""
+
+    def __init__(self, folder):
+        self.folder, self.hooks = folder, FileHooks()
+        array = ArrayDataset(filepath=str(folder / "u_train.npy"))
+        config = {name: {"type": TYPES[name.rpartition(".")[2]], "filepath": str(folder / name)}
+                  for name in WRITTEN if not name.endswith("npy")}  # fmt: skip
+        self.catalog = DataCatalog.from_config(config)
+        self.catalog["u_train.npy"] = array
+        self.hooks.after_catalog_created(self.catalog)
+
+    def save(self, name):
+        self.hooks.before_dataset_saved(name)
+        self.catalog.save(name, WRITTEN[name])
+        self.hooks.after_dataset_saved(name)
+
+    def load(self, name):
+        self.hooks.before_dataset_loaded(name)
+        return self.catalog.load(name)
+
+    def start_run(self):
+        node = Node(lambda: None, None, list(WRITTEN), name="any")
+        self.hooks.before_pipeline_run(Pipeline([node]))
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Files(tmp_path)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_changed_file_is_not_loaded_and_is_written_again(files, name):
+    files.save(name)
+    files.load(name)
+    files.start_run()
+    assert files.catalog.exists(name)
+    path = files.folder / name
+    content = bytearray(path.read_bytes())
+    content[-4 if path.suffix == ".csv" else -2 if path.suffix == ".npy" else -7] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: expected the content that was written"):
+        files.load(name)
+    files.start_run()
+    assert not files.catalog.exists(name)
+    files.save(name)
+    files.load(name)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_file_of_a_killed_process_is_written_again(files, name, monkeypatch):
+    files.hooks.before_dataset_saved(name)
+    (files.folder / name).write_bytes(b"[1]\n")
+    files.start_run()
+    assert (files.folder / name).exists(), "this process may still write it"
+    monkeypatch.setattr("submanifold.runs.file_hooks.is_alive", lambda process: False)
+    files.start_run()
+    assert not (files.folder / name).exists()

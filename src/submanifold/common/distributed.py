@@ -4,7 +4,9 @@ All processes call the same functions with the same data. Each computes its shar
 combined result. Without an initialized process group every function is the identity.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +40,23 @@ class Shard:
 WHOLE_BATCH = Shard()
 
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Compute on this process what the others do not compute."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def world_size() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Number of processes; 1 inside of :func:`alone`."""
+    present = dist.is_available() and dist.is_initialized() and not _alone.get()
+    return dist.get_world_size() if present else 1
 
 
 def rank() -> int:
@@ -73,11 +89,12 @@ def all_gather(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(n)] for part, n in zip(gathered, counts, strict=True)])
 
 
-def map_shards(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+def map_shards(function: Callable[..., Tensor], batch: Tensor, *others: Tensor | None) -> Tensor:
     """Apply a function that returns one row per event, (batch, ...), sharded over processes."""
     if world_size() == 1 or len(batch) < world_size():
-        return function(batch)
-    return all_gather(function(shard(batch)))
+        return function(batch, *others)
+    rows = (None if other is None else shard(other) for other in others)
+    return all_gather(function(shard(batch), *rows))
 
 
 def average(tensors: Sequence[Tensor]) -> None:

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -66,37 +65,32 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except WriteError:
+        raise
     except Exception as error:
-        folder = path.absolute().parent
-        if isinstance(error, WriteError) or (reason := _write_problem(error, folder)) is None:
+        number = _error_number(error)
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if number in DISK_FULL:
+            reason = "full"
+        elif number in READ_ONLY and not os.access(folder, os.W_OK):
+            reason = "read-only"
+        else:
             raise
         raise WriteError(
-            f"{path.name} cannot be written: {reason}. Free some space, or move the folder to "
-            "another disk and link to it; then repeat the command, which continues from the "
-            "finished files"
+            f"{path.name} cannot be written: {folder} is {reason} ({os.strerror(number)}). Free "
+            "some space, or move the folder to another disk and link to it; then repeat the "
+            "command, which continues from the finished files"
         ) from error
 
 
-def _write_problem(error: Exception, folder: Path) -> str | None:
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
-    number = _error_number(error)
-    if number in DISK_FULL:
-        free = shutil.disk_usage(existing).free // 10**6
-        return f"{folder} is full ({os.strerror(number)}; {free} MB are free)"
-    if number in READ_ONLY and not os.access(existing, os.W_OK):
-        return f"{existing} is read-only ({os.strerror(number)})"
-    return None
-
-
-def _error_number(error: BaseException | None) -> int | None:
-    """Return the errno of an error or of its first cause that has one."""
+def _error_number(error: BaseException | None) -> int:
+    """Return the errno of an error or of its first cause that has one, or 0."""
     while error is not None:
         in_text = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
-        number = getattr(error, "errno", None) or (int(in_text[1]) if in_text else None)
-        if number is not None:
-            return number
+        if number := getattr(error, "errno", None) or (in_text and int(in_text[1])):
+            return int(number)
         error = error.__cause__
-    return None
+    return 0
 
 
 def make_folder(path: Path) -> None:
@@ -125,19 +119,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path = Path(path)
     make_folder(path.parent)
     prefix, suffix = f".{path.stem[:STEM]}.{socket.gethostname()}-", path.suffix[:SUFFIX]
-    # SQLite adds a journal
-    abandoned = re.compile(re.escape(prefix) + r"(\d+)-\d+" + re.escape(suffix) + r"(-\w+)?")
+    abandoned = re.compile(re.escape(prefix) + r"(\d+)-\d+" + re.escape(suffix))
     matches = ((file, abandoned.fullmatch(file.name)) for file in path.parent.glob(".*"))
     remove_files(file for file, match in matches if match and not is_alive(int(match[1])))
     partial = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}{suffix}")
     try:
         with explain_write_errors(path):
             yield partial
-            with suppress(OSError):
-                _checksum_path(path).unlink()  # of the content before
-            sync_and_rename(partial, path)
+            with suppress(OSError):  # missing, or the name of this file is longer
+                _checksum_path(path).unlink()
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
-        remove_files([partial, partial.with_name(f"{partial.name}-journal")])
+        remove_files([partial])
 
 
 def remove_files(files: Iterable[Path]) -> None:
@@ -152,18 +147,28 @@ def remove_files(files: Iterable[Path]) -> None:
                 file.unlink(missing_ok=True)
 
 
-def sync_and_rename(partial: Path, path: Path) -> None:
-    """Flush a finished file to disk and rename it."""
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+WRITTEN_BY = "written by "
+
+
+def mark_written(path: Path, process: int) -> None:
+    """Note that a process writes a file, until :func:`write_checksum`."""
+    make_folder(path.parent)
+    _checksum_path(path).write_text(f"{WRITTEN_BY}{process}")
+
+
+def writer(path: Path) -> int | None:
+    """Return the process that writes a file, or that was killed when it did; None if none."""
+    try:
+        text = _checksum_path(path).read_text()
+    except FileNotFoundError:
+        return None
+    return int(text.removeprefix(WRITTEN_BY)) if text.startswith(WRITTEN_BY) else None
 
 
 def write_checksum(path: Path) -> None:
     """Write the checksum of a new file next to it, for :func:`is_unchanged`."""
-    if not _checksum_path(path).exists():
-        with atomic_write(_checksum_path(path)) as partial:
-            partial.write_text(_checksum(path, path.stat().st_mtime_ns))
+    with atomic_write(_checksum_path(path)) as partial:
+        partial.write_text(_checksum(path, path.stat().st_mtime_ns))
 
 
 def is_unchanged(path: Path) -> bool:
@@ -213,9 +218,16 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """
     folder = Path(folder).resolve()
     make_folder(folder)
-    lock = FileLock(folder / ".lock", is_singleton=True)
+    path = folder / ".lock"
+    lock = FileLock(path, is_singleton=True)
     try:
-        _acquire(lock, what)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            owner = path.read_text(errors="replace") or "just started"
+            log.info("waiting for another run (%s) to finish %s", owner, what)
+            lock.acquire()
+        path.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
     except OSError as error:
         if error.errno not in READ_ONLY:
             log.warning("%s cannot be locked (%s): do not start a second run", folder, error)
@@ -223,31 +235,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         yield
     finally:
         if lock.lock_counter == 1:  # the outermost block; waiting processes notice the removal
-            Path(lock.lock_file).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         lock.release()
-
-
-def _acquire(lock: FileLock, what: str) -> None:
-    path = Path(lock.lock_file)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        owner = path.read_text(errors="replace") or "just started"
-        log.info("waiting for another run (%s) to finish %s", owner, what)
-        lock.acquire()
-    path.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether a process holds the lock of a folder (:func:`locked`)."""
-    path = Path(folder) / ".lock"
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, blocking=False):
-            return False
-    except OSError:  # including Timeout
-        return True
 
 
 def is_alive(pid: int) -> bool:

@@ -1,20 +1,23 @@
-"""Cores, memory and worker processes."""
+"""Cores, memory, threads and child processes."""
 
-import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from submanifold.common.errors import UserError
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def cores() -> int:
@@ -60,36 +63,30 @@ def check_memory(name: str, count: int, each: int) -> None:
         )
 
 
-@contextmanager
-def process_pool(task: str, count: int) -> Iterator[ProcessPoolExecutor]:
-    """Start worker processes that end with this process, however it ends.
+def map_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 0, chunk: int = 16
+) -> Iterator[Result]:
+    """Apply a function to items in threads, and yield the results in order.
 
     Args:
-        task: What they do, for the message: "processes that <task>".
-        count: Number of processes.
-
-    Raises:
-        UserError: A worker was killed.
+        function: The function.
+        items: The items, which are taken as they are needed.
+        ahead: Number of items, at least, that are worked on before their results are used.
+        chunk: Number of items that a thread takes at a time.
     """
-    # Forked processes inherit the loaded modules; spawned ones would import torch again.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    executor = ProcessPoolExecutor(count, context, _initialize_worker, (os.getpid(),))
+    remaining, waiting = iter(items), deque[Future[list[Result]]]()
+    executor = ThreadPoolExecutor(cores())
     try:
-        executor.submit(os.getpid).result()  # fork all before this process starts threads
-        yield executor
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"One of the {count} processes that {task} was killed, by a user or because the system "
-            "ran out of memory. Repeat the command: it continues from the finished files."
-        ) from error
+        while True:
+            while len(waiting) < max(2 * cores(), -(-ahead // chunk)):
+                if not (part := list(islice(remaining, chunk))):
+                    break
+                waiting.append(executor.submit(lambda part: [*map(function, part)], part))
+            if not waiting:
+                return
+            yield from waiting.popleft().result()
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _initialize_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    terminate_with_parent(parent)
 
 
 def terminate_with_parent(parent: int) -> None:

@@ -1,6 +1,7 @@
 """Progress of long computations: a bar on a terminal, log lines elsewhere."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -16,8 +17,8 @@ Batch = TypeVar("Batch", bound=Sized)
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 _check: ContextVar[Callable[[], None] | None] = ContextVar("check", default=None)
 
-LINE = "{desc}: {n_fmt}/{total_fmt} {unit}, {note}{left}"
-BAR = "{desc} {bar} {n_fmt}/{total_fmt} {unit}, {note}{left}"
+SECONDS = 10.0  # between log lines
+STATE = "{n_fmt}/{total_fmt}{unit}, {rate_noinv_fmt}{postfix}"
 
 
 @contextmanager
@@ -48,40 +49,30 @@ class ProgressBar(tqdm):
         unit: What is counted.
         total: Number of units; 0 if unknown.
         done: Units done before, which do not count for the rate.
-        every: Seconds between log lines.
     """
 
     monitor_interval = 0  # no thread
 
-    def __init__(
-        self, description: str, unit: str, total: int = 0, done: int = 0, every: float = 10.0
-    ) -> None:
-        self.note = ""
+    def __init__(self, description: str, unit: str, total: int = 0, done: int = 0) -> None:
         self.on_terminal = sys.stderr.isatty()
+        wait, layout = (0.1, "{desc} {bar} ") if self.on_terminal else (SECONDS, "{desc}: ")
+        layout += STATE + (", {remaining} left" if total else "")
         super().__init__(
-            desc=description, unit=unit, total=total or None, initial=done, smoothing=0,
-            mininterval=0.1 if self.on_terminal else every, miniters=1,
-            delay=0 if self.on_terminal else every, bar_format=BAR if self.on_terminal else LINE,
-            disable=_hidden.get(),
+            desc=description, unit=f" {unit}", unit_scale=unit == "bytes", total=total or None,
+            initial=done, smoothing=0, mininterval=wait, miniters=1,
+            delay=0 if self.on_terminal else wait, bar_format=layout,
+            disable=_hidden.get() or os.environ.get("RANK", "0") != "0",  # of torchrun
         )  # fmt: skip
 
     def __bool__(self) -> bool:  # tqdm's raises for an unknown total, and pooch calls it
         return True
 
-    @property
-    def format_dict(self) -> dict[str, Any]:
-        """Fields of the format: the note, which defaults to the rate, and the time left."""
-        fields = super().format_dict
-        rate = (self.n - self.initial) / max(fields["elapsed"], 1e-9)
-        left = f", {max(self.total - self.n, 0) / rate:.0f} s left" if self.total and rate else ""
-        shown = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-        return {**fields, "note": self.note or f"{shown} {self.unit}/s", "left": left}
-
     def update(self, n: int = 1, note: str = "") -> None:
-        """Add ``n`` to the units done; a note replaces the displayed rate."""
+        """Add ``n`` to the units done; a note is shown after the rate."""
         if check := _check.get():
             check()
-        self.note = note or self.note
+        if note:
+            self.set_postfix_str(note, refresh=False)
         super().update(n)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -96,7 +87,8 @@ def track(batches: Iterable[Batch], description: str, total: int) -> Iterator[Ba
     """Yield the batches and show the progress in images, or in rows of vectors (batch, D)."""
     with ProgressBar(description, "images", total) as progress:
         for batch in batches:
-            if getattr(batch, "ndim", None) == 2:
-                progress.unit = "rows"
+            events: Any = batch[0] if isinstance(batch, tuple) else batch  # without the context
+            if getattr(events, "ndim", None) == 2:
+                progress.unit = " rows"
             yield batch
-            progress.update(len(batch))
+            progress.update(len(events))

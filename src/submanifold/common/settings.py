@@ -49,13 +49,16 @@ Name = Annotated[str, AfterValidator(_check_name)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_settings(model: type[Model], mapping: Mapping[str, Any], where: str) -> Model:
+def read_settings(
+    model: type[Model], mapping: Mapping[str, Any], where: str, fix: str = ""
+) -> Model:
     """Validate a group of settings.
 
     Args:
         model: The settings' class.
         mapping: The values.
         where: Name of the group, such as ``stage_1``; empty at the top level.
+        fix: How to change the values, by default with ``--params``.
 
     Raises:
         UserError: One message for all invalid settings, with the allowed values.
@@ -65,10 +68,10 @@ def read_settings(model: type[Model], mapping: Mapping[str, Any], where: str) ->
     except ValidationError as error:
         problems = "; ".join(_explain(problem, model, where) for problem in error.errors())
         group = f"{where}." if where else ""
-        raise UserError(
-            f"{problems}{'' if problems.endswith('?') else '.'} Change it with "
-            f"--params={group}<name>=<value>, or in conf/local/parameters.yml."
-        ) from None
+        fix = fix or (
+            f"Change it with --params={group}<name>=<value>, or in conf/local/parameters.yml."
+        )
+        raise UserError(f"{problems}{'' if problems.endswith('?') else '.'} {fix}") from None
 
 
 def _explain(problem: Any, model: type[BaseModel], where: str) -> str:

@@ -8,11 +8,11 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -25,7 +25,7 @@ SLOWER = 1.3  # times the shortest duration: the load has changed
 TOO_SLOW = 2.0  # times the duration: a trial ends after one unit
 FIRST_WAIT, LONGEST_WAIT = 2, 256  # measurements between trials
 
-Batch = TypeVar("Batch", bound=Sized)
+Batch = TypeVar("Batch", bound=tuple[Any, ...])
 Threads = int | Literal["auto"]
 
 _setting: Threads | None = None
@@ -94,7 +94,7 @@ class ThreadTuner:
 
 
 def tuned(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield batches, and choose the number of threads by how fast the caller processes them.
+    """Yield batches (x, ...); choose the number of threads by how fast the caller processes them.
 
     Processes that divide the batches among them keep their numbers of threads.
     """
@@ -103,7 +103,7 @@ def tuned(batches: Iterable[Batch]) -> Iterator[Batch]:
         return
     tuner = ThreadTuner()
     for batch in batches:
-        with tuner.unit(len(batch)):
+        with tuner.unit(len(batch[0])):
             yield batch
 
 

@@ -1,10 +1,12 @@
 """Cache keys: what each artifact depends on, hashed into the names of its files."""
 
+import ast
 import hashlib
 import json
 import re
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -18,21 +20,8 @@ TRAINING = ("common", "flows", "geometry", "losses", "models", "training")
 MEASURES = ("evaluation", "inverse")
 REPORTS = ("inference", "pipelines", "plots")
 """Packages that compute the artifacts; each list is used together with those before it."""
-_COMMENT_OR_STRING = re.compile(
-    rb'#[^\n]*|^[ \t]*r?"""(?:\\.|[^\\])*?"""(?=[ \t]*[#\n])'  # comments, docstrings
-    rb'|("""(?:\\.|[^\\])*?"""|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')',  # other strings
-    re.MULTILINE | re.DOTALL,
-)
 
 RAW_FOLDER = Path("data/01_raw")
-
-
-def comparison_key(experiment: Experiment) -> str:
-    """Name the data of runs that are compared: the data set, or the user's files."""
-    paths = experiment.own_paths
-    if not paths:
-        return experiment.dataset
-    return f"{_file_name(paths[0])}-{_digest(*map(str, paths))}"
 
 
 def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
@@ -44,10 +33,9 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     - ``<phase>``: the data, the seed, the number of charts, and the phases up to this one with the
       stages that they train.
     - ``<phase>.u``, if the phase does not start at the data: its input.
-    - ``budget``, if there is a time budget: it, the shape of the data, and all phases. The keys of
-      phases contain it rather than the measured steps.
+    - ``schedule``: the time budget, the shape of the data, and all phases. With a budget, the keys
+      of phases contain it rather than the measured steps.
     - ``model``, ``run``: all phases; ``run`` also the evaluation.
-    - ``comparison``: the name of the dataset, or the paths of the user's files.
     - ``ood_data``, ``ood_run``, if there are out-of-distribution data: these, and for tables the
       training data; also the model.
 
@@ -57,16 +45,15 @@ def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
     with error_prefix("data"):
         content = experiment.data.fingerprint(project / RAW_FOLDER)
     digest = _digest(*_sources(DATA), content, experiment.data.content)
-    keys = {"data": f"{experiment.dataset}-{digest}", "comparison": comparison_key(experiment)}
+    keys = {"data": f"{experiment.dataset}-{digest}"}
     keys["baselines"] = f"{experiment.dataset}-{_digest(*_sources(MEASURES), digest)}"
     training = _sources(TRAINING)
     stages = [stage.model_dump(mode="json") for stage in experiment.model.stages]
-    budget = []
-    if experiment.minutes is not None:
-        phases = {name: effective(phase) for name, phase in experiment.phases.items()}
-        shape, charts = experiment.data.event_shape, experiment.model.charts
-        budget = [_digest(*training, experiment.minutes, shape, charts, stages, phases)]
-        keys["budget"] = f"{experiment.dataset}-budget-{budget[0]}"
+    phases = {name: effective(phase) for name, phase in experiment.phases.items()}
+    shape, charts = experiment.data.event_shape, experiment.model.charts
+    schedule = _digest(*training, experiment.minutes, shape, charts, stages, phases)
+    keys["schedule"] = f"{experiment.dataset}-schedule-{schedule}"
+    budget = [] if experiment.minutes is None else [schedule]
     digest = _digest(*training, digest, experiment.seed, experiment.model.charts, *budget)
     for name, source in experiment.sources.items():
         phase = experiment.phases[name]
@@ -101,19 +88,36 @@ def _sources(names: tuple[str, ...]) -> list[str]:
 
 @cache
 def source_hash(folder: Path) -> str:
-    """Hash the files of a package, without comments, docstrings and empty lines of Python.
+    """Hash the files of a package; of Python the instructions, without comments and docstrings.
 
-    It is that of their syntax trees, which would take ten times as long.
+    It depends on the version of Python.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.*")):
-        if path.suffix != ".pyc" and path.is_file():
-            content = path.read_bytes()
-            if path.suffix == ".py":
-                content = _COMMENT_OR_STRING.sub(lambda match: match[1] or b"", content)
-                content = b"\n".join(filter(None, map(bytes.rstrip, content.splitlines())))
-            digest.update(f"\n{path.relative_to(folder).as_posix()}\n".encode() + content)
+        if path.suffix == ".py":
+            tree = _without_docstrings(ast.parse(path.read_bytes()))
+            code = compile(tree, "", "exec")
+            digest.update(f"{path.relative_to(folder).as_posix()} {_instructions(code)}".encode())
+        elif path.suffix != ".pyc" and path.is_file():
+            digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _without_docstrings(node: Any) -> Any:
+    if ast.get_docstring(node, clean=False):
+        node.body[:1] = [] if node.body[1:] else [ast.Pass(lineno=0, col_offset=0)]
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+            _without_docstrings(child)
+    return node
+
+
+def _instructions(value: Any) -> str:
+    """Write a code object or a constant without line numbers."""
+    if isinstance(value, CodeType):
+        names = value.co_code, value.co_names, value.co_varnames, value.co_freevars
+        return f"{names} {[*map(_instructions, value.co_consts)]}"
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
 def _on_gpu(device: str) -> bool:

@@ -8,45 +8,12 @@ from submanifold.losses.terms import term_types
 
 Tree = dict[str, Any]
 
-RENAMED = {
-    "matrix_rate": "muon_lr",
-    "rates": "lr_scale",
-    "decay": "cooldown_fraction",
-    "recompute": "activation_checkpointing",
-    "spread": "random_dim",
-    "excess": "non_orthogonality",
-    "parts": "grad_accumulation_steps",
-    "outliers": "ood",
-    "penalty_weight": "reconstruction.weight",
-    "penalty_space": "reconstruction.space",
-    "likelihood_weight": "likelihood.weight",
-    "likelihood_unit": "likelihood.unit",
-    "off_manifold_penalty": "off_manifold.weight",
-}
-"""Settings of earlier versions, and their names since."""
-
-
 _ADD = "add an entry in conf/local/parameters.yml"
 _REGISTER = {"type": "register a flow in flows/registry.py (see CONTRIBUTING.md)"}
 
 
-def refuse_renamed(tree: Mapping[str, Any], where: str = "") -> None:
-    """Refuse a setting under its earlier name.
-
-    Raises:
-        UserError: With the new name.
-    """
-    for name, value in tree.items():
-        path = f"{where}.{name}".removeprefix(".")
-        if name in RENAMED:
-            new = f"{where}.{RENAMED[name]}".removeprefix(".")
-            raise UserError(f"{path}: renamed to {new}. Change it where it is set.")
-        if isinstance(value, Mapping):
-            refuse_renamed(value, path)
-
-
 def entry(table: Mapping[str, Any], name: Any, what: str) -> Tree:
-    """Return a copy of a table's entry, under the name to which an alias refers.
+    """Return a copy of a table's entry.
 
     Raises:
         UserError: There is no such entry.
@@ -57,8 +24,6 @@ def entry(table: Mapping[str, Any], name: Any, what: str) -> Tree:
             f"{what}: expected one of {', '.join(table)}, got {name}.{hint} Change it with "
             f"--params={what}=<name>, or {_REGISTER.get(what.rpartition('.')[2], _ADD)}."
         )
-    if isinstance(table[name], str):
-        return entry(table, table[name], what)
     found = dict(table[name] or {})
     for group in (found, found.get("phases") or {}):
         check_group(f"{what}={name}: phases", group)
@@ -73,6 +38,43 @@ def entry(table: Mapping[str, Any], name: Any, what: str) -> Tree:
         return {**found, "name": name}
     del found["phases"]
     return found
+
+
+def add_rotations(method: Tree) -> dict[str, Tree]:
+    """Return the phases of a method with a rotation after each, except that of a flow on the code.
+
+    A phase whose penalty acts on the first stages only is split after them, so that the others are
+    trained on ordered coordinates. Penalties of later stages are weighted by the eigenvalues.
+
+    Raises:
+        UserError: The method has rotations.
+    """
+    count = sum(key.startswith("stage_") for key in method)
+    parts: list[tuple[str, Tree, Tree]] = []
+    for name, phase in method["phases"].items():
+        if "rotate" in phase:
+            raise UserError(
+                f"rotated: expected false, because {name} rotates latents. Leave it out, or choose "
+                "another method."
+            )
+        penalty = dict(phase.get("reconstruction", {}))
+        if through := penalty.pop("through", 0):
+            inner = {"stages": [*range(through + 1, count + 1)]}
+            parts.append(("stage_1", {**phase, "stages": [*range(1, through + 1)]}, penalty))
+            parts.append((f"stage_{through + 1}", inner, {"penalty": "none"}))
+        else:
+            parts.append((name, phase, penalty))
+    phases: dict[str, Tree] = {}
+    for name, phase, penalty in parts:
+        stages = phase.get("stages", "all")
+        stages = [1, count] if stages == "all" else [stages] if isinstance(stages, int) else stages
+        has_penalty = penalty.get("penalty") != "none"
+        space = {"space": "metric"} if stages[0] > 1 and has_penalty else {}
+        phases[name] = {**phase, "reconstruction": {**penalty, **space}}
+        if stages[0] == 1 or has_penalty:
+            number = sum("rotate" in other for other in phases.values()) + 1
+            phases[f"rotation_{number}" if number > 1 else "rotation"] = {"rotate": stages[-1]}
+    return phases
 
 
 def manifold_stages(method: Tree, dataset: Tree) -> tuple[list[str], Any]:
@@ -154,7 +156,6 @@ def without_overridden(
     phases: Mapping[str, Tree],
     training: Tree,
     typed: Mapping[str, Any],
-    numbered: Mapping[str, str],
 ) -> dict[str, Tree]:
     """Drop from phases what files set of their training and ``training`` on the command line sets.
 
@@ -162,13 +163,11 @@ def without_overridden(
         phases: The user's settings of phases, from files and the command line.
         training: The user's settings of all trainings.
         typed: The settings of the command line alone.
-        numbered: The names of the method's phases by ``phase_<n>``.
     """
     newer = {key for key in typed.get("training", {}) if key in training}
     kept = {}
     for name, phase in phases.items():
-        spellings = [name, *(number for number, own in numbered.items() if own == name)]
-        own = {key for each in spellings for key in typed.get(each, {}).get("training", {})}
+        own = typed.get(name, {}).get("training", {}).keys()
         group = phase.get("training", {})
         check_group(f"{name}.training", group)
         left = {key: value for key, value in group.items() if key not in newer - own}

@@ -8,11 +8,11 @@ from submanifold.common.errors import UserError, did_you_mean, error_prefix
 from submanifold.common.settings import read_settings
 from submanifold.config.merge import (
     Tree,
+    add_rotations,
     check_group,
     entry,
     merge,
     merge_phase,
-    refuse_renamed,
     without_overridden,
 )
 from submanifold.config.schema import (
@@ -22,7 +22,7 @@ from submanifold.config.schema import (
     TimeBudget,
     flatten,
 )
-from submanifold.config.validate import refuse_idle, validate
+from submanifold.config.validate import validate
 from submanifold.data.settings import DataSettings, ImageSettings, TableSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.flows import FLOWS
@@ -31,7 +31,7 @@ from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
 SMALLEST_IMAGE = 7
-"""Pixels: the side of the patches of the structural similarity and the sliced Wasserstein."""
+"""Pixels: the side of the patches of the structural similarity."""
 IMAGES_ONLY = ("dequantizations", "inception_weights")
 VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}
 """The flow of vectors that replaces a flow of images with a property that Glow does not have."""
@@ -55,8 +55,7 @@ def resolve(
     ``training.minutes`` is a time budget (:attr:`.Experiment.minutes`), for which the steps of the
     phases are proportions. The command line may not set both.
 
-    Defaults that do not apply, such as Huber's delta for a squared penalty, are dropped. A setting
-    of the user that has no effect is an error.
+    Defaults that do not apply, such as Huber's delta for a squared penalty, are dropped.
 
     Args:
         parameters: The tables and the user's settings, from files and the command line.
@@ -73,13 +72,14 @@ def resolve(
     defaults = {name: given.pop(f"{name}_defaults") for name in ("stage", "training", "evaluation")}
     for name, table in (*tables.items(), *defaults.items()):
         check_group(name, table)
-    refuse_renamed({**tables["methods"], **given})
     dataset = entry(tables["datasets"], given.get("dataset"), "dataset")
     if given.get("method") == "auto":
         given["method"] = dataset.get("method")
     method = entry(tables["methods"], given.get("method"), "method")
     given["method"] = method.pop("name")
     check_group(f"methods.{given['method']}.phases", method.get("phases"))
+    if given.get("rotated"):
+        method["phases"] = add_rotations(method)
     stages, phases = _user_groups(given, method)
     stage_settings, phase_defaults = _stages(dataset, method, stages, defaults["stage"])
     single = {name: given.pop(name, {}) for name in SINGLE}
@@ -99,7 +99,7 @@ def resolve(
             "--params=data.size=32."
         )
     ood_data = _ood(tables["datasets"], given, data)
-    phases = without_overridden(phases, single["training"], typed or {}, _numbered(method))
+    phases = without_overridden(phases, single["training"], typed or {})
     phase_settings = _phases(
         method,
         phases,
@@ -111,8 +111,6 @@ def resolve(
     evaluation = dict(defaults["evaluation"])
     if not isinstance(data, ImageSettings):
         evaluation = {k: v for k, v in evaluation.items() if k not in IMAGES_ONLY}
-        idle = dict.fromkeys(IMAGES_ONLY, "the data are not images")
-        refuse_idle(single["evaluation"], "evaluation", idle)
     evaluation = merge(evaluation, single["evaluation"], "evaluation")
     _check_names(given, phase_settings)
     choices = read_settings(Choices, given, "")
@@ -139,7 +137,7 @@ def resolve(
         ood_data=ood_data,
         minutes=minutes,
     )
-    validate(experiment, method, {**single, **stages}, phases)
+    validate(experiment)
     return experiment
 
 
@@ -180,17 +178,15 @@ def _user_groups(given: Tree, method: Tree) -> tuple[dict[str, Tree], dict[str, 
 
     A group ``stage_<n>`` may hold both: settings of the stage, and of the phase of the same name.
     """
-    numbered = _numbered(method)
     stages: dict[str, Tree] = {}
     phases: dict[str, Tree] = {}
-    names = [name for name in given
-             if name in numbered.values() or name.startswith(("stage_", "phase_"))]  # fmt: skip
+    names = [name for name in given if name in method["phases"] or name.startswith("stage_")]
     for name in names:
         group = given.pop(name)
         check_group(name, group)
         own = {}
         if name.startswith("stage_"):
-            is_phase = name in numbered.values() or name not in method
+            is_phase = name in method["phases"] or name not in method
             own = {key: group[key] for key in group if is_phase and key in PHASE_FIELDS}
             rest = {key: group[key] for key in group if key not in own}
             if rest or not own or name not in method:
@@ -198,13 +194,7 @@ def _user_groups(given: Tree, method: Tree) -> tuple[dict[str, Tree], dict[str, 
             _refuse_phase_settings(name, rest, method)
             group = own
         if group or not name.startswith("stage_"):
-            target = numbered.get(name, name)
-            if both := flatten(phases.get(target, {})).keys() & flatten(group).keys():
-                raise UserError(
-                    f"{name}.{min(both)}: expected one value, but {target} sets it too: they are "
-                    f"the same phase. Leave {name} out."
-                )
-            phases[target] = merge(phases.get(target, {}), group, target)
+            phases[name] = group
     return stages, phases
 
 
@@ -217,11 +207,6 @@ def _refuse_phase_settings(name: str, group: Tree, method: Tree) -> None:
             f"{name}.{key}: not a setting of a stage. Set it in a phase that trains the stage: "
             f"{', '.join(f'{phase}.{key}' for phase in method['phases'])}."
         )
-
-
-def _numbered(method: Tree) -> dict[str, str]:
-    """Map ``phase_1``, ``phase_2``, ... to the names of the method's phases."""
-    return {f"phase_{n}": name for n, name in enumerate(method["phases"], start=1)}
 
 
 def _stages(
@@ -298,22 +283,20 @@ def _phases(
 ) -> dict[str, Tree]:
     """Merge the settings of each phase: its first stage's defaults, method, user.
 
-    The method's phases come first, then those that the user adds by number or by the name of an
-    added stage, and one for each stage that is still untrained.
+    The method's phases come first, then those that the user adds by the name of an added stage, and
+    one for each stage that is still untrained.
     """
     entries: dict[str, Tree] = method["phases"]
     everything = list(range(1, stages + 1))
     phases: dict[str, Tree] = {}
     ordered = list(entries)
-    named = [name for name in given if name not in entries and not name.startswith("phase_")]
+    named = [name for name in given if name not in entries]
     while True:
         trained = {number for phase in phases.values() if "rotate" not in phase
                    for number in phase["stages"]}  # fmt: skip
         untrained = [number for number in everything if number not in trained]
         if ordered:
             name = ordered.pop(0)
-        elif (number := f"phase_{len(phases) + 1}") in given:
-            name = number
         elif named:
             name = named.pop(0)
         elif untrained:
@@ -332,17 +315,7 @@ def _phases(
             default = merge({"training": training_defaults}, defaults[numbers[0] - 1])
             own = merge({"training": training}, given.get(name, {}), name)
             hard = merge_phase([default, entries.get(name, {}), own], name) | {"stages": numbers}
-        phases[_added_name(name, hard, phases)] = hard
-    allowed = [f"phase_{n}" for n in range(1, len(phases) + 1)]
-    if wrong := [name for name in given if name.startswith("phase_") and name not in allowed]:
-        raise UserError(
-            f"{wrong[0]}: expected a phase of the method ({', '.join(phases)}), or "
-            f"phase_{len(phases) + 1} to add one. Change it on the command line or in conf/."
-        )
-    trainings = [name for name, phase in phases.items() if "rotate" not in phase]
-    overruled = [key for key in training if all(
-        key in given.get(name, {}).get("training", {}) for name in trainings)]  # fmt: skip
-    refuse_idle(training, "training", dict.fromkeys(overruled, "every phase sets its own"))
+        phases[name] = hard
     return phases
 
 
@@ -352,16 +325,6 @@ def _stage_of(name: str, untrained: Sequence[int]) -> int | None:
     if number.isdigit() and int(number) in untrained:
         return int(number)
     return untrained[0] if untrained else None
-
-
-def _added_name(name: str, phase: Tree, phases: Collection[str]) -> str:
-    """Name a phase that the user has added by its number after what it does."""
-    if not name.startswith("phase_"):
-        return name
-    if "rotate" in phase:
-        return _unique("rotation", phases)
-    stages = phase["stages"]
-    return _unique(f"stage_{stages[0]}" if len(stages) == 1 else "joint", phases)
 
 
 def _unique(name: str, taken: Collection[str]) -> str:

@@ -1,10 +1,10 @@
-"""The typed settings of one experiment: data, model, phases, evaluation, and how it is launched."""
+"""The typed settings of one experiment: data, model, phases and evaluation."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
 from submanifold.common.files import printable
 from submanifold.common.settings import Name, Settings
@@ -43,68 +43,31 @@ class TimeBudget(Settings):
     minutes: float = Field(gt=0)
 
 
-class LaunchSettings(Settings):
-    """Distributed training. Results are the same for all settings, within rounding errors.
-
-    Attributes:
-        processes: Processes on each machine, each with its shard of every batch and its own GPU.
-        machines: Machines with this number of processes, including this one.
-        address: ``<host>:<port>`` of this machine, which the others join.
-        grad_accumulation_steps: Parts into which a process splits its shard of a training batch, to
-            save memory.
-    """
-
-    processes: int = Field(default=1, gt=0)
-    machines: int = Field(default=1, gt=0)
-    address: str | None = Field(default=None, pattern=r"^[^:\s]+:[0-9]+$")
-    grad_accumulation_steps: int = Field(default=1, gt=0)
-
-    @model_validator(mode="after")
-    def _several_machines_have_an_address(self) -> "LaunchSettings":
-        if self.machines > 1 and self.address is None:
-            raise ValueError(
-                f"address: expected <host>:<port> with machines={self.machines}, got none. Set "
-                "launch.address, which the other machines join"
-            )
-        if self.machines == 1 and self.address is not None:
-            raise ValueError("address: expected none with machines=1. Leave it out")
-        return self
-
-    @property
-    def parts(self) -> int:
-        """Number of parts into which a training batch is split."""
-        return self.processes * self.machines * self.grad_accumulation_steps
-
-
 class Choices(Settings):
-    """The parameters that are single values, and the launch settings.
+    """The parameters that are single values.
 
     Attributes:
         dataset: The data, by a name in the table ``datasets``.
         method: Stages and phases, by a name in the table ``methods``; ``auto`` is the dataset's.
+        rotated: Whether phases are added that rotate latents (:func:`.add_rotations`).
         seed: Seed of everything except the data.
         name: Name of the run; None is that of an equal run, or date and method.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
         threads: Number of threads of torch; ``auto`` chooses it by measurement, and results differ
             by rounding.
-        launch: Distributed training.
         charts: Number of charts; None is the method's number, or 1.
-        sweep: The parameter whose sweep is plotted.
-        study: Name of the study that is plotted.
         register_as: Name of the model in MLflow's registry; None does not register it.
         ood: Dataset, folder or zip with out-of-distribution images, or a table of such rows.
     """
 
     dataset: Name
     method: Name
+    rotated: bool = False
     seed: int = Field(ge=0, lt=2**32)
     name: Name | None = None
     device: str
     threads: Literal["auto"] | PositiveInt = "auto"
-    launch: LaunchSettings = LaunchSettings()
     charts: int | None = Field(None, ge=1)
-    sweep: Name | None = None
-    study: Name | None = None
     register_as: Name | None = None
     ood: str | None = Field(None, min_length=1)
 
@@ -149,16 +112,12 @@ class Experiment(Choices):
     @property
     def data_name(self) -> str:
         """Name of the data on pages: that of the user's files, or the dataset."""
-        paths = self.own_paths
-        if not paths:
+        path = getattr(self.data, "path", None)
+        if self.dataset not in OWN_FILES or not path:
             return self.dataset
+        paths = [path] if isinstance(path, str) else path
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        return printable(paths[0].name) + more
-
-    @property
-    def own_paths(self) -> tuple[Path, ...]:
-        """The user's files and folders, absolute; empty for datasets by name."""
-        return own_paths(self.dataset, getattr(self.data, "path", None))
+        return printable(Path(paths[0]).expanduser().absolute().name) + more
 
     @property
     def is_conditional(self) -> bool:
@@ -170,11 +129,6 @@ class Experiment(Choices):
         """The phases that minimize a loss, by name."""
         return {name: phase for name, phase in self.phases.items()
                 if isinstance(phase, PhaseSettings)}  # fmt: skip
-
-    @property
-    def pipeline(self) -> str:
-        """Name of its pipeline: ``joint`` if one phase trains all stages, else ``hierarchical``."""
-        return "joint" if len(self.trainings) == 1 else "hierarchical"
 
     @property
     def sources(self) -> dict[str, Source | None]:
@@ -214,19 +168,6 @@ class Experiment(Choices):
         return {**single, "charts": self.model.charts, **groups}
 
 
-def own_paths(dataset: str, path: Any) -> tuple[Path, ...]:
-    """Return the absolute paths of a user's files and folders; empty for datasets by name.
-
-    Args:
-        dataset: Name of the dataset.
-        path: Its ``data.path``, one path or several.
-    """
-    if dataset not in OWN_FILES or not path:
-        return ()
-    paths = [path] if isinstance(path, str) else path
-    return tuple(Path(each).expanduser().absolute() for each in paths)
-
-
 def effective(phase: Phase) -> dict[str, Any]:
     """Return a phase's settings, JSON-able, without those that have no effect."""
     if isinstance(phase, RotationSettings):
@@ -236,6 +177,7 @@ def effective(phase: Phase) -> dict[str, Any]:
         idle["likelihood"] = {"unit": True, "trim": True}  # its weight is shown: by default it is 1
     elif not phase.likelihood.trim:
         idle["likelihood"] = {"trim": True}
+    idle["training"] = {"grad_accumulation_steps": True}  # changes the results by rounding only
     if phase.input_noise_min is None:
         idle["input_noise_min"] = True
     if phase.stages[0] == 1:

@@ -9,7 +9,7 @@ import click
 
 from submanifold.common.files import read_json
 from submanifold.common.imports import without_garbage_collection
-from submanifold.config.project import configure, project_folder
+from submanifold.config.project import project_folder, set_kedro_defaults
 from submanifold.inference.records import RunRecord, find_record, read_records, records_folder
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def train(
     continues when it is repeated.
     """
     project = project_folder()
-    configure(project)
+    set_kedro_defaults()
     with without_garbage_collection():
         from submanifold.runs.train import run, select
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 from click import ClickException
-from kedro.framework.session import KedroSession
 
 from submanifold.common.errors import UserError, did_you_mean, error_prefix
 from submanifold.common.files import printable
@@ -21,6 +20,7 @@ from submanifold.config.schema import flatten
 from submanifold.data.prepare import check
 from submanifold.data.settings import ImageSettings
 from submanifold.inference.records import RunRecord
+from submanifold.runs.session import run_pipeline
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,10 @@ class Selection:
 
     Attributes:
         record: The record of its run.
-        pipeline: Name of its pipeline.
         params: Kedro's runtime parameters.
     """
 
     record: RunRecord
-    pipeline: str
     params: dict[str, Any]
 
 
@@ -72,8 +70,8 @@ def select(
             params = merge(params, {"training": {"minutes": minutes}})
         params = _merge_settings(params, _parse_settings(settings))
         loader = _loader(project, params)
-        record, pipeline = loader.record(), loader.experiment.pipeline
-        return Selection(record, pipeline, {**params, "name": record.name})
+        record = loader.record()
+        return Selection(record, {**params, "name": record.name})
 
 
 def run(selection: Selection, project: Path) -> None:
@@ -82,14 +80,8 @@ def run(selection: Selection, project: Path) -> None:
     Raises:
         UserError: The data or this machine do not fit.
     """
-    conf = str(conf_source(project))
-    with (
-        _named_as_options(),
-        KedroSession.create(project, runtime_params=selection.params, conf_source=conf) as session,
-    ):
-        session.run(  # type: ignore[call-arg]
-            pipeline_names=[selection.pipeline], only_missing_outputs=True
-        )
+    with _named_as_options():
+        run_pipeline(project, "hierarchical", selection.params)
 
 
 def _loader(project: Path, params: Mapping[str, Any]) -> ExperimentConfigLoader:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 import torch
 
 from submanifold.common.device import choose_device
-from submanifold.config.schema import LaunchSettings
+from submanifold.config.schema import EvaluationSettings
 from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
 from submanifold.data.settings import SyntheticSettings
@@ -24,9 +23,7 @@ from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.split_scores import NLL, as_table, score_splits
 from submanifold.evaluation.truth import against_truth
 from submanifold.flows import context_of
-from submanifold.inference.scoring import interpolate_events
 from submanifold.models import Hierarchy, Model
-from submanifold.runs.launch import call
 
 PROJECTIONS = 16
 """Test images whose projections the report shows."""
@@ -41,7 +38,7 @@ INTERPOLATED = 9
 
 
 def fit_baselines(
-    train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups | None = None
+    train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups
 ) -> dict[str, Any]:
     """Fit PCA and the Gaussian to the training data and evaluate them on the test data.
 
@@ -53,13 +50,15 @@ def fit_baselines(
 
 
 def draw_samples(
-    hierarchy: Model, count: int, seed: int, device: str, test: np.ndarray | None = None
+    hierarchy: Model, evaluation: EvaluationSettings, seed: int, device: str, test: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Sample from the learned manifold at temperatures 1 and 0.7; images are uint8.
 
     Samples of a conditional model have contexts of test data.
     """
-    return sampling.draw_samples(hierarchy.to(choose_device(device)), count, seed, test)
+    return sampling.draw_samples(
+        hierarchy.to(choose_device(device)), evaluation.samples, seed, test
+    )
 
 
 def evaluate(
@@ -69,12 +68,9 @@ def evaluate(
     samples: np.ndarray,
     baselines: dict[str, Any],
     input_noise: float,
+    evaluation: EvaluationSettings,
+    groups: Groups,
     device: str,
-    launch: LaunchSettings,
-    folder: Path,
-    dequantizations: int = 1,
-    inception_weights: str = "auto",
-    groups: Groups | None = None,
     **histories: dict[str, Any],
 ) -> dict[str, Any]:
     """Evaluate the model and its samples on the test data.
@@ -85,10 +81,13 @@ def evaluate(
     started, on = time.monotonic(), choose_device(device)
     test_groups = groups_of(groups, "test")
     log_det = _log_det(hierarchy, test)
-    arguments = (hierarchy, test, baselines, input_noise, dequantizations, on, test_groups, log_det)
-    metrics = call(launch, measure, *arguments, folder=folder)
+    metrics = measure(
+        hierarchy, test, baselines, input_noise, evaluation.dequantizations or 1, on, test_groups,
+        log_det,
+    )  # fmt: skip
     if test.dtype == np.uint8:
-        metrics |= sample_quality(train, test, samples, inception_weights, on, groups)
+        weights = evaluation.inception_weights or "auto"
+        metrics |= sample_quality(train, test, samples, weights, on, groups)
     metrics["counts"] = {"train": len(train), "test": len(test), "samples": len(samples)}
     if test_groups is not None:
         metrics["counts"]["test_groups"] = len(np.unique(test_groups))
@@ -97,8 +96,7 @@ def evaluate(
     metrics["seconds"] = {"training": training, "evaluation": time.monotonic() - started}
     with torch.no_grad():
         batches = Batches(test[:PROJECTIONS], PROJECTIONS, device=on)
-        first = next(iter(batches))
-        projected = hierarchy.to(on).encoder_projection(first, batches.context)
+        projected = hierarchy.to(on).encoder_projection(*next(iter(batches)))
     return {"metrics": metrics, "projections": sampling.stored(projected)}
 
 
@@ -107,17 +105,15 @@ def score_events(
     train: np.ndarray,
     valid: np.ndarray,
     test: np.ndarray,
+    groups: Groups,
     device: str,
-    launch: LaunchSettings,
-    folder: Path,
-    groups: Groups | None = None,
 ) -> pd.DataFrame:
     """Compute densities of events of each split, and p-values of test data.
 
     Rows of a table get the column ``nll``, the negative log-density in the units of the table.
     """
-    arguments = (hierarchy, train, valid, test, groups, choose_device(device))
-    scored = as_table(call(launch, score_splits, *arguments, folder=folder))
+    on = choose_device(device)
+    scored = as_table(score_splits(hierarchy, train, valid, test, groups, on))
     if "table" not in hierarchy.data:
         return scored
     arrays = {"train": train, "valid": valid, "test": test}
@@ -186,7 +182,7 @@ def illustrate(
         "originals": shown[-BY_DIM:],
         "sample_neighbors": neighbors[:count],
         "test_neighbors": neighbors[count:],
-        "interpolation": interpolate_events(model, ends, INTERPOLATED),
+        "interpolation": illustrations.interpolate(model, ends, INTERPOLATED),
         "traversal": illustrations.traverse(model, test),
     }
 

@@ -9,21 +9,22 @@ import pandas as pd
 from submanifold.common.device import choose_device
 from submanifold.common.errors import error_prefix
 from submanifold.data.prepare import prepare, read_groups
-from submanifold.data.settings import ImageSettings, TableSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.likelihood import to_bits_per_dim
+from submanifold.inference.predictor import Predictor
 from submanifold.inference.table_files import TableFiles
-from submanifold.inference.tables import preprocessor_of, to_events
 from submanifold.models import Model
 from submanifold.pipelines.usage import of_rows, run_facts
 from submanifold.plots.pages import render
 
 
-def gather_ood(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str, Any]:
+def gather_images(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
     """Load images of another source, test images first; none of them were used in training.
 
+    ``data`` are :class:`.ImageSettings`, or None without ``ood``: Kedro checks all pipelines.
+
     Returns:
-        ``images``, at most as many as are scored, and their ``groups`` as ``{"ood": [...]}``.
+        ``events``, at most as many as are scored, and their ``groups`` as ``{"ood": [...]}``.
     """
     from submanifold.evaluation.ood import MAX_IMAGES
 
@@ -31,24 +32,27 @@ def gather_ood(data: ImageSettings, folder: Path, raw_folder: Path) -> dict[str,
         train, valid, test, _ = prepare(data, folder, raw_folder)
     images = np.concatenate([split[:MAX_IMAGES] for split in (test, valid, train)])[:MAX_IMAGES]
     if not (groups := read_groups(folder)):
-        return {"images": images, "groups": {}}
+        return {"events": images, "groups": {}}
     numbers = [n for split in ("test", "valid", "train") for n in groups[split][:MAX_IMAGES]]
-    return {"images": images, "groups": {"ood": numbers[:MAX_IMAGES]}}
+    return {"events": images, "groups": {"ood": numbers[:MAX_IMAGES]}}
 
 
-def gather_rows(data: TableSettings, model: Model) -> dict[str, Any]:
+def gather_rows(data: Any, model: Model) -> dict[str, Any]:
     """Read rows of another table, at most as many as are scored, standardized as by the model.
 
+    ``data`` are :class:`.TableSettings`, or None without ``ood``: Kedro checks all pipelines.
+
     Returns:
-        ``images``, the rows, and no ``groups``.
+        ``events``, the rows, and no ``groups``.
     """
     from submanifold.evaluation.ood import MAX_ROWS
 
     with error_prefix("ood"):
-        files = TableFiles(data.paths, model)
+        predictor = Predictor(model)
+        files = TableFiles(data.paths, predictor)
         files.check_readable(len(files))
         _, rows = next(files.batches(MAX_ROWS))
-        return {"images": to_events(model, rows), "groups": {}}
+        return {"events": predictor.events(rows), "groups": {}}
 
 
 def score_ood(
@@ -84,12 +88,12 @@ def write_page(
     measured: dict[str, Any],
     test: np.ndarray,
     ood: np.ndarray,
+    rows: dict[str, list[int]],
     dataset: str,
     ood_name: str,
     method: str,
     model: Model,
     run: dict[str, Any],
-    numbers: dict[str, list[int]] | None = None,
 ) -> dict[str, Any]:
     """Write the page with rates, curves, and the images or rows that are confused."""
     from submanifold.evaluation.ood import NORMAL, OOD, roc
@@ -124,12 +128,12 @@ def write_page(
         "scatter": density_and_distance(points, label),
     }
     names, of_images = {NORMAL: dataset, OOD: ood_name}, test.dtype == np.uint8
-    rows = {}
-    if not of_images:
-        preprocessor = preprocessor_of(model)
-        rows = {part: preprocessor.inverse_transform(x) for part, x in ((NORMAL, test), (OOD, ood))}
-        if numbers is not None:
-            rows[NORMAL].index = pd.Index(numbers["test"])
+    tables = {}
+    if (preprocessor := Predictor(model).preprocessor) is not None:
+        tables = {
+            part: preprocessor.inverse_transform(x) for part, x in ((NORMAL, test), (OOD, ood))
+        }
+        tables[NORMAL].index = pd.Index(rows["test"])
     page = render(
         "ood.html",
         dataset=dataset,
@@ -154,7 +158,7 @@ def write_page(
         strips=sections.image_rows(scored, measured, {NORMAL: test, OOD: ood}, names)
         if of_images
         else [],
-        tables=[] if of_images else sections.table_rows(scored, measured, rows, names),
+        tables=[] if of_images else sections.table_rows(scored, measured, tables, names),
         pictures=figures,
         about=run_facts(run),
         usage=sections.usage(run, measured, of_images),

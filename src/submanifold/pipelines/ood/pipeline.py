@@ -1,39 +1,36 @@
-"""Pipeline: model and images -> anomaly scores of each image, their accuracy, page."""
+"""Model and out-of-distribution data -> anomaly scores, their accuracy, page."""
 
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.config.schema import Kind
+from submanifold.config.schema import Experiment
 from submanifold.pipelines.ood.nodes import (
-    gather_ood,
+    gather_images,
     gather_rows,
     measure,
     score_ood,
     write_page,
 )
 
+IMAGES = {"data": "params:ood_data", "folder": "ood_folder", "raw_folder": "raw_folder"}
+ROWS = {"data": "params:ood_data", "model": "hierarchy"}
+SCORED = {"model": "hierarchy", "train": "x_train", "valid": "x_valid", "test": "x_test",
+          "ood": "x_ood", "groups": "groups", "ood_groups": "ood_groups",
+          "device": "params:device"}  # fmt: skip
+MEASURED = {"scored": "ood_scores", "model": "hierarchy"}
+SHOWN = {"scored": "ood_scores", "measured": "ood_metrics", "test": "x_test", "ood": "x_ood",
+         "rows": "rows", "dataset": "params:data_name", "ood_name": "params:ood",
+         "method": "params:method", "model": "hierarchy", "run": "run_information"}  # fmt: skip
+FIGURES = {name: f"ood_{name}_figure" for name in ("scores", "roc", "histograms", "scatter")}
 
-def create_pipeline(kind: Kind = "images") -> Pipeline:
+
+def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the pipeline that follows the training of a model of images or of a table."""
-    gather = gather_rows if kind == "table" else gather_ood
-    gathered = {"data": "params:ood_data"}
-    if kind == "table":
-        gathered["model"] = "hierarchy"
-    else:
-        gathered |= {"folder": "ood_folder", "raw_folder": "raw_folder"}
-    scored = {"model": "hierarchy", "train": "x_train", "valid": "x_valid", "test": "x_test",
-              "ood": "x_ood", "groups": "groups", "ood_groups": "ood_groups",
-              "device": "params:device"}  # fmt: skip
-    measured = {"scored": "ood_scores", "model": "hierarchy"}
-    shown = {"scored": "ood_scores", "measured": "ood_metrics", "test": "x_test", "ood": "x_ood",
-             "dataset": "params:data_name", "ood_name": "params:ood", "method": "params:method",
-             "model": "hierarchy", "run": "run_information"}  # fmt: skip
-    if kind == "table":
-        shown["numbers"] = "rows"
-    figures = {name: f"ood_{name}_figure" for name in ("scores", "roc", "histograms", "scatter")}
-    found = {"images": "x_ood", "groups": "ood_groups"}
-    return Pipeline([
-        Node(gather, gathered, found, name="gather_ood"),
-        Node(score_ood, scored, "ood_scores", name="score_ood"),
-        Node(measure, measured, "ood_metrics", name="measure_ood"),
-        Node(write_page, shown, {"page": "ood_report", **figures}, name="report_ood"),
-    ])  # fmt: skip
+    gather, inputs = (gather_rows, ROWS) if experiment.kind == "table" else (gather_images, IMAGES)
+    gathered = {"events": "x_ood", "groups": "ood_groups"}
+    nodes = [
+        Node(gather, inputs, gathered, name="gather_ood"),
+        Node(score_ood, SCORED, "ood_scores", name="score_ood"),
+        Node(measure, MEASURED, "ood_metrics", name="measure_ood"),
+        Node(write_page, SHOWN, {"page": "ood_report", **FIGURES}, name="report_ood"),
+    ]
+    return Pipeline(nodes, namespace="ood", prefix_datasets_with_namespace=False)

@@ -13,11 +13,13 @@ from submanifold.data.tables import Preprocessor
 from submanifold.evaluation import paper
 from submanifold.evaluation.metrics import (
     COMPARED,
+    COMPARED_WITH_TEST,
     METRICS,
     NONE,
     PROJECTION_ERRORS,
     SUBSET,
     events_of,
+    training_images_reach,
 )
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.truth import manifold_picture
@@ -91,39 +93,40 @@ def report_images(
     from submanifold.plots.dimensions import dimension_curves
     from submanifold.plots.images import image_grid
     from submanifold.plots.paper import rejection_blocks
-    from submanifold.plots.strips import dimension_slider, strip
+    from submanifold.plots.strips import dimension_slider, side_by_side, strip
 
     first_order, dim = _first_order(about), metrics["dims"][-1]
     figures = {
         "rejection": rejection_blocks(np.asarray(test[: len(projections)]), projections, 4),
         "dimensions": dimension_curves(metrics["curve"], dim, first_order),
     }
-    for name, images in {"samples": samples, "samples_cool": samples_cool}.items():
+    drawn = {"samples_cool": samples_cool, "samples": samples}
+    for name, images in drawn.items():
         title = f"Samples at temperature {TEMPERATURES[name]:g}"
         figures[name] = image_grid(images[:64], columns=16, title=title)
-    comparison, warning = sections.against_pca(metrics)
     by_dim = {name.removeprefix("by_dim_"): each for name, each in illustrations.items()
               if name.startswith("by_dim_")}  # fmt: skip
     slider, path = None, illustrations["interpolation"]
     if by_dim:
         slider = dimension_slider(test[: by_dim["encoder"].shape[1]], by_dim, dim)
     content = {
-        "tiles": sections.image_tiles(metrics),
-        "comparison": comparison,
-        "warnings": [warning] if warning else [],
-        "calibration": sections.describe_calibration(hierarchy.calibration),
-        "projections": sections.projections(illustrations),
+        "projections": side_by_side(illustrations["originals"], illustrations),
         "dimension_slider": slider,
         "nearest_dims": by_dim["nearest_dims"].tolist() if by_dim else [],
-        "likelihood": sections.likelihood(split_scores),
         "extremes": sections.extremes(split_scores, test),
-        "alarms": sections.alarms(split_scores, hierarchy.calibration),
-        "samples": sections.sample_strips(samples, samples_cool),
+        "samples": [
+            {"name": f"Temperature {TEMPERATURES[name]:g}", "strip": strip(images[:64], 16)}
+            for name, images in drawn.items()
+        ],
         "neighbors": sections.neighbors(samples, test, illustrations),
-        "by_class": sections.by_class(illustrations),
+        "by_class": [
+            {"name": f"Label {label}", "strip": strip(row, len(row))}
+            for label, row in enumerate(illustrations.get("by_class", ()))
+        ],
         "interpolation": strip(path, len(path)),
         "traversal": sections.traversal(illustrations, first_order is not None),
     }
+    content |= _model_sections(metrics, split_scores, hierarchy)
     return _report("images", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
@@ -155,17 +158,11 @@ def report_table(
             metrics["curve"], metrics["dims"][-1], _first_order(about), unit="standardized columns"
         ),
     }
-    comparison, warning = sections.against_pca(metrics)
     content = {
-        "tiles": sections.row_tiles(metrics),
-        "comparison": comparison,
-        "warnings": [warning] if warning else [],
-        "calibration": sections.describe_calibration(hierarchy.calibration),
-        "columns": sections.columns(preprocessor),
-        "likelihood": sections.likelihood(split_scores),
-        "alarms": sections.alarms(split_scores, hierarchy.calibration),
+        "columns": sections.column_table(preprocessor),
         "anomalies": sections.anomalies(anomalies),
     }
+    content |= _model_sections(metrics, split_scores, hierarchy)
     return _report("table", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
@@ -190,6 +187,21 @@ def report_points(
     figures = {"manifold": manifold_figure(**points, grid=grid)}
     content = {"tiles": sections.point_tiles(metrics, truth), "warnings": [], "comparison": None}
     return _report("points", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
+
+
+def _model_sections(metrics: Metrics, scored: pd.DataFrame, model: Model) -> dict[str, Any]:
+    """Return what the reports of images and of tables have in common."""
+    from submanifold.pipelines.reporting import sections
+
+    comparison, warning = sections.against_pca(metrics)
+    return {
+        "tiles": sections.tiles(metrics),
+        "comparison": comparison,
+        "warnings": [warning] if warning else [],
+        "calibration": sections.describe_calibration(model.calibration),
+        "likelihood": sections.likelihood(scored),
+        "alarms": sections.alarms(scored, model.calibration),
+    }
 
 
 def _first_order(about: Mapping[str, Any]) -> Metrics | None:
@@ -220,6 +232,7 @@ def _report(
     trainings = {name: each for name, each in histories.items() if each["train"]}
     figures = {"curves": training_curves(trainings), **figures}
     labels = _labels(metrics)
+    notes = {name: training_images_reach(metrics, name) for name in COMPARED_WITH_TEST}
     word = of_rows if kind == "table" else str
     usage, python = sections.usage(run["name"], run["model"], hierarchy, kind)
     page = render(
@@ -231,7 +244,7 @@ def _report(
         metrics=metrics,
         table=table,
         help={labels[n]: word(METRICS[n].help) for n in labels if labels[n] in table},
-        notes=sections.metric_notes(metrics, labels),
+        notes={labels[name]: note for name, note in notes.items() if note and name in labels},
         remarks=[(label, word(text)) for label, text in sections.remarks(metrics)],
         manifest=manifest,
         stages=hierarchy.describe()["stages"],

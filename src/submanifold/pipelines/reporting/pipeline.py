@@ -1,11 +1,10 @@
-"""Pipeline from metrics, histories, samples and projections to table, figures and report."""
+"""Metrics, histories, samples and projections -> table, figures and report."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from submanifold.config.schema import Kind
+from submanifold.config.schema import Experiment
 from submanifold.pipelines.reporting.nodes import (
     make_table,
     report_images,
@@ -13,41 +12,37 @@ from submanifold.pipelines.reporting.nodes import (
     report_table,
 )
 
-REPORTS: dict[Kind, Callable[..., Any]] = {
-    "images": report_images,
-    "points": report_points,
-    "table": report_table,
+SHARED = {"metrics": "metrics", "hierarchy": "hierarchy", "dataset": "params:data_name",
+          "method": "params:method"}  # fmt: skip
+CONTENT = {"table": "metrics_table", "manifest": "manifest", "samples": "samples",
+           "test": "x_test", "run": "run_information", "seed": "params:seed",
+           "device": "params:device"}  # fmt: skip
+BY_KIND: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
+    "images": (
+        report_images,
+        ("samples_cool", "projections", "illustrations", "split_scores"),
+        ("curves", "samples", "samples_cool", "rejection", "dimensions"),
+    ),
+    "table": (
+        report_table,
+        ("split_scores", "anomalies"),
+        ("curves", "marginals", "pairs", "dimensions"),
+    ),
+    "points": (report_points, ("truth",), ("curves", "manifold")),
 }
-SHOWN: dict[Kind, tuple[str, ...]] = {
-    "images": ("samples_cool", "projections", "illustrations", "split_scores"),
-    "points": ("truth",),
-    "table": ("split_scores", "anomalies"),
-}
-FIGURES: dict[Kind, tuple[str, ...]] = {
-    "images": ("curves", "samples", "samples_cool", "rejection", "dimensions"),
-    "points": ("curves", "manifold"),
-    "table": ("curves", "marginals", "pairs", "dimensions"),
-}
-"""Nodes, further inputs and figures of a report, by the kind of the data."""
+"""The report's node, its further inputs and its figures, for each kind of data."""
 
 
-def create_pipeline(histories: Mapping[str, str], kind: Kind = "images") -> Pipeline:
-    """Create the reporting pipeline.
-
-    Args:
-        histories: Datasets of the training histories by phase, ``{"density": "density.history"}``.
-        kind: Kind of the data.
-    """
-    shared = {"metrics": "metrics", "hierarchy": "hierarchy"}
-    shared |= {"dataset": "params:data_name", "method": "params:method"}
-    content = {"table": "metrics_table", "manifest": "manifest", "samples": "samples"}
-    content |= {"test": "x_test", "run": "run_information", **histories}
-    content |= {name: f"params:{name}" for name in ("seed", "device")}
-    content |= {name: name for name in SHOWN[kind]}
-    if kind == "points":
+def create_pipeline(experiment: Experiment) -> Pipeline:
+    """Build the report of an experiment."""
+    report, further, figures = BY_KIND[experiment.kind]
+    shared, content = dict(SHARED), CONTENT | {name: name for name in further}
+    content |= {name: f"{name}.history" for name in experiment.phases}
+    if experiment.kind == "points":
         shared["truth"], content["data"] = "truth", "params:data"
-    outputs = {"report": "report", **{name: f"{name}_figure" for name in FIGURES[kind]}}
-    return Pipeline([
+    written = {"report": "report"} | {name: f"{name}_figure" for name in figures}
+    nodes = [
         Node(make_table, shared, "metrics_table", name="make_table"),
-        Node(REPORTS[kind], shared | content, outputs, name="write_report"),
-    ])  # fmt: skip
+        Node(report, shared | content, written, name="write_report"),
+    ]
+    return Pipeline(nodes, namespace="report", prefix_datasets_with_namespace=False)

@@ -2,7 +2,6 @@
 
 import math
 import shlex
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +15,11 @@ from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import Calibration, false_alarms
 from submanifold.evaluation.illustrations import pixel_errors
 from submanifold.evaluation.metrics import (
-    COMPARED_WITH_TEST,
     METRICS,
     PROJECTION_ERRORS,
     events_of,
     format_interval,
-    training_images_reach,
 )
-from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.split_scores import (
     NLL,
     density_column,
@@ -35,10 +31,9 @@ from submanifold.flows import context_of
 from submanifold.models import Hierarchy, Model
 from submanifold.plots.likelihood import density_histogram
 from submanifold.plots.sparklines import sparkline
-from submanifold.plots.strips import side_by_side, spectrum, strip
+from submanifold.plots.strips import spectrum, strip
 
 COLUMNS = 8
-SAMPLES = 64
 EXTREMES = 16
 TOO_LARGE = 2.0
 """Ratio of the encoder projection's error to PCA's above which the report warns."""
@@ -54,32 +49,25 @@ def written(name: str, measured: Any) -> str:
     return METRICS[name].write(measured).partition(" [")[0]
 
 
-def image_tiles(metrics: Metrics) -> list[dict[str, str]]:
-    """Return the key figures of a model of images."""
-    tiles = [_density_tile(metrics, "bits_per_dim", "bits per dimension"), *_error_tiles(metrics)]
-    kind, name = _first_error(metrics)
-    name = name.replace("mse", "psnr")
-    value = f"{written(name, metrics[name])} dB"
-    tiles.append({"value": value, "text": f"PSNR of {kind} projections"})
-    return [*tiles, _size_tile(metrics)]
-
-
-def row_tiles(metrics: Metrics) -> list[dict[str, str]]:
-    """Return the key figures of a model of a table."""
-    text = "nats per row, the negative log-density in the units of the table"
-    tiles = [_density_tile(metrics, NLL, text), *_error_tiles(metrics)]
-    kind, name = _first_error(metrics)
-    error, variance = metrics[name]["value"], metrics["curve"]["variance"]
-    share = "–" if error is None or not variance else f"{1 - error / variance:.1%}"
-    tiles.append({"value": share, "text": f"of the variance is explained by {kind} projections"})
-    return [*tiles, _size_tile(metrics)]
-
-
-def _density_tile(metrics: Metrics, name: str, text: str) -> dict[str, str]:
-    gaussian = (metrics["baselines"]["gaussian"] or {}).get(name)
-    if gaussian:
+def tiles(metrics: Metrics) -> list[dict[str, str]]:
+    """Return the key figures of a model of images or of a table."""
+    variance = metrics["curve"]["variance"]
+    name, text = "bits_per_dim", "bits per dimension"
+    if variance is not None:
+        name, text = NLL, "nats per row, the negative log-density in the units of the table"
+    if gaussian := (metrics["baselines"]["gaussian"] or {}).get(name):
         text += f"; Gaussian: {written(name, gaussian)}"
-    return {"value": written(name, metrics[name]), "text": text}
+    density = {"value": written(name, metrics[name]), "text": text}
+    kind, name = next(item for item in PROJECTION_ERRORS.items() if item[1] in metrics)
+    if variance is None:
+        psnr = name.replace("mse", "psnr")
+        quality = f"{written(psnr, metrics[psnr])} dB", f"PSNR of {kind} projections"
+    else:
+        error = metrics[name]["value"]
+        share = "–" if error is None or not variance else f"{1 - error / variance:.1%}"
+        quality = share, f"of the variance is explained by {kind} projections"
+    explained = dict(zip(("value", "text"), quality, strict=True))
+    return [density, *_error_tiles(metrics), explained, _size_tile(metrics)]
 
 
 def _error_tiles(metrics: Metrics) -> list[dict[str, str]]:
@@ -93,11 +81,6 @@ def _error_tiles(metrics: Metrics) -> list[dict[str, str]]:
                 text += f"; PCA: {written('mse', pca)}"
             tiles.append({"value": written(name, metrics[name]), "text": text})
     return tiles
-
-
-def _first_error(metrics: Metrics) -> tuple[str, str]:
-    """Return the kind and the name of the first error among the metrics."""
-    return next(item for item in PROJECTION_ERRORS.items() if item[1] in metrics)
 
 
 def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
@@ -143,7 +126,7 @@ def point_tiles(metrics: Metrics, truth: Metrics) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def columns(preprocessor: Preprocessor) -> pd.DataFrame:
+def column_table(preprocessor: Preprocessor) -> pd.DataFrame:
     """Return the columns of a table with their kinds and ranges, as text."""
     rows = []
     for column in preprocessor.columns:
@@ -251,29 +234,28 @@ def usage(
                 "  # in [-0.5, 0.5)")  # fmt: skip
         imports = ("import torch\n\nfrom submanifold.data import dequantize\n"
                    "from submanifold.data.images import load_pictures\n")  # fmt: skip
-    density = "model.log_prob(x)  # exact log-density, in nats"
+    context = context_of(hierarchy)
+    given, count = (", context=context", "len(x)") if context else ("", "64")
+    density = f"model.log_prob(x{given})  # exact log-density, in nats"
     if kind == "table":
-        density = ("model.log_prob(x) + torch.from_numpy(preprocessor.log_det(table))"
+        density = (f"model.log_prob(x{given}) + torch.from_numpy(preprocessor.log_det(table))"
                    "  # in nats, in the units of the table")  # fmt: skip
     if not hierarchy.has_density:
-        density = "on_manifold(model, x).log_prob  # log-density on the manifold, in nats"
+        density = f"on_manifold(model, x{given}).log_prob  # log-density on the manifold, in nats"
     names = "Model" if hierarchy.has_density else "Model, on_manifold"
     calls = (
         f"{density}\n"
-        "u, v = model.encode(x)  # coordinates on and off the manifold\n"
-        "model.project(x)  # default projection\n"
-        "model.project(x, exact=True)  # nearest projection\n"
-        "model.encoder_projection(x)\n"
-        "model.sample(64)"
+        f"u, v = model.encode(x{given})  # coordinates on and off the manifold\n"
+        f"model.project(x{given})  # default projection\n"
+        f"model.project(x, exact=True{given})  # nearest projection\n"
+        f"model.encoder_projection(x{given})\n"
+        f"model.sample({count}{given})"
     )
-    if context := context_of(hierarchy):
-        imports += "from submanifold.flows import conditioning\n"
-        calls = calls.replace("64", "len(x)")
-        calls = "with conditioning(model, context):\n" + textwrap.indent(calls, "    ")
+    if context:
         if "classes" in context:
             pairs = [(line if line == command.format("info") else f"{line} --label=0", text)
                      for line, text in pairs]  # fmt: skip
-            read += "\ncontext = torch.tensor([0])  # the label of all images"
+            read += "\ncontext = torch.zeros(len(x), dtype=torch.long)  # the label of each image"
         else:
             sample = command.format("sample")
             pairs = [
@@ -291,12 +273,6 @@ def usage(
         f'model = Model.load("{path}")\n{read}\n{calls}'
     )
     return pairs, python
-
-
-def metric_notes(metrics: Metrics, labels: Mapping[str, str]) -> dict[str, str]:
-    """Return remarks next to metrics that say little on these data, by label."""
-    found = {name: training_images_reach(metrics, name) for name in COMPARED_WITH_TEST}
-    return {labels[name]: text for name, text in found.items() if text and name in labels}
 
 
 def remarks(metrics: Metrics) -> list[tuple[str, str]]:
@@ -326,11 +302,6 @@ def remarks(metrics: Metrics) -> list[tuple[str, str]]:
                 "Compare only values with equal counts and features.")  # fmt: skip
         found.append(("KID, precision, recall", text))
     return found
-
-
-def projections(found: Arrays) -> list[dict[str, Any]]:
-    """Return test images next to their projections."""
-    return side_by_side(found["originals"], found)
 
 
 def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
@@ -402,14 +373,14 @@ def anomalies(explained: pd.DataFrame) -> pd.DataFrame | None:
     if explained.empty:
         return None
     rows = []
-    for number, own in explained.groupby("row", sort=False):
-        parts = [
-            f"{each['column']} = {each['value']} ({_gain(each['contribution'])} with "
-            f"{each['usual']})"
-            for each in own.to_dict("records")
-            if each["contribution"] > 0
-        ]
-        first = own.iloc[0]
+    for number, columns in explained.groupby("row", sort=False):
+        parts = []
+        for entry in columns.to_dict("records"):
+            gain = f"+{entry['contribution']:.3g}"  # of the log-density; non-finite ones are huge
+            gain = "possible only" if entry["contribution"] > HUGE else gain
+            if entry["contribution"] > 0:
+                parts.append(f"{entry['column']} = {entry['value']} ({gain} with {entry['usual']})")
+        first = columns.iloc[0]
         rows.append({
             "row": str(number),
             "p-value": f"{first['p_value']:.4f}",
@@ -419,11 +390,6 @@ def anomalies(explained: pd.DataFrame) -> pd.DataFrame | None:
     table = pd.DataFrame(rows)
     kept = [name for name in table if not table[name].str.contains("nan").all()]
     return table[kept]
-
-
-def _gain(contribution: float) -> str:
-    """Write an increase of the log-density; non-finite ones are huge."""
-    return "possible only" if contribution > HUGE else f"+{contribution:.3g}"
 
 
 def alarms(scored: pd.DataFrame, calibration: Metrics) -> dict[str, Any] | None:
@@ -469,21 +435,6 @@ def _percents(rates: Sequence[float]) -> str:
     return ", ".join(f"{100 * rate:g}%" for rate in rates)
 
 
-def sample_strips(samples: np.ndarray, samples_cool: np.ndarray) -> list[dict[str, Any]]:
-    """Return samples at both temperatures, the default one last."""
-    named = {"samples_cool": samples_cool, "samples": samples}
-    return [
-        {"name": f"Temperature {TEMPERATURES[name]:g}", "strip": strip(images[:SAMPLES], 16)}
-        for name, images in named.items()
-    ]
-
-
-def by_class(found: Arrays) -> list[dict[str, Any]]:
-    """Return samples of each label; empty for models that are not conditional on a label."""
-    rows = enumerate(found.get("by_class", ()))
-    return [{"name": f"Label {label}", "strip": strip(row, len(row))} for label, row in rows]
-
-
 def neighbors(samples: np.ndarray, test: np.ndarray, found: Arrays) -> dict[str, Any]:
     """Return samples next to the training images with the smallest pixel distance."""
     nearest, of_test = found["sample_neighbors"], found["test_neighbors"]
@@ -521,11 +472,10 @@ def traversal(found: Arrays, has_rotation: bool) -> dict[str, Any]:
 
 def phases(histories: Mapping[str, Metrics], event_dim: int) -> list[dict[str, Any]]:
     """Return the phases for the table of the training, rotations with their spectrum."""
-    found = []
-    for history in histories.values():
-        entry = dict(history)
-        if "rotation" in history:
-            points = spectrum(history["rotation"], event_dim)
-            entry["spectrum"] = sparkline(points, "Eigenvalues by dimension, logarithmic axes")
-        found.append(entry)
-    return found
+    label = "Eigenvalues by dimension, logarithmic axes"
+    return [
+        history | {"spectrum": sparkline(spectrum(history["rotation"], event_dim), label)}
+        if "rotation" in history
+        else history
+        for history in histories.values()
+    ]

@@ -1,21 +1,20 @@
 """Nodes of the training pipeline."""
 
+import copy
 import logging
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from submanifold.common.device import choose_device
-from submanifold.common.files import locked, read_json, write_json
-from submanifold.config.schema import LaunchSettings
 from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.calibration import calibrate
+from submanifold.evaluation.gaussian import Gaussian
 from submanifold.inference.training_events import training_hashes
-from submanifold.inverse.gaussian import Gaussian
 from submanifold.models import Hierarchy, Model, ModelSettings
-from submanifold.runs.launch import call
-from submanifold.runs.tracking import watch
+from submanifold.runs.tracking import log_callback
 from submanifold.training.cost import fit_budget, with_steps
 from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
 from submanifold.training.rotation import RotationSettings
@@ -27,44 +26,48 @@ MAX_NORMAL = 10_000
 SHORT = 0.5
 """Fraction of the usual steps below which a time budget is called short."""
 
-Budget = dict[str, Any]
-"""The ``minutes`` of a training, and the ``steps`` of each phase, or probes of a rotation."""
 
+def schedule_steps(
+    minutes: float | None, model: ModelSettings, data: Any, device: str, **phases: Any
+) -> dict[str, Any]:
+    """Return the steps of all phases, scaled to a time of training if there is one.
 
-def measure_budget(
-    minutes: float,
-    model: ModelSettings,
-    data: Any,
-    device: str,
-    launch: LaunchSettings,
-    folder: Path,
-    **phases: Any,
-) -> Budget:
-    """Scale the steps of all phases to a time of training; see :func:`.fit_budget`.
+    ``data`` are any :data:`.DataSettings`; Kedro warns about unions.
 
-    If several runs measure the same budget at once, all use the steps of the first. ``data`` are
-    any :data:`.DataSettings`; Kedro warns about unions.
+    Returns:
+        ``minutes``, ``steps`` by phase (:func:`.fit_budget`), and the ``first`` step of each
+        training in the curves of the run.
     """
-    path = folder / "budget.json"
-    with locked(folder, "the measurement of the steps"):
-        budget: Budget | None = read_json(path)
-        if budget is None:
-            log.info("Timing a few steps of each phase")
-            arguments = 60 * minutes, model, phases, data.event_shape, choose_device(device)
-            steps = call(launch, fit_budget, *arguments, folder=folder)
-            budget = {"minutes": minutes, "steps": steps}
-            write_json(path, budget)  # before the lock is released; the catalog writes it again
-    steps = budget["steps"]
-    shown = ", ".join(f"{name} {count:,}" for name, count in steps.items())
-    log.info("Training for %g min: %s. The evaluation follows", minutes, shown)
     usual = {name: phase.training.steps for name, phase in phases.items()
              if isinstance(phase, PhaseSettings)}  # fmt: skip
-    if all(steps[name] < SHORT * count for name, count in usual.items()):
-        log.warning(
-            "The steps are less than %.0f%% of the default. Such a model shows that everything "
-            "works; for good projections and samples use more minutes", 100 * SHORT
-        )  # fmt: skip
-    return budget
+    steps: dict[str, int | None] = {
+        name: usual.get(name, getattr(phase, "probes", None)) for name, phase in phases.items()
+    }
+    if minutes is not None:
+        log.info("Timing a few steps of each phase")
+        shape, on = data.event_shape, choose_device(device)
+        steps = {**fit_budget(60 * minutes, model, phases, shape, on)}
+        shown = ", ".join(f"{name} {count:,}" for name, count in steps.items())
+        log.info("Training for %g min: %s. The evaluation follows", minutes, shown)
+        if all((steps[name] or 0) < SHORT * count for name, count in usual.items()):
+            log.warning(
+                "The steps are less than %.0f%% of the default. Such a model shows that everything "
+                "works; for good projections and samples use more minutes", 100 * SHORT
+            )  # fmt: skip
+    ends = accumulate((steps[name] or 0 for name in usual), initial=0)
+    return {"minutes": minutes, "steps": steps, "first": dict(zip(usual, ends, strict=False))}
+
+
+def encode(
+    model: Hierarchy, train: np.ndarray, valid: np.ndarray, seed: int, device: str, stages: int
+) -> dict[str, np.ndarray]:
+    """Encode the data as coordinates u, the input of a phase's first stage (Alg. 2, line 6).
+
+    ``stages`` is the number of stages that encode.
+    """
+    outer, on = model.part(1, stages), choose_device(device)
+    splits = {"u_train": train, "u_valid": valid}
+    return {name: encode_rows(outer, x, seed, on) for name, x in splits.items()}
 
 
 def train(
@@ -72,87 +75,58 @@ def train(
     valid: np.ndarray,
     phase: PhaseSettings,
     model: ModelSettings,
+    schedule: dict[str, Any],
     seed: int,
     device: str,
-    launch: LaunchSettings,
-    folder: Path,
+    checkpoints: Path,
     name: str,
     before: Hierarchy | None = None,
-    budget: Budget | None = None,
 ) -> dict[str, Any]:
     """Train the stages of a phase; see :func:`.train_phase`."""
-    phase, note = _apply(budget, phase, name)
-    arguments = (phase, model, before, train, valid, seed, choose_device(device), folder, name,
-                 launch.grad_accumulation_steps)  # fmt: skip
-    trained, history = call(launch, train_phase, *arguments, folder=folder, on_log=watch())
-    return {"model": trained, "history": {**history, **note}}
+    phase = with_steps(phase, schedule["steps"][name])
+    trained, history = train_phase(
+        phase, model, before, train, valid, seed, choose_device(device), checkpoints, name,
+        log_callback(schedule["first"][name]),
+    )  # fmt: skip
+    return {"model": trained, "history": {**history, "minutes": schedule["minutes"]}}
 
 
 def rotate(
     train: np.ndarray,
     phase: RotationSettings,
+    schedule: dict[str, Any],
     seed: int,
     device: str,
-    launch: LaunchSettings,
-    folder: Path,
+    checkpoints: Path,
     name: str,
     before: Hierarchy,
-    budget: Budget | None = None,
 ) -> dict[str, Any]:
     """Rotate the latents of a stage; see :func:`.rotate_phase`."""
-    phase, note = _apply(budget, phase, name)
-    arguments = (phase, before, train, seed, choose_device(device), folder, name)
-    rotated, history = call(launch, rotate_phase, *arguments, folder=folder, on_log=watch())
-    return {"model": rotated, "history": {**history, **note}}
+    phase = with_steps(phase, schedule["steps"][name])
+    rotated, history = rotate_phase(
+        phase, before, train, seed, choose_device(device), checkpoints, name
+    )
+    return {"model": rotated, "history": {**history, "minutes": schedule["minutes"]}}
 
 
-def _apply(budget: Budget | None, phase: Any, name: str) -> tuple[Any, dict[str, Any]]:
-    """Set the steps of a phase to those of a budget; also return a note for its history."""
-    if budget is None:
-        return phase, {}
-    return with_steps(phase, budget["steps"][name]), {"minutes": budget["minutes"]}
-
-
-def encode(
-    model: Hierarchy,
-    train: np.ndarray,
-    valid: np.ndarray,
-    phase: PhaseSettings,
-    seed: int,
-    device: str,
-    launch: LaunchSettings,
-    u_train_path: Path,
-    u_valid_path: Path,
-) -> dict[str, np.ndarray]:
-    """Encode the data as coordinates u, the input of a phase's first stage (Alg. 2, line 6)."""
-    outer = model.part(1, phase.stages[0] - 1)
-    on = choose_device(device)
-    parts = {"u_train": (train, u_train_path), "u_valid": (valid, u_valid_path)}
-    return {
-        name: call(launch, encode_rows, outer, x, seed, on, path, folder=path.parent)
-        for name, (x, path) in parts.items()
-    }
-
-
-def finish(
+def calibrate_model(
     model: Model,
     data: Any,
     train: np.ndarray,
     valid: np.ndarray,
     device: str,
-    launch: LaunchSettings,
-    folder: Path,
-    groups: Groups | None = None,
+    groups: Groups,
 ) -> Model:
     """Add facts about the training data, their covariance and a calibration of anomaly scores.
 
-    ``data`` are any :data:`.DataSettings`, as in :func:`measure_budget`.
+    ``data`` are any :data:`.DataSettings`, as in :func:`schedule_steps`.
     """
-    normal, numbers = valid[:MAX_NORMAL], groups_of(groups, "valid")
-    numbers = None if numbers is None else numbers[:MAX_NORMAL]
-    arguments = (model, normal, choose_device(device), numbers)
-    model.data, model.calibration = data.facts, call(launch, calibrate, *arguments, folder=folder)
-    model.calibration["training"] = training_hashes(model, train, normal)
+    numbers = groups_of(groups, "valid")
+    normal, numbers = valid[:MAX_NORMAL], None if numbers is None else numbers[:MAX_NORMAL]
+    calibrated = copy.copy(model)
+    calibrated.data = data.facts
+    calibrated.calibration = calibrate(model, normal, choose_device(device), numbers)
+    calibrated.calibration["training"] = training_hashes(model, train, normal)
     if len(model.event_shape) == 3:
-        model.gaussian = Gaussian.fit(train, valid).to_tensors()
-    return model
+        calibrated.gaussian = Gaussian.fit(train, valid).to_tensors()
+    return calibrated

@@ -1,87 +1,53 @@
-"""x -> density.train -> rotation.rotate -> ... -> code_flow.encode -> code_flow.train -> finish."""
+"""x -> density.train -> rotation.rotate -> ... -> code_flow.encode -> code_flow.train -> model."""
 
-from collections.abc import Callable
 from functools import partial, update_wrapper
-from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
 from submanifold.config.schema import Experiment, Source
-from submanifold.pipelines import data
-from submanifold.pipelines.training.nodes import (
-    encode,
-    finish,
-    measure_budget,
-    rotate,
-    train,
-)
+from submanifold.pipelines.training import nodes
 
-LAUNCHED = {"device": "params:device", "launch": "params:launch"}
-SHARED = {"seed": "params:seed", **LAUNCHED}
+RUN = {"seed": "params:seed", "device": "params:device"}
 
 
 def create_pipeline(experiment: Experiment) -> Pipeline:
-    """Build the pipeline from the source of the data to the trained model."""
-    inputs: dict[Source | None, str] = {None: "x"}
-    budgeted = experiment.minutes is not None
-    phases = _budget(experiment) if budgeted else Pipeline([])
-    before: str | None = None
+    """Build the phases of an experiment, each in its namespace, and the finished model."""
+    scheduled = {name: f"params:{name}" for name in ("minutes", "model", "data", "device")}
+    scheduled |= {name: f"params:{name}" for name in experiment.phases}
+    pipeline = Pipeline([Node(nodes.schedule_steps, scheduled, "schedule", name="schedule_steps")])
+    arrays: dict[Source | None, str] = {None: "x"}
+    before = ""
     for name, source in experiment.sources.items():
-        if source is not None and source not in inputs:
-            phases += _encoding(name, source)
-            inputs[source] = f"{name}.u"
-        trains = name in experiment.trainings
-        phases += _training(name, inputs[source], before, trains, budgeted)
-        before = name
-    finished = {"model": f"{before}.model", "data": "params:data", "train": "x_train"}
-    finished |= {"valid": "x_valid", "folder": f"{before}.folder", **LAUNCHED}
-    if experiment.kind != "points":
-        finished["groups"] = "groups"
-    finishing = Pipeline([Node(finish, finished, "hierarchy", name="finish")])
-    return data.create_pipeline(experiment.kind) + phases + finishing
-
-
-def _budget(experiment: Experiment) -> Pipeline:
-    """Build the measurement of the steps that fit a time budget."""
-    shared = {name: f"params:{name}" for name in ("minutes", "model", "data")} | LAUNCHED
-    phases = {name: f"params:{name}" for name in experiment.phases}
-    inputs = shared | {"folder": "budget_folder"} | phases
-    return Pipeline([Node(measure_budget, inputs, "budget", name="measure_budget")])
-
-
-def _training(name: str, source: str, before: str | None, trains: bool, budgeted: bool) -> Pipeline:
-    """Build a phase: a training on the data or on coordinates u, or a rotation of latents."""
-    inputs, parameters = {"train": f"{source}_train"}, {"phase": f"params:{name}", **SHARED}
-    if trains:
-        inputs["valid"], parameters["model"] = f"{source}_valid", "params:model"
-    if before is not None:
-        inputs["before"] = f"{before}.model"
-    if budgeted:
-        inputs["budget"] = "budget"
-    function = train if trains else rotate
-    named = update_wrapper(partial(function, name=name), function)
-    return _phase(name, named, inputs, parameters, ["folder"], ["model", "history"])
-
-
-def _encoding(name: str, source: Source) -> Pipeline:
-    """Build the encoding of a phase's input by the stages before it."""
-    inputs = {"model": f"{source.phase}.model", "train": "x_train", "valid": "x_valid"}
-    parameters = {"phase": f"params:{name}", **SHARED}
-    return _phase(
-        name, encode, inputs, parameters, ["u_train_path", "u_valid_path"], ["u_train", "u_valid"]
+        if source is not None and source not in arrays:
+            arrays[source] = f"{name}.u"
+            pipeline += encoding(name, source)
+        pipeline += phase(name, arrays[source], before, trains=name in experiment.trainings)
+        before = f"{name}.model"
+    inputs = {"model": before, "data": "params:data", "train": "x_train", "valid": "x_valid",
+              "groups": "groups", "device": "params:device"}  # fmt: skip
+    calibration = Node(
+        nodes.calibrate_model, inputs, "hierarchy", name="calibrate", tags="distributed"
     )
+    return pipeline + Pipeline([calibration])
 
 
-def _phase(
-    name: str,
-    function: Callable[..., Any],
-    inputs: dict[str, str],
-    parameters: dict[str, str],
-    paths: list[str],
-    outputs: list[str],
-) -> Pipeline:
-    """Put a node into the namespace of its phase; its paths and outputs have the same names."""
-    arguments = {each: each for each in (*inputs, *paths)} | parameters
-    names = {each: each for each in outputs}
-    node = Node(function, arguments, names, name=function.__name__)
-    return Pipeline([node], namespace=name, inputs=inputs, parameters=set(parameters.values()))
+def phase(name: str, arrays: str, before: str, trains: bool) -> Pipeline:
+    """Build a phase that trains stages on arrays ``<arrays>_train``, or rotates the latents."""
+    inputs = RUN | {"phase": f"params:{name}", "train": f"{arrays}_train", "schedule": "schedule",
+                    "checkpoints": f"{name}.checkpoints"}  # fmt: skip
+    inputs |= {"before": before} if before else {}
+    inputs |= {"valid": f"{arrays}_valid", "model": "params:model"} if trains else {}
+    outputs = {"model": f"{name}.model", "history": f"{name}.history"}
+    function = nodes.train if trains else nodes.rotate
+    named = update_wrapper(partial(function, name=name), function)
+    node = Node(named, inputs, outputs, name=function.__name__, tags="distributed")
+    return Pipeline([node], namespace=name, prefix_datasets_with_namespace=False)
+
+
+def encoding(name: str, source: Source) -> Pipeline:
+    """Build the encoding of a phase's input by the stages before it."""
+    inputs = RUN | {"model": f"{source.phase}.model", "train": "x_train", "valid": "x_valid"}
+    outputs = {"u_train": f"{name}.u_train", "u_valid": f"{name}.u_valid"}
+    function = update_wrapper(partial(nodes.encode, stages=source.through), nodes.encode)
+    node = Node(function, inputs, outputs, name="encode", tags="distributed")
+    return Pipeline([node], namespace=name, prefix_datasets_with_namespace=False)

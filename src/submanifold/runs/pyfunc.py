@@ -4,10 +4,8 @@ import json
 import logging
 import shutil
 import signal
-import threading
 import time
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,9 +23,8 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import printable
 from submanifold.common.progress import cancellation_check
 from submanifold.data.tables import Preprocessor
-from submanifold.flows import context_of, is_conditional, is_noise_conditional
-from submanifold.inference import scoring, tables
-from submanifold.inference.inputs import given_label, is_table
+from submanifold.flows import context_of
+from submanifold.inference.predictor import Predictor, code_frame
 from submanifold.models import Model
 
 log = logging.getLogger(__name__)
@@ -51,33 +48,16 @@ class RequestError(MlflowException):
 
 
 class ServedModel:
-    """The Python model that MLflow calls.
+    """The Python model that MLflow calls: a :class:`.Predictor` of uint8 images or a DataFrame.
 
-    The inputs are uint8 images (N, channels, height, width), or a DataFrame with the columns of the
-    table on which the model was trained.
-
-    The parameter ``task`` selects the result; with ``exact``, scores contain ``nearest_mse``, and u
-    and projections are those of the nearest projection:
-
-    - ``score``: the table of :func:`submanifold.inference.scoring.score_events`, of rows that of
-      :func:`submanifold.inference.tables.score_table`.
-    - ``encode``: arrays ``u`` (N, d) and ``v`` (N, D - d), of rows one table of their columns.
-    - ``project``: default projections of the images or rows.
-    - ``sample``: ``count`` samples at a ``temperature`` from a ``seed``; the inputs are ignored.
-
-    Of a model that is conditional on the label, ``label`` is that of all images. A model that is
-    conditional on columns finds them in the inputs; there are ``count`` samples, 1 by default, for
-    each row, which needs no other columns.
-
-    Args:
-        model: The model.
-        max_rows: Maximum number of images, rows or samples of a request.
-        max_seconds: Time after which a request is canceled, between two batches.
+    The parameter ``task`` selects the method, ``exact`` the nearest projection and its error, and
+    ``label`` that of all images. ``encode`` returns arrays ``u`` and ``v``, of rows one table;
+    ``sample`` ignores the inputs, except the columns of a condition. Requests are for at most
+    ``max_rows`` events, and are canceled after ``max_seconds``, between two batches.
     """
 
     def __init__(self, model: Model, max_rows: int, max_seconds: float) -> None:
-        self.model, self.max_rows, self.max_seconds = model, max_rows, max_seconds
-        self._lock = threading.Lock()
+        self.predictor, self.max_rows, self.max_seconds = Predictor(model), max_rows, max_seconds
 
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> Any:
         """Run a task.
@@ -97,7 +77,7 @@ class ServedModel:
 
         try:
             with cancellation_check(check):
-                return self._run(inputs, _defaults(self.model) | (params or {}))
+                return self._run(inputs, **_defaults(self.predictor) | (params or {}))
         except UserError as error:
             raise RequestError(str(error), codes.INVALID_PARAMETER_VALUE) from error
         except RequestError:
@@ -107,53 +87,31 @@ class ServedModel:
             reason = "The model failed. See the server's log."
             raise RequestError(reason, codes.INTERNAL_ERROR) from error
 
-    def _run(self, inputs: Any, params: dict[str, Any]) -> Any:
-        task, count = params["task"], params["count"]
+    def _run(
+        self, inputs: Any, task: str, exact: bool, count: int, temperature: float, seed: int,
+        label: Any = None,
+    ) -> Any:  # fmt: skip
+        predictor = self.predictor
         if task not in TASKS:
             raise UserError(f"task: expected one of {', '.join(TASKS)}, got {task}.")
-        of_table = is_table(self.model)
-        inputs = inputs if of_table else np.asarray(inputs)
-        given = ("rows" if of_table else "images", len(inputs))
+        inputs = inputs if predictor.is_table else np.asarray(inputs)
+        name, rows = "rows" if predictor.is_table else "images", len(inputs)
+        condition = inputs if predictor.condition else None
         if task == "sample":
-            name, rows = "count", count * (len(inputs) if _has_columns(self.model) else 1)
-        else:
-            name, rows = given
+            name, rows = "count", count * (1 if condition is None else len(inputs))
         if rows > self.max_rows:
             raise UserError(
                 f"{name}: expected at most max_rows={self.max_rows}, got {rows}. Send several "
                 "requests."
             )
-        # a context or noise scale is a state of the model, which the threads of a server share
-        has_state = is_conditional(self.model) or is_noise_conditional(self.model)
-        lock = self._lock if has_state else nullcontext()
-        with lock, given_label(self.model, params.get("label")):
-            return self._compute(inputs, params, of_table)
-
-    def _compute(self, inputs: Any, params: dict[str, Any], of_table: bool) -> Any:
-        if of_table:
-            return self._run_table(inputs, params)
-        task, count, exact = params["task"], params["count"], params["exact"]
         if task == "sample":
-            return scoring.sample_events(self.model, count, params["temperature"], params["seed"])
+            return predictor.sample(count, temperature, seed, label=label, condition=condition)
         if task == "score":
-            return scoring.score_events(self.model, inputs, exact)
+            return predictor.score(inputs, exact, label=label)
         if task == "project":
-            return scoring.project_events(self.model, inputs, exact)[0]
-        u, v = scoring.encode_events(self.model, inputs, exact)
-        return {"u": u, "v": v}
-
-    def _run_table(self, table: Any, params: dict[str, Any]) -> pd.DataFrame:
-        task, exact = params["task"], params["exact"]
-        if task == "sample":
-            condition = table if _has_columns(self.model) else None
-            return tables.sample_table(
-                self.model, params["count"], params["temperature"], params["seed"], condition
-            )
-        if task == "score":
-            return tables.score_table(self.model, table, exact)
-        if task == "project":
-            return tables.project_table(self.model, table, exact)[0]
-        return tables.encode_table(self.model, table, exact)
+            return predictor.project(inputs, exact, label=label)[0]
+        u, v = predictor.encode(inputs, "nearest" if exact else "encoder", label=label)
+        return code_frame(u, v).set_axis(inputs.index) if predictor.is_table else {"u": u, "v": v}
 
 
 def log_model(path: Path, register: str | None = None) -> None:
@@ -161,7 +119,7 @@ def log_model(path: Path, register: str | None = None) -> None:
 
     MLflow stores the safetensors file and the source of this package; nothing is pickled.
     """
-    model, package = Model.load(path), Path(submanifold.__file__).parent
+    package = Path(submanifold.__file__).parent
     # conf is not needed, and in a checkout it is a link to the user's, which has credentials
     ignored = shutil.ignore_patterns("conf", "__pycache__")
     with TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -173,46 +131,40 @@ def log_model(path: Path, register: str | None = None) -> None:
             loader_module=__name__,
             data_path=str(path),
             code_paths=[shutil.copytree(package, f"{folder}/{package.name}", ignore=ignored)],
-            signature=_signature(model),
+            signature=_signature(Predictor.load(path, "cpu")),
             model_config=LIMITS,
             pip_requirements=REQUIREMENTS,
             registered_model_name=register,
         )
 
 
-def _has_columns(model: Model) -> bool:
-    """Return whether a model of a table is conditional on columns."""
-    return tables.condition_of(model) is not None
-
-
-def _defaults(model: Model) -> dict[str, Any]:
+def _defaults(predictor: Predictor) -> dict[str, Any]:
     """Return the parameters of a model that have a default."""
-    return PARAMS | ({"count": 1} if _has_columns(model) else {})
+    return PARAMS | ({"count": 1} if predictor.condition else {})
 
 
-def _signature(model: Model) -> ModelSignature:
+def _signature(predictor: Predictor) -> ModelSignature:
     """Return MLflow's signature; for samples given columns, the other columns are optional."""
-    example: np.ndarray | pd.DataFrame = np.zeros((1, *model.event_shape), np.uint8)
-    condition = None
-    if is_table(model):
-        condition = tables.condition_of(model)
-        example = _row(tables.preprocessor_of(model))
-    label = {"label": 0} if "classes" in context_of(model) else {}
-    found = infer_signature(example, params=_defaults(model) | label)
-    if condition is not None:
-        given = infer_signature(_row(condition)).inputs.inputs
-        optional = [ColSpec(each.type, each.name, required=False) for each in found.inputs.inputs]
-        found.inputs = Schema([*given, *optional])
-    return found
+    example: Any = np.zeros((1, *predictor.model.event_shape), np.uint8)
+    if predictor.preprocessor is not None:
+        example = _row(predictor.preprocessor)
+    label = {"label": 0} if "classes" in context_of(predictor.model) else {}
+    signature = infer_signature(example, params=_defaults(predictor) | label)
+    if predictor.condition is not None:
+        given = infer_signature(_row(predictor.condition)).inputs.inputs
+        optional = [ColSpec(column.type, column.name, required=False)
+                    for column in signature.inputs.inputs]  # fmt: skip
+        signature.inputs = Schema([*given, *optional])
+    return signature
 
 
 def _row(preprocessor: Preprocessor) -> pd.DataFrame:
     """Return a row of the table, without its constant columns, in the types of MLflow."""
     row = preprocessor.inverse_transform(np.zeros((1, len(preprocessor.varying))))
-    row = row[list(dict.fromkeys(each.name for each in preprocessor.varying))]
+    row = row[list(dict.fromkeys(column.name for column in preprocessor.varying))]
     wide = {"i": "int64", "u": "int64", "f": "float64"}  # MLflow converts to no narrower type
-    return row.astype({name: wide[each.kind] for name, each in row.dtypes.items()
-                       if each.kind in wide})  # fmt: skip
+    return row.astype({name: wide[dtype.kind] for name, dtype in row.dtypes.items()
+                       if dtype.kind in wide})  # fmt: skip
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ServedModel:

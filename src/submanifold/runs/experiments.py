@@ -1,0 +1,166 @@
+"""One experiment among many: run it, or read its cached artifacts."""
+
+import copy
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from click import ClickException
+from kedro.io import DataCatalog
+
+from submanifold.common.device import choose_device
+from submanifold.common.errors import UserError
+from submanifold.common.files import read_json, write_json
+from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
+from submanifold.config.project import conf_source
+from submanifold.config.schema import Experiment
+from submanifold.data.splits import Groups
+from submanifold.runs.session import run_pipeline
+
+log = logging.getLogger(__name__)
+MEASURES_VERSION = 5
+"""Part of the names of cached measurements. Increase it when a measurement changes."""
+
+
+@dataclass(frozen=True)
+class CachedRun:
+    """The equivalent of a `kedro run` command, whose artifacts may exist already."""
+
+    name: str  # in messages, followed by the changes
+    params: Mapping[str, Any]  # nested, as `kedro run --params` takes them
+    project: Path
+    env: str | None = None
+    evaluated: bool = True  # whether it includes the metrics and the report, not the model alone
+
+    def changed(self, parameter: str, value: Any) -> "CachedRun":
+        """Return a copy with one parameter, such as ``stage_1.dim``, set to a value."""
+        params = copy.deepcopy(dict(self.params))
+        group = params
+        *outer, last = parameter.split(".")
+        for name in outer:
+            group = group.setdefault(name, {})
+        group[last] = value
+        return replace(self, name=f"{self.name}, {parameter} {value}", params=params)
+
+    def with_params(self, params: Mapping[str, Any]) -> "CachedRun":
+        """Return a copy with several parameters set, by names with dots."""
+        run = self
+        for parameter, value in params.items():
+            run = run.changed(parameter, value)
+        return run
+
+    @cached_property
+    def configuration(self) -> ExperimentConfigLoader:
+        """The configuration with these parameters."""
+        conf, params = str(conf_source(self.project)), copy.deepcopy(dict(self.params))
+        return ExperimentConfigLoader(conf, env=self.env, runtime_params=params, **LOADER_ARGS)
+
+    @property
+    def settings(self) -> Experiment:
+        """The resolved settings; a UserError if they are invalid."""
+        return self.configuration.experiment
+
+    @property
+    def error(self) -> str | None:
+        """The message about invalid settings, None if they are valid."""
+        try:
+            self.settings  # noqa: B018
+        except UserError as error:
+            return str(error)
+        return None
+
+    @property
+    def key(self) -> str:
+        """Cache key of the run: equal for equal experiments, whatever their names."""
+        return self.configuration.artifact_keys["run" if self.settings.ood is None else "ood_run"]
+
+    @cached_property
+    def catalog(self) -> DataCatalog:
+        """The catalog of the run, built without a Kedro session, which takes longer."""
+        entries = {name: entry.get("dataset", entry)  # without logging to MLflow
+                   for name, entry in self.configuration["catalog"].items()}  # fmt: skip
+        return DataCatalog.from_config({
+            name: {**entry, "filepath": str(self.project / entry["filepath"])}
+            for name, entry in entries.items()
+        })  # fmt: skip
+
+    def load(self, name: str) -> Any:
+        """Load an artifact of the run."""
+        return self.catalog.load(name)
+
+    def load_model(self, artifact: str = "hierarchy") -> Any:
+        """Load a model of the run to its device."""
+        return self.load(artifact).to(choose_device(self.settings.device))
+
+    def cached(self, name: str, measure: Callable[[], Any]) -> Any:
+        """Read measurements of the run, or make and write them."""
+        path = self.project / "data/07_model_output" / self.key / f"{name}-{MEASURES_VERSION}.json"
+        if (measured := read_json(path)) is None:
+            measured = measure()
+            write_json(path, measured)
+        return measured
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Groups of the images; empty where images are independent."""
+        return self.load("groups") if self.catalog.exists("groups") else {}
+
+    def histories(self) -> list[dict[str, Any]]:
+        """Load the training histories, in order."""
+        return [self.load(f"{name}.history") for name in self.settings.phases]
+
+    def seconds(self, phases: int | None = None) -> float:
+        """Sum the seconds of training of the first phases, or of all."""
+        return sum(history["seconds"] for history in self.histories()[:phases])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last artifacts of the run exist."""
+        return all(self.catalog.exists(name) for name in self._last)
+
+    @property
+    def _last(self) -> tuple[str, ...]:
+        if self.settings.ood is not None:
+            return "ood_metrics", "ood_report"
+        return ("metrics", "report") if self.evaluated else ("hierarchy",)
+
+    @property
+    def finished_at(self) -> float:
+        """When the model was written, in seconds since 1970."""
+        path = self.configuration["catalog"]["hierarchy"]["filepath"]
+        return (self.project / path).stat().st_mtime
+
+    def run(self, until: str | None = None) -> None:
+        """Compute the missing artifacts, or those up to one artifact, in an MLflow run."""
+        name = "hierarchical" if self.settings.ood is None else "ood"
+        outputs = [until] if until else None if self.evaluated else list(self._last)
+        run_pipeline(self.project, name, self.params, self.env, outputs)
+
+
+def run_all(runs: Collection[CachedRun]) -> None:
+    """Run all unfinished experiments in turn; one that fails does not stop the others.
+
+    Raises:
+        UserError: Settings are invalid; no run has started.
+        ClickException: Some runs have failed.
+    """
+    for run in runs:
+        run.settings  # noqa: B018
+    waiting = [run for run in runs if not run.is_finished]
+    failed: dict[str, list[str]] = {}
+    for number, run in enumerate(waiting, start=1):
+        log.info("Run %d of %d: %s", number, len(waiting), run.name)
+        try:
+            run.run()
+        except ClickException as error:
+            failed.setdefault(error.message, []).append(run.name)
+            log.error("%s failed", run.name)
+    if failed:
+        reasons = [f"{', '.join(names)}: {reason}" for reason, names in failed.items()]
+        number = sum(map(len, failed.values()))
+        others = " The others are finished." if number < len(waiting) else ""
+        reasons.append(f"{number} of {len(waiting)} runs failed.{others}")
+        raise ClickException("\n".join(reasons))

@@ -1,0 +1,86 @@
+"""Kedro's runner for several processes, which torchrun starts on one machine or more."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+from kedro.runner import SequentialRunner
+from kedro.runner.task import Task
+from pluggy import PluginManager
+
+from submanifold.common import distributed
+from submanifold.common.threads import use_threads
+
+TIMEOUT = timedelta(days=7)  # the first rank may prepare data for hours while the others wait
+
+
+class RankRunner(SequentialRunner):
+    """Runs nodes tagged ``distributed`` on all ranks, and the other nodes on the first.
+
+    All ranks run the same command: ``torchrun --nproc-per-node=2 -m submanifold run ...``. The
+    first rank chooses the nodes with missing outputs, and it alone saves datasets and calls hooks
+    of nodes. Without torchrun this is Kedro's ``SequentialRunner``.
+    """
+
+    def run(
+        self,
+        pipeline: Pipeline,
+        catalog: CatalogProtocol,
+        hook_manager: PluginManager | None = None,
+        run_id: str | None = None,
+        only_missing_outputs: bool = False,
+    ) -> dict[str, Any]:
+        """Run a pipeline in a process group of all ranks, and choose the number of threads."""
+        with process_group(), use_threads(catalog.load("params:threads")):
+            return super().run(pipeline, catalog, hook_manager, run_id, only_missing_outputs)
+
+    def _filter_pipeline_for_missing_outputs(
+        self, pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> Pipeline:
+        names: list[list[str]] = [[]]
+        if distributed.rank() == 0:
+            missing = super()._filter_pipeline_for_missing_outputs(pipeline, catalog)
+            names = [[node.name for node in missing.nodes]]
+        if distributed.world_size() > 1:
+            dist.broadcast_object_list(names)
+        return pipeline.filter(node_names=names[0]) if names[0] else Pipeline([])
+
+    def _run(
+        self,
+        pipeline: Pipeline,
+        catalog: CatalogProtocol,
+        hook_manager: PluginManager | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        if distributed.world_size() == 1:
+            super()._run(pipeline, catalog, hook_manager, run_id)
+            return
+        for node in pipeline.nodes:
+            is_shared = "distributed" in node.tags
+            if distributed.rank() == 0:
+                with nullcontext() if is_shared else distributed.alone():
+                    Task(node, catalog, False, hook_manager, run_id).execute()
+                self._logger.info("Completed node: %s", node.name)
+            elif is_shared:
+                node.run({name: catalog.load(name) for name in node.inputs})
+            distributed.barrier()
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the process group that torchrun describes in environment variables, if it does."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=TIMEOUT)
+    yield
+    dist.destroy_process_group()  # not after an error: torchrun ends the other ranks

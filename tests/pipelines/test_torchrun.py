@@ -1,0 +1,90 @@
+"""Several processes, which torchrun starts."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError, safe_open
+
+pytestmark = pytest.mark.fault
+
+PARAMS = "--params=device=cpu,method=nested"
+
+
+def start(project, *options, params=PARAMS):
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "submanifold", "run"]
+    command += ["--pipeline=hierarchical", "--env=test", params]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=project.path, **pipe, env={**os.environ})
+
+
+def finish(*processes):
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), outputs
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def one(new_project):
+    return new_project().run(method="nested")
+
+
+def last_step(project):
+    for file in (project.path / "data").rglob("last.safetensors"):
+        with suppress(OSError, SafetensorError), safe_open(file, "pt") as checkpoint:
+            return json.loads(checkpoint.metadata()["state"])["step"]
+    return 0
+
+
+def assert_same_figures(project, one):
+    metrics, expected = project.catalog(method="nested").load("metrics"), one.load("metrics")
+    for name, tolerance in (("bits_per_dim", 1e-3), ("mse", 2e-2)):
+        assert metrics[name]["value"] == pytest.approx(expected[name]["value"], rel=tolerance)
+
+
+def test_two_ranks_have_the_figures_of_one(new_project, one):
+    project = new_project()
+    [output] = finish(start(project, "--nproc-per-node=2"))
+    assert_same_figures(project, one)
+    assert output.count("Completed node: density.train") == 1, "only the first rank logs"
+    assert len(project.mlflow_runs()) == 1
+    # cache keys do not depend on the number of ranks
+    assert project.run(method="nested", only_missing_outputs=True).mlflow is None
+
+
+def test_two_machines_meet_at_a_rendezvous(new_project, one):
+    project = new_project()
+    with socket.socket() as server:
+        server.bind(("", 0))
+        port = server.getsockname()[1]
+    rendezvous = ("--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}")
+    options = ("--nnodes=2", "--nproc-per-node=1", *rendezvous)
+    finish(start(project, *options), start(project, *options))
+    assert_same_figures(project, one)
+
+
+def test_a_rank_that_dies_ends_all_and_the_repeated_command_resumes(new_project):
+    project = new_project()
+    long = PARAMS + ",density.training.steps=600,density.training.validate_every=20"
+    process = start(project, "--nproc-per-node=2", params=long)
+    deadline = time.monotonic() + 120
+    while not last_step(project):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "SIGKILL" in output or "exitcode: -9" in output
+    checkpoint = next((project.path / "data").rglob("last.safetensors")).parent
+    finish(start(project, "--nproc-per-node=2", params=long))
+    history = next(project.path.glob(f"data/06_models/{checkpoint.name}/history.json")).read_text()
+    assert '"steps_trained": 600' not in history, "it goes on from the checkpoint"
