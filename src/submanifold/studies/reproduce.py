@@ -1,40 +1,28 @@
-"""Plan, run and write the targets of `kedro reproduce`."""
+"""Plan, run and write the targets of `submanifold reproduce`."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlflow
-import pandas as pd
 
 from submanifold.common.errors import UserError, did_you_mean
-from submanifold.common.progress import ProgressBar
 from submanifold.config.cache_keys import RAW_FOLDER
 from submanifold.data.settings import ImageSettings
 from submanifold.data.sources import SOURCES
-from submanifold.runs.store import connect
+from submanifold.runs.experiments import CachedRun, run_all
+from submanifold.runs.session import connect_mlflow
 from submanifold.runs.train import check_images
 from submanifold.studies.comparisons import beyond, ood, related
-from submanifold.studies.experiments import CachedRun, run_all
-from submanifold.studies.pages import Need, Target, write
+from submanifold.studies.pages import Params, Target, write
 from submanifold.studies.paper import figures, findings, tables
-from submanifold.training.cost import phase_cost
 
-TARGETS: dict[str, Target] = {
-    **tables.TARGETS,
-    **figures.TARGETS,
-    "findings": findings.TARGET,
-    "beyond": beyond.TARGET,
-    "ood": ood.TARGET,
-    "related": related.TARGET,
-}
-
+PAPER = {**tables.TARGETS, **figures.TARGETS, "findings": findings.TARGET}
+TARGETS = {**PAPER, "beyond": beyond.TARGET, "ood": ood.TARGET, "related": related.TARGET}
+FINISHED, TO_TRAIN, TO_EVALUATE = "finished", "to train", "trained, to evaluate"
 DOWNLOAD = "to download and train"
-STATES = ("to train", "finished", "trained, to evaluate", DOWNLOAD)
-"""States of a run without errors."""
-GROUPS = {"paper": [*tables.TARGETS, *figures.TARGETS, "findings"], "all": [*TARGETS]}
+STATES = (FINISHED, TO_TRAIN, TO_EVALUATE, DOWNLOAD)  # of a run without errors
+GROUPS = {"paper": [*PAPER], "all": [*TARGETS]}
 """Names that stand for several targets."""
 
 Plan = dict[str, dict[str, list[CachedRun]]]
@@ -42,20 +30,13 @@ Plan = dict[str, dict[str, list[CachedRun]]]
 
 
 def plan(
-    names: Sequence[str],
-    project: Path,
-    env: str | None = None,
-    seeds: int = 1,
+    names: Sequence[str], project: Path, env: str | None = None, seeds: int = 1,
     params: Mapping[str, object] | None = None,
-) -> Plan:
-    """List the runs of targets.
+) -> Plan:  # fmt: skip
+    """List the runs of targets, of which ``paper`` and ``all`` are several.
 
-    Args:
-        names: Names of targets; ``paper`` are those of the paper, ``all`` is every target.
-        project: Folder of the Kedro project.
-        env: Kedro environment.
-        seeds: Number of seeds of the targets that use several.
-        params: Flat parameters, such as ``data.path``, that are changed in all experiments.
+    ``seeds`` is the number of seeds of the targets that use several; ``params`` are parameters of
+    all experiments by names with dots, such as ``data.path``.
 
     Raises:
         UserError: A target does not exist.
@@ -65,89 +46,44 @@ def plan(
             f"TARGETS: expected {', '.join(TARGETS)}, paper or all, got {', '.join(unknown)}."
             f"{did_you_mean(unknown[0], TARGETS)}"
         )
-    chosen = {name for given in names for name in GROUPS.get(given, [given])}
+    chosen = {target for name in names for target in GROUPS.get(name, [name])}
 
-    def runs(need: Need, target: Target) -> list[CachedRun]:
-        run = replace(CachedRun.from_config(need.config, project, env), evaluated=target.evaluated)
-        for parameter, value in [*(params or {}).items(), *need.changes]:
-            run = run.changed(parameter, value)
+    def runs(name: str, need: Params, target: Target) -> list[CachedRun]:
+        values = {**need, **(params or {})}
+        dataset = values.pop("dataset")
+        run = CachedRun(dataset, {"dataset": dataset}, project, env, target.evaluated)
+        run = replace(run.with_params(values), name=name)
         return [run, *(run.changed("seed", n) for n in range(1, seeds if target.seeds else 1))]
 
     return {
-        name: {label: runs(need, target) for label, need in target.needs.items()}
+        name: {label: runs(f"{name} {label}", need, target) for label, need in target.needs.items()}
         for name, target in TARGETS.items()
         if name in chosen
     }
 
 
-def state(planned: Plan, timed: bool = False) -> pd.DataFrame:
-    """List the runs of a plan, their state, and the hours of training that are left.
-
-    A training is assumed to take as long as a finished one that differs in data or seed only.
-
-    Args:
-        planned: The plan.
-        timed: Whether to time a few steps of trainings that have no finished counterpart.
-
-    Returns:
-        Columns ``experiment``; ``state``, or the error that prevents the run; ``hours`` left on
-        this machine, NaN if unknown; ``unknown``, the number of trainings of unknown time. A
-        training that several runs share counts for the first.
-    """
-    every = _all_runs(planned)
-    errors = {run.name: error for run in every if (error := run.error) is not None}
+def state(planned: Plan) -> dict[str, str]:
+    """Return the state of each run of a plan by its name, or the error that prevents it."""
+    states = {run.name: error for run in _all_runs(planned) if (error := run.error)}
     by_data: dict[str, str | None] = {}
-    for run in every:
-        if run.name not in errors:
-            key = run.configuration.artifact_keys["data"]
-            if key not in by_data:
-                by_data[key] = None if run.is_finished else _data_error(run)
-            if (error := by_data[key]) is not None:
-                errors[run.name] = error
-    runs = unique(run for run in every if run.name not in errors)
-    seconds: dict[str, float] = {}
-    waiting: dict[str, tuple[Any, ...]] = {}
-    left: dict[str, list[str]] = {key: [] for key in runs}
-    counted: set[str] = set()
-    for key, run in runs.items():
-        settings = run.settings
-        for name, phase in settings.phases.items():
-            cost = settings.model, phase, settings.data.event_shape, settings.device
-            kind = repr((*cost, settings.minutes))
-            training = run.configuration.artifact_keys[name]
-            if settings.minutes is not None:
-                seconds[kind] = 60 * settings.minutes / len(settings.phases)
-            if run.catalog.exists(f"{name}.history"):
-                seconds[kind] = run.load(f"{name}.history")["seconds"]
-            elif training not in counted:
-                counted.add(training)
-                left[key].append(kind)
-                waiting[kind] = cost
-    if timed:
-        unknown = [kind for kind in waiting if kind not in seconds]
-        with ProgressBar("timing", "trainings", len(unknown)) as progress:
-            for kind in unknown:
-                seconds[kind] = phase_cost(*waiting[kind]).seconds
-                progress.update(1)
-    rows = []
-    for key, run in runs.items():
-        kinds = [] if run.is_finished else left[key]
-        to_train, finished, to_evaluate = STATES[:3]
-        to_train = DOWNLOAD if _must_download(run) else to_train
-        status = to_train if kinds else finished if run.is_finished else to_evaluate
-        hours = sum(seconds.get(kind, math.nan) for kind in kinds) / 3600
-        rows.append((run.name, status, hours, sum(kind not in seconds for kind in kinds)))
-    rows += [(name, error, math.nan, 0) for name, error in errors.items()]
-    return pd.DataFrame(rows, columns=["experiment", "state", "hours", "unknown"])
+    for run in unique(run for run in _all_runs(planned) if run.name not in states).values():
+        key = run.configuration.artifact_keys["data"]
+        if key not in by_data:
+            by_data[key] = None if run.is_finished else _data_error(run)
+        states[run.name] = by_data[key] or _state(run)
+    return states
 
 
-def _must_download(run: CachedRun) -> bool:
+def _state(run: CachedRun) -> str:
+    if run.is_finished:
+        return FINISHED
+    if all(run.catalog.exists(f"{name}.history") for name in run.settings.phases):
+        return TO_EVALUATE
     data = run.settings.data
-    return (
-        isinstance(data, ImageSettings)
-        and SOURCES[data.source].must_download(data, run.project / RAW_FOLDER)
-        and not run.catalog.exists("x_train")
-    )
+    if not isinstance(data, ImageSettings) or data.path or run.catalog.exists("x_train"):
+        return TO_TRAIN
+    source, raw = SOURCES[data.source], run.project / RAW_FOLDER
+    return TO_TRAIN if source.path is None or source.files(data, raw) else DOWNLOAD
 
 
 def _data_error(run: CachedRun) -> str | None:
@@ -163,11 +99,7 @@ def _all_runs(planned: Plan) -> list[CachedRun]:
 
 
 def unique(runs: Iterable[CachedRun]) -> dict[str, CachedRun]:
-    """Return runs by cache key; evaluated if one of equal runs is.
-
-    Raises:
-        ClickException: The parameters of a run are invalid.
-    """
+    """Return runs by cache key; evaluated if one of equal runs is."""
     found: dict[str, CachedRun] = {}
     for run in runs:
         if run.key not in found or run.evaluated:
@@ -180,26 +112,24 @@ def finished(planned: Plan, project: Path) -> Plan:
     kept = {}
     for name, labels in planned.items():
         done = {
-            label: [run for run in runs if run.error is None and run.is_finished]
+            label: done
             for label, runs in labels.items()
+            if (done := [run for run in runs if run.error is None and run.is_finished])
         }
-        done = {label: runs for label, runs in done.items() if runs}
         if done or not labels or TARGETS[name].has_record(project):
             kept[name] = done
     return kept
 
 
 def reproduce(planned: Plan, project: Path, env: str | None = None) -> list[Path]:
-    """Run what is missing, write every target, and log it to MLflow; returns the HTML pages."""
+    """Run what is missing, write every target, and log it to MLflow; returns the Markdown pages."""
     run_all(unique(_all_runs(planned)).values())
     pages = []
     for name, runs in planned.items():
         target = TARGETS[name]
         folder = project / "data/08_reporting/paper" / (env or "base") / name
         pages.append(write(name, target.title, target.content(runs, project), folder))
-        with CachedRun(name, {}, project, env).session() as session:
-            connect(session.load_context().config_loader["mlflow"])
+        connect_mlflow(project, env)
         with mlflow.start_run(run_name=name):
-            mlflow.set_tag("submanifold.target", name)
             mlflow.log_artifacts(str(folder))
     return pages

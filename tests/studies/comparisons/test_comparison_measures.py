@@ -9,14 +9,15 @@ from submanifold.data.synthetic import Circle
 from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.flows import Glow, RealNVP
 from submanifold.models import Hierarchy, Stage
-from submanifold.studies.comparisons import measures, pca_flow
+from submanifold.runs.experiments import CachedRun
+from submanifold.studies.comparisons import measures
 
 
 def run(tmp_path, model, arrays, truth=None, **about):
     """The attributes of a run that measurements use."""
     found = SimpleNamespace(
         project=tmp_path, load=({"hierarchy": model} | arrays).__getitem__, groups={},
-        histories=lambda: [{"seconds": 2.0}, {"seconds": 3.0}],
+        seconds=lambda: 5.0,
         settings=SimpleNamespace(device="cpu", data=SimpleNamespace(manifold=truth)),
         catalog=SimpleNamespace(exists=lambda name: name in arrays), **about,
     )  # fmt: skip
@@ -78,30 +79,7 @@ def test_images_are_measured_and_scored_against_ood_images(tmp_path, images):
 @pytest.mark.parametrize(("key", "count"), [("a", 1), ("b", 2)])
 def test_measurements_are_cached_by_key(tmp_path, key, count):
     measured = iter([{"bpd": {"value": 1.0}}, {"bpd": {"value": 2.0}}])
-    about = SimpleNamespace(project=tmp_path)
-    measures.cached(about, "a", "page", lambda: next(measured))
-    found = measures.cached(about, key, "page", lambda: next(measured))
+    first, second = (SimpleNamespace(project=tmp_path, key=name) for name in ("a", key))
+    CachedRun.cached(first, "page", lambda: next(measured))
+    found = CachedRun.cached(second, "page", lambda: next(measured))
     assert found == {"bpd": {"value": float(count)}}
-
-
-def test_pca_flow_has_the_projection_error_of_pca(tmp_path, images, monkeypatch):
-    short = pca_flow.TRAINING.model_copy(update={"steps": 20, "validate_every": 10})
-    monkeypatch.setattr(pca_flow, "TRAINING", short)
-    sizes, fit = [], pca_flow.fit
-
-    def counted_fit(model, objective, train, valid, *arguments):
-        sizes.extend([len(train), len(valid)])
-        return fit(model, objective, train, valid, *arguments)
-
-    monkeypatch.setattr(pca_flow, "fit", counted_fit)
-    about = run(
-        tmp_path, None, images, configuration=SimpleNamespace(artifact_keys={"data": "data"})
-    )
-    found = pca_flow.measure_pca_flow(about, 6, seed=0)
-    assert found["encoder"] == found["nearest"] == found["pca"]
-    assert np.log2(50) < found["bits_per_dim"]["value"] < 8, "more than the entropy of the data"
-    assert found["bits_per_dim"]["n"] == len(images["x_test"])
-    assert sizes == [len(images["x_train"]), len(images["x_valid"])]
-    pca = PCA.fit(pca_batches(images["x_train"]))
-    errors = torch.cat([pca.squared_errors(x)[:, 6] for x in pca_batches(images["x_test"])])
-    assert found["pca"]["value"] == pytest.approx(errors.mean().item(), rel=1e-3)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from submanifold.common.device import choose_device
-from submanifold.common.files import read_json, write_json
 from submanifold.data.batches import Batches
 from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA, pca_batches
@@ -22,37 +22,12 @@ from submanifold.evaluation.scores import QUICK
 from submanifold.evaluation.truth import against_truth
 from submanifold.models import Model
 from submanifold.models.density import on_manifold
-from submanifold.studies.experiments import CachedRun
+from submanifold.runs.experiments import CachedRun
+from submanifold.studies.results import Measured
 
 POINT_SAMPLES, IMAGE_SAMPLES, SAMPLED_AT_ONCE = 2000, 1000, 250
 PROJECTED = 256
 """Test images whose projections are measured."""
-MEASURES_VERSION = 5
-"""Part of the names of cached files. Increase it when a measurement changes."""
-
-Measured = dict[str, dict[str, Any]]
-"""``value``, and mostly ``low`` and ``high``, by measure."""
-
-
-def cached(run: CachedRun, key: str, name: str, measure: Callable[[], Any]) -> Any:
-    """Read the measurements of a run, or of its data, or make and write them."""
-    folder = run.project / "data" / "07_model_output" / key
-    path = folder / f"{name}-{MEASURES_VERSION}.json"
-    found = read_json(path)
-    if found is None:
-        found = measure()
-        write_json(path, found)
-    return found
-
-
-def load_model(run: CachedRun, artifact: str = "hierarchy") -> Any:
-    """Load a model of a run to its device."""
-    return run.load(artifact).to(choose_device(run.settings.device))
-
-
-def training_seconds(run: CachedRun, phases: int | None = None) -> dict[str, float]:
-    """Total seconds of the first phases, or of all."""
-    return {"value": sum(history["seconds"] for history in run.histories()[:phases])}
 
 
 @torch.no_grad()
@@ -84,7 +59,7 @@ def measure_points(run: CachedRun) -> Measured:
         **{name: each for name, each in found.items() if isinstance(each, dict)},
         "data_distance": mean_interval(np.linalg.norm(test - true, axis=1)),
         "sample_median": median_interval(np.linalg.norm(samples - truth.project(samples), axis=1)),
-        "seconds": training_seconds(run),
+        "seconds": {"value": run.seconds()},
     }
 
 
@@ -104,27 +79,28 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
         ``pca``, that of PCA with d components.
     """
     device = choose_device(run.settings.device)
-    batches = Batches(run.load("x_test")[:PROJECTED], NEAREST_BATCH_SIZE, device=device)
+    test = run.load("x_test")
+    batches = Batches(test[:PROJECTED], NEAREST_BATCH_SIZE, device=device)
     groups = groups_of(run.groups, "test")
     pca = PCA.fit(pca_batches(run.load("x_train")))
     found = []
     for model in models:
         measured: Measured = {}
         if model.dim < model.event_dim:
-            projections: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+            projections: dict[str, Callable[[Tensor], Tensor]] = {
                 "encoder": model.encoder_projection,
                 "nearest": partial(model.project, exact=True),
             }
             for name, project in projections.items():
                 errors = squared_errors(project, batches)
                 measured[name] = reconstruction(errors, groups=groups)["mse"]
-            measured["pca"] = pca_error(pca, model.dim, batches, groups)
+            pca_errors = per_event(pca.squared_errors, batches)[:, model.dim]
+            measured["pca"] = mean_interval(pca_errors, groups)
         generator = torch.Generator().manual_seed(0)
-        samples = np.concatenate([
-            stored(model.sample(SAMPLED_AT_ONCE, generator=generator))
-            for _ in range(IMAGE_SAMPLES // SAMPLED_AT_ONCE)
-        ])  # fmt: skip
-        found.append(measured | sample_metrics(run, samples, device))
+        samples = np.concatenate([stored(model.sample(SAMPLED_AT_ONCE, generator=generator))
+                                  for _ in range(IMAGE_SAMPLES // SAMPLED_AT_ONCE)])  # fmt: skip
+        quality = sample_quality(run.load("x_train"), test, samples, "auto", device, run.groups)
+        found.append(measured | {name: quality[name] for name in ("precision", "recall", "kid")})
     return found
 
 
@@ -143,15 +119,3 @@ def measure_aurocs(run: CachedRun, model: Model, ood: str) -> Measured:
     scored = add_groups(scored, groups_of(run.groups, "test"), groups_of(ood_groups, "ood"))
     scores = measure_ood(scored)["scores"]
     return {f"auroc.{name}": each["auroc"] for name, each in scores.items()}
-
-
-def sample_metrics(run: CachedRun, samples: np.ndarray, device: torch.device) -> Measured:
-    """Precision, recall and KID of samples."""
-    train, test = run.load("x_train"), run.load("x_test")
-    quality = sample_quality(train, test, samples, "auto", device, run.groups)
-    return {name: quality[name] for name in ("precision", "recall", "kid")}
-
-
-def pca_error(pca: PCA, dim: int, batches: Batches, groups: np.ndarray | None) -> dict[str, Any]:
-    """Mean squared error of PCA with ``dim`` components, with its interval."""
-    return mean_interval(per_event(lambda x: pca.squared_errors(x)[:, dim], batches), groups)

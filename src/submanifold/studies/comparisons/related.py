@@ -1,7 +1,6 @@
 """Related systems under one trainer: which of them find the manifold, and which the density."""
 
-from collections.abc import Callable, Mapping, Sequence
-from operator import lt
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -9,106 +8,80 @@ import pandas as pd
 from submanifold.data.synthetic import MANIFOLDS, manifold
 from submanifold.evaluation.metrics import NONE
 from submanifold.plots.comparisons import frontier, number_grids
-from submanifold.studies.comparisons import measures, results
-from submanifold.studies.comparisons.measures import Measured
-from submanifold.studies.comparisons.pca_flow import measure_pca_flow
-from submanifold.studies.comparisons.results import value
-from submanifold.studies.experiments import CachedRun
-from submanifold.studies.pages import Changes, Content, Need, Runs, Target, read_page
+from submanifold.runs.experiments import CachedRun
+from submanifold.studies import results
+from submanifold.studies.comparisons import measures
+from submanifold.studies.pages import Content, Params, Runs, Target, read_page
+from submanifold.studies.results import Measured, value
 
-RECORD = "docs/evidence/related.csv"
 PAGE = read_page("comparisons/related")
-OURS, OURS_THEN_FLOW, PCA_FLOW = "nested (ours)", "density-first (ours)", "PCA, then a flow"
+OURS = "nested (ours)"
 
 
 class System(NamedTuple):
-    """A system in the tables; related.yml lists them.
+    """A system in the tables; related.yml explains its settings."""
 
-    Attributes:
-        method: The method whose settings it starts from.
-        changes: Changes to these settings.
-        point_steps: Steps on points, by number of the training phase.
-        image_steps: Steps on images.
-        stages: Number of stages.
-        least_dim: Smallest manifold dimension on which it differs from the method.
-        has_density: Whether it has a density on all of space.
-        has_manifold: Whether it has a manifold to project onto.
-    """
-
-    method: str
-    changes: Mapping[str, Any] = {}
-    point_steps: Mapping[int, int] = {1: 600}
-    image_steps: Mapping[int, int] = {1: 2600}
-    stages: int = 1
-    least_dim: int = 1
+    params: Params
+    point_steps: Mapping[str, int]
+    image_steps: Mapping[str, int] = {}
+    points: Mapping[str, Any] = {}
+    weighted: Mapping[str, float] = {}
+    noisy: str | None = None
+    derivatives: str | None = None  # the phase whose steps compute one derivative per dimension
+    dims: Sequence[int] = (1,)
+    images: bool = True
+    least_dim: int = 1  # manifold dimension from which on it differs from the method
     has_density: bool = True
     has_manifold: bool = True
 
 
 SYSTEMS = {name: System(**settings) for name, settings in PAGE["systems"].items()}
 IMAGES: dict[str, dict[str, Any]] = PAGE["images"]
-"""Data sets of images: the file in conf/runs, the dimension, and the parameter ``ood``."""
-WEIGHTS: dict[str, float] = PAGE["weights"]
-POINTS_ONLY = ("four charts", "Gaussianization")
 BITS_IMAGES = 1000
-RECTANGULAR_FACTOR = 30
-"""Factor on the weight for a density on the manifold alone, which rewards a shrinking manifold."""
-VOLUME_SYSTEMS = ("rectangular flow", "canonical flow", "principal flow")
-"""Systems trained with the volume of the manifold: a step computes one derivative per dimension."""
 LARGEST_VOLUME, VOLUME_DERIVATIVES = 64, 2000
-"""Largest dimension of these, and derivatives per event in all of their steps."""
+"""Of systems with derivatives: largest dimension on images, and derivatives per event."""
 LARGEST_SHARE, LARGEST_DIVERGENCE = 0.5, 0.1
 """Thresholds for a manifold (relative to the data's distance) and for a density (nats)."""
-LINEAR = {"density": "mahalanobis", "encoder_distance": "pca_distance",
-          "combination": "linear_combination"}  # fmt: skip
-"""Linear scores that stand for the scores of PCA followed by a flow."""
 
 
-def point_changes(name: str, system: System) -> Changes:
-    """Return the changes that train a system on the points of a manifold."""
-    true, method = manifold(name), system.method
-    changes = [("dataset", name), ("method", method), *PAGE["point_training"].items()]
-    changes += [(f"phase_{n}.training.steps", steps) for n, steps in system.point_steps.items()]
-    if system.stages == 2:  # couplings need two coordinates
-        changes.append(("stage_2.flow.type", "gaussianization"))
-    if name == "linear_gaussian" and method != "H-MM":  # its stages reduce the dimension in steps
-        changes += [(f"stage_{n + 1}.dim", true.dim) for n in range(system.stages)]
-    if method in ("nested", "nested-then-flow"):
-        changes += [("phase_3.reconstruction.weight", WEIGHTS[name]),
-                    ("phase_3.reconstruction.random_dim", None)]  # fmt: skip
-    if method == "rectangular":
-        changes.append(("phase_1.reconstruction.weight", RECTANGULAR_FACTOR * WEIGHTS[name]))
-    if method == "SoftFlow":  # it samples all latents
-        changes.append(("stage_1.dim", None))
-    if method in ("SoftFlow", "DNF"):
-        changes.append(("phase_1.input_noise", true.noise or 0.05))
-    return (*changes, *system.changes.items())
+def on_points(data: str, system: System) -> Params:
+    """Return the parameters of a system on the points of a manifold."""
+    truth = manifold(data)
+    params = {"dataset": data, **PAGE["point_training"]}
+    params |= {f"{phase}.training.steps": count for phase, count in system.point_steps.items()}
+    if len(system.dims) == 2:  # couplings need two coordinates
+        params["stage_2.flow.type"] = "gaussianization"
+    if data == "linear_gaussian" and system.dims != [2, 1]:  # H-MM reduces the dimension in steps
+        params |= {f"stage_{n}.dim": truth.dim for n, _ in enumerate(system.dims or [1], start=1)}
+    for phase, factor in system.weighted.items():
+        params[f"{phase}.reconstruction.weight"] = factor * PAGE["weights"][data]
+    if system.noisy:
+        params[f"{system.noisy}.input_noise"] = truth.noise or 0.05
+    return {**params, **system.points, **system.params}
 
 
-def image_changes(dim: int, system: System) -> Changes:
-    """Return the changes that train a system on images, with a manifold of dimension ``dim``."""
-    changes: list[tuple[str, Any]] = [("method", system.method)]
-    changes += [(f"phase_{n}.training.steps", steps) for n, steps in system.image_steps.items()]
-    dims = {"SoftFlow": [], "H-MM": [2 * dim, dim]}.get(system.method, [dim] * system.stages)
-    changes += [(f"stage_{n}.dim", each) for n, each in enumerate(dims, start=1)]
-    return (*changes, *system.changes.items())
+def on_images(data: str, dim: int, system: System) -> Params:
+    """Return the parameters of a system on images, with a manifold of dimension ``dim``."""
+    steps = system.image_steps
+    if system.derivatives:
+        steps = {system.derivatives: VOLUME_DERIVATIVES // dim}
+    params = {f"{phase}.training.steps": count for phase, count in steps.items()}
+    params |= {f"stage_{n}.dim": factor * dim for n, factor in enumerate(system.dims, start=1)}
+    return {"dataset": data, **params, **system.params}
 
 
-def needs() -> dict[str, Need]:
+def needs() -> dict[str, Params]:
     """Return the experiments, by labels ``<data>: <system>``."""
-    found: dict[str, Need] = {}
+    found: dict[str, Params] = {}
     for data in MANIFOLDS:
         for name, system in SYSTEMS.items():
             if manifold(data).dim >= system.least_dim:
-                found[f"{data}: {name}"] = Need("circle", point_changes(data, system))
+                found[f"{data}: {name}"] = on_points(data, system)
     for data, images in IMAGES.items():
-        dim = images["dim"]
         for name, system in SYSTEMS.items():
-            if name in VOLUME_SYSTEMS:
-                system = system._replace(image_steps={1: VOLUME_DERIVATIVES // dim})
-            is_too_slow = name in VOLUME_SYSTEMS and dim > LARGEST_VOLUME
-            if not is_too_slow and name not in (*POINTS_ONLY, PCA_FLOW):
-                found[f"{data}: {name}"] = Need(images["config"], image_changes(dim, system))
+            is_too_slow = system.derivatives and images["dim"] > LARGEST_VOLUME
+            if system.images and not is_too_slow:
+                found[f"{data}: {name}"] = on_images(images["dataset"], images["dim"], system)
     return found
 
 
@@ -118,30 +91,25 @@ def measure_one(run: CachedRun, images: Mapping[str, Any] | None) -> Measured:
     def measure() -> Measured:
         if images is None:
             return measures.measure_points(run)
-        model = measures.load_model(run)
+        model = run.load_model()
         (found,) = measures.measure_images(run, [model])
         if model.has_density:
             found["bits_per_dim"] = measures.bits_per_dim(run, model, BITS_IMAGES)
         aurocs = measures.measure_aurocs(run, model, images["ood"])
-        return {**found, **aurocs, "seconds": measures.training_seconds(run)}
+        return {**found, **aurocs, "seconds": {"value": run.seconds()}}
 
-    return measures.cached(run, run.key, "related", measure)
+    return run.cached("related", measure)
 
 
 def measured_rows(runs: Runs) -> list[dict[str, Any]]:
     """Measure all runs; the rows have the columns of the record."""
-    found = []
+    rows = []
     for label, seeds in runs.items():
         data, _, system = label.partition(": ")
-        images = IMAGES.get(data)
         for seed, run in enumerate(seeds):
-            measured = measure_one(run, images)
-            found += results.as_rows(measured, data=data, row=system, seed=seed)
-            if images is not None and system == OURS:
-                flow = measure_pca_flow(run, images["dim"], seed, BITS_IMAGES)
-                flow |= {f"auroc.{name}": measured[f"auroc.{k}"] for name, k in LINEAR.items()}
-                found += results.as_rows(flow, data=data, row=PCA_FLOW, seed=seed)
-    return found
+            measured = measure_one(run, IMAGES.get(data))
+            rows += results.as_rows(measured, data=data, row=system, seed=seed)
+    return rows
 
 
 def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
@@ -150,10 +118,9 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
     means = results.summarize(data, (*MANIFOLDS, *IMAGES))
     points = {name: rows for name, rows in means.items() if name in MANIFOLDS}
     tables, figures = {}, {}
-    about = results.about_record(PAGE, data)
-    notes = about["notes"]
     if points:
-        shares, nats = _grid(points, _share), _grid(points, lambda row: value(row, "divergence"))
+        shares = _grid(points, "nearest_distance") / _grid(points, "data_distance")
+        nats = _grid(points, "divergence")
         tables["What each system finds, and its cost"] = _summary(shares, nats, points)
         figures[
             "Left: mean distance from nearest projections to true projections, relative to the "
@@ -163,26 +130,16 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
     tables["Which system to use"] = pd.DataFrame(PAGE["guide"])
     for name, rows in means.items():
         tables[name] = results.table(rows, ("system",), PAGE["columns"])
-        axes = ("bits_per_dim", "nearest") if name in IMAGES else ("divergence", "nearest_distance")
-        notes += _dominated(name, rows, axes)
         if name in IMAGES:
             caption = f"{name}: bits per dimension against squared error"
             figures[caption] = frontier(results.tradeoff(rows))
     wanted = [(name, system) for name, _, system in (label.partition(": ") for label in needs())]
-    notes += results.notes_on_rows(data, wanted, RECORD)
-    return Content(tables | results.published("related"), figures, data, **about)
+    return results.comparison("related", PAGE, data, tables, figures, wanted)
 
 
-def _share(row: Measured) -> float | None:
-    nearest = value(row, "nearest_distance")
-    return None if nearest is None else nearest / value(row, "data_distance")
-
-
-def _grid(
-    points: Mapping[str, Mapping[str, Measured]], read: Callable[[Measured], float | None]
-) -> pd.DataFrame:
-    """Numbers by system and data set."""
-    numbers = {name: {system: read(row) for system, row in rows.items()}
+def _grid(points: Mapping[str, Mapping[str, Measured]], measure: str) -> pd.DataFrame:
+    """Values of a measure by system and data set."""
+    numbers = {name: {system: value(row, measure) for system, row in rows.items()}
                for name, rows in points.items()}  # fmt: skip
     grid = pd.DataFrame(numbers, dtype=float)
     return grid.reindex([system for system in SYSTEMS if system in grid.index])
@@ -212,21 +169,7 @@ def _summary(
     return pd.DataFrame(rows)
 
 
-def _dominated(data: str, rows: Mapping[str, Measured], axes: Sequence[str]) -> list[str]:
-    """Note which of our systems are on the frontier of density and manifold, or what beats them."""
-    points = {name: [value(row, axis) for axis in axes] for name, row in rows.items()}
-    points = {name: point for name, point in points.items() if None not in point}
-    ours = [name for name in (OURS, OURS_THEN_FLOW) if name in points]
-    better = {name: [other for other, point in points.items() if all(map(lt, point, points[name]))]
-              for name in ours}  # fmt: skip
-    unbeaten = [name for name in ours if not better[name]]
-    if not ours or unbeaten:
-        return [f"{data}: {name} is on the frontier of density and manifold." for name in unbeaten]
-    others = ", ".join(name for name in better[ours[0]] if name not in ours)
-    return [f"{data}: {ours[0]} is not on the frontier; better in both: {others}."]
-
-
 TARGET = Target(
     "Related systems",
-    needs(), make, seeds=True, evaluated=False, record=RECORD,
+    needs(), make, seeds=True, evaluated=False, record="docs/evidence/related.csv",
 )  # fmt: skip

@@ -5,17 +5,15 @@ import numpy as np
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.plots.divergences import gaussian_fits
 from submanifold.plots.paper import delta_rows, rejection_blocks, sample_panels
-from submanifold.studies.pages import Content, Need, Runs, Target
-from submanifold.studies.paper.tables import needs_of, paper_cells
+from submanifold.studies.pages import Content, Runs, Target
+from submanifold.studies.paper.tables import needs_of, paper_cells, params_of
 
-PR_D = "celeba-PR-D-500"
-BY_DELTA = {
-    f"delta = {delta}": Need(PR_D, (("phase_1.reconstruction.delta", delta),))
-    for delta in (0.01, 0.03, 0.1, 0.3)
-}
+PR_D = params_of("celeba", "PR-D", "3072-500")
+BY_DELTA = {f"delta = {delta}": {**PR_D, "stage_1.reconstruction.delta": delta}
+            for delta in (0.01, 0.03, 0.1, 0.3)}  # fmt: skip
 DIM_100 = {
-    "end-to-end training": Need("celeba-EE-M-500-100"),
-    "hierarchical training": Need("celeba-H-MM-500-100"),
+    "end-to-end training": params_of("celeba", "EE-M", "3072-500-100"),
+    "hierarchical training": params_of("celeba", "H-MM", "3072-500-100"),
 }
 TABLE_OF = {3: 1, 5: 2, 8: 3, 9: 4, 10: 5}
 """The table whose methods a figure samples."""
@@ -70,5 +68,5 @@ TARGETS = {
     "figure-6": Target(
         "Samples from manifolds of dimension 100, 3072 → 500 → 100", DIM_100, _samples
     ),
-    "figure-7": Target("What PR-D rejects", {"PR-D": Need(PR_D)}, _figure_7),
+    "figure-7": Target("What PR-D rejects", {"PR-D": PR_D}, _figure_7),
 }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,26 +10,26 @@ import torch
 
 from submanifold.data.batches import Batches
 from submanifold.data.splits import groups_of
-from submanifold.evaluation.baselines import PCA
-from submanifold.evaluation.intervals import Interval, mean_interval, plus_minus
+from submanifold.evaluation.baselines import PCA, pca_batches
+from submanifold.evaluation.intervals import (
+    Interval,
+    interval_over_seeds,
+    mean_interval,
+    plus_minus,
+)
 from submanifold.evaluation.metrics import METRICS, is_missing
 from submanifold.studies.pages import Content, Runs, Target, read_page
 from submanifold.studies.paper.figures import BY_DELTA, DIM_100, by_delta
 from submanifold.studies.paper.tables import control_cells, needs_of, paper_cells
-from submanifold.studies.seeds import interval_over_seeds
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable at this size"
 NOT_RUN, NOT_REPORTED = "not run", "not reported"
-FEWEST_SEEDS = 3
-"""With fewer seeds only the first is compared."""
-MATCH = 0.05
-"""Bits per dimension that count as equal: the spread that the paper prints."""
+FEWEST_SEEDS = 3  # with fewer, only the first is compared
+MATCH = 0.05  # bits per dimension that count as equal: the spread that the paper prints
 EXPECTED = {"less": (-math.inf, 0.0), "more": (0.0, math.inf), "equal": (-MATCH, MATCH)}
 """The differences for which a claim holds."""
-OUTLIERS = 0.01
-"""Fraction of the test pixels furthest from their PCA projection."""
-RISE = 1.05
-"""Largest ratio of the last validation loss to the best in a stable training."""
+OUTLIERS = 0.01  # fraction of the test pixels, the furthest from their PCA projection
+RISE = 1.05  # largest ratio of the last validation loss to the best in a stable training
 BEDROOMS = " on LSUN bedroom"
 """Suffix of the labels of methods trained on LSUN bedroom; the others are trained on CelebA."""
 
@@ -39,8 +39,8 @@ class Finding(NamedTuple):
 
     claim: str
     comparison: str
-    found: str
-    verdict: str
+    found: str = ""
+    verdict: str = NOT_RUN
 
 
 def check_findings(runs: Runs) -> Content:
@@ -77,11 +77,9 @@ def compare(runs: Runs, claim: str, metric: str, first: str, expected: str, seco
     dataset = BEDROOMS if first.endswith(BEDROOMS) else ""
     comparison = f"{first.removesuffix(dataset)} against {second}"
     if not {first, second} <= runs.keys():
-        return Finding(claim, comparison, "", NOT_RUN)
-    pairs = [
-        [run.load("metrics")[metric] for run in pair]
-        for pair in zip(runs[first], runs[second], strict=False)
-    ]
+        return Finding(claim, comparison)
+    pairs = [[run.load("metrics")[metric] for run in pair]
+             for pair in zip(runs[first], runs[second], strict=False)]  # fmt: skip
     comparison += _counted(len(pairs))
     return _judge(claim, comparison, _difference(pairs), metric, expected)
 
@@ -105,10 +103,10 @@ def _judge(
     claim: str, comparison: str, difference: Interval, metric: str, expected: str
 ) -> Finding:
     if is_missing(difference["value"]):
-        return Finding(claim, comparison, "", NOT_REPORTED)
+        return Finding(claim, comparison, verdict=NOT_REPORTED)
     (least, most), verdict = EXPECTED[expected], OPEN
-    low, high = (cast(Any, difference.get(end)) for end in ("low", "high"))
-    if not is_missing(low):
+    low, high = difference.get("low"), difference.get("high")
+    if low is not None and high is not None and not is_missing(low):
         if least < low and high < most:
             verdict = HOLDS
         elif high < least or low > most:
@@ -127,12 +125,12 @@ def smaller_delta_loses_outliers(runs: Runs) -> Iterator[Finding]:
     claim = "A smaller delta reconstructs outlier pixels worse"
     deltas = by_delta(runs)
     if len(deltas) < 2:
-        yield Finding(claim, "two values of delta", "", NOT_RUN)
+        yield Finding(claim, "two values of delta")
         return
     first = deltas[max(deltas)][0]
-    train, test = (Batches(first.load(name), 1024) for name in ("x_train", "x_test"))
+    test = Batches(first.load("x_test"), 1024)
     groups = groups_of(first.groups, "test")
-    pca, dim = PCA.fit(train), first.load("metrics")["dims"][-1]
+    pca, dim = PCA.fit(pca_batches(first.load("x_train"))), first.load("metrics")["dims"][-1]
     residuals = _squares(lambda x: pca.project(x, dim), test)
     outliers = residuals >= np.quantile(residuals, 1 - OUTLIERS)
 
@@ -160,7 +158,7 @@ def smaller_delta_loses_outliers(runs: Runs) -> Iterator[Finding]:
 @torch.no_grad()
 def _squares(project: Callable[[torch.Tensor], torch.Tensor], test: Batches) -> np.ndarray:
     """Squared errors of a projection, (N, D)."""
-    return torch.cat([(x - project(x)).square().flatten(1) for x in test]).numpy()
+    return torch.cat([(x - project(x)).square().flatten(1) for x, _ in test]).numpy()
 
 
 def end_to_end_is_unstable(runs: Runs) -> Finding:
@@ -168,7 +166,7 @@ def end_to_end_is_unstable(runs: Runs) -> Finding:
     claim = "End-to-end training at d = 100 is unstable, hierarchical training is not"
     dims = "3072 → 500 → 100"
     if not runs.keys() >= DIM_100.keys():
-        return Finding(claim, dims, "", NOT_RUN)
+        return Finding(claim, dims)
     (joint, is_unstable), (hierarchical, is_other_unstable) = (
         _stability([history for run in runs[label] for history in run.histories()])
         for label in DIM_100
@@ -184,27 +182,14 @@ def _stability(histories: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     warnings = sum(len(history["warnings"]) for history in histories)
     losses = [[row["loss"] for row in history["valid"]] for history in histories]
     rise = max(each[-1] / min(each) for each in losses)
-    norms = [[row["gradient_norm"] for row in history["train"][5:]] for history in histories]
-    spike = max((max(each) / float(np.median(each)) for each in norms if each), default=math.nan)
-    text = (
-        f"{rollbacks} rollbacks, {warnings} warnings, last validation loss {rise:.3f} times the "
-        f"best, largest gradient norm {spike:.1f} times the median"
-    )
+    text = f"{rollbacks} rollbacks, {warnings} warnings, last loss {rise:.3f} times the best"
     return text, bool(rollbacks or warnings) or rise > RISE
 
 
+ROOMS = needs_of([cell for cell in paper_cells(3) if cell[1] != "DNF"])
 TARGET = Target(
     "The paper's findings, checked at the size of a laptop",
-    {
-        **needs_of([*paper_cells(1), *control_cells(1)[:1], *paper_cells(2)]),
-        **BY_DELTA,
-        **DIM_100,
-        **{
-            name + BEDROOMS: need
-            for name, need in needs_of(paper_cells(3)).items()
-            if name != "DNF"
-        },
-    },
-    check_findings,
-    seeds=True,
-)
+    needs_of([*paper_cells(1), *control_cells(1)[:1], *paper_cells(2)])
+    | BY_DELTA | DIM_100 | {name + BEDROOMS: need for name, need in ROOMS.items()},
+    check_findings, seeds=True,
+)  # fmt: skip

@@ -1,16 +1,13 @@
 """Tables 1 to 5: the paper's numbers next to those measured here."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from submanifold.config.schema import flatten
 from submanifold.evaluation import paper
+from submanifold.evaluation.intervals import ENDS, over_seeds
 from submanifold.evaluation.metrics import COMPARED, NONE
-from submanifold.studies.experiments import CachedRun
-from submanifold.studies.pages import Content, Need, Runs, Target
-from submanifold.studies.seeds import INTERVAL, count_seeds, over_seeds
+from submanifold.studies.pages import Content, Params, Runs, Target
 
 TITLES = {
     1: "Single-step methods on CelebA, manifolds of dimension 500",
@@ -20,9 +17,6 @@ TITLES = {
     5: "Hierarchical structure and DNF on LSUN bedroom, manifolds of dimension 700",
 }
 FLOOR = "training images"
-NOT_COMPARED = {"dataset", "method", "seed", "data.path", "data.url", "data.hash", "device",
-                "threads"}  # fmt: skip
-"""Settings that are expected to differ from the paper's."""
 
 Cell = tuple[str, str, str]
 """Data set, method, and dimensions of the stages (``3072-1000-500``)."""
@@ -42,31 +36,25 @@ def control_cells(table: int) -> list[Cell]:
     return [*published, (dataset, "Glow", "3072")]
 
 
-def needs_of(cells: Sequence[Cell]) -> dict[str, Need]:
-    """Return the needs of methods, by method."""
-    return {method: Need(config_name(data, method, dims)) for data, method, dims in cells}
+def needs_of(cells: Sequence[Cell]) -> dict[str, Params]:
+    """Return the parameters of methods, by method."""
+    return {cell[1]: params_of(*cell) for cell in cells}
 
 
-def config_name(dataset: str, method: str, stage_dims: str) -> str:
-    """Name the file in conf/runs of a cell: ``celeba-H-MM-1000-500``."""
-    inner = stage_dims.partition("-")[2]
-    return f"{dataset}-{method.replace('*', '-star')}-{inner}".rstrip("-")
+def params_of(dataset: str, method: str, stage_dims: str) -> Params:
+    """Return the parameters of a cell."""
+    _, *dims = stage_dims.split("-")
+    stages = {f"stage_{n}.dim": int(dim) for n, dim in enumerate(dims, start=1)}
+    return {"dataset": dataset, "method": method.replace("*", "-star"), **stages}
 
 
 def results_table(table: int, stage_dims: Mapping[str, str], runs: Runs) -> pd.DataFrame:
     """Collect the metrics of a table's methods; those of training images as samples come last.
 
-    Args:
-        table: Number of the table.
-        stage_dims: Dimensions of the stages, by method.
-        runs: Runs, by method.
-
-    Returns:
-        Columns ``method``, ``stage_dims``, ``metric``, ``value``, its 95% interval ``low`` and
-        ``high``, ``paper``, ``paper_spread``, ``difference`` from the paper, ``seeds``,
-        ``n_train``, ``n_test`` and ``n_samples``. Metrics that no run has are left out.
+    Each metric of each method is a row, with the paper's value. Metrics that no run has are left
+    out.
     """
-    measured = {method: [run.load("metrics") for run in each] for method, each in runs.items()}
+    measured = {method: [run.load("metrics") for run in seeds] for method, seeds in runs.items()}
     first = next(iter(measured.values()))[0]
     if first["training_images"]:
         measured[FLOOR] = [{"counts": first["counts"], **first["training_images"]}]
@@ -80,14 +68,11 @@ def results_table(table: int, stage_dims: Mapping[str, str], runs: Runs) -> pd.D
         for column, metric in COMPARED.items()
         if any(metric.read(metrics) is not None for each in measured.values() for metrics in each)
     ]  # fmt: skip
-    results = paper.results()
-    printed = results[results["table"] == table].rename(
-        columns={"value": "paper", "spread": "paper_spread"}
-    )
+    printed = paper.results().query(f"table == {table}")
+    printed = printed.rename(columns={"value": "paper", "spread": "paper_spread"})
     keys = ["method", "stage_dims", "metric"]
-    found = pd.DataFrame(rows).astype(dict.fromkeys(INTERVAL, float))
-    found = found.merge(printed[[*keys, "paper", "paper_spread"]], "left", keys)
-    return found.assign(difference=found["value"] - found["paper"])
+    found = pd.DataFrame(rows).astype(dict.fromkeys(ENDS, float))
+    return found.merge(printed[[*keys, "paper", "paper_spread"]], "left", keys)
 
 
 def readable(results: pd.DataFrame) -> pd.DataFrame:
@@ -105,43 +90,10 @@ def readable(results: pd.DataFrame) -> pd.DataFrame:
             if measured["metric"] in in_paper:
                 printed = measured["paper"], measured["paper_spread"]
                 row[f"{metric.label}, paper"] = paper.write(*printed)
-                if metric.better:
-                    difference = metric.write(measured["difference"], signed=True)
-                    row[f"{metric.label}, difference"] = difference
         rows.append(row)
     table = pd.DataFrame(rows)
     kept = {COMPARED[name].label for name in in_paper}
     return table[[c for c in table if (table[c] != NONE).any() or c in kept]]
-
-
-def differing_settings(runs: Mapping[str, CachedRun]) -> dict[str, pd.DataFrame]:
-    """Find the settings that differ from the paper's, in all runs and in some runs.
-
-    Returns:
-        Tables by caption; their columns are ``setting``, ``here``, ``paper`` and, in the second
-        table, which exists if it has a row, ``method``.
-    """
-    rows = []
-    for name, run in runs.items():
-        # conf/local is not part of the environment "paper"
-        reference = CachedRun(run.name, run.params, run.project, "paper")
-        if path := getattr(run.settings.data, "path", None):
-            reference = reference.changed("data.path", path)
-        here, there = (flatten(each.settings.parameters()) for each in (run, reference))
-        for setting in sorted((here.keys() | there.keys()) - NOT_COMPARED):
-            if here.get(setting) != there.get(setting):
-                values = (json.dumps(each.get(setting)) for each in (here, there))
-                rows.append((name, setting, *values))
-    columns = ["setting", "here", "paper"]
-    table = pd.DataFrame(rows, columns=["method", *columns])
-    grouped = table.groupby(columns, sort=False)["method"].agg([", ".join, "count"]).reset_index()
-    grouped = grouped.rename(columns={"join": "method"})
-    in_all = grouped["count"] == len(runs)
-    text = "Settings that differ from the paper's in"
-    found = {f"{text} all methods": grouped.loc[in_all, columns]}
-    if not in_all.all():
-        found[f"{text} some methods"] = grouped.loc[~in_all, [*columns, "method"]]
-    return found
 
 
 def _target(number: int) -> Target:
@@ -150,8 +102,7 @@ def _target(number: int) -> Target:
 
     def make(runs: Runs) -> Content:
         results = results_table(number, stage_dims, runs)
-        settings = differing_settings({method: each[0] for method, each in runs.items()})
-        tables = {TITLES[number]: readable(results), **settings}
+        tables = {TITLES[number]: readable(results)}
         return Content(tables, data=results, notes=_notes(results, runs))
 
     return Target(TITLES[number], needs_of(cells), make, seeds=True)
@@ -160,16 +111,13 @@ def _target(number: int) -> Target:
 def _notes(results: pd.DataFrame, runs: Runs) -> list[str]:
     first = results.iloc[0]
     metrics = next(iter(runs.values()))[0].load("metrics")
-    fewest, most = (end(map(len, runs.values())) for end in (min, max))
-    seeds = f"{fewest} to {most} seeds" if fewest < most else count_seeds(most)
+    seeds = sorted({len(seeds) for seeds in runs.values()})
     groups = metrics["counts"].get("test_groups")
     over = "test images" if groups is None else f"{groups} groups of test images"
-    interval = f"Intervals are 95%, over {over} (bootstrap)"
-    if most > 1:
-        interval += " or, with several seeds, of the mean over seeds (Student's t)"
     return [
         f"{first['n_train']:,} training images, {first['n_test']:,} test images, "
-        f"{first['n_samples']:,} samples, {seeds}. {interval}; the paper's spreads are as printed.",
+        f"{first['n_samples']:,} samples, seeds: {' to '.join(map(str, seeds))}. 95% intervals: "
+        f"over {over} (bootstrap) or, with several seeds, over seeds (Student's t).",
         "MSE is on pixels in [0, 1], through all stages; the paper does not state its scale.",
         f"Features of precision, recall and KID: {metrics['features']}.",
     ]

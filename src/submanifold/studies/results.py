@@ -1,4 +1,4 @@
-"""What the comparison pages share: recorded results, means over seeds, tables and notes."""
+"""Means over seeds, and what the comparisons share: recorded results, tables and notes."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,10 +7,14 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from submanifold.evaluation.intervals import ENDS, over_seeds
 from submanifold.evaluation.metrics import NONE, format_interval
-from submanifold.studies.comparisons.measures import Measured
-from submanifold.studies.seeds import INTERVAL, over_seeds
+from submanifold.studies.pages import Content
+
+Measured = dict[str, dict[str, Any]]
+"""``value``, and mostly ``low`` and ``high``, by measure."""
 
 KEYS = ("data", "row", "dim", "seed", "measure")
 """Columns that identify a row of results; ``row`` is the system, and ``dim`` is optional."""
@@ -19,7 +23,7 @@ KEYS = ("data", "row", "dim", "seed", "measure")
 def as_rows(measured: Measured, **keys: Any) -> list[dict[str, Any]]:
     """Write measures as rows of results, with ``value``, ``low``, ``high`` and the count ``n``."""
     return [
-        {**keys, "measure": name, **{k: each[k] for k in (*INTERVAL, "n") if k in each}}
+        {**keys, "measure": name, **{k: each[k] for k in (*ENDS, "n") if k in each}}
         for name, each in measured.items()
     ]
 
@@ -27,15 +31,9 @@ def as_rows(measured: Measured, **keys: Any) -> list[dict[str, Any]]:
 def with_record(
     rows: Sequence[Mapping[str, Any]], record: pd.DataFrame | None, systems: Sequence[str]
 ) -> pd.DataFrame:
-    """Merge rows measured on this machine with recorded ones, which fill in for missing runs.
+    """Merge rows of :func:`as_rows` with recorded ones, which fill in for missing runs.
 
-    Args:
-        rows: Rows of :func:`as_rows`.
-        record: Recorded rows.
-        systems: Names of the systems in order; recorded rows of others are left out.
-
-    Returns:
-        All rows, sorted by system and keys; ``attrs["recorded"]`` is the number of recorded rows.
+    The result is sorted by system and keys; ``attrs["recorded"]`` is its number of recorded rows.
     """
     parts = [pd.DataFrame(rows)] if rows else []
     if record is not None:
@@ -51,15 +49,10 @@ def with_record(
 
 
 def summarize(data: pd.DataFrame, names: Iterable[str]) -> dict[str, dict[Any, Measured]]:
-    """Average measures over seeds, by data set and system.
+    """Average measures over seeds, by data set and by system, or system and dimension.
 
-    Args:
-        data: Results.
-        names: Names of data sets in order; those without results are left out.
-
-    Returns:
-        The measures of each system, or of each system and dimension. ``seconds`` are the smallest,
-        since other work on the machine only adds to them; ``seeds`` is the number of seeds.
+    ``seconds`` are the smallest, since other work on the machine only adds to them. ``names`` are
+    the data sets in order; those without results are left out.
     """
     found: dict[str, defaultdict[Any, Measured]] = {
         name: defaultdict(dict) for name in names if name in set(data["data"])
@@ -72,7 +65,7 @@ def summarize(data: pd.DataFrame, names: Iterable[str]) -> dict[str, dict[Any, M
         if measure == "seconds":
             summary[measure] = {"value": rows["value"].min()}
         else:
-            summary[measure] = over_seeds(rows[list(INTERVAL)].to_dict("records"))
+            summary[measure] = over_seeds(rows[list(ENDS)].to_dict("records"))
         summary["seeds"] = {"value": max(len(rows), value(summary, "seeds") or 0)}
     return {name: dict(systems) for name, systems in found.items()}
 
@@ -85,13 +78,9 @@ def value(measured: Measured, measure: str) -> Any:
 def table(
     rows: Mapping[Any, Measured], names: Sequence[str], columns: Mapping[str, str]
 ) -> pd.DataFrame:
-    """Format a table.
+    """Format a table of measures by the keys ``names``, without columns that have no value.
 
-    Args:
-        rows: Measures by system, or by a tuple that starts with the system.
-        names: Names of the first columns, which contain the keys of the rows.
-        columns: Measure and format of the other columns, such as ``"bits_per_dim .3f"``; columns
-            without any value are left out.
+    ``columns`` are the measures and formats of columns, such as ``"bits_per_dim .3f"``.
     """
     cells = []
     for key, measured in rows.items():
@@ -116,45 +105,32 @@ def tradeoff(rows: Mapping[str, Measured]) -> dict[str, tuple[float, float, floa
     return points
 
 
-def notes_on_rows(data: pd.DataFrame, wanted: Iterable[tuple[str, str]], record: str) -> list[str]:
-    """Return notes on the systems that are missing on a data set, and on recorded rows."""
-    found = set(zip(data["data"], data["row"], strict=True))
-    missing: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    for name, system in wanted:
-        if (name, system) not in found:
-            missing[name][system] = None
-    notes = [f"Not run on {name}: {'; '.join(systems)}." for name, systems in missing.items()]
-    if count := data.attrs["recorded"]:
-        notes.append(f"{count:,} results were measured earlier and are read from {record}.")
-    return notes
+def comparison(
+    name: str, page: Mapping[str, Any], data: pd.DataFrame, tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, Figure], wanted: Iterable[tuple[str, str]],
+) -> Content:  # fmt: skip
+    """Make the content of a comparison from the page's YAML file and results of `with_record`.
 
-
-def about_record(page: Mapping[str, Any], data: pd.DataFrame) -> dict[str, Any]:
-    """Return the conclusions and the provenance of a page, if its recorded results are used.
-
-    Args:
-        page: The page's YAML file, with the entry ``recorded``.
-        data: Results of :func:`with_record`.
-
-    Returns:
-        The arguments ``conclusions``, ``measured`` and ``notes`` of :class:`.Content`.
+    If recorded results are used, conclusions and dates are those of the record. Results of other
+    publications follow the tables. Missing ones of the ``wanted`` data sets and systems are noted.
     """
-    if not data.attrs["recorded"]:
-        return {"notes": [*page["notes"]]}
-    recorded = page["recorded"]
-    return {
-        "conclusions": recorded["conclusions"],
-        "measured": recorded["measured"],
-        "notes": [*page["notes"], *recorded["notes"]],
-    }
-
-
-def published(page: str) -> dict[str, pd.DataFrame]:
-    """Read the results of other publications for a page: tables by caption."""
-    with (files(__package__) / "published.csv").open(encoding="utf-8") as file:
+    found = set(zip(data["data"], data["row"], strict=True))
+    missing: defaultdict[str, list[str]] = defaultdict(list)
+    for data_name, system in dict.fromkeys(wanted):
+        if (data_name, system) not in found:
+            missing[data_name].append(system)
+    about: Mapping[str, Any] = page["recorded"] if data.attrs["recorded"] else {"notes": []}
+    every = [*page["notes"], *about["notes"]]
+    every += [f"Not run on {key}: {'; '.join(systems)}." for key, systems in missing.items()]
+    if count := data.attrs["recorded"]:
+        record = f"docs/evidence/{name}.csv"
+        every.append(f"{count:,} results were measured earlier and are read from {record}.")
+    with (files(__package__) / "comparisons/published.csv").open(encoding="utf-8") as file:
         rows = pd.read_csv(file, dtype=str).fillna(NONE)
-    of_page = rows[rows["page"] == page].drop(columns="page")
-    return {
-        f"Published: {name}": rows.drop(columns="table").reset_index(drop=True)
-        for name, rows in of_page.groupby("table", sort=False)
-    }
+    for caption, part in rows[rows["page"] == name].groupby("table", sort=False):
+        part = part.drop(columns=["page", "table"]).reset_index(drop=True)
+        tables = {**tables, f"Published: {caption}": part}
+    return Content(
+        dict(tables), dict(figures), data, every,
+        about.get("conclusions", []), about.get("measured", ""),
+    )  # fmt: skip

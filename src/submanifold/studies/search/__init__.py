@@ -1,1 +1,0 @@
-"""Searches: sweeps of one parameter, and Optuna studies of several."""
