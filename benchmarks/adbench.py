@@ -1,8 +1,7 @@
 """Detection of anomalies in the tables of ADBench, compared with detectors of scikit-learn.
 
     python -m benchmarks.adbench FOLDER     # measure what is missing, print the page
-    python -m benchmarks.adbench FOLDER --seeds 0 --sets wine pendigits --protocols semi
-    python -m benchmarks.adbench --page                      # print the page of earlier results
+    python -m benchmarks.adbench FOLDER --seeds 0 --sets wine pendigits
 
 FOLDER has the npz files of ADBench (Han et al. 2022), with X and y (1: anomaly). Each set and seed
 is a row of ``data/08_reporting/adbench.csv`` for each detector; existing rows are kept.
@@ -12,17 +11,17 @@ Protocols, those of Livernoche et al. (2023) except for the points below:
 - ``semi``: half of the normal rows train; the others and all anomalies are the test.
 - ``unsup``: all rows train, without their labels, and are scored.
 
-Columns are standardized by the training rows. Sets of more than ``--rows`` rows are subsampled, to
+Columns are standardized by the training rows. Sets of more rows are subsampled, to
 10,000 (theirs: 50,000), with at least ten anomalies. Splits are random for each seed. Sets of fewer
 than 1,000 rows are not enlarged by copies, which would put training rows into the test. A row is
 not its own neighbor.
 """
 
 import argparse
-import csv
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -47,20 +46,15 @@ from submanifold.training.phases import train_phase
 RESULTS = Path("data/08_reporting/adbench.csv")
 FIELDS = ("set", "protocol", "seed", "rows", "columns", "anomalies", "detector", "auroc", "ap",
           "alarms_1", "alarms_5", "normal", "seconds")  # fmt: skip
-PROTOCOLS = ("semi", "unsup")
-NEIGHBORS, MANY_NEIGHBORS = 5, 50
-"""Anomalies in the training data form clusters: a row has more neighbors than such a cluster."""
-FEW, FOLDS = 1000, 3
-"""Below this number of rows, three models are trained, each on two thirds of the rows."""
-FEWEST = 10
-"""A subsample has at least this number of anomalies, or all that there are."""
+PROTOCOLS, ROWS = ("semi", "unsup"), 10_000
+NEIGHBORS, MANY_NEIGHBORS = 5, 50  # more than in a cluster of anomalies in the training data
+FEW, FOLDS = 1000, 3  # with fewer rows three models are trained, each on two thirds of them
+FEWEST = 10  # anomalies in a subsample, or all that there are
 HELD_OUT = 0.2
-TRIM = 0.4
-"""Fraction of each batch that the likelihood leaves out in the unsupervised protocol."""
+TRIM = 0.4  # of each batch, which the likelihood leaves out in the unsupervised protocol
 FLOW, FLOW_KNN = "flow", "flow + kNN"
 SCORE_BATCH, REFERENCE = 4096, 1000
-LARGEST_MCD = 300
-"""Largest number of columns of MCD, whose time is cubic; beyond, all rows are used."""
+LARGEST_MCD = 300  # columns of MCD, whose time is cubic; beyond, all rows are used
 
 
 class Split(NamedTuple):
@@ -75,59 +69,41 @@ class Split(NamedTuple):
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    parser.add_argument("--protocols", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS)
-    parser.add_argument("--sets", nargs="+", help="parts of the names of files")
-    parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", action="store_true", help="print the page without measuring")
+    parser.add_argument("--sets", nargs="+", default=[""], help="parts of the names of files")
     options = parser.parse_args()
-    if not options.page:
-        if options.folder is None:
-            parser.error("folder: expected the folder of ADBench's npz files, got none")
-        torch.set_num_threads(1)
-        measure_all(options)
-    print(page(pd.read_csv(options.results)))
+    torch.set_num_threads(1)
+    measure_all(options)
+    print(page(pd.read_csv(RESULTS)))
 
 
-def measure_all(options: Any) -> None:
+def measure_all(options: argparse.Namespace) -> None:
     """Append the rows that are missing to the file of results."""
-    files = [
-        path for path in options.folder.glob("*.npz")
-        if not options.sets or any(part in path.stem for part in options.sets)
-    ]  # fmt: skip
+    files = [path for path in options.folder.glob("*.npz")
+             if any(part in path.stem for part in options.sets)]  # fmt: skip
     files.sort(key=lambda path: np.load(path, allow_pickle=True)["X"].nbytes)
-    path: Path = options.results
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = set()
-    if path.exists():
-        found = pd.read_csv(path)
-        done = set(zip(found["set"], found["protocol"], found["seed"], strict=True))
-    for seed in options.seeds:
-        for file in files:
-            for protocol in options.protocols:
-                name = file.stem.partition("_")[2]
-                if (name, protocol, seed) in done:
-                    continue
-                with np.load(file, allow_pickle=True) as arrays:
-                    split = make_split(arrays["X"], arrays["y"], protocol, seed, options.rows)
-                known = {"set": name, "protocol": protocol, "seed": seed,
-                         "rows": len(split.train), "columns": split.train.shape[1],
-                         "anomalies": int(split.anomaly.sum())}  # fmt: skip
-                rows = [{**known, **row} for row in measure(split, seed)]
-                is_new = not path.exists()
-                with path.open("a", newline="") as opened:
-                    writer = csv.DictWriter(opened, FIELDS)
-                    if is_new:
-                        writer.writeheader()
-                    writer.writerows(rows)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    if not RESULTS.exists():
+        pd.DataFrame(columns=FIELDS).to_csv(RESULTS, index=False)
+    known = pd.read_csv(RESULTS)
+    done = set(zip(known["set"], known["protocol"], known["seed"], strict=True))
+    for seed, file, protocol in product(options.seeds, files, PROTOCOLS):
+        name = file.stem.partition("_")[2]
+        if (name, protocol, seed) in done:
+            continue
+        with np.load(file, allow_pickle=True) as arrays:
+            split = make_split(arrays["X"], arrays["y"], protocol, seed, ROWS)
+        rows = pd.DataFrame(measure(split, seed)).assign(
+            set=name, protocol=protocol, seed=seed, rows=len(split.train),
+            columns=split.train.shape[1], anomalies=int(split.anomaly.sum()),
+        )  # fmt: skip
+        rows.reindex(columns=FIELDS).to_csv(RESULTS, mode="a", header=False, index=False)
 
 
 def make_split(x: np.ndarray, y: np.ndarray, protocol: str, seed: int, rows: int) -> Split:
     """Draw the rows of a protocol."""
-    rng = np.random.default_rng([seed, 17])
-    order = rng.permutation(len(y))
+    order = np.random.default_rng([seed, 17]).permutation(len(y))
     chosen, anomalies = order[:rows], order[y[order].astype(bool)][:FEWEST]
     if y[chosen].sum() < len(anomalies):
         normal = chosen[~y[chosen].astype(bool)]
@@ -194,32 +170,28 @@ def detect_by_flow(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray, np.
     """
     count = len(split.train)
     order = np.random.default_rng(seed).permutation(count)
+    parts = [order[: int(HELD_OUT * count)]]
     if count < FEW:
         parts = [order[number::FOLDS] for number in range(FOLDS)]
-    else:
-        parts = [order[: int(HELD_OUT * count)]]
     experiment = make_experiment(TRIM if split.same else 0.0, len(parts))
-    models = []
-    for number, held_out in enumerate(parts):
-        rest = np.setdiff1d(order, held_out)
+    models, scales = [], []
+    for number, part in enumerate(parts):
+        rest, held_out = split.train[np.setdiff1d(order, part)], split.train[part]
         with TemporaryDirectory() as folder:
             model, _ = train_phase(
-                experiment.trainings["density"], experiment.model, None, split.train[rest],
-                split.train[held_out], 100 * seed + number, torch.device("cpu"), Path(folder),
-                "density",
+                experiment.trainings["density"], experiment.model, None, rest, held_out,
+                100 * seed + number, torch.device("cpu"), Path(folder), "density",
             )  # fmt: skip
-            models.append(model.eval())
-    scales = [best_noise_scale(model, split.train[held_out])
-              for model, held_out in zip(models, parts, strict=True)]  # fmt: skip
+        models.append(model.eval())
+        scales.append(best_noise_scale(model, held_out))
     scale = float(np.mean(scales))
     scores = [score(model, split.test, scale) for model in models]
-    above, calibration = np.ones(len(split.test)), []
-    for model, held_out, own in zip(models, parts, scores, strict=True):
-        normal = np.sort(score(model, split.train[held_out], scale))
-        above += len(normal) - np.searchsorted(normal, own, "left")
-        calibration.append(normal)
-    pooled = np.concatenate(calibration)
-    return np.mean(scores, axis=0), above / (1 + len(pooled)), pooled
+    normal = [np.sort(score(model, split.train[part], scale))
+              for model, part in zip(models, parts, strict=True)]  # fmt: skip
+    above = sum(len(of_part) - np.searchsorted(of_part, of_test, "left")
+                for of_part, of_test in zip(normal, scores, strict=True))  # fmt: skip
+    pooled = np.concatenate(normal)
+    return np.mean(scores, axis=0), (1 + above) / (1 + len(pooled)), pooled
 
 
 def make_experiment(trim: float, models: int) -> Experiment:
@@ -233,9 +205,8 @@ def make_experiment(trim: float, models: int) -> Experiment:
     experiment = resolve(yaml.safe_load(text) | changes)
     phase = experiment.trainings["density"]
     training = phase.training.model_copy(update={"steps": phase.training.steps // models})
-    return experiment.model_copy(
-        update={"phases": {"density": phase.model_copy(update={"training": training})}}
-    )
+    phase = phase.model_copy(update={"training": training})
+    return experiment.model_copy(update={"phases": {"density": phase}})
 
 
 @torch.no_grad()
@@ -260,24 +231,24 @@ def local_outlier_factor(split: Split, seed: int) -> np.ndarray:
     return -LocalOutlierFactor(novelty=True).fit(split.train).score_samples(split.test)
 
 
-def isolation_forest(split: Split, seed: int) -> np.ndarray:
-    """Isolation forest of 100 trees."""
-    return -IsolationForest(random_state=seed).fit(split.train).score_samples(split.test)
+def principal_axes(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Return singular values and axes of the training rows, without those that are nearly zero."""
+    _, values, axes = np.linalg.svd(split.train.astype(np.float64), full_matrices=False)
+    kept = values > 1e-6 * values[0]
+    return values[kept], axes[kept]
 
 
 def principal_components(split: Split, seed: int) -> np.ndarray:
     """Sum of distances to the principal axes, each divided by its explained variance (PyOD)."""
-    _, values, axes = np.linalg.svd(split.train.astype(np.float64), full_matrices=False)
-    kept = values > 1e-6 * values[0]
-    ratios = values[kept] ** 2 / (values[kept] ** 2).sum()
-    return (scipy.spatial.distance.cdist(split.test, axes[kept]) / ratios).sum(1)
+    values, axes = principal_axes(split)
+    ratios = values**2 / (values**2).sum()
+    return (scipy.spatial.distance.cdist(split.test, axes) / ratios).sum(1)
 
 
 def mahalanobis(split: Split, seed: int) -> np.ndarray:
     """Squared Mahalanobis distance, within the span of the training rows."""
-    _, values, axes = np.linalg.svd(split.train.astype(np.float64), full_matrices=False)
-    kept = values > 1e-6 * values[0]
-    return (split.test @ (axes[kept] / values[kept, None]).T) ** 2 @ np.ones(kept.sum())
+    values, axes = principal_axes(split)
+    return ((split.test @ (axes / values[:, None]).T) ** 2).sum(1)
 
 
 def robust_covariance(split: Split, seed: int) -> np.ndarray:
@@ -293,33 +264,29 @@ def robust_covariance(split: Split, seed: int) -> np.ndarray:
 
 
 def tails(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return -log of both empirical tails of each value, and the skewness of the columns.
+    """Return -log of both empirical tails of each value, and of those towards the skewness.
 
     As in PyOD, the test rows belong to the sample.
     """
     pool = split.train if split.same else np.concatenate([split.train, split.test])
-    ordered = np.sort(pool, axis=0)
-    low, high = (np.empty(split.test.shape) for _ in range(2))
-    for column in range(ordered.shape[1]):
-        values = ordered[:, column], split.test[:, column]
-        low[:, column] = np.searchsorted(*values, "right") / len(pool)
-        high[:, column] = 1 - np.searchsorted(*values, "left") / len(pool)
-    least = 0.5 / len(pool)
-    skewness = np.sign(np.nan_to_num(scipy.stats.skew(pool)))
-    return -np.log(low.clip(least)), -np.log(high.clip(least)), skewness
+    ordered = np.sort(pool, axis=0).T
+    counts = [[np.searchsorted(*values, side) for values in zip(ordered, split.test.T, strict=True)]
+              for side in ("right", "left")]  # fmt: skip
+    low, high = np.array(counts).swapaxes(1, 2) / len(pool)
+    low, high = (-np.log(tail.clip(0.5 / len(pool))) for tail in (low, 1 - high))
+    skewness = np.nan_to_num(scipy.stats.skew(pool))
+    return low, high, np.where(skewness < 0, low, np.where(skewness > 0, high, low + high))
 
 
 def ecod(split: Split, seed: int) -> np.ndarray:
     """Empirical cumulative distributions (Li et al. 2022)."""
-    low, high, skewness = tails(split)
-    skewed = np.where(skewness < 0, low, np.where(skewness > 0, high, low + high))
+    low, high, skewed = tails(split)
     return np.max([low.sum(1), high.sum(1), skewed.sum(1)], axis=0)
 
 
 def copod(split: Split, seed: int) -> np.ndarray:
     """Copula of empirical tails (Li et al. 2020)."""
-    low, high, skewness = tails(split)
-    skewed = np.where(skewness < 0, low, np.where(skewness > 0, high, low + high))
+    low, high, skewed = tails(split)
     return np.maximum((low + high) / 2, skewed).sum(1)
 
 
@@ -329,7 +296,9 @@ DETECTORS: dict[str, Detector] = {
     "kNN, mean of 5": lambda split, seed: neighbors(split, NEIGHBORS).mean(1),
     "kNN, mean of 50": lambda split, seed: neighbors(split, MANY_NEIGHBORS).mean(1),
     "LOF": local_outlier_factor,
-    "isolation forest": isolation_forest,
+    "isolation forest": lambda split, seed: (
+        -IsolationForest(random_state=seed).fit(split.train).score_samples(split.test)
+    ),
     "PCA": principal_components,
     "Mahalanobis": mahalanobis,
     "MCD": robust_covariance,
@@ -361,13 +330,7 @@ def summary(rows: pd.DataFrame) -> str:
         "average precision": own["ap"].mean(),
         "median seconds": own["seconds"].median(),
     }).sort_values("AUROC", ascending=False)  # fmt: skip
-    formats = ["", ".2f", ".2f", ".2f", ".2f", ".0f", ".1f", ".2f", ".1f"]
-    if len(by_seed) == 1:
-        table, formats = (
-            table.drop(columns=["lowest seed", "highest seed"]),
-            [*formats[:3], *formats[5:]],
-        )
-    return _markdown(table, formats)
+    return table.to_markdown(floatfmt=["", *[".2f"] * 4, ".0f", ".1f", ".2f", ".1f"])
 
 
 def alarms(rows: pd.DataFrame) -> str:
@@ -398,11 +361,7 @@ def by_set(rows: pd.DataFrame) -> str:
     shown = [FLOW, FLOW_KNN, "kNN", "LOF", "isolation forest", "PCA", "MCD", "ECOD", "COPOD"]
     auroc = rows.groupby(["set", "detector"])["auroc"].mean().unstack()[shown]
     sizes = rows.groupby("set")[["rows", "columns"]].first()
-    return _markdown(sizes.join(auroc), ("", ".0f", ".0f", *[".1f"] * len(shown)))
-
-
-def _markdown(table: pd.DataFrame, formats: Sequence[str]) -> str:
-    return table.to_markdown(floatfmt=formats)
+    return sizes.join(auroc).to_markdown(floatfmt=("", ".0f", ".0f", *[".1f"] * len(shown)))
 
 
 if __name__ == "__main__":

@@ -19,28 +19,24 @@ from kedro.framework.startup import bootstrap_project
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from benchmarks.tables import over_seeds, print_table
+from benchmarks.results import markdown, over_seeds
 from submanifold.data.arrays import context_of_array
 from submanifold.data.batches import Batches
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.measure import calibration_error
 from submanifold.evaluation.samples import stored
-from submanifold.flows import is_conditional
+from submanifold.flows import context_of
 from submanifold.models import Model
 from submanifold.models.classifier import class_log_probs
-from submanifold.studies.comparisons.measures import cached, load_model
-from submanifold.studies.experiments import CachedRun
+from submanifold.runs.experiments import CachedRun
 
 UNCONDITIONAL, CONDITIONAL = MODELS = "unconditional", "conditional"
 DIM, COOL = 100, 0.7
 COLUMNS = {
-    "marginal": "without the label",
-    "accuracy": "accuracy",
-    "calibration_error": "ECE",
-    "agreement": f"agreement, d = {DIM}",
-    "agreement_all": "agreement, all latents",
+    "marginal": "without the label", "accuracy": "accuracy", "calibration_error": "ECE",
+    "agreement": f"agreement, d = {DIM}", "agreement_all": "agreement, all latents",
     "agreement_cool": f"agreement, temperature {COOL}",
-}
+}  # fmt: skip
 CLASSIFIED, SAMPLES, PER_BATCH = 20_000, 2000, 500
 
 
@@ -48,24 +44,15 @@ def run_of(name: str, path: str, model: str, seed: int, steps: int) -> CachedRun
     """Return the experiment of a model of MODELS."""
     counts = {"train": 30_000, "valid": 1000}
     params: dict[str, Any] = {
-        "dataset": name,
-        "method": "Glow-rotated",
-        "seed": seed,
-        "threads": 1,
+        "dataset": name, "method": "M-flow", "rotated": True, "seed": seed, "threads": 1,
         "data": {"path": path, "size": 28, "margin": 0, "counts": counts},
         "stage_1": {"dim": DIM, "flow": {"levels": 2, "steps": 4, "width": 32}},
-        "density": {"stages": 1, "training": {"steps": steps}},
+        "stage_2": {"dim": None, "flow": {"type": "realnvp", "hidden": 128}},
+        "reconstruction": {"likelihood": {"weight": 1}, "reconstruction": {"penalty": "none"},
+                           "training": {"steps": steps}},
         "rotation": {"probes": 2000},
-        "stage_2": {
-            "dim": None,
-            "flow": {"type": "realnvp", "hidden": 128},
-        },
-        "phase_3": {
-            "stages": 2,
-            "reconstruction": {"penalty": "none"},
-            "training": {"steps": 600, "batch_size": 128, "learning_rate": 0.002},
-        },
-    }
+        "code_flow": {"training": {"steps": 600, "batch_size": 128, "learning_rate": 0.002}},
+    }  # fmt: skip
     if model == CONDITIONAL:
         params["data"]["condition"] = "label"
     return CachedRun(f"{name}, {model}, seed {seed}", params, Path.cwd(), evaluated=False)
@@ -80,11 +67,11 @@ def linear_classifier(images: np.ndarray, labels: np.ndarray) -> LogisticRegress
 @torch.no_grad()
 def measure(run: CachedRun, linear: Any) -> dict[str, Any]:
     """Measure all test images, and the agreement of the linear classifier on samples."""
-    model, test = load_model(run), run.load("x_test")
+    model, test = run.load_model(), run.load("x_test")
     batches = Batches(np.asarray(test), PER_BATCH)
-    if not is_conditional(model):
-        return {"bits": _bits(torch.cat([model.log_prob(x) for x in batches]), test)}
-    log_probs = torch.cat([class_log_probs(model, x) for x in batches])
+    if not context_of(model):
+        return {"bits": _bits(torch.cat([model.log_prob(x) for x, _ in batches]), test)}
+    log_probs = torch.cat([class_log_probs(model, x) for x, _ in batches])
     labels = torch.from_numpy(np.array(context_of_array(test)))
     confidence, predicted = log_probs.softmax(1).max(1)
     is_right = (predicted == labels).numpy()
@@ -138,8 +125,7 @@ def rows_of(name: str, found: dict[str, list[dict[str, Any]]], real: float) -> l
 @click.argument("data", nargs=-1, required=True, metavar="NAME=FOLDER...")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--steps", default=1000, show_default=True)
-@click.option("--only", help="NAME,SEED: train and measure one, and print no table.")
-def main(data: tuple[str, ...], seeds: int, steps: int, only: str | None) -> None:
+def main(data: tuple[str, ...], seeds: int, steps: int) -> None:
     """Train what is missing, and print the table."""
     bootstrap_project(Path.cwd())
     rows = []
@@ -147,8 +133,6 @@ def main(data: tuple[str, ...], seeds: int, steps: int, only: str | None) -> Non
         found: dict[str, list[dict[str, Any]]] = {model: [] for model in MODELS}
         linear, real = None, 0.0
         for seed in range(seeds):
-            if only and only != f"{name},{seed}":
-                continue
             for model in MODELS:
                 run = run_of(name, path, model, seed, steps)
                 if not run.is_finished:
@@ -157,12 +141,10 @@ def main(data: tuple[str, ...], seeds: int, steps: int, only: str | None) -> Non
                     train, test = run.load("x_train"), run.load("x_test")
                     linear = linear_classifier(train, context_of_array(train))
                     real = linear.score(_pixels(test), context_of_array(test))
-                result = cached(run, run.key, "conditional", partial(measure, run, linear))
+                result = run.cached("conditional", partial(measure, run, linear))
                 found[model].append(result)
-        if not only:
-            rows += rows_of(name, found, real)
-    if not only:
-        print_table(rows)
+        rows += rows_of(name, found, real)
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

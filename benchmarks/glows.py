@@ -1,12 +1,12 @@
-"""The same Glow in five implementations: this project's, a plain one, and those of three packages.
+"""The same Glow in four implementations: this project's, and those of three packages.
 
 Every one has three levels on 3x32x32 images with a squeeze, K steps and a split on each; a step is
 an activation normalisation, a channel mixing and an affine coupling whose net is 3x3-1x1-3x3. The
 packages differ in the mixing (FrEIA's is fixed) and in how a scale is made positive.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +22,7 @@ SIZES = {"S": (4, 64), "M": (8, 128), "P": (32, 512)}  # steps on a level, and w
 Shape = tuple[int, int, int]
 
 
-class Model(Protocol):
-    """What the benchmark calls."""
-
-    def to(self, device: torch.device) -> "Model": ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def inverse(self, z: Tensor) -> Tensor: ...
+Model = Any  # a flow with an inverse
 
 
 class Net(nn.Sequential):
@@ -47,34 +38,18 @@ def net(inputs: int, outputs: int, width: int) -> Net:
     last = nn.Conv2d(width, outputs, 3, padding=1)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)  # type: ignore[arg-type]
-    return Net(
-        nn.Conv2d(inputs, width, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(width, width, 1),
-        nn.ReLU(),
-        last,
-    )
+    first, second = nn.Conv2d(inputs, width, 3, padding=1), nn.Conv2d(width, width, 1)
+    return Net(first, nn.ReLU(), second, nn.ReLU(), last)
 
 
 class MultiScale(nn.Module):
-    """Squeezes and splits around the steps of a package.
-
-    Args:
-        make: Makes a step for a number of channels.
-        forward: Calls a step: (step, x) -> (z, log-det).
-        inverse: Inverts it: (step, z) -> x.
-        steps: Number of steps on a level.
-        shape: Of an image.
-    """
+    """Squeezes and splits around the steps of a package, which are made for numbers of channels."""
 
     def __init__(
-        self,
-        make: Callable[[int], nn.Module],
+        self, make: Callable[[int], nn.Module],
         forward: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]],
-        inverse: Callable[[nn.Module, Tensor], Tensor],
-        steps: int,
-        shape: Shape,
-    ):
+        inverse: Callable[[nn.Module, Tensor], Tensor], steps: int, shape: Shape,
+    ):  # fmt: skip
         super().__init__()
         self.levels = nn.ModuleList()
         self.shapes = []
@@ -116,64 +91,18 @@ class MultiScale(nn.Module):
         return x
 
 
-class PlainStep(nn.Module):
-    """A step of Glow as one writes it first: single precision, nothing shared, nothing fused."""
-
-    def __init__(self, channels: int, width: int):
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        self.log_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        self.weight = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels))[0])
-        self.net = net(channels // 2, channels, width)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x to (z, log-det)."""
-        positions = x.shape[2] * x.shape[3]
-        log_det = self.log_scale.sum() + torch.linalg.slogdet(self.weight).logabsdet
-        x = F.conv2d((x - self.shift) * self.log_scale.exp(), self.weight[:, :, None, None])
-        a, b = x.chunk(2, 1)
-        raw, shift = self.net(a).chunk(2, 1)
-        log_scale = 2 * torch.tanh(raw / 2)
-        z = torch.cat([a, b * log_scale.exp() + shift], 1)
-        return z, log_det * positions + log_scale.flatten(1).sum(1)
-
-    def inverse(self, z: Tensor) -> Tensor:
-        """Map z back to x."""
-        a, b = z.chunk(2, 1)
-        raw, shift = self.net(a).chunk(2, 1)
-        log_scale = 2 * torch.tanh(raw / 2)
-        x = torch.cat([a, (b - shift) * (-log_scale).exp()], 1)
-        x = F.conv2d(x, torch.linalg.inv(self.weight)[:, :, None, None])
-        return x * (-self.log_scale).exp() + self.shift
-
-
 def ours(steps: int, width: int, shape: Shape = SHAPE) -> Model:
     """Build this project's."""
     return Glow(shape, LEVELS, steps, width)
-
-
-def plain(steps: int, width: int, shape: Shape = SHAPE) -> Model:
-    """Build the plain reference."""
-    return MultiScale(
-        lambda channels: PlainStep(channels, width),
-        lambda step, x: step(x),
-        lambda step, z: step.inverse(z),
-        steps,
-        shape,
-    )
 
 
 def normflows(steps: int, width: int, shape: Shape = SHAPE) -> Model:
     """Build normflows' GlowBlock, which samples forward and scores by its inverse."""
     from normflows.flows import GlowBlock
 
-    return MultiScale(
-        lambda channels: GlowBlock(channels, width, scale_map="exp"),
-        lambda step, x: step.inverse(x),
-        lambda step, z: step(z)[0],
-        steps,
-        shape,
-    )
+    return MultiScale(lambda channels: GlowBlock(channels, width, scale_map="exp"),
+                      lambda step, x: step.inverse(x), lambda step, z: step(z)[0],
+                      steps, shape)  # fmt: skip
 
 
 def freia(steps: int, width: int, shape: Shape = SHAPE) -> Model:
@@ -195,27 +124,21 @@ def freia(steps: int, width: int, shape: Shape = SHAPE) -> Model:
 
 def nflows(steps: int, width: int, shape: Shape = SHAPE) -> Model:
     """Build a step from the transforms of nflows."""
-    from nflows.transforms import (
-        ActNorm,
-        AffineCouplingTransform,
-        CompositeTransform,
-        OneByOneConvolution,
-    )
+    from nflows import transforms
 
     def make(channels: int) -> nn.Module:
         half = channels // 2
         mask = [0] * half + [1] * half
-        coupling = AffineCouplingTransform(mask, lambda inputs, out: net(inputs, out, width))
-        return CompositeTransform([ActNorm(channels), OneByOneConvolution(channels), coupling])
+        coupling = transforms.AffineCouplingTransform(
+            mask, lambda inputs, out: net(inputs, out, width)
+        )
+        return transforms.CompositeTransform(
+            [transforms.ActNorm(channels), transforms.OneByOneConvolution(channels), coupling]
+        )
 
     return MultiScale(
         make, lambda step, x: step(x), lambda step, z: step.inverse(z)[0], steps, shape
     )
 
 
-PEERS: dict[str, Callable[..., Model]] = {
-    "plain": plain,
-    "normflows": normflows,
-    "FrEIA": freia,
-    "nflows": nflows,
-}
+PEERS: dict[str, Callable[..., Model]] = {"normflows": normflows, "FrEIA": freia, "nflows": nflows}

@@ -9,33 +9,32 @@ ten minutes, by the weights that are best on validation images, is to be reached
 test images, in float32.
 
 Seconds are steps times what a step takes, which is measured first, all contenders in turn, so that
-trainings may share the machine with something else. What is measured is kept in ``--folder``, and a
-benchmark that was killed goes on. The packages are installed by ``pip install normflows FrEIA
-nflows``. Tables go to ``<folder>/quality.md``, curves to ``<folder>/quality.png``.
+trainings may share the machine with something else. What is measured is kept, and a benchmark that
+was killed goes on. The packages are installed by ``pip install normflows FrEIA
+nflows``. Tables and curves go to
+``data/08_reporting/quality``.
 """
 
 import argparse
-import gzip
 import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from benchmarks.glows import PEERS, SIZES
+from benchmarks.results import kept, markdown, over_seeds
 from benchmarks.timing import interleave
-from submanifold.common.files import read_json, write_json
 from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import Batches
 from submanifold.data.prepare import prepare
@@ -43,11 +42,14 @@ from submanifold.data.settings import ImageSettings
 from submanifold.flows import Flow, Glow, initialize
 from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, Stage
-from submanifold.training.optimizers import Muon, optimizers_for
 from submanifold.training.trainer import Trainer, TrainingSettings
 
-NAMES = ("celeba", "fashion-mnist", "photos")
-HELD_OUT = 2000  # images of Fashion-MNIST, whose other splits are larger than they need be
+SOURCES: dict[str, dict[str, Any]] = {
+    "celeba": {"source": "celeba", "split": "official"},
+    "fashion-mnist": {"source": "fashion_mnist", "split": "official", "margin": 2, "channels": 1,
+                      "counts": {"valid": 2000, "test": 2000}},
+    "photos": {"source": "photos"},
+}  # fmt: skip
 
 
 class Images(NamedTuple):
@@ -58,64 +60,18 @@ class Images(NamedTuple):
     test: np.ndarray
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Let the user say where the data sets are."""
-    parser.add_argument("--data", nargs="+", choices=NAMES, default=list(NAMES))
-    parser.add_argument("--celeba", help="img_align_celeba.zip, or its folder")
-    parser.add_argument("--fashion-mnist", help="the folder of its IDX files")
-    where = Path("data/08_reporting/quality")
-    kept = "where results are kept; what is there is not made again"
-    parser.add_argument("--folder", type=Path, default=where, help=kept)
-
-
-def load(name: str, options: argparse.Namespace) -> Images:
-    """Load a data set.
-
-    Raises:
-        SystemExit: The user has not said where it is.
-    """
-    if name == "fashion-mnist":
-        return _fashion_mnist(_given(options.fashion_mnist, "--fashion-mnist"))
-    settings: dict[str, str] = {"source": "photos"}
-    if name == "celeba":
-        path = _given(options.celeba, "--celeba")
-        settings = {"source": "celeba", "path": path, "split": "official"}
-    folder = options.folder / "arrays" / name
-    train, valid, test, _ = prepare(
-        ImageSettings.model_validate(settings), folder, Path(tempfile.gettempdir())
-    )
-    return Images(train, valid, test)
-
-
-def _given(path: str | None, option: str) -> str:
-    if path is None:
-        raise SystemExit(f"{option} PATH is missing; or leave this data set out with --data.")
-    return path
-
-
-def _fashion_mnist(folder: str) -> Images:
-    """Read the IDX files; 28x28 pixels get a black margin of two."""
-    parts = []
-    for part in ("train", "t10k"):
-        found = sorted(Path(folder).glob(f"{part}-images*idx3-ubyte*"))
-        if not found:
-            raise SystemExit(f"--fashion-mnist: {folder} has no {part}-images-idx3-ubyte file.")
-        with (gzip.open if found[0].suffix == ".gz" else open)(found[0], "rb") as file:
-            pixels = np.frombuffer(file.read(), np.uint8, offset=16)
-        margin = [(0, 0), (0, 0), (2, 2), (2, 2)]
-        parts.append(np.pad(pixels.reshape(-1, 1, 28, 28), margin))
-    train, test = parts
-    return Images(train[:-HELD_OUT], train[-HELD_OUT:], test[:HELD_OUT])
+def load(name: str, path: str | None, folder: Path) -> Images:
+    """Prepare a data set, whose files are at a path, in a folder."""
+    settings = ImageSettings.model_validate({**SOURCES[name], "path": path})
+    return Images(*prepare(settings, folder, Path(tempfile.gettempdir()))[:3])
 
 
 SECONDS = 600.0
-PACKAGES = ("normflows", "FrEIA", "nflows")
+PACKAGES = tuple(PEERS)
 POINTS = 15  # of a package's curve
-SWEEP = {"learning_rate": (0.002, 0.005, 0.01), "clip": (1.0,)}
-SWEEP_IMAGES = 25_600
+SWEEP = {"learning_rate": (0.002, 0.005, 0.01), "clip": (None, 1.0)}
+SWEEP_STEPS = 800
 HORIZONS = (100, 200, 400, 800)  # steps of our default's trainings
-LATER = (800, 1600)  # of what comes between it and the packages
-PLAIN = {"steps": SIZES["S"][0], "width": SIZES["S"][1], "whiten": False}
 DEFAULT = {"steps": [8, 4, 2], "width": 64, "whiten": True}
 CPU = torch.device("cpu")
 
@@ -131,31 +87,23 @@ class Package(Flow):
         super().__init__()
         self.flow, self.event_shape = flow, shape
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images to latents."""
         z, log_det = self.flow(x)
         return z, log_det
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map latents to images."""
         return self.flow.inverse(z)  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A flow and how it is trained.
+    """A flow and how it is trained."""
 
-    Attributes:
-        name: ``submanifold``, or a package's.
-        training: Learning rates, clip, and size of batches.
-        settings: Of this project's Glow.
-        penalty: On the projection to 500 coordinates; none for the likelihood alone.
-    """
-
-    name: str
-    training: dict[str, Any]
-    settings: dict[str, Any] = field(default_factory=dict)
-    penalty: dict[str, Any] = field(default_factory=dict)
+    name: str  # submanifold, or a package's
+    training: dict[str, Any]  # learning rates, clip, and size of batches
+    settings: dict[str, Any] = field(default_factory=dict)  # of this project's Glow
 
     def start(self, images: Images, seed: int, steps: int) -> tuple[Trainer, Batches]:
         """Build it, and set what the first batch sets."""
@@ -165,53 +113,32 @@ class Contender:
             flow: Flow = Package(PEERS[self.name](*SIZES["S"], shape), shape)  # type: ignore[arg-type]
         else:
             flow = Glow(shape, levels=3, **self.settings)
-        hierarchy = Hierarchy([Stage(flow, 500 if self.penalty else math.prod(shape))])
+        hierarchy = Hierarchy([Stage(flow, math.prod(shape))])
         settings = TrainingSettings(
-            steps=steps,
-            warmup=50,
-            cooldown_fraction=0.5,
-            ema=0.99,
-            validate_every=steps,
-            precision="float32" if self.name in PACKAGES else "auto",
-            **self.training,
-        )
-        trainer = Trainer(hierarchy, penalized_likelihood(**self.penalty), settings)
-        if self.name in PACKAGES and settings.muon_lr:
-            trainer.optimizers = muon_for(flow, settings.learning_rate, settings.muon_lr)
+            steps=steps, warmup=50, cooldown_fraction=0.5, ema=0.99, validate_every=steps,
+            precision="float32" if self.name in PACKAGES else "auto", **self.training,
+        )  # fmt: skip
+        trainer = Trainer(hierarchy, penalized_likelihood(), settings)
         batches = Batches(images.train, settings.batch_size, seed)
-        initialize(hierarchy, batches.at(0))
+        initialize(hierarchy, batches.at(0)[0])
         trainer.ema.reset()
         return trainer, batches
 
     @property
     def label(self) -> str:
         """A name for files, different for each."""
-        text = json.dumps([self.training, self.settings, self.penalty], sort_keys=True)
+        text = json.dumps([self.training, self.settings], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def muon_for(flow: nn.Module, rate: float, muon_lr: float) -> list[torch.optim.Optimizer]:
-    """Give a package this project's optimizers: Muon for its convolutions, Adam for the rest."""
-    nets = [layer.weight for layer in flow.modules() if isinstance(layer, nn.Conv2d)]
-    rest = [weight for weight in flow.parameters() if all(weight is not each for each in nets)]
-    (adam,) = optimizers_for(nn.ParameterList(rest), rate, None)
-    adam.param_groups[0]["betas"] = (0.9, 0.95)
-    return [Muon(nets, muon_lr), adam]
 
 
 @torch.no_grad()
 def scores(hierarchy: Hierarchy, images: Images) -> dict[str, float]:
-    """Bits per dimension on validation and test images, and the error of the test's projections."""
+    """Bits per dimension on validation and test images."""
     hierarchy.eval()
     row = {}
     for part in ("valid", "test"):
         batches = Batches(getattr(images, part), 256)
-        row[part] = torch.cat([hierarchy.bits_per_dim(x) for x in batches]).mean().item()
-    if hierarchy.dim < math.prod(hierarchy.event_shape):
-        errors = [
-            (x - hierarchy.encoder_projection(x)).square().flatten(1).mean(1) for x in batches
-        ]
-        row["mse"] = torch.cat(errors).mean().item()
+        row[part] = torch.cat([hierarchy.bits_per_dim(x) for x, _ in batches]).mean().item()
     hierarchy.train()
     return row
 
@@ -222,11 +149,13 @@ def train(contender: Contender, images: Images, seed: int, steps: int, points: i
     A training that ends in what is not finite has the scores before that.
     """
     trainer, batches = contender.start(images, seed, steps)
+    generator = torch.Generator()
     marks = {round(steps * (n + 1) / points) for n in range(points)}
     rows = []
     with ProgressBar(f"{contender.label}, seed {seed}", "steps", steps, every=60) as meter:
         for step in range(1, steps + 1):
-            values = trainer.step(batches.at(step - 1), batches.generator)
+            x, _ = batches.at(step - 1, generator)
+            values = trainer.step(x, generator)
             meter.update(1)
             if step in marks:
                 if not math.isfinite(values["loss"].item()):
@@ -245,18 +174,10 @@ class Bench:
     data: str
     images: Images
 
-    def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """Read the result of a name, or make it."""
-        path = self.folder / self.data / f"{name}.json"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, make())
-        return read_json(path)
-
     def curve(self, contender: Contender, seed: int, steps: int, points: int = 1) -> list[Any]:
         """Scores along one training (:func:`train`)."""
-        name = f"{contender.label}-{steps}-{seed}"
-        return self.get(name, partial(train, contender, self.images, seed, steps, points))
+        path = self.folder / self.data / f"{contender.label}-{steps}-{seed}.json"
+        return kept(path, partial(train, contender, self.images, seed, steps, points))
 
     def seconds(self, contenders: Sequence[Contender]) -> dict[str, list[float]]:
         """Seconds of a step by label, all measured in turn: median and quartiles."""
@@ -265,44 +186,27 @@ class Bench:
             tasks = {}
             for contender in contenders:
                 trainer, batches = contender.start(self.images, 0, 10**6)
-                batch = batches.at(0)
-                tasks[contender.label] = partial(trainer.step, batch, batches.generator)
+                generator = torch.Generator()
+                batch, _ = batches.at(0, generator)
+                tasks[contender.label] = partial(trainer.step, batch, generator)
             return {label: timing[:3] for label, timing in interleave(tasks, 9, CPU).items()}
 
         key = hashlib.sha256(json.dumps([each.label for each in contenders]).encode())
-        return self.get(f"seconds-{key.hexdigest()[:8]}", measure)
+        return kept(self.folder / self.data / f"seconds-{key.hexdigest()[:8]}.json", measure)
 
     def sweep(self, package: str) -> list[dict[str, Any]]:
-        """Try the recipes of :data:`SWEEP` for a package, one setting after the other.
-
-        Returns:
-            Recipes and their scores, the best on validation images first.
-        """
-        best: dict[str, Any] = {"muon_lr": None, "clip": None, "batch_size": 32}
+        """Try learning rates and clips for a package: recipes and scores, the best first."""
         tried = []
-        for name, values in SWEEP.items():
-            for value in values:
-                recipe = {**best, name: value}
-                steps = SWEEP_IMAGES // recipe["batch_size"]
-                curve = self.curve(Contender(package, recipe), 0, steps)
-                row = curve[-1] if curve else {"valid": math.inf, "test": math.inf}
-                tried.append({"recipe": recipe, **row})
-            best = min(tried, key=lambda row: row["valid"])["recipe"]
+        for rate, clip in product(*SWEEP.values()):
+            recipe = {"muon_lr": None, "learning_rate": rate, "clip": clip, "batch_size": 32}
+            curve = self.curve(Contender(package, recipe), 0, SWEEP_STEPS)
+            tried.append({"recipe": recipe, **(curve[-1] if curve else {"valid": math.inf})})
         return sorted(tried, key=lambda row: row["valid"])
 
 
 def chosen(rows: list[Any]) -> float:
     """Test bits of the weights with the best validation bits."""
     return min(rows, key=lambda row: row["valid"])["test"]
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and 95% interval over seeds (Student's t)."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return f"{mean:.3f} ± {half:.3f}"
 
 
 def seconds_to(bits: float, seconds: Sequence[float], curve: Sequence[float]) -> float:
@@ -319,25 +223,13 @@ def seconds_to(bits: float, seconds: Sequence[float], curve: Sequence[float]) ->
     return math.inf
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Write rows, the first of which is the head, as Markdown."""
-    head, *others = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([head, "| --- " * len(rows[0]) + "|", *others, ""])
-
-
 OURS = "our default"
 
 
 def ten_minutes(bench: Bench, sweeps: dict[str, Any], seed: int) -> tuple[Contender, Any]:
     """Train a package for ten minutes: the best on CelebA that does not diverge here.
 
-    Args:
-        bench: The data set.
-        sweeps: The rows of each package's sweep, the best package first.
-        seed: Of the training.
-
-    Returns:
-        The contender, and its curve.
+    Returns the contender, and its curve; ``sweeps`` has the best package first.
     """
     for package, rows in sweeps.items():
         first = Contender(package, rows[0]["recipe"])
@@ -351,55 +243,40 @@ def ten_minutes(bench: Bench, sweeps: dict[str, Any], seed: int) -> tuple[Conten
 
 
 def measure(bench: Bench, sweeps: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Train all contenders on one data set: seconds, and test bits for each seed.
-
-    The package and what comes between it and our default, one change after the other, have one
-    seed, and the latter are for CelebA alone.
-    """
+    """Train the best package with one seed, and our default: seconds, and test bits by seed."""
     reference, curve = ten_minutes(bench, sweeps, 0)
-    package = reference.name
-    contenders = {f"{package}, Adam": reference}
-    curves = {f"{package}, Adam": [curve]}
-    if bench.data == "celeba":
-        contenders |= {
-            f"{package}, our optimizers": Contender(package, MUON),
-            "our Glow, our optimizers": Contender("submanifold", MUON, PLAIN),
-        }
-    contenders[OURS] = Contender("submanifold", MUON, DEFAULT)
-    for name, contender in contenders.items():
-        if name not in curves:
-            horizons = HORIZONS if name == OURS else LATER
-            count = seeds if name == OURS else 1
-            curves[name] = [
-                [bench.curve(contender, seed, each)[-1] for each in horizons]
-                for seed in range(count)
-            ]
-    seconds = bench.seconds([*contenders.values()])
+    ours = Contender("submanifold", MUON, DEFAULT)
+    ends = [[bench.curve(ours, seed, steps)[-1] for steps in HORIZONS] for seed in range(seeds)]
+    seconds = bench.seconds([reference, ours])
     return {
         name: {
             "step": seconds[contender.label][0],
-            "seconds": [seconds[contender.label][0] * row["step"] for row in curves[name][0]],
-            "bits": [[chosen(rows[: n + 1]) for n in range(len(rows))] for rows in curves[name]],
+            "seconds": [seconds[contender.label][0] * row["step"] for row in curves[0]],
+            "bits": [[chosen(rows[: n + 1]) for n in range(len(rows))] for rows in curves],
         }
-        for name, contender in contenders.items()
-    }
+        for name, contender, curves in (
+            (f"{reference.name}, Adam", reference, [curve]), (OURS, ours, ends),
+        )
+    }  # fmt: skip
 
 
-def summary(found: dict[str, Any]) -> list[list[str]]:
+def summary(found: dict[str, Any]) -> str:
     """Write one data set's rows: bits at the end, and seconds to the best package's bits."""
     reference = next(iter(found.values()))
     goal, longest = np.mean([curve[-1] for curve in reference["bits"]]), reference["seconds"][-1]
-    rows = [["", "step, ms", "bits at the end", "seconds", f"seconds to {goal:.3f} bits", "share"]]
+    rows = []
     for name, row in found.items():
         needed = [seconds_to(goal, row["seconds"], curve) for curve in row["bits"]]
-        needed = [longest] if row is reference else needed
-        mean = float(np.mean(needed))
-        end = interval([curve[-1] for curve in row["bits"]])
-        cells = [name, f"{1e3 * row['step']:.1f}", end, f"{row['seconds'][-1]:.0f}"]
+        mean = longest if row is reference else float(np.mean(needed))
         reached = math.isfinite(mean)
-        cells += [f"{mean:.0f}", f"{mean / longest:.3f}"] if reached else ["not reached", ""]
-        rows.append(cells)
-    return rows
+        rows.append({
+            "": name, "step, ms": f"{1e3 * row['step']:.1f}",
+            "bits at the end": over_seeds([curve[-1] for curve in row["bits"]], ".3f"),
+            "seconds": f"{row['seconds'][-1]:.0f}",
+            f"seconds to {goal:.3f} bits": f"{mean:.0f}" if reached else "not reached",
+            "share": f"{mean / longest:.3f}" if reached else "",
+        })  # fmt: skip
+    return markdown(rows)
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
@@ -424,28 +301,31 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Measure what is missing, and write the tables and the curves."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser)
+    parser.add_argument("--celeba", required=True, help="img_align_celeba.zip, or its folder")
+    parser.add_argument("--fashion-mnist", required=True, help="the folder of its IDX files")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--packages", nargs="+", choices=PACKAGES, default=list(PACKAGES))
     options = parser.parse_args()
-    if "celeba" not in options.data:
-        parser.error("--data needs celeba, on which the packages' recipes are chosen")
-    benches = {name: Bench(options.folder, name, load(name, options)) for name in options.data}
+    paths = {"celeba": options.celeba, "fashion-mnist": options.fashion_mnist}
+    folder = Path("data/08_reporting/quality")
+    benches = {
+        name: Bench(folder, name, load(name, paths.get(name), folder / "arrays" / name))
+        for name in SOURCES
+    }
     sweeps = {name: benches["celeba"].sweep(name) for name in options.packages}
     sweeps = dict(sorted(sweeps.items(), key=lambda sweep: sweep[1][0]["valid"]))
-    head = ["sweep on CelebA", *SWEEP, "validation bits"]
     tried = [
-        [name, *(str(row["recipe"][key]) for key in SWEEP), f"{row['valid']:.3f}"]
-        for name, rows in sweeps.items()
-        for row in rows
-    ]
-    page, found = [table([head, *tried])], {}
-    for name, bench in benches.items():
-        found[name] = measure(bench, sweeps, options.seeds)
-        page.append(f"### {name}\n\n{table(summary(found[name]))}")
+        {"sweep on CelebA": name, **{key: str(row["recipe"][key]) for key in SWEEP},
+         "validation bits": f"{row['valid']:.3f}"}
+        for name, rows in sweeps.items() for row in rows
+    ]  # fmt: skip
+    page, found = [markdown(tried)], {}
+    for name in SOURCES:
+        found[name] = measure(benches[name], sweeps, options.seeds)
+        page.append(f"### {name}\n\n{summary(found[name])}")
         print(page[-1], flush=True)
-    (options.folder / "quality.md").write_text("\n".join(page))
-    draw(found, options.folder / "quality.png")
+    (folder / "quality.md").write_text("\n".join(page))
+    draw(found, folder / "quality.png")
 
 
 if __name__ == "__main__":

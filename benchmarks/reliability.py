@@ -17,10 +17,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -33,10 +31,8 @@ from submanifold.models.io import is_intact, load_tensors
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "evidence" / "reliability.md"
-STEPS = 120
-PARAMS = (
-    "method=nested,device=cpu,density.training.steps={steps},reconstruction.training.steps={steps}"
-)
+KEPT = Path("data/08_reporting/reliability.jsonl")  # finished trials, which are not repeated
+PARAMS = "method=nested,device=cpu,density.training.steps=120,reconstruction.training.steps=120"
 PLACES = {  # the first of these that a disturbed run has not left is where it was
     "data": "data/03_primary/*/manifest.json",
     "density": "data/06_models/photos-density-*/model.safetensors",
@@ -50,33 +46,22 @@ LOOK = 0.05  # seconds
 CLOCKS = ("seconds", "rows_per_second", "steps_trained")
 
 
-@dataclass
 class Project:
-    """A separate project."""
+    """A separate project with a copy of the configuration."""
 
-    path: Path
-    env: dict[str, str] = field(default_factory=lambda: {**os.environ, "OMP_NUM_THREADS": "1"})
-
-    @classmethod
-    def make(cls, folder: Path, empty: Path | None = None) -> "Project":
-        """Copy the configuration, and an empty MLflow database if given."""
-        folder.mkdir(parents=True)
-        for name in ("conf", "pyproject.toml", ".telemetry"):
-            copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
-            copy(REPOSITORY / name, folder / name)
-        shutil.rmtree(folder / "conf" / "local", ignore_errors=True)
-        for name in ("conf/local", "src"):
-            (folder / name).mkdir()
-        if empty is not None:
-            (folder / "data").mkdir()
-            shutil.copy(empty, folder / "data" / "mlflow.db")
-        return cls(folder)
+    def __init__(self, path: Path):
+        self.path = path
+        (path / "src").mkdir(parents=True)
+        shutil.copytree(REPOSITORY / "conf", path / "conf", ignore=shutil.ignore_patterns("local"))
+        (path / "conf" / "local").mkdir()
+        for name in ("pyproject.toml", ".telemetry"):
+            shutil.copy(REPOSITORY / name, path / name)
 
     def start(self) -> subprocess.Popen[str]:
         """Start the command."""
-        arguments = ["run", "--env=test", f"--params={PARAMS.format(steps=STEPS)}"]
         return subprocess.Popen(
-            [sys.executable, "-m", "kedro", *arguments], cwd=self.path, env=self.env, text=True,
+            [sys.executable, "-m", "kedro", "run", "--env=test", f"--params={PARAMS}"],
+            cwd=self.path, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -124,44 +109,19 @@ def _timeless(value: Any) -> Any:
     return [_timeless(each) for each in value] if isinstance(value, list) else value
 
 
-Disturb = Callable[[Project], str]
-"""Start a run, disturb it until it ends, and return where it was."""
-
-Seconds = Mapping[str, float]
-"""Duration of each part of an undisturbed run."""
+Disturb = Callable[[Project], str]  # starts a run, disturbs it until it ends, returns where it was
 
 
-def watched(project: Project) -> Seconds:
-    """Run to the end, and time each part."""
-    process, seconds = project.start(), dict.fromkeys(PLACES, 0.0)
-    with tempfile.TemporaryFile("w+") as said, process:
-        reader = threading.Thread(target=lambda: said.write(process.communicate()[0]))
-        reader.start()
-        before = time.monotonic()
-        while reader.is_alive():
-            time.sleep(LOOK)
-            now = time.monotonic()
-            if (place := project.place()) in seconds:
-                seconds[place] += now - before
-            before = now
-        said.seek(0)
-        assert process.returncode == 0, said.read()
-    return seconds
-
-
-def random_moment(project: Project, process: subprocess.Popen[str], seconds: Seconds) -> str:
+def random_moment(project: Project, process: subprocess.Popen[str], seconds: float) -> str:
     """Wait until a random moment of a random part; returns the part."""
-    wanted = random.choice(list(PLACES))
-    order = list(PLACES)
-    while process.poll() is None and (
-        (place := project.place()) in PLACES and order.index(place) < order.index(wanted)
-    ):
+    wanted = random.randrange(len(PLACES))
+    while process.poll() is None and project.place() in [*PLACES][:wanted]:
         time.sleep(LOOK)
-    time.sleep(random.uniform(0, seconds[wanted]))
+    time.sleep(random.uniform(0, seconds / len(PLACES)))
     return project.place()
 
 
-def killed(how: int, seconds: Seconds, grace: float | None = None) -> Disturb:
+def killed(how: int, seconds: float, grace: float | None = None) -> Disturb:
     """Send a signal at a random moment; with ``grace``, send SIGKILL after so many seconds."""
 
     def disturb(project: Project) -> str:
@@ -181,7 +141,7 @@ def killed(how: int, seconds: Seconds, grace: float | None = None) -> Disturb:
     return disturb
 
 
-def damaged(pattern: str, change: Callable[[bytes], bytes], seconds: Seconds) -> Disturb:
+def damaged(pattern: str, change: Callable[[bytes], bytes], seconds: float) -> Disturb:
     """Kill a run at a random moment, and damage a file."""
 
     def disturb(project: Project) -> str:
@@ -200,12 +160,12 @@ def torn(content: bytes) -> bytes:
 
 def flipped(content: bytes) -> bytes:
     """Flip one random bit."""
-    place = random.randrange(len(content))
-    changed = content[place] ^ (1 << random.randrange(8))
-    return content[:place] + bytes([changed]) + content[place + 1 :]
+    changed = bytearray(content)
+    changed[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    return bytes(changed)
 
 
-def twice(seconds: Seconds) -> Disturb:
+def twice(seconds: float) -> Disturb:
     """Start the same run a second time at a random moment."""
 
     def disturb(project: Project) -> str:
@@ -235,106 +195,52 @@ def trial(disturb: Disturb, project: Project, whole: dict[str, Any]) -> dict[str
             "clear": clear}  # fmt: skip
 
 
+def faults_of(seconds: float, options: argparse.Namespace) -> dict[str, tuple[int, Disturb]]:
+    """Return the number of trials of each fault, and how it disturbs a run."""
+    checkpoint, model = "data/06_models/*/last.safetensors", "data/06_models/*/model.safetensors"
+    others = {
+        "SIGTERM with ten seconds of grace": killed(signal.SIGTERM, seconds, grace=10.0),
+        "Ctrl-C": killed(signal.SIGINT, seconds),
+        "killed, and the last checkpoint truncated": damaged(checkpoint, torn, seconds),
+        "killed, and a bit of the last checkpoint flipped": damaged(checkpoint, flipped, seconds),
+        "killed, and a bit of every model flipped": damaged(model, flipped, seconds),
+        "killed, and a bit of the prepared images flipped":
+            damaged("data/03_primary/*/train.npy", flipped, seconds),
+        "the same run started twice": twice(seconds),
+    }  # fmt: skip
+    kills = {"SIGKILL at a random moment": (options.kills, killed(signal.SIGKILL, seconds))}
+    return kills | {fault: (options.others, disturb) for fault, disturb in others.items()}
+
+
 def main() -> None:
     """Run all trials, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--others", type=int, default=5, help="trials of each other fault")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--kept",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "reliability.jsonl",
-        help="file of finished trials, which are not repeated",
-    )
     options = parser.parse_args()
-    kept = read(options.kept)
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    kept = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+    done = {(trial["fault"], trial["number"]) for trial in kept}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        reference = Project.make(folder / "whole")
-        seconds = watched(reference)
+        reference = Project(Path(name) / "whole")
+        started = time.monotonic()
+        said = reference.run()
+        assert not said.startswith("FAILED"), said
+        seconds = time.monotonic() - started
         whole = reference.result()
-        faults: dict[str, tuple[int, Disturb]] = {
-            "SIGKILL at a random moment": (options.kills, killed(signal.SIGKILL, seconds)),
-            "SIGTERM with ten seconds of grace": (
-                options.others, killed(signal.SIGTERM, seconds, grace=10.0)),
-            "Ctrl-C": (options.others, killed(signal.SIGINT, seconds)),
-            "killed, and the last checkpoint truncated": (
-                options.others, damaged("data/06_models/*/last.safetensors", torn, seconds)),
-            "killed, and a bit of the last checkpoint flipped": (
-                options.others, damaged("data/06_models/*/last.safetensors", flipped, seconds)),
-            "killed, and a bit of every model flipped": (
-                options.others, damaged("data/06_models/*/model.safetensors", flipped, seconds)),
-            "killed, and a bit of the prepared images flipped": (
-                options.others, damaged("data/03_primary/*/train.npy", flipped, seconds)),
-            "the same run started twice": (options.others, twice(seconds)),
-        }  # fmt: skip
-        order = [(fault, n) for fault, (count, _) in faults.items() for n in range(count)]
-        for fault, number in order:
-            if any((each["fault"], each["number"]) == (fault, number) for each in kept):
-                continue
-            random.seed(f"{options.seed} {fault} {number}")
-            # a unique name: MLflow keeps databases open by their names
-            project = Project.make(folder / f"trial-{len(kept)}")
-            kept.append({"fault": fault, "number": number, "seconds": sum(seconds.values()),
-                         **trial(faults[fault][1], project, whole)})  # fmt: skip
-            shutil.rmtree(project.path)
-            print(kept[-1], flush=True)
-            with options.kept.open("a") as file:
-                file.write(json.dumps(kept[-1]) + "\n")
+        for fault, (count, disturb) in faults_of(seconds, options).items():
+            for number in [n for n in range(count) if (fault, n) not in done]:
+                random.seed(f"0 {fault} {number}")
+                # a unique name: MLflow keeps databases open by their names
+                project = Project(Path(name) / f"trial-{len(kept)}")
+                kept.append({"fault": fault, "number": number, "date": str(date.today()),
+                             "seconds": seconds,
+                             **trial(disturb, project, whole)})  # fmt: skip
+                shutil.rmtree(project.path)
+                print(kept[-1], flush=True)
+                with KEPT.open("a") as file:
+                    file.write(json.dumps(kept[-1]) + "\n")
     PAGE.write_text(page(pd.DataFrame(kept)), encoding="utf-8")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Read the finished trials of a file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-SUITE = {
-    "full disk (a small one is mounted), for every kind of file": (
-        "one message; the old file stays, and no partial file",
-        "tests/common/test_files.py",
-    ),
-    "read-only folder": (
-        "one message; a finished experiment is found and shown",
-        "tests/pipelines/test_faults.py",
-    ),
-    "flipped bit of the prepared test images": (
-        "they are prepared again; the metrics are the same",
-        "tests/pipelines/test_faults.py",
-    ),
-    "MLflow's database: locked, on a full disk, read-only, not a database, half-created": (
-        "one message before the run starts, or the database is created again",
-        "tests/runs/test_store.py",
-    ),
-    "MLflow's server unreachable during a training": (
-        "the training continues; its curves are sent when the server is back",
-        "tests/pipelines/test_faults.py",
-    ),
-    "MLflow's server never back": ("all files are written", "tests/pipelines/test_faults.py"),
-    "one of several training processes is killed": (
-        "all processes end with a message; the checkpoint is kept",
-        "tests/training/test_launch.py",
-    ),
-    "one of several decoding processes is killed": (
-        "one message; the prepared images are kept",
-        "tests/data/test_prepare.py",
-    ),
-    "another machine of the run disappears": ("one message", "tests/training/test_launch.py"),
-    "one or all workers of a study are killed": (
-        "their trials are repeated",
-        "tests/studies/search/test_studies.py",
-    ),
-}
-"""Faults in the test suite: what happens, and the tests."""
-
-CONCLUSIONS = """\
-- {total} disturbed runs, {kills} of them killed at random moments, ended with the weights and
-  metrics of an undisturbed run, bit for bit, after the command was repeated{except_for}.
-- No interruption left a partial file under its final name. Damaged files are detected by checksums
-  and made again.
-- MLflow's record of runs was correct in every case{unclear}."""
 
 
 def page(trials: pd.DataFrame) -> str:
@@ -354,26 +260,21 @@ def page(trials: pd.DataFrame) -> str:
         f"- {each.fault}, in {each.place}: {each.lost}, states in MLflow {each.statuses}"
         for each in wrong.itertuples()
     )
-    lost, unclear = (int(trials[column].sum()) for column in (columns[0], columns[2]))
-    conclusions = CONCLUSIONS.format(
-        total=len(trials),
-        kills=int(trials["fault"].str.startswith("SIGKILL").sum()),
-        except_for=f", except {lost}" * bool(lost),
-        unclear=f", except {unclear}" * bool(unclear),
-    )
-    seconds = trials["seconds"].median()
-    suite = pd.DataFrame([(fault, *found) for fault, found in SUITE.items()],
-                         columns=["fault", "what happens", "tests"])  # fmt: skip
+    counts = [int(trials[column].sum()) for column in columns]
+    kills = int(trials["fault"].str.startswith("SIGKILL").sum())
     return f"""# Reliability
 
-{conclusions}
+- {len(trials)} runs were disturbed, {kills} of them killed at random moments, and repeated.
+- {len(trials) - counts[0]} ended with the weights and metrics of an undisturbed run, bit for bit.
+- MLflow's record of runs was correct in {len(trials) - counts[2]}.
 
-Measured with version {version("submanifold")} on {date.today()}. Regenerate this page with
-`python -m benchmarks.reliability`. It interrupts small runs of the method `nested` (about
-{seconds:.0f} s each), repeats the command, and compares all weights and metrics with those of a
-run that was not interrupted. The column *damaged models found* counts the runs in which a model
-file did not match its checksum before the command was repeated; one of the faults flips bits of
-models. The state in MLflow is correct if no run is marked as running, and the last one as finished.
+Measured with version {version("submanifold")}, {trials["date"].min()} to {trials["date"].max()}.
+Regenerate this page with `python -m benchmarks.reliability`. It interrupts small runs of the method
+`nested` (about {trials["seconds"].median():.0f} s each), repeats the command, and compares all
+weights and metrics with those of a run that was not interrupted. The column *damaged models found*
+counts the runs in which a model file did not match its checksum before the command was repeated;
+one of the faults flips bits of models. The state in MLflow is correct if no run is marked as
+running, and the last one as finished.
 
 {rows.reset_index().to_markdown(index=False)}
 
@@ -382,12 +283,6 @@ models. The state in MLflow is correct if no run is marked as running, and the l
 ## Where the runs were interrupted
 
 {where.reset_index().to_markdown(index=False)}
-
-## Faults in the test suite
-
-These are tested in every run of the tests.
-
-{suite.to_markdown(index=False)}
 """
 
 

@@ -1,7 +1,6 @@
-"""Density, manifold and dimension of tables, compared with standard methods, and large tables.
+"""Density and manifold of tables, compared with standard methods, and large tables.
 
     python -m benchmarks.tables tables --data=FOLDER
-    python -m benchmarks.tables dimension
     python -m benchmarks.tables size
 
 The folder has tables of ADBench as npz files with an array X. Each command prints the tables of
@@ -9,7 +8,6 @@ docs/evidence/tables.md. Measurements are kept in data/tables/, one file for eac
 that an interrupted command resumes. Durations are processor time of one thread.
 """
 
-import json
 import math
 import resource
 import time
@@ -23,27 +21,25 @@ from typing import Any
 
 import click
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from kedro.framework.startup import bootstrap_project
-from scipy.stats import t as student
 from sklearn.decomposition import PCA, KernelPCA
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
+from benchmarks.results import markdown, over_seeds
+from submanifold.common.files import read_json, write_json
 from submanifold.config.schema import Experiment
 from submanifold.data.prepare_table import prepare_table
 from submanifold.data.settings import read_data_settings
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.metrics import format_interval
-from submanifold.evaluation.scores import leading_spectrum
-from submanifold.flows import noise_conditioning
 from submanifold.models import Model
-from submanifold.studies.experiments import CachedRun
+from submanifold.runs.experiments import CachedRun
 from submanifold.training.cost import with_steps
-from submanifold.training.phases import rotate_phase, train_phase
+from submanifold.training.phases import train_phases
 from submanifold.training.rotation import RotationSettings
 
 RESULTS = Path("data/tables")
@@ -53,10 +49,6 @@ TEST_ROWS = 2000
 COMPONENTS = 1, 2, 4, 8, 16, 32, 64
 BANDWIDTHS = np.geomspace(0.01, 1, 13)
 KERNEL_ROWS = 2000  # of kernel PCA, whose time is cubic
-POINTS, SPECTRA = 2500, 64
-ESTIMATORS = "lPCA", "MLE", "TwoNN", "MOM", "TLE", "CorrInt", "MADA", "MiND_ML"
-OUR_ESTIMATES = ("noise", "dimension"), ("spectrum", "spectrum"), ("nearest", "reconstruction")
-SMALLEST_NOISE, SLOPE_SCALES, THRESHOLD, TOLERANCE = 0.01, (0.1, 0.25), 0.2, 0.01
 ROW_GROUP, SCORED = 250_000, 1_000_000
 CHECKS = 25  # validations of a network that is trained here
 
@@ -65,14 +57,8 @@ MIXTURE, KERNEL, SPLINE = DENSITIES = "Gaussian mixture", "kernel density", "NSF
 MANIFOLDS = "PCA", "kernel PCA", "autoencoder"
 SHARES = {"1/4": 0.25, "1/2": 0.5}
 
+# training, validation and test rows, float32, standardized by the training rows
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Training, validation and test rows, float32, standardized by the training rows."""
-
-folder = click.Path(exists=True, file_okay=False, path_type=Path)
-data_option = click.option("--data", type=folder, required=True, help="Folder of npz files.")
-steps_option = click.option("--steps", type=int, help="Of the flow; default: the method's.")
-seeds_option = click.option("--seeds", default=3, show_default=True)
-only_option = click.option("--only", help="TABLE,SEED: measure one, and print no table.")
 
 
 # ---- data
@@ -126,41 +112,20 @@ def _read(path: Path) -> np.ndarray:
         return arrays["X"]
 
 
-# ---- results
-
-Found = dict[str, dict[str, Any]]
-"""Results by method."""
-Measure = Callable[[Found], dict[str, Any]]
-"""Function of the results so far."""
+Found = dict[str, dict[str, Any]]  # results by method
 
 
-def measured(path: Path, methods: dict[str, Measure], what: str) -> Found:
-    """Read results, and measure the methods of which there are none."""
-    found: Found = json.loads(path.read_text()) if path.exists() else {}
+def measured(path: Path, methods: dict[str, Callable[[Found], Any]], what: str) -> Found:
+    """Read results, and measure the methods of which there are none, knowing those before."""
+    found: Found = read_json(path) or {}
     for name in [name for name in methods if name not in found]:
         torch.manual_seed(0)
         started = time.process_time()
         result = methods[name](found)
         found[name] = {"seconds": time.process_time() - started, **result}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found))
+        write_json(path, found)
         click.echo(f"{what}, {name}: {found[name]['seconds']:.0f} s", err=True)
     return found
-
-
-def over_seeds(values: Sequence[float], form: str) -> str:
-    """Write a mean, and with several seeds the half-width of its 95% interval (Student's t)."""
-    text = format(np.mean(values), form)
-    if len(values) > 1:
-        quantile = student.ppf(0.975, len(values) - 1)
-        half = quantile * np.std(values, ddof=1) / math.sqrt(len(values))
-        text += f" ± {half:{form}}"
-    return text
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print rows as Markdown."""
-    click.echo(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) + "\n")
 
 
 # ---- the method of this project
@@ -178,17 +143,13 @@ def train_flow(rows: Rows, seed: int, steps: int | None, penalty: bool = True) -
     first, *later = counts
     if not penalty:
         counts[first] += sum(counts.pop(name) for name in later)
-    model: Any = None
+    phases = {name: with_steps(phase, counts.get(name, getattr(phase, "probes", None)))
+              for name, phase in settings.phases.items()
+              if name in counts or isinstance(phase, RotationSettings)}  # fmt: skip
     started = time.process_time()
     with TemporaryDirectory() as folder:
-        for name, phase in settings.phases.items():
-            arguments = seed, torch.device("cpu"), Path(folder) / name, name
-            arguments[2].mkdir()
-            if isinstance(phase, RotationSettings):
-                model, _ = rotate_phase(phase, model, rows[0], *arguments)
-            elif name in counts:
-                chosen = with_steps(phase, counts[name])
-                model, _ = train_phase(chosen, settings.model, model, *rows[:2], *arguments)
+        arguments = seed, torch.device("cpu"), Path(folder)
+        model = train_phases(phases, settings.model, *rows[:2], *arguments)
     return model.eval(), time.process_time() - started
 
 
@@ -212,9 +173,6 @@ def nearest_projections(model: Any, x: np.ndarray, dim: int) -> np.ndarray:
     manifold = model.at_dim(dim)
     batches = torch.from_numpy(x).split(1024)
     return torch.cat([manifold.project(batch, exact=True) for batch in batches]).numpy()
-
-
-# ---- density
 
 
 def gaussian_mixture(train: np.ndarray, valid: np.ndarray) -> GaussianMixture:
@@ -255,16 +213,12 @@ def kernel_density(train: np.ndarray, valid: np.ndarray, test: np.ndarray) -> di
 
 
 def train_plainly(
-    parameters: Sequence[Tensor],
-    loss: Callable[[Tensor], Tensor],
-    network: nn.Module,
-    rows: Rows,
-    seconds: float,
+    loss: Callable[[Tensor], Tensor], network: nn.Module, rows: Rows, seconds: float
 ) -> int:
     """Train by Adam at 0.001 and batches of 256; keep the weights of the best validation."""
     started, step, checks, best = time.process_time(), 0, 0, (math.inf, network.state_dict())
     train, valid = (torch.from_numpy(part) for part in rows[:2])
-    optimizer = torch.optim.Adam(parameters, 1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     while checks < CHECKS:
         for batch in torch.randperm(len(train)).split(256):
             optimizer.zero_grad()
@@ -288,9 +242,7 @@ def spline_flow(rows: Rows, seconds: float) -> dict[str, Any]:
     import zuko
 
     flow = zuko.flows.NSF(rows[0].shape[1], transforms=3, hidden_features=(128, 128))
-    steps = train_plainly(
-        [*flow.parameters()], lambda x: -flow().log_prob(x).mean(), flow, rows, seconds
-    )
+    steps = train_plainly(lambda x: -flow().log_prob(x).mean(), flow, rows, seconds)
     with torch.no_grad():
         log_prob = flow().log_prob(torch.from_numpy(rows[2]))
     return {"log_prob": log_prob.tolist(), "steps": steps}
@@ -321,33 +273,26 @@ class Autoencoder(nn.Module):
 def autoencoder(rows: Rows, dim: int, parameters: int, seconds: float) -> np.ndarray:
     """Train an autoencoder on the squared error, and reconstruct the test rows."""
     network = Autoencoder(rows[0].shape[1], dim, parameters)
-    train_plainly(
-        [*network.parameters()], lambda x: (network(x) - x).square().mean(), network, rows, seconds
-    )
+    train_plainly(lambda x: (network(x) - x).square().mean(), network, rows, seconds)
     with torch.no_grad():
         return network(torch.from_numpy(rows[2])).numpy()
+
+
+def reconstruct(model: PCA | KernelPCA, x: np.ndarray) -> np.ndarray:
+    return model.inverse_transform(model.transform(x))
 
 
 def kernel_pca(rows: Rows, dim: int) -> np.ndarray:
     """Reconstruct the test rows by kernel PCA; the validation rows choose its two parameters."""
     train, valid, test = rows
-    best, lowest = None, math.inf
-    for gamma in (0.01, 0.1, 1.0):
-        for alpha in (1e-3, 1e-1):
-            model = KernelPCA(dim, kernel="rbf", gamma=gamma / train.shape[1], alpha=alpha,
-                              fit_inverse_transform=True, random_state=0)  # fmt: skip
-            model.fit(train[:KERNEL_ROWS])
-            projected = model.inverse_transform(model.transform(valid[:KERNEL_ROWS]))
-            error = np.square(projected - valid[:KERNEL_ROWS]).mean()
-            if error < lowest:
-                best, lowest = model, error
-    return best.inverse_transform(best.transform(test))
-
-
-def principal_components(rows: Rows, dim: int) -> np.ndarray:
-    """Reconstruct the test rows by PCA."""
-    model = PCA(dim).fit(rows[0])
-    return model.inverse_transform(model.transform(rows[2]))
+    models = [
+        KernelPCA(dim, kernel="rbf", gamma=gamma / train.shape[1], alpha=alpha,
+                  fit_inverse_transform=True, random_state=0).fit(train[:KERNEL_ROWS])
+        for gamma in (0.01, 0.1, 1.0) for alpha in (1e-3, 1e-1)
+    ]  # fmt: skip
+    x = valid[:KERNEL_ROWS]
+    best = min(models, key=lambda model: np.square(reconstruct(model, x) - x).mean())
+    return reconstruct(best, test)
 
 
 def dims_of(columns: int) -> dict[str, int]:
@@ -391,7 +336,7 @@ def compare(path: Path, table: str, seed: int, steps: int | None) -> Found:
         MIXTURE: mixture,
         KERNEL: lambda found: kernel_density(train, valid, test),
         SPLINE: lambda found: spline_flow(rows, found[OURS]["seconds"]),
-        "PCA": lambda found: errors(lambda dim: principal_components(rows, dim)),
+        "PCA": lambda found: errors(lambda dim: reconstruct(PCA(dim).fit(train), test)),
         "kernel PCA": lambda found: errors(lambda dim: kernel_pca(rows, dim)),
         "autoencoder": networks,
     }, f"{table} {seed}")  # fmt: skip
@@ -403,29 +348,16 @@ def main() -> None:
 
 
 @main.command()
-@data_option
-@seeds_option
-@only_option
-@steps_option
-@click.option("--measured", is_flag=True, help="Print existing results, and measure nothing.")
-def tables(data: Path, seeds: int, only: str | None, steps: int | None, measured: bool) -> None:
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              required=True, help="Folder of npz files.")  # fmt: skip
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--steps", type=int, help="Of the flow; default: the method's.")
+def tables(data: Path, seeds: int, steps: int | None) -> None:
     """Density and manifold of the ten largest tables."""
     bootstrap_project(Path.cwd())
     paths = largest_tables(data)
-    if only:
-        table, seed = only.split(",")
-        compare(paths[table], table, int(seed), steps)
-        return
-    found = {}
-    for table, path in paths.items():
-        exist = [seed for seed in range(seeds) if (RESULTS / f"{table}-{seed}.json").exists()]
-        if runs := [
-            json.loads((RESULTS / f"{table}-{seed}.json").read_text())
-            if measured
-            else compare(path, table, seed, steps)
-            for seed in (exist if measured else range(seeds))
-        ]:
-            found[table] = runs
+    found = {table: [compare(path, table, seed, steps) for seed in range(seeds)]
+             for table, path in paths.items()}  # fmt: skip
     click.echo("Log-likelihood of test rows, nats per row\n")
     density_table(found, paths)
     for share in SHARES:
@@ -450,7 +382,7 @@ def density_table(found: dict[str, list[Found]], paths: dict[str, Path]) -> None
             f"{OURS} minus the best other": format_interval(difference, "+.3f"),
             "seconds": f"{np.mean([run[OURS]['seconds'] for run in runs]):.0f}",
         })  # fmt: skip
-    print_table(rows)
+    click.echo(markdown(rows))
     click.echo(f"First on {first} of {len(rows)} tables.\n")
 
 
@@ -460,20 +392,17 @@ def manifold_table(found: dict[str, list[Found]], paths: dict[str, Path], share:
     for table, runs in found.items():
         columns = split_rows(paths[table], 0)[0].shape[1]
         means = {name: [float(np.mean(run[name][share])) for run in runs]
-                 for name in (OURS, PLAIN, *MANIFOLDS) if name in runs[0]}  # fmt: skip
+                 for name in (OURS, PLAIN, *MANIFOLDS)}  # fmt: skip
         best = min(MANIFOLDS, key=lambda name: np.mean(means[name]))
         first += paired(runs, share, best)["value"] < 0
-        lost = "not measured"
-        if PLAIN in runs[0]:
-            bits = paired(runs, "log_prob", PLAIN)["value"] / columns / math.log(2)
-            lost = f"{-bits:.3f}"
+        bits = paired(runs, "log_prob", PLAIN)["value"] / columns / math.log(2)
         rows.append({
             "table": table,
             "d": f"{dims_of(columns)[share]} of {columns}",
             **{name: over_seeds(values, ".4f") for name, values in means.items()},
-            "bits per dimension lost": lost,
+            "bits per dimension lost": f"{-bits:.3f}",
         })  # fmt: skip
-    print_table(rows)
+    click.echo(markdown(rows))
     click.echo(f"First on {first} of {len(rows)} tables.\n")
 
 
@@ -483,125 +412,20 @@ def paired(runs: list[Found], quantity: str, other: str) -> dict[str, Any]:
     return mean_interval(np.concatenate(differences))
 
 
-# ---- dimension
-
-
-def noise_slope(model: Any, x: np.ndarray, columns: int) -> float:
-    r"""Estimate the dimension by how the log-density changes with the noise scale.
-
-    Noise of scale sigma spreads a density on a manifold over D - d directions, so that
-    :math:`d = D + \partial \log p_\sigma / \partial \log \sigma` (Tempczyk et al. 2022). The slope
-    is that of the median between two scales in :data:`SLOPE_SCALES`.
-    """
-    generator = torch.Generator().manual_seed(0)
-    medians = []
-    for scale in SLOPE_SCALES:
-        batch = torch.from_numpy(x)
-        noise = torch.randn(batch.shape, generator=generator)
-        given = math.log(scale / SMALLEST_NOISE) / -math.log(SMALLEST_NOISE)
-        with torch.no_grad(), noise_conditioning(model, torch.full((len(x),), given)):
-            medians.append(model.log_prob(batch + scale * noise).median().item())
-    low, high = SLOPE_SCALES
-    return columns + (medians[1] - medians[0]) / math.log(high / low)
-
-
-def spectrum(model: Any, x: np.ndarray, columns: int) -> float:
-    """Mean number of directions in which the decoder moves rows by 0.2 or more, softly counted."""
-    full = model.at_dim(columns)
-    u = full.encode(torch.from_numpy(x[:SPECTRA]))[0].detach()
-    eigenvalues = leading_spectrum(full, u, columns)
-    return (eigenvalues / (eigenvalues + THRESHOLD**2)).sum(1).mean().item()
-
-
-def reconstruction(model: Any, x: np.ndarray, columns: int) -> float:
-    """Smallest dimension whose nearest projections have a mean squared error below 0.01."""
-    for dim in range(1, columns):
-        if np.square(nearest_projections(model, x, dim) - x).mean() < TOLERANCE:
-            return dim
-    return columns
-
-
-def estimate_dimensions(name: str, points: np.ndarray, seed: int, steps: int | None) -> Found:
-    """Estimate the dimension of one set of points by all methods."""
-    import skdim
-
-    def classical(estimator: str) -> Measure:
-        return lambda found: {
-            "dimension": float(getattr(skdim.id, estimator)().fit(points).dimension_)
-        }
-
-    def ours(found: Found) -> dict[str, Any]:
-        std = points.std(0)
-        varying = std > 1e-6 * std.max()
-        x = ((points - points.mean(0)) / np.where(varying, std, 1))[:, varying].astype(np.float32)
-        columns, held_out = x.shape[1], x[: len(x) // 10]
-        model, _ = train_flow((x[len(x) // 10 :], held_out, held_out), seed, steps)
-        return {
-            "dimension": noise_slope(model, held_out, columns),
-            "spectrum": spectrum(model, held_out, columns),
-            "reconstruction": reconstruction(model, held_out, columns),
-        }
-
-    methods = {estimator: classical(estimator) for estimator in ESTIMATORS}
-    path = RESULTS / "dimension" / f"{name}-{seed}.json"
-    return measured(path, {**methods, OURS: ours}, f"{name} {seed}")
-
-
-@main.command()
-@seeds_option
-@steps_option
-def dimension(seeds: int, steps: int | None) -> None:
-    """Dimension of the manifolds of scikit-dimension, 2,500 points each."""
-    from skdim.datasets import BenchmarkManifolds
-
-    bootstrap_project(Path.cwd())
-    estimates: dict[str, list[Found]] = {}
-    for seed in range(seeds):
-        manifolds = BenchmarkManifolds(random_state=seed)
-        truth = manifolds.truth["Intrinsic Dimension"]
-        for name, points in manifolds.generate(n=POINTS).items():
-            found = estimate_dimensions(name, points, seed, steps)
-            kept = {key: {"dimension": found[OURS][quantity]} for key, quantity in OUR_ESTIMATES}
-            estimates.setdefault(name, []).append({**found, **kept})
-    names = [*ESTIMATORS, *(key for key, _ in OUR_ESTIMATES)]
-    rows = [
-        {
-            "manifold": name,
-            "dimension": int(truth[name]),
-            **{each: f"{np.mean([run[each]['dimension'] for run in runs]):.1f}" for each in names},
-        }
-        for name, runs in estimates.items()
-    ]
-    errors: dict[str, Any] = {"manifold": "mean relative error", "dimension": ""}
-    for each in names:
-        by_seed = [
-            float(np.mean([abs(runs[seed][each]["dimension"] / truth[name] - 1)
-                           for name, runs in estimates.items()]))
-            for seed in range(seeds)
-        ]  # fmt: skip
-        errors[each] = over_seeds(by_seed, ".3f")
-    print_table([*rows, errors])
-
-
-# ---- size
-
-
 def generate(path: Path, count: int, columns: int) -> None:
     """Write rows on a noisy surface of five dimensions; a fifth of the columns are integers."""
     rng = np.random.default_rng(0)
     mixing = rng.standard_normal((2, 5, columns))
     names = [f"c{number}" for number in range(columns)]
-    writer = None
+    writer: Any = None
     for start in range(0, count, ROW_GROUP):
         u = rng.standard_normal((min(ROW_GROUP, count - start), 5))
         x = u @ mixing[0] + np.sin(u @ mixing[1]) + 0.1 * rng.standard_normal((len(u), columns))
         chunk = {name: np.floor(10 * column).astype(np.int32) if index % 5 == 4 else column
                  for index, (name, column) in enumerate(zip(names, x.T, strict=True))}  # fmt: skip
-        table = pa.table(chunk)
-        writer = writer or pq.ParquetWriter(path, table.schema)
-        writer.write_table(table)
-    if writer:
-        writer.close()
+        writer = writer or pq.ParquetWriter(path, pa.table(chunk).schema)
+        writer.write_table(pa.table(chunk))
+    writer.close()
 
 
 def prepare_rows(path: Path, folder: Path) -> int:
@@ -641,23 +465,20 @@ def score_rows(path: Path, folder: Path) -> int:
 def in_process(function: Callable[..., int], *arguments: Any) -> dict[str, str]:
     """Run a function in a fresh process, and measure its time and peak memory."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        rows, processor, seconds, memory = pool.submit(_measured, function, *arguments).result()
-    return {
-        "step": function.__name__.removesuffix("_rows"),
-        "rows": f"{rows:,}",
-        "seconds": f"{seconds:.0f}",
-        "processor seconds": f"{processor:.0f}",
-        "rows per processor second": f"{rows / processor:,.0f}",
-        "peak memory, MB": f"{memory / 1e6:,.0f}",
-    }
+        return pool.submit(_measured, function, *arguments).result()
 
 
-def _measured(function: Callable[..., int], *arguments: Any) -> tuple[int, float, float, float]:
+def _measured(function: Callable[..., int], *arguments: Any) -> dict[str, str]:
     torch.set_num_threads(1)
     began, started = time.monotonic(), time.process_time()
     rows = function(*arguments)
-    memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return rows, time.process_time() - started, time.monotonic() - began, memory
+    seconds, processor = time.monotonic() - began, time.process_time() - started
+    return {
+        "step": function.__name__.removesuffix("_rows"), "rows": f"{rows:,}",
+        "seconds": f"{seconds:.0f}", "processor seconds": f"{processor:.0f}",
+        "rows per processor second": f"{rows / processor:,.0f}",
+        "peak memory, MB": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 977:,.0f}",
+    }  # fmt: skip
 
 
 @main.command()
@@ -669,11 +490,11 @@ def size(rows: int, columns: int) -> None:
         folder = Path(name)
         path = folder / "rows.parquet"
         generate(path, rows, columns)
-        print_table([
+        click.echo(markdown([
             in_process(prepare_rows, path, folder / "prepared"),
             in_process(train_rows, folder / "prepared"),
             in_process(score_rows, path, folder / "prepared"),
-        ])  # fmt: skip
+        ]))  # fmt: skip
 
 
 if __name__ == "__main__":

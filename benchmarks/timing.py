@@ -27,15 +27,10 @@ class Timing(NamedTuple):
 def interleave(
     tasks: dict[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, Timing]:
-    """Time each task once a round, after two calls to warm up.
+    """Time each task by name once a round, after two calls to warm up.
 
-    Args:
-        tasks: What to call, by name.
-        rounds: Undisturbed samples wanted of each; at most twice as many are taken.
-        device: Waited for at the end of a sample.
-
-    Returns:
-        A timing for each task; of all its samples where nearly all were disturbed.
+    ``rounds`` undisturbed samples of each are wanted, and at most twice as many taken. Where nearly
+    all were disturbed, the timing is of all samples.
     """
     calls = {name: _calls(task, device) for name, task in tasks.items()}
     quiet: dict[str, list[float]] = {name: [] for name in tasks}
@@ -65,25 +60,20 @@ def _calls(task: Callable[[], object], device: torch.device) -> int:
 
 
 def _sample(task: Callable[[], object], calls: int, device: torch.device) -> tuple[float, float]:
-    before, own, started = _busy(), _own(), time.perf_counter()
+    before, own, started = _busy(), time.process_time(), time.perf_counter()
     for _ in range(calls):
         task()
     synchronize(device)
     seconds = time.perf_counter() - started
-    others = (_busy() - before) - (_own() - own)
+    others = (_busy() - before) - (time.process_time() - own)
     return seconds / calls, others / (seconds * (os.cpu_count() or 1))
-
-
-def _own() -> float:
-    times = os.times()
-    return times.user + times.system
 
 
 def _busy() -> float:
     """Seconds that the processors have worked, or were taken from this machine by its host."""
     stat = Path("/proc/stat")
     if not stat.exists():
-        return _own()
+        return time.process_time()
     user, nice, system, _, _, irq, softirq, steal = map(int, stat.read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / TICKS
 
