@@ -67,7 +67,7 @@ def conditional_table_model():
     inputs, given = Preprocessor.fit(conditional_rows(500, 0)).split(["age", "dose"])
     (m, s), (mc, sc) = (
         (
-            np.array([each.center for each in p.columns]),
+            np.array([each.origin + each.offset for each in p.columns]),
             np.array([each.scale for each in p.columns]),
         )
         for p in (inputs, given)

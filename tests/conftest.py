@@ -36,7 +36,7 @@ torch.set_num_threads(1)
 class Run:
     """A finished `kedro run`: its MLflow run and its outputs."""
 
-    mlflow: MlflowRun
+    mlflow: MlflowRun | None  # none if everything existed
     project: "Project"
     params: dict = field(default_factory=dict)
 
@@ -46,10 +46,11 @@ class Run:
 
     @property
     def steps(self):
-        """Steps that this run trained in each phase; 0 for phases from the cache."""
-        ending = ".steps_trained"
-        metrics = self.mlflow.data.metrics.items()
-        return {k.removesuffix(ending): int(v) for k, v in metrics if k.endswith(ending)}
+        """Steps of the phases that this run trained."""
+        names = {a.path for a in self.project.mlflow_client.list_artifacts(self.mlflow.info.run_id)}
+        phases = [name.removesuffix(".history") for name in self.catalog if ".history" in name]
+        return {name: self.load(f"{name}.history")["steps_trained"]
+                for name in phases if name in names}  # fmt: skip
 
     @property
     def artifacts(self):
@@ -108,16 +109,20 @@ class Project:
 
     def run(self, pipeline="hierarchical", until=None, only_missing_outputs=False, **params):
         """Run a pipeline in this process, up to the dataset `until`."""
-        names = [pipeline] if pipeline else None
+        from submanifold.runs.runner import RankRunner  # imports Kedro, which then logs as above
+
+        names, before = [pipeline] if pipeline else None, len(self.mlflow_runs())
         with self.session(**params) as session:
             session.run(
                 pipeline_names=names,
                 to_outputs=[until] if until else None,
                 only_missing_outputs=only_missing_outputs,
+                runner=RankRunner(),
             )
         assert mlflow.active_run() is None
         assert threads_setting() is None
-        return Run(self.mlflow_runs()[-1], self, params)
+        runs = self.mlflow_runs()[before:]
+        return Run(runs[0] if runs else None, self, params)
 
     def catalog(self, **params):
         with self.session(**params) as session:
@@ -157,7 +162,9 @@ class Project:
     def mlflow_runs(self):
         """All runs, the oldest first."""
         client = self.mlflow_client
-        experiment = client.get_experiment_by_name("submanifold").experiment_id
+        if (found := client.get_experiment_by_name("submanifold")) is None:
+            return []
+        experiment = found.experiment_id
         return list(client.search_runs([experiment], order_by=["attributes.start_time ASC"]))
 
 

@@ -23,26 +23,26 @@ def checked_splits():
     """
     checked, wrong, names = set(), [], {}
 
-    def check(frame, event, _):
+    def check(frame, *_):  # of each call in Python: it returns no tracer of the lines
         code = frame.f_code
-        if event == "call" and code not in names:
+        if code not in names:
             arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
             inside = code.co_filename.startswith(PACKAGE)
             names[code] = [name for name in arguments if inside and SPLIT.fullmatch(name)]
-        for name in names[code] if event == "call" else ():
+        for name in names[code]:
             if (file := file_of(frame.f_locals[name])) is not None:
                 checked.add(f"{code.co_name}: {name}")
                 split = SPLIT.fullmatch(file.stem)
                 if split is None or split[1] != SPLIT.fullmatch(name)[1]:
                     wrong.append(f"{code.co_name}: {name} is {file.name}")
 
-    threading.setprofile(check)
-    sys.setprofile(check)
+    threading.settrace(check)
+    sys.settrace(check)
     try:
         yield checked
     finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
+        sys.settrace(None)
+        threading.settrace(None)
     assert wrong == []
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from submanifold.data import dequantize
-from submanifold.flows import Affine, Glow, Jet, RealNVP, make_conditional
+from submanifold.flows import Affine, Glow, RealNVP, make_conditional
 from submanifold.models import Hierarchy, Stage
 
 DTYPES = (torch.float32, torch.float64)
@@ -63,16 +63,18 @@ def assert_finite_gradients(flow, z, log_det, back):
         assert p.grad.isfinite().all()
 
 
-def slogdet(function, x):
-    """log|det| of a function's Jacobian at each event, from autograd alone."""
+def slogdet(bijection, x, context=None):
+    """log|det| of the Jacobian of a bijection at each event, from autograd alone."""
 
-    def of(event):
+    def of(event, row):
         # event i of this batch gives row i of the Jacobian
         batch = event.expand(event.numel(), *event.shape).clone().requires_grad_()
-        diagonal = function(batch).flatten(1).diagonal()
+        repeated = None if row is None else row.expand(len(batch), -1)
+        diagonal = bijection(batch, repeated)[0].flatten(1).diagonal()
         return torch.linalg.slogdet(torch.autograd.grad(diagonal.sum(), batch)[0].flatten(1))[1]
 
-    return torch.stack([of(event) for event in x])
+    rows = [None] * len(x) if context is None else context
+    return torch.stack([of(event, row) for event, row in zip(x, rows, strict=True)])
 
 
 @st.composite
@@ -82,15 +84,6 @@ def glows(draw):
     levels, steps, hidden = (draw(st.integers(1, most)) for most in (most_levels, 3, 5))
     counts = [steps, *(1 for _ in range(levels - 1))] if draw(st.booleans()) else steps
     return Glow((channels, height, width), levels, counts, hidden)
-
-
-@st.composite
-def jets(draw):
-    patch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 2))
-    channels, *sides = (draw(st.sampled_from(two)) for two in [(1, 3), (1, 2), (1, 3)])
-    shape = (channels, *(patch * side for side in sides))
-    couplings, blocks, width = (draw(st.integers(1, most)) for most in (6, 2, 3))
-    return Jet(shape, patch, couplings, blocks, heads * width, heads)
 
 
 def realnvps(dim):

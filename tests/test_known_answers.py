@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import quad
 
 from benchmarks import known_answers
-from benchmarks.known_answers import CASES, PAGE, Answer
+from benchmarks.known_answers import CASES, PAGE
 from submanifold.data import synthetic
 
 VARIANCES = np.array([4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025])
@@ -122,28 +122,3 @@ def test_the_page_names_every_quantity_and_its_exact_value(found):
     section = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[found[0].case]
     rows = [line.strip("| ").split(" | ")[:2] for line in section.splitlines() if "|" in line]
     assert rows[2:] == [known_answers.row(answer)[:2] for answer in found]
-
-
-def test_the_huber_penalty_is_less_for_the_jumps_than_for_the_normal_coordinate():
-    normal = quad(lambda x: huber(x) * math.exp(-x * x / 2) / math.sqrt(2 * math.pi), -9, 9)[0]
-    assert normal == pytest.approx(0.07492, abs=6e-6)
-    assert 0.05 * huber(5) < normal
-
-
-@pytest.mark.parametrize(("reached", "code"), [(0.0, 0), (1.0, 1), (math.nan, 1)])
-def test_the_command_writes_the_page_and_exits_with_1_if_a_value_is_outside(
-    monkeypatch, tmp_path, reached, code
-):
-    def case():
-        """Heading."""
-        return [Answer(1, "quantity, nats", None, reached, -0.5, 0.5, "reason")]
-
-    monkeypatch.setattr(known_answers, "CASES", {1: case})
-    monkeypatch.setattr(known_answers, "PAGE", tmp_path / "page.md")
-    threads = torch.get_num_threads()
-    assert known_answers.main() == code
-    torch.set_num_threads(threads)
-    page = (tmp_path / "page.md").read_text()
-    assert "## 1. Heading\n" in page
-    assert "| quantity, nats | none |" in page
-    assert page.count("(outside)") == code

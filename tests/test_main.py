@@ -6,12 +6,9 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from click.testing import CliRunner
 
-from submanifold import cli
-
-COMMANDS = {"encode", "info", "join", "project", "reproduce", "restore", "run", "runs", "sample",
-            "score", "sweep", "train"}  # fmt: skip
+COMMANDS = {"encode", "info", "project", "reproduce", "restore", "run", "runs", "sample", "score",
+            "search", "train"}  # fmt: skip
 
 
 def run_python(script, cwd=None):
@@ -46,10 +43,7 @@ def test_help_lists_the_commands_without_heavy_imports(project, module):
 
 
 @pytest.mark.parametrize(("command", "imported"), [
-    (["runs", "nothing"], ""),
     (["score", "nothing", "a.png"], ""),
-    (["train", "nothing"], " torch"),
-    (["run", "--params=traning.steps=5"], " torch"),
     (["run", "--params=training.steps=0"], " torch"),
     (["train", "photos", "--set", "training.stepss=5"], " torch"),
 ])  # fmt: skip
@@ -66,21 +60,7 @@ def test_a_dry_run_outside_of_a_checkout_prints_only_its_table(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).count("\n") < 12
-    assert "celeba-Glow              to download and train  unknown" in done.stdout
-
-
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_each_command_has_a_help_page(name):
-    result = CliRunner().invoke(cli.cli, [name, "--help"])
-    assert result.exit_code == 0
-    assert "Usage:" in result.output
-
-
-def test_user_error_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(cli.cli, ["join", "localhost:1"])
-    assert (result.exit_code, result.output.count("\n")) == (1, 1)
-    assert "expected the folder of the run" in result.output
+    assert "table-1 Glow      to download and train" in done.stdout
 
 
 def test_run_imports_nothing_heavy_before_its_first_node(project):

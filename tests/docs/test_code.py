@@ -16,6 +16,8 @@ from submanifold.flows import Glow, RealNVP
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
 
+pytestmark = pytest.mark.docs
+
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^ *```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 TESTED_ELSEWHERE = {"docs/tutorials/python.md", "docs/how-to/deploy.md"}

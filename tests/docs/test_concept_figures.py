@@ -3,8 +3,11 @@
 import runpy
 from pathlib import Path
 
+import pytest
 import torch
 from matplotlib.figure import Figure
+
+pytestmark = pytest.mark.docs
 
 SCRIPT = Path(__file__).parents[2] / "docs/figures.py"
 

@@ -9,6 +9,8 @@ from submanifold.evaluation.metrics import METRICS
 from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION
 from submanifold.evaluation.scores import SCORES
 
+pytestmark = pytest.mark.docs
+
 PAGE = (Path(__file__).parents[2] / "docs/concepts/metrics.md").read_text()
 
 

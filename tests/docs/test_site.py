@@ -11,6 +11,8 @@ import pytest
 
 from browser import browse
 
+pytestmark = pytest.mark.browser
+
 DOCS = Path(__file__).parents[2] / "docs"
 PHONE_WIDTH = 390  # pixels
 ALL_PAGES = """<!doctype html><title>all pages</title><link rel="icon" href="data:,"><body><script>
