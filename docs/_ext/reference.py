@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 from sphinx.application import Sphinx
 
-from submanifold.config.schema import Choices, EvaluationSettings, LaunchSettings, TimeBudget
+from submanifold.config.schema import Choices, EvaluationSettings, TimeBudget
 from submanifold.data.settings import (
     INSTALLED,
     Counts,
@@ -148,10 +148,8 @@ def _entry(name: str, options: Mapping[str, str], text: str, index: bool = True)
 
 
 def settings_top() -> Iterator[str]:
-    """Settings of the top level, and of launch."""
-    yield from entries(Choices, base=CONF, skip=("launch",))
-    yield f"### Launch\n\n{summary(LaunchSettings)}\n"
-    yield from entries(LaunchSettings, "launch.", CONF["launch"])
+    """Settings of the top level."""
+    yield from entries(Choices, base=CONF)
 
 
 def settings_data() -> Iterator[str]:
@@ -255,8 +253,6 @@ def methods() -> Iterator[str]:
 
 
 def _method(method: Any) -> str:
-    if isinstance(method, str):
-        return f"alias of `{method}` | "
     stages = [value for key, value in method.items() if key.startswith("stage_")]
     texts = [_stage(each) for each in stages]
     if charts := method.get("charts"):

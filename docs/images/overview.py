@@ -16,8 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from submanifold import Hierarchy
 from submanifold.data import dequantize
-from submanifold.data.batches import Batches
-from submanifold.evaluation.baselines import PCA
+from submanifold.evaluation.baselines import PCA, pca_batches
 
 OUTPUT = Path(__file__).with_suffix(".png")
 DIMS, COLUMNS, SAMPLES, TEMPERATURE = (10, 100, 500), 11, 22, 0.7
@@ -36,7 +35,7 @@ def main(model_file: str, data: str) -> None:
     test, train = (np.load(Path(data) / f"{part}.npy", mmap_mode="c") for part in ("test", "train"))
     chosen = test[np.linspace(0, len(test) - 1, COLUMNS).round().astype(int)]
     x = dequantize(torch.from_numpy(chosen), torch.Generator().manual_seed(0))
-    pca = PCA.fit(Batches(train, 1024))
+    pca = PCA.fit(pca_batches(train))
     rows = {"test images": as_pixels(x)}
     for dim in DIMS:
         for name, projected in (
