@@ -132,9 +132,8 @@ class Project:
         """Start `kedro <arguments>` in another process."""
         command = [sys.executable, "-m", "kedro", *arguments]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        environment = {**os.environ, "COLUMNS": "500"}
+        environment = {**command_environment(), "COLUMNS": "500"}
         del environment["KEDRO_LOGGING_CONFIG"]
-        environment.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it in this process
 
         def allow_interrupts():  # background jobs of a shell ignore SIGINT
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -166,6 +165,11 @@ class Project:
             return []
         experiment = found.experiment_id
         return list(client.search_runs([experiment], order_by=["attributes.start_time ASC"]))
+
+
+def command_environment():
+    """Variables for another process, without the tracking URI that MLflow sets in this one."""
+    return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """The default method for images, and the pipelines that use its model: ood and dimension."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 from browser import browse
+from conftest import command_environment
 from splits import checked_splits
 from strategies import assert_close
 from submanifold.data.batches import Batches
@@ -225,7 +225,7 @@ def test_every_cell_of_the_notebook_runs(run, project):
     parameters.write_text(before.replace("method: H-MM", f"method: {METHOD}"))
     done = subprocess.run(
         [sys.executable, "-c", CELLS, str(NOTEBOOK)],
-        cwd=project.path, env={**os.environ, "KEDRO_ENV": "test", "MPLBACKEND": "agg"},
+        cwd=project.path, env={**command_environment(), "KEDRO_ENV": "test", "MPLBACKEND": "agg"},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     parameters.write_text(before)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError, safe_open
 
+from conftest import command_environment
+
 pytestmark = pytest.mark.fault
 
 PARAMS = "--params=device=cpu,method=nested"
@@ -22,7 +24,7 @@ def start(project, *options, params=PARAMS):
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "submanifold", "run"]
     command += ["--pipeline=hierarchical", "--env=test", params]
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=project.path, **pipe, env={**os.environ})
+    return subprocess.Popen(command, cwd=project.path, **pipe, env=command_environment())
 
 
 def finish(*processes):
