@@ -33,9 +33,9 @@ from submanifold.flows import (
     Squeeze,
     Zuko,
     build_flow,
+    describe_flow,
     initialize,
     make_conditional,
-    rebuild_flow,
     set_activation_checkpointing,
     with_noise_scale,
 )
@@ -242,12 +242,12 @@ def test_empty_batches_have_empty_results_and_zero_gradients(name, data):
 @every_flow
 @few_examples
 @given(st.data())
-def test_config_rebuilds_the_flow(name, data):
+def test_the_description_rebuilds_the_flow(name, data):
     flow = perturb(data.draw(flows(name)))
-    rebuilt = rebuild_flow(json.loads(json.dumps({"type": name, **flow.config})))
+    rebuilt = build_flow(json.loads(json.dumps(describe_flow(flow))))
     rebuilt.load_state_dict(flow.state_dict())
     assert type(rebuilt) is type(flow)
-    assert (rebuilt.event_shape, rebuilt.config) == (flow.event_shape, flow.config)
+    assert (rebuilt.event_shape, rebuilt.arguments) == (flow.event_shape, flow.arguments)
     u = torch.randn(2, flow.latent_dim)
     assert torch.equal(rebuilt.inverse(u), flow.inverse(u))
 
@@ -259,28 +259,28 @@ def test_settings_build_the_flow(name, data):
     flow = data.draw(flows(name))
     arguments = [*inspect.signature(FLOWS[name]).parameters]
     chosen = arguments[1 + isinstance(flow, Injection) :]
-    raw = {"type": name, **{each: flow.config[each] for each in chosen}}
+    raw = {"type": name, **{argument: flow.arguments[argument] for argument in chosen}}
     parsed = TypeAdapter(FlowSettings).validate_python(raw)
-    built = build_flow(parsed, flow.event_shape, getattr(flow, "dim", 1))
-    assert built.config == flow.config
+    built = build_flow(parsed.model_dump(), flow.event_shape, getattr(flow, "dim", 1))
+    assert built.arguments == flow.arguments
     with pytest.raises(UserError, match=r"^type: expected one of .*, got"):
-        build_flow(parsed, (4, 4), 1)
+        build_flow(parsed.model_dump(), (4, 4), 1)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"type": "nice"}, "expected one of glow"),
-        ({"type": "affine", "dim": 0}, "another event shape"),
+        ({"type": "affine", "dim": 0}, "for events of shape"),
         ({"type": "affine", "dim": 2, "width": 3}, "width"),
         ({"type": "zuko", "dim": 3, "name": "MAF", "bins": 4}, "bins: expected null with name=MAF"),
         ({"type": "zuko", "dim": 3, "passes": 1}, "passes: expected at least 2"),
         ({"type": "zuko", "dim": 10**5}, "at most 1,073,741,824 weights"),
     ],
 )
-def test_invalid_configs_raise(config, message):
+def test_invalid_descriptions_raise(config, message):
     with pytest.raises(ValueError, match=message):
-        rebuild_flow(config)
+        build_flow(config)
 
 
 @every_flow

@@ -9,7 +9,7 @@ from submanifold.data.synthetic import Circle, Paraboloid, Sphere, SwissRoll, Vm
 from submanifold.flows import Affine, Glow, RealNVP
 from submanifold.geometry.linearization import jacobian
 from submanifold.geometry.volume import estimate_log_volume, log_volume
-from submanifold.models import Hierarchy, Stage, on_manifold
+from submanifold.models import Hierarchy, Stage, manifold_density
 
 
 def hierarchy_of(*stages):
@@ -61,7 +61,7 @@ def test_a_manifold_of_full_dimension_has_the_density_of_the_space(flow):
     u, _, log_det = hierarchy.stages[0](x)
     volume = log_volume(hierarchy.decode, u)
     torch.testing.assert_close(-volume, log_det.detach(), rtol=0, atol=1e-9)
-    value, error, _ = on_manifold(hierarchy, x)
+    value, error, _ = manifold_density(hierarchy, x)
     torch.testing.assert_close(value, hierarchy.log_prob(x).detach(), rtol=0, atol=1e-9)
     assert not error.any()
 
@@ -70,7 +70,7 @@ def test_the_density_on_the_manifold_is_that_of_the_projection():
     hierarchy = hierarchy_of(*CASES["three stages"])
     x = normal(3, 3, 4, 4)
     found, projected = (
-        on_manifold(hierarchy, each) for each in (x, hierarchy.encoder_projection(x))
+        manifold_density(hierarchy, each) for each in (x, hierarchy.encoder_projection(x))
     )
     torch.testing.assert_close(found, projected, rtol=0, atol=1e-8)
     u = hierarchy.encode(x)[0]

@@ -62,7 +62,7 @@ def test_validation_reports_the_error_at_the_models_own_dimension():
 def test_the_metric_residual_has_the_images_mean_square_behind_a_linear_stage():
     """J^T J is then the same everywhere, and rotated it is diagonal."""
     outer = perturb(Stage(Affine(8), 6), 0.5)
-    columns = outer.flow.inverse(torch.eye(8)) - outer.flow.inverse(torch.zeros(1, 8))
+    columns = outer.flows[0].inverse(torch.eye(8)) - outer.flows[0].inverse(torch.zeros(1, 8))
     eigenvalues, axes = torch.linalg.eigh(columns @ columns.T)
     outer.add_rotation().fit(axes.flip(1), eigenvalues.flip(0))
     outer = Hierarchy([outer])

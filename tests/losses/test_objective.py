@@ -100,11 +100,11 @@ def test_input_noise_changes_the_density_but_not_the_target():
 def test_a_projection_through_the_first_stages():
     torch.manual_seed(0)
     hierarchy, x = Hierarchy([Stage(Affine(6), 4), Stage(Affine(4), 1)]), torch.randn(7, 6)
-    for through, projected in (
-        (1, hierarchy.part(1, 1).encoder_projection(x)),
-        (0, hierarchy.encoder_projection(x)),
+    for last_stage, projected in (
+        (1, Hierarchy(hierarchy.stages[:1]).encoder_projection(x)),
+        (None, hierarchy.encoder_projection(x)),
     ):
-        term = Squared(weight=3.0, through=through)
+        term = Squared(weight=3.0, last_stage=last_stage)
         terms = Objective({"likelihood": Likelihood(), "reconstruction": term})(hierarchy, x)
         error = (x - projected).square().mean().item()
         assert terms["mse"].item() == pytest.approx(error, rel=1e-5)

@@ -11,7 +11,7 @@ from submanifold.flows import Affine, RealNVP
 from submanifold.geometry.volume import log_volume
 from submanifold.losses import ForwardPass
 from submanifold.losses.terms import ManifoldLikelihood, NonOrthogonality, OffDiagonal
-from submanifold.models import Hierarchy, Stage, on_manifold
+from submanifold.models import Hierarchy, Stage, manifold_density
 
 LOG_2 = math.log(2)
 
@@ -39,12 +39,12 @@ def test_non_orthogonality_of_a_linear_map_has_a_closed_form():
     axes = torch.tensor([[1.0, 1.0], [0.0, 2.0], [0.0, 0.0], [0.0, 0.0]]).double()
     basis = torch.cat([axes, torch.eye(4)[:, 2:].double()], 1)
     with torch.no_grad():
-        model.stages[0].flow.weight.copy_(torch.linalg.inv(basis))
+        model.stages[0].flows[0].weight.copy_(torch.linalg.inv(basis))
     batch = ForwardPass(model, *(2 * [torch.randn(3, 4).double()]))
     metric = axes.T @ axes  # [[1, 1], [1, 5]]
     non_orthogonality = 0.5 * (math.log(1) + math.log(5) - torch.logdet(metric).item())
     assert NonOrthogonality()(batch).item() == pytest.approx(non_orthogonality / (2 * LOG_2))
-    found = on_manifold(model, batch.clean).non_orthogonality
+    found = manifold_density(model, batch.clean).non_orthogonality
     assert found.numpy() == pytest.approx(non_orthogonality / (2 * LOG_2))
     assert OffDiagonal()(batch).item() == pytest.approx(1.0)
 
@@ -63,7 +63,7 @@ def test_validations_contain_an_estimate_of_the_volume(kind):
     values = {}
     for scale in (0.3, 1.0, 3.0):
         model = Hierarchy([Stage(Affine(6), 5)]).double()  # a rotation at first
-        torch.nn.init.constant_(model.stages[0].flow.norm.log_scale, math.log(scale))
+        torch.nn.init.constant_(model.stages[0].flows[0].norm.log_scale, math.log(scale))
         batch = replace(forward(model), training=False)
         values[scale] = kind(exact_up_to=4)(batch).item()
         assert values[scale] == pytest.approx(kind()(batch).item(), abs=1e-6)

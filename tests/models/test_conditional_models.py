@@ -18,7 +18,7 @@ from submanifold.flows import (
 )
 from submanifold.flows.conditional import ContextAffine, ContextLayer
 from submanifold.geometry import nearest
-from submanifold.models import Hierarchy, Model, ModelSettings, Stage, classify, on_manifold
+from submanifold.models import Hierarchy, Model, ModelSettings, Stage, classify, manifold_density
 from submanifold.models.classifier import class_log_probs
 
 SMALL = {"type": "glow", "levels": 2, "steps": 1, "width": 4}
@@ -38,11 +38,11 @@ METHODS = {
     "log_prob": lambda m, x, c: m.log_prob(x, c),
     "bits_per_dim": lambda m, x, c: m.bits_per_dim(x, context=c),
     "encode": lambda m, x, c: m.encode(x, context=c),
-    "nearest code": lambda m, x, c: m.encode(x, exact=True, context=c),
+    "nearest code": lambda m, x, c: m.encode(x, "nearest", context=c),
     "project": lambda m, x, c: m.project(x, context=c),
-    "nearest projection": lambda m, x, c: m.project(x, exact=True, context=c),
+    "nearest projection": lambda m, x, c: m.project(x, nearest=True, context=c),
     "encoder projection": lambda m, x, c: m.encoder_projection(x, c),
-    "on_manifold": lambda m, x, c: on_manifold(m, x, context=c),
+    "on_manifold": lambda m, x, c: manifold_density(m, x, context=c),
     "decode": lambda m, x, c: m.decode(torch.ones(len(x), m.dim), context=c),
     "sample": lambda m, x, c: m.sample(len(x), 0.0, context=c),
 }
@@ -88,7 +88,7 @@ def test_slices_and_parts_share_the_context():
     assert_close(model.decode(u, v, labels), x)
     assert_close(model.log_prob(x, labels), hierarchy.log_prob(x, labels))
     assert model.sample(3, context=labels).shape == (3, 6)
-    assert hierarchy.part(1, 1).encode(x, context=labels)[0].shape == (3, 3)
+    assert Hierarchy(hierarchy.stages[:1]).encode(x, context=labels)[0].shape == (3, 3)
 
 
 @pytest.mark.parametrize("kind", ["classes", "noise scale"])
@@ -119,7 +119,7 @@ def test_files_keep_the_context(tmp_path):
 
 def test_an_unconditional_model_refuses_a_context():
     model = Hierarchy([Stage(RealNVP(4), 2)])
-    assert "context" not in str(model.config)
+    assert "context" not in str(model.describe())
     with pytest.raises(UserError, match="expected none for an unconditional model"):
         model.log_prob(torch.randn(2, 4), torch.tensor([0, 1]))
 
@@ -140,10 +140,11 @@ def test_stages_without_a_noise_scale_ignore_that_of_others():
     x, scale = torch.randn(5, 4), torch.linspace(0, 1, 5)[:, None]
     u, v = model.encode(x, context=scale)
     assert_close(model.decode(u, v, scale), x)
-    outer = model.part(1, 1).encode(x)[0]
-    assert_close(model.part(2).encode(outer, context=scale)[0], u)
-    for exact in (False, True):
-        assert_close(model.project(x, exact, scale), model.part(1, 1).project(x, exact))
+    outer = Hierarchy(model.stages[:1]).encode(x)[0]
+    assert_close(Hierarchy(model.stages[1:]).encode(outer, context=scale)[0], u)
+    first = Hierarchy(model.stages[:1])
+    for is_nearest in (False, True):
+        assert_close(model.project(x, is_nearest, scale), first.project(x, is_nearest))
 
 
 def test_threads_share_a_model():

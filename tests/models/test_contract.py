@@ -9,7 +9,7 @@ from submanifold.common.errors import UserError
 from submanifold.flows import RealNVP
 from submanifold.flows.fast import kernels
 from submanifold.flows.registry import SELECTABLE
-from submanifold.models import Hierarchy, Mixture, Model, ModelSettings, Stage, on_manifold
+from submanifold.models import Hierarchy, Mixture, Model, ModelSettings, Stage, manifold_density
 
 SHAPES = {1: (6,), 3: (3, 8, 8)}
 SMALL = {
@@ -29,7 +29,8 @@ IMAGE, VECTOR = SHAPES[3], SHAPES[1]
 
 
 def stage(flow="realnvp", dim=3, **settings):
-    return {"flow": {"type": flow, **SMALL.get(flow, {})}, "dim": dim, **settings}
+    flows = flow if isinstance(flow, list) else {"type": flow, **SMALL.get(flow, {})}
+    return {"flow": flows, "dim": dim, **settings}
 
 
 def build(shape, *stages, charts=1):
@@ -54,16 +55,18 @@ MODELS = {
     **{f"{flow}, {axes} axes": lambda flow=flow, axes=axes: build(SHAPES[axes], stage(flow))
        for flow, kind in SELECTABLE.items() for axes in kind.axes},
     "two stages": lambda: build(IMAGE, stage("glow", 20), stage(dim=6)),
-    "two flows": lambda: build(VECTOR, stage(then=[{"type": "affine"}])),
+    "two flows": lambda: build(
+        VECTOR, stage(flow=[{"type": "realnvp", "couplings": 2}, {"type": "affine"}])
+    ),
     "no manifold": lambda: build(VECTOR, stage("affine", None)),
     "noisy": lambda: build(VECTOR, stage("affine", 4), stage(dim=3, noise=0.1)),
     "noisy injective": lambda: build(VECTOR, stage("conformal"), stage(dim=2, noise=0.1)),
     "two stages on an injection": lambda: build(IMAGE, stage("autoencoder", 7), stage(dim=5)),
     "rotated": lambda: rotated(build(IMAGE, stage("glow"))),
     "reparametrized": lambda: reparametrized(build(IMAGE, stage("glow"))),
-    "smaller slice": lambda: reparametrized(build(VECTOR, stage())).at_dim(2),
-    "larger slice": lambda: reparametrized(build(IMAGE, stage("glow"))).at_dim(5),
-    "slice on an injection": lambda: reparametrized(
+    "smaller view": lambda: reparametrized(build(VECTOR, stage())).at_dim(2),
+    "larger view": lambda: reparametrized(build(IMAGE, stage("glow"))).at_dim(5),
+    "view on an injection": lambda: reparametrized(
         build(IMAGE, stage("autoencoder", 7), stage(dim=4))
     ).at_dim(5),
     "mixture": lambda: build(VECTOR, stage(), stage(dim=2), charts=3),
@@ -76,13 +79,13 @@ OF_EVENTS = {
     "log_prob": lambda model, x: model.log_prob(x),
     "bits_per_dim": lambda model, x: model.bits_per_dim(x),
     "encode": lambda model, x: model.encode(x),
-    "nearest code": lambda model, x: model.encode(x, exact=True),
+    "nearest code": lambda model, x: model.encode(x, "nearest"),
     "project": lambda model, x: model.project(x),
-    "nearest projection": lambda model, x: model.project(x, exact=True),
+    "nearest projection": lambda model, x: model.project(x, nearest=True),
     "encoder projection": lambda model, x: model.encoder_projection(x),
 }
-VOLUMES = [lambda model, x: on_manifold(model, x),
-           lambda model, x: on_manifold(model, x, exact_up_to=1)]  # fmt: skip
+VOLUMES = [lambda model, x: manifold_density(model, x),
+           lambda model, x: manifold_density(model, x, exact_up_to=1)]  # fmt: skip
 OF_CODES = {
     "decode": lambda model, u, v: model.decode(u),
     "decode all": lambda model, u, v: model.decode(u, v),
@@ -126,7 +129,7 @@ def test_results_have_the_documented_shapes(model):
     assert log_prob.shape == (3,)
     assert model.dims[0] == model.event_dim
     assert model.dims[-1] == model.dim
-    projected = model.encoder_projection(x), model.project(x), model.project(x, exact=True)
+    projected = model.encoder_projection(x), model.project(x), model.project(x, nearest=True)
     for each in (model.decode(u), model.decode(u, v), *projected):
         assert each.shape == x.shape
         assert each.dtype == x.dtype
@@ -257,13 +260,13 @@ def plane(kind):
     model = {
         "hierarchy": lambda: build((2,), outer, inner),
         "noisy": lambda: build((2,), outer, {**inner, "noise": 0.5}),
-        "slice": lambda: build((2,), outer, inner).at_dim(2),
+        "view": lambda: build((2,), outer, inner).at_dim(2),
         "mixture": lambda: build((2,), outer, inner, charts=3),
     }[kind]()
     return perturb(model, 0.2).double()
 
 
-@pytest.mark.parametrize("kind", ["hierarchy", "noisy", "slice", "mixture"])
+@pytest.mark.parametrize("kind", ["hierarchy", "noisy", "view", "mixture"])
 def test_densities_integrate_to_one(kind):
     axis = torch.arange(-15, 15, 0.1, dtype=torch.float64)
     with torch.no_grad():

@@ -21,7 +21,7 @@ def flat(hierarchy, x):
     """Compose the flows of all stages: u, then every v, the innermost first."""
     off = []
     for stage in hierarchy.stages:
-        z, _ = stage.flow(x)
+        z, _ = stage.flows[0](x)
         x, v = z[:, : stage.dim], z[:, stage.dim :]
         off.insert(0, v)
     return torch.cat([x, *off], 1)

@@ -39,7 +39,7 @@ def test_a_defect_of_the_program_is_not_reported_as_a_bad_file(tmp_path, monkeyp
 
 
 def flow(number=0, **arguments):
-    return lambda header: header["config"]["stages"][0]["bijections"][number].update(arguments)
+    return lambda header: header["config"]["stages"][0]["flows"][number].update(arguments)
 
 
 def stage(**arguments):
@@ -67,7 +67,7 @@ def data(**facts):
         (images, flow(steps=[10**6])),
         (vectors, flow(couplings=10**6)),
         (lambda: Hierarchy([Stage(Zuko(2, hidden=1), 2)]), flow(transforms=20_000)),
-        (lambda: Mixture([vectors()]), config(charts=10**6)),
+        (lambda: Mixture([vectors()]), config(charts=[{}] * 10**5)),
         (images, data(size=10**6, channels=3)),
         (images, data(size=4, channels=3, margin=-(10**6))),
         (vectors, data(size=10**6, channels=3)),
@@ -77,10 +77,14 @@ def data(**facts):
         (vectors, lambda header: header.pop("calibration")),
         # architectures that this version does not have
         (vectors, lambda header: header.pop("model")),
+        (vectors, lambda header: header.pop("format")),
+        (vectors, lambda header: header.update(format=99)),
         (vectors, lambda header: header.update(model="spline")),
         (vectors, config(stages=[])),
+        (vectors, config(view_dim=9)),
         (vectors, stage(dim=9)),
-        (vectors, stage(bijections=[])),
+        (vectors, stage(flows=[{}])),
+        (vectors, stage(flows=[])),
         (vectors, flow(couplings=5)),
         (vectors, flow(unknown=1)),
     ],

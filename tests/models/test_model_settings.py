@@ -21,9 +21,9 @@ def build_hierarchy(stages, event_shape):
 def test_settings_build_a_hierarchy():
     stages = [read(GLOW, dim=20), read(dim=8), read({"type": "affine"}, dim=3)]
     hierarchy = build_hierarchy(stages, (3, 4, 4))
-    assert [type(stage.flow) for stage in hierarchy.stages] == [Glow, RealNVP, Affine]
+    assert [type(stage.flows[0]) for stage in hierarchy.stages] == [Glow, RealNVP, Affine]
     assert hierarchy.dims == [48, 20, 8, 3]
-    assert hierarchy.stages[1].flow.config["couplings"] == 2
+    assert hierarchy.stages[1].flows[0].arguments["couplings"] == 2
     assert hierarchy.project(torch.rand(2, 3, 4, 4)).shape == (2, 3, 4, 4)
 
 
@@ -38,6 +38,7 @@ def test_few_events_limit_dimensions_and_defaults_to_half():
     [
         ({"flow": {"type": "spline"}}, r"stage_2\.flow\.type.*spline"),
         ({"flow": {**GLOW, "widht": 8}}, r"stage_2\.flow\.widht.*width"),
+        ({"flow": [REALNVP, {"type": "affin"}]}, r"stage_2\.flow\.type.*affine"),
         ({"off_manifold_scale": 0, "dim": 2.5}, r"dim.*stage_2\.off_manifold_scale.*0"),
     ],
 )

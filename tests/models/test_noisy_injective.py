@@ -21,7 +21,7 @@ def affine(noise=SIGMA):
 
 def exact(model, x):
     """The density of x = affine(code + noise), with deviations SIGMA on the code and OFF off it."""
-    outer, inner = (stage.flow for stage in model.stages)
+    outer, inner = (stage.flows[0] for stage in model.stages)
     eye = torch.eye(2, dtype=x.dtype)
     columns = inner.inverse(eye) - inner.inverse(0 * eye)
     mean = torch.cat([inner.inverse(0 * eye)[0], x.new_zeros(3)])

@@ -84,7 +84,7 @@ def test_few_images_limit_the_dimension_with_a_warning(tmp_path, caplog):
 def test_only_new_stages_are_initialized_from_data(tmp_path, first):
     both, _ = run(phase(1, 2, **FROZEN), first, tmp_path)
     assert_unchanged(both.stages[0], weights(first))
-    norm = both.stages[1].flow.bijections[0].norm
+    norm = both.stages[1].flows[0].bijections[0].norm
     with torch.no_grad():
         u = first.encode(Batches(IMAGES[20:], 16, 7 + 2**32).at(0)[0])[0]
     assert u.mean(0).abs().max() > 0.1

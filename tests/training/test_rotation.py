@@ -55,10 +55,10 @@ def test_rotating_a_flow_of_linear_gaussian_data_is_pca():
 @torch.no_grad()
 def energies(model, x):
     """The diagonal of E[J^T J]: a Jacobian-vector product for each latent of each event."""
-    flow = model.stages[0].flow
-    z = flow(x)[0]
+    stage = model.stages[0]
+    z = stage.transform(x)[0]
     at = z.repeat_interleave(z.shape[1], 0)
-    columns = jvp(flow.inverse, at, torch.eye(z.shape[1]).repeat(len(z), 1)).flatten(1)
+    columns = jvp(stage.inverse, at, torch.eye(z.shape[1]).repeat(len(z), 1)).flatten(1)
     return columns.square().sum(1).view(len(z), -1).mean(0)
 
 

@@ -17,7 +17,7 @@ from submanifold.flows.jet import Jet
 from submanifold.flows.linear import ActNorm, Affine, Linear
 from submanifold.flows.orthogonal import Reflections, Rotation
 from submanifold.flows.realnvp import RealNVP
-from submanifold.flows.registry import FLOWS, FlowSettings, build_flow, rebuild_flow
+from submanifold.flows.registry import FLOWS, FlowSettings, build_flow, describe_flow
 from submanifold.flows.reshape import Split, Squeeze
 from submanifold.flows.softflow import SoftGlow, SoftRealNVP, is_noise_conditional, with_noise_scale
 from submanifold.flows.tabular import QuantileSpline, Tabular
@@ -29,7 +29,7 @@ __all__ = [
     "Conformal", "Coupling", "DataInitialized", "Flow", "FlowSettings", "Gaussianization", "Glow",
     "Injection", "Jet", "Linear", "MaskedAffineCoupling", "MixtureOfLogistics", "QuantileSpline",
     "RealNVP", "Reflections", "Rotation", "SoftGlow", "SoftRealNVP", "Split", "Squeeze", "Tabular",
-    "Trumpet", "Zuko", "build_flow", "context_of", "initialize",
-    "is_noise_conditional", "make_conditional", "rebuild_flow",
+    "Trumpet", "Zuko", "build_flow", "context_of", "describe_flow", "initialize",
+    "is_noise_conditional", "make_conditional",
     "set_activation_checkpointing", "with_noise_scale",
 ]  # fmt: skip

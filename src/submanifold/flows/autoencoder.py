@@ -48,7 +48,6 @@ class Autoencoder(Injection):
     def __init__(self, event_shape: Sequence[int], dim: int, width: PositiveInt = 64):
         super().__init__()
         self.event_shape, self.dim = tuple(event_shape), dim
-        self.config = {"event_shape": list(event_shape), "dim": dim, "width": width}
         self.linear = InjectiveLinear(math.prod(self.event_shape), dim, whiten=True)
         if len(self.event_shape) == 1:
             (size,) = self.event_shape
@@ -68,7 +67,7 @@ class Autoencoder(Injection):
         # few images determine the variances of DCT coefficients better than pixel covariances
         coefficients = x if x.ndim == 2 else dct(x).flatten(1)
         u = self.linear(coefficients) + apply(self.encoder, x, context).to(x.dtype)
-        return u, x.new_full((len(x),), torch.nan)
+        return u, x.new_full(x.shape[:1], torch.nan)
 
     def inverse(self, u: Tensor, context: Tensor | None = None) -> Tensor:
         """Map u (batch, d) to events on the manifold."""

@@ -1,8 +1,10 @@
 """Base classes of flows, and their composition."""
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, ClassVar
 
 import torch
@@ -42,19 +44,37 @@ class Flow(Bijection):
 
     The first argument of the constructor is the shape of an image, or the number of coordinates of
     a vector. The other arguments, with their annotations and defaults, are the flow's settings
-    (:mod:`submanifold.flows.registry`).
+    (:mod:`submanifold.flows.registry`), and all of them its entry in a model file.
 
     Attributes:
         axes: Allowed numbers of axes of an event: 3 for images, 1 for vectors.
         event_shape: Shape of an event: (channels, height, width), or (D,).
-        config: Arguments of the constructor, as JSON: ``type(flow)(**flow.config)``.
+        arguments: The arguments of the constructor, with its defaults, as JSON.
         takes_noise_scale: Whether the flow depends on the scale of the noise in its input.
     """
 
     axes: ClassVar[tuple[int, ...]]
     takes_noise_scale: ClassVar[bool] = False
     event_shape: tuple[int, ...]
-    config: dict[str, Any]
+    arguments: dict[str, Any]
+
+    def __init_subclass__(cls) -> None:
+        """Let the constructor record its arguments."""
+        super().__init_subclass__()
+        constructor = cls.__init__
+        signature = inspect.signature(constructor)
+
+        @wraps(constructor)
+        def record(self: Flow, *args: Any, **settings: Any) -> None:
+            if type(self) is cls:
+                bound = signature.bind(self, *args, **settings)
+                bound.apply_defaults()
+                _, *pairs = bound.arguments.items()
+                self.arguments = {name: list(value) if isinstance(value, tuple) else value
+                                  for name, value in pairs}  # fmt: skip
+            constructor(self, *args, **settings)
+
+        cls.__init__ = record  # type: ignore[method-assign, assignment]
 
     @property
     def latent_dim(self) -> int:
@@ -86,16 +106,16 @@ class Flow(Bijection):
 
     def add_context(self, size: int) -> None:
         """Add inputs for an embedding of ``size`` numbers (:func:`.make_conditional`)."""
-        parts: list[Any] = [each for each in self.modules() if each is not self]
-        parts = [each for each in parts if hasattr(each, "add_context")]
+        parts: list[Any] = [module for module in self.modules() if module is not self]
+        parts = [module for module in parts if hasattr(module, "add_context")]
         if not parts:
             raise UserError(
                 f"flow: expected a flow that can depend on a context, got "
                 f"{type(self).__name__.lower()}. Use glow, jet, realnvp, affine, gaussianization, "
                 "tabular, zuko, trumpet or autoencoder, or omit data.condition."
             )
-        for each in parts:
-            each.add_context(size)
+        for module in parts:
+            module.add_context(size)
 
 
 class Injection(Flow):
@@ -128,7 +148,7 @@ class Compose(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the bijections in order."""
-        log_det = x.new_zeros(len(x))
+        log_det = x.new_zeros(x.shape[0])
         for bijection in self.bijections:
             x, ld = bijection(x, context)
             log_det = log_det + ld

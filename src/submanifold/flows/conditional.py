@@ -18,7 +18,7 @@ MAX_LOG_SCALE = 4.0
 
 def rows_of(context: Tensor | None, x: Tensor) -> Tensor:
     """Return the context in the dtype of x, or raise UserError if x has another number of rows."""
-    if context is None or len(context) != len(x):
+    if context is None or context.shape[0] != x.shape[0]:
         got = "none" if context is None else f"{len(context)} rows"
         raise UserError(
             f"context: expected one row for each of {len(x)} events, got {got}. Pass context=..., "
@@ -216,13 +216,13 @@ def make_conditional(flow: AnyFlow, **context: int) -> AnyFlow:
     """
     flow.embedding = ContextEmbedding(**context)
     flow.add_context(flow.embedding.size)
-    flow.config = {**flow.config, "context": context}
     return flow
 
 
 def embedding_of(model: nn.Module) -> ContextEmbedding | None:
     """Return the embedding of a flow, or of the first conditional flow of a model, if any."""
-    return next((each for each in model.modules() if isinstance(each, ContextEmbedding)), None)
+    embeddings = (part for part in model.modules() if isinstance(part, ContextEmbedding))
+    return next(embeddings, None)
 
 
 def context_of(model: nn.Module) -> dict[str, int]:

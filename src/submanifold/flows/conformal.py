@@ -67,7 +67,7 @@ class ConditionalOrthogonal(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rotate the channels of (batch, channels, ...)."""
-        return self._rotate(x, inverse=False), x.new_zeros(len(x))
+        return self._rotate(x, inverse=False), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Rotate the channels back."""
@@ -121,8 +121,6 @@ class Conformal(Injection):
     ):
         super().__init__()
         self.event_shape, self.dim = tuple(event_shape), dim
-        self.config = {"event_shape": list(event_shape), "dim": dim, "layers": layers,
-                       "reflections": reflections}  # fmt: skip
         size = math.prod(event_shape)
         if dim > size:
             raise UserError(

@@ -108,29 +108,29 @@ class MaskedAffineCoupling(Coupling):
             layer are linear.
     """
 
-    given: Tensor
+    kept: Tensor
     free: Tensor
 
     def __init__(self, mask: ArrayLike, net: nn.Sequential):
         super().__init__(net)
-        for name, kept in (("given", True), ("free", False)):
-            where = np.flatnonzero(np.asarray(mask) == kept)
+        for name, passes in (("kept", True), ("free", False)):
+            where = np.flatnonzero(np.asarray(mask) == passes)
             self.register_buffer(name, torch.tensor(where, dtype=torch.long), persistent=False)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Select the masked and the other coordinates of (batch, dim)."""
-        return x.index_select(1, self.given), x.index_select(1, self.free)
+        return x.index_select(1, self.kept), x.index_select(1, self.free)
 
     def join(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Replace the unmasked coordinates."""
         return x.index_copy(1, self.free, b)
 
     def outputs(self, a: Tensor, context: Tensor | None) -> Tensor:
-        """Apply the net to the given coordinates, for the free coordinates."""
+        """Apply the net to the kept coordinates, for the free coordinates."""
         first, *middle, last = self.net.children()
-        rows = torch.cat([self.free, self.free + len(self.given) + len(self.free)])
-        h = F.linear(a, first.weight.index_select(1, self.given), first.bias)  # type: ignore
-        weight, bias = (each.index_select(0, rows) for each in last.parameters())
+        rows = torch.cat([self.free, self.free + len(self.kept) + len(self.free)])
+        h = F.linear(a, first.weight.index_select(1, self.kept), first.bias)  # type: ignore
+        weight, bias = (parameter.index_select(0, rows) for parameter in last.parameters())
         return F.linear(apply(nn.Sequential(*middle), h, context), weight, bias)
 
 

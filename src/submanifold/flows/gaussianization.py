@@ -118,8 +118,8 @@ class Gaussianization(Compose, Flow):
     def add_context(self, size: int) -> None:
         """Scale and shift the coordinates before each mixture (:meth:`.Flow.add_context`)."""
         (dim,) = self.event_shape
-        layers = ([each, ContextAffine(dim, size)] if isinstance(each, Reflections) else [each]
-                  for each in self.bijections)  # fmt: skip
+        layers = ([layer, ContextAffine(dim, size)] if isinstance(layer, Reflections) else [layer]
+                  for layer in self.bijections)  # fmt: skip
         self.bijections = nn.ModuleList(chain.from_iterable(layers))  # type: ignore[assignment]
 
     def __init__(
@@ -137,5 +137,3 @@ class Gaussianization(Compose, Flow):
             ]
         super().__init__(bijections)
         self.event_shape = (dim,)
-        self.config = {"dim": dim, "layers": layers, "components": components,
-                       "reflections": reflections}  # fmt: skip

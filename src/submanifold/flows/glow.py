@@ -56,8 +56,6 @@ class Glow(ConditionalLatents):
                 f"Change steps, or set levels to {len(counts)}."
             )
         self.event_shape = tuple(shape)
-        self.config = {"shape": list(shape), "levels": levels, "steps": steps, "width": width,
-                       "whiten": whiten}  # fmt: skip
         channels, rows, columns = shape
         blocks: list[Compose] = []
         splits: list[Split] = []
@@ -66,7 +64,7 @@ class Glow(ConditionalLatents):
             channels, rows, columns = 4 * channels, rows // 2, columns // 2
             linears = (Linear(channels, whiten and step == 0) for step in range(count))
             blocks.append(
-                Level(Compose([each, affine_coupling(channels, width)]) for each in linears)
+                Level(Compose([linear, affine_coupling(channels, width)]) for linear in linears)
             )
             if level < levels:
                 splits.append(Split(channels))
@@ -79,7 +77,7 @@ class Glow(ConditionalLatents):
     def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images (batch, c, h, w) to latents (batch, c h w), coarsest first."""
         x = x.contiguous(memory_format=torch.channels_last)
-        log_det, latents = x.new_zeros(len(x)), []
+        log_det, latents = x.new_zeros(x.shape[0]), []
         for level, split in zip(self.levels, [*self.splits, None], strict=True):
             x, ld = level(x, context)
             log_det = log_det + ld
@@ -139,13 +137,13 @@ class Level(Compose):
         return self.bijections[0].inverse(x)
 
     def _layers(self) -> tuple[Sequence[Linear], Sequence[AffineCoupling]]:
-        linears, couplings = zip(*(each.bijections for each in self.bijections[1:]), strict=True)
+        linears, couplings = zip(*(step.bijections for step in self.bijections[1:]), strict=True)
         return linears, couplings
 
 
 def _can_fuse(x: Tensor, linears: Sequence[Linear], couplings: Sequence[AffineCoupling]) -> bool:
     """Whether no layer has to be called by itself, for its initialization or its hooks."""
-    hooked = (each._forward_hooks or each._forward_pre_hooks for each in (*linears, *couplings))
+    hooked = (layer._forward_hooks or layer._forward_pre_hooks for layer in (*linears, *couplings))
     if any(linear.uninitialized for linear in linears) or any(hooked):
         return False
     return fast.supports_steps(x, [coupling.net for coupling in couplings])

@@ -60,10 +60,6 @@ class Jet(ConditionalLatents):
                 f"heads: expected a divisor of width={width}, got {heads}. Change one of them."
             )
         self.event_shape = tuple(shape)
-        self.config = {
-            "shape": list(shape), "patch": patch, "couplings": couplings, "blocks": blocks,
-            "width": width, "heads": heads,
-        }  # fmt: skip
         channels, rows, columns = shape
         self.grid = channels * patch**2, rows // patch, columns // patch
         masks = patch_masks(self.grid, couplings)
@@ -212,7 +208,7 @@ class PatchDCT(Bijection):
         """Map (batch, c, h, w) to (batch, c p^2, h / p, w / p)."""
         z = self._transform(space_to_channels(x, self.sizes[1]))[:, self.order]
         z = z.contiguous(memory_format=torch.channels_last) * self.scale[:, None, None]
-        return z, (self.scale.log().sum() * z.shape[2:].numel()).expand(len(x))
+        return z, (self.scale.log().sum() * z.shape[2:].numel()).expand(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map coefficients to images."""

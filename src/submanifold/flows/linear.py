@@ -30,7 +30,7 @@ class ActNorm(DataInitialized, Bijection):
         """Normalize (batch, channels, ...)."""
         z = (x - _per_channel(self.shift, x)) * _per_channel(self.log_scale.exp(), x)
         elements_per_scale = x.shape[1:].numel() // len(self.log_scale)
-        return z, (self.log_scale.sum() * elements_per_scale).expand(len(x))
+        return z, (self.log_scale.sum() * elements_per_scale).expand(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Undo the normalization."""
@@ -86,7 +86,7 @@ class Linear(DataInitialized, Bijection):
         with full_precision(x):
             (matrix,), (shift,), (log_det,) = stack_maps([self])
             z = _at_each_position(matrix, shift, x)
-            return z, (log_det * x.shape[2:].numel()).expand(len(x))
+            return z, (log_det * x.shape[2:].numel()).expand(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Undo the mixing and the normalization."""
@@ -115,7 +115,7 @@ class Affine(ConditionalLatents, Linear):
 
     def __init__(self, dim: int):
         super().__init__(dim)
-        self.event_shape, self.config = (dim,), {"dim": dim}
+        self.event_shape = (dim,)
 
     def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map (batch, dim)."""
@@ -147,8 +147,8 @@ def stack_inverses(layers: Sequence[Linear]) -> tuple[Tensor, Tensor]:
 
 
 def _stack_parameters(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
-    each = ((layer.matrix, layer.norm.log_scale, layer.norm.shift) for layer in layers)
-    weights, log_scales, shifts = map(torch.stack, zip(*each, strict=True))
+    parameters = ((layer.matrix, layer.norm.log_scale, layer.norm.shift) for layer in layers)
+    weights, log_scales, shifts = map(torch.stack, zip(*parameters, strict=True))
     return weights, log_scales, shifts
 
 

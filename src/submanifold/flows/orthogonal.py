@@ -35,7 +35,7 @@ class Reflections(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Multiply (batch, dim) by the matrix."""
-        return self._reflect(x, self.vectors), x.new_zeros(len(x))
+        return self._reflect(x, self.vectors), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Multiply by the transposed matrix."""
@@ -116,7 +116,7 @@ class Rotation(Flow):
 
     def __init__(self, dim: int, directions: PositiveInt | None = None):
         super().__init__()
-        self.event_shape, self.config = (dim,), {"dim": dim, "directions": directions}
+        self.event_shape = (dim,)
         self.directions = dim if directions is None else directions
         self.is_dense = directions is None
         self.register_buffer("eigenvalues", torch.ones(dim))
@@ -131,7 +131,7 @@ class Rotation(Flow):
         """Rotate (batch, D); the log-determinant is 0."""
         with full_precision(x):
             z = x @ self.matrix.T if self.is_dense else self._reflect(x, self.triangle)
-            return z, x.new_zeros(len(x))
+            return z, x.new_zeros(x.shape[0])
 
     def leading(self, x: Tensor, count: int) -> Tensor:
         """Compute the first coordinates (batch, count) of :meth:`forward`."""

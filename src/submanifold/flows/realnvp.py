@@ -46,4 +46,3 @@ class RealNVP(Compose, Flow):
             layers.append(MaskedAffineCoupling(mask, mlp(dim, width, 2 * dim, nn.ReLU)))
         super().__init__(layers)
         self.event_shape = (dim,)
-        self.config = {"dim": dim, "couplings": couplings, "hidden": hidden, "mixing": mixing}

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_type_hints
 
 from pydantic import Field, create_model
@@ -10,7 +11,7 @@ from submanifold.common.errors import UserError
 from submanifold.common.settings import Settings
 from submanifold.flows.autoencoder import Autoencoder
 from submanifold.flows.bijection import Flow, Injection
-from submanifold.flows.conditional import make_conditional
+from submanifold.flows.conditional import context_of, make_conditional
 from submanifold.flows.conformal import Conformal
 from submanifold.flows.gaussianization import Gaussianization
 from submanifold.flows.glow import Glow
@@ -43,66 +44,75 @@ SELECTABLE = {name: flow for name, flow in FLOWS.items() if flow is not Rotation
 """Flows that a stage can be configured with; a rotation is added by its own training phase."""
 
 
+def _leading(name: str) -> int:
+    """Number of the first arguments, which the data and the stage determine."""
+    return 1 + issubclass(FLOWS[name], Injection)
+
+
+@cache
 def _settings_of(name: str, skip: int = 0) -> type[Settings]:
     """Create a settings class from a flow's constructor, without its first ``skip`` arguments."""
     hints = get_type_hints(FLOWS[name].__init__, include_extras=True)
     parameters = list(inspect.signature(FLOWS[name]).parameters.values())[skip:]
     fields: dict[str, Any] = {"type": (Literal[name], ...)}
-    for each in parameters:
-        default = ... if each.default is each.empty else each.default
-        fields[each.name] = hints[each.name], default
+    for parameter in parameters:
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = hints[parameter.name], default
     return create_model(f"{FLOWS[name].__name__}Settings", __base__=Settings, **fields)
 
 
 if TYPE_CHECKING:
     FlowSettings = Settings
 else:
-    members = [
-        _settings_of(name, 1 + issubclass(SELECTABLE[name], Injection)) for name in SELECTABLE
-    ]
+    members = [_settings_of(name, _leading(name)) for name in SELECTABLE]
     FlowSettings = Annotated[Union[tuple(members)], Field(discriminator="type")]  # noqa: UP007
     """Settings of a flow, distinguished by ``type``."""
 
 
-def build_flow(settings: FlowSettings, event_shape: Sequence[int], dim: int) -> Flow:
-    """Build a flow from its settings for events of a shape; ``dim`` is that of injections.
+def build_flow(
+    settings: Mapping[str, Any], event_shape: Sequence[int] | None = None, dim: int | None = None
+) -> Flow:
+    """Build an untrained flow from what :func:`describe_flow` returned, or from its settings.
 
-    Raises:
-        UserError: The flow does not accept events of this shape.
-    """
-    arguments = settings.model_dump()
-    name = arguments.pop("type")
-    if len(event_shape) not in FLOWS[name].axes:
-        allowed = [each for each in SELECTABLE if len(event_shape) in SELECTABLE[each].axes]
-        raise UserError(
-            f"type: expected one of {', '.join(allowed)} for events of shape {tuple(event_shape)}, "
-            f"got {name}. Choose one of them."
-        )
-    if issubclass(FLOWS[name], Injection):
-        return FLOWS[name](tuple(event_shape), dim, **arguments)
-    return FLOWS[name](event_shape if len(event_shape) > 1 else event_shape[0], **arguments)
-
-
-def rebuild_flow(config: Mapping[str, Any]) -> Flow:
-    """Build an untrained flow from its :attr:`Flow.config` and its name as ``type``.
+    Args:
+        settings: The name as ``type``, the arguments of its constructor, and the ones of
+            :func:`.make_conditional` as ``context``.
+        event_shape: Shape of an event, which :data:`FlowSettings` lack.
+        dim: Dimension of an injection, which they lack too.
 
     Raises:
         UserError: The name is unknown, or the flow does not accept events of this shape.
         ValidationError: The other arguments are invalid.
     """
-    name = config.get("type")
+    arguments = dict(settings)
+    name, context = arguments.pop("type", None), arguments.pop("context", None)
     if not isinstance(name, str) or name not in FLOWS:
         raise UserError(f"type: expected one of {', '.join(FLOWS)}, got {name}")
-    context = config.get("context")
-    own = {key: value for key, value in config.items() if key != "context"}
-    arguments = _settings_of(name)(**own).model_dump(exclude={"type"})
-    events = next(iter(arguments.values()))
-    shape = [events] if isinstance(events, int) else events
+    parameters = [*inspect.signature(FLOWS[name]).parameters]
+    if event_shape is not None:
+        leading = [event_shape[0] if FLOWS[name].axes == (1,) else list(event_shape), dim]
+        arguments |= zip(parameters, leading[: _leading(name)], strict=False)
+    arguments = (
+        _settings_of(name).model_validate({"type": name, **arguments}).model_dump(exclude={"type"})
+    )
+    shape = event_shape or arguments[parameters[0]]
+    shape = [shape] if isinstance(shape, int) else shape
     if len(shape) not in FLOWS[name].axes or min(shape) < 1:
-        raise UserError(f"type={name}: expected another event shape, got {tuple(shape)}")
+        allowed = [key for key, flow in SELECTABLE.items() if len(shape) in flow.axes]
+        raise UserError(
+            f"type: expected one of {', '.join(allowed)} for events of shape {tuple(shape)}, "
+            f"got {name}. Choose one of them."
+        )
     flow = FLOWS[name](**arguments)
     if context is None:
         return flow
     if not isinstance(context, dict) or not context.keys() <= {"classes", "columns"}:
         raise UserError(f"context: expected classes or columns, got {context}")
     return make_conditional(flow, **context)
+
+
+def describe_flow(flow: Flow) -> dict[str, Any]:
+    """Return the name of a flow as ``type``, its arguments and its ``context``, as JSON."""
+    (name,) = [name for name, registered in FLOWS.items() if type(flow) is registered]
+    context = context_of(flow)
+    return {"type": name, **flow.arguments, **({"context": context} if context else {})}

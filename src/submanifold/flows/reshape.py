@@ -16,7 +16,7 @@ class Squeeze(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Move pixels to channels; the log-determinant of a permutation is 0."""
-        return space_to_channels(x, 2), x.new_zeros(len(x))
+        return space_to_channels(x, 2), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Move channels to pixels."""
@@ -28,7 +28,7 @@ def space_to_channels(x: Tensor, side: int) -> Tensor:
 
     :func:`torch.nn.functional.pixel_unshuffle`, also for empty batches, whose shape it keeps.
     """
-    if len(x):
+    if x.shape[0]:
         return F.pixel_unshuffle(x, side)
     _, channels, height, width = x.shape
     return x.reshape(0, channels * side**2, height // side, width // side)
@@ -36,7 +36,7 @@ def space_to_channels(x: Tensor, side: int) -> Tensor:
 
 def channels_to_space(z: Tensor, side: int) -> Tensor:
     """Invert :func:`space_to_channels`."""
-    if len(z):
+    if z.shape[0]:
         return F.pixel_shuffle(z, side)
     _, channels, height, width = z.shape
     return z.reshape(0, channels // side**2, height * side, width * side)

@@ -75,5 +75,5 @@ class SoftGlow(Glow):
 
 
 def _condition_on_noise(flow: nn.Module) -> None:
-    for coupling in [each for each in flow.modules() if isinstance(each, Coupling)]:
+    for coupling in [module for module in flow.modules() if isinstance(module, Coupling)]:
         coupling.net[2] = NoiseConditional(coupling.net[2])  # type: ignore[index, operator]

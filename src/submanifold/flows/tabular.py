@@ -131,8 +131,8 @@ def _bins_of(x: Tensor, sought: Tensor, *knots: Tensor) -> list[tuple[Tensor, Te
     else:
         bins = torch.searchsorted(inner, x.detach()[..., None].contiguous(), right=True)[..., 0]
     ends = torch.stack([bins, bins + 1], 2)
-    found = (each.expand(len(x), -1, -1).gather(2, ends).unbind(2) for each in knots)
-    return [(first, second) for first, second in found]
+    ends_of_bins = (values.expand(x.shape[0], -1, -1).gather(2, ends).unbind(2) for values in knots)
+    return [(first, second) for first, second in ends_of_bins]
 
 
 class NoiseFeatures(ConditionalLayer):
@@ -146,7 +146,7 @@ class NoiseFeatures(ConditionalLayer):
 
     def forward(self, a: Tensor, context: Tensor | None) -> Tensor:
         """Map (batch, n) to (batch, n + 2)."""
-        scale = a.new_zeros(len(a), 1) if context is None else rows_of(context, a)[:, -1:]
+        scale = a.new_zeros(a.shape[0], 1) if context is None else rows_of(context, a)[:, -1:]
         r = 2 * scale - 1
         return torch.cat([a, r, r.square() - 1], 1)
 
@@ -177,7 +177,7 @@ class ContextSpline(QuantileSpline):
         context = rows_of(context, x)
         raw = F.linear(self.noise(context[:, :-1], context), self.weight)
         shifts = (MAX_SHIFT * torch.tanh(raw / MAX_SHIFT)).view(len(raw), len(self.starts), -1)
-        sizes = [each.shape[1] for each in parameters]
+        sizes = [parameter.shape[1] for parameter in parameters]
         return _add_up(*map(torch.add, parameters, shifts.split(sizes, 2)))
 
 
@@ -249,7 +249,6 @@ class Tabular(Compose, Flow):
         layers.append(Linear(dim) if mixes else ActNorm(dim))
         super().__init__(layers)
         self.event_shape = (dim,)
-        self.config = {"dim": dim, "couplings": couplings, "hidden": hidden, "bins": bins}
 
     def add_context(self, size: int) -> None:
         """Add the context to the couplings, and a spline that depends on it as the last layer.

@@ -49,8 +49,6 @@ class Trumpet(ConditionalLatents, Injection):
     ):
         super().__init__()
         self.event_shape, self.dim = tuple(event_shape), dim
-        self.config = {"event_shape": list(event_shape), "dim": dim, "steps": steps,
-                       "width": width}  # fmt: skip
         layers: list[Bijection | InjectiveLinear] = []
         self.inner_shape = self.event_shape
         narrows = len(self.event_shape) == 3
@@ -59,7 +57,7 @@ class Trumpet(ConditionalLatents, Injection):
         else:
             (size,) = self.event_shape
             couplings = RealNVP(size, steps, width).bijections
-            layers += [Compose([Isotropic(size), each]) for each in couplings]
+            layers += [Compose([Isotropic(size), coupling]) for coupling in couplings]
         while narrows and all(side % 2 == 0 for side in self.inner_shape[1:]):
             channels, rows, columns = self.inner_shape
             channels, rows, columns = 4 * channels, rows // 2, columns // 2
@@ -80,7 +78,7 @@ class Trumpet(ConditionalLatents, Injection):
         h = x
         for layer in self.layers:
             h = layer(h)[0] if isinstance(layer, Bijection) else layer(h)
-        return self.last(h.flatten(1)), x.new_full((len(x),), torch.nan)
+        return self.last(h.flatten(1)), x.new_full(x.shape[:1], torch.nan)
 
     def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map latents (batch, d) to events on the manifold."""

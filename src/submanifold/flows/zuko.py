@@ -64,21 +64,18 @@ class Zuko(Flow):
         bins: PositiveInt | None = None,
     ):
         super().__init__()
-        given = {"transforms": transforms, "hidden": hidden, "passes": passes, "bins": bins}
-        self.event_shape, self.config = (dim,), {"dim": dim, "name": name, **given}
+        self.event_shape, self.name = (dim,), name
         entries = (transforms or 3) * (dim + (hidden or 64)) ** 2 * 3 * (bins or 8)
         if entries > MAX_ENTRIES:
             raise UserError(
                 f"dim: expected a flow of at most {MAX_ENTRIES:,} weights, got {entries:,}. "
                 "Decrease transforms, hidden or bins, or use another flow, such as realnvp."
             )
-        self.transform = _build(name, dim, given)
+        self.transform = _build(**self.arguments)
 
     def add_context(self, size: int) -> None:
         """See :meth:`.Flow.add_context`; the networks of zuko receive the embedding."""
-        arguments = dict(self.config)
-        dim, name = arguments.pop("dim"), arguments.pop("name")
-        self.transform = _build(name, dim, arguments, size)
+        self.transform = _build(**self.arguments, context=size)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform (batch, dim)."""
@@ -93,7 +90,7 @@ class Zuko(Flow):
             return z
         with full_precision(z):
             transform = self._transform(z, context)
-            if self.config["name"] in EXPLICIT_INVERSE:
+            if self.name in EXPLICIT_INVERSE:
                 return transform.inv(z)
             with torch.no_grad():
                 x = transform.inv(z.detach())
@@ -102,7 +99,7 @@ class Zuko(Flow):
 
     def _transform(self, x: Tensor, context: Tensor | None) -> Any:
         """Return the transform of events x."""
-        return self.transform(rows_of(context, x) if "context" in self.config else None)
+        return self.transform(rows_of(context, x) if hasattr(self, "embedding") else None)
 
     def _newton_step(self, x: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
         """Improve x, (batch, dim), as a solution of f(x) = z; differentiable in z and weights."""
@@ -117,20 +114,20 @@ class Zuko(Flow):
         return x + torch.linalg.solve_ex(rows.view(count, dim, dim), residual).result[:, :, 0]
 
 
-def _build(name: str, dim: int, given: dict[str, Any], context: int = 0) -> Any:
+def _build(name: str, dim: int, context: int = 0, **settings: int | None) -> Any:
     """Build the lazy transform of a flow of zuko from the arguments that are not None."""
     import zuko
 
     device = torch.empty(0).device
 
-    given = {each: value for each, value in given.items() if value is not None}
-    for each, is_idle in {"passes": name == "NICE", "bins": name != "NSF"}.items():
-        if is_idle and each in given:
-            raise UserError(f"{each}: expected null with name={name}, got {given[each]}. Omit it.")
-    if given.get("passes") == 1 and dim > 1:
+    chosen: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+    for key, is_idle in {"passes": name == "NICE", "bins": name != "NSF"}.items():
+        if is_idle and key in chosen:
+            raise UserError(f"{key}: expected null with name={name}, got {chosen[key]}. Omit it.")
+    if chosen.get("passes") == 1 and dim > 1:
         raise UserError("passes: expected at least 2, got 1. Set passes=2, or omit it.")
-    if "hidden" in given:
-        given["hidden_features"] = (given.pop("hidden"),) * 2
+    if "hidden" in chosen:
+        chosen["hidden_features"] = (chosen.pop("hidden"),) * 2
     # the masks depend on the values of tensors, which those of the meta device do not have
     with torch.device("cpu"):
-        return getattr(zuko.flows, name)(dim, context, **given).transform.to(device)
+        return getattr(zuko.flows, name)(dim, context, **chosen).transform.to(device)

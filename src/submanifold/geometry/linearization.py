@@ -90,12 +90,12 @@ def jacobian(
     count = directions.shape[1] if batch_size is None else max(1, batch_size // max(1, batch))
     columns = []
     with torch.autocast(u.device.type, enabled=False):
-        for some in directions.to(u.dtype).transpose(0, 1).split(count):
-            copies = torch.arange(len(u), device=u.device).repeat(len(some))
+        for chosen in directions.to(u.dtype).transpose(0, 1).split(count):
+            copies = torch.arange(u.shape[0], device=u.device).repeat(len(chosen))
             tangents = jvp(
-                select(decode, context, copies), u.repeat(len(some), 1), some.flatten(0, 1)
+                select(decode, context, copies), u.repeat(len(chosen), 1), chosen.flatten(0, 1)
             )
-            columns.append(tangents.flatten(1).unflatten(0, (len(some), batch)))
+            columns.append(tangents.flatten(1).unflatten(0, (len(chosen), batch)))
     return torch.cat(columns).permute(1, 2, 0)
 
 

@@ -96,7 +96,7 @@ def nearest_point(
         at, image, error = linearize(u)
     best, best_error = u, error
     point = direction = torch.zeros_like(u)
-    squared_norm = length = u.new_zeros(len(u), 1)
+    squared_norm = length = u.new_zeros(u.shape[0], 1)
     failed = torch.zeros_like(lost)[:, None]
     # as many moves as coordinates would explain residuals off a curved manifold
     memory = max(1, min(MEMORY, u.shape[1] - 1))
@@ -138,17 +138,17 @@ def nearest_point(
         better = tried_error < best_error
         best = torch.where(better[:, None], tried, best)
         best_error = torch.where(better, tried_error, best_error)
-    found = decode_all(tried)
-    found_error = _squared_error(x, found)
-    doubtful = ~is_smaller(found_error, start_error) | (found_error > best_error)
+    images = decode_all(tried)
+    error = _squared_error(x, images)
+    doubtful = ~is_smaller(error, start_error) | (error > best_error)
     if doubtful.any():
         rows = doubtful.nonzero()[:, 0]
         other = torch.where(is_smaller(best_error, start_error)[:, None], best, start)[rows]
         other_image = select(decode, context, rows)(other)
-        nearer = _squared_error(x[rows], other_image) <= found_error[rows]
+        nearer = _squared_error(x[rows], other_image) <= error[rows]
         tried[rows[nearer]] = other[nearer]
-        found[rows[nearer]] = other_image[nearer]
-    return Nearest(tried, found)
+        images[rows[nearer]] = other_image[nearer]
+    return Nearest(tried, images)
 
 
 @torch.no_grad()

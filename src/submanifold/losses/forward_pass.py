@@ -16,8 +16,6 @@ from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import ChartEncoding, Mixture
 from submanifold.models.model import Model
 
-ALL_STAGES = 0
-"""Value of ``through`` for the projection through all stages."""
 LEAST_RESPONSIBILITY = 1e-3
 LARGEST_WEIGHT = 10.0
 """Largest weight of an event in :func:`nested_projection`."""
@@ -112,7 +110,7 @@ class ForwardPass:
         rows = torch.arange(len(self.u), device=self.u.device)
         return jacobian(lambda u, context: self.decode(u, context), self.u, directions, None, rows)
 
-    def residual(self, through: int = ALL_STAGES, space: str = "latent") -> Tensor:
+    def residual(self, last_stage: int | None = None, space: str = "latent") -> Tensor:
         """Residual of the projection, (batch, ...); see :class:`.Squared` for the arguments.
 
         In the space ``metric`` it is the latent residual times the roots of the outer rotation's
@@ -120,15 +118,18 @@ class ForwardPass:
         """
         if self.outer is None:
             space = "latent"  # h is the image
-        key = through, space
+        key = last_stage, space
         if key not in self._residuals:
-            u = self._trace[0][through - 1]
-            projection = self._stages(through)._decode(u, None, self.context)
+            u = self._trace[0][:last_stage][-1]
+            projection = self._stages(last_stage)._decode(u, None, self.context)
             self._residuals[key] = self._residual(projection, space)
         return self._residuals[key]
 
     def weighted_residuals(
-        self, through: int = ALL_STAGES, space: str = "latent", random_dim: float | None = None
+        self,
+        last_stage: int | None = None,
+        space: str = "latent",
+        random_dim: float | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Residuals that a penalty is computed from, and the weight of each; None if all are equal.
 
@@ -137,14 +138,14 @@ class ForwardPass:
         manifold of a random dimension (:func:`nested_projection`).
         """
         if self._charted is None and random_dim is None:
-            return self.residual(through, space), None
-        key = through, space, random_dim
+            return self.residual(last_stage, space), None
+        key = last_stage, space, random_dim
         if key not in self._residuals:
             if self._charted is not None:
                 self._residuals[key] = self._chart_residuals(self._charted)
             elif random_dim is not None:
-                u, v = (each[through - 1] for each in self._trace[:2])
-                stages: Any = self._stages(through)
+                u, v = (coordinates[:last_stage][-1] for coordinates in self._trace[:2])
+                stages: Any = self._stages(last_stage)
                 drawn = self.draw(torch.rand)
                 projection, weight = nested_projection(
                     stages, u, v, random_dim, drawn, self.context
@@ -165,8 +166,8 @@ class ForwardPass:
         near = near.view(*near.shape, *[1] * (residuals.dim() - 2))
         return torch.where(near, residuals, 0.0).flatten(0, 1), len(u) * weights.flatten()
 
-    def _stages(self, through: int) -> Model:
-        return self.model.part(1, through) if through else self.model  # type: ignore[operator]
+    def _stages(self, last: int | None) -> Model:
+        return Hierarchy(self.model.stages[:last]) if last else self.model  # type: ignore
 
     def _residual(self, projection: Tensor, space: str) -> Tensor:
         target = self.clean

@@ -121,7 +121,7 @@ class Objective:
             penalty = self.reconstruction
             random_dim = penalty.random_dim if batch.training else None
             residuals, weights = batch.weighted_residuals(
-                penalty.through, penalty.space, random_dim
+                penalty.last_stage, penalty.space, random_dim
             )
             weights = weights if random_dim is None else None
             values["mse"] = weighted_mean(residuals.square(), weights)

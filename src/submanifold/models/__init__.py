@@ -1,8 +1,8 @@
 """Models: a manifold and an exact density, composed of stages of flows."""
 
 from submanifold.models.classifier import classify
-from submanifold.models.density import on_manifold
-from submanifold.models.hierarchy import Hierarchy, Slice
+from submanifold.models.density import manifold_density
+from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import Mixture
 from submanifold.models.model import Model
 from submanifold.models.settings import ModelSettings, StageSettings
@@ -13,9 +13,8 @@ __all__ = [
     "Mixture",
     "Model",
     "ModelSettings",
-    "Slice",
     "Stage",
     "StageSettings",
     "classify",
-    "on_manifold",
+    "manifold_density",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 from submanifold.common.errors import UserError
 from submanifold.flows import Flow, context_of
 from submanifold.flows.conditional import ConditionalLatents
-from submanifold.models.hierarchy import Hierarchy, Slice
+from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model
 from submanifold.models.stage import Stage
 
@@ -56,12 +56,11 @@ def class_log_probs(model: Model, x: Tensor) -> Tensor:
             "data.condition=label."
         )
     log_det = x.new_zeros(len(x))
-    hierarchy = model.hierarchy if isinstance(model, Slice) else model
-    if isinstance(hierarchy, Hierarchy) and model.has_density:
-        first, *later = hierarchy.stages
+    if isinstance(model, Hierarchy) and model.has_density:
+        first, *later = model.stages
         flow, *flows = first.flows
         if isinstance(flow, ConditionalLatents) and flow.of_context and not first.noise:
-            hierarchy._check_events(x)
+            model._check_events(x)
             x, log_det = flow._forward(x)
             stage = Stage([_OfLatents(flow), *flows], first.dim, first.off_manifold_scale)
             model = Hierarchy([stage, *later])

@@ -16,7 +16,7 @@ from submanifold.models.mixture import Mixture
 from submanifold.models.model import Model
 
 
-class OnManifold(NamedTuple):
+class ManifoldDensity(NamedTuple):
     r"""Density and metric of a manifold at the projections of events, each (batch,).
 
     Attributes:
@@ -33,13 +33,13 @@ class OnManifold(NamedTuple):
 
 
 @torch.no_grad()
-def on_manifold(
+def manifold_density(
     model: Model,
     x: Tensor,
     exact_up_to: int = 600,
     generator: torch.Generator | None = None,
     context: Tensor | None = None,
-) -> OnManifold:
+) -> ManifoldDensity:
     r"""Compute the log-density of the projection of x with respect to the manifold's volume.
 
     .. math:: \log p_M(g(u)) = \log p(u) - \tfrac12 \log\det J^T J, \qquad J = \partial g(u)
@@ -55,21 +55,21 @@ def on_manifold(
         generator: Source of the estimate's probes, on the CPU.
         context: See :class:`Model`.
     """
-    error, unknown = x.new_zeros(len(x)), x.new_full((len(x),), torch.nan)
+    error, unknown = x.new_zeros(x.shape[0]), x.new_full(x.shape[:1], torch.nan)
     if isinstance(model, Mixture):
         return _on_charts(model, x, exact_up_to, generator, context)
     if model.dim == model.event_dim:  # the manifold is the entire space
-        return OnManifold(model.log_prob(x, context), error, unknown)
+        return ManifoldDensity(model.log_prob(x, context), error, unknown)
     u = model.encode(x, context=context)[0]
     log_prob = model.code_log_prob(u, context)
     if model.dim > exact_up_to:
         decode = select(model.decode, context)
         volume, error = estimate_log_volume(decode, u, generator=generator)
-        return OnManifold(log_prob - volume, error, unknown)
+        return ManifoldDensity(log_prob - volume, error, unknown)
     columns = jacobian(model.decode, u, None, POINTS_PER_DECODING, context).double()
     volume = jacobian_log_volume(columns)
     excess = (columns.square().sum(1).log().sum(1) / 2 - volume) / (model.dim * math.log(2))
-    return OnManifold(log_prob - volume.to(u.dtype), error, excess.to(u.dtype))
+    return ManifoldDensity(log_prob - volume.to(u.dtype), error, excess.to(u.dtype))
 
 
 def _on_charts(
@@ -78,20 +78,20 @@ def _on_charts(
     exact_up_to: int,
     generator: torch.Generator | None,
     context: Tensor | None,
-) -> OnManifold:
+) -> ManifoldDensity:
     r"""On the responsible chart k, :math:`\pi_k\, p_M^k(y) / r_k(y)` at y = g_k(u).
 
     See :meth:`Mixture.overlap`.
     """
     u = mixture.encode(x, context=context)[0]
     index = u[:, -1].long()
-    found = OnManifold(*(torch.full_like(x.flatten(1)[:, 0], torch.nan) for _ in range(3)))
+    density = ManifoldDensity(*(torch.full_like(x.flatten(1)[:, 0], torch.nan) for _ in range(3)))
     for k, chart in enumerate(mixture.charts):
         members = index == k
         if not members.any():
             continue
         of_members = None if context is None else context[members]
-        on_chart = on_manifold(chart, x[members], exact_up_to, generator, of_members)
-        for values, new in zip(found, on_chart, strict=True):
+        on_chart = manifold_density(chart, x[members], exact_up_to, generator, of_members)
+        for values, new in zip(density, on_chart, strict=True):
             values[members] = new
-    return found._replace(log_prob=found.log_prob + mixture.overlap(u, context))
+    return density._replace(log_prob=density.log_prob + mixture.overlap(u, context))

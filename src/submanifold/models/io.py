@@ -1,6 +1,7 @@
 """Safetensors files with a checksum, and the models that are stored in them."""
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -8,21 +9,25 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write
+from submanifold.flows import Flow, build_flow, describe_flow
+from submanifold.models.stage import Stage
 
 if TYPE_CHECKING:
     from submanifold.models.model import Model
 
+FORMAT = 2
+"""Version of model files; raise it with every change of what :func:`describe` returns."""
 CHECKSUM = "checksum"
 GAUSSIAN = "gaussian."
 """Prefix of the names of tensors of :attr:`Model.gaussian`."""
@@ -75,6 +80,37 @@ def is_intact(path: Path) -> bool:
         return False
 
 
+def describe(part: Any) -> Any:
+    """Return the arguments of the constructor of a model, a stage or a flow, as JSON."""
+    if isinstance(part, Flow):
+        return describe_flow(part)
+    if isinstance(part, nn.ModuleList):
+        return [describe(member) for member in part]
+    if isinstance(part, nn.Module):
+        return {name: describe(getattr(part, name))
+                for name in inspect.signature(type(part)).parameters}  # fmt: skip
+    return part
+
+
+def build(kind: type[nn.Module], arguments: Any, kinds: Mapping[str, type["Model"]]) -> Any:
+    """Build an untrained model or stage from what :func:`describe` returned."""
+    names = [*inspect.signature(kind).parameters]
+    if not isinstance(arguments, dict) or arguments.keys() != {*names}:
+        raise UserError(f"a {kind.__name__.lower()} without the arguments {', '.join(names)}")
+    builders: dict[str, Any] = {
+        "flows": build_flow,
+        "stages": lambda stage: build(Stage, stage, kinds),
+        "charts": lambda chart: build(kinds["hierarchy"], chart, kinds),
+    }
+    hints, values = get_type_hints(kind.__init__, include_extras=True), {}
+    for name, value in arguments.items():
+        if name in builders:
+            values[name] = [*map(builders[name], TypeAdapter(list[dict]).validate_python(value))]
+        else:
+            values[name] = TypeAdapter(hints.get(name, Any)).validate_python(value)
+    return kind(**values)
+
+
 def load_model(path: Path, kinds: Mapping[str, type["Model"]]) -> "Model":
     """Rebuild a model, on the CPU, from its file and the classes of models by name.
 
@@ -98,6 +134,11 @@ def load_model(path: Path, kinds: Mapping[str, type["Model"]]) -> "Model":
 def _build(
     tensors: dict[str, Tensor], header: dict[str, Any], kinds: Mapping[str, type["Model"]]
 ) -> "Model":
+    if header.get("format") != FORMAT:
+        raise UserError(
+            f"format {header.get('format', 1)} instead of {FORMAT}: train the model again, or use "
+            "the version that wrote it"
+        )
     if header.get("model") not in kinds:
         raise UserError(f"model: expected one of {', '.join(kinds)}, got {header.get('model')}")
     for name in ("config", "notes", "data", "calibration"):
@@ -106,26 +147,26 @@ def _build(
     kind, config, data = kinds[header["model"]], header["config"], header["data"]
     gaussian = {name.removeprefix(GAUSSIAN): tensor for name, tensor in tensors.items()
                 if name.startswith(GAUSSIAN)}  # fmt: skip
-    tensors = {name: each for name, each in tensors.items() if not name.startswith(GAUSSIAN)}
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(GAUSSIAN)}
     largest = max(MIN_SIZE_LIMIT, sum(t.numel() for t in tensors.values()))
     integers = re.findall(r"(?<![\w.+-])\d+(?![\w.])", json.dumps(config))
-    if any(int(each) > largest for each in integers):
+    if any(int(digits) > largest for digits in integers):
         raise UserError(f"a config with sizes above {largest}, more than its tensors have")
     # on the meta device first, so that a config cannot allocate more than its tensors
     try:
         with torch.device("meta"), _limited_layers(LAYERS_LIMIT + 4 * len(tensors)):
-            planned = kind.from_config(**config)
+            planned = build(kind, config, kinds)
     except RuntimeError as error:
         raise UserError(f"a config of impossible sizes ({_first_line(error)})") from error
     expected = {name: t.shape for name, t in planned.state_dict().items()}
-    found = {name: t.shape for name, t in tensors.items()}
-    if expected != found or planned.event_dim > largest:
+    shapes = {name: t.shape for name, t in tensors.items()}
+    if expected != shapes or planned.event_dim > largest:
         raise UserError("tensors whose names or shapes do not match the config")
     if "size" in data:
         size, margin, shape = data["size"], data.get("margin", 0), planned.event_shape
         if shape != (data.get("channels"), size, size) or margin not in range((size + 1) // 2):
             raise UserError(f"images of size {size}, margin {margin}, for events of shape {shape}")
-    model = kind.from_config(**config)
+    model = build(kind, config, kinds)
     model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     model.load_state_dict(tensors)
     model.notes, model.data = header["notes"], data
@@ -151,7 +192,8 @@ def _limited_layers(most: int) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+        lines = ([*map(str, problem["loc"][-1:]), problem["msg"]] for problem in error.errors())
+        return "; ".join(map(": ".join, lines))
     return str(error).partition("\n")[0].removesuffix(".")
 
 

@@ -1,11 +1,10 @@
 """A mixture of hierarchies, which are the charts of one manifold."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import scipy  # its submodules are imported lazily
 import torch
-from pydantic import PositiveInt, validate_call
 from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
@@ -13,8 +12,6 @@ from submanifold.flows import DataInitialized
 from submanifold.flows.bijection import Context
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model
-
-Stages = list[dict[str, Any]]
 
 
 class ChartEncoding(NamedTuple):
@@ -69,7 +66,7 @@ class Mixture(DataInitialized, Model):
             chart.dim,
             dims=chart.dims,
             code_dims=(chart.dim + 1, chart.code_dims[1]),
-            has_density=all(each.has_density for each in charts),
+            has_density=all(chart.has_density for chart in charts),
         )
         self.charts: Sequence[Hierarchy] = nn.ModuleList(charts)  # type: ignore[assignment]
         self.logits = nn.Parameter(torch.zeros(len(charts)))
@@ -78,7 +75,7 @@ class Mixture(DataInitialized, Model):
         """Encode x (batch, ...) by every chart."""
         self._check_events(x)
         encoded = [chart(x, context) for chart in self.charts]
-        u, v, log_prob = (torch.stack(each) for each in zip(*encoded, strict=True))
+        u, v, log_prob = map(torch.stack, zip(*encoded, strict=True))
         return ChartEncoding(u, v, self.logits.log_softmax(0)[:, None] + log_prob)
 
     def select_chart(self, encoded: ChartEncoding) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,22 +129,6 @@ class Mixture(DataInitialized, Model):
             chart(x[member] if member.sum() > 1 else x)
         sizes = torch.stack([member.sum() for member in members])
         self.logits.copy_(sizes.clamp_min(1).to(self.logits).log())
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """See :attr:`Model.config`; ``stages`` are those of all charts, or else of the first."""
-        by_chart = [chart.config["stages"] for chart in self.charts]
-        config = {"charts": len(by_chart), "stages": by_chart[0]}
-        equal = all(stages == by_chart[0] for stages in by_chart)
-        return config if equal else {**config, "stages_by_chart": by_chart}
-
-    @classmethod
-    @validate_call
-    def from_config(
-        cls, charts: PositiveInt, stages: Stages, stages_by_chart: list[Stages] | None = None
-    ) -> Self:
-        """Build an untrained mixture from its :attr:`config`."""
-        return cls([*map(Hierarchy.from_config, stages_by_chart or [stages] * charts)])
 
 
 def _select(stacked: Tensor, index: Tensor) -> Tensor:

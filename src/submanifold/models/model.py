@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,15 @@ from submanifold.flows.bijection import Context
 from submanifold.flows.conditional import embedding_of
 from submanifold.flows.softflow import is_noise_conditional
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
-from submanifold.models.io import GAUSSIAN, load_model, save_tensors
+from submanifold.models.io import FORMAT, GAUSSIAN, describe, load_model, save_tensors
 from submanifold.models.stage import standard_normal_log_prob
 
-GRADIENTS, EXACT_GRADIENTS = 4, 16
+GRADIENTS, NEAREST_GRADIENTS = 4, 16
 """Gradients of the default and of the nearest projection."""
-FEW, EXACT_STEPS = 8, 12
+FEW, GAUSS_NEWTON_STEPS = 8, 12
 """Largest dimension of nearest projections by Gauss-Newton steps, and number of these steps."""
 
+ProjectionKind = Literal["encoder", "default", "nearest"]
 Values = TypeVar("Values")
 
 
@@ -41,7 +42,8 @@ def bits_per_dim(log_prob: Values, dim: int, bits: int = 0) -> Values:
 class Model(nn.Module, ABC):
     """A manifold of dimension d in R^D, and an exact density on R^D or on the manifold.
 
-    Subclasses define ``kind``, by which they are registered, and the abstract members. The methods
+    Subclasses define ``kind``, by which they are registered, and the abstract members; attributes
+    have the names of the constructor's arguments, from which files are rebuilt. The methods
     of a conditional model need the ``context`` of each event: classes (batch,), or standardized
     variables (batch, columns), to which :func:`.with_noise_scale` appends a noise scale. Images are
     floats (batch, channels, height, width) in [-0.5, 0.5), as :func:`submanifold.data.dequantize`
@@ -119,16 +121,6 @@ class Model(nn.Module, ABC):
         """Compute :meth:`decode`."""
 
     @property
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """The arguments of :meth:`from_config`, JSON-serializable."""
-
-    @classmethod
-    @abstractmethod
-    def from_config(cls, *args: Any, **config: Any) -> Self:
-        """Build an untrained model from its :attr:`config`, given as keyword arguments."""
-
-    @property
     def eigenvalues(self) -> Tensor | None:
         """An estimate of the diagonal of E[J^T J] of the decoder, (d,); None if unknown."""
         return None
@@ -138,7 +130,7 @@ class Model(nn.Module, ABC):
         if not self.has_density:
             raise UserError(
                 "log_prob: expected a model with a density on R^D, got one with an injection and a "
-                "density on the manifold. Use submanifold.models.on_manifold."
+                "density on the manifold. Use submanifold.models.manifold_density."
             )
         return self(x, context)[2]
 
@@ -148,7 +140,7 @@ class Model(nn.Module, ABC):
 
     def overlap(self, u: Tensor, context: Context = None) -> Tensor:
         """Log of the factor by which charts change the density at u, (batch,): 0 without charts."""
-        return u.new_zeros(len(u))
+        return u.new_zeros(u.shape[0])
 
     def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
         """Log-density of codes of samples: that on the manifold plus the log volume, (batch,)."""
@@ -172,15 +164,24 @@ class Model(nn.Module, ABC):
         return bits_per_dim(log_prob, self.event_dim, bits)
 
     def encode(
-        self, x: Tensor, exact: bool | None = None, context: Context = None
+        self, x: Tensor, projection: ProjectionKind = "encoder", context: Context = None
     ) -> tuple[Tensor, Tensor]:
-        """Map x to coordinates on the manifold, u (batch, d), and off it, v (batch, D - d).
+        """Map x to coordinates (u, v) that decode to x; ``project(x)`` has another u.
 
-        By default (u, v) decodes to x. With ``exact`` True or False, u is that of
-        ``project(x, exact)``; v remains the encoder's, so that (u, v) no longer decodes to x.
+        Args:
+            x: Events, (batch, *event_shape).
+            projection: Which coordinates u on the manifold: those of the ``encoder``, or those of
+                the ``default`` or the ``nearest`` projection (:meth:`project`), with which (u, v)
+                does not decode to x.
+            context: See the class.
+
+        Returns:
+            u (batch, d) on the manifold, and the encoder's v (batch, D - d) off it.
         """
         u, v, _ = self(x, context)
-        return (u if exact is None else self._nearest(x, exact, context).u), v
+        if projection == "encoder":
+            return u, v
+        return self._project(x, projection == "nearest", context).u, v
 
     def encoder_projection(self, x: Tensor, context: Context = None) -> Tensor:
         """Encode x and decode u with v = 0, the projection of the paper (section 4.1).
@@ -190,22 +191,21 @@ class Model(nn.Module, ABC):
         """
         return self.decode(self.encode(x, context=context)[0], context=context)
 
-    def project(self, x: Tensor, exact: bool = False, context: Context = None) -> Tensor:
-        """Project x onto the manifold, in the shape of x.
+    def project(self, x: Tensor, nearest: bool = False, context: Context = None) -> Tensor:
+        """Project x onto the manifold, in the shape of x; not ``decode(encode(x)[0])``.
 
         The default projection improves the :meth:`encoder_projection` by four gradients
         (:func:`submanifold.geometry.nearest.nearest_point`). It takes about three times as
         long where bfloat16 is fast, and five times otherwise (docs/evidence/performance.md).
-        With ``exact``, sixteen gradients approximate the nearest projection, in about 16 times the
-        time of the encoder projection; up to d = 8 it is found by Gauss-Newton steps. The squared
-        error is never larger than that of the encoder projection, but it may be that of a local
-        minimum.
+        With ``nearest``, sixteen gradients search the nearest projection, in about 16 times the
+        time of the encoder projection; up to d = 8 Gauss-Newton steps find it. The squared error is
+        never larger than that of the encoder projection, but may be that of a local minimum.
 
         Gradients of the default projection of images are in bfloat16 where the hardware is faster,
         errors in float32. The result has no derivative.
         """
         self._check_context(context)
-        return self._nearest(x, exact, context).image
+        return self._project(x, nearest, context).image
 
     def sample(
         self,
@@ -231,13 +231,19 @@ class Model(nn.Module, ABC):
     def describe(self) -> dict[str, Any]:
         """Summarize kind, architecture, number of parameters, notes and data, JSON-serializable."""
         parameters = sum(p.numel() for p in self.parameters())
-        return {"model": self.kind, **self.config, "parameters": parameters,
+        return {"model": self.kind, **describe(self), "parameters": parameters,
                 "notes": self.notes, "data": self.data}  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write the model to a safetensors file, atomically."""
-        header = {"model": self.kind, "config": self.config, "notes": self.notes,
-                  "data": self.data, "calibration": self.calibration}  # fmt: skip
+        header = {
+            "format": FORMAT,
+            "model": self.kind,
+            "config": describe(self),
+            "notes": self.notes,
+            "data": self.data,
+            "calibration": self.calibration,
+        }
         gaussian = {f"{GAUSSIAN}{name}": tensor for name, tensor in self.gaussian.items()}
         tensors = {name: tensor.detach().cpu().contiguous()
                    for name, tensor in (self.state_dict() | gaussian).items()}  # fmt: skip
@@ -258,16 +264,16 @@ class Model(nn.Module, ABC):
         return model.to(target).eval()
 
     @torch.no_grad()
-    def _nearest(self, x: Tensor, exact: bool, context: Context) -> Nearest:
+    def _project(self, x: Tensor, nearest: bool, context: Context) -> Nearest:
         u = self._coordinates_of(x, context)
 
         def decode(u: Tensor, context: Context = None) -> Tensor:
             return self._decode(u, None, context)
 
-        if exact and self.dim <= FEW:
-            return gauss_newton(decode, x, u, EXACT_STEPS, context)
-        gradients, precision = EXACT_GRADIENTS if exact else GRADIENTS, None
-        if not exact and len(self.event_shape) == 3:
+        if nearest and self.dim <= FEW:
+            return gauss_newton(decode, x, u, GAUSS_NEWTON_STEPS, context)
+        gradients, precision = NEAREST_GRADIENTS if nearest else GRADIENTS, None
+        if not nearest and len(self.event_shape) == 3:
             precision = choose_precision("auto", u)
         return nearest_point(decode, x, u, gradients, self.eigenvalues, precision, context)
 
@@ -294,18 +300,18 @@ class Model(nn.Module, ABC):
     def _check_events(self, x: Tensor) -> None:
         self._check("x", x, self.event_shape)
 
-    def _check(self, name: str, given: Tensor, shape: tuple[int, ...]) -> None:
+    def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         """Raise :class:`UserError` for a wrong shape or dtype, without reading values."""
         weight = next(self.parameters(), None)
-        dtype = given.dtype if weight is None else weight.dtype  # a flow may have no weights
-        if given.shape[1:] == shape and given.dtype == dtype:
+        dtype = tensor.dtype if weight is None else weight.dtype  # a flow may have no weights
+        if tensor.shape[1:] == shape and tensor.dtype == dtype:
             return
         fix = ""
-        if given.dtype != dtype:
+        if tensor.dtype != dtype:
             fix = f"Convert it with torch.as_tensor({name}, dtype={dtype})."
-        if given.dtype == torch.uint8:
+        if tensor.dtype == torch.uint8:
             fix = f"Convert bytes with submanifold.data.dequantize({name})."
         raise UserError(
             f"{name}: expected {dtype} of shape ({', '.join(map(str, ['batch', *shape]))}), got "
-            f"{given.dtype} of shape {tuple(given.shape)}. {fix}".rstrip()
+            f"{tensor.dtype} of shape {tuple(tensor.shape)}. {fix}".rstrip()
         )

@@ -2,28 +2,33 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import nn
 
 from submanifold.common.errors import UserError, error_prefix
 from submanifold.common.settings import Settings
-from submanifold.flows import FlowSettings, build_flow, make_conditional
+from submanifold.flows import Flow, FlowSettings, build_flow
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.mixture import Mixture
 from submanifold.models.model import Model
 from submanifold.models.stage import Stage, check_dim
 
-Context = Mapping[str, int] | None
+ContextSizes = Mapping[str, int] | None
 """The number of ``classes`` or ``columns`` that a model is conditional on; None without any."""
+
+
+def _as_list(flow: Any) -> Any:
+    return flow if isinstance(flow, list | tuple) else [flow]
 
 
 class StageSettings(Settings):
     """Settings of one stage (:ref:`theory-1`).
 
     Attributes:
-        flow: The flow, with its ``type`` and arguments.
-        then: Further flows, each acting on the latents of the one before.
+        flow: The flow, with its ``type`` and arguments; or a list of flows, each acting on the
+            latents of the one before.
         dim: Dimension of the manifold; None keeps all coordinates.
         default_dim: Whether nobody chose ``dim``.
         off_manifold_scale: Standard deviation sigma_v of the coordinates off the manifold.
@@ -31,8 +36,7 @@ class StageSettings(Settings):
             injective flows.
     """
 
-    flow: FlowSettings
-    then: tuple[FlowSettings, ...] = ()
+    flow: Annotated[tuple[FlowSettings, ...], BeforeValidator(_as_list), Field(min_length=1)]
     dim: int | None = Field(gt=0)
     default_dim: bool = False
     off_manifold_scale: float = Field(default=1.0, gt=0)
@@ -42,16 +46,16 @@ class StageSettings(Settings):
         """Return the dimension of the manifold for events of a shape."""
         return math.prod(event_shape) if self.dim is None else self.dim
 
-    def build(self, event_shape: Sequence[int], context: Context = None) -> Stage:
+    def build(self, event_shape: Sequence[int], context: ContextSizes = None) -> Stage:
         """Build the untrained stage for events of a shape; a UserError names what does not fit."""
         dim = self.manifold_dim(event_shape)
         check_dim(dim, math.prod(event_shape))  # an injection accepts any dimension
+        flows: list[Flow] = []
         with error_prefix("flow"):
-            flows = [build_flow(self.flow, event_shape, dim)]
-        with error_prefix("then"):
-            flows += [build_flow(each, (flows[0].latent_dim,), dim) for each in self.then]
-        if context:
-            flows = [make_conditional(each, **context) for each in flows]
+            for settings in self.flow:
+                shape = (flows[-1].latent_dim,) if flows else event_shape
+                described = {**settings.model_dump(), "context": context or None}
+                flows.append(build_flow(described, shape, dim))
         return Stage(flows, dim, self.off_manifold_scale, self.noise)
 
 
@@ -83,7 +87,7 @@ class ModelSettings(Settings):
         event_shape: Sequence[int],
         first: int = 1,
         last: int | None = None,
-        context: Context = None,
+        context: ContextSizes = None,
     ) -> list[Stage]:
         """Build the untrained stages ``first`` to ``last``, counted from 1; all by default.
 
@@ -102,7 +106,7 @@ class ModelSettings(Settings):
         model: Model | None,
         event_shape: Sequence[int],
         last: int | None = None,
-        context: Context = None,
+        context: ContextSizes = None,
     ) -> tuple[Model, list[nn.Module]]:
         """Append untrained stages, up to number ``last``, to a model of the first stages.
 

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Self
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, validate_call
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
-from submanifold.flows import FLOWS, Bijection, Compose, Flow, Injection, Rotation, rebuild_flow
+from submanifold.flows import Flow, Injection, Rotation
 from submanifold.flows.bijection import Context
 from submanifold.flows.orthogonal import LARGEST_MATRIX
 
@@ -26,8 +25,8 @@ class Stage(nn.Module):
     manifold.
 
     Args:
-        flow: The flow, from events to D flat latents; or several, each acting on the latents of the
-            one before.
+        flows: The flow, from events to D flat latents; or several, each acting on the latents of
+            the one before.
         dim: Dimension d of the manifold, 1 <= d <= D.
         off_manifold_scale: Standard deviation sigma_v of the density of v.
         noise: Standard deviation of the normal noise that is added to h in the density of a
@@ -48,13 +47,13 @@ class Stage(nn.Module):
 
     def __init__(
         self,
-        flow: Flow | Sequence[Flow],
-        dim: int,
-        off_manifold_scale: float = 1.0,
-        noise: float = 0.0,
+        flows: Flow | Sequence[Flow],
+        dim: PositiveInt,
+        off_manifold_scale: PositiveFloat = 1.0,
+        noise: NonNegativeFloat = 0.0,
     ):
         super().__init__()
-        flows = [flow] if isinstance(flow, Flow) else list(flow)
+        flows = [flows] if isinstance(flows, Flow) else list(flows)
         if not flows:
             raise UserError("flow: expected at least one, got none.")
         for outer, inner in pairwise(flows):
@@ -63,7 +62,7 @@ class Stage(nn.Module):
                     f"flow: expected a flow on events of shape ({outer.latent_dim},), the latents "
                     f"of the one before, got one on events of shape {inner.event_shape}."
                 )
-        self.flow: Bijection = flows[0] if len(flows) == 1 else Compose(flows)
+        self.flows: Sequence[Flow] = nn.ModuleList(flows)  # type: ignore[assignment]
         self.dim = dim
         self.off_manifold_scale = off_manifold_scale
         self.noise = noise
@@ -71,12 +70,6 @@ class Stage(nn.Module):
         self.event_dim = math.prod(self.event_shape)
         self.latent_dim = flows[-1].latent_dim
         check_dim(dim, self.latent_dim)
-
-    @property
-    def flows(self) -> list[Flow]:
-        """The flows, in the order in which events pass them."""
-        # flows such as RealNVP are subclasses of Compose
-        return list(self.flow.bijections) if type(self.flow) is Compose else [self.flow]  # type: ignore[arg-type, list-item]
 
     @property
     def rotation(self) -> Rotation | None:
@@ -106,7 +99,7 @@ class Stage(nn.Module):
         weight = next(self.parameters())
         rotation = Rotation(self.latent_dim, None if is_dense else leading)
         rotation = rotation.to(weight.device, weight.dtype)
-        self.flow = Compose([*self.flows, rotation])
+        self.flows.append(rotation)  # type: ignore[attr-defined]
         return rotation
 
     def forward(self, h: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,7 +109,7 @@ class Stage(nn.Module):
 
     def transform(self, h: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Apply the flows, given the context of a model (:meth:`.Flow.embed`)."""
-        log_det = h.new_zeros(len(h))
+        log_det = h.new_zeros(h.shape[0])
         for flow in self.flows:
             h, ld = flow(h, flow.embed(context))
             log_det = log_det + ld
@@ -128,20 +121,20 @@ class Stage(nn.Module):
             z = flow.inverse(z, flow.embed(context))
         return z
 
-    def coordinates(self, h: Tensor, context: Context = None) -> Tensor:
-        """Compute u only, (batch, d), which saves the products of a rotation for v."""
+    def coordinates(self, h: Tensor, count: int, context: Context = None) -> Tensor:
+        """Compute the first latents only, (batch, count), without products of a rotation for v."""
         if self.rotation is None:
-            return self(h, context)[0]
+            return self.transform(h, context)[0][:, :count]
         for flow in self.flows[:-1]:
             h = flow(h, flow.embed(context))[0]
-        return self.rotation.leading(h, self.dim)
+        return self.rotation.leading(h, count)
 
     def decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
-        """Map (u, v) to events; v = 0, a point on the manifold, by default."""
+        """Map latents (u, v) to events; v = 0, a point on the manifold, by default."""
         if v is None and self.rotation is not None:
             return self.inverse(u, context)  # saves the products with zeros
         if v is None:
-            v = u.new_zeros(len(u), self.latent_dim - self.dim)
+            v = u.new_zeros(u.shape[0], self.latent_dim - u.shape[1])
         return self.inverse(torch.cat([u, v], 1), context)
 
     def off_manifold_log_prob(self, v: Tensor) -> Tensor:
@@ -149,29 +142,6 @@ class Stage(nn.Module):
         return standard_normal_log_prob(v / self.off_manifold_scale) - v.shape[1] * math.log(
             self.off_manifold_scale
         )
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The arguments of :meth:`from_config`, JSON-serializable."""
-        names = {flow: name for name, flow in FLOWS.items()}
-        return {
-            "bijections": [{"type": names[type(flow)], **flow.config} for flow in self.flows],
-            "dim": self.dim,
-            "off_manifold_scale": self.off_manifold_scale,
-            **({"noise": self.noise} if self.noise else {}),
-        }
-
-    @classmethod
-    @validate_call
-    def from_config(
-        cls,
-        bijections: list[dict[str, Any]],
-        dim: PositiveInt,
-        off_manifold_scale: PositiveFloat,
-        noise: NonNegativeFloat = 0.0,
-    ) -> Self:
-        """Build an untrained stage from its :attr:`config`, given as keyword arguments."""
-        return cls([rebuild_flow(each) for each in bijections], dim, off_manifold_scale, noise)
 
 
 def check_dim(dim: int, latent_dim: int) -> None:

@@ -1,9 +1,15 @@
 """Training: one loop with checkpoints that resume bit for bit, and the phases that call it."""
 
-from submanifold.training.phases import PhaseSettings, encode_rows, rotate_phase, train_phase
+from submanifold.training.phases import (
+    PhaseSettings,
+    encode_rows,
+    rotate_phase,
+    train_phase,
+    train_phases,
+)
 from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.settings import TrainingSettings
 from submanifold.training.trainer import Trainer, fit
 
 __all__ = ["PhaseSettings", "RotationSettings", "Trainer", "TrainingSettings", "encode_rows",
-           "fit", "fit_rotation", "rotate_phase", "train_phase"]  # fmt: skip
+           "fit", "fit_rotation", "rotate_phase", "train_phase", "train_phases"]  # fmt: skip

@@ -141,7 +141,7 @@ def load_checkpoint(
     names = {weight: name for name, weight in module.named_parameters()}
     for optimizer in optimizers:
         optimizer.state.clear()
-        for weight in [each for group in optimizer.param_groups for each in group["params"]]:
+        for weight in [weight for group in optimizer.param_groups for weight in group["params"]]:
             for kind, values in groups.items():
                 if names[weight] in values:
                     value = _with_layout_of(weight, values[names[weight]])

@@ -82,10 +82,10 @@ def _rotation_cost(
     stage = Hierarchy(model.build(shape, phase.rotate, phase.rotate)).to(device)
     rows = np.random.default_rng(0).normal(size=(ROTATION_BATCH_SIZE, *stage.event_shape))
     batches = Batches(rows.astype(np.float32), ROTATION_BATCH_SIZE, device=device)
-    found = fit_rotation(stage, batches, PROBES, outer)
+    fitted = fit_rotation(stage, batches, PROBES, outer)
     # sums over the probes are a small part of a decomposition
-    fixed = found["decomposition_seconds"]
-    per_probe = (found["seconds"] - fixed) / found["probes"]
+    fixed = fitted["decomposition_seconds"]
+    per_probe = (fitted["seconds"] - fixed) / fitted["probes"]
     rotation = stage.stages[-1].rotation
     assert rotation is not None
     return PhaseCost(fixed, per_probe, phase.probes or PROBES_PER_AXIS * rotation.directions)

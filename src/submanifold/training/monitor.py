@@ -61,16 +61,16 @@ def warnings(row: Row, trained: Row | None = None) -> dict[str, str]:
         row: The results, with the losses of the validation data.
         trained: The last losses of the training data.
     """
-    found, step = {}, int(row["step"])
+    texts, step = {}, int(row["step"])
     if not row["inverse_error"] <= LARGEST_INVERSE_ERROR:
-        found["inverse"] = (
+        texts["inverse"] = (
             f"at step {step} the inverse differs from its input by {row['inverse_error']:.2g} "
             f"standard deviations of the data (limit {LARGEST_INVERSE_ERROR}): samples and "
             "projections do not match this density. Lower training.learning_rate, or use fewer "
             "steps or couplings"
         )
     if "thickness" in row and is_overfitted(row["thickness"], row["neighbour_correlation"]):
-        found["overfitting"] = (
+        texts["overfitting"] = (
             f"manifold overfitting at step {step}: the median distance from the manifold is "
             f"{row['thickness']:.2g} standard deviations of the data, and off-manifold coordinates "
             f"of neighbours correlate ({row['neighbour_correlation']:.2f}), so that the data have "
@@ -79,10 +79,10 @@ def warnings(row: Row, trained: Row | None = None) -> dict[str, str]:
         )
     name = "bits_per_dim"
     if trained is not None and name in trained and row[name] - trained[name] > LARGEST_GAP:
-        found["memorized"] = (
+        texts["memorized"] = (
             f"at step {step} validation data have {row[name]:.3g} bits per dimension and training "
             f"data {trained[name]:.3g}: the model memorizes the training data, and projections of "
             "other data diverge. Use fewer steps or couplings, or a larger input_noise; for tables "
             "the default method, noise-conditional, has one"
         )
-    return found
+    return texts

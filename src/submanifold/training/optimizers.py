@@ -40,12 +40,12 @@ def matrices_of(model: nn.Module) -> list[Tensor]:
     of one per pixel, so that orthogonalization would dominate the time of a step.
     """
     matrices: list[Tensor] = []
-    for coupling in [each for each in model.modules() if isinstance(each, Coupling)]:
+    for coupling in [module for module in model.modules() if isinstance(module, Coupling)]:
         largest = LARGEST_VECTOR_MATRIX if isinstance(coupling, MaskedAffineCoupling) else math.inf
         layers = [
-            each for each in coupling.net.modules() if isinstance(each, nn.Linear | nn.Conv2d)
+            layer for layer in coupling.net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)
         ]
-        matrices += [each.weight for each in layers if min(each.weight.shape) <= largest]
+        matrices += [layer.weight for layer in layers if min(layer.weight.shape) <= largest]
     return matrices
 
 
@@ -86,7 +86,7 @@ class Muon(Optimizer):
             torch._foreach_mul_(momenta, MOMENTUM)
             torch._foreach_add_(momenta, gradients)
             ahead = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)
-            stacked = torch.stack([each.flatten(1) for each in ahead])
+            stacked = torch.stack([weight.flatten(1) for weight in ahead])
             rows, columns = stacked.shape[1:]
             length = group["lr"] * math.sqrt(max(1, rows / columns))
             steps = [

@@ -36,7 +36,7 @@ from submanifold.data.arrays import context_of_array, with_context
 from submanifold.data.batches import Batches
 from submanifold.losses import Objective, Terms
 from submanifold.models import Hierarchy, Model, ModelSettings
-from submanifold.models.settings import Context
+from submanifold.models.settings import ContextSizes
 from submanifold.training.checkpoint import Row, TrainState
 from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.settings import TrainingSettings
@@ -126,20 +126,22 @@ def assemble(
     before: Model | None,
     event_shape: tuple[int, ...],
     device: torch.device,
-    context: Context = None,
+    context: ContextSizes = None,
 ) -> tuple[Any, Any, list[nn.Module], Objective]:
     """Return the model of a phase, its stages in training, its untrained modules and its loss."""
     first, last = phase.stages[0], phase.stages[-1]
     full: Any
     full, fresh = model.extend(before, event_shape, last, context)
     full = full.to(device)
-    outer = full.part(1, first - 1).requires_grad_(False) if first > 1 else None
-    trained = full if model.charts > 1 else full.part(first, last).requires_grad_(True)
+    outer = Hierarchy(full.stages[: first - 1]).requires_grad_(False) if first > 1 else None
+    trained = full
+    if model.charts == 1:
+        trained = Hierarchy(full.stages[first - 1 : last]).requires_grad_(True)
     objective = Objective(phase.terms, phase.input_noise, outer, phase.input_noise_min)
     return full, trained, fresh, objective
 
 
-def describe_context(context: np.ndarray | None) -> Context:
+def describe_context(context: np.ndarray | None) -> ContextSizes:
     """Return the number of classes of integers (N,), or of columns of floats (N, columns)."""
     if context is None:
         return None
@@ -164,11 +166,11 @@ def rotate_phase(
     """
     done = before.notes["phases"]
     full = copy.deepcopy(before).to(device).eval()
-    outer = full.part(1, phase.rotate - 1) if phase.rotate > 1 else None
+    outer = Hierarchy(full.stages[: phase.rotate - 1]) if phase.rotate > 1 else None
     batches = Batches(train, ROTATION_BATCH_SIZE, _phase_seed(seed, len(done)), device)
     with _locked_once(folder, name):
         fitted = fit_rotation(
-            full.part(phase.rotate, phase.rotate), batches, phase.probes, outer,
+            Hierarchy([full.stages[phase.rotate - 1]]), batches, phase.probes, outer,
             folder=folder, name=f"{name}, rotation",
         )  # fmt: skip
     last = done[-1] if done else {}
@@ -204,9 +206,9 @@ def train_phases(
     for name, phase in phases.items():
         inputs = {"train": train, "valid": valid}
         if phase.stages[0] > 1:
-            outer = trained.part(1, phase.stages[0] - 1)
-            inputs = {split: encode_rows(outer, each, seed, device)
-                      for split, each in inputs.items()}  # fmt: skip
+            outer = Hierarchy(trained.stages[: phase.stages[0] - 1])
+            inputs = {split: encode_rows(outer, events, seed, device)
+                      for split, events in inputs.items()}  # fmt: skip
         if isinstance(phase, RotationSettings):
             trained, _ = rotate_phase(phase, trained, inputs["train"], seed, device, folder, name)
         else:
@@ -251,12 +253,12 @@ def _warn_of_few(
 ) -> dict[str, str]:
     """Log which new stages have a smaller dimension than in the settings; return the warning."""
     first = len(before.stages) + 1 if isinstance(before, Hierarchy) else 1
-    found = [
+    texts = [
         f"stage_{n}.dim: expected at most {new.dim} with {count} training events, got {old.dim}; "
         f"trained with {new.dim}. Add training events, or set a smaller stage_{n}.dim"
         for n, (old, new) in enumerate(zip(model.stages, limited.stages, strict=True), 1)
         if n >= first and n in phase.stages and new.dim != old.dim
     ]
-    if found and distributed.rank() == 0:
-        log.warning("%s", ". ".join(found))
-    return {"dim": ". ".join(found)} if found else {}
+    if texts and distributed.rank() == 0:
+        log.warning("%s", ". ".join(texts))
+    return {"dim": ". ".join(texts)} if texts else {}

@@ -121,7 +121,7 @@ def fit_rotation(
     if path and (checkpoint := first_intact(path)):
         state = checkpoint.state
         device = rotation.eigenvalues.device
-        drawn |= {split: [each.to(device)] for split, each in checkpoint.tensors.items()}
+        drawn |= {split: [vectors.to(device)] for split, vectors in checkpoint.tensors.items()}
         log.info("%s: resuming at probe %d", name, state["round"] * per_round)
     distributed.barrier()  # before another process writes the file
     saved = time.monotonic()
@@ -140,7 +140,7 @@ def fit_rotation(
                      "left_out": state["left_out"] + len(computed) - len(inliers)}  # fmt: skip
             if path and distributed.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
                 saved = time.monotonic()
-                tensors = {split: torch.cat(each).cpu() for split, each in drawn.items() if each}
+                tensors = {split: torch.cat(rows).cpu() for split, rows in drawn.items() if rows}
                 save_tensors(tensors, path, {"state": state})
     decomposed = time.monotonic()
     fitted, held_out = (torch.cat(drawn[split] or drawn["held_out"]) for split in SPLITS)
@@ -165,7 +165,7 @@ def _probe_function(
 ) -> Callable[[int], Tensor]:
     """Return a function that computes the probes of a round, (probes, latent_dim)."""
     stage = model.stages[-1]
-    inner = model.part(1, len(model.stages) - 1) if len(model.stages) > 1 else None
+    inner = Hierarchy(model.stages[:-1]) if len(model.stages) > 1 else None
     weight = next(model.parameters())
     precision = choose_precision("auto", weight)
     image_shape = (outer or model).event_shape
@@ -188,7 +188,7 @@ def _probe_function(
         with autocast(weight.device, precision):
             z = encode(distributed.shard(h), context)
             at = Linearization(partial(decode, context=context), z)
-            probes = [at.vjp(2 * distributed.shard(each).to(h.dtype) - 1) for each in signs]
+            probes = [at.vjp(2 * distributed.shard(sign).to(h.dtype) - 1) for sign in signs]
         return distributed.all_gather(torch.cat(probes))
 
     return compute
@@ -207,7 +207,7 @@ def _set_rotation(
     else:
         axes = torch.zeros(fitted.shape[1], count, device=fitted.device)
         axes[blocks[0]] = principal_axes(fitted[:, blocks[0]], count)
-    coordinates = torch.cat([some.float() @ axes for some in held_out.split(CHUNK)])
+    coordinates = torch.cat([chunk.float() @ axes for chunk in held_out.split(CHUNK)])
     eigenvalues = coordinates.square().mean(0)
     others = len(axes) - count
     if others:
@@ -242,8 +242,8 @@ def principal_axes(probes: Tensor, count: int | None = None) -> Tensor:
 
     def multiply(columns: Tensor) -> Tensor:
         scaled, product = roots[:, None] * columns, torch.zeros_like(columns)
-        for some in probes.split(CHUNK):
-            chunk = some.float()
+        for part in probes.split(CHUNK):
+            chunk = part.float()
             product.addmm_(chunk.T, chunk @ scaled)
         product.mul_((roots / len(probes))[:, None])
         return product.addcmul_(rest[:, None], columns)
@@ -251,8 +251,8 @@ def principal_axes(probes: Tensor, count: int | None = None) -> Tensor:
     dim = len(diagonal)
     if count is None:
         covariance = torch.zeros(dim, dim, device=probes.device)
-        for some in probes.split(CHUNK):
-            chunk = some.float()
+        for part in probes.split(CHUNK):
+            chunk = part.float()
             covariance.addmm_(chunk.T, chunk)
         covariance *= roots[:, None] * roots / len(probes)
         covariance.diagonal().add_(rest)
@@ -280,17 +280,17 @@ def _signal_shares(probes: Tensor, diagonal: Tensor) -> Tensor:
     edges = [0, *(2**n for n in range(4, 32) if 2 ** (n + 1) <= dim), dim]
     for start, stop in pairwise(edges):
         band = order[start:stop]
-        some = band[:: math.ceil(len(band) / BAND_SAMPLE)]
-        scaled = probes[:, some].float() * diagonal[some].clamp_min(1e-30).rsqrt()
-        first, second = (each.T @ each for each in scaled.split((half, len(scaled) - half)))
+        sample = band[:: math.ceil(len(band) / BAND_SAMPLE)]
+        scaled = probes[:, sample].float() * diagonal[sample].clamp_min(1e-30).rsqrt()
+        first, second = (part.T @ part for part in scaled.split((half, len(scaled) - half)))
         both = first + second
-        for each in (first, second, both):
-            each.fill_diagonal_(0)
+        for matrix in (first, second, both):
+            matrix.fill_diagonal_(0)
         signal = (first * second).sum() * (len(probes) ** 2 / (half * (len(probes) - half)))
         shares[band] = (signal / both.square().sum()).nan_to_num(0, 0, 0).clamp(0, 1)
     return shares
 
 
 def _mean_square(probes: Tensor) -> Tensor:
-    sums = [some.float().square().sum(0) for some in probes.split(CHUNK)]
+    sums = [chunk.float().square().sum(0) for chunk in probes.split(CHUNK)]
     return torch.stack(sums).sum(0) / len(probes)

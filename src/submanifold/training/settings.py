@@ -18,8 +18,8 @@ class TrainingSettings(Settings):
             for all weights.
         lr_scale: Factor on both learning rates.
         warmup: Steps over which the learning rates rise linearly to their peaks.
-        cooldown_fraction: Fraction of the steps, at the end, in which they fall linearly.
-        end_factor: Factor on the peak learning rates at the end of the cooldown.
+        cooldown_fraction: Fraction of the schedule, at its end, in which they fall linearly to 0.
+        span: Part of the schedule that the phase covers; phases can follow each other in one.
         clip: Largest norm of the gradient; None does not clip.
         ema: Decay of the exponential moving average of the weights, which is what is kept.
         validate_every: Steps between validations, each with a checkpoint.
@@ -38,7 +38,7 @@ class TrainingSettings(Settings):
     lr_scale: float = Field(1.0, gt=0)
     warmup: int = Field(ge=0)
     cooldown_fraction: float = Field(ge=0, le=1)
-    end_factor: float = Field(0.0, ge=0, le=1)
+    span: tuple[float, float] = (0.0, 1.0)
     clip: float | None = Field(None, gt=0)
     ema: float = Field(ge=0, lt=1)
     validate_every: int = Field(gt=0)
@@ -50,8 +50,8 @@ class TrainingSettings(Settings):
 
 def lr_factor(step: int, settings: TrainingSettings) -> float:
     """Factor on the learning rates at a step: linear warmup, constant, linear cooldown."""
-    warmup, cooldown = settings.warmup, settings.cooldown_fraction * settings.steps
-    rise = (step + 1) / warmup if warmup else 1.0
-    fall = (settings.steps - step) / cooldown if cooldown else 1.0
-    end = settings.end_factor
-    return settings.lr_scale * min(rise, 1.0, end + (1 - end) * fall)
+    rise = (step + 1) / settings.warmup if settings.warmup else 1.0
+    start, end = settings.span
+    left = 1 - (start + (end - start) * step / settings.steps)
+    fall = left / settings.cooldown_fraction if settings.cooldown_fraction else 1.0
+    return settings.lr_scale * min(rise, 1.0, fall)

@@ -70,7 +70,7 @@ def flow_steps(
     ``shifts`` (steps, C) are the linear maps, None the identity. Other arguments and the results
     are those of :func:`affine_coupling`.
     """
-    parameters = [each for net in nets for each in net.parameters()]
+    parameters = [parameter for net in nets for parameter in net.parameters()]
     if _is_dual(x):
         return _dual_steps(x, _by_step(parameters, matrices, shifts), inverse)
     save = torch.is_grad_enabled()
@@ -168,8 +168,8 @@ class Steps(torch.autograd.Function):
         dx = dz.permute(0, 3, 1, 2)
         if only_x:
             return (dx, *[None] * (6 + len(parameters)))
-        of_nets = [each for dweights in by_step for each in dweights[:6]]
-        of_maps = [torch.stack(each) for each in [*zip(*by_step, strict=True)][6:]]
+        of_nets = [gradient for dweights in by_step for gradient in dweights[:6]]
+        of_maps = [torch.stack(gradients) for gradients in [*zip(*by_step, strict=True)][6:]]
         return dx, *(of_maps or (None, None)), None, None, None, None, *of_nets
 
 
@@ -194,7 +194,7 @@ def _by_step(
     nets = [parameters[at : at + 6] for at in range(0, len(parameters), 6)]
     if matrices is None or shifts is None:
         return nets
-    return [(*net, *each) for net, *each in zip(nets, matrices, shifts, strict=True)]
+    return [(*net, *linear) for net, *linear in zip(nets, matrices, shifts, strict=True)]
 
 
 def _hidden_layers(y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, ...]:

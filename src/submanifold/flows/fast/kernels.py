@@ -117,7 +117,7 @@ def step_backward(
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """Compute the gradients of :func:`step`: of x, and of the weights unless ``only_x``."""
     weights = _in_order(weights)
-    gradients = [] if only_x else [torch.empty_like(each) for each in weights]
+    gradients = [] if only_x else [torch.empty_like(weight) for weight in weights]
     dx = torch.empty_like(dz)
     tensors = dz, dlog_det, *saved, dx, None if only_x else _pointers(gradients)
     _call_step("step_backward", dtype, dz, weights, *tensors, inverse)
@@ -177,14 +177,14 @@ def _in_order(weights: Sequence[Tensor]) -> list[Tensor]:
     """Detach the weights, convolutions in channels-last order."""
     formats = {4: torch.channels_last}
     return [
-        each.detach().contiguous(memory_format=formats.get(each.ndim, torch.contiguous_format))
-        for each in weights
+        weight.detach().contiguous(memory_format=formats.get(weight.ndim, torch.contiguous_format))
+        for weight in weights
     ]
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
     """Create the struct ``Net`` of kernels.cpp; a missing linear map is null."""
-    return (ctypes.c_void_p * 8)(*(each.data_ptr() for each in tensors))
+    return (ctypes.c_void_p * 8)(*(tensor.data_ptr() for tensor in tensors))
 
 
 Argument = Tensor | ctypes.Array | int | None

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from submanifold.losses.forward_pass import ALL_STAGES, ForwardPass
+from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms.term import Term
 
 
@@ -18,7 +18,7 @@ class NoPenalty(Term):
 
     weight: ClassVar[float] = 0.0  # type: ignore[misc]
     space: ClassVar[str] = "latent"
-    through: ClassVar[int] = ALL_STAGES
+    last_stage: ClassVar[None] = None
     random_dim: ClassVar[None] = None
 
     def __call__(self, batch: ForwardPass) -> Tensor:
@@ -34,7 +34,8 @@ class Squared(Term):
         space: What is compared: ``latent`` (the paper), h and its projection; ``image``, the images
             that both decode to (:ref:`theory-3-9`); ``metric``, the same to first order behind a
             rotated stage (:ref:`theory-6-4`). All are equal if h is the image.
-        through: Number of the phase's stages that the projection uses; 0 is all.
+        last_stage: Last of the phase's stages that the projection uses, counted from 1; None is
+            all.
         pixel_range: Width of the interval of pixel values in the penalty: 1, or 256 for bytes
             (:ref:`theory-3-5`). Reported errors stay on [0, 1].
         random_dim: Each event draws a dimension log-uniformly from d / random_dim to
@@ -44,13 +45,13 @@ class Squared(Term):
     penalty: Literal["mse"] = "mse"
     weight: float = Field(gt=0)
     space: Literal["latent", "image", "metric"] = "latent"
-    through: int = Field(default=ALL_STAGES, ge=0)
+    last_stage: int | None = Field(default=None, gt=0)
     pixel_range: float = Field(default=1.0, gt=0)
     random_dim: float | None = Field(default=None, gt=1)
 
     def __call__(self, batch: ForwardPass) -> Tensor:
         """Mean over the batch and its coordinates, weighted if dimensions are random."""
-        residuals, weights = batch.weighted_residuals(self.through, self.space, self.random_dim)
+        residuals, weights = batch.weighted_residuals(self.last_stage, self.space, self.random_dim)
         return weighted_mean(self.elementwise(self.pixel_range * residuals), weights)
 
     def elementwise(self, residual: Tensor) -> Tensor:
