@@ -1,15 +1,11 @@
 """Batches and dequantization."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from submanifold.data import batches as batches_module
 from submanifold.data.arrays import load_npy, save_context, with_context
 from submanifold.data.batches import Batches, dequantize, quantize
 
@@ -80,26 +76,6 @@ def test_iteration_is_in_order_with_the_same_noise_each_time():
     assert not torch.equal(first[0], next(iter(Batches(images(), 6, seed=4)))[0])
     noise = (x + 0.5) * 256 - torch.from_numpy(images())
     assert not torch.allclose(noise[:6], noise[6:12], atol=1e-3)
-
-
-def resident_bytes(path):
-    """Memory of this process that is mapped to files in a folder."""
-    blocks = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
-    sizes = (re.search(r"\nRss: +(\d+) kB", block) for block in blocks if str(path) in block)
-    return sum(1024 * int(size[1]) for size in sizes)
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
-def test_a_large_file_is_read_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(batches_module, "MAPPED_BYTES", 2**20)
-    array = np.random.default_rng(0).integers(0, 256, (2000, 3, 32, 32), dtype=np.uint8)
-    np.save(tmp_path / "a.npy", array)
-    found, expected = Batches(np.load(tmp_path / "a.npy", mmap_mode="c"), 32), Batches(array, 32)
-    for step in range(30):
-        assert torch.equal(found.at(step)[0], expected.at(step)[0])
-        assert resident_bytes(tmp_path) < 2**20
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(found, expected, strict=True))
-    assert resident_bytes(tmp_path) < 2**20
 
 
 # ---- dequantization

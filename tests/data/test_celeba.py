@@ -3,14 +3,15 @@
 import hashlib
 import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import pytest
 import torchvision
 from source_files import plain, write_celeba
 
 from submanifold.common.errors import UserError
-from submanifold.data.settings import ImageSettings
+from submanifold.data.settings import ImageSettings, read_data_settings
 from submanifold.data.sources import fingerprint, open_source
 
 PARTITION = "list_eval_partition.txt"
@@ -30,15 +31,11 @@ def test_celeba_is_found_as_zip_or_folder_at_a_path_or_in_the_raw_folder(tmp_pat
     assert len(open_celeba(raw=tmp_path / "raw").names) == 10
 
 
-@pytest.mark.parametrize("place", ["next to it", "inside", "Eval"])
+@pytest.mark.parametrize("place", ["next to it", "Eval"])
 def test_the_official_partition_is_found(tmp_path, place):
     codes = "0001200010"
     file = write_celeba(tmp_path / "Img", codes=codes) / PARTITION
-    if place == "inside":
-        with zipfile.ZipFile(tmp_path / "Img" / "img_align_celeba.zip", "a") as archive:
-            archive.write(file, file.name)
-        file.unlink()
-    elif place == "Eval":
+    if place == "Eval":
         (tmp_path / "Eval").mkdir()
         file.rename(tmp_path / "Eval" / file.name)
     source = open_celeba(tmp_path / "Img" / "img_align_celeba.zip", split="official")
@@ -50,79 +47,23 @@ def test_the_official_partition_is_found(tmp_path, place):
 # ---- download
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    folder = write_celeba(tmp_path_factory.mktemp("celeba"), content=plain(kind="JPEG"))
-    return (folder / "img_align_celeba.zip").read_bytes()
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files without a log."""
 
-
-@pytest.fixture
-def server(archive):
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.server.requests.append(self.path)
-            if self.path == "/missing.zip":
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(archive)))
-            self.end_headers()
-            self.wfile.write(archive[: len(archive) // (2 if self.path == "/half.zip" else 1)])
-
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.requests = []
-        server.md5 = f"md5:{hashlib.md5(archive).hexdigest()}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def settings(server, name="complete.zip", checksum=None, **others):
-    url = f"http://127.0.0.1:{server.server_port}/{name}"
-    return ImageSettings(source="celeba", url=url, hash=checksum or server.md5, size=8, **others)
+    def log_message(self, *_):
+        pass
 
 
 def names_in(folder):
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
-def test_the_identity_is_the_same_before_and_after_the_download(server, tmp_path):
-    chosen = settings(server)
-    before = fingerprint(chosen, tmp_path)
-    assert server.requests == []
-    open_source(chosen, tmp_path).close()
-    assert fingerprint(chosen, tmp_path) == before
-    assert fingerprint(settings(server, checksum="md5:" + "0" * 32), tmp_path) != before
-    write_celeba(tmp_path / "celeba")  # by the user
-    assert fingerprint(chosen, tmp_path) != before
-
-
-@pytest.mark.parametrize(
-    ("name", "checksum", "reason"),
-    [
-        ("missing.zip", None, "404"),
-        ("half.zip", None, ""),
-        ("complete.zip", "md5:" + "0" * 32, "hash"),
-    ],
-)
-def test_a_failed_download_leaves_no_file_and_can_be_repeated(
-    server, tmp_path, name, checksum, reason
-):
-    with pytest.raises(UserError) as caught:
-        open_source(settings(server, name, checksum), tmp_path)
-    assert [word for word in (reason, name, "set path") if word not in str(caught.value)] == []
-    assert names_in(tmp_path) == []
-    assert len(open_source(settings(server), tmp_path).names) == 10
-
-
-def test_without_url_torchvision_downloads_zip_and_partition(tmp_path, monkeypatch, archive):
-    requests = []
+def test_torchvision_downloads_zip_and_partition(tmp_path, monkeypatch):
+    folder = write_celeba(tmp_path / "celeba", content=plain(kind="JPEG"))
+    archive = (folder / "img_align_celeba.zip").read_bytes()
+    requests, tmp_path = [], tmp_path / "raw"
     chosen = ImageSettings(source="celeba", split="official")
+    before = fingerprint(chosen, tmp_path)
 
     def fail(*_):
         raise RuntimeError("too many users have viewed this file")
@@ -143,3 +84,43 @@ def test_without_url_torchvision_downloads_zip_and_partition(tmp_path, monkeypat
     assert {name for _, _, name in requests} == {PARTITION, "img_align_celeba.zip"}
     assert set(requests) < set(torchvision.datasets.CelebA.file_list)
     assert source.split_rule == "official"
+    assert fingerprint(chosen, tmp_path) == before
+    write_celeba(tmp_path / "celeba")  # by the user
+    assert fingerprint(chosen, tmp_path) != before
+
+
+def test_a_mirror_is_downloaded_and_a_failed_download_leaves_no_file(tmp_path):
+    served = write_celeba(tmp_path / "served", content=plain(kind="JPEG"))
+    archive = (served / "img_align_celeba.zip").read_bytes()
+    handler = partial(QuietHandler, directory=served)
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        for name, digest, reason in (("missing.zip", "0" * 32, "404"),
+                                     ("img_align_celeba.zip", "0" * 32, "hash")):  # fmt: skip
+            wrong = ImageSettings(source="celeba", url=url + name, hash=f"md5:{digest}")
+            with pytest.raises(UserError, match=rf"(?s){name}.*{reason}.*set path"):
+                open_source(wrong, tmp_path / "raw")
+            assert names_in(tmp_path / "raw") == []
+        digest = hashlib.sha256(archive).hexdigest()
+        mirror = ImageSettings(
+            source="celeba", url=f"{url}img_align_celeba.zip", hash=f"sha256:{digest}"
+        )
+        assert len(open_source(mirror, tmp_path / "raw").names) == 10
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("url", ["https://user:secret@host/a.zip", "https://host/a?token=secret"])
+def test_addresses_with_secrets_are_refused_without_showing_them(url):
+    with pytest.raises(UserError, match="netrc") as caught:
+        read_data_settings({"source": "celeba", "url": url, "hash": "md5:" + "0" * 32})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_partition_of_other_lines_is_rejected(tmp_path):
+    write_celeba(tmp_path, codes="0012")
+    (tmp_path / PARTITION).write_text("000000.jpg 7\n")
+    with pytest.raises(UserError, match=f"{PARTITION}: expected a file name and 0, 1 or 2"):
+        open_celeba(tmp_path, split="official")

@@ -98,7 +98,9 @@ def test_pictures_are_loaded_like_the_images_of_a_model(tmp_path):
     files = [tmp_path / name for name in source.names]
     pictures = load_pictures(files, **settings.facts)
     assert (pictures.shape, pictures.dtype) == ((3, 1, 6, 6), np.uint8)
-    assert (pictures == np.stack([source.image(name) for name in source.names])).all()
+    assert (
+        pictures == np.stack([decode(source.image(name), **settings.form) for name in source.names])
+    ).all()
     assert load_pictures([], **settings.facts).shape == (0, 1, 6, 6)
 
 

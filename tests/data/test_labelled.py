@@ -55,7 +55,9 @@ def test_several_labels_of_an_image_are_kept(tmp_path):
     path = write_medmnist(tmp_path / "x.npz", [[0, 1], [1, 1], [1, 0]])
     labels = run(tmp_path, settings(path, "medmnist"))[3]
     assert sorted(labels["train"]) == [[0, 1], [1, 0], [1, 1]]
-    with pytest.raises(UserError, match=r"^labels: expected none for images with several labels"):
+    with pytest.raises(
+        UserError, match=r"^labels: expected none, because images have several labels"
+    ):
         open_source(settings(path, "medmnist", labels=[1]), tmp_path)
 
 
@@ -69,9 +71,9 @@ def replace(folder):
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (lambda folder: (folder / "t10k-labels-idx1-ubyte.gz").unlink(), "got no t10k-labels-idx1"),
+    (lambda folder: (folder / "t10k-labels-idx1-ubyte.gz").unlink(), "error: .*No such file"),
     (truncate, "expected the files of MNIST"),
-    (replace, "got a broken file"),
+    (replace, "expected the files of MNIST"),
 ])  # fmt: skip
 def test_damaged_files_are_rejected(tmp_path, files, damage, message):
     damage(files)
@@ -107,9 +109,12 @@ def test_only_the_original_pickles_of_cifar10_are_loaded(tmp_path):
     [
         ({"labels": [77]}, r"^labels: expected some of the labels \[0, 1, .*\], got \[77\]"),
         ({"other_labels": range(10)}, r"^other_labels: expected some of the labels"),
-        ({"counts": {"valid": 60}}, r"^counts\.valid: expected less than the 60 training images"),
+        (
+            {"counts": {"valid": 60}},
+            r"^split: expected train images in the official split, got none",
+        ),
     ],
 )
 def test_selections_that_leave_no_images_are_rejected(tmp_path, files, more, message):
     with pytest.raises(UserError, match=message):
-        open_source(settings(files, **more), tmp_path)
+        run(tmp_path, settings(files, **more))

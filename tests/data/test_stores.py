@@ -11,6 +11,7 @@ import pytest
 from source_files import plain, write_folder, write_lmdb, write_zip
 
 from submanifold.common.errors import UserError
+from submanifold.data.images import decode
 from submanifold.data.settings import ImageSettings
 from submanifold.data.sources import fingerprint, open_source
 from submanifold.data.sources.stores import open_store
@@ -22,13 +23,13 @@ def test_a_folder_contains_images_of_all_suffixes(tmp_path):
     write_folder(tmp_path, {name: name.encode() for name in images + others})
     store = open_store(tmp_path)
     assert store.names == sorted(images)
-    assert store.others == {".txt": 1, ".db": 1}
-    assert store.read("b/c.jpeg") == b"b/c.jpeg"
+    assert store.other_files == {".txt": 1, ".db": 1}
+    assert store.image("b/c.jpeg") == b"b/c.jpeg"
 
 
 def names(folder):
     store = open_store(folder)
-    return store.names, [item["name"] for item in store.skipped]
+    return store.names, sorted(item["name"] for item in store.skipped)
 
 
 def test_broken_links_and_special_files_are_skipped(tmp_path):
@@ -37,7 +38,6 @@ def test_broken_links_and_special_files_are_skipped(tmp_path):
     os.mkfifo(folder / "pipe.png")
     (folder / "folder.png").symlink_to(folder / "deep")
     assert names(folder) == (["deep/a.png"], ["folder.png", "link.png", "pipe.png"])
-    assert open_store(folder).skipped[1]["reason"] == "No such file or directory"
 
 
 @pytest.mark.parametrize(("target", "expected"), [("in", "deep/self"), ("other", "deep/self/back")])
@@ -56,7 +56,7 @@ def test_a_member_of_a_zip_takes_no_more_memory_than_its_declared_size(tmp_path)
     store = open_store(tmp_path / "a.zip")
     tracemalloc.start()
     with contextlib.suppress(zipfile.BadZipFile):
-        assert store.read("lie.png") == bytes(1000)
+        assert store.image("lie.png") == bytes(1000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**21
@@ -83,7 +83,8 @@ def test_an_lmdb_of_lsun_is_read_and_nothing_is_written(tmp_path, monkeypatch):
     for _ in range(2):
         source = open_source(settings, tmp_path)
         assert source.names == sorted(images)
-        reds = sorted(int(source.image(name)[0].mean().round()) for name in source.names)
+        images_read = (decode(source.image(name), 8, 3) for name in source.names)
+        reds = sorted(int(image[0].mean().round()) for image in images_read)
         assert np.abs(np.array(reds) - np.arange(40)).max() <= 3
         source.close()
     assert before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}

@@ -1,6 +1,5 @@
 """Reproducible batches of images or vectors, and dequantization."""
 
-import mmap
 import zlib
 from collections.abc import Iterator
 
@@ -12,9 +11,6 @@ from submanifold.common.threads import tuned
 from submanifold.data.arrays import context_of_array
 
 DEVICE_BYTES = 4 * 2**30
-# Reading one page of a memory map also maps neighbouring pages. All pages are released when this
-# estimate exceeds MAPPED_BYTES.
-READAHEAD_BYTES, MAPPED_BYTES = 2**21, 2**28
 
 Batch = tuple[Tensor, Tensor | None]
 """Events (batch, ...), and the context of each; None if the array has none."""
@@ -28,8 +24,7 @@ class Batches:
     passes, is seeded for each batch; all other random numbers that belong to it are drawn from it.
 
     Args:
-        array: (N, ...) uint8 images or float vectors. A memory map is read on demand, in bounded
-            memory; changes made to a map of mode ``c`` are lost.
+        array: (N, ...) uint8 images or float vectors. A memory map is read on demand.
         batch_size: Items in a batch, at most N.
         seed: Seed of the order and of the noise.
         device: Device of the batches. Arrays up to 4 GiB are copied to it once.
@@ -59,7 +54,6 @@ class Batches:
             self.rows = self.rows.to(self.device)
         contexts = context_of_array(array)
         self.contexts = None if contexts is None else torch.from_numpy(contexts).to(self.device)
-        self._map, self._mapped_bytes = _large_map(array), 0
         self._order, self._epoch = torch.empty(0, dtype=torch.long), -1
 
     def __len__(self) -> int:
@@ -102,14 +96,7 @@ class Batches:
         if rows.device != self.device:
             rows = rows.pin_memory().to(self.device, non_blocking=True)
         generator.manual_seed(_mix(self.seed, salt))
-        self._release_pages(rows)
         return rows if self.is_continuous else dequantize(rows, generator)
-
-    def _release_pages(self, rows: Tensor) -> None:
-        self._mapped_bytes += len(rows) * (READAHEAD_BYTES + rows[0].nbytes)
-        if self._map is not None and self._mapped_bytes > MAPPED_BYTES:
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._mapped_bytes = 0
 
 
 def dequantize(pixels: Tensor, generator: torch.Generator | None = None, bits: int = 8) -> Tensor:
@@ -177,14 +164,6 @@ def _add_noise(pixels: Tensor, noise: Tensor, bits: int) -> Tensor:
 def quantize(x: Tensor) -> Tensor:
     """Convert values in [-0.5, 0.5) to uint8 pixels; values outside are clipped."""
     return ((x + 0.5) * 256).floor().clamp(0, 255).to(torch.uint8)
-
-
-def _large_map(array: np.ndarray) -> mmap.mmap | None:
-    """The memory map behind a large array, if there is one."""
-    base: object = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base if isinstance(base, mmap.mmap) and array.nbytes > MAPPED_BYTES else None
 
 
 def _mix(seed: int, salt: int) -> int:

@@ -1,10 +1,12 @@
 """Preparation of a source: one array on disk for each split, and a manifest."""
 
+import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import locked, printable, read_json, remove_files, write_json
+from submanifold.common.files import (
+    locked,
+    printable,
+    read_json,
+    remove_files,
+    write_checksum,
+    write_json,
+)
 from submanifold.common.processes import map_in_threads
 from submanifold.common.progress import ProgressBar
-from submanifold.data.arrays import (
-    are_intact,
-    hash_arrays,
-    map_npy,
-    save_context,
-    write_chunks,
-)
-from submanifold.data.images import SUFFIXES
+from submanifold.data.arrays import map_npy, save_context, write_chunks
+from submanifold.data.images import SUFFIXES, decode
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 from submanifold.data.sources import SOURCES, SPLITS, Source, open_source
 from submanifold.data.splits import Groups, Pool, plan
@@ -31,20 +34,23 @@ log = logging.getLogger(__name__)
 
 Prepared = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 """Copy-on-write memory maps of train, valid and test, and the manifest."""
+Written = tuple[dict[str, Any], dict[str, list[Any]] | None, Groups | None]
+"""What :func:`prepare_once` stores beside the arrays: the manifest, and labels and groups."""
 
 CHUNK_IMAGES, CHUNK_BYTES = 64, 2**22
 """Most images, and bytes of images, that a thread decodes at a time."""
 MAX_LISTED = 1000
 LABELS, GROUPS = "labels.json", "groups.json"
-BROKEN_PERCENT, BROKEN_FILES = 1, 10
-MIN_IMAGES, FEW_IMAGES, CHECKED_IMAGES, MIN_CLASSES = 2, 100, 32, 2
+BROKEN_FILES = 10
+"""Number of images that may always be broken, but at most half; of many images 1% may be."""
+MIN_IMAGES, FEW_IMAGES, MIN_CLASSES = 2, 100, 2
 
 
 def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared:
     """Crop, resize and split the images of a source, in bounded memory.
 
-    Finished work is returned. Arrays that no longer have the hash in the manifest (after a disk
-    error) are prepared again, with a warning.
+    Finished work is returned. Arrays that no longer have their checksum (after a disk error) are
+    prepared again, with a warning.
 
     Args:
         settings: The source and the shape of the images.
@@ -58,20 +64,20 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
         split (None if images are independent).
 
     Raises:
-        UserError: If the source cannot be read or split, or too many images are broken
-            (:func:`allowed_broken`).
+        UserError: If the source cannot be read or split, or more than 10 images and more than 1%
+            of all, or more than half, are broken.
     """
     key = {"settings": settings.content, "fingerprint": settings.fingerprint(raw_folder)}
 
-    def write() -> dict[str, Any]:
+    def write() -> Written:
         with closing(open_source(settings, raw_folder)) as source:
             return _write(source, settings, folder)
 
-    *arrays, manifest = prepare_once(folder, f"the arrays of {settings.source}", key, write)
-    if manifest["skipped_count"]:
-        log.warning("skipped %d files, such as %s; see %s", manifest["skipped_count"],
-                    _list(manifest["skipped"]), folder / "manifest.json")  # fmt: skip
-    return arrays[0], arrays[1], arrays[2], manifest
+    prepared = prepare_once(folder, f"the arrays of {settings.source}", key, write)
+    if count := prepared[3]["skipped_count"]:
+        log.warning("skipped %d files, such as %s; see %s", count,
+                    _list(prepared[3]["skipped"]), folder / "manifest.json")  # fmt: skip
+    return prepared
 
 
 def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
@@ -85,99 +91,82 @@ def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
         Three float32 arrays (N, D), and the manifest.
     """
 
-    def write() -> dict[str, Any]:
-        remove_old(folder)
-        manifold, counts = settings.manifold, settings.counts.model_dump()
-        for index, (split, count) in enumerate(counts.items()):
+    def write() -> Written:
+        manifold = settings.manifold
+        for index, (split, count) in enumerate(settings.counts):
             points = manifold.sample(count, np.random.default_rng([settings.seed, index]))
             write_chunks(folder / f"{split}.npy", [points], points.shape[1:], np.float32)
-        return {"source": settings.source, "noise": manifold.noise, "counts": counts,
-                "dim": manifold.ambient_dim, "seed": settings.seed,
-                "split": "independent draws"}  # fmt: skip
+        return {"noise": manifold.noise, "dim": manifold.ambient_dim}, None, None
 
-    key = {"settings": settings.content}
+    key = {"settings": settings.content, "source": settings.source, "seed": settings.seed}
     return prepare_once(folder, f"the points of {settings.source}", key, write)
 
 
 def prepare_once(
-    folder: Path, what: str, key: dict[str, Any], write: Callable[[], dict[str, Any]]
+    folder: Path, what: str, key: dict[str, Any], write: Callable[[], Written]
 ) -> Prepared:
-    """Write arrays and a manifest, unless intact ones of this key exist."""
+    """Write arrays, labels, groups and a manifest, unless intact arrays of this key exist."""
+    files = [folder / f"{split}.npy" for split in SPLITS]
     with locked(folder, what):
         manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
-        arrays = {split: map_npy(folder / f"{split}.npy") for split in SPLITS}
-        counts = {split: len(array) for split, array in arrays.items() if array is not None}
-        same = all(manifest.get(name) == value for name, value in key.items())
-        has_groups = bool(read_groups(folder)) == bool(manifest.get("groups"))
-        if not same or manifest["counts"] != counts or not has_groups or not are_intact(folder):
-            if manifest or counts:
+        is_intact = all(map_npy(file) is not None for file in files)
+        if manifest | key != manifest or not is_intact:
+            if any(file.exists() for file in files):
                 log.warning(
                     "the arrays in %s are of other data, or damaged; preparing them again", folder
                 )
-            manifest = {**write(), "hash": hash_arrays(folder), **key}
+            old = (folder / name for name in ("manifest.json", LABELS, GROUPS))
+            remove_files([*old, *folder.glob("*.npy")])
+            began, (manifest, labels, groups) = time.monotonic(), write()
+            for name, values in ((LABELS, labels), (GROUPS, groups)):
+                if values is not None:
+                    write_json(folder / name, values)
+            arrays = [np.load(file, mmap_mode="r") for file in files]
+            hashes = "".join(map(write_checksum, files))
+            manifest |= {
+                "counts": dict(zip(SPLITS, map(len, arrays), strict=True)),
+                "groups": {s: len(set(groups[s])) for s in SPLITS} if groups else None,
+                "hash": f"sha256:{hashlib.sha256(hashes.encode()).hexdigest()}",
+                "seconds": round(time.monotonic() - began, 2),
+                **key,
+            }
             write_json(folder / "manifest.json", manifest)
-    train, valid, test = (np.load(folder / f"{split}.npy", mmap_mode="c") for split in SPLITS)
+    train, valid, test = (np.load(file, mmap_mode="c") for file in files)
     return train, valid, test, manifest
 
 
-def remove_old(folder: Path) -> None:
-    """Remove the files of other data."""
-    old = (folder / name for name in ("manifest.json", LABELS, GROUPS))
-    remove_files([*old, *folder.glob("*.npy")])
-
-
-def check(settings: ImageSettings, folder: Path, raw_folder: Path, trained_on: bool = True) -> None:
-    """Detect within a second what would make :func:`prepare` fail after minutes.
-
-    Opens and splits the source and decodes the first 32 images, unless it is prepared or a
-    download. If a model is trained on them, they must not be equal.
+def check(settings: ImageSettings, folder: Path, raw_folder: Path) -> None:
+    """Open and split the source, unless it is prepared or a download, to detect mistakes at once.
 
     Raises:
-        UserError: If the images cannot be used.
+        UserError: If the images cannot be found or split.
     """
     is_download = settings.path is None and SOURCES[settings.source].path is not None
-    if is_download or (folder / "manifest.json").is_file():
-        return
-    with closing(open_source(settings, raw_folder)) as source:
-        pools = plan(source, settings.counts, settings.seed)
-        count = sum(
-            share.count for pool in pools for share in pool.shares if share.split == "train"
-        )
-        if trained_on and count < MIN_IMAGES:
-            raise UserError(
-                f"counts.train: expected {MIN_IMAGES} images or more, got {count}. Decrease the "
-                "counts of valid and test, or set path to more images."
-            )
-        names = [name for pool in pools for name in pool.names[:CHECKED_IMAGES]][:CHECKED_IMAGES]
-        results = [_read(source, name)[1] for name in names]
-    images = [image for image in results if isinstance(image, np.ndarray)]
-    if not images:
-        raise UserError(
-            f"path={settings.path}: expected images, got {len(names)} files that cannot be decoded,"
-            f" such as {names[0]} ({results[0]}). Set another path."
-        )
-    if trained_on and len(images) > 1 and all((image == images[0]).all() for image in images):
-        raise UserError(
-            f"path={settings.path}: expected different images, got {len(images)} equal ones, which "
-            "have no density. Set another path."
-        )
-    if settings.channels == 3 and all((image == image[:1]).all() for image in images):
-        log.warning(
-            "data.channels: the images are grey, so that their three channels are equal and each "
-            "image is described three times. Use --params=data.channels=1."
-        )
+    if not is_download and not (folder / "manifest.json").is_file():
+        with closing(open_source(settings, raw_folder)) as source:
+            plan(source, settings.counts, settings.seed)
 
 
-def few_images(train: np.ndarray) -> str | None:
-    """A warning if fewer than 100 of the first 200 training images are different, or None."""
+def _notes(train: np.ndarray) -> Iterator[str]:
+    """Check the first 200 training images; yield warnings."""
     first = train[: 2 * FEW_IMAGES]
     different = len({image.tobytes() for image in first})
-    if different >= FEW_IMAGES:
-        return None
-    return (
-        f"expected {FEW_IMAGES} or more different training images, got {different} among the first "
-        f"{len(first)}: a model memorizes so few, and its metrics are not meaningful"
-    )
+    if different < MIN_IMAGES:
+        raise UserError(
+            f"counts.train: expected {MIN_IMAGES} or more different training images, got "
+            f"{different} among {len(first)}. Set path to other images, or decrease the counts of "
+            "valid and test."
+        )
+    if different < FEW_IMAGES:
+        yield (
+            f"expected {FEW_IMAGES} or more different training images, got {different} among the "
+            f"first {len(first)}: a model memorizes so few, and its metrics are not meaningful"
+        )
+    if first.shape[1] > 1 and (first == first[:, :1]).all():
+        yield (
+            "the images are grey, so that their three channels are equal and each image is "
+            "described three times; set data.channels=1"
+        )
 
 
 def read_labels(folder: Path) -> dict[str, list[Any]]:
@@ -190,58 +179,46 @@ def read_groups(folder: Path) -> Groups:
     return read_json(folder / GROUPS) or {}
 
 
-def _write(source: Source, settings: ImageSettings, folder: Path) -> dict[str, Any]:
-    """Write the arrays, labels, groups and contexts of a source, and return the manifest."""
-    began = time.monotonic()
+def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
+    """Write the arrays and contexts of a source; return the manifest, labels and groups."""
     names, broken = _write_arrays(source, settings, folder)
+    labels = groups = None
     if source.labels is not None:
         labels = {split: [source.labels[name] for name in names[split]] for split in SPLITS}
-        write_json(folder / LABELS, labels)
         if settings.condition:
             _write_classes(folder, labels)
-    groups = None
     if source.groups is not None:
         numbers = {group: n for n, group in enumerate(sorted(set(source.groups.values())))}
         groups = {split: [numbers[source.groups[name]] for name in names[split]]
                   for split in SPLITS}  # fmt: skip
-        write_json(folder / GROUPS, groups)
-    few = few_images(np.load(folder / "train.npy", mmap_mode="r"))
+    notes = _notes(np.load(folder / "train.npy", mmap_mode="r"))
     others = [{"name": f"*{suffix}" if suffix.startswith(".") else suffix,
                "reason": f"{count} files that are not {', '.join(SUFFIXES)}"}
               for suffix, count in source.other_files.most_common()]  # fmt: skip
     skipped = [*others, *source.skipped, *broken][:MAX_LISTED]
-    return {
+    manifest = {
+        **settings.form,
         "source": settings.source,
         "path": settings.path,
-        "counts": {split: len(names[split]) for split in SPLITS},
-        "crop": settings.crop_rule,
-        "size": settings.size,
-        "channels": settings.channels,
         "split": source.split_rule,
-        "split_note": "; ".join(filter(None, [source.note, few])) or None,
-        "groups": groups and {split: len(set(groups[split])) for split in SPLITS},
+        "split_note": "; ".join(filter(None, [source.note, *notes])) or None,
         "seed": settings.seed,
         "skipped": [{k: printable(v) for k, v in item.items()} for item in skipped],
         "skipped_count": source.other_files.total() + len(source.skipped) + len(broken),
-        "seconds": round(time.monotonic() - began, 2),
     }
+    return manifest, labels, groups
 
 
 def _write_classes(folder: Path, labels: Mapping[str, list[Any]]) -> None:
     """Write the labels of images as their contexts, which are classes from 0."""
     classes = {label for label in labels["train"] if isinstance(label, int)}
-    if classes != set(range(len(classes))) or len(classes) < MIN_CLASSES:
-        first = sorted(map(str, labels["train"][:MAX_LISTED]))
+    is_complete = classes == set(range(len(classes))) and len(classes) >= MIN_CLASSES
+    if not is_complete or any(set(values) - classes for values in labels.values()):
         raise UserError(
-            f"condition=label: expected training images of all labels from 0 to a largest one, got "
-            f"{', '.join(dict.fromkeys(first))}. Omit labels, other_labels or condition."
+            f"condition=label: expected training images of all labels from 0 to the largest one of "
+            f"any split, got {sorted(classes)}. Omit labels, other_labels or condition."
         )
     for split, values in labels.items():
-        if unknown := set(values) - classes:
-            raise UserError(
-                f"condition=label: expected labels of training images in {split}, got "
-                f"{sorted(unknown)}. Omit condition."
-            )
         save_context(folder / f"{split}.npy", np.array(values, np.int64))
 
 
@@ -250,21 +227,22 @@ def _write_arrays(
 ) -> tuple[dict[str, list[str]], list[dict[str, str]]]:
     """Write the arrays; return the names of their images, by split, and the broken images."""
     pools = plan(source, settings.counts, settings.seed)
-    remove_old(folder)
     shares = [share for pool in pools for share in pool.shares]
     total = sum(share.count for share in shares)
-    names, read, broken = dict[str, list[str]](), list[str](), list[dict[str, str]]()
+    allowed = min(max(total // 100, BROKEN_FILES), total // 2)
+    names, done, broken = dict[str, list[str]](), list[str](), list[dict[str, str]]()
+    read = partial(_read, source=source, settings=settings)
     chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(settings.event_shape)))
 
     def readable(pool: Pool) -> Generator[np.ndarray]:
-        for name, image in map_in_threads(lambda name: _read(source, name), pool.names, 0, chunk):
+        for name, image in map_in_threads(read, pool.names, chunk):
             if isinstance(image, np.ndarray):
                 progress.update()
-                read.append(name)
+                done.append(name)
                 yield image
                 continue
             broken.append({"name": name, "reason": image})
-            if len(broken) > (allowed := allowed_broken(total)):
+            if len(broken) > allowed:
                 raise UserError(
                     f"path: expected at most {allowed} broken images among {total}, got "
                     f"{len(broken)} so far, such as {_list(broken)}. Repair or remove them, or set "
@@ -275,9 +253,9 @@ def _write_arrays(
         for pool in pools:
             with closing(readable(pool)) as images:
                 for share in pool.shares:
-                    first, path = len(read), folder / f"{share.split}.npy"
+                    first, path = len(done), folder / f"{share.split}.npy"
                     write_chunks(path, islice(images, share.count), settings.event_shape, np.uint8)
-                    names[share.split] = read[first:]
+                    names[share.split] = done[first:]
     log.info("%s", progress)
     for share in shares:
         written = len(names[share.split])
@@ -293,14 +271,10 @@ def _list(skipped: list[dict[str, str]]) -> str:
     return printable("; ".join(f"{item['name']} ({item['reason']})" for item in skipped[:3]))
 
 
-def _read(source: Source, name: str) -> tuple[str, np.ndarray | str]:
+def _read(name: str, source: Source, settings: ImageSettings) -> tuple[str, np.ndarray | str]:
     """The name, and the image or an error."""
     try:
-        return name, source.image(name)
+        image = source.image(name)
+        return name, decode(image, **settings.form) if isinstance(image, bytes) else image
     except Exception as error:  # zips, disks and PIL's plugins raise many kinds of errors
         return name, f"{type(error).__name__}: {error}"
-
-
-def allowed_broken(total: int) -> int:
-    """Number of images that may be broken: 1% or 10, whichever is more, at most half."""
-    return min(max(total * BROKEN_PERCENT // 100, BROKEN_FILES), total // 2)

@@ -1,7 +1,7 @@
 """Preparation of a table: one array on disk for each split, and a manifest."""
 
 import logging
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import pandas as pd
 
 from submanifold.common.files import read_json, write_json
 from submanifold.data.arrays import context_path, write_chunks
-from submanifold.data.prepare import GROUPS, LABELS, Prepared, prepare_once, remove_old
+from submanifold.data.prepare import Prepared, Written, prepare_once
 from submanifold.data.settings import TableSettings
 from submanifold.data.tables import Preprocessor
-from submanifold.data.tables.schema import group_numbers, load_rows, schema_key
+from submanifold.data.tables.columns import named
+from submanifold.data.tables.schema import TableSchema, group_numbers, load_rows, schema_key
 
 ROWS = "rows.json"
 CHUNK_VALUES = 2**21
@@ -41,41 +42,59 @@ def prepare_table(settings: TableSettings, folder: Path, raw_folder: Path) -> Pr
     """
     schema = settings.read(raw_folder)
 
-    def write() -> dict[str, Any]:
-        began, (frame, order) = time.monotonic(), load_rows(settings)
-        remove_old(folder)
+    def write() -> Written:
+        frame, order = load_rows(settings)
         for split, rows in order.items():
             path = folder / f"{split}.npy"
             _write(path, frame, schema.inputs, rows)
             if schema.context is not None:
                 _write(context_path(path), frame, schema.context, rows)
         write_json(folder / ROWS, {"test": order["test"].tolist()})
-        label, groups = settings.label_column, group_numbers(settings, frame)
-        for name, values in ((LABELS, frame.get(label)), (GROUPS, groups)):
-            if values is not None:
-                items = {split: _to_json(pd.Series(values).iloc[rows])
-                         for split, rows in order.items()}  # fmt: skip
-                write_json(folder / name, items)
-        return {
-            "source": ", ".join(settings.paths) or settings.source,
-            "counts": schema.counts,
-            "columns": schema.describe(),
+        label, groups = frame.get(settings.label_column), group_numbers(settings, frame)
+        known = frame[[*schema.preprocessor.inputs]]
+        hashes = pd.util.hash_pandas_object(known, index=False)
+        is_incomplete = known.isna().any(axis=1) & (settings.missing == "drop")
+        manifest = {
+            "columns": schema.preprocessor.to_dict()["columns"],
             "dim": len(schema.inputs.varying),
+            "dropped": int(is_incomplete.sum()),
+            "duplicates": {split: int(hashes[order[split]].isin(hashes[order["train"]]).sum())
+                           for split in ("valid", "test")},
+            "source": ", ".join(settings.path or [settings.source]),
             "split": settings.split,
-            "split_note": "; ".join(schema.notes) or None,
-            "groups": schema.groups,
-            "dropped": schema.dropped,
-            "duplicates": schema.duplicates,
             "seed": settings.seed,
-            "seconds": round(time.monotonic() - began, 2),
-        }
+        }  # fmt: skip
+        manifest["split_note"] = "; ".join(_notes(schema, manifest, order)) or None
+        return (
+            manifest,
+            None if label is None else {s: _to_json(label.iloc[rows]) for s, rows in order.items()},
+            None if groups is None else {s: groups[rows].tolist() for s, rows in order.items()},
+        )
 
     key = {"key": schema_key(settings)}
     prepared = prepare_once(folder, f"the rows of {settings.source}", key, write)
-    log.info("columns: %s", schema.summary)
-    for note in schema.notes:
-        log.warning("%s", note)
+    by_kind: dict[str, list[str]] = {}
+    for column in schema.preprocessor.columns:
+        by_kind.setdefault(column.kind, []).append(column.name)
+    counted = (f"{len(names)} {kind}: {named(names)}" for kind, names in by_kind.items())
+    log.info("columns: %s", "; ".join(counted))
     return prepared
+
+
+def _notes(
+    schema: TableSchema, manifest: dict[str, Any], order: dict[str, np.ndarray]
+) -> Iterator[str]:
+    columns, train = schema.preprocessor.columns, len(order["train"])
+    if constant := [column.name for column in columns if column.kind == "constant"]:
+        yield f"constant columns are left out: {named(constant)}"
+    if manifest["dropped"]:
+        yield f"{manifest['dropped']:,} rows with missing values are left out"
+    for name, count in manifest["duplicates"].items():
+        if count:
+            yield f"{count:,} of {len(order[name]):,} {name} rows equal a training row"
+    if train < (dim := len(schema.preprocessor.varying)):
+        yield (f"there are fewer training rows ({train:,}) than columns ({dim:,}); the density is "
+               "not reliable")  # fmt: skip
 
 
 def read_rows(folder: Path) -> dict[str, list[int]]:
@@ -89,7 +108,7 @@ def _write(path: Path, frame: pd.DataFrame, preprocessor: Preprocessor, rows: np
     parts = (rows[start : start + size] for start in range(0, len(rows), size))
     chunks = (preprocessor.transform(frame.iloc[part][[*preprocessor.inputs]], part)
               for part in parts)  # fmt: skip
-    write_chunks(path, chunks, (len(preprocessor.varying),), np.float32, len(rows))
+    write_chunks(path, chunks, (len(preprocessor.varying),), np.float32)
 
 
 def _to_json(values: pd.Series) -> list[Any]:

@@ -24,8 +24,6 @@ from submanifold.data.synthetic import MANIFOLDS, Manifold, manifold
 if TYPE_CHECKING:
     from submanifold.data.tables.schema import TableSchema
 
-LABELLED = [name for name, kind in SOURCES.items() if kind.labels]
-GROUPED = [name for name, kind in SOURCES.items() if kind.image_files]
 INSTALLED = {
     "breast_cancer": "569 tumors, 30 measurements of cell nuclei; the label is benign or malignant",
     "diabetes": "442 patients, 10 measurements; the label is the progression of the disease",
@@ -35,17 +33,11 @@ INSTALLED = {
 """Tables that are installed with scikit-learn, with descriptions."""
 TABLES = ("table", *INSTALLED)
 
-CREDENTIALS = re.compile(
-    r"^\w+://[^/?#]*@|[?&][^=&]*(token|key|secret|sig|password|auth|credential)[^=&]*=",
-    re.IGNORECASE,
-)
-"""In an address: a user, or a parameter that looks like a secret."""
-
-Kind = Literal["images", "points", "table"]
+Kind = Literal["images", "synthetic", "table"]
 """Kind of data: images, points of a manifold with a known density, or rows of a table."""
 Categorical = Literal["refuse", "intervals"]
 Missing = Literal["refuse", "drop", "median"]
-Scale = Literal["standard", "quantile", "none"]
+Scale = Literal["standard", "none"]
 ColumnKind = Literal["integer", "number", "category", "ignore"]
 """Kind of a column that a user sets."""
 
@@ -108,9 +100,9 @@ class ImageSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _refuse_credentials(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and CREDENTIALS.search(str(values.get("url"))):
+        if isinstance(values, Mapping) and re.search(r"//[^/]*@|[?]", str(values.get("url"))):
             raise ValueError(
-                "url: expected an address without user, password and token, because it is stored "
+                "url: expected an address without user, password and query, because it is stored "
                 "with the run. Put user and password into ~/.netrc, or download the file and set "
                 "path"
             )
@@ -118,39 +110,25 @@ class ImageSettings(Settings):
 
     @model_validator(mode="after")
     def _check_rules(self) -> ImageSettings:
-        """Each setting either has an effect or is rejected; the first violated rule is reported."""
         kind, source = SOURCES[self.source], f"with source={self.source}"
-        omit, no_files = "Omit it", not kind.image_files
-        labelled = f"Omit it, or set source to one of {', '.join(LABELLED)}"
-        grouped = f"Omit it, or set source to one of {', '.join(GROUPED)}"
-        is_download = kind.url and self.path is None
-        rules: tuple[tuple[str, object, str, str], ...] = (
-            ("path", self.path is not None and kind.path is None, f"none {source}",
-             "Omit it, or set source=folder"),
-            ("path", self.path is None and kind.path_required, f"{kind.path} {source}", "Set it"),
-            ("crop", self.crop != "auto" and no_files, f"auto {source}", omit),
-            ("margin", self.margin and kind.path is None, f"0 {source}", omit),
-            ("margin", 2 * self.margin >= self.size, f"less than half of size={self.size}",
-             "Decrease it"),
-            ("labels", self.labels and not kind.labels, f"none {source}", labelled),
-            ("other_labels", self.other_labels and not kind.labels, f"none {source}", labelled),
-            ("other_labels", self.other_labels and self.labels, "none together with labels",
-             "Omit one of them"),
-            ("condition", self.condition and not kind.labels, f"none {source}", labelled),
-            ("groups", self.groups is not None and no_files, f"none {source}", grouped),
-            ("split", self.split == "official" and not kind.official_split,
-             f"random {source}, which has no official partition", omit),
-            ("url", self.url and not is_download, "none without a download of celeba",
-             "Omit it, or set source=celeba and omit path"),
-            ("hash", self.hash and not self.url, "none without url", "Omit it, or set url"),
-            ("hash", self.url and not self.hash, "the checksum of the file at url",
-             "Set it to sha256:<output of `sha256sum`>"),
-        )  # fmt: skip
-        for setting, is_violated, expected, fix in rules:
+        supported = {"path": kind.path, "groups": kind.image_files, "labels": kind.labels,
+                     "other_labels": kind.labels, "condition": kind.labels}  # fmt: skip
+        rules = [(name, getattr(self, name) is not None and not is_supported, f"none {source}")
+                 for name, is_supported in supported.items()]  # fmt: skip
+        rules += [
+            ("path", self.path is None and kind.path_required, f"{kind.path} {source}"),
+            ("margin", 2 * self.margin >= self.size, f"less than half of size={self.size}"),
+            ("split", self.split == "official" and not kind.official_split, f"random {source}"),
+            ("crop", self.crop != "auto" and not kind.image_files, f"auto {source}"),
+            ("url", self.url is not None and (not kind.url or self.path is not None),
+             f"none {source} and path={self.path}"),
+            ("hash", (self.url is None) != (self.hash is None), "the checksum of the file at url"),
+        ]  # fmt: skip
+        for setting, is_violated, expected in rules:
             if is_violated:
                 value = getattr(self, setting)
-                got = "none" if value is None else list(value) if type(value) is tuple else value
-                raise ValueError(f"{setting}: expected {expected}, got {got}. {fix}")
+                got = "none" if value is None else value
+                raise ValueError(f"{setting}: expected {expected}, got {got}")
         return self
 
     @property
@@ -159,15 +137,10 @@ class ImageSettings(Settings):
         return Path(str(self.path)).expanduser()
 
     @property
-    def crop_rule(self) -> str:
-        """The crop, with `auto` resolved: `square` or `celeba`."""
-        return SOURCES[self.source].crop if self.crop == "auto" else self.crop
-
-    @property
     def form(self) -> dict[str, Any]:
         """Arguments of :func:`submanifold.data.images.crop_and_resize`."""
-        return {"size": self.size, "channels": self.channels, "crop": self.crop_rule,
-                "margin": self.margin}  # fmt: skip
+        crop = SOURCES[self.source].crop if self.crop == "auto" else self.crop
+        return {"size": self.size, "channels": self.channels, "crop": crop, "margin": self.margin}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -178,8 +151,7 @@ class ImageSettings(Settings):
     @property
     def content(self) -> dict[str, Any]:
         """The settings on which the images depend, besides the source's fingerprint."""
-        idle = {"condition"} if self.condition is None else set()
-        return self.model_dump(mode="json", exclude={"path", "url", "hash", "groups"} | idle)
+        return self.model_dump(mode="json", exclude={"path", "url", "hash", "groups"})
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -209,7 +181,7 @@ class SyntheticSettings(Settings):
         seed: Seed of the draws.
     """
 
-    kind: ClassVar[Kind] = "points"
+    kind: ClassVar[Kind] = "synthetic"
     source: Literal[tuple(MANIFOLDS)]  # type: ignore[valid-type]
     noise: float | None = Field(None, ge=0)
     counts: Draws = Draws()
@@ -271,7 +243,7 @@ class TableSettings(Settings):
         categorical: `refuse` text, or map categories to numbers (`intervals`).
         missing: `refuse` missing values, `drop` their rows, or replace them by the column's
             `median`.
-        scale: `standard` (mean 0, standard deviation 1), `quantile` (normal scores), or `none`.
+        scale: `standard` (mean 0, standard deviation 1), or `none`.
         split: `random`, or the name of a column with the values train, valid and test.
         groups: Column of groups of rows that are not independent of each other. No group is in two
             splits, and confidence intervals are over groups. None: all rows are independent.
@@ -301,28 +273,16 @@ class TableSettings(Settings):
     def _check_path(self) -> TableSettings:
         if (self.source == "table") != (self.path is not None):
             expected = "the path of a table" if self.path is None else "none"
-            got = "none" if self.path is None else ", ".join(self.path)
-            fix = "Set it" if self.path is None else "Omit it, or set source=table"
             raise ValueError(
-                f"path: expected {expected} with source={self.source}, got {got}. {fix}"
+                f"path: expected {expected} with source={self.source}, got {self.path}"
             )
         return self
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The files and folders of the table."""
-        return self.path or ()
 
     @property
     def label_column(self) -> str | None:
         """The label, with the default of installed tables."""
         installed = self.source != "table"
         return "target" if installed and self.label is None else self.label
-
-    @property
-    def split_column(self) -> str | None:
-        """The column that names the split of each row."""
-        return None if self.split == "random" else self.split
 
     def read(self, raw_folder: Path | None = None) -> TableSchema:
         """Find the columns and the splits, once; see :func:`.tables.schema.read_schema`."""
@@ -341,8 +301,7 @@ class TableSettings(Settings):
     @property
     def content(self) -> dict[str, Any]:
         """The settings on which the rows depend, besides the content of the files."""
-        idle = {"condition"} if self.condition is None else set()
-        return self.model_dump(mode="json", exclude={"path"} | idle)
+        return self.model_dump(mode="json", exclude={"path"})
 
     @property
     def facts(self) -> dict[str, Any]:

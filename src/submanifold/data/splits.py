@@ -50,35 +50,31 @@ def group_images(groups: str, names: Iterable[str]) -> dict[str, str]:
     return group_of
 
 
-def check_groups(groups: Mapping[str, str], splits: Mapping[str, str]) -> None:
-    """Raise a UserError if a group is in two splits."""
-    pairs = Counter(group for group, _ in {(groups[name], splits[name]) for name in groups})
-    if divided := sorted(group for group, count in pairs.items() if count > 1):
+def check_groups(pairs: Iterable[tuple[str, str]]) -> None:
+    """Raise a UserError if a group is in two splits; the pairs are groups and splits."""
+    counts = Counter(group for group, _ in set(pairs))
+    if divided := sorted(group for group, count in counts.items() if count > 1):
         raise UserError(
-            f"groups: expected each group in one part of the official split, got {len(divided)} in "
+            f"groups: expected each group in one part of the given split, got {len(divided)} in "
             f"several, such as {divided[0]}. Set split=random, which keeps groups together."
         )
 
 
 def _read(path: str) -> dict[str, str]:
     try:
-        content = Path(path).expanduser().read_bytes()
+        text = Path(path).expanduser().read_text("utf-8", "surrogateescape")
     except OSError as error:
         raise UserError(
-            f"groups={path}: expected folder or the path of a text file, got a path that cannot be "
-            f"read ({error.strerror}; current folder: {Path.cwd()}). Correct it."
+            f"groups={path}: expected folder or the path of a text file, got an error: {error} "
+            f"(current folder: {Path.cwd()}). Correct it."
         ) from error
-    listed = {}
-    for number, line in enumerate(content.decode("utf-8", "surrogateescape").splitlines()):
-        parts = line.rsplit(maxsplit=1)
-        if len(parts) == 1:
-            raise UserError(
-                f"groups={path}: expected the name of an image and its group on each line, got "
-                f"{line[:60]!r} on line {number + 1}. Correct the file."
-            )
-        if parts:
-            listed[parts[0].strip()] = parts[1]
-    return listed
+    pairs = [line.strip().rsplit(maxsplit=1) for line in text.splitlines() if line.strip()]
+    if broken := [pair[0] for pair in pairs if len(pair) < 2]:
+        raise UserError(
+            f"groups={path}: expected the name of an image and its group on each line, got "
+            f"{broken[0]!r}. Correct the file."
+        )
+    return dict(pairs)
 
 
 @dataclass
@@ -113,20 +109,27 @@ def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
     pools = []
     for index, split in enumerate(SPLITS):
         names = [name for name in source.names if splits[name] == split]
-        wanted = getattr(counts, split)
         if not names:
             raise UserError(
                 f"split: expected {split} images in the {source.split_rule} split, got none. Set "
                 "split=random, or set path to the complete data set."
             )
-        if wanted is not None and wanted > len(names):
-            raise UserError(
-                f"counts.{split}: expected at most {len(names)}, the {split} images of the "
-                f"{source.split_rule} split, got {wanted}. Decrease it."
-            )
-        share = Share(split, wanted or len(names), exact=wanted is not None)
+        share = Share(
+            split, count_of(split, counts, len(names)), getattr(counts, split) is not None
+        )
         pools.append(Pool(_shuffled(names, [seed, index]), [share]))
     return pools
+
+
+def count_of(split: str, counts: Counts, available: int) -> int:
+    """Return how many images or rows of a given split are used: all, or as many as counts say."""
+    count: int | None = getattr(counts, split)
+    if count is not None and count > available:
+        raise UserError(
+            f"counts.{split}: expected at most {available:,}, which the given split has, got "
+            f"{count:,}. Decrease it."
+        )
+    return available if count is None else count
 
 
 def _shuffled(names: list[str], seed: int | list[int]) -> list[str]:

@@ -50,12 +50,12 @@ def fingerprint(settings: ImageSettings, raw_folder: Path) -> str:
     Raises:
         UserError: If a folder cannot be read.
     """
-    files = SOURCES[settings.source].files(settings, raw_folder)
+    files, groups = SOURCES[settings.source].files(settings, raw_folder), settings.groups
     try:
+        if groups not in (None, FOLDER):
+            groups = identify(Path(groups).expanduser())
         images = f"standard:{settings.hash}" if files is None else identify(*files)
-        if settings.groups in (None, FOLDER):
-            return f"{images}+groups:{settings.groups}" if settings.groups else images
-        return f"{images}+groups:{identify(Path(str(settings.groups)).expanduser())}"
+        return f"{images}+groups:{groups}"
     except OSError as error:
         raise UserError(
             f"path={settings.path}: expected files that can be read, got an error ({error}). "

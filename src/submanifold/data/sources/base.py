@@ -19,9 +19,9 @@ class Source:
     """Named images and the splits they belong to.
 
     Attributes:
-        names: Sorted names of all images.
-        image: Function of a name that reads an image, uint8 (channels, size, size). It is called in
-            threads, and raises any kind of error for a broken file.
+        names: Sorted names of all images; of files in a folder relative to it.
+        image: Function of a name that reads an image: an encoded file, or uint8 (channels, size,
+            size). It is called in threads, and raises any kind of error for a broken file.
         splits: The split of each name, or None if any image may be in any split.
         split_rule: `cells`, `groups`, `official` or `random`.
         note: A remark on the split for the user.
@@ -34,7 +34,7 @@ class Source:
     """
 
     names: list[str]
-    image: Callable[[str], np.ndarray]
+    image: Callable[[str], bytes | np.ndarray]
     splits: Mapping[str, str] | None = None
     split_rule: str = "random"
     note: str = ""
@@ -51,23 +51,25 @@ class SourceType:
 
     Attributes:
         open: Opens the source; downloads it first if necessary.
-        files: Returns the files and folders that determine the images; None if they are installed
-            or downloaded, always the same.
+        files: Returns the files and folders that determine the images, by default the path; None if
+            they are installed or downloaded, always the same.
         path: Description of the setting `path`, or None if it is not accepted.
         path_required: Whether `path` must be set; otherwise the source is downloaded without it.
-        url: Whether the setting `url` is accepted.
-        image_files: Whether images are files of any shape, with the settings `crop` and `groups`.
+        image_files: Whether images are files, with the setting `groups`.
         labels: Whether images have labels, by which they can be selected.
         official_split: Whether there is an official split.
-        crop: The crop of `crop=auto`.
+        crop: The crop, of :func:`submanifold.data.images.crop_and_resize`.
+        url: Whether it can be downloaded from the address in the setting `url`.
     """
 
     open: Callable[[ImageSettings, Path], Source]
-    files: Callable[[ImageSettings, Path], list[Path] | None] = lambda settings, raw_folder: None
+    files: Callable[[ImageSettings, Path], list[Path] | None] = lambda settings, raw_folder: (
+        [settings.file] if settings.path else None
+    )
     path: str | None = None
     path_required: bool = False
-    url: bool = False
     image_files: bool = False
     labels: bool = False
     official_split: bool = False
     crop: str = "square"
+    url: bool = False

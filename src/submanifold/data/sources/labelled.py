@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import locked
-from submanifold.data.images import crop_and_resize
+from submanifold.data.images import crop_and_resize, read_file
 from submanifold.data.sources.base import Source, SourceType
 
 if TYPE_CHECKING:
@@ -35,11 +35,6 @@ def open_labelled(settings: ImageSettings, data: Labelled) -> Source:
     if "valid" not in data:
         train = len(data["train"][0])
         valid = settings.counts.valid or max(1, train // 10)
-        if valid >= train and settings.split == "official":
-            raise UserError(
-                f"counts.valid: expected less than the {train} training images, which include the "
-                f"validation images, got {valid}. Decrease it."
-            )
         order = np.random.default_rng(settings.seed).permutation(train)
         splits |= {f"train/{n:06d}": "valid" for n in order[:valid]}
 
@@ -58,14 +53,11 @@ def _select_labels(settings: ImageSettings, data: Labelled) -> Labelled:
     if chosen is None:
         return data
     if any(labels.ndim > 1 for _, labels in data.values()):
-        raise UserError(
-            f"{setting}: expected none for images with several labels, got {list(chosen)}. Omit it."
-        )
+        raise UserError(f"{setting}: expected none, because images have several labels. Omit it.")
     existing = {int(label) for _, labels in data.values() for label in np.unique(labels)}
     if not set(chosen) <= existing or (settings.labels is None and set(chosen) == existing):
         raise UserError(
-            f"{setting}: expected some of the labels {sorted(existing)}, got {list(chosen)}. "
-            "Correct it."
+            f"{setting}: expected some of the labels {sorted(existing)}, got {list(chosen)}."
         )
     kept = {split: np.isin(labels, chosen, invert=settings.labels is None)
             for split, (_, labels) in data.items()}  # fmt: skip
@@ -80,18 +72,21 @@ def torchvision_source(name: str) -> SourceType:
 
     def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
         try:
-            if settings.path is not None:
-                data = _read(name, settings.file)
-            else:
+            if settings.path is None:
                 folder = raw_folder / "torchvision"
                 with locked(folder, f"the download of {name}"):
                     data = _load(name, folder, download=True)
+            elif name in FILES:
+                data = _load(name, settings.file)
+            else:
+                images, labels, *test = map(_read_idx, _files(name, settings.file))
+                data = {"train": (images, labels), "test": (test[0], test[1])}
         except Exception as error:  # each download and each broken file raises other errors
             place = f"at path={settings.path}" if settings.path else "by torchvision's download"
-            reason = " ".join(str(error).split()) or "a broken file"
             raise UserError(
-                f"source={settings.source}: expected the files of {name} {place}, got {reason}. "
-                "Fetch them again, or by hand, and set path to their folder."
+                f"source={settings.source}: expected the files of {name} {place}, got an error: "
+                f"{' '.join(str(error).split())}. Fetch them again, or by hand, and set path to "
+                "their folder."
             ) from error
         return open_labelled(settings, data)
 
@@ -115,23 +110,11 @@ def _files(name: str, root: Path) -> list[Path]:
     return files
 
 
-def _read(name: str, root: Path) -> Labelled:
-    """Read the files below a path; those of MNIST may be packed, and in any folder."""
-    if name in FILES:
-        return _load(name, root)
-    from torchvision.datasets.utils import extract_archive
-
-    with TemporaryDirectory() as folder:
-        raw = Path(folder, name, "raw")
-        raw.mkdir(parents=True)
-        for file in _files(name, root):
-            if not file.is_file():  # reading a pipe may block
-                raise FileNotFoundError(f"no {file.name}")
-            if file.suffix == ".gz":
-                extract_archive(file, raw)
-            else:
-                (raw / file.name).symlink_to(file.absolute())
-        return _load(name, Path(folder))
+def _read_idx(path: Path) -> np.ndarray:
+    """Read a file of MNIST: two zeros, the type, the number of dimensions, their sizes, bytes."""
+    content = gzip.decompress(read_file(path)) if path.suffix == ".gz" else read_file(path)
+    shape = np.frombuffer(content, ">i4", content[3], 4)
+    return np.frombuffer(content, np.uint8, offset=4 + shape.nbytes).reshape(shape)
 
 
 def _load(name: str, root: Path, download: bool = False) -> Labelled:
@@ -141,32 +124,23 @@ def _load(name: str, root: Path, download: bool = False) -> Labelled:
     for split in ("train", "test"):
         part = {"split": split} if name == "SVHN" else {"train": split == "train"}
         dataset = getattr(datasets, name)(root, download=download, **part)
-        if name == "SVHN":
-            data[split] = dataset.data.transpose(0, 2, 3, 1), np.array(dataset.labels)
-        else:
-            data[split] = np.array(dataset.data), np.array(dataset.targets)
+        images = dataset.data.transpose(0, 2, 3, 1) if name == "SVHN" else np.array(dataset.data)
+        data[split] = images, np.array(dataset.labels if name == "SVHN" else dataset.targets)
     return data
 
 
 def _open_medmnist(settings: ImageSettings, raw_folder: Path) -> Source:
     data = {}
     try:
-        if not settings.file.is_file():  # reading a pipe may block
-            raise FileNotFoundError(f"not a file (current folder: {Path.cwd()})")
-        with np.load(settings.file, allow_pickle=False) as arrays:
+        with np.load(settings.file) as arrays:
             for split, name in {"train": "train", "valid": "val", "test": "test"}.items():
                 images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
-                if (
-                    images.dtype != np.uint8
-                    or images.ndim < 3
-                    or images.shape[3:] not in ((), (3,))
-                ):
+                if images.dtype != np.uint8 or images.shape[3:] not in ((), (3,)):
                     raise ValueError(f"{images.dtype} images of shape {images.shape}")
                 data[split] = images, labels[:, 0] if labels.shape[1:] == (1,) else labels
     except Exception as error:  # a broken file raises many kinds of errors
         raise UserError(
-            f"path={settings.path}: expected an npz file of MedMNIST with grey or RGB uint8 "
-            "train_images, their train_labels, and the same of val and test, got "
+            f"path={settings.path}: expected an npz file of MedMNIST with grey or RGB images, got "
             f"{error}. Correct it, or fetch it again."
         ) from error
     return open_labelled(settings, data)
@@ -174,7 +148,6 @@ def _open_medmnist(settings: ImageSettings, raw_folder: Path) -> Source:
 
 MEDMNIST = SourceType(
     open=_open_medmnist,
-    files=lambda settings, raw_folder: [settings.file],
     path="an npz file of MedMNIST",
     path_required=True,
     labels=True,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
+from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.files import printable
 
 Kind = Literal["continuous", "quantized", "constant", "categorical", "indicator"]
@@ -44,8 +46,6 @@ class Column:
         decimals: Number of decimals of the multiples of a step.
         levels: Values of a quantized column that are no multiples of a step, which is then the
             smallest difference.
-        knots: Pairs of a value minus the origin and its normal score, increasing, between which the
-            transformation is linear (``scale=quantile``).
         categories: Names of categories and their shares of the training rows, the largest first.
         fill: Replaces missing values; None refuses them.
     """
@@ -61,7 +61,6 @@ class Column:
     step: float | None = None
     decimals: int | None = None
     levels: tuple[float, ...] | None = None
-    knots: tuple[tuple[float, float], ...] | None = None
     categories: tuple[tuple[str, float], ...] | None = None
     fill: float | str | None = None
 
@@ -76,10 +75,10 @@ class Column:
         return [name for name, _ in self.categories or ()]
 
     @property
-    def bits(self) -> float | None:
-        """Bits of a training value: log2 of the number of steps; None for continuous columns."""
+    def bits(self) -> float:
+        """Bits of a training value: log2 of the number of steps, infinite without a step."""
         if self.step is None:
-            return None
+            return math.inf
         return math.log2(len(self.levels or ()) or round((self.high - self.low) / self.step) + 1)
 
     @property
@@ -99,41 +98,19 @@ class Column:
 
     def standardize(self, shifted: np.ndarray) -> np.ndarray:
         """Map dequantized values minus the origin to standard units."""
-        if self.knots is None:
-            return (shifted - self.offset) / self.scale
-        values, scores, slopes = self._pieces
-        below, above = (shifted - values[0]).clip(max=0), (shifted - values[-1]).clip(min=0)
-        return np.interp(shifted, values, scores) + slopes[0] * below + slopes[-1] * above
+        return (shifted - self.offset) / self.scale
 
     def restore(self, x: np.ndarray) -> np.ndarray:
         """Invert :meth:`standardize`."""
-        if self.knots is None:
-            return x * self.scale + self.offset
-        values, scores, slopes = self._pieces
-        below, above = (x - scores[0]).clip(max=0), (x - scores[-1]).clip(min=0)
-        return np.interp(x, scores, values) + below / slopes[0] + above / slopes[-1]
+        return x * self.scale + self.offset
 
     def log_slope(self, shifted: np.ndarray) -> np.ndarray:
         """Log-derivative of :meth:`standardize`, and by the noise of categories."""
-        if self.kind == "categorical":
-            left, right = 1 - shifted / TAIL, 1 - (len(self.names) - shifted) / TAIL
-            return left.clip(min=0) + right.clip(min=0) - math.log(self.scale)
-        if self.knots is None:
-            return np.full(len(shifted), -math.log(self.scale))
-        values, _, slopes = self._pieces
-        return np.log(slopes[np.searchsorted(values, shifted, "right")])
-
-    @property
-    def _pieces(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values and scores of the knots, and the slopes before, between and after them.
-
-        The outer slopes are those of the next segment, at most the mean slope.
-        """
-        values, scores = np.array(self.knots).T
-        slopes = np.diff(scores) / np.diff(values)
-        mean = (scores[-1] - scores[0]) / (values[-1] - values[0])
-        outer = np.minimum(mean, slopes[[0, -1]])
-        return values, scores, np.concatenate([outer[:1], slopes, outer[1:]])
+        slope = np.full(len(shifted), -math.log(self.scale))
+        if self.kind != "categorical":
+            return slope
+        left, right = 1 - shifted / TAIL, 1 - (len(self.names) - shifted) / TAIL
+        return left.clip(min=0) + right.clip(min=0) + slope
 
     def snap(self, values: np.ndarray) -> np.ndarray:
         """Subtract the origin, and remove rounding errors of values on the grid."""
@@ -162,10 +139,6 @@ class Column:
         return values if self.decimals is None else np.round(values, self.decimals)
 
 
-class ColumnProblem(Exception):  # noqa: N818
-    """What is wrong with a column, and details."""
-
-
 def to_line(category: np.ndarray, noise: np.ndarray, count: int) -> np.ndarray:
     r"""Map categories 0, ..., count - 1 and noise in (0, 1) to numbers.
 
@@ -192,39 +165,50 @@ def _beyond(distance: np.ndarray) -> np.ndarray:
     return inside - TAIL * (1 + np.log(inside / TAIL))
 
 
-def to_numbers(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Convert a column to float64, with NaN for missing values.
+class ColumnProblem(Exception):  # noqa: N818
+    """What is wrong with a column, and details."""
 
-    Returns:
-        The numbers, and a mask of the values that are neither numbers nor missing.
+    def __init__(self, what: str, details: str = ""):
+        super().__init__(what, details)
+
+
+def coerce(values: pd.Series) -> np.ndarray:
+    """Convert a column to float64, with NaN for missing values and text.
 
     Raises:
-        ColumnProblem: The column contains dates, complex numbers, or nested values.
+        ColumnProblem: The column contains dates, times or complex numbers.
     """
-    dtype = values.dtype
-    if types.is_complex_dtype(dtype):
-        raise ColumnProblem("complex numbers")
-    if types.is_bool_dtype(dtype) or types.is_numeric_dtype(dtype):
-        numbers = values.to_numpy(np.float64, na_value=np.nan)
-        return numbers, np.zeros(len(numbers), bool)
-    if types.infer_dtype(values).startswith(("date", "time")):
-        raise ColumnProblem("dates")
-    coerced = pd.to_numeric(values.astype(object), errors="coerce")
-    numbers = coerced.to_numpy(np.float64, na_value=np.nan)
+    kind = types.infer_dtype(values)
+    if kind.startswith(("complex", "date", "period", "time")):
+        raise ColumnProblem(kind)
+    if not types.is_numeric_dtype(values.dtype):
+        values = pd.to_numeric(values.astype(object), errors="coerce")
+    return values.to_numpy(np.float64, na_value=np.nan)
+
+
+def is_text(values: pd.Series) -> bool:
+    """Return whether a column has more text than numbers, or pandas' categories."""
+    numbers = coerce(values)
+    text = np.isnan(numbers) & values.notna()
+    is_category = isinstance(values.dtype, pd.CategoricalDtype)
+    return is_category or bool(text.sum() > np.isfinite(numbers).sum())
+
+
+def to_numbers(values: pd.Series) -> np.ndarray:
+    """Convert a column to float64, with NaN for missing values.
+
+    Raises:
+        ColumnProblem: The column contains something else than finite numbers.
+    """
+    numbers = coerce(values)
     text = np.isnan(numbers) & values.notna().to_numpy()
-    if text.any() and types.is_list_like(values.iloc[int(text.argmax())]):
-        raise ColumnProblem("nested values")
-    return numbers, text
-
-
-def check_finite(values: pd.Series, numbers: np.ndarray, text: np.ndarray) -> None:
-    """Raise a :class:`ColumnProblem` if the result of :func:`to_numbers` has text or infinities."""
     if text.any():
         row = int(text.argmax())
         first = f"{printable(str(values.iloc[row]))!r} in row {values.index[row]}"
         raise ColumnProblem("text among numbers", f" ({text.sum():,}, such as {first})")
     if infinite := int(np.isinf(numbers).sum()):
         raise ColumnProblem("infinities", f" ({infinite:,})")
+    return numbers
 
 
 def named(columns: Iterable[str]) -> str:
@@ -234,8 +218,20 @@ def named(columns: Iterable[str]) -> str:
     return ", ".join(names[:MAX_NAMED]) + more
 
 
-def dropping(columns: Sequence[str]) -> str:
-    """Write the setting that leaves columns out."""
-    more = "|..." if len(columns) > MAX_NAMED else ""
-    names = "|".join(map(printable, columns[:MAX_NAMED])) + more
-    return f"data.drop={names}" if names.isalnum() else f"data.drop='{names}'"
+def matching(setting: str, patterns: Iterable[str], frame: pd.DataFrame) -> list[str]:
+    """Return the columns with names or patterns, in the table's order.
+
+    Raises:
+        UserError: There is no column of a name or pattern.
+    """
+    matches: set[str] = set()
+    for pattern in patterns:
+        names = [pattern] if pattern in frame else fnmatch.filter(frame.columns, pattern)
+        if not names:
+            raise UserError(
+                f"{setting}: expected columns of the table or patterns of them "
+                f"({named(frame.columns)}), got {printable(pattern)}."
+                f"{did_you_mean(pattern, frame.columns)}"
+            )
+        matches.update(names)
+    return [name for name in frame if name in matches]

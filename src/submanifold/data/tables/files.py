@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import logging
-import lzma
 import re
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +22,8 @@ log = logging.getLogger(__name__)
 SNIFFED_LINES = 50
 SEPARATORS, WHITESPACE = ",;\t|", r"\s+"
 DECIMAL_COMMA, DECIMAL_POINT = re.compile(r"-?\d+,\d+"), re.compile(r"-?\d+\.\d+")
-OPENERS: dict[str, Any] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-"""Functions that open CSV files, by compression."""
+COMPRESSIONS = "", ".gz", ".bz2", ".xz"
+"""Suffixes of CSV files, which pandas decompresses."""
 
 
 def list_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -42,14 +38,11 @@ def list_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
         in_folder = [*file.iterdir()] if file.is_dir() else [file]
         tables = sorted(path for path in in_folder if path.is_file() and is_table(path))
         if not tables:
-            problem = f"the suffix {file.suffix or 'none'}; images need dataset=folder"
-            if file.is_dir():
-                problem = "a folder without any; images need dataset=folder"
-            elif not file.exists():
-                problem = f"a path that does not exist (current folder: {Path.cwd()})"
+            problem = f"the suffix {file.suffix or 'none'}" if file.is_file() else "no such file"
             raise UserError(
                 f"path={file}: expected a CSV, Parquet, Feather, NPY or NPZ file, or a folder of "
-                f"them, got {problem}. Correct it, or convert the file."
+                f"them, got {problem} (current folder: {Path.cwd()}). Correct it, or convert the "
+                "file; images need dataset=folder."
             )
         files += tables
     return files
@@ -102,11 +95,10 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    opener = OPENERS.get(path.suffix.lower(), open)
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        lines = [line for line in islice(file, SNIFFED_LINES) if line.strip()]
-    if not lines:
-        raise EOFError("the file is empty")
+    first = pd.read_csv(path, sep="\0", header=None, dtype=str, nrows=SNIFFED_LINES,
+                        quoting=csv.QUOTE_NONE, keep_default_na=False,
+                        encoding="utf-8-sig")  # fmt: skip
+    lines = first[0].tolist()
     rows = {separator: list(csv.reader(lines, delimiter=separator)) for separator in SEPARATORS}
     separator = max(SEPARATORS, key=lambda separator: len(rows[separator][0]))
     words = [line.split() for line in lines]
@@ -118,8 +110,6 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if not has_header:
         log.warning("%s: the first line contains numbers; the columns are x0, x1, ...", path.name)
         names = [f"x{index}" for index in range(len(names))]
-    if "" in names[1:]:
-        raise ValueError(f"column {names.index('', 1) + 1} has no name in the first line")
     fields = [field for row in rows[separator][1:] for field in row]
     comma = separator == ";" and any(map(DECIMAL_COMMA.fullmatch, fields)) and not any(
         map(DECIMAL_POINT.fullmatch, fields)
@@ -154,7 +144,7 @@ def _read_arrays(path: Path) -> pd.DataFrame:
 
 
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    **{kind + compression: _read_csv for kind in (".csv", ".tsv") for compression in OPENERS},
+    **{kind + suffix: _read_csv for kind in (".csv", ".tsv") for suffix in COMPRESSIONS},
     **dict.fromkeys((".parquet", ".pq"), pd.read_parquet),
     **dict.fromkeys((".feather", ".arrow"), pd.read_feather),
     **dict.fromkeys((".npy", ".npz"), _read_arrays),

@@ -13,18 +13,17 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from submanifold.common.errors import UserError, did_you_mean
+from submanifold.common.errors import UserError
 from submanifold.data.tables.columns import (
     Column,
     ColumnProblem,
-    check_finite,
-    dropping,
+    is_text,
+    matching,
     named,
     to_numbers,
 )
@@ -41,7 +40,6 @@ TOLERANCE, MAX_TOLERANCE = 4.0, 0.01
 """Rounding errors of a value that is a multiple of a step: units of the last place, steps."""
 PRECISIONS = {"float16": 2.0**-11, "float32": 2.0**-24}
 """Relative rounding errors of types, others than that of float64."""
-QUANTILES = 129
 MAX_ROUNDING = 8
 """Largest range of a constant column, in rounding errors of its values."""
 MIN_RESOLUTION = 2.0**-22
@@ -49,66 +47,42 @@ MIN_RESOLUTION = 2.0**-22
 MAX_VALUE = 1e150
 MIN_ROWS = 2
 
-FIXES = {"text": "data.categorical=intervals", "missing values": "data.missing=median"}
-"""Settings that solve a problem without leaving the column out."""
-
 
 def fit_columns(
     frame: pd.DataFrame, kinds: Mapping[str, ColumnKind], categorical: Categorical,
     missing: Missing, scale: Scale, training: np.ndarray | None = None,
 ) -> tuple[Column, ...]:  # fmt: skip
     """Find the kind and the standardization of each column; see :meth:`.Preprocessor.fit`."""
-    names = list(map(str, frame.columns))
-    if twice := list(dict.fromkeys(frame.columns[frame.columns.duplicated()])):
-        raise UserError(
-            f"columns: expected different names of columns, got {named(twice)} more than once. "
-            "Rename the columns."
-        )
-    if unknown := [name for name in kinds if name not in names]:
-        raise UserError(
-            f"columns.{unknown[0]}: expected a column of the table ({named(names)}), got none of "
-            f"this name.{did_you_mean(unknown[0], names)}"
-        )
-    frame = frame[[name for name in names if kinds.get(name) != "ignore"]]
+    matching("columns", kinds, frame)
+    frame = frame[[name for name in frame if kinds.get(str(name)) != "ignore"]]
     training = np.ones(len(frame), bool) if training is None else training
     if missing == "drop":
         complete = frame.notna().all(axis=1).to_numpy()
         frame, training = frame[complete], training[complete]
     if training.sum() < MIN_ROWS:
-        what = "complete training rows" if missing == "drop" else "training rows"
         raise UserError(
-            f"rows: expected at least {MIN_ROWS} {what}, got {training.sum()}. Use a larger table."
+            f"rows: expected at least {MIN_ROWS} training rows"
+            f"{' without missing values' if missing == 'drop' else ''}, got {training.sum()}. Use "
+            "a larger table."
         )
     columns: list[Column] = []
-    problems: dict[str, dict[str, str]] = {}  # details by name of the column
-    for name in map(str, frame):
-        absent = int(frame[name].isna().sum())
-        if 0 < absent < len(frame) and missing == "refuse":
-            problems.setdefault("missing values", {})[name] = f" ({absent:,})"
+    problems: dict[str, list[str]] = {}  # columns with details
+    for name, values in frame.items():
         try:
-            column = _fit(frame[name], kinds.get(name), categorical, missing, scale, training)
-            columns.append(column)
+            columns.append(
+                _fit(values, kinds.get(str(name)), categorical, missing, scale, training)
+            )
         except ColumnProblem as problem:
-            what, *detail = problem.args
-            problems.setdefault(what, {})[name] = "".join(detail)
+            what, details = problem.args
+            problems.setdefault(what, []).append(f"{name}{details}")
     if problems:
-        raise UserError(_describe(problems))
+        got = "; ".join(f"{what} in {named(names)}" for what, names in problems.items())
+        raise UserError(
+            f"columns: expected finite numbers, got {got}. Correct or convert them, leave columns "
+            "out with data.drop, or set data.missing=median for missing values and "
+            "data.categorical=intervals for text."
+        )
     return tuple(columns)
-
-
-def _describe(problems: Mapping[str, Mapping[str, str]]) -> str:
-    """Write one message of all problems, with the settings that solve them."""
-    found = "; ".join(
-        f"{what} in {named(f'{name}{detail}' for name, detail in details.items())}"
-        for what, details in problems.items()
-    )
-    everything = list(dict.fromkeys(name for names in problems.values() for name in names))
-    advice = f"Leave these columns out with {dropping(everything)}, or correct or convert them."
-    if fixes := [setting for what, setting in FIXES.items() if what in problems]:
-        others = [name for what, names in problems.items() if what not in FIXES for name in names]
-        fixes = [dropping(list(dict.fromkeys(others))), *fixes] if others else fixes
-        advice = advice.replace("correct or convert them", f"set {' and '.join(fixes)}")
-    return f"columns: expected finite numbers, got {found}. {advice}"
 
 
 def _fit(
@@ -118,20 +92,18 @@ def _fit(
     """Describe a column from its training rows; check all rows."""
     if values[training].isna().all():
         raise ColumnProblem("no values")
+    if missing == "refuse" and (absent := int(values.isna().sum())):
+        raise ColumnProblem("missing values", f" ({absent:,})")
     column = Column(str(values.name), "constant", str(values.dtype))
-    is_text = kind is None and isinstance(values.dtype, pd.CategoricalDtype)
-    if kind != "category" and not is_text:
-        numbers, text = to_numbers(values)
-        is_text = kind is None and text.sum() > np.isfinite(numbers).sum()
-        if not is_text:
-            check_finite(values, numbers, text)
-            numbers = numbers[training & ~np.isnan(numbers)]
-            if missing == "median":
-                column = replace(column, fill=float(np.quantile(numbers, 0.5, method="lower")))
-            return _fit_numbers(column, numbers, kind, scale)
-    if is_text and categorical == "refuse":
-        raise ColumnProblem("text")
-    return _fit_categories(column, values[training], missing == "median")
+    if kind == "category" or (kind is None and is_text(values)):
+        if kind is None and categorical == "refuse":
+            raise ColumnProblem("text")
+        return _fit_categories(column, values[training], missing == "median")
+    numbers = to_numbers(values)
+    numbers = numbers[training & ~np.isnan(numbers)]
+    if missing == "median":
+        column = replace(column, fill=float(np.quantile(numbers, 0.5, method="lower")))
+    return _fit_numbers(column, numbers, kind, scale)
 
 
 def _fit_categories(column: Column, values: pd.Series, fills: bool) -> Column:
@@ -160,12 +132,10 @@ def _fit_numbers(
     low, high = float(values.min()), float(values.max())
     largest = max(abs(low), abs(high))
     column = replace(column, low=low, high=high, origin=low)
-    if largest > MAX_VALUE:
-        raise ColumnProblem(f"values beyond {MAX_VALUE:g}")
     if high - low <= MAX_ROUNDING * precision * largest:
         return column
-    if high - low < 1 / MAX_VALUE:
-        raise ColumnProblem(f"a range below {1 / MAX_VALUE:g}")
+    if largest > MAX_VALUE or high - low < 1 / MAX_VALUE:
+        raise ColumnProblem(f"values beyond {MAX_VALUE:g}, or a range below {1 / MAX_VALUE:g},")
     mean, deviation = float((values - low).mean()), float((values - low).std())
     step, decimals, levels = _find_step(values, precision)
     if kind == "integer" and step is None:
@@ -182,7 +152,7 @@ def _fit_numbers(
         if (step or deviation / 100) < MIN_RESOLUTION * largest:
             raise ColumnProblem("differences that float32 cannot represent (data.scale=none)")
         return replace(column, offset=-column.origin, scale=1.0)
-    return replace(column, knots=_knots(column, values)) if scale == "quantile" else column
+    return column
 
 
 def _find_step(
@@ -217,18 +187,3 @@ def _grid(values: np.ndarray, precision: float) -> tuple[float, int]:
             integers = np.rint(scaled).astype(np.int64)
             return int(np.gcd.reduce(abs(integers - integers[0]))) / 10**decimals, decimals
     return math.nan, 0
-
-
-def _knots(column: Column, values: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """Compute quantiles of the dequantized values, and the normal scores of their ranks."""
-    shifted = column.snap(values)
-    if column.step is not None:
-        shifted = shifted + column.step * np.random.default_rng(0).random(len(shifted))
-    ranks = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    quantiles, index = np.unique(np.quantile(shifted, ranks), return_inverse=True)
-    if len(quantiles) < MIN_ROWS:  # nearly all values are equal
-        quantiles, index = np.array([shifted.min(), shifted.max()]), np.array([0, 1])
-        ranks = np.array([0.5, QUANTILES - 0.5]) / QUANTILES
-    mean = np.bincount(index, ranks) / np.bincount(index)  # of the ranks of equal quantiles
-    scores = [NormalDist().inv_cdf(rank) for rank in mean]
-    return tuple(zip(map(float, quantiles), scores, strict=True))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from submanifold.common.errors import UserError, did_you_mean
-from submanifold.common.files import printable
-from submanifold.data.tables.columns import Column, ColumnProblem, check_finite, named, to_numbers
+from submanifold.data.tables.columns import Column, ColumnProblem, named, to_numbers
 from submanifold.data.tables.fitting import fit_columns
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 Table: TypeAlias = "pd.DataFrame | np.ndarray | Sequence[Sequence[float]]"
 
+COLUMNS = TypeAdapter(tuple[Column, ...])
 MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -69,7 +70,7 @@ class Preprocessor:
             categorical: ``refuse`` text, or map categories to ``intervals`` of the real line.
             missing: ``refuse`` missing values, ``drop`` their rows, or replace them by the
                 ``median`` of the column, or its most frequent category.
-            scale: ``standard``, ``quantile`` (normal scores), or ``none``.
+            scale: ``standard`` (mean 0, standard deviation 1), or ``none``.
             training: Mask (N,) of the rows that determine the result; all rows are checked.
 
         Raises:
@@ -197,23 +198,12 @@ class Preprocessor:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable description."""
-        default = vars(Column("", "constant", ""))
-        return {"columns": [
-            {name: value for name, value in vars(column).items()
-             if name in ("name", "kind", "dtype") or value != default[name]}
-            for column in self.columns
-        ]}  # fmt: skip
+        return {"columns": COLUMNS.dump_python(self.columns, mode="json", exclude_defaults=True)}
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> Preprocessor:
         """Rebuild a preprocessor from :meth:`to_dict`."""
-
-        def as_tuple(value: Any) -> Any:
-            return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
-
-        columns = [{name: as_tuple(value) for name, value in column.items()}
-                   for column in description["columns"]]  # fmt: skip
-        return cls(tuple(Column(**column) for column in columns))
+        return cls(COLUMNS.validate_python(description["columns"]))
 
     def _log_slopes(self, shifted: np.ndarray) -> np.ndarray:
         slopes = (column.log_slope(shifted[:, j]) for j, column in enumerate(self.varying))
@@ -230,29 +220,28 @@ class Preprocessor:
     def _values(self, table: Table) -> np.ndarray:
         """Check the columns of a table and return their numbers, float64 (N, D)."""
         frame = self.check_names(as_frame(table, self.inputs))
-        values, problems = np.empty((len(frame), len(self.varying))), []
+        values, problems = np.empty((len(frame), len(self.varying))), dict[str, None]()
         for j, column in enumerate(self.varying):
             try:
                 values[:, j] = _values_of(frame[column.name], column)
             except ColumnProblem as problem:
-                what, *detail = problem.args
-                problems.append(f"{what} in {printable(column.name)}{''.join(detail)}")
+                what, details = problem.args
+                problems[f"{what} in {column.name}{details}"] = None
         if problems:
-            listed = "; ".join(dict.fromkeys(problems))
             raise UserError(
-                f"columns: expected values like those of the training table, got {listed}. Correct "
-                "them, leave these rows out, or for missing values train with data.missing=median."
+                f"columns: expected values like those of the training table, got {named(problems)}."
+                " Correct them, leave these rows out, or for missing values train with "
+                "data.missing=median."
             )
-        numeric = [column for column in self.columns if column.kind == "constant"
-                   and column.name in frame and not column.names]  # fmt: skip
-        for column in numeric:
-            numbers = pd.to_numeric(frame[column.name], errors="coerce").dropna()
-            if not numbers.between(column.low, column.high).all():
-                log.warning("column %s is constant in the training data but not here; it is "
-                            "ignored", named([column.name]))  # fmt: skip
-        for name, unknown in self.unknown(frame).items():
-            if unknown.any():
-                names = sorted(set(frame[str(name)][unknown.to_numpy()].astype(str)))
+        for column in self.columns:
+            if column.kind == "constant" and not column.names and column.name in frame:
+                numbers = pd.to_numeric(frame[column.name], errors="coerce").dropna()
+                if not numbers.between(column.low, column.high).all():
+                    log.warning("column %s is constant in the training data but not here; it is "
+                                "ignored", named([column.name]))  # fmt: skip
+        for name, is_unknown in self.unknown(frame).items():
+            if is_unknown.any():
+                names = sorted(set(frame[str(name)][is_unknown.to_numpy()].astype(str)))
                 log.warning("column %s: the training data have no category %s; its rows are "
                             "anomalies", named([str(name)]), named(names))  # fmt: skip
         return values
@@ -268,10 +257,7 @@ class Preprocessor:
         is_known = frame.columns.isin(self.inputs)
         if extra := [*dict.fromkeys(frame.columns[~is_known])]:
             log.warning("columns %s are unknown to the model; they are ignored", named(extra))
-        frame = frame.loc[:, is_known]
-        if (twice := frame.columns[frame.columns.duplicated()]).any():
-            raise UserError(f"columns: expected one column {named(twice[:1])}, got several.")
-        return frame
+        return frame.loc[:, is_known]
 
 
 def _values_of(values: pd.Series, column: Column) -> np.ndarray:
@@ -285,15 +271,17 @@ def _values_of(values: pd.Series, column: Column) -> np.ndarray:
             return (texts == column.names[0]).to_numpy(np.float64)
         index = pd.Index(column.names).get_indexer(pd.Index(texts))
         return np.where(index < 0, column.high, index)
-    numbers, text = to_numbers(values)
-    check_finite(values, numbers, text)
+    numbers = to_numbers(values)
     return numbers if column.fill is None else np.where(missing, column.fill, numbers)
 
 
 def as_frame(table: Table, names: Sequence[str] | None = None) -> pd.DataFrame:
     """Return a DataFrame whose columns have text as names, for arrays the given ones or x0, ..."""
     if isinstance(table, pd.DataFrame):
-        return table.set_axis(table.columns.map(str), axis=1)
+        frame = table.set_axis(table.columns.map(str), axis=1)
+        if (twice := frame.columns[frame.columns.duplicated()]).any():
+            raise UserError(f"columns: expected different names, got {named(twice)} twice.")
+        return frame
     array = np.asarray(table)
     if array.ndim != 2:
         raise UserError(
