@@ -159,7 +159,7 @@ class _Scaling(Flow):
 
     def __init__(self):
         super().__init__()
-        self.event_shape, self.config = (2,), {}
+        self.event_shape = (2,)
         self.layer = NoiseConditional(torch.nn.Linear(1, 1))
         with torch.no_grad():
             self.layer.layer.weight.zero_()

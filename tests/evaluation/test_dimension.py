@@ -92,7 +92,7 @@ def test_spectrum_counts_directions_off_the_manifold(off_manifold_scale, of_v):
     stages = [Stage(Affine(10), 7, off_manifold_scale), Stage(Affine(7), 5, off_manifold_scale)]
     for stage in stages:
         with torch.no_grad():
-            stage.flow.weight.copy_(torch.eye(stage.event_dim))
+            stage.flows[0].weight.copy_(torch.eye(stage.event_dim))
     deviations = torch.tensor([1.0] * 5 + [off_manifold_scale] * 5)
     rows = (torch.randn(20, 10, generator=torch.Generator().manual_seed(0)) * deviations).numpy()
     found = spectrum_dimension(Hierarchy(stages), rows)

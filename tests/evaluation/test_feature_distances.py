@@ -4,9 +4,8 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_poly, mmd2
 
-from submanifold.evaluation.feature_distances import (
+from submanifold.evaluation.sample_quality import (
     frechet_distance,
-    frechet_distance_with_interval,
     kernel_distance,
     precision,
     recall,
@@ -26,14 +25,14 @@ def test_frechet_distance_agrees_with_torch_fidelity(counts):
     a, b = normal(counts[0], 64), 0.3 + normal(counts[1], 64, seed=1) ** 2
     statistics = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
     expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-5)
+    assert frechet_distance(a, b)["value"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_frechet_interval_contains_the_value_and_needs_ten_images():
-    found = frechet_distance_with_interval(normal(30), normal(40, seed=1))
+    found = frechet_distance(normal(30), normal(40, seed=1))
     assert 0 <= found["low"] < found["value"] < found["high"]
     assert (found["n_real"], found["n_fake"]) == (30, 40)
-    assert frechet_distance_with_interval(normal(9), normal(40))["low"] is None
+    assert frechet_distance(normal(9), normal(40))["low"] is None
 
 
 def test_precision_and_recall_of_points_on_a_line():

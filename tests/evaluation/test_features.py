@@ -13,8 +13,8 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from submanifold.common.errors import UserError
 from submanifold.evaluation import features
-from submanifold.evaluation.feature_distances import kernel_distance, precision, recall
 from submanifold.evaluation.features import inception_features, pixel_features
+from submanifold.evaluation.sample_quality import kernel_distance, precision, recall
 
 
 def noise(count, channels=3, seed=0):

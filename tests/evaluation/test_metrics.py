@@ -91,7 +91,7 @@ def test_projections_and_pca_are_compared_on_the_same_images(monkeypatch):
     projections = {
         "encoder_mse": model.encoder_projection,
         "projection_mse": model.project,
-        "nearest_mse": lambda x: model.project(x, exact=True),
+        "nearest_mse": lambda x: model.project(x, nearest=True),
     }
     for name, projection in projections.items():
         errors = squared_errors(projection, Batches(some, 4))

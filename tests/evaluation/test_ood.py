@@ -20,6 +20,7 @@ from submanifold.evaluation.ood import (
     score_parts,
 )
 from submanifold.evaluation.scores import SCORES, SMOOTHED_DENSITY
+from submanifold.pipelines.ood import nodes
 from submanifold.pipelines.ood.nodes import score_ood
 
 
@@ -150,7 +151,7 @@ def test_validation_and_test_images_have_their_own_groups(model, monkeypatch):
         passed.append(groups)
         return scored([1, 2], [3])
 
-    monkeypatch.setattr(module, "score_parts", record)
+    monkeypatch.setattr(nodes, "score_parts", record)
     groups = {"train": [1, 1], "valid": [4, 5, 5], "test": [2, 2]}
     found = score_ood(model, *[NOISE] * 4, groups, {"ood": [8]}, "cpu")
     assert [each.tolist() for each in passed] == [[4, 5, 5]]

@@ -81,7 +81,7 @@ def test_error_curve_has_the_errors_of_each_dimension(curve, model, images):
     assert curve["pca_mse"] == [0.1] * len(curve["dims"])
     for dim, mse in zip(curve["nearest_dims"], curve["nearest_mse"], strict=True):
         at = model.at_dim(dim)
-        nearest = error(lambda x, at=at: at.project(x, exact=True), few)
+        nearest = error(lambda x, at=at: at.project(x, nearest=True), few)
         assert mse == pytest.approx(nearest, rel=1e-5)
         assert mse < 0.999 * error(at.encoder_projection, few)
 

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from submanifold.evaluation import features as module
-from submanifold.evaluation.feature_distances import (
-    frechet_distance_with_interval,
+from submanifold.evaluation.features import pixel_features
+from submanifold.evaluation.sample_quality import (
+    frechet_distance,
     kernel_distance,
     precision,
+    random_subset,
     recall,
+    sample_quality,
 )
-from submanifold.evaluation.features import pixel_features
-from submanifold.evaluation.sample_quality import random_subset, sample_quality
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ON_FEATURES = {"kid": kernel_distance, "precision": precision, "recall": recall}
@@ -58,7 +59,7 @@ def test_all_metrics_on_features_use_one_pass_of_inception(weights, device, path
     features = channel_means(test, samples)
     assert set(found) == NAMES
     assert found["features"] == "inception"
-    assert found["fid"] == frechet_distance_with_interval(*features)
+    assert found["fid"] == frechet_distance(*features)
     for name, distance in ON_FEATURES.items():
         assert found[name] == distance(*features)
     reference = sample_quality(train, test, train[shuffled(50)[:40]], weights, device)

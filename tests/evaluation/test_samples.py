@@ -9,7 +9,7 @@ from submanifold.models import Hierarchy, Stage
 def test_samples_have_the_width_of_their_temperature_and_depend_on_the_seed():
     model = Hierarchy([Stage(Affine(40), 40)])  # a rotation
     samples = draw_samples(model, 600, seed=3)
-    expected = {"samples": (1.0, 600), "samples_cool": (0.7, 64)}
+    expected = {"samples": (1.0, 600), "samples_t07": (0.7, 64)}
     assert samples.keys() == expected.keys()
     for name, (width, count) in expected.items():
         assert samples[name].shape == (count, 40)

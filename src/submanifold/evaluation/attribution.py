@@ -5,18 +5,17 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
 
 from submanifold.common.progress import ProgressBar
 from submanifold.data.batches import as_input, context_tensor
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.scores import SMOOTHED_DENSITY, score_batch
 from submanifold.flows import is_noise_conditional
+from submanifold.flows.bijection import Context
 from submanifold.models import Model
 
 EXPLAINED_ROWS, EXPLAINED_COLUMNS = 16, 3
 """Most anomalous rows, and columns of each."""
-BATCH_SIZE = 4096
 
 LEVELS = np.linspace(0.05, 0.95, 10)
 """Quantiles of a column that replace its value."""
@@ -98,13 +97,11 @@ def explain_rows(
     quantiles = np.quantile(train[:: -(-len(train) // MAX_REFERENCE)], LEVELS, axis=0)
     contexts = context_tensor(chosen, device)
 
-    def anomaly(x: np.ndarray, context: torch.Tensor | None) -> np.ndarray:
-        scores = []
-        for part in np.array_split(x, -(-len(x) // BATCH_SIZE)):
-            repeated = None if context is None else context.expand(len(part), *context.shape[1:])
-            batch = as_input(part).to(device)
-            scores.append(score_batch(model, batch, part, (quantity,), repeated)[quantity])
-        return torch.cat(scores).cpu().numpy()
+    def anomaly(x: np.ndarray, context: Context) -> np.ndarray:
+        if context is not None:
+            context = context.expand(len(x), *context.shape[1:])
+        scores = score_batch(model, as_input(x).to(device), x, (quantity,), context)
+        return scores[quantity].cpu().numpy()
 
     def is_equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         both = (preprocessor.inverse_transform(x)[names].astype(str) for x in (a, b))
@@ -118,11 +115,10 @@ def explain_rows(
                 partial(anomaly, context=context), rows[index], quantiles, is_equal
             )
             values = preprocessor.inverse_transform(np.stack([rows[index], usual]))
-            about = {"number": int(scores["number"]),
-                     "p_value": scores.get("p_value"), "nll": scores.get("nll")}  # fmt: skip
             for column in np.argsort(-contributions, kind="stable")[:EXPLAINED_COLUMNS]:
                 value, usual_value = map(_text, values[names[column]])
-                entries.append({**about, "column": names[column], "value": value,
+                entries.append({"number": int(scores["number"]), "p_value": scores.get("p_value"),
+                                "nll": scores.get("nll"), "column": names[column], "value": value,
                                 "contribution": contributions[column],
                                 "usual": usual_value})  # fmt: skip
             progress.update(1)

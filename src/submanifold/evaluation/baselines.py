@@ -1,7 +1,7 @@
 """Baselines: PCA and a Gaussian with full, shrunk covariance."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,8 +31,7 @@ class PCA:
 
     Attributes:
         mean: (D,).
-        axes: Principal axes as columns by decreasing variance, (D, k) with k at most D and less
-            than the number of events.
+        axes: Principal axes as columns, (D, k) with k at most D and less than the number of events.
         variances: (D,), decreasing. Those beyond the first k are all equal to the mean of the rest
             (probabilistic PCA, Tipping & Bishop 1999).
         shrinkage: Weight of the isotropic covariance in the Gaussian, in [0, 1].
@@ -51,14 +50,10 @@ class PCA:
     @classmethod
     def fit(cls, batches: Iterable[Tensor]) -> "PCA":
         """Fit all axes to batches (batch, ...) in one pass, in double precision."""
-        count, total, moment = 0, torch.zeros(()), torch.zeros(())
-        for batch in batches:
-            flat = batch.flatten(1).double()
-            count += len(flat)
-            total = total + flat.sum(0)
-            moment = moment + flat.T @ flat
-        mean = total / count
-        variances, axes = torch.linalg.eigh(moment / count - mean.outer(mean))
+        count, mean, moment = _moments(
+            (batch.flatten(1).double() for batch in batches), lambda x: x.T @ x
+        )
+        variances, axes = torch.linalg.eigh(moment - mean.outer(mean))
         # deviations from the mean of n events span at most n - 1 dimensions
         return cls(mean, axes.flip(1)[:, : count - 1], variances.flip(0).clamp_min(0))
 
@@ -104,8 +99,8 @@ class PCA:
         """Average :meth:`squared_errors` over batches of N events, optionally with groups (N,).
 
         Returns:
-            The mean (k + 1,) and the half-width of its 95% interval; over groups, it uses the
-            linearized variance of a ratio and Student's t, and is None for fewer than 6 groups.
+            The mean (k + 1,) and the half-width of its 95% interval. Over groups, the half-width is
+            by the linearized variance of a ratio and Student's t, and None for fewer than 6 groups.
         """
         if groups is not None:
             return _mean_over_groups(map(self.squared_errors, batches), groups)
@@ -143,9 +138,8 @@ class PCA:
             variances = shrunk.shrunk_variances()
             return float((square / variances + variances.log()).sum())
 
-        small = (10 ** (-exponent / 4) for exponent in range(24, 0, -1))
-        candidates = [0.0, *small, 0.75, 0.9, 1.0]
-        return min((replace(self, shrinkage=each) for each in candidates), key=loss)
+        weights = [0.0, *(10 ** (-exponent / 4) for exponent in range(24, 0, -1)), 0.75, 0.9, 1.0]
+        return min((replace(self, shrinkage=weight) for weight in weights), key=loss)
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return squared coordinates (batch, k) and the squared distance from their span."""
@@ -158,25 +152,27 @@ class PCA:
     def _all_squares(self, x: Tensor) -> Tensor:
         """Return squared coordinates (batch, D); those beyond the first k are their mean."""
         squares, rest = self._squares(x)
-        others = len(self.mean) - self.axes.shape[1]
-        return torch.cat([squares, (rest / max(others, 1))[:, None].expand(-1, others)], 1)
+        missing = len(self.mean) - self.axes.shape[1]
+        return torch.cat([squares, (rest / max(missing, 1))[:, None].expand(-1, missing)], 1)
 
 
-def _moments(batches: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+def _moments(
+    batches: Iterable[Tensor], second: Callable[[Tensor], Tensor] = lambda x: x.square().sum(0)
+) -> tuple[int, Tensor, Tensor]:
+    """Return the number of rows, their mean, and the mean of their second moments."""
+    count, total, moment = 0, torch.zeros(()), torch.zeros(())
     for batch in batches:
         count += len(batch)
         total = total + batch.sum(0)
-        squares = squares + batch.square().sum(0)
-    return count, total / count, squares / count
+        moment = moment + second(batch)
+    return count, total / count, moment / count
 
 
 def _mean_over_groups(
     batches: Iterable[Tensor], groups: np.ndarray
 ) -> tuple[Tensor, Tensor | None]:
-    _, numbers = np.unique(groups, return_inverse=True)
-    members, counts = torch.from_numpy(numbers), torch.from_numpy(np.bincount(numbers))
-    sums, start = torch.zeros(()), 0
+    inverse = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+    (members, counts), sums, start = map(torch.from_numpy, inverse), torch.zeros(()), 0
     for batch in batches:
         of_batch = members[start : start + len(batch)]
         sums = sums + batch.new_zeros(len(counts), batch.shape[1]).index_add_(0, of_batch, batch)
@@ -202,6 +198,13 @@ def pca_batches(events: np.ndarray) -> "EventBatches":
     return EventBatches(events, min(PCA_BATCH_SIZE, size))
 
 
+def fit_pca(batches: Iterable[Tensor], dim: int, most: int) -> PCA:
+    """Fit all axes to events in R^dim, or with more than 6,144 coordinates at most these many."""
+    if dim <= LARGEST_COVARIANCE:
+        return PCA.fit(batches)
+    return PCA.fit_leading(batches, min(LEADING, most))
+
+
 def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:
     """Fit PCA to uint8 images or float vectors (N, ...); choose the shrinkage on validation data.
 
@@ -211,11 +214,9 @@ def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:
         The PCA and the number of events it is fitted to.
     """
     dim = math.prod(train.shape[1:])
-    if dim <= LARGEST_COVARIANCE:
-        return PCA.fit(pca_batches(train)).shrink(pca_batches(valid)), len(train)
-    some = train[:: math.ceil(len(train) / MOST_FITTED)]
-    pca = PCA.fit_leading(pca_batches(some), min(LEADING, len(some) - 1))
-    return pca.shrink(pca_batches(valid)), len(some)
+    fitted = train if dim <= LARGEST_COVARIANCE else train[:: math.ceil(len(train) / MOST_FITTED)]
+    pca = fit_pca(pca_batches(fitted), dim, len(fitted) - 1)
+    return pca.shrink(pca_batches(valid)), len(fitted)
 
 
 def fit_baselines(
@@ -234,26 +235,23 @@ def fit_baselines(
     pca, n_train = fit_gaussian(train, valid)
     bits = to_bits_per_dim(per_event(pca.log_prob, pca_batches(test)), test)
 
-    def errors(chosen: Any = slice(None)) -> dict[str, Any]:
-        of_chosen = None if groups is None else groups[chosen]
-        mse, half_width = pca.error_curve(pca_batches(test[chosen]), of_chosen)
+    def errors(rows: Any = slice(None)) -> dict[str, Any]:
+        groups_of_rows = None if groups is None else groups[rows]
+        mse, half_width = pca.error_curve(pca_batches(test[rows]), groups_of_rows)
         half_widths = None if half_width is None else half_width.tolist()
-        found = {"pca_mse": mse.tolist(), "pca_mse_half_width": half_widths}
-        return found if of_chosen is None else found | {"groups": len(np.unique(of_chosen))}
+        counts = {} if groups_of_rows is None else {"groups": len(np.unique(groups_of_rows))}
+        return {"pca_mse": mse.tolist(), "pca_mse_half_width": half_widths, **counts}
 
-    sizes = (COMPARED_EVENTS, CURVE_EVENTS)
-    found = errors() | {
-        "subsets": {str(n): errors(evenly_spaced(np.arange(len(test)), n)) for n in sizes},
+    subsets = {n: evenly_spaced(np.arange(len(test)), n) for n in (COMPARED_EVENTS, CURVE_EVENTS)}
+    return errors() | {
+        "subsets": {str(n): errors(rows) for n, rows in subsets.items()},
         "gaussian": {"bits_per_dim": mean_interval(bits, groups), "shrinkage": pca.shrinkage},
         "n_train": n_train,
-    }
-    return found, stored_axes(pca)
+    }, stored_axes(pca)  # fmt: skip
 
 
 def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:
     """Select at most ``count`` entries of an array at equal distances.
-
-    Neighbours may belong to one group.
 
     Example:
         >>> evenly_spaced(np.arange(10), 4).tolist()
@@ -277,7 +275,7 @@ def pca_projection(stored: np.ndarray, x: Tensor, dim: int) -> Tensor | None:
         return x
     if dim >= len(stored):
         return None
-    mean, axes = (torch.tensor(np.array(each)).to(x) for each in (stored[0], stored[1 : 1 + dim]))
+    mean, axes = (torch.tensor(rows).to(x) for rows in (stored[0], stored[1 : 1 + dim]))
     return ((x.flatten(1) - mean) @ axes.T @ axes + mean).view(x.shape)
 
 
@@ -286,13 +284,11 @@ def pca_error(baselines: Mapping[str, Any], dim: int, subset: int | None = None)
 
     It is that of all test events, or of a subset of :func:`fit_baselines`.
     """
-    if subset is not None:
-        baselines = baselines["subsets"][str(subset)]
-    fitted = len(baselines["pca_mse"]) - 1
+    errors = baselines if subset is None else baselines["subsets"][str(subset)]
+    fitted = len(errors["pca_mse"]) - 1
     if dim > fitted:
         return {"dim": dim, "why": f"only the {fitted:,} leading axes are fitted"}
-    value, half_widths = baselines["pca_mse"][dim], baselines["pca_mse_half_width"]
+    value, half_widths = errors["pca_mse"][dim], errors["pca_mse_half_width"]
     mse: dict[str, Any] = {"value": value, "low": None, "high": None}
     mse |= {} if half_widths is None else plus_minus(value, half_widths[dim])
-    mse |= {"groups": baselines["groups"]} if "groups" in baselines else {}
-    return {"dim": dim, "mse": mse}
+    return {"dim": dim, "mse": mse | {k: errors[k] for k in ("groups",) if k in errors}}

@@ -140,10 +140,9 @@ class Calibration:
         numbers = np.arange(len(scores[combined[0]])) if groups is None else groups
         _, group, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
         fold = np.random.default_rng(0).permutation(len(sizes))[group] % FOLDS
-        folds = [fold == number for number in range(min(FOLDS, len(sizes)))]
         none, count = np.zeros(0), len(numbers)
         empty = cls(count, len(sizes), None, combined, {}, none, np.eye(0), events=events)
-        if min((~each).sum() for each in folds) < MIN_IMAGES * (1 - 1 / FOLDS):
+        if count - np.bincount(fold).max() < MIN_IMAGES * (1 - 1 / FOLDS):
             raise UserError(
                 f"Validation {events} for a calibration: expected at least {MIN_IMAGES}, of which "
                 f"nine tenths are outside any one group, got {empty.basis}. Increase "
@@ -151,23 +150,22 @@ class Calibration:
             )
         weights = 1 / sizes[group]
         held_out: dict[str, np.ndarray] = {}
-        for each in folds:
-            kept, left = ({k: v[rows] for k, v in scores.items()} for rows in (~each, each))
-            for name, values in empty._fit(kept, weights[~each]).complete(left).items():
-                held_out.setdefault(name, np.zeros(len(numbers)))[each] = values
+        for number in np.unique(fold):
+            is_left = fold == number
+            kept, left = ({k: v[rows] for k, v in scores.items()} for rows in (~is_left, is_left))
+            for name, values in empty._fit(kept, weights[~is_left]).complete(left).items():
+                held_out.setdefault(name, np.zeros(count))[is_left] = values
         return replace(empty._fit(scores, weights), quantiles=_quantiles(held_out, weights))
 
     def _fit(self, scores: Scores, weights: np.ndarray) -> "Calibration":
         """Fit what :meth:`complete` needs to the scores (N,) of images with weights (N,)."""
-        size = len(self.combined)
         median = -float(np.median(scores["density"])) if "density" in scores else None
-        known = replace(
-            self, count=len(weights), median=median, quantiles=_quantiles(scores, weights)
-        )
-        z = known._normal_scores(scores)
-        covariance = np.cov(z.T, aweights=weights).reshape(size, size) + RIDGE * np.eye(size)
+        quantiles = _quantiles(scores, weights)
+        fitted = replace(self, count=len(weights), median=median, quantiles=quantiles)
+        z = fitted._normal_scores(scores)
+        covariance = np.atleast_2d(np.cov(z.T, aweights=weights)) + RIDGE * np.eye(z.shape[1])
         mean = np.average(z, axis=0, weights=weights)
-        return replace(known, mean=mean, precision=np.linalg.inv(covariance))
+        return replace(fitted, mean=mean, precision=np.linalg.inv(covariance))
 
     @property
     def basis(self) -> str:
@@ -182,13 +180,13 @@ class Calibration:
 
     def complete(self, scores: Scores) -> dict[str, np.ndarray]:
         """Add the ``combination`` and, if there is a ``density``, the ``typicality``."""
-        found = dict(scores)
+        complete = dict(scores)
         if self.median is not None:
-            found["typicality"] = np.abs(scores["density"] + self.median)
+            complete["typicality"] = np.abs(scores["density"] + self.median)
         if len(self.combined) == 1:
-            return {**found, COMBINATION: found[self.combined[0]]}
-        z = self._normal_scores(found) - self.mean
-        return {**found, COMBINATION: np.einsum("ni,ij,nj->n", z, self.precision, z)}
+            return {**complete, COMBINATION: complete[self.combined[0]]}
+        z = self._normal_scores(complete) - self.mean
+        return {**complete, COMBINATION: np.einsum("ni,ij,nj->n", z, self.precision, z)}
 
     def p_values(self, name: str, values: np.ndarray) -> np.ndarray:
         """Return the p-values, (N,) in [1/(groups + 1), 1], of values (N,) of a score."""
@@ -206,16 +204,14 @@ class Calibration:
         """Return z of the combined scores, (N, scores)."""
         half = 0.5 / self.count
         levels = torch.from_numpy(LEVELS.clip(half, 1 - half))
-        normal_quantiles = torch.special.ndtri(levels).numpy()
-        found = []
+        normal_quantiles, columns = torch.special.ndtri(levels).numpy(), []
         for name in self.combined:
             quantiles, values = self.quantiles[name], _finite(scores[name])
             low, high = np.interp([0.159, 0.841], LEVELS, quantiles)
             outside = values - values.clip(quantiles[0], quantiles[-1])
             z = np.interp(values, quantiles, normal_quantiles)
-            z += outside / max((high - low) / 2, TINY)
-            found.append(z.clip(-MAX_DEVIATIONS, MAX_DEVIATIONS))
-        return np.stack(found, 1)
+            columns.append(z + outside / max((high - low) / 2, TINY))
+        return np.stack(columns, 1).clip(-MAX_DEVIATIONS, MAX_DEVIATIONS)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict with numbers of five digits."""
@@ -224,23 +220,23 @@ class Calibration:
         return {**vars(self), "combined": list(self.combined), "quantiles": quantiles, **arrays}
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> "Calibration":
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":
         """Restore the result of :meth:`to_dict`."""
-        arrays = {name: np.array(found[name]) for name in ("mean", "precision")}
-        quantiles = {name: np.array(values) for name, values in found["quantiles"].items()}
-        combined = tuple(found["combined"])
-        return cls(**{**found, "combined": combined, "quantiles": quantiles, **arrays})
+        arrays = {name: np.array(stored[name]) for name in ("mean", "precision")}
+        quantiles = {name: np.array(values) for name, values in stored["quantiles"].items()}
+        combined = tuple(stored["combined"])
+        return cls(**{**stored, "combined": combined, "quantiles": quantiles, **arrays})
 
 
 def _quantiles(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Return weighted quantiles at :data:`LEVELS`; with equal weights they are NumPy's."""
-    found = {}
+    quantiles = {}
     for name, values in scores.items():
         order = np.argsort(values)
         middles = np.cumsum(weights[order]) - weights[order] / 2
         levels = (middles - middles[0]) / (middles[-1] - middles[0])
-        found[name] = np.interp(LEVELS, levels, _finite(values[order]))
-    return found
+        quantiles[name] = np.interp(LEVELS, levels, _finite(values[order]))
+    return quantiles
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from submanifold.common.extras import import_extra
 from submanifold.common.progress import ProgressBar, track
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import CURVE_EVENTS
-from submanifold.evaluation.intervals import Interval, mean_interval
+from submanifold.evaluation.intervals import Interval, mean_interval, plus_minus
 from submanifold.evaluation.scores import leading_spectrum, local_dimension, smallest_change
 from submanifold.models import Model
 
@@ -51,20 +51,19 @@ def intrinsic_dimensions(images: np.ndarray) -> dict[str, Interval]:
     flat = images[:ESTIMATOR_IMAGES].reshape(min(ESTIMATOR_IMAGES, len(images)), -1) / 256
     rng = np.random.default_rng(0)
     halves = [flat[rng.permutation(len(flat))[: len(flat) // 2]] for _ in range(HALVES)]
-    found: dict[str, Interval] = {}
+    estimates: dict[str, Interval] = {}
     with (
         np.errstate(divide="ignore", invalid="ignore"),  # estimators skip log 0 of equal images
         ProgressBar("intrinsic dimensions", "estimates", len(ESTIMATORS)) as bar,
     ):
         for name in ESTIMATORS:
-            value, *of_halves = (
-                float(getattr(skdim.id, name)().fit(each).dimension_) for each in (flat, *halves)
-            )
+            estimator = getattr(skdim.id, name)
+            value, *of_halves = (float(estimator().fit(x).dimension_) for x in (flat, *halves))
             half_width = scipy.stats.t.ppf(0.975, HALVES - 1) * np.std(of_halves, ddof=1)
-            low, high = max(value - half_width, 0.0), value + half_width
-            found[name] = {"value": value, "low": low, "high": high, "n": len(flat)}
+            interval = plus_minus(value, float(half_width))
+            estimates[name] = interval | {"low": max(interval["low"], 0.0), "n": len(flat)}
             bar.update(1)
-    return found
+    return estimates
 
 
 def spectrum_dimension(
@@ -78,11 +77,10 @@ def spectrum_dimension(
     """
     device = next(model.parameters()).device
     batches = Batches(test[:SPECTRUM_IMAGES], SPECTRUM_BATCH_SIZE, device=device)
-    dimensions = []
+    dimensions, change = [], smallest_change(model)
     for x, context in track(batches, "spectra", len(batches)):
         u, v = (part.detach() for part in model.encode(x, context=context))
         eigenvalues = leading_spectrum(model, u, DIRECTIONS, v, context)
-        change = smallest_change(model)
         dimensions.append(local_dimension(eigenvalues, model.event_dim, change))
     interval = mean_interval(torch.cat(dimensions).cpu().numpy(), groups)
     return {**interval, "directions": eigenvalues.shape[1]}
@@ -110,23 +108,19 @@ def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> 
         f"d = {best} is the smallest dimension whose encoder projections of test data "
         f"{ENOUGH[goal]}."
     )
-    nearest = [dim for dim, error in zip(curve["nearest_dims"], curve["nearest_mse"], strict=True)
-               if error is not None and error <= enough and dim < best]  # fmt: skip
+    nearest = [d for d, mse in zip(curve["nearest_dims"], curve["nearest_mse"], strict=True)
+               if mse is not None and mse <= enough and d < best]  # fmt: skip
     if nearest:
         sentence += f" For nearest projections, d = {nearest[0]} suffices."
     if pca_dim is not None:
-        fewer = "fewer dimensions" if pca_dim < best else "more dimensions"
-        amount = f"{fewer}, d = {pca_dim}" if pca_dim != best else f"d = {pca_dim}"
-        sentence += f" PCA reaches the same error with {amount}."
+        amount = {-1: "fewer dimensions, ", 0: "", 1: "more dimensions, "}[np.sign(pca_dim - best)]
+        sentence += f" PCA reaches the same error with {amount}d = {pca_dim}."
     if best == dim:
         sentence += " The model has this dimension."
     return {"dim": best, "pca_dim": pca_dim, "sentence": sentence}
 
 
 def pca_dim_of(baselines: Mapping[str, Any], error: float) -> int | None:
-    """Return the number of principal components that reach a squared error, or None.
-
-    It is that on the images of :func:`submanifold.evaluation.reconstruction.error_curve`.
-    """
+    """Return how many principal components reach an error of :func:`.error_curve`, or None."""
     reached = np.array(baselines["subsets"][str(CURVE_EVENTS)]["pca_mse"]) <= error
     return int(np.argmax(reached)) if reached.any() else None

@@ -28,16 +28,13 @@ class MissingWeightsError(Exception):
 
 
 def inception_features(
-    sets: Sequence[np.ndarray],
-    inception_weights: str | None = None,
-    device: str | torch.device = "cpu",
-    batch_size: int = 64,
-) -> list[np.ndarray]:
+    sets: Sequence[np.ndarray], inception_weights: str | None = None,
+    device: str | torch.device = "cpu", batch_size: int = 64,
+) -> list[np.ndarray]:  # fmt: skip
     """Compute the 2,048 pooled Inception features of the FID (Heusel et al. 2017).
 
     Images are uint8 (n, 3 or 1, height, width), features float32 (n, 2048). By default the weights
-    are the file in torch's cache, which is downloaded if it is missing. A batch of 64 needs about 1
-    GB.
+    are the file in torch's cache, which is downloaded if it is missing. Batches need about 1 GB.
 
     Raises:
         MissingWeightsError: The weights cannot be downloaded.
@@ -52,7 +49,7 @@ def inception_features(
         return network(images.to(device).expand(-1, 3, -1, -1))[0].cpu().numpy()
 
     batches = [np.split(x, range(batch_size, len(x), batch_size)) for x in sets]
-    return [np.concatenate([features(each) for each in of_set]) for of_set in batches]
+    return [np.concatenate([*map(features, of_set)]) for of_set in batches]
 
 
 def check_weights(inception_weights: str) -> Path:
@@ -61,10 +58,10 @@ def check_weights(inception_weights: str) -> Path:
     fix = f"Get {WEIGHTS_NAME} from {URL_INCEPTION_V3}, or set inception_weights=download."
     if not path.is_file():
         raise UserError(f"inception_weights: expected an existing file, got {path}. {fix}")
-    if (found := pooch.file_hash(str(path))) != WEIGHTS_SHA256:
+    if (digest := pooch.file_hash(str(path))) != WEIGHTS_SHA256:
         raise UserError(
             f"inception_weights: expected a file with SHA-256 {WEIGHTS_SHA256}, got {path} with "
-            f"{found}. {fix}"
+            f"{digest}. {fix}"
         )
     return path
 
@@ -99,13 +96,9 @@ def pixel_features(
     fakes. From uint8 (m, channels, height, width) to float64 (m, d), scaled so that the reference
     has a mean square of 1.
     """
-    fitted = _flat(reference)
+    fitted, *rows = (x.reshape(len(x), -1).astype(np.float64) for x in (reference, *sets))
     axes = max(1, min(components, len(fitted) - 1, fitted.shape[1]))
     with np.errstate(invalid="ignore"):  # explained variance ratios of constant images
         pca = PCA(axes, random_state=0).fit(fitted)
     scale = np.sqrt(np.mean(pca.transform(fitted) ** 2)) or 1.0
-    return [pca.transform(_flat(images)) / scale for images in sets]
-
-
-def _flat(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1).astype(np.float64)
+    return [pca.transform(x) / scale for x in rows]

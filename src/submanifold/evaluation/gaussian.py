@@ -10,14 +10,7 @@ import scipy  # submodules load on first use
 import torch
 from torch import Tensor
 
-from submanifold.evaluation.baselines import (
-    LARGEST_COVARIANCE,
-    LEADING,
-    MOST_FITTED,
-    PCA,
-    EventBatches,
-    pca_batches,
-)
+from submanifold.evaluation.baselines import MOST_FITTED, EventBatches, fit_pca, pca_batches
 
 RANK = 1024
 """Axes of a Gaussian in the file of a model."""
@@ -70,11 +63,7 @@ class Gaussian:
         scale = scale.clamp_min(max(float(scale.max()), 1e-12) * SMALLEST_SCALE)
         standard = replace(unscaled, scale=scale)
         whitened, held_out = (_Standardized(standard, x) for x in (batches, pca_batches(valid)))
-        if dim <= LARGEST_COVARIANCE:
-            pca = PCA.fit(whitened)
-        else:
-            pca = PCA.fit_leading(whitened, min(rank, LEADING, len(batches) - 1))
-        pca = pca.shrink(held_out)
+        pca = fit_pca(whitened, dim, min(rank, len(batches) - 1)).shrink(held_out)
         axes, variances = pca.axes[:, :rank], pca.shrunk_variances()
         rest = variances[min(axes.shape[1], dim - 1) :].mean()
         eigenvalues = torch.cat([variances[: axes.shape[1]], rest[None]])

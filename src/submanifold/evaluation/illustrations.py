@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from submanifold.data.batches import Batch, Batches, fixed_batches
 from submanifold.evaluation.baselines import pca_projection
 from submanifold.evaluation.samples import stored
-from submanifold.models import Hierarchy, Model, Slice
+from submanifold.flows.bijection import Context
+from submanifold.models import Hierarchy, Model
 
 NEAREST_DIMS = 4
 COORDINATES, STEPS, DEVIATIONS, OF_CLASS = 8, 7, 3.0, 8
@@ -23,25 +24,22 @@ Arrays = dict[str, np.ndarray]
 
 @torch.no_grad()
 def project_all(model: Model, images: np.ndarray, pca: np.ndarray) -> Arrays:
-    """Project images onto the manifold, by encoder, default and nearest projection, and by PCA.
+    """Project uint8 images (N, channels, height, width) onto the manifold, and by PCA.
 
-    Args:
-        model: The model.
-        images: uint8 (N, channels, height, width).
-        pca: The result of :func:`~submanifold.evaluation.baselines.stored_axes`.
+    ``pca`` is the result of :func:`~submanifold.evaluation.baselines.stored_axes`.
 
     Returns:
         uint8 arrays like the images: ``encoder``; ``default`` and ``nearest``, if the dimension is
         smaller than that of the images; and ``pca`` with as many axes, if they are stored.
     """
     x, context = _batch(model, images)
-    found = {"encoder": stored(model.encoder_projection(x, context))}
+    projections = {"encoder": model.encoder_projection(x, context)}
     if model.dim < model.event_dim:
-        found["default"] = stored(model.project(x, context=context))
-        found["nearest"] = stored(model.project(x, exact=True, context=context))
+        projections["default"] = model.project(x, context=context)
+        projections["nearest"] = model.project(x, nearest=True, context=context)
     if (projected := pca_projection(pca, x, model.dim)) is not None:
-        found["pca"] = stored(projected)
-    return found
+        projections["pca"] = projected
+    return {name: stored(projected) for name, projected in projections.items()}
 
 
 @torch.no_grad()
@@ -55,9 +53,7 @@ def interpolate(model: Model, images: np.ndarray, steps: int) -> np.ndarray:
     """
     x, context = next(fixed_batches(images, 2, next(model.parameters()).device))
     first, last = model.encode(x, context=context)[0]
-    u = interpolate_latents(first, last, steps)
-    of_first = None if context is None else context[:1].repeat_interleave(steps, 0)
-    return stored(model.decode(u, context=of_first))
+    return _decode(model, interpolate_latents(first, last, steps), context)
 
 
 def interpolate_latents(a: Tensor, b: Tensor, steps: int) -> Tensor:
@@ -79,10 +75,7 @@ def interpolate_latents(a: Tensor, b: Tensor, steps: int) -> Tensor:
 def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arrays:
     """Project images onto the nested manifolds of a hierarchy at d = 1, 2, 4, ...
 
-    Args:
-        model: The model.
-        images: uint8 (N, channels, height, width).
-        pca: See :func:`project_all`.
+    Arguments are those of :func:`project_all`.
 
     Returns:
         ``dims``: the powers of two, the model's and the largest dimension. ``encoder``: the
@@ -94,16 +87,15 @@ def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arr
     smaller = [dim for dim in dims if dim < model.event_dim]
     every = -(-len(smaller) // NEAREST_DIMS)
     nearest_dims = sorted({*smaller[::-every], model.dim} & {*smaller})
+    views = {dim: model.at_dim(dim) for dim in dims}
     by_pca = {dim: pca_projection(pca, x, dim) for dim in dims}
     known = {dim: projected for dim, projected in by_pca.items() if projected is not None}
     return {
         "dims": np.array(dims),
-        "encoder": _stack(model.at_dim(dim).encoder_projection(x, context) for dim in dims),
-        "default": _stack(model.at_dim(dim).project(x, context=context) for dim in dims),
+        "encoder": _stack(view.encoder_projection(x, context) for view in views.values()),
+        "default": _stack(view.project(x, context=context) for view in views.values()),
         "nearest_dims": np.array(nearest_dims, int),
-        "nearest": _stack(
-            model.at_dim(dim).project(x, exact=True, context=context) for dim in nearest_dims
-        ),
+        "nearest": _stack(views[d].project(x, nearest=True, context=context) for d in nearest_dims),
         "pca_dims": np.array([*known]),
         "pca": _stack(known.values()),
     }
@@ -111,32 +103,26 @@ def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arr
 
 @torch.no_grad()
 def traverse(model: Model, images: np.ndarray) -> np.ndarray:
-    """Change the first coordinates of an image on the manifold, one at a time.
+    """Change the first coordinates of the first image on the manifold, one at a time.
 
     The coordinates are those of the manifold's stage, ordered by its rotation if it has one,
     without later reparametrizations. They vary from -3 to 3 standard deviations around the mean
-    over the first 256 images.
-
-    Args:
-        model: The model; a mixture keeps the chart of the image.
-        images: uint8 (N, channels, height, width); the first one is changed.
+    over the first 256 uint8 images (N, channels, height, width). A mixture keeps the chart.
 
     Returns:
         uint8 (coordinates, 7, channels, height, width).
     """
-    if isinstance(model, Hierarchy) and model.manifold_stage < len(model.stages):
-        model = Slice(model, model.dim)
+    if isinstance(model, Hierarchy):
+        model = Hierarchy(model.stages, model.dim)
     x, context = _batch(model, images[:MEASURED])
     u = model.encode(x, context=context)[0]
     coordinates = model.coordinates(u)
     mean, deviation = coordinates.mean(0), coordinates.std(0, correction=0)
-    count = min(COORDINATES, coordinates.shape[1])
+    index = torch.arange(min(COORDINATES, coordinates.shape[1]))
+    count, steps = len(index), torch.linspace(-DEVIATIONS, DEVIATIONS, STEPS).to(u)
     changed = u[:1].repeat(count * STEPS, 1).view(count, STEPS, -1)
-    steps = torch.linspace(-DEVIATIONS, DEVIATIONS, STEPS).to(u)
-    for index in range(count):
-        changed[index, :, index] = mean[index] + deviation[index] * steps
-    of_first = None if context is None else context[:1].repeat_interleave(count * STEPS, 0)
-    decoded = stored(model.decode(changed.flatten(0, 1), context=of_first))
+    changed[index, :, index] = mean[index, None] + deviation[index, None] * steps
+    decoded = _decode(model, changed.flatten(0, 1), context)
     return decoded.reshape(count, STEPS, *decoded.shape[1:])
 
 
@@ -147,12 +133,11 @@ def sample_by_class(model: Model, classes: int) -> np.ndarray:
         uint8 (classes, 8, channels, height, width).
     """
     device = next(model.parameters()).device
-    drawn = []
-    for label in range(classes):
-        generator = torch.Generator().manual_seed(0)
-        context = torch.full((OF_CLASS,), label, device=device)
-        drawn.append(stored(model.sample(OF_CLASS, generator=generator, context=context)))
-    return np.stack(drawn)
+    contexts = (torch.full((OF_CLASS,), label, device=device) for label in range(classes))
+    return _stack(
+        model.sample(OF_CLASS, generator=torch.Generator().manual_seed(0), context=context)
+        for context in contexts
+    )
 
 
 def nearest_images(images: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -173,10 +158,7 @@ def nearest_images(images: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 
 
 def pixel_errors(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """Compute mean squared errors (...,) of uint8 images (..., channels, height, width).
-
-    Pixels are in [0, 1].
-    """
+    """Compute squared errors (...,) of uint8 images (..., channels, height, width) in [0, 1]."""
     difference = images.astype(np.float32) - originals.astype(np.float32)
     return np.square(difference / 256).mean(axis=(-3, -2, -1))
 
@@ -186,5 +168,12 @@ def _batch(model: Model, images: np.ndarray) -> Batch:
     return next(iter(Batches(images, len(images), device=device)))
 
 
-def _stack(projections: Iterable[Tensor]) -> np.ndarray:
-    return np.stack([stored(each) for each in projections])
+def _decode(model: Model, u: Tensor, context: Context) -> np.ndarray:
+    """Decode coordinates (n, d), given the context of the first image."""
+    if context is not None:
+        context = context[:1].repeat_interleave(len(u), 0)
+    return stored(model.decode(u, context=context))
+
+
+def _stack(images: Iterable[Tensor]) -> np.ndarray:
+    return np.stack([*map(stored, images)])

@@ -42,23 +42,20 @@ def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Inter
         {'value': 1.0, 'low': 1.0, 'high': 1.0, 'n': 3}
     """
     n = len(values)
-    found = {"value": float(np.mean(values)) if n else None, "low": None, "high": None, "n": n}
+    interval = {"value": float(np.mean(values)) if n else None, "low": None, "high": None, "n": n}
     if groups is not None:
-        _, members = np.unique(groups[:n], return_inverse=True)
-        counts = np.bincount(members)
-        sums = np.bincount(members, np.asarray(values, np.float64), len(counts))
-        found["groups"] = len(counts)
-        level = interval_level(len(counts))
-        if level is not None:
+        sums, counts = _sums_of_groups(values, groups)
+        interval["groups"] = len(counts)
+        if (level := interval_level(len(counts))) is not None:
             means = _resampled_means(sums, counts)
-            found["low"], found["high"] = np.quantile(means, [level, 1 - level]).tolist()
+            interval["low"], interval["high"] = np.quantile(means, [level, 1 - level]).tolist()
     elif n > 1:
         resampled = scipy.stats.bootstrap(
             (values,), np.mean, n_resamples=RESAMPLES, batch=max(1, MAX_RESAMPLED_VALUES // n),
             method="percentile", random_state=0,
         )  # fmt: skip
-        found["low"], found["high"] = map(float, resampled.confidence_interval)
-    return found
+        interval["low"], interval["high"] = map(float, resampled.confidence_interval)
+    return interval
 
 
 def interval_level(groups: int) -> float | None:
@@ -71,6 +68,11 @@ def interval_level(groups: int) -> float | None:
         return None
     wider = np.sqrt(groups / (groups - 1)) * scipy.stats.t.ppf(0.975, groups - 1)
     return float(scipy.special.ndtr(-wider))
+
+
+def _sums_of_groups(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    _, members, counts = np.unique(groups[: len(values)], return_inverse=True, return_counts=True)
+    return np.bincount(members, np.asarray(values, np.float64), len(counts)), counts
 
 
 def _resampled_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -97,27 +99,25 @@ def proportion_interval(events: np.ndarray, groups: np.ndarray | None = None) ->
         ``value``, ``low``, ``high``, the count ``n``, and the number of ``groups``.
 
     Example:
-        >>> found = proportion_interval(np.array([True, False, False, False]))
-        >>> [round(found[name], 3) for name in ("value", "low", "high")]
+        >>> interval = proportion_interval(np.array([True, False, False, False]))
+        >>> [round(interval[end], 3) for end in ENDS]
         [0.25, 0.006, 0.806]
     """
-    n, found = len(events), {}
-    values, effective = np.asarray(events, float), float(n)
+    n = effective = len(events)
+    values, counted = np.asarray(events, float), {}
     if groups is not None:
-        _, members = np.unique(groups[:n], return_inverse=True)
-        counts = np.bincount(members)
-        values = np.bincount(members, values, len(counts)) / counts
-        found["groups"] = effective = len(counts)
-        variance = values.var(ddof=1) / len(counts) if len(counts) > 1 else 0.0
-        if variance > 0:
+        sums, counts = _sums_of_groups(values, groups)
+        values, effective = sums / counts, len(counts)
+        counted["groups"] = effective
+        if len(counts) > 1 and (variance := values.var(ddof=1) / len(counts)) > 0:
             few = min((values > 0).sum(), (values < 1).sum()) < MIN_GROUPS
             most = len(counts) if few else n
-            effective = min(float(most), values.mean() * (1 - values.mean()) / variance)
+            effective = min(most, values.mean() * (1 - values.mean()) / variance)
     value = float(values.mean())
     count, beta = value * effective, scipy.stats.beta.ppf
     low = float(beta(0.025, count, effective - count + 1)) if count > 0 else 0.0
     high = float(beta(0.975, count + 1, effective - count)) if count < effective else 1.0
-    return {"value": value, "low": low, "high": high, "n": n, **found}
+    return {"value": value, "low": low, "high": high, "n": n, **counted}
 
 
 def false_alarm_range(rate: float, count: int, calibrated: int) -> tuple[float, float]:
@@ -148,19 +148,17 @@ def plus_minus(value: float, half_width: float) -> dict[str, float]:
 def jackknife_subsets(
     n_real: int, n_fake: int, rng: np.random.Generator, groups: GroupPair = (None, None)
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Split real and fake images into 10 random parts; leave out each part in turn.
-
-    The images of a group are left out together.
+    """Split the groups of real and of fake images into 10 random parts; leave out each in turn.
 
     Returns:
         Indices of the kept real and fake images for each part; empty for fewer than 10 real or fake
         images or groups.
     """
     members = [
-        np.arange(n) if each is None else np.unique(each[:n], return_inverse=True)[1]
-        for n, each in zip((n_real, n_fake), groups, strict=True)
+        np.arange(n) if numbers is None else np.unique(numbers[:n], return_inverse=True)[1]
+        for n, numbers in zip((n_real, n_fake), groups, strict=True)
     ]
-    counts = [int(each.max(initial=-1)) + 1 for each in members]
+    counts = [int(numbers.max(initial=-1)) + 1 for numbers in members]
     if min(counts) < JACKKNIFE_SUBSETS:
         return []
     real, fake = (np.array_split(rng.permutation(count), JACKKNIFE_SUBSETS) for count in counts)
@@ -182,8 +180,8 @@ def jackknife_interval(value: float, left_out: Sequence[float], minimum: float =
     if count < 2:
         return {"value": value, "low": None, "high": None}
     error = np.std(left_out) * np.sqrt(count - 1)
-    half_width = float(scipy.stats.t.ppf(0.975, count - 1) * error)
-    return {"value": value, "low": max(minimum, value - half_width), "high": value + half_width}
+    interval = plus_minus(value, float(scipy.stats.t.ppf(0.975, count - 1) * error))
+    return interval | {"low": max(minimum, interval["low"])}
 
 
 def over_seeds(values: Sequence[Any]) -> dict[str, Any]:
@@ -192,12 +190,12 @@ def over_seeds(values: Sequence[Any]) -> dict[str, Any]:
     With one seed, or equal values, the interval is that of the first seed, over test images;
     otherwise it is that of the mean over seeds. All are None if a seed has no value.
     """
-    measured = [each if isinstance(each, Mapping) else {"value": each} for each in values]
-    numbers: list[Any] = [each.get("value") for each in measured]
+    intervals = [value if isinstance(value, Mapping) else {"value": value} for value in values]
+    numbers: list[Any] = [interval.get("value") for interval in intervals]
     if None in numbers:
         return dict.fromkeys(ENDS)
     if np.allclose(numbers, numbers[0], rtol=EQUAL, atol=0):
-        return {name: measured[0].get(name) for name in ENDS}
+        return {end: intervals[0].get(end) for end in ENDS}
     return interval_over_seeds(numbers)
 
 

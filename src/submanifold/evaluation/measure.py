@@ -29,13 +29,7 @@ from submanifold.evaluation.reconstruction import (
     squared_errors,
 )
 from submanifold.flows import context_of
-from submanifold.models import Hierarchy, Model, classify, on_manifold
-from submanifold.models.diagnostics import (
-    LARGEST_INVERSE_ERROR,
-    inverse_error,
-    is_overfitted,
-    manifold_overfitting,
-)
+from submanifold.models import Hierarchy, Model, classify, diagnostics, manifold_density
 
 VOLUME_IMAGES, CLASSIFIED_IMAGES, CALIBRATION_BINS = 8, 2000, 15
 OVERFITTING_EVENTS = 5000
@@ -53,22 +47,17 @@ Metrics = dict[str, Any]
 
 
 def measure(
-    model: Model,
-    test: np.ndarray,
-    baselines: Mapping[str, Any],
-    input_noise: float,
-    dequantizations: int,
-    device: torch.device,
-    groups: np.ndarray | None = None,
+    model: Model, test: np.ndarray, baselines: Mapping[str, Any], input_noise: float,
+    dequantizations: int, device: torch.device, groups: np.ndarray | None = None,
     log_det: np.ndarray | None = None,
-) -> Metrics:
+) -> Metrics:  # fmt: skip
     """Evaluate density and reconstruction on test data; the model is moved to the device.
 
     Several processes (:mod:`submanifold.common.distributed`) split the data.
 
     Args:
-        model: The model.
-        test: Test data, uint8 images or float points (N, ...).
+        model: Model of the test data.
+        test: uint8 images or float points (N, ...).
         baselines: The result of :func:`submanifold.evaluation.baselines.fit_baselines`.
         input_noise: Standard deviation of the noise that the density was trained with.
         dequantizations: Number of noise draws of the importance-weighted bound for images.
@@ -84,23 +73,24 @@ def measure(
         ``neighbour_correlation``, signs of manifold overfitting.
     """
     batches = Batches(test, BATCH_SIZE, device=device)
-    first, context = next(iter(batches))
-    found = density(model.to(device), test, batches, input_noise, dequantizations, groups, log_det)
-    found |= reconstructions(model, test, batches, groups)
+    x, context = next(iter(batches))
+    model = model.to(device)
+    metrics = density(model, test, batches, input_noise, dequantizations, groups, log_det)
+    metrics |= reconstructions(model, test, batches, groups)
     if not batches.is_continuous:
-        of_images = None if context is None else context[:VOLUME_IMAGES]
-        found |= volume(model, first[:VOLUME_IMAGES], groups, of_images)
+        first = slice(VOLUME_IMAGES)
+        metrics |= volume(model, x[first], groups, None if context is None else context[first])
         if "classes" in context_of(model):
-            found |= classification(model, test, device, groups)
-    found["curve"] = error_curve(model, test, baselines, device)
+            metrics |= classification(model, test, device, groups)
+    metrics["curve"] = error_curve(model, test, baselines, device)
     gaussian = baselines.get("gaussian")
     if gaussian and log_det is not None:
         nats = gaussian["bits_per_dim"]["value"] * model.event_dim * math.log(2)
         gaussian = {**gaussian, "nll": {"value": nats - float(log_det.mean())}}
-    return found | {
-        "parameters": sum(each.numel() for each in model.parameters()),
+    return metrics | {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dims": model.dims,
-        "inverse_error": inverse_error(model, first, context),
+        "inverse_error": diagnostics.inverse_error(model, x, context),
         "baselines": {
             "pca": pca_error(baselines, model.dim),
             "pca_subset": pca_error(baselines, model.dim, COMPARED_EVENTS),
@@ -114,67 +104,66 @@ def density(
     groups: np.ndarray | None, log_det: np.ndarray | None,
 ) -> Metrics:  # fmt: skip
     """Compute bits per dimension, and for vectors the signs of manifold overfitting."""
-    if not model.has_density:
-        none = {"value": None, "why": NO_DENSITY}
-        return {"bits_per_dim": none} | ({} if log_det is None else {"nll": none})
-    found: Metrics = {}
+    metrics: Metrics = {}
 
     def interval(log_prob: np.ndarray) -> Interval:
         return mean_interval(to_bits_per_dim(log_prob, test), groups)
 
+    def missing(why: str) -> Metrics:
+        names = ["bits_per_dim"] if log_det is None else ["bits_per_dim", "nll"]
+        return {name: {"value": None, "why": why} for name in names}
+
+    if not model.has_density:
+        return missing(NO_DENSITY)
     if batches.is_continuous:
-        some, contexts = torch.cat([x for x, _ in batches]), batches.contexts
-        context = None if contexts is None else contexts[:OVERFITTING_EVENTS]
-        thickness, correlation = manifold_overfitting(model, some[:OVERFITTING_EVENTS], context)
-        found = {"thickness": thickness, "neighbour_correlation": correlation}
-        if is_overfitted(thickness, correlation):
-            found["bits_per_dim"] = {"value": None, "why": OVERFITTED}
+        first, contexts = slice(OVERFITTING_EVENTS), batches.contexts
+        context = None if contexts is None else contexts[first]
+        x = torch.cat([x for x, _ in batches])[first]
+        thickness, correlation = diagnostics.manifold_overfitting(model, x, context)
+        metrics = {"thickness": thickness, "neighbour_correlation": correlation}
+        if diagnostics.is_overfitted(thickness, correlation):
+            metrics |= missing(OVERFITTED)
         else:
             tracked = track(batches, "bits per dimension", len(test))
             log_prob = per_event(model.log_prob, tracked)
-            found["bits_per_dim"] = interval(log_prob)
-        if log_det is not None:
-            found["nll"] = found["bits_per_dim"]
-            if found["nll"]["value"] is not None:
-                found["nll"] = mean_interval(-(log_prob + log_det), groups)
+            metrics["bits_per_dim"] = interval(log_prob)
+            if log_det is not None:
+                metrics["nll"] = mean_interval(-(log_prob + log_det), groups)
     else:
         log_probs = dequantized_log_probs(model, test, dequantizations, batches.device)
         bound = interval(importance_log_prob(log_probs))
-        found["bits_per_dim"] = interval(log_probs[0])
-        found["bits_per_dim_importance"] = bound | {"draws": dequantizations}
+        metrics["bits_per_dim"] = interval(log_probs[0])
+        metrics["bits_per_dim_importance"] = bound | {"draws": dequantizations}
     if input_noise > 0:
-        found["bits_per_dim_noisy"] = interval(noisy_log_prob(model, batches, input_noise))
-    return found
+        metrics["bits_per_dim_noisy"] = interval(noisy_log_prob(model, batches, input_noise))
+    return metrics
 
 
 def reconstructions(
     model: Model, test: np.ndarray, batches: Batches, groups: np.ndarray | None
 ) -> Metrics:
-    """Compute errors of projections, and of stage 1 of a hierarchy.
-
-    Encoder projections are of all test data, and those that are compared of a subset.
-    """
+    """Compute errors of encoder projections, of all projections of a subset, and of stage 1."""
     summarize = partial(reconstruction, of_images=not batches.is_continuous)
     errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(test)))
-    found = summarize(errors, groups=groups)
+    metrics = summarize(errors, groups=groups)
     chosen = evenly_spaced(np.arange(len(test)), COMPARED_EVENTS)
     compared = {"encoder": errors[chosen]}
     if model.dim < model.event_dim:
-        some = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device)
-        for kind, exact in (("projection", False), ("nearest", True)):
-            tracked = track(some, f"{'nearest' if exact else 'default'} projections", len(some))
-            compared[kind] = squared_errors(partial(model.project, exact=exact), tracked)
+        subset = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device)
+        for kind, is_nearest in (("projection", False), ("nearest", True)):
+            title = f"{'nearest' if is_nearest else 'default'} projections"
+            tracked = track(subset, title, len(subset))
+            compared[kind] = squared_errors(partial(model.project, nearest=is_nearest), tracked)
     for kind, values in compared.items():
         by_name = summarize(values, groups=None if groups is None else groups[chosen])
-        found |= {f"{kind}_{name}": by_name[name] for name in ("mse", "psnr") if name in by_name}
+        metrics |= {f"{kind}_{name}": by_name[name] for name in ("mse", "psnr") if name in by_name}
     if isinstance(model, Hierarchy):
-        found["stage_1_mse"] = found["mse"]
+        metrics["stage_1_mse"] = metrics["mse"]
         if len(model.stages) > 1:
-            first = model.part(1, 1)
-            found["stage_1_mse"] = summarize(
-                squared_errors(first.encoder_projection, batches), groups=groups
-            )["mse"]
-    return found
+            first = Hierarchy(model.stages[:1])
+            errors = squared_errors(first.encoder_projection, batches)
+            metrics["stage_1_mse"] = summarize(errors, groups=groups)["mse"]
+    return metrics
 
 
 def volume(
@@ -182,13 +171,13 @@ def volume(
 ) -> Metrics:
     """Compute the density on the manifold and, where it is exact, its non-orthogonality."""
     generator = torch.Generator().manual_seed(0)
-    result = on_manifold(model, images, generator=generator, context=context)
+    result = manifold_density(model, images, generator=generator, context=context)
     nll = mean_interval(-result.log_prob.double().cpu().numpy(), groups)
-    found: Metrics = {"manifold_nll": nll | {"estimate_error": float(result.error.mean())}}
+    metrics: Metrics = {"manifold_nll": nll | {"estimate_error": float(result.error.mean())}}
     values = result.non_orthogonality.double().cpu().numpy()
     if np.isfinite(values).all():
-        found["non_orthogonality"] = mean_interval(values, groups)
-    return found
+        metrics["non_orthogonality"] = mean_interval(values, groups)
+    return metrics
 
 
 def classification(
@@ -203,17 +192,15 @@ def classification(
     if not model.has_density:
         return {}
     chosen = evenly_spaced(np.arange(len(images)), CLASSIFIED_IMAGES)
-    some, own = images[chosen], None if groups is None else groups[chosen]
-    batches = Batches(np.asarray(some), BATCH_SIZE, device=device)
+    batches = Batches(np.asarray(images[chosen]), BATCH_SIZE, device=device)
     tracked = track(batches, "classifying", len(batches))
     probabilities = torch.cat([classify(model, x).cpu() for x, _ in tracked]).numpy()
-    is_right = probabilities.argmax(1) == context_of_array(some)
+    is_right = probabilities.argmax(1) == context_of_array(images[chosen])
+    error = calibration_error(probabilities.max(1), is_right)
     return {
-        "accuracy": proportion_interval(is_right, own),
-        "calibration_error": {
-            "value": calibration_error(probabilities.max(1), is_right), "n": len(some)
-        },
-    }  # fmt: skip
+        "accuracy": proportion_interval(is_right, None if groups is None else groups[chosen]),
+        "calibration_error": {"value": error, "n": len(chosen)},
+    }
 
 
 def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
@@ -221,11 +208,8 @@ def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
 
     .. math:: \sum_b \frac{n_b}{n}\, |\mathrm{accuracy}_b - \mathrm{confidence}_b|
 
-    over 15 bins b of equal width.
-
-    Args:
-        confidence: Probability of the predicted class, (n,).
-        is_right: Whether the prediction is right, (n,).
+    over 15 bins b of equal width, from the probability of the predicted class, (n,), and whether it
+    is right, (n,).
 
     Example:
         >>> calibration_error(np.array([0.9, 0.9, 0.7]), np.array([True, True, False]))
@@ -242,23 +226,23 @@ def objectives(model: Model, events: np.ndarray, device: torch.device) -> dict[s
     Returns:
         ``bits_per_dim``, NaN without a density on all of space, and ``mse`` of encoder projections.
     """
-    batches = Batches(events, BATCH_SIZE, device=device)
+    batches, bits = Batches(events, BATCH_SIZE, device=device), math.nan
     errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(batches)))
+    if model.has_density:
+        log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
+        bits = float(to_bits_per_dim(log_prob, events).mean())
     mse = reconstruction(errors, of_images=not batches.is_continuous)["mse"]["value"]
-    if not model.has_density:
-        return {"bits_per_dim": math.nan, "mse": mse}
-    log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(batches)))
-    return {"bits_per_dim": float(to_bits_per_dim(log_prob, events).mean()), "mse": mse}
+    return {"bits_per_dim": bits, "mse": mse}
 
 
 def warnings(metrics: Metrics, histories: Mapping[str, Any]) -> list[str]:
     """Collect the warnings of trainings and of the evaluation."""
-    found = [f"{name}: {text}" for name in sorted(histories, key=lambda name: (len(name), name))
+    texts = [f"{name}: {text}" for name in sorted(histories, key=lambda name: (len(name), name))
              for text in histories[name]["warnings"].values()]  # fmt: skip
-    if not metrics["inverse_error"] <= LARGEST_INVERSE_ERROR:
-        found.append(
+    if not metrics["inverse_error"] <= diagnostics.LARGEST_INVERSE_ERROR:
+        texts.append(
             "The inverse is inaccurate: on test data, decode(encode(x)) differs from x by up to "
             f"{metrics['inverse_error']:.2g} standard deviations of the data. Samples and "
             "projections do not belong to the reported density"
         )
-    return found
+    return texts

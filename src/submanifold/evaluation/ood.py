@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_curve
+import torch
+from torch import Tensor
 
 from submanifold.evaluation.baselines import fit_gaussian, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, Calibration, false_alarms
@@ -55,13 +56,14 @@ def score_parts(
     valid, groups = valid[:most], None if groups is None else groups[:most]
     calibration = Calibration.fit(score(model, valid, names), names, groups)
     linear_calibration = Calibration.fit(linear(valid), tuple(LINEAR), groups)
+    stored = Calibration.from_dict(model.calibration) if "groups" in model.calibration else None
     tables = []
     for part, images in {NORMAL: test[:most], OOD: ood[:most]}.items():
         scores = calibration.complete(score(model, images, names))
         p_values = {f"p_{name}": calibration.p_values(name, scores[name]) for name in scores}
-        for known in _stored_calibration(model, names):
-            scores[ANOMALY] = known.complete(scores)[COMBINATION]
-            p_values[f"p_{ANOMALY}"] = known.p_values(COMBINATION, scores[ANOMALY])
+        if stored and {*stored.combined} < {*names}:
+            scores[ANOMALY] = stored.complete(scores)[COMBINATION]
+            p_values[f"p_{ANOMALY}"] = stored.p_values(COMBINATION, scores[ANOMALY])
         linear_scores = linear_calibration.complete(linear(images))
         for name in (*LINEAR, COMBINATION):
             column = LINEAR_COMBINATION if name == COMBINATION else name
@@ -72,31 +74,18 @@ def score_parts(
     return pd.concat(tables, ignore_index=True)
 
 
-def _stored_calibration(model: Model, names: Sequence[str]) -> list[Calibration]:
-    """Return the calibration of the model's file; none if it combines other or all scores."""
-    if "groups" not in model.calibration:
-        return []
-    found = Calibration.from_dict(model.calibration)
-    return [found] if {*found.combined} < {*names} else []
-
-
 def _linear_scores(
     dim: int, train: np.ndarray, valid: np.ndarray
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     pca, _ = fit_gaussian(train, valid)
     few = pca.explaining(EXPLAINED_VARIANCE)
-    dim = min(dim, pca.axes.shape[1])
+    dims = [min(dim, pca.axes.shape[1]), few]
 
-    def scores(images: np.ndarray) -> dict[str, np.ndarray]:
-        batches = pca_batches(images)
-        return {
-            "pca_distance": per_event(lambda x: pca.squared_errors(x)[:, dim], batches),
-            "pca_residual": per_event(lambda x: pca.squared_errors(x)[:, few], batches),
-            "hotelling": per_event(lambda x: pca.hotelling(x, few), batches),
-            "mahalanobis": -per_event(pca.log_prob, batches),
-        }
+    def columns(x: Tensor) -> Tensor:
+        errors = pca.squared_errors(x)[:, dims].T
+        return torch.stack([*errors, pca.hotelling(x, few), -pca.log_prob(x)], 1)
 
-    return scores
+    return lambda images: dict(zip(LINEAR, per_event(columns, pca_batches(images)).T, strict=True))
 
 
 def add_groups(
@@ -106,11 +95,11 @@ def add_groups(
     if normal is None and ood is None:
         return scored
     counts = scored["part"].value_counts()
-    columns = [
+    numbers = [
         np.arange(counts[part]) if groups is None else groups[: counts[part]]
         for part, groups in {NORMAL: normal, OOD: ood}.items()
     ]
-    return scored.assign(group=np.concatenate(columns))
+    return scored.assign(group=np.concatenate(numbers))
 
 
 def measure_ood(
@@ -130,76 +119,66 @@ def measure_ood(
         of the ``expected`` rate of false alarms.
     """
     calibration = calibration or {}
-    is_ood = (scored["part"] == OOD).to_numpy()
-    rows = {NORMAL: np.flatnonzero(~is_ood), OOD: np.flatnonzero(is_ood)}
+    rows = {part: np.flatnonzero(scored["part"] == part) for part in (NORMAL, OOD)}
+    measured: dict[str, Any] = {"counts": {part: len(of_part) for part, of_part in rows.items()}}
     numbers = scored["group"].to_numpy() if "group" in scored else np.arange(len(scored))
-    groups = {part: _split_by_group(each, numbers) for part, each in rows.items()}
-    counts = {part: len(each) for part, each in groups.items()}
+    groups = {part: np.unique(numbers[rows[part]], return_inverse=True)[1] for part in rows}
     level: float | None = 0.025
-    found: dict[str, Any] = {"counts": {part: len(each) for part, each in rows.items()}}
     if "group" in scored:
-        found["groups"], level = counts, interval_level(min(counts.values()))
-    names = [str(column) for column in scored if f"p_{column}" in scored]
-    found["scores"] = {
-        name: _measure_score(scored[name].to_numpy(), [groups[OOD], groups[NORMAL]], level)
-        for name in names
-    }
-    if ANOMALY in found["scores"] and "groups" in calibration:
-        found["alarms"] = _alarms(scored, Calibration.from_dict(calibration))
-    return found
+        measured["groups"] = {part: int(of_part.max()) + 1 for part, of_part in groups.items()}
+        level = interval_level(min(measured["groups"].values()))
+    measured["scores"] = {
+        str(name): _measure_score(scored[name].to_numpy(), rows, groups, level)
+        for name in scored if f"p_{name}" in scored
+    }  # fmt: skip
+    if ANOMALY in measured["scores"] and "groups" in calibration:
+        measured["alarms"] = _alarms(scored, Calibration.from_dict(calibration))
+    return measured
 
 
 def _alarms(scored: pd.DataFrame, calibration: Calibration) -> list[dict[str, Any]]:
     """Return the rates at which ``submanifold score`` flags the images of both parts."""
-    of_part = []
+    by_part = []
     for part in (NORMAL, OOD):
-        own = scored[scored["part"] == part]
-        groups = own["group"].to_numpy() if "group" in own else None
-        of_part.append(false_alarms(own[f"p_{ANOMALY}"].to_numpy(), calibration.groups, groups))
+        rows = scored[scored["part"] == part]
+        groups = rows["group"].to_numpy() if "group" in rows else None
+        by_part.append(false_alarms(rows[f"p_{ANOMALY}"].to_numpy(), calibration.groups, groups))
     return [{"rate": normal["rate"], "false_alarms": normal["observed"],
              "expected": normal["expected"], "detected": ood["observed"]}
-            for normal, ood in zip(*of_part, strict=True)]  # fmt: skip
+            for normal, ood in zip(*by_part, strict=True)]  # fmt: skip
 
 
 def _measure_score(
-    values: np.ndarray, groups: list[list[np.ndarray]], level: float | None
-) -> dict[str, Any]:
-    """Compute :data:`MEASURES` with intervals by resampling the groups of each part."""
-    ranks = _ranks(values)
-    rows = [np.concatenate(part) for part in groups]
-    members = [np.repeat(np.arange(len(part)), [len(each) for each in part]) for part in groups]
+    values: np.ndarray, rows: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray],
+    level: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Compute :data:`MEASURES` with intervals by resampling the groups of the rows of each part."""
+    ranks, rng = _ranks(values), np.random.default_rng(0)
+    parts = [(ranks[rows[part]], groups[part]) for part in (OOD, NORMAL)]
 
-    def measures(weights: list[np.ndarray]) -> tuple[float, float, float]:
-        """Compute the measures with weights of the groups."""
-        by_rank = (
-            np.bincount(ranks[own], weight[group], ranks.max() + 1)[::-1]
-            for own, group, weight in zip(rows, members, weights, strict=True)
-        )
-        return _measures(*by_rank)
+    def measures(draw: Callable[[int], np.ndarray]) -> tuple[float, float, float]:
+        """Compute the measures, given a function that draws weights for a number of groups."""
+        return _measures(*(
+            np.bincount(of_rows, draw(of_groups.max() + 1)[of_groups], ranks.max() + 1)[::-1]
+            for of_rows, of_groups in parts
+        ))  # fmt: skip
+
+    def resample(count: int) -> np.ndarray:
+        return np.bincount(rng.integers(count, size=count), minlength=count)
 
     ends = np.full((2, len(MEASURES)), None)
     if level is not None:
-        rng, counts = np.random.default_rng(0), [len(part) for part in groups]
-        resampled = [
-            measures([np.bincount(rng.integers(n, size=n), minlength=n) for n in counts])
-            for _ in range(RESAMPLES)
-        ]
+        resampled = [measures(resample) for _ in range(RESAMPLES)]
         ends = np.quantile(resampled, [level, 1 - level], axis=0)
-    found = measures([np.ones(len(part)) for part in groups])
-    columns = zip(MEASURES, found, *ends.tolist(), strict=True)
-    return {
-        name: {"value": value, "low": low, "high": high, "n": len(values)}
-        for name, value, low, high in columns
-    }
-
-
-def _split_by_group(rows: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
-    ordered = rows[np.argsort(groups[rows], kind="stable")]
-    return np.split(ordered, np.flatnonzero(np.diff(groups[ordered])) + 1)
+    columns = zip(MEASURES, measures(np.ones), *ends.tolist(), strict=True)
+    return {name: {"value": value, "low": low, "high": high, "n": len(values)}
+            for name, value, low, high in columns}  # fmt: skip
 
 
 def roc(normal: np.ndarray, ood: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute false and true positive rates of a score for all thresholds."""
+    from sklearn.metrics import roc_curve  # loads slowly
+
     is_ood = np.repeat([0, 1], [len(normal), len(ood)])
     false, true, _ = roc_curve(is_ood, _ranks(np.concatenate([normal, ood])))
     return false, true

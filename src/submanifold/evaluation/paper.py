@@ -14,9 +14,8 @@ def results() -> pd.DataFrame:
     """Read ``paper.csv``.
 
     Returns:
-        Columns ``table``, ``dataset``, ``method``, ``stage_dims``, ``metric`` (named as
-        :attr:`submanifold.evaluation.metrics.Metric.column`), ``value``, and the printed
-        ``spread``, NaN where the paper has none.
+        ``table``, ``dataset``, ``method``, ``stage_dims``, ``metric`` (a :attr:`.Metric.column`),
+        ``value``, and the printed ``spread``, NaN where the paper has none.
     """
     with files("submanifold.evaluation").joinpath("paper.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)

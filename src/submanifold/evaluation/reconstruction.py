@@ -51,12 +51,12 @@ def reconstruction(
     over = ~np.isfinite(errors) | (of_images & (errors > 1))
     counted = np.where(over, 1.0, errors) if of_images else errors[~over]
     mse = mean_interval(counted, groups)
-    found = {"mse": mse, "overflows": int(over.sum())}
+    summary = {"mse": mse, "overflows": int(over.sum())}
     if of_images:
         ends = {"value": mse["value"], "low": mse["high"], "high": mse["low"]}
-        found["psnr"] = mse | {k: None if v is None else float(psnr(v)) for k, v in ends.items()}
-        found["psnr_per_image"] = mean_interval(psnr(counted), groups)
-    return found
+        summary["psnr"] = mse | {k: None if v is None else float(psnr(v)) for k, v in ends.items()}
+        summary["psnr_per_image"] = mean_interval(psnr(counted), groups)
+    return summary
 
 
 def psnr(errors: Any) -> Any:
@@ -90,14 +90,16 @@ def error_curve(
     if not of_images:
         variance = float(np.var(test, axis=0, dtype=np.float64).mean())
         goals = {f"explained variance {goal}": (1 - goal) * variance for goal in CURVE_SHARES}
-    some = Batches(evenly_spaced(test, CURVE_EVENTS), NEAREST_BATCH_SIZE, device=device)
+    batches = Batches(evenly_spaced(test, CURVE_EVENTS), NEAREST_BATCH_SIZE, device=device)
 
     @cache
-    def mse(dim: int, exact: bool = False) -> float:
-        at = model.at_dim(dim) if isinstance(model, Hierarchy) else model
-        project = partial(at.project, exact=True) if exact else at.encoder_projection
-        errors = squared_errors(project, some)
-        return reconstruction(errors, of_images)["mse"]["value"]
+    def mse(dim: int, nearest: bool = False) -> float | None:  # None if all projections overflow
+        view = model.at_dim(dim) if isinstance(model, Hierarchy) else model
+        project = partial(view.project, nearest=True) if nearest else view.encoder_projection
+        return reconstruction(squared_errors(project, batches), of_images)["mse"]["value"]
+
+    def reaches(dim: int, goal: float) -> bool:
+        return (error := mse(dim)) is not None and error <= goal
 
     def smallest_dim(goal: float) -> int | None:
         """Find the smallest dimension with an error of at most `goal` by bisection, or None."""
@@ -109,10 +111,6 @@ def error_curve(
             low, high = (low, middle) if reaches(middle, goal) else (middle, high)
         return high
 
-    def reaches(dim: int, goal: float) -> bool:
-        error = mse(dim)  # None if all projections overflow
-        return error is not None and error <= goal
-
     dims = nearest_dims = [model.dim]
     if isinstance(model, Hierarchy):
         last = model.max_dim
@@ -120,15 +118,14 @@ def error_curve(
         first = min(SMALLEST_NEAREST_DIM if of_images else 1, last - 1)
         nearest_dims = _geometric(first, last - 1, CURVE_NEAREST_DIMS) if last > 1 else []
     tracked = track([[d] for d in dims], "error by dimension", len(dims))
+    pca = [pca_error(baselines, d, CURVE_EVENTS).get("mse", {}).get("value") for d in dims]
     return {
         "dims": dims,
         "mse": [mse(d) for (d,) in tracked],
-        "pca_mse": [
-            pca_error(baselines, d, CURVE_EVENTS).get("mse", {}).get("value") for d in dims
-        ],
+        "pca_mse": pca,
         "nearest_dims": nearest_dims,
-        "nearest_mse": [mse(d, exact=True) for d in nearest_dims],
-        "n": len(some),
+        "nearest_mse": [mse(d, nearest=True) for d in nearest_dims],
+        "n": len(batches),
         "variance": variance,
         "goals": goals,
         "smallest": {name: smallest_dim(goal) for name, goal in goals.items()},

@@ -1,22 +1,28 @@
-"""Comparison of samples, and as a reference of training images, with test images."""
+"""Comparison of samples, and as a reference of training images, with test images.
+
+The distances take features (n, f) of images. With the features of
+:func:`~submanifold.evaluation.features.inception_features` the first two are the FID and the KID.
+Values on different features cannot be compared.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # submodules load on first use; scipy.stats takes half a second
 import torch
 
 from submanifold.data.splits import Groups, groups_of
-from submanifold.evaluation.feature_distances import (
-    NEIGHBORS,
-    frechet_distance_with_interval,
-    kernel_distance,
-    precision,
-    recall,
+from submanifold.evaluation.intervals import (
+    GroupPair,
+    Interval,
+    jackknife_interval,
+    jackknife_subsets,
+    mean_interval,
 )
-from submanifold.evaluation.intervals import GroupPair
 
-MIN_IMAGES = NEIGHBORS + 1
+NEIGHBORS, MIN_IMAGES = 3, 4
+KERNEL_ROWS = 1000
 TOO_FEW = {
     "value": None,
     "why": f"not measured: there are fewer than {MIN_IMAGES} test images or samples",
@@ -27,10 +33,6 @@ FID_ON_CPU = (
 )
 MAX_REFERENCE = 5000
 """Images that the PCA of pixel features is fitted to."""
-ON_FEATURES = {"kid": kernel_distance, "precision": precision, "recall": recall}
-
-Features = tuple[np.ndarray, np.ndarray]
-"""Features of real and of fake images."""
 
 
 def sample_quality(
@@ -56,29 +58,29 @@ def sample_quality(
     order = np.random.default_rng(0).permutation(len(train))  # neighbors can share a photograph
     drawn = order[: len(samples)]
     of_train, of_test = (groups_of(groups, part) for part in ("train", "test"))
-    fakes = [samples]
-    pairs: list[GroupPair] = [(of_test, None)]
+    fakes: list[tuple[np.ndarray, np.ndarray | None]] = [(samples, None)]
     if len(train) >= count:
-        fakes.append(train[drawn])
-        pairs.append((of_test, None if of_train is None else of_train[drawn]))
-    found: list[dict[str, Any]] = [dict.fromkeys(("fid", *ON_FEATURES), TOO_FEW) for _ in fakes]
+        fakes.append((train[drawn], None if of_train is None else of_train[drawn]))
+    measured: list[dict[str, Any]] = [dict.fromkeys(("fid", *ON_FEATURES), TOO_FEW) for _ in fakes]
     name = "none"
     if count >= MIN_IMAGES:
         # PCA is fitted to other images than those compared, if there are enough
         start = count if len(train) >= 2 * count else 0
         reference = train[order[start : start + MAX_REFERENCE]]
         subset = random_subset(len(test), count)
-        inception, features, name = _features(reference, test, fakes, subset, weights, device)
-        for each, pair, all_features, some in zip(found, pairs, inception, features, strict=True):
-            each["fid"] = (
-                {"value": None, "why": all_features}
-                if isinstance(all_features, str)
-                else frechet_distance_with_interval(*all_features, groups=pair)
-            )
-            compared = None if of_test is None else of_test[subset], pair[1]
+        of_subset = None if of_test is None else of_test[subset]
+        images = [test, *(fake for fake, _ in fakes)]
+        inception, (real, *of_fakes), name = _features(reference, images, subset, weights, device)
+        for number, (metrics, (_, of_fake)) in enumerate(zip(measured, fakes, strict=True)):
+            if isinstance(inception, str):
+                metrics["fid"] = {"value": None, "why": inception}
+            else:
+                compared = inception[0], inception[1 + number], (of_test, of_fake)
+                metrics["fid"] = frechet_distance(*compared)
             for metric, distance in ON_FEATURES.items():
-                each[metric] = distance(*some, groups=compared)
-    return found[0] | {"features": name, "training_images": found[1] if found[1:] else None}
+                metrics[metric] = distance(real, of_fakes[number], (of_subset, of_fake))
+    training = measured[1] if len(measured) > 1 else None
+    return measured[0] | {"features": name, "training_images": training}
 
 
 def random_subset(count: int, size: int) -> np.ndarray:
@@ -87,10 +89,13 @@ def random_subset(count: int, size: int) -> np.ndarray:
 
 
 def _features(
-    reference: np.ndarray, test: np.ndarray, fakes: list[np.ndarray], subset: np.ndarray,
-    weights: str, device: torch.device,
-) -> tuple[Sequence[Features | str], Sequence[Features], str]:  # fmt: skip
-    """Compute Inception features or the reason they are missing, features, and their name."""
+    reference: np.ndarray, images: Sequence[np.ndarray], subset: np.ndarray, weights: str,
+    device: torch.device,
+) -> tuple[list[np.ndarray] | str, list[np.ndarray], str]:  # fmt: skip
+    """Compute Inception features of test images and fakes, features of equal numbers, their name.
+
+    The Inception features can be the reason why they are missing.
+    """
     # torch-fidelity and scikit-learn take seconds to import
     from submanifold.evaluation.features import (
         MissingWeightsError,
@@ -98,17 +103,145 @@ def _features(
         pixel_features,
     )
 
-    count = len(subset)
-    inception: Sequence[Features | str]
+    def equal(real: np.ndarray, *fakes: np.ndarray) -> list[np.ndarray]:
+        return [real[subset], *(fake[: len(subset)] for fake in fakes)]
+
     try:
         if weights == "auto" and device.type == "cpu":
             raise MissingWeightsError(FID_ON_CPU)
         path = None if weights in ("auto", "download") else weights
-        real, *of_fakes = inception_features([test, *fakes], path, device)
-        inception = [(real, each) for each in of_fakes]
-        real, name = real[subset], "inception"
+        inception = inception_features(images, path, device)
+        return inception, equal(*inception), "inception"
     except MissingWeightsError as error:
-        inception = [str(error)] * len(fakes)
-        real, *of_fakes = pixel_features(reference, test[subset], *(x[:count] for x in fakes))
-        name = f"{real.shape[1]} principal components of pixels"
-    return inception, [(real, each[:count]) for each in of_fakes], name
+        features = pixel_features(reference, *equal(*images))
+        return str(error), features, f"{features[0].shape[1]} principal components of pixels"
+
+
+def frechet_distance(
+    real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None)
+) -> Interval:
+    r"""Compute the squared Wasserstein-2 distance of fitted Gaussians with its jackknife interval.
+
+    Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017:
+
+    .. math:: |\mu_a - \mu_b|^2 + \mathrm{tr}\,\Sigma_a + \mathrm{tr}\,\Sigma_b
+              - 2\,\mathrm{tr}\,(\Sigma_a \Sigma_b)^{1/2}
+
+    With :math:`\Sigma_a = A^T A` and :math:`\Sigma_b = B^T B` the last trace is the nuclear norm of
+    :math:`A B^T`. Unlike torch-fidelity's eigenvalues of :math:`\Sigma_a \Sigma_b`, it is exact for
+    singular covariances and fast for fewer images than features. The distance is biased upward by
+    O(1 / n): compare values of equal numbers of images only.
+
+    Returns:
+        ``value``, ``low`` and ``high`` (None for fewer than 10 images or groups), ``n_real``,
+        ``n_fake``.
+    """
+    subsets = jackknife_subsets(len(real), len(fake), np.random.default_rng(0), groups)
+    left_out = [_frechet_distance(real[i], fake[j]) for i, j in subsets]
+    interval = jackknife_interval(_frechet_distance(real, fake), left_out)
+    return interval | {"n_real": len(real), "n_fake": len(fake)}
+
+
+def _frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    mean_a, root_a = _mean_and_root(a)
+    mean_b, root_b = _mean_and_root(b)
+    shift = np.sum((mean_a - mean_b) ** 2)
+    traces = np.sum(root_a**2) + np.sum(root_b**2)
+    overlap = np.linalg.norm(root_a @ root_b.T, ord="nuc")
+    return max(0.0, float(shift + traces - 2 * overlap))
+
+
+def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean (f,) and R, (min(n, f), f), such that R^T R is the covariance."""
+    features = np.asarray(features, dtype=np.float64)
+    mean = features.mean(axis=0)
+    root = (features - mean) / np.sqrt(len(features) - 1)
+    return mean, root if len(root) <= root.shape[1] else np.asarray(np.linalg.qr(root, mode="r"))
+
+
+def kernel_distance(
+    real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None)
+) -> Interval:
+    r"""Compute the unbiased squared maximum mean discrepancy with its 95% jackknife interval.
+
+    Binkowski et al., "Demystifying MMD GANs", ICLR 2018, with the kernel
+    :math:`k(a, b) = (a^T b / f + 1)^3` of features of length f:
+
+    .. math:: \mathrm{mean}_{i \neq j} k(x_i, x_j) + \mathrm{mean}_{i \neq j} k(y_i, y_j)
+              - 2\,\mathrm{mean}_{i, j} k(x_i, y_j)
+
+    over all pairs; torch-fidelity averages over random subsets instead. It can be negative.
+
+    Returns:
+        As :func:`frechet_distance`.
+    """
+    counts = len(real), len(fake)
+    everything = tuple(np.arange(count) for count in counts)
+    subsets = [everything, *jackknife_subsets(*counts, np.random.default_rng(0), groups)]
+    # membership of each feature in each subset, 0 or 1, (subsets, features)
+    in_real, in_fake = (
+        np.stack([np.bincount(rows, minlength=count) for rows in kept])
+        for kept, count in zip(zip(*subsets, strict=True), counts, strict=True)
+    )
+    across = _kernel_sums(real, fake, in_real, in_fake)
+    values = -2 * across / (in_real.sum(axis=1) * in_fake.sum(axis=1))
+    for x, in_x in (real, in_real), (fake, in_fake):
+        diagonal = in_x @ (np.mean(x**2, axis=1) + 1) ** 3
+        n = in_x.sum(axis=1)
+        values += (_kernel_sums(x, x, in_x, in_x) - diagonal) / (n * (n - 1))
+    value, *left_out = values.tolist()
+    interval = jackknife_interval(value, left_out, minimum=-np.inf)
+    return interval | {"n_real": counts[0], "n_fake": counts[1]}
+
+
+def _kernel_sums(x: np.ndarray, y: np.ndarray, in_x: np.ndarray, in_y: np.ndarray) -> np.ndarray:
+    """Return the sums of the kernel over all pairs of each subset, (subsets,)."""
+    sums = np.zeros(len(in_x))
+    for start in range(0, len(x), KERNEL_ROWS):  # all pairs of 10,000 images would take 1 GB
+        rows = slice(start, start + KERNEL_ROWS)
+        kernel = (x[rows] @ y.T / x.shape[1] + 1) ** 3
+        sums += ((in_x[:, rows] @ kernel) * in_y).sum(axis=1)
+    return sums
+
+
+def precision(
+    real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None), neighbors: int = NEIGHBORS
+) -> Interval:
+    """Compute the fraction of fakes in the real manifold: the sample quality.
+
+    Improved precision of Kynkaanniemi et al., NeurIPS 2019. The manifold is the union of balls
+    around the real features with the distance to the k-th nearest neighbor as radius. Two samples
+    of one distribution do not reach 1: compare values of equal numbers of images only.
+
+    Returns:
+        ``value`` in [0, 1]; ``low`` and ``high`` of Wilson's 95% interval for fixed balls, or of
+        the bootstrap over the groups of the fakes; ``n_real``, ``n_fake`` and ``groups``.
+    """
+    from sklearn.metrics import pairwise_distances_chunked  # scikit-learn takes seconds to import
+    from sklearn.neighbors import NearestNeighbors
+
+    nearest = NearestNeighbors(n_neighbors=neighbors, algorithm="brute").fit(real)
+    radii = nearest.kneighbors()[0][:, -1]  # without an argument, a point is not its own neighbor
+    chunks = pairwise_distances_chunked(
+        fake, real, reduce_func=lambda distances, _: (distances <= radii).any(axis=1)
+    )
+    inside = np.concatenate(list(chunks))
+    counts = {"n_real": len(real), "n_fake": len(fake)}
+    if groups[1] is not None:
+        interval = mean_interval(inside, groups[1])
+        del interval["n"]
+        return interval | counts
+    test: Any = scipy.stats.binomtest(int(inside.sum()), len(inside))
+    low, high = map(float, test.proportion_ci(0.95, method="wilson"))
+    return {"value": float(test.statistic), "low": low, "high": high, **counts}
+
+
+def recall(
+    real: np.ndarray, fake: np.ndarray, groups: GroupPair = (None, None), neighbors: int = NEIGHBORS
+) -> Interval:
+    """Compute the fraction of reals in the manifold of the fakes: the sample diversity."""
+    swapped = precision(fake, real, groups[::-1], neighbors)
+    return swapped | {"n_real": len(real), "n_fake": len(fake)}
+
+
+ON_FEATURES = {"kid": kernel_distance, "precision": precision, "recall": recall}

@@ -9,7 +9,7 @@ from submanifold.data.batches import quantize
 from submanifold.evaluation.likelihood import BATCH_SIZE
 from submanifold.models import Model
 
-TEMPERATURES = {"samples": 1.0, "samples_cool": 0.7}
+TEMPERATURES = {"samples": 1.0, "samples_t07": 0.7}
 COOL_SAMPLES = 64
 
 
@@ -25,23 +25,21 @@ def draw_samples(
         events: Events (N, ...), of which a conditional model's samples have random contexts.
 
     Returns:
-        ``count`` ``samples``, and 64 ``samples_cool`` for a figure; see :func:`stored`. Those of a
+        ``count`` ``samples``, and 64 ``samples_t07`` for a figure; see :func:`stored`. Those of a
         conditional model are arrays with their context.
     """
     contexts = None if events is None else context_of_array(events)
     samples, device = {}, next(model.parameters()).device
-    for name, n in {"samples": count, "samples_cool": COOL_SAMPLES}.items():
-        generator = torch.Generator().manual_seed(seed)
-        sizes = [min(BATCH_SIZE, n - start) for start in range(0, n, BATCH_SIZE)]
-        given = None
+    for name, n in {"samples": count, "samples_t07": COOL_SAMPLES}.items():
+        generator, drawn, chosen = torch.Generator().manual_seed(seed), [], None
         if contexts is not None:
-            given = contexts[np.random.default_rng(seed).integers(len(contexts), size=n)]
-        drawn = []
-        for index, size in enumerate(sizes):
-            rows = slice(index * BATCH_SIZE, index * BATCH_SIZE + size)
-            context = None if given is None else torch.from_numpy(given[rows]).to(device)
+            chosen = contexts[np.random.default_rng(seed).integers(len(contexts), size=n)]
+        for start in range(0, n, BATCH_SIZE):
+            size, context = min(BATCH_SIZE, n - start), None
+            if chosen is not None:
+                context = torch.from_numpy(chosen[start : start + size]).to(device)
             drawn.append(stored(model.sample(size, TEMPERATURES[name], generator, context)))
-        samples[name] = with_context(np.concatenate(drawn), given)
+        samples[name] = with_context(np.concatenate(drawn), chosen)
     return samples
 
 

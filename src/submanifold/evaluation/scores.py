@@ -48,10 +48,7 @@ NOISE_SCALE = "noise_scale"
 
 
 def score(
-    model: Model,
-    events: np.ndarray,
-    names: Collection[str] = QUICK,
-    batch_size: int = SCORE_BATCH_SIZE,
+    model: Model, events: np.ndarray, names: Collection[str] = QUICK
 ) -> dict[str, np.ndarray]:
     """Score uint8 images (N, channels, height, width) or float vectors (N, D).
 
@@ -61,20 +58,19 @@ def score(
     Returns:
         Float64 (N,) by name, see :func:`score_batch`.
     """
-    device = next(model.parameters()).device
-    found, start = [], 0
+    device, rows = next(model.parameters()).device, []
     columns: list[str] = []
 
     def score_rows(numbers: Tensor, x: Tensor, context: Context) -> Tensor:
         by_name = score_batch(model, x, events[numbers.cpu().numpy()], names, context)
         columns[:] = by_name
-        return torch.stack(list(by_name.values()), 1)
+        return torch.stack([*by_name.values()], 1)
 
-    for x, context in track(fixed_batches(events, batch_size, device), "scoring", len(events)):
-        numbers = torch.arange(start, start + len(x), device=device)
-        found.append(distributed.map_shards(score_rows, numbers, x, context))
-        start += len(x)
-    return dict(zip(columns, torch.cat(found).cpu().numpy().T, strict=True))
+    numbers = torch.arange(len(events), device=device).split(SCORE_BATCH_SIZE)
+    batches = track(fixed_batches(events, SCORE_BATCH_SIZE, device), "scoring", len(events))
+    for (x, context), of_batch in zip(batches, numbers, strict=True):
+        rows.append(distributed.map_shards(score_rows, of_batch, x, context))
+    return dict(zip(columns, torch.cat(rows).cpu().numpy().T, strict=True))
 
 
 def score_batch(
@@ -88,35 +84,34 @@ def score_batch(
         vectors, and ``smoothed_density`` for models that are not noise-conditional. Errors of
         vectors are in the units of the model's input.
     """
-    found: dict[str, Tensor] = {}
+    scores: dict[str, Tensor] = {}
     with torch.no_grad():
         u, v, log_prob = model(x, context)
-        found["on_manifold"] = -standard_normal_log_prob(model.coordinates(u))
-        found["off_manifold"] = v.square().sum(1) / 2
+        scores["on_manifold"] = -standard_normal_log_prob(model.coordinates(u))
+        scores["off_manifold"] = v.square().sum(1) / 2
         if model.has_density:
-            found["density"] = -log_prob
+            scores["density"] = -log_prob
         if SMOOTHED_DENSITY in names and model.has_density and is_noise_conditional(model):
             scale = model.calibration.get(NOISE_SCALE) or 0.0
-            found[SMOOTHED_DENSITY] = -log_prob_at(model, x, scale, context)
+            scores[SMOOTHED_DENSITY] = -log_prob_at(model, x, scale, context)
         if "encoder_distance" in names:
             projection = model.decode(u, context=context)
-            found["encoder_distance"] = (x - projection).square().flatten(1).mean(1)
+            scores["encoder_distance"] = (x - projection).square().flatten(1).mean(1)
     if "nearest_distance" in names:
-        nearest = model.project(x, exact=True, context=context)
-        found["nearest_distance"] = (x - nearest).square().flatten(1).mean(1)
+        nearest = model.project(x, nearest=True, context=context)
+        scores["nearest_distance"] = (x - nearest).square().flatten(1).mean(1)
     if "complexity" in names and model.has_density and events.dtype == np.uint8:
         bits = model.event_dim * bits_per_dim(log_prob.double(), model.event_dim, 8)
-        found["complexity"] = bits - torch.tensor(png_bits(events), device=bits.device)
+        scores["complexity"] = bits - torch.tensor(png_bits(events), device=bits.device)
     if "manifold_density" in names or "dimension" in names:
         eigenvalues = leading_spectrum(model, u, context=context)
         volume = eigenvalues.clamp_min(1e-12).log().sum(1) / 2
         leading = model.coordinates(u)[:, : eigenvalues.shape[1]]
         log_prob = standard_normal_log_prob(leading) + model.overlap(u, context)
-        found["manifold_density"] = volume - log_prob
-        found["dimension"] = -local_dimension(eigenvalues, model.event_dim, smallest_change(model))
-    return {
-        name: found[name].double().detach() for name in SCORES if name in names and name in found
-    }
+        scores["manifold_density"] = volume - log_prob
+        scores["dimension"] = -local_dimension(eigenvalues, model.event_dim, smallest_change(model))
+    chosen = [name for name in SCORES if name in names and name in scores]
+    return {name: scores[name].double().detach() for name in chosen}
 
 
 def log_prob_at(model: Model, x: Tensor, scale: float, context: Context = None) -> Tensor:
@@ -129,12 +124,8 @@ def best_noise_scale(model: Model, events: np.ndarray) -> float:
     """Find the noise scale at which held-out events have the largest density, without their noise.
 
     Like the bandwidth of a kernel density estimate it smooths more, the fewer the training data
-    are. The tenth of the events with the lowest density is left out, so that anomalies among them
-    do not determine the scale.
-
-    Args:
-        model: A noise-conditional model.
-        events: Events (N, ...) that the model was not trained on.
+    are. The tenth of the events (N, ...) with the lowest density is left out, so that anomalies
+    among them do not determine the scale.
 
     Returns:
         The scale, between 0 (the smallest noise) and 1 (the largest).
@@ -193,10 +184,10 @@ def local_dimension(eigenvalues: Tensor, event_dim: int, change: float = GREY_LE
 
 def png_bits(images: np.ndarray) -> np.ndarray:
     """Return the bits of uint8 images (N, channels, height, width) as PNGs (Serrà et al. 2020)."""
-    sizes = []
-    for image in images:
+    bits = np.zeros(len(images))
+    for number, image in enumerate(images):
         buffer = io.BytesIO()
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
         Image.fromarray(pixels).save(buffer, "png", optimize=True)
-        sizes.append(8 * buffer.tell())
-    return np.array(sizes, np.float64)
+        bits[number] = 8 * buffer.tell()
+    return bits

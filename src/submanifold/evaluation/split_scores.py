@@ -27,54 +27,42 @@ NLL = "nll"
 def score_splits(
     model: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups | None,
     device: torch.device,
-) -> dict[str, dict[str, np.ndarray]]:  # fmt: skip
+) -> pd.DataFrame:  # fmt: skip
     """Score a fixed random subset of each split, uint8 images or float vectors (N, ...).
 
     Returns:
-        Columns (n,) by split: ``number`` in the array, ``group`` (the number, if events are
-        independent), and with a density ``bits_per_dim``; for test data also ``encoder_mse``, and
-        with a calibration ``anomaly_score`` and ``p_value``.
+        A table with the columns ``split``, ``number`` in the array, ``group`` (the number, if
+        events are independent), and ``bits_per_dim`` (NaN without a density); for test data also
+        ``encoder_mse``, and with a calibration ``anomaly_score`` and ``p_value``.
     """
-    model = model.to(device)
-    scored: dict[str, dict[str, np.ndarray]] = {}
+    model, tables = model.to(device), []
     for split, events in {"train": train, "valid": valid, "test": test}.items():
         rng = np.random.default_rng(SEED)
         most = MAX_IMAGES if events.dtype == np.uint8 else MAX_ROWS
         numbers = np.sort(rng.permutation(len(events))[: most[split]])
-        members, some = groups_of(groups, split), events[numbers]
-        group = numbers if members is None else members[numbers]
-        found = {"number": numbers, "group": group}
+        members, events = groups_of(groups, split), events[numbers]
+        columns = {"number": numbers, "group": numbers if members is None else members[numbers]}
         if split == "test":
-            found |= _score_test(model, some)
+            columns |= _score_test(model, events)
         elif model.has_density:
-            batches = Batches(some, BATCH_SIZE, device=device)
-            tracked = track(batches, f"bits per dimension, {split}", len(some))
-            found["bits_per_dim"] = to_bits_per_dim(per_event(model.log_prob, tracked), some)
-        scored[split] = found
-    return scored
-
-
-def as_table(scored: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
-    """Convert the result of :func:`score_splits` to a table with a column ``split``.
-
-    The column ``bits_per_dim`` is NaN without a density.
-    """
-    tables = [pd.DataFrame({"split": split, **found}) for split, found in scored.items()]
+            batches = Batches(events, BATCH_SIZE, device=device)
+            tracked = track(batches, f"bits per dimension, {split}", len(events))
+            columns["bits_per_dim"] = to_bits_per_dim(per_event(model.log_prob, tracked), events)
+        tables.append(pd.DataFrame({"split": split, **columns}))
     table = pd.concat(tables, ignore_index=True)
     return table if "bits_per_dim" in table else table.assign(bits_per_dim=math.nan)
 
 
 def _score_test(model: Model, events: np.ndarray) -> dict[str, np.ndarray]:
     scores = score(model, events, QUICK)
-    found = {"encoder_mse": scores["encoder_distance"]}
+    columns = {"encoder_mse": scores["encoder_distance"]}
     if "density" in scores:
-        found["bits_per_dim"] = to_bits_per_dim(-scores["density"], events)
+        columns["bits_per_dim"] = to_bits_per_dim(-scores["density"], events)
     if "groups" in model.calibration:
         calibration = Calibration.from_dict(model.calibration)
-        combination = calibration.complete(scores)[COMBINATION]
-        found["anomaly_score"] = combination
-        found["p_value"] = calibration.p_values(COMBINATION, combination)
-    return found
+        columns["anomaly_score"] = calibration.complete(scores)[COMBINATION]
+        columns["p_value"] = calibration.p_values(COMBINATION, columns["anomaly_score"])
+    return columns
 
 
 def density_column(scored: pd.DataFrame) -> str:
@@ -97,12 +85,12 @@ def generalization_gap(means: Mapping[str, Interval]) -> Interval:
     The splits are independent, so that the squares of the half-widths add up.
     """
     test, train = means["test"], means["train"]
-    found: Interval = {"value": test["value"] - train["value"], "low": None, "high": None}
-    if test["low"] is not None and train["low"] is not None:
-        below = math.hypot(test["value"] - test["low"], train["high"] - train["value"])
-        above = math.hypot(test["high"] - test["value"], train["value"] - train["low"])
-        found |= {"low": found["value"] - below, "high": found["value"] + above}
-    return found
+    gap = test["value"] - train["value"]
+    if test["low"] is None or train["low"] is None:
+        return {"value": gap, "low": None, "high": None}
+    below = math.hypot(test["value"] - test["low"], train["high"] - train["value"])
+    above = math.hypot(test["high"] - test["value"], train["value"] - train["low"])
+    return {"value": gap, "low": gap - below, "high": gap + above}
 
 
 def group_numbers(table: pd.DataFrame) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import torch
 from submanifold.data.synthetic import Manifold
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
-from submanifold.models import Model, on_manifold
+from submanifold.models import Model, manifold_density
 
 GRID = 161
 
@@ -18,7 +18,7 @@ def against_truth(
 ) -> dict[str, Any]:
     """Compare a model in double precision with the known manifold and density of synthetic data.
 
-    The test points are (N, D), and the samples of the model (M, D).
+    Test points are (N, D), samples of the model (M, D).
 
     Returns:
         Intervals of the distances ``projection_distance`` of the encoder from the true projection
@@ -41,7 +41,7 @@ def against_truth(
         values["true_nll"] = -true_log_prob
         values["nll"] = -per_event(model.log_prob, [x])
         values["divergence"] = values["nll"] + true_log_prob
-    intervals = {name: mean_interval(each) for name, each in values.items()}
+    intervals = {name: mean_interval(of_points) for name, of_points in values.items()}
     return {**intervals, "manifold_entropy": truth.manifold_entropy, "noise": truth.noise}
 
 
@@ -57,9 +57,9 @@ def manifold_picture(
     """
     x = torch.from_numpy(test).to(next(model.parameters()))
     projected = _project(model, x)
-    points = {"true_points": truth.project(test), "learned_points": projected, "samples": samples,
+    arrays = {"true_points": truth.project(test), "learned_points": projected, "samples": samples,
               "points": test, "projections": projected}  # fmt: skip
-    picture: dict[str, Any] = {name: each @ truth.view for name, each in points.items()}
+    picture: dict[str, Any] = {name: points @ truth.view for name, points in arrays.items()}
     picture["true_density"] = truth.manifold_log_prob(test)
     picture["learned_density"] = _manifold_log_prob(model, truth, x)
     if test.shape[1] != 2 or not (truth.has_density and model.has_density):
@@ -69,8 +69,7 @@ def manifold_picture(
     xs, ys = (np.linspace(c - half, c + half, GRID) for c in center)
     grid = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2)
     log_prob = model.log_prob(torch.from_numpy(grid).to(x)).double().cpu().numpy()
-    densities = truth.log_prob(grid), log_prob
-    return picture, (xs, ys, *(each.reshape(GRID, GRID) for each in densities))
+    return picture, (xs, ys, *(x.reshape(GRID, GRID) for x in (truth.log_prob(grid), log_prob)))
 
 
 @torch.no_grad()
@@ -83,4 +82,4 @@ def _manifold_log_prob(model: Model, truth: Manifold, x: torch.Tensor) -> np.nda
     """Log-density in nats on the learned manifold, (N,); None for another dimension."""
     if model.dim != truth.dim:
         return None
-    return on_manifold(model, x).log_prob.double().cpu().numpy()
+    return manifold_density(model, x).log_prob.double().cpu().numpy()

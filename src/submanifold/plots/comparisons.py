@@ -13,10 +13,8 @@ def frontier(
 ) -> Figure:
     """Draw bits per dimension against the squared errors of encoder and nearest projections.
 
-    Args:
-        points: Bits per dimension, encoder error, and nearest error by name. If the bits are NaN,
-            the encoder error is drawn as a vertical line.
-        size: Width and height in inches.
+    These three are given by name. If the bits are NaN, the encoder error is drawn as a vertical
+    line. The size of the figure is in inches.
     """
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
@@ -36,11 +34,9 @@ def frontier(
 
 
 def number_grids(panels: Mapping[str, pd.DataFrame], ends: tuple[float, float]) -> Figure:
-    """Draw heat maps of tables side by side; small (good) values are dark.
+    """Draw heat maps of tables with the same rows; small (good) values are dark, NaN is white.
 
-    Args:
-        panels: Tables with the same rows, by title; NaN is white.
-        ends: Limits of the logarithmic color scale.
+    The ends are those of the logarithmic color scale.
     """
     first = next(iter(panels.values()))
     widths = [len(table.columns) for table in panels.values()]
@@ -64,12 +60,7 @@ def number_grids(panels: Mapping[str, pd.DataFrame], ends: tuple[float, float]) 
 
 
 def auroc_dots(pairs: Mapping[str, Mapping[str, float]], plain: Collection[str] = ()) -> Figure:
-    """Draw the AUROC of each score, one panel per pair of data sets.
-
-    Args:
-        pairs: AUROC by score, by pair of data sets.
-        plain: Baseline scores, drawn gray.
-    """
+    """Draw the AUROC of each score, one panel per pair of data sets; plain scores are gray."""
     names = list(dict.fromkeys(name for scores in pairs.values() for name in scores))
     figure = Figure(figsize=(10, 0.9 + 0.34 * len(names)), layout="constrained")
     grid = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]

@@ -8,11 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-PANELS = {
-    "loss": "loss",
-    "bits_per_dim": "bits per dimension",
-    "mse": "squared error of the projection",
-}
+from submanifold.plots.images import panel_grid
+
+PANELS = {"loss": "loss", "bits_per_dim": "bits per dimension",
+          "mse": "squared error of the projection"}  # fmt: skip
 COLUMNS = 3
 EXACT = 1e-9
 """Squared errors below this are rounding errors."""
@@ -34,29 +33,25 @@ def training_curves(histories: Mapping[str, Mapping[str, Any]]) -> Figure:
             lists the terms of the loss.
     """
     panels = [(name, key) for name, history in histories.items() for key in _panels(history)]
-    rows = -(-len(panels) // COLUMNS)
-    figure = Figure(figsize=(9.5, 2.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for axes, (name, key) in zip(grid, panels, strict=False):
+    figure, grid = panel_grid(len(panels), COLUMNS, (9.5 / COLUMNS, 2.5))
+    for axes, (name, key) in zip(grid, panels, strict=True):
         history = histories[name]
         terms = history.get("terms", [])
         keys = [key, *terms] if key == "loss" and len(terms) > 1 else [key]
-        for number, each in enumerate(keys):
-            _plot(axes, history, each, color=f"C{number}", lw=0.8 if number else 1.5)
+        for number, curve in enumerate(keys):
+            _plot(axes, history, curve, color=f"C{number}", lw=0.8 if number else 1.5)
         axes.set_title(f"{name}: {PANELS[key]}", fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(which="both", labelsize=8)
         axes.grid(alpha=0.25)
         if key != "mse":
             _limit(axes)
-        elif any(each.get(key, 0) > 0 for each in history["valid"]):
+        elif any(entry.get(key, 0) > 0 for entry in history["valid"]):
             axes.set_yscale("log")
         if key == "bits_per_dim":
             _add_seconds(axes, history)
         axes.axvline(history["best_step"], color="0.6", linestyle=":", linewidth=1)
         axes.legend(fontsize=7)
-    for axes in grid[len(panels) :]:
-        axes.remove()
     return figure
 
 
@@ -72,24 +67,23 @@ def _add_seconds(axes: Axes, history: Mapping[str, Any]) -> None:
 
 def _panels(history: Mapping[str, Any]) -> list[str]:
     """Return the panels of a training, without repeated curves and exact projections."""
-    errors = [each.get("mse", math.inf) for each in history["valid"]]
-    found = [key for key in PANELS if any(key in each for each in history["valid"])]
-    if "mse" in found and max(errors) < EXACT:
-        found.remove("mse")
-    same = history.get("terms") == ["likelihood"] and "bits_per_dim" in found
-    if "loss" in found and (same or ("mse" in found and _is_multiple(history, "mse"))):
-        found.remove("loss")
-    return found
+    errors = [entry.get("mse", math.inf) for entry in history["valid"]]
+    keys = [key for key in PANELS if any(key in entry for entry in history["valid"])]
+    if "mse" in keys and max(errors) < EXACT:
+        keys.remove("mse")
+    same = history.get("terms") == ["likelihood"] and "bits_per_dim" in keys
+    if "loss" in keys and (same or ("mse" in keys and _is_multiple(history, "mse"))):
+        keys.remove("loss")
+    return keys
 
 
 def _is_multiple(history: Mapping[str, Any], key: str) -> bool:
     """Return whether the loss is a constant multiple of another curve."""
-    entries = [each for part in STYLES for each in history[part]]
-    if any(key not in each or "loss" not in each for each in entries):
+    entries = [entry for part in STYLES for entry in history[part]]
+    if not all({key, "loss"} <= entry.keys() for entry in entries):
         return False
-    loss, other = np.array([[each["loss"], each[key]] for each in entries], float).T
-    kept = np.isfinite(loss) & np.isfinite(other)
-    loss, other = loss[kept], other[kept]
+    values = np.array([[entry["loss"], entry[key]] for entry in entries], float)
+    loss, other = values[np.isfinite(values).all(1)].T
     factor = loss @ other / max(other @ other, 1e-300)
     return bool(np.allclose(loss, factor * other, rtol=1e-4, atol=0))
 

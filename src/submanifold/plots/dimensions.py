@@ -9,12 +9,9 @@ from scipy.stats import norm
 
 
 def dimension_curves(
-    curve: Mapping[str, Any],
-    dim: int,
-    first_order: Mapping[str, Any] | None = None,
-    advised: int | None = None,
-    unit: str = "pixels in [0, 1]",
-) -> Figure:
+    curve: Mapping[str, Any], dim: int, first_order: Mapping[str, Any] | None = None,
+    advised: int | None = None, unit: str = "pixels in [0, 1]",
+) -> Figure:  # fmt: skip
     """Draw the squared error of projections over the dimension of the manifold.
 
     Args:
@@ -51,11 +48,7 @@ def dimension_curves(
 
 
 def latent_histogram(latents: np.ndarray) -> Figure:
-    """Draw the histogram of all coordinates and the standard normal density.
-
-    Args:
-        latents: Coordinates (N, d); the first 2,000 points are used.
-    """
+    """Draw the histogram of coordinates (N, d) of 2,000 points, and the normal density."""
     values = np.asarray(latents[:2000], dtype=float).ravel()
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()

@@ -1,6 +1,7 @@
 """Grids of images, as arrays, PNG files, and figures."""
 
 import io
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,13 +16,7 @@ MIN_WIDTH = 64
 
 
 def image_grid(images: np.ndarray, columns: int = 8, title: str | None = None) -> Figure:
-    """Draw images in a grid.
-
-    Args:
-        images: uint8 (N, channels, height, width), 1 or 3 channels.
-        columns: Number of images per row.
-        title: Title of the figure.
-    """
+    """Draw uint8 images (N, 1 or 3, height, width) in rows of `columns` images."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(0.62 * columns, 0.62 * rows + 0.3), layout="compressed")
@@ -29,6 +24,18 @@ def image_grid(images: np.ndarray, columns: int = 8, title: str | None = None) -
     show(axes, tile(images, columns))
     axes.set_title(title or "", fontsize=9)
     return figure
+
+
+def panel_grid(
+    count: int, columns: int, size: tuple[float, float], layout: Any = "constrained"
+) -> tuple[Figure, list[Any]]:
+    """Return a figure and the axes of panels with a width and a height in inches."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * size[0], rows * size[1]), layout=layout)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[count:]:
+        axes.remove()
+    return figure, [*grid[:count]]
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -53,12 +60,7 @@ def show(axes: Axes, image: np.ndarray) -> None:
 
 
 def sample_sheet(images: np.ndarray, columns: int = 8) -> Image.Image:
-    """Arrange images as :func:`tile` does; small images are enlarged by a whole factor.
-
-    Args:
-        images: uint8 (N, channels, height, width), 1 or 3 channels.
-        columns: Number of images per row.
-    """
+    """Arrange images as :func:`tile` does; small images are enlarged by a whole factor."""
     sheet = Image.fromarray(tile(images, columns))
     scale = max(1, MIN_WIDTH // images.shape[3])
     return sheet.resize((scale * sheet.width, scale * sheet.height), Image.Resampling.NEAREST)

@@ -11,27 +11,20 @@ BINS = 40
 def density_histogram(
     values: Mapping[str, np.ndarray], label: str = "bits per dimension", events: str = "images"
 ) -> Figure:
-    """Draw histograms of a density with a line at the mean of each split.
-
-    Args:
-        values: Values of single events (N,) by the name of a split.
-        label: What the values are.
-        events: What has a value: ``images`` or ``rows``.
-    """
+    """Draw histograms of the values of single events (N,), and their mean, by split."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
-    finite = {name: each[np.isfinite(each)] for name, each in values.items()}
-    every = np.concatenate(list(finite.values()))
-    low, high = np.quantile(every, [0.002, 0.998]) if len(every) else (0.0, 1.0)
+    finite = {name: data[np.isfinite(data)] for name, data in values.items()}
+    together = np.concatenate([*finite.values()])
+    low, high = np.quantile(together, [0.002, 0.998]) if len(together) else (0.0, 1.0)
     edges = np.linspace(low, max(high, low + 1e-6), BINS + 1).tolist()
-    for number, (name, each) in enumerate(finite.items()):
-        if not len(each):
+    for number, (name, data) in enumerate(finite.items()):
+        if not len(data):
             continue
-        color = f"C{number}"
-        clipped = each.clip(low, edges[-1])
-        axes.hist(clipped, edges, weights=np.full(len(each), 100 / len(each)), histtype="step",
-                  color=color, linewidth=1.4, label=f"{name} ({len(each):,} {events})")  # fmt: skip
-        axes.axvline(each.mean(), color=color, linestyle=":", linewidth=1)
+        weights, color = np.full(len(data), 100 / len(data)), f"C{number}"
+        axes.hist(data.clip(low, edges[-1]), edges, weights=weights, histtype="step",
+                  color=color, linewidth=1.4, label=f"{name} ({len(data):,} {events})")  # fmt: skip
+        axes.axvline(data.mean(), color=color, linestyle=":", linewidth=1)
     axes.set_xlabel(f"{label} (outermost bins include values beyond)", fontsize=9)
     axes.set_ylabel(f"% of {events}", fontsize=9)
     axes.tick_params(labelsize=8)

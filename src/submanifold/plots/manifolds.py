@@ -20,15 +20,9 @@ SURFACE_COLOR, SAMPLE_COLOR, PROJECTION_COLOR = "0.85", "#1f5fa8", "#d62728"
 
 
 def manifold_figure(
-    true_points: Array,
-    true_density: Array,
-    learned_points: Array,
-    learned_density: Array | None,
-    samples: Array,
-    points: Array,
-    projections: Array,
-    grid: tuple[Array, ...] | None = None,
-) -> Figure:
+    true_points: Array, true_density: Array, learned_points: Array, learned_density: Array | None,
+    samples: Array, points: Array, projections: Array, grid: tuple[Array, ...] | None = None,
+) -> Figure:  # fmt: skip
     """Draw the true density, the learned density, samples, and projections side by side.
 
     Both densities have the same color scale. Points with non-finite coordinates are omitted;
@@ -126,6 +120,6 @@ def _surface(axes: Any, points: Array, colors: Any, label: str | None = None) ->
 
 def _finite(count: int, *columns: Array) -> list[Array]:
     """Return the first entries without those where a point is not finite."""
-    first = [np.asarray(each[:count], dtype=float) for each in columns]
-    keep = np.all([np.isfinite(each).all(1) for each in first if each.ndim == 2], axis=0)
-    return [each[keep] for each in first]
+    first = [np.asarray(column[:count], dtype=float) for column in columns]
+    keep = np.all([np.isfinite(column).all(1) for column in first if column.ndim == 2], axis=0)
+    return [column[keep] for column in first]

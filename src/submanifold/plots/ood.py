@@ -5,22 +5,16 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from submanifold.plots.images import panel_grid
+
 COLORS = {"normal": "C0", "ood": "C3"}
-
-
 LABELS = {"normal": "in-distribution", "ood": "out-of-distribution"}
 
 
 def threshold_histogram(
     normal: np.ndarray, ood: np.ndarray, thresholds: Mapping[str, float]
 ) -> Figure:
-    """Draw histograms of a score and the thresholds above which images are flagged.
-
-    Args:
-        normal: Non-negative scores of normal images.
-        ood: Scores of out-of-distribution images.
-        thresholds: Thresholds by label.
-    """
+    """Draw histograms of non-negative scores, and by label the thresholds of flagged images."""
     kinds = {"normal": normal, "ood": ood}
     finite = {kind: values[np.isfinite(values) & (values > 0)] for kind, values in kinds.items()}
     together = np.concatenate([*finite.values(), list(thresholds.values())])
@@ -42,34 +36,22 @@ def threshold_histogram(
 
 
 def roc_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Draw ROC curves with a logarithmic false-positive rate.
-
-    Args:
-        curves: False-positive and true-positive rates by score.
-    """
+    """Draw ROC curves by score: false-positive (logarithmic) and true-positive rates."""
     figure = Figure(figsize=(6.5, 5), layout="constrained")
     axes = figure.subplots()
     for number, (name, (false, true)) in enumerate(curves.items()):
         axes.plot(np.maximum(false, 1e-4), true, "-" if number < 10 else "--", label=name, lw=1.2)
-    axes.set(
-        xscale="log", xlim=(1e-4, 1), xlabel="false-positive rate", ylabel="true-positive rate"
-    )
+    axes.set(xscale="log", xlim=(1e-4, 1), xlabel="false-positive rate",
+             ylabel="true-positive rate")  # fmt: skip
     axes.grid(alpha=0.25)
     figure.legend(fontsize=7, loc="outside lower center", ncols=2)
     return figure
 
 
 def score_histograms(scores: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Draw histograms of each score for normal and for out-of-distribution images.
-
-    Args:
-        scores: Values for ``normal`` and ``ood`` images by score.
-    """
-    columns = 3
-    rows = -(-len(scores) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.0 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (name, kinds) in zip(grid, scores.items(), strict=False):
+    """Draw histograms of each score for ``normal`` and for ``ood`` images."""
+    figure, grid = panel_grid(len(scores), 3, (3.4, 2.0))
+    for axes, (name, kinds) in zip(grid, scores.items(), strict=True):
         finite = {kind: values[np.isfinite(values)] for kind, values in kinds.items()}
         low, high = np.quantile(np.concatenate(list(finite.values())), [0.005, 0.995])
         bins = np.linspace(low, high if high > low else low + 1, 50)
@@ -79,8 +61,6 @@ def score_histograms(scores: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.set_yticks([])
-    for axes in grid[len(scores) :]:
-        axes.remove()
     grid[0].legend(fontsize=8)
     return figure
 
@@ -88,23 +68,14 @@ def score_histograms(scores: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
 def density_and_distance(
     points: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str = "bits per dimension"
 ) -> Figure:
-    """Draw bits per dimension against the squared distance from the manifold.
-
-    Args:
-        points: Bits and squared distances of ``normal`` and of ``ood`` images.
-        label: Label of the x-axis.
-    """
+    """Draw bits and squared distances from the manifold of ``normal`` and of ``ood`` images."""
     figure = Figure(figsize=(6.5, 5), layout="constrained")
     axes = figure.subplots()
     for kind, (bits, distance) in points.items():
         axes.scatter(bits, distance, s=5, alpha=0.4, color=COLORS[kind], label=LABELS[kind], lw=0)
     finite = np.concatenate([bits[np.isfinite(bits)] for bits, _ in points.values()])
-    axes.set(
-        xlim=np.quantile(finite, [0.002, 0.998]),
-        yscale="log",
-        xlabel=label,
-        ylabel="mean squared error of the projection",
-    )
+    axes.set(xlim=np.quantile(finite, [0.002, 0.998]), yscale="log", xlabel=label,
+             ylabel="mean squared error of the projection")  # fmt: skip
     axes.grid(alpha=0.25)
     axes.legend(markerscale=3)
     return figure

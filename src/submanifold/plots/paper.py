@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.ndimage import laplace
 
-from submanifold.plots.images import show, tile
+from submanifold.plots.images import panel_grid, show, tile
 
 Array = np.ndarray
 
@@ -24,22 +24,13 @@ def sample_panels(panels: Mapping[str, Array], columns: int, per_row: int = 8) -
             the first per_row^2 are drawn.
         columns: Panels per row.
         per_row: Images per row of a panel.
-
-    Raises:
-        ValueError: A method has fewer than per_row^2 images.
     """
     columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
     side = min(WIDTH / columns, MAX_PANEL)
-    figure = Figure(figsize=(columns * side, rows * (side + 0.25)), layout="compressed")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure, grid = panel_grid(len(panels), columns, (side, side + 0.25), "compressed")
     for axes, letter, (name, images) in zip(grid, ascii_lowercase, panels.items(), strict=False):
-        if len(images) < per_row**2:
-            raise ValueError(f"{name}: expected at least {per_row**2} images, got {len(images)}.")
         show(axes, tile(images[: per_row**2], per_row))
         axes.set_xlabel(f"({letter}) {name}", fontsize=9)
-    for axes in grid[len(panels) :]:
-        axes.remove()
     return figure
 
 
@@ -58,7 +49,7 @@ def delta_rows(originals: Array, by_delta: Mapping[float, tuple[Array, Array]]) 
         rows[f"{label}\nreconstructed"] = projections
         rows[f"{label}\ngenerated"] = samples[: SAMPLE_ROWS * columns]
     tiles = [tile(images, columns) for images in rows.values()]
-    heights = [len(each) for each in tiles]
+    heights = [len(image) for image in tiles]
     height = sum(heights) / tiles[0].shape[1] * (WIDTH - 1) + 0.1 * len(rows)
     figure = Figure(figsize=(WIDTH, height), layout="compressed")
     grid = figure.subplots(len(rows), squeeze=False, height_ratios=heights).ravel()
@@ -76,16 +67,16 @@ def rejection_blocks(original: Array, projection: Array, per_row: int = 2) -> Fi
 
     Args:
         original: uint8 (n, channels, height, width).
-        projection: Projections of the images onto the manifold, same shape.
+        projection: Projections of the images, same shape.
         per_row: Number of originals per row.
     """
     difference = np.abs(original.astype(float) - projection).mean(1)
-    edges = np.abs([laplace(each) for each in difference])
+    edges = np.abs([*map(laplace, difference)])
     maps = {"original": original, "projection": projection,
             "difference": _scaled(difference), "edges": _scaled(edges)}  # fmt: skip
     n, _, height, width = original.shape
     columns, per_row = 4 * min(per_row, n), min(per_row, n)
-    colors = [np.broadcast_to(each, (n, 3, height, width)) for each in maps.values()]
+    colors = [np.broadcast_to(images, (n, 3, height, width)) for images in maps.values()]
     image = tile(np.stack(colors, axis=1).reshape(-1, 3, height, width), columns)
     inches = max(WIDTH, 0.7 * columns)
     figure = Figure(figsize=(inches, inches * len(image) / image.shape[1] + 0.25),

@@ -1,7 +1,7 @@
 """Rows of images for pages, at their own size: browsers enlarge them without smoothing."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ MAX_SIDE = 128
 """Largest side of an image on a page, in pixels; larger images are reduced."""
 EXACT = 1e-9
 """Squared errors below this count as zero."""
+KINDS = {"default": "default projection", "encoder": "encoder projection",
+         "nearest": "nearest projection", "pca": "PCA"}  # fmt: skip
 
 
 def strip(images: np.ndarray, columns: int) -> Image.Image:
@@ -35,19 +37,19 @@ def film(frames: np.ndarray) -> tuple[Image.Image, float]:
         The rows from top to bottom, each with a white gap below it, and the ratio of the width to
         the height of a row without its gap.
     """
-    rows = [np.asarray(strip(images, len(images))) for images in frames]
-    height, width, _ = rows[0].shape
-    gap = max(1, height // 16)
-    padded = [np.pad(each, ((0, gap), (0, 0), (0, 0)), constant_values=255) for each in rows]
-    return Image.fromarray(np.concatenate(padded)), width / height
+    rows = np.stack([np.asarray(strip(images, len(images))) for images in frames])
+    _, height, width, _ = rows.shape
+    padding = (0, 0), (0, max(1, height // 16)), (0, 0), (0, 0)
+    padded = np.pad(rows, padding, constant_values=255)
+    return Image.fromarray(padded.reshape(-1, width, 3)), width / height
 
 
-def dimension_slider(originals: np.ndarray, found: Mapping[str, np.ndarray], dim: int) -> Any:
+def dimension_slider(originals: np.ndarray, by_dim: Mapping[str, np.ndarray], dim: int) -> Any:
     """Prepare a slider over the dimension of nested manifolds.
 
     Args:
         originals: uint8 images (N, ...).
-        found: The result of :func:`~submanifold.evaluation.illustrations.project_by_dim`.
+        by_dim: The result of :func:`~submanifold.evaluation.illustrations.project_by_dim`.
         dim: Dimension at which the slider starts, one of ``dims``.
 
     Returns:
@@ -56,76 +58,46 @@ def dimension_slider(originals: np.ndarray, found: Mapping[str, np.ndarray], dim
         number of ``frames``, and for each dimension a text in ``means`` and ``images`` (a list for
         each image), and the index of the frame in ``shown``, or None where there is no projection.
     """
-    dims = found["dims"].tolist()
-    rows = []
+    dims, rows = by_dim["dims"].tolist(), []
     for kind, name in KINDS.items():
-        own = found.get(f"{kind}_dims", found["dims"]).tolist()
-        if not own:
+        available = by_dim.get(f"{kind}_dims", by_dim["dims"]).tolist()
+        if not available:
             continue
-        errors = pixel_errors(found[kind], originals)
-        index = [own.index(d) if d in own else None for d in dims]
-        picture, _ = film(found[kind])
+        errors = pixel_errors(by_dim[kind], originals)
+        index = [available.index(d) if d in available else None for d in dims]
+        picture, _ = film(by_dim[kind])
         rows.append({
-            "name": name, "film": picture, "frames": len(own), "shown": index,
-            "means": [None if k is None else describe_error(errors[k].mean()) for k in index],
+            "name": name, "film": picture, "frames": len(available), "shown": index,
+            "means": [None if k is None else _describe(errors[k].mean()) for k in index],
             "images": [[] if k is None else [_decibels(e) for e in errors[k]] for k in index],
         })  # fmt: skip
-    columns = len(originals)
     picture, ratio = film(originals[None])
-    return {"dims": dims, "start": dims.index(dim), "columns": columns, "originals": picture,
-            "ratio": ratio, "rows": rows}  # fmt: skip
+    return {"dims": dims, "start": dims.index(dim), "columns": len(originals),
+            "originals": picture, "ratio": ratio, "rows": rows}  # fmt: skip
 
 
-KINDS = {
-    "default": "default projection",
-    "encoder": "encoder projection",
-    "nearest": "nearest projection",
-    "pca": "PCA",
-}
+def side_by_side(
+    originals: np.ndarray, projections: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Prepare rows of uint8 images (N, ...): originals, and their projections with mean errors.
 
-
-def side_by_side(originals: np.ndarray, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Prepare rows of images: originals, and their projections with mean errors.
-
-    Args:
-        originals: uint8 images (N, ...).
-        found: The result of :func:`~submanifold.evaluation.illustrations.project_all`.
+    The projections are the result of :func:`~submanifold.evaluation.illustrations.project_all`.
 
     Returns:
         ``name``, ``strip`` and ``error`` of the originals and of each kind of projection.
     """
     rows = [{"name": "original", "strip": strip(originals, len(originals)), "error": ""}]
     for kind, name in KINDS.items():
-        if kind in found:
-            error = describe_error(pixel_errors(found[kind], originals).mean())
-            picture = strip(found[kind], len(originals))
+        if kind in projections:
+            error = _describe(pixel_errors(projections[kind], originals).mean())
+            picture = strip(projections[kind], len(originals))
             rows.append({"name": name, "strip": picture, "error": error})
     return rows
 
 
-def describe_error(error: float) -> str:
-    """Write a mean squared error of pixels in [0, 1], and its PSNR."""
+def _describe(error: float) -> str:
     return f"MSE {error:.2g}, PSNR {_decibels(error)} dB" if error > EXACT else "exact"
 
 
 def _decibels(error: float) -> str:
     return f"{psnr(error):.1f}" if error > EXACT else "exact"
-
-
-def spectrum(rotation: Mapping[str, Sequence[float]], event_dim: int) -> list[tuple[float, float]]:
-    """Return the spectrum of a rotation: dimensions and mean eigenvalues between them.
-
-    Args:
-        rotation: The result of :func:`submanifold.training.rotation.fit_rotation`. Differences of
-            its first-order errors are sums of eigenvalues, divided by the number of elements of an
-            event.
-        event_dim: This number.
-    """
-    dims, errors = rotation["dims"], rotation["mse"]
-    pairs = zip(
-        zip(dims, errors, strict=True), zip(dims[1:], errors[1:], strict=True), strict=False
-    )
-    found = [
-        (math.sqrt(max(a, 0.5) * b), event_dim * (e - f) / (b - a)) for (a, e), (b, f) in pairs
-    ]
-    return [(d, value) for d, value in found if value > 0]

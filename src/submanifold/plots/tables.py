@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from submanifold.plots.images import panel_grid
+
 MAX_COLUMNS, PER_ROW = 24, 6
 """Columns of a figure of marginals, and panels in one of its rows."""
 MAX_PAIRED, MAX_POINTS = 5, 1000
@@ -27,27 +29,18 @@ def marginals(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """
     data = next(iter(tables.values()))
     names = list(data)[:MAX_COLUMNS]
-    columns = min(PER_ROW, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(1.9 * columns, 1.6 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, name in zip(grid, names, strict=False):
+    figure, grid = panel_grid(len(names), min(PER_ROW, len(names)), (1.9, 1.6))
+    figure.set_figheight(figure.get_figheight() + 0.4)
+    for axes, name in zip(grid, names, strict=True):
         _marginal(axes, {label: table[name] for label, table in tables.items()})
         axes.set_title(_short(name), fontsize=8)
-    for axes in grid[len(names) :]:
-        axes.remove()
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside upper right", ncols=len(labels))
     return figure
 
 
 def pairs(data: pd.DataFrame, samples: pd.DataFrame) -> Figure:
-    """Draw pairs of the most correlated columns: data below the diagonal, samples above it.
-
-    Args:
-        data: The data; the first 1,000 rows are shown.
-        samples: Samples with the same columns.
-    """
+    """Draw pairs of the most correlated columns: data below the diagonal, samples above it."""
     names = most_correlated(data, MAX_PAIRED)
     size = max(len(names), 1)
     figure = Figure(figsize=(1.8 * size + 0.4, 1.8 * size), layout="constrained")
@@ -59,10 +52,9 @@ def pairs(data: pd.DataFrame, samples: pd.DataFrame) -> Figure:
             if row == column:
                 _histogram(axes, {"data": data[x], "samples": samples[x]})
             else:
-                table = data if row > column else samples
-                some = table[[x, y]].iloc[:MAX_POINTS].to_numpy(float)
-                color = "C0" if row > column else "C1"
-                axes.scatter(*some.T, s=4, alpha=0.35, lw=0, color=color)
+                table, color = (data, "C0") if row > column else (samples, "C1")
+                points = table[[x, y]].iloc[:MAX_POINTS].to_numpy(float)
+                axes.scatter(*points.T, s=4, alpha=0.35, lw=0, color=color)
                 axes.set(xlim=ranges[x], ylim=ranges[y])
             axes.tick_params(labelsize=6, labelbottom=row == size - 1, labelleft=column == 0)
             axes.xaxis.set_major_locator(MaxNLocator(3))
@@ -99,18 +91,16 @@ def _marginal(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
     axes.tick_params(labelsize=6)
     axes.set_yticks([])
     values = sorted(first.value_counts().index[:MAX_VALUES])
-    width = 0.8 / len(columns)
-    places = np.arange(len(values))
+    places, width = np.arange(len(values)), 0.8 / len(columns)
     for number, (label, column) in enumerate(columns.items()):
         share = column.value_counts(normalize=True).reindex(values).fillna(0)
         axes.bar(places + number * width, share, width, label=label, color=f"C{number}")
     step = -(-len(values) // 6)
     middle = (places[::step] + (len(columns) - 1) * width / 2).tolist()
-    axes.set_xticks(middle, [_short(_text(value), 8) for value in values[::step]])
+    axes.set_xticks(middle, [_short(value, 8) for value in values[::step]])
 
 
 def _histogram(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
-    """Draw the histogram of a column of numbers for each table."""
     axes.tick_params(labelsize=6)
     axes.set_yticks([])
     low, high = _range(next(iter(columns.values())))
@@ -124,18 +114,12 @@ def _histogram(axes: Axes, columns: Mapping[str, pd.Series]) -> None:
 
 
 def _range(column: pd.Series) -> tuple[float, float]:
-    """Return the ends of a panel."""
     values = column.to_numpy(float)
     low, high = np.quantile(values[np.isfinite(values)], ENDS)
     margin = 0.05 * (high - low) or 0.5
     return float(low - margin), float(high + margin)
 
 
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
-
-
-def _short(name: object, length: int = 22) -> str:
-    """Shorten a name to the width of a panel."""
-    text = str(name)
+def _short(value: object, length: int = 22) -> str:
+    text = f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
     return text if len(text) <= length else f"{text[: length - 1]}…"
