@@ -39,6 +39,17 @@ def calibrated_model(channels=3):
     return model
 
 
+def table_rows(count, seed):
+    """Rows of continuous, quantized and categorical columns of different scales."""
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame({
+        "weight": rng.normal(70, 12, count),
+        "income": rng.lognormal(8, 1, count),
+        "age": rng.integers(18, 80, count),
+        "city": rng.choice(["Bern", "Rome"], count),
+    })  # fmt: skip
+
+
 def png(image):
     """Encode an image (channels, height, width)."""
     buffer = io.BytesIO()
@@ -66,10 +77,7 @@ def conditional_table_model():
     """The exact density of weight and height given age and dose, with a manifold of dimension 1."""
     inputs, given = Preprocessor.fit(conditional_rows(500, 0)).split(["age", "dose"])
     (m, s), (mc, sc) = (
-        (
-            np.array([each.origin + each.offset for each in p.columns]),
-            np.array([each.scale for each in p.columns]),
-        )
+        np.array([(each.origin + each.offset, each.scale) for each in p.columns]).T
         for p in (inputs, given)
     )
     a, b = MATRIX * sc / s[:, None], (MEAN + MATRIX @ mc - m) / s

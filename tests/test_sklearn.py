@@ -39,18 +39,32 @@ def few_probes():
         yield
 
 
+@pytest.mark.pipeline
 @parametrize_with_checks([ManifoldFlow(steps=FEW["steps"])])
 def test_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
 
-def normal(count, *scales):
-    return np.random.default_rng(0).normal(size=(count, len(scales))) * scales
+def normal(count, *scales, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, len(scales))) * scales
+
+
+def of_plane(count, seed=0):
+    return normal(count, 1.0, 100.0, seed=seed) + 7
 
 
 @pytest.fixture(scope="module")
 def plane():
-    return ManifoldFlow(n_components=1, steps=60, random_state=0).fit(normal(400, 1.0, 100.0) + 7)
+    return ManifoldFlow(n_components=1, steps=60, random_state=0).fit(of_plane(400))
+
+
+@pytest.fixture
+def pipeline_model(plane, tmp_path):
+    """The model of plane, as if a pipeline had trained it."""
+    plane.save(tmp_path / "plane")
+    model = Model.load(tmp_path / "plane")
+    del model.notes["estimator"]
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -80,18 +94,17 @@ def test_densities_in_the_units_of_the_data_integrate_to_one(plane):
 
 
 def test_log_densities_of_normal_rows_are_near_the_truth(plane):
-    new = np.random.default_rng(1).normal(size=(2000, 2)) * [1, 100] + 7
     truth = -np.log(2 * np.pi) - np.log(100) - 1
-    assert plane.score(new) == pytest.approx(truth, abs=0.2)
+    assert plane.score(of_plane(2000, seed=1)) == pytest.approx(truth, abs=0.2)
 
 
 def test_projections_are_nearest_points_of_the_manifold(plane):
-    rows = normal(50, 1.0, 100.0) + 7
+    rows = of_plane(50)
     projected = plane.project(rows)
     assert projected.shape == rows.shape
     assert np.array_equal(plane.inverse_transform(plane.transform(rows)), projected)
     scale = rows.std(0)
-    others = [plane.project(rows, exact=False), plane.sample(50), projected[::-1]]
+    others = [plane.project(rows, nearest=False), plane.sample(50), projected[::-1]]
     error, *errors = (np.square((each - rows) / scale).sum(1) for each in (projected, *others))
     for other in errors:
         assert (error <= other + 1e-2).mean() > 0.9  # the others are local minima
@@ -102,7 +115,7 @@ def test_projections_are_nearest_points_of_the_manifold(plane):
 
 def test_densities_are_those_at_the_noise_scale(plane):
     assert plane.noise_scale_ == plane.model_.calibration["noise_scale"]
-    rows = normal(50, 1.0, 100.0) + 7
+    rows = of_plane(50)
     expected = Predictor(plane.model_).log_prob(rows, plane.noise_scale_)
     np.testing.assert_allclose(plane.score_samples(rows), expected, rtol=1e-3, atol=1e-3)
 
@@ -129,26 +142,7 @@ def test_distant_rows_are_outliers():
 
 
 def test_automatic_contamination_is_a_false_alarm_rate(plane):
-    new = np.random.default_rng(1).normal(size=(2000, 2)) * [1, 100] + 7
-    assert 0.005 < (plane.predict(new) == -1).mean() < 0.12
-
-
-def test_outputs_are_data_frames_on_request(flowers, of_flowers):
-    rows = flowers.sample(20, random_state=0)
-    table = of_flowers.set_output(transform="pandas").transform(rows)
-    of_flowers.set_output(transform="default")
-    assert list(table.columns) == ["manifoldflow0", "manifoldflow1"]
-    assert table.index.equals(rows.index)
-    assert np.array_equal(table, of_flowers.transform(rows))
-
-
-def test_columns_are_known_by_name(flowers, of_flowers):
-    assert list(of_flowers.feature_names_in_) == list(flowers)
-    assert [each.name for each in of_flowers.preprocessor_.columns] == list(flowers)
-    with pytest.raises(ValueError, match="feature names should match"):
-        of_flowers.predict(flowers[list(flowers)[::-1]])
-    with pytest.warns(UserWarning, match="does not have valid feature names"):
-        of_flowers.predict(flowers.to_numpy())
+    assert 0.005 < (plane.predict(of_plane(2000, seed=1)) == -1).mean() < 0.12
 
 
 def test_pipelines_and_searches_accept_it(flowers):
@@ -175,34 +169,34 @@ def test_the_file_is_that_of_a_model(flowers, of_flowers, tmp_path):
     loaded = ManifoldFlow.load(tmp_path / "model")
     assert loaded.get_params() == of_flowers.get_params()
     assert loaded.offset_ == of_flowers.offset_
+    assert [each.name for each in loaded.preprocessor_.columns] == list(flowers)
     for method in ("transform", "score_samples", "predict", "project"):
         found, expected = (getattr(each, method)(flowers) for each in (loaded, of_flowers))
         assert np.array_equal(found, expected)
 
 
-def test_it_opens_models_of_pipelines(plane, tmp_path):
-    rows = normal(50, 1.0, 100.0) + 7
-    model = Model.load(_saved(plane, tmp_path / "model"))
-    del model.notes["estimator"]
-    loaded = ManifoldFlow.load(_saved_model(model, tmp_path / "other"))
-    rows = pd.DataFrame(rows, columns=["x0", "x1"])
+def opened(model, folder):
+    model.save(folder / "model")
+    return ManifoldFlow.load(folder / "model")
+
+
+def test_it_opens_models_of_pipelines(plane, pipeline_model, tmp_path):
+    loaded = opened(pipeline_model, tmp_path)
+    rows = pd.DataFrame(of_plane(50), columns=["x0", "x1"])
     np.testing.assert_array_equal(loaded.score_samples(rows), plane.score_samples(rows.to_numpy()))
     assert loaded.n_components == 1
 
 
 @pytest.mark.parametrize("count", [20, 145])
-def test_outliers_of_models_of_pipelines_have_a_p_value_of_at_most_5_percent(
-    plane, tmp_path, count
+def test_outliers_of_pipelines_have_p_values_of_at_most_5_percent(
+    plane, pipeline_model, tmp_path, count
 ):
-    model, preprocessor = Model.load(_saved(plane, tmp_path / "model")), plane.preprocessor_
-    del model.notes["estimator"]
-    rows = np.random.default_rng(1).normal(size=(2000 + count, 2)) * [1, 100] + 7
-    rows = pd.DataFrame(rows, columns=["x0", "x1"])
-    held_out, new = map(preprocessor.transform, (rows[:count], rows[count:]))
+    model, rows = pipeline_model, pd.DataFrame(of_plane(2000 + count, 1), columns=["x0", "x1"])
+    held_out, new = map(plane.preprocessor_.transform, (rows[:count], rows[count:]))
     model.calibration = calibrate(model, held_out, torch.device("cpu"))
     scores = score(model, new)[SMOOTHED_DENSITY]
     p_values = Calibration.from_dict(model.calibration).p_values(SMOOTHED_DENSITY, scores)
-    loaded = ManifoldFlow.load(_saved_model(model, tmp_path / "other"))
+    loaded = opened(model, tmp_path)
     assert np.array_equal(loaded.predict(rows[count:]) == -1, p_values <= 0.05)
 
 
@@ -214,21 +208,10 @@ def test_rows_without_a_finite_score_are_outliers(plane):
         assert plane.score_samples(rows)[:2].tolist() == [-np.inf, -np.inf]
 
 
-def _saved(estimator, path):
-    estimator.save(path)
-    return path
-
-
-def _saved_model(model, path):
-    model.save(path)
-    return path
-
-
-def test_models_of_points_are_refused(tmp_path, plane):
-    model = Model.load(_saved(plane, tmp_path / "model"))
-    model.data = {}
+def test_models_of_points_are_refused(pipeline_model, tmp_path):
+    pipeline_model.data = {}
     with pytest.raises(UserError, match="expected a model of a table or of images"):
-        ManifoldFlow.load(_saved_model(model, tmp_path / "points"))
+        opened(pipeline_model, tmp_path)
 
 
 def test_the_global_generator_is_left_alone():
@@ -249,7 +232,6 @@ def test_the_number_of_threads_is_left_alone(monkeypatch, flowers, seed):
 
     monkeypatch.setattr(threads, "_most", lambda: 2)
     monkeypatch.setattr(threads, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(threads._Load, "idle_cores", lambda load: 2.0)
     monkeypatch.setattr(torch, "set_num_threads", changes.append)
     monkeypatch.setattr(Trainer, "step", watched_step)
     ManifoldFlow(steps=20, random_state=seed).fit(flowers)
@@ -258,18 +240,18 @@ def test_the_number_of_threads_is_left_alone(monkeypatch, flowers, seed):
 
 def test_held_out_rows_validate_and_calibrate(monkeypatch):
     splits = []
-    train_phases, calibrate = sklearn.train_phases, sklearn.calibrate
 
-    def train(phases, model, train, valid, *arguments):
-        splits.extend([train, valid])
-        return train_phases(phases, model, train, valid, *arguments)
+    def watch(name, *positions):
+        function = getattr(sklearn, name)
 
-    def calibrate_on(model, events, device):
-        splits.append(events)
-        return calibrate(model, events, device)
+        def watched(*arguments):
+            splits.extend(arguments[position] for position in positions)
+            return function(*arguments)
 
-    monkeypatch.setattr(sklearn, "train_phases", train)
-    monkeypatch.setattr(sklearn, "calibrate", calibrate_on)
+        monkeypatch.setattr(sklearn, name, watched)
+
+    watch("train_phases", 2, 3)
+    watch("calibrate", 1)
     rows = normal(300, 1.0, 2.0, 3.0).astype(np.float32)
     ManifoldFlow(scale="none", **FEW).fit(rows)
     trained, validated, calibrated = ({tuple(row) for row in split.tolist()} for split in splits)
@@ -284,28 +266,22 @@ import sys
 from sklearn.datasets import load_iris
 from submanifold.sklearn import ManifoldFlow
 ManifoldFlow(steps=2).fit(load_iris().data).predict(load_iris().data)
-print([name for name in ("kedro", "mlflow", "omegaconf", "click") if name in sys.modules])
+print([name for name in ("kedro", "mlflow", "omegaconf") if name in sys.modules])
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
     assert found.stderr == ""
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"n_components": 0}, "n_components"),
-        (
-            {"n_components": 5},
-            r"^n_components: expected at most 4, the number of columns that vary",
-        ),
-        ({"method": "PCA"}, "^method: expected one of .*, got PCA"),
-        ({"contamination": 0.7}, "contamination"),
-        ({"scale": "minmax"}, "scale"),
-        ({"device": "gpu"}, "^device: expected auto, cpu"),
-        ({"steps": 3, "minutes": 1}, "^minutes: expected None with steps"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"n_components": 0}, "n_components"),
+    ({"n_components": 5}, r"^n_components: expected at most 4, the number of columns that vary"),
+    ({"method": "PCA"}, "^method: expected one of .*, got PCA"),
+    ({"contamination": 0.7}, "contamination"),
+    ({"scale": "minmax"}, "scale"),
+    ({"device": "gpu"}, "^device: expected auto, cpu"),
+    ({"steps": 3, "minutes": 1}, "^minutes: expected None with steps"),
+])  # fmt: skip
 def test_mistakes_are_refused_before_training(flowers, settings, message):
     with pytest.raises(ValueError, match=message):
         ManifoldFlow(**settings).fit(flowers)

@@ -76,7 +76,7 @@ class ManifoldFlow(
         steps: Steps of training, of all phases together; None uses those of the method.
         contamination: Fraction of the training rows that :meth:`predict` calls outliers. ``auto``
             chooses the threshold such that about 5% of new rows like the training rows are.
-        scale: ``standard`` (mean 0 and variance 1), ``quantile`` (each column normal) or ``none``.
+        scale: ``standard`` (mean 0 and variance 1) or ``none``.
         random_state: Seed. An integer makes results repeatable on the same machine.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
         verbose: 1 shows the progress of training.
@@ -104,7 +104,7 @@ class ManifoldFlow(
         "minutes": [Interval(Real, 0, None, closed="neither"), None],
         "steps": [Interval(Integral, 1, None, closed="left"), None],
         "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
-        "scale": [StrOptions({"standard", "quantile", "none"})],
+        "scale": [StrOptions({"standard", "none"})],
         "random_state": ["random_state"],
         "device": [str],
         "verbose": ["verbose"],
@@ -186,7 +186,7 @@ class ManifoldFlow(
         normal noise of the scale that fits held-out rows best (``noise_scale_``), like the
         bandwidth of a kernel density estimate.
         """
-        return self._log_prob(self._checked(X))
+        return self._log_prob(self._validated(X))
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
         """Compute the mean of :meth:`score_samples`; larger is better."""
@@ -211,29 +211,27 @@ class ManifoldFlow(
 
         They are in the order of their contribution to the data.
         """
-        rows = self._checked(X)
+        rows = self._validated(X)
         u, _ = self._predictor.encode(rows, "default" if self.preprocessor_ is None else "nearest")
         single = getattr(rows, "dtype", None) == np.float32
         return u.astype(np.float32 if single else np.float64)
 
     def inverse_transform(self, X: Any) -> np.ndarray:  # noqa: N803
         """Map coordinates u (n, n_components) to rows on the manifold, in the units of the data."""
-        check_is_fitted(self)
         return np.asarray(self._predictor.decode(check_array(X, dtype=np.float64)))
 
-    def project(self, X: Any, exact: bool | None = None) -> np.ndarray:  # noqa: N803
+    def project(self, X: Any, nearest: bool | None = None) -> np.ndarray:  # noqa: N803
         """Project rows onto the manifold: the points of the manifold that are nearest to them.
 
         Distances are in standardized units, and rows of the result in the units of the data.
-        ``exact`` computes the nearest projection (:meth:`.Model.project`), which is slower. None
+        ``nearest`` computes the nearest projection (:meth:`.Model.project`), which is slower. None
         does it for tables, so that the result is ``inverse_transform(transform(X))``.
         """
-        exact = self.preprocessor_ is not None if exact is None else exact
-        return np.asarray(self._predictor.project(self._checked(X), exact)[0])
+        nearest = self.preprocessor_ is not None if nearest is None else nearest
+        return np.asarray(self._predictor.project(self._validated(X), nearest)[0])
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
         """Draw rows on the manifold, in the units of the data."""
-        check_is_fitted(self)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         return np.asarray(self._predictor.sample(n_samples, seed=seed))
 
@@ -286,8 +284,10 @@ class ManifoldFlow(
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def _validated(self, X: Any, reset: bool) -> Any:  # noqa: N803
+    def _validated(self, X: Any, reset: bool = False) -> Any:  # noqa: N803
         """Check rows as scikit-learn does: an array (n, columns), or images."""
+        if not reset:
+            check_is_fitted(self)
         if reset and getattr(X, "ndim", 0) == 4:
             images = np.asarray(X)
             is_square = images.shape[1] in (1, 3) and images.shape[2] == images.shape[3]
@@ -305,10 +305,6 @@ class ManifoldFlow(
             if known is None or (known.categories and isinstance(X, pd.DataFrame)):
                 return X  # images, or rows for a pipeline's model, which the predictor checks
         return validate_data(self, X, reset=reset, ensure_min_samples=2 if reset else 1)
-
-    def _checked(self, X: Any) -> Any:  # noqa: N803
-        check_is_fitted(self)
-        return self._validated(X, reset=False)
 
     @property
     def _predictor(self) -> Predictor:
@@ -328,14 +324,15 @@ class ManifoldFlow(
             parameters["dataset"] = "table"
             settings = {"source": "table", "path": "X", "scale": self.scale}
             data = read_settings(TableSettings, settings, "data")
-            data._schema = TableSchema(self.preprocessor_, counts)
+            data._schema = TableSchema(self.preprocessor_)
         dataset = entry(parameters["datasets"], parameters["dataset"], "dataset")
-        method = entry(parameters["methods"], self.method or dataset["method"], "method")
+        name = self.method or dataset["method"]
+        method = entry(parameters["methods"], name, "method")
         stages, dim = manifold_stages(method, dataset)
         size, chosen = int(np.prod(shape)), self.n_components
         if not stages and chosen is not None:
             raise UserError(
-                f"n_components: expected None with method={method['name']}, whose density is on "
+                f"n_components: expected None with method={name}, whose density is on "
                 f"all of space, got {chosen}. Omit it, or choose another method."
             )
         if chosen is not None and chosen > size:
@@ -382,10 +379,7 @@ class ManifoldFlow(
 
 @lru_cache(maxsize=4)
 def _predictor(model: Model, device: torch.device) -> Predictor:
-    """Copy a model to a device, for rows in double precision.
-
-    Results in single precision depend on the size of the batch.
-    """
+    """Copy a model to a device, for rows in double precision: results depend on no batch size."""
     copied = copy.deepcopy(model).to(device)
     return Predictor(copied.double() if "table" in model.data else copied)
 

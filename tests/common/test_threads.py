@@ -63,7 +63,6 @@ def work(units=50):
 def clock(monkeypatch):
     times = iter(range(1000))
     monkeypatch.setattr(threads.time, "perf_counter", lambda: next(times) * 0.05)
-    monkeypatch.setattr(threads._Load, "idle_cores", lambda self: 2.0)  # not that of this machine
 
 
 def test_fixed_number_is_never_changed(clock):
@@ -83,20 +82,3 @@ def test_threads_are_chosen_in_commands_only_and_restored(clock, present):
             raise KeyboardInterrupt
         assert torch.get_num_threads() == present
         assert work() == {str(present): 50}
-
-
-def test_more_threads_are_only_tried_on_idle_cores():
-    for idle, tried in ((1.2, {1}), (1.6, {1, 2})):
-        choice = choose_threads([1, 2], 1, lambda idle=idle: idle)
-        assert {next(choice), *(choice.send((0.05, 1)) for _ in range(100))} == tried
-
-
-@pytest.mark.parametrize(("others", "expected"), [(0.0, 2), (1.0, 1), (2.0, 1)])
-def test_auto_starts_with_the_idle_cores(monkeypatch, others, expected):
-    load = threads._Load()
-    load.last = (20.0, 8.0, 100.0)  # within ten seconds this process worked for one
-    monkeypatch.setattr(load, "_read", lambda: (20.0 + 1.0 + 10 * others, 9.0, 110.0))
-    monkeypatch.setattr(threads, "cores", lambda: 2)
-    monkeypatch.setattr(threads, "_load", load)
-    with use_threads("auto"):
-        assert torch.get_num_threads() == expected

@@ -15,7 +15,7 @@ from calibrated import (
 )
 from commands import run, succeed
 from submanifold import Predictor
-from submanifold.runs.command import usage_commands
+from submanifold.runs.information import usage_commands
 
 ROWS = 40
 
@@ -103,8 +103,8 @@ def test_commands_find_the_condition_in_the_table(predictor, model_file, table, 
 def test_commands_at_the_end_of_a_training_work(model, model_file, table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table.rename("new.csv")
-    for command in usage_commands(model, str(model_file)):
-        succeed(*command.split())
+    for command, _ in usage_commands(model, str(model_file)):
+        succeed(*command.replace("TABLE", "new.csv").split()[1:])
 
 
 def test_the_command_sample_reads_only_the_condition(

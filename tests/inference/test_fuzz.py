@@ -38,9 +38,9 @@ VALUES = ("0", "1", "2", "3", "-1", "1.5", "nan", "inf", "1e400", "", "x", "1_0"
           "150%", "9" * 20, "1e-320", "0x10", "16", "192", "193")  # fmt: skip
 DEVICES = ("cpu", "cpu", "cpu", "auto", "cuda:99", "meta", "moon", "", "cpu:1", "\udcff")
 OPTIONS = {
-    "score": ("--alpha", "--exact", "--batch-size", "--device"),
-    "encode": ("--exact", "--batch-size", "--device"),
-    "project": ("--exact", "--batch-size", "--device", "--dim"),
+    "score": ("--alpha", "--nearest", "--device"),
+    "encode": ("--nearest", "--device"),
+    "project": ("--nearest", "--device", "--dim"),
     "sample": ("-n", "--temperature", "--seed", "--dim", "--device"),
     "info": (),
 }
@@ -148,7 +148,7 @@ def uses(draw, models):
     for option in OPTIONS[command]:
         if draw(st.integers(0, 4)) == 0:
             values = DEVICES if option == "--device" else VALUES
-            options += [option, *([] if option == "--exact" else [draw(st.sampled_from(values))])]
+            options += [option, *([] if option == "--nearest" else [draw(st.sampled_from(values))])]
     return [str(each) for each in (command, *options, "--", *given)]
 
 

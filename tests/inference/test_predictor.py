@@ -19,6 +19,7 @@ from calibrated import (
     png,
     smooth_images,
 )
+from calibrated import table_rows as rows
 from strategies import perturb
 from submanifold import Predictor
 from submanifold.common.errors import UserError
@@ -47,16 +48,6 @@ class Case:
         return Predictor(self.model, batch_size=7)
 
 
-def rows(count, seed):
-    rng = np.random.default_rng(seed)
-    return pd.DataFrame({
-        "weight": rng.normal(70, 12, count),
-        "income": rng.lognormal(8, 1, count),
-        "age": rng.integers(18, 80, count),
-        "city": rng.choice(["Bern", "Rome"], count),
-    })  # fmt: skip
-
-
 def points(count, seed):
     return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
 
@@ -79,7 +70,7 @@ def labelled():
 
 
 def table(flow):
-    preprocessor = Preprocessor.fit(rows(500, 0), categorical="intervals", scale="quantile")
+    preprocessor = Preprocessor.fit(rows(500, 0), categorical="intervals")
     model = perturb(Hierarchy([Stage(flow, dim=2)]), 0.1).eval()
     model.data = {"table": preprocessor.to_dict(), "label": None}
     events = preprocessor.transform(rows(100, 1))
@@ -130,9 +121,9 @@ def test_scores_are_those_of_the_model(case):
         projections = model.encoder_projection(x, context), model.project(x, True, context)
     scores = case.predictor.score(case.x, nearest=True, alpha=0.2, **case.of_events)
     assert scores.index.tolist() == [*getattr(case.x, "index", range(20))]
-    for side, code in (("on", u), ("off", v)):
+    for name, code in (("code_log_prob", u), ("off_manifold_log_prob", v)):
         expected = stats.norm.logpdf(code.numpy()).sum(1)
-        np.testing.assert_allclose(scores[f"log_prob_{side}_manifold"], expected, rtol=1e-4)
+        np.testing.assert_allclose(scores[name], expected, rtol=1e-4)
     for name, projection in zip(("encoder_mse", "nearest_mse"), projections, strict=True):
         error = (x - projection).square().flatten(1).mean(1)
         np.testing.assert_allclose(scores[name], error, rtol=1e-3, atol=1e-6)

@@ -4,12 +4,27 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from click import ClickException
 
-class UserError(ValueError):
+
+def printable(text: str) -> str:
+    r"""Escape a file name for messages, pages and manifests: one line of valid UTF-8.
+
+    Escapes bytes that are not UTF-8 (lone surrogates in Python) and invisible characters. Escaping
+    twice changes nothing.
+
+    Example:
+        >>> print(printable("a\nb"))
+        a\nb
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class UserError(ClickException, ValueError):
     """An invalid setting, path or file.
 
-    The command line prints the message without a traceback. Libraries name their own argument
-    (``dim=9``); callers that read the argument from a setting prepend its group with
+    The command line, also Kedro's, prints the message without a traceback. Libraries name their
+    own argument (``dim=9``); callers that read the argument from a setting prepend its group with
     :func:`error_prefix`.
 
     Example:
@@ -19,6 +34,10 @@ class UserError(ValueError):
             ...
         submanifold.common.errors.UserError: stage_1.dim: expected at most 8, got 9.
     """
+
+    def format_message(self) -> str:
+        """Return the message, in which names of files are escaped."""
+        return printable(self.message)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

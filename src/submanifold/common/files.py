@@ -9,14 +9,14 @@ import re
 import socket
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +29,6 @@ STEM, SUFFIX = 30, 16
 
 class WriteError(UserError, OSError):
     """A file cannot be written because its disk is full or read-only."""
-
-
-def printable(text: str) -> str:
-    r"""Escape a file name for messages, pages and manifests: one line of valid UTF-8.
-
-    Escapes bytes that are not UTF-8 (lone surrogates in Python) and invisible characters. Escaping
-    twice changes nothing.
-
-    Example:
-        >>> print(printable("a\nb"))
-        a\nb
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def table_name(name: str) -> str:
@@ -78,8 +65,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
             raise
         raise WriteError(
             f"{path.name} cannot be written: {folder} is {reason} ({os.strerror(number)}). Free "
-            "some space, or move the folder to another disk and link to it; then repeat the "
-            "command, which continues from the finished files"
+            "some space, or use a folder on another disk, and repeat the command."
         ) from error
 
 
@@ -126,8 +112,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         with explain_write_errors(path):
             yield partial
-            with suppress(OSError):  # missing, or the name of this file is longer
-                _checksum_path(path).unlink()
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -147,40 +131,29 @@ def remove_files(files: Iterable[Path]) -> None:
                 file.unlink(missing_ok=True)
 
 
-WRITTEN_BY = "written by "
-
-
-def mark_written(path: Path, process: int) -> None:
-    """Note that a process writes a file, until :func:`write_checksum`."""
-    make_folder(path.parent)
-    _checksum_path(path).write_text(f"{WRITTEN_BY}{process}")
-
-
-def writer(path: Path) -> int | None:
-    """Return the process that writes a file, or that was killed when it did; None if none."""
-    try:
-        text = _checksum_path(path).read_text()
-    except FileNotFoundError:
-        return None
-    return int(text.removeprefix(WRITTEN_BY)) if text.startswith(WRITTEN_BY) else None
-
-
-def write_checksum(path: Path) -> None:
-    """Write the checksum of a new file next to it, for :func:`is_unchanged`."""
-    with atomic_write(_checksum_path(path)) as partial:
-        partial.write_text(_checksum(path, path.stat().st_mtime_ns))
+def write_checksum(path: Path) -> str:
+    """Write the checksum of a file next to it, for :func:`is_unchanged`, and return it."""
+    checksum = file_checksum(path)
+    checksum_path(path).write_text(checksum)
+    return checksum
 
 
 def is_unchanged(path: Path) -> bool:
     """Whether a file has its checksum, if one was written."""
     try:
-        return _checksum_path(path).read_text() == _checksum(path, path.stat().st_mtime_ns)
+        return checksum_path(path).read_text() == file_checksum(path)
     except OSError:
         return True
 
 
-def _checksum_path(path: Path) -> Path:
+def checksum_path(path: Path) -> Path:
+    """Return the file beside another one that has its checksum."""
     return path.with_name(f".{path.name}.sha256")
+
+
+def file_checksum(path: Path) -> str:
+    """Compute the SHA-256 of a file, once until it changes."""
+    return _checksum(path, path.stat().st_mtime_ns)
 
 
 @lru_cache
@@ -197,9 +170,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None if it is missing, incomplete or does not have its checksum."""
+    """Read a JSON file; None if it is missing or incomplete."""
     try:
-        return json.loads(path.read_text()) if is_unchanged(path) else None
+        return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
 

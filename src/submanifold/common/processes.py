@@ -1,9 +1,6 @@
-"""Cores, memory, threads and child processes."""
+"""Cores, memory and threads of this process."""
 
 import os
-import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,61 +41,40 @@ def _read_numbers(file: Path) -> dict[str, int]:
     return {name: int(number) for name, number, *_ in lines}
 
 
-def check_memory(name: str, count: int, each: int) -> None:
-    """Check that ``count`` objects of ``each`` bytes fit in the free memory.
+def check_memory(name: str, count: int, size: int) -> None:
+    """Check that ``count`` objects of ``size`` bytes fit in the free memory.
 
     Args:
         name: The setting or argument that sets the count.
         count: Number of objects.
-        each: Bytes per object.
+        size: Bytes per object.
 
     Raises:
         UserError: They do not fit.
     """
     free = free_memory()
-    if count * each > free:
+    if count * size > free:
         raise UserError(
-            f"{name}: expected at most {free // each:,}, got {count:,}: each takes {each:,} bytes, "
+            f"{name}: expected at most {free // size:,}, got {count:,}: each takes {size:,} bytes, "
             f"and {free / 1e9:.1f} GB of memory are free. Request fewer at a time."
         )
 
 
 def map_in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 0, chunk: int = 16
+    function: Callable[[Item], Result], items: Iterable[Item], chunk: int = 16
 ) -> Iterator[Result]:
     """Apply a function to items in threads, and yield the results in order.
 
-    Args:
-        function: The function.
-        items: The items, which are taken as they are needed.
-        ahead: Number of items, at least, that are worked on before their results are used.
-        chunk: Number of items that a thread takes at a time.
+    Items are taken as they are needed, and a thread takes ``chunk`` items at a time.
     """
     remaining, waiting = iter(items), deque[Future[list[Result]]]()
     executor = ThreadPoolExecutor(cores())
     try:
         while True:
-            while len(waiting) < max(2 * cores(), -(-ahead // chunk)):
-                if not (part := list(islice(remaining, chunk))):
-                    break
+            while len(waiting) < 2 * cores() and (part := list(islice(remaining, chunk))):
                 waiting.append(executor.submit(lambda part: [*map(function, part)], part))
             if not waiting:
                 return
             yield from waiting.popleft().result()
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def terminate_with_parent(parent: int) -> None:
-    """Send this process SIGTERM when its parent has ended, even by SIGKILL.
-
-    Args:
-        parent: Process id of the parent, passed by the parent, which may have ended already.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()

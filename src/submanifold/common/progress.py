@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -15,20 +15,9 @@ log = logging.getLogger(__name__)
 Batch = TypeVar("Batch", bound=Sized)
 
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
-_check: ContextVar[Callable[[], None] | None] = ContextVar("check", default=None)
 
 SECONDS = 10.0  # between log lines
 STATE = "{n_fmt}/{total_fmt}{unit}, {rate_noinv_fmt}{postfix}"
-
-
-@contextmanager
-def cancellation_check(check: Callable[[], None]) -> Iterator[None]:
-    """Call ``check`` at every progress update of this thread; it raises to cancel the work."""
-    token = _check.set(check)
-    try:
-        yield
-    finally:
-        _check.reset(token)
 
 
 @contextmanager
@@ -69,8 +58,6 @@ class ProgressBar(tqdm):
 
     def update(self, n: int = 1, note: str = "") -> None:
         """Add ``n`` to the units done; a note is shown after the rate."""
-        if check := _check.get():
-            check()
         if note:
             self.set_postfix_str(note, refresh=False)
         super().update(n)

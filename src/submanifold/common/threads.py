@@ -5,19 +5,16 @@ faster; where other processes use the cores, fewer are.
 """
 
 import math
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 
 from submanifold.common import distributed
-from submanifold.common.processes import cores
 
 LEAST_UNITS, LEAST_SECONDS, ENOUGH_SECONDS = 3, 0.1, 1.0  # of a measurement
 FASTER = 0.93  # of the duration, so that another number of threads is used
@@ -36,16 +33,14 @@ def use_threads(setting: Threads | None) -> Iterator[None]:
     """Use a fixed number of threads in a command, or ``auto``, which measures and chooses it.
 
     ``auto`` uses at most as many threads as torch does: one for each core, or the number in the
-    environment variable OMP_NUM_THREADS. It starts with the number of cores that other processes
-    have left idle since this module was imported. None, as outside of this context, keeps torch's
-    number. The end of the context restores it.
+    environment variable OMP_NUM_THREADS. None, as outside of this context, keeps torch's number.
+    The end of the context restores it.
     """
     global _setting
     before, present, most = _setting, torch.get_num_threads(), _most()
     _setting = setting
     if setting is not None:
-        idle = max(1, round(_load.idle_cores()))
-        torch.set_num_threads(min(idle, most) if setting == "auto" else setting)
+        torch.set_num_threads(most if setting == "auto" else setting)
     try:
         yield
     finally:
@@ -76,7 +71,7 @@ class ThreadTuner:
         self.used: Counter[str] = Counter()
         counts = _counts() if torch.device(device).type == "cpu" else [torch.get_num_threads()]
         present, several = torch.get_num_threads(), len(counts) > 1
-        self._choice = choose_threads(counts, present, _Load().idle_cores) if several else None
+        self._choice = choose_threads(counts, present) if several else None
         self._count = next(self._choice) if self._choice else counts[0]
 
     @contextmanager
@@ -107,20 +102,15 @@ def tuned(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def choose_threads(
-    counts: Sequence[int], start: float, idle_cores: Callable[[], float] = lambda: math.inf
-) -> Generator[int, tuple[float, int], None]:
+def choose_threads(counts: Sequence[int], start: float) -> Generator[int, tuple[float, int], None]:
     """Yield the number of threads of each unit of work, and receive its seconds and items.
 
     The next smaller and the next larger number are tried from time to time, less often as long as
-    neither is faster; the smaller one at once if units become slower, the larger one only if there
-    are idle cores for it.
+    neither is faster; the smaller one at once if units become slower.
 
     Args:
         counts: Numbers of threads to choose from, in increasing order.
         start: The first one, or the nearest of ``counts``.
-        idle_cores: Returns the number of cores that other processes have left idle since its last
-            call.
 
     Example:
         >>> choice = choose_threads([1, 2], start=2)
@@ -138,9 +128,9 @@ def choose_threads(
             shortest = min(shortest, duration)
             if index > 0 and duration > SLOWER * shortest:
                 break
-        wait, idle = min(2 * wait, LONGEST_WAIT), idle_cores()
+        wait = min(2 * wait, LONGEST_WAIT)
         for other in (index - 1, index + 1):
-            if not 0 <= other < len(counts) or (other > index and counts[other] > idle + 0.5):
+            if not 0 <= other < len(counts):
                 continue
             of_other = yield from _measure(counts[other], TOO_SLOW * duration)
             if of_other < FASTER * duration:
@@ -169,33 +159,3 @@ def _counts() -> list[int]:
 @cache
 def _most() -> int:
     return torch.get_num_threads()
-
-
-class _Load:
-    """The work of other processes on the cores of this one, from Linux's counters of their time."""
-
-    def __init__(self) -> None:
-        self.last = self._read()
-
-    def idle_cores(self) -> float:
-        """Cores that other processes left idle since the last call, on average."""
-        then, self.last = self.last, self._read()
-        busy, own, seconds = (now - before for now, before in zip(self.last, then, strict=True))
-        return cores() - (busy - own) / max(seconds, 0.01)
-
-    def _read(self) -> tuple[float, float, float]:
-        """Seconds that the cores have worked, that this process has worked, and of the clock."""
-        times = os.times()
-        own = times.user + times.system + times.children_user + times.children_system
-        busy = own  # if the system has no such counters
-        with suppress(OSError, ValueError):
-            lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
-            names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-            by_core = [[int(each) for each in line[1:9]] for line in lines if line[0] in names]
-            idle = (3, 4)  # columns of idle time
-            ticks = sum(sum(row) - sum(row[n] for n in idle) for row in by_core)
-            busy = ticks / os.sysconf("SC_CLK_TCK")
-        return busy, own, time.monotonic()
-
-
-_load = _Load()

@@ -6,15 +6,13 @@ They import NumPy and torch when they run.
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from submanifold.common.errors import UserError
-from submanifold.common.files import printable
-from submanifold.common.imports import without_garbage_collection
+from submanifold.common.errors import UserError, printable
 from submanifold.inference.outputs import (
     FOLDER,
     TABLES,
@@ -22,7 +20,6 @@ from submanifold.inference.outputs import (
     check_output,
     output,
     unused,
-    write_table,
 )
 from submanifold.inference.records import model_path
 
@@ -30,11 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from submanifold.inference.image_files import ImageFiles
+    from submanifold.inference.inputs import Inputs
     from submanifold.inference.predictor import Predictor
-    from submanifold.inference.table_files import TableFiles
-
-    Inputs: TypeAlias = ImageFiles | TableFiles
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +36,8 @@ MAX_SHEET = 32
 """Number of most and of least anomalous images on a sheet."""
 MAX_PNG = 10_000
 """Number of images in a PNG file."""
-IMAGE_BATCH, ROW_BATCH = 128, 4096
 MAX_STEM = 50
 """Characters of an image's name in the name of the file of its projection."""
-ORDER = "anomaly_score"
-"""A column of scores that the file does not have."""
 
 
 def _rate(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
@@ -70,124 +61,100 @@ label_option = click.option("--label", type=int, metavar="LABEL", help="Label of
 dim_option = click.option("--dim", type=int, metavar="N", help="Use only the first N coordinates.")
 
 
-def out_option(default: str | None, suffixes: tuple[str, ...], text: str,
-               name: str = "--out") -> Callable[[Any], Any]:  # fmt: skip
-    """Add the path of an output, which is checked before the command runs."""
-
-    def check(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-        if path is not None:
-            check_output(name, path, suffixes)
-        return path
-
-    return click.option(name, type=click.Path(path_type=Path), default=default, help=text,
-                        show_default=True, callback=check)  # fmt: skip
+def out_option(default: str | None, text: str) -> Callable[[Any], Any]:
+    """Add the option of the path of an output."""
+    return click.option("--out", type=click.Path(path_type=Path), default=default, help=text,
+                        show_default=True)  # fmt: skip
 
 
 def input_options(command: Any) -> Any:
     """Add the arguments and options of commands that read images or tables."""
     for decorator in (
-        click.option(
-            "--batch-size",
-            type=click.IntRange(1, 4096),
-            help=f"[default: {IMAGE_BATCH} images or {ROW_BATCH} rows]",
-        ),
         device_option,
         label_option,
-        click.option("--exact", is_flag=True, help="Search the nearest projection (slower)."),
+        click.option("--nearest", is_flag=True, help="Search the nearest projection (slower)."),
         click.argument("inputs", nargs=-1, required=True, type=click.Path()),
         model_argument,
-    ):
+    ):  # fmt: skip
         command = decorator(command)
     return command
 
 
 @click.command()
 @input_options
-@out_option("scores.csv", TABLES, "CSV or Parquet file of the scores.")
-@out_option(None, (".png",), "PNG file of the most and the least anomalous images.", "--sheet")
+@out_option("scores.csv", "CSV or Parquet file of the scores.")
+@click.option("--sheet", type=click.Path(path_type=Path),
+              help="PNG file of the most and the least anomalous images.")  # fmt: skip
 @click.option("--alpha", callback=_rate, metavar="RATE", help="False-positive rate: images or rows "
               "with a p-value of at most RATE, such as 1%, are out-of-distribution.")  # fmt: skip
 def score(
     model: str, inputs: tuple[str, ...], out: Path, sheet: Path | None, alpha: float | None,
-    exact: bool, label: int | None, device: str, batch_size: int | None,
+    nearest: bool, label: int | None, device: str,
 ) -> None:  # fmt: skip
     """Write the densities, distances from the manifold, and p-values of INPUTS.
 
     The p-value is the fraction of held-out training-like images or rows that score at least as
     high. The log-density of rows is in the units of the table.
     """
-    file, predictor = _load(model, device, batch_size=batch_size)
-    import pandas as pd
-
+    check_output("--out", out, TABLES)
+    if sheet is not None:
+        check_output("--sheet", sheet, (".png",))
+    file, predictor = _load(model, device)
     from submanifold.evaluation.intervals import false_alarm_range
-    from submanifold.inference.training_events import hash_events, training_share
+    from submanifold.inference.training_events import MAX_EVENTS, hash_events, training_share
 
     calibration = predictor.calibrated(alpha)
     if sheet is not None and predictor.is_table:
         raise UserError("--sheet: expected none for a model of a table. Omit it.")
-    files = _find(predictor, inputs, [file], out, sheet)
-    unlisted, kept, hashes = len(files.skipped), [], []
-
-    def hash_batch(events: Any) -> None:
-        hashes.append(hash_events(predictor.model, events))
-
-    on_events = hash_batch if calibration.training else None
-
-    def compute(batch: Any) -> pd.DataFrame:
-        scores = predictor.score(batch, exact, alpha=alpha, label=label, on_events=on_events)
-        kept.append(scores[["p_value", ORDER]])
-        return scores.drop(columns=ORDER)
-
-    numbers = _write_rows(predictor, files, out, "scoring", compute)
-    _echo_skipped(unlisted + len(files) - len(numbers))
-    if (share := training_share(calibration.training, hashes)) > 0.1:
-        log.warning("INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are too "
-                    "large. Score others.", files.unit, 100 * share, files.unit)  # fmt: skip
-    table = pd.concat(kept).set_axis(numbers).sort_values(ORDER, ascending=False, kind="stable")
-    click.echo(f" p-value  {files.label}, the most anomalous first")
+    read = _read(predictor, inputs, file, {"--out": out, "--sheet": sheet})
+    scores = predictor.score(read.events, nearest, alpha=alpha, label=label)
+    table = scores.sort_values("anomaly_score", ascending=False, kind="stable")
+    _write_rows(out, scores.drop(columns="anomaly_score"), read)
+    if calibration.training:
+        hashes = hash_events(predictor.model, predictor.events(read.events[:MAX_EVENTS], label))
+        if (share := training_share(calibration.training, hashes)) > 0.1:
+            log.warning("INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are "
+                        "too large. Score others.", read.unit, 100 * share, read.unit)  # fmt: skip
+    click.echo(f" p-value  {read.label}, the most anomalous first")
     for number in table.index[:5]:
-        click.echo(f"{table['p_value'][number]:8.4f}  {files.names[number]}")
+        click.echo(f"{table['p_value'][number]:8.4f}  {read.names[number]}")
     if alpha is not None:
-        count, flagged = len(table), int((table["p_value"] <= alpha).sum())
+        count, flagged = len(table), int(table["ood"].sum())
         low, high = false_alarm_range(alpha, count, calibration.groups)
         click.echo(
-            f"{flagged} of {count} {files.unit} are flagged (p-value at most {alpha:g}); "
-            f"if all were like the training {files.unit}, {count * low:.0f} to {count * high:.0f} "
+            f"{flagged} of {count} {read.unit} are flagged (p-value at most {alpha:g}); "
+            f"if all were like the training {read.unit}, {count * low:.0f} to {count * high:.0f} "
             "would be in 95% of cases."
         )
     if sheet is not None:
-        _write_sheet(sheet, files, [*table.index])
-    _echo(out)
+        _write_sheet(sheet, read.events[table.index.to_numpy()])
 
 
 @click.command()
 @input_options
 @out_option(
     None,
-    (".npz", *TABLES),
     "File of the arrays names, u and v, or CSV or Parquet file of the columns u0, ..., v0, ...  "
     "[default: codes.npz; for rows codes.csv]",
 )
 def encode(
-    model: str, inputs: tuple[str, ...], out: Path | None, exact: bool, label: int | None,
-    device: str, batch_size: int | None,
+    model: str, inputs: tuple[str, ...], out: Path | None, nearest: bool, label: int | None,
+    device: str,
 ) -> None:  # fmt: skip
     """Write the coordinates of INPUTS on the manifold (u) and off the manifold (v)."""
-    file, predictor = _load(model, device, batch_size=batch_size)
+    file, predictor = _load(model, device)
+    import numpy as np
+
     from submanifold.inference.predictor import code_frame
 
-    def compute(batch: Any) -> Any:
-        return predictor.encode(batch, "nearest" if exact else "encoder", label=label)
-
-    out = _choose(out, predictor, "codes.csv", "codes.npz")
-    files = _find(predictor, inputs, [file], out)
-    if out.suffix.lower() in TABLES:
-        _write_rows(predictor, files, out, "encoding", lambda batch: code_frame(*compute(batch)))
-        _echo_skipped(len(files.skipped))
-        return _echo(out)
+    out = _output(out, predictor, "codes.csv", "codes.npz", (".npz", *TABLES), (".npz", *TABLES))
     size = 8 * predictor.model.event_dim  # float32; concatenation copies
-    names, u, v = _collect(predictor, files, "encoding", compute, size)
-    return _write(out, {"names": names, "u": u, "v": v})
+    read = _read(predictor, inputs, file, {"--out": out}, size)
+    u, v = predictor.encode(read.events, "nearest" if nearest else "encoder", label=label)
+    if out.suffix.lower() in TABLES:
+        _write_rows(out, code_frame(u, v), read)
+    else:
+        _write_arrays(out, {"names": np.array(read.names), "u": u, "v": v})
 
 
 @click.command()
@@ -195,48 +162,40 @@ def encode(
 @dim_option
 @out_option(
     None,
-    (".npz", FOLDER, *TABLES),
     "Folder of PNG files, or .npz file of originals and projections; for rows, CSV or Parquet file "
     "of projections.  [default: projections; for rows projections.csv]",
 )
 def project(
-    model: str, inputs: tuple[str, ...], out: Path | None, exact: bool, dim: int | None,
-    label: int | None, device: str, batch_size: int | None,
+    model: str, inputs: tuple[str, ...], out: Path | None, nearest: bool, dim: int | None,
+    label: int | None, device: str,
 ) -> None:  # fmt: skip
     """Project INPUTS onto the manifold.
 
     Writes originals, projections and differences of images, or projections of rows in the units of
     the table.
     """
-    file, predictor = _load(model, device, dim, batch_size)
+    file, predictor = _load(model, device, dim)
     import numpy as np
 
-    def compute(batch: Any) -> Any:
-        projections, mse = predictor.project(batch, exact, label=label)
-        if not predictor.is_table:
-            return batch, projections, mse
-        errors.append(mse)
-        return projections.assign(**{unused("mse", projections): mse})
-
-    errors: Any = []
-    out = _choose(out, predictor, "projections.csv", "projections", "a folder or an .npz file")
-    files = _find(predictor, inputs, [file], out)
+    out = _output(out, predictor, "projections.csv", "projections", TABLES, (FOLDER, ".npz"))
+    size = 2 * predictor.event_bytes  # concatenation copies
+    read = _read(predictor, inputs, file, {"--out": out}, size)
+    projections, errors = predictor.project(read.events, nearest, label=label)
+    unit = "standardized columns" if predictor.is_table else "pixels in [0, 1]"
+    click.echo(f"mean squared error {errors.mean():.6f}, {unit}")
     if predictor.is_table:
-        _write_rows(predictor, files, out, "projecting", compute)
-        mean = np.concatenate(errors).mean()
-        click.echo(f"mean squared error {mean:.6f}, standardized columns")
-        return _echo(out)
-    size = 4 * predictor.event_bytes  # originals and projections; concatenation copies
-    names, pixels, projections, errors = _collect(predictor, files, "projecting", compute, size)
-    click.echo(f"mean squared error {errors.mean():.6f}, pixels in [0, 1]")
-    if out.suffix != FOLDER:
-        arrays = {"originals": pixels, "projections": projections, "mse": errors}
-        return _write(out, {"names": names, **arrays})
-    with output("--out", out) as folder:
-        for number, (name, *pair) in enumerate(zip(names, pixels, projections, strict=True)):
-            difference = np.clip(pair[0].astype(int) - pair[1] + 128, 0, 255).astype(np.uint8)
-            (folder / _picture(number, name)).write_bytes(_png(np.stack([*pair, difference]), 3))
-    return _echo(out)
+        _write_rows(out, projections.assign(**{unused("mse", projections): errors}), read)
+    elif out.suffix != FOLDER:
+        arrays = {"originals": read.events, "projections": projections, "mse": errors}
+        _write_arrays(out, {"names": np.array(read.names), **arrays})
+    else:
+        with output("--out", out) as folder:
+            pairs = zip(read.names, read.events, projections, strict=True)
+            for number, (name, *pair) in enumerate(pairs):
+                difference = np.clip(pair[0].astype(int) - pair[1] + 128, 0, 255).astype(np.uint8)
+                content = _png(np.stack([*pair, difference]), 3)
+                (folder / _picture(number, name)).write_bytes(content)
+        _echo(out)
 
 
 @click.command()
@@ -250,7 +209,6 @@ def project(
 @label_option
 @out_option(
     None,
-    (".png", ".npz", *TABLES),
     "PNG file of all samples, or .npz file of the array samples; for rows, CSV or Parquet file.  "
     "[default: samples.png; for rows samples.csv]",
 )
@@ -268,32 +226,32 @@ def sample(
     if table and predictor.condition is None:
         raise UserError(
             "TABLE: expected none for a model that is not conditional on columns, got "
-            f"{printable(table[0])}. Omit it."
+            f"{table[0]}. Omit it."
         )
     count = (64 if predictor.condition is None else 1) if count is None else count
-    out = _choose(out, predictor, "samples.csv", "samples.png", "a .png or .npz file")
-    check_not_input("--out", out, [file])
-    if out.suffix.lower() == ".png" and (count > MAX_PNG or not predictor.is_image):
+    out = _output(out, predictor, "samples.csv", "samples.png", TABLES, (".png", ".npz"))
+    is_png = out.suffix.lower() == ".png"
+    if is_png and (count > MAX_PNG or not predictor.is_image):
         raise UserError(
-            f"--out={printable(str(out))}: expected at most {MAX_PNG:,} images in a PNG file, got "
+            f"--out={out}: expected at most {MAX_PNG:,} images in a PNG file, got "
             f"{count:,} samples of shape {predictor.model.event_shape}. Use an .npz file."
         )
-    files = None
+    read = None
     if table:
-        from submanifold.inference.table_files import TableFiles
+        from submanifold.inference.inputs import read_rows
 
-        files = TableFiles(table, predictor, only_condition=True)
-        check_not_input("--out", out, files.files)
-        files.check_readable(len(files))
-    condition = None if files is None else files.frame
+        read = read_rows(table, predictor, only_condition=True)
+    check_not_input("--out", out, [file, *(read.files if read else [])])
+    condition = read.events if read else None
     samples = predictor.sample(count, temperature, seed, label=label, condition=condition)
-    if not predictor.is_table:
-        return _write(out, {"samples": samples})
-    if files is not None:
-        samples = _with_names(samples, files, samples.index)
-    with output("--out", out) as partial:
-        write_table(partial, [samples], out.suffix.lower())
-    return _echo(out)
+    if predictor.is_table:
+        _write_rows(out, samples, read)
+    elif is_png:
+        with output("--out", out) as partial:
+            partial.write_bytes(_png(samples, columns=8))
+        _echo(out)
+    else:
+        _write_arrays(out, {"samples": samples})
 
 
 @click.command()
@@ -311,7 +269,7 @@ def sample(
               "[default: 30]")  # fmt: skip
 @dim_option
 @label_option
-@out_option("restorations", (FOLDER,), "Folder of PNG files and restorations.csv.")
+@out_option("restorations", "Folder of PNG files and restorations.csv.")
 @device_option
 def restore(
     model: str, pictures: tuple[str, ...], task: str, noise: float | None, simulate: bool,
@@ -325,6 +283,7 @@ def restore(
     Writes the restorations (posterior means), and maps of their errors (four times the posterior
     standard deviations).
     """
+    check_output("--out", out, (FOLDER,))
     file, predictor = _load(model, device)
     import pandas as pd
     import torch
@@ -332,7 +291,7 @@ def restore(
 
     from submanifold.evaluation.reconstruction import psnr
     from submanifold.evaluation.samples import stored
-    from submanifold.inference.image_files import ImageFiles
+    from submanifold.inference.inputs import read_images
     from submanifold.inverse.operators import Inpaint, Sense, Superresolve, parse
     from submanifold.inverse.restoration import CHAINS, ITERATIONS, LEVEL, coverage
 
@@ -350,10 +309,10 @@ def restore(
         channels, side, _ = predictor.model.event_shape
         factor = problem.operator.factor if isinstance(problem.operator, Superresolve) else 1
         form = {"size": side // factor, "channels": channels, "crop": "square"}
-    files = ImageFiles(pictures, form, resize=simulate)
-    check_not_input("--out", out, [file, *files.files])
-    names, pixels = files.read(4 * (CHAINS * iterations + 4) * predictor.model.event_dim)
-    x = (torch.from_numpy(pixels).float() + 0.5) / 256
+    size = 4 * (CHAINS * iterations + 4) * predictor.model.event_dim
+    read = read_images(pictures, form, simulate, size)
+    check_not_input("--out", out, [file, *read.files])
+    x = (torch.from_numpy(read.events).float() + 0.5) / 256
     if simulate:
         y = problem.observe(x, torch.Generator().manual_seed(1))
     else:
@@ -361,10 +320,9 @@ def restore(
     restored = predictor.restore(
         y, problem.operator, problem.noise, dim=dim, iterations=iterations, label=label
     )
-    _echo_skipped(len(files.skipped))
     residual = (problem.operator(restored.image) - y).flatten(1).square().mean(1).sqrt()
     table = pd.DataFrame({
-        "picture": names,
+        "picture": read.names,
         "std": restored.std.flatten(1).square().mean(1).sqrt(),
         "residual": residual / problem.noise,
         "acceptance": restored.acceptance,
@@ -375,7 +333,9 @@ def restore(
         table = table.assign(psnr=psnr(errors), coverage=coverage(restored, x))
     with output("--out", out) as folder:
         for end, images in (("", restored.image), ("-std", 4 * restored.std)):
-            for number, (name, image) in enumerate(zip(names, stored(images - 0.5), strict=True)):
+            for number, (name, image) in enumerate(
+                zip(read.names, stored(images - 0.5), strict=True)
+            ):
                 picture = Image.fromarray(image.transpose(1, 2, 0).squeeze())
                 picture.save(folder / _picture(number, name, end))
         table.to_csv(folder / "restorations.csv", index=False)
@@ -398,156 +358,80 @@ def info(model: str) -> None:
 COMMANDS = [score, encode, project, sample, restore, info]
 
 
-def _load(
-    name: str, device: str, dim: int | None = None, batch_size: int | None = None
-) -> "tuple[Path, Predictor]":
+def _load(name: str, device: str, dim: int | None = None) -> "tuple[Path, Predictor]":
     """Return the file of a model, and its predictor."""
     path = model_path(name)
-    with without_garbage_collection():
-        from submanifold.common.device import choose_device
-        from submanifold.common.threads import use_threads
-        from submanifold.inference.predictor import Predictor
-        from submanifold.models import Model
+    from submanifold.common.device import choose_device
+    from submanifold.common.threads import use_threads
+    from submanifold.inference.predictor import Predictor
+    from submanifold.models import Model
 
     click.get_current_context().with_resource(use_threads("auto"))
     model: Any = Model.load(path, choose_device(device))
     if dim is not None and not hasattr(model, "at_dim"):
         raise UserError(f"--dim: expected none for a {model.kind}, got {dim}. Omit it.")
-    model = model if dim is None else model.at_dim(dim)
-    usual = IMAGE_BATCH if len(model.event_shape) == 3 else ROW_BATCH
-    return path, Predictor(model, batch_size or usual)
+    return path, Predictor(model if dim is None else model.at_dim(dim))
 
 
-def _find(
-    predictor: "Predictor", paths: Sequence[str], inputs: list[Path], out: Path,
-    sheet: Path | None = None,
+def _read(
+    predictor: "Predictor", paths: Sequence[str], file: Path, outputs: dict[str, Path | None],
+    bytes_per_image: int = 0,
 ) -> "Inputs":  # fmt: skip
-    """Find images or rows; raise a UserError if an output would replace one or another input."""
-    files: Inputs
+    """Read images or rows; raise a UserError if an output would replace them or the model."""
+    from submanifold.inference.inputs import read_images, read_rows
+
     if predictor.is_table:
-        from submanifold.inference.table_files import TableFiles
-
-        files = TableFiles(paths, predictor)
+        read = read_rows(paths, predictor)
     elif "size" in predictor.model.data:
-        from submanifold.inference.image_files import ImageFiles
-
-        files = ImageFiles(paths, predictor.model.data)
+        read = read_images(paths, predictor.model.data, bytes_per_image=bytes_per_image)
     else:
         raise UserError(
             "model: expected a model of images or of a table, got one of points. Use the "
             "hierarchy.safetensors of a run on images or on a table."
         )
-    check_not_input("--out", out, [*inputs, *files.files])
-    if sheet is not None:
-        check_not_input("--sheet", sheet, [*inputs, *files.files])
-    return files
-
-
-def _compute(
-    predictor: "Predictor", files: "Inputs", verb: str,
-    function: Callable[[Any], Any],
-) -> Iterator[tuple[Sequence[int], Any]]:  # fmt: skip
-    """Yield the numbers of the images or rows of each batch, and a function of the batch."""
-    from submanifold.common.progress import ProgressBar, hidden_progress
-    from submanifold.common.threads import ThreadTuner
-
-    tuner, count = ThreadTuner(predictor.device), 0
-    with ProgressBar(verb, files.unit, len(files)) as progress:
-        for numbers, batch in files.batches(predictor.size):
-            with tuner.unit(len(batch)), hidden_progress():
-                result = function(batch)
-            yield numbers, result
-            progress.update(len(batch))
-            count += len(batch)
-    files.check_readable(count)
-
-
-def _write_rows(
-    predictor: "Predictor", files: "Inputs", out: Path, verb: str,
-    function: "Callable[[Any], pd.DataFrame]",
-) -> list[int]:  # fmt: skip
-    """Write a function of each batch to a CSV or Parquet file, after the names; return numbers."""
-    read: list[int] = []
-
-    def frames() -> "Iterator[pd.DataFrame]":
-        for numbers, frame in _compute(predictor, files, verb, function):
-            read.extend(numbers)
-            yield _with_names(frame, files, numbers)
-
-    with output("--out", out) as partial:
-        write_table(partial, frames(), out.suffix.lower())
+    for option, path in outputs.items():
+        if path is not None:
+            check_not_input(option, path, [file, *read.files])
     return read
 
 
-def _with_names(frame: "pd.DataFrame", files: "Inputs", numbers: Sequence[int]) -> "pd.DataFrame":
-    frame.insert(0, unused(files.label, frame), [files.names[number] for number in numbers])
-    return frame
-
-
-def _collect(
-    predictor: "Predictor", files: "Inputs", verb: str,
-    function: Callable[[Any], Any], bytes_per_event: int,
-) -> "tuple[np.ndarray, ...]":  # fmt: skip
-    """Return names, and the arrays that a function returns for each batch."""
-    import numpy as np
-
-    from submanifold.common.processes import check_memory
-
-    check_memory(files.unit, len(files), bytes_per_event)
-    numbers, results = zip(*_compute(predictor, files, verb, function), strict=True)
-    _echo_skipped(len(files.skipped))
-    names = [files.names[number] for batch in numbers for number in batch]
-    return np.array(names), *map(np.concatenate, zip(*results, strict=True))
-
-
-def _choose(
-    out: Path | None, predictor: "Predictor", rows: str, others: str, formats: str = ""
-) -> Path:
-    """Return the path of an output, by default one of two names, if its format fits the model."""
-    if out is None:
-        out = Path(rows if predictor.is_table else others)
-        check_output("--out", out, (out.suffix,))
-    if formats and predictor.is_table != (out.suffix.lower() in TABLES):
-        expected = f"{formats} for images or points"
-        if predictor.is_table:
-            expected = "a .csv or .parquet file for rows"
-        raise UserError(
-            f"--out={printable(str(out))}: expected {expected}, got {out.suffix or 'a folder'}. "
-            "Use another path."
-        )
+def _output(
+    out: Path | None, predictor: "Predictor", rows: str, others: str,
+    suffixes_of_rows: tuple[str, ...], suffixes: tuple[str, ...],
+) -> Path:  # fmt: skip
+    """Return the path of an output, by default one of two names, if it fits the model."""
+    out = out or Path(rows if predictor.is_table else others)
+    check_output("--out", out, suffixes_of_rows if predictor.is_table else suffixes)
     return out
 
 
-def _echo_skipped(count: int) -> None:
-    if count:
-        click.echo(f"Skipped {count} unreadable images.", err=True)
-
-
-def _write(path: Path, arrays: "dict[str, np.ndarray]", columns: int = 8) -> None:
-    """Write arrays to an .npz file, or the images of a single array to a PNG file."""
-    import numpy as np
-
-    with output("--out", path) as partial, partial.open("wb") as file:
-        if path.suffix.lower() == ".png":
-            (images,) = arrays.values()
-            file.write(_png(images, columns))
-        else:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+def _write_rows(path: Path, frame: "pd.DataFrame", read: "Inputs | None") -> None:
+    """Write a table, after a column of the names of the images or rows that were read."""
+    if read is not None:
+        frame.insert(0, unused(read.label, frame), [read.names[number] for number in frame.index])
+    write = frame.to_csv if path.suffix.lower() == ".csv" else frame.to_parquet
+    with output("--out", path) as partial:
+        write(partial, index=False)
     _echo(path)
 
 
-def _write_sheet(path: Path, files: Any, order: Sequence[int]) -> None:
-    """Draw the first and the last images of an order of numbers."""
+def _write_arrays(path: Path, arrays: "dict[str, np.ndarray]") -> None:
     import numpy as np
 
-    count = max(1, min(MAX_SHEET, len(order) // 2))
-    blank = np.full((-count % 8 + 8, *files.shape), 255, np.uint8)
-    first, last = (
-        np.stack([image for _, image in files.decoded(numbers)])
-        for numbers in (order[:count], order[::-1][:count])
-    )
+    with output("--out", path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    _echo(path)
+
+
+def _write_sheet(path: Path, images: "np.ndarray") -> None:
+    """Draw the first and the last images."""
+    import numpy as np
+
+    count = max(1, min(MAX_SHEET, len(images) // 2))
+    blank = np.full((-count % 8 + 8, *images.shape[1:]), 255, np.uint8)
     with output("--sheet", path) as partial:
-        partial.write_bytes(_png(np.concatenate([first, blank, last]), columns=8))
+        sheet = np.concatenate([images[:count], blank, images[::-1][:count]])
+        partial.write_bytes(_png(sheet, columns=8))
 
 
 def _png(images: "np.ndarray", columns: int) -> bytes:

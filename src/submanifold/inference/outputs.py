@@ -3,20 +3,15 @@
 import os
 import tempfile
 from collections.abc import Container, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import atomic_write, printable
-
-if TYPE_CHECKING:
-    import pandas as pd
+from submanifold.common.files import atomic_write
 
 FOLDER = ""
 """Suffix of a path that is a folder."""
-CSV, PARQUET = ".csv", ".parquet"
-TABLES = (CSV, PARQUET)
+TABLES = (".csv", ".parquet")
 
 
 def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
@@ -30,12 +25,11 @@ def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
     Raises:
         UserError: The output cannot be written.
     """
-    name, is_folder = f"{option}={printable(str(path))}", path.suffix == FOLDER
+    name, is_folder = f"{option}={path}", path.suffix == FOLDER
     if path.suffix.lower() not in suffixes:
-        allowed = [f"a file that ends in {suffix}" if suffix else "a folder name without a suffix"
-                   for suffix in suffixes]  # fmt: skip
-        got = printable(path.suffix) or "no suffix"
-        raise UserError(f"{name}: expected {' or '.join(allowed)}, got {got}.")
+        names = [suffix or "a folder name without a suffix" for suffix in suffixes]
+        got = path.suffix or "no suffix"
+        raise UserError(f"{name}: expected {' or '.join(names)}, got {got}. Use another path.")
     try:
         if path.exists() and not (path.is_dir() if is_folder else path.is_file()):
             kind = "folder" if is_folder else "file"
@@ -56,8 +50,8 @@ def check_not_input(option: str, path: Path, inputs: Iterable[Path]) -> None:
         with suppress(OSError):  # one of the files does not exist
             if path.samefile(file):
                 raise UserError(
-                    f"{option}={printable(str(path))}: expected a path other than the inputs, got "
-                    f"{printable(str(file))}. Use another path."
+                    f"{option}={path}: expected a path other than the inputs, got {file}. Use "
+                    "another path."
                 )
 
 
@@ -86,25 +80,6 @@ def output(option: str, path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 path.rmdir()
         raise
-
-
-def write_table(path: Path, frames: Iterable["pd.DataFrame"], suffix: str) -> None:
-    """Write frames with the same columns below each other, as Parquet or CSV by the suffix."""
-    with ExitStack() as stack:
-        if suffix == CSV:
-            file = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
-            for number, frame in enumerate(frames):
-                frame.to_csv(file, index=False, header=not number)
-            return
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        writer: Any = None
-        for frame in frames:
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            if writer is None:
-                writer = stack.enter_context(parquet.ParquetWriter(path, table.schema))
-            writer.write_table(table.cast(writer.schema))
 
 
 def unused(name: str, names: Container[str]) -> str:

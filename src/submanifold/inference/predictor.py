@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -30,10 +30,10 @@ from submanifold.evaluation.scores import QUICK, SMOOTHED_DENSITY, log_prob_at, 
 from submanifold.flows import context_of
 from submanifold.inverse.restoration import ITERATIONS, Restoration, restore
 from submanifold.models import Model
+from submanifold.models.model import ProjectionKind
 
 MAX_TEMPERATURE = 10.0
-IMAGE_BATCH, ROW_BATCH = 64, 4096
-PROJECTIONS = {"encoder": None, "default": False, "nearest": True}
+IMAGE_BATCH, ROW_BATCH, SAMPLE_BATCH = 128, 4096, 64
 
 Label = int | np.ndarray | None
 """A label from 0 for all events, or one for each (N,)."""
@@ -60,7 +60,7 @@ class Predictor:
 
     Args:
         model: The model, with its ``data`` and ``calibration``.
-        batch_size: Events in a batch; by default 64 images or 4,096 rows or vectors.
+        batch_size: Events in a batch; by default 128 images or 4,096 rows or vectors.
 
     Example:
         >>> from submanifold.flows import RealNVP
@@ -144,18 +144,15 @@ class Predictor:
         return self.calibration
 
     def score(
-        self, x: Any, nearest: bool = False, *, alpha: float | None = None, label: Label = None,
-        on_events: Callable[[np.ndarray], Any] | None = None,
-    ) -> pd.DataFrame:  # fmt: skip
+        self, x: Any, nearest: bool = False, *, alpha: float | None = None, label: Label = None
+    ) -> pd.DataFrame:
         """Compute densities, distances from the manifold, and p-values.
-
-        ``on_events`` is called with the :meth:`events` of each batch.
 
         Returns:
             One row per event. If the model has a density on the whole space: ``log_prob`` (nats, in
             the units of the table, or of pixels in [0, 1]), ``bits_per_dim`` except of tables,
-            ``log_prob_off_manifold`` (nats, of v under N(0, I)), and ``complexity`` (bits) of
-            images. Always: ``log_prob_on_manifold`` (nats, of u under N(0, I)), ``encoder_mse``,
+            ``off_manifold_log_prob`` (nats, of v under N(0, I)), and ``complexity`` (bits) of
+            images. Always: ``code_log_prob`` (nats, of u under N(0, I)), ``encoder_mse``,
             ``nearest_mse`` if ``nearest`` (of pixels in [0, 1] or standardized columns),
             ``anomaly_score``, and ``p_value``, the fraction of held-out training-like events that
             score at least as high. With columns of categories ``unknown_category``: rows with a
@@ -166,8 +163,6 @@ class Predictor:
         names = (*QUICK, "nearest_distance") if nearest else QUICK
 
         def score(x: Tensor, context: Tensor | None, events: np.ndarray, rows: Any) -> pd.DataFrame:
-            if on_events is not None:
-                on_events(events)
             tensors = score_batch(model, x, events, names, context)
             scores = calibration.complete({k: v.cpu().numpy() for k, v in tensors.items()})
             columns = {}
@@ -178,10 +173,10 @@ class Predictor:
                 else:
                     columns["bits_per_dim"] = to_bits_per_dim(-scores["density"], events)
                 constant = (model.event_dim - model.dim) / 2 * np.log(2 * np.pi)
-                columns["log_prob_off_manifold"] = -scores["off_manifold"] - constant
+                columns["off_manifold_log_prob"] = -scores["off_manifold"] - constant
                 if "complexity" in scores:
                     columns["complexity"] = scores["complexity"]
-            columns["log_prob_on_manifold"] = -scores["on_manifold"]
+            columns["code_log_prob"] = -scores["on_manifold"]
             columns["encoder_mse"] = scores["encoder_distance"]
             columns["p_value"] = calibration.p_values(COMBINATION, scores[COMBINATION])
             columns["anomaly_score"] = scores[COMBINATION]
@@ -223,14 +218,12 @@ class Predictor:
     def threshold(self, alpha: float) -> float | None:
         """Return the :meth:`log_prob`, at the best noise scale, of the p-value ``alpha``.
 
-        None without a calibration of the density, or if the preprocessing is not affine.
+        None without a calibration of the density.
         """
-        calibration, preprocessor = self.calibration, self.preprocessor
+        calibration = self.calibration
         is_noisy = calibration is not None and calibration.noise_scale is not None
         name = SMOOTHED_DENSITY if is_noisy else "density"
         if calibration is None or name not in calibration.quantiles:
-            return None
-        if preprocessor and any(column.knots is not None for column in preprocessor.varying):
             return None
         return -calibration.threshold(name, alpha) + float(self._log_det(None))
 
@@ -245,7 +238,7 @@ class Predictor:
     def encode(
         self,
         x: Any,
-        projection: Literal["encoder", "default", "nearest"] = "encoder",
+        projection: ProjectionKind = "encoder",
         *,
         label: Label = None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -256,7 +249,7 @@ class Predictor:
         """
 
         def encode(x: Tensor, context: Tensor | None, *_: Any) -> tuple[np.ndarray, ...]:
-            codes = self.model.encode(x, PROJECTIONS[projection], context)
+            codes = self.model.encode(x, projection, context)
             return tuple(code.cpu().numpy() for code in codes)
 
         u, v = zip(*self._apply(encode, x, label, "encoding"), strict=True)
@@ -310,17 +303,17 @@ class Predictor:
             raise UserError(f"temperature: expected 0 to {MAX_TEMPERATURE:g}, got {temperature}.")
         if not -(2**63) <= seed < 2**63:
             raise UserError(f"seed: expected an integer from -2^63 to 2^63 - 1, got {seed}.")
-        context, rows = self._given(label, condition)
+        context, rows = self._context(label, condition)
         total = count * (1 if context is None else len(context))
         check_memory("count", total, 2 * self.event_bytes)  # concatenation copies
         generator, samples = torch.Generator().manual_seed(seed), []
         with ProgressBar("sampling", "samples", total) as progress:
-            for start in range(0, total, IMAGE_BATCH):
-                size, given = min(IMAGE_BATCH, total - start), None
+            for start in range(0, total, SAMPLE_BATCH):
+                size, of_batch = min(SAMPLE_BATCH, total - start), None
                 if context is not None:
                     numbers = np.arange(start, start + size) // count
-                    given = torch.from_numpy(context[numbers]).to(self.device)
-                samples.append(stored(self.model.sample(size, temperature, generator, given)))
+                    of_batch = torch.from_numpy(context[numbers]).to(self.device)
+                samples.append(stored(self.model.sample(size, temperature, generator, of_batch)))
                 progress.update(size)
         if rows is not None:
             rows = rows.iloc[np.arange(len(rows)).repeat(count)]
@@ -342,7 +335,7 @@ class Predictor:
         The arguments are those of :func:`submanifold.inverse.restoration.restore`, whose result is
         on the CPU.
         """
-        context, _ = self._given(label, None)
+        context, _ = self._context(label, None)
         restored = restore(
             self.model, y, operator, noise, dim=dim, iterations=iterations,
             generator=torch.Generator().manual_seed(seed),
@@ -428,12 +421,14 @@ class Predictor:
             return events
         return with_context(events, self.condition.transform(_select(rows, self.condition)))
 
-    def _in_units(self, events: np.ndarray, given: pd.DataFrame | None = None) -> Any:
-        """Convert events to the user's units, after the columns that are given."""
+    def _in_units(self, events: np.ndarray, condition: pd.DataFrame | None = None) -> Any:
+        """Convert events to the user's units, after the columns of the condition."""
         if self.preprocessor is None:
             return events
         rows = self.preprocessor.inverse_transform(events)
-        return rows if given is None else pd.concat([given, rows.set_axis(given.index)], axis=1)
+        if condition is None:
+            return rows
+        return pd.concat([condition, rows.set_axis(condition.index)], axis=1)
 
     def _labels(self, label: Label, count: int) -> np.ndarray | None:
         """Return the label of each of the events; None for a model without labels."""
@@ -455,7 +450,7 @@ class Predictor:
             )
         return np.full(count, labels, np.int64)
 
-    def _given(self, label: Label, condition: Any) -> tuple[np.ndarray | None, Any]:
+    def _context(self, label: Label, condition: Any) -> tuple[np.ndarray | None, Any]:
         """Return the contexts (n, ...) of labels or of rows of the condition, and these rows."""
         if self.condition is None or self.preprocessor is None:
             if condition is not None:

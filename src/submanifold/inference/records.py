@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from itertools import chain, count
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import UserError, did_you_mean
-from submanifold.common.files import is_alive, printable, read_json, write_json
+from submanifold.common.files import is_alive, read_json, write_json
 
 FOLDER = Path("data/runs")
 MODEL_FILE = "hierarchy.safetensors"
@@ -49,32 +48,32 @@ class RunRecord:
 
 def read_records(project: Path) -> list[RunRecord]:
     """Read the records of a project's runs, the oldest first."""
-    found = [read_json(path) for path in sorted((project / FOLDER).glob("*.json"))]
-    names = {each.name for each in fields(RunRecord)}  # earlier versions have written others
-    records = (RunRecord(**{k: v for k, v in each.items() if k in names}) for each in found if each)
-    return sorted(records, key=lambda each: each.started)
+    contents = [read_json(path) for path in sorted((project / FOLDER).glob("*.json"))]
+    names = {field.name for field in fields(RunRecord)}  # earlier versions have written others
+    records = [RunRecord(**{name: content[name] for name in content if name in names})
+               for content in contents if content]  # fmt: skip
+    return sorted(records, key=lambda record: record.started)
 
 
-def choose_name(project: Path, given: str | None, key: str, method: str) -> str:
-    """Return the name of a run: the given one, that of an equal run, or date and method.
+def choose_name(project: Path, chosen: str | None, key: str, method: str) -> str:
+    """Return the name of a run: the chosen one, that of an equal run, or date and method.
 
     Raises:
-        UserError: A run with other settings has the given name.
+        UserError: A run with other settings has the chosen name.
     """
-    records = read_records(project)
-    taken = {each.name: each.key for each in records}
-    if given is not None:
-        if taken.get(given, key) != key:
+    keys = {record.name: record.key for record in read_records(project)}
+    if chosen is not None:
+        if keys.get(chosen, key) != key:
             raise UserError(
-                f"name: expected a name that no run with other settings has, got {given}. Choose "
-                f"another name, or delete {FOLDER / given}.json."
+                f"name: expected a name that no run with other settings has, got {chosen}. Choose "
+                f"another name, or delete {FOLDER / chosen}.json."
             )
-        return given
-    if equal := [each.name for each in records if each.key == key]:
+        return chosen
+    if equal := [name for name in keys if keys[name] == key]:
         return equal[-1]
     first = f"{datetime.now():%Y-%m-%d}-{method}"
     names = chain([first], (f"{first}-{number}" for number in count(2)))
-    return next(name for name in names if name not in taken)
+    return next(name for name in names if name not in keys)
 
 
 def write_record(project: Path, record: RunRecord) -> None:
@@ -86,55 +85,47 @@ def write_record(project: Path, record: RunRecord) -> None:
     write_json(path, asdict(record))
 
 
-def find_record(project: Path, name: str) -> RunRecord:
+def find_record(
+    project: Path, name: str, expected: str = "NAME: expected the name of a run"
+) -> RunRecord:
     """Return the record of a run.
 
     Raises:
-        UserError: There is no run of this name.
+        UserError: There is no run of this name; the message begins with what is expected.
     """
-    records = {each.name: each for each in read_records(project)}
+    records = {record.name: record for record in read_records(project)}
     if name not in records:
-        raise UserError(f"NAME: expected the name of a run, got {name}.{_hint(name, records)}")
+        hint = did_you_mean(name, records)
+        raise UserError(f"{expected}, got {name}.{hint} `submanifold runs` lists the names.")
     return records[name]
 
 
 def records_folder() -> Path:
     """Return the closest parent of the current folder with runs, or the current folder."""
     folders = (Path.cwd(), *Path.cwd().parents)
-    return next((each for each in folders if (each / FOLDER).is_dir()), Path.cwd())
+    return next((folder for folder in folders if (folder / FOLDER).is_dir()), Path.cwd())
 
 
-def model_path(given: str) -> Path:
+def model_path(name: str) -> Path:
     """Find the model file that a user means by a path or by the name of a run.
 
     Args:
-        given: A model file, a folder with one, or the name of a run of the project that contains
+        name: A model file, a folder with one, or the name of a run of the project that contains
             the current folder.
 
     Raises:
         UserError: There is none.
     """
-    path = Path(given)
-    if path.is_file():
-        return path
-    if (path / MODEL_FILE).is_file():
-        return path / MODEL_FILE
+    for path in (Path(name), Path(name, MODEL_FILE)):
+        if path.is_file():
+            return path
     project = records_folder()
-    records = {each.name: each for each in read_records(project)}
-    if given in records:
-        found = project / records[given].model
-        if not found.is_file():
-            raise UserError(
-                f"MODEL: expected a run whose training is finished, got {given}, which is "
-                f"{records[given].state(project)}. Start the run again: it continues."
-            )
-        return found
-    what = f", a folder without {MODEL_FILE}" if path.is_dir() else ""
-    raise UserError(
-        f"MODEL: expected a model file, its folder, or the name of a run, got "
-        f"{printable(given)}{what}.{_hint(given, records)}"
-    )
-
-
-def _hint(name: str, records: Mapping[str, RunRecord]) -> str:
-    return did_you_mean(name, records) + " `submanifold runs` lists the names."
+    expected = f"MODEL: expected a model file, a folder with {MODEL_FILE}, or the name of a run"
+    record = find_record(project, name, expected)
+    path = project / record.model
+    if not path.is_file():
+        raise UserError(
+            f"MODEL: expected a run whose training is finished, got {name}, which is "
+            f"{record.state(project)}. Start the run again: it continues."
+        )
+    return path

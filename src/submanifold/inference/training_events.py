@@ -1,7 +1,7 @@
 """Recognize events that a model was trained on: their p-values are too large."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import numpy as np
 
@@ -27,10 +27,10 @@ def hash_events(model: Model, events: np.ndarray) -> np.ndarray:
 def training_hashes(model: Model, train: np.ndarray, valid: np.ndarray) -> list[int]:
     """Return hashes of training events; none if more than 1% of validation events equal them."""
     hashes = np.unique(hash_events(model, train[:MAX_EVENTS]))[:MAX_HASHES].tolist()
-    return [] if training_share(hashes, [hash_events(model, valid)]) > 0.01 else hashes
+    return [] if training_share(hashes, hash_events(model, valid)) > 0.01 else hashes
 
 
-def training_share(known: Sequence[int], hashes: Sequence[np.ndarray]) -> float:
+def training_share(known: Collection[int], hashes: np.ndarray) -> float:
     """Estimate the share of training events among events, from hashes of both."""
-    sample = [values[values <= max(known, default=-1)] for values in hashes]
-    return float(np.isin(np.concatenate(sample), known).mean()) if any(map(len, sample)) else 0.0
+    sample = hashes[hashes <= max(known, default=-1)]
+    return float(np.isin(sample, [*known]).mean()) if len(sample) else 0.0

@@ -1,0 +1,168 @@
+"""Read images and rows of tables from files, as inputs of a trained model."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from submanifold.common.errors import UserError
+from submanifold.common.files import printable, table_name
+from submanifold.common.processes import check_memory, map_in_threads
+from submanifold.common.progress import ProgressBar
+from submanifold.data.images import SUFFIXES, decode, image_size, read_file
+from submanifold.data.sources.stores import DATABASE, open_store
+from submanifold.data.tables.files import list_files, read_table
+
+if TYPE_CHECKING:
+    from submanifold.inference.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+
+class Inputs(NamedTuple):
+    """Images or rows, and their names.
+
+    Attributes:
+        events: Images, uint8 (N, channels, size, size), or rows, a DataFrame.
+        names: Their names, escaped for messages and tables.
+        files: The files that contain them.
+        unit: What is counted: ``images`` or ``rows``.
+        label: Name of the column of names in tables, such as ``picture``.
+    """
+
+    events: Any
+    names: Any
+    files: list[Path]
+    unit: str
+    label: str
+
+
+def read_images(
+    paths: Sequence[str | Path],
+    data: Mapping[str, Any],
+    resize: bool = True,
+    bytes_per_image: int = 0,
+) -> Inputs:
+    """Read images, which are decoded in threads; unreadable ones are skipped with a warning.
+
+    Args:
+        paths: Image files, folders (searched recursively), zips, or LMDB folders.
+        data: Format of the images, :attr:`submanifold.models.Model.data`.
+        resize: Whether images of any size are cropped and resized; otherwise they are skipped.
+        bytes_per_image: Memory that is needed later.
+
+    Raises:
+        UserError: A path contains no images, none can be read, or they do not fit in memory.
+    """
+    form = {key: data[key] for key in ("size", "channels", "crop", "margin") if key in data}
+    side = form["size"]
+    shape = form["channels"], side, side
+    files: list[Path] = []
+    skipped: list[str] = []
+
+    def skip(name: str, reason: str) -> None:
+        log.warning("skipped %s (%s)", name, printable(reason))
+        skipped.append(f"{name} ({printable(reason)})")
+
+    def read(image: tuple[str, Callable[[], Any]]) -> np.ndarray | Exception:
+        try:
+            content = image[1]()
+            if not resize and (size := image_size(content)) != (side, side):
+                got = "{} x {}".format(*size)
+                raise ValueError(f"expected an observation of {side} x {side} pixels, got {got}")
+            return decode(content, **form)
+        except Exception as error:  # Pillow raises nearly anything
+            return error
+
+    sources = [image for path in paths for image in _find_images(Path(path), files, skip)]
+    check_memory("images", len(sources), math.prod(shape) + bytes_per_image)
+    images, names = np.empty((len(sources), *shape), np.uint8), list[str]()
+    with ProgressBar("reading", "images", len(sources)) as progress:
+        for (name, _), image in zip(sources, map_in_threads(read, sources), strict=True):
+            progress.update()
+            if isinstance(image, Exception):
+                skip(name, f"{type(image).__name__}: {image}")
+            else:
+                images[len(names)] = image
+                names.append(name)
+    if not names:
+        first = skipped[0] if skipped else "no paths"
+        raise UserError(f"No image could be read: {first}.")
+    if skipped:
+        log.warning("Skipped %d unreadable images.", len(skipped))
+    return Inputs(images[: len(names)], names, files, "images", "picture")
+
+
+def _find_images(
+    path: Path, files: list[Path], skip: Callable[[str, str], None]
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield the name and the reader of each image at a path, and append its files."""
+    if path.exists() and not path.is_dir() and path.suffix.lower() in SUFFIXES:
+        files.append(path)
+        yield table_name(str(path)), partial(read_file, path)
+        return
+    if path.is_file() and path.suffix.lower() != ".zip":
+        raise UserError(
+            f"{path}: expected a folder, a zip, or a file with one of {', '.join(SUFFIXES)}, got "
+            "another file."
+        )
+    store = open_store(path)
+    if not store.names:
+        raise UserError(
+            f"{path}: expected files with one of {', '.join(SUFFIXES)}, got none. Hidden files "
+            "and folders are ignored."
+        )
+    in_files = path.is_dir() and not (path / DATABASE).is_file()
+    files += [path / name for name in store.names] if in_files else [path]
+    prefix = str(path) + ("/" if in_files else ":")
+    for member in store.skipped:
+        skip(table_name(prefix + member["name"]), member["reason"])
+    for name in store.names:
+        yield table_name(prefix + name), partial(store.image, name)
+
+
+def read_rows(
+    paths: Sequence[str | Path], predictor: Predictor, only_condition: bool = False
+) -> Inputs:
+    """Read rows in the columns that a model knows; several files are named in the names.
+
+    Args:
+        paths: CSV, Parquet, Feather, NPY or NPZ files, or folders of them.
+        predictor: The predictor of a model of a table.
+        only_condition: Whether to read only the columns of a model's condition.
+
+    Raises:
+        UserError: A file cannot be read, has no rows, or lacks columns of the model.
+    """
+    files = list_files(paths)
+    frame = read_table(files)
+    if not len(frame):
+        raise UserError(f"{files[0]}: expected rows, got none.")
+    index = frame.index
+    label = "row" if index.nlevels > 1 else table_name(str(index.name or "row"))
+    columns, condition = predictor.columns, predictor.condition
+    if only_condition and condition is not None:
+        frame = frame.drop(columns=[*{*columns.inputs} - {*condition.inputs}], errors="ignore")
+        columns = condition
+    unnamed = [f"x{number}" for number in range(len(columns.inputs))]
+    if condition is None and [*frame] == unnamed:  # of an array: matched by position
+        frame = frame.set_axis(list(columns.inputs), axis=1)
+    rows = columns.check_names(frame).reset_index(drop=True)
+    return Inputs(rows, _row_names(index), files, "rows", label)
+
+
+def _row_names(index: pd.Index) -> Any:
+    """Return labels of rows that spreadsheets do not evaluate."""
+    if index.nlevels > 1:
+        return [f"{table_name(str(path))}:{label}" for path, label in index]
+    if pd.api.types.is_integer_dtype(index.dtype):
+        return index.to_numpy()
+    escape = table_name if index.dtype in (object, "str") else printable  # -1.5 is no formula
+    return [escape(str(label)) for label in index]
