@@ -6,18 +6,14 @@ torch, MLflow and Kedro are imported by the commands that use them.
 import copy
 import logging
 import os
-import re
 import traceback
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from submanifold.common.errors import UserError, did_you_mean
+from submanifold.common.errors import UserError, did_you_mean, printable
 from submanifold.common.extras import import_extra
-from submanifold.common.files import printable
 from submanifold.config.project import conf_source, configure, project_folder, set_kedro_defaults
 from submanifold.inference.command import COMMANDS as MODEL_COMMANDS
 from submanifold.runs.command import COMMANDS as RUN_COMMANDS
@@ -45,24 +41,12 @@ class _Group(click.Group):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # such as "submanifold info | head"; click exits silently
+        except (UserError, BrokenPipeError):  # the latter of "submanifold info | head"
             raise
         except click.UsageError as error:
-            message = printable(error.format_message())
-            name = error.ctx.command.name if error.ctx else None
-            if name == "train" and re.search(r"extra argument.*=", message):
-                message += ". Settings need an option: --set <setting>=<value>."
-            raise click.UsageError(message, error.ctx) from error
-        except (UserError, OSError) as error:
-            raise click.ClickException(printable(str(error))) from error
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands."""
-        return sorted([*super().list_commands(ctx), "run"])
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Return a command by name."""
-        return RUN if name == "run" else super().get_command(ctx, name)
+            raise click.UsageError(printable(error.format_message()), error.ctx) from error
+        except OSError as error:
+            raise UserError(str(error)) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -102,19 +86,6 @@ def main() -> None:
     cli(prog_name="submanifold")
 
 
-def _print_user_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Print a user's mistake without a traceback, also where Kedro calls the command."""
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except UserError as error:
-            raise click.ClickException(printable(str(error))) from error
-
-    return call
-
-
 def run_command() -> click.Command:
     """Return Kedro's ``run``, which checks the parameters first and skips existing outputs."""
     set_kedro_defaults()
@@ -122,12 +93,18 @@ def run_command() -> click.Command:
 
     def run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
         if "ParallelRunner" in (options["runner"] or ""):  # datasets refuse other processes
-            raise click.ClickException(
+            raise UserError(
                 "--runner: expected RankRunner, the default, got ParallelRunner. Leave it out."
             )
         options["runner"] = options["runner"] or RUNNER
         options["conf_source"] = options["conf_source"] or str(conf_source(project_folder()))
-        check_parameters(options)
+        if Path(
+            options["conf_source"]
+        ).is_dir():  # else an archive, or a mistake that Kedro reports
+            from submanifold.config.loader import load_configuration
+
+            env = options["env"] or os.environ.get("KEDRO_ENV")
+            _ = load_configuration(options["conf_source"], options["params"], env).experiment
         configure(project_folder())  # imports MLflow
         if not any(options[name] for name in NODE_OPTIONS):
             options["only_missing_outputs"] = True  # paths contain a key of all settings
@@ -138,7 +115,7 @@ def run_command() -> click.Command:
             if not last.f_globals["__name__"].startswith(("kedro.pipeline.", "kedro.framework.s")):
                 raise
             reason = " ".join(str(error).split()).rstrip(".")
-            raise click.ClickException(
+            raise UserError(
                 f"{reason}. Change --pipeline, --nodes, --namespaces, "
                 "--from-nodes, --to-nodes, --to-outputs or --tags; `kedro registry list` lists the "
                 "pipelines, and `kedro registry describe <pipeline>` its nodes."
@@ -147,22 +124,6 @@ def run_command() -> click.Command:
     command = copy.copy(kedro_run)
     command.callback = run
     return command
-
-
-def check_parameters(options: dict[str, Any]) -> None:
-    """Check the parameters of ``kedro run``.
-
-    Raises:
-        ClickException: A parameter is invalid.
-    """
-    from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
-
-    conf = options["conf_source"]
-    if not Path(conf).is_dir():  # an archive, or an error that Kedro reports
-        return
-    env = options["env"] or os.environ.get("KEDRO_ENV")
-    params = copy.deepcopy(options["params"])
-    ExperimentConfigLoader(conf, env=env, runtime_params=params, **LOADER_ARGS)["parameters"]
 
 
 def _split_params(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
@@ -253,8 +214,5 @@ def _project() -> Path:
     return project
 
 
-for _command in (*MODEL_COMMANDS, *RUN_COMMANDS):
+for _command in (RUN, *MODEL_COMMANDS, *RUN_COMMANDS):
     cli.add_command(_command)
-for _command in cli.commands.values():
-    if _command.callback is not None:
-        _command.callback = _print_user_errors(_command.callback)

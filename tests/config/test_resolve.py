@@ -166,20 +166,14 @@ def test_a_dataset_may_override_a_methods_stages(tables):
     assert [phase.training.steps for phase in resolve(circle).phases.values()] == [9, 9, 3]
 
 
-@pytest.mark.parametrize(("given", "typed", "steps"), [
-    ({}, {"training": {"steps": 5}}, [5, 5]),  # also where the method's row has its own
-    ({}, {"training": {"steps": 5}, "first": {"training": {"steps": 6}}}, [6, 5]),
-    ({"training": {"steps": 4}}, {"first": {"training": {"steps": 5}}}, [5, 4]),
+@pytest.mark.parametrize(("user", "steps"), [
+    ({"training": {"steps": 5}}, [5, 5]),  # also where the method's entry has its own
+    ({"training": {"steps": 5}, "first": {"training": {"steps": 6}}}, [6, 5]),
 ])  # fmt: skip
-def test_the_command_line_overrides_files_and_a_phase_overrides_training(
-    tables, given, typed, steps
-):
+def test_settings_of_a_phase_override_training(tables, user, steps):
     tables["methods"]["two"]["phases"]["first"]["training"] = {"steps": 3}
-    merged = deepcopy(given)
-    for name, group in typed.items():
-        merged[name] = {**merged.get(name, {}), **group}
-    experiment = resolve({**tables, **merged}, typed)
-    assert [phase.training.steps for phase in experiment.phases.values()] == steps
+    phases = resolve({**tables, **user}).phases.values()
+    assert [phase.training.steps for phase in phases] == steps
 
 
 def test_settings_of_a_penalty_are_dropped_if_another_kind_is_selected(tables):
@@ -197,10 +191,37 @@ def test_a_dimension_that_nobody_chose_is_a_default(tables):
     assert [stage.default_dim for stage in stages] == [True, False]
 
 
+def test_phases_share_a_learning_rate_schedule(tables):
+    phases = {"first": {"stages": 1}, "again": {"stages": 1, "continues": "first"},
+              "second": {"stages": 2}}  # fmt: skip
+    tables["methods"]["two"]["phases"] = phases
+    cooled = {"first": {"training": {"steps": 30, "cooldown_fraction": 0.7}},
+              "again": {"training": {"steps": 10}}}  # fmt: skip
+    first, again, second = [p.training for p in resolve({**tables, **cooled}).phases.values()]
+    assert (first.span, again.span, second.span) == ((0, 0.75), (0.75, 1), (0, 1))
+    assert first.cooldown_fraction == again.cooldown_fraction == 0.7 != second.cooldown_fraction
+    phases["again"]["continues"] = "second"
+    with pytest.raises(UserError, match=r"again\.continues: expected .*first.*, got second"):
+        resolve({**tables})
+
+
 @pytest.mark.parametrize("name", ["stage_4", "stage_01"])
 def test_stages_have_no_gap(tables, name):
     with pytest.raises(UserError, match="numbers from 1 without a gap"):
         resolve({**tables, name: {"dim": 3}})
+
+
+def test_a_stage_may_have_a_list_of_flows(tables):
+    experiment = resolve({**tables, "stage_2": {"flow": [{"type": "affine"}, {"type": "realnvp"}]}})
+    flows = experiment.model.stages[1].flow
+    assert [flow.type for flow in flows] == ["affine", "realnvp"]
+    assert flows[1].couplings == 2
+    again = resolve({**tables, "stage_2": experiment.parameters()["stage_2"]})
+    assert again.model.stages[1].flow == flows
+    with pytest.raises(UserError, match=r"stage_2\.flow\.type: expected .*, got glow"):
+        resolve({**tables, "stage_2": {"flow": [{"type": "affine"}, {"type": "glow"}]}})
+    with pytest.raises(UserError, match=r"stage_2\.flow.* at least 1"):
+        resolve({**tables, "stage_2": {"flow": []}})
 
 
 CHANGES = {
@@ -306,12 +327,15 @@ def test_every_setting_of_a_stage_and_of_a_phase_is_in_its_key(tables):
     changed = 0
     for group in ("stage_2", "second"):
         for path, value in leaves(plain.parameters()[group]):
-            if path in {("stages",), ("flow", "type"), ("then",), ("reconstruction", "penalty"),
-                        ("reconstruction", "through"), ("flow", "hidden")}:  # fmt: skip
+            if path in {("stages",), ("flow", "type"), ("reconstruction", "penalty"),
+                        ("reconstruction", "last_stage"), ("flow", "hidden"),
+                        ("input_noise_min",)}:  # fmt: skip
                 continue
             new = other[value] if isinstance(value, str) else not value
-            if not isinstance(value, bool | str):
-                new = (value / 2 or 0.5) if isinstance(value, float) else value - 1
+            if isinstance(value, list):
+                new = [0.0, 0.5]
+            elif not isinstance(value, bool | str):
+                new = (value / 2 or 0.4) if isinstance(value, float) else value - 1
                 new = 1 if path[-1] == "warmup" else new
             given = new
             for name in reversed(path):
@@ -354,20 +378,17 @@ def test_a_time_budget_changes_the_keys_of_all_phases_but_not_with_the_seed(tabl
     seeded = artifact_keys(resolved(training={"minutes": 4}, seed=9), Path())
     unseeded = {"data", "baselines", "schedule"}
     assert {k for k in keys if keys[k] == seeded[k]} == unseeded
-    changes = {"first": {"training": {"steps": 3}}}
-    assert (
-        artifact_keys(resolved(training={"minutes": 4}, **changes), Path())["schedule"]
-        != keys["schedule"]
-    )
+    tables["methods"]["two"]["phases"]["first"]["training"] = {"steps": 3}
+    assert artifact_keys(resolved(training={"minutes": 4}), Path())["schedule"] != keys["schedule"]
 
 
-@pytest.mark.parametrize("typed", [
-    {"training": {"steps": 5}}, {"first": {"training": {"steps": 5}}}, {"rotation": {"probes": 5}},
+@pytest.mark.parametrize("user", [
+    {"training": {"steps": 5}}, {"first": {"training": {"steps": 5}}}, {"second": {"probes": 5}},
 ])  # fmt: skip
-def test_a_time_budget_and_steps_on_the_command_line_are_refused(tables, typed):
-    (name,) = flatten(typed)
+def test_a_time_budget_and_steps_are_refused(tables, user):
+    (name,) = flatten(user)
     with pytest.raises(UserError, match=f"^training.minutes: expected no steps .* got {name}: "):
-        resolve({**tables, **typed, "training": {"minutes": 4, **typed.get("training", {})}}, typed)
+        resolve({**tables, **user, "training": {"minutes": 4, **user.get("training", {})}})
 
 
 def test_the_key_of_u_depends_on_the_encoding_stages(tables):

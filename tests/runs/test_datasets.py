@@ -41,11 +41,13 @@ def test_changed_prepared_array_does_not_exist_and_is_not_loaded(tmp_path):
     dataset = PreparedDataset(filepath=str(tmp_path / "train.npy"))
     assert dataset.exists()
     np.testing.assert_array_equal(dataset.load(), train)
-    content = bytearray((tmp_path / "valid.npy").read_bytes())
+    content = bytearray((tmp_path / "train.npy").read_bytes())
     content[-1] ^= 1
-    (tmp_path / "valid.npy").write_bytes(content)
+    (tmp_path / "train.npy").write_bytes(content)
     assert not dataset.exists()
-    with pytest.raises(DatasetError, match=r"do not match the hash.*kedro run --pipeline=data"):
+    with pytest.raises(
+        DatasetError, match=r"does not have its checksum.*kedro run --pipeline=data"
+    ):
         dataset.load()
 
 

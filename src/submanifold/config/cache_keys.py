@@ -95,8 +95,7 @@ def source_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.*")):
         if path.suffix == ".py":
-            tree = _without_docstrings(ast.parse(path.read_bytes()))
-            code = compile(tree, "", "exec")
+            code = compile(_without_docstrings(ast.parse(path.read_bytes())), "", "exec")
             digest.update(f"{path.relative_to(folder).as_posix()} {_instructions(code)}".encode())
         elif path.suffix != ".pyc" and path.is_file():
             digest.update(path.read_bytes())

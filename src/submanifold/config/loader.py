@@ -1,5 +1,6 @@
 """Kedro's configuration of one experiment: its parameters, and cache keys in artifacts' paths."""
 
+import copy
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -8,14 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from click import ClickException
 from kedro.config import MissingConfigException, OmegaConfigLoader
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from submanifold.common.errors import UserError
-from submanifold.common.imports import without_garbage_collection
+from submanifold.common.errors import UserError, error_prefix
 from submanifold.config.project import PACKAGED_CONF, conf_source, project_folder
 from submanifold.inference.records import RunRecord, choose_name
 
@@ -61,19 +60,14 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         """Load one kind of configuration."""
         if key in self or key == "globals":
             return super().__getitem__(key)
-        try:
-            if key == "parameters":
-                experiment = self.experiment
-                settings = dict(experiment)
-                derived = {name: getattr(experiment, name) for name in ("input_noise", "data_name")}
-                return settings | settings.pop("phases") | derived
-            keys = self.artifact_keys  # first: a resolver would wrap the user's mistake
-            config = self._read(key)
-            if key == "catalog":
-                return expand(config, self.experiment.phases, keys)
-            return config
-        except UserError as error:
-            raise ClickException(str(error)) from error
+        if key == "parameters":
+            experiment = self.experiment
+            settings = dict(experiment)
+            derived = {name: getattr(experiment, name) for name in ("input_noise", "data_name")}
+            return settings | settings.pop("phases") | derived
+        keys = self.artifact_keys  # first: a resolver would wrap the user's mistake
+        config = self._read(key)
+        return expand(config, self.experiment.phases, keys) if key == "catalog" else config
 
     @cached_property
     def experiment(self) -> "Experiment":
@@ -82,11 +76,11 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         Raises:
             UserError: A parameter is not allowed.
         """
-        with without_garbage_collection():  # imports torch, which most commands do not need
-            from submanifold.config.cache_keys import RAW_FOLDER
-            from submanifold.config.resolve import resolve
+        # these import torch, which most commands do not need
+        from submanifold.config.cache_keys import RAW_FOLDER
+        from submanifold.config.resolve import resolve
 
-        return resolve(self._read("parameters"), self.runtime_params, self.project / RAW_FOLDER)
+        return resolve(self._read("parameters"), self.project / RAW_FOLDER)
 
     @property
     def tables(self) -> dict[str, Any]:
@@ -111,11 +105,27 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         key = self.artifact_keys["model"]
         return choose_name(self.project, experiment.name, key, experiment.method)
 
+    def check_images(self, part: str = "data") -> None:
+        """Check the images of ``data`` or ``ood``, unless they must be downloaded first.
+
+        Raises:
+            UserError: The images cannot be used.
+        """
+        from submanifold.config.cache_keys import RAW_FOLDER
+        from submanifold.data.prepare import check
+        from submanifold.data.settings import ImageSettings
+
+        settings = self.experiment.data if part == "data" else self.experiment.ood_data
+        if isinstance(settings, ImageSettings):
+            folder = self.project / self["catalog"][f"{part}_folder"]["filepath"]
+            with error_prefix(part):
+                check(settings, folder, self.project / RAW_FOLDER)
+
     def record(self) -> RunRecord:
         """Describe the run of this configuration, which starts now."""
         experiment, catalog = self.experiment, self["catalog"]
         entries = (catalog[name] for name in ("hierarchy", "metrics", "report"))
-        model, metrics, report = (each.get("dataset", each)["filepath"] for each in entries)
+        model, metrics, report = (entry.get("dataset", entry)["filepath"] for entry in entries)
         return RunRecord(
             name=self.run_name,
             key=self.artifact_keys["model"],
@@ -135,35 +145,25 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         return Path.cwd() if source == PACKAGED_CONF else source.resolve().parent
 
     def _read(self, key: str) -> dict[str, Any]:
-        """Read one kind of configuration.
-
-        Raises:
-            UserError: A file is not YAML or not a mapping, or there is no such environment.
-        """
+        """Read one kind of configuration; raise a UserError for files that cannot be used."""
         resolvers = self._resolvers(keys={} if key == "parameters" else self.artifact_keys)
         for name, resolver in resolvers.items():  # OmegaConf's are those of a process
             OmegaConf.register_new_resolver(name, resolver, replace=True)
         try:
             return super().__getitem__(key)
-        except OmegaConfBaseException as error:
-            reason = str(error.msg or error).splitlines()[0]
-            raise UserError(
-                f"{error.full_key or key}: expected ${{<parameter>}}, ${{globals:...}} or "
-                f"${{runtime_params:...}}, got an interpolation that fails: {reason}. Change it in "
-                "conf/."
-            ) from error
         except MissingConfigException as error:
             if Path(self.conf_source, self.env or self.default_run_env).is_dir():
                 raise  # Kedro does not need every kind
-            known = [path.name for path in sorted(Path(self.conf_source).iterdir())
-                     if path.is_dir() and path.name not in ("runs", "studies")]  # fmt: skip
             raise UserError(
-                f"--env: expected one of {', '.join(known)} (the folders of {self.conf_source}), "
-                f"got {self.env}. Change it with --env=<name>."
+                f"--env: expected the name of a folder of {self.conf_source}, got {self.env}. "
+                "Change it with --env=<name>."
             ) from error
-        except (ValueError, TypeError, AttributeError, YAMLError) as error:
+        except (OmegaConfBaseException, ValueError, TypeError, AttributeError, YAMLError) as error:
+            name = getattr(error, "full_key", None) or key
+            reason = " ".join(str(getattr(error, "msg", None) or error).split())
             raise UserError(
-                f"conf/: expected YAML files with names and values, got: {error}"
+                f"{name}: expected YAML files with names, values and interpolations that Kedro "
+                f"knows, got: {reason}. Change it in {self.conf_source}."
             ) from error
 
     def _resolvers(self, keys: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
@@ -177,6 +177,14 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         }
 
 
+def load_configuration(
+    conf: Path | str, params: Mapping[str, Any] | None = None, env: str | None = None
+) -> ExperimentConfigLoader:
+    """Return the configuration in a folder, with runtime parameters."""
+    params = copy.deepcopy(dict(params or {}))
+    return ExperimentConfigLoader(str(conf), env=env, runtime_params=params, **LOADER_ARGS)
+
+
 def session_experiment() -> "Experiment":
     """Return the experiment of the session whose pipelines Kedro loads, or that of ``conf/``.
 
@@ -184,12 +192,8 @@ def session_experiment() -> "Experiment":
     """
     loader = ExperimentConfigLoader.latest
     if loader is None:
-        conf, env = str(conf_source(project_folder())), os.environ.get("KEDRO_ENV")
-        loader = ExperimentConfigLoader(conf, env=env, **LOADER_ARGS)
-    try:
-        return loader.experiment
-    except UserError as error:
-        raise ClickException(str(error)) from error
+        loader = load_configuration(conf_source(project_folder()), env=os.environ.get("KEDRO_ENV"))
+    return loader.experiment
 
 
 def expand(

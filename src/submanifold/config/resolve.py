@@ -1,20 +1,13 @@
 """From the tables in conf/ and the user's settings to one typed experiment."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import UserError, did_you_mean, error_prefix
-from submanifold.common.settings import read_settings
-from submanifold.config.merge import (
-    Tree,
-    add_rotations,
-    check_group,
-    entry,
-    merge,
-    merge_phase,
-    without_overridden,
-)
+from submanifold.common.settings import Settings, read_settings
+from submanifold.config.merge import Tree, add_rotations, entry, group, merge
 from submanifold.config.schema import (
     Choices,
     EvaluationSettings,
@@ -26,6 +19,7 @@ from submanifold.config.validate import validate
 from submanifold.data.settings import DataSettings, ImageSettings, TableSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
 from submanifold.flows import FLOWS
+from submanifold.losses.terms import Huber, NoPenalty, Squared
 from submanifold.models import ModelSettings, StageSettings
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
@@ -35,31 +29,30 @@ SMALLEST_IMAGE = 7
 IMAGES_ONLY = ("dequantizations", "inception_weights")
 VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}
 """The flow of vectors that replaces a flow of images with a property that Glow does not have."""
-SINGLE = ("data", "training", "evaluation")
+GROUPS = ("data", "training", "evaluation")
+PHASE_FIELDS = {*PhaseSettings.model_fields, *RotationSettings.model_fields}
+PENALTIES: dict[str, type[Settings]] = {"none": NoPenalty, "mse": Squared, "huber": Huber}
 
 
 def resolve(
     parameters: Mapping[str, Any],
-    typed: Mapping[str, Any] | None = None,
     raw_folder: Path | None = None,
     data: DataSettings | None = None,
 ) -> Experiment:
     """Select one experiment from the tables and check it.
 
     Precedence, from low to high: the defaults of a stage (by its flow) and of a phase (by the first
-    stage that it trains), the dataset's entry, the method's entry, files of the environment, the
-    command line. ``training`` overrides the training of every phase, and ``<phase>.training``
-    overrides ``training`` of the same place. A stage beyond the method's last one is added together
-    with a phase that trains it.
+    stage that it trains), the dataset's entry, the method's entry, the user's ``training`` of every
+    phase, the user's settings. A stage beyond the method's last one is added together with a phase
+    that trains it.
 
     ``training.minutes`` is a time budget (:attr:`.Experiment.minutes`), for which the steps of the
-    phases are proportions. The command line may not set both.
+    phases in the tables are proportions. The user may not set both.
 
     Defaults that do not apply, such as Huber's delta for a squared penalty, are dropped.
 
     Args:
         parameters: The tables and the user's settings, from files and the command line.
-        typed: The settings from the command line alone.
         raw_folder: Folder in which the scans of tables are recorded.
         data: The data, in place of the settings; for callers from Python.
 
@@ -67,72 +60,64 @@ def resolve(
         UserError: A name is unknown, or a value is not allowed.
     """
     # names with an underscore hold YAML anchors; Kedro drops them from all other configuration
-    given = {name: value for name, value in parameters.items() if not name.startswith("_")}
-    tables = {name: given.pop(name) for name in ("datasets", "methods")}
-    defaults = {name: given.pop(f"{name}_defaults") for name in ("stage", "training", "evaluation")}
-    for name, table in (*tables.items(), *defaults.items()):
-        check_group(name, table)
-    dataset = entry(tables["datasets"], given.get("dataset"), "dataset")
-    if given.get("method") == "auto":
-        given["method"] = dataset.get("method")
-    method = entry(tables["methods"], given.get("method"), "method")
-    given["method"] = method.pop("name")
-    check_group(f"methods.{given['method']}.phases", method.get("phases"))
-    if given.get("rotated"):
+    user = {name: value for name, value in parameters.items() if not name.startswith("_")}
+    tables = {name: group(name, user.pop(name)) for name in ("datasets", "methods")}
+    defaults = {name: group(f"{name}_defaults", user.pop(f"{name}_defaults"))
+                for name in ("stage", "training", "evaluation")}  # fmt: skip
+    dataset = entry(tables["datasets"], user.get("dataset"), "dataset")
+    if user.get("method") == "auto":
+        user["method"] = dataset.get("method")
+    method = entry(tables["methods"], user.get("method"), "method")
+    if user.get("rotated"):
         method["phases"] = add_rotations(method)
-    stages, phases = _user_groups(given, method)
-    stage_settings, phase_defaults = _stages(dataset, method, stages, defaults["stage"])
-    single = {name: given.pop(name, {}) for name in SINGLE}
-    for name, value in single.items():
-        check_group(name, value)
-    single["training"], minutes = _take_minutes(single["training"], typed or {})
-    data_entry = {name: value for name, value in dataset.items()
-                if name != "method" and not name.startswith("stage_")}  # fmt: skip
-    data = data or read_data_settings(merge(data_entry, single["data"], "data"))
+    user_stages, user_phases = _user_groups(user, method)
+    stages, phase_defaults = _stages(dataset, method, user_stages, defaults["stage"])
+    groups = {name: group(name, user.pop(name, None)) for name in GROUPS}
+    training = groups["training"]
+    minutes = _minutes(training.pop("minutes", None), {"training": training, **user_phases})
+    data = data or read_data_settings(merge(_data_entry(dataset), groups["data"], "data"))
     if isinstance(data, TableSettings):
         with error_prefix("data"):
             data.read(raw_folder)
-        stage_settings = {name: _half(stage, data) for name, stage in stage_settings.items()}
+        half = max(1, data.event_shape[0] // 2)
+        stages = {name: stage | {"dim": half} if stage.get("dim") == "half" else stage
+                  for name, stage in stages.items()}  # fmt: skip
     if isinstance(data, ImageSettings) and data.size < SMALLEST_IMAGE:
         raise UserError(
             f"data.size: expected at least {SMALLEST_IMAGE}, got {data.size}. Change it with "
             "--params=data.size=32."
         )
-    ood_data = _ood(tables["datasets"], given, data)
-    phases = without_overridden(phases, single["training"], typed or {})
-    phase_settings = _phases(
-        method,
-        phases,
-        single["training"],
-        len(stage_settings),
-        phase_defaults,
-        defaults["training"],
-    )
+    ood_data = _ood(tables["datasets"], user, data)
+    phase_defaults = [merge({"training": defaults["training"]}, phase) for phase in phase_defaults]
+    phases = _phases(method["phases"], user_phases, training, phase_defaults)
     evaluation = dict(defaults["evaluation"])
     if not isinstance(data, ImageSettings):
         evaluation = {k: v for k, v in evaluation.items() if k not in IMAGES_ONLY}
-    evaluation = merge(evaluation, single["evaluation"], "evaluation")
-    _check_names(given, phase_settings)
-    choices = read_settings(Choices, given, "")
-    if choices.register_as is not None and data.kind == "points":
+    evaluation = merge(evaluation, groups["evaluation"], "evaluation")
+    if unknown := [str(name) for name in user if name not in Choices.model_fields]:
+        known = [*dict.fromkeys([*Choices.model_fields, *GROUPS, "stage_<n>", *phases])]
+        hint = did_you_mean(unknown[0], known)
         raise UserError(
-            f"register_as: expected null for points, got {choices.register_as}. Leave it out, or "
-            "choose a dataset of images or a table."
+            f"{', '.join(unknown)}: expected one of {', '.join(known)}.{hint} Change it in conf/, "
+            "or with --params=<name>=<value>."
         )
-    charts = choices.charts or method.get("charts", 1)
-    settings = tuple(
-        read_settings(StageSettings, found, name) for name, found in stage_settings.items()
-    )
+    choices = read_settings(Choices, user, "")
+    model = {
+        "stages": tuple(read_settings(StageSettings, stages[name], name) for name in stages),
+        "charts": choices.charts or method.get("charts", 1),
+    }
+    continued = {name: phase.pop("continues") for name, phase in phases.items()
+                 if "continues" in phase}  # fmt: skip
+    typed_phases: dict[str, Any] = {
+        name: read_settings(RotationSettings if "rotate" in phase else PhaseSettings, phase, name)
+        for name, phase in phases.items()
+    }
+    _share_schedules(typed_phases, continued)
     experiment = Experiment(
         **dict(choices),
         data=data,
-        model=read_settings(ModelSettings, {"stages": settings, "charts": charts}, ""),
-        phases={
-            name: read_settings(RotationSettings, found, name)
-            if "rotate" in found
-            else read_settings(PhaseSettings, found, name)
-            for name, found in phase_settings.items()
-        },
+        model=read_settings(ModelSettings, model, ""),
+        phases=typed_phases,
         evaluation=read_settings(EvaluationSettings, evaluation, "evaluation"),
         ood_data=ood_data,
         minutes=minutes,
@@ -141,85 +126,46 @@ def resolve(
     return experiment
 
 
-def _half(stage: Tree, data: TableSettings) -> Tree:
-    """Replace the dimension ``half`` by half of the columns, at least 1."""
-    half = max(1, data.event_shape[0] // 2)
-    return {**stage, "dim": half} if stage.get("dim") == "half" else stage
+def _data_entry(dataset: Tree) -> Tree:
+    """Return the settings of the data in a dataset's entry."""
+    return {name: value for name, value in dataset.items()
+            if name not in ("method", "phases") and not name.startswith("stage_")}  # fmt: skip
 
 
-def _take_minutes(training: Tree, typed: Mapping[str, Any]) -> tuple[Tree, float | None]:
-    """Take the time budget out of the settings of all trainings; refuse steps together with it."""
-    minutes = training.get("minutes")
-    rest = {name: value for name, value in training.items() if name != "minutes"}
+def _minutes(minutes: Any, user: Tree) -> float | None:
+    """Return the time budget of all trainings; refuse steps together with it."""
     if minutes is None:
-        return rest, None
-    budget = read_settings(TimeBudget, {"minutes": minutes}, "training")
-    for name in flatten(typed):
+        return None
+    for name in flatten(user):
         if name.endswith((".probes", "training.steps")):
             raise UserError(
                 f"training.minutes: expected no steps with it, got {name}: a time budget sets the "
                 "steps of all phases. Omit either."
             )
-    return rest, budget.minutes
+    return read_settings(TimeBudget, {"minutes": minutes}, "training").minutes
 
 
-def _check_names(given: Tree, phases: Collection[str]) -> None:
-    if unknown := [str(name) for name in given if name not in Choices.model_fields]:
-        known = [*Choices.model_fields, *SINGLE, "stage_<n>", *phases]
-        hint = did_you_mean(unknown[0], known)
-        raise UserError(
-            f"{', '.join(unknown)}: expected one of {', '.join(dict.fromkeys(known))}.{hint} "
-            "Change it in conf/, or with --params=<name>=<value>."
-        )
-
-
-def _user_groups(given: Tree, method: Tree) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """Take the settings of stages and of phases out of the user's, by their names.
-
-    A group ``stage_<n>`` may hold both: settings of the stage, and of the phase of the same name.
-    """
+def _user_groups(user: Tree, method: Tree) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    """Take the settings of stages and phases out of the user's; ``stage_<n>`` may hold both."""
     stages: dict[str, Tree] = {}
     phases: dict[str, Tree] = {}
-    names = [name for name in given if name in method["phases"] or name.startswith("stage_")]
-    for name in names:
-        group = given.pop(name)
-        check_group(name, group)
-        own = {}
-        if name.startswith("stage_"):
-            is_phase = name in method["phases"] or name not in method
-            own = {key: group[key] for key in group if is_phase and key in PHASE_FIELDS}
-            rest = {key: group[key] for key in group if key not in own}
-            if rest or not own or name not in method:
-                stages[name] = rest
-            _refuse_phase_settings(name, rest, method)
-            group = own
-        if group or not name.startswith("stage_"):
-            phases[name] = group
+    for name in [name for name in user if name in method["phases"] or name.startswith("stage_")]:
+        settings = group(name, user.pop(name))
+        if not name.startswith("stage_"):
+            phases[name] = settings
+            continue
+        is_phase = name in method["phases"] or name not in method
+        phase = {key: settings.pop(key) for key in [*settings] if is_phase and key in PHASE_FIELDS}
+        phases |= {name: phase} if phase else {}
+        stages[name] = settings
     return stages, phases
 
 
-PHASE_FIELDS = {*PhaseSettings.model_fields, *RotationSettings.model_fields}
-
-
-def _refuse_phase_settings(name: str, group: Tree, method: Tree) -> None:
-    for key in [key for key in group if key in PHASE_FIELDS]:
-        raise UserError(
-            f"{name}.{key}: not a setting of a stage. Set it in a phase that trains the stage: "
-            f"{', '.join(f'{phase}.{key}' for phase in method['phases'])}."
-        )
-
-
 def _stages(
-    dataset: Tree, method: Tree, given: dict[str, Tree], defaults: Tree
+    dataset: Tree, method: Tree, user: dict[str, Tree], defaults: Tree
 ) -> tuple[dict[str, Tree], list[Tree]]:
-    """Merge the settings of each stage: the flow's defaults, method, dataset, user.
-
-    Returns:
-        The stages by name, and for each stage the defaults of a phase that starts at it.
-    """
-    names = list(dict.fromkeys(
-        name for name in (*method, *given) if name.startswith("stage_")
-    ))  # fmt: skip
+    """Return the stages by name, and for each the defaults of a phase that starts at it."""
+    names = [*dict.fromkeys(name for name in (*method, *user) if name.startswith("stage_"))]
     ordered = [f"stage_{n}" for n in range(1, len(names) + 1)]
     if set(names) != set(ordered):
         raise UserError(
@@ -228,36 +174,32 @@ def _stages(
         )
     stages, phase_defaults = {}, []
     for name in ordered:
-        own = dict(dataset.get(name, {})) if name in method else {}
-        own_phase = own.pop("phase", {})
-        stage = merge(method.get(name, {}), _fitting_flow(own, method.get(name, {})), name)
-        user = given.get(name, {})
-        if _type(user) not in (None, _type(stage)):  # the tables' settings are of another flow
-            stage["flow"] = {}
-        stage = merge(stage, user, name)
-        check_group(f"{name}.flow", stage.get("flow", {}))
-        found = _flow_defaults(
-            defaults, stage.get("flow", {}).get("type", "realnvp"), f"{name}.flow"
-        )
-        if "then" in stage:
-            stage["then"] = [
-                _flow_defaults(defaults, flow.get("type"), f"{name}.then")["flow"] | flow
-                for flow in stage["then"]
-            ]
-        base = {"flow": found["flow"], "default_dim": "dim" not in user}
-        stages[name] = merge(base, stage, name)
-        phase_defaults.append(merge(found["phase"], own_phase))
+        of_dataset = dict(dataset.get(name, {})) if name in method else {}
+        phase = of_dataset.pop("phase", {})
+        stage = merge(method.get(name, {}), _fitting_flow(of_dataset, method.get(name, {})), name)
+        changes = user.get(name, {})
+        is_list = isinstance(changes.get("flow"), list)
+        if is_list or _type(changes) not in (None, _type(stage)):
+            stage.pop("flow", None)  # the tables' settings are of another flow
+        stage = merge(stage, changes, name)
+        flows = stage.get("flow", {}) if is_list else [stage.get("flow", {})]
+        by_flow = [_flow_defaults(defaults, group(f"{name}.flow", flow).get("type", "realnvp"),
+                                  f"{name}.flow") for flow in flows]  # fmt: skip
+        stage["flow"] = [merge(default["flow"], flow)
+                         for default, flow in zip(by_flow, flows, strict=True)]  # fmt: skip
+        stages[name] = {"default_dim": "dim" not in changes} | stage
+        phase_defaults.append(merge(by_flow[0]["phase"] if by_flow else {}, phase))
     return stages, phase_defaults
 
 
-def _fitting_flow(own: Tree, stage: Tree) -> Tree:
+def _fitting_flow(of_dataset: Tree, stage: Tree) -> Tree:
     """Adapt a dataset's flow of points to the method's: it replaces a flow of images only."""
     flow = FLOWS.get(str(_type(stage)))
-    if _type(own) != _type(stage) and flow is not None and 1 in flow.axes:
-        return {name: value for name, value in own.items() if name != "flow"}
-    if "flow" in own and _type(stage) in VECTOR_FLOWS:
-        return {**own, "flow": {**own["flow"], "type": VECTOR_FLOWS[_type(stage)]}}
-    return own
+    if _type(of_dataset) != _type(stage) and flow is not None and 1 in flow.axes:
+        return {name: value for name, value in of_dataset.items() if name != "flow"}
+    if "flow" in of_dataset and _type(stage) in VECTOR_FLOWS:
+        return {**of_dataset, "flow": {**of_dataset["flow"], "type": VECTOR_FLOWS[_type(stage)]}}
+    return of_dataset
 
 
 def _type(stage: Tree) -> Any:
@@ -274,62 +216,51 @@ def _flow_defaults(defaults: Tree, name: Any, where: str) -> Tree:
 
 
 def _phases(
-    method: Tree,
-    given: dict[str, Tree],
-    training: Tree,
-    stages: int,
-    defaults: Sequence[Tree],
-    training_defaults: Tree,
+    method: dict[str, Tree], user: dict[str, Tree], training: Tree, defaults: Sequence[Tree]
 ) -> dict[str, Tree]:
-    """Merge the settings of each phase: its first stage's defaults, method, user.
+    """Return the method's phases, those that the user adds, and those of untrained stages."""
+    everything = list(range(1, len(defaults) + 1))
 
-    The method's phases come first, then those that the user adds by the name of an added stage, and
-    one for each stage that is still untrained.
-    """
-    entries: dict[str, Tree] = method["phases"]
-    everything = list(range(1, stages + 1))
     phases: dict[str, Tree] = {}
-    ordered = list(entries)
-    named = [name for name in given if name not in entries]
-    while True:
-        trained = {number for phase in phases.values() if "rotate" not in phase
-                   for number in phase["stages"]}  # fmt: skip
-        untrained = [number for number in everything if number not in trained]
-        if ordered:
-            name = ordered.pop(0)
-        elif named:
-            name = named.pop(0)
-        elif untrained:
-            name = _unique(f"stage_{untrained[0]}", phases)
-        else:
-            break
-        hard = merge(entries.get(name, {}), given.get(name, {}), name)
-        if "rotate" not in hard:
-            usual = "all" if name in entries else _stage_of(name, untrained)
-            if "stages" not in hard and usual is None:
-                raise UserError(
-                    f"{name}: expected one of the phases {', '.join(phases)}, which train every "
-                    f"stage. Change one of them, or set {name}.stages to add a phase."
-                )
-            numbers = _stage_numbers(hard.get("stages", usual), everything, name)
-            default = merge({"training": training_defaults}, defaults[numbers[0] - 1])
-            own = merge({"training": training}, given.get(name, {}), name)
-            hard = merge_phase([default, entries.get(name, {}), own], name) | {"stages": numbers}
-        phases[name] = hard
-    return phases
+
+    def merge_phase(name: str) -> Tree:
+        merged = merge(method.get(name, {}), user.get(name, {}), name)
+        if "rotate" in merged:
+            return merged
+        number = name.removeprefix("stage_")
+        usual = "all" if name in method or not number.isdigit() else int(number)
+        numbers = _stage_numbers(merged.get("stages", usual), everything, name)
+        schedule: Tree = {}
+        if first := merged.get("continues"):
+            trained = {name: phase for name, phase in phases.items() if "training" in phase}
+            continued = entry(trained, first, f"{name}.continues")["training"]
+            schedule = {"training": {"cooldown_fraction": continued["cooldown_fraction"]}}
+        layers = defaults[numbers[0] - 1], schedule, method.get(name, {}), {"training": training}
+        merged = {}
+        for layer in (*layers, user.get(name, {})):
+            merged = merge(merged, layer, name)
+        penalty = group(f"{name}.reconstruction", merged.get("reconstruction"))
+        kind = PENALTIES.get(str(penalty.get("penalty")), Huber)
+        for other in Huber.model_fields.keys() - kind.model_fields.keys():
+            penalty.pop(other, None)
+        return merged | {"reconstruction": penalty, "stages": numbers}
+
+    for name in dict.fromkeys([*method, *user]):
+        phases[name] = merge_phase(name)
+    trained = {number for phase in phases.values() for number in phase.get("stages", ())}
+    added = [f"stage_{number}" for number in everything if number not in trained]
+    return phases | {name: merge_phase(name) for name in added}
 
 
-def _stage_of(name: str, untrained: Sequence[int]) -> int | None:
-    """Return the stage that an added phase trains by default: its own, or the first untrained."""
-    number = name.removeprefix("stage_")
-    if number.isdigit() and int(number) in untrained:
-        return int(number)
-    return untrained[0] if untrained else None
-
-
-def _unique(name: str, taken: Collection[str]) -> str:
-    numbered = (f"{name}_{n}" for n in range(2, len(taken) + 3))
-    return next(each for each in (name, *numbered) if each not in taken)
+def _share_schedules(phases: dict[str, Any], continued: Mapping[str, str]) -> None:
+    """Give phases that continue the learning-rate schedule of another one their spans of it."""
+    for first in {*continued.values()}:
+        names = [name for name in phases if first in (name, continued.get(name))]
+        ends = [0, *accumulate(phases[name].training.steps for name in names)]
+        for name, (start, end) in zip(names, pairwise(ends), strict=True):
+            training = phases[name].training
+            training = training.model_copy(update={"span": (start / ends[-1], end / ends[-1])})
+            phases[name] = phases[name].model_copy(update={"training": training})
 
 
 def _stage_numbers(stages: Any, everything: list[int], name: str) -> list[int]:
@@ -346,12 +277,9 @@ def _stage_numbers(stages: Any, everything: list[int], name: str) -> list[int]:
     return numbers
 
 
-def _ood(datasets: Tree, given: Tree, data: DataSettings) -> ImageSettings | TableSettings | None:
-    """Return the source of out-of-distribution images or rows, prepared like the model's data.
-
-    For the model's own dataset these are the images with other labels than ``data.labels``.
-    """
-    chosen = given.get("ood")
+def _ood(datasets: Tree, user: Tree, data: DataSettings) -> ImageSettings | TableSettings | None:
+    """Return the source of out-of-distribution images or rows, prepared like the model's data."""
+    chosen = user.get("ood")
     if chosen is None:
         return None
     if isinstance(data, TableSettings):
@@ -366,7 +294,7 @@ def _ood(datasets: Tree, given: Tree, data: DataSettings) -> ImageSettings | Tab
             f"ood: expected null for points, got {chosen}. Leave it out, or choose a dataset of "
             "images or a table."
         )
-    if chosen == given["dataset"]:
+    if chosen == user["dataset"]:
         if data.labels is None:
             raise UserError(
                 f"ood: expected another dataset than the model's, got {chosen}. Choose another "
@@ -375,20 +303,19 @@ def _ood(datasets: Tree, given: Tree, data: DataSettings) -> ImageSettings | Tab
             )
         return data.model_copy(update={"labels": None, "other_labels": data.labels})
     if chosen in datasets:
-        found = {name: value for name, value in datasets[chosen].items()
-               if name != "method" and not name.startswith("stage_")}  # fmt: skip
+        source = _data_entry(datasets[chosen])
     elif Path(str(chosen)).expanduser().exists():
-        found = {"source": "folder", "path": str(chosen)}
+        source = {"source": "folder", "path": str(chosen)}
     else:
         raise UserError(
             f"ood: expected a dataset ({', '.join(datasets)}), a folder or a zip of images, got "
             f"{chosen}. Change it with --params=ood=<name or path>."
         )
-    if found.get("source") in MANIFOLDS:
+    if source.get("source") in MANIFOLDS:
         raise UserError(f"ood: expected images, got the points {chosen}. Choose images.")
     form = {"size": data.size, "channels": data.channels}
-    if found.get("source") != "photos":
+    if source.get("source") != "photos":
         form["margin"] = data.margin
-    settings = read_data_settings({**found, **form}, f"datasets.{chosen}")
+    settings = read_data_settings({**source, **form}, f"datasets.{chosen}")
     assert isinstance(settings, ImageSettings)
     return settings

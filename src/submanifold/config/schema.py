@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, PositiveInt
 
-from submanifold.common.files import printable
+from submanifold.common.errors import printable
 from submanifold.common.settings import Name, Settings
 from submanifold.data.settings import DataSettings, ImageSettings, Kind, TableSettings
 from submanifold.models import ModelSettings
@@ -133,14 +133,14 @@ class Experiment(Choices):
     @property
     def sources(self) -> dict[str, Source | None]:
         """The input of each phase by name; None for the data themselves."""
-        found: dict[str, Source | None] = {}
+        sources: dict[str, Source | None] = {}
         done: dict[str, Phase] = {}
         for name, phase in self.phases.items():
             first = phase.stages[0]
-            before = [each for each, other in done.items() if other.stages[0] < first]
-            found[name] = Source(before[-1], first - 1) if before else None
+            before = [earlier for earlier in done if done[earlier].stages[0] < first]
+            sources[name] = Source(before[-1], first - 1) if before else None
             done[name] = phase
-        return found
+        return sources
 
     @property
     def input_noise(self) -> float:
@@ -158,7 +158,9 @@ class Experiment(Choices):
             groups["ood_data"] = self.ood_data.model_dump(mode="json")
         for number, stage in enumerate(self.model.stages, start=1):
             unset = None if stage.noise else {"noise"}
-            groups[f"stage_{number}"] = stage.model_dump(mode="json", exclude=unset)
+            group = groups[f"stage_{number}"] = stage.model_dump(mode="json", exclude=unset)
+            if len(group["flow"]) == 1:
+                (group["flow"],) = group["flow"]
         for name, phase in self.phases.items():
             groups[name] = groups.get(name, {}) | effective(phase)
         if self.minutes is not None:
@@ -175,13 +177,7 @@ def effective(phase: Phase) -> dict[str, Any]:
     idle: dict[str, Any] = {name: True for name, term in phase.terms.items() if not term.weight > 0}
     if "likelihood" in idle:
         idle["likelihood"] = {"unit": True, "trim": True}  # its weight is shown: by default it is 1
-    elif not phase.likelihood.trim:
-        idle["likelihood"] = {"trim": True}
     idle["training"] = {"grad_accumulation_steps": True}  # changes the results by rounding only
-    if phase.input_noise_min is None:
-        idle["input_noise_min"] = True
-    if phase.stages[0] == 1:
-        idle.setdefault("reconstruction", {"space": True})
     return phase.model_dump(mode="json", exclude=idle)
 
 

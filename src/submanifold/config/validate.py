@@ -1,7 +1,8 @@
 """Checks that types cannot express: which settings fit together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -12,6 +13,9 @@ from submanifold.models import ModelSettings, Stage
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
+Rule = tuple[str, Any, Any, Any, str]
+"""Setting, whether it is violated, what is expected and what was given, and how to change it."""
+
 
 def validate(experiment: Experiment) -> None:
     """Build the model without memory, and refuse settings that do not fit.
@@ -19,24 +23,38 @@ def validate(experiment: Experiment) -> None:
     Raises:
         UserError: With the name of the setting.
     """
-    _check_condition(experiment)
-    arguments = experiment.model.model_dump_json(), experiment.data.event_shape
-    stages = _build(*arguments, experiment.is_conditional)
-    _check_charts(experiment)
-    if experiment.model.stages[0].noise:
-        raise UserError(
-            f"stage_1.noise: expected 0, got {experiment.model.stages[0].noise:g}: it acts on the "
-            "coordinates of earlier stages. Set it on a later stage, or set the input_noise of a "
-            "phase."
-        )
-    trained, rotated = 0, set()
+    noise, charts, ood = experiment.model.stages[0].noise, experiment.model.charts, experiment.ood
+    is_conditional = experiment.is_conditional
+    stages = _build(experiment.model.model_dump_json(), experiment.data.event_shape, is_conditional)
+    _refuse("", (
+        ("charts", is_conditional and charts > 1, "1 with data.condition", charts,
+         "Change either"),
+        ("ood", is_conditional and ood is not None, "null with data.condition", ood,
+         "Change either"),
+        ("stage_1.noise", noise > 0, "0", f"{noise:g}: it acts on the coordinates of earlier "
+         "stages", "Set it on a later stage, or set the input_noise of a phase"),
+    ))  # fmt: skip
+    if charts > 1:
+        _check_charts(experiment)
+    trained, rotated = 0, set[int]()
     for name, phase in experiment.phases.items():
         if isinstance(phase, RotationSettings):
-            _check_rotation(name, phase, trained)
+            _refuse(f"{name}.", [
+                ("rotate", phase.rotate != trained, trained or "a phase that trains before it",
+                 f"{phase.rotate}: only the last trained stage can be rotated",
+                 f"Change {name}.rotate, or the order of the phases"),
+            ])  # fmt: skip
             rotated.add(phase.rotate)
-            continue
-        _check_training(name, phase, experiment, stages, trained, rotated)
-        trained = max(trained, phase.stages[-1])
+        else:
+            _check_training(name, phase, stages, trained, rotated)
+            trained = max(trained, phase.stages[-1])
+
+
+def _refuse(group: str, rules: Iterable[Rule]) -> None:
+    """Raise a UserError for the first violated rule."""
+    for setting, is_violated, expected, got, fix in rules:
+        if is_violated:
+            raise UserError(f"{group}{setting}: expected {expected}, got {got}. {fix}.")
 
 
 @lru_cache(maxsize=64)
@@ -47,94 +65,52 @@ def _build(model: str, shape: tuple[int, ...], is_conditional: bool) -> list[Sta
         return ModelSettings.model_validate_json(model).build(shape, context=context)
 
 
-def _check_condition(experiment: Experiment) -> None:
-    """Refuse what conditional models do not support."""
-    if not experiment.is_conditional:
-        return
-    wrong = {"charts": (1, experiment.model.charts), "ood": ("null", experiment.ood)}
-    for name, (expected, found) in wrong.items():
-        if found not in (1, None):
-            raise UserError(
-                f"{name}: expected {expected} with data.condition, got {found}. Change either."
-            )
-
-
-def _check_rotation(name: str, phase: RotationSettings, trained: int) -> None:
-    if phase.rotate != trained:
-        raise UserError(
-            f"{name}.rotate: expected {trained or 'a phase that trains before it'}, got "
-            f"{phase.rotate}: only the last trained stage can be rotated. Change {name}.rotate, or "
-            "the order of the phases."
-        )
-
-
 def _check_charts(experiment: Experiment) -> None:
     """Refuse several charts unless every phase trains all stages of each at once."""
-    charts, stages = experiment.model.charts, len(experiment.model.stages)
-    for name, phase in experiment.phases.items() if charts > 1 else ():
-        wrong = None
-        if isinstance(phase, RotationSettings):
-            wrong = "rotates latents"
-        elif phase.stages != tuple(range(1, stages + 1)):
-            wrong = f"trains only stages {', '.join(map(str, phase.stages))}"
-        elif phase.reconstruction.random_dim is not None or phase.reconstruction.through:
-            wrong = "sets reconstruction.random_dim or reconstruction.through"
-        elif volume := [term for term, settings in phase.terms.items()
-                        if settings.about_volume and settings.weight > 0]:  # fmt: skip
-            wrong = f"has a term of one chart's volume ({', '.join(volume)})"
-        if wrong is not None:
+    everything = tuple(range(1, len(experiment.model.stages) + 1))
+    for name, phase in experiment.phases.items():
+        if (
+            isinstance(phase, RotationSettings)
+            or phase.stages != everything
+            or phase.reconstruction.random_dim is not None
+            or phase.reconstruction.last_stage
+            or any(term.about_volume and term.weight > 0 for term in phase.terms.values())
+        ):
             raise UserError(
-                f"charts: expected 1 with method={experiment.method}, got {charts}: phase {name} "
-                f"{wrong}, but all stages of every chart are trained at once. Choose a method with "
-                "one training, such as multi-chart, PR-D or EE-M, or leave charts out."
+                f"charts: expected 1 with method={experiment.method}, got "
+                f"{experiment.model.charts}: {name} is no training of all stages of every chart at "
+                "once. Choose a method with one training, such as multi-chart, PR-D or EE-M, or "
+                "leave charts out."
             )
 
 
 def _check_training(
-    name: str,
-    phase: PhaseSettings,
-    experiment: Experiment,
-    stages: Sequence[Stage],
-    trained: int,
-    rotated: set[int],
+    name: str, phase: PhaseSettings, stages: Sequence[Stage], trained: int, rotated: set[int]
 ) -> None:
     """Refuse a phase whose batch, order, terms, noise or penalty cannot work."""
     first, last = phase.stages[0], phase.stages[-1]
-    if first > trained + 1:
-        raise UserError(
-            f"{name}.stages: expected stage {trained + 1}, which no phase before trains, got "
-            f"{first}. Change {name}.stages."
-        )
-    if not any(term.weight > 0 for term in phase.terms.values()):
-        raise UserError(f"{name}: expected a term with a weight. Set {name}.likelihood.weight.")
-    if phase.reconstruction.through > last - first:
-        allowed = f"0 (all) to {last - first}" if last > first else "0 (all)"
-        raise UserError(
-            f"{name}.reconstruction.through: expected {allowed} for a phase that trains "
-            f"{last - first + 1} stages, got {phase.reconstruction.through}. Change it."
-        )
-    if phase.reconstruction.space == "metric" and first > 1 and first - 1 not in rotated:
-        raise UserError(
-            f"{name}.reconstruction.space: expected image or latent, got metric: no phase before "
-            f"rotates stage {first - 1}. Choose one, or add a phase with rotate: {first - 1}."
-        )
-    for number in phase.stages:
-        if phase.likelihood.weight > 0 and not stages[number - 1].has_volume:
-            raise UserError(
-                f"{name}.likelihood.weight: expected 0, got {phase.likelihood.weight:g}: the "
-                f"volume of stage_{number}'s flow has no closed form. Set it to 0, and set a "
-                f"reconstruction or {name}.manifold_likelihood.weight."
-            )
-    conditional = [number for number in phase.stages if is_noise_conditional(stages[number - 1])]
-    if conditional and (phase.input_noise == 0 or conditional != [first]):
-        raise UserError(
-            f"{name}.input_noise: expected the largest noise scale of the noise-conditional flow "
-            f"of stage_{conditional[-1]}, which must be the phase's first stage, got "
-            f"{phase.input_noise:g}. Set it, or choose another flow such as glow or realnvp."
-        )
-    if (low := phase.input_noise_min) is not None and not (conditional and low < phase.input_noise):
-        expected = f"less than input_noise={phase.input_noise:g}" if conditional else "null"
-        raise UserError(
-            f"{name}.input_noise_min: expected {expected}, got {low:g}: it is the smallest noise "
-            "scale of a noise-conditional flow. Change it."
-        )
+    weight, low, high = phase.likelihood.weight, phase.input_noise_min, phase.input_noise
+    last_stage, space = phase.reconstruction.last_stage, phase.reconstruction.space
+    without_volume = [number for number in phase.stages if not stages[number - 1].has_volume]
+    noisy = [number for number in phase.stages if is_noise_conditional(stages[number - 1])]
+    _refuse(f"{name}.", (
+        ("stages", first > trained + 1, f"stage {trained + 1}, which no phase before trains",
+         first, f"Change {name}.stages"),
+        ("likelihood.weight", not any(term.weight > 0 for term in phase.terms.values()),
+         "a term with a weight", f"{weight:g}", "Set this weight or another"),
+        ("reconstruction.last_stage", (last_stage or 0) > last - first + 1,
+         f"1 to {last - first + 1}, the stages of the phase", last_stage, "Change it"),
+        ("reconstruction.space", space == "metric" and first > 1 and first - 1 not in rotated,
+         "image or latent", f"metric: no phase before rotates stage {first - 1}",
+         f"Choose one, or add a phase with rotate: {first - 1}"),
+        ("likelihood.weight", weight > 0 and without_volume, "0",
+         f"{weight:g}: the volume of the flow of stages {without_volume} has no closed form",
+         f"Set it to 0, and set a reconstruction or {name}.manifold_likelihood.weight"),
+        ("input_noise", noisy and (high == 0 or noisy != [first]),
+         "the largest noise scale of a noise-conditional flow, which must be the phase's first "
+         "stage", f"{high:g} with stages {noisy}",
+         "Set it, or choose another flow such as glow or realnvp"),
+        ("input_noise_min", low is not None and not (noisy and low < high),
+         f"less than input_noise={high:g}" if noisy else "null",
+         f"{low}: it is the smallest noise scale of a noise-conditional flow", "Change it"),
+    ))  # fmt: skip

@@ -1,24 +1,16 @@
 """Commands ``train`` and ``runs``: one experiment from a few options, and the list of all runs."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from submanifold.common.files import read_json
-from submanifold.common.imports import without_garbage_collection
 from submanifold.config.project import project_folder, set_kedro_defaults
 from submanifold.inference.records import RunRecord, find_record, read_records, records_folder
 
-if TYPE_CHECKING:
-    from submanifold.models import Model
-
 FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse")
 """Metrics in the list of runs."""
-USUAL_ALPHA = 5
-"""False-positive rate in percent of the command that is printed."""
 
 
 @click.command()
@@ -48,43 +40,22 @@ def train(
     """
     project = project_folder()
     set_kedro_defaults()
-    with without_garbage_collection():
-        from submanifold.runs.train import run, select
+    from submanifold.runs.train import run, select
 
-    chosen = {"method": method, "name": name, "seed": seed, "device": device}
-    given = {key: value for key, value in chosen.items() if value is not None}
-    selected = select(project, data, given, dim, size, minutes, settings)
-    record = selected.record
+    options = {"method": method, "name": name, "seed": seed, "device": device}
+    choices = {key: value for key, value in options.items() if value is not None}
+    record = select(project, data, choices, dim, size, minutes, settings)
     if record.state(project) != "finished":
         click.echo(f"Run {record.name}. If it is interrupted, the same command continues it.")
-    run(selected, project)
+    run(record, project)
+
     from submanifold.models import Model
+    from submanifold.runs.information import usage_commands
 
     model = project / record.model
     click.echo(f"\nReport: {project / record.report}\nModel:  {model}\n\nUse the model:")
-    for command in usage_commands(Model.load(model), record.name):
-        click.echo(f"  submanifold {command}")
-
-
-def usage_commands(model: "Model", name: str) -> list[str]:
-    """Return the commands that apply a model, with options that work for it."""
-    from submanifold.evaluation.calibration import Calibration
-    from submanifold.flows import context_of
-
-    of_table = "table" in model.data
-    if "size" not in model.data and not of_table:
-        return [f"info {name}", f"sample {name} -n 1000 --out=samples.npz"]
-    inputs = "new.csv" if of_table else "new.jpg"
-    first = f"encode {name} {inputs}"
-    if "groups" in model.calibration:
-        least = Calibration.from_dict(model.calibration).smallest_p_value
-        first = f"score {name} {inputs} --alpha={max(USUAL_ALPHA, math.ceil(100 * least))}%"
-    sample = f"sample {name} -n {1000 if of_table else 64}"
-    context = context_of(model)
-    if "columns" in context:
-        sample = f"sample {name} {inputs}"
-    label = " --label=0" if "classes" in context else ""
-    return [each + label for each in (first, f"project {name} {inputs}", sample)]
+    for command, text in usage_commands(Model.load(model), record.name):
+        click.echo(f"  {command}  # {text}")
 
 
 @click.command()
@@ -111,7 +82,7 @@ def runs(name: str | None) -> None:
         return
     import pandas as pd
 
-    table = pd.DataFrame([_row(each, project) for each in records]).fillna("")
+    table = pd.DataFrame([_row(record, project) for record in records]).fillna("")
     click.echo(table.to_markdown(index=False, tablefmt="simple", disable_numparse=True))
 
 
@@ -128,8 +99,8 @@ def _row(record: RunRecord, project: Path) -> dict[str, str]:
         "d": str((metrics.get("dims") or [""])[-1]),
     }
     for metric in map(METRICS.__getitem__, FIGURES):
-        found = metric.read(metrics)
-        value = found.get("value") if isinstance(found, Mapping) else found
+        value = metric.read(metrics)
+        value = value.get("value") if isinstance(value, Mapping) else value
         if value is not None:
             row[metric.label.removesuffix(SUBSET)] = metric.write(value)
     return row

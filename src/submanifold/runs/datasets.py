@@ -13,13 +13,7 @@ from kedro_datasets._typing import ImagePreview, JSONPreview
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write, make_folder
-from submanifold.data.arrays import (
-    are_intact,
-    context_of_array,
-    load_npy,
-    map_npy,
-    save_context,
-)
+from submanifold.data.arrays import context_of_array, load_npy, map_npy, save_context
 from submanifold.models import Model
 from submanifold.models.io import is_intact
 from submanifold.runs.information import information
@@ -35,7 +29,7 @@ class LocalDataset(AbstractDataset[Saved, Loaded]):
 
     Args:
         filepath: The path.
-        metadata: For hooks and Kedro-Viz.
+        metadata: For Kedro-Viz.
     """
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None):
@@ -46,22 +40,26 @@ class LocalDataset(AbstractDataset[Saved, Loaded]):
         return {"filepath": str(self._filepath)}
 
 
-class PathDataset(LocalDataset[NoReturn, Path]):
-    """Loads as its own path: a file or folder that a node writes by itself."""
+class InputDataset(LocalDataset[NoReturn, Loaded]):
+    """Base class of what always exists, and is no output."""
 
     CHECKS_FILE = True
+
+    def save(self, data: NoReturn) -> None:
+        """Raise an error."""
+        raise DatasetError(f"{self._filepath} cannot be an output.")
+
+    def _exists(self) -> bool:
+        return True
+
+
+class PathDataset(InputDataset[Path]):
+    """Loads as its own path: a file or folder that a node writes by itself."""
 
     def load(self) -> Path:
         """Create the parent folder and return the path."""
         make_folder(self._filepath.parent)
         return self._filepath
-
-    def save(self, data: NoReturn) -> None:
-        """Raise an error: a path is an input."""
-        raise DatasetError(f"The path {self._filepath} cannot be an output.")
-
-    def _exists(self) -> bool:
-        return True
 
 
 class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
@@ -111,7 +109,7 @@ class ArraysDataset(LocalDataset[dict[str, np.ndarray], dict[str, np.ndarray]]):
         return zipfile.is_zipfile(self._filepath)
 
 
-class RunInformationDataset(LocalDataset[NoReturn, dict[str, Any]]):
+class RunInformationDataset(InputDataset[dict[str, Any]]):
     """Loads as facts about the current run (:func:`submanifold.runs.information.information`).
 
     It is an input of reports, which are cached: a report names the run that wrote it. The path is
@@ -122,16 +120,9 @@ class RunInformationDataset(LocalDataset[NoReturn, dict[str, Any]]):
         """Collect the facts."""
         return information(self._filepath)
 
-    def save(self, data: NoReturn) -> None:
-        """Raise an error: the facts are an input."""
-        raise DatasetError("Facts about a run cannot be an output.")
-
-    def _exists(self) -> bool:
-        return True
-
 
 class PreparedDataset(ArrayDataset):
-    """An array of a prepared dataset, which exists only if the manifest's hash matches."""
+    """An array of a prepared dataset, which exists only if it has its checksum."""
 
     CHECKS_FILE = True
 
@@ -141,16 +132,12 @@ class PreparedDataset(ArrayDataset):
         Raises:
             UserError: The prepared arrays have changed on disk.
         """
-        if not are_intact(self._filepath.parent):
+        if map_npy(self._filepath) is None:
             raise UserError(
-                f"The arrays in {self._filepath.parent} do not match the hash in their "
-                "manifest.json. Prepare them again: kedro run --pipeline=data with the same "
-                "parameters."
+                f"The array {self._filepath} is missing or does not have its checksum. Prepare it "
+                "again: kedro run --pipeline=data with the same parameters."
             )
         return super().load()
-
-    def _exists(self) -> bool:
-        return super()._exists() and are_intact(self._filepath.parent)
 
 
 class ModelDataset(LocalDataset[Model, Model]):

@@ -12,10 +12,12 @@ from click import ClickException
 from kedro.io import DataCatalog
 
 from submanifold.common.device import choose_device
-from submanifold.common.errors import UserError
 from submanifold.common.files import read_json, write_json
-from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
+from submanifold.config.cache_keys import RAW_FOLDER
+from submanifold.config.loader import ExperimentConfigLoader, load_configuration
+from submanifold.config.merge import merge
 from submanifold.config.project import conf_source
+from submanifold.config.resolve import resolve
 from submanifold.config.schema import Experiment
 from submanifold.data.splits import Groups
 from submanifold.runs.session import run_pipeline
@@ -34,29 +36,30 @@ class CachedRun:
     project: Path
     env: str | None = None
     evaluated: bool = True  # whether it includes the metrics and the report, not the model alone
+    tables: Mapping[str, Any] | None = None  # the parameters in files, read once for many runs
 
     def changed(self, parameter: str, value: Any) -> "CachedRun":
         """Return a copy with one parameter, such as ``stage_1.dim``, set to a value."""
-        params = copy.deepcopy(dict(self.params))
-        group = params
-        *outer, last = parameter.split(".")
-        for name in outer:
-            group = group.setdefault(name, {})
-        group[last] = value
-        return replace(self, name=f"{self.name}, {parameter} {value}", params=params)
+        name = f"{self.name}, {parameter} {value}"
+        return replace(self.with_params({parameter: value}), name=name)
 
     def with_params(self, params: Mapping[str, Any]) -> "CachedRun":
         """Return a copy with several parameters set, by names with dots."""
-        run = self
+        changed = dict(self.params)
         for parameter, value in params.items():
-            run = run.changed(parameter, value)
-        return run
+            for name in reversed(parameter.split(".")):
+                value = {name: value}
+            changed = merge(changed, value)
+        return replace(self, params=changed)
 
     @cached_property
     def configuration(self) -> ExperimentConfigLoader:
         """The configuration with these parameters."""
-        conf, params = str(conf_source(self.project)), copy.deepcopy(dict(self.params))
-        return ExperimentConfigLoader(conf, env=self.env, runtime_params=params, **LOADER_ARGS)
+        loader = load_configuration(conf_source(self.project), self.params, self.env)
+        if self.tables is not None:
+            parameters = merge(copy.deepcopy(dict(self.tables)), self.params)
+            loader.experiment = resolve(parameters, self.project / RAW_FOLDER)
+        return loader
 
     @property
     def settings(self) -> Experiment:
@@ -68,7 +71,7 @@ class CachedRun:
         """The message about invalid settings, None if they are valid."""
         try:
             self.settings  # noqa: B018
-        except UserError as error:
+        except ClickException as error:
             return str(error)
         return None
 

@@ -4,17 +4,18 @@ Every Kedro command imports this module, so torch is imported in the functions t
 """
 
 import atexit
+import logging
 import os
 import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import mlflow
-from click import ClickException
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
@@ -25,10 +26,11 @@ from submanifold.common.errors import UserError, error_prefix
 from submanifold.common.files import WriteError, locked
 from submanifold.config.loader import ExperimentConfigLoader
 from submanifold.inference.records import write_record
-from submanifold.runs.catalog_metadata import log_pages, path_of
 
 if TYPE_CHECKING:
     from submanifold.config.schema import Experiment
+
+log = logging.getLogger(__name__)
 
 JOB = "submanifold.job"
 """Tag of a run whose pipeline a scheduler runs in several commands."""
@@ -43,10 +45,7 @@ class ExperimentHooks:
     def after_context_created(self, context: KedroContext) -> None:
         """Check the parameters."""
         self._loader = cast(ExperimentConfigLoader, context.config_loader)
-        try:
-            _ = self._loader.run_name
-        except UserError as error:
-            raise ClickException(str(error)) from error
+        _ = self._loader.run_name
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(
@@ -54,26 +53,22 @@ class ExperimentHooks:
     ) -> None:
         """Check the data and this machine, and record the run."""
         experiment = self._loader.experiment
-        try:
-            _check_pipelines(experiment, run_params["pipeline_names"] or [])
-            _prepare_machine(experiment)
-            _check_images(experiment, pipeline, catalog)
-            if "hierarchy" in pipeline.all_outputs() and _is_first_rank():
-                self._write_record(all(map(catalog.exists, pipeline.all_outputs())))
-        except UserError as error:
-            raise ClickException(str(error)) from error
-
-    def _write_record(self, is_finished: bool) -> None:
-        try:
-            write_record(self._loader.project, self._loader.record())
-        except WriteError:
-            if not is_finished:  # a finished run may be read-only
-                raise
+        _check_pipelines(experiment, run_params["pipeline_names"] or [])
+        _prepare_machine(experiment)
+        for output, part in (("x_train", "data"), ("x_ood", "ood")):
+            if output in pipeline.all_outputs():
+                self._loader.check_images(part)
+        if "hierarchy" in pipeline.all_outputs() and _is_first_rank():
+            is_finished = all(map(catalog.exists, pipeline.all_outputs()))  # may be read-only
+            with suppress(WriteError) if is_finished else nullcontext():
+                write_record(self._loader.project, self._loader.record())
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Log the paths of the pages."""
-        log_pages(pipeline, catalog)
+        """Log the paths of the pages (``*.html``)."""
+        for name in sorted(pipeline.all_outputs()):
+            if (path := Path(catalog[name]._filepath)).suffix == ".html":
+                log.info("The %s is %s", name.replace("_", " "), path)
 
     @hook_impl(trylast=True)
     def on_pipeline_error(self, error: Exception) -> None:
@@ -81,7 +76,7 @@ class ExperimentHooks:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, UserError):
-                raise ClickException(str(cause)) from error
+                raise UserError(str(cause)) from error
             cause = cause.__cause__
 
 
@@ -179,7 +174,7 @@ class TrackingHooks(MlflowHook):
             mlflow.log_metrics({f"test.{key}": value for key, value in values.items()})
         register = experiment.register_as
         if "hierarchy" in self._computed or (register and "hierarchy" in outputs):
-            log_model(path_of(catalog, "hierarchy"), register)
+            log_model(Path(catalog["hierarchy"]._filepath), register)
         atexit.unregister(_kill_run)
         super().after_pipeline_run(run_params, pipeline, catalog)
 
@@ -205,7 +200,7 @@ def _required(loader: ExperimentConfigLoader) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         uri = str(loader["mlflow"]["server"]["mlflow_tracking_uri"])
         uri = re.sub(r"(?<=://)([^/@\s]*?):[^/@\s]*@", r"\1:***@", uri)
-        raise ClickException(
+        raise UserError(
             f"mlflow.yml: expected a tracking URI that can be used, got {uri} ({reason}). Start "
             "its server, free its database or its disk, or change MLFLOW_TRACKING_URI or "
             "server.mlflow_tracking_uri in conf/base/mlflow.yml."
@@ -223,7 +218,7 @@ def _check_pipelines(experiment: "Experiment", names: list[str]) -> None:
             "torchrun: expected one process with data.condition, got "
             f"{os.environ['WORLD_SIZE']}. Use submanifold run."
         )
-    if experiment.kind == "points" and (wrong := {"ood", "dimension"} & {*names}):
+    if experiment.kind == "synthetic" and (wrong := {"ood", "dimension"} & {*names}):
         raise UserError(
             f"--pipeline={wrong.pop()}: expected images or a table, got "
             f"dataset={experiment.dataset}. Choose another dataset with --params=dataset=<name>."
@@ -247,28 +242,8 @@ def _prepare_machine(experiment: "Experiment") -> None:
             check_weights(weights)
 
 
-def _check_images(experiment: "Experiment", pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-    from submanifold.data.prepare import check
-    from submanifold.data.settings import ImageSettings
-
-    checks = (
-        ("data", "x_train", "data_folder", experiment.data, True),
-        ("ood", "x_ood", "ood_folder", experiment.ood_data, False),
-    )
-    for prefix, output, folder, settings, trained_on in checks:
-        if output in pipeline.all_outputs() and isinstance(settings, ImageSettings):
-            with error_prefix(prefix):
-                raw_folder = path_of(catalog, "raw_folder")
-                check(settings, path_of(catalog, folder), raw_folder, trained_on)
-
-
 def _run_of_job(job: str, key: str) -> str | None:
     """Return the id of the MLflow run of a scheduler's job, if it has one."""
-    if not re.fullmatch(r"[\w.:+/@-]+", job):  # MLflow's filters have no escape
-        raise ClickException(
-            f"SUBMANIFOLD_JOB: expected letters, digits and any of _.:+/@-, got {job}. Change it "
-            "in the scheduler."
-        )
     runs = mlflow.search_runs(
         filter_string=f"tags.`{JOB}` = '{job}' and params.`keys.run` = '{key}'",
         output_format="list",

@@ -3,8 +3,6 @@
 import json
 import logging
 import shutil
-import signal
-import time
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +17,7 @@ from mlflow.protos import databricks_pb2 as codes
 from mlflow.types import ColSpec, Schema
 
 import submanifold
-from submanifold.common.errors import UserError
-from submanifold.common.files import printable
-from submanifold.common.progress import cancellation_check
+from submanifold.common.errors import UserError, printable
 from submanifold.data.tables import Preprocessor
 from submanifold.flows import context_of
 from submanifold.inference.predictor import Predictor, code_frame
@@ -30,9 +26,9 @@ from submanifold.models import Model
 log = logging.getLogger(__name__)
 
 TASKS = ("score", "encode", "project", "sample")
-PARAMS = {"task": "score", "exact": False, "count": 64, "temperature": 1.0, "seed": 0}
-LIMITS: dict[str, Any] = {"max_rows": 1024, "max_seconds": 60.0}
-"""Default limits of a request; MLflow's server times out after 60 seconds."""
+PARAMS = {"task": "score", "nearest": False, "count": 64, "temperature": 1.0, "seed": 0}
+LIMITS: dict[str, Any] = {"max_rows": 1024}
+"""Default limit of a request; MLflow's server times out after 60 seconds."""
 REQUIREMENTS = [
     "filelock", "lmdb", "mlflow", "numpy", "pandas", "pillow", "pooch", "pyarrow", "pydantic",
     "safetensors", "scipy", "torch", "tqdm",
@@ -50,45 +46,32 @@ class RequestError(MlflowException):
 class ServedModel:
     """The Python model that MLflow calls: a :class:`.Predictor` of uint8 images or a DataFrame.
 
-    The parameter ``task`` selects the method, ``exact`` the nearest projection and its error, and
+    The parameter ``task`` selects the method, ``nearest`` the nearest projection and its error, and
     ``label`` that of all images. ``encode`` returns arrays ``u`` and ``v``, of rows one table;
     ``sample`` ignores the inputs, except the columns of a condition. Requests are for at most
-    ``max_rows`` events, and are canceled after ``max_seconds``, between two batches.
+    ``max_rows`` events.
     """
 
-    def __init__(self, model: Model, max_rows: int, max_seconds: float) -> None:
-        self.predictor, self.max_rows, self.max_seconds = Predictor(model), max_rows, max_seconds
+    def __init__(self, model: Model, max_rows: int) -> None:
+        self.predictor, self.max_rows = Predictor(model), max_rows
 
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> Any:
         """Run a task.
 
         Raises:
-            RequestError: The request is invalid (HTTP status 400), took too long (504), was
-                canceled because the server is shutting down (503), or failed (500).
+            RequestError: The request is invalid (HTTP status 400) or failed (500).
         """
-        deadline = time.monotonic() + self.max_seconds
-
-        def check() -> None:
-            if _is_shutting_down():
-                raise RequestError("The server is shutting down.", codes.TEMPORARILY_UNAVAILABLE)
-            if time.monotonic() > deadline:
-                reason = f"The request was canceled after max_seconds={self.max_seconds:g}."
-                raise RequestError(reason, codes.DEADLINE_EXCEEDED)
-
         try:
-            with cancellation_check(check):
-                return self._run(inputs, **_defaults(self.predictor) | (params or {}))
+            return self._run(inputs, **_defaults(self.predictor) | (params or {}))
         except UserError as error:
             raise RequestError(str(error), codes.INVALID_PARAMETER_VALUE) from error
-        except RequestError:
-            raise
         except Exception as error:
             log.exception("A request failed.")
             reason = "The model failed. See the server's log."
             raise RequestError(reason, codes.INTERNAL_ERROR) from error
 
     def _run(
-        self, inputs: Any, task: str, exact: bool, count: int, temperature: float, seed: int,
+        self, inputs: Any, task: str, nearest: bool, count: int, temperature: float, seed: int,
         label: Any = None,
     ) -> Any:  # fmt: skip
         predictor = self.predictor
@@ -107,10 +90,10 @@ class ServedModel:
         if task == "sample":
             return predictor.sample(count, temperature, seed, label=label, condition=condition)
         if task == "score":
-            return predictor.score(inputs, exact, label=label)
+            return predictor.score(inputs, nearest, label=label)
         if task == "project":
-            return predictor.project(inputs, exact, label=label)[0]
-        u, v = predictor.encode(inputs, "nearest" if exact else "encoder", label=label)
+            return predictor.project(inputs, nearest, label=label)[0]
+        u, v = predictor.encode(inputs, "nearest" if nearest else "encoder", label=label)
         return code_frame(u, v).set_axis(inputs.index) if predictor.is_table else {"u": u, "v": v}
 
 
@@ -151,10 +134,10 @@ def _signature(predictor: Predictor) -> ModelSignature:
     label = {"label": 0} if "classes" in context_of(predictor.model) else {}
     signature = infer_signature(example, params=_defaults(predictor) | label)
     if predictor.condition is not None:
-        given = infer_signature(_row(predictor.condition)).inputs.inputs
+        required = infer_signature(_row(predictor.condition)).inputs.inputs
         optional = [ColSpec(column.type, column.name, required=False)
                     for column in signature.inputs.inputs]  # fmt: skip
-        signature.inputs = Schema([*given, *optional])
+        signature.inputs = Schema([*required, *optional])
     return signature
 
 
@@ -169,10 +152,4 @@ def _row(preprocessor: Preprocessor) -> pd.DataFrame:
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ServedModel:
     """Load a logged model; called by MLflow."""
-    return ServedModel(Model.load(path), **LIMITS | (model_config or {}))
-
-
-def _is_shutting_down() -> bool:
-    """Return whether MLflow's server (uvicorn), which waits for requests, got a SIGTERM."""
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return getattr(server, "should_exit", False)
+    return ServedModel(Model.load(path), (LIMITS | (model_config or {}))["max_rows"])

@@ -28,7 +28,7 @@ def run_pipeline(
         to_outputs: The last outputs to compute; None is all.
 
     Raises:
-        ClickException: The parameters, the data or this machine do not fit.
+        UserError: The parameters, the data or this machine do not fit.
     """
     with _session(project, env, params) as session:
         session.run(
@@ -45,7 +45,6 @@ def connect_mlflow(project: Path, env: str | None = None) -> None:
 
 def _session(project: Path, env: str | None, params: Mapping[str, Any]) -> Any:
     configure(project)  # another session may have loaded the pipelines of its method
-    given = copy.deepcopy(dict(params))
-    return KedroSession.create(
-        project, env=env, runtime_params=given, conf_source=str(conf_source(project))
-    )
+    changes = copy.deepcopy(dict(params))
+    conf = str(conf_source(project))
+    return KedroSession.create(project, env=env, runtime_params=changes, conf_source=conf)

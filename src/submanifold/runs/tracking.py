@@ -55,11 +55,12 @@ def observed(by: Observer) -> Iterator[None]:
         observer.reset(token)
 
 
-def log_callback(first_step: int = 0) -> "Log | None":
+def log_callback(first_step: int, first_stage: int) -> "Log | None":
     """Return the callback of a training for the active MLflow run and the observer, if any.
 
     Args:
         first_step: Steps of the phases before: the curves of all phases continue one another.
+        first_stage: Number of the first stage in training; see :func:`curve`.
     """
     on_log, last = observer.get().on_log, -math.inf
     if mlflow.active_run() is None:
@@ -67,7 +68,7 @@ def log_callback(first_step: int = 0) -> "Log | None":
 
     def callback(phase: str, step: int, values: "Row") -> None:
         nonlocal last
-        curves = {name: values[name] for name in CURVES if name in values}
+        curves = {curve(name, first_stage): values[name] for name in CURVES if name in values}
         now = time.monotonic()
         if curves and (now - last >= SECONDS or any(name.startswith("valid") for name in curves)):
             last = now
@@ -79,6 +80,11 @@ def log_callback(first_step: int = 0) -> "Log | None":
             on_log(phase, step, values)
 
     return callback
+
+
+def curve(name: str, first_stage: int) -> str:
+    """Name of a curve in MLflow: losses on a code are not comparable with those on the data."""
+    return name if first_stage == 1 else name.replace(".", ".code_")
 
 
 def log_history(history: Mapping[str, Any], first_step: int, start: float) -> None:
@@ -95,11 +101,12 @@ def log_history(history: Mapping[str, Any], first_step: int, start: float) -> No
         for row in history[kind]
     ]
     metrics = [
-        Metric(f"{kind}.{name}", value, round(1000 * at), first_step + int(row["step"]))
+        Metric(curve(f"{kind}.{name}", history["stages"][0]), value, round(1000 * at),
+               first_step + int(row["step"]))
         for kind, row, at in points
         for name, value in row.items()
         if f"{kind}.{name}" in CURVES
-    ]
+    ]  # fmt: skip
     client, run_id = mlflow.MlflowClient(), mlflow.active_run().info.run_id  # type: ignore[union-attr]
     for first in range(0, len(metrics), 1000):  # MLflow's limit
         client.log_batch(run_id, metrics=metrics[first : first + 1000])
