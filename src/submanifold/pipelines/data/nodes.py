@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import error_prefix
-from submanifold.data.prepare import draw, few_images, prepare, read_groups, read_labels
+from submanifold.data.prepare import draw, prepare, read_groups, read_labels
 from submanifold.data.prepare_table import prepare_table, read_rows
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 
@@ -29,10 +29,10 @@ def prepare_data(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
             prepared = draw(data, folder)
         elif isinstance(data, ImageSettings):
             prepared = prepare(data, folder, raw_folder)
-            if few := few_images(prepared[0]):
-                log.warning("%s", few)
         else:
             prepared = prepare_table(data, folder, raw_folder)
+        if note := prepared[3].get("split_note"):
+            log.warning("%s", note)
         return {
             **dict(zip(OUTPUTS, prepared, strict=True)),
             "labels": read_labels(folder),

@@ -15,14 +15,9 @@ from submanifold.plots.pages import render
 
 
 def estimate(
-    model: Model,
-    metrics: dict[str, Any],
-    baselines: dict[str, Any],
-    train: np.ndarray,
-    test: np.ndarray,
-    groups: Groups,
-    device: str,
-) -> dict[str, Any]:
+    model: Model, metrics: dict[str, Any], baselines: dict[str, Any], train: np.ndarray,
+    test: np.ndarray, groups: Groups, device: str,
+) -> dict[str, Any]:  # fmt: skip
     """Estimate intrinsic dimensions of the data and the model, and recommend a dimension."""
     model = model.to(choose_device(device))
     return {
@@ -33,13 +28,9 @@ def estimate(
 
 
 def write_page(
-    found: dict[str, Any],
-    metrics: dict[str, Any],
-    baselines: dict[str, Any],
-    dataset: str,
-    method: str,
-    run: dict[str, Any],
-) -> dict[str, Any]:
+    found: dict[str, Any], metrics: dict[str, Any], baselines: dict[str, Any], dataset: str,
+    method: str, run: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     """Write the page with the advice, the error by dimension and the estimates."""
     from submanifold.plots.dimensions import dimension_curves  # matplotlib is slow to import
 

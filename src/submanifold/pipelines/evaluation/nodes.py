@@ -20,7 +20,7 @@ from submanifold.evaluation import samples as sampling
 from submanifold.evaluation.attribution import explain_rows
 from submanifold.evaluation.measure import measure, warnings
 from submanifold.evaluation.sample_quality import sample_quality
-from submanifold.evaluation.split_scores import NLL, as_table, score_splits
+from submanifold.evaluation.split_scores import NLL, score_splits
 from submanifold.evaluation.truth import against_truth
 from submanifold.flows import context_of
 from submanifold.models import Hierarchy, Model
@@ -62,17 +62,10 @@ def draw_samples(
 
 
 def evaluate(
-    hierarchy: Model,
-    train: np.ndarray,
-    test: np.ndarray,
-    samples: np.ndarray,
-    baselines: dict[str, Any],
-    input_noise: float,
-    evaluation: EvaluationSettings,
-    groups: Groups,
-    device: str,
-    **histories: dict[str, Any],
-) -> dict[str, Any]:
+    hierarchy: Model, train: np.ndarray, test: np.ndarray, samples: np.ndarray,
+    baselines: dict[str, Any], input_noise: float, evaluation: EvaluationSettings, groups: Groups,
+    device: str, **histories: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     """Evaluate the model and its samples on the test data.
 
     Returns:
@@ -101,19 +94,14 @@ def evaluate(
 
 
 def score_events(
-    hierarchy: Model,
-    train: np.ndarray,
-    valid: np.ndarray,
-    test: np.ndarray,
-    groups: Groups,
+    hierarchy: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups,
     device: str,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Compute densities of events of each split, and p-values of test data.
 
     Rows of a table get the column ``nll``, the negative log-density in the units of the table.
     """
-    on = choose_device(device)
-    scored = as_table(score_splits(hierarchy, train, valid, test, groups, on))
+    scored = score_splits(hierarchy, train, valid, test, groups, choose_device(device))
     if "table" not in hierarchy.data:
         return scored
     arrays = {"train": train, "valid": valid, "test": test}
@@ -135,13 +123,9 @@ def _log_det(model: Model, x: np.ndarray) -> np.ndarray | None:
 
 
 def explain(
-    hierarchy: Model,
-    train: np.ndarray,
-    test: np.ndarray,
-    split_scores: pd.DataFrame,
-    rows: dict[str, list[int]],
-    device: str,
-) -> pd.DataFrame:
+    hierarchy: Model, train: np.ndarray, test: np.ndarray, split_scores: pd.DataFrame,
+    rows: dict[str, list[int]], device: str,
+) -> pd.DataFrame:  # fmt: skip
     """Find the columns that contribute most to the most anomalous test rows.
 
     The column ``row`` has the numbers of the rows in the table.
@@ -155,13 +139,9 @@ def explain(
 
 
 def illustrate(
-    hierarchy: Model,
-    train: np.ndarray,
-    test: np.ndarray,
-    samples: np.ndarray,
-    pca: np.ndarray,
+    hierarchy: Model, train: np.ndarray, test: np.ndarray, samples: np.ndarray, pca: np.ndarray,
     device: str,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Compute the images of the report: projections, neighbors of samples, and paths."""
     model = hierarchy.to(choose_device(device))
     shown = test[:PROJECTIONS]

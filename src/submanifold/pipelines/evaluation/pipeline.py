@@ -27,7 +27,7 @@ SCORES = Node(score_events, MODEL | SPLITS, "split_scores", name="score_splits",
 BY_KIND = {
     "images": [SCORES, Node(illustrate, MODEL | DATA | SHOWN, "illustrations", name="illustrate")],
     "table": [SCORES, Node(explain, MODEL | DATA | SCORED, "anomalies", name="explain")],
-    "points": [Node(compare_with_truth, MODEL | TRUTH, "truth", name="compare_with_truth")],
+    "synthetic": [Node(compare_with_truth, MODEL | TRUTH, "truth", name="compare_with_truth")],
 }
 """Nodes for each kind of data."""
 
@@ -35,7 +35,7 @@ BY_KIND = {
 def create_pipeline(experiment: Experiment) -> Pipeline:
     """Build the evaluation of an experiment's model."""
     histories = {name: f"{name}.history" for name in experiment.phases}
-    samples = {"samples": "samples", "samples_cool": "samples_cool"}
+    samples = {"samples": "samples", "samples_t07": "samples_t07"}
     metrics = {"metrics": "metrics", "projections": "projections"}
     nodes = [
         Node(fit_baselines, SPLITS, {"baselines": "baselines", "pca": "pca"}, name="fit_baselines"),

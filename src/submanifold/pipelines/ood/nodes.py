@@ -1,4 +1,4 @@
-"""Nodes of the ood pipeline; scikit-learn and matplotlib are imported when they are used."""
+"""Nodes of the ood pipeline; plots are imported when they are used: matplotlib loads slowly."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,22 @@ from submanifold.common.device import choose_device
 from submanifold.common.errors import error_prefix
 from submanifold.data.prepare import prepare, read_groups
 from submanifold.data.splits import Groups, groups_of
+from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import to_bits_per_dim
+from submanifold.evaluation.ood import (
+    MAX_IMAGES,
+    MAX_ROWS,
+    NORMAL,
+    OOD,
+    add_groups,
+    measure_ood,
+    roc,
+    score_parts,
+)
+from submanifold.inference.inputs import read_rows
 from submanifold.inference.predictor import Predictor
-from submanifold.inference.table_files import TableFiles
 from submanifold.models import Model
+from submanifold.pipelines.ood import sections
 from submanifold.pipelines.usage import of_rows, run_facts
 from submanifold.plots.pages import render
 
@@ -26,8 +38,6 @@ def gather_images(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
     Returns:
         ``events``, at most as many as are scored, and their ``groups`` as ``{"ood": [...]}``.
     """
-    from submanifold.evaluation.ood import MAX_IMAGES
-
     with error_prefix("ood"):
         train, valid, test, _ = prepare(data, folder, raw_folder)
     images = np.concatenate([split[:MAX_IMAGES] for split in (test, valid, train)])[:MAX_IMAGES]
@@ -45,32 +55,20 @@ def gather_rows(data: Any, model: Model) -> dict[str, Any]:
     Returns:
         ``events``, the rows, and no ``groups``.
     """
-    from submanifold.evaluation.ood import MAX_ROWS
-
     with error_prefix("ood"):
         predictor = Predictor(model)
-        files = TableFiles(data.paths, predictor)
-        files.check_readable(len(files))
-        _, rows = next(files.batches(MAX_ROWS))
+        rows = read_rows(data.path, predictor).events[:MAX_ROWS]
         return {"events": predictor.events(rows), "groups": {}}
 
 
 def score_ood(
-    model: Model,
-    train: np.ndarray,
-    valid: np.ndarray,
-    test: np.ndarray,
-    ood: np.ndarray,
-    groups: Groups,
-    ood_groups: Groups,
-    device: str,
-) -> pd.DataFrame:
+    model: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, ood: np.ndarray,
+    groups: Groups, ood_groups: Groups, device: str,
+) -> pd.DataFrame:  # fmt: skip
     """Score test data and OOD data, see :func:`submanifold.evaluation.ood.score_parts`.
 
     The column ``group`` has the groups of images, if there are any.
     """
-    from submanifold.evaluation.ood import add_groups, score_parts
-
     model = model.to(choose_device(device))
     scored = score_parts(model, train, valid, test, ood, groups=groups_of(groups, "valid"))
     return add_groups(scored, groups_of(groups, "test"), groups_of(ood_groups, "ood"))
@@ -78,32 +76,22 @@ def score_ood(
 
 def measure(scored: pd.DataFrame, model: Model) -> dict[str, Any]:
     """Measure how well each score separates test data from OOD data."""
-    from submanifold.evaluation.ood import measure_ood
-
     return measure_ood(scored, model.calibration)
 
 
 def write_page(
-    scored: pd.DataFrame,
-    measured: dict[str, Any],
-    test: np.ndarray,
-    ood: np.ndarray,
-    rows: dict[str, list[int]],
-    dataset: str,
-    ood_name: str,
-    method: str,
-    model: Model,
+    scored: pd.DataFrame, measured: dict[str, Any], test: np.ndarray, ood: np.ndarray,
+    rows: dict[str, list[int]], dataset: str, ood_name: str, method: str, model: Model,
     run: dict[str, Any],
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Write the page with rates, curves, and the images or rows that are confused."""
-    from submanifold.evaluation.ood import NORMAL, OOD, roc
-    from submanifold.pipelines.ood import sections
     from submanifold.plots.ood import (
         density_and_distance,
         roc_curves,
         score_histograms,
         threshold_histogram,
     )
+    from submanifold.plots.strips import strip
 
     parts = {part: scored[scored["part"] == part] for part in (NORMAL, OOD)}
     by_score = {
@@ -128,37 +116,32 @@ def write_page(
         "scatter": density_and_distance(points, label),
     }
     names, of_images = {NORMAL: dataset, OOD: ood_name}, test.dtype == np.uint8
-    tables = {}
-    if (preprocessor := Predictor(model).preprocessor) is not None:
-        tables = {
-            part: preprocessor.inverse_transform(x) for part, x in ((NORMAL, test), (OOD, ood))
-        }
-        tables[NORMAL].index = pd.Index(rows["test"])
+    events, word = {NORMAL: test, OOD: ood}, str if of_images else of_rows
+
+    def show(part: str, chosen: np.ndarray, p_values: np.ndarray) -> dict[str, Any]:
+        if of_images:
+            return {"strip": strip(np.asarray(events[part])[chosen], sections.COLUMNS)}
+        preprocessor = Preprocessor.from_dict(model.data["table"])
+        table = preprocessor.inverse_transform(events[part][chosen])
+        table.index = pd.Index(np.array(rows["test"])[chosen] if part == NORMAL else chosen)
+        return {"table": sections.show_rows(table, p_values)}
+
     page = render(
         "ood.html",
         dataset=dataset,
         ood=ood_name,
         method=method,
-        conclusion=conclusion if of_images else of_rows(conclusion),
-        warnings=[
-            each if of_images else of_rows(each)
-            for each in sections.warnings(measured, dataset, ood_name)
-        ],
+        conclusion=word(conclusion),
+        warnings=[word(text) for text in sections.warnings(measured, dataset, ood_name)],
         events="images" if of_images else "rows",
         alarms=sections.alarm_table(measured),
-        rows=[
-            row | ({} if of_images else {"text": of_rows(row["text"])})
-            for row in sections.score_rows(measured)
-        ],
-        help={name: text if of_images else of_rows(text) for name, text in sections.HELP.items()},
+        rows=[row | {"text": word(row["text"])} for row in sections.score_rows(measured)],
+        help={name: word(text) for name, text in sections.HELP.items()},
         main=main,
         calibration=model.calibration,
         counts=measured["counts"],
         groups=measured.get("groups"),
-        strips=sections.image_rows(scored, measured, {NORMAL: test, OOD: ood}, names)
-        if of_images
-        else [],
-        tables=[] if of_images else sections.table_rows(scored, measured, tables, names),
+        confused=sections.confused_events(scored, measured, names, show),
         pictures=figures,
         about=run_facts(run),
         usage=sections.usage(run, measured, of_images),

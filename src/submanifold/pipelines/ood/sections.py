@@ -1,6 +1,6 @@
 """Sections of the page of out-of-distribution detection: sentences, tables and rows of images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from submanifold.evaluation.ood import (
     describe_scores,
 )
 from submanifold.pipelines.usage import model_command, repeated
-from submanifold.plots.strips import strip
 
 IMAGES, COLUMNS = 16, 8
 RATE = 0.05
@@ -140,91 +139,48 @@ def thresholds(scored: pd.DataFrame, measured: Measured) -> dict[str, float]:
     return found
 
 
-def image_rows(
-    scored: pd.DataFrame, measured: Measured, images: Mapping[str, np.ndarray],
-    names: Mapping[str, str],
+def confused_events(
+    scored: pd.DataFrame, measured: Measured, names: Mapping[str, str],
+    show: Callable[[str, np.ndarray, np.ndarray], dict[str, Any]],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Return rows of the images that are most easily confused, and of those that are not.
+    """Describe the most anomalous events of both parts, and the least anomalous OOD events.
 
-    Args:
-        scored: Scores of all images.
-        measured: Measures of the scores.
-        images: Images by part.
-        names: Names of the data by part.
+    ``show`` returns what shows events, given their part, numbers and p-values.
     """
-    return [
-        {
-            "name": each["name"],
-            "text": each["text"],
-            "strip": strip(np.asarray(images[each["part"]])[each["shown"]], COLUMNS),
-        }
-        for each in _chosen(scored, measured, names)
-    ]
-
-
-def _chosen(
-    scored: pd.DataFrame, measured: Measured, names: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Choose the most anomalous events of both parts and the least anomalous OOD events."""
-    main, rows = main_score(measured), []
-    for part, word, what in (
+    main, entries = main_score(measured), []
+    for part, word, outcome in (
         (NORMAL, "most", "false alarms"),
         (OOD, "least", "missed"),
         (OOD, "most", "detected"),
     ):
-        own = scored[scored["part"] == part]
-        order = np.argsort(own[main].to_numpy() * (-1 if word == "most" else 1), kind="stable")
-        shown = order[:IMAGES]
-        p_values = own[f"p_{main}"].to_numpy()[shown]
-        is_counted = (p_values > RATE) if what == "missed" else (p_values <= RATE)
-        text = (f"p-values {p_values.min():.2g} to {p_values.max():.2g}; "
-                f"{is_counted.sum()} of these {len(shown)} are {what} at {RATE:.0%}")  # fmt: skip
-        rows.append({
-            "name": f"“{names[part]}”, {word} anomalous",
-            "text": text,
-            "part": part,
-            "shown": shown,
-            "p_values": p_values,
-        })  # fmt: skip
-    return rows
+        of_part = scored[scored["part"] == part]
+        order = np.argsort(of_part[main].to_numpy() * (-1 if word == "most" else 1), kind="stable")
+        p_values = of_part[f"p_{main}"].to_numpy()[order[:IMAGES]]
+        is_counted = (p_values > RATE) if outcome == "missed" else (p_values <= RATE)
+        text = (f"p-values {p_values.min():.2g} to {p_values.max():.2g}; {is_counted.sum()} of "
+                f"these {len(p_values)} are {outcome} at {RATE:.0%}")  # fmt: skip
+        shown = show(part, order[:IMAGES], p_values)
+        entries.append({"name": f"“{names[part]}”, {word} anomalous", "text": text, **shown})
+    return entries
 
 
-def table_rows(
-    scored: pd.DataFrame, measured: Measured, tables: Mapping[str, pd.DataFrame],
-    names: Mapping[str, str],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Return the rows of tables that are most easily confused, and of those that are not.
-
-    Args:
-        scored: Scores of all rows.
-        measured: Measures of the scores.
-        tables: Rows by part, in the units of the table, with their numbers as the index; up to 8
-            columns are shown.
-        names: Names of the data by part.
-    """
-    found = []
-    for each in _chosen(scored, measured, names):
-        rows = tables[each["part"]].iloc[each["shown"], :COLUMNS]
-        texts = rows.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
-        texts.insert(0, "row", rows.index.astype(str))
-        texts.insert(1, "p-value", [f"{value:.4f}" for value in each["p_values"]])
-        found.append({"name": each["name"], "text": each["text"], "table": texts})
-    return found
+def show_rows(table: pd.DataFrame, p_values: np.ndarray) -> pd.DataFrame:
+    """Return up to 8 columns of rows as text, after their numbers (the index) and p-values."""
+    texts = table.iloc[:, :COLUMNS].map(lambda x: f"{x:.4g}" if isinstance(x, float) else x)
+    texts.insert(0, "row", table.index.astype(str))
+    texts.insert(1, "p-value", [f"{value:.4f}" for value in p_values])
+    return texts
 
 
-def usage(
-    run: Mapping[str, Any], measured: Measured, of_images: bool = True
-) -> list[tuple[str, str]]:
+def usage(run: Mapping[str, Any], measured: Measured, of_images: bool) -> list[tuple[str, str]]:
     """Return commands for the next steps, with explanations."""
-    rates = [row["rate"] for row in measured.get("alarms", [])]
-    inputs, what = "PICTURES", "this page for other images: a folder, zip or dataset"
-    sheet = " --sheet=most_anomalous.png"
+    inputs, others = "PICTURES", "this page for other images: a folder, zip or dataset"
+    sheet, new = " --sheet=most_anomalous.png", "pictures"
     if not of_images:
-        inputs, what, sheet = "TABLE", "this page for another table", ""
-    found = [(repeated(run, ood=inputs), what)]
-    if rates:
-        alpha = RATE if RATE in rates else rates[-1]
-        rest = f"{inputs} --alpha={alpha:.0%}{sheet}"
-        new = "pictures" if of_images else "rows"
-        found.insert(0, (model_command(run, "score", rest), f"flags anomalies among new {new}"))
-    return found
+        inputs, others, sheet, new = "TABLE", "this page for another table", "", "rows"
+    again = (repeated(run, ood=inputs), others)
+    if not (rates := [row["rate"] for row in measured.get("alarms", [])]):
+        return [again]
+    alpha = RATE if RATE in rates else rates[-1]
+    command = model_command(run, "score", f"{inputs} --alpha={alpha:.0%}{sheet}")
+    return [(command, f"flags anomalies among new {new}"), again]

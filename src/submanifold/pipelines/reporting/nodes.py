@@ -1,6 +1,7 @@
 """Nodes of the reporting pipeline. They import plots lazily, because matplotlib loads slowly."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from submanifold.evaluation.truth import manifold_picture
 from submanifold.models import Model
 from submanifold.pipelines.usage import of_rows
 from submanifold.plots.pages import render
+from submanifold.runs.information import usage_commands
 
 MAX_POINTS = 4000
 PCA = {"baselines.pca.mse", "baselines.pca_subset.mse"}
@@ -36,11 +38,7 @@ Metrics = dict[str, Any]
 
 
 def make_table(
-    metrics: Metrics,
-    hierarchy: Model,
-    dataset: str,
-    method: str,
-    truth: Metrics | None = None,
+    metrics: Metrics, hierarchy: Model, dataset: str, method: str, truth: Metrics | None = None
 ) -> pd.DataFrame:
     """Format the metrics of the model, the truth, the baselines and the paper as a table."""
     dims, baselines = metrics["dims"], metrics["baselines"]
@@ -73,22 +71,11 @@ def make_table(
 
 
 def report_images(
-    samples: np.ndarray,
-    samples_cool: np.ndarray,
-    test: np.ndarray,
-    projections: np.ndarray,
-    illustrations: dict[str, np.ndarray],
-    split_scores: pd.DataFrame,
-    metrics: Metrics,
-    hierarchy: Model,
-    **about: Any,
-) -> dict[str, Any]:
-    """Draw the figures of a model of images, and render the report.
-
-    Returns:
-        ``report`` (HTML), and the figures ``curves``, ``samples``, ``samples_cool``,
-        ``rejection`` and ``dimensions``.
-    """
+    samples: np.ndarray, samples_t07: np.ndarray, test: np.ndarray, projections: np.ndarray,
+    illustrations: dict[str, np.ndarray], split_scores: pd.DataFrame, metrics: Metrics,
+    hierarchy: Model, **about: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Draw the figures of a model of images, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting import sections
     from submanifold.plots.dimensions import dimension_curves
     from submanifold.plots.images import image_grid
@@ -100,7 +87,7 @@ def report_images(
         "rejection": rejection_blocks(np.asarray(test[: len(projections)]), projections, 4),
         "dimensions": dimension_curves(metrics["curve"], dim, first_order),
     }
-    drawn = {"samples_cool": samples_cool, "samples": samples}
+    drawn = {"samples_t07": samples_t07, "samples": samples}
     for name, images in drawn.items():
         title = f"Samples at temperature {TEMPERATURES[name]:g}"
         figures[name] = image_grid(images[:64], columns=16, title=title)
@@ -126,24 +113,15 @@ def report_images(
         "interpolation": strip(path, len(path)),
         "traversal": sections.traversal(illustrations, first_order is not None),
     }
-    content |= _model_sections(metrics, split_scores, hierarchy)
+    content |= sections.of_model(metrics, split_scores, hierarchy)
     return _report("images", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
 def report_table(
-    samples: np.ndarray,
-    test: np.ndarray,
-    split_scores: pd.DataFrame,
-    anomalies: pd.DataFrame,
-    metrics: Metrics,
-    hierarchy: Model,
-    **about: Any,
-) -> dict[str, Any]:
-    """Draw the figures of a model of a table, and render the report.
-
-    Returns:
-        ``report`` (HTML), and the figures ``curves``, ``marginals``, ``pairs`` and ``dimensions``.
-    """
+    samples: np.ndarray, test: np.ndarray, split_scores: pd.DataFrame, anomalies: pd.DataFrame,
+    metrics: Metrics, hierarchy: Model, **about: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Draw the figures of a model of a table, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting import sections
     from submanifold.plots.dimensions import dimension_curves
     from submanifold.plots.tables import marginals, pairs
@@ -162,46 +140,22 @@ def report_table(
         "columns": sections.column_table(preprocessor),
         "anomalies": sections.anomalies(anomalies),
     }
-    content |= _model_sections(metrics, split_scores, hierarchy)
+    content |= sections.of_model(metrics, split_scores, hierarchy)
     return _report("table", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
-def report_points(
-    hierarchy: Model,
-    samples: np.ndarray,
-    test: np.ndarray,
-    data: SyntheticSettings,
-    metrics: Metrics,
-    truth: Metrics,
-    **about: Any,
-) -> dict[str, Any]:
-    """Draw the learned and the true manifold, and render the report.
-
-    Returns:
-        ``report`` (HTML), and the figures ``curves`` and ``manifold``.
-    """
+def report_synthetic(
+    hierarchy: Model, samples: np.ndarray, test: np.ndarray, data: SyntheticSettings,
+    metrics: Metrics, truth: Metrics, **about: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Draw the learned and the true manifold, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting import sections
     from submanifold.plots.manifolds import manifold_figure
 
     points, grid = manifold_picture(hierarchy, data.manifold, test[:MAX_POINTS], samples)
     figures = {"manifold": manifold_figure(**points, grid=grid)}
     content = {"tiles": sections.point_tiles(metrics, truth), "warnings": [], "comparison": None}
-    return _report("points", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
-
-
-def _model_sections(metrics: Metrics, scored: pd.DataFrame, model: Model) -> dict[str, Any]:
-    """Return what the reports of images and of tables have in common."""
-    from submanifold.pipelines.reporting import sections
-
-    comparison, warning = sections.against_pca(metrics)
-    return {
-        "tiles": sections.tiles(metrics),
-        "comparison": comparison,
-        "warnings": [warning] if warning else [],
-        "calibration": sections.describe_calibration(model.calibration),
-        "likelihood": sections.likelihood(scored),
-        "alarms": sections.alarms(scored, model.calibration),
-    }
+    return _report("synthetic", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
 
 
 def _first_order(about: Mapping[str, Any]) -> Metrics | None:
@@ -212,20 +166,10 @@ def _first_order(about: Mapping[str, Any]) -> Metrics | None:
 
 
 def _report(
-    kind: Kind,
-    figures: dict[str, Any],
-    content: dict[str, Any],
-    metrics: Metrics,
-    table: pd.DataFrame,
-    manifest: dict[str, Any],
-    hierarchy: Model,
-    dataset: str,
-    method: str,
-    seed: int,
-    device: str,
-    run: dict[str, Any],
-    **histories: dict[str, Any],
-) -> dict[str, Any]:
+    kind: Kind, figures: dict[str, Any], content: dict[str, Any], metrics: Metrics,
+    table: pd.DataFrame, manifest: dict[str, Any], hierarchy: Model, dataset: str, method: str,
+    seed: int, device: str, run: dict[str, Any], **histories: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     from submanifold.pipelines.reporting import sections
     from submanifold.plots.curves import training_curves
 
@@ -234,7 +178,6 @@ def _report(
     labels = _labels(metrics)
     notes = {name: training_images_reach(metrics, name) for name in COMPARED_WITH_TEST}
     word = of_rows if kind == "table" else str
-    usage, python = sections.usage(run["name"], run["model"], hierarchy, kind)
     page = render(
         f"report_{kind}.html",
         events="rows" if kind == "table" else kind,
@@ -247,14 +190,13 @@ def _report(
         notes={labels[name]: note for name, note in notes.items() if note and name in labels},
         remarks=[(label, word(text)) for label, text in sections.remarks(metrics)],
         manifest=manifest,
-        stages=hierarchy.describe()["stages"],
+        stages=getattr(hierarchy, "charts", [hierarchy])[0].describe()["stages"],
         has_density=hierarchy.has_density,
         about=sections.facts(run, metrics, histories, seed, str(choose_device(device))),
-        usage=usage,
-        python=python,
+        usage=usage_commands(hierarchy, run["name"] or str(Path(run["model"]).parent)),
+        python=sections.python_code(run["model"], hierarchy, kind),
         minutes=next((each["minutes"] for each in histories.values() if "minutes" in each), None),
-        phases=sections.phases(histories, metrics["dims"][0]),
-        has_rotation=any("rotation" in each for each in histories.values()),
+        phases=[*histories.values()],
         pictures=figures,
         **content,
     )
@@ -291,7 +233,7 @@ def _paper_rows(
         return []
     columns = same["metric"], same["value"], same["spread"]
     printed = {name: paper.write(*number) for name, *number in zip(*columns, strict=True)}
-    flow = hierarchy.describe()["stages"][0]["bijections"]
+    flow = hierarchy.describe()["stages"][0]["flows"]
     note = "" if flow == [paper.PAPER_FLOW] else ", 3 x 32 steps of width 512"
     row = {metric.name: printed[name] for name, metric in COMPARED.items() if name in printed}
     return [{"model": f"paper, table {same['table'].iloc[0]}{note}", **row}]

@@ -8,7 +8,7 @@ from submanifold.config.schema import Experiment
 from submanifold.pipelines.reporting.nodes import (
     make_table,
     report_images,
-    report_points,
+    report_synthetic,
     report_table,
 )
 
@@ -20,15 +20,15 @@ CONTENT = {"table": "metrics_table", "manifest": "manifest", "samples": "samples
 BY_KIND: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     "images": (
         report_images,
-        ("samples_cool", "projections", "illustrations", "split_scores"),
-        ("curves", "samples", "samples_cool", "rejection", "dimensions"),
+        ("samples_t07", "projections", "illustrations", "split_scores"),
+        ("curves", "samples", "samples_t07", "rejection", "dimensions"),
     ),
     "table": (
         report_table,
         ("split_scores", "anomalies"),
         ("curves", "marginals", "pairs", "dimensions"),
     ),
-    "points": (report_points, ("truth",), ("curves", "manifold")),
+    "synthetic": (report_synthetic, ("truth",), ("curves", "manifold")),
 }
 """The report's node, its further inputs and its figures, for each kind of data."""
 
@@ -38,7 +38,7 @@ def create_pipeline(experiment: Experiment) -> Pipeline:
     report, further, figures = BY_KIND[experiment.kind]
     shared, content = dict(SHARED), CONTENT | {name: name for name in further}
     content |= {name: f"{name}.history" for name in experiment.phases}
-    if experiment.kind == "points":
+    if experiment.kind == "synthetic":
         shared["truth"], content["data"] = "truth", "params:data"
     written = {"report": "report"} | {name: f"{name}_figure" for name in figures}
     nodes = [

@@ -1,10 +1,7 @@
 """Sections of the report page: what its template shows, from metrics, scores and images."""
 
 import math
-import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,10 +25,10 @@ from submanifold.evaluation.split_scores import (
     split_means,
 )
 from submanifold.flows import context_of
-from submanifold.models import Hierarchy, Model
+from submanifold.models import Model
+from submanifold.pipelines.usage import run_facts
 from submanifold.plots.likelihood import density_histogram
-from submanifold.plots.sparklines import sparkline
-from submanifold.plots.strips import spectrum, strip
+from submanifold.plots.strips import strip
 
 COLUMNS = 8
 EXTREMES = 16
@@ -42,6 +39,8 @@ HUGE = 1e20
 
 Metrics = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
+Tile = tuple[str, str]
+"""A number and what it is."""
 
 
 def written(name: str, measured: Any) -> str:
@@ -49,7 +48,20 @@ def written(name: str, measured: Any) -> str:
     return METRICS[name].write(measured).partition(" [")[0]
 
 
-def tiles(metrics: Metrics) -> list[dict[str, str]]:
+def of_model(metrics: Metrics, scored: pd.DataFrame, model: Model) -> dict[str, Any]:
+    """Return what the reports of images and of tables have in common."""
+    comparison, warning = against_pca(metrics)
+    return {
+        "tiles": tiles(metrics),
+        "comparison": comparison,
+        "warnings": [warning] if warning else [],
+        "calibration": describe_calibration(model.calibration),
+        "likelihood": likelihood(scored),
+        "alarms": alarms(scored, model.calibration),
+    }
+
+
+def tiles(metrics: Metrics) -> list[Tile]:
     """Return the key figures of a model of images or of a table."""
     variance = metrics["curve"]["variance"]
     name, text = "bits_per_dim", "bits per dimension"
@@ -57,8 +69,16 @@ def tiles(metrics: Metrics) -> list[dict[str, str]]:
         name, text = NLL, "nats per row, the negative log-density in the units of the table"
     if gaussian := (metrics["baselines"]["gaussian"] or {}).get(name):
         text += f"; Gaussian: {written(name, gaussian)}"
-    density = {"value": written(name, metrics[name]), "text": text}
-    kind, name = next(item for item in PROJECTION_ERRORS.items() if item[1] in metrics)
+    density = written(name, metrics[name]), text
+    pca = metrics["baselines"]["pca_subset"].get("mse")
+    errors = {kind: name for kind, name in PROJECTION_ERRORS.items() if name in metrics}
+    error_tiles = []
+    for kind, name in errors.items():
+        text = f"mean squared error of {kind} projections"
+        text += " (upper bound)" if kind == "nearest" else ""
+        text += f"; PCA: {written('mse', pca)}" if pca else ""
+        error_tiles.append((written(name, metrics[name]), text))
+    kind, name = next(iter(errors.items()))
     if variance is None:
         psnr = name.replace("mse", "psnr")
         quality = f"{written(psnr, metrics[psnr])} dB", f"PSNR of {kind} projections"
@@ -66,21 +86,7 @@ def tiles(metrics: Metrics) -> list[dict[str, str]]:
         error = metrics[name]["value"]
         share = "–" if error is None or not variance else f"{1 - error / variance:.1%}"
         quality = share, f"of the variance is explained by {kind} projections"
-    explained = dict(zip(("value", "text"), quality, strict=True))
-    return [density, *_error_tiles(metrics), explained, _size_tile(metrics)]
-
-
-def _error_tiles(metrics: Metrics) -> list[dict[str, str]]:
-    pca, tiles = metrics["baselines"]["pca_subset"].get("mse"), []
-    for kind, name in PROJECTION_ERRORS.items():
-        if name in metrics:
-            text = f"mean squared error of {kind} projections"
-            if kind == "nearest":
-                text += " (upper bound)"
-            if pca:
-                text += f"; PCA: {written('mse', pca)}"
-            tiles.append({"value": written(name, metrics[name]), "text": text})
-    return tiles
+    return [density, *error_tiles, quality, _size_tile(metrics)]
 
 
 def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
@@ -108,20 +114,21 @@ def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
     return sentence, None
 
 
-def point_tiles(metrics: Metrics, truth: Metrics) -> list[dict[str, str]]:
+def point_tiles(metrics: Metrics, truth: Metrics) -> list[Tile]:
     """Return the key figures of a model of points."""
-    divergence = {"value": "–", "text": "KL divergence from the truth, in nats"}
+    divergence, text = "–", "KL divergence from the truth, in nats"
     if "divergence" in truth:
-        divergence["value"] = written("divergence", truth["divergence"])
+        divergence = written("divergence", truth["divergence"])
     if "true_nll" in truth:
-        divergence["text"] += f"; the true NLL is {written('nll', truth['true_nll'])}"
-    projection, sample = (truth[f"{each}_distance"] for each in ("projection", "sample"))
+        text += f"; the true NLL is {written('nll', truth['true_nll'])}"
+    projection, sample = (
+        written(name, truth[name]) for name in ("projection_distance", "sample_distance")
+    )
     return [
-        divergence,
-        {"value": written("projection_distance", projection),
-         "text": f"distance between encoder and true projections; the noise is {truth['noise']}"},
-        {"value": written("sample_distance", sample),
-         "text": "distance of samples from the true manifold"},
+        (divergence, text),
+        (projection, f"distance between encoder and true projections; the noise is "
+                     f"{truth['noise']}"),
+        (sample, "distance of samples from the true manifold"),
         _size_tile(metrics),
     ]  # fmt: skip
 
@@ -146,10 +153,10 @@ def column_table(preprocessor: Preprocessor) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _size_tile(metrics: Metrics) -> dict[str, str]:
-    text = f"parameters; training took {metrics['seconds']['training']:,.0f} s"
-    count = metrics["parameters"]
-    return {"value": f"{count / 1e6:.2g} M" if count >= 1e5 else f"{count:,}", "text": text}
+def _size_tile(metrics: Metrics) -> Tile:
+    count, seconds = metrics["parameters"], metrics["seconds"]["training"]
+    size = f"{count / 1e6:.2g} M" if count >= 1e5 else f"{count:,}"
+    return size, f"parameters; training took {seconds:,.0f} s"
 
 
 def facts(
@@ -158,121 +165,40 @@ def facts(
     """Return the facts about a run for the header; None for unknown ones."""
     durations = [f"{each['name']} {each['seconds']:,.0f} s" for each in histories.values()]
     durations.append(f"evaluation {metrics['seconds']['evaluation']:,.0f} s")
-    version = " ".join(
-        filter(None, [run["version"], run["commit"] and f"(commit {run['commit']})"])
-    )
+    command, version, (_, date), *rest = run_facts(run)
     return [
-        ("command", run["command"]),
-        ("submanifold", version or None),
-        ("date, seed", f"{run['date']}, seed {seed}"),
-        ("device", ", ".join([device, *_threads(histories)])),
+        command,
+        version,
+        ("date, seed", f"{date}, seed {seed}"),
+        ("device", device),
         ("durations", ", ".join(durations)),
-        ("model", run["model"]),
-        ("MLflow run", run["mlflow_run"]),
+        *rest,
     ]
 
 
-def _threads(histories: Mapping[str, Metrics]) -> list[str]:
-    """Describe the numbers of threads of the training steps, the most frequent first."""
-    used: Counter[str] = Counter()
-    for history in histories.values():
-        used.update(history.get("threads", {}))
-    total, several = used.total(), len(used) > 1
-    return [
-        f"{count} thread{'' if count == '1' else 's'}"
-        + (f" in {100 * steps / total:.0f}% of the steps" if several else "")
-        for count, steps in used.most_common()
-    ]
-
-
-def usage(
-    name: str | None, path: str, hierarchy: Model, kind: Kind
-) -> tuple[list[tuple[str, str]], str]:
-    """Return commands that use a model, with explanations, and the same in Python.
-
-    Args:
-        name: Name of the model's run, or None.
-        path: Path of the model.
-        hierarchy: The model.
-        kind: Kind of the data.
-    """
-    command = "submanifold {} " + shlex.quote(name or str(Path(path).parent))
-    pairs = [(command.format("info"), "architecture, data and training")]
-    if kind == "points":
-        pairs.insert(0, (f"{command.format('sample')} -n 1000 --out=samples.npz", "samples"))
-        read = 'x = torch.tensor(numpy.load("points.npy"))  # (N, D), float64'
-        imports = "import numpy\nimport torch\n"
-    else:
-        alpha, file = "", "TABLE" if kind == "table" else "PICTURES"
-        if "groups" in hierarchy.calibration:
-            least = 100 * Calibration.from_dict(hierarchy.calibration).smallest_p_value
-            alpha = f" --alpha={max(5, math.ceil(least))}%"
-        pairs = [
-            (f"{command.format('score')} {file}{alpha}", "densities, p-values, anomalies"),
-            (f"{command.format('project')} {file}", "default projections onto the manifold"),
-            (f"{command.format('encode')} {file}", "coordinates on and off the manifold"),
-            *pairs,
-        ]
-    if kind == "table":
-        pairs.insert(3, (f"{command.format('sample')} -n 1000", "samples"))
-        read = (
-            'preprocessor = Preprocessor.from_dict(model.data["table"])\n'
-            'table = pandas.read_csv("table.csv")\n'
-            "x = torch.from_numpy(preprocessor.transform(table))  # standardized, (N, D)"
-        )
-        imports = ("import pandas\nimport torch\n\n"
-                   "from submanifold.data.tables import Preprocessor\n")  # fmt: skip
-    if kind == "images":
-        pairs[3:3] = [
-            (f"{command.format('sample')} -n 64", "samples"),
-        ]
-        if isinstance(hierarchy, Hierarchy):
-            dim = "" if hierarchy.has_density else f" --dim={hierarchy.dim}"
-            restore = f"{command.format('restore')} PICTURES --simulate --task=denoise:0.1{dim}"
-            pairs.insert(4, (restore, "noise is added to pictures and removed"))
-        read = ("x = dequantize(torch.from_numpy(load_pictures([\"a.jpg\"], **model.data)))"
-                "  # in [-0.5, 0.5)")  # fmt: skip
-        imports = ("import torch\n\nfrom submanifold.data import dequantize\n"
-                   "from submanifold.data.images import load_pictures\n")  # fmt: skip
-    context = context_of(hierarchy)
-    given, count = (", context=context", "len(x)") if context else ("", "64")
-    density = f"model.log_prob(x{given})  # exact log-density, in nats"
-    if kind == "table":
-        density = (f"model.log_prob(x{given}) + torch.from_numpy(preprocessor.log_det(table))"
-                   "  # in nats, in the units of the table")  # fmt: skip
-    if not hierarchy.has_density:
-        density = f"on_manifold(model, x{given}).log_prob  # log-density on the manifold, in nats"
-    names = "Model" if hierarchy.has_density else "Model, on_manifold"
-    calls = (
-        f"{density}\n"
-        f"u, v = model.encode(x{given})  # coordinates on and off the manifold\n"
-        f"model.project(x{given})  # default projection\n"
-        f"model.project(x, exact=True{given})  # nearest projection\n"
-        f"model.encoder_projection(x{given})\n"
-        f"model.sample({count}{given})"
-    )
-    if context:
-        if "classes" in context:
-            pairs = [(line if line == command.format("info") else f"{line} --label=0", text)
-                     for line, text in pairs]  # fmt: skip
-            read += "\ncontext = torch.zeros(len(x), dtype=torch.long)  # the label of each image"
-        else:
-            sample = command.format("sample")
-            pairs = [
-                (f"{sample} TABLE", "one sample for each row")
-                if line.startswith(sample)
-                else (line, text)
-                for line, text in pairs
-            ]
-            read += (
-                '\ncondition = Preprocessor.from_dict(model.data["condition"])\n'
-                "context = torch.from_numpy(condition.transform(table))"
-            )
-    python = (
-        f"{imports}from submanifold.models import {names}\n\n"
-        f'model = Model.load("{path}")\n{read}\n{calls}'
-    )
-    return pairs, python
+def python_code(path: str, model: Model, kind: Kind) -> str:
+    """Return code that uses a model of a file."""
+    imported, x = {
+        "images": ("from submanifold.data.images import load_pictures",
+                   'load_pictures(["a.jpg"], **predictor.model.data)'),
+        "table": ("import pandas", 'pandas.read_csv("table.csv")'),
+        "synthetic": ("import numpy", 'numpy.load("points.npy")  # (N, D), float32'),
+    }[kind]  # fmt: skip
+    context, lines = context_of(model), []
+    label = ", label=0" if "classes" in context else ""
+    if "groups" in model.calibration:
+        lines.append(f"predictor.score(x{label})  # densities, errors and p-values")
+    if model.has_density:
+        lines.append(f"predictor.log_prob(x{label})  # exact log-density, in nats")
+    samples = "condition=x" if "columns" in context else f"64{label}"
+    return "\n".join([
+        f"{imported}\nfrom submanifold import Predictor\n",
+        f'predictor = Predictor.load("{path}")\nx = {x}',
+        *lines,
+        f"u, v = predictor.encode(x{label})  # coordinates on and off the manifold",
+        f"projections, errors = predictor.project(x{label})  # nearest=True: the nearest ones",
+        f"samples = predictor.sample({samples})",
+    ])  # fmt: skip
 
 
 def remarks(metrics: Metrics) -> list[tuple[str, str]]:
@@ -310,9 +236,9 @@ def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
     if not scored[column].notna().any():
         return {"histogram": None, "sentence": None}
     by_split = scored.groupby("split", sort=False)[column]
-    values = {str(split): each.to_numpy() for split, each in by_split}
+    values = {str(split): values.to_numpy() for split, values in by_split}
     if column == NLL:
-        values = {split: -each for split, each in values.items()}
+        values = {split: -nll for split, nll in values.items()}
         histogram = density_histogram(values, "log-density, nats", "rows")
     else:
         histogram = density_histogram(values)
@@ -321,24 +247,23 @@ def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
 
 def extremes(scored: pd.DataFrame, test: np.ndarray) -> list[dict[str, Any]]:
     """Return the most and the least likely test images."""
-    own = scored[scored["split"] == "test"]
-    has_density = bool(own["bits_per_dim"].notna().any())
-    column = "bits_per_dim" if has_density else "encoder_mse"
-    order = own.sort_values(column, kind="stable")
-    count = min(EXTREMES, len(order) // 2)
-    names = ("Most likely", "Least likely")
-    if not has_density:
-        names = ("Smallest encoder error", "Largest encoder error")
-    found = []
-    for name, rows in zip(names, (order[:count], order[::-1][:count]), strict=True):
-        if count:
-            low, high = rows[column].min(), rows[column].max()
-            text = f"{low:.2f} to {high:.2f} bits per dimension"
-            if not has_density:
-                text = f"mean squared error {low:.2g} to {high:.2g}"
-            images = strip(test[rows["number"].to_numpy()], COLUMNS)
-            found.append({"name": f"{name} test images", "strip": images, "text": text})
-    return found
+    of_test = scored[scored["split"] == "test"]
+    column, names = "bits_per_dim", ("Most likely", "Least likely")
+    text = "{:.2f} to {:.2f} bits per dimension"
+    if not of_test["bits_per_dim"].notna().any():
+        column, names = "encoder_mse", ("Smallest encoder error", "Largest encoder error")
+        text = "mean squared error {:.2g} to {:.2g}"
+    order = of_test.sort_values(column, kind="stable")
+    if not (count := min(EXTREMES, len(order) // 2)):
+        return []
+    return [
+        {
+            "name": f"{name} test images",
+            "strip": strip(test[rows["number"].to_numpy()], COLUMNS),
+            "text": text.format(rows[column].min(), rows[column].max()),
+        }
+        for name, rows in zip(names, (order[:count], order[::-1][:count]), strict=True)
+    ]
 
 
 def describe_gap(scored: pd.DataFrame) -> str:
@@ -365,11 +290,7 @@ def describe_gap(scored: pd.DataFrame) -> str:
 
 
 def anomalies(explained: pd.DataFrame) -> pd.DataFrame | None:
-    """Return the most anomalous test rows with the columns that contribute most, as text.
-
-    Args:
-        explained: Result of :func:`submanifold.pipelines.evaluation.nodes.explain`.
-    """
+    """Write the result of :func:`.explain_rows`: anomalous rows with the columns responsible."""
     if explained.empty:
         return None
     rows = []
@@ -397,27 +318,24 @@ def alarms(scored: pd.DataFrame, calibration: Metrics) -> dict[str, Any] | None:
     if "p_value" not in scored or "groups" not in calibration:
         return None
     fitted = Calibration.from_dict(calibration)
-    own = scored[scored["split"] == "test"]
-    rows = false_alarms(own["p_value"].to_numpy(), fitted.groups, group_numbers(own))
+    of_test = scored[scored["split"] == "test"]
+    rows = false_alarms(of_test["p_value"].to_numpy(), fitted.groups, group_numbers(of_test))
     if not rows:
         return None
     table = pd.DataFrame({
         "promised rate": [_percents([row["rate"]]) for row in rows],
-        "flagged": [f"{row['flagged']:,} of {len(own):,}" for row in rows],
+        "flagged": [f"{row['flagged']:,} of {len(of_test):,}" for row in rows],
         "observed rate": [f"{row['observed']['value']:.1%}" for row in rows],
         "range if normal": ["{low:.1%} to {high:.1%}".format(**row["expected"]) for row in rows],
     })  # fmt: skip
     fewer = [row["rate"] for row in rows if row["observed"]["value"] < row["expected"]["low"]]
     more = [row["rate"] for row in rows if row["observed"]["value"] > row["expected"]["high"]]
-    events = fitted.events
-    sentence = f"All observed rates are in the ranges of normal {events}."
-    if fewer or more:
-        parts = {"Fewer": fewer, "More": more}
-        sentence = " ".join(
-            f"{word} test {events} are flagged than promised at {_percents(rates)}."
-            for word, rates in parts.items() if rates
-        )  # fmt: skip
-    return {"table": table, "sentence": f"{sentence} {describe_calibration(calibration)}"}
+    sentences = [
+        f"{word} test {fitted.events} are flagged than promised at {_percents(rates)}."
+        for word, rates in {"Fewer": fewer, "More": more}.items() if rates
+    ] or [f"All observed rates are in the ranges of normal {fitted.events}."]  # fmt: skip
+    sentences.append(describe_calibration(calibration))
+    return {"table": table, "sentence": " ".join(sentences)}
 
 
 def describe_calibration(calibration: Metrics) -> str:
@@ -425,10 +343,8 @@ def describe_calibration(calibration: Metrics) -> str:
     if "why" in calibration:
         return f"The model has no p-values. {calibration['why']}"
     fitted = Calibration.from_dict(calibration)
-    smallest = f"{fitted.smallest_p_value:.2g}"
-    return (
-        f"The calibration uses {fitted.basis} for validation; its smallest p-value is {smallest}."
-    )
+    smallest = f"its smallest p-value is {fitted.smallest_p_value:.2g}."
+    return f"The calibration uses {fitted.basis} for validation; {smallest}"
 
 
 def _percents(rates: Sequence[float]) -> str:
@@ -468,14 +384,3 @@ def traversal(found: Arrays, has_rotation: bool) -> dict[str, Any]:
     text = (f"of a test image along the {count} {what}, one per row, from -3 to 3 standard "
             "deviations over test images")  # fmt: skip
     return {"strip": strip(images.reshape(count * steps, *images.shape[2:]), steps), "text": text}
-
-
-def phases(histories: Mapping[str, Metrics], event_dim: int) -> list[dict[str, Any]]:
-    """Return the phases for the table of the training, rotations with their spectrum."""
-    label = "Eigenvalues by dimension, logarithmic axes"
-    return [
-        history | {"spectrum": sparkline(spectrum(history["rotation"], event_dim), label)}
-        if "rotation" in history
-        else history
-        for history in histories.values()
-    ]

@@ -65,42 +65,29 @@ def encode(
 
     ``stages`` is the number of stages that encode.
     """
-    outer, on = model.part(1, stages), choose_device(device)
+    outer, on = Hierarchy(model.stages[:stages]), choose_device(device)
     splits = {"u_train": train, "u_valid": valid}
     return {name: encode_rows(outer, x, seed, on) for name, x in splits.items()}
 
 
 def train(
-    train: np.ndarray,
-    valid: np.ndarray,
-    phase: PhaseSettings,
-    model: ModelSettings,
-    schedule: dict[str, Any],
-    seed: int,
-    device: str,
-    checkpoints: Path,
-    name: str,
+    train: np.ndarray, valid: np.ndarray, phase: PhaseSettings, model: ModelSettings,
+    schedule: dict[str, Any], seed: int, device: str, checkpoints: Path, name: str,
     before: Hierarchy | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Train the stages of a phase; see :func:`.train_phase`."""
     phase = with_steps(phase, schedule["steps"][name])
     trained, history = train_phase(
         phase, model, before, train, valid, seed, choose_device(device), checkpoints, name,
-        log_callback(schedule["first"][name]),
+        log_callback(schedule["first"][name], phase.stages[0]),
     )  # fmt: skip
     return {"model": trained, "history": {**history, "minutes": schedule["minutes"]}}
 
 
 def rotate(
-    train: np.ndarray,
-    phase: RotationSettings,
-    schedule: dict[str, Any],
-    seed: int,
-    device: str,
-    checkpoints: Path,
-    name: str,
-    before: Hierarchy,
-) -> dict[str, Any]:
+    train: np.ndarray, phase: RotationSettings, schedule: dict[str, Any], seed: int, device: str,
+    checkpoints: Path, name: str, before: Hierarchy,
+) -> dict[str, Any]:  # fmt: skip
     """Rotate the latents of a stage; see :func:`.rotate_phase`."""
     phase = with_steps(phase, schedule["steps"][name])
     rotated, history = rotate_phase(
@@ -110,12 +97,7 @@ def rotate(
 
 
 def calibrate_model(
-    model: Model,
-    data: Any,
-    train: np.ndarray,
-    valid: np.ndarray,
-    device: str,
-    groups: Groups,
+    model: Model, data: Any, train: np.ndarray, valid: np.ndarray, device: str, groups: Groups
 ) -> Model:
     """Add facts about the training data, their covariance and a calibration of anomaly scores.
 
