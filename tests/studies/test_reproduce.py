@@ -11,6 +11,8 @@ from submanifold.runs.experiments import CachedRun, run_all
 from submanifold.studies import reproduce
 from submanifold.studies.reproduce import TARGETS
 
+pytestmark = pytest.mark.pipeline
+
 # the paper's methods, on the data and in the sizes of the test environment
 SMALL = {"dataset": "photos", "stage_1.dim": 24, "stage_2.dim": 12, "device": "cpu"}
 
@@ -54,8 +56,7 @@ def test_runs_that_need_a_model_only_are_not_evaluated(new_project):
     project = new_project()
     with project.session():
         trained = CachedRun("trained", {}, project.path, "test", evaluated=False)
-        for name, value in {**SMALL, "method": "PR-D"}.items():
-            trained = trained.changed(name, value)
+        trained = trained.with_params({**SMALL, "method": "PR-D"})
         run_all([trained])
         assert trained.is_finished
         assert not trained.catalog.exists("metrics")
@@ -85,9 +86,8 @@ def test_finished_only_shows_recorded_results(new_project):
         for name in ("divergence", "nearest_distance", "data_distance", "seconds")
     ]).to_csv(record, index=False)  # fmt: skip
     with project.session():
-        planned = reproduce.finished(
-            reproduce.plan(["related"], project.path, "test"), project.path
-        )
+        planned = reproduce.plan(["related"], project.path, "test")
+        planned = reproduce.finished(planned, project.path)
         (page,) = reproduce.reproduce(planned, project.path, "test")
     assert "1.50 [1.00, 2.00]" in page.read_text()
 

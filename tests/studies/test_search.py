@@ -4,7 +4,6 @@ import os
 import signal
 import sqlite3
 import sys
-import time
 from collections import Counter
 from functools import partial
 
@@ -13,12 +12,15 @@ import pytest
 import yaml
 from optuna.trial import TrialState, create_trial
 
+from conftest import wait_for
 from submanifold.common.device import choose_device
 from submanifold.common.errors import UserError
 from submanifold.evaluation.measure import objectives
 from submanifold.runs.experiments import CachedRun
 from submanifold.runs.tracking import observer
 from submanifold.studies.search import STORAGE, SecondsPruner, search
+
+pytestmark = pytest.mark.pipeline
 
 PARAMS = {"method": "PR-D", "device": "cpu"}
 DIMS = {"stage_1.dim": [8, 9]}
@@ -43,6 +45,13 @@ def run(project, name, **settings):
 
 def opened(project, name):
     return optuna.load_study(study_name=name, storage=url(project))
+
+
+def refused(project, path, *options):
+    """The message of a command that fails."""
+    code, output = project.invoke("search", str(path), "--env=test", *options)
+    assert code == 1
+    return output
 
 
 @pytest.fixture
@@ -89,8 +98,7 @@ def test_two_objectives_have_a_pareto_front(project, untrained):
 
 
 def test_a_trial_without_a_sign_of_life_is_repeated(project, untrained):
-    run(project, "dead", trials=1, search=DIMS)
-    study = opened(project, "dead")
+    study = run(project, "dead", trials=1, search=DIMS)
     dead = study.ask({"stage_1.dim": optuna.distributions.CategoricalDistribution([8, 9])})
     STORAGE(url(project)).record_heartbeat(dead._trial_id)
     make_stale(project)
@@ -128,11 +136,10 @@ def test_a_bad_training_is_pruned_by_its_seconds_and_those_of_earlier_phases(pro
     settings = {"params": {"method": "penalty-after", "device": "cpu"}, "search": {"seed": [0, 1]}}
     study = run(project, "pruned", trials=1, **settings)
     assert study.trials[0].intermediate_values == {1030: 3.0}
+    first = study.trials[0]
     for _ in range(5):
-        study.add_trial(create_trial(
-            params=study.trials[0].params, distributions=study.trials[0].distributions,
-            value=-9.0, intermediate_values={1020: -9.0},
-        ))  # fmt: skip
+        study.add_trial(create_trial(params=first.params, distributions=first.distributions,
+                                     value=-9.0, intermediate_values={1020: -9.0}))  # fmt: skip
     assert run(project, "pruned", trials=7, **settings).trials[-1].state == TrialState.PRUNED
 
 
@@ -161,17 +168,14 @@ def test_trainings_are_compared_at_equal_seconds(values, pruned):
     ({"search": {"seed": [1]}, "trails": 3}, "trails is not a setting; known: search, params"),
 ])  # fmt: skip
 def test_mistakes_in_a_file_end_in_one_message(project, settings, message):
-    path = write(project, "mistake", **settings)
-    code, output = project.invoke("search", str(path), "--env=test")
-    assert (code, output.count("\n")) == (1, 1)
+    output = refused(project, write(project, "mistake", **settings))
+    assert output.count("\n") == 1
     assert message in output
 
 
 def test_other_settings_need_another_name(project, untrained):
     run(project, "other", trials=1, search=DIMS)
-    path = write(project, "other", search={"seed": [0, 1, 2]})
-    code, output = project.invoke("search", str(path), "--env=test")
-    assert code == 1
+    output = refused(project, write(project, "other", search={"seed": [0, 1, 2]}))
     assert "expected the settings with which this study began" in output
 
 
@@ -181,23 +185,21 @@ def test_trials_that_fail_end_in_the_reason(project, untrained):
 
     untrained(fail)
     path = write(project, "failing", trials=2, search={"seed": [0, 1]})
-    code, output = project.invoke("search", str(path), "--env=test")
-    assert (code, output) == (1, f"Error: {path}: no trial is complete: density: diverged\n")
+    reason = f"Error: {path}: no trial is complete: density: diverged\n"
+    assert refused(project, path) == reason
     assert [t.state for t in opened(project, "failing").trials] == [TrialState.FAIL] * 2
 
 
 def test_a_database_that_cannot_be_used_is_a_message(project):
     path = write(project, "database", search={"seed": [0, 1]})
-    address = "--storage=sqlite:////no/such/folder/studies.db"
-    code, output = project.invoke("search", str(path), "--env=test", address)
-    assert code == 1
+    output = refused(project, path, "--storage=sqlite:////no/such/folder/studies.db")
     assert output.startswith("Error: --storage: expected the URL of a database, got ")
 
 
 def test_a_search_without_optuna_names_the_extra_to_install(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    code, output = project.invoke("search", str(write(project, "none", search={"seed": [0]})))
-    assert (code, "pip install 'submanifold[search]'" in output) == (1, True)
+    path = write(project, "none", search={"seed": [0]})
+    assert "pip install 'submanifold[search]'" in refused(project, path)
 
 
 @pytest.mark.fault
@@ -229,10 +231,3 @@ def states(project):
         return Counter(trial.state.name for trial in opened(project, "shared").trials)
     except Exception:  # the database is being created
         return Counter()
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

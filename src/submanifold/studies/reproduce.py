@@ -8,11 +8,12 @@ import mlflow
 
 from submanifold.common.errors import UserError, did_you_mean
 from submanifold.config.cache_keys import RAW_FOLDER
+from submanifold.config.loader import load_configuration
+from submanifold.config.project import conf_source
 from submanifold.data.settings import ImageSettings
 from submanifold.data.sources import SOURCES
 from submanifold.runs.experiments import CachedRun, run_all
 from submanifold.runs.session import connect_mlflow
-from submanifold.runs.train import check_images
 from submanifold.studies.comparisons import beyond, ood, related
 from submanifold.studies.pages import Params, Target, write
 from submanifold.studies.paper import figures, findings, tables
@@ -47,11 +48,12 @@ def plan(
             f"{did_you_mean(unknown[0], TARGETS)}"
         )
     chosen = {target for name in names for target in GROUPS.get(name, [name])}
+    parameters = load_configuration(conf_source(project), env=env).tables
 
     def runs(name: str, need: Params, target: Target) -> list[CachedRun]:
         values = {**need, **(params or {})}
         dataset = values.pop("dataset")
-        run = CachedRun(dataset, {"dataset": dataset}, project, env, target.evaluated)
+        run = CachedRun(dataset, {"dataset": dataset}, project, env, target.evaluated, parameters)
         run = replace(run.with_params(values), name=name)
         return [run, *(run.changed("seed", n) for n in range(1, seeds if target.seeds else 1))]
 
@@ -88,7 +90,7 @@ def _state(run: CachedRun) -> str:
 
 def _data_error(run: CachedRun) -> str | None:
     try:
-        check_images(run.configuration)
+        run.configuration.check_images()
     except UserError as error:
         return str(error)
     return None
@@ -111,13 +113,10 @@ def finished(planned: Plan, project: Path) -> Plan:
     """Keep the finished runs, and the targets that have some, need none, or have a record."""
     kept = {}
     for name, labels in planned.items():
-        done = {
-            label: done
-            for label, runs in labels.items()
-            if (done := [run for run in runs if run.error is None and run.is_finished])
-        }
-        if done or not labels or TARGETS[name].has_record(project):
-            kept[name] = done
+        done = {label: [run for run in runs if run.error is None and run.is_finished]
+                for label, runs in labels.items()}  # fmt: skip
+        if any(done.values()) or not labels or TARGETS[name].has_record(project):
+            kept[name] = {label: runs for label, runs in done.items() if runs}
     return kept
 
 

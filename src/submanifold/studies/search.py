@@ -178,7 +178,7 @@ def _run(settings: StudySettings, base: CachedRun, trial: optuna.Trial) -> list[
         trial.study.tell(trial, state=TrialState.FAIL)
         RETRY(trial.study, trial.study.trials[trial.number])
         raise SystemExit(getattr(stop, "code", 130)) from stop
-    except (ClickException, UserError) as error:
+    except ClickException as error:
         log.warning("Trial %d: %s", trial.number, error)
         trial.set_user_attr("why", str(error))
         return [math.nan] * len(settings.objectives)

@@ -21,7 +21,7 @@ from submanifold.evaluation.samples import stored
 from submanifold.evaluation.scores import QUICK
 from submanifold.evaluation.truth import against_truth
 from submanifold.models import Model
-from submanifold.models.density import on_manifold
+from submanifold.models.density import manifold_density
 from submanifold.runs.experiments import CachedRun
 from submanifold.studies.results import Measured
 
@@ -35,10 +35,9 @@ def measure_points(run: CachedRun) -> Measured:
     """Compare a model of points with the true manifold and density.
 
     Returns:
-        The measures of :func:`submanifold.evaluation.truth.against_truth`; ``nearest_distance``,
-        of nearest projections to the true projections; ``data_distance`` and ``sample_median``,
-        of test points (mean) and samples (median) to the true manifold; ``non_orthogonality``, if
-        d > 1; ``seconds``. Projections are not measured if d = D.
+        Those of :func:`.against_truth`, and distances: ``nearest_distance`` of nearest from true
+        projections, ``data_distance`` (mean) of test points and ``sample_median`` of samples from
+        the manifold; ``non_orthogonality`` if d > 1; ``seconds``. No projections if d = D.
     """
     model: Model = run.load("hierarchy")
     data: Any = run.settings.data
@@ -48,11 +47,11 @@ def measure_points(run: CachedRun) -> Measured:
     found = against_truth(model, truth, test, samples)
     x, true = torch.from_numpy(np.asarray(test)), truth.project(test)
     if model.dim < model.event_dim:
-        nearest = model.project(x, exact=True).double().numpy()
+        nearest = model.project(x, nearest=True).double().numpy()
         found["nearest_distance"] = mean_interval(np.linalg.norm(nearest - true, axis=1))
     else:
         del found["projection_distance"]
-    non_orthogonality = on_manifold(model, x).non_orthogonality.double().numpy()
+    non_orthogonality = manifold_density(model, x).non_orthogonality.double().numpy()
     if np.isfinite(non_orthogonality).all() and model.dim > 1:
         found["non_orthogonality"] = mean_interval(non_orthogonality)
     return {
@@ -74,9 +73,8 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
     """Measure projections and samples of models of images.
 
     Returns:
-        For each model ``precision``, ``recall`` and ``kid`` of samples at temperature 1; if
-        d < D also ``encoder`` and ``nearest``, the mean squared errors of both projections, and
-        ``pca``, that of PCA with d components.
+        For each model ``precision``, ``recall`` and ``kid`` of samples at temperature 1, and if
+        d < D the mean squared errors ``encoder``, ``nearest`` and ``pca`` (with d components).
     """
     device = choose_device(run.settings.device)
     test = run.load("x_test")
@@ -89,7 +87,7 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
         if model.dim < model.event_dim:
             projections: dict[str, Callable[[Tensor], Tensor]] = {
                 "encoder": model.encoder_projection,
-                "nearest": partial(model.project, exact=True),
+                "nearest": partial(model.project, nearest=True),
             }
             for name, project in projections.items():
                 errors = squared_errors(project, batches)

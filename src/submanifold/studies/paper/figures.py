@@ -17,7 +17,6 @@ DIM_100 = {
 }
 TABLE_OF = {3: 1, 5: 2, 8: 3, 9: 4, 10: 5}
 """The table whose methods a figure samples."""
-REJECTED = 8
 
 
 def by_delta(runs: Runs) -> dict[float, list]:
@@ -48,10 +47,8 @@ def _figure_4(runs: Runs) -> Content:
 
 def _figure_7(runs: Runs) -> Content:
     ((run,),) = runs.values()
-    originals, projections = (
-        np.asarray(run.load(name)[:REJECTED]) for name in ("x_test", "projections")
-    )
-    return Content(figures={"": rejection_blocks(originals, projections)})
+    images, projections = (np.asarray(run.load(name)[:8]) for name in ("x_test", "projections"))
+    return Content(figures={"": rejection_blocks(images, projections)})
 
 
 TARGETS = {

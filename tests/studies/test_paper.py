@@ -4,7 +4,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from submanifold.evaluation.intervals import plus_minus
 from submanifold.runs.experiments import CachedRun
+from submanifold.studies.paper import findings
+from submanifold.studies.paper.findings import FAILS, HOLDS, NOT_REPORTED, OPEN
 from submanifold.studies.paper.tables import (
     control_cells,
     paper_cells,
@@ -16,21 +19,17 @@ from submanifold.studies.paper.tables import (
 DIMS = {"DNF": "3072-500-500", "PR-D": "3072-500"}
 
 
-def measured(value, low=None, high=None):
-    return {"value": value, "low": low, "high": high, "n": 100}
-
-
-def run(bpd, mse=0.01, **more):
+def run(bpd=4.0, mse=0.01):
+    """A run whose metrics have the intervals bpd +- 0.1 and mse / 2 to 2 mse."""
     metrics = {
-        "bits_per_dim": measured(bpd, bpd - 0.1, bpd + 0.1),
-        "mse": measured(mse, mse / 2, 2 * mse),
-        "stage_1_mse": measured(mse / 4),
+        "bits_per_dim": {"value": None, "why": "no"} if bpd is None else plus_minus(bpd, 0.1),
+        "mse": {"value": mse, "low": mse / 2, "high": 2 * mse},
+        "stage_1_mse": {"value": mse / 4},
         "fid": {"value": None, "why": "not measured"},
         "parameters": 1_000_000,
-        "baselines": {"pca": {"dim": 500, "mse": measured(0.001)}},
+        "baselines": {"pca": {"dim": 500, "mse": {"value": 0.001}}},
         "counts": {"train": 6000, "test": 800, "samples": 1000},
         "training_images": None,
-        **more,
     }
     return SimpleNamespace(load=lambda name: {"metrics": metrics}[name])
 
@@ -65,3 +64,20 @@ def test_every_cell_of_the_papers_tables_is_valid_and_has_its_dimensions(table):
         if method != "Glow":
             stages = [parameters[name]["dim"] for name in sorted(parameters) if "stage_" in name]
             assert dims == "-".join(map(str, [3072, *stages]))
+
+
+@pytest.mark.parametrize(("one", "other", "less", "equal"), [
+    ([1.0], [2.0], HOLDS, FAILS),
+    ([2.0], [1.0], FAILS, FAILS),
+    ([1.0], [1.1], OPEN, OPEN),  # intervals of 0.1 each
+    ([1.0, 2.0, 3.0], [1.1, 2.1, 3.11], HOLDS, FAILS),  # paired by seed
+    ([1.0, 2.0, 3.0], [1.01, 2.01, 3.02], OPEN, HOLDS),  # within the paper's spread
+    ([1.0, 2.0, 3.0], [1.1, 1.9, 3.1], OPEN, OPEN),
+    ([None], [2.0], NOT_REPORTED, NOT_REPORTED),
+    ([1.0, 1.1, None], [2.0, 3.0, 4.0], NOT_REPORTED, NOT_REPORTED),
+])  # fmt: skip
+def test_a_claim_is_judged_by_the_interval_of_the_difference(one, other, less, equal):
+    runs = {"A": [*map(run, one)], "B": [*map(run, other)]}
+    for expected, verdict in (("less", less), ("equal", equal)):
+        found = findings.compare(runs, "claim", "bits_per_dim", "A", expected, "B")
+        assert found.verdict == verdict

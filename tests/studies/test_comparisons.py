@@ -1,0 +1,133 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from splits import as_maps, checked_splits
+from strategies import initialized_glow
+from submanifold.data.synthetic import Circle
+from submanifold.evaluation.baselines import PCA, pca_batches
+from submanifold.evaluation.intervals import plus_minus
+from submanifold.flows import RealNVP
+from submanifold.models import Hierarchy, Stage
+from submanifold.runs.experiments import CachedRun
+from submanifold.studies.comparisons import measures, related
+from submanifold.studies.reproduce import TARGETS
+
+
+def run(model, arrays, truth=None):
+    """The attributes of a run that measurements use."""
+    found = SimpleNamespace(
+        load=({"hierarchy": model} | arrays).__getitem__, groups={}, seconds=lambda: 5.0,
+        settings=SimpleNamespace(device="cpu", data=SimpleNamespace(manifold=truth)),
+        catalog=SimpleNamespace(exists=lambda name: name in arrays),
+    )  # fmt: skip
+    found.changed = lambda name, value: found
+    return found
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_points_are_compared_with_the_truth(dim):
+    torch.manual_seed(0)
+    truth = Circle()
+    points = truth.sample(200, np.random.default_rng(0)).astype(np.float32)
+    model = Hierarchy([Stage(RealNVP(2, hidden=8), dim)])
+    found = measures.measure_points(run(model, {"x_test": points}, truth))
+    samples = found["sample_median"]
+    assert samples["low"] < samples["value"] < samples["high"]
+    assert found["seconds"]["value"] == 5
+    if dim == 2:
+        assert not {"nearest_distance", "projection_distance"} & set(found), "no manifold"
+        return
+    distance = np.abs(np.linalg.norm(points, axis=1) - 1)
+    assert found["data_distance"]["value"] == pytest.approx(distance.mean(), rel=1e-5)
+    assert found["nearest_distance"]["value"] <= found["projection_distance"]["value"] + 1e-6
+    above = found["manifold_nll"]["value"] - truth.manifold_entropy
+    assert found["manifold_divergence"]["value"] == pytest.approx(above, rel=1e-6)
+
+
+def test_images_are_measured_and_scored_against_ood_images(tmp_path):
+    rng, counts = np.random.default_rng(0), {"x_train": 300, "x_valid": 40, "x_test": 60}
+    images = {name: rng.integers(100, 150, (count, 1, 8, 8), dtype=np.uint8)
+              for name, count in counts.items()}  # fmt: skip
+    images["x_ood"] = rng.integers(0, 256, (50, 1, 8, 8), dtype=np.uint8)
+    model = initialized_glow(images["x_train"], 6, steps=2)
+    about = run(model, as_maps(tmp_path, **images))
+    with checked_splits() as checked:
+        wide, narrow = measures.measure_images(about, [model, model.at_dim(3)])
+        measures.measure_aurocs(about, model, "noise")
+    assert {"sample_quality: train", "sample_quality: test", "score_parts: train"} <= checked
+    pca = PCA.fit(pca_batches(images["x_train"]))
+    errors = torch.cat([pca.squared_errors(x)[:, 6] for x in pca_batches(images["x_test"])])
+    assert wide["pca"]["value"] == pytest.approx(errors.mean().item(), rel=1e-3)
+    assert wide["encoder"]["n"] == len(images["x_test"])
+    assert wide["nearest"]["value"] <= wide["encoder"]["value"]
+    assert wide["pca"]["value"] < narrow["pca"]["value"]
+    assert np.isfinite(wide["kid"]["value"])
+    assert measures.bits_per_dim(about, model, 50)["n"] == 50
+    assert measures.measure_aurocs(about, model, "noise")["auroc.mahalanobis"]["value"] > 0.9
+
+
+def test_measurements_are_cached_by_key(tmp_path):
+    measured = iter([1.0, 2.0])
+    runs = [SimpleNamespace(project=tmp_path, key=key) for key in ("a", "a", "b")]
+    found = [CachedRun.cached(run, "page", lambda: next(measured)) for run in runs]
+    assert found == [1.0, 1.0, 2.0]
+
+
+def point_measures(nearest=None, divergence=None):
+    values = {"divergence": divergence, "nearest_distance": nearest, "data_distance": 0.1}
+    found = {name: plus_minus(value, 0.001) for name, value in values.items() if value is not None}
+    return found | {"seconds": {"value": 10.0}}
+
+
+RELATED = {
+    "circle: nested (ours)": point_measures(0.06, 0.09),
+    "circle: density-first (ours)": point_measures(0.05, 0.08),
+    "circle: two charts": point_measures(0.01, 0.02),
+    "circle: Trumpet": point_measures(0.02),
+    "circle: SoftFlow": point_measures(None, 0.01),
+    "circle: PIE": point_measures(),
+    "paraboloid: nested (ours)": point_measures(0.01, 0.02),
+    "paraboloid: density-first (ours)": point_measures(0.015, 0.03),
+    "paraboloid: two charts": point_measures(0.02, 0.01),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_trained(monkeypatch):
+    monkeypatch.setattr(related, "measure_one", lambda run, images: RELATED[run.name])
+
+
+def content(record=None):
+    runs = {name: [SimpleNamespace(name=name)] for name in RELATED}
+    return TARGETS["related"].make(runs, record)
+
+
+def test_records_fill_in_for_missing_runs_only(tmp_path):
+    measured = content().data
+    measured.to_csv(tmp_path / "record.csv", index=False)
+    record = pd.read_csv(tmp_path / "record.csv")
+    again = content(record.assign(value=9.9))
+    pd.testing.assert_frame_equal(again.data, measured, check_dtype=False)
+    assert not any("measured earlier" in note for note in again.notes)
+    more = content(record.assign(seed=record["seed"] + 5))
+    assert len(more.data) == 2 * len(measured)
+    assert f"{len(measured)} results were measured earlier" in more.notes[-1]
+
+
+def test_related_counts_manifolds_and_densities_below_the_thresholds():
+    tables = content().tables
+    rows = tables["What each system finds, and its cost"].set_index("system").to_dict("index")
+    ours, charts, pie = (rows[name] for name in ("nested (ours)", "two charts", "PIE"))
+    assert (ours["manifolds found"], ours["not found"]) == ("1 of 2", "circle")
+    assert ours["densities found"] == "2 of 2"
+    assert (charts["manifolds found"], charts["not found"]) == ("2 of 2", "")
+    assert (pie["manifolds found"], pie["densities found"]) == ("0 of 1", "0 of 1")
+    assert rows["Trumpet"]["densities found"] == "not available"
+    assert rows["SoftFlow"]["manifolds found"] == "not available"
+    circle = tables["circle"].set_index("system")
+    assert circle.loc["SoftFlow", "nearest projection to the true one"] == "–"
+    assert circle.loc["Trumpet", "nats above the truth"] == "–"
