@@ -1,0 +1,43 @@
+"""The example that trains without Kedro."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import REPOSITORY
+from submanifold.models import Model
+from submanifold.training import rotation
+
+pytestmark = pytest.mark.docs
+
+SCALE = 0.005
+
+
+def test_the_minimal_training_has_the_figures_of_the_command(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(rotation, "PROBES_PER_AXIS", 1)
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(100):
+        pixels = rng.integers(0, 256, (5, 5, 3), np.uint8)
+        image = Image.fromarray(pixels).resize((12, 12))
+        image.save(tmp_path / "pictures" / f"{number}.png")
+    path = REPOSITORY / "examples" / "train_minimal.py"
+    specification = importlib.util.spec_from_file_location("train_minimal", path)
+    example = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(example)
+    figures = example.main(str(tmp_path / "pictures"), tmp_path, size=8, dim=50, scale=SCALE)
+    steps = {
+        name: {"training": {"steps": round(SCALE * count)}}
+        for name, count in (("density", 2800), ("reconstruction", 800), ("code_flow", 200))
+    }
+    run = project.run(
+        env="base", until="metrics", threads=1, dataset="folder",
+        data={"path": str(tmp_path / "pictures"), "size": 8}, stage_1={"dim": 50},
+        rotation={"probes": round(SCALE * 4000)}, evaluation={"samples": 2}, **steps,
+    )  # fmt: skip
+    metrics = run.load("metrics")
+    assert figures == {name: pytest.approx(metrics[name]["value"], rel=1e-6) for name in figures}
+    saved, expected = Model.load(tmp_path / "model.safetensors"), run.load("hierarchy")
+    assert saved.state_dict().keys() == expected.state_dict().keys()
