@@ -104,7 +104,7 @@ def _train(source: dict[str, Any], method: str, seed: int, folder: Path) -> dict
         (log_prob,) = dequantized_log_probs(model.eval(), test, 1, CPU)
         errors = {}
         for d in DIMS if method == DEFAULT else ():
-            project = partial(model.at_dim(d).project, exact=True)
+            project = partial(model.at_dim(d).project, nearest=True)
             of_images = squared_errors(project, Batches(test[::EVERY], 64))
             errors[str(d)] = np.where(of_images <= 1, of_images, 1.0).tolist()
     bits = to_bits_per_dim(log_prob, test).tolist()

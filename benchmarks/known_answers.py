@@ -27,7 +27,7 @@ from submanifold.data import synthetic as data
 from submanifold.data.batches import Batches, dequantize
 from submanifold.flows import Affine, Flow, Glow, RealNVP
 from submanifold.losses import Objective, penalized_likelihood
-from submanifold.models import Hierarchy, Stage, on_manifold
+from submanifold.models import Hierarchy, Stage, manifold_density
 from submanifold.models.diagnostics import is_overfitted, manifold_overfitting
 from submanifold.models.stage import standard_normal_log_prob
 from submanifold.training.trainer import TrainingSettings, fit
@@ -256,7 +256,7 @@ class Uniform(Flow):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.event_shape, self.config = (dim,), {"dim": dim}
+        self.event_shape = (dim,)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map to normal quantiles."""
@@ -322,7 +322,7 @@ def case_6() -> list[Answer]:
     in_plane = h.log_prob(torch.cartesian_prod(side, side)).exp().sum() * 0.03**2
     curve = h.decode(torch.linspace(-6, 6, 4001).double()[:, None])
     lengths = curve.diff(dim=0).norm(dim=1).view(-1, 2).sum(1)
-    on_curve = on_manifold(h, curve[1::2]).log_prob.exp() @ lengths
+    on_curve = manifold_density(h, curve[1::2]).log_prob.exp() @ lengths
     return found + answers(
         6,
         ("mass of a trained density in the plane", 1.0, in_plane, 1e-3, 1e-3, "step of the grid"),
@@ -375,7 +375,7 @@ def nll(quantity: str, exact: float, model: Learned, room: float, closed: bool =
 
 def entropy(name: str, exact: float, model: Learned, room: float, why: str = SEEDS) -> Row:
     """Mean of -log density on the learned manifold at the projections of test points."""
-    density = on_manifold(model.hierarchy, model.x).log_prob
+    density = manifold_density(model.hierarchy, model.x).log_prob
     excess, _ = paired(density, model.truth.manifold_log_prob(model.x.numpy()))
     return f"entropy on the learned manifold, {name}, nats", exact, exact + excess, room, room, why
 
@@ -385,7 +385,7 @@ def case_7() -> list[Answer]:
     tenth, twentieth = learned(data.Circle(noise=0.1)), learned(data.Circle(noise=0.05))
     von_mises = learned(data.VonMisesCircle())
     mean_direction = torch.tensor([[3.0, 0.0]]).double()
-    largest = on_manifold(von_mises.hierarchy, mean_direction).log_prob.exp()
+    largest = manifold_density(von_mises.hierarchy, mean_direction).log_prob.exp()
     return answers(
         7,
         nll("NLL, circle, sigma = 0.1, nats", 0.95170, tenth, 0.3, closed=True),

@@ -172,7 +172,7 @@ def nearest_projections(model: Any, x: np.ndarray, dim: int) -> np.ndarray:
     """Project rows onto the manifold of a dimension."""
     manifold = model.at_dim(dim)
     batches = torch.from_numpy(x).split(1024)
-    return torch.cat([manifold.project(batch, exact=True) for batch in batches]).numpy()
+    return torch.cat([manifold.project(batch, nearest=True) for batch in batches]).numpy()
 
 
 def gaussian_mixture(train: np.ndarray, valid: np.ndarray) -> GaussianMixture:

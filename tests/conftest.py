@@ -1,13 +1,16 @@
 """Fixtures: Kedro projects in temporary folders, and disks that are full or read-only."""
 
 import contextlib
+import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +21,7 @@ import torch
 from click.testing import CliRunner
 from mlflow.entities import Run as MlflowRun
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from safetensors import SafetensorError, safe_open
 
 from submanifold import cli
 from submanifold.common.threads import threads_setting
@@ -47,10 +51,10 @@ class Run:
     @property
     def steps(self):
         """Steps of the phases that this run trained."""
-        names = {a.path for a in self.project.mlflow_client.list_artifacts(self.mlflow.info.run_id)}
+        logged = self.artifacts
         phases = [name.removesuffix(".history") for name in self.catalog if ".history" in name]
         return {name: self.load(f"{name}.history")["steps_trained"]
-                for name in phases if name in names}  # fmt: skip
+                for name in phases if name in logged}  # fmt: skip
 
     @property
     def artifacts(self):
@@ -64,6 +68,11 @@ class Run:
 
     def load(self, name):
         return self.catalog.load(name)
+
+    def text(self, page="report"):
+        """Text of a page without its tags."""
+        html = re.sub(r"<style>.*?</style>", "", self.load(page), flags=re.DOTALL)
+        return " ".join(re.sub(r"<[^>]*>", " ", html).split())
 
     def path(self, name):
         return Path(self.catalog[name]._filepath)
@@ -128,10 +137,8 @@ class Project:
         with self.session(**params) as session:
             return session.load_context().catalog
 
-    def start(self, *arguments):
-        """Start `kedro <arguments>` in another process."""
-        command = [sys.executable, "-m", "kedro", *arguments]
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    def start(self, *arguments, module="kedro"):
+        """Start `kedro <arguments>` in another process, or a command of another module."""
         environment = {**command_environment(), "COLUMNS": "500"}
         del environment["KEDRO_LOGGING_CONFIG"]
 
@@ -139,8 +146,9 @@ class Project:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         return subprocess.Popen(
-            command, cwd=self.path, env=environment, preexec_fn=allow_interrupts, **output
-        )
+            [sys.executable, "-m", module, *arguments], cwd=self.path, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=allow_interrupts,
+        )  # fmt: skip
 
     def invoke(self, *arguments):
         """Run `kedro <arguments>` in this process; return the exit code and the output."""
@@ -154,17 +162,37 @@ class Project:
         output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
+    def last_step(self, phase="*"):
+        """Step of the last checkpoint of a phase, or of the one before while it is replaced."""
+        steps = [0]
+        for name in ("last", "earlier"):
+            for path in self.path.glob(f"data/06_models/*-{phase}-*/{name}.safetensors"):
+                with (
+                    contextlib.suppress(OSError, RuntimeError, SafetensorError),
+                    safe_open(path, "pt") as file,
+                ):
+                    steps.append(json.loads(file.metadata()["state"])["step"])
+        return max(steps)
+
     @property
     def mlflow_client(self):
         return mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.path}/data/mlflow.db")
 
     def mlflow_runs(self):
         """All runs, the oldest first."""
-        client = self.mlflow_client
-        if (found := client.get_experiment_by_name("submanifold")) is None:
-            return []
-        experiment = found.experiment_id
-        return list(client.search_runs([experiment], order_by=["attributes.start_time ASC"]))
+        client, order = self.mlflow_client, ["attributes.start_time ASC"]
+        experiment = client.get_experiment_by_name("submanifold")
+        ids = [experiment.experiment_id] if experiment else []
+        return list(client.search_runs(ids, order_by=order)) if ids else []
+
+
+def wait_for(condition, *processes):
+    """Wait until a condition is true while processes run."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def command_environment():

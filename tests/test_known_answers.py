@@ -12,6 +12,8 @@ from benchmarks import known_answers
 from benchmarks.known_answers import CASES, PAGE
 from submanifold.data import synthetic
 
+pytestmark = pytest.mark.pipeline
+
 VARIANCES = np.array([4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025])
 
 
@@ -44,40 +46,25 @@ def standard_normal_bits(quantised):
     return quantised + bits(gaussian_nll(np.ones(1), 1 / 12), 1)
 
 
+NLL = gaussian_nll(VARIANCES, VARIANCES)
 VON_MISES = synthetic.VonMisesCircle(radius=3.0, concentration=8.0)
 FORMULAS = {
-    1: [
-        gaussian_nll(VARIANCES, VARIANCES),
-        bits(gaussian_nll(VARIANCES, VARIANCES)),
-        VARIANCES[3:].sum() / 8,
-    ],
+    1: [NLL, bits(NLL), VARIANCES[3:].sum() / 8],
     2: [
         bits(gaussian_nll(VARIANCES + 0.01, VARIANCES + 0.01)),
         bits(gaussian_nll(VARIANCES + 0.01, VARIANCES)),
         (3 * 0.01 + VARIANCES[3:].sum()) / 8,
     ],
-    3: [
-        bits(gaussian_nll(VARIANCES, VARIANCES)),
-        0.5,
-        (VARIANCES[:4].sum() / 2 + VARIANCES[4:].sum()) / 8,
-        VARIANCES[4:].sum() / 8,
-        VARIANCES[2:].sum() / 8,
-    ],
+    3: [bits(NLL), 0.5, (VARIANCES[:4].sum() / 2 + VARIANCES[4:].sum()) / 8,
+        VARIANCES[4:].sum() / 8, VARIANCES[2:].sum() / 8],
     4: [1.0, 0.05 * huber(5), 0.05 * 5**2],
     5: [standard_normal_bits(8), standard_normal_bits(5), 8.0, 5.0],
-    7: [
-        ring_entropy(0.1),
-        ring_entropy(0.05),
-        VON_MISES.manifold_entropy,
-        math.exp(VON_MISES.manifold_log_prob(np.array([[3.0, 0.0]]))[0]),
-    ],
-    8: [
-        synthetic.Sphere().manifold_entropy,
-        synthetic.VmfSphere(concentration=5.0).manifold_entropy,
-        synthetic.VmfSphere(concentration=10.0).manifold_entropy,
-    ],
+    7: [ring_entropy(0.1), ring_entropy(0.05), VON_MISES.manifold_entropy,
+        math.exp(VON_MISES.manifold_log_prob(np.array([[3.0, 0.0]]))[0])],
+    8: [synthetic.Sphere().manifold_entropy,
+        *(synthetic.VmfSphere(concentration=kappa).manifold_entropy for kappa in (5.0, 10.0))],
     9: [synthetic.SwissRoll().manifold_entropy, synthetic.Paraboloid().manifold_entropy],
-}
+}  # fmt: skip
 
 
 SURFACES = 8, 9, 10  # take half of the time: tests/test_known_surfaces.py
@@ -97,11 +84,10 @@ def answers_of(case):
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(
-    scope="module",
-    params=parameters(case for case in CASES if case not in SURFACES),
-    ids="case {}".format,
-)
+OTHERS = parameters(case for case in CASES if case not in SURFACES)
+
+
+@pytest.fixture(scope="module", params=OTHERS, ids="case {}".format)
 def found(request):
     yield from answers_of(request.param)
 

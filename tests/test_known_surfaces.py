@@ -11,6 +11,8 @@ from test_known_answers import (
     test_the_page_names_every_quantity_and_its_exact_value,
 )
 
+pytestmark = pytest.mark.pipeline
+
 __all__ = [
     "test_every_exact_value_follows_from_a_formula",
     "test_every_value_is_in_its_interval",

@@ -1,12 +1,14 @@
-"""The Python code of the pages runs, with a small model in place of a trained one."""
+"""The Python code of the pages and of their figures runs, with small models and trainings."""
 
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from submanifold import Hierarchy, Stage
@@ -20,14 +22,15 @@ pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^ *```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-TESTED_ELSEWHERE = {"docs/tutorials/python.md", "docs/how-to/deploy.md"}
+SHOWN = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TESTED_OTHERWISE = {"docs/tutorials/python.md", "docs/how-to/deploy.md"}
 FRAGMENTS = {"docs/how-to/extend.md"}
 """Pages on which only blocks that are whole files run."""
 PAGES = sorted(
     page
     for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
     if BLOCK.search(path.read_text())
-    and (page := str(path.relative_to(ROOT))) not in TESTED_ELSEWHERE
+    and (page := str(path.relative_to(ROOT))) not in TESTED_OTHERWISE
 )
 
 
@@ -80,3 +83,37 @@ def test_blocks_run(page, model, tmp_path, monkeypatch):
     for block in BLOCK.findall((ROOT / page).read_text()):
         if page not in FRAGMENTS or block.startswith(('"""', 'r"""')):
             exec(compile(block, page, "exec"), scope)
+
+
+def test_the_tutorial_prints_what_it_shows_up_to_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/tutorials/python.md").read_text()
+    for usual, short in (
+        (r"\bsteps(=|\": )\d{3}", r"steps\g<1>4"),
+        (r"load_digits\(\)\.images", "load_digits().images[:300]"),
+        (r"\[1300, 1550\]", "[200, 250]"),
+    ):
+        page = re.sub(usual, short, page)
+    shown, scope = [], {"__name__": "__main__"}
+    for language, text in SHOWN.findall(page):
+        if language == "python":
+            exec(compile(text, "python.md", "exec"), scope)
+        else:
+            shown.append(text)
+    assert shape("".join(shown)) == shape(capsys.readouterr().out)
+    assert (tmp_path / "samples.png").exists()
+
+
+def shape(text):
+    """Lines with numbers as #, and lists of numbers as one."""
+    text = re.sub(r"#(, #)+\]", "#]", re.sub(r"\d+(\.\d+)?", "#", text))
+    return [" ".join(line.split()) for line in text.splitlines() if line]
+
+
+def test_the_figures_of_the_concepts_are_drawn():
+    script = runpy.run_path(str(ROOT / "docs/figures.py"))
+    model, points = script["train"](steps=2), torch.randn(50, 2)
+    for name in ("coordinates", "projections", "densities"):
+        assert isinstance(script[name](model, points), Figure)
+        assert (script["FOLDER"] / f"{name}.png").is_file()
+    assert isinstance(script["stages"](), Figure)

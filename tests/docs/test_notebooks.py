@@ -13,11 +13,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 400_000  # bytes
 
 
-def source_of(cell):
-    lines = "".join(cell["source"]).splitlines()
-    return "\n".join(line for line in lines if not line.startswith("%"))
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_complete_and_in_the_gallery(path):
     cells = json.loads(path.read_text())["cells"]
@@ -27,12 +22,10 @@ def test_a_notebook_is_complete_and_in_the_gallery(path):
     assert path.stat().st_size < LARGEST
     assert (ROOT / "docs/gallery" / path.name).resolve() == path
     assert f"<{path.stem}>" in (ROOT / "docs/gallery/index.md").read_text()
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_imports_of_a_notebook_exist(path):
-    code = [each for each in json.loads(path.read_text())["cells"] if each["cell_type"] == "code"]
-    nodes = [node for cell in code for node in ast.walk(ast.parse(source_of(cell)))]
+    lines = [line for cell in cells if cell["cell_type"] == "code"
+             for line in [*"".join(cell["source"]).splitlines(), ""]
+             if not line.startswith("%")]  # fmt: skip
+    nodes = ast.walk(ast.parse("\n".join(lines)))
     imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
     assert imports
     exec(compile(ast.Module(imports, []), str(path), "exec"), {})

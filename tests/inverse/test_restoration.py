@@ -18,38 +18,28 @@ from submanifold.models import Hierarchy, Stage
 DIM = 6
 
 
-@pytest.fixture
-def gaussian():
-    """A linear-Gaussian model in double precision, whose off-manifold density has sigma_v = 0.5."""
+def linear(off_manifold_scale=1.0, **condition):
+    """A linear-Gaussian model in double precision."""
     torch.manual_seed(0)
-    flow = Affine(DIM)
+    flow = make_conditional(Affine(DIM), **condition) if condition else Affine(DIM)
     for parameter in flow.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    return Hierarchy([Stage(flow, dim=2, off_manifold_scale=0.5)]).double().eval()
+    return Hierarchy([Stage(flow, 2, off_manifold_scale)]).double().eval()
 
 
-def prior(model, dim=None, context=None):
-    """Mean and covariance of the model, or of its manifold."""
+@pytest.fixture
+def gaussian():
+    return linear(off_manifold_scale=0.5)
+
+
+def closed_form(model, matrix, y, noise, dim=None, context=None):
+    """Mean (batch, D) and covariance (D, D) of the posterior of a linear-Gaussian model."""
     latents = latents_of(model, dim, context)
     zero, axes = torch.zeros(1, latents.dim).double(), torch.eye(latents.dim).double()
     with torch.no_grad():
         mean = latents.decode(zero)[0]
         factor = (latents.decode(axes) - mean).T
-    return mean, factor @ factor.T
-
-
-def conditional(classes):
-    """A linear-Gaussian model in double precision that is conditional on a label."""
-    torch.manual_seed(0)
-    flow = make_conditional(Affine(DIM), classes=classes)
-    for parameter in flow.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return Hierarchy([Stage(flow, dim=2)]).double().eval()
-
-
-def closed_form(model, matrix, y, noise, dim=None, context=None):
-    """Mean (batch, D) and covariance (D, D) of the posterior of a linear-Gaussian model."""
-    mean, covariance = prior(model, dim, context)
+    covariance = factor @ factor.T
     inner = matrix @ covariance @ matrix.T + noise**2 * torch.eye(len(matrix)).double()
     gain = covariance @ matrix.T @ torch.linalg.inv(inner)
     return mean + (y - matrix @ mean) @ gain.T, covariance - gain @ matrix @ covariance
@@ -65,24 +55,28 @@ def fitted(gaussian):
     return gaussian
 
 
-def test_samples_in_events_are_those_of_the_closed_form(fitted):
-    matrix, noise = torch.randn(4, DIM).double(), 0.03
-    x = fitted.sample(2).double()
-    y = (x @ matrix.T)[[0] * 16 + [1] * 16]
-    found = restore(fitted, y, lambda x: x @ matrix.T, noise, iterations=90,
+def sampled(model, noise, dim=None):
+    """A restoration, and the mean and the covariance of the posterior."""
+    matrix = torch.randn(4, DIM).double()
+    y = (model.sample(2).double() @ matrix.T)[[0] * 16 + [1] * 16]
+    found = restore(model, y, lambda x: x @ matrix.T, noise, dim=dim, iterations=90,
                     generator=torch.Generator().manual_seed(0))  # fmt: skip
-    mean, covariance = closed_form(fitted, matrix, y, noise)
-    torch.testing.assert_close(found.image, mean, atol=1e-4, rtol=0)
+    mean, covariance = closed_form(model, matrix, y, noise, dim)
     assert 0.5 < found.acceptance.mean() < 0.95
     assert found.r_hat.max() < 1.3
     deviations = (found.samples - mean).flatten(0, 1)
-    std = covariance.diagonal().sqrt()
-    np.testing.assert_allclose(deviations.T.cov(), covariance, atol=0.08 * float(std.max()) ** 2)
+    largest = float(covariance.diagonal().max())
+    np.testing.assert_allclose(deviations.T.cov(), covariance, atol=0.08 * largest)
+    return found, mean, covariance
+
+
+def test_samples_in_events_are_those_of_the_closed_form(fitted):
+    found, mean, _ = sampled(fitted, 0.03)
+    torch.testing.assert_close(found.image, mean, atol=1e-4, rtol=0)
 
 
 def test_nonlinear_operators_are_sampled_in_latents(fitted, monkeypatch):
-    targets = []
-    sample = restoration.sample
+    targets, sample = [], restoration.sample
     monkeypatch.setattr(
         restoration, "sample", lambda *args: targets.append(args[0]) or sample(*args)
     )
@@ -104,25 +98,15 @@ def test_mode_and_mean_of_a_gaussian_model_are_those_of_the_closed_form(gaussian
 
 @pytest.mark.parametrize("dim", [None, 3])
 def test_samples_of_a_gaussian_model_are_those_of_the_closed_form(gaussian, dim):
-    matrix, noise = torch.randn(4, DIM).double(), 0.3
-    x = gaussian.sample(2).double()
-    y = (x @ matrix.T)[[0] * 16 + [1] * 16]
-    found = restore(gaussian, y, lambda x: x @ matrix.T, noise, dim=dim, iterations=90,
-                    generator=torch.Generator().manual_seed(0))  # fmt: skip
-    mean, covariance = closed_form(gaussian, matrix, y, noise, dim)
-    assert 0.5 < found.acceptance.mean() < 0.95
-    assert found.r_hat.max() < 1.3
-    deviations = (found.samples - mean).flatten(0, 1)
-    std = covariance.diagonal().sqrt()
-    # 7,680 samples
-    assert (deviations.mean(0).abs() <= 0.06 * std + 1e-6).all()
-    np.testing.assert_allclose(deviations.T.cov(), covariance, atol=0.08 * float(std.max()) ** 2)
+    found, mean, covariance = sampled(gaussian, 0.3, dim)
+    std = covariance.diagonal().sqrt()  # of 7,680 samples
+    assert ((found.samples - mean).mean((0, 1)).abs() <= 0.06 * std + 1e-6).all()
     torch.testing.assert_close(found.image, found.samples.mean(0))
     torch.testing.assert_close(found.std, found.samples.std(0))
 
 
 def test_conditional_models_restore_events_of_their_context():
-    model = conditional(2)
+    model = linear(classes=2)
     y = torch.zeros(2, 3).double()
     matrix = torch.eye(DIM)[:3].double()
     means = []

@@ -1,25 +1,21 @@
 """Runs that are killed or fail, read-only disks, corrupted files, and failures of MLflow."""
 
-import contextlib
-import json
 import logging
 import os
 import signal
 import sqlite3
-import time
 
 import mlflow
 import pytest
 import torch
 from click import ClickException
 from mlflow.exceptions import MlflowException
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from conftest import wait_for
 from submanifold.common.errors import UserError
 from submanifold.pipelines.evaluation import nodes
 from submanifold.runs.runner import RankRunner
-from submanifold.training.checkpoint import EARLIER, LAST
 
 pytestmark = pytest.mark.fault
 
@@ -43,33 +39,16 @@ def statuses(project):
 # ---- interrupted runs
 
 
-def last_step(project):
-    """Step of stage 2's last checkpoint, or of the one before while it is being replaced."""
-    steps = [0]
-    for folder in project.path.glob("data/06_models/photos-stage_2-*"):
-        for name in (LAST, EARLIER):
-            with (
-                contextlib.suppress(OSError, RuntimeError, SafetensorError),
-                safe_open(folder / name, "pt") as file,
-            ):
-                steps.append(json.loads(file.metadata()["state"])["step"])
-    return max(steps)
-
-
 def interrupt(project, number):
     """Start a run, and send a signal after a new checkpoint of stage 2; return its step."""
-    before = last_step(project)
+    before = project.last_step("stage_2")
     process = project.start(*COMMAND)
-    deadline = time.monotonic() + 100
-    while last_step(project) <= before:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: project.last_step("stage_2") > before, process)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert before < last_step(project) < STEPS
-    return last_step(project)
+    assert before < project.last_step("stage_2") < STEPS
+    return project.last_step("stage_2")
 
 
 @pytest.mark.parametrize("signals", [

@@ -7,6 +7,8 @@ import pytest
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
 from submanifold.pipeline_registry import register_pipelines
 
+pytestmark = pytest.mark.pipeline
+
 
 def registered(project, **params):
     """The pipelines of an experiment."""
@@ -27,30 +29,25 @@ def test_pipelines_have_a_namespace_for_each_phase_and_catalog_entries(project):
             assert dataset.startswith("param") or dataset in catalog, f"{dataset} of {name}"
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"method": "density-first", "ood": "mnist", "training": {"minutes": 1}},
-        {"dataset": "mnist", "data": {"condition": "label"}, "method": "H-MM"},
-        {"dataset": "wine", "ood": __file__},
-        {"dataset": "circle"},
-    ],
-)
+@pytest.mark.parametrize("params", [
+    {"method": "density-first", "ood": "mnist", "training": {"minutes": 1}},
+    {"dataset": "mnist", "data": {"condition": "label"}, "method": "H-MM"},
+    {"dataset": "wine", "ood": __file__},
+    {"dataset": "circle"},
+])  # fmt: skip
 def test_arguments_receive_the_split_that_they_are_named_after(project, params):
     """And outputs are written to the dataset of their split."""
     split, checked = re.compile(r"(?:.*[._])?(train|valid|test)"), set()
-    for pipeline in registered(project, **params).values():
-        for node in pipeline.nodes:
-            for datasets in (node._inputs, node._outputs):
-                named = datasets if isinstance(datasets, dict) else {str(datasets): str(datasets)}
-                for argument, dataset in named.items():
-                    splits = [split.fullmatch(name) for name in (argument, dataset)]
-                    if any(splits):
-                        assert all(splits), f"{argument} of {node.name} is {dataset}"
-                        assert splits[0][1] == splits[1][1], (
-                            f"{argument} of {node.name} is {dataset}"
-                        )
-                        checked.add(argument)
+    nodes = [node for pipeline in registered(project, **params).values() for node in pipeline.nodes]
+    for node in nodes:
+        for datasets in (node._inputs, node._outputs):
+            named = datasets if isinstance(datasets, dict) else {str(datasets): str(datasets)}
+            for argument, dataset in named.items():
+                first, second = (split.fullmatch(name) for name in (argument, dataset))
+                if first or second:
+                    message = f"{argument} of {node.name} is {dataset}"
+                    assert (first and first[1]) == (second and second[1]), message
+                    checked.add(argument)
     assert checked >= {"train", "valid", "test"}
 
 
@@ -61,7 +58,6 @@ def test_joint_method_of_two_stages_trains_them_together(project):
     metrics = run.load("metrics")
     assert metrics["stage_1_mse"]["value"] != metrics["mse"]["value"]
     hierarchical = project.catalog(method="H-MM", stage_1={"dim": 24}, stage_2={"dim": 12})
-    keys = [
-        path.parent.name for path in (run.path("hierarchy"), hierarchical["hierarchy"]._filepath)
-    ]
-    assert keys[0][-10:] != keys[1][-10:], "keys of equal settings differ by the phases"
+    paths = run.path("hierarchy"), hierarchical["hierarchy"]._filepath
+    joint_key, key = (path.parent.name[-10:] for path in paths)
+    assert joint_key != key, "keys of equal settings differ by the phases"

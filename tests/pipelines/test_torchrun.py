@@ -1,19 +1,13 @@
 """Several processes, which torchrun starts."""
 
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from safetensors import SafetensorError, safe_open
 
-from conftest import command_environment
+from conftest import wait_for
 
 pytestmark = pytest.mark.fault
 
@@ -21,10 +15,8 @@ PARAMS = "--params=device=cpu,method=nested"
 
 
 def start(project, *options, params=PARAMS):
-    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "submanifold", "run"]
-    command += ["--pipeline=hierarchical", "--env=test", params]
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=project.path, **pipe, env=command_environment())
+    command = ("-m", "submanifold", "run", "--pipeline=hierarchical", "--env=test", params)
+    return project.start(*options, *command, module="torch.distributed.run")
 
 
 def finish(*processes):
@@ -36,13 +28,6 @@ def finish(*processes):
 @pytest.fixture(scope="module")
 def one(new_project):
     return new_project().run(method="nested")
-
-
-def last_step(project):
-    for file in (project.path / "data").rglob("last.safetensors"):
-        with suppress(OSError, SafetensorError), safe_open(file, "pt") as checkpoint:
-            return json.loads(checkpoint.metadata()["state"])["step"]
-    return 0
 
 
 def assert_same_figures(project, one):
@@ -76,11 +61,7 @@ def test_a_rank_that_dies_ends_all_and_the_repeated_command_resumes(new_project)
     project = new_project()
     long = PARAMS + ",density.training.steps=600,density.training.validate_every=20"
     process = start(project, "--nproc-per-node=2", params=long)
-    deadline = time.monotonic() + 120
-    while not last_step(project):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(project.last_step, process)
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(ranks[-1]), signal.SIGKILL)
     output, _ = process.communicate(timeout=120)

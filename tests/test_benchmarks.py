@@ -1,4 +1,4 @@
-"""The comparison of restorations with baselines, against closed forms and another library."""
+"""Parts of the benchmarks that compare with other methods, against closed forms."""
 
 import math
 from types import SimpleNamespace
@@ -9,10 +9,23 @@ import scipy
 import torch
 
 from benchmarks import restore as benchmark
+from benchmarks.adbench import make_split
 from calibrated import smooth_images
 from submanifold.inverse import Restoration, parse
 
 SHAPE = (2, 4, 4)
+
+
+@pytest.mark.parametrize("protocol", ["semi", "unsup"])
+@pytest.mark.parametrize(("anomalies", "expected"), [(3, 3), (30, 10)])
+def test_a_subsample_keeps_rare_anomalies(protocol, anomalies, expected):
+    """Without anomalies there is no AUROC."""
+    y = np.arange(10_000) < anomalies
+    for seed in range(5):
+        split = make_split(np.arange(10_000.0)[:, None], y, protocol, seed, 100)
+        assert split.anomaly.sum() == expected
+        assert len(split.test) + (0 if split.same else len(split.train)) == 100
+        assert len(np.unique(split.test)) == len(split.test)
 
 
 def test_the_gain_is_over_the_baseline_with_the_largest_psnr(monkeypatch):

@@ -1,11 +1,24 @@
-"""The sentences of the report that draw conclusions from numbers."""
+"""The sentences of reports that draw conclusions from numbers, and the code of the report."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from calibrated import calibrated_model, conditional_rows, conditional_table_model
 from submanifold.evaluation.calibration import Calibration
-from submanifold.pipelines.reporting.sections import against_pca, alarms, anomalies, describe_gap
+from submanifold.evaluation.intervals import plus_minus
+from submanifold.evaluation.ood import ANOMALY, LINEAR, LINEAR_COMBINATION, MEASURES
+from submanifold.flows import RealNVP
+from submanifold.models import Hierarchy, Stage
+from submanifold.pipelines.ood.sections import warnings
+from submanifold.pipelines.reporting.sections import (
+    against_pca,
+    alarms,
+    anomalies,
+    describe_gap,
+    python_code,
+)
 
 RNG = np.random.default_rng(0)
 SCORES = {"density": RNG.standard_normal(400)}
@@ -65,6 +78,23 @@ def test_false_alarms_are_compared_with_those_of_normal_images(power, sentence):
     assert alarms(scored().drop(columns="p_value"), CALIBRATION) is None
 
 
+@pytest.mark.parametrize(("kind", "make"), [
+    ("images", calibrated_model),
+    ("table", conditional_table_model),
+    ("synthetic", lambda: Hierarchy([Stage(RealNVP(2), dim=1)]).eval()),
+])  # fmt: skip
+def test_the_code_of_the_report_runs(tmp_path, monkeypatch, kind, make):
+    monkeypatch.chdir(tmp_path)
+    model, scope = make(), {}
+    model.save("model.safetensors")
+    Image.fromarray(np.zeros((9, 12, 3), np.uint8)).save("a.jpg")
+    conditional_rows(20, 0).to_csv("table.csv", index=False)
+    np.save("points.npy", np.zeros((3, 2), np.float32))
+    exec(python_code("model.safetensors", model, kind), scope)
+    assert len(scope["u"]) == len(scope["projections"]) == len(scope["x"])
+    assert len(scope["samples"]) == (20 if kind == "table" else 64)
+
+
 @pytest.mark.parametrize(("encoder", "nearest", "warns"), [
     (0.5, 0.4, False),
     (3.0, 0.9, False),
@@ -72,15 +102,39 @@ def test_false_alarms_are_compared_with_those_of_normal_images(power, sentence):
 ])  # fmt: skip
 def test_errors_above_those_of_pca_are_a_warning(encoder, nearest, warns):
     metrics = {"encoder_mse": {"value": encoder, "n": 512}, "nearest_mse": {"value": nearest},
-               "counts": {"test": 512}}  # fmt: skip
-    baselines = {"pca": {"mse": {"value": 9.0}}, "pca_subset": {"mse": {"value": 1.0}}}
-    sentence, warning = against_pca({**metrics, "baselines": baselines})
+               "baselines": {"pca_subset": {"mse": {"value": 1.0}}}}  # fmt: skip
+    sentence, warning = against_pca({**metrics, "counts": {"test": 512}})
     assert f"{encoder:.2g} times that of PCA (encoder projections)" in sentence
     assert f"{nearest:.2g} times that of PCA (nearest projections)" in sentence
     assert (warning is not None) == warns
     assert "512" not in sentence
-    more = against_pca({**metrics, "baselines": baselines, "counts": {"test": 776}})
-    assert more == (f"{sentence} These errors and those above are of 512 evenly spaced test "
-                    "images.", warning)  # fmt: skip
+    more, _ = against_pca({**metrics, "counts": {"test": 776}})
+    assert "of 512 evenly spaced test images" in more
     missing = {"pca_subset": {"why": "too few"}}
     assert against_pca({**metrics, "baselines": missing}) == (None, None)
+
+
+def measured(auroc, linear=0.5, false_alarms=0.05, detected=0.9, expected=0.02):
+    """Measures of scores with an interval of +- 0.05."""
+    linears = dict.fromkeys((*LINEAR, LINEAR_COMBINATION), linear)
+    values = {"density": 0.4, ANOMALY: auroc, **linears}
+    scores = {
+        name: dict.fromkeys(MEASURES, plus_minus(value, 0.05)) for name, value in values.items()
+    }
+    rates = {"false_alarms": plus_minus(false_alarms, 0.02), "detected": plus_minus(detected, 0.03)}
+    rates["expected"] = plus_minus(0.05, expected)
+    return {"scores": scores, "alarms": [{"rate": rate, **rates} for rate in (0.1, 0.05)]}
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    (measured(0.52), ["includes 0.5"]),
+    (measured(0.3, linear=0.6), ["have lower anomaly scores", "A linear score is better"]),
+    (measured(0.8, linear=0.95), ["A linear score is better: pca_distance has an AUROC of 0.95"]),
+    (measured(0.9, detected=0.3), ["70% of the “noise” images are missed at --alpha=5%."]),
+    (measured(0.9, false_alarms=0.08), ["more false alarms than promised at 10%, 5%"]),
+    (measured(0.9, false_alarms=0.08, expected=0.04), []),
+])  # fmt: skip
+def test_warnings_follow_from_the_intervals(given, expected):
+    found = warnings(given, "mnist", "noise")
+    assert len(found) == len(expected)
+    assert all(text in warning for text, warning in zip(expected, found, strict=True))

@@ -1,0 +1,47 @@
+"""Pages name what exists, and explain every metric. Sphinx checks the links between the pages."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from submanifold.evaluation.calibration import COMBINATION
+from submanifold.evaluation.metrics import METRICS
+from submanifold.evaluation.ood import LINEAR, LINEAR_COMBINATION
+from submanifold.evaluation.scores import SCORES
+
+pytestmark = pytest.mark.docs
+
+ROOT = Path(__file__).parents[2]
+LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
+PAGE = re.compile(r"\bdocs/[\w./-]+\.(?:md|ipynb|png|py)\b")
+CODE = re.compile(r"(?<![\w./-])(?:(?:src|tests|benchmarks)/[\w./-]*\w|(?:\w+/)+\w+\.py\b)")
+EXAMPLES = {"flows/sinh_arcsinh.py", "losses/terms/sparsity.py", "data/sources/array.py"}
+"""Files that readers of docs/how-to/extend.md write."""
+
+
+def missing(files, pattern, *folders):
+    """(file, path) of the paths that match a pattern and are in none of the folders."""
+    named = {(file.name, path) for file in files for path in pattern.findall(file.read_text())}
+    return {each for each in named if not any((folder / each[1]).exists() for folder in folders)}
+
+
+def test_links_of_root_pages():
+    assert missing(ROOT.glob("*.md"), LINK, ROOT) == set()
+
+
+def test_pages_that_code_and_configuration_name():
+    files = [ROOT / "pyproject.toml", *ROOT.glob("conf/base/*.yml"), *ROOT.glob("src/**/*.py"),
+             *ROOT.glob("src/**/*.html"), *ROOT.glob("benchmarks/**/*.py")]  # fmt: skip
+    assert missing(files, PAGE, ROOT) == set()
+
+
+def test_code_that_pages_name():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
+    written = {("extend.md", path) for path in EXAMPLES}
+    assert missing(pages, CODE, ROOT, ROOT / "src/submanifold") == written
+
+
+@pytest.mark.parametrize("name", [*METRICS, *SCORES, *LINEAR, COMBINATION, LINEAR_COMBINATION])
+def test_the_page_of_metrics_explains_every_metric_and_score(name):
+    assert f"`{name}`" in (ROOT / "docs/concepts/metrics.md").read_text()
