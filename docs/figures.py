@@ -18,7 +18,7 @@ from submanifold.data.batches import Batches
 from submanifold.data.synthetic import VonMisesCircle
 from submanifold.flows import RealNVP
 from submanifold.losses import penalized_likelihood
-from submanifold.models import Hierarchy, Stage, on_manifold
+from submanifold.models import Hierarchy, Stage, manifold_density
 from submanifold.training.settings import TrainingSettings
 from submanifold.training.trainer import fit
 
@@ -97,12 +97,12 @@ def projections(model: Hierarchy, points: Tensor) -> Figure:
     some = order[torch.linspace(0, len(order) - 1, 9).long()]
     x = points[some]
     line = torch.linspace(-2.6, 2.6, 400)
-    titles = ("Encoder projection, decode(u, 0)", "Nearest projection, exact=True")
+    titles = ("Encoder projection, decode(u, 0)", "Nearest projection, nearest=True")
     for axes, color, title in zip(
         figure.subplots(1, 2, sharey=True), (ENCODER, NEAREST), titles, strict=True
     ):
         is_nearest = color == NEAREST
-        project = partial(model.project, exact=True) if is_nearest else model.encoder_projection
+        project = partial(model.project, nearest=True) if is_nearest else model.encoder_projection
         projected = project(x)
         error = (points - project(points)).square().sum(1).mean()
         axes.scatter(*points.T, s=2, color="0.85", zorder=0)
@@ -135,7 +135,7 @@ def densities(model: Hierarchy, points: Tensor) -> Figure:
     angle = np.degrees(np.arctan2(on[:, 0].numpy(), on[:, 1].numpy()))
     along.plot(angle, model.log_prob(on).exp(), color="0.35", label="on all of space, per area")
     along.plot(
-        angle, on_manifold(model, on).log_prob.exp(), color=MANIFOLD,
+        angle, manifold_density(model, on).log_prob.exp(), color=MANIFOLD,
         label="on the manifold, per length",
     )  # fmt: skip
     true = ARC.radius * np.stack([np.sin(np.radians(angle)), np.cos(np.radians(angle))], 1)

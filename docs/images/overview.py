@@ -39,7 +39,7 @@ def main(model_file: str, data: str) -> None:
     rows = {"test images": as_pixels(x)}
     for dim in DIMS:
         for name, projected in (
-            (f"d = {dim}, ours", model.at_dim(dim).project(x, exact=True)),
+            (f"d = {dim}, ours", model.at_dim(dim).project(x, nearest=True)),
             (f"d = {dim}, PCA", pca.project(x, dim)),
         ):
             psnr = -10 * (projected - x).clamp(-0.5, 0.5).square().mean().log10().item()

@@ -19,7 +19,7 @@ from submanifold.common.errors import UserError
 from submanifold.evaluation.gaussian import Gaussian
 from submanifold.geometry.linearization import Linearization, jvp
 from submanifold.inverse.operators import Operator
-from submanifold.models import Hierarchy, Model, Slice
+from submanifold.models import Hierarchy, Model
 
 GAUSS_NEWTON_STEPS, CG_STEPS, HALVINGS = 12, 10, 4
 SMALLEST_DECREASE = 0.005  # relative, of U, below which the search for the mode ends
@@ -45,11 +45,9 @@ def latents_of(model: Model, dim: int | None = None, context: Tensor | None = No
     With ``dim``, they are the coordinates of the manifold; otherwise those of all of space. All
     events have one context (1, ...).
     """
-    if isinstance(model, Slice):
-        model = model.hierarchy
     if not isinstance(model, Hierarchy):
         raise UserError(f"model: expected a hierarchy, got a {model.kind}. Train with charts=1.")
-    manifold = model.part(1, model.manifold_stage)
+    manifold = Hierarchy(model.stages[: model.manifold_stage])
     shift = 0.5 if len(model.event_shape) == 3 else 0.0
     context = None if context is None else context.to(next(model.parameters()).device)
 
