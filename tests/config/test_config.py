@@ -1,5 +1,7 @@
 """Kedro's configuration of one experiment."""
 
+import copy
+import functools
 import shutil
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import yaml
 
 from submanifold.common.errors import UserError
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
+from submanifold.config.merge import merge
 from submanifold.config.project import PACKAGED_CONF, conf_source, find_checkout
+from submanifold.config.resolve import resolve
 from submanifold.data.synthetic import MANIFOLDS
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -26,6 +30,17 @@ def load(env, **params):
     return loader(env, **params).experiment.parameters()
 
 
+@functools.cache
+def tables():
+    """The parameters in files, which take long to read."""
+    return loader(None).tables
+
+
+def experiment(**params):
+    """The experiment that parameters select, as the loader does."""
+    return resolve(merge(copy.deepcopy(tables()), params))
+
+
 def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
     stages = {f"stage_{n}": {"dim": 1000 - n} for n in range(1, 13)}
     catalog = loader(None, method="H-MM", **stages)["catalog"]
@@ -37,19 +52,19 @@ def test_the_catalog_has_a_phase_for_each_of_more_than_nine():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_tables_is_valid(method):
     dataset = {"noise-conditional": "wine"}.get(method, "photos")
-    experiment = loader(None, method=method, dataset=dataset).experiment
+    selected = experiment(method=method, dataset=dataset)
     flow = {"SoftFlow": "soft_glow", "trumpet": "trumpet", "autoencoder": "autoencoder",
             "conformal": "conformal", "noise-conditional": "tabular",
             }.get(method, "glow")  # fmt: skip
-    assert experiment.model.stages[0].flow[0].type == flow
-    rotates = len(experiment.trainings) < len(experiment.phases)
+    assert selected.model.stages[0].flow[0].type == flow
+    rotates = len(selected.trainings) < len(selected.phases)
     assert rotates == method.startswith(("nested", "density", "noise-conditional"))
     family, _, letters = method.removesuffix("-star").partition("-")
     if family in ("PR", "EE", "H"):
         penalties = {"M": "mse", "H": "huber", "D": "huber"}
-        for phase, letter in zip(experiment.trainings.values(), letters, strict=False):
+        for phase, letter in zip(selected.trainings.values(), letters, strict=False):
             assert phase.reconstruction.penalty == penalties[letter]
-    weight = next(iter(experiment.trainings.values())).likelihood.weight
+    weight = next(iter(selected.trainings.values())).likelihood.weight
     without = method.startswith("M-flow") or method in ("rectangular", "trumpet", "autoencoder")
     assert weight == (0.0 if without else 0.5 if "-star" in method else 1.0)
 
@@ -62,8 +77,8 @@ def test_every_method_of_the_tables_is_valid(method):
     ("EE-M", [(1, 2), 2]),
 ])  # fmt: skip
 def test_rotated_methods_have_rotations_after_their_trainings(method, phases):
-    plain = loader(None, method=method).experiment
-    rotated = loader(None, method=method, rotated=True).experiment
+    plain = experiment(method=method)
+    rotated = experiment(method=method, rotated=True)
     found = rotated.phases.values()
     assert [getattr(phase, "rotate", phase.stages) for phase in found] == phases
     first, *later = rotated.trainings.values()
@@ -78,14 +93,14 @@ def test_rotated_methods_have_rotations_after_their_trainings(method, phases):
 
 def test_a_method_that_rotates_is_not_rotated_again():
     with pytest.raises(UserError, match="rotated: expected false, because rotation rotates lat"):
-        loader(None, rotated=True).experiment  # noqa: B018
+        experiment(rotated=True)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_dataset_of_the_tables_is_valid(dataset):
     placed = ("folder", "lsun_bedroom", "medmnist")
     data = {"path": "somewhere"} if dataset in placed else {}
-    assert load(None, dataset=dataset, data=data)["data"]["source"] == dataset
+    assert experiment(dataset=dataset, data=data).data.source == dataset
 
 
 def test_the_paper_environment_is_the_papers():
