@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 import pytest
 
+pytestmark = pytest.mark.pipeline
+
 COMMANDS = {"encode", "info", "project", "reproduce", "restore", "run", "runs", "sample", "score",
             "search", "train"}  # fmt: skip
 
