@@ -142,8 +142,8 @@ def fixed_batches(
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(events), batch_size):
-            some = events[start : start + batch_size]
-            yield as_input(some).to(device), context_tensor(some, device)
+            batch = events[start : start + batch_size]
+            yield as_input(batch).to(device), context_tensor(batch, device)
 
     return tuned(batches()) if torch.device(device).type == "cpu" else batches()
 

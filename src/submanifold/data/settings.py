@@ -306,9 +306,9 @@ class TableSettings(Settings):
     @property
     def facts(self) -> dict[str, Any]:
         """Description of the rows in a model's file: the preprocessor, and the label."""
-        found = self.read()
-        condition = {"condition": found.context.to_dict()} if found.context else {}
-        return {"table": found.inputs.to_dict(), "label": self.label_column, **condition}
+        schema = self.read()
+        condition = {"condition": schema.context.to_dict()} if schema.context else {}
+        return {"table": schema.inputs.to_dict(), "label": self.label_column, **condition}
 
     def fingerprint(self, raw_folder: Path) -> str:
         """Identity of the files; see :func:`.tables.schema.fingerprint`."""

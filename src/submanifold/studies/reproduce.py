@@ -102,11 +102,11 @@ def _all_runs(planned: Plan) -> list[CachedRun]:
 
 def unique(runs: Iterable[CachedRun]) -> dict[str, CachedRun]:
     """Return runs by cache key; evaluated if one of equal runs is."""
-    found: dict[str, CachedRun] = {}
+    by_key: dict[str, CachedRun] = {}
     for run in runs:
-        if run.key not in found or run.evaluated:
-            found[run.key] = run
-    return found
+        if run.key not in by_key or run.evaluated:
+            by_key[run.key] = run
+    return by_key
 
 
 def finished(planned: Plan, project: Path) -> Plan:

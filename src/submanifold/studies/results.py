@@ -23,8 +23,8 @@ KEYS = ("data", "row", "dim", "seed", "measure")
 def as_rows(measured: Measured, **keys: Any) -> list[dict[str, Any]]:
     """Write measures as rows of results, with ``value``, ``low``, ``high`` and the count ``n``."""
     return [
-        {**keys, "measure": name, **{k: each[k] for k in (*ENDS, "n") if k in each}}
-        for name, each in measured.items()
+        {**keys, "measure": name, **{k: interval[k] for k in (*ENDS, "n") if k in interval}}
+        for name, interval in measured.items()
     ]
 
 
@@ -54,20 +54,20 @@ def summarize(data: pd.DataFrame, names: Iterable[str]) -> dict[str, dict[Any, M
     ``seconds`` are the smallest, since other work on the machine only adds to them. ``names`` are
     the data sets in order; those without results are left out.
     """
-    found: dict[str, defaultdict[Any, Measured]] = {
+    by_name: dict[str, defaultdict[Any, Measured]] = {
         name: defaultdict(dict) for name in names if name in set(data["data"])
     }
     clean = data.astype(object).where(data.notna(), None)
     keys = [name for name in KEYS if name in data and name != "seed"]
     for key, rows in clean.groupby(keys, sort=False):
         name, *system, measure = cast(tuple[str, ...], key)
-        summary = found[name][system[0] if len(system) == 1 else tuple(system)]
+        summary = by_name[name][system[0] if len(system) == 1 else tuple(system)]
         if measure == "seconds":
             summary[measure] = {"value": rows["value"].min()}
         else:
             summary[measure] = over_seeds(rows[list(ENDS)].to_dict("records"))
         summary["seeds"] = {"value": max(len(rows), value(summary, "seeds") or 0)}
-    return {name: dict(systems) for name, systems in found.items()}
+    return {name: dict(systems) for name, systems in by_name.items()}
 
 
 def value(measured: Measured, measure: str) -> Any:
@@ -114,10 +114,10 @@ def comparison(
     If recorded results are used, conclusions and dates are those of the record. Results of other
     publications follow the tables. Missing ones of the ``wanted`` data sets and systems are noted.
     """
-    found = set(zip(data["data"], data["row"], strict=True))
+    measured = set(zip(data["data"], data["row"], strict=True))
     missing: defaultdict[str, list[str]] = defaultdict(list)
     for data_name, system in dict.fromkeys(wanted):
-        if (data_name, system) not in found:
+        if (data_name, system) not in measured:
             missing[data_name].append(system)
     about: Mapping[str, Any] = page["recorded"] if data.attrs["recorded"] else {"notes": []}
     every = [*page["notes"], *about["notes"]]

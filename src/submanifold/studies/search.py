@@ -131,7 +131,9 @@ def search(path: Path, project: Path, env: str | None, storage: str) -> list[str
             time.sleep(POLL)
     if TrialState.COMPLETE not in states:
         raise UserError(f"{path}: no trial is complete: {started[-1].user_attrs.get('why')}")
-    return [f"Trial {each.number}: {each.values} with {each.params}" for each in study.best_trials]
+    return [
+        f"Trial {trial.number}: {trial.values} with {trial.params}" for trial in study.best_trials
+    ]
 
 
 def _open(settings: StudySettings, base: CachedRun, path: Path, url: str) -> optuna.Study:
@@ -167,10 +169,10 @@ def _run(settings: StudySettings, base: CachedRun, trial: optuna.Trial) -> list[
         with observed(Observer(tags, partial(trial.set_user_attr, "mlflow_run"), report)):
             run.run()
         device = choose_device(run.settings.device)
-        found = objectives(run.load_model(), run.load("x_valid"), device)
-        values = [found[name] for name in settings.objectives]
+        reached = objectives(run.load_model(), run.load("x_valid"), device)
+        values = [reached[name] for name in settings.objectives]
         if not all(map(math.isfinite, values)):
-            raise UserError(f"objectives: expected numbers, got {found}.")
+            raise UserError(f"objectives: expected numbers, got {reached}.")
         return values
     except Pruned as pruned:
         raise optuna.TrialPruned(str(pruned)) from pruned
@@ -192,7 +194,7 @@ def _report(
     is_of_data = run.settings.phases[phase].stages[0] == 1  # others have inputs of their own
     if len(settings.objectives) > 1 or not is_of_data or not {name, "valid.seconds"} <= {*values}:
         return
-    earlier = [run.load(f"{each}.history")["seconds"] for each in phases[: phases.index(phase)]]
+    earlier = [run.load(f"{name}.history")["seconds"] for name in phases[: phases.index(phase)]]
     seconds = int(sum(earlier) + values["valid.seconds"])
     if math.isfinite(values[name]):
         trial.report(values[name], seconds)

@@ -54,7 +54,7 @@ def write_page(
         advice=advice["sentence"],
         estimates=pd.DataFrame({
             "estimate": names.keys(),
-            "dimension": [format_interval(each, ".1f") for each in estimates],
+            "dimension": [format_interval(estimate, ".1f") for estimate in estimates],
             "of": names.values(),
         }),
         smallest=pd.DataFrame({

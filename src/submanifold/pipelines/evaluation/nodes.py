@@ -45,8 +45,8 @@ def fit_baselines(
     Returns:
         ``baselines``, and the axes of the ``pca``.
     """
-    found, axes = baselines.fit_baselines(train, valid, test, groups_of(groups, "test"))
-    return {"baselines": found, "pca": axes}
+    fitted, axes = baselines.fit_baselines(train, valid, test, groups_of(groups, "test"))
+    return {"baselines": fitted, "pca": axes}
 
 
 def draw_samples(
@@ -106,8 +106,8 @@ def score_events(
         return scored
     arrays = {"train": train, "valid": valid, "test": test}
     log_det = np.concatenate([
-        _log_det(hierarchy, arrays[str(split)][own["number"].to_numpy()])
-        for split, own in scored.groupby("split", sort=False)
+        _log_det(hierarchy, arrays[str(split)][of_split["number"].to_numpy()])
+        for split, of_split in scored.groupby("split", sort=False)
     ])  # fmt: skip
     nats = scored["bits_per_dim"] * hierarchy.event_dim * math.log(2)
     return scored.assign(**{NLL: nats - log_det})
@@ -119,7 +119,7 @@ def _log_det(model: Model, x: np.ndarray) -> np.ndarray | None:
         return None
     preprocessor = Preprocessor.from_dict(model.data["table"])
     parts = np.array_split(x, -(-x.size // CHUNK_VALUES))
-    return np.concatenate([preprocessor.log_det_at(each) for each in parts])
+    return np.concatenate([preprocessor.log_det_at(part) for part in parts])
 
 
 def explain(
@@ -130,12 +130,14 @@ def explain(
 
     The column ``row`` has the numbers of the rows in the table.
     """
-    own = split_scores[split_scores["split"] == "test"]
+    of_test = split_scores[split_scores["split"] == "test"]
     preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
-    found = explain_rows(hierarchy.to(choose_device(device)), preprocessor, test, own, train)
-    numbers = np.array(rows["test"])[found.pop("number")]
-    found.insert(0, "row", numbers)
-    return found
+    explained = explain_rows(
+        hierarchy.to(choose_device(device)), preprocessor, test, of_test, train
+    )
+    numbers = np.array(rows["test"])[explained.pop("number")]
+    explained.insert(0, "row", numbers)
+    return explained
 
 
 def illustrate(
@@ -148,17 +150,17 @@ def illustrate(
     ends = shown[[0, -1]]
     if (labels := context_of_array(test[:CANDIDATES])) is not None:  # of one class
         ends = test[np.flatnonzero(labels == labels[0])[[0, -1]]]
-    found = illustrations.project_all(model, shown[-BY_DIM:], pca)
+    shown_images = illustrations.project_all(model, shown[-BY_DIM:], pca)
     if isinstance(model, Hierarchy):
         by_dim = illustrations.project_by_dim(model, shown[:BY_DIM], pca)
-        found |= {f"by_dim_{name}": each for name, each in by_dim.items()}
+        shown_images |= {f"by_dim_{name}": images for name, images in by_dim.items()}
     if classes := context_of(model).get("classes"):
-        found["by_class"] = illustrations.sample_by_class(model, classes)
+        shown_images["by_class"] = illustrations.sample_by_class(model, classes)
     compared = np.concatenate([samples[:PROJECTIONS], shown])
     neighbors = train[illustrations.nearest_images(compared, train)]
     count = len(samples[:PROJECTIONS])
     return {
-        **found,
+        **shown_images,
         "originals": shown[-BY_DIM:],
         "sample_neighbors": neighbors[:count],
         "test_neighbors": neighbors[count:],

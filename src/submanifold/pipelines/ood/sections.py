@@ -64,23 +64,23 @@ def warnings(measured: Measured, dataset: str, ood: str) -> list[str]:
     """Return sentences on failed detection, better linear scores, and false alarms."""
     scores = measured["scores"]
     auroc = scores[main_score(measured)]["auroc"]
-    found = []
+    texts = []
     missed = {row["rate"]: 1 - row["detected"]["value"] for row in measured.get("alarms", [])}
     if missed.get(RATE, 0) > 0.5:
-        found.append(f"{missed[RATE]:.0%} of the “{ood}” images are missed at --alpha={RATE:.0%}.")
+        texts.append(f"{missed[RATE]:.0%} of the “{ood}” images are missed at --alpha={RATE:.0%}.")
     if auroc["low"] is not None and auroc["high"] < 0.5:
-        found.append(
+        texts.append(
             f"Detection fails: “{ood}” images have lower anomaly scores than “{dataset}” images. "
             "Do not use this model to detect such images."
         )
     elif auroc["low"] is not None and auroc["low"] <= 0.5:
-        found.append(
+        texts.append(
             "Detection fails: the interval of the AUROC includes 0.5, the value of a random score."
         )
     linear = {name: scores[name]["auroc"] for name in (*LINEAR, LINEAR_COMBINATION)}
     best = max(linear, key=lambda name: linear[name]["value"])
     if None not in (auroc["high"], low := linear[best]["low"]) and low > max(0.5, auroc["high"]):
-        found.append(
+        texts.append(
             f"A linear score is better: {best} has an AUROC of "
             f"{format_interval(linear[best], '.3f')}."
         )
@@ -88,11 +88,11 @@ def warnings(measured: Measured, dataset: str, ood: str) -> list[str]:
               if row["false_alarms"]["value"] > row["expected"]["high"]]  # fmt: skip
     if broken:
         rates = ", ".join(f"{row['rate']:.1%}".replace(".0%", "%") for row in broken)
-        found.append(
+        texts.append(
             f"There are more false alarms than promised at {rates}: test images and validation "
             f"images of “{dataset}” differ."
         )
-    return found
+    return texts
 
 
 def alarm_table(measured: Measured) -> pd.DataFrame | None:
@@ -131,12 +131,12 @@ def _rounded(interval: Measured) -> dict[str, Any]:
 
 def thresholds(scored: pd.DataFrame, measured: Measured) -> dict[str, float]:
     """Return the lowest score that is flagged at each promised rate."""
-    found = {}
+    values = {}
     for row in measured.get("alarms", []):
         flagged = scored.loc[scored[f"p_{ANOMALY}"] <= row["rate"], ANOMALY]
         if len(flagged):
-            found[f"{100 * row['rate']:g}%"] = float(flagged.min())
-    return found
+            values[f"{100 * row['rate']:g}%"] = float(flagged.min())
+    return values
 
 
 def confused_events(

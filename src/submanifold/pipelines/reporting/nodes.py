@@ -42,7 +42,9 @@ def make_table(
 ) -> pd.DataFrame:
     """Format the metrics of the model, the truth, the baselines and the paper as a table."""
     dims, baselines = metrics["dims"], metrics["baselines"]
-    pca, of_subset = (each.get("mse", each) for each in (baselines["pca"], baselines["pca_subset"]))
+    pca, of_subset = (
+        errors.get("mse", errors) for errors in (baselines["pca"], baselines["pca_subset"])
+    )
     model = f"{method}, {' → '.join(map(str, dims))}"
     measured: dict[str, Any] = {model: metrics}
     if truth is not None:
@@ -57,8 +59,11 @@ def make_table(
     rows = []
     for label, values in measured.items():
         if values:
-            found = {name: metric.read(values) for name, metric in METRICS.items()}
-            written = {n: METRICS[n].write(each) for n, each in found.items() if each is not None}
+            figures = {name: metric.read(values) for name, metric in METRICS.items()}
+            written = {
+                name: METRICS[name].write(value)
+                for name, value in figures.items() if value is not None
+            }  # fmt: skip
             rows.append({"model": label, **written})
     rows += _paper_rows(dataset, method, dims, hierarchy)
     alone, mse = (METRICS[name].write(metrics.get(name)) for name in (STAGE_1, "mse"))
@@ -91,7 +96,7 @@ def report_images(
     for name, images in drawn.items():
         title = f"Samples at temperature {TEMPERATURES[name]:g}"
         figures[name] = image_grid(images[:64], columns=16, title=title)
-    by_dim = {name.removeprefix("by_dim_"): each for name, each in illustrations.items()
+    by_dim = {name.removeprefix("by_dim_"): images for name, images in illustrations.items()
               if name.startswith("by_dim_")}  # fmt: skip
     slider, path = None, illustrations["interpolation"]
     if by_dim:
@@ -127,7 +132,7 @@ def report_table(
     from submanifold.plots.tables import marginals, pairs
 
     preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
-    names = list(dict.fromkeys(each.name for each in preprocessor.varying))
+    names = list(dict.fromkeys(column.name for column in preprocessor.varying))
     data, drawn = (preprocessor.inverse_transform(x[:MAX_POINTS])[names] for x in (test, samples))
     figures = {
         "marginals": marginals({"test rows": data, "samples": drawn}),
@@ -160,9 +165,9 @@ def report_synthetic(
 
 def _first_order(about: Mapping[str, Any]) -> Metrics | None:
     """Return the errors by dimension that the last rotation predicts, if there is one."""
-    found = [each["rotation"] for each in about.values()
-             if isinstance(each, dict) and "rotation" in each]  # fmt: skip
-    return found[-1] if found else None
+    rotations = [history["rotation"] for history in about.values()
+             if isinstance(history, dict) and "rotation" in history]  # fmt: skip
+    return rotations[-1] if rotations else None
 
 
 def _report(
@@ -173,7 +178,7 @@ def _report(
     from submanifold.pipelines.reporting import sections
     from submanifold.plots.curves import training_curves
 
-    trainings = {name: each for name, each in histories.items() if each["train"]}
+    trainings = {name: history for name, history in histories.items() if history["train"]}
     figures = {"curves": training_curves(trainings), **figures}
     labels = _labels(metrics)
     notes = {name: training_images_reach(metrics, name) for name in COMPARED_WITH_TEST}
@@ -195,7 +200,9 @@ def _report(
         about=sections.facts(run, metrics, histories, seed, str(choose_device(device))),
         usage=usage_commands(hierarchy, run["name"] or str(Path(run["model"]).parent)),
         python=sections.python_code(run["model"], hierarchy, kind),
-        minutes=next((each["minutes"] for each in histories.values() if "minutes" in each), None),
+        minutes=next(
+            (history["minutes"] for history in histories.values() if "minutes" in history), None
+        ),
         phases=[*histories.values()],
         pictures=figures,
         **content,

@@ -163,7 +163,7 @@ def facts(
     run: Metrics, metrics: Metrics, histories: Mapping[str, Metrics], seed: int, device: str
 ) -> list[tuple[str, Any]]:
     """Return the facts about a run for the header; None for unknown ones."""
-    durations = [f"{each['name']} {each['seconds']:,.0f} s" for each in histories.values()]
+    durations = [f"{history['name']} {history['seconds']:,.0f} s" for history in histories.values()]
     durations.append(f"evaluation {metrics['seconds']['evaluation']:,.0f} s")
     command, version, (_, date), *rest = run_facts(run)
     return [
@@ -203,22 +203,22 @@ def python_code(path: str, model: Model, kind: Kind) -> str:
 
 def remarks(metrics: Metrics) -> list[tuple[str, str]]:
     """Return remarks on the computation of the metrics."""
-    found = []
+    notes = []
     if metrics.get("overflows"):
         count = f"{metrics['overflows']} projections overflowed"
-        found.append(("Overflows", f"{count} because the decoder is nearly singular there."))
+        notes.append(("Overflows", f"{count} because the decoder is nearly singular there."))
     if why := metrics["bits_per_dim"].get("why"):
-        found.append(("Missing bits per dimension", f"{why}."))
+        notes.append(("Missing bits per dimension", f"{why}."))
     if "bits_per_dim_importance" in metrics:
         draws = metrics["bits_per_dim_importance"]["draws"]
-        found.append(("Importance-weighted bound", f"{draws} dequantizations per image."))
+        notes.append(("Importance-weighted bound", f"{draws} dequantizations per image."))
     if "manifold_nll" in metrics:
-        found.append(("NLL on the manifold", f"Measured on {metrics['manifold_nll']['n']} images."))
+        notes.append(("NLL on the manifold", f"Measured on {metrics['manifold_nll']['n']} images."))
     if gaussian := metrics["baselines"]["gaussian"]:
         text = f"Shrinkage {gaussian['shrinkage']:.2g} of the covariance, from validation data."
-        found.append(("Gaussian", text))
+        notes.append(("Gaussian", text))
     if why := metrics.get("fid", {}).get("why"):
-        found.append(("Missing FID", f"{why}."))
+        notes.append(("Missing FID", f"{why}."))
     if metrics.get("kid", {}).get("value") is not None:
         features = "Inception features"
         if metrics["features"] != "inception":
@@ -226,8 +226,8 @@ def remarks(metrics: Metrics) -> list[tuple[str, str]]:
                         "use a trained network and are not comparable")  # fmt: skip
         text = (f"{metrics['kid']['n_real']:,} test images and as many samples, with {features}. "
                 "Compare only values with equal counts and features.")  # fmt: skip
-        found.append(("KID, precision, recall", text))
-    return found
+        notes.append(("KID, precision, recall", text))
+    return notes
 
 
 def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def describe_gap(scored: pd.DataFrame) -> str:
     if column == NLL:
         events, unit = "rows", "nats (negative log-density)"
     by_split = split_means(scored)
-    means = {split: written(column, each) for split, each in by_split.items()}
+    means = {split: written(column, value) for split, value in by_split.items()}
     gap = generalization_gap(by_split)
     difference = format_interval(gap, ".3f", signed=True)
     text = (
@@ -364,7 +364,7 @@ def neighbors(samples: np.ndarray, test: np.ndarray, found: Arrays) -> dict[str,
         "samples": pixel_errors(nearest, np.asarray(samples[:count])),
         "test images": pixel_errors(of_test, np.asarray(test[: len(of_test)])),
     }
-    means = {name: math.sqrt(each.mean()) for name, each in errors.items()}
+    means = {name: math.sqrt(squares.mean()) for name, squares in errors.items()}
     text = (
         "The nearest training image has the smallest Euclidean distance of pixels, which finds "
         "copies but not similar content. The root mean square difference of pixels in [0, 1] is "

@@ -45,17 +45,17 @@ RECORDED = [*NAMES, "PCA, then a flow"]  # the last has no runs
 def needs() -> dict[str, Params]:
     """Return the experiments, by labels ``<data>: <label of a row>``."""
     experiments: dict[str, Params] = PAGE["experiments"]
-    found = {f"{data}: {label}": {"dataset": data, **params}
+    needs = {f"{data}: {label}": {"dataset": data, **params}
              for data in PAGE["data"] for label, params in experiments.items()}  # fmt: skip
     for method, phase in PAGE["paper"].items():
-        usual = found[f"celeba: {method}"]
+        usual = needs[f"celeba: {method}"]
         for dim, outer in OUTER_DIMS.items():
             dims = {"stage_1.dim": outer if method in ("EE-M", "H-MM") else dim}
             dims |= {} if method == "PR-D" else {"stage_2.dim": dim}
-            found[f"celeba: {method} at {dim}"] = usual | dims
+            needs[f"celeba: {method} at {dim}"] = usual | dims
         adam = {f"{phase}.{name}": value for name, value in ADAM.items()}
-        found[f"celeba: {method}, Adam"] = usual | adam
-    return found
+        needs[f"celeba: {method}, Adam"] = usual | adam
+    return needs
 
 
 def measure(run: CachedRun, row: Row) -> dict[int, Measured]:
@@ -71,11 +71,11 @@ def measure(run: CachedRun, row: Row) -> dict[int, Measured]:
         if row.label == OURS:  # bits per dimension before the penalty
             density = run.load_model("density.model")
             shared["before"] = {"value": measures.bits_per_dim(run, density)["value"]}
-        found = measures.measure_images(run, [model.at_dim(dim) for dim in dims])
-        return {dim: shared | each for dim, each in zip(dims, found, strict=True)}
+        by_dim = measures.measure_images(run, [model.at_dim(dim) for dim in dims])
+        return {dim: shared | measured for dim, measured in zip(dims, by_dim, strict=True)}
 
-    found = run.cached("by-dim-density" if row.density_only else "by-dim", measure_all)
-    return {int(dim): measured for dim, measured in found.items()}
+    cached = run.cached("by-dim-density" if row.density_only else "by-dim", measure_all)
+    return {int(dim): measured for dim, measured in cached.items()}
 
 
 def measured_rows(runs: Runs) -> list[dict[str, Any]]:
@@ -137,12 +137,12 @@ def goals(data: pd.DataFrame) -> pd.DataFrame:
     for label, most, reached, form in wanted:
         of_seeds = reached.dropna().astype(float).tolist()
         if of_seeds:
-            found = over_seeds(of_seeds)
-            missed = found["value"] - (most or 0)
+            mean = over_seeds(of_seeds)
+            missed = mean["value"] - (most or 0)
             verdict = "met" if missed <= 0 else f"missed by {missed:{form}}"
             rows.append({
                 "goal": label, "at most": "" if most is None else f"{most:{form}}",
-                "reached": format_interval(found, form), "seeds": len(of_seeds),
+                "reached": format_interval(mean, form), "seeds": len(of_seeds),
                 "": "" if most is None else verdict,
             })  # fmt: skip
     return pd.DataFrame(rows)

@@ -44,18 +44,18 @@ def measure_points(run: CachedRun) -> Measured:
     truth, test = data.manifold, run.load("x_test")
     generator = torch.Generator().manual_seed(0)
     samples = model.sample(POINT_SAMPLES, generator=generator).double().numpy()
-    found = against_truth(model, truth, test, samples)
+    measured = against_truth(model, truth, test, samples)
     x, true = torch.from_numpy(np.asarray(test)), truth.project(test)
     if model.dim < model.event_dim:
         nearest = model.project(x, nearest=True).double().numpy()
-        found["nearest_distance"] = mean_interval(np.linalg.norm(nearest - true, axis=1))
+        measured["nearest_distance"] = mean_interval(np.linalg.norm(nearest - true, axis=1))
     else:
-        del found["projection_distance"]
+        del measured["projection_distance"]
     non_orthogonality = manifold_density(model, x).non_orthogonality.double().numpy()
     if np.isfinite(non_orthogonality).all() and model.dim > 1:
-        found["non_orthogonality"] = mean_interval(non_orthogonality)
+        measured["non_orthogonality"] = mean_interval(non_orthogonality)
     return {
-        **{name: each for name, each in found.items() if isinstance(each, dict)},
+        **{name: value for name, value in measured.items() if isinstance(value, dict)},
         "data_distance": mean_interval(np.linalg.norm(test - true, axis=1)),
         "sample_median": median_interval(np.linalg.norm(samples - truth.project(samples), axis=1)),
         "seconds": {"value": run.seconds()},
@@ -81,7 +81,7 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
     batches = Batches(test[:PROJECTED], NEAREST_BATCH_SIZE, device=device)
     groups = groups_of(run.groups, "test")
     pca = PCA.fit(pca_batches(run.load("x_train")))
-    found = []
+    by_model = []
     for model in models:
         measured: Measured = {}
         if model.dim < model.event_dim:
@@ -98,8 +98,8 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
         samples = np.concatenate([stored(model.sample(SAMPLED_AT_ONCE, generator=generator))
                                   for _ in range(IMAGE_SAMPLES // SAMPLED_AT_ONCE)])  # fmt: skip
         quality = sample_quality(run.load("x_train"), test, samples, "auto", device, run.groups)
-        found.append(measured | {name: quality[name] for name in ("precision", "recall", "kid")})
-    return found
+        by_model.append(measured | {name: quality[name] for name in ("precision", "recall", "kid")})
+    return by_model
 
 
 def measure_aurocs(run: CachedRun, model: Model, ood: str) -> Measured:
@@ -116,4 +116,4 @@ def measure_aurocs(run: CachedRun, model: Model, ood: str) -> Measured:
     ood_groups = other.load("ood_groups") if other.catalog.exists("ood_groups") else {}
     scored = add_groups(scored, groups_of(run.groups, "test"), groups_of(ood_groups, "ood"))
     scores = measure_ood(scored)["scores"]
-    return {f"auroc.{name}": each["auroc"] for name, each in scores.items()}
+    return {f"auroc.{name}": measured["auroc"] for name, measured in scores.items()}

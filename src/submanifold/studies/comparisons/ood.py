@@ -67,9 +67,9 @@ def _compare(pair: str, aurocs: Measured) -> dict[str, str]:
     """Compare the combination with its goal and with the best linear score."""
 
     def best(names: Iterable[str]) -> tuple[str, Mapping[str, Any]]:
-        found = {name: aurocs[name] for name in names if name in aurocs}
-        name = max(found, key=lambda name: found[name]["value"], default="")
-        return name, found.get(name, {"value": 0.0})
+        candidates = {name: aurocs[name] for name in names if name in aurocs}
+        name = max(candidates, key=lambda name: candidates[name]["value"], default="")
+        return name, candidates.get(name, {"value": 0.0})
 
     ours, goal = aurocs[COMBINATION], PAGE["goals"].get(pair)
     (linear, of_linear), (single, of_single) = best(BASELINES), best(SCORES)

@@ -72,17 +72,17 @@ def on_images(data: str, dim: int, system: System) -> Params:
 
 def needs() -> dict[str, Params]:
     """Return the experiments, by labels ``<data>: <system>``."""
-    found: dict[str, Params] = {}
+    needs: dict[str, Params] = {}
     for data in MANIFOLDS:
         for name, system in SYSTEMS.items():
             if manifold(data).dim >= system.least_dim:
-                found[f"{data}: {name}"] = on_points(data, system)
+                needs[f"{data}: {name}"] = on_points(data, system)
     for data, images in IMAGES.items():
         for name, system in SYSTEMS.items():
             is_too_slow = system.derivatives and images["dim"] > LARGEST_VOLUME
             if system.images and not is_too_slow:
-                found[f"{data}: {name}"] = on_images(images["dataset"], images["dim"], system)
-    return found
+                needs[f"{data}: {name}"] = on_images(images["dataset"], images["dim"], system)
+    return needs
 
 
 def measure_one(run: CachedRun, images: Mapping[str, Any] | None) -> Measured:
@@ -92,11 +92,11 @@ def measure_one(run: CachedRun, images: Mapping[str, Any] | None) -> Measured:
         if images is None:
             return measures.measure_points(run)
         model = run.load_model()
-        (found,) = measures.measure_images(run, [model])
+        (measured,) = measures.measure_images(run, [model])
         if model.has_density:
-            found["bits_per_dim"] = measures.bits_per_dim(run, model, BITS_IMAGES)
+            measured["bits_per_dim"] = measures.bits_per_dim(run, model, BITS_IMAGES)
         aurocs = measures.measure_aurocs(run, model, images["ood"])
-        return {**found, **aurocs, "seconds": {"value": run.seconds()}}
+        return {**measured, **aurocs, "seconds": {"value": run.seconds()}}
 
     return run.cached("related", measure)
 

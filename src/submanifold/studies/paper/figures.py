@@ -29,7 +29,7 @@ def _samples(runs: Runs) -> Content:
     columns = 2 if len(runs) == 4 else 3
     return Content(figures={
         f"Samples at temperature {temperature:g}": sample_panels(
-            {label: np.asarray(each[0].load(name)) for label, each in runs.items()}, columns
+            {label: np.asarray(of_label[0].load(name)) for label, of_label in runs.items()}, columns
         )
         for name, temperature in TEMPERATURES.items()
     })  # fmt: skip
@@ -39,8 +39,8 @@ def _figure_4(runs: Runs) -> Content:
     first, *_ = next(iter(runs.values()))
     originals = np.asarray(first.load("x_test")[: len(first.load("projections"))])
     shown = {
-        delta: (each.load("projections"), each.load("samples"))
-        for delta, (each, *_) in by_delta(runs).items()
+        delta: (run.load("projections"), run.load("samples"))
+        for delta, (run, *_) in by_delta(runs).items()
     }
     return Content(figures={"": delta_rows(originals, shown)})
 

@@ -89,12 +89,12 @@ def _difference(pairs: Sequence[Sequence[Any]]) -> Interval:
     pairs = pairs if len(pairs) >= FEWEST_SEEDS else pairs[:1]
     if not isinstance(pairs[0][0], Mapping):  # an exact number, equal for all seeds
         return plus_minus(pairs[0][0] - pairs[0][1], 0)
-    if any(is_missing(each["value"]) for pair in pairs for each in pair):
+    if any(is_missing(interval["value"]) for pair in pairs for interval in pair):
         return {"value": None}
     differences = [a["value"] - b["value"] for a, b in pairs]
     if len(pairs) > 1:
         return interval_over_seeds(differences)
-    if any(is_missing(each["low"]) for each in pairs[0]):
+    if any(is_missing(interval["low"]) for interval in pairs[0]):
         return {"value": differences[0]}
     return plus_minus(differences[0], math.hypot(*(x["high"] - x["low"] for x in pairs[0])) / 2)
 
@@ -146,7 +146,7 @@ def smaller_delta_loses_outliers(runs: Runs) -> Iterator[Finding]:
     for delta, seeds in smaller:
         differences = [(a - b)[np.isfinite(a)] for a, b in zip(seeds, reference, strict=False)]
         if len(differences) >= FEWEST_SEEDS:
-            difference = interval_over_seeds([float(each.mean()) for each in differences])
+            difference = interval_over_seeds([float(of_seed.mean()) for of_seed in differences])
         else:
             finite = np.isfinite(seeds[0])
             difference = mean_interval(differences[0], None if groups is None else groups[finite])
@@ -181,7 +181,7 @@ def _stability(histories: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     rollbacks = sum(history["rollbacks"] for history in histories)
     warnings = sum(len(history["warnings"]) for history in histories)
     losses = [[row["loss"] for row in history["valid"]] for history in histories]
-    rise = max(each[-1] / min(each) for each in losses)
+    rise = max(curve[-1] / min(curve) for curve in losses)
     text = f"{rollbacks} rollbacks, {warnings} warnings, last loss {rise:.3f} times the best"
     return text, bool(rollbacks or warnings) or rise > RISE
 

@@ -66,25 +66,26 @@ def results_table(table: int, stage_dims: Mapping[str, str], runs: Runs) -> pd.D
         }
         for method, seeds in measured.items()
         for column, metric in COMPARED.items()
-        if any(metric.read(metrics) is not None for each in measured.values() for metrics in each)
+        if any(metric.read(metrics) is not None
+               for of_seeds in measured.values() for metrics in of_seeds)
     ]  # fmt: skip
     printed = paper.results().query(f"table == {table}")
     printed = printed.rename(columns={"value": "paper", "spread": "paper_spread"})
     keys = ["method", "stage_dims", "metric"]
-    found = pd.DataFrame(rows).astype(dict.fromkeys(ENDS, float))
-    return found.merge(printed[[*keys, "paper", "paper_spread"]], "left", keys)
+    frame = pd.DataFrame(rows).astype(dict.fromkeys(ENDS, float))
+    return frame.merge(printed[[*keys, "paper", "paper_spread"]], "left", keys)
 
 
 def readable(results: pd.DataFrame) -> pd.DataFrame:
     """Format the results with one row for each method, each number next to the paper's."""
     in_paper = set(results.loc[results["paper"].notna(), "metric"])
     rows = []
-    for method, found in results.groupby("method", sort=False):
-        first = found.iloc[0]
+    for method, of_method in results.groupby("method", sort=False):
+        first = of_method.iloc[0]
         row = {"method": method, "dimensions": first["stage_dims"].replace("-", " → ")}
         if results["seeds"].max() > 1:
             row["seeds"] = NONE if method == FLOOR else str(first["seeds"])
-        for measured in found.to_dict("records"):
+        for measured in of_method.to_dict("records"):
             metric = COMPARED[measured["metric"]]
             row[metric.label] = metric.write(measured)
             if measured["metric"] in in_paper:
