@@ -107,8 +107,7 @@ def search(path: Path, project: Path, env: str | None, storage: str) -> list[str
     settings = read_settings(StudySettings, content, "", f"Change it in {path}.")
     base = CachedRun(path.stem, {}, project, env)
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    errors = [_experiment(settings, base, drawn.ask()).error for _ in range(CHECKED)]
-    if all(errors):
+    if all(errors := [_experiment(settings, base, drawn.ask()).error for _ in range(CHECKED)]):
         raise UserError(f"{path}: {errors[0]}")
     optuna.logging.enable_propagation()
     study, count = _open(settings, base, path, storage), settings.trials
@@ -131,9 +130,8 @@ def search(path: Path, project: Path, env: str | None, storage: str) -> list[str
             time.sleep(POLL)
     if TrialState.COMPLETE not in states:
         raise UserError(f"{path}: no trial is complete: {started[-1].user_attrs.get('why')}")
-    return [
-        f"Trial {trial.number}: {trial.values} with {trial.params}" for trial in study.best_trials
-    ]
+    best = study.best_trials
+    return [f"Trial {trial.number}: {trial.values} with {trial.params}" for trial in best]
 
 
 def _open(settings: StudySettings, base: CachedRun, path: Path, url: str) -> optuna.Study:
