@@ -147,7 +147,7 @@ def is_unchanged(path: Path) -> bool:
 
 
 def checksum_path(path: Path) -> Path:
-    """Return the file beside another one that has its checksum."""
+    """Return the file next to another one that has its checksum."""
     return path.with_name(f".{path.name}.sha256")
 
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Prepared = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 """Copy-on-write memory maps of train, valid and test, and the manifest."""
 Written = tuple[dict[str, Any], dict[str, list[Any]] | None, Groups | None]
-"""What :func:`prepare_once` stores beside the arrays: the manifest, and labels and groups."""
+"""What :func:`prepare_once` stores next to the arrays: the manifest, and labels and groups."""
 
 CHUNK_IMAGES, CHUNK_BYTES = 64, 2**22
 """Most images, and bytes of images, that a thread decodes at a time."""

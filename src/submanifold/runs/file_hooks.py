@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class FileHooks:
-    """Keeps a checksum beside each file; Kedro's datasets write in place and check nothing.
+    """Keeps a checksum next to each file; Kedro's datasets write in place and check nothing.
 
     While a file is written, its process is noted in place of the checksum. A file whose writing was
     interrupted, or that has changed, is deleted before a run that writes it.

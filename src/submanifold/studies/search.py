@@ -94,7 +94,7 @@ class SecondsPruner(optuna.pruners.BasePruner):
 
 
 def search(path: Path, project: Path, env: str | None, storage: str) -> list[str]:
-    """Run the missing trials of the study in a file, beside other processes; return the best.
+    """Run the missing trials of the study in a file, as other processes may; return the best.
 
     Raises:
         UserError: The file or the URL of Optuna's database is invalid, or no trial is complete.
