@@ -1,17 +1,11 @@
 """Every flow that can depend on a context: contract, start and refusals."""
 
 import copy
-import json
 
 import pytest
 import torch
 
-from strategies import (
-    assert_close,
-    assert_finite_gradients,
-    linear_gaussian,
-    perturb,
-)
+from strategies import assert_close, linear_gaussian, perturb
 from submanifold.common.errors import UserError
 from submanifold.flows import (
     FLOWS,
@@ -23,9 +17,7 @@ from submanifold.flows import (
     build_flow,
     context_of,
     describe_flow,
-    initialize,
     make_conditional,
-    set_activation_checkpointing,
     with_noise_scale,
 )
 from submanifold.geometry.linearization import jacobian
@@ -40,7 +32,7 @@ ARGUMENTS = {
     "affine": {"dim": 4},
     "gaussianization": {"dim": 4, "layers": 2},
     "tabular": {"dim": 4, "couplings": 2, "hidden": 8, "bins": 4},
-    "zuko": {"dim": 4, "name": "NAF", "transforms": 1, "hidden": 16},
+    "zuko": {"dim": 4, "name": "MAF", "transforms": 1, "hidden": 16},
     "trumpet": {"event_shape": IMAGE, "dim": 3, "steps": 1, "width": 4},
     "autoencoder": {"event_shape": IMAGE, "dim": 3, "width": 4},
 }
@@ -64,9 +56,9 @@ def test_all_flows_but_two_can_depend_on_a_context():
 @every_flow
 @every_context
 def test_the_flow_depends_on_the_context_of_each_event(name, kind):
-    flow, context = perturb(build(name, kind)), CONTEXTS[kind](4)
+    flow = perturb(build(name, kind))
     x = torch.randn(4, *flow.event_shape)
-    embedded = flow.embed(context)
+    embedded = flow.embed(with_noise_scale(CONTEXTS[kind](4), torch.rand(4)))
     z, log_det = flow(x, embedded)
     back = flow.inverse(z, embedded)
     for n in range(4):
@@ -88,37 +80,6 @@ def test_it_starts_as_the_unconditional_flow(name):
     for each, expected in zip(found, plain(x), strict=True):
         torch.testing.assert_close(each, expected, equal_nan=True)
     assert describe_flow(flow) == {**describe_flow(plain), "context": {"classes": 3}}
-
-
-@every_flow
-@every_context
-def test_initialized_flows_have_gradients_of_all_parameters(name, kind):
-    flow = build(name, kind)
-    x = torch.randn(16, *flow.event_shape)
-    embedded = flow.embed(with_noise_scale(CONTEXTS[kind](16), torch.rand(16)))
-    initialize(flow, x, context=embedded)
-    perturb(flow, 0.05)
-    embedded = flow.embed(with_noise_scale(CONTEXTS[kind](16), torch.rand(16)))
-    z, log_det = flow(x, embedded)
-    back = flow.inverse(z, embedded)
-    assert_finite_gradients(flow, z, log_det, back)
-
-
-@every_flow
-@every_context
-def test_the_description_rebuilds_the_flow(name, kind):
-    flow = perturb(build(name, kind))
-    with torch.device("meta"):
-        meta = build_flow(json.loads(json.dumps(describe_flow(flow))))
-    assert meta.state_dict().keys() == flow.state_dict().keys()
-    rebuilt = build_flow(describe_flow(flow))
-    rebuilt.load_state_dict(flow.state_dict())
-    assert describe_flow(rebuilt) == describe_flow(flow)
-    assert context_of(rebuilt) == {kind: 3}
-    u = torch.randn(2, flow.latent_dim)
-    context = CONTEXTS[kind](2)
-    expected = flow.inverse(u, flow.embed(context))
-    assert torch.equal(rebuilt.inverse(u, rebuilt.embed(context)), expected)
 
 
 @pytest.mark.parametrize("name", ["glow", "jet", "realnvp", "tabular", "zuko", "affine"])
@@ -183,24 +144,6 @@ def test_the_noise_scale_is_the_last_column_and_zero_by_default(kind):
 def test_invalid_contexts_of_a_config_raise(context):
     with pytest.raises((UserError, ValueError, TypeError)):
         build_flow({"type": "affine", "dim": 2, "context": context})
-
-
-@every_flow
-def test_activation_checkpointing_keeps_the_gradients(name):
-    flow = perturb(build(name, "columns"))
-    x, context = torch.randn(4, *flow.event_shape), torch.randn(4, 3)
-
-    def gradients():
-        flow.zero_grad()
-        embedded = flow.embed(with_noise_scale(context, torch.linspace(0, 1, 4)))
-        z, log_det = flow(x, embedded)
-        loss = z.square().sum() - log_det.nan_to_num().sum() + flow.inverse(z, embedded).sin().sum()
-        loss.backward()
-        return [p.grad.clone() for p in flow.parameters() if p.grad is not None]
-
-    expected = gradients()
-    set_activation_checkpointing(flow, True)
-    assert all(map(torch.equal, gradients(), expected))
 
 
 def test_a_conditional_gaussian_is_exact():

@@ -5,7 +5,6 @@ from torch import nn
 from torch.autograd.forward_ad import make_dual
 
 from conftest import REPOSITORY
-from objectives import penalised
 from submanifold.common.errors import UserError
 from submanifold.flows import (
     AffineCoupling,
@@ -18,6 +17,7 @@ from submanifold.flows import (
 )
 from submanifold.flows.fast import kernels
 from submanifold.geometry.linearization import Linearization, dual_level, jacobian
+from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import Trainer
 from submanifold.training.settings import TrainingSettings
@@ -104,9 +104,10 @@ def test_the_default_glow_fuses_all_steps_of_a_level_in_both_directions(fused):
     both = [*settings["steps"], *reversed(settings["steps"])]
     assert fused == both
     fused.clear()
-    training = {"steps": 10, "batch_size": 2, "learning_rate": 0.01, "warmup": 0, "ema": 0.9,
-                "cooldown_fraction": 0.5, "validate_every": 10, "precision": "float32"}  # fmt: skip
-    trainer = Trainer(Hierarchy([Stage(flow, 50)]), penalised("mse"), TrainingSettings(**training))
+    training = {"steps": 10, "muon_lr": None, "batch_size": 2, "learning_rate": 0.01, "warmup": 0,
+                "ema": 0.9, "validate_every": 10, "precision": "float32"}  # fmt: skip
+    objective = penalized_likelihood("mse", weight=1.0)
+    trainer = Trainer(Hierarchy([Stage(flow, 50)]), objective, TrainingSettings(**training))
     trainer.step(x)
     assert fused == both
 

@@ -229,20 +229,6 @@ def test_random_couplings_equal_torch_modules(build, monkeypatch):
             break
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (2, 4, 3, 0)])
-@pytest.mark.parametrize("products", [True, False])
-@pytest.mark.parametrize("inverse", [False, True])
-def test_empty_images_have_empty_results_and_zero_gradients(monkeypatch, shape, products, inverse):
-    if not products:
-        monkeypatch.setattr(kernels, "has_steps", lambda dtype: False)
-    net, x = coupling(4, 8).net, torch.zeros(shape, requires_grad=True)
-    z, log_det = fast.affine_coupling(x, net, inverse, checkpointing=False)
-    assert z.shape == shape
-    assert log_det.tolist() == [0.0] * len(x)
-    gradients = torch.autograd.grad(z.sum() + log_det.sum(), [x, *net.parameters()])
-    assert all(each.eq(0).all() for each in gradients)
-
-
 @pytest.mark.skipif(not kernels.has_steps(torch.float32), reason="unsupported processor")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux")
 def test_exhausted_memory_raises_memory_error():

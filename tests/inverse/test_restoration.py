@@ -11,7 +11,7 @@ from submanifold.evaluation.gaussian import Gaussian
 from submanifold.flows import Affine, make_conditional
 from submanifold.inverse import Denoise, Superresolve, restoration, restore
 from submanifold.inverse.linear import GaussianPosterior
-from submanifold.inverse.posterior import Posterior, latents_of
+from submanifold.inverse.posterior import latents_of
 from submanifold.inverse.sampler import r_hat
 from submanifold.models import Hierarchy, Stage
 
@@ -127,18 +127,6 @@ def test_r_hat_compares_chains():
     # the variance between means of two pairs that differ by s is s^2 / 3
     expected = torch.tensor([1.0, 4 / 3, 4.0]).sqrt()
     torch.testing.assert_close(r_hat(samples), expected, atol=0.03, rtol=0)
-
-
-def test_gradient_is_that_of_the_energy(gaussian):
-    posterior = Posterior(
-        latents_of(gaussian), lambda x: (x**2)[:, :3], torch.ones(4, 3).double(), 0.1
-    )
-    z = torch.randn(4, DIM).double().requires_grad_()
-    residual = (posterior.observe(z) - 1) / 0.1
-    energy = (residual.square().sum(1) + z.square().sum(1)) / 2
-    torch.testing.assert_close(posterior.energy(z), energy.detach())
-    (expected,) = torch.autograd.grad(energy.sum(), z)
-    torch.testing.assert_close(posterior.gradient(z), expected)
 
 
 @pytest.fixture(scope="module")

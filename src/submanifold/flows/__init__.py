@@ -1,7 +1,14 @@
 """Normalizing flows: bijections with tractable Jacobian determinants, as torch modules."""
 
 from submanifold.flows.autoencoder import Autoencoder
-from submanifold.flows.bijection import Bijection, Compose, Flow, Injection
+from submanifold.flows.bijection import (
+    Bijection,
+    Compose,
+    DataInitialized,
+    Flow,
+    Injection,
+    initialize,
+)
 from submanifold.flows.conditional import context_of, make_conditional
 from submanifold.flows.conformal import Conformal
 from submanifold.flows.coupling import (
@@ -12,7 +19,6 @@ from submanifold.flows.coupling import (
 )
 from submanifold.flows.gaussianization import Gaussianization, MixtureOfLogistics
 from submanifold.flows.glow import Glow
-from submanifold.flows.initialization import DataInitialized, initialize
 from submanifold.flows.jet import Jet
 from submanifold.flows.linear import ActNorm, Affine, Linear
 from submanifold.flows.orthogonal import Reflections, Rotation

@@ -58,19 +58,16 @@ class Autoencoder(Injection):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def add_context(self, size: int) -> None:
-        """See :meth:`.Flow.add_context`."""
         for net in (self.encoder, self.decoder):
             add_context(net, size)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map events (batch, ...) to u (batch, d); the log-determinant is NaN."""
         # few images determine the variances of DCT coefficients better than pixel covariances
         coefficients = x if x.ndim == 2 else dct(x).flatten(1)
         u = self.linear(coefficients) + apply(self.encoder, x, context).to(x.dtype)
         return u, x.new_full(x.shape[:1], torch.nan)
 
     def inverse(self, u: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map u (batch, d) to events on the manifold."""
         x = self.linear.inverse(u).unflatten(1, self.event_shape)
         x = x if x.ndim == 2 else dct(x, inverse=True)
         return x + apply(self.decoder, u, context).to(u.dtype)

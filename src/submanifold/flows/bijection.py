@@ -1,9 +1,8 @@
-"""Base classes of flows, and their composition."""
+"""Base classes of flows, their composition, and data-dependent initialization."""
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import wraps
 from typing import Any, ClassVar
 
@@ -33,10 +32,6 @@ class Bijection(nn.Module):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map z back to x."""
         raise NotImplementedError
-
-    def __call__(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Call :meth:`forward`; overridden for its type annotation."""
-        return super().__call__(x, context)
 
 
 class Flow(Bijection):
@@ -106,8 +101,8 @@ class Flow(Bijection):
 
     def add_context(self, size: int) -> None:
         """Add inputs for an embedding of ``size`` numbers (:func:`.make_conditional`)."""
-        parts: list[Any] = [module for module in self.modules() if module is not self]
-        parts = [module for module in parts if hasattr(module, "add_context")]
+        parts: list[Any] = [module for module in self.modules()
+                            if module is not self and hasattr(module, "add_context")]  # fmt: skip
         if not parts:
             raise UserError(
                 f"flow: expected a flow that can depend on a context, got "
@@ -147,7 +142,6 @@ class Compose(Bijection):
         self.bijections: Sequence[Bijection] = nn.ModuleList(bijections)  # type: ignore[assignment]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Apply the bijections in order."""
         log_det = x.new_zeros(x.shape[0])
         for bijection in self.bijections:
             x, ld = bijection(x, context)
@@ -155,14 +149,55 @@ class Compose(Bijection):
         return x, log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Apply the inverses in reverse order."""
         for bijection in reversed(self.bijections):
             z = bijection.inverse(z, context)
         return z
 
 
-@contextmanager
-def full_precision(x: Tensor) -> Iterator[None]:
+class DataInitialized(nn.Module):
+    """Module that can set its parameters from a batch; see :func:`initialize`."""
+
+    uninitialized = False
+    """Whether the next call initializes the module from its input."""
+
+    def initialize_from(self, x: Tensor) -> None:
+        """Set the parameters from a batch x of the module's inputs."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, *arguments: Any) -> Any:
+        """Call :meth:`forward`, after :meth:`initialize_from` if the module is uninitialized."""
+        if self.uninitialized:
+            self.uninitialized = False
+            with torch.no_grad():
+                self.initialize_from(x)
+        return super().__call__(x, *arguments)
+
+
+@torch.no_grad()
+def initialize(
+    model: nn.Module,
+    batch: Tensor,
+    modules: Iterable[nn.Module] | None = None,
+    context: Tensor | None = None,
+) -> None:
+    """Initialize the layers of a model, or of some of its modules, from one batch of its inputs.
+
+    This is data-dependent initialization (Kingma & Dhariwal 2018, section 3.1).
+
+    Example:
+        >>> from submanifold.flows import ActNorm
+        >>> flow = ActNorm(2)
+        >>> initialize(flow, torch.tensor([[0.0, 1.0], [4.0, 1.5]]))
+        >>> flow.shift.tolist(), flow.log_scale.exp().tolist()
+        ([2.0, 1.25], [0.5, 4.0])
+    """
+    for part in [model] if modules is None else modules:
+        for module in part.modules():
+            if isinstance(module, DataInitialized):
+                module.uninitialized = True
+    model(batch) if context is None else model(batch, context)
+
+
+def full_precision(x: Tensor) -> torch.autocast:
     """Disable autocast: rounding errors of latents and log-determinants change the density."""
-    with torch.autocast(x.device.type, enabled=False):
-        yield
+    return torch.autocast(x.device.type, enabled=False)

@@ -30,40 +30,29 @@ def rows_of(context: Tensor | None, x: Tensor) -> Tensor:
 class ConditionalLayer(nn.Module):
     r"""Linear or convolutional layer with the context c as an input, :math:`W a + b + V c`.
 
-    It starts as the unconditional layer, V = 0.
-
-    Args:
-        layer: The layer.
-        shape: Shape of c for one event: (size,), or () for a number.
+    c is the embedding, the first ``size`` columns of the context, or, if ``size`` is None, the
+    noise scale, its last column; without a context the scale is 0. At the start V = 0.
     """
 
-    def __init__(self, layer: nn.Module, shape: tuple[int, ...]):
+    def __init__(self, layer: nn.Module, size: int | None = None):
         super().__init__()
-        self.layer = layer
+        self.layer, self.size = layer, size
         inner: Any = layer.layer if isinstance(layer, ConditionalLayer) else layer
+        shape = [] if size is None else [size]
         self.weight = nn.Parameter(torch.zeros(len(inner.weight), *shape))
 
     def forward(self, a: Tensor, context: Tensor | None) -> Tensor:
         """Apply the layer to (batch, ...)."""
-        out, bias = apply(self.layer, a, context), self.bias_of(a, context)
-        return out if bias is None else out + bias.view(*bias.shape, *(1 for _ in out.shape[2:]))
-
-    def bias_of(self, a: Tensor, context: Tensor | None) -> Tensor | None:
-        """Compute V c of each event, (batch, outputs); None is 0."""
-        raise NotImplementedError
-
-
-class ContextLayer(ConditionalLayer):
-    """:class:`ConditionalLayer` of the embedding, the first columns of the context."""
-
-    def __init__(self, layer: nn.Module, size: int):
-        super().__init__(layer, (size,))
-
-    def bias_of(self, a: Tensor, context: Tensor | None) -> Tensor:
-        """See :meth:`ConditionalLayer.bias_of`; a missing context is an error."""
+        out = apply(self.layer, a, context)
+        if self.size is None and context is None:
+            return out
         with full_precision(a):
-            embedding = rows_of(context, a)[:, : self.weight.shape[1]]
-            return F.linear(embedding.to(self.weight.dtype), self.weight)
+            c = rows_of(context, a)
+            if self.size is None:
+                bias = c[:, -1:] * self.weight
+            else:
+                bias = F.linear(c[:, : self.size].to(self.weight.dtype), self.weight)
+        return out + bias.view(*bias.shape, *(1 for _ in out.shape[2:]))
 
 
 def apply(net: Callable[..., Tensor], a: Tensor, context: Tensor | None) -> Tensor:
@@ -88,12 +77,10 @@ class ContextAffine(Bijection):
         self.weight = nn.Parameter(torch.zeros(2 * dim, size))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Transform (batch, dim)."""
         log_scale, shift = self._scale_and_shift(x, context)
         return x * log_scale.exp() + shift, log_scale.sum(1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Undo the transformation."""
         log_scale, shift = self._scale_and_shift(z, context)
         return (z - shift) * (-log_scale).exp()
 
@@ -118,19 +105,15 @@ class ConditionalLatents(Flow):
         self.of_context: ContextAffine | None = None
 
     def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute f(x) (batch, latent_dim) and its log-determinant (batch,)."""
         raise NotImplementedError
 
     def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Invert f."""
         raise NotImplementedError
 
     def add_context(self, size: int) -> None:
-        """Scale and shift the latents (:meth:`.Flow.add_context`)."""
         self.of_context = ContextAffine(self.latent_dim, size)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map events (batch, *event_shape) to latents (batch, latent_dim)."""
         z, log_det = self._forward(x, context)
         if self.of_context is None:
             return z, log_det
@@ -138,7 +121,6 @@ class ConditionalLatents(Flow):
         return z, log_det + of_context
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map latents to events."""
         z = z if self.of_context is None else self.of_context.inverse(z, context)
         return self._inverse(z, context)
 
@@ -146,12 +128,8 @@ class ConditionalLatents(Flow):
 class ContextEmbedding(nn.Module):
     """Embedding of a context: indicators of classes, or a perceptron of real variables.
 
-    Args:
-        classes: Number of classes; the context is (batch,) integers from 0.
-        columns: Number of variables, which should be standardized; the context is (batch, columns).
-
-    Attributes:
-        size: Numbers in the embedding of one event.
+    The context is integers from 0, (batch,), or standardized variables, (batch, columns); that of
+    one event becomes ``size`` numbers.
     """
 
     def __init__(self, classes: int | None = None, columns: int | None = None):
@@ -169,15 +147,21 @@ class ContextEmbedding(nn.Module):
 
     def forward(self, context: Tensor) -> Tensor:
         """Map a context to (batch, size), or raise UserError if it is invalid."""
+        is_float, expected = context.is_floating_point(), "integers of shape (batch,)"
+        fits = context.ndim == 1 and not is_float and context.dtype != torch.bool
+        if self.classes is None:
+            expected = f"floats of shape (batch, {self.columns})"
+            fits = context.shape[1:] == (self.columns,) and is_float
+        if not fits:
+            raise UserError(
+                f"context: expected {expected}, got {context.dtype} of shape "
+                f"{tuple(context.shape)}. Correct it."
+            )
         if self.classes is None:
             weight = next(self.net.parameters())
-            if context.shape[1:] != (self.columns,) or not context.is_floating_point():
-                self._refuse(context, f"floats of shape (batch, {self.columns})")
             with full_precision(weight):
                 # a sum of this many steps of the optimizer should not be a large one
                 return self.net(context.to(weight)) / EMBEDDING_SIZE**0.5
-        if context.ndim != 1 or context.is_floating_point() or context.dtype == torch.bool:
-            self._refuse(context, "integers of shape (batch,)")
         # elsewhere the check would wait for the device
         if context.device.type == "cpu" and len(context):
             low, high = context.aminmax()
@@ -188,26 +172,14 @@ class ContextEmbedding(nn.Module):
                 )
         return F.one_hot(context.long(), self.classes).float()
 
-    def _refuse(self, context: Tensor, expected: str) -> None:
-        raise UserError(
-            f"context: expected {expected}, got {context.dtype} of shape {tuple(context.shape)}. "
-            "Correct it."
-        )
-
 
 def make_conditional(flow: AnyFlow, **context: int) -> AnyFlow:
-    """Make an untrained flow depend on a context, in place.
+    """Make an untrained flow depend on a context, in place; UserError if it cannot.
 
     Flows of images and affine ones scale and shift their latents; in others, networks receive an
     embedding of the context. The weights of the embedding start at 0, so that the flow starts as
-    the unconditional one; flows of zuko use their own mechanism.
-
-    Args:
-        flow: The flow.
-        **context: Arguments of :class:`ContextEmbedding`: ``classes`` or ``columns``.
-
-    Raises:
-        UserError: The flow cannot depend on a context.
+    the unconditional one; flows of zuko use their own mechanism. ``context`` is the number of
+    ``classes``, or of ``columns``, which should be standardized.
 
     Example:
         >>> from submanifold.flows import RealNVP
@@ -227,8 +199,5 @@ def embedding_of(model: nn.Module) -> ContextEmbedding | None:
 
 def context_of(model: nn.Module) -> dict[str, int]:
     """Return the number of ``classes`` or ``columns`` of a model's context; empty without one."""
-    embedding = embedding_of(model)
-    if embedding is None:
-        return {}
-    sizes = {"classes": embedding.classes, "columns": embedding.columns}
+    sizes = {name: getattr(embedding_of(model), name, None) for name in ("classes", "columns")}
     return {name: size for name, size in sizes.items() if size is not None}

@@ -32,11 +32,9 @@ class SpecialConformal(Bijection):
         self.weight = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Transform (batch, dim)."""
         return self._transform(x, self.weight)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Invert the transformation."""
         return self._transform(z, -self.weight)[0]
 
     def _transform(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,12 +50,9 @@ class ConditionalOrthogonal(Bijection):
 
     .. math:: z_i = \begin{cases} Q_1 x_i & |x_i|^2 < n \\ Q_2 x_i & \text{otherwise} \end{cases}
 
-    (Ross & Cresswell 2021, with n for their 1.) Both keep the length, by which the inverse chooses
-    the matrix. The matrices are equal at the start; once they differ, the map is discontinuous.
-
-    Args:
-        channels: n, the second axis of x: (batch, channels, ...).
-        count: Reflections of each matrix.
+    (Ross & Cresswell 2021, with n for their 1, the number of channels.) Both matrices, products of
+    ``count`` reflections, keep the length, by which the inverse chooses the matrix. They are equal
+    at the start; once they differ, the map is discontinuous.
     """
 
     def __init__(self, channels: int, count: int):
@@ -66,11 +61,9 @@ class ConditionalOrthogonal(Bijection):
         self.long = deepcopy(self.short)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rotate the channels of (batch, channels, ...)."""
         return self._rotate(x, inverse=False), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Rotate the channels back."""
         return self._rotate(z, inverse=True)
 
     def _rotate(self, x: Tensor, inverse: bool) -> Tensor:
@@ -155,7 +148,6 @@ class Conformal(Injection):
             return u, share * (layers + norm + special_conformal) + latent_norm
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map latents (batch, d) to events on the manifold."""
         with full_precision(z):
             h = self.norm.inverse(self.special_conformal.inverse(self._plane(z)))
             return self.layers.inverse(h.unflatten(1, self.inner_shape))

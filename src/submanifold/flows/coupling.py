@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from submanifold.flows import fast
 from submanifold.flows.bijection import Bijection
-from submanifold.flows.conditional import ConditionalLayer, ContextLayer, apply
+from submanifold.flows.conditional import ConditionalLayer, apply
 
 MAX_LOG_SCALE = 2.0  # larger scales amplify rounding errors in the inverse of a deep flow
 
@@ -19,7 +19,8 @@ MAX_LOG_SCALE = 2.0  # larger scales amplify rounding errors in the inverse of a
 class Coupling(Bijection):
     """Affine coupling: a net computes scale and shift of one part of x from the other part.
 
-    With ``activation_checkpointing`` the backward pass recomputes the net's activations.
+    By default these are the halves of the axis 1. With ``activation_checkpointing`` the backward
+    pass recomputes the net's activations.
     """
 
     def __init__(self, net: nn.Module):
@@ -29,20 +30,19 @@ class Coupling(Bijection):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the input of the net, and the part to transform."""
-        raise NotImplementedError
+        a, b = x.chunk(2, dim=1)
+        return a, b
 
     def join(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return x, of which :meth:`split` returned a, with the other part b."""
-        raise NotImplementedError
+        return torch.cat([a, b], 1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Transform the second part."""
         a, b = self.split(x)
         log_scale, shift = self.scale_and_shift(a, context)
         return self.join(x, a, b * log_scale.exp() + shift), log_scale.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Restore the second part."""
         a, b = self.split(z)
         log_scale, shift = self.scale_and_shift(a, context)
         return self.join(z, a, (b - shift) * (-log_scale).exp())
@@ -72,23 +72,12 @@ class AffineCoupling(Coupling):
     log-scales and shifts. :mod:`submanifold.flows.fast` computes the coupling where it can.
     """
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Split the channels into halves."""
-        a, b = x.chunk(2, dim=1)
-        return a, b
-
-    def join(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Join the halves."""
-        return torch.cat([a, b], 1)
-
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Transform the second half of the channels."""
         if fast.supports(x, self.net):
             return fast.affine_coupling(x, self.net, False, self.activation_checkpointing)
         return super().forward(x, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Restore the second half of the channels."""
         if fast.supports(z, self.net):
             return fast.affine_coupling(z, self.net, True, self.activation_checkpointing)[0]
         return super().inverse(z, context)
@@ -108,25 +97,19 @@ class MaskedAffineCoupling(Coupling):
             layer are linear.
     """
 
-    kept: Tensor
-    free: Tensor
-
     def __init__(self, mask: ArrayLike, net: nn.Sequential):
         super().__init__(net)
-        for name, passes in (("kept", True), ("free", False)):
-            where = np.flatnonzero(np.asarray(mask) == passes)
-            self.register_buffer(name, torch.tensor(where, dtype=torch.long), persistent=False)
+        passes = np.asarray(mask, bool)
+        self.kept = nn.Buffer(torch.tensor(np.flatnonzero(passes)), persistent=False)
+        self.free = nn.Buffer(torch.tensor(np.flatnonzero(~passes)), persistent=False)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Select the masked and the other coordinates of (batch, dim)."""
         return x.index_select(1, self.kept), x.index_select(1, self.free)
 
     def join(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Replace the unmasked coordinates."""
         return x.index_copy(1, self.free, b)
 
     def outputs(self, a: Tensor, context: Tensor | None) -> Tensor:
-        """Apply the net to the kept coordinates, for the free coordinates."""
         first, *middle, last = self.net.children()
         rows = torch.cat([self.free, self.free + len(self.kept) + len(self.free)])
         h = F.linear(a, first.weight.index_select(1, self.kept), first.bias)  # type: ignore
@@ -142,10 +125,10 @@ def set_activation_checkpointing(flow: nn.Module, enabled: bool) -> None:
 
 
 def add_context(net: Any, size: int) -> None:
-    """Replace the second layer of a chain of layers by a :class:`ContextLayer`."""
+    """Replace the second layer of a chain of layers by a :class:`ConditionalLayer`."""
     kinds = nn.Linear, nn.Conv2d, ConditionalLayer
     second = [index for index, layer in enumerate(net) if isinstance(layer, kinds)][1]
-    net[second] = ContextLayer(net[second], size)
+    net[second] = ConditionalLayer(net[second], size)
 
 
 def zero_initialized(*layers: nn.Module) -> nn.Sequential:

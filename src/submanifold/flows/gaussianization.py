@@ -1,15 +1,12 @@
 """Gaussianization flows (Meng et al. 2020) on vectors."""
 
-from itertools import chain
-
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
+from submanifold.flows.bijection import Bijection, Compose, DataInitialized, Flow, full_precision
 from submanifold.flows.conditional import ContextAffine
-from submanifold.flows.initialization import DataInitialized
 from submanifold.flows.orthogonal import Reflections
 
 NEWTON_STEPS = 24
@@ -37,7 +34,6 @@ class MixtureOfLogistics(DataInitialized, Bijection):
         self.logits = nn.Parameter(torch.zeros(dim, components))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Gaussianize (batch, dim)."""
         with full_precision(x):
             log_cdf, log_sf, log_density = self._distribution(x.double())
             smaller = torch.minimum(log_cdf, log_sf).clamp_min(MIN_LOG_CDF)
@@ -46,7 +42,6 @@ class MixtureOfLogistics(DataInitialized, Bijection):
             return z.to(x.dtype), log_det.sum(1).to(x.dtype)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map normal (batch, dim) to quantiles of the mixtures."""
         with full_precision(z):
             normal = z.double()
             log_odds = torch.special.log_ndtr(normal) - torch.special.log_ndtr(-normal)
@@ -55,7 +50,6 @@ class MixtureOfLogistics(DataInitialized, Bijection):
             return (x + (log_odds - (log_cdf - log_sf)) / slope).to(z.dtype)
 
     def initialize_from(self, x: Tensor) -> None:
-        """Set equal weights, means at quantiles of x, and scales from the gaps between them."""
         count = self.means.shape[1]
         probabilities = (torch.arange(count, device=x.device) + 0.5) / count
         means = torch.quantile(x.double(), probabilities.double(), dim=0).T
@@ -118,9 +112,10 @@ class Gaussianization(Compose, Flow):
     def add_context(self, size: int) -> None:
         """Scale and shift the coordinates before each mixture (:meth:`.Flow.add_context`)."""
         (dim,) = self.event_shape
-        layers = ([layer, ContextAffine(dim, size)] if isinstance(layer, Reflections) else [layer]
-                  for layer in self.bijections)  # fmt: skip
-        self.bijections = nn.ModuleList(chain.from_iterable(layers))  # type: ignore[assignment]
+        self.bijections = nn.ModuleList(  # type: ignore[assignment]
+            layer for pair in zip(self.bijections[::2], self.bijections[1::2], strict=True)
+            for layer in (pair[0], ContextAffine(dim, size), pair[1])
+        )  # fmt: skip
 
     def __init__(
         self,
@@ -129,11 +124,8 @@ class Gaussianization(Compose, Flow):
         components: PositiveInt = 8,
         reflections: PositiveInt | None = None,
     ):
-        bijections: list[Bijection] = []
-        for _ in range(layers):
-            bijections += [
-                Reflections(dim, reflections or dim),
-                MixtureOfLogistics(dim, components),
-            ]
-        super().__init__(bijections)
+        super().__init__(
+            layer for _ in range(layers)
+            for layer in (Reflections(dim, reflections or dim), MixtureOfLogistics(dim, components))
+        )  # fmt: skip
         self.event_shape = (dim,)

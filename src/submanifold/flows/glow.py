@@ -1,7 +1,8 @@
 """Glow (Kingma & Dhariwal 2018) on images."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from pydantic import PositiveInt
@@ -75,7 +76,6 @@ class Glow(ConditionalLatents):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map images (batch, c, h, w) to latents (batch, c h w), coarsest first."""
         x = x.contiguous(memory_format=torch.channels_last)
         log_det, latents = x.new_zeros(x.shape[0]), []
         for level, split in zip(self.levels, [*self.splits, None], strict=True):
@@ -88,7 +88,6 @@ class Glow(ConditionalLatents):
         return torch.cat([z.flatten(1) for z in (x, *reversed(latents))], 1), log_det
 
     def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map latents (batch, c h w) to images."""
         shapes = self.latent_shapes[::-1]
         x, *latents = (
             part.view(-1, *shape).contiguous(memory_format=torch.channels_last)
@@ -109,53 +108,38 @@ class Level(Compose):
         super().__init__([Squeeze(), *steps])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Squeeze, and apply the steps."""
-        linears, couplings = self._layers()
         x, log_det = self.bijections[0](x)
-        if not _can_fuse(x, linears, couplings):
-            for step in self.bijections[1:]:
-                x, ld = step(x, context)
-                log_det = log_det + ld
-            return x, log_det
-        with full_precision(x):
-            matrices, shifts, log_dets = stack_maps(linears)
-        nets = [coupling.net for coupling in couplings]
-        checkpointing = couplings[0].activation_checkpointing
-        z, log_det = fast.flow_steps(x, nets, False, checkpointing, matrices, shifts)
-        return z, log_det + log_dets.sum() * x.shape[2:].numel()
+        if fused := self._fused(x, stack_maps):
+            z, log_det, log_dets = fused
+            return z, log_det + log_dets.sum() * x.shape[2:].numel()
+        for step in self.bijections[1:]:
+            x, ld = step(x, context)
+            log_det = log_det + ld
+        return x, log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Undo the steps and the squeeze."""
-        linears, couplings = self._layers()
-        if not _can_fuse(z, linears, couplings):
-            return super().inverse(z, context)
-        with full_precision(z):
-            matrices, shifts = stack_inverses(linears[::-1])
-        nets = [coupling.net for coupling in reversed(couplings)]
+        if fused := self._fused(z, stack_inverses, inverse=True):
+            return self.bijections[0].inverse(fused[0])
+        return super().inverse(z, context)
+
+    def _fused(self, x: Tensor, stack: Callable[..., Any], inverse: bool = False) -> Any:
+        """Compute all steps, unless a layer has to be called, for its initialization or hooks."""
+        steps = self.bijections[:0:-1] if inverse else self.bijections[1:]
+        linears, couplings = zip(*(step.bijections for step in steps), strict=True)
+        nets = [coupling.net for coupling in couplings]
+        hooked = (layer._forward_hooks or layer._forward_pre_hooks
+                  for layer in (*linears, *couplings))  # fmt: skip
+        is_called = any(linear.uninitialized for linear in linears) or any(hooked)
+        if is_called or not fast.supports_steps(x, nets):
+            return None
+        with full_precision(x):
+            matrices, shifts, log_dets = stack(linears)
         checkpointing = couplings[0].activation_checkpointing
-        x, _ = fast.flow_steps(z, nets, True, checkpointing, matrices, shifts)
-        return self.bijections[0].inverse(x)
-
-    def _layers(self) -> tuple[Sequence[Linear], Sequence[AffineCoupling]]:
-        linears, couplings = zip(*(step.bijections for step in self.bijections[1:]), strict=True)
-        return linears, couplings
-
-
-def _can_fuse(x: Tensor, linears: Sequence[Linear], couplings: Sequence[AffineCoupling]) -> bool:
-    """Whether no layer has to be called by itself, for its initialization or its hooks."""
-    hooked = (layer._forward_hooks or layer._forward_pre_hooks for layer in (*linears, *couplings))
-    if any(linear.uninitialized for linear in linears) or any(hooked):
-        return False
-    return fast.supports_steps(x, [coupling.net for coupling in couplings])
+        return *fast.flow_steps(x, nets, inverse, checkpointing, matrices, shifts), log_dets
 
 
 def affine_coupling(channels: int, width: int) -> AffineCoupling:
     """Build the affine coupling of Glow, whose net has two hidden layers."""
-    net = zero_initialized(
-        nn.Conv2d(channels // 2, width, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(width, width, 1),
-        nn.ReLU(),
-        nn.Conv2d(width, channels, 3, padding=1),
-    )
-    return AffineCoupling(net)
+    first, second = nn.Conv2d(channels // 2, width, 3, padding=1), nn.Conv2d(width, width, 1)
+    last = nn.Conv2d(width, channels, 3, padding=1)
+    return AffineCoupling(zero_initialized(first, nn.ReLU(), second, nn.ReLU(), last))

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from submanifold.flows.bijection import full_precision
-from submanifold.flows.initialization import DataInitialized
+from submanifold.flows.bijection import DataInitialized, full_precision
+from submanifold.flows.linear import at_each_position
 from submanifold.flows.orthogonal import random_orthonormal
 
 MAX_COVARIANCE_SIZE = 2048
@@ -23,11 +23,8 @@ class InjectiveLinear(DataInitialized):
     :math:`V^T V` well conditioned. Data-dependent initialization sets V to the principal directions
     of x, largest first.
 
-    Args:
-        outer: Channels of x.
-        inner: Channels of u, at most ``outer``.
-        whiten: Whether data-dependent initialization scales the channels of u to variance 1;
-            otherwise u keeps distances.
+    x has ``outer`` channels and u ``inner``. With ``whiten`` the initialization scales the channels
+    of u to variance 1; otherwise u keeps distances.
     """
 
     def __init__(self, outer: int, inner: int, whiten: bool = False):
@@ -40,7 +37,7 @@ class InjectiveLinear(DataInitialized):
         self.whiten = whiten
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, outer) or (batch, outer, h, w) to ``inner`` channels."""
+        """Map (batch, outer, ...) to (batch, inner, ...)."""
         with full_precision(x):
             columns = self.weight / self.weight_scale
             # cholesky synchronizes with the device to check for singularity
@@ -50,13 +47,12 @@ class InjectiveLinear(DataInitialized):
             return F.linear(x.movedim(1, -1) - self.shift, rows).movedim(-1, 1)
 
     def inverse(self, u: Tensor) -> Tensor:
-        """Map (batch, inner) or (batch, inner, h, w) to ``outer`` channels."""
+        """Map (batch, inner, ...) to (batch, outer, ...)."""
         with full_precision(u):
             matrix = self.weight * (self.log_scale.exp() / self.weight_scale)
-            return F.linear(u.movedim(1, -1), matrix, self.shift).movedim(-1, 1)
+            return at_each_position(u, matrix, self.shift)
 
     def initialize_from(self, x: Tensor) -> None:
-        """Set the directions, the shift and, if it whitens, the scales from a batch."""
         samples = x.movedim(1, -1).flatten(0, -2)
         columns, deviations = principal_directions(samples, len(self.log_scale))
         self.weight.copy_(self.weight_scale * columns)

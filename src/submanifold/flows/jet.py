@@ -1,7 +1,5 @@
 """Jet (Kolesnikov et al. 2024): affine couplings whose nets are vision transformers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 
@@ -68,12 +66,10 @@ class Jet(ConditionalLatents):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map images (batch, c, h, w) to latents (batch, c h w), lowest frequencies first."""
         z, log_det = self.layers(x)
         return z.flatten(1), log_det
 
     def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map latents (batch, c h w) to images."""
         z = z.unflatten(1, self.grid).contiguous(memory_format=torch.channels_last)
         return self.layers.inverse(z)
 
@@ -97,24 +93,17 @@ def patch_masks(grid: tuple[int, int, int], count: int) -> Iterator[Tensor]:
 class PatchCoupling(Coupling):
     """Coupling of patches (channels, rows, columns): values under a mask of ones pass unchanged."""
 
-    mask: Tensor
-
-    net: VisionTransformer
-
-    def __init__(self, mask: Tensor, net: VisionTransformer):
+    def __init__(self, mask: Tensor, net: nn.Module):
         super().__init__(net)
-        self.register_buffer("mask", mask, persistent=False)
+        self.mask = nn.Buffer(mask, persistent=False)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask x; the identity transforms the masked values."""
         return x * self.mask, x
 
     def join(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Return all values."""
         return b
 
     def scale_and_shift(self, a: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute log-scale and shift, 0 for masked values."""
         log_scale, shift = super().scale_and_shift(a, context)
         free = 1 - self.mask
         return log_scale * free, shift * free
@@ -153,7 +142,6 @@ class Block(nn.Module):
         self.perceptron = nn.Sequential(nn.LayerNorm(width), *hidden, nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, patches, width) to the same shape."""
         x = x + self.attention(x)
         return x + self.perceptron(x)
 
@@ -168,7 +156,6 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend to all patches."""
         projected = self.queries_keys_values(x).unflatten(2, (3, self.heads, -1))
         return self.out(attend(*projected.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2))
 
@@ -192,29 +179,23 @@ class PatchDCT(Bijection):
     by which they are sorted; those of photographs have standard deviations near 1.
     """
 
-    order: Tensor
-    scale: Tensor
-
     def __init__(self, channels: int, patch: int):
         super().__init__()
         self.sizes = (channels, patch, patch)
         colour, row, column = torch.meshgrid(*map(torch.arange, self.sizes), indexing="ij")
         scale = 10 / patch * (1 + colour) * (0.25 + torch.hypot(row.float(), column.float()))
         scale, order = scale.flatten().sort(stable=True)
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
+        self.order = nn.Buffer(order, persistent=False)
+        self.scale = nn.Buffer(scale, persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map (batch, c, h, w) to (batch, c p^2, h / p, w / p)."""
         z = self._transform(space_to_channels(x, self.sizes[1]))[:, self.order]
         z = z.contiguous(memory_format=torch.channels_last) * self.scale[:, None, None]
         return z, (self.scale.log().sum() * z.shape[2:].numel()).expand(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map coefficients to images."""
         coefficients = (z / self.scale[:, None, None])[:, self.order.argsort()]
         return channels_to_space(self._transform(coefficients, inverse=True), self.sizes[1])
 
     def _transform(self, x: Tensor, inverse: bool = False) -> Tensor:
-        """Transform the channels (batch, c p^2, rows, columns)."""
         return dct(x.unflatten(1, self.sizes), inverse).flatten(3).movedim(3, 1)

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from submanifold.flows.bijection import Bijection, full_precision
+from submanifold.flows.bijection import Bijection, DataInitialized, full_precision
 from submanifold.flows.conditional import ConditionalLatents
-from submanifold.flows.initialization import DataInitialized
 from submanifold.flows.orthogonal import random_orthonormal
 
 MIN_STD = 1e-6
@@ -17,8 +16,8 @@ MIN_STD = 1e-6
 class ActNorm(DataInitialized, Bijection):
     r"""Activation normalization: a scale and a shift per channel, :math:`z = (x - b)\, e^{s}`.
 
-    It starts as the identity (Kingma & Dhariwal 2018, section 3.1). Data-dependent initialization
-    sets mean 0 and variance 1 for each channel of z.
+    x is (batch, channels, ...). It starts as the identity (Kingma & Dhariwal 2018, section 3.1).
+    Data-dependent initialization sets mean 0 and variance 1 for each channel of z.
     """
 
     def __init__(self, channels: int):
@@ -27,31 +26,30 @@ class ActNorm(DataInitialized, Bijection):
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Normalize (batch, channels, ...)."""
         z = (x - _per_channel(self.shift, x)) * _per_channel(self.log_scale.exp(), x)
         elements_per_scale = x.shape[1:].numel() // len(self.log_scale)
         return z, (self.log_scale.sum() * elements_per_scale).expand(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Undo the normalization."""
         return z * _per_channel((-self.log_scale).exp(), z) + _per_channel(self.shift, z)
 
     def initialize_from(self, x: Tensor) -> None:
-        """Set mean 0 and variance 1 for each channel."""
         axes = [0, *range(2, x.ndim)]
         self.shift.copy_(x.mean(axes))
         self.log_scale.copy_(-x.std(axes, correction=0).clamp_min(MIN_STD).log())
 
 
 class Similarity(ActNorm):
-    """:class:`ActNorm` with one scale for all channels, which preserves ratios of distances."""
+    """:class:`ActNorm` with one scale for all channels, which preserves ratios of distances.
+
+    Data-dependent initialization sets mean 0 for each channel, and variance 1 over all channels.
+    """
 
     def __init__(self, channels: int):
         super().__init__(channels)
         self.log_scale = nn.Parameter(torch.zeros(1))
 
     def initialize_from(self, x: Tensor) -> None:
-        """Set mean 0 for each channel, and variance 1 over all channels."""
         self.shift.copy_(x.mean([0, *range(2, x.ndim)]))
         rms = (x - _per_channel(self.shift, x)).square().mean().sqrt()
         self.log_scale.copy_(-rms.clamp_min(MIN_STD).log())
@@ -65,7 +63,7 @@ class Linear(DataInitialized, Bijection):
     rotation.
 
     Args:
-        channels: Number of channels, the second axis of x.
+        channels: Number of channels of x, (batch, channels) or (batch, channels, h, w).
         whiten: Whether data-dependent initialization sets W such that the channels of z are the
             principal components of x, largest first, scaled to variance 1.
     """
@@ -82,20 +80,17 @@ class Linear(DataInitialized, Bijection):
         return self.weight
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Normalize and mix the channels of (batch, channels) or (batch, channels, h, w)."""
         with full_precision(x):
             (matrix,), (shift,), (log_det,) = stack_maps([self])
-            z = _at_each_position(matrix, shift, x)
+            z = at_each_position(x, matrix, shift)
             return z, (log_det * x.shape[2:].numel()).expand(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Undo the mixing and the normalization."""
         with full_precision(z):
-            (matrix,), (shift,) = stack_inverses([self])
-            return _at_each_position(matrix, shift, z)
+            (matrix,), (shift,), _ = stack_inverses([self])
+            return at_each_position(z, matrix, shift)
 
     def initialize_from(self, x: Tensor) -> None:
-        """Initialize the normalization, and the matrix if it whitens."""
         normalized = self.norm(x)[0].movedim(1, -1).flatten(0, -2).double()
         # fewer samples determine the directions of small variance badly
         if self.whiten and len(normalized) > 2 * len(self.weight):
@@ -118,32 +113,26 @@ class Affine(ConditionalLatents, Linear):
         self.event_shape = (dim,)
 
     def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map (batch, dim)."""
         return Linear.forward(self, x)
 
     def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Undo the map."""
         return Linear.inverse(self, z)
 
 
 def stack_maps(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
-    """Write n layers as z = matrix x + shift.
-
-    Returns matrices (n, channels, channels), shifts (n, channels), and log-determinants (n,) at one
-    position.
-    """
+    """Return n layers as matrices and shifts, and log-determinants (n,) at one position."""
     weight, log_scale, shift = _stack_parameters(layers)
     matrix = weight * log_scale.exp()[:, None]
     log_det = torch.linalg.slogdet(weight).logabsdet + log_scale.sum(1)
     return matrix, -(matrix @ shift[:, :, None])[:, :, 0], log_det
 
 
-def stack_inverses(layers: Sequence[Linear]) -> tuple[Tensor, Tensor]:
-    """Compute the matrices and shifts, as in :func:`stack_maps`, of the layers' inverses."""
+def stack_inverses(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, None]:
+    """Compute the matrices and shifts of the layers' inverses, without log-determinants."""
     weight, log_scale, shift = _stack_parameters(layers)
     # inv synchronizes with the device to check for singularity
     inverse = torch.linalg.inv_ex(weight).inverse
-    return (-log_scale).exp()[:, :, None] * inverse, shift
+    return (-log_scale).exp()[:, :, None] * inverse, shift, None
 
 
 def _stack_parameters(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,7 +141,8 @@ def _stack_parameters(layers: Sequence[Linear]) -> tuple[Tensor, Tensor, Tensor]
     return weights, log_scales, shifts
 
 
-def _at_each_position(matrix: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+def at_each_position(x: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Multiply the channels of x, its second axis, by a matrix, and add a shift."""
     return F.linear(x.movedim(1, -1), matrix, shift).movedim(-1, 1)
 
 

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from submanifold.flows.bijection import Bijection, Flow, full_precision
-from submanifold.flows.initialization import DataInitialized
+from submanifold.flows.bijection import Bijection, DataInitialized, Flow, full_precision
 
 LARGEST_MATRIX = 4096  # rows of the largest matrix of which all axes are chosen
 
@@ -26,7 +25,7 @@ class Reflections(Bijection):
 
     .. math:: z = H_n \cdots H_1 x, \qquad H_i = I - 2\, v_i v_i^T / |v_i|^2
 
-    The ``count`` vectors :math:`v_i` start at random (Meng et al. 2020).
+    x is (batch, dim). The ``count`` vectors :math:`v_i` start at random (Meng et al. 2020).
     """
 
     def __init__(self, dim: int, count: int):
@@ -34,11 +33,9 @@ class Reflections(Bijection):
         self.vectors = nn.Parameter(torch.randn(count, dim))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Multiply (batch, dim) by the matrix."""
         return self._reflect(x, self.vectors), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Multiply by the transposed matrix."""
         return self._reflect(z, self.vectors.flip(0))
 
     def _reflect(self, x: Tensor, vectors: Tensor) -> Tensor:
@@ -74,7 +71,7 @@ class PrincipalReflections(DataInitialized, BlockReflections):
     """
 
     def initialize_from(self, x: Tensor) -> None:
-        """Set the first axes from a batch; axes that a small batch leaves open are random."""
+        # axes that a small batch leaves open are random
         count, dim = self.vectors.shape
         axes = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[:count]
         others = torch.randn(count - len(axes), dim, dtype=x.dtype, device=x.device)
@@ -96,9 +93,8 @@ class Rotation(Flow):
         directions: k; None uses a dense matrix.
 
     Attributes:
-        eigenvalues: Estimates of the diagonal of :math:`\mathrm{E}[J^T J]`, (D,), where J is the
-            Jacobian of the decoder: the contribution of each latent to the squared error, largest
-            first up to sampling errors; 1 before :meth:`fit`.
+        eigenvalues: Estimates of the diagonal of :math:`\mathrm{E}[J^T J]`, (D,), J the Jacobian of
+            the decoder: the contribution of each latent to the squared error; 1 before :meth:`fit`.
 
     Example:
         >>> rotation = Rotation(4, directions=1)
@@ -109,36 +105,28 @@ class Rotation(Flow):
 
     axes = (1,)
 
-    eigenvalues: Tensor
-    matrix: Tensor
-    reflectors: Tensor
-    triangle: Tensor
-
     def __init__(self, dim: int, directions: PositiveInt | None = None):
         super().__init__()
         self.event_shape = (dim,)
         self.directions = dim if directions is None else directions
         self.is_dense = directions is None
-        self.register_buffer("eigenvalues", torch.ones(dim))
+        self.eigenvalues = nn.Buffer(torch.ones(dim))
         if self.is_dense:
             # torch.eye imports sympy on the meta device
-            self.register_buffer("matrix", torch.zeros(dim, dim).fill_diagonal_(1.0))
+            self.matrix = nn.Buffer(torch.zeros(dim, dim).fill_diagonal_(1.0))
         else:
-            self.register_buffer("reflectors", torch.zeros(dim, self.directions))
-            self.register_buffer("triangle", torch.zeros(self.directions, self.directions))
+            self.reflectors = nn.Buffer(torch.zeros(dim, self.directions))
+            self.triangle = nn.Buffer(torch.zeros(self.directions, self.directions))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rotate (batch, D); the log-determinant is 0."""
         with full_precision(x):
             z = x @ self.matrix.T if self.is_dense else self._reflect(x, self.triangle)
             return z, x.new_zeros(x.shape[0])
 
     def leading(self, x: Tensor, count: int) -> Tensor:
         """Compute the first coordinates (batch, count) of :meth:`forward`."""
-        if not self.is_dense:
-            return self(x)[0][:, :count]
         with full_precision(x):
-            return x @ self.matrix[:count].T
+            return x @ self.matrix[:count].T if self.is_dense else self(x)[0][:, :count]
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Rotate back (batch, D), or (batch, d) with d < D, whose other latents are zero."""
@@ -196,6 +184,4 @@ def _cosines(size: int, like: Tensor) -> Tensor:
 def _householder_vectors(axes: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors (D, k) and scales (k,) of reflections whose product begins with these axes (D, k)."""
     packed, scales = torch.geqrf(axes.contiguous())
-    vectors = packed.tril(-1)
-    vectors.diagonal().fill_(1)
-    return vectors, scales
+    return packed.tril(-1).fill_diagonal_(1), scales

@@ -38,11 +38,10 @@ class RealNVP(Compose, Flow):
         hidden: PositiveInt | None = None,
         mixing: bool = False,
     ):
-        width = hidden or 2 * dim
         layers: list[Bijection] = []
         for index in range(couplings):
             layers += [Linear(dim)] if mixing else []
-            mask = (np.arange(dim) + index) % 2 == 1
-            layers.append(MaskedAffineCoupling(mask, mlp(dim, width, 2 * dim, nn.ReLU)))
+            net = mlp(dim, hidden or 2 * dim, 2 * dim, nn.ReLU)
+            layers.append(MaskedAffineCoupling((np.arange(dim) + index) % 2 == 1, net))
         super().__init__(layers)
         self.event_shape = (dim,)

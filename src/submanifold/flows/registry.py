@@ -44,28 +44,28 @@ SELECTABLE = {name: flow for name, flow in FLOWS.items() if flow is not Rotation
 """Flows that a stage can be configured with; a rotation is added by its own training phase."""
 
 
-def _leading(name: str) -> int:
-    """Number of the first arguments, which the data and the stage determine."""
-    return 1 + issubclass(FLOWS[name], Injection)
+def _leading(name: str) -> list[str]:
+    """Names of the first arguments, which the data and the stage determine."""
+    return [*inspect.signature(FLOWS[name]).parameters][: 1 + issubclass(FLOWS[name], Injection)]
 
 
 @cache
-def _settings_of(name: str, skip: int = 0) -> type[Settings]:
-    """Create a settings class from a flow's constructor, without its first ``skip`` arguments."""
+def _settings_of(name: str, is_complete: bool) -> type[Settings]:
+    """Create a settings class from a flow's constructor, complete or without the leading ones."""
     hints = get_type_hints(FLOWS[name].__init__, include_extras=True)
-    parameters = list(inspect.signature(FLOWS[name]).parameters.values())[skip:]
     fields: dict[str, Any] = {"type": (Literal[name], ...)}
-    for parameter in parameters:
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[parameter.name] = hints[parameter.name], default
+    for parameter in inspect.signature(FLOWS[name]).parameters.values():
+        if is_complete or parameter.name not in _leading(name):
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = hints[parameter.name], default
     return create_model(f"{FLOWS[name].__name__}Settings", __base__=Settings, **fields)
 
 
 if TYPE_CHECKING:
     FlowSettings = Settings
 else:
-    members = [_settings_of(name, _leading(name)) for name in SELECTABLE]
-    FlowSettings = Annotated[Union[tuple(members)], Field(discriminator="type")]  # noqa: UP007
+    members = tuple(_settings_of(name, False) for name in SELECTABLE)
+    FlowSettings = Annotated[Union[members], Field(discriminator="type")]  # noqa: UP007
     """Settings of a flow, distinguished by ``type``."""
 
 
@@ -74,28 +74,21 @@ def build_flow(
 ) -> Flow:
     """Build an untrained flow from what :func:`describe_flow` returned, or from its settings.
 
-    Args:
-        settings: The name as ``type``, the arguments of its constructor, and the ones of
-            :func:`.make_conditional` as ``context``.
-        event_shape: Shape of an event, which :data:`FlowSettings` lack.
-        dim: Dimension of an injection, which they lack too.
-
-    Raises:
-        UserError: The name is unknown, or the flow does not accept events of this shape.
-        ValidationError: The other arguments are invalid.
+    They have the name as ``type``, the arguments of its constructor, and the ones of
+    :func:`.make_conditional` as ``context``. :data:`FlowSettings` lack the shape of an event and
+    the dimension of an injection. An unknown name, or a flow that does not accept events of this
+    shape, raises UserError; other invalid arguments raise ValidationError.
     """
     arguments = dict(settings)
     name, context = arguments.pop("type", None), arguments.pop("context", None)
     if not isinstance(name, str) or name not in FLOWS:
         raise UserError(f"type: expected one of {', '.join(FLOWS)}, got {name}")
-    parameters = [*inspect.signature(FLOWS[name]).parameters]
     if event_shape is not None:
-        leading = [event_shape[0] if FLOWS[name].axes == (1,) else list(event_shape), dim]
-        arguments |= zip(parameters, leading[: _leading(name)], strict=False)
-    arguments = (
-        _settings_of(name).model_validate({"type": name, **arguments}).model_dump(exclude={"type"})
-    )
-    shape = event_shape or arguments[parameters[0]]
+        first = event_shape[0] if FLOWS[name].axes == (1,) else list(event_shape)
+        arguments |= zip(_leading(name), (first, dim), strict=False)
+    checked = _settings_of(name, True).model_validate({"type": name, **arguments})
+    arguments = checked.model_dump(exclude={"type"})
+    shape = event_shape or arguments[_leading(name)[0]]
     shape = [shape] if isinstance(shape, int) else shape
     if len(shape) not in FLOWS[name].axes or min(shape) < 1:
         allowed = [key for key, flow in SELECTABLE.items() if len(shape) in flow.axes]

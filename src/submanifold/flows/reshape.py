@@ -15,11 +15,9 @@ class Squeeze(Bijection):
     """Trade 2x2 pixels for four channels: (batch, c, h, w) to (batch, 4c, h/2, w/2)."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Move pixels to channels; the log-determinant of a permutation is 0."""
         return space_to_channels(x, 2), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Move channels to pixels."""
         return channels_to_space(z, 2)
 
 

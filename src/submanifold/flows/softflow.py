@@ -7,21 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from submanifold.flows.bijection import Flow
-from submanifold.flows.conditional import ConditionalLayer, rows_of
+from submanifold.flows.conditional import ConditionalLayer
 from submanifold.flows.coupling import Coupling
 from submanifold.flows.glow import Glow
 from submanifold.flows.realnvp import RealNVP
-
-
-class NoiseConditional(ConditionalLayer):
-    """:class:`.ConditionalLayer` of the noise scale, the last column of the context."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__(layer, ())
-
-    def bias_of(self, a: Tensor, context: Tensor | None) -> Tensor | None:
-        """See :meth:`.ConditionalLayer.bias_of`; without a context the scale is 0."""
-        return None if context is None else rows_of(context, a)[:, -1:] * self.weight
 
 
 def is_noise_conditional(model: nn.Module) -> bool:
@@ -76,4 +65,4 @@ class SoftGlow(Glow):
 
 def _condition_on_noise(flow: nn.Module) -> None:
     for coupling in [module for module in flow.modules() if isinstance(module, Coupling)]:
-        coupling.net[2] = NoiseConditional(coupling.net[2])  # type: ignore[index, operator]
+        coupling.net[2] = ConditionalLayer(coupling.net[2])  # type: ignore[index, operator]

@@ -1,27 +1,24 @@
 """Noise-conditional flows of tables: splines of the columns, linear maps and affine couplings."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from submanifold.flows.bijection import Bijection, Compose, Flow, full_precision
+from submanifold.flows.bijection import Bijection, Compose, DataInitialized, Flow, full_precision
 from submanifold.flows.conditional import ConditionalLayer, rows_of
 from submanifold.flows.coupling import Coupling, mlp
-from submanifold.flows.initialization import DataInitialized
 from submanifold.flows.linear import ActNorm, Linear
 
+# columns above which there are no splines, which are slow, and no learned matrices, whose
+# determinants take cubic time
 LARGEST_MIXED = 256
-"""Columns above which there are no splines, which are slow, and no learned matrices, whose
-determinants take cubic time."""
-ENOUGH_ROWS = 1500
-"""Rows below which splines at the quantiles would overfit, so that they start as the identity."""
-SMALLEST_TAIL = 2e-4
-"""Smallest probability beyond the outer knots."""
-SMALLEST_BIN = 1e-3
-"""Smallest width of a bin in standard deviations."""
-CONTEXT_BINS, MAX_SHIFT = 8, 3.0
-"""Bins of the spline that depends on a context, and bound of the changes of its parameters."""
+ENOUGH_ROWS = 1500  # below which splines at the quantiles would overfit
+SMALLEST_TAIL = 2e-4  # probability beyond the outer knots
+SMALLEST_BIN = 1e-3  # width of a bin in standard deviations
+CONTEXT_BINS, MAX_SHIFT = 8, 3.0  # of the spline that depends on a context
 
 
 class QuantileSpline(DataInitialized, Bijection):
@@ -37,10 +34,6 @@ class QuantileSpline(DataInitialized, Bijection):
     (Gregory & Delbourgo 1982; Durkan et al. 2019). It starts as the identity. Data-dependent
     initialization maps the quantiles of the data to those of the normal distribution, but leaves
     the identity if there are fewer than 1,500 rows, to which the splines would overfit.
-
-    Args:
-        dim: Number of coordinates.
-        bins: Number of bins.
     """
 
     def __init__(self, dim: int, bins: int):
@@ -52,11 +45,8 @@ class QuantileSpline(DataInitialized, Bijection):
         self.log_slopes = nn.Parameter(torch.zeros(dim, bins + 1))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Transform (batch, dim)."""
         with full_precision(x):
-            xs, ys, slopes = self._knots(x, context)
-            (x0, x1), (y0, y1), (d0, d1) = _bins_of(x, xs, xs, ys, slopes)
-            slope = (y1 - y0) / (x1 - x0)
+            x0, x1, y0, y1, d0, d1, slope = self._bins_of(x, context, axis=0)
             xi = ((x - x0) / (x1 - x0)).clamp(0, 1)
             rest = xi * (1 - xi)
             divisor = slope + (d0 + d1 - 2 * slope) * rest
@@ -68,11 +58,8 @@ class QuantileSpline(DataInitialized, Bijection):
             return z, log_det.sum(1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Solve the quadratic equation of each bin."""
         with full_precision(z):
-            xs, ys, slopes = self._knots(z, context)
-            (x0, x1), (y0, y1), (d0, d1) = _bins_of(z, ys, xs, ys, slopes)
-            slope = (y1 - y0) / (x1 - x0)
+            x0, x1, y0, y1, d0, d1, slope = self._bins_of(z, context, axis=1)
             y = ((z - y0) / (y1 - y0)).clamp(0, 1)
             excess = y * (d0 + d1 - 2 * slope)
             a, b, c = slope - d0 + excess, d0 - excess, -slope * y
@@ -81,7 +68,6 @@ class QuantileSpline(DataInitialized, Bijection):
             return x + (z - y0).clamp_max(0) / d0 + (z - y1).clamp_min(0) / d1
 
     def initialize_from(self, x: Tensor) -> None:
-        """Map quantiles of x to those of the normal distribution, if there are enough rows."""
         if len(x) < ENOUGH_ROWS:
             return
         x = x.double()
@@ -105,47 +91,39 @@ class QuantileSpline(DataInitialized, Bijection):
         self.log_slopes.copy_((padded[:, 1:] + padded[:, :-1]) / 2)
 
     def _knots(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions, values and derivatives at the knots, each (dim, bins + 1)."""
-        return _add_up(self.starts, self.log_widths, self.log_heights, self.log_slopes)
+        """Positions, values and derivatives at the knots, ([batch,] dim, bins + 1)."""
+        starts, *log_lengths, log_slopes = self._spline_parameters(x, context)
+        xs, ys = (
+            torch.cat([start[..., None], start[..., None] + lengths.exp().cumsum(-1)], -1)
+            for start, lengths in zip(starts.unbind(-1), log_lengths, strict=True)
+        )
+        return xs, ys, log_slopes.exp()
 
+    def _spline_parameters(self, x: Tensor, context: Tensor | None) -> Iterable[Tensor]:
+        return self.starts, self.log_widths, self.log_heights, self.log_slopes
 
-def _add_up(
-    starts: Tensor, log_widths: Tensor, log_heights: Tensor, log_slopes: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute positions, values and derivatives at the knots, (..., bins + 1), from parameters."""
-    xs, ys = (
-        torch.cat([start[..., None], start[..., None] + lengths.exp().cumsum(-1)], -1)
-        for start, lengths in zip(starts.unbind(-1), (log_widths, log_heights), strict=True)
-    )
-    return xs, ys, log_slopes.exp()
-
-
-def _bins_of(x: Tensor, sought: Tensor, *knots: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Values (batch, dim) at both ends of the bins of x among the sought knots.
-
-    Knots are (dim, bins + 1), or (batch, dim, bins + 1).
-    """
-    inner = sought.detach()[..., 1:-1].contiguous()
-    if sought.ndim == 2:
-        bins = torch.searchsorted(inner, x.detach().T.contiguous(), right=True).T
-    else:
-        bins = torch.searchsorted(inner, x.detach()[..., None].contiguous(), right=True)[..., 0]
-    ends = torch.stack([bins, bins + 1], 2)
-    ends_of_bins = (values.expand(x.shape[0], -1, -1).gather(2, ends).unbind(2) for values in knots)
-    return [(first, second) for first, second in ends_of_bins]
+    def _bins_of(self, x: Tensor, context: Tensor | None, axis: int) -> tuple[Tensor, ...]:
+        """Knots at both ends of the bins of x, or of values x if axis is 1, and mean slopes."""
+        knots = self._knots(x, context)
+        inner = knots[axis].detach()[..., 1:-1].contiguous()
+        if inner.ndim == 2:
+            bins = torch.searchsorted(inner, x.detach().T.contiguous(), right=True).T
+        else:
+            bins = torch.searchsorted(inner, x.detach()[..., None].contiguous(), right=True)[..., 0]
+        ends = torch.stack([bins, bins + 1], 2)
+        (x0, x1), (y0, y1), (d0, d1) = (
+            values.expand(x.shape[0], -1, -1).gather(2, ends).unbind(2) for values in knots
+        )
+        return x0, x1, y0, y1, d0, d1, (y1 - y0) / (x1 - x0)
 
 
 class NoiseFeatures(ConditionalLayer):
-    r"""Append functions of the noise scale s to vectors: r = 2 s - 1 and :math:`r^2 - 1`.
-
-    Without a scale s is 0.
-    """
+    r"""Append r = 2 s - 1 and :math:`r^2 - 1` to vectors; s is the noise scale, by default 0."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
 
     def forward(self, a: Tensor, context: Tensor | None) -> Tensor:
-        """Map (batch, n) to (batch, n + 2)."""
         scale = a.new_zeros(a.shape[0], 1) if context is None else rows_of(context, a)[:, -1:]
         r = 2 * scale - 1
         return torch.cat([a, r, r.square() - 1], 1)
@@ -155,12 +133,7 @@ class ContextSpline(QuantileSpline):
     r"""Spline of each coordinate whose knots depend on the context and on the noise scale.
 
     The parameters of :class:`QuantileSpline` are shifted by a linear function of the embedding of
-    the context and of the :class:`NoiseFeatures`. It starts as the identity.
-
-    Args:
-        dim: Number of coordinates.
-        bins: Number of bins.
-        size: Numbers in the embedding.
+    the context, (size,), and of the :class:`NoiseFeatures`. It starts as the identity.
     """
 
     def __init__(self, dim: int, bins: int, size: int):
@@ -171,23 +144,20 @@ class ContextSpline(QuantileSpline):
     def initialize_from(self, x: Tensor) -> None:
         """Keep the identity."""
 
-    def _knots(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions, values and derivatives at the knots, each (batch, dim, bins + 1)."""
-        parameters = (self.starts, self.log_widths, self.log_heights, self.log_slopes)
+    def _spline_parameters(self, x: Tensor, context: Tensor | None) -> Iterable[Tensor]:
+        parameters = [*super()._spline_parameters(x, context)]
+        sizes = [parameter.shape[1] for parameter in parameters]
         context = rows_of(context, x)
         raw = F.linear(self.noise(context[:, :-1], context), self.weight)
-        shifts = (MAX_SHIFT * torch.tanh(raw / MAX_SHIFT)).view(len(raw), len(self.starts), -1)
-        sizes = [parameter.shape[1] for parameter in parameters]
-        return _add_up(*map(torch.add, parameters, shifts.split(sizes, 2)))
+        shifts = MAX_SHIFT * torch.tanh(raw / MAX_SHIFT)
+        shifts = shifts.unflatten(1, (len(self.starts), sum(sizes)))
+        return map(torch.add, parameters, shifts.split(sizes, 2))
 
 
 class NoiseConditionalCoupling(Coupling):
     """Affine coupling of halves of vectors, whose net also receives the noise scale.
 
-    Args:
-        dim: Number of coordinates.
-        hidden: Width of the two hidden layers of the net.
-        swap: Whether the first half is transformed instead of the second one.
+    With ``swap`` the first half is transformed, instead of the second one.
     """
 
     def __init__(self, dim: int, hidden: int, swap: bool):
@@ -198,12 +168,10 @@ class NoiseConditionalCoupling(Coupling):
         self.swap, self.sizes = swap, [free, dim - free] if swap else [dim - free, free]
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Split (batch, dim) into halves."""
         first, second = x.split(self.sizes, 1)
         return (second, first) if self.swap else (first, second)
 
     def join(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Join the halves."""
         return torch.cat([b, a] if self.swap else [a, b], 1)
 
 
@@ -251,12 +219,9 @@ class Tabular(Compose, Flow):
         self.event_shape = (dim,)
 
     def add_context(self, size: int) -> None:
-        """Add the context to the couplings, and a spline that depends on it as the last layer.
-
-        Couplings of one column are affine; the spline makes its density more than a Gaussian of a
-        transformed column. Above 256 columns there is no spline.
-        """
         super().add_context(size)
         (dim,) = self.event_shape
+        # couplings of one column are affine: without a spline that depends on the context, its
+        # density would be a Gaussian of a transformed column
         if dim <= LARGEST_MIXED:
             self.bijections.append(ContextSpline(dim, CONTEXT_BINS, size))  # type: ignore[attr-defined]

@@ -74,14 +74,12 @@ class Trumpet(ConditionalLatents, Injection):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map events (batch, ...) to u (batch, d); the log-determinant is NaN."""
         h = x
         for layer in self.layers:
             h = layer(h)[0] if isinstance(layer, Bijection) else layer(h)
         return self.last(h.flatten(1)), x.new_full(x.shape[:1], torch.nan)
 
     def _inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map latents (batch, d) to events on the manifold."""
         x = self.last.inverse(z).unflatten(1, self.inner_shape)
         for layer in reversed(self.layers):
             x = layer.inverse(x)

@@ -10,8 +10,6 @@ from submanifold.common.errors import UserError
 from submanifold.flows.bijection import Flow, full_precision
 from submanifold.flows.conditional import rows_of
 
-Name = Literal["NSF", "MAF", "NICE", "BPF", "NAF", "UNAF"]
-EXPLICIT_INVERSE = ("NSF", "MAF", "NICE")
 MAX_ENTRIES = 2**30
 """Upper bound for the numbers in masks and weights, so that a model file cannot exhaust memory."""
 
@@ -20,18 +18,11 @@ class Zuko(Flow):
     r"""A flow of zuko by the name of its class in :mod:`zuko.flows`.
 
     ``NSF`` is a neural spline flow (Durkan et al. 2019), ``MAF`` a masked autoregressive flow
-    (Papamakarios et al. 2017), ``NICE`` consists of affine couplings (Dinh et al. 2017), ``BPF`` is
-    a Bernstein polynomial flow (Sick et al. 2020), and ``NAF`` and ``UNAF`` are neural
-    autoregressive flows (Huang et al. 2018; Wehenkel & Louppe 2019).
+    (Papamakarios et al. 2017), and ``NICE`` consists of affine couplings (Dinh et al. 2017).
 
-    Splines and polynomials are the identity outside of [-5, 5], and neural autoregressive flows
-    are inverted only within [-10, 10], so standardize the data. The inverse takes one pass for each
-    coordinate; with ``passes=2``, and for ``NICE``, two. Flows without a formula for their inverse
-    are inverted by bisection and two Newton steps with the whole Jacobian; the first derivatives
-    of their inverse are those of the implicit function.
-
-    Other classes are left out: the inverses of ``SOSPF`` and ``GF`` do not exist for all latents,
-    ``CNF`` is exact only up to the tolerance of a differential equation, and ``NCSF`` is on a box.
+    Splines are the identity outside of [-5, 5], so standardize the data. The inverse takes one pass
+    for each coordinate; with ``passes=2``, and for ``NICE``, two. Other classes are left out: their
+    inverses do not exist for all latents, or have no formula.
 
     Args:
         dim: Number of coordinates.
@@ -39,7 +30,7 @@ class Zuko(Flow):
         transforms: Number of transforms; None is zuko's default, 3.
         hidden: Width of the two hidden layers of each network; None is zuko's default, 64.
         passes: Number of groups of coordinates that an autoregressive transform takes one after the
-            other, at least 2, which makes it a coupling; None is ``dim``.
+            other; 2 makes it a coupling, None is ``dim``.
         bins: Number of bins of the splines of ``NSF``; None is zuko's default, 8.
 
     Raises:
@@ -57,14 +48,14 @@ class Zuko(Flow):
     def __init__(
         self,
         dim: int,
-        name: Name = "NSF",
+        name: Literal["NSF", "MAF", "NICE"] = "NSF",
         transforms: PositiveInt | None = None,
         hidden: PositiveInt | None = None,
         passes: PositiveInt | None = None,
         bins: PositiveInt | None = None,
     ):
         super().__init__()
-        self.event_shape, self.name = (dim,), name
+        self.event_shape = (dim,)
         entries = (transforms or 3) * (dim + (hidden or 64)) ** 2 * 3 * (bins or 8)
         if entries > MAX_ENTRIES:
             raise UserError(
@@ -74,44 +65,22 @@ class Zuko(Flow):
         self.transform = _build(**self.arguments)
 
     def add_context(self, size: int) -> None:
-        """See :meth:`.Flow.add_context`; the networks of zuko receive the embedding."""
         self.transform = _build(**self.arguments, context=size)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Transform (batch, dim)."""
         if not len(x):  # which torch.distributions cannot sum over
             return x, x.sum(1)
         with full_precision(x):
             return self._transform(x, context).call_and_ladj(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Invert the transforms."""
         if not len(z):
             return z
         with full_precision(z):
-            transform = self._transform(z, context)
-            if self.name in EXPLICIT_INVERSE:
-                return transform.inv(z)
-            with torch.no_grad():
-                x = transform.inv(z.detach())
-            x = self._newton_step(x, z.detach(), context).detach()
-            return self._newton_step(x, z, context)
+            return self._transform(z, context).inv(z)
 
     def _transform(self, x: Tensor, context: Tensor | None) -> Any:
-        """Return the transform of events x."""
         return self.transform(rows_of(context, x) if hasattr(self, "embedding") else None)
-
-    def _newton_step(self, x: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
-        """Improve x, (batch, dim), as a solution of f(x) = z; differentiable in z and weights."""
-        count, dim = x.shape
-        with torch.enable_grad():
-            # event i of each group gives row i of its Jacobian
-            copies = x.detach().repeat_interleave(dim, 0).requires_grad_()
-            repeated = None if context is None else context.repeat_interleave(dim, 0)
-            outputs = self._transform(copies, repeated)(copies).view(count, dim, dim)
-            (rows,) = torch.autograd.grad(outputs.diagonal(dim1=1, dim2=2).sum(), copies)
-        residual = (z - self._transform(x, context)(x))[:, :, None]
-        return x + torch.linalg.solve_ex(rows.view(count, dim, dim), residual).result[:, :, 0]
 
 
 def _build(name: str, dim: int, context: int = 0, **settings: int | None) -> Any:
@@ -119,7 +88,6 @@ def _build(name: str, dim: int, context: int = 0, **settings: int | None) -> Any
     import zuko
 
     device = torch.empty(0).device
-
     chosen: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
     for key, is_idle in {"passes": name == "NICE", "bins": name != "NSF"}.items():
         if is_idle and key in chosen:

@@ -67,17 +67,9 @@ def jacobian(
 ) -> Tensor:
     r"""Compute the Jacobian of a decoder, or its products with k directions, by forward mode.
 
-    The result is differentiable with respect to u and the decoder's weights.
-
-    Args:
-        decode: The decoder g.
-        u: Points, (batch, d).
-        directions: (batch, k, d); the coordinate axes by default.
-        batch_size: Maximum number of points that are decoded at once; unlimited by default.
-        context: Context of each point, (batch, ...).
-
-    Returns:
-        (batch, D, k), D the number of elements of an event.
+    At points u (batch, d) and directions (batch, k, d), by default the coordinate axes, it is
+    (batch, D, k), D the number of elements of an event, and differentiable with respect to u and
+    the decoder's weights. ``batch_size`` is the largest number of points that are decoded at once.
 
     Example:
         >>> jacobian(lambda u: torch.cat([u, u**2], 1), torch.tensor([[3.0]]))
@@ -91,10 +83,8 @@ def jacobian(
     columns = []
     with torch.autocast(u.device.type, enabled=False):
         for chosen in directions.to(u.dtype).transpose(0, 1).split(count):
-            copies = torch.arange(u.shape[0], device=u.device).repeat(len(chosen))
-            tangents = jvp(
-                select(decode, context, copies), u.repeat(len(chosen), 1), chosen.flatten(0, 1)
-            )
+            rows = torch.arange(batch, device=u.device).repeat(len(chosen))
+            tangents = jvp(select(decode, context, rows), u[rows], chosen.flatten(0, 1))
             columns.append(tangents.flatten(1).unflatten(0, (len(chosen), batch)))
     return torch.cat(columns).permute(1, 2, 0)
 
@@ -112,9 +102,8 @@ def select(
 def dual_level() -> Iterator[None]:
     """Enter torch's level of forward-mode differentiation, which all threads share.
 
-    Leaving the level deletes the tangents of all threads. Here the first thread enters it and the
-    last one leaves it; with :func:`torch.autograd.forward_ad.dual_level` threads would disturb each
-    other. A thread that is already inside raises RuntimeError: torch does not nest levels.
+    Leaving it deletes the tangents of all threads, so the first thread enters it and the last one
+    leaves it. A thread that is already inside raises RuntimeError: torch does not nest levels.
     """
     thread = threading.get_ident()
     with _lock:

@@ -1,7 +1,7 @@
 """Projections onto a manifold by nonlinear conjugate gradients or Gauss-Newton steps."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,20 +10,14 @@ from submanifold.common.device import autocast
 from submanifold.flows.bijection import Context
 from submanifold.geometry.linearization import Linearization, jacobian, select
 
-FIRST_LENGTH = 0.06
-"""First step length with eigenvalues; 0.03 to 0.1 give equal errors after three gradients."""
-GROWTH = 1.5, 1.1
-"""Factors by which the optimal step length grows after the first and after later gradients."""
-MEMORY = 6
-"""Number of previous moves that are recombined."""
-HALVINGS = 4
-"""Maximum number of times that a Gauss-Newton step is halved."""
+FIRST_LENGTH = 0.06  # of steps with eigenvalues; 0.03 to 0.1 have equal errors after three
+GROWTH = 1.5, 1.1  # of the optimal length after the first and after later gradients
+MEMORY = 6  # previous moves that are recombined
+HALVINGS = 4  # at most, of a Gauss-Newton step
 REGULARIZATION = 1e-6
-FAILED, SHORTER = 4.0, 0.1
-"""Ratio of errors above which a step has failed, and the factor that shortens it."""
+FAILED, SHORTER = 4.0, 0.1  # ratio of errors above which a step failed; it is shortened by
 RESTART_FACTOR = 10.0
-ROUNDING = 0.97, 1e-3
-"""Relative and absolute margin for root mean squared errors in bfloat16, in units of pixels."""
+ROUNDING = 0.97, 1e-3  # relative and absolute margin for RMSE in bfloat16, in units of pixels
 
 
 class Nearest(NamedTuple):
@@ -50,7 +44,6 @@ def nearest_point(
     as if images changed linearly in between (Anderson 1965; Washio & Oosterlee 1997); r is the
     residual that remains. So products :math:`J p` are not needed. The next direction is that of
     Fletcher & Reeves (1964), and its length is the optimal one of the last step times a constant.
-
     Each event has its own lengths. The distance is never larger than that of the given u.
 
     Args:
@@ -64,26 +57,21 @@ def nearest_point(
             the eigenvalues of a rotation (:ref:`theory-6-1`).
         precision: Precision of gradients; that of x by default. Errors are compared in that of x.
         context: Context of each event, which the decoder receives as ``context``.
-
-    Returns:
-        The nearest points that were found.
     """
     target, start, decode_all = x.flatten(1), u, select(decode, context)
-    rounds = precision is not None and precision != x.dtype
-    scale = (
-        u.new_ones(u.shape[1])
-        if eigenvalues is None
-        else 1 / eigenvalues.clamp_min(eigenvalues.max() * 1e-6)
-    )
+    precision = precision or x.dtype
+    scale = u.new_ones(u.shape[1])
+    if eigenvalues is not None:
+        scale = 1 / eigenvalues.clamp_min(eigenvalues.max() * 1e-6)
 
     def linearize(u: Tensor) -> tuple[Linearization, Tensor, Tensor]:
-        with autocast(x.device, precision or x.dtype):
+        with autocast(x.device, precision):
             at = Linearization(decode_all, u)
         return at, at.image.to(x).flatten(1), _squared_error(x, at.image)
 
     def is_smaller(error: Tensor, other: Tensor) -> Tensor:
         """Whether an error is smaller by more than rounding errors."""
-        if not rounds:
+        if precision == x.dtype:
             return error < other
         relative, absolute = ROUNDING
         return error.sqrt() < relative * other.sqrt() - absolute * target.shape[1] ** 0.5
@@ -91,7 +79,7 @@ def nearest_point(
     at, image, start_error = linearize(u)
     error = start_error
     lost = _is_lost(decode_all, x, u, error)
-    if lost.any():
+    if _any(lost):
         u = torch.where(lost[:, None], 0.0, u)
         at, image, error = linearize(u)
     best, best_error = u, error
@@ -103,13 +91,13 @@ def nearest_point(
     moves: list[Tensor] = []
     changes: list[Tensor] = []
     for iteration in range(gradients):
-        new_point, residual, growth = u, target - image, u.new_ones(len(u), 1)
+        new_point, residual, growth = u, target - image, u.new_ones(u.shape[0], 1)
         if iteration:
             weights = _least_squares(torch.stack(changes, 1), residual)
             new_point = u + _combine(moves, weights)
             residual = residual - _combine(changes, weights)
             growth = (1 + weights[:, -1:]).clamp(0.1, 10.0) * GROWTH[iteration > 1]
-        with autocast(x.device, precision or x.dtype):
+        with autocast(x.device, precision):
             gradient = at.vjp(residual.view_as(x).to(at.image))
         new_norm = (gradient * scale * gradient).sum(1, keepdim=True)
         ratio = (new_norm / squared_norm).nan_to_num(0.0, 0.0).clamp_max(1.0)
@@ -141,13 +129,14 @@ def nearest_point(
     images = decode_all(tried)
     error = _squared_error(x, images)
     doubtful = ~is_smaller(error, start_error) | (error > best_error)
-    if doubtful.any():
-        rows = doubtful.nonzero()[:, 0]
+    if _any(doubtful):
+        rows: Any = slice(None) if _is_traced(x) else doubtful.nonzero()[:, 0]
         other = torch.where(is_smaller(best_error, start_error)[:, None], best, start)[rows]
         other_image = select(decode, context, rows)(other)
-        nearer = _squared_error(x[rows], other_image) <= error[rows]
-        tried[rows[nearer]] = other[nearer]
-        images[rows[nearer]] = other_image[nearer]
+        nearer = doubtful[rows] & (_squared_error(x[rows], other_image) <= error[rows])
+        tried[rows] = torch.where(nearer[:, None], other, tried[rows])
+        in_shape = nearer.view(-1, *[1] * (x.ndim - 1))
+        images[rows] = torch.where(in_shape, other_image, images[rows])
     return Nearest(tried, images)
 
 
@@ -193,9 +182,18 @@ def _is_lost(decode: Callable[[Tensor], Tensor], x: Tensor, u: Tensor, error: Te
     A nearly singular decoder can put the encoder's point where no step helps.
     """
     lost = error > RESTART_FACTOR * x.flatten(1).square().sum(1)
-    if lost.any():
+    if _any(lost):
         lost &= error > RESTART_FACTOR * _squared_error(x, decode(torch.zeros_like(u)))
     return lost
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether a graph for any batch size is traced, which has all branches."""
+    return isinstance(x.shape[0], torch.SymInt)
+
+
+def _any(mask: Tensor) -> bool:
+    return _is_traced(mask) or bool(mask.any())
 
 
 def _least_squares(columns: Tensor, target: Tensor) -> Tensor:

@@ -27,12 +27,8 @@ def jacobian_log_volume(jacobians: Tensor) -> Tensor:
 def log_volume(decode: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
     r"""Compute :math:`\tfrac12 \log\det J^T J` of a decoder at points u from the exact Jacobian.
 
-    Args:
-        decode: The decoder, (batch, d) to (batch, *event_shape).
-        u: Points, (batch, d). The Jacobians take twice batch x D x d doubles of memory.
-
-    Returns:
-        Log of the factor by which the decoder scales volumes, in nats, (batch,).
+    It is the logarithm of the factor by which the decoder scales volumes at u (batch, d), in nats,
+    (batch,). The Jacobians take twice batch x D x d doubles of memory.
     """
     return jacobian_log_volume(jacobian(decode, u, batch_size=POINTS_PER_DECODING))
 
@@ -57,26 +53,19 @@ def estimate_log_volume(
     Args:
         decode: The decoder, (batch, d) to (batch, *event_shape).
         u: Points, (batch, d).
-        probes: Number of vectors z, at least 2; the standard error decreases as its square root.
+        probes: Number of vectors z, at least 2.
         iterations: Nodes of the rule; d of them are exact.
         generator: Source of the signs, on the CPU so that all devices draw the same.
 
     Returns:
-        Estimate in nats, (batch,), and its standard error over the probes, (batch,).
+        The estimate in nats and its standard error over the probes, each (batch,).
     """
     at, dim = Linearization(decode, u), u.shape[1]
-
-    def multiply(v: Tensor) -> Tensor:
-        return at.jvp(v.to(u.dtype)).flatten(1).double()
-
-    def transpose(w: Tensor) -> Tensor:
-        return at.vjp(w.to(u.dtype).view_as(at.image)).double()
-
     bidiagonals = []
     for _ in range(probes):
         signs = 2 * torch.randint(2, u.shape, generator=generator).double() - 1
         start = signs.to(u.device) / math.sqrt(dim)
-        bidiagonals.append(_bidiagonalize(multiply, transpose, start, min(iterations, dim)))
+        bidiagonals.append(_bidiagonalize(at, start, min(iterations, dim)))
     b = torch.stack(bidiagonals)
     # svd raises for the entire batch if one matrix is not finite
     invalid = ~b.isfinite().flatten(2).all(2)
@@ -87,12 +76,7 @@ def estimate_log_volume(
     return values.mean(0).to(u.dtype), error.to(u.dtype)
 
 
-def _bidiagonalize(
-    multiply: Callable[[Tensor], Tensor],
-    transpose: Callable[[Tensor], Tensor],
-    right: Tensor,
-    steps: int,
-) -> Tensor:
+def _bidiagonalize(at: Linearization, right: Tensor, steps: int) -> Tensor:
     """Golub-Kahan bidiagonalization: B (batch, steps, steps), B^T B the Lanczos matrix of J^T J."""
     # the singular values of J instead of their squares keep the digits of small ones
     basis = right.new_empty(*right.shape, 0)
@@ -101,11 +85,11 @@ def _bidiagonalize(
     diagonal, superdiagonal = [], []
     for _ in range(steps):
         basis = torch.cat([basis, right[:, :, None]], 2)
-        left = multiply(right) - beta * left
+        left = at.jvp(right.to(at.u)).flatten(1).double() - beta * left
         # beyond an invariant subspace B continues as the identity, whose logarithm is zero
         alpha = left.norm(dim=1, keepdim=True).masked_fill(ended, 1)
         left = left / alpha
-        right = transpose(left) - alpha * right
+        right = at.vjp(left.to(at.u).view_as(at.image)).double() - alpha * right
         for _ in range(2):  # one-sided reorthogonalization suffices (Simon & Zha 2000)
             right = right - (basis @ (basis.mT @ right[:, :, None]))[:, :, 0]
         beta = right.norm(dim=1, keepdim=True)

@@ -24,9 +24,8 @@ class LinearEstimator:
 
     They are the posterior means if x and A(x) are normal, with the covariances :math:`s^2 C_{xy}`
     and :math:`s^2 C_{yy}`: :math:`m + K (y - A(x)_{mean})`, :math:`K = s^2 C_{xy} (s^2 C_{yy} +
-    \sigma^2 I)^{-1}`. The scale s is 1, or that of each observation (:meth:`scaled`).
-
-    All functions accept k copies of a batch of observations, one after the other.
+    \sigma^2 I)^{-1}`. The scale s is 1, or that of each observation (:meth:`scaled`). All functions
+    accept k copies of a batch of observations, one after the other.
     """
 
     mean: Tensor  # of events, (1, ...)
@@ -158,9 +157,8 @@ class GaussianPosterior(LinearEstimator):
         return self.gaussian.precision_product(1 / self._scale(v) * v) + squares
 
     def _draw_deviations(self, count: int) -> tuple[Tensor, Tensor]:
-        v = self.gaussian.draw(
-            draw_normal((count, self.matrix.shape[1]), self.generator, self.mean)
-        )
+        z = draw_normal((count, self.matrix.shape[1]), self.generator, self.mean)
+        v = self.gaussian.draw(z)
         return v, v.flatten(1) @ self.matrix.T
 
 

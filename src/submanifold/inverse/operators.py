@@ -22,7 +22,7 @@ from submanifold.common.files import printable
 Operator: TypeAlias = Callable[[Tensor], Tensor]
 
 NOISE = 0.01  # of all tasks but denoising, standard deviation, pixels in [0, 1]
-LARGEST_NOISE = 100.0  # of tasks by name
+LARGEST_NOISE = 100.0  # of denoising
 TRUNCATION = 4.0  # radius of a Gaussian kernel in standard deviations
 TASKS = {
     "denoise": "denoise:0.1, the standard deviation of the noise",
@@ -38,18 +38,16 @@ class Denoise:
     """The identity: an observation is an image with noise."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return x."""
         return x
 
 
 @dataclass(eq=False)
 class Inpaint:
-    """Observe the pixels at which a mask is not 0."""
+    """Observe the pixels at which a mask is not 0, (batch, number of pixels)."""
 
     mask: Tensor  # (height, width) or (channels, height, width)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return pixels, (batch, number of pixels)."""
         return x[:, self.mask.bool().to(x.device).expand(x.shape[1:])]
 
 
@@ -60,27 +58,22 @@ class Superresolve:
     factor: int
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return small images."""
         return F.avg_pool2d(x, self.factor)
 
 
 class Deblur:
-    """Convolve each channel with a kernel; images are reflected at the border.
+    """Convolve each channel with a Gaussian kernel; images are reflected at the border.
 
-    The kernel has odd sides (height, width), or is Gaussian with a standard deviation in pixels.
+    ``std`` is the standard deviation of the kernel, in pixels.
     """
 
-    def __init__(self, kernel: Tensor | float) -> None:
-        if not isinstance(kernel, Tensor):
-            radius = max(1, round(TRUNCATION * kernel))
-            weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / kernel).square())
-            kernel = torch.outer(weights, weights) / weights.sum().square()
-        self.kernel = kernel
+    def __init__(self, std: float) -> None:
+        self.radius = max(1, round(TRUNCATION * std))
+        weights = torch.exp(-0.5 * (torch.arange(-self.radius, self.radius + 1) / std).square())
+        self.kernel = torch.outer(weights, weights) / weights.sum().square()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return blurred images."""
-        channels, (height, width) = x.shape[1], self.kernel.shape
-        padded = F.pad(x, (width // 2, width // 2, height // 2, height // 2), mode="reflect")
+        padded, channels = F.pad(x, 4 * [self.radius], mode="reflect"), x.shape[1]
         return F.conv2d(padded, self.kernel.to(x).expand(channels, 1, -1, -1), groups=channels)
 
 
@@ -95,7 +88,6 @@ class Sense:
         self._rows = torch.empty(count, 0, dtype=torch.double)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return measurements, (batch, count)."""
         flat = x.flatten(1)
         if self._rows.shape[1] != flat.shape[1]:
             # NumPy's numbers are independent of noise that torch draws with the same seed
@@ -130,27 +122,18 @@ def parse(text: str, shape: tuple[int, ...], noise: float | None = None) -> Task
             f"{shown}: expected one of {', '.join(TASKS)}, got {printable(kind) or 'nothing'}."
             f"{did_you_mean(kind, TASKS)} Use such as {'; '.join(TASKS.values())}."
         )
-    if noise is not None and not 0 < noise <= LARGEST_NOISE:
-        expected = f"a number above 0 and up to {LARGEST_NOISE:g}"
-        raise UserError(f"noise: expected {expected}, got {noise:g}. Use such as {NOISE}.")
+    number = float(value) if value.replace(".", "", 1).isdecimal() else 0.0
+    noise = noise if noise is not None else number if kind == "denoise" else NOISE
     if kind == "inpaint" and not value.isdecimal():
-        return Task(text, Inpaint(_read_mask(Path(value), shape)), noise or NOISE)
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
-    number = number if math.isfinite(number) else 0.0
+        return Task(text, Inpaint(_read_mask(Path(value), shape)), noise)
     sides, side, pixels = shape[1:], min(shape[1:]), math.prod(shape)
-    margins = [
-        int(rest // 2) for length in sides[::-1] for rest in (length - number, length - number + 1)
-    ]
     is_count, largest = number > 0 and number.is_integer(), (side - 1) / TRUNCATION
     is_factor = is_count and not any(length % number for length in sides)
     rules: dict[str, tuple[str, bool, Callable[[], Operator]]] = {
         "denoise": (f"a number above 0 and up to {LARGEST_NOISE:g}", 0 < number <= LARGEST_NOISE,
                     Denoise),
         "inpaint": (f"a side from 1 to {side - 1} pixels", is_count and number < side,
-                    lambda: Inpaint(F.pad(torch.zeros(2 * [int(number)]), margins, value=1.0))),
+                    lambda: Inpaint(_square_hole(int(number), sides))),
         "superresolve": (f"a divisor of the sides {' and '.join(map(str, sides))}", is_factor,
                          lambda: Superresolve(int(number))),
         "deblur": (f"a number above 0 and up to {largest:g}", 0 < number <= largest,
@@ -164,7 +147,15 @@ def parse(text: str, shape: tuple[int, ...], noise: float | None = None) -> Task
             f"{shown}: expected {expected}, got {printable(value) or 'nothing'}. Use such as "
             f"{TASKS[kind]}."
         )
-    return Task(text, build(), noise or (number if kind == "denoise" else NOISE))
+    return Task(text, build(), noise)
+
+
+def _square_hole(side: int, sides: tuple[int, ...]) -> Tensor:
+    """Build a mask that is 0 in a square in the centre."""
+    mask = torch.ones(sides)
+    top, left = ((length - side) // 2 for length in sides)
+    mask[top : top + side, left : left + side] = 0
+    return mask
 
 
 def _read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -51,15 +51,15 @@ def latents_of(model: Model, dim: int | None = None, context: Tensor | None = No
     shift = 0.5 if len(model.event_shape) == 3 else 0.0
     context = None if context is None else context.to(next(model.parameters()).device)
 
-    def of_events(x: Tensor) -> Any:
-        return {} if context is None else {"context": context.repeat_interleave(len(x), 0)}
+    def rows(x: Tensor) -> Tensor | None:
+        return None if context is None else context.repeat_interleave(len(x), 0)
 
     if dim is not None:
         at = manifold.at_dim(dim)
         return Latents(
             dim,
-            lambda z: at.decode(z, **of_events(z)) + shift,
-            lambda x: at.encode(x - shift, **of_events(x))[0][:, :dim],
+            lambda z: at.decode(z, context=rows(z)) + shift,
+            lambda x: at.encode(x - shift, context=rows(x))[0][:, :dim],
         )
     if not model.has_density:
         raise UserError(
@@ -74,13 +74,17 @@ def latents_of(model: Model, dim: int | None = None, context: Tensor | None = No
     scale = torch.cat([torch.ones(d), *(
         torch.full((stage.latent_dim - stage.dim,), stage.off_manifold_scale) for stage in stages
     )])  # fmt: skip
+
+    def decode(z: Tensor) -> Tensor:
+        u, v = (z * scale.to(z)).tensor_split([d], 1)
+        return manifold.decode(u, v, rows(z)) + shift
+
     return Latents(
-        len(scale),
-        lambda z: manifold.decode(*(z * scale.to(z)).tensor_split([d], 1), **of_events(z)) + shift,
-        lambda x: torch.cat(manifold.encode(x - shift, **of_events(x)), 1) / scale.to(x),
-        lambda x: manifold.log_prob(x - shift, **of_events(x)),
+        len(scale), decode,
+        lambda x: torch.cat(manifold.encode(x - shift, context=rows(x)), 1) / scale.to(x),
+        lambda x: manifold.log_prob(x - shift, rows(x)),
         gaussian,
-    )
+    )  # fmt: skip
 
 
 @dataclass(eq=False)

@@ -28,6 +28,7 @@ def supports(x: Tensor, net: nn.Module) -> bool:
         # torch.func and torch.compile do not know the kernels
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.compiler.is_compiling()
+        and not isinstance(x.shape[0], torch.SymInt)
         and kernels.library() is not None
         # tangents have no gradient
         and not (torch.is_grad_enabled() and _is_dual(x))
@@ -66,15 +67,13 @@ def flow_steps(
 ) -> tuple[Tensor, Tensor]:
     """Compute couplings, each after a linear map of the channels, or inverse couplings before it.
 
-    ``nets`` are those of the couplings, in the order of their use; ``matrices`` (steps, C, C) and
-    ``shifts`` (steps, C) are the linear maps, None the identity. Other arguments and the results
-    are those of :func:`affine_coupling`.
+    ``nets`` are in the order of their use; ``matrices`` (steps, C, C) and ``shifts`` (steps, C) are
+    the linear maps, None the identity. The rest is that of :func:`affine_coupling`.
     """
     parameters = [parameter for net in nets for parameter in net.parameters()]
     if _is_dual(x):
         return _dual_steps(x, _by_step(parameters, matrices, shifts), inverse)
-    save = torch.is_grad_enabled()
-    options = _dtype(), inverse, checkpointing, save
+    options = _dtype(), inverse, checkpointing, torch.is_grad_enabled()
     return Steps.apply(x, matrices, shifts, *options, *parameters)
 
 
@@ -91,7 +90,6 @@ class Coupling(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """Compute the coupling."""
         *parameters, dtype, inverse, checkpointing = arguments
         y = y.permute(0, 2, 3, 1).contiguous()
         w1, b1, w2, b2, w3, b3 = _as_matrices(parameters, dtype)
@@ -105,7 +103,6 @@ class Coupling(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients of the input and of the parameters."""
         dz, dlog_det = gradients[0].permute(0, 2, 3, 1).contiguous(), gradients[1].contiguous()
         saved, log_scale, *parameters = ctx.saved_tensors
         w1, b1, w2, b2, w3, _ = _as_matrices(parameters, ctx.dtype)
@@ -137,7 +134,6 @@ class Steps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """Compute the steps."""
         matrices, shifts, dtype, inverse, checkpointing, save, *parameters = arguments
         y, log_det = x.permute(0, 2, 3, 1).contiguous(), x.new_zeros(len(x))
         ctx.steps = []
@@ -152,16 +148,14 @@ class Steps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients of the input, the linear maps and the parameters."""
         dz, dlog_det = gradients[0].permute(0, 2, 3, 1).contiguous(), gradients[1].contiguous()
         matrices, shifts, *parameters = ctx.saved_tensors
         by_step: list[list[Tensor]] = []
         only_x = not any(_needs_gradient(node) for node, _ in ctx.next_functions[1:])
+        options = ctx.dtype, ctx.inverse, only_x
         for index, weights in reversed([*enumerate(_by_step(parameters, matrices, shifts))]):
             saved = ctx.steps[index]
-            dz, dweights = kernels.step_backward(
-                dz, dlog_det, saved, weights, ctx.dtype, ctx.inverse, only_x
-            )
+            dz, dweights = kernels.step_backward(dz, dlog_det, saved, weights, *options)
             if not only_x:  # rows of a Jacobian call this many times
                 ctx.steps[index] = saved._replace(hidden=None)
             by_step.insert(0, dweights)
@@ -203,17 +197,12 @@ def _hidden_layers(y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) ->
     return u, h1, torch.addmm(b2, h1, w2.T).relu_()
 
 
-def _as_matrices(parameters: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _as_matrices(parameters: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Reshape convolutions to matrices (width, 9 C / 2), (width, width), (9 C, width)."""
     w1, b1, w2, b2, w3, b3 = parameters
-    return (
-        w1.permute(0, 2, 3, 1).flatten(1).to(dtype),
-        b1.to(dtype),
-        w2.flatten(1).to(dtype),
-        b2.to(dtype),
-        w3.permute(2, 3, 0, 1).flatten(0, 2).to(dtype),
-        b3,  # log-scales and shifts stay float32
-    )
+    w1, w3 = w1.permute(0, 2, 3, 1).flatten(1), w3.permute(2, 3, 0, 1).flatten(0, 2)
+    # log-scales and shifts stay float32
+    return [*(weight.to(dtype) for weight in (w1, b1, w2.flatten(1), b2, w3)), b3]
 
 
 def _is_glow_net(net: nn.Sequential, x: Tensor) -> bool:
@@ -230,7 +219,6 @@ def _is_glow_net(net: nn.Sequential, x: Tensor) -> bool:
         and [weight.shape for weight in weights] == shapes
         and all(weight.dtype == x.dtype and weight.device == x.device for weight in weights)
         and [conv.padding for conv in convolutions] == [(1, 1), (0, 0), (1, 1)]
-        and all(conv.stride == conv.dilation == (1, 1) for conv in convolutions)
         and all(conv.padding_mode == "zeros" for conv in convolutions)
     )
 

@@ -31,11 +31,10 @@ PARTS = 16  # of the pixels, whose sums are computed in parallel
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Compile the kernels, once for each type of processor, and load them.
+    """Compile the kernels, once for each type of processor, and load them; None if this fails.
 
-    Returns None if the compilation fails. :mod:`torch.utils.cpp_extension` is not used: its import
-    takes a tenth of a second, and a process that is killed while it compiles leaves a lock that
-    blocks all later ones.
+    :mod:`torch.utils.cpp_extension` is not used: its import takes a tenth of a second, and a
+    process that is killed while it compiles leaves a lock that blocks all later ones.
     """
     compiler = os.environ.get("CXX", "c++")
     root = Path(os.path.expanduser(os.environ.get("TORCH_EXTENSIONS_DIR") or CACHE))
@@ -135,8 +134,8 @@ def unfold(x: Tensor, channels: int, dtype: torch.dtype, mirror: bool = False) -
 def couple(v: Tensor, bias: Tensor, y: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Scale and shift the second half of the channels of y, or invert this.
 
-    v is the last product of the net, (P, 9 C), which is summed over neighbours, and bias (C,) its
-    bias. Returns images, log-scales (B, H, W, C / 2), and the log-determinant (B,).
+    v is the last product of the net, (P, 9 C), which is summed over neighbours. Returns images,
+    log-scales (B, H, W, C / 2), and the log-determinant (B,).
     """
     b, h, w, c = y.shape
     z, log_scale, log_det = torch.empty_like(y), y.new_empty((b, h, w, c // 2)), y.new_empty(b)
@@ -147,10 +146,7 @@ def couple(v: Tensor, bias: Tensor, y: Tensor, inverse: bool) -> tuple[Tensor, T
 def couple_backward(
     dz: Tensor, dlog_det: Tensor, saved: Tensor, log_scale: Tensor, inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of :func:`couple`: of y, without the net, and of the net's output.
-
-    ``saved`` is y, or the output if inverse.
-    """
+    """Gradients of :func:`couple` by y, or the output if inverse: of y, and of the net's output."""
     b, h, w, c = dz.shape
     dy, dnet = torch.empty_like(dz), torch.empty_like(dz)
     tensors = dz, dlog_det, saved, log_scale, dy, dnet
