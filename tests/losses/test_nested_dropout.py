@@ -26,7 +26,7 @@ def test_dimensions_are_log_uniform_and_weighted_by_first_order_errors():
     model = hierarchy(12, 4, eigenvalues)
     x = torch.randn(4000, 12)
     batch = ForwardPass(model, x, x, generator=torch.Generator().manual_seed(0))
-    residuals, weight = batch.weighted_residuals(random_dim=2.0)
+    residuals, weight = batch.residuals(random_dim=2.0)
     errors = residuals.square().mean(1)
     # the error at each dimension identifies the one that was drawn
     every = torch.stack(
@@ -46,7 +46,7 @@ def test_dimensions_are_log_uniform_and_weighted_by_first_order_errors():
 def test_weights_are_finite_if_the_manifold_has_all_dimensions(dim):
     x = torch.randn(200, dim)
     batch = ForwardPass(hierarchy(dim, dim, torch.logspace(0, -1, dim)), x, x)
-    weight = batch.weighted_residuals(random_dim=2.0)[1]
+    weight = batch.residuals(random_dim=2.0)[1]
     assert weight.isfinite().all()
     assert weight.max() == pytest.approx(LARGEST_WEIGHT)
 
@@ -68,5 +68,7 @@ def test_the_metric_residual_has_the_images_mean_square_behind_a_linear_stage():
     outer = Hierarchy([outer])
     u = outer.encode(torch.randn(50, 8))[0].detach()
     batch = ForwardPass(hierarchy(6, 2), u, u, outer)
-    image, metric = (batch.residual(space=space).square().mean() for space in ("image", "metric"))
+    image, metric = (
+        batch.residuals(space=space)[0].square().mean() for space in ("image", "metric")
+    )
     assert metric.item() == pytest.approx(image.item(), rel=1e-3)

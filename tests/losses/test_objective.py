@@ -3,11 +3,10 @@ import math
 import pytest
 import torch
 
-from objectives import penalised
 from submanifold.common.distributed import Shard
 from submanifold.common.errors import UserError
 from submanifold.flows import Affine, Glow, RealNVP, SoftRealNVP
-from submanifold.losses import Objective
+from submanifold.losses import Objective, penalized_likelihood
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms import Huber, Likelihood, Squared
 from submanifold.models import Hierarchy, Stage
@@ -31,7 +30,7 @@ MSE = (1.0**2 + 3.0**2) / 4
 
 
 def test_the_loss_is_bits_per_dim_plus_lambda_times_the_mean_square():
-    terms = penalised("mse", penalty_weight=3.0)(halving(), BATCH)
+    terms = penalized_likelihood("mse", weight=3.0)(halving(), BATCH)
     assert terms["bits_per_dim"].item() == pytest.approx(BITS, rel=1e-6)
     assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
     assert terms["likelihood"].item() == pytest.approx(BITS, rel=1e-6)
@@ -41,7 +40,7 @@ def test_the_loss_is_bits_per_dim_plus_lambda_times_the_mean_square():
 
 def test_the_huber_penalty_follows_equation_2():
     # delta 2: half of 1 squared, and 2 (3 - 2 / 2) beyond; zeros elsewhere
-    terms = penalised("huber", penalty_weight=1.0, delta=2.0)(halving(), BATCH)
+    terms = penalized_likelihood("huber", weight=1.0, delta=2.0)(halving(), BATCH)
     assert terms["reconstruction"].item() == pytest.approx((0.5 + 4.0) / 4, rel=1e-6)
     assert terms["mse"].item() == pytest.approx(MSE, rel=1e-6)
     residual = torch.linspace(-3, 3, 601, dtype=torch.float64)
@@ -54,7 +53,7 @@ def test_the_huber_penalty_follows_equation_2():
 
 
 def test_likelihood_training_skips_the_projection_except_in_validation():
-    for objective in (penalised("none"), Objective({"likelihood": Likelihood()})):
+    for objective in (penalized_likelihood(), Objective({"likelihood": Likelihood()})):
         assert set(objective(halving(), BATCH)) == {"loss", "likelihood", "bits_per_dim"}
         terms = objective(halving(), BATCH, training=False)
         assert terms["loss"].item() == pytest.approx(BITS, rel=1e-6)
@@ -69,11 +68,11 @@ def test_a_penalty_on_images_trains_the_inner_stage_only():
         for p in [*outer.parameters(), *inner.parameters()]:
             p.add_(0.1 * torch.randn_like(p))
     u = torch.randn(5, 6)
-    terms = penalised("mse", 2.0, outer=outer)(inner, u)
+    terms = penalized_likelihood("mse", weight=2.0, outer=outer)(inner, u)
     images = outer.decode(u) - outer.decode(inner.encoder_projection(u))
     assert terms["mse"].item() == pytest.approx(images.square().mean().item(), rel=1e-5)
     assert terms["bits_per_dim"].item() == pytest.approx(inner.bits_per_dim(u).mean().item())
-    latent = penalised("mse", 2.0)(inner, u)
+    latent = penalized_likelihood("mse", weight=2.0)(inner, u)
     assert latent["mse"].item() == pytest.approx(
         (u - inner.encoder_projection(u)).square().mean().item()
     )
@@ -86,7 +85,7 @@ def test_a_penalty_on_images_trains_the_inner_stage_only():
 def test_input_noise_changes_the_density_but_not_the_target():
     noise = torch.randn(BATCH.shape, generator=torch.Generator().manual_seed(3))
     hierarchy, noisy = halving(), BATCH + 0.5 * noise
-    terms = penalised("mse", 3.0, input_noise=0.5)(
+    terms = penalized_likelihood("mse", weight=3.0, input_noise=0.5)(
         hierarchy, BATCH, torch.Generator().manual_seed(3)
     )
     bits = hierarchy.bits_per_dim(noisy).mean()
@@ -127,7 +126,7 @@ def test_log_uniform_noise_scales_penalize_the_projection_of_clean_events():
 def test_a_trimmed_likelihood_leaves_out_the_events_of_the_lowest_density():
     x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     x[:8] += 100
-    kept = penalised("none")(halving(), x[8:])["bits_per_dim"].item()
+    kept = penalized_likelihood()(halving(), x[8:])["bits_per_dim"].item()
     trimmed = Objective({"likelihood": Likelihood(trim=0.2)})
     assert trimmed(halving(), x)["likelihood"].item() == pytest.approx(kept, rel=1e-6)
 

@@ -8,8 +8,7 @@ import torch
 from strategies import perturb
 from submanifold.common.distributed import Shard
 from submanifold.flows import RealNVP
-from submanifold.losses import ForwardPass, Objective
-from submanifold.losses.terms import term_types
+from submanifold.losses import ForwardPass, Objective, Terms
 from submanifold.models import Hierarchy, Stage
 
 # settings with which a term draws random numbers
@@ -18,8 +17,9 @@ RANDOM = {"random_dim": 2.0, "exact_up_to": 2}
 
 def registered():
     """Each kind of each term with default settings, and with those that draw random numbers."""
-    for name, annotation in term_types().items():
-        for kind in get_args(get_args(annotation)[0]) if get_args(annotation) else [annotation]:
+    for name, registered_field in Terms.model_fields.items():
+        annotation = registered_field.annotation
+        for kind in get_args(annotation) or [annotation]:
             fields = kind.model_fields
             if "weight" not in fields:  # no term
                 continue

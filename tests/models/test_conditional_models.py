@@ -16,7 +16,7 @@ from submanifold.flows import (
     make_conditional,
     with_noise_scale,
 )
-from submanifold.flows.conditional import ContextAffine, ContextLayer
+from submanifold.flows.conditional import ConditionalLayer, ContextAffine
 from submanifold.geometry import nearest
 from submanifold.models import Hierarchy, Model, ModelSettings, Stage, classify, manifold_density
 from submanifold.models.classifier import class_log_probs
@@ -171,14 +171,6 @@ def test_threads_share_a_model():
             torch.testing.assert_close(found, value)
 
 
-def test_charts_cannot_be_conditional():
-    settings = ModelSettings.model_validate(
-        {"stages": [{"flow": {"type": "affine"}, "dim": 1}], "charts": 2}
-    )
-    with pytest.raises(UserError, match="charts: expected 1 for a conditional model, got 2"):
-        settings.extend(None, (3,), context={"classes": 2})
-
-
 def two_gaussians():
     """N((0, 0), I) and N((2, 0), I)."""
     flow = make_conditional(Affine(2), classes=2)
@@ -196,29 +188,15 @@ def test_the_bayes_classifier_of_two_gaussians_is_logistic():
         torch.testing.assert_close(classify(model, x, prior)[:, 1], expected)
 
 
-@pytest.fixture
-def passes(monkeypatch):
-    """List that grows with every pass through a Glow."""
-    calls, forward = [], Glow._forward
-    monkeypatch.setattr(Glow, "_forward", lambda *args: calls.append(0) or forward(*args))
-    return calls
-
-
-def test_densities_of_all_classes_take_one_pass_of_the_flow(passes):
-    model = build("two stages")
-    x = torch.rand(4, 3, 8, 8) - 0.5
-    expected = [model.log_prob(x, torch.full((4,), label)) for label in range(3)]
-    passes.clear()
-    torch.testing.assert_close(class_log_probs(model, x), torch.stack(expected, 1))
-    assert len(passes) == 1
-
-
 @pytest.mark.parametrize("name", ["two stages", "code flow", "noisy", "table"])
-def test_densities_of_all_classes_are_those_of_single_classes(name):
+def test_densities_of_all_classes_take_one_pass_of_the_flow(name, monkeypatch):
     model = build(name)
     x = torch.rand(4, *model.event_shape) - 0.5
     expected = [model.log_prob(x, torch.full((4,), label)) for label in range(3)]
+    passes, forward = [], Glow._forward
+    monkeypatch.setattr(Glow, "_forward", lambda *args: passes.append(0) or forward(*args))
     torch.testing.assert_close(class_log_probs(model, x), torch.stack(expected, 1))
+    assert len(passes) == (name == "two stages")
 
 
 def test_only_models_of_classes_classify():
@@ -231,7 +209,8 @@ def test_gradients_reach_the_weights_of_the_classes_in_a_batch():
     model = build("two stages")
     log_prob = model.log_prob(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 1, 0]))
     (-log_prob.mean()).backward()
-    layers = [each for each in model.modules() if isinstance(each, ContextLayer | ContextAffine)]
+    kinds = ConditionalLayer, ContextAffine
+    layers = [each for each in model.modules() if isinstance(each, kinds)]
     assert len(layers) == 3
     for layer in layers:
         assert layer.weight.grad[:, :2].abs().sum() > 0

@@ -8,11 +8,19 @@ from PIL import Image
 
 from conftest import REPOSITORY
 from submanifold.models import Model
-from submanifold.training import rotation
+from submanifold.training import RotationSettings, image_method, rotation
 
 pytestmark = pytest.mark.docs
 
-SCALE = 0.005
+STEPS, PROBES = {"density": 14, "reconstruction": 4, "code_flow": 1}, 20
+
+
+def short_method(dim):
+    model, phases = image_method(dim)
+    for name, steps in STEPS.items():
+        training = phases[name].training.model_copy(update={"steps": steps})
+        phases[name] = phases[name].model_copy(update={"training": training})
+    return model, phases | {"rotation": RotationSettings(rotate=1, probes=PROBES)}
 
 
 def test_the_minimal_training_has_the_figures_of_the_command(project, tmp_path, monkeypatch):
@@ -27,15 +35,13 @@ def test_the_minimal_training_has_the_figures_of_the_command(project, tmp_path, 
     specification = importlib.util.spec_from_file_location("train_minimal", path)
     example = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(example)
-    figures = example.main(str(tmp_path / "pictures"), tmp_path, size=8, dim=50, scale=SCALE)
-    steps = {
-        name: {"training": {"steps": round(SCALE * count)}}
-        for name, count in (("density", 2800), ("reconstruction", 800), ("code_flow", 200))
-    }
+    monkeypatch.setattr(example, "image_method", short_method)
+    figures = example.main(str(tmp_path / "pictures"), tmp_path, size=8, dim=50)
+    steps = {name: {"training": {"steps": count}} for name, count in STEPS.items()}
     run = project.run(
         env="base", until="metrics", threads=1, dataset="folder",
         data={"path": str(tmp_path / "pictures"), "size": 8}, stage_1={"dim": 50},
-        rotation={"probes": round(SCALE * 4000)}, evaluation={"samples": 2}, **steps,
+        rotation={"probes": PROBES}, evaluation={"samples": 2}, **steps,
     )  # fmt: skip
     metrics = run.load("metrics")
     assert figures == {name: pytest.approx(metrics[name]["value"], rel=1e-6) for name in figures}

@@ -7,41 +7,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script too
-
-from objectives import penalised
 from submanifold.data.batches import Batches
 from submanifold.flows import Glow, RealNVP
+from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, ModelSettings, Stage
-from submanifold.training import (
-    PhaseSettings,
-    TrainingSettings,
-    encode_rows,
-    fit,
-    train_phase,
-)
+from submanifold.training import PhaseSettings, TrainingSettings, encode_rows, fit, train_phase
 
 STEPS = {"images": 36, "vectors": 120}
 EVERY = {"images": 6, "vectors": 15}
 
 
+SETTINGS = {
+    "steps": 24, "batch_size": 16, "learning_rate": 3e-3, "muon_lr": 0.01, "warmup": 5,
+    "cooldown_fraction": 0.5, "clip": 1.0, "ema": 0.9, "validate_every": 6, "precision": "auto",
+}  # fmt: skip
+
+
 def settings(**changes):
-    return TrainingSettings(
-        **{
-            "steps": 24,
-            "batch_size": 16,
-            "learning_rate": 3e-3,
-            "muon_lr": 0.01,
-            "warmup": 5,
-            "cooldown_fraction": 0.5,
-            "clip": 1.0,
-            "ema": 0.9,
-            "validate_every": 6,
-            "precision": "auto",
-            "activation_checkpointing": False,
-            **changes,
-        }
-    )
+    return TrainingSettings(**{**SETTINGS, **changes})
 
 
 def train(kind, folder, on_log=None):
@@ -51,11 +34,11 @@ def train(kind, folder, on_log=None):
     if kind == "images":
         data = rng.integers(0, 256, (100, 3, 8, 8), dtype=np.uint8)
         stages = [Stage(Glow((3, 8, 8), 2, 2, 8), 24), Stage(RealNVP(24, 2), 6)]
-        objective = penalised("huber", 1.0, delta=0.1)
+        objective = penalized_likelihood("huber", weight=1.0, delta=0.1)
     else:
         data = rng.standard_normal((200, 6)).astype(np.float32) @ np.triu(np.ones((6, 6), "f"))
         stages = [Stage(RealNVP(6), 2)]
-        objective = penalised("mse", 1.0)
+        objective = penalized_likelihood("mse", weight=1.0)
     hierarchy = Hierarchy(stages)
     train_set, valid_set = Batches(data[20:], 16, seed=7), Batches(data[:20], 16, seed=8)
     how = settings(steps=STEPS[kind], validate_every=EVERY[kind])

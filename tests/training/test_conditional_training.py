@@ -13,7 +13,7 @@ from submanifold.training.phases import PhaseSettings, train_phases
 
 TRAINING = {
     "steps": 30, "batch_size": 100, "learning_rate": 0.02, "warmup": 5, "cooldown_fraction": 0.3,
-    "ema": 0.9, "validate_every": 30, "precision": "float32",
+    "ema": 0.9, "validate_every": 30, "precision": "float32", "muon_lr": None, "clip": None,
 }  # fmt: skip
 
 

@@ -11,22 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from strategies import SMALL_FLOWS
 from submanifold.flows import FLOWS, Injection
+from submanifold.flows.registry import SELECTABLE
 from submanifold.geometry.linearization import Linearization
 from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, Mixture, Stage
 from submanifold.training.trainer import Trainer, TrainingSettings
-
-SMALL = {
-    "glow": {"levels": 1, "steps": 1, "width": 4},
-    "soft_glow": {"levels": 1, "steps": 1, "width": 4},
-    "trumpet": {"steps": 1, "width": 4},
-    "autoencoder": {"width": 4},
-    "jet": {"couplings": 2, "width": 8},
-    "gaussianization": {"layers": 1, "components": 2},
-    "zuko": {"transforms": 1, "hidden": 4},
-    "tabular": {"couplings": 1, "hidden": 4, "bins": 4},
-}
 
 
 class OneDevice(TorchDispatchMode):
@@ -56,7 +47,7 @@ def on_meta(monkeypatch):
 def flow_of(name):
     shape = (3, 8, 8) if 3 in FLOWS[name].axes else 12
     given = (shape, 6) if issubclass(FLOWS[name], Injection) else (shape,)
-    return FLOWS[name](*given, **SMALL.get(name, {}))
+    return FLOWS[name](*given, **SMALL_FLOWS.get(name, {}))
 
 
 def initialized(module):
@@ -65,11 +56,7 @@ def initialized(module):
     return module
 
 
-MODELS = {
-    name: lambda name=name: Hierarchy([Stage(flow_of(name), 6)])
-    for name in FLOWS
-    if name != "rotation"
-}  # it is fitted, not trained
+MODELS = {name: lambda name=name: Hierarchy([Stage(flow_of(name), 6)]) for name in SELECTABLE}
 MODELS["two stages"] = lambda: Hierarchy([Stage(flow_of("glow"), 12), Stage(flow_of("realnvp"), 6)])
 MODELS["mixture"] = lambda: Mixture([Hierarchy([Stage(flow_of("realnvp"), 6)]) for _ in range(2)])
 

@@ -156,13 +156,9 @@ def trained(tmp_path_factory):
     return train_phase(how, MODEL, None, IMAGES[20:], IMAGES[:20], 7, CPU, folder, "phase_1")[0]
 
 
-def rotated(trained, folder, **changes):
-    settings = RotationSettings(rotate=1, **changes)
-    return rotate_phase(settings, trained, IMAGES[20:], 7, CPU, folder, "phase_2")
-
-
 def test_a_second_stage_trains_in_the_metric_of_the_first(trained, tmp_path):
-    model, _ = rotated(trained, tmp_path, probes=1000)
+    settings = RotationSettings(rotate=1, probes=1000)
+    model, _ = rotate_phase(settings, trained, IMAGES[20:], 7, CPU, tmp_path, "phase_2")
     with torch.no_grad():
         u = model.encode(torch.from_numpy(IMAGES))[0].numpy()
     second = phase(2, weight=10.0, space="metric")

@@ -17,10 +17,10 @@ def compare(folder: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    from objectives import penalised
     from submanifold.common import distributed
     from submanifold.flows import Glow, RealNVP, initialize
     from submanifold.flows.glow import Level
+    from submanifold.losses import penalized_likelihood
     from submanifold.models import Hierarchy, Stage
 
     class Step(torch.nn.Module):
@@ -31,7 +31,7 @@ def compare(folder: Path) -> None:
             self.model = model
 
         def forward(self, x):
-            return penalised("mse", 10.0)(self.model, x)["loss"]
+            return penalized_likelihood("mse", weight=10.0)(self.model, x)["loss"]
 
     dist.init_process_group("gloo")
     torch.manual_seed(0)
@@ -79,6 +79,5 @@ def test_two_processes_hold_half_a_flow_each_and_find_the_same(tmp_path):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     torch.set_num_threads(1)
     compare(Path(sys.argv[1]))

@@ -7,27 +7,20 @@ import pytest
 import resumable
 import torch
 
-from objectives import penalised
 from submanifold.common.errors import UserError
 from submanifold.data.batches import Batches
 from submanifold.flows import FLOWS, RealNVP
-from submanifold.losses import Objective
+from submanifold.losses import Objective, penalized_likelihood
 from submanifold.models import Hierarchy, Stage
 from submanifold.training import Trainer, fit
 from submanifold.training.settings import lr_factor
 from submanifold.training.trainer import validate
 
+MSE = penalized_likelihood("mse", weight=1.0)
 SETTINGS = {
-    "steps": 30,
-    "learning_rate": 0.01,
-    "muon_lr": None,
-    "warmup": 0,
-    "cooldown_fraction": 0.0,
-    "clip": 10.0,
-    "ema": 0.0,
-    "validate_every": 10,
-    "precision": "float32",
-}
+    "steps": 30, "learning_rate": 0.01, "muon_lr": None, "warmup": 0, "cooldown_fraction": 0.0,
+    "clip": 10.0, "ema": 0.0, "validate_every": 10, "precision": "float32",
+}  # fmt: skip
 
 
 def settings(**changes):
@@ -44,44 +37,34 @@ def small(couplings=2, dim=4):
     return Hierarchy([Stage(RealNVP(dim, couplings, 8), 2)])
 
 
-def run(folder, objective=None, hierarchy=None, on_log=None, **changes):
+def run(folder, objective=MSE, hierarchy=None, on_log=None, **changes):
     hierarchy = hierarchy or small()
-    history = fit(
-        hierarchy,
-        objective or penalised("mse", 1.0),
-        Batches(data(), 16, seed=1),
-        Batches(data(40, seed=5), 16),
-        settings(**changes),
-        folder,
-        "stage_1",
-        on_log,
-    )
-    return hierarchy, history
+    train, valid = Batches(data(), 16, seed=1), Batches(data(40, seed=5), 16)
+    how = settings(**changes)
+    return hierarchy, fit(hierarchy, objective, train, valid, how, folder, "stage_1", on_log)
 
 
 class Faulty(Objective):
-    """An objective with a wrong loss at some of its calls in training or validation."""
+    """An objective with a wrong loss at some of its calls in training."""
 
-    def __init__(self, bad, valid_bad=(), wrong=lambda loss: loss * math.nan):
-        super().__init__(penalised("mse", 1.0).terms)
-        self.bad, self.valid_bad, self.wrong = bad, valid_bad, wrong
-        self.calls = self.validations = 0
-        self.weights = []
+    def __init__(self, bad, wrong=lambda loss: loss * math.nan):
+        super().__init__(MSE.terms)
+        self.bad, self.wrong = bad, wrong
+        self.calls, self.weights = 0, []
 
-    def __call__(self, *arguments, training=True, context=None):
-        values = super().__call__(*arguments, training=training, context=context)
-        model = arguments[0]
-        self.calls, self.validations = self.calls + training, self.validations + (not training)
+    def __call__(self, model, *arguments, training=True, context=None):
+        values = super().__call__(model, *arguments, training=training, context=context)
         if training:
+            self.calls += 1
             self.weights.append([p.detach().clone() for p in model.parameters()])
-        if self.calls in self.bad if training else self.validations in self.valid_bad:
-            values["loss"] = self.wrong(values["loss"])
+            if self.calls in self.bad:
+                values["loss"] = self.wrong(values["loss"])
         return values
 
 
 def test_training_lowers_the_loss_and_keeps_its_history(tmp_path):
     hierarchy = small()
-    before = validate(hierarchy, penalised("mse", 1.0), Batches(data(40, seed=5), 16))
+    before = validate(hierarchy, MSE, Batches(data(40, seed=5), 16))
     hierarchy, history = run(tmp_path, hierarchy=hierarchy, steps=35)
     assert [row["step"] for row in history["train"]] == [10, 20, 30, 35]
     assert [row["step"] for row in history["valid"]] == [10, 20, 30, 35]
@@ -106,7 +89,7 @@ def test_the_weights_of_the_best_validation_are_kept(tmp_path):
     best = min(losses, key=losses.get)
     assert history["best_step"] == best < 60
     assert hierarchy.notes["step"] == best
-    left = validate(hierarchy, penalised("mse", 1.0), Batches(data(40, seed=5), 16))
+    left = validate(hierarchy, MSE, Batches(data(40, seed=5), 16))
     assert left["loss"] == pytest.approx(losses[best], rel=1e-6)
 
 
@@ -135,7 +118,7 @@ def test_averaged_weights_are_validated_and_kept(tmp_path):
 @pytest.mark.parametrize("clip", [0.01, 0.5, 1e9])
 def test_gradients_are_clipped_to_the_largest_norm(clip):
     batch = torch.from_numpy(data(16))
-    trainer = Trainer(small(), penalised("mse", 1.0), settings(clip=clip))
+    trainer = Trainer(small(), MSE, settings(clip=clip))
     norm = trainer.step(batch)["gradient_norm"].item()
     assert norm > 0.5
     # after a step of Adam from nothing its first moment is a tenth of the gradient

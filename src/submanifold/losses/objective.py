@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from submanifold.common.distributed import WHOLE_BATCH, Shard
-from submanifold.flows import is_noise_conditional, with_noise_scale
+from submanifold.flows import is_noise_conditional
 from submanifold.losses.forward_pass import ForwardPass
 from submanifold.losses.terms import NoPenalty, Term, Terms
 from submanifold.losses.terms.reconstruction import weighted_mean
@@ -72,13 +72,24 @@ class Objective:
             the noisy input, if the model has a density on all of space; ``mse`` of the projection
             in the penalty's space, if it is computed.
         """
-        clean = ForwardPass(
-            model, h, h, self.outer, generator, shard, training, None, context, context
-        )
+        clean = ForwardPass(model, h, h, self.outer, generator, shard, training, None, context)
         noisy, scale = self.add_noise(clean)
-        noisy_context = with_noise_scale(context, scale)
-        batch = replace(clean, noisy=noisy, noise_scale=scale, context=noisy_context)
-        return self._evaluate(batch, batch if self.input_noise_min is None else clean)
+        batch = replace(clean, noisy=noisy, noise_scale=scale)
+        projected = batch if self.input_noise_min is None else clean
+        bits = model.to_bits_per_dim(batch.log_prob).mean() if model.has_density else None
+        terms = {}
+        for name, term in self.terms.items():
+            terms[name] = term.weight * term(batch if name == "likelihood" else projected)
+        values: dict[str, Any] = {"loss": sum(terms.values()), **terms}
+        if bits is not None:
+            values["bits_per_dim"] = bits
+        if "reconstruction" in terms or not training:
+            penalty = self.reconstruction
+            random_dim = penalty.random_dim if training else None
+            residuals, weights = projected.residuals(penalty.last_stage, penalty.space, random_dim)
+            weights = weights if random_dim is None else None
+            values["mse"] = weighted_mean(residuals.square(), weights)
+        return values
 
     def add_noise(self, batch: ForwardPass) -> tuple[Tensor, Tensor | None]:
         """Draw the noise of a batch's input.
@@ -98,49 +109,14 @@ class Objective:
         noise = fraction.view(-1, *(1 for _ in h.shape[1:])).to(h.dtype) * noise
         return h + self.input_noise * noise, scale
 
-    def _evaluate(self, batch: ForwardPass, projected: ForwardPass) -> dict[str, Tensor]:
-        """Compute the likelihood from ``batch``, and other terms from ``projected``."""
-        terms, bits = {}, None
-        if "likelihood" in self.terms:
-            terms["likelihood"] = self.terms["likelihood"](batch)
-        if batch.model.has_density:
-            bits = batch.model.to_bits_per_dim(batch.log_prob).mean()
-        for name, term in self.terms.items():
-            if name != "likelihood":
-                terms[name] = term(projected)
-        return self._weighted(terms, bits, projected)
-
-    def _weighted(
-        self, terms: dict[str, Tensor], bits: Tensor | None, batch: ForwardPass
-    ) -> dict[str, Tensor]:
-        terms = {name: self.terms[name].weight * value for name, value in terms.items()}
-        values: dict[str, Tensor] = {"loss": sum(terms.values()), **terms}  # type: ignore[dict-item]
-        if bits is not None:
-            values["bits_per_dim"] = bits
-        if "reconstruction" in terms or not batch.training:
-            penalty = self.reconstruction
-            random_dim = penalty.random_dim if batch.training else None
-            residuals, weights = batch.weighted_residuals(
-                penalty.last_stage, penalty.space, random_dim
-            )
-            weights = weights if random_dim is None else None
-            values["mse"] = weighted_mean(residuals.square(), weights)
-        return values
-
 
 def penalized_likelihood(
-    penalty: str = "none",
-    input_noise: float = 0.0,
-    outer: Hierarchy | None = None,
-    **settings: Any,
+    penalty: str = "none", input_noise: float = 0.0, outer: Hierarchy | None = None, **settings: Any
 ) -> Objective:
     """Return the objective of Algorithm 1, with the likelihood in bits per dimension.
 
-    Args:
-        penalty: ``mse``, ``huber`` or ``none``.
-        input_noise: See :class:`Objective`.
-        outer: See :class:`Objective`; with outer stages the penalty compares images.
-        **settings: Those of the penalty: ``weight``, and ``delta`` for ``huber``.
+    ``penalty`` is ``mse``, ``huber`` or ``none``, and ``settings`` are those of the penalty:
+    ``weight``, and ``delta`` for ``huber``. With outer stages it compares images.
     """
     if outer is not None:
         settings["space"] = "image"

@@ -27,9 +27,6 @@ def classify(model: Model, x: Tensor, prior: Tensor | None = None) -> Tensor:
     Returns:
         Probabilities, (batch, classes).
 
-    Raises:
-        UserError: The model is not conditional on a class, or has no density on R^D.
-
     Example:
         >>> from submanifold.flows import Affine, make_conditional
         >>> from submanifold.models import Hierarchy, Stage
@@ -44,10 +41,7 @@ def classify(model: Model, x: Tensor, prior: Tensor | None = None) -> Tensor:
 def class_log_probs(model: Model, x: Tensor) -> Tensor:
     """Compute log p(x | y) of every class y, (batch, classes).
 
-    A flow that depends on the class in its latents only is computed once.
-
-    Raises:
-        UserError: The model is not conditional on a class, or has no density on R^D.
+    A first flow that depends on the class in its latents only is computed once.
     """
     classes = context_of(model).get("classes")
     if classes is None:
@@ -60,7 +54,7 @@ def class_log_probs(model: Model, x: Tensor) -> Tensor:
         first, *later = model.stages
         flow, *flows = first.flows
         if isinstance(flow, ConditionalLatents) and flow.of_context and not first.noise:
-            model._check_events(x)
+            model._check(x=x)
             x, log_det = flow._forward(x)
             stage = Stage([_OfLatents(flow), *flows], first.dim, first.off_manifold_scale)
             model = Hierarchy([stage, *later])

@@ -46,7 +46,8 @@ def manifold_density(
 
     It is the density of samples, with the decoder g and p(u) by :meth:`Model.code_log_prob`. It
     cannot be compared with :meth:`Model.log_prob`, nor between manifolds of different dimension,
-    because it is per d-dimensional volume.
+    because it is per d-dimensional volume. In a :class:`Mixture` it is
+    :math:`\pi_k\, p_M^k(y) / r_k(y)` with the responsible chart k (:meth:`Mixture.overlap`).
 
     Args:
         model: The model.
@@ -56,11 +57,17 @@ def manifold_density(
         context: See :class:`Model`.
     """
     error, unknown = x.new_zeros(x.shape[0]), x.new_full(x.shape[:1], torch.nan)
-    if isinstance(model, Mixture):
-        return _on_charts(model, x, exact_up_to, generator, context)
-    if model.dim == model.event_dim:  # the manifold is the entire space
+    if model.dim == model.event_dim and not isinstance(model, Mixture):  # the manifold is R^D
         return ManifoldDensity(model.log_prob(x, context), error, unknown)
     u = model.encode(x, context=context)[0]
+    if isinstance(model, Mixture):
+        log_prob, non_orthogonality = unknown, unknown.clone()
+        for k, chart in enumerate(model.charts):
+            if (rows := u[:, -1] == k).any():
+                row_context = None if context is None else context[rows]
+                density = manifold_density(chart, x[rows], exact_up_to, generator, row_context)
+                log_prob[rows], error[rows], non_orthogonality[rows] = density
+        return ManifoldDensity(log_prob + model.overlap(u, context), error, non_orthogonality)
     log_prob = model.code_log_prob(u, context)
     if model.dim > exact_up_to:
         decode = select(model.decode, context)
@@ -70,28 +77,3 @@ def manifold_density(
     volume = jacobian_log_volume(columns)
     excess = (columns.square().sum(1).log().sum(1) / 2 - volume) / (model.dim * math.log(2))
     return ManifoldDensity(log_prob - volume.to(u.dtype), error, excess.to(u.dtype))
-
-
-def _on_charts(
-    mixture: Mixture,
-    x: Tensor,
-    exact_up_to: int,
-    generator: torch.Generator | None,
-    context: Tensor | None,
-) -> ManifoldDensity:
-    r"""On the responsible chart k, :math:`\pi_k\, p_M^k(y) / r_k(y)` at y = g_k(u).
-
-    See :meth:`Mixture.overlap`.
-    """
-    u = mixture.encode(x, context=context)[0]
-    index = u[:, -1].long()
-    density = ManifoldDensity(*(torch.full_like(x.flatten(1)[:, 0], torch.nan) for _ in range(3)))
-    for k, chart in enumerate(mixture.charts):
-        members = index == k
-        if not members.any():
-            continue
-        of_members = None if context is None else context[members]
-        on_chart = manifold_density(chart, x[members], exact_up_to, generator, of_members)
-        for values, new in zip(density, on_chart, strict=True):
-            values[members] = new
-    return density._replace(log_prob=density.log_prob + mixture.overlap(u, context))

@@ -44,11 +44,9 @@ def manifold_overfitting(model: Model, x: Tensor, context: Context = None) -> tu
 
     Noise-free data on a manifold have no density on R^D: a flow increases its likelihood without
     bound by making the manifold thinner (Loaiza-Ganem et al. 2022). The distance from the manifold
-    is then small, and it is the misfit of the flow instead of noise.
-
-    Returns:
-        Median distance of x (n, *event_shape) from its projection in units of the standard
-        deviation of x, and :func:`neighbour_correlation`; 0, 0 if d = D.
+    is then small, and it is the misfit of the flow instead of noise. The signs are the median
+    distance of x from its projection in units of the standard deviation of x, and
+    :func:`neighbour_correlation`; 0, 0 if d = D.
     """
     u, v = model.encode(x, context=context)
     if v.shape[1] == 0:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
@@ -29,24 +28,19 @@ class Hierarchy(Model):
     :math:`(u_m, v_m) = f_m(u_{m-1})`. If a stage is an injection, the density is on the manifold
     only, and the same sum is that density at the projection of x.
 
-    If a stage k acts on noisy coordinates :math:`u_{k-1} + \sigma \epsilon`, the density is the
-    mean over the noise :math:`\epsilon \sim N(0, I)`, as in noisy injective flows (Cunningham et
-    al. 2020). It is estimated with :data:`NOISE_DRAWS` draws, the same for all events and calls.
-    For given draws the estimate is the log of a normalized density; its expectation is a lower
-    bound of log p(x), which is looser in higher dimensions (0.63 nats at D = 3,072, d = 500).
+    If a stage acts on noisy coordinates :math:`u_{k-1} + \sigma \epsilon`, the density is the mean
+    over the noise :math:`\epsilon \sim N(0, I)`, as in noisy injective flows (Cunningham et al.
+    2020). It is estimated with :data:`NOISE_DRAWS` draws, the same for all events and calls. For
+    these draws the estimate is the log of a normalized density; its expectation is a lower bound of
+    log p(x), which is looser in higher dimensions (0.63 nats at D = 3,072, d = 500).
 
     The manifold may have another dimension than that of the last stage (:meth:`at_dim`). Its
     coordinates are then the first ``view_dim`` latents of the :attr:`manifold_stage`, in the order
-    of its rotation; behind a flow on the code they differ from the first of the code. The density
-    is the same for every dimension.
+    of its rotation; behind a flow on the code they differ from the first of the code.
 
     Args:
         stages: The stages, outermost first; stage_n of the settings is ``stages[n - 1]``.
         view_dim: Dimension of the manifold, 1 to :attr:`max_dim`; None is that of the last stage.
-
-    Raises:
-        UserError: A stage does not act on the manifold coordinates of the one before, or the
-            dimension is out of range.
 
     Example:
         >>> h = Hierarchy([Stage(RealNVP(8), dim=4), Stage(RealNVP(4), dim=2)])
@@ -55,30 +49,30 @@ class Hierarchy(Model):
         (torch.Size([3, 2]), torch.Size([3, 6]), torch.Size([3, 8]))
     """
 
-    kind = "hierarchy"
+    kind, parts = "hierarchy", {"stages": Stage}
 
-    def __init__(self, stages: Sequence[Stage], view_dim: PositiveInt | None = None):
-        if not stages:
-            raise UserError("stages: expected at least one, got none.")
+    def __init__(self, stages: Sequence[Stage], view_dim: int | None = None):
         for number, (outer, inner) in enumerate(pairwise(stages), start=2):
             if inner.event_shape != (outer.dim,):
                 raise UserError(
                     f"stages: expected stage {number} to act on events of shape ({outer.dim},), "
                     f"the coordinates of stage {number - 1}, got {inner.event_shape}."
                 )
-        *outer_stages, last = stages if view_dim is None else stages[: _manifold_stage(stages)]
+        count = len(stages) if view_dim is None else _manifold_stage(stages)
+        *outside, last = stages[:count]
         dim = last.dim if view_dim is None else view_dim
         check_dim(dim, last.latent_dim)
-        off = last.latent_dim - dim + sum(stage.latent_dim - stage.dim for stage in outer_stages)
+        off = last.latent_dim - dim + sum(stage.latent_dim - stage.dim for stage in outside)
         super().__init__(
             stages[0].event_shape,
-            dim,
-            dims=[stages[0].event_dim, *(stage.dim for stage in outer_stages), dim],
+            dims=[stages[0].event_dim, *(stage.dim for stage in outside), dim],
             code_dims=(dim, off),
             has_density=all(stage.has_density for stage in stages),
         )
         self.stages: Sequence[Stage] = nn.ModuleList(stages)  # type: ignore[assignment]
         self.view_dim = view_dim
+        # the latents of the last of these are the coordinates; the others act on the code
+        self._outer, self._code = [*stages[:count]], [*stages[count:]]
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Model.forward`; v starts with the last stage's coordinates, the coarsest."""
@@ -93,9 +87,7 @@ class Hierarchy(Model):
 
             drawn = torch.stack([self.trace(x, draw, context)[2] for _ in range(NOISE_DRAWS)])
             log_prob = drawn.logsumexp(0) - math.log(NOISE_DRAWS)
-        if self.view_dim is None:
-            return on[-1], torch.cat(off[::-1], 1), log_prob
-        last = self.manifold_stage - 1
+        last = len(self._outer) - 1
         z = torch.cat([on[last], off[last]], 1)
         v = torch.cat([z[:, self.dim :], *off[:last][::-1]], 1)
         return z[:, : self.dim], v, log_prob
@@ -103,19 +95,12 @@ class Hierarchy(Model):
     def trace(
         self, x: Tensor, draw: Callable[[Tensor], Tensor] | None = None, context: Context = None
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Encode x stage by stage.
+        """Compute u_m (batch, d_m) and v_m (batch, d_{m-1} - d_m) of every stage, and log p(x).
 
-        Args:
-            x: Events, (batch, *event_shape).
-            draw: Draws standard normal noise, broadcastable to its argument, for stages with noise;
-                None for no noise.
-            context: See :class:`Model`.
-
-        Returns:
-            u_m (batch, d_m) and v_m (batch, d_{m-1} - d_m) of every stage, and log p(x) (batch,) in
-            nats.
+        ``draw`` returns standard normal noise, broadcastable to its argument, for stages with
+        noise; without it there is none.
         """
-        self._check_events(x)
+        self._check(x=x)
         on, off, log_prob = [x], [], x.new_zeros(x.shape[0])
         for stage in self.stages:
             h = on[-1] if draw is None or not stage.noise else on[-1] + stage.noise * draw(on[-1])
@@ -125,14 +110,9 @@ class Hierarchy(Model):
             off.append(v)
         return on[1:], off, log_prob + standard_normal_log_prob(on[-1])
 
-    @property
-    def _outer_stages(self) -> Sequence[Stage]:
-        """The stages up to the one whose first latents are the coordinates."""
-        return self.stages if self.view_dim is None else self.stages[: self.manifold_stage]
-
-    def _decode(self, u: Tensor, v: Tensor | None, context: Context) -> Tensor:
-        self._check_coordinates(u, v)
-        *outer, last = self._outer_stages
+    def _decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
+        self._check(u=u, v=v)
+        *outer, last = self._outer
         sizes = [last.latent_dim - self.dim, *(s.latent_dim - s.dim for s in reversed(outer))]
         rests = [None] * len(sizes) if v is None else v.split(sizes, 1)
         for stage, rest in zip([last, *reversed(outer)], rests, strict=True):
@@ -148,8 +128,8 @@ class Hierarchy(Model):
         return Nearest(Hierarchy(self.stages[number:])._coordinates_of(u, context), image)
 
     def _coordinates_of(self, x: Tensor, context: Context) -> Tensor:
-        self._check_events(x)
-        *outer, last = self._outer_stages
+        self._check(x=x)
+        *outer, last = self._outer
         for stage in outer:
             x = stage.coordinates(x, stage.dim, context)
         return last.coordinates(x, self.dim, context)
@@ -157,37 +137,34 @@ class Hierarchy(Model):
     @property
     def eigenvalues(self) -> Tensor | None:
         """Eigenvalues of the last stage's rotation, (d,); None without a rotation."""
-        rotation = self._outer_stages[-1].rotation
+        rotation = self._outer[-1].rotation
         return None if rotation is None else rotation.eigenvalues[: self.dim]
 
     @property
     def off_manifold_scales(self) -> Tensor:
         """Standard deviations of the coordinates v of :meth:`forward`: sigma_v, or 1 in views."""
-        *outer, last = self._outer_stages
-        of_last = torch.full((last.latent_dim,), last.off_manifold_scale)
-        of_last[: last.dim] = 1.0
-        scales = [of_last[self.dim :]]
-        scales += [torch.full((stage.latent_dim - stage.dim,), stage.off_manifold_scale)
-                   for stage in reversed(outer)]  # fmt: skip
-        return torch.cat(scales).to(next(self.parameters()))
+        scales = [1.0] * self._outer[-1].dim
+        for stage in reversed(self._outer):
+            scales += [stage.off_manifold_scale] * (stage.latent_dim - stage.dim)
+        return torch.tensor(scales[self.dim :]).to(next(self.parameters()))
 
     def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
         """See :meth:`Model.code_log_prob`; unknown for views of fewer dimensions than a code."""
-        self._check_coordinates(u)
-        code, last = self.stages[len(self._outer_stages) :], self._outer_stages[-1]
+        self._check(u=u)
+        code, last = self._code, self._outer[-1]
         if code and self.dim < last.dim:
             raise UserError(
                 f"dim: expected {last.dim} or more for the density on the manifold, got "
                 f"{self.dim}, for which it is an unknown marginal."
             )
-        z, rest = u[:, : last.dim], u[:, last.dim :]
+        z, rest = u.tensor_split([last.dim], 1)
         log_prob = Hierarchy(code).log_prob(z, context) if code else standard_normal_log_prob(z)
         return log_prob + last.off_manifold_log_prob(rest)
 
     def _draw_codes(
         self, n: int, temperature: float, generator: torch.Generator | None, context: Context
     ) -> Tensor:
-        code, last = self.stages[len(self._outer_stages) :], self._outer_stages[-1]
+        code, last = self._code, self._outer[-1]
         size = max(self.dim, last.dim if code else 0)
         weight = next(self.parameters())
         noise = temperature * torch.randn(n, size, generator=generator, dtype=weight.dtype)
@@ -208,13 +185,8 @@ class Hierarchy(Model):
     def at_dim(self, dim: int) -> "Hierarchy":
         """Return a view: the same weights and density, and a manifold of another dimension.
 
-        At its own dimension the model is returned as it is.
-
-        Args:
-            dim: 1 to :attr:`max_dim`.
-
-        Returns:
-            A hierarchy without a calibration, because its anomaly scores have other values.
+        ``dim`` is 1 to :attr:`max_dim`; at its own dimension the model is returned as it is. A view
+        has no calibration, because its anomaly scores have other values.
 
         Example:
             >>> hierarchy = Hierarchy([Stage(RealNVP(8), dim=4), Stage(RealNVP(4), dim=4)])

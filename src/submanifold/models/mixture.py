@@ -7,11 +7,11 @@ import scipy  # its submodules are imported lazily
 import torch
 from torch import Tensor, nn
 
-from submanifold.common.errors import UserError
 from submanifold.flows import DataInitialized
 from submanifold.flows.bijection import Context
 from submanifold.models.hierarchy import Hierarchy
 from submanifold.models.model import Model
+from submanifold.models.stage import standard_normal_log_prob
 
 
 class ChartEncoding(NamedTuple):
@@ -41,7 +41,6 @@ class Mixture(DataInitialized, Model):
         charts: Hierarchies with the same event shape and dimensions.
 
     Attributes:
-        dim: Dimension d of the manifold.
         logits: Log pi up to a constant, (K,).
 
     Example:
@@ -52,19 +51,13 @@ class Mixture(DataInitialized, Model):
         (torch.Size([5, 3]), torch.Size([5, 1]), torch.Size([5, 3]))
     """
 
-    kind = "mixture"
+    kind, parts = "mixture", {"charts": Hierarchy}
 
     def __init__(self, charts: Sequence[Hierarchy]):
-        if not charts:
-            raise UserError("charts: expected at least one, got none.")
-        shapes = {(chart.event_shape, *chart.dims) for chart in charts}
-        if len(shapes) > 1:
-            raise UserError(f"charts: expected equal dimensions, got {sorted(map(str, shapes))}.")
         chart = charts[0]
         super().__init__(
             chart.event_shape,
-            chart.dim,
-            dims=chart.dims,
+            chart.dims,
             code_dims=(chart.dim + 1, chart.code_dims[1]),
             has_density=all(chart.has_density for chart in charts),
         )
@@ -73,7 +66,7 @@ class Mixture(DataInitialized, Model):
 
     def encode_on_charts(self, x: Tensor, context: Context = None) -> ChartEncoding:
         """Encode x (batch, ...) by every chart."""
-        self._check_events(x)
+        self._check(x=x)
         encoded = [chart(x, context) for chart in self.charts]
         u, v, log_prob = map(torch.stack, zip(*encoded, strict=True))
         return ChartEncoding(u, v, self.logits.log_softmax(0)[:, None] + log_prob)
@@ -88,11 +81,16 @@ class Mixture(DataInitialized, Model):
         """See :meth:`Model.forward`."""
         return self.select_chart(self.encode_on_charts(x, context))
 
-    def _decode(self, u: Tensor, v: Tensor | None, context: Context) -> Tensor:
-        self._check_coordinates(u, v)
+    def _decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
+        self._check(u=u, v=v)
         coordinates = self.coordinates(u)
         decoded = torch.stack([chart.decode(coordinates, v, context) for chart in self.charts])
         return _select(decoded, self._chart_index(u))
+
+    def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
+        """See :meth:`Model.code_log_prob`."""
+        self._check(u=u)
+        return standard_normal_log_prob(self.coordinates(u)) + self.overlap(u, context)
 
     def coordinates(self, u: Tensor) -> Tensor:
         """See :meth:`Model.coordinates`."""

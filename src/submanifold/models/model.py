@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from submanifold.common.device import choose_device, choose_precision
@@ -15,8 +16,14 @@ from submanifold.flows.bijection import Context
 from submanifold.flows.conditional import embedding_of
 from submanifold.flows.softflow import is_noise_conditional
 from submanifold.geometry.nearest import Nearest, gauss_newton, nearest_point
-from submanifold.models.io import FORMAT, GAUSSIAN, describe, load_model, save_tensors
-from submanifold.models.stage import standard_normal_log_prob
+from submanifold.models.io import build, describe, load_tensors, save_tensors
+
+FORMAT = 2
+"""Version of model files; raise it with every change of what :func:`.describe` returns."""
+GAUSSIAN = "gaussian."
+"""Prefix of the names of tensors of :attr:`Model.gaussian`."""
+FACTS = ("notes", "data", "calibration")
+"""Attributes of models in the header."""
 
 GRADIENTS, NEAREST_GRADIENTS = 4, 16
 """Gradients of the default and of the nearest projection."""
@@ -42,25 +49,23 @@ def bits_per_dim(log_prob: Values, dim: int, bits: int = 0) -> Values:
 class Model(nn.Module, ABC):
     """A manifold of dimension d in R^D, and an exact density on R^D or on the manifold.
 
-    Subclasses define ``kind``, by which they are registered, and the abstract members; attributes
-    have the names of the constructor's arguments, from which files are rebuilt. The methods
-    of a conditional model need the ``context`` of each event: classes (batch,), or standardized
-    variables (batch, columns), to which :func:`.with_noise_scale` appends a noise scale. Images are
-    floats (batch, channels, height, width) in [-0.5, 0.5), as :func:`submanifold.data.dequantize`
-    returns them; vectors are (batch, D). All methods raise :class:`UserError` for tensors of a
-    wrong shape or dtype, and for a missing or superfluous context. A model has no other state than
-    its weights, so that threads can share it.
+    The methods of a conditional model need the ``context`` of each event: classes (batch,), or
+    standardized variables (batch, columns), to which :func:`.with_noise_scale` appends a noise
+    scale. Images are floats (batch, channels, height, width) in [-0.5, 0.5), as
+    :func:`submanifold.data.dequantize` returns them; vectors are (batch, D). All methods raise
+    :class:`UserError` for tensors of a wrong shape or dtype, and for a missing or superfluous
+    context. A model has no other state than its weights, so that threads can share it.
 
-    Args:
-        event_shape: Shape of one event.
-        dim: Dimension d of the manifold.
-        dims: Dimensions from the data space to the manifold; (D, d) by default.
-        code_dims: Number of columns of u and of v; (d, D - d) by default.
-        has_density: Whether the density is on R^D; otherwise it is on the manifold.
+    Attributes have the names of the constructor's arguments, from which files are rebuilt.
 
     Attributes:
         kind: Name of the class in model files.
+        event_shape: Shape of one event.
         event_dim: D, the number of elements of an event.
+        dim: Dimension d of the manifold.
+        dims: Dimensions from the data space to the manifold, D to d.
+        code_dims: Number of columns of u and of v.
+        has_density: Whether the density is on R^D; otherwise it is on the manifold.
         notes: JSON-serializable notes, such as on the training.
         data: JSON-serializable description of the training data, for preprocessing other images:
             ``size``, ``channels``, ``crop``, ``value_range`` and ``bits``. Empty if unknown.
@@ -71,26 +76,20 @@ class Model(nn.Module, ABC):
             (:class:`submanifold.evaluation.gaussian.Gaussian`). Empty without one.
     """
 
-    kinds: ClassVar[dict[str, type["Model"]]] = {}
     kind: ClassVar[str]
-
-    def __init_subclass__(cls) -> None:
-        """Register the class for :meth:`load`."""
-        Model.kinds[cls.kind] = cls
+    parts: ClassVar[dict[str, Any]]
 
     def __init__(
         self,
         event_shape: tuple[int, ...],
-        dim: int,
-        dims: Sequence[int] | None = None,
-        code_dims: tuple[int, int] | None = None,
-        has_density: bool = True,
+        dims: Sequence[int],
+        code_dims: tuple[int, int],
+        has_density: bool,
     ) -> None:
         super().__init__()
-        self.event_shape, self.event_dim, self.dim = event_shape, math.prod(event_shape), dim
-        self.dims = [self.event_dim, dim] if dims is None else list(dims)
-        self.code_dims = (dim, self.event_dim - dim) if code_dims is None else code_dims
-        self.has_density = has_density
+        self.event_shape, self.event_dim = event_shape, math.prod(event_shape)
+        self.dims, self.dim = list(dims), dims[-1]
+        self.code_dims, self.has_density = code_dims, has_density
         self.notes: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
         self.calibration: dict[str, Any] = {}
@@ -117,8 +116,8 @@ class Model(nn.Module, ABC):
         return self._decode(u, v, context)
 
     @abstractmethod
-    def _decode(self, u: Tensor, v: Tensor | None, context: Context) -> Tensor:
-        """Compute :meth:`decode`."""
+    def _decode(self, u: Tensor, v: Tensor | None = None, context: Context = None) -> Tensor:
+        """Compute :meth:`decode` for a context that a caller has checked."""
 
     @property
     def eigenvalues(self) -> Tensor | None:
@@ -142,10 +141,9 @@ class Model(nn.Module, ABC):
         """Log of the factor by which charts change the density at u, (batch,): 0 without charts."""
         return u.new_zeros(u.shape[0])
 
+    @abstractmethod
     def code_log_prob(self, u: Tensor, context: Context = None) -> Tensor:
         """Log-density of codes of samples: that on the manifold plus the log volume, (batch,)."""
-        self._check_coordinates(u)
-        return standard_normal_log_prob(self.coordinates(u)) + self.overlap(u, context)
 
     def bits_per_dim(self, x: Tensor, bits: int | None = None, context: Context = None) -> Tensor:
         """Compute :func:`bits_per_dim` of x, (batch,); see :meth:`to_bits_per_dim`."""
@@ -168,15 +166,9 @@ class Model(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Map x to coordinates (u, v) that decode to x; ``project(x)`` has another u.
 
-        Args:
-            x: Events, (batch, *event_shape).
-            projection: Which coordinates u on the manifold: those of the ``encoder``, or those of
-                the ``default`` or the ``nearest`` projection (:meth:`project`), with which (u, v)
-                does not decode to x.
-            context: See the class.
-
-        Returns:
-            u (batch, d) on the manifold, and the encoder's v (batch, D - d) off it.
+        ``projection`` chooses u (batch, d) on the manifold: that of the ``encoder``, or of the
+        ``default`` or the ``nearest`` projection (:meth:`project`), with which (u, v) does not
+        decode to x. v (batch, D - d) is always the encoder's.
         """
         u, v, _ = self(x, context)
         if projection == "encoder":
@@ -194,15 +186,11 @@ class Model(nn.Module, ABC):
     def project(self, x: Tensor, nearest: bool = False, context: Context = None) -> Tensor:
         """Project x onto the manifold, in the shape of x; not ``decode(encode(x)[0])``.
 
-        The default projection improves the :meth:`encoder_projection` by four gradients
-        (:func:`submanifold.geometry.nearest.nearest_point`). It takes about three times as
-        long where bfloat16 is fast, and five times otherwise (docs/evidence/performance.md).
-        With ``nearest``, sixteen gradients search the nearest projection, in about 16 times the
-        time of the encoder projection; up to d = 8 Gauss-Newton steps find it. The squared error is
-        never larger than that of the encoder projection, but may be that of a local minimum.
-
-        Gradients of the default projection of images are in bfloat16 where the hardware is faster,
-        errors in float32. The result has no derivative.
+        The default projection improves the :meth:`encoder_projection` by four gradients, in three
+        to five times its time (:func:`submanifold.geometry.nearest.nearest_point`). With
+        ``nearest``, sixteen gradients search the nearest projection, in about 16 times the time; up
+        to d = 8 Gauss-Newton steps find it. The squared error is never larger than that of the
+        encoder projection, but may be that of a local minimum. The result has no derivative.
         """
         self._check_context(context)
         return self._project(x, nearest, context).image
@@ -222,11 +210,11 @@ class Model(nn.Module, ABC):
             codes = self._draw_codes(n, temperature, generator, context)
             return self.decode(codes.to(next(self.parameters()).device), context=context)
 
+    @abstractmethod
     def _draw_codes(
         self, n: int, temperature: float, generator: torch.Generator | None, context: Context
     ) -> Tensor:
-        weight = next(self.parameters())
-        return temperature * torch.randn(n, self.dim, generator=generator, dtype=weight.dtype)
+        """Draw the codes of :meth:`sample`."""
 
     def describe(self) -> dict[str, Any]:
         """Summarize kind, architecture, number of parameters, notes and data, JSON-serializable."""
@@ -236,46 +224,62 @@ class Model(nn.Module, ABC):
 
     def save(self, path: str | Path) -> None:
         """Write the model to a safetensors file, atomically."""
-        header = {
-            "format": FORMAT,
-            "model": self.kind,
-            "config": describe(self),
-            "notes": self.notes,
-            "data": self.data,
-            "calibration": self.calibration,
-        }
+        header = {"format": FORMAT, "model": self.kind, "config": describe(self)}
+        header |= {name: getattr(self, name) for name in FACTS}
         gaussian = {f"{GAUSSIAN}{name}": tensor for name, tensor in self.gaussian.items()}
-        tensors = {name: tensor.detach().cpu().contiguous()
-                   for name, tensor in (self.state_dict() | gaussian).items()}  # fmt: skip
-        save_tensors(tensors, Path(path), header)
+        save_tensors(self.state_dict() | gaussian, Path(path), header)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load a model that :meth:`save` wrote, in evaluation mode.
 
         Raises:
-            UserError: The device does not exist, or the file does not exist, is damaged, or holds
-                another kind of model or an architecture that this version does not have.
+            UserError: There is no such device or file, or the file is damaged, or holds another
+                kind of model or an architecture that this version does not have.
         """
-        target = choose_device(str(device))
-        model = load_model(Path(path), Model.kinds)
+        target, path = choose_device(str(device)), Path(path)
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file. Pass a file of Model.save; `submanifold runs NAME` prints "
+                "the path of a run's model."
+            )
+        try:
+            tensors, header = load_tensors(path)
+            if header.get("format") != FORMAT:
+                raise ValueError(
+                    f"format {header.get('format', 1)} instead of {FORMAT}: train the model again, "
+                    "or use the version that wrote it"
+                )
+            kinds = {kind.kind: kind for kind in Model.__subclasses__()}
+            model = build(kinds[header["model"]], header["config"])
+            names = [name for name in tensors if name.startswith(GAUSSIAN)]
+            model.gaussian = {name.removeprefix(GAUSSIAN): tensors.pop(name) for name in names}
+            shapes = {name: t.shape for name, t in model.state_dict().items()}
+            if shapes != {name: t.shape for name, t in tensors.items()}:
+                raise ValueError("tensors whose names or shapes do not match the config")
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split()).removesuffix(".")
+            raise UserError(
+                f"{path}: expected a model that this version can build, got {reason}. Pass a file "
+                "written by Model.save, such as the hierarchy.safetensors of a run."
+            ) from error
         if not isinstance(model, cls):
             raise UserError(f"{path}: expected a {cls.kind}, got a {model.kind}. Use Model.load.")
+        model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
+        model.load_state_dict(tensors)
+        for name in FACTS:
+            setattr(model, name, header[name])
         return model.to(target).eval()
 
     @torch.no_grad()
     def _project(self, x: Tensor, nearest: bool, context: Context) -> Nearest:
         u = self._coordinates_of(x, context)
-
-        def decode(u: Tensor, context: Context = None) -> Tensor:
-            return self._decode(u, None, context)
-
         if nearest and self.dim <= FEW:
-            return gauss_newton(decode, x, u, GAUSS_NEWTON_STEPS, context)
+            return gauss_newton(self._decode, x, u, GAUSS_NEWTON_STEPS, context)
         gradients, precision = NEAREST_GRADIENTS if nearest else GRADIENTS, None
         if not nearest and len(self.event_shape) == 3:
             precision = choose_precision("auto", u)
-        return nearest_point(decode, x, u, gradients, self.eigenvalues, precision, context)
+        return nearest_point(self._decode, x, u, gradients, self.eigenvalues, precision, context)
 
     def _coordinates_of(self, x: Tensor, context: Context) -> Tensor:
         return self.forward(x, context)[0]
@@ -292,26 +296,21 @@ class Model(nn.Module, ABC):
             )
         embedding(context)
 
-    def _check_coordinates(self, u: Tensor, v: Tensor | None = None) -> None:
-        self._check("u", u, self.code_dims[:1])
-        if v is not None:
-            self._check("v", v, self.code_dims[1:])
-
-    def _check_events(self, x: Tensor) -> None:
-        self._check("x", x, self.event_shape)
-
-    def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        """Raise :class:`UserError` for a wrong shape or dtype, without reading values."""
+    def _check(self, **tensors: Tensor | None) -> None:
+        """Raise UserError for a wrong shape or dtype of x, u or v, without reading values."""
+        shapes = {"x": self.event_shape, "u": self.code_dims[:1], "v": self.code_dims[1:]}
         weight = next(self.parameters(), None)
-        dtype = tensor.dtype if weight is None else weight.dtype  # a flow may have no weights
-        if tensor.shape[1:] == shape and tensor.dtype == dtype:
-            return
-        fix = ""
-        if tensor.dtype != dtype:
-            fix = f"Convert it with torch.as_tensor({name}, dtype={dtype})."
-        if tensor.dtype == torch.uint8:
-            fix = f"Convert bytes with submanifold.data.dequantize({name})."
-        raise UserError(
-            f"{name}: expected {dtype} of shape ({', '.join(map(str, ['batch', *shape]))}), got "
-            f"{tensor.dtype} of shape {tuple(tensor.shape)}. {fix}".rstrip()
-        )
+        for name, tensor in tensors.items():
+            if tensor is None:
+                continue
+            dtype = tensor.dtype if weight is None else weight.dtype  # a flow may have no weights
+            if tensor.shape[1:] == shapes[name] and tensor.dtype == dtype:
+                continue
+            fix = f" Convert it with torch.as_tensor({name}, dtype={dtype})."
+            if tensor.dtype == torch.uint8:
+                fix = f" Convert bytes with submanifold.data.dequantize({name})."
+            shape = ", ".join(map(str, ("batch", *shapes[name])))
+            raise UserError(
+                f"{name}: expected {dtype} of shape ({shape}), got {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}.{'' if tensor.dtype == dtype else fix}"
+            )

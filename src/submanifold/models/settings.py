@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from torch import nn
 
-from submanifold.common.errors import UserError, error_prefix
+from submanifold.common.errors import error_prefix
 from submanifold.common.settings import Settings
 from submanifold.flows import Flow, FlowSettings, build_flow
 from submanifold.models.hierarchy import Hierarchy
@@ -43,11 +43,11 @@ class StageSettings(Settings):
     noise: float = Field(default=0.0, ge=0)
 
     def manifold_dim(self, event_shape: Sequence[int]) -> int:
-        """Return the dimension of the manifold for events of a shape."""
+        """Dimension of the manifold for events of a shape."""
         return math.prod(event_shape) if self.dim is None else self.dim
 
     def build(self, event_shape: Sequence[int], context: ContextSizes = None) -> Stage:
-        """Build the untrained stage for events of a shape; a UserError names what does not fit."""
+        """Build the untrained stage for events of a shape."""
         dim = self.manifold_dim(event_shape)
         check_dim(dim, math.prod(event_shape))  # an injection accepts any dimension
         flows: list[Flow] = []
@@ -75,11 +75,10 @@ class ModelSettings(Settings):
 
         Their deviations from the mean span ``count - 1`` dimensions; a default is at most half.
         """
-        limits = [count // 2 if stage.default_dim else count - 1 for stage in self.stages]
-        stages = [
-            stage.model_copy(update={"dim": stage.dim and min(stage.dim, max(1, limit))})
-            for stage, limit in zip(self.stages, limits, strict=True)
-        ]
+        stages = []
+        for stage in self.stages:
+            limit = max(1, count // 2 if stage.default_dim else count - 1)
+            stages.append(stage.model_copy(update={"dim": stage.dim and min(stage.dim, limit)}))
         return self.model_copy(update={"stages": tuple(stages)})
 
     def build(
@@ -89,10 +88,7 @@ class ModelSettings(Settings):
         last: int | None = None,
         context: ContextSizes = None,
     ) -> list[Stage]:
-        """Build the untrained stages ``first`` to ``last``, counted from 1; all by default.
-
-        ``context`` are the arguments of :func:`.make_conditional` of conditional flows.
-        """
+        """Build the untrained stages ``first`` to ``last``, counted from 1; all by default."""
         stages = []
         for number, settings in enumerate(self.stages[:last], start=1):
             with error_prefix(f"stage_{number}"):
@@ -108,21 +104,14 @@ class ModelSettings(Settings):
         last: int | None = None,
         context: ContextSizes = None,
     ) -> tuple[Model, list[nn.Module]]:
-        """Append untrained stages, up to number ``last``, to a model of the first stages.
+        """Append untrained stages, up to number ``last``, to a model of the first stages, if any.
 
-        Without a model all stages are built, for events of the given shape. A mixture is built at
-        once, and cannot be conditional.
-
-        Returns:
-            The extended model, and its untrained modules.
+        A mixture is built at once, and is not conditional. Returns the extended model, and its
+        untrained modules.
         """
         if self.charts > 1:
             if model is not None:
                 return model, []
-            if context:
-                raise UserError(
-                    f"charts: expected 1 for a conditional model, got {self.charts}. Set charts=1."
-                )
             mixture = Mixture([Hierarchy(self.build(event_shape)) for _ in range(self.charts)])
             return mixture, [mixture]
         stages: list[Stage] = []

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from submanifold.common.errors import UserError
@@ -34,9 +33,8 @@ class Stage(nn.Module):
 
     Attributes:
         latent_dim: Number of latents: D, or less behind an injection.
-
-    Raises:
-        UserError: The dimension or a flow does not fit.
+        has_density: Whether the stage defines a density on all of its event space.
+        has_volume: Whether the log-determinant is known, which it is not for all injections.
 
     Example:
         >>> stage = Stage([RealNVP(8), Affine(8)], dim=3)
@@ -45,47 +43,32 @@ class Stage(nn.Module):
         (torch.Size([5, 3]), torch.Size([5, 5]), torch.Size([5, 8]))
     """
 
+    parts: ClassVar[dict[str, Any]] = {"flows": Flow}
+    """Classes of the members of arguments that are lists, for files."""
+
     def __init__(
         self,
         flows: Flow | Sequence[Flow],
-        dim: PositiveInt,
-        off_manifold_scale: PositiveFloat = 1.0,
-        noise: NonNegativeFloat = 0.0,
+        dim: int,
+        off_manifold_scale: float = 1.0,
+        noise: float = 0.0,
     ):
         super().__init__()
         flows = [flows] if isinstance(flows, Flow) else list(flows)
-        if not flows:
-            raise UserError("flow: expected at least one, got none.")
-        for outer, inner in pairwise(flows):
-            if inner.event_shape != (outer.latent_dim,):
-                raise UserError(
-                    f"flow: expected a flow on events of shape ({outer.latent_dim},), the latents "
-                    f"of the one before, got one on events of shape {inner.event_shape}."
-                )
         self.flows: Sequence[Flow] = nn.ModuleList(flows)  # type: ignore[assignment]
-        self.dim = dim
-        self.off_manifold_scale = off_manifold_scale
-        self.noise = noise
-        self.event_shape = flows[0].event_shape
+        self.dim, self.off_manifold_scale, self.noise = dim, off_manifold_scale, noise
+        self.event_shape, self.latent_dim = flows[0].event_shape, flows[-1].latent_dim
         self.event_dim = math.prod(self.event_shape)
-        self.latent_dim = flows[-1].latent_dim
         check_dim(dim, self.latent_dim)
+        injections = [flow for flow in flows if isinstance(flow, Injection)]
+        self.has_density = not injections
+        self.has_volume = all(flow.has_volume for flow in injections)
 
     @property
     def rotation(self) -> Rotation | None:
         """The rotation of the latents, if there is one."""
         last = self.flows[-1]
         return last if isinstance(last, Rotation) else None
-
-    @property
-    def has_density(self) -> bool:
-        """Whether the stage defines a density on all of its event space."""
-        return not any(isinstance(flow, Injection) for flow in self.flows)
-
-    @property
-    def has_volume(self) -> bool:
-        """Whether the log-determinant is known, which it is not for all injections."""
-        return all(flow.has_volume for flow in self.flows if isinstance(flow, Injection))
 
     @property
     def is_reparametrization(self) -> bool:
@@ -108,7 +91,7 @@ class Stage(nn.Module):
         return z[:, : self.dim], z[:, self.dim :], log_det
 
     def transform(self, h: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        """Apply the flows, given the context of a model (:meth:`.Flow.embed`)."""
+        """Apply the flows, with the context of a model (:meth:`.Flow.embed`)."""
         log_det = h.new_zeros(h.shape[0])
         for flow in self.flows:
             h, ld = flow(h, flow.embed(context))
@@ -139,9 +122,8 @@ class Stage(nn.Module):
 
     def off_manifold_log_prob(self, v: Tensor) -> Tensor:
         """Compute the log-density of v under N(0, sigma_v^2 I) in nats, (batch,)."""
-        return standard_normal_log_prob(v / self.off_manifold_scale) - v.shape[1] * math.log(
-            self.off_manifold_scale
-        )
+        scale = self.off_manifold_scale
+        return standard_normal_log_prob(v / scale) - v.shape[1] * math.log(scale)
 
 
 def check_dim(dim: int, latent_dim: int) -> None:

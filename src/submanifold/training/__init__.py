@@ -1,5 +1,7 @@
 """Training: one loop with checkpoints that resume bit for bit, and the phases that call it."""
 
+from submanifold.training.defaults import image_method, table_method
+from submanifold.training.loop import fit
 from submanifold.training.phases import (
     PhaseSettings,
     encode_rows,
@@ -9,7 +11,8 @@ from submanifold.training.phases import (
 )
 from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.settings import TrainingSettings
-from submanifold.training.trainer import Trainer, fit
+from submanifold.training.trainer import Trainer
 
 __all__ = ["PhaseSettings", "RotationSettings", "Trainer", "TrainingSettings", "encode_rows",
-           "fit", "fit_rotation", "rotate_phase", "train_phase", "train_phases"]  # fmt: skip
+           "fit", "fit_rotation", "image_method", "rotate_phase", "table_method", "train_phase",
+           "train_phases"]  # fmt: skip

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from submanifold.common.device import choose_device
 from submanifold.data.batches import Batches
 from submanifold.models import Hierarchy, ModelSettings
 from submanifold.training.phases import ROTATION_BATCH_SIZE, PhaseSettings, assemble
@@ -26,44 +25,34 @@ Phase = PhaseSettings | RotationSettings
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """Duration of a phase on this machine under its current load.
+    """Duration of a phase, in seconds, on this machine under its current load."""
 
-    Attributes:
-        fixed: Seconds that do not depend on the number of steps, such as an eigendecomposition.
-        per_step: Seconds of a step, or of a probe of a rotation.
-        steps: Number of steps, or of probes.
-    """
-
-    fixed: float
-    per_step: float
-    steps: int
-
-    @property
-    def seconds(self) -> float:
-        """Duration of the phase."""
-        return self.fixed + self.per_step * self.steps
+    fixed: float  # such as of an eigendecomposition
+    per_step: float  # or of a probe of a rotation
+    steps: int  # or probes
 
 
 def phase_cost(
-    model: ModelSettings, phase: Phase, shape: tuple[int, ...], device: str | torch.device
+    model: ModelSettings, phase: Phase, shape: tuple[int, ...], device: torch.device
 ) -> PhaseCost:
-    """Time a few steps of a phase.
-
-    Args:
-        model: Settings of the stages.
-        phase: Settings of the phase.
-        shape: Shape of an event of the data.
-        device: As in :func:`.choose_device`.
-    """
-    chosen, first = choose_device(str(device)), phase.stages[0]
-    outer = Hierarchy(model.build(shape, last=first - 1)).to(chosen) if first > 1 else None
+    """Time a few steps, or probes, of a phase for events of a shape."""
+    first = phase.stages[0]
+    outer = Hierarchy(model.build(shape, last=first - 1)).to(device) if first > 1 else None
     if isinstance(phase, RotationSettings):
-        return _rotation_cost(model, phase, outer, shape, chosen)
+        rotated = Hierarchy(model.build(shape, first, first)).to(device)
+        rows = np.random.default_rng(0).normal(size=(ROTATION_BATCH_SIZE, *rotated.event_shape))
+        batches = Batches(rows.astype(np.float32), ROTATION_BATCH_SIZE, device=device)
+        fitted = fit_rotation(rotated, batches, PROBES, outer)
+        # sums over the probes are a small part of a decomposition
+        fixed = fitted["decomposition_seconds"]
+        per_probe = (fitted["seconds"] - fixed) / fitted["probes"]
+        rotation: Any = rotated.stages[0].rotation
+        return PhaseCost(fixed, per_probe, phase.probes or PROBES_PER_AXIS * rotation.directions)
     for stage in outer.stages if outer else ():
         stage.add_rotation()  # a penalty may use its eigenvalues
-    _, trained, _, objective = assemble(phase, model, outer, shape, chosen)
+    _, trained, _, objective = assemble(phase, model, outer, shape, device)
     trainer = Trainer(trained, objective, phase.training)
-    x = torch.rand(phase.training.batch_size, *trained.event_shape, device=chosen) - 0.5
+    x = torch.rand(phase.training.batch_size, *trained.event_shape, device=device) - 0.5
     times = []
     for _ in range(STEPS):
         started = time.perf_counter()
@@ -72,45 +61,17 @@ def phase_cost(
     return PhaseCost(0.0, statistics.median(times), phase.training.steps)
 
 
-def _rotation_cost(
-    model: ModelSettings,
-    phase: RotationSettings,
-    outer: Hierarchy | None,
-    shape: tuple[int, ...],
-    device: torch.device,
-) -> PhaseCost:
-    stage = Hierarchy(model.build(shape, phase.rotate, phase.rotate)).to(device)
-    rows = np.random.default_rng(0).normal(size=(ROTATION_BATCH_SIZE, *stage.event_shape))
-    batches = Batches(rows.astype(np.float32), ROTATION_BATCH_SIZE, device=device)
-    fitted = fit_rotation(stage, batches, PROBES, outer)
-    # sums over the probes are a small part of a decomposition
-    fixed = fitted["decomposition_seconds"]
-    per_probe = (fitted["seconds"] - fixed) / fitted["probes"]
-    rotation = stage.stages[-1].rotation
-    assert rotation is not None
-    return PhaseCost(fixed, per_probe, phase.probes or PROBES_PER_AXIS * rotation.directions)
-
-
 def fit_budget(
     seconds: float,
     model: ModelSettings,
     phases: Mapping[str, Phase],
     shape: tuple[int, ...],
-    device: str | torch.device,
+    device: torch.device,
 ) -> dict[str, int]:
-    """Scale the steps of all phases by one factor, so that training takes a given time.
+    """Scale the steps, or probes, of all phases by one factor, so that they take a given time.
 
-    Args:
-        seconds: Duration of all phases.
-        model: Settings of the stages.
-        phases: Settings of the phases by name.
-        shape: Shape of an event of the data.
-        device: As in :func:`.choose_device`.
-
-    Returns:
-        Steps by phase, or probes of a rotation. Every phase has at least one step. If the time is
-        short for the rotations' decompositions, half of it is for the steps, and training takes
-        longer.
+    Every phase has at least one step. If the time is short for the rotations' decompositions, half
+    of it is for the steps, and training takes longer.
     """
     costs: dict[str, PhaseCost] = {}
     rotations: dict[int, PhaseCost] = {}

@@ -13,7 +13,9 @@ from submanifold.models.diagnostics import (
     is_overfitted,
     manifold_overfitting,
 )
-from submanifold.training.checkpoint import Row
+
+Row = dict[str, float]
+"""Values by name, with their ``step``."""
 
 LARGEST_GAP = 10.0
 """Bits per dimension between validation and training data above which the training warns."""
@@ -22,9 +24,8 @@ LARGEST_GAP = 10.0
 def divergence(row: Row, earlier: Sequence[Row]) -> str | None:
     """Describe why a training has diverged, or return None.
 
-    A too large learning rate can also leave a finite loss that is worse than at the start. A
-    single spike is not divergence: one rare image can dominate a batch, and gradient clipping
-    handles it.
+    A too large learning rate can also leave a finite loss that is worse than at the start. A single
+    spike is not divergence: one rare image can dominate a batch.
     """
     if not all(map(math.isfinite, row.values())):
         return "not finite"
@@ -42,9 +43,7 @@ def is_far_above(row: Row, earlier: Sequence[Row]) -> bool:
 def diagnose(model: Model, valid: Batches) -> Row:
     """Measure whether a validation can be trusted.
 
-    Returns:
-        ``inverse_error`` on the first batch; for continuous data, which can lack noise, also
-        ``thickness`` and ``neighbour_correlation`` of all data (:func:`.manifold_overfitting`).
+    For continuous data, which can lack noise, also :func:`.manifold_overfitting` is measured.
     """
     row = {"inverse_error": inverse_error(model, *next(iter(valid)))}
     if valid.is_continuous:
@@ -54,13 +53,8 @@ def diagnose(model: Model, valid: Batches) -> Row:
     return row
 
 
-def warnings(row: Row, trained: Row | None = None) -> dict[str, str]:
-    """Warnings about the results of :func:`diagnose`, by kind.
-
-    Args:
-        row: The results, with the losses of the validation data.
-        trained: The last losses of the training data.
-    """
+def warnings(row: Row, trained: Row) -> dict[str, str]:
+    """Warnings by kind about the results of :func:`diagnose`, with the losses of both data."""
     texts, step = {}, int(row["step"])
     if not row["inverse_error"] <= LARGEST_INVERSE_ERROR:
         texts["inverse"] = (
@@ -78,7 +72,7 @@ def warnings(row: Row, trained: Row | None = None) -> dict[str, str]:
             "Add noise with data.noise or input_noise"
         )
     name = "bits_per_dim"
-    if trained is not None and name in trained and row[name] - trained[name] > LARGEST_GAP:
+    if name in trained and row[name] - trained[name] > LARGEST_GAP:
         texts["memorized"] = (
             f"at step {step} validation data have {row[name]:.3g} bits per dimension and training "
             f"data {trained[name]:.3g}: the model memorizes the training data, and projections of "

@@ -1,4 +1,4 @@
-"""Optimizers: Adam, Muon for the matrices of coupling nets, and the average of the weights."""
+"""Optimizers: Adam, and Muon for the matrices of coupling networks."""
 
 import math
 from collections import defaultdict
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from submanifold.common.device import supports_fused_optimizer
 from submanifold.flows import Coupling, MaskedAffineCoupling
 
 MOMENTUM = 0.95
@@ -20,7 +19,7 @@ QUINTIC = 3.4445, -4.7750, 2.0315
 def optimizers_for(model: nn.Module, lr: float, muon_lr: float | None) -> list[Optimizer]:
     """Create Adam, or Muon for the weights of :func:`matrices_of` and Adam for the others."""
     weights = list(model.parameters())
-    fused = supports_fused_optimizer(weights[0])
+    fused = weights[0].dtype == torch.float32 and weights[0].device.type in ("cpu", "cuda")
     if muon_lr is None:
         return [Adam(weights, lr, fused=fused)]
     matrices = matrices_of(model)
@@ -36,16 +35,16 @@ def optimizers_for(model: nn.Module, lr: float, muon_lr: float | None) -> list[O
 def matrices_of(model: nn.Module) -> list[Tensor]:
     """Weights of the linear layers and convolutions in the model's coupling networks.
 
-    Large matrices of couplings of vectors are left out: they multiply one vector per event instead
-    of one per pixel, so that orthogonalization would dominate the time of a step.
+    Orthogonalizing large matrices of couplings of vectors would dominate the time of a step.
     """
     matrices: list[Tensor] = []
-    for coupling in [module for module in model.modules() if isinstance(module, Coupling)]:
-        largest = LARGEST_VECTOR_MATRIX if isinstance(coupling, MaskedAffineCoupling) else math.inf
-        layers = [
-            layer for layer in coupling.net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)
-        ]
-        matrices += [layer.weight for layer in layers if min(layer.weight.shape) <= largest]
+    for coupling in model.modules():
+        if isinstance(coupling, Coupling):
+            is_of_vectors = isinstance(coupling, MaskedAffineCoupling)
+            largest = LARGEST_VECTOR_MATRIX if is_of_vectors else math.inf
+            modules = coupling.net.modules()
+            weights = [each.weight for each in modules if isinstance(each, nn.Linear | nn.Conv2d)]
+            matrices += [weight for weight in weights if min(weight.shape) <= largest]
     return matrices
 
 
@@ -113,39 +112,3 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
-
-
-class EMA:
-    """Exponential moving average of a module's parameters.
-
-    The decay grows as (1 + t) / (10 + t) up to its final value, so that the average of a short
-    training does not include its start. Unlike :class:`torch.optim.swa_utils.AveragedModel` it can
-    be exchanged with the weights in place.
-
-    Args:
-        module: The module in training.
-        decay: Final decay in [0, 1); 0 makes the average equal to the weights.
-    """
-
-    def __init__(self, module: nn.Module, decay: float):
-        self.weights: list[Tensor] = list(module.parameters())
-        self.decay = decay
-        self.reset()
-
-    def reset(self) -> None:
-        """Set the average to the current weights."""
-        self.average = [p.detach().clone() for p in self.weights]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the average towards the weights after step ``step`` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, self.weights, 1 - decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange weights and average in place; a second call undoes it."""
-        for weight, average in zip(self.weights, self.average, strict=True):
-            kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)

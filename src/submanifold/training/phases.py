@@ -1,25 +1,9 @@
-"""Phases of a training: which stages are trained, with which loss, and how.
-
-:func:`train_phase` is Alg. 1 of the paper. Its loop is :func:`.fit`, in outline::
-
-    for step in range(settings.steps):                       # line 3
-        x, _ = batches.at(step)                              # line 4
-        loss = objective(model, x)["loss"]                   # lines 5 to 8
-        loss.backward()                                      # line 9
-        optimizer.step()
-
-Alg. 2 trains stage after stage, each on the coordinates of the one before::
-
-    model, x = None, images                                  # line 3
-    for phase in phases:                                     # line 4
-        model, _ = train_phase(phase, ..., model, x, ...)    # line 5
-        x = encode_rows(model, images, ...)                  # line 6
-"""
+"""Phases of a training: Alg. 1 of the paper is :func:`train_phase`, Alg. 2 :func:`train_phases`."""
 
 import copy
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from submanifold.common import distributed
 from submanifold.common.files import locked
@@ -37,10 +21,11 @@ from submanifold.data.batches import Batches
 from submanifold.losses import Objective, Terms
 from submanifold.models import Hierarchy, Model, ModelSettings
 from submanifold.models.settings import ContextSizes
-from submanifold.training.checkpoint import Row, TrainState
+from submanifold.training.loop import fit
+from submanifold.training.monitor import Row
 from submanifold.training.rotation import RotationSettings, fit_rotation
 from submanifold.training.settings import TrainingSettings
-from submanifold.training.trainer import fit
+from submanifold.training.trainer import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +94,7 @@ def train_phase(
     )
     batches = Batches(train, settings.batch_size, _phase_seed(seed, len(done)), device)
     validation = Batches(valid[: settings.validation_rows], settings.batch_size, seed, device)
-    with _locked_once(folder, name):
+    with locked(folder, name) if distributed.rank() == 0 else nullcontext():
         history = fit(
             trained, objective, batches, validation, settings, folder, name,
             on_log and partial(on_log, name), fresh,
@@ -168,11 +153,8 @@ def rotate_phase(
     full = copy.deepcopy(before).to(device).eval()
     outer = Hierarchy(full.stages[: phase.rotate - 1]) if phase.rotate > 1 else None
     batches = Batches(train, ROTATION_BATCH_SIZE, _phase_seed(seed, len(done)), device)
-    with _locked_once(folder, name):
-        fitted = fit_rotation(
-            Hierarchy([full.stages[phase.rotate - 1]]), batches, phase.probes, outer,
-            folder=folder, name=f"{name}, rotation",
-        )  # fmt: skip
+    rotated = Hierarchy([full.stages[phase.rotate - 1]])
+    fitted = fit_rotation(rotated, batches, phase.probes, outer, folder, f"{name}, rotation")
     last = done[-1] if done else {}
     full.notes = {"phases": [*done, {**last, "stages": [phase.rotate], "rotated": True}]}
     history = {
@@ -193,29 +175,21 @@ def train_phases(
 ) -> Model:
     """Train a model in phases, as the pipelines do, in one process (Alg. 2).
 
-    Args:
-        phases: Settings of the phases by name, in order.
-        model: Settings of the stages.
-        train: Training data, (N, ...).
-        valid: Validation data.
-        seed: See :func:`train_phase`.
-        device: Device of the training.
-        folder: Folder of checkpoints and of the inputs of later stages.
+    ``phases`` are the settings by name, in order; the other arguments are those of
+    :func:`train_phase`.
     """
     trained: Any = None
     for name, phase in phases.items():
-        inputs = {"train": train, "valid": valid}
+        rows, held_out = train, valid
         if phase.stages[0] > 1:
             outer = Hierarchy(trained.stages[: phase.stages[0] - 1])
-            inputs = {split: encode_rows(outer, events, seed, device)
-                      for split, events in inputs.items()}  # fmt: skip
+            rows, held_out = (encode_rows(outer, x, seed, device) for x in (train, valid))
         if isinstance(phase, RotationSettings):
-            trained, _ = rotate_phase(phase, trained, inputs["train"], seed, device, folder, name)
+            trained, _ = rotate_phase(phase, trained, rows, seed, device, folder / name, name)
         else:
             trained, _ = train_phase(
-                phase, model, trained, inputs["train"], inputs["valid"], seed, device,
-                folder / name, name,
-            )  # fmt: skip
+                phase, model, trained, rows, held_out, seed, device, folder / name, name
+            )
     return trained
 
 
@@ -227,24 +201,16 @@ def encode_rows(model: Model, array: np.ndarray, seed: int, device: torch.device
     events.
     """
     model = model.to(device).eval()
-    batches = Batches(array, batch_size=256, seed=seed, device=device)
-
-    def encode(x: Tensor, context: Tensor | None) -> Tensor:
-        return model.encode(x, context=context)[0]
-
+    batches = track(Batches(array, 256, seed, device), "encoding", len(array))
     encoded = [
-        distributed.map_shards(encode, *batch).cpu().numpy()
-        for batch in track(batches, "encoding", len(array))
+        distributed.map_shards(lambda x, context: model(x, context)[0], *batch).cpu().numpy()
+        for batch in batches
     ]
     return with_context(np.concatenate(encoded), context_of_array(array))
 
 
-def _locked_once(folder: Path, name: str) -> AbstractContextManager[None]:
-    return locked(folder, name) if distributed.rank() == 0 else nullcontext()
-
-
 def _phase_seed(seed: int, number: int) -> int:
-    """A seed for each phase, so that stages that are trained again see other noise."""
+    """Return a seed for each phase, so that stages that are trained again see other noise."""
     return seed + 2**32 * number
 
 

@@ -1,10 +1,8 @@
 r"""The rotation that orders latents by their contribution to the data (:ref:`theory-6-1`)."""
 
-import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,7 @@ from submanifold.flows import Rotation
 from submanifold.flows.orthogonal import tail_sums
 from submanifold.geometry.linearization import Linearization
 from submanifold.models import Hierarchy
-from submanifold.models.io import save_tensors
-from submanifold.training.checkpoint import first_intact
-
-log = logging.getLogger(__name__)
+from submanifold.models.io import is_intact, load_tensors, save_tensors
 
 PROBES_PER_AXIS = 8
 PROBES_PER_EVENT = 4
@@ -38,7 +33,6 @@ SUBSPACE_ITERATIONS = 2
 OVERSAMPLING = 64
 CHUNK = 256  # probes that are converted to float32 at once
 SAVE_EVERY = 30.0  # seconds
-SPLITS = ("fitted", "held_out")
 CURVE_POINTS = 40
 
 
@@ -58,11 +52,6 @@ class RotationSettings(Settings):
     def stages(self) -> tuple[int, ...]:
         """Number of the stage that changes."""
         return (self.rotate,)
-
-    @property
-    def terms(self) -> dict[str, Any]:
-        """Empty: there is no loss."""
-        return {}
 
 
 @torch.no_grad()
@@ -90,8 +79,7 @@ def fit_rotation(
 
     One probe in eight is held out and chooses no axis. The eigenvalues that the rotation stores are
     the mean :math:`(q_i^T g)^2` of these, an unbiased estimate of the diagonal of C in the rotated
-    frame; those of the other probes are biased, the leading ones upwards. A fit of one round holds
-    nothing out. Several processes share the images.
+    frame. A fit of one round holds nothing out. Several processes share the images.
 
     Args:
         model: The model on its device; its last stage gets a :class:`.Rotation` if it has none.
@@ -110,49 +98,39 @@ def fit_rotation(
     per_round = PROBES_PER_EVENT * batches.batch_size
     rounds = math.ceil((probes or PROBES_PER_AXIS * rotation.directions) / per_round)
     every = min(HELD_OUT_EVERY, rounds)
+    precision = torch.float32 if rotation.is_dense else torch.bfloat16
+    path = None if folder is None else folder / "rotation.safetensors"
+    drawn, seconds = _resume(path, batches.device)
+    distributed.barrier()  # before another process writes the file
+    saved = time.monotonic()
+    started, total, tuner = saved - seconds, rounds * per_round, ThreadTuner(batches.device)
+    with ProgressBar(name, "probes", total, len(drawn) * per_round) as meter:
+        for number in range(len(drawn), rounds):
+            with tuner.unit():
+                computed = _probe(model, batches, outer, number).float()
+            norms = computed.square().sum(1)
+            inliers = computed[norms <= LARGEST_RATIO * norms.nanmedian()]
+            drawn.append(inliers.to(precision))
+            meter.update(len(computed))
+            if path and distributed.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
+                saved = time.monotonic()
+                rows = {str(index): rows for index, rows in enumerate(drawn)}
+                save_tensors(rows, path, {"seconds": saved - started})
+    decomposed, kept = time.monotonic(), sum(map(len, drawn))
+    held_out = drawn[every - 1 :: every]
+    fitted = [rows for number, rows in enumerate(drawn) if number % every < every - 1]
     blocks = [slice(0, stage.latent_dim)]
     if stage.off_manifold_scale != 1:
         blocks = [slice(0, stage.dim), slice(stage.dim, stage.latent_dim)]
-    compute = _probe_function(model, batches, outer)
-    precision = torch.float32 if rotation.is_dense else torch.bfloat16
-    drawn: dict[str, list[Tensor]] = {split: [] for split in SPLITS}
-    path = folder / "rotation.safetensors" if folder else None
-    state: dict[str, Any] = {"round": 0, "left_out": 0, "seconds": 0.0}
-    if path and (checkpoint := first_intact(path)):
-        state = checkpoint.state
-        device = rotation.eigenvalues.device
-        drawn |= {split: [vectors.to(device)] for split, vectors in checkpoint.tensors.items()}
-        log.info("%s: resuming at probe %d", name, state["round"] * per_round)
-    distributed.barrier()  # before another process writes the file
-    saved = time.monotonic()
-    started = saved - state["seconds"]
-    total, tuner = rounds * per_round, ThreadTuner(batches.device)
-    with ProgressBar(name, "probes", total, state["round"] * per_round) as meter:
-        for index in range(state["round"], rounds):
-            with tuner.unit():
-                computed = compute(index).float()
-            norms = computed.square().sum(1)
-            inliers = computed[norms <= LARGEST_RATIO * norms.nanmedian()]
-            split = SPLITS[index % every == every - 1]
-            drawn[split].append(inliers.to(precision))
-            meter.update(len(computed))
-            state = {"round": index + 1, "seconds": time.monotonic() - started,
-                     "left_out": state["left_out"] + len(computed) - len(inliers)}  # fmt: skip
-            if path and distributed.rank() == 0 and time.monotonic() - saved > SAVE_EVERY:
-                saved = time.monotonic()
-                tensors = {split: torch.cat(rows).cpu() for split, rows in drawn.items() if rows}
-                save_tensors(tensors, path, {"state": state})
-    decomposed = time.monotonic()
-    fitted, held_out = (torch.cat(drawn[split] or drawn["held_out"]) for split in SPLITS)
-    mse = _set_rotation(rotation, blocks, fitted, held_out)
+    mse = _set_rotation(rotation, blocks, torch.cat(fitted or held_out), torch.cat(held_out))
     if path and distributed.rank() == 0:
         path.unlink(missing_ok=True)
     spaced = {round(stage.latent_dim ** (n / CURVE_POINTS)) for n in range(CURVE_POINTS + 1)}
     dims = sorted(d for d in spaced if d < len(mse))
     event_dim = (outer or model).event_dim
     return {
-        "probes": total - state["left_out"],
-        "left_out": state["left_out"],
+        "probes": kept,
+        "left_out": total - kept,
         "dims": dims,
         "mse": [float(mse[d]) / event_dim for d in dims],
         "seconds": time.monotonic() - started,
@@ -160,38 +138,38 @@ def fit_rotation(
     }
 
 
-def _probe_function(
-    model: Hierarchy, batches: Batches, outer: Hierarchy | None
-) -> Callable[[int], Tensor]:
-    """Return a function that computes the probes of a round, (probes, latent_dim)."""
-    stage = model.stages[-1]
-    inner = Hierarchy(model.stages[:-1]) if len(model.stages) > 1 else None
+def _resume(path: Path | None, device: torch.device) -> tuple[list[Tensor], float]:
+    """Return the probes of each round, and the seconds that they took, of a killed fit."""
+    if path is None or not is_intact(path):
+        return [], 0.0
+    tensors, header = load_tensors(path)
+    return [tensors[str(number)].to(device) for number in range(len(tensors))], header["seconds"]
+
+
+def _probe(model: Hierarchy, batches: Batches, outer: Hierarchy | None, number: int) -> Tensor:
+    """Compute the probes of a round, (probes, latent_dim)."""
+    *inner, stage = model.stages
     weight = next(model.parameters())
-    precision = choose_precision("auto", weight)
-    image_shape = (outer or model).event_shape
+    generator = torch.Generator(batches.device)
+    h, context = batches.at(number, generator)
+    shape = (len(h), *(outer or model).event_shape)
+    signs = [torch.randint(2, shape, generator=generator, device=h.device)
+             for _ in range(PROBES_PER_EVENT)]  # fmt: skip
+    context = None if context is None else distributed.shard(context)
 
-    def encode(h: Tensor, context: Tensor | None) -> Tensor:
-        u = h if inner is None else inner.encode(h, context=context)[0]
-        return stage.transform(u, context)[0]
-
-    def decode(z: Tensor, context: Tensor | None) -> Tensor:
+    def decode(z: Tensor) -> Tensor:
         x = stage.inverse(z, context)
-        x = x if inner is None else inner.decode(x, context=context)
+        for part in reversed(inner):
+            x = part.decode(x, context=context)
         return x if outer is None else outer.decode(x, context=context)
 
-    def compute(index: int) -> Tensor:
-        generator = torch.Generator(batches.device)
-        h, context = batches.at(index, generator)
-        signs = [torch.randint(2, (len(h), *image_shape), generator=generator,
-                               device=h.device) for _ in range(PROBES_PER_EVENT)]  # fmt: skip
-        context = None if context is None else distributed.shard(context)
-        with autocast(weight.device, precision):
-            z = encode(distributed.shard(h), context)
-            at = Linearization(partial(decode, context=context), z)
-            probes = [at.vjp(2 * distributed.shard(sign).to(h.dtype) - 1) for sign in signs]
-        return distributed.all_gather(torch.cat(probes))
-
-    return compute
+    with autocast(weight.device, choose_precision("auto", weight)):
+        z = distributed.shard(h)
+        for part in inner:
+            z = part(z, context)[0]
+        at = Linearization(decode, stage.transform(z, context)[0])
+        probes = [at.vjp(2 * distributed.shard(sign).to(h.dtype) - 1) for sign in signs]
+    return distributed.all_gather(torch.cat(probes))
 
 
 def _set_rotation(
@@ -220,25 +198,29 @@ def _set_rotation(
 def principal_axes(probes: Tensor, count: int | None = None) -> Tensor:
     r"""Estimate the eigenvectors of C with the largest eigenvalues from probes.
 
-    The sample covariance S of n probes has large errors where n is not much larger than D. If
-    n < 4 D, its entries off the diagonal are multiplied by :math:`r_i r_j`, with r by
+    The sample covariance of n probes (n, D) has large errors where n is not much larger than D. If
+    n < 4 D, its entries off the diagonal are multiplied by :math:`r_i r_j`, with r² by
     :func:`_signal_shares`. In a frame in which C is nearly diagonal, such as that of an earlier
     rotation, this needs a third to a half of the probes for an equal first-order error. With more
-    probes it makes nearest projections worse, by 1% at d = 500 and 7% at d = 1000 of 3,072.
+    probes it makes nearest projections worse.
 
-    Args:
-        probes: (n, D), in the current frame.
-        count: k; None is D. Fewer axes are found by subspace iteration, without a matrix (D, D),
-            from the coordinates with the largest diagonal entries.
-
-    Returns:
-        Orthonormal axes (D, k), in the order of decreasing eigenvalues.
+    Returns orthonormal axes (D, ``count``), in the order of decreasing eigenvalues. Fewer than all
+    are found by subspace iteration, without a matrix (D, D), from the coordinates with the largest
+    diagonal entries.
     """
     diagonal = _mean_square(probes)
-    roots = torch.ones_like(diagonal)
-    if len(probes) < ENOUGH_PROBES * len(diagonal):
+    dim, roots = len(diagonal), torch.ones_like(diagonal)
+    if len(probes) < ENOUGH_PROBES * dim:
         roots = _signal_shares(probes, diagonal).sqrt()
     rest = (1 - roots.square()) * diagonal
+    if count is None:
+        covariance = torch.zeros(dim, dim, device=probes.device)
+        for part in probes.split(CHUNK):
+            chunk = part.float()
+            covariance.addmm_(chunk.T, chunk)
+        covariance *= roots[:, None] * roots / len(probes)
+        covariance.diagonal().add_(rest)
+        return torch.linalg.eigh(covariance).eigenvectors.flip(1)
 
     def multiply(columns: Tensor) -> Tensor:
         scaled, product = roots[:, None] * columns, torch.zeros_like(columns)
@@ -248,15 +230,6 @@ def principal_axes(probes: Tensor, count: int | None = None) -> Tensor:
         product.mul_((roots / len(probes))[:, None])
         return product.addcmul_(rest[:, None], columns)
 
-    dim = len(diagonal)
-    if count is None:
-        covariance = torch.zeros(dim, dim, device=probes.device)
-        for part in probes.split(CHUNK):
-            chunk = part.float()
-            covariance.addmm_(chunk.T, chunk)
-        covariance *= roots[:, None] * roots / len(probes)
-        covariance.diagonal().add_(rest)
-        return torch.linalg.eigh(covariance).eigenvectors.flip(1)
     size = min(count + OVERSAMPLING, dim)
     basis = torch.zeros(dim, size, device=probes.device)
     basis[diagonal.argsort(descending=True)[:size], torch.arange(size)] = 1
@@ -270,10 +243,9 @@ def _signal_shares(probes: Tensor, diagonal: Tensor) -> Tensor:
     r"""Share (D,) of the squared sample correlations that is not sampling error, by coordinate.
 
     The mean product of the correlations of both halves of the probes estimates the mean square of
-    the true ones; the mean square of the correlations of all probes includes their errors. The
-    ratio minimizes the mean squared error of scaled correlations, as in Ledoit & Wolf (2004). Bands
-    of coordinates of similar variance have their own ratios, each from a sample of
-    :data:`BAND_SAMPLE` coordinates.
+    the true ones. Its ratio to that of the correlations of all probes minimizes the mean squared
+    error of scaled correlations, as in Ledoit & Wolf (2004). Each band of coordinates of similar
+    variance has its own ratio, from a sample of :data:`BAND_SAMPLE` coordinates.
     """
     dim, half = len(diagonal), len(probes) // 2
     order, shares = diagonal.argsort(descending=True), torch.zeros_like(diagonal)

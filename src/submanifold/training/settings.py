@@ -8,7 +8,7 @@ from submanifold.common.settings import Settings
 
 
 class TrainingSettings(Settings):
-    """How a phase is trained.
+    """How a phase is trained. The defaults are those of ``training_defaults`` in conf.
 
     Attributes:
         steps: Optimizer steps.
@@ -32,20 +32,20 @@ class TrainingSettings(Settings):
     """
 
     steps: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    muon_lr: float | None = Field(None, gt=0)
-    lr_scale: float = Field(1.0, gt=0)
-    warmup: int = Field(ge=0)
-    cooldown_fraction: float = Field(ge=0, le=1)
+    batch_size: int = Field(default=32, gt=0)
+    learning_rate: float = Field(default=0.01, gt=0)
+    muon_lr: float | None = Field(default=0.02, gt=0)
+    lr_scale: float = Field(default=1.0, gt=0)
+    warmup: int = Field(default=50, ge=0)
+    cooldown_fraction: float = Field(default=0.5, ge=0, le=1)
     span: tuple[float, float] = (0.0, 1.0)
-    clip: float | None = Field(None, gt=0)
-    ema: float = Field(ge=0, lt=1)
-    validate_every: int = Field(gt=0)
-    validation_rows: int = Field(512, gt=0)
-    precision: Literal["auto", "float32", "bfloat16"]
+    clip: float | None = Field(default=10.0, gt=0)
+    ema: float = Field(default=0.99, ge=0, lt=1)
+    validate_every: int = Field(default=200, gt=0)
+    validation_rows: int = Field(default=512, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     activation_checkpointing: bool = False
-    grad_accumulation_steps: int = Field(1, gt=0)
+    grad_accumulation_steps: int = Field(default=1, gt=0)
 
 
 def lr_factor(step: int, settings: TrainingSettings) -> float:

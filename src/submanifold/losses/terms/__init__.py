@@ -1,7 +1,5 @@
 """Terms of a loss: one module each, registered as fields of :class:`Terms`."""
 
-from typing import Any, get_type_hints
-
 from submanifold.common.settings import Settings
 from submanifold.losses.terms.likelihood import Likelihood
 from submanifold.losses.terms.off_manifold import OffManifold
@@ -10,7 +8,7 @@ from submanifold.losses.terms.term import Term
 from submanifold.losses.terms.volume import ManifoldLikelihood, NonOrthogonality, OffDiagonal
 
 __all__ = ["Huber", "Likelihood", "ManifoldLikelihood", "NoPenalty", "NonOrthogonality",
-           "OffDiagonal", "OffManifold", "Squared", "Term", "Terms", "term_types"]  # fmt: skip
+           "OffDiagonal", "OffManifold", "Squared", "Term", "Terms"]  # fmt: skip
 
 
 class Terms(Settings):
@@ -27,9 +25,3 @@ class Terms(Settings):
     def terms(self) -> dict[str, Term]:
         """The terms by name."""
         return {name: getattr(self, name) for name in Terms.model_fields}
-
-
-def term_types() -> dict[str, Any]:
-    """Type annotation of each term by name; a term of several kinds is a tagged union."""
-    hints = get_type_hints(Terms, include_extras=True)
-    return {name: hints[name] for name in Terms.model_fields}

@@ -51,7 +51,7 @@ class Squared(Term):
 
     def __call__(self, batch: ForwardPass) -> Tensor:
         """Mean over the batch and its coordinates, weighted if dimensions are random."""
-        residuals, weights = batch.weighted_residuals(self.last_stage, self.space, self.random_dim)
+        residuals, weights = batch.residuals(self.last_stage, self.space, self.random_dim)
         return weighted_mean(self.elementwise(self.pixel_range * residuals), weights)
 
     def elementwise(self, residual: Tensor) -> Tensor:

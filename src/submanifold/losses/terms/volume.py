@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from submanifold.common.linalg import conjugate_gradients
 from submanifold.flows.bijection import full_precision
 from submanifold.geometry.linearization import Linearization
 from submanifold.geometry.volume import estimate_log_volume, jacobian_log_volume
@@ -44,13 +43,13 @@ class _VolumeTerm(Term):
 
     def _log_volume(self, batch: ForwardPass, jacobians: Tensor | None = None) -> Tensor:
         """Log-volume in nats, (batch,), or an estimate; in training zeros with its gradient."""
-        if batch.u.shape[1] > self.exact_up_to and not batch.training:
-            probes = torch.Generator().manual_seed(0)  # the same in all validations
-            with full_precision(batch.u):
-                return estimate_log_volume(batch.decode, batch.u, PROBES, generator=probes)[0]
-        if batch.u.shape[1] > self.exact_up_to:
+        if batch.u.shape[1] <= self.exact_up_to:
+            return jacobian_log_volume(self._columns(batch) if jacobians is None else jacobians)
+        if batch.training:
             return log_volume_gradient(batch)
-        return jacobian_log_volume(self._columns(batch) if jacobians is None else jacobians)
+        probes = torch.Generator().manual_seed(0)  # the same in all validations
+        with full_precision(batch.u):
+            return estimate_log_volume(batch.decode, batch.u, PROBES, generator=probes)[0]
 
 
 class ManifoldLikelihood(_VolumeTerm):
@@ -115,8 +114,30 @@ def log_volume_gradient(batch: ForwardPass) -> Tensor:
     u = batch.u
     noise = batch.draw(torch.randn, u.shape[1], dtype=u.dtype)
     with full_precision(u):
-        at = Linearization(batch.decode, u)
-        solved = conjugate_gradients(at.jvp, at.vjp, noise, CG_ITERATIONS, CG_TOLERANCE)
+        solved = conjugate_gradients(Linearization(batch.decode, u), noise)
     products = batch.jacobian(torch.stack([solved, noise], 1))
     product = 0.5 * (products[:, :, 0] * products[:, :, 1]).sum(1)
     return product - product.detach()
+
+
+@torch.no_grad()
+def conjugate_gradients(at: Linearization, b: Tensor) -> Tensor:
+    """Solve J^T J x = b approximately, both (batch, d) (Nocedal & Wright 2006, algorithm 5.2).
+
+    Each system of the batch has its own step lengths, and stops where the norm of its residual is
+    below :data:`CG_TOLERANCE` times that of b.
+    """
+    x, residual, direction = torch.zeros_like(b), b, b
+    squared_norm = b.square().sum(1, keepdim=True)
+    converged = CG_TOLERANCE**2 * squared_norm
+    tiny = torch.finfo(b.dtype).tiny
+    for _ in range(min(CG_ITERATIONS, b.shape[1])):
+        image = at.jvp(direction)
+        curvature = image.flatten(1).square().sum(1, keepdim=True)
+        step = squared_norm / curvature.clamp_min(tiny)
+        step = torch.where(squared_norm > converged, step, 0.0)
+        x = x + step * direction
+        residual = residual - step * at.vjp(image)
+        previous, squared_norm = squared_norm, residual.square().sum(1, keepdim=True)
+        direction = residual + squared_norm / previous.clamp_min(tiny) * direction
+    return x

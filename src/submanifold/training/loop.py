@@ -1,0 +1,168 @@
+"""The training loop."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from submanifold.common import distributed
+from submanifold.common.errors import UserError
+from submanifold.common.progress import ProgressBar
+from submanifold.common.threads import ThreadTuner
+from submanifold.data.batches import Batches
+from submanifold.flows import initialize, set_activation_checkpointing, with_noise_scale
+from submanifold.losses import ForwardPass, Objective
+from submanifold.models import Model
+from submanifold.training import monitor
+from submanifold.training.monitor import Row
+from submanifold.training.settings import TrainingSettings
+from submanifold.training.trainer import EARLIER, LAST, Trainer, read
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY = 10
+INITIAL_ROWS = 8192
+"""Rows that initialize a flow with log-uniform noise scales."""
+
+Log = Callable[[int, Row], None]
+
+
+def fit(
+    model: Model,
+    objective: Objective,
+    train: Batches,
+    valid: Batches,
+    settings: TrainingSettings,
+    folder: Path,
+    name: str = "training",
+    on_log: Log | None = None,
+    fresh: Sequence[nn.Module] | None = None,
+) -> dict[str, Any]:
+    """Train a model in place; it ends with the averaged weights of the validation of lowest loss.
+
+    The result is a function of the initial weights, the seed of ``train`` and the settings. A
+    killed training resumes from its folder and ends with the same weights, bit for bit if the
+    number of threads is fixed (:func:`.use_threads`). Processes
+    (:mod:`submanifold.common.distributed`), accumulation steps and numbers of threads change it by
+    rounding only.
+
+    Args:
+        model: The stages in training, on their device.
+        objective: The loss.
+        train: Training batches.
+        valid: Validation batches.
+        settings: How to train.
+        folder: Folder of the last two checkpoints.
+        name: Name in messages.
+        on_log: Called as (step, values) with values ``train.*`` and ``valid.*``; a resumed training
+            repeats earlier rows first. It may raise to interrupt the training.
+        fresh: Untrained modules, which the first batch initializes; None is the entire model.
+
+    Returns:
+        The history: ``name``, rows by step in ``train`` and ``valid``, ``best_step``, ``steps``,
+        ``rollbacks``, ``warnings``, ``seconds``, and ``steps_trained`` by this call.
+
+    Raises:
+        UserError: The training diverged again after three rollbacks, the checkpoint has another
+            architecture, or the batch size is not divisible by the number of shards.
+    """
+    trainer = Trainer(model, objective, settings)
+    if train.batch_size % trainer.shards[0].count:
+        raise UserError(
+            f"{name}.training.batch_size: expected a multiple of {trainer.shards[0].count} (ranks "
+            "times training.grad_accumulation_steps), at most the number of training images, got "
+            f"{train.batch_size}. Change either."
+        )
+    _restore_or_initialize(trainer, train, folder, name, fresh)
+    for kind in ("train", "valid"):
+        for row in getattr(trainer.state, kind):
+            _log_row(kind, row, on_log)
+    before, seconds, started = trainer.state.step, trainer.state.seconds, time.monotonic()
+    tuner, generator = ThreadTuner(train.device), torch.Generator(train.device)
+    model.train()
+    with ProgressBar(name, "steps", settings.steps, done=before) as meter:
+        while (step := trainer.state.step) < settings.steps:
+            x, context = train.at(step, generator)
+            with tuner.unit():
+                values = trainer.step(x, generator, context)
+            step, state = trainer.state.step, trainer.state
+            validates = step % settings.validate_every == 0 or step == settings.steps
+            if step % LOG_EVERY != 0 and not validates:
+                continue
+
+            row = {"step": step, **read(values)}
+            if (problem := monitor.divergence(row, state.train)) is not None:
+                trainer.roll_back(folder, name, problem)
+                continue
+            doubtful = monitor.is_far_above(row, state.train) and step < settings.steps
+            elapsed = time.monotonic() - started
+            row["rows_per_second"] = (step - before) * train.batch_size / elapsed
+            state.train.append(row)
+            _log_row("train", row, on_log)
+            meter.update(step - meter.n, _summary(row))
+
+            if validates:
+                row = trainer.validate(valid)
+                for kind, text in monitor.warnings(row, state.train[-1]).items():
+                    if kind not in state.warnings:
+                        state.warnings[kind] = text
+                        log.warning("%s: %s", name, text)
+                state.seconds = seconds + time.monotonic() - started
+                if not doubtful:
+                    trainer.save(folder)
+                _log_row("valid", row | {"seconds": state.seconds}, on_log)
+
+    if distributed.rank() == 0:
+        (folder / EARLIER).unlink(missing_ok=True)
+    model.load_state_dict(trainer.best)
+    model.notes = trainer.state.best_row or {}
+    model.eval()
+    set_activation_checkpointing(model, False)
+    return {"name": name, **trainer.state.history(), "steps": settings.steps,
+            "steps_trained": max(trainer.state.step - before, 0)}  # fmt: skip
+
+
+def _restore_or_initialize(
+    trainer: Trainer, train: Batches, folder: Path, name: str, fresh: Sequence[nn.Module] | None
+) -> None:
+    is_restored = trainer.restore(folder)
+    distributed.barrier()  # before another process writes a checkpoint
+    step, steps = trainer.state.step, trainer.settings.steps
+    if is_restored and step < steps:
+        log.info("%s: resuming at step %d of %d", name, step, steps)
+    if not is_restored:
+        if (folder / LAST).exists():
+            log.warning("%s: training restarts from the beginning", name)
+        _initialize(trainer, train, fresh)
+        trainer.reset_average()
+        trainer.save(folder)
+
+
+@torch.no_grad()
+def _initialize(trainer: Trainer, train: Batches, fresh: Sequence[nn.Module] | None) -> None:
+    """Initialize from the first batch, or for log-uniform noise scales from noisy batches."""
+    objective, generator, count = trainer.objective, torch.Generator(train.device), 1
+    if objective.input_noise_min is not None:
+        # at the small scales one batch would determine the widths of narrow columns badly
+        count = max(1, min(train.steps_per_epoch, INITIAL_ROWS // train.batch_size))
+    batches, contexts = zip(*(train.at(step, generator) for step in range(count)), strict=True)
+    x, context = torch.cat(batches), None if contexts[0] is None else torch.cat(contexts)
+    if objective.input_noise_min is not None:
+        x, scale = objective.add_noise(ForwardPass(trainer.model, x, x, generator=generator))
+        context = with_noise_scale(context, scale)
+    initialize(trainer.model, x, fresh, context)
+
+
+def _log_row(kind: str, row: Row, on_log: Log | None) -> None:
+    if on_log:
+        on_log(int(row["step"]), {f"{kind}.{key}": v for key, v in row.items() if key != "step"})
+
+
+def _summary(row: Row) -> str:
+    labels = {"loss": "loss", "bits_per_dim": "BPD", "mse": "MSE"}
+    shown = [f"{label} {row[key]:.4g}" for key, label in labels.items() if key in row]
+    return ", ".join([*shown, f"{row['rows_per_second']:.0f} rows/s"])
