@@ -1,8 +1,5 @@
 """Arrays on disk."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -32,25 +29,3 @@ def test_a_truncated_file_is_recognized(tmp_path, length):
     write(path)
     path.write_bytes(path.read_bytes()[:length])
     assert map_npy(path) is None
-
-
-@pytest.mark.fault
-def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path):
-    """The process of a memory map would be killed by SIGBUS."""
-    code = """
-import resource, signal, sys
-from pathlib import Path
-import numpy as np
-from submanifold.data.arrays import write_chunks
-from submanifold.common.errors import UserError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-try:
-    write_chunks(Path(sys.argv[1]), (np.ones((10, 100)) for _ in range(10)), (100,), np.float32)
-except UserError as error:
-    print(error)
-"""
-    command = [sys.executable, "-c", code, str(tmp_path / "u.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert f"u.npy cannot be written: {tmp_path} is full (File too" in done.stdout
-    assert list(tmp_path.iterdir()) == []

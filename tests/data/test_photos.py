@@ -30,7 +30,6 @@ def test_there_are_about_8000_patches_in_proportions_80_10_10():
 @pytest.mark.parametrize(("size", "fewest"), [(32, 30), (128, 4)])
 def test_groups_are_cells_and_each_is_in_one_split(size, fewest):
     source = photos(size=size)
-    assert len(source.names) == pytest.approx(8000, rel=0.08)
     assert {name.rpartition("/")[0].rpartition("/")[0] for name in source.names} == set(
         source.groups.values()
     )

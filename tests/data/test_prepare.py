@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,9 @@ from source_files import numbered, plain, write_celeba, write_folder
 
 from submanifold.common.errors import UserError
 from submanifold.data import prepare as module
-from submanifold.data.prepare import check, prepare, read_groups
+from submanifold.data.prepare import check, prepare, read_beside
 from submanifold.data.settings import Counts, ImageSettings
-from submanifold.data.sources import SPLITS
-from submanifold.data.splits import groups_of, share_out
+from submanifold.data.splits import SPLITS, groups_of, split_sizes
 
 
 def numbers(array):
@@ -47,7 +47,7 @@ def run(tmp_path, out="out", **changes):
 @pytest.fixture
 def decoded(monkeypatch):
     """The names of the images that were read."""
-    names, open_source = [], module.open_source
+    names, open_source = [], ImageSettings.open
 
     def count(*arguments):
         source = open_source(*arguments)
@@ -55,7 +55,7 @@ def decoded(monkeypatch):
         source.image = lambda name: names.append(name) or image(name)
         return source
 
-    monkeypatch.setattr(module, "open_source", count)
+    monkeypatch.setattr(ImageSettings, "open", count)
     return names
 
 
@@ -95,8 +95,8 @@ def test_arrays_and_manifest(tmp_path):
     ],
 )
 def test_sizes_of_a_random_split(total, counts, expected):
-    shares = {share.split: share.count for share in share_out(total, Counts(**counts))}
-    assert tuple(shares[part] for part in SPLITS) == expected
+    sizes = split_sizes(total, Counts(**counts))
+    assert tuple(sizes[split] for split in SPLITS) == expected
 
 
 CODES = "0012" * 10
@@ -119,7 +119,7 @@ def test_a_group_is_in_one_split(tmp_path, by):
     (tmp_path / "list.txt").write_text(lines)
     groups = "folder" if by == "folder" else str(tmp_path / "list.txt")
     *arrays, manifest = run(tmp_path, groups=groups)
-    found = read_groups(tmp_path / "out")
+    found = read_beside(tmp_path / "out", "groups")
     for part, array in zip(SPLITS, arrays, strict=True):
         assert found[part] == [number // 100 for number in numbers(array)]
         assert groups_of(found, part).tolist() == found[part]
@@ -146,7 +146,7 @@ def test_an_official_split_must_not_divide_groups(tmp_path):
         run(tmp_path, groups=str(path), **given)
 
 
-@pytest.mark.parametrize("change", ["nothing", "file", "seed", "array"])
+@pytest.mark.parametrize("change", ["nothing", "file", "seed"])
 def test_changed_data_or_settings_are_prepared_again(tmp_path, decoded, change):
     make_people(tmp_path / "in", 10, 3)
     changes = {"groups": "folder"}
@@ -155,16 +155,14 @@ def test_changed_data_or_settings_are_prepared_again(tmp_path, decoded, change):
     match change:
         case "file":
             (tmp_path / "in" / "person 00" / "new.png").write_bytes(numbered(99))
-        case "array":
-            (tmp_path / "out" / "valid.npy").unlink()
         case "seed":
             changes["seed"] = 5
     *arrays, manifest = run(tmp_path, **changes)
     images = 30 + (change == "file")
     assert sum(map(len, arrays)) == images
     assert len(decoded) == (0 if change == "nothing" else images)
-    assert (manifest["hash"] == first[3]["hash"]) == (change in ("nothing", "array"))
-    assert set(read_groups(tmp_path / "out")) == set(SPLITS)
+    assert (manifest["hash"] == first[3]["hash"]) == (change == "nothing")
+    assert set(read_beside(tmp_path / "out", "groups")) == set(SPLITS)
 
 
 @pytest.mark.parametrize("function", ["write_chunks", "write_json"])
@@ -206,9 +204,8 @@ def test_memory_is_bounded(tmp_path):
 @pytest.mark.parametrize(
     ("images", "given", "message"),
     [
-        ([b"no image"] * 40, {}, r"at most 10 broken images among 40, got 11 so far, such as \d+"),
-        ([numbered(0)] * 40, {}, "2 or more different training images, got 1 among 32"),
-        ([numbered(i) for i in range(3)], {}, r"counts\.train: expected 2 or more different"),
+        ([numbered(0)] * 40, {}, "different training images, got 1 among 32"),
+        ([numbered(i) for i in range(3)], {}, r"counts\.train: expected 100 or more different"),
         ([], {}, "expected images .* got none"),
         ([], {"source": "photos", "path": None, "size": 500}, "size: expected at most 128"),
         ([numbered(1)] * 9, {"groups": "folder"}, "groups: expected at least 3 groups, .* got 1"),
@@ -237,7 +234,7 @@ def test_few_and_grey_images_are_noted(tmp_path):
     contents = {f"{i}.png": plain((i, i, i)) for i in range(40)}
     write_folder(tmp_path / "in", contents)
     note = run(tmp_path)[3]["split_note"]
-    assert "got 32 among the first 32: a model memorizes so few" in note
+    assert "got 32 among 32: a model memorizes so few" in note
     assert "the images are grey" in note
     assert "grey" not in run(tmp_path, channels=1)[3]["split_note"]
 
@@ -251,7 +248,7 @@ def test_an_official_split_that_is_too_small_is_rejected(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("00000.png 0\n00001.png\n", r"expected the name .* got '00001.png'"),
+        ("00000.png 0\n00001.png\n", "expected folder, or a text file"),
         ("00000.png 0\n", r"expected a line for each image, got none for 11, such as 00001"),
     ],
 )
@@ -266,7 +263,7 @@ def test_an_invalid_list_of_groups_is_rejected(tmp_path, content, message):
     ("broken", "counts", "message"),
     [
         ([5], {"train": 160, "valid": 20, "test": 20}, r"readable images \(1 are broken"),
-        (range(0, 55, 5), {}, "at most 10 broken images among 200, got 11 "),
+        (range(0, 55, 5), {}, "at most 10 broken images among 200, got 11 so far, such as "),
     ],
 )
 def test_too_many_broken_files_stop_the_run(tmp_path, broken, counts, message):
@@ -303,7 +300,8 @@ def flip_a_bit(path):
     ("manifest.json", flip_a_bit),
     ("test.npy", flip_a_bit),
     ("train.npy", lambda path: path.write_bytes(path.read_bytes()[:-1])),
-], ids=["manifest", "flip", "truncate"])  # fmt: skip
+    ("valid.npy", Path.unlink),
+], ids=["manifest", "flip", "truncate", "unlink"])  # fmt: skip
 def test_damaged_arrays_are_prepared_again(tmp_path, caplog, name, damage):
     make_folder(tmp_path / "in", 30)
     first = run(tmp_path)
@@ -321,7 +319,7 @@ def test_a_full_disk_is_an_error_and_the_command_can_be_repeated(tmp_path, small
     make_folder(tmp_path / "in", 60)
     expected = run(tmp_path, size=128)
     (small_disk / "full").write_bytes(bytes(2**20))
-    with pytest.raises(UserError, match=r"train\.npy cannot be written: .* is full"):
+    with pytest.raises(OSError, match=r"No space left on device: .*train\.npy"):
         run(tmp_path, out=small_disk, size=128)
     (small_disk / "full").unlink()
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)

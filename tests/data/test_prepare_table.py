@@ -8,7 +8,7 @@ import pytest
 
 from submanifold.common.errors import UserError
 from submanifold.common.settings import read_settings
-from submanifold.data.prepare import read_groups, read_labels
+from submanifold.data.prepare import read_beside
 from submanifold.data.prepare_table import prepare_table
 from submanifold.data.settings import INSTALLED, TableSettings, read_data_settings
 from submanifold.data.tables import Preprocessor, schema
@@ -110,7 +110,10 @@ def test_labels_and_groups_are_kept_beside_the_rows(tmp_path):
     arrays, manifest, settings = prepared(
         tmp_path, FRAME, label="class", groups="patient", drop="part"
     )
-    labels, groups = read_labels(tmp_path / "out"), read_groups(tmp_path / "out")
+    labels, groups = (
+        read_beside(tmp_path / "out", "labels"),
+        read_beside(tmp_path / "out", "groups"),
+    )
     rows = {}
     for split, array in arrays.items():
         found = settings.read().preprocessor.inverse_transform(array)["number"]
@@ -178,7 +181,7 @@ def test_installed_tables(tmp_path, source):
     settings = read_data_settings({"source": source})
     train, valid, test, manifest = prepare_table(settings, tmp_path / "out", tmp_path / "raw")
     assert settings.event_shape == train.shape[1:]
-    assert len(read_labels(tmp_path / "out")["train"]) == len(train)
+    assert len(read_beside(tmp_path / "out", "labels")["train"]) == len(train)
     assert Preprocessor.from_dict(json.loads(json.dumps(settings.facts))["table"]).features
     assert "target" not in {each["name"] for each in manifest["columns"]}
     assert np.isfinite([train.min(), valid.max(), test.max()]).all()
@@ -219,7 +222,7 @@ MISTAKES = {
     "text in a number column": (
         NUMBERS.replace("\n7,", "\nseven,"), {}, r"numbers in a \(1, such as 'seven' in row 7\)",
     ),
-    "categories": (FRAME, {}, "got text in class, patient, part. .*categorical=intervals"),
+    "categories": (FRAME, {}, "text in class, text in patient, text in part. .*=intervals"),
     "missing values": (
         NUMBERS.replace("\n7,", "\n,").replace("\n8,", "\n,").replace("\n9,", "\n,"), {},
         r"got missing values in a \(3\)",  # in all splits

@@ -18,9 +18,10 @@ from source_files import (
 )
 
 from submanifold.common.errors import UserError
-from submanifold.data.prepare import check, prepare, read_groups, read_labels
+from submanifold.data.prepare import check, prepare, read_beside
 from submanifold.data.settings import ImageSettings
-from submanifold.data.sources import SOURCES, SPLITS, fingerprint, open_source
+from submanifold.data.sources import SOURCES
+from submanifold.data.splits import SPLITS
 
 COUNT = 60
 
@@ -63,7 +64,10 @@ def test_a_source_is_prepared_with_its_labels_and_groups(source, tmp_path):
     counts = {split: len(array) for split, array in zip(SPLITS, arrays, strict=True)}
     assert min(counts.values()) > 0
     assert manifest["counts"] == counts
-    for values in (read_labels(tmp_path / "out"), read_groups(tmp_path / "out")):
+    for values in (
+        read_beside(tmp_path / "out", "labels"),
+        read_beside(tmp_path / "out", "groups"),
+    ):
         assert not values or {split: len(each) for split, each in values.items()} == counts
 
 
@@ -80,27 +84,27 @@ def test_the_split_depends_on_the_seed(source, tmp_path):
 def test_an_official_split_covers_all_images(source, tmp_path):
     if not SOURCES[source.source].official_split:
         pytest.skip("this source has no official split")
-    opened = open_source(source.model_copy(update={"split": "official"}), tmp_path)
+    opened = source.model_copy(update={"split": "official"}).open(tmp_path)
     assert set(opened.splits) == set(opened.names)
     assert set(opened.splits.values()) == set(SPLITS)
     opened.close()
 
 
 def test_names_sizes_and_times_of_the_files_identify_a_source(source, tmp_path):
-    first = fingerprint(source, tmp_path)
-    assert fingerprint(source, tmp_path) == first
+    first = source.fingerprint(tmp_path)
+    assert source.fingerprint(tmp_path) == first
     if source.path is None:
         return
     copy = tmp_path / "copy" / Path(source.path).name
     copy.parent.mkdir()
     (shutil.copy2 if Path(source.path).is_file() else shutil.copytree)(source.path, copy)
     moved = source.model_copy(update={"path": str(copy)})
-    assert fingerprint(moved, tmp_path) == first
+    assert moved.fingerprint(tmp_path) == first
     marks = {first}
     file = min(file for file in [copy, *copy.rglob("*")] if file.is_file())
     for change in (lambda: os.utime(file, (1, 1)), lambda: os.truncate(file, 1), file.unlink):
         change()
-        marks.add(fingerprint(moved, tmp_path))
+        marks.add(moved.fingerprint(tmp_path))
     assert len(marks) == 4
 
 
@@ -111,7 +115,7 @@ def test_groups_are_part_of_the_identity(tmp_path):
         each.write_text("a.png 1\n")
     settings = [ImageSettings(source="folder", path=str(tmp_path / "in"), groups=groups)
                 for groups in (None, "folder", *map(str, lists))]  # fmt: skip
-    assert len({fingerprint(each, tmp_path) for each in settings}) == 4
+    assert len({each.fingerprint(tmp_path) for each in settings}) == 4
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
@@ -125,6 +129,6 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     settings = ImageSettings(source="folder", path=str(tmp_path / "in"))
-    for function in (fingerprint, open_source):
+    for function in (settings.fingerprint, settings.open):
         with pytest.raises(UserError, match=r"^path=.*in: expected .*Permission denied.*deep"):
-            function(settings, tmp_path)
+            function(tmp_path)

@@ -20,9 +20,7 @@ from scipy.stats import (
 from submanifold.common.errors import UserError
 from submanifold.data.synthetic import (
     MANIFOLDS,
-    Circle,
     Paraboloid,
-    Sphere,
     SwissRoll,
     ThinSpiral,
     Torus,
@@ -40,7 +38,6 @@ OTHERS = [  # not the defaults, such as a radius of 1 or a mean along an axis
     Paraboloid(0.5),
     Torus(3.0),
 ]
-every_curved = pytest.mark.parametrize("name", CURVED)
 
 
 def generator(seed=0):
@@ -98,24 +95,6 @@ def quadrature(m, n=600):
             density = vonmises_fisher(mean, m.concentration).pdf(np.stack(points, -1))
         points = m.radius * np.stack(points)
     return np.stack(points, -1).reshape(-1, 3), (weights * density).ravel()
-
-
-@pytest.mark.parametrize(
-    ("m", "entropy"),
-    [
-        (VonMisesCircle(), 1.51271),
-        (Sphere(), 2.53102),
-        (VmfSphere(concentration=5.0), 1.22794),
-        (VmfSphere(), 0.53529),
-        (Torus(), 4.36890),
-        (SwissRoll(), 7.49340),
-        (Paraboloid(), 3.29933),
-        (ThinSpiral(), 2.56198),
-        (Circle(), math.log(2 * math.pi)),
-    ],
-)
-def test_entropies_have_their_known_values(m, entropy):
-    assert m.manifold_entropy == pytest.approx(entropy, abs=6e-6)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
@@ -200,7 +179,7 @@ MARGINALS = {
 }
 
 
-@every_curved
+@pytest.mark.parametrize("name", CURVED)
 def test_samples_follow_the_density(name):
     x = manifold(name, 0).sample(20_000, generator())
     for marginal, cdf in MARGINALS[name]:
@@ -216,9 +195,7 @@ def test_the_noise_is_isotropic_and_depends_on_the_generator(name):
     assert not np.array_equal(noisy, manifold(name, 0.2).sample(5000, generator(1)))
 
 
-@every_curved
-def test_there_is_no_density_without_noise(name):
-    m = manifold(name, 0)
-    message = f"^noise: expected more than 0, got 0: .* {m.dim} have no density in {m.ambient_dim}"
+def test_there_is_no_density_without_noise():
+    message = "^noise: expected more than 0, got 0: .* dimension 2 have no density in 3"
     with pytest.raises(UserError, match=message):
-        m.log_prob(m.sample(2, generator()))
+        manifold("torus", 0).log_prob(np.zeros((2, 3)))

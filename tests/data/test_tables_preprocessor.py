@@ -47,7 +47,7 @@ def test_kinds_and_steps_are_found(name):
 def test_rows_come_back_with_their_type(name, scale):
     frame = pd.DataFrame({"a": KINDS[name][0], "b": np.arange(len(KINDS[name][0]))})
     if scale == "none" and name in ("timestamps", "nanoseconds"):
-        with pytest.raises(UserError, match="differences that float32 cannot represent"):
+        with pytest.raises(UserError, match="that float32 cannot represent"):
             Preprocessor.fit(frame, scale=scale)
         return
     preprocessor = Preprocessor.fit(frame, scale=scale)
@@ -135,7 +135,7 @@ def test_columns_are_found_by_name(caplog):
         preprocessor.transform(frame[["a", "c"]])
     with pytest.raises(UserError, match=r"table without width. Did you mean widht\?"):
         Preprocessor.fit(pd.DataFrame({"width": NORMAL})).transform(pd.DataFrame({"widht": [1]}))
-    with pytest.raises(UserError, match="expected 3 columns"):
+    with pytest.raises(UserError, match="expected an array of 3 columns"):
         preprocessor.transform(frame.to_numpy()[:, :2])
 
 
@@ -198,9 +198,7 @@ def test_unknown_categories_have_no_density(caplog):
 
 def test_missing_values_are_refused_dropped_or_filled():
     frame = pd.DataFrame({"a": [1.0, np.nan, 3.0, 11.0], "b": ["x", "x", None, "y"]})
-    with pytest.raises(
-        UserError, match=r"missing values in a \(1\), b \(1\). .*data.missing=median"
-    ):
+    with pytest.raises(UserError, match=r"in a \(1\), missing values in b \(1\). .*missing=median"):
         Preprocessor.fit(frame, categorical="intervals")
     dropped = Preprocessor.fit(frame, categorical="intervals", missing="drop")
     assert dropped.columns[0].offset == pytest.approx(10)  # of 0 and 10, with noise up to 10
@@ -226,7 +224,6 @@ MISTAKES = {
         {"a": [1, 2, "three", 4]}, {}, r"text among numbers in a \(1, such as 'three' in row 2\)",
     ),
     "text": ({"a": list("xyzx"), "b": 1}, {}, "got text in a. .*data.categorical=intervals"),
-    "one row": ({"a": [1.5]}, {}, "rows: expected at least 2 training rows, got 1"),
     "dates": ({"a": pd.date_range("2020", periods=4)}, {}, "got datetime64 in a"),
     "complex numbers": ({"a": NORMAL + 1j}, {}, "got complex in a"),
     "huge": ({"a": [1e200, 1.5, 2]}, {}, r"values beyond 1e\+150, .* in a"),
@@ -241,8 +238,8 @@ MISTAKES = {
     ),
     "all problems at once": (
         {"a": list("xyzx"), "b": [1, None, 2, 3], "c": pd.date_range("2020", periods=4)}, {},
-        r"text in a; missing values in b \(1\); datetime64 in c. .* data.drop, or set "
-        "data.missing=median for missing values and data.categorical=intervals for text",
+        r"text in a, missing values in b \(1\), datetime64 in c. .*data.drop.* data.missing=median "
+        "replaces missing values, and data.categorical=intervals accepts text",
     ),
 }  # fmt: skip
 

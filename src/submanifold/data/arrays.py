@@ -1,6 +1,5 @@
 """NumPy files: written in pieces, memory-mapped, and verified by a checksum."""
 
-import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,23 +78,19 @@ def map_npy(path: Path) -> np.memmap | None:
 def write_chunks(
     path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: type
 ) -> None:
-    """Write chunks of events of a shape to a ``.npy`` file atomically, in bounded memory.
-
-    Raises:
-        WriteError: If the disk is full or read-only.
-    """
+    """Write chunks of events of a shape to a ``.npy`` file atomically, in bounded memory."""
     # not through a memory map: a full disk kills a process that writes to one
     with atomic_write(path) as partial, open(partial, "wb") as file:
-        file.write(_header((0, *shape), dtype))
+
+        def write_header(count: int) -> None:  # of one length for all counts
+            fields = {
+                "descr": np.dtype(dtype).str,
+                "fortran_order": False,
+                "shape": (count, *shape),
+            }
+            np.lib.format.write_array_header_1_0(file, fields)
+
+        write_header(0)
         written = sum(file.write(np.asarray(chunk, dtype).tobytes()) for chunk in chunks)
-        count = written // (np.dtype(dtype).itemsize * math.prod(shape))
         file.seek(0)
-        file.write(_header((count, *shape), dtype))
-
-
-def _header(shape: tuple[int, ...], dtype: type) -> bytes:
-    """Header of a ``.npy`` file; NumPy pads it to one length for all sizes of the first axis."""
-    content = io.BytesIO()
-    fields = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(content, fields)
-    return content.getvalue()
+        write_header(written // (np.dtype(dtype).itemsize * math.prod(shape)))

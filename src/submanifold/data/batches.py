@@ -1,7 +1,7 @@
 """Reproducible batches of images or vectors, and dequantization."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -29,9 +29,6 @@ class Batches:
         seed: Seed of the order and of the noise.
         device: Device of the batches. Arrays up to 4 GiB are copied to it once.
 
-    Attributes:
-        contexts: Contexts of all events (N, ...); None if the array has none.
-
     Example:
         >>> batches = Batches(np.zeros((10, 3), np.float32), batch_size=4)
         >>> batches.at(step=0)[0].shape, [len(x) for x, context in batches]
@@ -39,11 +36,7 @@ class Batches:
     """
 
     def __init__(
-        self,
-        array: np.ndarray,
-        batch_size: int,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
+        self, array: np.ndarray, batch_size: int, seed: int = 0, device: str | torch.device = "cpu"
     ):
         self.device = torch.device(device)
         self.seed = seed
@@ -71,14 +64,14 @@ class Batches:
 
     def in_order(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Iterate over all items in order, with the same noise each time."""
-        batches = self._in_order(generator or torch.Generator(self.device))
-        return tuned(batches) if self.device.type == "cpu" else batches
+        generator = generator or torch.Generator(self.device)
 
-    def _in_order(self, generator: torch.Generator) -> Iterator[Batch]:
-        for start in range(0, len(self), self.batch_size):
+        def batch(start: int) -> Batch:
             rows = slice(start, start + self.batch_size)
             x = self._prepare(self.rows[rows], generator, salt=-1 - start)
-            yield x, None if self.contexts is None else self.contexts[rows]
+            return x, None if self.contexts is None else self.contexts[rows]
+
+        return _each(batch, range(0, len(self), self.batch_size), self.device)
 
     def at(self, step: int, generator: torch.Generator | None = None) -> Batch:
         """Shuffled batch of a training step, (batch_size, ...)."""
@@ -114,25 +107,16 @@ def dequantize(pixels: Tensor, generator: torch.Generator | None = None, bits: i
     return _add_noise(pixels, noise, bits)
 
 
-def dequantize_by_content(pixels: np.ndarray) -> Tensor:
-    """Dequantize images with noise that each image determines, whatever else is in the batch.
-
-    Args:
-        pixels: uint8 (N, ...).
-
-    Returns:
-        float32 (N, ...) on the CPU, as of :func:`dequantize`; equal images have equal noise.
-    """
-    generators = (np.random.default_rng(zlib.crc32(image.tobytes())) for image in pixels)
-    noise = [rng.random(pixels.shape[1:], dtype=np.float32) for rng in generators]
-    stacked = torch.from_numpy(np.stack(noise)) if noise else torch.zeros(pixels.shape)
-    return _add_noise(torch.from_numpy(np.array(pixels)), stacked, 8)
-
-
 def as_input(events: np.ndarray) -> Tensor:
-    """Convert events to floats: images by :func:`dequantize_by_content`, vectors as they are."""
-    is_image = events.dtype == np.uint8
-    return dequantize_by_content(events) if is_image else torch.from_numpy(np.array(events))
+    """Convert events to floats: vectors as they are, images with noise that each one determines."""
+    x = torch.from_numpy(np.array(events))
+    if events.dtype != np.uint8:
+        return x
+    noise = torch.zeros(x.shape)
+    for row, image in zip(noise, events, strict=True):
+        rng = np.random.default_rng(zlib.crc32(image.tobytes()))
+        row.copy_(torch.from_numpy(rng.random(image.shape, dtype=np.float32)))
+    return _add_noise(x, noise, 8)
 
 
 def fixed_batches(
@@ -140,12 +124,17 @@ def fixed_batches(
 ) -> Iterator[Batch]:
     """Iterate over events (N, ...) in order, as :func:`as_input` converts them."""
 
-    def batches() -> Iterator[Batch]:
-        for start in range(0, len(events), batch_size):
-            batch = events[start : start + batch_size]
-            yield as_input(batch).to(device), context_tensor(batch, device)
+    def batch(start: int) -> Batch:
+        part = events[start : start + batch_size]
+        return as_input(part).to(device), context_tensor(part, device)
 
-    return tuned(batches()) if torch.device(device).type == "cpu" else batches()
+    return _each(batch, range(0, len(events), batch_size), torch.device(device))
+
+
+def _each(batch: Callable[[int], Batch], starts: range, device: torch.device) -> Iterator[Batch]:
+    """Iterate over batches; tune the number of threads on the CPU."""
+    batches = map(batch, starts)
+    return tuned(batches) if device.type == "cpu" else batches
 
 
 def context_tensor(events: np.ndarray, device: str | torch.device = "cpu") -> Tensor | None:

@@ -31,22 +31,14 @@ def log_ring(y: Array, c: Array, noise: float) -> Array:
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve in the complex plane and a density along it.
+    """A curve in the complex plane and a density along it."""
 
-    Attributes:
-        point: Maps parameters to points.
-        velocity: Its derivative.
-        log_density: Log-density of the parameter, nats.
-        ends: Range of the parameter.
-        curvature: Largest curvature, an inverse length.
-        kernel: Log-density at y of a noisy point c, by the standard deviation of the noise.
-    """
-
-    point: Callable[[Array], Array]
-    velocity: Callable[[Array], Array]
-    log_density: Callable[[Array], Array]
-    ends: tuple[float, float]
-    curvature: float
+    point: Callable[[Array], Array]  #: Maps parameters to points.
+    velocity: Callable[[Array], Array]  #: The derivative of the points.
+    log_density: Callable[[Array], Array]  #: Of the parameter, nats.
+    ends: tuple[float, float]  #: Range of the parameter.
+    curvature: float  #: Largest curvature, an inverse length.
+    #: Log-density at y of a noisy point c, by the standard deviation of the noise.
     kernel: Callable[[Array, Array, float], Array] = log_point
 
     def bisect(self, y: Array, low: Array, high: Array) -> Array:

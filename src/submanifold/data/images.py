@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -14,27 +13,12 @@ from submanifold.common.errors import UserError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 # PIL detects the format from the content; some of its other formats start external programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
-MAX_BYTES = 2**28
-"""Largest encoded image: far above any image within PIL's limit of pixels."""
-NOT_A_FILE = "not a file"
-
-
-def read_file(path: Path) -> bytes:
-    """Read a regular file (reading a pipe may block) of at most 256 MiB, or raise a ValueError."""
-    stat = path.stat()
-    if not S_ISREG(stat.st_mode):
-        raise ValueError(NOT_A_FILE)
-    if stat.st_size > MAX_BYTES:
-        raise ValueError(f"{stat.st_size} bytes exceed the limit of {MAX_BYTES}")
-    return path.read_bytes()
 
 
 def decode(
     content: bytes, size: int, channels: int, crop: str = "square", margin: int = 0
 ) -> np.ndarray:
-    """Decode an image file to a uint8 array (channels, size, size).
-
-    Applies the EXIF orientation, takes the first frame, then :func:`crop_and_resize`.
+    """Decode an image file to a uint8 array (channels, size, size), its first frame turned by EXIF.
 
     Raises:
         OSError, ValueError, ...: If the image is broken, or its header claims more pixels than
@@ -61,11 +45,7 @@ def _open(content: bytes) -> Image.Image:
 
 
 def crop_and_resize(
-    image: Image.Image | np.ndarray,
-    size: int,
-    channels: int,
-    crop: str = "square",
-    margin: int = 0,
+    image: Image.Image | np.ndarray, size: int, channels: int, crop: str = "square", margin: int = 0
 ) -> np.ndarray:
     """Convert an image, or pixels as stored by PIL, to a uint8 array (channels, size, size).
 
@@ -79,13 +59,12 @@ def crop_and_resize(
         margin: Black pixels on each side, within the size.
     """
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    side = min(image.width, image.height)
+    side = min(image.size)
     side = max(1, round(148 / 178 * side)) if crop == "celeba" else side
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)
-    image = _convert(
-        image.crop((left, top, left + side, top + side)), "RGB" if channels == 3 else "L"
-    )
+    image = image.crop((left, top, left + side, top + side))
     inner = size - 2 * margin
+    image = _convert(image, "RGB" if channels == 3 else "L")
     image = image.resize((inner, inner), Image.Resampling.BILINEAR)
     pixels = np.asarray(image).reshape(inner, inner, channels).transpose(2, 0, 1)
     return np.pad(pixels, ((0, 0), (margin, margin), (margin, margin))) if margin else pixels
@@ -116,7 +95,7 @@ def load_pictures(paths: Iterable[str | Path], size: int, channels: int, crop: s
     pictures = []
     for path in paths:
         try:
-            pictures.append(decode(read_file(Path(path)), size, channels, crop, margin))
+            pictures.append(decode(Path(path).read_bytes(), size, channels, crop, margin))
         except Exception as error:  # PIL's plugins raise many kinds of errors
             raise UserError(f"{path}: expected an image file, got {error}. Replace it.") from error
     return np.array(pictures, np.uint8).reshape(len(pictures), channels, size, size)

@@ -4,9 +4,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,20 +26,20 @@ from submanifold.common.progress import ProgressBar
 from submanifold.data.arrays import map_npy, save_context, write_chunks
 from submanifold.data.images import SUFFIXES, decode
 from submanifold.data.settings import ImageSettings, SyntheticSettings
-from submanifold.data.sources import SOURCES, SPLITS, Source, open_source
-from submanifold.data.splits import Groups, Pool, plan
+from submanifold.data.sources import SOURCES, Source
+from submanifold.data.splits import SPLITS, plan
 
 log = logging.getLogger(__name__)
 
 Prepared = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 """Copy-on-write memory maps of train, valid and test, and the manifest."""
-Written = tuple[dict[str, Any], dict[str, list[Any]] | None, Groups | None]
-"""What :func:`prepare_once` stores next to the arrays: the manifest, and labels and groups."""
+Beside = dict[str, dict[str, list[Any]]]
+"""Labels, groups and rows, if there are any: lists by split, in the order of the arrays."""
 
 CHUNK_IMAGES, CHUNK_BYTES = 64, 2**22
 """Most images, and bytes of images, that a thread decodes at a time."""
 MAX_LISTED = 1000
-LABELS, GROUPS = "labels.json", "groups.json"
+BESIDE = ("labels", "groups", "rows")
 BROKEN_FILES = 10
 """Number of images that may always be broken, but at most half; of many images 1% may be."""
 MIN_IMAGES, FEW_IMAGES, MIN_CLASSES = 2, 100, 2
@@ -49,14 +48,9 @@ MIN_IMAGES, FEW_IMAGES, MIN_CLASSES = 2, 100, 2
 def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared:
     """Crop, resize and split the images of a source, in bounded memory.
 
-    Finished work is returned. Arrays that no longer have their checksum (after a disk error) are
-    prepared again, with a warning.
-
-    Args:
-        settings: The source and the shape of the images.
-        folder: Gets train.npy, valid.npy, test.npy, labels.json and groups.json if there are any,
-            and finally manifest.json; with a condition also files of the contexts.
-        raw_folder: Folder of downloads.
+    Finished work is returned; arrays that no longer have their checksum (after a disk error) are
+    prepared again. The folder gets train.npy, valid.npy, test.npy, labels.json and groups.json if
+    there are any, and finally manifest.json; with a condition also files of the contexts.
 
     Returns:
         Three uint8 arrays (N, channels, size, size), and the manifest, with a hash of the arrays,
@@ -69,43 +63,34 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
     """
     key = {"settings": settings.content, "fingerprint": settings.fingerprint(raw_folder)}
 
-    def write() -> Written:
-        with closing(open_source(settings, raw_folder)) as source:
+    def write() -> tuple[dict[str, Any], Beside]:
+        with closing(settings.open(raw_folder)) as source:
             return _write(source, settings, folder)
 
     prepared = prepare_once(folder, f"the arrays of {settings.source}", key, write)
     if count := prepared[3]["skipped_count"]:
-        log.warning("skipped %d files, such as %s; see %s", count,
-                    _list(prepared[3]["skipped"]), folder / "manifest.json")  # fmt: skip
+        log.warning("skipped %d files; see %s", count, folder / "manifest.json")
     return prepared
 
 
 def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
-    """Draw the points of each split from its own random stream, unless they exist and are intact.
+    """Draw the points of each split from its own random stream, as float32 arrays (N, D)."""
 
-    Args:
-        settings: The manifold and the number of points.
-        folder: Gets train.npy, valid.npy, test.npy, and finally manifest.json.
-
-    Returns:
-        Three float32 arrays (N, D), and the manifest.
-    """
-
-    def write() -> Written:
+    def write() -> tuple[dict[str, Any], Beside]:
         manifold = settings.manifold
         for index, (split, count) in enumerate(settings.counts):
             points = manifold.sample(count, np.random.default_rng([settings.seed, index]))
             write_chunks(folder / f"{split}.npy", [points], points.shape[1:], np.float32)
-        return {"noise": manifold.noise, "dim": manifold.ambient_dim}, None, None
+        return {"noise": manifold.noise, "dim": manifold.ambient_dim}, {}
 
     key = {"settings": settings.content, "source": settings.source, "seed": settings.seed}
     return prepare_once(folder, f"the points of {settings.source}", key, write)
 
 
 def prepare_once(
-    folder: Path, what: str, key: dict[str, Any], write: Callable[[], Written]
+    folder: Path, what: str, key: dict[str, Any], write: Callable[[], tuple[dict[str, Any], Beside]]
 ) -> Prepared:
-    """Write arrays, labels, groups and a manifest, unless intact arrays of this key exist."""
+    """Write arrays, what is beside them and a manifest, unless intact arrays of this key exist."""
     files = [folder / f"{split}.npy" for split in SPLITS]
     with locked(folder, what):
         manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
@@ -115,17 +100,18 @@ def prepare_once(
                 log.warning(
                     "the arrays in %s are of other data, or damaged; preparing them again", folder
                 )
-            old = (folder / name for name in ("manifest.json", LABELS, GROUPS))
+            old = [folder / f"{name}.json" for name in ("manifest", *BESIDE)]
             remove_files([*old, *folder.glob("*.npy")])
-            began, (manifest, labels, groups) = time.monotonic(), write()
-            for name, values in ((LABELS, labels), (GROUPS, groups)):
-                if values is not None:
-                    write_json(folder / name, values)
-            arrays = [np.load(file, mmap_mode="r") for file in files]
+            began, (manifest, beside) = time.monotonic(), write()
+            for name, values in beside.items():
+                write_json(folder / f"{name}.json", values)
+            counts = [len(np.load(file, mmap_mode="r")) for file in files]
             hashes = "".join(map(write_checksum, files))
             manifest |= {
-                "counts": dict(zip(SPLITS, map(len, arrays), strict=True)),
-                "groups": {s: len(set(groups[s])) for s in SPLITS} if groups else None,
+                "counts": dict(zip(SPLITS, counts, strict=True)),
+                "groups": {split: len({*beside["groups"][split]}) for split in SPLITS}
+                if "groups" in beside
+                else None,
                 "hash": f"sha256:{hashlib.sha256(hashes.encode()).hexdigest()}",
                 "seconds": round(time.monotonic() - began, 2),
                 **key,
@@ -136,14 +122,10 @@ def prepare_once(
 
 
 def check(settings: ImageSettings, folder: Path, raw_folder: Path) -> None:
-    """Open and split the source, unless it is prepared or a download, to detect mistakes at once.
-
-    Raises:
-        UserError: If the images cannot be found or split.
-    """
+    """Open and split the source to detect mistakes, unless it is prepared or a download."""
     is_download = settings.path is None and SOURCES[settings.source].path is not None
     if not is_download and not (folder / "manifest.json").is_file():
-        with closing(open_source(settings, raw_folder)) as source:
+        with closing(settings.open(raw_folder)) as source:
             plan(source, settings.counts, settings.seed)
 
 
@@ -151,51 +133,40 @@ def _notes(train: np.ndarray) -> Iterator[str]:
     """Check the first 200 training images; yield warnings."""
     first = train[: 2 * FEW_IMAGES]
     different = len({image.tobytes() for image in first})
+    got = f"{FEW_IMAGES} or more different training images, got {different} among {len(first)}"
     if different < MIN_IMAGES:
         raise UserError(
-            f"counts.train: expected {MIN_IMAGES} or more different training images, got "
-            f"{different} among {len(first)}. Set path to other images, or decrease the counts of "
+            f"counts.train: expected {got}. Set path to other images, or decrease the counts of "
             "valid and test."
         )
     if different < FEW_IMAGES:
-        yield (
-            f"expected {FEW_IMAGES} or more different training images, got {different} among the "
-            f"first {len(first)}: a model memorizes so few, and its metrics are not meaningful"
-        )
+        yield f"expected {got}: a model memorizes so few, and its metrics are not meaningful"
     if first.shape[1] > 1 and (first == first[:, :1]).all():
-        yield (
-            "the images are grey, so that their three channels are equal and each image is "
-            "described three times; set data.channels=1"
-        )
+        yield ("the images are grey, so that their three channels are equal and each image is "
+               "described three times; set data.channels=1")  # fmt: skip
 
 
-def read_labels(folder: Path) -> dict[str, list[Any]]:
-    """Labels of prepared images, by split, in the order of the arrays; empty without labels."""
-    return read_json(folder / LABELS) or {}
+def read_beside(folder: Path, name: str) -> dict[str, list[Any]]:
+    """Read ``labels``, ``groups`` or ``rows`` of prepared events by split; empty without them."""
+    return read_json(folder / f"{name}.json") or {}
 
 
-def read_groups(folder: Path) -> Groups:
-    """Groups of prepared images, by split, in the order of the arrays; empty without groups."""
-    return read_json(folder / GROUPS) or {}
-
-
-def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
-    """Write the arrays and contexts of a source; return the manifest, labels and groups."""
+def _write(source: Source, settings: ImageSettings, folder: Path) -> tuple[dict[str, Any], Beside]:
+    """Write the arrays and contexts of a source; return the manifest and what is beside them."""
     names, broken = _write_arrays(source, settings, folder)
-    labels = groups = None
-    if source.labels is not None:
-        labels = {split: [source.labels[name] for name in names[split]] for split in SPLITS}
+    beside: Beside = {}
+    if (labels := source.labels) is not None:
+        beside["labels"] = {split: [labels[name] for name in names[split]] for split in SPLITS}
         if settings.condition:
-            _write_classes(folder, labels)
-    if source.groups is not None:
-        numbers = {group: n for n, group in enumerate(sorted(set(source.groups.values())))}
-        groups = {split: [numbers[source.groups[name]] for name in names[split]]
-                  for split in SPLITS}  # fmt: skip
+            _write_classes(folder, beside["labels"])
+    if (groups := source.groups) is not None:
+        numbers = {group: number for number, group in enumerate(sorted({*groups.values()}))}
+        beside["groups"] = {split: [numbers[groups[name]] for name in names[split]]
+                            for split in SPLITS}  # fmt: skip
     notes = _notes(np.load(folder / "train.npy", mmap_mode="r"))
-    others = [{"name": f"*{suffix}" if suffix.startswith(".") else suffix,
-               "reason": f"{count} files that are not {', '.join(SUFFIXES)}"}
-              for suffix, count in source.other_files.most_common()]  # fmt: skip
-    skipped = [*others, *source.skipped, *broken][:MAX_LISTED]
+    others = {f"*{suffix}": f"{count} files that are not {', '.join(SUFFIXES)}"
+              for suffix, count in source.other_files.most_common()}  # fmt: skip
+    listed = islice({**others, **source.skipped, **broken}.items(), MAX_LISTED)
     manifest = {
         **settings.form,
         "source": settings.source,
@@ -203,10 +174,10 @@ def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
         "split": source.split_rule,
         "split_note": "; ".join(filter(None, [source.note, *notes])) or None,
         "seed": settings.seed,
-        "skipped": [{k: printable(v) for k, v in item.items()} for item in skipped],
+        "skipped": [{"name": printable(name), "reason": printable(why)} for name, why in listed],
         "skipped_count": source.other_files.total() + len(source.skipped) + len(broken),
     }
-    return manifest, labels, groups
+    return manifest, beside
 
 
 def _write_classes(folder: Path, labels: Mapping[str, list[Any]]) -> None:
@@ -224,57 +195,51 @@ def _write_classes(folder: Path, labels: Mapping[str, list[Any]]) -> None:
 
 def _write_arrays(
     source: Source, settings: ImageSettings, folder: Path
-) -> tuple[dict[str, list[str]], list[dict[str, str]]]:
+) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Write the arrays; return the names of their images, by split, and the broken images."""
     pools = plan(source, settings.counts, settings.seed)
-    shares = [share for pool in pools for share in pool.shares]
-    total = sum(share.count for share in shares)
+    total = sum(sum(sizes.values()) for _, sizes in pools)
     allowed = min(max(total // 100, BROKEN_FILES), total // 2)
-    names, done, broken = dict[str, list[str]](), list[str](), list[dict[str, str]]()
-    read = partial(_read, source=source, settings=settings)
+    done, broken = dict[str, list[str]](), dict[str, str]()
     chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(settings.event_shape)))
 
-    def readable(pool: Pool) -> Generator[np.ndarray]:
-        for name, image in map_in_threads(read, pool.names, chunk):
+    def read(name: str) -> tuple[str, np.ndarray | str]:
+        try:
+            image = source.image(name)
+            return name, decode(image, **settings.form) if isinstance(image, bytes) else image
+        except Exception as error:  # zips, disks and PIL's plugins raise many kinds of errors
+            return name, f"{type(error).__name__}: {error}"
+
+    def readable(
+        images: Iterable[tuple[str, np.ndarray | str]], split: str
+    ) -> Iterator[np.ndarray]:
+        for name, image in images:
             if isinstance(image, np.ndarray):
                 progress.update()
-                done.append(name)
+                done[split].append(name)
                 yield image
-                continue
-            broken.append({"name": name, "reason": image})
+            else:
+                broken[name] = image
             if len(broken) > allowed:
                 raise UserError(
                     f"path: expected at most {allowed} broken images among {total}, got "
-                    f"{len(broken)} so far, such as {_list(broken)}. Repair or remove them, or set "
-                    "another path."
+                    f"{len(broken)} so far, such as {name} ({image}). Repair or remove them, or "
+                    "set another path."
                 )
 
     with ProgressBar("preparing images", "images", total) as progress:
-        for pool in pools:
-            with closing(readable(pool)) as images:
-                for share in pool.shares:
-                    first, path = len(done), folder / f"{share.split}.npy"
-                    write_chunks(path, islice(images, share.count), settings.event_shape, np.uint8)
-                    names[share.split] = done[first:]
+        for names, sizes in pools:
+            images = map_in_threads(read, names, chunk)
+            for split, size in sizes.items():
+                done[split] = []
+                chunks = islice(readable(images, split), size)
+                write_chunks(folder / f"{split}.npy", chunks, settings.event_shape, np.uint8)
     log.info("%s", progress)
-    for share in shares:
-        written = len(names[share.split])
-        if written < (share.count if share.exact else 1):
+    for split, names in done.items():
+        wanted = getattr(settings.counts, split) or 1
+        if len(names) < wanted:
             raise UserError(
-                f"counts.{share.split}: expected at most {written} readable images "
-                f"({len(broken)} are broken), got {share.count}. Decrease it."
+                f"counts.{split}: expected at most {len(names)} readable images "
+                f"({len(broken)} are broken), got {wanted}. Decrease it."
             )
-    return names, broken
-
-
-def _list(skipped: list[dict[str, str]]) -> str:
-    return printable("; ".join(f"{item['name']} ({item['reason']})" for item in skipped[:3]))
-
-
-def _read(name: str, source: Source, settings: ImageSettings) -> tuple[str, np.ndarray | str]:
-    """The name, and the image or an error."""
-    try:
-        image = source.image(name)
-        return name, decode(image, **settings.form) if isinstance(image, bytes) else image
-    except Exception as error:  # zips, disks and PIL's plugins raise many kinds of errors
-        return name, f"{type(error).__name__}: {error}"
+    return done, broken

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -18,7 +18,9 @@ from pydantic import (
 
 from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.settings import Settings, read_settings
-from submanifold.data.sources import SOURCES, fingerprint
+from submanifold.data.sources import SOURCES, Source
+from submanifold.data.sources.stores import identify
+from submanifold.data.splits import FOLDER
 from submanifold.data.synthetic import MANIFOLDS, Manifold, manifold
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ Kind = Literal["images", "synthetic", "table"]
 Categorical = Literal["refuse", "intervals"]
 Missing = Literal["refuse", "drop", "median"]
 Scale = Literal["standard", "none"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 ColumnKind = Literal["integer", "number", "category", "ignore"]
 """Kind of a column that a user sets."""
 
@@ -50,7 +53,14 @@ class Counts(Settings):
     test: PositiveInt | None = None
 
 
-class ImageSettings(Settings):
+class _Data(Settings):
+    @property
+    def content(self) -> dict[str, Any]:
+        """The settings on which the data depend, besides the fingerprint of their files."""
+        return self.model_dump(mode="json", exclude={"path"})
+
+
+class ImageSettings(_Data):
     """Where images come from, and their shape.
 
     Attributes:
@@ -58,15 +68,9 @@ class ImageSettings(Settings):
             of torchvision (`mnist`, `fashion_mnist`, `kmnist`, `cifar10`, `svhn`), or `medmnist`.
         path: A folder, a zip or an LMDB folder of images; of torchvision's data sets the folder of
             their files, which are downloaded if it is omitted; of MedMNIST an npz file.
-        url: Address of the download of `celeba` if it is neither at a path nor in the raw folder;
-            `None` uses torchvision's. Needs `hash`, which makes http as safe as https. A user and
-            a password are read from `~/.netrc`.
-        hash: Checksum of the file at `url`, such as `"md5:..."` or `"sha256:..."`.
         size: Side of the square images, pixels.
         margin: Black pixels on each side, within the size: 2 pads MNIST's 28 pixels to 32.
         channels: 3 for RGB, 1 for grey.
-        crop: `square` is the largest centre square; `celeba` the centre 148 of 178 pixels, scaled
-            to the image's size; `auto` is `celeba` for that source, else `square`.
         split: `official` uses the source's own partition, `random` the seed.
         counts: Number of images in each split. If a source has no official validation images, they
             are a tenth of its training images.
@@ -83,52 +87,34 @@ class ImageSettings(Settings):
     kind: ClassVar[Kind] = "images"
     source: Literal[tuple(SOURCES)] = "photos"  # type: ignore[valid-type]
     path: str | None = None
-    url: str | None = Field(None, pattern=r"^https?://")
-    hash: str | None = Field(None, pattern=r"^(md5|sha1|sha256|sha512):[0-9a-fA-F]+$")
     size: PositiveInt = 32
     margin: NonNegativeInt = 0
     channels: Literal[1, 3] = 3
-    crop: Literal["auto", "square", "celeba"] = "auto"
     split: Literal["official", "random"] = "random"
     counts: Counts = Counts()
     labels: tuple[int, ...] | None = Field(None, min_length=1)
     other_labels: tuple[int, ...] | None = Field(None, min_length=1)
     condition: Literal["label"] | None = None
     groups: str | None = Field(None, min_length=1)
-    seed: int = Field(0, ge=0, lt=2**32)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_credentials(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and re.search(r"//[^/]*@|[?]", str(values.get("url"))):
-            raise ValueError(
-                "url: expected an address without user, password and query, because it is stored "
-                "with the run. Put user and password into ~/.netrc, or download the file and set "
-                "path"
-            )
-        return values
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _check_rules(self) -> ImageSettings:
         kind, source = SOURCES[self.source], f"with source={self.source}"
         supported = {"path": kind.path, "groups": kind.image_files, "labels": kind.labels,
                      "other_labels": kind.labels, "condition": kind.labels}  # fmt: skip
-        rules = [(name, getattr(self, name) is not None and not is_supported, f"none {source}")
-                 for name, is_supported in supported.items()]  # fmt: skip
-        rules += [
-            ("path", self.path is None and kind.path_required, f"{kind.path} {source}"),
-            ("margin", 2 * self.margin >= self.size, f"less than half of size={self.size}"),
-            ("split", self.split == "official" and not kind.official_split, f"random {source}"),
-            ("crop", self.crop != "auto" and not kind.image_files, f"auto {source}"),
-            ("url", self.url is not None and (not kind.url or self.path is not None),
-             f"none {source} and path={self.path}"),
-            ("hash", (self.url is None) != (self.hash is None), "the checksum of the file at url"),
-        ]  # fmt: skip
-        for setting, is_violated, expected in rules:
-            if is_violated:
-                value = getattr(self, setting)
-                got = "none" if value is None else value
-                raise ValueError(f"{setting}: expected {expected}, got {got}")
+        expected = {name: f"none {source}" for name, is_supported in supported.items()
+                    if getattr(self, name) is not None and not is_supported}  # fmt: skip
+        if self.path is None and kind.path_required:
+            expected["path"] = f"{kind.path} {source}"
+        if 2 * self.margin >= self.size:
+            expected["margin"] = f"less than half of size={self.size}"
+        if self.split == "official" and not kind.official_split:
+            expected["split"] = f"random {source}"
+        problems = [f"{name}: expected {text}, got {getattr(self, name) or 'none'}"
+                    for name, text in expected.items()]  # fmt: skip
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @property
@@ -139,7 +125,7 @@ class ImageSettings(Settings):
     @property
     def form(self) -> dict[str, Any]:
         """Arguments of :func:`submanifold.data.images.crop_and_resize`."""
-        crop = SOURCES[self.source].crop if self.crop == "auto" else self.crop
+        crop = SOURCES[self.source].crop
         return {"size": self.size, "channels": self.channels, "crop": crop, "margin": self.margin}
 
     @property
@@ -149,18 +135,29 @@ class ImageSettings(Settings):
         return {**self.form, "value_range": [-0.5, 0.5], "bits": 8, **condition}
 
     @property
-    def content(self) -> dict[str, Any]:
-        """The settings on which the images depend, besides the source's fingerprint."""
-        return self.model_dump(mode="json", exclude={"path", "url", "hash", "groups"})
-
-    @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one image: (channels, size, size)."""
         return self.channels, self.size, self.size
 
+    def open(self, raw_folder: Path) -> Source:
+        """Open the source, after its download if necessary; UserError if it has no images."""
+        return SOURCES[self.source].open(self, raw_folder)
+
     def fingerprint(self, raw_folder: Path) -> str:
-        """Identity of the source's content; see :func:`.sources.fingerprint`."""
-        return fingerprint(self, raw_folder)
+        """Identity of the files: names, sizes and times of change, but not the folder.
+
+        It is the same before and after a download.
+        """
+        files, groups = SOURCES[self.source].files(self, raw_folder), self.groups
+        try:
+            if groups not in (None, FOLDER):
+                groups = identify(Path(groups).expanduser())
+            return f"{'standard' if files is None else identify(*files)}+groups:{groups}"
+        except OSError as error:
+            raise UserError(
+                f"path={self.path}: expected files that can be read, got an error ({error}). "
+                "Correct it."
+            ) from error
 
 
 class Draws(Settings):
@@ -171,7 +168,7 @@ class Draws(Settings):
     test: PositiveInt = 5_000
 
 
-class SyntheticSettings(Settings):
+class SyntheticSettings(_Data):
     """Points of a manifold with a known density.
 
     Attributes:
@@ -185,7 +182,7 @@ class SyntheticSettings(Settings):
     source: Literal[tuple(MANIFOLDS)]  # type: ignore[valid-type]
     noise: float | None = Field(None, ge=0)
     counts: Draws = Draws()
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
 
     @property
     def manifold(self) -> Manifold:
@@ -198,11 +195,6 @@ class SyntheticSettings(Settings):
         return (self.manifold.ambient_dim,)
 
     @property
-    def content(self) -> dict[str, Any]:
-        """The settings on which the points depend."""
-        return self.model_dump()
-
-    @property
     def facts(self) -> dict[str, Any]:
         """Description of the points in a model's file."""
         return {"dim": self.manifold.ambient_dim, "noise": self.manifold.noise}
@@ -212,20 +204,12 @@ class SyntheticSettings(Settings):
         return self.source
 
 
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-def _split(value: Any) -> Any:
-    return tuple(value.split("|")) if isinstance(value, str) else value
-
-
 Texts = tuple[Annotated[str, Field(min_length=1)], ...]
-Paths = Annotated[Texts, BeforeValidator(_as_tuple)]
-Patterns = Annotated[Texts, BeforeValidator(_split)]
+Paths = Annotated[Texts, BeforeValidator(lambda x: (x,) if isinstance(x, str) else x)]
+Patterns = Annotated[Texts, BeforeValidator(lambda x: x.split("|") if isinstance(x, str) else x)]
 
 
-class TableSettings(Settings):
+class TableSettings(_Data):
     """Rows of a table.
 
     Attributes:
@@ -266,23 +250,21 @@ class TableSettings(Settings):
     split: str = Field("random", min_length=1)
     groups: str | None = Field(None, min_length=1)
     counts: Counts = Counts()
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     _schema: Any = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _check_path(self) -> TableSettings:
         if (self.source == "table") != (self.path is not None):
             expected = "the path of a table" if self.path is None else "none"
-            raise ValueError(
-                f"path: expected {expected} with source={self.source}, got {self.path}"
-            )
+            got = f"with source={self.source}, got {self.path}"
+            raise ValueError(f"path: expected {expected} {got}")
         return self
 
     @property
     def label_column(self) -> str | None:
         """The label, with the default of installed tables."""
-        installed = self.source != "table"
-        return "target" if installed and self.label is None else self.label
+        return self.label or (None if self.source == "table" else "target")
 
     def read(self, raw_folder: Path | None = None) -> TableSchema:
         """Find the columns and the splits, once; see :func:`.tables.schema.read_schema`."""
@@ -299,22 +281,19 @@ class TableSettings(Settings):
         return (len(self.read().inputs.varying),)
 
     @property
-    def content(self) -> dict[str, Any]:
-        """The settings on which the rows depend, besides the content of the files."""
-        return self.model_dump(mode="json", exclude={"path"})
-
-    @property
     def facts(self) -> dict[str, Any]:
         """Description of the rows in a model's file: the preprocessor, and the label."""
         schema = self.read()
         condition = {"condition": schema.context.to_dict()} if schema.context else {}
         return {"table": schema.inputs.to_dict(), "label": self.label_column, **condition}
 
-    def fingerprint(self, raw_folder: Path) -> str:
-        """Identity of the files; see :func:`.tables.schema.fingerprint`."""
-        from submanifold.data.tables.schema import fingerprint as of_table
+    def fingerprint(self, raw_folder: Path | None = None) -> str:
+        """Identity of the files: names, sizes and times of change."""
+        from submanifold.data.tables.files import list_files  # imports pandas
 
-        return of_table(self)
+        if self.path is None:
+            return f"scikit-learn {version('scikit-learn')}:{self.source}"
+        return f"table:{identify(*list_files(self.path))}"
 
 
 DataSettings = ImageSettings | SyntheticSettings | TableSettings
@@ -327,11 +306,8 @@ def read_data_settings(mapping: Mapping[str, Any], name: str = "data") -> DataSe
         UserError: Naming every setting that is not allowed.
     """
     source = mapping.get("source", "photos")
-    kinds: dict[str, type[DataSettings]] = {
-        **dict.fromkeys(SOURCES, ImageSettings),
-        **dict.fromkeys(MANIFOLDS, SyntheticSettings),
-        **dict.fromkeys(TABLES, TableSettings),
-    }
+    kinds: dict[str, type[DataSettings]] = dict.fromkeys(SOURCES, ImageSettings)
+    kinds |= dict.fromkeys(MANIFOLDS, SyntheticSettings) | dict.fromkeys(TABLES, TableSettings)
     if source not in kinds:
         raise UserError(
             f"data.source: expected the name of a source, got {source}."

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +22,8 @@ FOLDER = "folder"
 
 Groups = dict[str, list[int]]
 """Number of each image's group, by split, in the order of the arrays; empty without groups."""
+Pool = tuple[list[str], dict[str, int]]
+"""Names of images in the order in which they are read, and how many of them each split gets."""
 
 
 def groups_of(groups: Groups | None, split: str) -> np.ndarray | None:
@@ -34,13 +35,17 @@ def group_images(groups: str, names: Iterable[str]) -> dict[str, str]:
     """Look up the group of each image by the setting `groups`.
 
     A file may list the images without their folders, as CelebA's identity_CelebA.txt does.
-
-    Raises:
-        UserError: If the file cannot be read or does not list an image.
     """
     if groups == FOLDER:
         return {name: name.rpartition("/")[0] for name in names}
-    listed = _read(groups)
+    try:
+        lines = Path(groups).expanduser().read_text("utf-8", "surrogateescape").splitlines()
+        listed = dict(line.strip().rsplit(maxsplit=1) for line in lines if line.strip())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"groups={groups}: expected folder, or a text file with the name of an image and its "
+            f"group on each line, got an error: {error} (current folder: {Path.cwd()}). Correct it."
+        ) from error
     group_of = {name: listed.get(name) or listed.get(name.rpartition("/")[2], "") for name in names}
     if missing := [name for name, group in group_of.items() if not group]:
         raise UserError(
@@ -60,51 +65,14 @@ def check_groups(pairs: Iterable[tuple[str, str]]) -> None:
         )
 
 
-def _read(path: str) -> dict[str, str]:
-    try:
-        text = Path(path).expanduser().read_text("utf-8", "surrogateescape")
-    except OSError as error:
-        raise UserError(
-            f"groups={path}: expected folder or the path of a text file, got an error: {error} "
-            f"(current folder: {Path.cwd()}). Correct it."
-        ) from error
-    pairs = [line.strip().rsplit(maxsplit=1) for line in text.splitlines() if line.strip()]
-    if broken := [pair[0] for pair in pairs if len(pair) < 2]:
-        raise UserError(
-            f"groups={path}: expected the name of an image and its group on each line, got "
-            f"{broken[0]!r}. Correct the file."
-        )
-    return dict(pairs)
-
-
-@dataclass
-class Share:
-    """Exactly `count` images of a pool for a split, or at most that many."""
-
-    split: str
-    count: int
-    exact: bool = True
-
-
-class Pool(NamedTuple):
-    """Names in the order in which they are read, and the splits that they fill in turn."""
-
-    names: list[str]
-    shares: list[Share]
-
-
 def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
-    """Shuffle a source's images and assign them to splits: one pool for all, or one for each.
-
-    Raises:
-        UserError: If there are too few images or groups.
-    """
+    """Shuffle a source's images and assign them to splits: one pool for all, or one for each."""
     splits = source.splits
     if splits is None:
-        shares = share_out(len(source.names), counts)
+        sizes = split_sizes(len(source.names), counts)
         if source.groups is None:
-            return [Pool(_shuffled(source.names, seed), shares)]
-        assigned = assign_groups(Counter(source.groups.values()), shares, seed)
+            return [(_shuffled(source.names, seed), sizes)]
+        assigned = assign_groups(Counter(source.groups.values()), sizes, seed)
         splits = {name: assigned[group] for name, group in source.groups.items()}
     pools = []
     for index, split in enumerate(SPLITS):
@@ -114,10 +82,8 @@ def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
                 f"split: expected {split} images in the {source.split_rule} split, got none. Set "
                 "split=random, or set path to the complete data set."
             )
-        share = Share(
-            split, count_of(split, counts, len(names)), getattr(counts, split) is not None
-        )
-        pools.append(Pool(_shuffled(names, [seed, index]), [share]))
+        size = count_of(split, counts, len(names))
+        pools.append((_shuffled(names, [seed, index]), {split: size}))
     return pools
 
 
@@ -136,44 +102,38 @@ def _shuffled(names: list[str], seed: int | list[int]) -> list[str]:
     return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
 
 
-def assign_groups(sizes: Mapping[str, int], shares: list[Share], seed: int) -> dict[str, str]:
-    """Assign shuffled groups of these sizes to splits until each has its share of items.
+def assign_groups(sizes: Mapping[str, int], wanted: dict[str, int], seed: int) -> dict[str, str]:
+    """Assign shuffled groups of these sizes to splits until each has as many items as wanted.
 
     The last split gets the remaining groups. Returns the split of each group.
     """
-    if len(sizes) < len(shares):
+    if len(sizes) < len(wanted):
         raise UserError(
-            f"groups: expected at least {len(shares)} groups, one for each split, got {len(sizes)}."
+            f"groups: expected at least {len(wanted)} groups, one for each split, got {len(sizes)}."
             " Define more groups, or omit the setting."
         )
     remaining, splits = _shuffled(sorted(sizes), seed), {}
-    for splits_left, share in zip(range(len(shares))[::-1], shares, strict=True):
+    for splits_left, (split, size) in zip(range(len(wanted))[::-1], wanted.items(), strict=True):
         count = 0
-        while len(remaining) > splits_left and (count < share.count or not splits_left):
+        while len(remaining) > splits_left and (count < size or not splits_left):
             group = remaining.pop()
-            splits[group], count = share.split, count + sizes[group]
+            splits[group], count = split, count + sizes[group]
     return splits
 
 
-def share_out(
+def split_sizes(
     total: int, counts: Counts, what: str = "images", held_out: int | None = None
-) -> list[Share]:
-    """Sizes of a random split: given counts exactly, else those of valid and test, the rest train.
+) -> dict[str, int]:
+    """Sizes of a random split: the counts, else `held_out` (a tenth) for valid and test.
 
-    If train is given and test is not, test is the rest. The rest comes last, because broken files
-    reduce the last share.
-
-    Args:
-        total: Number of items.
-        counts: The given counts.
-        what: Name of the items in messages.
-        held_out: Default for valid and for test; None: a tenth of all.
+    The rest is for train or, if its count is set, for test. It comes last, because broken files
+    reduce the last split.
     """
-    exact = {split: count for split in SPLITS if (count := getattr(counts, split)) is not None}
-    missing = [split for split in SPLITS if split not in exact]
-    spare = total - sum(exact.values())
+    sizes = {split: count for split in SPLITS if (count := getattr(counts, split)) is not None}
+    missing = [split for split in SPLITS if split not in sizes]
+    spare = total - sum(sizes.values())
     if spare < len(missing):
-        asked = ", ".join(f"counts.{split}={count}" for split, count in exact.items())
+        asked = ", ".join(f"counts.{split}={count}" for split, count in sizes.items())
         raise UserError(
             f"counts: expected at most {total} {what} in three splits, each with at least one, got "
             f"{asked or f'too few {what}'}. Decrease the counts, or set path to more {what}."
@@ -181,8 +141,5 @@ def share_out(
     rest = next((split for split in ("train", "test") if split in missing), None)
     wanted = total // 10 if held_out is None else held_out
     size = max(1, min(wanted, spare // max(1, len(missing))))
-    shares = [Share(split, count) for split, count in exact.items()]
-    shares += [Share(split, size) for split in missing if split != rest]
-    if rest:
-        shares.append(Share(rest, total - sum(share.count for share in shares), exact=False))
-    return shares
+    sizes |= {split: size for split in missing if split != rest}
+    return sizes | ({rest: total - sum(sizes.values())} if rest else {})

@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,16 +18,11 @@ class Manifold(ABC):
 
     Densities are in nats, with respect to the volume of R^D or, on the manifold, to its own (arc
     length or area). Arrays are float64.
-
-    Attributes:
-        ambient_dim: Dimension D of the space.
-        dim: Dimension d of the manifold.
-        noise: Standard deviation sigma of the noise in each of the D directions.
     """
 
-    ambient_dim: ClassVar[int]
-    dim: ClassVar[int]
-    noise: float
+    ambient_dim: ClassVar[int] = 3  #: Dimension D of the space.
+    dim: ClassVar[int] = 2  #: Dimension d of the manifold.
+    noise: float = 0.05  #: Standard deviation sigma of the noise in each of the D directions.
 
     def sample(self, n: int, rng: np.random.Generator) -> Array:
         """Draw n noisy points, (n, D)."""
@@ -39,15 +33,9 @@ class Manifold(ABC):
         """Nearest points of the manifold to x (n, D); one of them if several are nearest."""
 
     def log_prob(self, x: Array) -> Array:
-        r"""Log-density of noisy data, :math:`\log \int p(y)\, N(x; y, \sigma^2 I)\, dy`, nats.
+        r"""Log-density at x (n, D) with noise, :math:`\log \int p(y)\, N(x; y, \sigma^2 I)\, dy`.
 
         In closed form, or by the quadrature of :meth:`.curves.Curve.log_prob`.
-
-        Args:
-            x: Points (n, D).
-
-        Raises:
-            UserError: Without noise, when the data have no density in R^D.
         """
         if not self.has_density:
             raise UserError(
@@ -91,18 +79,15 @@ class LinearGaussian(Manifold):
     """A normal density in R^8, and the span of its three longest axes (:ref:`theory-5`, case 1).
 
     It has a density in R^8 without noise; the density on the manifold is its marginal there.
-
-    Attributes:
-        variances: Variances along the axes, in descending order.
-        seed: Seed of the directions of the axes.
     """
 
     ambient_dim = 8
     dim = 3
     has_density = True
     noise: float = 0.0
+    #: Variances along the axes, in descending order.
     variances: tuple[float, ...] = (4, 2.25, 1, 0.09, 0.04, 0.0225, 0.01, 0.0025)
-    seed: int = 0
+    seed: int = 0  #: Seed of the directions of the axes.
 
     @property
     def axes(self) -> Array:
@@ -136,13 +121,6 @@ class LinearGaussian(Manifold):
         return log_normal(inside, np.array(self.variances[: self.dim])).sum(1)
 
 
-# Mean of e^(k (cos - 1)) over the directions of R^2 and R^3, as a function of k.
-MEANS: dict[int, Callable] = {
-    2: lambda k: scipy.special.i0e(k),
-    3: lambda k: scipy.special.exprel(-2 * k),
-}
-
-
 @dataclass(frozen=True)
 class Sphere(Manifold):
     r"""A sphere or circle, density :math:`\propto e^{\kappa \cos}` (:ref:`theory-5`, cases 7, 8).
@@ -154,19 +132,11 @@ class Sphere(Manifold):
     .. math::
         p(x) = (2 \pi \sigma^2)^{-D/2} e^{-(r^2 + R^2) / 2 \sigma^2}
                M(|\kappa m + R x / \sigma^2|) / M(\kappa).
-
-    Attributes:
-        radius: Radius R.
-        concentration: kappa; 0 is uniform.
-        mean: Direction of the largest density, of any length.
     """
 
-    ambient_dim = 3
-    dim = 2
-    noise: float = 0.05
-    radius: float = 1.0
-    concentration: float = 0.0
-    mean: tuple[float, ...] = (0.0, 0.0, 1.0)
+    radius: float = 1.0  #: Radius R.
+    concentration: float = 0.0  #: kappa; 0 is uniform.
+    mean: tuple[float, ...] = (0.0, 0.0, 1.0)  #: Direction of the largest density.
 
     @property
     def manifold_entropy(self) -> float:
@@ -184,12 +154,16 @@ class Sphere(Manifold):
     @property
     def _log_volume(self) -> float:
         """Minus the largest log-density: the logarithm of the volume, if that is uniform."""
-        mean = MEANS[self.ambient_dim](self.concentration)
+        mean = self._mean_ratio(self.concentration)
         return math.log(2 * math.pi * self.dim * self.radius**self.dim * mean)
 
     @property
     def _axis(self) -> Array:
         return np.array(self.mean) / np.linalg.norm(self.mean)
+
+    def _mean_ratio(self, k: Any) -> Any:
+        """Mean of e^(k (cos - 1)) over all directions."""
+        return scipy.special.i0e(k) if self.dim == 1 else scipy.special.exprel(-2 * k)
 
     def project(self, x: Array) -> Array:
         """Scale x to the radius; the centre is projected to the mean."""
@@ -200,12 +174,12 @@ class Sphere(Manifold):
         return self.radius * self._directions.rvs(n, random_state=rng).reshape(n, self.ambient_dim)
 
     def _log_prob(self, x: Array) -> Array:
-        mean, k = MEANS[self.ambient_dim], self.concentration
+        k = self.concentration
         distance, cosine = np.linalg.norm(x, axis=1), self.project(x) @ self._axis / self.radius
         pull = self.radius * distance / self.noise**2
         # for k = 0 this is exactly `pull`, however large
         total = np.sqrt((pull**2 + k * (k + 2 * pull * cosine)).clip(0))
-        log_ratio = np.log(mean(total) / mean(k)) + total - pull - k
+        log_ratio = np.log(self._mean_ratio(total) / self._mean_ratio(k)) + total - pull - k
         return log_normal(distance - self.radius, self.noise**2, self.ambient_dim) + log_ratio
 
     def _manifold_log_prob(self, points: Array) -> Array:
@@ -245,13 +219,9 @@ class CurveManifold(Manifold):
     The default is a surface of revolution around the third axis.
     """
 
-    ambient_dim = 3
-    dim = 2
-    noise: float = 0.05
-
     @abstractmethod
-    def _curve(self, y: Array) -> Curve:
-        """The curve, at least as long as it matters for points y."""
+    def _curve(self, y: Array) -> Curve:  # at least as long as it matters for points y
+        ...
 
     def _split(self, x: Array) -> tuple[Array, Array]:
         """Distance from the third axis + i height, and the rotation e^(i phi)."""
@@ -280,15 +250,10 @@ class CurveManifold(Manifold):
 
 @dataclass(frozen=True)
 class Torus(CurveManifold):
-    """A torus around the third axis, uniform in area (:ref:`theory-5`, case 9).
+    """A torus around the third axis, uniform in area (:ref:`theory-5`, case 9)."""
 
-    Attributes:
-        major: Radius R of the circle in the middle of the tube.
-        minor: Radius r < R of the tube.
-    """
-
-    major: float = 2.0
-    minor: float = 1.0
+    major: float = 2.0  #: Radius R of the circle in the middle of the tube.
+    minor: float = 1.0  #: Radius r < R of the tube.
 
     @property
     def manifold_entropy(self) -> float:
@@ -319,16 +284,11 @@ class Torus(CurveManifold):
 
 @dataclass(frozen=True)
 class SwissRoll(CurveManifold):
-    r"""scikit-learn's swiss roll :math:`(t \cos t, h, t \sin t)` (:ref:`theory-5`, case 9).
-
-    Attributes:
-        ends: Range of t, which is uniform.
-        height: h is uniform between 0 and this.
-    """
+    r"""scikit-learn's swiss roll :math:`(t \cos t, h, t \sin t)` (:ref:`theory-5`, case 9)."""
 
     noise: float = 0.3
-    ends: tuple[float, float] = (1.5 * math.pi, 4.5 * math.pi)
-    height: float = 21.0
+    ends: tuple[float, float] = (1.5 * math.pi, 4.5 * math.pi)  #: Range of t, which is uniform.
+    height: float = 21.0  #: h is uniform between 0 and this.
 
     @property
     def manifold_entropy(self) -> float:

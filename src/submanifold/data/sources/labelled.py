@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import locked
-from submanifold.data.images import crop_and_resize, read_file
+from submanifold.data.images import crop_and_resize
 from submanifold.data.sources.base import Source, SourceType
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def open_labelled(settings: ImageSettings, data: Labelled) -> Source:
     for split, (images, of_images) in data.items():
         names = [f"{split}/{n:06d}" for n in range(len(images))]
         splits |= dict.fromkeys(names, split)
-        labels |= dict(zip(names, of_images.tolist(), strict=True))
+        labels |= zip(names, of_images.tolist(), strict=True)
     if "valid" not in data:
         train = len(data["train"][0])
         valid = settings.counts.valid or max(1, train // 10)
@@ -42,26 +43,45 @@ def open_labelled(settings: ImageSettings, data: Labelled) -> Source:
         split, number = name.split("/")
         return crop_and_resize(data[split][0][int(number)], **settings.form)
 
-    is_official = settings.split == "official"
-    return Source(sorted(splits), image, splits if is_official else None, settings.split,
-                  labels=labels)  # fmt: skip
+    official = splits if settings.split == "official" else None
+    return Source(sorted(splits), image, official, settings.split, labels=labels)
 
 
 def _select_labels(settings: ImageSettings, data: Labelled) -> Labelled:
     setting = "labels" if settings.labels else "other_labels"
-    chosen = settings.labels or settings.other_labels
-    if chosen is None:
+    if (chosen := getattr(settings, setting)) is None:
         return data
     if any(labels.ndim > 1 for _, labels in data.values()):
         raise UserError(f"{setting}: expected none, because images have several labels. Omit it.")
     existing = {int(label) for _, labels in data.values() for label in np.unique(labels)}
-    if not set(chosen) <= existing or (settings.labels is None and set(chosen) == existing):
+    if not set(chosen) <= existing or (setting == "other_labels" and set(chosen) == existing):
         raise UserError(
             f"{setting}: expected some of the labels {sorted(existing)}, got {list(chosen)}."
         )
-    kept = {split: np.isin(labels, chosen, invert=settings.labels is None)
-            for split, (_, labels) in data.items()}  # fmt: skip
-    return {s: (images[kept[s]], labels[kept[s]]) for s, (images, labels) in data.items()}
+    selected = {}
+    for split, (images, labels) in data.items():
+        is_chosen = np.isin(labels, chosen, invert=setting == "other_labels")
+        selected[split] = images[is_chosen], labels[is_chosen]
+    return selected
+
+
+def labelled_source(
+    read: Callable[[ImageSettings, Path], Labelled], path: str, **more: Any
+) -> SourceType:
+    """A source of labelled images that a function reads from files at a path, or downloads."""
+
+    def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
+        try:
+            data = read(settings, raw_folder)
+        except Exception as error:  # each download and each broken file raises other errors
+            place = f"at path={settings.path}" if settings.path else "by torchvision's download"
+            raise UserError(
+                f"source={settings.source}: expected {path} {place}, got an error: "
+                f"{' '.join(str(error).split())}. Fetch it again, or by hand, and set path to it."
+            ) from error
+        return open_labelled(settings, data)
+
+    return SourceType(open_source, path=path, labels=True, official_split=True, **more)
 
 
 def torchvision_source(name: str) -> SourceType:
@@ -70,33 +90,20 @@ def torchvision_source(name: str) -> SourceType:
     A path is a folder of its files, or torchvision's root folder.
     """
 
-    def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
-        try:
-            if settings.path is None:
-                folder = raw_folder / "torchvision"
-                with locked(folder, f"the download of {name}"):
-                    data = _load(name, folder, download=True)
-            elif name in FILES:
-                data = _load(name, settings.file)
-            else:
-                images, labels, *test = map(_read_idx, _files(name, settings.file))
-                data = {"train": (images, labels), "test": (test[0], test[1])}
-        except Exception as error:  # each download and each broken file raises other errors
-            place = f"at path={settings.path}" if settings.path else "by torchvision's download"
-            raise UserError(
-                f"source={settings.source}: expected the files of {name} {place}, got an error: "
-                f"{' '.join(str(error).split())}. Fetch them again, or by hand, and set path to "
-                "their folder."
-            ) from error
-        return open_labelled(settings, data)
+    def read(settings: ImageSettings, raw_folder: Path) -> Labelled:
+        if settings.path is None:
+            folder = raw_folder / "torchvision"
+            with locked(folder, f"the download of {name}"):
+                return _load(name, folder, download=True)
+        if name in FILES:
+            return _load(name, settings.file)
+        images, labels, test_images, test_labels = map(_read_idx, _files(name, settings.file))
+        return {"train": (images, labels), "test": (test_images, test_labels)}
 
-    return SourceType(
-        open=open_source,
-        files=lambda settings, raw_folder: _files(name, settings.file) if settings.path else None,
-        path=f"a folder of torchvision's {name}",
-        labels=True,
-        official_split=True,
-    )
+    def files(settings: ImageSettings, raw_folder: Path) -> list[Path] | None:
+        return _files(name, settings.file) if settings.path else None
+
+    return labelled_source(read, f"a folder of torchvision's {name}", files=files)
 
 
 def _files(name: str, root: Path) -> list[Path]:
@@ -105,14 +112,14 @@ def _files(name: str, root: Path) -> list[Path]:
     files = []
     for file in FILES.get(name, IDX_FILES):
         places = [folder / f"{file}{suffix}" for folder in folders for suffix in ("", ".gz")]
-        place = next((place for place in places if place.exists()), places[0])
+        place = next(filter(Path.exists, places), places[0])
         files += sorted(place.glob("*")) if place.is_dir() else [place]
     return files
 
 
 def _read_idx(path: Path) -> np.ndarray:
     """Read a file of MNIST: two zeros, the type, the number of dimensions, their sizes, bytes."""
-    content = gzip.decompress(read_file(path)) if path.suffix == ".gz" else read_file(path)
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     shape = np.frombuffer(content, ">i4", content[3], 4)
     return np.frombuffer(content, np.uint8, offset=4 + shape.nbytes).reshape(shape)
 
@@ -129,27 +136,15 @@ def _load(name: str, root: Path, download: bool = False) -> Labelled:
     return data
 
 
-def _open_medmnist(settings: ImageSettings, raw_folder: Path) -> Source:
+def _read_medmnist(settings: ImageSettings, raw_folder: Path) -> Labelled:
     data = {}
-    try:
-        with np.load(settings.file) as arrays:
-            for split, name in {"train": "train", "valid": "val", "test": "test"}.items():
-                images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
-                if images.dtype != np.uint8 or images.shape[3:] not in ((), (3,)):
-                    raise ValueError(f"{images.dtype} images of shape {images.shape}")
-                data[split] = images, labels[:, 0] if labels.shape[1:] == (1,) else labels
-    except Exception as error:  # a broken file raises many kinds of errors
-        raise UserError(
-            f"path={settings.path}: expected an npz file of MedMNIST with grey or RGB images, got "
-            f"{error}. Correct it, or fetch it again."
-        ) from error
-    return open_labelled(settings, data)
+    with np.load(settings.file) as arrays:
+        for split, name in {"train": "train", "valid": "val", "test": "test"}.items():
+            images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+            if images.dtype != np.uint8 or images.shape[3:] not in ((), (3,)):
+                raise ValueError(f"{images.dtype} images of shape {images.shape}")
+            data[split] = images, labels[:, 0] if labels.shape[1:] == (1,) else labels
+    return data
 
 
-MEDMNIST = SourceType(
-    open=_open_medmnist,
-    path="an npz file of MedMNIST",
-    path_required=True,
-    labels=True,
-    official_split=True,
-)
+MEDMNIST = labelled_source(_read_medmnist, "an npz file of MedMNIST", path_required=True)

@@ -54,18 +54,15 @@ def open_photos(settings: ImageSettings, photos: Mapping[str, np.ndarray] | None
             f"size: expected at most {largest} with source=photos, got {size}. Decrease it, or set "
             "another source."
         )
-    cells = {
-        (photo, cell): pixels[top:bottom, left:right]
-        for photo, pixels in photos.items()
-        for cell, (top, bottom, left, right) in enumerate(grid(pixels.shape, size + PLAY))
-    }
+    cells = {(photo, number): cell for photo, pixels in photos.items()
+             for number, cell in enumerate(divide(pixels, size + PLAY))}  # fmt: skip
     tiles = {(*cell, "full"): pixels for cell, pixels in cells.items()}
     tiles |= {(*cell, "half"): halve(pixels) for cell, pixels in cells.items()}
     shapes = Counter(tile.shape[:2] for tile in tiles.values())
 
     def error(stride: float) -> int:
-        patches = (tiles_of * math.prod(_count(extent, size, stride) for extent in shape)
-                   for shape, tiles_of in shapes.items())  # fmt: skip
+        patches = (count * math.prod(len(starts(extent, size, stride)) for extent in shape)
+                   for shape, count in shapes.items())  # fmt: skip
         return abs(sum(patches) - TARGET)
 
     # fractions of a pixel: one pixel more may reduce the number of patches by a third
@@ -73,45 +70,32 @@ def open_photos(settings: ImageSettings, photos: Mapping[str, np.ndarray] | None
     split_of = _assign(list(cells), settings.seed)
     patches, splits, groups = {}, {}, {}
     for (photo, cell, scale), tile in tiles.items():
-        corners = product(*(starts(extent, size, stride) for extent in tile.shape[:2]))
-        for top, left in corners:
+        for top, left in product(*(starts(extent, size, stride) for extent in tile.shape[:2])):
             name = f"{photo}/{cell:03d}/{scale}/{top:03d}-{left:03d}"
             patches[name] = tile[top : top + size, left : left + size].transpose(2, 0, 1)
             splits[name], groups[name] = split_of[photo, cell], f"{photo}/{cell:03d}"
-    return Source(
-        names=sorted(patches),
-        image=patches.__getitem__,
-        splits=splits,
-        split_rule="cells",
-        groups=groups,
-    )
+    return Source(sorted(patches), patches.__getitem__, splits, "cells", groups=groups)
 
 
 def read_photos(channels: int) -> dict[str, np.ndarray]:
     """Read the installed photographs, uint8 (height, width, channels), by name."""
     photos = {}
     for name, (package, inside) in FILES.items():
-        file = resources.files(package) / inside
-        if not file.is_file():
-            raise UserError(
-                f"source=photos: expected {inside} in the installed {package}, got none. Install "
-                "the version in constraints.txt, or set source=folder and path."
-            )
-        with file.open("rb") as stream, Image.open(stream) as image:
+        with (resources.files(package) / inside).open("rb") as stream, Image.open(stream) as image:
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
         photos[name] = pixels.reshape(*pixels.shape[:2], channels)
     return photos
 
 
-def grid(shape: tuple[int, ...], side: int) -> list[tuple[int, int, int, int]]:
-    """Divide an image into cells (top, bottom, left, right) of at least `side`, with gaps."""
+def divide(pixels: np.ndarray, side: int) -> list[np.ndarray]:
+    """Divide an image into a grid of cells of at least `side`, with gaps."""
 
-    def spans(extent: int) -> list[tuple[int, int]]:
+    def spans(extent: int) -> list[slice]:
         count = max(1, (extent + GAP) // (side + GAP))
         edges = np.linspace(0, extent + GAP, count + 1).round().astype(int).tolist()
-        return [(start, end - GAP) for start, end in pairwise(edges)]
+        return [slice(start, end - GAP) for start, end in pairwise(edges)]
 
-    return [(*rows, *columns) for rows, columns in product(*map(spans, shape[:2]))]
+    return [pixels[rows, columns] for rows, columns in product(*map(spans, pixels.shape[:2]))]
 
 
 def halve(pixels: np.ndarray) -> np.ndarray:
@@ -121,14 +105,10 @@ def halve(pixels: np.ndarray) -> np.ndarray:
     return ((blocks.sum(axis=(1, 3), dtype=np.int64) + 2) // 4).astype(pixels.dtype)
 
 
-def _count(extent: int, size: int, stride: float) -> int:
-    return 0 if extent < size else round((extent - size) / stride) + 1
-
-
 def starts(extent: int, size: int, stride: float) -> list[int]:
     """Positions of patches along one axis, about a stride apart, from one end to the other."""
-    patches = _count(extent, size, stride)
-    return np.linspace(0, extent - size, patches).round().astype(int).tolist()
+    count = 0 if extent < size else round((extent - size) / stride) + 1
+    return np.linspace(0, extent - size, count).round().astype(int).tolist()
 
 
 def _assign(cells: list[tuple[str, int]], seed: int) -> dict[tuple[str, int], str]:

@@ -1,26 +1,34 @@
-"""Images in a folder, a zip or an LMDB, and the identity of files."""
+"""Images in a folder, a zip or an LMDB, also CelebA's, and the identity of files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PureWindowsPath
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lmdb
 
 from submanifold.common.errors import UserError
-from submanifold.data.images import MAX_BYTES, NOT_A_FILE, SUFFIXES, read_file
+from submanifold.common.files import locked
+from submanifold.data.images import SUFFIXES
 from submanifold.data.sources.base import Source, SourceType
-from submanifold.data.splits import check_groups, group_images
+from submanifold.data.splits import SPLITS, check_groups, group_images
 
 if TYPE_CHECKING:
     from submanifold.data.settings import ImageSettings
 
 DATABASE = "data.mdb"
 STORES = "a folder, a zip or an LMDB folder of images"
+HIDDEN = re.compile(r"(^|[/\\])(\.|__MACOSX([/\\]|$))")
+"""In the name of a file that is hidden, or that macOS adds to zips."""
+CELEBA_IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
+CELEBA_ZIP = f"{CELEBA_IMAGES}.zip"
+CELEBA_PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 
 def open_store(path: Path) -> Source:
@@ -32,7 +40,7 @@ def open_store(path: Path) -> Source:
             return _open_lmdb(path)
         if path.is_dir():
             return open_folder(path)
-        problem = "a pipe, socket or device" if path.exists() else "a path that does not exist"
+        problem = "no such file or folder"
     except Exception as error:  # zipfile and lmdb raise many kinds of errors for a broken file
         problem = f"one that cannot be read ({error})"
     raise UserError(
@@ -42,69 +50,42 @@ def open_store(path: Path) -> Source:
 
 
 def open_folder(path: Path) -> Source:
-    """List the images in a folder and all folders below it; hidden files are ignored.
-
-    Raises:
-        OSError: If a folder cannot be listed.
-    """
-    source = Source([], lambda name: read_file(path / name))
-    start = len(os.path.join(path, ""))
-    for file in _files_below(path, source.skipped):
-        if not _is_image(file, source):
-            continue
-        if os.path.isfile(file):
-            source.names.append(file[start:])
-        else:
-            source.skipped.append({"name": file[start:], "reason": NOT_A_FILE})
-    source.names.sort()
-    return source
-
-
-def _is_image(name: str, source: Source) -> bool:
-    """Whether a file has the suffix of an image; otherwise it is counted."""
-    is_image = name.lower().endswith(SUFFIXES)
-    if not is_image:
-        source.other_files[PureWindowsPath(name).suffix.lower() or "no suffix"] += 1
-    return is_image
-
-
-def _files_below(root: Path, skipped: list[dict[str, str]]) -> Iterator[str]:
-    """Files that are not hidden; a folder with several links is read once, and cycles end."""
+    """List the images in a folder and in those below it, each once: links may form cycles."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    visited = set[str]()
-    for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
+    source, visited = Source([], lambda name: (path / name).read_bytes()), set[str]()
+    start = len(os.path.join(path, ""))
+    for folder, folders, files in os.walk(path, onerror=fail, followlinks=True):
         if (target := os.path.realpath(folder)) in visited:
-            reason = "a link to a folder that is read already"
-            skipped.append({"name": os.path.relpath(folder, root), "reason": reason})
+            source.skipped[folder[start:]] = "a link to a folder that is read already"
             folders.clear()
             continue
         visited.add(target)
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        yield from (os.path.join(folder, name) for name in sorted(files) if not is_hidden(name))
+        folders[:] = sorted(name for name in folders if not HIDDEN.match(name))
+        _add_images(source, (os.path.join(folder, name)[start:] for name in files))
+    special = {name for name in source.names if not os.path.isfile(os.path.join(path, name))}
+    source.names = sorted({*source.names} - special)
+    source.skipped |= dict.fromkeys(sorted(special), "not a file")
+    return source
 
 
-def is_hidden(part: str) -> bool:
-    """Whether a component of a path is hidden, or what macOS adds to zips."""
-    return part.startswith(".") or part == "__MACOSX"
+def _add_images(source: Source, files: Iterable[str]) -> None:
+    """Add files that have the suffix of an image and are not hidden; count the others."""
+    for name in files:
+        if HIDDEN.search(name):
+            continue
+        if name.lower().endswith(SUFFIXES):
+            source.names.append(name)
+        else:
+            source.other_files[os.path.splitext(name)[1].lower()] += 1
 
 
 def _open_zip(path: Path) -> Source:
     archive = zipfile.ZipFile(path)
-
-    def read(name: str) -> bytes:
-        size = archive.getinfo(name).file_size
-        if size > MAX_BYTES:
-            raise ValueError(f"{size} bytes exceed the limit of {MAX_BYTES}")
-        with archive.open(name) as file:
-            return file.read(size)  # read() would unpack up to 2 GiB before it checks
-
-    source = Source([], read, close=archive.close)
-    for name in sorted({name for name in archive.namelist() if name and name[-1] != "/"}):
-        if not any(map(is_hidden, PureWindowsPath(name).parts)) and _is_image(name, source):
-            source.names.append(name)
+    source = Source([], archive.read, close=archive.close)
+    _add_images(source, sorted({name for name in archive.namelist() if name[-1:] not in ("", "/")}))
     return source
 
 
@@ -123,20 +104,16 @@ def _open_lmdb(path: Path) -> Source:
 
 
 def identify(*paths: Path) -> str:
-    """Identity of files and folders of images: names, sizes and times of change; not the location.
-
-    Raises:
-        OSError: If a folder cannot be listed.
-    """
+    """Identity of files and folders of images: names, sizes and times of change; not the place."""
     digest = hashlib.sha256()
     for path in paths:
         file = path / DATABASE if (path / DATABASE).is_file() else path
         if not file.exists():
             digest.update(f"missing {file}".encode())
             continue
-        for name in open_folder(file).names if file.is_dir() else [""]:
-            stat = os.stat(os.path.join(file, name) if name else file)
-            stamp = f"{name or file.name} {stat.st_size} {stat.st_mtime_ns}\n"
+        for name in open_folder(file).names if file.is_dir() else [file.name]:
+            stat = os.stat(os.path.join(file, name) if file.is_dir() else file)
+            stamp = f"{name} {stat.st_size} {stat.st_mtime_ns}\n"
             digest.update(stamp.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
 
@@ -144,17 +121,14 @@ def identify(*paths: Path) -> str:
 def open_files(
     settings: ImageSettings, path: Path, official: Mapping[str, str] | None = None
 ) -> Source:
-    """Open the images in a folder, a zip or an LMDB.
-
-    With an official split of file names (without folders), other images are skipped.
-    """
+    """Open the images at a path; with an official split of file names, others are skipped."""
     source = open_store(path)
     if official is not None:
         listed = {name: official.get(name.rpartition("/")[2]) for name in source.names}
         source.splits = {name: split for name, split in listed.items() if split}
         source.split_rule, source.names = "official", [*source.splits]
-        reason = "not in the official partition"
-        source.skipped += [{"name": name, "reason": reason} for name in listed if not listed[name]]
+        others = [name for name, split in listed.items() if not split]
+        source.skipped |= dict.fromkeys(others, "not in the official partition")
     if not source.names:
         raise UserError(
             f"path={path}: expected images{'' if official is None else ' of the official split'} "
@@ -170,9 +144,68 @@ def open_files(
     return source
 
 
+def _open_celeba(settings: ImageSettings, raw_folder: Path) -> Source:
+    images, *partition = _celeba_files(settings, raw_folder) or _download_celeba(raw_folder)
+    is_official = settings.split == "official"
+    official = _read_partition(partition[0]) if partition and is_official else None
+    source = open_files(settings, images, official)
+    if is_official and official is None:
+        source.note = (
+            f"split=official: expected {PARTITION} next to {images}, got none; using a random "
+            "split instead"
+        )
+    return source
+
+
+def _celeba_files(settings: ImageSettings, raw_folder: Path) -> list[Path] | None:
+    """The zip or folder of images, and the official partition if it is used; None to download."""
+    folder = settings.file if settings.path else raw_folder / "celeba"
+    parents = [folder, folder / "Img"]
+    places = [parent / name for parent in parents for name in (CELEBA_ZIP, CELEBA_IMAGES)]
+    images = next(filter(Path.exists, places), folder if settings.path else None)
+    if images is None:
+        return None
+    folders = images, images.parent, images.parent / "Eval", images.parent.parent / "Eval"
+    partitions = [folder / PARTITION for folder in folders if settings.split == "official"]
+    return [images, *filter(Path.is_file, partitions)][:2]
+
+
+def _read_partition(path: Path) -> dict[str, str]:
+    """Map file names to train, valid or test, from lines such as `000001.jpg 0`."""
+    try:
+        lines = (line.split() for line in path.read_text().splitlines() if line.strip())
+        return {name: SPLITS[int(code)] for name, code in lines}
+    except (ValueError, IndexError) as error:
+        raise UserError(
+            f"{path}: expected a file name and 0, 1 or 2 on each line, got an error: {error}. "
+            "Fetch the official file again, or set split=random."
+        ) from error
+
+
+def _download_celeba(raw_folder: Path) -> list[Path]:
+    """Download the official zip and partition, or verify those that were downloaded before."""
+    from torchvision.datasets import CelebA, utils  # which load slowly
+
+    # apart from a zip of the user, which its time identifies
+    folder = raw_folder / "celeba" / "download"
+    with locked(folder.parent, "the download of CelebA"):
+        try:
+            for file_id, md5, name in CelebA.file_list:
+                if name in (CELEBA_ZIP, PARTITION):
+                    utils.download_file_from_google_drive(file_id, folder, name, md5)
+        except Exception as error:  # each kind of download raises other errors
+            shutil.rmtree(folder, ignore_errors=True)
+            raise UserError(
+                f"source=celeba: expected a download from its home page, got {error}. Download "
+                f"{CELEBA_ZIP} by hand from {CELEBA_PAGE}, and set path to it."
+            ) from error
+    return [folder / CELEBA_ZIP, folder / PARTITION]
+
+
 FILES = SourceType(
     open=lambda settings, raw_folder: open_files(settings, settings.file),
-    path=STORES,
-    path_required=True,
-    image_files=True,
+    path=STORES, path_required=True, image_files=True,
+)  # fmt: skip
+CELEBA = SourceType(
+    _open_celeba, _celeba_files, STORES, image_files=True, official_split=True, crop="celeba"
 )

@@ -1,12 +1,13 @@
-"""Columns of a table: what a model needs to know of each, and the conversion of their values."""
+"""Columns of a table: their kinds, what a model needs to know of each, and their conversion."""
 
 from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,11 @@ from pandas.api import types
 from submanifold.common.errors import UserError, did_you_mean
 from submanifold.common.files import printable
 
+if TYPE_CHECKING:
+    from submanifold.data.settings import Categorical, ColumnKind, Missing, Scale
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Kind = Literal["continuous", "quantized", "constant", "categorical", "indicator"]
 
 MAX_NAMED = 5
@@ -23,6 +29,20 @@ SNAP = 1e-3
 """Largest distance from the grid at which a value counts as on it, in steps."""
 TAIL = 0.2
 """Part of the outer intervals of categories that becomes an exponential tail."""
+MAX_STEPS, MAX_DECIMALS = 2**16, 9
+MAX_LEVELS, MIN_REPEATS = 256, 10
+MAX_CATEGORIES = 256
+PREFIX = 1000
+"""First values of a column, which rule out most steps of long columns."""
+TOLERANCE, MAX_TOLERANCE = 4.0, 0.01
+"""Rounding errors of a value that is a multiple of a step: units of the last place, steps."""
+PRECISIONS = {"float16": 2.0**-11, "float32": 2.0**-24}
+"""Relative rounding errors of types, others than that of float64."""
+MAX_ROUNDING = 8
+"""Largest range of a constant column, in rounding errors of its values."""
+MIN_RESOLUTION = 2.0**-22
+"""Smallest step, or hundredth of a deviation, of the largest value without standardization."""
+MAX_VALUE = 1e150
 
 
 @dataclass(frozen=True)
@@ -33,36 +53,25 @@ class Column:
     \text{scale}`, where w is uniform in [0, 1) for quantized columns, and absent for continuous
     ones. The origin is subtracted first, in float64, so that small differences of large values are
     kept. Category k becomes a number of an interval (:func:`to_line`).
-
-    Attributes:
-        kind: ``continuous``; ``quantized``: values on a grid; ``constant``: no coordinate of the
-            model; ``categorical``: names; ``indicator``: of one category, in a condition.
-        dtype: Type of the table's column.
-        low: Smallest training value.
-        high: Largest training value.
-        offset: Mean of the dequantized training values minus the origin.
-        scale: Standard deviation of the dequantized training values.
-        step: Difference between neighboring values of a quantized column.
-        decimals: Number of decimals of the multiples of a step.
-        levels: Values of a quantized column that are no multiples of a step, which is then the
-            smallest difference.
-        categories: Names of categories and their shares of the training rows, the largest first.
-        fill: Replaces missing values; None refuses them.
     """
 
     name: str
+    #: ``continuous``; ``quantized``: values on a grid; ``constant``: no coordinate of the model;
+    #: ``categorical``: names; ``indicator``: of one category, in a condition.
     kind: Kind
-    dtype: str
-    low: float = 0.0
-    high: float = 0.0
+    dtype: str  #: Type of the table's column.
+    low: float = 0.0  #: Smallest training value.
+    high: float = 0.0  #: Largest training value.
     origin: float = 0.0
-    offset: float = 0.0
-    scale: float = 1.0
-    step: float | None = None
-    decimals: int | None = None
+    offset: float = 0.0  #: Mean of the dequantized training values minus the origin.
+    scale: float = 1.0  #: Standard deviation of the dequantized training values.
+    step: float | None = None  #: Difference between neighboring values of a quantized column.
+    decimals: int | None = None  #: Number of decimals of the multiples of a step.
+    #: Values that are no multiples of a step, which is then the smallest difference.
     levels: tuple[float, ...] | None = None
+    #: Names of categories and their shares of the training rows, the largest first.
     categories: tuple[tuple[str, float], ...] | None = None
-    fill: float | str | None = None
+    fill: float | str | None = None  #: Replaces missing values; None refuses them.
 
     @property
     def feature(self) -> str:
@@ -90,15 +99,39 @@ class Column:
                         offset=share, scale=math.sqrt(share * (1 - share)))
                 for name, share in self.categories or ()]  # fmt: skip
 
-    def dequantize(self, shifted: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Add noise in (0, 1) to the values minus the origin."""
+    def dequantize(self, values: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Subtract the origin, move values to the grid that they are close to, and add noise."""
+        shifted = values - self.origin
         if self.kind == "categorical":
             return to_line(shifted, noise, len(self.names))
-        return shifted if self.step is None else shifted + self.step * noise
+        if self.step is None:
+            return shifted
+        if self.levels is None:
+            on_grid = np.rint(shifted / self.step) * self.step
+            shifted = np.where(abs(shifted - on_grid) < SNAP * self.step, on_grid, shifted)
+        return shifted + self.step * noise
 
     def standardize(self, shifted: np.ndarray) -> np.ndarray:
         """Map dequantized values minus the origin to standard units."""
         return (shifted - self.offset) / self.scale
+
+    def transform(self, shifted: np.ndarray) -> np.ndarray:
+        """Map dequantized values minus the origin to float32, without a change of their cells."""
+        x = self.standardize(shifted).astype(np.float32)
+        if self.step is not None:
+            cell = self.cell(shifted)
+            moved = self.cell(self.restore(x.astype(np.float64))) != cell
+            middle = self.cell_start(cell[moved]) - self.origin + self.step / 2
+            x[moved] = self.standardize(middle)
+        return x
+
+    def inverse_transform(self, x: np.ndarray) -> np.ndarray:
+        """Map standardized numbers to numbers on the grid of the column, or names of categories."""
+        shifted = self.restore(x)
+        if self.step is None:
+            return self.origin + shifted
+        cell = self.cell(shifted)
+        return np.array(self.names)[cell] if self.kind == "categorical" else self.cell_start(cell)
 
     def restore(self, x: np.ndarray) -> np.ndarray:
         """Invert :meth:`standardize`."""
@@ -112,19 +145,10 @@ class Column:
         left, right = 1 - shifted / TAIL, 1 - (len(self.names) - shifted) / TAIL
         return left.clip(min=0) + right.clip(min=0) + slope
 
-    def snap(self, values: np.ndarray) -> np.ndarray:
-        """Subtract the origin, and remove rounding errors of values on the grid."""
-        shifted = values - self.origin
-        if self.step is None or self.levels is not None:
-            return shifted
-        on_grid = np.rint(shifted / self.step) * self.step
-        return np.where(abs(shifted - on_grid) < SNAP * self.step, on_grid, shifted)
-
     def cell(self, shifted: np.ndarray) -> np.ndarray:
         """Return the index of the grid's value below each value minus the origin."""
-        assert self.step is not None
         if self.kind == "categorical":
-            return np.floor(shifted).clip(0, len(self.names) - 1)
+            return np.floor(shifted).clip(0, len(self.names) - 1).astype(int)
         if self.levels is None:
             return np.floor(shifted / self.step)
         index = np.searchsorted(np.array(self.levels) - self.origin, shifted, "right") - 1
@@ -132,7 +156,6 @@ class Column:
 
     def cell_start(self, cell: np.ndarray) -> np.ndarray:
         """Return the grid's value at an index."""
-        assert self.step is not None
         if self.levels is not None:
             return np.array(self.levels)[cell]
         values = self.origin + cell * self.step
@@ -165,50 +188,179 @@ def _beyond(distance: np.ndarray) -> np.ndarray:
     return inside - TAIL * (1 + np.log(inside / TAIL))
 
 
-class ColumnProblem(Exception):  # noqa: N818
-    """What is wrong with a column, and details."""
-
-    def __init__(self, what: str, details: str = ""):
-        super().__init__(what, details)
+class ColumnProblem(ValueError):  # noqa: N818
+    """What is wrong with the values of a column."""
 
 
-def coerce(values: pd.Series) -> np.ndarray:
-    """Convert a column to float64, with NaN for missing values and text.
-
-    Raises:
-        ColumnProblem: The column contains dates, times or complex numbers.
-    """
+def parse(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Convert a column to float64, with NaN for missing values and text, and a mask of text."""
     kind = types.infer_dtype(values)
     if kind.startswith(("complex", "date", "period", "time")):
-        raise ColumnProblem(kind)
+        raise ColumnProblem(f"{kind} in {values.name}")
+    is_value = values.notna().to_numpy()
     if not types.is_numeric_dtype(values.dtype):
         values = pd.to_numeric(values.astype(object), errors="coerce")
-    return values.to_numpy(np.float64, na_value=np.nan)
-
-
-def is_text(values: pd.Series) -> bool:
-    """Return whether a column has more text than numbers, or pandas' categories."""
-    numbers = coerce(values)
-    text = np.isnan(numbers) & values.notna()
-    is_category = isinstance(values.dtype, pd.CategoricalDtype)
-    return is_category or bool(text.sum() > np.isfinite(numbers).sum())
+    numbers = values.to_numpy(np.float64, na_value=np.nan)
+    return numbers, np.isnan(numbers) & is_value
 
 
 def to_numbers(values: pd.Series) -> np.ndarray:
-    """Convert a column to float64, with NaN for missing values.
-
-    Raises:
-        ColumnProblem: The column contains something else than finite numbers.
-    """
-    numbers = coerce(values)
-    text = np.isnan(numbers) & values.notna().to_numpy()
-    if text.any():
-        row = int(text.argmax())
-        first = f"{printable(str(values.iloc[row]))!r} in row {values.index[row]}"
-        raise ColumnProblem("text among numbers", f" ({text.sum():,}, such as {first})")
+    """Convert a column of finite numbers to float64, with NaN for missing values."""
+    numbers, is_text = parse(values)
+    if is_text.any():
+        first = printable(str(values[is_text].iloc[0]))
+        raise ColumnProblem(
+            f"text among numbers in {values.name} ({is_text.sum():,}, such as {first!r} in row "
+            f"{values.index[is_text][0]})"
+        )
     if infinite := int(np.isinf(numbers).sum()):
-        raise ColumnProblem("infinities", f" ({infinite:,})")
+        raise ColumnProblem(f"infinities in {values.name} ({infinite:,})")
     return numbers
+
+
+def convert(function: Callable[[Item], Result], columns: Iterable[Item]) -> list[Result]:
+    """Apply a function to columns; name the problems of all of them in one UserError."""
+    results, problems = list[Result](), list[str]()
+    for column in columns:
+        try:
+            results.append(function(column))
+        except ColumnProblem as problem:
+            problems.append(str(problem))
+    if problems:
+        raise UserError(
+            f"columns: expected finite numbers, got {named(problems)}. Correct these values, or "
+            "leave out the rows or, with data.drop, the columns. For training, "
+            "data.missing=median replaces missing values, and data.categorical=intervals accepts "
+            "text."
+        )
+    return results
+
+
+def fit_column(
+    values: pd.Series,
+    training: np.ndarray,
+    kind: ColumnKind | None,
+    categorical: Categorical,
+    missing: Missing,
+    scale: Scale,
+) -> Column:
+    """Describe a column by its training rows, and check all rows; see :meth:`.Preprocessor.fit`.
+
+    1. Text, and pandas' categories, are categories.
+    2. A column of one value, up to rounding errors, is constant.
+    3. Numbers that are multiples of a step, at most 65,536 of them, are quantized (integers,
+       decimals).
+    4. At most 256 numbers, each of which ten rows have on average, are quantized: each is a level.
+    5. All other numbers are continuous.
+    """
+    if values[training].isna().all():
+        raise ColumnProblem(f"no values in {values.name}")
+    if missing == "refuse" and (absent := int(values.isna().sum())):
+        raise ColumnProblem(f"missing values in {values.name} ({absent:,})")
+    column = Column(str(values.name), "constant", str(values.dtype))
+    if kind == "category" or (kind is None and _is_text(values)):
+        if kind is None and categorical == "refuse":
+            raise ColumnProblem(f"text in {values.name}")
+        return _fit_categories(column, values[training], missing == "median")
+    numbers = to_numbers(values)
+    numbers = numbers[training & ~np.isnan(numbers)]
+    if missing == "median":
+        column = replace(column, fill=float(np.quantile(numbers, 0.5, method="lower")))
+    return _fit_numbers(column, numbers, kind, scale)
+
+
+def _is_text(values: pd.Series) -> bool:
+    """Whether a column has more text than numbers, or pandas' categories."""
+    numbers, is_text = parse(values)
+    is_category = isinstance(values.dtype, pd.CategoricalDtype)
+    return is_category or bool(is_text.sum() > np.isfinite(numbers).sum())
+
+
+def _fit_categories(column: Column, values: pd.Series, fills: bool) -> Column:
+    """Describe a column of names; the most frequent one is the first."""
+    counts = Counter(values.dropna().astype(str))
+    if len(counts) > MAX_CATEGORIES:
+        raise ColumnProblem(f"more than {MAX_CATEGORIES} categories in {column.name}")
+    names = sorted(counts, key=lambda name: (-counts[name], name))
+    shares = np.array([counts[name] for name in names]) / counts.total()
+    categories, fill = tuple(zip(names, shares.tolist(), strict=True)), names[0] if fills else None
+    column = replace(column, categories=categories, fill=fill)
+    if len(names) == 1:
+        return column
+    ranks = np.arange(len(names))
+    mean = float(shares @ ranks)
+    scale = math.sqrt(float(shares @ (ranks - mean) ** 2) + 1 / 12)
+    return replace(column, kind="categorical", high=float(ranks[-1]), offset=mean + 0.5,
+                   scale=scale, step=1.0)  # fmt: skip
+
+
+def _fit_numbers(
+    column: Column, values: np.ndarray, kind: ColumnKind | None, scale: Scale
+) -> Column:
+    """Describe a column of finite numbers."""
+    precision = PRECISIONS.get(column.dtype.lower(), 2.0**-53)
+    low, high = float(values.min()), float(values.max())
+    largest = max(abs(low), abs(high))
+    column = replace(column, low=low, high=high, origin=low)
+    if high - low <= MAX_ROUNDING * precision * largest:
+        return column
+    if largest > MAX_VALUE or high - low < 1 / MAX_VALUE:
+        raise ColumnProblem(
+            f"values beyond {MAX_VALUE:g}, or a range below {1 / MAX_VALUE:g}, in {column.name}"
+        )
+    mean, deviation = float((values - low).mean()), float((values - low).std())
+    step, decimals, levels = _find_step(values, precision)
+    if kind == "integer" and step is None:
+        raise ColumnProblem(f"no step, or more than {MAX_STEPS:,}, in {column.name}")
+    if step is None or kind == "number":
+        step = None
+        column = replace(column, kind="continuous", origin=low + mean, scale=deviation)
+    else:
+        column = replace(
+            column, kind="quantized", offset=mean + step / 2, step=step, decimals=decimals,
+            levels=levels, scale=math.sqrt(deviation**2 + step**2 / 12),
+        )  # fmt: skip
+    if scale == "none":
+        if (step or deviation / 100) < MIN_RESOLUTION * largest:
+            raise ColumnProblem(
+                f"differences in {column.name} that float32 cannot represent (data.scale=none)"
+            )
+        return replace(column, offset=-column.origin, scale=1.0)
+    return column
+
+
+def _find_step(
+    values: np.ndarray, precision: float
+) -> tuple[float | None, int | None, tuple[float, ...] | None]:
+    """Find the step of a quantized column, its decimals, and its values if they are on no grid."""
+    extent = np.ptp(values)
+    for part in (values[:PREFIX], values):
+        step, decimals = _grid(part, precision)
+        if math.isnan(step) or (step and extent > MAX_STEPS * step):
+            break  # more values only decrease the step
+    else:
+        return step, decimals, None
+    if len(np.unique(values[:PREFIX])) <= MAX_LEVELS:
+        levels = np.unique(values)
+        if len(levels) <= min(MAX_LEVELS, len(values) // MIN_REPEATS):
+            return float(np.diff(levels).min()), None, tuple(map(float, levels))
+    return None, None, None
+
+
+def _grid(values: np.ndarray, precision: float) -> tuple[float, int]:
+    """Find the largest step of which all differences of values are multiples, and its decimals.
+
+    The step is 0 if all values are equal, and NaN if there is none of few decimals.
+    """
+    for decimals in range(MAX_DECIMALS + 1):
+        scaled = values * 10.0**decimals
+        tolerance = TOLERANCE * precision * abs(scaled)
+        if (decimals and tolerance.max() > MAX_TOLERANCE) or abs(scaled).max() > 2.0**62:
+            break
+        if (abs(scaled - np.rint(scaled)) <= tolerance.clip(max=MAX_TOLERANCE)).all():
+            integers = np.rint(scaled).astype(np.int64)
+            return int(np.gcd.reduce(abs(integers - integers[0]))) / 10**decimals, decimals
+    return math.nan, 0
 
 
 def named(columns: Iterable[str]) -> str:
@@ -219,11 +371,7 @@ def named(columns: Iterable[str]) -> str:
 
 
 def matching(setting: str, patterns: Iterable[str], frame: pd.DataFrame) -> list[str]:
-    """Return the columns with names or patterns, in the table's order.
-
-    Raises:
-        UserError: There is no column of a name or pattern.
-    """
+    """Return the columns with names or patterns, in the table's order; UserError if none has."""
     matches: set[str] = set()
     for pattern in patterns:
         names = [pattern] if pattern in frame else fnmatch.filter(frame.columns, pattern)

@@ -14,28 +14,25 @@ import pandas as pd
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import printable
-from submanifold.data.sources.stores import is_hidden
+from submanifold.data.sources.stores import HIDDEN
 from submanifold.data.tables.columns import named
 
 log = logging.getLogger(__name__)
 
 SNIFFED_LINES = 50
-SEPARATORS, WHITESPACE = ",;\t|", r"\s+"
-DECIMAL_COMMA, DECIMAL_POINT = re.compile(r"-?\d+,\d+"), re.compile(r"-?\d+\.\d+")
+SEPARATORS = ",;\t|"
+NUMBER = r"(?m)(^|;)-?\d+{}\d+(;|$)"
+"""A number with a decimal mark between semicolons."""
 COMPRESSIONS = "", ".gz", ".bz2", ".xz"
 """Suffixes of CSV files, which pandas decompresses."""
 
 
 def list_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return the files at a path, the files of a folder by name, or the files of a list.
-
-    Raises:
-        UserError: One is missing or is no table.
-    """
+    """Return the files at a path, the files of a folder by name, or the files of a list."""
     files: list[Path] = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
         file = Path(path).expanduser()
-        in_folder = [*file.iterdir()] if file.is_dir() else [file]
+        in_folder = file.iterdir() if file.is_dir() else [file]
         tables = sorted(path for path in in_folder if path.is_file() and is_table(path))
         if not tables:
             problem = f"the suffix {file.suffix or 'none'}" if file.is_file() else "no such file"
@@ -51,10 +48,10 @@ def list_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
 def is_table(path: Path) -> bool:
     """Return whether a path is a table file, or a folder that contains only table files."""
     if path.is_dir():
-        files = [file for file in path.iterdir() if not is_hidden(file.name)]
+        files = [file for file in path.iterdir() if not HIDDEN.match(file.name)]
         return bool(files) and all(map(is_table, files))
     name = path.name.lower()
-    return path.is_file() and not is_hidden(name) and name.endswith(tuple(READERS))
+    return path.is_file() and not HIDDEN.match(name) and name.endswith(tuple(READERS))
 
 
 def read_table(paths: str | Path | Sequence[str | Path]) -> pd.DataFrame:
@@ -62,9 +59,6 @@ def read_table(paths: str | Path | Sequence[str | Path]) -> pd.DataFrame:
 
     The names of columns are text. The index is that which pandas wrote, or row numbers from 0; with
     several files its first level is the path. An index with a name is a column, too.
-
-    Raises:
-        UserError: A file cannot be read, or has other columns than the first one.
     """
     files = list_files(paths)
     frames = [_read(file) for file in files]
@@ -95,30 +89,32 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    first = pd.read_csv(path, sep="\0", header=None, dtype=str, nrows=SNIFFED_LINES,
-                        quoting=csv.QUOTE_NONE, keep_default_na=False,
-                        encoding="utf-8-sig")  # fmt: skip
+    """Read a CSV file; its separator, its header and its decimal mark are found."""
+    first = pd.read_csv(
+        path, sep="\0", header=None, dtype=str, nrows=SNIFFED_LINES, quoting=csv.QUOTE_NONE,
+        keep_default_na=False, encoding="utf-8-sig",
+    )  # fmt: skip
     lines = first[0].tolist()
-    rows = {separator: list(csv.reader(lines, delimiter=separator)) for separator in SEPARATORS}
-    separator = max(SEPARATORS, key=lambda separator: len(rows[separator][0]))
+    headers = {mark: next(csv.reader(lines[:1], delimiter=mark)) for mark in SEPARATORS}
+    separator, names = max(headers.items(), key=lambda header: len(header[1]))
+    options: dict[str, Any] = {"engine": "pyarrow"}  # fast, and rounds correctly
     words = [line.split() for line in lines]
-    if len(rows[separator][0]) == 1 < len(words[0]) and len({*map(len, words)}) == 1:
-        separator, rows[WHITESPACE] = WHITESPACE, words
-    names = [name.strip() for name in rows[separator][0]]
+    if len(names) == 1 < len(words[0]) and len({*map(len, words)}) == 1:
+        separator, names = r"\s+", words[0]
+        options = {"engine": "c", "float_precision": "round_trip", "index_col": False}
+    names = [name.strip() for name in names]
     numbered = names == [*map(str, range(len(names)))]  # by pandas
     has_header = numbered or pd.to_numeric(pd.Series(names), errors="coerce").isna().any()
     if not has_header:
         log.warning("%s: the first line contains numbers; the columns are x0, x1, ...", path.name)
         names = [f"x{index}" for index in range(len(names))]
-    fields = [field for row in rows[separator][1:] for field in row]
-    comma = separator == ";" and any(map(DECIMAL_COMMA.fullmatch, fields)) and not any(
-        map(DECIMAL_POINT.fullmatch, fields)
-    )  # fmt: skip
-    options: dict[str, Any] = {"engine": "pyarrow"}  # fast, and rounds correctly
-    if separator == WHITESPACE:
-        options = {"engine": "c", "float_precision": "round_trip", "index_col": False}
-    frame = pd.read_csv(path, sep=separator, decimal="," if comma else ".", names=names,
-                        header=0 if has_header else None, **options)  # fmt: skip
+    body = "\n".join(lines[1:])
+    if separator == ";" and re.search(NUMBER.format(","), body) and not re.search(
+        NUMBER.format(r"\."), body
+    ):  # fmt: skip
+        options["decimal"] = ","
+    header = 0 if has_header else None
+    frame = pd.read_csv(path, sep=separator, names=names, header=header, **options)
     for name in frame.select_dtypes("str"):
         frame[name] = frame[name].str.strip()
     return frame.set_index("").rename_axis(None) if names[0] == "" else frame
@@ -128,18 +124,15 @@ def _read_arrays(path: Path) -> pd.DataFrame:
     """Read the matrix or the structured array of an NPY file, or the arrays of an NPZ file."""
     content = np.load(path)
     arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
-    matrices = [name for name, array in arrays.items() if array.ndim == 2]
+    matrices = sum(array.ndim == 2 for array in arrays.values())
     columns: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        if array.dtype.names:
-            columns |= {field: array[field] for field in array.dtype.names}
-        elif array.ndim == 2:
-            prefix = "x" if len(matrices) == 1 else name
-            columns |= {f"{prefix}{index}": column for index, column in enumerate(array.T)}
-        elif array.ndim == 1:
-            columns[name] = array
-        else:
-            raise ValueError(f"an array has shape {array.shape} and not (rows, columns)")
+        frame = pd.DataFrame(array)
+        if array.ndim == 2:
+            frame = frame.add_prefix("x" if matrices == 1 else name)
+        elif not array.dtype.names:
+            frame.columns = [name]
+        columns |= {str(name): values.to_numpy() for name, values in frame.items()}
     return pd.DataFrame(columns)
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -13,8 +14,15 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from submanifold.common.errors import UserError, did_you_mean
-from submanifold.data.tables.columns import Column, ColumnProblem, named, to_numbers
-from submanifold.data.tables.fitting import fit_columns
+from submanifold.data.tables.columns import (
+    Column,
+    ColumnProblem,
+    convert,
+    fit_column,
+    matching,
+    named,
+    to_numbers,
+)
 
 if TYPE_CHECKING:
     from submanifold.data.settings import Categorical, ColumnKind, Missing, Scale
@@ -65,8 +73,8 @@ class Preprocessor:
 
         Args:
             table: A DataFrame, or an array (N, columns), whose columns are named x0, x1, ...
-            columns: Kinds of columns by name, instead of those that the rules of :mod:`.fitting`
-                find: ``integer``, ``number``, ``category``, or ``ignore``.
+            columns: Kinds of columns by name, instead of those that are found
+                (:func:`.fit_column`): ``integer``, ``number``, ``category``, or ``ignore``.
             categorical: ``refuse`` text, or map categories to ``intervals`` of the real line.
             missing: ``refuse`` missing values, ``drop`` their rows, or replace them by the
                 ``median`` of the column, or its most frequent category.
@@ -74,28 +82,35 @@ class Preprocessor:
             training: Mask (N,) of the rows that determine the result; all rows are checked.
 
         Raises:
-            UserError: There are fewer than two rows, or columns cannot be used.
+            UserError: Columns cannot be used.
         """
-        frame = as_frame(table)
-        return cls(fit_columns(frame, columns or {}, categorical, missing, scale, training))
+        frame, kinds = as_frame(table), columns or {}
+        matching("columns", kinds, frame)
+        frame = frame[[name for name in frame if kinds.get(str(name)) != "ignore"]]
+        training = np.ones(len(frame), bool) if training is None else training
+        if missing == "drop":
+            complete = frame.notna().all(axis=1).to_numpy()
+            frame, training = frame[complete], training[complete]
+
+        def fit(values: pd.Series) -> Column:
+            kind = kinds.get(str(values.name))
+            return fit_column(values, training, kind, categorical, missing, scale)
+
+        return cls(tuple(convert(fit, (frame[name] for name in frame))))
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
         """Names of the table's columns, including constant ones."""
-        return tuple(self._by_name)
-
-    @cached_property
-    def _by_name(self) -> dict[str, list[Column]]:
-        by_name: dict[str, list[Column]] = {}
-        for column in self.columns:
-            by_name.setdefault(column.name, []).append(column)
-        return by_name
+        return tuple(dict.fromkeys(column.name for column in self.columns))
 
     @cached_property
     def categories(self) -> dict[str, set[str]]:
         """The categories of the training data by column."""
-        return {name: known for name, columns in self._by_name.items()
-                if (known := {text for column in columns for text in column.names})}  # fmt: skip
+        known: dict[str, set[str]] = {}
+        for column in self.columns:
+            if column.categories:
+                known.setdefault(column.name, set()).update(column.names)
+        return known
 
     @cached_property
     def varying(self) -> tuple[Column, ...]:
@@ -135,13 +150,7 @@ class Preprocessor:
         shifted = self._dequantized(table, salt)
         x = np.empty(shifted.shape, np.float32)
         for j, column in enumerate(self.varying):
-            x[:, j] = column.standardize(shifted[:, j])
-            if column.step is not None:
-                # rounding to float32 must not move a value into the next cell
-                cell = column.cell(shifted[:, j])
-                moved = column.cell(column.restore(x[:, j].astype(np.float64))) != cell
-                middle = column.cell_start(cell[moved]) - column.origin + column.step / 2
-                x[moved, j] = column.standardize(middle)
+            x[:, j] = column.transform(shifted[:, j])
         return x
 
     def inverse_transform(self, x: np.ndarray) -> pd.DataFrame:
@@ -149,26 +158,18 @@ class Preprocessor:
 
         Quantized columns are rounded down to their grid; constant columns have their value.
         """
-        x = np.asarray(x, np.float64)
-        if x.ndim != 2 or x.shape[1] != len(self.varying):
-            raise UserError(
-                f"x: expected an array (N, {len(self.varying)}), got one of shape {x.shape}."
-            )
-        shifted = {column.feature: column.restore(x[:, j]) for j, column in enumerate(self.varying)}
+        features = dict(zip(self.features, self._checked(x).T, strict=True))
         frame: dict[str, Any] = {}
-        for name, (column, *more) in self._by_name.items():
+        for name, parts in groupby(self.columns, lambda column: column.name):
+            column, *others = parts
             if column.kind == "constant":
                 values: Any = np.full(len(x), column.names[0] if column.names else column.origin)
             elif column.kind == "indicator":
-                indicators = [column, *more]
-                largest = np.argmax([shifted[column.feature] for column in indicators], axis=0)
-                values = np.array([column.names[0] for column in indicators])[largest]
-            elif column.kind == "categorical":
-                values = np.array(column.names)[column.cell(shifted[name]).astype(int)]
-            elif column.step is not None:
-                values = column.cell_start(column.cell(shifted[name]))
+                indicators = [column, *others]
+                shares = [column.restore(features[column.feature]) for column in indicators]
+                values = np.array([column.names[0] for column in indicators])[np.argmax(shares, 0)]
             else:
-                values = column.origin + shifted[name]
+                values = column.inverse_transform(features[name])
             frame[name] = _restore_dtype(values, column.dtype)
         return pd.DataFrame(frame)
 
@@ -192,9 +193,10 @@ class Preprocessor:
 
     def log_det_at(self, x: np.ndarray) -> np.ndarray:
         """Compute the log-determinants of :meth:`log_det` from transformed rows x, (N, D)."""
-        x = np.asarray(x, np.float64)
-        shifted = [column.restore(x[:, j]) for j, column in enumerate(self.varying)]
-        return self._log_slopes(np.column_stack(shifted))
+        columns = zip(self.varying, self._checked(x).T, strict=True)
+        return self._log_slopes(
+            np.column_stack([column.restore(values) for column, values in columns])
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable description."""
@@ -205,34 +207,27 @@ class Preprocessor:
         """Rebuild a preprocessor from :meth:`to_dict`."""
         return cls(COLUMNS.validate_python(description["columns"]))
 
+    def _checked(self, x: np.ndarray) -> np.ndarray:
+        if np.ndim(x) != 2 or np.shape(x)[1] != len(self.varying):
+            raise UserError(f"x: expected shape (N, {len(self.varying)}), got {np.shape(x)}.")
+        return np.asarray(x, np.float64)
+
     def _log_slopes(self, shifted: np.ndarray) -> np.ndarray:
         slopes = (column.log_slope(shifted[:, j]) for j, column in enumerate(self.varying))
         return sum(slopes, np.zeros(len(shifted)))
 
     def _dequantized(self, table: Table, salt: np.ndarray | None) -> np.ndarray:
-        """Return dequantized values minus the origins, float64 (N, D)."""
-        values = self._values(table)
+        """Check a table, and return dequantized values minus the origins, float64 (N, D)."""
+        frame = self.check_names(as_frame(table, self.inputs))
+        numbers = convert(lambda column: _values_of(frame[column.name], column), self.varying)
+        values = np.column_stack(numbers) if numbers else np.empty((len(frame), 0))
+        self._warn(frame)
         noise = uniform_by_content(values, salt)
         for j, column in enumerate(self.varying):
-            values[:, j] = column.dequantize(column.snap(values[:, j]), noise[:, j])
+            values[:, j] = column.dequantize(values[:, j], noise[:, j])
         return values
 
-    def _values(self, table: Table) -> np.ndarray:
-        """Check the columns of a table and return their numbers, float64 (N, D)."""
-        frame = self.check_names(as_frame(table, self.inputs))
-        values, problems = np.empty((len(frame), len(self.varying))), dict[str, None]()
-        for j, column in enumerate(self.varying):
-            try:
-                values[:, j] = _values_of(frame[column.name], column)
-            except ColumnProblem as problem:
-                what, details = problem.args
-                problems[f"{what} in {column.name}{details}"] = None
-        if problems:
-            raise UserError(
-                f"columns: expected values like those of the training table, got {named(problems)}."
-                " Correct them, leave these rows out, or for missing values train with "
-                "data.missing=median."
-            )
+    def _warn(self, frame: pd.DataFrame) -> None:
         for column in self.columns:
             if column.kind == "constant" and not column.names and column.name in frame:
                 numbers = pd.to_numeric(frame[column.name], errors="coerce").dropna()
@@ -244,7 +239,6 @@ class Preprocessor:
                 names = sorted(set(frame[str(name)][is_unknown.to_numpy()].astype(str)))
                 log.warning("column %s: the training data have no category %s; its rows are "
                             "anomalies", named([str(name)]), named(names))  # fmt: skip
-        return values
 
     def check_names(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return the known columns, with a warning of others; raise UserError for missing ones."""
@@ -264,7 +258,7 @@ def _values_of(values: pd.Series, column: Column) -> np.ndarray:
     """Return numbers, the numbers of categories (of unknown ones the last), or an indicator."""
     missing = values.isna().to_numpy()
     if missing.any() and column.fill is None:
-        raise ColumnProblem("missing values", f" ({missing.sum():,})")
+        raise ColumnProblem(f"missing values in {column.name} ({missing.sum():,})")
     if column.categories is not None:
         texts = values.astype(object).where(~missing, column.fill).astype(str)
         if column.kind == "indicator":
@@ -283,17 +277,10 @@ def as_frame(table: Table, names: Sequence[str] | None = None) -> pd.DataFrame:
             raise UserError(f"columns: expected different names, got {named(twice)} twice.")
         return frame
     array = np.asarray(table)
-    if array.ndim != 2:
-        raise UserError(
-            f"table: expected a DataFrame or an array (rows, columns), got shape {array.shape}."
-        )
-    if names is None:
-        names = [f"x{index}" for index in range(array.shape[1])]
-    if array.shape[1] != len(names):
-        raise UserError(
-            f"columns: expected {len(names)} columns ({named(names)}), got {array.shape[1]}."
-        )
-    return pd.DataFrame(array, columns=list(names))
+    if array.ndim != 2 or (names is not None and array.shape[1] != len(names)):
+        expected = f"{len(names)} columns ({named(names)})" if names else "(rows, columns)"
+        raise UserError(f"table: expected an array of {expected}, got shape {array.shape}.")
+    return pd.DataFrame(array, columns=[*(names or map("x{}".format, range(array.shape[1])))])
 
 
 def uniform_by_content(values: np.ndarray, salt: np.ndarray | None = None) -> np.ndarray:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,9 @@ import pandas as pd
 
 from submanifold.common.errors import UserError
 from submanifold.common.files import read_json, write_json
-from submanifold.data.sources.stores import identify
-from submanifold.data.splits import SPLITS, assign_groups, check_groups, count_of, share_out
+from submanifold.data.splits import SPLITS, assign_groups, check_groups, count_of, split_sizes
 from submanifold.data.tables.columns import matching, named
-from submanifold.data.tables.files import list_files, read_table
+from submanifold.data.tables.files import read_table
 from submanifold.data.tables.preprocessor import Preprocessor
 
 if TYPE_CHECKING:
@@ -34,22 +34,18 @@ MIN_FEATURES = 2
 
 @dataclass(frozen=True)
 class TableSchema:
-    """The transformation of a table, fitted to its training rows.
+    """The transformation of a table, fitted to its training rows."""
 
-    Attributes:
-        preprocessor: The transformation of all columns.
-        condition: Names of the columns that the density of the others is given.
-    """
-
-    preprocessor: Preprocessor
+    preprocessor: Preprocessor  #: The transformation of all columns.
+    #: Names of the columns that the density of the others is given.
     condition: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def inputs(self) -> Preprocessor:
         """The preprocessor of the columns that the model describes."""
         return self.preprocessor.split(self.condition)[0]
 
-    @property
+    @cached_property
     def context(self) -> Preprocessor | None:
         """The preprocessor of the columns of the condition, if there are any."""
         return self.preprocessor.split(self.condition)[1] if self.condition else None
@@ -58,37 +54,29 @@ class TableSchema:
 def read_schema(settings: TableSettings, raw_folder: Path | None = None) -> TableSchema:
     """Read a table to fit its preprocessor to the training rows.
 
-    The result is recorded in the raw folder, if there is one, so that other commands do not read
-    the table again.
-
-    Raises:
-        UserError: The table cannot be read or split, or columns cannot be used.
+    The result is recorded in the raw folder, so that other commands do not read the table again.
     """
     record = raw_folder and raw_folder / ".tables" / f"{schema_key(settings)}.json"
     if record and (known := read_json(record)):
         return TableSchema(Preprocessor.from_dict(known), known["condition"])
-    schema = _fit(settings, *load_rows(settings))
+    frame, order, _ = load_rows(settings)
+    schema = _fit(settings, frame, order["train"])
     with suppress(OSError):  # a read-only folder
         if record:
             write_json(record, {**schema.preprocessor.to_dict(), "condition": schema.condition})
     return schema
 
 
-def fingerprint(settings: TableSettings) -> str:
-    """Identity of a table: names, sizes and times of change of its files."""
-    if settings.source == "table":
-        return f"table:{identify(*list_files(settings.path or ()))}"
-    return f"scikit-learn {version('scikit-learn')}:{settings.source}"
-
-
 def schema_key(settings: TableSettings) -> str:
     """Identity of a table and of the settings on which its arrays depend."""
-    parts = [settings.content, SCHEMA_VERSION, fingerprint(settings)]
+    parts = [settings.content, SCHEMA_VERSION, settings.fingerprint()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def load_rows(settings: TableSettings) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Read a table, and return its rows and the numbers of those of each split, shuffled."""
+def load_rows(
+    settings: TableSettings,
+) -> tuple[pd.DataFrame, dict[str, np.ndarray], np.ndarray | None]:
+    """Read a table; return its rows, the numbers of those of each split, shuffled, and groups."""
     if settings.source == "table":
         frame = read_table(settings.path or ()).reset_index(drop=True)
     else:
@@ -100,16 +88,13 @@ def load_rows(settings: TableSettings) -> tuple[pd.DataFrame, dict[str, np.ndarr
     if settings.missing == "drop":
         rows = rows[frame[_inputs(settings, frame)].notna().all(axis=1)]
     np.random.default_rng(settings.seed).shuffle(rows)
-    groups = group_numbers(settings, frame)
-    split = _split(settings, frame, groups if groups is None else groups[rows], rows)
-    return frame, {name: rows[split == name] for name in SPLITS}
-
-
-def group_numbers(settings: TableSettings, frame: pd.DataFrame) -> np.ndarray | None:
-    """Return the numbers of the groups of all rows, or None."""
-    if settings.groups is None:
-        return None
-    return pd.factorize(_column("groups", settings.groups, frame).astype(str), sort=True)[0]
+    groups = None
+    if settings.groups is not None:
+        groups = pd.factorize(
+            frame[_name("groups", settings.groups, frame)].astype(str), sort=True
+        )[0]
+    split = _split(settings, frame, None if groups is None else groups[rows].astype(str), rows)
+    return frame, {name: rows[split == name] for name in SPLITS}, groups
 
 
 def _split(
@@ -119,35 +104,32 @@ def _split(
     counts, total = settings.counts, len(rows)
     if settings.split == "random":
         held_out = min(max(total // 10, min(MIN_DEFAULT, total // 4)), MAX_DEFAULT)
-        shares = share_out(total, counts, "rows", held_out)
+        sizes = split_sizes(total, counts, "rows", held_out)
         if groups is not None:
-            names = pd.Series(groups).astype(str)
-            sizes = {str(name): size for name, size in names.value_counts().items()}
-            return names.map(assign_groups(sizes, shares, settings.seed)).to_numpy()
-        used = [share.count for share in shares]
-        return np.repeat([*(share.split for share in shares), ""], [*used, total - sum(used)])
-    split = _column("split", settings.split, frame).astype(str).to_numpy(object)[rows]
+            split_of = assign_groups(Counter(groups.tolist()), sizes, settings.seed)
+            return np.array([split_of[group] for group in groups.tolist()])
+        sizes[""] = total - sum(sizes.values())
+        return np.repeat([*sizes], [*sizes.values()])
+    split = frame[_name("split", settings.split, frame)].astype(str).to_numpy(object)[rows]
     if (values := set(split)) != set(SPLITS):
         raise UserError(
             f"split={settings.split}: expected the values {', '.join(SPLITS)} in this column, got "
             f"{named(sorted(values))}. Rename them, or set split=random."
         )
     if groups is not None:
-        check_groups(zip(groups.astype(str).tolist(), split, strict=True))
+        check_groups(zip(groups.tolist(), split, strict=True))
     for name in SPLITS:
         numbers = np.flatnonzero(split == name)
         split[numbers[count_of(name, counts, len(numbers)) :]] = ""
     return split
 
 
-def _fit(settings: TableSettings, frame: pd.DataFrame, order: dict[str, np.ndarray]) -> TableSchema:
+def _fit(settings: TableSettings, frame: pd.DataFrame, train: np.ndarray) -> TableSchema:
     names, kinds = _inputs(settings, frame), _kinds(settings, frame)
-    training = np.zeros(len(frame), bool)
-    training[order["train"]] = True
     preprocessor = Preprocessor.fit(
         frame[names], columns={name: kinds[name] for name in names if name in kinds},
         categorical=settings.categorical, missing=settings.missing, scale=settings.scale,
-        training=training,
+        training=np.isin(np.arange(len(frame)), train),
     )  # fmt: skip
     condition = matching("condition", settings.condition or (), frame[names])
     inputs, context = preprocessor.split(condition)
@@ -163,13 +145,10 @@ def _fit(settings: TableSettings, frame: pd.DataFrame, order: dict[str, np.ndarr
 
 def _inputs(settings: TableSettings, frame: pd.DataFrame) -> list[str]:
     """Return the names of the columns that the model uses, in the table's order."""
-    label = settings.label_column
-    if label is not None:
-        _column("label", label, frame)
-    ignored = {label, settings.groups, *matching("drop", settings.drop, frame)}
+    label, split = settings.label_column, settings.split
+    ignored = {label and _name("label", label, frame), settings.groups}
+    ignored |= {*matching("drop", settings.drop, frame), None if split == "random" else split}
     ignored |= {name for name, kind in _kinds(settings, frame).items() if kind == "ignore"}
-    if settings.split != "random":
-        ignored.add(settings.split)
     chosen = matching("inputs", settings.inputs or frame.columns, frame)
     if not (names := [name for name in chosen if name not in ignored]):
         raise UserError(
@@ -184,6 +163,6 @@ def _kinds(settings: TableSettings, frame: pd.DataFrame) -> dict[str, ColumnKind
             for name in matching("columns", [pattern], frame)}  # fmt: skip
 
 
-def _column(setting: str, name: str, frame: pd.DataFrame) -> pd.Series:
-    """Return a column; raise a UserError if there is none."""
-    return frame[name if name in frame else matching(setting, [glob.escape(name)], frame)[0]]
+def _name(setting: str, name: str, frame: pd.DataFrame) -> str:
+    """Return the name of a column; raise a UserError if there is none."""
+    return name if name in frame else matching(setting, [glob.escape(name)], frame)[0]
