@@ -16,6 +16,13 @@ def correlated(n, seed=0, dim=6):
     return torch.from_numpy(rng.standard_normal((n, dim)) @ mixing.T + np.arange(dim))
 
 
+def gaussian_bits(train, test, shrinkage):
+    covariance = np.cov(train.T, bias=True)
+    mixed = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / 6 * np.eye(6)
+    nats = multivariate_normal(train.mean(0), mixed).logpdf(test).mean()
+    return pytest.approx(-nats / (6 * math.log(2)), rel=1e-6)
+
+
 def test_error_curve_of_groups_agrees_with_the_bootstrap_over_groups():
     rng = np.random.default_rng(0)
     pca, groups = PCA.fit([correlated(100)]), rng.permutation(np.repeat(np.arange(60), 5))
@@ -39,12 +46,9 @@ def test_fewer_events_than_dimensions_have_one_axis_less_than_events():
     assert (len(found["pca_mse"]), len(axes)) == (4, 4)
     assert pca_error(found, 4) == {"dim": 4, "why": "only the 3 leading axes are fitted"}
     assert pca_projection(axes, torch.tensor(test), 4) is None
-    covariance = np.cov(train.T, bias=True)
-    kept = found["gaussian"]["shrinkage"]
-    mixed = (1 - kept) * covariance + kept * np.trace(covariance) / 6 * np.eye(6)
-    nats = multivariate_normal(train.mean(0), mixed).logpdf(test).mean()
-    value = found["gaussian"]["bits_per_dim"]["value"]
-    assert value == pytest.approx(-nats / (6 * math.log(2)), rel=1e-6)
+    gaussian = found["gaussian"]
+    expected = gaussian_bits(train, test, gaussian["shrinkage"])
+    assert gaussian["bits_per_dim"]["value"] == expected
 
 
 def test_baselines_are_fitted_to_training_data_shrunk_on_validation_data_and_tested():
@@ -75,12 +79,8 @@ def test_baselines_of_vectors_agree_with_scikit_learn_and_scipy():
         assert pca_error(found, dim, 128) == error  # of all, which are fewer
         half = error["mse"]["high"] - error["mse"]["value"]
         assert half == pytest.approx(1.96 * errors.std(ddof=1) / math.sqrt(70), rel=1e-4, abs=1e-12)
-    covariance = np.cov(train.T, bias=True)
-    kept, mean = found["gaussian"]["shrinkage"], train.mean(0)
-    mixed = (1 - kept) * covariance + kept * np.trace(covariance) / 6 * np.eye(6)
-    nats = multivariate_normal(mean, mixed).logpdf(test).mean()
     bits = found["gaussian"]["bits_per_dim"]
-    assert bits["value"] == pytest.approx(-nats / (6 * math.log(2)), rel=1e-6)
+    assert bits["value"] == gaussian_bits(train, test, found["gaussian"]["shrinkage"])
     assert (bits["n"], found["n_train"]) == (70, 500)
 
 

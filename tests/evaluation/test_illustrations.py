@@ -48,24 +48,21 @@ def test_projections_by_dimension_are_those_of_the_slices(code_flow, pca):
     x, _ = next(iter(Batches(some, 4)))
     for dim, projected in zip(found["dims"].tolist(), found["encoder"], strict=True):
         with torch.no_grad():
-            expected = pixel_errors(some, some) if dim == 64 else None
             own = model.at_dim(dim).encoder_projection(x)
         np.testing.assert_array_equal(projected, ((own + 0.5) * 256).floor().clip(0, 255).numpy())
-        if expected is not None:
-            np.testing.assert_allclose(pixel_errors(projected, some), expected, atol=1e-5)
+        if dim == 64:
+            assert pixel_errors(projected, some).max() < 1e-5
     assert model.dim in found["nearest_dims"]
     assert max(found["nearest_dims"]) < 64
-    shown = dict(zip(found["dims"].tolist(), pixel_errors(found["encoder"], some), strict=True))
+    of_encoder = dict(zip(found["dims"], pixel_errors(found["encoder"], some), strict=True))
     for dim, near in zip(found["nearest_dims"], found["nearest"], strict=True):
-        assert pixel_errors(near, some).mean() <= shown[dim].mean() * 1.01
+        assert pixel_errors(near, some).mean() <= of_encoder[dim].mean() * 1.01
     errors = pixel_errors(found["pca"], some).mean(1)
     assert (np.diff(errors) < 0).all()
     single = project_all(model, some, pca)
-    index = found["dims"].tolist().index(model.dim)
     for kind in ("encoder", "nearest", "pca"):
         own = found.get(f"{kind}_dims", found["dims"]).tolist().index(model.dim)
         np.testing.assert_array_equal(single[kind], found[kind][own])
-    assert index == found["dims"].tolist().index(model.dim)
 
 
 def test_pixel_errors_are_those_of_dequantized_pixels():

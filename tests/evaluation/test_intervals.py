@@ -56,7 +56,7 @@ def test_few_values_or_groups_have_no_interval(values, groups, expected):
 def test_jackknife_leaves_out_groups_together():
     rng = np.random.default_rng(0)
     groups = rng.permutation(np.arange(200) % 23)
-    subsets = jackknife_subsets(200, 50, rng, (groups, None))
+    subsets = jackknife_subsets(200, 50, (groups, None))
     left_out = [np.setdiff1d(np.arange(200), real) for real, _ in subsets]
     assert sorted(np.concatenate(left_out)) == list(range(200))
     for (real, fake), out in zip(subsets, left_out, strict=True):

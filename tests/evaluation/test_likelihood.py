@@ -13,7 +13,7 @@ from submanifold.evaluation.likelihood import (
     noisy_log_prob,
 )
 from submanifold.flows import Affine, SoftRealNVP
-from submanifold.flows.softflow import NoiseConditional
+from submanifold.flows.conditional import ConditionalLayer
 from submanifold.models import Hierarchy, Stage
 
 
@@ -74,7 +74,7 @@ def test_a_noise_conditional_model_receives_the_scale_of_its_training():
     model = Hierarchy([Stage(SoftRealNVP(4, 2), 4)]).double()
     with torch.no_grad():
         for each in model.modules():
-            if isinstance(each, NoiseConditional):
+            if isinstance(each, ConditionalLayer):
                 each.weight.normal_()
             elif isinstance(each, torch.nn.Linear):
                 each.weight.add_(0.1 * torch.randn_like(each.weight))

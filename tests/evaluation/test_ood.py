@@ -14,14 +14,11 @@ from submanifold.evaluation.ood import (
     LINEAR,
     LINEAR_COMBINATION,
     MEASURES,
-    add_groups,
     describe_scores,
     measure_ood,
     score_parts,
 )
 from submanifold.evaluation.scores import SCORES, SMOOTHED_DENSITY
-from submanifold.pipelines.ood import nodes
-from submanifold.pipelines.ood.nodes import score_ood
 
 
 def scored(normal, ood):
@@ -64,7 +61,7 @@ def test_interval_over_groups_of_copies_is_that_of_single_images():
     alone = measured(normal, ood)
     table = scored(np.repeat(normal, 10), np.repeat(ood, 10))
     repeated = np.repeat(np.arange(60), 10)
-    found = measure_ood(add_groups(table, repeated, repeated))
+    found = measure_ood(table.assign(group=np.tile(repeated, 2)))
     assert found["groups"] == {"normal": 60, "ood": 60}
     for name in ("auroc", "average_precision"):
         expected, over = alone[name], found["scores"]["density"][name]
@@ -144,25 +141,14 @@ def test_alarms_are_the_flagged_fractions_of_both_parts(table, model, monkeypatc
     assert (row["false_alarms"]["groups"], row["detected"]["groups"]) == (10, 3)
 
 
-def test_validation_and_test_images_have_their_own_groups(model, monkeypatch):
-    passed = []
-
-    def record(*arrays, groups):
-        passed.append(groups)
-        return scored([1, 2], [3])
-
-    monkeypatch.setattr(nodes, "score_parts", record)
-    groups = {"train": [1, 1], "valid": [4, 5, 5], "test": [2, 2]}
-    found = score_ood(model, *[NOISE] * 4, groups, {"ood": [8]}, "cpu")
-    assert [each.tolist() for each in passed] == [[4, 5, 5]]
-    assert found["group"].tolist() == [2, 2, 8]
-
-
-def test_p_values_count_groups_of_validation_images(model):
-    names, groups = ("density", "encoder_distance"), np.arange(60) // 2
-    table = score_parts(
-        model, ramps(300, 0), ramps(60, 1), ramps(5, 2), NOISE[:5], names, groups
-    )  # fmt: skip
+def test_groups_are_those_of_each_part(model):
+    """P-values count groups of validation images; parts without groups have single images."""
+    names, groups = ("density", "encoder_distance"), {"valid": np.arange(60) // 2, "test": [2] * 5}
+    arrays = ramps(300, 0), ramps(60, 1), ramps(5, 2), NOISE[:5]
+    table = score_parts(model, *arrays, names, groups)
+    assert table["group"].tolist() == [2] * 5 + [0, 1, 2, 3, 4]
     noise = table[table["part"] == "ood"]
     for name in (*names, COMBINATION, LINEAR_COMBINATION):
         assert noise[f"p_{name}"].tolist() == pytest.approx([1 / 31] * 5), name
+    table = score_parts(model, *arrays, names, ood_groups={"ood": [8] * 5})
+    assert table["group"].tolist() == [0, 1, 2, 3, 4] + [8] * 5

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kernel_poly, mmd2
 
 from submanifold.evaluation import features as module
 from submanifold.evaluation.features import pixel_features
@@ -119,3 +121,80 @@ def test_fewer_than_four_images_are_not_measured(count, weights, inception):
         assert (found[name]["value"] is None) == (count < 4)
         assert ("why" in found[name]) == (count < 4)
     assert json.loads(json.dumps(found)) == found
+
+
+# ---- distances of features
+
+
+def normal(count, size=8, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, size))
+
+
+def values(real, fake, **kwargs):
+    return precision(real, fake, **kwargs)["value"], recall(real, fake, **kwargs)["value"]
+
+
+@pytest.mark.parametrize("counts", [(30, 30), (30, 200), (300, 200)])
+def test_frechet_distance_agrees_with_torch_fidelity(counts):
+    a, b = normal(counts[0], 64), 0.3 + normal(counts[1], 64, seed=1) ** 2
+    statistics = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
+    expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(a, b)["value"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_frechet_interval_contains_the_value_and_needs_ten_images():
+    found = frechet_distance(normal(30), normal(40, seed=1))
+    assert 0 <= found["low"] < found["value"] < found["high"]
+    assert (found["n_real"], found["n_fake"]) == (30, 40)
+    assert frechet_distance(normal(9), normal(40))["low"] is None
+
+
+def test_precision_and_recall_of_points_on_a_line():
+    real = np.array([[0.0], [1.0], [3.0], [7.0]])  # radii 1, 1, 2, 4: [-1, 11] is covered
+    fake = np.array([[-1.5], [-1.25], [-1.0], [11.0], [11.5]])  # [-1.75, -0.75], [10.5, 12]
+    assert values(real, fake, neighbors=1) == (2 / 5, 0)
+    assert values(fake, real, neighbors=1) == (0, 2 / 5)
+    # the second neighbors are at distances 3, 2, 3, 6: everything is covered
+    assert values(real, fake, neighbors=2)[0] == 1
+
+
+def test_distant_samples_have_zero_precision_and_recall_with_wilson_intervals():
+    real, fake = normal(200), 50 + normal(300, seed=1)
+    assert precision(real, fake) == pytest.approx(
+        {"value": 0, "low": 0, "high": 0.0126, "n_real": 200, "n_fake": 300}, abs=1e-4
+    )
+    assert recall(real, fake) == pytest.approx(
+        {"value": 0, "low": 0, "high": 0.0188, "n_real": 200, "n_fake": 300}, abs=1e-4
+    )
+
+
+def test_kernel_distance_in_chunks_agrees_with_torch_fidelity():
+    x, y = normal(1500, 20), normal(1500, 20, seed=1) ** 2
+    cubic = {"kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1}
+    expected = mmd2(*(kernel_poly(a, b, **cubic) for a, b in ((x, x), (x, y), (y, y))))
+    assert kernel_distance(x, y)["value"] == pytest.approx(expected, rel=1e-10)
+
+
+def expected_kernel(mean_x, mean_y):
+    """E (x.y / f + 1)^3 of independent x ~ N(mean_x, I), y ~ N(mean_y, I), from E (x.y)^n."""
+    size, dot = len(mean_x), mean_x @ mean_y
+    square_x, square_y = mean_x @ mean_x, mean_y @ mean_y
+    second = size + square_x + square_y + dot**2
+    third = dot**3 + 3 * dot * square_x + 3 * dot * (size + square_y + 2)
+    return third / size**3 + 3 * second / size**2 + 3 * dot / size + 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 1.0])
+def test_kernel_distance_of_shifted_gaussians_is_unbiased(shift):
+    zero, mean = np.zeros(6), np.full(6, shift)
+    expected = expected_kernel(zero, zero) + expected_kernel(mean, mean)
+    expected -= 2 * expected_kernel(zero, mean)
+    found = [
+        kernel_distance(normal(50, 6, seed), normal(80, 6, seed + 1000) + mean)
+        for seed in range(100)
+    ]
+    drawn = np.array([each["value"] for each in found])
+    assert drawn.mean() == pytest.approx(expected, abs=3 * drawn.std() / np.sqrt(100))
+    assert np.mean([each["low"] < expected < each["high"] for each in found]) > 0.88
+    if shift == 0:
+        assert (drawn < 0).mean() > 0.3  # not clipped at zero, which would add a bias

@@ -11,7 +11,6 @@ from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.scores import (
     GREY_LEVEL,
     SCORES,
-    SMALL_CHANGE,
     leading_spectrum,
     local_dimension,
     png_bits,
@@ -75,7 +74,7 @@ def test_manifold_density_obeys_the_change_of_variables(model):
         torch.testing.assert_close(found["manifold_density"][number], expected.detach())
         values = torch.linalg.eigvalsh(jacobian.T @ jacobian)
         torch.testing.assert_close(
-            -found["dimension"][number], local_dimension(values[None], 64)[0].detach()
+            -found["dimension"][number], local_dimension(values[None], (1, 8, 8))[0].detach()
         )
 
 
@@ -101,7 +100,7 @@ def test_scores_of_a_mixture_ignore_the_chart_number():
         expected = {
             "on_manifold": -on_chart,
             "manifold_density": metric.slogdet()[1] / 2 - on_chart - others[0],
-            "dimension": -local_dimension(torch.linalg.eigvalsh(metric)[None], 4, SMALL_CHANGE)[0],
+            "dimension": -local_dimension(torch.linalg.eigvalsh(metric)[None], (4,))[0],
         }
         for name, value in expected.items():
             assert found[name][at].item() == pytest.approx(value.item(), rel=1e-6), name
@@ -125,4 +124,4 @@ def test_views_at_another_dimension_keep_the_noise_scale_but_no_p_values(code_fl
 
 def test_local_dimension_counts_directions_above_a_grey_level():
     values = torch.tensor([[1e-12, GREY_LEVEL**2, 1.0, 9.0]], dtype=torch.float64)
-    assert local_dimension(values, 1).item() == pytest.approx(2.5, abs=1e-3)
+    assert local_dimension(values, (1, 1, 1)).item() == pytest.approx(2.5, abs=1e-3)

@@ -58,12 +58,6 @@ def test_training_curves_accept_any_value(keys, value):
     rendered(training_curves({"stage_1": history([*values], keys, values.get)}))
 
 
-# ---- parts of the report
-
-
-# ---- dimensions and comparisons
-
-
 # ---- manifolds
 
 
@@ -81,11 +75,6 @@ def manifolds(columns, has_grid):
     }  # fmt: skip
 
 
-KINDS = pytest.mark.parametrize(
-    ("columns", "has_grid"), [(2, True), (2, False), (3, False)], ids=["plane", "curves", "space"]
-)
-
-
 @pytest.mark.parametrize("has_grid", [True, False])
 def test_points_are_those_given(has_grid):
     given = manifolds(2, has_grid)
@@ -99,7 +88,7 @@ def test_points_are_those_given(has_grid):
     np.testing.assert_array_equal(lines[:, 1], given["projections"][:250])
 
 
-@KINDS
+@pytest.mark.parametrize(("columns", "has_grid"), [(2, True), (2, False), (3, False)])
 def test_a_diverged_model_does_not_change_the_scales(columns, has_grid):
     given = manifolds(columns, has_grid)
     before = manifold_figure(**given)
@@ -115,14 +104,6 @@ def test_a_diverged_model_does_not_change_the_scales(columns, has_grid):
 
 
 # ---- tables
-
-
-def columns(count, seed):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=count)
-    return pd.DataFrame({"x": x, "y": x + 0.1 * rng.normal(size=count), "z": rng.normal(size=count),
-                         "dice": rng.integers(1, 7, count),
-                         "city": rng.choice(["Bern", "Rome"], count)})  # fmt: skip
 
 
 def test_tables_of_one_constant_or_missing_value_have_figures():

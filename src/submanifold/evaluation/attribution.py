@@ -14,15 +14,11 @@ from submanifold.flows import is_noise_conditional
 from submanifold.flows.bijection import Context
 from submanifold.models import Model
 
-EXPLAINED_ROWS, EXPLAINED_COLUMNS = 16, 3
-"""Most anomalous rows, and columns of each."""
+EXPLAINED_ROWS, EXPLAINED_COLUMNS = 16, 3  # most anomalous rows, and columns of each
 
-LEVELS = np.linspace(0.05, 0.95, 10)
-"""Quantiles of a column that replace its value."""
-MAX_REFERENCE = 10_000
-"""Training rows that determine the quantiles."""
-LARGEST = 1e30
-"""Replaces scores that are not finite."""
+LEVELS = np.linspace(0.05, 0.95, 10)  # quantiles of a column that replace its value
+MAX_REFERENCE = 10_000  # training rows that determine the quantiles
+LARGEST = 1e30  # instead of scores that are not finite
 
 
 def column_contributions(
@@ -37,22 +33,11 @@ def column_contributions(
 
     over quantiles c of the column and its present value (reconstruction-based contribution: Alcala
     & Qin 2009). A row that is anomalous in one column has one large contribution; a row with an
-    unusual combination has one for each column whose change resolves it.
-
-    Args:
-        score: Function from rows (n, D) to scores (n,); larger scores are more anomalous.
-        row: The row to explain (D,).
-        quantiles: Quantiles of usual rows, (levels, D).
-        is_equal: Whether the values of columns are equal to the user, (n, D) for rows (n, D) and
-            (n, D). Equal values, such as other dequantizations of an integer, are not tried.
+    unusual combination has one for each column whose change resolves it. Values that are equal to
+    the user, such as other dequantizations of an integer, are not tried.
 
     Returns:
         The contributions (D,), at least 0, and the values (D,) that attain them.
-
-    Example:
-        >>> quantiles = np.array([[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0]])
-        >>> column_contributions(lambda x: np.square(x).sum(1), np.array([9.0, 0.5]), quantiles)
-        (array([81.  ,  0.25]), array([0., 0.]))
     """
     columns = np.arange(len(row))
     changed = np.tile(row, (len(columns), len(quantiles), 1))
@@ -73,22 +58,13 @@ def explain_rows(
     model: Model, preprocessor: Preprocessor, test: np.ndarray, scored: pd.DataFrame,
     train: np.ndarray,
 ) -> pd.DataFrame:  # fmt: skip
-    """Find the columns that contribute most to the most anomalous rows.
+    """Find the three columns that contribute most to each of the 16 most anomalous rows.
 
     The contributions are increases of the log-density, smoothed if the model is noise-conditional,
     or decreases of the squared distance from the manifold if the model has no density.
-
-    The scores of the test rows (N, D) are a table with ``number``, ``nll``, and with a calibration
-    ``anomaly_score`` and ``p_value``.
-
-    Returns:
-        A table with up to 3 entries for each of 16 rows, in decreasing order of the anomaly score:
-        ``number``, ``p_value`` and ``nll`` of the row, ``column``, its ``value``, the
-        ``contribution`` (nats), and the ``usual`` value that attains it, in the units of the table.
     """
-    quantity = "density" if model.has_density else "encoder_distance"
-    if model.has_density and is_noise_conditional(model):
-        quantity = SMOOTHED_DENSITY
+    smooth = SMOOTHED_DENSITY if is_noise_conditional(model) else "density"
+    quantity = smooth if model.has_density else "encoder_distance"
     order = "anomaly_score" if "anomaly_score" in scored else "nll"
     worst = scored.sort_values(order, ascending=False, kind="stable")[:EXPLAINED_ROWS]
     chosen = test[worst["number"].to_numpy()]
@@ -111,9 +87,8 @@ def explain_rows(
     with ProgressBar("contributions of columns", "rows", len(rows)) as progress:
         for index, (_, scores) in enumerate(worst.iterrows()):
             context = None if contexts is None else contexts[index : index + 1]
-            contributions, usual = column_contributions(
-                partial(anomaly, context=context), rows[index], quantiles, is_equal
-            )
+            of_row = partial(anomaly, context=context)
+            contributions, usual = column_contributions(of_row, rows[index], quantiles, is_equal)
             values = preprocessor.inverse_transform(np.stack([rows[index], usual]))
             for column in np.argsort(-contributions, kind="stable")[:EXPLAINED_COLUMNS]:
                 value, usual_value = map(_text, values[names[column]])

@@ -11,59 +11,42 @@ import torch
 from torch import Tensor
 
 from submanifold.data.batches import Batches
-from submanifold.evaluation.intervals import MIN_GROUPS, mean_interval, plus_minus
+from submanifold.evaluation.intervals import MIN_GROUPS, Interval, mean_interval, plus_minus
 from submanifold.evaluation.likelihood import per_event, to_bits_per_dim
 
 PCA_BATCH_SIZE, MAX_BATCH_NUMBERS = 1024, 2**23
 LARGEST_COVARIANCE = 6144
 LEADING, OVERSAMPLING, ITERATIONS = 2048, 16, 4
 MOST_FITTED = 16384
-COMPARED_EVENTS, CURVE_EVENTS = 512, 128
-"""Evenly spaced test events on which all projections are compared: once, and by dimension."""
+COMPARED_EVENTS, CURVE_EVENTS = 512, 128  # evenly spaced, of comparisons and of curves
 
 
 @dataclass(frozen=True)
 class PCA:
     """Principal components of flattened events in R^D, fitted to batches (:ref:`theory-4`).
 
-    scikit-learn's PCA needs all data in memory as floats (4 GB for 160,000 images of 3,072 bytes);
-    this class reads batches of memory-mapped bytes.
-
-    Attributes:
-        mean: (D,).
-        axes: Principal axes as columns, (D, k) with k at most D and less than the number of events.
-        variances: (D,), decreasing. Those beyond the first k are all equal to the mean of the rest
-            (probabilistic PCA, Tipping & Bishop 1999).
-        shrinkage: Weight of the isotropic covariance in the Gaussian, in [0, 1].
-
-    Example:
-        >>> pca = PCA.fit([torch.tensor([[1.0, 0.0], [-1.0, 0.0]])])
-        >>> pca.variances.tolist()
-        [1.0, 0.0]
+    scikit-learn's PCA needs all data in memory as floats (4 GB for 160,000 images of 3,072 bytes).
+    Variances beyond those of the k axes are all equal to the mean of the rest (probabilistic PCA,
+    Tipping & Bishop 1999).
     """
 
-    mean: Tensor
-    axes: Tensor
-    variances: Tensor
-    shrinkage: float = 0.0
+    mean: Tensor  # (D,)
+    axes: Tensor  # as columns, (D, k) with k at most D and less than the number of events
+    variances: Tensor  # (D,), decreasing
+    shrinkage: float = 0.0  # weight of the isotropic covariance in the Gaussian, in [0, 1]
 
     @classmethod
     def fit(cls, batches: Iterable[Tensor]) -> "PCA":
         """Fit all axes to batches (batch, ...) in one pass, in double precision."""
-        count, mean, moment = _moments(
-            (batch.flatten(1).double() for batch in batches), lambda x: x.T @ x
-        )
+        events = (batch.flatten(1).double() for batch in batches)
+        count, mean, moment = _moments(events, lambda x: x.T @ x)
         variances, axes = torch.linalg.eigh(moment - mean.outer(mean))
         # deviations from the mean of n events span at most n - 1 dimensions
         return cls(mean, axes.flip(1)[:, : count - 1], variances.flip(0).clamp_min(0))
 
     @classmethod
     def fit_leading(cls, batches: Iterable[Tensor], count: int) -> "PCA":
-        """Fit the first `count` axes by randomized subspace iteration, without a D x D matrix.
-
-        Five passes in single precision; the last axes are the least accurate (Halko, Martinsson &
-        Tropp 2011).
-        """
+        """Fit the first `count` axes by subspace iteration (Halko, Martinsson & Tropp 2011)."""
         n, mean, square = _moments(batch.flatten(1).double() for batch in batches)
         total = (square - mean.square()).sum()
         size = min(count + OVERSAMPLING, len(mean))
@@ -89,18 +72,15 @@ class PCA:
 
     def squared_errors(self, x: Tensor) -> Tensor:
         """Compute mean squared errors with the first 0, ..., k axes, (batch, k + 1)."""
-        squares, rest = self._squares(x)
-        tails = torch.cat([squares, rest[:, None]], 1).flip(1).cumsum(1).flip(1)
-        return tails / len(self.mean)
+        return self._squares(x).flip(1).cumsum(1).flip(1) / len(self.mean)
 
     def error_curve(
         self, batches: Iterable[Tensor], groups: np.ndarray | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Average :meth:`squared_errors` over batches of N events, optionally with groups (N,).
+        """Average :meth:`squared_errors`, (k + 1,), with the half-widths of 95% intervals.
 
-        Returns:
-            The mean (k + 1,) and the half-width of its 95% interval. Over groups, the half-width is
-            by the linearized variance of a ratio and Student's t, and None for fewer than 6 groups.
+        Over groups (N,), they are by the linearized variance of a ratio and Student's t, and None
+        for fewer than 6 groups.
         """
         if groups is not None:
             return _mean_over_groups(map(self.squared_errors, batches), groups)
@@ -141,25 +121,24 @@ class PCA:
         weights = [0.0, *(10 ** (-exponent / 4) for exponent in range(24, 0, -1)), 0.75, 0.9, 1.0]
         return min((replace(self, shrinkage=weight) for weight in weights), key=loss)
 
-    def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return squared coordinates (batch, k) and the squared distance from their span."""
+    def _squares(self, x: Tensor) -> Tensor:
+        """Return squared coordinates and squared distances from their span, (batch, k + 1)."""
         flat = x.flatten(1).double() - self.mean
         squares = (flat @ self.axes).square()
-        if len(self.mean) == self.axes.shape[1]:
-            return squares, squares.new_zeros(len(squares))
-        return squares, (flat.square().sum(1) - squares.sum(1)).clamp_min(0)
+        rest = (flat.square().sum(1) - squares.sum(1)).clamp_min(0)
+        is_all = len(self.mean) == self.axes.shape[1]
+        return torch.cat([squares, rest[:, None] * (not is_all)], 1)
 
     def _all_squares(self, x: Tensor) -> Tensor:
         """Return squared coordinates (batch, D); those beyond the first k are their mean."""
-        squares, rest = self._squares(x)
-        missing = len(self.mean) - self.axes.shape[1]
-        return torch.cat([squares, (rest / max(missing, 1))[:, None].expand(-1, missing)], 1)
+        squares, missing = self._squares(x), len(self.mean) - self.axes.shape[1]
+        rest = squares[:, -1:] / max(missing, 1)
+        return torch.cat([squares[:, :-1], rest.expand(-1, missing)], 1)
 
 
 def _moments(
     batches: Iterable[Tensor], second: Callable[[Tensor], Tensor] = lambda x: x.square().sum(0)
 ) -> tuple[int, Tensor, Tensor]:
-    """Return the number of rows, their mean, and the mean of their second moments."""
     count, total, moment = 0, torch.zeros(()), torch.zeros(())
     for batch in batches:
         count += len(batch)
@@ -177,22 +156,25 @@ def _mean_over_groups(
         of_batch = members[start : start + len(batch)]
         sums = sums + batch.new_zeros(len(counts), batch.shape[1]).index_add_(0, of_batch, batch)
         start += len(batch)
-    mean, number = sums.sum(0) / start, len(counts)
-    if number < MIN_GROUPS:
+    mean, count = sums.sum(0) / start, len(counts)
+    if count < MIN_GROUPS:
         return mean, None
     squares = (sums - counts[:, None] * mean).square().sum(0)
-    error = (squares * number / (number - 1)).sqrt() / start
-    return mean, float(scipy.stats.t.ppf(0.975, number - 1)) * error
+    error = (squares * count / (count - 1)).sqrt() / start
+    return mean, float(scipy.stats.t.ppf(0.975, count - 1)) * error
 
 
 class EventBatches(Batches):
-    """Batches of events without their context."""
+    """Batches of events without their context, which can be transformed."""
+
+    transform: Callable[[Tensor], Tensor] | None = None
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
-        return (x for x, _ in self.in_order())
+        events = (x for x, _ in self.in_order())
+        return events if self.transform is None else map(self.transform, events)
 
 
-def pca_batches(events: np.ndarray) -> "EventBatches":
+def pca_batches(events: np.ndarray) -> EventBatches:
     """Split events (N, ...) into batches of at most 64 MB in double precision."""
     size = max(1, MAX_BATCH_NUMBERS // math.prod(events.shape[1:]))
     return EventBatches(events, min(PCA_BATCH_SIZE, size))
@@ -200,19 +182,12 @@ def pca_batches(events: np.ndarray) -> "EventBatches":
 
 def fit_pca(batches: Iterable[Tensor], dim: int, most: int) -> PCA:
     """Fit all axes to events in R^dim, or with more than 6,144 coordinates at most these many."""
-    if dim <= LARGEST_COVARIANCE:
-        return PCA.fit(batches)
-    return PCA.fit_leading(batches, min(LEADING, most))
+    is_small = dim <= LARGEST_COVARIANCE
+    return PCA.fit(batches) if is_small else PCA.fit_leading(batches, min(LEADING, most))
 
 
 def fit_gaussian(train: np.ndarray, valid: np.ndarray) -> tuple[PCA, int]:
-    """Fit PCA to uint8 images or float vectors (N, ...); choose the shrinkage on validation data.
-
-    With more than 6,144 coordinates, 2,048 axes are fitted to at most 16,384 evenly spaced events.
-
-    Returns:
-        The PCA and the number of events it is fitted to.
-    """
+    """Fit PCA, to at most 16,384 large events, and count them; shrink it by validation data."""
     dim = math.prod(train.shape[1:])
     fitted = train if dim <= LARGEST_COVARIANCE else train[:: math.ceil(len(train) / MOST_FITTED)]
     pca = fit_pca(pca_batches(fitted), dim, len(fitted) - 1)
@@ -224,13 +199,8 @@ def fit_baselines(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Fit PCA and the Gaussian to uint8 images or float vectors (N, ...) and evaluate them.
 
-    Returns:
-        A dictionary, and the result of :func:`stored_axes`. The dictionary contains
-        ``pca_mse``: mean squared error with the first 0, 1, ... axes, and ``pca_mse_half_width`` of
-        its 95% interval (None for too few groups); with groups their number ``groups``;
-        ``subsets``: the same of 512 and of 128 evenly spaced test events, on which projections are
-        compared, by number; ``gaussian``: bits per dimension and ``shrinkage``; ``n_train``: number
-        of events in the fit.
+    ``pca_mse`` are mean squared errors with the first 0, 1, ... axes; ``subsets`` are the same of
+    512 and of 128 evenly spaced test events, by number. The second result is :func:`stored_axes`.
     """
     pca, n_train = fit_gaussian(train, valid)
     bits = to_bits_per_dim(per_event(pca.log_prob, pca_batches(test)), test)
@@ -251,12 +221,7 @@ def fit_baselines(
 
 
 def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:
-    """Select at most ``count`` entries of an array at equal distances.
-
-    Example:
-        >>> evenly_spaced(np.arange(10), 4).tolist()
-        [0, 3, 6, 9]
-    """
+    """Select at most ``count`` entries of an array at equal distances."""
     return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
 
 
@@ -267,10 +232,7 @@ def stored_axes(pca: PCA) -> np.ndarray:
 
 
 def pca_projection(stored: np.ndarray, x: Tensor, dim: int) -> Tensor | None:
-    """Project x (batch, ...) onto `dim` axes of :func:`stored_axes`; None if there are fewer.
-
-    The projection onto D axes is x itself.
-    """
+    """Project x (batch, ...) onto `dim` axes of :func:`stored_axes`; None if there are fewer."""
     if dim >= stored.shape[1]:
         return x
     if dim >= len(stored):
@@ -280,15 +242,12 @@ def pca_projection(stored: np.ndarray, x: Tensor, dim: int) -> Tensor | None:
 
 
 def pca_error(baselines: Mapping[str, Any], dim: int, subset: int | None = None) -> dict[str, Any]:
-    """Look up the ``mse`` of PCA with `dim` axes, or ``why`` it is missing, in `baselines`.
-
-    It is that of all test events, or of a subset of :func:`fit_baselines`.
-    """
+    """Look up the ``mse`` of PCA with `dim` axes, or ``why`` it is missing, of a subset or all."""
     errors = baselines if subset is None else baselines["subsets"][str(subset)]
     fitted = len(errors["pca_mse"]) - 1
     if dim > fitted:
         return {"dim": dim, "why": f"only the {fitted:,} leading axes are fitted"}
     value, half_widths = errors["pca_mse"][dim], errors["pca_mse_half_width"]
-    mse: dict[str, Any] = {"value": value, "low": None, "high": None}
+    mse: Interval = {"value": value, "low": None, "high": None}
     mse |= {} if half_widths is None else plus_minus(value, half_widths[dim])
     return {"dim": dim, "mse": mse | {k: errors[k] for k in ("groups",) if k in errors}}

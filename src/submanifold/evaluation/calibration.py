@@ -27,11 +27,9 @@ LEVELS = np.concatenate([[0.0], 1 / (1 + np.exp(np.linspace(9, -9, 361))), [1.0]
 FALSE_ALARM_RATES = (0.1, 0.05, 0.01, 0.001)
 FOLDS = 10
 MIN_IMAGES = 20
-"""With 20 images, nine of ten folds have 18, more than two for each of at most eight combined
-scores, and the smallest p-value, 1/21, is below 5%."""
+"""Nine of ten folds have 18, more than two for each score, and the smallest p-value is below 5%."""
 
-Scores = Mapping[str, np.ndarray]
-"""Scores (N,) by name."""
+Scores = Mapping[str, np.ndarray]  # scores (N,) by name
 
 
 def calibrate(
@@ -39,35 +37,28 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fit a :class:`Calibration` to the quick scores of validation data, (N, ...).
 
-    Returns:
-        The calibration as a JSON-able dict, or the reason ``why`` there are too few events.
+    It is returned as a JSON-able dict, or the reason ``why`` there are too few events.
     """
     model = model.to(device)
     combined, scale = QUICK, None
     if is_noise_conditional(model) and model.has_density and len(events):
         combined, scale = (SMOOTHED_DENSITY,), best_noise_scale(model, events)
     model.calibration = {NOISE_SCALE: scale}  # for the scores
-    scores = score(model, events)
+    scores, kind = score(model, events), "images" if events.dtype == np.uint8 else "rows"
     try:
-        kind = "images" if events.dtype == np.uint8 else "rows"
         fitted = Calibration.fit(scores, combined, groups, kind)
-        return replace(fitted, noise_scale=scale).to_dict()
     except UserError as error:
         return {NOISE_SCALE: scale, "why": str(error)}
+    return replace(fitted, noise_scale=scale).to_dict()
 
 
 def false_alarms(
     p_values: np.ndarray, calibrated: int, groups: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
-    """Compare promised with observed rates of false alarms.
+    """Compare promised with observed rates of false alarms, of at least 1 / (calibrated + 1).
 
     The p-values (N,) are of normal images that neither trained nor calibrated the model; groups of
     them have equal weights, as those that are ``calibrated``.
-
-    Returns:
-        For each rate of :data:`FALSE_ALARM_RATES` that the calibration supports: the ``rate``, the
-        number ``flagged`` of images, the ``observed`` rate with its 95% interval, and the ends
-        ``low`` and ``high`` of the ``expected`` rate (:func:`.false_alarm_range`).
     """
     rows = []
     for rate in FALSE_ALARM_RATES:
@@ -98,30 +89,18 @@ class Calibration:
     fraction alpha of normal images has a p-value of at most alpha. Groups of images, such as
     patches of one photograph, are in one fold and have equal weights, and p-values count groups
     (hierarchical conformal prediction: Lee, Barber & Willett 2023).
-
-    Attributes:
-        count: Number of images.
-        groups: Number of groups; by default each image is one.
-        median: Negative median of ``density``, nats; None without a density.
-        combined: Names of the combined scores.
-        quantiles: Quantiles at :data:`LEVELS` by score, including the combination.
-        mean: Mean of z, (scores,).
-        precision: Inverse of C, (scores, scores).
-        noise_scale: The noise scale of ``smoothed_density``; None without this score.
-        events: What is scored, in messages: ``images`` or ``rows``.
-        training: Hashes of training events (:func:`.training_hashes`).
     """
 
-    count: int
-    groups: int
-    median: float | None
-    combined: tuple[str, ...]
-    quantiles: Scores
-    mean: np.ndarray
-    precision: np.ndarray
-    noise_scale: float | None = None
-    events: str = "images"
-    training: Sequence[int] = ()
+    count: int  # of images
+    groups: int  # by default each image is one
+    median: float | None  # negative median of the density in nats, if there is one
+    combined: tuple[str, ...]  # names of scores
+    quantiles: Scores  # at LEVELS, including those of the combination
+    mean: np.ndarray  # of z, (scores,)
+    precision: np.ndarray  # inverse of C, (scores, scores)
+    noise_scale: float | None = None  # of smoothed_density, if it is a score
+    events: str = "images"  # or rows; what is scored, in messages
+    training: Sequence[int] = ()  # hashes of training events
 
     @classmethod
     def fit(
@@ -130,11 +109,8 @@ class Calibration:
     ) -> "Calibration":  # fmt: skip
         """Fit to scores (N,) by name of normal images that the model was not trained on.
 
-        `combined` are the names to combine, as far as they are among the scores; `groups` is (N,);
-        `events` names them in messages.
-
-        Raises:
-            UserError: There are fewer than 20 events, or nearly all are of one group.
+        Those of the `combined` names are combined. Fewer than 20 events, or nearly all of one
+        group, raise a :class:`UserError`.
         """
         combined = tuple(name for name in combined if name in scores)
         numbers = np.arange(len(scores[combined[0]])) if groups is None else groups
@@ -169,7 +145,7 @@ class Calibration:
 
     @property
     def basis(self) -> str:
-        """Numbers of events and groups, as text."""
+        """The numbers of events and groups, as text."""
         in_groups = "" if self.groups == self.count else f" in {self.groups:,} groups"
         return f"{self.count:,} {self.events}{in_groups}"
 
@@ -215,13 +191,17 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict with numbers of five digits."""
-        quantiles = {name: _round(values) for name, values in self.quantiles.items()}
-        arrays = {"mean": _round(self.mean), "precision": [_round(row) for row in self.precision]}
+
+        def rounded(values: np.ndarray) -> list[float]:
+            return [float(f"{value:.5g}") for value in values]
+
+        quantiles = {name: rounded(values) for name, values in self.quantiles.items()}
+        arrays = {"mean": rounded(self.mean), "precision": [*map(rounded, self.precision)]}
         return {**vars(self), "combined": list(self.combined), "quantiles": quantiles, **arrays}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":
-        """Restore the result of :meth:`to_dict`."""
+        """Invert :meth:`to_dict`."""
         arrays = {name: np.array(stored[name]) for name in ("mean", "precision")}
         quantiles = {name: np.array(values) for name, values in stored["quantiles"].items()}
         combined = tuple(stored["combined"])
@@ -242,7 +222,3 @@ def _quantiles(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:
 def _finite(values: np.ndarray) -> np.ndarray:
     """Clip non-finite values to the largest score."""
     return np.nan_to_num(values, nan=HUGE, posinf=HUGE).clip(-HUGE, HUGE)
-
-
-def _round(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]

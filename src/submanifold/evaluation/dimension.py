@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy  # submodules load on first use
 import torch
 
 from submanifold.common.extras import import_extra
 from submanifold.common.progress import ProgressBar, track
 from submanifold.data.batches import Batches
 from submanifold.evaluation.baselines import CURVE_EVENTS
-from submanifold.evaluation.intervals import Interval, mean_interval, plus_minus
-from submanifold.evaluation.scores import leading_spectrum, local_dimension, smallest_change
+from submanifold.evaluation.intervals import Interval, mean_interval, student_interval
+from submanifold.evaluation.scores import leading_spectrum, local_dimension
 from submanifold.models import Model
 
 ESTIMATORS = {
@@ -40,12 +39,6 @@ def intrinsic_dimensions(images: np.ndarray) -> dict[str, Interval]:
     The 95% interval is by the delete-half jackknife (Shao & Wu 1989), whose standard error is the
     standard deviation over random halves. It does not cover the bias of an estimator. A bootstrap
     would repeat images, at distance 0.
-
-    Returns:
-        ``value``, ``low``, ``high`` and the number of images ``n`` for each of :data:`ESTIMATORS`.
-
-    Raises:
-        UserError: scikit-dimension is not installed.
     """
     skdim = import_extra("skdim", "dimension")  # slow to import
     flat = images[:ESTIMATOR_IMAGES].reshape(min(ESTIMATOR_IMAGES, len(images)), -1) / 256
@@ -59,8 +52,7 @@ def intrinsic_dimensions(images: np.ndarray) -> dict[str, Interval]:
         for name in ESTIMATORS:
             estimator = getattr(skdim.id, name)
             value, *of_halves = (float(estimator().fit(x).dimension_) for x in (flat, *halves))
-            half_width = scipy.stats.t.ppf(0.975, HALVES - 1) * np.std(of_halves, ddof=1)
-            interval = plus_minus(value, float(half_width))
+            interval = student_interval(value, float(np.std(of_halves, ddof=1)), HALVES)
             estimates[name] = interval | {"low": max(interval["low"], 0.0), "n": len(flat)}
             bar.update(1)
     return estimates
@@ -71,28 +63,21 @@ def spectrum_dimension(
 ) -> Interval:
     """Average :func:`~submanifold.evaluation.scores.local_dimension` over 64 test images.
 
-    Returns:
-        The mean with its interval, and the number of ``directions``, at most 256: those of the
-        leading latents, on the manifold and, of a hierarchy, off it.
+    The ``directions`` are at most 256 leading latents, of a hierarchy also off the manifold.
     """
     device = next(model.parameters()).device
     batches = Batches(test[:SPECTRUM_IMAGES], SPECTRUM_BATCH_SIZE, device=device)
-    dimensions, change = [], smallest_change(model)
+    dimensions = []
     for x, context in track(batches, "spectra", len(batches)):
         u, v = (part.detach() for part in model.encode(x, context=context))
         eigenvalues = leading_spectrum(model, u, DIRECTIONS, v, context)
-        dimensions.append(local_dimension(eigenvalues, model.event_dim, change))
+        dimensions.append(local_dimension(eigenvalues, model.event_shape))
     interval = mean_interval(torch.cat(dimensions).cpu().numpy(), groups)
     return {**interval, "directions": eigenvalues.shape[1]}
 
 
 def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> dict[str, Any]:
-    """Recommend the smallest dimension whose projections reach the goal of :data:`ENOUGH`.
-
-    Returns:
-        The recommended ``dim``, ``pca_dim``, with which PCA has the same error, (or None) and a
-        ``sentence``.
-    """
+    """Recommend the smallest ``dim`` that reaches the goal, and ``pca_dim`` of equal error."""
     goal = next(name for name in ENOUGH if name in curve["goals"])
     best, enough = curve["smallest"][goal], curve["goals"][goal]
     if best is None:
@@ -104,10 +89,8 @@ def advise(curve: Mapping[str, Any], baselines: Mapping[str, Any], dim: int) -> 
     errors = np.log(np.maximum(curve["mse"], np.finfo(float).tiny))
     error = np.exp(np.interp(np.log(best), np.log(curve["dims"]), errors))
     pca_dim = pca_dim_of(baselines, error)
-    sentence = (
-        f"d = {best} is the smallest dimension whose encoder projections of test data "
-        f"{ENOUGH[goal]}."
-    )
+    sentence = f"d = {best} is the smallest dimension whose encoder projections of test data "
+    sentence += f"{ENOUGH[goal]}."
     nearest = [d for d, mse in zip(curve["nearest_dims"], curve["nearest_mse"], strict=True)
                if mse is not None and mse <= enough and d < best]  # fmt: skip
     if nearest:

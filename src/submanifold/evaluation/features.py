@@ -8,10 +8,8 @@ import numpy as np
 import pooch
 import torch
 from sklearn.decomposition import PCA
-from torch_fidelity.feature_extractor_inceptionv3 import (
-    URL_INCEPTION_V3,
-    FeatureExtractorInceptionV3,
-)
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
 
 from submanifold.common.errors import UserError
 from submanifold.common.progress import ProgressBar
@@ -24,7 +22,7 @@ TIMEOUT = 10.0  # seconds without a byte from the server
 
 
 class MissingWeightsError(Exception):
-    """The Inception weights are not available; the message states why and what to do."""
+    """The Inception weights are not available."""
 
 
 def inception_features(
@@ -35,13 +33,9 @@ def inception_features(
 
     Images are uint8 (n, 3 or 1, height, width), features float32 (n, 2048). By default the weights
     are the file in torch's cache, which is downloaded if it is missing. Batches need about 1 GB.
-
-    Raises:
-        MissingWeightsError: The weights cannot be downloaded.
-        UserError: `inception_weights` is not the path of the standard file.
     """
     path = _download_weights() if inception_weights is None else check_weights(inception_weights)
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
+    network = Inception("inception-v3-compat", ["2048"], str(path)).to(device)
 
     @torch.no_grad()
     def features(batch: np.ndarray) -> np.ndarray:
@@ -89,12 +83,10 @@ def _download_weights() -> Path:
 def pixel_features(
     reference: np.ndarray, *sets: np.ndarray, components: int = 64
 ) -> list[np.ndarray]:
-    """Compute coordinates of images on the leading principal axes of reference images.
+    """Compute coordinates (m, d) of images on the leading principal axes of reference images.
 
-    They describe color, brightness and coarse shape. The reference should not be one of the sets:
-    on axes fitted to themselves, real images have a larger variance, which raises the precision of
-    fakes. From uint8 (m, channels, height, width) to float64 (m, d), scaled so that the reference
-    has a mean square of 1.
+    On axes fitted to themselves, real images would have a larger variance, and fakes a larger
+    precision. The mean square of the reference is scaled to 1.
     """
     fitted, *rows = (x.reshape(len(x), -1).astype(np.float64) for x in (reference, *sets))
     axes = max(1, min(components, len(fitted) - 1, fitted.shape[1]))

@@ -1,7 +1,7 @@
 """A Gaussian with the covariance of training data."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -10,12 +10,10 @@ import scipy  # submodules load on first use
 import torch
 from torch import Tensor
 
-from submanifold.evaluation.baselines import MOST_FITTED, EventBatches, fit_pca, pca_batches
+from submanifold.evaluation.baselines import MOST_FITTED, fit_pca, pca_batches
 
-RANK = 1024
-"""Axes of a Gaussian in the file of a model."""
-SMALLEST_SCALE = 1e-4
-"""Smallest standard deviation of a coordinate, relative to the largest."""
+RANK = 1024  # axes of a Gaussian in the file of a model
+SMALLEST_SCALE = 1e-4  # smallest standard deviation of a coordinate, relative to the largest
 
 
 @dataclass(frozen=True)
@@ -26,27 +24,17 @@ class Gaussian:
     their cosine transform after a rotation of the channels. There the covariance of training events
     is shrunk toward the identity, for images toward a nearly stationary covariance, which needs few
     images. The axes U have shrunk eigenvalues, all others the eigenvalue r.
-
-    Attributes:
-        mean: m, in the shape of an event.
-        channels: Orthogonal matrix (channels, channels) of images; (0, 0) for vectors.
-        scale: Standard deviations of the coordinates, in the shape of an event.
-        axes: U, (D, k).
-        eigenvalues: Those of the axes, and r, (k + 1,).
     """
 
-    mean: Tensor
-    channels: Tensor
-    scale: Tensor
-    axes: Tensor
-    eigenvalues: Tensor
+    mean: Tensor  # m, in the shape of an event
+    channels: Tensor  # orthogonal matrix (channels, channels) of images; (0, 0) for vectors
+    scale: Tensor  # standard deviations of the coordinates, in the shape of an event
+    axes: Tensor  # U, (D, k)
+    eigenvalues: Tensor  # those of the axes, and r, (k + 1,)
 
     @classmethod
     def fit(cls, train: np.ndarray, valid: np.ndarray, rank: int = RANK) -> "Gaussian":
-        """Fit at most 16,384 uint8 images or float vectors (N, ...).
-
-        The likelihood of validation events determines the shrinkage; ``rank`` limits the axes.
-        """
+        """Fit at most 16,384 uint8 images or float vectors (N, ...), and ``rank`` axes."""
         batches = pca_batches(train[:: math.ceil(len(train) / MOST_FITTED)])
         dim = math.prod(train.shape[1:])
         rank = min(rank, dim)
@@ -58,12 +46,12 @@ class Gaussian:
             moments = torch.stack([torch.einsum("nchw,ndhw->cd", x, x) for x in centered])
             channels = torch.linalg.eigh(moments.sum(0)).eigenvectors
         unscaled = cls(mean, channels, torch.ones_like(mean), axes=zero[:0], eigenvalues=zero[:0])
-        squares = (x.square().sum(0) for x in _Standardized(unscaled, batches))
+        squares = (unscaled.standardize(x.double() - mean).square().sum(0) for x in batches)
         scale = (sum(squares, zero.flatten()) / len(batches)).sqrt().view_as(mean)
         scale = scale.clamp_min(max(float(scale.max()), 1e-12) * SMALLEST_SCALE)
-        standard = replace(unscaled, scale=scale)
-        whitened, held_out = (_Standardized(standard, x) for x in (batches, pca_batches(valid)))
-        pca = fit_pca(whitened, dim, min(rank, len(batches) - 1)).shrink(held_out)
+        standard, held_out = replace(unscaled, scale=scale), pca_batches(valid)
+        batches.transform = held_out.transform = lambda x: standard.standardize(x.double() - mean)
+        pca = fit_pca(batches, dim, min(rank, len(batches) - 1)).shrink(held_out)
         axes, variances = pca.axes[:, :rank], pca.shrunk_variances()
         rest = variances[min(axes.shape[1], dim - 1) :].mean()
         eigenvalues = torch.cat([variances[: axes.shape[1]], rest[None]])
@@ -71,7 +59,7 @@ class Gaussian:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Gaussian":
-        """Build it from the result of :meth:`to_tensors`."""
+        """Invert :meth:`to_tensors`."""
         precise = {name: tensor.double() for name, tensor in tensors.items()}
         # half precision is not enough for orthogonal axes, which the precision assumes
         return cls(**{**precise, "axes": torch.linalg.qr(precise["axes"]).Q})
@@ -128,15 +116,3 @@ class Gaussian:
         sides = self.mean.shape[1:]
         matrices = (scipy.fft.dct(np.eye(side), norm="ortho", axis=0) for side in sides)
         return [torch.from_numpy(matrix).to(self.mean) for matrix in matrices]
-
-
-@dataclass
-class _Standardized:
-    """Batches of standardized events."""
-
-    gaussian: Gaussian
-    batches: EventBatches
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.batches:
-            yield self.gaussian.standardize(batch.double() - self.gaussian.mean)

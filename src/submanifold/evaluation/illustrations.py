@@ -15,8 +15,7 @@ from submanifold.models import Hierarchy, Model
 
 NEAREST_DIMS = 4
 COORDINATES, STEPS, DEVIATIONS, OF_CLASS = 8, 7, 3.0, 8
-MEASURED = 256
-"""Images that measure the mean and the standard deviation of coordinates."""
+MEASURED = 256  # images that measure the mean and the standard deviation of coordinates
 CHUNK = 1024
 
 Arrays = dict[str, np.ndarray]
@@ -24,14 +23,7 @@ Arrays = dict[str, np.ndarray]
 
 @torch.no_grad()
 def project_all(model: Model, images: np.ndarray, pca: np.ndarray) -> Arrays:
-    """Project uint8 images (N, channels, height, width) onto the manifold, and by PCA.
-
-    ``pca`` is the result of :func:`~submanifold.evaluation.baselines.stored_axes`.
-
-    Returns:
-        uint8 arrays like the images: ``encoder``; ``default`` and ``nearest``, if the dimension is
-        smaller than that of the images; and ``pca`` with as many axes, if they are stored.
-    """
+    """Project uint8 images (N, ...) onto the manifold, and by PCA if it has enough stored axes."""
     x, context = _batch(model, images)
     projections = {"encoder": model.encoder_projection(x, context)}
     if model.dim < model.event_dim:
@@ -44,12 +36,9 @@ def project_all(model: Model, images: np.ndarray, pca: np.ndarray) -> Arrays:
 
 @torch.no_grad()
 def interpolate(model: Model, images: np.ndarray, steps: int) -> np.ndarray:
-    """Interpolate between two images on the manifold (:func:`interpolate_latents`).
+    """Interpolate between the encoder projections of two images on the manifold.
 
     A conditional model decodes all points given the context of the first image.
-
-    Returns:
-        Images (steps, ...), starting and ending with the encoder projections.
     """
     x, context = next(fixed_batches(images, 2, next(model.parameters()).device))
     first, last = model.encode(x, context=context)[0]
@@ -57,12 +46,9 @@ def interpolate(model: Model, images: np.ndarray, steps: int) -> np.ndarray:
 
 
 def interpolate_latents(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    r"""Interpolate from a (d,) to b (d,) along the great circle of directions.
+    r"""Interpolate from a (d,) to b (d,), both included, along the great circle of directions.
 
     :math:`\|u\|^2` changes linearly, and with it :math:`\log N(u; 0, I)`, but no other density.
-
-    Returns:
-        Points (steps, d), including both ends.
     """
     weight = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device)[:, None]
     angle = torch.arccos((a @ b / (a.norm() * b.norm())).clamp(-1, 1)).clamp(1e-4, np.pi - 1e-4)
@@ -73,14 +59,10 @@ def interpolate_latents(a: Tensor, b: Tensor, steps: int) -> Tensor:
 
 @torch.no_grad()
 def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arrays:
-    """Project images onto the nested manifolds of a hierarchy at d = 1, 2, 4, ...
+    """Project images as :func:`project_all` onto the nested manifolds of a hierarchy.
 
-    Arguments are those of :func:`project_all`.
-
-    Returns:
-        ``dims``: the powers of two, the model's and the largest dimension. ``encoder``: the
-        projections, uint8 (dims, N, ...), and ``default``. ``nearest`` at ``nearest_dims``, and
-        ``pca`` at ``pca_dims``, which are some of the dimensions.
+    The ``dims`` are the powers of two, the model's and the largest dimension. Projections are uint8
+    (dims, N, ...), those of ``nearest`` and ``pca`` at ``nearest_dims`` and ``pca_dims``.
     """
     (x, context), largest = _batch(model, images), model.max_dim
     dims = sorted({2**k for k in range(largest.bit_length())} | {model.dim, largest})
@@ -88,16 +70,15 @@ def project_by_dim(model: Hierarchy, images: np.ndarray, pca: np.ndarray) -> Arr
     every = -(-len(smaller) // NEAREST_DIMS)
     nearest_dims = sorted({*smaller[::-every], model.dim} & {*smaller})
     views = {dim: model.at_dim(dim) for dim in dims}
-    by_pca = {dim: pca_projection(pca, x, dim) for dim in dims}
-    known = {dim: projected for dim, projected in by_pca.items() if projected is not None}
+    by_pca = {d: y for d in dims if (y := pca_projection(pca, x, d)) is not None}
     return {
         "dims": np.array(dims),
         "encoder": _stack(view.encoder_projection(x, context) for view in views.values()),
         "default": _stack(view.project(x, context=context) for view in views.values()),
         "nearest_dims": np.array(nearest_dims, int),
         "nearest": _stack(views[d].project(x, nearest=True, context=context) for d in nearest_dims),
-        "pca_dims": np.array([*known]),
-        "pca": _stack(known.values()),
+        "pca_dims": np.array([*by_pca]),
+        "pca": _stack(by_pca.values()),
     }
 
 
@@ -107,10 +88,7 @@ def traverse(model: Model, images: np.ndarray) -> np.ndarray:
 
     The coordinates are those of the manifold's stage, ordered by its rotation if it has one,
     without later reparametrizations. They vary from -3 to 3 standard deviations around the mean
-    over the first 256 uint8 images (N, channels, height, width). A mixture keeps the chart.
-
-    Returns:
-        uint8 (coordinates, 7, channels, height, width).
+    over the first 256 images. The result is (coordinates, 7, ...). A mixture keeps the chart.
     """
     if isinstance(model, Hierarchy):
         model = Hierarchy(model.stages, model.dim)
@@ -127,24 +105,19 @@ def traverse(model: Model, images: np.ndarray) -> np.ndarray:
 
 
 def sample_by_class(model: Model, classes: int) -> np.ndarray:
-    """Draw samples of each class, with the same coordinates u for all classes.
-
-    Returns:
-        uint8 (classes, 8, channels, height, width).
-    """
+    """Draw samples (classes, 8, ...), with the same coordinates u for all classes."""
     device = next(model.parameters()).device
-    contexts = (torch.full((OF_CLASS,), label, device=device) for label in range(classes))
-    return _stack(
-        model.sample(OF_CLASS, generator=torch.Generator().manual_seed(0), context=context)
-        for context in contexts
-    )
+
+    def samples(label: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        context = torch.full((OF_CLASS,), label, device=device)
+        return model.sample(OF_CLASS, generator=generator, context=context)
+
+    return _stack(map(samples, range(classes)))
 
 
 def nearest_images(images: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Return the numbers (n,) of the candidates with the smallest squared distance from images.
-
-    Both are uint8 (n or N, ...); candidates are read in chunks.
-    """
+    """Return the numbers (n,) of the candidates that are nearest to images."""
     flat = images.reshape(len(images), -1).astype(np.float64)
     best, numbers = np.full(len(flat), np.inf), np.zeros(len(flat), int)
     for start in range(0, len(candidates), CHUNK):

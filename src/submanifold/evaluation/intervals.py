@@ -1,8 +1,4 @@
-"""95% confidence intervals of means, of medians and of distances between two samples.
-
-Events may come in groups, such as patches of one photograph, that are not independent of each
-other. Intervals are then computed over groups.
-"""
+"""95% intervals of means, medians and distances of events, or of groups such as photographs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,19 +7,16 @@ import numpy as np
 import scipy  # submodules load on first use; scipy.stats takes half a second
 
 JACKKNIFE_SUBSETS = 10
-MIN_GROUPS = 6
-"""Intervals over fewer groups would cover the true mean less than 92% of the time."""
+MIN_GROUPS = 6  # intervals over fewer groups would cover the true mean less than 92% of the time
 RESAMPLES = 2000
 MAX_RESAMPLED_VALUES = 10**7
 
 EQUAL = 1e-5  # relative difference of equal numbers, one of which was read from a file
 ENDS = ("value", "low", "high")
 
-Interval = dict[str, Any]
-"""``value``, ``low`` and ``high``, mostly with counts such as ``n``."""
+Interval = dict[str, Any]  # value, low and high, mostly with counts such as n
 
-GroupPair = tuple[np.ndarray | None, np.ndarray | None]
-"""Group numbers of real and of fake images; None for independent images."""
+GroupPair = tuple[np.ndarray | None, np.ndarray | None]  # of real and of fake images
 
 
 def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Interval:
@@ -31,31 +24,31 @@ def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Inter
 
     The 2,000 resamples have a fixed seed (Efron & Tibshirani 1993, chapter 13). With group numbers
     (n,) or longer, whole groups are resampled at :func:`interval_level` (Davison & Hinkley 1997,
-    section 3.8).
-
-    Returns:
-        ``value``, ``low``, ``high``, the count ``n``, and the number of ``groups``. ``value`` is
-        None for n = 0; ``low`` and ``high`` are None for n < 2 or fewer than 6 groups.
-
-    Example:
-        >>> mean_interval(np.array([1.0, 1.0, 1.0]))
-        {'value': 1.0, 'low': 1.0, 'high': 1.0, 'n': 3}
+    section 3.8). ``value`` is None for n = 0, the ends for n < 2 or fewer than 6 groups.
     """
-    n = len(values)
-    interval = {"value": float(np.mean(values)) if n else None, "low": None, "high": None, "n": n}
+    n, value = len(values), float(np.mean(values)) if len(values) else None
+    interval: Interval = {"value": value, "low": None, "high": None, "n": n}
+    sample: dict[str, Any] = {"data": (values,), "statistic": np.mean, "random_state": 0}
+    level: float | None = 0.025
     if groups is not None:
-        sums, counts = _sums_of_groups(values, groups)
-        interval["groups"] = len(counts)
-        if (level := interval_level(len(counts))) is not None:
-            means = _resampled_means(sums, counts)
-            interval["low"], interval["high"] = np.quantile(means, [level, 1 - level]).tolist()
-    elif n > 1:
-        resampled = scipy.stats.bootstrap(
-            (values,), np.mean, n_resamples=RESAMPLES, batch=max(1, MAX_RESAMPLED_VALUES // n),
-            method="percentile", random_state=0,
-        )  # fmt: skip
-        interval["low"], interval["high"] = map(float, resampled.confidence_interval)
+        sample = {"data": _sums_of_groups(values, groups), "statistic": _ratio, "paired": True,
+                  "random_state": np.random.default_rng(0)}  # fmt: skip
+        interval["groups"] = len(sample["data"][0])
+        level = interval_level(interval["groups"])
+    if n < 2 or level is None:
+        return interval
+    batch = max(1, MAX_RESAMPLED_VALUES // len(sample["data"][0]))
+    resampled = scipy.stats.bootstrap(**sample, n_resamples=RESAMPLES, batch=batch,
+                                      method="percentile")  # fmt: skip
+    ends: Any = resampled.confidence_interval
+    if groups is not None:
+        ends = np.quantile(resampled.bootstrap_distribution, [level, 1 - level])
+    interval["low"], interval["high"] = map(float, ends)
     return interval
+
+
+def _ratio(sums: np.ndarray, counts: np.ndarray, axis: int) -> Any:
+    return sums.sum(axis) / counts.sum(axis)
 
 
 def interval_level(groups: int) -> float | None:
@@ -75,17 +68,6 @@ def _sums_of_groups(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray,
     return np.bincount(members, np.asarray(values, np.float64), len(counts)), counts
 
 
-def _resampled_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return means over the events of groups drawn with replacement, (RESAMPLES,)."""
-    rng, groups = np.random.default_rng(0), len(counts)
-    chunk = max(1, MAX_RESAMPLED_VALUES // groups)
-    means = []
-    for start in range(0, RESAMPLES, chunk):
-        drawn = rng.integers(groups, size=(min(chunk, RESAMPLES - start), groups))
-        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
-    return np.concatenate(means)
-
-
 def proportion_interval(events: np.ndarray, groups: np.ndarray | None = None) -> Interval:
     r"""Compute a proportion of events (n,) of booleans and its exact 95% binomial interval.
 
@@ -94,14 +76,6 @@ def proportion_interval(events: np.ndarray, groups: np.ndarray | None = None) ->
     :math:`s` is the standard error over groups (Korn & Graubard 1998). If fewer than 6 groups
     contain a true event, or fewer than 6 a false one, s is unreliable, and the effective number is
     at most the number of groups.
-
-    Returns:
-        ``value``, ``low``, ``high``, the count ``n``, and the number of ``groups``.
-
-    Example:
-        >>> interval = proportion_interval(np.array([True, False, False, False]))
-        >>> [round(interval[end], 3) for end in ENDS]
-        [0.25, 0.006, 0.806]
     """
     n = effective = len(events)
     values, counted = np.asarray(events, float), {}
@@ -141,18 +115,21 @@ def median_interval(values: np.ndarray) -> Interval:
 
 
 def plus_minus(value: float, half_width: float) -> dict[str, float]:
-    """Return ``value``, ``low`` and ``high`` of a symmetric interval."""
+    """Return a symmetric interval."""
     return {"value": value, "low": value - half_width, "high": value + half_width}
 
 
-def jackknife_subsets(
-    n_real: int, n_fake: int, rng: np.random.Generator, groups: GroupPair = (None, None)
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Split the groups of real and of fake images into 10 random parts; leave out each in turn.
+def student_interval(value: float, error: float, count: int) -> dict[str, float]:
+    """Compute the 95% interval by Student's t, given the standard error of `count` numbers."""
+    return plus_minus(value, float(scipy.stats.t.ppf(0.975, count - 1) * error))
 
-    Returns:
-        Indices of the kept real and fake images for each part; empty for fewer than 10 real or fake
-        images or groups.
+
+def jackknife_subsets(
+    n_real: int, n_fake: int, groups: GroupPair = (None, None)
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Leave out each of 10 random parts of the groups of real and fake images, if there are 10.
+
+    The results are the numbers of the kept real and fake images.
     """
     members = [
         np.arange(n) if numbers is None else np.unique(numbers[:n], return_inverse=True)[1]
@@ -161,26 +138,24 @@ def jackknife_subsets(
     counts = [int(numbers.max(initial=-1)) + 1 for numbers in members]
     if min(counts) < JACKKNIFE_SUBSETS:
         return []
-    real, fake = (np.array_split(rng.permutation(count), JACKKNIFE_SUBSETS) for count in counts)
-    return [
-        (np.flatnonzero(~np.isin(members[0], i)), np.flatnonzero(~np.isin(members[1], j)))
-        for i, j in zip(real, fake, strict=True)
-    ]
+    rng = np.random.default_rng(0)
+    parts = (np.array_split(rng.permutation(count), JACKKNIFE_SUBSETS) for count in counts)
+    kept = ([np.flatnonzero(~np.isin(of, part)) for part in split]
+            for of, split in zip(members, parts, strict=True))  # fmt: skip
+    return list(zip(*kept, strict=True))
 
 
 def jackknife_interval(value: float, left_out: Sequence[float], minimum: float = 0.0) -> Interval:
     r"""Compute the 95% interval of a distance of two samples by the delete-a-group jackknife.
 
     The standard error is :math:`\sqrt{(k-1)/k \sum_g (v_g - \bar v)^2}` over the distances that
-    leave out one of k parts (Efron and Stein, 1981), and Student's t has k - 1 degrees of freedom.
-    The upward bias of distances is not covered. ``low`` is clipped at `minimum`; the ends are None
-    for k < 2.
+    leave out one of k parts (Efron and Stein, 1981). The upward bias of distances is not covered.
+    ``low`` is clipped at `minimum`; the ends are None for k < 2.
     """
     count = len(left_out)
     if count < 2:
         return {"value": value, "low": None, "high": None}
-    error = np.std(left_out) * np.sqrt(count - 1)
-    interval = plus_minus(value, float(scipy.stats.t.ppf(0.975, count - 1) * error))
+    interval = student_interval(value, np.std(left_out) * np.sqrt(count - 1), count)
     return interval | {"low": max(minimum, interval["low"])}
 
 
@@ -201,6 +176,5 @@ def over_seeds(values: Sequence[Any]) -> dict[str, Any]:
 
 def interval_over_seeds(numbers: Sequence[float]) -> dict[str, float]:
     """Mean of two or more seeds with its 95% interval by Student's t."""
-    n = len(numbers)
-    error = np.std(numbers, ddof=1) / np.sqrt(n)
-    return plus_minus(float(np.mean(numbers)), float(scipy.stats.t.ppf(0.975, n - 1) * error))
+    error = np.std(numbers, ddof=1) / np.sqrt(len(numbers))
+    return student_interval(float(np.mean(numbers)), error, len(numbers))

@@ -15,19 +15,14 @@ from submanifold.flows import is_noise_conditional, with_noise_scale
 from submanifold.models import Model
 from submanifold.models.model import bits_per_dim
 
-BATCH_SIZE = 256
-"""Events in a batch of encodings, projections or samples."""
+BATCH_SIZE = 256  # events in a batch of encodings, projections or samples
 
 
 @torch.no_grad()
 def per_event(
     function: Callable[..., Tensor], batches: Iterable[Tensor] | Iterable[Batch]
 ) -> np.ndarray:
-    """Apply a function (batch, ...) -> (batch,) to every batch; return (N,) float64.
-
-    It receives the context of a batch, if there is one, as the argument ``context``. Several
-    processes (:mod:`submanifold.common.distributed`) split each batch.
-    """
+    """Apply a function of x, and of ``context`` if there is one, to every batch: (N,) float64."""
 
     def call(x: Tensor, context: Tensor | None = None) -> Tensor:
         return function(x) if context is None else function(x, context=context)
@@ -43,8 +38,8 @@ def importance_log_prob(log_probs: np.ndarray) -> np.ndarray:
     .. math:: \log P(x) = \log \int_{[0,1)^D} p(x + \epsilon)\, d\epsilon
               \ge \mathrm{E} \log \frac1K \sum_k p(x + \epsilon_k)
 
-    It increases with K in expectation and converges to log P(x) (Burda et al. 2016, theorem 1).
-    From log-densities (K, N) to (N,), both in nats and without the volume of a quantization bin.
+    It converges to log P(x) with K (Burda et al. 2016, theorem 1). From log-densities (K, N) to
+    (N,), both in nats and without the volume of a quantization bin.
     """
     return scipy.special.logsumexp(log_probs, axis=0) - np.log(len(log_probs))
 
@@ -52,10 +47,7 @@ def importance_log_prob(log_probs: np.ndarray) -> np.ndarray:
 def dequantized_log_probs(
     model: Model, images: np.ndarray, draws: int, device: str | torch.device
 ) -> np.ndarray:
-    """Compute log-densities in nats, (draws, N), of uint8 images with dequantization noise.
-
-    Draw k uses seed k, so the first draws do not depend on their number.
-    """
+    """Compute log-densities, (draws, N) nats, of uint8 images; draw k has the noise of seed k."""
     log_probs = []
     for seed in range(draws):
         batches = Batches(images, BATCH_SIZE, seed, device)
@@ -65,10 +57,7 @@ def dequantized_log_probs(
 
 
 def noisy_log_prob(model: Model, batches: Batches, input_noise: float) -> np.ndarray:
-    """Compute log-densities in nats, (N,), of inputs with the Gaussian noise of a DNF.
-
-    `input_noise` is its standard deviation. Noise-conditional models receive the noise scale.
-    """
+    """Compute log-densities in nats, (N,), of inputs with the Gaussian noise of a DNF."""
     generator, has_scale = torch.Generator(batches.device), is_noise_conditional(model)
 
     def noisy() -> Iterator[Batch]:

@@ -53,24 +53,8 @@ def measure(
 ) -> Metrics:  # fmt: skip
     """Evaluate density and reconstruction on test data; the model is moved to the device.
 
-    Several processes (:mod:`submanifold.common.distributed`) split the data.
-
-    Args:
-        model: Model of the test data.
-        test: uint8 images or float points (N, ...).
-        baselines: The result of :func:`submanifold.evaluation.baselines.fit_baselines`.
-        input_noise: Standard deviation of the noise that the density was trained with.
-        dequantizations: Number of noise draws of the importance-weighted bound for images.
-        device: Device of the evaluation.
-        groups: Group numbers of test data, (N,).
-        log_det: Log-determinants of the preprocessing of the rows of a table, (N,), for the
-            ``nll`` in its units.
-
-    Returns:
-        Metrics by name (:data:`~submanifold.evaluation.metrics.METRICS`), ``dims``,
-        ``inverse_error``, ``overflows``, ``baselines``, and the ``curve`` of
-        :func:`~submanifold.evaluation.reconstruction.error_curve`; for vectors ``thickness`` and
-        ``neighbour_correlation``, signs of manifold overfitting.
+    ``input_noise`` is the standard deviation of the noise that the density was trained with, and
+    ``log_det`` (N,) the log-determinants of the preprocessing of a table's rows.
     """
     batches = Batches(test, BATCH_SIZE, device=device)
     x, context = next(iter(batches))
@@ -78,8 +62,8 @@ def measure(
     metrics = density(model, test, batches, input_noise, dequantizations, groups, log_det)
     metrics |= reconstructions(model, test, batches, groups)
     if not batches.is_continuous:
-        first = slice(VOLUME_IMAGES)
-        metrics |= volume(model, x[first], groups, None if context is None else context[first])
+        of_few = None if context is None else context[:VOLUME_IMAGES]
+        metrics |= volume(model, x[:VOLUME_IMAGES], groups, of_few)
         if "classes" in context_of(model):
             metrics |= classification(model, test, device, groups)
     metrics["curve"] = error_curve(model, test, baselines, device)
@@ -105,27 +89,22 @@ def density(
 ) -> Metrics:  # fmt: skip
     """Compute bits per dimension, and for vectors the signs of manifold overfitting."""
     metrics: Metrics = {}
+    names = ("bits_per_dim",) if log_det is None else ("bits_per_dim", "nll")
 
     def interval(log_prob: np.ndarray) -> Interval:
         return mean_interval(to_bits_per_dim(log_prob, test), groups)
 
-    def missing(why: str) -> Metrics:
-        names = ["bits_per_dim"] if log_det is None else ["bits_per_dim", "nll"]
-        return {name: {"value": None, "why": why} for name in names}
-
     if not model.has_density:
-        return missing(NO_DENSITY)
+        return {name: {"value": None, "why": NO_DENSITY} for name in names}
     if batches.is_continuous:
-        first, contexts = slice(OVERFITTING_EVENTS), batches.contexts
-        context = None if contexts is None else contexts[first]
-        x = torch.cat([x for x, _ in batches])[first]
+        x, contexts = torch.cat([x for x, _ in batches])[:OVERFITTING_EVENTS], batches.contexts
+        context = None if contexts is None else contexts[:OVERFITTING_EVENTS]
         thickness, correlation = diagnostics.manifold_overfitting(model, x, context)
         metrics = {"thickness": thickness, "neighbour_correlation": correlation}
         if diagnostics.is_overfitted(thickness, correlation):
-            metrics |= missing(OVERFITTED)
+            metrics |= {name: {"value": None, "why": OVERFITTED} for name in names}
         else:
-            tracked = track(batches, "bits per dimension", len(test))
-            log_prob = per_event(model.log_prob, tracked)
+            log_prob = per_event(model.log_prob, track(batches, "bits per dimension", len(test)))
             metrics["bits_per_dim"] = interval(log_prob)
             if log_det is not None:
                 metrics["nll"] = mean_interval(-(log_prob + log_det), groups)
@@ -150,13 +129,14 @@ def reconstructions(
     compared = {"encoder": errors[chosen]}
     if model.dim < model.event_dim:
         subset = Batches(test[chosen], NEAREST_BATCH_SIZE, device=batches.device)
-        for kind, is_nearest in (("projection", False), ("nearest", True)):
-            title = f"{'nearest' if is_nearest else 'default'} projections"
-            tracked = track(subset, title, len(subset))
-            compared[kind] = squared_errors(partial(model.project, nearest=is_nearest), tracked)
+        for kind, name in (("projection", "default"), ("nearest", "nearest")):
+            project = partial(model.project, nearest=name == "nearest")
+            tracked = track(subset, f"{name} projections", len(subset))
+            compared[kind] = squared_errors(project, tracked)
+    of_chosen = None if groups is None else groups[chosen]
     for kind, values in compared.items():
-        by_name = summarize(values, groups=None if groups is None else groups[chosen])
-        metrics |= {f"{kind}_{name}": by_name[name] for name in ("mse", "psnr") if name in by_name}
+        by_name = summarize(values, groups=of_chosen).items()
+        metrics |= {f"{kind}_{name}": x for name, x in by_name if name in ("mse", "psnr")}
     if isinstance(model, Hierarchy):
         metrics["stage_1_mse"] = metrics["mse"]
         if len(model.stages) > 1:
@@ -183,12 +163,7 @@ def volume(
 def classification(
     model: Model, images: np.ndarray, device: torch.device, groups: np.ndarray | None
 ) -> Metrics:
-    """Evaluate the Bayes classifier of a class-conditional model, for equal class frequencies.
-
-    Returns:
-        ``accuracy`` and the expected ``calibration_error`` on at most 2,000 evenly spaced test
-        images, which are given with their classes; empty without a density on all of space.
-    """
+    """Evaluate the Bayes classifier of a class-conditional model, for equal class frequencies."""
     if not model.has_density:
         return {}
     chosen = evenly_spaced(np.arange(len(images)), CLASSIFIED_IMAGES)
@@ -221,11 +196,7 @@ def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
 
 
 def objectives(model: Model, events: np.ndarray, device: torch.device) -> dict[str, float]:
-    """Compute the objectives of a search.
-
-    Returns:
-        ``bits_per_dim``, NaN without a density on all of space, and ``mse`` of encoder projections.
-    """
+    """Compute the objectives of a search; the bits are NaN without a density on all of space."""
     batches, bits = Batches(events, BATCH_SIZE, device=device), math.nan
     errors = squared_errors(model.encoder_projection, track(batches, "projecting", len(batches)))
     if model.has_density:

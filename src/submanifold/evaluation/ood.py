@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation.baselines import fit_gaussian, pca_batches
 from submanifold.evaluation.calibration import COMBINATION, Calibration, false_alarms
 from submanifold.evaluation.intervals import interval_level
@@ -21,8 +22,7 @@ LINEAR = {
     "hotelling": "Hotelling's T^2 of the same coordinates",
     "mahalanobis": "-log density of a Gaussian, nats",
 }
-ANOMALY = "anomaly_score"
-"""The score of ``submanifold score``, by the calibration of the model's file."""
+ANOMALY = "anomaly_score"  # of the command score, by the calibration of the model's file
 EXPLAINED_VARIANCE = 0.9
 LINEAR_COMBINATION = "linear_combination"
 COMBINED = tuple(name for name in SCORES if name != "typicality")
@@ -33,32 +33,32 @@ MEASURES = {
 }
 NORMAL, OOD = "normal", "ood"
 RESAMPLES = 200
-MAX_IMAGES, MAX_ROWS = 500, 2000
-"""Events of each part, because a nearest projection costs about twenty encodings."""
+MAX_IMAGES, MAX_ROWS = 500, 2000  # of each part: a nearest projection costs twenty encodings
 
 
 def score_parts(
     model: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, ood: np.ndarray,
-    names: Sequence[str] = COMBINED, groups: np.ndarray | None = None,
+    names: Sequence[str] = COMBINED, groups: Groups | None = None, ood_groups: Groups | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Score normal and out-of-distribution events; only normal events calibrate the scores.
 
-    Linear scores are fitted to the training data. Events are uint8 images or float vectors
-    (N, ...), of which the first 500 or 2,000 of each part and of the validation data with their
-    group numbers are used. A calibrated model adds :data:`ANOMALY`.
-
-    Returns:
-        One row per event: ``part`` ("normal" or "ood"), ``number`` in its array, scores by name and
-        their p-values as ``p_<name>``.
+    Linear scores are fitted to the training data. The first 500 images or 2,000 rows of each part
+    and of the validation data are used. A calibrated model adds :data:`ANOMALY`. The columns are
+    ``part`` ("normal" or "ood"), ``number`` in its array, scores and their p-values ``p_<name>``,
+    and with groups ``group``; images of a part without groups are single groups.
     """
     linear = _linear_scores(model.dim, train, valid)
     most = MAX_IMAGES if test.dtype == np.uint8 else MAX_ROWS
-    valid, groups = valid[:most], None if groups is None else groups[:most]
-    calibration = Calibration.fit(score(model, valid, names), names, groups)
-    linear_calibration = Calibration.fit(linear(valid), tuple(LINEAR), groups)
+    valid, of_valid = valid[:most], groups_of(groups, "valid")
+    of_valid = None if of_valid is None else of_valid[:most]
+    calibration = Calibration.fit(score(model, valid, names), names, of_valid)
+    linear_calibration = Calibration.fit(linear(valid), tuple(LINEAR), of_valid)
     stored = Calibration.from_dict(model.calibration) if "groups" in model.calibration else None
     tables = []
-    for part, images in {NORMAL: test[:most], OOD: ood[:most]}.items():
+    for part, images, of_part in (
+        (NORMAL, test[:most], groups_of(groups, "test")),
+        (OOD, ood[:most], groups_of(ood_groups, "ood")),
+    ):
         scores = calibration.complete(score(model, images, names))
         p_values = {f"p_{name}": calibration.p_values(name, scores[name]) for name in scores}
         if stored and {*stored.combined} < {*names}:
@@ -69,8 +69,11 @@ def score_parts(
             column = LINEAR_COMBINATION if name == COMBINATION else name
             scores[column] = linear_scores[name]
             p_values[f"p_{column}"] = linear_calibration.p_values(name, linear_scores[name])
-        index = {"part": part, "number": np.arange(len(images))}
-        tables.append(pd.DataFrame({**index, **scores, **p_values}))
+        number = np.arange(len(images))
+        columns = {"part": part, "number": number, **scores, **p_values}
+        if groups or ood_groups:
+            columns["group"] = number if of_part is None else of_part[:most]
+        tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -88,37 +91,17 @@ def _linear_scores(
     return lambda images: dict(zip(LINEAR, per_event(columns, pca_batches(images)).T, strict=True))
 
 
-def add_groups(
-    scored: pd.DataFrame, normal: np.ndarray | None, ood: np.ndarray | None
-) -> pd.DataFrame:
-    """Add the column ``group``; images of a part without groups are single groups."""
-    if normal is None and ood is None:
-        return scored
-    counts = scored["part"].value_counts()
-    numbers = [
-        np.arange(counts[part]) if groups is None else groups[: counts[part]]
-        for part, groups in {NORMAL: normal, OOD: ood}.items()
-    ]
-    return scored.assign(group=np.concatenate(numbers))
-
-
 def measure_ood(
     scored: pd.DataFrame, calibration: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Measure how well each score of a table of :func:`score_parts` separates the parts.
 
-    The calibration is that of the model's file.
-
-    Returns:
-        ``counts`` by part; ``scores`` by name: ``auroc``, ``average_precision`` of OOD images and
-        ``false_positives``, the fraction of normal images above the threshold that 95% of the OOD
-        images reach, each with its 95% bootstrap interval; with a column ``group``, the bootstrap
-        is over groups, and ``groups`` are their counts by part. With a calibration, ``alarms`` has,
-        for each promised ``rate`` of false alarms, the observed rate of ``false_alarms`` of normal
-        images and the rate of ``detected`` OOD images, each with its 95% interval, and the range
-        of the ``expected`` rate of false alarms.
+    The ``scores`` have an ``auroc``, an ``average_precision`` of OOD images, and the fraction
+    ``false_positives`` of normal images above the threshold that 95% of the OOD images reach, each
+    with its 95% bootstrap interval, which with a column ``group`` is over groups. With the
+    calibration of the model's file, ``alarms`` has, for each promised ``rate``, the rates of
+    ``false_alarms`` of normal images and of ``detected`` OOD images, and the ``expected`` range.
     """
-    calibration = calibration or {}
     rows = {part: np.flatnonzero(scored["part"] == part) for part in (NORMAL, OOD)}
     measured: dict[str, Any] = {"counts": {part: len(of_part) for part, of_part in rows.items()}}
     numbers = scored["group"].to_numpy() if "group" in scored else np.arange(len(scored))
@@ -131,7 +114,7 @@ def measure_ood(
         str(name): _measure_score(scored[name].to_numpy(), rows, groups, level)
         for name in scored if f"p_{name}" in scored
     }  # fmt: skip
-    if ANOMALY in measured["scores"] and "groups" in calibration:
+    if ANOMALY in measured["scores"] and calibration and "groups" in calibration:
         measured["alarms"] = _alarms(scored, Calibration.from_dict(calibration))
     return measured
 
@@ -180,8 +163,7 @@ def roc(normal: np.ndarray, ood: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.metrics import roc_curve  # loads slowly
 
     is_ood = np.repeat([0, 1], [len(normal), len(ood)])
-    false, true, _ = roc_curve(is_ood, _ranks(np.concatenate([normal, ood])))
-    return false, true
+    return roc_curve(is_ood, _ranks(np.concatenate([normal, ood])))[:2]
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

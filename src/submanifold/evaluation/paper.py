@@ -6,17 +6,9 @@ import pandas as pd
 
 from submanifold.evaluation.metrics import NONE, is_missing
 
-PAPER_FLOW = {"type": "glow", "shape": [3, 32, 32], "levels": 3, "steps": 32, "width": 512}
-"""Config of the paper's first stage, which is the same in all methods."""
-
 
 def results() -> pd.DataFrame:
-    """Read ``paper.csv``.
-
-    Returns:
-        ``table``, ``dataset``, ``method``, ``stage_dims``, ``metric`` (a :attr:`.Metric.column`),
-        ``value``, and the printed ``spread``, NaN where the paper has none.
-    """
+    """Read ``paper.csv``, by ``metric`` (a :attr:`.Metric.column`); a missing spread is NaN."""
     with files("submanifold.evaluation").joinpath("paper.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 

@@ -15,11 +15,9 @@ from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.likelihood import per_event
 from submanifold.models import Hierarchy, Model
 
-NEAREST_BATCH_SIZE = 64
-"""Events in a batch of nearest projections, each of which costs about twenty encodings."""
+NEAREST_BATCH_SIZE = 64  # each nearest projection costs about twenty encodings
 CURVE_DIMS, CURVE_NEAREST_DIMS = 20, 7
-SMALLEST_NEAREST_DIM = 32
-"""Smallest dimension of nearest projections of images in the curve."""
+SMALLEST_NEAREST_DIM = 32  # smallest dimension of nearest projections of images in the curve
 CURVE_PSNRS, CURVE_SHARES = (20, 25, 30, 35), (0.5, 0.8, 0.9, 0.95, 0.99)
 """Goals for images, in dB, and for vectors, as shares of the variance of the test data."""
 
@@ -42,11 +40,7 @@ def reconstruction(
 
     Projections can overflow where a decoder is nearly singular. Errors of images above 1, the
     largest difference of two images, and non-finite ones count as 1; non-finite errors of points
-    are left out.
-
-    Returns:
-        ``mse`` and the number of ``overflows``. For images also ``psnr``, of the mean squared
-        error, and ``psnr_per_image``, the mean over the PSNRs of images, in dB.
+    are left out. Images have a ``psnr`` of the mean error, and the mean ``psnr_per_image``.
     """
     over = ~np.isfinite(errors) | (of_images & (errors > 1))
     counted = np.where(over, 1.0, errors) if of_images else errors[~over]
@@ -60,29 +54,18 @@ def reconstruction(
 
 
 def psnr(errors: Any) -> Any:
-    """Convert squared errors of pixels in [0, 1] to a peak signal-to-noise ratio of at most 120 dB.
-
-    Example:
-        >>> round(float(psnr(0.01)), 6)
-        20.0
-    """
+    """Convert squared errors of pixels in [0, 1] to peak signal-to-noise ratios of at most 120."""
     return -10 * np.log10(np.maximum(errors, 1e-12))
 
 
 def error_curve(
     model: Model, test: np.ndarray, baselines: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
-    """Compute the squared error of the projection onto the first d latents as a function of d.
+    """Compute squared errors of projections of the same 128 test events as a function of d.
 
-    All errors are those of the same 128 evenly spaced test events, uint8 images or float vectors
-    (N, ...). Only hierarchies have more than one dimension.
-
-    Returns:
-        ``mse`` of the encoder projection and ``pca_mse`` (None where PCA was not fitted) at
-        ``dims``; ``nearest_mse`` of the nearest projection at ``nearest_dims``; the number of
-        events ``n``; ``goals``: errors by name, such as ``30 dB`` or ``explained variance 0.9``;
-        ``smallest``: by the same names, the smallest d at which the encoder projection reaches it,
-        or None; and for vectors the mean ``variance`` of their coordinates.
+    They are ``mse`` and ``pca_mse`` at ``dims``, and ``nearest_mse`` at ``nearest_dims``; ``goals``
+    are errors by name, such as ``30 dB`` or ``explained variance 0.9``, and ``smallest`` is the
+    smallest d at which the encoder projection reaches them, or None.
     """
     of_images = test.dtype == np.uint8
     goals = {f"{goal} dB": 10 ** (-goal / 10) for goal in CURVE_PSNRS}

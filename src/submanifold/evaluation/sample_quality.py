@@ -1,9 +1,4 @@
-"""Comparison of samples, and as a reference of training images, with test images.
-
-The distances take features (n, f) of images. With the features of
-:func:`~submanifold.evaluation.features.inception_features` the first two are the FID and the KID.
-Values on different features cannot be compared.
-"""
+"""Comparison of samples, and as a reference of training images, with test images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,8 +26,7 @@ FID_ON_CPU = (
     "not measured: on a CPU, Inception features take 0.1 s per image; set "
     "evaluation.inception_weights to download, or to the path of the weights file"
 )
-MAX_REFERENCE = 5000
-"""Images that the PCA of pixel features is fitted to."""
+MAX_REFERENCE = 5000  # images that the PCA of pixel features is fitted to
 
 
 def sample_quality(
@@ -41,18 +35,10 @@ def sample_quality(
 ) -> dict[str, Any]:  # fmt: skip
     """Compare samples, and as a reference training images, with test images.
 
-    FID uses all images. KID, precision and recall use equal numbers of samples and test images: the
-    first samples or a fixed random subset of the test images. All images are uint8 (n, channels,
-    height, width). `weights` is ``auto`` (Inception on a GPU only), ``download`` or a path.
-
-    Returns:
-        ``fid``, ``kid``, ``precision`` and ``recall``, each with interval and counts or the reason
-        ``why`` it is missing; ``features``: "inception" or a number of principal components of
-        pixels; and ``training_images``: the same four for a random subset of the training images,
-        or None if these are fewer than the compared samples.
-
-    Raises:
-        UserError: `weights` is not the path of the standard file.
+    FID uses all images. KID, precision and recall use equal numbers: the first samples or a fixed
+    random subset of the test images. `weights` is ``auto`` (Inception on a GPU only), ``download``
+    or a path. ``training_images`` are the same four of a random subset of the training images, or
+    None if these are fewer than the compared samples.
     """
     count = min(len(test), len(samples))
     order = np.random.default_rng(0).permutation(len(train))  # neighbors can share a photograph
@@ -61,9 +47,9 @@ def sample_quality(
     fakes: list[tuple[np.ndarray, np.ndarray | None]] = [(samples, None)]
     if len(train) >= count:
         fakes.append((train[drawn], None if of_train is None else of_train[drawn]))
-    measured: list[dict[str, Any]] = [dict.fromkeys(("fid", *ON_FEATURES), TOO_FEW) for _ in fakes]
-    name = "none"
-    if count >= MIN_IMAGES:
+    if count < MIN_IMAGES:
+        name, measured = "none", [dict.fromkeys(("fid", *ON_FEATURES), TOO_FEW) for _ in fakes]
+    else:
         # PCA is fitted to other images than those compared, if there are enough
         start = count if len(train) >= 2 * count else 0
         reference = train[order[start : start + MAX_REFERENCE]]
@@ -71,14 +57,16 @@ def sample_quality(
         of_subset = None if of_test is None else of_test[subset]
         images = [test, *(fake for fake, _ in fakes)]
         inception, (real, *of_fakes), name = _features(reference, images, subset, weights, device)
-        for number, (metrics, (_, of_fake)) in enumerate(zip(measured, fakes, strict=True)):
+        measured = []
+        for number, (features, (_, of_fake)) in enumerate(zip(of_fakes, fakes, strict=True), 1):
             if isinstance(inception, str):
-                metrics["fid"] = {"value": None, "why": inception}
+                fid: Interval = {"value": None, "why": inception}
             else:
-                compared = inception[0], inception[1 + number], (of_test, of_fake)
-                metrics["fid"] = frechet_distance(*compared)
-            for metric, distance in ON_FEATURES.items():
-                metrics[metric] = distance(real, of_fakes[number], (of_subset, of_fake))
+                fid = frechet_distance(inception[0], inception[number], (of_test, of_fake))
+            measured.append({"fid": fid} | {
+                metric: distance(real, features, (of_subset, of_fake))
+                for metric, distance in ON_FEATURES.items()
+            })  # fmt: skip
     training = measured[1] if len(measured) > 1 else None
     return measured[0] | {"features": name, "training_images": training}
 
@@ -92,29 +80,21 @@ def _features(
     reference: np.ndarray, images: Sequence[np.ndarray], subset: np.ndarray, weights: str,
     device: torch.device,
 ) -> tuple[list[np.ndarray] | str, list[np.ndarray], str]:  # fmt: skip
-    """Compute Inception features of test images and fakes, features of equal numbers, their name.
+    """Compute Inception features (or why they are missing), those of equal numbers, their name."""
+    from submanifold.evaluation import features  # imports torch-fidelity, which takes seconds
 
-    The Inception features can be the reason why they are missing.
-    """
-    # torch-fidelity and scikit-learn take seconds to import
-    from submanifold.evaluation.features import (
-        MissingWeightsError,
-        inception_features,
-        pixel_features,
-    )
-
-    def equal(real: np.ndarray, *fakes: np.ndarray) -> list[np.ndarray]:
-        return [real[subset], *(fake[: len(subset)] for fake in fakes)]
+    def equal(sets: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [sets[0][subset], *(fake[: len(subset)] for fake in sets[1:])]
 
     try:
         if weights == "auto" and device.type == "cpu":
-            raise MissingWeightsError(FID_ON_CPU)
+            raise features.MissingWeightsError(FID_ON_CPU)
         path = None if weights in ("auto", "download") else weights
-        inception = inception_features(images, path, device)
-        return inception, equal(*inception), "inception"
-    except MissingWeightsError as error:
-        features = pixel_features(reference, *equal(*images))
-        return str(error), features, f"{features[0].shape[1]} principal components of pixels"
+        inception = features.inception_features(images, path, device)
+        return inception, equal(inception), "inception"
+    except features.MissingWeightsError as error:
+        pixels = features.pixel_features(reference, *equal(images))
+        return str(error), pixels, f"{pixels[0].shape[1]} principal components of pixels"
 
 
 def frechet_distance(
@@ -122,7 +102,8 @@ def frechet_distance(
 ) -> Interval:
     r"""Compute the squared Wasserstein-2 distance of fitted Gaussians with its jackknife interval.
 
-    Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017:
+    That of Inception features (n, f) is the FID (Heusel et al., "GANs Trained by a Two Time-Scale
+    Update Rule", NeurIPS 2017):
 
     .. math:: |\mu_a - \mu_b|^2 + \mathrm{tr}\,\Sigma_a + \mathrm{tr}\,\Sigma_b
               - 2\,\mathrm{tr}\,(\Sigma_a \Sigma_b)^{1/2}
@@ -131,12 +112,8 @@ def frechet_distance(
     :math:`A B^T`. Unlike torch-fidelity's eigenvalues of :math:`\Sigma_a \Sigma_b`, it is exact for
     singular covariances and fast for fewer images than features. The distance is biased upward by
     O(1 / n): compare values of equal numbers of images only.
-
-    Returns:
-        ``value``, ``low`` and ``high`` (None for fewer than 10 images or groups), ``n_real``,
-        ``n_fake``.
     """
-    subsets = jackknife_subsets(len(real), len(fake), np.random.default_rng(0), groups)
+    subsets = jackknife_subsets(len(real), len(fake), groups)
     left_out = [_frechet_distance(real[i], fake[j]) for i, j in subsets]
     interval = jackknife_interval(_frechet_distance(real, fake), left_out)
     return interval | {"n_real": len(real), "n_fake": len(fake)}
@@ -145,10 +122,9 @@ def frechet_distance(
 def _frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     mean_a, root_a = _mean_and_root(a)
     mean_b, root_b = _mean_and_root(b)
-    shift = np.sum((mean_a - mean_b) ** 2)
     traces = np.sum(root_a**2) + np.sum(root_b**2)
     overlap = np.linalg.norm(root_a @ root_b.T, ord="nuc")
-    return max(0.0, float(shift + traces - 2 * overlap))
+    return max(0.0, float(np.sum((mean_a - mean_b) ** 2) + traces - 2 * overlap))
 
 
 def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,20 +140,17 @@ def kernel_distance(
 ) -> Interval:
     r"""Compute the unbiased squared maximum mean discrepancy with its 95% jackknife interval.
 
-    Binkowski et al., "Demystifying MMD GANs", ICLR 2018, with the kernel
-    :math:`k(a, b) = (a^T b / f + 1)^3` of features of length f:
+    That of Inception features is the KID (Binkowski et al., "Demystifying MMD GANs", ICLR 2018),
+    with the kernel :math:`k(a, b) = (a^T b / f + 1)^3` of features of length f:
 
     .. math:: \mathrm{mean}_{i \neq j} k(x_i, x_j) + \mathrm{mean}_{i \neq j} k(y_i, y_j)
               - 2\,\mathrm{mean}_{i, j} k(x_i, y_j)
 
     over all pairs; torch-fidelity averages over random subsets instead. It can be negative.
-
-    Returns:
-        As :func:`frechet_distance`.
     """
     counts = len(real), len(fake)
     everything = tuple(np.arange(count) for count in counts)
-    subsets = [everything, *jackknife_subsets(*counts, np.random.default_rng(0), groups)]
+    subsets = [everything, *jackknife_subsets(*counts, groups)]
     # membership of each feature in each subset, 0 or 1, (subsets, features)
     in_real, in_fake = (
         np.stack([np.bincount(rows, minlength=count) for rows in kept])
@@ -211,11 +184,8 @@ def precision(
 
     Improved precision of Kynkaanniemi et al., NeurIPS 2019. The manifold is the union of balls
     around the real features with the distance to the k-th nearest neighbor as radius. Two samples
-    of one distribution do not reach 1: compare values of equal numbers of images only.
-
-    Returns:
-        ``value`` in [0, 1]; ``low`` and ``high`` of Wilson's 95% interval for fixed balls, or of
-        the bootstrap over the groups of the fakes; ``n_real``, ``n_fake`` and ``groups``.
+    of one distribution do not reach 1: compare values of equal numbers of images only. The interval
+    is Wilson's for fixed balls, or of the bootstrap over the groups of the fakes.
     """
     from sklearn.metrics import pairwise_distances_chunked  # scikit-learn takes seconds to import
     from sklearn.neighbors import NearestNeighbors

@@ -16,18 +16,7 @@ COOL_SAMPLES = 64
 def draw_samples(
     model: Model, count: int, seed: int, events: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Draw samples on the manifold at the temperatures of :data:`TEMPERATURES`, with the same u.
-
-    Args:
-        model: The model.
-        count: Number of samples.
-        seed: Seed of the samples.
-        events: Events (N, ...), of which a conditional model's samples have random contexts.
-
-    Returns:
-        ``count`` ``samples``, and 64 ``samples_t07`` for a figure; see :func:`stored`. Those of a
-        conditional model are arrays with their context.
-    """
+    """Draw samples, and a few at t = 0.7 with the same u; contexts are random ones of events."""
     contexts = None if events is None else context_of_array(events)
     samples, device = {}, next(model.parameters()).device
     for name, n in {"samples": count, "samples_t07": COOL_SAMPLES}.items():

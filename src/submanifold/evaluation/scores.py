@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -36,30 +36,24 @@ QUICK: tuple[str, ...] = (
     "density", "on_manifold", "off_manifold", "encoder_distance", "complexity", "smoothed_density"
 )  # fmt: skip
 SMOOTHED_DENSITY = "smoothed_density"
-NOISE_SCALES = 9
-"""Noise scales among which :func:`best_noise_scale` chooses, evenly spaced from 0 to 1."""
-GREY_LEVEL, SMALL_CHANGE = 1 / 256, 0.1
-"""Changes of an image, and of the standardized columns of a row, that count as one half."""
+NOISE_SCALES = 9  # noise scales among which best_noise_scale chooses, evenly spaced from 0 to 1
+GREY_LEVEL, SMALL_CHANGE = 1 / 256, 0.1  # changes of an image and of a row that count as one half
 LEADING = 64
 SCORE_BATCH_SIZE = 64
 SCALE_BATCH_SIZE = 1024
-NOISE_SCALE = "noise_scale"
-"""Key of the best noise scale in the calibration of a noise-conditional model."""
+NOISE_SCALE = "noise_scale"  # key in the calibration of a noise-conditional model
 
 
 def score(
     model: Model, events: np.ndarray, names: Collection[str] = QUICK
 ) -> dict[str, np.ndarray]:
-    """Score uint8 images (N, channels, height, width) or float vectors (N, D).
+    """Score uint8 images (N, channels, height, width) or float vectors (N, D), by name.
 
     The noise of the dequantization depends on the image only: an event has the same scores whatever
     is scored with it, within rounding errors.
-
-    Returns:
-        Float64 (N,) by name, see :func:`score_batch`.
     """
-    device, rows = next(model.parameters()).device, []
     columns: list[str] = []
+    device, rows = next(model.parameters()).device, []
 
     def score_rows(numbers: Tensor, x: Tensor, context: Context) -> Tensor:
         by_name = score_batch(model, x, events[numbers.cpu().numpy()], names, context)
@@ -76,13 +70,11 @@ def score(
 def score_batch(
     model: Model, x: Tensor, events: np.ndarray, names: Collection[str], context: Context = None
 ) -> dict[str, Tensor]:
-    """Score a batch x (batch, ...), which is also given before its dequantization.
+    """Score a batch x (batch, ...), which is also given before its dequantization, by name.
 
-    Returns:
-        Float64 (batch,) for names of :data:`SCORES` except ``typicality``; ``density`` and
-        ``complexity`` are missing for models without a density on all of space, ``complexity`` for
-        vectors, and ``smoothed_density`` for models that are not noise-conditional. Errors of
-        vectors are in the units of the model's input.
+    ``density`` and ``complexity`` are missing for models without a density on all of space,
+    ``complexity`` for vectors, and ``smoothed_density`` for models that are not noise-conditional.
+    Errors of vectors are in the units of the model's input.
     """
     scores: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -109,7 +101,7 @@ def score_batch(
         leading = model.coordinates(u)[:, : eigenvalues.shape[1]]
         log_prob = standard_normal_log_prob(leading) + model.overlap(u, context)
         scores["manifold_density"] = volume - log_prob
-        scores["dimension"] = -local_dimension(eigenvalues, model.event_dim, smallest_change(model))
+        scores["dimension"] = -local_dimension(eigenvalues, model.event_shape)
     chosen = [name for name in SCORES if name in names and name in scores]
     return {name: scores[name].double().detach() for name in chosen}
 
@@ -121,14 +113,11 @@ def log_prob_at(model: Model, x: Tensor, scale: float, context: Context = None) 
 
 @torch.no_grad()
 def best_noise_scale(model: Model, events: np.ndarray) -> float:
-    """Find the noise scale at which held-out events have the largest density, without their noise.
+    """Find the noise scale, in [0, 1], at which held-out events have the largest density.
 
     Like the bandwidth of a kernel density estimate it smooths more, the fewer the training data
     are. The tenth of the events (N, ...) with the lowest density is left out, so that anomalies
     among them do not determine the scale.
-
-    Returns:
-        The scale, between 0 (the smallest noise) and 1 (the largest).
     """
     device = next(model.parameters()).device
     means = {}
@@ -146,8 +135,8 @@ def leading_spectrum(
     """Compute eigenvalues (batch, min(d, count)) of J^T J at u for the leading coordinates.
 
     J is the derivative of the decoder. The coordinates of a rotated model are sorted by importance,
-    behind a flow on the code only roughly (:meth:`Hierarchy.at_dim`). Given the coordinates v of a
-    hierarchy, they follow those of u, in units of their standard deviations.
+    behind a flow on the code only roughly. The coordinates v of a hierarchy, if given, follow those
+    of u, in units of their standard deviations.
     """
     parts, scales = [u], u.new_ones(model.coordinates(u).shape[1])
     if v is not None and isinstance(model, Hierarchy):
@@ -166,12 +155,7 @@ def leading_spectrum(
     return torch.linalg.eigvalsh(columns.mT @ columns).clamp_min(0)
 
 
-def smallest_change(model: Model) -> float:
-    """Return the change of an event that counts as one half in :func:`local_dimension`."""
-    return GREY_LEVEL if len(model.event_shape) == 3 else SMALL_CHANGE
-
-
-def local_dimension(eigenvalues: Tensor, event_dim: int, change: float = GREY_LEVEL) -> Tensor:
+def local_dimension(eigenvalues: Tensor, event_shape: Sequence[int]) -> Tensor:
     r"""Count the directions in which an event changes visibly, with soft weights.
 
     .. math:: \sum_i \frac{\lambda_i}{\lambda_i + D \tau^2}
@@ -179,7 +163,8 @@ def local_dimension(eigenvalues: Tensor, event_dim: int, change: float = GREY_LE
     for eigenvalues (batch, d) of J^T J and a change :math:`\tau`, one grey level of images: a
     direction that changes the event by :math:`\tau` (root mean square) counts as one half.
     """
-    return (eigenvalues / (eigenvalues + event_dim * change**2)).sum(1)
+    change = GREY_LEVEL if len(event_shape) == 3 else SMALL_CHANGE
+    return (eigenvalues / (eigenvalues + math.prod(event_shape) * change**2)).sum(1)
 
 
 def png_bits(images: np.ndarray) -> np.ndarray:

@@ -17,29 +17,26 @@ from submanifold.evaluation.scores import QUICK, score
 from submanifold.models import Model
 
 MAX_IMAGES = {"train": 500, "valid": 500, "test": 1000}
-MAX_ROWS = {"train": 5000, "valid": 5000, "test": 10_000}
-"""Events of each split; the test data also get p-values."""
+MAX_ROWS = {"train": 5000, "valid": 5000, "test": 10_000}  # of each split
 SEED = 0
-NLL = "nll"
-"""Column of the negative log-density in the units of a table; images have bits per dimension."""
+NLL = "nll"  # column in the units of a table; images have bits per dimension
 
 
 def score_splits(
     model: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups | None,
     device: torch.device,
 ) -> pd.DataFrame:  # fmt: skip
-    """Score a fixed random subset of each split, uint8 images or float vectors (N, ...).
+    """Score a fixed random subset of each split.
 
-    Returns:
-        A table with the columns ``split``, ``number`` in the array, ``group`` (the number, if
-        events are independent), and ``bits_per_dim`` (NaN without a density); for test data also
-        ``encoder_mse``, and with a calibration ``anomaly_score`` and ``p_value``.
+    The columns are ``split``, ``number`` in the array, ``group`` (the number, if events are
+    independent), and ``bits_per_dim`` (NaN without a density); for test data also ``encoder_mse``,
+    and with a calibration ``anomaly_score`` and ``p_value``.
     """
     model, tables = model.to(device), []
     for split, events in {"train": train, "valid": valid, "test": test}.items():
-        rng = np.random.default_rng(SEED)
+        order = np.random.default_rng(SEED).permutation(len(events))
         most = MAX_IMAGES if events.dtype == np.uint8 else MAX_ROWS
-        numbers = np.sort(rng.permutation(len(events))[: most[split]])
+        numbers = np.sort(order[: most[split]])
         members, events = groups_of(groups, split), events[numbers]
         columns = {"number": numbers, "group": numbers if members is None else members[numbers]}
         if split == "test":
@@ -80,10 +77,7 @@ def split_means(scored: pd.DataFrame) -> dict[str, Interval]:
 
 
 def generalization_gap(means: Mapping[str, Interval]) -> Interval:
-    """Subtract the mean of the training data from that of the test data, with a 95% interval.
-
-    The splits are independent, so that the squares of the half-widths add up.
-    """
+    """Subtract the mean of the training data from that of the independent test data."""
     test, train = means["test"], means["train"]
     gap = test["value"] - train["value"]
     if test["low"] is None or train["low"] is None:

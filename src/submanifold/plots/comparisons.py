@@ -7,17 +7,14 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from submanifold.plots.images import panel_grid
 
-def frontier(
-    points: Mapping[str, tuple[float, float, float]], size: tuple[float, float] = (8.5, 5.5)
-) -> Figure:
-    """Draw bits per dimension against the squared errors of encoder and nearest projections.
+ENDS = 0.01, 1  # ends of the logarithmic color scale of number_grids
 
-    These three are given by name. If the bits are NaN, the encoder error is drawn as a vertical
-    line. The size of the figure is in inches.
-    """
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
+
+def frontier(points: Mapping[str, tuple[float, float, float]]) -> Figure:
+    """Draw bits per dimension, if any, against errors of encoder and nearest projections."""
+    figure, (axes,) = panel_grid(1, 1, (8.5, 5.5))
     for number, (name, (bits, encoder, nearest)) in enumerate(points.items()):
         color, marker = f"C{number % 10}", "s" if number < 10 else "D"
         if np.isnan(bits):
@@ -33,17 +30,14 @@ def frontier(
     return figure
 
 
-def number_grids(panels: Mapping[str, pd.DataFrame], ends: tuple[float, float]) -> Figure:
-    """Draw heat maps of tables with the same rows; small (good) values are dark, NaN is white.
-
-    The ends are those of the logarithmic color scale.
-    """
+def number_grids(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw heat maps of tables with the same rows; small (good) values are dark, NaN is white."""
     first = next(iter(panels.values()))
     widths = [len(table.columns) for table in panels.values()]
     size = 2.2 + 0.62 * sum(widths), 1.5 + 0.28 * len(first)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
-    norm = LogNorm(*ends, clip=True)
+    norm = LogNorm(*ENDS, clip=True)
     for axes, (title, table) in zip(grid, panels.items(), strict=True):
         values = table.to_numpy(float)
         axes.imshow(values, cmap="viridis", norm=norm, aspect="auto")

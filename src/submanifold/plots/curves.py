@@ -1,4 +1,4 @@
-"""Training curves."""
+"""Curves of trainings and of dimensions."""
 
 import math
 from collections.abc import Mapping
@@ -7,30 +7,24 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import norm
 
 from submanifold.plots.images import panel_grid
 
 PANELS = {"loss": "loss", "bits_per_dim": "bits per dimension",
           "mse": "squared error of the projection"}  # fmt: skip
 COLUMNS = 3
-EXACT = 1e-9
-"""Squared errors below this are rounding errors."""
+EXACT = 1e-9  # squared errors below this are rounding errors
 STYLES: dict[str, dict[str, Any]] = {"train": {"alpha": 0.4}, "valid": {"marker": "."}}
 
 
 def training_curves(histories: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw loss, bits per dimension, and squared error over the steps of each training.
 
-    Bits per dimension are also shown against the seconds of the training, on the axis at the top.
-
-    If the loss has several terms, its panel also shows each weighted term. A panel is left out if
-    it would repeat another one (the loss of a single term) or if all projections are exact (errors
-    below :data:`EXACT`). All values refer to the input of the training: images, or the coordinates
-    u of the previous stage.
-
-    Args:
-        histories: Results of :func:`submanifold.training.trainer.fit` by name. The key ``terms``
-            lists the terms of the loss.
+    Bits per dimension are also shown against the seconds of the training, on the axis at the top,
+    and a loss of several terms with each weighted term. A panel is left out if it would repeat
+    another one (the loss of a single term) or if all projections are exact. All values refer to the
+    input of the training: images, or the coordinates u of the previous stage.
     """
     panels = [(name, key) for name, history in histories.items() for key in _panels(history)]
     figure, grid = panel_grid(len(panels), COLUMNS, (9.5 / COLUMNS, 2.5))
@@ -56,7 +50,6 @@ def training_curves(histories: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def _add_seconds(axes: Axes, history: Mapping[str, Any]) -> None:
-    """Add an axis of the seconds since the start of the training."""
     seconds, steps = history.get("seconds", 0), history.get("steps", 0)
     if seconds > 0 and steps > 0:
         rate = seconds / steps
@@ -103,3 +96,45 @@ def _limit(axes: Axes) -> None:
     ends = [np.quantile(values, [0, 0.97], method="lower") for values in finite if values.size]
     if ends and (height := np.max(ends) - np.min(ends)) > 0:
         axes.set_ylim(np.min(ends) - 0.06 * height, np.max(ends) + 0.06 * height)
+
+
+def dimension_curves(
+    curve: Mapping[str, Any], dim: int, first_order: Mapping[str, Any] | None = None,
+    advised: int | None = None, unit: str = "pixels in [0, 1]",
+) -> Figure:  # fmt: skip
+    """Draw errors over the dimension; mark the dimension of the model and the advised one."""
+    figure, (axes,) = panel_grid(1, 1, (8, 4.5))
+    lines: list[tuple[str, Any, Any, dict[str, Any]]] = [
+        ("encoder projection", curve["dims"], curve["mse"], {"marker": "."}),
+        ("nearest projection", curve["nearest_dims"], curve["nearest_mse"], {"marker": "o"}),
+        ("PCA", curve["dims"], curve["pca_mse"], {"color": "0.4", "linestyle": "--"}),
+    ]
+    if first_order is not None:
+        look: dict[str, Any] = {"color": "C0", "linestyle": ":", "linewidth": 1}
+        lines.append(("first-order estimate", first_order["dims"], first_order["mse"], look))
+    for label, dims, errors, look in lines:
+        points = [(d, e) for d, e in zip(dims, errors, strict=True) if e is not None and e > 0]
+        if points:
+            axes.plot(*np.transpose(points), label=label, **look)
+    axes.axvline(dim, color="0.6", linestyle=":", linewidth=1)
+    if advised is not None:
+        axes.axvline(advised, color="C3", linewidth=1, label=f"recommended: d = {advised}")
+    smallest = min(curve["mse"][:-1], default=1e-6)  # all dimensions reconstruct exactly
+    axes.set(xscale="log", yscale="log", xlabel="dimension of the manifold",
+             ylabel=f"mean squared error, {unit}")  # fmt: skip
+    axes.set_ylim(bottom=max(smallest / 10, 1e-7))
+    axes.grid(alpha=0.25, which="both")
+    axes.legend()
+    return figure
+
+
+def latent_histogram(latents: np.ndarray) -> Figure:
+    """Draw the histogram of coordinates (N, d) of 2,000 points, and the normal density."""
+    values = np.asarray(latents[:2000], dtype=float).ravel()
+    figure, (axes,) = panel_grid(1, 1, (5, 3))
+    edges = np.linspace(-5, 5, 101)
+    axes.hist(values.clip(-5, 5), edges.tolist(), density=True, alpha=0.6, label="coordinates u")
+    axes.plot(edges, norm.pdf(edges), color="C3", label="N(0, 1)")
+    axes.set_title(f"{latents.shape[0]:,} points in {latents.shape[1]:,} dimensions", fontsize=9)
+    axes.legend(fontsize=8)
+    return figure

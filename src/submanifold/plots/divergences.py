@@ -12,8 +12,7 @@ from scipy.special import rel_entr, xlogy
 from scipy.stats import multivariate_normal
 
 Array = np.ndarray
-Gaussian = Any
-"""A frozen :class:`scipy.stats.multivariate_normal` with ``mean`` (2,) and ``cov`` (2, 2)."""
+Gaussian = Any  # a frozen multivariate_normal with mean (2,) and cov (2, 2)
 
 # control points of quadratic Bezier curves
 CURVES = (
@@ -27,7 +26,7 @@ CURVE_COLOR, FIT_COLOR = "#1f5fa8", "#d62728"
 
 
 class Density(NamedTuple):
-    """Values (n,) of a density at grid points (n, 2); each grid cell has the same area."""
+    """Values (n,) of a density at grid points (n, 2) with cells of equal area."""
 
     points: Array
     values: Array
@@ -58,11 +57,7 @@ def fit_kl(density: Density) -> Gaussian:
 
 
 def fit_js(density: Density, starts: Sequence[Gaussian]) -> Gaussian:
-    """Return the Gaussian that minimizes the Jensen-Shannon divergence from a density.
-
-    The divergence from a multimodal density has several minima. The best result of the descents
-    from all starting points is returned.
-    """
+    """Return the Gaussian of the smallest Jensen-Shannon divergence of descents from all starts."""
 
     def gaussian(x: Array) -> Gaussian:  # the matrix exponential is positive definite
         return multivariate_normal(x[:2], expm(x[[2, 3, 3, 4]].reshape(2, 2)))
@@ -76,11 +71,7 @@ def fit_js(density: Density, starts: Sequence[Gaussian]) -> Gaussian:
 
 
 def gaussian_fits() -> Figure:
-    """Draw a density near three curves, and Gaussians fitted to it by two divergences.
-
-    The Gaussian of minimal Kullback-Leibler divergence (maximum likelihood) covers all three curves
-    and the space between them; that of minimal Jensen-Shannon divergence covers one curve.
-    """
+    """Draw a density near three curves, and Gaussians fitted to it by two divergences."""
     points = np.stack(np.meshgrid(X, Y), axis=-1).reshape(-1, 2)
     noise = multivariate_normal(np.zeros(2), NOISE**2)
     curves = [BezierSegment(control)(np.linspace(0, 1, 60)) for control in CURVES]

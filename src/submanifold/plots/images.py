@@ -11,16 +11,14 @@ from PIL import Image
 
 DPI = 150
 _rendered: WeakKeyDictionary[Figure, bytes] = WeakKeyDictionary()
-MIN_WIDTH = 64
-"""Smallest width in pixels of an image on a sheet; smaller images are enlarged."""
+MIN_WIDTH = 64  # smallest width in pixels of an image on a sheet; smaller images are enlarged
 
 
 def image_grid(images: np.ndarray, columns: int = 8, title: str | None = None) -> Figure:
     """Draw uint8 images (N, 1 or 3, height, width) in rows of `columns` images."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(0.62 * columns, 0.62 * rows + 0.3), layout="compressed")
-    axes = figure.subplots()
+    figure, (axes,) = panel_grid(1, 1, (0.62 * columns, 0.62 * rows + 0.3), "compressed")
     show(axes, tile(images, columns))
     axes.set_title(title or "", fontsize=9)
     return figure

@@ -25,20 +25,11 @@ def manifold_figure(
 ) -> Figure:  # fmt: skip
     """Draw the true density, the learned density, samples, and projections side by side.
 
-    Both densities have the same color scale. Points with non-finite coordinates are omitted;
-    non-finite densities are gray.
-
-    Args:
-        true_points: Points on the true manifold, (n, 2) or (n, 3); the first 4,000 are drawn.
-        true_density: Log-density on the true manifold at these points in nats, (n,).
-        learned_points: Points on the learned manifold; the first 4,000 are drawn.
-        learned_density: Log-density on the learned manifold at these points in nats, or None if
-            the manifolds have different dimensions.
-        samples: Samples of the model; the first 1,000 are drawn.
-        points: Test points; the first 250 are drawn.
-        projections: Projections of the test points onto the learned manifold.
-        grid: Evenly spaced x (w,) and y (h,), and the true and learned log-density in nats on the
-            plane, (h, w), drawn instead of the densities on the manifolds.
+    The first 4,000 points (n, 2) or (n, 3) of the manifolds are drawn, 1,000 samples, and 250 test
+    points with their projections. Both densities (n,), in nats, have the same color scale; there is
+    no learned one if the manifolds have different dimensions. Points with non-finite coordinates
+    are omitted; non-finite densities are gray. A grid of evenly spaced x (w,) and y (h,), and the
+    true and learned log-density (h, w) on the plane, replaces the densities on the manifolds.
     """
     is_comparable = learned_density is not None
     learned_density = np.zeros(len(learned_points)) if learned_density is None else learned_density

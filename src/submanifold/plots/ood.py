@@ -1,4 +1,4 @@
-"""Figures of out-of-distribution (OOD) detection."""
+"""Figures of densities and of out-of-distribution (OOD) detection."""
 
 from collections.abc import Mapping
 
@@ -9,6 +9,31 @@ from submanifold.plots.images import panel_grid
 
 COLORS = {"normal": "C0", "ood": "C3"}
 LABELS = {"normal": "in-distribution", "ood": "out-of-distribution"}
+BINS = 40
+
+
+def density_histogram(
+    values: Mapping[str, np.ndarray], label: str = "bits per dimension", events: str = "images"
+) -> Figure:
+    """Draw histograms of the values of single events (N,), and their mean, by split."""
+    figure, (axes,) = panel_grid(1, 1, (7, 3))
+    finite = {name: data[np.isfinite(data)] for name, data in values.items()}
+    together = np.concatenate([*finite.values()])
+    low, high = np.quantile(together, [0.002, 0.998]) if len(together) else (0.0, 1.0)
+    edges = np.linspace(low, max(high, low + 1e-6), BINS + 1).tolist()
+    for number, (name, data) in enumerate(finite.items()):
+        if not len(data):
+            continue
+        weights, color = np.full(len(data), 100 / len(data)), f"C{number}"
+        axes.hist(data.clip(low, edges[-1]), edges, weights=weights, histtype="step",
+                  color=color, linewidth=1.4, label=f"{name} ({len(data):,} {events})")  # fmt: skip
+        axes.axvline(data.mean(), color=color, linestyle=":", linewidth=1)
+    axes.set_xlabel(f"{label} (outermost bins include values beyond)", fontsize=9)
+    axes.set_ylabel(f"% of {events}", fontsize=9)
+    axes.tick_params(labelsize=8)
+    if axes.patches:
+        axes.legend(fontsize=8)
+    return figure
 
 
 def threshold_histogram(
@@ -20,8 +45,7 @@ def threshold_histogram(
     together = np.concatenate([*finite.values(), list(thresholds.values())])
     ends = np.log10(together.min()), np.log10(together.max())
     bins = np.logspace(ends[0], max(ends[1], ends[0] + 0.1), 50).tolist()
-    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = panel_grid(1, 1, (7.5, 3.2))
     for kind, values in finite.items():
         weights = np.full(len(values), 1 / max(len(kinds[kind]), 1))
         axes.hist(values, bins, weights=weights, color=COLORS[kind], alpha=0.55, label=LABELS[kind])
@@ -37,8 +61,7 @@ def threshold_histogram(
 
 def roc_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Draw ROC curves by score: false-positive (logarithmic) and true-positive rates."""
-    figure = Figure(figsize=(6.5, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = panel_grid(1, 1, (6.5, 5))
     for number, (name, (false, true)) in enumerate(curves.items()):
         axes.plot(np.maximum(false, 1e-4), true, "-" if number < 10 else "--", label=name, lw=1.2)
     axes.set(xscale="log", xlim=(1e-4, 1), xlabel="false-positive rate",
@@ -69,8 +92,7 @@ def density_and_distance(
     points: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str = "bits per dimension"
 ) -> Figure:
     """Draw bits and squared distances from the manifold of ``normal`` and of ``ood`` images."""
-    figure = Figure(figsize=(6.5, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = panel_grid(1, 1, (6.5, 5))
     for kind, (bits, distance) in points.items():
         axes.scatter(bits, distance, s=5, alpha=0.4, color=COLORS[kind], label=LABELS[kind], lw=0)
     finite = np.concatenate([bits[np.isfinite(bits)] for bits, _ in points.values()])

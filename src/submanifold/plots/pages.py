@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 def render(template: str, **values: Any) -> str:
     """Render a template of this package, such as ``report.html``.
 
-    Values are escaped, and a missing value raises an error. The filter ``picture`` converts a
-    figure, an image or the bytes of a PNG file to a data URL. Headings of the second level get ids,
-    and an empty ``<nav class="contents"></nav>`` is filled with links to them.
+    The filter ``picture`` converts a figure, an image or the bytes of a PNG file to a data URL;
+    ``contents`` fills an empty ``<nav class="contents"></nav>`` with links to ``<h2>`` headings.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("submanifold.plots", "templates"),

@@ -11,20 +11,12 @@ from submanifold.plots.images import panel_grid, show, tile
 
 Array = np.ndarray
 
-WIDTH, MAX_PANEL = 7.0, 3.8
-"""Width of a page, and largest width of a panel, in inches."""
+WIDTH, MAX_PANEL = 7.0, 3.8  # width of a page, and largest width of a panel, in inches
 SAMPLE_ROWS = 2
 
 
 def sample_panels(panels: Mapping[str, Array], columns: int, per_row: int = 8) -> Figure:
-    """Draw Figures 3, 5, 6, 8, 9 and 10: a square of images for each method.
-
-    Args:
-        panels: uint8 images (n, channels, height, width) by the method's name, 1 or 3 channels;
-            the first per_row^2 are drawn.
-        columns: Panels per row.
-        per_row: Images per row of a panel.
-    """
+    """Draw Figures 3, 5, 6, 8, 9 and 10: a square of per_row^2 images for each method."""
     columns = min(columns, len(panels))
     side = min(WIDTH / columns, MAX_PANEL)
     figure, grid = panel_grid(len(panels), columns, (side, side + 0.25), "compressed")
@@ -35,13 +27,7 @@ def sample_panels(panels: Mapping[str, Array], columns: int, per_row: int = 8) -
 
 
 def delta_rows(originals: Array, by_delta: Mapping[float, tuple[Array, Array]]) -> Figure:
-    r"""Draw Figure 4: originals, then reconstructions and samples for each :math:`\delta`.
-
-    Args:
-        originals: uint8 (n, channels, height, width).
-        by_delta: Projections of the originals, uint8 (n, ...), and samples, uint8 (m, ...), by the
-            threshold of the Huber function.
-    """
+    r"""Draw Figure 4: originals, then reconstructions and samples for each :math:`\delta`."""
     columns = len(originals)
     rows = {"original": originals}
     for delta, (projections, samples) in by_delta.items():
@@ -64,11 +50,6 @@ def rejection_blocks(original: Array, projection: Array, per_row: int = 2) -> Fi
 
     The difference is the absolute error, averaged over channels; the edges are its absolute
     Laplacian. Both are scaled so that their 99.5th percentile over all images is white.
-
-    Args:
-        original: uint8 (n, channels, height, width).
-        projection: Projections of the images, same shape.
-        per_row: Number of originals per row.
     """
     difference = np.abs(original.astype(float) - projection).mean(1)
     edges = np.abs([*map(laplace, difference)])
@@ -79,9 +60,8 @@ def rejection_blocks(original: Array, projection: Array, per_row: int = 2) -> Fi
     colors = [np.broadcast_to(images, (n, 3, height, width)) for images in maps.values()]
     image = tile(np.stack(colors, axis=1).reshape(-1, 3, height, width), columns)
     inches = max(WIDTH, 0.7 * columns)
-    figure = Figure(figsize=(inches, inches * len(image) / image.shape[1] + 0.25),
-                    layout="compressed")  # fmt: skip
-    axes = figure.subplots()
+    size = inches, inches * len(image) / image.shape[1] + 0.25
+    figure, (axes,) = panel_grid(1, 1, size, "compressed")
     show(axes, image)
     step = (image.shape[1] - width) / (columns - 1)
     axes.set_xticks(width / 2 + step * np.arange(columns), [*maps] * per_row, fontsize=7.5)

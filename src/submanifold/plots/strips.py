@@ -11,10 +11,8 @@ from submanifold.evaluation.illustrations import pixel_errors
 from submanifold.evaluation.reconstruction import psnr
 from submanifold.plots.images import tile
 
-MAX_SIDE = 128
-"""Largest side of an image on a page, in pixels; larger images are reduced."""
-EXACT = 1e-9
-"""Squared errors below this count as zero."""
+MAX_SIDE = 128  # largest side of an image on a page, in pixels; larger images are reduced
+EXACT = 1e-9  # squared errors below this count as zero
 KINDS = {"default": "default projection", "encoder": "encoder projection",
          "nearest": "nearest projection", "pca": "PCA"}  # fmt: skip
 
@@ -28,14 +26,9 @@ def strip(images: np.ndarray, columns: int) -> Image.Image:
 
 
 def film(frames: np.ndarray) -> tuple[Image.Image, float]:
-    """Stack rows of images; a page shows one row at a time.
+    """Stack rows of images (frames, N, ...), of which a page shows one at a time.
 
-    Args:
-        frames: uint8 (frames, N, channels, height, width).
-
-    Returns:
-        The rows from top to bottom, each with a white gap below it, and the ratio of the width to
-        the height of a row without its gap.
+    Each has a white gap below it. Also return the ratio of the width to the height without it.
     """
     rows = np.stack([np.asarray(strip(images, len(images))) for images in frames])
     _, height, width, _ = rows.shape
@@ -45,18 +38,10 @@ def film(frames: np.ndarray) -> tuple[Image.Image, float]:
 
 
 def dimension_slider(originals: np.ndarray, by_dim: Mapping[str, np.ndarray], dim: int) -> Any:
-    """Prepare a slider over the dimension of nested manifolds.
+    """Prepare a slider over the dimension of nested manifolds, which starts at `dim`.
 
-    Args:
-        originals: uint8 images (N, ...).
-        by_dim: The result of :func:`~submanifold.evaluation.illustrations.project_by_dim`.
-        dim: Dimension at which the slider starts, one of ``dims``.
-
-    Returns:
-        ``dims``, the index ``start``, the number of ``columns``, the ``originals`` and ``ratio`` of
-        their width to their height; ``rows``: for each kind of projection its ``name``, ``film``,
-        number of ``frames``, and for each dimension a text in ``means`` and ``images`` (a list for
-        each image), and the index of the frame in ``shown``, or None where there is no projection.
+    The ``rows`` of each kind of projection have the index of the frame ``shown`` at each dimension,
+    or None where there is no projection.
     """
     dims, rows = by_dim["dims"].tolist(), []
     for kind, name in KINDS.items():
@@ -79,13 +64,7 @@ def dimension_slider(originals: np.ndarray, by_dim: Mapping[str, np.ndarray], di
 def side_by_side(
     originals: np.ndarray, projections: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Prepare rows of uint8 images (N, ...): originals, and their projections with mean errors.
-
-    The projections are the result of :func:`~submanifold.evaluation.illustrations.project_all`.
-
-    Returns:
-        ``name``, ``strip`` and ``error`` of the originals and of each kind of projection.
-    """
+    """Prepare the ``name``, ``strip`` and ``error`` of originals and of their projections."""
     rows = [{"name": "original", "strip": strip(originals, len(originals)), "error": ""}]
     for kind, name in KINDS.items():
         if kind in projections:

@@ -10,22 +10,16 @@ from matplotlib.ticker import MaxNLocator
 
 from submanifold.plots.images import panel_grid
 
-MAX_COLUMNS, PER_ROW = 24, 6
-"""Columns of a figure of marginals, and panels in one of its rows."""
-MAX_PAIRED, MAX_POINTS = 5, 1000
-"""Columns of a figure of pairs, and points of one of its panels."""
-BINS, MAX_VALUES = 40, 20
-"""Bins of a histogram; a column with at most this many different values has bars instead."""
-ENDS = 0.005, 0.995
-"""Quantiles of the data between which values are shown."""
+MAX_COLUMNS, PER_ROW = 24, 6  # columns of a figure of marginals, and panels in one of its rows
+MAX_PAIRED, MAX_POINTS = 5, 1000  # columns of a figure of pairs, and points of one of its panels
+BINS, MAX_VALUES = 40, 20  # bins of a histogram, and most bars of values
+ENDS = 0.005, 0.995  # quantiles of the data between which values are shown
 
 
 def marginals(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw a histogram of each column for each table; the first 24 columns are shown.
+    """Draw a histogram of the first 24 columns of tables by name, the data first.
 
-    Args:
-        tables: Tables with equal columns by name, the data first. The data determine the range of a
-            panel; its outermost bins include values beyond.
+    The data determine the range of a panel; its outermost bins include values beyond.
     """
     data = next(iter(tables.values()))
     names = list(data)[:MAX_COLUMNS]
@@ -67,13 +61,7 @@ def pairs(data: pd.DataFrame, samples: pd.DataFrame) -> Figure:
 
 
 def most_correlated(table: pd.DataFrame, count: int) -> list[str]:
-    """Return the numeric columns with the largest mean absolute rank correlation, in their order.
-
-    Example:
-        >>> x = np.arange(8.0)
-        >>> most_correlated(pd.DataFrame({"a": x, "b": x % 2, "c": x**2}), 2)
-        ['a', 'c']
-    """
+    """Return the numeric columns with the largest mean absolute rank correlation, in order."""
     numeric = table.iloc[:MAX_POINTS].select_dtypes("number")
     varying = numeric.loc[:, numeric.nunique() > 1]
     strength = varying.rank().corr().abs().fillna(0).mean()
