@@ -1,6 +1,5 @@
 """The estimator as scikit-learn's users use it."""
 
-import copy
 import pickle
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from submanifold.evaluation.calibration import Calibration, calibrate
 from submanifold.evaluation.scores import SMOOTHED_DENSITY, score
 from submanifold.models import Model
 from submanifold.sklearn import ManifoldFlow
-from submanifold.training import Trainer
+from submanifold.training import RotationSettings, Trainer, defaults
 
 FEW = {"steps": 6, "random_state": 0}
 
@@ -30,12 +29,15 @@ FEW = {"steps": 6, "random_state": 0}
 @pytest.fixture(scope="module", autouse=True)
 def few_probes():
     """Rotations of few probes, which otherwise take half of the time of these short trainings."""
-    parameters = copy.deepcopy(sklearn._parameters())
-    for phase in parameters["methods"]["noise-conditional"]["phases"].values():
-        if "probes" in phase:
-            phase["probes"] = 100
+
+    def table_method(dim):
+        model, phases = defaults.table_method(dim)
+        for name in ("rotation", "rotation_2"):
+            phases[name] = RotationSettings(rotate=1, probes=100)
+        return model, phases
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn, "_parameters", lambda: parameters)
+        patch.setattr(sklearn, "table_method", table_method)
         yield
 
 
@@ -227,7 +229,7 @@ def test_the_number_of_threads_is_left_alone(monkeypatch, flowers, seed):
     changes, settings, step = [], set(), Trainer.step
 
     def watched_step(*args):
-        settings.add(threads.threads_setting())
+        settings.add(threads._setting)
         return step(*args)
 
     monkeypatch.setattr(threads, "_most", lambda: 2)
@@ -276,7 +278,6 @@ print([name for name in ("kedro", "mlflow", "omegaconf") if name in sys.modules]
 @pytest.mark.parametrize(("settings", "message"), [
     ({"n_components": 0}, "n_components"),
     ({"n_components": 5}, r"^n_components: expected at most 4, the number of columns that vary"),
-    ({"method": "PCA"}, "^method: expected one of .*, got PCA"),
     ({"contamination": 0.7}, "contamination"),
     ({"scale": "minmax"}, "scale"),
     ({"device": "gpu"}, "^device: expected auto, cpu"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from functools import cache, lru_cache
+from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -27,21 +26,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from submanifold.common.device import choose_device
 from submanifold.common.errors import UserError
 from submanifold.common.progress import hidden_progress
-from submanifold.common.settings import read_settings
-from submanifold.config.merge import entry, manifold_stages
-from submanifold.config.project import PACKAGED_CONF
-from submanifold.config.resolve import resolve
-from submanifold.config.schema import Experiment
-from submanifold.data.settings import Scale, TableSettings
+from submanifold.data.settings import ImageSettings, Scale
 from submanifold.data.tables import Preprocessor
-from submanifold.data.tables.schema import TableSchema
 from submanifold.evaluation.calibration import calibrate
 from submanifold.evaluation.scores import NOISE_SCALE
 from submanifold.flows import context_of
 from submanifold.inference.predictor import Predictor
 from submanifold.models import Model
+from submanifold.training import PhaseSettings, image_method, table_method, train_phases
 from submanifold.training.cost import fit_budget, with_steps
-from submanifold.training.phases import train_phases
+from submanifold.training.defaults import Method
 
 HELD_OUT = 0.1
 """Fraction of the rows that validates the training and calibrates the scores."""
@@ -58,7 +52,7 @@ class ManifoldFlow(
     The model is a bijection between a row x and coordinates (u, v). It gives the exact
     log-density of x; the ``n_components`` coordinates u on the manifold, in order of their
     contribution to the data, as nonlinear principal components; and the projection of x onto the
-    manifold, v = 0. Model and training are those of the pipelines, from the same configuration.
+    manifold, v = 0. Model and training are the default methods of the pipelines.
 
     Rows are a table (n, columns) of numbers, an array or a DataFrame; or images
     (n, channels, height, width), uint8, with one or three channels and equal sides. Columns are
@@ -70,8 +64,7 @@ class ManifoldFlow(
 
     Args:
         n_components: Dimension d of the manifold; None is half of the columns, or of images the
-            method's default and at most half of the pixels; and at most half of the training rows.
-        method: Name of a method of the configuration; None is the default for tables or images.
+            500 or half of the pixels; and at most half of the training rows.
         minutes: Time of training, to which the steps are scaled by measurement.
         steps: Steps of training, of all phases together; None uses those of the method.
         contamination: Fraction of the training rows that :meth:`predict` calls outliers. ``auto``
@@ -100,7 +93,6 @@ class ManifoldFlow(
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
-        "method": [str, None],
         "minutes": [Interval(Real, 0, None, closed="neither"), None],
         "steps": [Interval(Integral, 1, None, closed="left"), None],
         "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
@@ -114,7 +106,6 @@ class ManifoldFlow(
         self,
         n_components: int | None = None,
         *,
-        method: str | None = None,
         minutes: float | None = None,
         steps: int | None = None,
         contamination: float | str = "auto",
@@ -124,7 +115,6 @@ class ManifoldFlow(
         verbose: int = 0,
     ) -> None:
         self.n_components = n_components
-        self.method = method
         self.minutes = minutes
         self.steps = steps
         self.contamination = contamination
@@ -158,9 +148,8 @@ class ManifoldFlow(
         order = np.random.default_rng(seed).permutation(len(rows))
         count = round(HELD_OUT * len(rows))
         held_out, train = (order, order) if len(rows) < MIN_ROWS else (order[:count], order[count:])
-        shape, valid = events.shape[1:], events[held_out]
-        experiment = self._experiment(shape, {"train": len(train), "valid": len(valid)})
-        phases = self._phases(experiment, shape, device)
+        valid = events[held_out]
+        model_settings, phases = self._method(events.shape[1:], len(train), device)
         # torch's global generator is the user's
         with (
             hidden_progress(not self.verbose),
@@ -168,9 +157,13 @@ class ManifoldFlow(
             TemporaryDirectory() as folder,
         ):
             model = train_phases(
-                phases, experiment.model, events[train], valid, seed, device, Path(folder)
+                phases, model_settings, events[train], valid, seed, device, Path(folder)
             )
-            model.data = experiment.data.facts
+            if self.preprocessor_ is None:
+                form = {"channels": rows.shape[1], "size": rows.shape[2]}
+                model.data = ImageSettings.model_validate(form).facts
+            else:
+                model.data = {"table": self.preprocessor_.to_dict()}
             model.calibration = calibrate(model, valid, device)
         self.model_, self.noise_scale_ = model.cpu(), model.calibration[NOISE_SCALE]
         self._set_offset(rows, rows[held_out])
@@ -314,50 +307,31 @@ class ManifoldFlow(
     def _log_prob(self, rows: Any) -> np.ndarray:
         return self._predictor.log_prob(rows, self.noise_scale_)
 
-    def _experiment(self, shape: tuple[int, ...], counts: dict[str, int]) -> Experiment:
-        """Select the model and its training from the configuration."""
-        parameters = {**_parameters(), "method": self.method or "auto"}
-        data = None
-        if self.preprocessor_ is None:
-            parameters |= {"dataset": "photos", "data": {"size": shape[1], "channels": shape[0]}}
-        else:
-            parameters["dataset"] = "table"
-            settings = {"source": "table", "path": "X", "scale": self.scale}
-            data = read_settings(TableSettings, settings, "data")
-            data._schema = TableSchema(self.preprocessor_)
-        dataset = entry(parameters["datasets"], parameters["dataset"], "dataset")
-        name = self.method or dataset["method"]
-        method = entry(parameters["methods"], name, "method")
-        stages, dim = manifold_stages(method, dataset)
-        size, chosen = int(np.prod(shape)), self.n_components
-        if not stages and chosen is not None:
-            raise UserError(
-                f"n_components: expected None with method={name}, whose density is on "
-                f"all of space, got {chosen}. Omit it, or choose another method."
-            )
-        if chosen is not None and chosen > size:
+    def _method(self, shape: tuple[int, ...], count: int, device: torch.device) -> Method:
+        """Return the model and its phases, with the dimension and steps that were asked for."""
+        size, dim = int(np.prod(shape)), self.n_components
+        if dim is not None and dim > size:
             raise UserError(
                 f"n_components: expected at most {size}, the number of columns that vary, got "
-                f"{chosen}. Decrease it."
+                f"{dim}. Decrease it."
             )
-        if chosen is None:
-            half = max(1, min(size, counts["train"]) // 2)
-            chosen = min(dim, half) if isinstance(dim, int) else half
-        parameters |= {name: {"dim": int(chosen)} for name in stages}
-        return resolve(parameters, data=data)
-
-    def _phases(self, experiment: Experiment, shape: tuple[int, ...], device: torch.device) -> Any:
-        """Return the phases, with the steps that the parameters ask for."""
-        phases = experiment.phases
-        counts: dict[str, int] = {}
+        half = max(1, min(size, count) // 2)
+        if self.preprocessor_ is None:
+            model, phases = image_method(dim or min(500, half))
+        else:
+            model, phases = table_method(dim or half)
         if self.minutes is not None:
-            counts = fit_budget(60 * self.minutes, experiment.model, phases, shape, device)
-        elif self.steps is not None:
-            usual = {name: phase.training.steps for name, phase in experiment.trainings.items()}
-            factor = self.steps / sum(usual.values())
-            counts = {name: max(1, round(factor * count)) for name, count in usual.items()}
-        return {name: with_steps(phase, counts[name]) if name in counts else phase
-                for name, phase in phases.items()}  # fmt: skip
+            steps = fit_budget(60 * self.minutes, model, phases, shape, device)
+            return model, {name: with_steps(phases[name], steps[name]) for name in steps}
+        if self.steps is None:
+            return model, phases
+        usual = {name: phase.training.steps for name, phase in phases.items()
+                 if isinstance(phase, PhaseSettings)}  # fmt: skip
+        factor = self.steps / sum(usual.values())
+        return model, phases | {
+            name: with_steps(phases[name], max(1, round(factor * count)))
+            for name, count in usual.items()
+        }
 
     def _set_offset(self, rows: np.ndarray, held_out: np.ndarray) -> None:
         """Set the threshold of outliers, and note it in the model's file."""
@@ -382,13 +356,6 @@ def _predictor(model: Model, device: torch.device) -> Predictor:
     """Copy a model to a device, for rows in double precision: results depend on no batch size."""
     copied = copy.deepcopy(model).to(device)
     return Predictor(copied.double() if "table" in model.data else copied)
-
-
-@cache
-def _parameters() -> dict[str, Any]:
-    """Read the configuration that is installed with the package."""
-    text = (PACKAGED_CONF / "base" / "parameters.yml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
 
 
 def _is_json(value: Any) -> bool:

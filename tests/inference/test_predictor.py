@@ -193,15 +193,11 @@ def test_samples_depend_only_on_the_seed(case):
 
 def results(predictor, case, pool):
     """Results of all methods, for the two halves of the events at once."""
-    calls = [
-        (
-            method,
-            (part(case.x, half),),
-            {name: value[half] for name, value in case.of_events.items()},
-        )
-        for half in (slice(0, 10), slice(10, 20))
-        for method in (predictor.score, predictor.encode, predictor.project, predictor.log_prob)
-    ] + [(predictor.sample, (4, 1.0, seed), case.of_samples) for seed in (0, 1)]
+    methods = predictor.score, predictor.encode, predictor.project, predictor.log_prob
+    calls = [(predictor.sample, (4, 1.0, seed), case.of_samples) for seed in (0, 1)]
+    for half in (slice(0, 10), slice(10, 20)):
+        of_events = {name: value[half] for name, value in case.of_events.items()}
+        calls += [(method, (part(case.x, half),), of_events) for method in methods]
     found = pool(lambda call: call[0](*call[1], **call[2]), 2 * calls)
     return [array for result in found
             for array in (result if isinstance(result, tuple) else (result,))]  # fmt: skip
@@ -277,7 +273,7 @@ def test_far_vectors_have_the_smallest_p_value():
     ("images with labels", lambda p: p.encode(smooth_images(2, 0, 1), label=[0]), "label: "),
     ("table", lambda p: p.score(rows(0, 0)), "table: expected at least one row"),
     ("table", lambda p: p.score(rows(3, 0), label=1), "label: expected none"),
-    ("table", lambda p: p.project(np.zeros((2, 3))), "expected 4 columns"),
+    ("table", lambda p: p.project(np.zeros((2, 3))), "expected an array of 4 columns"),
     ("table", lambda p: p.sample(0), "count: expected 1 or more, got 0"),
     ("table with a condition", lambda p: p.sample(2), r"conditional on \(age, dose\), got none"),
     ("table with a condition", lambda p: p.sample(condition=rows(2, 0)[["age"]]), "without dose"),

@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from submanifold.common.errors import UserError, printable
-from submanifold.inference.outputs import (
-    FOLDER,
-    TABLES,
-    check_not_input,
-    check_output,
-    output,
-    unused,
-)
+from submanifold.inference.outputs import FOLDER, TABLES, check_output, output, unused
 from submanifold.inference.records import model_path
 
 if TYPE_CHECKING:
@@ -96,17 +89,17 @@ def score(
     The p-value is the fraction of held-out training-like images or rows that score at least as
     high. The log-density of rows is in the units of the table.
     """
-    check_output("--out", out, TABLES)
+    predictor = _load(model, device)
+    _check("--out", out, TABLES, predictor, model, inputs)
     if sheet is not None:
-        check_output("--sheet", sheet, (".png",))
-    file, predictor = _load(model, device)
+        _check("--sheet", sheet, (".png",), predictor, model, inputs)
     from submanifold.evaluation.intervals import false_alarm_range
     from submanifold.inference.training_events import MAX_EVENTS, hash_events, training_share
 
     calibration = predictor.calibrated(alpha)
     if sheet is not None and predictor.is_table:
         raise UserError("--sheet: expected none for a model of a table. Omit it.")
-    read = _read(predictor, inputs, file, {"--out": out, "--sheet": sheet})
+    read, unit = _read(predictor, inputs), "rows" if predictor.is_table else "images"
     scores = predictor.score(read.events, nearest, alpha=alpha, label=label)
     table = scores.sort_values("anomaly_score", ascending=False, kind="stable")
     _write_rows(out, scores.drop(columns="anomaly_score"), read)
@@ -114,7 +107,7 @@ def score(
         hashes = hash_events(predictor.model, predictor.events(read.events[:MAX_EVENTS], label))
         if (share := training_share(calibration.training, hashes)) > 0.1:
             log.warning("INPUTS: expected new %s, got about %.0f%% training %s, whose p-values are "
-                        "too large. Score others.", read.unit, 100 * share, read.unit)  # fmt: skip
+                        "too large. Score others.", unit, 100 * share, unit)  # fmt: skip
     click.echo(f" p-value  {read.label}, the most anomalous first")
     for number in table.index[:5]:
         click.echo(f"{table['p_value'][number]:8.4f}  {read.names[number]}")
@@ -122,8 +115,8 @@ def score(
         count, flagged = len(table), int(table["ood"].sum())
         low, high = false_alarm_range(alpha, count, calibration.groups)
         click.echo(
-            f"{flagged} of {count} {read.unit} are flagged (p-value at most {alpha:g}); "
-            f"if all were like the training {read.unit}, {count * low:.0f} to {count * high:.0f} "
+            f"{flagged} of {count} {unit} are flagged (p-value at most {alpha:g}); "
+            f"if all were like the training {unit}, {count * low:.0f} to {count * high:.0f} "
             "would be in 95% of cases."
         )
     if sheet is not None:
@@ -142,14 +135,14 @@ def encode(
     device: str,
 ) -> None:  # fmt: skip
     """Write the coordinates of INPUTS on the manifold (u) and off the manifold (v)."""
-    file, predictor = _load(model, device)
+    predictor = _load(model, device)
     import numpy as np
 
     from submanifold.inference.predictor import code_frame
 
-    out = _output(out, predictor, "codes.csv", "codes.npz", (".npz", *TABLES), (".npz", *TABLES))
-    size = 8 * predictor.model.event_dim  # float32; concatenation copies
-    read = _read(predictor, inputs, file, {"--out": out}, size)
+    out = out or Path("codes.csv" if predictor.is_table else "codes.npz")
+    _check("--out", out, (".npz", *TABLES), predictor, model, inputs)
+    read = _read(predictor, inputs)
     u, v = predictor.encode(read.events, "nearest" if nearest else "encoder", label=label)
     if out.suffix.lower() in TABLES:
         _write_rows(out, code_frame(u, v), read)
@@ -174,12 +167,13 @@ def project(
     Writes originals, projections and differences of images, or projections of rows in the units of
     the table.
     """
-    file, predictor = _load(model, device, dim)
+    predictor = _load(model, device, dim)
     import numpy as np
 
-    out = _output(out, predictor, "projections.csv", "projections", TABLES, (FOLDER, ".npz"))
-    size = 2 * predictor.event_bytes  # concatenation copies
-    read = _read(predictor, inputs, file, {"--out": out}, size)
+    out = out or Path("projections.csv" if predictor.is_table else "projections")
+    suffixes = TABLES if predictor.is_table else (FOLDER, ".npz")
+    _check("--out", out, suffixes, predictor, model, inputs)
+    read = _read(predictor, inputs)
     projections, errors = predictor.project(read.events, nearest, label=label)
     unit = "standardized columns" if predictor.is_table else "pixels in [0, 1]"
     click.echo(f"mean squared error {errors.mean():.6f}, {unit}")
@@ -204,7 +198,7 @@ def project(
 @click.option("-n", "count", type=int, help="Number of samples.  [default: 64; for each row of "
               "TABLE 1]")  # fmt: skip
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 to 10.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @dim_option
 @label_option
 @out_option(
@@ -222,14 +216,16 @@ def sample(
     A model that is conditional on columns needs a TABLE with them, and draws samples for each of
     its rows. Other models need none.
     """
-    file, predictor = _load(model, device, dim)
+    predictor = _load(model, device, dim)
     if table and predictor.condition is None:
         raise UserError(
             "TABLE: expected none for a model that is not conditional on columns, got "
             f"{table[0]}. Omit it."
         )
     count = (64 if predictor.condition is None else 1) if count is None else count
-    out = _output(out, predictor, "samples.csv", "samples.png", TABLES, (".png", ".npz"))
+    out = out or Path("samples.csv" if predictor.is_table else "samples.png")
+    suffixes = TABLES if predictor.is_table else (".png", ".npz")
+    _check("--out", out, suffixes, predictor, model, table)
     is_png = out.suffix.lower() == ".png"
     if is_png and (count > MAX_PNG or not predictor.is_image):
         raise UserError(
@@ -241,7 +237,6 @@ def sample(
         from submanifold.inference.inputs import read_rows
 
         read = read_rows(table, predictor, only_condition=True)
-    check_not_input("--out", out, [file, *(read.files if read else [])])
     condition = read.events if read else None
     samples = predictor.sample(count, temperature, seed, label=label, condition=condition)
     if predictor.is_table:
@@ -283,12 +278,13 @@ def restore(
     Writes the restorations (posterior means), and maps of their errors (four times the posterior
     standard deviations).
     """
-    check_output("--out", out, (FOLDER,))
-    file, predictor = _load(model, device)
+    predictor = _load(model, device)
+    _check("--out", out, (FOLDER,), predictor, model)
     import pandas as pd
     import torch
     from PIL import Image
 
+    from submanifold.common.processes import check_memory
     from submanifold.evaluation.reconstruction import psnr
     from submanifold.evaluation.samples import stored
     from submanifold.inference.inputs import read_images
@@ -309,9 +305,9 @@ def restore(
         channels, side, _ = predictor.model.event_shape
         factor = problem.operator.factor if isinstance(problem.operator, Superresolve) else 1
         form = {"size": side // factor, "channels": channels, "crop": "square"}
+    read = read_images(pictures, form, simulate)
     size = 4 * (CHAINS * iterations + 4) * predictor.model.event_dim
-    read = read_images(pictures, form, simulate, size)
-    check_not_input("--out", out, [file, *read.files])
+    check_memory("PICTURES", len(read.names), size)
     x = (torch.from_numpy(read.events).float() + 0.5) / 256
     if simulate:
         y = problem.observe(x, torch.Generator().manual_seed(1))
@@ -349,7 +345,7 @@ def restore(
 @model_argument
 def info(model: str) -> None:
     """Print the architecture, the data and the calibration of a model as JSON."""
-    loaded = _load(model, "cpu")[1].model
+    loaded = _load(model, "cpu").model
     calibration = {"calibrated_on": loaded.calibration.get("count"),
                    "calibration_groups": loaded.calibration.get("groups")}  # fmt: skip
     click.echo(json.dumps({**loaded.describe(), **calibration}, indent=2))
@@ -358,8 +354,7 @@ def info(model: str) -> None:
 COMMANDS = [score, encode, project, sample, restore, info]
 
 
-def _load(name: str, device: str, dim: int | None = None) -> "tuple[Path, Predictor]":
-    """Return the file of a model, and its predictor."""
+def _load(name: str, device: str, dim: int | None = None) -> "Predictor":
     path = model_path(name)
     from submanifold.common.device import choose_device
     from submanifold.common.threads import use_threads
@@ -370,39 +365,31 @@ def _load(name: str, device: str, dim: int | None = None) -> "tuple[Path, Predic
     model: Any = Model.load(path, choose_device(device))
     if dim is not None and not hasattr(model, "at_dim"):
         raise UserError(f"--dim: expected none for a {model.kind}, got {dim}. Omit it.")
-    return path, Predictor(model if dim is None else model.at_dim(dim))
+    return Predictor(model if dim is None else model.at_dim(dim))
 
 
-def _read(
-    predictor: "Predictor", paths: Sequence[str], file: Path, outputs: dict[str, Path | None],
-    bytes_per_image: int = 0,
-) -> "Inputs":  # fmt: skip
-    """Read images or rows; raise a UserError if an output would replace them or the model."""
+def _check(
+    option: str, path: Path, suffixes: tuple[str, ...], predictor: "Predictor", model: str,
+    inputs: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Check that an output can be written, and replaces neither the model nor an input."""
+    from submanifold.data.images import SUFFIXES
+
+    replaces = predictor.is_table or path.suffix.lower() in SUFFIXES
+    check_output(option, path, suffixes, [model_path(model), *(inputs if replaces else ())])
+
+
+def _read(predictor: "Predictor", paths: Sequence[str]) -> "Inputs":
     from submanifold.inference.inputs import read_images, read_rows
 
     if predictor.is_table:
-        read = read_rows(paths, predictor)
-    elif "size" in predictor.model.data:
-        read = read_images(paths, predictor.model.data, bytes_per_image=bytes_per_image)
-    else:
-        raise UserError(
-            "model: expected a model of images or of a table, got one of points. Use the "
-            "hierarchy.safetensors of a run on images or on a table."
-        )
-    for option, path in outputs.items():
-        if path is not None:
-            check_not_input(option, path, [file, *read.files])
-    return read
-
-
-def _output(
-    out: Path | None, predictor: "Predictor", rows: str, others: str,
-    suffixes_of_rows: tuple[str, ...], suffixes: tuple[str, ...],
-) -> Path:  # fmt: skip
-    """Return the path of an output, by default one of two names, if it fits the model."""
-    out = out or Path(rows if predictor.is_table else others)
-    check_output("--out", out, suffixes_of_rows if predictor.is_table else suffixes)
-    return out
+        return read_rows(paths, predictor)
+    if "size" in predictor.model.data:
+        return read_images(paths, predictor.model.data)
+    raise UserError(
+        "model: expected a model of images or of a table, got one of points. Use the "
+        "hierarchy.safetensors of a run on images or on a table."
+    )
 
 
 def _write_rows(path: Path, frame: "pd.DataFrame", read: "Inputs | None") -> None:

@@ -16,14 +16,17 @@ from submanifold.common.errors import UserError
 from submanifold.common.files import printable, table_name
 from submanifold.common.processes import check_memory, map_in_threads
 from submanifold.common.progress import ProgressBar
-from submanifold.data.images import SUFFIXES, decode, image_size, read_file
+from submanifold.data.images import SUFFIXES, decode, image_size
 from submanifold.data.sources.stores import DATABASE, open_store
-from submanifold.data.tables.files import list_files, read_table
+from submanifold.data.tables.files import read_table
 
 if TYPE_CHECKING:
     from submanifold.inference.predictor import Predictor
 
 log = logging.getLogger(__name__)
+
+BYTES_PER_PIXEL = 9
+"""Of an image, and of its coordinates in float32 while they are concatenated."""
 
 
 class Inputs(NamedTuple):
@@ -32,23 +35,16 @@ class Inputs(NamedTuple):
     Attributes:
         events: Images, uint8 (N, channels, size, size), or rows, a DataFrame.
         names: Their names, escaped for messages and tables.
-        files: The files that contain them.
-        unit: What is counted: ``images`` or ``rows``.
         label: Name of the column of names in tables, such as ``picture``.
     """
 
     events: Any
     names: Any
-    files: list[Path]
-    unit: str
     label: str
 
 
 def read_images(
-    paths: Sequence[str | Path],
-    data: Mapping[str, Any],
-    resize: bool = True,
-    bytes_per_image: int = 0,
+    paths: Sequence[str | Path], data: Mapping[str, Any], resize: bool = True
 ) -> Inputs:
     """Read images, which are decoded in threads; unreadable ones are skipped with a warning.
 
@@ -56,15 +52,14 @@ def read_images(
         paths: Image files, folders (searched recursively), zips, or LMDB folders.
         data: Format of the images, :attr:`submanifold.models.Model.data`.
         resize: Whether images of any size are cropped and resized; otherwise they are skipped.
-        bytes_per_image: Memory that is needed later.
 
     Raises:
-        UserError: A path contains no images, none can be read, or they do not fit in memory.
+        UserError: A path contains no images, none can be read, or they and results of their size do
+            not fit in memory.
     """
     form = {key: data[key] for key in ("size", "channels", "crop", "margin") if key in data}
     side = form["size"]
     shape = form["channels"], side, side
-    files: list[Path] = []
     skipped: list[str] = []
 
     def skip(name: str, reason: str) -> None:
@@ -81,8 +76,8 @@ def read_images(
         except Exception as error:  # Pillow raises nearly anything
             return error
 
-    sources = [image for path in paths for image in _find_images(Path(path), files, skip)]
-    check_memory("images", len(sources), math.prod(shape) + bytes_per_image)
+    sources = [image for path in paths for image in _find_images(Path(path), skip)]
+    check_memory("images", len(sources), BYTES_PER_PIXEL * math.prod(shape))
     images, names = np.empty((len(sources), *shape), np.uint8), list[str]()
     with ProgressBar("reading", "images", len(sources)) as progress:
         for (name, _), image in zip(sources, map_in_threads(read, sources), strict=True):
@@ -97,16 +92,15 @@ def read_images(
         raise UserError(f"No image could be read: {first}.")
     if skipped:
         log.warning("Skipped %d unreadable images.", len(skipped))
-    return Inputs(images[: len(names)], names, files, "images", "picture")
+    return Inputs(images[: len(names)], names, "picture")
 
 
 def _find_images(
-    path: Path, files: list[Path], skip: Callable[[str, str], None]
+    path: Path, skip: Callable[[str, str], None]
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield the name and the reader of each image at a path, and append its files."""
-    if path.exists() and not path.is_dir() and path.suffix.lower() in SUFFIXES:
-        files.append(path)
-        yield table_name(str(path)), partial(read_file, path)
+    """Yield the name and the reader of each image at a path."""
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        yield table_name(str(path)), path.read_bytes
         return
     if path.is_file() and path.suffix.lower() != ".zip":
         raise UserError(
@@ -120,10 +114,9 @@ def _find_images(
             "and folders are ignored."
         )
     in_files = path.is_dir() and not (path / DATABASE).is_file()
-    files += [path / name for name in store.names] if in_files else [path]
     prefix = str(path) + ("/" if in_files else ":")
-    for member in store.skipped:
-        skip(table_name(prefix + member["name"]), member["reason"])
+    for name, reason in store.skipped.items():
+        skip(table_name(prefix + name), reason)
     for name in store.names:
         yield table_name(prefix + name), partial(store.image, name)
 
@@ -141,10 +134,9 @@ def read_rows(
     Raises:
         UserError: A file cannot be read, has no rows, or lacks columns of the model.
     """
-    files = list_files(paths)
-    frame = read_table(files)
+    frame = read_table(list(paths))
     if not len(frame):
-        raise UserError(f"{files[0]}: expected rows, got none.")
+        raise UserError(f"{paths[0]}: expected rows, got none.")
     index = frame.index
     label = "row" if index.nlevels > 1 else table_name(str(index.name or "row"))
     columns, condition = predictor.columns, predictor.condition
@@ -155,7 +147,7 @@ def read_rows(
     if condition is None and [*frame] == unnamed:  # of an array: matched by position
         frame = frame.set_axis(list(columns.inputs), axis=1)
     rows = columns.check_names(frame).reset_index(drop=True)
-    return Inputs(rows, _row_names(index), files, "rows", label)
+    return Inputs(rows, _row_names(index), label)
 
 
 def _row_names(index: pd.Index) -> Any:

@@ -14,13 +14,16 @@ FOLDER = ""
 TABLES = (".csv", ".parquet")
 
 
-def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
-    """Check that an output can be written.
+def check_output(
+    option: str, path: Path, suffixes: tuple[str, ...], inputs: Iterable[str | Path] = ()
+) -> None:
+    """Check that an output can be written, and replaces no input.
 
     Args:
         option: Command-line option of the path, such as ``--out``.
         path: A file, or a folder, which must be new or contain only hidden files.
         suffixes: Allowed suffixes, such as ``.npz``; :data:`FOLDER` for a folder.
+        inputs: Paths of files, and of folders, of which no file may be the output.
 
     Raises:
         UserError: The output cannot be written.
@@ -36,23 +39,18 @@ def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
             raise UserError(f"{name}: expected a {kind}, got something else. Use another path.")
         if is_folder and path.exists() and any(path.glob("[!.]*")):
             raise UserError(f"{name}: expected an empty folder. Empty it, or use another path.")
+        places = [path, *path.absolute().parents] if path.is_file() else []
+        for file in filter(os.path.exists, inputs):
+            if any(place.samefile(file) for place in places):
+                raise UserError(
+                    f"{name}: expected a path other than the inputs, got {file}. Use another path."
+                )
         parents = [path.absolute(), *path.absolute().parents][0 if is_folder else 1 :]
         tempfile.TemporaryFile(dir=next(filter(os.path.lexists, parents))).close()
     except OSError as error:
         raise UserError(
             f"{name} cannot be written ({error.strerror}). Use another path."
         ) from error
-
-
-def check_not_input(option: str, path: Path, inputs: Iterable[Path]) -> None:
-    """Raise a UserError if an output is the same file as one of the inputs."""
-    for file in inputs:
-        with suppress(OSError):  # one of the files does not exist
-            if path.samefile(file):
-                raise UserError(
-                    f"{option}={path}: expected a path other than the inputs, got {file}. Use "
-                    "another path."
-                )
 
 
 @contextmanager

@@ -221,9 +221,10 @@ class Predictor:
         None without a calibration of the density.
         """
         calibration = self.calibration
-        is_noisy = calibration is not None and calibration.noise_scale is not None
-        name = SMOOTHED_DENSITY if is_noisy else "density"
-        if calibration is None or name not in calibration.quantiles:
+        if calibration is None:
+            return None
+        name = "density" if calibration.noise_scale is None else SMOOTHED_DENSITY
+        if name not in calibration.quantiles:
             return None
         return -calibration.threshold(name, alpha) + float(self._log_det(None))
 
@@ -301,11 +302,9 @@ class Predictor:
             raise UserError(f"count: expected 1 or more, got {count}.")
         if not 0 <= temperature <= MAX_TEMPERATURE:
             raise UserError(f"temperature: expected 0 to {MAX_TEMPERATURE:g}, got {temperature}.")
-        if not -(2**63) <= seed < 2**63:
-            raise UserError(f"seed: expected an integer from -2^63 to 2^63 - 1, got {seed}.")
         context, rows = self._context(label, condition)
         total = count * (1 if context is None else len(context))
-        check_memory("count", total, 2 * self.event_bytes)  # concatenation copies
+        check_memory("count", total, 8 * self.model.event_dim)  # concatenation copies
         generator, samples = torch.Generator().manual_seed(seed), []
         with ProgressBar("sampling", "samples", total) as progress:
             for start in range(0, total, SAMPLE_BATCH):
@@ -349,11 +348,6 @@ class Predictor:
         Those of a conditional model have their context (:func:`.with_context`).
         """
         return self._standardized(self._checked(x, label))
-
-    @property
-    def event_bytes(self) -> int:
-        """The size of an event in an array: uint8 for images, float32 for vectors."""
-        return self.model.event_dim * (1 if self.is_image else 4)
 
     @property
     def size(self) -> int:
