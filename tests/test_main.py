@@ -46,7 +46,6 @@ def test_help_lists_the_commands_without_heavy_imports(project, module):
 
 @pytest.mark.parametrize(("command", "imported"), [
     (["score", "nothing", "a.png"], ""),
-    (["run", "--params=training.steps=0"], " torch"),
     (["train", "photos", "--set", "training.stepss=5"], " torch"),
 ])  # fmt: skip
 def test_a_mistake_is_reported_without_heavy_imports(project, command, imported):

@@ -31,9 +31,6 @@ class _Run(click.Command):
         return run_command().make_context(*args, **kwargs)
 
 
-RUN = _Run("run", help="Run the pipeline.")
-
-
 class _Group(click.Group):
     """Prints errors of users as one line."""
 
@@ -48,9 +45,7 @@ class _Group(click.Group):
         except OSError as error:
             raise UserError(str(error)) from error
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the command; an unknown one is reported with the closest name."""
         known = self.list_commands(ctx)
         if args[0] not in known and (hint := did_you_mean(args[0], known)):
@@ -87,38 +82,26 @@ def main() -> None:
 
 
 def run_command() -> click.Command:
-    """Return Kedro's ``run``, which checks the parameters first and skips existing outputs."""
+    """Return Kedro's ``run``, which skips existing outputs."""
     set_kedro_defaults()
     from kedro.framework.cli.project import run as kedro_run
 
     def run(pipeline: str | None, pipelines: list[str], **options: Any) -> Any:
-        if "ParallelRunner" in (options["runner"] or ""):  # datasets refuse other processes
-            raise UserError(
-                "--runner: expected RankRunner, the default, got ParallelRunner. Leave it out."
-            )
         options["runner"] = options["runner"] or RUNNER
         options["conf_source"] = options["conf_source"] or str(conf_source(project_folder()))
-        if Path(
-            options["conf_source"]
-        ).is_dir():  # else an archive, or a mistake that Kedro reports
-            from submanifold.config.loader import load_configuration
-
-            env = options["env"] or os.environ.get("KEDRO_ENV")
-            _ = load_configuration(options["conf_source"], options["params"], env).experiment
-        configure(project_folder())  # imports MLflow
+        configure(project_folder())
         if not any(options[name] for name in NODE_OPTIONS):
             options["only_missing_outputs"] = True  # paths contain a key of all settings
         try:
             return kedro_run.callback(pipeline=pipeline, pipelines=pipelines, **options)  # type: ignore[misc]
         except ValueError as error:
-            last = list(traceback.walk_tb(error.__traceback__))[-1][0]
+            *_, (last, _) = traceback.walk_tb(error.__traceback__)
             if not last.f_globals["__name__"].startswith(("kedro.pipeline.", "kedro.framework.s")):
                 raise
             reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(
-                f"{reason}. Change --pipeline, --nodes, --namespaces, "
-                "--from-nodes, --to-nodes, --to-outputs or --tags; `kedro registry list` lists the "
-                "pipelines, and `kedro registry describe <pipeline>` its nodes."
+                f"{reason}. `kedro registry list` lists the pipelines, and `kedro registry "
+                "describe <pipeline>` its nodes."
             ) from error
 
     command = copy.copy(kedro_run)
@@ -136,9 +119,6 @@ def _split_params(ctx: click.Context, param: click.Parameter, value: str) -> dic
 env_option = click.option(
     "--env", "-e", envvar="KEDRO_ENV", help="Kedro's environment, as in kedro run."
 )
-params_option = click.option(
-    "--params", type=str, default="", callback=_split_params, help="As in kedro run."
-)
 
 
 @cli.command()
@@ -148,7 +128,7 @@ params_option = click.option(
               help="Trainings with different seeds for each cell of a table.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List the runs and their state.")
 @click.option("--finished-only", is_flag=True, help="Run nothing, and omit unfinished runs.")
-@params_option
+@click.option("--params", default="", callback=_split_params, help="As in kedro run.")
 def reproduce(
     targets: tuple[str, ...], env: str | None, seeds: int, dry_run: bool, finished_only: bool,
     params: dict[str, Any],
@@ -171,15 +151,9 @@ def reproduce(
             raise UserError(f"Nothing that {', '.join(targets)} needs is finished.")
     if dry_run:
         states = studies.state(planned)
-        errors = [text for text in dict.fromkeys(states.values()) if text not in studies.STATES]
-        numbered = {text: f"error {number}" for number, text in enumerate(errors, start=1)}
         width = max(map(len, states), default=0)
         for name, text in states.items():
-            click.echo(f"{name:<{width}}  {numbered.get(text, text)}")
-        for text, name in numbered.items():
-            click.echo(f"{name}: {text}")
-        if studies.DOWNLOAD in states.values():
-            click.echo(f"{studies.DOWNLOAD}: its images are not at data.path or in data/01_raw.")
+            click.echo(f"{name:<{width}}  {text}")
         return
     for page in studies.reproduce(planned, project, env):
         click.echo(page)
@@ -214,5 +188,5 @@ def _project() -> Path:
     return project
 
 
-for _command in (RUN, *MODEL_COMMANDS, *RUN_COMMANDS):
+for _command in (_Run("run", help="Run the pipeline."), *MODEL_COMMANDS, *RUN_COMMANDS):
     cli.add_command(_command)

@@ -3,7 +3,12 @@
 from kedro.pipeline import Pipeline
 
 from submanifold.config.loader import session_experiment
-from submanifold.pipelines import data, dimension, evaluation, ood, reporting, training
+from submanifold.pipelines.data import pipeline as data
+from submanifold.pipelines.dimension import pipeline as dimension
+from submanifold.pipelines.evaluation import pipeline as evaluation
+from submanifold.pipelines.ood import pipeline as ood
+from submanifold.pipelines.reporting import pipeline as reporting
+from submanifold.pipelines.training import pipeline as training
 
 
 def register_pipelines() -> dict[str, Pipeline]:

@@ -1,10 +1,9 @@
 """Kedro's settings of this project."""
 
 from submanifold.config.loader import LOADER_ARGS, ExperimentConfigLoader
-from submanifold.runs.file_hooks import FileHooks
-from submanifold.runs.hooks import ExperimentHooks, TrackingHooks
+from submanifold.runs.hooks import FileHooks, RunHooks
 
-HOOKS = (ExperimentHooks(), FileHooks(), TrackingHooks())
-DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-mlflow")  # TrackingHooks is its subclass
+HOOKS = (FileHooks(), RunHooks())
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-mlflow")  # RunHooks is a subclass of its hook
 CONFIG_LOADER_CLASS = ExperimentConfigLoader
 CONFIG_LOADER_ARGS = LOADER_ARGS

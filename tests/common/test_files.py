@@ -11,11 +11,10 @@ import threading
 import filelock
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from submanifold.common.errors import UserError
 from submanifold.common.files import atomic_write, locked, printable, table_name, write_json
 from submanifold.models.io import save_tensors
-from submanifold.runs.datasets import ArrayDataset, PathDataset
 
 
 def names_in(folder):
@@ -108,12 +107,11 @@ with locked(sys.argv[1], "u"):
 
 
 @pytest.mark.fault
-def test_second_process_waits_and_logs_the_owner(tmp_path, caplog):
+def test_second_process_waits(tmp_path, caplog):
     process = start(HOLD, tmp_path / "new", 1)
     with caplog.at_level(logging.INFO), locked(tmp_path / "new", "stage 1"):
         assert process.wait(timeout=60) == 0
-    assert f"waiting for another run (pid {process.pid} on " in caplog.text
-    assert ") to finish stage 1" in caplog.text
+    assert "waiting for another run to finish stage 1" in caplog.text
     process.stdout.close()
     caplog.clear()
     with caplog.at_level(logging.INFO), locked(tmp_path / "new", "stage 1"):
@@ -176,41 +174,15 @@ def test_read_only_folder_is_not_locked(tmp_path, read_only, caplog):
     assert caplog.text == ""
 
 
-def fill(disk):
-    with open(disk / "rest", "wb", buffering=0) as file, contextlib.suppress(OSError):
+@pytest.mark.fault
+@pytest.mark.parametrize("write", [
+    lambda path: write_json(path, "x" * 10_000),
+    lambda path: save_tensors({"a": torch.zeros(10_000)}, path, {}),
+])  # fmt: skip
+def test_full_disk_is_reported_and_no_partial_file_remains(small_disk, write):
+    with open(small_disk / "rest", "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
-
-
-WRITERS = {
-    "json": lambda path: write_json(path, "x" * 10_000),
-    "safetensors": lambda path: save_tensors({"a": torch.zeros(10_000)}, path, {}),
-    "Kedro's array": lambda path: ArrayDataset(filepath=str(path)).save(torch.ones(9999).numpy()),
-    "a folder": lambda path: PathDataset(filepath=str(path / "deep" / "file")).load(),
-}
-
-
-def message(error):
-    """Return the message that the command line prints."""
-    while not isinstance(error, UserError):
-        error = error.__cause__
-    return str(error)
-
-
-@pytest.mark.fault
-@pytest.mark.parametrize("writer", [name for name in WRITERS if name != "a folder"])
-def test_full_disk_is_reported_and_no_partial_file_remains(small_disk, writer):
-    fill(small_disk)
-    with pytest.raises(Exception, match=r".") as caught:
-        WRITERS[writer](small_disk / "it")
-    assert f"it cannot be written: {small_disk} is full (No space left" in message(caught.value)
+    with pytest.raises((OSError, SafetensorError), match="No space left on device"):
+        write(small_disk / "it")
     assert names_in(small_disk) == ["rest"]
-
-
-@pytest.mark.fault
-@pytest.mark.parametrize("writer", WRITERS)
-def test_read_only_folder_is_reported(tmp_path, read_only, writer):
-    read_only(tmp_path)
-    with pytest.raises(Exception, match=r".") as caught:
-        WRITERS[writer](tmp_path / "new" / "it")
-    assert f"{tmp_path} is read-only (Read-only file system)" in message(caught.value)

@@ -169,6 +169,6 @@ def test_only_the_project_itself_is_taken_for_its_checkout(tmp_path, metadata):
 def test_parameters_have_no_cache_keys(own_conf):
     """A key depends on all parameters."""
     (own_conf / "local" / "parameters.yml").write_text("seed: ${key:data}\n")
-    with pytest.raises(UserError, match=r"^seed: expected .* got: KeyError raised") as caught:
+    with pytest.raises(UserError, match=r"^seed: expected .* got KeyError raised") as caught:
         own_loader(own_conf).record()
     assert str(caught.value).count("expected") == 1

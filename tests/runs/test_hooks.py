@@ -9,8 +9,7 @@ from kedro.pipeline import Node, Pipeline
 
 from submanifold.common.errors import UserError
 from submanifold.runs.datasets import ArrayDataset
-from submanifold.runs.file_hooks import FileHooks
-from submanifold.runs.hooks import _exit
+from submanifold.runs.hooks import FileHooks, _exit
 
 
 def test_run_in_a_thread_does_not_set_signal_handlers(project):
@@ -103,6 +102,6 @@ def test_a_file_of_a_killed_process_is_written_again(files, name, monkeypatch):
     (files.folder / name).write_bytes(b"[1]\n")
     files.start_run()
     assert (files.folder / name).exists(), "this process may still write it"
-    monkeypatch.setattr("submanifold.runs.file_hooks.is_alive", lambda process: False)
+    monkeypatch.setattr("submanifold.runs.hooks.is_alive", lambda process: False)
     files.start_run()
     assert not (files.folder / name).exists()

@@ -120,7 +120,7 @@ def mistakes(folder):
             "training.minutes: expected no steps with it, got density.training.steps",
         ),
         "set": ((*train, "--set", "seed"), "expected <setting>=<value>, got seed"),
-        "text": (("train", "text.csv"), "In this command, use --set data.categorical=<value>."),
+        "text": (("train", "text.csv"), "data.categorical=intervals accepts text"),
         "command": (("trian", "pictures"), "Did you mean train?"),
     }
 

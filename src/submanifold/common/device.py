@@ -9,11 +9,7 @@ from submanifold.common.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is CUDA if available, else the CPU.
-
-    Raises:
-        UserError: The device is unknown or not available on this machine.
-    """
+    """Return the device of a name; ``auto`` is CUDA if available, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -30,10 +26,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, weight: Tensor) -> torch.dtype:
-    """Return the dtype of matrix products: bfloat16 or the dtype of the weights.
+    """Return the dtype of matrix products, ``auto`` bfloat16 where hardware multiplies it faster.
 
-    ``auto`` is bfloat16 for float32 weights on hardware that multiplies it faster: GPUs, and CPUs
-    with AMX or AVX-512 BF16.
+    These are GPUs, and CPUs with AMX or AVX-512 BF16, for float32 weights.
     """
     if name == "auto":
         device = weight.device.type
@@ -48,8 +43,3 @@ def choose_precision(name: str, weight: Tensor) -> torch.dtype:
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:
     """Return torch's autocast for bfloat16, and a no-op for any other precision."""
     return torch.autocast(device.type, precision, precision == torch.bfloat16)
-
-
-def supports_fused_optimizer(weight: Tensor) -> bool:
-    """Return whether torch has fused optimizers for weights like this one."""
-    return weight.dtype == torch.float32 and weight.device.type in ("cpu", "cuda")

@@ -17,11 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several equal, contiguous parts of a batch.
-
-    Args:
-        index: Number of the part, from 0.
-        count: Number of parts.
+    """One of several contiguous parts of a batch, which differ by at most one row.
 
     Example:
         >>> Shard(1, 3).rows(torch.arange(6))
@@ -32,14 +28,12 @@ class Shard:
     count: int = 1
 
     def rows(self, batch: Tensor) -> Tensor:
-        """This part of a batch; if the rows do not divide evenly, parts differ by one row."""
+        """This part of a batch."""
         start, end = (len(batch) * n // self.count for n in (self.index, self.index + 1))
         return batch[start:end]
 
 
 WHOLE_BATCH = Shard()
-
-
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 

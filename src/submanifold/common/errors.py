@@ -8,15 +8,7 @@ from click import ClickException
 
 
 def printable(text: str) -> str:
-    r"""Escape a file name for messages, pages and manifests: one line of valid UTF-8.
-
-    Escapes bytes that are not UTF-8 (lone surrogates in Python) and invisible characters. Escaping
-    twice changes nothing.
-
-    Example:
-        >>> print(printable("a\nb"))
-        a\nb
-    """
+    """Escape invisible characters and bytes that are not UTF-8 in a file name, once."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -24,15 +16,8 @@ class UserError(ClickException, ValueError):
     """An invalid setting, path or file.
 
     The command line, also Kedro's, prints the message without a traceback. Libraries name their
-    own argument (``dim=9``); callers that read the argument from a setting prepend its group with
-    :func:`error_prefix`.
-
-    Example:
-        >>> with error_prefix("stage_1"):
-        ...     raise UserError("dim: expected at most 8, got 9.")
-        Traceback (most recent call last):
-            ...
-        submanifold.common.errors.UserError: stage_1.dim: expected at most 8, got 9.
+    own argument (``dim: expected ...``); callers that read the argument from a setting prepend its
+    group with :func:`error_prefix`.
     """
 
     def format_message(self) -> str:
@@ -41,12 +26,7 @@ class UserError(ClickException, ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a sentence with the known name that is closest to a name, empty if none is close.
-
-    Example:
-        >>> did_you_mean("mnits", ["mnist", "photos"])
-        ' Did you mean mnist?'
-    """
+    """Return the sentence " Did you mean ...?" with the closest known name, empty if none is."""
     close = difflib.get_close_matches(name, list(known), 1)
     return f" Did you mean {close[0]}?" if close else ""
 
@@ -58,3 +38,8 @@ def error_prefix(prefix: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{prefix}.{error}") from error
+
+
+def unexpected(name: str, expected: str, got: object, fix: str) -> UserError:
+    """Return the error of a setting, an argument or a file, in the form of all messages."""
+    return UserError(f"{name}: expected {expected}, got {got}. {fix}.")

@@ -7,11 +7,7 @@ from submanifold.common.errors import UserError
 
 
 def import_extra(name: str, extra: str) -> ModuleType:
-    """Import a package, such as ``optuna``, of an extra, such as ``search``.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """Import a package, such as ``optuna``, of an extra, such as ``search``."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

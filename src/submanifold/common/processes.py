@@ -29,10 +29,8 @@ def free_memory() -> int:
         free = 1024 * _read_numbers(Path("/proc/meminfo"))["MemAvailable:"]
     with suppress(OSError, ValueError):  # no control group, or its limit is "max"
         limit = int((CONTROL_GROUP / "memory.max").read_text())
-        used = int((CONTROL_GROUP / "memory.current").read_text())
         stat = _read_numbers(CONTROL_GROUP / "memory.stat")
-        reclaimable = stat["file"] - stat["shmem"]
-        free = min(free, max(0, limit - used + reclaimable))
+        free = min(free, max(0, limit - stat["anon"] - stat["shmem"]))  # page cache is reclaimable
     return free
 
 
@@ -44,13 +42,7 @@ def _read_numbers(file: Path) -> dict[str, int]:
 def check_memory(name: str, count: int, size: int) -> None:
     """Check that ``count`` objects of ``size`` bytes fit in the free memory.
 
-    Args:
-        name: The setting or argument that sets the count.
-        count: Number of objects.
-        size: Bytes per object.
-
-    Raises:
-        UserError: They do not fit.
+    ``name`` is the setting or argument that sets the count, for the :class:`.UserError`.
     """
     free = free_memory()
     if count * size > free:
@@ -68,13 +60,10 @@ def map_in_threads(
     Items are taken as they are needed, and a thread takes ``chunk`` items at a time.
     """
     remaining, waiting = iter(items), deque[Future[list[Result]]]()
-    executor = ThreadPoolExecutor(cores())
-    try:
-        while True:
-            while len(waiting) < 2 * cores() and (part := list(islice(remaining, chunk))):
-                waiting.append(executor.submit(lambda part: [*map(function, part)], part))
-            if not waiting:
-                return
-            yield from waiting.popleft().result()
-    finally:
-        executor.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(cores()) as executor:
+        while part := list(islice(remaining, chunk)):
+            waiting.append(executor.submit(lambda part: [*map(function, part)], part))
+            if len(waiting) >= 2 * cores():
+                yield from waiting.popleft().result()
+        for results in waiting:
+            yield from results.result()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -33,11 +33,7 @@ def hidden_progress(hidden: bool = True) -> Iterator[None]:
 class ProgressBar(tqdm):
     """A tqdm bar that writes log lines where stderr is not a terminal.
 
-    Args:
-        description: What is computed.
-        unit: What is counted.
-        total: Number of units; 0 if unknown.
-        done: Units done before, which do not count for the rate.
+    ``total`` is 0 if unknown; the units ``done`` before do not count for the rate.
     """
 
     monitor_interval = 0  # no thread
@@ -71,11 +67,8 @@ class ProgressBar(tqdm):
 
 
 def track(batches: Iterable[Batch], description: str, total: int) -> Iterator[Batch]:
-    """Yield the batches and show the progress in images, or in rows of vectors (batch, D)."""
-    with ProgressBar(description, "images", total) as progress:
+    """Yield batches, of events or tuples of these and others, and show the progress in events."""
+    with ProgressBar(description, "events", total) as progress:
         for batch in batches:
-            events: Any = batch[0] if isinstance(batch, tuple) else batch  # without the context
-            if getattr(events, "ndim", None) == 2:
-                progress.unit = " rows"
             yield batch
-            progress.update(len(events))
+            progress.update(len(batch[0] if isinstance(batch, tuple) else batch))

@@ -16,8 +16,6 @@ from pydantic_core import PydanticCustomError
 
 from submanifold.common.errors import UserError, did_you_mean
 
-MAX_NAME_BYTES = 100  # file names contain several names and a key, and are limited to 255 bytes
-
 
 class Settings(BaseModel):
     """Base class of settings: frozen, without unknown names, infinities or booleans as numbers."""
@@ -37,12 +35,12 @@ class Settings(BaseModel):
 
 
 def _check_name(name: str) -> str:
-    if not re.fullmatch(r"\w[\w. +-]*(?<![. ])", name) or len(name.encode()) > MAX_NAME_BYTES:
+    # file names contain several names and a key, and are limited to 255 bytes
+    if not re.fullmatch(r"\w[\w. +-]*(?<![. ])", name) or len(name.encode()) > 100:
         raise PydanticCustomError(
             "name",
-            "expected a file name of letters, digits, spaces and _ + - . that begins with a "
-            "letter, digit or _, does not end with . or a space, and has at most "
-            f"{MAX_NAME_BYTES} bytes",
+            "expected a file name of at most 100 bytes, of letters, digits, spaces and _ + - . "
+            "that begins with a letter, digit or _, and does not end with . or a space",
         )
     return name
 
@@ -56,16 +54,10 @@ Model = TypeVar("Model", bound=BaseModel)
 def read_settings(
     model: type[Model], mapping: Mapping[str, Any], where: str, fix: str = ""
 ) -> Model:
-    """Validate a group of settings.
-
-    Args:
-        model: The settings' class.
-        mapping: The values.
-        where: Name of the group, such as ``stage_1``; empty at the top level.
-        fix: How to change the values, by default with ``--params``.
+    """Validate a group of settings, such as ``stage_1`` (``where``; empty at the top level).
 
     Raises:
-        UserError: One message for all invalid settings, with the allowed values.
+        UserError: One message for all invalid settings, with the allowed values and the ``fix``.
     """
     known: dict[str, list[str]] = {}
     try:
@@ -81,23 +73,20 @@ def read_settings(
 
 
 def _explain(problem: Any, mapping: Any, where: str, known: Mapping[str, list[str]]) -> str:
-    name, context = _name(problem, mapping, where), problem.get("ctx", {})
+    name, last = _name(problem, mapping, where), problem["loc"][-1:]
     match problem["type"]:
         case "extra_forbidden":
-            names = known[problem["loc"][-1]]
-            hint = did_you_mean(problem["loc"][-1], names)
+            names = known[last[0]]
+            hint = did_you_mean(last[0], names)
             return f"{name} is not a setting; known: {', '.join(names)}{hint and '.' + hint}"
         case "missing":
             return f"{name} is missing"
-        case "literal_error":
-            return f"{name}={problem['input']} is not known; known: {context['expected']}"
         case "union_tag_invalid":
-            tag, tags = context["tag"], context["expected_tags"]
-            return f"{name}.{context['discriminator'][1:-1]}={tag} is not known; known: {tags}"
-        case "union_tag_not_found":
-            return f"{name}.{context['discriminator'][1:-1]} is missing"
+            tag = problem["ctx"]
+            kind = tag["discriminator"].strip("'")
+            return f"{name}.{kind}={tag['tag']} is not known; known: {tag['expected_tags']}"
         case "value_error":  # its message begins with the name of a setting
-            return f"{name}.{context['error']}".removeprefix(".")
+            return f"{name}.{problem['ctx']['error']}".removeprefix(".")
     return f"{name}={problem['input']} cannot be used: {problem['msg']}"
 
 

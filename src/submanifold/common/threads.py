@@ -6,7 +6,6 @@ faster; where other processes use the cores, fewer are.
 
 import math
 import time
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -25,7 +24,7 @@ FIRST_WAIT, LONGEST_WAIT = 2, 256  # measurements between trials
 Batch = TypeVar("Batch", bound=tuple[Any, ...])
 Threads = int | Literal["auto"]
 
-_setting: Threads | None = None
+_setting: Threads | None = None  # of use_threads
 
 
 @contextmanager
@@ -34,7 +33,6 @@ def use_threads(setting: Threads | None) -> Iterator[None]:
 
     ``auto`` uses at most as many threads as torch does: one for each core, or the number in the
     environment variable OMP_NUM_THREADS. None, as outside of this context, keeps torch's number.
-    The end of the context restores it.
     """
     global _setting
     before, present, most = _setting, torch.get_num_threads(), _most()
@@ -48,31 +46,20 @@ def use_threads(setting: Threads | None) -> Iterator[None]:
         torch.set_num_threads(present)
 
 
-def threads_setting() -> Threads | None:
-    """Return the setting of :func:`use_threads`; None outside of it."""
-    return _setting
-
-
 class ThreadTuner:
     """Chooses torch's number of threads while units of equal work are computed on the CPU.
 
-    It starts with the present number. On another device, with a fixed number or outside of
-    :func:`use_threads` it changes nothing. The processes of a group compute a unit together and
-    choose the same number.
-
-    Args:
-        device: Device of the units.
-
-    Attributes:
-        used: Number of units by number of threads.
+    It starts with the present number. On another device, or without ``auto`` threads, it changes
+    nothing. The processes of a group compute a unit together and choose the same number.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
-        self.used: Counter[str] = Counter()
-        counts = _counts() if torch.device(device).type == "cpu" else [torch.get_num_threads()]
-        present, several = torch.get_num_threads(), len(counts) > 1
-        self._choice = choose_threads(counts, present) if several else None
-        self._count = next(self._choice) if self._choice else counts[0]
+        self._count, self._choice = torch.get_num_threads(), None
+        on_cpu = torch.device(device).type == "cpu"
+        if on_cpu and _setting == "auto" and (most := _most()) > 1:
+            counts = {1, most // 4, most // 2, 3 * most // 4, most - 1, most} - {0}
+            self._choice = choose_threads(sorted(counts), self._count)
+            self._count = next(self._choice)
 
     @contextmanager
     def unit(self, items: int = 1) -> Iterator[None]:
@@ -82,7 +69,6 @@ class ThreadTuner:
         started = time.perf_counter()
         yield
         seconds = torch.tensor(time.perf_counter() - started)
-        self.used[str(self._count)] += 1
         if self._choice:
             distributed.average([seconds])
             self._count = self._choice.send((float(seconds), items))
@@ -105,20 +91,9 @@ def tuned(batches: Iterable[Batch]) -> Iterator[Batch]:
 def choose_threads(counts: Sequence[int], start: float) -> Generator[int, tuple[float, int], None]:
     """Yield the number of threads of each unit of work, and receive its seconds and items.
 
-    The next smaller and the next larger number are tried from time to time, less often as long as
-    neither is faster; the smaller one at once if units become slower.
-
-    Args:
-        counts: Numbers of threads to choose from, in increasing order.
-        start: The first one, or the nearest of ``counts``.
-
-    Example:
-        >>> choice = choose_threads([1, 2], start=2)
-        >>> threads = next(choice)
-        >>> for _ in range(100):  # a second thread makes units slower
-        ...     threads = choice.send(({1: 0.05, 2: 0.2}[threads], 1))
-        >>> threads
-        1
+    It begins with the one of the increasing ``counts`` that is nearest to ``start``. The next
+    smaller and the next larger number are tried from time to time, less often as long as neither is
+    faster; at once if units become slower.
     """
     index, wait = min(range(len(counts)), key=lambda n: abs(counts[n] - start)), FIRST_WAIT
     while True:
@@ -129,9 +104,7 @@ def choose_threads(counts: Sequence[int], start: float) -> Generator[int, tuple[
             if index > 0 and duration > SLOWER * shortest:
                 break
         wait = min(2 * wait, LONGEST_WAIT)
-        for other in (index - 1, index + 1):
-            if not 0 <= other < len(counts):
-                continue
+        for other in (n for n in (index - 1, index + 1) if 0 <= n < len(counts)):
             of_other = yield from _measure(counts[other], TOO_SLOW * duration)
             if of_other < FASTER * duration:
                 index, wait = other, FIRST_WAIT
@@ -147,13 +120,6 @@ def _measure(count: int, longest: float = math.inf) -> Generator[int, tuple[floa
         if seconds > longest * items:
             break
     return seconds / items
-
-
-def _counts() -> list[int]:
-    if _setting != "auto":
-        return [torch.get_num_threads()]
-    most = _most()
-    return sorted({1, most // 4, most // 2, 3 * most // 4, most - 1, most} - {0})
 
 
 @cache

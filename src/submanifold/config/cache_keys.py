@@ -12,73 +12,64 @@ from typing import Any
 import torch
 
 from submanifold.common.errors import error_prefix
+from submanifold.config.project import RAW_FOLDER
 from submanifold.config.schema import Experiment, effective
 
 PACKAGE = Path(__file__).parents[1]
 DATA = ("data",)
 TRAINING = ("common", "flows", "geometry", "losses", "models", "training")
 MEASURES = ("evaluation", "inverse")
-REPORTS = ("inference", "pipelines", "plots")
-"""Packages that compute the artifacts; each list is used together with those before it."""
-
-RAW_FOLDER = Path("data/01_raw")
+REPORTS = ("inference", "pipelines", "plots")  # each together with those before it
 
 
 def artifact_keys(experiment: Experiment, project: Path) -> dict[str, str]:
-    """Hash what each artifact depends on, as readable names for files.
+    """Hash what each artifact depends on, and the code that computes it, as names for files.
 
-    - All: the code that computes it (:func:`source_hash`).
-    - ``data``: the source's fingerprint and the data settings.
-    - ``baselines``: the data.
-    - ``<phase>``: the data, the seed, the number of charts, and the phases up to this one with the
-      stages that they train.
-    - ``<phase>.u``, if the phase does not start at the data: its input.
-    - ``schedule``: the time budget, the shape of the data, and all phases. With a budget, the keys
-      of phases contain it rather than the measured steps.
-    - ``model``, ``run``: all phases; ``run`` also the evaluation.
-    - ``ood_data``, ``ood_run``, if there are out-of-distribution data: these, and for tables the
-      training data; also the model.
-
-    The location of files, logging, the device and the number of threads do not matter, except for
-    ``run`` if ``evaluation.inception_weights`` is ``auto``: whether FID is measured changes it.
+    A phase depends on the data, the seed, the number of charts, and the phases up to this one with
+    the stages that they train; with a time budget on the ``schedule`` rather than on the measured
+    steps. ``run`` also depends on the evaluation. The location of files, logging, the device and
+    the number of threads do not matter, except where they decide whether FID is measured.
     """
+    dataset, data, model = experiment.dataset, experiment.data, experiment.model
     with error_prefix("data"):
-        content = experiment.data.fingerprint(project / RAW_FOLDER)
-    digest = _digest(*_sources(DATA), content, experiment.data.content)
-    keys = {"data": f"{experiment.dataset}-{digest}"}
-    keys["baselines"] = f"{experiment.dataset}-{_digest(*_sources(MEASURES), digest)}"
+        digest = _digest(*_sources(DATA), data.fingerprint(project / RAW_FOLDER), data.content)
+    keys = {
+        "data": f"{dataset}-{digest}",
+        "baselines": f"{dataset}-{_digest(*_sources(MEASURES), digest)}",
+    }
     training = _sources(TRAINING)
-    stages = [stage.model_dump(mode="json") for stage in experiment.model.stages]
+    stages = [stage.model_dump(mode="json") for stage in model.stages]
     phases = {name: effective(phase) for name, phase in experiment.phases.items()}
-    shape, charts = experiment.data.event_shape, experiment.model.charts
-    schedule = _digest(*training, experiment.minutes, shape, charts, stages, phases)
-    keys["schedule"] = f"{experiment.dataset}-schedule-{schedule}"
+    schedule = _digest(
+        *training, experiment.minutes, data.event_shape, model.charts, stages, phases
+    )
+    keys["schedule"] = f"{dataset}-schedule-{schedule}"
     budget = [] if experiment.minutes is None else [schedule]
-    digest = _digest(*training, digest, experiment.seed, experiment.model.charts, *budget)
+    digest = _digest(*training, digest, experiment.seed, model.charts, *budget)
     for name, source in experiment.sources.items():
-        phase = experiment.phases[name]
-        digest = _digest(digest, [stages[n - 1] for n in phase.stages], effective(phase))
-        keys[name] = f"{experiment.dataset}-{name}-{digest}"
+        trained = [stages[n - 1] for n in experiment.phases[name].stages]
+        digest = _digest(digest, trained, phases[name])
+        keys[name] = f"{dataset}-{name}-{digest}"
         if source is not None:
             keys[f"{name}.u"] = f"{keys[source.phase]}-u{source.through}"
     digest = _digest(*_sources(MEASURES), digest)
-    keys["model"] = f"{experiment.dataset}-{experiment.method}-{digest}"
+    keys["model"] = f"{dataset}-{experiment.method}-{digest}"
     if experiment.ood_data is not None:
         with error_prefix("ood"):
             content = experiment.ood_data.fingerprint(project / RAW_FOLDER)
-        name = _file_name(Path(str(experiment.ood)))
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(str(experiment.ood)).name)
         parts = [content, experiment.ood_data.content]
         if experiment.kind == "table":  # standardized like the training data
             parts.append(keys["data"])
-        ood_digest = _digest(*_sources(DATA), *parts)
-        keys["ood_data"] = f"{name}-{ood_digest}"
+        keys["ood_data"] = f"{name}-{_digest(*_sources(DATA), *parts)}"
         run_digest = _digest(*_sources(REPORTS), digest, keys["ood_data"])
-        keys["ood_run"] = f"{experiment.dataset}-{name}-{run_digest}"
+        keys["ood_run"] = f"{dataset}-{name}-{run_digest}"
     evaluation = experiment.evaluation.model_dump(mode="json", exclude_none=True)
-    if evaluation.get("inception_weights") == "auto" and _on_gpu(experiment.device):
+    on_gpu = experiment.device != "cpu" and torch.cuda.is_available()
+    if evaluation.get("inception_weights") == "auto" and on_gpu:
         evaluation["inception_weights"] = "download"
     digest = _digest(*_sources(REPORTS), digest, evaluation)
-    keys["run"] = f"{experiment.dataset}-{experiment.method}-{digest}"
+    keys["run"] = f"{dataset}-{experiment.method}-{digest}"
     return keys
 
 
@@ -88,10 +79,7 @@ def _sources(names: tuple[str, ...]) -> list[str]:
 
 @cache
 def source_hash(folder: Path) -> str:
-    """Hash the files of a package; of Python the instructions, without comments and docstrings.
-
-    It depends on the version of Python.
-    """
+    """Hash the files of a package; of Python the instructions, without comments and docstrings."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.*")):
         if path.suffix == ".py":
@@ -117,15 +105,6 @@ def _instructions(value: Any) -> str:
         names = value.co_code, value.co_names, value.co_varnames, value.co_freevars
         return f"{names} {[*map(_instructions, value.co_consts)]}"
     return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
-
-
-def _on_gpu(device: str) -> bool:
-    return device != "cpu" and torch.cuda.is_available()
-
-
-def _file_name(path: Path) -> str:
-    """Return the name of a path without characters that need quotes."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", path.name)
 
 
 def _digest(*values: Any) -> str:

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from submanifold.common.errors import UserError, error_prefix
-from submanifold.config.project import PACKAGED_CONF, conf_source, project_folder
+from submanifold.common.errors import error_prefix, unexpected
+from submanifold.config.project import PACKAGED_CONF, RAW_FOLDER, conf_source, project_folder
 from submanifold.inference.records import RunRecord, choose_name
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imports torch, which most commands do not need
     from submanifold.config.schema import Experiment
 
 # at the start of this process: MLflow sets the variable later to what the project uses
@@ -30,15 +30,14 @@ LOADER_ARGS: dict[str, Any] = {
     "merge_strategy": {"parameters": "soft", "catalog": "soft"},
     "config_patterns": {"mlflow": ["mlflow*"]},
 }
-"""Arguments of the loader in this project."""
 
 
 class ExperimentConfigLoader(OmegaConfigLoader):
     """Kedro's loader whose parameters are one experiment and whose paths contain its cache keys.
 
     - The parameters are the typed settings of the experiment that the tables and the user select
-      (:func:`submanifold.config.resolve`): ``model``, ``data``, ``evaluation``, one
-      group for each phase, and the single values.
+      (:func:`.resolve`): ``model``, ``data``, ``evaluation``, one group for each phase, and the
+      single values.
     - ``${key:data}``, ``${key:model}`` and ``${key:run}`` are hashes of everything that an artifact
       depends on: a changed setting gives another path, and the earlier setting finds its artifacts
       again.
@@ -65,22 +64,15 @@ class ExperimentConfigLoader(OmegaConfigLoader):
             settings = dict(experiment)
             derived = {name: getattr(experiment, name) for name in ("input_noise", "data_name")}
             return settings | settings.pop("phases") | derived
-        keys = self.artifact_keys  # first: a resolver would wrap the user's mistake
-        config = self._read(key)
-        return expand(config, self.experiment.phases, keys) if key == "catalog" else config
+        config, phases = self._read(key), self.experiment.phases
+        return expand(config, phases, self.artifact_keys) if key == "catalog" else config
 
     @cached_property
     def experiment(self) -> "Experiment":
-        """The experiment that the parameters select.
-
-        Raises:
-            UserError: A parameter is not allowed.
-        """
-        # these import torch, which most commands do not need
-        from submanifold.config.cache_keys import RAW_FOLDER
+        """The experiment that the parameters select; a UserError if one is not allowed."""
         from submanifold.config.resolve import resolve
 
-        return resolve(self._read("parameters"), self.project / RAW_FOLDER)
+        return resolve(self.tables, self.project / RAW_FOLDER)
 
     @property
     def tables(self) -> dict[str, Any]:
@@ -89,29 +81,20 @@ class ExperimentConfigLoader(OmegaConfigLoader):
 
     @cached_property
     def artifact_keys(self) -> dict[str, str]:
-        """Cache key of each artifact (:func:`submanifold.config.artifact_keys`)."""
+        """Cache key of each artifact."""
         from submanifold.config.cache_keys import artifact_keys
 
         return artifact_keys(self.experiment, self.project)
 
     @cached_property
     def run_name(self) -> str:
-        """Name of the run (:func:`submanifold.inference.records.choose_name`).
-
-        Raises:
-            UserError: A run with other settings has the name that the user chose.
-        """
+        """Name of the run; a UserError if a run with other settings has it."""
         experiment = self.experiment
         key = self.artifact_keys["model"]
         return choose_name(self.project, experiment.name, key, experiment.method)
 
     def check_images(self, part: str = "data") -> None:
-        """Check the images of ``data`` or ``ood``, unless they must be downloaded first.
-
-        Raises:
-            UserError: The images cannot be used.
-        """
-        from submanifold.config.cache_keys import RAW_FOLDER
+        """Check the images of ``data`` or ``ood``, unless they must be downloaded first."""
         from submanifold.data.prepare import check
         from submanifold.data.settings import ImageSettings
 
@@ -145,8 +128,15 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         return Path.cwd() if source == PACKAGED_CONF else source.resolve().parent
 
     def _read(self, key: str) -> dict[str, Any]:
-        """Read one kind of configuration; raise a UserError for files that cannot be used."""
-        resolvers = self._resolvers(keys={} if key == "parameters" else self.artifact_keys)
+        """Read one kind of configuration."""
+        keys = {} if key == "parameters" else self.artifact_keys
+        on_server = (TRACKING_URI or "").startswith("http")
+        resolvers: dict[str, Callable[..., Any]] = {
+            "key": lambda name: keys.get(name, "none") if keys else keys[name],
+            "project_path": lambda: str(self.project),
+            "tracking_uri": lambda default: TRACKING_URI or default,
+            "artifact_location": lambda path: None if on_server else path,
+        }
         for name, resolver in resolvers.items():  # OmegaConf's are those of a process
             OmegaConf.register_new_resolver(name, resolver, replace=True)
         try:
@@ -154,27 +144,14 @@ class ExperimentConfigLoader(OmegaConfigLoader):
         except MissingConfigException as error:
             if Path(self.conf_source, self.env or self.default_run_env).is_dir():
                 raise  # Kedro does not need every kind
-            raise UserError(
-                f"--env: expected the name of a folder of {self.conf_source}, got {self.env}. "
-                "Change it with --env=<name>."
-            ) from error
+            expected = f"the name of a folder of {self.conf_source}"
+            raise unexpected("--env", expected, self.env, "Change it with --env=<name>") from error
         except (OmegaConfBaseException, ValueError, TypeError, AttributeError, YAMLError) as error:
             name = getattr(error, "full_key", None) or key
             reason = " ".join(str(getattr(error, "msg", None) or error).split())
-            raise UserError(
-                f"{name}: expected YAML files with names, values and interpolations that Kedro "
-                f"knows, got: {reason}. Change it in {self.conf_source}."
-            ) from error
-
-    def _resolvers(self, keys: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
-        return {
-            "key": lambda name: keys.get(name, "none") if keys else keys[name],
-            "project_path": lambda: str(self.project),
-            "tracking_uri": lambda default: TRACKING_URI or default,
-            "artifact_location": lambda path: (
-                None if (TRACKING_URI or "").startswith("http") else path
-            ),
-        }
+            expected = "YAML files with names, values and interpolations that Kedro knows"
+            fix = f"Change it in {self.conf_source}"
+            raise unexpected(name, expected, reason, fix) from error
 
 
 def load_configuration(
@@ -202,11 +179,12 @@ def expand(
     """Write out the entries ``{phase}.<name>`` for every phase; see the class."""
     written = {}
     for name, entry in catalog.items():
-        for phase in phases if "{phase}" in name else [""]:
-            values = {"{phase}": phase, "{key}": keys.get(phase, ""), "{u}": keys.get(f"{phase}.u")}
-            text = json.dumps(entry)
-            for field, value in values.items() if phase else ():
-                text = text.replace(field, value) if value is not None else text
+        if "{phase}" not in name:
+            written[name] = entry
+            continue
+        for phase in phases:
+            text = json.dumps(entry).replace("{phase}", phase).replace("{key}", keys[phase])
+            text = text.replace("{u}", keys.get(f"{phase}.u", "{u}"))
             if "{u}" not in text:
                 written[name.replace("{phase}", phase)] = json.loads(text)
     return written

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from submanifold.common.errors import UserError, did_you_mean
+from submanifold.common.errors import UserError, did_you_mean, unexpected
 
 Tree = dict[str, Any]
 
@@ -12,25 +12,15 @@ _REGISTER = {"type": "register a flow in flows/registry.py (see CONTRIBUTING.md)
 
 
 def group(name: str, value: Any) -> Tree:
-    """Return a copy of a group of settings; none is an empty one.
-
-    Raises:
-        UserError: It is a single value.
-    """
+    """Return a copy of a group of settings, empty for none; refuse a single value."""
     if value is not None and not isinstance(value, Mapping):
-        raise UserError(
-            f"{name}: expected a group of settings, got {value}. Set one of them: "
-            f"--params={name}.<name>=<value>."
-        )
+        fix = f"Set one of them: --params={name}.<name>=<value>"
+        raise unexpected(name, "a group of settings", value, fix)
     return dict(value or {})
 
 
 def entry(table: Mapping[str, Any], name: Any, what: str) -> Tree:
-    """Return a copy of a table's entry.
-
-    Raises:
-        UserError: There is no such entry.
-    """
+    """Return a copy of a table's entry; raise a :class:`.UserError` if there is none."""
     if name not in list(table):
         hint = did_you_mean(str(name), table)
         raise UserError(
@@ -51,18 +41,13 @@ def add_rotations(method: Tree) -> dict[str, Tree]:
 
     A phase whose penalty acts on the first stages only is split after them, so that the others are
     trained on ordered coordinates. Penalties of later stages are weighted by the eigenvalues.
-
-    Raises:
-        UserError: The method has rotations.
     """
     count = sum(key.startswith("stage_") for key in method)
     parts: list[tuple[str, Tree, Tree]] = []
     for name, phase in method["phases"].items():
         if "rotate" in phase:
-            raise UserError(
-                f"rotated: expected false, because {name} rotates latents. Leave it out, or choose "
-                "another method."
-            )
+            fix = "Leave it out, or choose another method"
+            raise UserError(f"rotated: expected false, because {name} rotates latents. {fix}.")
         penalty = dict(phase.get("reconstruction", {}))
         if last := penalty.pop("last_stage", None):
             inner = {"stages": [*range(last + 1, count + 1)]}
@@ -81,18 +66,6 @@ def add_rotations(method: Tree) -> dict[str, Tree]:
             number = sum("rotate" in other for other in phases.values()) + 1
             phases[f"rotation_{number}" if number > 1 else "rotation"] = {"rotate": stages[-1]}
     return phases
-
-
-def manifold_stages(method: Tree, dataset: Tree) -> tuple[list[str], Any]:
-    """Return the stages that have the dimension of the manifold, and this dimension.
-
-    These are the last stage of a method that has a dimension, and others with the same one. A
-    method with a density on all of space has none.
-    """
-    dims = {name: {**method[name], **dataset.get(name, {})}.get("dim")
-            for name in method if name.startswith("stage_")}  # fmt: skip
-    last = [dim for dim in dims.values() if dim is not None][-1:]
-    return [name for name, dim in dims.items() if [dim] == last], last[0] if last else None
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> Tree:

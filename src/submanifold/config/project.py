@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PACKAGE = "submanifold"
+RAW_FOLDER = Path("data/01_raw")
 PACKAGED_CONF = Path(__file__).parents[1] / "conf"
 """The configuration that is installed with the package."""
 

@@ -5,16 +5,10 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from submanifold.common.errors import UserError, did_you_mean, error_prefix
+from submanifold.common.errors import UserError, did_you_mean, error_prefix, unexpected
 from submanifold.common.settings import Settings, read_settings
 from submanifold.config.merge import Tree, add_rotations, entry, group, merge
-from submanifold.config.schema import (
-    Choices,
-    EvaluationSettings,
-    Experiment,
-    TimeBudget,
-    flatten,
-)
+from submanifold.config.schema import Choices, EvaluationSettings, Experiment, TimeBudget, flatten
 from submanifold.config.validate import validate
 from submanifold.data.settings import DataSettings, ImageSettings, TableSettings, read_data_settings
 from submanifold.data.synthetic import MANIFOLDS
@@ -24,40 +18,22 @@ from submanifold.models import ModelSettings, StageSettings
 from submanifold.training.phases import PhaseSettings
 from submanifold.training.rotation import RotationSettings
 
-SMALLEST_IMAGE = 7
-"""Pixels: the side of the patches of the structural similarity."""
+SMALLEST_IMAGE = 7  # pixels: the side of the patches of the structural similarity
 IMAGES_ONLY = ("dequantizations", "inception_weights")
-VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}
-"""The flow of vectors that replaces a flow of images with a property that Glow does not have."""
+VECTOR_FLOWS = {"soft_glow": "soft_realnvp"}  # for the flow of images with the same property
 GROUPS = ("data", "training", "evaluation")
 PHASE_FIELDS = {*PhaseSettings.model_fields, *RotationSettings.model_fields}
 PENALTIES: dict[str, type[Settings]] = {"none": NoPenalty, "mse": Squared, "huber": Huber}
 
 
-def resolve(
-    parameters: Mapping[str, Any],
-    raw_folder: Path | None = None,
-    data: DataSettings | None = None,
-) -> Experiment:
-    """Select one experiment from the tables and check it.
+def resolve(parameters: Mapping[str, Any], raw_folder: Path | None = None) -> Experiment:
+    """Select one experiment from the tables and the user's settings, and check it.
 
     Precedence, from low to high: the defaults of a stage (by its flow) and of a phase (by the first
     stage that it trains), the dataset's entry, the method's entry, the user's ``training`` of every
     phase, the user's settings. A stage beyond the method's last one is added together with a phase
-    that trains it.
-
-    ``training.minutes`` is a time budget (:attr:`.Experiment.minutes`), for which the steps of the
-    phases in the tables are proportions. The user may not set both.
-
-    Defaults that do not apply, such as Huber's delta for a squared penalty, are dropped.
-
-    Args:
-        parameters: The tables and the user's settings, from files and the command line.
-        raw_folder: Folder in which the scans of tables are recorded.
-        data: The data, in place of the settings; for callers from Python.
-
-    Raises:
-        UserError: A name is unknown, or a value is not allowed.
+    that trains it. Defaults that do not apply, such as Huber's delta for a squared penalty, are
+    dropped. Scans of tables are recorded in ``raw_folder``.
     """
     # names with an underscore hold YAML anchors; Kedro drops them from all other configuration
     user = {name: value for name, value in parameters.items() if not name.startswith("_")}
@@ -75,7 +51,7 @@ def resolve(
     groups = {name: group(name, user.pop(name, None)) for name in GROUPS}
     training = groups["training"]
     minutes = _minutes(training.pop("minutes", None), {"training": training, **user_phases})
-    data = data or read_data_settings(merge(_data_entry(dataset), groups["data"], "data"))
+    data = read_data_settings(merge(_data_entry(dataset), groups["data"], "data"))
     if isinstance(data, TableSettings):
         with error_prefix("data"):
             data.read(raw_folder)
@@ -83,10 +59,8 @@ def resolve(
         stages = {name: stage | {"dim": half} if stage.get("dim") == "half" else stage
                   for name, stage in stages.items()}  # fmt: skip
     if isinstance(data, ImageSettings) and data.size < SMALLEST_IMAGE:
-        raise UserError(
-            f"data.size: expected at least {SMALLEST_IMAGE}, got {data.size}. Change it with "
-            "--params=data.size=32."
-        )
+        fix = "Change it with --params=data.size=32"
+        raise unexpected("data.size", f"at least {SMALLEST_IMAGE}", data.size, fix)
     ood_data = _ood(tables["datasets"], user, data)
     phase_defaults = [merge({"training": defaults["training"]}, phase) for phase in phase_defaults]
     phases = _phases(method["phases"], user_phases, training, phase_defaults)
@@ -106,18 +80,11 @@ def resolve(
         "stages": tuple(read_settings(StageSettings, stages[name], name) for name in stages),
         "charts": choices.charts or method.get("charts", 1),
     }
-    continued = {name: phase.pop("continues") for name, phase in phases.items()
-                 if "continues" in phase}  # fmt: skip
-    typed_phases: dict[str, Any] = {
-        name: read_settings(RotationSettings if "rotate" in phase else PhaseSettings, phase, name)
-        for name, phase in phases.items()
-    }
-    _share_schedules(typed_phases, continued)
     experiment = Experiment(
         **dict(choices),
         data=data,
         model=read_settings(ModelSettings, model, ""),
-        phases=typed_phases,
+        phases=_typed(phases),
         evaluation=read_settings(EvaluationSettings, evaluation, "evaluation"),
         ood_data=ood_data,
         minutes=minutes,
@@ -138,10 +105,8 @@ def _minutes(minutes: Any, user: Tree) -> float | None:
         return None
     for name in flatten(user):
         if name.endswith((".probes", "training.steps")):
-            raise UserError(
-                f"training.minutes: expected no steps with it, got {name}: a time budget sets the "
-                "steps of all phases. Omit either."
-            )
+            fix = "A time budget sets the steps of all phases. Omit either"
+            raise unexpected("training.minutes", "no steps with it", name, fix)
     return read_settings(TimeBudget, {"minutes": minutes}, "training").minutes
 
 
@@ -168,23 +133,21 @@ def _stages(
     names = [*dict.fromkeys(name for name in (*method, *user) if name.startswith("stage_"))]
     ordered = [f"stage_{n}" for n in range(1, len(names) + 1)]
     if set(names) != set(ordered):
-        raise UserError(
-            f"stage_<n>: expected numbers from 1 without a gap, got {', '.join(sorted(names))}. "
-            "Change them on the command line or in conf/."
-        )
+        fix = "Change them on the command line or in conf/"
+        got = ", ".join(sorted(names))
+        raise unexpected("stage_<n>", "numbers from 1 without a gap", got, fix)
     stages, phase_defaults = {}, []
     for name in ordered:
+        stage, changes = method.get(name, {}), user.get(name, {})
         of_dataset = dict(dataset.get(name, {})) if name in method else {}
         phase = of_dataset.pop("phase", {})
-        stage = merge(method.get(name, {}), _fitting_flow(of_dataset, method.get(name, {})), name)
-        changes = user.get(name, {})
+        stage = merge(stage, _fitting_flow(of_dataset, stage), name)
         is_list = isinstance(changes.get("flow"), list)
         if is_list or _type(changes) not in (None, _type(stage)):
             stage.pop("flow", None)  # the tables' settings are of another flow
         stage = merge(stage, changes, name)
         flows = stage.get("flow", {}) if is_list else [stage.get("flow", {})]
-        by_flow = [_flow_defaults(defaults, group(f"{name}.flow", flow).get("type", "realnvp"),
-                                  f"{name}.flow") for flow in flows]  # fmt: skip
+        by_flow = [_flow_defaults(defaults, group(f"{name}.flow", flow), name) for flow in flows]
         stage["flow"] = [merge(default["flow"], flow)
                          for default, flow in zip(by_flow, flows, strict=True)]  # fmt: skip
         stages[name] = {"default_dim": "dim" not in changes} | stage
@@ -207,114 +170,110 @@ def _type(stage: Tree) -> Any:
     return flow.get("type") if isinstance(flow, Mapping) else None
 
 
-def _flow_defaults(defaults: Tree, name: Any, where: str) -> Tree:
+def _flow_defaults(defaults: Tree, flow: Tree, stage: str) -> Tree:
     """Return the defaults of a flow; a registered flow without an entry takes those of its kind."""
+    name = flow.get("type", "realnvp")
     if name in FLOWS and name not in defaults:
         images = 3 in FLOWS[name].axes
         return {"flow": {"type": name}, "phase": defaults["glow" if images else "realnvp"]["phase"]}
-    return entry(defaults, name, f"{where}.type")
+    return entry(defaults, name, f"{stage}.flow.type")
 
 
 def _phases(
     method: dict[str, Tree], user: dict[str, Tree], training: Tree, defaults: Sequence[Tree]
 ) -> dict[str, Tree]:
     """Return the method's phases, those that the user adds, and those of untrained stages."""
-    everything = list(range(1, len(defaults) + 1))
-
     phases: dict[str, Tree] = {}
 
-    def merge_phase(name: str) -> Tree:
-        merged = merge(method.get(name, {}), user.get(name, {}), name)
-        if "rotate" in merged:
-            return merged
+    def add(name: str) -> None:
+        of_method, of_user = method.get(name, {}), user.get(name, {})
+        phase = merge(of_method, of_user, name)
+        if "rotate" in phase:
+            phases[name] = phase
+            return
         number = name.removeprefix("stage_")
         usual = "all" if name in method or not number.isdigit() else int(number)
-        numbers = _stage_numbers(merged.get("stages", usual), everything, name)
-        schedule: Tree = {}
-        if first := merged.get("continues"):
+        stages = _stage_numbers(phase.get("stages", usual), len(defaults), name)
+        layers = [defaults[stages[0] - 1], of_method, {"training": training}, of_user]
+        if first := phase.get("continues"):
             trained = {name: phase for name, phase in phases.items() if "training" in phase}
             continued = entry(trained, first, f"{name}.continues")["training"]
-            schedule = {"training": {"cooldown_fraction": continued["cooldown_fraction"]}}
-        layers = defaults[numbers[0] - 1], schedule, method.get(name, {}), {"training": training}
-        merged = {}
-        for layer in (*layers, user.get(name, {})):
-            merged = merge(merged, layer, name)
-        penalty = group(f"{name}.reconstruction", merged.get("reconstruction"))
+            shared = {"cooldown_fraction": continued["cooldown_fraction"]}
+            layers.insert(1, {"training": shared})
+        phase = {}
+        for layer in layers:
+            phase = merge(phase, layer, name)
+        penalty = group(f"{name}.reconstruction", phase.get("reconstruction"))
         kind = PENALTIES.get(str(penalty.get("penalty")), Huber)
         for other in Huber.model_fields.keys() - kind.model_fields.keys():
             penalty.pop(other, None)
-        return merged | {"reconstruction": penalty, "stages": numbers}
+        phases[name] = phase | {"reconstruction": penalty, "stages": stages}
 
     for name in dict.fromkeys([*method, *user]):
-        phases[name] = merge_phase(name)
+        add(name)
     trained = {number for phase in phases.values() for number in phase.get("stages", ())}
-    added = [f"stage_{number}" for number in everything if number not in trained]
-    return phases | {name: merge_phase(name) for name in added}
+    for number in sorted({*range(1, len(defaults) + 1)} - trained):
+        add(f"stage_{number}")
+    return phases
 
 
-def _share_schedules(phases: dict[str, Any], continued: Mapping[str, str]) -> None:
-    """Give phases that continue the learning-rate schedule of another one their spans of it."""
-    for first in {*continued.values()}:
-        names = [name for name in phases if first in (name, continued.get(name))]
-        ends = [0, *accumulate(phases[name].training.steps for name in names)]
+def _typed(phases: dict[str, Tree]) -> dict[str, Any]:
+    """Return typed phases; those that continue another one have spans of its schedule."""
+    continued = {name: phase.pop("continues", name) for name, phase in phases.items()}
+    typed: dict[str, Any] = {
+        name: read_settings(RotationSettings if "rotate" in phase else PhaseSettings, phase, name)
+        for name, phase in phases.items()
+    }
+    for first in {first for name, first in continued.items() if name != first}:
+        names = [name for name in typed if continued[name] == first]
+        ends = [0, *accumulate(typed[name].training.steps for name in names)]
         for name, (start, end) in zip(names, pairwise(ends), strict=True):
-            training = phases[name].training
-            training = training.model_copy(update={"span": (start / ends[-1], end / ends[-1])})
-            phases[name] = phases[name].model_copy(update={"training": training})
+            span = {"span": (start / ends[-1], end / ends[-1])}
+            training = typed[name].training.model_copy(update=span)
+            typed[name] = typed[name].model_copy(update={"training": training})
+    return typed
 
 
-def _stage_numbers(stages: Any, everything: list[int], name: str) -> list[int]:
-    numbers = everything if stages == "all" else [stages] if isinstance(stages, int) else stages
-    fits = isinstance(numbers, list) and numbers and all(type(n) is int for n in numbers)
-    if not fits or numbers != list(range(numbers[0], numbers[-1] + 1)) or not (
-        1 <= numbers[0] <= numbers[-1] <= everything[-1]
-    ):  # fmt: skip
-        raise UserError(
-            f"{name}.stages: expected the number of a stage, a list of consecutive numbers such as "
-            f"[1, 2], or all, among stages 1 to {everything[-1]}; got {stages}. Change it in "
-            f"conf/, or with --params={name}.stages=<number>."
-        )
+def _stage_numbers(stages: Any, count: int, name: str) -> list[int]:
+    everything = [*range(1, count + 1)]
+    numbers = everything if stages == "all" else [stages] if type(stages) is int else stages
+    is_list = isinstance(numbers, list) and all(type(n) is int for n in numbers)
+    if not is_list or not numbers or numbers != everything[numbers[0] - 1 : numbers[-1]]:
+        expected = ("the number of a stage, a list of consecutive numbers such as [1, 2], or all, "
+                    f"among stages 1 to {count}")  # fmt: skip
+        fix = f"Change it in conf/, or with --params={name}.stages=<number>"
+        raise unexpected(f"{name}.stages", expected, stages, fix)
     return numbers
 
 
 def _ood(datasets: Tree, user: Tree, data: DataSettings) -> ImageSettings | TableSettings | None:
     """Return the source of out-of-distribution images or rows, prepared like the model's data."""
-    chosen = user.get("ood")
-    if chosen is None:
+    if (chosen := user.get("ood")) is None:
         return None
+    is_path = Path(str(chosen)).expanduser().exists()
     if isinstance(data, TableSettings):
-        if not Path(str(chosen)).expanduser().exists():
-            raise UserError(
-                f"ood: expected the path of a table with the columns of the model's, got {chosen}. "
-                "Change it with --params=ood=<path>."
-            )
+        if not is_path:
+            expected = "the path of a table with the columns of the model's"
+            raise unexpected("ood", expected, chosen, "Change it with --params=ood=<path>")
         return read_settings(TableSettings, {"path": str(chosen)}, "ood")
     if not isinstance(data, ImageSettings):
-        raise UserError(
-            f"ood: expected null for points, got {chosen}. Leave it out, or choose a dataset of "
-            "images or a table."
-        )
+        fix = "Leave it out, or choose a dataset of images or a table"
+        raise unexpected("ood", "null for points", chosen, fix)
     if chosen == user["dataset"]:
         if data.labels is None:
-            raise UserError(
-                f"ood: expected another dataset than the model's, got {chosen}. Choose another "
-                "one, or select the in-distribution labels with data.labels: images with other "
-                "labels are then out of distribution."
-            )
+            fix = ("Choose another one, or select the in-distribution labels with data.labels: "
+                   "images with other labels are then out of distribution")  # fmt: skip
+            raise unexpected("ood", "another dataset than the model's", chosen, fix)
         return data.model_copy(update={"labels": None, "other_labels": data.labels})
-    if chosen in datasets:
-        source = _data_entry(datasets[chosen])
-    elif Path(str(chosen)).expanduser().exists():
-        source = {"source": "folder", "path": str(chosen)}
-    else:
-        raise UserError(
-            f"ood: expected a dataset ({', '.join(datasets)}), a folder or a zip of images, got "
-            f"{chosen}. Change it with --params=ood=<name or path>."
-        )
-    if source.get("source") in MANIFOLDS:
+    if chosen not in datasets and not is_path:
+        expected = f"a dataset ({', '.join(datasets)}), a folder or a zip of images"
+        raise unexpected("ood", expected, chosen, "Change it with --params=ood=<name or path>")
+    source = {"source": "folder", "path": str(chosen)}
+    source = _data_entry(datasets[chosen]) if chosen in datasets else source
+    if source["source"] in MANIFOLDS:
         raise UserError(f"ood: expected images, got the points {chosen}. Choose images.")
     form = {"size": data.size, "channels": data.channels}
-    if source.get("source") != "photos":
+    if source["source"] != "photos":
         form["margin"] = data.margin
     settings = read_data_settings({**source, **form}, f"datasets.{chosen}")
     assert isinstance(settings, ImageSettings)

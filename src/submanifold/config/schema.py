@@ -73,36 +73,21 @@ class Choices(Settings):
 
 
 class Source(NamedTuple):
-    """The input of a phase that does not start at the data: coordinates of an earlier model.
+    """The input of a phase that does not start at the data: coordinates of an earlier model."""
 
-    Attributes:
-        phase: Name of the last phase before that changed the stages that encode the data.
-        through: Number of stages that encode the data.
-    """
-
-    phase: str
-    through: int
+    phase: str  # the last one before that changed the stages that encode the data
+    through: int  # number of stages that encode the data
 
 
 class Experiment(Choices):
-    """A dataset, a model, and the phases that train it.
-
-    Attributes:
-        data: The data.
-        model: The stages.
-        phases: The phases by name, in the order of training.
-        evaluation: The measurements.
-        ood_data: The out-of-distribution images or rows.
-        minutes: Time of training, to which the steps of all phases are scaled (``training.minutes``
-            of the user); None trains with the steps of the phases.
-    """
+    """A dataset, a model, and the phases that train it."""
 
     data: DataSettings
     model: ModelSettings
-    phases: dict[str, Phase] = Field(min_length=1)
+    phases: dict[str, Phase] = Field(min_length=1)  # in the order of training
     evaluation: EvaluationSettings
     ood_data: ImageSettings | TableSettings | None = None
-    minutes: float | None = Field(None, gt=0)
+    minutes: float | None = None  # of training, to which the steps of all phases are scaled
 
     @property
     def kind(self) -> Kind:
@@ -188,3 +173,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping)
         flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Write parameters with dots as nested ones: the inverse of :func:`flatten`."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, last = name.split(".")
+        group = nested
+        for part in groups:
+            group = group.setdefault(part, {})
+        group[last] = value
+    return nested

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 from submanifold.config.schema import Experiment
 from submanifold.flows import is_noise_conditional
 from submanifold.models import ModelSettings, Stage
@@ -18,11 +18,7 @@ Rule = tuple[str, Any, Any, Any, str]
 
 
 def validate(experiment: Experiment) -> None:
-    """Build the model without memory, and refuse settings that do not fit.
-
-    Raises:
-        UserError: With the name of the setting.
-    """
+    """Build the model without memory; raise a :class:`.UserError` for settings that do not fit."""
     noise, charts, ood = experiment.model.stages[0].noise, experiment.model.charts, experiment.ood
     is_conditional = experiment.is_conditional
     stages = _build(experiment.model.model_dump_json(), experiment.data.event_shape, is_conditional)
@@ -54,7 +50,7 @@ def _refuse(group: str, rules: Iterable[Rule]) -> None:
     """Raise a UserError for the first violated rule."""
     for setting, is_violated, expected, got, fix in rules:
         if is_violated:
-            raise UserError(f"{group}{setting}: expected {expected}, got {got}. {fix}.")
+            raise unexpected(f"{group}{setting}", expected, got, fix)
 
 
 @lru_cache(maxsize=64)
@@ -76,12 +72,10 @@ def _check_charts(experiment: Experiment) -> None:
             or phase.reconstruction.last_stage
             or any(term.about_volume and term.weight > 0 for term in phase.terms.values())
         ):
-            raise UserError(
-                f"charts: expected 1 with method={experiment.method}, got "
-                f"{experiment.model.charts}: {name} is no training of all stages of every chart at "
-                "once. Choose a method with one training, such as multi-chart, PR-D or EE-M, or "
-                "leave charts out."
-            )
+            got = (f"{experiment.model.charts}: {name} is no training of all stages of every "
+                   "chart at once")  # fmt: skip
+            fix = "Choose a method with one, such as multi-chart, PR-D or EE-M, or leave charts out"
+            raise unexpected("charts", f"1 with method={experiment.method}", got, fix)
 
 
 def _check_training(

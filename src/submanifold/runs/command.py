@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -9,8 +10,7 @@ from submanifold.common.files import read_json
 from submanifold.config.project import project_folder, set_kedro_defaults
 from submanifold.inference.records import RunRecord, find_record, read_records, records_folder
 
-FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse")
-"""Metrics in the list of runs."""
+FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse")  # of a run
 
 
 @click.command()
@@ -25,11 +25,11 @@ FIGURES = ("bits_per_dim", "nll", "projection_mse", "encoder_mse", "nearest_mse"
 @click.option("--name", help="Name of the run.  [default: date and method]")
 @click.option("--seed", type=int, help="Seed of the training.  [default: 0]")
 @click.option("--device", help="auto, cpu, cuda or cuda:<n>.  [default: auto]")
-@click.option("--set", "settings", multiple=True, metavar="SETTING=VALUE",
+@click.option("--set", "--params", "settings", multiple=True, metavar="SETTING=VALUE",
               help="Any other setting, such as stage_1.flow.width=128; repeatable.")  # fmt: skip
 def train(
-    data: str, method: str | None, dim: int | None, size: int | None, minutes: float | None,
-    name: str | None, seed: int | None, device: str | None, settings: tuple[str, ...],
+    data: str, dim: int | None, size: int | None, minutes: float | None,
+    settings: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Train a model on DATA: a folder or zip of images, a table, or a dataset such as mnist.
 
@@ -40,14 +40,15 @@ def train(
     """
     project = project_folder()
     set_kedro_defaults()
-    from submanifold.runs.train import run, select
+    from submanifold.runs.selection import select
 
-    options = {"method": method, "name": name, "seed": seed, "device": device}
-    choices = {key: value for key, value in options.items() if value is not None}
-    record = select(project, data, choices, dim, size, minutes, settings)
+    options |= {"data.size": size, "training.minutes": minutes}
+    record = select(project, data, options, dim, settings)
     if record.state(project) != "finished":
         click.echo(f"Run {record.name}. If it is interrupted, the same command continues it.")
-    run(record, project)
+    from submanifold.runs.runner import run_pipeline  # imports MLflow
+
+    run_pipeline(project, "hierarchical", {**record.params, "name": record.name})
 
     from submanifold.models import Model
     from submanifold.runs.information import usage_commands
@@ -65,16 +66,11 @@ def runs(name: str | None) -> None:
     project = records_folder()
     if name is not None:
         record = find_record(project, name)
-        lines = {
-            "state": record.state(project),
-            "dataset": record.dataset,
-            "method": record.method,
-            "started": record.started,
-            "model": project / record.model,
-            "metrics": project / record.metrics,
-            "report": project / record.report,
-        }
-        click.echo("\n".join(f"{label:8} {value}" for label, value in lines.items()))
+        click.echo(f"state    {record.state(project)}")
+        for label in ("dataset", "method", "started"):
+            click.echo(f"{label:8} {getattr(record, label)}")
+        for label in ("model", "metrics", "report"):
+            click.echo(f"{label:8} {project / getattr(record, label)}")
         return
     records = read_records(project)
     if not records:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import mmap
 import zipfile
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -12,24 +11,19 @@ from kedro.io import AbstractDataset, DatasetError
 from kedro_datasets._typing import ImagePreview, JSONPreview
 
 from submanifold.common.errors import UserError
-from submanifold.common.files import atomic_write, make_folder
+from submanifold.common.files import atomic_write
 from submanifold.data.arrays import context_of_array, load_npy, map_npy, save_context
 from submanifold.models import Model
 from submanifold.models.io import is_intact
-from submanifold.runs.information import information
 
 Saved = TypeVar("Saved")
 Loaded = TypeVar("Loaded")
 
 
 class LocalDataset(AbstractDataset[Saved, Loaded]):
-    """Base class of datasets at a local path.
+    """Base class of datasets at a local path, with metadata for Kedro-Viz.
 
     With ``CHECKS_FILE`` it verifies its own file; :class:`.FileHooks` does for all others.
-
-    Args:
-        filepath: The path.
-        metadata: For Kedro-Viz.
     """
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None):
@@ -40,10 +34,15 @@ class LocalDataset(AbstractDataset[Saved, Loaded]):
         return {"filepath": str(self._filepath)}
 
 
-class InputDataset(LocalDataset[NoReturn, Loaded]):
-    """Base class of what always exists, and is no output."""
+class PathDataset(LocalDataset[NoReturn, Path]):
+    """Loads as its own path: a file or folder that a node reads, or writes by itself."""
 
     CHECKS_FILE = True
+
+    def load(self) -> Path:
+        """Create the parent folder and return the path."""
+        self._filepath.parent.mkdir(parents=True, exist_ok=True)
+        return self._filepath
 
     def save(self, data: NoReturn) -> None:
         """Raise an error."""
@@ -51,15 +50,6 @@ class InputDataset(LocalDataset[NoReturn, Loaded]):
 
     def _exists(self) -> bool:
         return True
-
-
-class PathDataset(InputDataset[Path]):
-    """Loads as its own path: a file or folder that a node writes by itself."""
-
-    def load(self) -> Path:
-        """Create the parent folder and return the path."""
-        make_folder(self._filepath.parent)
-        return self._filepath
 
 
 class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
@@ -70,10 +60,7 @@ class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
         return load_npy(self._filepath)
 
     def save(self, data: np.ndarray) -> None:
-        """Write the array, unless it is a map of this file."""
-        whole_file = isinstance(data.base, mmap.mmap)  # rather than a slice of it
-        if whole_file and isinstance(data, np.memmap) and data.filename == self._filepath.resolve():
-            return
+        """Write the array."""
         with atomic_write(self._filepath) as partial, partial.open("wb") as file:
             np.save(file, data)
         if (context := context_of_array(data)) is not None:
@@ -81,7 +68,7 @@ class ArrayDataset(LocalDataset[np.ndarray, np.ndarray]):
 
     def preview(self) -> ImagePreview:
         """Draw the first images, or a histogram of latents."""
-        from submanifold.plots.dimensions import latent_histogram
+        from submanifold.plots.curves import latent_histogram
         from submanifold.plots.images import as_png, image_grid
 
         array = self.load()
@@ -109,30 +96,17 @@ class ArraysDataset(LocalDataset[dict[str, np.ndarray], dict[str, np.ndarray]]):
         return zipfile.is_zipfile(self._filepath)
 
 
-class RunInformationDataset(InputDataset[dict[str, Any]]):
-    """Loads as facts about the current run (:func:`submanifold.runs.information.information`).
-
-    It is an input of reports, which are cached: a report names the run that wrote it. The path is
-    that of the model.
-    """
-
-    def load(self) -> dict[str, Any]:
-        """Collect the facts."""
-        return information(self._filepath)
-
-
 class PreparedDataset(ArrayDataset):
-    """An array of a prepared dataset, which exists only if it has its checksum."""
+    """An array that its node has written with a checksum, without which it does not exist."""
 
     CHECKS_FILE = True
 
-    def load(self) -> np.ndarray:
-        """Map the file.
+    def save(self, data: np.ndarray) -> None:
+        """Do nothing."""
 
-        Raises:
-            UserError: The prepared arrays have changed on disk.
-        """
-        if map_npy(self._filepath) is None:
+    def load(self) -> np.ndarray:
+        """Map the file; raise a :class:`UserError` if it has changed on disk."""
+        if not self._exists():
             raise UserError(
                 f"The array {self._filepath} is missing or does not have its checksum. Prepare it "
                 "again: kedro run --pipeline=data with the same parameters."

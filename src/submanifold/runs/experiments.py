@@ -1,6 +1,5 @@
 """One experiment among many: run it, or read its cached artifacts."""
 
-import copy
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -13,14 +12,13 @@ from kedro.io import DataCatalog
 
 from submanifold.common.device import choose_device
 from submanifold.common.files import read_json, write_json
-from submanifold.config.cache_keys import RAW_FOLDER
 from submanifold.config.loader import ExperimentConfigLoader, load_configuration
 from submanifold.config.merge import merge
-from submanifold.config.project import conf_source
+from submanifold.config.project import RAW_FOLDER, conf_source
 from submanifold.config.resolve import resolve
-from submanifold.config.schema import Experiment
+from submanifold.config.schema import Experiment, nest
 from submanifold.data.splits import Groups
-from submanifold.runs.session import run_pipeline
+from submanifold.runs.runner import run_pipeline
 
 log = logging.getLogger(__name__)
 MEASURES_VERSION = 5
@@ -45,20 +43,14 @@ class CachedRun:
 
     def with_params(self, params: Mapping[str, Any]) -> "CachedRun":
         """Return a copy with several parameters set, by names with dots."""
-        changed = dict(self.params)
-        for parameter, value in params.items():
-            for name in reversed(parameter.split(".")):
-                value = {name: value}
-            changed = merge(changed, value)
-        return replace(self, params=changed)
+        return replace(self, params=merge(self.params, nest(params)))
 
     @cached_property
     def configuration(self) -> ExperimentConfigLoader:
         """The configuration with these parameters."""
         loader = load_configuration(conf_source(self.project), self.params, self.env)
         if self.tables is not None:
-            parameters = merge(copy.deepcopy(dict(self.tables)), self.params)
-            loader.experiment = resolve(parameters, self.project / RAW_FOLDER)
+            loader.experiment = resolve(merge(self.tables, self.params), self.project / RAW_FOLDER)
         return loader
 
     @property
@@ -122,13 +114,13 @@ class CachedRun:
     @property
     def is_finished(self) -> bool:
         """Whether the last artifacts of the run exist."""
-        return all(self.catalog.exists(name) for name in self._last)
+        return all(map(self.catalog.exists, self._last))
 
     @property
-    def _last(self) -> tuple[str, ...]:
+    def _last(self) -> list[str]:
         if self.settings.ood is not None:
-            return "ood_metrics", "ood_report"
-        return ("metrics", "report") if self.evaluated else ("hierarchy",)
+            return ["ood_metrics", "ood_report"]
+        return ["metrics", "report"] if self.evaluated else ["hierarchy"]
 
     @property
     def finished_at(self) -> float:
@@ -139,31 +131,22 @@ class CachedRun:
     def run(self, until: str | None = None) -> None:
         """Compute the missing artifacts, or those up to one artifact, in an MLflow run."""
         name = "hierarchical" if self.settings.ood is None else "ood"
-        outputs = [until] if until else None if self.evaluated else list(self._last)
+        outputs = [until] if until else None if self.evaluated else self._last
         run_pipeline(self.project, name, self.params, self.env, outputs)
 
 
 def run_all(runs: Collection[CachedRun]) -> None:
-    """Run all unfinished experiments in turn; one that fails does not stop the others.
-
-    Raises:
-        UserError: Settings are invalid; no run has started.
-        ClickException: Some runs have failed.
-    """
+    """Run all unfinished experiments in turn; one that fails does not stop the others."""
     for run in runs:
-        run.settings  # noqa: B018
+        run.settings  # noqa: B018  a UserError before any run, if they are invalid
     waiting = [run for run in runs if not run.is_finished]
-    failed: dict[str, list[str]] = {}
+    failed = []
     for number, run in enumerate(waiting, start=1):
         log.info("Run %d of %d: %s", number, len(waiting), run.name)
         try:
             run.run()
         except ClickException as error:
-            failed.setdefault(error.message, []).append(run.name)
-            log.error("%s failed", run.name)
+            failed.append(run.name)
+            log.error("%s: %s", run.name, error.message)
     if failed:
-        reasons = [f"{', '.join(names)}: {reason}" for reason, names in failed.items()]
-        number = sum(map(len, failed.values()))
-        others = " The others are finished." if number < len(waiting) else ""
-        reasons.append(f"{number} of {len(waiting)} runs failed.{others}")
-        raise ClickException("\n".join(reasons))
+        raise ClickException(f"{len(failed)} of {len(waiting)} runs failed: {', '.join(failed)}.")

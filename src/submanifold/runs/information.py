@@ -1,11 +1,10 @@
-"""Facts about the current run for the headers of reports, and commands that use its model."""
+"""What pages and commands say about a run: its facts, and commands that use its model."""
 
 import math
 import shlex
-import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,33 +16,21 @@ from submanifold.flows import context_of
 from submanifold.inference.records import read_records
 from submanifold.models import Hierarchy, Model
 
-USUAL_ALPHA = 5
-"""False-positive rate in percent of the command ``score``, if the calibration supports it."""
+USUAL_ALPHA = 5  # percent of false alarms of the command, if the calibration supports it
 
 
 def information(model: Path) -> dict[str, Any]:
-    """Return facts about this process and its run.
-
-    Args:
-        model: Path of the model's file.
-
-    Returns:
-        ``command``; ``version`` and ``commit`` of this package, the latter None outside of a git
-        checkout; ``date`` in UTC; ``model``, relative to the current folder if it is inside;
-        ``name``, that of the newest run with this model, or None; and the id
-        ``mlflow_run``, or None.
-    """
+    """Return facts about this process and its run, None for unknown ones, by its model's file."""
     active = mlflow.active_run()
     folder = Path.cwd()
     names = [run.name for run in read_records(folder) if run.key == model.parent.name]
     return {
         "command": _command(sys.argv),
         "version": version("submanifold"),
-        "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "model": str(model.relative_to(folder) if model.is_relative_to(folder) else model),
         "name": names[-1] if names else None,
-        "mlflow_run": None if active is None else active.info.run_id,
+        "mlflow_run": active and active.info.run_id,
     }
 
 
@@ -78,15 +65,15 @@ def _command(arguments: list[str]) -> str:
     return shlex.join([name, *arguments[1:]])
 
 
-@cache
-def _commit() -> str | None:
-    """Return the commit of this package's checkout, with ``-dirty`` if files have changed."""
-    here = Path(__file__)  # an installed copy may be inside of another project's checkout
-    try:
-        for arguments in (f"ls-files --error-unmatch {here.name}",
-                          "describe --always --dirty --exclude=*"):  # fmt: skip
-            command = ["git", "-C", str(here.parent), *arguments.split()]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+def of_rows(text: str) -> str:
+    """Replace the words for images in a text by those for rows of a table."""
+    changes = {", pixels in [0, 1]": ", standardized columns", "an image": "a row",
+               "images": "rows", "image": "row"}  # fmt: skip
+    for word, other in changes.items():
+        text = text.replace(word, other)
+    return text
+
+
+def model_command(run: Mapping[str, Any], name: str, rest: str) -> str:
+    """Return a command that applies the model of a run."""
+    return f"submanifold {name} {shlex.quote(run['name'] or run['model'])} {rest}"

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import warnings
+from importlib.metadata import requires
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,14 +26,7 @@ from submanifold.models import Model
 
 log = logging.getLogger(__name__)
 
-TASKS = ("score", "encode", "project", "sample")
 PARAMS = {"task": "score", "nearest": False, "count": 64, "temperature": 1.0, "seed": 0}
-LIMITS: dict[str, Any] = {"max_rows": 1024}
-"""Default limit of a request; MLflow's server times out after 60 seconds."""
-REQUIREMENTS = [
-    "filelock", "lmdb", "mlflow", "numpy", "pandas", "pillow", "pooch", "pyarrow", "pydantic",
-    "safetensors", "scipy", "torch", "tqdm",
-]  # fmt: skip
 
 
 class RequestError(MlflowException):
@@ -48,19 +42,14 @@ class ServedModel:
 
     The parameter ``task`` selects the method, ``nearest`` the nearest projection and its error, and
     ``label`` that of all images. ``encode`` returns arrays ``u`` and ``v``, of rows one table;
-    ``sample`` ignores the inputs, except the columns of a condition. Requests are for at most
-    ``max_rows`` events.
+    ``sample`` ignores the inputs, except the columns of a condition.
     """
 
-    def __init__(self, model: Model, max_rows: int) -> None:
-        self.predictor, self.max_rows = Predictor(model), max_rows
+    def __init__(self, model: Model) -> None:
+        self.predictor = Predictor(model)
 
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> Any:
-        """Run a task.
-
-        Raises:
-            RequestError: The request is invalid (HTTP status 400) or failed (500).
-        """
+        """Run a task; a :class:`RequestError` if it is invalid (status 400) or failed (500)."""
         try:
             return self._run(inputs, **_defaults(self.predictor) | (params or {}))
         except UserError as error:
@@ -75,26 +64,20 @@ class ServedModel:
         label: Any = None,
     ) -> Any:  # fmt: skip
         predictor = self.predictor
-        if task not in TASKS:
-            raise UserError(f"task: expected one of {', '.join(TASKS)}, got {task}.")
         inputs = inputs if predictor.is_table else np.asarray(inputs)
-        name, rows = "rows" if predictor.is_table else "images", len(inputs)
-        condition = inputs if predictor.condition else None
-        if task == "sample":
-            name, rows = "count", count * (1 if condition is None else len(inputs))
-        if rows > self.max_rows:
-            raise UserError(
-                f"{name}: expected at most max_rows={self.max_rows}, got {rows}. Send several "
-                "requests."
-            )
-        if task == "sample":
-            return predictor.sample(count, temperature, seed, label=label, condition=condition)
-        if task == "score":
-            return predictor.score(inputs, nearest, label=label)
-        if task == "project":
-            return predictor.project(inputs, nearest, label=label)[0]
-        u, v = predictor.encode(inputs, "nearest" if nearest else "encoder", label=label)
-        return code_frame(u, v).set_axis(inputs.index) if predictor.is_table else {"u": u, "v": v}
+        match task:
+            case "score":
+                return predictor.score(inputs, nearest, label=label)
+            case "encode":
+                u, v = predictor.encode(inputs, "nearest" if nearest else "encoder", label=label)
+                is_table = predictor.is_table
+                return code_frame(u, v).set_axis(inputs.index) if is_table else {"u": u, "v": v}
+            case "project":
+                return predictor.project(inputs, nearest, label=label)[0]
+            case "sample":
+                condition = inputs if predictor.condition else None
+                return predictor.sample(count, temperature, seed, label=label, condition=condition)
+        raise UserError(f"task: expected score, encode, project or sample, got {task}.")
 
 
 def log_model(path: Path, register: str | None = None) -> None:
@@ -107,16 +90,14 @@ def log_model(path: Path, register: str | None = None) -> None:
     ignored = shutil.ignore_patterns("conf", "__pycache__")
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         # MLflow would run the model on an input example, and store it
-        warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
-        warnings.filterwarnings("ignore", ".*integer column", UserWarning)
+        warnings.filterwarnings("ignore", ".*(input example was not|integer column)", UserWarning)
         mlflow.pyfunc.log_model(
             name="model",
             loader_module=__name__,
             data_path=str(path),
             code_paths=[shutil.copytree(package, f"{folder}/{package.name}", ignore=ignored)],
             signature=_signature(Predictor.load(path, "cpu")),
-            model_config=LIMITS,
-            pip_requirements=REQUIREMENTS,
+            pip_requirements=[text for text in requires("submanifold") or () if ";" not in text],
             registered_model_name=register,
         )
 
@@ -150,6 +131,6 @@ def _row(preprocessor: Preprocessor) -> pd.DataFrame:
                        if dtype.kind in wide})  # fmt: skip
 
 
-def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ServedModel:
+def _load_pyfunc(path: str) -> ServedModel:
     """Load a logged model; called by MLflow."""
-    return ServedModel(Model.load(path), (LIMITS | (model_config or {}))["max_rows"])
+    return ServedModel(Model.load(path))

@@ -1,13 +1,16 @@
-"""Kedro's runner for several processes, which torchrun starts on one machine or more."""
+"""Sessions of Kedro, and its runner for several processes, which torchrun starts."""
 
+import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from kedro.framework.session import KedroSession
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
@@ -16,6 +19,7 @@ from pluggy import PluginManager
 
 from submanifold.common import distributed
 from submanifold.common.threads import use_threads
+from submanifold.config.project import conf_source, configure
 
 TIMEOUT = timedelta(days=7)  # the first rank may prepare data for hours while the others wait
 
@@ -29,13 +33,10 @@ class RankRunner(SequentialRunner):
     """
 
     def run(
-        self,
-        pipeline: Pipeline,
-        catalog: CatalogProtocol,
-        hook_manager: PluginManager | None = None,
-        run_id: str | None = None,
+        self, pipeline: Pipeline, catalog: CatalogProtocol,
+        hook_manager: PluginManager | None = None, run_id: str | None = None,
         only_missing_outputs: bool = False,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any]:  # fmt: skip
         """Run a pipeline in a process group of all ranks, and choose the number of threads."""
         with process_group(), use_threads(catalog.load("params:threads")):
             return super().run(pipeline, catalog, hook_manager, run_id, only_missing_outputs)
@@ -52,12 +53,9 @@ class RankRunner(SequentialRunner):
         return pipeline.filter(node_names=names[0]) if names[0] else Pipeline([])
 
     def _run(
-        self,
-        pipeline: Pipeline,
-        catalog: CatalogProtocol,
-        hook_manager: PluginManager | None = None,
-        run_id: str | None = None,
-    ) -> None:
+        self, pipeline: Pipeline, catalog: CatalogProtocol,
+        hook_manager: PluginManager | None = None, run_id: str | None = None,
+    ) -> None:  # fmt: skip
         if distributed.world_size() == 1:
             super()._run(pipeline, catalog, hook_manager, run_id)
             return
@@ -84,3 +82,25 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     yield
     dist.destroy_process_group()  # not after an error: torchrun ends the other ranks
+
+
+def run_pipeline(
+    project: Path,
+    pipeline: str,
+    params: Mapping[str, Any],
+    env: str | None = None,
+    to_outputs: Sequence[str] | None = None,
+) -> None:
+    """Compute the missing outputs of a pipeline in this process, at most up to some of them."""
+    with session(project, env, params) as kedro:
+        kedro.run(
+            pipeline_names=[pipeline], runner=RankRunner(), to_outputs=to_outputs,
+            only_missing_outputs=True,
+        )  # fmt: skip
+
+
+def session(project: Path, env: str | None, params: Mapping[str, Any]) -> Any:
+    """Create a session of Kedro, as ``kedro run`` does."""
+    configure(project)  # another session may have loaded the pipelines of its method
+    conf, changes = str(conf_source(project)), copy.deepcopy(dict(params))
+    return KedroSession.create(project, env=env, runtime_params=changes, conf_source=conf)

@@ -30,10 +30,8 @@ class Pruned(Exception):  # noqa: N818
 class Observer:
     """Callbacks of the code that starts runs, such as a hyperparameter search.
 
-    Attributes:
-        tags: Tags of the MLflow runs.
-        on_run: Called with the id of each MLflow run that begins.
-        on_log: Called with the phase, the step and the values; may raise :class:`Pruned`.
+    ``on_run`` is called with the id of each MLflow run that begins, which gets the ``tags``;
+    ``on_log`` with the phase, the step and the values; it may raise :class:`Pruned`.
     """
 
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -42,7 +40,6 @@ class Observer:
 
 
 observer: ContextVar[Observer] = ContextVar("observer", default=Observer())  # noqa: B039  frozen
-"""Observer of the runs that are started in this context."""
 
 
 @contextmanager
@@ -58,9 +55,7 @@ def observed(by: Observer) -> Iterator[None]:
 def log_callback(first_step: int, first_stage: int) -> "Log | None":
     """Return the callback of a training for the active MLflow run and the observer, if any.
 
-    Args:
-        first_step: Steps of the phases before: the curves of all phases continue one another.
-        first_stage: Number of the first stage in training; see :func:`curve`.
+    ``first_step`` is the number of steps of the phases before, whose curves it continues.
     """
     on_log, last = observer.get().on_log, -math.inf
     if mlflow.active_run() is None:
@@ -68,7 +63,7 @@ def log_callback(first_step: int, first_stage: int) -> "Log | None":
 
     def callback(phase: str, step: int, values: "Row") -> None:
         nonlocal last
-        curves = {curve(name, first_stage): values[name] for name in CURVES if name in values}
+        curves = {_curve(name, first_stage): values[name] for name in CURVES if name in values}
         now = time.monotonic()
         if curves and (now - last >= SECONDS or any(name.startswith("valid") for name in curves)):
             last = now
@@ -82,31 +77,21 @@ def log_callback(first_step: int, first_stage: int) -> "Log | None":
     return callback
 
 
-def curve(name: str, first_stage: int) -> str:
+def _curve(name: str, first_stage: int) -> str:
     """Name of a curve in MLflow: losses on a code are not comparable with those on the data."""
     return name if first_stage == 1 else name.replace(".", ".code_")
 
 
-def log_history(history: Mapping[str, Any], first_step: int, start: float) -> None:
-    """Log the curves of a phase that is not trained again.
-
-    Args:
-        history: Its history (:func:`.fit`).
-        first_step: Steps of the phases before.
-        start: Seconds since the epoch at which it would have started in this run.
-    """
-    points = [
-        (kind, row, start + history["seconds"] * row["step"] / history["steps"])
+def log_history(history: Mapping[str, Any], first_step: int, run_id: str) -> None:
+    """Log the curves of a phase that is not trained again, after those of the phases before."""
+    now = round(1000 * time.time())
+    metrics = [
+        Metric(_curve(f"{kind}.{name}", history["stages"][0]), value, now,
+               first_step + int(row["step"]))
         for kind in ("train", "valid")
         for row in history[kind]
-    ]
-    metrics = [
-        Metric(curve(f"{kind}.{name}", history["stages"][0]), value, round(1000 * at),
-               first_step + int(row["step"]))
-        for kind, row, at in points
         for name, value in row.items()
         if f"{kind}.{name}" in CURVES
     ]  # fmt: skip
-    client, run_id = mlflow.MlflowClient(), mlflow.active_run().info.run_id  # type: ignore[union-attr]
     for first in range(0, len(metrics), 1000):  # MLflow's limit
-        client.log_batch(run_id, metrics=metrics[first : first + 1000])
+        mlflow.MlflowClient().log_batch(run_id, metrics[first : first + 1000])
