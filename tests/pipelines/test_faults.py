@@ -102,7 +102,7 @@ def test_finished_read_only_experiment_is_found(project, finished, read_only, ca
         project.run(only_missing_outputs=True)
     assert f"The report is {finished.path('report')}" in caplog.text
     assert len(project.mlflow_runs()) == runs
-    with pytest.raises(ClickException, match="read-only"):
+    with pytest.raises(OSError, match="Read-only file system"):
         project.run(seed=3)
 
 

@@ -132,7 +132,6 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
     assert {name: data.tags[name] for name in ("dataset", "method", "seed")} == {
         "dataset": "photos", "method": "H-MM", "seed": "0"
     }  # fmt: skip
-    assert [each.dataset.name for each in run.mlflow.inputs.dataset_inputs] == ["photos"]
     for name in ("bits_per_dim", "mse"):  # phases continue one another
         for number, (stage, prefix) in enumerate(zip(BOTH, ("", "code_"), strict=True)):
             history = run.load(f"{stage}.history")["valid"]
@@ -144,6 +143,7 @@ def test_mlflow_run_has_parameters_metrics_curves_and_artifacts(run, project):
         *("samples.png", "samples_t07.png", "rejection.png", "curves.png", "split_scores.csv"),
         *BOTH,
     }
+    assert [each.dataset.name for each in run.mlflow.inputs.dataset_inputs] == ["photos"]
     [model] = run.mlflow.outputs.model_outputs
     assert project.mlflow_client.get_logged_model(model.model_id).name == "model"
     beside = {"conf", "pyproject.toml", "src", ".telemetry", ".viz"}

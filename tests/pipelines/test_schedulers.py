@@ -42,22 +42,3 @@ def test_airflow_dag_is_rendered_and_compiles(project):
     compile(content, str(file), "exec")
     for part in ("submanifold-test-hierarchical", "0 6 * * *", "--namespaces="):
         assert part in content
-
-
-def test_commands_of_a_job_share_one_mlflow_run(new_project, monkeypatch):
-    project = new_project()
-    monkeypatch.setenv("SUBMANIFOLD_JOB", "nightly/2026-01-01T00:00:00+00:00")
-    first = project.run(until="x_train")
-    client, run_id = project.mlflow_client, first.mlflow.info.run_id
-    # the state of a run whose process was killed
-    client.update_run(run_id, "RUNNING")
-    again = project.run(until="stage_1.model", device="auto")
-    [run] = project.mlflow_runs()
-    assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
-    assert again.load("stage_1.history")["steps_trained"] == 12
-    assert run.data.params["device"] == "cpu", "the value of the first command"
-
-    other = project.run(until="x_train", seed=1).mlflow.info.run_id
-    monkeypatch.setenv("SUBMANIFOLD_JOB", "nightly/2026-01-02T00:00:00+00:00")
-    next_day = project.run(until="x_train").mlflow.info.run_id
-    assert len({run_id, other, next_day}) == len(project.mlflow_runs()) == 3

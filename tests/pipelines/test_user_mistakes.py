@@ -49,7 +49,6 @@ def test_command_line_prints_only_the_message(project):
     (["--env=test", "--params=method=H-XX"], "got H-XX. Change it with --params=method=<name>"),
     (["--env=tset"], "got tset. Change it with --env=<name>"),
     (["--env=test", "--pipeline=hierarchicl"], "Failed to find the pipeline named 'hierarchicl'"),
-    (["--runner=ParallelRunner"], "--runner: expected RankRunner, the default, got Par"),
 ])  # fmt: skip
 def test_unknown_name_is_reported(project, arguments, message):
     code, output = project.invoke("run", *arguments)

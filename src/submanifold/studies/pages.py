@@ -15,10 +15,8 @@ from submanifold.common.files import atomic_write
 from submanifold.plots.images import DPI
 from submanifold.runs.experiments import CachedRun
 
-Params = dict[str, Any]
-"""Parameters of an experiment, by names with dots."""
-Runs = Mapping[str, Sequence[CachedRun]]
-"""Runs by label, one for each seed."""
+Params = dict[str, Any]  # parameters of an experiment, by names with dots
+Runs = Mapping[str, Sequence[CachedRun]]  # runs by label, one for each seed
 
 
 @dataclass
@@ -67,11 +65,7 @@ def read_page(name: str) -> dict[str, Any]:
 
 
 def write(name: str, title: str, content: Content, folder: Path) -> Path:
-    """Write ``<name>.md`` and ``.csv``, and a PNG and a PDF for each figure.
-
-    Returns:
-        Path of the Markdown page.
-    """
+    """Write ``<name>.md`` and ``.csv``, and a PNG and a PDF for each figure; return the page."""
     numbered = name.startswith(("table-", "figure-"))
     lines = [f"# {name.replace('-', ' ').capitalize()}. {title}" if numbered else f"# {title}"]
     lines += ["\n".join(f"- {line}" for line in content.conclusions)]

@@ -7,27 +7,21 @@ from pathlib import Path
 import mlflow
 
 from submanifold.common.errors import UserError, did_you_mean
-from submanifold.config.cache_keys import RAW_FOLDER
 from submanifold.config.loader import load_configuration
-from submanifold.config.project import conf_source
+from submanifold.config.project import RAW_FOLDER, conf_source
 from submanifold.data.settings import ImageSettings
 from submanifold.data.sources import SOURCES
 from submanifold.runs.experiments import CachedRun, run_all
-from submanifold.runs.session import connect_mlflow
+from submanifold.runs.runner import session
 from submanifold.studies.comparisons import beyond, ood, related
 from submanifold.studies.pages import Params, Target, write
 from submanifold.studies.paper import figures, findings, tables
 
 PAPER = {**tables.TARGETS, **figures.TARGETS, "findings": findings.TARGET}
 TARGETS = {**PAPER, "beyond": beyond.TARGET, "ood": ood.TARGET, "related": related.TARGET}
-FINISHED, TO_TRAIN, TO_EVALUATE = "finished", "to train", "trained, to evaluate"
-DOWNLOAD = "to download and train"
-STATES = (FINISHED, TO_TRAIN, TO_EVALUATE, DOWNLOAD)  # of a run without errors
-GROUPS = {"paper": [*PAPER], "all": [*TARGETS]}
-"""Names that stand for several targets."""
+GROUPS = {"paper": [*PAPER], "all": [*TARGETS]}  # names that stand for several targets
 
-Plan = dict[str, dict[str, list[CachedRun]]]
-"""Runs by target and label, one for each seed."""
+Plan = dict[str, dict[str, list[CachedRun]]]  # runs by target and label, one for each seed
 
 
 def plan(
@@ -38,9 +32,6 @@ def plan(
 
     ``seeds`` is the number of seeds of the targets that use several; ``params`` are parameters of
     all experiments by names with dots, such as ``data.path``.
-
-    Raises:
-        UserError: A target does not exist.
     """
     if unknown := [name for name in names if name not in (*TARGETS, *GROUPS)]:
         raise UserError(
@@ -78,14 +69,15 @@ def state(planned: Plan) -> dict[str, str]:
 
 def _state(run: CachedRun) -> str:
     if run.is_finished:
-        return FINISHED
+        return "finished"
     if all(run.catalog.exists(f"{name}.history") for name in run.settings.phases):
-        return TO_EVALUATE
+        return "trained, to evaluate"
     data = run.settings.data
     if not isinstance(data, ImageSettings) or data.path or run.catalog.exists("x_train"):
-        return TO_TRAIN
+        return "to train"
     source, raw = SOURCES[data.source], run.project / RAW_FOLDER
-    return TO_TRAIN if source.path is None or source.files(data, raw) else DOWNLOAD
+    exists = source.path is None or source.files(data, raw)
+    return "to train" if exists else "to download and train"
 
 
 def _data_error(run: CachedRun) -> str | None:
@@ -128,7 +120,8 @@ def reproduce(planned: Plan, project: Path, env: str | None = None) -> list[Path
         target = TARGETS[name]
         folder = project / "data/08_reporting/paper" / (env or "base") / name
         pages.append(write(name, target.title, target.content(runs, project), folder))
-        connect_mlflow(project, env)
+        with session(project, env, {}) as kedro:
+            kedro.load_context()  # connects MLflow
         with mlflow.start_run(run_name=name):
             mlflow.log_artifacts(str(folder))
     return pages

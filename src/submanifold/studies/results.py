@@ -1,23 +1,29 @@
 """Means over seeds, and what the comparisons share: recorded results, tables and notes."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from submanifold.evaluation.intervals import ENDS, over_seeds
 from submanifold.evaluation.metrics import NONE, format_interval
-from submanifold.studies.pages import Content
+from submanifold.runs.experiments import CachedRun
+from submanifold.studies.pages import Content, Runs
 
-Measured = dict[str, dict[str, Any]]
-"""``value``, and mostly ``low`` and ``high``, by measure."""
+Measured = dict[str, dict[str, Any]]  # value, and mostly low and high, by measure
 
-KEYS = ("data", "row", "dim", "seed", "measure")
-"""Columns that identify a row of results; ``row`` is the system, and ``dim`` is optional."""
+KEYS = ("data", "row", "dim", "seed", "measure")  # of a row; `row` is the system
+
+
+def by_seed(runs: Runs) -> Iterator[tuple[str, str, int, CachedRun]]:
+    """Yield data set, system, seed and run of runs by labels ``<data>: <system>``."""
+    for label, seeds in runs.items():
+        data, _, system = label.partition(": ")
+        for seed, run in enumerate(seeds):
+            yield data, system, seed, run
 
 
 def as_rows(measured: Measured, **keys: Any) -> list[dict[str, Any]]:
@@ -31,28 +37,24 @@ def as_rows(measured: Measured, **keys: Any) -> list[dict[str, Any]]:
 def with_record(
     rows: Sequence[Mapping[str, Any]], record: pd.DataFrame | None, systems: Sequence[str]
 ) -> pd.DataFrame:
-    """Merge rows of :func:`as_rows` with recorded ones, which fill in for missing runs.
-
-    The result is sorted by system and keys; ``attrs["recorded"]`` is its number of recorded rows.
-    """
+    """Merge rows with recorded ones of missing runs, which are counted in ``attrs``."""
     parts = [pd.DataFrame(rows)] if rows else []
     if record is not None:
         parts.append(record[record["row"].isin(systems)])
     data = pd.concat(parts)
-    _, row, *keys = names = [name for name in KEYS if name in data]
-    data = data.drop_duplicates(names, ignore_index=True)
-    rank = data[row].map(list(systems).index)
-    data = data.iloc[np.lexsort((*(data[key] for key in reversed(keys)), rank))]
-    data = data.reset_index(drop=True)
+    names = [name for name in KEYS if name in data]
+    data = data.drop_duplicates(names).sort_values(
+        names[1:], ignore_index=True,
+        key=lambda column: column.map([*systems].index) if column.name == "row" else column,
+    )  # fmt: skip
     data.attrs["recorded"] = len(data) - len(rows)
     return data
 
 
 def summarize(data: pd.DataFrame, names: Iterable[str]) -> dict[str, dict[Any, Measured]]:
-    """Average measures over seeds, by data set and by system, or system and dimension.
+    """Average measures over seeds, by data set in order, and by system, or system and dimension.
 
-    ``seconds`` are the smallest, since other work on the machine only adds to them. ``names`` are
-    the data sets in order; those without results are left out.
+    ``seconds`` are the smallest, since other work on the machine only adds to them.
     """
     by_name: dict[str, defaultdict[Any, Measured]] = {
         name: defaultdict(dict) for name in names if name in set(data["data"])
@@ -62,16 +64,15 @@ def summarize(data: pd.DataFrame, names: Iterable[str]) -> dict[str, dict[Any, M
     for key, rows in clean.groupby(keys, sort=False):
         name, *system, measure = cast(tuple[str, ...], key)
         summary = by_name[name][system[0] if len(system) == 1 else tuple(system)]
+        summary[measure] = over_seeds(rows[list(ENDS)].to_dict("records"))
         if measure == "seconds":
             summary[measure] = {"value": rows["value"].min()}
-        else:
-            summary[measure] = over_seeds(rows[list(ENDS)].to_dict("records"))
         summary["seeds"] = {"value": max(len(rows), value(summary, "seeds") or 0)}
     return {name: dict(systems) for name, systems in by_name.items()}
 
 
 def value(measured: Measured, measure: str) -> Any:
-    """Return the value of a measure, None if it is missing."""
+    """Return the value of a measure, or None."""
     return measured.get(measure, {}).get("value")
 
 
@@ -95,11 +96,11 @@ def table(
 
 def tradeoff(rows: Mapping[str, Measured]) -> dict[str, tuple[float, float, float]]:
     """Bits and both squared errors of each system, for :func:`submanifold.plots.frontier`."""
-    points: dict[str, Any] = {}
-    for name, row in rows.items():
-        point = tuple(value(row, measure) for measure in ("bits_per_dim", "encoder", "nearest"))
-        if None not in point:
-            points[name] = point
+    points: dict[str, Any] = {
+        name: tuple(value(row, measure) for measure in ("bits_per_dim", "encoder", "nearest"))
+        for name, row in rows.items()
+    }
+    points = {name: point for name, point in points.items() if None not in point}
     for pca in [row["pca"]["value"] for row in rows.values() if "pca" in row][-1:]:
         points["PCA"] = (float("nan"), pca, pca)
     return points
@@ -119,18 +120,17 @@ def comparison(
     for data_name, system in dict.fromkeys(wanted):
         if (data_name, system) not in measured:
             missing[data_name].append(system)
-    about: Mapping[str, Any] = page["recorded"] if data.attrs["recorded"] else {"notes": []}
-    every = [*page["notes"], *about["notes"]]
-    every += [f"Not run on {key}: {'; '.join(systems)}." for key, systems in missing.items()]
-    if count := data.attrs["recorded"]:
+    count = data.attrs["recorded"]
+    about: Mapping[str, Any] = page["recorded"] if count else {"notes": []}
+    notes = [*page["notes"], *about["notes"]]
+    notes += [f"Not run on {key}: {'; '.join(systems)}." for key, systems in missing.items()]
+    if count:
         record = f"docs/evidence/{name}.csv"
-        every.append(f"{count:,} results were measured earlier and are read from {record}.")
+        notes.append(f"{count:,} results were measured earlier and are read from {record}.")
     with (files(__package__) / "comparisons/published.csv").open(encoding="utf-8") as file:
         rows = pd.read_csv(file, dtype=str).fillna(NONE)
     for caption, part in rows[rows["page"] == name].groupby("table", sort=False):
         part = part.drop(columns=["page", "table"]).reset_index(drop=True)
         tables = {**tables, f"Published: {caption}": part}
-    return Content(
-        dict(tables), dict(figures), data, every,
-        about.get("conclusions", []), about.get("measured", ""),
-    )  # fmt: skip
+    conclusions, measured_at = about.get("conclusions", []), about.get("measured", "")
+    return Content(dict(tables), dict(figures), data, notes, conclusions, measured_at)

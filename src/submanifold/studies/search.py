@@ -1,7 +1,4 @@
-"""Searches: Optuna studies whose trials are runs of one experiment.
-
-Processes share a study's database. A trial whose process dies is repeated from its checkpoint.
-"""
+"""Optuna studies in a database, whose trials are runs and are repeated if their process dies."""
 
 import json
 import logging
@@ -41,20 +38,13 @@ STORAGE = partial(RDBStorage, heartbeat_interval=60, heartbeat_stale_trial_callb
 
 
 class StudySettings(Settings):
-    """The content of a study's file.
+    """The content of a study's file."""
 
-    Attributes:
-        search: Choices of each parameter, or its range: ``low``, ``high``, ``log`` and ``step``.
-        params: Parameters of all trials.
-        trials: Number of trials, at most the size of a grid.
-        sampler: ``tpe`` (Ozaki et al. 2022), or ``grid``: all combinations of choices.
-        objectives: What is minimized on validation data; trials are pruned if it is one.
-    """
-
-    search: dict[str, Any] = Field(min_length=1)
-    params: dict[str, Any] = Field(default_factory=dict)
-    trials: PositiveInt = 20
-    sampler: Literal["tpe", "grid"] = "tpe"
+    search: dict[str, Any] = Field(min_length=1)  # choices, or low, high, log and step, by name
+    params: dict[str, Any] = Field(default_factory=dict)  # of all trials
+    trials: PositiveInt = 20  # at most the size of a grid
+    sampler: Literal["tpe", "grid"] = "tpe"  # Ozaki et al. 2022, or all combinations of choices
+    # minimized on validation data; trials are pruned if it is one
     objectives: list[Literal["bits_per_dim", "mse"]] = Field(["bits_per_dim"], min_length=1)
 
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
@@ -82,7 +72,7 @@ class SecondsPruner(optuna.pruners.BasePruner):
     """
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Return whether to end a trial, whose values are reported by seconds."""
+        """Return whether to end a trial; its values are reported by seconds."""
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         peers = [peer.intermediate_values for peer in complete if peer.intermediate_values]
         seconds = max(trial.intermediate_values, default=0)
@@ -94,11 +84,7 @@ class SecondsPruner(optuna.pruners.BasePruner):
 
 
 def search(path: Path, project: Path, env: str | None, storage: str) -> list[str]:
-    """Run the missing trials of the study in a file, as other processes may; return the best.
-
-    Raises:
-        UserError: The file or the URL of Optuna's database is invalid, or no trial is complete.
-    """
+    """Run the missing trials of the study in a file, as other processes may; return the best."""
     optuna.logging.disable_default_handler()
     try:
         content = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -135,7 +121,7 @@ def search(path: Path, project: Path, env: str | None, storage: str) -> list[str
 
 
 def _open(settings: StudySettings, base: CachedRun, path: Path, url: str) -> optuna.Study:
-    """Open or create a study; raise a UserError if its database or settings do not fit."""
+    """Open or create a study."""
     now = settings.model_dump(mode="json", exclude={"trials"}) | {"env": base.env}
     with locked(base.project / "data", "the database of studies"):
         try:

@@ -1,5 +1,1 @@
 """Source -> arrays on disk."""
-
-from submanifold.pipelines.data.pipeline import create_pipeline
-
-__all__ = ["create_pipeline"]

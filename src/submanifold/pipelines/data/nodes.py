@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import error_prefix
-from submanifold.data.prepare import draw, prepare, read_groups, read_labels
-from submanifold.data.prepare_table import prepare_table, read_rows
+from submanifold.data.prepare import BESIDE, draw, prepare, read_beside
+from submanifold.data.prepare_table import prepare_table
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 
 log = logging.getLogger(__name__)
@@ -18,11 +18,7 @@ def prepare_data(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
     """Write the arrays of each split; they may be larger than the memory.
 
     Images are cropped and resized, rows of tables standardized, and points of a manifold drawn.
-
-    Args:
-        data: Any :data:`.DataSettings`; Kedro warns about unions.
-        folder: Folder of the arrays.
-        raw_folder: Folder of downloads.
+    ``data`` are any :data:`.DataSettings`; Kedro warns about unions.
     """
     with error_prefix("data"):
         if isinstance(data, SyntheticSettings):
@@ -35,7 +31,5 @@ def prepare_data(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
             log.warning("%s", note)
         return {
             **dict(zip(OUTPUTS, prepared, strict=True)),
-            "labels": read_labels(folder),
-            "groups": read_groups(folder),
-            "rows": read_rows(folder),
+            **{name: read_beside(folder, name) for name in BESIDE},
         }

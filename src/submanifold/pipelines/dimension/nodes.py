@@ -1,5 +1,6 @@
 """Nodes of the dimension pipeline."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from submanifold.data.splits import Groups, groups_of
 from submanifold.evaluation import dimension
 from submanifold.evaluation.metrics import format_interval
 from submanifold.models import Model
-from submanifold.pipelines.usage import model_command, repeated, run_facts
 from submanifold.plots.pages import render
+from submanifold.runs.information import information, model_command
 
 
 def estimate(
@@ -29,14 +30,15 @@ def estimate(
 
 def write_page(
     found: dict[str, Any], metrics: dict[str, Any], baselines: dict[str, Any], dataset: str,
-    method: str, run: dict[str, Any],
+    method: str, model_file: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the page with the advice, the error by dimension and the estimates."""
-    from submanifold.plots.dimensions import dimension_curves  # matplotlib is slow to import
+    from submanifold.plots.curves import dimension_curves  # matplotlib is slow to import
 
     def listed(dims: list[int | None]) -> list[str]:
         return ["none" if dim is None else str(dim) for dim in dims]
 
+    run = information(model_file)
     curve, spectrum, advice = metrics["curve"], found["spectrum"], found["advice"]
     of_images = curve["variance"] is None
     change, unit = "an image by a grey level", "pixels in [0, 1]"
@@ -51,7 +53,7 @@ def write_page(
         "dimension.html",
         dataset=dataset,
         method=method,
-        advice=advice["sentence"],
+        advice=advice,
         estimates=pd.DataFrame({
             "estimate": names.keys(),
             "dimension": [format_interval(estimate, ".1f") for estimate in estimates],
@@ -62,23 +64,11 @@ def write_page(
             "smallest d": listed([*curve["smallest"].values()]),
             "PCA": listed(pca),
         }),
-        dims=metrics["dims"],
         count=curve["n"],
         events="images" if of_images else "rows",
         curve=figure,
         spectrum=spectrum,
-        usage=usage(run, advice["dim"], "PICTURES" if of_images else "TABLE"),
-        about=run_facts(run),
+        project=model_command(run, "project", "PICTURES" if of_images else "TABLE"),
+        run=run,
     )  # fmt: skip
     return {"page": page, "curve": figure}
-
-
-def usage(run: dict[str, Any], dim: int | None, inputs: str) -> list[tuple[str, str]]:
-    """Return commands for the next steps, with explanations."""
-    if dim is None:
-        return []
-    chosen = {"stage_1.dim": str(dim)}
-    return [
-        (model_command(run, "project", f"{inputs} --dim={dim}"), "this model with the dimension"),
-        (repeated(run, **chosen), "a new model with the dimension"),
-    ]

@@ -9,7 +9,7 @@ ESTIMATED = {"model": "hierarchy", "metrics": "metrics", "baselines": "baselines
              "device": "params:device"}  # fmt: skip
 SHOWN = {"found": "dimension_metrics", "metrics": "metrics", "baselines": "baselines",
          "dataset": "params:data_name", "method": "params:method",
-         "run": "run_information"}  # fmt: skip
+         "model_file": "model_file"}  # fmt: skip
 
 
 def create_pipeline() -> Pipeline:

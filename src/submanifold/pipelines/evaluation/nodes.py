@@ -25,26 +25,17 @@ from submanifold.evaluation.truth import against_truth
 from submanifold.flows import context_of
 from submanifold.models import Hierarchy, Model
 
-PROJECTIONS = 16
-"""Test images whose projections the report shows."""
-BY_DIM = 8
-"""The first of them are shown at every dimension, the last with all kinds of projections."""
-CHUNK_VALUES = 2**21
-"""Values of a table that are converted at a time."""
-CANDIDATES = 256
-"""Test images among which the last one of the class of the first is found for an interpolation."""
-INTERPOLATED = 9
-"""Images of an interpolation between two test images."""
+PROJECTIONS = 16  # test images whose projections the report shows
+BY_DIM = 8  # the first are shown at every dimension, the last with all kinds of projections
+CHUNK_VALUES = 2**21  # of a table that are converted at a time
+CANDIDATES = 256  # test images, for an interpolation from the first to the last one of its class
+INTERPOLATED = 9  # images of an interpolation
 
 
 def fit_baselines(
     train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups
 ) -> dict[str, Any]:
-    """Fit PCA and the Gaussian to the training data and evaluate them on the test data.
-
-    Returns:
-        ``baselines``, and the axes of the ``pca``.
-    """
+    """Fit PCA and the Gaussian to the training data and evaluate them on the test data."""
     fitted, axes = baselines.fit_baselines(train, valid, test, groups_of(groups, "test"))
     return {"baselines": fitted, "pca": axes}
 
@@ -52,13 +43,9 @@ def fit_baselines(
 def draw_samples(
     hierarchy: Model, evaluation: EvaluationSettings, seed: int, device: str, test: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Sample from the learned manifold at temperatures 1 and 0.7; images are uint8.
-
-    Samples of a conditional model have contexts of test data.
-    """
-    return sampling.draw_samples(
-        hierarchy.to(choose_device(device)), evaluation.samples, seed, test
-    )
+    """Sample at temperatures 1 and 0.7, conditional models with contexts of test data."""
+    model = hierarchy.to(choose_device(device))
+    return sampling.draw_samples(model, evaluation.samples, seed, test)
 
 
 def evaluate(
@@ -66,17 +53,12 @@ def evaluate(
     baselines: dict[str, Any], input_noise: float, evaluation: EvaluationSettings, groups: Groups,
     device: str, **histories: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """Evaluate the model and its samples on the test data.
-
-    Returns:
-        ``metrics``, and ``projections`` of the first 16 test images (as uint8) or vectors.
-    """
+    """Evaluate the model and its samples, and project the first test images or vectors."""
     started, on = time.monotonic(), choose_device(device)
     test_groups = groups_of(groups, "test")
-    log_det = _log_det(hierarchy, test)
     metrics = measure(
         hierarchy, test, baselines, input_noise, evaluation.dequantizations or 1, on, test_groups,
-        log_det,
+        _log_det(hierarchy, test),
     )  # fmt: skip
     if test.dtype == np.uint8:
         weights = evaluation.inception_weights or "auto"
@@ -97,10 +79,7 @@ def score_events(
     hierarchy: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, groups: Groups,
     device: str,
 ) -> pd.DataFrame:  # fmt: skip
-    """Compute densities of events of each split, and p-values of test data.
-
-    Rows of a table get the column ``nll``, the negative log-density in the units of the table.
-    """
+    """Compute densities of events of each split, for tables in their units, and p-values."""
     scored = score_splits(hierarchy, train, valid, test, groups, choose_device(device))
     if "table" not in hierarchy.data:
         return scored
@@ -126,17 +105,12 @@ def explain(
     hierarchy: Model, train: np.ndarray, test: np.ndarray, split_scores: pd.DataFrame,
     rows: dict[str, list[int]], device: str,
 ) -> pd.DataFrame:  # fmt: skip
-    """Find the columns that contribute most to the most anomalous test rows.
-
-    The column ``row`` has the numbers of the rows in the table.
-    """
+    """Find the columns that contribute most to the most anomalous test rows of the table."""
     of_test = split_scores[split_scores["split"] == "test"]
     preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
-    explained = explain_rows(
-        hierarchy.to(choose_device(device)), preprocessor, test, of_test, train
-    )
-    numbers = np.array(rows["test"])[explained.pop("number")]
-    explained.insert(0, "row", numbers)
+    model = hierarchy.to(choose_device(device))
+    explained = explain_rows(model, preprocessor, test, of_test, train)
+    explained.insert(0, "row", np.array(rows["test"])[explained.pop("number")])
     return explained
 
 

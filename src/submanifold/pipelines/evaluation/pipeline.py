@@ -29,7 +29,6 @@ BY_KIND = {
     "table": [SCORES, Node(explain, MODEL | DATA | SCORED, "anomalies", name="explain")],
     "synthetic": [Node(compare_with_truth, MODEL | TRUTH, "truth", name="compare_with_truth")],
 }
-"""Nodes for each kind of data."""
 
 
 def create_pipeline(experiment: Experiment) -> Pipeline:

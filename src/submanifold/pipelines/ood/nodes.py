@@ -8,8 +8,8 @@ import pandas as pd
 
 from submanifold.common.device import choose_device
 from submanifold.common.errors import error_prefix
-from submanifold.data.prepare import prepare, read_groups
-from submanifold.data.splits import Groups, groups_of
+from submanifold.data.prepare import prepare, read_beside
+from submanifold.data.splits import Groups
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import to_bits_per_dim
 from submanifold.evaluation.ood import (
@@ -17,7 +17,6 @@ from submanifold.evaluation.ood import (
     MAX_ROWS,
     NORMAL,
     OOD,
-    add_groups,
     measure_ood,
     roc,
     score_parts,
@@ -26,35 +25,26 @@ from submanifold.inference.inputs import read_rows
 from submanifold.inference.predictor import Predictor
 from submanifold.models import Model
 from submanifold.pipelines.ood import sections
-from submanifold.pipelines.usage import of_rows, run_facts
 from submanifold.plots.pages import render
+from submanifold.runs.information import information, of_rows
 
 
 def gather_images(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
-    """Load images of another source, test images first; none of them were used in training.
+    """Load images of another source, test images first, at most as many as are scored.
 
     ``data`` are :class:`.ImageSettings`, or None without ``ood``: Kedro checks all pipelines.
-
-    Returns:
-        ``events``, at most as many as are scored, and their ``groups`` as ``{"ood": [...]}``.
     """
     with error_prefix("ood"):
         train, valid, test, _ = prepare(data, folder, raw_folder)
     images = np.concatenate([split[:MAX_IMAGES] for split in (test, valid, train)])[:MAX_IMAGES]
-    if not (groups := read_groups(folder)):
+    if not (groups := read_beside(folder, "groups")):
         return {"events": images, "groups": {}}
     numbers = [n for split in ("test", "valid", "train") for n in groups[split][:MAX_IMAGES]]
     return {"events": images, "groups": {"ood": numbers[:MAX_IMAGES]}}
 
 
 def gather_rows(data: Any, model: Model) -> dict[str, Any]:
-    """Read rows of another table, at most as many as are scored, standardized as by the model.
-
-    ``data`` are :class:`.TableSettings`, or None without ``ood``: Kedro checks all pipelines.
-
-    Returns:
-        ``events``, the rows, and no ``groups``.
-    """
+    """Read rows of another table, at most as many as are scored, standardized as by the model."""
     with error_prefix("ood"):
         predictor = Predictor(model)
         rows = read_rows(data.path, predictor).events[:MAX_ROWS]
@@ -65,13 +55,9 @@ def score_ood(
     model: Model, train: np.ndarray, valid: np.ndarray, test: np.ndarray, ood: np.ndarray,
     groups: Groups, ood_groups: Groups, device: str,
 ) -> pd.DataFrame:  # fmt: skip
-    """Score test data and OOD data, see :func:`submanifold.evaluation.ood.score_parts`.
-
-    The column ``group`` has the groups of images, if there are any.
-    """
+    """Score test data and OOD data, see :func:`.score_parts`."""
     model = model.to(choose_device(device))
-    scored = score_parts(model, train, valid, test, ood, groups=groups_of(groups, "valid"))
-    return add_groups(scored, groups_of(groups, "test"), groups_of(ood_groups, "ood"))
+    return score_parts(model, train, valid, test, ood, groups=groups, ood_groups=ood_groups)
 
 
 def measure(scored: pd.DataFrame, model: Model) -> dict[str, Any]:
@@ -81,8 +67,7 @@ def measure(scored: pd.DataFrame, model: Model) -> dict[str, Any]:
 
 def write_page(
     scored: pd.DataFrame, measured: dict[str, Any], test: np.ndarray, ood: np.ndarray,
-    rows: dict[str, list[int]], dataset: str, ood_name: str, method: str, model: Model,
-    run: dict[str, Any],
+    rows: dict[str, list[int]], dataset: str, ood_name: str, model: Model, model_file: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the page with rates, curves, and the images or rows that are confused."""
     from submanifold.plots.ood import (
@@ -104,7 +89,7 @@ def write_page(
     else:
         density, label = by_score["on_manifold"], "-log N(u; 0, I), nats"
     points = {part: (density[part], by_score["encoder_distance"][part]) for part in parts}
-    main = sections.main_score(measured)
+    main, run = sections.main_score(measured), information(model_file)
     curves = {name: roc(**by_score[name]) for name in sections.CURVES if name in by_score}
     conclusion = sections.conclusion(measured, dataset, ood_name)
     figures = {
@@ -130,20 +115,18 @@ def write_page(
         "ood.html",
         dataset=dataset,
         ood=ood_name,
-        method=method,
         conclusion=word(conclusion),
         warnings=[word(text) for text in sections.warnings(measured, dataset, ood_name)],
         events="images" if of_images else "rows",
         alarms=sections.alarm_table(measured),
         rows=[row | {"text": word(row["text"])} for row in sections.score_rows(measured)],
-        help={name: word(text) for name, text in sections.HELP.items()},
         main=main,
         calibration=model.calibration,
         counts=measured["counts"],
         groups=measured.get("groups"),
         confused=sections.confused_events(scored, measured, names, show),
         pictures=figures,
-        about=run_facts(run),
+        run=run,
         usage=sections.usage(run, measured, of_images),
     )
     return {"page": page, **figures}

@@ -19,7 +19,7 @@ SCORED = {"model": "hierarchy", "train": "x_train", "valid": "x_valid", "test": 
 MEASURED = {"scored": "ood_scores", "model": "hierarchy"}
 SHOWN = {"scored": "ood_scores", "measured": "ood_metrics", "test": "x_test", "ood": "x_ood",
          "rows": "rows", "dataset": "params:data_name", "ood_name": "params:ood",
-         "method": "params:method", "model": "hierarchy", "run": "run_information"}  # fmt: skip
+         "model": "hierarchy", "model_file": "model_file"}  # fmt: skip
 FIGURES = {name: f"ood_{name}_figure" for name in ("scores", "roc", "histograms", "scatter")}
 
 

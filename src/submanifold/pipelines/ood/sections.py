@@ -17,25 +17,11 @@ from submanifold.evaluation.ood import (
     OOD,
     describe_scores,
 )
-from submanifold.pipelines.usage import model_command, repeated
+from submanifold.runs.information import model_command
 
 IMAGES, COLUMNS = 16, 8
-RATE = 0.05
-"""Promised rate of false alarms in the conclusion, if the calibration supports it."""
+RATE = 0.05  # of false alarms in the conclusion, if the calibration supports it
 CURVES = (ANOMALY, COMBINATION, "density", "nearest_distance", "mahalanobis", LINEAR_COMBINATION)
-HELP = {
-    "AUROC": "Probability that an out-of-distribution image has a higher score than an "
-    "in-distribution image. 1 is perfect, 0.5 is chance, and below 0.5 the score prefers the wrong "
-    "images.",
-    "average precision": "Mean precision over all recalls, 0 to 1, higher is better. It depends on "
-    "the ratio of the numbers of images; chance is the fraction of out-of-distribution images.",
-    "false positives at 95% recall": "Fraction of in-distribution images above the threshold that "
-    "95% of the out-of-distribution images reach. 0 to 1, lower is better.",
-    "promised rate": "Rate of false alarms that the user chooses with --alpha.",
-    "false alarms": "Fraction of in-distribution test images that are flagged. It should equal the "
-    "promised rate, on average over sets of validation images.",
-    "detected": "Fraction of out-of-distribution images that are flagged. Higher is better.",
-}
 
 Measured = Mapping[str, Any]
 
@@ -173,14 +159,12 @@ def show_rows(table: pd.DataFrame, p_values: np.ndarray) -> pd.DataFrame:
 
 
 def usage(run: Mapping[str, Any], measured: Measured, of_images: bool) -> list[tuple[str, str]]:
-    """Return commands for the next steps, with explanations."""
-    inputs, others = "PICTURES", "this page for other images: a folder, zip or dataset"
-    sheet, new = " --sheet=most_anomalous.png", "pictures"
-    if not of_images:
-        inputs, others, sheet, new = "TABLE", "this page for another table", "", "rows"
-    again = (repeated(run, ood=inputs), others)
+    """Return the command that flags new events, with an explanation; none without p-values."""
     if not (rates := [row["rate"] for row in measured.get("alarms", [])]):
-        return [again]
+        return []
     alpha = RATE if RATE in rates else rates[-1]
+    inputs, sheet, new = "PICTURES", " --sheet=most_anomalous.png", "pictures"
+    if not of_images:
+        inputs, sheet, new = "TABLE", "", "rows"
     command = model_command(run, "score", f"{inputs} --alpha={alpha:.0%}{sheet}")
-    return [(command, f"flags anomalies among new {new}"), again]
+    return [(command, f"flags anomalies among new {new}")]

@@ -1,6 +1,6 @@
 """Nodes of the reporting pipeline. They import plots lazily, because matplotlib loads slowly."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,7 @@ from submanifold.common.device import choose_device
 from submanifold.config.schema import Kind
 from submanifold.data.settings import SyntheticSettings
 from submanifold.data.tables import Preprocessor
-from submanifold.evaluation import paper
 from submanifold.evaluation.metrics import (
-    COMPARED,
     COMPARED_WITH_TEST,
     METRICS,
     NONE,
@@ -25,9 +23,8 @@ from submanifold.evaluation.metrics import (
 from submanifold.evaluation.samples import TEMPERATURES
 from submanifold.evaluation.truth import manifold_picture
 from submanifold.models import Model
-from submanifold.pipelines.usage import of_rows
 from submanifold.plots.pages import render
-from submanifold.runs.information import usage_commands
+from submanifold.runs.information import information, of_rows, usage_commands
 
 MAX_POINTS = 4000
 PCA = {"baselines.pca.mse", "baselines.pca_subset.mse"}
@@ -38,9 +35,9 @@ Metrics = dict[str, Any]
 
 
 def make_table(
-    metrics: Metrics, hierarchy: Model, dataset: str, method: str, truth: Metrics | None = None
+    metrics: Metrics, hierarchy: Model, method: str, truth: Metrics | None = None
 ) -> pd.DataFrame:
-    """Format the metrics of the model, the truth, the baselines and the paper as a table."""
+    """Format the metrics of the model, the truth and the baselines as a table."""
     dims, baselines = metrics["dims"], metrics["baselines"]
     pca, of_subset = (
         errors.get("mse", errors) for errors in (baselines["pca"], baselines["pca_subset"])
@@ -59,13 +56,10 @@ def make_table(
     rows = []
     for label, values in measured.items():
         if values:
-            figures = {name: metric.read(values) for name, metric in METRICS.items()}
-            written = {
-                name: METRICS[name].write(value)
-                for name, value in figures.items() if value is not None
-            }  # fmt: skip
-            rows.append({"model": label, **written})
-    rows += _paper_rows(dataset, method, dims, hierarchy)
+            rows.append({"model": label})
+            for name, metric in METRICS.items():
+                if (value := metric.read(values)) is not None:
+                    rows[-1][name] = metric.write(value)
     alone, mse = (METRICS[name].write(metrics.get(name)) for name in (STAGE_1, "mse"))
     hidden = {*PCA, STAGE_1} if alone == mse else PCA  # later stages keep the manifold
     if not _has_subset(metrics):
@@ -82,7 +76,7 @@ def report_images(
 ) -> dict[str, Any]:  # fmt: skip
     """Draw the figures of a model of images, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting import sections
-    from submanifold.plots.dimensions import dimension_curves
+    from submanifold.plots.curves import dimension_curves
     from submanifold.plots.images import image_grid
     from submanifold.plots.paper import rejection_blocks
     from submanifold.plots.strips import dimension_slider, side_by_side, strip
@@ -98,7 +92,7 @@ def report_images(
         figures[name] = image_grid(images[:64], columns=16, title=title)
     by_dim = {name.removeprefix("by_dim_"): images for name, images in illustrations.items()
               if name.startswith("by_dim_")}  # fmt: skip
-    slider, path = None, illustrations["interpolation"]
+    slider, path, changed = None, illustrations["interpolation"], illustrations["traversal"]
     if by_dim:
         slider = dimension_slider(test[: by_dim["encoder"].shape[1]], by_dim, dim)
     content = {
@@ -116,7 +110,9 @@ def report_images(
             for label, row in enumerate(illustrations.get("by_class", ()))
         ],
         "interpolation": strip(path, len(path)),
-        "traversal": sections.traversal(illustrations, first_order is not None),
+        "traversal": strip(changed.reshape(-1, *changed.shape[2:]), changed.shape[1]),
+        "traversed": len(changed),
+        "is_rotated": first_order is not None,
     }
     content |= sections.of_model(metrics, split_scores, hierarchy)
     return _report("images", figures, content, metrics=metrics, hierarchy=hierarchy, **about)
@@ -128,7 +124,7 @@ def report_table(
 ) -> dict[str, Any]:  # fmt: skip
     """Draw the figures of a model of a table, and render the ``report`` (HTML)."""
     from submanifold.pipelines.reporting import sections
-    from submanifold.plots.dimensions import dimension_curves
+    from submanifold.plots.curves import dimension_curves
     from submanifold.plots.tables import marginals, pairs
 
     preprocessor = Preprocessor.from_dict(hierarchy.data["table"])
@@ -173,11 +169,12 @@ def _first_order(about: Mapping[str, Any]) -> Metrics | None:
 def _report(
     kind: Kind, figures: dict[str, Any], content: dict[str, Any], metrics: Metrics,
     table: pd.DataFrame, manifest: dict[str, Any], hierarchy: Model, dataset: str, method: str,
-    seed: int, device: str, run: dict[str, Any], **histories: dict[str, Any],
+    seed: int, device: str, model_file: Path, **histories: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     from submanifold.pipelines.reporting import sections
     from submanifold.plots.curves import training_curves
 
+    run = information(model_file)
     trainings = {name: history for name, history in histories.items() if history["train"]}
     figures = {"curves": training_curves(trainings), **figures}
     labels = _labels(metrics)
@@ -185,7 +182,7 @@ def _report(
     word = of_rows if kind == "table" else str
     page = render(
         f"report_{kind}.html",
-        events="rows" if kind == "table" else kind,
+        events={"table": "rows", "synthetic": "points"}.get(kind, kind),
         name=run["name"] or f"{method} on {dataset}",
         dataset=dataset,
         method=method,
@@ -193,11 +190,12 @@ def _report(
         table=table,
         help={labels[n]: word(METRICS[n].help) for n in labels if labels[n] in table},
         notes={labels[name]: note for name, note in notes.items() if note and name in labels},
-        remarks=[(label, word(text)) for label, text in sections.remarks(metrics)],
         manifest=manifest,
         stages=getattr(hierarchy, "charts", [hierarchy])[0].describe()["stages"],
         has_density=hierarchy.has_density,
-        about=sections.facts(run, metrics, histories, seed, str(choose_device(device))),
+        run=run,
+        seed=seed,
+        device=str(choose_device(device)),
         usage=usage_commands(hierarchy, run["name"] or str(Path(run["model"]).parent)),
         python=sections.python_code(run["model"], hierarchy, kind),
         minutes=next(
@@ -224,23 +222,3 @@ def _labels(metrics: Metrics) -> dict[str, str]:
         on = "Inception" if metrics["features"] == "inception" else "pixels"
         labels |= {name: f"{labels[name]} ({on})" for name in ("precision", "recall", "kid")}
     return labels
-
-
-def _paper_rows(
-    dataset: str, method: str, dims: Sequence[int], hierarchy: Model
-) -> list[dict[str, str]]:
-    """Return the paper's results for the same data, method and dimensions, if it has any."""
-    results = paper.results()
-    same = results[
-        (results["dataset"] == dataset)
-        & (results["method"] == method.replace("-star", "*"))
-        & (results["stage_dims"] == "-".join(map(str, dims)))
-    ]
-    if same.empty:
-        return []
-    columns = same["metric"], same["value"], same["spread"]
-    printed = {name: paper.write(*number) for name, *number in zip(*columns, strict=True)}
-    flow = hierarchy.describe()["stages"][0]["flows"]
-    note = "" if flow == [paper.PAPER_FLOW] else ", 3 x 32 steps of width 512"
-    row = {metric.name: printed[name] for name, metric in COMPARED.items() if name in printed}
-    return [{"model": f"paper, table {same['table'].iloc[0]}{note}", **row}]

@@ -12,11 +12,11 @@ from submanifold.pipelines.reporting.nodes import (
     report_table,
 )
 
-SHARED = {"metrics": "metrics", "hierarchy": "hierarchy", "dataset": "params:data_name",
-          "method": "params:method"}  # fmt: skip
-CONTENT = {"table": "metrics_table", "manifest": "manifest", "samples": "samples",
-           "test": "x_test", "run": "run_information", "seed": "params:seed",
+SHARED = {"metrics": "metrics", "hierarchy": "hierarchy", "method": "params:method"}
+CONTENT = {"table": "metrics_table", "manifest": "manifest", "samples": "samples", "test": "x_test",
+           "model_file": "model_file", "dataset": "params:data_name", "seed": "params:seed",
            "device": "params:device"}  # fmt: skip
+# the report's node, its further inputs and its figures
 BY_KIND: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     "images": (
         report_images,
@@ -30,7 +30,6 @@ BY_KIND: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "synthetic": (report_synthetic, ("truth",), ("curves", "manifold")),
 }
-"""The report's node, its further inputs and its figures, for each kind of data."""
 
 
 def create_pipeline(experiment: Experiment) -> Pipeline:

@@ -26,21 +26,16 @@ from submanifold.evaluation.split_scores import (
 )
 from submanifold.flows import context_of
 from submanifold.models import Model
-from submanifold.pipelines.usage import run_facts
-from submanifold.plots.likelihood import density_histogram
+from submanifold.plots.ood import density_histogram
 from submanifold.plots.strips import strip
 
-COLUMNS = 8
-EXTREMES = 16
-TOO_LARGE = 2.0
-"""Ratio of the encoder projection's error to PCA's above which the report warns."""
-HUGE = 1e20
-"""Contribution above which a row has no density without the change of a column."""
+COLUMNS, EXTREMES = 8, 16
+TOO_LARGE = 2.0  # times PCA's error: the report warns of an encoder projection's
+HUGE = 1e20  # contribution without which a row has no density
 
 Metrics = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
-Tile = tuple[str, str]
-"""A number and what it is."""
+Tile = tuple[str, str]  # a number and what it is
 
 
 def written(name: str, measured: Any) -> str:
@@ -90,11 +85,7 @@ def tiles(metrics: Metrics) -> list[Tile]:
 
 
 def against_pca(metrics: Metrics) -> tuple[str | None, str | None]:
-    """Compare the errors of projections with PCA's.
-
-    Returns:
-        A sentence with their ratios, and a warning if the training was probably too short.
-    """
+    """Compare the errors of projections with PCA's; warn if the training was too short."""
     pca = metrics["baselines"]["pca_subset"].get("mse")
     if not pca or not pca["value"]:
         return None, None
@@ -159,23 +150,6 @@ def _size_tile(metrics: Metrics) -> Tile:
     return size, f"parameters; training took {seconds:,.0f} s"
 
 
-def facts(
-    run: Metrics, metrics: Metrics, histories: Mapping[str, Metrics], seed: int, device: str
-) -> list[tuple[str, Any]]:
-    """Return the facts about a run for the header; None for unknown ones."""
-    durations = [f"{history['name']} {history['seconds']:,.0f} s" for history in histories.values()]
-    durations.append(f"evaluation {metrics['seconds']['evaluation']:,.0f} s")
-    command, version, (_, date), *rest = run_facts(run)
-    return [
-        command,
-        version,
-        ("date, seed", f"{date}, seed {seed}"),
-        ("device", device),
-        ("durations", ", ".join(durations)),
-        *rest,
-    ]
-
-
 def python_code(path: str, model: Model, kind: Kind) -> str:
     """Return code that uses a model of a file."""
     imported, x = {
@@ -199,35 +173,6 @@ def python_code(path: str, model: Model, kind: Kind) -> str:
         f"projections, errors = predictor.project(x{label})  # nearest=True: the nearest ones",
         f"samples = predictor.sample({samples})",
     ])  # fmt: skip
-
-
-def remarks(metrics: Metrics) -> list[tuple[str, str]]:
-    """Return remarks on the computation of the metrics."""
-    notes = []
-    if metrics.get("overflows"):
-        count = f"{metrics['overflows']} projections overflowed"
-        notes.append(("Overflows", f"{count} because the decoder is nearly singular there."))
-    if why := metrics["bits_per_dim"].get("why"):
-        notes.append(("Missing bits per dimension", f"{why}."))
-    if "bits_per_dim_importance" in metrics:
-        draws = metrics["bits_per_dim_importance"]["draws"]
-        notes.append(("Importance-weighted bound", f"{draws} dequantizations per image."))
-    if "manifold_nll" in metrics:
-        notes.append(("NLL on the manifold", f"Measured on {metrics['manifold_nll']['n']} images."))
-    if gaussian := metrics["baselines"]["gaussian"]:
-        text = f"Shrinkage {gaussian['shrinkage']:.2g} of the covariance, from validation data."
-        notes.append(("Gaussian", text))
-    if why := metrics.get("fid", {}).get("why"):
-        notes.append(("Missing FID", f"{why}."))
-    if metrics.get("kid", {}).get("value") is not None:
-        features = "Inception features"
-        if metrics["features"] != "inception":
-            features = (f"{metrics['features']}, fitted to the training images; published values "
-                        "use a trained network and are not comparable")  # fmt: skip
-        text = (f"{metrics['kid']['n_real']:,} test images and as many samples, with {features}. "
-                "Compare only values with equal counts and features.")  # fmt: skip
-        notes.append(("KID, precision, recall", text))
-    return notes
 
 
 def likelihood(scored: pd.DataFrame) -> dict[str, Any]:
@@ -365,22 +310,4 @@ def neighbors(samples: np.ndarray, test: np.ndarray, found: Arrays) -> dict[str,
         "test images": pixel_errors(of_test, np.asarray(test[: len(of_test)])),
     }
     means = {name: math.sqrt(squares.mean()) for name, squares in errors.items()}
-    text = (
-        "The nearest training image has the smallest Euclidean distance of pixels, which finds "
-        "copies but not similar content. The root mean square difference of pixels in [0, 1] is "
-        f"{means['samples']:.2f} for these samples and {means['test images']:.2f} for as many test "
-        "images; a model that copies training images has much smaller values for samples."
-    )
-    return {"blocks": blocks, "text": text}
-
-
-def traversal(found: Arrays, has_rotation: bool) -> dict[str, Any]:
-    """Return images with one changed coordinate per row."""
-    images = found["traversal"]
-    count, steps = images.shape[:2]
-    what = "first coordinates of the manifold"
-    if has_rotation:
-        what = "directions of the largest eigenvalues of E[JᵀJ] (the rotation's first axes)"
-    text = (f"of a test image along the {count} {what}, one per row, from -3 to 3 standard "
-            "deviations over test images")  # fmt: skip
-    return {"strip": strip(images.reshape(count * steps, *images.shape[2:]), steps), "text": text}
+    return {"blocks": blocks, "errors": means}

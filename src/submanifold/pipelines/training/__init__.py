@@ -1,5 +1,1 @@
 """Train a model phase by phase."""
-
-from submanifold.pipelines.training.pipeline import create_pipeline
-
-__all__ = ["create_pipeline"]

@@ -21,10 +21,8 @@ from submanifold.training.rotation import RotationSettings
 
 log = logging.getLogger(__name__)
 
-MAX_NORMAL = 10_000
-"""Validation events that calibrate anomaly scores."""
-SHORT = 0.5
-"""Fraction of the usual steps below which a time budget is called short."""
+MAX_NORMAL = 10_000  # validation events that calibrate anomaly scores
+SHORT = 0.5  # fraction of the usual steps below which a time budget is called short
 
 
 def schedule_steps(
@@ -32,11 +30,8 @@ def schedule_steps(
 ) -> dict[str, Any]:
     """Return the steps of all phases, scaled to a time of training if there is one.
 
-    ``data`` are any :data:`.DataSettings`; Kedro warns about unions.
-
-    Returns:
-        ``minutes``, ``steps`` by phase (:func:`.fit_budget`), and the ``first`` step of each
-        training in the curves of the run.
+    ``data`` are any :data:`.DataSettings`; Kedro warns about unions. ``first`` are the first steps
+    of trainings in the curves of the run.
     """
     usual = {name: phase.training.steps for name, phase in phases.items()
              if isinstance(phase, PhaseSettings)}  # fmt: skip
@@ -61,10 +56,7 @@ def schedule_steps(
 def encode(
     model: Hierarchy, train: np.ndarray, valid: np.ndarray, seed: int, device: str, stages: int
 ) -> dict[str, np.ndarray]:
-    """Encode the data as coordinates u, the input of a phase's first stage (Alg. 2, line 6).
-
-    ``stages`` is the number of stages that encode.
-    """
+    """Encode the data by the first ``stages`` as coordinates u (Alg. 2, line 6)."""
     outer, on = Hierarchy(model.stages[:stages]), choose_device(device)
     splits = {"u_train": train, "u_valid": valid}
     return {name: encode_rows(outer, x, seed, on) for name, x in splits.items()}
@@ -90,19 +82,15 @@ def rotate(
 ) -> dict[str, Any]:  # fmt: skip
     """Rotate the latents of a stage; see :func:`.rotate_phase`."""
     phase = with_steps(phase, schedule["steps"][name])
-    rotated, history = rotate_phase(
-        phase, before, train, seed, choose_device(device), checkpoints, name
-    )
+    on = choose_device(device)
+    rotated, history = rotate_phase(phase, before, train, seed, on, checkpoints, name)
     return {"model": rotated, "history": {**history, "minutes": schedule["minutes"]}}
 
 
 def calibrate_model(
     model: Model, data: Any, train: np.ndarray, valid: np.ndarray, device: str, groups: Groups
 ) -> Model:
-    """Add facts about the training data, their covariance and a calibration of anomaly scores.
-
-    ``data`` are any :data:`.DataSettings`, as in :func:`schedule_steps`.
-    """
+    """Add facts about the training data, their covariance and a calibration of anomaly scores."""
     numbers = groups_of(groups, "valid")
     normal, numbers = valid[:MAX_NORMAL], None if numbers is None else numbers[:MAX_NORMAL]
     calibrated = copy.copy(model)

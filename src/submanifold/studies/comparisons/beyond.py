@@ -17,8 +17,7 @@ from submanifold.studies.results import Measured
 PAGE = read_page("comparisons/beyond")
 DIMS, MAIN_DIM = (100, 500, 1000), 500
 OURS = "density-first"
-OUTER_DIMS = {100: 1000, 1000: 2000}
-"""Dimension of stage 1 by that of stage 2, other than the main one, in EE-M and H-MM."""
+OUTER_DIMS = {100: 1000, 1000: 2000}  # of stage 1 by that of stage 2, in EE-M and H-MM
 ADAM = {"training.muon_lr": None, "training.learning_rate": 0.005}
 
 
@@ -78,21 +77,14 @@ def measure(run: CachedRun, row: Row) -> dict[int, Measured]:
     return {int(dim): measured for dim, measured in cached.items()}
 
 
-def measured_rows(runs: Runs) -> list[dict[str, Any]]:
-    """Measure all runs; the rows have the columns of the record."""
-    rows = []
-    for label, seeds in runs.items():
-        data, _, method = label.partition(": ")
-        for row in [row for row in ROWS if row.label == method]:
-            for seed, run in enumerate(seeds):
-                for dim, measured in measure(run, row).items():
-                    rows += results.as_rows(measured, data=data, row=row.name, seed=seed, dim=dim)
-    return rows
-
-
 def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
     """Make the page: for each data set a table, the goals, and a figure."""
-    data = results.with_record(measured_rows(runs), record, RECORDED)
+    measured: list[dict[str, Any]] = []
+    for name, label, seed, run in results.by_seed(runs):
+        for row in [row for row in ROWS if row.label == label]:
+            for dim, of_dim in measure(run, row).items():
+                measured += results.as_rows(of_dim, data=name, row=row.name, seed=seed, dim=dim)
+    data = results.with_record(measured, record, RECORDED)
     tables, figures = {}, {}
     for name, rows in results.summarize(data, PAGE["data"]).items():
         shown = {key: row | _relative_errors(row) for key, row in rows.items()}

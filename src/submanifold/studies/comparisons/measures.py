@@ -14,7 +14,7 @@ from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA, pca_batches
 from submanifold.evaluation.intervals import mean_interval, median_interval
 from submanifold.evaluation.likelihood import dequantized_log_probs, per_event, to_bits_per_dim
-from submanifold.evaluation.ood import add_groups, measure_ood, score_parts
+from submanifold.evaluation.ood import measure_ood, score_parts
 from submanifold.evaluation.reconstruction import NEAREST_BATCH_SIZE, reconstruction, squared_errors
 from submanifold.evaluation.sample_quality import sample_quality
 from submanifold.evaluation.samples import stored
@@ -26,18 +26,15 @@ from submanifold.runs.experiments import CachedRun
 from submanifold.studies.results import Measured
 
 POINT_SAMPLES, IMAGE_SAMPLES, SAMPLED_AT_ONCE = 2000, 1000, 250
-PROJECTED = 256
-"""Test images whose projections are measured."""
+PROJECTED = 256  # test images whose projections are measured
 
 
 @torch.no_grad()
 def measure_points(run: CachedRun) -> Measured:
-    """Compare a model of points with the true manifold and density.
+    """Compare a model of points with the true manifold and density by :func:`.against_truth`.
 
-    Returns:
-        Those of :func:`.against_truth`, and distances: ``nearest_distance`` of nearest from true
-        projections, ``data_distance`` (mean) of test points and ``sample_median`` of samples from
-        the manifold; ``non_orthogonality`` if d > 1; ``seconds``. No projections if d = D.
+    Also measure the distances of nearest from true projections, and of points and samples from the
+    manifold. There are no projections if d = D.
     """
     model: Model = run.load("hierarchy")
     data: Any = run.settings.data
@@ -70,12 +67,7 @@ def bits_per_dim(run: CachedRun, model: Model, count: int | None = None) -> dict
 
 
 def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
-    """Measure projections and samples of models of images.
-
-    Returns:
-        For each model ``precision``, ``recall`` and ``kid`` of samples at temperature 1, and if
-        d < D the mean squared errors ``encoder``, ``nearest`` and ``pca`` (with d components).
-    """
+    """Measure samples of models of images and, if d < D, their projections and those by PCA."""
     device = choose_device(run.settings.device)
     test = run.load("x_test")
     batches = Batches(test[:PROJECTED], NEAREST_BATCH_SIZE, device=device)
@@ -103,17 +95,12 @@ def measure_images(run: CachedRun, models: Sequence[Model]) -> list[Measured]:
 
 
 def measure_aurocs(run: CachedRun, model: Model, ood: str) -> Measured:
-    """AUROC of the quick scores, the linear scores, and their combinations, as ``auroc.<score>``.
-
-    The out-of-distribution images are those of the parameter ``ood``.
-    """
+    """AUROC of quick and linear scores and of their combinations, as ``auroc.<score>``."""
     other = run.changed("ood", ood)
     if not other.catalog.exists("x_ood"):
         other.run("x_ood")
     train, valid, test = (run.load(f"x_{part}") for part in ("train", "valid", "test"))
-    of_valid = groups_of(run.groups, "valid")
-    scored = score_parts(model, train, valid, test, other.load("x_ood"), QUICK, of_valid)
-    ood_groups = other.load("ood_groups") if other.catalog.exists("ood_groups") else {}
-    scored = add_groups(scored, groups_of(run.groups, "test"), groups_of(ood_groups, "ood"))
+    groups = run.groups, other.load("ood_groups") if other.catalog.exists("ood_groups") else {}
+    scored = score_parts(model, train, valid, test, other.load("x_ood"), QUICK, *groups)
     scores = measure_ood(scored)["scores"]
     return {f"auroc.{name}": measured["auroc"] for name, measured in scores.items()}

@@ -16,8 +16,7 @@ from submanifold.studies.pages import Content, Params, Runs, Target, read_page
 from submanifold.studies.results import Measured
 
 PAGE = read_page("comparisons/ood")
-PAIRS: dict[str, Params] = PAGE["pairs"]
-"""Parameters by normal and out-of-distribution images."""
+PAIRS: dict[str, Params] = PAGE["pairs"]  # parameters by normal and out-of-distribution images
 BASELINES = (*detection.LINEAR, detection.LINEAR_COMBINATION)
 NAMES = *SCORES, COMBINATION, detection.ANOMALY, *BASELINES
 ORDER = list(detection.describe_scores(dict.fromkeys(NAMES)))
@@ -27,10 +26,9 @@ COLUMNS = {label: f"{measure} .4f" for measure, label in detection.MEASURES.item
 def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
     """Make the page: goals, and the scores of each pair."""
     rows: list[dict[str, Any]] = []
-    for pair, seeds in runs.items():
-        for seed, run in enumerate(seeds):
-            for score, measured in run.load("ood_metrics")["scores"].items():
-                rows += results.as_rows(measured, data=pair, row=score, seed=seed)
+    for pair, _, seed, run in results.by_seed(runs):
+        for score, measured in run.load("ood_metrics")["scores"].items():
+            rows += results.as_rows(measured, data=pair, row=score, seed=seed)
     data = results.with_record(rows, record, ORDER)
     tables, figures, goals = {}, {}, []
     summary = results.summarize(data, PAIRS)

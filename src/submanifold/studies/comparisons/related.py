@@ -38,10 +38,8 @@ class System(NamedTuple):
 SYSTEMS = {name: System(**settings) for name, settings in PAGE["systems"].items()}
 IMAGES: dict[str, dict[str, Any]] = PAGE["images"]
 BITS_IMAGES = 1000
-LARGEST_VOLUME, VOLUME_DERIVATIVES = 64, 2000
-"""Of systems with derivatives: largest dimension on images, and derivatives per event."""
-LARGEST_SHARE, LARGEST_DIVERGENCE = 0.5, 0.1
-"""Thresholds for a manifold (relative to the data's distance) and for a density (nats)."""
+LARGEST_VOLUME, VOLUME_DERIVATIVES = 64, 2000  # of systems with derivatives, on images
+LARGEST_SHARE, LARGEST_DIVERGENCE = 0.5, 0.1  # relative to the distance of the data; in nats
 
 
 def on_points(data: str, system: System) -> Params:
@@ -101,20 +99,13 @@ def measure_one(run: CachedRun, images: Mapping[str, Any] | None) -> Measured:
     return run.cached("related", measure)
 
 
-def measured_rows(runs: Runs) -> list[dict[str, Any]]:
-    """Measure all runs; the rows have the columns of the record."""
-    rows = []
-    for label, seeds in runs.items():
-        data, _, system = label.partition(": ")
-        for seed, run in enumerate(seeds):
-            measured = measure_one(run, IMAGES.get(data))
-            rows += results.as_rows(measured, data=data, row=system, seed=seed)
-    return rows
-
-
 def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
     """Make the page: what each system finds and its cost, then all measurements."""
-    data = results.with_record(measured_rows(runs), record, list(SYSTEMS))
+    measured: list[dict[str, Any]] = []
+    for name, system, seed, run in results.by_seed(runs):
+        one = measure_one(run, IMAGES.get(name))
+        measured += results.as_rows(one, data=name, row=system, seed=seed)
+    data = results.with_record(measured, record, list(SYSTEMS))
     means = results.summarize(data, (*MANIFOLDS, *IMAGES))
     points = {name: rows for name, rows in means.items() if name in MANIFOLDS}
     tables, figures = {}, {}
@@ -126,7 +117,7 @@ def make(runs: Runs, record: pd.DataFrame | None = None) -> Content:
             "Left: mean distance from nearest projections to true projections, relative to the "
             "distance from the points to the true manifold. Right: divergence from the true "
             "density, in nats"
-        ] = number_grids({"manifold: share of the noise": shares, "density: nats": nats}, (0.01, 1))
+        ] = number_grids({"manifold: share of the noise": shares, "density: nats": nats})
     tables["Which system to use"] = pd.DataFrame(PAGE["guide"])
     for name, rows in means.items():
         tables[name] = results.table(rows, ("system",), PAGE["columns"])

@@ -15,8 +15,7 @@ DIM_100 = {
     "end-to-end training": params_of("celeba", "EE-M", "3072-500-100"),
     "hierarchical training": params_of("celeba", "H-MM", "3072-500-100"),
 }
-TABLE_OF = {3: 1, 5: 2, 8: 3, 9: 4, 10: 5}
-"""The table whose methods a figure samples."""
+TABLE_OF = {3: 1, 5: 2, 8: 3, 9: 4, 10: 5}  # the table whose methods a figure samples
 
 
 def by_delta(runs: Runs) -> dict[float, list]:

@@ -30,8 +30,7 @@ EXPECTED = {"less": (-math.inf, 0.0), "more": (0.0, math.inf), "equal": (-MATCH,
 """The differences for which a claim holds."""
 OUTLIERS = 0.01  # fraction of the test pixels, the furthest from their PCA projection
 RISE = 1.05  # largest ratio of the last validation loss to the best in a stable training
-BEDROOMS = " on LSUN bedroom"
-"""Suffix of the labels of methods trained on LSUN bedroom; the others are trained on CelebA."""
+BEDROOMS = " on LSUN bedroom"  # after methods trained on it; others are on CelebA
 
 
 class Finding(NamedTuple):

@@ -18,8 +18,7 @@ TITLES = {
 }
 FLOOR = "training images"
 
-Cell = tuple[str, str, str]
-"""Data set, method, and dimensions of the stages (``3072-1000-500``)."""
+Cell = tuple[str, str, str]  # data set, method, and dimensions of the stages (3072-1000-500)
 
 
 def paper_cells(table: int) -> list[Cell]:
@@ -49,11 +48,7 @@ def params_of(dataset: str, method: str, stage_dims: str) -> Params:
 
 
 def results_table(table: int, stage_dims: Mapping[str, str], runs: Runs) -> pd.DataFrame:
-    """Collect the metrics of a table's methods; those of training images as samples come last.
-
-    Each metric of each method is a row, with the paper's value. Metrics that no run has are left
-    out.
-    """
+    """Collect the metrics that some run has, one in a row; those of training images come last."""
     measured = {method: [run.load("metrics") for run in seeds] for method, seeds in runs.items()}
     first = next(iter(measured.values()))[0]
     if first["training_images"]:
