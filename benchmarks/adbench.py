@@ -67,7 +67,6 @@ class Split(NamedTuple):
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
@@ -79,7 +78,6 @@ def main() -> None:
 
 
 def measure_all(options: argparse.Namespace) -> None:
-    """Append the rows that are missing to the file of results."""
     files = [path for path in options.folder.glob("*.npz")
              if any(part in path.stem for part in options.sets)]  # fmt: skip
     files.sort(key=lambda path: np.load(path, allow_pickle=True)["X"].nbytes)
@@ -102,7 +100,6 @@ def measure_all(options: argparse.Namespace) -> None:
 
 
 def make_split(x: np.ndarray, y: np.ndarray, protocol: str, seed: int, rows: int) -> Split:
-    """Draw the rows of a protocol."""
     order = np.random.default_rng([seed, 17]).permutation(len(y))
     chosen, anomalies = order[:rows], order[y[order].astype(bool)][:FEWEST]
     if y[chosen].sum() < len(anomalies):
@@ -122,7 +119,6 @@ def make_split(x: np.ndarray, y: np.ndarray, protocol: str, seed: int, rows: int
 
 
 def measure(split: Split, seed: int) -> Iterator[dict[str, Any]]:
-    """Apply all detectors to a split."""
     for name, detector in DETECTORS.items():
         start = time.process_time()
         scores = detector(split, seed)
@@ -141,7 +137,6 @@ def measure(split: Split, seed: int) -> Iterator[dict[str, Any]]:
 def evaluate(
     name: str, split: Split, scores: np.ndarray, p_values: np.ndarray | None, seconds: float
 ) -> dict[str, Any]:
-    """Compute the measures of one detector."""
     scores = np.nan_to_num(scores, nan=1e30, posinf=1e30).clip(-1e30, 1e30)
     found: dict[str, Any] = {
         "detector": name,
@@ -308,7 +303,6 @@ DETECTORS: dict[str, Detector] = {
 
 
 def page(found: pd.DataFrame) -> str:
-    """Write the tables as Markdown."""
     parts = []
     for protocol, rows in found.groupby("protocol"):
         parts += [f"### Protocol {protocol}", summary(rows), alarms(rows), by_set(rows)]
@@ -357,7 +351,6 @@ def alarms(rows: pd.DataFrame) -> str:
 
 
 def by_set(rows: pd.DataFrame) -> str:
-    """List the sets."""
     shown = [FLOW, FLOW_KNN, "kNN", "LOF", "isolation forest", "PCA", "MCD", "ECOD", "COPOD"]
     auroc = rows.groupby(["set", "detector"])["auroc"].mean().unstack()[shown]
     sizes = rows.groupby("set")[["rows", "columns"]].first()

@@ -41,7 +41,6 @@ CLASSIFIED, SAMPLES, PER_BATCH = 20_000, 2000, 500
 
 
 def run_of(name: str, path: str, model: str, seed: int, steps: int) -> CachedRun:
-    """Return the experiment of a model of MODELS."""
     counts = {"train": 30_000, "valid": 1000}
     params: dict[str, Any] = {
         "dataset": name, "method": "M-flow", "rotated": True, "seed": seed, "threads": 1,
@@ -126,7 +125,6 @@ def rows_of(name: str, found: dict[str, list[dict[str, Any]]], real: float) -> l
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--steps", default=1000, show_default=True)
 def main(data: tuple[str, ...], seeds: int, steps: int) -> None:
-    """Train what is missing, and print the table."""
     bootstrap_project(Path.cwd())
     rows = []
     for name, _, path in (each.partition("=") for each in data):

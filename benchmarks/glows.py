@@ -18,10 +18,7 @@ LEVELS = 3
 SHAPE = (3, 32, 32)
 SIZES = {"S": (4, 64), "M": (8, 128), "P": (32, 512)}  # steps on a level, and width
 
-
 Shape = tuple[int, int, int]
-
-
 Model = Any  # a flow with an inverse
 
 
@@ -29,7 +26,6 @@ class Net(nn.Sequential):
     """Layers in a row; nflows hands every net a context too."""
 
     def forward(self, x: Tensor, context: None = None) -> Tensor:
-        """Apply the layers."""
         return super().forward(x)
 
 
@@ -62,7 +58,6 @@ class MultiScale(nn.Module):
             self.shapes.append((channels, side, side))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images to latents, coarsest first."""
         log_det, latents = x.new_zeros(len(x)), []
         for number, level in enumerate(self.levels, 1):
             x = F.pixel_unshuffle(x, 2)
@@ -75,7 +70,6 @@ class MultiScale(nn.Module):
         return torch.cat([z.flatten(1) for z in (x, *reversed(latents))], 1), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Map latents back to images."""
         sizes = [c * h * w for c, h, w in reversed(self.shapes)]
         parts = [
             part.reshape(-1, *shape)
@@ -92,7 +86,6 @@ class MultiScale(nn.Module):
 
 
 def ours(steps: int, width: int, shape: Shape = SHAPE) -> Model:
-    """Build this project's."""
     return Glow(shape, LEVELS, steps, width)
 
 
@@ -127,8 +120,7 @@ def nflows(steps: int, width: int, shape: Shape = SHAPE) -> Model:
     from nflows import transforms
 
     def make(channels: int) -> nn.Module:
-        half = channels // 2
-        mask = [0] * half + [1] * half
+        mask = [0] * (channels // 2) + [1] * (channels // 2)
         coupling = transforms.AffineCouplingTransform(
             mask, lambda inputs, out: net(inputs, out, width)
         )

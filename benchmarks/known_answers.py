@@ -30,15 +30,13 @@ from submanifold.losses import Objective, penalized_likelihood
 from submanifold.models import Hierarchy, Stage, manifold_density
 from submanifold.models.diagnostics import is_overfitted, manifold_overfitting
 from submanifold.models.stage import standard_normal_log_prob
-from submanifold.training.trainer import TrainingSettings, fit
+from submanifold.training import TrainingSettings, fit
 
 PAGE = Path(__file__).parents[1] / "docs" / "evidence" / "known-answers.md"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A quantity with a known value."""
-
     case: int  # number in docs/theory.md, section 5
     quantity: str  # unique description with unit
     exact: float | None
@@ -103,14 +101,12 @@ def exact_normal(n: int, dim: int) -> np.ndarray:
 
 
 def gaussian(z: np.ndarray) -> Tensor:
-    """Turn standard normal points into points of the Gaussian."""
     return torch.from_numpy(z * np.sqrt(VARIANCES) @ GAUSSIAN.axes.T)
 
 
 def train_on_all(
     stages: Sequence[Stage], objective: Objective, x: Tensor, steps: int = 800
 ) -> Hierarchy:
-    """Train on all points at every step."""
     return train(stages, objective, x, x, steps, 0.1, len(x))[0]
 
 
@@ -259,12 +255,10 @@ class Uniform(Flow):
         self.event_shape = (dim,)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map to normal quantiles."""
         z = torch.special.ndtri(x + 0.5)
         return z, (z.square() + math.log(2 * math.pi)).sum(1) / 2
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map back."""
         return torch.special.ndtr(z) - 0.5
 
 
@@ -446,12 +440,9 @@ def case_10() -> list[Answer]:
     return answers(10, *rows)
 
 
-CASES: dict[int, Callable[[], list[Answer]]] = {
-    1: case_1, 2: case_2, 3: case_3, 4: case_4, 5: case_5,
-    6: case_6, 7: case_7, 8: case_8, 9: case_9, 10: case_10,
-}  # fmt: skip
-
-
+CASES: dict[int, Callable[[], list[Answer]]] = dict(enumerate((
+    case_1, case_2, case_3, case_4, case_5, case_6, case_7, case_8, case_9, case_10,
+), 1))  # fmt: skip
 HEADER = ["quantity", "exact", "reached", "allowed", "source"]
 
 

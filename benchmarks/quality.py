@@ -74,7 +74,6 @@ SWEEP_STEPS = 800
 HORIZONS = (100, 200, 400, 800)  # steps of our default's trainings
 DEFAULT = {"steps": [8, 4, 2], "width": 64, "whiten": True}
 CPU = torch.device("cpu")
-
 MUON = {"learning_rate": 0.01, "muon_lr": 0.02, "clip": 10.0, "batch_size": 32}
 
 
@@ -88,12 +87,10 @@ class Package(Flow):
         self.flow, self.event_shape = flow, shape
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map images to latents."""
         z, log_det = self.flow(x)
         return z, log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map latents to images."""
         return self.flow.inverse(z)  # type: ignore[operator]
 
 
@@ -121,7 +118,7 @@ class Contender:
         trainer = Trainer(hierarchy, penalized_likelihood(), settings)
         batches = Batches(images.train, settings.batch_size, seed)
         initialize(hierarchy, batches.at(0)[0])
-        trainer.ema.reset()
+        trainer.reset_average()
         return trainer, batches
 
     @property
@@ -133,7 +130,6 @@ class Contender:
 
 @torch.no_grad()
 def scores(hierarchy: Hierarchy, images: Images) -> dict[str, float]:
-    """Bits per dimension on validation and test images."""
     hierarchy.eval()
     row = {}
     for part in ("valid", "test"):
@@ -160,9 +156,9 @@ def train(contender: Contender, images: Images, seed: int, steps: int, points: i
             if step in marks:
                 if not math.isfinite(values["loss"].item()):
                     break
-                trainer.ema.swap()
+                trainer.swap_average()
                 rows.append({"step": step, **scores(trainer.model, images)})  # type: ignore[arg-type]
-                trainer.ema.swap()
+                trainer.swap_average()
     return rows
 
 
@@ -280,7 +276,6 @@ def summary(found: dict[str, Any]) -> str:
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw the curves of each data set, bits against seconds."""
     figure, axes = plt.subplots(1, len(found), figsize=(6 * len(found), 4.5), squeeze=False)
     for panel, (data, rows) in zip(axes[0], found.items(), strict=True):
         for name, row in rows.items():
@@ -299,7 +294,6 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure what is missing, and write the tables and the curves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--celeba", required=True, help="img_align_celeba.zip, or its folder")
     parser.add_argument("--fashion-mnist", required=True, help="the folder of its IDX files")

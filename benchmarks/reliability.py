@@ -47,8 +47,6 @@ CLOCKS = ("seconds", "rows_per_second", "steps_trained")
 
 
 class Project:
-    """A separate project with a copy of the configuration."""
-
     def __init__(self, path: Path):
         self.path = path
         (path / "src").mkdir(parents=True)
@@ -58,7 +56,6 @@ class Project:
             shutil.copy(REPOSITORY / name, path / name)
 
     def start(self) -> subprocess.Popen[str]:
-        """Start the command."""
         return subprocess.Popen(
             [sys.executable, "-m", "kedro", "run", "--env=test", f"--params={PARAMS}"],
             cwd=self.path, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
@@ -66,7 +63,6 @@ class Project:
         )  # fmt: skip
 
     def run(self) -> str:
-        """Run the command; returns its output."""
         process = self.start()
         said, _ = process.communicate(timeout=600)
         return said if process.returncode == 0 else f"FAILED\n{said}"
@@ -98,7 +94,6 @@ class Project:
         return [run.info.status for run in runs]
 
     def torn(self) -> list[Path]:
-        """Return model files that do not match their checksums."""
         found = self.path.glob("data/06_models/*/model.safetensors")
         return [path for path in found if not is_intact(path)]
 
@@ -154,12 +149,10 @@ def damaged(pattern: str, change: Callable[[bytes], bytes], seconds: float) -> D
 
 
 def torn(content: bytes) -> bytes:
-    """Remove the last quarter."""
     return content[: len(content) * 3 // 4]
 
 
 def flipped(content: bytes) -> bytes:
-    """Flip one random bit."""
     changed = bytearray(content)
     changed[random.randrange(len(content))] ^= 1 << random.randrange(8)
     return bytes(changed)
@@ -213,7 +206,6 @@ def faults_of(seconds: float, options: argparse.Namespace) -> dict[str, tuple[in
 
 
 def main() -> None:
-    """Run all trials, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--others", type=int, default=5, help="trials of each other fault")
@@ -244,7 +236,6 @@ def main() -> None:
 
 
 def page(trials: pd.DataFrame) -> str:
-    """Write the page."""
     trials["other weights or metrics"] = trials["lost"].map(bool)
     trials["damaged models found"] = trials["unfinished"].map(bool)
     trials["wrong state in MLflow"] = ~trials["clear"].astype(bool)

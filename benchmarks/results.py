@@ -31,5 +31,4 @@ def over_seeds(values: Sequence[float], form: str) -> str:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Write rows as a Markdown table."""
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) + "\n"

@@ -1,28 +1,22 @@
-"""Density and manifold of tables, compared with standard methods, and large tables.
+"""Density and manifold of tables, compared with standard methods.
 
-    python -m benchmarks.tables tables --data=FOLDER
-    python -m benchmarks.tables size
+    python -m benchmarks.tables --data=FOLDER
 
-The folder has tables of ADBench as npz files with an array X. Each command prints the tables of
+The folder has tables of ADBench as npz files with an array X. Prints tables of
 docs/evidence/tables.md. Measurements are kept in data/tables/, one file for each table and seed, so
 that an interrupted command resumes. Durations are processor time of one thread.
 """
 
 import math
-import resource
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from kedro.framework.startup import bootstrap_project
 from sklearn.decomposition import PCA, KernelPCA
@@ -32,11 +26,8 @@ from torch import Tensor, nn
 from benchmarks.results import markdown, over_seeds
 from submanifold.common.files import read_json, write_json
 from submanifold.config.schema import Experiment
-from submanifold.data.prepare_table import prepare_table
-from submanifold.data.settings import read_data_settings
 from submanifold.evaluation.intervals import mean_interval
 from submanifold.evaluation.metrics import format_interval
-from submanifold.models import Model
 from submanifold.runs.experiments import CachedRun
 from submanifold.training.cost import with_steps
 from submanifold.training.phases import train_phases
@@ -49,7 +40,6 @@ TEST_ROWS = 2000
 COMPONENTS = 1, 2, 4, 8, 16, 32, 64
 BANDWIDTHS = np.geomspace(0.01, 1, 13)
 KERNEL_ROWS = 2000  # of kernel PCA, whose time is cubic
-ROW_GROUP, SCORED = 250_000, 1_000_000
 CHECKS = 25  # validations of a network that is trained here
 
 OURS, PLAIN = "noise-conditional", "without penalty"
@@ -162,14 +152,12 @@ def _settings(train: np.ndarray) -> Experiment:
 
 
 def log_probs(model: Any, x: np.ndarray) -> list[float]:
-    """Log-density of rows at the smallest noise scale."""
     with torch.no_grad():
         batches = [model.log_prob(batch) for batch in torch.from_numpy(x).split(1024)]
     return torch.cat(batches).double().tolist()
 
 
 def nearest_projections(model: Any, x: np.ndarray, dim: int) -> np.ndarray:
-    """Project rows onto the manifold of a dimension."""
     manifold = model.at_dim(dim)
     batches = torch.from_numpy(x).split(1024)
     return torch.cat([manifold.project(batch, nearest=True) for batch in batches]).numpy()
@@ -190,14 +178,12 @@ def gaussian_mixture(train: np.ndarray, valid: np.ndarray) -> GaussianMixture:
 
 
 def kernel_log_probs(kernels: Tensor, x: Tensor, bandwidths: Sequence[float]) -> np.ndarray:
-    """Log-densities (n, bandwidths) of a Gaussian kernel density estimate, by matrix products."""
-    dim, squared = kernels.shape[1], kernels.square().sum(1)
-    found = []
-    for some in x.split(64):
-        distances = some.square().sum(1, keepdim=True) + squared - 2 * some @ kernels.T
+    """Log-densities (n, bandwidths) of a Gaussian kernel density estimate."""
+    dim, found = kernels.shape[1], []
+    for batch in x.split(64):
+        squares = torch.cdist(batch, kernels).square()
         found.append(torch.stack([
-            torch.logsumexp(-distances.clamp_min(0) / (2 * h**2), 1) - dim * math.log(h)
-            for h in bandwidths
+            torch.logsumexp(-squares / (2 * h**2), 1) - dim * math.log(h) for h in bandwidths
         ], 1))  # fmt: skip
     normalization = 0.5 * dim * math.log(2 * math.pi) + math.log(len(kernels))
     return (torch.cat(found).double() - normalization).numpy()
@@ -251,28 +237,19 @@ def spline_flow(rows: Rows, seconds: float) -> dict[str, Any]:
 # ---- manifold
 
 
-class Autoencoder(nn.Module):
-    """Perceptrons with two hidden layers, of a width that gives a number of parameters."""
-
-    def __init__(self, columns: int, dim: int, parameters: int):
-        super().__init__()
-        # 2 h^2 + 2 h (columns + dim + 2) = parameters
-        linear = columns + dim + 2
-        hidden = max(8, round((math.sqrt(linear**2 + 2 * parameters) - linear) / 2))
-        self.encoder, self.decoder = (
-            nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden),
-                          nn.SiLU(), nn.Linear(hidden, outputs))
-            for inputs, outputs in ((columns, dim), (dim, columns))
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruct rows (batch, columns)."""
-        return self.decoder(self.encoder(x))
-
-
 def autoencoder(rows: Rows, dim: int, parameters: int, seconds: float) -> np.ndarray:
-    """Train an autoencoder on the squared error, and reconstruct the test rows."""
-    network = Autoencoder(rows[0].shape[1], dim, parameters)
+    """Train an autoencoder on the squared error, and reconstruct the test rows.
+
+    Encoder and decoder have two hidden layers, of a width that gives a number of parameters.
+    """
+    # 2 h^2 + 2 h (columns + dim + 2) = parameters
+    columns, linear = rows[0].shape[1], rows[0].shape[1] + dim + 2
+    hidden = max(8, round((math.sqrt(linear**2 + 2 * parameters) - linear) / 2))
+    network = nn.Sequential(*(
+        nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden),
+                      nn.SiLU(), nn.Linear(hidden, outputs))
+        for inputs, outputs in ((columns, dim), (dim, columns))
+    ))  # fmt: skip
     train_plainly(lambda x: (network(x) - x).square().mean(), network, rows, seconds)
     with torch.no_grad():
         return network(torch.from_numpy(rows[2])).numpy()
@@ -296,7 +273,6 @@ def kernel_pca(rows: Rows, dim: int) -> np.ndarray:
 
 
 def dims_of(columns: int) -> dict[str, int]:
-    """Return a quarter and half of the columns, rounded, at least 1."""
     return {share: max(1, round(columns * factor)) for share, factor in SHARES.items()}
 
 
@@ -342,18 +318,13 @@ def compare(path: Path, table: str, seed: int, steps: int | None) -> Found:
     }, f"{table} {seed}")  # fmt: skip
 
 
-@click.group()
-def main() -> None:
-    """Run one of the benchmarks."""
-
-
-@main.command()
+@click.command()
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path),
               required=True, help="Folder of npz files.")  # fmt: skip
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--steps", type=int, help="Of the flow; default: the method's.")
-def tables(data: Path, seeds: int, steps: int | None) -> None:
-    """Density and manifold of the ten largest tables."""
+def main(data: Path, seeds: int, steps: int | None) -> None:
+    """Measure the density and the manifold of the ten largest tables."""
     bootstrap_project(Path.cwd())
     paths = largest_tables(data)
     found = {table: [compare(path, table, seed, steps) for seed in range(seeds)]
@@ -366,11 +337,9 @@ def tables(data: Path, seeds: int, steps: int | None) -> None:
 
 
 def density_table(found: dict[str, list[Found]], paths: dict[str, Path]) -> None:
-    """Print the log-likelihood by table and method."""
     rows, first = [], 0
     for table, runs in found.items():
-        means = {name: [float(np.mean(run[name]["log_prob"])) for run in runs]
-                 for name in (OURS, *DENSITIES)}  # fmt: skip
+        means = means_of(runs, "log_prob", (OURS, *DENSITIES))
         best = max(DENSITIES, key=lambda name: np.mean(means[name]))
         first += (difference := paired(runs, "log_prob", best))["value"] > 0
         shape = split_rows(paths[table], 0)[0].shape
@@ -387,12 +356,10 @@ def density_table(found: dict[str, list[Found]], paths: dict[str, Path]) -> None
 
 
 def manifold_table(found: dict[str, list[Found]], paths: dict[str, Path], share: str) -> None:
-    """Print the error at a dimension by table and method."""
     rows, first = [], 0
     for table, runs in found.items():
         columns = split_rows(paths[table], 0)[0].shape[1]
-        means = {name: [float(np.mean(run[name][share])) for run in runs]
-                 for name in (OURS, PLAIN, *MANIFOLDS)}  # fmt: skip
+        means = means_of(runs, share, (OURS, PLAIN, *MANIFOLDS))
         best = min(MANIFOLDS, key=lambda name: np.mean(means[name]))
         first += paired(runs, share, best)["value"] < 0
         bits = paired(runs, "log_prob", PLAIN)["value"] / columns / math.log(2)
@@ -406,95 +373,14 @@ def manifold_table(found: dict[str, list[Found]], paths: dict[str, Path], share:
     click.echo(f"First on {first} of {len(rows)} tables.\n")
 
 
+def means_of(runs: list[Found], quantity: str, names: Sequence[str]) -> dict[str, list[float]]:
+    return {name: [float(np.mean(run[name][quantity])) for run in runs] for name in names}
+
+
 def paired(runs: list[Found], quantity: str, other: str) -> dict[str, Any]:
     """Mean difference from another method at the same test rows, with its interval."""
     differences = [np.subtract(run[OURS][quantity], run[other][quantity]) for run in runs]
     return mean_interval(np.concatenate(differences))
-
-
-def generate(path: Path, count: int, columns: int) -> None:
-    """Write rows on a noisy surface of five dimensions; a fifth of the columns are integers."""
-    rng = np.random.default_rng(0)
-    mixing = rng.standard_normal((2, 5, columns))
-    names = [f"c{number}" for number in range(columns)]
-    writer: Any = None
-    for start in range(0, count, ROW_GROUP):
-        u = rng.standard_normal((min(ROW_GROUP, count - start), 5))
-        x = u @ mixing[0] + np.sin(u @ mixing[1]) + 0.1 * rng.standard_normal((len(u), columns))
-        chunk = {name: np.floor(10 * column).astype(np.int32) if index % 5 == 4 else column
-                 for index, (name, column) in enumerate(zip(names, x.T, strict=True))}  # fmt: skip
-        writer = writer or pq.ParquetWriter(path, pa.table(chunk).schema)
-        writer.write_table(pa.table(chunk))
-    writer.close()
-
-
-def prepare_rows(path: Path, folder: Path) -> int:
-    """Prepare the arrays of a table; returns the number of rows."""
-    settings = read_data_settings({"source": "table", "path": str(path)})
-    _, _, _, manifest = prepare_table(settings, folder, folder)
-    return sum(manifest["counts"].values())
-
-
-def train_rows(folder: Path) -> int:
-    """Train on the prepared rows, and write the model; returns the number of rows of all steps."""
-    train, valid = (np.load(folder / f"{part}.npy", mmap_mode="c") for part in ("train", "valid"))
-    bootstrap_project(Path.cwd())
-    settings = _settings(train)
-    model, _ = train_flow((train, valid, valid), 0, None)
-    model.save(folder / "model.pt")
-    return sum(each.training.steps * each.training.batch_size
-               for each in settings.trainings.values())  # fmt: skip
-
-
-def score_rows(path: Path, folder: Path) -> int:
-    """Compute the log-density of the first million rows; returns their number."""
-    model = Model.load(folder / "model.pt", "cpu")
-    settings = read_data_settings({"source": "table", "path": str(path)})
-    preprocessor = settings.read(folder).preprocessor
-    count = 0
-    for batch in pq.ParquetFile(path).iter_batches(ROW_GROUP // 10):
-        frame = batch.to_pandas()
-        found = np.array(log_probs(model, preprocessor.transform(frame)))
-        assert np.isfinite(found + preprocessor.log_det(frame)).all()
-        count += len(frame)
-        if count >= SCORED:
-            break
-    return count
-
-
-def in_process(function: Callable[..., int], *arguments: Any) -> dict[str, str]:
-    """Run a function in a fresh process, and measure its time and peak memory."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_measured, function, *arguments).result()
-
-
-def _measured(function: Callable[..., int], *arguments: Any) -> dict[str, str]:
-    torch.set_num_threads(1)
-    began, started = time.monotonic(), time.process_time()
-    rows = function(*arguments)
-    seconds, processor = time.monotonic() - began, time.process_time() - started
-    return {
-        "step": function.__name__.removesuffix("_rows"), "rows": f"{rows:,}",
-        "seconds": f"{seconds:.0f}", "processor seconds": f"{processor:.0f}",
-        "rows per processor second": f"{rows / processor:,.0f}",
-        "peak memory, MB": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 977:,.0f}",
-    }  # fmt: skip
-
-
-@main.command()
-@click.option("--rows", default=10_000_000, show_default=True)
-@click.option("--columns", default=30, show_default=True)
-def size(rows: int, columns: int) -> None:
-    """Preparation, training and scoring of a large Parquet file."""
-    with TemporaryDirectory(dir=RESULTS.parent) as name:
-        folder = Path(name)
-        path = folder / "rows.parquet"
-        generate(path, rows, columns)
-        click.echo(markdown([
-            in_process(prepare_rows, path, folder / "prepared"),
-            in_process(train_rows, folder / "prepared"),
-            in_process(score_rows, path, folder / "prepared"),
-        ]))  # fmt: skip
 
 
 if __name__ == "__main__":

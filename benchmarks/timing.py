@@ -1,12 +1,12 @@
 """Time several things in turn, and drop samples that something else on the machine disturbed."""
 
 import os
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 BUSY = 0.05  # share of the machine that others may use during a sample
@@ -15,13 +15,11 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Timing(NamedTuple):
-    """Seconds of one call: median and quartiles of the samples, and how many were used."""
+    """Seconds of one call: median and quartiles of the samples."""
 
     median: float
     low: float
     high: float
-    samples: int
-    dropped: int
 
 
 def interleave(
@@ -40,11 +38,12 @@ def interleave(
             if len(quiet[name]) < rounds:
                 seconds, others = _sample(task, calls[name], device)
                 (quiet if others < BUSY else disturbed)[name].append(seconds)
-    return {name: _summary(quiet[name], disturbed[name]) for name in tasks}
+    used = {name: quiet[name] if len(quiet[name]) >= 3 else quiet[name] + disturbed[name]
+            for name in tasks}  # fmt: skip
+    return {name: _quartiles(samples) for name, samples in used.items()}
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -78,9 +77,6 @@ def _busy() -> float:
     return (user + nice + system + irq + softirq + steal) / TICKS
 
 
-def _summary(quiet: list[float], disturbed: list[float]) -> Timing:
-    used = quiet if len(quiet) >= 3 or not disturbed else quiet + disturbed
-    if len(used) == 1:
-        return Timing(used[0], used[0], used[0], 1, 0)
-    low, median, high = statistics.quantiles(used, n=4, method="inclusive")
-    return Timing(median, low, high, len(used), len(quiet) + len(disturbed) - len(used))
+def _quartiles(samples: list[float]) -> Timing:
+    low, median, high = np.quantile(samples, [0.25, 0.5, 0.75]).tolist()
+    return Timing(median, low, high)

@@ -58,12 +58,10 @@ class Peer(nn.Module):
 
     @torch.no_grad()
     def sample(self, u: Tensor) -> Tensor:
-        """Decode u with v = 0."""
         return self.flow.inverse(torch.cat([u, u.new_zeros(len(u), 3072 - DIM)], 1))
 
     @torch.no_grad()
     def score(self, x: Tensor) -> Tensor:
-        """Log-densities, but for a constant."""
         z, log_det = self.flow(x)
         return log_det - 0.5 * z.square().sum(1)
 
@@ -78,24 +76,20 @@ class Ours(nn.Module):
         self.trainers = [trainer_of(self.hierarchy, each, precision) for each in (nll, pr)]
 
     def step(self, x: Tensor, penalized: bool) -> None:
-        """Make a step of training."""
         self.trainers[penalized].step(x)
 
     @torch.no_grad()
     def sample(self, u: Tensor) -> Tensor:
-        """Decode u with v = 0."""
         with autocast(u.device, self.trainers[0].precision):
             return self.hierarchy.decode(u)
 
     @torch.no_grad()
     def score(self, x: Tensor) -> Tensor:
-        """Log-densities."""
         with autocast(x.device, self.trainers[0].precision):
             return self.hierarchy.log_prob(x)
 
 
 def trainer_of(hierarchy: Hierarchy, objective: Objective, precision: str) -> Trainer:
-    """Build what makes the steps of a training."""
     settings = TrainingSettings(
         steps=10**9, batch_size=64, learning_rate=RATE, warmup=0, cooldown_fraction=0.0,
         muon_lr=RATE, clip=None, ema=0.99, validate_every=1000, precision=precision,
@@ -116,7 +110,6 @@ def build(name: str, size: str, device: torch.device) -> Ours | Peer:
 def tasks_of(
     model: Ours | Peer, batch: int, device: torch.device
 ) -> dict[str, Callable[[], object]]:
-    """Make what is timed of a contender."""
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand(batch, *SHAPE, generator=generator) - 0.5).to(device)
     u = torch.randn(64, DIM, generator=generator).to(device)
@@ -160,7 +153,6 @@ def table(size: str, found: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     everyone = [*OURS, *PEERS]

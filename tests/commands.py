@@ -3,12 +3,12 @@
 from click.testing import CliRunner
 
 from submanifold.cli import cli
-from submanifold.common.threads import threads_setting
+from submanifold.common import threads
 
 
 def run(*arguments):
     result = CliRunner().invoke(cli, [str(each) for each in arguments])
-    assert threads_setting() is None
+    assert threads._setting is None
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 

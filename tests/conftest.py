@@ -24,14 +24,14 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from safetensors import SafetensorError, safe_open
 
 from submanifold import cli
-from submanifold.common.threads import threads_setting
+from submanifold.common import threads
 
 REPOSITORY = Path(__file__).parents[1]
 LOGGING = str(REPOSITORY / "tests" / "pipelines" / "logging.yml")
 
 os.environ |= {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
 os.environ["KEDRO_LOGGING_CONFIG"] = LOGGING  # read when Kedro is first imported
-for name in ("KEDRO_ENV", "MLFLOW_TRACKING_URI", "SUBMANIFOLD_JOB"):
+for name in ("KEDRO_ENV", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 torch.set_num_threads(1)
 
@@ -129,7 +129,7 @@ class Project:
                 runner=RankRunner(),
             )
         assert mlflow.active_run() is None
-        assert threads_setting() is None
+        assert threads._setting is None
         runs = self.mlflow_runs()[before:]
         return Run(runs[0] if runs else None, self, params)
 

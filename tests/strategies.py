@@ -10,6 +10,19 @@ from submanifold.flows import Affine, Glow, RealNVP, make_conditional
 from submanifold.models import Hierarchy, Stage
 
 DTYPES = (torch.float32, torch.float64)
+SMALL_FLOWS = {
+    "glow": {"levels": 2, "steps": 1, "width": 4},
+    "soft_glow": {"levels": 2, "steps": 1, "width": 4},
+    "realnvp": {"couplings": 2},
+    "soft_realnvp": {"couplings": 2},
+    "gaussianization": {"layers": 1},
+    "tabular": {"couplings": 2, "hidden": 8, "bins": 4},
+    "zuko": {"transforms": 1, "hidden": 8},
+    "conformal": {"layers": 1},
+    "jet": {"couplings": 2, "blocks": 1, "width": 8, "heads": 2},
+    "trumpet": {"steps": 1, "width": 4},
+    "autoencoder": {"width": 4},
+}
 
 
 def perturb(module, scale=0.2):

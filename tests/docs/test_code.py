@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -116,4 +117,12 @@ def test_the_figures_of_the_concepts_are_drawn():
     for name in ("coordinates", "projections", "densities"):
         assert isinstance(script[name](model, points), Figure)
         assert (script["FOLDER"] / f"{name}.png").is_file()
-    assert isinstance(script["stages"](), Figure)
+    for name in ("stages", "data_flow", "layers"):
+        assert isinstance(script[name](), Figure)
+
+
+def test_the_figure_of_the_layers_is_that_of_the_import_contract():
+    script = runpy.run_path(str(ROOT / "docs/figures.py"))
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    rows = contract["contracts"][0]["layers"]
+    assert [name for name, *_ in script["LAYERS"]] == ["cli", *rows[rows.index("studies") :]]
