@@ -1,4 +1,4 @@
-"""Draw the figures of docs/concepts: ``python docs/figures.py`` (about a minute on a CPU).
+"""Draw the figures of the concepts: ``python docs/figures.py`` (about a minute on a CPU).
 
 The pictures of the manifold are those of a flow that this script trains on noisy points of an arc.
 """
@@ -19,8 +19,7 @@ from submanifold.data.synthetic import VonMisesCircle
 from submanifold.flows import RealNVP
 from submanifold.losses import penalized_likelihood
 from submanifold.models import Hierarchy, Stage, manifold_density
-from submanifold.training.settings import TrainingSettings
-from submanifold.training.trainer import fit
+from submanifold.training import TrainingSettings, fit
 
 FOLDER = Path(__file__).parent / "images"
 ARC = VonMisesCircle(noise=0.35, radius=2.0, concentration=3.0, mean=(0.0, 1.0))
@@ -37,8 +36,8 @@ def train(steps: int = 2000) -> Hierarchy:
         for seed, count in enumerate((50_000, 2_000))
     ]
     settings = TrainingSettings(
-        steps=steps, batch_size=512, learning_rate=0.003, warmup=50, cooldown_fraction=0.5,
-        clip=1.0, ema=0.99, validate_every=250, precision="float32",
+        steps=steps, batch_size=512, learning_rate=0.003, muon_lr=None, clip=1.0,
+        validate_every=250, precision="float32",
     )  # fmt: skip
     objective = penalized_likelihood("mse", weight=WEIGHT)
     with tempfile.TemporaryDirectory() as folder:
@@ -148,55 +147,135 @@ def densities(model: Hierarchy, points: Tensor) -> Figure:
     return figure
 
 
+DATA, FLOW, ON, OFF = "#eeeeee", "#cfe0f0", "#f6cfcf", "#e3e3e3"
+
+
+def canvas(width: float, height: float, inches: float) -> tuple[Figure, Axes]:
+    """Make a figure of boxes, with axes from 0 to the width and the height."""
+    figure = Figure(figsize=(8, inches), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlim(0, width)
+    axes.set_ylim(0, height)
+    axes.axis("off")
+    return figure, axes
+
+
+def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
+    """Draw a box with a text in its middle."""
+    axes.add_patch(FancyBboxPatch((x, y), width, height, "round,pad=0.08", fc=color, ec="0.3"))
+    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9)
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Draw an arrow between two points."""
+    patch = FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, color="0.3")
+    axes.add_patch(patch)
+
+
 def stages() -> Figure:
     """Draw the stages of a hierarchy and the phases of the default method."""
-    figure = Figure(figsize=(8, 4.3), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlim(0, 16)
-    axes.set_ylim(0, 8.6)
-    axes.axis("off")
-
-    def box(x: float, y: float, width: float, text: str, color: str, height: float = 0.9) -> None:
-        axes.add_patch(FancyBboxPatch((x, y), width, height, "round,pad=0.08", fc=color, ec="0.3"))
-        axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9)
-
-    def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
-        patch = FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, color="0.3")
-        axes.add_patch(patch)
-
-    data, flow, on, off = "#eeeeee", "#cfe0f0", "#f6cfcf", "#e3e3e3"
+    figure, axes = canvas(16, 8.6, 4.3)
     axes.text(0, 8.2, "The model: two stages", fontsize=10, weight="bold")
-    box(0.2, 6.3, 2.2, "image x\n3,072 numbers", data, 1.2)
-    box(3.4, 6.3, 2.6, "stage 1\nGlow, rotation", flow, 1.2)
-    box(7.0, 7.1, 2.9, "u: 500 coordinates", on, 0.8)
-    box(7.0, 5.8, 2.9, "v: 2,572, N(0, I)", off, 0.8)
-    box(10.9, 7.1, 2.0, "stage 2\nRealNVP", flow, 0.8)
-    box(13.8, 7.1, 1.9, "code, N(0, I)", on, 0.8)
+    box(axes, 0.2, 6.3, 2.2, 1.2, "image x\n3,072 numbers", DATA)
+    box(axes, 3.4, 6.3, 2.6, 1.2, "stage 1\nGlow, rotation", FLOW)
+    box(axes, 7.0, 7.1, 2.9, 0.8, "u: 500 coordinates", ON)
+    box(axes, 7.0, 5.8, 2.9, 0.8, "v: 2,572, N(0, I)", OFF)
+    box(axes, 10.9, 7.1, 2.0, 0.8, "stage 2\nRealNVP", FLOW)
+    box(axes, 13.8, 7.1, 1.9, 0.8, "code, N(0, I)", ON)
     for start, end in (
         ((2.5, 6.9), (3.3, 6.9)), ((6.1, 7.1), (6.9, 7.5)), ((6.1, 6.7), (6.9, 6.2)),
         ((10.0, 7.5), (10.8, 7.5)), ((13.0, 7.5), (13.7, 7.5)),
     ):  # fmt: skip
-        arrow(start, end)
+        arrow(axes, start, end)
     axes.text(0, 4.5, "The training: five phases of density-first", fontsize=10, weight="bold")
     phases = (
-        ("density", "likelihood\n2,800 steps", flow),
-        ("rotation", "order latents\nno training", on),
-        ("reconstruction", "error at random d\n800 steps", flow),
-        ("rotation_2", "order latents\nno training", on),
-        ("code_flow", "likelihood of u\n200 steps", flow),
+        ("density", "likelihood\n2,800 steps", FLOW),
+        ("rotation", "order latents\nno training", ON),
+        ("reconstruction", "error at random d\n800 steps", FLOW),
+        ("rotation_2", "order latents\nno training", ON),
+        ("code_flow", "likelihood of u\n200 steps", FLOW),
     )
     for number, (name, text, color) in enumerate(phases):
         x = 0.2 + 3.2 * number
-        box(x, 2.2, 2.6, text, color, 1.2)
+        box(axes, x, 2.2, 2.6, 1.2, text, color)
         axes.text(x + 1.3, 3.7, name, ha="center", fontsize=9, family="monospace")
         stage = "stage 2" if name == "code_flow" else "stage 1"
         axes.text(x + 1.3, 1.6, stage, ha="center", fontsize=9, color="0.35")
         if number:
-            arrow((x - 0.5, 2.8), (x - 0.1, 2.8))
+            arrow(axes, (x - 0.5, 2.8), (x - 0.1, 2.8))
     axes.text(
         0, 0.6, "Later phases start from the weights of earlier ones; each phase is cached.",
         fontsize=9, color="0.35",
     )  # fmt: skip
+    return figure
+
+
+def data_flow() -> Figure:
+    """Draw what a run reads and writes, and what uses its model."""
+    figure, axes = canvas(16, 7.4, 3.7)
+    row = (
+        (0.1, "images, a table\nor points", DATA, ""),
+        (2.9, "arrays of\neach split", DATA, "prepare_data"),
+        (5.7, "model and history\nof each phase", FLOW, "train, rotate"),
+        (8.8, "model with\ncalibration", ON, "calibrate"),
+        (11.5, "metrics, samples,\nprojections", OFF, "evaluate"),
+        (14.7, "report", OFF, "write_report"),
+    )
+    widths = (2.2, 2.1, 2.5, 2.1, 2.6, 1.2)
+    for (x, text, color, node), width in zip(row, widths, strict=True):
+        box(axes, x, 5.0, width, 1.2, text, color)
+        axes.text(x + width / 2, 6.7, node, ha="center", fontsize=8, family="monospace")
+        if node:
+            arrow(axes, (x - 0.6, 5.6), (x - 0.1, 5.6))
+    axes.text(0.1, 3.9, "data/, under a key of all settings and the code", fontsize=9, color="0.35")
+    axes.text(11.3, 3.9, "MLflow, report.html", fontsize=9, color="0.35")
+    box(axes, 8.8, 2.1, 2.1, 1.0, "Predictor", FLOW)
+    arrow(axes, (9.85, 4.9), (9.85, 3.2))
+    users = (
+        "submanifold score,\nproject, ...",
+        "ManifoldFlow\n(scikit-learn)",
+        "served model\n(MLflow)",
+    )
+    for number, text in enumerate(users):
+        x = 5.3 + 3.2 * number
+        box(axes, x, 0.1, 2.7, 1.0, text, DATA)
+        arrow(axes, (9.85, 2.0), (x + 1.35, 1.2))
+    return figure
+
+
+LAYERS = (
+    ("cli", "commands", DATA),
+    ("studies", "the paper's tables, comparisons, searches", DATA),
+    ("pipelines", "Kedro's nodes and pipelines", DATA),
+    (
+        "runs | sklearn",
+        "MLflow, torchrun, the catalog | the estimator, without Kedro",
+        DATA,
+    ),
+    ("config", "conf/, validation, keys of outputs", DATA),
+    ("inference | training", "Predictor | phases, optimizers, rotation", FLOW),
+    ("inverse", "restoration: operators, sampler", FLOW),
+    ("plots", "figures, templates of pages", FLOW),
+    ("evaluation", "metrics, intervals, anomaly scores", FLOW),
+    ("losses", "objective and its terms", FLOW),
+    ("models", "stages, hierarchies, mixtures, files", FLOW),
+    ("geometry", "derivatives, nearest projections, volumes", FLOW),
+    ("data | flows", "images, tables, splits | one bijection a file", FLOW),
+    ("common", "errors, files, devices, threads", FLOW),
+)
+
+
+def layers() -> Figure:
+    """Draw the packages of src; each imports only from those below it."""
+    figure, axes = canvas(16, 14.6, 5.6)
+    for number, (name, content, color) in enumerate(reversed(LAYERS)):
+        y = 0.15 + 1.0 * number
+        box(axes, 0.2, y, 3.9, 0.66, name, color)
+        axes.text(4.6, y + 0.33, content, va="center", fontsize=9)
+    axes.text(13.8, 11.5, "with Kedro\nand MLflow", fontsize=9, color="0.35", va="center")
+    axes.text(13.8, 4.6, "a plain\ntorch library", fontsize=9, color="0.35", va="center")
+    axes.plot([13.6, 13.6], [9.1, 14.0], color="0.6")
+    axes.plot([13.6, 13.6], [0.1, 8.9], color="0.6")
     return figure
 
 
@@ -209,6 +288,8 @@ def main() -> None:
         "projections": projections(model, points),
         "densities": densities(model, points),
         "stages": stages(),
+        "data-flow": data_flow(),
+        "layers": layers(),
     }
     for name, figure in figures.items():
         figure.savefig(FOLDER / f"{name}.png", dpi=110)

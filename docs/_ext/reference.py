@@ -29,7 +29,6 @@ from submanifold.evaluation.metrics import METRICS
 from submanifold.flows import FLOWS, FlowSettings
 from submanifold.flows.registry import SELECTABLE
 from submanifold.losses import Terms
-from submanifold.losses.terms import term_types
 from submanifold.models import StageSettings
 from submanifold.training import PhaseSettings, RotationSettings, TrainingSettings
 
@@ -201,9 +200,9 @@ def settings_phase() -> Iterator[str]:
 
 def settings_terms() -> Iterator[str]:
     """Settings of each term of the loss."""
-    for term, annotation in term_types().items():
+    for term, field in Terms.model_fields.items():
         yield f"### `{term}`\n"
-        kinds = get_args(get_args(annotation)[0]) if get_args(annotation) else (annotation,)
+        kinds = get_args(field.annotation) or (field.annotation,)
         seen: set[str] = set()
         if len(kinds) > 1:
             tags = [code(each.model_fields["penalty"].default) for each in kinds]
@@ -329,8 +328,10 @@ def fill(app: Sphinx, page: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the replacement; pages with marks are read again in each build."""
-    pages = Path(app.srcdir).glob("reference/*.md")
-    marked = [f"reference/{page.stem}" for page in pages if MARK.search(page.read_text())]
+    root = Path(app.srcdir)
+    pages = [page for folder in ("reference", "concepts") for page in (root / folder).glob("*.md")]
+    marked = [str(page.relative_to(root).with_suffix(""))
+              for page in pages if MARK.search(page.read_text())]  # fmt: skip
     app.connect("source-read", fill)
     app.connect("env-get-outdated", lambda *_: marked)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

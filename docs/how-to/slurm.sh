@@ -11,7 +11,6 @@
 #SBATCH --requeue                   # also where a node fails, or the job is preempted
 #SBATCH --open-mode=append
 
-export SUBMANIFOLD_JOB="slurm-$SLURM_JOB_ID" # one MLflow run, however often the job is queued
 address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):29400
 
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
