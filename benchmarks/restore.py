@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.results import kept
-from submanifold.data.prepare import read_beside
+from submanifold.data.prepare import read_sidecar
 from submanifold.data.splits import groups_of
 from submanifold.evaluation.baselines import PCA, fit_gaussian
 from submanifold.evaluation.gaussian import Gaussian
@@ -250,7 +250,7 @@ def measure(
     arrays = {split: np.load(folder / f"{split}.npy", mmap_mode="r")
               for split in ("train", "valid", "test")}  # fmt: skip
     numbers = evenly_spaced(np.arange(len(arrays["test"])), options.images)
-    groups = groups_of(read_beside(folder, "groups"), "test")
+    groups = groups_of(read_sidecar(folder, "groups"), "test")
     groups = None if groups is None else groups[numbers]
     baselines = cache(lambda: Baselines(arrays["train"], arrays["valid"]))
 

@@ -5,7 +5,7 @@ import pytest
 from source_files import SIDE, write_idx, write_medmnist
 
 from submanifold.common.errors import UserError
-from submanifold.data.prepare import prepare, read_beside
+from submanifold.data.prepare import prepare, read_sidecar
 from submanifold.data.settings import ImageSettings
 from submanifold.data.splits import SPLITS
 
@@ -22,7 +22,7 @@ def settings(path, source="mnist", **more):
 
 def run(tmp_path, chosen):
     *arrays, manifest = prepare(chosen, tmp_path / "out", tmp_path / "raw")
-    return *arrays, read_beside(tmp_path / "out", "labels"), manifest
+    return *arrays, read_sidecar(tmp_path / "out", "labels"), manifest
 
 
 @pytest.mark.parametrize(("split", "sizes"), [("official", [54, 6, 20]), ("random", [64, 8, 8])])

@@ -16,7 +16,7 @@ from source_files import numbered, plain, write_celeba, write_folder
 
 from submanifold.common.errors import UserError
 from submanifold.data import prepare as module
-from submanifold.data.prepare import check, prepare, read_beside
+from submanifold.data.prepare import check, prepare, read_sidecar
 from submanifold.data.settings import Counts, ImageSettings
 from submanifold.data.splits import SPLITS, groups_of, split_sizes
 
@@ -119,7 +119,7 @@ def test_a_group_is_in_one_split(tmp_path, by):
     (tmp_path / "list.txt").write_text(lines)
     groups = "folder" if by == "folder" else str(tmp_path / "list.txt")
     *arrays, manifest = run(tmp_path, groups=groups)
-    found = read_beside(tmp_path / "out", "groups")
+    found = read_sidecar(tmp_path / "out", "groups")
     for part, array in zip(SPLITS, arrays, strict=True):
         assert found[part] == [number // 100 for number in numbers(array)]
         assert groups_of(found, part).tolist() == found[part]
@@ -162,7 +162,7 @@ def test_changed_data_or_settings_are_prepared_again(tmp_path, decoded, change):
     assert sum(map(len, arrays)) == images
     assert len(decoded) == (0 if change == "nothing" else images)
     assert (manifest["hash"] == first[3]["hash"]) == (change == "nothing")
-    assert set(read_beside(tmp_path / "out", "groups")) == set(SPLITS)
+    assert set(read_sidecar(tmp_path / "out", "groups")) == set(SPLITS)
 
 
 @pytest.mark.parametrize("function", ["write_chunks", "write_json"])

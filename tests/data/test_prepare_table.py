@@ -8,7 +8,7 @@ import pytest
 
 from submanifold.common.errors import UserError
 from submanifold.common.settings import read_settings
-from submanifold.data.prepare import read_beside
+from submanifold.data.prepare import read_sidecar
 from submanifold.data.prepare_table import prepare_table
 from submanifold.data.settings import INSTALLED, TableSettings, read_data_settings
 from submanifold.data.tables import Preprocessor, schema
@@ -36,7 +36,7 @@ WRITE = {
     "npz": lambda path, frame: np.savez(path, **{each: frame[each] for each in frame}),
 }
 INPUTS = ["number", "count", "ratio"]
-BESIDE = {"label": "class", "drop": ["patient", "part"]}
+LABELLED = {"label": "class", "drop": ["patient", "part"]}
 
 
 def prepared(folder, table, name="table.csv", **changes):
@@ -78,23 +78,23 @@ def test_every_format_gives_the_same_arrays(tmp_path, suffix):
 
 
 def test_prepared_rows_are_found_again(tmp_path, monkeypatch):
-    first, *_ = prepared(tmp_path, FRAME, **BESIDE)
+    first, *_ = prepared(tmp_path, FRAME, **LABELLED)
     before = (tmp_path / "out" / "train.npy").stat().st_mtime_ns
     monkeypatch.setattr(schema, "read_table", lambda path: pytest.fail("read again"))
-    again, *_ = prepared(tmp_path, None, **BESIDE)
+    again, *_ = prepared(tmp_path, None, **LABELLED)
     assert (tmp_path / "out" / "train.npy").stat().st_mtime_ns == before
     assert np.array_equal(first["train"], again["train"])
 
 
 def test_a_changed_file_or_setting_prepares_the_rows_again(tmp_path):
-    first, *_ = prepared(tmp_path, FRAME, **BESIDE)
-    changed, *_ = prepared(tmp_path, FRAME.assign(ratio=FRAME["ratio"] ** 2), **BESIDE)
+    first, *_ = prepared(tmp_path, FRAME, **LABELLED)
+    changed, *_ = prepared(tmp_path, FRAME.assign(ratio=FRAME["ratio"] ** 2), **LABELLED)
     assert not np.array_equal(first["train"], changed["train"])
-    seeded, *_ = prepared(tmp_path, None, **BESIDE, seed=1)
+    seeded, *_ = prepared(tmp_path, None, **LABELLED, seed=1)
     assert not np.array_equal(seeded["train"], changed["train"])
     (tmp_path / "out" / "train.npy").unlink()  # the arrays map it
     (tmp_path / "out" / "train.npy").write_bytes(b"")
-    repaired, *_ = prepared(tmp_path, None, **BESIDE, seed=1)
+    repaired, *_ = prepared(tmp_path, None, **LABELLED, seed=1)
     assert np.array_equal(repaired["train"], seeded["train"])
 
 
@@ -111,8 +111,8 @@ def test_labels_and_groups_are_kept_beside_the_rows(tmp_path):
         tmp_path, FRAME, label="class", groups="patient", drop="part"
     )
     labels, groups = (
-        read_beside(tmp_path / "out", "labels"),
-        read_beside(tmp_path / "out", "groups"),
+        read_sidecar(tmp_path / "out", "labels"),
+        read_sidecar(tmp_path / "out", "groups"),
     )
     rows = {}
     for split, array in arrays.items():
@@ -161,7 +161,7 @@ def test_patterns_choose_columns(tmp_path):
 
 
 def test_a_folder_and_a_list_of_files_are_one_table(tmp_path):
-    whole, *_ = prepared(tmp_path / "whole", FRAME, **BESIDE)
+    whole, *_ = prepared(tmp_path / "whole", FRAME, **LABELLED)
     folder = tmp_path / "folder"
     folder.mkdir()
     WRITE["parquet"](folder / "1.parquet", FRAME[:150])
@@ -171,7 +171,7 @@ def test_a_folder_and_a_list_of_files_are_one_table(tmp_path):
         "a": str(folder),
         "b": [str(folder / "1.parquet"), str(folder / "2.csv")],
     }.items():
-        settings = TableSettings(path=path, **BESIDE)
+        settings = TableSettings(path=path, **LABELLED)
         train, *_ = prepare_table(settings, tmp_path / name, tmp_path / "raw")
         assert np.allclose(train, whole["train"], atol=1e-5)
 
@@ -181,7 +181,7 @@ def test_installed_tables(tmp_path, source):
     settings = read_data_settings({"source": source})
     train, valid, test, manifest = prepare_table(settings, tmp_path / "out", tmp_path / "raw")
     assert settings.event_shape == train.shape[1:]
-    assert len(read_beside(tmp_path / "out", "labels")["train"]) == len(train)
+    assert len(read_sidecar(tmp_path / "out", "labels")["train"]) == len(train)
     assert Preprocessor.from_dict(json.loads(json.dumps(settings.facts))["table"]).features
     assert "target" not in {each["name"] for each in manifest["columns"]}
     assert np.isfinite([train.min(), valid.max(), test.max()]).all()

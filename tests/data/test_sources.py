@@ -18,7 +18,7 @@ from source_files import (
 )
 
 from submanifold.common.errors import UserError
-from submanifold.data.prepare import check, prepare, read_beside
+from submanifold.data.prepare import check, prepare, read_sidecar
 from submanifold.data.settings import ImageSettings
 from submanifold.data.sources import SOURCES
 from submanifold.data.splits import SPLITS
@@ -65,8 +65,8 @@ def test_a_source_is_prepared_with_its_labels_and_groups(source, tmp_path):
     assert min(counts.values()) > 0
     assert manifest["counts"] == counts
     for values in (
-        read_beside(tmp_path / "out", "labels"),
-        read_beside(tmp_path / "out", "groups"),
+        read_sidecar(tmp_path / "out", "labels"),
+        read_sidecar(tmp_path / "out", "groups"),
     ):
         assert not values or {split: len(each) for split, each in values.items()} == counts
 

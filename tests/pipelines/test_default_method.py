@@ -15,7 +15,7 @@ from conftest import command_environment
 from splits import checked_splits
 from strategies import assert_close
 from submanifold.data.batches import Batches
-from submanifold.data.prepare import read_beside
+from submanifold.data.prepare import read_sidecar
 from submanifold.data.settings import ImageSettings
 from submanifold.evaluation.ood import measure_ood
 from submanifold.evaluation.reconstruction import psnr
@@ -205,7 +205,7 @@ def test_ood_pipeline_scores_and_measures_every_image(ood):
 def test_ood_images_have_the_groups_of_their_source(pictures, tmp_path):
     data = ImageSettings(source="folder", path=str(pictures), size=8, groups="folder")
     found = gather_images(data, tmp_path / "out", tmp_path / "raw")
-    known = read_beside(tmp_path / "out", "groups")
+    known = read_sidecar(tmp_path / "out", "groups")
     assert len(found["events"]) == 40
     assert found["groups"] == {"ood": [*known["test"], *known["valid"], *known["train"]]}
 

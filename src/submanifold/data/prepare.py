@@ -33,13 +33,14 @@ log = logging.getLogger(__name__)
 
 Prepared = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 """Copy-on-write memory maps of train, valid and test, and the manifest."""
-Beside = dict[str, dict[str, list[Any]]]
+Sidecars = dict[str, dict[str, list[Any]]]
 """Labels, groups and rows, if there are any: lists by split, in the order of the arrays."""
+Written = tuple[dict[str, Any], Sidecars]
 
 CHUNK_IMAGES, CHUNK_BYTES = 64, 2**22
 """Most images, and bytes of images, that a thread decodes at a time."""
 MAX_LISTED = 1000
-BESIDE = ("labels", "groups", "rows")
+SIDECARS = ("labels", "groups", "rows")
 BROKEN_FILES = 10
 """Number of images that may always be broken, but at most half; of many images 1% may be."""
 MIN_IMAGES, FEW_IMAGES, MIN_CLASSES = 2, 100, 2
@@ -63,7 +64,7 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
     """
     key = {"settings": settings.content, "fingerprint": settings.fingerprint(raw_folder)}
 
-    def write() -> tuple[dict[str, Any], Beside]:
+    def write() -> Written:
         with closing(settings.open(raw_folder)) as source:
             return _write(source, settings, folder)
 
@@ -76,7 +77,7 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
 def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
     """Draw the points of each split from its own random stream, as float32 arrays (N, D)."""
 
-    def write() -> tuple[dict[str, Any], Beside]:
+    def write() -> Written:
         manifold = settings.manifold
         for index, (split, count) in enumerate(settings.counts):
             points = manifold.sample(count, np.random.default_rng([settings.seed, index]))
@@ -88,9 +89,12 @@ def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
 
 
 def prepare_once(
-    folder: Path, what: str, key: dict[str, Any], write: Callable[[], tuple[dict[str, Any], Beside]]
+    folder: Path,
+    what: str,
+    key: dict[str, Any],
+    write: Callable[[], Written],
 ) -> Prepared:
-    """Write arrays, what is beside them and a manifest, unless intact arrays of this key exist."""
+    """Write arrays, their sidecar files and a manifest, unless intact arrays of this key exist."""
     files = [folder / f"{split}.npy" for split in SPLITS]
     with locked(folder, what):
         manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
@@ -100,17 +104,17 @@ def prepare_once(
                 log.warning(
                     "the arrays in %s are of other data, or damaged; preparing them again", folder
                 )
-            old = [folder / f"{name}.json" for name in ("manifest", *BESIDE)]
+            old = [folder / f"{name}.json" for name in ("manifest", *SIDECARS)]
             remove_files([*old, *folder.glob("*.npy")])
-            began, (manifest, beside) = time.monotonic(), write()
-            for name, values in beside.items():
+            began, (manifest, sidecars) = time.monotonic(), write()
+            for name, values in sidecars.items():
                 write_json(folder / f"{name}.json", values)
             counts = [len(np.load(file, mmap_mode="r")) for file in files]
             hashes = "".join(map(write_checksum, files))
             manifest |= {
                 "counts": dict(zip(SPLITS, counts, strict=True)),
-                "groups": {split: len({*beside["groups"][split]}) for split in SPLITS}
-                if "groups" in beside
+                "groups": {split: len({*sidecars["groups"][split]}) for split in SPLITS}
+                if "groups" in sidecars
                 else None,
                 "hash": f"sha256:{hashlib.sha256(hashes.encode()).hexdigest()}",
                 "seconds": round(time.monotonic() - began, 2),
@@ -146,22 +150,22 @@ def _notes(train: np.ndarray) -> Iterator[str]:
                "described three times; set data.channels=1")  # fmt: skip
 
 
-def read_beside(folder: Path, name: str) -> dict[str, list[Any]]:
+def read_sidecar(folder: Path, name: str) -> dict[str, list[Any]]:
     """Read ``labels``, ``groups`` or ``rows`` of prepared events by split; empty without them."""
     return read_json(folder / f"{name}.json") or {}
 
 
-def _write(source: Source, settings: ImageSettings, folder: Path) -> tuple[dict[str, Any], Beside]:
-    """Write the arrays and contexts of a source; return the manifest and what is beside them."""
+def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
+    """Write the arrays and contexts of a source; return the manifest and their sidecar files."""
     names, broken = _write_arrays(source, settings, folder)
-    beside: Beside = {}
+    sidecars: Sidecars = {}
     if (labels := source.labels) is not None:
-        beside["labels"] = {split: [labels[name] for name in names[split]] for split in SPLITS}
+        sidecars["labels"] = {split: [labels[name] for name in names[split]] for split in SPLITS}
         if settings.condition:
-            _write_classes(folder, beside["labels"])
+            _write_classes(folder, sidecars["labels"])
     if (groups := source.groups) is not None:
         numbers = {group: number for number, group in enumerate(sorted({*groups.values()}))}
-        beside["groups"] = {split: [numbers[groups[name]] for name in names[split]]
+        sidecars["groups"] = {split: [numbers[groups[name]] for name in names[split]]
                             for split in SPLITS}  # fmt: skip
     notes = _notes(np.load(folder / "train.npy", mmap_mode="r"))
     others = {f"*{suffix}": f"{count} files that are not {', '.join(SUFFIXES)}"
@@ -177,7 +181,7 @@ def _write(source: Source, settings: ImageSettings, folder: Path) -> tuple[dict[
         "skipped": [{"name": printable(name), "reason": printable(why)} for name, why in listed],
         "skipped_count": source.other_files.total() + len(source.skipped) + len(broken),
     }
-    return manifest, beside
+    return manifest, sidecars
 
 
 def _write_classes(folder: Path, labels: Mapping[str, list[Any]]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from submanifold.data.arrays import context_path, write_chunks
-from submanifold.data.prepare import Beside, Prepared, prepare_once
+from submanifold.data.prepare import Prepared, Sidecars, prepare_once
 from submanifold.data.settings import TableSettings
 from submanifold.data.tables import Preprocessor
 from submanifold.data.tables.columns import named
@@ -28,7 +28,7 @@ def prepare_table(settings: TableSettings, folder: Path, raw_folder: Path) -> Pr
     """
     schema = settings.read(raw_folder)
 
-    def write() -> tuple[dict[str, Any], Beside]:
+    def write() -> tuple[dict[str, Any], Sidecars]:
         frame, order, groups = load_rows(settings)
         for split, rows in order.items():
             path = folder / f"{split}.npy"
@@ -50,12 +50,12 @@ def prepare_table(settings: TableSettings, folder: Path, raw_folder: Path) -> Pr
             "seed": settings.seed,
             "split_note": "; ".join(_notes(schema, dropped, duplicates, order)) or None,
         }
-        beside: Beside = {"rows": {"test": order["test"].tolist()}}
+        sidecars: Sidecars = {"rows": {"test": order["test"].tolist()}}
         if (label := settings.label_column) is not None:
-            beside["labels"] = {s: _to_json(frame[label].iloc[r]) for s, r in order.items()}
+            sidecars["labels"] = {s: _to_json(frame[label].iloc[r]) for s, r in order.items()}
         if groups is not None:
-            beside["groups"] = {split: groups[rows].tolist() for split, rows in order.items()}
-        return manifest, beside
+            sidecars["groups"] = {split: groups[rows].tolist() for split, rows in order.items()}
+        return manifest, sidecars
 
     key = {"key": schema_key(settings)}
     prepared = prepare_once(folder, f"the rows of {settings.source}", key, write)

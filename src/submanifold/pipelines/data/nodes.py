@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from submanifold.common.errors import error_prefix
-from submanifold.data.prepare import BESIDE, draw, prepare, read_beside
+from submanifold.data.prepare import SIDECARS, draw, prepare, read_sidecar
 from submanifold.data.prepare_table import prepare_table
 from submanifold.data.settings import ImageSettings, SyntheticSettings
 
@@ -31,5 +31,5 @@ def prepare_data(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
             log.warning("%s", note)
         return {
             **dict(zip(OUTPUTS, prepared, strict=True)),
-            **{name: read_beside(folder, name) for name in BESIDE},
+            **{name: read_sidecar(folder, name) for name in SIDECARS},
         }

@@ -8,7 +8,7 @@ import pandas as pd
 
 from submanifold.common.device import choose_device
 from submanifold.common.errors import error_prefix
-from submanifold.data.prepare import prepare, read_beside
+from submanifold.data.prepare import prepare, read_sidecar
 from submanifold.data.splits import Groups
 from submanifold.data.tables import Preprocessor
 from submanifold.evaluation.likelihood import to_bits_per_dim
@@ -37,7 +37,7 @@ def gather_images(data: Any, folder: Path, raw_folder: Path) -> dict[str, Any]:
     with error_prefix("ood"):
         train, valid, test, _ = prepare(data, folder, raw_folder)
     images = np.concatenate([split[:MAX_IMAGES] for split in (test, valid, train)])[:MAX_IMAGES]
-    if not (groups := read_beside(folder, "groups")):
+    if not (groups := read_sidecar(folder, "groups")):
         return {"events": images, "groups": {}}
     numbers = [n for split in ("test", "valid", "train") for n in groups[split][:MAX_IMAGES]]
     return {"events": images, "groups": {"ood": numbers[:MAX_IMAGES]}}
