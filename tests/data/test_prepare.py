@@ -3,16 +3,15 @@
 import json
 import os
 import subprocess
-import threading
 import tracemalloc
 import warnings
-import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from source_files import numbered, plain, write_celeba, write_folder
+from source_files import numbered, plain, write_celeba, write_folder, write_zip
 
 from submanifold.common.errors import UserError
 from submanifold.data import prepare as module
@@ -41,7 +40,7 @@ def settings(tmp_path, **changes):
 
 
 def run(tmp_path, out="out", **changes):
-    return prepare(settings(tmp_path, **changes), tmp_path / out, tmp_path / "raw")
+    return prepare(settings(tmp_path, **changes), str(tmp_path / out), str(tmp_path / "raw"))
 
 
 @pytest.fixture
@@ -85,15 +84,12 @@ def test_arrays_and_manifest(tmp_path):
 # ---- splits
 
 
-@pytest.mark.parametrize(
-    ("total", "counts", "expected"),
-    [
-        (3, {}, (1, 1, 1)),
-        (100, {"train": 50, "valid": 20}, (50, 20, 30)),
-        (100, {"train": 50, "test": 10}, (50, 10, 10)),
-        (202_599, {"train": 200_782}, (200_782, 908, 909)),
-    ],
-)
+@pytest.mark.parametrize(("total", "counts", "expected"), [
+    (3, {}, (1, 1, 1)),
+    (100, {"train": 50, "valid": 20}, (50, 20, 30)),
+    (100, {"train": 50, "test": 10}, (50, 10, 10)),
+    (202_599, {"train": 200_782}, (200_782, 908, 909)),
+])  # fmt: skip
 def test_sizes_of_a_random_split(total, counts, expected):
     sizes = split_sizes(total, Counts(**counts))
     assert tuple(sizes[split] for split in SPLITS) == expected
@@ -186,9 +182,7 @@ def test_a_killed_run_is_repeated_with_the_same_result(tmp_path, monkeypatch, fu
 
 
 def test_memory_is_bounded(tmp_path):
-    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
-        for i in range(1500):
-            archive.writestr(f"{i}.png", numbered(i))
+    write_zip(tmp_path / "in.zip", {f"{i}.png": numbered(i) for i in range(1500)})
     tracemalloc.start()
     *arrays, _ = run(tmp_path, path=str(tmp_path / "in.zip"), size=64)
     peak = tracemalloc.get_traced_memory()[1]
@@ -201,16 +195,13 @@ def test_memory_is_bounded(tmp_path):
 # ---- rejected data
 
 
-@pytest.mark.parametrize(
-    ("images", "given", "message"),
-    [
-        ([numbered(0)] * 40, {}, "different training images, got 1 among 32"),
-        ([numbered(i) for i in range(3)], {}, r"counts\.train: expected 100 or more different"),
-        ([], {}, "expected images .* got none"),
-        ([], {"source": "photos", "path": None, "size": 500}, "size: expected at most 128"),
-        ([numbered(1)] * 9, {"groups": "folder"}, "groups: expected at least 3 groups, .* got 1"),
-    ],
-)
+@pytest.mark.parametrize(("images", "given", "message"), [
+    ([numbered(0)] * 40, {}, "different training images, got 1 among 32"),
+    ([numbered(i) for i in range(3)], {}, r"counts\.train: expected 100 or more different"),
+    ([], {}, "expected images .* got none"),
+    ([], {"source": "photos", "path": None, "size": 500}, "size: expected at most 128"),
+    ([numbered(1)] * 9, {"groups": "folder"}, "groups: expected at least 3 groups, .* got 1"),
+])  # fmt: skip
 def test_images_that_cannot_be_used_are_rejected(tmp_path, images, given, message):
     (tmp_path / "in").mkdir()
     write_folder(tmp_path / "in", {f"{i}.png": content for i, content in enumerate(images)})
@@ -245,13 +236,10 @@ def test_an_official_split_that_is_too_small_is_rejected(tmp_path):
         run(tmp_path, source="celeba", split="official", counts={"test": 11})
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("00000.png 0\n00001.png\n", "expected folder, or a text file"),
-        ("00000.png 0\n", r"expected a line for each image, got none for 11, such as 00001"),
-    ],
-)
+@pytest.mark.parametrize(("content", "message"), [
+    ("00000.png 0\n00001.png\n", "expected folder, or a text file"),
+    ("00000.png 0\n", r"expected a line for each image, got none for 11, such as 00001"),
+])  # fmt: skip
 def test_an_invalid_list_of_groups_is_rejected(tmp_path, content, message):
     make_folder(tmp_path / "in", 12)
     (tmp_path / "list.txt").write_text(content)
@@ -259,13 +247,10 @@ def test_an_invalid_list_of_groups_is_rejected(tmp_path, content, message):
         run(tmp_path, groups=str(tmp_path / "list.txt"))
 
 
-@pytest.mark.parametrize(
-    ("broken", "counts", "message"),
-    [
-        ([5], {"train": 160, "valid": 20, "test": 20}, r"readable images \(1 are broken"),
-        (range(0, 55, 5), {}, "at most 10 broken images among 200, got 11 so far, such as "),
-    ],
-)
+@pytest.mark.parametrize(("broken", "counts", "message"), [
+    ([5], {"train": 160, "valid": 20, "test": 20}, r"readable images \(1 are broken"),
+    (range(0, 55, 5), {}, "at most 10 broken images among 200, got 11 so far, such as "),
+])  # fmt: skip
 def test_too_many_broken_files_stop_the_run(tmp_path, broken, counts, message):
     make_folder(tmp_path / "in", 200, broken)
     with pytest.raises(UserError, match=message):
@@ -328,16 +313,8 @@ def test_a_full_disk_is_an_error_and_the_command_can_be_repeated(tmp_path, small
 
 def test_concurrent_runs_prepare_once(tmp_path, decoded):
     make_folder(tmp_path / "in", 60)
-    hashes = []
-
-    def work():
-        hashes.append(run(tmp_path)[3]["hash"])
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        hashes = [*pool.map(lambda _: run(tmp_path)[3]["hash"], range(3))]
     assert len(decoded) == 60
     assert (len(hashes), len(set(hashes))) == (3, 1)
 

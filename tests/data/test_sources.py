@@ -64,10 +64,8 @@ def test_a_source_is_prepared_with_its_labels_and_groups(source, tmp_path):
     counts = {split: len(array) for split, array in zip(SPLITS, arrays, strict=True)}
     assert min(counts.values()) > 0
     assert manifest["counts"] == counts
-    for values in (
-        read_sidecar(tmp_path / "out", "labels"),
-        read_sidecar(tmp_path / "out", "groups"),
-    ):
+    for name in ("labels", "groups"):
+        values = read_sidecar(tmp_path / "out", name)
         assert not values or {split: len(each) for split, each in values.items()} == counts
 
 

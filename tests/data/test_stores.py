@@ -72,15 +72,12 @@ def future_zip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("name", "write", "message"),
-    [
-        ("nowhere", lambda path: None, "no such file or folder"),
-        ("a.zip", future_zip, "cannot be read"),
-        ("db", lambda path: write_folder(path, {"data.mdb": b"no"}), "cannot be read"),
-        ("in", lambda path: write_folder(path / "db", {"data.mdb": b"no"}), "contains an LMDB's"),
-    ],
-)
+@pytest.mark.parametrize(("name", "write", "message"), [
+    ("nowhere", lambda path: None, "no such file or folder"),
+    ("a.zip", future_zip, "cannot be read"),
+    ("db", lambda path: write_folder(path, {"data.mdb": b"no"}), "cannot be read"),
+    ("in", lambda path: write_folder(path / "db", {"data.mdb": b"no"}), "contains an LMDB's"),
+])  # fmt: skip
 def test_a_path_without_readable_images_is_rejected(tmp_path, name, write, message):
     path = tmp_path / name
     write(path)

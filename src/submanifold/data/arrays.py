@@ -22,11 +22,9 @@ class ConditionalArray(np.ndarray):
     context: np.ndarray | None
 
     def __array_finalize__(self, other: object) -> None:
-        """Results of computations have no context."""
         self.context = None
 
     def __getitem__(self, index: Any) -> Any:
-        """Select events and their contexts; a single event has none."""
         selected = super().__getitem__(index)
         rows = index[0] if isinstance(index, tuple) else index
         is_single = isinstance(rows, int | np.integer)
@@ -83,11 +81,8 @@ def write_chunks(
     with atomic_write(path) as partial, open(partial, "wb") as file:
 
         def write_header(count: int) -> None:  # of one length for all counts
-            fields = {
-                "descr": np.dtype(dtype).str,
-                "fortran_order": False,
-                "shape": (count, *shape),
-            }
+            descr = np.dtype(dtype).str
+            fields = {"descr": descr, "fortran_order": False, "shape": (count, *shape)}
             np.lib.format.write_array_header_1_0(file, fields)
 
         write_header(0)

@@ -59,7 +59,6 @@ class Batches:
         return self.rows.dtype != torch.uint8
 
     def __iter__(self) -> Iterator[Batch]:
-        """Iterate over all items in order, with the same noise each time."""
         return self.in_order()
 
     def in_order(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
@@ -95,13 +94,8 @@ class Batches:
 def dequantize(pixels: Tensor, generator: torch.Generator | None = None, bits: int = 8) -> Tensor:
     """Add uniform noise to the upper bits of each byte: x = (pixel + U[0, 1)) / 2^bits - 0.5.
 
-    Args:
-        pixels: uint8, of any shape.
-        generator: Generator on the device of the pixels.
-        bits: Number of upper bits to keep, 1 to 8.
-
-    Returns:
-        float32 values in [-0.5, 0.5).
+    From uint8 pixels of any shape, and a generator on their device, it computes float32 values in
+    [-0.5, 0.5). ``bits``, 1 to 8, is the number of upper bits to keep.
     """
     noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
     return _add_noise(pixels, noise, bits)
@@ -132,7 +126,6 @@ def fixed_batches(
 
 
 def _each(batch: Callable[[int], Batch], starts: range, device: torch.device) -> Iterator[Batch]:
-    """Iterate over batches; tune the number of threads on the CPU."""
     batches = map(batch, starts)
     return tuned(batches) if device.type == "cpu" else batches
 

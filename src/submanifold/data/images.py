@@ -20,9 +20,8 @@ def decode(
 ) -> np.ndarray:
     """Decode an image file to a uint8 array (channels, size, size), its first frame turned by EXIF.
 
-    Raises:
-        OSError, ValueError, ...: If the image is broken, or its header claims more pixels than
-            PIL's limit (89 million). PIL's plugins raise many kinds of errors.
+    A broken image, or a header that claims more pixels than PIL's limit (89 million), raises an
+    OSError, a ValueError, or another one of the many kinds of errors of PIL's plugins.
     """
     return crop_and_resize(_open(content), size, channels, crop, margin)
 
@@ -86,11 +85,8 @@ def load_pictures(paths: Iterable[str | Path], size: int, channels: int, crop: s
                   margin: int = 0, **_: Any) -> np.ndarray:  # fmt: skip
     """Read image files as a model's training images: ``load_pictures(paths, **model.data)``.
 
-    Returns:
-        uint8 (N, channels, size, size).
-
-    Raises:
-        UserError: Naming the first file that cannot be read.
+    The result is uint8 (N, channels, size, size). A UserError names the first file that cannot be
+    read.
     """
     pictures = []
     for path in paths:

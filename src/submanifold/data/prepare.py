@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import (
     locked,
     printable,
@@ -46,22 +46,19 @@ BROKEN_FILES = 10
 MIN_IMAGES, FEW_IMAGES, MIN_CLASSES = 2, 100, 2
 
 
-def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared:
+def prepare(settings: ImageSettings, folder: str | Path, raw_folder: str | Path) -> Prepared:
     """Crop, resize and split the images of a source, in bounded memory.
 
     Finished work is returned; arrays that no longer have their checksum (after a disk error) are
     prepared again. The folder gets train.npy, valid.npy, test.npy, labels.json and groups.json if
     there are any, and finally manifest.json; with a condition also files of the contexts.
 
-    Returns:
-        Three uint8 arrays (N, channels, size, size), and the manifest, with a hash of the arrays,
-        the first 1,000 `skipped` images (`{"name", "reason"}`), and the numbers of `groups` by
-        split (None if images are independent).
-
-    Raises:
-        UserError: If the source cannot be read or split, or more than 10 images and more than 1%
-            of all, or more than half, are broken.
+    Returns three uint8 arrays (N, channels, size, size), and the manifest, with a hash of the
+    arrays, the first 1,000 `skipped` images (`{"name", "reason"}`), and the numbers of `groups` by
+    split (None if images are independent). A source that cannot be read or split, or of which more
+    than 10 images and more than 1%, or more than half, are broken, raises a UserError.
     """
+    folder, raw_folder = Path(folder), Path(raw_folder)
     key = {"settings": settings.content, "fingerprint": settings.fingerprint(raw_folder)}
 
     def write() -> Written:
@@ -74,8 +71,9 @@ def prepare(settings: ImageSettings, folder: Path, raw_folder: Path) -> Prepared
     return prepared
 
 
-def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
+def draw(settings: SyntheticSettings, folder: str | Path) -> Prepared:
     """Draw the points of each split from its own random stream, as float32 arrays (N, D)."""
+    folder = Path(folder)
 
     def write() -> Written:
         manifold = settings.manifold
@@ -89,10 +87,7 @@ def draw(settings: SyntheticSettings, folder: Path) -> Prepared:
 
 
 def prepare_once(
-    folder: Path,
-    what: str,
-    key: dict[str, Any],
-    write: Callable[[], Written],
+    folder: Path, what: str, key: dict[str, Any], write: Callable[[], Written]
 ) -> Prepared:
     """Write arrays, their sidecar files and a manifest, unless intact arrays of this key exist."""
     files = [folder / f"{split}.npy" for split in SPLITS]
@@ -110,12 +105,10 @@ def prepare_once(
             for name, values in sidecars.items():
                 write_json(folder / f"{name}.json", values)
             counts = [len(np.load(file, mmap_mode="r")) for file in files]
-            hashes = "".join(map(write_checksum, files))
+            hashes, groups = "".join(map(write_checksum, files)), sidecars.get("groups", {})
             manifest |= {
                 "counts": dict(zip(SPLITS, counts, strict=True)),
-                "groups": {split: len({*sidecars["groups"][split]}) for split in SPLITS}
-                if "groups" in sidecars
-                else None,
+                "groups": {split: len({*numbers}) for split, numbers in groups.items()} or None,
                 "hash": f"sha256:{hashlib.sha256(hashes.encode()).hexdigest()}",
                 "seconds": round(time.monotonic() - began, 2),
                 **key,
@@ -125,24 +118,21 @@ def prepare_once(
     return train, valid, test, manifest
 
 
-def check(settings: ImageSettings, folder: Path, raw_folder: Path) -> None:
+def check(settings: ImageSettings, folder: str | Path, raw_folder: str | Path) -> None:
     """Open and split the source to detect mistakes, unless it is prepared or a download."""
     is_download = settings.path is None and SOURCES[settings.source].path is not None
-    if not is_download and not (folder / "manifest.json").is_file():
-        with closing(settings.open(raw_folder)) as source:
+    if not is_download and not (Path(folder) / "manifest.json").is_file():
+        with closing(settings.open(Path(raw_folder))) as source:
             plan(source, settings.counts, settings.seed)
 
 
 def _notes(train: np.ndarray) -> Iterator[str]:
-    """Check the first 200 training images; yield warnings."""
     first = train[: 2 * FEW_IMAGES]
     different = len({image.tobytes() for image in first})
     got = f"{FEW_IMAGES} or more different training images, got {different} among {len(first)}"
     if different < MIN_IMAGES:
-        raise UserError(
-            f"counts.train: expected {got}. Set path to other images, or decrease the counts of "
-            "valid and test."
-        )
+        fix = "Set path to other images, or decrease the counts of valid and test"
+        raise UserError(f"counts.train: expected {got}. {fix}.")
     if different < FEW_IMAGES:
         yield f"expected {got}: a model memorizes so few, and its metrics are not meaningful"
     if first.shape[1] > 1 and (first == first[:, :1]).all():
@@ -156,7 +146,6 @@ def read_sidecar(folder: Path, name: str) -> dict[str, list[Any]]:
 
 
 def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
-    """Write the arrays and contexts of a source; return the manifest and their sidecar files."""
     names, broken = _write_arrays(source, settings, folder)
     sidecars: Sidecars = {}
     if (labels := source.labels) is not None:
@@ -185,14 +174,12 @@ def _write(source: Source, settings: ImageSettings, folder: Path) -> Written:
 
 
 def _write_classes(folder: Path, labels: Mapping[str, list[Any]]) -> None:
-    """Write the labels of images as their contexts, which are classes from 0."""
     classes = {label for label in labels["train"] if isinstance(label, int)}
     is_complete = classes == set(range(len(classes))) and len(classes) >= MIN_CLASSES
     if not is_complete or any(set(values) - classes for values in labels.values()):
-        raise UserError(
-            f"condition=label: expected training images of all labels from 0 to the largest one of "
-            f"any split, got {sorted(classes)}. Omit labels, other_labels or condition."
-        )
+        expected = "training images of all labels from 0 to the largest one of any split"
+        got = sorted(classes)
+        raise unexpected("condition=label", expected, got, "Omit labels, other_labels or condition")
     for split, values in labels.items():
         save_context(folder / f"{split}.npy", np.array(values, np.int64))
 
@@ -225,11 +212,9 @@ def _write_arrays(
             else:
                 broken[name] = image
             if len(broken) > allowed:
-                raise UserError(
-                    f"path: expected at most {allowed} broken images among {total}, got "
-                    f"{len(broken)} so far, such as {name} ({image}). Repair or remove them, or "
-                    "set another path."
-                )
+                got = f"{len(broken)} so far, such as {name} ({image})"
+                fix = "Repair or remove them, or set another path"
+                raise unexpected("path", f"at most {allowed} broken images among {total}", got, fix)
 
     with ProgressBar("preparing images", "images", total) as progress:
         for names, sizes in pools:
@@ -242,8 +227,6 @@ def _write_arrays(
     for split, names in done.items():
         wanted = getattr(settings.counts, split) or 1
         if len(names) < wanted:
-            raise UserError(
-                f"counts.{split}: expected at most {len(names)} readable images "
-                f"({len(broken)} are broken), got {wanted}. Decrease it."
-            )
+            expected = f"at most {len(names)} readable images ({len(broken)} are broken)"
+            raise unexpected(f"counts.{split}", expected, wanted, "Decrease it")
     return done, broken

@@ -20,13 +20,13 @@ CHUNK_VALUES = 2**21
 log = logging.getLogger(__name__)
 
 
-def prepare_table(settings: TableSettings, folder: Path, raw_folder: Path) -> Prepared:
+def prepare_table(settings: TableSettings, folder: str | Path, raw_folder: str | Path) -> Prepared:
     """Split, dequantize and standardize the rows of a table, as float32 arrays (N, D).
 
     As :func:`.prepare`; the folder also gets rows.json with the numbers of the test rows in the
     table, and the raw folder a record of the columns.
     """
-    schema = settings.read(raw_folder)
+    folder, schema = Path(folder), settings.read(Path(raw_folder))
 
     def write() -> tuple[dict[str, Any], Sidecars]:
         frame, order, groups = load_rows(settings)

@@ -1,7 +1,6 @@
 """Settings of the data: `data.*` of the parameters."""
 
-from __future__ import annotations
-
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from submanifold.common.errors import UserError, did_you_mean
+from submanifold.common.errors import did_you_mean, unexpected
 from submanifold.common.settings import Settings, read_settings
 from submanifold.data.sources import SOURCES, Source
 from submanifold.data.sources.stores import identify
@@ -99,7 +98,7 @@ class ImageSettings(_Data):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _check_rules(self) -> ImageSettings:
+    def _check_rules(self) -> "ImageSettings":
         kind, source = SOURCES[self.source], f"with source={self.source}"
         supported = {"path": kind.path, "groups": kind.image_files, "labels": kind.labels,
                      "other_labels": kind.labels, "condition": kind.labels}  # fmt: skip
@@ -154,10 +153,8 @@ class ImageSettings(_Data):
                 groups = identify(Path(groups).expanduser())
             return f"{'standard' if files is None else identify(*files)}+groups:{groups}"
         except OSError as error:
-            raise UserError(
-                f"path={self.path}: expected files that can be read, got an error ({error}). "
-                "Correct it."
-            ) from error
+            name, got = f"path={self.path}", f"an error ({error})"
+            raise unexpected(name, "files that can be read", got, "Correct it") from error
 
 
 class Draws(Settings):
@@ -206,7 +203,8 @@ class SyntheticSettings(_Data):
 
 Texts = tuple[Annotated[str, Field(min_length=1)], ...]
 Paths = Annotated[Texts, BeforeValidator(lambda x: (x,) if isinstance(x, str) else x)]
-Patterns = Annotated[Texts, BeforeValidator(lambda x: x.split("|") if isinstance(x, str) else x)]
+AsList = BeforeValidator(lambda x: re.split("[|,]", x) if isinstance(x, str) else x)
+Patterns = Annotated[Texts, AsList]
 
 
 class TableSettings(_Data):
@@ -218,9 +216,10 @@ class TableSettings(_Data):
         path: A CSV, Parquet, Feather, NPY or NPZ file, a folder of them, or a list of files. All
             files have the same columns.
         inputs: Names or patterns of the columns that the model describes, as a list or as text
-            (`age|pixel_*`); None: all.
+            (`age,pixel_*`); None: all.
         drop: Names or patterns of columns that it does not describe.
         label: Column that is kept with the rows and is no input of the model.
+        id: Column of identifiers, which is no input of the model and the first one of its scores.
         condition: Names or patterns of columns that the density of the others is given.
         columns: Kinds of columns by name or pattern, instead of those that are found: `integer`
             (noise over the step is added), `number`, `category`, or `ignore`, which is like `drop`.
@@ -242,6 +241,7 @@ class TableSettings(_Data):
     inputs: Patterns | None = None
     drop: Patterns = ()
     label: str | None = Field(None, min_length=1)
+    id: str | None = Field(None, min_length=1)
     condition: Patterns | None = None
     columns: dict[str, ColumnKind] = Field(default_factory=dict)
     categorical: Categorical = "refuse"
@@ -254,7 +254,7 @@ class TableSettings(_Data):
     _schema: Any = PrivateAttr(None)
 
     @model_validator(mode="after")
-    def _check_path(self) -> TableSettings:
+    def _check_path(self) -> "TableSettings":
         if (self.source == "table") != (self.path is not None):
             expected = "the path of a table" if self.path is None else "none"
             got = f"with source={self.source}, got {self.path}"
@@ -266,7 +266,7 @@ class TableSettings(_Data):
         """The label, with the default of installed tables."""
         return self.label or (None if self.source == "table" else "target")
 
-    def read(self, raw_folder: Path | None = None) -> TableSchema:
+    def read(self, raw_folder: Path | None = None) -> "TableSchema":
         """Find the columns and the splits, once; see :func:`.tables.schema.read_schema`."""
         if self._schema is None:
             from submanifold.data.tables.schema import read_schema  # imports pandas
@@ -285,7 +285,8 @@ class TableSettings(_Data):
         """Description of the rows in a model's file: the preprocessor, and the label."""
         schema = self.read()
         condition = {"condition": schema.context.to_dict()} if schema.context else {}
-        return {"table": schema.inputs.to_dict(), "label": self.label_column, **condition}
+        names = {"label": self.label_column, "id": self.id}
+        return {"table": schema.inputs.to_dict(), **names, **condition}
 
     def fingerprint(self, raw_folder: Path | None = None) -> str:
         """Identity of the files: names, sizes and times of change."""
@@ -302,16 +303,13 @@ DataSettings = ImageSettings | SyntheticSettings | TableSettings
 def read_data_settings(mapping: Mapping[str, Any], name: str = "data") -> DataSettings:
     """Validate the settings of images, points or a table, by their `source`.
 
-    Raises:
-        UserError: Naming every setting that is not allowed.
+    A UserError names every setting that is not allowed.
     """
     source = mapping.get("source", "photos")
     kinds: dict[str, type[DataSettings]] = dict.fromkeys(SOURCES, ImageSettings)
     kinds |= dict.fromkeys(MANIFOLDS, SyntheticSettings) | dict.fromkeys(TABLES, TableSettings)
     if source not in kinds:
-        raise UserError(
-            f"data.source: expected the name of a source, got {source}."
-            f"{did_you_mean(str(source), kinds)} Change it in conf/base/parameters.yml, or with "
-            "--params=dataset=<name>."
-        )
+        fix = "Change it in conf/base/parameters.yml, or with --params=dataset=<name>"
+        hint = did_you_mean(str(source), kinds)
+        raise unexpected("data.source", "the name of a source", source, fix, hint)
     return read_settings(kinds[source], mapping, name)

@@ -1,7 +1,5 @@
 """Assignment of a source's images to train, valid and test, with groups of dependent images."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 
 if TYPE_CHECKING:
     from submanifold.data.settings import Counts
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "valid", "test")
 
-FOLDER = "folder"
-"""Value of the setting `groups` that makes each folder a group."""
+FOLDER = "folder"  #: Value of the setting `groups` that makes each folder a group.
 
 Groups = dict[str, list[int]]
 """Number of each image's group, by split, in the order of the arrays; empty without groups."""
@@ -42,16 +39,14 @@ def group_images(groups: str, names: Iterable[str]) -> dict[str, str]:
         lines = Path(groups).expanduser().read_text("utf-8", "surrogateescape").splitlines()
         listed = dict(line.strip().rsplit(maxsplit=1) for line in lines if line.strip())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"groups={groups}: expected folder, or a text file with the name of an image and its "
-            f"group on each line, got an error: {error} (current folder: {Path.cwd()}). Correct it."
-        ) from error
+        expected = "folder, or a text file with the name of an image and its group on each line"
+        got = f"an error: {error} (current folder: {Path.cwd()})"
+        raise unexpected(f"groups={groups}", expected, got, "Correct it") from error
     group_of = {name: listed.get(name) or listed.get(name.rpartition("/")[2], "") for name in names}
     if missing := [name for name, group in group_of.items() if not group]:
-        raise UserError(
-            f"groups={groups}: expected a line for each image, got none for {len(missing)}, such "
-            f"as {missing[0]}. Add these lines, or omit groups."
-        )
+        expected = "a line for each image"
+        got = f"none for {len(missing)}, such as {missing[0]}"
+        raise unexpected(f"groups={groups}", expected, got, "Add these lines, or omit groups")
     return group_of
 
 
@@ -59,13 +54,12 @@ def check_groups(pairs: Iterable[tuple[str, str]]) -> None:
     """Raise a UserError if a group is in two splits; the pairs are groups and splits."""
     counts = Counter(group for group, _ in set(pairs))
     if divided := sorted(group for group, count in counts.items() if count > 1):
-        raise UserError(
-            f"groups: expected each group in one part of the given split, got {len(divided)} in "
-            f"several, such as {divided[0]}. Set split=random, which keeps groups together."
-        )
+        expected = "each group in one part of the given split"
+        got = f"{len(divided)} in several, such as {divided[0]}"
+        raise unexpected("groups", expected, got, "Set split=random, which keeps groups together")
 
 
-def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
+def plan(source: "Source", counts: "Counts", seed: int) -> list[Pool]:
     """Shuffle a source's images and assign them to splits: one pool for all, or one for each."""
     splits = source.splits
     if splits is None:
@@ -78,23 +72,20 @@ def plan(source: Source, counts: Counts, seed: int) -> list[Pool]:
     for index, split in enumerate(SPLITS):
         names = [name for name in source.names if splits[name] == split]
         if not names:
-            raise UserError(
-                f"split: expected {split} images in the {source.split_rule} split, got none. Set "
-                "split=random, or set path to the complete data set."
-            )
+            expected = f"{split} images in the {source.split_rule} split"
+            fix = "Set split=random, or set path to the complete data set"
+            raise unexpected("split", expected, "none", fix)
         size = count_of(split, counts, len(names))
         pools.append((_shuffled(names, [seed, index]), {split: size}))
     return pools
 
 
-def count_of(split: str, counts: Counts, available: int) -> int:
+def count_of(split: str, counts: "Counts", available: int) -> int:
     """Return how many images or rows of a given split are used: all, or as many as counts say."""
     count: int | None = getattr(counts, split)
     if count is not None and count > available:
-        raise UserError(
-            f"counts.{split}: expected at most {available:,}, which the given split has, got "
-            f"{count:,}. Decrease it."
-        )
+        expected = f"at most {available:,}, which the given split has"
+        raise unexpected(f"counts.{split}", expected, f"{count:,}", "Decrease it")
     return available if count is None else count
 
 
@@ -108,10 +99,8 @@ def assign_groups(sizes: Mapping[str, int], wanted: dict[str, int], seed: int) -
     The last split gets the remaining groups. Returns the split of each group.
     """
     if len(sizes) < len(wanted):
-        raise UserError(
-            f"groups: expected at least {len(wanted)} groups, one for each split, got {len(sizes)}."
-            " Define more groups, or omit the setting."
-        )
+        expected = f"at least {len(wanted)} groups, one for each split"
+        raise unexpected("groups", expected, len(sizes), "Define more groups, or omit the setting")
     remaining, splits = _shuffled(sorted(sizes), seed), {}
     for splits_left, (split, size) in zip(range(len(wanted))[::-1], wanted.items(), strict=True):
         count = 0
@@ -122,7 +111,7 @@ def assign_groups(sizes: Mapping[str, int], wanted: dict[str, int], seed: int) -
 
 
 def split_sizes(
-    total: int, counts: Counts, what: str = "images", held_out: int | None = None
+    total: int, counts: "Counts", what: str = "images", held_out: int | None = None
 ) -> dict[str, int]:
     """Sizes of a random split: the counts, else `held_out` (a tenth) for valid and test.
 
@@ -134,10 +123,9 @@ def split_sizes(
     spare = total - sum(sizes.values())
     if spare < len(missing):
         asked = ", ".join(f"counts.{split}={count}" for split, count in sizes.items())
-        raise UserError(
-            f"counts: expected at most {total} {what} in three splits, each with at least one, got "
-            f"{asked or f'too few {what}'}. Decrease the counts, or set path to more {what}."
-        )
+        expected = f"at most {total} {what} in three splits, each with at least one"
+        fix = f"Decrease the counts, or set path to more {what}"
+        raise unexpected("counts", expected, asked or f"too few {what}", fix)
     rest = next((split for split in ("train", "test") if split in missing), None)
     wanted = total // 10 if held_out is None else held_out
     size = max(1, min(wanted, spare // max(1, len(missing))))

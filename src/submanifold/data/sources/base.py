@@ -1,7 +1,5 @@
 """The interface of image sources: an open source, and its entry in the registry."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,10 +34,10 @@ class Source:
 class SourceType:
     """An entry of the registry: functions of the settings and the folder of downloads."""
 
-    open: Callable[[ImageSettings, Path], Source]  #: Opens, or first downloads, the source.
+    open: "Callable[[ImageSettings, Path], Source]"  #: Opens, or first downloads, the source.
     #: Returns the files and folders that determine the images, by default the path; None if they
     #: are installed or downloaded, always the same.
-    files: Callable[[ImageSettings, Path], list[Path] | None] = lambda settings, raw_folder: (
+    files: "Callable[[ImageSettings, Path], list[Path] | None]" = lambda settings, raw_folder: (
         [settings.file] if settings.path else None
     )
     path: str | None = None  #: Description of the setting `path`, or None if it is not accepted.

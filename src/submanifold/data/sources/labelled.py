@@ -1,7 +1,5 @@
 """Labelled data sets with official splits: those of torchvision, and MedMNIST's npz files."""
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import locked
 from submanifold.data.images import crop_and_resize
 from submanifold.data.sources.base import Source, SourceType
@@ -25,7 +23,7 @@ Labelled = dict[str, tuple[np.ndarray, np.ndarray]]
 """By split: images, uint8 (N, height, width) or (N, height, width, 3), and labels (N, ...)."""
 
 
-def open_labelled(settings: ImageSettings, data: Labelled) -> Source:
+def open_labelled(settings: "ImageSettings", data: Labelled) -> Source:
     """Make a source of official splits; without a validation split it is taken from train."""
     data = _select_labels(settings, data)
     splits, labels = dict[str, str](), dict[str, object]()
@@ -47,7 +45,7 @@ def open_labelled(settings: ImageSettings, data: Labelled) -> Source:
     return Source(sorted(splits), image, official, settings.split, labels=labels)
 
 
-def _select_labels(settings: ImageSettings, data: Labelled) -> Labelled:
+def _select_labels(settings: "ImageSettings", data: Labelled) -> Labelled:
     setting = "labels" if settings.labels else "other_labels"
     if (chosen := getattr(settings, setting)) is None:
         return data
@@ -55,9 +53,7 @@ def _select_labels(settings: ImageSettings, data: Labelled) -> Labelled:
         raise UserError(f"{setting}: expected none, because images have several labels. Omit it.")
     existing = {int(label) for _, labels in data.values() for label in np.unique(labels)}
     if not set(chosen) <= existing or (setting == "other_labels" and set(chosen) == existing):
-        raise UserError(
-            f"{setting}: expected some of the labels {sorted(existing)}, got {list(chosen)}."
-        )
+        raise unexpected(setting, f"some of the labels {sorted(existing)}", list(chosen))
     selected = {}
     for split, (images, labels) in data.items():
         is_chosen = np.isin(labels, chosen, invert=setting == "other_labels")
@@ -66,19 +62,18 @@ def _select_labels(settings: ImageSettings, data: Labelled) -> Labelled:
 
 
 def labelled_source(
-    read: Callable[[ImageSettings, Path], Labelled], path: str, **more: Any
+    read: "Callable[[ImageSettings, Path], Labelled]", path: str, **more: Any
 ) -> SourceType:
     """A source of labelled images that a function reads from files at a path, or downloads."""
 
-    def open_source(settings: ImageSettings, raw_folder: Path) -> Source:
+    def open_source(settings: "ImageSettings", raw_folder: Path) -> Source:
         try:
             data = read(settings, raw_folder)
         except Exception as error:  # each download and each broken file raises other errors
             place = f"at path={settings.path}" if settings.path else "by torchvision's download"
-            raise UserError(
-                f"source={settings.source}: expected {path} {place}, got an error: "
-                f"{' '.join(str(error).split())}. Fetch it again, or by hand, and set path to it."
-            ) from error
+            got = f"an error: {' '.join(str(error).split())}"
+            fix = "Fetch it again, or by hand, and set path to it"
+            raise unexpected(f"source={settings.source}", f"{path} {place}", got, fix) from error
         return open_labelled(settings, data)
 
     return SourceType(open_source, path=path, labels=True, official_split=True, **more)
@@ -90,7 +85,7 @@ def torchvision_source(name: str) -> SourceType:
     A path is a folder of its files, or torchvision's root folder.
     """
 
-    def read(settings: ImageSettings, raw_folder: Path) -> Labelled:
+    def read(settings: "ImageSettings", raw_folder: Path) -> Labelled:
         if settings.path is None:
             folder = raw_folder / "torchvision"
             with locked(folder, f"the download of {name}"):
@@ -100,14 +95,13 @@ def torchvision_source(name: str) -> SourceType:
         images, labels, test_images, test_labels = map(_read_idx, _files(name, settings.file))
         return {"train": (images, labels), "test": (test_images, test_labels)}
 
-    def files(settings: ImageSettings, raw_folder: Path) -> list[Path] | None:
+    def files(settings: "ImageSettings", raw_folder: Path) -> list[Path] | None:
         return _files(name, settings.file) if settings.path else None
 
     return labelled_source(read, f"a folder of torchvision's {name}", files=files)
 
 
 def _files(name: str, root: Path) -> list[Path]:
-    """The files of a data set, packed or not, whether they exist or not."""
     folders = (root,) if name in FILES else (root, root / "raw", root / name / "raw")
     files = []
     for file in FILES.get(name, IDX_FILES):
@@ -136,7 +130,7 @@ def _load(name: str, root: Path, download: bool = False) -> Labelled:
     return data
 
 
-def _read_medmnist(settings: ImageSettings, raw_folder: Path) -> Labelled:
+def _read_medmnist(settings: "ImageSettings", raw_folder: Path) -> Labelled:
     data = {}
     with np.load(settings.file) as arrays:
         for split, name in {"train": "train", "valid": "val", "test": "test"}.items():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 from submanifold.data.sources.base import Source, SourceType
 
 if TYPE_CHECKING:
@@ -27,11 +27,10 @@ FILES = {
     "motorcycle": ("skimage", "data/motorcycle_left.png"),
     "rocket": ("skimage", "data/rocket.jpg"),
 }
-PLAY = 32
-"""Pixels by which the smallest cell exceeds a patch."""
-GAP = 8
-"""Pixels between cells: no 8 x 8 block of a JPEG is in two cells."""
+PLAY = 32  #: Pixels by which the smallest cell exceeds a patch.
+GAP = 8  #: Pixels between cells: no 8 x 8 block of a JPEG is in two cells.
 TARGET = 8000
+SPLIT_OF = {4: "valid", 9: "test"}  # of every ten cells; the others are for training
 LARGEST = 128
 
 
@@ -50,10 +49,8 @@ def open_photos(settings: ImageSettings, photos: Mapping[str, np.ndarray] | None
     photos = read_photos(settings.channels) if photos is None else photos
     largest = min(LARGEST, *(min(pixels.shape[:2]) for pixels in photos.values()))
     if size > largest:
-        raise UserError(
-            f"size: expected at most {largest} with source=photos, got {size}. Decrease it, or set "
-            "another source."
-        )
+        expected = f"at most {largest} with source=photos"
+        raise unexpected("size", expected, size, "Decrease it, or set another source")
     cells = {(photo, number): cell for photo, pixels in photos.items()
              for number, cell in enumerate(divide(pixels, size + PLAY))}  # fmt: skip
     tiles = {(*cell, "full"): pixels for cell, pixels in cells.items()}
@@ -67,7 +64,9 @@ def open_photos(settings: ImageSettings, photos: Mapping[str, np.ndarray] | None
 
     # fractions of a pixel: one pixel more may reduce the number of patches by a third
     stride = min(np.arange(4, size + PLAY, 0.25).tolist(), key=error)
-    split_of = _assign(list(cells), settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    order = sorted(cells, key=lambda cell: (cell[0], rng.random()))  # random within a photograph
+    split_of = {cell: SPLIT_OF.get(n % 10, "train") for n, cell in enumerate(order)}
     patches, splits, groups = {}, {}, {}
     for (photo, cell, scale), tile in tiles.items():
         for top, left in product(*(starts(extent, size, stride) for extent in tile.shape[:2])):
@@ -109,13 +108,6 @@ def starts(extent: int, size: int, stride: float) -> list[int]:
     """Positions of patches along one axis, about a stride apart, from one end to the other."""
     count = 0 if extent < size else round((extent - size) / stride) + 1
     return np.linspace(0, extent - size, count).round().astype(int).tolist()
-
-
-def _assign(cells: list[tuple[str, int]], seed: int) -> dict[tuple[str, int], str]:
-    """Assign 8, 1 and 1 of every ten cells to the splits, in random order within a photograph."""
-    rng = np.random.default_rng(seed)
-    order = sorted(cells, key=lambda cell: (cell[0], rng.random()))
-    return {cell: {4: "valid", 9: "test"}.get(i % 10, "train") for i, cell in enumerate(order)}
 
 
 PHOTOS = SourceType(open=lambda settings, raw_folder: open_photos(settings))

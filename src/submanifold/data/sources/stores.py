@@ -1,7 +1,5 @@
 """Images in a folder, a zip or an LMDB, also CelebA's, and the identity of files."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import locked
 from submanifold.data.images import SUFFIXES
 from submanifold.data.sources.base import Source, SourceType
@@ -35,7 +33,11 @@ def open_store(path: Path) -> Source:
     """Open a folder, a zip or an LMDB of images, or raise a UserError."""
     try:
         if path.is_file():
-            return _open_zip(path)
+            archive = zipfile.ZipFile(path)
+            names = {name for name in archive.namelist() if name[-1:] not in ("", "/")}
+            source = Source([], archive.read, close=archive.close)
+            _add_images(source, sorted(names))
+            return source
         if (path / DATABASE).is_file():
             return _open_lmdb(path)
         if path.is_dir():
@@ -43,10 +45,8 @@ def open_store(path: Path) -> Source:
         problem = "no such file or folder"
     except Exception as error:  # zipfile and lmdb raise many kinds of errors for a broken file
         problem = f"one that cannot be read ({error})"
-    raise UserError(
-        f"path={path}: expected {STORES}, got {problem} (current folder: {Path.cwd()}). Correct it "
-        "or fetch it again; a table needs dataset=table."
-    )
+    fix = "Correct it or fetch it again; a table needs dataset=table"
+    raise unexpected(f"path={path}", STORES, f"{problem} (current folder: {Path.cwd()})", fix)
 
 
 def open_folder(path: Path) -> Source:
@@ -72,7 +72,6 @@ def open_folder(path: Path) -> Source:
 
 
 def _add_images(source: Source, files: Iterable[str]) -> None:
-    """Add files that have the suffix of an image and are not hidden; count the others."""
     for name in files:
         if HIDDEN.search(name):
             continue
@@ -80,13 +79,6 @@ def _add_images(source: Source, files: Iterable[str]) -> None:
             source.names.append(name)
         else:
             source.other_files[os.path.splitext(name)[1].lower()] += 1
-
-
-def _open_zip(path: Path) -> Source:
-    archive = zipfile.ZipFile(path)
-    source = Source([], archive.read, close=archive.close)
-    _add_images(source, sorted({name for name in archive.namelist() if name[-1:] not in ("", "/")}))
-    return source
 
 
 def _open_lmdb(path: Path) -> Source:
@@ -119,7 +111,7 @@ def identify(*paths: Path) -> str:
 
 
 def open_files(
-    settings: ImageSettings, path: Path, official: Mapping[str, str] | None = None
+    settings: "ImageSettings", path: Path, official: Mapping[str, str] | None = None
 ) -> Source:
     """Open the images at a path; with an official split of file names, others are skipped."""
     source = open_store(path)
@@ -144,20 +136,18 @@ def open_files(
     return source
 
 
-def _open_celeba(settings: ImageSettings, raw_folder: Path) -> Source:
+def _open_celeba(settings: "ImageSettings", raw_folder: Path) -> Source:
     images, *partition = _celeba_files(settings, raw_folder) or _download_celeba(raw_folder)
     is_official = settings.split == "official"
     official = _read_partition(partition[0]) if partition and is_official else None
     source = open_files(settings, images, official)
     if is_official and official is None:
-        source.note = (
-            f"split=official: expected {PARTITION} next to {images}, got none; using a random "
-            "split instead"
-        )
+        problem = f"expected {PARTITION} next to {images}, got none"
+        source.note = f"split=official: {problem}; using a random split instead"
     return source
 
 
-def _celeba_files(settings: ImageSettings, raw_folder: Path) -> list[Path] | None:
+def _celeba_files(settings: "ImageSettings", raw_folder: Path) -> list[Path] | None:
     """The zip or folder of images, and the official partition if it is used; None to download."""
     folder = settings.file if settings.path else raw_folder / "celeba"
     parents = [folder, folder / "Img"]
@@ -176,10 +166,9 @@ def _read_partition(path: Path) -> dict[str, str]:
         lines = (line.split() for line in path.read_text().splitlines() if line.strip())
         return {name: SPLITS[int(code)] for name, code in lines}
     except (ValueError, IndexError) as error:
-        raise UserError(
-            f"{path}: expected a file name and 0, 1 or 2 on each line, got an error: {error}. "
-            "Fetch the official file again, or set split=random."
-        ) from error
+        expected = "a file name and 0, 1 or 2 on each line"
+        fix = "Fetch the official file again, or set split=random"
+        raise unexpected(path, expected, f"an error: {error}", fix) from error
 
 
 def _download_celeba(raw_folder: Path) -> list[Path]:
@@ -195,10 +184,9 @@ def _download_celeba(raw_folder: Path) -> list[Path]:
                     utils.download_file_from_google_drive(file_id, folder, name, md5)
         except Exception as error:  # each kind of download raises other errors
             shutil.rmtree(folder, ignore_errors=True)
-            raise UserError(
-                f"source=celeba: expected a download from its home page, got {error}. Download "
-                f"{CELEBA_ZIP} by hand from {CELEBA_PAGE}, and set path to it."
-            ) from error
+            expected = "a download from its home page"
+            fix = f"Download {CELEBA_ZIP} by hand from {CELEBA_PAGE}, and set path to it"
+            raise unexpected("source=celeba", expected, error, fix) from error
     return [folder / CELEBA_ZIP, folder / PARTITION]
 
 

@@ -1,48 +1,44 @@
 """Columns of a table: their kinds, what a model needs to know of each, and their conversion."""
 
-from __future__ import annotations
-
 import fnmatch
 import math
+import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from pandas.api import types
+from pandas.tseries.api import guess_datetime_format
 
-from submanifold.common.errors import UserError, did_you_mean
+from submanifold.common.errors import UserError, did_you_mean, unexpected
 from submanifold.common.files import printable
 
 if TYPE_CHECKING:
     from submanifold.data.settings import Categorical, ColumnKind, Missing, Scale
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Kind = Literal["continuous", "quantized", "constant", "categorical", "indicator"]
 
-MAX_NAMED = 5
-"""Number of columns that a message names."""
-SNAP = 1e-3
-"""Largest distance from the grid at which a value counts as on it, in steps."""
-TAIL = 0.2
-"""Part of the outer intervals of categories that becomes an exponential tail."""
+MAX_NAMED = 5  #: Number of columns that a message names.
+SNAP = 1e-3  #: Largest distance from the grid at which a value counts as on it, in steps.
+TAIL = 0.2  #: Part of the outer intervals of categories that becomes an exponential tail.
 MAX_STEPS, MAX_DECIMALS = 2**16, 9
 MAX_LEVELS, MIN_REPEATS = 256, 10
 MAX_CATEGORIES = 256
-PREFIX = 1000
-"""First values of a column, which rule out most steps of long columns."""
+PREFIX = 1000  #: First values of a column, which rule out most steps of long columns.
 TOLERANCE, MAX_TOLERANCE = 4.0, 0.01
 """Rounding errors of a value that is a multiple of a step: units of the last place, steps."""
 PRECISIONS = {"float16": 2.0**-11, "float32": 2.0**-24}
 """Relative rounding errors of types, others than that of float64."""
-MAX_ROUNDING = 8
-"""Largest range of a constant column, in rounding errors of its values."""
+MAX_ROUNDING = 8  #: Largest range of a constant column, in rounding errors of its values.
 MIN_RESOLUTION = 2.0**-22
 """Smallest step, or hundredth of a deviation, of the largest value without standardization."""
 MAX_VALUE = 1e150
+IDENTIFIER = re.compile(r"(^|[^A-Za-z])[Ii][Dd]$|[a-z]I[Dd]$|(?i:uuid|^(row|index|nr|no))$")
+"""Names of columns of identifiers."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class Column:
         return math.log2(len(self.levels or ()) or round((self.high - self.low) / self.step) + 1)
 
     @property
-    def as_condition(self) -> list[Column]:
+    def as_condition(self) -> "list[Column]":
         """The columns of a condition: without dequantization, an indicator for each category."""
         if self.kind != "categorical":
             return [replace(self, step=None)]
@@ -189,14 +185,35 @@ def _beyond(distance: np.ndarray) -> np.ndarray:
 
 
 class ColumnProblem(ValueError):  # noqa: N818
-    """What is wrong with the values of a column."""
+    """What is wrong with the values of a column, and the settings that accept it, if any do."""
+
+    def __init__(self, what: str, column: object, **fix: str) -> None:
+        super().__init__(f"{what} in {column}")
+        self.what, self.column, self.fix = what, str(column), fix
+
+
+class TableError(UserError):
+    """Columns cannot be used; ``settings`` of the data, if there are any, accept the table."""
+
+    def __init__(self, problems: list[ColumnProblem], fix: str = "", **settings: Any) -> None:
+        columns: dict[str, list[str]] = {}
+        for problem in problems:
+            columns.setdefault(problem.what, []).append(problem.column)
+        text = "; ".join(f"{what} in {named(names)}" for what, names in columns.items())
+        if settings:
+            shown = {k: v if isinstance(v, str) else "|".join(v) for k, v in settings.items()}
+            fix = ", or set " + ", ".join(f"data.{name}={value}" for name, value in shown.items())
+        error = unexpected("columns", "finite numbers", text, f"Correct these values{fix}")
+        super().__init__(error.message)
+        self.problems, self.settings = problems, settings
 
 
 def parse(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Convert a column to float64, with NaN for missing values and text, and a mask of text."""
     kind = types.infer_dtype(values)
     if kind.startswith(("complex", "date", "period", "time")):
-        raise ColumnProblem(f"{kind} in {values.name}")
+        what = "complex numbers" if kind == "complex" else "dates or times"
+        raise ColumnProblem(what, values.name)
     is_value = values.notna().to_numpy()
     if not types.is_numeric_dtype(values.dtype):
         values = pd.to_numeric(values.astype(object), errors="coerce")
@@ -208,41 +225,21 @@ def to_numbers(values: pd.Series) -> np.ndarray:
     """Convert a column of finite numbers to float64, with NaN for missing values."""
     numbers, is_text = parse(values)
     if is_text.any():
-        first = printable(str(values[is_text].iloc[0]))
-        raise ColumnProblem(
-            f"text among numbers in {values.name} ({is_text.sum():,}, such as {first!r} in row "
-            f"{values.index[is_text][0]})"
-        )
+        first, row = printable(str(values[is_text].iloc[0])), values.index[is_text][0]
+        example = f"({is_text.sum():,}, such as {first!r} in row {row})"
+        raise ColumnProblem("text among numbers", f"{values.name} {example}")
     if infinite := int(np.isinf(numbers).sum()):
-        raise ColumnProblem(f"infinities in {values.name} ({infinite:,})")
+        raise ColumnProblem("infinities", f"{values.name} ({infinite:,})")
     return numbers
-
-
-def convert(function: Callable[[Item], Result], columns: Iterable[Item]) -> list[Result]:
-    """Apply a function to columns; name the problems of all of them in one UserError."""
-    results, problems = list[Result](), list[str]()
-    for column in columns:
-        try:
-            results.append(function(column))
-        except ColumnProblem as problem:
-            problems.append(str(problem))
-    if problems:
-        raise UserError(
-            f"columns: expected finite numbers, got {named(problems)}. Correct these values, or "
-            "leave out the rows or, with data.drop, the columns. For training, "
-            "data.missing=median replaces missing values, and data.categorical=intervals accepts "
-            "text."
-        )
-    return results
 
 
 def fit_column(
     values: pd.Series,
     training: np.ndarray,
-    kind: ColumnKind | None,
-    categorical: Categorical,
-    missing: Missing,
-    scale: Scale,
+    kind: "ColumnKind | None",
+    categorical: "Categorical",
+    missing: "Missing",
+    scale: "Scale",
 ) -> Column:
     """Describe a column by its training rows, and check all rows; see :meth:`.Preprocessor.fit`.
 
@@ -252,15 +249,25 @@ def fit_column(
        decimals).
     4. At most 256 numbers, each of which ten rows have on average, are quantized: each is a level.
     5. All other numbers are continuous.
+
+    Identifiers, dates, and text of which most values are different, are refused.
     """
     if values[training].isna().all():
-        raise ColumnProblem(f"no values in {values.name}")
+        raise ColumnProblem("no values", values.name)
     if missing == "refuse" and (absent := int(values.isna().sum())):
-        raise ColumnProblem(f"missing values in {values.name} ({absent:,})")
+        fix = {} if 2 * absent > len(values) else {"missing": "median"}
+        raise ColumnProblem("missing values", f"{values.name} ({absent:,})", **fix)
+    is_named = IDENTIFIER.search(str(values.name)) and not types.is_float_dtype(values.dtype)
+    if kind is None and is_named and len(values) > MIN_REPEATS and values.is_unique:
+        raise ColumnProblem("identifiers", values.name)
     column = Column(str(values.name), "constant", str(values.dtype))
     if kind == "category" or (kind is None and _is_text(values)):
-        if kind is None and categorical == "refuse":
-            raise ColumnProblem(f"text in {values.name}")
+        if kind is None and _are_dates(values.dropna().astype(str)):
+            raise ColumnProblem("dates or times", values.name)
+        if kind is None and 2 * values.nunique() > values.count() > 2 * MIN_REPEATS:
+            raise ColumnProblem("different text in most rows", values.name)
+        if kind is None and categorical == "refuse" and values.nunique() > 1:
+            raise ColumnProblem("text", values.name, categorical="intervals")
         return _fit_categories(column, values[training], missing == "median")
     numbers = to_numbers(values)
     numbers = numbers[training & ~np.isnan(numbers)]
@@ -276,11 +283,18 @@ def _is_text(values: pd.Series) -> bool:
     return is_category or bool(is_text.sum() > np.isfinite(numbers).sum())
 
 
+def _are_dates(texts: pd.Series) -> bool:
+    """Whether text has one format of dates, the day before the month or after it."""
+    with warnings.catch_warnings(action="ignore"):  # of an order that the first text excludes
+        formats = {guess_datetime_format(texts.iloc[0], is_first) for is_first in (False, True)}
+    return any(form and "%d" in form and pd.to_datetime(texts, format=form, errors="coerce")
+               .notna().all() for form in formats)  # fmt: skip
+
+
 def _fit_categories(column: Column, values: pd.Series, fills: bool) -> Column:
-    """Describe a column of names; the most frequent one is the first."""
     counts = Counter(values.dropna().astype(str))
     if len(counts) > MAX_CATEGORIES:
-        raise ColumnProblem(f"more than {MAX_CATEGORIES} categories in {column.name}")
+        raise ColumnProblem(f"more than {MAX_CATEGORIES} categories", column.name)
     names = sorted(counts, key=lambda name: (-counts[name], name))
     shares = np.array([counts[name] for name in names]) / counts.total()
     categories, fill = tuple(zip(names, shares.tolist(), strict=True)), names[0] if fills else None
@@ -295,9 +309,8 @@ def _fit_categories(column: Column, values: pd.Series, fills: bool) -> Column:
 
 
 def _fit_numbers(
-    column: Column, values: np.ndarray, kind: ColumnKind | None, scale: Scale
+    column: Column, values: np.ndarray, kind: "ColumnKind | None", scale: "Scale"
 ) -> Column:
-    """Describe a column of finite numbers."""
     precision = PRECISIONS.get(column.dtype.lower(), 2.0**-53)
     low, high = float(values.min()), float(values.max())
     largest = max(abs(low), abs(high))
@@ -305,13 +318,12 @@ def _fit_numbers(
     if high - low <= MAX_ROUNDING * precision * largest:
         return column
     if largest > MAX_VALUE or high - low < 1 / MAX_VALUE:
-        raise ColumnProblem(
-            f"values beyond {MAX_VALUE:g}, or a range below {1 / MAX_VALUE:g}, in {column.name}"
-        )
+        what = f"values beyond {MAX_VALUE:g}, or a range below {1 / MAX_VALUE:g},"
+        raise ColumnProblem(what, column.name)
     mean, deviation = float((values - low).mean()), float((values - low).std())
     step, decimals, levels = _find_step(values, precision)
     if kind == "integer" and step is None:
-        raise ColumnProblem(f"no step, or more than {MAX_STEPS:,}, in {column.name}")
+        raise ColumnProblem(f"no step, or more than {MAX_STEPS:,},", column.name)
     if step is None or kind == "number":
         step = None
         column = replace(column, kind="continuous", origin=low + mean, scale=deviation)
@@ -322,9 +334,8 @@ def _fit_numbers(
         )  # fmt: skip
     if scale == "none":
         if (step or deviation / 100) < MIN_RESOLUTION * largest:
-            raise ColumnProblem(
-                f"differences in {column.name} that float32 cannot represent (data.scale=none)"
-            )
+            what = "differences that float32 cannot represent (data.scale=none)"
+            raise ColumnProblem(what, column.name)
         return replace(column, offset=-column.origin, scale=1.0)
     return column
 
@@ -376,10 +387,8 @@ def matching(setting: str, patterns: Iterable[str], frame: pd.DataFrame) -> list
     for pattern in patterns:
         names = [pattern] if pattern in frame else fnmatch.filter(frame.columns, pattern)
         if not names:
-            raise UserError(
-                f"{setting}: expected columns of the table or patterns of them "
-                f"({named(frame.columns)}), got {printable(pattern)}."
-                f"{did_you_mean(pattern, frame.columns)}"
-            )
+            expected = f"columns of the table or patterns of them ({named(frame.columns)})"
+            hint = did_you_mean(pattern, frame.columns)
+            raise unexpected(setting, expected, printable(pattern), hint=hint)
         matches.update(names)
     return [name for name in frame if name in matches]

@@ -1,7 +1,5 @@
 """Files of tables, read as DataFrames."""
 
-from __future__ import annotations
-
 import csv
 import logging
 import re
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import UserError, unexpected
 from submanifold.common.files import printable
 from submanifold.data.sources.stores import HIDDEN
 from submanifold.data.tables.columns import named
@@ -21,10 +19,10 @@ log = logging.getLogger(__name__)
 
 SNIFFED_LINES = 50
 SEPARATORS = ",;\t|"
-NUMBER = r"(?m)(^|;)-?\d+{}\d+(;|$)"
-"""A number with a decimal mark between semicolons."""
-COMPRESSIONS = "", ".gz", ".bz2", ".xz"
-"""Suffixes of CSV files, which pandas decompresses."""
+NUMBER = r"(?m)(^|;)-?\d+{}\d+(;|$)"  #: A number with a decimal mark between semicolons.
+THOUSANDS = r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?"
+"""A number that may have commas between thousands."""
+COMPRESSIONS = "", ".gz", ".bz2", ".xz"  #: Suffixes of CSV files, which pandas decompresses.
 
 
 def list_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -36,11 +34,10 @@ def list_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
         tables = sorted(path for path in in_folder if path.is_file() and is_table(path))
         if not tables:
             problem = f"the suffix {file.suffix or 'none'}" if file.is_file() else "no such file"
-            raise UserError(
-                f"path={file}: expected a CSV, Parquet, Feather, NPY or NPZ file, or a folder of "
-                f"them, got {problem} (current folder: {Path.cwd()}). Correct it, or convert the "
-                "file; images need dataset=folder."
-            )
+            expected = "a CSV, Parquet, Feather, NPY or NPZ file, or a folder of them"
+            got = f"{problem} (current folder: {Path.cwd()})"
+            fix = "Correct it, or convert the file; images need dataset=folder"
+            raise unexpected(f"path={file}", expected, got, fix)
         files += tables
     return files
 
@@ -64,10 +61,8 @@ def read_table(paths: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     frames = [_read(file) for file in files]
     for file, frame in zip(files, frames, strict=True):
         if other := frames[0].columns.symmetric_difference(frame.columns).tolist():
-            raise UserError(
-                f"path={file}: expected the columns of {files[0].name}, but only one of them has "
-                f"{named(other)}. Give all files the same columns."
-            )
+            problem = f"but only one of them has {named(other)}. Give all files the same columns"
+            raise UserError(f"path={file}: expected the columns of {files[0].name}, {problem}.")
     return frames[0] if len(frames) == 1 else pd.concat(frames, keys=[*map(str, files)])
 
 
@@ -77,10 +72,9 @@ def _read(path: Path) -> pd.DataFrame:
         frame = read(path)
     except (ValueError, OSError, EOFError, csv.Error) as error:  # pa.ArrowInvalid is a ValueError
         reason = printable(str(error).partition("\n")[0]).removesuffix(".")
-        raise UserError(
-            f"path={path}: expected a readable {path.suffix.lstrip('.')} table, got an error: "
-            f"{reason}. Write or copy the file again; images need dataset=folder."
-        ) from error
+        expected = f"a readable {path.suffix.lstrip('.')} table"
+        fix = "Write or copy the file again; images need dataset=folder"
+        raise unexpected(f"path={path}", expected, f"an error: {reason}", fix) from error
     if frame.index.nlevels > 1:
         frame = frame.reset_index()
     elif frame.index.name is not None:
@@ -116,12 +110,14 @@ def _read_csv(path: Path) -> pd.DataFrame:
     header = 0 if has_header else None
     frame = pd.read_csv(path, sep=separator, names=names, header=header, **options)
     for name in frame.select_dtypes("str"):
-        frame[name] = frame[name].str.strip()
+        frame[name] = texts = frame[name].str.strip()
+        is_number = texts.dropna().str.fullmatch(THOUSANDS)
+        if is_number.any() and is_number.all():
+            frame[name] = pd.to_numeric(texts.str.replace(",", ""))
     return frame.set_index("").rename_axis(None) if names[0] == "" else frame
 
 
 def _read_arrays(path: Path) -> pd.DataFrame:
-    """Read the matrix or the structured array of an NPY file, or the arrays of an NPZ file."""
     content = np.load(path)
     arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
     matrices = sum(array.ndim == 2 for array in arrays.values())

@@ -1,7 +1,5 @@
 """The transformation between rows of a table and the standardized vectors of a model."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +11,11 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from submanifold.common.errors import UserError, did_you_mean
+from submanifold.common.errors import UserError, did_you_mean, unexpected
 from submanifold.data.tables.columns import (
     Column,
     ColumnProblem,
-    convert,
+    TableError,
     fit_column,
     matching,
     named,
@@ -33,6 +31,7 @@ Table: TypeAlias = "pd.DataFrame | np.ndarray | Sequence[Sequence[float]]"
 
 COLUMNS = TypeAdapter(tuple[Column, ...])
 MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+MIN_FEATURES = 2
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -57,19 +56,20 @@ class Preprocessor:
     """
 
     columns: tuple[Column, ...]
+    ignored: tuple[str, ...] = ()  #: Other columns of the training table.
 
     @classmethod
     def fit(
         cls,
         table: Table,
         *,
-        columns: Mapping[str, ColumnKind] | None = None,
-        categorical: Categorical = "refuse",
-        missing: Missing = "refuse",
-        scale: Scale = "standard",
+        columns: "Mapping[str, ColumnKind] | None" = None,
+        categorical: "Categorical" = "refuse",
+        missing: "Missing" = "refuse",
+        scale: "Scale" = "standard",
         training: np.ndarray | None = None,
-    ) -> Preprocessor:
-        """Find the kind and the standardization of each column.
+    ) -> "Preprocessor":
+        """Find the kind and the standardization of each column; UserError if one cannot be used.
 
         Args:
             table: A DataFrame, or an array (N, columns), whose columns are named x0, x1, ...
@@ -80,9 +80,6 @@ class Preprocessor:
                 ``median`` of the column, or its most frequent category.
             scale: ``standard`` (mean 0, standard deviation 1), or ``none``.
             training: Mask (N,) of the rows that determine the result; all rows are checked.
-
-        Raises:
-            UserError: Columns cannot be used.
         """
         frame, kinds = as_frame(table), columns or {}
         matching("columns", kinds, frame)
@@ -92,11 +89,30 @@ class Preprocessor:
             complete = frame.notna().all(axis=1).to_numpy()
             frame, training = frame[complete], training[complete]
 
-        def fit(values: pd.Series) -> Column:
-            kind = kinds.get(str(values.name))
-            return fit_column(values, training, kind, categorical, missing, scale)
-
-        return cls(tuple(convert(fit, (frame[name] for name in frame))))
+        fitted, problems, settings = list[Column](), list[ColumnProblem](), dict[str, Any]()
+        options: dict[str, Any] = {"categorical": categorical, "missing": missing, "scale": scale}
+        for name, values in frame.items():
+            kind, of_column, fixes = kinds.get(str(name)), list[ColumnProblem](), dict[str, str]()
+            while True:  # until the settings that the problems propose accept the column
+                try:
+                    fitted.append(fit_column(values, training, kind, **options | fixes))
+                    settings |= fixes
+                    break
+                except ColumnProblem as problem:
+                    of_column.append(problem)
+                    fixes |= problem.fix
+                    if not problem.fix:
+                        is_id = problem.what == "identifiers" and "id" not in settings
+                        drop = [*settings.get("drop", ()), str(name)]
+                        settings |= {"id": str(name)} if is_id else {"drop": drop}
+                        of_column = [problem]
+                        break
+            problems += of_column
+        if problems and sum(column.kind != "constant" for column in fitted) < MIN_FEATURES:
+            raise TableError(problems, f"; {MIN_FEATURES} columns that vary are needed")
+        if problems:
+            raise TableError(problems, **settings)
+        return cls(tuple(fitted))
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -122,7 +138,7 @@ class Preprocessor:
         """Names of the model's coordinates, (D,)."""
         return tuple(column.feature for column in self.varying)
 
-    def split(self, names: Collection[str]) -> tuple[Preprocessor, Preprocessor]:
+    def split(self, names: Collection[str]) -> "tuple[Preprocessor, Preprocessor]":
         """Return preprocessors of the other columns, and of those with these names.
 
         The latter does not dequantize, and has an indicator of each category.
@@ -130,22 +146,19 @@ class Preprocessor:
         others = [column for column in self.columns if column.name not in names]
         chosen = [column for column in self.columns if column.name in names]
         condition = [part for column in chosen for part in column.as_condition]
-        return Preprocessor(tuple(others)), Preprocessor(tuple(condition))
+        parts = (Preprocessor(tuple(part), self.ignored) for part in (others, condition))
+        return next(parts), next(parts)
 
     def transform(self, table: Table, salt: np.ndarray | None = None) -> np.ndarray:
-        """Dequantize and standardize rows.
+        """Dequantize and standardize rows, float32 (N, D).
+
+        Missing columns, text, infinities and missing values raise a UserError.
 
         Args:
             table: A DataFrame, whose columns are found by name, or an array with as many columns as
                 the training table. Columns that the model does not know are ignored with a warning.
             salt: Integers (N,) that the noise also depends on, to give equal training rows
                 different noise.
-
-        Returns:
-            float32 (N, D).
-
-        Raises:
-            UserError: Columns are missing, or contain text, infinities or missing values.
         """
         shifted = self._dequantized(table, salt)
         x = np.empty(shifted.shape, np.float32)
@@ -194,18 +207,19 @@ class Preprocessor:
     def log_det_at(self, x: np.ndarray) -> np.ndarray:
         """Compute the log-determinants of :meth:`log_det` from transformed rows x, (N, D)."""
         columns = zip(self.varying, self._checked(x).T, strict=True)
-        return self._log_slopes(
-            np.column_stack([column.restore(values) for column, values in columns])
-        )
+        shifted = np.column_stack([column.restore(values) for column, values in columns])
+        return self._log_slopes(shifted)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable description."""
-        return {"columns": COLUMNS.dump_python(self.columns, mode="json", exclude_defaults=True)}
+        columns = COLUMNS.dump_python(self.columns, mode="json", exclude_defaults=True)
+        return {"columns": columns, "ignored": [*self.ignored]}
 
     @classmethod
-    def from_dict(cls, description: Mapping[str, Any]) -> Preprocessor:
+    def from_dict(cls, description: Mapping[str, Any]) -> "Preprocessor":
         """Rebuild a preprocessor from :meth:`to_dict`."""
-        return cls(COLUMNS.validate_python(description["columns"]))
+        columns = COLUMNS.validate_python(description["columns"])
+        return cls(columns, tuple(description.get("ignored", ())))
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
         if np.ndim(x) != 2 or np.shape(x)[1] != len(self.varying):
@@ -219,8 +233,14 @@ class Preprocessor:
     def _dequantized(self, table: Table, salt: np.ndarray | None) -> np.ndarray:
         """Check a table, and return dequantized values minus the origins, float64 (N, D)."""
         frame = self.check_names(as_frame(table, self.inputs))
-        numbers = convert(lambda column: _values_of(frame[column.name], column), self.varying)
-        values = np.column_stack(numbers) if numbers else np.empty((len(frame), 0))
+        values, problems = np.empty((len(frame), len(self.varying))), list[ColumnProblem]()
+        for j, column in enumerate(self.varying):
+            try:
+                values[:, j] = _values_of(frame[column.name], column)
+            except ColumnProblem as problem:
+                problems.append(problem)
+        if problems:
+            raise TableError(problems, ", or leave out their rows")
         self._warn(frame)
         noise = uniform_by_content(values, salt)
         for j, column in enumerate(self.varying):
@@ -244,12 +264,12 @@ class Preprocessor:
         """Return the known columns, with a warning of others; raise UserError for missing ones."""
         needed = dict.fromkeys(column.name for column in self.varying)
         if missing := [name for name in needed if name not in frame]:
-            raise UserError(
-                f"columns: expected the columns of the training table ({named(needed)}), got a "
-                f"table without {named(missing)}.{did_you_mean(missing[0], map(str, frame))}"
-            )
+            expected = f"the columns of the training table ({named(needed)})"
+            hint = did_you_mean(missing[0], map(str, frame))
+            raise unexpected("columns", expected, f"a table without {named(missing)}", hint=hint)
         is_known = frame.columns.isin(self.inputs)
-        if extra := [*dict.fromkeys(frame.columns[~is_known])]:
+        extra = frame.columns[~is_known].difference([*self.ignored], sort=False)
+        if len(extra):
             log.warning("columns %s are unknown to the model; they are ignored", named(extra))
         return frame.loc[:, is_known]
 
@@ -258,7 +278,7 @@ def _values_of(values: pd.Series, column: Column) -> np.ndarray:
     """Return numbers, the numbers of categories (of unknown ones the last), or an indicator."""
     missing = values.isna().to_numpy()
     if missing.any() and column.fill is None:
-        raise ColumnProblem(f"missing values in {column.name} ({missing.sum():,})")
+        raise ColumnProblem("missing values", f"{column.name} ({missing.sum():,})")
     if column.categories is not None:
         texts = values.astype(object).where(~missing, column.fill).astype(str)
         if column.kind == "indicator":
@@ -306,7 +326,6 @@ def _mix(state: np.ndarray) -> np.ndarray:
 
 
 def _restore_dtype(values: np.ndarray, dtype: str) -> Any:
-    """Convert values to the type of a column as far as it can hold them."""
     if dtype == "bool":
         return values == "True" if values.dtype.kind == "U" else values >= 0.5
     if dtype.startswith(("int", "uint")) and "[" not in dtype and values.dtype.kind == "f":

@@ -1,13 +1,11 @@
 """A table as its settings describe it: its rows by split, and the preprocessor of its columns."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import json
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,21 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from submanifold.common.errors import UserError
+from submanifold.common.errors import unexpected
 from submanifold.common.files import read_json, write_json
 from submanifold.data.splits import SPLITS, assign_groups, check_groups, count_of, split_sizes
-from submanifold.data.tables.columns import matching, named
+from submanifold.data.tables.columns import TableError, matching, named
 from submanifold.data.tables.files import read_table
-from submanifold.data.tables.preprocessor import Preprocessor
+from submanifold.data.tables.preprocessor import MIN_FEATURES, Preprocessor
 
 if TYPE_CHECKING:
     from submanifold.data.settings import ColumnKind, TableSettings
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Increase it if the same table and settings would give another preprocessor or other splits."""
 MIN_DEFAULT, MAX_DEFAULT = 20, 100_000
 """Rows of the validation and of the test data without data.counts. P-values need 20 rows."""
-MIN_FEATURES = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class TableSchema:
         return self.preprocessor.split(self.condition)[1] if self.condition else None
 
 
-def read_schema(settings: TableSettings, raw_folder: Path | None = None) -> TableSchema:
+def read_schema(settings: "TableSettings", raw_folder: Path | None = None) -> TableSchema:
     """Read a table to fit its preprocessor to the training rows.
 
     The result is recorded in the raw folder, so that other commands do not read the table again.
@@ -67,14 +64,14 @@ def read_schema(settings: TableSettings, raw_folder: Path | None = None) -> Tabl
     return schema
 
 
-def schema_key(settings: TableSettings) -> str:
+def schema_key(settings: "TableSettings") -> str:
     """Identity of a table and of the settings on which its arrays depend."""
     parts = [settings.content, SCHEMA_VERSION, settings.fingerprint()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def load_rows(
-    settings: TableSettings,
+    settings: "TableSettings",
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray], np.ndarray | None]:
     """Read a table; return its rows, the numbers of those of each split, shuffled, and groups."""
     if settings.source == "table":
@@ -90,15 +87,14 @@ def load_rows(
     np.random.default_rng(settings.seed).shuffle(rows)
     groups = None
     if settings.groups is not None:
-        groups = pd.factorize(
-            frame[_name("groups", settings.groups, frame)].astype(str), sort=True
-        )[0]
+        column = frame[_name("groups", settings.groups, frame)].astype(str)
+        groups = pd.factorize(column, sort=True)[0]
     split = _split(settings, frame, None if groups is None else groups[rows].astype(str), rows)
     return frame, {name: rows[split == name] for name in SPLITS}, groups
 
 
 def _split(
-    settings: TableSettings, frame: pd.DataFrame, groups: np.ndarray | None, rows: np.ndarray
+    settings: "TableSettings", frame: pd.DataFrame, groups: np.ndarray | None, rows: np.ndarray
 ) -> np.ndarray:
     """Return the name of the split of each of the rows, which are shuffled; "" for unused ones."""
     counts, total = settings.counts, len(rows)
@@ -112,10 +108,9 @@ def _split(
         return np.repeat([*sizes], [*sizes.values()])
     split = frame[_name("split", settings.split, frame)].astype(str).to_numpy(object)[rows]
     if (values := set(split)) != set(SPLITS):
-        raise UserError(
-            f"split={settings.split}: expected the values {', '.join(SPLITS)} in this column, got "
-            f"{named(sorted(values))}. Rename them, or set split=random."
-        )
+        expected = f"the values {', '.join(SPLITS)} in this column"
+        fix = "Rename them, or set split=random"
+        raise unexpected(f"split={settings.split}", expected, named(sorted(values)), fix)
     if groups is not None:
         check_groups(zip(groups.tolist(), split, strict=True))
     for name in SPLITS:
@@ -124,45 +119,52 @@ def _split(
     return split
 
 
-def _fit(settings: TableSettings, frame: pd.DataFrame, train: np.ndarray) -> TableSchema:
+def _fit(settings: "TableSettings", frame: pd.DataFrame, train: np.ndarray) -> TableSchema:
     names, kinds = _inputs(settings, frame), _kinds(settings, frame)
-    preprocessor = Preprocessor.fit(
-        frame[names], columns={name: kinds[name] for name in names if name in kinds},
-        categorical=settings.categorical, missing=settings.missing, scale=settings.scale,
-        training=np.isin(np.arange(len(frame)), train),
-    )  # fmt: skip
+    try:
+        preprocessor = Preprocessor.fit(
+            frame[names], columns={name: kinds[name] for name in names if name in kinds},
+            categorical=settings.categorical, missing=settings.missing, scale=settings.scale,
+            training=np.isin(np.arange(len(frame)), train),
+        )  # fmt: skip
+    except TableError as error:  # keep what is set
+        proposed, drop = error.settings, [*error.settings.get("drop", ())]
+        if settings.id and "id" in proposed:
+            drop.insert(0, proposed.pop("id"))
+        if not (proposed or drop):
+            raise
+        more = {"drop": [*settings.drop, *drop]} if drop else {}
+        raise TableError(error.problems, **proposed | more) from error
+    ignored = tuple(str(name) for name in frame if name not in names)
+    preprocessor = replace(preprocessor, ignored=ignored)
     condition = matching("condition", settings.condition or (), frame[names])
     inputs, context = preprocessor.split(condition)
     least = 1 if condition else MIN_FEATURES
     if len(inputs.varying) < least or (condition and not context.varying):
-        raise UserError(
-            f"columns: expected at least {least} columns with different values"
-            f"{', and one in condition' if condition else ''}, got {len(inputs.varying)} of "
-            f"{len(names)}. A manifold needs several; use a table with more."
-        )
+        also = ", and one in condition" if condition else ""
+        expected = f"at least {least} columns with different values{also}"
+        fix = "A manifold needs several; use a table with more"
+        raise unexpected("columns", expected, f"{len(inputs.varying)} of {len(names)}", fix)
     return TableSchema(preprocessor, condition)
 
 
-def _inputs(settings: TableSettings, frame: pd.DataFrame) -> list[str]:
-    """Return the names of the columns that the model uses, in the table's order."""
+def _inputs(settings: "TableSettings", frame: pd.DataFrame) -> list[str]:
     label, split = settings.label_column, settings.split
     ignored = {label and _name("label", label, frame), settings.groups}
+    ignored.add(settings.id and _name("id", settings.id, frame))
     ignored |= {*matching("drop", settings.drop, frame), None if split == "random" else split}
     ignored |= {name for name, kind in _kinds(settings, frame).items() if kind == "ignore"}
     chosen = matching("inputs", settings.inputs or frame.columns, frame)
     if not (names := [name for name in chosen if name not in ignored]):
-        raise UserError(
-            f"columns: expected columns of the table ({named(frame.columns)}), got none. Change "
-            "inputs, columns or drop."
-        )
+        expected = f"columns of the table ({named(frame.columns)})"
+        raise unexpected("columns", expected, "none", "Change inputs, columns or drop")
     return names
 
 
-def _kinds(settings: TableSettings, frame: pd.DataFrame) -> dict[str, ColumnKind]:
+def _kinds(settings: "TableSettings", frame: pd.DataFrame) -> "dict[str, ColumnKind]":
     return {name: kind for pattern, kind in settings.columns.items()
             for name in matching("columns", [pattern], frame)}  # fmt: skip
 
 
 def _name(setting: str, name: str, frame: pd.DataFrame) -> str:
-    """Return the name of a column; raise a UserError if there is none."""
     return name if name in frame else matching(setting, [glob.escape(name)], frame)[0]
